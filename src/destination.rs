@@ -1,0 +1,110 @@
+//! Where a job's object goes: a customer's bucket, how to get in, and what to ask of S3 there.
+//!
+//! A [`Destination`] is valid by construction. It is parsed from the config or from a job by [`raw::RawDestination`],
+//! the one mirror both share.
+
+mod names;
+pub mod raw;
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use secrecy::SecretString;
+
+pub use names::{
+    AccountId, BucketName, DestinationId, ExternalId, Invalid, KmsKeyArn, ObjectKey, Prefix, Region, RoleArn,
+};
+
+/// One customer's bucket or subfolder, with everything a transfer into it needs to know.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// The name used in routing keys, session names, metrics and logs.
+    pub id: DestinationId,
+    /// The bucket.
+    pub bucket: BucketName,
+    /// The region of the bucket as the customer gave it.
+    pub region: Region,
+    /// The subfolder; every key is below it.
+    pub prefix: Prefix,
+    /// How to get in.
+    pub auth: Auth,
+    /// The KMS key to ask for; `None` sends no encryption header at all, and the bucket's default applies.
+    pub encryption: Option<KmsEncryption>,
+    /// The account that must own the bucket; `None` sends no such header.
+    pub expected_bucket_owner: Option<AccountId>,
+    /// The most transfers at once into this destination.
+    pub max_concurrency: Option<NonZeroU32>,
+    /// The most bytes a second into this destination.
+    pub max_bytes_per_second: Option<NonZeroU64>,
+    /// Which checksum accompanies the bytes.
+    pub checksum: Checksum,
+    /// The platform's own name of the customer; part of the session key and echoed in outcomes.
+    pub tenant: Option<String>,
+}
+
+/// How consign gets into the customer's account.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    /// A role that trusts the worker's identity (recommended).
+    IamRole {
+        /// The role to assume.
+        role_arn: RoleArn,
+        /// What the trust policy demands as `sts:ExternalId`.
+        external_id: Option<ExternalId>,
+    },
+    /// A long-lived key of an IAM user.
+    AccessKey {
+        /// The public half, `AKIA...`.
+        access_key_id: String,
+        /// The secret half.
+        secret: SecretSource,
+    },
+}
+
+/// Where a secret is kept. A file is read again when the service refuses the key, so that a rotated secret is picked up.
+#[derive(Debug, Clone)]
+pub enum SecretSource {
+    /// Given in the config or the environment.
+    Inline(SecretString),
+    /// Read from this file, trailing white space removed.
+    File(PathBuf),
+}
+
+/// Server-side encryption with a key of the customer (SSE-KMS).
+#[derive(Debug, Clone)]
+pub struct KmsEncryption {
+    /// The key to ask for and to compare the reply with.
+    pub key_arn: KmsKeyArn,
+    /// `x-amz-server-side-encryption-bucket-key-enabled`, sent only if given.
+    pub bucket_key_enabled: Option<bool>,
+    /// The encryption context, sent as base64 of its JSON only if not empty.
+    pub context: BTreeMap<String, String>,
+}
+
+/// The checksum that accompanies parts and objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Checksum {
+    /// CRC-64/NVME of every part and of the whole object; S3 verifies both.
+    #[default]
+    Crc64Nvme,
+    /// None: for S3-compatible stores that refuse the header.
+    None,
+}
+
+/// All configured destinations by id. Replaced as a whole on a reload.
+pub type Destinations = BTreeMap<DestinationId, Arc<Destination>>;
+
+impl Destination {
+    /// The account's partition for ARNs: that of the role, else guessed from the region's name.
+    pub fn partition(&self) -> &str {
+        match &self.auth {
+            Auth::IamRole { role_arn, .. } => role_arn.partition(),
+            Auth::AccessKey { .. } if self.region.as_str().starts_with("cn-") => "aws-cn",
+            Auth::AccessKey { .. } if self.region.as_str().starts_with("us-gov-") => "aws-us-gov",
+            Auth::AccessKey { .. } => "aws",
+        }
+    }
+}

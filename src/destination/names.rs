@@ -1,0 +1,309 @@
+//! The newtypes a destination is made of. Each parses once, at the edge; past it no string is checked twice.
+
+use std::fmt;
+
+/// A value that was refused: which field, why, and what would be accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Invalid {
+    /// The field as the sender wrote it, dotted (`destination.auth.role_arn`).
+    pub field: String,
+    /// The reason and the remedy, in one sentence, without secrets.
+    pub problem: String,
+}
+
+impl Invalid {
+    /// A refusal of `field` because of `problem`.
+    pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+
+    /// The same refusal seen from one level further out: `role_arn` becomes `auth.role_arn`.
+    #[must_use]
+    pub fn under(self, parent: &str) -> Self {
+        Self { field: format!("{parent}.{}", self.field), ..self }
+    }
+}
+
+macro_rules! text_newtype {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(std::sync::Arc<str>);
+
+        impl $name {
+            /// The text as it was given.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+text_newtype!(
+    /// The name of a destination: `[a-z0-9][a-z0-9-]{0,62}`. Part of routing keys, session names and metric labels.
+    DestinationId
+);
+text_newtype!(
+    /// A general purpose bucket: 3-63 of `[a-z0-9.-]` by the naming rules of the S3 user guide.
+    BucketName
+);
+text_newtype!(
+    /// A region name, so narrow that it can't re-point an endpoint: `[a-z][a-z0-9-]{1,31}`.
+    Region
+);
+text_newtype!(
+    /// The folder inside the bucket: empty, or ending in `/`. Nothing is written or tested outside it.
+    Prefix
+);
+text_newtype!(
+    /// A whole object key, prefix included: 1-1,024 bytes of UTF-8 (the limit of S3).
+    ObjectKey
+);
+text_newtype!(
+    /// A 12-digit AWS account.
+    AccountId
+);
+
+fn refuse<T>(field: &str, problem: impl Into<String>) -> Result<T, Invalid> {
+    Err(Invalid::new(field, problem))
+}
+
+impl DestinationId {
+    /// Parses an id; the error's field is `id`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if text.is_empty() || text.len() > 63 || text.starts_with('-') || !text.chars().all(inner) {
+            return refuse("id", "a destination id is 1-63 of a-z, 0-9 and \"-\", and begins with a letter or digit");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl BucketName {
+    /// Parses a bucket name; the error's field is `bucket`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        let fits = (3..=63).contains(&text.len()) && text.chars().all(inner);
+        if !fits || !edge(text.chars().next()) || !edge(text.chars().last()) || text.contains("..") {
+            return refuse(
+                "bucket",
+                "a bucket name is 3-63 of a-z, 0-9, \".\" and \"-\", and begins and ends with a letter or digit; \
+                 give the name alone, without s3:// or a folder",
+            );
+        }
+        if text.parse::<std::net::Ipv4Addr>().is_ok() {
+            return refuse("bucket", "a bucket name may not look like an IP address");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl Region {
+    /// Parses a region; the error's field is `region`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let starts = text.chars().next().is_some_and(|c| c.is_ascii_lowercase());
+        if !(2..=32).contains(&text.len()) || !starts || text.ends_with('-') || !text.chars().all(inner) {
+            return refuse("region", "a region is a name such as \"eu-central-1\": a-z, 0-9 and \"-\" only");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl Prefix {
+    /// Parses a folder; a missing trailing `/` is added, a leading one is an error. The error's field is `prefix`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        if text.is_empty() {
+            return Ok(Self("".into()));
+        }
+        if text.starts_with('/') {
+            return refuse("prefix", "a prefix has no leading \"/\"; write \"exports/\" instead of \"/exports/\"");
+        }
+        check_path("prefix", text.trim_end_matches('/'))?;
+        if text.len() > 1000 {
+            return refuse(
+                "prefix",
+                "a prefix of more than 1,000 bytes leaves no room for keys (S3 allows 1,024 in all)",
+            );
+        }
+        if text.ends_with('/') { Ok(Self(text.into())) } else { Ok(Self(format!("{text}/").into())) }
+    }
+
+    /// The whole key of `relative` below this prefix. The error's field is `key`.
+    ///
+    /// The result always begins with the prefix: `.` and `..` segments, a leading `/` and control characters are refused.
+    pub fn join(&self, relative: &str) -> Result<ObjectKey, Invalid> {
+        if relative.is_empty() {
+            return refuse("key", "a key may not be empty");
+        }
+        if relative.starts_with('/') {
+            return refuse("key", "a key has no leading \"/\"; it is taken below the destination's prefix");
+        }
+        check_path("key", relative)?;
+        let whole = format!("{}{relative}", self.0);
+        if whole.len() > 1024 {
+            return refuse("key", format!("prefix and key are {} bytes together; S3 allows 1,024", whole.len()));
+        }
+        Ok(ObjectKey(whole.into()))
+    }
+}
+
+fn check_path(field: &str, text: &str) -> Result<(), Invalid> {
+    if text.chars().any(char::is_control) {
+        return refuse(field, "control characters are not allowed");
+    }
+    if text.split('/').any(|segment| segment == "." || segment == "..") {
+        return refuse(field, "\".\" and \"..\" segments are not allowed");
+    }
+    Ok(())
+}
+
+impl AccountId {
+    /// Parses an account number; the error's field is `expected_bucket_owner`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        if text.len() != 12 || !text.bytes().all(|b| b.is_ascii_digit()) {
+            return refuse("expected_bucket_owner", "an account is 12 digits, or \"any\" for no check");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+/// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`, split and no further judged.
+struct Arn<'a> {
+    partition: &'a str,
+    service: &'a str,
+    region: &'a str,
+    account: &'a str,
+    resource: &'a str,
+}
+
+fn split_arn(text: &str) -> Option<Arn<'_>> {
+    let graphic = text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic());
+    let mut parts = text.splitn(6, ':');
+    let mut next = || parts.next();
+    let (head, partition, service) = (next()?, next()?, next()?);
+    let (region, account, resource) = (next()?, next()?, next()?);
+    let known = partition == "aws" || partition.strip_prefix("aws-").is_some_and(|p| !p.is_empty());
+    let digits = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+    (graphic && head == "arn" && known && digits).then_some(Arn { partition, service, region, account, resource })
+}
+
+/// The ARN of the customer's IAM role.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct RoleArn {
+    text: std::sync::Arc<str>,
+    partition: std::sync::Arc<str>,
+    account: AccountId,
+}
+
+impl RoleArn {
+    /// Parses `arn:aws:iam::ACCOUNT:role/NAME` of any partition; the error's field is `role_arn`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let role = split_arn(text).filter(|arn| {
+            let name = arn.resource.strip_prefix("role/").unwrap_or_default();
+            arn.service == "iam" && arn.region.is_empty() && !name.is_empty() && !name.ends_with('/')
+        });
+        let Some(arn) = role else {
+            return refuse("role_arn", "a role ARN looks like \"arn:aws:iam::123456789012:role/name\"");
+        };
+        Ok(Self { text: text.into(), partition: arn.partition.into(), account: AccountId(arn.account.into()) })
+    }
+
+    /// The ARN as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// `aws`, `aws-cn`, `aws-us-gov`: the partition every other ARN of this customer is built with.
+    pub fn partition(&self) -> &str {
+        &self.partition
+    }
+
+    /// The customer's account, and so by default the expected owner of the bucket.
+    pub fn account(&self) -> &AccountId {
+        &self.account
+    }
+}
+
+/// The ARN of a KMS key, or of an alias of one.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct KmsKeyArn {
+    text: std::sync::Arc<str>,
+    region: std::sync::Arc<str>,
+    is_alias: bool,
+}
+
+impl KmsKeyArn {
+    /// Parses `arn:aws:kms:REGION:ACCOUNT:key/ID` or `.../alias/NAME`; the error's field is `kms_key_arn`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let key = split_arn(text).filter(|arn| arn.service == "kms" && Region::parse(arn.region).is_ok());
+        let named = |prefix: &str| {
+            key.as_ref().is_some_and(|arn| arn.resource.strip_prefix(prefix).is_some_and(|id| !id.is_empty()))
+        };
+        let (is_key, is_alias) = (named("key/"), named("alias/"));
+        let Some(arn) = key.filter(|_| is_key || is_alias) else {
+            return refuse(
+                "kms_key_arn",
+                "a KMS key ARN looks like \"arn:aws:kms:eu-central-1:123456789012:key/1234abcd-...\"; leave it out \
+                 for the bucket's own default encryption",
+            );
+        };
+        Ok(Self { text: text.into(), region: arn.region.into(), is_alias })
+    }
+
+    /// The ARN as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The region the key lives in; S3 demands that of the bucket.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// True for an alias: S3 replies with the key's own ARN, so only the algorithm of the reply can be compared.
+    pub fn is_alias(&self) -> bool {
+        self.is_alias
+    }
+}
+
+/// The external id of a trust policy. Not a secret to AWS, yet one tenant's must not be shown to another: it is masked
+/// wherever it might be printed.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct ExternalId(std::sync::Arc<str>);
+
+impl ExternalId {
+    /// Parses 2-1,224 of `[A-Za-z0-9_+=,.@:/-]` (the limits of STS); the error's field is `external_id`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let inner = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);
+        if !(2..=1224).contains(&text.len()) || !text.chars().all(inner) {
+            return refuse("external_id", "an external id is 2-1,224 of A-Z, a-z, 0-9 and _+=,.@:/-");
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The id itself, for STS alone.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ExternalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ExternalId(***)")
+    }
+}

@@ -1,0 +1,37 @@
+//! consign delivers files into buckets that belong to other people.
+//!
+//! # The way of the data
+//!
+//! ```text
+//! bytes -> job::wire -> Job -> session + source -> upload -> Receipt | Failure
+//!       -> Outcome -> decide() -> Disposition -> queue::settle, outcome event, metrics
+//! ```
+//!
+//! One way, no back and forth. Nothing below [`worker`] knows that a delivery exists. Nothing below [`transfer`] knows that a
+//! job has attempts. Only `queue/` imports lapin; only `session`, `upload` and `source::s3` import an AWS SDK; only
+//! [`metrics`] names a metric.
+//!
+//! # Layers (imports go downward only; `tests/it/layering.rs` holds the program to it)
+//!
+//! | layer | modules | what they are |
+//! |---|---|---|
+//! | L6 | `app`, `cli` | the composition root, and one file per command |
+//! | L5 | `worker` | permit, delivery, transfer, disposition, settle; drain |
+//! | L4 | `transfer` | one job from start to outcome |
+//! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
+//! | L2 | `source`, `session`, `policy`, `queue`, `admin` | adapters; none imports another |
+//! | L1b | `retry`, `metrics`, `telemetry`, `shutdown` | ground services |
+//! | L1a | `config` | sections, validated |
+//! | L0 | `outcome`, `destination`, `job`, `lane` | the vocabulary: pure, valid by construction |
+
+pub mod config;
+pub mod destination;
+pub mod job;
+pub mod lane;
+pub mod metrics;
+pub mod outcome;
+pub mod queue;
+pub mod retry;
+pub mod session;
+pub mod source;
+pub mod upload;

@@ -1,0 +1,204 @@
+//! From a failure and the history of its job to what is done with the delivery.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Class, Failure, Reason};
+use crate::outcome::ladder::{self, Step};
+
+/// What earlier attempts left in the headers of the message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    /// Charged attempts before this one (header `x-attempt`).
+    pub attempts: u32,
+    /// Deferrals before this one (header `x-deferrals`); they are not charged.
+    pub deferrals: u32,
+    /// Defects before this one (header `x-defects`).
+    pub defects: u32,
+    /// When this job failed first (header `x-first-failure-at`).
+    pub first_failure_at: Option<Timestamp>,
+}
+
+/// The operator's part in a decision.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// Charged attempts before a job is given up (`worker.max_attempts`).
+    pub max_attempts: u32,
+    /// How long a refusal of STS is remembered (`session.denied_for`): a deferral must outlast it.
+    pub denied_for: Duration,
+    /// How long a destination's fault is waited out when the job has no `expires_at`.
+    pub patience: Duration,
+}
+
+impl Policy {
+    /// 24 hours: a broken destination is waited out this long when the job itself sets no limit.
+    pub const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+}
+
+/// What becomes of the delivery of a failed attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// An attempt is charged and the job waits on this step.
+    Retry(Step),
+    /// No attempt is charged and the job waits on this step.
+    Defer(Step),
+    /// The job is given up with this reason.
+    Dead(Reason),
+    /// `expires_at` is past, or would be before the shortest wait is over.
+    Expired,
+    /// The job goes back untouched.
+    Return,
+}
+
+/// Decides what follows from `failure` for a job with this `history` at the instant `now`.
+pub fn decide(
+    failure: &Failure,
+    history: &History,
+    policy: &Policy,
+    now: Timestamp,
+    expires_at: Option<Timestamp>,
+) -> Disposition {
+    let left = expires_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    if left == Some(Duration::ZERO) && failure.class() != Class::Job {
+        return Disposition::Expired;
+    }
+    match failure.class() {
+        Class::Job => Disposition::Dead(failure.reason),
+        Class::Interrupted | Class::Worker => Disposition::Return,
+        Class::Transient | Class::Session => charged(failure, history, policy, left),
+        Class::Destination => deferred(failure, history, policy, now, left),
+        Class::Defect if failure.reason == Reason::CrashLoop || history.defects > 0 => {
+            Disposition::Dead(failure.reason)
+        }
+        Class::Defect => fit(ladder::by_attempt(2), left).map_or(Disposition::Expired, Disposition::Retry),
+    }
+}
+
+fn charged(failure: &Failure, history: &History, policy: &Policy, left: Option<Duration>) -> Disposition {
+    let attempt = history.attempts.saturating_add(1);
+    if attempt >= policy.max_attempts {
+        return Disposition::Dead(Reason::Exhausted);
+    }
+    let step = failure.retry_after.map_or_else(|| ladder::by_attempt(attempt), ladder::at_least);
+    fit(step, left).map_or(Disposition::Expired, Disposition::Retry)
+}
+
+fn deferred(
+    failure: &Failure,
+    history: &History,
+    policy: &Policy,
+    now: Timestamp,
+    left: Option<Duration>,
+) -> Disposition {
+    let since = history.first_failure_at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+    if left.is_none() && Duration::try_from(since).unwrap_or_default() >= policy.patience {
+        return Disposition::Dead(failure.reason);
+    }
+    let probe = ladder::by_deferral(history.deferrals);
+    let cached = failure.reason == Reason::AssumeRoleDenied && probe.duration() <= policy.denied_for;
+    let step = if cached { ladder::at_least(policy.denied_for + Duration::from_secs(1)) } else { probe };
+    fit(step, left).map_or(Disposition::Expired, Disposition::Defer)
+}
+
+/// No wait is longer than the time that is left.
+fn fit(step: Step, left: Option<Duration>) -> Option<Step> {
+    match left {
+        Some(left) if step.duration() > left => ladder::at_most(left),
+        _ => Some(step),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Policy = Policy { max_attempts: 8, denied_for: Duration::from_secs(60), patience: Policy::PATIENCE };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap_or_default()
+    }
+
+    fn decided(reason: Reason, history: &History, expires: Option<i64>) -> Disposition {
+        decide(&Failure::new(reason, "x"), history, &POLICY, at(0), expires.map(at))
+    }
+
+    fn tried(attempts: u32) -> History {
+        History { attempts, ..History::default() }
+    }
+
+    #[test]
+    fn transient_and_session_climb_the_ladder_and_end_exhausted() {
+        for reason in Reason::ALL.iter().filter(|r| matches!(r.class(), Class::Transient | Class::Session)) {
+            let steps: Vec<_> = (0..7).map(|n| decided(*reason, &tried(n), None)).collect();
+            let ladder = Step::ALL.map(Disposition::Retry);
+            assert_eq!(steps, ladder, "{reason:?}");
+            assert_eq!(decided(*reason, &tried(7), None), Disposition::Dead(Reason::Exhausted), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn the_servers_delay_wins_and_is_clamped() {
+        let after = |seconds| {
+            let failure =
+                Failure { retry_after: Some(Duration::from_secs(seconds)), ..Failure::new(Reason::SlowDown, "x") };
+            decide(&failure, &tried(0), &POLICY, at(0), None)
+        };
+        assert_eq!(after(1), Disposition::Retry(Step::S5));
+        assert_eq!(after(31), Disposition::Retry(Step::M2));
+        assert_eq!(after(10_000_000), Disposition::Retry(Step::H12));
+    }
+
+    #[test]
+    fn job_class_is_dead_at_once() {
+        for reason in Reason::ALL.iter().filter(|r| r.class() == Class::Job) {
+            assert_eq!(decided(*reason, &tried(0), None), Disposition::Dead(*reason));
+            assert_eq!(decided(*reason, &tried(0), Some(-1)), Disposition::Dead(*reason));
+        }
+    }
+
+    #[test]
+    fn interrupted_and_worker_class_go_back_untouched() {
+        for reason in Reason::ALL.iter().filter(|r| matches!(r.class(), Class::Interrupted | Class::Worker)) {
+            assert_eq!(decided(*reason, &tried(7), None), Disposition::Return);
+        }
+    }
+
+    #[test]
+    fn a_destinations_fault_is_waited_out_uncharged() {
+        for reason in Reason::ALL.iter().filter(|r| r.class() == Class::Destination) {
+            let history = |deferrals, age: i64| History {
+                deferrals,
+                first_failure_at: Some(at(-age)),
+                attempts: 7,
+                ..History::default()
+            };
+            let first = decided(*reason, &history(0, 0), None);
+            let expected = if *reason == Reason::AssumeRoleDenied { Step::M2 } else { Step::S30 };
+            assert_eq!(first, Disposition::Defer(expected), "{reason:?}");
+            assert_eq!(decided(*reason, &history(1, 60), None), Disposition::Defer(Step::M2));
+            assert_eq!(decided(*reason, &history(900, 86_399), None), Disposition::Defer(Step::M10));
+            assert_eq!(decided(*reason, &history(900, 86_400), None), Disposition::Dead(*reason));
+            assert_eq!(decided(*reason, &history(900, 186_400), Some(10_000)), Disposition::Defer(Step::M10));
+            assert_eq!(decided(*reason, &history(2, 60), Some(0)), Disposition::Expired);
+        }
+    }
+
+    #[test]
+    fn a_defect_has_one_more_try() {
+        for reason in [Reason::Panic, Reason::ChecksumMismatch] {
+            assert_eq!(decided(reason, &tried(0), None), Disposition::Retry(Step::S30));
+            let again = History { defects: 1, ..History::default() };
+            assert_eq!(decided(reason, &again, None), Disposition::Dead(reason));
+        }
+        assert_eq!(decided(Reason::CrashLoop, &tried(0), None), Disposition::Dead(Reason::CrashLoop));
+    }
+
+    #[test]
+    fn no_wait_is_longer_than_the_time_that_is_left() {
+        assert_eq!(decided(Reason::SlowDown, &tried(5), Some(1799)), Disposition::Retry(Step::M10));
+        assert_eq!(decided(Reason::SlowDown, &tried(5), Some(5)), Disposition::Retry(Step::S5));
+        assert_eq!(decided(Reason::SlowDown, &tried(5), Some(4)), Disposition::Expired);
+        assert_eq!(decided(Reason::KmsDenied, &History::default(), Some(20)), Disposition::Defer(Step::S5));
+    }
+}

@@ -1,0 +1,218 @@
+//! Outcomes as the outside sees them: CloudEvents 1.0, structured JSON.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The namespace of event ids, drawn once. Changing it would give old outcomes new ids.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2a9c_50c7_4e0b_9a7e_3c1f_0d5e_8b42);
+
+/// What an outcome says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OutcomeKind {
+    /// The object is complete. Terminal; beats every other outcome of the same job.
+    Delivered,
+    /// The job was given up. Terminal.
+    Failed,
+    /// An attempt was charged and another will follow.
+    Retrying,
+    /// The key was taken, or the job was cancelled. Terminal.
+    Skipped,
+    /// `expires_at` was past. Terminal.
+    Expired,
+}
+
+impl OutcomeKind {
+    /// The word in routing keys and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Retrying => "retrying",
+            Self::Skipped => "skipped",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// The CloudEvents `type`.
+    pub fn event_type(self) -> String {
+        format!("consign.transfer.{}.v1", self.as_str())
+    }
+
+    /// True when no other outcome of this run of the job follows.
+    pub fn is_terminal(self) -> bool {
+        self != Self::Retrying
+    }
+}
+
+/// What S3 said about the encryption of an object.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Encryption {
+    /// `AES256`, `aws:kms` or `aws:kms:dsse`.
+    pub algorithm: Option<String>,
+    /// The key, where KMS was used.
+    pub kms_key_arn: Option<String>,
+}
+
+/// The `data` of an outcome. Fields that don't apply are left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct OutcomeData {
+    /// The job.
+    pub job_id: String,
+    /// The destination's id.
+    pub destination: String,
+    /// The platform's name of the customer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// The bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
+    /// The whole key, prefix included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Bytes stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Bytes read from the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_bytes: Option<u64>,
+    /// Parts of the multipart upload; 0 for one PutObject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parts: Option<u32>,
+    /// The ETag, opaque.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+    /// The version, where the bucket keeps versions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<String>,
+    /// The CRC-64/NVME of the whole object, as S3 writes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checksum_crc64nvme: Option<String>,
+    /// What S3 said about encryption.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+    /// Charged attempts, this one included.
+    pub attempts: u32,
+    /// When this attempt began.
+    #[schemars(with = "Option<String>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[schemars(with = "Option<String>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// How long it took, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<f64>,
+    /// Whether an unfinished upload was continued.
+    pub resumed: bool,
+    /// The job's labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// On failure: the class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// On failure: the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// On failure: what happened, in plain words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// On failure: what the customer can do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// On failure: AWS's request id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aws_request_id: Option<String>,
+    /// On failure: when the next try begins.
+    #[schemars(with = "Option<String>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Timestamp>,
+}
+
+/// The envelope.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "consign outcome", rename = "outcome")]
+pub struct Outcome {
+    /// Always `1.0`.
+    pub specversion: String,
+    /// The same for every copy of a terminal outcome of one run of a job.
+    pub id: String,
+    /// `/consign/<prefix>`.
+    pub source: String,
+    /// `consign.transfer.<outcome>.v1`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The job's id.
+    pub subject: String,
+    /// When it was made.
+    #[schemars(with = "String")]
+    pub time: Timestamp,
+    /// Always `application/json`.
+    pub datacontenttype: String,
+    /// The job's trace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// What became of the transfer.
+    pub data: OutcomeData,
+}
+
+/// The CloudEvents id of an outcome: the same for each copy, so that consumers can drop duplicates.
+///
+/// `run` is the `consign-run` header (0 unless requeued). A `.retrying` outcome is told apart by its attempt.
+pub fn event_id(job_id: &str, run: u32, kind: OutcomeKind, attempt: u32) -> String {
+    let attempt = if kind.is_terminal() { 0 } else { attempt };
+    Uuid::new_v5(&NAMESPACE, format!("{job_id}\n{run}\n{}\n{attempt}", kind.event_type()).as_bytes()).to_string()
+}
+
+/// Renders an outcome. `prefix` is `broker.prefix`; `id` comes from [`event_id`].
+pub fn render(
+    prefix: &str,
+    kind: OutcomeKind,
+    id: String,
+    time: Timestamp,
+    traceparent: Option<String>,
+    data: OutcomeData,
+) -> Vec<u8> {
+    let outcome = Outcome {
+        specversion: "1.0".to_owned(),
+        id,
+        source: format!("/consign/{prefix}"),
+        kind: kind.event_type(),
+        subject: data.job_id.clone(),
+        time,
+        datacontenttype: "application/json".to_owned(),
+        traceparent,
+        data,
+    };
+    // Strings, numbers and maps with text keys: there is nothing in it that can't be written as JSON.
+    serde_json::to_vec(&outcome).unwrap_or_default()
+}
+
+/// The JSON Schema of an outcome.
+pub fn outcome_schema() -> schemars::Schema {
+    schemars::schema_for!(Outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_a_terminal_outcome_share_their_id() {
+        let id = |run, kind, attempt| event_id("a/b", run, kind, attempt);
+        assert_eq!(id(0, OutcomeKind::Delivered, 1), id(0, OutcomeKind::Delivered, 4));
+        assert_ne!(id(0, OutcomeKind::Delivered, 1), id(1, OutcomeKind::Delivered, 1));
+        assert_ne!(id(0, OutcomeKind::Delivered, 1), id(0, OutcomeKind::Failed, 1));
+        assert_ne!(id(0, OutcomeKind::Retrying, 1), id(0, OutcomeKind::Retrying, 2));
+    }
+
+    #[test]
+    fn ids_never_change() {
+        assert_eq!(event_id("acme/1", 0, OutcomeKind::Delivered, 1), "a39ba0bb-ce36-5039-aaa9-ed1651973bbb");
+    }
+}

@@ -1,0 +1,180 @@
+//! What the worker sees of any queue: a [`Delivery`] comes out, one [`Settlement`] goes back in, [`Event`]s are published.
+//!
+//! Contract of every implementation:
+//! * A settlement is performed once, by value, in this order: the events (confirmed), the copy (confirmed), the
+//!   acknowledgement. A failure on the way leaves the delivery unacknowledged, so the queue delivers it again.
+//! * Dropping a [`Delivery`] unsettled settles nothing: the queue delivers it again when the channel ends.
+//! * [`Queue::next`] is cancel safe: no delivery is lost when its future is dropped.
+
+pub mod amqp;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+
+use crate::outcome::Step;
+
+pub use crate::lane::Lane;
+
+/// A boxed future, so that a queue can stand behind `dyn`.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What came with the body. Broker bookkeeping (`x-death` and its like) is not in `headers`: copies don't carry it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// The media type; absent means JSON.
+    pub content_type: Option<String>,
+    /// Must equal the job's id when set.
+    pub message_id: Option<String>,
+    /// Where the producer wants a copy of the outcomes.
+    pub reply_to: Option<String>,
+    /// Ties a reply to its request; echoed there.
+    pub correlation_id: Option<String>,
+    /// The AMQP `type`; `consign.check.v1` asks for a connection test.
+    pub kind: Option<String>,
+    /// Text headers (numbers and booleans are given in their decimal and word form). Names are case-sensitive.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// One message on loan from the queue. Settle it exactly once with [`Queue::settle`].
+#[derive(Debug)]
+pub struct Delivery {
+    /// The lane it came by.
+    pub lane: Lane,
+    /// The body, untouched.
+    pub body: Bytes,
+    /// What came with it.
+    pub properties: Properties,
+    /// The routing key it was published with first (`job.scheduled.acme`).
+    pub routing_key: String,
+    /// True when the queue says that it handed this message out before.
+    pub redelivered: bool,
+    /// How often it came back without a settlement (`x-delivery-count`).
+    pub delivery_count: u64,
+    /// The queue's own handle.
+    pub ticket: Ticket,
+}
+
+/// The queue's own handle of a delivery: which channel life it belongs to, and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    /// Which life of the channel; a settlement of an older life is lost.
+    pub generation: u64,
+    /// Which lane's channel.
+    pub lane: Lane,
+    /// The delivery tag.
+    pub tag: u64,
+}
+
+/// An outcome on its way to `consign.outcomes` (and, best effort, to `reply_to`).
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// `transfer.<outcome>.<dest>`.
+    pub routing_key: String,
+    /// The CloudEvents id: also the AMQP message id.
+    pub id: String,
+    /// Structured JSON.
+    pub body: Bytes,
+    /// The queue named by the job's `reply_to`, with its correlation id.
+    pub reply_to: Option<(String, Option<String>)>,
+}
+
+/// What becomes of a delivery. Consumed by value, performed once.
+#[derive(Debug)]
+pub enum Settlement {
+    /// It is done: acknowledge.
+    Ack,
+    /// A copy waits on `rung` and comes back with these headers set (attempt counters); the attempt was charged.
+    Retry {
+        /// How long it waits.
+        rung: Step,
+        /// Headers to set on the copy.
+        headers: BTreeMap<String, String>,
+    },
+    /// As `Retry`, but no attempt was charged (metric action `defer`).
+    Defer {
+        /// How long it waits.
+        rung: Step,
+        /// Headers to set on the copy.
+        headers: BTreeMap<String, String>,
+    },
+    /// A copy goes to the dead letters with these headers; the body is untouched.
+    Dead {
+        /// `x-error-reason` and its like.
+        headers: BTreeMap<String, String>,
+    },
+    /// Untouched back to the queue, for another worker.
+    Return,
+}
+
+impl Settlement {
+    /// The `action` label of `consign_broker_settlements_total`.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::Ack => "ack",
+            Self::Retry { .. } => "retry",
+            Self::Defer { .. } => "defer",
+            Self::Dead { .. } => "dead",
+            Self::Return => "return",
+        }
+    }
+}
+
+/// A message as a producer publishes it.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// `job.scheduled.<dest>` or `job.backfill.<dest>`.
+    pub routing_key: String,
+    /// The body.
+    pub body: Bytes,
+    /// The properties; `delivery_mode` 2 is set by the queue.
+    pub properties: Properties,
+}
+
+/// Why a queue could not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QueueError {
+    /// The channel the delivery came by is gone; the queue delivers it again.
+    #[error("the delivery's channel is gone; the queue delivers it again")]
+    Lost,
+    /// The broker did not take or confirm a message in time.
+    #[error("the broker is unavailable: {0}")]
+    Unavailable(String),
+    /// The broker refused a message (returned or nacked): a queue or binding is missing, or full.
+    #[error("the broker refused the message: {0}")]
+    Refused(String),
+    /// The topology is not as it must be.
+    #[error("the topology is not as it must be: {0}")]
+    Topology(String),
+}
+
+/// A queue of jobs with its wait ladder, dead letters and outcomes.
+pub trait Queue: Send + Sync + fmt::Debug {
+    /// The next delivery of a lane; waits while there is none or while the queue is away. `None` after [`Queue::stop_consuming`].
+    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>>;
+
+    /// Publishes `events` (confirmed), then performs `settlement`. Consumes the delivery.
+    ///
+    /// With `Err`, the delivery is not settled and comes again; events that were confirmed stay published (they carry stable ids).
+    fn settle(
+        &self,
+        delivery: Delivery,
+        settlement: Settlement,
+        events: Vec<Event>,
+    ) -> BoxFuture<'_, Result<(), QueueError>>;
+
+    /// Publishes one job, confirmed.
+    fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>>;
+
+    /// Stops taking work: consumers are cancelled, what was fetched but not yet handed out goes back untouched.
+    fn stop_consuming(&self) -> BoxFuture<'_, ()>;
+
+    /// Gives everything up: pending confirms are awaited briefly, connections closed.
+    fn close(&self) -> BoxFuture<'_, ()>;
+
+    /// `Ok` while consuming; else why not, for `/readyz`.
+    fn ready(&self) -> Result<(), String>;
+}
