@@ -30,6 +30,7 @@ pub mod job;
 pub mod lane;
 pub mod metrics;
 pub mod outcome;
+pub mod policy;
 pub mod queue;
 pub mod retry;
 pub mod session;
