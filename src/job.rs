@@ -150,8 +150,8 @@ pub struct Source {
     pub etag: Option<String>,
 }
 
-/// A parsed source URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A parsed source URL. Its `Debug` leaves the query out.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Location {
     /// `file:///absolute/path`, below `source.file_root`.
     File(std::path::PathBuf),

@@ -1,6 +1,7 @@
 //! From `source.url` to a [`Location`]. Pure: whether the place may be read is for `source::guard`.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
 
 use super::{Invalid, Location, Rejected};
@@ -28,9 +29,22 @@ impl Location {
         };
         match scheme.to_ascii_lowercase().as_str() {
             "file" => file(rest),
-            "http" | "https" => http(text),
+            "http" | "https" => http(text, rest),
             "s3" => s3(rest),
             _ => forbidden("has a scheme that is never read; use https, file or s3"),
+        }
+    }
+}
+
+impl fmt::Debug for Location {
+    /// Without the query: that of a presigned URL is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file://{}", path.display()),
+            Self::Http(url) => {
+                write!(f, "{}{}", &url[..url::Position::AfterPath], if url.query().is_some() { "?***" } else { "" })
+            }
+            Self::S3 { bucket, key } => write!(f, "s3://{bucket}/{key}"),
         }
     }
 }
@@ -43,7 +57,11 @@ fn forbidden<T>(problem: &str) -> Result<T, Rejected> {
     Err(Rejected::new(Reason::SourceForbidden, Invalid::new(FIELD, problem)))
 }
 
-fn http(text: &str) -> Result<Location, Rejected> {
+fn http(text: &str, rest: &str) -> Result<Location, Rejected> {
+    // The parser would skip these slashes and take the first segment for the host.
+    if rest.starts_with(['/', '\\']) {
+        return malformed("has no host; write https://host/path");
+    }
     // The parser's words are constants ("empty host"): nothing of the URL is in them.
     let url = url::Url::parse(text).map_err(|problem| Rejected::job(FIELD, format!("is no URL: {problem}")))?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -152,6 +170,8 @@ mod tests {
             "/data/a",
             "https:/host/a",
             "https://",
+            "https:///host/a",
+            "https:\\\\host/a",
             "https://host/a#b",
             "https://host/a b",
             "https://host\n/a",
@@ -187,6 +207,8 @@ mod tests {
 
     #[test]
     fn nothing_of_a_url_is_repeated() {
+        let presigned = Location::parse("https://h/a?X-Amz-Signature=MARK").expect("valid");
+        assert_eq!(format!("{presigned:?}"), "https://h/a?***");
         for text in ["https://MARK:MARK@h/", "https://h/?MARK#MARK", "MARK://h/", "file:///MARK/../MARK", "s3://MARK/a"]
         {
             assert!(!refused(text).to_string().contains("MARK"), "{text}");

@@ -7,8 +7,6 @@ mod explain;
 mod probe;
 mod raw;
 
-use serde::de::DeserializeOwned;
-
 pub use raw::{RawDestinationRef, RawJob, RawSource};
 
 use super::{Job, Rejected};
@@ -34,14 +32,14 @@ pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
         let place = problem.valid_up_to();
         Rejected::job("body", format!("is not UTF-8 from byte {place} on; send JSON in UTF-8, or set content_type"))
     })?;
-    match strict::<RawJob>(text) {
+    match strict(text) {
         Ok(raw) if raw.version == VERSION => Ok(raw),
         Ok(raw) => Err(explain::unknown_version(i128::from(raw.version)).identified(raw.identity())),
-        Err(refused) => {
+        Err((path, problem)) => {
             let probe = Probe::of(text);
             let refused = match probe.version {
                 Some(version) if probe.is_whole && version != i128::from(VERSION) => explain::unknown_version(version),
-                _ => refused,
+                _ => explain::refused(&path, &problem, probe.is_whole),
             };
             Err(refused.identified(probe.identity()))
         }
@@ -56,13 +54,13 @@ pub(super) fn check_length(body: &[u8]) -> Result<(), Rejected> {
     Err(Rejected::job("body", problem))
 }
 
-fn strict<T: DeserializeOwned>(text: &str) -> Result<T, Rejected> {
+fn strict(text: &str) -> Result<RawJob, (String, serde_json::Error)> {
     let mut json = serde_json::Deserializer::from_str(text);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let value = raw::object(tracked).map_err(|problem| explain::refused(&track.path().to_string(), &problem))?;
-    json.end().map_err(|problem| explain::refused(".", &problem))?;
-    Ok(value)
+    let job = raw::object(tracked).map_err(|problem| (track.path().to_string(), problem))?;
+    json.end().map_err(|problem| (".".to_owned(), problem))?;
+    Ok(job)
 }
 
 /// Writes a job for a producer. What is at its default is left out.

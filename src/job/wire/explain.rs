@@ -14,12 +14,19 @@ pub(super) fn unknown_version(version: i128) -> Rejected {
     Rejected::new(Reason::SchemaVersion, Invalid::new("version", problem))
 }
 
-/// `problem` at `path` (`.` is the document itself).
-pub(super) fn refused(path: &str, problem: &serde_json::Error) -> Rejected {
+/// `problem` at `path` (`.` is the document itself), in a document that is whole JSON or is not.
+pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool) -> Rejected {
     let place = format!("line {}, column {}", problem.line(), problem.column());
     let text = problem.to_string();
     match problem.classify() {
         Category::Data => data(path, &text, &place),
+        // An object where a word belongs is a syntax error to serde_json, though the document is well-formed.
+        _ if is_whole && path != "." => Rejected::job(
+            path,
+            format!(
+                "has a value that does not belong there ({place}); see the fields of a job in `consign schema job`"
+            ),
+        ),
         Category::Eof => Rejected::job("body", format!("the JSON ends too early, at {place}; send the whole document")),
         Category::Syntax | Category::Io => {
             // serde_json's own syntax errors are constants: nothing of the document is in them.
