@@ -3,9 +3,11 @@
 //! Who retries: a stream that breaks off is reopened inside, at the byte where it broke, where the origin has ranges and a
 //! strong validator; a stream that ends without an error is complete and unchanged.
 
+pub mod compress;
 pub mod file;
 pub mod guard;
 pub mod https;
+mod proof;
 pub mod s3;
 
 use std::fmt;
