@@ -23,7 +23,7 @@ pub fn forbidden(ip: IpAddr) -> Option<&'static str> {
 
 /// IPv4 networks that are not the public internet (IANA's special-purpose registry): network, prefix length, name.
 const V4: [(Ipv4Addr, u32, &str); 17] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8, "an unspecified address"),
+    (Ipv4Addr::UNSPECIFIED, 8, "an unspecified address"),
     (Ipv4Addr::new(10, 0, 0, 0), 8, "a private address"),
     (Ipv4Addr::new(100, 64, 0, 0), 10, "a carrier-grade NAT address"),
     (Ipv4Addr::new(127, 0, 0, 0), 8, "a loopback address"),
@@ -42,13 +42,13 @@ const V4: [(Ipv4Addr, u32, &str); 17] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4, "a reserved address"),
 ];
 
-/// IPv6 networks inside 2000::/3 that are not the public internet, or that carry an IPv4 address. What lies outside of
-/// 2000::/3 is refused as a whole; its parts are named for the message only.
+/// IPv6 networks inside `2000::/3` that are not the public internet, or that carry an IPv4 address. What lies outside of
+/// `2000::/3` is refused as a whole; its parts are named for the message only.
 const V6: [(Ipv6Addr, u32, &str); 16] = [
     (Ipv6Addr::UNSPECIFIED, 128, "an unspecified address"),
     (Ipv6Addr::LOCALHOST, 128, "a loopback address"),
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96, "an IPv4-mapped address"),
-    (Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 0), 96, "an IPv4-compatible address"),
+    (Ipv6Addr::UNSPECIFIED, 96, "an IPv4-compatible address"),
     (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96, "a NAT64 address"),
     (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48, "a NAT64 address"),
     (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64, "a discard address"),
