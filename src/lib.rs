@@ -35,4 +35,6 @@ pub mod queue;
 pub mod retry;
 pub mod session;
 pub mod source;
+pub mod transfer;
 pub mod upload;
+pub mod worker;

@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::outcome::{Failure, Reason, Receipt};
 use crate::session::Sessions;
 use crate::source::file::FileSource;
-use crate::source::{Chunks, SourceBody, SourceStream};
+use crate::source::{SourceBody, SourceStream};
 use budget::Budget;
 use call::Calls;
 use part::{Part, PartReader, Pool};
