@@ -56,11 +56,19 @@ pub(super) fn check_length(body: &[u8]) -> Result<(), Rejected> {
 
 fn strict(text: &str) -> Result<RawJob, (String, serde_json::Error)> {
     let mut json = serde_json::Deserializer::from_str(text);
+    match raw::object(&mut json) {
+        Ok(job) => json.end().map(|()| job).map_err(|problem| (".".to_owned(), problem)),
+        Err(problem) => Err((path_of_the_problem(text), problem)),
+    }
+}
+
+/// Tracking the path costs as much as reading, so only a refused document is read with it.
+fn path_of_the_problem(text: &str) -> String {
+    let mut json = serde_json::Deserializer::from_str(text);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let job = raw::object(tracked).map_err(|problem| (track.path().to_string(), problem))?;
-    json.end().map_err(|problem| (".".to_owned(), problem))?;
-    Ok(job)
+    let _: Result<RawJob, _> = raw::object(tracked);
+    track.path().to_string()
 }
 
 /// Writes a job for a producer. What is at its default is left out.
