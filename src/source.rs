@@ -10,6 +10,8 @@ mod https;
 mod proof;
 mod resume;
 mod s3;
+#[cfg(test)]
+mod scripted;
 
 use std::fmt;
 use std::path::Path;
