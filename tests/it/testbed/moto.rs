@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::http_request::{PayloadChecksumKind, SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -102,13 +102,16 @@ impl Moto {
         let form = form.iter().chain(&[("Version", "2010-05-08")]);
         let body: String = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
         let url = format!("{}/", self.url);
+        // moto does not rebuild the body of a form faithfully, so it must be told its checksum.
+        let mut settings = SigningSettings::default();
+        settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
         let identity = Credentials::new(&self.admin.id, &self.admin.secret, None, None, "tests").into();
         let parameters = v4::SigningParams::builder()
             .identity(&identity)
             .region("us-east-1")
             .name("iam")
             .time(SystemTime::now())
-            .settings(SigningSettings::default())
+            .settings(settings)
             .build()
             .unwrap()
             .into();
