@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +12,7 @@ use crate::job::{Compression, Job, ObjectAttributes};
 use crate::metrics::Metrics;
 use crate::outcome::{Ended, Failure, Reason, Receipt};
 use crate::session::Sessions;
-use crate::source::{Chunks, SourceBody, SourceStream, Sources, compress};
+use crate::source::{SourceBody, SourceStream, Sources, compress, counted};
 use crate::upload::{Progress, Target, Uploaded, Uploader};
 
 /// Everything a transfer uses. Built once, shared by all.
@@ -124,15 +123,7 @@ fn compressed(source: SourceStream, compression: Compression) -> (SourceStream, 
         SourceBody::File(file) => file.chunks(),
         SourceBody::Chunks(chunks) => chunks,
     };
-    let read = Arc::new(AtomicU64::new(0));
-    let body = SourceBody::Chunks(compress::compress(counted(chunks, read.clone()), compression));
+    let (chunks, read) = counted(chunks);
+    let body = SourceBody::Chunks(compress::compress(chunks, compression));
     (SourceStream { length: None, body, ..source }, Some(read))
-}
-
-fn counted(chunks: Chunks, read: Arc<AtomicU64>) -> Chunks {
-    Box::pin(chunks.inspect(move |chunk| {
-        if let Ok(bytes) = chunk {
-            read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        }
-    }))
 }

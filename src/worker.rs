@@ -10,7 +10,7 @@ mod ledger;
 mod verdict;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
@@ -38,6 +38,8 @@ use verdict::{Case, Verdict};
 const CHECK_KIND: &str = "consign.check.v1";
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+/// A worker whose tick is older than this is stuck.
+const STUCK: Duration = Duration::from_secs(20);
 /// The share of the drain time in which transfers may still finish; the rest is for giving the others back.
 const FINISHING: f64 = 0.8;
 
@@ -70,6 +72,7 @@ pub struct Worker {
     ledger: Arc<Ledger>,
     board: Arc<Board>,
     health: Health,
+    beat: Mutex<Instant>,
     cancel: CancellationToken,
 }
 
@@ -106,6 +109,7 @@ impl Worker {
             ledger: Ledger::new(),
             board: Arc::default(),
             health: Health::default(),
+            beat: Mutex::new(Instant::now()),
             cancel: CancellationToken::new(),
             parts,
         })
@@ -119,6 +123,16 @@ impl Worker {
     /// `Ok` while jobs are taken; else why not.
     pub fn ready(&self) -> Result<(), String> {
         self.health.fault().map_or_else(|| self.parts.queue.ready(), Err)
+    }
+
+    /// Whether the loops turn: false when the runtime did not get round to the worker's own tick for a while.
+    pub fn alive(&self) -> bool {
+        self.beat.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < STUCK
+    }
+
+    /// Slots that are free: all, and of those for backfills.
+    pub fn free_slots(&self) -> (usize, usize) {
+        (self.slots.available_permits(), self.backfill_slots.available_permits())
     }
 
     /// Takes jobs until `drain` is cancelled, then drains within `worker.drain_timeout`: running transfers may finish, what
@@ -371,6 +385,7 @@ impl Worker {
         loop {
             tick.tick().await;
             self.parts.metrics.set_oldest_in_flight(self.board.oldest());
+            *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
     }
 }

@@ -36,24 +36,12 @@ pub(super) struct Calls {
     pub(super) min_rate: u64,
 }
 
-/// An answer, and whether an earlier try of the same call may have taken effect already.
-#[derive(Debug)]
-pub(super) struct Reply<T> {
-    pub(super) value: T,
-    pub(super) ambiguous: bool,
-}
-
 impl Calls {
     /// Calls until there is an answer, the repetitions are used up, or the failure can't be healed by repeating.
     ///
     /// `bytes` is the length of the body: the time-out allows for it at `min_rate`. The error's `ambiguous` says whether any
     /// of the tries may have taken effect.
-    pub(super) async fn call<T, E, F, Fut>(
-        &self,
-        operation: &'static str,
-        bytes: u64,
-        send: F,
-    ) -> Result<Reply<T>, CallError>
+    pub(super) async fn call<T, E, F, Fut>(&self, operation: &'static str, bytes: u64, send: F) -> Result<T, CallError>
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
         F: Fn(aws_sdk_s3::Client) -> Fut,
@@ -64,7 +52,7 @@ impl Calls {
         let mut session = self.session().await?;
         loop {
             let mut error = match self.attempt(operation, bytes, &session, &send).await {
-                Ok(value) => return Ok(Reply { value, ambiguous }),
+                Ok(value) => return Ok(value),
                 Err(error) => error,
             };
             ambiguous |= error.ambiguous;

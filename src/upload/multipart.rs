@@ -12,7 +12,7 @@ use aws_smithy_types::date_time::Format;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 
-use super::call::{Calls, Reply};
+use super::call::Calls;
 use super::classify::{CallError, Signal};
 use super::part::{Part, combined_crc};
 use super::reconcile::{self, Expected};
@@ -102,7 +102,7 @@ impl Open {
     async fn create(calls: &Calls, target: &Target<'_>) -> Result<Self, Failure> {
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
         let date = DateHeader::default();
-        let Reply { value: reply, .. } = calls
+        let reply = calls
             .call("CreateMultipartUpload", 0, |client| {
                 let request = client
                     .create_multipart_upload()
@@ -161,7 +161,7 @@ impl Open {
             })
             .await;
         let reply = match answer {
-            Ok(Reply { value, .. }) => value,
+            Ok(reply) => reply,
             Err(error) => {
                 self.calls.metrics.part_failed();
                 return Err(changed_or(error.failure, error.signal, part));
@@ -237,7 +237,7 @@ impl Open {
                         .send()
                 })
                 .await;
-            let reply = answer.map_err(|error| CallError { ambiguous: error.ambiguous || ambiguous, ..error })?.value;
+            let reply = answer.map_err(|error| CallError { ambiguous: error.ambiguous || ambiguous, ..error })?;
             if reply.e_tag().is_some_and(|etag| !etag.is_empty()) {
                 return Ok(self.receipt(reply, length, sent.len()));
             }

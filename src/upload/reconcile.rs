@@ -34,7 +34,7 @@ pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &Expected
         })
         .await
         .ok()?;
-    let found = listed.value.contents?.into_iter().find(|object| object.key() == Some(target.key.as_str()))?;
+    let found = listed.contents?.into_iter().find(|object| object.key() == Some(target.key.as_str()))?;
     is_ours(&found, expected).then_some(found)
 }
 

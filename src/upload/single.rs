@@ -1,6 +1,6 @@
 //! One PutObject.
 
-use super::call::{Calls, Reply};
+use super::call::Calls;
 use super::classify::Signal;
 use super::part::Part;
 use super::{Target, Uploaded, conditional, object_headers, reconcile, verify};
@@ -25,7 +25,7 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
         })
         .await;
     let reply = match sent {
-        Ok(Reply { value, .. }) => value,
+        Ok(reply) => reply,
         Err(error) if error.signal == Signal::PreconditionFailed => {
             return reconcile::taken(calls, target, error, part.length, crc, None).await;
         }
