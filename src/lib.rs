@@ -25,6 +25,7 @@
 //! | L0 | `outcome`, `destination`, `job`, `lane` | the vocabulary: pure, valid by construction |
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod destination;
 pub mod job;
