@@ -156,3 +156,12 @@ async fn a_count_follows_the_chunks() {
     compressed.try_collect::<Vec<_>>().await.unwrap();
     assert_eq!(count.load(Ordering::Relaxed), 5);
 }
+
+/// A transfer is a task of its own, so opening and reading must be able to move between threads.
+#[tokio::test]
+async fn opening_and_reading_can_be_spawned() {
+    let origin = Scripted::start(|_, _| answer(200, &[LENGTH], TEXT)).await;
+    let (sources, source) = (sources(config()), job(Location::Http(origin.url("/f"))));
+    let task = tokio::spawn(async move { read(&sources, &source).await });
+    assert_eq!(task.await.unwrap().unwrap(), TEXT);
+}
