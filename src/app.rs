@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
-use crate::config::{Config, Problems};
+use crate::config::{Config, Reload};
 use crate::destination::Destinations;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
@@ -56,9 +56,6 @@ pub enum StartError {
     #[error("broker: {0}")]
     Queue(QueueError),
 }
-
-/// Reads the configuration again. Only `destinations` and `log.filter` of the result are taken over.
-pub type Reload = Box<dyn Fn() -> Result<Config, Problems> + Send + Sync>;
 
 /// Runs a worker until a signal ends it.
 ///
@@ -139,7 +136,7 @@ async fn follow_reloads(
 ) {
     loop {
         shutdown.reload().await;
-        let loaded = reload().map_err(|problems| problems.to_string());
+        let loaded = reload.load().map(|loaded| loaded.config).map_err(|problems| problems.to_string());
         let applied = loaded.and_then(|config| log.set_filter(&config.log.filter).map(|()| config));
         match applied {
             Ok(config) => {

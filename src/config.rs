@@ -28,7 +28,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::destination::{Destinations, Invalid, Region, RoleArn};
 
-pub use load::{Loaded, load, load_from, load_str};
+pub use load::{Loaded, Reload, load, load_from, load_str};
 pub use problems::{Place, Problem, Problems};
 pub use raw::schema;
 pub use show::Setting;

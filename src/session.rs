@@ -32,7 +32,7 @@ pub use identity::Identity;
 /// split the connection pool.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session that nobody asked for this long is forgotten.
-const IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+const IDLE: Duration = Duration::from_hours(2);
 
 /// An S3 client with the credentials of one destination.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ struct Key {
     region: Region,
     bucket: BucketName,
     prefix: Prefix,
-    kms_key: Option<Arc<str>>,
+    kms: Option<Arc<str>>,
     /// Two destinations that agree in all the rest share one; two with the same access key id and other secrets must not.
     owner: Option<DestinationId>,
 }
@@ -83,14 +83,14 @@ impl Sessions {
     /// (transient), `identity_denied`, `clock_skew` (worker).
     pub async fn get(&self, destination: &Destination) -> Result<Arc<Session>, Failure> {
         let region = self.region(destination);
-        let answer = self.cache.get(self.key(destination, &region), || self.fetch(destination, &region)).await;
+        let answer = self.cache.get(Self::key(destination, &region), || self.fetch(destination, &region)).await;
         self.count(answer)
     }
 
     /// Another session than `stale`, which S3 has refused: fetched anew unless somebody else already did.
     pub async fn renew(&self, destination: &Destination, stale: &Arc<Session>) -> Result<Arc<Session>, Failure> {
         let region = self.region(destination);
-        let key = self.key(destination, &region);
+        let key = Self::key(destination, &region);
         let is_stale = |current: &Arc<Session>| Arc::ptr_eq(current, stale);
         let answer = self.cache.renew(key, is_stale, || self.fetch(destination, &region)).await;
         self.count(answer)
@@ -144,7 +144,7 @@ impl Sessions {
         result
     }
 
-    fn key(&self, destination: &Destination, region: &Region) -> Key {
+    fn key(destination: &Destination, region: &Region) -> Key {
         let mut key = Key {
             tenant: destination.tenant.clone(),
             principal: "".into(),
@@ -153,7 +153,7 @@ impl Sessions {
             region: region.clone(),
             bucket: destination.bucket.clone(),
             prefix: destination.prefix.clone(),
-            kms_key: destination.encryption.as_ref().map(|kms| kms.key_arn.as_str().into()),
+            kms: destination.encryption.as_ref().map(|kms| kms.key_arn.as_str().into()),
             owner: None,
         };
         match &destination.auth {

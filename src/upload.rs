@@ -129,15 +129,15 @@ impl Uploader {
         };
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
         match source.body {
-            SourceBody::File(file) => self.from_file(&calls, target, file, checked, cancel).await,
+            SourceBody::File(file) => self.file(&calls, target, file, checked, cancel).await,
             SourceBody::Chunks(chunks) => {
                 let reader = PartReader::new(chunks, self.budget.clone(), checked);
-                self.from_chunks(&calls, target, reader, source.length, cancel).await
+                self.chunks(&calls, target, reader, source.length, cancel).await
             }
         }
     }
 
-    async fn from_file(
+    async fn file(
         &self,
         calls: &Calls,
         target: &Target<'_>,
@@ -170,7 +170,7 @@ impl Uploader {
         }
     }
 
-    async fn from_chunks(
+    async fn chunks(
         &self,
         calls: &Calls,
         target: &Target<'_>,
@@ -194,7 +194,7 @@ impl Uploader {
             (_, ended) => ended || first.is_none(),
         };
         if whole {
-            let part = first.unwrap_or_else(|| Part::of_memory(1, bytes::Bytes::new(), self.empty_crc(target), None));
+            let part = first.unwrap_or_else(|| Part::of_memory(1, bytes::Bytes::new(), empty_crc(target), None));
             if let Some(length) = length {
                 proven(part.length, length)?;
             }
@@ -220,11 +220,12 @@ impl Uploader {
     fn concurrency(&self) -> usize {
         self.config.part_concurrency.get() as usize
     }
+}
 
-    fn empty_crc(&self, target: &Target<'_>) -> Option<u64> {
-        let checked = target.destination.checksum == Checksum::Crc64Nvme;
-        checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b""))
-    }
+/// The checksum of nothing.
+fn empty_crc(target: &Target<'_>) -> Option<u64> {
+    let checked = target.destination.checksum == Checksum::Crc64Nvme;
+    checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b""))
 }
 
 /// The parts after the first, each read when there is room for it.

@@ -37,7 +37,7 @@ use verdict::{Case, Verdict};
 /// The AMQP `type` of a connection test by message.
 const CHECK_KIND: &str = "consign.check.v1";
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
-const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+const DEADLINE: Duration = Duration::from_hours(24);
 /// A worker whose tick is older than this is stuck.
 const STUCK: Duration = Duration::from_secs(20);
 /// The share of the drain time in which transfers may still finish; the rest is for giving the others back.
@@ -86,7 +86,7 @@ struct Permits {
 /// Why a message is no work for this worker.
 struct Refusal {
     failure: Failure,
-    job: Option<Box<Job>>,
+    job: Option<Job>,
     rejected: Option<job::Rejected>,
 }
 
@@ -200,26 +200,25 @@ impl Worker {
     async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
         match self.admit(&delivery) {
             Ok((job, destination)) => self.place(delivery, job, destination, permits).await,
-            Err(refusal) => self.refuse(delivery, refusal).await,
+            Err(refusal) => self.refuse(delivery, *refusal).await,
         }
     }
 
     /// Reads the message and finds its destination.
-    fn admit(&self, delivery: &Delivery) -> Result<(Job, Arc<Destination>), Refusal> {
+    fn admit(&self, delivery: &Delivery) -> Result<(Job, Arc<Destination>), Box<Refusal>> {
         let properties = &delivery.properties;
         if properties.kind.as_deref() == Some(CHECK_KIND) {
             let message = "type: connection tests by message are not known to this version";
-            return Err(Refusal { failure: Failure::new(Reason::InvalidJob, message), job: None, rejected: None });
+            let failure = Failure::new(Reason::InvalidJob, message);
+            return Err(Box::new(Refusal { failure, job: None, rejected: None }));
         }
         let parsed = job::parse(properties.content_type.as_deref(), properties.message_id.as_deref(), &delivery.body);
-        let job = parsed.map_err(|rejected| Refusal {
-            failure: verdict::rejection(&rejected),
-            job: None,
-            rejected: Some(rejected),
+        let job = parsed.map_err(|rejected| {
+            Box::new(Refusal { failure: verdict::rejection(&rejected), job: None, rejected: Some(rejected) })
         })?;
         match self.resolve(&job.destination) {
             Ok(destination) => Ok((job, destination)),
-            Err(failure) => Err(Refusal { failure, job: Some(Box::new(job)), rejected: None }),
+            Err(failure) => Err(Box::new(Refusal { failure, job: Some(job), rejected: None })),
         }
     }
 
@@ -309,11 +308,11 @@ impl Worker {
         let history = headers::history(&delivery.properties.headers);
         let metrics = &self.parts.metrics;
         let progress = Arc::new(Progress::default());
-        if history == crate::outcome::History::default() {
-            if let Some(created) = job.created_at {
-                let waited = Duration::try_from(started_at.duration_since(created)).unwrap_or_default();
-                metrics.queue_wait(delivery.lane, waited);
-            }
+        if history == crate::outcome::History::default()
+            && let Some(created) = job.created_at
+        {
+            let waited = Duration::try_from(started_at.duration_since(created)).unwrap_or_default();
+            metrics.queue_wait(delivery.lane, waited);
         }
         let ended = {
             let _in_flight = metrics.transfer_running(delivery.lane);

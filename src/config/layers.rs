@@ -87,7 +87,7 @@ impl Layers {
             let path: Vec<String> = key.split("__").map(str::to_owned).collect();
             let place = Place::Environment(name);
             match value.into_string() {
-                Ok(text) => self.scalar(place, path, &text),
+                Ok(text) => self.scalar(place, &path, &text),
                 Err(_) => self.refuse(place, &path.join("."), "is not UTF-8; give plain text".to_owned()),
             }
         }
@@ -103,11 +103,11 @@ impl Layers {
                 "a secret may not be given on the command line; use the environment or the key with _file".into();
             return self.refuse(place, key, text);
         }
-        self.scalar(place, path, value);
+        self.scalar(place, &path, value);
     }
 
-    fn scalar(&mut self, place: Place, path: Vec<String>, text: &str) {
-        let value = keys::read_text(&path, text);
+    fn scalar(&mut self, place: Place, path: &[String], text: &str) {
+        let value = keys::read_text(path, text);
         let nest = |inner, key: &String| Value::Object(Map::from_iter([(key.clone(), inner)]));
         let tree = path.iter().rev().fold(value, nest);
         self.layers.push(Layer { tree, place, lines: HashMap::new() });

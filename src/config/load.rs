@@ -29,11 +29,31 @@ impl Loaded {
     }
 }
 
+/// Where a configuration comes from: what the command line said, kept for SIGHUP.
+#[derive(Debug, Clone, Default)]
+pub struct Reload {
+    /// TOML files; a later one wins.
+    pub files: Vec<PathBuf>,
+    /// Dotted keys and their values.
+    pub overrides: Vec<(String, String)>,
+}
+
+impl Reload {
+    /// As [`load`]; of a reload only `destinations` and `log.filter` are taken.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load(&self) -> Result<Loaded, Problems> {
+        load(&self.files, &self.overrides)
+    }
+}
+
 /// Loads and validates: `overrides` (dotted key, value) > environment `CONSIGN__SECTION__KEY` > `files` (a later one
 /// wins) > defaults.
 ///
-/// Reads every file again each time, secrets in files of their own excepted where the config only names them. So a reload is
-/// another call; its caller takes `destinations` and `log.filter` of the result and leaves the rest as it runs.
+/// Keeps nothing between calls, so a reload is another call ([`Reload`]); its caller takes `destinations` and `log.filter` of
+/// the result and leaves the rest as it runs. The file of `secret_access_key_file` is not read here but when the destination is
+/// used.
 ///
 /// # Errors
 /// All problems at once, each with its place, key, reason and remedy; none shows a secret.
@@ -48,9 +68,13 @@ pub fn load_from(
     overrides: &[(String, String)],
 ) -> Result<Loaded, Problems> {
     let mut layers = Layers::default();
-    files.iter().for_each(|file| layers.file(file));
+    for file in files {
+        layers.file(file);
+    }
     layers.environment(environment);
-    overrides.iter().for_each(|(key, value)| layers.flag(key, value));
+    for (key, value) in overrides {
+        layers.flag(key, value);
+    }
     build(layers)
 }
 

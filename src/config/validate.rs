@@ -95,7 +95,7 @@ fn broker(raw: RawBroker, notes: &mut Notes) -> BrokerConfig {
     let starts = raw.prefix.starts_with(|c: char| c.is_ascii_lowercase());
     let problem = "does not fit; give 1-40 of a-z, 0-9, \".\", \"_\" and \"-\" that begin with a letter";
     notes.must(fits && starts, "broker.prefix", problem);
-    let limit = Duration::from_secs(30 * 60);
+    let limit = Duration::from_mins(30);
     let problem = "is not above 0 and at most 30m; a broker gives a delivery up after 30 minutes by default";
     notes.must(!raw.lease_after.0.is_zero() && raw.lease_after.0 <= limit, "broker.lease_after", problem);
     let url = broker_url(&raw, notes);
@@ -181,7 +181,7 @@ fn worker(raw: RawWorker, upload: &UploadConfig, backfill_given: bool, notes: &m
         );
         notes.add("worker.memory_budget", problem);
     }
-    let drain = Duration::from_secs(3600);
+    let drain = Duration::from_hours(1);
     let problem = "is not above 0 and at most 1h; give for example \"30s\"";
     notes.must(!raw.drain_timeout.0.is_zero() && raw.drain_timeout.0 <= drain, "worker.drain_timeout", problem);
     let id = raw.id.unwrap_or_default();
@@ -217,7 +217,7 @@ fn upload(raw: &RawUpload, notes: &mut Notes) -> UploadConfig {
 }
 
 fn session(raw: &RawSession, notes: &mut Notes) -> SessionConfig {
-    let hour = Duration::from_secs(3600);
+    let hour = Duration::from_hours(1);
     let problem = "is not below 1h, which is all that a session of a chained role lasts; give for example \"5m\"";
     notes.must(raw.refresh_before.0 < hour, "session.refresh_before", problem);
     let problem = "is more than 1h: a mended role would stay refused; give for example \"1m\"";

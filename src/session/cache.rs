@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::outcome::{Class, Failure};
 
 /// An old value still serves while a renewal fails, but not in the last minute of its life.
-const LAST_MINUTE: Duration = Duration::from_secs(60);
+const LAST_MINUTE: Duration = Duration::from_mins(1);
 
 /// A value and how long it is good; `None` is for ever.
 #[derive(Debug)]
@@ -36,6 +36,32 @@ pub(super) struct Cache<K, V> {
     slots: moka::sync::Cache<K, Arc<Slot<V>>>,
     refresh_before: Duration,
     denied_for: Duration,
+    clock: Clock,
+}
+
+/// The time, which tests may put forward.
+#[derive(Debug, Default)]
+struct Clock {
+    #[cfg(test)]
+    ahead: std::sync::Mutex<Duration>,
+}
+
+impl Clock {
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "tests put it forward")]
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    #[cfg(test)]
+    fn now(&self) -> Instant {
+        Instant::now() + *self.ahead.lock().unwrap()
+    }
+
+    #[cfg(test)]
+    fn advance(&self, by: Duration) {
+        *self.ahead.lock().unwrap() += by;
+    }
 }
 
 /// One key's place. `flight` is held by the one who fetches; `state` only for moments.
@@ -57,7 +83,7 @@ where
 {
     pub(super) fn new(capacity: u64, idle: Duration, refresh_before: Duration, denied_for: Duration) -> Self {
         let slots = moka::sync::Cache::builder().max_capacity(capacity).time_to_idle(idle).build();
-        Self { slots, refresh_before, denied_for }
+        Self { slots, refresh_before, denied_for, clock: Clock::default() }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -78,11 +104,11 @@ where
         Fut: Future<Output = Result<Fetched<V>, Failure>>,
     {
         let slot = self.slot(key);
-        if let Some(answer) = slot.answer(self.refresh_before) {
+        if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
             return (How::Hit, answer);
         }
         let _flight = slot.flight.lock().await;
-        if let Some(answer) = slot.answer(self.refresh_before) {
+        if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
             return (How::Waited, answer);
         }
         (How::Fetched, self.fetch_into(&slot, fetch).await)
@@ -96,7 +122,7 @@ where
     {
         let slot = self.slot(key);
         let _flight = slot.flight.lock().await;
-        match slot.answer(self.refresh_before) {
+        match slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
             Some(Ok(value)) if stale(&value) => {}
             Some(answer) => return (How::Waited, answer),
             None => {}
@@ -118,24 +144,23 @@ where
     {
         match fetch().await {
             Ok(Fetched { value, lives }) => {
-                slot.set(State::Kept { value: value.clone(), ends: lives.map(|lives| Instant::now() + lives) });
+                slot.set(State::Kept { value: value.clone(), ends: lives.map(|lives| self.clock.now() + lives) });
                 Ok(value)
             }
             Err(failure) if failure.class() == Class::Destination => {
-                slot.set(State::Refused { failure: failure.clone(), until: Instant::now() + self.denied_for });
+                slot.set(State::Refused { failure: failure.clone(), until: self.clock.now() + self.denied_for });
                 Err(failure)
             }
-            Err(failure) => slot.answer(LAST_MINUTE).unwrap_or(Err(failure)),
+            Err(failure) => slot.answer(self.clock.now() + LAST_MINUTE, self.clock.now()).unwrap_or(Err(failure)),
         }
     }
 }
 
 impl<V: Clone> Slot<V> {
-    /// What is known and good for at least `ahead`.
-    fn answer(&self, ahead: Duration) -> Option<Result<V, Failure>> {
-        let now = Instant::now();
+    /// What is known: a value if it is still good at `good_until`, a refusal if it stands `now`.
+    fn answer(&self, good_until: Instant, now: Instant) -> Option<Result<V, Failure>> {
         match &*self.state.read().ok()? {
-            State::Kept { value, ends } if ends.is_none_or(|ends| ends > now + ahead) => Some(Ok(value.clone())),
+            State::Kept { value, ends } if ends.is_none_or(|ends| ends > good_until) => Some(Ok(value.clone())),
             State::Refused { failure, until } if *until > now => Some(Err(failure.clone())),
             _ => None,
         }
@@ -148,10 +173,10 @@ impl<V: Clone> Slot<V> {
     }
 
     fn forget_refusal(&self) {
-        if let Ok(mut current) = self.state.write() {
-            if matches!(*current, State::Refused { .. }) {
-                *current = State::Empty;
-            }
+        if let Ok(mut current) = self.state.write()
+            && matches!(*current, State::Refused { .. })
+        {
+            *current = State::Empty;
         }
     }
 }
@@ -177,11 +202,11 @@ mod tests {
 
     async fn slowly(calls: &AtomicU32, answer: Result<Duration, Reason>) -> Result<Fetched<u32>, Failure> {
         let value = calls.fetch_add(1, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
         answer.map(|lives| Fetched { value, lives: Some(lives) }).map_err(|reason| Failure::new(reason, "no"))
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_thousand_callers_fetch_once() {
         let (cache, calls) = (Arc::new(cache()), Arc::new(AtomicU32::new(0)));
         let callers: Vec<_> = (0..1000)
@@ -199,32 +224,32 @@ mod tests {
         assert_eq!((calls.load(Ordering::SeqCst), fetched), (1, 1));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn it_is_renewed_early_and_keys_are_apart() {
         let (cache, calls) = (cache(), AtomicU32::new(0));
         for (key, value) in [(1, 0), (2, 1), (1, 0)] {
             assert_eq!(cache.get(key, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), value);
         }
-        tokio::time::advance(54 * MINUTE).await;
+        cache.clock.advance(54 * MINUTE);
         assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.0, How::Hit);
-        tokio::time::advance(MINUTE).await;
+        cache.clock.advance(MINUTE);
         let (how, value) = cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await;
         assert_eq!((how, value.unwrap()), (How::Fetched, 2));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_old_one_serves_while_a_renewal_fails() {
         let (cache, calls) = (cache(), AtomicU32::new(0));
         cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap();
-        tokio::time::advance(57 * MINUTE).await;
+        cache.clock.advance(57 * MINUTE);
         let away = cache.get(1, || slowly(&calls, Err(Reason::StsUnavailable))).await;
         assert_eq!(away.1.unwrap(), 0);
-        tokio::time::advance(2 * MINUTE + MINUTE / 2).await;
+        cache.clock.advance(2 * MINUTE + MINUTE / 2);
         let away = cache.get(1, || slowly(&calls, Err(Reason::StsUnavailable))).await;
         assert_eq!(away.1.unwrap_err().reason, Reason::StsUnavailable);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_refusal_is_remembered_briefly_and_a_fault_is_not() {
         let (cache, calls) = (cache(), AtomicU32::new(0));
         for _ in 0..3 {
@@ -232,7 +257,7 @@ mod tests {
             assert_eq!(refused.unwrap_err().reason, Reason::AssumeRoleDenied);
         }
         assert_eq!(calls.load(Ordering::SeqCst), 1);
-        tokio::time::advance(MINUTE).await;
+        cache.clock.advance(MINUTE);
         for _ in 0..2 {
             cache.get(1, || slowly(&calls, Err(Reason::Throttled))).await.1.unwrap_err();
         }
@@ -242,7 +267,7 @@ mod tests {
         cache.get(2, || slowly(&calls, Ok(MINUTE * 60))).await.1.unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_stale_one_is_replaced_once() {
         let (cache, calls) = (Arc::new(cache()), Arc::new(AtomicU32::new(0)));
         cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap();
@@ -259,7 +284,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_caller_that_gives_up_does_not_block_the_next() {
         let (cache, calls) = (cache(), AtomicU32::new(0));
         let hasty = cache.get(1, || slowly(&calls, Ok(60 * MINUTE)));

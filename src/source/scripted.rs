@@ -23,7 +23,7 @@ pub(super) enum Act {
 pub(super) fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<Act> {
     let mut head = format!("HTTP/1.1 {status} Scripted\r\nconnection: close\r\n");
     for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+        head.extend([name, ": ", value, "\r\n"]);
     }
     vec![Act::Send((head + "\r\n").into_bytes()), Act::Send(body.to_vec())]
 }
@@ -104,7 +104,7 @@ async fn converse(
         match act {
             Act::Send(bytes) => stream.write_all(&bytes).await.ok()?,
             Act::Endless => loop {
-                stream.write_all(&[b'x'; 65536]).await.ok()?;
+                stream.write_all(&[b'x'; 16 * 1024]).await.ok()?;
             },
             Act::Hang => std::future::pending().await,
         }

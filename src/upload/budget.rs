@@ -11,7 +11,7 @@ const UNIT: u64 = 1024;
 
 /// Bytes that buffered parts may hold together. Back-pressure is in the type: who has no [`Reservation`] has no buffer.
 #[derive(Debug, Clone)]
-pub struct Budget {
+pub(super) struct Budget {
     permits: Arc<Semaphore>,
     total: u32,
     metrics: Arc<Metrics>,
@@ -19,14 +19,14 @@ pub struct Budget {
 
 /// A share of the budget, given back on drop.
 #[derive(Debug)]
-pub struct Reservation {
+pub(super) struct Reservation {
     _permit: Option<OwnedSemaphorePermit>,
     _held: Guard,
 }
 
 impl Budget {
     /// A budget of `bytes`.
-    pub fn new(bytes: u64, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(bytes: u64, metrics: Arc<Metrics>) -> Self {
         let total = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(1);
         metrics.set_buffer_limit(bytes);
         Self { permits: Arc::new(Semaphore::new(total as usize)), total, metrics }
@@ -35,7 +35,7 @@ impl Budget {
     /// Waits for `bytes`; a share larger than the whole budget waits for all of it. Served in the order of asking.
     ///
     /// A caller must not wait here while it holds a share that only its own progress gives back.
-    pub async fn reserve(&self, bytes: u64) -> Reservation {
+    pub(super) async fn reserve(&self, bytes: u64) -> Reservation {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.total);
         // The semaphore is never closed; without a permit the guard would still count the bytes.
         let permit = self.permits.clone().acquire_many_owned(units).await.ok();

@@ -57,6 +57,7 @@ const fn signals(reason: Reason, signal: Signal) -> Meaning {
 
 /// The table. Sources: the S3 error code list (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>) and what
 /// S3-compatible stores were seen to answer.
+#[expect(clippy::match_same_arms, reason = "a table: one commented row for each cause")]
 fn meaning(code: &str, status: u16, destination: &Destination) -> Meaning {
     match code {
         // The token ran out, or was made by a session that was revoked.
@@ -184,7 +185,7 @@ fn answered(
         failure.message = format!("{}: {}", failure.message, said.chars().take(300).collect::<String>());
     }
     // A 5xx after the request was read may have taken effect; a refusal has not.
-    CallError { failure, signal, ambiguous: status >= 500 || status < 300 }
+    CallError { failure, signal, ambiguous: !(300..500).contains(&status) }
 }
 
 /// The action IAM names in `... is not authorized to perform: kms:GenerateDataKey on resource: ...`.
@@ -229,5 +230,147 @@ fn permission(operation: &str) -> String {
         "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload" | "PutObject" => "s3:PutObject".to_owned(),
         "ListObjectsV2" => "s3:ListBucket".to_owned(),
         other => format!("s3:{other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_s3::error::ErrorMetadata;
+    use aws_sdk_s3::operation::put_object::PutObjectError;
+    use aws_smithy_runtime_api::http::StatusCode;
+    use aws_smithy_types::body::SdkBody;
+
+    use super::*;
+    use crate::destination::DestinationId;
+    use crate::destination::raw::{RawAuth, RawDestination, RawMethod};
+    use crate::outcome::Class;
+
+    fn destination(method: RawMethod) -> Destination {
+        let auth = match method {
+            RawMethod::IamRole => {
+                RawAuth { method, role_arn: Some("arn:aws:iam::123456789012:role/r".into()), ..RawAuth::default() }
+            }
+            RawMethod::AccessKey => RawAuth {
+                method,
+                access_key_id: Some("AKIA1234567890ABCDEF".into()),
+                secret_access_key: Some("secret".to_owned().into()),
+                ..RawAuth::default()
+            },
+        };
+        let raw =
+            RawDestination { bucket: "bucket".into(), region: "eu-west-1".into(), auth, ..RawDestination::default() };
+        raw.validate(DestinationId::parse("acme").unwrap()).unwrap()
+    }
+
+    fn answer(status: u16, code: &str, message: &str, headers: &[(&'static str, &'static str)]) -> CallError {
+        answer_to(&destination(RawMethod::IamRole), status, code, message, headers)
+    }
+
+    fn answer_to(
+        destination: &Destination,
+        status: u16,
+        code: &str,
+        message: &str,
+        headers: &[(&'static str, &'static str)],
+    ) -> CallError {
+        let mut raw = HttpResponse::new(StatusCode::try_from(status).unwrap(), SdkBody::empty());
+        for (name, value) in headers {
+            raw.headers_mut().insert(*name, *value);
+        }
+        let mut meta = ErrorMetadata::builder().message(message);
+        if !code.is_empty() {
+            meta = meta.code(code);
+        }
+        classify("PutObject", &SdkError::service_error(PutObjectError::generic(meta.build()), raw), destination)
+    }
+
+    #[test]
+    fn the_table_row_by_row() {
+        let rows = [
+            (400, "ExpiredToken", Reason::SessionExpired),
+            (400, "TokenRefreshRequired", Reason::SessionExpired),
+            (400, "InvalidToken", Reason::SessionExpired),
+            (403, "InvalidAccessKeyId", Reason::SessionExpired),
+            (403, "RequestTimeTooSkewed", Reason::ClockSkew),
+            (403, "AccessDenied", Reason::AccessDenied),
+            (403, "", Reason::AccessDenied),
+            (403, "SomethingNew", Reason::AccessDenied),
+            (403, "KMS.AccessDeniedException", Reason::KmsDenied),
+            (400, "KMS.DisabledException", Reason::KmsUnavailable),
+            (400, "KMS.NotFoundException", Reason::KmsUnavailable),
+            (400, "KMS.ThrottlingException", Reason::Throttled),
+            (404, "NoSuchBucket", Reason::BucketNotFound),
+            (301, "PermanentRedirect", Reason::WrongRegion),
+            (301, "", Reason::WrongRegion),
+            (307, "TemporaryRedirect", Reason::WrongRegion),
+            (400, "AuthorizationHeaderMalformed", Reason::WrongRegion),
+            (412, "PreconditionFailed", Reason::ObjectExists),
+            (409, "ConditionalRequestConflict", Reason::S3Unavailable),
+            (400, "BadDigest", Reason::Connection),
+            (503, "SlowDown", Reason::SlowDown),
+            (503, "", Reason::S3Unavailable),
+            (500, "InternalError", Reason::S3Unavailable),
+            (200, "InternalError", Reason::S3Unavailable),
+            (400, "RequestTimeout", Reason::Timeout),
+            (400, "RequestThrottled", Reason::Throttled),
+            (400, "ThrottlingException", Reason::Throttled),
+            (429, "", Reason::Throttled),
+            (400, "EntityTooLarge", Reason::TooLarge),
+            (400, "KeyTooLongError", Reason::InvalidKey),
+            (400, "SomethingNew", Reason::Unclassified),
+            (405, "", Reason::Unclassified),
+            (599, "SomethingNew", Reason::S3Unavailable),
+        ];
+        for (status, code, reason) in rows {
+            assert_eq!(answer(status, code, "", &[]).failure.reason, reason, "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn an_access_key_that_is_refused_is_the_customers() {
+        let destination = destination(RawMethod::AccessKey);
+        for code in ["InvalidAccessKeyId", "SignatureDoesNotMatch"] {
+            let error = answer_to(&destination, 403, code, "", &[]);
+            assert_eq!(error.failure.reason, Reason::AccessKeyInvalid);
+            assert_eq!(error.signal, Signal::Credentials);
+        }
+    }
+
+    #[test]
+    fn the_denied_action_is_named() {
+        let said =
+            "User: arn:aws:sts::1:assumed-role/r/s is not authorized to perform: kms:GenerateDataKey on resource: k";
+        let error = answer(403, "AccessDenied", said, &[]);
+        assert_eq!(error.failure.reason, Reason::KmsDenied);
+        assert!(error.failure.hint.contains("kms:GenerateDataKey"), "{}", error.failure.hint);
+        let said = "User: u is not authorized to perform: s3:PutObject on resource: x";
+        assert_eq!(answer(403, "AccessDenied", said, &[]).failure.reason, Reason::AccessDenied);
+        assert!(answer(403, "AccessDenied", "", &[]).failure.hint.contains("s3:PutObject on arn:aws:s3:::bucket/*"));
+    }
+
+    #[test]
+    fn the_region_is_learnt_from_the_header_or_the_text() {
+        let header = answer(301, "PermanentRedirect", "", &[("x-amz-bucket-region", "us-west-2")]);
+        assert_eq!(header.failure.learnt_region.unwrap().as_str(), "us-west-2");
+        let text = answer(400, "AuthorizationHeaderMalformed", "the region 'a' is wrong; expecting 'eu-north-1'", &[]);
+        assert_eq!(text.failure.learnt_region.unwrap().as_str(), "eu-north-1");
+        let evil = answer(301, "PermanentRedirect", "", &[("x-amz-bucket-region", "x@evil/#")]);
+        assert!(evil.failure.learnt_region.is_none());
+    }
+
+    #[test]
+    fn the_servers_delay_is_kept() {
+        let error = answer(503, "SlowDown", "", &[("retry-after", "17")]);
+        assert_eq!(error.failure.retry_after, Some(Duration::from_secs(17)));
+    }
+
+    #[test]
+    fn only_a_clear_refusal_is_unambiguous() {
+        assert!(!answer(403, "AccessDenied", "", &[]).ambiguous);
+        assert!(answer(500, "InternalError", "", &[]).ambiguous);
+        assert!(answer(200, "InternalError", "", &[]).ambiguous);
+        let lost: SdkError<PutObjectError, HttpResponse> = SdkError::timeout_error("slow");
+        let lost = classify("PutObject", &lost, &destination(RawMethod::IamRole));
+        assert!(lost.ambiguous && lost.failure.class() == Class::Transient);
     }
 }

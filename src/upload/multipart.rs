@@ -36,7 +36,7 @@ pub(super) struct Open {
     /// When it was initiated, on S3's clock: what S3 will report as the object's time.
     initiated: SystemTime,
     settled: bool,
-    _open: Guard,
+    _counted: Guard,
 }
 
 /// A part that S3 has accepted.
@@ -125,7 +125,7 @@ impl Open {
             encryption: Encryption::default(),
             initiated: date.get().unwrap_or(target.started),
             settled: false,
-            _open: calls.metrics.multipart_open(),
+            _counted: calls.metrics.multipart_open(),
         };
         // Compared here already, where nothing is visible yet and it can still be aborted.
         match verify::encryption(target.destination, reply.server_side_encryption(), reply.ssekms_key_id()) {

@@ -139,10 +139,10 @@ impl Pool {
     }
 
     fn give(&self, buffer: Box<[u8]>) {
-        if let Ok(mut idle) = self.0.lock() {
-            if idle.len() < IDLE_BUFFERS {
-                idle.push(buffer);
-            }
+        if let Ok(mut idle) = self.0.lock()
+            && idle.len() < IDLE_BUFFERS
+        {
+            idle.push(buffer);
         }
     }
 
@@ -306,12 +306,11 @@ impl PartReader {
         if self.ended {
             return Ok(None);
         }
-        match self.chunks.next().await {
-            Some(chunk) => chunk.map(Some),
-            None => {
-                self.ended = true;
-                Ok(None)
-            }
+        if let Some(chunk) = self.chunks.next().await {
+            chunk.map(Some)
+        } else {
+            self.ended = true;
+            Ok(None)
         }
     }
 

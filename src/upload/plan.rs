@@ -5,7 +5,7 @@ use crate::outcome::{Failure, Reason};
 
 const MIB: u64 = 1 << 20;
 /// The limits of multipart uploads (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>).
-pub(crate) const MAX_PARTS: u32 = 10_000;
+pub(super) const MAX_PARTS: u32 = 10_000;
 const MAX_PART: u64 = 5 << 30;
 /// The largest object a PutObject can carry.
 const MAX_SINGLE: u64 = 5 << 30;
@@ -14,7 +14,7 @@ const PARTS_PER_STEP: u32 = 1000;
 
 /// How the bytes are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plan {
+pub(super) enum Plan {
     /// One PutObject of so many bytes.
     Single(u64),
     /// Parts of equal size; only the last may be shorter.
@@ -30,25 +30,25 @@ pub enum Plan {
 
 /// Part sizes for a length that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Growing {
+pub(super) struct Growing {
     first: u64,
     largest: u64,
 }
 
 /// What the plan may use.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub(super) struct Limits {
     /// `upload.part_size`.
-    pub part_size: u64,
+    pub(super) part_size: u64,
     /// `upload.multipart_threshold`.
-    pub multipart_threshold: u64,
+    pub(super) multipart_threshold: u64,
     /// The largest part that may be held in memory; parts of files need none and may be as large as S3 allows.
-    pub largest_buffer: u64,
+    pub(super) largest_buffer: u64,
 }
 
 impl Limits {
     /// The limits of a worker: a buffered part may take a quarter of the memory budget.
-    pub fn new(config: &UploadConfig, memory_budget: u64) -> Self {
+    pub(super) fn new(config: &UploadConfig, memory_budget: u64) -> Self {
         Self {
             part_size: config.part_size,
             multipart_threshold: config.multipart_threshold,
@@ -60,7 +60,7 @@ impl Limits {
 /// Plans an upload. `buffered` says that parts must be held in memory.
 ///
 /// Errors: `too_large` when the object would need more than 10,000 parts of the largest size allowed.
-pub fn plan(length: Option<u64>, buffered: bool, limits: &Limits) -> Result<Plan, Failure> {
+pub(super) fn plan(length: Option<u64>, buffered: bool, limits: &Limits) -> Result<Plan, Failure> {
     let largest = if buffered { limits.largest_buffer.min(MAX_PART) } else { MAX_PART };
     let Some(length) = length else {
         return Ok(Plan::Growing(Growing { first: limits.part_size.min(largest), largest }));
@@ -92,7 +92,7 @@ impl Growing {
     /// The size of the part with this number, 1 being the first.
     ///
     /// Errors: `too_large` past part 10,000.
-    pub fn size(&self, number: u32) -> Result<u64, Failure> {
+    pub(super) fn size(&self, number: u32) -> Result<u64, Failure> {
         if number > MAX_PARTS {
             let reached = format!("the source did not end within {MAX_PARTS} parts of up to {} bytes", self.largest);
             return Err(Failure::new(Reason::TooLarge, reached)

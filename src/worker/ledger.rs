@@ -10,7 +10,7 @@ use crate::job::JobId;
 use crate::queue::Event;
 
 /// How long a delivered job is remembered.
-const REMEMBERED: Duration = Duration::from_secs(60 * 60);
+const REMEMBERED: Duration = Duration::from_hours(1);
 /// Bytes of outcomes kept for that. Past it the oldest are forgotten: a job that still comes again is delivered again, to
 /// the same key and with the same outcome id.
 const REMEMBERED_BYTES: u64 = 12 << 20;

@@ -24,7 +24,7 @@ use crate::queue::QueueError;
 use crate::retry::Retry;
 
 /// A session that lasted this long starts the back-off anew.
-const STABLE: Duration = Duration::from_secs(60);
+const STABLE: Duration = Duration::from_mins(1);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// How often a connection is looked at, should its end have caused no event.

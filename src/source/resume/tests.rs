@@ -71,13 +71,13 @@ async fn run(first: Body, length: Option<u64>, rests: Option<Vec<Result<Rest, Fa
     Run { text, ended, asked }
 }
 
-fn rest(items: &[Result<&'static str, &'static str>]) -> Result<Rest, Failure> {
-    Ok(Rest { body: at_once(items), length: None })
+fn rest(items: &[Result<&'static str, &'static str>]) -> Rest {
+    Rest { body: at_once(items), length: None }
 }
 
 #[tokio::test]
 async fn goes_on_at_the_byte_where_it_broke() {
-    let rests = vec![rest(&[Ok("c"), Err("reset")]), Err(unavailable()), rest(&[Ok("def")])];
+    let rests = vec![Ok(rest(&[Ok("c"), Err("reset")])), Err(unavailable()), Ok(rest(&[Ok("def")]))];
     let run = run(at_once(&[Ok("ab"), Err("reset")]), Some(6), Some(rests), 0).await;
     assert!(run.ended.is_none());
     assert_eq!((run.text.as_str(), run.asked), ("abcdef", vec![2, 3, 3]));
@@ -85,7 +85,7 @@ async fn goes_on_at_the_byte_where_it_broke() {
 
 #[tokio::test]
 async fn a_clean_end_before_the_length_is_a_break() {
-    let whole = run(at_once(&[Ok("ab")]), Some(3), Some(vec![rest(&[Ok("c")])]), 0).await;
+    let whole = run(at_once(&[Ok("ab")]), Some(3), Some(vec![Ok(rest(&[Ok("c")]))]), 0).await;
     assert_eq!((whole.text.as_str(), whole.asked), ("abc", vec![2]));
     let broken = run(at_once(&[Ok("ab")]), Some(3), None, 0).await;
     assert_eq!(broken.ended.unwrap().reason, Reason::SourceUnavailable);
@@ -123,7 +123,7 @@ async fn a_long_wait_is_left_to_the_queue() {
 
 #[tokio::test]
 async fn a_length_learnt_later_counts() {
-    let learnt = Rest { length: Some(3), ..rest(&[Ok("b")]).unwrap() };
+    let learnt = Rest { length: Some(3), ..rest(&[Ok("b")]) };
     let run = run(at_once(&[Ok("a"), Err("reset")]), None, Some(vec![Ok(learnt)]), 0).await;
     assert_eq!((run.text.as_str(), run.ended.unwrap().reason), ("ab", Reason::SourceUnavailable));
 }
@@ -131,7 +131,7 @@ async fn a_length_learnt_later_counts() {
 #[tokio::test]
 async fn progress_renews_the_patience() {
     let long: &'static str = "x".repeat(usize::try_from(PROGRESS).unwrap()).leak();
-    let rests = (0..3 * REOPENINGS).map(|_| rest(&[Ok(long), Err("reset")])).chain([rest(&[])]).collect();
+    let rests = (0..3 * REOPENINGS).map(|_| Ok(rest(&[Ok(long), Err("reset")]))).chain([Ok(rest(&[]))]).collect();
     let run = run(at_once(&[Err("reset")]), None, Some(rests), 0).await;
     assert!(run.ended.is_none());
     assert_eq!(run.text.len() as u64, u64::from(3 * REOPENINGS) * PROGRESS);
