@@ -204,13 +204,13 @@ async fn pump(shared: Arc<Shared>, health: Arc<Health>, mut consumer: Consumer, 
 
 fn watch_over(tasks: &mut JoinSet<()>, connection: &Connection, health: &Arc<Health>) {
     let status = connection.status().clone();
-    let (watcher, watched) = (Arc::clone(health), Arc::clone(health));
-    tasks.spawn(listen(connection.events_listener(), watcher));
+    tasks.spawn(listen(connection.events_listener(), Arc::clone(health)));
+    let health = Arc::clone(health);
     tasks.spawn(async move {
         while status.connected() {
             tokio::time::sleep(WATCHDOG).await;
         }
-        watched.end("the connection was closed");
+        health.end("the connection was closed");
     });
 }
 
