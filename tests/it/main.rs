@@ -4,5 +4,16 @@
 #![expect(unreachable_pub, reason = "one binary, nothing is exported")]
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
+mod bad_jobs;
+mod delivery;
+mod drain;
+mod enqueue;
+mod faults;
 mod harness;
+mod layering;
+mod names;
+mod reload;
+mod secrets;
+mod shop;
 mod testbed;
+mod twice;

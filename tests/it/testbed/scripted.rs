@@ -193,6 +193,11 @@ impl ScriptedS3 {
         self.calls.lock().unwrap().iter().flat_map(Call::violations).collect()
     }
 
+    /// Calls with one customer's session for another customer's bucket. Must stay empty.
+    pub fn foreign_calls(&self) -> Vec<String> {
+        self.store().foreign.clone()
+    }
+
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, LostReply> {
         let (head, body) = request.into_parts();
         let Ok(body) = body.collect().await else { return Err(LostReply) };

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use jiff::Timestamp;
 
 use super::call::{Call, Reply, escape};
-use super::store::{Object, Part, Store, Upload, crc, etag, whole_second};
+use super::store::{Object, Part, Session, Store, Upload, crc, etag, whole_second};
 use crate::testbed::MIB;
 
 type Answer = Result<Reply, Reply>;
@@ -40,7 +40,8 @@ impl Store {
 
     fn assume_role(&mut self, call: &Call) -> Reply {
         let id = format!("ASIASCRIPTED{:08}", self.draw());
-        self.sessions.insert(id.clone(), Instant::now() + self.session_lasts);
+        let account = call.asked("RoleArn").split(':').nth(4).unwrap_or_default().to_owned();
+        self.sessions.insert(id.clone(), Session { account, ends: Instant::now() + self.session_lasts });
         let ends = Timestamp::now() + self.session_lasts;
         let role = escape(call.asked("RoleArn"));
         let name = escape(call.asked("RoleSessionName"));
@@ -54,18 +55,24 @@ impl Store {
     }
 
     /// Session, bucket, region and owner, in the order of S3.
-    fn admit(&self, call: &Call) -> Result<(), Reply> {
-        if call.access_key_id.starts_with("ASIA") {
-            let Some(ends) = self.sessions.get(&call.access_key_id) else {
+    fn admit(&mut self, call: &Call) -> Result<(), Reply> {
+        let session = self.sessions.get(&call.access_key_id);
+        match session {
+            None if call.access_key_id.starts_with("ASIA") => {
                 return Err(Reply::error(call, 403, "InvalidAccessKeyId", "The key id does not exist in our records."));
-            };
-            if *ends <= Instant::now() {
+            }
+            Some(session) if session.ends <= Instant::now() => {
                 return Err(Reply::error(call, 400, "ExpiredToken", "The provided token has expired."));
             }
+            _ => {}
         }
         let Some(bucket) = self.buckets.get(&call.bucket) else {
             return Err(Reply::error(call, 404, "NoSuchBucket", "The specified bucket does not exist"));
         };
+        if session.is_some_and(|session| session.account != bucket.owner) {
+            self.foreign.push(format!("{} {}/{}", call.operation, call.bucket, call.key));
+            return Err(Reply::error(call, 403, "AccessDenied", "Access Denied"));
+        }
         if bucket.region != call.region {
             let message = "The bucket you are attempting to access must be addressed using the specified endpoint.";
             let reply = Reply::error(call, 301, "PermanentRedirect", message);

@@ -55,10 +55,19 @@ pub struct Bucket {
 }
 
 #[derive(Debug)]
+pub struct Session {
+    /// The account of the role.
+    pub account: String,
+    pub ends: Instant,
+}
+
+#[derive(Debug)]
 pub struct Store {
     pub buckets: BTreeMap<String, Bucket>,
     pub uploads: BTreeMap<String, Upload>,
-    pub sessions: BTreeMap<String, Instant>,
+    pub sessions: BTreeMap<String, Session>,
+    /// Calls with one customer's session for another customer's bucket.
+    pub foreign: Vec<String>,
     pub session_lasts: Duration,
     pub drawn: u32,
 }
@@ -69,6 +78,7 @@ impl Default for Store {
             buckets: BTreeMap::new(),
             uploads: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            foreign: Vec::new(),
             session_lasts: Duration::from_secs(3600),
             drawn: 0,
         }
@@ -98,7 +108,7 @@ impl Store {
     }
 
     pub fn expire_sessions(&mut self) {
-        self.sessions.values_mut().for_each(|expiry| *expiry = Instant::now());
+        self.sessions.values_mut().for_each(|session| session.ends = Instant::now());
     }
 
     pub fn draw(&mut self) -> u32 {
