@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use futures_util::stream::{self, StreamExt as _};
 
-use super::Exit;
+use super::{Exit, complain};
 use crate::config::Config;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
@@ -26,7 +26,7 @@ const WINDOW: usize = 64;
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Jobs from a file or standard input, or one job from flags.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct EnqueueArgs {
     /// One job, or one job per line (NDJSON); `-` is standard input. A file is checked whole before anything is published
     #[arg(value_name = "FILE|-", required_unless_present = "source", conflicts_with_all = ["source", "to", "key", "id"])]
@@ -74,16 +74,14 @@ impl From<LaneArg> for Lane {
 
 /// Runs the command.
 pub async fn execute(args: EnqueueArgs, config: Config, json: bool) -> Exit {
+    if config.broker.url.is_none() {
+        return complain("broker.url is missing; set it to the broker that the jobs go to", Exit::Config);
+    }
     match run(args, config, json).await {
         Ok(exit) => exit,
-        Err(Stop::Input(refusal)) => {
-            eprintln!("{refusal}");
-            Exit::Failed
-        }
-        Err(Stop::Queue(problem)) => {
-            eprintln!("{problem}");
-            if matches!(problem, QueueError::Unavailable(_)) { Exit::Unavailable } else { Exit::Failed }
-        }
+        Err(Stop::Input(refusal)) => complain(&refusal.to_string(), Exit::Failed),
+        Err(Stop::Queue(problem @ QueueError::Unavailable(_))) => complain(&problem.to_string(), Exit::Unavailable),
+        Err(Stop::Queue(problem)) => complain(&problem.to_string(), Exit::Failed),
     }
 }
 
@@ -139,7 +137,7 @@ impl Sent {
     fn exit(&self, report: &Report) -> Exit {
         report.end(&format!("{} published, {} not", self.published, self.failed));
         match (self.published, self.failed) {
-            (_, 0) => Exit::Ok,
+            (_, 0) => Exit::Done,
             (0, _) if self.unavailable => Exit::Unavailable,
             (0, _) => Exit::Failed,
             _ => Exit::Partly,

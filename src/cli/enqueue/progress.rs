@@ -1,6 +1,6 @@
 //! What the user sees: a bar on a terminal, a line per job with `--json`, and a summary.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -60,18 +60,23 @@ impl Report {
 
     /// A note for people.
     pub(super) fn say(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        // Standard error may be closed; that ends nothing.
+        self.bar.suspend(|| drop(writeln!(std::io::stderr(), "{text}")));
     }
 
     /// The last words.
     pub(super) fn end(&self, summary: &str) {
         self.bar.finish_and_clear();
-        if self.json { eprintln!("{summary}") } else { println!("{summary}") }
+        if self.json {
+            self.say(summary);
+        } else {
+            crate::cli::print(summary);
+        }
     }
 
     fn line(&self, data: &Value) {
         if self.json {
-            println!("{data}");
+            crate::cli::print(&data.to_string());
         }
     }
 }

@@ -139,7 +139,7 @@ async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> 
 
 fn exit(tally: Tally, unpublished: u64) -> Exit {
     if tally.bad == 0 && tally.open == 0 && unpublished == 0 {
-        Exit::Ok
+        Exit::Done
     } else if tally.good > 0 {
         Exit::Partly
     } else {
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn the_exit_code_says_how_it_went() {
         let exit = |good, bad, open, unpublished| exit(Tally { good, bad, open }, unpublished);
-        assert_eq!(exit(3, 0, 0, 0), Exit::Ok);
+        assert_eq!(exit(3, 0, 0, 0), Exit::Done);
         assert_eq!(exit(2, 1, 0, 0), Exit::Partly);
         assert_eq!(exit(2, 0, 1, 0), Exit::Partly);
         assert_eq!(exit(2, 0, 0, 1), Exit::Partly);
