@@ -1,33 +1,57 @@
-//! `consign topology`: shows or declares the exchanges and queues.
+//! `consign topology print | apply`: the exchanges and queues on RabbitMQ.
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
+use secrecy::ExposeSecret as _;
 
-use super::Exit;
-use crate::config::Config;
+use super::{Exit, complain};
+use crate::config::{BrokerConfig, Config};
+use crate::queue::QueueError;
+use crate::queue::amqp::{self, Topology};
 
 /// What to do with the topology.
 #[derive(Debug, Clone, Subcommand)]
 pub enum TopologyArgs {
-    /// Print it
+    /// Show it; with --json as a definitions file of RabbitMQ, for `rabbitmqctl import_definitions`
     Print {
-        /// "json" for reading, "rabbitmq" as definitions to import
-        #[arg(long, value_enum, default_value_t = TopologyFormat::Json)]
-        format: TopologyFormat,
+        /// The virtual host in the definitions [default: that of broker.url, or /]
+        #[arg(long)]
+        vhost: Option<String>,
     },
-    /// Declare it on the broker; what is there already must be the same
+    /// Declare it on the broker; what is there already must be the same, and nothing is deleted
     Apply,
 }
 
-/// How the topology is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TopologyFormat {
-    /// Exchanges, queues and bindings as a list
-    Json,
-    /// The definitions file of RabbitMQ
-    Rabbitmq,
+/// Runs the command.
+pub async fn execute(args: TopologyArgs, config: Config, json: bool) -> Exit {
+    match args {
+        TopologyArgs::Print { vhost } => print(&config.broker, vhost, json),
+        TopologyArgs::Apply => apply(&config.broker, &config.worker.id, json).await,
+    }
 }
 
-/// Prints or declares.
-pub async fn execute(_args: TopologyArgs, _config: Config, _json: bool) -> Exit {
-    super::complain("topology is not wired yet", Exit::Failed)
+fn print(broker: &BrokerConfig, vhost: Option<String>, json: bool) -> Exit {
+    let topology = Topology::new(&broker.prefix);
+    if !json {
+        return super::print(&topology.lines().join("\n"));
+    }
+    let vhost = vhost.or_else(|| amqp::vhost(broker).ok()).unwrap_or_else(|| "/".to_owned());
+    super::print(&format!("{:#}", topology.definitions(&vhost)))
+}
+
+async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
+    match &broker.url {
+        None => {
+            return complain("broker.url is missing; set it to the broker that shall have the topology", Exit::Config);
+        }
+        Some(url) if url.expose_secret().starts_with("sqlite:") => {
+            return complain("the embedded queue makes its tables itself; there is nothing to apply", Exit::Done);
+        }
+        Some(_) => {}
+    }
+    match amqp::apply_topology(broker, name).await {
+        Ok(()) if json => super::print(&serde_json::json!({ "prefix": broker.prefix, "applied": true }).to_string()),
+        Ok(()) => super::print(&format!("the topology of `{}` is declared", broker.prefix)),
+        Err(problem @ QueueError::Unavailable(_)) => complain(&problem.to_string(), Exit::Unavailable),
+        Err(problem) => complain(&problem.to_string(), Exit::Failed),
+    }
 }

@@ -9,7 +9,7 @@ use consign::config::BrokerConfig;
 use consign::lane::Lane;
 use consign::metrics::Metrics;
 use consign::outcome::Step;
-use consign::queue::amqp::{Amqp, Outcomes, apply_topology};
+use consign::queue::amqp::{Amqp, Outcomes, Topology, apply_topology};
 use consign::queue::{Delivery, Event, Properties, Publication, Queue, QueueError, Settlement};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -28,7 +28,7 @@ struct Rabbit {
 
 impl Rabbit {
     async fn new(name: &str) -> Self {
-        let url = std::env::var("CONSIGN_TEST_AMQP").expect("CONSIGN_TEST_AMQP is not set: run tests/run");
+        let url = std::env::var("CONSIGN_TEST_AMQP_URL").expect("CONSIGN_TEST_AMQP_URL is not set: use tests/run");
         let config = config(&url, &format!("{name}-{}", uuid::Uuid::new_v4().simple()));
         apply_topology(&config, "test").await.unwrap();
         let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
@@ -72,6 +72,22 @@ impl Rabbit {
     /// Ends the session of a worker: the broker cancels one of its consumers.
     async fn delete(&self, last: &str) {
         self.channel.queue_delete(self.name(last).into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+}
+
+impl Drop for Rabbit {
+    /// A node with thousands of quorum queues is a slow node.
+    fn drop(&mut self) {
+        let definitions = Topology::new(&self.config.prefix).definitions("/");
+        let own = ["seen", "answers"].map(|last| self.name(last));
+        let names =
+            definitions["queues"].as_array().unwrap().iter().map(|queue| queue["name"].as_str().unwrap().to_owned());
+        let delete = async {
+            for name in names.chain(own) {
+                let _ = self.channel.queue_delete(name.into(), QueueDeleteOptions::default()).await;
+            }
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(delete));
     }
 }
 

@@ -134,9 +134,24 @@ async fn within<T>(
     future: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, QueueError> {
     match tokio::time::timeout(limit, future).await {
-        Ok(result) => result.map_err(|e| QueueError::Unavailable(format!("{what}: {}", text(&e)))),
+        Ok(result) => result.map_err(|e| refused_or_away(what, &e)),
         Err(_) => Err(QueueError::Unavailable(format!("{what}: no answer within {} s", limit.as_secs()))),
     }
+}
+
+/// What a missing part of the topology leads to, or a broken connection.
+fn refused_or_away(what: &str, error: &lapin::Error) -> QueueError {
+    if is_missing(error) { missing(error) } else { QueueError::Unavailable(format!("{what}: {}", text(error))) }
+}
+
+/// True for the broker's 404.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(refusal) if refusal.get_id() == 404)
+}
+
+/// The broker's 404, with the remedy.
+pub(super) fn missing(error: &lapin::Error) -> QueueError {
+    QueueError::Topology(format!("{}; run `consign topology apply`", text(error)))
 }
 
 /// Says goodbye, but doesn't wait long for an answer.

@@ -61,21 +61,21 @@ pub(super) struct Loan {
 }
 
 #[derive(Debug, Default)]
-struct Shelf {
-    fetched: VecDeque<Fetched>,
+struct Waiting {
+    deliveries: VecDeque<Fetched>,
     closed: bool,
 }
 
 /// What was fetched for one lane. Bounded by the prefetch.
 #[derive(Debug, Default)]
 struct Backlog {
-    shelf: Mutex<Shelf>,
+    waiting: Mutex<Waiting>,
     changed: Notify,
 }
 
 impl Backlog {
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,12 +102,12 @@ impl Intake {
     /// Keeps a delivery for the worker. After [`Intake::close`] it is handed back to the caller, who gives it back.
     pub(super) fn put(&self, lane: Lane, fetched: Fetched) -> Option<Fetched> {
         let backlog = self.backlog(lane);
-        let mut shelf = backlog.shelf();
-        if shelf.closed {
+        let mut waiting = backlog.lock();
+        if waiting.closed {
             return Some(fetched);
         }
-        shelf.fetched.push_back(fetched);
-        drop(shelf);
+        waiting.deliveries.push_back(fetched);
+        drop(waiting);
         backlog.changed.notify_one();
         None
     }
@@ -120,11 +120,11 @@ impl Intake {
             let mut changed = std::pin::pin!(changed);
             changed.as_mut().enable();
             {
-                let mut shelf = backlog.shelf();
-                if shelf.closed {
+                let mut waiting = backlog.lock();
+                if waiting.closed {
                     return None;
                 }
-                if let Some(fetched) = shelf.fetched.pop_front() {
+                if let Some(fetched) = waiting.deliveries.pop_front() {
                     let (delivery, loan) = fetched.hand_out(lane);
                     self.loans().insert(delivery.ticket, loan);
                     return Some(delivery);
@@ -147,7 +147,7 @@ impl Intake {
     /// The session is over: what was fetched comes again, and what is on loan can't be settled any more.
     pub(super) fn forget(&self) {
         for backlog in &self.backlogs {
-            backlog.shelf().fetched.clear();
+            backlog.lock().deliveries.clear();
         }
         self.loans().clear();
     }
@@ -156,10 +156,10 @@ impl Intake {
     pub(super) fn close(&self) -> Vec<Fetched> {
         let mut left = Vec::new();
         for backlog in &self.backlogs {
-            let mut shelf = backlog.shelf();
-            shelf.closed = true;
-            left.extend(shelf.fetched.drain(..));
-            drop(shelf);
+            let mut waiting = backlog.lock();
+            waiting.closed = true;
+            left.extend(waiting.deliveries.drain(..));
+            drop(waiting);
             backlog.changed.notify_waiters();
         }
         left
@@ -167,7 +167,7 @@ impl Intake {
 
     /// Whether [`Intake::close`] was called.
     pub(super) fn is_closed(&self) -> bool {
-        self.backlogs[0].shelf().closed
+        self.backlogs[0].lock().closed
     }
 }
 

@@ -55,7 +55,7 @@ impl Publisher {
 
     /// Publishes and awaits the confirm. While the broker blocks publishers (an alarm), this waits without a time-out.
     ///
-    /// `Refused`: returned, nacked or forbidden. `Unavailable`: it may or may not have arrived.
+    /// `Refused`: returned, nacked or forbidden. `Topology`: the exchange is not there. `Unavailable`: it may or may not have arrived.
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
         let _permit = self.permits.acquire().await.map_err(|_| closed())?;
         let channel = self.channel().await?;
@@ -67,6 +67,7 @@ impl Publisher {
                 verdict(confirmation)
             }
             Err(Problem::Name(error)) => Err(error),
+            Err(Problem::Broker(error)) if connection::is_missing(&error) => Err(connection::missing(&error)),
             Err(Problem::Broker(error)) if error.is_amqp_soft_error() => {
                 Err(QueueError::Refused(connection::text(&error)))
             }

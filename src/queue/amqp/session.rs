@@ -26,7 +26,7 @@ use crate::retry::Retry;
 /// A session that lasted this long starts the back-off anew.
 const STABLE: Duration = Duration::from_mins(1);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How often a connection is looked at, should its end have caused no event.
 const WATCHDOG: Duration = Duration::from_secs(5);
 
@@ -204,13 +204,13 @@ async fn pump(shared: Arc<Shared>, health: Arc<Health>, mut consumer: Consumer, 
 
 fn watch_over(tasks: &mut JoinSet<()>, connection: &Connection, health: &Arc<Health>) {
     let status = connection.status().clone();
-    let (watcher, watched) = (Arc::clone(health), Arc::clone(health));
-    tasks.spawn(listen(connection.events_listener(), watcher));
+    tasks.spawn(listen(connection.events_listener(), Arc::clone(health)));
+    let health = Arc::clone(health);
     tasks.spawn(async move {
         while status.connected() {
             tokio::time::sleep(WATCHDOG).await;
         }
-        watched.end("the connection was closed");
+        health.end("the connection was closed");
     });
 }
 

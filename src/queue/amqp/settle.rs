@@ -85,10 +85,13 @@ fn merged(original: Option<&FieldTable>, set: BTreeMap<String, String>) -> Resul
     Ok(table)
 }
 
+/// How a text is put into properties.
+type With = fn(BasicProperties, ShortString) -> BasicProperties;
+
 /// All but `expiration` (it would end the wait early), `user_id` (the broker compares it with the login) and `cluster_id`.
 fn without_broker_fields(original: &BasicProperties) -> BasicProperties {
     let mut copy = BasicProperties::default();
-    let texts: [(&Option<ShortString>, fn(BasicProperties, ShortString) -> BasicProperties); 7] = [
+    let texts: [(&Option<ShortString>, With); 7] = [
         (original.content_type(), BasicProperties::with_content_type),
         (original.content_encoding(), BasicProperties::with_content_encoding),
         (original.correlation_id(), BasicProperties::with_correlation_id),

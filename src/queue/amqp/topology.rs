@@ -367,6 +367,20 @@ mod tests {
     }
 
     #[test]
+    fn the_definitions_in_deploy_are_these() {
+        let deployed: Value = serde_json::from_str(include_str!("../../../deploy/rabbitmq/definitions.json")).unwrap();
+        let ours = Topology::new("consign").definitions("/");
+        for section in ["exchanges", "queues", "bindings"] {
+            let sorted = |from: &Value| {
+                let mut parts: Vec<_> = from[section].as_array().unwrap().iter().map(Value::to_string).collect();
+                parts.sort();
+                parts
+            };
+            assert_eq!(sorted(&deployed), sorted(&ours), "{section}");
+        }
+    }
+
+    #[test]
     fn definitions_name_the_vhost_everywhere() {
         let definitions = Topology::new("p").definitions("/v");
         for section in ["exchanges", "queues", "bindings"] {
