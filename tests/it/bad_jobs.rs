@@ -64,7 +64,8 @@ impl Bad {
         if !message.contains(&self.expect_field) {
             return Some(format!("{name}: {} is not named in: {message}", self.expect_field));
         }
-        (dead.body != self.bytes()).then(|| format!("{name}: the body was touched"))
+        let untouched = dead.body == self.bytes() && dead.content_type == self.content_type;
+        (!untouched).then(|| format!("{name}: the body was touched"))
     }
 }
 
