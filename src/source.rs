@@ -77,7 +77,7 @@ impl Sources {
         config: SourceConfig,
         min_rate: u64,
         metrics: Arc<Metrics>,
-        staging: Option<aws_sdk_s3::Client>,
+        staging: Option<s3::Client>,
     ) -> Result<Self, String> {
         let limits = Limits::new(min_rate);
         let guard = Guard { allow_http: config.allow_http, allow_private_networks: config.allow_private_networks };

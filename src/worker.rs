@@ -416,6 +416,7 @@ fn log(case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
                 class = failure.map(|f| f.class().as_str()),
                 reason = failure.map(|f| f.reason.as_str()),
                 cause = failure.map(|f| f.message.as_str()),
+                hint = failure.map(|f| f.hint.as_str()).filter(|hint| !hint.is_empty()),
                 aws_request_id = failure.and_then(|f| f.aws_request_id.as_deref()),
                 traceparent = case.properties.headers.get("traceparent"),
                 tracestate = case.properties.headers.get("tracestate"),

@@ -1,6 +1,6 @@
 //! `s3://` sources in the staging buckets, read with the worker's own identity.
 
-use aws_sdk_s3::Client;
+pub(super) use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
