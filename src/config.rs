@@ -2,6 +2,21 @@
 //!
 //! `raw` is the serde mirror, `validate` turns it into these types and reports all problems at once. Each module
 //! receives its own section by value, never the whole.
+//!
+//! [`load`] does it all: `layers` reads files, environment and flags and remembers where each value stands, `decode` makes the
+//! mirror of the merged tree, `keys` answers questions about the schema, `show` lists what came of it.
+
+mod decode;
+mod keys;
+mod layers;
+mod load;
+mod problems;
+pub mod raw;
+mod show;
+#[cfg(test)]
+mod tests;
+pub mod units;
+mod validate;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -9,9 +24,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
-use crate::destination::{Destinations, Region, RoleArn};
+use crate::destination::{Destinations, Invalid, Region, RoleArn};
+
+pub use load::{Loaded, Reload, load, load_from, load_str};
+pub use problems::{Place, Problem, Problems};
+pub use raw::schema;
+pub use show::Setting;
 
 /// Everything `consign` can be told.
 #[derive(Debug, Clone)]
@@ -59,6 +79,22 @@ pub struct BrokerConfig {
     pub client_key_file: Option<PathBuf>,
     /// Plain amqp beyond loopback.
     pub allow_plaintext: bool,
+}
+
+impl BrokerConfig {
+    /// The URL for a command that needs a broker.
+    ///
+    /// # Errors
+    /// A problem of the configuration (exit 78): there is none, or it is of a kind this version can't serve.
+    pub fn required_url(&self) -> Result<&SecretString, Invalid> {
+        let remedy = "is required by this command; set it, broker.url_file or CONSIGN__BROKER__URL";
+        let url = self.url.as_ref().ok_or_else(|| Invalid::new("broker.url", remedy))?;
+        if url.expose_secret().starts_with("sqlite:") {
+            let remedy = "the embedded queue (sqlite:) comes with a later version; use amqps:// or amqp://";
+            return Err(Invalid::new("broker.url", remedy));
+        }
+        Ok(url)
+    }
 }
 
 /// `[worker]`: how much at once.

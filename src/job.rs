@@ -3,6 +3,11 @@
 //! Bytes become a [`Job`] in [`wire`] (versioned JSON) or [`compact`] (the bincode form); nothing else makes one.
 
 pub mod compact;
+mod location;
+mod rejected;
+#[cfg(test)]
+mod tests;
+mod validate;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -14,6 +19,47 @@ use jiff::Timestamp;
 use crate::destination::{Destination, DestinationId};
 
 pub use crate::destination::Invalid;
+pub use rejected::Rejected;
+
+/// Reads a message as a job: JSON or the compact form by its `content_type`, everything checked that can be checked without the
+/// configuration.
+///
+/// `message_id`, if set, must be the job's id; a rejection of a body without a readable id is identified by it.
+pub fn parse(content_type: Option<&str>, message_id: Option<&str>, body: &[u8]) -> Result<Job, Rejected> {
+    let parsed = match Form::of(content_type) {
+        Some(Form::Json) => wire::parse(body),
+        Some(Form::Compact) => compact::parse(body),
+        None => Err(Rejected::job("content_type", UNKNOWN_FORM)),
+    };
+    let job = parsed.map_err(|rejected| rejected.identified(rejected::Identity::of(message_id, None)))?;
+    match message_id {
+        Some(given) if given != job.id.as_str() => {
+            let rejected = Rejected::job("message_id", "differs from the job's id; set both alike, or leave it out");
+            Err(rejected.identified(rejected::Identity::of(Some(job.id.as_str()), Some(job.destination.id().as_str()))))
+        }
+        _ => Ok(job),
+    }
+}
+
+const UNKNOWN_FORM: &str =
+    "is not known; send application/json (or none) or application/vnd.consign.job.v1+bincode, as the body is";
+
+/// The two forms of a job.
+enum Form {
+    Json,
+    Compact,
+}
+
+impl Form {
+    fn of(content_type: Option<&str>) -> Option<Self> {
+        let Some(given) = content_type else { return Some(Self::Json) };
+        let essence = given.split(';').next().unwrap_or_default().trim();
+        if essence.eq_ignore_ascii_case("application/json") {
+            return Some(Self::Json);
+        }
+        essence.eq_ignore_ascii_case(compact::CONTENT_TYPE).then_some(Self::Compact)
+    }
+}
 
 /// One file to deliver as one object.
 #[derive(Debug, Clone)]
@@ -104,8 +150,8 @@ pub struct Source {
     pub etag: Option<String>,
 }
 
-/// A parsed source URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A parsed source URL. Its `Debug` leaves the query out.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Location {
     /// `file:///absolute/path`, below `source.file_root`.
     File(std::path::PathBuf),

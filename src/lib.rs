@@ -24,14 +24,22 @@
 //! | L1a | `config` | sections, validated |
 //! | L0 | `outcome`, `destination`, `job`, `lane` | the vocabulary: pure, valid by construction |
 
+pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod destination;
 pub mod job;
 pub mod lane;
 pub mod metrics;
 pub mod outcome;
+pub mod policy;
 pub mod queue;
 pub mod retry;
 pub mod session;
+pub mod shutdown;
 pub mod source;
+pub mod telemetry;
+pub mod transfer;
 pub mod upload;
+pub mod worker;

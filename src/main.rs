@@ -1,1 +1,63 @@
-fn main() {}
+//! Arguments, configuration, telemetry, runtime, command, in this order: how to log is itself configured, so whatever is
+//! wrong before that is said in plain text.
+
+use std::process::ExitCode;
+
+use consign::cli::{self, Cli, Command, Exit};
+use consign::{config, telemetry};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    telemetry::log_panics();
+    match Cli::from_arguments(std::env::args_os()) {
+        Ok(cli) => start(cli).into(),
+        Err(usage) => {
+            let _ = usage.print();
+            u8::try_from(usage.exit_code()).unwrap_or(Exit::Usage.code()).into()
+        }
+    }
+}
+
+fn start(cli: Cli) -> Exit {
+    let reload = cli.global.reload();
+    match &cli.command {
+        Command::Schema(args) => return cli::schema::execute(args),
+        Command::Config(args) => return cli::config::execute(args, &reload, cli.global.json),
+        _ => {}
+    }
+    let loaded = match reload.load() {
+        Ok(loaded) => loaded,
+        Err(problems) => return cli::complain_about(&problems),
+    };
+    let log = match telemetry::init(&cli.command.log(&loaded)) {
+        Ok(log) => log,
+        Err(problem) => return cli::complain(&format!("logging can't begin: {problem}"), Exit::Failed),
+    };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(problem) => return cli::complain(&format!("threads can't be started: {problem}"), Exit::Failed),
+    };
+    let exit = runtime.block_on(execute(cli, loaded.config, reload, log));
+    // A thread that still reads stdin or a slow disk must not hold the exit up.
+    runtime.shutdown_background();
+    exit
+}
+
+/// At least two threads, so that one that is busy with a large file does not keep heartbeats and probes waiting.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let threads = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
+
+async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: telemetry::Log) -> Exit {
+    let json = cli.global.json;
+    match cli.command {
+        Command::Run(args) => cli::run::execute(args, config, reload, log).await,
+        Command::Enqueue(args) => cli::enqueue::execute(args, config, json).await,
+        Command::Topology(args) => cli::topology::execute(args, config, json).await,
+        Command::Config(args) => cli::config::execute(&args, &reload, json),
+        Command::Schema(args) => cli::schema::execute(&args),
+    }
+}

@@ -408,3 +408,6 @@ fn touch<const N: usize>(counters: &IntCounterVec, labels: &[[&str; N]]) {
         counters.with_label_values(combination);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ mod ladder;
 use std::time::Duration;
 
 pub use decide::{Disposition, History, Policy, decide};
-pub use event::{Encryption, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
+pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
 pub use ladder::Step;
 
 /// Who can do something about a failure, and so what follows from it. A closed set; also a metric label.

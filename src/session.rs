@@ -1,1 +1,227 @@
-//! Stub.
+//! Sessions: an S3 client per destination, made from an assumed role or an access key, kept as long as it is good.
+//!
+//! Contract: any number of callers may ask for the same destination at once and STS is asked once (single flight). A session
+//! is renewed `refresh_before` its end; if STS is away then, the old one serves until a minute before its end. A refusal is
+//! remembered for `denied_for`. No lock is held for more than one destination. Sessions are never shared between tenants,
+//! roles, external ids, regions or session policies: all of them are the cache key.
+
+mod assume;
+mod cache;
+mod identity;
+mod static_key;
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    BehaviorVersion, Credentials, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
+};
+
+use crate::config::{AwsConfig, SessionConfig};
+use crate::destination::{Auth, BucketName, Destination, DestinationId, ExternalId, Prefix, Region, SecretSource};
+use crate::metrics::{Metrics, SessionRequest};
+use crate::outcome::{Failure, Reason};
+use cache::{Cache, Fetched, How};
+pub use identity::Identity;
+
+/// The longest a TCP and TLS connection to S3 or STS may take to be made. One value for all clients: different ones would
+/// split the connection pool.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A session that nobody asked for this long is forgotten.
+const IDLE: Duration = Duration::from_hours(2);
+
+/// An S3 client with the credentials of one destination.
+#[derive(Debug)]
+pub struct Session {
+    /// The client. Retries are off: whoever calls knows what may be repeated.
+    pub client: aws_sdk_s3::Client,
+    /// When the credentials end; `None` for access keys.
+    pub expires_at: Option<SystemTime>,
+}
+
+/// What tells sessions apart. Everything that goes into AssumeRole or its policy is part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    tenant: Option<String>,
+    /// The role's ARN, or the access key id.
+    principal: Arc<str>,
+    external_id: Option<ExternalId>,
+    secret_file: Option<std::path::PathBuf>,
+    region: Region,
+    bucket: BucketName,
+    prefix: Prefix,
+    kms: Option<Arc<str>>,
+    /// Two destinations that agree in all the rest share one; two with the same access key id and other secrets must not.
+    owner: Option<DestinationId>,
+}
+
+/// The cache of sessions. Built once.
+#[derive(Debug)]
+pub struct Sessions {
+    config: SessionConfig,
+    aws: AwsConfig,
+    identity: Identity,
+    cache: Cache<Key, Arc<Session>>,
+    learnt: RwLock<HashMap<(DestinationId, BucketName), Region>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Sessions {
+    /// An empty cache. Nothing is called yet.
+    pub fn new(config: SessionConfig, aws: AwsConfig, identity: Identity, metrics: Arc<Metrics>) -> Self {
+        let cache = Cache::new(config.capacity, IDLE, config.refresh_before, config.denied_for);
+        Self { config, aws, identity, cache, learnt: RwLock::default(), metrics }
+    }
+
+    /// The session of a destination: from the cache, or by one call of STS however many ask at once.
+    ///
+    /// Errors: `assume_role_denied`, `role_auth_off`, `access_key_invalid` (destination), `sts_unavailable`, `throttled`
+    /// (transient), `identity_denied`, `clock_skew` (worker).
+    pub async fn get(&self, destination: &Destination) -> Result<Arc<Session>, Failure> {
+        let region = self.region(destination);
+        let answer = self.cache.get(Self::key(destination, &region), || self.fetch(destination, &region)).await;
+        self.count(answer)
+    }
+
+    /// Another session than `stale`, which S3 has refused: fetched anew unless somebody else already did.
+    pub async fn renew(&self, destination: &Destination, stale: &Arc<Session>) -> Result<Arc<Session>, Failure> {
+        let region = self.region(destination);
+        let key = Self::key(destination, &region);
+        let is_stale = |current: &Arc<Session>| Arc::ptr_eq(current, stale);
+        let answer = self.cache.renew(key, is_stale, || self.fetch(destination, &region)).await;
+        self.count(answer)
+    }
+
+    /// Remembers where the bucket really lives; later sessions of this destination go there.
+    ///
+    /// Returns false when that was known already, so that nobody goes round in circles.
+    pub fn learn_region(&self, destination: &Destination, region: &Region) -> bool {
+        let Ok(mut learnt) = self.learnt.write() else { return false };
+        let place = (destination.id.clone(), destination.bucket.clone());
+        learnt.insert(place, region.clone()).as_ref() != Some(region)
+    }
+
+    /// The region requests of this destination go to: the learnt one, else the configured one.
+    pub fn region(&self, destination: &Destination) -> Region {
+        let learnt = self.learnt.read().ok();
+        let known = learnt
+            .filter(|learnt| !learnt.is_empty())
+            .and_then(|learnt| learnt.get(&(destination.id.clone(), destination.bucket.clone())).cloned());
+        known.unwrap_or_else(|| destination.region.clone())
+    }
+
+    /// How many sessions are kept.
+    pub fn len(&self) -> u64 {
+        self.cache.len()
+    }
+
+    /// True while no session is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets everything that was remembered about refusals, after a reload or a repair.
+    pub fn forget_refusals(&self) {
+        self.cache.forget_refusals();
+    }
+
+    fn count(&self, answer: (How, Result<Arc<Session>, Failure>)) -> Result<Arc<Session>, Failure> {
+        let (how, result) = answer;
+        let denied = result.as_ref().is_err_and(|f| f.class() == crate::outcome::Class::Destination);
+        self.metrics.session_request(match how {
+            _ if denied => SessionRequest::Denied,
+            How::Hit => SessionRequest::Hit,
+            How::Fetched => SessionRequest::Miss,
+            How::Waited => SessionRequest::Coalesced,
+        });
+        if how == How::Fetched {
+            self.metrics.set_sessions(self.cache.len());
+        }
+        result
+    }
+
+    fn key(destination: &Destination, region: &Region) -> Key {
+        let mut key = Key {
+            tenant: destination.tenant.clone(),
+            principal: "".into(),
+            external_id: None,
+            secret_file: None,
+            region: region.clone(),
+            bucket: destination.bucket.clone(),
+            prefix: destination.prefix.clone(),
+            kms: destination.encryption.as_ref().map(|kms| kms.key_arn.as_str().into()),
+            owner: None,
+        };
+        match &destination.auth {
+            Auth::IamRole { role_arn, external_id } => {
+                key.principal = role_arn.as_str().into();
+                key.external_id.clone_from(external_id);
+            }
+            Auth::AccessKey { access_key_id, secret } => {
+                key.principal = access_key_id.as_str().into();
+                key.owner = Some(destination.id.clone());
+                if let SecretSource::File(path) = secret {
+                    key.secret_file = Some(path.clone());
+                }
+            }
+        }
+        key
+    }
+
+    async fn fetch(&self, destination: &Destination, region: &Region) -> Result<Fetched<Arc<Session>>, Failure> {
+        let credentials = match &destination.auth {
+            Auth::IamRole { .. } if !self.config.role_auth => return Err(role_auth_off()),
+            Auth::IamRole { role_arn, external_id } => {
+                let role = assume::Role { arn: role_arn, external_id: external_id.as_ref(), destination, region };
+                assume::assume(&self.identity, &self.aws, &role, &self.metrics).await?
+            }
+            Auth::AccessKey { access_key_id, secret } => static_key::credentials(access_key_id, secret).await?,
+        };
+        let expires_at = credentials.expiry();
+        let lives = expires_at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+        let client = self.client(credentials, region);
+        Ok(Fetched { value: Arc::new(Session { client, expires_at }), lives })
+    }
+
+    fn client(&self, credentials: Credentials, region: &Region) -> aws_sdk_s3::Client {
+        let mut config = s3_config(&self.aws, self.identity.http_client(), region).credentials_provider(credentials);
+        // The credentials are fixed; the SDK's shared identity cache would only evict at random what we keep ourselves.
+        config.set_identity_cache(IdentityCache::no_cache());
+        aws_sdk_s3::Client::from_conf(config.build())
+    }
+}
+
+/// What every S3 client of this program has in common; credentials are still missing.
+fn s3_config(
+    aws: &AwsConfig,
+    http: aws_smithy_runtime_api::client::http::SharedHttpClient,
+    region: &Region,
+) -> aws_sdk_s3::config::Builder {
+    let mut config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(aws_sdk_s3::config::Region::new(region.as_str().to_owned()))
+        .http_client(http)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .disable_s3_express_session_auth(true)
+        .force_path_style(aws.force_path_style);
+    config.set_endpoint_url(aws.s3_endpoint_url.as_ref().map(endpoint));
+    config
+}
+
+/// The URL without the slash that `url` adds: the SDK appends paths to it.
+fn endpoint(url: &url::Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
+fn role_auth_off() -> Failure {
+    Failure::new(Reason::RoleAuthOff, "this worker has no AWS identity of its own and may not assume roles")
+        .hint("use an access key for this destination, or deliver it with a worker where session.role_auth is on")
+}

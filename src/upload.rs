@@ -1,1 +1,310 @@
-//! Stub.
+//! The upload: single or multipart, the abort guarantee, and the proof that what was asked is what is there.
+//!
+//! Contract: [`Uploader::upload`] ends with a complete object of proven length (and checksum) and a [`Receipt`], or with
+//! nothing new visible under the key. After every multipart failure the upload is aborted, or counted where the customer does
+//! not allow that. Requests are repeated inside (per part, a few times); a whole upload is not.
+
+mod budget;
+mod call;
+mod classify;
+mod multipart;
+mod part;
+mod plan;
+mod reconcile;
+mod single;
+mod verify;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use futures_util::{StreamExt as _, stream};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::UploadConfig;
+use crate::destination::{Checksum, Destination, ObjectKey};
+use crate::job::{IfExists, ObjectAttributes};
+use crate::metrics::Metrics;
+use crate::outcome::{Failure, Reason, Receipt};
+use crate::session::Sessions;
+use crate::source::file::FileSource;
+use crate::source::{SourceBody, SourceStream};
+use budget::Budget;
+use call::Calls;
+use part::{Part, PartReader, Pool};
+use plan::{Growing, Limits, Plan};
+
+/// Files up to this length are read whole before they are sent.
+const SMALL_FILE: u64 = 1 << 20;
+
+/// Uploads objects. Built once; holds the one budget of all buffered parts.
+#[derive(Debug)]
+pub struct Uploader {
+    config: UploadConfig,
+    limits: Limits,
+    sessions: Arc<Sessions>,
+    budget: Budget,
+    pool: Pool,
+    metrics: Arc<Metrics>,
+}
+
+/// What is to be there in the end.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The bucket and how it is entered.
+    pub destination: &'a Arc<Destination>,
+    /// The whole key.
+    pub key: &'a ObjectKey,
+    /// The object's headers; `content_encoding` is final.
+    pub attributes: &'a ObjectAttributes,
+    /// What happens when the key is taken.
+    pub if_exists: IfExists,
+    /// When this attempt began.
+    pub started: SystemTime,
+    /// When an earlier attempt of the same job may have written the object; `None` if there was none.
+    pub earlier: Option<SystemTime>,
+    /// Counts what was accepted, for the status page.
+    pub progress: &'a Progress,
+}
+
+/// How an upload ended well.
+#[derive(Debug)]
+pub enum Uploaded {
+    /// The object is there. `source_bytes` of the receipt is what was uploaded; compression makes it differ.
+    Stored(Receipt),
+    /// The key was taken, and the job wants to keep what is there.
+    Kept,
+}
+
+/// What S3 has accepted so far.
+#[derive(Debug, Default)]
+pub struct Progress {
+    bytes: AtomicU64,
+    parts: AtomicU32,
+}
+
+impl Progress {
+    /// Bytes accepted.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Parts accepted.
+    pub fn parts(&self) -> u32 {
+        self.parts.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: u64, parts: u32) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.parts.fetch_add(parts, Ordering::Relaxed);
+    }
+}
+
+impl Target<'_> {
+    fn owner(&self) -> Option<String> {
+        self.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned())
+    }
+}
+
+impl Uploader {
+    /// An uploader with a budget of `memory_budget` bytes for parts that must be held in memory.
+    pub fn new(config: UploadConfig, memory_budget: u64, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
+        let limits = Limits::new(&config, memory_budget);
+        let budget = Budget::new(memory_budget, metrics.clone());
+        Self { config, limits, sessions, budget, pool: Pool::default(), metrics }
+    }
+
+    /// Uploads `source` to `target`. `cancel` ends it early as `shutdown`, with nothing left behind.
+    pub async fn upload(
+        &self,
+        target: &Target<'_>,
+        source: SourceStream,
+        cancel: &CancellationToken,
+    ) -> Result<Uploaded, Failure> {
+        let calls = Calls {
+            sessions: self.sessions.clone(),
+            destination: target.destination.clone(),
+            metrics: self.metrics.clone(),
+            min_rate: self.config.min_rate,
+        };
+        let checked = target.destination.checksum == Checksum::Crc64Nvme;
+        match source.body {
+            SourceBody::File(file) => self.file(&calls, target, file, checked, cancel).await,
+            SourceBody::Chunks(chunks) => {
+                let reader = PartReader::new(chunks, self.budget.clone(), checked);
+                self.chunks(&calls, target, reader, source.length, cancel).await
+            }
+        }
+    }
+
+    async fn file(
+        &self,
+        calls: &Calls,
+        target: &Target<'_>,
+        file: Arc<FileSource>,
+        checked: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Uploaded, Failure> {
+        let length = file.length();
+        match plan::plan(Some(length), false, &self.limits)? {
+            Plan::Even { part_size, parts } => {
+                let pieces = stream::iter(1..=parts).then(|number| {
+                    let offset = u64::from(number - 1) * part_size;
+                    let size = part_size.min(length - offset);
+                    Part::of_file(file.clone(), self.pool.clone(), number, offset, size, checked)
+                });
+                let prove = async |sent| proven(sent, length).and_then(|()| file.verify_unchanged());
+                multipart::upload(calls, target, pieces, self.concurrency(), prove, cancel).await
+            }
+            Plan::Single(_) | Plan::Growing(_) => {
+                let part = if length <= SMALL_FILE {
+                    part::read_small(&file, checked).await?
+                } else {
+                    Part::of_file(file.clone(), self.pool.clone(), 1, 0, length, checked).await?
+                };
+                file.verify_unchanged()?;
+                let stored = self.put(calls, target, &part, cancel).await?;
+                file.count_read(length);
+                Ok(stored)
+            }
+        }
+    }
+
+    async fn chunks(
+        &self,
+        calls: &Calls,
+        target: &Target<'_>,
+        mut reader: PartReader,
+        length: Option<u64>,
+        cancel: &CancellationToken,
+    ) -> Result<Uploaded, Failure> {
+        let plan = plan::plan(length, true, &self.limits)?;
+        let first_size = match plan {
+            // One byte more than announced is asked for, so that a longer source shows.
+            Plan::Single(size) => size.max(1),
+            Plan::Even { part_size, .. } => part_size,
+            Plan::Growing(growing) => growing.size(1)?,
+        };
+        let first = cancellable(cancel, reader.next(first_size)).await?;
+        let whole = match (plan, reader.ended()) {
+            (Plan::Single(_), _) => {
+                cancellable(cancel, reader.expect_end()).await?;
+                true
+            }
+            (_, ended) => ended || first.is_none(),
+        };
+        if whole {
+            let part = first.unwrap_or_else(|| Part::of_memory(1, bytes::Bytes::new(), empty_crc(target), None));
+            if let Some(length) = length {
+                proven(part.length, length)?;
+            }
+            return self.put(calls, target, &part, cancel).await;
+        }
+        let pieces = stream::iter(first.map(Ok)).chain(remaining(reader, plan));
+        let prove = async |sent| length.map_or(Ok(()), |length| proven(sent, length));
+        multipart::upload(calls, target, pieces, self.concurrency(), prove, cancel).await
+    }
+
+    async fn put(
+        &self,
+        calls: &Calls,
+        target: &Target<'_>,
+        part: &Part,
+        cancel: &CancellationToken,
+    ) -> Result<Uploaded, Failure> {
+        let stored = cancellable(cancel, single::put(calls, target, part)).await?;
+        target.progress.add(part.length, 0);
+        Ok(stored)
+    }
+
+    fn concurrency(&self) -> usize {
+        self.config.part_concurrency.get() as usize
+    }
+}
+
+/// The checksum of nothing.
+fn empty_crc(target: &Target<'_>) -> Option<u64> {
+    let checked = target.destination.checksum == Checksum::Crc64Nvme;
+    checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b""))
+}
+
+/// The parts after the first, each read when there is room for it.
+fn remaining(reader: PartReader, plan: Plan) -> impl stream::Stream<Item = Result<Part, Failure>> {
+    let growing = match plan {
+        Plan::Growing(growing) => Some(growing),
+        Plan::Even { .. } | Plan::Single(_) => None,
+    };
+    let even = match plan {
+        Plan::Even { part_size, .. } => part_size,
+        Plan::Growing(_) | Plan::Single(_) => 0,
+    };
+    stream::try_unfold(reader, move |mut reader| async move {
+        let size = growing.map_or(Ok(even), |growing: Growing| growing.size(reader.next_number()))?;
+        Ok(reader.next(size).await?.map(|part| (part, reader)))
+    })
+}
+
+/// Nothing is completed whose length is unproven.
+fn proven(sent: u64, expected: u64) -> Result<(), Failure> {
+    if sent == expected {
+        return Ok(());
+    }
+    let message = format!("the source said {expected} bytes and gave {sent}");
+    Err(Failure::new(Reason::SourceChanged, message))
+}
+
+async fn cancellable<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Failure::new(Reason::Shutdown, "the worker is draining")),
+        result = work => result,
+    }
+}
+
+/// `*` where the key must be free: the condition goes on PutObject and CompleteMultipartUpload.
+fn conditional(target: &Target<'_>) -> Option<String> {
+    (target.if_exists != IfExists::Replace).then(|| "*".to_owned())
+}
+
+/// What PutObject and CreateMultipartUpload have in common; their builders have no trait that says so.
+///
+/// Without a key no encryption header is sent at all, and without tags no tagging header: it would need a permission.
+macro_rules! object_headers {
+    ($request:expr, $target:expr) => {{
+        let attributes = $target.attributes;
+        let kms = $target.destination.encryption.as_ref();
+        $request
+            .set_content_type(attributes.content_type.clone())
+            .set_content_encoding(attributes.content_encoding.clone())
+            .set_metadata($crate::upload::metadata(attributes))
+            .set_tagging($crate::upload::tagging(attributes))
+            .set_storage_class(attributes.storage_class.as_deref().map(Into::into))
+            .set_server_side_encryption(kms.map(|_| aws_sdk_s3::types::ServerSideEncryption::AwsKms))
+            .set_ssekms_key_id(kms.map(|kms| kms.key_arn.as_str().to_owned()))
+            .set_bucket_key_enabled(kms.and_then(|kms| kms.bucket_key_enabled))
+            .set_ssekms_encryption_context(kms.and_then($crate::upload::encryption_context))
+    }};
+}
+use object_headers;
+
+fn metadata(attributes: &ObjectAttributes) -> Option<std::collections::HashMap<String, String>> {
+    let given = &attributes.metadata;
+    (!given.is_empty()).then(|| given.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
+}
+
+/// Tags travel as a query string.
+fn tagging(attributes: &ObjectAttributes) -> Option<String> {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(&attributes.tags);
+    (!attributes.tags.is_empty()).then(|| query.finish())
+}
+
+/// The encryption context travels as base64 of its JSON.
+fn encryption_context(kms: &crate::destination::KmsEncryption) -> Option<String> {
+    use base64::Engine as _;
+    let json = serde_json::to_vec(&kms.context).ok().filter(|_| !kms.context.is_empty())?;
+    Some(base64::engine::general_purpose::STANDARD.encode(json))
+}

@@ -103,13 +103,13 @@ impl RawDestination {
         let key = self.kms_key_arn.as_deref().map(KmsKeyArn::parse).transpose().map_err(&mut note).ok().flatten();
         let owner = self.expected_bucket_owner.as_deref().filter(|owner| *owner != "any");
         let owner = owner.map(AccountId::parse).transpose().map_err(&mut note).ok().flatten();
-        if let (Some(key), Some(region)) = (&key, &region) {
-            if key.region() != region.as_str() {
-                note(Invalid::new(
-                    "kms_key_arn",
-                    format!("the key lives in {}, the bucket in {region}; S3 needs both in one region", key.region()),
-                ));
-            }
+        if let (Some(key), Some(region)) = (&key, &region)
+            && key.region() != region.as_str()
+        {
+            note(Invalid::new(
+                "kms_key_arn",
+                format!("the key lives in {}, the bucket in {region}; S3 needs both in one region", key.region()),
+            ));
         }
         if self.kms_key_arn.is_none() && (self.bucket_key_enabled.is_some() || !self.encryption_context.is_empty()) {
             let field = if self.bucket_key_enabled.is_some() { "bucket_key_enabled" } else { "encryption_context" };

@@ -33,7 +33,7 @@ pub struct Policy {
 
 impl Policy {
     /// 24 hours: a broken destination is waited out this long when the job itself sets no limit.
-    pub const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+    pub const PATIENCE: Duration = Duration::from_hours(24);
 }
 
 /// What becomes of the delivery of a failed attempt.

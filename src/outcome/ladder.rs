@@ -53,13 +53,13 @@ impl Step {
 }
 
 /// The wait before the try that follows the charged attempt `attempt` (1 is the first).
-pub fn by_attempt(attempt: u32) -> Step {
+pub(super) fn by_attempt(attempt: u32) -> Step {
     let index = usize::try_from(attempt).unwrap_or(usize::MAX).clamp(1, Step::ALL.len());
     Step::ALL[index - 1]
 }
 
 /// The wait before the next probe of a destination that was probed `deferrals` times: 30 s, 2 min, then every 10 min.
-pub fn by_deferral(deferrals: u32) -> Step {
+pub(super) fn by_deferral(deferrals: u32) -> Step {
     match deferrals {
         0 => Step::S30,
         1 => Step::M2,
@@ -68,11 +68,11 @@ pub fn by_deferral(deferrals: u32) -> Step {
 }
 
 /// The shortest rung that lasts at least `delay`, or the longest there is.
-pub fn at_least(delay: Duration) -> Step {
+pub(super) fn at_least(delay: Duration) -> Step {
     Step::ALL.into_iter().find(|step| step.duration() >= delay).unwrap_or(Step::H12)
 }
 
 /// The longest rung that lasts at most `delay`, if there is one.
-pub fn at_most(delay: Duration) -> Option<Step> {
+pub(super) fn at_most(delay: Duration) -> Option<Step> {
     Step::ALL.into_iter().rev().find(|step| step.duration() <= delay)
 }

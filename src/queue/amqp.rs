@@ -1,1 +1,303 @@
-//! Stub.
+//! The queue on RabbitMQ (3.10 and 4.x). The only place that imports lapin.
+//!
+//! A supervisor task owns the sessions (see `session`): each is built as a whole, and when it ends, the next is built after a
+//! back-off with full jitter, without end. Deliveries carry the generation of their session. When a session ends,
+//! * what was fetched and not handed out is forgotten: the broker delivers it again;
+//! * what is being worked on goes on. Its settlement still publishes its events (they carry stable ids), publishes no copy, and
+//!   ends in [`QueueError::Lost`]: the redelivery does the rest.
+//!
+//! Everything published by a settlement is confirmed and mandatory. While the broker blocks publishers (an alarm), settlements
+//! wait; otherwise they try for 30 s. A delivery whose settlement failed on a living channel goes back to its queue.
+
+mod connection;
+mod consumer;
+mod declare;
+mod outcomes;
+mod publish;
+mod session;
+mod settle;
+mod topology;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lapin::options::BasicAckOptions;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use outcomes::{OutcomeMessage, Outcomes};
+pub use topology::{Names, Topology};
+
+use crate::config::BrokerConfig;
+use crate::lane::Lane;
+use crate::metrics::Metrics;
+use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement};
+use connection::Endpoint;
+use consumer::{Intake, Loan, REQUEUE};
+use publish::Message;
+use session::{Phase, Session, Shared};
+
+/// How long a settlement tries to publish before the delivery goes back.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(500);
+const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long closing waits for confirms, for replies, and for the connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Best-effort replies under way at once; beyond, they are dropped.
+const REPLIES: u32 = 64;
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The queue on RabbitMQ.
+pub struct Amqp {
+    shared: Arc<Shared>,
+    replies: Arc<Semaphore>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Amqp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Amqp").field("broker", &self.shared.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Amqp {
+    /// Starts to connect, in the background: a broker that is away is waited for, and [`Queue::ready`] says why.
+    ///
+    /// `worker_id` names the connections; `consume` gives each lane's prefetch. With no lanes it only publishes, and does not
+    /// look at the topology. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A URL that can't be used, at once.
+    pub fn start(
+        config: &BrokerConfig,
+        worker_id: &str,
+        consume: Vec<(Lane, u16)>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, QueueError> {
+        let shared = Arc::new(Shared {
+            endpoint: Endpoint::parse(config, worker_id)?,
+            names: Names::new(&config.prefix),
+            topology: Topology::new(&config.prefix),
+            declare: config.declare,
+            worker_id: worker_id.to_owned(),
+            lanes: consume,
+            metrics,
+            intake: Intake::default(),
+            phase: watch::Sender::new(Phase::Down("connecting".to_owned())),
+            stop: CancellationToken::new(),
+        });
+        let supervisor = Mutex::new(Some(tokio::spawn(session::supervise(Arc::clone(&shared)))));
+        Ok(Arc::new(Self { shared, replies: Arc::new(Semaphore::new(REPLIES as usize)), supervisor }))
+    }
+
+    /// Waits until connected, at most `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable` with the reason of the last try.
+    pub async fn connected(&self, limit: Duration) -> Result<(), QueueError> {
+        self.session(Instant::now() + limit).await.map(drop)
+    }
+
+    async fn session(&self, deadline: Instant) -> Result<Arc<Session>, QueueError> {
+        let mut phases = self.shared.phase.subscribe();
+        let settled = phases.wait_for(|phase| !matches!(phase, Phase::Down(_)));
+        let phase = match tokio::time::timeout_at(deadline.into(), settled).await {
+            Ok(Ok(phase)) => phase.clone(),
+            Ok(Err(_)) => Phase::Closed,
+            Err(_) => self.shared.phase.borrow().clone(),
+        };
+        match phase {
+            Phase::Up(session) => Ok(session),
+            Phase::Down(why) => Err(QueueError::Unavailable(why)),
+            Phase::Closed => Err(QueueError::Unavailable("the queue is closed".to_owned())),
+        }
+    }
+
+    fn current(&self) -> Option<Arc<Session>> {
+        match &*self.shared.phase.borrow() {
+            Phase::Up(session) => Some(Arc::clone(session)),
+            Phase::Down(_) | Phase::Closed => None,
+        }
+    }
+
+    /// Publishes and awaits the confirm, over reconnects, for [`PATIENCE`].
+    async fn insist(&self, message: &Message) -> Result<(), QueueError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let problem = match self.session(deadline).await?.publisher.publish(message).await {
+                Ok(()) => return Ok(()),
+                Err(problem) => problem,
+            };
+            if Instant::now() + PAUSE >= deadline {
+                return Err(problem);
+            }
+            tracing::debug!(%problem, exchange = message.exchange, "a message was not taken; trying again");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn perform(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> Result<(), QueueError> {
+        let (ticket, action, acknowledges) =
+            (delivery.ticket, settlement.action(), !matches!(settlement, Settlement::Return));
+        let published = self.publish_all(delivery, settlement, &events).await;
+        let loan = self.shared.intake.take(ticket).ok_or(QueueError::Lost)?;
+        if let Err(problem) = published {
+            give_back(&loan).await;
+            return Err(problem);
+        }
+        acknowledge(&loan, acknowledges).await?;
+        self.shared.metrics.settled(action);
+        Ok(())
+    }
+
+    async fn publish_all(
+        &self,
+        delivery: Delivery,
+        settlement: Settlement,
+        events: &[Event],
+    ) -> Result<(), QueueError> {
+        for event in events {
+            self.insist(&settle::outcome(&self.shared.names, event)?).await?;
+            self.reply(event);
+        }
+        match self.copy(delivery, settlement)? {
+            Some(copy) => self.insist(&copy).await,
+            None => Ok(()),
+        }
+    }
+
+    fn copy(&self, delivery: Delivery, settlement: Settlement) -> Result<Option<Message>, QueueError> {
+        let Delivery { body, routing_key, ticket, .. } = delivery;
+        let (names, original) = (&self.shared.names, || self.shared.intake.properties(ticket).ok_or(QueueError::Lost));
+        match settlement {
+            Settlement::Ack | Settlement::Return => Ok(None),
+            Settlement::Retry { rung, headers } | Settlement::Defer { rung, headers } => {
+                settle::waiting(names, rung, &routing_key, &body, &original()?, headers).map(Some)
+            }
+            Settlement::Dead { headers } => settle::dead(names, &routing_key, &body, &original()?, headers).map(Some),
+        }
+    }
+
+    /// The copy of an outcome for `reply_to`: best effort, off the settlement's path.
+    fn reply(&self, event: &Event) {
+        let Some(message) = settle::reply(event) else { return };
+        let Ok(permit) = Arc::clone(&self.replies).try_acquire_owned() else {
+            tracing::debug!("too many replies are under way; one was dropped");
+            return;
+        };
+        let Some(session) = self.current() else { return };
+        tokio::spawn(async move {
+            let sent = tokio::time::timeout(REPLY_TIMEOUT, session.publisher.publish(&message)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                tracing::debug!(reply_to = message.routing_key, "a reply was not delivered");
+            }
+            drop(permit);
+        });
+    }
+
+    async fn stop(&self) {
+        let left = self.shared.intake.close();
+        if let Some(session) = self.current() {
+            session.cancel_consumers().await;
+        }
+        for fetched in left {
+            fetched.give_back().await;
+        }
+    }
+
+    async fn shut_down(&self) {
+        self.stop().await;
+        let replied = self.replies.acquire_many(REPLIES);
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, replied).await;
+        if let Some(session) = self.current() {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.quiet()).await;
+        }
+        self.shared.stop.cancel();
+        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = supervisor {
+            let _ = tokio::time::timeout(3 * CLOSE_TIMEOUT, task).await;
+        }
+    }
+}
+
+async fn acknowledge(loan: &Loan, acknowledges: bool) -> Result<(), QueueError> {
+    let settled = async {
+        if acknowledges { loan.acker.ack(BasicAckOptions::default()).await } else { loan.acker.nack(REQUEUE).await }
+    };
+    match tokio::time::timeout(ACK_TIMEOUT, settled).await {
+        Ok(Ok(true)) => Ok(()),
+        // `Ok(false)` is how lapin says that the channel is gone.
+        Ok(Ok(false) | Err(_)) | Err(_) => Err(QueueError::Lost),
+    }
+}
+
+async fn give_back(loan: &Loan) {
+    if acknowledge(loan, false).await.is_err() {
+        tracing::debug!("a delivery could not be given back; its channel is gone");
+    }
+}
+
+impl Queue for Amqp {
+    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
+        Box::pin(self.shared.intake.next(lane))
+    }
+
+    fn settle(
+        &self,
+        delivery: Delivery,
+        settlement: Settlement,
+        events: Vec<Event>,
+    ) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(self.perform(delivery, settlement, events))
+    }
+
+    /// Publishes one job; a refusal (returned, nacked) is reported at once, an absent broker after 30 s.
+    fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let message = settle::job(&self.shared.names, publication)?;
+            let session = self.session(Instant::now() + PATIENCE).await?;
+            session.publisher.publish(&message).await
+        })
+    }
+
+    fn stop_consuming(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.stop())
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.shut_down())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match &*self.shared.phase.borrow() {
+            Phase::Down(why) => Err(why.clone()),
+            Phase::Closed => Err("the queue is closed".to_owned()),
+            Phase::Up(session) => match session.problem() {
+                Some(problem) => Err(problem),
+                None if self.shared.intake.is_closed() => Err("no more work is taken".to_owned()),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
+/// Declares the whole topology of `[broker] prefix`. Safe to repeat.
+///
+/// # Errors
+/// `Topology` names every part that is there with other arguments; `Unavailable` when the broker can't be reached.
+pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
+    let connection = Endpoint::parse(config, name)?.connect("topology").await?;
+    let applied = declare::apply(&connection, &Topology::new(&config.prefix)).await;
+    connection::close(&connection).await;
+    applied
+}
+
+/// The virtual host that `broker.url` names.
+///
+/// # Errors
+/// A URL that can't be used.
+pub fn vhost(config: &BrokerConfig) -> Result<String, QueueError> {
+    Ok(Endpoint::parse(config, "")?.vhost().to_owned())
+}

@@ -1,1 +1,149 @@
-//! Stub.
+//! `s3://` sources in the staging buckets, read with the worker's own identity.
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{Builder, ResponseChecksumValidation};
+use aws_sdk_s3::error::{ProvideErrorMetadata as _, SdkError};
+use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
+use aws_sdk_s3::operation::{RequestId as _, get_object::builders::GetObjectFluentBuilder};
+use aws_sdk_s3::primitives::ByteStream;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, stream};
+
+use super::resume::{self, Body, Limits, Opened, Origin, Rest};
+use crate::destination::BucketName;
+use crate::outcome::{Failure, Reason};
+
+/// Reads from the staging buckets; one for all jobs.
+#[derive(Debug, Clone)]
+pub(super) struct S3Source {
+    client: Client,
+    buckets: Vec<String>,
+    limits: Limits,
+}
+
+impl S3Source {
+    pub(super) fn new(client: Client, buckets: Vec<String>, limits: Limits) -> Self {
+        Self { client, buckets, limits }
+    }
+
+    /// Asks for the whole object. A bucket that is not listed is refused without a request.
+    pub(super) async fn open(&self, bucket: &BucketName, key: &str) -> Result<Opened, Failure> {
+        if !self.buckets.iter().any(|allowed| allowed == bucket.as_str()) {
+            let message = format!("bucket {bucket} is not one that source.s3_buckets allows to read");
+            return Err(Failure::new(Reason::SourceForbidden, message));
+        }
+        let again =
+            Again { source: self.clone(), bucket: bucket.to_string(), key: key.to_owned(), etag: String::new() };
+        let output = again.get(None).await?;
+        let length = output.content_length().and_then(|length| u64::try_from(length).ok());
+        let etag = output.e_tag().map(ToOwned::to_owned);
+        let resumable = etag.is_some();
+        let again = Again { etag: etag.clone().unwrap_or_default(), ..again };
+        let chunks = resume::chunks(Box::new(again), body(output.body), length, resumable, self.limits);
+        Ok(Opened { length, etag, chunks })
+    }
+}
+
+fn body(body: ByteStream) -> Body {
+    Box::pin(stream::unfold(body, |mut body| async move {
+        let item = body.next().await?;
+        Some((item.map_err(|error| innermost(&error)), body))
+    }))
+}
+
+struct Again {
+    source: S3Source,
+    bucket: String,
+    key: String,
+    etag: String,
+}
+
+impl Again {
+    async fn get(&self, from: Option<u64>) -> Result<GetObjectOutput, Failure> {
+        let mut request = self.source.client.get_object().bucket(&self.bucket).key(&self.key);
+        if let Some(from) = from {
+            request = request.range(format!("bytes={from}-")).if_match(&self.etag);
+        }
+        let answered = self.source.limits.in_time(self.name(), send(request)).await?;
+        answered.map_err(|error| classify(&self.name(), &error))
+    }
+}
+
+/// The SDK would check a checksum that S3 keeps for the whole against the part that was asked for; length, tag and the job's
+/// own digest are what we go by.
+async fn send(request: GetObjectFluentBuilder) -> Result<GetObjectOutput, SdkError<GetObjectError>> {
+    let plain = Builder::new().response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    request.customize().config_override(plain).send().await
+}
+
+impl Origin for Again {
+    fn name(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.key)
+    }
+
+    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<Rest, Failure>> {
+        async move {
+            let output = self.get(Some(from)).await?;
+            let range = output.content_range().unwrap_or_default();
+            if !range.starts_with(&format!("bytes {from}-")) {
+                let message = format!("{} answered with another part than the one that was asked for", self.name());
+                return Err(Failure::new(Reason::Unclassified, message));
+            }
+            let length = range.rsplit_once('/').and_then(|(_, total)| total.parse().ok());
+            Ok(Rest { body: body(output.body), length })
+        }
+        .boxed()
+    }
+}
+
+/// What a refusal of the staging bucket means. By code and by status: some stores send no code.
+fn classify(name: &str, error: &SdkError<GetObjectError>) -> Failure {
+    let code = error.code().unwrap_or_default();
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    let failure = |reason, what: &str| Failure::new(reason, format!("{name} {what}{}", shown(code, status)));
+    let mut failure = match (code, status) {
+        ("NoSuchKey" | "NoSuchBucket" | "NoSuchVersion", _) => failure(Reason::SourceNotFound, "does not exist"),
+        ("PreconditionFailed", _) | (_, Some(412)) => failure(Reason::SourceChanged, "changed while it was read"),
+        ("InvalidRange", _) | (_, Some(416)) => failure(Reason::SourceChanged, "is shorter than it was"),
+        ("RequestTimeTooSkewed", _) => failure(Reason::ClockSkew, "refuses this worker's clock"),
+        ("InvalidAccessKeyId" | "SignatureDoesNotMatch", _) => {
+            failure(Reason::IdentityDenied, "does not accept this worker's own credentials")
+        }
+        // The SDK renews what has run out before the next try.
+        ("ExpiredToken" | "TokenRefreshRequired" | "InvalidToken", _) => {
+            failure(Reason::SourceUnavailable, "refused credentials that had run out")
+        }
+        ("InvalidObjectState", _) => failure(Reason::SourceDenied, "is archived; restore it first"),
+        (code, _) if code.contains("Throttl") || matches!(code, "SlowDown" | "RequestTimeout") => {
+            failure(Reason::SourceUnavailable, "asks for patience")
+        }
+        (_, Some(401 | 403)) => failure(Reason::SourceDenied, "may not be read")
+            .hint("Allow the worker's own identity s3:GetObject (and kms:Decrypt) on the staging bucket."),
+        (_, Some(404 | 410)) => failure(Reason::SourceNotFound, "does not exist"),
+        (_, Some(408 | 429 | 500..=599)) => failure(Reason::SourceUnavailable, "is unavailable"),
+        (_, Some(300..=499)) => failure(Reason::Unclassified, "refuses the request"),
+        _ => failure(Reason::SourceUnavailable, &format!("can't be reached: {}", innermost(error))),
+    };
+    failure.aws_request_id = error.request_id().map(ToOwned::to_owned);
+    failure
+}
+
+fn shown(code: &str, status: Option<u16>) -> String {
+    match (code, status) {
+        ("", None) => String::new(),
+        ("", Some(status)) => format!(" (HTTP {status})"),
+        (code, _) => format!(" ({code})"),
+    }
+}
+
+/// The innermost cause, which is the one in plain words.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(inner) = innermost.source() {
+        innermost = inner;
+    }
+    innermost.to_string()
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,110 @@
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+struct Server {
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+async fn server(ready: Result<(), String>, live: bool) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let state = AdminState {
+        metrics: Arc::new(Metrics::new(3)),
+        ready: Arc::new(move || ready.clone()),
+        live: Arc::new(move || live),
+        status: Arc::new(|| serde_json::json!({"in_flight": 2})),
+    };
+    let task = tokio::spawn(serve(listener, state, stop.clone()));
+    Server { address, stop, task }
+}
+
+impl Server {
+    async fn say(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = Vec::new();
+        // A server that refuses may reset the connection after its reply.
+        let _ = stream.read_to_end(&mut reply).await;
+        String::from_utf8(reply).unwrap()
+    }
+
+    async fn get(&self, path: &str) -> String {
+        self.say(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n")).await
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn has(reply: &str, status: u16, content_type: &str) {
+    assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{reply}");
+    assert!(reply.contains(&format!("content-type: {content_type}\r\n")), "{reply}");
+}
+
+#[tokio::test]
+async fn every_page_has_its_content_type() {
+    let server = server(Ok(()), true).await;
+    has(&server.get("/").await, 200, "text/html; charset=utf-8");
+    has(&server.get("/livez").await, 200, "text/plain; charset=utf-8");
+    has(&server.get("/readyz").await, 200, "text/plain; charset=utf-8");
+    let metrics = server.get("/metrics").await;
+    has(&metrics, 200, "text/plain; version=0.0.4");
+    assert!(metrics.contains("\nconsign_draining 0\n"), "{metrics}");
+    let status = server.get("/status").await;
+    has(&status, 200, "application/json");
+    assert!(status.ends_with("{\"in_flight\":2}"), "{status}");
+}
+
+#[tokio::test]
+async fn not_ready_and_not_live_are_503_with_the_reason() {
+    let server = server(Err("draining".to_owned()), false).await;
+    let ready = server.get("/readyz").await;
+    has(&ready, 503, "text/plain; charset=utf-8");
+    assert!(ready.ends_with("draining\n"), "{ready}");
+    has(&server.get("/livez").await, 503, "text/plain; charset=utf-8");
+}
+
+#[tokio::test]
+async fn only_get_and_only_known_paths() {
+    let server = server(Ok(()), true).await;
+    let post = server.say("POST /metrics HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n").await;
+    assert!(post.starts_with("HTTP/1.1 405 "), "{post}");
+    assert!(server.get("/secrets").await.starts_with("HTTP/1.1 404 "));
+}
+
+#[tokio::test]
+async fn a_long_head_is_refused() {
+    let server = server(Ok(()), true).await;
+    let reply = server.say(&format!("GET / HTTP/1.1\r\nhost: h\r\nx: {}\r\n\r\n", "y".repeat(2 * HEAD))).await;
+    assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 431 "), "{reply}");
+}
+
+#[tokio::test]
+async fn who_sends_nothing_is_hung_up_on() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    client.write_all(b"GET / HTT").await.unwrap();
+    answer(stream, Router::new(), Duration::from_millis(10)).await;
+    let mut reply = String::new();
+    let _ = client.read_to_string(&mut reply).await;
+    assert!(!reply.contains(" 200 "), "{reply}");
+}
+
+#[tokio::test]
+async fn it_stops_when_told() {
+    let mut server = server(Ok(()), true).await;
+    server.get("/livez").await;
+    server.stop.cancel();
+    (&mut server.task).await.unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err());
+}

@@ -1,0 +1,187 @@
+//! The composition root: builds every long-lived part once, and owns the order of start and stop.
+//!
+//! Start: admin endpoint, identity, sessions, sources, uploader, queue, worker. Stop: worker (drain), queue, admin endpoint.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, AdminState};
+use crate::config::{Config, Reload};
+use crate::destination::Destinations;
+use crate::lane::Lane;
+use crate::metrics::Metrics;
+use crate::queue::amqp::Amqp;
+use crate::queue::{Queue, QueueError};
+use crate::session::{Identity, Sessions};
+use crate::shutdown::{Shutdown, Signal};
+use crate::source::Sources;
+use crate::telemetry::Log;
+use crate::transfer::Transfers;
+use crate::upload::Uploader;
+use crate::worker::{Parts, Worker};
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything was settled or given back in time.
+    Drained,
+    /// The drain time was over first; what was left comes again from the queue.
+    CutShort,
+    /// A second signal ended it at once.
+    Forced(Signal),
+}
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The admin endpoint's address is taken or not ours.
+    #[error("admin.listen: {address} can't be used: {error}; choose another address")]
+    Admin {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The signals of the process can't be taken over.
+    #[error("the system refuses signal handlers: {0}")]
+    Signals(std::io::Error),
+    /// The https client for sources can't be built.
+    #[error("https sources can't be read: {0}")]
+    Sources(String),
+    /// The queue can't be used as configured.
+    #[error("broker: {0}")]
+    Queue(QueueError),
+}
+
+/// Runs a worker until a signal ends it.
+///
+/// A broker that is away at the start is waited for; `/readyz` says so.
+pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, StartError> {
+    let mut shutdown = Shutdown::listen().map_err(StartError::Signals)?;
+    let address = config.admin.listen;
+    let listener = TcpListener::bind(address).await.map_err(|error| StartError::Admin { address, error })?;
+    let metrics = Arc::new(Metrics::new(config.metrics.max_destinations));
+    let (destinations, current) = watch::channel(config.destinations.clone());
+    announce(&metrics, &config.destinations);
+    let identity = Identity::load(&config.aws).await;
+    let staging = (!config.source.s3_buckets.is_empty()).then(|| identity.staging_client(&config.aws));
+    let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
+    let sources = Sources::new(config.source.clone(), config.upload.min_rate, metrics.clone(), staging);
+    let sources = sources.map_err(StartError::Sources)?;
+    let budget = config.worker.memory_budget;
+    let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics.clone());
+    let queue = Amqp::start(&config.broker, &config.worker.id, lanes(&config), metrics.clone());
+    let queue: Arc<dyn Queue> = queue.map_err(StartError::Queue)?;
+    let worker = Worker::new(Parts {
+        config: config.worker.clone(),
+        prefix: config.broker.prefix.clone(),
+        denied_for: config.session.denied_for,
+        queue,
+        transfers: Transfers { sessions: sessions.clone(), sources, uploader, metrics: metrics.clone() },
+        destinations: current.clone(),
+        metrics: metrics.clone(),
+    });
+    let stop_admin = CancellationToken::new();
+    let state = admin_state(&worker, &sessions, &metrics, &config, current);
+    let admin = tokio::spawn(admin::serve(listener, state, stop_admin.clone()));
+    tracing::info!(
+        worker = config.worker.id, admin = %address, slots = config.worker.slots, destinations = config.destinations.len(),
+        version = env!("CARGO_PKG_VERSION"), "consign has started"
+    );
+    let ending = {
+        let (drain, end) = (shutdown.drain(), shutdown.end());
+        let reloads = follow_reloads(&mut shutdown, &log, &reload, &destinations, &sessions, &metrics);
+        tokio::select! {
+            () = end.cancelled() => None,
+            () = reloads => None,
+            drained = worker.run(drain) => Some(drained),
+        }
+    };
+    stop_admin.cancel();
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), admin).await;
+    Ok(match (ending, shutdown.ended_by()) {
+        (Some(true), _) => Ending::Drained,
+        (None, Some(signal)) => Ending::Forced(signal),
+        (Some(false) | None, _) => Ending::CutShort,
+    })
+}
+
+/// How much each lane fetches ahead: enough to hide the broker's round trip, and no more than is soon begun.
+fn lanes(config: &Config) -> Vec<(Lane, u16)> {
+    let slots = config.worker.slots.get();
+    let ahead = |running: u32| u16::try_from(running + running.div_ceil(2)).unwrap_or(u16::MAX);
+    let mut lanes = vec![(Lane::Continued, ahead(slots)), (Lane::Scheduled, ahead(slots))];
+    if config.worker.backfill_slots > 0 {
+        lanes.push((Lane::Backfill, ahead(config.worker.backfill_slots.min(slots))));
+    }
+    lanes
+}
+
+fn announce(metrics: &Metrics, destinations: &Destinations) {
+    destinations.keys().for_each(|id| metrics.destinations().announce(id));
+}
+
+/// SIGHUP reloads destinations and log filter; a bad file keeps what runs.
+async fn follow_reloads(
+    shutdown: &mut Shutdown,
+    log: &Log,
+    reload: &Reload,
+    destinations: &watch::Sender<Arc<Destinations>>,
+    sessions: &Sessions,
+    metrics: &Metrics,
+) {
+    loop {
+        shutdown.reload().await;
+        let loaded = reload.load().map(|loaded| loaded.config).map_err(|problems| problems.to_string());
+        let applied = loaded.and_then(|config| log.set_filter(&config.log.filter).map(|()| config));
+        match applied {
+            Ok(config) => {
+                announce(metrics, &config.destinations);
+                tracing::info!(destinations = config.destinations.len(), "the configuration was reloaded");
+                destinations.send_replace(config.destinations);
+                sessions.forget_refusals();
+                metrics.set_reload_successful(true);
+            }
+            Err(problems) => {
+                tracing::error!(%problems, "the new configuration is not used; the running one stays");
+                metrics.set_reload_successful(false);
+            }
+        }
+    }
+}
+
+fn admin_state(
+    worker: &Arc<Worker>,
+    sessions: &Arc<Sessions>,
+    metrics: &Arc<Metrics>,
+    config: &Config,
+    destinations: watch::Receiver<Arc<Destinations>>,
+) -> AdminState {
+    let (ready, live, shown, sessions) = (worker.clone(), worker.clone(), worker.clone(), sessions.clone());
+    let (id, slots, backfill_slots) = (config.worker.id.clone(), config.worker.slots, config.worker.backfill_slots);
+    let prefix = config.broker.prefix.clone();
+    AdminState {
+        metrics: metrics.clone(),
+        ready: Arc::new(move || ready.ready()),
+        live: Arc::new(move || live.alive()),
+        status: Arc::new(move || {
+            let (free, backfill_free) = shown.free_slots();
+            let not_ready = shown.ready().err();
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "worker": id,
+                "prefix": prefix,
+                "ready": not_ready.is_none(),
+                "not_ready_because": not_ready,
+                "slots": { "total": slots, "free": free, "backfill": backfill_slots, "backfill_free": backfill_free },
+                "sessions": sessions.len(),
+                "destinations": destinations.borrow().len(),
+                "running": shown.board().list(),
+            })
+        }),
+    }
+}

@@ -1,0 +1,277 @@
+//! The command line: one file per command, each with its arguments and its `execute`.
+//!
+//! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
+
+pub mod config;
+pub mod enqueue;
+pub mod run;
+pub mod schema;
+pub mod topology;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Loaded, LogConfig, LogFormat, Problems, Reload};
+use crate::shutdown::Signal;
+
+/// How a command ended, and so what the process exits with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: everything was done.
+    Done,
+    /// 1: it failed.
+    Failed,
+    /// 2: the arguments make no sense.
+    Usage,
+    /// 3: a check found a problem.
+    Problem,
+    /// 69: the broker or a source is unavailable.
+    Unavailable,
+    /// 75: partly done; the same command again may do the rest.
+    Partly,
+    /// 77: access was denied.
+    Denied,
+    /// 78: the configuration is wrong.
+    Config,
+    /// 130 or 143: a signal ended it at once.
+    Signal(Signal),
+}
+
+impl Exit {
+    /// The code of the contract.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Problem => 3,
+            Self::Unavailable => 69,
+            Self::Partly => 75,
+            Self::Denied => 77,
+            Self::Config => 78,
+            Self::Signal(signal) => signal.exit_code(),
+        }
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// Delivers files into your customers' own S3 buckets.
+#[derive(Debug, Parser)]
+#[command(name = "consign", version, max_term_width = 110, arg_required_else_help = true)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// Parses a command line, the program's name first.
+    ///
+    /// # Errors
+    /// Usage, or a help text that was asked for.
+    pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(globals_first(arguments))
+    }
+}
+
+/// Moves the flags of [`Global`] before the command. clap forgets a global flag that stands before a command when it is
+/// given again after it, and a file given with `-c` must never be dropped in silence.
+fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments = arguments.into_iter().peekable();
+    let (mut first, mut rest) = (Vec::from_iter(arguments.next()), Vec::new());
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        let whole = text == "--json" || ["--config=", "--set="].iter().any(|flag| text.starts_with(flag));
+        let glued = text.starts_with("-c") && text != "-c";
+        let apart = matches!(&*text, "-c" | "--config" | "--set") && arguments.peek().is_some();
+        if text == "--" {
+            rest.push(argument);
+            rest.extend(arguments);
+            break;
+        }
+        if whole || glued || apart {
+            first.push(argument);
+            first.extend(arguments.next_if(|_| apart));
+        } else {
+            rest.push(argument);
+        }
+    }
+    first.append(&mut rest);
+    first
+}
+
+/// What holds for every command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// A TOML file; may be given again, a later one wins
+    #[arg(short, long, global = true, value_name = "FILE", env = "CONSIGN_CONFIG")]
+    pub config: Vec<PathBuf>,
+    /// A single setting; beats the environment and the files
+    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE", value_parser = setting)]
+    pub set: Vec<(String, String)>,
+    /// Write JSON to stdout; everything else goes to stderr
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl Global {
+    /// Where the configuration comes from, for now and for every reload.
+    pub fn reload(&self) -> Reload {
+        Reload { files: self.config.clone(), overrides: self.set.clone() }
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the worker
+    Run(run::RunArgs),
+    /// Publish jobs
+    Enqueue(enqueue::EnqueueArgs),
+    /// Show or declare the exchanges and queues
+    #[command(subcommand)]
+    Topology(topology::TopologyArgs),
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(config::ConfigArgs),
+    /// Print a machine-readable description of what goes in and out
+    Schema(schema::SchemaArgs),
+}
+
+impl Command {
+    /// The log of this command: a worker logs as configured, everything else speaks to a person unless told otherwise.
+    pub fn log(&self, loaded: &Loaded) -> LogConfig {
+        let mut log = loaded.config.log.clone();
+        if matches!(self, Self::Run(_)) {
+            return log;
+        }
+        if !loaded.is_given("log.format") {
+            log.format = LogFormat::Text;
+        }
+        if !loaded.is_given("log.filter") {
+            "warn".clone_into(&mut log.filter);
+        }
+        log
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write SECTION.KEY=VALUE, for example worker.slots=4")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+/// Writes data to stdout. A reader that has gone away (`| head`) is no failure.
+pub fn print(text: &str) -> Exit {
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
+        Err(problem) if problem.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(&format!("stdout: {problem}"), Exit::Failed)
+        }
+        _ => Exit::Done,
+    }
+}
+
+/// Writes JSON to stdout, readably.
+pub fn print_json(value: &impl serde::Serialize) -> Exit {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => print(&text),
+        Err(problem) => complain(&format!("the answer can't be written as JSON: {problem}"), Exit::Failed),
+    }
+}
+
+/// Says on stderr why a command ends with `exit`.
+pub fn complain(reason: &str, exit: Exit) -> Exit {
+    let _ = writeln!(std::io::stderr(), "consign: {reason}");
+    exit
+}
+
+/// Says on stderr what is wrong with the configuration, one line each.
+pub fn complain_about(problems: &Problems) -> Exit {
+    let _ = writeln!(std::io::stderr(), "{problems}");
+    Exit::Config
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::from_arguments(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_may_stand_anywhere() {
+        let cli = parse("consign -c a.toml config --json show -c b.toml --set worker.slots=4").unwrap();
+        assert_eq!(cli.global.config, [PathBuf::from("a.toml"), PathBuf::from("b.toml")]);
+        assert_eq!(cli.global.set, [("worker.slots".to_owned(), "4".to_owned())]);
+        assert!(cli.global.json);
+        let glued = parse("consign run -ca.toml --config=b.toml --config c.toml").unwrap();
+        assert_eq!(glued.global.config, ["a.toml", "b.toml", "c.toml"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_no_flag() {
+        let Command::Enqueue(args) = parse("consign enqueue -- --json").unwrap().command else { panic!("not enqueue") };
+        assert_eq!(args.file, Some(PathBuf::from("--json")));
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            "consign fly",
+            "consign run --slots 4",
+            "consign run --set worker.slots",
+            "consign schema poem",
+            "consign run -c",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), i32::from(Exit::Usage.code()), "{line}");
+        }
+        assert_eq!(parse("consign --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn only_the_worker_logs_json_by_default() {
+        let loaded = crate::config::load_str("").unwrap();
+        let log = |line: &str| parse(line).unwrap().command.log(&loaded);
+        assert_eq!((log("consign run").format, log("consign run").filter.as_str()), (LogFormat::Json, "info"));
+        let other = log("consign config show");
+        assert_eq!((other.format, other.filter.as_str()), (LogFormat::Text, "warn"));
+        let given = crate::config::load_str("[log]\nformat = \"json\"\nfilter = \"info\"").unwrap();
+        assert_eq!(parse("consign config show").unwrap().command.log(&given).filter, "info");
+    }
+
+    #[test]
+    fn the_codes_are_those_of_the_contract() {
+        let all = [
+            Exit::Done,
+            Exit::Failed,
+            Exit::Usage,
+            Exit::Problem,
+            Exit::Unavailable,
+            Exit::Partly,
+            Exit::Denied,
+            Exit::Config,
+            Exit::Signal(Signal::Interrupt),
+            Exit::Signal(Signal::Terminate),
+        ];
+        assert_eq!(all.map(Exit::code), [0, 1, 2, 3, 69, 75, 77, 78, 130, 143]);
+    }
+}

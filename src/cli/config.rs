@@ -1,0 +1,107 @@
+//! `consign config`: is it right, and what is in force?
+
+use clap::Subcommand;
+use serde_json::{Map, Value, json};
+
+use super::Exit;
+use crate::config::{Loaded, Place, Problem, Problems, Reload, Setting};
+
+/// What to do with the configuration.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigArgs {
+    /// Report every problem at once
+    Validate,
+    /// Print every value and where it was given; secrets as ***
+    Show,
+}
+
+/// Loads the configuration and reports. It needs no broker and no network.
+pub fn execute(args: &ConfigArgs, source: &Reload, json: bool) -> Exit {
+    match (args, source.load(), json) {
+        (ConfigArgs::Validate, Ok(loaded), _) => validated(&loaded, json),
+        (ConfigArgs::Show, Ok(loaded), true) => super::print_json(&shown(&loaded.settings)),
+        (ConfigArgs::Show, Ok(loaded), false) => super::print(&lines(&loaded.settings)),
+        (ConfigArgs::Validate, Err(problems), true) => {
+            super::print_json(&refused(&problems));
+            Exit::Config
+        }
+        (_, Err(problems), _) => super::complain_about(&problems),
+    }
+}
+
+fn validated(loaded: &Loaded, json: bool) -> Exit {
+    let count = loaded.config.destinations.len();
+    if json {
+        return super::print_json(&json!({"valid": true, "destinations": count, "problems": []}));
+    }
+    super::print(&format!("the configuration is valid; destinations: {count}"))
+}
+
+fn refused(problems: &Problems) -> Value {
+    let one = |problem: &Problem| {
+        let mut object = origin(&problem.place);
+        object.insert("key".to_owned(), problem.key.clone().into());
+        object.insert("problem".to_owned(), problem.text.clone().into());
+        object
+    };
+    json!({"valid": false, "problems": problems.0.iter().map(one).collect::<Vec<_>>()})
+}
+
+fn origin(place: &Place) -> Map<String, Value> {
+    let object = match place {
+        Place::Default => json!({"origin": "default"}),
+        Place::File(file, line) => json!({"origin": "file", "file": file, "line": line}),
+        Place::Environment(name) => json!({"origin": "environment", "variable": name}),
+        Place::Flag(flag) => json!({"origin": "flag", "flag": flag}),
+    };
+    object.as_object().cloned().unwrap_or_default()
+}
+
+fn shown(settings: &[Setting]) -> Value {
+    let one = |setting: &Setting| {
+        let mut object = origin(&setting.origin);
+        object.insert("value".to_owned(), setting.value.clone());
+        (setting.key.clone(), Value::Object(object))
+    };
+    Value::Object(settings.iter().map(one).collect())
+}
+
+/// `key = value  # origin`, the origins in one column as far as that is readable.
+fn lines(settings: &[Setting]) -> String {
+    let text = |setting: &Setting| format!("{} = {}", setting.key, setting.value);
+    let width = settings.iter().map(|setting| text(setting).len()).filter(|width| *width <= 72).max().unwrap_or(0);
+    let line = |setting| format!("{:width$}  # {}", text(setting), setting.origin);
+    settings.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load_str;
+
+    const SECRET: &str = "s3cr3t-marker";
+
+    #[test]
+    fn values_are_shown_with_their_origins_and_without_secrets() {
+        let loaded = load_str("[broker]\nurl = \"amqps://me:s3cr3t-marker@mq/v\"\n[worker]\nslots = 4\n").unwrap();
+        let text = lines(&loaded.settings);
+        assert!(text.contains("broker.url = \"amqps://me:***@mq/v\""), "{text}");
+        assert!(
+            text.lines().any(|line| line.starts_with("worker.slots = 4 ") && line.ends_with("# text.toml:4")),
+            "{text}"
+        );
+        assert!(text.lines().any(|line| line.starts_with("admin.listen = ") && line.ends_with("# default")), "{text}");
+        let json = shown(&loaded.settings);
+        assert_eq!(json["worker.slots"], json!({"value": 4, "origin": "file", "file": "text.toml", "line": 4}));
+        assert!(!text.contains(SECRET) && !json.to_string().contains(SECRET));
+    }
+
+    #[test]
+    fn problems_are_data_too() {
+        let problems = load_str("[worker]\nslot = 4\n").unwrap_err();
+        let json = refused(&problems);
+        assert_eq!(json["problems"][0]["line"], 2);
+        assert_eq!(json["problems"][0]["key"], "worker.slot");
+        assert_eq!(json["valid"], false);
+    }
+}

@@ -1,0 +1,199 @@
+//! `consign enqueue`: checks jobs here, publishes them, and waits for their outcomes if asked to.
+
+mod input;
+mod progress;
+mod wait;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use futures_util::stream::{self, StreamExt as _};
+
+use super::{Exit, complain};
+use crate::config::Config;
+use crate::lane::Lane;
+use crate::metrics::Metrics;
+use crate::queue::amqp::Amqp;
+use crate::queue::{Queue, QueueError};
+use input::{Input, Prepared, Refusal};
+use progress::Report;
+use wait::Waiter;
+
+/// Publishes that await their confirm at once.
+const WINDOW: usize = 64;
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Jobs from a file or standard input, or one job from flags.
+#[derive(Debug, Clone, Args)]
+pub struct EnqueueArgs {
+    /// One job, or one job per line (NDJSON); `-` is standard input. A file is checked whole before anything is published
+    #[arg(value_name = "FILE|-", required_unless_present = "source", conflicts_with_all = ["source", "to", "key", "id"])]
+    file: Option<PathBuf>,
+    /// The source's URL: https://, file:/// or s3://
+    #[arg(long, value_name = "URL", requires = "to", requires = "key")]
+    source: Option<String>,
+    /// A configured destination
+    #[arg(long, value_name = "DEST", requires = "source")]
+    to: Option<String>,
+    /// The key below the destination's prefix
+    #[arg(long, requires = "source")]
+    key: Option<String>,
+    /// The job's id; the same id is delivered once [default: cli/UUID]
+    #[arg(long, requires = "source")]
+    id: Option<String>,
+    /// Which queue
+    #[arg(long, value_enum, default_value_t = LaneArg::Scheduled)]
+    lane: LaneArg,
+    /// Publish in the compact binary form
+    #[arg(long)]
+    compact: bool,
+    /// Wait for the outcome of every job; ends 0 when all are delivered or skipped, 75 when some failed, 1 when all did
+    #[arg(long)]
+    wait: bool,
+    /// Give up waiting after this time [default: no limit]
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+    wait_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LaneArg {
+    Scheduled,
+    Backfill,
+}
+
+impl From<LaneArg> for Lane {
+    fn from(lane: LaneArg) -> Self {
+        match lane {
+            LaneArg::Scheduled => Self::Scheduled,
+            LaneArg::Backfill => Self::Backfill,
+        }
+    }
+}
+
+/// Runs the command.
+pub async fn execute(args: EnqueueArgs, config: Config, json: bool) -> Exit {
+    if config.broker.url.is_none() {
+        return complain("broker.url is missing; set it to the broker that the jobs go to", Exit::Config);
+    }
+    match run(args, config, json).await {
+        Ok(exit) => exit,
+        Err(Stop::Input(refusal)) => complain(&refusal.to_string(), Exit::Failed),
+        Err(Stop::Queue(problem @ QueueError::Unavailable(_))) => complain(&problem.to_string(), Exit::Unavailable),
+        Err(Stop::Queue(problem)) => complain(&problem.to_string(), Exit::Failed),
+    }
+}
+
+/// Nothing was published.
+enum Stop {
+    Input(Refusal),
+    Queue(QueueError),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Input(refusal)
+    }
+}
+
+impl From<QueueError> for Stop {
+    fn from(problem: QueueError) -> Self {
+        Self::Queue(problem)
+    }
+}
+
+async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop> {
+    let form = input::Form { lane: args.lane.into(), compact: args.compact };
+    let input = match (args.file, args.source, args.to, args.key) {
+        (None, Some(source), Some(to), Some(key)) => Input::one(form, args.id, &source, to, key)?,
+        (Some(file), ..) if file.as_os_str() == "-" => Input::stdin(form).await?,
+        (Some(file), ..) => Input::file(form, &file).await?,
+        _ => return Err(Refusal::whole("give a file, `-`, or --source, --to and --key").into()),
+    };
+    let name = format!("{} enqueue", config.worker.id);
+    let queue = Amqp::start(&config.broker, &name, Vec::new(), Arc::new(Metrics::new(1)))?;
+    queue.connected(CONNECT_LIMIT).await?;
+    let report = Arc::new(Report::new(input.known_length(), json));
+    let waiter =
+        if args.wait { Some(Waiter::subscribe(&config.broker, &name, Arc::clone(&report)).await?) } else { None };
+    let sent = publish(&*queue, input, waiter.as_ref(), &report).await;
+    queue.close().await;
+    match waiter {
+        Some(waiter) if sent.published > 0 => Ok(waiter.finish(args.wait_timeout, sent.failed).await),
+        _ => Ok(sent.exit(&report)),
+    }
+}
+
+/// How publishing went.
+#[derive(Debug, Default)]
+struct Sent {
+    published: u64,
+    failed: u64,
+    unavailable: bool,
+}
+
+impl Sent {
+    fn exit(&self, report: &Report) -> Exit {
+        report.end(&format!("{} published, {} not", self.published, self.failed));
+        match (self.published, self.failed) {
+            (_, 0) => Exit::Done,
+            (0, _) if self.unavailable => Exit::Unavailable,
+            (0, _) => Exit::Failed,
+            _ => Exit::Partly,
+        }
+    }
+}
+
+/// Publishes until the input ends, has a bad line, or the broker is gone; after that nothing more is published.
+async fn publish(queue: &dyn Queue, input: Input, waiter: Option<&Waiter>, report: &Report) -> Sent {
+    let mut sent = Sent::default();
+    let jobs = input.jobs().map(|job| async move {
+        let job = job?;
+        if let Some(waiter) = waiter {
+            waiter.expect(&job.id);
+        }
+        Ok::<_, Refusal>(send(queue, job).await)
+    });
+    let mut results = std::pin::pin!(jobs.buffer_unordered(WINDOW));
+    while let Some(result) = results.next().await {
+        match result {
+            Ok((job, Ok(()))) => {
+                sent.published += 1;
+                report.published(&job);
+            }
+            Ok((job, Err(problem))) => {
+                sent.failed += 1;
+                sent.unavailable |= matches!(problem, QueueError::Unavailable(_));
+                report.not_published(&job, &problem.to_string());
+                if let Some(waiter) = waiter {
+                    waiter.forget(&job.id);
+                }
+            }
+            Err(refusal) => {
+                sent.failed += 1;
+                report.refused(&refusal);
+            }
+        }
+    }
+    sent
+}
+
+async fn send(queue: &dyn Queue, mut job: Prepared) -> (Prepared, Result<(), QueueError>) {
+    let result = match job.publication.take() {
+        Some(publication) => queue.publish(publication).await,
+        None => Ok(()),
+    };
+    (job, result)
+}
+
+/// Ends a stream of results after its first error.
+fn until_refused(
+    jobs: impl stream::Stream<Item = Result<Prepared, Refusal>>,
+) -> impl stream::Stream<Item = Result<Prepared, Refusal>> {
+    jobs.scan(false, |over, job| {
+        let next = (!*over).then_some(job);
+        *over |= matches!(next, Some(Err(_)));
+        std::future::ready(next)
+    })
+}

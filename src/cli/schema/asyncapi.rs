@@ -1,0 +1,189 @@
+//! The AsyncAPI 3.0 document: what producers publish and what consumers can listen to.
+
+use serde_json::{Map, Value, json};
+
+use crate::outcome::OutcomeKind;
+
+/// The default of `broker.prefix`; the document says that another one renames everything.
+const PREFIX: &str = "consign";
+
+/// The whole document. Written from consign's side, as AsyncAPI demands: it receives jobs and sends outcomes.
+pub(super) fn document() -> Value {
+    let mut schemas = Map::new();
+    adopt("job", crate::job::wire::schema().to_value(), &mut schemas);
+    adopt("outcome", crate::outcome::outcome_schema().to_value(), &mut schemas);
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "consign",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Delivers files into your customers' own S3 buckets. Names are those of broker.prefix = \"consign\".",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": channels(),
+        "operations": operations(),
+        "components": {"messages": messages(), "schemas": schemas},
+    })
+}
+
+fn channels() -> Value {
+    let destination = json!({"description": "The id of the destination."});
+    let kinds = [
+        OutcomeKind::Delivered,
+        OutcomeKind::Failed,
+        OutcomeKind::Retrying,
+        OutcomeKind::Skipped,
+        OutcomeKind::Expired,
+    ];
+    json!({
+        "jobs": {
+            "address": "job.{lane}.{destination}",
+            "description": "Publish persistent, mandatory and with confirms to the exchange.",
+            "parameters": {"lane": {"enum": ["scheduled", "backfill"]}, "destination": destination},
+            "messages": {"job": reference("messages/job")},
+            "bindings": exchange(PREFIX),
+        },
+        "outcomes": {
+            "address": "transfer.{outcome}.{destination}",
+            "description": "Bind a queue of your own; what nobody is bound to is kept in consign.outcomes.unrouted for a while.",
+            "parameters": {"outcome": {"enum": kinds.map(OutcomeKind::as_str)}, "destination": destination},
+            "messages": {"outcome": reference("messages/outcome")},
+            "bindings": exchange(&format!("{PREFIX}.outcomes")),
+        },
+        "deadLetters": {
+            "address": format!("{PREFIX}.dead"),
+            "description": "Jobs that were given up, their bodies untouched.",
+            "messages": {"deadLetter": reference("messages/deadLetter")},
+            "bindings": {"amqp": {
+                "is": "queue",
+                "queue": {"name": format!("{PREFIX}.dead"), "durable": true, "exclusive": false, "autoDelete": false},
+                "bindingVersion": "0.3.0",
+            }},
+        },
+    })
+}
+
+fn exchange(name: &str) -> Value {
+    json!({"amqp": {
+        "is": "routingKey",
+        "exchange": {"name": name, "type": "topic", "durable": true, "autoDelete": false},
+        "bindingVersion": "0.3.0",
+    }})
+}
+
+fn operations() -> Value {
+    let operation = |action: &str, channel: &str, summary: &str| json!({"action": action, "channel": {"$ref": format!("#/channels/{channel}")}, "summary": summary});
+    json!({
+        "takeJob": operation("receive", "jobs", "Takes a job and delivers its file."),
+        "reportOutcome": operation("send", "outcomes", "Says what became of a job; also sent to the job's reply_to."),
+        "giveUp": operation("send", "deadLetters", "Keeps a job that was given up, with the reason."),
+    })
+}
+
+fn messages() -> Value {
+    let text = |names: &[&str]| {
+        let all: Map<String, Value> =
+            names.iter().map(|name| ((*name).to_owned(), json!({"type": "string"}))).collect();
+        json!({"type": "object", "properties": all})
+    };
+    json!({
+        "job": {
+            "name": "job",
+            "summary": "One file to deliver as one object. message_id, if set, equals the job's id.",
+            "contentType": "application/json",
+            "headers": text(&["traceparent", "tracestate"]),
+            "payload": reference("schemas/job"),
+        },
+        "outcome": {
+            "name": "outcome",
+            "summary": "A CloudEvent 1.0; copies of a terminal outcome carry the same id.",
+            "contentType": "application/cloudevents+json",
+            "payload": reference("schemas/outcome"),
+        },
+        "deadLetter": {
+            "name": "deadLetter",
+            "summary": "The job as it was published, with the reason in headers.",
+            "headers": text(&[
+                "x-error-reason",
+                "x-error-class",
+                "x-error-message",
+                "x-attempts",
+                "x-first-failure-at",
+                "x-last-failure-at",
+                "x-original-routing-key",
+            ]),
+            "payload": reference("schemas/job"),
+        },
+    })
+}
+
+fn reference(to: &str) -> Value {
+    json!({"$ref": format!("#/components/{to}")})
+}
+
+/// Moves a schema and what it defines under `components/schemas`, references included.
+fn adopt(name: &str, mut schema: Value, schemas: &mut Map<String, Value>) {
+    let prefix = format!("{name}.");
+    redirect(&mut schema, &prefix);
+    if let Some(root) = schema.as_object_mut() {
+        root.remove("$schema");
+        if let Some(Value::Object(definitions)) = root.remove("$defs") {
+            schemas.extend(definitions.into_iter().map(|(inner, definition)| (format!("{prefix}{inner}"), definition)));
+        }
+    }
+    schemas.insert(name.to_owned(), schema);
+}
+
+fn redirect(node: &mut Value, prefix: &str) {
+    match node {
+        Value::Object(object) => {
+            let target = object.get("$ref").and_then(Value::as_str);
+            if let Some(inner) = target.and_then(|target| target.strip_prefix("#/$defs/")) {
+                let target = format!("#/components/schemas/{prefix}{inner}");
+                object.insert("$ref".to_owned(), target.into());
+            }
+            object.values_mut().for_each(|inner| redirect(inner, prefix));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|inner| redirect(inner, prefix)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn references(node: &Value, found: &mut Vec<String>) {
+        match node {
+            Value::Object(object) => {
+                found.extend(object.get("$ref").and_then(Value::as_str).map(str::to_owned));
+                object.values().for_each(|inner| references(inner, found));
+            }
+            Value::Array(items) => items.iter().for_each(|inner| references(inner, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let document = document();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(found.len() > 8, "{found:?}");
+        for reference in found {
+            assert!(document.pointer(reference.trim_start_matches('#')).is_some(), "{reference}");
+        }
+    }
+
+    #[test]
+    fn it_names_the_exchanges_and_routing_keys_of_the_contract() {
+        let document = document();
+        assert_eq!(document["asyncapi"], "3.0.0");
+        let exchange = |channel: &str| document["channels"][channel]["bindings"]["amqp"]["exchange"]["name"].clone();
+        assert_eq!((exchange("jobs"), exchange("outcomes")), (json!("consign"), json!("consign.outcomes")));
+        assert_eq!(document["channels"]["jobs"]["address"], "job.{lane}.{destination}");
+        assert_eq!(document["channels"]["outcomes"]["address"], "transfer.{outcome}.{destination}");
+        assert!(document["components"]["schemas"]["outcome"]["properties"]["data"].is_object());
+    }
+}

@@ -1,0 +1,303 @@
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use secrecy::ExposeSecret;
+use serde_json::Value;
+
+use super::*;
+use crate::destination::Auth;
+
+const FULL: &str = include_str!("../../config/consign.full.toml");
+const MINIMAL: &str = include_str!("../../config/consign.minimal.toml");
+
+const SECRET: &str = "s3cr3t-marker";
+
+fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("consign.toml");
+    std::fs::write(&file, text).unwrap();
+    (folder, file)
+}
+
+fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    pairs.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect()
+}
+
+/// The problems of a text, without the name of the file.
+fn problems(text: &str) -> Vec<String> {
+    let problems = load_str(text).unwrap_err().to_string();
+    problems.lines().map(|line| line.trim_start_matches("text.toml:").to_owned()).collect()
+}
+
+fn overrides(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn nothing_at_all_is_a_valid_configuration_with_the_defaults_of_the_contract() {
+    let config = load_str("").unwrap().config;
+    assert_eq!((config.worker.slots.get(), config.worker.backfill_slots), (16, 8));
+    assert_eq!(config.worker.memory_budget, 256 << 20);
+    assert_eq!(config.upload.part_size, 8 << 20);
+    assert_eq!(config.upload.min_rate, 64 << 10);
+    assert_eq!(config.session.refresh_before.as_secs(), 300);
+    assert_eq!(config.broker.lease_after.as_secs(), 600);
+    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9464");
+    assert_eq!(config.log.filter, "info");
+    assert!(config.worker.id.ends_with(&std::process::id().to_string()));
+    assert!(config.broker.url.is_none() && config.destinations.is_empty());
+}
+
+#[test]
+fn the_examples_are_valid() {
+    let minimal = load_str(MINIMAL).unwrap().config;
+    assert_eq!(minimal.destinations.len(), 1);
+    let full = load_str(FULL).unwrap().config;
+    assert_eq!(full.destinations.len(), 2);
+    let legacy = full.destinations.values().find(|one| one.id.as_str() == "legacy").unwrap();
+    assert!(matches!(legacy.auth, Auth::AccessKey { .. }));
+}
+
+#[test]
+fn the_full_example_shows_the_defaults() {
+    let sections = FULL.split("# One section for each").next().unwrap();
+    let shown: Value = serde_json::to_value(toml::from_str::<toml::Table>(sections).unwrap()).unwrap();
+    let defaults = serde_json::to_value(raw::RawConfig::default()).unwrap();
+    for (section, keys) in shown.as_object().unwrap() {
+        for (key, value) in keys.as_object().unwrap() {
+            if (section.as_str(), key.as_str()) != ("broker", "url") {
+                assert_eq!(*value, defaults[section][key], "{section}.{key}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_full_example_mentions_every_key_of_the_schema() {
+    fn names(schema: &Value, found: &mut Vec<String>) {
+        for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+            found.push(key.clone());
+            names(inner, found);
+        }
+        if schema["additionalProperties"].is_object() {
+            names(&schema["additionalProperties"], found);
+        }
+    }
+    let mut keys = Vec::new();
+    names(super::keys::schema_at(&[]).unwrap(), &mut keys);
+    assert!(keys.len() > 60, "{keys:?}");
+    for key in keys {
+        let mentioned = [format!("{key} ="), format!("[{key}]"), format!("[{key}.")].iter().any(|m| FULL.contains(m));
+        assert!(mentioned, "{key} is missing in config/consign.full.toml");
+    }
+}
+
+#[test]
+fn all_problems_come_at_once_each_with_its_line() {
+    let found = problems(
+        "[broker]\nprefix = \"Not This\"\nlease_after = \"2h\"\nurl = 5\n[worker]\nslot = 4\nslots = 0\n\
+         memory_budget = \"1MiB\"\n[destinations.acme]\nbucket = \"B\"\nregion = \"eu-central-1\"\n\
+         [destinations.acme.auth]\nmethod = \"iam_role\"\nrole_arn = \"nonsense\"\n[destinations.Beta]\nbucket = \"beta-1\"\n",
+    );
+    let expected = [
+        "6: worker.slot: unknown key; did you mean \"slots\"?",
+        "15: destinations.Beta.region: is required; add it",
+        "15: destinations.Beta.auth: is required; add it",
+        "4: broker.url: does not fit; give text in quotes",
+        "7: worker.slots: integer `0` does not fit; give a whole number of at least 1",
+        "2: broker.prefix: ",
+        "3: broker.lease_after: ",
+        "8: worker.memory_budget: ",
+        "10: destinations.acme.bucket: ",
+        "14: destinations.acme.auth.role_arn: ",
+        "15: destinations.Beta: ",
+    ];
+    for start in expected {
+        assert!(found.iter().any(|line| line.starts_with(start)), "{start} is missing in {found:#?}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn a_broken_file_is_reported_together_with_the_problems_of_others() {
+    let (_one, broken) = written("[broker]\nurl = \"amqp://u:s3cr3t-marker@h\n[worker]\n");
+    let (_two, wrong) = written("[worker]\nslots = \"many\"\n[destinations.acme]\nbucket = \"acme-1\"\n");
+    let missing = PathBuf::from("/nonexistent/consign.toml");
+    let text = load_from(&[broken.clone(), wrong.clone(), missing], [], &[]).unwrap_err().to_string();
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines.iter().any(|line| line.starts_with(&format!("{}:2: not valid TOML", broken.display()))), "{text}");
+    assert!(lines.iter().any(|line| line.starts_with(&format!("{}:2: worker.slots: ", wrong.display()))), "{text}");
+    assert!(lines.iter().any(|line| line.starts_with("/nonexistent/consign.toml: cannot be read")), "{text}");
+    assert!(!text.contains("is required") && !text.contains(SECRET), "{text}");
+}
+
+#[test]
+fn flags_beat_the_environment_which_beats_files_which_beat_defaults() {
+    let (_one, first) =
+        written("[worker]\nslots = 1\nbackfill_slots = 1\nmax_attempts = 2\n[upload]\nmin_rate = \"1KiB\"\n");
+    let (_two, second) = written("[worker]\nslots = 3\nbackfill_slots = 1\n");
+    let variables =
+        environment(&[("CONSIGN__WORKER__SLOTS", "4"), ("CONSIGN__WORKER__BACKFILL_SLOTS", "2"), ("OTHER", "x")]);
+    let loaded = load_from(&[first.clone(), second], variables, &overrides(&[("worker.slots", "5")])).unwrap();
+    let worker = &loaded.config.worker;
+    assert_eq!((worker.slots.get(), worker.backfill_slots, worker.max_attempts.get()), (5, 2, 2));
+    let origin = |key: &str| loaded.settings.iter().find(|setting| setting.key == key).unwrap().origin.to_string();
+    assert_eq!(origin("worker.slots"), "flag --set worker.slots");
+    assert_eq!(origin("worker.backfill_slots"), "environment CONSIGN__WORKER__BACKFILL_SLOTS");
+    assert_eq!(origin("worker.max_attempts"), format!("{}:4", first.display()));
+    assert_eq!(origin("worker.destination_slots"), "default");
+    assert!(loaded.is_given("upload.min_rate") && !loaded.is_given("upload.part_size"));
+}
+
+#[test]
+fn the_environment_can_give_a_whole_destination_and_digits_stay_text() {
+    let variables = environment(&[
+        ("CONSIGN__DESTINATIONS__ACME-EU__BUCKET", "acme-1"),
+        ("CONSIGN__DESTINATIONS__ACME-EU__REGION", "eu-central-1"),
+        ("CONSIGN__DESTINATIONS__ACME-EU__TENANT", "0042"),
+        ("CONSIGN__DESTINATIONS__ACME-EU__EXPECTED_BUCKET_OWNER", "012345678901"),
+        ("CONSIGN__DESTINATIONS__ACME-EU__AUTH__METHOD", "access_key"),
+        ("CONSIGN__DESTINATIONS__ACME-EU__AUTH__ACCESS_KEY_ID", "12345"),
+        ("CONSIGN__DESTINATIONS__ACME-EU__AUTH__SECRET_ACCESS_KEY", "00123"),
+    ]);
+    let config = load_from(&[], variables, &[]).unwrap().config;
+    let destination = config.destinations.values().next().unwrap();
+    assert_eq!((destination.id.as_str(), destination.tenant.as_deref()), ("acme-eu", Some("0042")));
+    assert_eq!(destination.expected_bucket_owner.as_ref().unwrap().as_str(), "012345678901");
+    let Auth::AccessKey { secret: crate::destination::SecretSource::Inline(secret), .. } = &destination.auth else {
+        panic!("{:?}", destination.auth)
+    };
+    assert_eq!(secret.expose_secret(), "00123");
+}
+
+#[test]
+fn problems_name_the_variable_or_the_flag() {
+    let variables = environment(&[("CONSIGN__WORKER__SLOTS", "lots"), ("CONSIGN__WOKRER__SLOTS", "1")]);
+    let text = load_from(&[], variables, &overrides(&[("admin.listen", "here")])).unwrap_err().to_string();
+    assert!(text.contains("environment CONSIGN__WORKER__SLOTS: worker.slots: string \"lots\" does not fit"), "{text}");
+    assert!(
+        text.contains("environment CONSIGN__WOKRER__SLOTS: wokrer: unknown key; did you mean \"worker\"?"),
+        "{text}"
+    );
+    assert!(text.contains("flag --set admin.listen: admin.listen: is no address with a port"), "{text}");
+}
+
+#[test]
+fn contradictions_refuse_to_start() {
+    let role = "[destinations.a]\nbucket = \"abc\"\nregion = \"eu-central-1\"\nauth = { method = \"iam_role\", ";
+    let arn = "role_arn = \"arn:aws:iam::123456789012:role/r\"";
+    for (text, line) in [
+        ("[worker]\nslots = 2\nbackfill_slots = 4".to_owned(), "3: worker.backfill_slots: 4 is more than"),
+        ("[worker]\nslots = 20000".to_owned(), "2: worker.slots: is more than"),
+        ("[worker]\ndrain_timeout = \"2h\"".to_owned(), "2: worker.drain_timeout: "),
+        ("[worker]\nid = \"a b\"".to_owned(), "2: worker.id: "),
+        ("[upload]\npart_size = \"1MiB\"".to_owned(), "2: upload.part_size: 1MiB is outside"),
+        ("[upload]\nmultipart_threshold = \"6GiB\"".to_owned(), "2: upload.multipart_threshold: 6GiB is outside"),
+        ("[upload]\npart_size = \"200MiB\"".to_owned(), "worker.memory_budget: 256MiB is too little"),
+        ("[upload]\nmin_rate = 0".to_owned(), "2: upload.min_rate: "),
+        ("[upload]\npart_concurrency = 5000".to_owned(), "2: upload.part_concurrency: "),
+        ("[session]\nrefresh_before = \"1h\"".to_owned(), "2: session.refresh_before: "),
+        ("[session]\ndenied_for = \"2h\"".to_owned(), "2: session.denied_for: "),
+        ("[session]\ncapacity = 0".to_owned(), "2: session.capacity: "),
+        ("[broker]\nlease_after = \"31m\"".to_owned(), "2: broker.lease_after: "),
+        ("[broker]\nurl = \"amqp://mq.example.com\"".to_owned(), "2: broker.url: would send the password in the clear"),
+        ("[broker]\nurl = \"http://h\"".to_owned(), "2: broker.url: is no broker URL"),
+        ("[broker]\nurl = \"sqlite:\"".to_owned(), "2: broker.url: names no file"),
+        ("[broker]\nurl = \"sqlite:a\"\nurl_file = \"b\"".to_owned(), "3: broker.url_file: contradicts"),
+        ("[broker]\nurl_file = \"/nonexistent\"".to_owned(), "2: broker.url_file: /nonexistent cannot be read"),
+        ("[broker]\nclient_cert_file = \"/dev/null\"".to_owned(), "2: broker.client_cert_file: is half of a pair"),
+        ("[broker]\nclient_key_file = \"/dev/null\"".to_owned(), "2: broker.client_key_file: is half of a pair"),
+        ("[broker]\nurl = \"amqp://[::1]\"\nca_file = \"/dev/null\"".to_owned(), "3: broker.ca_file: has no effect"),
+        ("[broker]\nca_file = \"/nonexistent\"".to_owned(), "2: broker.ca_file: /nonexistent cannot be read"),
+        ("[aws]\nregion = \"x@host\"".to_owned(), "2: aws.region: "),
+        ("[aws]\ns3_endpoint_url = \"ftp://h\"".to_owned(), "2: aws.s3_endpoint_url: is no endpoint"),
+        ("[aws]\nsts_endpoint_url = \"https://u:p@h\"".to_owned(), "2: aws.sts_endpoint_url: is no endpoint"),
+        ("[aws]\nidentity_role_arn = \"arn\"".to_owned(), "2: aws.identity_role_arn: "),
+        ("[source]\nschemes = [\"http\"]".to_owned(), "2: source.schemes: \"http\" is no scheme of its own"),
+        ("[source]\nschemes = [\"ftp\"]".to_owned(), "2: source.schemes: \"ftp\" is unknown"),
+        ("[source]\nfile_root = \"/dev/null\"".to_owned(), "2: source.file_root: /dev/null is no directory"),
+        ("[source]\ns3_buckets = [\"X\"]".to_owned(), "2: source.s3_buckets: "),
+        ("[source]\nmax_bytes = 0".to_owned(), "2: source.max_bytes: "),
+        ("[metrics]\nmax_destinations = 0".to_owned(), "2: metrics.max_destinations: "),
+        ("[check]\negress_addresses = [\"192.0.2.0/33\"]".to_owned(), "2: check.egress_addresses: "),
+        ("[log]\nfilter = \"consign=loud\"".to_owned(), "2: log.filter: does not parse"),
+        ("[log]\nformat = \"xml\"".to_owned(), "2: log.format: unknown variant `xml`"),
+        (format!("{role}{arn}, access_key_id = \"AKIA\" }}"), "4: destinations.a.auth.access_key_id: does not belong"),
+        (format!("{role}{arn} }}\nid = \"b\""), "5: destinations.a.id: differs"),
+        (format!("{role}{arn} }}\nbucket_key_enabled = true"), "5: destinations.a.bucket_key_enabled: has no effect"),
+    ] {
+        let found = problems(&text);
+        assert!(found.len() == 1 && found[0].starts_with(line), "{text}\ngave {found:#?}\ninstead of {line}");
+    }
+}
+
+#[test]
+fn what_only_looks_like_a_contradiction_is_accepted() {
+    for text in [
+        "[worker]\nslots = 4",
+        "[broker]\nurl = \"amqp://localhost/%2f\"",
+        "[broker]\nurl = \"amqp://mq.example.com\"\nallow_plaintext = true",
+        "[aws]\nforce_path_style = true",
+        "[check]\negress_addresses = [\"192.0.2.0/24\", \"2001:db8::1\"]",
+        "[source]\nschemes = [\"file\"]",
+    ] {
+        assert!(load_str(text).is_ok(), "{text}: {}", load_str(text).unwrap_err());
+    }
+    assert_eq!(load_str("[worker]\nslots = 4").unwrap().config.worker.backfill_slots, 4);
+}
+
+#[test]
+fn a_secret_is_never_shown() {
+    let (_folder, file) = written(
+        "[broker]\nurl = \"amqps://me:s3cr3t-marker@h/v?x=s3cr3t-marker\"\n[destinations.a]\nbucket = \"abc\"\n\
+         region = \"eu-central-1\"\nauth = { method = \"access_key\", access_key_id = \"AKIA\", \
+         secret_access_key = \"s3cr3t-marker\" }\n[destinations.b]\nbucket = \"abc\"\nregion = \"eu-central-1\"\n\
+         auth = { method = \"iam_role\", role_arn = \"arn:aws:iam::123456789012:role/r\", external_id = \"s3cr3t-marker\" }",
+    );
+    let loaded = load_from(&[file], [], &[]).unwrap();
+    assert_eq!(loaded.config.broker.url.as_ref().unwrap().expose_secret().matches(SECRET).count(), 2);
+    let shown: String = loaded.settings.iter().map(|setting| format!("{setting}\n")).collect();
+    assert!(shown.contains("broker.url = \"amqps://me:***@h/v\""), "{shown}");
+    assert!(!shown.contains(SECRET) && !format!("{loaded:?}").contains(SECRET), "{shown}");
+}
+
+#[test]
+fn a_problem_never_quotes_a_secret() {
+    for text in [
+        "[broker]\nurl = \"amqp://me:s3cr3t-marker@mq.example.com\"",
+        "[broker]\nurl = [\"s3cr3t-marker\"]",
+        "[broker]\nurl = \"s3cr3t-marker\"",
+        "[broker]\nurl = \"s3cr3t-marker",
+        "[destinations.a]\nauth = { method = \"access_key\", access_key_id = \"\", secret_access_key = { x = \"s3cr3t-marker\" } }",
+        "[destinations.a]\nauth = { method = \"iam_role\", external_id = \"s3cr3t-marker!\" }",
+    ] {
+        let found = problems(text);
+        assert!(!found.is_empty() && !found.concat().contains(SECRET), "{found:?}");
+    }
+    let on_the_command_line = overrides(&[("broker.url", "amqps://u:s3cr3t-marker@h")]);
+    let refused = load_from(&[], [], &on_the_command_line).unwrap_err().to_string();
+    assert!(refused.contains("may not be given on the command line") && !refused.contains(SECRET), "{refused}");
+}
+
+#[test]
+fn the_broker_url_may_stand_in_a_file_of_its_own() {
+    let (_folder, file) = written("amqps://me:pw@h/v\n");
+    let loaded = load_str(&format!("[broker]\nurl_file = {:?}", file.display().to_string())).unwrap();
+    assert_eq!(loaded.config.broker.required_url().unwrap().expose_secret(), "amqps://me:pw@h/v");
+}
+
+#[test]
+fn a_command_that_needs_a_broker_says_so() {
+    let required =
+        |text: &str| load_str(text).unwrap().config.broker.required_url().map(|_| ()).unwrap_err().to_string();
+    assert!(required("").contains("broker.url: is required by this command"));
+    assert!(required("[broker]\nurl = \"sqlite:jobs.db\"").contains("comes with a later version"));
+}
+
+#[test]
+fn a_hostile_file_ends_in_a_bounded_list() {
+    let many: String = (0..5000).map(|n| format!("[destinations.d{n}]\nbucket = {n}\n")).collect();
+    assert!(load_str(&many).is_err());
+    let deep = format!("a = {}{}", "[".repeat(5000), "]".repeat(5000));
+    assert!(load_str(&deep).is_err());
+}

@@ -1,0 +1,254 @@
+//! Where the broker is, and one connection to it.
+
+use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Channel, Connection, ConnectionProperties, DefaultConnectionBuilder, ErrorKind};
+use secrecy::ExposeSecret as _;
+
+use crate::config::BrokerConfig;
+use crate::queue::QueueError;
+
+const HEARTBEAT_SECONDS: u16 = 15;
+/// For TCP, TLS and the AMQP handshake together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// For opening a channel, declaring, binding, cancelling.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A broker's address, credentials and TLS files. Files are read at every connection, so renewed certificates are taken up.
+#[derive(Clone)]
+pub(super) struct Endpoint {
+    uri: AMQPUri,
+    name: String,
+    ca_file: Option<PathBuf>,
+    identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl fmt::Debug for Endpoint {
+    /// Without user name and password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
+        write!(f, "{scheme}://{}:{}/{vhost}", authority.host, authority.port)
+    }
+}
+
+impl Endpoint {
+    /// Reads `[broker]`. `name` is shown by the broker as the connection's name.
+    pub(super) fn parse(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
+        let url = config.url.as_ref().ok_or_else(|| wrong("is missing; set broker.url"))?;
+        let uri = parse_url(url.expose_secret())?;
+        if matches!(uri.scheme, AMQPScheme::AMQP) && !config.allow_plaintext && !is_loopback(&uri.authority.host) {
+            return Err(wrong("is plain amqp beyond loopback; use amqps, or set broker.allow_plaintext = true"));
+        }
+        let identity = match (&config.client_cert_file, &config.client_key_file) {
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (None, None) => None,
+            _ => return Err(wrong("needs broker.client_cert_file and broker.client_key_file together")),
+        };
+        Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity })
+    }
+
+    /// The virtual host.
+    pub(super) fn vhost(&self) -> &str {
+        &self.uri.vhost
+    }
+
+    /// Connects within a bounded time. `role` tells this worker's connections apart.
+    pub(super) async fn connect(&self, role: &str) -> Result<Connection, QueueError> {
+        let name = format!("{} {role}", self.name);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let tls = self.tls().await?;
+        let builder = DefaultConnectionBuilder::new().map_err(|e| unavailable(&e))?;
+        let builder = builder.with_uri(self.uri.clone()).with_properties(properties).with_tls_config(tls);
+        within(CONNECT_TIMEOUT, "connecting", builder.connect()).await
+    }
+
+    async fn tls(&self) -> Result<OwnedTLSConfig, QueueError> {
+        let cert_chain = match &self.ca_file {
+            Some(file) => Some(String::from_utf8_lossy(&read("ca_file", file).await?).into_owned()),
+            None => None,
+        };
+        let identity = match &self.identity {
+            Some((cert, key)) => {
+                let (pem, key) = (read("client_cert_file", cert).await?, read("client_key_file", key).await?);
+                Some(OwnedIdentity::PKCS8 { pem, key })
+            }
+            None => None,
+        };
+        Ok(OwnedTLSConfig { identity, cert_chain })
+    }
+}
+
+fn parse_url(text: &str) -> Result<AMQPUri, QueueError> {
+    // The parser's own messages may quote the URL, and with it the password.
+    let malformed = || wrong("is no AMQP URL; it reads amqps://user:password@host:5671/vhost");
+    let mut uri: AMQPUri = text.parse().map_err(|_| malformed())?;
+    let url = url::Url::parse(text).map_err(|_| malformed())?;
+    match url.host() {
+        // The parser takes an IPv6 address for an absent host, and would go to localhost.
+        Some(url::Host::Ipv6(address)) => uri.authority.host = address.to_string(),
+        Some(_) => {}
+        None => return Err(wrong("names no host")),
+    }
+    if uri.vhost.is_empty() {
+        // What `amqp://host/` means to nearly everybody who writes it.
+        "/".clone_into(&mut uri.vhost);
+    }
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    Ok(uri)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+async fn read(key: &str, file: &Path) -> Result<Vec<u8>, QueueError> {
+    tokio::fs::read(file)
+        .await
+        .map_err(|e| QueueError::Unavailable(format!("broker.{key} {} can't be read: {e}", file.display())))
+}
+
+fn wrong(what: &str) -> QueueError {
+    QueueError::Unavailable(format!("broker.url {what}"))
+}
+
+/// Opens a channel within a bounded time.
+pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, QueueError> {
+    call("opening a channel", connection.create_channel()).await
+}
+
+/// One call to the broker within a bounded time.
+pub(super) async fn call<T>(what: &str, future: impl Future<Output = lapin::Result<T>>) -> Result<T, QueueError> {
+    within(CALL_TIMEOUT, what, future).await
+}
+
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    future: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, QueueError> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(result) => result.map_err(|e| refused_or_away(what, &e)),
+        Err(_) => Err(QueueError::Unavailable(format!("{what}: no answer within {} s", limit.as_secs()))),
+    }
+}
+
+/// What a missing part of the topology leads to, or a broken connection.
+fn refused_or_away(what: &str, error: &lapin::Error) -> QueueError {
+    if is_missing(error) { missing(error) } else { QueueError::Unavailable(format!("{what}: {}", text(error))) }
+}
+
+/// True for the broker's 404.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(refusal) if refusal.get_id() == 404)
+}
+
+/// The broker's 404, with the remedy.
+pub(super) fn missing(error: &lapin::Error) -> QueueError {
+    QueueError::Topology(format!("{}; run `consign topology apply`", text(error)))
+}
+
+/// Says goodbye, but doesn't wait long for an answer.
+pub(super) async fn close(connection: &Connection) {
+    if connection.status().connected() {
+        let goodbye = connection.close(200, "OK".into());
+        if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await, Ok(Ok(()))) {
+            tracing::debug!("the broker did not answer the close of a connection");
+        }
+    }
+}
+
+/// A lapin error as an unavailable broker.
+pub(super) fn unavailable(error: &lapin::Error) -> QueueError {
+    QueueError::Unavailable(text(error))
+}
+
+/// A lapin error in words, with the broker's own text and without internals.
+pub(super) fn text(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(refusal) => refusal.get_message().to_string(),
+        ErrorKind::IOError(io) => io.to_string(),
+        ErrorKind::MissingHeartbeatError => "the broker stopped answering heartbeats".to_owned(),
+        ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannel(_) => {
+            "the connection is closed".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(url: &str) -> BrokerConfig {
+        BrokerConfig {
+            url: Some(url.to_owned().into()),
+            prefix: "consign".to_owned(),
+            declare: false,
+            lease_after: Duration::from_secs(600),
+            ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
+            allow_plaintext: false,
+        }
+    }
+
+    fn parse(url: &str) -> Result<Endpoint, QueueError> {
+        Endpoint::parse(&config(url), "w")
+    }
+
+    #[test]
+    fn plain_amqp_stays_on_loopback() {
+        for url in ["amqp://127.0.0.1:5672", "amqp://localhost/x", "amqp://[::1]:5672/%2f", "amqps://mq.example.com"] {
+            assert!(parse(url).is_ok(), "{url}");
+        }
+        for url in ["amqp://10.0.0.1", "amqp://mq.example.com/", "amqp://[2001:db8::1]/"] {
+            let error = parse(url).unwrap_err().to_string();
+            assert!(error.contains("allow_plaintext"), "{url}: {error}");
+            assert!(Endpoint::parse(&BrokerConfig { allow_plaintext: true, ..config(url) }, "w").is_ok());
+        }
+    }
+
+    #[test]
+    fn an_ipv6_host_is_not_taken_for_localhost() {
+        let endpoint = parse("amqps://[2001:db8::7]:5671/v").unwrap();
+        assert_eq!(endpoint.uri.authority.host, "2001:db8::7");
+    }
+
+    #[test]
+    fn the_virtual_host_defaults_to_slash_and_the_heartbeat_to_15_seconds() {
+        for (url, vhost) in [("amqps://h", "/"), ("amqps://h/", "/"), ("amqps://h/%2f", "/"), ("amqps://h/a", "a")] {
+            assert_eq!(parse(url).unwrap().vhost(), vhost, "{url}");
+        }
+        assert_eq!(parse("amqps://h").unwrap().uri.query.heartbeat, Some(15));
+        assert_eq!(parse("amqps://h?heartbeat=5").unwrap().uri.query.heartbeat, Some(5));
+    }
+
+    #[test]
+    fn the_password_shows_up_nowhere() {
+        let marked = "s3cr3t-marker";
+        for url in [
+            format!("amqps://u:{marked}@h"),
+            format!("amqp://u:{marked}@example.com"),
+            format!("amqp//u:{marked}@"),
+            format!("http://u:{marked}@h"),
+            format!("amqps://u:{marked}@h?heartbeat=x"),
+            format!("amqps:u:{marked}"),
+        ] {
+            let shown = format!("{:?}", parse(&url));
+            assert!(!shown.contains(marked), "{shown}");
+        }
+    }
+
+    #[test]
+    fn half_an_identity_is_an_error() {
+        let half = BrokerConfig { client_cert_file: Some("c.pem".into()), ..config("amqps://h") };
+        assert!(Endpoint::parse(&half, "w").unwrap_err().to_string().contains("client_key_file"));
+    }
+}

@@ -1,0 +1,153 @@
+//! Declares the topology, or looks whether it is there.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Connection, ExchangeKind};
+
+use super::connection::{self, call};
+use super::topology::{Argument, Arguments, Binding, Exchange, Kind, Queue, Topology};
+use crate::queue::QueueError;
+
+const DECLARE_QUEUE: QueueDeclareOptions =
+    QueueDeclareOptions { passive: false, durable: true, exclusive: false, auto_delete: false, nowait: false };
+const DECLARE_EXCHANGE: ExchangeDeclareOptions =
+    ExchangeDeclareOptions { passive: false, durable: true, auto_delete: false, internal: false, nowait: false };
+
+/// Declares all of it. What is there already with the same arguments stays as it is; other arguments are an error, and every
+/// such error is reported, not only the first.
+pub(super) async fn apply(connection: &Connection, topology: &Topology) -> Result<(), QueueError> {
+    let mut steps = Steps::new(connection, "can't be declared", Mode::Declare);
+    for exchange in &topology.exchanges {
+        steps.exchange(exchange).await?;
+    }
+    for queue in &topology.queues {
+        steps.queue(queue).await?;
+    }
+    for binding in &topology.bindings {
+        steps.bind(binding).await?;
+    }
+    steps.finish("; delete what is left of an older topology (when it is empty), or use another broker.prefix")
+}
+
+/// Looks whether every exchange and queue is there, without changing anything. Bindings can't be looked up by AMQP; a missing
+/// one shows as a returned message.
+pub(super) async fn check(connection: &Connection, topology: &Topology) -> Result<(), QueueError> {
+    let mut steps = Steps::new(connection, "is not there", Mode::Look);
+    for exchange in &topology.exchanges {
+        steps.exchange(exchange).await?;
+    }
+    for queue in &topology.queues {
+        steps.queue(queue).await?;
+    }
+    steps.finish("; run `consign topology apply`, or set broker.declare = true")
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Declare,
+    Look,
+}
+
+/// A row of declarations. A refused one costs its channel, so the next gets a new one.
+struct Steps<'a> {
+    connection: &'a Connection,
+    channel: Option<Channel>,
+    verdict: &'static str,
+    mode: Mode,
+    problems: Vec<String>,
+}
+
+impl<'a> Steps<'a> {
+    fn new(connection: &'a Connection, verdict: &'static str, mode: Mode) -> Self {
+        Self { connection, channel: None, verdict, mode, problems: Vec::new() }
+    }
+
+    async fn exchange(&mut self, exchange: &Exchange) -> Result<(), QueueError> {
+        let options = ExchangeDeclareOptions { passive: self.mode == Mode::Look, ..DECLARE_EXCHANGE };
+        let (name, arguments) = (short(&exchange.name)?, table(&exchange.arguments));
+        let channel = self.channel().await?;
+        let declared = channel.exchange_declare(name, exchange_kind(exchange.kind), options, arguments);
+        let result = call("declaring an exchange", answered(declared)).await?;
+        self.note("exchange", &exchange.name, result);
+        Ok(())
+    }
+
+    async fn queue(&mut self, queue: &Queue) -> Result<(), QueueError> {
+        let options = QueueDeclareOptions { passive: self.mode == Mode::Look, ..DECLARE_QUEUE };
+        let (name, arguments) = (short(&queue.name)?, table(&queue.arguments));
+        let channel = self.channel().await?;
+        let declared = channel.queue_declare(name, options, arguments);
+        let result = call("declaring a queue", answered(declared)).await?;
+        self.note("queue", &queue.name, result.map(drop));
+        Ok(())
+    }
+
+    async fn bind(&mut self, binding: &Binding) -> Result<(), QueueError> {
+        let (queue, exchange, key) = (short(&binding.queue)?, short(&binding.exchange)?, short(&binding.key)?);
+        let (options, arguments) = (QueueBindOptions::default(), table(&binding.arguments));
+        let channel = self.channel().await?;
+        let bound = channel.queue_bind(queue, exchange, key, options, arguments);
+        let result = call("binding a queue", answered(bound)).await?;
+        self.note("binding of", &binding.queue, result);
+        Ok(())
+    }
+
+    async fn channel(&mut self) -> Result<Channel, QueueError> {
+        if let Some(channel) = &self.channel {
+            return Ok(channel.clone());
+        }
+        let channel = connection::open_channel(self.connection).await?;
+        self.channel = Some(channel.clone());
+        Ok(channel)
+    }
+
+    fn note(&mut self, what: &str, name: &str, result: Result<(), String>) {
+        if let Err(answer) = result {
+            self.channel = None;
+            self.problems.push(format!("{what} `{name}` {} ({answer})", self.verdict));
+        }
+    }
+
+    fn finish(self, remedy: &str) -> Result<(), QueueError> {
+        if self.problems.is_empty() {
+            return Ok(());
+        }
+        Err(QueueError::Topology(format!("{}{remedy}", self.problems.join("; "))))
+    }
+}
+
+/// Tells a refusal (404, 405, 406, 403: the channel is gone, the connection is not) from a broken connection.
+async fn answered<T>(future: impl Future<Output = lapin::Result<T>>) -> lapin::Result<Result<T, String>> {
+    match future.await {
+        Ok(value) => Ok(Ok(value)),
+        Err(error) if error.is_amqp_soft_error() => Ok(Err(connection::text(&error))),
+        Err(error) => Err(error),
+    }
+}
+
+fn exchange_kind(kind: Kind) -> ExchangeKind {
+    match kind {
+        Kind::Direct => ExchangeKind::Direct,
+        Kind::Fanout => ExchangeKind::Fanout,
+        Kind::Headers => ExchangeKind::Headers,
+        Kind::Topic => ExchangeKind::Topic,
+    }
+}
+
+fn table(arguments: &Arguments) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+        };
+        table.insert((*name).into(), value);
+    }
+    table
+}
+
+/// AMQP's short strings hold at most 255 bytes; lapin's own conversion panics beyond.
+pub(super) fn short(text: &str) -> Result<ShortString, QueueError> {
+    ShortString::try_new(text)
+        .map_err(|_| QueueError::Refused(format!("a name of {} bytes; AMQP takes 255", text.len())))
+}

@@ -1,0 +1,288 @@
+//! One life of the connection to the broker: two connections, the channels and the consumers. It ends as a whole at the first
+//! sign of trouble, and the supervisor builds the next one. The jobs that are being worked on outlive it.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::{Stream, StreamExt as _};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Connection, Consumer, Event};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{self, Endpoint, call};
+use super::consumer::{Fetched, Intake};
+use super::declare::{self, short};
+use super::publish::Publisher;
+use super::topology::{Names, Topology};
+use crate::lane::Lane;
+use crate::metrics::Metrics;
+use crate::queue::QueueError;
+use crate::retry::Retry;
+
+/// A session that lasted this long starts the back-off anew.
+const STABLE: Duration = Duration::from_mins(1);
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How often a connection is looked at, should its end have caused no event.
+const WATCHDOG: Duration = Duration::from_secs(5);
+
+/// Whether a session is over, why, and whether the broker blocks it.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    over: CancellationToken,
+    why: OnceLock<String>,
+    blocked: Mutex<Option<String>>,
+}
+
+impl Health {
+    /// Ends the session. The first reason stays.
+    pub(super) fn end(&self, why: &str) {
+        self.why.get_or_init(|| why.to_owned());
+        self.over.cancel();
+    }
+
+    /// Resolves when the session is over.
+    pub(super) async fn ended(&self) {
+        self.over.cancelled().await;
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
+    fn why(&self) -> String {
+        self.why.get().cloned().unwrap_or_else(|| "the session was closed".to_owned())
+    }
+
+    /// The error of whoever was using the session.
+    pub(super) fn lost(&self) -> QueueError {
+        QueueError::Unavailable(self.why())
+    }
+
+    /// The broker's reason for taking nothing at the moment (an alarm for memory or disk).
+    pub(super) fn blocked(&self) -> Option<String> {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_blocked(&self, reason: Option<String>) {
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+}
+
+/// What every session is built from, and what outlives the sessions.
+pub(super) struct Shared {
+    pub(super) endpoint: Endpoint,
+    pub(super) names: Names,
+    pub(super) topology: Topology,
+    pub(super) declare: bool,
+    pub(super) worker_id: String,
+    pub(super) lanes: Vec<(Lane, u16)>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) intake: Intake,
+    pub(super) phase: watch::Sender<Phase>,
+    pub(super) stop: CancellationToken,
+}
+
+/// Where the supervisor stands.
+#[derive(Clone)]
+pub(super) enum Phase {
+    /// Not connected, and why.
+    Down(String),
+    /// Connected.
+    Up(Arc<Session>),
+    /// Given up for good.
+    Closed,
+}
+
+/// Two connections: one consumes and acknowledges, one publishes.
+pub(super) struct Session {
+    pub(super) publisher: Publisher,
+    consuming: Option<Connection>,
+    consumers: Vec<(Channel, ShortString)>,
+    health: Arc<Health>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Session {
+    async fn open(shared: &Arc<Shared>, generation: u64) -> Result<Self, QueueError> {
+        let health = Arc::new(Health::default());
+        let mut tasks = JoinSet::new();
+        let publishing = shared.endpoint.connect("publisher").await?;
+        watch_over(&mut tasks, &publishing, &health);
+        let mut consumers = Vec::new();
+        let mut consuming = None;
+        if !shared.lanes.is_empty() {
+            ensure_topology(shared, &publishing).await?;
+            let connection = shared.endpoint.connect("consumer").await?;
+            watch_over(&mut tasks, &connection, &health);
+            for (lane, prefetch) in &shared.lanes {
+                let (channel, consumer) = consume(shared, &connection, *lane, *prefetch).await?;
+                consumers.push((channel, consumer.tag()));
+                tasks.spawn(pump(Arc::clone(shared), Arc::clone(&health), consumer, *lane, generation));
+            }
+            consuming = Some(connection);
+        }
+        let publisher = Publisher::new(publishing, Arc::clone(&health), Arc::clone(&shared.metrics));
+        Ok(Self { publisher, consuming, consumers, health, tasks: Mutex::new(tasks) })
+    }
+
+    /// Why this session can't be worked with, if so.
+    pub(super) fn problem(&self) -> Option<String> {
+        if self.health.is_over() {
+            return Some(self.health.why());
+        }
+        if self.consumers.iter().any(|(channel, _)| !channel.status().connected()) {
+            return Some("a consumer's channel is closed".to_owned());
+        }
+        self.health.blocked().map(|reason| format!("the broker blocks publishers: {reason}"))
+    }
+
+    /// Takes no more deliveries; those on loan can still be settled.
+    pub(super) async fn cancel_consumers(&self) {
+        for (channel, tag) in &self.consumers {
+            let cancelled = channel.basic_cancel(tag.clone(), BasicCancelOptions::default());
+            if let Err(error) = call("cancelling a consumer", cancelled).await {
+                tracing::debug!(%error, "a consumer was not cancelled; its deliveries are given back");
+            }
+        }
+    }
+
+    /// Ends the tasks, then the connections. What is unsettled comes again.
+    async fn close(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+        if let Some(consuming) = &self.consuming {
+            connection::close(consuming).await;
+        }
+        connection::close(self.publisher.connection()).await;
+    }
+}
+
+async fn ensure_topology(shared: &Shared, connection: &Connection) -> Result<(), QueueError> {
+    if shared.declare {
+        declare::apply(connection, &shared.topology).await
+    } else {
+        declare::check(connection, &shared.topology).await
+    }
+}
+
+async fn consume(
+    shared: &Shared,
+    connection: &Connection,
+    lane: Lane,
+    prefetch: u16,
+) -> Result<(Channel, Consumer), QueueError> {
+    let queue = shared.names.jobs(lane);
+    let tag = short(&format!("{} {}", shared.worker_id, lane.as_str()))?;
+    let channel = connection::open_channel(connection).await?;
+    // A prefetch of 0 means "no limit" to the broker.
+    call("setting the prefetch", channel.basic_qos(prefetch.max(1), BasicQosOptions::default())).await?;
+    let consumer = channel.basic_consume(short(&queue)?, tag, BasicConsumeOptions::default(), FieldTable::default());
+    let consumer = call(&format!("consuming from {queue}"), consumer).await?;
+    Ok((channel, consumer))
+}
+
+async fn pump(shared: Arc<Shared>, health: Arc<Health>, mut consumer: Consumer, lane: Lane, generation: u64) {
+    while let Some(item) = consumer.next().await {
+        match item {
+            Ok(delivery) => {
+                if let Some(late) = shared.intake.put(lane, Fetched::new(generation, delivery)) {
+                    late.give_back().await;
+                }
+            }
+            Err(error) => return health.end(&connection::text(&error)),
+        }
+    }
+    if !shared.intake.is_closed() {
+        health.end(&format!("the broker ended the consumer of {} (was the queue deleted?)", shared.names.jobs(lane)));
+    }
+}
+
+fn watch_over(tasks: &mut JoinSet<()>, connection: &Connection, health: &Arc<Health>) {
+    let status = connection.status().clone();
+    tasks.spawn(listen(connection.events_listener(), Arc::clone(health)));
+    let health = Arc::clone(health);
+    tasks.spawn(async move {
+        while status.connected() {
+            tokio::time::sleep(WATCHDOG).await;
+        }
+        health.end("the connection was closed");
+    });
+}
+
+async fn listen(mut events: impl Stream<Item = Event> + Unpin, health: Arc<Health>) {
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Error(error) => health.end(&connection::text(&error)),
+            Event::ConnectionBlocked(reason) => {
+                tracing::warn!(%reason, "the broker blocks publishers; settlements wait");
+                health.set_blocked(Some(reason));
+            }
+            Event::ConnectionUnblocked => health.set_blocked(None),
+            _ => {}
+        }
+    }
+}
+
+/// Keeps one session alive after another until told to stop.
+pub(super) async fn supervise(shared: Arc<Shared>) {
+    let mut retry = Retry::endless(FIRST_WAIT, LONGEST_WAIT);
+    let mut generation = 0;
+    while !shared.stop.is_cancelled() {
+        generation += 1;
+        let opened = unless_stopped(&shared.stop, Session::open(&shared, generation)).await;
+        let why = match opened {
+            Some(Ok(session)) => {
+                let since = Instant::now();
+                let why = live(&shared, session, generation).await;
+                if since.elapsed() >= STABLE {
+                    retry.reset();
+                }
+                why
+            }
+            Some(Err(error)) => error.to_string(),
+            None => break,
+        };
+        if !shared.stop.is_cancelled() {
+            let wait = retry.next_wait(None).unwrap_or(LONGEST_WAIT);
+            tracing::warn!(reason = %why, wait_ms = wait.as_millis(), "not connected to the broker; trying again");
+            shared.phase.send_replace(Phase::Down(why));
+            unless_stopped(&shared.stop, tokio::time::sleep(wait)).await;
+        }
+    }
+    shared.phase.send_replace(Phase::Closed);
+}
+
+/// From connected to lost; answers why it was lost.
+async fn live(shared: &Arc<Shared>, session: Session, generation: u64) -> String {
+    let session = Arc::new(session);
+    tracing::info!(broker = ?shared.endpoint, "connected to the broker");
+    shared.metrics.set_broker_connected(true);
+    if generation > 1 {
+        shared.metrics.broker_reconnected();
+    }
+    shared.phase.send_replace(Phase::Up(Arc::clone(&session)));
+    if shared.intake.is_closed() {
+        session.cancel_consumers().await;
+    }
+    unless_stopped(&shared.stop, session.health.ended()).await;
+    let why = session.health.why();
+    shared.phase.send_replace(Phase::Down(why.clone()));
+    shared.metrics.set_broker_connected(false);
+    session.health.end(&why);
+    session.close().await;
+    shared.intake.forget();
+    why
+}
+
+async fn unless_stopped<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        value = future => Some(value),
+    }
+}

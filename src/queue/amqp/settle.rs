@@ -1,0 +1,273 @@
+//! What a settlement publishes: copies that keep everything of the producer and nothing of the broker, and outcome events.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use super::consumer::as_text;
+use super::declare::short;
+use super::publish::Message;
+use super::topology::Names;
+use crate::outcome::Step;
+use crate::queue::{Event, Properties, Publication, QueueError};
+
+const PERSISTENT: u8 = 2;
+const WAIT_HEADER: &str = "consign-wait";
+const ORIGINAL_KEY: &str = "x-original-routing-key";
+
+/// Headers that the broker wrote, or that would make it route or drop a copy. Kept in a copy, `x-death` makes it a cycle.
+pub(super) fn is_bookkeeping(name: &str) -> bool {
+    matches!(name, "x-death" | "x-delivery-count" | "CC" | "BCC")
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+}
+
+/// The job's own routing key. Handed-over work comes by its former owner's key and carries the job's in a header.
+pub(super) fn job_key(routing_key: &str, headers: Option<&FieldTable>) -> String {
+    if routing_key.starts_with("job.") {
+        return routing_key.to_owned();
+    }
+    let carried = headers.and_then(|table| table.inner().get(ORIGINAL_KEY)).and_then(as_text);
+    carried.unwrap_or_else(|| routing_key.to_owned())
+}
+
+/// A copy that waits on `rung` and then comes back to its lane.
+pub(super) fn waiting(
+    names: &Names,
+    rung: Step,
+    routing_key: &str,
+    body: &Bytes,
+    original: &BasicProperties,
+    set: BTreeMap<String, String>,
+) -> Result<Message, QueueError> {
+    let mut set = set;
+    set.insert(WAIT_HEADER.to_owned(), rung.as_str().to_owned());
+    copy(names.wait_exchange(), routing_key, body, original, set)
+}
+
+/// A copy for the dead letters.
+pub(super) fn dead(
+    names: &Names,
+    routing_key: &str,
+    body: &Bytes,
+    original: &BasicProperties,
+    set: BTreeMap<String, String>,
+) -> Result<Message, QueueError> {
+    let mut set = set;
+    set.insert(ORIGINAL_KEY.to_owned(), routing_key.to_owned());
+    copy(names.dead_exchange(), routing_key, body, original, set)
+}
+
+fn copy(
+    exchange: String,
+    routing_key: &str,
+    body: &Bytes,
+    original: &BasicProperties,
+    set: BTreeMap<String, String>,
+) -> Result<Message, QueueError> {
+    let headers = merged(original.headers().as_ref(), set)?;
+    let properties = without_broker_fields(original).with_headers(headers).with_delivery_mode(PERSISTENT);
+    Ok(Message { exchange, routing_key: routing_key.to_owned(), body: body.clone(), properties, mandatory: true })
+}
+
+fn merged(original: Option<&FieldTable>, set: BTreeMap<String, String>) -> Result<FieldTable, QueueError> {
+    let mut table = FieldTable::default();
+    for (name, value) in original.into_iter().flatten() {
+        if !is_bookkeeping(name.as_str()) && name.as_str() != WAIT_HEADER {
+            table.insert(name.clone(), value.clone());
+        }
+    }
+    for (name, value) in set {
+        table.insert(short(&name)?, AMQPValue::LongString(value.into()));
+    }
+    Ok(table)
+}
+
+/// How a text is put into properties.
+type With = fn(BasicProperties, ShortString) -> BasicProperties;
+
+/// All but `expiration` (it would end the wait early), `user_id` (the broker compares it with the login) and `cluster_id`.
+fn without_broker_fields(original: &BasicProperties) -> BasicProperties {
+    let mut copy = BasicProperties::default();
+    let texts: [(&Option<ShortString>, With); 7] = [
+        (original.content_type(), BasicProperties::with_content_type),
+        (original.content_encoding(), BasicProperties::with_content_encoding),
+        (original.correlation_id(), BasicProperties::with_correlation_id),
+        (original.reply_to(), BasicProperties::with_reply_to),
+        (original.message_id(), BasicProperties::with_message_id),
+        (original.kind(), BasicProperties::with_type),
+        (original.app_id(), BasicProperties::with_app_id),
+    ];
+    for (value, with) in texts {
+        if let Some(value) = value {
+            copy = with(copy, value.clone());
+        }
+    }
+    if let Some(priority) = *original.priority() {
+        copy = copy.with_priority(priority);
+    }
+    if let Some(timestamp) = *original.timestamp() {
+        copy = copy.with_timestamp(timestamp);
+    }
+    copy
+}
+
+/// An outcome for the outcomes exchange.
+pub(super) fn outcome(names: &Names, event: &Event) -> Result<Message, QueueError> {
+    Ok(Message {
+        exchange: names.outcomes_exchange(),
+        routing_key: event.routing_key.clone(),
+        body: event.body.clone(),
+        properties: event_properties(event)?,
+        mandatory: true,
+    })
+}
+
+/// The copy of an outcome for `reply_to`. Not mandatory: the one who asked may be gone.
+pub(super) fn reply(event: &Event) -> Option<Message> {
+    let (queue, correlation_id) = event.reply_to.as_ref()?;
+    let mut properties = event_properties(event).ok()?;
+    if let Some(id) = correlation_id {
+        properties = properties.with_correlation_id(short(id).ok()?);
+    }
+    Some(Message {
+        exchange: String::new(),
+        routing_key: queue.clone(),
+        body: event.body.clone(),
+        properties,
+        mandatory: false,
+    })
+}
+
+fn event_properties(event: &Event) -> Result<BasicProperties, QueueError> {
+    Ok(BasicProperties::default()
+        .with_content_type("application/cloudevents+json".into())
+        .with_message_id(short(&event.id)?)
+        .with_delivery_mode(PERSISTENT))
+}
+
+/// A job as a producer publishes it.
+pub(super) fn job(names: &Names, publication: Publication) -> Result<Message, QueueError> {
+    let Publication { routing_key, body, properties } = publication;
+    Ok(Message {
+        exchange: names.jobs_exchange(),
+        routing_key,
+        body,
+        properties: job_properties(properties)?,
+        mandatory: true,
+    })
+}
+
+fn job_properties(from: Properties) -> Result<BasicProperties, QueueError> {
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    if let Some(text) = from.content_type {
+        properties = properties.with_content_type(short(&text)?);
+    }
+    if let Some(text) = from.message_id {
+        properties = properties.with_message_id(short(&text)?);
+    }
+    if let Some(text) = from.reply_to {
+        properties = properties.with_reply_to(short(&text)?);
+    }
+    if let Some(text) = from.correlation_id {
+        properties = properties.with_correlation_id(short(&text)?);
+    }
+    if let Some(text) = from.kind {
+        properties = properties.with_type(short(&text)?);
+    }
+    if !from.headers.is_empty() {
+        properties = properties.with_headers(merged(None, from.headers)?);
+    }
+    Ok(properties)
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::FieldArray;
+
+    use super::*;
+
+    fn original() -> BasicProperties {
+        let mut headers = FieldTable::default();
+        for name in ["x-death", "x-first-death-queue", "x-last-death-reason", "CC", "BCC", "x-delivery-count"] {
+            headers.insert(name.into(), AMQPValue::LongString("broker".into()));
+        }
+        headers.insert("consign-wait".into(), AMQPValue::LongString("30s".into()));
+        headers.insert("x-attempt".into(), AMQPValue::LongString("1".into()));
+        headers.insert("list".into(), AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::LongInt(1)])));
+        headers.insert("raw".into(), AMQPValue::ByteArray(vec![0xff].into()));
+        BasicProperties::default()
+            .with_headers(headers)
+            .with_content_type("application/json".into())
+            .with_message_id("a/1".into())
+            .with_reply_to("answers".into())
+            .with_correlation_id("c".into())
+            .with_type("consign.check.v1".into())
+            .with_app_id("scheduler".into())
+            .with_expiration("1".into())
+            .with_user_id("guest".into())
+            .with_delivery_mode(1)
+    }
+
+    fn names() -> Names {
+        Names::new("p")
+    }
+
+    #[test]
+    fn a_waiting_copy_keeps_the_producers_part_and_strips_the_brokers() {
+        let set = BTreeMap::from([("x-attempt".to_owned(), "2".to_owned())]);
+        let body = Bytes::from_static(b"{}");
+        let copy = waiting(&names(), Step::M2, "job.scheduled.a", &body, &original(), set).unwrap();
+        assert_eq!((copy.exchange.as_str(), copy.routing_key.as_str()), ("p.wait", "job.scheduled.a"));
+        let headers = copy.properties.headers().as_ref().unwrap().inner();
+        let kept: Vec<_> = headers.keys().map(ShortString::as_str).collect();
+        assert_eq!(kept, ["consign-wait", "list", "raw", "x-attempt"]);
+        assert_eq!(headers["consign-wait"], AMQPValue::LongString("2m".into()));
+        assert_eq!(headers["x-attempt"], AMQPValue::LongString("2".into()));
+        assert_eq!(headers["raw"], AMQPValue::ByteArray(vec![0xff].into()));
+        let kept = &copy.properties;
+        assert_eq!(*kept.delivery_mode(), Some(2));
+        assert_eq!((kept.expiration(), kept.user_id()), (&None, &None));
+        for (is, was) in [
+            (kept.message_id(), "a/1"),
+            (kept.content_type(), "application/json"),
+            (kept.reply_to(), "answers"),
+            (kept.correlation_id(), "c"),
+            (kept.kind(), "consign.check.v1"),
+            (kept.app_id(), "scheduler"),
+        ] {
+            assert_eq!(is.as_ref().map(ShortString::as_str), Some(was));
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_says_where_it_came_from() {
+        let copy = dead(&names(), "job.backfill.a", &Bytes::new(), &original(), BTreeMap::new()).unwrap();
+        assert_eq!(copy.exchange, "p.dlx");
+        let headers = copy.properties.headers().as_ref().unwrap().inner();
+        assert_eq!(headers["x-original-routing-key"], AMQPValue::LongString("job.backfill.a".into()));
+        assert!(!headers.contains_key("consign-wait"));
+    }
+
+    #[test]
+    fn handed_over_work_keeps_the_jobs_own_key() {
+        let mut headers = FieldTable::default();
+        headers.insert(ORIGINAL_KEY.into(), AMQPValue::LongString("job.backfill.a".into()));
+        assert_eq!(job_key("worker-7", Some(&headers)), "job.backfill.a");
+        assert_eq!(job_key("job.scheduled.b", Some(&headers)), "job.scheduled.b");
+        assert_eq!(job_key("worker-7", None), "worker-7");
+    }
+
+    #[test]
+    fn a_name_too_long_for_amqp_is_refused_and_does_not_panic() {
+        let long = "x".repeat(256);
+        let event = Event { routing_key: "k".to_owned(), id: long.clone(), body: Bytes::new(), reply_to: None };
+        assert!(matches!(outcome(&names(), &event), Err(QueueError::Refused(_))));
+        let set = BTreeMap::from([(long.clone(), String::new())]);
+        assert!(waiting(&names(), Step::S5, "k", &Bytes::new(), &original(), set).is_err());
+        let event = Event { id: "i".to_owned(), reply_to: Some(("q".to_owned(), Some(long))), ..event };
+        assert!(reply(&event).is_none());
+    }
+}

@@ -1,0 +1,294 @@
+//! A keyed cache with single flight per key, early renewal, idle eviction, a capacity and brief memory of refusals.
+
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::outcome::{Class, Failure};
+
+/// An old value still serves while a renewal fails, but not in the last minute of its life.
+const LAST_MINUTE: Duration = Duration::from_mins(1);
+
+/// A value and how long it is good; `None` is for ever.
+#[derive(Debug)]
+pub(super) struct Fetched<V> {
+    pub(super) value: V,
+    pub(super) lives: Option<Duration>,
+}
+
+/// How an answer came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// It was there.
+    Hit,
+    /// This caller fetched it.
+    Fetched,
+    /// Another caller fetched it meanwhile.
+    Waited,
+}
+
+pub(super) struct Cache<K, V> {
+    slots: moka::sync::Cache<K, Arc<Slot<V>>>,
+    refresh_before: Duration,
+    denied_for: Duration,
+    clock: Clock,
+}
+
+/// The time, which tests may put forward.
+#[derive(Debug, Default)]
+struct Clock {
+    #[cfg(test)]
+    ahead: std::sync::Mutex<Duration>,
+}
+
+impl Clock {
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "tests put it forward")]
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    #[cfg(test)]
+    fn now(&self) -> Instant {
+        Instant::now() + *self.ahead.lock().unwrap()
+    }
+
+    #[cfg(test)]
+    fn advance(&self, by: Duration) {
+        *self.ahead.lock().unwrap() += by;
+    }
+}
+
+/// One key's place. `flight` is held by the one who fetches; `state` only for moments.
+struct Slot<V> {
+    flight: Mutex<()>,
+    state: RwLock<State<V>>,
+}
+
+enum State<V> {
+    Empty,
+    Kept { value: V, ends: Option<Instant> },
+    Refused { failure: Failure, until: Instant },
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    pub(super) fn new(capacity: u64, idle: Duration, refresh_before: Duration, denied_for: Duration) -> Self {
+        let slots = moka::sync::Cache::builder().max_capacity(capacity).time_to_idle(idle).build();
+        Self { slots, refresh_before, denied_for, clock: Clock::default() }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.slots.run_pending_tasks();
+        self.slots.entry_count()
+    }
+
+    pub(super) fn forget_refusals(&self) {
+        for (_, slot) in &self.slots {
+            slot.forget_refusal();
+        }
+    }
+
+    /// The value of `key`, fetched at most once however many ask.
+    pub(super) async fn get<F, Fut>(&self, key: K, fetch: F) -> (How, Result<V, Failure>)
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Fetched<V>, Failure>>,
+    {
+        let slot = self.slot(key);
+        if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
+            return (How::Hit, answer);
+        }
+        let _flight = slot.flight.lock().await;
+        if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
+            return (How::Waited, answer);
+        }
+        (How::Fetched, self.fetch_into(&slot, fetch).await)
+    }
+
+    /// A value that is not `stale`, fetched unless another caller already replaced it. A remembered refusal stands.
+    pub(super) async fn renew<F, Fut>(&self, key: K, stale: impl Fn(&V) -> bool, fetch: F) -> (How, Result<V, Failure>)
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Fetched<V>, Failure>>,
+    {
+        let slot = self.slot(key);
+        let _flight = slot.flight.lock().await;
+        match slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
+            Some(Ok(value)) if stale(&value) => {}
+            Some(answer) => return (How::Waited, answer),
+            None => {}
+        }
+        slot.set(State::Empty);
+        (How::Fetched, self.fetch_into(&slot, fetch).await)
+    }
+
+    fn slot(&self, key: K) -> Arc<Slot<V>> {
+        self.slots.get(&key).unwrap_or_else(|| {
+            self.slots.get_with(key, || Arc::new(Slot { flight: Mutex::new(()), state: RwLock::new(State::Empty) }))
+        })
+    }
+
+    async fn fetch_into<F, Fut>(&self, slot: &Slot<V>, fetch: F) -> Result<V, Failure>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Fetched<V>, Failure>>,
+    {
+        match fetch().await {
+            Ok(Fetched { value, lives }) => {
+                slot.set(State::Kept { value: value.clone(), ends: lives.map(|lives| self.clock.now() + lives) });
+                Ok(value)
+            }
+            Err(failure) if failure.class() == Class::Destination => {
+                slot.set(State::Refused { failure: failure.clone(), until: self.clock.now() + self.denied_for });
+                Err(failure)
+            }
+            Err(failure) => slot.answer(self.clock.now() + LAST_MINUTE, self.clock.now()).unwrap_or(Err(failure)),
+        }
+    }
+}
+
+impl<V: Clone> Slot<V> {
+    /// What is known: a value if it is still good at `good_until`, a refusal if it stands `now`.
+    fn answer(&self, good_until: Instant, now: Instant) -> Option<Result<V, Failure>> {
+        match &*self.state.read().ok()? {
+            State::Kept { value, ends } if ends.is_none_or(|ends| ends > good_until) => Some(Ok(value.clone())),
+            State::Refused { failure, until } if *until > now => Some(Err(failure.clone())),
+            _ => None,
+        }
+    }
+
+    fn set(&self, state: State<V>) {
+        if let Ok(mut current) = self.state.write() {
+            *current = state;
+        }
+    }
+
+    fn forget_refusal(&self) {
+        if let Ok(mut current) = self.state.write()
+            && matches!(*current, State::Refused { .. })
+        {
+            *current = State::Empty;
+        }
+    }
+}
+
+impl<K, V> fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::outcome::Reason;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn cache() -> Cache<u32, u32> {
+        Cache::new(100, 120 * MINUTE, 5 * MINUTE, MINUTE)
+    }
+
+    async fn slowly(calls: &AtomicU32, answer: Result<Duration, Reason>) -> Result<Fetched<u32>, Failure> {
+        let value = calls.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        answer.map(|lives| Fetched { value, lives: Some(lives) }).map_err(|reason| Failure::new(reason, "no"))
+    }
+
+    #[tokio::test]
+    async fn a_thousand_callers_fetch_once() {
+        let (cache, calls) = (Arc::new(cache()), Arc::new(AtomicU32::new(0)));
+        let callers: Vec<_> = (0..1000)
+            .map(|_| {
+                let (cache, calls) = (cache.clone(), calls.clone());
+                tokio::spawn(async move { cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await })
+            })
+            .collect();
+        let mut fetched = 0;
+        for caller in callers {
+            let (how, value) = caller.await.unwrap();
+            assert_eq!(value.unwrap(), 0);
+            fetched += u32::from(how == How::Fetched);
+        }
+        assert_eq!((calls.load(Ordering::SeqCst), fetched), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn it_is_renewed_early_and_keys_are_apart() {
+        let (cache, calls) = (cache(), AtomicU32::new(0));
+        for (key, value) in [(1, 0), (2, 1), (1, 0)] {
+            assert_eq!(cache.get(key, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), value);
+        }
+        cache.clock.advance(54 * MINUTE);
+        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.0, How::Hit);
+        cache.clock.advance(MINUTE);
+        let (how, value) = cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await;
+        assert_eq!((how, value.unwrap()), (How::Fetched, 2));
+    }
+
+    #[tokio::test]
+    async fn the_old_one_serves_while_a_renewal_fails() {
+        let (cache, calls) = (cache(), AtomicU32::new(0));
+        cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap();
+        cache.clock.advance(57 * MINUTE);
+        let away = cache.get(1, || slowly(&calls, Err(Reason::StsUnavailable))).await;
+        assert_eq!(away.1.unwrap(), 0);
+        cache.clock.advance(2 * MINUTE + MINUTE / 2);
+        let away = cache.get(1, || slowly(&calls, Err(Reason::StsUnavailable))).await;
+        assert_eq!(away.1.unwrap_err().reason, Reason::StsUnavailable);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_remembered_briefly_and_a_fault_is_not() {
+        let (cache, calls) = (cache(), AtomicU32::new(0));
+        for _ in 0..3 {
+            let (_, refused) = cache.get(1, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await;
+            assert_eq!(refused.unwrap_err().reason, Reason::AssumeRoleDenied);
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        cache.clock.advance(MINUTE);
+        for _ in 0..2 {
+            cache.get(1, || slowly(&calls, Err(Reason::Throttled))).await.1.unwrap_err();
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 3);
+        cache.get(2, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
+        cache.forget_refusals();
+        cache.get(2, || slowly(&calls, Ok(MINUTE * 60))).await.1.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stale_one_is_replaced_once() {
+        let (cache, calls) = (Arc::new(cache()), Arc::new(AtomicU32::new(0)));
+        cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap();
+        let renewals: Vec<_> = (0..50)
+            .map(|_| {
+                let (cache, calls) = (cache.clone(), calls.clone());
+                tokio::spawn(async move {
+                    cache.renew(1, |value| *value == 0, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap()
+                })
+            })
+            .collect();
+        for renewal in renewals {
+            assert_eq!(renewal.await.unwrap(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_gives_up_does_not_block_the_next() {
+        let (cache, calls) = (cache(), AtomicU32::new(0));
+        let hasty = cache.get(1, || slowly(&calls, Ok(60 * MINUTE)));
+        assert!(tokio::time::timeout(Duration::from_millis(1), hasty).await.is_err());
+        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 1);
+    }
+}

@@ -1,0 +1,72 @@
+//! The worker's own identity: the standard AWS chain, and the role that customers trust if one is configured.
+
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_sts::config::timeout::TimeoutConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::{Builder, tls};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+
+use super::{CONNECT_TIMEOUT, endpoint, s3_config};
+use crate::config::AwsConfig;
+use crate::destination::Region;
+
+/// Who the worker is, and the one HTTP client that everything that speaks to AWS shares.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    sdk: SdkConfig,
+    http: SharedHttpClient,
+}
+
+impl Identity {
+    /// Finds the identity's source. Nothing is called before the first AssumeRole; a missing identity shows up there.
+    pub async fn load(aws: &AwsConfig) -> Self {
+        let http = Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http.clone())
+            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
+        if let Some(region) = &aws.region {
+            loader = loader.region(aws_config::Region::new(region.as_str().to_owned()));
+        }
+        let mut sdk = loader.load().await;
+        if let Some(role) = &aws.identity_role_arn {
+            let mut sts = sdk.clone().into_builder();
+            sts.set_endpoint_url(aws.sts_endpoint_url.as_ref().map(endpoint));
+            let provider = AssumeRoleProvider::builder(role.as_str())
+                .session_name("consign")
+                .configure(&sts.build())
+                .build()
+                .await;
+            sdk = sdk.into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build();
+        }
+        Self { sdk, http }
+    }
+
+    /// The configuration clients with the worker's own credentials are made from.
+    pub(super) fn sdk(&self) -> &SdkConfig {
+        &self.sdk
+    }
+
+    /// The shared HTTP client.
+    pub(super) fn http_client(&self) -> SharedHttpClient {
+        self.http.clone()
+    }
+
+    /// An S3 client with the worker's own credentials, for the platform's staging buckets.
+    ///
+    /// It is made for the worker's own region: `aws.region`, else what the environment says, else `us-east-1`.
+    pub fn staging_client(&self, aws: &AwsConfig) -> aws_sdk_s3::Client {
+        let named = self.sdk.region().and_then(|region| Region::parse(region.as_ref()).ok());
+        let region = aws.region.clone().or(named).or_else(|| Region::parse("us-east-1").ok());
+        let mut config = match &region {
+            Some(region) => s3_config(aws, self.http_client(), region),
+            None => aws_sdk_s3::Config::builder(),
+        };
+        config.set_credentials_provider(self.sdk.credentials_provider());
+        if let Some(cache) = self.sdk.identity_cache() {
+            config.set_identity_cache(cache);
+        }
+        aws_sdk_s3::Client::from_conf(config.build())
+    }
+}

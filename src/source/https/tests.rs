@@ -1,0 +1,255 @@
+use std::process::Command;
+use std::sync::Arc;
+
+use futures_util::TryStreamExt as _;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::source::scripted::{Act, Scripted, answer};
+
+const OPEN: Guard = Guard { allow_http: true, allow_private_networks: true };
+/// Like the default, but for http, which the scripted origin speaks.
+const STRICT: Guard = Guard { allow_http: true, allow_private_networks: false };
+const TEXT: &[u8] = b"0123456789";
+
+fn limits() -> Limits {
+    Limits { first_wait: Duration::from_millis(2), ..Limits::new(0) }
+}
+
+fn http() -> HttpSource {
+    HttpSource::new(OPEN, limits()).unwrap()
+}
+
+/// A strict client for which `origin.test` is the scripted origin, as if that were out on the internet.
+fn strict(origin: &Scripted) -> HttpSource {
+    let builder = builder(STRICT).resolve("origin.test", origin.address);
+    HttpSource::with(builder, STRICT, limits()).unwrap()
+}
+
+fn url_of(origin: &Scripted) -> Url {
+    Url::parse(&format!("http://origin.test:{}/f?sig=hidden", origin.address.port())).unwrap()
+}
+
+async fn read(http: &HttpSource, url: &Url) -> Result<Vec<u8>, Failure> {
+    let chunks: Vec<_> = http.open(url).await?.chunks.try_collect().await?;
+    Ok(chunks.concat())
+}
+
+/// The failure of reading, wherever it happens; its message keeps the query back.
+async fn fails(http: &HttpSource, url: &Url) -> Failure {
+    let failure = read(http, url).await.unwrap_err();
+    assert!(!failure.message.contains("hidden"), "{}", failure.message);
+    failure
+}
+
+const RANGES: [(&str, &str); 3] = [("accept-ranges", "bytes"), ("etag", "\"v1\""), ("content-length", "10")];
+
+/// Announces ten bytes, sends four, and closes.
+fn cut(headers: &[(&str, &str)]) -> Vec<Act> {
+    answer(200, headers, &TEXT[..4])
+}
+
+#[tokio::test]
+async fn a_whole_content_comes_as_it_is_sent() {
+    let origin = Scripted::start(|_, _| {
+        answer(200, &[("content-length", "10"), ("etag", "W/\"x\""), ("content-encoding", "gzip")], TEXT)
+    });
+    let origin = origin.await;
+    let opened = http().open(&origin.url("/a?b=c")).await.unwrap();
+    assert_eq!((opened.length, opened.strong_etag()), (Some(10), None));
+    assert_eq!(opened.etag.as_deref(), Some("W/\"x\""));
+    assert_eq!(opened.chunks.try_collect::<Vec<_>>().await.unwrap().concat(), TEXT);
+    let head = &origin.heads()[0];
+    assert!(head.starts_with("GET /a?b=c HTTP/1.1") && head.contains("accept-encoding: identity"), "{head}");
+}
+
+#[tokio::test]
+async fn statuses_become_reasons() {
+    let origin = Scripted::start(|_, head| {
+        let status = head[5..8].parse().unwrap();
+        answer(status, &[("retry-after", "7"), ("content-length", "0")], b"")
+    });
+    let origin = origin.await;
+    for (status, reason, patience) in [
+        (401, Reason::SourceDenied, None),
+        (403, Reason::SourceDenied, None),
+        (404, Reason::SourceNotFound, None),
+        (429, Reason::SourceUnavailable, Some(Duration::from_secs(7))),
+        (500, Reason::SourceUnavailable, Some(Duration::from_secs(7))),
+    ] {
+        let failure = fails(&http(), &origin.url(&format!("/{status}?sig=hidden"))).await;
+        assert_eq!((failure.reason, failure.retry_after), (reason, patience), "{status}");
+    }
+    assert_eq!(origin.heads().len(), 5, "the queue retries, nothing else");
+}
+
+#[tokio::test]
+async fn three_redirects_are_followed_and_a_fourth_is_not() {
+    let origin = Scripted::start(|_, head| match head.split(' ').nth(1).unwrap() {
+        "/0" => answer(200, &[("content-length", "10")], TEXT),
+        path => {
+            let left: u32 = path[1..].parse().unwrap();
+            answer(302, &[("location", &format!("/{}", left - 1)), ("content-length", "0")], b"")
+        }
+    });
+    let origin = origin.await;
+    assert_eq!(read(&http(), &origin.url("/3")).await.unwrap(), TEXT);
+    assert_eq!(fails(&http(), &origin.url("/4")).await.reason, Reason::Unclassified);
+}
+
+#[tokio::test]
+async fn a_redirect_into_the_private_network_is_refused() {
+    for target in [
+        "http://169.254.169.254/latest/meta-data?hidden",
+        "http://10.0.0.1/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://localhost:1/",
+        "http://user:hidden@origin.test/",
+        "ftp://origin.test/",
+        "file:///etc/passwd",
+    ] {
+        let origin = Scripted::start(move |_, _| answer(307, &[("location", target)], b"")).await;
+        let failure = fails(&strict(&origin), &url_of(&origin)).await;
+        assert_eq!(failure.reason, Reason::SourceForbidden, "{target}: {}", failure.message);
+        assert_eq!(origin.heads().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_leads_to_loopback_is_refused() {
+    let origin = Scripted::start(|_, _| answer(200, &[], TEXT)).await;
+    let http = HttpSource::new(STRICT, limits()).unwrap();
+    let url = Url::parse(&format!("http://localhost:{}/f", origin.address.port())).unwrap();
+    let failure = fails(&http, &url).await;
+    assert_eq!(failure.reason, Reason::SourceForbidden);
+    assert!(failure.message.contains("loopback"), "{}", failure.message);
+    assert!(origin.heads().is_empty());
+}
+
+#[tokio::test]
+async fn a_cut_is_mended_by_a_range() {
+    let origin = Scripted::start(|number, head| match number {
+        0 => cut(&RANGES),
+        1 => answer(503, &[], b""),
+        _ => {
+            assert!(head.contains("range: bytes=4-\r\n") && head.contains("if-range: \"v1\"\r\n"), "{head}");
+            let headers = [("content-range", "bytes 4-9/10"), ("etag", "\"v1\""), ("content-length", "6")];
+            answer(206, &headers, &TEXT[4..])
+        }
+    });
+    let origin = origin.await;
+    assert_eq!(read(&http(), &origin.url("/f")).await.unwrap(), TEXT);
+    assert_eq!(origin.heads().len(), 3);
+}
+
+#[tokio::test]
+async fn another_content_is_never_glued_on() {
+    type Second = (u16, &'static [(&'static str, &'static str)], Reason);
+    let seconds: [Second; 5] = [
+        (200, &[("etag", "\"v2\""), ("content-length", "10")], Reason::SourceChanged),
+        (206, &[("etag", "\"v2\""), ("content-range", "bytes 4-9/10")], Reason::SourceChanged),
+        (206, &[("etag", "\"v1\""), ("content-range", "bytes 4-9/12")], Reason::SourceChanged),
+        (206, &[("etag", "\"v1\""), ("content-range", "bytes 0-9/10")], Reason::Unclassified),
+        (404, &[], Reason::SourceNotFound),
+    ];
+    for (status, headers, reason) in seconds {
+        let origin =
+            Scripted::start(move |number, _| if number == 0 { cut(&RANGES) } else { answer(status, headers, TEXT) });
+        let origin = origin.await;
+        assert_eq!(fails(&http(), &origin.url("/f")).await.reason, reason, "{status} {headers:?}");
+        assert_eq!(origin.heads().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn without_ranges_or_a_strong_tag_a_cut_is_the_end() {
+    let cases: [&'static [(&str, &str)]; 4] = [
+        &[("content-length", "10"), ("etag", "\"v1\"")],
+        &[("content-length", "10"), ("accept-ranges", "bytes")],
+        &[("content-length", "10"), ("accept-ranges", "bytes"), ("etag", "W/\"v1\"")],
+        &[("content-length", "10"), ("accept-ranges", "none"), ("etag", "\"v1\"")],
+    ];
+    for headers in cases {
+        let origin = Scripted::start(move |_, _| cut(headers)).await;
+        let failure = fails(&http(), &origin.url("/f?sig=hidden")).await;
+        assert_eq!(failure.reason, Reason::SourceUnavailable, "{}", failure.message);
+        assert!(failure.message.contains("after 4 bytes"), "{}", failure.message);
+        assert_eq!(origin.heads().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_chunked_body_that_is_cut_is_not_whole() {
+    let origin = Scripted::start(|_, _| answer(200, &[("transfer-encoding", "chunked")], b"4\r\n0123\r\n")).await;
+    assert_eq!(fails(&http(), &origin.url("/f")).await.reason, Reason::SourceUnavailable);
+}
+
+#[tokio::test]
+async fn silence_is_found_out_before_and_after_the_head() {
+    let origin = Scripted::start(|_, head| {
+        let mut acts = if head.contains("/head") { Vec::new() } else { cut(&RANGES) };
+        acts.push(Act::Hang);
+        acts
+    });
+    let origin = origin.await;
+    let short = Duration::from_millis(100);
+    let http = HttpSource::new(OPEN, Limits { head: short, window: short, ..Limits::new(1 << 20) }).unwrap();
+    assert_eq!(fails(&http, &origin.url("/head?hidden")).await.reason, Reason::SourceUnavailable);
+    assert_eq!(fails(&http, &origin.url("/body?hidden")).await.reason, Reason::SourceSlow);
+}
+
+#[tokio::test]
+async fn an_origin_that_is_not_there_is_unavailable() {
+    let gone = Scripted::start(|_, _| Vec::new()).await.url("/f?hidden");
+    tokio::task::yield_now().await;
+    let failure = fails(&http(), &gone).await;
+    assert_eq!(failure.reason, Reason::SourceUnavailable, "{}", failure.message);
+}
+
+/// Environment variables are of the whole process, so the reading is done by a child: `reads_with_the_childs_environment`.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_come_from_ssl_cert_file_and_no_proxy_from_the_environment() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let tls = Some(TlsAcceptor::from(Arc::new(config)));
+    let origin = Scripted::serve(tls, |_, _| answer(200, &[("content-length", "10")], TEXT)).await;
+    let trusted = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(trusted.path(), made.cert.pem()).unwrap();
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let untrusted = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(untrusted.path(), other.cert.pem()).unwrap();
+    for (certificates, expected) in [(&trusted, "read"), (&untrusted, "source_unavailable")] {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "source::https::tests::reads_with_the_childs_environment", "--ignored"])
+            .env("SSL_CERT_FILE", certificates.path())
+            .env_remove("SSL_CERT_DIR")
+            .envs(["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "https_proxy"].map(|name| (name, "http://127.0.0.1:1")))
+            .env("CHILD_PORT", origin.address.port().to_string())
+            .env("CHILD_EXPECTS", expected);
+        let output = tokio::task::spawn_blocking(move || child.output().unwrap()).await.unwrap();
+        assert!(output.status.success(), "{expected}: {}", String::from_utf8_lossy(&output.stdout));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    }
+}
+
+#[tokio::test]
+#[ignore = "run by the test above, which gives it its environment"]
+async fn reads_with_the_childs_environment() {
+    let guard = Guard { allow_http: false, allow_private_networks: true };
+    let http = HttpSource::new(guard, limits()).unwrap();
+    let port = std::env::var("CHILD_PORT").unwrap();
+    let ended = match read(&http, &Url::parse(&format!("https://localhost:{port}/")).unwrap()).await {
+        Ok(bytes) if bytes == TEXT => "read".to_owned(),
+        Ok(_) => "other bytes".to_owned(),
+        Err(failure) => failure.reason.as_str().to_owned(),
+    };
+    assert_eq!(ended, std::env::var("CHILD_EXPECTS").unwrap());
+}

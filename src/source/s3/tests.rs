@@ -1,0 +1,123 @@
+use std::time::Duration;
+
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use futures_util::TryStreamExt as _;
+
+use super::*;
+use crate::source::scripted::{Act, Scripted, answer};
+
+const TEXT: &[u8] = b"0123456789";
+const WHOLE: [(&str, &str); 2] = [("content-length", "10"), ("etag", "\"v1\"")];
+
+pub(in crate::source) fn client(origin: &Scripted) -> Client {
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new("eu-central-1"))
+        .credentials_provider(Credentials::for_tests())
+        .endpoint_url(format!("http://{}", origin.address))
+        .force_path_style(true)
+        .retry_config(RetryConfig::disabled())
+        .build();
+    Client::from_conf(config)
+}
+
+fn staging(origin: &Scripted) -> S3Source {
+    let limits = Limits { first_wait: Duration::from_millis(2), ..Limits::new(0) };
+    S3Source::new(client(origin), vec!["staging".into()], limits)
+}
+
+async fn read(source: &S3Source, bucket: &str) -> Result<Vec<u8>, Failure> {
+    let opened = source.open(&BucketName::parse(bucket).unwrap(), "a b/c.csv").await?;
+    let chunks: Vec<_> = opened.chunks.try_collect().await?;
+    Ok(chunks.concat())
+}
+
+fn error(status: u16, code: &str) -> Vec<Act> {
+    let body = format!("<Error><Code>{code}</Code><Message>m</Message><RequestId>R1</RequestId></Error>");
+    answer(status, &[("content-type", "application/xml"), ("x-amz-request-id", "R1")], body.as_bytes())
+}
+
+#[tokio::test]
+async fn an_object_is_read_whole() {
+    let origin = Scripted::start(|_, _| answer(200, &WHOLE, TEXT)).await;
+    let opened = staging(&origin).open(&BucketName::parse("staging").unwrap(), "a b/c.csv").await.unwrap();
+    assert_eq!((opened.length, opened.strong_etag()), (Some(10), Some("\"v1\"")));
+    assert_eq!(opened.chunks.try_collect::<Vec<_>>().await.unwrap().concat(), TEXT);
+    let head = &origin.heads()[0];
+    assert!(head.starts_with("GET /staging/a%20b/c.csv"), "{head}");
+    assert!(!head.contains("x-amz-checksum-mode"), "{head}");
+}
+
+#[tokio::test]
+async fn other_buckets_are_forbidden_without_a_request() {
+    let origin = Scripted::start(|_, _| answer(200, &WHOLE, TEXT)).await;
+    assert_eq!(read(&staging(&origin), "customer").await.unwrap_err().reason, Reason::SourceForbidden);
+    assert!(origin.heads().is_empty());
+}
+
+#[tokio::test]
+async fn a_cut_is_mended_by_a_range_of_the_same_object() {
+    let origin = Scripted::start(|number, head| {
+        if number == 0 {
+            return answer(200, &WHOLE, &TEXT[..4]);
+        }
+        assert!(head.contains("range: bytes=4-\r\n") && head.contains("if-match: \"v1\"\r\n"), "{head}");
+        answer(206, &[("content-length", "6"), ("content-range", "bytes 4-9/10"), ("etag", "\"v1\"")], &TEXT[4..])
+    });
+    let origin = origin.await;
+    assert_eq!(read(&staging(&origin), "staging").await.unwrap(), TEXT);
+    assert_eq!(origin.heads().len(), 2);
+}
+
+#[tokio::test]
+async fn another_object_is_never_glued_on() {
+    for (status, code, reason) in [
+        (412, "PreconditionFailed", Reason::SourceChanged),
+        (416, "InvalidRange", Reason::SourceChanged),
+        (404, "NoSuchKey", Reason::SourceNotFound),
+    ] {
+        let script =
+            move |number, _: &str| if number == 0 { answer(200, &WHOLE, &TEXT[..4]) } else { error(status, code) };
+        let origin = Scripted::start(script).await;
+        assert_eq!(read(&staging(&origin), "staging").await.unwrap_err().reason, reason, "{code}");
+    }
+    let whole_again = Scripted::start(|_, _| answer(200, &WHOLE, &TEXT[..4])).await;
+    assert_eq!(read(&staging(&whole_again), "staging").await.unwrap_err().reason, Reason::Unclassified);
+}
+
+#[tokio::test]
+async fn refusals_become_reasons() {
+    for (status, code, reason) in [
+        (404, "NoSuchKey", Reason::SourceNotFound),
+        (404, "NoSuchBucket", Reason::SourceNotFound),
+        (404, "", Reason::SourceNotFound),
+        (403, "AccessDenied", Reason::SourceDenied),
+        (403, "", Reason::SourceDenied),
+        (403, "InvalidObjectState", Reason::SourceDenied),
+        (403, "RequestTimeTooSkewed", Reason::ClockSkew),
+        (403, "InvalidAccessKeyId", Reason::IdentityDenied),
+        (400, "ExpiredToken", Reason::SourceUnavailable),
+        (400, "ThrottlingException", Reason::SourceUnavailable),
+        (400, "SomethingNew", Reason::Unclassified),
+        (429, "", Reason::SourceUnavailable),
+        (500, "InternalError", Reason::SourceUnavailable),
+        (503, "SlowDown", Reason::SourceUnavailable),
+    ] {
+        let origin =
+            Scripted::start(move |_, _| if code.is_empty() { answer(status, &[], b"") } else { error(status, code) });
+        let origin = origin.await;
+        let failure = read(&staging(&origin), "staging").await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{status} {code}: {}", failure.message);
+        assert!(failure.message.starts_with("s3://staging/a b/c.csv "), "{}", failure.message);
+        assert_eq!(failure.aws_request_id.is_some(), !code.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_there_is_unavailable() {
+    let gone = staging(&Scripted::start(|_, _| Vec::new()).await);
+    tokio::task::yield_now().await;
+    let failure = read(&gone, "staging").await.unwrap_err();
+    assert_eq!(failure.reason, Reason::SourceUnavailable, "{}", failure.message);
+}

@@ -1,0 +1,126 @@
+//! An http origin that does what a test tells it, answer by answer: cuts, hangs, never ends. For tests.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+/// One step of an answer. After the last one the connection is closed.
+#[derive(Debug, Clone)]
+pub(super) enum Act {
+    /// Sends these bytes.
+    Send(Vec<u8>),
+    /// Sends bytes until the other side has enough.
+    Endless,
+    /// Does nothing any more, and keeps the connection open.
+    Hang,
+}
+
+/// The head of an answer and what follows it.
+pub(super) fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<Act> {
+    let mut head = format!("HTTP/1.1 {status} Scripted\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        head.extend([name, ": ", value, "\r\n"]);
+    }
+    vec![Act::Send((head + "\r\n").into_bytes()), Act::Send(body.to_vec())]
+}
+
+/// Runs until it is dropped.
+pub(super) struct Scripted {
+    pub(super) address: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Scripted {
+    /// `script` gets the number of the request (from 0) and its head.
+    pub(super) async fn start(script: impl Fn(usize, &str) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        Self::serve(None, script).await
+    }
+
+    pub(super) async fn serve(
+        tls: Option<TlsAcceptor>,
+        script: impl Fn(usize, &str) -> Vec<Act> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = listen().await;
+        let address = listener.local_addr().unwrap();
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&heads);
+        let task = tokio::spawn(async move {
+            let script = Arc::new(script);
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (script, seen, tls) = (Arc::clone(&script), Arc::clone(&seen), tls.clone());
+                connections.spawn(async move {
+                    match tls {
+                        None => converse(stream, &*script, &seen).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => converse(stream, &*script, &seen).await,
+                            Err(_) => None,
+                        },
+                    }
+                });
+            }
+        });
+        Self { address, heads, task }
+    }
+
+    /// The heads of all requests so far.
+    pub(super) fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+
+    pub(super) fn url(&self, path: &str) -> url::Url {
+        url::Url::parse(&format!("http://{}{path}", self.address)).unwrap()
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn converse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    script: &(impl Fn(usize, &str) -> Vec<Act> + Sync),
+    seen: &Mutex<Vec<String>>,
+) -> Option<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let number = {
+        let mut seen = seen.lock().unwrap();
+        seen.push(head.clone());
+        seen.len() - 1
+    };
+    for act in script(number, &head) {
+        match act {
+            Act::Send(bytes) => stream.write_all(&bytes).await.ok()?,
+            Act::Endless => loop {
+                stream.write_all(&[b'x'; 16 * 1024]).await.ok()?;
+            },
+            Act::Hang => std::future::pending().await,
+        }
+        stream.flush().await.ok()?;
+    }
+    stream.shutdown().await.ok()
+}
+
+/// A port below the range that outgoing connections take theirs from.
+async fn listen() -> TcpListener {
+    for _ in 0..1000 {
+        let drawn = uuid::Uuid::new_v4().as_u128() % 12_000;
+        let port = 20_000 + u16::try_from(drawn).unwrap();
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
+            return listener;
+        }
+    }
+    panic!("no free port");
+}

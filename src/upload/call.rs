@@ -1,0 +1,126 @@
+//! One call of S3 with everything that may be repeated: transient answers, and credentials that ran out.
+//!
+//! This is the only layer that repeats a request; the SDK's own retries are off, so that it is known here whether an earlier
+//! try may have taken effect.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use tokio::time::timeout;
+
+use super::classify::{CallError, Signal, classify, unanswered};
+use crate::destination::Destination;
+use crate::metrics::Metrics;
+use crate::outcome::{Class, Failure, Reason};
+use crate::retry::Retry;
+use crate::session::{Session, Sessions};
+
+/// Repetitions of one call inside the process, after the first try.
+const REPEATS: u32 = 3;
+/// The mean of the first wait, and the longest; a server that asks for more gets its wish from the wait ladder.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// What every call may take beside the time for its bytes.
+const BASE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Calls into one destination.
+#[derive(Debug, Clone)]
+pub(super) struct Calls {
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) destination: Arc<Destination>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Bytes a second below which a request counts as stuck.
+    pub(super) min_rate: u64,
+}
+
+impl Calls {
+    /// Calls until there is an answer, the repetitions are used up, or the failure can't be healed by repeating.
+    ///
+    /// `bytes` is the length of the body: the time-out allows for it at `min_rate`. The error's `ambiguous` says whether any
+    /// of the tries may have taken effect.
+    pub(super) async fn call<T, E, F, Fut>(&self, operation: &'static str, bytes: u64, send: F) -> Result<T, CallError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+        F: Fn(aws_sdk_s3::Client) -> Fut,
+        Fut: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    {
+        let mut retry = Retry::bounded(REPEATS, FIRST_WAIT, LONGEST_WAIT);
+        let (mut ambiguous, mut renewed) = (false, false);
+        let mut session = self.session().await?;
+        loop {
+            let mut error = match self.attempt(operation, bytes, &session, &send).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            ambiguous |= error.ambiguous;
+            error.ambiguous = ambiguous;
+            if error.signal == Signal::Credentials && !renewed {
+                renewed = true;
+                session = self.sessions.renew(&self.destination, &session).await.map_err(CallError::new)?;
+                continue;
+            }
+            let healable = error.failure.class() == Class::Transient && error.signal != Signal::NoSuchUpload;
+            let too_long = error.failure.retry_after.is_some_and(|asked| asked > LONGEST_WAIT);
+            match retry.next_wait(error.failure.retry_after) {
+                Some(wait) if healable && !too_long => tokio::time::sleep(wait).await,
+                _ => return Err(error),
+            }
+            if operation == "UploadPart" {
+                self.metrics.part_retried();
+            }
+            // A long transfer outlives its session: each try asks the cache again.
+            session = self.session().await?;
+        }
+    }
+
+    async fn session(&self) -> Result<Arc<Session>, CallError> {
+        self.sessions.get(&self.destination).await.map_err(CallError::new)
+    }
+
+    async fn attempt<T, E, F, Fut>(
+        &self,
+        operation: &'static str,
+        bytes: u64,
+        session: &Session,
+        send: &F,
+    ) -> Result<T, CallError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+        F: Fn(aws_sdk_s3::Client) -> Fut,
+        Fut: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    {
+        let limit = BASE_TIMEOUT + Duration::from_secs(bytes / self.min_rate.max(1));
+        let answer = timeout(limit, send(session.client.clone())).await;
+        self.metrics.s3_request(operation, status_label(&answer));
+        match answer {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(classify(operation, &error, &self.destination)),
+            Err(_) => Err(unanswered(operation, Reason::Timeout, "no answer in time")),
+        }
+    }
+}
+
+fn status_label<T, E>(
+    answer: &Result<Result<T, SdkError<E, HttpResponse>>, tokio::time::error::Elapsed>,
+) -> &'static str {
+    match answer {
+        Ok(Ok(_)) => "2xx",
+        Ok(Err(SdkError::DispatchFailure(broken))) if broken.is_timeout() => "timeout",
+        Ok(Err(SdkError::TimeoutError(_))) | Err(_) => "timeout",
+        Ok(Err(error)) => error.raw_response().map_or("connection", |raw| match raw.status().as_u16() {
+            0..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            _ => "5xx",
+        }),
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        error.failure
+    }
+}

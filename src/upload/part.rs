@@ -1,0 +1,333 @@
+//! Parts: the retry unit. Each can be sent as often as needed, from memory or straight from a file.
+
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::byte_stream::ByteStream;
+use bytes::{Bytes, BytesMut};
+use crc_fast::{CrcAlgorithm, Digest};
+use futures_util::StreamExt as _;
+use http_body::{Frame, SizeHint};
+use tokio::task::JoinHandle;
+
+use super::budget::{Budget, Reservation};
+use crate::outcome::{Failure, Reason};
+use crate::source::Chunks;
+use crate::source::file::FileSource;
+
+/// How much of a file is read at once while the connection pulls. Larger chunks cost cache, smaller ones calls.
+pub(super) const CHUNK: usize = 256 * 1024;
+
+/// Bytes that can be sent any number of times.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// 1 is the first.
+    pub(super) number: u32,
+    pub(super) length: u64,
+    /// CRC-64/NVME of the bytes; `None` where the destination wants no checksum.
+    pub(super) crc: Option<u64>,
+    bytes: PartBytes,
+}
+
+#[derive(Debug)]
+enum PartBytes {
+    File { file: Arc<FileSource>, offset: u64, pool: Pool },
+    Memory { bytes: Bytes, _held: Option<Reservation> },
+}
+
+impl Part {
+    /// A range of a file. Its checksum takes a pass of its own, before the bytes are sent from the page cache: the
+    /// checksum goes into a header, and Object Lock buckets demand it there.
+    pub(super) async fn of_file(
+        file: Arc<FileSource>,
+        pool: Pool,
+        number: u32,
+        offset: u64,
+        length: u64,
+        checked: bool,
+    ) -> Result<Self, Failure> {
+        let crc = if checked { Some(crc_of_range(file.clone(), pool.clone(), offset, length).await?) } else { None };
+        Ok(Self { number, length, crc, bytes: PartBytes::File { file, offset, pool } })
+    }
+
+    /// Bytes in memory, with the share of the budget they were read under.
+    pub(super) fn of_memory(number: u32, bytes: Bytes, crc: Option<u64>, held: Option<Reservation>) -> Self {
+        Self { number, length: bytes.len() as u64, crc, bytes: PartBytes::Memory { bytes, _held: held } }
+    }
+
+    /// The bytes, once more.
+    pub(super) fn body(&self) -> ByteStream {
+        match &self.bytes {
+            PartBytes::Memory { bytes, .. } => ByteStream::from(bytes.clone()),
+            PartBytes::File { file, offset, pool } => ByteStream::new(SdkBody::from_body_1_x(FileBody {
+                file: file.clone(),
+                pool: pool.clone(),
+                offset: *offset,
+                left: self.length,
+                reading: None,
+            })),
+        }
+    }
+
+    /// The file the bytes come from, if any: it may have changed under us.
+    pub(super) fn file(&self) -> Option<&FileSource> {
+        match &self.bytes {
+            PartBytes::File { file, .. } => Some(file),
+            PartBytes::Memory { .. } => None,
+        }
+    }
+}
+
+/// Reads a small file whole, at once where it is in the page cache.
+pub(super) async fn read_small(file: &Arc<FileSource>, checked: bool) -> Result<Part, Failure> {
+    let length = usize::try_from(file.length()).unwrap_or(usize::MAX);
+    let mut buffer = vec![0; length];
+    let cached = file.read_at_cached(0, &mut buffer).ok().flatten() == Some(length);
+    if !cached {
+        let reader = file.clone();
+        let read = tokio::task::spawn_blocking(move || reader.read_at(0, &mut buffer).map(|n| (buffer, n)));
+        let (filled, n) = read.await.map_err(io::Error::other).and_then(|r| r).map_err(|e| file.unreadable(&e))?;
+        if n != length {
+            return Err(file.ended_early(n as u64));
+        }
+        buffer = filled;
+    }
+    let crc = checked.then(|| crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &buffer));
+    Ok(Part::of_memory(1, buffer.into(), crc, None))
+}
+
+async fn crc_of_range(file: Arc<FileSource>, pool: Pool, offset: u64, length: u64) -> Result<u64, Failure> {
+    let reader = file.clone();
+    let pass = tokio::task::spawn_blocking(move || {
+        let mut buffer = pool.take();
+        let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+        let mut done = 0;
+        while done < length {
+            let want = buffer.len().min(usize::try_from(length - done).unwrap_or(usize::MAX));
+            let n = reader.read_at(offset + done, &mut buffer[..want])?;
+            if n == 0 {
+                return Ok(Err(offset + done));
+            }
+            digest.update(&buffer[..n]);
+            done += n as u64;
+        }
+        pool.give(buffer);
+        Ok(Ok(digest.finalize()))
+    });
+    match pass.await.map_err(io::Error::other).and_then(|read| read) {
+        Ok(Ok(crc)) => Ok(crc),
+        Ok(Err(end)) => Err(file.ended_early(end)),
+        Err(error) => Err(file.unreadable(&error)),
+    }
+}
+
+/// Buffers of [`CHUNK`] bytes that are used again: fresh ones would have to be cleared each time.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pool(Arc<Mutex<Vec<Box<[u8]>>>>);
+
+/// More than this many idle buffers are not kept.
+const IDLE_BUFFERS: usize = 64;
+
+impl Pool {
+    fn take(&self) -> Box<[u8]> {
+        let idle = self.0.lock().ok().and_then(|mut idle| idle.pop());
+        idle.unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice())
+    }
+
+    fn give(&self, buffer: Box<[u8]>) {
+        if let Ok(mut idle) = self.0.lock()
+            && idle.len() < IDLE_BUFFERS
+        {
+            idle.push(buffer);
+        }
+    }
+
+    /// The first `n` bytes of a buffer that comes back here when they are sent.
+    fn lend(&self, buffer: Box<[u8]>, n: usize) -> Bytes {
+        Bytes::from_owner(Lent { buffer, pool: self.clone() }).slice(..n)
+    }
+}
+
+struct Lent {
+    buffer: Box<[u8]>,
+    pool: Pool,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.pool.give(std::mem::take(&mut self.buffer));
+    }
+}
+
+type Reading = JoinHandle<io::Result<(Box<[u8]>, usize)>>;
+
+/// A range of a file as a request body: read in passing, while the connection pulls.
+struct FileBody {
+    file: Arc<FileSource>,
+    pool: Pool,
+    offset: u64,
+    left: u64,
+    reading: Option<Reading>,
+}
+
+impl FileBody {
+    fn want(&self) -> usize {
+        CHUNK.min(usize::try_from(self.left).unwrap_or(usize::MAX))
+    }
+
+    /// What the page cache has, without waiting for the disk.
+    fn cached(&mut self) -> Option<io::Result<Bytes>> {
+        let mut buffer = self.pool.take();
+        let want = self.want();
+        match self.file.read_at_cached(self.offset, &mut buffer[..want]) {
+            Ok(Some(n)) if n > 0 => Some(Ok(self.advance(buffer, n))),
+            Ok(Some(_)) => Some(Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(None) => {
+                self.pool.give(buffer);
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// A read that may wait for the disk, on a thread that may block.
+    fn uncached(&self) -> Reading {
+        let (file, offset, want, mut buffer) = (self.file.clone(), self.offset, self.want(), self.pool.take());
+        tokio::task::spawn_blocking(move || file.read_at(offset, &mut buffer[..want]).map(|n| (buffer, n)))
+    }
+
+    fn advance(&mut self, buffer: Box<[u8]>, n: usize) -> Bytes {
+        self.offset += n as u64;
+        self.left -= n as u64;
+        self.pool.lend(buffer, n)
+    }
+}
+
+impl http_body::Body for FileBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        if self.reading.is_none() {
+            if let Some(read) = self.cached() {
+                return Poll::Ready(Some(read.map(Frame::data)));
+            }
+            self.reading = Some(self.uncached());
+        }
+        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
+        let read = ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other).and_then(|read| read);
+        self.reading = None;
+        Poll::Ready(Some(match read {
+            Ok((_, 0)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok((buffer, n)) => Ok(Frame::data(self.advance(buffer, n))),
+            Err(error) => Err(error),
+        }))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+}
+
+/// Cuts a stream that can be read once into parts in memory.
+pub(super) struct PartReader {
+    chunks: Chunks,
+    left_over: Bytes,
+    ended: bool,
+    number: u32,
+    budget: Budget,
+    checked: bool,
+}
+
+impl PartReader {
+    pub(super) fn new(chunks: Chunks, budget: Budget, checked: bool) -> Self {
+        Self { chunks, left_over: Bytes::new(), ended: false, number: 0, budget, checked }
+    }
+
+    /// True once the source has ended; parts may still be on their way.
+    pub(super) fn ended(&self) -> bool {
+        self.ended && self.left_over.is_empty()
+    }
+
+    /// The number of the part that comes next.
+    pub(super) fn next_number(&self) -> u32 {
+        self.number + 1
+    }
+
+    /// The next part, of `size` bytes unless it is the last; `None` when the source has ended.
+    ///
+    /// Its share of the budget is taken before the first byte is read and rides in the part.
+    pub(super) async fn next(&mut self, size: u64) -> Result<Option<Part>, Failure> {
+        if self.ended() {
+            return Ok(None);
+        }
+        let held = self.budget.reserve(size).await;
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let mut buffer = BytesMut::new();
+        let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+        while buffer.len() < size {
+            let Some(chunk) = self.next_chunk().await? else { break };
+            let fits = chunk.len().min(size - buffer.len());
+            buffer.extend_from_slice(&chunk[..fits]);
+            if self.checked {
+                digest.update(&chunk[..fits]);
+            }
+            self.left_over = chunk.slice(fits..);
+        }
+        if buffer.is_empty() {
+            return Ok(None);
+        }
+        self.number += 1;
+        let crc = self.checked.then(|| digest.finalize());
+        Ok(Some(Part::of_memory(self.number, buffer.freeze(), crc, Some(held))))
+    }
+
+    async fn next_chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        if !self.left_over.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.left_over)));
+        }
+        if self.ended {
+            return Ok(None);
+        }
+        if let Some(chunk) = self.chunks.next().await {
+            chunk.map(Some)
+        } else {
+            self.ended = true;
+            Ok(None)
+        }
+    }
+
+    /// Reads on until the source has ended, which proves that it is whole; more bytes are a change.
+    pub(super) async fn expect_end(&mut self) -> Result<(), Failure> {
+        match self.next_chunk().await? {
+            None => Ok(()),
+            Some(chunk) if chunk.is_empty() => Box::pin(self.expect_end()).await,
+            Some(_) => Err(Failure::new(Reason::SourceChanged, "the source is longer than it said")),
+        }
+    }
+}
+
+/// The CRC of a whole object from those of its parts in order.
+pub(super) fn combined_crc(parts: impl Iterator<Item = (Option<u64>, u64)>) -> Option<u64> {
+    parts.into_iter().try_fold(None, |whole: Option<u64>, (crc, length)| {
+        let crc = crc?;
+        Some(Some(whole.map_or(crc, |whole| crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, whole, crc, length))))
+    })?
+}

@@ -1,0 +1,119 @@
+//! When the answer was lost: is the object that is there ours?
+
+use std::time::SystemTime;
+
+use aws_sdk_s3::types::Object;
+
+use super::call::Calls;
+use super::classify::CallError;
+use super::{Target, Uploaded};
+use crate::job::IfExists;
+use crate::outcome::{Failure, Receipt};
+
+/// What an object of ours must look like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Expected {
+    pub(super) length: u64,
+    /// `Some` for a multipart upload: the ETag ends in `-<parts>`.
+    pub(super) parts: Option<u32>,
+    /// Not older than this. For multipart objects S3 reports the time of initiation, in whole seconds, on its own clock.
+    pub(super) since: SystemTime,
+}
+
+/// The object under the very key if it is what we would have written. `None` when it is not, or listing is not allowed.
+pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &Expected) -> Option<Object> {
+    let listed = calls
+        .call("ListObjectsV2", 0, |client| {
+            client
+                .list_objects_v2()
+                .bucket(target.destination.bucket.as_str())
+                .prefix(target.key.as_str())
+                .max_keys(1)
+                .set_expected_bucket_owner(target.owner())
+                .send()
+        })
+        .await
+        .ok()?;
+    let found = listed.contents?.into_iter().find(|object| object.key() == Some(target.key.as_str()))?;
+    is_ours(&found, expected).then_some(found)
+}
+
+fn is_ours(object: &Object, expected: &Expected) -> bool {
+    let length = object.size().and_then(|size| u64::try_from(size).ok());
+    let etag = object.e_tag().unwrap_or_default().trim_matches('"');
+    let shape = match expected.parts {
+        Some(parts) => etag.rsplit_once('-').is_some_and(|(_, count)| count == parts.to_string()),
+        None => !etag.contains('-'),
+    };
+    let written = object.last_modified().and_then(|at| SystemTime::try_from(*at).ok());
+    length == Some(expected.length) && shape && written.is_some_and(|at| at >= expected.since)
+}
+
+/// A conditional write was refused because the key is taken: by us in an earlier try, or by somebody else?
+pub(super) async fn taken(
+    calls: &Calls,
+    target: &Target<'_>,
+    error: CallError,
+    length: u64,
+    crc: Option<String>,
+    multipart: Option<(u32, SystemTime)>,
+) -> Result<Uploaded, Failure> {
+    let own_try = error.ambiguous.then_some(target.started);
+    let since = multipart.filter(|_| error.ambiguous).map(|(_, since)| since).or(own_try);
+    let since = [since, target.earlier].into_iter().flatten().min();
+    if let Some(since) = since {
+        let expected = Expected { length, parts: multipart.map(|(parts, _)| parts), since };
+        if let Some(object) = find(calls, target, &expected).await {
+            return Ok(Uploaded::Stored(receipt(object, &expected, crc)));
+        }
+    }
+    match target.if_exists {
+        IfExists::Keep => Ok(Uploaded::Kept),
+        IfExists::Fail | IfExists::Replace => Err(error.failure),
+    }
+}
+
+/// A receipt from a listing: it knows no version and no encryption.
+pub(super) fn receipt(object: Object, expected: &Expected, crc: Option<String>) -> Receipt {
+    Receipt {
+        bytes: expected.length,
+        source_bytes: expected.length,
+        parts: expected.parts.unwrap_or(0),
+        etag: object.e_tag,
+        checksum_crc64nvme: crc,
+        ..Receipt::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use aws_smithy_types::DateTime;
+
+    use super::*;
+
+    const AT: Duration = Duration::from_secs(1_800_000_000);
+
+    fn object(size: i64, etag: &str, second: i64) -> Object {
+        Object::builder().key("k").size(size).e_tag(etag).last_modified(DateTime::from_secs(second)).build()
+    }
+
+    #[test]
+    fn only_an_object_of_the_same_shape_and_time_is_ours() {
+        let expected = Expected { length: 10, parts: Some(3), since: SystemTime::UNIX_EPOCH + AT };
+        assert!(is_ours(&object(10, "\"abc-3\"", 1_800_000_000), &expected));
+        for other in [
+            object(11, "\"abc-3\"", 1_800_000_000),
+            object(10, "\"abc-2\"", 1_800_000_000),
+            object(10, "\"abc\"", 1_800_000_000),
+            object(10, "\"abc-3\"", 1_799_999_999),
+            Object::builder().key("k").size(10).e_tag("\"abc-3\"").build(),
+        ] {
+            assert!(!is_ours(&other, &expected), "{other:?}");
+        }
+        let single = Expected { parts: None, ..expected };
+        assert!(is_ours(&object(10, "\"abc\"", 1_800_000_000), &single));
+        assert!(!is_ours(&object(10, "\"abc-3\"", 1_800_000_000), &single));
+    }
+}

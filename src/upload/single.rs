@@ -1,0 +1,58 @@
+//! One PutObject.
+
+use super::call::Calls;
+use super::classify::Signal;
+use super::part::Part;
+use super::{Target, Uploaded, conditional, object_headers, reconcile, verify};
+use crate::outcome::{Failure, Reason, Receipt};
+
+/// Puts `part` as the whole object. `aws-sdk-s3` gets the checksum ready made and does not sign the payload.
+pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Result<Uploaded, Failure> {
+    let crc = part.crc.map(verify::crc_text);
+    let sent = calls
+        .call("PutObject", part.length, |client| {
+            let request = client
+                .put_object()
+                .bucket(target.destination.bucket.as_str())
+                .key(target.key.as_str())
+                .content_length(i64::try_from(part.length).unwrap_or(i64::MAX))
+                .set_checksum_crc64_nvme(crc.clone())
+                .set_expected_bucket_owner(target.owner())
+                .set_if_none_match(conditional(target))
+                .body(part.body());
+            let request = object_headers!(request, target);
+            request.customize().disable_payload_signing().send()
+        })
+        .await;
+    let reply = match sent {
+        Ok(reply) => reply,
+        Err(error) if error.signal == Signal::PreconditionFailed => {
+            return reconcile::taken(calls, target, error, part.length, crc, None).await;
+        }
+        Err(error) => return Err(changed_or(error.failure, error.signal, part)),
+    };
+    if let Some(file) = part.file() {
+        // The bytes are there by now; a file that changed under them must not count as delivered.
+        file.verify_unchanged()?;
+    }
+    let encryption = verify::encryption(target.destination, reply.server_side_encryption(), reply.ssekms_key_id())?;
+    verify::checksum(crc.as_deref(), reply.checksum_crc64_nvme())?;
+    Ok(Uploaded::Stored(Receipt {
+        bytes: part.length,
+        source_bytes: part.length,
+        parts: 0,
+        etag: reply.e_tag,
+        version_id: reply.version_id,
+        checksum_crc64nvme: crc,
+        encryption: Some(encryption),
+    }))
+}
+
+/// Bytes that don't fit their checksum: either the file changed between the two passes, or the network did it.
+pub(super) fn changed_or(failure: Failure, signal: Signal, part: &Part) -> Failure {
+    let suspicious = signal == Signal::BadDigest || failure.reason == Reason::Connection;
+    match part.file().filter(|_| suspicious).map(crate::source::file::FileSource::verify_unchanged) {
+        Some(Err(changed)) => changed,
+        _ => failure,
+    }
+}

@@ -1,0 +1,427 @@
+//! The worker: permit, delivery, transfer, verdict, settlement; and the drain.
+//!
+//! Order of things: a permit is taken before a delivery, and rides in its task until the delivery is settled. Drained means
+//! that all tasks have ended. A panic in a transfer becomes a failed attempt of that job alone.
+
+mod board;
+mod headers;
+mod health;
+mod ledger;
+mod verdict;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::WorkerConfig;
+use crate::destination::{Destination, Destinations};
+use crate::job::{self, DestinationRef, Job};
+use crate::lane::Lane;
+use crate::metrics::Metrics;
+use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason};
+use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
+use crate::transfer::{Attempt, Transfers};
+use crate::upload::Progress;
+pub use board::{Board, RunningTransfer};
+use health::Health;
+use ledger::{Entry, Ledger, RunId, Running, Standing};
+use verdict::{Case, Verdict};
+
+/// The AMQP `type` of a connection test by message.
+const CHECK_KIND: &str = "consign.check.v1";
+/// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
+const DEADLINE: Duration = Duration::from_hours(24);
+/// A worker whose tick is older than this is stuck.
+const STUCK: Duration = Duration::from_secs(20);
+/// The share of the drain time in which transfers may still finish; the rest is for giving the others back.
+const FINISHING: f64 = 0.8;
+
+/// What the worker is made of. Built once by the composition root.
+#[derive(Debug)]
+pub struct Parts {
+    /// `[worker]`.
+    pub config: WorkerConfig,
+    /// `broker.prefix`, the source of every outcome.
+    pub prefix: String,
+    /// How long a refusal of STS is remembered.
+    pub denied_for: Duration,
+    /// Where jobs come from.
+    pub queue: Arc<dyn Queue>,
+    /// What delivers them.
+    pub transfers: Transfers,
+    /// The configured destinations, replaced as a whole by a reload.
+    pub destinations: watch::Receiver<Arc<Destinations>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Takes jobs from a queue and delivers them until it is drained.
+#[derive(Debug)]
+pub struct Worker {
+    parts: Parts,
+    policy: Policy,
+    slots: Arc<Semaphore>,
+    backfill_slots: Arc<Semaphore>,
+    ledger: Arc<Ledger>,
+    board: Arc<Board>,
+    health: Health,
+    beat: Mutex<Instant>,
+    cancel: CancellationToken,
+}
+
+/// The right to run one transfer.
+#[derive(Debug)]
+struct Permits {
+    _slot: OwnedSemaphorePermit,
+    _backfill: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a message is no work for this worker.
+struct Refusal {
+    failure: Failure,
+    job: Option<Job>,
+    rejected: Option<job::Rejected>,
+}
+
+impl Worker {
+    /// A worker that takes nothing yet.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let slots = parts.config.slots.get();
+        let backfill = parts.config.backfill_slots.min(slots);
+        for (lane, count) in [(Lane::Continued, slots), (Lane::Scheduled, slots), (Lane::Backfill, backfill)] {
+            parts.metrics.set_slots(lane, count);
+        }
+        Arc::new(Self {
+            policy: Policy {
+                max_attempts: parts.config.max_attempts.get(),
+                denied_for: parts.denied_for,
+                patience: Policy::PATIENCE,
+            },
+            slots: Arc::new(Semaphore::new(slots as usize)),
+            backfill_slots: Arc::new(Semaphore::new(backfill as usize)),
+            ledger: Ledger::new(),
+            board: Arc::default(),
+            health: Health::default(),
+            beat: Mutex::new(Instant::now()),
+            cancel: CancellationToken::new(),
+            parts,
+        })
+    }
+
+    /// What runs now.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    /// `Ok` while jobs are taken; else why not.
+    pub fn ready(&self) -> Result<(), String> {
+        self.health.fault().map_or_else(|| self.parts.queue.ready(), Err)
+    }
+
+    /// Whether the loops turn: false when the runtime did not get round to the worker's own tick for a while.
+    pub fn alive(&self) -> bool {
+        self.beat.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < STUCK
+    }
+
+    /// Slots that are free: all, and of those for backfills.
+    pub fn free_slots(&self) -> (usize, usize) {
+        (self.slots.available_permits(), self.backfill_slots.available_permits())
+    }
+
+    /// Takes jobs until `drain` is cancelled, then drains within `worker.drain_timeout`: running transfers may finish, what
+    /// can't finish in time goes back to the queue untouched, and what was fetched but not begun goes back at once.
+    ///
+    /// Returns true when everything was settled in time.
+    pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {
+        let tasks = TaskTracker::new();
+        let watch = tokio::spawn(self.clone().watch_age());
+        self.take(&drain, &tasks).await;
+        let drained = self.drain(&tasks).await;
+        watch.abort();
+        self.parts.queue.close().await;
+        drained
+    }
+
+    async fn drain(&self, tasks: &TaskTracker) -> bool {
+        let limit = self.parts.config.drain_timeout;
+        let ends = Instant::now() + limit;
+        self.parts.metrics.set_draining(true);
+        self.health.drain();
+        tracing::info!(seconds = limit.as_secs(), running = tasks.len(), "draining");
+        self.parts.queue.stop_consuming().await;
+        tasks.close();
+        if timeout(limit.mul_f64(FINISHING), tasks.wait()).await.is_err() {
+            tracing::info!(running = tasks.len(), "what can't finish in time goes back to the queue");
+            self.cancel.cancel();
+        }
+        let drained = tokio::time::timeout_at(ends, tasks.wait()).await.is_ok();
+        tracing::info!(drained, left = tasks.len(), "drained");
+        drained
+    }
+
+    /// Permit first, delivery second, for as long as the worker may take.
+    async fn take(self: &Arc<Self>, drain: &CancellationToken, tasks: &TaskTracker) {
+        loop {
+            let taken = tokio::select! {
+                biased;
+                () = drain.cancelled() => return,
+                taken = self.next() => taken,
+            };
+            let Some((delivery, permits)) = taken else { return };
+            tasks.spawn(self.clone().handle(delivery, permits));
+        }
+    }
+
+    /// The next delivery with its permits: continued work first, then scheduled, then backfills below their ceiling.
+    async fn next(&self) -> Option<(Delivery, Permits)> {
+        self.health.wait_until_able().await;
+        let slot = self.slots.clone().acquire_owned().await.ok()?;
+        let queue = &self.parts.queue;
+        let backfill = async {
+            let permit = self.backfill_slots.clone().acquire_owned().await.ok()?;
+            queue.next(Lane::Backfill).await.map(|delivery| (delivery, Some(permit)))
+        };
+        let (delivery, backfill) = tokio::select! {
+            biased;
+            delivery = queue.next(Lane::Continued) => (delivery?, None),
+            delivery = queue.next(Lane::Scheduled) => (delivery?, None),
+            delivery = backfill => delivery?,
+        };
+        Some((delivery, Permits { _slot: slot, _backfill: backfill }))
+    }
+
+    async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
+        match self.admit(&delivery) {
+            Ok((job, destination)) => self.place(delivery, job, destination, permits).await,
+            Err(refusal) => self.refuse(delivery, *refusal).await,
+        }
+    }
+
+    /// Reads the message and finds its destination.
+    fn admit(&self, delivery: &Delivery) -> Result<(Job, Arc<Destination>), Box<Refusal>> {
+        let properties = &delivery.properties;
+        if properties.kind.as_deref() == Some(CHECK_KIND) {
+            let message = "type: connection tests by message are not known to this version";
+            let failure = Failure::new(Reason::InvalidJob, message);
+            return Err(Box::new(Refusal { failure, job: None, rejected: None }));
+        }
+        let parsed = job::parse(properties.content_type.as_deref(), properties.message_id.as_deref(), &delivery.body);
+        let job = parsed.map_err(|rejected| {
+            Box::new(Refusal { failure: verdict::rejection(&rejected), job: None, rejected: Some(rejected) })
+        })?;
+        match self.resolve(&job.destination) {
+            Ok(destination) => Ok((job, destination)),
+            Err(failure) => Err(Box::new(Refusal { failure, job: Some(job), rejected: None })),
+        }
+    }
+
+    fn resolve(&self, wanted: &DestinationRef) -> Result<Arc<Destination>, Failure> {
+        let known = self.parts.destinations.borrow();
+        match wanted {
+            DestinationRef::Configured(id) => known.get(id).cloned().ok_or_else(|| {
+                let message = format!("destination: there is no destination {id} in this worker's configuration");
+                Failure::new(Reason::UnknownDestination, message).hint("configure it, or correct the job")
+            }),
+            DestinationRef::Inline(destination) if known.contains_key(&destination.id) => {
+                let message = format!("destination.id: {} is the id of a configured destination", destination.id);
+                Err(Failure::new(Reason::InvalidJob, message).hint("name that one, or give the inline one another id"))
+            }
+            DestinationRef::Inline(destination) => Ok(destination.clone()),
+        }
+    }
+
+    async fn refuse(&self, delivery: Delivery, refusal: Refusal) {
+        let Refusal { failure, job, rejected } = refusal;
+        self.parts.metrics.decode_failed(failure.reason);
+        let (job_id, destination) = match (&job, &rejected) {
+            (Some(job), _) => (Some(&job.id), Some(job.destination.id())),
+            (None, Some(rejected)) => (rejected.job_id.as_ref(), rejected.destination.as_ref()),
+            (None, None) => (None, None),
+        };
+        tracing::warn!(
+            job_id = job_id.map(tracing::field::display), lane = delivery.lane.as_str(),
+            reason = failure.reason.as_str(), message = %failure.message, "a message was refused"
+        );
+        let labels = job.as_ref().map(|job| job.labels.clone()).unwrap_or_default();
+        let verdict = verdict::refused(&self.parts.prefix, &delivery.properties, failure, job_id, destination, labels);
+        self.settle(delivery, verdict.settlement, verdict.event.into_iter().collect()).await;
+    }
+
+    /// Works on the job, joins whoever does, or answers from memory.
+    async fn place(&self, delivery: Delivery, job: Job, destination: Arc<Destination>, permits: Permits) {
+        let run = headers::run(&delivery.properties.headers);
+        let mut permits = Some(permits);
+        loop {
+            match self.ledger.enter(RunId { job: job.id.clone(), run }) {
+                Entry::Mine(running) => return self.work(delivery, &job, &destination, running).await,
+                Entry::Delivered(event) => {
+                    tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
+                    self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
+                    return;
+                }
+                Entry::Joined(standing) => {
+                    // Waiting needs no slot.
+                    drop(permits.take());
+                    match self.join(standing).await {
+                        Some(Standing::Settled) => {
+                            self.settle(delivery, Settlement::Ack, Vec::new()).await;
+                            return;
+                        }
+                        Some(_) => permits = self.slot_again().await,
+                        None => {
+                            self.settle(delivery, Settlement::Return, Vec::new()).await;
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the work that goes on; `None` when the worker must give up first.
+    async fn join(&self, mut standing: watch::Receiver<Standing>) -> Option<Standing> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => None,
+            // A sender that vanished was a panic or a lost task: its place is free.
+            ended = standing.wait_for(|s| !matches!(s, Standing::Running)) => {
+                Some(ended.map_or(Standing::Lost, |standing| standing.clone()))
+            }
+        }
+    }
+
+    async fn slot_again(&self) -> Option<Permits> {
+        let slot = self.slots.clone().acquire_owned().await.ok()?;
+        Some(Permits { _slot: slot, _backfill: None })
+    }
+
+    async fn work(&self, delivery: Delivery, job: &Job, destination: &Arc<Destination>, running: Running) {
+        let started_at = Timestamp::now();
+        let started = Instant::now();
+        let history = headers::history(&delivery.properties.headers);
+        let metrics = &self.parts.metrics;
+        let progress = Arc::new(Progress::default());
+        if history == crate::outcome::History::default()
+            && let Some(created) = job.created_at
+        {
+            let waited = Duration::try_from(started_at.duration_since(created)).unwrap_or_default();
+            metrics.queue_wait(delivery.lane, waited);
+        }
+        let ended = {
+            let _in_flight = metrics.transfer_running(delivery.lane);
+            let _pin = self.board.pin(board::Card {
+                job_id: job.id.as_str(),
+                destination: destination.id.as_str(),
+                lane: delivery.lane,
+                attempt: history.attempts + 1,
+                size: job.source.size,
+                progress: progress.clone(),
+            });
+            let earlier = earlier(&delivery, job, history.first_failure_at);
+            let attempt = Attempt { destination, earlier, cancel: &self.cancel, progress: &progress };
+            self.bounded(job, &attempt).await
+        };
+        self.health.note(&ended);
+        let case = Case {
+            prefix: &self.parts.prefix,
+            policy: &self.policy,
+            lane: delivery.lane,
+            properties: &delivery.properties,
+            job,
+            destination,
+            history: &history,
+            started_at,
+            took: started.elapsed(),
+        };
+        let verdict = case.judge(ended, metrics);
+        log(&case, &verdict, &progress);
+        if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
+            running.delivered(event.clone());
+        }
+        let events = verdict.event.into_iter().collect();
+        let settled = self.settle(delivery, verdict.settlement, events).await;
+        running.leave(settled);
+    }
+
+    /// The transfer behind its panic boundary and its deadline.
+    async fn bounded(&self, job: &Job, attempt: &Attempt<'_>) -> Ended {
+        let transfer = AssertUnwindSafe(self.parts.transfers.run(job, attempt)).catch_unwind();
+        match timeout(DEADLINE, transfer).await {
+            Ok(Ok(ended)) => ended,
+            Ok(Err(_)) => Ended::Failed(Failure::new(
+                Reason::Panic,
+                "the worker broke one of its own rules in this transfer; its log says where",
+            )),
+            Err(_) => Ended::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours")),
+        }
+    }
+
+    /// Settles, and says whether that is certain. A lost delivery comes again; that is the queue's promise, not a fault.
+    async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> bool {
+        let action = settlement.action();
+        match self.parts.queue.settle(delivery, settlement, events).await {
+            Ok(()) => true,
+            Err(QueueError::Lost) => {
+                tracing::info!(action, "the delivery was lost before it was settled; it comes again");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(action, %error, "a delivery could not be settled; it comes again");
+                false
+            }
+        }
+    }
+
+    async fn watch_age(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tick.tick().await;
+            self.parts.metrics.set_oldest_in_flight(self.board.oldest());
+            *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+}
+
+/// When an earlier attempt of this very job may have written its object: known only for a job that came before.
+fn earlier(delivery: &Delivery, job: &Job, first_failure_at: Option<Timestamp>) -> Option<SystemTime> {
+    let again = delivery.redelivered || delivery.delivery_count > 0 || first_failure_at.is_some();
+    let since = [job.created_at, first_failure_at].into_iter().flatten().min();
+    let since = since.filter(|_| again)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
+}
+
+/// One line for each attempt that ended.
+fn log(case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
+    let failure = verdict.failure.as_ref();
+    let outcome = verdict.kind.map_or_else(|| verdict.settlement.action(), OutcomeKind::as_str);
+    let troubled = failure.is_some_and(|f| !matches!(f.class(), Class::Interrupted));
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                job_id = %case.job.id,
+                destination = %case.destination.id,
+                lane = case.lane.as_str(),
+                outcome,
+                bytes = progress.bytes(),
+                parts = progress.parts(),
+                attempt = case.history.attempts + 1,
+                seconds = case.took.as_secs_f64(),
+                class = failure.map(|f| f.class().as_str()),
+                reason = failure.map(|f| f.reason.as_str()),
+                cause = failure.map(|f| f.message.as_str()),
+                aws_request_id = failure.and_then(|f| f.aws_request_id.as_deref()),
+                traceparent = case.properties.headers.get("traceparent"),
+                tracestate = case.properties.headers.get("tracestate"),
+                "transfer ended"
+            )
+        };
+    }
+    if troubled { line!(warn) } else { line!(info) }
+}

@@ -1,0 +1,112 @@
+//! The history of a job as it travels in the headers of its copies.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::outcome::{Failure, History, Reason};
+
+const ATTEMPT: &str = "x-attempt";
+const DEFERRALS: &str = "x-deferrals";
+const DEFECTS: &str = "x-defects";
+const FIRST_FAILURE: &str = "x-first-failure-at";
+const LAST_FAILURE: &str = "x-last-failure-at";
+const LAST_REASON: &str = "x-last-error-reason";
+const LAST_MESSAGE: &str = "x-last-error-message";
+const RUN: &str = "consign-run";
+/// Longer messages are cut in headers: a frame of the broker has bounds.
+const MESSAGE_LIMIT: usize = 1000;
+
+/// Headers by name.
+pub(super) type Headers = BTreeMap<String, String>;
+
+/// Reads the history; what can't be read counts as absent.
+pub(super) fn history(headers: &Headers) -> History {
+    History {
+        attempts: number(headers, ATTEMPT),
+        deferrals: number(headers, DEFERRALS),
+        defects: number(headers, DEFECTS),
+        first_failure_at: headers.get(FIRST_FAILURE).and_then(|text| text.parse().ok()),
+    }
+}
+
+/// How often this job was requeued from the dead letters.
+pub(super) fn run(headers: &Headers) -> u32 {
+    number(headers, RUN)
+}
+
+/// Why the attempt before this one failed: an expired job is reported with it.
+pub(super) fn last_failure(headers: &Headers) -> Option<Failure> {
+    let reason = headers.get(LAST_REASON)?;
+    let reason = Reason::ALL.iter().find(|known| known.as_str() == reason)?;
+    Some(Failure::new(*reason, headers.get(LAST_MESSAGE).cloned().unwrap_or_default()))
+}
+
+fn number(headers: &Headers, name: &str) -> u32 {
+    headers.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// The headers of a copy that waits: `history` is the one after this failure.
+pub(super) fn waiting(history: &History, failure: &Failure, now: Timestamp) -> Headers {
+    let first = history.first_failure_at.unwrap_or(now);
+    Headers::from([
+        (ATTEMPT.to_owned(), history.attempts.to_string()),
+        (DEFERRALS.to_owned(), history.deferrals.to_string()),
+        (DEFECTS.to_owned(), history.defects.to_string()),
+        (FIRST_FAILURE.to_owned(), first.to_string()),
+        (LAST_FAILURE.to_owned(), now.to_string()),
+        (LAST_REASON.to_owned(), failure.reason.as_str().to_owned()),
+        (LAST_MESSAGE.to_owned(), cut(&failure.message)),
+    ])
+}
+
+/// The headers of a dead letter. `reason` is why the job was given up, `failure` the last thing that happened.
+pub(super) fn dead(history: &History, reason: Reason, failure: &Failure, now: Timestamp) -> Headers {
+    let first = history.first_failure_at.unwrap_or(now);
+    Headers::from([
+        ("x-error-reason".to_owned(), reason.as_str().to_owned()),
+        ("x-error-class".to_owned(), reason.class().as_str().to_owned()),
+        ("x-error-message".to_owned(), cut(&full_message(failure))),
+        ("x-attempts".to_owned(), history.attempts.to_string()),
+        (FIRST_FAILURE.to_owned(), first.to_string()),
+        (LAST_FAILURE.to_owned(), now.to_string()),
+    ])
+}
+
+/// Message and remedy in one.
+fn full_message(failure: &Failure) -> String {
+    if failure.hint.is_empty() { failure.message.clone() } else { format!("{}; {}", failure.message, failure.hint) }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(MESSAGE_LIMIT).collect()
+}
+
+/// The instant `wait` after `now`.
+pub(super) fn after(now: Timestamp, wait: Duration) -> Option<Timestamp> {
+    jiff::SignedDuration::try_from(wait).ok().and_then(|wait| now.checked_add(wait).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_survives_its_journey() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let first = Timestamp::from_second(1_799_999_000).unwrap();
+        let history = History { attempts: 3, deferrals: 2, defects: 1, first_failure_at: Some(first) };
+        let headers = waiting(&history, &Failure::new(Reason::SlowDown, "slow"), now);
+        assert_eq!(super::history(&headers), history);
+        assert_eq!(last_failure(&headers).unwrap().reason, Reason::SlowDown);
+    }
+
+    #[test]
+    fn nonsense_counts_as_absent() {
+        let headers =
+            Headers::from([(ATTEMPT.to_owned(), "-1".to_owned()), (FIRST_FAILURE.to_owned(), "soon".to_owned())]);
+        assert_eq!(super::history(&headers), History::default());
+        assert!(last_failure(&headers).is_none());
+    }
+}

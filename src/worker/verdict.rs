@@ -1,0 +1,230 @@
+//! From how a transfer ended to what is done about it: the settlement, the outcome event, the counters, the log line.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::headers::{self, Headers};
+use crate::destination::{Destination, DestinationId};
+use crate::job::{Job, JobId, Rejected};
+use crate::lane::Lane;
+use crate::metrics::{DeferCause, Metrics};
+use crate::outcome::{
+    Class, Disposition, Ended, Failure, History, OutcomeData, OutcomeKind, Policy, Reason, Receipt, decide, event_id,
+    render,
+};
+use crate::queue::{Event, Properties, Settlement};
+
+/// What is done with a delivery.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    pub(super) settlement: Settlement,
+    pub(super) event: Option<Event>,
+    pub(super) kind: Option<OutcomeKind>,
+    /// What went wrong, for the log.
+    pub(super) failure: Option<Failure>,
+}
+
+/// Everything a verdict is made from beside the end itself.
+#[derive(Debug)]
+pub(super) struct Case<'a> {
+    pub(super) prefix: &'a str,
+    pub(super) policy: &'a Policy,
+    pub(super) lane: Lane,
+    pub(super) properties: &'a Properties,
+    pub(super) job: &'a Job,
+    pub(super) destination: &'a Destination,
+    pub(super) history: &'a History,
+    pub(super) started_at: Timestamp,
+    pub(super) took: Duration,
+}
+
+impl Case<'_> {
+    /// Judges the end of a transfer, and counts it.
+    pub(super) fn judge(&self, ended: Ended, metrics: &Metrics) -> Verdict {
+        let now = Timestamp::now();
+        match ended {
+            Ended::Delivered(receipt) => {
+                metrics.object_delivered(self.lane, &self.destination.id, receipt.bytes);
+                self.ended(OutcomeKind::Delivered, self.delivered(receipt), None, Settlement::Ack, metrics)
+            }
+            Ended::Skipped => self.ended(OutcomeKind::Skipped, self.data(now), None, Settlement::Ack, metrics),
+            Ended::Expired => self.expired(headers::last_failure(&self.properties.headers), now, metrics),
+            Ended::Failed(failure) => self.failed(failure, now, metrics),
+        }
+    }
+
+    fn failed(&self, failure: Failure, now: Timestamp, metrics: &Metrics) -> Verdict {
+        let decision = decide(&failure, self.history, self.policy, now, self.job.expires_at);
+        let counted = if decision == Disposition::Dead(Reason::Exhausted) {
+            Failure { reason: Reason::Exhausted, ..failure.clone() }
+        } else {
+            failure.clone()
+        };
+        metrics.attempt_failed(&self.destination.id, &counted);
+        let after = self.history_after(&failure, now);
+        match decision {
+            Disposition::Retry(rung) => {
+                metrics.retry(failure.reason);
+                let data =
+                    OutcomeData { retry_at: headers::after(now, rung.duration()), ..self.failure(&failure, now) };
+                let headers = headers::waiting(&after, &failure, now);
+                let event = self.event(OutcomeKind::Retrying, data);
+                Verdict {
+                    settlement: Settlement::Retry { rung, headers },
+                    event: Some(event),
+                    kind: Some(OutcomeKind::Retrying),
+                    failure: Some(failure),
+                }
+            }
+            Disposition::Defer(rung) => {
+                metrics.deferred(DeferCause::Circuit);
+                let headers = headers::waiting(&after, &failure, now);
+                Verdict {
+                    settlement: Settlement::Defer { rung, headers },
+                    event: None,
+                    kind: None,
+                    failure: Some(failure),
+                }
+            }
+            Disposition::Dead(reason) => {
+                let headers = headers::dead(&after, reason, &failure, now);
+                let data = self.failure(&Failure { reason, ..failure.clone() }, now);
+                self.ended(OutcomeKind::Failed, data, Some(failure), Settlement::Dead { headers }, metrics)
+            }
+            Disposition::Expired => self.expired(Some(failure), now, metrics),
+            Disposition::Return => {
+                Verdict { settlement: Settlement::Return, event: None, kind: None, failure: Some(failure) }
+            }
+        }
+    }
+
+    fn expired(&self, last: Option<Failure>, now: Timestamp, metrics: &Metrics) -> Verdict {
+        let data = last.as_ref().map_or_else(|| self.data(now), |failure| self.failure(failure, now));
+        self.ended(OutcomeKind::Expired, data, last, Settlement::Ack, metrics)
+    }
+
+    fn ended(
+        &self,
+        kind: OutcomeKind,
+        data: OutcomeData,
+        failure: Option<Failure>,
+        settlement: Settlement,
+        metrics: &Metrics,
+    ) -> Verdict {
+        metrics.transfer_ended(self.lane, kind, &self.destination.id, self.took);
+        Verdict { settlement, event: Some(self.event(kind, data)), kind: Some(kind), failure }
+    }
+
+    /// The history that a copy of the job carries on.
+    fn history_after(&self, failure: &Failure, now: Timestamp) -> History {
+        let before = self.history;
+        let charged = !matches!(failure.class(), Class::Destination | Class::Interrupted | Class::Worker);
+        History {
+            attempts: before.attempts + u32::from(charged),
+            deferrals: before.deferrals + u32::from(failure.class() == Class::Destination),
+            defects: before.defects + u32::from(failure.class() == Class::Defect),
+            first_failure_at: before.first_failure_at.or(Some(now)),
+        }
+    }
+
+    fn data(&self, now: Timestamp) -> OutcomeData {
+        OutcomeData {
+            job_id: self.job.id.to_string(),
+            destination: self.destination.id.to_string(),
+            tenant: self.destination.tenant.clone(),
+            bucket: Some(self.destination.bucket.to_string()),
+            key: self.destination.prefix.join(self.job.key.as_str()).ok().map(|key| key.to_string()),
+            attempts: self.history.attempts + 1,
+            started_at: Some(self.started_at),
+            finished_at: Some(now),
+            duration_seconds: Some(self.took.as_secs_f64()),
+            labels: self.job.labels.clone(),
+            ..OutcomeData::default()
+        }
+    }
+
+    fn delivered(&self, receipt: Receipt) -> OutcomeData {
+        OutcomeData {
+            bytes: Some(receipt.bytes),
+            source_bytes: Some(receipt.source_bytes),
+            parts: Some(receipt.parts),
+            etag: receipt.etag,
+            version_id: receipt.version_id,
+            checksum_crc64nvme: receipt.checksum_crc64nvme,
+            encryption: receipt.encryption,
+            ..self.data(Timestamp::now())
+        }
+    }
+
+    fn failure(&self, failure: &Failure, now: Timestamp) -> OutcomeData {
+        with_failure(self.data(now), failure)
+    }
+
+    fn event(&self, kind: OutcomeKind, data: OutcomeData) -> Event {
+        event(self.prefix, kind, &self.destination.id, self.properties, data)
+    }
+}
+
+fn with_failure(data: OutcomeData, failure: &Failure) -> OutcomeData {
+    OutcomeData {
+        class: Some(failure.class().as_str().to_owned()),
+        reason: Some(failure.reason.as_str().to_owned()),
+        message: Some(failure.message.clone()),
+        hint: Some(failure.hint.clone()).filter(|hint| !hint.is_empty()),
+        aws_request_id: failure.aws_request_id.clone(),
+        ..data
+    }
+}
+
+fn event(
+    prefix: &str,
+    kind: OutcomeKind,
+    destination: &DestinationId,
+    properties: &Properties,
+    data: OutcomeData,
+) -> Event {
+    let id = event_id(&data.job_id, headers::run(&properties.headers), kind, data.attempts);
+    let trace = properties.headers.get("traceparent").cloned();
+    let body = render(prefix, kind, id.clone(), Timestamp::now(), trace, data);
+    Event {
+        routing_key: format!("transfer.{}.{destination}", kind.as_str()),
+        id,
+        body: Bytes::from(body),
+        reply_to: properties.reply_to.clone().map(|to| (to, properties.correlation_id.clone())),
+    }
+}
+
+/// A message that is no job, or a job for nobody: dead at once. The outcome needs an id and a destination that can be read.
+pub(super) fn refused(
+    prefix: &str,
+    properties: &Properties,
+    failure: Failure,
+    job_id: Option<&JobId>,
+    destination: Option<&DestinationId>,
+    labels: BTreeMap<String, String>,
+) -> Verdict {
+    let now = Timestamp::now();
+    let mut history = headers::history(&properties.headers);
+    history.attempts += 1;
+    let headers: Headers = headers::dead(&history, failure.reason, &failure, now);
+    let event = job_id.zip(destination).map(|(job_id, destination)| {
+        let data = OutcomeData {
+            job_id: job_id.to_string(),
+            destination: destination.to_string(),
+            attempts: history.attempts,
+            finished_at: Some(now),
+            labels,
+            ..OutcomeData::default()
+        };
+        event(prefix, OutcomeKind::Failed, destination, properties, with_failure(data, &failure))
+    });
+    Verdict { settlement: Settlement::Dead { headers }, event, kind: Some(OutcomeKind::Failed), failure: Some(failure) }
+}
+
+/// The failure of a rejected message: its field is named first.
+pub(super) fn rejection(rejected: &Rejected) -> Failure {
+    Failure::new(rejected.reason, format!("{}: {}", rejected.field, rejected.message))
+}

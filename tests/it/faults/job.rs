@@ -1,0 +1,84 @@
+//! The job itself is wrong, or too old: no retry, one dead letter that says why, nothing visible.
+
+use serde_json::json;
+
+use crate::shop::Shop;
+use crate::testbed::sources::{Content, WebSource};
+use crate::testbed::{MIB, bytes};
+
+#[tokio::test]
+async fn another_digest_than_promised_is_never_completed() {
+    let shop = Shop::open("digest").await;
+    let wrong = "0".repeat(64);
+    for (name, size) in [("small", 5), ("large", 20 * MIB)] {
+        let content = bytes(30, size);
+        let url = shop.site.file(name, &content);
+        shop.schedule_with(name, &content, &json!({"source": {"url": url, "sha256": wrong}})).await;
+        shop.failed(name, "source_mismatch").await;
+        assert!(shop.object(name).is_none(), "{name} is visible");
+    }
+    assert_eq!(shop.s3.open_uploads(), 0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn another_length_than_promised_is_never_completed() {
+    let shop = Shop::open("length").await;
+    let url = shop.site.file("a", b"hello");
+    shop.schedule_with("a", b"hello", &json!({"source": {"url": url, "size": 6}})).await;
+    shop.failed("a", "source_mismatch").await;
+    assert!(shop.object("a").is_none());
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn sources_that_are_gone_or_closed_are_told_apart() {
+    let (mut site, s3) = crate::shop::site("sources").await;
+    let ca = site.dir.path().join("ca.pem");
+    let web = WebSource::https(&ca).await;
+    site.environment("SSL_CERT_FILE", &ca.display().to_string());
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    for (status, reason) in [(404, "source_not_found"), (410, "source_not_found"), (403, "source_denied")] {
+        let name = format!("answer-{status}");
+        let url = web.put(&name, Content::refused(status));
+        shop.schedule_with(&name, b"", &json!({"source": {"url": url}})).await;
+        shop.failed(&name, reason).await;
+    }
+    let url = web.put("busy", Content::refused(503));
+    shop.schedule_with("busy", b"", &json!({"source": {"url": url}})).await;
+    assert_eq!(shop.site.broker.taken("wait.5s", "\"busy\"").await.header("x-attempt"), "1");
+    assert_eq!(shop.failures("source_unavailable").await, 1.0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_job_past_its_time_expires_without_a_dead_letter() {
+    let shop = Shop::open("expires").await;
+    shop.schedule_with("a", b"hello", &json!({"expires_at": "2020-01-01T00:00:00Z"})).await;
+    assert_eq!(shop.site.broker.ended("a").await["type"], "consign.transfer.expired.v1");
+    assert_eq!(shop.site.broker.take("dead").await.len(), 0);
+    assert!(shop.object("a").is_none());
+    assert_eq!(shop.worker.metric("consign_transfers_total", "outcome=\"expired\"").await, 1.0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn an_unknown_destination_is_dead_at_once() {
+    let shop = Shop::open("unknown").await;
+    shop.schedule_with("a", b"hello", &json!({"destination": "nobody"})).await;
+    let data = shop.failed("a", "unknown_destination").await;
+    assert!(data["message"].as_str().unwrap().contains("nobody"), "{data:#}");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_refusal_nobody_foresaw_is_dead_after_one_try() {
+    let shop = Shop::open("unclassified").await;
+    let effect = crate::testbed::scripted::Effect::Error(400, "SomethingNew", "Nobody foresaw this.");
+    shop.s3.on("PutObject").before(effect);
+    shop.schedule("a", b"hello").await;
+    shop.failed("a", "unclassified").await;
+    assert_eq!(shop.s3.calls("PutObject").len(), 1);
+    shop.close().await;
+}

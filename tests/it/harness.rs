@@ -1,0 +1,229 @@
+//! The testbed itself: each counterpart does what the scenarios rely on.
+
+use std::time::Duration;
+
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_s3::primitives::ByteStream;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, ExchangeKind};
+
+use crate::testbed::broker::{Broker, Node};
+use crate::testbed::moto::{Moto, customer_policy, platform_policy};
+use crate::testbed::proxy::{Proxy, Weather};
+use crate::testbed::scripted::{Effect, ScriptedS3};
+use crate::testbed::sources::{Content, WebSource};
+use crate::testbed::{MIB, bytes, unique};
+
+fn client(url: &str, region: &'static str, key: &str) -> aws_sdk_s3::Client {
+    let retries = aws_sdk_s3::config::retry::RetryConfig::disabled();
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(region))
+        .endpoint_url(url)
+        .force_path_style(true)
+        .retry_config(retries)
+        .credentials_provider(Credentials::new(key, "secret", None, None, "tests"))
+        .request_checksum_calculation(aws_sdk_s3::config::RequestChecksumCalculation::WhenRequired)
+        .build();
+    aws_sdk_s3::Client::from_conf(config)
+}
+
+async fn put(client: &aws_sdk_s3::Client, key: &str) -> Result<(), String> {
+    let sent = client.put_object().bucket("b").key(key).body(ByteStream::from_static(b"x")).send().await;
+    sent.map(|_| ()).map_err(|e| aws_sdk_s3::error::DisplayErrorContext(e).to_string())
+}
+
+#[tokio::test]
+async fn the_broker_takes_and_gives() {
+    let broker = Broker::shared(&unique("harness"));
+    let channel = broker.reachable().await;
+    let exchange = broker.prefix.clone();
+    let (topic, options) = (ExchangeKind::Topic, ExchangeDeclareOptions::default());
+    channel.exchange_declare(exchange.as_str().into(), topic, options, FieldTable::default()).await.unwrap();
+    let queue = format!("{exchange}.dead");
+    channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::default(), FieldTable::default()).await.unwrap();
+    let bind = QueueBindOptions::default();
+    channel
+        .queue_bind(queue.as_str().into(), exchange.as_str().into(), "#".into(), bind, FieldTable::default())
+        .await
+        .unwrap();
+    broker.publish_raw("job.scheduled.a", b"{}", BasicProperties::default().with_message_id("m".into())).await;
+    let message = broker.taken("dead", "m").await;
+    assert_eq!((message.routing_key.as_str(), message.body.as_slice()), ("job.scheduled.a", &b"{}"[..]));
+    broker.clean().await;
+}
+
+#[tokio::test]
+async fn a_node_of_ones_own_survives_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path());
+    let broker = Broker::at(node.url.clone(), "own");
+    broker.reachable().await;
+    node.kill();
+    node.start_again();
+    broker.reachable().await;
+}
+
+#[tokio::test]
+async fn moto_enforces_the_customers_policy() {
+    let moto = Moto::shared();
+    let (bucket, user) = (unique("bucket"), unique("user"));
+    moto.make_bucket(&bucket).await;
+    let (_, key) = moto.make_user(&user, customer_policy(&bucket)).await;
+    let s3 = moto.s3_as(&key);
+    s3.put_object().bucket(&bucket).key("a").body(ByteStream::from_static(b"x")).send().await.unwrap();
+    assert!(s3.get_object().bucket(&bucket).key("a").send().await.is_err(), "GetObject was not granted");
+    assert!(s3.delete_object().bucket(&bucket).key("a").send().await.is_err(), "DeleteObject was not granted");
+    assert_eq!(moto.object(&bucket, "a").await.unwrap().bytes, "x");
+}
+
+#[tokio::test]
+async fn moto_hands_out_sessions_to_those_the_role_trusts() {
+    let moto = Moto::shared();
+    let (bucket, user, role) = (unique("bucket"), unique("platform"), unique("role"));
+    moto.make_bucket(&bucket).await;
+    let (arn, key) = moto.make_user(&user, platform_policy("staging")).await;
+    let role = moto.make_role(&role, &arn, "the-external-id", customer_policy(&bucket)).await;
+    let config = aws_sdk_sts::Config::builder()
+        .behavior_version(aws_sdk_sts::config::BehaviorVersion::latest())
+        .region(aws_sdk_sts::config::Region::new("us-east-1"))
+        .endpoint_url(&moto.url)
+        .credentials_provider(Credentials::new(&key.id, &key.secret, None, None, "tests"))
+        .build();
+    let sts = aws_sdk_sts::Client::from_conf(config);
+    let assume = |external_id: &'static str| {
+        sts.assume_role().role_arn(&role).role_session_name("consign-a").external_id(external_id).send()
+    };
+    assert!(assume("another").await.is_err(), "the external id was not compared");
+    let session = assume("the-external-id").await.unwrap().credentials.unwrap();
+    let token = Some(session.session_token.clone());
+    let credentials = Credentials::new(&session.access_key_id, &session.secret_access_key, token, None, "tests");
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .endpoint_url(&moto.url)
+        .force_path_style(true)
+        .credentials_provider(credentials)
+        .build();
+    let s3 = aws_sdk_s3::Client::from_conf(config);
+    s3.put_object().bucket(&bucket).key("a").body(ByteStream::from_static(b"x")).send().await.unwrap();
+    assert!(s3.get_object().bucket(&bucket).key("a").send().await.is_err(), "GetObject was not granted");
+}
+
+#[tokio::test]
+async fn the_scripted_s3_assembles_parts_and_proves_them() {
+    let s3 = ScriptedS3::start().await;
+    s3.bucket("b", "eu-central-1", "111111111111");
+    let client = client(&s3.url, "eu-central-1", "AKIATEST");
+    let content = bytes(1, 6 * MIB);
+    let crc = |bytes: &[u8]| {
+        use base64::Engine as _;
+        let value = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
+        base64::engine::general_purpose::STANDARD.encode(value.to_be_bytes())
+    };
+    let algorithm = aws_sdk_s3::types::ChecksumAlgorithm::Crc64Nvme;
+    let create = client.create_multipart_upload().bucket("b").key("k &+ü").checksum_algorithm(algorithm);
+    let id = create.send().await.unwrap().upload_id.unwrap();
+    let mut parts = aws_sdk_s3::types::CompletedMultipartUpload::builder();
+    for (number, part) in (1..).zip(content.chunks(5 * MIB)) {
+        let body = ByteStream::from(part.to_vec());
+        let upload = client.upload_part().bucket("b").key("k &+ü").upload_id(&id).part_number(number);
+        let sent = upload.checksum_crc64_nvme(crc(part)).body(body).send().await.unwrap();
+        let part = aws_sdk_s3::types::CompletedPart::builder().part_number(number).e_tag(sent.e_tag.unwrap());
+        parts = parts.parts(part.checksum_crc64_nvme(sent.checksum_crc64_nvme.unwrap()).build());
+    }
+    let complete = |size| {
+        let complete = client.complete_multipart_upload().bucket("b").key("k &+ü").upload_id(&id).mpu_object_size(size);
+        complete.checksum_crc64_nvme(crc(&content)).multipart_upload(parts.clone().build()).send()
+    };
+    assert!(complete(1).await.is_err(), "a wrong size was accepted");
+    let done = complete(i64::try_from(content.len()).unwrap()).await.unwrap();
+    assert_eq!(done.checksum_crc64_nvme, Some(crc(&content)));
+    assert_eq!(s3.object("b", "k &+ü").unwrap().bytes, content);
+    assert_eq!(s3.open_uploads(), 0);
+    let listed = client.list_objects_v2().bucket("b").prefix("k &+ü").send().await.unwrap();
+    let listed = &listed.contents()[0];
+    assert!(listed.size() == Some(6 * 1024 * 1024) && listed.e_tag().unwrap().ends_with("-2\""), "{listed:?}");
+}
+
+#[tokio::test]
+async fn scripted_faults_hit_the_calls_they_name() {
+    let s3 = ScriptedS3::start().await;
+    s3.bucket("b", "eu-central-1", "111111111111");
+    let client = client(&s3.url, "eu-central-1", "AKIATEST");
+    s3.on("PutObject").key("slow").first(1).before(Effect::Error(503, "SlowDown", "Please reduce your request rate."));
+    s3.on("PutObject").key("lost").nth(1).after(Effect::LostReply);
+    assert!(put(&client, "slow").await.unwrap_err().contains("SlowDown"));
+    assert!(s3.object("b", "slow").is_none());
+    put(&client, "slow").await.unwrap();
+    put(&client, "lost").await.unwrap_err();
+    assert!(s3.object("b", "lost").is_some(), "the call took effect before its reply was lost");
+    let statuses: Vec<_> = s3.calls("PutObject").iter().map(|call| call.status).collect();
+    assert_eq!(statuses, [503, 200, 0]);
+}
+
+#[tokio::test]
+async fn the_scripted_s3_knows_regions_buckets_and_sessions() {
+    let s3 = ScriptedS3::start().await;
+    s3.bucket("b", "eu-central-1", "111111111111");
+    assert!(put(&client(&s3.url, "us-east-1", "AKIATEST"), "a").await.unwrap_err().contains("PermanentRedirect"));
+    assert!(
+        put(&client(&s3.url, "eu-central-1", "ASIAUNKNOWN"), "a").await.unwrap_err().contains("InvalidAccessKeyId")
+    );
+    let sts = aws_sdk_sts::Config::builder()
+        .behavior_version(aws_sdk_sts::config::BehaviorVersion::latest())
+        .region(aws_sdk_sts::config::Region::new("us-east-1"))
+        .endpoint_url(&s3.url)
+        .credentials_provider(Credentials::new("AKIAPLATFORM", "secret", None, None, "tests"))
+        .build();
+    let sts = aws_sdk_sts::Client::from_conf(sts);
+    let assumed = sts.assume_role().role_arn("arn:aws:iam::111111111111:role/r").role_session_name("n").send();
+    let session = assumed.await.unwrap().credentials.unwrap().access_key_id;
+    let client = client(&s3.url, "eu-central-1", &session);
+    put(&client, "a").await.unwrap();
+    s3.expire_sessions();
+    assert!(put(&client, "a").await.unwrap_err().contains("ExpiredToken"));
+}
+
+#[tokio::test]
+async fn sources_serve_ranges_and_unknown_lengths_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = WebSource::https(&dir.path().join("ca.pem")).await;
+    let known = source.put("known", Content::new("0123456789"));
+    let unknown = source.put("unknown", Content::of_unknown_length("abc"));
+    let ca = reqwest::Certificate::from_pem(&std::fs::read(dir.path().join("ca.pem")).unwrap()).unwrap();
+    let web = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();
+    let part = web.get(&known).header("range", "bytes=3-5").send().await.unwrap();
+    assert_eq!((part.status().as_u16(), part.text().await.unwrap().as_str()), (206, "345"));
+    let chunked = web.get(&unknown).send().await.unwrap();
+    assert_eq!((chunked.content_length(), chunked.text().await.unwrap().as_str()), (None, "abc"));
+    assert_eq!(source.asked("known"), 1);
+}
+
+#[tokio::test]
+async fn the_proxy_breaks_connections_on_demand() {
+    let source = WebSource::http().await;
+    let url = source.put("f", Content::new("hello"));
+    let address = url.trim_start_matches("http://").trim_end_matches("/f").parse().unwrap();
+    let proxy = Proxy::before(address).await;
+    let ask = || async {
+        let web = reqwest::Client::builder().timeout(Duration::from_millis(500)).build().unwrap();
+        web.get(format!("http://{}/f", proxy.address))
+            .send()
+            .await
+            .map_err(|e| e.is_timeout())?
+            .text()
+            .await
+            .map_err(|_| false)
+    };
+    assert_eq!(ask().await, Ok("hello".to_owned()));
+    proxy.set(Weather::Reset);
+    assert_eq!(ask().await, Err(false));
+    proxy.set(Weather::BlackHole);
+    assert_eq!(ask().await, Err(true));
+    proxy.set(Weather::CutAfter(10));
+    assert_eq!(ask().await, Err(false));
+    proxy.set(Weather::Latency(Duration::from_millis(1)));
+    assert_eq!(ask().await, Ok("hello".to_owned()));
+}

@@ -1,0 +1,19 @@
+//! The program from the outside: the binary as a process, real servers around it, faults where real servers have none.
+//!
+//! `tests/run` starts the servers; without them, the tests that need them say so. What a test may use is in [`testbed`].
+#![expect(unreachable_pub, reason = "one binary, nothing is exported")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
+
+mod bad_jobs;
+mod delivery;
+mod drain;
+mod enqueue;
+mod faults;
+mod harness;
+mod layering;
+mod names;
+mod reload;
+mod secrets;
+mod shop;
+mod testbed;
+mod twice;

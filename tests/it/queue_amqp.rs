@@ -1,0 +1,316 @@
+//! The queue on a real RabbitMQ: the suite of all queues, and what only a broker can do to it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use consign::config::BrokerConfig;
+use consign::lane::Lane;
+use consign::metrics::Metrics;
+use consign::outcome::Step;
+use consign::queue::amqp::{Amqp, Outcomes, Topology, apply_topology};
+use consign::queue::{Delivery, Event, Properties, Publication, Queue, QueueError, Settlement};
+use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+
+use crate::queue_conformance::{self, Fixture};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A prefix of its own on the broker that `tests/run` started.
+struct Rabbit {
+    config: BrokerConfig,
+    channel: Channel,
+    _connection: Connection,
+}
+
+impl Rabbit {
+    async fn new(name: &str) -> Self {
+        let url = std::env::var("CONSIGN_TEST_AMQP_URL").expect("CONSIGN_TEST_AMQP_URL is not set: use tests/run");
+        let config = config(&url, &format!("{name}-{}", uuid::Uuid::new_v4().simple()));
+        apply_topology(&config, "test").await.unwrap();
+        let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let rabbit = Self { config, channel, _connection: connection };
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let seen = rabbit.name("seen");
+        rabbit.channel.queue_declare(seen.as_str().into(), durable, FieldTable::default()).await.unwrap();
+        let (from, bind) = (rabbit.name("outcomes"), QueueBindOptions::default());
+        let everything = "transfer.#".into();
+        rabbit.channel.queue_bind(seen.into(), from.into(), everything, bind, FieldTable::default()).await.unwrap();
+        rabbit
+    }
+
+    fn name(&self, last: &str) -> String {
+        format!("{}.{last}", self.config.prefix)
+    }
+
+    fn start(&self) -> Arc<Amqp> {
+        self.start_as(&self.config)
+    }
+
+    fn start_as(&self, config: &BrokerConfig) -> Arc<Amqp> {
+        let lanes = Lane::ALL.map(|lane| (lane, 20)).to_vec();
+        Amqp::start(config, "worker", lanes, Arc::new(Metrics::new(10))).unwrap()
+    }
+
+    /// Takes one message off a queue, waiting for it.
+    async fn take(&self, queue: &str) -> lapin::message::Delivery {
+        let no_ack = BasicGetOptions { no_ack: true };
+        let end = tokio::time::Instant::now() + LIMIT;
+        loop {
+            if let Some(got) = self.channel.basic_get(queue.into(), no_ack).await.unwrap() {
+                return got.delivery;
+            }
+            assert!(tokio::time::Instant::now() < end, "nothing came to {queue}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends the session of a worker: the broker cancels one of its consumers.
+    async fn delete(&self, last: &str) {
+        self.channel.queue_delete(self.name(last).into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+}
+
+impl Drop for Rabbit {
+    /// A node with thousands of quorum queues is a slow node.
+    fn drop(&mut self) {
+        let definitions = Topology::new(&self.config.prefix).definitions("/");
+        let own = ["seen", "answers"].map(|last| self.name(last));
+        let names =
+            definitions["queues"].as_array().unwrap().iter().map(|queue| queue["name"].as_str().unwrap().to_owned());
+        let delete = async {
+            for name in names.chain(own) {
+                let _ = self.channel.queue_delete(name.into(), QueueDeleteOptions::default()).await;
+            }
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(delete));
+    }
+}
+
+impl Fixture for Rabbit {
+    async fn open(&self) -> Arc<dyn Queue> {
+        let queue = self.start();
+        queue.connected(LIMIT).await.unwrap();
+        queue
+    }
+
+    async fn outcome(&self) -> (String, Vec<u8>) {
+        let got = self.take(&self.name("seen")).await;
+        (got.routing_key.to_string(), got.data)
+    }
+
+    async fn dead_letter(&self) -> (BTreeMap<String, String>, Vec<u8>) {
+        let got = self.take(&self.name("dead")).await;
+        (texts(&got.properties), got.data)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_does_what_every_queue_must_do() {
+    queue_conformance::suite(Rabbit::new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_queue_ends_the_session_and_the_next_one_goes_on() {
+    let rabbit = Rabbit::new("deleted").await;
+    let queue = rabbit.start_as(&BrokerConfig { declare: true, ..rabbit.config.clone() });
+    queue.publish(job("job.scheduled.acme")).await.unwrap();
+    let held = next(&queue, Lane::Scheduled).await;
+    let generation = held.ticket.generation;
+    rabbit.delete("jobs.backfill").await;
+    let again = next(&queue, Lane::Scheduled).await;
+    assert!(again.ticket.generation > generation);
+    assert!(again.redelivered);
+    assert_eq!(again.delivery_count, 1);
+    // The old one: its event goes out, its copy does not, and it is lost.
+    let headers = BTreeMap::new();
+    let lost = queue.settle(held, Settlement::Retry { rung: Step::S5, headers }, vec![event(None)]).await;
+    assert!(matches!(lost, Err(QueueError::Lost)), "{lost:?}");
+    assert_eq!(rabbit.outcome().await.0, "transfer.delivered.acme");
+    queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
+    queue.publish(job("job.backfill.acme")).await.unwrap();
+    let back = next(&queue, Lane::Backfill).await;
+    queue.settle(back, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+    let waiting = rabbit.channel.basic_get(rabbit.name("wait.5s").into(), BasicGetOptions::default()).await.unwrap();
+    assert!(waiting.is_none(), "a copy of a lost delivery was published");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_queue_is_named_with_its_remedy() {
+    let rabbit = Rabbit::new("missing").await;
+    rabbit.delete("wait.2m").await;
+    rabbit.delete("jobs.continued").await;
+    let queue = rabbit.start();
+    let why = queue.connected(Duration::from_secs(5)).await.unwrap_err().to_string();
+    assert!(why.contains(&rabbit.name("wait.2m")) && why.contains(&rabbit.name("jobs.continued")), "{why}");
+    assert!(why.contains("consign topology apply"), "{why}");
+    assert!(queue.ready().unwrap_err().contains("wait.2m"));
+    apply_topology(&rabbit.config, "test").await.unwrap();
+    queue.connected(LIMIT).await.unwrap();
+    assert!(queue.ready().is_ok());
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_arguments_are_reported_and_nothing_else_breaks() {
+    let rabbit = Rabbit::new("other").await;
+    rabbit.delete("dead").await;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    rabbit.channel.queue_declare(rabbit.name("dead").into(), durable, FieldTable::default()).await.unwrap();
+    let why = apply_topology(&rabbit.config, "test").await.unwrap_err().to_string();
+    assert!(why.contains(&rabbit.name("dead")) && why.contains("x-"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_broker_is_waited_for_and_ready_says_so() {
+    let rabbit = Rabbit::new("absent").await;
+    let nobody = config("amqp://guest:s3cr3t-marker@127.0.0.1:9/%2f", &rabbit.config.prefix);
+    let queue = rabbit.start_as(&nobody);
+    let why = queue.connected(Duration::from_secs(1)).await.unwrap_err().to_string();
+    assert!(why.contains("refused") && !why.contains("s3cr3t"), "{why}");
+    assert!(queue.ready().is_err());
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_without_a_listener_is_kept_and_a_reply_is_sent() {
+    let rabbit = Rabbit::new("unrouted").await;
+    let (seen, from) = (rabbit.name("seen"), rabbit.name("outcomes"));
+    rabbit.channel.queue_unbind(seen.into(), from.into(), "transfer.#".into(), FieldTable::default()).await.unwrap();
+    let answers = rabbit.name("answers");
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    rabbit.channel.queue_declare(answers.as_str().into(), durable, FieldTable::default()).await.unwrap();
+    let queue = rabbit.start();
+    queue.publish(job("job.scheduled.acme")).await.unwrap();
+    let got = next(&queue, Lane::Scheduled).await;
+    let events = vec![event(Some(&answers)), event(Some("nobody-listens-here"))];
+    queue.settle(got, Settlement::Ack, events).await.unwrap();
+    rabbit.take(&rabbit.name("outcomes.unrouted")).await;
+    let reply = rabbit.take(&answers).await;
+    assert_eq!(reply.properties.correlation_id().as_ref().map(ToString::to_string).as_deref(), Some("c-1"));
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn direct_reply_to_works_from_the_publishing_connection() {
+    let rabbit = Rabbit::new("direct").await;
+    let queue = rabbit.start();
+    queue.connected(LIMIT).await.unwrap();
+    let no_ack = lapin::options::BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let direct = "amq.rabbitmq.reply-to";
+    let mut replies =
+        rabbit.channel.basic_consume(direct.into(), "".into(), no_ack, FieldTable::default()).await.unwrap();
+    let properties = BasicProperties::default().with_reply_to(direct.into()).with_correlation_id("c-9".into());
+    let (exchange, key) = (rabbit.config.prefix.as_str().into(), "job.scheduled.acme".into());
+    rabbit.channel.basic_publish(exchange, key, BasicPublishOptions::default(), b"{}", properties).await.unwrap();
+    let got = next(&queue, Lane::Scheduled).await;
+    let reply_to = got.properties.reply_to.clone().map(|to| (to, got.properties.correlation_id.clone()));
+    let event = Event { reply_to, ..event(None) };
+    queue.settle(got, Settlement::Ack, vec![event]).await.unwrap();
+    let reply = tokio::time::timeout(LIMIT, futures_util::StreamExt::next(&mut replies)).await.unwrap().unwrap();
+    let reply = reply.unwrap();
+    assert_eq!(reply.properties.correlation_id().as_ref().map(ToString::to_string).as_deref(), Some("c-9"));
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_text_survives_a_wait_and_the_brokers_marks_do_not() {
+    let rabbit = Rabbit::new("binary").await;
+    let queue = rabbit.start();
+    queue.connected(LIMIT).await.unwrap();
+    let mut headers = FieldTable::default();
+    headers.insert("raw".into(), AMQPValue::LongString(vec![0xff, 0x00].into()));
+    headers.insert("CC".into(), AMQPValue::FieldArray(vec![AMQPValue::LongString("job.backfill.x".into())].into()));
+    let properties = BasicProperties::default().with_headers(headers).with_expiration("60000".into());
+    let (exchange, key) = (rabbit.config.prefix.as_str().into(), "job.scheduled.acme".into());
+    rabbit.channel.basic_publish(exchange, key, BasicPublishOptions::default(), b"{}", properties).await.unwrap();
+    let got = next(&queue, Lane::Scheduled).await;
+    let retry = Settlement::Retry { rung: Step::S5, headers: BTreeMap::new() };
+    queue.settle(got, retry, vec![]).await.unwrap();
+    let got = next(&queue, Lane::Scheduled).await;
+    let dead = Settlement::Dead { headers: BTreeMap::new() };
+    queue.settle(got, dead, vec![]).await.unwrap();
+    let letter = rabbit.take(&rabbit.name("dead")).await;
+    let kept = letter.properties.headers().as_ref().unwrap().inner();
+    assert_eq!(kept["raw"], AMQPValue::LongString(vec![0xff, 0x00].into()));
+    // The count is the dead-letter queue's own.
+    let names: Vec<_> = kept.keys().map(ToString::to_string).filter(|name| name != "x-delivery-count").collect();
+    assert_eq!(names, ["raw", "x-original-routing-key"]);
+    assert!(letter.properties.expiration().is_none());
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_come_back_to_zero() {
+    let rabbit = Rabbit::new("gauges").await;
+    let metrics = Arc::new(Metrics::new(10));
+    let queue = Amqp::start(&rabbit.config, "worker", vec![(Lane::Scheduled, 5)], Arc::clone(&metrics)).unwrap();
+    queue.publish(job("job.scheduled.acme")).await.unwrap();
+    assert!(metrics.render().1.contains("consign_broker_connected 1"));
+    let got = next(&queue, Lane::Scheduled).await;
+    queue.settle(got, Settlement::Ack, vec![event(None)]).await.unwrap();
+    queue.close().await;
+    let (_, text) = metrics.render();
+    for line in ["consign_broker_connected 0", "consign_broker_unconfirmed 0", "settlements_total{action=\"ack\"} 1"] {
+        assert!(text.contains(line), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_can_be_listened_to() {
+    let rabbit = Rabbit::new("listen").await;
+    let mut outcomes = Outcomes::subscribe(&rabbit.config, "enqueue").await.unwrap();
+    let queue = rabbit.start();
+    queue.publish(job("job.scheduled.acme")).await.unwrap();
+    let got = next(&queue, Lane::Scheduled).await;
+    queue.settle(got, Settlement::Ack, vec![event(None)]).await.unwrap();
+    let seen = tokio::time::timeout(LIMIT, outcomes.next()).await.unwrap().unwrap();
+    assert_eq!(seen.routing_key, "transfer.delivered.acme");
+    outcomes.close().await;
+    queue.close().await;
+}
+
+async fn next(queue: &Arc<Amqp>, lane: Lane) -> Delivery {
+    tokio::time::timeout(LIMIT, queue.next(lane)).await.expect("nothing came").expect("the queue was stopped")
+}
+
+fn config(url: &str, prefix: &str) -> BrokerConfig {
+    BrokerConfig {
+        url: Some(url.to_owned().into()),
+        prefix: prefix.to_owned(),
+        declare: false,
+        lease_after: Duration::from_secs(600),
+        ca_file: None,
+        client_cert_file: None,
+        client_key_file: None,
+        allow_plaintext: false,
+    }
+}
+
+fn job(routing_key: &str) -> Publication {
+    Publication {
+        routing_key: routing_key.to_owned(),
+        body: Bytes::from_static(b"{}"),
+        properties: Properties::default(),
+    }
+}
+
+fn event(reply_to: Option<&str>) -> Event {
+    Event {
+        routing_key: "transfer.delivered.acme".to_owned(),
+        id: "e-1".to_owned(),
+        body: Bytes::from_static(b"{\"type\": \"delivered\"}"),
+        reply_to: reply_to.map(|queue| (queue.to_owned(), Some("c-1".to_owned()))),
+    }
+}
+
+fn texts(properties: &BasicProperties) -> BTreeMap<String, String> {
+    let table = properties.headers().clone().unwrap_or_default();
+    let text = |value: &AMQPValue| value.as_long_string().map(ToString::to_string);
+    table.into_iter().filter_map(|(name, value)| Some((name.to_string(), text(value)?))).collect()
+}

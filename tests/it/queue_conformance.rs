@@ -1,0 +1,273 @@
+//! What every queue must do, whatever it is made of: one suite, run against RabbitMQ and against the embedded queue.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use consign::lane::Lane;
+use consign::outcome::Step;
+use consign::queue::{Delivery, Event, Properties, Publication, Queue, QueueError, Settlement};
+
+/// Only keeps a broken queue from hanging the suite.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A queue under test, with all three lanes consumed at a prefetch of at least 10, and eyes for what the trait does not show.
+pub trait Fixture: Sync {
+    /// Opens the queue; several times in a row over the same messages.
+    fn open(&self) -> impl Future<Output = Arc<dyn Queue>> + Send;
+    /// Takes one outcome off, as routing key and body, waiting for it.
+    fn outcome(&self) -> impl Future<Output = (String, Vec<u8>)> + Send;
+    /// Takes one dead letter off, as headers and body, waiting for it.
+    fn dead_letter(&self) -> impl Future<Output = (BTreeMap<String, String>, Vec<u8>)> + Send;
+}
+
+/// All of it, each part on a queue of its own.
+pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
+    everything_of_the_producer_arrives(&make("arrives").await).await;
+    an_acknowledged_message_is_gone(&make("acked").await).await;
+    a_retry_comes_back_to_its_lane_with_new_headers(&make("retry").await).await;
+    a_dead_letter_keeps_the_body_and_says_why(&make("dead").await).await;
+    a_returned_message_comes_again(&make("returned").await).await;
+    an_unsettled_message_comes_again(&make("unsettled").await).await;
+    a_dropped_next_loses_nothing(&make("dropped").await).await;
+    outcomes_are_out_when_the_settlement_is_done(&make("outcomes").await).await;
+    stopping_gives_back_and_still_settles(&make("stopping").await).await;
+    a_job_that_goes_nowhere_is_refused(&make("nowhere").await).await;
+    many_settle_at_once_and_none_is_lost_or_doubled(&make("many").await).await;
+}
+
+pub async fn everything_of_the_producer_arrives(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    let sent = Publication {
+        routing_key: "job.backfill.acme".to_owned(),
+        body: Bytes::from_static(b"{\"any\": \"bytes \xff\"}"),
+        properties: Properties {
+            content_type: Some("application/json".to_owned()),
+            message_id: Some("acme/1".to_owned()),
+            reply_to: Some("answers".to_owned()),
+            correlation_id: Some("c-1".to_owned()),
+            kind: Some("consign.check.v1".to_owned()),
+            headers: headers(&[("traceparent", "00-aa"), ("mine", "1")]),
+        },
+    };
+    queue.publish(sent.clone()).await.unwrap();
+    let got = next(&*queue, Lane::Backfill).await;
+    assert_eq!(got.lane, Lane::Backfill);
+    assert_eq!(got.body, sent.body);
+    assert_eq!(got.properties, sent.properties);
+    assert_eq!(got.routing_key, "job.backfill.acme");
+    assert!(!got.redelivered);
+    assert_eq!(got.delivery_count, 0);
+    queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+}
+
+pub async fn an_acknowledged_message_is_gone(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    queue.publish(job("a")).await.unwrap();
+    let got = next(&*queue, Lane::Scheduled).await;
+    queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+    let queue = fixture.open().await;
+    queue.publish(job("b")).await.unwrap();
+    assert_eq!(next(&*queue, Lane::Scheduled).await.body, job("b").body);
+    queue.close().await;
+}
+
+pub async fn a_retry_comes_back_to_its_lane_with_new_headers(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    let mut sent = job("again");
+    sent.properties.headers = headers(&[("mine", "kept"), ("x-attempt", "1")]);
+    sent.properties.message_id = Some("again".to_owned());
+    queue.publish(sent.clone()).await.unwrap();
+    for (attempt, deferred) in [("2", false), ("2", true)] {
+        let got = next(&*queue, Lane::Scheduled).await;
+        let (rung, headers) = (Step::S5, headers(&[("x-attempt", attempt)]));
+        let settlement =
+            if deferred { Settlement::Defer { rung, headers } } else { Settlement::Retry { rung, headers } };
+        queue.settle(got, settlement, vec![]).await.unwrap();
+    }
+    let got = next(&*queue, Lane::Scheduled).await;
+    assert_eq!(got.body, sent.body);
+    assert_eq!(got.routing_key, sent.routing_key);
+    assert_eq!(got.properties.message_id.as_deref(), Some("again"));
+    assert_eq!(got.properties.headers.get("mine").map(String::as_str), Some("kept"));
+    assert_eq!(got.properties.headers.get("x-attempt").map(String::as_str), Some("2"));
+    assert_eq!(got.delivery_count, 0);
+    queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+}
+
+pub async fn a_dead_letter_keeps_the_body_and_says_why(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    let mut sent = job("bad");
+    sent.body = Bytes::from_static(b"\x00 no job at all");
+    sent.properties.headers = headers(&[("mine", "kept")]);
+    queue.publish(sent.clone()).await.unwrap();
+    let got = next(&*queue, Lane::Scheduled).await;
+    let why = headers(&[("x-error-reason", "invalid_job"), ("x-error-message", "not JSON")]);
+    queue.settle(got, Settlement::Dead { headers: why }, vec![]).await.unwrap();
+    let (headers, body) = fixture.dead_letter().await;
+    assert_eq!(body, sent.body);
+    for (name, value) in [
+        ("x-error-reason", "invalid_job"),
+        ("x-error-message", "not JSON"),
+        ("x-original-routing-key", "job.scheduled.acme"),
+        ("mine", "kept"),
+    ] {
+        assert_eq!(headers.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    queue.close().await;
+}
+
+pub async fn a_returned_message_comes_again(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    queue.publish(job("back")).await.unwrap();
+    let got = next(&*queue, Lane::Scheduled).await;
+    queue.settle(got, Settlement::Return, vec![]).await.unwrap();
+    let again = next(&*queue, Lane::Scheduled).await;
+    assert_eq!(again.body, job("back").body);
+    assert!(again.redelivered);
+    queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+}
+
+pub async fn an_unsettled_message_comes_again(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    queue.publish(job("held")).await.unwrap();
+    drop(next(&*queue, Lane::Scheduled).await);
+    queue.close().await;
+    let queue = fixture.open().await;
+    let again = next(&*queue, Lane::Scheduled).await;
+    assert_eq!(again.body, job("held").body);
+    queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+}
+
+pub async fn a_dropped_next_loses_nothing(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    let mut seen = BTreeSet::new();
+    for round in 0..20 {
+        queue.publish(job(&format!("{round}"))).await.unwrap();
+        // Dropped at whatever point it has reached.
+        let _ = tokio::time::timeout(Duration::from_millis(round % 4), async {
+            let got = queue.next(Lane::Scheduled).await.unwrap();
+            seen.insert(got.body.clone());
+            queue.settle(got, Settlement::Return, vec![]).await.unwrap();
+        })
+        .await;
+    }
+    queue.close().await;
+    let queue = fixture.open().await;
+    let mut left = BTreeSet::new();
+    while left.len() < 20 {
+        let got = next(&*queue, Lane::Scheduled).await;
+        left.insert(got.body.clone());
+        queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    }
+    queue.close().await;
+}
+
+pub async fn outcomes_are_out_when_the_settlement_is_done(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    queue.publish(job("told")).await.unwrap();
+    let got = next(&*queue, Lane::Scheduled).await;
+    let events = vec![event("retrying", "e-1"), event("delivered", "e-2")];
+    queue.settle(got, Settlement::Ack, events).await.unwrap();
+    for word in ["retrying", "delivered"] {
+        let (key, body) = fixture.outcome().await;
+        assert_eq!(key, format!("transfer.{word}.acme"));
+        assert_eq!(body, event(word, "").body);
+    }
+    queue.close().await;
+}
+
+pub async fn stopping_gives_back_and_still_settles(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    for name in ["first", "second", "third"] {
+        queue.publish(job(name)).await.unwrap();
+    }
+    let first = next(&*queue, Lane::Scheduled).await;
+    queue.stop_consuming().await;
+    assert!(queue.next(Lane::Scheduled).await.is_none());
+    assert!(queue.next(Lane::Continued).await.is_none());
+    assert!(queue.ready().is_err());
+    let settled = first.body.clone();
+    queue.settle(first, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+    let queue = fixture.open().await;
+    let mut left = BTreeSet::new();
+    for _ in 0..2 {
+        let got = next(&*queue, Lane::Scheduled).await;
+        left.insert(got.body.clone());
+        queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    }
+    assert_eq!(left.len(), 2);
+    assert!(!left.contains(&settled));
+    queue.close().await;
+}
+
+pub async fn a_job_that_goes_nowhere_is_refused(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    let lost = Publication { routing_key: "job.nowhere.acme".to_owned(), ..job("x") };
+    assert!(matches!(queue.publish(lost).await, Err(QueueError::Refused(_))));
+    queue.publish(job("y")).await.unwrap();
+    queue.close().await;
+}
+
+pub async fn many_settle_at_once_and_none_is_lost_or_doubled(fixture: &impl Fixture) {
+    const COUNT: usize = 200;
+    let queue = fixture.open().await;
+    let sent: BTreeSet<_> = (0..COUNT).map(|n| job(&n.to_string()).body).collect();
+    let publishing: Vec<_> = (0..COUNT)
+        .map(|n| {
+            let queue = Arc::clone(&queue);
+            tokio::spawn(async move { queue.publish(job(&n.to_string())).await.unwrap() })
+        })
+        .collect();
+    let mut settling = Vec::new();
+    let mut seen = Vec::new();
+    for n in 0..COUNT {
+        let got = next(&*queue, Lane::Scheduled).await;
+        seen.push(got.body.clone());
+        let queue = Arc::clone(&queue);
+        let event = event("delivered", &n.to_string());
+        settling.push(tokio::spawn(async move { queue.settle(got, Settlement::Ack, vec![event]).await.unwrap() }));
+    }
+    for task in publishing.into_iter().chain(settling) {
+        task.await.unwrap();
+    }
+    assert_eq!(seen.len(), COUNT);
+    assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), sent);
+    for _ in 0..COUNT {
+        fixture.outcome().await;
+    }
+    queue.close().await;
+}
+
+async fn next(queue: &dyn Queue, lane: Lane) -> Delivery {
+    tokio::time::timeout(LIMIT, queue.next(lane)).await.expect("nothing came").expect("the queue was stopped")
+}
+
+fn job(name: &str) -> Publication {
+    Publication {
+        routing_key: "job.scheduled.acme".to_owned(),
+        body: format!("{{\"id\": \"{name}\"}}").into(),
+        properties: Properties::default(),
+    }
+}
+
+fn event(word: &str, id: &str) -> Event {
+    Event {
+        routing_key: format!("transfer.{word}.acme"),
+        id: id.to_owned(),
+        body: format!("{{\"type\": \"{word}\"}}").into(),
+        reply_to: None,
+    }
+}
+
+fn headers(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}

@@ -1,0 +1,49 @@
+//! SIGHUP: destinations come and go without a restart, and a bad file changes nothing.
+
+use std::time::Duration;
+
+use crate::shop::{REGION, Shop, role_destination};
+use crate::testbed::site::job;
+use crate::testbed::until;
+
+const SUCCESSFUL: &str = "consign_config_last_reload_successful";
+
+#[tokio::test]
+async fn a_new_destination_becomes_usable_and_a_bad_file_keeps_the_old_one() {
+    let mut shop = Shop::open("reload").await;
+    shop.s3.bucket("beta", REGION, "222222222222");
+    let url = shop.site.file("f", b"hello");
+    shop.site.broker.schedule(&job("too-early", &url, "beta", "too-early")).await;
+    shop.failed("too-early", "unknown_destination").await;
+
+    shop.site.destination("beta", &role_destination("beta", "222222222222"));
+    shop.worker.rewrite_config(&shop.site.toml());
+    shop.worker.reload();
+    let mut tries = 0;
+    until("a job for the new destination is delivered", Duration::from_secs(30), async || {
+        tries += 1;
+        let id = format!("try-{tries}");
+        shop.site.broker.schedule(&job(&id, &url, "beta", &id)).await;
+        (shop.site.broker.ended(&id).await["type"] == "consign.transfer.delivered.v1").then_some(())
+    })
+    .await;
+    assert_eq!(shop.worker.metric(SUCCESSFUL, "").await, 1.0);
+
+    shop.worker.rewrite_config("destinations.gamma.bucket = \"Not A Bucket\"\n");
+    shop.worker.reload();
+    until("the failed reload is in the metrics", Duration::from_secs(30), async || {
+        (shop.worker.metric(SUCCESSFUL, "").await == 0.0).then_some(())
+    })
+    .await;
+    assert!(shop.worker.log().contains("gamma"), "the log says what is wrong");
+    shop.site.broker.schedule(&job("still", &url, "beta", "still")).await;
+    shop.delivered("still").await;
+
+    shop.worker.rewrite_config(&shop.site.toml());
+    shop.worker.reload();
+    until("a good file makes it good again", Duration::from_secs(30), async || {
+        (shop.worker.metric(SUCCESSFUL, "").await == 1.0).then_some(())
+    })
+    .await;
+    shop.close().await;
+}

@@ -1,0 +1,266 @@
+//! The broker as producers and customers see it: jobs in, outcomes out, dead letters, the wait ladder.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use serde_json::Value;
+
+use super::{exported, until};
+
+/// A message that the test took off a queue.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub routing_key: String,
+    pub message_id: Option<String>,
+    pub content_type: Option<String>,
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// Everything of it as text, for searches.
+    pub fn text(&self) -> String {
+        format!("{} {:?} {:?} {}", self.routing_key, self.message_id, self.headers, String::from_utf8_lossy(&self.body))
+    }
+}
+
+/// One prefix on one node. Reconnects when the node was restarted.
+#[derive(Debug)]
+pub struct Broker {
+    pub url: String,
+    pub prefix: String,
+    channel: tokio::sync::Mutex<Option<(Connection, Channel)>>,
+    outcomes: Mutex<Vec<Message>>,
+}
+
+impl Broker {
+    /// The node that all tests share.
+    pub fn shared(prefix: &str) -> Self {
+        Self::at(exported("CONSIGN_TEST_AMQP_URL"), prefix)
+    }
+
+    pub fn at(url: String, prefix: &str) -> Self {
+        Self { url, prefix: prefix.to_owned(), channel: tokio::sync::Mutex::default(), outcomes: Mutex::default() }
+    }
+
+    async fn channel(&self) -> Option<Channel> {
+        let mut held = self.channel.lock().await;
+        if let Some((connection, channel)) = &*held {
+            if connection.status().connected() && channel.status().connected() {
+                return Some(channel.clone());
+            }
+        }
+        *held = None;
+        let connection = Connection::connect(&self.url, ConnectionProperties::default()).await.ok()?;
+        let channel = connection.create_channel().await.ok()?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.ok()?;
+        let given = channel.clone();
+        *held = Some((connection, channel));
+        Some(given)
+    }
+
+    /// Waits for a channel; a node that starts again needs some seconds.
+    pub async fn reachable(&self) -> Channel {
+        until("the broker answers", Duration::from_secs(60), async || self.channel().await).await
+    }
+
+    fn own_queue(&self) -> String {
+        format!("{}.test.outcomes", self.prefix)
+    }
+
+    /// Binds a queue of the test to the outcomes. The topology must be there.
+    pub async fn collect_outcomes(&self) {
+        let channel = self.reachable().await;
+        let queue = self.own_queue();
+        channel
+            .queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), FieldTable::default())
+            .await
+            .unwrap();
+        let exchange = format!("{}.outcomes", self.prefix);
+        let (queue, key) = (queue.as_str().into(), "transfer.#".into());
+        channel
+            .queue_bind(queue, exchange.as_str().into(), key, QueueBindOptions::default(), FieldTable::default())
+            .await
+            .unwrap();
+    }
+
+    /// Publishes a job to a lane, confirmed; its id becomes the message id.
+    pub async fn publish(&self, lane: &str, job: &Value) {
+        let destination = job["destination"].as_str().or_else(|| job["destination"]["id"].as_str()).unwrap_or("none");
+        let properties = BasicProperties::default().with_content_type("application/json".into());
+        let properties = match job["id"].as_str() {
+            Some(id) => properties.with_message_id(id.into()),
+            None => properties,
+        };
+        self.publish_raw(&format!("job.{lane}.{destination}"), &serde_json::to_vec(job).unwrap(), properties).await;
+    }
+
+    /// Publishes to lane `scheduled`.
+    pub async fn schedule(&self, job: &Value) {
+        self.publish("scheduled", job).await;
+    }
+
+    /// Publishes any bytes, confirmed.
+    pub async fn publish_raw(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = properties.with_delivery_mode(2);
+        let channel = self.reachable().await;
+        let exchange = self.prefix.as_str();
+        let sent = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await.unwrap();
+        let confirmed = sent.await.unwrap();
+        assert!(matches!(confirmed, Confirmation::Ack(None)), "{routing_key} was not taken: {confirmed:?}");
+    }
+
+    /// Takes everything off a queue of this prefix (`dead`, `wait.5s`, `jobs.scheduled`).
+    pub async fn take(&self, queue: &str) -> Vec<Message> {
+        self.take_from(&format!("{}.{queue}", self.prefix)).await
+    }
+
+    async fn take_from(&self, queue: &str) -> Vec<Message> {
+        let mut taken = Vec::new();
+        let Some(channel) = self.channel().await else { return taken };
+        while let Ok(Some(message)) = channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await {
+            taken.push(read(&message.delivery));
+        }
+        taken
+    }
+
+    /// Waits for a message on a queue of this prefix whose body names this job.
+    pub async fn taken(&self, queue: &str, job_id: &str) -> Message {
+        until(&format!("{job_id} on {queue}"), Duration::from_secs(60), async || {
+            self.take(queue).await.into_iter().find(|message| message.text().contains(job_id))
+        })
+        .await
+    }
+
+    /// All outcomes so far, in the order of their arrival.
+    pub async fn outcomes(&self) -> Vec<Message> {
+        let fresh = self.take_from(&self.own_queue()).await;
+        let mut outcomes = self.outcomes.lock().unwrap();
+        outcomes.extend(fresh);
+        outcomes.clone()
+    }
+
+    /// All outcomes of a job so far.
+    pub async fn outcomes_of(&self, job_id: &str) -> Vec<Value> {
+        let all = self.outcomes().await;
+        all.iter().map(Message::json).filter(|outcome| outcome["subject"] == job_id).collect()
+    }
+
+    /// Waits for the terminal outcome of a job.
+    pub async fn ended(&self, job_id: &str) -> Value {
+        until(&format!("a terminal outcome of {job_id}"), Duration::from_secs(90), async || {
+            self.outcomes_of(job_id).await.into_iter().find(|o| o["type"] != "consign.transfer.retrying.v1")
+        })
+        .await
+    }
+
+    /// Waits until so many jobs have a terminal outcome; gives all of them by job id (the first of each).
+    pub async fn all_ended(&self, count: usize, limit: Duration) -> BTreeMap<String, Value> {
+        until(&format!("{count} terminal outcomes"), limit, async || {
+            let mut ended = BTreeMap::new();
+            for outcome in self.outcomes().await.iter().map(Message::json) {
+                if outcome["type"] != "consign.transfer.retrying.v1" {
+                    ended.entry(outcome["subject"].as_str().unwrap().to_owned()).or_insert(outcome);
+                }
+            }
+            (ended.len() >= count).then_some(ended)
+        })
+        .await
+    }
+
+    /// Deletes the queues of this prefix: a node with thousands of quorum queues is a slow node.
+    pub async fn clean(&self) {
+        let Some(channel) = self.channel().await else { return };
+        let waits = ["5s", "30s", "2m", "10m", "30m", "2h", "12h"].map(|rung| format!("wait.{rung}"));
+        let names =
+            ["jobs.scheduled", "jobs.backfill", "jobs.continued", "dead", "lease", "outcomes.unrouted", "control"];
+        for name in names.map(str::to_owned).into_iter().chain(waits).chain(["test.outcomes".to_owned()]) {
+            let name = format!("{}.{name}", self.prefix);
+            let _ = channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await;
+        }
+    }
+}
+
+fn read(delivery: &lapin::message::Delivery) -> Message {
+    let properties = &delivery.properties;
+    let headers = properties.headers().as_ref().map(|table| {
+        table.inner().iter().map(|(name, value)| (name.to_string(), plain(value))).collect::<BTreeMap<_, _>>()
+    });
+    Message {
+        routing_key: delivery.routing_key.to_string(),
+        message_id: properties.message_id().as_ref().map(ToString::to_string),
+        content_type: properties.content_type().as_ref().map(ToString::to_string),
+        headers: headers.unwrap_or_default(),
+        body: delivery.data.clone(),
+    }
+}
+
+fn plain(value: &AMQPValue) -> String {
+    match value {
+        AMQPValue::LongString(text) => text.to_string(),
+        AMQPValue::ShortString(text) => text.to_string(),
+        AMQPValue::LongLongInt(number) => number.to_string(),
+        AMQPValue::LongInt(number) => number.to_string(),
+        AMQPValue::LongUInt(number) => number.to_string(),
+        AMQPValue::ShortInt(number) => number.to_string(),
+        AMQPValue::Boolean(flag) => flag.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// A broker node of the test's own, to be broken. Stopped on drop.
+#[derive(Debug)]
+pub struct Node {
+    dir: PathBuf,
+    pub url: String,
+}
+
+impl Node {
+    /// Starts a node whose files live below `dir`; takes some seconds.
+    pub fn start(dir: &Path) -> Self {
+        let url = control(dir, "start");
+        Self { dir: dir.to_owned(), url }
+    }
+
+    /// As a power cut: kill -9.
+    pub fn kill(&self) {
+        control(&self.dir, "kill");
+    }
+
+    /// Starts it again on the same port with the same data.
+    pub fn start_again(&self) {
+        control(&self.dir, "start");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        control(&self.dir, "stop");
+    }
+}
+
+fn control(dir: &Path, what: &str) -> String {
+    let mut command = Command::new(exported("CONSIGN_TEST_RUN"));
+    let output =
+        command.arg("--node").arg(dir).arg(what).stdin(Stdio::null()).stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success() || std::thread::panicking(), "the node did not {what}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}

@@ -1,0 +1,270 @@
+//! S3 and STS in this process, for what no real server does on demand: lost replies, throttling, wrong answers.
+//!
+//! It checks what a client must get right (checksums, lengths, part lists, sessions) and records every call. Faults are
+//! scripted by operation and call number, before or after the call took effect:
+//!
+//! ```ignore
+//! s3.on("CompleteMultipartUpload").nth(1).after(Effect::LostReply);
+//! ```
+
+mod call;
+mod operations;
+mod store;
+
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+
+pub use call::{Call, Reply};
+pub use store::Object;
+use store::Store;
+
+/// What a rule does to a call.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// An error answer with this status, code and message.
+    Error(u16, &'static str, &'static str),
+    /// 200 with an error in the body, as CompleteMultipartUpload may do.
+    ErrorIn200(&'static str),
+    /// 200 with nothing in it.
+    EmptyBody,
+    /// The connection closes without an answer.
+    LostReply,
+    /// The answer comes later.
+    Delay(Duration),
+    /// The answer names another encryption than asked.
+    WrongEncryption,
+    /// The answer names another checksum than that of the bytes.
+    WrongChecksum,
+}
+
+#[derive(Debug, Clone)]
+struct Rule {
+    operation: &'static str,
+    key: Option<String>,
+    calls: RangeInclusive<usize>,
+    after: bool,
+    effect: Effect,
+    seen: usize,
+}
+
+/// A rule in the making: which calls, then when and what.
+#[must_use]
+pub struct When<'a> {
+    s3: &'a ScriptedS3,
+    rule: Rule,
+}
+
+impl When<'_> {
+    /// Only calls for keys that contain this.
+    pub fn key(mut self, part: &str) -> Self {
+        self.rule.key = Some(part.to_owned());
+        self
+    }
+
+    /// Only the nth of the matching calls, counted from 1.
+    pub fn nth(mut self, n: usize) -> Self {
+        self.rule.calls = n..=n;
+        self
+    }
+
+    /// Only the first of the matching calls.
+    pub fn first(mut self, n: usize) -> Self {
+        self.rule.calls = 1..=n;
+        self
+    }
+
+    /// The call has no effect on the store.
+    pub fn before(mut self, effect: Effect) {
+        self.rule.after = false;
+        self.rule.effect = effect;
+        self.s3.rules.lock().unwrap().push(self.rule);
+    }
+
+    /// The call takes effect, then this happens to its answer.
+    pub fn after(mut self, effect: Effect) {
+        self.rule.after = true;
+        self.rule.effect = effect;
+        self.s3.rules.lock().unwrap().push(self.rule);
+    }
+}
+
+/// The server. Ends with the test's runtime.
+#[derive(Debug, Clone)]
+pub struct ScriptedS3 {
+    /// For `aws.s3_endpoint_url` and `aws.sts_endpoint_url`.
+    pub url: String,
+    pub address: std::net::SocketAddr,
+    store: Arc<Mutex<Store>>,
+    rules: Arc<Mutex<Vec<Rule>>>,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+impl ScriptedS3 {
+    pub async fn start() -> Self {
+        let (listener, address) = super::listener().await;
+        let s3 = Self {
+            url: format!("http://{address}"),
+            address,
+            store: Arc::default(),
+            rules: Arc::default(),
+            calls: Arc::default(),
+        };
+        let serving = s3.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let s3 = serving.clone();
+                let service = service_fn(move |request| s3.clone().answer(request));
+                tokio::spawn(async move {
+                    // An error of the service closes the connection: that is how a reply is lost.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        s3
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap()
+    }
+
+    /// Makes a bucket in a region, owned by an account.
+    pub fn bucket(&self, name: &str, region: &str, owner: &str) {
+        self.store().make_bucket(name, region, owner);
+    }
+
+    /// How long a session lasts from now on.
+    pub fn sessions_last(&self, duration: Duration) {
+        self.store().session_lasts = duration;
+    }
+
+    /// Ends all sessions: their next call is answered with ExpiredToken.
+    pub fn expire_sessions(&self) {
+        self.store().expire_sessions();
+    }
+
+    /// Starts a rule for an operation by its API name.
+    pub fn on(&self, operation: &'static str) -> When<'_> {
+        let rule =
+            Rule { operation, key: None, calls: 1..=usize::MAX, after: false, effect: Effect::LostReply, seen: 0 };
+        When { s3: self, rule }
+    }
+
+    /// Forgets all rules: the faults stop.
+    pub fn calm(&self) {
+        self.rules.lock().unwrap().clear();
+    }
+
+    /// Puts an object there without a call.
+    pub fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) {
+        self.store().put(bucket, key, Object::plain(bytes.into()));
+    }
+
+    pub fn object(&self, bucket: &str, key: &str) -> Option<Object> {
+        self.store().object(bucket, key)
+    }
+
+    /// How many objects there are in a bucket.
+    pub fn count(&self, bucket: &str) -> usize {
+        self.store().count(bucket)
+    }
+
+    /// Uploads begun and neither completed nor aborted.
+    pub fn open_uploads(&self) -> usize {
+        self.store().open_uploads()
+    }
+
+    /// All calls of an operation so far.
+    pub fn calls(&self, operation: &str) -> Vec<Call> {
+        self.calls.lock().unwrap().iter().filter(|call| call.operation == operation).cloned().collect()
+    }
+
+    /// Calls that no correct client makes: chunked signing, unknown operations, ACL headers. Must stay empty.
+    pub fn violations(&self) -> Vec<String> {
+        self.calls.lock().unwrap().iter().flat_map(Call::violations).collect()
+    }
+
+    /// Calls with one customer's session for another customer's bucket. Must stay empty.
+    pub fn foreign_calls(&self) -> Vec<String> {
+        self.store().foreign.clone()
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, LostReply> {
+        let (head, body) = request.into_parts();
+        let Ok(body) = body.collect().await else { return Err(LostReply) };
+        let call = Call::read(&head, body.to_bytes());
+        let effects = self.effects(&call);
+        let before = effects.iter().find(|(after, _)| !after).map(|(_, effect)| effect.clone());
+        let reply = match before {
+            Some(Effect::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                Some(self.store().perform(&call))
+            }
+            Some(effect) => bend(&call, Reply::ok(), &effect).await,
+            None => Some(self.store().perform(&call)),
+        };
+        let mut reply = reply;
+        for (_, effect) in effects.iter().filter(|(after, _)| *after) {
+            reply = match reply {
+                Some(reply) => bend(&call, reply, effect).await,
+                None => None,
+            };
+        }
+        let status = reply.as_ref().map_or(0, |reply| reply.status);
+        self.calls.lock().unwrap().push(Call { status, ..call });
+        reply.map(Reply::into_response).ok_or(LostReply)
+    }
+
+    fn effects(&self, call: &Call) -> Vec<(bool, Effect)> {
+        let mut rules = self.rules.lock().unwrap();
+        let matching = rules.iter_mut().filter(|rule| {
+            rule.operation == call.operation && rule.key.as_ref().is_none_or(|key| call.key.contains(key.as_str()))
+        });
+        let mut effects = Vec::new();
+        for rule in matching {
+            rule.seen += 1;
+            if rule.calls.contains(&rule.seen) {
+                effects.push((rule.after, rule.effect.clone()));
+            }
+        }
+        effects
+    }
+}
+
+async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
+    match effect {
+        Effect::Error(status, code, message) => reply = Reply::error(call, *status, code, message),
+        Effect::ErrorIn200(code) => {
+            reply = Reply { status: 200, ..Reply::error(call, 200, code, "We encountered an internal error.") }
+        }
+        Effect::EmptyBody => reply.body = Bytes::new(),
+        Effect::LostReply => return None,
+        Effect::Delay(delay) => tokio::time::sleep(*delay).await,
+        Effect::WrongEncryption => {
+            reply.headers.retain(|(name, _)| !name.starts_with("x-amz-server-side-encryption"));
+            reply.headers.push(("x-amz-server-side-encryption".to_owned(), "AES256".to_owned()));
+        }
+        Effect::WrongChecksum => reply.wrong_checksum(),
+    }
+    Some(reply)
+}
+
+#[derive(Debug)]
+struct LostReply;
+
+impl std::fmt::Display for LostReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the reply is lost on purpose")
+    }
+}
+
+impl std::error::Error for LostReply {}

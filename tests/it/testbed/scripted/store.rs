@@ -1,0 +1,135 @@
+//! What the scripted S3 and STS hold.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use bytes::Bytes;
+use jiff::Timestamp;
+
+/// An object as it was stored.
+#[derive(Debug, Clone)]
+pub struct Object {
+    pub bytes: Bytes,
+    pub etag: String,
+    /// For multipart objects the time of initiation, as in S3.
+    pub modified: Timestamp,
+    /// The headers of the call that made it: encryption, content type, metadata.
+    pub headers: BTreeMap<String, String>,
+    /// The access key id that wrote it.
+    pub writer: String,
+    pub parts: usize,
+}
+
+impl Object {
+    pub fn plain(bytes: Bytes) -> Self {
+        let etag = etag(&bytes);
+        Self { bytes, etag, modified: whole_second(), headers: BTreeMap::new(), writer: String::new(), parts: 0 }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub bytes: Bytes,
+    pub etag: String,
+}
+
+#[derive(Debug)]
+pub struct Upload {
+    pub bucket: String,
+    pub key: String,
+    pub headers: BTreeMap<String, String>,
+    pub initiated: Timestamp,
+    pub parts: BTreeMap<u32, Part>,
+}
+
+#[derive(Debug)]
+pub struct Bucket {
+    pub region: String,
+    pub owner: String,
+    pub objects: BTreeMap<String, Object>,
+}
+
+#[derive(Debug)]
+pub struct Session {
+    /// The account of the role.
+    pub account: String,
+    pub ends: Instant,
+}
+
+#[derive(Debug)]
+pub struct Store {
+    pub buckets: BTreeMap<String, Bucket>,
+    pub uploads: BTreeMap<String, Upload>,
+    pub sessions: BTreeMap<String, Session>,
+    /// Calls with one customer's session for another customer's bucket.
+    pub foreign: Vec<String>,
+    pub session_lasts: Duration,
+    pub drawn: u32,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            buckets: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            foreign: Vec::new(),
+            session_lasts: Duration::from_secs(3600),
+            drawn: 0,
+        }
+    }
+}
+
+impl Store {
+    pub fn make_bucket(&mut self, name: &str, region: &str, owner: &str) {
+        let bucket = Bucket { region: region.to_owned(), owner: owner.to_owned(), objects: BTreeMap::new() };
+        self.buckets.insert(name.to_owned(), bucket);
+    }
+
+    pub fn put(&mut self, bucket: &str, key: &str, object: Object) {
+        self.buckets.get_mut(bucket).expect("the bucket was made").objects.insert(key.to_owned(), object);
+    }
+
+    pub fn object(&self, bucket: &str, key: &str) -> Option<Object> {
+        self.buckets.get(bucket)?.objects.get(key).cloned()
+    }
+
+    pub fn count(&self, bucket: &str) -> usize {
+        self.buckets.get(bucket).map_or(0, |bucket| bucket.objects.len())
+    }
+
+    pub fn open_uploads(&self) -> usize {
+        self.uploads.len()
+    }
+
+    pub fn expire_sessions(&mut self) {
+        self.sessions.values_mut().for_each(|session| session.ends = Instant::now());
+    }
+
+    pub fn draw(&mut self) -> u32 {
+        self.drawn += 1;
+        self.drawn
+    }
+}
+
+/// Opaque, and a function of the bytes.
+pub fn etag(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    hex::encode(&sha2::Sha256::digest(bytes)[..16])
+}
+
+/// The CRC-64/NVME as S3 writes it.
+pub fn crc(bytes: &[u8]) -> String {
+    let value = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
+    base64::engine::general_purpose::STANDARD.encode(value.to_be_bytes())
+}
+
+/// S3 keeps whole seconds.
+pub fn whole_second() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap()
+}

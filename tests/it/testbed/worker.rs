@@ -1,0 +1,147 @@
+//! The worker as a process: start, signals, exit, logs, metrics.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::site::Site;
+use super::until;
+
+/// Gauges that count what is in progress: all of them are zero when nothing is.
+const GAUGES: [&str; 4] =
+    ["consign_transfers_in_flight", "consign_buffer_bytes", "consign_multipart_open", "consign_broker_unconfirmed"];
+
+/// A running `consign run`. Killed on drop, by its own id.
+#[derive(Debug)]
+pub struct Worker {
+    child: Mutex<Child>,
+    pid: Pid,
+    admin: String,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl Worker {
+    /// Starts the process with the site's configuration in `config` and its admin server on `port`.
+    pub fn start(site: &Site, config: PathBuf, port: u16) -> Self {
+        let log = config.with_extension("log");
+        let text = format!("{}admin.listen = \"127.0.0.1:{port}\"\n", site.toml());
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_consign"))
+            .arg("run")
+            .arg("--config")
+            .arg(&config)
+            .env_clear()
+            .envs(site.variables())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&child);
+        Self { child: Mutex::new(child), pid, admin: format!("http://127.0.0.1:{port}"), config, log }
+    }
+
+    /// Waits until it consumes; fails with its log when it ended instead.
+    pub async fn ready(&self) {
+        until("the worker is ready", Duration::from_secs(60), async || {
+            if let Some(status) = self.ended() {
+                panic!("the worker ended with {status}:\n{}", self.log());
+            }
+            let answer = reqwest::get(format!("{}/readyz", self.admin)).await.ok()?;
+            answer.status().is_success().then_some(())
+        })
+        .await;
+    }
+
+    /// Replaces the configuration file; the worker reads it at the next SIGHUP.
+    pub fn rewrite_config(&self, toml: &str) {
+        let port = self.admin.rsplit(':').next().unwrap();
+        std::fs::write(&self.config, format!("{toml}admin.listen = \"127.0.0.1:{port}\"\n")).unwrap();
+    }
+
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    pub fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    /// As a crash: no drain.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).unwrap();
+    }
+
+    fn ended(&self) -> Option<ExitStatus> {
+        self.child.lock().unwrap().try_wait().unwrap()
+    }
+
+    /// Waits for the process to end.
+    pub async fn exit(&self, limit: Duration) -> ExitStatus {
+        until("the worker ends", limit, async || self.ended()).await
+    }
+
+    /// Everything it wrote so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The text of an admin path.
+    pub async fn get(&self, path: &str) -> String {
+        reqwest::get(format!("{}{path}", self.admin)).await.unwrap().text().await.unwrap()
+    }
+
+    /// Every series with its value.
+    pub async fn metrics(&self) -> BTreeMap<String, f64> {
+        let text = self.get("/metrics").await;
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+            .collect()
+    }
+
+    /// The sum of a metric over all series whose labels contain `labels`, such as `outcome="delivered"`.
+    pub async fn metric(&self, name: &str, labels: &str) -> f64 {
+        let metrics = self.metrics().await;
+        let ours = metrics.iter().filter(|(series, _)| {
+            let (found, rest) = series.split_once('{').unwrap_or((series, ""));
+            found == name && labels.split(',').all(|label| rest.contains(label))
+        });
+        ours.map(|(_, value)| value).sum()
+    }
+
+    /// Invariant I5: when nothing is in progress, every gauge that counts progress reads zero.
+    pub async fn quiet(&self) {
+        for gauge in GAUGES {
+            until(&format!("{gauge} is zero"), Duration::from_secs(15), async || {
+                (self.metric(gauge, "").await == 0.0).then_some(())
+            })
+            .await;
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            eprintln!("--- the end of the worker's log\n{tail}\n---");
+        }
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
