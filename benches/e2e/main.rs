@@ -75,7 +75,7 @@ struct Cli {
     #[arg(long, env = "CONSIGN_TEST_AMQP_URL", hide_env_values = true)]
     amqp: Option<String>,
     /// Given by `cargo bench`.
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
 }
 
