@@ -1,6 +1,9 @@
 //! Arguments, configuration, telemetry, runtime, command, in this order: how to log is itself configured, so whatever is
 //! wrong before that is said in plain text.
 
+// The type of a whole transfer, unfolded by an optimising build, is deeper than the default allows.
+#![recursion_limit = "256"]
+
 use std::process::ExitCode;
 
 use consign::cli::{self, Cli, Command, Exit};

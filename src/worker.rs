@@ -38,6 +38,8 @@ use verdict::{Case, Verdict};
 const CHECK_KIND: &str = "consign.check.v1";
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
+/// Deliveries that were fetched ahead wait this long for a slot.
+const HOARDING: Duration = Duration::from_secs(60);
 /// A worker whose tick is older than this is stuck.
 const STUCK: Duration = Duration::from_secs(20);
 /// The share of the drain time in which transfers may still finish; the rest is for giving the others back.
@@ -182,7 +184,7 @@ impl Worker {
     /// The next delivery with its permits: continued work first, then scheduled, then backfills below their ceiling.
     async fn next(&self) -> Option<(Delivery, Permits)> {
         self.health.wait_until_able().await;
-        let slot = self.slots.clone().acquire_owned().await.ok()?;
+        let slot = self.slot().await?;
         let queue = &self.parts.queue;
         let backfill = async {
             let permit = self.backfill_slots.clone().acquire_owned().await.ok()?;
@@ -195,6 +197,23 @@ impl Worker {
             delivery = backfill => delivery?,
         };
         Some((delivery, Permits { _slot: slot, _backfill: backfill }))
+    }
+
+    /// A free slot. Long transfers may hold all of them for hours; what was fetched meanwhile must not wait here until the broker
+    /// loses its patience, so it goes back to the queue until there is a slot again.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        let slots = || self.slots.clone().acquire_owned();
+        if let Ok(slot) = timeout(HOARDING, slots()).await {
+            return slot.ok();
+        }
+        tracing::info!(
+            seconds = HOARDING.as_secs(),
+            "every slot is busy; what was fetched ahead goes back to the queue"
+        );
+        self.parts.queue.pause().await;
+        let slot = slots().await.ok();
+        self.parts.queue.resume().await;
+        slot
     }
 
     async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {

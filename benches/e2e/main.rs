@@ -1,0 +1,185 @@
+//! The end-to-end table: jobs in the queue -> `consign run` -> objects in a null S3 -> outcomes confirmed, beside a
+//! reference client ("raw") that sends the same bytes of the same files to the same server.
+//!
+//! ```text
+//! tests/run --servers cargo bench --bench e2e                        # the whole table, some minutes
+//! tests/run --servers cargo bench --bench e2e -- --short             # under a minute, only shows that it runs
+//! tests/run --servers cargo bench --bench e2e -- --only P1 --rounds 5 --scheme https
+//! ```
+//!
+//! Null server, reference client and `consign` are processes of their own, so each one's CPU and memory are its own; they
+//! and the broker share the machine. Rounds are interleaved: raw, consign, raw, consign.
+
+#![expect(unreachable_pub, reason = "nobody imports a benchmark; `pub` marks what a module offers to the others")]
+
+mod broker;
+mod celery;
+mod children;
+mod chunks;
+mod counts;
+mod measure;
+mod ports;
+mod process;
+mod raw;
+mod round;
+mod scenario;
+mod server;
+mod table;
+mod tls;
+mod wire;
+mod worker;
+mod xml;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::broker::Broker;
+use crate::children::NullServer;
+use crate::round::Bench;
+use crate::scenario::Scenario;
+use crate::table::Measured;
+use crate::worker::Surroundings;
+
+/// Errors end the bench with one line, so their type does not matter.
+type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const HELP: &str = "e2e: no broker, so nothing is measured. Give one in CONSIGN_TEST_AMQP_URL, or run\n     \
+                    tests/run --servers cargo bench --bench e2e [-- --short]";
+
+/// Measures `consign run` end to end.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// Tiny files and one round: only shows that the bench runs.
+    #[arg(long, env = "CONSIGN_BENCH_SHORT", value_parser = clap::builder::FalseyValueParser::new())]
+    short: bool,
+    /// Pairs of runs of each scenario.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only this scenario: P1, P2 or P3.
+    #[arg(long)]
+    only: Option<String>,
+    /// Only this scheme.
+    #[arg(long)]
+    scheme: Option<Scheme>,
+    /// Where the source files are written (default: /dev/shm, else the folder for temporary files).
+    #[arg(long, env = "CONSIGN_BENCH_DIR")]
+    folder: Option<PathBuf>,
+    /// A file of TOML that is appended to the worker's config.
+    #[arg(long)]
+    extra_config: Option<PathBuf>,
+    /// A broker's URL.
+    #[arg(long, env = "CONSIGN_TEST_AMQP_URL", hide_env_values = true)]
+    amqp: Option<String>,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+}
+
+/// What a child process is.
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// The null S3 and STS server.
+    Serve {
+        /// https, with the authority's certificate written into this folder.
+        #[arg(long)]
+        tls: Option<PathBuf>,
+    },
+    /// The reference client.
+    Raw(raw::RawArgs),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scheme {
+    Http,
+    Https,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("e2e: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Fallible<()> {
+    match (&cli.role, &cli.amqp) {
+        (Some(Role::Serve { tls }), _) => server::serve(tls.as_deref()).await,
+        (Some(Role::Raw(args)), _) => {
+            println!("{}", serde_json::to_string(&raw::run(args).await?)?);
+            Ok(())
+        }
+        // `cargo test --benches` runs this binary too, without --bench: a test run must not measure for minutes.
+        (None, Some(amqp)) if cli.bench || cli.short => bench(&cli, amqp).await,
+        (None, _) => {
+            eprintln!("{HELP}");
+            Ok(())
+        }
+    }
+}
+
+async fn bench(cli: &Cli, amqp: &str) -> Fallible<()> {
+    let root = tempfile::Builder::new().prefix("consign-bench-").tempdir_in(files_below(cli))?;
+    let prefix = format!("consign-bench-{}", std::process::id());
+    let broker = Broker::connect(amqp, &prefix).await?;
+    let measured = measure_all(cli, amqp, &broker, root.path(), &prefix).await;
+    broker.delete_topology().await?;
+    let measured = measured?;
+    let results = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
+    let report = table::report(&measured, &about(cli, root.path()), celery::load(&results).as_ref());
+    print!("{report}");
+    std::fs::create_dir_all(&results)?;
+    Ok(std::fs::write(results.join("e2e.md"), report)?)
+}
+
+async fn measure_all(cli: &Cli, amqp: &str, broker: &Broker, root: &Path, prefix: &str) -> Fallible<Vec<Measured>> {
+    let extra = cli.extra_config.as_ref().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
+    let plain = NullServer::start(None).await?;
+    let secure = NullServer::start(Some(root)).await?;
+    let servers = [(Scheme::Http, "http", &plain), (Scheme::Https, "https", &secure)];
+    let mut measured = Vec::new();
+    for scenario in scenarios(cli) {
+        let folder = scenario.write_files(root)?;
+        for (_, name, server) in servers.iter().filter(|(scheme, ..)| cli.scheme.is_none_or(|only| only == *scheme)) {
+            let bench = Bench { server, broker, around: Surroundings { amqp, prefix, server, root, extra: &extra } };
+            let mut one = Measured { scenario, scheme: name, pairs: Vec::new() };
+            for round in 0..if cli.short { 1 } else { cli.rounds } {
+                one.pairs.push(bench.pair(&scenario, &folder, round).await?);
+                eprintln!("e2e: {} over {name}, round {} done", scenario.title(), round + 1);
+            }
+            measured.push(one);
+        }
+        std::fs::remove_dir_all(&folder)?;
+    }
+    Ok(measured)
+}
+
+fn scenarios(cli: &Cli) -> Vec<Scenario> {
+    let all = if cli.short { scenario::SHORT } else { scenario::FULL };
+    let wanted = |scenario: &Scenario| cli.only.as_ref().is_none_or(|only| only.eq_ignore_ascii_case(scenario.target));
+    all.into_iter().filter(wanted).collect()
+}
+
+/// Memory-backed where there is such a place: the disk is not what is measured.
+fn files_below(cli: &Cli) -> PathBuf {
+    let shm = PathBuf::from("/dev/shm");
+    cli.folder.clone().unwrap_or_else(|| if shm.is_dir() { shm } else { std::env::temp_dir() })
+}
+
+fn about(cli: &Cli, root: &Path) -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let rounds = if cli.short { 1 } else { cli.rounds };
+    let files = root.parent().unwrap_or(root).display();
+    let short = if cli.short { " SHORT: tiny files, the figures mean nothing." } else { "" };
+    format!(
+        "{cores} cores shared by broker, null server and client; medians of {rounds} interleaved rounds; files in {files}. \
+         Every job: role session, KMS headers, outcome confirmed.{short}"
+    )
+}

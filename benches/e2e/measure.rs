@@ -1,0 +1,54 @@
+//! CPU and memory of a process, from /proc.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Fallible;
+
+/// Clock ticks a second in /proc: `USER_HZ`, 100 on every Linux this runs on.
+const TICKS: f64 = 100.0;
+
+/// What one client used for one run of a scenario.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Spent {
+    /// Wall-clock time.
+    pub seconds: f64,
+    /// User and system time of all its threads.
+    pub cpu_seconds: f64,
+    /// The most memory it held at once, since it started.
+    pub peak_rss_kib: u64,
+}
+
+/// User and system time so far.
+pub fn cpu_seconds(pid: u32) -> Fallible<f64> {
+    cpu_of(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
+}
+
+/// The same of this process.
+pub fn own_cpu_seconds() -> Fallible<f64> {
+    cpu_of(&fs::read_to_string("/proc/self/stat")?)
+}
+
+/// The high-water mark of resident memory.
+pub fn peak_rss_kib(pid: u32) -> Fallible<u64> {
+    high_water(&fs::read_to_string(format!("/proc/{pid}/status"))?)
+}
+
+/// The same of this process.
+pub fn own_peak_rss_kib() -> Fallible<u64> {
+    high_water(&fs::read_to_string("/proc/self/status")?)
+}
+
+fn cpu_of(stat: &str) -> Fallible<f64> {
+    // The second field is the program's name in brackets and may hold anything, so count from behind it.
+    let (_, fields) = stat.rsplit_once(')').ok_or("/proc/PID/stat has no name")?;
+    let mut ticks = fields.split_whitespace().skip(11).map(str::parse::<u32>);
+    let mut next = || ticks.next().ok_or("/proc/PID/stat is too short");
+    Ok(f64::from(next()?? + next()??) / TICKS)
+}
+
+fn high_water(status: &str) -> Fallible<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("/proc/PID/status has no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}

@@ -1,0 +1,259 @@
+//! A null S3 and STS: it throws every body away as fast as hyper can read it, and answers what the API would.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+
+use crate::Fallible;
+use crate::counts::{COUNTS_PATH, Counts};
+use crate::ports;
+use crate::tls::Authority;
+use crate::xml;
+
+type Reply = Response<Full<Bytes>>;
+
+/// What S3 repeats in its reply when the request carried it.
+const ECHOED: [&str; 11] = [
+    "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-aws-kms-key-id",
+    "x-amz-server-side-encryption-context",
+    "x-amz-server-side-encryption-bucket-key-enabled",
+    "x-amz-checksum-crc64nvme",
+    "x-amz-checksum-crc32",
+    "x-amz-checksum-crc32c",
+    "x-amz-checksum-sha1",
+    "x-amz-checksum-sha256",
+    "x-amz-checksum-type",
+    "x-amz-checksum-algorithm",
+];
+
+/// Serves until the process is killed. Prints the port on the first line of stdout; with `tls`, `ca.pem` is in that folder by then.
+pub async fn serve(tls: Option<&Path>) -> Fallible<()> {
+    let listener = ports::listen().await?;
+    let acceptor = tls.map(|folder| Authority::create()?.acceptor(folder)).transpose()?;
+    println!("{}", listener.local_addr()?.port());
+    let store = Arc::new(Store::default());
+    loop {
+        let (stream, _) = accept(&listener).await?;
+        let (store, acceptor) = (Arc::clone(&store), acceptor.clone());
+        tokio::spawn(async move {
+            match acceptor {
+                None => converse(stream, store).await,
+                Some(acceptor) => {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        converse(stream, store).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, std::net::SocketAddr)> {
+    let accepted = listener.accept().await?;
+    accepted.0.set_nodelay(true)?;
+    Ok(accepted)
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send, store: Arc<Store>) {
+    let service = service_fn(move |request| {
+        let store = Arc::clone(&store);
+        async move { Ok::<_, Infallible>(store.answer(request).await) }
+    });
+    // A client that hangs up is not this server's problem; the bench notices missing bytes by the counts.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+/// What the server remembers: counts, and the encryption that each open upload was created with.
+#[derive(Default)]
+struct Store {
+    puts: AtomicU64,
+    parts: AtomicU64,
+    creates: AtomicU64,
+    completes: AtomicU64,
+    aborts: AtomicU64,
+    lists: AtomicU64,
+    assume_roles: AtomicU64,
+    others: AtomicU64,
+    broken: AtomicU64,
+    bytes: AtomicU64,
+    serial: AtomicU64,
+    uploads: Mutex<HashMap<String, HeaderMap>>,
+}
+
+/// The operations that a delivery needs, told apart as S3 does: by method and query.
+enum Call {
+    Put,
+    Part(String),
+    Create,
+    Complete(String),
+    Abort(String),
+    List,
+    Sts,
+    Counts,
+    Other,
+}
+
+impl Call {
+    fn of(head: &request::Parts) -> Self {
+        let query = |name: &str| {
+            let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
+            pairs.into_iter().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+        };
+        match (&head.method, query("uploadId")) {
+            (&Method::PUT, Some(upload)) => Self::Part(upload),
+            (&Method::PUT, None) => Self::Put,
+            (&Method::POST, Some(upload)) => Self::Complete(upload),
+            (&Method::POST, None) if query("uploads").is_some() => Self::Create,
+            (&Method::POST, None) if head.uri.path() == "/" => Self::Sts,
+            (&Method::DELETE, Some(upload)) => Self::Abort(upload),
+            (&Method::GET, None) if head.uri.path() == COUNTS_PATH => Self::Counts,
+            (&Method::GET, None) => Self::List,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Store {
+    async fn answer(&self, request: Request<Incoming>) -> Reply {
+        let (head, body) = request.into_parts();
+        match Call::of(&head) {
+            Call::Put => self.put(&head, body).await,
+            Call::Part(upload) => self.part(&head, body, &upload).await,
+            Call::Create => self.create(&head, body).await,
+            Call::Complete(upload) => self.complete(&head, body, &upload).await,
+            Call::Abort(upload) => self.abort(&upload).await,
+            Call::List => reply(&self.lists, HeaderMap::new(), xml::list(bucket_and_key(&head).0)),
+            Call::Sts => self.security_token(body).await,
+            Call::Counts => reply(&AtomicU64::new(0), HeaderMap::new(), self.counts().to_json()),
+            Call::Other => reply(&self.others, HeaderMap::new(), String::new()),
+        }
+    }
+
+    async fn put(&self, head: &request::Parts, body: Incoming) -> Reply {
+        self.discard(body).await;
+        let mut headers = echoed(&head.headers);
+        headers.insert(header::ETAG, self.etag());
+        reply(&self.puts, headers, String::new())
+    }
+
+    async fn part(&self, head: &request::Parts, body: Incoming, upload: &str) -> Reply {
+        self.discard(body).await;
+        let Some(mut headers) = self.uploads.lock().await.get(upload).cloned() else { return no_such_upload() };
+        headers.extend(echoed(&head.headers));
+        headers.insert(header::ETAG, self.etag());
+        reply(&self.parts, headers, String::new())
+    }
+
+    async fn create(&self, head: &request::Parts, body: Incoming) -> Reply {
+        collect(body).await;
+        let upload = format!("upload-{}", self.next());
+        let headers = echoed(&head.headers);
+        let kept = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-amz-server-side-encryption"));
+        let kept = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        self.uploads.lock().await.insert(upload.clone(), kept);
+        let (bucket, key) = bucket_and_key(head);
+        reply(&self.creates, headers, xml::created(bucket, key, &upload))
+    }
+
+    async fn complete(&self, head: &request::Parts, body: Incoming, upload: &str) -> Reply {
+        let parts = String::from_utf8_lossy(&collect(body).await).matches("<PartNumber>").count();
+        let Some(headers) = self.uploads.lock().await.remove(upload) else { return no_such_upload() };
+        let (bucket, key) = bucket_and_key(head);
+        let etag = format!("{:032x}-{parts}", self.next());
+        let crc = head.headers.get("x-amz-checksum-crc64nvme").and_then(|value| value.to_str().ok());
+        reply(&self.completes, headers, xml::completed(bucket, key, &etag, crc))
+    }
+
+    async fn abort(&self, upload: &str) -> Reply {
+        self.uploads.lock().await.remove(upload);
+        let mut answer = reply(&self.aborts, HeaderMap::new(), String::new());
+        *answer.status_mut() = http::StatusCode::NO_CONTENT;
+        answer
+    }
+
+    async fn security_token(&self, body: Incoming) -> Reply {
+        let form = collect(body).await;
+        if !url::form_urlencoded::parse(&form).any(|(key, value)| key == "Action" && value == "AssumeRole") {
+            return reply(&self.others, HeaderMap::new(), xml::caller_identity());
+        }
+        reply(&self.assume_roles, HeaderMap::new(), xml::assumed())
+    }
+
+    async fn discard(&self, mut body: Incoming) {
+        while let Some(frame) = body.frame().await {
+            match frame.ok().and_then(|frame| frame.into_data().ok()) {
+                Some(data) => self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed),
+                None => self.broken.fetch_add(1, Ordering::Relaxed),
+            };
+        }
+    }
+
+    fn next(&self) -> u64 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn etag(&self) -> HeaderValue {
+        HeaderValue::from_str(&format!("\"{:032x}\"", self.next())).unwrap_or(HeaderValue::from_static("\"0\""))
+    }
+
+    fn counts(&self) -> Counts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts {
+            puts: read(&self.puts),
+            parts: read(&self.parts),
+            creates: read(&self.creates),
+            completes: read(&self.completes),
+            aborts: read(&self.aborts),
+            lists: read(&self.lists),
+            assume_roles: read(&self.assume_roles),
+            others: read(&self.others),
+            broken: read(&self.broken),
+            bytes: read(&self.bytes),
+        }
+    }
+}
+
+async fn collect(body: Incoming) -> Bytes {
+    body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default()
+}
+
+fn echoed(asked: &HeaderMap) -> HeaderMap {
+    ECHOED
+        .into_iter()
+        .filter_map(|name| Some((header::HeaderName::from_static(name), asked.get(name)?.clone())))
+        .collect()
+}
+
+fn bucket_and_key(head: &request::Parts) -> (&str, &str) {
+    let path = head.uri.path().trim_start_matches('/');
+    path.split_once('/').unwrap_or((path, ""))
+}
+
+fn reply(count: &AtomicU64, headers: HeaderMap, body: String) -> Reply {
+    count.fetch_add(1, Ordering::Relaxed);
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.headers_mut() = headers;
+    answer.headers_mut().insert("x-amz-request-id", HeaderValue::from_static("0000000000000000"));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    answer
+}
+
+fn no_such_upload() -> Reply {
+    let mut answer = reply(&AtomicU64::new(0), HeaderMap::new(), xml::no_such_upload());
+    *answer.status_mut() = http::StatusCode::NOT_FOUND;
+    answer
+}

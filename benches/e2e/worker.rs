@@ -1,0 +1,149 @@
+//! `consign run` as a process, configured as an operator would, with the null server as AWS.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::{sleep, timeout};
+
+use crate::Fallible;
+use crate::children::NullServer;
+use crate::ports;
+use crate::process::Process;
+use crate::wire::Endpoint;
+
+/// The only destination of the bench.
+pub const DESTINATION: &str = "bench";
+/// Where the bench looks for another build of the program, such as one with link-time optimisation.
+const PROGRAM: &str = "CONSIGN_BENCH_BIN";
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const DRAINED_WITHIN: Duration = Duration::from_secs(20);
+const LOG_LINES: usize = 15;
+
+/// A running worker that consumes.
+pub struct Worker {
+    process: Process,
+    log: PathBuf,
+    /// From the start of the process to the first 200 of `/readyz`.
+    pub start: Duration,
+}
+
+/// Where a worker finds everything.
+pub struct Surroundings<'a> {
+    pub amqp: &'a str,
+    pub prefix: &'a str,
+    pub server: &'a NullServer,
+    /// Source files live below it, and so do the worker's config and log.
+    pub root: &'a Path,
+    /// TOML that is appended to the config.
+    pub extra: &'a str,
+}
+
+impl Worker {
+    /// Returns when the worker is ready.
+    pub async fn start(around: &Surroundings<'_>) -> Fallible<Self> {
+        let admin = ports::free().await?;
+        let (config, log) = (around.root.join("consign.toml"), around.root.join("consign.log"));
+        fs::write(&config, around.config(admin))?;
+        let begun = Instant::now();
+        let process = Process::spawn(&mut around.command(&config, &log)?)?;
+        let mut worker = Self { process, log, start: Duration::ZERO };
+        match timeout(READY_WITHIN, worker.until_ready(admin)).await {
+            Ok(ready) => ready?,
+            Err(_) => return Err(format!("no 200 of /readyz within {READY_WITHIN:?}\n{}", worker.log_tail()).into()),
+        }
+        worker.start = begun.elapsed();
+        Ok(worker)
+    }
+
+    async fn until_ready(&mut self, admin: SocketAddr) -> Fallible<()> {
+        let admin = Endpoint::new(admin, None)?;
+        loop {
+            if let Some(status) = self.process.ended()? {
+                return Err(format!("consign ended with {status} before it was ready\n{}", self.log_tail()).into());
+            }
+            if admin.get("/readyz").await.is_ok_and(|answer| answer.status().is_success()) {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The end of what it logged, for the message of a failed run.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    /// SIGTERM, and the end of the process.
+    pub async fn stop(mut self) -> Fallible<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid())?).ok_or("no process has the id 0")?;
+        kill_process(pid, Signal::TERM)?;
+        match timeout(DRAINED_WITHIN, self.process.end()).await {
+            Ok(status) => status.map(drop),
+            Err(_) => Err(format!("consign did not drain within {DRAINED_WITHIN:?}\n{}", self.log_tail()).into()),
+        }
+    }
+}
+
+impl Surroundings<'_> {
+    fn command(&self, config: &Path, log: &Path) -> Fallible<Command> {
+        let program = std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_consign").into());
+        let log = File::create(log)?;
+        let mut command = Command::new(program);
+        // Nothing of the caller's own AWS or consign settings may leak in.
+        command.env_clear().env("HOME", self.root).env("AWS_EC2_METADATA_DISABLED", "true");
+        command.env("AWS_ACCESS_KEY_ID", "AKIABENCHBENCHBENCHB").env("AWS_SECRET_ACCESS_KEY", "bench");
+        if let Some(ca) = &self.server.ca {
+            command.env("SSL_CERT_FILE", ca);
+        }
+        command.arg("run").arg("--config").arg(config);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(command)
+    }
+
+    fn config(&self, admin: SocketAddr) -> String {
+        let (amqp, prefix, endpoint) = (self.amqp, self.prefix, self.server.endpoint.url());
+        let (root, extra) = (self.root.display(), self.extra);
+        format!(
+            r#"
+[broker]
+url = "{amqp}"
+prefix = "{prefix}"
+declare = true
+
+[aws]
+region = "eu-central-1"
+s3_endpoint_url = "{endpoint}"
+sts_endpoint_url = "{endpoint}"
+force_path_style = true
+
+[source]
+schemes = ["file"]
+file_root = "{root}"
+
+[admin]
+listen = "{admin}"
+
+[destinations.{DESTINATION}]
+bucket = "consign-bench"
+region = "eu-central-1"
+prefix = "delivered/"
+auth = {{ method = "iam_role", role_arn = "arn:aws:iam::123456789012:role/consign-bench", external_id = "consign-bench" }}
+kms_key_arn = "arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444-555555555555"
+bucket_key_enabled = true
+
+{extra}
+"#
+        )
+    }
+}
