@@ -24,14 +24,27 @@ struct Bad {
     body: Option<String>,
     body_base64: Option<String>,
     generator: Option<String>,
-    #[serde(rename = "stage")]
-    _stage: Option<String>,
+    /// `worker`: a job as such, refused only where the configuration is known.
+    stage: Option<String>,
     expect_reason: String,
     expect_field: String,
 }
 
 impl Bad {
     fn bytes(&self) -> Vec<u8> {
+        let bytes = self.given();
+        match self.stage {
+            // Jobs of one id join each other, so each needs its own.
+            Some(_) => String::from_utf8(bytes).unwrap().replace("bad-1", &self.id()).into_bytes(),
+            None => bytes,
+        }
+    }
+
+    fn id(&self) -> String {
+        self.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+    }
+
+    fn given(&self) -> Vec<u8> {
         match (&self.body, &self.body_base64, self.generator.as_deref()) {
             (Some(text), None, None) => text.as_bytes().to_vec(),
             (None, Some(text), None) => base64::engine::general_purpose::STANDARD.decode(text).unwrap(),
