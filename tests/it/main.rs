@@ -12,6 +12,8 @@ mod faults;
 mod harness;
 mod layering;
 mod names;
+mod queue_amqp;
+mod queue_conformance;
 mod reload;
 mod secrets;
 mod shop;
