@@ -38,7 +38,7 @@ impl Case {
             0..=2 => 100 * MIB,
             3..=14 => 16 * MIB,
             15..=38 => 5 * MIB - 1,
-            _ if number % 4 == 0 => 0,
+            _ if number.is_multiple_of(4) => 0,
             _ => KIB,
         };
         let scheme = ["file", "https", "s3"][number % 3];
@@ -48,7 +48,7 @@ impl Case {
             customer: CUSTOMERS[number / 3 % 4],
             scheme,
             gzip: number % 10 == 7,
-            unknown_length: scheme == "https" && number % 2 == 0,
+            unknown_length: scheme == "https" && number.is_multiple_of(2),
         }
     }
 
@@ -140,7 +140,7 @@ impl World {
                 format!("s3://{}/{name}", self.staging)
             }
         };
-        let lane = if case.number % 7 == 0 { "backfill" } else { "scheduled" };
+        let lane = if case.number.is_multiple_of(7) { "backfill" } else { "scheduled" };
         self.site.broker.publish(lane, &case.job(&url)).await;
     }
 

@@ -16,9 +16,8 @@ const ROOMS: [(&str, &[&str]); 6] = [
 fn source(below: &Path) -> Vec<(PathBuf, String)> {
     let entries = std::fs::read_dir(below).unwrap().map(|entry| entry.unwrap().path());
     entries
-        .flat_map(|path| match path.is_dir() {
-            true => source(&path),
-            false => vec![(path.clone(), std::fs::read_to_string(path).unwrap())],
+        .flat_map(|path| {
+            if path.is_dir() { source(&path) } else { vec![(path.clone(), std::fs::read_to_string(path).unwrap())] }
         })
         .collect()
 }

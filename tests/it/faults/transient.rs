@@ -28,7 +28,7 @@ async fn a_bucket_that_stays_slow_sends_the_job_to_the_first_rung() {
     let waiting = shop.site.broker.taken("wait.5s", "\"a\"").await;
     assert_eq!(waiting.header("x-attempt"), "1", "{:?}", waiting.headers);
     assert!(waiting.header("x-first-failure-at").starts_with("20"), "{:?}", waiting.headers);
-    assert_eq!((waiting.routing_key.as_str(), waiting.message_id.as_deref()), ("job.scheduled.acme", Some("a")));
+    assert_eq!((waiting.routing_key.as_str(), waiting.id.as_deref()), ("job.scheduled.acme", Some("a")));
     assert_eq!(shop.failures("slow_down").await, 1.0);
     let told = shop.site.broker.outcomes_of("a").await;
     assert_eq!(told.len(), 1);

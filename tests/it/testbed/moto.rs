@@ -59,7 +59,7 @@ impl Moto {
     /// A user who may do what `statements` say; gives its ARN and key.
     pub async fn make_user(&self, name: &str, statements: Value) -> (String, Key) {
         self.iam(&[("Action", "CreateUser"), ("UserName", name)]).await;
-        let policy = document(statements);
+        let policy = document(&statements);
         let put = [("Action", "PutUserPolicy"), ("UserName", name), ("PolicyName", "p"), ("PolicyDocument", &policy)];
         self.iam(&put).await;
         let made = self.iam(&[("Action", "CreateAccessKey"), ("UserName", name)]).await;
@@ -69,12 +69,12 @@ impl Moto {
 
     /// A role that `principal` may assume with this external id, and that may do what `statements` say; gives its ARN.
     pub async fn make_role(&self, name: &str, principal: &str, external_id: &str, statements: Value) -> String {
-        let trust = document(json!([{
+        let trust = document(&json!([{
             "Effect": "Allow", "Principal": {"AWS": principal}, "Action": "sts:AssumeRole",
             "Condition": {"StringEquals": {"sts:ExternalId": external_id}},
         }]));
         self.iam(&[("Action", "CreateRole"), ("RoleName", name), ("AssumeRolePolicyDocument", &trust)]).await;
-        let policy = document(statements);
+        let policy = document(&statements);
         let put = [("Action", "PutRolePolicy"), ("RoleName", name), ("PolicyName", "p"), ("PolicyDocument", &policy)];
         self.iam(&put).await;
         format!("arn:aws:iam::{ACCOUNT}:role/{name}")
@@ -159,7 +159,7 @@ pub fn platform_policy(staging: &str) -> Value {
     ])
 }
 
-fn document(statements: Value) -> String {
+fn document(statements: &Value) -> String {
     json!({"Version": "2012-10-17", "Statement": statements}).to_string()
 }
 

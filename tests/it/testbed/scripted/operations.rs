@@ -48,7 +48,7 @@ impl Store {
         let ends = Timestamp::now() + SESSION;
         let role = escape(call.asked("RoleArn"));
         let name = escape(call.asked("RoleSessionName"));
-        Reply::ok().xml(format!(
+        Reply::ok().xml(&format!(
             "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult>\
              <AssumedRoleUser><Arn>{role}/{name}</Arn><AssumedRoleId>AROASCRIPTED:{name}</AssumedRoleId></AssumedRoleUser>\
              <Credentials><AccessKeyId>{id}</AccessKeyId><SecretAccessKey>marked-secret-session-key</SecretAccessKey>\
@@ -119,7 +119,7 @@ impl Store {
             }
             None => reply,
         };
-        reply.xml(format!(
+        reply.xml(&format!(
             "<InitiateMultipartUploadResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>{}</Bucket>\
              <Key>{}</Key><UploadId>{id}</UploadId></InitiateMultipartUploadResult>",
             call.bucket,
@@ -170,7 +170,7 @@ impl Store {
             object.etag
         );
         self.put(&call.bucket, &call.key, object);
-        Ok(encrypted(Reply::ok(), &created).xml(body))
+        Ok(encrypted(Reply::ok(), &created).xml(&body))
     }
 
     fn abort(&mut self, call: &Call) -> Answer {
@@ -212,7 +212,7 @@ impl Store {
                 object.bytes.len()
             );
         }
-        Reply::ok().xml(format!(
+        Reply::ok().xml(&format!(
             "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>{}</Name><Prefix>{}</Prefix>\
              <KeyCount>{}</KeyCount><MaxKeys>{most}</MaxKeys><IsTruncated>false</IsTruncated>{body}</ListBucketResult>",
             call.bucket,
@@ -241,7 +241,7 @@ impl Store {
 
     fn location(&self, call: &Call) -> Reply {
         let region = &self.buckets[&call.bucket].region;
-        Reply::ok().xml(format!(
+        Reply::ok().xml(&format!(
             "<LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{region}</LocationConstraint>"
         ))
     }
@@ -255,7 +255,7 @@ impl Store {
 }
 
 fn caller(call: &Call) -> Reply {
-    Reply::ok().xml(format!(
+    Reply::ok().xml(&format!(
         "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
          <Arn>arn:aws:iam::999999999999:user/{0}</Arn><UserId>{0}</UserId><Account>999999999999</Account>\
          </GetCallerIdentityResult></GetCallerIdentityResponse>",
