@@ -25,13 +25,13 @@ use crate::destination::{Destination, Destinations};
 use crate::job::{self, DestinationRef, Job};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason};
+use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::{Attempt, Transfers};
 use crate::upload::Progress;
 pub use board::{Board, RunningTransfer};
 use health::Health;
-use ledger::{Entry, Ledger, RunId, Running, Standing};
+use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
 use verdict::{Case, Verdict};
 
 /// The AMQP `type` of a connection test by message.
@@ -40,6 +40,12 @@ const CHECK_KIND: &str = "consign.check.v1";
 const DEADLINE: Duration = Duration::from_hours(24);
 /// Deliveries that were fetched ahead wait this long for a slot.
 const HOARDING: Duration = Duration::from_secs(60);
+/// A redelivery waits this long for the work on its job; then it waits in the queue.
+const JOINED: Duration = Duration::from_secs(30);
+/// A message that came back this often without a settlement ends workers. The broker itself gives up at 1,000, and says nothing.
+const CRASH_LOOP: u64 = 500;
+/// Stopping to consume, and closing, may each take this long when the broker does not answer.
+const BROKER_PATIENCE: Duration = Duration::from_secs(4);
 /// A worker whose tick is older than this is stuck.
 const STUCK: Duration = Duration::from_secs(20);
 /// The share of the drain time in which transfers may still finish; the rest is for giving the others back.
@@ -147,7 +153,10 @@ impl Worker {
         self.take(&drain, &tasks).await;
         let drained = self.drain(&tasks).await;
         watch.abort();
-        self.parts.queue.close().await;
+        let closed = timeout(BROKER_PATIENCE, self.parts.queue.close()).await;
+        if closed.is_err() {
+            tracing::warn!("the broker does not answer; its connections are dropped");
+        }
         drained
     }
 
@@ -157,9 +166,12 @@ impl Worker {
         self.parts.metrics.set_draining(true);
         self.health.drain();
         tracing::info!(seconds = limit.as_secs(), running = tasks.len(), "draining");
-        self.parts.queue.stop_consuming().await;
+        let finished = Instant::now() + limit.mul_f64(FINISHING);
+        if timeout(BROKER_PATIENCE, self.parts.queue.stop_consuming()).await.is_err() {
+            tracing::warn!("the broker does not answer; what was fetched comes again when the connection ends");
+        }
         tasks.close();
-        if timeout(limit.mul_f64(FINISHING), tasks.wait()).await.is_err() {
+        if tokio::time::timeout_at(finished, tasks.wait()).await.is_err() {
             tracing::info!(running = tasks.len(), "what can't finish in time goes back to the queue");
             self.cancel.cancel();
         }
@@ -275,50 +287,38 @@ impl Worker {
 
     /// Works on the job, joins whoever does, or answers from memory.
     async fn place(&self, delivery: Delivery, job: Job, destination: Arc<Destination>, permits: Permits) {
+        let history = headers::history(&delivery.properties.headers);
         let run = headers::run(&delivery.properties.headers);
-        let mut permits = Some(permits);
-        loop {
-            match self.ledger.enter(RunId { job: job.id.clone(), run }) {
-                Entry::Mine(running) => return self.work(delivery, &job, &destination, running).await,
-                Entry::Delivered(event) => {
-                    tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
-                    self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
-                    return;
-                }
-                Entry::Joined(standing) => {
-                    // Waiting needs no slot.
-                    drop(permits.take());
-                    match self.join(standing).await {
-                        Some(Standing::Settled) => {
-                            self.settle(delivery, Settlement::Ack, Vec::new()).await;
-                            return;
-                        }
-                        Some(_) => permits = self.slot_again().await,
-                        None => {
-                            self.settle(delivery, Settlement::Return, Vec::new()).await;
-                            return;
-                        }
-                    }
-                }
+        let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
+        let id = AttemptId { run, attempts: history.attempts, deferrals: history.deferrals };
+        match self.ledger.enter(id) {
+            Entry::Mine(running) => self.work(delivery, &job, &destination, running).await,
+            Entry::Delivered(event) => {
+                tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
+                self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
+            }
+            Entry::Joined(standing) => {
+                // Waiting needs no slot.
+                drop(permits);
+                let settlement = self.join(standing).await;
+                self.settle(delivery, settlement, Vec::new()).await;
             }
         }
     }
 
-    /// Waits for the work that goes on; `None` when the worker must give up first.
-    async fn join(&self, mut standing: watch::Receiver<Standing>) -> Option<Standing> {
+    /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
+    async fn join(&self, mut standing: watch::Receiver<Standing>) -> Settlement {
+        let ended = standing.wait_for(|standing| !matches!(standing, Standing::Running));
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => None,
-            // A sender that vanished was a panic or a lost task: its place is free.
-            ended = standing.wait_for(|s| !matches!(s, Standing::Running)) => {
-                Some(ended.map_or(Standing::Lost, |standing| standing.clone()))
-            }
+            () = self.cancel.cancelled() => Settlement::Return,
+            ended = timeout(JOINED, ended) => match ended {
+                Ok(Ok(standing)) if matches!(*standing, Standing::Settled) => Settlement::Ack,
+                // A sender that vanished was a panic: the job is still to be done.
+                Ok(_) => Settlement::Return,
+                Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() },
+            },
         }
-    }
-
-    async fn slot_again(&self) -> Option<Permits> {
-        let slot = self.slots.clone().acquire_owned().await.ok()?;
-        Some(Permits { _slot: slot, _backfill: None })
     }
 
     async fn work(&self, delivery: Delivery, job: &Job, destination: &Arc<Destination>, running: Running) {
@@ -333,13 +333,16 @@ impl Worker {
             let waited = Duration::try_from(started_at.duration_since(created)).unwrap_or_default();
             metrics.queue_wait(delivery.lane, waited);
         }
-        let ended = {
+        let ended = if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
+            let message = format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
+            Ended::Failed(Failure::new(Reason::CrashLoop, message))
+        } else {
             let _in_flight = metrics.transfer_running(delivery.lane);
             let _pin = self.board.pin(board::Card {
                 job_id: job.id.as_str(),
                 destination: destination.id.as_str(),
                 lane: delivery.lane,
-                attempt: history.attempts + 1,
+                attempt: history.attempts.saturating_add(1),
                 size: job.source.size,
                 progress: progress.clone(),
             });
@@ -365,8 +368,9 @@ impl Worker {
             running.delivered(event.clone());
         }
         let events = verdict.event.into_iter().collect();
+        let returned = matches!(verdict.settlement, Settlement::Return);
         let settled = self.settle(delivery, verdict.settlement, events).await;
-        running.leave(settled);
+        running.leave(settled && !returned);
     }
 
     /// The transfer behind its panic boundary and its deadline.
@@ -430,7 +434,7 @@ fn log(case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
                 outcome,
                 bytes = progress.bytes(),
                 parts = progress.parts(),
-                attempt = case.history.attempts + 1,
+                attempt = case.history.attempts.saturating_add(1),
                 seconds = case.took.as_secs_f64(),
                 class = failure.map(|f| f.class().as_str()),
                 reason = failure.map(|f| f.reason.as_str()),
