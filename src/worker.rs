@@ -89,6 +89,8 @@ pub struct Worker {
 struct Permits {
     _slot: OwnedSemaphorePermit,
     _backfill: Option<OwnedSemaphorePermit>,
+    /// After a fault of the worker: the right to be the only one.
+    _probe: Option<OwnedSemaphorePermit>,
 }
 
 /// Why a message is no work for this worker.
@@ -195,7 +197,7 @@ impl Worker {
 
     /// The next delivery with its permits: continued work first, then scheduled, then backfills below their ceiling.
     async fn next(&self) -> Option<(Delivery, Permits)> {
-        self.health.wait_until_able().await;
+        let probe = self.health.able().await;
         let slot = self.slot().await?;
         let queue = &self.parts.queue;
         let backfill = async {
@@ -208,7 +210,7 @@ impl Worker {
             delivery = queue.next(Lane::Scheduled) => (delivery?, None),
             delivery = backfill => delivery?,
         };
-        Some((delivery, Permits { _slot: slot, _backfill: backfill }))
+        Some((delivery, Permits { _slot: slot, _backfill: backfill, _probe: probe }))
     }
 
     /// A free slot. Long transfers may hold all of them for hours; what was fetched meanwhile must not wait here until the broker
@@ -334,7 +336,8 @@ impl Worker {
             metrics.queue_wait(delivery.lane, waited);
         }
         let ended = if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
-            let message = format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
+            let message =
+                format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
             Ended::Failed(Failure::new(Reason::CrashLoop, message))
         } else {
             let _in_flight = metrics.transfer_running(delivery.lane);

@@ -104,7 +104,8 @@ mod tests {
     fn a_history_survives_its_journey() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let first = Timestamp::from_second(1_799_999_000).unwrap();
-        let history = History { attempts: 3, deferrals: 2, defects: 1, first_failure_at: Some(first), deferred_since: Some(now) };
+        let history =
+            History { attempts: 3, deferrals: 2, defects: 1, first_failure_at: Some(first), deferred_since: Some(now) };
         let headers = waiting(&history, &Failure::new(Reason::SlowDown, "slow"), now);
         assert_eq!(super::history(&headers), history);
         assert_eq!(last_failure(&headers).unwrap().reason, Reason::SlowDown);

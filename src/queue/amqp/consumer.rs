@@ -43,7 +43,7 @@ impl Fetched {
         let delivery = Delivery {
             lane,
             body: Bytes::from(data),
-            routing_key: settle::job_key(routing_key.as_str(), headers),
+            routing_key: settle::job_key(routing_key.as_str(), lane, headers),
             redelivered,
             delivery_count: delivery_count(headers),
             properties: visible(&properties),

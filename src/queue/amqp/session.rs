@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt as _};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
@@ -176,13 +177,14 @@ impl Session {
 
     /// Takes no more deliveries; those on loan can still be settled.
     pub(super) async fn cancel_consumers(&self) {
-        for Consuming { channel, tag, stopped, .. } in self.consumers() {
+        let cancel = async |Consuming { channel, tag, stopped, .. }: Consuming| {
             stopped.cancel();
             let cancelled = channel.basic_cancel(tag, BasicCancelOptions::default());
             if let Err(error) = call("cancelling a consumer", cancelled).await {
                 tracing::debug!(%error, "a consumer was not cancelled; its deliveries are given back");
             }
-        }
+        };
+        join_all(self.consumers().into_iter().map(cancel)).await;
     }
 
     /// Ends the tasks, then the connections. What is unsettled comes again.
@@ -279,7 +281,11 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 }
                 why
             }
-            Some(Err(error)) => error.to_string(),
+            Some(Err(error)) => {
+                // A lane that was consumed already may have fetched something.
+                shared.intake.forget();
+                error.to_string()
+            }
             None => break,
         };
         if !shared.stop.is_cancelled() {
