@@ -48,10 +48,10 @@ impl Rabbit {
     }
 
     fn start(&self) -> Arc<Amqp> {
-        self.start_as(&self.config)
+        Self::start_as(&self.config)
     }
 
-    fn start_as(&self, config: &BrokerConfig) -> Arc<Amqp> {
+    fn start_as(config: &BrokerConfig) -> Arc<Amqp> {
         let lanes = Lane::ALL.map(|lane| (lane, 20)).to_vec();
         Amqp::start(config, "worker", lanes, Arc::new(Metrics::new(10))).unwrap()
     }
@@ -117,7 +117,7 @@ async fn rabbitmq_does_what_every_queue_must_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_queue_ends_the_session_and_the_next_one_goes_on() {
     let rabbit = Rabbit::new("deleted").await;
-    let queue = rabbit.start_as(&BrokerConfig { declare: true, ..rabbit.config.clone() });
+    let queue = Rabbit::start_as(&BrokerConfig { declare: true, ..rabbit.config.clone() });
     queue.publish(job("job.scheduled.acme")).await.unwrap();
     let held = next(&queue, Lane::Scheduled).await;
     let generation = held.ticket.generation;
@@ -170,7 +170,7 @@ async fn other_arguments_are_reported_and_nothing_else_breaks() {
 async fn an_absent_broker_is_waited_for_and_ready_says_so() {
     let rabbit = Rabbit::new("absent").await;
     let nobody = config("amqp://guest:s3cr3t-marker@127.0.0.1:9/%2f", &rabbit.config.prefix);
-    let queue = rabbit.start_as(&nobody);
+    let queue = Rabbit::start_as(&nobody);
     let why = queue.connected(Duration::from_secs(1)).await.unwrap_err().to_string();
     assert!(why.contains("refused") && !why.contains("s3cr3t"), "{why}");
     assert!(queue.ready().is_err());
