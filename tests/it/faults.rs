@@ -6,4 +6,5 @@ mod destination;
 mod if_exists;
 mod job;
 mod multipart;
+mod own;
 mod transient;

@@ -10,6 +10,7 @@ mod delivery;
 mod drain;
 mod enqueue;
 mod faults;
+mod forms;
 mod harness;
 mod layering;
 mod names;

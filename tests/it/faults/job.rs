@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::shop::Shop;
+use crate::testbed::scripted::Effect;
 use crate::testbed::sources::{Content, WebSource};
 use crate::testbed::{MIB, bytes};
 
@@ -80,5 +81,20 @@ async fn a_refusal_nobody_foresaw_is_dead_after_one_try() {
     shop.schedule("a", b"hello").await;
     shop.failed("a", "unclassified").await;
     assert_eq!(shop.s3.calls("PutObject").len(), 1);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_deferred_job_expires_with_its_last_reason_and_never_waits_past_its_time() {
+    let shop = Shop::open("lateexpiry").await;
+    shop.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    let expires = (jiff::Timestamp::now() + std::time::Duration::from_secs(9)).to_string();
+    shop.schedule_with("a", b"hello", &json!({"expires_at": expires})).await;
+    let outcome = shop.site.broker.ended("a").await;
+    assert_eq!(outcome["type"], "consign.transfer.expired.v1", "{outcome:#}");
+    assert_eq!(outcome["data"]["reason"], "access_denied");
+    assert!(outcome["data"]["hint"].as_str().unwrap().contains("s3:PutObject"), "{outcome:#}");
+    assert_eq!(shop.site.broker.take("dead").await.len(), 0);
+    assert!(shop.worker.metric("consign_broker_settlements_total", "action=\"defer\"").await >= 1.0);
     shop.close().await;
 }
