@@ -19,8 +19,8 @@
 //! | L5 | `worker` | permit, delivery, transfer, disposition, settle; drain |
 //! | L4 | `transfer` | one job from start to outcome |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
-//! | L2 | `source`, `session`, `policy`, `queue`, `admin` | adapters; none imports another |
-//! | L1b | `retry`, `metrics`, `telemetry`, `shutdown` | ground services |
+//! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
+//! | L1b | `retry`, `metrics`, `telemetry`, `shutdown`, `policy` | ground services, and the IAM documents a destination needs |
 //! | L1a | `config` | sections, validated |
 //! | L0 | `outcome`, `destination`, `job`, `lane` | the vocabulary: pure, valid by construction |
 

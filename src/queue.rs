@@ -172,6 +172,13 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// Stops taking work: consumers are cancelled, what was fetched but not yet handed out goes back untouched.
     fn stop_consuming(&self) -> BoxFuture<'_, ()>;
 
+    /// Takes nothing for a while: what was fetched but not yet handed out goes back untouched, for other workers. What is handed
+    /// out can be settled as ever.
+    fn pause(&self) -> BoxFuture<'_, ()>;
+
+    /// Takes work again after [`Queue::pause`].
+    fn resume(&self) -> BoxFuture<'_, ()>;
+
     /// Gives everything up: pending confirms are awaited briefly, connections closed.
     fn close(&self) -> BoxFuture<'_, ()>;
 

@@ -34,6 +34,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session that nobody asked for this long is forgotten.
 const IDLE: Duration = Duration::from_hours(2);
 
+/// Regions that are remembered against the configuration.
+const LEARNT: usize = 10_000;
+
 /// An S3 client with the credentials of one destination.
 #[derive(Debug)]
 pub struct Session {
@@ -97,12 +100,13 @@ impl Sessions {
     }
 
     /// Remembers where the bucket really lives; later sessions of this destination go there.
-    ///
-    /// Returns false when that was known already, so that nobody goes round in circles.
-    pub fn learn_region(&self, destination: &Destination, region: &Region) -> bool {
-        let Ok(mut learnt) = self.learnt.write() else { return false };
-        let place = (destination.id.clone(), destination.bucket.clone());
-        learnt.insert(place, region.clone()).as_ref() != Some(region)
+    pub fn learn_region(&self, destination: &Destination, region: &Region) {
+        let Ok(mut learnt) = self.learnt.write() else { return };
+        if learnt.len() >= LEARNT {
+            // Inline destinations come without end. What is forgotten is learnt again by one request.
+            learnt.clear();
+        }
+        learnt.insert((destination.id.clone(), destination.bucket.clone()), region.clone());
     }
 
     /// The region requests of this destination go to: the learnt one, else the configured one.

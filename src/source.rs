@@ -77,7 +77,7 @@ impl Sources {
         config: SourceConfig,
         min_rate: u64,
         metrics: Arc<Metrics>,
-        staging: Option<aws_sdk_s3::Client>,
+        staging: Option<s3::Client>,
     ) -> Result<Self, String> {
         let limits = Limits::new(min_rate);
         let guard = Guard { allow_http: config.allow_http, allow_private_networks: config.allow_private_networks };
@@ -95,6 +95,10 @@ impl Sources {
     /// `source.max_bytes` (`too_large`). The last chunk comes only after that. A file's digest is taken before this returns;
     /// whoever reads a file by ranges calls [`FileSource::verify_unchanged`] and [`FileSource::count_read`].
     pub async fn open(&self, source: &job::Source) -> Result<SourceStream, Failure> {
+        self.open_from(source).await.map_err(named)
+    }
+
+    async fn open_from(&self, source: &job::Source) -> Result<SourceStream, Failure> {
         self.allowed(source.location.scheme())?;
         match &source.location {
             Location::File(path) => self.open_file(source, path).await,
@@ -157,6 +161,14 @@ impl Sources {
 
 fn off(why: &str) -> Failure {
     Failure::new(Reason::SourceForbidden, why)
+}
+
+/// A refusal names the job's field, as every other refusal of a job does.
+fn named(failure: Failure) -> Failure {
+    match failure.reason {
+        Reason::SourceForbidden => Failure { message: format!("source.url: {}", failure.message), ..failure },
+        _ => failure,
+    }
 }
 
 /// The same chunks, and a count of their bytes so far: for whoever changes them on the way and still has to say how many were

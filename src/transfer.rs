@@ -60,12 +60,11 @@ impl Transfers {
         let destination = attempt.destination;
         let key = destination.prefix.join(job.key.as_str());
         let key = key.map_err(|invalid| Failure::new(Reason::InvalidKey, invalid.to_string()))?;
+        let used = self.sessions.region(destination);
         let first = self.upload(job, attempt, &key).await;
         let Err(failure) = &first else { return first };
-        let Some(region) = &failure.learnt_region else { return first };
-        if !self.sessions.learn_region(destination, region) {
-            return first;
-        }
+        let Some(region) = failure.learnt_region.as_ref().filter(|region| **region != used) else { return first };
+        self.sessions.learn_region(destination, region);
         tracing::warn!(
             destination = %destination.id, configured = %destination.region, actual = %region,
             "the bucket lives in another region; correct the destination"
@@ -75,11 +74,14 @@ impl Transfers {
 
     async fn upload(&self, job: &Job, attempt: &Attempt<'_>, key: &ObjectKey) -> Result<Uploaded, Failure> {
         let started = SystemTime::now();
-        self.sessions.get(attempt.destination).await?;
+        let opened = async {
+            self.sessions.get(attempt.destination).await?;
+            self.sources.open(&job.source).await
+        };
         let source = tokio::select! {
             biased;
             () = attempt.cancel.cancelled() => return Err(Failure::new(Reason::Shutdown, "the worker is draining")),
-            source = self.sources.open(&job.source) => source?,
+            source = opened => source?,
         };
         let (source, read) = compressed(source, job.compression);
         let attributes = attributes(job);

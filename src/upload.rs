@@ -1,7 +1,8 @@
 //! The upload: single or multipart, the abort guarantee, and the proof that what was asked is what is there.
 //!
-//! Contract: [`Uploader::upload`] ends with a complete object of proven length (and checksum) and a [`Receipt`], or with
-//! nothing new visible under the key. After every multipart failure the upload is aborted, or counted where the customer does
+//! Contract: [`Uploader::upload`] ends with a complete object of proven length (and checksum) and a [`Receipt`], or fails. A failed
+//! multipart upload leaves nothing visible. A failed PutObject may: S3 shows the object before its reply (with the wrong
+//! encryption or checksum in it) can be judged. After every multipart failure the upload is aborted, or counted where the customer does
 //! not allow that. Requests are repeated inside (per part, a few times); a whole upload is not.
 
 mod budget;
@@ -35,7 +36,7 @@ use part::{Part, PartReader, Pool};
 use plan::{Growing, Limits, Plan};
 
 /// Files up to this length are read whole before they are sent.
-const SMALL_FILE: u64 = 1 << 20;
+const SMALL_FILE: u64 = 256 << 10;
 
 /// Uploads objects. Built once; holds the one budget of all buffered parts.
 #[derive(Debug)]
@@ -202,7 +203,7 @@ impl Uploader {
         }
         let pieces = stream::iter(first.map(Ok)).chain(remaining(reader, plan));
         let prove = async |sent| length.map_or(Ok(()), |length| proven(sent, length));
-        multipart::upload(calls, target, pieces, self.concurrency(), prove, cancel).await
+        multipart::upload(calls, target, pieces, self.buffered_concurrency(), prove, cancel).await
     }
 
     async fn put(
@@ -219,6 +220,13 @@ impl Uploader {
 
     fn concurrency(&self) -> usize {
         self.config.part_concurrency.get() as usize
+    }
+
+    /// Parts in flight of an upload whose parts are held in memory: one upload into a slow bucket must not take the whole
+    /// budget, so beyond two parts it gets an eighth.
+    fn buffered_concurrency(&self) -> usize {
+        let share = self.limits.largest_buffer / 2 / self.config.part_size.max(1);
+        usize::try_from(share).unwrap_or(usize::MAX).clamp(2, self.concurrency().max(2))
     }
 }
 

@@ -25,19 +25,27 @@ use crate::destination::{Destination, Destinations};
 use crate::job::{self, DestinationRef, Job};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason};
+use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::{Attempt, Transfers};
 use crate::upload::Progress;
 pub use board::{Board, RunningTransfer};
 use health::Health;
-use ledger::{Entry, Ledger, RunId, Running, Standing};
+use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
 use verdict::{Case, Verdict};
 
 /// The AMQP `type` of a connection test by message.
 const CHECK_KIND: &str = "consign.check.v1";
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
+/// Deliveries that were fetched ahead wait this long for a slot.
+const HOARDING: Duration = Duration::from_secs(60);
+/// A redelivery waits this long for the work on its job; then it waits in the queue.
+const JOINED: Duration = Duration::from_secs(30);
+/// A message that came back this often without a settlement ends workers. The broker itself gives up at 1,000, and says nothing.
+const CRASH_LOOP: u64 = 500;
+/// Stopping to consume, and closing, may each take this long when the broker does not answer.
+const BROKER_PATIENCE: Duration = Duration::from_secs(4);
 /// A worker whose tick is older than this is stuck.
 const STUCK: Duration = Duration::from_secs(20);
 /// The share of the drain time in which transfers may still finish; the rest is for giving the others back.
@@ -81,6 +89,8 @@ pub struct Worker {
 struct Permits {
     _slot: OwnedSemaphorePermit,
     _backfill: Option<OwnedSemaphorePermit>,
+    /// After a fault of the worker: the right to be the only one.
+    _probe: Option<OwnedSemaphorePermit>,
 }
 
 /// Why a message is no work for this worker.
@@ -145,7 +155,10 @@ impl Worker {
         self.take(&drain, &tasks).await;
         let drained = self.drain(&tasks).await;
         watch.abort();
-        self.parts.queue.close().await;
+        let closed = timeout(BROKER_PATIENCE, self.parts.queue.close()).await;
+        if closed.is_err() {
+            tracing::warn!("the broker does not answer; its connections are dropped");
+        }
         drained
     }
 
@@ -155,9 +168,12 @@ impl Worker {
         self.parts.metrics.set_draining(true);
         self.health.drain();
         tracing::info!(seconds = limit.as_secs(), running = tasks.len(), "draining");
-        self.parts.queue.stop_consuming().await;
+        let finished = Instant::now() + limit.mul_f64(FINISHING);
+        if timeout(BROKER_PATIENCE, self.parts.queue.stop_consuming()).await.is_err() {
+            tracing::warn!("the broker does not answer; what was fetched comes again when the connection ends");
+        }
         tasks.close();
-        if timeout(limit.mul_f64(FINISHING), tasks.wait()).await.is_err() {
+        if tokio::time::timeout_at(finished, tasks.wait()).await.is_err() {
             tracing::info!(running = tasks.len(), "what can't finish in time goes back to the queue");
             self.cancel.cancel();
         }
@@ -181,8 +197,8 @@ impl Worker {
 
     /// The next delivery with its permits: continued work first, then scheduled, then backfills below their ceiling.
     async fn next(&self) -> Option<(Delivery, Permits)> {
-        self.health.wait_until_able().await;
-        let slot = self.slots.clone().acquire_owned().await.ok()?;
+        let probe = self.health.able().await;
+        let slot = self.slot().await?;
         let queue = &self.parts.queue;
         let backfill = async {
             let permit = self.backfill_slots.clone().acquire_owned().await.ok()?;
@@ -194,7 +210,24 @@ impl Worker {
             delivery = queue.next(Lane::Scheduled) => (delivery?, None),
             delivery = backfill => delivery?,
         };
-        Some((delivery, Permits { _slot: slot, _backfill: backfill }))
+        Some((delivery, Permits { _slot: slot, _backfill: backfill, _probe: probe }))
+    }
+
+    /// A free slot. Long transfers may hold all of them for hours; what was fetched meanwhile must not wait here until the broker
+    /// loses its patience, so it goes back to the queue until there is a slot again.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        let slots = || self.slots.clone().acquire_owned();
+        if let Ok(slot) = timeout(HOARDING, slots()).await {
+            return slot.ok();
+        }
+        tracing::info!(
+            seconds = HOARDING.as_secs(),
+            "every slot is busy; what was fetched ahead goes back to the queue"
+        );
+        self.parts.queue.pause().await;
+        let slot = slots().await.ok();
+        self.parts.queue.resume().await;
+        slot
     }
 
     async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
@@ -256,50 +289,38 @@ impl Worker {
 
     /// Works on the job, joins whoever does, or answers from memory.
     async fn place(&self, delivery: Delivery, job: Job, destination: Arc<Destination>, permits: Permits) {
+        let history = headers::history(&delivery.properties.headers);
         let run = headers::run(&delivery.properties.headers);
-        let mut permits = Some(permits);
-        loop {
-            match self.ledger.enter(RunId { job: job.id.clone(), run }) {
-                Entry::Mine(running) => return self.work(delivery, &job, &destination, running).await,
-                Entry::Delivered(event) => {
-                    tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
-                    self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
-                    return;
-                }
-                Entry::Joined(standing) => {
-                    // Waiting needs no slot.
-                    drop(permits.take());
-                    match self.join(standing).await {
-                        Some(Standing::Settled) => {
-                            self.settle(delivery, Settlement::Ack, Vec::new()).await;
-                            return;
-                        }
-                        Some(_) => permits = self.slot_again().await,
-                        None => {
-                            self.settle(delivery, Settlement::Return, Vec::new()).await;
-                            return;
-                        }
-                    }
-                }
+        let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
+        let id = AttemptId { run, attempts: history.attempts, deferrals: history.deferrals };
+        match self.ledger.enter(id) {
+            Entry::Mine(running) => self.work(delivery, &job, &destination, running).await,
+            Entry::Delivered(event) => {
+                tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
+                self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
+            }
+            Entry::Joined(standing) => {
+                // Waiting needs no slot.
+                drop(permits);
+                let settlement = self.join(standing).await;
+                self.settle(delivery, settlement, Vec::new()).await;
             }
         }
     }
 
-    /// Waits for the work that goes on; `None` when the worker must give up first.
-    async fn join(&self, mut standing: watch::Receiver<Standing>) -> Option<Standing> {
+    /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
+    async fn join(&self, mut standing: watch::Receiver<Standing>) -> Settlement {
+        let ended = standing.wait_for(|standing| !matches!(standing, Standing::Running));
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => None,
-            // A sender that vanished was a panic or a lost task: its place is free.
-            ended = standing.wait_for(|s| !matches!(s, Standing::Running)) => {
-                Some(ended.map_or(Standing::Lost, |standing| standing.clone()))
-            }
+            () = self.cancel.cancelled() => Settlement::Return,
+            ended = timeout(JOINED, ended) => match ended {
+                Ok(Ok(standing)) if matches!(*standing, Standing::Settled) => Settlement::Ack,
+                // A sender that vanished was a panic: the job is still to be done.
+                Ok(_) => Settlement::Return,
+                Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() },
+            },
         }
-    }
-
-    async fn slot_again(&self) -> Option<Permits> {
-        let slot = self.slots.clone().acquire_owned().await.ok()?;
-        Some(Permits { _slot: slot, _backfill: None })
     }
 
     async fn work(&self, delivery: Delivery, job: &Job, destination: &Arc<Destination>, running: Running) {
@@ -314,13 +335,17 @@ impl Worker {
             let waited = Duration::try_from(started_at.duration_since(created)).unwrap_or_default();
             metrics.queue_wait(delivery.lane, waited);
         }
-        let ended = {
+        let ended = if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
+            let message =
+                format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
+            Ended::Failed(Failure::new(Reason::CrashLoop, message))
+        } else {
             let _in_flight = metrics.transfer_running(delivery.lane);
             let _pin = self.board.pin(board::Card {
                 job_id: job.id.as_str(),
                 destination: destination.id.as_str(),
                 lane: delivery.lane,
-                attempt: history.attempts + 1,
+                attempt: history.attempts.saturating_add(1),
                 size: job.source.size,
                 progress: progress.clone(),
             });
@@ -346,8 +371,9 @@ impl Worker {
             running.delivered(event.clone());
         }
         let events = verdict.event.into_iter().collect();
+        let returned = matches!(verdict.settlement, Settlement::Return);
         let settled = self.settle(delivery, verdict.settlement, events).await;
-        running.leave(settled);
+        running.leave(settled && !returned);
     }
 
     /// The transfer behind its panic boundary and its deadline.
@@ -411,11 +437,12 @@ fn log(case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
                 outcome,
                 bytes = progress.bytes(),
                 parts = progress.parts(),
-                attempt = case.history.attempts + 1,
+                attempt = case.history.attempts.saturating_add(1),
                 seconds = case.took.as_secs_f64(),
                 class = failure.map(|f| f.class().as_str()),
                 reason = failure.map(|f| f.reason.as_str()),
                 cause = failure.map(|f| f.message.as_str()),
+                hint = failure.map(|f| f.hint.as_str()).filter(|hint| !hint.is_empty()),
                 aws_request_id = failure.and_then(|f| f.aws_request_id.as_deref()),
                 traceparent = case.properties.headers.get("traceparent"),
                 tracestate = case.properties.headers.get("tracestate"),

@@ -30,7 +30,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 pub struct EnqueueArgs {
     /// One job, or one job per line (NDJSON); `-` is standard input. A file is checked whole before anything is published
     #[arg(value_name = "FILE|-", required_unless_present = "source", conflicts_with_all = ["source", "to", "key", "id"])]
-    file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
     /// The source's URL: https://, file:/// or s3://
     #[arg(long, value_name = "URL", requires = "to", requires = "key")]
     source: Option<String>,

@@ -249,7 +249,9 @@ fn source(raw: RawSource, notes: &mut Notes) -> SourceConfig {
             other => notes.add("source.schemes", format!("{other:?} is unknown; give \"https\", \"file\" or \"s3\"")),
         }
     }
-    if let Some(root) = raw.file_root.as_deref().filter(|root| !root.is_dir()) {
+    if let Some(root) = raw.file_root.as_deref().filter(|root| !root.is_absolute()) {
+        notes.add("source.file_root", format!("{} is relative; give the whole path", root.display()));
+    } else if let Some(root) = raw.file_root.as_deref().filter(|root| !root.is_dir()) {
         notes.add("source.file_root", format!("{} is no directory; create it or leave this out", root.display()));
     }
     for bucket in &raw.s3_buckets {

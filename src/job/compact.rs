@@ -42,7 +42,8 @@ pub fn decode(body: &[u8]) -> Result<RawJob, Rejected> {
         let problem = format!("has {} bytes after the job; send exactly one job", frozen.len() - read);
         return Err(Rejected::job("body", problem).identified(job.identity()));
     }
-    Ok(job.thaw()?)
+    let identity = job.identity();
+    job.thaw().map_err(|problem| Rejected::from(problem).identified(identity))
 }
 
 fn unknown_version(version: u8) -> Rejected {

@@ -21,16 +21,17 @@ impl Location {
         if text.is_empty() || text.len() > MAX_URL {
             return malformed("is 1-8,192 bytes long");
         }
-        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        let visible = |text: &str| !text.chars().any(|c| c.is_control() || c.is_whitespace());
+        if !text.bytes().all(|b| b.is_ascii_graphic()) && !visible(text) {
             return malformed("may not contain white space or control characters; percent-encode them");
         }
         let Some((scheme, rest)) = text.split_once("://") else {
             return malformed("is a URL such as https://host/path, file:///path or s3://bucket/key");
         };
-        match scheme.to_ascii_lowercase().as_str() {
-            "file" => file(rest),
-            "http" | "https" => http(text, rest),
-            "s3" => s3(rest),
+        match scheme {
+            _ if scheme.eq_ignore_ascii_case("file") => file(rest),
+            _ if scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") => http(text, rest),
+            _ if scheme.eq_ignore_ascii_case("s3") => s3(rest),
             _ => forbidden("has a scheme that is never read; use https, file or s3"),
         }
     }

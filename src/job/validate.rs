@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::rejected::counted;
+use super::rejected::{Identity, counted};
 use super::wire::{RawDestinationRef, RawJob, RawSource};
 use super::{DestinationRef, Invalid, Job, JobId, Location, ObjectAttributes, Rejected, RelativeKey, Source};
 use crate::destination::DestinationId;
@@ -15,14 +15,29 @@ use crate::outcome::Reason;
 impl RawJob {
     /// Checks everything that can be checked without the configuration. A rejection carries the identity if that was readable.
     pub fn validate(self) -> Result<Job, Rejected> {
-        let identity = self.identity();
-        self.validated().map_err(|rejected| rejected.identified(identity))
+        let id = JobId::parse(&self.id);
+        let to = self.destination.id().map(DestinationId::parse);
+        let job_id = id.as_ref().ok().cloned();
+        let destination = to.as_ref().and_then(|to| to.as_ref().ok()).cloned();
+        let identity = Identity { job_id, destination };
+        self.validated(id, to).map_err(|rejected| rejected.identified(identity))
     }
 
-    fn validated(self) -> Result<Job, Rejected> {
-        let id = JobId::parse(&self.id)?;
+    fn validated(
+        self,
+        id: Result<JobId, Invalid>,
+        to: Option<Result<DestinationId, Invalid>>,
+    ) -> Result<Job, Rejected> {
+        let id = id?;
         let source = self.source.validated()?;
-        let destination = self.destination.validated()?;
+        let destination = match (self.destination, to) {
+            (RawDestinationRef::Inline(inline), _) => {
+                inline_destination(*inline).map_err(|p| p.under("destination"))?
+            }
+            (RawDestinationRef::Id(_), Some(Ok(id))) => DestinationRef::Configured(id),
+            (RawDestinationRef::Id(_), Some(Err(problem))) => refuse("destination", problem.problem)?,
+            (RawDestinationRef::Id(_), None) => refuse("destination", "is missing; it is required")?,
+        };
         let key = key_below(&destination, &self.key)?;
         let object = ObjectAttributes {
             content_type: self.content_type.map(|v| header("content_type", v)).transpose()?,
@@ -64,18 +79,6 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], Invalid> {
     match hex::decode_to_slice(text, &mut digest) {
         Ok(()) => Ok(digest),
         Err(_) => refuse("source.sha256", "is 64 hexadecimal digits, the SHA-256 of the source's bytes"),
-    }
-}
-
-impl RawDestinationRef {
-    fn validated(self) -> Result<DestinationRef, Invalid> {
-        match self {
-            Self::Id(id) => match DestinationId::parse(&id) {
-                Ok(id) => Ok(DestinationRef::Configured(id)),
-                Err(problem) => refuse("destination", problem.problem),
-            },
-            Self::Inline(inline) => inline_destination(*inline).map_err(|problem| problem.under("destination")),
-        }
     }
 }
 
@@ -138,7 +141,7 @@ fn tags(all: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Inval
     if all.len() > 10 {
         return refuse("tags", format!("{} tags are given; S3 allows 10", all.len()));
     }
-    let allowed = |c: char| c.is_alphanumeric() || " +-=._:/@".contains(c);
+    let allowed = |c: char| c.is_alphanumeric() || matches!(c, ' ' | '+' | '-' | '=' | '.' | '_' | ':' | '/' | '@');
     for (key, value) in &all {
         let fits = (1..=128).contains(&key.chars().count()) && value.chars().count() <= 256;
         if !fits || !key.chars().chain(value.chars()).all(allowed) || key.starts_with("aws:") {

@@ -18,6 +18,8 @@ pub struct History {
     pub defects: u32,
     /// When this job failed first (header `x-first-failure-at`).
     pub first_failure_at: Option<Timestamp>,
+    /// When it was deferred first (header `x-deferred-since`): the patience with a destination counts from here.
+    pub deferred_since: Option<Timestamp>,
 }
 
 /// The operator's part in a decision.
@@ -80,7 +82,9 @@ fn charged(failure: &Failure, history: &History, policy: &Policy, left: Option<D
     if attempt >= policy.max_attempts {
         return Disposition::Dead(Reason::Exhausted);
     }
-    let step = failure.retry_after.map_or_else(|| ladder::by_attempt(attempt), ladder::at_least);
+    // A server that asks for a second each time must not use up all attempts within a minute: its wish only lengthens.
+    let asked = failure.retry_after.map_or(Step::S5, ladder::at_least);
+    let step = ladder::by_attempt(attempt).max(asked);
     fit(step, left).map_or(Disposition::Expired, Disposition::Retry)
 }
 
@@ -91,7 +95,7 @@ fn deferred(
     now: Timestamp,
     left: Option<Duration>,
 ) -> Disposition {
-    let since = history.first_failure_at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+    let since = history.deferred_since.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
     if left.is_none() && Duration::try_from(since).unwrap_or_default() >= policy.patience {
         return Disposition::Dead(failure.reason);
     }
@@ -145,6 +149,8 @@ mod tests {
             decide(&failure, &tried(0), &POLICY, at(0), None)
         };
         assert_eq!(after(1), Disposition::Retry(Step::S5));
+        let impatient = Failure { retry_after: Some(Duration::from_secs(1)), ..Failure::new(Reason::SlowDown, "x") };
+        assert_eq!(decide(&impatient, &tried(5), &POLICY, at(0), None), Disposition::Retry(Step::H2));
         assert_eq!(after(31), Disposition::Retry(Step::M2));
         assert_eq!(after(10_000_000), Disposition::Retry(Step::H12));
     }
@@ -169,7 +175,8 @@ mod tests {
         for reason in Reason::ALL.iter().filter(|r| r.class() == Class::Destination) {
             let history = |deferrals, age: i64| History {
                 deferrals,
-                first_failure_at: Some(at(-age)),
+                first_failure_at: Some(at(-900_000)),
+                deferred_since: Some(at(-age)),
                 attempts: 7,
                 ..History::default()
             };

@@ -35,7 +35,7 @@ use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement};
 use connection::Endpoint;
-use consumer::{Intake, Loan, REQUEUE};
+use consumer::{Fetched, Intake, Loan, REQUEUE};
 use publish::Message;
 use session::{Phase, Session, Shared};
 
@@ -199,6 +199,11 @@ impl Amqp {
 
     async fn stop(&self) {
         let left = self.shared.intake.close();
+        self.give_back(left).await;
+    }
+
+    /// First no more comes, then what is left goes: otherwise the broker would send it here again.
+    async fn give_back(&self, left: Vec<Fetched>) {
         if let Some(session) = self.current() {
             session.cancel_consumers().await;
         }
@@ -264,6 +269,22 @@ impl Queue for Amqp {
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.stop())
+    }
+
+    fn pause(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let left = self.shared.intake.pause();
+            self.give_back(left).await;
+        })
+    }
+
+    fn resume(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.shared.intake.resume();
+            if let Some(session) = self.current() {
+                session.consume_again(&self.shared).await;
+            }
+        })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

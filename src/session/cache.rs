@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use tokio::time::Instant;
 
 use crate::outcome::{Class, Failure};
 
-/// An old value still serves while a renewal fails, but not in the last minute of its life.
-const LAST_MINUTE: Duration = Duration::from_mins(1);
+/// An old value still serves while a renewal is under way or has failed, but not in the last minute of its life.
+const LAST_MINUTE: Duration = Duration::from_secs(60);
+/// After a renewal that failed, the next one is tried this much later, not at each use.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
 
 /// A value and how long it is good; `None` is for ever.
 #[derive(Debug)]
@@ -66,8 +69,17 @@ impl Clock {
 
 /// One key's place. `flight` is held by the one who fetches; `state` only for moments.
 struct Slot<V> {
-    flight: Mutex<()>,
+    /// Counts the flights, so that who waited for one knows that its failure is the answer.
+    flight: Mutex<Flights>,
+    waited_for: AtomicU64,
     state: RwLock<State<V>>,
+}
+
+#[derive(Default)]
+struct Flights {
+    count: u64,
+    failure: Option<Failure>,
+    next_renewal: Option<Instant>,
 }
 
 enum State<V> {
@@ -82,7 +94,12 @@ where
     V: Clone + Send + Sync + 'static,
 {
     pub(super) fn new(capacity: u64, idle: Duration, refresh_before: Duration, denied_for: Duration) -> Self {
-        let slots = moka::sync::Cache::builder().max_capacity(capacity).time_to_idle(idle).build();
+        let slots = moka::sync::Cache::builder()
+            .max_capacity(capacity)
+            // Every newcomer is let in: a session that is not kept would cost a call of STS for each part.
+            .eviction_policy(moka::policy::EvictionPolicy::lru())
+            .time_to_idle(idle)
+            .build();
         Self { slots, refresh_before, denied_for, clock: Clock::default() }
     }
 
@@ -107,11 +124,24 @@ where
         if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
             return (How::Hit, answer);
         }
-        let _flight = slot.flight.lock().await;
+        let old = slot.answer(self.clock.now() + LAST_MINUTE, self.clock.now());
+        let waited_for = slot.waited_for.load(Ordering::Acquire);
+        let mut flights = match (slot.flight.try_lock(), old) {
+            (Ok(flights), Some(old)) if flights.next_renewal.is_some_and(|at| at > self.clock.now()) => {
+                return (How::Hit, old);
+            }
+            (Ok(flights), _) => flights,
+            // Somebody renews it; until then the old one is good.
+            (Err(_), Some(old)) => return (How::Hit, old),
+            (Err(_), None) => slot.flight.lock().await,
+        };
         if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
             return (How::Waited, answer);
         }
-        (How::Fetched, self.fetch_into(&slot, fetch).await)
+        if let Some(failure) = flights.failure.clone().filter(|_| flights.count > waited_for) {
+            return (How::Waited, Err(failure));
+        }
+        (How::Fetched, self.fetch_into(&slot, &mut flights, fetch).await)
     }
 
     /// A value that is not `stale`, fetched unless another caller already replaced it. A remembered refusal stands.
@@ -121,28 +151,39 @@ where
         Fut: Future<Output = Result<Fetched<V>, Failure>>,
     {
         let slot = self.slot(key);
-        let _flight = slot.flight.lock().await;
+        let mut flights = slot.flight.lock().await;
         match slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
             Some(Ok(value)) if stale(&value) => {}
             Some(answer) => return (How::Waited, answer),
             None => {}
         }
         slot.set(State::Empty);
-        (How::Fetched, self.fetch_into(&slot, fetch).await)
+        (How::Fetched, self.fetch_into(&slot, &mut flights, fetch).await)
     }
 
     fn slot(&self, key: K) -> Arc<Slot<V>> {
         self.slots.get(&key).unwrap_or_else(|| {
-            self.slots.get_with(key, || Arc::new(Slot { flight: Mutex::new(()), state: RwLock::new(State::Empty) }))
+            self.slots.get_with(key, || {
+                Arc::new(Slot {
+                    flight: Mutex::default(),
+                    waited_for: AtomicU64::new(0),
+                    state: RwLock::new(State::Empty),
+                })
+            })
         })
     }
 
-    async fn fetch_into<F, Fut>(&self, slot: &Slot<V>, fetch: F) -> Result<V, Failure>
+    async fn fetch_into<F, Fut>(&self, slot: &Slot<V>, flights: &mut Flights, fetch: F) -> Result<V, Failure>
     where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<Fetched<V>, Failure>>,
     {
-        match fetch().await {
+        let fetched = fetch().await;
+        flights.count += 1;
+        flights.failure = fetched.as_ref().err().cloned();
+        flights.next_renewal = fetched.is_err().then(|| self.clock.now() + RENEWAL_PAUSE);
+        slot.waited_for.store(flights.count, Ordering::Release);
+        match fetched {
             Ok(Fetched { value, lives }) => {
                 slot.set(State::Kept { value: value.clone(), ends: lives.map(|lives| self.clock.now() + lives) });
                 Ok(value)
@@ -247,6 +288,35 @@ mod tests {
         cache.clock.advance(2 * MINUTE + MINUTE / 2);
         let away = cache.get(1, || slowly(&calls, Err(Reason::StsUnavailable))).await;
         assert_eq!(away.1.unwrap_err().reason, Reason::StsUnavailable);
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_failed_is_not_tried_at_each_use() {
+        let (cache, calls) = (cache(), AtomicU32::new(0));
+        cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap();
+        cache.clock.advance(57 * MINUTE);
+        for _ in 0..5 {
+            assert_eq!(cache.get(1, || slowly(&calls, Err(Reason::StsUnavailable))).await.1.unwrap(), 0);
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        cache.clock.advance(RENEWAL_PAUSE);
+        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_waited_for_a_failed_flight_shares_its_failure() {
+        let (cache, calls) = (Arc::new(cache()), Arc::new(AtomicU32::new(0)));
+        let callers: Vec<_> = (0..20)
+            .map(|_| {
+                let (cache, calls) = (cache.clone(), calls.clone());
+                tokio::spawn(async move { cache.get(1, || slowly(&calls, Err(Reason::StsUnavailable))).await.1 })
+            })
+            .collect();
+        for caller in callers {
+            assert_eq!(caller.await.unwrap().unwrap_err().reason, Reason::StsUnavailable);
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 1);
     }
 
     #[tokio::test]

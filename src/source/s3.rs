@@ -1,6 +1,6 @@
 //! `s3://` sources in the staging buckets, read with the worker's own identity.
 
-use aws_sdk_s3::Client;
+pub(super) use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
@@ -121,6 +121,11 @@ fn classify(name: &str, error: &SdkError<GetObjectError>) -> Failure {
             .hint("Allow the worker's own identity s3:GetObject (and kms:Decrypt) on the staging bucket."),
         (_, Some(404 | 410)) => failure(Reason::SourceNotFound, "does not exist"),
         (_, Some(408 | 429 | 500..=599)) => failure(Reason::SourceUnavailable, "is unavailable"),
+        // The platform's own setting is wrong, not the job.
+        (_, Some(301 | 307)) | ("AuthorizationHeaderMalformed", _) => failure(
+            Reason::SourceUnavailable,
+            "lives in another region than aws.region; correct this worker's configuration",
+        ),
         (_, Some(300..=499)) => failure(Reason::Unclassified, "refuses the request"),
         _ => failure(Reason::SourceUnavailable, &format!("can't be reached: {}", innermost(error))),
     };

@@ -47,11 +47,27 @@ impl Calls {
         F: Fn(aws_sdk_s3::Client) -> Fut,
         Fut: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     {
+        let limit = BASE_TIMEOUT + Duration::from_secs(bytes / self.min_rate.max(1));
+        self.call_within(operation, limit, send).await
+    }
+
+    /// As [`Calls::call`] with a time-out of its own for each try.
+    pub(super) async fn call_within<T, E, F, Fut>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        send: F,
+    ) -> Result<T, CallError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+        F: Fn(aws_sdk_s3::Client) -> Fut,
+        Fut: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    {
         let mut retry = Retry::bounded(REPEATS, FIRST_WAIT, LONGEST_WAIT);
         let (mut ambiguous, mut renewed) = (false, false);
         let mut session = self.session().await?;
         loop {
-            let mut error = match self.attempt(operation, bytes, &session, &send).await {
+            let mut error = match self.attempt(operation, limit, &session, &send).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
@@ -83,7 +99,7 @@ impl Calls {
     async fn attempt<T, E, F, Fut>(
         &self,
         operation: &'static str,
-        bytes: u64,
+        limit: Duration,
         session: &Session,
         send: &F,
     ) -> Result<T, CallError>
@@ -92,7 +108,6 @@ impl Calls {
         F: Fn(aws_sdk_s3::Client) -> Fut,
         Fut: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     {
-        let limit = BASE_TIMEOUT + Duration::from_secs(bytes / self.min_rate.max(1));
         let answer = timeout(limit, send(session.client.clone())).await;
         self.metrics.s3_request(operation, status_label(&answer));
         match answer {

@@ -79,6 +79,8 @@ fn meaning(code: &str, status: u16, destination: &Destination) -> Meaning {
         | "KMS.KMSInvalidStateException"
         | "KMS.InvalidKeyUsageException"
         | "KMS.InvalidArnException" => means(Reason::KmsUnavailable),
+        // Whatever else KMS says of the key is for its owner to mend, and never the job's fault.
+        code if code.starts_with("KMS.") && !code.contains("Throttl") => means(Reason::KmsUnavailable),
         "NoSuchBucket" => means(Reason::BucketNotFound),
         "PermanentRedirect"
         | "TemporaryRedirect"
@@ -108,7 +110,7 @@ fn meaning(code: &str, status: u16, destination: &Destination) -> Meaning {
 fn by_status(status: u16) -> Meaning {
     match status {
         301 | 307 => means(Reason::WrongRegion),
-        403 => signals(Reason::AccessDenied, Signal::Denied),
+        401 | 403 => signals(Reason::AccessDenied, Signal::Denied),
         412 => signals(Reason::ObjectExists, Signal::PreconditionFailed),
         429 => means(Reason::Throttled),
         408 => means(Reason::Timeout),
@@ -205,10 +207,10 @@ fn hint(reason: Reason, operation: &str, action: Option<&str>, destination: &Des
     match reason {
         Reason::AccessDenied => {
             let action = action.map_or_else(|| permission(operation), str::to_owned);
-            format!(
-                "allow {action} on arn:{}:s3:::{bucket}/{prefix}* and look for a bucket policy that denies it",
-                destination.partition()
-            )
+            let owner = destination.expected_bucket_owner.as_ref();
+            let owner = owner.map(|id| format!("; the bucket must belong to account {id}")).unwrap_or_default();
+            let arn = format!("arn:{}:s3:::{bucket}/{prefix}*", destination.partition());
+            format!("allow {action} on {arn} and look for a bucket policy that denies it{owner}")
         }
         Reason::KmsDenied => {
             let action = action.unwrap_or("kms:GenerateDataKey and kms:Decrypt");
@@ -299,6 +301,8 @@ mod tests {
             (400, "KMS.DisabledException", Reason::KmsUnavailable),
             (400, "KMS.NotFoundException", Reason::KmsUnavailable),
             (400, "KMS.ThrottlingException", Reason::Throttled),
+            (400, "KMS.KeyUnavailableException", Reason::KmsUnavailable),
+            (401, "", Reason::AccessDenied),
             (404, "NoSuchBucket", Reason::BucketNotFound),
             (301, "PermanentRedirect", Reason::WrongRegion),
             (301, "", Reason::WrongRegion),

@@ -24,6 +24,13 @@ use crate::outcome::{Encryption, Failure, Reason, Receipt};
 
 /// Tries of CompleteMultipartUpload whose reply says nothing, each with the same arguments.
 const EMPTY_REPLIES: u32 = 3;
+/// Assembling many parts may take S3 minutes
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>): a try gets this long at least, and more
+/// for each part.
+const COMPLETE_TIMEOUT: Duration = Duration::from_secs(300);
+const COMPLETE_PER_PART: Duration = Duration::from_millis(100);
+/// Waits between looks at what became of an upload whose answer was lost: it may still be assembled.
+const LOOKS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(6)];
 
 /// An upload that is open on S3. It ends in [`Open::complete`] or [`Open::abort`]; dropped in between (a panic, a cancelled
 /// task), it aborts itself in the background.
@@ -123,7 +130,7 @@ impl Open {
             key: target.key.as_str().to_owned(),
             id,
             encryption: Encryption::default(),
-            initiated: date.get().unwrap_or(target.started),
+            initiated: date.get().unwrap_or_else(|| reconcile::no_later_than(target.started)),
             settled: false,
             _counted: calls.metrics.multipart_open(),
         };
@@ -196,7 +203,7 @@ impl Open {
             }
             Err(error) => {
                 let unknown = error.ambiguous || error.signal == Signal::NoSuchUpload;
-                let found = if unknown { reconcile::find(&self.calls, target, &expected).await } else { None };
+                let found = if unknown { self.look_for(target, &expected).await } else { None };
                 let Some(object) = found else {
                     self.abort().await;
                     return Err(error.failure);
@@ -206,6 +213,17 @@ impl Open {
                 Ok(Uploaded::Stored(Receipt { encryption, ..reconcile::receipt(object, &expected, crc) }))
             }
         }
+    }
+
+    /// What became of the upload, by a listing; `None` when it is not there, or listing is not allowed.
+    async fn look_for(&self, target: &Target<'_>, expected: &Expected) -> Option<aws_sdk_s3::types::Object> {
+        for wait in LOOKS {
+            tokio::time::sleep(wait).await;
+            if let Some(object) = reconcile::find(&self.calls, target, expected).await {
+                return Some(object);
+            }
+        }
+        None
     }
 
     /// Asks until there is an answer with an ETag in it: an empty 200 says nothing.
@@ -218,11 +236,13 @@ impl Open {
     ) -> Result<Receipt, CallError> {
         let parts =
             CompletedMultipartUpload::builder().set_parts(Some(sent.iter().map(Sent::completed).collect())).build();
+        let each = COMPLETE_PER_PART * u32::try_from(sent.len()).unwrap_or(u32::MAX);
+        let limit = COMPLETE_TIMEOUT.max(each);
         let mut ambiguous = false;
         for _ in 0..EMPTY_REPLIES {
             let answer = self
                 .calls
-                .call("CompleteMultipartUpload", 0, |client| {
+                .call_within("CompleteMultipartUpload", limit, |client| {
                     client
                         .complete_multipart_upload()
                         .bucket(&self.bucket)

@@ -280,7 +280,8 @@ impl PartReader {
         }
         let held = self.budget.reserve(size).await;
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        let mut buffer = BytesMut::new();
+        // Taken whole: growing would copy, and take twice what was reserved. Pages that are not written cost nothing.
+        let mut buffer = BytesMut::with_capacity(size);
         let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
         while buffer.len() < size {
             let Some(chunk) = self.next_chunk().await? else { break };

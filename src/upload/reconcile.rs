@@ -1,6 +1,6 @@
 //! When the answer was lost: is the object that is there ours?
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::types::Object;
 
@@ -9,6 +9,9 @@ use super::classify::CallError;
 use super::{Target, Uploaded};
 use crate::job::IfExists;
 use crate::outcome::{Failure, Receipt};
+
+/// Seconds by which our clock may be ahead of S3's and the comparison still holds.
+const CLOCK_SLACK: u64 = 2;
 
 /// What an object of ours must look like.
 #[derive(Debug, Clone, Copy)]
@@ -58,9 +61,9 @@ pub(super) async fn taken(
     crc: Option<String>,
     multipart: Option<(u32, SystemTime)>,
 ) -> Result<Uploaded, Failure> {
-    let own_try = error.ambiguous.then_some(target.started);
+    let own_try = error.ambiguous.then(|| no_later_than(target.started));
     let since = multipart.filter(|_| error.ambiguous).map(|(_, since)| since).or(own_try);
-    let since = [since, target.earlier].into_iter().flatten().min();
+    let since = [since, target.earlier.map(no_later_than)].into_iter().flatten().min();
     if let Some(since) = since {
         let expected = Expected { length, parts: multipart.map(|(parts, _)| parts), since };
         if let Some(object) = find(calls, target, &expected).await {
@@ -71,6 +74,12 @@ pub(super) async fn taken(
         IfExists::Keep => Ok(Uploaded::Kept),
         IfExists::Fail | IfExists::Replace => Err(error.failure),
     }
+}
+
+/// An instant of our clock as a bound for times of S3, which are whole seconds of another clock.
+pub(super) fn no_later_than(instant: SystemTime) -> SystemTime {
+    let seconds = instant.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.saturating_sub(CLOCK_SLACK))
 }
 
 /// A receipt from a listing: it knows no version and no encryption.
@@ -87,8 +96,6 @@ pub(super) fn receipt(object: Object, expected: &Expected, crc: Option<String>) 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use aws_smithy_types::DateTime;
 
     use super::*;

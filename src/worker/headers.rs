@@ -11,6 +11,7 @@ const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
 const DEFECTS: &str = "x-defects";
 const FIRST_FAILURE: &str = "x-first-failure-at";
+const DEFERRED_SINCE: &str = "x-deferred-since";
 const LAST_FAILURE: &str = "x-last-failure-at";
 const LAST_REASON: &str = "x-last-error-reason";
 const LAST_MESSAGE: &str = "x-last-error-message";
@@ -27,7 +28,8 @@ pub(super) fn history(headers: &Headers) -> History {
         attempts: number(headers, ATTEMPT),
         deferrals: number(headers, DEFERRALS),
         defects: number(headers, DEFECTS),
-        first_failure_at: headers.get(FIRST_FAILURE).and_then(|text| text.parse().ok()),
+        first_failure_at: instant(headers, FIRST_FAILURE),
+        deferred_since: instant(headers, DEFERRED_SINCE),
     }
 }
 
@@ -43,6 +45,10 @@ pub(super) fn last_failure(headers: &Headers) -> Option<Failure> {
     Some(Failure::new(*reason, headers.get(LAST_MESSAGE).cloned().unwrap_or_default()))
 }
 
+fn instant(headers: &Headers, name: &str) -> Option<Timestamp> {
+    headers.get(name).and_then(|text| text.parse().ok())
+}
+
 fn number(headers: &Headers, name: &str) -> u32 {
     headers.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
@@ -50,7 +56,8 @@ fn number(headers: &Headers, name: &str) -> u32 {
 /// The headers of a copy that waits: `history` is the one after this failure.
 pub(super) fn waiting(history: &History, failure: &Failure, now: Timestamp) -> Headers {
     let first = history.first_failure_at.unwrap_or(now);
-    Headers::from([
+    let since = history.deferred_since.map(|since| (DEFERRED_SINCE.to_owned(), since.to_string()));
+    let counters = Headers::from([
         (ATTEMPT.to_owned(), history.attempts.to_string()),
         (DEFERRALS.to_owned(), history.deferrals.to_string()),
         (DEFECTS.to_owned(), history.defects.to_string()),
@@ -58,7 +65,8 @@ pub(super) fn waiting(history: &History, failure: &Failure, now: Timestamp) -> H
         (LAST_FAILURE.to_owned(), now.to_string()),
         (LAST_REASON.to_owned(), failure.reason.as_str().to_owned()),
         (LAST_MESSAGE.to_owned(), cut(&failure.message)),
-    ])
+    ]);
+    counters.into_iter().chain(since).collect()
 }
 
 /// The headers of a dead letter. `reason` is why the job was given up, `failure` the last thing that happened.
@@ -96,7 +104,8 @@ mod tests {
     fn a_history_survives_its_journey() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let first = Timestamp::from_second(1_799_999_000).unwrap();
-        let history = History { attempts: 3, deferrals: 2, defects: 1, first_failure_at: Some(first) };
+        let history =
+            History { attempts: 3, deferrals: 2, defects: 1, first_failure_at: Some(first), deferred_since: Some(now) };
         let headers = waiting(&history, &Failure::new(Reason::SlowDown, "slow"), now);
         assert_eq!(super::history(&headers), history);
         assert_eq!(last_failure(&headers).unwrap().reason, Reason::SlowDown);

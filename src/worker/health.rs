@@ -1,38 +1,71 @@
 //! Whether this worker can work at all: a fault of its own stops the taking, not the jobs.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::outcome::{Class, Ended, Failure};
 
-/// How long no job is taken after a fault of the worker itself; then the next job shows whether it is healed.
-const PAUSE: Duration = Duration::from_secs(15);
+/// How long no job is taken after a fault of the worker itself; doubled each time, up to the longest. Each pause ends with one
+/// job alone: a job that is given back too often would be lost to the broker's delivery limit.
+const FIRST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// The worker's own state.
-#[derive(Debug, Default)]
-pub(super) struct Health(Mutex<State>);
+#[derive(Debug)]
+pub(super) struct Health {
+    state: Mutex<State>,
+    probe: Arc<Semaphore>,
+}
 
 #[derive(Debug, Default)]
 struct State {
     draining: bool,
-    fault: Option<(Instant, String)>,
+    fault: Option<Fault>,
+}
+
+#[derive(Debug, Clone)]
+struct Fault {
+    pause: Duration,
+    until: Instant,
+    why: String,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { state: Mutex::default(), probe: Arc::new(Semaphore::new(1)) }
+    }
 }
 
 impl Health {
-    /// Notes what the end of a transfer says about the worker: a fault pauses it, any other answer heals it.
+    /// Notes what the end of a transfer says about the worker: a fault pauses it, an answer that needed a working identity heals
+    /// it.
     pub(super) fn note(&self, ended: &Ended) {
         match ended {
             Ended::Failed(failure) if failure.class() == Class::Worker => self.pause(failure),
-            Ended::Delivered(_) => self.state().fault = None,
-            _ => {}
+            Ended::Delivered(_) | Ended::Skipped => self.state().fault = None,
+            // Refused by S3 with a request id: signed, read and judged.
+            Ended::Failed(failure) if failure.aws_request_id.is_some() => self.state().fault = None,
+            Ended::Failed(_) | Ended::Expired => {}
         }
     }
 
     fn pause(&self, failure: &Failure) {
-        tracing::error!(reason = failure.reason.as_str(), cause = %failure, "this worker can't work; it takes no jobs for a while");
-        self.state().fault = Some((Instant::now() + PAUSE, format!("{}: {failure}", failure.reason.as_str())));
+        let mut state = self.state();
+        let pause = match &state.fault {
+            // Others that failed at the same time say nothing new.
+            Some(fault) if fault.until > Instant::now() => return,
+            Some(fault) => (fault.pause * 2).min(LONGEST_PAUSE),
+            None => FIRST_PAUSE,
+        };
+        tracing::error!(
+            reason = failure.reason.as_str(), cause = %failure, remedy = failure.hint, seconds = pause.as_secs(),
+            "this worker can't work; it takes no jobs for a while"
+        );
+        let why = format!("{}: {failure}", failure.reason.as_str());
+        state.fault = Some(Fault { pause, until: Instant::now() + pause, why });
     }
 
     /// From now on nothing is taken any more.
@@ -40,28 +73,36 @@ impl Health {
         self.state().draining = true;
     }
 
-    /// Why no job is taken, if so. A fault counts until a delivery has shown that it is healed.
+    /// Why no job is taken now, if so.
     pub(super) fn fault(&self) -> Option<String> {
         let state = self.state();
         if state.draining {
             return Some("draining".to_owned());
         }
-        state.fault.as_ref().map(|(_, why)| why.clone())
+        state.fault.as_ref().filter(|fault| fault.until > Instant::now()).map(|fault| fault.why.clone())
     }
 
-    /// Returns when the pause after a fault is over.
-    pub(super) async fn wait_until_able(&self) {
+    /// Returns when a job may be taken: at once while all is well; after a fault when the pause is over, and then with the right to
+    /// be the only one until it has ended.
+    pub(super) async fn able(&self) -> Option<OwnedSemaphorePermit> {
         loop {
-            let until = self.state().fault.as_ref().map(|(until, _)| *until);
-            match until {
-                Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
-                _ => return,
+            let fault = self.state().fault.clone()?;
+            if fault.until > Instant::now() {
+                tokio::time::sleep_until(fault.until).await;
+                continue;
+            }
+            let probe = self.probe.clone().acquire_owned().await.ok()?;
+            // The probe before this one may have healed the worker or paused it again.
+            match &self.state().fault {
+                None => return None,
+                Some(fault) if fault.until <= Instant::now() => return Some(probe),
+                Some(_) => {}
             }
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,17 +111,48 @@ mod tests {
     use super::*;
     use crate::outcome::{Reason, Receipt};
 
-    #[test]
-    fn a_fault_of_the_worker_pauses_it_until_a_delivery_heals_it() {
+    fn ours() -> Ended {
+        Ended::Failed(Failure::new(Reason::IdentityDenied, "ours"))
+    }
+
+    fn over(health: &Health) {
+        if let Some(fault) = &mut health.state().fault {
+            fault.until = Instant::now();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fault_of_the_worker_pauses_it_until_an_answer_heals_it() {
         let health = Health::default();
         health.note(&Ended::Failed(Failure::new(Reason::AccessDenied, "theirs")));
         assert_eq!(health.fault(), None);
-        health.note(&Ended::Failed(Failure::new(Reason::IdentityDenied, "ours")));
-        assert!(health.state().fault.as_ref().is_some_and(|(until, _)| *until > Instant::now()));
+        assert!(health.able().await.is_none());
+        health.note(&ours());
         assert!(health.fault().unwrap().contains("identity_denied"));
+        assert!(futures_util::poll!(Box::pin(health.able())).is_pending());
+        over(&health);
+        let probe = health.able().await.unwrap();
+        assert!(futures_util::poll!(Box::pin(health.able())).is_pending());
         health.note(&Ended::Delivered(Receipt::default()));
-        assert_eq!(health.fault(), None);
+        drop(probe);
+        assert!(health.able().await.is_none());
         health.drain();
         assert_eq!(health.fault().as_deref(), Some("draining"));
+    }
+
+    #[test]
+    fn each_pause_is_longer_and_simultaneous_faults_count_once() {
+        let health = Health::default();
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            health.note(&ours());
+            health.note(&ours());
+            pauses.push(health.state().fault.as_ref().unwrap().pause.as_secs());
+            over(&health);
+        }
+        assert_eq!(pauses, [15, 30, 60, 120, 240, 300]);
+        let refused = Failure { aws_request_id: Some("r".into()), ..Failure::new(Reason::AccessDenied, "theirs") };
+        health.note(&Ended::Failed(refused));
+        assert_eq!(health.fault(), None);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::destination::DestinationId;
 use crate::job::JobId;
 use crate::queue::Event;
 
@@ -17,11 +18,21 @@ const REMEMBERED_BYTES: u64 = 12 << 20;
 /// What an entry costs beside its outcome.
 const ENTRY_BYTES: usize = 400;
 
-/// A job and its run (`dead requeue` raises it).
+/// A job and its run (`dead requeue` raises it). The destination is part of it: an id that two customers' jobs share by mistake
+/// must not answer one with the other's outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RunId {
     pub(super) job: JobId,
+    pub(super) destination: DestinationId,
     pub(super) run: u32,
+}
+
+/// One attempt of a run: its counters tell a copy that comes back from a wait apart from a redelivery of the same message.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct AttemptId {
+    pub(super) run: RunId,
+    pub(super) attempts: u32,
+    pub(super) deferrals: u32,
 }
 
 /// How the work on a job stands for those who joined it.
@@ -29,16 +40,16 @@ pub(super) struct RunId {
 pub(super) enum Standing {
     /// It goes on.
     Running,
-    /// Its delivery is settled: whoever joined just acknowledges.
+    /// Its delivery is settled for good: whoever joined just acknowledges.
     Settled,
-    /// It ended and its delivery was lost: whoever joined takes the job over.
-    Lost,
+    /// It went back, or its delivery was lost: the job is still to be done.
+    Open,
 }
 
 /// The two tables.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    running: Mutex<HashMap<RunId, watch::Receiver<Standing>>>,
+    running: Mutex<HashMap<AttemptId, watch::Receiver<Standing>>>,
     delivered: moka::sync::Cache<RunId, Arc<Event>>,
 }
 
@@ -57,7 +68,7 @@ pub(super) enum Entry {
 #[derive(Debug)]
 pub(super) struct Running {
     ledger: Arc<Ledger>,
-    id: RunId,
+    id: AttemptId,
     standing: watch::Sender<Standing>,
 }
 
@@ -77,12 +88,12 @@ impl Ledger {
     }
 
     /// Enters a job, or finds out who is at it.
-    pub(super) fn enter(self: &Arc<Self>, id: RunId) -> Entry {
+    pub(super) fn enter(self: &Arc<Self>, id: AttemptId) -> Entry {
         let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(standing) = running.get(&id) {
             return Entry::Joined(standing.clone());
         }
-        if let Some(event) = self.delivered.get(&id) {
+        if let Some(event) = self.delivered.get(&id.run) {
             return Entry::Delivered(event);
         }
         let (standing, watcher) = watch::channel(Standing::Running);
@@ -94,12 +105,12 @@ impl Ledger {
 impl Running {
     /// Remembers the job as delivered, before its delivery is settled: from here on it is never uploaded again.
     pub(super) fn delivered(&self, event: Event) {
-        self.ledger.delivered.insert(self.id.clone(), Arc::new(event));
+        self.ledger.delivered.insert(self.id.run.clone(), Arc::new(event));
     }
 
-    /// Tells those who joined how it ended, and leaves.
+    /// Tells those who joined whether anything is left to do, and leaves.
     pub(super) fn leave(self, settled: bool) {
-        self.standing.send_replace(if settled { Standing::Settled } else { Standing::Lost });
+        self.standing.send_replace(if settled { Standing::Settled } else { Standing::Open });
     }
 }
 
@@ -114,8 +125,17 @@ impl Drop for Running {
 mod tests {
     use super::*;
 
-    fn id(run: u32) -> RunId {
-        RunId { job: JobId::parse("a").unwrap(), run }
+    fn id(run: u32) -> AttemptId {
+        let destination = DestinationId::parse("acme").unwrap();
+        AttemptId { run: RunId { job: JobId::parse("a").unwrap(), destination, run }, attempts: 0, deferrals: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_waited_does_not_join_the_attempt_before_it() {
+        let ledger = Ledger::new();
+        let Entry::Mine(_mine) = ledger.enter(id(0)) else { panic!("not mine") };
+        assert!(matches!(ledger.enter(AttemptId { attempts: 1, ..id(0) }), Entry::Mine(_)));
+        assert!(matches!(ledger.enter(AttemptId { deferrals: 1, ..id(0) }), Entry::Mine(_)));
     }
 
     fn event() -> Event {

@@ -122,11 +122,13 @@ impl Case<'_> {
     fn history_after(&self, failure: &Failure, now: Timestamp) -> History {
         let before = self.history;
         let charged = !matches!(failure.class(), Class::Destination | Class::Interrupted | Class::Worker);
+        let deferred = failure.class() == Class::Destination;
         History {
-            attempts: before.attempts + u32::from(charged),
-            deferrals: before.deferrals + u32::from(failure.class() == Class::Destination),
-            defects: before.defects + u32::from(failure.class() == Class::Defect),
+            attempts: before.attempts.saturating_add(charged.into()),
+            deferrals: before.deferrals.saturating_add(deferred.into()),
+            defects: before.defects.saturating_add((failure.class() == Class::Defect).into()),
             first_failure_at: before.first_failure_at.or(Some(now)),
+            deferred_since: before.deferred_since.or(deferred.then_some(now)),
         }
     }
 
@@ -137,7 +139,7 @@ impl Case<'_> {
             tenant: self.destination.tenant.clone(),
             bucket: Some(self.destination.bucket.to_string()),
             key: self.destination.prefix.join(self.job.key.as_str()).ok().map(|key| key.to_string()),
-            attempts: self.history.attempts + 1,
+            attempts: self.history.attempts.saturating_add(1),
             started_at: Some(self.started_at),
             finished_at: Some(now),
             duration_seconds: Some(self.took.as_secs_f64()),
@@ -208,7 +210,7 @@ pub(super) fn refused(
 ) -> Verdict {
     let now = Timestamp::now();
     let mut history = headers::history(&properties.headers);
-    history.attempts += 1;
+    history.attempts = history.attempts.saturating_add(1);
     let headers: Headers = headers::dead(&history, failure.reason, &failure, now);
     let event = job_id.zip(destination).map(|(job_id, destination)| {
         let data = OutcomeData {

@@ -24,14 +24,27 @@ struct Bad {
     body: Option<String>,
     body_base64: Option<String>,
     generator: Option<String>,
-    #[serde(rename = "stage")]
-    _stage: Option<String>,
+    /// `worker`: a job as such, refused only where the configuration is known.
+    stage: Option<String>,
     expect_reason: String,
     expect_field: String,
 }
 
 impl Bad {
     fn bytes(&self) -> Vec<u8> {
+        let bytes = self.given();
+        match self.stage {
+            // Jobs of one id join each other, so each needs its own.
+            Some(_) => String::from_utf8(bytes).unwrap().replace("bad-1", &self.id()).into_bytes(),
+            None => bytes,
+        }
+    }
+
+    fn id(&self) -> String {
+        self.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+    }
+
+    fn given(&self) -> Vec<u8> {
         match (&self.body, &self.body_base64, self.generator.as_deref()) {
             (Some(text), None, None) => text.as_bytes().to_vec(),
             (None, Some(text), None) => base64::engine::general_purpose::STANDARD.decode(text).unwrap(),
@@ -64,7 +77,8 @@ impl Bad {
         if !message.contains(&self.expect_field) {
             return Some(format!("{name}: {} is not named in: {message}", self.expect_field));
         }
-        (dead.body != self.bytes()).then(|| format!("{name}: the body was touched"))
+        let untouched = dead.body == self.bytes() && dead.content_type == self.content_type;
+        (!untouched).then(|| format!("{name}: the body was touched"))
     }
 }
 
@@ -111,12 +125,13 @@ async fn every_bad_message_is_dead_lettered_by_its_field_and_the_worker_goes_on(
         bad.publish(&site.broker).await;
     }
     let mut dead = BTreeMap::new();
-    until("a dead letter for each bad message", Duration::from_secs(60), async || {
+    let all = until("a dead letter for each bad message", Duration::from_secs(240), async || {
         let taken = site.broker.take("dead").await;
         dead.extend(taken.into_iter().map(|message| (message.header("corpus-name").to_owned(), message)));
         (dead.len() >= corpus.len()).then_some(())
-    })
-    .await;
+    });
+    // Those that are missing are named below.
+    let _ = tokio::time::timeout(Duration::from_secs(30), all).await;
     let problems: Vec<_> = corpus.iter().filter_map(|bad| bad.problem(dead.get(&bad.name))).collect();
     assert!(problems.is_empty(), "{} of {}:\n{}", problems.len(), corpus.len(), problems.join("\n"));
 

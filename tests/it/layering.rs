@@ -16,9 +16,8 @@ const ROOMS: [(&str, &[&str]); 6] = [
 fn source(below: &Path) -> Vec<(PathBuf, String)> {
     let entries = std::fs::read_dir(below).unwrap().map(|entry| entry.unwrap().path());
     entries
-        .flat_map(|path| match path.is_dir() {
-            true => source(&path),
-            false => vec![(path.clone(), std::fs::read_to_string(path).unwrap())],
+        .flat_map(|path| {
+            if path.is_dir() { source(&path) } else { vec![(path.clone(), std::fs::read_to_string(path).unwrap())] }
         })
         .collect()
 }
@@ -56,6 +55,8 @@ fn imports(code: &str) -> Vec<String> {
 #[test]
 fn imports_go_downward_only() {
     let layers = layers();
+    // The adapters are the one row whose modules never use each other.
+    let adapters: Vec<_> = layers.keys().filter(|module| layers[*module] == layers["queue"]).cloned().collect();
     let mut wrong = Vec::new();
     for (file, code) in files() {
         let module = file.split('/').next().unwrap().to_owned();
@@ -67,8 +68,9 @@ fn imports_go_downward_only() {
             continue;
         };
         for import in imports(&code).into_iter().filter(|import| *import != module) {
-            // Modules of one layer may use each other only in the vocabulary (L0) and on the ground (L1).
-            let allowed = layers.get(&import).is_some_and(|below| below < height || (below == height && *height <= 2));
+            let below = layers.get(&import).is_some_and(|below| below < height);
+            let beside = layers.get(&import) == Some(height) && !adapters.contains(&module);
+            let allowed = below || beside;
             if !allowed {
                 wrong.push(format!("src/{file}.rs imports crate::{import}"));
             }
@@ -84,7 +86,9 @@ fn vendors_stay_in_their_rooms() {
     let mut wrong = Vec::new();
     for (file, code) in files() {
         for (vendor, rooms) in ROOMS {
-            let names = code.contains(&format!("{vendor}::")) || code.contains(&format!("use {vendor};"));
+            // A log target in quotes names no crate.
+            let named = code.replace(&format!("\"{vendor}"), "");
+            let names = named.contains(&format!("{vendor}::")) || named.contains(&format!("use {vendor};"));
             // A room is a module with everything below it: `session`, `session/assume`, but not `sessions`.
             let inside = rooms
                 .iter()

@@ -2,6 +2,7 @@
 //!
 //! `tests/run` starts the servers; without them, the tests that need them say so. What a test may use is in [`testbed`].
 #![expect(unreachable_pub, reason = "one binary, nothing is exported")]
+#![expect(clippy::float_cmp, reason = "metrics are counted in whole numbers")]
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod bad_jobs;
@@ -12,6 +13,8 @@ mod faults;
 mod harness;
 mod layering;
 mod names;
+mod queue_amqp;
+mod queue_conformance;
 mod reload;
 mod secrets;
 mod shop;

@@ -34,6 +34,7 @@ pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
     a_dropped_next_loses_nothing(&make("dropped").await).await;
     outcomes_are_out_when_the_settlement_is_done(&make("outcomes").await).await;
     stopping_gives_back_and_still_settles(&make("stopping").await).await;
+    a_pause_leaves_the_work_to_others(&make("pause").await).await;
     a_job_that_goes_nowhere_is_refused(&make("nowhere").await).await;
     many_settle_at_once_and_none_is_lost_or_doubled(&make("many").await).await;
 }
@@ -206,6 +207,29 @@ pub async fn stopping_gives_back_and_still_settles(fixture: &impl Fixture) {
     }
     assert_eq!(left.len(), 2);
     assert!(!left.contains(&settled));
+    queue.close().await;
+}
+
+pub async fn a_pause_leaves_the_work_to_others(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    for name in ["first", "second", "third"] {
+        queue.publish(job(name)).await.unwrap();
+    }
+    let first = next(&*queue, Lane::Scheduled).await;
+    queue.pause().await;
+    queue.settle(first, Settlement::Ack, vec![]).await.unwrap();
+    let other = fixture.open().await;
+    for _ in 0..2 {
+        let got = next(&*other, Lane::Scheduled).await;
+        other.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    }
+    other.close().await;
+    queue.publish(job("fourth")).await.unwrap();
+    queue.resume().await;
+    let got = next(&*queue, Lane::Scheduled).await;
+    assert!(got.body.windows(6).any(|word| word == b"fourth"));
+    queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    assert!(queue.ready().is_ok());
     queue.close().await;
 }
 

@@ -74,6 +74,26 @@ async fn two_workers_at_once_leave_one_object_and_one_outcome_that_counts() {
 }
 
 #[tokio::test]
+async fn a_worker_that_dies_loses_nothing() {
+    let (site, s3) = site("workerdies").await;
+    s3.on("PutObject").before(Effect::Delay(Duration::from_millis(100)));
+    let url = site.file("f", b"hello");
+    for n in 0..100 {
+        site.broker.schedule(&job(&format!("job-{n}"), &url, "acme", &format!("k-{n}"))).await;
+    }
+    let first = site.worker().await;
+    until("20 objects", Duration::from_secs(60), async || (s3.count("acme") >= 20).then_some(())).await;
+    first.kill();
+    assert!(s3.count("acme") < 100, "the worker died too late to show anything");
+    let second = site.worker().await;
+    site.broker.all_ended(100, Duration::from_secs(60)).await;
+    assert_eq!(s3.count("acme"), 100);
+    assert!(terminal_ids(&site.broker.outcomes().await).values().all(|ids| ids.len() == 1));
+    second.quiet().await;
+    site.broker.clean().await;
+}
+
+#[tokio::test]
 async fn a_broker_that_dies_in_the_middle_of_500_jobs_loses_none() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path());

@@ -16,7 +16,7 @@ use crate::job::{Compression, IfExists};
 /// A job as it is written. Nothing is checked yet but the shape.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(title = "job")]
+#[schemars(title = "consign job")]
 pub struct RawJob {
     /// 1.
     #[schemars(extend("const" = 1))]

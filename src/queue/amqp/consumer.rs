@@ -43,7 +43,7 @@ impl Fetched {
         let delivery = Delivery {
             lane,
             body: Bytes::from(data),
-            routing_key: settle::job_key(routing_key.as_str(), headers),
+            routing_key: settle::job_key(routing_key.as_str(), lane, headers),
             redelivered,
             delivery_count: delivery_count(headers),
             properties: visible(&properties),
@@ -64,6 +64,7 @@ pub(super) struct Loan {
 struct Waiting {
     deliveries: VecDeque<Fetched>,
     closed: bool,
+    paused: bool,
 }
 
 /// What was fetched for one lane. Bounded by the prefetch.
@@ -99,11 +100,11 @@ impl Intake {
         self.loans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a delivery for the worker. After [`Intake::close`] it is handed back to the caller, who gives it back.
+    /// Keeps a delivery for the worker. Closed or paused, it hands it back to the caller, who gives it back.
     pub(super) fn put(&self, lane: Lane, fetched: Fetched) -> Option<Fetched> {
         let backlog = self.backlog(lane);
         let mut waiting = backlog.lock();
-        if waiting.closed {
+        if waiting.closed || waiting.paused {
             return Some(fetched);
         }
         waiting.deliveries.push_back(fetched);
@@ -163,6 +164,30 @@ impl Intake {
             backlog.changed.notify_waiters();
         }
         left
+    }
+
+    /// Nothing is kept until [`Intake::resume`]. Returns what was fetched and not handed out.
+    pub(super) fn pause(&self) -> Vec<Fetched> {
+        let mut left = Vec::new();
+        for backlog in &self.backlogs {
+            let mut waiting = backlog.lock();
+            waiting.paused = true;
+            left.extend(waiting.deliveries.drain(..));
+        }
+        left
+    }
+
+    /// Deliveries are kept again.
+    pub(super) fn resume(&self) {
+        for backlog in &self.backlogs {
+            backlog.lock().paused = false;
+        }
+    }
+
+    /// Whether deliveries are wanted: neither closed nor paused.
+    pub(super) fn takes(&self) -> bool {
+        let waiting = self.backlogs[0].lock();
+        !waiting.closed && !waiting.paused
     }
 
     /// Whether [`Intake::close`] was called.

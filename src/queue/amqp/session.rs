@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt as _};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
@@ -98,11 +99,21 @@ pub(super) enum Phase {
     Closed,
 }
 
+/// One lane's consumer. `stopped` tells its pump that the end of the stream is our own doing.
+#[derive(Clone)]
+struct Consuming {
+    lane: Lane,
+    channel: Channel,
+    tag: ShortString,
+    stopped: CancellationToken,
+}
+
 /// Two connections: one consumes and acknowledges, one publishes.
 pub(super) struct Session {
     pub(super) publisher: Publisher,
     consuming: Option<Connection>,
-    consumers: Vec<(Channel, ShortString)>,
+    consumers: Mutex<Vec<Consuming>>,
+    generation: u64,
     health: Arc<Health>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -120,14 +131,16 @@ impl Session {
             let connection = shared.endpoint.connect("consumer").await?;
             watch_over(&mut tasks, &connection, &health);
             for (lane, prefetch) in &shared.lanes {
-                let (channel, consumer) = consume(shared, &connection, *lane, *prefetch).await?;
-                consumers.push((channel, consumer.tag()));
-                tasks.spawn(pump(Arc::clone(shared), Arc::clone(&health), consumer, *lane, generation));
+                let channel = lane_channel(&connection, *prefetch).await?;
+                let (consuming, consumer) = consume(shared, channel, *lane).await?;
+                tasks.spawn(pump(Arc::clone(shared), Arc::clone(&health), consumer, consuming.clone(), generation));
+                consumers.push(consuming);
             }
             consuming = Some(connection);
         }
         let publisher = Publisher::new(publishing, Arc::clone(&health), Arc::clone(&shared.metrics));
-        Ok(Self { publisher, consuming, consumers, health, tasks: Mutex::new(tasks) })
+        let (consumers, tasks) = (Mutex::new(consumers), Mutex::new(tasks));
+        Ok(Self { publisher, consuming, consumers, generation, health, tasks })
     }
 
     /// Why this session can't be worked with, if so.
@@ -135,20 +148,43 @@ impl Session {
         if self.health.is_over() {
             return Some(self.health.why());
         }
-        if self.consumers.iter().any(|(channel, _)| !channel.status().connected()) {
+        if self.consumers().iter().any(|consuming| !consuming.channel.status().connected()) {
             return Some("a consumer's channel is closed".to_owned());
         }
         self.health.blocked().map(|reason| format!("the broker blocks publishers: {reason}"))
     }
 
+    fn consumers(&self) -> Vec<Consuming> {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes deliveries again after [`Session::cancel_consumers`]. A refusal ends the session, and the next one consumes.
+    pub(super) async fn consume_again(&self, shared: &Arc<Shared>) {
+        for old in self.consumers() {
+            match consume(shared, old.channel, old.lane).await {
+                Ok((consuming, consumer)) => {
+                    let (shared, health) = (Arc::clone(shared), Arc::clone(&self.health));
+                    let pump = pump(shared, health, consumer, consuming.clone(), self.generation);
+                    self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(pump);
+                    let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+                    consumers.retain(|other| other.lane != consuming.lane);
+                    consumers.push(consuming);
+                }
+                Err(error) => return self.health.end(&error.to_string()),
+            }
+        }
+    }
+
     /// Takes no more deliveries; those on loan can still be settled.
     pub(super) async fn cancel_consumers(&self) {
-        for (channel, tag) in &self.consumers {
-            let cancelled = channel.basic_cancel(tag.clone(), BasicCancelOptions::default());
+        let cancel = async |Consuming { channel, tag, stopped, .. }: Consuming| {
+            stopped.cancel();
+            let cancelled = channel.basic_cancel(tag, BasicCancelOptions::default());
             if let Err(error) = call("cancelling a consumer", cancelled).await {
                 tracing::debug!(%error, "a consumer was not cancelled; its deliveries are given back");
             }
-        }
+        };
+        join_all(self.consumers().into_iter().map(cancel)).await;
     }
 
     /// Ends the tasks, then the connections. What is unsettled comes again.
@@ -170,23 +206,24 @@ async fn ensure_topology(shared: &Shared, connection: &Connection) -> Result<(),
     }
 }
 
-async fn consume(
-    shared: &Shared,
-    connection: &Connection,
-    lane: Lane,
-    prefetch: u16,
-) -> Result<(Channel, Consumer), QueueError> {
-    let queue = shared.names.jobs(lane);
-    let tag = short(&format!("{} {}", shared.worker_id, lane.as_str()))?;
+async fn lane_channel(connection: &Connection, prefetch: u16) -> Result<Channel, QueueError> {
     let channel = connection::open_channel(connection).await?;
     // A prefetch of 0 means "no limit" to the broker.
     call("setting the prefetch", channel.basic_qos(prefetch.max(1), BasicQosOptions::default())).await?;
-    let consumer = channel.basic_consume(short(&queue)?, tag, BasicConsumeOptions::default(), FieldTable::default());
-    let consumer = call(&format!("consuming from {queue}"), consumer).await?;
-    Ok((channel, consumer))
+    Ok(channel)
 }
 
-async fn pump(shared: Arc<Shared>, health: Arc<Health>, mut consumer: Consumer, lane: Lane, generation: u64) {
+async fn consume(shared: &Shared, channel: Channel, lane: Lane) -> Result<(Consuming, Consumer), QueueError> {
+    let queue = shared.names.jobs(lane);
+    let tag = short(&format!("{} {}", shared.worker_id, lane.as_str()))?;
+    let consumer = channel.basic_consume(short(&queue)?, tag, BasicConsumeOptions::default(), FieldTable::default());
+    let consumer = call(&format!("consuming from {queue}"), consumer).await?;
+    let tag = consumer.tag();
+    Ok((Consuming { lane, channel, tag, stopped: CancellationToken::new() }, consumer))
+}
+
+async fn pump(shared: Arc<Shared>, health: Arc<Health>, mut consumer: Consumer, consuming: Consuming, generation: u64) {
+    let lane = consuming.lane;
     while let Some(item) = consumer.next().await {
         match item {
             Ok(delivery) => {
@@ -197,7 +234,7 @@ async fn pump(shared: Arc<Shared>, health: Arc<Health>, mut consumer: Consumer, 
             Err(error) => return health.end(&connection::text(&error)),
         }
     }
-    if !shared.intake.is_closed() {
+    if !consuming.stopped.is_cancelled() {
         health.end(&format!("the broker ended the consumer of {} (was the queue deleted?)", shared.names.jobs(lane)));
     }
 }
@@ -244,7 +281,11 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 }
                 why
             }
-            Some(Err(error)) => error.to_string(),
+            Some(Err(error)) => {
+                // A lane that was consumed already may have fetched something.
+                shared.intake.forget();
+                error.to_string()
+            }
             None => break,
         };
         if !shared.stop.is_cancelled() {
@@ -266,7 +307,7 @@ async fn live(shared: &Arc<Shared>, session: Session, generation: u64) -> String
         shared.metrics.broker_reconnected();
     }
     shared.phase.send_replace(Phase::Up(Arc::clone(&session)));
-    if shared.intake.is_closed() {
+    if !shared.intake.takes() {
         session.cancel_consumers().await;
     }
     unless_stopped(&shared.stop, session.health.ended()).await;

@@ -10,6 +10,7 @@ use super::consumer::as_text;
 use super::declare::short;
 use super::publish::Message;
 use super::topology::Names;
+use crate::lane::Lane;
 use crate::outcome::Step;
 use crate::queue::{Event, Properties, Publication, QueueError};
 
@@ -24,13 +25,23 @@ pub(super) fn is_bookkeeping(name: &str) -> bool {
         || name.starts_with("x-last-death-")
 }
 
-/// The job's own routing key. Handed-over work comes by its former owner's key and carries the job's in a header.
-pub(super) fn job_key(routing_key: &str, headers: Option<&FieldTable>) -> String {
-    if routing_key.starts_with("job.") {
+/// The job's own routing key. Handed-over work comes by its former owner's key and carries the job's in a header. A job that was
+/// published straight into the queue has none: it gets one of its lane, else a copy of it would wait and find no way back.
+pub(super) fn job_key(routing_key: &str, lane: Lane, headers: Option<&FieldTable>) -> String {
+    if leads_back(routing_key) {
         return routing_key.to_owned();
     }
     let carried = headers.and_then(|table| table.inner().get(ORIGINAL_KEY)).and_then(as_text);
-    carried.unwrap_or_else(|| routing_key.to_owned())
+    carried.filter(|key| leads_back(key)).unwrap_or_else(|| match lane {
+        Lane::Backfill => "job.backfill._direct".to_owned(),
+        Lane::Scheduled | Lane::Continued => "job.scheduled._direct".to_owned(),
+    })
+}
+
+/// Whether the bindings of the job queues match this key: `job.<lane>.<one word>`.
+fn leads_back(key: &str) -> bool {
+    let word = key.strip_prefix("job.scheduled.").or_else(|| key.strip_prefix("job.backfill."));
+    word.is_some_and(|word| !word.contains('.'))
 }
 
 /// A copy that waits on `rung` and then comes back to its lane.
@@ -255,9 +266,11 @@ mod tests {
     fn handed_over_work_keeps_the_jobs_own_key() {
         let mut headers = FieldTable::default();
         headers.insert(ORIGINAL_KEY.into(), AMQPValue::LongString("job.backfill.a".into()));
-        assert_eq!(job_key("worker-7", Some(&headers)), "job.backfill.a");
-        assert_eq!(job_key("job.scheduled.b", Some(&headers)), "job.scheduled.b");
-        assert_eq!(job_key("worker-7", None), "worker-7");
+        assert_eq!(job_key("worker-7", Lane::Continued, Some(&headers)), "job.backfill.a");
+        assert_eq!(job_key("job.scheduled.b", Lane::Scheduled, Some(&headers)), "job.scheduled.b");
+        assert_eq!(job_key("worker-7", Lane::Continued, None), "job.scheduled._direct");
+        assert_eq!(job_key("consign.jobs.backfill", Lane::Backfill, None), "job.backfill._direct");
+        assert_eq!(job_key("job.scheduled.a.b", Lane::Scheduled, None), "job.scheduled._direct");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::shop::{REGION, Shop, role_destination, site};
+use crate::shop::{KMS_KEY, REGION, Shop, role_destination, site};
 use crate::testbed::broker::Message;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
@@ -69,6 +69,21 @@ async fn a_bucket_in_another_region_heals_itself() {
     assert_eq!(shop.s3.calls("PutObject").iter().filter(|call| wrong(call)).count(), 1, "learnt once");
     assert_eq!(shop.s3.calls("CreateMultipartUpload").iter().filter(|call| wrong(call)).count(), 0, "and remembered");
     assert!(shop.worker.log().contains("us-west-2"), "the operator is warned");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_kms_key_goes_with_every_object_that_asks_for_it() {
+    let shop = Shop::open("kms").await;
+    shop.schedule_with("small", b"hello", &json!({"destination": "acme-kms"})).await;
+    shop.schedule_with("large", &bytes(22, 20 * MIB), &json!({"destination": "acme-kms"})).await;
+    for name in ["small", "large"] {
+        let data = shop.delivered(name).await;
+        assert_eq!(data["encryption"], json!({"algorithm": "aws:kms", "kms_key_arn": KMS_KEY}));
+        let object = shop.object(name).unwrap();
+        assert_eq!(object.header("x-amz-server-side-encryption"), Some("aws:kms"));
+        assert_eq!(object.header("x-amz-server-side-encryption-aws-kms-key-id"), Some(KMS_KEY));
+    }
     shop.close().await;
 }
 

@@ -1,9 +1,11 @@
 //! Time heals it: a few tries in the process, then the wait ladder by attempt.
 
-use crate::shop::Shop;
-use crate::testbed::MIB;
-use crate::testbed::bytes;
+use std::time::Duration;
+
+use crate::shop::{Shop, site};
+use crate::testbed::proxy::{Proxy, Weather};
 use crate::testbed::scripted::Effect;
+use crate::testbed::{MIB, bytes, until};
 
 const SLOW_DOWN: Effect = Effect::Error(503, "SlowDown", "Please reduce your request rate.");
 
@@ -26,7 +28,7 @@ async fn a_bucket_that_stays_slow_sends_the_job_to_the_first_rung() {
     let waiting = shop.site.broker.taken("wait.5s", "\"a\"").await;
     assert_eq!(waiting.header("x-attempt"), "1", "{:?}", waiting.headers);
     assert!(waiting.header("x-first-failure-at").starts_with("20"), "{:?}", waiting.headers);
-    assert_eq!((waiting.routing_key.as_str(), waiting.message_id.as_deref()), ("job.scheduled.acme", Some("a")));
+    assert_eq!((waiting.routing_key.as_str(), waiting.id.as_deref()), ("job.scheduled.acme", Some("a")));
     assert_eq!(shop.failures("slow_down").await, 1.0);
     let told = shop.site.broker.outcomes_of("a").await;
     assert_eq!(told.len(), 1);
@@ -41,7 +43,7 @@ async fn when_the_fault_stops_the_waiting_job_is_delivered() {
     let shop = Shop::open("heals").await;
     shop.s3.on("PutObject").before(Effect::Error(500, "InternalError", "We encountered an internal error."));
     shop.schedule("a", b"hello").await;
-    crate::testbed::until("a charged attempt", std::time::Duration::from_secs(60), async || {
+    until("a charged attempt", Duration::from_secs(60), async || {
         (shop.site.broker.outcomes_of("a").await.len() == 1).then_some(())
     })
     .await;
@@ -99,5 +101,26 @@ async fn all_sessions_gone_is_one_refresh_for_all_parts() {
     assert_eq!(shop.delivered("a").await["attempts"], 1);
     assert_eq!(shop.object("a").unwrap().bytes, content);
     assert_eq!(shop.s3.calls("AssumeRole").len(), 2);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn connections_that_break_in_the_middle_of_parts_cost_tries_and_not_the_job() {
+    let (mut site, s3) = site("cut").await;
+    let proxy = Proxy::before(s3.address).await;
+    site.set("aws.s3_endpoint_url", format!("http://{}", proxy.address));
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    proxy.set(Weather::CutAfter(3 * MIB));
+    let content = bytes(50, 40 * MIB);
+    shop.schedule("a", &content).await;
+    until("a part was tried again", Duration::from_secs(60), async || {
+        (shop.worker.metric("consign_parts_total", "result=\"retried\"").await > 0.0).then_some(())
+    })
+    .await;
+    proxy.set(Weather::Fair);
+    shop.delivered("a").await;
+    assert_eq!(shop.object("a").unwrap().bytes, content);
+    assert_eq!(shop.s3.open_uploads(), 0);
     shop.close().await;
 }

@@ -20,7 +20,7 @@ use super::{exported, until};
 #[derive(Debug, Clone)]
 pub struct Message {
     pub routing_key: String,
-    pub message_id: Option<String>,
+    pub id: Option<String>,
     pub content_type: Option<String>,
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
@@ -37,7 +37,7 @@ impl Message {
 
     /// Everything of it as text, for searches.
     pub fn text(&self) -> String {
-        format!("{} {:?} {:?} {}", self.routing_key, self.message_id, self.headers, String::from_utf8_lossy(&self.body))
+        format!("{} {:?} {:?} {}", self.routing_key, self.id, self.headers, String::from_utf8_lossy(&self.body))
     }
 }
 
@@ -62,10 +62,11 @@ impl Broker {
 
     async fn channel(&self) -> Option<Channel> {
         let mut held = self.channel.lock().await;
-        if let Some((connection, channel)) = &*held {
-            if connection.status().connected() && channel.status().connected() {
-                return Some(channel.clone());
-            }
+        if let Some((connection, channel)) = &*held
+            && connection.status().connected()
+            && channel.status().connected()
+        {
+            return Some(channel.clone());
         }
         *held = None;
         let connection = Connection::connect(&self.url, ConnectionProperties::default()).await.ok()?;
@@ -206,7 +207,7 @@ fn read(delivery: &lapin::message::Delivery) -> Message {
     });
     Message {
         routing_key: delivery.routing_key.to_string(),
-        message_id: properties.message_id().as_ref().map(ToString::to_string),
+        id: properties.message_id().as_ref().map(ToString::to_string),
         content_type: properties.content_type().as_ref().map(ToString::to_string),
         headers: headers.unwrap_or_default(),
         body: delivery.data.clone(),

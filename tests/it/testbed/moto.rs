@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, ResponseChecksumValidation};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sigv4::http_request::{PayloadChecksumKind, SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
@@ -59,7 +59,7 @@ impl Moto {
     /// A user who may do what `statements` say; gives its ARN and key.
     pub async fn make_user(&self, name: &str, statements: Value) -> (String, Key) {
         self.iam(&[("Action", "CreateUser"), ("UserName", name)]).await;
-        let policy = document(statements);
+        let policy = document(&statements);
         let put = [("Action", "PutUserPolicy"), ("UserName", name), ("PolicyName", "p"), ("PolicyDocument", &policy)];
         self.iam(&put).await;
         let made = self.iam(&[("Action", "CreateAccessKey"), ("UserName", name)]).await;
@@ -69,12 +69,12 @@ impl Moto {
 
     /// A role that `principal` may assume with this external id, and that may do what `statements` say; gives its ARN.
     pub async fn make_role(&self, name: &str, principal: &str, external_id: &str, statements: Value) -> String {
-        let trust = document(json!([{
+        let trust = document(&json!([{
             "Effect": "Allow", "Principal": {"AWS": principal}, "Action": "sts:AssumeRole",
             "Condition": {"StringEquals": {"sts:ExternalId": external_id}},
         }]));
         self.iam(&[("Action", "CreateRole"), ("RoleName", name), ("AssumeRolePolicyDocument", &trust)]).await;
-        let policy = document(statements);
+        let policy = document(&statements);
         let put = [("Action", "PutRolePolicy"), ("RoleName", name), ("PolicyName", "p"), ("PolicyDocument", &policy)];
         self.iam(&put).await;
         format!("arn:aws:iam::{ACCOUNT}:role/{name}")
@@ -136,6 +136,8 @@ fn s3_client(url: &str, key: &Key) -> aws_sdk_s3::Client {
         .region(Region::new("us-east-1"))
         .endpoint_url(url)
         .force_path_style(true)
+        // Without awscrt, moto answers a CRC-32 where the CRC-64/NVME of a multipart object is asked for.
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .credentials_provider(Credentials::new(&key.id, &key.secret, None, None, "tests"))
         .build();
     aws_sdk_s3::Client::from_conf(config)
@@ -157,7 +159,7 @@ pub fn platform_policy(staging: &str) -> Value {
     ])
 }
 
-fn document(statements: Value) -> String {
+fn document(statements: &Value) -> String {
     json!({"Version": "2012-10-17", "Statement": statements}).to_string()
 }
 

@@ -72,7 +72,6 @@ impl Proxy {
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             carried += read;
             match self.weather() {
-                Weather::Fair => {}
                 Weather::Latency(delay) => tokio::time::sleep(delay).await,
                 Weather::Reset => {
                     let _ = from.as_ref().set_zero_linger();
@@ -81,7 +80,7 @@ impl Proxy {
                 }
                 Weather::BlackHole => std::future::pending().await,
                 Weather::CutAfter(limit) if upwards && carried > limit => return,
-                Weather::CutAfter(_) => {}
+                Weather::Fair | Weather::CutAfter(_) => {}
             }
             if to.write_all(&buffer[..read]).await.is_err() {
                 return;

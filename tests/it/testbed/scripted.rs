@@ -142,11 +142,6 @@ impl ScriptedS3 {
         self.store().make_bucket(name, region, owner);
     }
 
-    /// How long a session lasts from now on.
-    pub fn sessions_last(&self, duration: Duration) {
-        self.store().session_lasts = duration;
-    }
-
     /// Ends all sessions: their next call is answered with ExpiredToken.
     pub fn expire_sessions(&self) {
         self.store().expire_sessions();

@@ -127,7 +127,7 @@ impl Reply {
         self
     }
 
-    pub fn xml(mut self, body: String) -> Self {
+    pub fn xml(mut self, body: &str) -> Self {
         self.headers.push(("content-type".to_owned(), "application/xml".to_owned()));
         self.body = Bytes::from(format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{body}"));
         self
@@ -147,7 +147,7 @@ impl Reply {
                  <HostId>scripted</HostId></Error>"
             )
         };
-        Self { status, ..Self::ok() }.xml(body)
+        Self { status, ..Self::ok() }.xml(&body)
     }
 
     pub fn wrong_checksum(&mut self) {

@@ -1,7 +1,7 @@
 //! The operations: what S3 and STS answer when nobody interferes.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use jiff::Timestamp;
@@ -9,6 +9,9 @@ use jiff::Timestamp;
 use super::call::{Call, Reply, escape};
 use super::store::{Object, Part, Session, Store, Upload, crc, etag, whole_second};
 use crate::testbed::MIB;
+
+/// What AssumeRole grants.
+const SESSION: Duration = Duration::from_secs(3600);
 
 type Answer = Result<Reply, Reply>;
 
@@ -41,11 +44,11 @@ impl Store {
     fn assume_role(&mut self, call: &Call) -> Reply {
         let id = format!("ASIASCRIPTED{:08}", self.draw());
         let account = call.asked("RoleArn").split(':').nth(4).unwrap_or_default().to_owned();
-        self.sessions.insert(id.clone(), Session { account, ends: Instant::now() + self.session_lasts });
-        let ends = Timestamp::now() + self.session_lasts;
+        self.sessions.insert(id.clone(), Session { account, ends: Instant::now() + SESSION });
+        let ends = Timestamp::now() + SESSION;
         let role = escape(call.asked("RoleArn"));
         let name = escape(call.asked("RoleSessionName"));
-        Reply::ok().xml(format!(
+        Reply::ok().xml(&format!(
             "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult>\
              <AssumedRoleUser><Arn>{role}/{name}</Arn><AssumedRoleId>AROASCRIPTED:{name}</AssumedRoleId></AssumedRoleUser>\
              <Credentials><AccessKeyId>{id}</AccessKeyId><SecretAccessKey>marked-secret-session-key</SecretAccessKey>\
@@ -87,11 +90,7 @@ impl Store {
     fn put_object(&mut self, call: &Call) -> Answer {
         self.unless_taken(call)?;
         checked(call)?;
-        let object = Object {
-            headers: call.headers.clone(),
-            writer: call.access_key_id.clone(),
-            ..Object::plain(call.body.clone())
-        };
+        let object = Object { headers: call.headers.clone(), ..Object::plain(call.body.clone()) };
         let reply = encrypted(Reply::ok(), call).with("etag", format!("\"{}\"", object.etag));
         let reply = match call.header("x-amz-checksum-crc64nvme") {
             Some(_) => {
@@ -120,7 +119,7 @@ impl Store {
             }
             None => reply,
         };
-        reply.xml(format!(
+        reply.xml(&format!(
             "<InitiateMultipartUploadResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>{}</Bucket>\
              <Key>{}</Key><UploadId>{id}</UploadId></InitiateMultipartUploadResult>",
             call.bucket,
@@ -152,8 +151,6 @@ impl Store {
             etag: format!("{}-{listed}", etag(&bytes)),
             modified: upload.initiated,
             headers: upload.headers.clone(),
-            writer: call.access_key_id.clone(),
-            parts: listed,
             bytes,
         };
         self.uploads.remove(call.asked("uploadId"));
@@ -173,7 +170,7 @@ impl Store {
             object.etag
         );
         self.put(&call.bucket, &call.key, object);
-        Ok(encrypted(Reply::ok(), &created).xml(body))
+        Ok(encrypted(Reply::ok(), &created).xml(&body))
     }
 
     fn abort(&mut self, call: &Call) -> Answer {
@@ -215,7 +212,7 @@ impl Store {
                 object.bytes.len()
             );
         }
-        Reply::ok().xml(format!(
+        Reply::ok().xml(&format!(
             "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>{}</Name><Prefix>{}</Prefix>\
              <KeyCount>{}</KeyCount><MaxKeys>{most}</MaxKeys><IsTruncated>false</IsTruncated>{body}</ListBucketResult>",
             call.bucket,
@@ -244,7 +241,7 @@ impl Store {
 
     fn location(&self, call: &Call) -> Reply {
         let region = &self.buckets[&call.bucket].region;
-        Reply::ok().xml(format!(
+        Reply::ok().xml(&format!(
             "<LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{region}</LocationConstraint>"
         ))
     }
@@ -258,7 +255,7 @@ impl Store {
 }
 
 fn caller(call: &Call) -> Reply {
-    Reply::ok().xml(format!(
+    Reply::ok().xml(&format!(
         "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
          <Arn>arn:aws:iam::999999999999:user/{0}</Arn><UserId>{0}</UserId><Account>999999999999</Account>\
          </GetCallerIdentityResult></GetCallerIdentityResponse>",

@@ -1,7 +1,7 @@
 //! What the scripted S3 and STS hold.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -16,15 +16,12 @@ pub struct Object {
     pub modified: Timestamp,
     /// The headers of the call that made it: encryption, content type, metadata.
     pub headers: BTreeMap<String, String>,
-    /// The access key id that wrote it.
-    pub writer: String,
-    pub parts: usize,
 }
 
 impl Object {
     pub fn plain(bytes: Bytes) -> Self {
         let etag = etag(&bytes);
-        Self { bytes, etag, modified: whole_second(), headers: BTreeMap::new(), writer: String::new(), parts: 0 }
+        Self { bytes, etag, modified: whole_second(), headers: BTreeMap::new() }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -61,28 +58,14 @@ pub struct Session {
     pub ends: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Store {
     pub buckets: BTreeMap<String, Bucket>,
     pub uploads: BTreeMap<String, Upload>,
     pub sessions: BTreeMap<String, Session>,
     /// Calls with one customer's session for another customer's bucket.
     pub foreign: Vec<String>,
-    pub session_lasts: Duration,
     pub drawn: u32,
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        Self {
-            buckets: BTreeMap::new(),
-            uploads: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            foreign: Vec::new(),
-            session_lasts: Duration::from_secs(3600),
-            drawn: 0,
-        }
-    }
 }
 
 impl Store {
