@@ -125,16 +125,23 @@ impl Sources {
 
     async fn open_file(&self, source: &job::Source, path: &Path) -> Result<SourceStream, Failure> {
         let root = self.root.clone().ok_or_else(|| off("source.file_root is not set, so no file may be read"))?;
-        let (path, metrics) = (path.to_owned(), Arc::clone(&self.metrics));
-        let opened = tokio::task::spawn_blocking(move || FileSource::open(&root, &path, metrics));
-        let stopped = |_| Failure::new(Reason::SourceUnavailable, "the worker stops; the file was not opened");
-        let file = Arc::new(opened.await.map_err(stopped)??);
+        let file = Arc::new(match FileSource::open_cached(&root, path, &self.metrics) {
+            Some(file) => file,
+            None => self.open_waiting(root, path.to_owned()).await?,
+        });
         let validator = file.validator();
         let expected = Expected::of(source, self.config.max_bytes, Some(file.length()), Some(&validator))?;
         if let Some(wanted) = &expected.sha256 {
             proof::same_digest(wanted, &FileSource::sha256(&file).await?)?;
         }
         Ok(SourceStream { length: Some(file.length()), validator: Some(validator), body: SourceBody::File(file) })
+    }
+
+    async fn open_waiting(&self, root: Arc<Path>, path: std::path::PathBuf) -> Result<FileSource, Failure> {
+        let metrics = Arc::clone(&self.metrics);
+        let opened = tokio::task::spawn_blocking(move || FileSource::open(&root, &path, metrics));
+        let stopped = |_| Failure::new(Reason::SourceUnavailable, "the worker stops; the file was not opened");
+        opened.await.map_err(stopped)?
     }
 
     fn stream(&self, source: &job::Source, opened: Opened) -> Result<SourceStream, Failure> {

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::Fallible;
 
 /// How long no outcome may arrive before the bench gives up.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 /// Channels that publish at once, and confirms outstanding on each.
 const CHANNELS: usize = 4;
 const OUTSTANDING: usize = 64;

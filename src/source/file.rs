@@ -50,7 +50,17 @@ impl FileSource {
     /// Fails as `source_forbidden` (outside, or no regular file), `source_not_found`, `source_denied` or
     /// `source_unavailable`.
     pub fn open(root: &Path, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
-        let file = open::beneath(root, path)?;
+        Self::opened(open::beneath(root, path)?, path, metrics)
+    }
+
+    /// The same without waiting for a disk: safe on a runtime worker, and without the two changes of threads that cost more
+    /// than a small file's upload. `None` when it would have to wait, or at any trouble: then [`FileSource::open`] says which.
+    pub fn open_cached(root: &Path, path: &Path, metrics: &Arc<Metrics>) -> Option<Self> {
+        let file = open::beneath_cached(root, path)?;
+        Self::opened(file, path, Arc::clone(metrics)).ok()
+    }
+
+    fn opened(file: File, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
         let opened = open::regular(&file, path)?;
         Ok(Self { file, path: path.to_owned(), opened, nowait_unsupported: AtomicBool::new(false), metrics })
     }

@@ -13,6 +13,12 @@ use crate::outcome::{Failure, Reason};
 /// `NONBLOCK`, so that a FIFO without a writer can't hold the thread; it means nothing for regular files.
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
+/// Nothing above the directory that is opened from, and no link at all.
+#[cfg(target_os = "linux")]
+const RESOLVE: rustix::fs::ResolveFlags = rustix::fs::ResolveFlags::BENEATH
+    .union(rustix::fs::ResolveFlags::NO_SYMLINKS)
+    .union(rustix::fs::ResolveFlags::NO_MAGICLINKS);
+
 /// Opens `path`, which names a place below `root`, whatever the file turns out to be.
 pub(super) fn beneath(root: &Path, path: &Path) -> Result<File, Failure> {
     let inside = relative(root, path)?;
@@ -25,6 +31,24 @@ pub(super) fn beneath(root: &Path, path: &Path) -> Result<File, Failure> {
     }
     .map(File::from)
     .map_err(|error| failure(path, error))
+}
+
+/// The same from what the kernel has in memory, without waiting for a disk: safe on a runtime worker.
+///
+/// `None` when it can't tell without waiting, or at any trouble: then [`beneath`] on a blocking thread is the way, and says
+/// what the trouble is.
+#[cfg(target_os = "linux")]
+pub(super) fn beneath_cached(root: &Path, path: &Path) -> Option<File> {
+    use rustix::fs::{CWD, ResolveFlags, openat2};
+    let inside = relative(root, path).ok()?;
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat2(CWD, root, directory, Mode::empty(), ResolveFlags::CACHED).ok()?;
+    openat2(directory, inside, FLAGS, Mode::empty(), RESOLVE | ResolveFlags::CACHED).ok().map(File::from)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn beneath_cached(_: &Path, _: &Path) -> Option<File> {
+    None
 }
 
 /// The file's stamp, if it is a regular file.
@@ -69,9 +93,7 @@ fn relative<'a>(root: &Path, path: &'a Path) -> Result<&'a Path, Failure> {
 
 #[cfg(target_os = "linux")]
 fn resolve_beneath(directory: &OwnedFd, inside: &Path) -> rustix::io::Result<OwnedFd> {
-    use rustix::fs::ResolveFlags;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(directory, inside, FLAGS, Mode::empty(), resolve)
+    rustix::fs::openat2(directory, inside, FLAGS, Mode::empty(), RESOLVE)
 }
 
 #[cfg(not(target_os = "linux"))]
