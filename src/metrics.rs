@@ -34,6 +34,14 @@ const OPERATIONS: [&str; 8] = [
     "DeleteObject",
 ];
 const STATUSES: [&str; 6] = ["2xx", "3xx", "4xx", "5xx", "timeout", "connection"];
+/// Why a message may be refused before it is a job for somebody.
+const REFUSALS: [Reason; 5] = [
+    Reason::InvalidJob,
+    Reason::SchemaVersion,
+    Reason::InvalidKey,
+    Reason::SourceForbidden,
+    Reason::UnknownDestination,
+];
 const SETTLEMENTS: [&str; 6] = ["ack", "retry", "defer", "dead", "lease", "return"];
 
 /// The metrics of one worker. Built once, shared by reference.
@@ -210,7 +218,7 @@ impl Metrics {
         touch(&self.session_requests, &[["hit"], ["miss"], ["coalesced"], ["denied"]]);
         touch(&self.assume_role, &[["ok"], ["denied"], ["error"]]);
         touch(&self.settlements, &SETTLEMENTS.map(|s| [s]));
-        touch(&self.decode_failures, &[["invalid_job"], ["schema_version"], ["invalid_key"], ["too_large"]]);
+        touch(&self.decode_failures, &REFUSALS.map(|reason| [reason.as_str()]));
         self.reload_successful.set(1);
     }
 
@@ -247,8 +255,10 @@ impl Metrics {
         self.destinations.attempt_failed(destination, failure.class());
     }
 
-    /// A message that is no job was refused.
-    pub fn decode_failed(&self, reason: Reason) {
+    /// A message that is no job, or one for nobody, was refused. It counts as a failed transfer of its lane, and of no destination:
+    /// names that nobody configured must not use up the labels.
+    pub fn decode_failed(&self, lane: Lane, reason: Reason) {
+        self.transfers.with_label_values(&[lane.as_str(), OutcomeKind::Failed.as_str()]).inc();
         self.decode_failures.with_label_values(&[reason.as_str()]).inc();
         self.failures.with_label_values(&[reason.class().as_str(), reason.as_str()]).inc();
     }

@@ -272,7 +272,7 @@ impl Worker {
 
     async fn refuse(&self, delivery: Delivery, refusal: Refusal) {
         let Refusal { failure, job, rejected } = refusal;
-        self.parts.metrics.decode_failed(failure.reason);
+        self.parts.metrics.decode_failed(delivery.lane, failure.reason);
         let (job_id, destination) = match (&job, &rejected) {
             (Some(job), _) => (Some(&job.id), Some(job.destination.id())),
             (None, Some(rejected)) => (rejected.job_id.as_ref(), rejected.destination.as_ref()),
