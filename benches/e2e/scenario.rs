@@ -65,6 +65,8 @@ impl Scenario {
         for index in 0..self.files {
             fill(&folder.join(file_name(index)), self.size, index)?;
         }
+        // Else the write-back of these files competes with the broker's own syncs while the clock runs.
+        rustix::fs::syncfs(File::open(&folder)?)?;
         Ok(folder)
     }
 }
