@@ -113,7 +113,7 @@ pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, Sta
 /// How much each lane fetches ahead: enough to hide the broker's round trip, and no more than is soon begun.
 fn lanes(config: &Config) -> Vec<(Lane, u16)> {
     let slots = config.worker.slots.get();
-    let ahead = |running: u32| u16::try_from(running + running.div_ceil(2)).unwrap_or(u16::MAX);
+    let ahead = |running: u32| u16::try_from(running * 2).unwrap_or(u16::MAX);
     let mut lanes = vec![(Lane::Continued, ahead(slots)), (Lane::Scheduled, ahead(slots))];
     if config.worker.backfill_slots > 0 {
         lanes.push((Lane::Backfill, ahead(config.worker.backfill_slots.min(slots))));

@@ -36,7 +36,7 @@ use part::{Part, PartReader, Pool};
 use plan::{Growing, Limits, Plan};
 
 /// Files up to this length are read whole before they are sent.
-const SMALL_FILE: u64 = 256 << 10;
+const SMALL_FILE: u64 = part::CHUNK as u64;
 
 /// Uploads objects. Built once; holds the one budget of all buffered parts.
 #[derive(Debug)]
@@ -159,7 +159,7 @@ impl Uploader {
             }
             Plan::Single(_) | Plan::Growing(_) => {
                 let part = if length <= SMALL_FILE {
-                    part::read_small(&file, checked).await?
+                    part::read_small(&file, &self.pool, checked).await?
                 } else {
                     Part::of_file(file.clone(), self.pool.clone(), 1, 0, length, checked).await?
                 };

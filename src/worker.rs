@@ -1,7 +1,7 @@
 //! The worker: permit, delivery, transfer, verdict, settlement; and the drain.
 //!
-//! Order of things: a permit is taken before a delivery, and rides in its task until the delivery is settled. Drained means
-//! that all tasks have ended. A panic in a transfer becomes a failed attempt of that job alone.
+//! Order of things: a permit is taken before a delivery, and rides in its task until the transfer has ended. Drained means that
+//! all tasks have ended, their settlements included. A panic in a transfer becomes a failed attempt of that job alone.
 
 mod board;
 mod headers;
@@ -26,7 +26,7 @@ use crate::job::{self, DestinationRef, Job};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
-use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
+use crate::queue::{BoxFuture, Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::{Attempt, Transfers};
 use crate::upload::Progress;
 pub use board::{Board, RunningTransfer};
@@ -294,7 +294,7 @@ impl Worker {
         let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
         let id = AttemptId { run, attempts: history.attempts, deferrals: history.deferrals };
         match self.ledger.enter(id) {
-            Entry::Mine(running) => self.work(delivery, &job, &destination, running).await,
+            Entry::Mine(running) => self.work(delivery, &job, &destination, running, permits).await,
             Entry::Delivered(event) => {
                 tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
                 self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
@@ -323,7 +323,14 @@ impl Worker {
         }
     }
 
-    async fn work(&self, delivery: Delivery, job: &Job, destination: &Arc<Destination>, running: Running) {
+    async fn work(
+        &self,
+        delivery: Delivery,
+        job: &Job,
+        destination: &Arc<Destination>,
+        running: Running,
+        permits: Permits,
+    ) {
         let started_at = Timestamp::now();
         let started = Instant::now();
         let history = headers::history(&delivery.properties.headers);
@@ -371,6 +378,8 @@ impl Worker {
             running.delivered(event.clone());
         }
         let events = verdict.event.into_iter().collect();
+        // The slot is for transfers; what waits for the broker's confirm is bounded by what may be fetched.
+        drop(permits);
         let returned = matches!(verdict.settlement, Settlement::Return);
         let settled = self.settle(delivery, verdict.settlement, events).await;
         running.leave(settled && !returned);
@@ -378,7 +387,9 @@ impl Worker {
 
     /// The transfer behind its panic boundary and its deadline.
     async fn bounded(&self, job: &Job, attempt: &Attempt<'_>) -> Ended {
-        let transfer = AssertUnwindSafe(self.parts.transfers.run(job, attempt)).catch_unwind();
+        // Boxed: a future of 16 KiB would be copied at every step outwards.
+        let transfer: BoxFuture<'_, Ended> = Box::pin(self.parts.transfers.run(job, attempt));
+        let transfer = AssertUnwindSafe(transfer).catch_unwind();
         match timeout(DEADLINE, transfer).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(_)) => Ended::Failed(Failure::new(

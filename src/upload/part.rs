@@ -83,21 +83,23 @@ impl Part {
 }
 
 /// Reads a small file whole, at once where it is in the page cache.
-pub(super) async fn read_small(file: &Arc<FileSource>, checked: bool) -> Result<Part, Failure> {
-    let length = usize::try_from(file.length()).unwrap_or(usize::MAX);
-    let mut buffer = vec![0; length];
-    let cached = file.read_at_cached(0, &mut buffer).ok().flatten() == Some(length);
+///
+/// The file must not be longer than [`CHUNK`].
+pub(super) async fn read_small(file: &Arc<FileSource>, pool: &Pool, checked: bool) -> Result<Part, Failure> {
+    let length = usize::try_from(file.length()).unwrap_or(usize::MAX).min(CHUNK);
+    let mut buffer = pool.take();
+    let cached = file.read_at_cached(0, &mut buffer[..length]).ok().flatten() == Some(length);
     if !cached {
         let reader = file.clone();
-        let read = tokio::task::spawn_blocking(move || reader.read_at(0, &mut buffer).map(|n| (buffer, n)));
+        let read = tokio::task::spawn_blocking(move || reader.read_at(0, &mut buffer[..length]).map(|n| (buffer, n)));
         let (filled, n) = read.await.map_err(io::Error::other).and_then(|r| r).map_err(|e| file.unreadable(&e))?;
         if n != length {
             return Err(file.ended_early(n as u64));
         }
         buffer = filled;
     }
-    let crc = checked.then(|| crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &buffer));
-    Ok(Part::of_memory(1, buffer.into(), crc, None))
+    let crc = checked.then(|| crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &buffer[..length]));
+    Ok(Part::of_memory(1, pool.lend(buffer, length), crc, None))
 }
 
 async fn crc_of_range(file: Arc<FileSource>, pool: Pool, offset: u64, length: u64) -> Result<u64, Failure> {
