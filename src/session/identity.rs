@@ -1,5 +1,8 @@
 //! The worker's own identity: the standard AWS chain, and the role that customers trust if one is configured.
 
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -26,9 +29,15 @@ impl Identity {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http.clone())
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
-        if let Some(region) = &aws.region {
-            loader = loader.region(aws_config::Region::new(region.as_str().to_owned()));
-        }
+        loader = match &aws.region {
+            Some(region) => loader.region(aws_config::Region::new(region.as_str().to_owned())),
+            // Not the instance's metadata: away from EC2 they take seconds not to answer, and STS is called in the
+            // destination's region where none is named.
+            None => loader.region(
+                RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+                    .or_else(ProfileFileRegionProvider::new()),
+            ),
+        };
         let mut sdk = loader.load().await;
         if let Some(role) = &aws.identity_role_arn {
             let mut sts = sdk.clone().into_builder();
