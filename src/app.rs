@@ -169,18 +169,18 @@ fn admin_state(
         ready: Arc::new(move || ready.ready()),
         live: Arc::new(move || live.alive()),
         status: Arc::new(move || {
-            let (free, backfill_free) = shown.free_slots();
             let not_ready = shown.ready().err();
+            let running = shown.board().list();
             json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "worker": id,
                 "prefix": prefix,
                 "ready": not_ready.is_none(),
                 "not_ready_because": not_ready,
-                "slots": { "total": slots, "free": free, "backfill": backfill_slots, "backfill_free": backfill_free },
+                "slots": { "total": slots, "busy": running.len(), "backfill": backfill_slots },
                 "sessions": sessions.len(),
                 "destinations": destinations.borrow().len(),
-                "running": shown.board().list(),
+                "running": running,
             })
         }),
     }

@@ -140,11 +140,6 @@ impl Worker {
         self.beat.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < STUCK
     }
 
-    /// Slots that are free: all, and of those for backfills.
-    pub fn free_slots(&self) -> (usize, usize) {
-        (self.slots.available_permits(), self.backfill_slots.available_permits())
-    }
-
     /// Takes jobs until `drain` is cancelled, then drains within `worker.drain_timeout`: running transfers may finish, what
     /// can't finish in time goes back to the queue untouched, and what was fetched but not begun goes back at once.
     ///

@@ -113,6 +113,7 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
     };
     let name = format!("{} enqueue", config.worker.id);
     let queue = Amqp::start(&config.broker, &name, Vec::new(), Arc::new(Metrics::new(1)))?;
+    tracing::info!(seconds = CONNECT_LIMIT.as_secs(), "connecting; without a broker this gives up");
     queue.connected(CONNECT_LIMIT).await?;
     let report = Arc::new(Report::new(input.known_length(), json));
     let waiter =

@@ -101,7 +101,7 @@ fn build(mut layers: Layers) -> Result<Loaded, Problems> {
     }
     match validated {
         Ok(config) if problems.is_empty() => Ok(Loaded { settings: settings(&tree, &layers), config }),
-        _ => Err(Problems(problems)),
+        _ => Err(Problems::sorted(problems)),
     }
 }
 

@@ -48,7 +48,7 @@ pub struct RawConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawBroker {
-    /// "amqps://...", "amqp://..." or "sqlite:PATH". Holds a password, so prefer `url_file` or the environment.
+    /// "amqps://..." or "amqp://...". Holds a password, so prefer `url_file` or the environment.
     #[serde(skip_serializing)]
     #[schemars(with = "Option<String>")]
     pub url: Option<SecretString>,

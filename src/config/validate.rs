@@ -96,7 +96,7 @@ fn broker(raw: RawBroker, notes: &mut Notes) -> BrokerConfig {
     let problem = "does not fit; give 1-40 of a-z, 0-9, \".\", \"_\" and \"-\" that begin with a letter";
     notes.must(fits && starts, "broker.prefix", problem);
     let limit = Duration::from_mins(30);
-    let problem = "is not above 0 and at most 30m; a broker gives a delivery up after 30 minutes by default";
+    let problem = "is out of bounds; give more than 0 and at most 30m, when a broker gives a delivery up by default";
     notes.must(!raw.lease_after.0.is_zero() && raw.lease_after.0 <= limit, "broker.lease_after", problem);
     let url = broker_url(&raw, notes);
     for (key, file, pair) in [
@@ -148,10 +148,14 @@ fn broker_url(raw: &RawBroker, notes: &mut Notes) -> Option<SecretString> {
 
 fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static str> {
     if let Some(path) = text.strip_prefix("sqlite:") {
-        return if path.is_empty() { Err("names no file; write \"sqlite:PATH\"") } else { Ok(()) };
+        return if path.is_empty() {
+            Err("names no file; write an amqps:// URL (the embedded queue comes with a later version)")
+        } else {
+            Ok(())
+        };
     }
     let url = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "amqp" | "amqps"));
-    let url = url.ok_or("is no broker URL; write \"amqps://user:password@host/vhost\" or \"sqlite:PATH\"")?;
+    let url = url.ok_or("is no broker URL; write \"amqps://user:password@host/vhost\"")?;
     let host = url.host_str().filter(|host| !host.is_empty());
     let host = host.ok_or("names no host; write \"amqps://user:password@host/vhost\"")?;
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();

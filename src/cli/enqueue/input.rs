@@ -53,6 +53,9 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// So many bad lines of a file are shown.
+const SHOWN: usize = 20;
+
 type Jobs = Pin<Box<dyn Stream<Item = Result<Prepared, Refusal>> + Send>>;
 
 /// A row of jobs.
@@ -76,13 +79,18 @@ impl Input {
             .await
             .map_err(|problem| Refusal::whole(format!("{} can't be read: {problem}", path.display())))?;
         let jobs: Vec<_> = read(form, BufReader::new(std::io::Cursor::new(text))).await?.collect().await;
-        Ok(Self::whole(jobs.into_iter().collect::<Result<_, _>>()?))
+        let (good, bad): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Result::is_ok);
+        let refused: Vec<_> = bad.into_iter().filter_map(Result::err).map(|refusal| refusal.to_string()).collect();
+        if !refused.is_empty() {
+            return Err(Refusal::whole(summary(path, &refused)));
+        }
+        Ok(Self::whole(good.into_iter().filter_map(Result::ok).collect()))
     }
 
     /// Standard input, published as it comes. It ends at the first bad line.
     pub(super) async fn stdin(form: Form) -> Result<Self, Refusal> {
         let jobs = read(form, BufReader::new(tokio::io::stdin())).await?;
-        Ok(Self { jobs, length: None })
+        Ok(Self { jobs: Box::pin(until_refused(jobs)), length: None })
     }
 
     fn whole(jobs: Vec<Prepared>) -> Self {
@@ -101,6 +109,14 @@ impl Input {
     }
 }
 
+/// What is wrong with a file, one line each, the first of many.
+fn summary(path: &Path, refused: &[String]) -> String {
+    let shown = refused.iter().take(SHOWN).map(|refusal| format!("\n  {refusal}"));
+    let more = refused.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!("\n  ... and {more} more") } else { String::new() };
+    format!("{}: nothing was published; mend these first:{}{rest}", path.display(), shown.collect::<String>())
+}
+
 /// One JSON document over many lines, or one per line: told apart by the first line, which is a whole document or is not.
 async fn read(form: Form, mut from: impl AsyncBufRead + Unpin + Send + 'static) -> Result<Jobs, Refusal> {
     let (mut first, mut line) = (Vec::new(), 0);
@@ -117,7 +133,7 @@ async fn read(form: Form, mut from: impl AsyncBufRead + Unpin + Send + 'static) 
         return Ok(Box::pin(stream::iter([whole])));
     }
     let head = stream::iter([prepare(form, first.trim_ascii(), Some(line))]);
-    Ok(Box::pin(until_refused(head.chain(lines(form, from, line)))))
+    Ok(Box::pin(head.chain(lines(form, from, line))))
 }
 
 fn lines(
@@ -199,7 +215,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_line_is_named_and_nothing_after_it_is_taken() {
-        let jobs = all(format!("{}\n\n{{\"version\":1}}\n{}\n", job("a"), job("b"))).await.unwrap();
+        let text = format!("{}\n\n{{\"version\":1}}\n{}\n", job("a"), job("b"));
+        let read = read(FORM, BufReader::new(std::io::Cursor::new(text.into_bytes()))).await.unwrap();
+        let jobs: Vec<_> = until_refused(read).collect().await;
         assert_eq!(jobs.len(), 2);
         let refusal = jobs[1].as_ref().unwrap_err().to_string();
         assert!(refusal.starts_with("line 3: "), "{refusal}");
@@ -211,11 +229,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_with_one_bad_job_publishes_none() {
+    async fn a_file_with_bad_jobs_publishes_none_and_names_them_all() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), format!("{}\nnonsense\n", job("a"))).unwrap();
+        std::fs::write(file.path(), format!("{}\nnonsense\n{{\"version\":1}}\n", job("a"))).unwrap();
         let refusal = Input::file(FORM, file.path()).await.err().unwrap().to_string();
-        assert!(refusal.starts_with("line 2: "), "{refusal}");
+        assert!(refusal.starts_with(&file.path().display().to_string()), "{refusal}");
+        assert!(refusal.contains("\n  line 2: body") && refusal.contains("\n  line 3: "), "{refusal}");
     }
 
     #[test]
