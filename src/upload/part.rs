@@ -20,7 +20,7 @@ use crate::source::Chunks;
 use crate::source::file::FileSource;
 
 /// How much of a file is read at once while the connection pulls. Larger chunks cost cache, smaller ones calls.
-pub(super) const CHUNK: usize = 256 * 1024;
+pub(super) const CHUNK: usize = 128 * 1024;
 
 /// Bytes that can be sent any number of times.
 #[derive(Debug)]
