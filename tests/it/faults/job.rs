@@ -88,7 +88,7 @@ async fn a_refusal_nobody_foresaw_is_dead_after_one_try() {
 async fn a_deferred_job_expires_with_its_last_reason_and_never_waits_past_its_time() {
     let shop = Shop::open("lateexpiry").await;
     shop.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", "Access Denied"));
-    let expires = (jiff::Timestamp::now() + std::time::Duration::from_secs(9)).to_string();
+    let expires = (jiff::Timestamp::now() + std::time::Duration::from_secs(14)).to_string();
     shop.schedule_with("a", b"hello", &json!({"expires_at": expires})).await;
     let outcome = shop.site.broker.ended("a").await;
     assert_eq!(outcome["type"], "consign.transfer.expired.v1", "{outcome:#}");
