@@ -5,6 +5,7 @@
 
 mod names;
 pub mod raw;
+pub(crate) mod strict;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AccountId, Auth, BucketName, Checksum, Destination, DestinationId, ExternalId, Invalid, KmsEncryption, KmsKeyArn,
-    Prefix, Region, RoleArn, SecretSource,
+    Prefix, Region, RoleArn, SecretSource, strict,
 };
 
 /// A destination as it is written. Nothing is checked yet but the shape; [`RawDestination::validate`] does the rest.
@@ -29,6 +29,7 @@ pub struct RawDestination {
     #[serde(default)]
     pub prefix: String,
     /// How to get in.
+    #[serde(deserialize_with = "strict::object")]
     pub auth: RawAuth,
     /// A KMS key ARN; absent means the bucket's own default encryption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,7 +38,7 @@ pub struct RawDestination {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_key_enabled: Option<bool>,
     /// The KMS encryption context.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "strict::unique")]
     pub encryption_context: BTreeMap<String, String>,
     /// The account that must own the bucket, or "any". Default: the role's account; none for access keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]

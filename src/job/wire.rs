@@ -10,6 +10,7 @@ mod raw;
 pub use raw::{RawDestinationRef, RawJob, RawSource};
 
 use super::{Job, Rejected};
+use crate::destination::strict;
 use probe::Probe;
 
 /// The longest message, in bytes.
@@ -56,7 +57,7 @@ pub(super) fn check_length(body: &[u8]) -> Result<(), Rejected> {
 
 fn strict(text: &str) -> Result<RawJob, (String, serde_json::Error)> {
     let mut json = serde_json::Deserializer::from_str(text);
-    match raw::object(&mut json) {
+    match strict::object(&mut json) {
         Ok(job) => json.end().map(|()| job).map_err(|problem| (".".to_owned(), problem)),
         Err(problem) => Err((path_of_the_problem(text), problem)),
     }
@@ -67,7 +68,7 @@ fn path_of_the_problem(text: &str) -> String {
     let mut json = serde_json::Deserializer::from_str(text);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let _: Result<RawJob, _> = raw::object(tracked);
+    let _: Result<RawJob, _> = strict::object(tracked);
     track.path().to_string()
 }
 
