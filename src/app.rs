@@ -2,14 +2,15 @@
 //!
 //! Start: admin endpoint, identity, sessions, sources, uploader, queue, worker. Stop: worker (drain), queue, admin endpoint.
 
+mod status;
+
 use std::sync::Arc;
 
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminState};
+use crate::admin;
 use crate::config::{Config, Reload};
 use crate::destination::Destinations;
 use crate::lane::Lane;
@@ -86,7 +87,7 @@ pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, Sta
         metrics: metrics.clone(),
     });
     let stop_admin = CancellationToken::new();
-    let state = admin_state(&worker, &sessions, &metrics, &config, current);
+    let state = status::admin_state(&worker, &sessions, &metrics, &config, current);
     let admin = tokio::spawn(admin::serve(listener, state, stop_admin.clone()));
     tracing::info!(
         worker = config.worker.id, admin = %address, slots = config.worker.slots, destinations = config.destinations.len(),
@@ -151,37 +152,5 @@ async fn follow_reloads(
                 metrics.set_reload_successful(false);
             }
         }
-    }
-}
-
-fn admin_state(
-    worker: &Arc<Worker>,
-    sessions: &Arc<Sessions>,
-    metrics: &Arc<Metrics>,
-    config: &Config,
-    destinations: watch::Receiver<Arc<Destinations>>,
-) -> AdminState {
-    let (ready, live, shown, sessions) = (worker.clone(), worker.clone(), worker.clone(), sessions.clone());
-    let (id, slots, backfill_slots) = (config.worker.id.clone(), config.worker.slots, config.worker.backfill_slots);
-    let prefix = config.broker.prefix.clone();
-    AdminState {
-        metrics: metrics.clone(),
-        ready: Arc::new(move || ready.ready()),
-        live: Arc::new(move || live.alive()),
-        status: Arc::new(move || {
-            let not_ready = shown.ready().err();
-            let running = shown.board().list();
-            json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "worker": id,
-                "prefix": prefix,
-                "ready": not_ready.is_none(),
-                "not_ready_because": not_ready,
-                "slots": { "total": slots, "busy": running.len(), "backfill": backfill_slots },
-                "sessions": sessions.len(),
-                "destinations": destinations.borrow().len(),
-                "running": running,
-            })
-        }),
     }
 }
