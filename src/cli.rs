@@ -2,6 +2,7 @@
 //!
 //! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
 
+pub mod check;
 pub mod config;
 pub mod enqueue;
 pub mod run;
@@ -137,6 +138,8 @@ impl Global {
 pub enum Command {
     /// Run the worker
     Run(run::RunArgs),
+    /// Test the connection to a destination, or this worker itself
+    Check(check::CheckArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
     /// Show or declare the exchanges and queues

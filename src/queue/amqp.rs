@@ -315,6 +315,17 @@ pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), Que
     applied
 }
 
+/// Looks whether the broker can be reached and has every exchange and queue of `[broker] prefix`; changes nothing.
+///
+/// # Errors
+/// `Unavailable` when it can't be reached or refuses the login; `Topology` names every part that is missing.
+pub async fn look(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
+    let connection = Endpoint::parse(config, name)?.connect("check").await?;
+    let found = declare::check(&connection, &Topology::new(&config.prefix)).await;
+    connection::close(&connection).await;
+    found
+}
+
 /// The virtual host that `broker.url` names.
 ///
 /// # Errors

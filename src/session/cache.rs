@@ -108,6 +108,11 @@ where
         self.slots.entry_count()
     }
 
+    /// The next caller fetches anew. Who fetches right now is not disturbed.
+    pub(super) fn forget(&self, key: &K) {
+        self.slots.invalidate(key);
+    }
+
     pub(super) fn forget_refusals(&self) {
         for (_, slot) in &self.slots {
             slot.forget_refusal();
