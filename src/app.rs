@@ -81,6 +81,7 @@ pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, Sta
         config: config.worker.clone(),
         prefix: config.broker.prefix.clone(),
         denied_for: config.session.denied_for,
+        egress_addresses: config.check.egress_addresses.clone(),
         queue,
         transfers: Transfers { sessions: sessions.clone(), sources, uploader, metrics: metrics.clone() },
         destinations: current.clone(),

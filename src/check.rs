@@ -25,7 +25,7 @@ use crate::policy::TEST_OBJECT;
 use crate::session::Sessions;
 use crate::upload::{Left, Uploader};
 
-pub use report::{Mark, Report, Step, StepName, Verdict};
+pub use report::{Mark, Report, Step, StepName, Verdict, answer_schema};
 
 /// The longest a test may take, cleaning up excepted.
 pub const LIMIT: Duration = Duration::from_secs(60);

@@ -232,3 +232,8 @@ impl Report {
         failed.map_or(Side::Nobody, |step| step.code.side())
     }
 }
+
+/// The JSON Schema of [`Report`]. The codes in it are all there are.
+pub fn answer_schema() -> schemars::Schema {
+    schemars::schema_for!(Report)
+}

@@ -33,7 +33,7 @@ pub use topology::{Names, Topology};
 use crate::config::BrokerConfig;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement};
+use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement};
 use connection::Endpoint;
 use consumer::{Fetched, Intake, Loan, REQUEUE};
 use publish::Message;
@@ -262,6 +262,14 @@ impl Queue for Amqp {
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async move {
             let message = settle::job(&self.shared.names, publication)?;
+            let session = self.session(Instant::now() + PATIENCE).await?;
+            session.publisher.publish(&message).await
+        })
+    }
+
+    fn reply(&self, reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let message = settle::answer(reply)?;
             let session = self.session(Instant::now() + PATIENCE).await?;
             session.publisher.publish(&message).await
         })

@@ -1,6 +1,6 @@
 //! Getting in: our own identity, the customer's role, the customer's access key.
 
-use super::{Words, advice, cause, told};
+use super::{Words, advice, told};
 use crate::destination::Auth;
 use crate::diagnosis::{Case, Code, Found, Remedy};
 use crate::policy::{Principal, trust};
@@ -129,7 +129,12 @@ fn words_of_the_key(code: Code) -> Option<Words> {
             "the access key is a temporary one (ASIA...): it ends within hours, and needs a token that is not configured",
             advice("use a role (recommended), or the long-lived key (AKIA...) of an IAM user"),
         ),
-        Code::AccountDisabled => cause("the account of the bucket is suspended, or not signed up for S3"),
+        Code::AccountDisabled => told(
+            "the account of the bucket is suspended, or not signed up for S3",
+            advice(
+                "ask the owner of the AWS account to settle that with AWS, in the billing console or by their support",
+            ),
+        ),
         _ => return None,
     })
 }
