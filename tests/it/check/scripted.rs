@@ -53,7 +53,9 @@ async fn the_workers_own_problems() {
             shows: "identity: failed",
             exit: 77,
             to: by_role,
-            broken: |hands| drop(hands.site.without_identity()),
+            broken: |hands| {
+                hands.site.without_identity();
+            },
             says: &["no AWS credentials of its own", "the customer need not do anything"],
             mended: |hands| {
                 hands.site.identity(&Key { id: "AKIAPLATFORM00000001".into(), secret: "any".into() });
@@ -89,9 +91,13 @@ async fn the_workers_own_problems() {
             shows: "identity: failed",
             exit: 3,
             to: by_role,
-            broken: |hands| drop(hands.site.set("session.role_auth", false)),
+            broken: |hands| {
+                hands.site.set("session.role_auth", false);
+            },
             says: &["session.role_auth", "use an access key"],
-            mended: |hands| drop(hands.site.set("session.role_auth", true)),
+            mended: |hands| {
+                hands.site.set("session.role_auth", true);
+            },
         },
         Setup {
             code: "clock_skew",
@@ -152,7 +158,9 @@ async fn the_workers_own_problems() {
             shows: "region: failed",
             exit: 69,
             to: by_role,
-            broken: |hands| drop(hands.site.set("aws.s3_endpoint_url", "http://127.0.0.1:1")),
+            broken: |hands| {
+                hands.site.set("aws.s3_endpoint_url", "http://127.0.0.1:1");
+            },
             says: &["aws.s3_endpoint_url"],
             mended: |hands| {
                 let url = hands.s3.url.clone();
