@@ -20,9 +20,9 @@ pub fn cloudformation(destination: &Destination, scope: &Scope, party: &Party) -
     })
 }
 
-/// Descriptions of templates take ASCII alone.
+/// The description of a template takes 1,024 characters of ASCII.
 fn ascii(text: &str) -> String {
-    text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect()
+    text.chars().take(900).map(|c| if c.is_ascii() { c } else { '?' }).collect()
 }
 
 fn parameters(party: &Party, pieces: &Pieces) -> Value {

@@ -135,7 +135,7 @@ pub(super) async fn iam(url: &str, admin: &Key, form: &[(&str, &str)]) -> String
     text
 }
 
-pub(super) fn s3_client(url: &str, key: &Key, region: &'static str) -> aws_sdk_s3::Client {
+pub fn s3_client(url: &str, key: &Key, region: &'static str) -> aws_sdk_s3::Client {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(region))
