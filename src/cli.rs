@@ -5,6 +5,7 @@
 pub mod check;
 pub mod config;
 pub mod enqueue;
+pub mod policy;
 pub mod run;
 pub mod schema;
 pub mod topology;
@@ -142,6 +143,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
+    /// Print the IAM documents a customer needs for a destination
+    Policy(policy::PolicyArgs),
     /// Show or declare the exchanges and queues
     #[command(subcommand)]
     Topology(topology::TopologyArgs),

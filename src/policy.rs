@@ -4,22 +4,28 @@
 //! without it. The session policy of every AssumeRole, `consign policy`, the remedies of the connection test and the
 //! customer's guide are all made of it, so that they can't disagree. Pure: no network, no clock, no configuration.
 
+mod cloudformation;
 mod document;
 mod key;
 mod network;
+mod party;
 mod permission;
 mod principal;
 mod resource;
 mod session;
+mod terraform;
 mod trust;
 
+pub use cloudformation::cloudformation;
 pub use document::{Scope, document, permissions, pretty, single, single_on_key};
 pub use key::{kms_key_policy_statement, kms_statement};
 pub use network::bucket_policy_fence;
+pub use party::Party;
 pub use permission::{Need, Permission, TEST_OBJECT};
 pub use principal::Principal;
 pub use resource::dns_suffix;
 pub use session::{SESSION_POLICY_LIMIT, session_policy, session_policy_fits};
+pub use terraform::terraform;
 pub use trust::trust;
 
 #[cfg(test)]

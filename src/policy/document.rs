@@ -51,13 +51,18 @@ pub fn document(statements: &[Value]) -> Value {
 ///
 /// The source addresses apply to the calls of S3 alone: those of KMS are made by S3 in our name, from S3's addresses.
 pub fn permissions(destination: &Destination, scope: &Scope) -> Value {
-    document(&statements(destination, scope))
+    document(&statements(destination, scope, |_| true))
 }
 
-/// The statements of [`permissions`]; what is required comes first.
-pub(super) fn statements(destination: &Destination, scope: &Scope) -> Vec<Value> {
+/// The statements of [`permissions`] as far as they are asked for; what is required comes first.
+pub(super) fn statements(
+    destination: &Destination,
+    scope: &Scope,
+    asked_for: impl Fn(Permission) -> bool,
+) -> Vec<Value> {
     let mut all: Vec<Map<String, Value>> = Vec::new();
-    for permission in Permission::ALL.into_iter().filter(|permission| scope.includes(*permission, destination)) {
+    let included = |permission: &Permission| scope.includes(*permission, destination) && asked_for(*permission);
+    for permission in Permission::ALL.into_iter().filter(included) {
         let statement = statement(permission, permission.bounds(destination));
         match all.iter_mut().find(|earlier| earlier.get("Sid") == statement.get("Sid")) {
             Some(earlier) => join(earlier, permission),
@@ -111,9 +116,24 @@ pub(super) fn compact(value: &Value) -> String {
     escaped(&value.to_string())
 }
 
-/// The order of the keys; others follow as they come.
-const ORDER: [&str; 10] =
-    ["Version", "Id", "Sid", "Effect", "Principal", "Action", "NotAction", "Resource", "Condition", "Statement"];
+/// The order of the keys, of policies and of templates; others follow as they come.
+const ORDER: [&str; 15] = [
+    "AWSTemplateFormatVersion",
+    "Description",
+    "Version",
+    "Sid",
+    "Type",
+    "Effect",
+    "Principal",
+    "Action",
+    "Resource",
+    "Condition",
+    "Parameters",
+    "Conditions",
+    "Resources",
+    "Statement",
+    "Properties",
+];
 
 /// An object's entries in the order people write them.
 pub(super) fn ordered(object: &Map<String, Value>) -> Vec<(&String, &Value)> {

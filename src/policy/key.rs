@@ -2,20 +2,27 @@
 
 use serde_json::{Value, json};
 
-use super::document::single;
+use super::document::{single, single_on_key};
 use super::permission::Permission;
 use super::principal::Principal;
 use super::resource::key_resource;
-use crate::destination::Destination;
+use crate::destination::{Destination, KmsKeyArn};
 
-const ACTIONS: [Permission; 2] = [Permission::KmsGenerateDataKey, Permission::KmsDecrypt];
+pub(super) const ACTIONS: [Permission; 2] = [Permission::KmsGenerateDataKey, Permission::KmsDecrypt];
 
 /// The statement of the role's or user's own policy; `None` for a destination without a key.
 pub fn kms_statement(destination: &Destination) -> Option<Value> {
-    destination.encryption.as_ref()?;
-    let mut statement = single(Permission::KmsGenerateDataKey, destination);
+    Some(statement_on(destination, Some(&destination.encryption.as_ref()?.key_arn)))
+}
+
+/// The same for any key; `None` stands for the one the bucket encrypts with by default.
+pub(super) fn statement_on(destination: &Destination, key: Option<&KmsKeyArn>) -> Value {
+    let mut statement = match key {
+        Some(key) => single_on_key(Permission::KmsGenerateDataKey, destination, key),
+        None => single(Permission::KmsGenerateDataKey, destination),
+    };
     statement["Action"] = json!(ACTIONS.map(Permission::action));
-    Some(statement)
+    statement
 }
 
 /// The statement to add to the key's own policy; `None` for a destination without a key.

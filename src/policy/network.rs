@@ -29,11 +29,10 @@ pub fn bucket_policy_fence(destination: &Destination, grantee: &Principal, addre
     json!({
         "Sid": "ConsignOnlyFromItsAddresses",
         "Effect": "Deny",
-        "Principal": "*",
+        "Principal": { "AWS": grantee.as_str() },
         "Action": "s3:*",
         "Resource": [bucket_arn(destination), objects_arn(destination)],
         "Condition": {
-            "ArnEquals": { "aws:PrincipalArn": grantee.as_str() },
             "NotIpAddress": { "aws:SourceIp": addresses },
             "BoolIfExists": { "aws:ViaAWSService": "false" },
         },

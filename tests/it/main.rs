@@ -15,6 +15,7 @@ mod forms;
 mod harness;
 mod layering;
 mod names;
+mod policy;
 mod queue_amqp;
 mod queue_conformance;
 mod reload;
