@@ -170,6 +170,7 @@ impl Embedded {
     async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
         let lane = check(&publication)?;
         let _unconfirmed = self.shared.metrics.unconfirmed();
+        let publication = Box::new(publication);
         self.ask(Work::Publish { lane, publication }, Some(self.patience)).await
     }
 
