@@ -39,7 +39,7 @@ async fn customer() -> (Site, ScriptedS3) {
     let s3 = ScriptedS3::start().await;
     s3.bucket("acme", REGION, ACME);
     s3.trust(Some(EXTERNAL_ID));
-    let mut site = Site::without_broker();
+    let mut site = Site::embedded("customer");
     site.aws(&s3.url);
     (site, s3)
 }

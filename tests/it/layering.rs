@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Which files may name a crate.
-const ROOMS: [(&str, &[&str]); 6] = [
+const ROOMS: [(&str, &[&str]); 7] = [
     ("lapin", &["queue/amqp"]),
+    ("rusqlite", &["queue/embedded"]),
     ("bincode", &["job/compact"]),
     ("backoff", &["retry"]),
     ("prometheus", &["metrics"]),

@@ -1,20 +1,23 @@
 //! The test of the worker itself: configuration, broker, topology, own identity.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
-
-use secrecy::ExposeSecret as _;
 
 use crate::check::{Mark, Step, StepName};
 use crate::config::Config;
 use crate::destination::Auth;
 use crate::diagnosis::{Code, diagnose_ours};
+use crate::metrics::Metrics;
 use crate::outcome::Failure;
 use crate::policy::Principal;
-use crate::queue::{QueueError, amqp};
+use crate::queue::{self, QueueError, amqp};
 use crate::session::Sessions;
 
 /// The longest the broker is waited for.
 const BROKER: Duration = Duration::from_secs(30);
+/// The longest the embedded queue's file is waited for: another process may hold it for a moment.
+const EMBEDDED: Duration = Duration::from_secs(10);
 
 /// The principal, and the steps.
 pub(super) async fn steps(
@@ -38,30 +41,62 @@ pub(super) async fn steps(
 }
 
 async fn broker(config: &Config) -> [Step; 2] {
-    let untried = || Step::skipped(StepName::Topology, Code::NotTried, "an earlier step failed that this one needs");
-    let url = match config.broker.required_url() {
-        Ok(url) => url.expose_secret(),
-        Err(problem) => {
-            let remedy = "set broker.url, or CONSIGN__BROKER__URL";
-            let cause = format!("{} {}", problem.field, problem.problem);
-            return [Step::broken(StepName::Broker, Code::BrokerNotConfigured, cause, remedy), untried()];
-        }
+    let Err(problem) = config.broker.required_url() else {
+        return match config.broker.embedded_file() {
+            Some(file) => [embedded(config, &file).await, made_by_itself()],
+            None => rabbitmq(config).await,
+        };
     };
-    let embedded = url.starts_with("sqlite:");
+    let remedy = "set broker.url, or CONSIGN__BROKER__URL";
+    let cause = format!("{} {}", problem.field, problem.problem);
+    [Step::broken(StepName::Broker, Code::BrokerNotConfigured, cause, remedy), untried()]
+}
+
+fn untried() -> Step {
+    Step::skipped(StepName::Topology, Code::NotTried, "an earlier step failed that this one needs")
+}
+
+fn made_by_itself() -> Step {
+    Step::skipped(StepName::Topology, Code::NotNeeded, "the embedded queue makes its tables itself")
+}
+
+async fn rabbitmq(config: &Config) -> [Step; 2] {
     let name = format!("{} check", config.worker.id);
     let looked = tokio::time::timeout(BROKER, amqp::look(&config.broker, &name)).await;
     let reached = || Step::passed(StepName::Broker, "it can be reached, and takes the login");
     match looked {
-        _ if embedded => [
-            Step::passed(StepName::Broker, "it is the embedded queue"),
-            Step::skipped(StepName::Topology, Code::NotNeeded, "the embedded queue makes its tables itself"),
-        ],
         Ok(Ok(())) => {
             [reached(), Step::passed(StepName::Topology, format!("that of `{}` is there", config.broker.prefix))]
         }
         Ok(Err(QueueError::Unavailable(why))) => [unreachable(&why), untried()],
         Ok(Err(problem)) => [reached(), topology(&problem, config.broker.declare)],
         Err(_) => [unreachable(&format!("no answer within {} s", BROKER.as_secs())), untried()],
+    }
+}
+
+/// Opens the file of the embedded queue, if it is there; a test makes none.
+async fn embedded(config: &Config, file: &Path) -> Step {
+    if !file.exists() {
+        return match file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            Some(folder) => {
+                let cause = format!("the folder {} of the embedded queue is not there", folder.display());
+                Step::broken(StepName::Broker, Code::BrokerUnavailable, cause, "make the folder, or correct broker.url")
+            }
+            None => Step::passed(StepName::Broker, "it is the embedded queue; its file is made at the first start"),
+        };
+    }
+    let opened = async {
+        let queue = queue::start(&config.broker, "check", Vec::new(), Arc::new(Metrics::new(1)))?;
+        let opened = queue.connected(EMBEDDED).await;
+        queue.close().await;
+        opened
+    };
+    match opened.await {
+        Ok(()) => Step::passed(StepName::Broker, "it is the embedded queue, and its file can be used"),
+        Err(problem) => {
+            let remedy = "mend what is said, or set broker.url to another file";
+            Step::broken(StepName::Broker, Code::BrokerUnavailable, problem.to_string(), remedy)
+        }
     }
 }
 

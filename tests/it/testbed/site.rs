@@ -27,11 +27,11 @@ impl Site {
         Self::on(Broker::shared(&unique(word))).await
     }
 
-    /// A world without a broker, for commands that need none.
-    pub fn without_broker() -> Self {
-        let broker = Broker::at("amqp://nobody:nothing@127.0.0.1:1/%2f".to_owned(), "none");
+    /// A world without a broker: the embedded queue, in the site's directory. `broker` reaches nothing.
+    pub fn embedded(word: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("files")).unwrap();
+        let broker = Broker::at(format!("sqlite:{}", dir.path().join("queue.db").display()), &unique(word));
         let mut site = Self { broker, dir, settings: BTreeMap::new(), environment: BTreeMap::new() };
         site.defaults();
         site
