@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 
-use super::{Permits, Refusal, Worker, verdict};
+use super::{CRASH_LOOP, Permits, Refusal, Worker, verdict};
 use crate::check::{Checker, LIMIT, Report};
 use crate::destination::Destination;
 use crate::job::wire::read_check;
@@ -44,6 +44,11 @@ impl Worker {
     /// The destination and the reply queue, or why there is nothing to test.
     fn admit_check(&self, delivery: &Delivery) -> Result<(Arc<Destination>, String), Box<Refusal>> {
         let refusal = |failure| Box::new(Refusal { failure, job: None, rejected: None });
+        if delivery.delivery_count >= CRASH_LOOP {
+            let message =
+                format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
+            return Err(refusal(Failure::new(Reason::CrashLoop, message)));
+        }
         let wanted = read_check(&delivery.body).map_err(|rejected| {
             Box::new(Refusal { failure: verdict::rejection(&rejected), job: None, rejected: Some(rejected) })
         })?;

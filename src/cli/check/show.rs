@@ -85,7 +85,9 @@ impl Show {
 fn paste(remedy: &Remedy) -> String {
     let mut text = String::new();
     if let (Some(place), Some(statement)) = (&remedy.place, &remedy.statement) {
-        text = format!("paste into {place}:\n{}", policy::pretty(statement));
+        // A whole document replaces what is there; a single statement or rule is added.
+        let how = if statement.get("Version").is_some() { "replace" } else { "add to" };
+        text = format!("{how} {place}:\n{}", policy::pretty(statement));
     }
     if let Some(setting) = &remedy.setting {
         text = format!("{text}\nset in the destination: {} = \"{}\"", setting.key, setting.value);
@@ -126,9 +128,7 @@ mod tests {
             Diagnosis { code: Code::PutDenied, cause: "not allowed".to_owned(), ranked: vec![], remedy: Some(remedy) };
         let step = Step::found(StepName::Write, Mark::Failed, diagnosis, None);
         let text = Show { json: false, colour: false }.whole(&step);
-        for part in
-            ["[failed]  write a file", "not allowed", "code: put_denied", "paste into the policy:", "\"Effect\""]
-        {
+        for part in ["[failed]  write a file", "not allowed", "code: put_denied", "add to the policy:", "\"Effect\""] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(Show { json: false, colour: true }.whole(&step).contains("\u{1b}[31m[failed]"), "words and colour");

@@ -7,7 +7,7 @@ use crate::check::by_key;
 use crate::check::table::Setup;
 use crate::testbed::scripted::Effect;
 
-const ACCESS_KEYS_THAT_DO_NOT_FIT: &[Setup] = &[
+pub const ACCESS_KEYS_THAT_DO_NOT_FIT: &[Setup] = &[
     Setup {
         code: "access_key_unknown",
         shows: "access_key: failed",

@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use super::{CUSTOMER, all};
+use super::{PASTED, all};
 use crate::check::by_role;
 use crate::check::table::{Act, Hands, Setup};
 use crate::shop::{ACME, REGION};
 use crate::testbed::scripted::Effect;
 
-const BUCKETS_THAT_ARE_NOT_WHAT_THEY_SHOULD_BE: &[Setup] = &[
+pub const BUCKETS_THAT_ARE_NOT_WHAT_THEY_SHOULD_BE: &[Setup] = &[
     Setup {
         code: "bucket_not_found",
         shows: "region: failed",
@@ -102,10 +102,10 @@ fn denied(hands: &Hands<'_>, operation: &'static str) {
     hands.s3.on(operation).before(Effect::Error(403, "AccessDenied", "Access Denied"));
 }
 const fn weaker_row(code: &'static str, shows: &'static str, broken: Act, says: &'static [&'static str]) -> Setup {
-    Setup { code, shows, exit: 0, to: by_role, broken, says, mended: CUSTOMER }
+    Setup { code, shows, exit: 0, to: by_role, broken, says, mended: PASTED }
 }
 
-const WHAT_IS_WEAKER_WITHOUT_AN_OPTIONAL_PERMISSION: &[Setup] = &[
+pub const WHAT_IS_WEAKER_WITHOUT_AN_OPTIONAL_PERMISSION: &[Setup] = &[
     weaker_row(
         "region_unchecked",
         "region: warning",

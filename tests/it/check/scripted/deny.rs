@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use super::{CUSTOMER, OTHER_KEY, SSE, SSE_KEY, all, by_role_with_key, unauthorized, writes};
+use super::{CUSTOMER, OTHER_KEY, PASTED, SSE, SSE_KEY, all, by_role_with_key, unauthorized, writes};
 use crate::check::by_role;
 use crate::check::table::Setup;
 use crate::shop::KMS_KEY;
 use crate::testbed::scripted::Effect;
 
 const EXPLICIT: &str = unauthorized!("s3:PutObject", "with an explicit deny in a resource-based policy");
-const POLICIES_THAT_DENY: &[Setup] = &[
+pub const POLICIES_THAT_DENY: &[Setup] = &[
     Setup {
         code: "put_denied",
         shows: "write: failed",
@@ -21,7 +21,7 @@ const POLICIES_THAT_DENY: &[Setup] = &[
             writes(hands, &Effect::Error(403, "AccessDenied", message));
         },
         says: &["s3:PutObject", "arn:aws:s3:::acme/in/*", "\"Effect\":\"Allow\""],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
     Setup {
         code: "access_denied_unspecified",
@@ -30,7 +30,7 @@ const POLICIES_THAT_DENY: &[Setup] = &[
         to: by_role_with_key,
         broken: |hands| writes(hands, &Effect::Error(403, "AccessDenied", "Access Denied")),
         says: &["does not say why", "kms:GenerateDataKey", "\"Action\":\"s3:PutObject\""],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
     Setup {
         code: "permission_denied",
@@ -45,7 +45,7 @@ const POLICIES_THAT_DENY: &[Setup] = &[
             hands.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", message));
         },
         says: &["s3:PutObjectTagging is not allowed", "\"Action\":\"s3:PutObjectTagging\""],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
     Setup {
         code: "explicit_deny_unencrypted",

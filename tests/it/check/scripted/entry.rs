@@ -9,7 +9,7 @@ use crate::shop::REGION;
 use crate::testbed::moto::Key;
 use crate::testbed::scripted::Effect;
 
-const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
+pub const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
     Setup {
         code: "identity_absent",
         shows: "identity: failed",
@@ -145,7 +145,7 @@ const TRUSTED: Act = |hands| {
     let id = statement["Condition"]["StringEquals"]["sts:ExternalId"].as_str().expect("the external id to paste");
     hands.s3.trust(Some(id));
 };
-const ROLES_THAT_DO_NOT_LET_US_IN_AS_THEY_SHOULD: &[Setup] = &[
+pub const ROLES_THAT_DO_NOT_LET_US_IN_AS_THEY_SHOULD: &[Setup] = &[
     Setup {
         code: "role_denied",
         shows: "assume_role: failed",

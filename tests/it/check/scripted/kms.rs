@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use super::{CUSTOMER, OTHER_KEY, SSE_KEY, all, by_role_with_key, unauthorized, writes};
+use super::{CUSTOMER, OTHER_KEY, PASTED, SSE_KEY, all, by_role_with_key, unauthorized, writes};
 use crate::check::by_key;
 use crate::check::table::{Act, Hands, Setup};
 use crate::shop::KMS_KEY;
 use crate::testbed::scripted::Effect;
 
-const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
+pub const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
     Setup {
         code: "kms_encrypt_denied_identity",
         shows: "write: failed",
@@ -22,7 +22,7 @@ const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
             writes(hands, &Effect::Error(403, "AccessDenied", message));
         },
         says: &["no policy of the role or user allows kms:GenerateDataKey", KMS_KEY, "\"kms:Decrypt\""],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
     Setup {
         code: "kms_encrypt_denied_key_policy",
@@ -37,7 +37,7 @@ const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
             writes(hands, &Effect::Error(403, "AccessDenied", message));
         },
         says: &["the key policy of", "\"Principal\":{\"AWS\":\"arn:aws:iam::111111111111:role/consign\"}"],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
     Setup {
         code: "kms_encrypt_denied",
@@ -49,7 +49,7 @@ const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
             writes(hands, &Effect::Error(403, "KMS.AccessDeniedException", message));
         },
         says: &["kms:GenerateDataKey", KMS_KEY],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
     Setup {
         code: "kms_decrypt_denied_identity",
@@ -62,7 +62,7 @@ const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
             hands.s3.on("UploadPart").before(Effect::Error(403, "AccessDenied", message));
         },
         says: &["kms:Decrypt", "put the parts of a large file together"],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
     Setup {
         code: "kms_decrypt_denied_key_policy",
@@ -79,7 +79,7 @@ const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
             hands.s3.on("UploadPart").before(Effect::Error(403, "AccessDenied", message));
         },
         says: &["the key policy of", "user/AKIACUSTOMER00000001"],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
     Setup {
         code: "kms_decrypt_denied",
@@ -91,7 +91,7 @@ const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
             hands.s3.on("UploadPart").before(Effect::Error(403, "AccessDenied", message));
         },
         says: &["kms:Decrypt"],
-        mended: CUSTOMER,
+        mended: PASTED,
     },
 ];
 
@@ -110,7 +110,7 @@ const fn key_row(code: &'static str, broken: Act, says: &'static [&'static str],
     Setup { code, shows: "write: failed", exit: 3, to: by_role_with_key, broken, says, mended }
 }
 
-const KEYS_THAT_CAN_NOT_ENCRYPT: &[Setup] = &[
+pub const KEYS_THAT_CAN_NOT_ENCRYPT: &[Setup] = &[
     key_row(
         "kms_key_not_found",
         |hands| {
