@@ -239,3 +239,27 @@ async fn what_is_wrong_with_a_key_or_bucket_is_told_on_moto() {
     let (answer, _) = check_as(&key.id, "anothersecret", &there, "us-east-1");
     assert_eq!(codes(&answer, "failed"), ["access_key_secret_wrong"], "{answer:#}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_lets_other_addresses_in_shows_ours() {
+    let world = World::new("fenced").await;
+    let mut site = world.site();
+    world.customer.make_role(ROLE, &world.trust(Some(EXTERNAL_ID)), &document(&[world.allow("s3:*", "*")])).await;
+    site.set("check.egress_addresses", vec!["127.0.0.0/8"]);
+    let fence = |address: &str| {
+        let all = format!("arn:aws:s3:::{}", world.bucket);
+        document(&[json!({
+            "Effect": "Deny", "Principal": "*", "Action": ["s3:PutObject", "s3:ListBucket", "s3:GetBucketLocation"],
+            "Resource": [all, format!("{all}/*")], "Condition": {"NotIpAddress": {"aws:SourceIp": address}},
+        })])
+    };
+    world.customer.set_bucket_policy(&world.bucket, &fence("192.0.2.0/24")).await;
+    let (answer, exit) = check(&site);
+    assert_eq!((answer["verdict"].as_str(), exit), (Some("not ready"), 3), "{answer:#}");
+    let write = step(&answer, "write");
+    let codes = ["explicit_deny_source_address", "access_denied_unspecified"];
+    assert!(codes.contains(&write["code"].as_str().unwrap()), "{answer:#}");
+    assert!(write["remedy"]["text"].as_str().unwrap().contains("127.0.0.0/8"), "{answer:#}");
+    world.customer.set_bucket_policy(&world.bucket, &fence("127.0.0.0/8")).await;
+    ready(&check(&site));
+}
