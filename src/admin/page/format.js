@@ -20,8 +20,9 @@ export function bytes(n) {
 
 export const rate = (bytesPerSecond) => `${bytes(bytesPerSecond)}/s`;
 
-// The two largest units: 4.2 s, 3 min 5 s, 2 h 10 min, 5 d 3 h.
+// The two largest units: 6 ms, 4.2 s, 3 min 5 s, 2 h 10 min, 5 d 3 h.
 export function duration(seconds) {
+  if (seconds < 0.95) return `${Math.max(1, Math.round(seconds * 1000))} ms`;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;

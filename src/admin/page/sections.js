@@ -77,7 +77,7 @@ export function overview(status) {
   const cached = requests > 0 ? `${Math.floor((100 * asked.hit) / requests)} % of requests from the cache` : "none was needed yet";
   const tiles = [
     ["Running", `${count(slots.busy)} of ${plural(slots.total, "slot")}`, `backfills may hold ${count(Math.min(slots.backfill, slots.total))}`, slots.busy / slots.total],
-    ["Sent to S3 now", rate(lastRate(status.throughput)), `at most ${rate(peakRate(status.throughput))} in 15 min`, null],
+    ["Sent to S3 now", rate(lastRate(status.throughput)), `at most ${rate(peakRate(status.throughput))} lately`, null],
     ["Delivered", count(ended(status, "delivered")), `${bytes(sum(status.lanes.map((lane) => lane.delivered_bytes)))}${skipped ? `, ${count(skipped)} skipped` : ""}`, null],
     ["Given up", count(givenUp), `${plural(status.retries, "attempt")} repeated, ${count(status.deferred)} put off`, null, givenUp > 0 ? "bad" : "good"],
     ["Part buffers", bytes(buffer.bytes), `of ${bytes(buffer.limit_bytes)}`, buffer.limit_bytes > 0 ? buffer.bytes / buffer.limit_bytes : 0],

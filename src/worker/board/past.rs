@@ -138,6 +138,7 @@ impl EndedTransfer {
     }
 }
 
+#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
 fn shared<S: serde::Serializer>(trouble: &Option<Arc<Trouble>>, to: S) -> Result<S::Ok, S::Error> {
     trouble.as_deref().serialize(to)
 }

@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 
 use super::complaints;
-use super::stub::{Stub, busy, idle};
+use super::stub::{Stub, busy, idle, problem, running};
 use crate::testbed::browser::Browser;
 
 const TAB: &str = "\u{E004}";
 const RIGHT: &str = "\u{E014}";
+const ENTER: &str = "\u{E007}";
 
 /// Every text whose contrast with what is behind it is under 4.5:1 (3:1 where it is large).
 const CONTRAST: &str = r#"
@@ -111,6 +112,13 @@ async fn everybody_can_read_it_in_light_and_dark() {
     }
     assert_eq!(browser.run(STUMBLES).await, none());
     browser.picture("stub-away").await;
+    let mut leaving = busy();
+    leaving["ready"] = json!(false);
+    leaving["not_ready_because"] = json!("draining");
+    leaving["draining"] = json!(true);
+    stub.say(leaving);
+    browser.until("document.getElementById('state').textContent === '‖ Draining'").await;
+    assert!(browser.text("#banner").await.contains("2 transfers may still finish"));
     assert_eq!(complaints(&browser).await, Vec::<String>::new());
     browser.close().await;
 }
@@ -154,6 +162,31 @@ async fn it_fits_a_phone() {
     }
     browser.window(360, 2400, true).await;
     browser.picture("stub-phone").await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn long_lists_are_short_at_first() {
+    let mut status = busy();
+    let ends = (1..=50).rev().map(|number| problem(number, &format!("job-{number}"), "timeout", "slow", ""));
+    status["recent"]["ended"] = ends.collect();
+    status["running"] = (1..=400).map(|number| running(number, &format!("run-{number}"), 1, Some(2))).collect();
+    status["slots"] = json!({"total": 1000, "busy": 700, "backfill": 8});
+    let (_stub, browser) = opened(status).await;
+    let rows = "document.querySelectorAll('#ended tbody tr').length";
+    assert_eq!(browser.value(rows).await, 10);
+    browser.run("document.getElementById('ended-more').focus()").await;
+    browser.press(ENTER).await;
+    browser.until(&format!("{rows} === 50")).await;
+    assert_eq!(browser.value("document.getElementById('ended-more').ariaExpanded").await, "true");
+    assert_eq!(browser.value("document.querySelectorAll('#running tbody tr').length").await, 100);
+    assert_eq!(browser.text("#running-rest").await, "and 600 more");
+    assert_eq!(
+        browser.text("#destinations-rest").await,
+        "and 2,343 more, without trouble or less busy. Look for one by its id."
+    );
+    browser.press(ENTER).await;
+    browser.until(&format!("{rows} === 10")).await;
     browser.close().await;
 }
 

@@ -26,7 +26,7 @@ fn status() -> Value {
     status["recent"] = json!({"ended": [end], "problems": [end]});
     status["failures"] = json!([{"class": HOSTILE, "reason": HOSTILE, "count": 1}]);
     status["lanes"][0]["lane"] = json!(HOSTILE);
-    let state = destination(HOSTILE, Some(end["trouble"].clone()));
+    let state = destination(HOSTILE, Some(&end["trouble"]));
     status["destination_states"] = json!({"shown": [state], "matching": 1, "filter": HOSTILE});
     status
 }

@@ -1,11 +1,10 @@
 //! The page over a real worker that delivers to the scripted S3.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::complaints;
+use super::{check_picture, complaints};
 use crate::shop::{REGION, role_destination, site};
 use crate::testbed::browser::Browser;
 use crate::testbed::scripted::{Effect, ScriptedS3};
@@ -15,8 +14,6 @@ use crate::testbed::{MIB, bytes, free_port};
 
 /// What S3 says to a job that it refuses: it gets as far as the page.
 const HOSTILE: &str = "<img src=x onerror=window.hacked=1>";
-/// Where to write the picture of the README, if anywhere.
-const PICTURE: &str = "CONSIGN_TEST_PICTURE";
 
 /// Some customers, and an S3 that takes its time, so that there is something to see.
 async fn furnished() -> (Site, ScriptedS3) {
@@ -65,14 +62,6 @@ async fn progress(browser: &Browser, job: &str) -> f64 {
         format!("document.querySelector('[role=progressbar][aria-label=\"Progress of {job}\"]')?.ariaValueNow ?? -1");
     let shown = browser.value(&bar).await;
     shown.as_str().map_or(-1.0, |text| text.parse().unwrap())
-}
-
-fn check_picture(path: &Path) {
-    let picture = std::fs::read(path).unwrap();
-    assert!(picture.starts_with(b"\x89PNG\r\n\x1a\n"), "{} is no PNG", path.display());
-    let number = |at: usize| u32::from_be_bytes(picture[at..at + 4].try_into().unwrap());
-    assert_eq!((number(16), number(20)), (1280, 900), "{}", path.display());
-    assert!((20_000..1_000_000).contains(&picture.len()), "{} bytes", picture.len());
 }
 
 #[tokio::test]
@@ -129,9 +118,6 @@ async fn the_page_lives_while_jobs_run() {
     browser.until("(document.querySelector('#sent-chart polyline')?.points.length ?? 0) >= 3").await;
     let picture = browser.picture("status-page").await;
     check_picture(&picture);
-    if let Ok(wanted) = std::env::var(PICTURE) {
-        std::fs::copy(&picture, wanted).unwrap();
-    }
 
     s3.calm();
     browser.until("document.querySelectorAll('#running tbody tr').length === 0").await;

@@ -87,7 +87,7 @@ pub fn problem(number: u64, job_id: &str, reason: &str, message: &str, hint: &st
     })
 }
 
-pub fn destination(id: &str, trouble: Option<Value>) -> Value {
+pub fn destination(id: &str, trouble: Option<&Value>) -> Value {
     json!({
         "id": id, "bucket": format!("{id}-exports"), "region": "eu-central-1", "auth": "iam_role", "configured": true,
         "session": {"state": "open", "age_seconds": 600, "seconds_left": 3000}, "circuit_open": trouble.is_some(),
@@ -122,7 +122,7 @@ pub fn busy() -> Value {
     status["throughput"]["delivered"] = json!(wave(1));
     status["throughput"]["failed"] = json!(wave(0).iter().map(|_| 1).collect::<Vec<_>>());
     status["throughput"]["repeated"] = json!(wave(0).iter().map(|_| 1).collect::<Vec<_>>());
-    let states = [destination("globex", Some(denied["trouble"].clone())), destination("acme", None)];
+    let states = [destination("globex", Some(&denied["trouble"])), destination("acme", None)];
     status["destination_states"] = json!({"shown": states, "matching": 2345, "filter": ""});
     status["destinations"] = json!(2345);
     status
