@@ -228,15 +228,17 @@ function destinationRow() {
   const name = twoLines(id);
   const mark = element("span", { "aria-hidden": "true" });
   const word = element("span");
-  state.append(element("span", { class: "badge" }, mark, word));
+  const meaning = element("span", { class: "second" });
+  state.append(element("span", { class: "badge" }, mark, word), " ", meaning);
   const login = twoLines(session);
   const done = twoLines(delivered);
   const story = twoLines(failure);
   row.fill = (one) => {
     name(one.id, `${one.bucket}, ${one.region}${one.configured ? "" : ", came with a job"}`);
-    const [sign, words, tone] = stateWords(one);
+    const [sign, words, tone, means] = stateWords(one);
     setText(mark, sign);
     setText(word, words);
+    setText(meaning, means ?? "");
     setAttribute(state.firstElementChild, "data-tone", tone);
     login(...sessionWords(one));
     setText(busy, one.max_concurrency === null ? count(one.in_flight) : `${count(one.in_flight)} of ${count(one.max_concurrency)}`);
@@ -248,7 +250,7 @@ function destinationRow() {
 }
 
 function stateWords(one) {
-  if (one.circuit_open) return ["✕", "closed off: only probes go through", "bad"];
+  if (one.circuit_open) return ["✕", "circuit open", "bad", "its jobs wait; now and then one tries"];
   if (one.consecutive_failures > 0) return ["!", `${plural(one.consecutive_failures, "failure")} in a row`, "wait"];
   if (one.in_flight > 0 || one.delivered > 0) return ["✓", "well", "good"];
   return ["–", "not used yet", "quiet"];

@@ -60,7 +60,7 @@ export function tableRow(labels) {
 export function twoLines(cell) {
   const first = element("span", { class: "first" });
   const second = element("span", { class: "second" });
-  cell.append(first, second);
+  cell.append(first, " ", second);
   return (main, beside) => {
     setText(first, main);
     setText(second, beside);

@@ -96,6 +96,7 @@ async fn everybody_can_read_it_in_light_and_dark() {
     let dark = browser.value("getComputedStyle(document.body).backgroundColor").await;
     assert_ne!(light, dark);
     assert_eq!(browser.run(CONTRAST).await, none(), "in dark colours");
+    browser.window(1280, 1500, false).await;
     browser.picture("stub-dark").await;
     // The states that are rarer: idle, and not ready.
     let mut away = idle();
@@ -162,6 +163,8 @@ async fn it_fits_a_phone() {
     }
     browser.window(360, 2400, true).await;
     browser.picture("stub-phone").await;
+    browser.run("document.getElementById('failures-title').scrollIntoView()").await;
+    browser.picture("stub-phone-below").await;
     browser.close().await;
 }
 
