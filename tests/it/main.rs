@@ -14,6 +14,7 @@ mod forms;
 mod harness;
 mod layering;
 mod names;
+mod page;
 mod queue_amqp;
 mod queue_conformance;
 mod queue_embedded;
