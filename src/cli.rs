@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod enqueue;
+pub mod policy;
 pub mod run;
 pub mod schema;
 pub mod topology;
@@ -139,6 +140,8 @@ pub enum Command {
     Run(run::RunArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
+    /// Print the IAM documents a customer needs for a destination
+    Policy(policy::PolicyArgs),
     /// Show or declare the exchanges and queues
     #[command(subcommand)]
     Topology(topology::TopologyArgs),

@@ -20,9 +20,9 @@
 //! | L4 | `transfer` | one job from start to outcome |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
-//! | L1b | `retry`, `metrics`, `telemetry`, `shutdown`, `policy` | ground services, and the IAM documents a destination needs |
+//! | L1b | `retry`, `metrics`, `telemetry`, `shutdown` | ground services |
 //! | L1a | `config` | sections, validated |
-//! | L0 | `outcome`, `destination`, `job`, `lane` | the vocabulary: pure, valid by construction |
+//! | L0 | `outcome`, `destination`, `policy`, `job`, `lane` | the vocabulary: pure, valid by construction; `policy` says what a destination needs of IAM |
 
 pub mod admin;
 pub mod app;

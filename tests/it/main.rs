@@ -15,6 +15,7 @@ mod harness;
 mod layering;
 mod names;
 mod page;
+mod policy;
 mod queue_amqp;
 mod queue_conformance;
 mod queue_embedded;
