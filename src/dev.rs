@@ -1,0 +1,2 @@
+//! Everything on one machine, for a first look.
+pub mod cloud;
