@@ -3,6 +3,8 @@
 //! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
 
 pub mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod enqueue;
 pub mod run;
 pub mod schema;
@@ -137,6 +139,9 @@ impl Global {
 pub enum Command {
     /// Run the worker
     Run(run::RunArgs),
+    /// Try it all on this machine alone: no broker, no AWS, sample jobs; not for production
+    #[cfg(feature = "dev")]
+    Dev(dev::DevArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
     /// Show or declare the exchanges and queues
