@@ -15,8 +15,7 @@ use crate::config::{Config, Reload};
 use crate::destination::Destinations;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::amqp::Amqp;
-use crate::queue::{Queue, QueueError};
+use crate::queue::{self, QueueError};
 use crate::session::{Identity, Sessions};
 use crate::shutdown::{Shutdown, Signal};
 use crate::source::Sources;
@@ -92,8 +91,8 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
     let sources = sources.map_err(StartError::Sources)?;
     let budget = config.worker.memory_budget;
     let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics.clone());
-    let queue = Amqp::start(&config.broker, &config.worker.id, lanes(&config), metrics.clone());
-    let queue: Arc<dyn Queue> = queue.map_err(StartError::Queue)?;
+    let queue = queue::start(&config.broker, &config.worker.id, lanes(&config), metrics.clone());
+    let queue = queue.map_err(StartError::Queue)?;
     let worker = Worker::new(Parts {
         config: config.worker.clone(),
         prefix: config.broker.prefix.clone(),

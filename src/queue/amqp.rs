@@ -27,7 +27,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use outcomes::{OutcomeMessage, Outcomes};
+pub use outcomes::Outcomes;
 pub use topology::{Names, Topology};
 
 use crate::config::BrokerConfig;
@@ -90,14 +90,6 @@ impl Amqp {
         });
         let supervisor = Mutex::new(Some(tokio::spawn(session::supervise(Arc::clone(&shared)))));
         Ok(Arc::new(Self { shared, replies: Arc::new(Semaphore::new(REPLIES as usize)), supervisor }))
-    }
-
-    /// Waits until connected, at most `limit`.
-    ///
-    /// # Errors
-    /// `Unavailable` with the reason of the last try.
-    pub async fn connected(&self, limit: Duration) -> Result<(), QueueError> {
-        self.session(Instant::now() + limit).await.map(drop)
     }
 
     async fn session(&self, deadline: Instant) -> Result<Arc<Session>, QueueError> {
@@ -245,6 +237,10 @@ async fn give_back(loan: &Loan) {
 }
 
 impl Queue for Amqp {
+    fn connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move { self.session(Instant::now() + limit).await.map(drop) })
+    }
+
     fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
         Box::pin(self.shared.intake.next(lane))
     }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Which files may name a crate.
-const ROOMS: [(&str, &[&str]); 8] = [
+const ROOMS: [(&str, &[&str]); 9] = [
     ("lapin", &["queue/amqp"]),
+    ("rusqlite", &["queue/embedded"]),
     ("bincode", &["job/compact"]),
     ("backoff", &["retry"]),
     ("prometheus", &["metrics"]),
