@@ -30,6 +30,7 @@ pub use home::HomeError;
 pub use jobs::Tally;
 use jobs::{Expected, Feed, Publisher};
 use report::{Report, quoted};
+use samples::Planned;
 use settings::{ACME, ACME_BUCKET, REGION, Secrets};
 pub use settings::log;
 
@@ -115,12 +116,15 @@ struct Stage {
 pub async fn run(options: Options) -> Result<Ended, DevError> {
     let started = Instant::now();
     let files = options.files.iter().map(|path| readable(path)).collect::<Result<Vec<_>, _>>()?;
+    let run = format!("dev-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let given = samples::files(&files, &run);
+    given.iter().zip(&options.files).try_for_each(|(planned, path)| deliverable(planned, path))?;
     let shutdown = Shutdown::listen().map_err(system("the system refuses signal handlers"))?;
     let report = Report::new(options.json);
     let home = Home::open(options.data_dir.as_deref())?;
     greet(&report, &home);
     let secrets = Secrets::invented();
-    let hiccup = files.is_empty().then_some(samples::HICCUP);
+    let hiccup = given.is_empty().then_some(samples::HICCUP);
     let cloud = Cloud::start(&home.buckets(), secrets.plan(hiccup)).await.map_err(system("the embedded S3"))?;
     let listener = listen(options.port, &report).await?;
     let page = listener.local_addr().map_err(system("the status page"))?;
@@ -130,14 +134,13 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
     let region = Region::parse(REGION).map_err(DevError::Settings)?;
     let identity = Identity::fixed(&secrets.platform.id, &secrets.platform.secret, &region);
     hang_up_is_the_end(shutdown.clone());
+    let planned = if given.is_empty() { samples::samples(&home, &run) } else { given };
     let stage = Stage { home, cloud, secrets, config, page, report, started };
-    stage.play(&files, options.once, Ground { identity, listener, shutdown }).await
+    stage.play(planned, options.once, Ground { identity, listener, shutdown }).await
 }
 
 impl Stage {
-    async fn play(self, files: &[PathBuf], once: bool, ground: Ground) -> Result<Ended, DevError> {
-        let run = format!("dev-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-        let planned = if files.is_empty() { samples::samples(&self.home, &run) } else { samples::files(files, &run) };
+    async fn play(self, planned: Vec<Planned>, once: bool, ground: Ground) -> Result<Ended, DevError> {
         let broker = &self.config.broker;
         let (mut feed, mut publisher) = (Feed::open(broker).await?, Publisher::open(broker, planned).await?);
         let mut expected = publisher.expected();
@@ -265,6 +268,12 @@ fn readable(path: &Path) -> Result<PathBuf, DevError> {
     }
     std::fs::File::open(&real).map_err(|problem| refused(problem.to_string()))?;
     Ok(real)
+}
+
+/// Checks a job for a file as the worker will: not every name can be a key.
+fn deliverable(planned: &Planned, path: &Path) -> Result<(), DevError> {
+    let checked = planned.job.clone().validate();
+    checked.map(drop).map_err(|refused| DevError::File { path: path.display().to_string(), why: refused.to_string() })
 }
 
 /// The status page's listener: on the port asked for, or another where that is taken.

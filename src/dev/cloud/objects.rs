@@ -251,6 +251,7 @@ fn fits(bucket: &str, key: &str) -> S3Result<()> {
 fn assembled(input: &CompleteMultipartUploadInput, upload: &Upload) -> S3Result<u64> {
     let listed = input.multipart_upload.as_ref().and_then(|listed| listed.parts.as_deref()).unwrap_or_default();
     let parts: Vec<Seen> = listed.iter().map(|part| known(part, upload)).collect::<S3Result<_>>()?;
+    let (first, rest) = parts.split_first().ok_or_else(|| s3_error!(InvalidPart, "there are no parts"))?;
     if listed.windows(2).any(|two| two[0].part_number >= two[1].part_number) {
         return Err(s3_error!(InvalidPartOrder, "The list of parts was not in ascending order."));
     }
@@ -263,7 +264,6 @@ fn assembled(input: &CompleteMultipartUploadInput, upload: &Upload) -> S3Result<
         return Err(s3_error!(InvalidRequest, "The provided x-amz-mp-object-size does not match the parts."));
     }
     let combine = |whole: u64, part: &Seen| checksum_combine(CrcAlgorithm::Crc64Nvme, whole, part.crc, part.length);
-    let (first, rest) = parts.split_first().ok_or_else(|| s3_error!(InvalidPart, "there are no parts"))?;
     let crc = rest.iter().fold(first.crc, combine);
     match &input.checksum_crc64nvme {
         Some(asked) if *asked != crc_text(crc) => Err(bad_digest()),
