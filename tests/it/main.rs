@@ -18,6 +18,7 @@ mod layering;
 mod names;
 mod queue_amqp;
 mod queue_conformance;
+mod queue_embedded;
 mod reload;
 mod secrets;
 mod shop;

@@ -1,0 +1,1 @@
+//! What the suite of all queues does not show.

@@ -1,0 +1,83 @@
+//! What can be wrong with the file, in words that say what to do.
+
+use std::io;
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use crate::queue::QueueError;
+
+/// Why the file can't be worked with at the moment.
+#[derive(Debug, Clone)]
+pub(super) enum Trouble {
+    /// It may pass by itself, or when somebody makes room: locked, full, unreadable for now.
+    Passing(String),
+    /// A person must act: damaged, foreign, newer, read-only, no directory.
+    Lasting(String),
+}
+
+impl Trouble {
+    /// From what SQLite said about `file`.
+    pub(super) fn of(file: &Path, error: &rusqlite::Error) -> Self {
+        let name = file.display();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => {
+                Self::Passing(format!(
+                    "{name} is locked by another process (a backup, a sqlite3 shell?); it is tried again and again"
+                ))
+            }
+            Some(ErrorCode::DiskFull) => {
+                Self::Passing(format!("{name} can't grow: the disk is full; free some space, it is tried again"))
+            }
+            Some(ErrorCode::ReadOnly) => Self::Lasting(read_only(file)),
+            Some(ErrorCode::DatabaseCorrupt) => Self::damaged(file, &error.to_string()),
+            Some(ErrorCode::NotADatabase) => Self::Lasting(format!(
+                "{name} is no SQLite database: it belongs to another program, or its beginning is damaged; name another file, \
+                 or restore this one from a backup (nothing was changed)"
+            )),
+            Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => Self::Lasting(format!(
+                "{name} can't be opened ({error}); the file and its directory must be readable and writable for this user"
+            )),
+            _ => Self::Passing(format!("{name} can't be read or written ({error}); it is tried again")),
+        }
+    }
+
+    /// The file is not what it was written as. It is never repaired or replaced by consign itself.
+    pub(super) fn damaged(file: &Path, detail: &str) -> Self {
+        let name = file.display();
+        Self::Lasting(format!(
+            "{name} is damaged ({detail}); end every process that uses it, keep a copy, and restore a backup or save what can be \
+             read with: sqlite3 {name} .recover (nothing was changed)"
+        ))
+    }
+
+    /// From what the system said about creating `file`.
+    pub(super) fn creating(file: &Path, error: &io::Error) -> Self {
+        let name = file.display();
+        match error.kind() {
+            io::ErrorKind::StorageFull => {
+                Self::Passing(format!("{name} can't be created: the disk is full; free some space, it is tried again"))
+            }
+            io::ErrorKind::ReadOnlyFilesystem => Self::Lasting(read_only(file)),
+            _ => Self::Lasting(format!(
+                "{name} can't be created ({error}); its directory must be writable for this user"
+            )),
+        }
+    }
+
+    /// What a caller of the queue gets.
+    pub(super) fn into_error(self) -> QueueError {
+        match self {
+            Self::Passing(why) => QueueError::Unavailable(why),
+            Self::Lasting(why) => QueueError::Unusable(why),
+        }
+    }
+}
+
+/// What is said of a file that can only be read.
+pub(super) fn read_only(file: &Path) -> String {
+    format!(
+        "{} is read-only for this process; make the file and its directory writable for this user, or name another file",
+        file.display()
+    )
+}
