@@ -31,8 +31,8 @@ pub use jobs::Tally;
 use jobs::{Expected, Feed, Publisher};
 use report::{Report, quoted};
 use samples::Planned;
-use settings::{ACME, ACME_BUCKET, REGION, Secrets};
 pub use settings::log;
+use settings::{ACME, ACME_BUCKET, REGION, Secrets};
 
 /// Where the status page is looked for first.
 const DEFAULT_PORT: u16 = 9464;
@@ -120,7 +120,8 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
     let given = samples::files(&files, &run);
     given.iter().zip(&options.files).try_for_each(|(planned, path)| deliverable(planned, path))?;
     let shutdown = Shutdown::listen().map_err(system("the system refuses signal handlers"))?;
-    let report = Report::new(options.json);
+    let longest = given.iter().map(|planned| planned.job.id.len()).max();
+    let report = Report::new(options.json, longest.unwrap_or(run.len() + samples::LONGEST_NAME));
     let home = Home::open(options.data_dir.as_deref())?;
     greet(&report, &home);
     let secrets = Secrets::invented();
@@ -171,13 +172,13 @@ impl Stage {
         once: bool,
     ) -> Result<(), DevError> {
         let shown = async {
-            let mut first = true;
             while expected.tally().open > 0 {
                 let outcome = self.show_next(feed).await?;
+                let before = expected.tally().delivered;
                 expected.note(&outcome);
-                if std::mem::take(&mut first) {
+                if (before, expected.tally().delivered) == (0, 1) {
                     let seconds = self.started.elapsed().as_secs_f64();
-                    self.report.remark(&format!("the first of them, {seconds:.2} s after the start"));
+                    self.report.remark(&format!("the first object, {seconds:.2} s after the start"));
                 }
             }
             Ok(())
@@ -205,15 +206,17 @@ impl Stage {
         let Tally { jobs, delivered, surprises, .. } = tally;
         let failed = jobs - delivered;
         let meant = if surprises == 0 && failed > 0 { ", as it was meant to" } else { "" };
-        let home = self.home.path();
         self.report.say(&format!("\n{delivered} of {jobs} delivered, {failed} failed{meant}."));
+        if once && !self.home.kept() {
+            self.report
+                .say("Everything is removed now; --data-dir DIR keeps it, and without --once it can be looked at.");
+            return;
+        }
+        let path = |path: PathBuf| quoted(&path.display().to_string());
+        self.report.say(&format!("objects        {}", path(self.home.buckets())));
         if failed > 0 {
             let query = "select job_id, reason, message from dead_letters";
-            let queue = quoted(&self.home.queue().display().to_string());
-            self.report.say(&format!("dead letters   sqlite3 {queue} '{query}'"));
-        }
-        if self.home.kept() {
-            self.report.say(&format!("objects        {}", quoted(&home.join("buckets").display().to_string())));
+            self.report.say(&format!("dead letters   sqlite3 {} '{query}'", path(self.home.queue())));
         }
         if !once {
             self.invite();
@@ -227,7 +230,6 @@ impl Stage {
         let lines = [
             format!("status page    {}", url(self.page, "/")),
             format!("metrics        {}", url(self.page, "/metrics")),
-            format!("files          ls -R {}", quoted(&self.home.buckets().display().to_string())),
             format!(
                 "bucket         AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_DEFAULT_REGION={REGION} \\\n               \
                  aws s3 ls --recursive --endpoint-url {cloud} s3://{ACME_BUCKET}/",

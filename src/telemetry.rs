@@ -18,7 +18,17 @@ use crate::config::{LogConfig, LogFormat};
 
 /// Crates whose debug and trace lines hold secrets.
 const LOUD: [&str; 11] = [
-    "aws_config", "aws_runtime", "aws_sdk_", "aws_sigv4", "aws_smithy_", "h2", "hyper", "lapin", "reqwest", "rustls", "s3s",
+    "aws_config",
+    "aws_runtime",
+    "aws_sdk_",
+    "aws_sigv4",
+    "aws_smithy_",
+    "h2",
+    "hyper",
+    "lapin",
+    "reqwest",
+    "rustls",
+    "s3s",
 ];
 
 /// The running log. Its filter can be changed while the program runs.

@@ -130,8 +130,7 @@ impl Cloud {
         let customers: Vec<Arc<Customer>> = customers.into_iter().map(Arc::new).collect();
         let keys = Arc::new(Keys::new(platform, viewer, session_lives, &customers));
         let memory = Arc::new(Memory::open(root.join(".encryption"))?);
-        let mut service =
-            S3ServiceBuilder::new(Objects::open(root, memory.clone(), customers.clone(), hiccup)?);
+        let mut service = S3ServiceBuilder::new(Objects::open(root, memory.clone(), customers.clone(), hiccup)?);
         service.set_auth(Guard(keys.clone()));
         service.set_access(grants::Door { keys: keys.clone(), customers: customers.clone() });
         service.set_route(sts::Sts { keys, customers });
@@ -223,7 +222,8 @@ async fn in_the_words_of_sts(response: Response<Body>) -> Response<Body> {
         Some(code) => code.to_owned(),
         None => "AccessDenied".to_owned(),
     };
-    let mut response = Response::from_parts(head, Body::from(sts::refusal(&code, &within("Message").unwrap_or_default())));
+    let mut response =
+        Response::from_parts(head, Body::from(sts::refusal(&code, &within("Message").unwrap_or_default())));
     response.headers_mut().remove(http::header::CONTENT_LENGTH);
     response
 }

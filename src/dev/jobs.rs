@@ -47,8 +47,12 @@ impl Publisher {
 
     /// What is to become of each job, by its id.
     pub(super) fn expected(&self) -> Expected {
-        let each = self.planned.iter().map(|planned| (planned.job.id.clone(), State::Open { deliver: planned.delivered }));
-        Expected { jobs: each.collect(), tally: Tally { jobs: self.planned.len(), open: self.planned.len(), ..Tally::default() } }
+        let each =
+            self.planned.iter().map(|planned| (planned.job.id.clone(), State::Open { deliver: planned.delivered }));
+        Expected {
+            jobs: each.collect(),
+            tally: Tally { jobs: self.planned.len(), open: self.planned.len(), ..Tally::default() },
+        }
     }
 
     /// Makes each source and publishes its job.

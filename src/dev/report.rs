@@ -13,6 +13,8 @@ use crate::outcome::{Outcome, OutcomeData};
 pub(super) struct Report {
     json: bool,
     colours: bool,
+    /// Characters of a job's id, so that columns stand under each other.
+    id: usize,
 }
 
 /// What a line is about.
@@ -36,11 +38,11 @@ impl Tone {
 }
 
 impl Report {
-    /// With `json`, outcomes go to stdout as they are, one a line.
-    pub(super) fn new(json: bool) -> Self {
+    /// With `json`, outcomes go to stdout as they are, one a line. `id` is the length of the longest job's id.
+    pub(super) fn new(json: bool, id: usize) -> Self {
         let terminal = if json { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { json, colours: terminal && !refused }
+        Self { json, colours: terminal && !refused, id }
     }
 
     /// Lines for a person. A reader that has gone away is no failure.
@@ -62,7 +64,8 @@ impl Report {
         let (word, tone) = word(&outcome.kind);
         let id = printable(&outcome.subject);
         let data = &outcome.data;
-        self.say(&format!("{}  {id}  {}", self.painted(&format!("{word:<9}"), tone), summary(data, word, again)));
+        let (word_painted, width) = (self.painted(&format!("{word:<9}"), tone), self.id);
+        self.say(&format!("{word_painted}  {id:<width$}  {}", summary(data, word, again)));
         let details = [("", &data.message), ("hint: ", &data.hint)].into_iter();
         for (label, text) in details.filter_map(|(label, text)| text.as_deref().map(|text| (label, text))) {
             if !text.is_empty() {
@@ -172,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_failed_one_says_why() {
-        let data = OutcomeData { destination: "acme".to_owned(), reason: Some("x".to_owned()), ..OutcomeData::default() };
+        let data =
+            OutcomeData { destination: "acme".to_owned(), reason: Some("x".to_owned()), ..OutcomeData::default() };
         assert_eq!(summary(&data, "failed", 0), "x, attempt 1 -> acme");
         assert_eq!(word("consign.transfer.failed.v1"), ("failed", Tone::Bad));
     }

@@ -42,12 +42,7 @@ pub(super) struct Secrets {
 impl Secrets {
     pub(super) fn invented() -> Self {
         let external_id = uuid::Uuid::new_v4().to_string();
-        Self {
-            platform: KeyPair::invented(),
-            viewer: KeyPair::invented(),
-            globex: KeyPair::invented(),
-            external_id,
-        }
+        Self { platform: KeyPair::invented(), viewer: KeyPair::invented(), globex: KeyPair::invented(), external_id }
     }
 
     /// The cloud these secrets open. `hiccup` is a key below the prefix of `acme`, and the part of it that is refused once.
@@ -149,7 +144,9 @@ mod tests {
         let config = load(&home).unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!(config.admin.listen, admin);
         let auth = |id: &str| &config.destinations.iter().find(|(found, _)| found.as_str() == id).unwrap().1.auth;
-        assert!(matches!(auth(ACME), Auth::IamRole { external_id: Some(id), .. } if id.expose() == secrets.external_id));
+        assert!(
+            matches!(auth(ACME), Auth::IamRole { external_id: Some(id), .. } if id.expose() == secrets.external_id)
+        );
         assert!(matches!(auth(GLOBEX), Auth::AccessKey { access_key_id, .. } if *access_key_id == secrets.globex.id));
     }
 }

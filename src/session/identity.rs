@@ -27,9 +27,8 @@ impl Identity {
     /// Finds the identity's source. Nothing is called before the first AssumeRole; a missing identity shows up there.
     pub async fn load(aws: &AwsConfig) -> Self {
         let http = https();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http.clone())
-            .timeout_config(timeouts());
+        let mut loader =
+            aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone()).timeout_config(timeouts());
         loader = match &aws.region {
             Some(region) => loader.region(aws_config::Region::new(region.as_str().to_owned())),
             // Not the instance's metadata: away from EC2 they take seconds not to answer, and STS is called in the

@@ -15,15 +15,8 @@ use super::keys::{Keys, Principal};
 use super::policy::Asked;
 
 /// What an onlooker may do.
-const READING: [&str; 7] = [
-    "ListBuckets",
-    "ListObjects",
-    "ListObjectsV2",
-    "HeadBucket",
-    "HeadObject",
-    "GetObject",
-    "GetBucketLocation",
-];
+const READING: [&str; 7] =
+    ["ListBuckets", "ListObjects", "ListObjectsV2", "HeadBucket", "HeadObject", "GetObject", "GetBucketLocation"];
 
 /// The door of every bucket.
 pub(super) struct Door {
@@ -103,7 +96,9 @@ fn actions(operation: &str, headers: &HeaderMap) -> Option<Vec<&'static str>> {
 }
 
 fn prefix_of(query: &str) -> Option<String> {
-    url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "prefix").map(|(_, value)| value.into_owned())
+    url::form_urlencoded::parse(query.as_bytes())
+        .find(|(name, _)| name == "prefix")
+        .map(|(_, value)| value.into_owned())
 }
 
 fn denied() -> S3Error {

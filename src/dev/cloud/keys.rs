@@ -127,10 +127,9 @@ impl Keys {
         match self.sessions().get(id) {
             Some(session) if session.ends > SystemTime::now() => Ok(session.pair.secret.as_str().into()),
             Some(_) => Err(s3_error!(ExpiredToken, "The provided token has expired.")),
-            None => Err(s3_error!(
-                InvalidAccessKeyId,
-                "The AWS Access Key Id you provided does not exist in our records."
-            )),
+            None => {
+                Err(s3_error!(InvalidAccessKeyId, "The AWS Access Key Id you provided does not exist in our records."))
+            }
         }
     }
 

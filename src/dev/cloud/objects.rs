@@ -301,12 +301,9 @@ macro_rules! operation {
 
 impl S3 for Objects {
     operation!(put_object, PutObjectInput, PutObjectOutput, |it, request| it.put(request).await);
-    operation!(
-        create_multipart_upload,
-        CreateMultipartUploadInput,
-        CreateMultipartUploadOutput,
-        |it, request| it.create(request).await
-    );
+    operation!(create_multipart_upload, CreateMultipartUploadInput, CreateMultipartUploadOutput, |it, request| it
+        .create(request)
+        .await);
     operation!(upload_part, UploadPartInput, UploadPartOutput, |it, request| it.part(request).await);
     operation!(
         complete_multipart_upload,

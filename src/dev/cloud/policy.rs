@@ -88,7 +88,9 @@ impl Statement {
     fn holds(&self, asked: &Asked<'_>) -> bool {
         self.condition.iter().all(|(operator, keys)| {
             let keys = keys.as_object().filter(|_| operator == "StringLike");
-            keys.is_some_and(|keys| keys.iter().all(|(key, patterns)| key == "s3:prefix" && prefix_fits(patterns, asked)))
+            keys.is_some_and(|keys| {
+                keys.iter().all(|(key, patterns)| key == "s3:prefix" && prefix_fits(patterns, asked))
+            })
         })
     }
 }
@@ -165,7 +167,9 @@ mod tests {
 
     #[test]
     fn wildcards_are_those_of_iam() {
-        for (pattern, text) in [("a/*", "a/b/c"), ("*", ""), ("a?c*", "abc"), ("*b*d", "abcbd"), ("a${*}${$}b*", "a*$bc")] {
+        for (pattern, text) in
+            [("a/*", "a/b/c"), ("*", ""), ("a?c*", "abc"), ("*b*d", "abcbd"), ("a${*}${$}b*", "a*$bc")]
+        {
             assert!(like(pattern, text), "{pattern} {text}");
         }
         for (pattern, text) in [("a/*", "a"), ("a?c", "ac"), ("a${*}b", "axb"), ("*b*d", "abdc"), ("", "a")] {
@@ -187,7 +191,12 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_allows_nothing() {
-        assert!(Policy::parse(r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "*", "Resource": "*"}]}"#).is_err());
+        assert!(
+            Policy::parse(
+                r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "*", "Resource": "*"}]}"#
+            )
+            .is_err()
+        );
         let odd = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*",
             "Condition": {"Bool": {"aws:SecureTransport": "true"}}}]}"#;
         assert!(!Policy::parse(odd).unwrap().allows(&Asked { action: "s3:GetObject", resource: "x", prefix: None }));

@@ -64,11 +64,14 @@ impl Sts {
             _ => Err(invalid(format!("there is no action {action} here"))),
         };
         Ok(match answer {
-            Ok(result) => xml(StatusCode::OK, &format!(
-                "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>{result}</{action}Result>\
+            Ok(result) => xml(
+                StatusCode::OK,
+                &format!(
+                    "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>{result}</{action}Result>\
                  <ResponseMetadata><RequestId>{}</RequestId></ResponseMetadata></{action}Response>",
-                uuid::Uuid::new_v4()
-            )),
+                    uuid::Uuid::new_v4()
+                ),
+            ),
             Err(Refusal(status, code, message)) => xml(status, &refusal(code, &message)),
         })
     }

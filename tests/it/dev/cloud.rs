@@ -5,7 +5,9 @@ use std::time::Duration;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption,
+};
 use base64::Engine as _;
 use consign::dev::cloud::{Cloud, Customer, Hiccup, KeyPair, Plan, Way};
 use tempfile::TempDir;
@@ -315,7 +317,10 @@ async fn an_upload_is_completed_over_a_hiccup_and_a_renewed_session_and_only_whe
 
     let done = complete(&sent, crc(&whole), whole.len()).await.unwrap();
     assert_eq!(done.checksum_crc64_nvme(), Some(crc(&whole).as_str()));
-    assert_eq!((done.server_side_encryption(), done.ssekms_key_id()), (Some(&ServerSideEncryption::AwsKms), Some(KMS_KEY)));
+    assert_eq!(
+        (done.server_side_encryption(), done.ssekms_key_id()),
+        (Some(&ServerSideEncryption::AwsKms), Some(KMS_KEY))
+    );
     assert!(done.e_tag().unwrap().trim_matches('"').ends_with("-3"));
     assert_eq!(std::fs::read(stage.folder.path().join("acme-exports/in/large")).unwrap(), whole);
     assert_eq!(stage.cloud.take_sent_again("acme-exports", "in/large"), 2, "the hiccup and the bad digest");
