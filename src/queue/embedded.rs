@@ -59,7 +59,9 @@ use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket};
 use engine::{Engine, Phase, Shared};
+use file::Store;
 use intake::Intake;
+use trouble::Trouble;
 use work::{Command, Pending, Work};
 
 /// How long a settlement or a publish is tried.
@@ -70,6 +72,23 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const LONGEST_NAME: usize = 255;
 /// The longest message; that of RabbitMQ 4.
 const LONGEST_BODY: usize = 16 << 20;
+
+/// The tables, each with what it holds.
+pub const TABLES: [(&str, &str); 5] = [
+    ("jobs", "jobs to be worked on, and worked on"),
+    ("waiting", "copies on the wait ladder"),
+    ("dead_letters", "jobs that were given up, with the reason"),
+    ("outcomes", "the newest 100,000 outcomes"),
+    ("owners", "processes that consume"),
+];
+
+/// Makes the file and its tables, where they are not there yet. Every command that needs them does so itself.
+///
+/// # Errors
+/// As [`Embedded::start`]; `Unavailable` for a file that is locked or can't grow.
+pub fn apply(file: &Path) -> Result<(), QueueError> {
+    Store::open(file).map(drop).map_err(Trouble::into_error)
+}
 
 /// The queue in a SQLite file.
 pub struct Embedded {
@@ -151,6 +170,7 @@ impl Embedded {
     async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
         let lane = check(&publication)?;
         let _unconfirmed = self.shared.metrics.unconfirmed();
+        let publication = Box::new(publication);
         self.ask(Work::Publish { lane, publication }, Some(self.patience)).await
     }
 

@@ -18,7 +18,7 @@ pub struct OutcomeMessage {
 pub struct Outcomes(Source);
 
 enum Source {
-    Amqp(amqp::Outcomes),
+    Amqp(Box<amqp::Outcomes>),
     Embedded(embedded::Outcomes),
 }
 
@@ -30,7 +30,7 @@ impl Outcomes {
     pub async fn subscribe(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         Ok(Self(match config.embedded_file() {
             Some(file) => Source::Embedded(embedded::Outcomes::subscribe(&file, &config.prefix).await?),
-            None => Source::Amqp(amqp::Outcomes::subscribe(config, name).await?),
+            None => Source::Amqp(Box::new(amqp::Outcomes::subscribe(config, name).await?)),
         }))
     }
 

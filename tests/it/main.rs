@@ -19,6 +19,8 @@ mod names;
 mod queue_amqp;
 mod queue_conformance;
 mod queue_embedded;
+mod queue_embedded_cli;
+mod queue_embedded_crash;
 mod reload;
 mod secrets;
 mod shop;

@@ -15,6 +15,8 @@ use super::trouble::{Trouble, read_only};
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// The log is cut back to this after a checkpoint.
 const LOG_LIMIT: i64 = 16 << 20;
+/// Every SQLite file is at least this long, or empty. SQLite itself takes a shorter one for empty, and writes over it.
+const SHORTEST: u64 = 512;
 /// Smaller files are looked through at the start; in larger ones damage is found when it is met.
 const CHECKED: u64 = 64 << 20;
 
@@ -126,8 +128,10 @@ fn create(file: &Path) -> Result<(), Trouble> {
             "{file} can't be created: there is no directory {directory}; create it or name another file"
         )));
     }
-    if file.exists() {
-        return Ok(());
+    match fs::metadata(file) {
+        Ok(found) if (1..SHORTEST).contains(&found.len()) => return Err(Trouble::foreign(file)),
+        Ok(_) => return Ok(()),
+        Err(_) => {}
     }
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Trouble::creating(file, &error)),

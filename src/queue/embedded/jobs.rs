@@ -41,7 +41,7 @@ pub(super) fn publish(db: &Connection, prefix: &str, lane: Lane, job: &Publicati
     Ok(())
 }
 
-/// Takes up to `limit` jobs of a lane for `owner`, oldest first.
+/// Takes up to `limit` jobs of a lane for `owner`, oldest first; none where others have called this owner gone.
 pub(super) fn claim(
     db: &Connection,
     prefix: &str,
@@ -52,6 +52,7 @@ pub(super) fn claim(
     let mut statement = db.prepare_cached(
         "UPDATE jobs SET owner = ?1 WHERE seq IN
              (SELECT seq FROM jobs WHERE prefix = ?2 AND lane = ?3 AND owner IS NULL ORDER BY seq LIMIT ?4)
+             AND EXISTS (SELECT 1 FROM owners WHERE id = ?1)
          RETURNING seq, routing_key, redelivered, delivery_count, content_type, message_id, reply_to, correlation_id, type,
              headers, body",
     )?;
@@ -104,6 +105,15 @@ pub(super) fn release_all_of(db: &Connection, owner: &str) -> rusqlite::Result<u
     db.execute(
         "UPDATE jobs SET owner = NULL, redelivered = 1, delivery_count = delivery_count + 1 WHERE owner = ?1",
         [owner],
+    )
+}
+
+/// What is held in the name of nobody who is known, back to the queue as redeliveries.
+pub(super) fn release_orphans(db: &Connection) -> rusqlite::Result<usize> {
+    db.execute(
+        "UPDATE jobs SET owner = NULL, redelivered = 1, delivery_count = delivery_count + 1
+         WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM owners)",
+        [],
     )
 }
 

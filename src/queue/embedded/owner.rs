@@ -44,10 +44,11 @@ impl Owner {
         &self.id
     }
 
-    /// Makes it known.
+    /// Makes it known. What nobody holds any more is free from then on.
     pub(super) fn enter(&self, db: &Connection, worker: &str) -> rusqlite::Result<()> {
         let sql = "INSERT INTO owners (id, worker, pid, started_at) VALUES (?1, ?2, ?3, ?4)";
         db.execute(sql, params![self.id, worker, std::process::id(), Timestamp::now().to_string()])?;
+        jobs::release_orphans(db)?;
         Ok(())
     }
 

@@ -31,15 +31,21 @@ impl Trouble {
             }
             Some(ErrorCode::ReadOnly) => Self::Lasting(read_only(file)),
             Some(ErrorCode::DatabaseCorrupt) => Self::damaged(file, &error.to_string()),
-            Some(ErrorCode::NotADatabase) => Self::Lasting(format!(
-                "{name} is no SQLite database: it belongs to another program, or its beginning is damaged; name another file, \
-                 or restore this one from a backup (nothing was changed)"
-            )),
+            Some(ErrorCode::NotADatabase) => Self::foreign(file),
             Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => Self::Lasting(format!(
                 "{name} can't be opened ({error}); the file and its directory must be readable and writable for this user"
             )),
             _ => Self::Passing(format!("{name} can't be read or written ({error}); it is tried again")),
         }
+    }
+
+    /// The file was not written by SQLite.
+    pub(super) fn foreign(file: &Path) -> Self {
+        Self::Lasting(format!(
+            "{} is no SQLite database: it belongs to another program, or its beginning is damaged; name another file, or restore \
+             this one from a backup (nothing was changed)",
+            file.display()
+        ))
     }
 
     /// The file is not what it was written as. It is never repaired or replaced by consign itself.

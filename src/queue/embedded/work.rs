@@ -46,7 +46,7 @@ impl Pending {
 pub(super) enum Work {
     Publish {
         lane: Lane,
-        publication: Publication,
+        publication: Box<Publication>,
     },
     Settle {
         delivery: Box<Delivery>,

@@ -27,6 +27,16 @@ impl Site {
         Self::on(Broker::shared(&unique(word))).await
     }
 
+    /// A world without a broker: the embedded queue, in the site's directory. `broker` reaches nothing.
+    pub fn embedded(word: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("files")).unwrap();
+        let broker = Broker::at(format!("sqlite:{}", dir.path().join("queue.db").display()), &unique(word));
+        let mut site = Self { broker, dir, settings: BTreeMap::new(), environment: BTreeMap::new() };
+        site.defaults();
+        site
+    }
+
     /// A world on any node. The topology is declared and the outcomes are collected from here on.
     pub async fn on(broker: Broker) -> Self {
         let dir = tempfile::tempdir().unwrap();
