@@ -103,13 +103,16 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DevError {
 
 /// Everything that runs beside the worker.
 struct Stage {
-    home: Home,
     cloud: Cloud,
     secrets: Secrets,
     config: Config,
     page: SocketAddr,
     report: Report,
     started: Instant,
+    /// A source to try the next job with.
+    example: String,
+    /// The last to go: what is in it is used by all the others.
+    home: Home,
 }
 
 /// Runs until a signal ends it, or with [`Options::once`] until the jobs have ended. A temporary directory is removed then.
@@ -136,7 +139,8 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
     let identity = Identity::fixed(&secrets.platform.id, &secrets.platform.secret, &region);
     hang_up_is_the_end(shutdown.clone());
     let planned = if given.is_empty() { samples::samples(&home, &run) } else { given };
-    let stage = Stage { home, cloud, secrets, config, page, report, started };
+    let example = planned.first().map(|planned| planned.job.source.url.clone()).unwrap_or_default();
+    let stage = Stage { cloud, secrets, config, page, report, started, example, home };
     stage.play(planned, options.once, Ground { identity, listener, shutdown }).await
 }
 
@@ -160,7 +164,13 @@ impl Stage {
         let ending = ending?;
         followed?;
         publisher.close().await;
-        Ok(Ended { ending, tally: expected.tally() })
+        let tally = expected.tally();
+        if tally.open > 0 {
+            let next = if self.home.kept() { "they go on at the next start" } else { "they are gone" };
+            self.report
+                .say(&format!("\nended early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
+        }
+        Ok(Ended { ending, tally })
     }
 
     /// Publishes the jobs and shows every outcome: with `once` until the jobs have ended, else for ever.
@@ -185,10 +195,12 @@ impl Stage {
         };
         tokio::try_join!(publisher.publish(), shown)?;
         self.conclude(expected.tally(), once);
-        while !once {
+        if once {
+            return Ok(());
+        }
+        loop {
             self.show_next(feed).await?;
         }
-        Ok(())
     }
 
     async fn show_next(&self, feed: &mut Feed) -> Result<Outcome, DevError> {
@@ -237,7 +249,8 @@ impl Stage {
             ),
             format!(
                 "one more job   {program} enqueue -c {config} \\\n               \
-                 --source file:///etc/hostname --to {ACME} --key hello.txt --wait"
+                 --source {} --to {ACME} --key one-more --wait",
+                quoted(&self.example)
             ),
             "Ctrl-C ends it.".to_owned(),
         ];

@@ -60,11 +60,10 @@ fn exit(ended: &Ended, once: bool, own_files: bool) -> Exit {
     let tally = ended.tally;
     match ended.ending {
         Ending::Forced(signal) => Exit::Signal(signal),
-        Ending::CutShort => Exit::Failed,
         Ending::Drained if !once => Exit::Done,
         Ending::Drained if tally.open == 0 && tally.surprises == 0 => Exit::Done,
         Ending::Drained if own_files && tally.delivered > 0 => Exit::Partly,
-        Ending::Drained => Exit::Failed,
+        Ending::CutShort | Ending::Drained => Exit::Failed,
     }
 }
 

@@ -9,6 +9,8 @@ use rustix::fs::{FlockOperation, flock};
 
 /// Marks a directory as ours, and is locked while it is in use.
 const MARK: &str = ".consign-dev";
+/// Tries of removing a temporary directory.
+const REMOVALS: u32 = 20;
 
 /// A directory with buckets, files, queue and configuration. A temporary one is removed on drop.
 #[derive(Debug)]
@@ -104,9 +106,12 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        if !self.kept {
-            let _ = std::fs::remove_dir_all(&self.path);
+        if self.kept {
+            return;
         }
+        // Whatever was cut off by a signal may still be writing for a moment.
+        let mut tries = (0..REMOVALS).map(|_| std::fs::remove_dir_all(&self.path));
+        let _ = tries.find(|removed| removed.is_ok() || !self.path.exists());
     }
 }
 

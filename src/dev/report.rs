@@ -182,6 +182,14 @@ mod tests {
     }
 
     #[test]
+    fn only_a_terminal_gets_colours() {
+        let report = |colours| Report { json: false, colours, id: 0 };
+        assert_eq!(report(true).painted("delivered", Tone::Good), "\u{1b}[32mdelivered\u{1b}[0m");
+        assert_eq!(report(false).painted("delivered", Tone::Good), "delivered");
+        assert!(!Report::new(false, 0).colours || std::io::stdout().is_terminal());
+    }
+
+    #[test]
     fn words_survive_a_shell() {
         assert_eq!(quoted("/tmp/a.toml"), "/tmp/a.toml");
         assert_eq!(quoted("/tmp/it's me"), r"'/tmp/it'\''s me'");

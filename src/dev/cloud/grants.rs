@@ -31,9 +31,8 @@ impl Door {
         carries(signer.token.as_deref(), cx.headers())?;
         let operation = cx.s3_op().name();
         match signer.principal {
-            Principal::Platform => Err(denied()),
             Principal::Viewer if READING.contains(&operation) => Ok(()),
-            Principal::Viewer => Err(denied()),
+            Principal::Platform | Principal::Viewer => Err(denied()),
             Principal::Customer(customer, session) => {
                 let bucket = cx.s3_path().get_bucket_name().ok_or_else(denied)?;
                 self.owned_as_expected(bucket, cx.headers())?;

@@ -6,7 +6,8 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCa
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
-    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption,
+    BucketLocationConstraint, ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart,
+    ServerSideEncryption,
 };
 use base64::Engine as _;
 use consign::dev::cloud::{Cloud, Customer, Hiccup, KeyPair, Plan, Way};
@@ -153,7 +154,10 @@ async fn a_customer_grants_writing_below_its_prefix_listing_there_and_its_region
         let object = &listed.contents()[0];
         assert_eq!((object.key(), object.size(), object.e_tag().is_some()), (Some("in/a"), Some(1), true));
         let region = client.get_bucket_location().bucket(bucket).send().await.unwrap();
-        assert_eq!(region.location_constraint().map(|region| region.as_str()).filter(|r| !r.is_empty()), location);
+        assert_eq!(
+            region.location_constraint().map(BucketLocationConstraint::as_str).filter(|r| !r.is_empty()),
+            location
+        );
 
         assert_eq!(refused(client.get_object().bucket(bucket).key("in/a").send().await), denied());
         assert_eq!(refused(client.head_object().bucket(bucket).key("in/a").send().await).0, 403);

@@ -81,15 +81,23 @@ struct Running {
 }
 
 impl Running {
+    /// Waits until its jobs have ended.
     async fn start(place: &Place, arguments: &[&str]) -> Self {
+        let running = Self::start_until(place, arguments, "Ctrl-C ends it").await;
+        assert!(running.said().contains("delivered,"), "{}", running.said());
+        running
+    }
+
+    /// Waits until it has said `word`.
+    async fn start_until(place: &Place, arguments: &[&str], word: &str) -> Self {
         let stdout = place.path("stdout");
         let mut command = place.dev(arguments).await;
         command.stdout(std::fs::File::create(&stdout).unwrap());
         command.stderr(std::fs::File::create(place.path("stderr")).unwrap());
         let mut running = Self { child: command.spawn().unwrap(), stdout };
-        until("it invites to look around", LIMIT, async || {
+        until(word, LIMIT, async || {
             assert_eq!(running.child.try_wait().unwrap(), None, "{}", running.said());
-            running.said().contains("Ctrl-C ends it").then_some(())
+            running.said().contains(word).then_some(())
         })
         .await;
         running
@@ -318,6 +326,40 @@ async fn a_data_directory_has_one_user_and_a_closed_terminal_ends_it() {
     let mut stderr = String::new();
     std::fs::File::open(place.path("stderr")).unwrap().read_to_string(&mut stderr).unwrap();
     assert_eq!(stderr, "", "nothing went wrong");
+}
+
+#[tokio::test]
+async fn after_a_crash_the_next_start_goes_on_with_the_jobs_that_were_left() {
+    let place = Place::new();
+    let large = bytes(9, 80 * MIB);
+    std::fs::write(place.path("small"), "x").unwrap();
+    std::fs::write(place.path("large"), &large).unwrap();
+    let arguments = ["--data-dir", "d", "--file", "small", "--file", "large"];
+    let mut crashed = Running::start_until(&place, &arguments, "first object").await;
+    assert_eq!(crashed.end(Signal::KILL).await.code(), None);
+    let said = crashed.said();
+    let id = &said.split_once("dev-").unwrap().1[..8];
+    let next = ["--data-dir", "d", "--file", "small"];
+    // On a fast machine the large one may have made it before the crash.
+    let line = format!("delivered  dev-{id}/2");
+    let mut again = Running::start_until(&place, &next, if said.contains(&line) { "Ctrl-C" } else { &line }).await;
+    assert_eq!(again.end(Signal::TERM).await.code(), Some(0), "{}", again.said());
+    let object = std::fs::read(place.path("d/buckets/acme-exports/platform/large")).unwrap();
+    assert!(object == large, "the object is the file");
+    let parts = std::fs::read_dir(place.path("d/buckets")).unwrap().map(|entry| entry.unwrap().file_name());
+    let parts: Vec<_> = parts.filter(|name| name.to_string_lossy().starts_with(".upload")).collect();
+    assert!(parts.is_empty(), "parts of the upload that was cut off are gone: {parts:?}");
+}
+
+#[tokio::test]
+async fn two_signals_end_it_at_once_and_leave_nothing() {
+    let place = Place::new();
+    let mut running = Running::start(&place, &[]).await;
+    kill_process(Pid::from_child(&running.child), Signal::INT).unwrap();
+    let code = running.end(Signal::TERM).await.code();
+    // The drain of an idle worker may win over the second signal.
+    assert!(code == Some(0) || code == Some(143), "{code:?}");
+    assert_eq!(place.left_behind(), 0);
 }
 
 #[tokio::test]
