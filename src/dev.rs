@@ -227,7 +227,7 @@ impl Stage {
         let path = |path: PathBuf| quoted(&path.display().to_string());
         self.report.say(&format!("objects        {}", path(self.home.buckets())));
         if failed > 0 {
-            let query = "select job_id, reason, message from dead_letters";
+            let query = "select message_id, reason, message from dead_letters";
             self.report.say(&format!("dead letters   sqlite3 {} '{query}'", path(self.home.queue())));
         }
         if !once {
