@@ -308,7 +308,10 @@ pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), Que
     let connection = Endpoint::parse(config, name)?.connect("topology").await?;
     let applied = declare::apply(&connection, &Topology::new(&config.prefix)).await;
     connection::close(&connection).await;
-    applied
+    match applied? {
+        minor if minor.is_empty() => Ok(()),
+        minor => Err(QueueError::Topology(minor.join("; "))),
+    }
 }
 
 /// The virtual host that `broker.url` names.
