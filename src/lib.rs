@@ -15,7 +15,7 @@
 //!
 //! | layer | modules | what they are |
 //! |---|---|---|
-//! | L6 | `app`, `cli` | the composition root, and one file per command |
+//! | L6 | `app`, `cli`, `dev` | the composition root, one file per command, and everything on one machine for a first look |
 //! | L5 | `worker` | permit, delivery, transfer, disposition, settle; drain |
 //! | L4 | `transfer` | one job from start to outcome |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
@@ -29,6 +29,8 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod destination;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod job;
 pub mod lane;
 pub mod metrics;

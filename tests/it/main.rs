@@ -7,6 +7,8 @@
 
 mod bad_jobs;
 mod delivery;
+#[cfg(feature = "dev")]
+mod dev;
 mod drain;
 mod enqueue;
 mod faults;
