@@ -142,6 +142,11 @@ where
         keys.iter().map(|key| found.get(key).copied().unwrap_or(Known::Nothing)).collect()
     }
 
+    /// The next caller fetches anew. Who fetches right now is not disturbed.
+    pub(super) fn forget(&self, key: &K) {
+        self.slots.invalidate(key);
+    }
+
     pub(super) fn forget_refusals(&self) {
         for (_, slot) in &self.slots {
             slot.forget_refusal();

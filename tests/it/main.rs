@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod bad_jobs;
+mod check;
 mod delivery;
 #[cfg(feature = "dev")]
 mod dev;
