@@ -316,10 +316,12 @@ pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), Que
     let connection = Endpoint::parse(config, name)?.connect("topology").await?;
     let applied = declare::apply(&connection, &Topology::new(&config.prefix)).await;
     connection::close(&connection).await;
-    match applied? {
-        minor if minor.is_empty() => Ok(()),
-        minor => Err(QueueError::Topology(minor.join("; "))),
-    }
+    whole(applied?)
+}
+
+/// A session does without some parts; whoever asks for the topology wants all of it.
+fn whole(missing: Vec<String>) -> Result<(), QueueError> {
+    if missing.is_empty() { Ok(()) } else { Err(QueueError::Topology(missing.join("; "))) }
 }
 
 /// Looks whether the broker can be reached and has every exchange and queue of `[broker] prefix`; changes nothing.
@@ -330,7 +332,7 @@ pub async fn look(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
     let connection = Endpoint::parse(config, name)?.connect("check").await?;
     let found = declare::check(&connection, &Topology::new(&config.prefix)).await;
     connection::close(&connection).await;
-    found
+    whole(found?)
 }
 
 /// The virtual host that `broker.url` names.
