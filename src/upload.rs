@@ -11,6 +11,7 @@ mod classify;
 mod multipart;
 mod part;
 mod plan;
+mod probe;
 mod reconcile;
 mod single;
 mod verify;
@@ -34,6 +35,7 @@ use budget::Budget;
 use call::Calls;
 use part::{Part, PartReader, Pool};
 use plan::{Growing, Limits, Plan};
+pub use probe::{Left, Probe};
 
 /// Files up to this length are read whole before they are sent.
 const SMALL_FILE: u64 = part::CHUNK as u64;
@@ -153,12 +155,7 @@ impl Uploader {
         source: SourceStream,
         cancel: &CancellationToken,
     ) -> Result<Uploaded, Failure> {
-        let calls = Calls {
-            sessions: self.sessions.clone(),
-            destination: target.destination.clone(),
-            metrics: self.metrics.clone(),
-            min_rate: self.config.min_rate,
-        };
+        let calls = self.calls(target.destination);
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
         target.progress.begin(source.length);
         match source.body {
@@ -167,6 +164,20 @@ impl Uploader {
                 let reader = PartReader::new(chunks, self.budget.clone(), checked);
                 self.chunks(&calls, target, reader, source.length, cancel).await
             }
+        }
+    }
+
+    /// The calls of the connection test: those of an upload to `key`, one at a time.
+    pub fn probe(&self, destination: &Arc<Destination>, key: ObjectKey) -> Probe {
+        Probe::new(self.calls(destination), key)
+    }
+
+    fn calls(&self, destination: &Arc<Destination>) -> Calls {
+        Calls {
+            sessions: self.sessions.clone(),
+            destination: destination.clone(),
+            metrics: self.metrics.clone(),
+            min_rate: self.config.min_rate,
         }
     }
 

@@ -4,6 +4,7 @@
 //! all tasks have ended, their settlements included. A panic in a transfer becomes a failed attempt of that job alone.
 
 mod board;
+mod check;
 mod headers;
 mod health;
 mod ledger;
@@ -34,8 +35,6 @@ use health::Health;
 use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
 use verdict::{Case, Verdict};
 
-/// The AMQP `type` of a connection test by message.
-const CHECK_KIND: &str = "consign.check.v1";
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
 /// Deliveries that were fetched ahead wait this long for a slot.
@@ -60,6 +59,8 @@ pub struct Parts {
     pub prefix: String,
     /// How long a refusal of STS is remembered.
     pub denied_for: Duration,
+    /// `check.egress_addresses`, for connection tests by message.
+    pub egress_addresses: Vec<String>,
     /// Where jobs come from.
     pub queue: Arc<dyn Queue>,
     /// What delivers them.
@@ -231,6 +232,9 @@ impl Worker {
     }
 
     async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
+        if delivery.properties.kind.as_deref() == Some(check::KIND) {
+            return self.check(delivery, permits).await;
+        }
         match self.admit(&delivery) {
             Ok((job, destination)) => self.place(delivery, job, destination, permits).await,
             Err(refusal) => self.refuse(delivery, *refusal).await,
@@ -240,11 +244,6 @@ impl Worker {
     /// Reads the message and finds its destination.
     fn admit(&self, delivery: &Delivery) -> Result<(Job, Arc<Destination>), Box<Refusal>> {
         let properties = &delivery.properties;
-        if properties.kind.as_deref() == Some(CHECK_KIND) {
-            let message = "type: connection tests by message are not known to this version";
-            let failure = Failure::new(Reason::InvalidJob, message);
-            return Err(Box::new(Refusal { failure, job: None, rejected: None }));
-        }
         let parsed = job::parse(properties.content_type.as_deref(), properties.message_id.as_deref(), &delivery.body);
         let job = parsed.map_err(|rejected| {
             Box::new(Refusal { failure: verdict::rejection(&rejected), job: None, rejected: Some(rejected) })

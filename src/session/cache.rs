@@ -130,12 +130,6 @@ where
         self.slots.entry_count()
     }
 
-    pub(super) fn forget_refusals(&self) {
-        for (_, slot) in &self.slots {
-            slot.forget_refusal();
-        }
-    }
-
     /// What is known about each of `keys`, in their order. Looking does not count as use.
     pub(super) fn look(&self, keys: &[K]) -> Vec<Known> {
         let wanted: HashMap<&K, usize> = keys.iter().enumerate().map(|(place, key)| (key, place)).collect();
@@ -146,6 +140,17 @@ where
             }
         }
         keys.iter().map(|key| found.get(key).copied().unwrap_or(Known::Nothing)).collect()
+    }
+
+    /// The next caller fetches anew. Who fetches right now is not disturbed.
+    pub(super) fn forget(&self, key: &K) {
+        self.slots.invalidate(key);
+    }
+
+    pub(super) fn forget_refusals(&self) {
+        for (_, slot) in &self.slots {
+            slot.forget_refusal();
+        }
     }
 
     /// The value of `key`, fetched at most once however many ask.

@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod browser;
+pub mod ministack;
 pub mod moto;
 pub mod proxy;
 pub mod scripted;
