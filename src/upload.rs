@@ -85,6 +85,7 @@ pub struct Progress {
     bytes: AtomicU64,
     parts: AtomicU32,
     length: OnceLock<Length>,
+    source: OnceLock<u64>,
 }
 
 /// How long the object will be.
@@ -110,6 +111,16 @@ impl Progress {
     /// How long the object will be; `None` until the source is open and the upload begins.
     pub fn length(&self) -> Option<Length> {
         self.length.get().copied()
+    }
+
+    /// Bytes of the source, once it is open and if it says so. They are those of the object, unless it is compressed on the way.
+    pub fn source(&self) -> Option<u64> {
+        self.source.get().copied()
+    }
+
+    /// The source is open and has this length.
+    pub(crate) fn source_opened(&self, length: u64) {
+        self.source.get_or_init(|| length);
     }
 
     /// The upload begins. A second one of the same attempt sends the same bytes.
@@ -146,10 +157,7 @@ impl Uploader {
     ) -> Result<Uploaded, Failure> {
         let calls = self.calls(target.destination);
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
-        target.progress.begin(match &source.body {
-            SourceBody::File(file) => Some(file.length()),
-            SourceBody::Chunks(_) => source.length,
-        });
+        target.progress.begin(source.length);
         match source.body {
             SourceBody::File(file) => self.file(&calls, target, file, checked, cancel).await,
             SourceBody::Chunks(chunks) => {

@@ -68,7 +68,7 @@ pub struct RunningTransfer {
     pub started_at: Timestamp,
     /// How long it has been running.
     pub seconds: f64,
-    /// Bytes of the source, if the job says so.
+    /// Bytes of the source, if the job or the source itself says so.
     pub size: Option<u64>,
     /// Bytes that S3 has accepted.
     pub bytes: u64,
@@ -205,7 +205,7 @@ impl Entry {
             attempt: self.attempt,
             started_at: self.started_at,
             seconds: self.started.elapsed().as_secs_f64(),
-            size: self.size,
+            size: self.size.or_else(|| self.progress.source()),
             bytes,
             parts: self.progress.parts(),
             phase,

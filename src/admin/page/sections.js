@@ -113,7 +113,7 @@ function progressWords({ phase, bytes: sent, parts, expected_bytes: expected, si
   const inParts = parts > 0 ? ` in ${plural(parts, "part")}` : "";
   if (phase === "finishing") return `${bytes(expected)}${inParts}, finishing`;
   if (expected !== null) return `${bytes(sent)} of ${bytes(expected)}${inParts}`;
-  return `${bytes(sent)}${inParts}; ${size === null ? "the whole size is not known" : `made from ${bytes(size)}`}`;
+  return `${bytes(sent)}${inParts}${size === null ? "; the whole size is not known" : `, compressed from ${bytes(size)}`}`;
 }
 
 export function running(status) {

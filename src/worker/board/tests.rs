@@ -20,8 +20,10 @@ fn a_running_transfer_is_shown_with_what_is_known_of_its_length() {
     assert_eq!(shown(), None);
     let unknown = Arc::new(Progress::default());
     unknown.begin(None);
+    unknown.source_opened(99);
     let _pin = board.pin(card("b", unknown));
     assert_eq!(shown(), Some(("uploading", 0, None)));
+    assert_eq!(board.list()[0].size, Some(99));
 }
 
 #[test]
