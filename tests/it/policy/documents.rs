@@ -1,13 +1,10 @@
 //! Everything that is printed parses, and every form says the same.
 
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::{json, policy, text};
-use crate::testbed::exported;
+use super::{json, policy, python, text};
 
 const CONFIG: &str = r#"
 [aws]
@@ -42,18 +39,19 @@ auth = { method = "iam_role", role_arn = "arn:aws:iam::123456789012:role/export"
 "#;
 const DESTINATIONS: [&str; 5] = ["plain", "kms", "alias", "keyed", "odd"];
 
-struct Desk {
+/// A directory with the configuration above.
+pub(super) struct Desk {
     dir: tempfile::TempDir,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("consign.toml"), CONFIG).unwrap();
         Self { dir }
     }
 
-    fn config(&self) -> PathBuf {
+    pub(super) fn config(&self) -> PathBuf {
         self.dir.path().join("consign.toml")
     }
 
@@ -61,7 +59,7 @@ impl Desk {
         text(&policy(&self.config(), arguments))
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub(super) fn json(&self, arguments: &[&str]) -> Value {
         json(&policy(&self.config(), arguments))
     }
 
@@ -73,13 +71,7 @@ impl Desk {
 
 /// What somebody else's parsers find in templates, all in one process: cfn-lint takes its time to begin.
 fn judged(cases: &[Value]) -> Vec<Value> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/policy/judge.py");
-    let mut command = Command::new(exported("CONSIGN_TEST_PYTHON"));
-    let mut child = command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(Value::from(cases).to_string().as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "the judge refuses a template");
-    serde_json::from_slice(&output.stdout).unwrap()
+    python("judge.py", &Value::from(cases)).as_array().unwrap().clone()
 }
 
 /// All statements of some documents, in one order.
