@@ -2,7 +2,10 @@
 //!
 //! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
 
+pub mod check;
 pub mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod enqueue;
 pub mod policy;
 pub mod run;
@@ -138,6 +141,11 @@ impl Global {
 pub enum Command {
     /// Run the worker
     Run(run::RunArgs),
+    /// Try it all on this machine alone: no broker, no AWS, sample jobs; not for production
+    #[cfg(feature = "dev")]
+    Dev(dev::DevArgs),
+    /// Test the connection to a destination, or this worker itself
+    Check(check::CheckArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
     /// Print the IAM documents a customer needs for a destination

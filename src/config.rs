@@ -86,15 +86,15 @@ impl BrokerConfig {
     /// The URL for a command that needs a broker.
     ///
     /// # Errors
-    /// A problem of the configuration (exit 78): there is none, or it is of a kind this version can't serve.
+    /// A problem of the configuration (exit 78): there is none. The embedded queue is never a default.
     pub fn required_url(&self) -> Result<&SecretString, Invalid> {
         let remedy = "is required by this command; set it, broker.url_file or CONSIGN__BROKER__URL";
-        let url = self.url.as_ref().ok_or_else(|| Invalid::new("broker.url", remedy))?;
-        if url.expose_secret().starts_with("sqlite:") {
-            let remedy = "the embedded queue (sqlite:) comes with a later version; use amqps:// or amqp://";
-            return Err(Invalid::new("broker.url", remedy));
-        }
-        Ok(url)
+        self.url.as_ref().ok_or_else(|| Invalid::new("broker.url", remedy))
+    }
+
+    /// The file of the embedded queue, where the URL is `sqlite:PATH`.
+    pub fn embedded_file(&self) -> Option<PathBuf> {
+        self.url.as_ref()?.expose_secret().strip_prefix("sqlite:").map(PathBuf::from)
     }
 }
 

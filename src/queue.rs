@@ -7,17 +7,24 @@
 //! * [`Queue::next`] is cancel safe: no delivery is lost when its future is dropped.
 
 pub mod amqp;
+pub mod embedded;
+mod outcomes;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::config::BrokerConfig;
+use crate::metrics::Metrics;
 use crate::outcome::Step;
 
 pub use crate::lane::Lane;
+pub use outcomes::{OutcomeMessage, Outcomes};
 
 /// A boxed future, so that a queue can stand behind `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -80,6 +87,19 @@ pub struct Event {
     pub body: Bytes,
     /// The queue named by the job's `reply_to`, with its correlation id.
     pub reply_to: Option<(String, Option<String>)>,
+}
+
+/// The answer to a message that asks for one: unlike the copy of an outcome, it is the only result there is.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The queue that the asker named.
+    pub to: String,
+    /// What ties it to the question.
+    pub correlation_id: Option<String>,
+    /// The AMQP `type` of the question.
+    pub kind: String,
+    /// JSON.
+    pub body: Bytes,
 }
 
 /// What becomes of a delivery. Consumed by value, performed once.
@@ -149,10 +169,39 @@ pub enum QueueError {
     /// The topology is not as it must be.
     #[error("the topology is not as it must be: {0}")]
     Topology(String),
+    /// The queue can't be used as it is configured, and waiting does not help: a person must act.
+    #[error("the queue can't be used: {0}")]
+    Unusable(String),
+}
+
+/// Starts the queue that `broker.url` names: RabbitMQ, or the embedded one for `sqlite:PATH`.
+///
+/// `worker_id` names the process; `lanes` gives each lane's prefetch. With no lanes it only publishes. A broker that is away (or
+/// a file that is locked) is waited for in the background: see [`Queue::connected`] and [`Queue::ready`]. Must be called within
+/// a tokio runtime.
+///
+/// # Errors
+/// What waiting does not mend: a URL that can't be used, a file that is not a queue of consign or is damaged.
+pub fn start(
+    config: &BrokerConfig,
+    worker_id: &str,
+    lanes: Vec<(Lane, u16)>,
+    metrics: Arc<Metrics>,
+) -> Result<Arc<dyn Queue>, QueueError> {
+    match config.embedded_file() {
+        Some(file) => Ok(embedded::Embedded::start(&file, &config.prefix, worker_id, lanes, metrics)?),
+        None => Ok(amqp::Amqp::start(config, worker_id, lanes, metrics)?),
+    }
 }
 
 /// A queue of jobs with its wait ladder, dead letters and outcomes.
 pub trait Queue: Send + Sync + fmt::Debug {
+    /// Waits until the queue can be worked with, at most `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable` with the reason of the last try; `Unusable` at once, where waiting does not help.
+    fn connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>>;
+
     /// The next delivery of a lane; waits while there is none or while the queue is away. `None` after [`Queue::stop_consuming`].
     fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>>;
 
@@ -168,6 +217,17 @@ pub trait Queue: Send + Sync + fmt::Debug {
 
     /// Publishes one job, confirmed.
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>>;
+
+    /// Publishes an answer to the asker's own queue, confirmed. The question is settled by the caller after that, so that a
+    /// lost answer is asked for again.
+    ///
+    /// # Errors
+    /// `Refused` when there is no such queue, or the queue knows no replies: no later try would do better. `Unavailable` when
+    /// nobody knows whether it arrived.
+    fn reply(&self, _reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
+        let refused = "this kind of queue has no reply queues; run `consign check DEST` instead";
+        Box::pin(async move { Err(QueueError::Refused(refused.to_owned())) })
+    }
 
     /// Stops taking work: consumers are cancelled, what was fetched but not yet handed out goes back untouched.
     fn stop_consuming(&self) -> BoxFuture<'_, ()>;

@@ -15,8 +15,7 @@ use super::{Exit, complain};
 use crate::config::Config;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::amqp::Amqp;
-use crate::queue::{Queue, QueueError};
+use crate::queue::{self, Queue, QueueError};
 use input::{Input, Prepared, Refusal};
 use progress::Report;
 use wait::Waiter;
@@ -81,6 +80,9 @@ pub async fn execute(args: EnqueueArgs, config: Config, json: bool) -> Exit {
         Ok(exit) => exit,
         Err(Stop::Input(refusal)) => complain(&refusal.to_string(), Exit::Failed),
         Err(Stop::Queue(problem @ QueueError::Unavailable(_))) => complain(&problem.to_string(), Exit::Unavailable),
+        Err(Stop::Queue(problem @ QueueError::Unusable(_))) => {
+            complain(&format!("broker.url: {problem}"), Exit::Config)
+        }
         Err(Stop::Queue(problem)) => complain(&problem.to_string(), Exit::Failed),
     }
 }
@@ -112,7 +114,7 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
         _ => return Err(Refusal::whole("give a file, `-`, or --source, --to and --key").into()),
     };
     let name = format!("{} enqueue", config.worker.id);
-    let queue = Amqp::start(&config.broker, &name, Vec::new(), Arc::new(Metrics::new(1)))?;
+    let queue = queue::start(&config.broker, &name, Vec::new(), Arc::new(Metrics::new(1)))?;
     tracing::info!(seconds = CONNECT_LIMIT.as_secs(), "connecting; without a broker this gives up");
     queue.connected(CONNECT_LIMIT).await?;
     let report = Arc::new(Report::new(input.known_length(), json));

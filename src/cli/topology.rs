@@ -1,12 +1,14 @@
-//! `consign topology print | apply`: the exchanges and queues on RabbitMQ.
+//! `consign topology print | apply`: the exchanges and queues on RabbitMQ, or the tables of the embedded queue.
+
+use std::path::Path;
 
 use clap::Subcommand;
-use secrecy::ExposeSecret as _;
+use serde_json::json;
 
 use super::{Exit, complain};
 use crate::config::{BrokerConfig, Config};
-use crate::queue::QueueError;
 use crate::queue::amqp::{self, Topology};
+use crate::queue::{QueueError, embedded};
 
 /// What to do with the topology.
 #[derive(Debug, Clone, Subcommand)]
@@ -17,7 +19,7 @@ pub enum TopologyArgs {
         #[arg(long)]
         vhost: Option<String>,
     },
-    /// Declare it on the broker; what is there already must be the same, and nothing is deleted
+    /// Declare it on the broker, or create the embedded queue's file; what is there already must be the same, and nothing is deleted
     Apply,
 }
 
@@ -30,6 +32,9 @@ pub async fn execute(args: TopologyArgs, config: Config, json: bool) -> Exit {
 }
 
 fn print(broker: &BrokerConfig, vhost: Option<String>, json: bool) -> Exit {
+    if let Some(file) = broker.embedded_file() {
+        return print_tables(&file, json);
+    }
     let topology = Topology::new(&broker.prefix);
     if !json {
         return super::print(&topology.lines().join("\n"));
@@ -38,20 +43,30 @@ fn print(broker: &BrokerConfig, vhost: Option<String>, json: bool) -> Exit {
     super::print(&format!("{:#}", topology.definitions(&vhost)))
 }
 
-async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
-    match &broker.url {
-        None => {
-            return complain("broker.url is missing; set it to the broker that shall have the topology", Exit::Config);
-        }
-        Some(url) if url.expose_secret().starts_with("sqlite:") => {
-            return complain("the embedded queue makes its tables itself; there is nothing to apply", Exit::Done);
-        }
-        Some(_) => {}
+fn print_tables(file: &Path, json: bool) -> Exit {
+    if json {
+        let tables: serde_json::Map<_, _> =
+            embedded::TABLES.iter().map(|(name, holds)| ((*name).to_owned(), json!(holds))).collect();
+        return super::print(&format!("{:#}", json!({ "file": file, "tables": tables })));
     }
-    match amqp::apply_topology(broker, name).await {
-        Ok(()) if json => super::print(&serde_json::json!({ "prefix": broker.prefix, "applied": true }).to_string()),
-        Ok(()) => super::print(&format!("the topology of `{}` is declared", broker.prefix)),
+    let tables = embedded::TABLES.iter().map(|(name, holds)| format!("table     {name:<13} {holds}"));
+    let lines: Vec<_> = std::iter::once(format!("file      {}", file.display())).chain(tables).collect();
+    super::print(&lines.join("\n"))
+}
+
+async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
+    if broker.url.is_none() {
+        return complain("broker.url is missing; set it to the broker that shall have the topology", Exit::Config);
+    }
+    let (applied, done) = match broker.embedded_file() {
+        Some(file) => (embedded::apply(&file), format!("the embedded queue {} is ready", file.display())),
+        None => (amqp::apply_topology(broker, name).await, format!("the topology of `{}` is declared", broker.prefix)),
+    };
+    match applied {
+        Ok(()) if json => super::print(&json!({ "prefix": broker.prefix, "applied": true }).to_string()),
+        Ok(()) => super::print(&done),
         Err(problem @ QueueError::Unavailable(_)) => complain(&problem.to_string(), Exit::Unavailable),
+        Err(problem @ QueueError::Unusable(_)) => complain(&format!("broker.url: {problem}"), Exit::Config),
         Err(problem) => complain(&problem.to_string(), Exit::Failed),
     }
 }

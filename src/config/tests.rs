@@ -203,6 +203,8 @@ fn contradictions_refuse_to_start() {
         ("[broker]\nurl = \"amqp://mq.example.com\"".to_owned(), "2: broker.url: would send the password in the clear"),
         ("[broker]\nurl = \"http://h\"".to_owned(), "2: broker.url: is no broker URL"),
         ("[broker]\nurl = \"sqlite:\"".to_owned(), "2: broker.url: names no file"),
+        ("[broker]\nurl = \"sqlite::memory:\"".to_owned(), "2: broker.url: would keep the jobs in memory"),
+        ("[broker]\nurl = \"sqlite://jobs.db\"".to_owned(), "2: broker.url: names a host"),
         ("[broker]\nurl = \"sqlite:a\"\nurl_file = \"b\"".to_owned(), "3: broker.url_file: contradicts"),
         ("[broker]\nurl_file = \"/nonexistent\"".to_owned(), "2: broker.url_file: /nonexistent cannot be read"),
         ("[broker]\nclient_cert_file = \"/dev/null\"".to_owned(), "2: broker.client_cert_file: is half of a pair"),
@@ -288,10 +290,16 @@ fn the_broker_url_may_stand_in_a_file_of_its_own() {
 
 #[test]
 fn a_command_that_needs_a_broker_says_so() {
-    let required =
-        |text: &str| load_str(text).unwrap().config.broker.required_url().map(|_| ()).unwrap_err().to_string();
-    assert!(required("").contains("broker.url: is required by this command"));
-    assert!(required("[broker]\nurl = \"sqlite:jobs.db\"").contains("comes with a later version"));
+    let required = load_str("").unwrap().config.broker.required_url().map(|_| ()).unwrap_err().to_string();
+    assert!(required.contains("broker.url: is required by this command"), "{required}");
+}
+
+#[test]
+fn a_sqlite_url_names_the_file_of_the_embedded_queue() {
+    let file = |text: &str| load_str(text).unwrap().config.broker.embedded_file();
+    assert_eq!(file("[broker]\nurl = \"sqlite:jobs.db\""), Some("jobs.db".into()));
+    assert_eq!(file("[broker]\nurl = \"sqlite:///var/lib/jobs.db\""), Some("/var/lib/jobs.db".into()));
+    assert_eq!(file("[broker]\nurl = \"amqp://localhost\""), None);
 }
 
 #[test]

@@ -148,14 +148,10 @@ fn broker_url(raw: &RawBroker, notes: &mut Notes) -> Option<SecretString> {
 
 fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static str> {
     if let Some(path) = text.strip_prefix("sqlite:") {
-        return if path.is_empty() {
-            Err("names no file; write an amqps:// URL (the embedded queue comes with a later version)")
-        } else {
-            Ok(())
-        };
+        return check_embedded_file(path);
     }
     let url = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "amqp" | "amqps"));
-    let url = url.ok_or("is no broker URL; write \"amqps://user:password@host/vhost\"")?;
+    let url = url.ok_or("is no broker URL; write \"amqps://user:password@host/vhost\" or \"sqlite:PATH\"")?;
     let host = url.host_str().filter(|host| !host.is_empty());
     let host = host.ok_or("names no host; write \"amqps://user:password@host/vhost\"")?;
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
@@ -164,6 +160,20 @@ fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static st
         return Err("would send the password in the clear; use amqps://, or set broker.allow_plaintext = true");
     }
     Ok(())
+}
+
+fn check_embedded_file(path: &str) -> Result<(), &'static str> {
+    if path.is_empty() {
+        Err("names no file; write \"sqlite:/var/lib/consign/queue.db\"")
+    } else if path.starts_with(":memory:") {
+        Err("would keep the jobs in memory and lose them; name a file on a local disk")
+    } else if path.starts_with("//") && !path.starts_with("///") {
+        Err(
+            "names a host, and the embedded queue has none; write \"sqlite:/absolute/path\" or \"sqlite:relative/path\"",
+        )
+    } else {
+        Ok(())
+    }
 }
 
 fn worker(raw: RawWorker, upload: &UploadConfig, backfill_given: bool, notes: &mut Notes) -> WorkerConfig {

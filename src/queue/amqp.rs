@@ -27,13 +27,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use outcomes::{OutcomeMessage, Outcomes};
+pub use outcomes::Outcomes;
 pub use topology::{Names, Topology};
 
 use crate::config::BrokerConfig;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement};
+use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement};
 use connection::Endpoint;
 use consumer::{Fetched, Intake, Loan, REQUEUE};
 use publish::Message;
@@ -90,14 +90,6 @@ impl Amqp {
         });
         let supervisor = Mutex::new(Some(tokio::spawn(session::supervise(Arc::clone(&shared)))));
         Ok(Arc::new(Self { shared, replies: Arc::new(Semaphore::new(REPLIES as usize)), supervisor }))
-    }
-
-    /// Waits until connected, at most `limit`.
-    ///
-    /// # Errors
-    /// `Unavailable` with the reason of the last try.
-    pub async fn connected(&self, limit: Duration) -> Result<(), QueueError> {
-        self.session(Instant::now() + limit).await.map(drop)
     }
 
     async fn session(&self, deadline: Instant) -> Result<Arc<Session>, QueueError> {
@@ -245,6 +237,10 @@ async fn give_back(loan: &Loan) {
 }
 
 impl Queue for Amqp {
+    fn connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move { self.session(Instant::now() + limit).await.map(drop) })
+    }
+
     fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
         Box::pin(self.shared.intake.next(lane))
     }
@@ -262,6 +258,14 @@ impl Queue for Amqp {
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async move {
             let message = settle::job(&self.shared.names, publication)?;
+            let session = self.session(Instant::now() + PATIENCE).await?;
+            session.publisher.publish(&message).await
+        })
+    }
+
+    fn reply(&self, reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let message = settle::answer(reply)?;
             let session = self.session(Instant::now() + PATIENCE).await?;
             session.publisher.publish(&message).await
         })
@@ -312,7 +316,23 @@ pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), Que
     let connection = Endpoint::parse(config, name)?.connect("topology").await?;
     let applied = declare::apply(&connection, &Topology::new(&config.prefix)).await;
     connection::close(&connection).await;
-    applied
+    whole(applied?)
+}
+
+/// A session does without some parts; whoever asks for the topology wants all of it.
+fn whole(missing: Vec<String>) -> Result<(), QueueError> {
+    if missing.is_empty() { Ok(()) } else { Err(QueueError::Topology(missing.join("; "))) }
+}
+
+/// Looks whether the broker can be reached and has every exchange and queue of `[broker] prefix`; changes nothing.
+///
+/// # Errors
+/// `Unavailable` when it can't be reached or refuses the login; `Topology` names every part that is missing.
+pub async fn look(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
+    let connection = Endpoint::parse(config, name)?.connect("check").await?;
+    let found = declare::check(&connection, &Topology::new(&config.prefix)).await;
+    connection::close(&connection).await;
+    whole(found?)
 }
 
 /// The virtual host that `broker.url` names.

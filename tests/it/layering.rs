@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Which files may name a crate.
-const ROOMS: [(&str, &[&str]); 6] = [
+const ROOMS: [(&str, &[&str]); 9] = [
     ("lapin", &["queue/amqp"]),
+    ("rusqlite", &["queue/embedded"]),
     ("bincode", &["job/compact"]),
     ("backoff", &["retry"]),
     ("prometheus", &["metrics"]),
     ("aws_sdk_s3", &["session", "upload", "source/s3", "check"]),
     ("aws_sdk_sts", &["session", "upload", "source/s3", "check"]),
+    ("s3s", &["dev"]),
+    ("s3s_fs", &["dev"]),
 ];
 
 fn source(below: &Path) -> Vec<(PathBuf, String)> {

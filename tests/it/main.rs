@@ -6,7 +6,10 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod bad_jobs;
+mod check;
 mod delivery;
+#[cfg(feature = "dev")]
+mod dev;
 mod drain;
 mod enqueue;
 mod faults;
@@ -14,9 +17,13 @@ mod forms;
 mod harness;
 mod layering;
 mod names;
+mod page;
 mod policy;
 mod queue_amqp;
 mod queue_conformance;
+mod queue_embedded;
+mod queue_embedded_cli;
+mod queue_embedded_crash;
 mod reload;
 mod secrets;
 mod shop;

@@ -36,6 +36,9 @@ pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
     stopping_gives_back_and_still_settles(&make("stopping").await).await;
     a_pause_leaves_the_work_to_others(&make("pause").await).await;
     a_job_that_goes_nowhere_is_refused(&make("nowhere").await).await;
+    a_name_too_long_is_refused(&make("long").await).await;
+    copies_come_back_to_their_own_lanes_in_their_order(&make("order").await).await;
+    two_queues_share_the_work(&make("share").await).await;
     many_settle_at_once_and_none_is_lost_or_doubled(&make("many").await).await;
 }
 
@@ -131,6 +134,7 @@ pub async fn a_returned_message_comes_again(fixture: &impl Fixture) {
     let again = next(&*queue, Lane::Scheduled).await;
     assert_eq!(again.body, job("back").body);
     assert!(again.redelivered);
+    assert_eq!(again.delivery_count, 1);
     queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
     queue.close().await;
 }
@@ -143,6 +147,8 @@ pub async fn an_unsettled_message_comes_again(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     let again = next(&*queue, Lane::Scheduled).await;
     assert_eq!(again.body, job("held").body);
+    assert!(again.redelivered);
+    assert_eq!(again.delivery_count, 1);
     queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
     queue.close().await;
 }
@@ -239,6 +245,67 @@ pub async fn a_job_that_goes_nowhere_is_refused(fixture: &impl Fixture) {
     assert!(matches!(queue.publish(lost).await, Err(QueueError::Refused(_))));
     queue.publish(job("y")).await.unwrap();
     queue.close().await;
+}
+
+pub async fn a_name_too_long_is_refused(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    let long = "x".repeat(256);
+    let properties = Properties { message_id: Some(long.clone()), ..Properties::default() };
+    assert!(matches!(queue.publish(Publication { properties, ..job("x") }).await, Err(QueueError::Refused(_))));
+    let properties = Properties { headers: headers(&[(&long, "")]), ..Properties::default() };
+    assert!(matches!(queue.publish(Publication { properties, ..job("x") }).await, Err(QueueError::Refused(_))));
+    queue.close().await;
+}
+
+pub async fn copies_come_back_to_their_own_lanes_in_their_order(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    for n in 0..4 {
+        let word = if n % 2 == 0 { "scheduled" } else { "backfill" };
+        queue.publish(Publication { routing_key: format!("job.{word}.acme"), ..job(&n.to_string()) }).await.unwrap();
+    }
+    for lane in [Lane::Scheduled, Lane::Backfill] {
+        for _ in 0..2 {
+            let got = next(&*queue, lane).await;
+            let defer = Settlement::Defer { rung: Step::S5, headers: BTreeMap::new() };
+            queue.settle(got, defer, vec![]).await.unwrap();
+        }
+    }
+    let deferred = tokio::time::Instant::now();
+    for (lane, expected) in [(Lane::Scheduled, ["0", "2"]), (Lane::Backfill, ["1", "3"])] {
+        for name in expected {
+            let got = next(&*queue, lane).await;
+            assert_eq!(got.body, job(name).body);
+            assert_eq!(got.properties.headers.get("consign-wait").map(String::as_str), Some("5s"));
+            queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+        }
+    }
+    assert!(deferred.elapsed() > Duration::from_secs(3), "they came back before their time");
+    queue.close().await;
+}
+
+pub async fn two_queues_share_the_work(fixture: &impl Fixture) {
+    const COUNT: usize = 100;
+    let queues = [fixture.open().await, fixture.open().await];
+    for n in 0..COUNT {
+        queues[0].publish(job(&n.to_string())).await.unwrap();
+    }
+    let mut seen = [Vec::new(), Vec::new()];
+    while seen.iter().map(Vec::len).sum::<usize>() < COUNT {
+        for (queue, seen) in queues.iter().zip(&mut seen) {
+            // Whoever has nothing at the moment leaves the rest to the other.
+            let next = tokio::time::timeout(Duration::from_secs(1), queue.next(Lane::Scheduled)).await;
+            if let Ok(Some(got)) = next {
+                seen.push(got.body.clone());
+                queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+            }
+        }
+    }
+    assert!(seen.iter().all(|seen| !seen.is_empty()), "one did all the work");
+    let all: BTreeSet<_> = seen.into_iter().flatten().collect();
+    assert_eq!(all.len(), COUNT);
+    for queue in queues {
+        queue.close().await;
+    }
 }
 
 pub async fn many_settle_at_once_and_none_is_lost_or_doubled(fixture: &impl Fixture) {

@@ -14,8 +14,7 @@ use super::progress::Report;
 use crate::cli::Exit;
 use crate::config::BrokerConfig;
 use crate::outcome::OutcomeKind;
-use crate::queue::QueueError;
-use crate::queue::amqp::Outcomes;
+use crate::queue::{Outcomes, QueueError};
 
 /// What is known of the jobs that were published.
 #[derive(Debug, Default)]

@@ -9,22 +9,13 @@ use super::connection::{self, Endpoint, call};
 use super::declare::short;
 use super::topology::Names;
 use crate::config::BrokerConfig;
-use crate::queue::QueueError;
+use crate::queue::{OutcomeMessage, QueueError};
 
 /// A subscription to the outcomes of one prefix, from the moment it was made. It has a queue of its own that goes with its
 /// connection: an outcome of the time of a lost connection is not seen.
 pub struct Outcomes {
     connection: Connection,
     consumer: Consumer,
-}
-
-/// An outcome as it was published.
-#[derive(Debug, Clone)]
-pub struct OutcomeMessage {
-    /// `transfer.<outcome>.<dest>`.
-    pub routing_key: String,
-    /// Structured JSON.
-    pub body: Vec<u8>,
 }
 
 impl Outcomes {

@@ -27,6 +27,16 @@ impl Site {
         Self::on(Broker::shared(&unique(word))).await
     }
 
+    /// A world without a broker: the embedded queue, in the site's directory. `broker` reaches nothing.
+    pub fn embedded(word: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("files")).unwrap();
+        let broker = Broker::at(format!("sqlite:{}", dir.path().join("queue.db").display()), &unique(word));
+        let mut site = Self { broker, dir, settings: BTreeMap::new(), environment: BTreeMap::new() };
+        site.defaults();
+        site
+    }
+
     /// A world on any node. The topology is declared and the outcomes are collected from here on.
     pub async fn on(broker: Broker) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -67,9 +77,21 @@ impl Site {
         self.environment("AWS_ACCESS_KEY_ID", &key.id).environment("AWS_SECRET_ACCESS_KEY", &key.secret)
     }
 
+    /// No AWS identity at all.
+    pub fn without_identity(&mut self) -> &mut Self {
+        self.environment.retain(|name, _| name != "AWS_ACCESS_KEY_ID" && name != "AWS_SECRET_ACCESS_KEY");
+        self
+    }
+
     /// Both endpoints.
     pub fn aws(&mut self, url: &str) -> &mut Self {
         self.set("aws.s3_endpoint_url", url).set("aws.sts_endpoint_url", url)
+    }
+
+    /// Forgets a destination.
+    pub fn without_destination(&mut self, id: &str) -> &mut Self {
+        self.settings.retain(|key, _| !key.starts_with(&format!("destinations.{id}.")));
+        self
     }
 
     /// Configures a destination from an object of its keys.

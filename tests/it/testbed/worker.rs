@@ -101,6 +101,11 @@ impl Worker {
         reqwest::get(format!("{}{path}", self.admin)).await.unwrap().text().await.unwrap()
     }
 
+    /// As [`Worker::get`], for one that may not listen yet.
+    pub async fn try_get(&self, path: &str) -> Option<String> {
+        reqwest::get(format!("{}{path}", self.admin)).await.ok()?.text().await.ok()
+    }
+
     /// Every series with its value.
     pub async fn metrics(&self) -> BTreeMap<String, f64> {
         let text = self.get("/metrics").await;

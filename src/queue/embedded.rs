@@ -1,0 +1,297 @@
+//! The embedded queue: one SQLite file, for one machine, for as long as that serves (`broker.url = "sqlite:PATH"`). The only place
+//! that imports rusqlite.
+//!
+//! It does what the queue on RabbitMQ does (one suite of tests holds both to it): lanes with a prefetch, a wait ladder, dead letters,
+//! outcomes. Several processes may open the file at once (`run`, `enqueue`), several workers share its work, and
+//! `broker.prefix` keeps several installations in one file apart. The file must be on a local disk: SQLite's log is shared
+//! through memory, which no network file system can do.
+//!
+//! # What is promised
+//! * A job that was published, and a settlement that was performed, is on the disk (`synchronous = FULL`). Events, copy and
+//!   acknowledgement of a settlement are one transaction. Settlements and publishes that meet share one commit.
+//! * A process that ends, however it ends, loses nothing: what it held is delivered again, within a second or so where the
+//!   system shows that the process is gone, else after half a minute without a sign of life (see `owner`). A settlement that
+//!   comes after that ends in [`QueueError::Lost`]: its events are recorded (they carry stable ids), its copy is not made.
+//! * Jobs of other processes are seen within 50 ms; those published through the same queue at once.
+//! * A file that is locked, or a full disk: not ready, with the reason; everything is tried again. A settlement or publish that
+//!   can't be done within 30 s fails, and the delivery comes again.
+//! * A file that is damaged, not ours, of a newer version, or read-only is refused, and left as it is.
+//! * The same job id may be published again while it is queued, as on RabbitMQ: each is a delivery of its own, and the worker
+//!   joins them.
+//!
+//! # What people may read
+//! `sqlite3 FILE "SELECT recorded_at, job_id, outcome, reason, message FROM outcomes ORDER BY seq DESC LIMIT 20"`
+//!
+//! | table | columns |
+//! |---|---|
+//! | `outcomes` | `seq`, `recorded_at` (RFC 3339), `prefix`, `id` (the CloudEvents id, unique), `repeats` (how often the same outcome came again), `outcome`, `job_id`, `destination`, `bytes`, `attempts`, `reason`, `message`, `routing_key`, `reply_to`, `correlation_id`, `body` (the whole event, JSON) |
+//! | `dead_letters` | `seq`, `died_at`, `prefix`, `lane`, `routing_key`, `reason`, `class`, `message`, `attempts`, `first_failure_at`, `last_failure_at`, `published_at`, `message_id`, `content_type`, `reply_to`, `correlation_id`, `type`, `headers` (JSON), `body` |
+//! | `jobs` | those to be worked on, and worked on (`owner`): `seq`, `prefix`, `lane`, `routing_key`, `published_at`, `message_id`, `redelivered`, `delivery_count`, `headers`, `body` ... |
+//! | `waiting` | copies on the wait ladder: the same, and `due_at` |
+//! | `owners` | processes that consume: `id`, `worker`, `pid`, `started_at`, `beats` |
+//!
+//! The newest 100,000 outcomes are kept. A terminal outcome that comes twice is one row. An outcome for `reply_to` is not sent
+//! anywhere: the one who asked finds it here. Reading with other tools harms nothing; a long write transaction makes the queue wait.
+
+mod engine;
+mod file;
+mod intake;
+mod jobs;
+mod outcomes;
+mod owner;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod work;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+pub use outcomes::Outcomes;
+
+use crate::lane::Lane;
+use crate::metrics::Metrics;
+use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket};
+use engine::{Engine, Phase, Shared};
+use file::Store;
+use intake::Intake;
+use trouble::Trouble;
+use work::{Command, Pending, Work};
+
+/// How long a settlement or a publish is tried.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long closing waits for what is under way.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest name or property; RabbitMQ's bound, so that what works here works there.
+const LONGEST_NAME: usize = 255;
+/// The longest message; that of RabbitMQ 4.
+const LONGEST_BODY: usize = 16 << 20;
+
+/// The tables, each with what it holds.
+pub const TABLES: [(&str, &str); 5] = [
+    ("jobs", "jobs to be worked on, and worked on"),
+    ("waiting", "copies on the wait ladder"),
+    ("dead_letters", "jobs that were given up, with the reason"),
+    ("outcomes", "the newest 100,000 outcomes"),
+    ("owners", "processes that consume"),
+];
+
+/// Makes the file and its tables, where they are not there yet. Every command that needs them does so itself.
+///
+/// # Errors
+/// As [`Embedded::start`]; `Unavailable` for a file that is locked or can't grow.
+pub fn apply(file: &Path) -> Result<(), QueueError> {
+    Store::open(file).map(drop).map_err(Trouble::into_error)
+}
+
+/// The queue in a SQLite file.
+pub struct Embedded {
+    shared: Arc<Shared>,
+    commands: Mutex<Sender<Command>>,
+    patience: Duration,
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded").field("file", &self.shared.file).finish_non_exhaustive()
+    }
+}
+
+impl Embedded {
+    /// Opens the file, and creates it (readable for its owner alone) where there is none. Blocks for milliseconds as a rule, for 2 s
+    /// where another process holds a lock; then it goes on trying in the background, and [`Queue::ready`] says why.
+    ///
+    /// `worker_id` names the process among the owners; `consume` gives each lane's prefetch. With no lanes it only publishes.
+    ///
+    /// # Errors
+    /// `Unusable`: damaged, not ours, of a newer version, read-only, in no directory.
+    pub fn start(
+        file: &Path,
+        prefix: &str,
+        worker_id: &str,
+        consume: Vec<(Lane, u16)>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, QueueError> {
+        Self::start_with(PATIENCE, file, prefix, worker_id, consume, metrics)
+    }
+
+    fn start_with(
+        patience: Duration,
+        file: &Path,
+        prefix: &str,
+        worker_id: &str,
+        consume: Vec<(Lane, u16)>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, QueueError> {
+        let shared = Arc::new(Shared {
+            file: file.to_owned(),
+            prefix: prefix.to_owned(),
+            worker_id: worker_id.to_owned(),
+            lanes: consume,
+            metrics,
+            intake: Intake::default(),
+            phase: watch::Sender::new(Phase::Down(QueueError::Unavailable("opening".to_owned()))),
+        });
+        let (commands, received) = mpsc::channel();
+        let engine = Engine::start(Arc::clone(&shared), received)?;
+        let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(move || engine.run());
+        thread.map_err(|error| QueueError::Unavailable(format!("a thread can't be started: {error}")))?;
+        Ok(Arc::new(Self { shared, commands: Mutex::new(commands), patience }))
+    }
+
+    fn send(&self, command: Command) -> Result<(), QueueError> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command).map_err(|_| closed())
+    }
+
+    async fn ask(&self, work: Work, patience: Option<Duration>) -> Result<(), QueueError> {
+        let (reply, answer) = oneshot::channel();
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        self.send(Command::Do(Pending { work, deadline, reply: Some(reply) }))?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    async fn perform(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> Result<(), QueueError> {
+        let action = settlement.action();
+        for event in &events {
+            check_lengths(&[Some(&event.routing_key), Some(&event.id)])?;
+        }
+        let delivery = Box::new(delivery);
+        self.ask(Work::Settle { delivery, settlement, events }, Some(self.patience)).await?;
+        self.shared.metrics.settled(action);
+        Ok(())
+    }
+
+    async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
+        let lane = check(&publication)?;
+        let _unconfirmed = self.shared.metrics.unconfirmed();
+        let publication = Box::new(publication);
+        self.ask(Work::Publish { lane, publication }, Some(self.patience)).await
+    }
+
+    /// What was fetched and not handed out goes back untouched. A file that can't be written now gets it later.
+    async fn give_back(&self, tickets: Vec<Ticket>) {
+        if !tickets.is_empty() && self.ask(Work::GiveBack { tickets, counted: false }, None).await.is_err() {
+            tracing::debug!("the queue is closed; what was fetched is given back with it");
+        }
+    }
+
+    async fn shut_down(&self) {
+        let (reply, closed) = oneshot::channel();
+        if self.send(Command::Close(reply)).is_ok() {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+        }
+    }
+}
+
+/// The lane of a job that is to be published.
+fn check(publication: &Publication) -> Result<Lane, QueueError> {
+    let Publication { routing_key, body, properties: p } = publication;
+    let lane = jobs::lane_of(routing_key).ok_or_else(|| {
+        QueueError::Refused(format!(
+            "no queue takes the routing key `{routing_key}`; publish with `job.scheduled.DEST` or `job.backfill.DEST`"
+        ))
+    })?;
+    let texts = [&p.content_type, &p.message_id, &p.reply_to, &p.correlation_id, &p.kind];
+    check_lengths(&[Some(routing_key)])?;
+    check_lengths(&texts.map(Option::as_ref))?;
+    p.headers.keys().try_for_each(|name| check_lengths(&[Some(name)]))?;
+    if body.len() > LONGEST_BODY {
+        return Err(QueueError::Refused(format!(
+            "the body has {} bytes, and at most {LONGEST_BODY} are taken",
+            body.len()
+        )));
+    }
+    Ok(lane)
+}
+
+fn check_lengths(names: &[Option<&String>]) -> Result<(), QueueError> {
+    match names.iter().flatten().find(|name| name.len() > LONGEST_NAME) {
+        Some(name) => {
+            let start: String = name.chars().take(40).collect();
+            Err(QueueError::Refused(format!("`{start}...` has {} bytes; at most {LONGEST_NAME} fit", name.len())))
+        }
+        None => Ok(()),
+    }
+}
+
+fn closed() -> QueueError {
+    QueueError::Unavailable("the queue is closed".to_owned())
+}
+
+impl Queue for Embedded {
+    fn connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let mut phases = self.shared.phase.subscribe();
+            let settled = |phase: &Phase| !matches!(phase, Phase::Down(QueueError::Unavailable(_)));
+            let phase = match tokio::time::timeout(limit, phases.wait_for(settled)).await {
+                Ok(Ok(phase)) => phase.clone(),
+                Ok(Err(_)) => Phase::Closed,
+                Err(_) => self.shared.phase.borrow().clone(),
+            };
+            match phase {
+                Phase::Up => Ok(()),
+                Phase::Down(problem) => Err(problem),
+                Phase::Closed => Err(closed()),
+            }
+        })
+    }
+
+    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
+        Box::pin(self.shared.intake.next(lane))
+    }
+
+    fn settle(
+        &self,
+        delivery: Delivery,
+        settlement: Settlement,
+        events: Vec<Event>,
+    ) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(self.perform(delivery, settlement, events))
+    }
+
+    fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(Self::publish(self, publication))
+    }
+
+    fn stop_consuming(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let left = self.shared.intake.close();
+            self.give_back(left).await;
+        })
+    }
+
+    fn pause(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let left = self.shared.intake.pause();
+            self.give_back(left).await;
+        })
+    }
+
+    fn resume(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.shared.intake.resume();
+            // Without its thread there is nothing to take.
+            let _ = self.send(Command::Wake);
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.shut_down())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match &*self.shared.phase.borrow() {
+            Phase::Down(QueueError::Unavailable(why) | QueueError::Unusable(why)) => Err(why.clone()),
+            Phase::Down(problem) => Err(problem.to_string()),
+            Phase::Closed => Err("the queue is closed".to_owned()),
+            Phase::Up if self.shared.intake.is_closed() => Err("no more work is taken".to_owned()),
+            Phase::Up => Ok(()),
+        }
+    }
+}

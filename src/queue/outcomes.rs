@@ -1,0 +1,55 @@
+//! Listening to outcomes, whichever queue they are on.
+
+use super::{QueueError, amqp, embedded};
+use crate::config::BrokerConfig;
+
+/// An outcome as it was published.
+#[derive(Debug, Clone)]
+pub struct OutcomeMessage {
+    /// `transfer.<outcome>.<dest>`.
+    pub routing_key: String,
+    /// Structured JSON.
+    pub body: Vec<u8>,
+}
+
+/// A subscription to the outcomes of one `broker.prefix`, from the moment it was made.
+///
+/// On RabbitMQ, an outcome of the time of a lost connection is not seen. The embedded queue keeps outcomes, so none is missed.
+pub struct Outcomes(Source);
+
+enum Source {
+    Amqp(Box<amqp::Outcomes>),
+    Embedded(embedded::Outcomes),
+}
+
+impl Outcomes {
+    /// Subscribes to all outcomes; those published after this returns are seen. `name` names the connection.
+    ///
+    /// # Errors
+    /// `Unavailable` when the broker can't be reached or has no outcomes exchange; `Unusable` as [`super::start`].
+    pub async fn subscribe(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
+        Ok(Self(match config.embedded_file() {
+            Some(file) => Source::Embedded(embedded::Outcomes::subscribe(&file, &config.prefix).await?),
+            None => Source::Amqp(Box::new(amqp::Outcomes::subscribe(config, name).await?)),
+        }))
+    }
+
+    /// The next outcome.
+    ///
+    /// # Errors
+    /// `Unavailable` when the broker is lost; there is no next one after that.
+    pub async fn next(&mut self) -> Result<OutcomeMessage, QueueError> {
+        match &mut self.0 {
+            Source::Amqp(outcomes) => outcomes.next().await,
+            Source::Embedded(outcomes) => outcomes.next().await,
+        }
+    }
+
+    /// Ends the subscription.
+    pub async fn close(self) {
+        match self.0 {
+            Source::Amqp(outcomes) => outcomes.close().await,
+            Source::Embedded(outcomes) => drop(outcomes),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The commands on the embedded queue: `run`, `enqueue`, `topology`; and what they say when the file can't be used.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::shop::furnish;
+use crate::testbed::site::Site;
+use crate::testbed::until;
+
+fn file(site: &Site) -> PathBuf {
+    site.dir.path().join("queue.db")
+}
+
+/// Runs a command without blocking the servers of the test.
+fn consign(site: &Site, arguments: &[&str]) -> Output {
+    tokio::task::block_in_place(|| site.consign(arguments))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn enqueue_waits_for_the_outcome_also_of_a_job_that_was_delivered_before() {
+    let mut site = Site::embedded("again");
+    let s3 = furnish(&mut site).await;
+    let worker = site.worker().await;
+    let url = site.file("f", b"hello");
+    let arguments = ["enqueue", "--json", "--source", &url, "--to", "acme", "--key", "k", "--id", "a", "--wait"];
+    for _ in 0..2 {
+        let output = consign(&site, &arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let last = String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned();
+        let outcome: Value = serde_json::from_str(&last).unwrap();
+        assert_eq!(outcome["type"], "consign.transfer.delivered.v1");
+    }
+    assert_eq!((s3.count("acme"), s3.calls("PutObject").len()), (1, 1));
+    let db = Connection::open(file(&site)).unwrap();
+    let row: String =
+        db.query_row("SELECT job_id || ' ' || outcome || ' ' || repeats FROM outcomes", [], |row| row.get(0)).unwrap();
+    assert_eq!(row, "a delivered 1");
+    worker.terminate();
+    assert!(worker.exit(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_job_is_a_dead_letter_that_says_why() {
+    let mut site = Site::embedded("dead");
+    let _s3 = furnish(&mut site).await;
+    let worker = site.worker().await;
+    let missing = format!("file://{}/missing", site.files().display());
+    let arguments = ["enqueue", "--source", &missing, "--to", "acme", "--key", "k", "--id", "a/1", "--wait"];
+    let output = consign(&site, &arguments);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let db = Connection::open(file(&site)).unwrap();
+    let sql = "SELECT message_id || ' ' || reason || ' ' || class || ' ' || routing_key FROM dead_letters";
+    let row: String = db.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(row, "a/1 source_not_found job job.scheduled.acme");
+    worker.quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_used_ends_every_command_with_the_reason() {
+    let site = Site::embedded("foreign");
+    std::fs::write(file(&site), b"some notes, and no database at all\n".repeat(100)).unwrap();
+    let url = site.file("f", b"hello");
+    let enqueue = ["enqueue", "--source", &url, "--to", "acme", "--key", "k"];
+    for arguments in [&["run"][..], &["topology", "apply"], &enqueue] {
+        let output = consign(&site, arguments);
+        assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", stderr(&output));
+        let said = stderr(&output);
+        assert!(said.contains("queue.db is no SQLite database") && said.contains("broker"), "{arguments:?}: {said}");
+    }
+    assert!(std::fs::read(file(&site)).unwrap().starts_with(b"some notes"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_file_makes_a_worker_unready_and_enqueue_give_up_with_69() {
+    let mut site = Site::embedded("locked");
+    let s3 = furnish(&mut site).await;
+    let worker = site.worker().await;
+    let db = Connection::open(file(&site)).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let url = site.file("f", b"hello");
+    let output = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "k"]);
+    assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
+    assert!(stderr(&output).contains("queue.db is locked by another process"), "{}", stderr(&output));
+    let said = worker.get("/readyz").await;
+    assert!(said.contains("queue.db is locked by another process"), "{said}");
+    db.execute_batch("COMMIT").unwrap();
+    worker.ready().await;
+    let output = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "k", "--wait"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(s3.count("acme"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_room_refuses_jobs_and_keeps_those_it_has() {
+    let mut site = Site::embedded("full");
+    let s3 = furnish(&mut site).await;
+    let Some(small) = Mount::small(&site) else {
+        println!("SKIPPED: a small file system can't be mounted here; the same is shown with a page limit elsewhere");
+        return;
+    };
+    site.set("broker.url", format!("sqlite:{}", small.0.join("queue.db").display()));
+    let url = site.file("f", b"hello");
+    let kept = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "kept"]);
+    assert!(kept.status.success(), "{}", stderr(&kept));
+    // As much as fits.
+    let filler = small.0.join("filler");
+    assert!(std::fs::write(&filler, vec![0; 2 << 20]).is_err());
+    let refused = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "refused"]);
+    assert_eq!(refused.status.code(), Some(69), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("disk is full"), "{}", stderr(&refused));
+    let worker = site.starting_worker().await;
+    until("readyz says so", Duration::from_secs(60), async || {
+        let said = worker.try_get("/readyz").await?;
+        (said.contains("queue.db") && said.contains("disk is full")).then_some(())
+    })
+    .await;
+    std::fs::remove_file(&filler).unwrap();
+    worker.ready().await;
+    until("the kept job is delivered", Duration::from_secs(60), async || (s3.count("acme") == 1).then_some(())).await;
+    worker.terminate();
+    assert!(worker.exit(Duration::from_secs(30)).await.success());
+}
+
+/// A file system of 1 MiB, for as long as this lives.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn small(site: &Site) -> Option<Self> {
+        let place = site.dir.path().join("small");
+        std::fs::create_dir(&place).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "consign-test"]).arg(&place).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then_some(Self(place))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: a worker that is just being killed may still have the file open.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_topology_of_a_file_is_its_tables() {
+    let site = Site::embedded("tables");
+    let printed = consign(&site, &["topology", "print", "--json"]);
+    let printed: Value = serde_json::from_slice(&printed.stdout).unwrap();
+    assert!(!file(&site).exists(), "printing makes nothing");
+    let applied = consign(&site, &["topology", "apply"]);
+    assert!(applied.status.success(), "{}", stderr(&applied));
+    assert!(String::from_utf8_lossy(&applied.stdout).contains("queue.db is ready"));
+    let db = Connection::open(file(&site)).unwrap();
+    for table in printed["tables"].as_object().unwrap().keys() {
+        let sql = format!("SELECT count(*) FROM {table}");
+        assert_eq!(db.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "{table}");
+    }
+}

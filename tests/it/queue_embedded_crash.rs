@@ -1,0 +1,183 @@
+//! The embedded queue under real workers that are killed: nothing is lost, nothing is half delivered, nothing counts twice.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use crate::shop::furnish;
+use crate::testbed::scripted::{Effect, ScriptedS3};
+use crate::testbed::site::{Site, job};
+use crate::testbed::{KIB, MIB, bytes, until};
+
+/// A site whose `broker.url` is a file, and what is in the file.
+struct Embedded {
+    site: Site,
+    s3: ScriptedS3,
+}
+
+impl Embedded {
+    async fn new(word: &str) -> Self {
+        let mut site = Site::embedded(word);
+        let s3 = furnish(&mut site).await;
+        Self { site, s3 }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.site.dir.path().join("queue.db")
+    }
+
+    fn query<T: rusqlite::types::FromSql>(&self, sql: &str) -> T {
+        let db = Connection::open(self.file()).unwrap();
+        db.busy_timeout(Duration::from_secs(30)).unwrap();
+        db.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    /// Publishes jobs with `consign enqueue`, which is a process of its own.
+    async fn enqueue(&self, jobs: &[serde_json::Value]) {
+        let config = self.site.dir.path().join("enqueue.toml");
+        std::fs::write(&config, self.site.toml()).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_consign"))
+            .args(["enqueue", "-", "--config"])
+            .arg(config)
+            .env_clear()
+            .envs(self.site.variables())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+        let mut stdin = child.stdin.take().unwrap();
+        let ended = tokio::task::spawn_blocking(move || {
+            stdin.write_all(lines.as_bytes()).unwrap();
+            drop(stdin);
+            child.wait_with_output().unwrap()
+        });
+        let output = ended.await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    async fn all_delivered(&self, count: usize) {
+        let terminal = "SELECT count(DISTINCT job_id) FROM outcomes WHERE outcome <> 'retrying'";
+        until(&format!("{count} terminal outcomes"), Duration::from_secs(120), async || {
+            (self.query::<i64>(terminal) == i64::try_from(count).unwrap()).then_some(())
+        })
+        .await;
+    }
+
+    /// Every job has one outcome that counts, and nothing is left of it.
+    async fn complete(&self, count: usize) {
+        until("nothing is left to do", Duration::from_secs(60), async || {
+            (self.query::<i64>("SELECT count(*) FROM jobs") == 0).then_some(())
+        })
+        .await;
+        let count = i64::try_from(count).unwrap();
+        assert_eq!(self.query::<i64>("SELECT count(*) FROM outcomes WHERE outcome = 'delivered'"), count);
+        assert_eq!(self.query::<i64>("SELECT count(DISTINCT job_id) FROM outcomes WHERE outcome = 'delivered'"), count);
+        for empty in ["waiting", "dead_letters", "outcomes WHERE outcome NOT IN ('delivered', 'retrying')"] {
+            assert_eq!(self.query::<i64>(&format!("SELECT count(*) FROM {empty}")), 0, "{empty}");
+        }
+        assert_eq!(self.query::<String>("PRAGMA integrity_check"), "ok");
+    }
+}
+
+/// Random numbers from a seed: the same seed, the same kills.
+struct Dice(u64);
+
+impl Dice {
+    /// A seed of the day, printed; or the one of an earlier run in CONSIGN_TEST_SEED.
+    fn new() -> Self {
+        let given = std::env::var("CONSIGN_TEST_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap());
+        println!("the seed is {seed}; run again with CONSIGN_TEST_SEED={seed}");
+        Self(seed | 1)
+    }
+
+    fn roll(&mut self, range: std::ops::Range<u64>) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        range.start + self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % (range.end - range.start)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_jobs_survive_twenty_kills() {
+    const JOBS: usize = 1000;
+    const KILLS: usize = 20;
+    let mut dice = Dice::new();
+    let mut world = Embedded::new("kills").await;
+    world.site.set("worker.slots", 8).set("upload.multipart_threshold", "5MiB").set("upload.part_size", "5MiB");
+    // So that kills meet transfers in every state.
+    world.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(10)));
+    let mut sources = BTreeMap::new();
+    for n in 0..20_u64 {
+        // One in twenty is uploaded in parts.
+        let length = if n == 7 { 6 * MIB } else { usize::try_from(dice.roll(1..64)).unwrap() * KIB + 1 };
+        let content = bytes(n + 1, length);
+        sources.insert(n, (world.site.file(&format!("source-{n}"), &content), content));
+    }
+    let source = |n: usize| &sources[&(n as u64 % 20)];
+    let jobs: Vec<_> = (0..JOBS).map(|n| job(&format!("job-{n}"), &source(n).0, "acme", &format!("k-{n}"))).collect();
+    world.enqueue(&jobs).await;
+    assert_eq!(world.query::<i64>("SELECT count(*) FROM jobs"), i64::try_from(JOBS).unwrap());
+
+    for kill in 0..KILLS {
+        let worker = world.site.starting_worker().await;
+        let before = world.s3.count("acme");
+        let more = usize::try_from(dice.roll(5..60)).unwrap();
+        until("the worker delivers", Duration::from_secs(60), async || {
+            (world.s3.count("acme") >= before + more).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_micros(dice.roll(0..40_000))).await;
+        worker.kill();
+        worker.exit(Duration::from_secs(10)).await;
+        assert!(world.s3.count("acme") < JOBS, "kill {kill} came too late to show anything");
+    }
+    let redelivered: i64 = world.query("SELECT count(*) FROM jobs WHERE owner IS NOT NULL OR redelivered = 1");
+    assert!(redelivered > 0, "no kill met a job that was held");
+    let worker = world.site.worker().await;
+    world.all_delivered(JOBS).await;
+    worker.quiet().await;
+    world.complete(JOBS).await;
+    assert_eq!(world.s3.count("acme"), JOBS);
+    for n in 0..JOBS {
+        let object = world.s3.object("acme", &format!("in/k-{n}")).unwrap_or_else(|| panic!("job-{n} is lost"));
+        assert_eq!(object.bytes, source(n).1, "job-{n} is half delivered");
+    }
+    assert!(world.s3.calls("CompleteMultipartUpload").len() >= JOBS / 20, "one in twenty is uploaded in parts");
+    assert_eq!(world.s3.violations(), Vec::<String>::new());
+    let repeats: i64 = world.query("SELECT sum(repeats) FROM outcomes");
+    println!("{KILLS} kills; {redelivered} jobs were held at the last one; {repeats} outcomes came again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_share_one_file_and_what_a_killed_one_held_goes_to_the_other() {
+    const JOBS: usize = 120;
+    let mut world = Embedded::new("pair").await;
+    world.site.set("worker.slots", 4);
+    world.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(100)));
+    let url = world.site.file("f", b"hello");
+    let (first, second) = (world.site.worker().await, world.site.worker().await);
+    let jobs: Vec<_> = (0..JOBS).map(|n| job(&format!("job-{n}"), &url, "acme", &format!("k-{n}"))).collect();
+    world.enqueue(&jobs).await;
+    let delivered = async |worker: &crate::testbed::worker::Worker| {
+        worker.metric("consign_transfers_total", "outcome=\"delivered\"").await
+    };
+    until("both deliver", Duration::from_secs(60), async || {
+        (delivered(&first).await > 0.0 && delivered(&second).await > 0.0).then_some(())
+    })
+    .await;
+    first.kill();
+    assert!(world.s3.count("acme") < JOBS, "the first worker was killed too late to show anything");
+    world.all_delivered(JOBS).await;
+    second.quiet().await;
+    world.complete(JOBS).await;
+    assert_eq!(world.s3.count("acme"), JOBS);
+    assert_eq!(world.query::<i64>("SELECT count(*) FROM owners"), 1, "the dead one is forgotten");
+}
