@@ -234,7 +234,10 @@ fn permission_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
     if let (Auth::IamRole { role_arn, .. }, Some(owner)) = (&destination.auth, &destination.expected_bucket_owner)
         && owner != role_arn.account()
     {
-        notes.push(format!("the bucket belongs to {owner}: its own policy must allow the same to the role"));
+        notes.push(format!(
+            "the bucket belongs to account {owner}: its own policy must allow the same to {}",
+            role_arn.as_str()
+        ));
     }
     notes
 }
