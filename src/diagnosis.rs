@@ -126,13 +126,15 @@ pub fn finding(code: Code, case: &Case<'_>) -> Diagnosis {
 
 /// The hint of a failed outcome: the remedy in words, or nothing where the customer can do nothing.
 pub fn hint(reason: Reason, answer: &Answer, destination: &Destination) -> String {
+    if reason == Reason::ObjectExists {
+        return "use another key, or if_exists = \"replace\"".to_owned();
+    }
     let failure = Failure { answer: Some(Box::new(answer.clone())), ..Failure::new(reason, "") };
     let diagnosis = diagnose(&failure, &Case::of(destination));
-    match diagnosis.code.side() {
-        Side::Nobody | Side::Service => String::new(),
-        Side::Customer | Side::Identity | Side::Operator => {
-            diagnosis.remedy.map(|remedy| remedy.text).unwrap_or_default()
-        }
+    match (diagnosis.code, diagnosis.code.side()) {
+        // A session that was refused is renewed by the next try.
+        (Code::SessionRefused, _) | (_, Side::Nobody | Side::Service) => String::new(),
+        _ => diagnosis.remedy.map(|remedy| remedy.text).unwrap_or_default(),
     }
 }
 

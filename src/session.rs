@@ -146,6 +146,11 @@ impl Sessions {
         self.aws.identity_role_arn.as_ref().map(|role| role.as_str().to_owned())
     }
 
+    /// Whether S3 is Amazon's own, and not a store behind `aws.s3_endpoint_url`.
+    pub fn is_amazons(&self) -> bool {
+        self.aws.s3_endpoint_url.is_none()
+    }
+
     /// Whether there is an STS to ask about access keys: an S3-compatible store without one named has none.
     pub fn has_sts(&self) -> bool {
         self.aws.s3_endpoint_url.is_none() || self.aws.sts_endpoint_url.is_some()

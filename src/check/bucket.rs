@@ -114,7 +114,7 @@ impl Run<'_> {
         self.left = Some(left);
         match (result, left) {
             (Ok(()), Left::Nothing) => {
-                self.passed(StepName::Multipart, "an upload in parts works, and can be given up")
+                self.passed(StepName::Multipart, "an upload in parts works, and can be given up");
             }
             (Ok(()), _) => self.remark(StepName::Multipart, Mark::Warning, Code::AbortDenied),
             (Err(failure), Left::OpenUpload) => {

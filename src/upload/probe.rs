@@ -86,6 +86,8 @@ impl Probe {
                 .await?;
             let named = reply.location_constraint.as_ref().map(|region| region.as_str().to_owned()).unwrap_or_default();
             Ok(match named.as_str() {
+                // Amazon's oldest region has no name there; another store may just not know.
+                "" if self.calls.sessions.is_amazons() => Region::parse("us-east-1").ok(),
                 "" => None,
                 // What the oldest buckets of Ireland say.
                 "EU" => Region::parse("eu-west-1").ok(),

@@ -95,7 +95,11 @@ async fn embedded(config: &Config, file: &Path) -> Step {
         Ok(()) => Step::passed(StepName::Broker, "it is the embedded queue, and its file can be used"),
         Err(problem) => {
             let remedy = "mend what is said, or set broker.url to another file";
-            Step::broken(StepName::Broker, Code::BrokerUnavailable, problem.to_string(), remedy)
+            let code = match problem {
+                QueueError::Unusable(_) => Code::BrokerNotConfigured,
+                _ => Code::BrokerUnavailable,
+            };
+            Step::broken(StepName::Broker, code, problem.to_string(), remedy)
         }
     }
 }

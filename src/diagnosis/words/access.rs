@@ -78,7 +78,7 @@ fn explicit_deny(code: Code, case: &Case<'_>) -> Option<Words> {
             );
             said.ranked = vec![
                 "the bucket policy refuses uploads that ask for no encryption, or for none with a KMS key".to_owned(),
-                format!("the bucket policy denies by source address; ours: {}", addresses(case)),
+                format!("the bucket policy denies by source address, and does not let {} through", addresses(case)),
                 "the bucket policy denies this prefix, or this principal".to_owned(),
             ];
             said
@@ -94,7 +94,7 @@ fn explicit_deny(code: Code, case: &Case<'_>) -> Option<Words> {
             );
             said.ranked = vec![
                 "the bucket policy demands another KMS key, or writes the same key in another form".to_owned(),
-                format!("the bucket policy denies by source address; ours: {}", addresses(case)),
+                format!("the bucket policy denies by source address, and does not let {} through", addresses(case)),
                 "the bucket policy denies this prefix, or this principal".to_owned(),
             ];
             said
@@ -118,9 +118,9 @@ fn explicit_deny(code: Code, case: &Case<'_>) -> Option<Words> {
 /// This platform's addresses, where they are configured.
 fn addresses(case: &Case<'_>) -> String {
     if case.egress.is_empty() {
-        return "the public addresses of this platform (check.egress_addresses is not configured)".to_owned();
+        return "the public addresses of this platform".to_owned();
     }
-    case.egress.join(", ")
+    format!("our public addresses {}", case.egress.join(", "))
 }
 
 /// S3 says no more than `Access Denied`: always so across accounts. What it may be, the likeliest first.
@@ -146,7 +146,7 @@ fn unspecified(found: &Found<'_>, case: &Case<'_>) -> Words {
         ));
     }
     ranked.push(format!(
-        "look for a bucket policy that denies it, by encryption or by source address; ours: {}",
+        "look for a bucket policy that denies it, by encryption or by source address ({} must be let through)",
         addresses(case)
     ));
     let text = ranked.join("; or ");

@@ -143,3 +143,25 @@ async fn a_question_that_makes_no_sense_is_dead_lettered_with_its_field() {
     shop.site.broker.disown("answers").await;
     shop.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_test_that_a_drain_interrupts_goes_back_to_the_queue() {
+    let (mut site, s3) = site("draincheck").await;
+    site.set("worker.drain_timeout", "5s");
+    s3.on("CreateMultipartUpload").before(Effect::Delay(Duration::from_secs(50)));
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    let answers = shop.site.broker.own("answers").await;
+    ask(&shop, &json!({"version": 1, "destination": "acme"}), Some(&answers)).await;
+    until("the test is under way", Duration::from_secs(60), async || {
+        (!shop.s3.calls("ListObjectsV2").is_empty()).then_some(())
+    })
+    .await;
+    shop.worker.terminate();
+    assert!(shop.worker.exit(Duration::from_secs(30)).await.success(), "drained in time:\n{}", shop.worker.log());
+    let question = shop.site.broker.taken("jobs.scheduled", "\"acme\"").await;
+    assert_eq!(question.kind.as_deref(), Some(KIND));
+    assert_eq!(shop.site.broker.take("answers").await.len(), 0);
+    shop.site.broker.disown("answers").await;
+    shop.site.broker.clean().await;
+}

@@ -1,5 +1,13 @@
 //! What the command says as a whole: verdict, exit code, words, and what it leaves.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use consign::check::Checker;
+use consign::diagnosis::Side;
+use consign::metrics::Metrics;
+use consign::session::{Identity, Sessions};
+use consign::upload::Uploader;
 use serde_json::{Value, json};
 
 use super::{TEST_OBJECT, by_key, by_role, check, codes, customer, run, step};
@@ -115,13 +123,22 @@ async fn several_problems_show_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_never_answers_ends_the_test_in_bounded_time() {
     let (mut site, s3) = customer().await;
-    site.destination("acme", &by_role());
-    s3.on("UploadPart").before(Effect::Delay(std::time::Duration::from_secs(300)));
-    let started = std::time::Instant::now();
-    let (answer, exit) = check(&site);
-    assert!(started.elapsed() < std::time::Duration::from_secs(110), "{:?}", started.elapsed());
-    assert_eq!((step(&answer, "multipart")["code"].as_str(), exit), (Some("timed_out"), 69), "{answer:#}");
+    // With an access key: the process of this test has no identity.
+    site.destination("acme", &by_key());
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(300)));
+    let config = consign::config::load_str(&site.toml()).unwrap().config;
+    let metrics = Arc::new(Metrics::new(1));
+    let identity = Identity::load(&config.aws).await;
+    let sessions = Arc::new(Sessions::new(config.session, config.aws, identity, metrics.clone()));
+    let uploader = Uploader::new(config.upload, config.worker.memory_budget, sessions.clone(), metrics);
+    let checker = Checker { sessions: &sessions, uploader: &uploader, egress: &[], limit: Duration::from_secs(3) };
+    let destination = config.destinations.values().next().unwrap();
+    let report = checker.run(destination, &|_| ()).await;
+    let answer = serde_json::to_value(&report).unwrap();
+    assert!(report.duration_seconds < 40.0, "{answer:#}");
+    assert_eq!(step(&answer, "multipart")["code"], "timed_out", "{answer:#}");
     assert_eq!(step(&answer, "write")["code"], "not_tried");
+    assert_eq!((answer["verdict"].as_str(), report.side()), (Some("not ready"), Side::Service));
     assert_eq!((s3.open_uploads(), s3.keys().len()), (0, 0), "it was aborted");
 }
 
@@ -173,4 +190,20 @@ async fn without_a_destination_the_worker_itself_is_tested() {
     assert_eq!((codes(&answer, "failed"), exit), (vec!["broker_unavailable".to_owned()], 69), "{answer:#}");
     assert!(!answer.to_string().contains("marked-secret"));
     site.broker.clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_embedded_queue_is_tested_and_not_made() {
+    let (mut site, _s3) = customer().await;
+    let (answer, exit) = check_worker(&site);
+    assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
+    let file = site.dir.path().join("queue.db");
+    assert!(!file.exists(), "a test makes no file");
+    std::fs::write(&file, "this is no database, and long enough to be sure about it").unwrap();
+    let (answer, exit) = check_worker(&site);
+    assert_eq!((codes(&answer, "failed"), exit), (vec!["broker_not_configured".to_owned()], 3), "{answer:#}");
+    let nowhere = site.dir.path().join("nowhere/queue.db");
+    site.set("broker.url", format!("sqlite:{}", nowhere.display()));
+    let (answer, exit) = check_worker(&site);
+    assert_eq!((codes(&answer, "failed"), exit), (vec!["broker_unavailable".to_owned()], 69), "{answer:#}");
 }
