@@ -362,8 +362,8 @@ async fn two_signals_end_it_at_once_and_leave_nothing() {
     let mut running = Running::start(&place, &[]).await;
     kill_process(Pid::from_child(&running.child), Signal::INT).unwrap();
     let code = running.end(Signal::TERM).await.code();
-    // The drain of an idle worker may win over the second signal.
-    assert!(code == Some(0) || code == Some(143), "{code:?}");
+    // The drain of an idle worker may win over the second signal, and signals that wait together come in any order.
+    assert!(matches!(code, Some(0 | 130 | 143)), "{code:?}");
     assert_eq!(place.left_behind(), 0);
 }
 
