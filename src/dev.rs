@@ -75,6 +75,17 @@ pub enum DevError {
     /// The directory can't be used.
     #[error(transparent)]
     Home(#[from] HomeError),
+    /// A sample can't be made.
+    #[error(
+        "the sample files can't be made below {path}: {problem}; give a place with 300 MiB of room with --data-dir, or a \
+             file of your own with --file"
+    )]
+    Sample {
+        /// The directory.
+        path: String,
+        /// What the system said.
+        problem: std::io::Error,
+    },
     /// The system refuses ports, files or signals.
     #[error("{what}: {problem}")]
     System {
@@ -193,7 +204,7 @@ impl Stage {
             }
             Ok(())
         };
-        tokio::try_join!(publisher.publish(), shown)?;
+        tokio::try_join!(publisher.publish(&self.home), shown)?;
         self.conclude(expected.tally(), once);
         if once {
             return Ok(());

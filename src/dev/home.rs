@@ -49,7 +49,9 @@ impl Home {
         let asked = data_dir.map_or_else(|| std::env::temp_dir().join(name), Path::to_owned);
         let shown = asked.display().to_string();
         let unusable = |problem| HomeError::Unusable { path: shown.clone(), problem };
-        DirBuilder::new().recursive(true).mode(0o700).create(&asked).map_err(unusable)?;
+        // A place for temporary files that is not there is a mistake, not a wish.
+        let mut make = DirBuilder::new();
+        make.recursive(data_dir.is_some()).mode(0o700).create(&asked).map_err(unusable)?;
         let path = asked.canonicalize().map_err(unusable)?;
         if path.to_str().is_none() {
             return Err(HomeError::Name(shown));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::DevError;
+use super::home::Home;
 use super::samples::Planned;
 use crate::config::BrokerConfig;
 use crate::job::wire;
@@ -56,12 +57,12 @@ impl Publisher {
     }
 
     /// Makes each source and publishes its job.
-    pub(super) async fn publish(&mut self) -> Result<(), DevError> {
+    pub(super) async fn publish(&mut self, home: &Home) -> Result<(), DevError> {
         for planned in std::mem::take(&mut self.planned) {
             let publication = publication(&planned);
             let prepared = tokio::task::spawn_blocking(move || planned.prepare()).await;
             let prepared = prepared.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)));
-            prepared.map_err(super::system("a sample file can't be written"))?;
+            prepared.map_err(|problem| DevError::Sample { path: home.path().display().to_string(), problem })?;
             self.queue.publish(publication).await?;
         }
         Ok(())

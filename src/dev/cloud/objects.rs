@@ -17,7 +17,7 @@ use s3s::dto::{
     ListBucketsInput, ListBucketsOutput, ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output,
     PutObjectInput, PutObjectOutput, ServerSideEncryption, UploadPartInput, UploadPartOutput,
 };
-use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 
 use super::body::{self, Seen, bad_digest};
@@ -78,7 +78,7 @@ impl Objects {
             return Ok(Encryption::bucket_default());
         }
         if key.is_some() && key != customer.kms_key_arn.as_ref() {
-            let code = s3s::S3ErrorCode::Custom("KMS.NotFoundException".into());
+            let code = S3ErrorCode::Custom("KMS.NotFoundException".into());
             let mut error = S3Error::with_message(code, "the key is not known here");
             error.set_status_code(http::StatusCode::BAD_REQUEST);
             return Err(error);
@@ -96,7 +96,7 @@ impl Objects {
         input.body = Some(body);
         // A folder has one storage class only.
         input.storage_class = None;
-        let mut response = self.files.put_object(anonymous(request)).await.map_err(|e| witness.explain(e))?;
+        let mut response = self.files.put_object(anonymous(request)).await.map_err(|e| noted(witness.explain(e)))?;
         self.memory.remember(&bucket, &key, &encryption).await?;
         let output = &mut response.output;
         output.checksum_crc64nvme = Some(crc_text(witness.seen().crc));
@@ -140,7 +140,7 @@ impl Objects {
         }
         let (body, witness) = body::checked(input.body.take(), input.checksum_crc64nvme.clone())?;
         input.body = Some(body);
-        let mut response = self.files.upload_part(anonymous(request)).await.map_err(|e| witness.explain(e))?;
+        let mut response = self.files.upload_part(anonymous(request)).await.map_err(|e| noted(witness.explain(e)))?;
         let seen = witness.seen();
         self.memory.part_kept(&id, number, seen);
         let output = &mut response.output;
@@ -165,7 +165,7 @@ impl Objects {
         let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id.clone());
         let upload = self.memory.upload(&id, &bucket, &key)?;
         let crc = assembled(input, &upload)?;
-        let mut response = self.files.complete_multipart_upload(anonymous(request)).await?;
+        let mut response = self.files.complete_multipart_upload(anonymous(request)).await.map_err(noted)?;
         // The store behind has done its work already and only answers late; headers must be known at once.
         if let Some(future) = response.output.future.take() {
             response.output = future.await?;
@@ -222,6 +222,15 @@ impl Objects {
         let named = (region != "us-east-1").then(|| BucketLocationConstraint::from(region));
         Ok(S3Response::new(GetBucketLocationOutput { location_constraint: named }))
     }
+}
+
+/// Says why the store behind failed: its answer can't.
+fn noted(error: S3Error) -> S3Error {
+    if *error.code() == S3ErrorCode::InternalError {
+        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        tracing::warn!(cause, "the embedded S3 can't keep an object");
+    }
+    error
 }
 
 /// The store behind ties an upload to the key id that began it; a renewed session has another one.
