@@ -178,6 +178,10 @@ impl Engine {
             // Opened anew, it is checked anew; what this owner held comes again then.
             self.session = None;
         }
+        // Reading may work where writing does not: only a sign of life that was written shows that the trouble is over.
+        if let Some(session) = &mut self.session {
+            session.beats_at = Instant::now();
+        }
         let problem = trouble.into_error();
         let text = problem.to_string();
         if !matches!(&*self.shared.phase.borrow(), Phase::Down(known) if known.to_string() == text) {
