@@ -85,11 +85,8 @@ impl<'a> Steps<'a> {
         let declared = channel.queue_declare(name, options, arguments);
         let result = call("declaring a queue", answered(declared)).await?;
         let problem = self.problem("queue", &queue.name, result.map(drop));
-        if queue.is_needed_to_deliver() {
-            self.problems.extend(problem)
-        } else {
-            self.minor.extend(problem)
-        }
+        let found = if queue.is_needed_to_deliver() { &mut self.problems } else { &mut self.minor };
+        found.extend(problem);
         Ok(())
     }
 
