@@ -158,6 +158,23 @@ async fn a_file_that_another_process_keeps_to_itself_is_waited_for() {
     queue.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_queue_that_cannot_write_is_unready_until_it_can() {
+    let place = Place::new();
+    let queue = place.queue();
+    let other = place.other();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    says(&queue, Some("locked by another process")).await;
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        assert!(queue.ready().is_err(), "reading alone does not make it ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    other.execute_batch("COMMIT").unwrap();
+    says(&queue, None).await;
+    queue.close().await;
+}
+
 #[test]
 fn what_is_not_ours_is_refused_and_left_alone() {
     let place = Place::new();
