@@ -97,6 +97,7 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
         config: config.worker.clone(),
         prefix: config.broker.prefix.clone(),
         denied_for: config.session.denied_for,
+        egress_addresses: config.check.egress_addresses.clone(),
         queue,
         transfers: Transfers { sessions: sessions.clone(), sources, uploader, metrics: metrics.clone() },
         destinations: current.clone(),

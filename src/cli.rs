@@ -2,10 +2,12 @@
 //!
 //! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
 
+pub mod check;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod enqueue;
+pub mod policy;
 pub mod run;
 pub mod schema;
 pub mod topology;
@@ -142,8 +144,12 @@ pub enum Command {
     /// Try it all on this machine alone: no broker, no AWS, sample jobs; not for production
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
+    /// Test the connection to a destination, or this worker itself
+    Check(check::CheckArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
+    /// Print the IAM documents a customer needs for a destination
+    Policy(policy::PolicyArgs),
     /// Show or declare the exchanges and queues
     #[command(subcommand)]
     Topology(topology::TopologyArgs),

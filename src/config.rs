@@ -32,6 +32,7 @@ pub use load::{Loaded, Reload, load, load_from, load_str};
 pub use problems::{Place, Problem, Problems};
 pub use raw::schema;
 pub use show::Setting;
+pub use validate::check_network;
 
 /// Everything `consign` can be told.
 #[derive(Debug, Clone)]

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+pub(crate) use names::split_arn;
 pub use names::{
     AccountId, BucketName, DestinationId, ExternalId, Invalid, KmsKeyArn, ObjectKey, Prefix, Region, RoleArn,
 };

@@ -17,20 +17,22 @@
 //! |---|---|---|
 //! | L6 | `app`, `cli`, `dev` | the composition root, one file per command, and everything on one machine for a first look |
 //! | L5 | `worker` | permit, delivery, transfer, disposition, settle; drain |
-//! | L4 | `transfer` | one job from start to outcome |
+//! | L4 | `transfer`, `check` | one job from start to outcome; the connection test, by the same session and upload path |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
-//! | L1b | `retry`, `metrics`, `telemetry`, `shutdown`, `policy` | ground services, and the IAM documents a destination needs |
+//! | L1b | `retry`, `metrics`, `telemetry`, `shutdown` | ground services |
 //! | L1a | `config` | sections, validated |
-//! | L0 | `outcome`, `destination`, `job`, `lane` | the vocabulary: pure, valid by construction |
+//! | L0 | `outcome`, `destination`, `policy`, `diagnosis`, `job`, `lane` | the vocabulary: pure, valid by construction; `policy` says what a destination needs of IAM, `diagnosis` what a refusal means |
 
 pub mod admin;
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod destination;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod diagnosis;
 pub mod job;
 pub mod lane;
 pub mod metrics;

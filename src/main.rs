@@ -71,7 +71,9 @@ async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: 
     let json = cli.global.json;
     match cli.command {
         Command::Run(args) => cli::run::execute(args, config, reload, log).await,
+        Command::Check(args) => cli::check::execute(args, config, json).await,
         Command::Enqueue(args) => cli::enqueue::execute(args, config, json).await,
+        Command::Policy(args) => cli::policy::execute(&args, &config, json),
         Command::Topology(args) => cli::topology::execute(args, config, json).await,
         Command::Config(args) => cli::config::execute(&args, &reload, json),
         Command::Schema(args) => cli::schema::execute(&args),

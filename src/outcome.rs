@@ -139,6 +139,32 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// The region the bucket really lives in, learnt from a redirect.
     pub learnt_region: Option<crate::destination::Region>,
+    /// What the service said, where one answered; the diagnosis is made from it.
+    pub answer: Option<Box<Answer>>,
+}
+
+/// What a service of AWS said when it refused a request. It is judged, never shown: the text is not ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The API's name.
+    pub operation: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+    /// The error code; empty where the server sent none.
+    pub code: String,
+    /// The message, cut to a bounded length; empty where there was none.
+    pub said: String,
+}
+
+impl Answer {
+    /// The most characters of a message that are kept.
+    const LIMIT: usize = 2000;
+
+    /// An answer; an absent code or message is empty.
+    pub fn new(operation: &'static str, status: u16, code: Option<&str>, said: Option<&str>) -> Self {
+        let said = said.unwrap_or_default().chars().take(Self::LIMIT).collect();
+        Self { operation, status, code: code.unwrap_or_default().to_owned(), said }
+    }
 }
 
 impl Failure {
@@ -151,6 +177,7 @@ impl Failure {
             aws_request_id: None,
             retry_after: None,
             learnt_region: None,
+            answer: None,
         }
     }
 

@@ -89,6 +89,19 @@ pub struct Event {
     pub reply_to: Option<(String, Option<String>)>,
 }
 
+/// The answer to a message that asks for one: unlike the copy of an outcome, it is the only result there is.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The queue that the asker named.
+    pub to: String,
+    /// What ties it to the question.
+    pub correlation_id: Option<String>,
+    /// The AMQP `type` of the question.
+    pub kind: String,
+    /// JSON.
+    pub body: Bytes,
+}
+
 /// What becomes of a delivery. Consumed by value, performed once.
 #[derive(Debug)]
 pub enum Settlement {
@@ -204,6 +217,17 @@ pub trait Queue: Send + Sync + fmt::Debug {
 
     /// Publishes one job, confirmed.
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>>;
+
+    /// Publishes an answer to the asker's own queue, confirmed. The question is settled by the caller after that, so that a
+    /// lost answer is asked for again.
+    ///
+    /// # Errors
+    /// `Refused` when there is no such queue, or the queue knows no replies: no later try would do better. `Unavailable` when
+    /// nobody knows whether it arrived.
+    fn reply(&self, _reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
+        let refused = "this kind of queue has no reply queues; run `consign check DEST` instead";
+        Box::pin(async move { Err(QueueError::Refused(refused.to_owned())) })
+    }
 
     /// Stops taking work: consumers are cancelled, what was fetched but not yet handed out goes back untouched.
     fn stop_consuming(&self) -> BoxFuture<'_, ()>;

@@ -7,6 +7,7 @@
 
 mod assume;
 mod cache;
+mod caller;
 mod identity;
 mod static_key;
 
@@ -25,6 +26,7 @@ use crate::config::{AwsConfig, SessionConfig};
 use crate::destination::{Auth, BucketName, Destination, DestinationId, ExternalId, Prefix, Region, SecretSource};
 use crate::metrics::{Metrics, SessionRequest};
 use crate::outcome::{Failure, Reason};
+pub use cache::Known;
 use cache::{Cache, Fetched, How};
 pub use identity::Identity;
 
@@ -118,6 +120,12 @@ impl Sessions {
         known.unwrap_or_else(|| destination.region.clone())
     }
 
+    /// What is known about the sessions of these destinations, in their order. Nothing is fetched, and looking keeps none alive.
+    pub fn look(&self, destinations: &[&Destination]) -> Vec<Known> {
+        let keys: Vec<_> = destinations.iter().map(|one| Self::key(one, &self.region(one))).collect();
+        self.cache.look(&keys)
+    }
+
     /// How many sessions are kept.
     pub fn len(&self) -> u64 {
         self.cache.len()
@@ -126,6 +134,64 @@ impl Sessions {
     /// True while no session is kept.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether roles may be assumed at all (`session.role_auth`).
+    pub fn role_auth(&self) -> bool {
+        self.config.role_auth
+    }
+
+    /// The role that customers trust, where one is configured (`aws.identity_role_arn`).
+    pub fn identity_role(&self) -> Option<String> {
+        self.aws.identity_role_arn.as_ref().map(|role| role.as_str().to_owned())
+    }
+
+    /// Whether S3 is Amazon's own, and not a store behind `aws.s3_endpoint_url`.
+    pub fn is_amazons(&self) -> bool {
+        self.aws.s3_endpoint_url.is_none()
+    }
+
+    /// Whether there is an STS to ask about access keys: an S3-compatible store without one named has none.
+    pub fn has_sts(&self) -> bool {
+        self.aws.s3_endpoint_url.is_none() || self.aws.sts_endpoint_url.is_some()
+    }
+
+    /// Who the worker is: an ARN by GetCallerIdentity, which needs no permission. Without a destination STS is asked in the
+    /// worker's own region.
+    ///
+    /// Errors: `identity_denied`, `clock_skew` (worker), `sts_unavailable`, `throttled` (transient).
+    pub async fn own_arn(&self, destination: Option<&Destination>) -> Result<String, Failure> {
+        caller::caller(&self.identity, &self.aws, destination.map(|to| &to.region), None).await
+    }
+
+    /// Whose the access key of a destination is: an ARN; `None` for a role, and where S3 is not Amazon's and no STS is named.
+    ///
+    /// Errors: as [`Sessions::own_arn`], meant of the customer's key; `access_key_invalid` for a secret that can't be read.
+    pub async fn key_arn(&self, destination: &Destination) -> Result<Option<String>, Failure> {
+        let Auth::AccessKey { access_key_id, secret } = &destination.auth else { return Ok(None) };
+        if !self.has_sts() {
+            return Ok(None);
+        }
+        let key = static_key::credentials(access_key_id, secret).await?;
+        caller::caller(&self.identity, &self.aws, Some(&destination.region), Some(key)).await.map(Some)
+    }
+
+    /// Whether the role of a destination can be assumed without its external id. What STS grants is thrown away.
+    ///
+    /// Errors: whatever is neither a yes nor a no.
+    pub async fn open_without_external_id(&self, destination: &Destination) -> Result<bool, Failure> {
+        let Auth::IamRole { role_arn, .. } = &destination.auth else { return Ok(false) };
+        let role = assume::Role { arn: role_arn, external_id: None, destination, region: &destination.region };
+        match assume::request(&self.identity, &self.aws, &role).await {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.reason == Reason::AssumeRoleDenied => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Forgets what was remembered about one destination: a refusal, and a session that has other permissions by now.
+    pub fn forget(&self, destination: &Destination) {
+        self.cache.forget(&Self::key(destination, &self.region(destination)));
     }
 
     /// Forgets everything that was remembered about refusals, after a reload or a repair.

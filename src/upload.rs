@@ -11,12 +11,13 @@ mod classify;
 mod multipart;
 mod part;
 mod plan;
+mod probe;
 mod reconcile;
 mod single;
 mod verify;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use futures_util::{StreamExt as _, stream};
@@ -34,6 +35,7 @@ use budget::Budget;
 use call::Calls;
 use part::{Part, PartReader, Pool};
 use plan::{Growing, Limits, Plan};
+pub use probe::{Left, Probe};
 
 /// Files up to this length are read whole before they are sent.
 const SMALL_FILE: u64 = part::CHUNK as u64;
@@ -82,6 +84,17 @@ pub enum Uploaded {
 pub struct Progress {
     bytes: AtomicU64,
     parts: AtomicU32,
+    length: OnceLock<Length>,
+    source: OnceLock<u64>,
+}
+
+/// How long the object will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// So many bytes.
+    Known(u64),
+    /// It shows at the end: the source does not say, or the bytes are compressed on the way.
+    Unknown,
 }
 
 impl Progress {
@@ -95,7 +108,27 @@ impl Progress {
         self.parts.load(Ordering::Relaxed)
     }
 
-    fn add(&self, bytes: u64, parts: u32) {
+    /// How long the object will be; `None` until the source is open and the upload begins.
+    pub fn length(&self) -> Option<Length> {
+        self.length.get().copied()
+    }
+
+    /// Bytes of the source, once it is open and if it says so. They are those of the object, unless it is compressed on the way.
+    pub fn source(&self) -> Option<u64> {
+        self.source.get().copied()
+    }
+
+    /// The source is open and has this length.
+    pub(crate) fn source_opened(&self, length: u64) {
+        self.source.get_or_init(|| length);
+    }
+
+    /// The upload begins. A second one of the same attempt sends the same bytes.
+    pub(crate) fn begin(&self, length: Option<u64>) {
+        self.length.get_or_init(|| length.map_or(Length::Unknown, Length::Known));
+    }
+
+    pub(crate) fn add(&self, bytes: u64, parts: u32) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.parts.fetch_add(parts, Ordering::Relaxed);
     }
@@ -122,19 +155,29 @@ impl Uploader {
         source: SourceStream,
         cancel: &CancellationToken,
     ) -> Result<Uploaded, Failure> {
-        let calls = Calls {
-            sessions: self.sessions.clone(),
-            destination: target.destination.clone(),
-            metrics: self.metrics.clone(),
-            min_rate: self.config.min_rate,
-        };
+        let calls = self.calls(target.destination);
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
+        target.progress.begin(source.length);
         match source.body {
             SourceBody::File(file) => self.file(&calls, target, file, checked, cancel).await,
             SourceBody::Chunks(chunks) => {
                 let reader = PartReader::new(chunks, self.budget.clone(), checked);
                 self.chunks(&calls, target, reader, source.length, cancel).await
             }
+        }
+    }
+
+    /// The calls of the connection test: those of an upload to `key`, one at a time.
+    pub fn probe(&self, destination: &Arc<Destination>, key: ObjectKey) -> Probe {
+        Probe::new(self.calls(destination), key)
+    }
+
+    fn calls(&self, destination: &Arc<Destination>) -> Calls {
+        Calls {
+            sessions: self.sessions.clone(),
+            destination: destination.clone(),
+            metrics: self.metrics.clone(),
+            min_rate: self.config.min_rate,
         }
     }
 

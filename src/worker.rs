@@ -4,6 +4,7 @@
 //! all tasks have ended, their settlements included. A panic in a transfer becomes a failed attempt of that job alone.
 
 mod board;
+mod check;
 mod headers;
 mod health;
 mod ledger;
@@ -29,13 +30,11 @@ use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
 use crate::queue::{BoxFuture, Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::{Attempt, Transfers};
 use crate::upload::Progress;
-pub use board::{Board, RunningTransfer};
+pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
 use health::Health;
 use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
 use verdict::{Case, Verdict};
 
-/// The AMQP `type` of a connection test by message.
-const CHECK_KIND: &str = "consign.check.v1";
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
 /// Deliveries that were fetched ahead wait this long for a slot.
@@ -60,6 +59,8 @@ pub struct Parts {
     pub prefix: String,
     /// How long a refusal of STS is remembered.
     pub denied_for: Duration,
+    /// `check.egress_addresses`, for connection tests by message.
+    pub egress_addresses: Vec<String>,
     /// Where jobs come from.
     pub queue: Arc<dyn Queue>,
     /// What delivers them.
@@ -133,6 +134,11 @@ impl Worker {
     /// `Ok` while jobs are taken; else why not.
     pub fn ready(&self) -> Result<(), String> {
         self.health.fault().map_or_else(|| self.parts.queue.ready(), Err)
+    }
+
+    /// `Ok` while the queue gives work; else why not.
+    pub fn queue_ready(&self) -> Result<(), String> {
+        self.parts.queue.ready()
     }
 
     /// Whether the loops turn: false when the runtime did not get round to the worker's own tick for a while.
@@ -226,6 +232,9 @@ impl Worker {
     }
 
     async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
+        if delivery.properties.kind.as_deref() == Some(check::KIND) {
+            return self.check(delivery, permits).await;
+        }
         match self.admit(&delivery) {
             Ok((job, destination)) => self.place(delivery, job, destination, permits).await,
             Err(refusal) => self.refuse(delivery, *refusal).await,
@@ -235,11 +244,6 @@ impl Worker {
     /// Reads the message and finds its destination.
     fn admit(&self, delivery: &Delivery) -> Result<(Job, Arc<Destination>), Box<Refusal>> {
         let properties = &delivery.properties;
-        if properties.kind.as_deref() == Some(CHECK_KIND) {
-            let message = "type: connection tests by message are not known to this version";
-            let failure = Failure::new(Reason::InvalidJob, message);
-            return Err(Box::new(Refusal { failure, job: None, rejected: None }));
-        }
         let parsed = job::parse(properties.content_type.as_deref(), properties.message_id.as_deref(), &delivery.body);
         let job = parsed.map_err(|rejected| {
             Box::new(Refusal { failure: verdict::rejection(&rejected), job: None, rejected: Some(rejected) })
@@ -279,6 +283,7 @@ impl Worker {
         );
         let labels = job.as_ref().map(|job| job.labels.clone()).unwrap_or_default();
         let verdict = verdict::refused(&self.parts.prefix, &delivery.properties, failure, job_id, destination, labels);
+        self.board.refused(delivery.lane, &verdict, job_id, destination);
         self.settle(delivery, verdict.settlement, verdict.event.into_iter().collect()).await;
     }
 
@@ -369,6 +374,7 @@ impl Worker {
         };
         let verdict = case.judge(ended, metrics);
         log(&case, &verdict, &progress);
+        self.board.ended(&case, &verdict, &progress);
         if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
             running.delivered(event.clone());
         }
@@ -416,6 +422,7 @@ impl Worker {
         loop {
             tick.tick().await;
             self.parts.metrics.set_oldest_in_flight(self.board.oldest());
+            self.board.tick();
             *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
     }

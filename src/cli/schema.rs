@@ -22,6 +22,10 @@ pub enum Described {
     Job,
     /// An outcome, as JSON Schema
     Outcome,
+    /// The message that asks for a connection test, as JSON Schema
+    Check,
+    /// The answer to a connection test, as JSON Schema
+    CheckAnswer,
     /// The configuration, as JSON Schema
     Config,
     /// Exchanges, routing keys and messages, as AsyncAPI 3.0
@@ -37,6 +41,8 @@ fn describe(what: Described) -> Value {
     match what {
         Described::Job => crate::job::wire::schema().to_value(),
         Described::Outcome => crate::outcome::outcome_schema().to_value(),
+        Described::Check => crate::job::wire::check_schema().to_value(),
+        Described::CheckAnswer => crate::check::answer_schema().to_value(),
         Described::Config => crate::config::schema().to_value(),
         Described::Asyncapi => asyncapi::document(),
     }
@@ -48,7 +54,7 @@ mod tests {
 
     #[test]
     fn each_schema_names_its_subject() {
-        for what in [Described::Job, Described::Outcome, Described::Config] {
+        for what in [Described::Job, Described::Outcome, Described::Check, Described::CheckAnswer, Described::Config] {
             let schema = describe(what);
             assert_eq!(schema["type"], "object", "{what:?}");
             assert!(schema["title"].as_str().unwrap().starts_with("consign "), "{schema}");

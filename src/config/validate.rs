@@ -298,14 +298,20 @@ fn metrics(raw: &RawMetrics, notes: &mut Notes) -> MetricsConfig {
 
 fn check(raw: RawCheck, notes: &mut Notes) -> CheckConfig {
     for text in &raw.egress_addresses {
-        if !is_network(text) {
-            notes.add(
-                "check.egress_addresses",
-                format!("{text:?} is no address; write \"192.0.2.1\" or \"192.0.2.0/24\""),
-            );
+        if let Err(problem) = check_network(text) {
+            notes.add("check.egress_addresses", problem);
         }
     }
     CheckConfig { egress_addresses: raw.egress_addresses }
+}
+
+/// Refuses what is neither an IP address nor a network, with the reason and the remedy.
+pub fn check_network(text: &str) -> Result<(), String> {
+    if is_network(text) {
+        Ok(())
+    } else {
+        Err(format!("{text:?} is no address; write \"192.0.2.1\" or \"192.0.2.0/24\""))
+    }
 }
 
 /// True for an IP address, alone or with the length of its network.

@@ -183,15 +183,15 @@ impl AccountId {
 }
 
 /// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`, split and no further judged.
-struct Arn<'a> {
-    partition: &'a str,
-    service: &'a str,
-    region: &'a str,
-    account: &'a str,
-    resource: &'a str,
+pub(crate) struct Arn<'a> {
+    pub(crate) partition: &'a str,
+    pub(crate) service: &'a str,
+    pub(crate) region: &'a str,
+    pub(crate) account: &'a str,
+    pub(crate) resource: &'a str,
 }
 
-fn split_arn(text: &str) -> Option<Arn<'_>> {
+pub(crate) fn split_arn(text: &str) -> Option<Arn<'_>> {
     let graphic = text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic());
     let mut parts = text.splitn(6, ':');
     let mut next = || parts.next();

@@ -130,7 +130,7 @@ impl RawDestination {
             bucket_key_enabled: self.bucket_key_enabled,
             context: self.encryption_context,
         });
-        Ok(Destination {
+        let destination = Destination {
             id,
             bucket,
             region,
@@ -142,7 +142,9 @@ impl RawDestination {
             max_bytes_per_second: self.max_bytes_per_second,
             checksum: self.checksum,
             tenant: self.tenant,
-        })
+        };
+        crate::policy::session_policy_fits(&destination).map_err(|problem| vec![problem])?;
+        Ok(destination)
     }
 
     /// As [`RawDestination::validate`] for a destination that came inside a job: it carries its own id and no secret.

@@ -31,12 +31,8 @@ impl RawJob {
         let id = id?;
         let source = self.source.validated()?;
         let destination = match (self.destination, to) {
-            (RawDestinationRef::Inline(inline), _) => {
-                inline_destination(*inline).map_err(|p| p.under("destination"))?
-            }
             (RawDestinationRef::Id(_), Some(Ok(id))) => DestinationRef::Configured(id),
-            (RawDestinationRef::Id(_), Some(Err(problem))) => refuse("destination", problem.problem)?,
-            (RawDestinationRef::Id(_), None) => refuse("destination", "is missing; it is required")?,
+            (other, _) => other.validated()?,
         };
         let key = key_below(&destination, &self.key)?;
         let object = ObjectAttributes {
@@ -58,6 +54,19 @@ impl RawJob {
             expires_at: self.expires_at.map(|at| timestamp("expires_at", &at)).transpose()?,
             labels: labels(self.labels)?,
         })
+    }
+}
+
+impl RawDestinationRef {
+    /// Checks the id, or the whole inline destination; the error's field begins with `destination`.
+    pub(super) fn validated(self) -> Result<DestinationRef, Rejected> {
+        match self {
+            Self::Inline(inline) => Ok(inline_destination(*inline).map_err(|p| p.under("destination"))?),
+            Self::Id(id) => match DestinationId::parse(&id) {
+                Ok(id) => Ok(DestinationRef::Configured(id)),
+                Err(problem) => Ok(refuse("destination", problem.problem)?),
+            },
+        }
     }
 }
 

@@ -3,11 +3,15 @@
 //! [`RawJob`] has the shape of the message and nothing more; [`RawJob::validate`] makes a [`Job`] of it. The compact form goes
 //! through the same two steps, so both forms accept exactly the same jobs.
 
+mod check;
 mod explain;
 mod probe;
 mod raw;
 
+pub use check::{RawCheck, check_schema, read_check};
 pub use raw::{RawDestinationRef, RawJob, RawSource};
+
+use serde::de::DeserializeOwned;
 
 use super::{Job, Rejected};
 use crate::destination::strict;
@@ -33,14 +37,14 @@ pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
         let place = problem.valid_up_to();
         Rejected::job("body", format!("is not UTF-8 from byte {place} on; send JSON in UTF-8, or set content_type"))
     })?;
-    match strict(text) {
+    match strict::<RawJob>(text) {
         Ok(raw) if raw.version == VERSION => Ok(raw),
         Ok(raw) => Err(explain::unknown_version(i128::from(raw.version)).identified(raw.identity())),
         Err((path, problem)) => {
             let probe = Probe::of(text);
             let refused = match probe.version {
                 Some(version) if probe.is_whole && version != i128::from(VERSION) => explain::unknown_version(version),
-                _ => explain::refused(&path, &problem, probe.is_whole),
+                _ => explain::refused(&path, &problem, probe.is_whole, explain::Document("job")),
             };
             Err(refused.identified(probe.identity()))
         }
@@ -55,20 +59,20 @@ pub(super) fn check_length(body: &[u8]) -> Result<(), Rejected> {
     Err(Rejected::job("body", problem))
 }
 
-fn strict(text: &str) -> Result<RawJob, (String, serde_json::Error)> {
+fn strict<T: DeserializeOwned>(text: &str) -> Result<T, (String, serde_json::Error)> {
     let mut json = serde_json::Deserializer::from_str(text);
     match strict::object(&mut json) {
         Ok(job) => json.end().map(|()| job).map_err(|problem| (".".to_owned(), problem)),
-        Err(problem) => Err((path_of_the_problem(text), problem)),
+        Err(problem) => Err((path_of_the_problem::<T>(text), problem)),
     }
 }
 
 /// Tracking the path costs as much as reading, so only a refused document is read with it.
-fn path_of_the_problem(text: &str) -> String {
+fn path_of_the_problem<T: DeserializeOwned>(text: &str) -> String {
     let mut json = serde_json::Deserializer::from_str(text);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let _: Result<RawJob, _> = strict::object(tracked);
+    let _: Result<T, _> = strict::object(tracked);
     track.path().to_string()
 }
 
@@ -80,7 +84,10 @@ pub fn render(job: &RawJob) -> Vec<u8> {
 
 /// The JSON Schema of a job, for producers. It is as strict as the shape; lengths and contents are checked on arrival.
 pub fn schema() -> schemars::Schema {
-    let mut schema = schemars::schema_for!(RawJob);
+    without_secrets(schemars::schema_for!(RawJob))
+}
+
+fn without_secrets(mut schema: schemars::Schema) -> schemars::Schema {
     // An inline destination carries no secret, so the schema must not invite one.
     if let Some(auth) = schema.pointer_mut("/$defs/RawAuth/properties").and_then(serde_json::Value::as_object_mut) {
         auth.retain(|name, _| matches!(name.as_str(), "method" | "role_arn" | "external_id"));

@@ -33,7 +33,7 @@ pub use topology::{Names, Topology};
 use crate::config::BrokerConfig;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement};
+use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement};
 use connection::Endpoint;
 use consumer::{Fetched, Intake, Loan, REQUEUE};
 use publish::Message;
@@ -263,6 +263,14 @@ impl Queue for Amqp {
         })
     }
 
+    fn reply(&self, reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let message = settle::answer(reply)?;
+            let session = self.session(Instant::now() + PATIENCE).await?;
+            session.publisher.publish(&message).await
+        })
+    }
+
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.stop())
     }
@@ -308,10 +316,23 @@ pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), Que
     let connection = Endpoint::parse(config, name)?.connect("topology").await?;
     let applied = declare::apply(&connection, &Topology::new(&config.prefix)).await;
     connection::close(&connection).await;
-    match applied? {
-        minor if minor.is_empty() => Ok(()),
-        minor => Err(QueueError::Topology(minor.join("; "))),
-    }
+    whole(applied?)
+}
+
+/// A session does without some parts; whoever asks for the topology wants all of it.
+fn whole(missing: Vec<String>) -> Result<(), QueueError> {
+    if missing.is_empty() { Ok(()) } else { Err(QueueError::Topology(missing.join("; "))) }
+}
+
+/// Looks whether the broker can be reached and has every exchange and queue of `[broker] prefix`; changes nothing.
+///
+/// # Errors
+/// `Unavailable` when it can't be reached or refuses the login; `Topology` names every part that is missing.
+pub async fn look(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
+    let connection = Endpoint::parse(config, name)?.connect("check").await?;
+    let found = declare::check(&connection, &Topology::new(&config.prefix)).await;
+    connection::close(&connection).await;
+    whole(found?)
 }
 
 /// The virtual host that `broker.url` names.

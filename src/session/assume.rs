@@ -5,16 +5,16 @@ use std::time::Duration;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::config::retry::{RetryConfig, RetryPartition};
-use aws_sdk_sts::error::{ProvideErrorMetadata as _, SdkError};
-use aws_sdk_sts::operation::RequestId as _;
-use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::operation::RequestId;
 use tokio::time::Instant;
 
 use super::{Identity, endpoint};
 use crate::config::AwsConfig;
 use crate::destination::{Destination, ExternalId, Region, RoleArn};
+use crate::diagnosis;
 use crate::metrics::Metrics;
-use crate::outcome::{Class, Failure, Reason};
+use crate::outcome::{Answer, Class, Failure, Reason};
 use crate::policy;
 
 /// An assumed role that assumes another one gets an hour at most
@@ -52,7 +52,7 @@ pub(super) async fn assume(
     result
 }
 
-async fn request(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> Result<Credentials, Failure> {
+pub(super) async fn request(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> Result<Credentials, Failure> {
     let session_name: String = format!("consign-{}", role.destination.id).chars().take(NAME_LIMIT).collect();
     let request = client(identity, aws, role)
         .assume_role()
@@ -61,7 +61,7 @@ async fn request(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> Resul
         .set_external_id(role.external_id.map(|id| id.expose().to_owned()))
         .duration_seconds(SESSION_SECONDS)
         .policy(policy::session_policy(role.destination));
-    let reply = request.send().await.map_err(|error| classify(&error, role))?;
+    let reply = request.send().await.map_err(|error| refused("AssumeRole", &error, Some(role)))?;
     let given =
         reply.credentials.ok_or_else(|| Failure::new(Reason::StsUnavailable, "STS answered without credentials"))?;
     let expires = std::time::SystemTime::try_from(given.expiration).ok();
@@ -69,12 +69,18 @@ async fn request(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> Resul
     Ok(Credentials::new(id, secret, Some(token), expires, "consign assumed role"))
 }
 
+/// The region STS is called in: the platform's, else the destination's, else that of the environment.
+pub(super) fn sts_region(aws: &AwsConfig, of_destination: Option<&Region>, identity: &Identity) -> String {
+    let named = aws.region.as_ref().or(of_destination).map(|region| region.as_str().to_owned());
+    let ours = || identity.sdk().region().map(|region| region.as_ref().to_owned());
+    named.or_else(ours).unwrap_or_else(|| "us-east-1".to_owned())
+}
+
 /// A client for this one call. Its retry budget is the destination's own: the SDK shares one per region by default, and a sick
 /// tenant would starve the others.
 fn client(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> aws_sdk_sts::Client {
-    let region = aws.region.as_ref().unwrap_or(role.region);
     let mut config = aws_sdk_sts::config::Builder::from(identity.sdk())
-        .region(aws_sdk_sts::config::Region::new(region.as_str().to_owned()))
+        .region(aws_sdk_sts::config::Region::new(sts_region(aws, Some(role.region), identity)))
         .retry_config(RetryConfig::standard().with_max_attempts(3))
         .retry_partition(RetryPartition::new(format!("consign-{}", role.destination.id)));
     config.set_endpoint_url(aws.sts_endpoint_url.as_ref().map(endpoint));
@@ -82,9 +88,18 @@ fn client(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> aws_sdk_sts:
 }
 
 /// STS's answers. Whose fault is it: the customer's trust policy, our own identity, or nobody's?
-fn classify(error: &SdkError<AssumeRoleError>, role: &Role<'_>) -> Failure {
+pub(super) fn refused<E>(operation: &'static str, error: &SdkError<E>, role: Option<&Role<'_>>) -> Failure
+where
+    E: ProvideErrorMetadata + std::error::Error + RequestId + 'static,
+{
+    let status = error.raw_response().map_or(0, |raw| raw.status().as_u16());
     let mut failure = match error.code() {
-        Some(code) => by_code(code, error, role),
+        Some(code) => {
+            let answer = Answer::new(operation, status, Some(code), error.message());
+            let (reason, message) = by_code(&answer, role);
+            let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
+            Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
+        }
         None if own_credentials_failed(error) => {
             Failure::new(Reason::IdentityDenied, "the worker has no AWS credentials of its own")
                 .hint("give the worker a role or a key in the standard AWS way; the customer need not do anything")
@@ -95,11 +110,13 @@ fn classify(error: &SdkError<AssumeRoleError>, role: &Role<'_>) -> Failure {
     failure
 }
 
-fn by_code(code: &str, error: &SdkError<AssumeRoleError>, role: &Role<'_>) -> Failure {
-    let said = error.message().unwrap_or("no reason given");
-    let status = error.raw_response().map_or(0, |raw| raw.status().as_u16());
+fn by_code(answer: &Answer, role: Option<&Role<'_>>) -> (Reason, String) {
+    let (code, status, said) = (answer.code.as_str(), answer.status, answer.said.as_str());
     match code {
-        "AccessDenied" | "AccessDeniedException" => denied(role),
+        "AccessDenied" | "AccessDeniedException" => match role {
+            Some(role) => (Reason::AssumeRoleDenied, format!("the role {} does not let us in", role.arn.as_str())),
+            None => (Reason::IdentityDenied, "STS denies access to the worker's own credentials".to_owned()),
+        },
         // The token or key that signed this call is the worker's own.
         "ExpiredToken"
         | "ExpiredTokenException"
@@ -108,42 +125,33 @@ fn by_code(code: &str, error: &SdkError<AssumeRoleError>, role: &Role<'_>) -> Fa
         | "MissingAuthenticationToken"
         | "InvalidAccessKeyId"
         | "IncompleteSignature" => {
-            Failure::new(Reason::IdentityDenied, format!("STS refuses the worker's own credentials ({code})"))
+            (Reason::IdentityDenied, format!("STS refuses the worker's own credentials ({code})"))
         }
-        "RequestTimeTooSkewed" | "RequestExpired" => {
-            Failure::new(Reason::ClockSkew, format!("the worker's clock is off ({code})"))
+        "RequestTimeTooSkewed" | "RequestExpired" => (Reason::ClockSkew, format!("the worker's clock is off ({code})")),
+        // STS tells a clock that is off by the words of a signature that is not of now.
+        "SignatureDoesNotMatch" if said.starts_with("Signature expired") || said.starts_with("Signature not yet") => {
+            (Reason::ClockSkew, "the worker's clock is off".to_owned())
         }
-        "SignatureDoesNotMatch" => Failure::new(
+        "SignatureDoesNotMatch" => (
             Reason::IdentityDenied,
-            "the worker's own secret key does not match its key id, or its clock is off",
+            "the worker's own secret key does not match its key id, or its clock is off".to_owned(),
         ),
-        "RegionDisabledException" => Failure::new(
-            Reason::AssumeRoleDenied,
-            format!("STS is not enabled in {} for the account of the role", role.region),
-        )
-        .hint("activate STS in that region in the account settings of IAM"),
+        "RegionDisabledException" => {
+            let region = role.map_or("this region", |role| role.region.as_str());
+            (Reason::AssumeRoleDenied, format!("STS is not enabled in {region} for the account of the role"))
+        }
         "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" | "MalformedPolicyDocument" | "ValidationError" => {
-            Failure::new(Reason::AssumeRoleDenied, format!("STS refuses the request for the role: {said}"))
-                .hint("shorten the prefix, or correct the role's ARN")
+            (Reason::AssumeRoleDenied, format!("STS refuses the request for the role: {said}"))
         }
         code if code.contains("Throttl") || status == 429 => {
-            Failure::new(Reason::Throttled, "STS throttles AssumeRole")
+            (Reason::Throttled, "STS throttles the request".to_owned())
         }
-        _ if status >= 500 || status == 0 => {
-            Failure::new(Reason::StsUnavailable, format!("STS answered {status} {code}"))
-        }
-        _ => Failure::new(Reason::AssumeRoleDenied, format!("STS refuses the role: {code}")),
+        _ if status >= 500 || status == 0 => (Reason::StsUnavailable, format!("STS answered {status} {code}")),
+        _ => (Reason::AssumeRoleDenied, format!("STS refuses the role: {code}")),
     }
 }
 
-fn denied(role: &Role<'_>) -> Failure {
-    let id = if role.external_id.is_some() { " with the external id agreed on" } else { "" };
-    Failure::new(Reason::AssumeRoleDenied, format!("the role {} does not let us in", role.arn.as_str())).hint(format!(
-        "the role's trust policy must allow sts:AssumeRole to our principal{id}; check that the role exists, too"
-    ))
-}
-
-fn own_credentials_failed(error: &SdkError<AssumeRoleError>) -> bool {
+fn own_credentials_failed(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
         if current.downcast_ref::<CredentialsError>().is_some() {

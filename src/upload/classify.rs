@@ -7,7 +7,8 @@ use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use crate::destination::{Auth, Destination, Region};
-use crate::outcome::{Failure, Reason};
+use crate::diagnosis;
+use crate::outcome::{Answer, Failure, Reason};
 
 /// A failed call: the failure, what the upload itself must tell apart, and whether the request may have taken effect.
 #[derive(Debug)]
@@ -171,13 +172,15 @@ fn answered(
     let code = meta.code().unwrap_or_default();
     let said = meta.message().unwrap_or_default();
     let Meaning { mut reason, signal } = meaning(code, status, destination);
-    let denied_action = denied_action(said);
-    if reason == Reason::AccessDenied && denied_action.is_some_and(|action| action.starts_with("kms:")) {
+    if reason == Reason::AccessDenied && diagnosis::denied_action(said).is_some_and(|action| action.starts_with("kms:"))
+    {
         reason = Reason::KmsDenied;
     }
     let shown = if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
     let mut failure = Failure::new(reason, format!("{operation}: S3 answered {shown}"));
-    failure.hint = hint(reason, operation, denied_action, destination);
+    let answer = Answer::new(operation, status, meta.code(), meta.message());
+    failure.hint = diagnosis::hint(reason, &answer, destination);
+    failure.answer = Some(Box::new(answer));
     failure.aws_request_id = meta.request_id().map(str::to_owned);
     failure.retry_after = raw.headers().get("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
     if reason == Reason::WrongRegion {
@@ -190,49 +193,10 @@ fn answered(
     CallError { failure, signal, ambiguous: !(300..500).contains(&status) }
 }
 
-/// The action IAM names in `... is not authorized to perform: kms:GenerateDataKey on resource: ...`.
-fn denied_action(said: &str) -> Option<&str> {
-    let (_, rest) = said.split_once("perform: ")?;
-    rest.split_whitespace().next()
-}
-
 /// The header is the rule; AuthorizationHeaderMalformed says it only in its text: `expecting 'eu-west-1'`.
 fn learnt_region(raw: &HttpResponse, said: &str) -> Option<Region> {
     let quoted = || said.split_once("expecting '").and_then(|(_, rest)| rest.split_once('\'')).map(|(name, _)| name);
     raw.headers().get("x-amz-bucket-region").or_else(quoted).and_then(|name| Region::parse(name).ok())
-}
-
-fn hint(reason: Reason, operation: &str, action: Option<&str>, destination: &Destination) -> String {
-    let (bucket, prefix) = (&destination.bucket, &destination.prefix);
-    match reason {
-        Reason::AccessDenied => {
-            let action = action.map_or_else(|| permission(operation), str::to_owned);
-            let owner = destination.expected_bucket_owner.as_ref();
-            let owner = owner.map(|id| format!("; the bucket must belong to account {id}")).unwrap_or_default();
-            let arn = format!("arn:{}:s3:::{bucket}/{prefix}*", destination.partition());
-            format!("allow {action} on {arn} and look for a bucket policy that denies it{owner}")
-        }
-        Reason::KmsDenied => {
-            let action = action.unwrap_or("kms:GenerateDataKey and kms:Decrypt");
-            let key = destination.encryption.as_ref().map_or("the bucket's default key", |kms| kms.key_arn.as_str());
-            format!("allow {action} on {key}, in the role's policy and in the key's own policy")
-        }
-        Reason::KmsUnavailable => "enable the KMS key, or configure another one".to_owned(),
-        Reason::BucketNotFound => format!("create the bucket {bucket}, or correct its name"),
-        Reason::WrongRegion => "correct the destination's region".to_owned(),
-        Reason::AccessKeyInvalid => "create a new access key and configure it".to_owned(),
-        Reason::ObjectExists => "use another key, or if_exists = \"replace\"".to_owned(),
-        _ => String::new(),
-    }
-}
-
-/// The permission an operation needs.
-fn permission(operation: &str) -> String {
-    match operation {
-        "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload" | "PutObject" => "s3:PutObject".to_owned(),
-        "ListObjectsV2" => "s3:ListBucket".to_owned(),
-        other => format!("s3:{other}"),
-    }
 }
 
 #[cfg(test)]

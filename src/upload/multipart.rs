@@ -106,7 +106,7 @@ where
 }
 
 impl Open {
-    async fn create(calls: &Calls, target: &Target<'_>) -> Result<Self, Failure> {
+    pub(super) async fn create(calls: &Calls, target: &Target<'_>) -> Result<Self, Failure> {
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
         let date = DateHeader::default();
         let reply = calls
@@ -145,7 +145,7 @@ impl Open {
         Ok(open)
     }
 
-    async fn send(&self, part: &Part) -> Result<Sent, Failure> {
+    pub(super) async fn send(&self, part: &Part) -> Result<Sent, Failure> {
         let number = i32::try_from(part.number).unwrap_or(i32::MAX);
         let crc = part.crc.map(verify::crc_text);
         let started = tokio::time::Instant::now();
@@ -183,7 +183,7 @@ impl Open {
     }
 
     /// Completes the upload, and reconciles when the answer was lost.
-    async fn complete(mut self, target: &Target<'_>, sent: Vec<Sent>) -> Result<Uploaded, Failure> {
+    pub(super) async fn complete(mut self, target: &Target<'_>, sent: Vec<Sent>) -> Result<Uploaded, Failure> {
         let length = sent.iter().map(|part| part.length).sum();
         let crc = combined_crc(sent.iter().map(|part| (part.crc, part.length))).map(verify::crc_text);
         let count = u32::try_from(sent.len()).unwrap_or(u32::MAX);
@@ -287,8 +287,13 @@ impl Open {
     /// Gives the upload up. A refusal is expected where the customer grants s3:PutObject alone: it is counted, and the
     /// bucket's lifecycle rule has to clean up.
     async fn abort(mut self) {
+        self.try_abort().await;
+    }
+
+    /// As [`Open::abort`], and says what came of it; where it is denied, the upload can still be completed.
+    pub(super) async fn try_abort(&mut self) -> Aborted {
         self.settled = true;
-        abort(&self.calls, &self.bucket, &self.key, &self.id).await;
+        abort(&self.calls, &self.bucket, &self.key, &self.id).await
     }
 
     fn owner(&self) -> Option<String> {
@@ -296,7 +301,18 @@ impl Open {
     }
 }
 
-async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) {
+/// What came of giving an upload up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aborted {
+    /// Nothing is left behind.
+    Gone,
+    /// It is still open: the customer does not allow it to be aborted.
+    Denied,
+    /// Nobody knows; most likely it is still open.
+    Unknown,
+}
+
+async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> Aborted {
     let owner = calls.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned());
     let answer = calls
         .call("AbortMultipartUpload", 0, |client| {
@@ -310,9 +326,15 @@ async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) {
         })
         .await;
     match answer {
-        Ok(_) => calls.metrics.multipart_aborted(),
+        Ok(_) => {
+            calls.metrics.multipart_aborted();
+            Aborted::Gone
+        }
         // Completed or aborted by an earlier try whose answer was lost: nothing is left behind.
-        Err(error) if error.signal == Signal::NoSuchUpload => calls.metrics.multipart_aborted(),
+        Err(error) if error.signal == Signal::NoSuchUpload => {
+            calls.metrics.multipart_aborted();
+            Aborted::Gone
+        }
         Err(error) if error.signal == Signal::Denied => {
             tracing::warn!(
                 destination = %calls.destination.id,
@@ -320,10 +342,12 @@ async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) {
                  rule for incomplete uploads"
             );
             calls.metrics.multipart_abort_denied();
+            Aborted::Denied
         }
         Err(error) => {
             tracing::warn!(destination = %calls.destination.id, cause = %error.failure, "an unfinished upload is left behind");
             calls.metrics.multipart_orphaned();
+            Aborted::Unknown
         }
     }
 }

@@ -7,9 +7,11 @@ use aws_sdk_s3::primitives::ByteStream;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, ExchangeKind};
+use serde_json::json;
 
 use crate::testbed::broker::{Broker, Node};
-use crate::testbed::moto::{Moto, customer_policy, platform_policy};
+use crate::testbed::ministack::{Ministack, REGION};
+use crate::testbed::moto::{Key, Moto, customer_policy, platform_policy};
 use crate::testbed::proxy::{Proxy, Weather};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::sources::{Content, WebSource};
@@ -85,13 +87,7 @@ async fn moto_hands_out_sessions_to_those_the_role_trusts() {
     moto.make_bucket(&bucket).await;
     let (arn, key) = moto.make_user(&user, platform_policy("staging")).await;
     let role = moto.make_role(&role, &arn, "the-external-id", customer_policy(&bucket)).await;
-    let config = aws_sdk_sts::Config::builder()
-        .behavior_version(aws_sdk_sts::config::BehaviorVersion::latest())
-        .region(aws_sdk_sts::config::Region::new("us-east-1"))
-        .endpoint_url(&moto.url)
-        .credentials_provider(Credentials::new(&key.id, &key.secret, None, None, "tests"))
-        .build();
-    let sts = aws_sdk_sts::Client::from_conf(config);
+    let sts = sts(&moto.url, &key);
     let assume = |external_id: &'static str| {
         sts.assume_role().role_arn(&role).role_session_name("consign-a").external_id(external_id).send()
     };
@@ -109,6 +105,69 @@ async fn moto_hands_out_sessions_to_those_the_role_trusts() {
     let s3 = aws_sdk_s3::Client::from_conf(config);
     s3.put_object().bucket(&bucket).key("a").body(ByteStream::from_static(b"x")).send().await.unwrap();
     assert!(s3.get_object().bucket(&bucket).key("a").send().await.is_err(), "GetObject was not granted");
+}
+
+/// An STS client with somebody's key.
+fn sts(url: &str, key: &Key) -> aws_sdk_sts::Client {
+    let config = aws_sdk_sts::Config::builder()
+        .behavior_version(aws_sdk_sts::config::BehaviorVersion::latest())
+        .region(aws_sdk_sts::config::Region::new(REGION))
+        .endpoint_url(url)
+        .credentials_provider(Credentials::new(&key.id, &key.secret, None, None, "tests"))
+        .build();
+    aws_sdk_sts::Client::from_conf(config)
+}
+
+#[tokio::test]
+async fn ministack_holds_roles_to_their_trust_and_sessions_to_their_policy() {
+    let stack = Ministack::shared();
+    let (platform, customer) = (stack.account(), stack.account());
+    let document = |statement: serde_json::Value| json!({"Version": "2012-10-17", "Statement": [statement]});
+    let may_assume = document(json!({"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*"}));
+    let (us, key) = platform.make_user("platform", &may_assume).await;
+    let (_, stranger) = platform.make_user("stranger", &may_assume).await;
+    let bucket = unique("strict");
+    customer.make_bucket(&bucket).await;
+    let trust = |condition: serde_json::Value| {
+        let who = json!({"AWS": us});
+        document(json!({"Effect": "Allow", "Principal": who, "Action": "sts:AssumeRole", "Condition": condition}))
+    };
+    let id = json!({"StringEquals": {"sts:ExternalId": "4711"}});
+    let writes = json!({"Effect": "Allow", "Action": "s3:PutObject", "Resource": format!("arn:aws:s3:::{bucket}/*")});
+    let role = customer.make_role("export", &trust(id.clone()), &document(writes)).await;
+
+    let assume = |key: &Key| sts(&stack.url, key).assume_role().role_arn(&role).role_session_name("consign-a");
+    assert!(assume(&stranger).external_id("4711").send().await.is_err(), "the principal was not compared");
+    assert!(assume(&key).send().await.is_err(), "an absent external id was let through");
+    assert!(assume(&key).external_id("12").send().await.is_err(), "a wrong external id was let through");
+    let narrow =
+        json!({"Effect": "Allow", "Action": "s3:PutObject", "Resource": format!("arn:aws:s3:::{bucket}/in/*")});
+    let session = assume(&key).external_id("4711").policy(document(narrow).to_string()).send().await.unwrap();
+    let session = session.credentials.unwrap();
+    let token = Some(session.session_token.clone());
+    let credentials = Credentials::new(&session.access_key_id, &session.secret_access_key, token, None, "tests");
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(REGION))
+        .endpoint_url(&stack.url)
+        .force_path_style(true)
+        .credentials_provider(credentials);
+    let s3 = aws_sdk_s3::Client::from_conf(config.build());
+    let put = |key: &str| s3.put_object().bucket(&bucket).key(key).body(ByteStream::from_static(b"x")).send();
+    put("in/a").await.unwrap();
+    assert!(put("out/a").await.is_err(), "the session policy was ignored");
+    assert_eq!(customer.keys(&bucket).await, ["in/a"]);
+
+    let nowhere = document(json!({
+        "Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": format!("arn:aws:s3:::{bucket}/*"),
+        "Condition": {"NotIpAddress": {"aws:SourceIp": "192.0.2.0/24"}},
+    }));
+    customer.set_bucket_policy(&bucket, &nowhere).await;
+    assert!(put("in/b").await.is_err(), "the bucket's policy or the address was ignored");
+    let mut elsewhere = id;
+    elsewhere["IpAddress"] = json!({"aws:SourceIp": "192.0.2.0/24"});
+    customer.set_trust("export", &trust(elsewhere)).await;
+    assert!(assume(&key).external_id("4711").send().await.is_err(), "the address was not compared");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod bad_jobs;
+mod check;
 mod delivery;
 #[cfg(feature = "dev")]
 mod dev;
@@ -16,6 +17,8 @@ mod forms;
 mod harness;
 mod layering;
 mod names;
+mod page;
+mod policy;
 mod queue_amqp;
 mod queue_conformance;
 mod queue_embedded;

@@ -11,6 +11,8 @@ const PREFIX: &str = "consign";
 pub(super) fn document() -> Value {
     let mut schemas = Map::new();
     adopt("job", crate::job::wire::schema().to_value(), &mut schemas);
+    adopt("check", crate::job::wire::check_schema().to_value(), &mut schemas);
+    adopt("checkAnswer", crate::check::answer_schema().to_value(), &mut schemas);
     adopt("outcome", crate::outcome::outcome_schema().to_value(), &mut schemas);
     json!({
         "asyncapi": "3.0.0",
@@ -41,8 +43,13 @@ fn channels() -> Value {
             "address": "job.{lane}.{destination}",
             "description": "Publish persistent, mandatory and with confirms to the exchange.",
             "parameters": {"lane": {"enum": ["scheduled", "backfill"]}, "destination": destination},
-            "messages": {"job": reference("messages/job")},
+            "messages": {"job": reference("messages/job"), "check": reference("messages/check")},
             "bindings": exchange(PREFIX),
+        },
+        "checkAnswers": {
+            "address": null,
+            "description": "The queue that the AMQP property reply_to of a connection test names.",
+            "messages": {"checkAnswer": reference("messages/checkAnswer")},
         },
         "outcomes": {
             "address": "transfer.{outcome}.{destination}",
@@ -76,6 +83,17 @@ fn operations() -> Value {
     let operation = |action: &str, channel: &str, summary: &str| json!({"action": action, "channel": {"$ref": format!("#/channels/{channel}")}, "summary": summary});
     json!({
         "takeJob": operation("receive", "jobs", "Takes a job and delivers its file."),
+        "takeCheck": json!({
+            "action": "receive",
+            "channel": {"$ref": "#/channels/jobs"},
+            "messages": [{"$ref": "#/channels/jobs/messages/check"}],
+            "summary": "Tests the connection to a destination.",
+            "reply": {
+                "address": {"location": "$message.header#/reply_to"},
+                "channel": {"$ref": "#/channels/checkAnswers"},
+                "messages": [{"$ref": "#/channels/checkAnswers/messages/checkAnswer"}],
+            },
+        }),
         "reportOutcome": operation("send", "outcomes", "Says what became of a job; also sent to the job's reply_to."),
         "giveUp": operation("send", "deadLetters", "Keeps a job that was given up, with the reason."),
     })
@@ -94,6 +112,20 @@ fn messages() -> Value {
             "contentType": "application/json",
             "headers": text(&["traceparent", "tracestate"]),
             "payload": reference("schemas/job"),
+        },
+        "check": {
+            "name": "check",
+            "summary": "Asks for a connection test. The AMQP type is consign.check.v1, reply_to is required, correlation_id comes back.",
+            "contentType": "application/json",
+            "correlationId": {"location": "$message.header#/correlation_id"},
+            "payload": reference("schemas/check"),
+        },
+        "checkAnswer": {
+            "name": "checkAnswer",
+            "summary": "What `consign check --json` prints.",
+            "contentType": "application/json",
+            "correlationId": {"location": "$message.header#/correlation_id"},
+            "payload": reference("schemas/checkAnswer"),
         },
         "outcome": {
             "name": "outcome",

@@ -5,6 +5,10 @@ use serde_json::error::Category;
 use crate::job::{Invalid, Rejected};
 use crate::outcome::Reason;
 
+/// The kind of a document, as it is called.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Document(pub(super) &'static str);
+
 /// An unknown version, named.
 pub(super) fn unknown_version(version: i128) -> Rejected {
     let problem = format!(
@@ -15,16 +19,19 @@ pub(super) fn unknown_version(version: i128) -> Rejected {
 }
 
 /// `problem` at `path` (`.` is the document itself), in a document that is whole JSON or is not.
-pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool) -> Rejected {
+///
+/// `what` is the kind of document, `a job` or `a check`.
+pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, what: Document) -> Rejected {
     let place = format!("line {}, column {}", problem.line(), problem.column());
     let text = problem.to_string();
     match problem.classify() {
-        Category::Data => data(path, &text, &place),
+        Category::Data => data(path, &text, &place, what),
         // An object where a word belongs is a syntax error to serde_json, though the document is well-formed.
         _ if is_whole && path != "." => Rejected::job(
             path,
             format!(
-                "has a value that does not belong there ({place}); see the fields of a job in `consign schema job`"
+                "has a value that does not belong there ({place}); see the fields of a {0} in `consign schema {0}`",
+                what.0
             ),
         ),
         Category::Eof => Rejected::job("body", format!("the JSON ends too early, at {place}; send the whole document")),
@@ -39,12 +46,12 @@ pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool) -
     }
 }
 
-fn data(path: &str, text: &str, place: &str) -> Rejected {
+fn data(path: &str, text: &str, place: &str, what: Document) -> Rejected {
     if let Some(name) = named(text, "missing field `") {
         return Rejected::job(below(path, name), "is missing; it is required");
     }
     if let Some(name) = named(text, "unknown field `") {
-        let problem = format!("is no field of a job of version 1 ({place}); remove it or correct its name");
+        let problem = format!("is no field of a {} of version 1 ({place}); remove it or correct its name", what.0);
         return Rejected::job(below(path, name), problem);
     }
     if let Some(name) = named(text, "duplicate field `") {

@@ -12,7 +12,7 @@ use super::publish::Message;
 use super::topology::Names;
 use crate::lane::Lane;
 use crate::outcome::Step;
-use crate::queue::{Event, Properties, Publication, QueueError};
+use crate::queue::{Event, Properties, Publication, QueueError, Reply};
 
 const PERSISTENT: u8 = 2;
 const WAIT_HEADER: &str = "consign-wait";
@@ -150,6 +150,18 @@ pub(super) fn reply(event: &Event) -> Option<Message> {
         properties,
         mandatory: false,
     })
+}
+
+/// The answer to a question. Mandatory: an asker that is gone is to be noticed.
+pub(super) fn answer(reply: Reply) -> Result<Message, QueueError> {
+    let mut properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_type(short(&reply.kind)?)
+        .with_delivery_mode(PERSISTENT);
+    if let Some(id) = &reply.correlation_id {
+        properties = properties.with_correlation_id(short(id)?);
+    }
+    Ok(Message { exchange: String::new(), routing_key: reply.to, body: reply.body, properties, mandatory: true })
 }
 
 fn event_properties(event: &Event) -> Result<BasicProperties, QueueError> {

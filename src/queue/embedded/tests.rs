@@ -472,6 +472,25 @@ async fn the_metrics_say_what_happens_and_come_back_to_zero() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_queues_write_nothing_but_signs_of_life() {
+    let place = Place::new();
+    let queues = [place.queue(), place.queue()];
+    queues[0].publish(job("x")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let db = place.other();
+    let version = || db.query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    let (mut last, mut writes) = (version(), 0);
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        writes += i32::from(std::mem::replace(&mut last, version()) != last);
+    }
+    assert!(writes <= 4, "{writes} writes in two seconds");
+    for queue in queues {
+        queue.close().await;
+    }
+}
+
 #[test]
 fn only_keys_of_the_two_lanes_lead_somewhere() {
     assert_eq!(jobs::lane_of("job.scheduled.acme"), Some(Lane::Scheduled));

@@ -22,6 +22,8 @@ pub struct Message {
     pub routing_key: String,
     pub id: Option<String>,
     pub content_type: Option<String>,
+    pub kind: Option<String>,
+    pub correlation_id: Option<String>,
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
 }
@@ -129,6 +131,23 @@ impl Broker {
         assert!(matches!(confirmed, Confirmation::Ack(None)), "{routing_key} was not taken: {confirmed:?}");
     }
 
+    /// Declares a durable queue of the test's own, such as one for answers; gives its whole name.
+    pub async fn own(&self, name: &str) -> String {
+        let queue = format!("{}.{name}", self.prefix);
+        let channel = self.reachable().await;
+        let declared =
+            channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), FieldTable::default());
+        declared.await.unwrap();
+        queue
+    }
+
+    /// Deletes a queue of the test's own.
+    pub async fn disown(&self, name: &str) {
+        let queue = format!("{}.{name}", self.prefix);
+        let channel = self.reachable().await;
+        channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+
     /// Takes everything off a queue of this prefix (`dead`, `wait.5s`, `jobs.scheduled`).
     pub async fn take(&self, queue: &str) -> Vec<Message> {
         self.take_from(&format!("{}.{queue}", self.prefix)).await
@@ -209,6 +228,8 @@ fn read(delivery: &lapin::message::Delivery) -> Message {
         routing_key: delivery.routing_key.to_string(),
         id: properties.message_id().as_ref().map(ToString::to_string),
         content_type: properties.content_type().as_ref().map(ToString::to_string),
+        kind: properties.kind().as_ref().map(ToString::to_string),
+        correlation_id: properties.correlation_id().as_ref().map(ToString::to_string),
         headers: headers.unwrap_or_default(),
         body: delivery.data.clone(),
     }

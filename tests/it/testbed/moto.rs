@@ -43,13 +43,13 @@ impl Moto {
     pub fn shared() -> Self {
         let url = exported("CONSIGN_TEST_MOTO_URL");
         let admin = Key { id: exported("CONSIGN_TEST_MOTO_KEY_ID"), secret: exported("CONSIGN_TEST_MOTO_SECRET") };
-        let s3 = s3_client(&url, &admin);
+        let s3 = s3_client(&url, &admin, "us-east-1");
         Self { url, admin, s3 }
     }
 
     /// An S3 client with somebody's key.
     pub fn s3_as(&self, key: &Key) -> aws_sdk_s3::Client {
-        s3_client(&self.url, key)
+        s3_client(&self.url, key, "us-east-1")
     }
 
     pub async fn make_bucket(&self, name: &str) {
@@ -99,41 +99,46 @@ impl Moto {
     }
 
     async fn iam(&self, form: &[(&str, &str)]) -> String {
-        let form = form.iter().chain(&[("Version", "2010-05-08")]);
-        let body: String = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
-        let url = format!("{}/", self.url);
-        // moto does not rebuild the body of a form faithfully, so it must be told its checksum.
-        let mut settings = SigningSettings::default();
-        settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
-        let identity = Credentials::new(&self.admin.id, &self.admin.secret, None, None, "tests").into();
-        let parameters = v4::SigningParams::builder()
-            .identity(&identity)
-            .region("us-east-1")
-            .name("iam")
-            .time(SystemTime::now())
-            .settings(settings)
-            .build()
-            .unwrap()
-            .into();
-        let kind = ("content-type", "application/x-www-form-urlencoded");
-        let signable =
-            SignableRequest::new("POST", &url, [kind].into_iter(), SignableBody::Bytes(body.as_bytes())).unwrap();
-        let (signed, _) = sign(signable, &parameters).unwrap().into_parts();
-        let mut request = reqwest::Client::new().post(&url).header(kind.0, kind.1).body(body);
-        for (name, value) in signed.headers() {
-            request = request.header(name, value);
-        }
-        let answer = request.send().await.unwrap();
-        let (status, text) = (answer.status(), answer.text().await.unwrap());
-        assert!(status.is_success(), "IAM: {status} {text}");
-        text
+        iam(&self.url, &self.admin, form).await
     }
 }
 
-fn s3_client(url: &str, key: &Key) -> aws_sdk_s3::Client {
+/// A call of IAM, signed by hand: there is no SDK of IAM among our dependencies.
+pub(super) async fn iam(url: &str, admin: &Key, form: &[(&str, &str)]) -> String {
+    let form = form.iter().chain(&[("Version", "2010-05-08")]);
+    let body: String = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    let url = format!("{url}/");
+    // moto does not rebuild the body of a form faithfully, so it must be told its checksum.
+    let mut settings = SigningSettings::default();
+    settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+    let identity = Credentials::new(&admin.id, &admin.secret, None, None, "tests").into();
+    let parameters = v4::SigningParams::builder()
+        .identity(&identity)
+        .region("us-east-1")
+        .name("iam")
+        .time(SystemTime::now())
+        .settings(settings)
+        .build()
+        .unwrap()
+        .into();
+    let kind = ("content-type", "application/x-www-form-urlencoded");
+    let signable =
+        SignableRequest::new("POST", &url, [kind].into_iter(), SignableBody::Bytes(body.as_bytes())).unwrap();
+    let (signed, _) = sign(signable, &parameters).unwrap().into_parts();
+    let mut request = reqwest::Client::new().post(&url).header(kind.0, kind.1).body(body);
+    for (name, value) in signed.headers() {
+        request = request.header(name, value);
+    }
+    let answer = request.send().await.unwrap();
+    let (status, text) = (answer.status(), answer.text().await.unwrap());
+    assert!(status.is_success(), "IAM: {status} {text}");
+    text
+}
+
+pub fn s3_client(url: &str, key: &Key, region: &'static str) -> aws_sdk_s3::Client {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
-        .region(Region::new("us-east-1"))
+        .region(Region::new(region))
         .endpoint_url(url)
         .force_path_style(true)
         // Without awscrt, moto answers a CRC-32 where the CRC-64/NVME of a multipart object is asked for.
@@ -163,7 +168,7 @@ fn document(statements: &Value) -> String {
     json!({"Version": "2012-10-17", "Statement": statements}).to_string()
 }
 
-fn element(xml: &str, name: &str) -> String {
+pub(super) fn element(xml: &str, name: &str) -> String {
     let rest = xml.split(&format!("<{name}>")).nth(1).unwrap_or_else(|| panic!("no {name} in {xml}"));
     rest.split("</").next().unwrap().replace("&amp;", "&")
 }

@@ -49,10 +49,27 @@ pub enum Effect {
 struct Rule {
     operation: &'static str,
     key: Option<String>,
+    /// Only calls with this header; only calls without it, or with another value.
+    with: Option<String>,
+    unless: Option<(String, Option<String>)>,
     calls: RangeInclusive<usize>,
     after: bool,
     effect: Effect,
     seen: usize,
+}
+
+impl Rule {
+    fn matches(&self, call: &Call) -> bool {
+        let unless = self.unless.as_ref().is_some_and(|(name, value)| match (call.header(name), value) {
+            (Some(given), Some(value)) => given == value,
+            (given, None) => given.is_some(),
+            (None, Some(_)) => false,
+        });
+        ["Any", call.operation].contains(&self.operation)
+            && self.key.as_ref().is_none_or(|key| call.key.contains(key.as_str()))
+            && self.with.as_ref().is_none_or(|name| call.header(name).is_some())
+            && !unless
+    }
 }
 
 /// A rule in the making: which calls, then when and what.
@@ -66,6 +83,18 @@ impl When<'_> {
     /// Only calls for keys that contain this.
     pub fn key(mut self, part: &str) -> Self {
         self.rule.key = Some(part.to_owned());
+        self
+    }
+
+    /// Only calls with this header.
+    pub fn with(mut self, header: &str) -> Self {
+        self.rule.with = Some(header.to_owned());
+        self
+    }
+
+    /// Only calls without this header, or, where a value is given, with another one.
+    pub fn unless(mut self, header: &str, value: Option<&str>) -> Self {
+        self.rule.unless = Some((header.to_owned(), value.map(str::to_owned)));
         self
     }
 
@@ -147,10 +176,30 @@ impl ScriptedS3 {
         self.store().expire_sessions();
     }
 
-    /// Starts a rule for an operation by its API name.
+    /// Sets the external id that the trust policies of all roles ask for; `None`: they ask for none.
+    pub fn trust(&self, external_id: Option<&str>) {
+        self.store().trust = external_id.map(str::to_owned);
+    }
+
+    /// Every object there is, as `bucket/key`.
+    pub fn keys(&self) -> Vec<String> {
+        let store = self.store();
+        let buckets = store.buckets.iter();
+        buckets.flat_map(|(name, bucket)| bucket.objects.keys().map(move |key| format!("{name}/{key}"))).collect()
+    }
+
+    /// Starts a rule for an operation by its API name; `Any` stands for all.
     pub fn on(&self, operation: &'static str) -> When<'_> {
-        let rule =
-            Rule { operation, key: None, calls: 1..=usize::MAX, after: false, effect: Effect::LostReply, seen: 0 };
+        let rule = Rule {
+            operation,
+            key: None,
+            with: None,
+            unless: None,
+            calls: 1..=usize::MAX,
+            after: false,
+            effect: Effect::LostReply,
+            seen: 0,
+        };
         When { s3: self, rule }
     }
 
@@ -221,9 +270,7 @@ impl ScriptedS3 {
 
     fn effects(&self, call: &Call) -> Vec<(bool, Effect)> {
         let mut rules = self.rules.lock().unwrap();
-        let matching = rules.iter_mut().filter(|rule| {
-            rule.operation == call.operation && rule.key.as_ref().is_none_or(|key| call.key.contains(key.as_str()))
-        });
+        let matching = rules.iter_mut().filter(|rule| rule.matches(call));
         let mut effects = Vec::new();
         for rule in matching {
             rule.seen += 1;

@@ -77,9 +77,21 @@ impl Site {
         self.environment("AWS_ACCESS_KEY_ID", &key.id).environment("AWS_SECRET_ACCESS_KEY", &key.secret)
     }
 
+    /// No AWS identity at all.
+    pub fn without_identity(&mut self) -> &mut Self {
+        self.environment.retain(|name, _| name != "AWS_ACCESS_KEY_ID" && name != "AWS_SECRET_ACCESS_KEY");
+        self
+    }
+
     /// Both endpoints.
     pub fn aws(&mut self, url: &str) -> &mut Self {
         self.set("aws.s3_endpoint_url", url).set("aws.sts_endpoint_url", url)
+    }
+
+    /// Forgets a destination.
+    pub fn without_destination(&mut self, id: &str) -> &mut Self {
+        self.settings.retain(|key, _| !key.starts_with(&format!("destinations.{id}.")));
+        self
     }
 
     /// Configures a destination from an object of its keys.

@@ -42,6 +42,10 @@ impl Store {
     }
 
     fn assume_role(&mut self, call: &Call) -> Reply {
+        if self.trust.as_ref().is_some_and(|id| call.asked("ExternalId") != id) {
+            let message = "User: arn:aws:iam::999999999999:user/platform is not authorized to perform: sts:AssumeRole on resource";
+            return Reply::error(call, 403, "AccessDenied", message);
+        }
         let id = format!("ASIASCRIPTED{:08}", self.draw());
         let account = call.asked("RoleArn").split(':').nth(4).unwrap_or_default().to_owned();
         self.sessions.insert(id.clone(), Session { account, ends: Instant::now() + SESSION });
@@ -254,12 +258,14 @@ impl Store {
     }
 }
 
+/// Keys whose id says so belong to the account's root.
 fn caller(call: &Call) -> Reply {
+    let id = &call.access_key_id;
+    let who = if id.starts_with("AKIAROOT") { "root".to_owned() } else { format!("user/{id}") };
     Reply::ok().xml(&format!(
         "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
-         <Arn>arn:aws:iam::999999999999:user/{0}</Arn><UserId>{0}</UserId><Account>999999999999</Account>\
-         </GetCallerIdentityResult></GetCallerIdentityResponse>",
-        call.access_key_id
+         <Arn>arn:aws:iam::999999999999:{who}</Arn><UserId>{id}</UserId><Account>999999999999</Account>\
+         </GetCallerIdentityResult></GetCallerIdentityResponse>"
     ))
 }
 

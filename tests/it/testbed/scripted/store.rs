@@ -66,6 +66,8 @@ pub struct Store {
     /// Calls with one customer's session for another customer's bucket.
     pub foreign: Vec<String>,
     pub drawn: u32,
+    /// The external id that trust policies ask for.
+    pub trust: Option<String>,
 }
 
 impl Store {

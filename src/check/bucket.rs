@@ -1,0 +1,177 @@
+//! In the bucket: where it is, what may be read, and at last what has to work.
+
+use super::{Mark, Run, StepName, blocks, is_denied};
+use crate::destination::Region;
+use crate::diagnosis::{Code, Reads, finding};
+use crate::outcome::{Failure, Reason};
+use crate::upload::{Left, Probe};
+
+impl Run<'_> {
+    /// The steps in the bucket.
+    pub(super) async fn bucket(&mut self, probe: &Probe) {
+        self.step(StepName::Region, probe).await;
+        self.step(StepName::List, probe).await;
+        self.step(StepName::Multipart, probe).await;
+        self.step(StepName::Write, probe).await;
+        self.step(StepName::Delete, probe).await;
+    }
+
+    async fn step(&mut self, name: StepName, probe: &Probe) {
+        // What was written is deleted whatever has failed meanwhile.
+        if self.blocked && (name != StepName::Delete || self.left.is_none()) {
+            return self.skip(&[name]);
+        }
+        match name {
+            StepName::Region => self.region(probe).await,
+            StepName::List => self.list(probe).await,
+            StepName::Multipart => self.multipart(probe).await,
+            StepName::Delete => self.delete(probe).await,
+            _ => self.write(probe).await,
+        }
+    }
+
+    /// The prefix is so long that not even the test file fits below it.
+    pub(super) fn no_room_for_the_key(&mut self) {
+        let failure = Failure::new(Reason::InvalidKey, "the prefix is so long that no key fits below it; shorten it");
+        self.failed(StepName::Region, &failure);
+        self.skip(&[StepName::List, StepName::Multipart, StepName::Write, StepName::Delete]);
+    }
+
+    async fn region(&mut self, probe: &Probe) {
+        match self.within(probe.region(true)).await {
+            Ok(actual) => {
+                self.reads = Reads::Answered;
+                match actual.filter(|actual| *actual != self.destination.region) {
+                    Some(actual) => self.lives_in(StepName::Region, &actual),
+                    None => self.passed(StepName::Region, format!("the bucket lives in {}", self.destination.region)),
+                }
+            }
+            Err(failure) if is_denied(&failure) => {
+                let owner_is_wrong = self.owner_is_wrong(self.within(probe.region(false))).await;
+                self.unreadable(StepName::Region, Code::RegionUnchecked, &failure, owner_is_wrong);
+            }
+            Err(failure) => self.refused(StepName::Region, Code::RegionUnchecked, &failure),
+        }
+    }
+
+    async fn list(&mut self, probe: &Probe) {
+        match self.within(probe.list(true)).await {
+            Ok(()) => {
+                self.reads = Reads::Answered;
+                self.passed(StepName::List, "the prefix can be listed");
+            }
+            Err(failure) if is_denied(&failure) => {
+                let owner_is_wrong = self.owner_is_wrong(self.within(probe.list(false))).await;
+                self.unreadable(StepName::List, Code::ListDenied, &failure, owner_is_wrong);
+            }
+            Err(failure) => self.refused(StepName::List, Code::ListDenied, &failure),
+        }
+    }
+
+    /// S3 says no more than `AccessDenied` of a bucket that is not the expected owner's. The same reading call without the
+    /// expectation tells: it writes nothing, so it does no harm in a stranger's bucket.
+    async fn owner_is_wrong<T>(&self, without_owner: impl Future<Output = Result<T, Failure>>) -> bool {
+        self.destination.expected_bucket_owner.is_some() && without_owner.await.is_ok()
+    }
+
+    /// A reading call was denied: by the owner, or because it is not granted, which is fine.
+    fn unreadable(&mut self, name: StepName, code: Code, failure: &Failure, owner_is_wrong: bool) {
+        if owner_is_wrong {
+            self.blocked = true;
+            return self.remark(name, Mark::Failed, Code::WrongOwner);
+        }
+        let explicit = failure.answer.as_ref().is_some_and(|answer| answer.said.contains("explicit deny"));
+        if explicit && self.reads == Reads::Unknown {
+            self.reads = Reads::ExplicitlyDenied;
+        }
+        let diagnosis = finding(code, &self.case());
+        self.found(name, Mark::Warning, diagnosis, failure.aws_request_id.clone());
+    }
+
+    /// A reading call failed in another way.
+    fn refused(&mut self, name: StepName, weaker: Code, failure: &Failure) {
+        if let Some(actual) = &failure.learnt_region {
+            return self.lives_in(name, actual);
+        }
+        if blocks(failure) || failure.reason == Reason::WrongRegion {
+            self.blocked = true;
+            return self.failed(name, failure);
+        }
+        // A store that does not know the call is no obstacle: a transfer does not need it.
+        self.remark(name, Mark::Warning, weaker);
+    }
+
+    /// The bucket lives elsewhere. The steps after this one go there, so that whatever else is wrong shows, too.
+    fn lives_in(&mut self, name: StepName, actual: &Region) {
+        self.learn(actual);
+        let failure = Failure { learnt_region: Some(actual.clone()), ..Failure::new(Reason::WrongRegion, "") };
+        let diagnosis = self.diagnose(&failure);
+        self.found(name, Mark::Failed, diagnosis, None);
+    }
+
+    async fn multipart(&mut self, probe: &Probe) {
+        let (result, left) = probe.multipart(self.until).await;
+        self.left = Some(left);
+        match (result, left) {
+            (Ok(()), Left::Nothing) => {
+                self.passed(StepName::Multipart, "an upload in parts works, and can be given up");
+            }
+            (Ok(()), _) => self.remark(StepName::Multipart, Mark::Warning, Code::AbortDenied),
+            (Err(failure), Left::OpenUpload) => {
+                let mut diagnosis = self.diagnose(&failure);
+                let left = finding(Code::UploadLeftOpen, &self.case());
+                diagnosis.cause = format!("{}; {}", diagnosis.cause, left.cause);
+                self.found(StepName::Multipart, Mark::Failed, diagnosis, failure.aws_request_id.clone());
+                self.blocked |= blocks(&failure);
+            }
+            (Err(failure), _) => {
+                self.in_the_bucket_failed(StepName::Multipart, &failure);
+            }
+        }
+    }
+
+    async fn write(&mut self, probe: &Probe) {
+        match self.within(probe.write()).await {
+            Ok(()) => {
+                self.left = Some(Left::Object);
+                self.passed(StepName::Write, format!("an empty file was written: {}", probe.key()));
+            }
+            Err(failure) => {
+                // S3 shows an object before its reply can be judged.
+                if matches!(failure.reason, Reason::EncryptionMismatch | Reason::ChecksumMismatch) {
+                    self.left = Some(Left::Object);
+                }
+                self.in_the_bucket_failed(StepName::Write, &failure);
+            }
+        }
+    }
+
+    fn in_the_bucket_failed(&mut self, name: StepName, failure: &Failure) {
+        if let Some(actual) = &failure.learnt_region {
+            return self.lives_in(name, actual);
+        }
+        self.blocked |= blocks(failure);
+        self.failed(name, failure);
+    }
+
+    /// Also after a failure: what the test has written goes, if it may.
+    async fn delete(&mut self, probe: &Probe) {
+        if self.left != Some(Left::Object) {
+            return self.skipped(StepName::Delete, Code::NotTried, "nothing was written");
+        }
+        match self.cleaning(probe.delete()).await {
+            Ok(()) => {
+                self.left = Some(Left::Nothing);
+                self.passed(StepName::Delete, "the file was deleted again");
+            }
+            Err(failure) if is_denied(&failure) => {
+                let diagnosis = finding(Code::DeleteDenied, &self.case());
+                self.found(StepName::Delete, Mark::Warning, diagnosis, failure.aws_request_id.clone());
+            }
+            Err(failure) => {
+                let diagnosis = self.diagnose(&failure);
+                self.found(StepName::Delete, Mark::Warning, diagnosis, failure.aws_request_id.clone());
+            }
+        }
+    }
+}

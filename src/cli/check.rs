@@ -1,0 +1,90 @@
+//! `consign check [DEST]`: the connection test, and without a destination the test of this worker itself.
+
+mod show;
+mod worker;
+
+use std::sync::Arc;
+
+use clap::Args;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Exit, complain};
+use crate::check::{Checker, LIMIT, Report, Step};
+use crate::config::Config;
+use crate::destination::{Destination, DestinationId};
+use crate::diagnosis::Side;
+use crate::metrics::Metrics;
+use crate::session::{Identity, Sessions};
+use crate::upload::Uploader;
+use show::Show;
+
+/// What to test.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// A configured destination; without one, the broker and this worker's own identity are tested
+    #[arg(value_name = "DEST")]
+    destination: Option<String>,
+}
+
+/// Runs the test. It ends 0 when all is ready, 3 when something has to be mended, 77 when AWS refuses this worker's own
+/// identity, and 69 when a service does not answer.
+pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
+    let show = Show::new(json);
+    let metrics = Arc::new(Metrics::new(1));
+    let identity = Identity::load(&config.aws).await;
+    let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
+    let report = match args.destination {
+        None => of_the_worker(&config, &sessions, &show).await,
+        Some(name) => match find(&config, &name) {
+            Ok(destination) => of_a_destination(&config, sessions, metrics, &destination, &show).await,
+            Err(problem) => return complain(&problem, Exit::Usage),
+        },
+    };
+    match show.report(&report) {
+        Exit::Done => exit(&report),
+        unwritable => unwritable,
+    }
+}
+
+fn find(config: &Config, name: &str) -> Result<Arc<Destination>, String> {
+    let id = DestinationId::parse(name).map_err(|problem| format!("{name}: {}", problem.problem))?;
+    config.destinations.get(&id).cloned().ok_or_else(|| {
+        let known: Vec<_> = config.destinations.keys().take(20).map(DestinationId::as_str).collect();
+        format!("there is no destination {id} in the configuration; there are: {}", known.join(", "))
+    })
+}
+
+async fn of_a_destination(
+    config: &Config,
+    sessions: Arc<Sessions>,
+    metrics: Arc<Metrics>,
+    destination: &Arc<Destination>,
+    show: &Show,
+) -> Report {
+    show.begin(&format!(
+        "connection test of {}: s3://{}/{} in {}",
+        destination.id, destination.bucket, destination.prefix, destination.region
+    ));
+    let budget = config.worker.memory_budget;
+    let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics);
+    let egress = &config.check.egress_addresses;
+    let checker = Checker { sessions: &sessions, uploader: &uploader, egress, limit: LIMIT };
+    checker.run(destination, &|step: &Step| show.step(step)).await
+}
+
+async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> Report {
+    let started = (Timestamp::now(), Instant::now());
+    show.begin("test of this worker");
+    let (principal, steps) = worker::steps(config, sessions, &|step: &Step| show.step(step)).await;
+    Report::of_the_worker(principal, started.0, started.1.elapsed().as_secs_f64(), steps)
+}
+
+fn exit(report: &Report) -> Exit {
+    match report.side() {
+        Side::Nobody => Exit::Done,
+        Side::Customer | Side::Operator => Exit::Problem,
+        Side::Identity => Exit::Denied,
+        Side::Service => Exit::Unavailable,
+    }
+}

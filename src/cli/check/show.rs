@@ -1,0 +1,136 @@
+//! A test as a person sees it: one line for each step as it ends, with the cause and what to paste.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use crate::check::{Mark, Report, Step, Verdict};
+use crate::cli::{self, Exit};
+use crate::diagnosis::Remedy;
+use crate::policy;
+
+/// The width of the marks and of the steps' names.
+const MARK: usize = 9;
+const NAME: usize = 24;
+
+pub(super) struct Show {
+    json: bool,
+    colour: bool,
+}
+
+impl Show {
+    pub(super) fn new(json: bool) -> Self {
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { json, colour: !json && !plain && std::io::stdout().is_terminal() }
+    }
+
+    pub(super) fn begin(&self, what: &str) {
+        self.say(&format!("{what}\n"));
+    }
+
+    /// Data goes to stdout, so with `--json` the progress goes to stderr, in short.
+    pub(super) fn step(&self, step: &Step) {
+        if self.json { self.say(&self.line(step)) } else { self.say(&self.whole(step)) }
+    }
+
+    /// The end: all of it as JSON, or the verdict.
+    pub(super) fn report(&self, report: &Report) -> Exit {
+        if self.json {
+            return cli::print_json(report);
+        }
+        cli::print(&verdict(report))
+    }
+
+    fn say(&self, text: &str) {
+        if self.json {
+            // Standard error may be closed; that ends nothing.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        } else {
+            cli::print(text);
+        }
+    }
+
+    fn line(&self, step: &Step) -> String {
+        let mark = self.coloured(step.result, &format!("{:MARK$}", format!("[{}]", step.result.as_str())));
+        format!("{mark} {:NAME$} {}", step.step.title(), step.cause)
+    }
+
+    fn whole(&self, step: &Step) -> String {
+        let mut lines = vec![self.line(step)];
+        let mut add = |text: &str| lines.extend(text.lines().map(|line| format!("{:1$}{line}", "", MARK + 1)));
+        if matches!(step.result, Mark::Failed | Mark::Warning) {
+            add(&format!("code: {}", step.code));
+            if step.ranked.is_empty() {
+                add(&step.remedy.as_ref().map(|remedy| format!("remedy: {}", remedy.text)).unwrap_or_default());
+            } else {
+                add("what it may be, and the remedy, the likeliest first:");
+                step.ranked.iter().zip(1..).for_each(|(cause, n)| add(&format!("{n}. {cause}")));
+            }
+            add(&step.remedy.as_ref().map(paste).unwrap_or_default());
+            add(&step.aws_request_id.as_ref().map(|id| format!("AWS request id: {id}")).unwrap_or_default());
+        }
+        lines.join("\n")
+    }
+
+    fn coloured(&self, mark: Mark, text: &str) -> String {
+        let colour = match mark {
+            Mark::Ok => "32",
+            Mark::Failed => "31",
+            Mark::Warning => "33",
+            Mark::Skipped => "2",
+        };
+        if self.colour { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// What is to be pasted, and where.
+fn paste(remedy: &Remedy) -> String {
+    let mut text = String::new();
+    if let (Some(place), Some(statement)) = (&remedy.place, &remedy.statement) {
+        text = format!("paste into {place}:\n{}", policy::pretty(statement));
+    }
+    if let Some(setting) = &remedy.setting {
+        text = format!("{text}\nset in the destination: {} = \"{}\"", setting.key, setting.value);
+    }
+    text.trim().to_owned()
+}
+
+fn verdict(report: &Report) -> String {
+    let count = |mark| report.steps.iter().filter(|step| step.result == mark).count();
+    let (failed, warnings) = (count(Mark::Failed), count(Mark::Warning));
+    let details = match (report.verdict, warnings) {
+        (Verdict::Ready, 0) => String::new(),
+        (Verdict::Ready, _) => format!(" (warnings: {warnings}; files can be delivered, something is weaker)"),
+        (Verdict::NotReady, _) => format!(" (failed: {failed}, warnings: {warnings})"),
+    };
+    let left = match &report.test_object {
+        Some(key) if report.left_behind => format!("\nleft in the bucket: {key}"),
+        _ => String::new(),
+    };
+    format!("\nverdict: {}{details}{left}", report.verdict.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::StepName;
+    use crate::diagnosis::{Code, Diagnosis};
+
+    #[test]
+    fn a_failed_step_shows_its_cause_and_what_to_paste() {
+        let remedy = Remedy {
+            text: "allow it".to_owned(),
+            place: Some("the policy".to_owned()),
+            statement: Some(serde_json::json!({ "Effect": "Allow" })),
+            ..Remedy::default()
+        };
+        let diagnosis =
+            Diagnosis { code: Code::PutDenied, cause: "not allowed".to_owned(), ranked: vec![], remedy: Some(remedy) };
+        let step = Step::found(StepName::Write, Mark::Failed, diagnosis, None);
+        let text = Show { json: false, colour: false }.whole(&step);
+        for part in
+            ["[failed]  write a file", "not allowed", "code: put_denied", "paste into the policy:", "\"Effect\""]
+        {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        assert!(Show { json: false, colour: true }.whole(&step).contains("\u{1b}[31m[failed]"), "words and colour");
+    }
+}

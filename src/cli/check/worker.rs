@@ -1,0 +1,139 @@
+//! The test of the worker itself: configuration, broker, topology, own identity.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::check::{Mark, Step, StepName};
+use crate::config::Config;
+use crate::destination::Auth;
+use crate::diagnosis::{Code, diagnose_ours};
+use crate::metrics::Metrics;
+use crate::outcome::Failure;
+use crate::policy::Principal;
+use crate::queue::{self, QueueError, amqp};
+use crate::session::Sessions;
+
+/// The longest the broker is waited for.
+const BROKER: Duration = Duration::from_secs(30);
+/// The longest the embedded queue's file is waited for: another process may hold it for a moment.
+const EMBEDDED: Duration = Duration::from_secs(10);
+
+/// The principal, and the steps.
+pub(super) async fn steps(
+    config: &Config,
+    sessions: &Sessions,
+    watch: &(dyn Fn(&Step) + Send + Sync),
+) -> (Option<String>, Vec<Step>) {
+    let mut steps = Vec::new();
+    let mut note = |step: Step| {
+        watch(&step);
+        steps.push(step);
+    };
+    let count = config.destinations.len();
+    note(Step::passed(StepName::Configuration, format!("it is valid; destinations: {count}")));
+    for step in broker(config).await {
+        note(step);
+    }
+    let (principal, step) = identity(config, sessions).await;
+    note(step);
+    (principal, steps)
+}
+
+async fn broker(config: &Config) -> [Step; 2] {
+    let Err(problem) = config.broker.required_url() else {
+        return match config.broker.embedded_file() {
+            Some(file) => [embedded(config, &file).await, made_by_itself()],
+            None => rabbitmq(config).await,
+        };
+    };
+    let remedy = "set broker.url, or CONSIGN__BROKER__URL";
+    let cause = format!("{} {}", problem.field, problem.problem);
+    [Step::broken(StepName::Broker, Code::BrokerNotConfigured, cause, remedy), untried()]
+}
+
+fn untried() -> Step {
+    Step::skipped(StepName::Topology, Code::NotTried, "an earlier step failed that this one needs")
+}
+
+fn made_by_itself() -> Step {
+    Step::skipped(StepName::Topology, Code::NotNeeded, "the embedded queue makes its tables itself")
+}
+
+async fn rabbitmq(config: &Config) -> [Step; 2] {
+    let name = format!("{} check", config.worker.id);
+    let looked = tokio::time::timeout(BROKER, amqp::look(&config.broker, &name)).await;
+    let reached = || Step::passed(StepName::Broker, "it can be reached, and takes the login");
+    match looked {
+        Ok(Ok(())) => {
+            [reached(), Step::passed(StepName::Topology, format!("that of `{}` is there", config.broker.prefix))]
+        }
+        Ok(Err(QueueError::Unavailable(why))) => [unreachable(&why), untried()],
+        Ok(Err(problem)) => [reached(), topology(&problem, config.broker.declare)],
+        Err(_) => [unreachable(&format!("no answer within {} s", BROKER.as_secs())), untried()],
+    }
+}
+
+/// Opens the file of the embedded queue, if it is there; a test makes none.
+async fn embedded(config: &Config, file: &Path) -> Step {
+    if !file.exists() {
+        return match file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            Some(folder) => {
+                let cause = format!("the folder {} of the embedded queue is not there", folder.display());
+                Step::broken(StepName::Broker, Code::BrokerUnavailable, cause, "make the folder, or correct broker.url")
+            }
+            None => Step::passed(StepName::Broker, "it is the embedded queue; its file is made at the first start"),
+        };
+    }
+    let opened = async {
+        let queue = queue::start(&config.broker, "check", Vec::new(), Arc::new(Metrics::new(1)))?;
+        let opened = queue.connected(EMBEDDED).await;
+        queue.close().await;
+        opened
+    };
+    match opened.await {
+        Ok(()) => Step::passed(StepName::Broker, "it is the embedded queue, and its file can be used"),
+        Err(problem) => {
+            let remedy = "mend what is said, or set broker.url to another file";
+            let code = match problem {
+                QueueError::Unusable(_) => Code::BrokerNotConfigured,
+                _ => Code::BrokerUnavailable,
+            };
+            Step::broken(StepName::Broker, code, problem.to_string(), remedy)
+        }
+    }
+}
+
+fn unreachable(why: &str) -> Step {
+    let remedy = "check that the broker runs, that broker.url names it with the right login and virtual host, and that the \
+                  network lets this machine through";
+    Step::broken(StepName::Broker, Code::BrokerUnavailable, why, remedy)
+}
+
+fn topology(problem: &QueueError, declares: bool) -> Step {
+    let remedy = "run `consign topology apply`, or set broker.declare = true";
+    let step = Step::broken(StepName::Topology, Code::TopologyMissing, problem.to_string(), remedy);
+    // `run` declares what is missing.
+    if declares { Step { result: Mark::Warning, ..step } } else { step }
+}
+
+async fn identity(config: &Config, sessions: &Sessions) -> (Option<String>, Step) {
+    if !sessions.role_auth() {
+        return (None, Step::skipped(StepName::Identity, Code::NotNeeded, "session.role_auth is off"));
+    }
+    match sessions.own_arn(None).await {
+        Ok(arn) => {
+            let principal = Principal::parse(&arn).map_or(arn, |principal| principal.as_str().to_owned());
+            let principal = sessions.identity_role().unwrap_or(principal);
+            let what = format!("we come as {principal}");
+            (Some(principal), Step::passed(StepName::Identity, what))
+        }
+        Err(failure) => (None, refused(config, &failure)),
+    }
+}
+
+fn refused(config: &Config, failure: &Failure) -> Step {
+    let needed = config.destinations.values().any(|to| matches!(to.auth, Auth::IamRole { .. }));
+    let mark = if needed || config.destinations.is_empty() { Mark::Failed } else { Mark::Warning };
+    Step::found(StepName::Identity, mark, diagnose_ours(failure), failure.aws_request_id.clone())
+}

@@ -1,0 +1,277 @@
+//! `consign policy`: the IAM documents of a destination, ready to paste, and on stderr what they are for.
+
+mod subject;
+
+use std::io::Write as _;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use self::subject::{Subject, SubjectArgs};
+use super::{Exit, complain};
+use crate::config::{CheckConfig, Config};
+use crate::destination::{Auth, Destination, Invalid};
+use crate::policy::{self, Need, Party, Permission, Principal, Scope};
+
+/// Which document, for whom, and how much it grants.
+#[derive(Debug, Clone, Args)]
+pub struct PolicyArgs {
+    /// Which document
+    #[arg(value_enum)]
+    kind: Kind,
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Who is trusted: the ARN of the platform's role, user or account [default: aws.identity_role_arn]
+    #[arg(long, value_name = "ARN")]
+    principal: Option<String>,
+    /// Only what is required
+    #[arg(long)]
+    minimal: bool,
+    /// Jobs for this destination carry tags
+    #[arg(long)]
+    tags: bool,
+    /// The only address or network the platform calls from; may be given again; "any" for no such condition
+    /// [default: check.egress_addresses]
+    #[arg(long, value_name = "ADDRESS")]
+    source_address: Vec<String>,
+    /// With kms: the statement for the role's or user's own policy instead of the one for the key's policy
+    #[arg(long)]
+    identity: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// What the role (or user) may do
+    Permissions,
+    /// Who may assume the role
+    Trust,
+    /// What the KMS key's own policy needs
+    Kms,
+    /// Role and permissions as a CloudFormation template
+    Cloudformation,
+    /// Role and permissions as Terraform
+    Terraform,
+}
+
+/// What goes to stdout, and what is said about it.
+struct Printed {
+    document: Document,
+    notes: Vec<String>,
+}
+
+enum Document {
+    Json(Value),
+    Text(String),
+}
+
+/// Why there is no document.
+#[derive(Debug)]
+enum Refusal {
+    /// The arguments are wrong.
+    Usage(String),
+    /// The configuration lacks something.
+    Config(String),
+}
+
+impl Refusal {
+    /// A value given by a flag was refused.
+    fn flag(problem: &Invalid) -> Self {
+        Self::Usage(format!("--{}: {}", problem.field.replace('_', "-"), problem.problem))
+    }
+}
+
+/// Prints the document. It needs no network and no broker.
+pub fn execute(args: &PolicyArgs, config: &Config, json: bool) -> Exit {
+    match print(args, config) {
+        Ok(printed) if json => super::print_json(&envelope(args.kind, &printed)),
+        Ok(printed) => {
+            let notes = printed.notes.iter().map(|note| format!("{note}\n")).collect::<String>();
+            let _ = std::io::stderr().write_all(notes.as_bytes());
+            match printed.document {
+                Document::Json(document) => super::print(&policy::pretty(&document)),
+                Document::Text(text) => super::print(&text),
+            }
+        }
+        Err(Refusal::Usage(problem)) => complain(&problem, Exit::Usage),
+        Err(Refusal::Config(problem)) => complain(&problem, Exit::Config),
+    }
+}
+
+/// With --json, the notes are data as well.
+fn envelope(kind: Kind, printed: &Printed) -> Value {
+    let kind = kind.to_possible_value().map(|kind| kind.get_name().to_owned());
+    let document = match &printed.document {
+        Document::Json(document) => document.clone(),
+        Document::Text(text) => text.as_str().into(),
+    };
+    json!({ "kind": kind, "document": document, "notes": printed.notes })
+}
+
+fn print(args: &PolicyArgs, config: &Config) -> Result<Printed, Refusal> {
+    let subject = args.subject.resolve(config, args.kind == Kind::Trust)?;
+    let scope = scope(args, &config.check)?;
+    match args.kind {
+        Kind::Permissions => {
+            let document = policy::permissions(&subject.destination, &scope);
+            Ok(Printed { document: Document::Json(document), notes: permission_notes(&subject.destination, &scope) })
+        }
+        Kind::Trust => trust(args, config, &subject, &scope),
+        Kind::Kms => kms(args, &subject),
+        Kind::Cloudformation | Kind::Terraform => template(args, config, &subject, &scope),
+    }
+}
+
+fn scope(args: &PolicyArgs, check: &CheckConfig) -> Result<Scope, Refusal> {
+    let source_addresses = match args.source_address.as_slice() {
+        [] => check.egress_addresses.clone(),
+        [any] if any == "any" => Vec::new(),
+        told => told.to_vec(),
+    };
+    for address in &source_addresses {
+        let named = |problem| Refusal::Usage(format!("--source-address: {problem}, or \"any\" alone"));
+        crate::config::check_network(address).map_err(named)?;
+    }
+    Ok(Scope { optional: !args.minimal, tags: args.tags, source_addresses })
+}
+
+/// The platform's principal: as told, else the role that is configured. No call is made to find out.
+fn principal(args: &PolicyArgs, config: &Config, subject: &Subject) -> Result<Principal, Refusal> {
+    let principal = match (&args.principal, &config.aws.identity_role_arn) {
+        (Some(text), _) => Principal::parse(text).map_err(|problem| Refusal::flag(&problem))?,
+        (None, Some(role)) => Principal::from(role),
+        (None, None) => {
+            let problem = "the platform's own principal is not known here; give --principal with the ARN of the role or user that \
+                           the workers run as (`aws sts get-caller-identity` on a worker says it), or set aws.identity_role_arn";
+            return Err(Refusal::Config(problem.to_owned()));
+        }
+    };
+    let partition = subject.destination.partition();
+    if principal.partition() == partition {
+        return Ok(principal);
+    }
+    let (ours, arn) = (principal.partition(), principal.as_str());
+    let problem = format!(
+        "{arn} belongs to the partition {ours}, the destination to {partition}; no role can be assumed across partitions: give a \
+         principal of {partition}, or use an access key"
+    );
+    Err(if args.principal.is_some() { Refusal::Usage(problem) } else { Refusal::Config(problem) })
+}
+
+fn trust_policy(
+    args: &PolicyArgs,
+    config: &Config,
+    subject: &Subject,
+    scope: &Scope,
+) -> Result<Option<Value>, Refusal> {
+    let Auth::IamRole { external_id, .. } = &subject.destination.auth else { return Ok(None) };
+    let principal = principal(args, config, subject)?;
+    Ok(Some(policy::trust(&principal, external_id.as_ref(), &scope.source_addresses)))
+}
+
+fn trust(args: &PolicyArgs, config: &Config, subject: &Subject, scope: &Scope) -> Result<Printed, Refusal> {
+    let Some(document) = trust_policy(args, config, subject, scope)? else {
+        let problem = "a trust policy belongs to a role; this destination uses the access key of a user, and its user needs \
+                       `consign policy permissions` alone";
+        return Err(Refusal::Usage(problem.to_owned()));
+    };
+    Ok(Printed { document: Document::Json(document), notes: trust_notes(&subject.destination, scope) })
+}
+
+fn kms(args: &PolicyArgs, subject: &Subject) -> Result<Printed, Refusal> {
+    let missing = || {
+        Refusal::Config(
+            "this destination names no KMS key, so there is nothing to allow; if the bucket's default encryption is a key of your \
+             own, set kms_key_arn (or give --kms-key-arn) to see what it needs"
+                .to_owned(),
+        )
+    };
+    let identity = policy::kms_statement(&subject.destination).ok_or_else(missing)?;
+    if args.identity {
+        let note = "one statement, for the policy of the role or user; `consign policy permissions` contains it";
+        return Ok(Printed { document: Document::Json(identity), notes: vec![note.to_owned()] });
+    }
+    let grantee = subject.grantee()?;
+    let statement = policy::kms_key_policy_statement(&subject.destination, &grantee).ok_or_else(missing)?;
+    let notes = [
+        "one statement, to add to the list \"Statement\" of the key's own policy",
+        "needed when the key belongs to another account than the role or user, or when the key's policy has no statement that \
+         leaves access to IAM (Principal arn:...:root, Action kms:*)",
+        "the role's or user's own policy needs its part as well: `consign policy permissions`, or this with --identity",
+    ];
+    Ok(Printed { document: Document::Json(statement), notes: notes.map(str::to_owned).to_vec() })
+}
+
+fn template(args: &PolicyArgs, config: &Config, subject: &Subject, scope: &Scope) -> Result<Printed, Refusal> {
+    let destination = &subject.destination;
+    let party = Party::of(destination, trust_policy(args, config, subject, scope)?);
+    let mut notes = permission_notes(destination, scope);
+    match &party {
+        Party::Role { .. } => notes.extend(trust_notes(destination, scope)),
+        Party::User { .. } => notes.push("the access key is made by hand: a template would keep its secret".to_owned()),
+    }
+    if destination.encryption.is_some() {
+        let note = "if the key belongs to another account or its policy does not leave access to IAM, its policy needs a \
+                    statement, too: `consign policy kms`";
+        notes.push(note.to_owned());
+    }
+    let document = match args.kind {
+        Kind::Cloudformation => Document::Json(policy::cloudformation(destination, scope, &party)),
+        _ => Document::Text(policy::terraform(destination, scope, &party)),
+    };
+    Ok(Printed { document, notes })
+}
+
+/// One line for each permission: whether it is in the document, what for, and what is weaker without it.
+fn permission_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
+    let mut notes: Vec<_> =
+        Permission::ALL.into_iter().map(|permission| permission_note(permission, destination, scope)).collect();
+    if !scope.source_addresses.is_empty() {
+        let addresses = scope.source_addresses.join(", ");
+        notes.push(format!(
+            "only from {addresses}: holds for S3 over the internet; calls through a VPC endpoint would be refused"
+        ));
+    }
+    if let (Auth::IamRole { role_arn, .. }, Some(owner)) = (&destination.auth, &destination.expected_bucket_owner)
+        && owner != role_arn.account()
+    {
+        notes.push(format!(
+            "the bucket belongs to account {owner}: its own policy must allow the same to {}",
+            role_arn.as_str()
+        ));
+    }
+    notes
+}
+
+fn permission_note(permission: Permission, destination: &Destination, scope: &Scope) -> String {
+    let (action, purpose, without) = (permission.action(), permission.purpose(), permission.without());
+    let included = scope.includes(permission, destination);
+    let line = match (permission.need(destination), included) {
+        (Need::Required, _) => format!("required: it {purpose}"),
+        (Need::ForTags, true) => format!("required by jobs with tags: it {purpose}"),
+        (Need::ForTags, false) => "left out: only jobs with tags need it; --tags adds it".to_owned(),
+        (Need::ForDefaultKey, _) => {
+            "left out: only needed if the bucket's default encryption is a KMS key of your own; kms_key_arn adds it"
+                .to_owned()
+        }
+        (Need::Optional, true) => format!("optional: it {purpose}; without it, {without}"),
+        (Need::Optional, false) => format!("left out: {without}"),
+    };
+    format!("{action:<25} {line}")
+}
+
+fn trust_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Auth::IamRole { external_id: None, .. } = &destination.auth {
+        let note = "warning: no external id; agree on one (auth.external_id, or --external-id), or anybody who can make the platform \
+                    use this role's ARN writes into the bucket";
+        notes.push(note.to_owned());
+    }
+    if !scope.source_addresses.is_empty() {
+        let addresses = scope.source_addresses.join(", ");
+        notes.push(format!("the role can only be assumed from {addresses}"));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,39 @@
+//! Who we are, as AWS sees it: GetCallerIdentity, which needs no permission.
+
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use aws_sdk_s3::config::IdentityCache;
+use aws_sdk_sts::config::retry::RetryConfig;
+
+use super::assume::{refused, sts_region};
+use super::{Identity, endpoint};
+use crate::config::AwsConfig;
+use crate::destination::Region;
+use crate::outcome::{Failure, Reason};
+
+/// The longest it may take, repetitions included.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Asks STS whose credentials these are: the worker's own, or, with `key`, those. Gives an ARN.
+pub(super) async fn caller(
+    identity: &Identity,
+    aws: &AwsConfig,
+    region: Option<&Region>,
+    key: Option<Credentials>,
+) -> Result<String, Failure> {
+    let mut config =
+        aws_sdk_sts::config::Builder::from(identity.sdk()).retry_config(RetryConfig::standard().with_max_attempts(3));
+    config = config.region(aws_sdk_sts::config::Region::new(sts_region(aws, region, identity)));
+    if let Some(key) = key {
+        // The identity's own cache is of no use for somebody else's key.
+        config = config.credentials_provider(key).identity_cache(IdentityCache::no_cache());
+    }
+    config.set_endpoint_url(aws.sts_endpoint_url.as_ref().map(endpoint));
+    let asked = aws_sdk_sts::Client::from_conf(config.build()).get_caller_identity().send();
+    let answer = tokio::time::timeout(TIMEOUT, asked).await.map_err(|_| {
+        Failure::new(Reason::StsUnavailable, format!("STS did not answer within {} s", TIMEOUT.as_secs()))
+    })?;
+    let reply = answer.map_err(|error| refused("GetCallerIdentity", &error, None))?;
+    reply.arn.ok_or_else(|| Failure::new(Reason::StsUnavailable, "STS answered without an ARN"))
+}

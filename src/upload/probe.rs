@@ -1,0 +1,179 @@
+//! The calls of the connection test: the very ones of a transfer, one at a time, and what they leave behind.
+//!
+//! Everything it writes is the one object it was made for. An upload in parts is aborted, or, where that is denied, completed as
+//! a tiny object under the same key, which the last write then replaces by an empty one.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::call::Calls;
+use super::multipart::{Aborted, Open};
+use super::part::Part;
+use super::{Progress, Target, Uploaded, empty_crc, single};
+use crate::destination::{Checksum, Destination, ObjectKey, Region};
+use crate::job::{IfExists, ObjectAttributes};
+use crate::outcome::{Failure, Reason};
+
+/// The one part of the probe.
+const BYTE: &[u8] = b"0";
+
+/// Boxed: a chain of calls of the SDK is a type so deep that the compiler gives up on it.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Calls into one destination, for one key.
+#[derive(Debug)]
+pub struct Probe {
+    calls: Calls,
+    key: ObjectKey,
+    attributes: ObjectAttributes,
+    progress: Progress,
+}
+
+/// What a probe of a multipart upload has left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing.
+    Nothing,
+    /// An object of one byte: the upload could not be aborted, so it was completed.
+    Object,
+    /// An open upload: it could neither be aborted nor completed.
+    OpenUpload,
+}
+
+impl Probe {
+    pub(super) fn new(calls: Calls, key: ObjectKey) -> Self {
+        Self { calls, key, attributes: ObjectAttributes::default(), progress: Progress::default() }
+    }
+
+    /// The key that is written.
+    pub fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+
+    fn destination(&self) -> &Arc<Destination> {
+        &self.calls.destination
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            destination: self.destination(),
+            key: &self.key,
+            attributes: &self.attributes,
+            if_exists: IfExists::Replace,
+            started: SystemTime::now(),
+            earlier: None,
+            progress: &self.progress,
+        }
+    }
+
+    /// The expected owner, unless a call is made to find out whether it is the owner that is wrong.
+    fn owner(&self, demanded: bool) -> Option<String> {
+        self.target().owner().filter(|_| demanded)
+    }
+
+    /// Where the bucket lives; `None` where the server names no region. Without `owner` the expected owner is not demanded.
+    pub fn region(&self, owner: bool) -> Boxed<'_, Result<Option<Region>, Failure>> {
+        Box::pin(async move {
+            let bucket = self.destination().bucket.as_str();
+            let reply = self
+                .calls
+                .call("GetBucketLocation", 0, |client| {
+                    client.get_bucket_location().bucket(bucket).set_expected_bucket_owner(self.owner(owner)).send()
+                })
+                .await?;
+            let named = reply.location_constraint.as_ref().map(|region| region.as_str().to_owned()).unwrap_or_default();
+            Ok(match named.as_str() {
+                // Amazon's oldest region has no name there; another store may just not know.
+                "" if self.calls.sessions.is_amazons() => Region::parse("us-east-1").ok(),
+                "" => None,
+                // What the oldest buckets of Ireland say.
+                "EU" => Region::parse("eu-west-1").ok(),
+                named => Region::parse(named).ok(),
+            })
+        })
+    }
+
+    /// Lists the one key. Without `owner` the expected owner is not demanded.
+    pub fn list(&self, owner: bool) -> Boxed<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let bucket = self.destination().bucket.as_str();
+            self.calls
+                .call("ListObjectsV2", 0, |client| {
+                    client
+                        .list_objects_v2()
+                        .bucket(bucket)
+                        .prefix(self.key.as_str())
+                        .max_keys(1)
+                        .set_expected_bucket_owner(self.owner(owner))
+                        .send()
+                })
+                .await?;
+            Ok(())
+        })
+    }
+
+    /// Begins an upload in parts, sends one, and gives it up; what was begun is given up after `until`, too.
+    pub fn multipart(&self, until: Instant) -> Boxed<'_, (Result<(), Failure>, Left)> {
+        Box::pin(async move {
+            let target = self.target();
+            let created = within(until, Open::create(&self.calls, &target)).await;
+            let mut open = match created {
+                Ok(open) => open,
+                Err(failure) => return (Err(failure), Left::Nothing),
+            };
+            let checked = self.destination().checksum == Checksum::Crc64Nvme;
+            let crc = checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, BYTE));
+            let part = Part::of_memory(1, bytes::Bytes::from_static(BYTE), crc, None);
+            let sent = within(until, open.send(&part)).await;
+            let aborted = open.try_abort().await;
+            match (sent, aborted) {
+                (Ok(_), Aborted::Gone) => (Ok(()), Left::Nothing),
+                (Err(failure), Aborted::Gone) => (Err(failure), Left::Nothing),
+                (Err(failure), _) => (Err(failure), Left::OpenUpload),
+                (Ok(sent), _) => match open.complete(&target, vec![sent]).await {
+                    Ok(_) => (Ok(()), Left::Object),
+                    Err(failure) => (Err(failure), Left::OpenUpload),
+                },
+            }
+        })
+    }
+
+    /// Writes the empty object.
+    pub fn write(&self) -> Boxed<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let target = self.target();
+            let nothing = Part::of_memory(1, bytes::Bytes::new(), empty_crc(&target), None);
+            match single::put(&self.calls, &target, &nothing).await? {
+                Uploaded::Stored(_) | Uploaded::Kept => Ok(()),
+            }
+        })
+    }
+
+    /// Deletes the object again.
+    pub fn delete(&self) -> Boxed<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let bucket = self.destination().bucket.as_str();
+            self.calls
+                .call("DeleteObject", 0, |client| {
+                    client
+                        .delete_object()
+                        .bucket(bucket)
+                        .key(self.key.as_str())
+                        .set_expected_bucket_owner(self.owner(true))
+                        .send()
+                })
+                .await?;
+            Ok(())
+        })
+    }
+}
+
+async fn within<T>(until: Instant, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    match tokio::time::timeout_at(until, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Failure::new(Reason::Timeout, "S3 did not answer within the time of the connection test")),
+    }
+}

@@ -1,0 +1,107 @@
+//! A connection test by message: it takes a slot like a job, and its answer goes to the asker's own queue.
+//!
+//! The answer is the only result there is, so it is confirmed by the broker before the question is acknowledged. Whoever loses its
+//! connection in between gets the question again and tests again, so an asker may see two answers with one correlation id.
+//! A question whose reply queue is gone is dead-lettered, because no later try would do better.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+
+use super::{Permits, Refusal, Worker, verdict};
+use crate::check::{Checker, LIMIT, Report};
+use crate::destination::Destination;
+use crate::job::wire::read_check;
+use crate::outcome::{Failure, Reason};
+use crate::queue::{BoxFuture, Delivery, QueueError, Reply, Settlement};
+
+/// The AMQP `type` of a connection test, and of its answer.
+pub(super) const KIND: &str = "consign.check.v1";
+
+impl Worker {
+    /// Tests, answers, acknowledges.
+    pub(super) async fn check(&self, delivery: Delivery, permits: Permits) {
+        let (destination, to) = match self.admit_check(&delivery) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return self.refuse(delivery, *refusal).await,
+        };
+        let tested = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Ok(None),
+            tested = self.test(&destination) => tested.map(Some),
+        };
+        // What waits for the broker needs no slot.
+        drop(permits);
+        match tested {
+            Ok(Some(report)) => self.answer(delivery, to, &report).await,
+            Ok(None) => drop(self.settle(delivery, Settlement::Return, Vec::new()).await),
+            Err(failure) => self.refuse(delivery, Refusal { failure, job: None, rejected: None }).await,
+        }
+    }
+
+    /// The destination and the reply queue, or why there is nothing to test.
+    fn admit_check(&self, delivery: &Delivery) -> Result<(Arc<Destination>, String), Box<Refusal>> {
+        let refusal = |failure| Box::new(Refusal { failure, job: None, rejected: None });
+        let wanted = read_check(&delivery.body).map_err(|rejected| {
+            Box::new(Refusal { failure: verdict::rejection(&rejected), job: None, rejected: Some(rejected) })
+        })?;
+        let destination = self.resolve(&wanted).map_err(refusal)?;
+        let to = delivery.properties.reply_to.clone().filter(|to| !to.is_empty());
+        let missing = || {
+            let message = "reply_to: is missing; a connection test without a queue for its answer has no result";
+            refusal(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
+        };
+        Ok((destination, to.ok_or_else(missing)?))
+    }
+
+    /// The test behind its panic boundary; it bounds its time itself.
+    async fn test(&self, destination: &Arc<Destination>) -> Result<Report, Failure> {
+        let transfers = &self.parts.transfers;
+        let checker = Checker {
+            sessions: &transfers.sessions,
+            uploader: &transfers.uploader,
+            egress: &self.parts.egress_addresses,
+            limit: LIMIT,
+        };
+        let test: BoxFuture<'_, Report> = Box::pin(checker.run(destination, &|_| ()));
+        AssertUnwindSafe(test).catch_unwind().await.map_err(|_| {
+            Failure::new(
+                Reason::Panic,
+                "the worker broke one of its own rules in this connection test; its log says where",
+            )
+        })
+    }
+
+    async fn answer(&self, delivery: Delivery, to: String, report: &Report) {
+        let first = report.steps.iter().find(|step| step.result == crate::check::Mark::Failed);
+        tracing::info!(
+            destination = report.destination,
+            verdict = report.verdict.as_str(),
+            seconds = report.duration_seconds,
+            code = first.map(|step| step.code.as_str()),
+            "a connection was tested"
+        );
+        let reply = Reply {
+            to,
+            correlation_id: delivery.properties.correlation_id.clone(),
+            kind: KIND.to_owned(),
+            // Texts, numbers and lists: serde_json has nothing to refuse here.
+            body: Bytes::from(serde_json::to_vec(report).unwrap_or_default()),
+        };
+        match self.parts.queue.reply(reply).await {
+            Ok(()) => drop(self.settle(delivery, Settlement::Ack, Vec::new()).await),
+            Err(QueueError::Refused(why) | QueueError::Topology(why)) => {
+                let message = format!("reply_to: the answer to the connection test can't be delivered: {why}");
+                let failure =
+                    Failure::new(Reason::InvalidJob, message).hint("keep the reply queue until the answer is there");
+                self.refuse(delivery, Refusal { failure, job: None, rejected: None }).await;
+            }
+            Err(problem) => {
+                tracing::warn!(%problem, "the answer to a connection test is not confirmed; it comes again");
+                self.settle(delivery, Settlement::Return, Vec::new()).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The connection test by message, so that a scheduler can offer the button.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+
+use super::{EXTERNAL_ID, by_role, codes, run};
+use crate::shop::{ACME, REGION, Shop, site};
+use crate::testbed::broker::Message;
+use crate::testbed::scripted::Effect;
+use crate::testbed::until;
+
+const KIND: &str = "consign.check.v1";
+
+/// A shop whose role asks for its external id.
+async fn shop(word: &str) -> Shop {
+    let (mut site, s3) = site(word).await;
+    site.without_destination("acme").destination("acme", &by_role());
+    s3.trust(Some(EXTERNAL_ID));
+    let worker = site.worker().await;
+    Shop { site, s3, worker }
+}
+
+/// Asks for a test, with this reply queue if any.
+async fn ask(shop: &Shop, body: &Value, reply_to: Option<&str>) {
+    let mut properties = BasicProperties::default().with_type(KIND.into()).with_correlation_id("button-7".into());
+    if let Some(queue) = reply_to {
+        properties = properties.with_reply_to(queue.into());
+    }
+    shop.site.broker.publish_raw("job.scheduled.acme", body.to_string().as_bytes(), properties).await;
+}
+
+async fn answered(shop: &Shop) -> Message {
+    until("an answer", Duration::from_secs(60), async || shop.site.broker.take("answers").await.pop()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_test_by_message_is_answered_with_what_the_command_prints() {
+    let shop = shop("checked").await;
+    let answers = shop.site.broker.own("answers").await;
+    ask(&shop, &json!({"version": 1, "destination": "acme"}), Some(&answers)).await;
+    let message = answered(&shop).await;
+    assert_eq!(message.correlation_id.as_deref(), Some("button-7"));
+    assert_eq!((message.kind.as_deref(), message.content_type.as_deref()), (Some(KIND), Some("application/json")));
+    let mut answer = message.json();
+    let printed = run(&shop.site, &["check", "acme", "--json"]);
+    let mut printed: Value = serde_json::from_slice(&printed.stdout).unwrap();
+    for changing in ["checked_at", "duration_seconds"] {
+        assert!(answer[changing].take() != Value::Null && printed[changing].take() != Value::Null, "{changing}");
+    }
+    assert_eq!(answer, printed);
+    assert_eq!((answer["verdict"].as_str(), answer["destination"].as_str()), (Some("ready"), Some("acme")));
+    until("the question is acknowledged", Duration::from_secs(60), async || {
+        (shop.worker.metric("consign_broker_settlements_total", "action=\"ack\"").await == 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(shop.site.broker.outcomes().await.len(), 0, "a test is no transfer");
+    assert_eq!(shop.s3.keys(), Vec::<String>::new());
+    shop.site.broker.disown("answers").await;
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repair_shows_at_the_next_press_of_the_button() {
+    let shop = shop("repaired").await;
+    let answers = shop.site.broker.own("answers").await;
+    let body = json!({"version": 1, "destination": "acme"});
+    shop.s3.trust(Some("another"));
+    // A transfer was refused just before: that is remembered for a minute.
+    shop.schedule("a", b"hello").await;
+    shop.site.broker.taken("wait.2m", "\"a\"").await;
+    ask(&shop, &body, Some(&answers)).await;
+    let answer = answered(&shop).await.json();
+    assert_eq!(codes(&answer, "failed"), ["role_denied"], "{answer:#}");
+    shop.s3.trust(Some(EXTERNAL_ID));
+    ask(&shop, &body, Some(&answers)).await;
+    let answer = answered(&shop).await.json();
+    assert_eq!(answer["verdict"], "ready", "{answer:#}");
+    shop.schedule("b", b"hello").await;
+    shop.delivered("b").await;
+    shop.site.broker.disown("answers").await;
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inline_destination_is_tested_before_it_is_saved() {
+    let shop = shop("inlinecheck").await;
+    shop.s3.bucket("beta", REGION, ACME);
+    shop.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    let answers = shop.site.broker.own("answers").await;
+    let mut inline = by_role();
+    inline["id"] = json!("beta");
+    inline["bucket"] = json!("beta");
+    ask(&shop, &json!({"version": 1, "destination": inline}), Some(&answers)).await;
+    let answer = answered(&shop).await.json();
+    assert_eq!((answer["destination"].as_str(), answer["bucket"].as_str()), (Some("beta"), Some("beta")));
+    assert_eq!(codes(&answer, "failed"), ["access_denied_unspecified"], "{answer:#}");
+    shop.site.broker.disown("answers").await;
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_that_makes_no_sense_is_dead_lettered_with_its_field() {
+    let shop = shop("badcheck").await;
+    let answers = shop.site.broker.own("answers").await;
+    let good = json!({"version": 1, "destination": "acme"});
+    let here = Some(answers.as_str());
+    let mut stolen = by_role();
+    stolen["id"] = json!("acme");
+    let gone = format!("{}.gone", shop.site.broker.prefix);
+    let questions = [
+        (good.clone(), None, "invalid_job", "reply_to: is missing"),
+        (good, Some(gone.as_str()), "invalid_job", "reply_to: the answer to the connection test can't be delivered"),
+        (json!({"version": 1}), here, "invalid_job", "destination: is missing"),
+        (
+            json!({"version": 1, "destination": "acme", "force": true}),
+            here,
+            "invalid_job",
+            "force: is no field of a check",
+        ),
+        (json!({"version": 9, "destination": "acme"}), here, "schema_version", "version: 9 is not known"),
+        (json!({"version": 1, "destination": "nobody"}), here, "unknown_destination", "there is no destination nobody"),
+        (
+            json!({"version": 1, "destination": stolen}),
+            here,
+            "invalid_job",
+            "destination.id: acme is the id of a configured",
+        ),
+    ];
+    for (body, reply_to, reason, words) in questions {
+        ask(&shop, &body, reply_to).await;
+        let dead = until(words, Duration::from_secs(60), async || shop.site.broker.take("dead").await.pop()).await;
+        assert_eq!(dead.header("x-error-reason"), reason, "{body}: {:?}", dead.headers);
+        assert!(
+            dead.header("x-error-message").starts_with(words) || dead.header("x-error-message").contains(words),
+            "{body}: {:?}",
+            dead.headers
+        );
+        assert_eq!(dead.json(), body, "the body is untouched");
+    }
+    assert_eq!(shop.site.broker.take("answers").await.len(), 0);
+    shop.site.broker.disown("answers").await;
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_test_that_a_drain_interrupts_goes_back_to_the_queue() {
+    let (mut site, s3) = site("draincheck").await;
+    site.set("worker.drain_timeout", "5s");
+    s3.on("CreateMultipartUpload").before(Effect::Delay(Duration::from_secs(50)));
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    let answers = shop.site.broker.own("answers").await;
+    ask(&shop, &json!({"version": 1, "destination": "acme"}), Some(&answers)).await;
+    until("the test is under way", Duration::from_secs(60), async || {
+        (!shop.s3.calls("ListObjectsV2").is_empty()).then_some(())
+    })
+    .await;
+    shop.worker.terminate();
+    assert!(shop.worker.exit(Duration::from_secs(30)).await.success(), "drained in time:\n{}", shop.worker.log());
+    let question = shop.site.broker.taken("jobs.scheduled", "\"acme\"").await;
+    assert_eq!(question.kind.as_deref(), Some(KIND));
+    assert_eq!(shop.site.broker.take("answers").await.len(), 0);
+    shop.site.broker.disown("answers").await;
+    shop.site.broker.clean().await;
+}
