@@ -10,17 +10,17 @@ mod jobs;
 mod report;
 mod samples;
 mod settings;
+mod stage;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tokio::net::TcpListener;
 
-use crate::app::{self, Ending, Ground, StartError};
-use crate::config::{Config, Problems};
+use crate::app::{Ending, Ground, StartError};
+use crate::config::Problems;
 use crate::destination::{Invalid, Region};
-use crate::outcome::Outcome;
 use crate::queue::QueueError;
 use crate::session::Identity;
 use crate::shutdown::Shutdown;
@@ -28,11 +28,11 @@ use cloud::Cloud;
 use home::Home;
 pub use home::HomeError;
 pub use jobs::Tally;
-use jobs::{Expected, Feed, Publisher};
-use report::{Report, quoted};
+use report::Report;
 use samples::Planned;
 pub use settings::log;
-use settings::{ACME, ACME_BUCKET, REGION, Secrets};
+use settings::{REGION, Secrets};
+use stage::{Stage, url};
 
 /// Where the status page is looked for first.
 const DEFAULT_PORT: u16 = 9464;
@@ -112,20 +112,6 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DevError {
     move |problem| DevError::System { what, problem }
 }
 
-/// Everything that runs beside the worker.
-struct Stage {
-    cloud: Cloud,
-    secrets: Secrets,
-    config: Config,
-    page: SocketAddr,
-    report: Report,
-    started: Instant,
-    /// A source to try the next job with.
-    example: String,
-    /// The last to go: what is in it is used by all the others.
-    home: Home,
-}
-
 /// Runs until a signal ends it, or with [`Options::once`] until the jobs have ended. A temporary directory is removed then.
 pub async fn run(options: Options) -> Result<Ended, DevError> {
     let started = Instant::now();
@@ -155,120 +141,6 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
     stage.play(planned, options.once, Ground { identity, listener, shutdown }).await
 }
 
-impl Stage {
-    async fn play(self, planned: Vec<Planned>, once: bool, ground: Ground) -> Result<Ended, DevError> {
-        let broker = &self.config.broker;
-        let (mut feed, mut publisher) = (Feed::open(broker).await?, Publisher::open(broker, planned).await?);
-        let mut expected = publisher.expected();
-        let drain = ground.shutdown.drain();
-        let mut worker = std::pin::pin!(app::run_on(ground, self.config.clone(), None));
-        let (ending, followed) = {
-            let follow = self.follow(&mut publisher, &mut feed, &mut expected, once);
-            tokio::select! {
-                ending = &mut worker => (ending, Ok(())),
-                followed = follow => {
-                    drain.cancel();
-                    (worker.await, followed)
-                }
-            }
-        };
-        let ending = ending?;
-        followed?;
-        publisher.close().await;
-        let tally = expected.tally();
-        if tally.open > 0 {
-            let next = if self.home.kept() { "they go on at the next start" } else { "they are gone" };
-            self.report
-                .say(&format!("\nended early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
-        }
-        Ok(Ended { ending, tally })
-    }
-
-    /// Publishes the jobs and shows every outcome: with `once` until the jobs have ended, else for ever.
-    async fn follow(
-        &self,
-        publisher: &mut Publisher,
-        feed: &mut Feed,
-        expected: &mut Expected,
-        once: bool,
-    ) -> Result<(), DevError> {
-        let shown = async {
-            while expected.tally().open > 0 {
-                let outcome = self.show_next(feed).await?;
-                let before = expected.tally().delivered;
-                expected.note(&outcome);
-                if (before, expected.tally().delivered) == (0, 1) {
-                    let seconds = self.started.elapsed().as_secs_f64();
-                    self.report.remark(&format!("the first object, {seconds:.2} s after the start"));
-                }
-            }
-            Ok(())
-        };
-        tokio::try_join!(publisher.publish(&self.home), shown)?;
-        self.conclude(expected.tally(), once);
-        if once {
-            return Ok(());
-        }
-        loop {
-            self.show_next(feed).await?;
-        }
-    }
-
-    async fn show_next(&self, feed: &mut Feed) -> Result<Outcome, DevError> {
-        let (outcome, raw) = feed.next().await?;
-        let again = match (&outcome.data.bucket, &outcome.data.key) {
-            (Some(bucket), Some(key)) => self.cloud.take_sent_again(bucket, key),
-            _ => 0,
-        };
-        self.report.outcome(&outcome, &raw, again);
-        Ok(outcome)
-    }
-
-    /// What came of it, and where to look around.
-    fn conclude(&self, tally: Tally, once: bool) {
-        let Tally { jobs, delivered, surprises, .. } = tally;
-        let failed = jobs - delivered;
-        let meant = if surprises == 0 && failed > 0 { ", as it was meant to" } else { "" };
-        self.report.say(&format!("\n{delivered} of {jobs} delivered, {failed} failed{meant}."));
-        if once && !self.home.kept() {
-            self.report
-                .say("Everything is removed now; --data-dir DIR keeps it, and without --once it can be looked at.");
-            return;
-        }
-        let path = |path: PathBuf| quoted(&path.display().to_string());
-        self.report.say(&format!("objects        {}", path(self.home.buckets())));
-        if failed > 0 {
-            let query = "select message_id, reason, message from dead_letters";
-            self.report.say(&format!("dead letters   sqlite3 {} '{query}'", path(self.home.queue())));
-        }
-        if !once {
-            self.invite();
-        }
-    }
-
-    fn invite(&self) {
-        let program = std::env::current_exe().map_or_else(|_| "consign".to_owned(), |path| path.display().to_string());
-        let (program, config) = (quoted(&program), quoted(&self.home.config().display().to_string()));
-        let (viewer, cloud) = (&self.secrets.viewer, self.cloud.url());
-        let lines = [
-            format!("status page    {}", url(self.page, "/")),
-            format!("metrics        {}", url(self.page, "/metrics")),
-            format!(
-                "bucket         AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_DEFAULT_REGION={REGION} \\\n               \
-                 aws s3 ls --recursive --endpoint-url {cloud} s3://{ACME_BUCKET}/",
-                viewer.id, viewer.secret
-            ),
-            format!(
-                "one more job   {program} enqueue -c {config} \\\n               \
-                 --source {} --to {ACME} --key one-more --wait",
-                quoted(&self.example)
-            ),
-            "Ctrl-C ends it.".to_owned(),
-        ];
-        self.report.say(&lines.join("\n"));
-    }
-}
-
 /// What this is, and what it is not.
 fn greet(report: &Report, home: &Home) {
     let fate = if home.kept() { "kept" } else { "removed at the end" };
@@ -278,10 +150,6 @@ fn greet(report: &Report, home: &Home) {
          everything is in {} ({fate})",
         home.path().display()
     ));
-}
-
-fn url(address: SocketAddr, path: &str) -> String {
-    format!("http://{address}{path}")
 }
 
 /// The path of a file that is to be delivered, absolute and without symbolic links, which sources may not have.

@@ -9,7 +9,7 @@
 //!
 //! One way, no back and forth. Nothing below [`worker`] knows that a delivery exists. Nothing below [`transfer`] knows that a
 //! job has attempts. Only `queue/` imports lapin and rusqlite; only `session`, `upload` and `source::s3` import an AWS SDK; only
-//! [`metrics`] names a metric.
+//! [`metrics`] names a metric; only `dev`, which may be left out of a build, has an S3 of its own.
 //!
 //! # Layers (imports go downward only; `tests/it/layering.rs` holds the program to it)
 //!

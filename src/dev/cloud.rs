@@ -6,6 +6,7 @@
 mod body;
 mod grants;
 mod keys;
+mod limits;
 mod memory;
 mod objects;
 mod policy;

@@ -10,7 +10,7 @@ use futures_util::{Stream, StreamExt as _};
 use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3Result, StdError, s3_error};
 
-use super::objects::crc_text;
+use super::limits::crc_text;
 
 /// What has come in.
 #[derive(Debug, Clone, Copy, Default)]
