@@ -250,7 +250,7 @@ fn permission_note(permission: Permission, destination: &Destination, scope: &Sc
         (Need::ForTags, true) => format!("required by jobs with tags: it {purpose}"),
         (Need::ForTags, false) => "left out: only jobs with tags need it; --tags adds it".to_owned(),
         (Need::ForDefaultKey, _) => {
-            "left out: only needed if the bucket's default encryption is a KMS key of your own; kms_key_arn adds it"
+            "left out: only needed if the bucket's default encryption is a KMS key of your own; kms_key_arn (--kms-key-arn) adds it"
                 .to_owned()
         }
         (Need::Optional, true) => format!("optional: it {purpose}; without it, {without}"),

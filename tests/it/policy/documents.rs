@@ -168,7 +168,7 @@ fn notes_are_on_stderr_or_data_with_json() {
 fn the_exit_code_tells_a_wrong_flag_from_a_wrong_configuration() {
     let desk = Desk::new();
     for (arguments, code, word) in [
-        (&["permissions", "nobody"][..], 78, "nobody"),
+        (&["permissions", "nobody"][..], 2, "nobody"),
         (&["permissions"], 2, "--bucket"),
         (&["trust", "keyed"], 2, "belongs to a role"),
         (&["kms", "plain"], 78, "kms_key_arn"),
