@@ -49,12 +49,12 @@ pub struct Checker<'a> {
 pub type Watch<'a> = &'a (dyn Fn(&Step) + Send + Sync);
 
 impl Checker<'_> {
-    /// Tests a destination. What was remembered about it is forgotten first, so that a repair shows at once.
+    /// Tests a destination. Nothing that is remembered about it counts, so that a repair shows at once.
     ///
     /// What drop does: an open upload of the probe is aborted in the background.
     pub async fn run(&self, destination: &Arc<Destination>, watch: Watch<'_>) -> Report {
         let started = (Timestamp::now(), Instant::now());
-        self.sessions.forget(destination);
+        self.sessions.forget_region(destination);
         let mut run = Run {
             checker: *self,
             destination,

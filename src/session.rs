@@ -189,9 +189,19 @@ impl Sessions {
         }
     }
 
-    /// Forgets what was remembered about one destination: a refusal, and a session that has other permissions by now.
-    pub fn forget(&self, destination: &Destination) {
-        self.cache.forget(&Self::key(destination, &self.region(destination)));
+    /// A session made anew, for the connection test: neither a remembered refusal nor a session from before a change counts. A
+    /// failure takes nothing away from transfers that have a session.
+    pub async fn fresh(&self, destination: &Destination) -> Result<Arc<Session>, Failure> {
+        let region = self.region(destination);
+        let answer = self.cache.refresh(Self::key(destination, &region), || self.fetch(destination, &region)).await;
+        self.count(answer)
+    }
+
+    /// Forgets where the bucket of a destination was found.
+    pub fn forget_region(&self, destination: &Destination) {
+        if let Ok(mut learnt) = self.learnt.write() {
+            learnt.remove(&(destination.id.clone(), destination.bucket.clone()));
+        }
     }
 
     /// Forgets everything that was remembered about refusals, after a reload or a repair.

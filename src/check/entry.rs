@@ -21,6 +21,7 @@ impl Run<'_> {
                     self.skipped(name, Code::NotNeeded, "the destination has an access key");
                 }
                 self.access_key(access_key_id).await;
+                self.key_session().await;
             }
         }
     }
@@ -51,7 +52,7 @@ impl Run<'_> {
         if self.blocked {
             return self.skip(&[StepName::AssumeRole]);
         }
-        match self.within(self.checker.sessions.get(self.destination)).await {
+        match self.within(self.checker.sessions.fresh(self.destination)).await {
             Ok(_) => self.passed(StepName::AssumeRole, "the role lets us in"),
             Err(failure) => {
                 self.blocked = true;
@@ -71,6 +72,17 @@ impl Run<'_> {
             Ok(true) => self.remark(StepName::ExternalId, Mark::Warning, Code::ExternalIdNotEnforced),
             Ok(false) => self.passed(StepName::ExternalId, "without the external id the role does not let us in"),
             Err(_) => self.skipped(StepName::ExternalId, Code::NotTried, "STS gave no clear answer"),
+        }
+    }
+
+    /// The session of an access key needs no call; only its secret may be unreadable.
+    async fn key_session(&mut self) {
+        if self.blocked {
+            return;
+        }
+        if let Err(failure) = self.within(self.checker.sessions.fresh(self.destination)).await {
+            self.blocked = true;
+            self.failed(StepName::AccessKey, &failure);
         }
     }
 

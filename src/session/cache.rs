@@ -142,9 +142,26 @@ where
         keys.iter().map(|key| found.get(key).copied().unwrap_or(Known::Nothing)).collect()
     }
 
-    /// The next caller fetches anew. Who fetches right now is not disturbed.
-    pub(super) fn forget(&self, key: &K) {
-        self.slots.invalidate(key);
+    /// A value fetched anew whatever is known; it replaces what is kept. When that fails, a value that is still good stays, while
+    /// a remembered refusal is replaced by the new one.
+    pub(super) async fn refresh<F, Fut>(&self, key: K, fetch: F) -> (How, Result<V, Failure>)
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Fetched<V>, Failure>>,
+    {
+        let slot = self.slot(key);
+        let mut flights = slot.flight.lock().await;
+        let fetched = fetch().await;
+        // Until then, and after a failure, whoever has a good value goes on with it.
+        let answer = match fetched {
+            Err(failure) if slot.is_kept() => {
+                flights.count += 1;
+                slot.waited_for.store(flights.count, Ordering::Release);
+                Err(failure)
+            }
+            fetched => self.fetch_into(&slot, &mut flights, || std::future::ready(fetched)).await,
+        };
+        (How::Fetched, answer)
     }
 
     pub(super) fn forget_refusals(&self) {
@@ -257,6 +274,10 @@ impl<V: Clone> Slot<V> {
             }
             _ => Known::Nothing,
         }
+    }
+
+    fn is_kept(&self) -> bool {
+        self.state.read().is_ok_and(|state| matches!(*state, State::Kept { .. }))
     }
 
     fn set(&self, state: State<V>) {
@@ -404,6 +425,17 @@ mod tests {
         cache.get(2, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
         cache.forget_refusals();
         cache.get(2, || slowly(&calls, Ok(MINUTE * 60))).await.1.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refresh_replaces_a_refusal_and_never_a_good_value_by_one() {
+        let (cache, calls) = (cache(), AtomicU32::new(0));
+        cache.get(1, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
+        assert_eq!(cache.refresh(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 1);
+        cache.refresh(1, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
+        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 1, "the good one serves on");
+        assert_eq!(cache.refresh(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 3);
+        assert_eq!(calls.load(Ordering::SeqCst), 4);
     }
 
     #[tokio::test]

@@ -84,6 +84,32 @@ async fn a_repair_shows_at_the_next_press_of_the_button() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_test_takes_no_session_from_running_transfers_and_a_moved_bucket_is_found() {
+    let shop = shop("harmless").await;
+    let answers = shop.site.broker.own("answers").await;
+    let body = json!({"version": 1, "destination": "acme"});
+    shop.schedule("a", b"hello").await;
+    shop.delivered("a").await;
+    shop.s3.trust(Some("another"));
+    ask(&shop, &body, Some(&answers)).await;
+    assert_eq!(codes(&answered(&shop).await.json(), "failed"), ["role_denied"]);
+    shop.schedule("b", b"hello").await;
+    shop.delivered("b").await;
+    shop.s3.trust(Some(EXTERNAL_ID));
+
+    shop.s3.bucket("acme", "us-west-2", ACME);
+    shop.schedule("c", b"hello").await;
+    shop.delivered("c").await;
+    // What that transfer has learnt must not be held against a bucket that is where it should be by now.
+    shop.s3.bucket("acme", REGION, ACME);
+    ask(&shop, &body, Some(&answers)).await;
+    let answer = answered(&shop).await.json();
+    assert_eq!((answer["verdict"].as_str(), answer["region"].as_str()), (Some("ready"), Some(REGION)), "{answer:#}");
+    shop.site.broker.disown("answers").await;
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inline_destination_is_tested_before_it_is_saved() {
     let shop = shop("inlinecheck").await;
     shop.s3.bucket("beta", REGION, ACME);
