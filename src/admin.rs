@@ -1,7 +1,10 @@
 //! The HTTP endpoint for people, probes and Prometheus. GET only, read only, no secrets, bounded in every direction.
 //!
 //! It is not authenticated, so it listens on loopback by default. One request a connection and a deadline for the whole of
-//! it: nobody can hold more than [`CONNECTIONS`] for longer than [`DEADLINE`], however slowly he sends or reads.
+//! it: nobody can hold more than [`CONNECTIONS`] for longer than [`DEADLINE`], however slowly he sends or reads. So the
+//! status page polls: each look is a connection of its own.
+
+mod page;
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,8 +12,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::http::{StatusCode, Uri, header};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -38,8 +42,8 @@ pub struct AdminState {
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// `/livez`: whether the loops turn.
     pub live: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// `/status`.
-    pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// `/status`, for destinations whose id contains the text.
+    pub status: Arc<dyn Fn(&str) -> serde_json::Value + Send + Sync>,
 }
 
 impl fmt::Debug for AdminState {
@@ -94,17 +98,13 @@ async fn answer(stream: TcpStream, router: Router, head_timeout: Duration) {
 }
 
 fn router(state: AdminState) -> Router {
-    Router::new()
-        .route("/", get(index))
+    page::routes(Router::new())
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .layer(middleware::map_response(page::harden))
         .with_state(state)
-}
-
-async fn index() -> Html<&'static str> {
-    Html(include_str!("admin/index.html"))
 }
 
 async fn live(State(state): State<AdminState>) -> Response {
@@ -127,8 +127,15 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
-async fn status(State(state): State<AdminState>) -> Response {
-    axum::Json((state.status)()).into_response()
+async fn status(State(state): State<AdminState>, uri: Uri) -> Response {
+    axum::Json((state.status)(&filter(&uri))).into_response()
+}
+
+/// The text of `?destination=`; ids are in small letters, and none is longer than this.
+fn filter(uri: &Uri) -> String {
+    let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let text = query.into_iter().find(|(name, _)| name == "destination").map(|(_, text)| text);
+    text.unwrap_or_default().trim().chars().take(63).collect::<String>().to_lowercase()
 }
 
 #[cfg(test)]

@@ -57,17 +57,34 @@ pub enum StartError {
     Queue(QueueError),
 }
 
+/// What a worker stands on that is not in its configuration.
+#[derive(Debug)]
+pub struct Ground {
+    /// Who it is for AWS.
+    pub identity: Identity,
+    /// The admin endpoint's listener; `admin.listen` is not looked at.
+    pub listener: TcpListener,
+    /// What ends it.
+    pub shutdown: Shutdown,
+}
+
 /// Runs a worker until a signal ends it.
 ///
 /// A broker that is away at the start is waited for; `/readyz` says so.
 pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, StartError> {
-    let mut shutdown = Shutdown::listen().map_err(StartError::Signals)?;
+    let shutdown = Shutdown::listen().map_err(StartError::Signals)?;
     let address = config.admin.listen;
     let listener = TcpListener::bind(address).await.map_err(|error| StartError::Admin { address, error })?;
+    let identity = Identity::load(&config.aws).await;
+    run_on(Ground { identity, listener, shutdown }, config, Some((log, reload))).await
+}
+
+/// As [`run`] on ground that is prepared already. Without `reload`, SIGHUP is left to whoever holds the [`Shutdown`].
+pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)>) -> Result<Ending, StartError> {
+    let Ground { identity, listener, mut shutdown } = ground;
     let metrics = Arc::new(Metrics::new(config.metrics.max_destinations));
     let (destinations, current) = watch::channel(config.destinations.clone());
     announce(&metrics, &config.destinations);
-    let identity = Identity::load(&config.aws).await;
     let staging = (!config.source.s3_buckets.is_empty()).then(|| identity.staging_client(&config.aws));
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
     let sources = Sources::new(config.source.clone(), config.upload.min_rate, metrics.clone(), staging);
@@ -88,6 +105,7 @@ pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, Sta
     });
     let stop_admin = CancellationToken::new();
     let state = status::admin_state(&worker, &sessions, &metrics, &config, current);
+    let address = listener.local_addr().unwrap_or(config.admin.listen);
     let admin = tokio::spawn(admin::serve(listener, state, stop_admin.clone()));
     tracing::info!(
         worker = config.worker.id, admin = %address, slots = config.worker.slots, destinations = config.destinations.len(),
@@ -95,7 +113,7 @@ pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, Sta
     );
     let ending = {
         let (drain, end) = (shutdown.drain(), shutdown.end());
-        let reloads = follow_reloads(&mut shutdown, &log, &reload, &destinations, &sessions, &metrics);
+        let reloads = follow_reloads(&mut shutdown, reload, &destinations, &sessions, &metrics);
         tokio::select! {
             () = end.cancelled() => None,
             () = reloads => None,
@@ -129,12 +147,12 @@ fn announce(metrics: &Metrics, destinations: &Destinations) {
 /// SIGHUP reloads destinations and log filter; a bad file keeps what runs.
 async fn follow_reloads(
     shutdown: &mut Shutdown,
-    log: &Log,
-    reload: &Reload,
+    reload: Option<(Log, Reload)>,
     destinations: &watch::Sender<Arc<Destinations>>,
     sessions: &Sessions,
     metrics: &Metrics,
 ) {
+    let Some((log, reload)) = reload else { return std::future::pending().await };
     loop {
         shutdown.reload().await;
         let loaded = reload.load().map(|loaded| loaded.config).map_err(|problems| problems.to_string());

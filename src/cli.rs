@@ -4,6 +4,8 @@
 
 pub mod check;
 pub mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod enqueue;
 pub mod policy;
 pub mod run;
@@ -139,6 +141,9 @@ impl Global {
 pub enum Command {
     /// Run the worker
     Run(run::RunArgs),
+    /// Try it all on this machine alone: no broker, no AWS, sample jobs; not for production
+    #[cfg(feature = "dev")]
+    Dev(dev::DevArgs),
     /// Test the connection to a destination, or this worker itself
     Check(check::CheckArgs),
     /// Publish jobs

@@ -9,13 +9,13 @@
 //!
 //! One way, no back and forth. Nothing below [`worker`] knows that a delivery exists. Nothing below [`transfer`] knows that a
 //! job has attempts. Only `queue/` imports lapin and rusqlite; only `session`, `upload` and `source::s3` import an AWS SDK; only
-//! [`metrics`] names a metric.
+//! [`metrics`] names a metric; only `dev`, which may be left out of a build, has an S3 of its own.
 //!
 //! # Layers (imports go downward only; `tests/it/layering.rs` holds the program to it)
 //!
 //! | layer | modules | what they are |
 //! |---|---|---|
-//! | L6 | `app`, `cli` | the composition root, and one file per command |
+//! | L6 | `app`, `cli`, `dev` | the composition root, one file per command, and everything on one machine for a first look |
 //! | L5 | `worker` | permit, delivery, transfer, disposition, settle; drain |
 //! | L4 | `transfer`, `check` | one job from start to outcome; the connection test, by the same session and upload path |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
@@ -30,6 +30,8 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod destination;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod diagnosis;
 pub mod job;
 pub mod lane;

@@ -31,6 +31,11 @@ fn start(cli: Cli) -> Exit {
     match &cli.command {
         Command::Schema(args) => return cli::schema::execute(args),
         Command::Config(args) => return cli::config::execute(args, &reload, cli.global.json),
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => {
+            let work = cli::dev::execute(args.clone(), cli.global.json);
+            return cli::dev::prepare(&cli.global).map_or_else(|exit| exit, |()| run_to_end(work));
+        }
         _ => {}
     }
     let loaded = match reload.load() {
@@ -41,11 +46,16 @@ fn start(cli: Cli) -> Exit {
         Ok(log) => log,
         Err(problem) => return cli::complain(&format!("logging can't begin: {problem}"), Exit::Failed),
     };
+    run_to_end(execute(cli, loaded.config, reload, log))
+}
+
+/// Runs a command on a runtime of its own.
+fn run_to_end(command: impl Future<Output = Exit>) -> Exit {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(problem) => return cli::complain(&format!("threads can't be started: {problem}"), Exit::Failed),
     };
-    let exit = runtime.block_on(execute(cli, loaded.config, reload, log));
+    let exit = runtime.block_on(command);
     // A thread that still reads stdin or a slow disk must not hold the exit up.
     runtime.shutdown_background();
     exit
@@ -67,5 +77,7 @@ async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: 
         Command::Topology(args) => cli::topology::execute(args, config, json).await,
         Command::Config(args) => cli::config::execute(&args, &reload, json),
         Command::Schema(args) => cli::schema::execute(&args),
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => cli::dev::execute(args, json).await,
     }
 }

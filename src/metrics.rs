@@ -5,12 +5,14 @@
 
 mod destinations;
 mod registry;
+mod snapshot;
 
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
 pub use destinations::DestinationMetrics;
+pub use snapshot::{FailureCount, LaneSnapshot, Snapshot};
 
 use crate::destination::DestinationId;
 use crate::lane::Lane;

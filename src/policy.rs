@@ -4,6 +4,7 @@
 //! without it. The session policy of every AssumeRole, `consign policy`, the remedies of the connection test and the
 //! customer's guide are all made of it, so that they can't disagree. Pure: no network, no clock, no configuration.
 
+mod bucket;
 mod cloudformation;
 mod document;
 mod key;
@@ -16,10 +17,10 @@ mod session;
 mod terraform;
 mod trust;
 
+pub use bucket::{bucket_policy_fence, bucket_policy_grant, lifecycle};
 pub use cloudformation::cloudformation;
 pub use document::{Scope, document, permissions, pretty, single, single_on_key};
 pub use key::{kms_key_policy_statement, kms_statement};
-pub use network::bucket_policy_fence;
 pub use party::Party;
 pub use permission::{Need, Permission, TEST_OBJECT};
 pub use principal::Principal;

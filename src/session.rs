@@ -26,6 +26,7 @@ use crate::config::{AwsConfig, SessionConfig};
 use crate::destination::{Auth, BucketName, Destination, DestinationId, ExternalId, Prefix, Region, SecretSource};
 use crate::metrics::{Metrics, SessionRequest};
 use crate::outcome::{Failure, Reason};
+pub use cache::Known;
 use cache::{Cache, Fetched, How};
 pub use identity::Identity;
 
@@ -117,6 +118,12 @@ impl Sessions {
             .filter(|learnt| !learnt.is_empty())
             .and_then(|learnt| learnt.get(&(destination.id.clone(), destination.bucket.clone())).cloned());
         known.unwrap_or_else(|| destination.region.clone())
+    }
+
+    /// What is known about the sessions of these destinations, in their order. Nothing is fetched, and looking keeps none alive.
+    pub fn look(&self, destinations: &[&Destination]) -> Vec<Known> {
+        let keys: Vec<_> = destinations.iter().map(|one| Self::key(one, &self.region(one))).collect();
+        self.cache.look(&keys)
     }
 
     /// How many sessions are kept.

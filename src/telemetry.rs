@@ -17,8 +17,19 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use crate::config::{LogConfig, LogFormat};
 
 /// Crates whose debug and trace lines hold secrets.
-const LOUD: [&str; 10] =
-    ["aws_config", "aws_runtime", "aws_sdk_", "aws_sigv4", "aws_smithy_", "h2", "hyper", "lapin", "reqwest", "rustls"];
+const LOUD: [&str; 11] = [
+    "aws_config",
+    "aws_runtime",
+    "aws_sdk_",
+    "aws_sigv4",
+    "aws_smithy_",
+    "h2",
+    "hyper",
+    "lapin",
+    "reqwest",
+    "rustls",
+    "s3s",
+];
 
 /// The running log. Its filter can be changed while the program runs.
 #[derive(Debug, Clone)]

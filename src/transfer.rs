@@ -83,6 +83,9 @@ impl Transfers {
             () = attempt.cancel.cancelled() => return Err(Failure::new(Reason::Shutdown, "the worker is draining")),
             source = opened => source?,
         };
+        if let Some(length) = source.length {
+            attempt.progress.source_opened(length);
+        }
         let (source, read) = compressed(source, job.compression);
         let attributes = attributes(job);
         let target = Target {

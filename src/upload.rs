@@ -16,8 +16,8 @@ mod reconcile;
 mod single;
 mod verify;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use futures_util::{StreamExt as _, stream};
@@ -84,6 +84,17 @@ pub enum Uploaded {
 pub struct Progress {
     bytes: AtomicU64,
     parts: AtomicU32,
+    length: OnceLock<Length>,
+    source: OnceLock<u64>,
+}
+
+/// How long the object will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// So many bytes.
+    Known(u64),
+    /// It shows at the end: the source does not say, or the bytes are compressed on the way.
+    Unknown,
 }
 
 impl Progress {
@@ -97,7 +108,27 @@ impl Progress {
         self.parts.load(Ordering::Relaxed)
     }
 
-    fn add(&self, bytes: u64, parts: u32) {
+    /// How long the object will be; `None` until the source is open and the upload begins.
+    pub fn length(&self) -> Option<Length> {
+        self.length.get().copied()
+    }
+
+    /// Bytes of the source, once it is open and if it says so. They are those of the object, unless it is compressed on the way.
+    pub fn source(&self) -> Option<u64> {
+        self.source.get().copied()
+    }
+
+    /// The source is open and has this length.
+    pub(crate) fn source_opened(&self, length: u64) {
+        self.source.get_or_init(|| length);
+    }
+
+    /// The upload begins. A second one of the same attempt sends the same bytes.
+    pub(crate) fn begin(&self, length: Option<u64>) {
+        self.length.get_or_init(|| length.map_or(Length::Unknown, Length::Known));
+    }
+
+    pub(crate) fn add(&self, bytes: u64, parts: u32) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.parts.fetch_add(parts, Ordering::Relaxed);
     }
@@ -126,6 +157,7 @@ impl Uploader {
     ) -> Result<Uploaded, Failure> {
         let calls = self.calls(target.destination);
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
+        target.progress.begin(source.length);
         match source.body {
             SourceBody::File(file) => self.file(&calls, target, file, checked, cancel).await,
             SourceBody::Chunks(chunks) => {

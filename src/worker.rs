@@ -30,7 +30,7 @@ use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
 use crate::queue::{BoxFuture, Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::{Attempt, Transfers};
 use crate::upload::Progress;
-pub use board::{Board, RunningTransfer};
+pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
 use health::Health;
 use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
 use verdict::{Case, Verdict};
@@ -134,6 +134,11 @@ impl Worker {
     /// `Ok` while jobs are taken; else why not.
     pub fn ready(&self) -> Result<(), String> {
         self.health.fault().map_or_else(|| self.parts.queue.ready(), Err)
+    }
+
+    /// `Ok` while the queue gives work; else why not.
+    pub fn queue_ready(&self) -> Result<(), String> {
+        self.parts.queue.ready()
     }
 
     /// Whether the loops turn: false when the runtime did not get round to the worker's own tick for a while.
@@ -278,6 +283,7 @@ impl Worker {
         );
         let labels = job.as_ref().map(|job| job.labels.clone()).unwrap_or_default();
         let verdict = verdict::refused(&self.parts.prefix, &delivery.properties, failure, job_id, destination, labels);
+        self.board.refused(delivery.lane, &verdict, job_id, destination);
         self.settle(delivery, verdict.settlement, verdict.event.into_iter().collect()).await;
     }
 
@@ -368,6 +374,7 @@ impl Worker {
         };
         let verdict = case.judge(ended, metrics);
         log(&case, &verdict, &progress);
+        self.board.ended(&case, &verdict, &progress);
         if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
             running.delivered(event.clone());
         }
@@ -415,6 +422,7 @@ impl Worker {
         loop {
             tick.tick().await;
             self.parts.metrics.set_oldest_in_flight(self.board.oldest());
+            self.board.tick();
             *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
     }

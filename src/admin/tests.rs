@@ -18,7 +18,7 @@ async fn server(ready: Result<(), String>, live: bool) -> Server {
         metrics: Arc::new(Metrics::new(3)),
         ready: Arc::new(move || ready.clone()),
         live: Arc::new(move || live),
-        status: Arc::new(|| serde_json::json!({"in_flight": 2})),
+        status: Arc::new(|filter| serde_json::json!({"in_flight": 2, "filter": filter})),
     };
     let task = tokio::spawn(serve(listener, state, stop.clone()));
     Server { address, stop, task }
@@ -61,7 +61,64 @@ async fn every_page_has_its_content_type() {
     assert!(metrics.contains("\nconsign_draining 0\n"), "{metrics}");
     let status = server.get("/status").await;
     has(&status, 200, "application/json");
-    assert!(status.ends_with("{\"in_flight\":2}"), "{status}");
+    assert!(status.ends_with("{\"filter\":\"\",\"in_flight\":2}"), "{status}");
+}
+
+#[tokio::test]
+async fn the_pages_files_are_there_and_every_answer_is_hardened() {
+    let server = server(Ok(()), true).await;
+    let page = server.get("/").await;
+    let named = |attribute| page.split(attribute).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+    let files: Vec<_> = named("src=\"").chain(named("<link rel=\"stylesheet\" href=\"")).collect();
+    assert_eq!(files, ["page.js", "icon.svg", "page.css"]);
+    for (path, kind) in [
+        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/sections.js", "text/javascript; charset=utf-8"),
+        ("/view.js", "text/javascript; charset=utf-8"),
+        ("/chart.js", "text/javascript; charset=utf-8"),
+        ("/format.js", "text/javascript; charset=utf-8"),
+        ("/page.css", "text/css; charset=utf-8"),
+        ("/icon.svg", "image/svg+xml"),
+    ] {
+        has(&server.get(path).await, 200, kind);
+    }
+    for path in ["/", "/page.js", "/status", "/metrics", "/nothing"] {
+        let reply = server.get(path).await;
+        for header in [
+            "content-security-policy: default-src 'none'; ",
+            "x-content-type-options: nosniff\r\n",
+            "cache-control: no-store\r\n",
+        ] {
+            assert!(reply.contains(header), "{path} lacks {header}: {reply}");
+        }
+    }
+}
+
+/// The policy of the page forbids them; they would not run, and the console would complain.
+#[tokio::test]
+async fn the_page_has_no_inline_code_and_inserts_nothing_as_markup() {
+    let server = server(Ok(()), true).await;
+    let page = server.get("/").await;
+    for inline in [" style=", "<style", " onclick=", "javascript:", "http://", "https://"] {
+        assert!(!page.contains(inline), "{inline}");
+    }
+    for script in ["/page.js", "/sections.js", "/view.js", "/chart.js", "/format.js"] {
+        let script = server.get(script).await;
+        for sink in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser"]
+        {
+            assert!(!script.contains(sink), "{sink}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_filter_of_destinations_is_cleaned_and_bounded() {
+    let server = server(Ok(()), true).await;
+    let filtered = server.get("/status?x=1&destination=%20AC%22m%3Ce").await;
+    assert!(filtered.ends_with(r#"{"filter":"ac\"m<e","in_flight":2}"#), "{filtered}");
+    let long = server.get(&format!("/status?destination={}", "a".repeat(1000))).await;
+    assert!(long.contains(&format!("\"filter\":\"{}\"", "a".repeat(63))), "{long}");
 }
 
 #[tokio::test]

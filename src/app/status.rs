@@ -1,8 +1,33 @@
-//! What the admin endpoint shows of the running worker.
+//! What the admin endpoint shows of the running worker: `/status`, and through it the page at `/`.
+//!
+//! `/status` is one JSON object. Keys are added, never changed; sizes are bytes, times RFC 3339, and no secret, external id
+//! or query of a URL is in it. `?destination=TEXT` narrows `destination_states` to ids that contain the text.
+//!
+//! | key | what |
+//! |---|---|
+//! | `version`, `worker`, `prefix` | of the program, of this process, of its queues |
+//! | `time`, `started_at`, `uptime_seconds` | now and since when, on the worker's clock |
+//! | `ready`, `not_ready_because`, `draining` | whether jobs are taken, and if not, why |
+//! | `slots` | `total`, `busy`, `backfill` (the most that backfills may hold) |
+//! | `lanes[]` | `lane`, `running`, `slots`, `delivered_bytes`, `ended` by outcome since the start |
+//! | `buffer` | `bytes` now in part buffers, `limit_bytes` |
+//! | `broker` | `kind` (`rabbitmq`, `embedded`), `address` (no credentials), `connected`, `problem`, `unconfirmed`, `reconnects` |
+//! | `sessions`, `session_requests` | how many are kept; requests by how they were answered |
+//! | `failures[]` | `class`, `reason`, `count` of failed attempts since the start, the most frequent first |
+//! | `retries`, `deferred` | attempts that were charged and repeated; jobs put off uncharged |
+//! | `throughput` | 15 minutes in steps, see [`crate::worker::Throughput`] |
+//! | `running[]` | [`crate::worker::RunningTransfer`], the oldest first, at most 500 |
+//! | `recent` | the last ends, newest first: `ended[]` and `problems[]` of [`crate::worker::EndedTransfer`], 50 each |
+//! | `destinations` | how many are configured |
+//! | `destination_states` | `shown[]` (at most 100: trouble first, then the busiest), `matching`, `filter`; see [`destinations`] |
+
+mod destinations;
 
 use std::sync::Arc;
 
-use serde_json::json;
+use jiff::Timestamp;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::admin::AdminState;
@@ -12,6 +37,31 @@ use crate::metrics::Metrics;
 use crate::session::Sessions;
 use crate::worker::Worker;
 
+/// Running transfers that are listed.
+const RUNNING: usize = 500;
+
+/// Everything the status is read from.
+struct View {
+    worker: Arc<Worker>,
+    sessions: Arc<Sessions>,
+    metrics: Arc<Metrics>,
+    destinations: watch::Receiver<Arc<Destinations>>,
+    id: String,
+    prefix: String,
+    slots: u32,
+    backfill_slots: u32,
+    broker: BrokerName,
+    started: Timestamp,
+}
+
+/// Which queue this worker serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct BrokerName {
+    kind: &'static str,
+    /// Host and port, without credentials; none for a file.
+    address: Option<String>,
+}
+
 pub(super) fn admin_state(
     worker: &Arc<Worker>,
     sessions: &Arc<Sessions>,
@@ -19,27 +69,111 @@ pub(super) fn admin_state(
     config: &Config,
     destinations: watch::Receiver<Arc<Destinations>>,
 ) -> AdminState {
-    let (ready, live, shown, sessions) = (worker.clone(), worker.clone(), worker.clone(), sessions.clone());
-    let (id, slots, backfill_slots) = (config.worker.id.clone(), config.worker.slots, config.worker.backfill_slots);
-    let prefix = config.broker.prefix.clone();
+    let (ready, live) = (worker.clone(), worker.clone());
+    let view = View {
+        worker: worker.clone(),
+        sessions: sessions.clone(),
+        metrics: metrics.clone(),
+        destinations,
+        id: config.worker.id.clone(),
+        prefix: config.broker.prefix.clone(),
+        slots: config.worker.slots.get(),
+        backfill_slots: config.worker.backfill_slots,
+        broker: broker_name(config.broker.url.as_ref().map_or("", |url| url.expose_secret())),
+        started: Timestamp::now(),
+    };
     AdminState {
         metrics: metrics.clone(),
         ready: Arc::new(move || ready.ready()),
         live: Arc::new(move || live.alive()),
-        status: Arc::new(move || {
-            let not_ready = shown.ready().err();
-            let running = shown.board().list();
-            json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "worker": id,
-                "prefix": prefix,
-                "ready": not_ready.is_none(),
-                "not_ready_because": not_ready,
-                "slots": { "total": slots, "busy": running.len(), "backfill": backfill_slots },
-                "sessions": sessions.len(),
-                "destinations": destinations.borrow().len(),
-                "running": running,
-            })
-        }),
+        status: Arc::new(move |filter| view.status(filter)),
+    }
+}
+
+fn broker_name(url: &str) -> BrokerName {
+    if url.starts_with("sqlite:") {
+        return BrokerName { kind: "embedded", address: None };
+    }
+    let parsed = url::Url::parse(url).ok();
+    let address = parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port()))).map(|(host, port)| match port {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    });
+    BrokerName { kind: "rabbitmq", address }
+}
+
+impl View {
+    fn status(&self, filter: &str) -> Value {
+        let not_ready = self.worker.ready().err();
+        let counts = self.metrics.snapshot();
+        let mut running = self.worker.board().list();
+        let states = destinations::states(&destinations::Known {
+            configured: &self.destinations.borrow().clone(),
+            worked_for: self.worker.board().destinations(),
+            running: &running,
+            sessions: &self.sessions,
+            metrics: &self.metrics,
+            filter,
+        });
+        let now = Timestamp::now();
+        let busy = running.len();
+        running.truncate(RUNNING);
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "worker": self.id,
+            "prefix": self.prefix,
+            "time": now,
+            "started_at": self.started,
+            "uptime_seconds": now.duration_since(self.started).as_secs().max(0),
+            "ready": not_ready.is_none(),
+            "not_ready_because": not_ready,
+            "draining": counts.draining,
+            "slots": { "total": self.slots, "busy": busy, "backfill": self.backfill_slots },
+            "lanes": counts.lanes,
+            "buffer": { "bytes": counts.buffer_bytes, "limit_bytes": counts.buffer_limit_bytes },
+            "broker": self.broker(counts.broker_connected, counts.broker_unconfirmed, counts.broker_reconnects),
+            "sessions": self.sessions.len(),
+            "session_requests": counts.session_requests,
+            "failures": counts.failures,
+            "retries": counts.retries,
+            "deferred": counts.deferred,
+            "throughput": self.worker.board().throughput(),
+            "running": running,
+            "recent": self.worker.board().recent(),
+            "destinations": self.destinations.borrow().len(),
+            "destination_states": states,
+        })
+    }
+
+    fn broker(&self, connected: bool, unconfirmed: u64, reconnects: u64) -> Value {
+        let problem = self.worker.queue_ready().err();
+        json!({
+            "kind": self.broker.kind,
+            "address": self.broker.address,
+            "connected": connected || problem.is_none(),
+            "problem": problem,
+            "unconfirmed": unconfirmed,
+            "reconnects": reconnects,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_broker_is_named_without_credentials() {
+        let named = |url| {
+            let BrokerName { kind, address } = broker_name(url);
+            (kind, address.unwrap_or_default())
+        };
+        assert_eq!(
+            named("amqps://user:marked-secret@rabbit.example:5671/%2f"),
+            ("rabbitmq", "rabbit.example:5671".into())
+        );
+        assert_eq!(named("amqp://user:marked-secret@[::1]/x"), ("rabbitmq", "[::1]".into()));
+        assert_eq!(named("sqlite:/var/lib/consign/queue.db"), ("embedded", String::new()));
+        assert_eq!(named("not a url"), ("rabbitmq", String::new()));
     }
 }

@@ -234,7 +234,10 @@ fn permission_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
     if let (Auth::IamRole { role_arn, .. }, Some(owner)) = (&destination.auth, &destination.expected_bucket_owner)
         && owner != role_arn.account()
     {
-        notes.push(format!("the bucket belongs to {owner}: its own policy must allow the same to the role"));
+        notes.push(format!(
+            "the bucket belongs to account {owner}: its own policy must allow the same to {}",
+            role_arn.as_str()
+        ));
     }
     notes
 }
@@ -247,7 +250,7 @@ fn permission_note(permission: Permission, destination: &Destination, scope: &Sc
         (Need::ForTags, true) => format!("required by jobs with tags: it {purpose}"),
         (Need::ForTags, false) => "left out: only jobs with tags need it; --tags adds it".to_owned(),
         (Need::ForDefaultKey, _) => {
-            "left out: only needed if the bucket's default encryption is a KMS key of your own; kms_key_arn adds it"
+            "left out: only needed if the bucket's default encryption is a KMS key of your own; kms_key_arn (--kms-key-arn) adds it"
                 .to_owned()
         }
         (Need::Optional, true) => format!("optional: it {purpose}; without it, {without}"),

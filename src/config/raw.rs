@@ -48,7 +48,8 @@ pub struct RawConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawBroker {
-    /// "amqps://..." or "amqp://...". Holds a password, so prefer `url_file` or the environment.
+    /// "amqps://..." or "amqp://..." for RabbitMQ, "sqlite:PATH" for the embedded queue of one machine. A broker's URL holds a password,
+    /// so prefer `url_file` or the environment for it.
     #[serde(skip_serializing)]
     #[schemars(with = "Option<String>")]
     pub url: Option<SecretString>,

@@ -77,6 +77,12 @@ impl DestinationMetrics {
         }
     }
 
+    /// Whether the circuit of a destination is open, as far as it has a label of its own.
+    pub fn circuit_open(&self, destination: &DestinationId) -> bool {
+        let known = self.known.read().is_ok_and(|known| known.contains(destination));
+        known && self.circuit_open.with_label_values(&[destination.as_str()]).get() == 1
+    }
+
     fn label<'a>(&self, destination: &'a DestinationId) -> &'a str {
         if self.known.read().is_ok_and(|known| known.contains(destination)) {
             return destination.as_str();

@@ -117,8 +117,9 @@ pub(super) fn compact(value: &Value) -> String {
 }
 
 /// The order of the keys, of policies and of templates; others follow as they come.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "AWSTemplateFormatVersion",
+    "ID",
     "Description",
     "Version",
     "Sid",

@@ -7,10 +7,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::principal::Principal;
-use super::resource::{bucket_arn, objects_arn};
-use crate::destination::Destination;
-
 /// Adds the addresses to a statement's condition; none leave it as it is.
 pub(super) fn from_addresses(mut statement: Map<String, Value>, addresses: &[String]) -> Map<String, Value> {
     if addresses.is_empty() {
@@ -19,22 +15,4 @@ pub(super) fn from_addresses(mut statement: Map<String, Value>, addresses: &[Str
     let condition = statement.entry("Condition").or_insert_with(|| json!({}));
     condition["IpAddress"] = json!({ "aws:SourceIp": addresses });
     statement
-}
-
-/// A statement for the bucket's policy that shuts this one role or user out from everywhere but these addresses.
-///
-/// It is a Deny, so it holds whatever else is allowed. Calls that a service makes in the caller's name are let through
-/// (`aws:ViaAWSService`): they come from addresses of that service.
-pub fn bucket_policy_fence(destination: &Destination, grantee: &Principal, addresses: &[String]) -> Value {
-    json!({
-        "Sid": "ConsignOnlyFromItsAddresses",
-        "Effect": "Deny",
-        "Principal": { "AWS": grantee.as_str() },
-        "Action": "s3:*",
-        "Resource": [bucket_arn(destination), objects_arn(destination)],
-        "Condition": {
-            "NotIpAddress": { "aws:SourceIp": addresses },
-            "BoolIfExists": { "aws:ViaAWSService": "false" },
-        },
-    })
 }

@@ -154,3 +154,39 @@ fn pasted_json_reads_in_the_usual_order_and_holds_only_what_iam_takes() {
     );
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), document);
 }
+
+/// What IAM makes of a resource: `${*}` and its like are characters, everything else stands for itself but the last `*`.
+fn meant(resource: &str) -> String {
+    let folder = resource.strip_suffix('*').unwrap();
+    let spared = folder.replace("${*}", "").replace("${?}", "").replace("${$}", "");
+    assert!(!spared.contains(['*', '?', '$']), "{resource} matches more than its folder");
+    let mut out = String::new();
+    let mut rest = folder;
+    while let Some((before, after)) = rest.split_once("${") {
+        out.push_str(before);
+        let (character, after) = after.split_once('}').unwrap();
+        out.push_str(character);
+        rest = after;
+    }
+    out + rest
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_folder_widens_a_policy_or_outgrows_sts(prefix in "[^\\p{Cc}/.][^\\p{Cc}.]{0,400}") {
+        let auth = RawAuth { role_arn: Some(ROLE.into()), ..RawAuth::default() };
+        let raw = RawDestination {
+            bucket: "acme-exports".into(), region: "eu-central-1".into(), prefix, auth, ..RawDestination::default()
+        };
+        // A folder that would need too long a policy is refused, which is as well.
+        if let Ok(destination) = raw.validate(DestinationId::parse("acme").unwrap()) {
+            let text = session_policy(&destination);
+            proptest::prop_assert!(text.chars().count() <= SESSION_POLICY_LIMIT);
+            let whole = format!("arn:aws:s3:::acme-exports/{}", destination.prefix);
+            let session: Value = serde_json::from_str(&text).unwrap();
+            for document in [session, permissions(&destination, &Scope::minimal())] {
+                proptest::prop_assert_eq!(&meant(document["Statement"][0]["Resource"].as_str().unwrap()), &whole);
+            }
+        }
+    }
+}

@@ -316,7 +316,12 @@ pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), Que
     let connection = Endpoint::parse(config, name)?.connect("topology").await?;
     let applied = declare::apply(&connection, &Topology::new(&config.prefix)).await;
     connection::close(&connection).await;
-    applied
+    whole(&applied?)
+}
+
+/// A session does without some parts; whoever asks for the topology wants all of it.
+fn whole(missing: &[String]) -> Result<(), QueueError> {
+    if missing.is_empty() { Ok(()) } else { Err(QueueError::Topology(missing.join("; "))) }
 }
 
 /// Looks whether the broker can be reached and has every exchange and queue of `[broker] prefix`; changes nothing.
@@ -327,7 +332,7 @@ pub async fn look(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
     let connection = Endpoint::parse(config, name)?.connect("check").await?;
     let found = declare::check(&connection, &Topology::new(&config.prefix)).await;
     connection::close(&connection).await;
-    found
+    whole(&found?)
 }
 
 /// The virtual host that `broker.url` names.

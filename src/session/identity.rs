@@ -5,6 +5,7 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_sts::config::timeout::TimeoutConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -25,10 +26,9 @@ pub struct Identity {
 impl Identity {
     /// Finds the identity's source. Nothing is called before the first AssumeRole; a missing identity shows up there.
     pub async fn load(aws: &AwsConfig) -> Self {
-        let http = Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http.clone())
-            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
+        let http = https();
+        let mut loader =
+            aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone()).timeout_config(timeouts());
         loader = match &aws.region {
             Some(region) => loader.region(aws_config::Region::new(region.as_str().to_owned())),
             // Not the instance's metadata: away from EC2 they take seconds not to answer, and STS is called in the
@@ -49,6 +49,20 @@ impl Identity {
                 .await;
             sdk = sdk.into_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build();
         }
+        Self { sdk, http }
+    }
+
+    /// The identity of a known key in a known region. Neither environment, profile files nor metadata services are asked.
+    pub fn fixed(access_key_id: &str, secret_access_key: &str, region: &Region) -> Self {
+        let http = https();
+        let key = Credentials::new(access_key_id, secret_access_key, None, None, "consign fixed identity");
+        let sdk = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(http.clone())
+            .timeout_config(timeouts())
+            .region(aws_config::Region::new(region.as_str().to_owned()))
+            .credentials_provider(SharedCredentialsProvider::new(key))
+            .build();
         Self { sdk, http }
     }
 
@@ -78,4 +92,13 @@ impl Identity {
         }
         aws_sdk_s3::Client::from_conf(config.build())
     }
+}
+
+/// The HTTP client. It goes straight to its peer: no proxy of the environment is asked.
+fn https() -> SharedHttpClient {
+    Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https()
+}
+
+fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build()
 }

@@ -1,6 +1,7 @@
 //! From how a transfer ended to what is done about it: the settlement, the outcome event, the counters, the log line.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,7 +36,7 @@ pub(super) struct Case<'a> {
     pub(super) lane: Lane,
     pub(super) properties: &'a Properties,
     pub(super) job: &'a Job,
-    pub(super) destination: &'a Destination,
+    pub(super) destination: &'a Arc<Destination>,
     pub(super) history: &'a History,
     pub(super) started_at: Timestamp,
     pub(super) took: Duration,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Which files may name a crate.
-const ROOMS: [(&str, &[&str]); 7] = [
+const ROOMS: [(&str, &[&str]); 9] = [
     ("lapin", &["queue/amqp"]),
     ("rusqlite", &["queue/embedded"]),
     ("bincode", &["job/compact"]),
@@ -12,6 +12,8 @@ const ROOMS: [(&str, &[&str]); 7] = [
     ("prometheus", &["metrics"]),
     ("aws_sdk_s3", &["session", "upload", "source/s3", "check"]),
     ("aws_sdk_sts", &["session", "upload", "source/s3", "check"]),
+    ("s3s", &["dev"]),
+    ("s3s_fs", &["dev"]),
 ];
 
 fn source(below: &Path) -> Vec<(PathBuf, String)> {

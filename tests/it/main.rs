@@ -8,6 +8,8 @@
 mod bad_jobs;
 mod check;
 mod delivery;
+#[cfg(feature = "dev")]
+mod dev;
 mod drain;
 mod enqueue;
 mod faults;
@@ -15,6 +17,7 @@ mod forms;
 mod harness;
 mod layering;
 mod names;
+mod page;
 mod policy;
 mod queue_amqp;
 mod queue_conformance;

@@ -2,12 +2,16 @@
 
 mod documents;
 mod guide;
+mod keys;
 mod proof;
 mod single;
 
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+
+use crate::testbed::exported;
 
 /// Runs `consign policy` on a configuration.
 fn policy(config: &std::path::Path, arguments: &[&str]) -> Output {
@@ -24,4 +28,15 @@ fn text(output: &Output) -> String {
 
 fn json(output: &Output) -> Value {
     serde_json::from_str(&text(output)).unwrap()
+}
+
+/// Asks one of the scripts here, which speak for somebody else's libraries: JSON in, JSON out.
+fn python(script: &str, question: &Value) -> Value {
+    let script = format!("{}/tests/it/policy/{script}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(exported("CONSIGN_TEST_PYTHON"));
+    let mut child = command.arg(&script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(question.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{script} refuses");
+    serde_json::from_slice(&output.stdout).unwrap()
 }

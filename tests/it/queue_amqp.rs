@@ -167,6 +167,28 @@ async fn other_arguments_are_reported_and_nothing_else_breaks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broken_control_stream_stops_no_delivery() {
+    let rabbit = Rabbit::new("control").await;
+    rabbit.delete("control").await;
+    for declare in [false, true] {
+        if declare {
+            // Something else by its name: it can't be declared, either.
+            let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+            rabbit.channel.queue_declare(rabbit.name("control").into(), durable, FieldTable::default()).await.unwrap();
+        }
+        let queue = Rabbit::start_as(&BrokerConfig { declare, ..rabbit.config.clone() });
+        queue.connected(LIMIT).await.unwrap();
+        queue.publish(job("job.scheduled.acme")).await.unwrap();
+        let got = next(&queue, Lane::Scheduled).await;
+        queue.settle(got, Settlement::Ack, vec![event(None)]).await.unwrap();
+        queue.close().await;
+    }
+    // The command that declares is asked for all of it.
+    let why = apply_topology(&rabbit.config, "test").await.unwrap_err().to_string();
+    assert!(why.contains(&rabbit.name("control")), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_absent_broker_is_waited_for_and_ready_says_so() {
     let rabbit = Rabbit::new("absent").await;
     let nobody = config("amqp://guest:s3cr3t-marker@127.0.0.1:9/%2f", &rabbit.config.prefix);

@@ -1,7 +1,7 @@
 //! The commands on the embedded queue: `run`, `enqueue`, `topology`; and what they say when the file can't be used.
 
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -102,42 +102,51 @@ async fn a_locked_file_makes_a_worker_unready_and_enqueue_give_up_with_69() {
 async fn a_disk_without_room_refuses_jobs_and_keeps_those_it_has() {
     let mut site = Site::embedded("full");
     let s3 = furnish(&mut site).await;
-    let mount = site.dir.path().join("small");
-    std::fs::create_dir(&mount).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m", "consign-test"])
-        .arg(&mount)
-        .stderr(std::process::Stdio::null())
-        .status();
-    if !mounted.is_ok_and(|status| status.success()) {
+    let Some(small) = Mount::small(&site) else {
         println!("SKIPPED: a small file system can't be mounted here; the same is shown with a page limit elsewhere");
         return;
-    }
-    site.set("broker.url", format!("sqlite:{}", mount.join("queue.db").display()));
+    };
+    site.set("broker.url", format!("sqlite:{}", small.0.join("queue.db").display()));
     let url = site.file("f", b"hello");
     let kept = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "kept"]);
-    let filler = mount.join("filler");
-    let _ = std::fs::write(&filler, vec![0; 2 << 20]);
+    assert!(kept.status.success(), "{}", stderr(&kept));
+    // As much as fits.
+    let filler = small.0.join("filler");
+    assert!(std::fs::write(&filler, vec![0; 2 << 20]).is_err());
     let refused = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "refused"]);
+    assert_eq!(refused.status.code(), Some(69), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("disk is full"), "{}", stderr(&refused));
     let worker = site.starting_worker().await;
-    let said = until("readyz says so", Duration::from_secs(60), async || {
+    until("readyz says so", Duration::from_secs(60), async || {
         let said = worker.try_get("/readyz").await?;
-        said.contains("disk is full").then_some(said)
+        (said.contains("queue.db") && said.contains("disk is full")).then_some(())
     })
     .await;
     std::fs::remove_file(&filler).unwrap();
     worker.ready().await;
     until("the kept job is delivered", Duration::from_secs(60), async || (s3.count("acme") == 1).then_some(())).await;
     worker.terminate();
-    let ended = worker.exit(Duration::from_secs(30)).await;
-    drop(worker);
-    let unmounted = std::process::Command::new("umount").arg(&mount).status();
-    assert!(kept.status.success(), "{}", stderr(&kept));
-    assert_eq!(refused.status.code(), Some(69), "{}", stderr(&refused));
-    assert!(stderr(&refused).contains("disk is full"), "{}", stderr(&refused));
-    assert!(said.contains("queue.db"), "{said}");
-    assert!(ended.success());
-    assert!(unmounted.unwrap().success());
+    assert!(worker.exit(Duration::from_secs(30)).await.success());
+}
+
+/// A file system of 1 MiB, for as long as this lives.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn small(site: &Site) -> Option<Self> {
+        let place = site.dir.path().join("small");
+        std::fs::create_dir(&place).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "consign-test"]).arg(&place).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then_some(Self(place))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: a worker that is just being killed may still have the file open.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

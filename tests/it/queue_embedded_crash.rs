@@ -150,6 +150,7 @@ async fn a_thousand_jobs_survive_twenty_kills() {
         let object = world.s3.object("acme", &format!("in/k-{n}")).unwrap_or_else(|| panic!("job-{n} is lost"));
         assert_eq!(object.bytes, source(n).1, "job-{n} is half delivered");
     }
+    assert!(world.s3.calls("CompleteMultipartUpload").len() >= JOBS / 20, "one in twenty is uploaded in parts");
     assert_eq!(world.s3.violations(), Vec::<String>::new());
     let repeats: i64 = world.query("SELECT sum(repeats) FROM outcomes");
     println!("{KILLS} kills; {redelivered} jobs were held at the last one; {repeats} outcomes came again");

@@ -1,6 +1,7 @@
 //! What the tests stand on: the broker, moto, a scripted S3 and STS, sources, a fault proxy, and the worker as a process.
 
 pub mod broker;
+pub mod browser;
 pub mod ministack;
 pub mod moto;
 pub mod proxy;

@@ -127,7 +127,7 @@ fn configured(name: &str, config: &Config) -> Result<Destination, Refusal> {
     found.ok_or_else(|| {
         let known = config.destinations.keys().take(10).map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let known = if known.is_empty() { "none is".to_owned() } else { format!("these are: {known}") };
-        Refusal::Config(format!(
+        Refusal::Usage(format!(
             "the destination {name} is not configured ({known}); add [destinations.{name}], or give --bucket"
         ))
     })

@@ -14,8 +14,8 @@ const DECLARE_EXCHANGE: ExchangeDeclareOptions =
     ExchangeDeclareOptions { passive: false, durable: true, auto_delete: false, internal: false, nowait: false };
 
 /// Declares all of it. What is there already with the same arguments stays as it is; other arguments are an error, and every
-/// such error is reported, not only the first.
-pub(super) async fn apply(connection: &Connection, topology: &Topology) -> Result<(), QueueError> {
+/// such error is reported, not only the first. Answers what is wrong with parts that deliveries do without.
+pub(super) async fn apply(connection: &Connection, topology: &Topology) -> Result<Vec<String>, QueueError> {
     let mut steps = Steps::new(connection, "can't be declared", Mode::Declare);
     for exchange in &topology.exchanges {
         steps.exchange(exchange).await?;
@@ -26,12 +26,15 @@ pub(super) async fn apply(connection: &Connection, topology: &Topology) -> Resul
     for binding in &topology.bindings {
         steps.bind(binding).await?;
     }
-    steps.finish("; delete what is left of an older topology (when it is empty), or use another broker.prefix")
+    steps.finish(
+        "; where the arguments differ, delete what is left of an older topology (when it is empty) or use another \
+         broker.prefix; what the broker calls down or inaccessible is its own to mend",
+    )
 }
 
 /// Looks whether every exchange and queue is there, without changing anything. Bindings can't be looked up by AMQP; a missing
-/// one shows as a returned message.
-pub(super) async fn check(connection: &Connection, topology: &Topology) -> Result<(), QueueError> {
+/// one shows as a returned message. Answers what is wrong with parts that deliveries do without.
+pub(super) async fn check(connection: &Connection, topology: &Topology) -> Result<Vec<String>, QueueError> {
     let mut steps = Steps::new(connection, "is not there", Mode::Look);
     for exchange in &topology.exchanges {
         steps.exchange(exchange).await?;
@@ -55,11 +58,13 @@ struct Steps<'a> {
     verdict: &'static str,
     mode: Mode,
     problems: Vec<String>,
+    /// Problems of what deliveries do without.
+    minor: Vec<String>,
 }
 
 impl<'a> Steps<'a> {
     fn new(connection: &'a Connection, verdict: &'static str, mode: Mode) -> Self {
-        Self { connection, channel: None, verdict, mode, problems: Vec::new() }
+        Self { connection, channel: None, verdict, mode, problems: Vec::new(), minor: Vec::new() }
     }
 
     async fn exchange(&mut self, exchange: &Exchange) -> Result<(), QueueError> {
@@ -68,7 +73,8 @@ impl<'a> Steps<'a> {
         let channel = self.channel().await?;
         let declared = channel.exchange_declare(name, exchange_kind(exchange.kind), options, arguments);
         let result = call("declaring an exchange", answered(declared)).await?;
-        self.note("exchange", &exchange.name, result);
+        let problem = self.problem("exchange", &exchange.name, result);
+        self.problems.extend(problem);
         Ok(())
     }
 
@@ -78,7 +84,9 @@ impl<'a> Steps<'a> {
         let channel = self.channel().await?;
         let declared = channel.queue_declare(name, options, arguments);
         let result = call("declaring a queue", answered(declared)).await?;
-        self.note("queue", &queue.name, result.map(drop));
+        let problem = self.problem("queue", &queue.name, result.map(drop));
+        let found = if queue.is_needed_to_deliver() { &mut self.problems } else { &mut self.minor };
+        found.extend(problem);
         Ok(())
     }
 
@@ -88,7 +96,8 @@ impl<'a> Steps<'a> {
         let channel = self.channel().await?;
         let bound = channel.queue_bind(queue, exchange, key, options, arguments);
         let result = call("binding a queue", answered(bound)).await?;
-        self.note("binding of", &binding.queue, result);
+        let problem = self.problem("binding of", &binding.queue, result);
+        self.problems.extend(problem);
         Ok(())
     }
 
@@ -101,18 +110,18 @@ impl<'a> Steps<'a> {
         Ok(channel)
     }
 
-    fn note(&mut self, what: &str, name: &str, result: Result<(), String>) {
-        if let Err(answer) = result {
-            self.channel = None;
-            self.problems.push(format!("{what} `{name}` {} ({answer})", self.verdict));
-        }
+    fn problem(&mut self, what: &str, name: &str, result: Result<(), String>) -> Option<String> {
+        let answer = result.err()?;
+        self.channel = None;
+        Some(format!("{what} `{name}` {} ({answer})", self.verdict))
     }
 
-    fn finish(self, remedy: &str) -> Result<(), QueueError> {
+    fn finish(self, remedy: &str) -> Result<Vec<String>, QueueError> {
         if self.problems.is_empty() {
-            return Ok(());
+            return Ok(self.minor);
         }
-        Err(QueueError::Topology(format!("{}{remedy}", self.problems.join("; "))))
+        let all = [self.problems, self.minor].concat();
+        Err(QueueError::Topology(format!("{}{remedy}", all.join("; "))))
     }
 }
 

@@ -127,7 +127,7 @@ impl Session {
         let mut consumers = Vec::new();
         let mut consuming = None;
         if !shared.lanes.is_empty() {
-            ensure_topology(shared, &publishing).await?;
+            ensure_topology(shared).await?;
             let connection = shared.endpoint.connect("consumer").await?;
             watch_over(&mut tasks, &connection, &health);
             for (lane, prefetch) in &shared.lanes {
@@ -198,12 +198,19 @@ impl Session {
     }
 }
 
-async fn ensure_topology(shared: &Shared, connection: &Connection) -> Result<(), QueueError> {
-    if shared.declare {
-        declare::apply(connection, &shared.topology).await
+/// On a connection of its own: what the broker refuses here closes channels, and lapin reports that as an error of their connection.
+async fn ensure_topology(shared: &Shared) -> Result<(), QueueError> {
+    let connection = shared.endpoint.connect("topology").await?;
+    let ensured = if shared.declare {
+        declare::apply(&connection, &shared.topology).await
     } else {
-        declare::check(connection, &shared.topology).await
+        declare::check(&connection, &shared.topology).await
+    };
+    connection::close(&connection).await;
+    for problem in ensured? {
+        tracing::warn!(%problem, "jobs are delivered without it");
     }
+    Ok(())
 }
 
 async fn lane_channel(connection: &Connection, prefetch: u16) -> Result<Channel, QueueError> {

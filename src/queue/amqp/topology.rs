@@ -129,6 +129,14 @@ pub(super) struct Queue {
     pub(super) arguments: Arguments,
 }
 
+impl Queue {
+    /// Whether jobs pass through it. The stream of control messages only speeds operators' wishes up, and a stream may stay down
+    /// after its node was killed (seen on 3.10): that must not stop a single delivery.
+    pub(super) fn is_needed_to_deliver(&self) -> bool {
+        self.arguments.get("x-queue-type") != Some(&"stream".into())
+    }
+}
+
 /// From an exchange to a queue.
 #[derive(Debug, Clone)]
 pub(super) struct Binding {

@@ -1,6 +1,9 @@
 //! The thread that owns the connection. What was asked meanwhile is done in one transaction (a commit costs the same for one job
 //! as for a hundred), together with taking new jobs; then the answers go out.
 
+mod batch;
+mod session;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,25 +14,19 @@ use tokio::sync::watch;
 
 use super::file::Store;
 use super::intake::Intake;
-use super::owner::{self, Owner, Watch};
+use super::owner;
 use super::trouble::Trouble;
 use super::work::{Command, Pending, Work};
-use super::{jobs, outcomes};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{Delivery, QueueError};
+use crate::queue::QueueError;
 use crate::retry::Retry;
+use session::{BEAT, Session};
 
 /// How late jobs of other processes are seen.
 const POLL: Duration = Duration::from_millis(50);
-/// How often locks of other owners are tried.
-const LOOK: Duration = Duration::from_secs(1);
-/// How often this owner gives a sign of life.
-const BEAT: Duration = Duration::from_secs(5);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
-/// Pieces of work in one transaction.
-const BATCH: usize = 256;
 
 /// What the thread and the queue's users share.
 pub(super) struct Shared {
@@ -54,17 +51,6 @@ pub(super) enum Phase {
     Closed,
 }
 
-/// The file, open, and this process's part in it.
-struct Session {
-    store: Store,
-    owner: Option<Owner>,
-    watch: Watch,
-    version: i64,
-    looks_at: Instant,
-    beats_at: Instant,
-    clock_ms: i64,
-}
-
 /// The thread's own.
 pub(super) struct Engine {
     shared: Arc<Shared>,
@@ -80,14 +66,6 @@ pub(super) struct Engine {
     retry: Retry,
     again_at: Option<Instant>,
     was_up: bool,
-}
-
-/// What a transaction did.
-struct Done {
-    answers: Vec<Result<(), QueueError>>,
-    fetched: Vec<(Lane, usize, Vec<Delivery>)>,
-    arrived: usize,
-    next_due: Option<i64>,
 }
 
 impl Engine {
@@ -200,6 +178,10 @@ impl Engine {
             // Opened anew, it is checked anew; what this owner held comes again then.
             self.session = None;
         }
+        // Reading may work where writing does not: only a sign of life that was written shows that the trouble is over.
+        if let Some(session) = &mut self.session {
+            session.beats_at = Instant::now();
+        }
         let problem = trouble.into_error();
         let text = problem.to_string();
         if !matches!(&*self.shared.phase.borrow(), Phase::Down(known) if known.to_string() == text) {
@@ -214,19 +196,8 @@ impl Engine {
         if self.session.is_some() {
             return Ok(());
         }
-        let file = &self.shared.file;
-        let store = Store::open(file)?;
-        let now = Instant::now();
-        let session = Session {
-            store,
-            owner: None,
-            watch: Watch::default(),
-            version: -1,
-            looks_at: now,
-            beats_at: now + BEAT,
-            clock_ms: i64::MAX,
-        };
-        self.session = Some(session);
+        let store = Store::open(&self.shared.file)?;
+        self.session = Some(Session::new(store));
         if self.shared.lanes.is_empty() { Ok(()) } else { self.begin_generation() }
     }
 
@@ -236,16 +207,10 @@ impl Engine {
         self.generation += 1;
         self.held.clear();
         self.shared.intake.forget();
-        let entered = Owner::new(&self.shared.file).map_err(|error| Trouble::creating(&self.shared.file, &error))?;
-        let worker = &self.shared.worker_id;
-        let result = session.store.transact(false, |db| entered.enter(db, worker));
-        if let Err(error) = result {
-            entered.remove_lock();
+        if let Err(trouble) = session.enter(&self.shared) {
+            // Without an owner it is no session.
             self.session = None;
-            return Err(Trouble::of(&self.shared.file, &error));
-        }
-        if let Some(old) = session.owner.replace(entered) {
-            old.remove_lock();
+            return Err(trouble);
         }
         self.look_everywhere();
         Ok(())
@@ -299,90 +264,6 @@ impl Engine {
         self.shared.intake.forget();
     }
 
-    /// One transaction with all that is to be done.
-    fn turn(&mut self) -> Result<(), Trouble> {
-        let due = self.next_due.is_some_and(|due| due <= jobs::now_ms());
-        let wanted = self.wanted(due);
-        if self.pending.is_empty() && wanted.is_empty() && !due {
-            return Ok(());
-        }
-        let Some(session) = &mut self.session else { return Ok(()) };
-        let batch = || self.pending.iter().take(BATCH).map(|pending| &pending.work);
-        let prefix = self.shared.prefix.as_str();
-        let owner = (session.owner.as_ref().map_or("", Owner::id), self.generation);
-        let recorded = batch().any(|work| matches!(work, Work::Settle { events, .. } if !events.is_empty()));
-        let work = |db: &rusqlite::Transaction<'_>| {
-            let answers = batch().map(|work| work.apply(db, prefix, owner)).collect::<rusqlite::Result<_>>()?;
-            if recorded {
-                outcomes::trim(db)?;
-            }
-            let arrived = if due { jobs::arrive(db, prefix)? } else { 0 };
-            let fetched = wanted
-                .iter()
-                .map(|(lane, room)| Ok((*lane, *room, jobs::claim(db, prefix, *lane, owner, *room)?)))
-                .collect::<rusqlite::Result<_>>()?;
-            Ok(Done { answers, fetched, arrived, next_due: jobs::next_due(db, prefix)? })
-        };
-        let done = session.store.transact(batch().any(Work::is_durable), work);
-        match done {
-            Ok(done) => self.finish(done),
-            Err(error) => return Err(Trouble::of(&self.shared.file, &error)),
-        }
-        Ok(())
-    }
-
-    /// The lanes with room, and how much, after the settlements that are pending.
-    fn wanted(&self, due: bool) -> Vec<(Lane, usize)> {
-        if !self.shared.intake.takes() {
-            return Vec::new();
-        }
-        let batch = || self.pending.iter().take(BATCH).map(|pending| &pending.work);
-        let brings = due || batch().any(Work::brings_jobs);
-        let ending: Vec<_> = batch().flat_map(|work| work.ends(self.generation)).map(|ticket| ticket.lane).collect();
-        let lanes = self.shared.lanes.iter().filter(|(lane, _)| brings || self.more.contains(lane));
-        let room = |(lane, prefetch): &(Lane, u16)| {
-            let held = self.held.values().filter(|held| *held == lane).count();
-            let ending = ending.iter().filter(|ending| *ending == lane).count();
-            (*lane, usize::from((*prefetch).max(1)).saturating_sub(held.saturating_sub(ending)))
-        };
-        lanes.map(room).filter(|(_, room)| *room > 0).collect()
-    }
-
-    fn finish(&mut self, done: Done) {
-        if done.answers.iter().any(Result::is_err) {
-            tracing::debug!("a settlement came too late; its delivery is somebody else's by now");
-        }
-        if self.pending.iter().take(done.answers.len()).any(|pending| pending.work.brings_jobs()) || done.arrived > 0 {
-            self.more = self.shared.lanes.iter().map(|(lane, _)| *lane).collect();
-        }
-        self.next_due = done.next_due;
-        for answer in done.answers {
-            let Some(pending) = self.pending.pop_front() else { break };
-            for ticket in pending.work.ends(self.generation) {
-                self.held.remove(&ticket.tag);
-            }
-            pending.answer(answer);
-        }
-        for (lane, room, fetched) in done.fetched {
-            if fetched.len() < room {
-                self.more.retain(|other| *other != lane);
-            }
-            self.hand_over(fetched);
-        }
-    }
-
-    fn hand_over(&mut self, fetched: Vec<Delivery>) {
-        let mut unwanted = Vec::new();
-        for delivery in fetched {
-            self.held.insert(delivery.ticket.tag, delivery.lane);
-            unwanted.extend(self.shared.intake.put(delivery));
-        }
-        if !unwanted.is_empty() {
-            let work = Work::GiveBack { tickets: unwanted, counted: false };
-            self.pending.push_back(Pending { work, deadline: None, reply: None });
-        }
-    }
-
     /// Ends the waiting of those whose time is over. A delivery that could not be settled goes back as soon as that is possible.
     fn expire(&mut self) {
         let now = Instant::now();
@@ -434,62 +315,5 @@ impl Drop for Engine {
         self.shared.intake.close();
         self.shared.metrics.set_broker_connected(false);
         self.shared.phase.send_replace(Phase::Closed);
-    }
-}
-
-impl Session {
-    /// A sign of life, and a look at everybody else. False when others have called this owner gone.
-    fn beat(&mut self) -> rusqlite::Result<bool> {
-        let Some(owner) = &self.owner else { return Ok(true) };
-        let watch = &mut self.watch;
-        let mut released = 0;
-        let alive = self.store.transact(false, |db| {
-            if !owner.beat(db)? {
-                return Ok(false);
-            }
-            for id in watch.look(db, owner.id())? {
-                released += owner::forget(db, &id)?;
-            }
-            Ok(true)
-        })?;
-        if released > 0 {
-            self.version = -1;
-            tracing::warn!(
-                jobs = released,
-                "a process gave no sign of life for half a minute; its jobs are delivered again"
-            );
-        }
-        Ok(alive)
-    }
-
-    /// Gives back what owners held whose processes are gone; how many jobs.
-    fn bury_the_dead(&mut self, file: &std::path::Path) -> Result<usize, Trouble> {
-        let Some(owner) = &self.owner else { return Ok(0) };
-        let trouble = |error| Trouble::of(file, &error);
-        let dead = owner::dead(self.store.connection(), file, owner.id()).map_err(trouble)?;
-        let mut released = 0;
-        for dead in dead {
-            released += self.store.transact(false, |db| owner::forget(db, &dead.id)).map_err(trouble)?;
-            dead.remove_lock();
-        }
-        if released > 0 {
-            tracing::info!(
-                jobs = released,
-                "a process has ended without giving its jobs back; they are delivered again"
-            );
-        }
-        self.looks_at = Instant::now() + LOOK;
-        Ok(released)
-    }
-
-    /// Whether the clock went back, which would make copies wait too long.
-    fn follow_the_clock(&mut self, prefix: &str) -> rusqlite::Result<bool> {
-        let now = jobs::now_ms();
-        let back = now < self.clock_ms.saturating_sub(1000);
-        self.clock_ms = now;
-        if back {
-            self.store.transact(false, |db| jobs::shorten_waits(db, prefix))?;
-        }
-        Ok(back)
     }
 }

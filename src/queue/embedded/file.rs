@@ -18,7 +18,7 @@ const LOG_LIMIT: i64 = 16 << 20;
 /// Every SQLite file is at least this long, or empty. SQLite itself takes a shorter one for empty, and writes over it.
 const SHORTEST: u64 = 512;
 /// Smaller files are looked through at the start; in larger ones damage is found when it is met.
-const CHECKED: u64 = 64 << 20;
+const CHECKED: u64 = 16 << 20;
 
 /// The file, open.
 #[derive(Debug)]

@@ -136,7 +136,8 @@ fn last(db: &Connection) -> rusqlite::Result<i64> {
 
 fn page(db: &Connection, prefix: &str, last: i64) -> rusqlite::Result<Vec<(i64, OutcomeMessage)>> {
     let mut statement = db.prepare_cached(
-        "SELECT seq, routing_key, body FROM outcomes WHERE seq > ?1 AND prefix = ?2 ORDER BY seq LIMIT ?3",
+        "SELECT seq, routing_key, body FROM outcomes
+         WHERE seq > ?1 AND prefix = ?2 AND routing_key LIKE 'transfer.%' ORDER BY seq LIMIT ?3",
     )?;
     let rows = statement.query_map(params![last, prefix, PAGE], |row| {
         let body: String = row.get(2)?;

@@ -56,7 +56,8 @@ CREATE TABLE outcomes (
     repeats INTEGER NOT NULL DEFAULT 0,
     reply_to TEXT, correlation_id TEXT,
     body TEXT NOT NULL,
-    outcome TEXT GENERATED ALWAYS AS (substr(routing_key, 10, instr(substr(routing_key, 10), '.') - 1)) VIRTUAL,
+    outcome TEXT GENERATED ALWAYS AS
+        (CASE WHEN routing_key LIKE 'transfer.%' THEN substr(routing_key, 10, instr(substr(routing_key, 10), '.') - 1) END) VIRTUAL,
     job_id TEXT GENERATED ALWAYS AS (CASE WHEN json_valid(body) THEN body ->> '$.subject' END) VIRTUAL,
     destination TEXT GENERATED ALWAYS AS (CASE WHEN json_valid(body) THEN body ->> '$.data.destination' END) VIRTUAL,
     bytes INTEGER GENERATED ALWAYS AS (CASE WHEN json_valid(body) THEN body ->> '$.data.bytes' END) VIRTUAL,

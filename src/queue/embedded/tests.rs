@@ -158,6 +158,23 @@ async fn a_file_that_another_process_keeps_to_itself_is_waited_for() {
     queue.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_queue_that_cannot_write_is_unready_until_it_can() {
+    let place = Place::new();
+    let queue = place.queue();
+    let other = place.other();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    says(&queue, Some("locked by another process")).await;
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        assert!(queue.ready().is_err(), "reading alone does not make it ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    other.execute_batch("COMMIT").unwrap();
+    says(&queue, None).await;
+    queue.close().await;
+}
+
 #[test]
 fn what_is_not_ours_is_refused_and_left_alone() {
     let place = Place::new();
@@ -469,6 +486,25 @@ async fn the_metrics_say_what_happens_and_come_back_to_zero() {
     let (_, text) = metrics.render();
     for line in ["consign_broker_connected 0", "consign_broker_unconfirmed 0", "settlements_total{action=\"ack\"} 1"] {
         assert!(text.contains(line), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_queues_write_nothing_but_signs_of_life() {
+    let place = Place::new();
+    let queues = [place.queue(), place.queue()];
+    queues[0].publish(job("x")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let db = place.other();
+    let version = || db.query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    let (mut last, mut writes) = (version(), 0);
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        writes += i32::from(std::mem::replace(&mut last, version()) != last);
+    }
+    assert!(writes <= 4, "{writes} writes in two seconds");
+    for queue in queues {
+        queue.close().await;
     }
 }
 

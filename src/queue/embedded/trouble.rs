@@ -7,6 +7,9 @@ use rusqlite::ErrorCode;
 
 use crate::queue::QueueError;
 
+/// Less room than this is none: SQLite's shared memory alone takes 32 KiB.
+const ROOM: u64 = 64 << 10;
+
 /// Why the file can't be worked with at the moment.
 #[derive(Debug, Clone)]
 pub(super) enum Trouble {
@@ -20,7 +23,13 @@ impl Trouble {
     /// From what SQLite said about `file`.
     pub(super) fn of(file: &Path, error: &rusqlite::Error) -> Self {
         let name = file.display();
-        match error.sqlite_error_code() {
+        // Without room, SQLite can fail in many ways, of which only one is called so.
+        let code = if is_full(file) && !is_someone_elses(error) {
+            Some(ErrorCode::DiskFull)
+        } else {
+            error.sqlite_error_code()
+        };
+        match code {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => {
                 Self::Passing(format!(
                     "{name} is locked by another process (a backup, a sqlite3 shell?); it is tried again and again"
@@ -78,6 +87,18 @@ impl Trouble {
             Self::Lasting(why) => QueueError::Unusable(why),
         }
     }
+}
+
+/// Whether the file system has no room for another page or two.
+fn is_full(file: &Path) -> bool {
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    rustix::fs::statvfs(directory).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM)
+}
+
+/// Troubles that have nothing to do with room.
+fn is_someone_elses(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// What is said of a file that can only be read.

@@ -1,9 +1,8 @@
 """Judges templates that `consign policy` printed, and gives the IAM documents in them as JSON.
 
-judge.py FILE [PARAMETER=VALUE...]     a CloudFormation template (.json, judged by cfn-lint) or Terraform (.tf, by python-hcl2)
-
-The answer: {"name": ..., "trust": document or null, "policies": [documents that are in force]}, parameters at their defaults
-unless told otherwise. What is wrong with a template ends this with an error.
+On stdin a list of {"kind": "cloudformation" (judged by cfn-lint) or "terraform" (by python-hcl2), "text": the template, "told":
+{parameter: value}}. The answer is a list of {"name": ..., "trust": document or null, "policies": [documents that are in
+force]}, parameters at their defaults unless told otherwise. What is wrong with a template ends this with an error.
 """
 
 import json
@@ -104,6 +103,5 @@ def terraform(text, told):
     return answer
 
 
-file, told = sys.argv[1], dict(pair.split("=", 1) for pair in sys.argv[2:])
-with open(file, encoding="utf-8") as template:
-    print(json.dumps((terraform if file.endswith(".tf") else cloudformation)(template.read(), told)))
+JUDGES = {"cloudformation": cloudformation, "terraform": terraform}
+print(json.dumps([JUDGES[case["kind"]](case["text"], case["told"]) for case in json.load(sys.stdin)]))

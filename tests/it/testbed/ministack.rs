@@ -1,6 +1,7 @@
 //! ministack: S3, STS and IAM by somebody else again, with several accounts and stricter than moto: the principal a role trusts, an
-//! absent external id, session policies, `aws:SourceIp`, policies of buckets. It knows no policy variables (`${*}`) and
-//! neither permissions of KMS nor the expected owner of a bucket.
+//! absent external id, session policies, `aws:SourceIp`, policies of buckets (their own account's alone). It knows no policy
+//! variables (`${*}`) and neither permissions of KMS nor the expected owner of a bucket, and it takes no CRC-64/NVME of a whole object in parts, so
+//! destinations here say `checksum = "none"`.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

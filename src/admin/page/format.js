@@ -1,0 +1,48 @@
+// Numbers and times as people read them. No document here.
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
+export const count = (n) => WHOLE.format(n);
+
+// Three digits, in units of 1,024: 7 B, 1.25 MiB, 64.0 MiB, 1,000 KiB.
+export function bytes(n) {
+  let unit = 0;
+  let value = n;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  const digits = unit === 0 || value >= 100 ? 0 : value >= 10 ? 1 : 2;
+  const shown = new Intl.NumberFormat("en", { minimumFractionDigits: 0, maximumFractionDigits: digits }).format(value);
+  return `${shown} ${UNITS[unit]}`;
+}
+
+export const rate = (bytesPerSecond) => `${bytes(bytesPerSecond)}/s`;
+
+// The two largest units: 6 ms, 4.2 s, 3 min 5 s, 2 h 10 min, 5 d 3 h.
+export function duration(seconds) {
+  if (seconds < 0.95) return `${Math.max(1, Math.round(seconds * 1000))} ms`;
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  const two = (large, largeName, small, smallName) => (small ? `${large} ${largeName} ${small} ${smallName}` : `${large} ${largeName}`);
+  if (whole < 3600) return two(Math.floor(whole / 60), "min", whole % 60, "s");
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 24 * 60) return two(Math.floor(minutes / 60), "h", minutes % 60, "min");
+  const hours = Math.floor(minutes / 60);
+  return two(Math.floor(hours / 24), "d", hours % 24, "h");
+}
+
+// Without the seconds once there are minutes, so that it does not tick.
+export const roughly = (seconds) => (seconds < 60 ? `${Math.round(seconds)} s` : duration(Math.floor(seconds / 60) * 60));
+
+export function clock(time) {
+  const date = new Date(time);
+  return Number.isNaN(date.getTime()) ? "–" : date.toLocaleTimeString("en-GB");
+}
+
+export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
+
+// source_not_found -> source not found; the program's own words, made readable.
+export const words = (name) => String(name).replaceAll("_", " ");

@@ -1,0 +1,137 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::config::{AwsConfig, SessionConfig};
+use crate::destination::Region;
+use crate::destination::raw::{RawAuth, RawDestination};
+use crate::session::Identity;
+
+fn destination(id: &str) -> (DestinationId, Arc<Destination>) {
+    let auth = RawAuth {
+        role_arn: Some("arn:aws:iam::123456789012:role/r".into()),
+        external_id: Some("marked-secret-external-id".into()),
+        ..RawAuth::default()
+    };
+    let raw =
+        RawDestination { bucket: "exports".into(), region: "eu-central-1".into(), auth, ..RawDestination::default() };
+    let id = DestinationId::parse(id).unwrap();
+    (id.clone(), Arc::new(raw.validate(id).unwrap()))
+}
+
+fn record(id: &str, failures: u32, last_active: u64) -> (DestinationId, DestinationRecord) {
+    let (id, destination) = destination(id);
+    let record = DestinationRecord {
+        destination,
+        consecutive_failures: failures,
+        last_trouble: None,
+        last_delivered_at: None,
+        delivered: 0,
+        delivered_bytes: 0,
+        last_active,
+    };
+    (id, record)
+}
+
+async fn sessions(metrics: &Arc<Metrics>) -> Sessions {
+    let aws = AwsConfig { region: Some(Region::parse("eu-central-1").unwrap()), ..AwsConfig::default() };
+    let config = SessionConfig {
+        refresh_before: Duration::from_secs(300),
+        capacity: 10,
+        denied_for: Duration::from_secs(60),
+        role_auth: false,
+    };
+    let identity = Identity::load(&aws).await;
+    Sessions::new(config, aws, identity, metrics.clone())
+}
+
+struct World {
+    configured: Destinations,
+    worked_for: BTreeMap<DestinationId, DestinationRecord>,
+    running: Vec<RunningTransfer>,
+    metrics: Arc<Metrics>,
+    sessions: Sessions,
+}
+
+impl World {
+    async fn new(configured: impl Iterator<Item = String>) -> Self {
+        let metrics = Arc::new(Metrics::new(5));
+        Self {
+            configured: configured.map(|id| destination(&id)).collect(),
+            worked_for: BTreeMap::new(),
+            running: Vec::new(),
+            sessions: sessions(&metrics).await,
+            metrics,
+        }
+    }
+
+    fn states(&self, filter: &str) -> States {
+        states(&Known {
+            configured: &self.configured,
+            worked_for: self.worked_for.clone(),
+            running: &self.running,
+            sessions: &self.sessions,
+            metrics: &self.metrics,
+            filter,
+        })
+    }
+
+    fn ids(&self, filter: &str) -> Vec<String> {
+        self.states(filter).shown.into_iter().map(|state| state.id).collect()
+    }
+}
+
+fn running(destination: &str) -> RunningTransfer {
+    RunningTransfer {
+        number: 1,
+        job_id: "a".to_owned(),
+        destination: destination.to_owned(),
+        lane: "scheduled",
+        attempt: 1,
+        started_at: Timestamp::UNIX_EPOCH,
+        seconds: 1.0,
+        size: None,
+        bytes: 0,
+        parts: 0,
+        phase: "opening",
+        expected_bytes: None,
+    }
+}
+
+#[tokio::test]
+async fn trouble_comes_first_then_the_busiest_then_the_latest() {
+    let mut world = World::new(["idle", "late", "early", "busy", "closed"].into_iter().map(str::to_owned)).await;
+    world.worked_for.extend([record("late", 0, 9), record("early", 0, 3), record("inline-failing", 2, 1)]);
+    world.running = vec![running("busy"), running("busy"), running("early")];
+    world.metrics.destinations().set_circuit_open(&DestinationId::parse("closed").unwrap(), true);
+    assert_eq!(world.ids(""), ["closed", "inline-failing", "busy", "early", "late", "idle"]);
+    let shown = serde_json::to_value(world.states("")).unwrap();
+    assert_eq!(shown["shown"][0]["circuit_open"], true);
+    assert_eq!(shown["shown"][1]["configured"], false);
+    assert_eq!(shown["shown"][2]["in_flight"], 2);
+    assert!(!shown.to_string().contains("marked-secret"), "{shown}");
+}
+
+#[tokio::test]
+async fn thousands_are_bounded_and_can_be_found() {
+    let world = World::new((0..3000).map(|number| format!("customer-{number}"))).await;
+    let all = world.states("");
+    assert_eq!((all.shown.len(), all.matching), (SHOWN, 3000));
+    assert_eq!(world.ids("customer-2999"), ["customer-2999"]);
+    let some = world.states("-299");
+    assert_eq!((some.shown.len(), some.matching), (11, 11));
+    assert!(world.ids("nobody").is_empty());
+    let size = serde_json::to_vec(&all).unwrap().len();
+    assert!(size < 100_000, "{size}");
+}
+
+#[tokio::test]
+async fn a_refused_session_says_why_and_until_when() {
+    let world = World::new(["acme".to_owned()].into_iter()).await;
+    let state = || serde_json::to_value(world.states("")).unwrap()["shown"][0]["session"].clone();
+    assert_eq!(state(), serde_json::json!({"state": "none"}));
+    // Without an identity of its own, the worker refuses by itself: nothing is called.
+    world.sessions.get(&world.configured.values().next().unwrap().clone()).await.unwrap_err();
+    assert_eq!(state()["state"], "refused");
+    assert_eq!(state()["reason"], "role_auth_off");
+    assert!(state()["seconds_left"].as_u64().unwrap() <= 60);
+}

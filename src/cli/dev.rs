@@ -1,0 +1,110 @@
+//! `consign dev`: everything on this machine, for a first look.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Exit, Global, complain};
+use crate::app::{Ending, StartError};
+use crate::dev::{self, DevError, Ended, Options};
+use crate::telemetry;
+
+/// What `dev` can be told. It has a configuration of its own.
+#[derive(Debug, Clone, Args)]
+pub struct DevArgs {
+    /// End when the jobs have ended: 0 when all ended as they should (with --file: 75 when some failed, 1 when all did)
+    #[arg(long)]
+    once: bool,
+    /// Deliver this file instead of the samples; may be given again. The key is the file's name
+    #[arg(long, value_name = "PATH")]
+    file: Vec<PathBuf>,
+    /// Keep buckets, queue and configuration in this directory, and go on with what is there [default: a temporary one]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The port of the status page; another one where it is taken [default: 9464]
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+}
+
+/// Refuses flags that can't apply, and begins logging. Other commands load a configuration here; this one has its own.
+///
+/// # Errors
+/// What to exit with; the reason is said.
+pub fn prepare(global: &Global) -> Result<(), Exit> {
+    if let Some(flag) = foreign(global, std::env::var_os("CONSIGN_CONFIG").is_some()) {
+        return Err(complain(&format!("consign dev has a configuration of its own; leave {flag} out"), Exit::Usage));
+    }
+    let begun = telemetry::init(&dev::log());
+    begun.map(drop).map_err(|problem| complain(&format!("logging can't begin: {problem}"), Exit::Failed))
+}
+
+/// A flag that was given and can't have an effect. Files named by the environment are for other commands, and passed over.
+fn foreign(global: &Global, by_environment: bool) -> Option<&'static str> {
+    if !global.set.is_empty() {
+        return Some("--set");
+    }
+    (!global.config.is_empty() && !by_environment).then_some("-c")
+}
+
+/// Runs the command.
+pub async fn execute(args: DevArgs, json: bool) -> Exit {
+    let DevArgs { once, file, data_dir, port } = args;
+    let own_files = !file.is_empty();
+    match dev::run(Options { once, files: file, data_dir, port, json }).await {
+        Ok(ended) => exit(&ended, once, own_files),
+        Err(problem) => complain(&problem.to_string(), code(&problem)),
+    }
+}
+
+fn exit(ended: &Ended, once: bool, own_files: bool) -> Exit {
+    let tally = ended.tally;
+    match ended.ending {
+        Ending::Forced(signal) => Exit::Signal(signal),
+        Ending::Drained if !once => Exit::Done,
+        Ending::Drained if tally.open == 0 && tally.surprises == 0 => Exit::Done,
+        Ending::Drained if own_files && tally.delivered > 0 => Exit::Partly,
+        Ending::CutShort | Ending::Drained => Exit::Failed,
+    }
+}
+
+fn code(problem: &DevError) -> Exit {
+    match problem {
+        DevError::File { .. } => Exit::Usage,
+        DevError::Start(StartError::Queue(_) | StartError::Sources(_)) | DevError::Config(_) => Exit::Config,
+        _ => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dev::Tally;
+    use crate::shutdown::Signal;
+
+    #[test]
+    fn the_exit_code_says_how_it_went() {
+        let with = |delivered, surprises, open| Tally { jobs: 5, delivered, surprises, open };
+        let exit = |tally, ending, once, own| exit(&Ended { ending, tally }, once, own);
+        assert_eq!(exit(with(4, 0, 0), Ending::Drained, true, false), Exit::Done);
+        assert_eq!(exit(with(3, 1, 0), Ending::Drained, true, false), Exit::Failed);
+        assert_eq!(exit(with(3, 2, 0), Ending::Drained, true, true), Exit::Partly);
+        assert_eq!(exit(with(0, 5, 0), Ending::Drained, true, true), Exit::Failed);
+        assert_eq!(exit(with(2, 0, 3), Ending::Drained, true, false), Exit::Failed, "interrupted");
+        assert_eq!(exit(with(2, 0, 3), Ending::Drained, false, false), Exit::Done);
+        assert_eq!(exit(with(5, 0, 0), Ending::CutShort, true, true), Exit::Failed);
+        let forced = Ending::Forced(Signal::Interrupt);
+        assert_eq!(exit(with(5, 0, 0), forced, true, true), Exit::Signal(Signal::Interrupt));
+    }
+
+    #[test]
+    fn flags_without_effect_are_refused_and_the_environments_file_is_passed_over() {
+        let global = |config: &[&str], set: &[(&str, &str)]| Global {
+            config: config.iter().map(PathBuf::from).collect(),
+            set: set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            json: false,
+        };
+        assert_eq!(foreign(&global(&["a.toml"], &[]), false), Some("-c"));
+        assert_eq!(foreign(&global(&["a.toml"], &[]), true), None);
+        assert_eq!(foreign(&global(&[], &[("broker.url", "amqps://x")]), true), Some("--set"));
+    }
+}

@@ -1,0 +1,190 @@
+//! `consign dev`: the whole way of a file on one machine, for a first look and for trying things. Not for production.
+//!
+//! In one process: an S3 and STS on loopback ([`cloud`]), the embedded queue in a file, and the ordinary worker from the ordinary
+//! composition root ([`crate::app`]), with sample jobs ([`samples`]). Credentials are made up at each start; neither the
+//! environment nor the network is asked for anything.
+
+pub mod cloud;
+mod home;
+mod jobs;
+mod report;
+mod samples;
+mod settings;
+mod stage;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use tokio::net::TcpListener;
+
+use crate::app::{Ending, Ground, StartError};
+use crate::config::Problems;
+use crate::destination::{Invalid, Region};
+use crate::queue::QueueError;
+use crate::session::Identity;
+use crate::shutdown::Shutdown;
+use cloud::Cloud;
+use home::Home;
+pub use home::HomeError;
+pub use jobs::Tally;
+use report::Report;
+use samples::Planned;
+pub use settings::log;
+use settings::{REGION, Secrets};
+use stage::{Stage, url};
+
+/// Where the status page is looked for first.
+const DEFAULT_PORT: u16 = 9464;
+
+/// What `consign dev` is asked to do.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// End when the jobs have ended.
+    pub once: bool,
+    /// Deliver these files instead of the samples.
+    pub files: Vec<PathBuf>,
+    /// Keep everything here.
+    pub data_dir: Option<PathBuf>,
+    /// The port of the status page; 0 is any free one.
+    pub port: Option<u16>,
+    /// Outcomes on stdout as JSON lines, everything else on stderr.
+    pub json: bool,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// How the worker ended.
+    pub ending: Ending,
+    /// What became of the jobs of this start.
+    pub tally: Tally,
+}
+
+/// Why it could not be started, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    /// A file that is to be delivered can't be read.
+    #[error("--file: {path} can't be delivered: {why}")]
+    File {
+        /// The file as it was given.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+    /// The directory can't be used.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// A sample can't be made.
+    #[error(
+        "the sample files can't be made below {path}: {problem}; give a place with 300 MiB of room with --data-dir, or a \
+             file of your own with --file"
+    )]
+    Sample {
+        /// The directory.
+        path: String,
+        /// What the system said.
+        problem: std::io::Error,
+    },
+    /// The system refuses ports, files or signals.
+    #[error("{what}: {problem}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        problem: std::io::Error,
+    },
+    /// The configuration it wrote itself is refused.
+    #[error("its own configuration is refused, which is a fault of this program: {0}")]
+    Config(Problems),
+    /// A name of its own is refused.
+    #[error("its own settings are refused, which is a fault of this program: {0}")]
+    Settings(Invalid),
+    /// The queue failed.
+    #[error("the embedded queue: {0}")]
+    Queue(#[from] QueueError),
+    /// The worker could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DevError {
+    move |problem| DevError::System { what, problem }
+}
+
+/// Runs until a signal ends it, or with [`Options::once`] until the jobs have ended. A temporary directory is removed then.
+pub async fn run(options: Options) -> Result<Ended, DevError> {
+    let started = Instant::now();
+    let files = options.files.iter().map(|path| readable(path)).collect::<Result<Vec<_>, _>>()?;
+    let run = format!("dev-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let given = samples::files(&files, &run);
+    given.iter().zip(&options.files).try_for_each(|(planned, path)| deliverable(planned, path))?;
+    let shutdown = Shutdown::listen().map_err(system("the system refuses signal handlers"))?;
+    let longest = given.iter().map(|planned| planned.job.id.len()).max();
+    let report = Report::new(options.json, longest.unwrap_or(run.len() + samples::LONGEST_NAME));
+    let home = Home::open(options.data_dir.as_deref())?;
+    greet(&report, &home);
+    let secrets = Secrets::invented();
+    let hiccup = given.is_empty().then_some(samples::HICCUP);
+    let cloud = Cloud::start(&home.buckets(), secrets.plan(hiccup)).await.map_err(system("the embedded S3"))?;
+    let listener = listen(options.port, &report).await?;
+    let page = listener.local_addr().map_err(system("the status page"))?;
+    home.write_config(&secrets.toml(&home, &cloud.url(), page)).map_err(system("consign.toml"))?;
+    let config = settings::load(&home).map_err(DevError::Config)?;
+    report.say(&format!("status page {}\n", url(page, "/")));
+    let region = Region::parse(REGION).map_err(DevError::Settings)?;
+    let identity = Identity::fixed(&secrets.platform.id, &secrets.platform.secret, &region);
+    hang_up_is_the_end(shutdown.clone());
+    let planned = if given.is_empty() { samples::samples(&home, &run) } else { given };
+    let example = planned.first().map(|planned| planned.job.source.url.clone()).unwrap_or_default();
+    let stage = Stage { cloud, secrets, config, page, report, started, example, home };
+    stage.play(planned, options.once, Ground { identity, listener, shutdown }).await
+}
+
+/// What this is, and what it is not.
+fn greet(report: &Report, home: &Home) {
+    let fate = if home.kept() { "kept" } else { "removed at the end" };
+    report.say(&format!(
+        "consign dev: a look at consign on this machine alone, NOT for production.\n\
+         S3, STS and queue are its own, keys are made up, no network is used.\n\
+         everything is in {} ({fate})",
+        home.path().display()
+    ));
+}
+
+/// The path of a file that is to be delivered, absolute and without symbolic links, which sources may not have.
+fn readable(path: &Path) -> Result<PathBuf, DevError> {
+    let refused = |why: String| DevError::File { path: path.display().to_string(), why };
+    let real = path.canonicalize().map_err(|problem| refused(problem.to_string()))?;
+    let found = real.metadata().map_err(|problem| refused(problem.to_string()))?;
+    if !found.is_file() {
+        return Err(refused("it is not a regular file; give a file".to_owned()));
+    }
+    std::fs::File::open(&real).map_err(|problem| refused(problem.to_string()))?;
+    Ok(real)
+}
+
+/// Checks a job for a file as the worker will: not every name can be a key.
+fn deliverable(planned: &Planned, path: &Path) -> Result<(), DevError> {
+    let checked = planned.job.clone().validate();
+    checked.map(drop).map_err(|refused| DevError::File { path: path.display().to_string(), why: refused.to_string() })
+}
+
+/// The status page's listener: on the port asked for, or another where that is taken.
+async fn listen(port: Option<u16>, report: &Report) -> Result<TcpListener, DevError> {
+    let asked = port.unwrap_or(DEFAULT_PORT);
+    let problem = match TcpListener::bind((Ipv4Addr::LOCALHOST, asked)).await {
+        Ok(listener) => return Ok(listener),
+        Err(problem) => problem,
+    };
+    report.say(&format!("port {asked} can't be had ({problem}); the status page takes another one"));
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(system("the status page finds no port"))
+}
+
+/// The terminal it runs in was closed: nobody looks on any more.
+fn hang_up_is_the_end(mut shutdown: Shutdown) {
+    tokio::spawn(async move {
+        shutdown.reload().await;
+        shutdown.drain().cancel();
+    });
+}

@@ -1,0 +1,92 @@
+//! A body on its way in: counted, its CRC-64/NVME taken, and refused at its end when it is not what the caller announced.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, Digest};
+use futures_util::{Stream, StreamExt as _};
+use s3s::dto::StreamingBlob;
+use s3s::{S3Error, S3Result, StdError, s3_error};
+
+use super::limits::crc_text;
+
+/// What has come in.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    pub(super) crc: u64,
+    pub(super) length: u64,
+    wrong: bool,
+}
+
+/// What the stream leaves behind.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Witness(Arc<Mutex<Seen>>);
+
+impl Witness {
+    pub(super) fn seen(&self) -> Seen {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The error of S3 for what went wrong while the body was stored.
+    pub(super) fn explain(&self, error: S3Error) -> S3Error {
+        if self.seen().wrong { bad_digest() } else { error }
+    }
+}
+
+pub(super) fn bad_digest() -> S3Error {
+    s3_error!(BadDigest, "The CRC64NVME you specified did not match the calculated checksum.")
+}
+
+struct Checked {
+    inner: StreamingBlob,
+    digest: Digest,
+    length: u64,
+    expected: Option<String>,
+    witness: Witness,
+}
+
+/// Wraps a body. Nothing of a body with another checksum than `expected` is kept: its stream ends in an error.
+pub(super) fn checked(body: Option<StreamingBlob>, expected: Option<String>) -> S3Result<(StreamingBlob, Witness)> {
+    let inner = body.ok_or_else(|| s3_error!(IncompleteBody, "there is no body"))?;
+    let witness = Witness::default();
+    let digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    let checked = Checked { inner, digest, length: 0, expected, witness: witness.clone() };
+    Ok((StreamingBlob::wrap(checked.map(|item| item.map_err(Broken))), witness))
+}
+
+/// Reads a body to its end and forgets it: an answer before that may never reach a client that is still sending.
+pub(super) async fn drained(body: Option<StreamingBlob>) {
+    if let Some(mut body) = body {
+        while let Some(Ok(_)) = body.next().await {}
+    }
+}
+
+impl Stream for Checked {
+    type Item = Result<Bytes, StdError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let item = std::task::ready!(self.inner.poll_next_unpin(cx));
+        if let Some(Ok(bytes)) = &item {
+            self.digest.update(bytes);
+            self.length += bytes.len() as u64;
+        }
+        Poll::Ready(if item.is_none() { self.end() } else { item })
+    }
+}
+
+impl Checked {
+    fn end(&mut self) -> Option<Result<Bytes, StdError>> {
+        let crc = self.digest.finalize();
+        let wrong = self.expected.take().is_some_and(|expected| expected != crc_text(crc));
+        let seen = Seen { crc, length: self.length, wrong };
+        *self.witness.0.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+        wrong.then(|| Err("the checksum is another".into()))
+    }
+}
+
+/// The stream's error as an error type: boxes are none.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Broken(StdError);

@@ -1,0 +1,170 @@
+//! The jobs of one start on their way: published one after the other, and counted as they end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::DevError;
+use super::home::Home;
+use super::samples::Planned;
+use crate::config::BrokerConfig;
+use crate::job::wire;
+use crate::metrics::Metrics;
+use crate::outcome::{Outcome, OutcomeKind};
+use crate::queue::{self, Outcomes, Properties, Publication, Queue};
+
+/// The queue is a file beside us: it is there, or something is wrong.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// The name the two ends of the queue are opened under.
+const NAME: &str = "consign dev";
+
+/// What became of the jobs of this start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All of them.
+    pub jobs: usize,
+    /// Delivered (or there already).
+    pub delivered: usize,
+    /// Ended otherwise than they were to end.
+    pub surprises: usize,
+    /// Without a terminal outcome yet.
+    pub open: usize,
+}
+
+/// Puts the jobs into the queue.
+pub(super) struct Publisher {
+    queue: Arc<dyn Queue>,
+    planned: Vec<Planned>,
+}
+
+impl Publisher {
+    pub(super) async fn open(broker: &BrokerConfig, planned: Vec<Planned>) -> Result<Self, DevError> {
+        let queue = queue::start(broker, NAME, Vec::new(), Arc::new(Metrics::new(1)))?;
+        queue.connected(CONNECT_LIMIT).await?;
+        Ok(Self { queue, planned })
+    }
+
+    /// What is to become of each job, by its id.
+    pub(super) fn expected(&self) -> Expected {
+        let each =
+            self.planned.iter().map(|planned| (planned.job.id.clone(), State::Open { deliver: planned.delivered }));
+        Expected {
+            jobs: each.collect(),
+            tally: Tally { jobs: self.planned.len(), open: self.planned.len(), ..Tally::default() },
+        }
+    }
+
+    /// Makes each source and publishes its job.
+    pub(super) async fn publish(&mut self, home: &Home) -> Result<(), DevError> {
+        for planned in std::mem::take(&mut self.planned) {
+            let publication = publication(&planned);
+            let prepared = tokio::task::spawn_blocking(move || planned.prepare()).await;
+            let prepared = prepared.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)));
+            prepared.map_err(|problem| DevError::Sample { path: home.path().display().to_string(), problem })?;
+            self.queue.publish(publication).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn close(self) {
+        self.queue.close().await;
+    }
+}
+
+fn publication(planned: &Planned) -> Publication {
+    Publication {
+        routing_key: format!("job.scheduled.{}", planned.destination()),
+        body: Bytes::from(wire::render(&planned.job)),
+        properties: Properties {
+            content_type: Some("application/json".to_owned()),
+            message_id: Some(planned.job.id.clone()),
+            ..Properties::default()
+        },
+    }
+}
+
+/// Outcomes as they come, of every job in the queue.
+pub(super) struct Feed(Outcomes);
+
+impl Feed {
+    pub(super) async fn open(broker: &BrokerConfig) -> Result<Self, DevError> {
+        Ok(Self(Outcomes::subscribe(broker, NAME).await?))
+    }
+
+    /// The next outcome, read and as it is.
+    pub(super) async fn next(&mut self) -> Result<(Outcome, Vec<u8>), DevError> {
+        loop {
+            let body = self.0.next().await?.body;
+            // What is no outcome was not made by this program.
+            if let Ok(outcome) = serde_json::from_slice(&body) {
+                return Ok((outcome, body));
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open { deliver: bool },
+    Ended,
+}
+
+/// How the jobs of this start are to end, and how many have.
+#[derive(Debug)]
+pub(super) struct Expected {
+    jobs: BTreeMap<String, State>,
+    tally: Tally,
+}
+
+impl Expected {
+    pub(super) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Counts the first terminal outcome of a job of ours.
+    pub(super) fn note(&mut self, outcome: &Outcome) {
+        let of_kind = |kind: OutcomeKind| outcome.kind == kind.event_type();
+        let Some(state) = self.jobs.get_mut(&outcome.subject) else { return };
+        let State::Open { deliver } = *state else { return };
+        if of_kind(OutcomeKind::Retrying) {
+            return;
+        }
+        *state = State::Ended;
+        let delivered = of_kind(OutcomeKind::Delivered) || of_kind(OutcomeKind::Skipped);
+        self.tally.open -= 1;
+        self.tally.delivered += usize::from(delivered);
+        self.tally.surprises += usize::from(delivered != deliver);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::outcome::{OutcomeData, render};
+
+    fn outcome(job: &str, kind: OutcomeKind) -> Outcome {
+        let data = OutcomeData { job_id: job.to_owned(), ..OutcomeData::default() };
+        serde_json::from_slice(&render("p", kind, "id".to_owned(), Timestamp::now(), None, data)).unwrap()
+    }
+
+    #[test]
+    fn each_job_counts_once_and_a_failure_may_be_what_was_expected() {
+        let jobs = [("good", true), ("bad", false), ("unlucky", true)];
+        let jobs: BTreeMap<_, _> = jobs.map(|(id, deliver)| (id.to_owned(), State::Open { deliver })).into();
+        let mut expected = Expected { jobs, tally: Tally { jobs: 3, open: 3, ..Tally::default() } };
+        expected.note(&outcome("somebody's", OutcomeKind::Delivered));
+        expected.note(&outcome("good", OutcomeKind::Retrying));
+        assert_eq!(expected.tally().open, 3);
+        for _ in 0..2 {
+            expected.note(&outcome("good", OutcomeKind::Delivered));
+            expected.note(&outcome("bad", OutcomeKind::Failed));
+        }
+        assert_eq!(expected.tally(), Tally { jobs: 3, delivered: 1, surprises: 0, open: 1 });
+        expected.note(&outcome("unlucky", OutcomeKind::Failed));
+        assert_eq!(expected.tally(), Tally { jobs: 3, delivered: 1, surprises: 1, open: 0 });
+    }
+}

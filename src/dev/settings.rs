@@ -1,0 +1,152 @@
+//! The customers of `consign dev`, and the configuration they stand in. The worker is run from this very file, so that what an
+//! `enqueue` in another terminal reads is the truth.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::cloud::{Customer, Hiccup, KeyPair, Plan, Way};
+use super::home::Home;
+use crate::config::{Config, LogConfig, LogFormat, Problems, load_from};
+
+/// The region of the platform and of `acme`.
+pub(super) const REGION: &str = "eu-central-1";
+/// The destination with a role.
+pub(super) const ACME: &str = "acme";
+/// The destination with an access key.
+pub(super) const GLOBEX: &str = "globex";
+/// The bucket of `acme`.
+pub(super) const ACME_BUCKET: &str = "acme-exports";
+const ACME_PREFIX: &str = "platform/";
+const ACME_ACCOUNT: &str = "123456789012";
+const ACME_ROLE: &str = "arn:aws:iam::123456789012:role/platform-export";
+const ACME_KMS_KEY: &str = "arn:aws:kms:eu-central-1:123456789012:key/0e7e9fb9-6aa2-4a5b-8a0a-3a2d8d6b6a11";
+/// The bucket of `globex`.
+pub(super) const GLOBEX_BUCKET: &str = "globex-landing-zone";
+const GLOBEX_PREFIX: &str = "imports/";
+const GLOBEX_REGION: &str = "us-east-1";
+const GLOBEX_ACCOUNT: &str = "210987654321";
+
+/// Every secret of one start, made up.
+#[derive(Debug)]
+pub(super) struct Secrets {
+    /// The platform's own key.
+    pub(super) platform: KeyPair,
+    /// The key that may look on.
+    pub(super) viewer: KeyPair,
+    globex: KeyPair,
+    external_id: String,
+}
+
+impl Secrets {
+    pub(super) fn invented() -> Self {
+        let external_id = uuid::Uuid::new_v4().to_string();
+        Self { platform: KeyPair::invented(), viewer: KeyPair::invented(), globex: KeyPair::invented(), external_id }
+    }
+
+    /// The cloud these secrets open. `hiccup` is a key below the prefix of `acme`, and the part of it that is refused once.
+    pub(super) fn plan(&self, hiccup: Option<(&str, i32)>) -> Plan {
+        let acme = Customer {
+            bucket: ACME_BUCKET.to_owned(),
+            prefix: ACME_PREFIX.to_owned(),
+            region: REGION.to_owned(),
+            account: ACME_ACCOUNT.to_owned(),
+            way: Way::Role { arn: ACME_ROLE.to_owned(), external_id: self.external_id.clone() },
+            kms_key_arn: Some(ACME_KMS_KEY.to_owned()),
+        };
+        let globex = Customer {
+            bucket: GLOBEX_BUCKET.to_owned(),
+            prefix: GLOBEX_PREFIX.to_owned(),
+            region: GLOBEX_REGION.to_owned(),
+            account: GLOBEX_ACCOUNT.to_owned(),
+            way: Way::Key(self.globex.clone()),
+            kms_key_arn: None,
+        };
+        Plan {
+            customers: vec![acme, globex],
+            platform: self.platform.clone(),
+            viewer: self.viewer.clone(),
+            session_lives: Duration::from_hours(1),
+            hiccup: hiccup.map(|(key, part)| Hiccup { key: format!("{ACME_PREFIX}{key}"), part }),
+        }
+    }
+
+    /// The configuration file. Strings of JSON are strings of TOML, too.
+    pub(super) fn toml(&self, home: &Home, cloud: &str, admin: SocketAddr) -> String {
+        let queue = json!(format!("sqlite:{}", home.queue().display()));
+        let admin = json!(admin.to_string());
+        format!(
+            r#"# Written by `consign dev` at each start. The keys are made up and open nothing but its own S3 and STS.
+
+[broker]
+url = {queue}
+
+[aws]
+region = "{REGION}"
+s3_endpoint_url = "{cloud}"
+sts_endpoint_url = "{cloud}"
+force_path_style = true
+
+[source]
+# Any file this user can read: what is delivered stays on this machine.
+file_root = "/"
+
+[admin]
+listen = {admin}
+
+# A customer who trusts the platform's identity together with an external id, and wants a key of his own.
+[destinations.{ACME}]
+bucket = "{ACME_BUCKET}"
+region = "{REGION}"
+prefix = "{ACME_PREFIX}"
+kms_key_arn = "{ACME_KMS_KEY}"
+auth = {{ method = "iam_role", role_arn = "{ACME_ROLE}", external_id = "{}" }}
+
+# A customer who gave a long-lived key.
+[destinations.{GLOBEX}]
+bucket = "{GLOBEX_BUCKET}"
+region = "{GLOBEX_REGION}"
+prefix = "{GLOBEX_PREFIX}"
+expected_bucket_owner = "{GLOBEX_ACCOUNT}"
+auth = {{ method = "access_key", access_key_id = "{}", secret_access_key = "{}" }}
+"#,
+            self.external_id, self.globex.id, self.globex.secret
+        )
+    }
+}
+
+/// The configuration of that file. The environment has no say in it.
+pub(super) fn load(home: &Home) -> Result<Config, Problems> {
+    load_from(&[home.config()], [], &[]).map(|loaded| loaded.config)
+}
+
+/// What is logged: what went wrong in the machinery. How transfers ended is shown anyway, and the refusals of the embedded S3 are
+/// what it is there for.
+pub fn log() -> LogConfig {
+    let filter = "warn,consign::worker=error,s3s=off,s3s_fs=off".to_owned();
+    LogConfig { format: LogFormat::Text, filter, otlp_endpoint: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::destination::Auth;
+
+    #[test]
+    fn the_written_configuration_is_valid_and_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join("with \"quotes\" and \\");
+        let home = Home::open(Some(&odd)).unwrap();
+        let secrets = Secrets::invented();
+        let admin = SocketAddr::from(([127, 0, 0, 1], 9464));
+        home.write_config(&secrets.toml(&home, "http://127.0.0.1:4566", admin)).unwrap();
+        let config = load(&home).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(config.admin.listen, admin);
+        let auth = |id: &str| &config.destinations.iter().find(|(found, _)| found.as_str() == id).unwrap().1.auth;
+        assert!(
+            matches!(auth(ACME), Auth::IamRole { external_id: Some(id), .. } if id.expose() == secrets.external_id)
+        );
+        assert!(matches!(auth(GLOBEX), Auth::AccessKey { access_key_id, .. } if *access_key_id == secrets.globex.id));
+    }
+}

@@ -1,0 +1,149 @@
+//! The worker at its jobs, beside it whoever watches: every outcome is shown as it comes, and at last where to look around.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::cloud::Cloud;
+use super::home::Home;
+use super::jobs::{Expected, Feed, Publisher, Tally};
+use super::report::{Report, quoted};
+use super::samples::Planned;
+use super::settings::{ACME, ACME_BUCKET, REGION, Secrets};
+use super::{DevError, Ended};
+use crate::app::{self, Ground};
+use crate::config::Config;
+use crate::outcome::Outcome;
+
+/// Everything that runs beside the worker.
+pub(super) struct Stage {
+    pub(super) cloud: Cloud,
+    pub(super) secrets: Secrets,
+    pub(super) config: Config,
+    pub(super) page: SocketAddr,
+    pub(super) report: Report,
+    pub(super) started: Instant,
+    /// A source to try the next job with.
+    pub(super) example: String,
+    /// The last to go: what is in it is used by all the others.
+    pub(super) home: Home,
+}
+
+impl Stage {
+    /// Runs the worker and its jobs to the end.
+    pub(super) async fn play(self, planned: Vec<Planned>, once: bool, ground: Ground) -> Result<Ended, DevError> {
+        let broker = &self.config.broker;
+        let (mut feed, mut publisher) = (Feed::open(broker).await?, Publisher::open(broker, planned).await?);
+        let mut expected = publisher.expected();
+        let drain = ground.shutdown.drain();
+        let mut worker = std::pin::pin!(app::run_on(ground, self.config.clone(), None));
+        let (ending, followed) = {
+            let follow = self.follow(&mut publisher, &mut feed, &mut expected, once);
+            tokio::select! {
+                ending = &mut worker => (ending, Ok(())),
+                followed = follow => {
+                    drain.cancel();
+                    (worker.await, followed)
+                }
+            }
+        };
+        let ending = ending?;
+        followed?;
+        publisher.close().await;
+        let tally = expected.tally();
+        if tally.open > 0 {
+            let next = if self.home.kept() { "they go on at the next start" } else { "they are gone" };
+            self.report
+                .say(&format!("\nended early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
+        }
+        Ok(Ended { ending, tally })
+    }
+
+    /// Publishes the jobs and shows every outcome: with `once` until the jobs have ended, else for ever.
+    async fn follow(
+        &self,
+        publisher: &mut Publisher,
+        feed: &mut Feed,
+        expected: &mut Expected,
+        once: bool,
+    ) -> Result<(), DevError> {
+        let shown = async {
+            while expected.tally().open > 0 {
+                let outcome = self.show_next(feed).await?;
+                let before = expected.tally().delivered;
+                expected.note(&outcome);
+                if (before, expected.tally().delivered) == (0, 1) {
+                    let seconds = self.started.elapsed().as_secs_f64();
+                    self.report.remark(&format!("the first object, {seconds:.2} s after the start"));
+                }
+            }
+            Ok(())
+        };
+        tokio::try_join!(publisher.publish(&self.home), shown)?;
+        self.conclude(expected.tally(), once);
+        if once {
+            return Ok(());
+        }
+        loop {
+            self.show_next(feed).await?;
+        }
+    }
+
+    async fn show_next(&self, feed: &mut Feed) -> Result<Outcome, DevError> {
+        let (outcome, raw) = feed.next().await?;
+        let again = match (&outcome.data.bucket, &outcome.data.key) {
+            (Some(bucket), Some(key)) => self.cloud.take_sent_again(bucket, key),
+            _ => 0,
+        };
+        self.report.outcome(&outcome, &raw, again);
+        Ok(outcome)
+    }
+
+    /// What came of it, and where to look around.
+    fn conclude(&self, tally: Tally, once: bool) {
+        let Tally { jobs, delivered, surprises, .. } = tally;
+        let failed = jobs - delivered;
+        let meant = if surprises == 0 && failed > 0 { ", as it was meant to" } else { "" };
+        self.report.say(&format!("\n{delivered} of {jobs} delivered, {failed} failed{meant}."));
+        if once && !self.home.kept() {
+            self.report
+                .say("Everything is removed now; --data-dir DIR keeps it, and without --once it can be looked at.");
+            return;
+        }
+        let path = |path: PathBuf| quoted(&path.display().to_string());
+        self.report.say(&format!("objects        {}", path(self.home.buckets())));
+        if failed > 0 {
+            let query = "select message_id, reason, message from dead_letters";
+            self.report.say(&format!("dead letters   sqlite3 {} '{query}'", path(self.home.queue())));
+        }
+        if !once {
+            self.invite();
+        }
+    }
+
+    fn invite(&self) {
+        let program = std::env::current_exe().map_or_else(|_| "consign".to_owned(), |path| path.display().to_string());
+        let (program, config) = (quoted(&program), quoted(&self.home.config().display().to_string()));
+        let (viewer, cloud) = (&self.secrets.viewer, self.cloud.url());
+        let lines = [
+            format!("status page    {}", url(self.page, "/")),
+            format!("metrics        {}", url(self.page, "/metrics")),
+            format!(
+                "bucket         AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_DEFAULT_REGION={REGION} \\\n               \
+                 aws s3 ls --recursive --endpoint-url {cloud} s3://{ACME_BUCKET}/",
+                viewer.id, viewer.secret
+            ),
+            format!(
+                "one more job   {program} enqueue -c {config} \\\n               \
+                 --source {} --to {ACME} --key one-more --wait",
+                quoted(&self.example)
+            ),
+            "Ctrl-C ends it.".to_owned(),
+        ];
+        self.report.say(&lines.join("\n"));
+    }
+}
+
+pub(super) fn url(address: SocketAddr, path: &str) -> String {
+    format!("http://{address}{path}")
+}

@@ -1,0 +1,157 @@
+//! A record of the last minutes in steps, so that a page that has just been opened shows a history.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+/// The length of a step.
+const STEP: Duration = Duration::from_secs(5);
+/// Steps that are kept: 15 minutes.
+const STEPS: usize = 180;
+
+/// What was done, step by step, oldest first. All lists have the same length.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Throughput {
+    /// The length of a step in seconds.
+    pub step_seconds: u64,
+    /// Steps that are kept at most.
+    pub steps: usize,
+    /// Steps before the first one here: those that are forgotten.
+    pub forgotten: u64,
+    /// Bytes that S3 accepted, those of later failed attempts included.
+    pub bytes: Vec<u64>,
+    /// Transfers delivered or skipped.
+    pub delivered: Vec<u64>,
+    /// Transfers given up: failed or expired.
+    pub failed: Vec<u64>,
+    /// Attempts that will be repeated: charged, put off or given back.
+    pub repeated: Vec<u64>,
+}
+
+/// Everything since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) bytes: u64,
+    pub(super) delivered: u64,
+    pub(super) failed: u64,
+    pub(super) repeated: u64,
+}
+
+impl Tally {
+    fn minus(self, earlier: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            delivered: self.delivered.saturating_sub(earlier.delivered),
+            failed: self.failed.saturating_sub(earlier.failed),
+            repeated: self.repeated.saturating_sub(earlier.repeated),
+        }
+    }
+
+    fn share(self, parts: u64) -> Self {
+        Self {
+            bytes: self.bytes / parts,
+            delivered: self.delivered / parts,
+            failed: self.failed / parts,
+            repeated: self.repeated / parts,
+        }
+    }
+}
+
+/// Cuts the growing sums into steps.
+#[derive(Debug)]
+pub(super) struct Watch {
+    since: Instant,
+    last: Tally,
+    steps: VecDeque<Tally>,
+    forgotten: u64,
+}
+
+impl Watch {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, last: Tally::default(), steps: VecDeque::with_capacity(STEPS), forgotten: 0 }
+    }
+
+    /// Looks at the sums. Steps that nobody looked at (a process that stood still) get equal shares.
+    pub(super) fn look(&mut self, now: Instant, sums: Tally) {
+        let passed = u32::try_from(now.duration_since(self.since).as_millis() / STEP.as_millis()).unwrap_or(u32::MAX);
+        if passed == 0 {
+            return;
+        }
+        let share = sums.minus(self.last).share(u64::from(passed));
+        // What does not divide evenly stays for the next step: nothing is lost.
+        self.last = Tally {
+            bytes: self.last.bytes + share.bytes * u64::from(passed),
+            delivered: self.last.delivered + share.delivered * u64::from(passed),
+            failed: self.last.failed + share.failed * u64::from(passed),
+            repeated: self.last.repeated + share.repeated * u64::from(passed),
+        };
+        self.since += STEP * passed;
+        let fresh = (passed as usize).min(STEPS);
+        let old = (self.steps.len() + fresh).saturating_sub(STEPS);
+        self.forgotten += old as u64 + u64::from(passed) - fresh as u64;
+        self.steps.drain(..old);
+        self.steps.extend(std::iter::repeat_n(share, fresh));
+    }
+
+    pub(super) fn throughput(&self) -> Throughput {
+        let column = |of: fn(&Tally) -> u64| self.steps.iter().map(of).collect();
+        Throughput {
+            step_seconds: STEP.as_secs(),
+            steps: STEPS,
+            forgotten: self.forgotten,
+            bytes: column(|step| step.bytes),
+            delivered: column(|step| step.delivered),
+            failed: column(|step| step.failed),
+            repeated: column(|step| step.repeated),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sums(bytes: u64, delivered: u64) -> Tally {
+        Tally { bytes, delivered, ..Tally::default() }
+    }
+
+    #[test]
+    fn growing_sums_become_steps() {
+        let start = Instant::now();
+        let mut watch = Watch::new(start);
+        watch.look(start + Duration::from_secs(4), sums(100, 1));
+        assert_eq!(watch.throughput().bytes, [] as [u64; 0]);
+        watch.look(start + Duration::from_secs(6), sums(150, 1));
+        watch.look(start + Duration::from_secs(9), sums(160, 1));
+        watch.look(start + Duration::from_secs(10), sums(200, 3));
+        assert_eq!(watch.throughput().bytes, [150, 50]);
+        assert_eq!(watch.throughput().delivered, [1, 2]);
+    }
+
+    #[test]
+    fn a_gap_is_shared_out_and_nothing_is_lost() {
+        let start = Instant::now();
+        let mut watch = Watch::new(start);
+        watch.look(start + STEP * 3, sums(10, 1));
+        watch.look(start + STEP * 4, sums(10, 1));
+        let shown = watch.throughput();
+        assert_eq!(shown.bytes, [3, 3, 3, 1]);
+        assert_eq!(shown.delivered, [0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn it_keeps_fifteen_minutes_however_long_it_runs() {
+        let start = Instant::now();
+        let mut watch = Watch::new(start);
+        for step in 1..=500 {
+            watch.look(start + STEP * step, sums(u64::from(step), 0));
+        }
+        watch.look(start + STEP * 100_000, sums(500, 0));
+        let shown = watch.throughput();
+        assert_eq!((shown.bytes.len(), shown.failed.len()), (STEPS, STEPS));
+        assert_eq!(shown.forgotten + STEPS as u64, 100_000);
+        assert_eq!(shown.step_seconds * 180, 15 * 60);
+    }
+}
