@@ -171,7 +171,9 @@ impl Command {
             log.format = LogFormat::Text;
         }
         if !loaded.is_given("log.filter") {
-            "warn".clone_into(&mut log.filter);
+            // The answers of a connection test say all that the warnings under them say, in order.
+            let filter = if matches!(self, Self::Check(_)) { "error" } else { "warn" };
+            filter.clone_into(&mut log.filter);
         }
         log
     }

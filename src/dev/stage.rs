@@ -124,7 +124,7 @@ impl Stage {
     fn invite(&self) {
         let program = std::env::current_exe().map_or_else(|_| "consign".to_owned(), |path| path.display().to_string());
         let (program, config) = (quoted(&program), quoted(&self.home.config().display().to_string()));
-        let (viewer, cloud) = (&self.secrets.viewer, self.cloud.url());
+        let (viewer, platform, cloud) = (&self.secrets.viewer, &self.secrets.platform, self.cloud.url());
         let lines = [
             format!("status page    {}", url(self.page, "/")),
             format!("metrics        {}", url(self.page, "/metrics")),
@@ -137,6 +137,11 @@ impl Stage {
                 "one more job   {program} enqueue -c {config} \\\n               \
                  --source {} --to {ACME} --key one-more --wait",
                 quoted(&self.example)
+            ),
+            format!(
+                "a check        AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} \\\n               \
+                 {program} check -c {config} {ACME}",
+                platform.id, platform.secret
             ),
             "Ctrl-C ends it.".to_owned(),
         ];

@@ -313,6 +313,15 @@ async fn a_running_one_takes_more_jobs_shows_its_pages_and_ends_cleanly_with_a_s
     assert_eq!(std::fs::read(buckets.join("acme-exports/platform/more")).unwrap(), b"more");
     until("its line is shown", LIMIT, async || running.said().contains("delivered  mine").then_some(())).await;
 
+    let said = running.said();
+    let (_, check) = said.split_once("a check").unwrap();
+    let (check, _) = check.split_once("Ctrl-C").unwrap();
+    let mut printed = Command::new("sh");
+    printed.env_clear().env("AWS_EC2_METADATA_DISABLED", "true").arg("-c").arg(check.trim());
+    let checked = output(printed).await;
+    assert_eq!(checked.status.code(), Some(0), "{}{}", text(&checked.stdout), text(&checked.stderr));
+    assert!(text(&checked.stdout).contains("verdict: ready"), "{}", text(&checked.stdout));
+
     assert_eq!(place.left_behind(), 1);
     let ended = running.end(Signal::TERM).await;
     assert_eq!(ended.code(), Some(0), "{}", running.said());
