@@ -100,6 +100,7 @@ pub fn diagnose(failure: &Failure, case: &Case<'_>) -> Diagnosis {
     let found = Found {
         code,
         action: failure.answer.as_deref().and_then(|answer| denied_action(&answer.said)),
+        resource: failure.answer.as_deref().and_then(|answer| denied_resource(&answer.said)),
         operation: failure.answer.as_deref().map_or("", |answer| answer.operation),
         region: failure.learnt_region.as_ref(),
         message: &failure.message,
@@ -121,7 +122,7 @@ pub fn diagnose_ours(failure: &Failure) -> Diagnosis {
 
 /// The diagnosis of a code that no refusal stands behind.
 pub fn finding(code: Code, case: &Case<'_>) -> Diagnosis {
-    words::explain(&Found { code, action: None, operation: "", region: None, message: "" }, case)
+    words::explain(&Found { code, action: None, resource: None, operation: "", region: None, message: "" }, case)
 }
 
 /// The hint of a failed outcome: the remedy in words, or nothing where the customer can do nothing.
@@ -144,6 +145,8 @@ struct Found<'a> {
     code: Code,
     /// The action that the service names as denied.
     action: Option<&'a str>,
+    /// What the service names it denied on.
+    resource: Option<&'a str>,
     /// The API that was called; empty where none was.
     operation: &'a str,
     /// Where the bucket really lives, if that was learnt.
@@ -156,4 +159,10 @@ struct Found<'a> {
 pub fn denied_action(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("perform: ")?;
     rest.split_whitespace().next()
+}
+
+/// The resource in the same sentence.
+fn denied_resource(said: &str) -> Option<&str> {
+    let (_, rest) = said.split_once("on resource: ")?;
+    rest.split_whitespace().next().map(|resource| resource.trim_matches('"'))
 }

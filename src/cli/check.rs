@@ -4,6 +4,7 @@ mod show;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
@@ -16,8 +17,13 @@ use crate::destination::{Destination, DestinationId};
 use crate::diagnosis::Side;
 use crate::metrics::Metrics;
 use crate::session::{Identity, Sessions};
+use crate::shutdown::Signal;
 use crate::upload::Uploader;
 use show::Show;
+
+/// How long an interrupted test may give up what it had begun.
+const GIVING_UP: Duration = Duration::from_secs(2);
+const INTERRUPTED: &str = "interrupted; an upload that was open has been given up, where that is allowed";
 
 /// What to test.
 #[derive(Debug, Clone, Args)]
@@ -37,7 +43,10 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     let report = match args.destination {
         None => of_the_worker(&config, &sessions, &show).await,
         Some(name) => match find(&config, &name) {
-            Ok(destination) => of_a_destination(&config, sessions, metrics, &destination, &show).await,
+            Ok(destination) => match of_a_destination(&config, sessions, metrics, &destination, &show).await {
+                Some(report) => report,
+                None => return complain(INTERRUPTED, Exit::Signal(Signal::Interrupt)),
+            },
             Err(problem) => return complain(&problem, Exit::Usage),
         },
     };
@@ -61,7 +70,7 @@ async fn of_a_destination(
     metrics: Arc<Metrics>,
     destination: &Arc<Destination>,
     show: &Show,
-) -> Report {
+) -> Option<Report> {
     show.begin(&format!(
         "connection test of {}: s3://{}/{} in {}",
         destination.id, destination.bucket, destination.prefix, destination.region
@@ -70,7 +79,15 @@ async fn of_a_destination(
     let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics);
     let egress = &config.check.egress_addresses;
     let checker = Checker { sessions: &sessions, uploader: &uploader, egress, limit: LIMIT };
-    checker.run(destination, &|step: &Step| show.step(step)).await
+    let watch = |step: &Step| show.step(step);
+    let test = Box::pin(checker.run(destination, &watch));
+    tokio::select! {
+        report = test => return Some(report),
+        Ok(()) = tokio::signal::ctrl_c() => {}
+    }
+    // The test is dropped by now, and an upload it had open is given up in the background.
+    tokio::time::sleep(GIVING_UP).await;
+    None
 }
 
 async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> Report {

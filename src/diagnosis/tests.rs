@@ -230,3 +230,17 @@ fn every_problem_has_words_and_a_remedy() {
         assert!(!remedy.text.contains(EXTERNAL_ID) && !said.cause.contains(EXTERNAL_ID), "{code}");
     }
 }
+
+#[test]
+fn the_key_of_a_buckets_default_encryption_is_taken_from_the_refusal() {
+    let said = format!(
+        "User: u is not authorized to perform: kms:GenerateDataKey on resource: {KEY} because no identity-based policy allows \
+         the kms:GenerateDataKey action"
+    );
+    let refused = failure("PutObject", Reason::KmsDenied, 403, "AccessDenied", &said);
+    let found = diagnose(&refused, &Case::of(&role()));
+    assert_eq!(found.code, Code::KmsEncryptDeniedIdentity);
+    let remedy = found.remedy.unwrap();
+    assert!(found.cause.contains(KEY) && remedy.text.contains(KEY), "{remedy:?}");
+    assert_eq!(remedy.statement.unwrap()["Resource"], KEY);
+}

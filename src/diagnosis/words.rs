@@ -50,7 +50,7 @@ pub(super) fn explain(found: &Found<'_>, case: &Case<'_>) -> Diagnosis {
 
 /// A problem of the worker alone.
 pub(super) fn of_ours(code: Code, message: &str) -> Diagnosis {
-    let found = Found { code, action: None, operation: "", region: None, message };
+    let found = Found { code, action: None, resource: None, operation: "", region: None, message };
     let said =
         entry::words_of_ours(&found).or_else(|| service(&found)).unwrap_or_else(|| cause(said(&found, code.meaning())));
     Diagnosis { code, cause: said.cause, ranked: said.ranked, remedy: said.remedy }

@@ -1,22 +1,30 @@
 //! The KMS key: what it allows, and what state it is in.
 
 use super::{Words, advice, grant, own_policy, told};
-use crate::destination::Auth;
+use crate::destination::{Auth, KmsKeyArn};
 use crate::diagnosis::{Case, Code, Found, Remedy};
-use crate::policy::{Permission, Principal, kms_key_policy_statement};
+use crate::policy::{Permission, Principal, kms_key_policy_statement, single_on_key};
 
 pub(super) fn words(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
-    denied(found.code, case).or_else(|| unusable(found, case))
+    denied(found, case).or_else(|| unusable(found, case))
 }
 
-/// The key as it is called in texts.
-fn name(case: &Case<'_>) -> String {
+/// The key as it is called in texts: the destination's, else that of the bucket's default encryption, if the refusal names it.
+fn name(found: &Found<'_>, case: &Case<'_>) -> String {
     let encryption = case.destination.encryption.as_ref();
-    encryption.map_or("the bucket's default key".to_owned(), |kms| kms.key_arn.as_str().to_owned())
+    let configured = encryption.map(|kms| kms.key_arn.as_str().to_owned());
+    let named = || default_key(found, case).map(|key| key.as_str().to_owned());
+    configured.or_else(named).unwrap_or_else(|| "the bucket's default key".to_owned())
 }
 
-fn denied(code: Code, case: &Case<'_>) -> Option<Words> {
+/// The key of the bucket's default encryption, where the destination has none and the refusal names it.
+fn default_key(found: &Found<'_>, case: &Case<'_>) -> Option<KmsKeyArn> {
+    found.resource.filter(|_| case.destination.encryption.is_none()).and_then(|arn| KmsKeyArn::parse(arn).ok())
+}
+
+fn denied(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
     use Permission::{KmsDecrypt, KmsGenerateDataKey};
+    let code = found.code;
     let (permission, key_policy) = match code {
         Code::KmsEncryptDenied | Code::KmsEncryptDeniedIdentity => (KmsGenerateDataKey, false),
         Code::KmsEncryptDeniedKeyPolicy => (KmsGenerateDataKey, true),
@@ -24,7 +32,7 @@ fn denied(code: Code, case: &Case<'_>) -> Option<Words> {
         Code::KmsDecryptDeniedKeyPolicy => (KmsDecrypt, true),
         _ => return None,
     };
-    let (action, key) = (permission.action(), name(case));
+    let (action, key) = (permission.action(), name(found, case));
     let why = match permission {
         KmsDecrypt => "; S3 needs it to put the parts of a large file together",
         _ => "; S3 needs it to encrypt",
@@ -47,6 +55,8 @@ fn denied(code: Code, case: &Case<'_>) -> Option<Words> {
     );
     if let Some(both) = crate::policy::kms_statement(case.destination) {
         remedy.statement = Some(both);
+    } else if let Some(key) = default_key(found, case) {
+        remedy.statement = Some(single_on_key(permission, case.destination, &key));
     }
     Some(told(whose, remedy))
 }
@@ -66,7 +76,7 @@ fn in_the_key(case: &Case<'_>, key: &str) -> Remedy {
 }
 
 fn unusable(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
-    let key = name(case);
+    let key = name(found, case);
     let bucket = &case.destination.bucket;
     Some(match found.code {
         Code::KmsKeyNotFound => told(

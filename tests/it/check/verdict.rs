@@ -1,5 +1,6 @@
 //! What the command says as a whole: verdict, exit code, words, and what it leaves.
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,14 @@ use consign::diagnosis::Side;
 use consign::metrics::Metrics;
 use consign::session::{Identity, Sessions};
 use consign::upload::Uploader;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{TEST_OBJECT, by_key, by_role, check, codes, customer, run, step};
 use crate::shop::KMS_KEY;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::Site;
+use crate::testbed::until;
 
 const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 
@@ -140,6 +143,22 @@ async fn a_server_that_never_answers_ends_the_test_in_bounded_time() {
     assert_eq!(step(&answer, "write")["code"], "not_tried");
     assert_eq!((answer["verdict"].as_str(), report.side()), (Some("not ready"), Side::Service));
     assert_eq!((s3.open_uploads(), s3.keys().len()), (0, 0), "it was aborted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_test_gives_up_what_it_had_begun() {
+    let (mut site, s3) = customer().await;
+    site.destination("acme", &by_role());
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(300)));
+    let file = site.dir.path().join("interrupted.toml");
+    std::fs::write(&file, site.toml()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
+    command.args(["check", "acme", "--config"]).arg(file).env_clear().envs(site.variables());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the upload is open", Duration::from_secs(60), async || (s3.open_uploads() == 1).then_some(())).await;
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let status = until("the end", Duration::from_secs(60), async || child.try_wait().unwrap()).await;
+    assert_eq!((status.code(), s3.open_uploads()), (Some(130), 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
