@@ -152,7 +152,11 @@ pub(super) fn reply(event: &Event) -> Option<Message> {
     })
 }
 
-/// The answer to a question. Mandatory: an asker that is gone is to be noticed.
+/// The queues of askers that have none of their own. The broker hands such an answer over and yet returns it as unroutable if it
+/// is mandatory (<https://www.rabbitmq.com/docs/direct-reply-to>).
+const DIRECT: &str = "amq.rabbitmq.reply-to.";
+
+/// The answer to a question. Mandatory where that says anything: an asker that is gone is to be noticed.
 pub(super) fn answer(reply: Reply) -> Result<Message, QueueError> {
     let mut properties = BasicProperties::default()
         .with_content_type("application/json".into())
@@ -161,7 +165,8 @@ pub(super) fn answer(reply: Reply) -> Result<Message, QueueError> {
     if let Some(id) = &reply.correlation_id {
         properties = properties.with_correlation_id(short(id)?);
     }
-    Ok(Message { exchange: String::new(), routing_key: reply.to, body: reply.body, properties, mandatory: true })
+    let mandatory = !reply.to.starts_with(DIRECT);
+    Ok(Message { exchange: String::new(), routing_key: reply.to, body: reply.body, properties, mandatory })
 }
 
 fn event_properties(event: &Event) -> Result<BasicProperties, QueueError> {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use lapin::BasicProperties;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions};
+use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
 use super::{EXTERNAL_ID, by_role, codes, run};
@@ -58,6 +61,41 @@ async fn a_test_by_message_is_answered_with_what_the_command_prints() {
     assert_eq!(shop.site.broker.outcomes().await.len(), 0, "a test is no transfer");
     assert_eq!(shop.s3.keys(), Vec::<String>::new());
     shop.site.broker.disown("answers").await;
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_asker_without_a_queue_of_its_own_is_answered_once() {
+    let shop = shop("direct").await;
+    // The broker's own pseudo-queue for answers, which only the channel that asks can read.
+    let here = "amq.rabbitmq.reply-to";
+    let channel = shop.site.broker.reachable().await;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let mut answers = channel.basic_consume(here.into(), "".into(), options, FieldTable::default()).await.unwrap();
+    let properties = BasicProperties::default()
+        .with_type(KIND.into())
+        .with_correlation_id("button-8".into())
+        .with_reply_to(here.into())
+        .with_delivery_mode(2);
+    let (exchange, body) = (shop.site.broker.prefix.as_str(), json!({"version": 1, "destination": "acme"}).to_string());
+    let sent = channel.basic_publish(
+        exchange.into(),
+        "job.scheduled.acme".into(),
+        BasicPublishOptions::default(),
+        body.as_bytes(),
+        properties,
+    );
+    sent.await.unwrap().await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(60), answers.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(answer.properties.correlation_id().as_ref().map(ToString::to_string).as_deref(), Some("button-8"));
+    assert_eq!(serde_json::from_slice::<Value>(&answer.data).unwrap()["verdict"], "ready");
+    until("the question is settled", Duration::from_secs(60), async || {
+        let settled = shop.worker.metric("consign_broker_settlements_total", "action=\"ack\"").await
+            + shop.worker.metric("consign_broker_settlements_total", "action=\"dead\"").await;
+        (settled == 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(shop.site.broker.take("dead").await.len(), 0, "an answered question is no dead letter");
     shop.close().await;
 }
 
