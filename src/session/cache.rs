@@ -152,6 +152,7 @@ where
         let slot = self.slot(key);
         let mut flights = slot.flight.lock().await;
         let fetched = fetch().await;
+        slot.forget_refusal();
         // Until then, and after a failure, whoever has a good value goes on with it.
         let answer = match fetched {
             Err(failure) if slot.is_kept() => {
@@ -431,11 +432,13 @@ mod tests {
     async fn a_refresh_replaces_a_refusal_and_never_a_good_value_by_one() {
         let (cache, calls) = (cache(), AtomicU32::new(0));
         cache.get(1, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
-        assert_eq!(cache.refresh(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 1);
+        let said = cache.refresh(1, || slowly(&calls, Err(Reason::StsUnavailable))).await.1.unwrap_err();
+        assert_eq!(said.reason, Reason::StsUnavailable, "what is said is of now");
+        assert_eq!(cache.refresh(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 2);
         cache.refresh(1, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
-        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 1, "the good one serves on");
-        assert_eq!(cache.refresh(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 3);
-        assert_eq!(calls.load(Ordering::SeqCst), 4);
+        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 2, "the good one serves on");
+        assert_eq!(cache.refresh(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 4);
+        assert_eq!(calls.load(Ordering::SeqCst), 5);
     }
 
     #[tokio::test]
