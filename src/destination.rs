@@ -104,9 +104,24 @@ impl Destination {
     pub fn partition(&self) -> &str {
         match &self.auth {
             Auth::IamRole { role_arn, .. } => role_arn.partition(),
-            Auth::AccessKey { .. } if self.region.as_str().starts_with("cn-") => "aws-cn",
-            Auth::AccessKey { .. } if self.region.as_str().starts_with("us-gov-") => "aws-us-gov",
-            Auth::AccessKey { .. } => "aws",
+            Auth::AccessKey { .. } => partition_of(self.region.as_str()),
         }
     }
+}
+
+/// The partition of a region, by the beginning of its name; one that nobody knows is taken for one of the oldest partition.
+pub(crate) fn partition_of(region: &str) -> &'static str {
+    const BEGINNINGS: [(&str, &str); 7] = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("eusc-", "aws-eusc"),
+        ("us-iso-", "aws-iso"),
+        ("us-isob-", "aws-iso-b"),
+        ("eu-isoe-", "aws-iso-e"),
+        ("us-isof-", "aws-iso-f"),
+    ];
+    BEGINNINGS
+        .into_iter()
+        .find(|(beginning, _)| region.starts_with(beginning))
+        .map_or("aws", |(_, partition)| partition)
 }

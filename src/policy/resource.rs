@@ -64,10 +64,15 @@ pub(super) fn literal(text: &str) -> String {
     text.replace('$', "${$}").replace('*', "${*}").replace('?', "${?}")
 }
 
-/// The DNS suffix of the services of a partition.
+/// The DNS suffix of the services of a partition, as the SDK's own table has it.
 pub fn dns_suffix(partition: &str) -> &'static str {
     match partition {
         "aws-cn" => "amazonaws.com.cn",
+        "aws-eusc" => "amazonaws.eu",
+        "aws-iso" => "c2s.ic.gov",
+        "aws-iso-b" => "sc2s.sgov.gov",
+        "aws-iso-e" => "cloud.adc-e.uk",
+        "aws-iso-f" => "csp.hci.ic.gov",
         _ => "amazonaws.com",
     }
 }

@@ -96,6 +96,26 @@ fn an_alias_is_a_condition_and_an_unknown_key_is_bounded_by_region_and_service()
 }
 
 #[test]
+fn services_are_called_as_in_the_partition_of_the_role() {
+    for (region, partition, via) in [
+        ("eu-west-1", "aws", "s3.eu-west-1.amazonaws.com"),
+        ("cn-north-1", "aws-cn", "s3.cn-north-1.amazonaws.com.cn"),
+        ("us-gov-west-1", "aws-us-gov", "s3.us-gov-west-1.amazonaws.com"),
+        ("eusc-de-east-1", "aws-eusc", "s3.eusc-de-east-1.amazonaws.eu"),
+        ("us-isob-east-1", "aws-iso-b", "s3.us-isob-east-1.sc2s.sgov.gov"),
+    ] {
+        assert_eq!(crate::destination::partition_of(region), partition);
+        let auth =
+            RawAuth { role_arn: Some(ROLE.replace("arn:aws:", &format!("arn:{partition}:"))), ..RawAuth::default() };
+        let raw =
+            RawDestination { bucket: "acme-exports".into(), region: region.into(), auth, ..RawDestination::default() };
+        let there = raw.validate(DestinationId::parse("acme").unwrap()).unwrap();
+        let statement = single(Permission::KmsDecrypt, &there);
+        assert_eq!(statement["Condition"]["StringEquals"]["kms:ViaService"], via);
+    }
+}
+
+#[test]
 fn the_keys_own_policy_names_the_role() {
     let role = Principal::parse(ROLE).unwrap();
     for key in [KEY, ALIAS] {

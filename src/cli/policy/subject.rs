@@ -5,7 +5,7 @@ use clap::Args;
 use super::Refusal;
 use crate::config::Config;
 use crate::destination::raw::{RawAuth, RawDestination};
-use crate::destination::{Auth, Destination, DestinationId, Invalid};
+use crate::destination::{Auth, Destination, DestinationId, Invalid, partition_of};
 use crate::policy::Principal;
 
 /// The account that stands for one nobody told; it appears in no document that needs the right one.
@@ -98,11 +98,7 @@ impl SubjectArgs {
         if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(Refusal::Usage("--account: an account is 12 digits".to_owned()));
         }
-        let partition = match region {
-            region if region.starts_with("cn-") => "aws-cn",
-            region if region.starts_with("us-gov-") => "aws-us-gov",
-            _ => "aws",
-        };
+        let partition = partition_of(region);
         let name: String = format!("consign-{bucket}").chars().take(NAME_LIMIT).collect();
         Ok(format!("arn:{partition}:iam::{account}:role/{name}"))
     }
