@@ -20,7 +20,7 @@ mod trust;
 pub use bucket::{bucket_policy_fence, bucket_policy_grant, lifecycle};
 pub use cloudformation::cloudformation;
 pub use document::{Scope, document, permissions, pretty, single, single_on_key};
-pub use key::{kms_key_policy_statement, kms_statement};
+pub use key::{kms_key_policy_statement, kms_statement, kms_statement_on};
 pub use party::Party;
 pub use permission::{Need, Permission, TEST_OBJECT};
 pub use principal::Principal;

@@ -242,5 +242,11 @@ fn the_key_of_a_buckets_default_encryption_is_taken_from_the_refusal() {
     assert_eq!(found.code, Code::KmsEncryptDeniedIdentity);
     let remedy = found.remedy.unwrap();
     assert!(found.cause.contains(KEY) && remedy.text.contains(KEY), "{remedy:?}");
-    assert_eq!(remedy.statement.unwrap()["Resource"], KEY);
+    let statement = remedy.statement.unwrap();
+    assert_eq!(statement["Resource"], KEY);
+    assert_eq!(
+        statement["Action"].as_array().map(Vec::len),
+        Some(2),
+        "both that are needed, so that one paste is enough"
+    );
 }

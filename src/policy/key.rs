@@ -12,7 +12,12 @@ pub(super) const ACTIONS: [Permission; 2] = [Permission::KmsGenerateDataKey, Per
 
 /// The statement of the role's or user's own policy; `None` for a destination without a key.
 pub fn kms_statement(destination: &Destination) -> Option<Value> {
-    Some(statement_on(destination, Some(&destination.encryption.as_ref()?.key_arn)))
+    Some(kms_statement_on(destination, &destination.encryption.as_ref()?.key_arn))
+}
+
+/// The same for a key that the destination doesn't name, such as that of the bucket's default encryption.
+pub fn kms_statement_on(destination: &Destination, key: &KmsKeyArn) -> Value {
+    statement_on(destination, Some(key))
 }
 
 /// The same for any key; `None` stands for the one the bucket encrypts with by default.

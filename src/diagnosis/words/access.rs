@@ -1,11 +1,9 @@
 //! What the bucket allows and denies.
 
-use serde_json::json;
-
 use super::{Words, advice, grant, own_policy, told};
 use crate::destination::Auth;
 use crate::diagnosis::{Case, Code, Found, Reads, Remedy};
-use crate::policy::Permission;
+use crate::policy::{Permission, lifecycle};
 
 pub(super) fn words(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
     let bucket = &case.destination.bucket;
@@ -21,8 +19,10 @@ pub(super) fn words(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
         Code::DeleteDenied => weaker(Permission::DeleteObject, "the test file can't be deleted; it stays, empty", case),
         Code::AbortDenied => {
             let mut said = weaker(Permission::AbortMultipartUpload, "an unfinished upload can't be aborted", case);
-            said.ranked =
-                vec![format!("instead of the permission, a lifecycle rule of the bucket serves: {}", lifecycle())];
+            said.ranked = vec![format!(
+                "instead of the permission, a lifecycle rule of the bucket serves: {}",
+                lifecycle(case.destination)
+            )];
             said
         }
         Code::UploadLeftOpen => told(
@@ -38,16 +38,6 @@ fn weaker(permission: Permission, what: &str, case: &Case<'_>) -> Words {
     let mut remedy = grant(permission, case);
     remedy.text = format!("optional: {}", remedy.text);
     told(format!("{what} ({} is not allowed): {}", permission.action(), permission.without()), remedy)
-}
-
-/// The rule that cleans up what may not be aborted.
-fn lifecycle() -> serde_json::Value {
-    json!({ "Rules": [{
-        "ID": "consign-unfinished-uploads",
-        "Status": "Enabled",
-        "Filter": {},
-        "AbortIncompleteMultipartUpload": { "DaysAfterInitiation": 7 },
-    }]})
 }
 
 fn permission_denied(found: &Found<'_>, case: &Case<'_>) -> Words {

@@ -102,7 +102,7 @@ fn trusting(case: &Case<'_>, text: String) -> Remedy {
     let Auth::IamRole { role_arn, external_id } = &case.destination.auth else { return advice(text) };
     let place = format!("the trust policy of the role {}", role_arn.as_str());
     match case.principal.and_then(|arn| Principal::parse(arn).ok()) {
-        Some(us) => advice(text).statement(place, trust(&us, external_id.as_ref(), &[])),
+        Some(us) => advice(text).statement(place, trust(&us, external_id.as_ref(), case.egress)),
         None => advice(text),
     }
 }

@@ -3,7 +3,7 @@
 use super::{Words, advice, grant, own_policy, told};
 use crate::destination::{Auth, KmsKeyArn};
 use crate::diagnosis::{Case, Code, Found, Remedy};
-use crate::policy::{Permission, Principal, kms_key_policy_statement, single_on_key};
+use crate::policy::{Permission, Principal, kms_key_policy_statement, kms_statement_on};
 
 pub(super) fn words(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
     denied(found, case).or_else(|| unusable(found, case))
@@ -56,7 +56,7 @@ fn denied(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
     if let Some(both) = crate::policy::kms_statement(case.destination) {
         remedy.statement = Some(both);
     } else if let Some(key) = default_key(found, case) {
-        remedy.statement = Some(single_on_key(permission, case.destination, &key));
+        remedy.statement = Some(kms_statement_on(case.destination, &key));
     }
     Some(told(whose, remedy))
 }

@@ -122,7 +122,7 @@ pub const WHAT_IS_WEAKER_WITHOUT_AN_OPTIONAL_PERMISSION: &[Setup] = &[
         "abort_denied",
         "multipart: warning",
         |hands| denied(hands, "AbortMultipartUpload"),
-        &["lifecycle rule", "DaysAfterInitiation"],
+        &["lifecycle rule", "DaysAfterInitiation", r#"\"Prefix\":\"in/\""#],
     ),
     weaker_row(
         "delete_denied",
