@@ -3,7 +3,7 @@
 use super::{Mark, Run, StepName};
 use crate::destination::Auth;
 use crate::diagnosis::Code;
-use crate::outcome::{Failure, Reason};
+use crate::outcome::{Answer, Failure, Reason};
 use crate::policy::Principal;
 
 impl Run<'_> {
@@ -95,22 +95,33 @@ impl Run<'_> {
             Ok(None) => self.skipped(StepName::AccessKey, Code::NotNeeded, "the store has no STS to ask"),
             Ok(Some(arn)) if arn.ends_with(":root") => {
                 self.principal = Some(arn);
-                self.remark(StepName::AccessKey, Mark::Failed, Code::AccessKeyRoot);
+                self.remark(StepName::AccessKey, Mark::Warning, Code::AccessKeyRoot);
             }
             Ok(Some(arn)) => {
                 let what = format!("the key is that of {arn}");
                 self.principal = Some(arn);
                 self.passed(StepName::AccessKey, what);
             }
-            // A transfer with an access key never asks STS, so that it is away is no obstacle.
-            Err(failure) if matches!(failure.reason, Reason::StsUnavailable | Reason::Throttled | Reason::Timeout) => {
-                self.skipped(StepName::AccessKey, Code::NotTried, "STS does not answer; deliveries don't need it");
-            }
-            Err(failure) => {
+            Err(failure) if is_about_the_key(&failure) => {
                 self.blocked = true;
                 self.failed(StepName::AccessKey, &failure);
             }
+            // A transfer with an access key never asks STS, so that it is away, or not for us, is no obstacle.
+            Err(_) => {
+                self.skipped(StepName::AccessKey, Code::NotTried, "STS gives no answer; deliveries don't need it");
+            }
         }
+    }
+}
+
+/// Whether STS has judged the key, or its secret can't be read. That STS itself is closed to us (by an endpoint's policy, or in
+/// this region) says nothing of the key.
+fn is_about_the_key(failure: &Failure) -> bool {
+    let closed = |answer: &Answer| matches!(answer.code.as_str(), "AccessDenied" | "AccessDeniedException");
+    match failure.reason {
+        Reason::AccessKeyInvalid | Reason::ClockSkew => true,
+        Reason::IdentityDenied => !failure.answer.as_deref().is_some_and(closed),
+        _ => false,
     }
 }
 

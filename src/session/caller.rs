@@ -24,11 +24,14 @@ pub(super) async fn caller(
 ) -> Result<String, Failure> {
     let mut config =
         aws_sdk_sts::config::Builder::from(identity.sdk()).retry_config(RetryConfig::standard().with_max_attempts(3));
-    config = config.region(aws_sdk_sts::config::Region::new(sts_region(aws, region, identity)));
+    let mut asked_in = sts_region(aws, region, identity);
     if let Some(key) = key {
+        // Only the partition of the bucket knows the key, and the platform's own region may be in another one.
+        asked_in = region.map_or(asked_in, |region| region.as_str().to_owned());
         // The identity's own cache is of no use for somebody else's key.
         config = config.credentials_provider(key).identity_cache(IdentityCache::no_cache());
     }
+    config = config.region(aws_sdk_sts::config::Region::new(asked_in));
     config.set_endpoint_url(aws.sts_endpoint_url.as_ref().map(endpoint));
     let asked = aws_sdk_sts::Client::from_conf(config.build()).get_caller_identity().send();
     let answer = tokio::time::timeout(TIMEOUT, asked).await.map_err(|_| {

@@ -74,8 +74,8 @@ pub const ACCESS_KEYS_THAT_DO_NOT_FIT: &[Setup] = &[
     },
     Setup {
         code: "access_key_root",
-        shows: "access_key: failed",
-        exit: 3,
+        shows: "access_key: warning",
+        exit: 0,
         to: by_key,
         broken: |hands| hands.to["auth"]["access_key_id"] = json!("AKIAROOT000000000001"),
         says: &["root", "create an IAM user"],
