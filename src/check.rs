@@ -66,6 +66,7 @@ impl Checker<'_> {
             reads: Reads::Unknown,
             learnt: None,
             left: None,
+            left_open: false,
         };
         run.entry().await;
         if let Ok(key) = destination.prefix.join(TEST_OBJECT) {
@@ -92,6 +93,8 @@ struct Run<'a> {
     learnt: Option<Region>,
     /// What the writing steps have left so far.
     left: Option<Left>,
+    /// An upload of the probe is open, whatever became of the file.
+    left_open: bool,
 }
 
 impl Run<'_> {
@@ -182,7 +185,7 @@ impl Run<'_> {
             region: Some(self.learnt.as_ref().unwrap_or(&destination.region).to_string()),
             prefix: Some(destination.prefix.to_string()),
             test_object: Some(format!("{}{TEST_OBJECT}", destination.prefix)),
-            left_behind: self.left.is_some_and(|left| left != Left::Nothing),
+            left_behind: self.left_open || self.left.is_some_and(|left| left != Left::Nothing),
             principal: self.principal,
             checked_at,
             duration_seconds: started.elapsed().as_secs_f64(),

@@ -1,10 +1,13 @@
 //! In the bucket: where it is, what may be read, and at last what has to work.
 
-use super::{Mark, Run, StepName, blocks, is_denied};
+use super::{CLEANING, Mark, Run, StepName, blocks, is_denied};
 use crate::destination::Region;
 use crate::diagnosis::{Code, Reads, finding};
-use crate::outcome::{Failure, Reason};
+use crate::outcome::{Class, Failure, Reason};
 use crate::upload::{Left, Probe};
+
+/// The status of a call that a store does not know.
+const NOT_IMPLEMENTED: u16 = 501;
 
 impl Run<'_> {
     /// The steps in the bucket.
@@ -42,7 +45,8 @@ impl Run<'_> {
             Ok(actual) => {
                 self.reads = Reads::Answered;
                 match actual.filter(|actual| *actual != self.destination.region) {
-                    Some(actual) => self.lives_in(StepName::Region, &actual),
+                    Some(actual) if self.checker.sessions.is_amazons() => self.lives_in(StepName::Region, &actual),
+                    Some(actual) => self.called_otherwise(&actual, probe).await,
                     None => self.passed(StepName::Region, format!("the bucket lives in {}", self.destination.region)),
                 }
             }
@@ -51,6 +55,19 @@ impl Run<'_> {
                 self.unreadable(StepName::Region, Code::RegionUnchecked, &failure, owner_is_wrong);
             }
             Err(failure) => self.refused(StepName::Region, Code::RegionUnchecked, &failure),
+        }
+    }
+
+    /// A store that is not Amazon's may call the place otherwise than the region that requests are signed for: there only a
+    /// call that is sent elsewhere tells.
+    async fn called_otherwise(&mut self, actual: &Region, probe: &Probe) {
+        match self.within(probe.list(true)).await {
+            Err(failure) if failure.reason == Reason::WrongRegion => self.lives_in(StepName::Region, actual),
+            _ => {
+                let region = &self.destination.region;
+                let what = format!("the store calls the bucket's place {actual}, and sends nobody there from {region}");
+                self.passed(StepName::Region, what);
+            }
         }
     }
 
@@ -93,11 +110,12 @@ impl Run<'_> {
         if let Some(actual) = &failure.learnt_region {
             return self.lives_in(name, actual);
         }
-        if blocks(failure) || failure.reason == Reason::WrongRegion {
+        // A store that does not know the call is no obstacle: a transfer does not need it.
+        let unknown = failure.answer.as_ref().is_some_and(|answer| answer.status == NOT_IMPLEMENTED);
+        if !unknown && (blocks(failure) || failure.reason == Reason::WrongRegion) {
             self.blocked = true;
             return self.failed(name, failure);
         }
-        // A store that does not know the call is no obstacle: a transfer does not need it.
         self.remark(name, Mark::Warning, weaker);
     }
 
@@ -110,14 +128,16 @@ impl Run<'_> {
     }
 
     async fn multipart(&mut self, probe: &Probe) {
-        let (result, left) = probe.multipart(self.until).await;
+        let (result, left) = probe.multipart(self.until, self.until + CLEANING).await;
         self.left = Some(left);
+        self.left_open = left == Left::OpenUpload;
         match (result, left) {
             (Ok(()), Left::Nothing) => {
                 self.passed(StepName::Multipart, "an upload in parts works, and can be given up");
             }
             (Ok(()), _) => self.remark(StepName::Multipart, Mark::Warning, Code::AbortDenied),
             (Err(failure), Left::OpenUpload) => {
+                self.may_be_there(&failure);
                 let mut diagnosis = self.diagnose(&failure);
                 let left = finding(Code::UploadLeftOpen, &self.case());
                 diagnosis.cause = format!("{}; {}", diagnosis.cause, left.cause);
@@ -137,12 +157,17 @@ impl Run<'_> {
                 self.passed(StepName::Write, format!("an empty file was written: {}", probe.key()));
             }
             Err(failure) => {
-                // S3 shows an object before its reply can be judged.
-                if matches!(failure.reason, Reason::EncryptionMismatch | Reason::ChecksumMismatch) {
-                    self.left = Some(Left::Object);
-                }
+                self.may_be_there(&failure);
                 self.in_the_bucket_failed(StepName::Write, &failure);
             }
+        }
+    }
+
+    /// S3 shows an object before its reply can be judged, or though its reply was lost.
+    fn may_be_there(&mut self, failure: &Failure) {
+        let judged = matches!(failure.reason, Reason::EncryptionMismatch | Reason::ChecksumMismatch);
+        if judged || failure.class() == Class::Transient {
+            self.left = Some(Left::Object);
         }
     }
 
@@ -162,7 +187,7 @@ impl Run<'_> {
         match self.cleaning(probe.delete()).await {
             Ok(()) => {
                 self.left = Some(Left::Nothing);
-                self.passed(StepName::Delete, "the file was deleted again");
+                self.passed(StepName::Delete, "the file is gone again");
             }
             Err(failure) if is_denied(&failure) => {
                 let diagnosis = finding(Code::DeleteDenied, &self.case());

@@ -115,8 +115,8 @@ impl Probe {
         })
     }
 
-    /// Begins an upload in parts, sends one, and gives it up; what was begun is given up after `until`, too.
-    pub fn multipart(&self, until: Instant) -> Boxed<'_, (Result<(), Failure>, Left)> {
+    /// Begins an upload in parts and sends one until `until`, and gives it up; what was begun is given up until `given_up`.
+    pub fn multipart(&self, until: Instant, given_up: Instant) -> Boxed<'_, (Result<(), Failure>, Left)> {
         Box::pin(async move {
             let target = self.target();
             let created = within(until, Open::create(&self.calls, &target)).await;
@@ -128,12 +128,12 @@ impl Probe {
             let crc = checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, BYTE));
             let part = Part::of_memory(1, bytes::Bytes::from_static(BYTE), crc, None);
             let sent = within(until, open.send(&part)).await;
-            let aborted = open.try_abort().await;
+            let aborted = within(given_up, async { Ok(open.try_abort().await) }).await.unwrap_or(Aborted::Unknown);
             match (sent, aborted) {
                 (Ok(_), Aborted::Gone) => (Ok(()), Left::Nothing),
                 (Err(failure), Aborted::Gone) => (Err(failure), Left::Nothing),
                 (Err(failure), _) => (Err(failure), Left::OpenUpload),
-                (Ok(sent), _) => match open.complete(&target, vec![sent]).await {
+                (Ok(sent), _) => match within(given_up, open.complete(&target, vec![sent])).await {
                     Ok(_) => (Ok(()), Left::Object),
                     Err(failure) => (Err(failure), Left::OpenUpload),
                 },

@@ -1,5 +1,6 @@
 //! The connection test: every broken set-up has a code of its own, and the remedy mends it.
 
+mod edges;
 mod enforced;
 mod message;
 mod scripted;

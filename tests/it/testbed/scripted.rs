@@ -39,6 +39,8 @@ pub enum Effect {
     LostReply,
     /// The answer comes later.
     Delay(Duration),
+    /// The answer has this body.
+    Body(&'static str),
     /// The answer names another encryption than asked.
     WrongEncryption,
     /// The answer names another checksum than that of the bytes.
@@ -289,6 +291,7 @@ async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
             reply = Reply { status: 200, ..Reply::error(call, 200, code, "We encountered an internal error.") }
         }
         Effect::EmptyBody => reply.body = Bytes::new(),
+        Effect::Body(body) => reply.body = Bytes::from_static(body.as_bytes()),
         Effect::LostReply => return None,
         Effect::Delay(delay) => tokio::time::sleep(*delay).await,
         Effect::WrongEncryption => {

@@ -1,0 +1,136 @@
+//! Stores, networks and endpoints that are odd and yet let a delivery through, and what a test leaves when an answer is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consign::check::{Checker, Report};
+use consign::metrics::Metrics;
+use consign::session::{Identity, Sessions};
+use consign::upload::Uploader;
+use serde_json::{Value, json};
+
+use super::{TEST_OBJECT, by_key, by_role, check, codes, customer, step};
+use crate::shop::REGION;
+use crate::testbed::scripted::Effect;
+use crate::testbed::site::Site;
+
+const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
+
+/// A test of the one destination within so many seconds, in this process. With an access key: it has no identity.
+async fn within(site: &Site, seconds: u64) -> Report {
+    let config = consign::config::load_str(&site.toml()).unwrap().config;
+    let metrics = Arc::new(Metrics::new(1));
+    let identity = Identity::load(&config.aws).await;
+    let sessions = Arc::new(Sessions::new(config.session, config.aws, identity, metrics.clone()));
+    let uploader = Uploader::new(config.upload, config.worker.memory_budget, sessions.clone(), metrics);
+    let limit = Duration::from_secs(seconds);
+    let checker = Checker { sessions: &sessions, uploader: &uploader, egress: &[], limit };
+    checker.run(config.destinations.values().next().unwrap(), &|_| ()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn giving_up_an_upload_takes_bounded_time_too() {
+    let silent = async |denied: Option<&'static str>, silent: &'static str| {
+        let (mut site, s3) = customer().await;
+        site.destination("acme", &by_key());
+        if let Some(operation) = denied {
+            s3.on(operation).before(DENIED);
+        }
+        s3.on(silent).before(Effect::Delay(Duration::from_secs(600)));
+        let report = within(&site, 1).await;
+        let answer = serde_json::to_value(&report).unwrap();
+        assert!(report.duration_seconds < 40.0, "{silent}: {answer:#}");
+        assert_eq!(
+            (answer["verdict"].as_str(), &answer["left_behind"]),
+            (Some("not ready"), &json!(true)),
+            "{answer:#}"
+        );
+    };
+    let abort = "AbortMultipartUpload";
+    tokio::join!(silent(None, abort), silent(Some(abort), "CompleteMultipartUpload"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_upload_is_left_behind_though_the_file_is_deleted() {
+    let (mut site, s3) = customer().await;
+    site.destination("acme", &by_role());
+    s3.on("AbortMultipartUpload").before(DENIED);
+    s3.on("UploadPart").before(DENIED);
+    let (answer, _) = check(&site);
+    assert_eq!((step(&answer, "delete")["result"].as_str(), s3.keys().len()), (Some("ok"), 0), "{answer:#}");
+    assert_eq!((s3.open_uploads(), &answer["left_behind"]), (1, &json!(true)), "{answer:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_whose_reply_was_lost_is_deleted_or_said_to_be_left() {
+    for deletes in [true, false] {
+        let (mut site, s3) = customer().await;
+        site.destination("acme", &by_role());
+        s3.on("PutObject").after(Effect::LostReply);
+        if !deletes {
+            s3.on("DeleteObject").before(DENIED);
+        }
+        let (answer, exit) = check(&site);
+        assert_eq!((answer["verdict"].as_str(), exit), (Some("not ready"), 69), "{answer:#}");
+        let expected: &[&str] = if deletes { &[] } else { &[TEST_OBJECT] };
+        assert_eq!(s3.keys(), expected, "{answer:#}");
+        assert_eq!(answer["left_behind"], !deletes, "{answer:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_may_call_the_place_of_a_bucket_as_it_likes() {
+    let (mut site, s3) = customer().await;
+    site.destination("acme", &by_role());
+    s3.on("GetBucketLocation").after(Effect::Body("<LocationConstraint>default</LocationConstraint>"));
+    let (answer, exit) = check(&site);
+    assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
+    assert_eq!(answer["region"], REGION);
+    assert!(s3.calls("PutObject").iter().all(|call| call.region == REGION), "requests go where they went");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_without_the_calls_that_only_read_takes_deliveries() {
+    let (mut site, s3) = customer().await;
+    site.destination("acme", &by_role());
+    for operation in ["GetBucketLocation", "ListObjectsV2"] {
+        s3.on(operation).before(Effect::Error(501, "NotImplemented", "not here"));
+    }
+    let (answer, exit) = check(&site);
+    assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
+    assert_eq!(codes(&answer, "warning"), ["region_unchecked", "list_denied"], "{answer:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_judged_in_its_buckets_region_and_by_clear_words_alone() {
+    let (mut site, s3) = customer().await;
+    // The platform is at home elsewhere, perhaps in another partition.
+    site.set("aws.region", "us-west-2").destination("acme", &by_key());
+    assert_eq!(check(&site).0["verdict"], "ready");
+    assert!(s3.calls("GetCallerIdentity").iter().all(|call| call.region == REGION));
+    for (status, code, message) in [
+        (
+            403,
+            "AccessDenied",
+            "User is not authorized to perform: sts:GetCallerIdentity with an explicit deny in a VPC endpoint policy",
+        ),
+        (403, "RegionDisabledException", "STS is not activated in this region for account:111111111111."),
+    ] {
+        s3.on("GetCallerIdentity").before(Effect::Error(status, code, message));
+        let (answer, exit) = check(&site);
+        assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{code}: {answer:#}");
+        assert_eq!(step(&answer, "access_key")["result"], "skipped", "{code}");
+        s3.calm();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trust_policy_to_paste_keeps_others_out_as_the_printed_one_does() {
+    let (mut site, s3) = customer().await;
+    site.destination("acme", &by_role()).set("check.egress_addresses", vec!["192.0.2.17"]);
+    s3.trust(None);
+    let (answer, _) = check(&site);
+    let pasted = &step(&answer, "external_id")["remedy"]["statement"];
+    let condition: &Value = &pasted["Statement"][0]["Condition"];
+    assert_eq!(condition["IpAddress"]["aws:SourceIp"], json!(["192.0.2.17"]), "{answer:#}");
+}
