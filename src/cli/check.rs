@@ -60,7 +60,11 @@ fn find(config: &Config, name: &str) -> Result<Arc<Destination>, String> {
     let id = DestinationId::parse(name).map_err(|problem| format!("{name}: {}", problem.problem))?;
     config.destinations.get(&id).cloned().ok_or_else(|| {
         let known: Vec<_> = config.destinations.keys().take(20).map(DestinationId::as_str).collect();
-        format!("there is no destination {id} in the configuration; there are: {}", known.join(", "))
+        let known = match known.len() {
+            0 => "it has none; name your file with -c".to_owned(),
+            _ => format!("there are: {}", known.join(", ")),
+        };
+        format!("there is no destination {id} in the configuration; {known}")
     })
 }
 

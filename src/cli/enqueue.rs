@@ -48,10 +48,10 @@ pub struct EnqueueArgs {
     /// Publish in the compact binary form
     #[arg(long)]
     compact: bool,
-    /// Wait for the outcome of every job; ends 0 when all are delivered or skipped, 75 when some failed, 1 when all did
+    /// Wait for the outcome of every job; ends 0 when all are delivered or skipped, 1 when all failed, else 75
     #[arg(long)]
     wait: bool,
-    /// Give up waiting after this time [default: no limit]
+    /// Give up waiting after this time; ends 75 if a job has no outcome by then [default: no limit]
     #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
     wait_timeout: Option<Duration>,
 }

@@ -105,14 +105,15 @@ fn summary(data: &OutcomeData, word: &str, again: u32) -> String {
         let next = data.retry_at.map_or(String::new(), |at| format!(", again at {at:.0}"));
         return format!("{reason}, {tries}{next} -> {target}");
     }
-    let bytes = data.bytes.unwrap_or_default();
-    let mut text = size(bytes);
-    if let Some(read) = data.source_bytes.filter(|read| *read != bytes) {
+    let stored = data.bytes.unwrap_or_default();
+    let read = data.source_bytes.unwrap_or(stored);
+    let mut text = size(stored);
+    if read != stored {
         text = format!("{} stored as {text}", size(read));
     }
     let took = data.duration_seconds.unwrap_or_default();
     let _ = write!(text, " in {took:.2} s");
-    if let Some(rate) = rate(bytes, took) {
+    if let Some(rate) = rate(read, took) {
         let _ = write!(text, " ({rate}/s)");
     }
     let _ = match data.parts.unwrap_or_default() {

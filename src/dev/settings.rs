@@ -25,7 +25,7 @@ const ACME_KMS_KEY: &str = "arn:aws:kms:eu-central-1:123456789012:key/0e7e9fb9-6
 /// The bucket of `globex`.
 pub(super) const GLOBEX_BUCKET: &str = "globex-landing-zone";
 const GLOBEX_PREFIX: &str = "imports/";
-const GLOBEX_REGION: &str = "us-east-1";
+const GLOBEX_REGION: &str = "eu-west-1";
 const GLOBEX_ACCOUNT: &str = "210987654321";
 
 /// Every secret of one start, made up.

@@ -56,6 +56,9 @@ impl Stage {
             self.report
                 .say(&format!("\nended early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
         }
+        if !once && !self.home.kept() {
+            self.report.say("\nEverything is removed now; --data-dir DIR keeps it.");
+        }
         Ok(Ended { ending, tally })
     }
 

@@ -58,11 +58,14 @@ impl Show {
         let mut add = |text: &str| lines.extend(text.lines().map(|line| format!("{:1$}{line}", "", MARK + 1)));
         if matches!(step.result, Mark::Failed | Mark::Warning) {
             add(&format!("code: {}", step.code));
-            if step.ranked.is_empty() {
-                add(&step.remedy.as_ref().map(|remedy| format!("remedy: {}", remedy.text)).unwrap_or_default());
-            } else {
-                add("what it may be, and the remedy, the likeliest first:");
-                step.ranked.iter().zip(1..).for_each(|(cause, n)| add(&format!("{n}. {cause}")));
+            let remedy = step.remedy.as_ref().map(|remedy| format!("remedy: {}", remedy.text)).unwrap_or_default();
+            match step.ranked.as_slice() {
+                [] => add(&remedy),
+                [other] => add(&format!("{remedy}\nor: {other}")),
+                causes => {
+                    add("what it may be, and the remedy, the likeliest first:");
+                    causes.iter().zip(1..).for_each(|(cause, n)| add(&format!("{n}. {cause}")));
+                }
             }
             add(&step.remedy.as_ref().map(paste).unwrap_or_default());
             add(&step.aws_request_id.as_ref().map(|id| format!("AWS request id: {id}")).unwrap_or_default());

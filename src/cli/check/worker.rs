@@ -74,6 +74,11 @@ async fn rabbitmq(config: &Config) -> [Step; 2] {
     }
 }
 
+fn may_be_made(file: &Path) -> bool {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
 /// Opens the file of the embedded queue, if it is there; a test makes none.
 async fn embedded(config: &Config, file: &Path) -> Step {
     if !file.exists() {
@@ -81,6 +86,11 @@ async fn embedded(config: &Config, file: &Path) -> Step {
             Some(folder) => {
                 let cause = format!("the folder {} of the embedded queue is not there", folder.display());
                 Step::broken(StepName::Broker, Code::BrokerUnavailable, cause, "make the folder, or correct broker.url")
+            }
+            None if !may_be_made(file) => {
+                let cause = format!("{} can't be made: its folder can't be written by this user", file.display());
+                let remedy = "let this user write the folder, or correct broker.url";
+                Step::broken(StepName::Broker, Code::BrokerNotConfigured, cause, remedy)
             }
             None => Step::passed(StepName::Broker, "it is the embedded queue; its file is made at the first start"),
         };
