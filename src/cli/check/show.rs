@@ -136,4 +136,16 @@ mod tests {
         }
         assert!(Show { json: false, colour: true }.whole(&step).contains("\u{1b}[31m[failed]"), "words and colour");
     }
+
+    #[test]
+    fn several_causes_are_numbered_and_a_single_one_is_an_alternative() {
+        let shown = |ranked: &[&str]| {
+            let remedy = Some(Remedy { text: "allow it".to_owned(), ..Remedy::default() });
+            let ranked = ranked.iter().map(|cause| (*cause).to_owned()).collect();
+            let diagnosis = Diagnosis { code: Code::AbortDenied, cause: "no".to_owned(), ranked, remedy };
+            Show { json: false, colour: false }.whole(&Step::found(StepName::Multipart, Mark::Warning, diagnosis, None))
+        };
+        assert!(shown(&["a rule"]).contains("remedy: allow it") && shown(&["a rule"]).contains("or: a rule"));
+        assert!(shown(&["one", "two"]).contains("1. one") && shown(&["one", "two"]).contains("2. two"));
+    }
 }
