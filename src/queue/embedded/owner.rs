@@ -64,7 +64,7 @@ impl Owner {
 }
 
 /// Another owner's last known number of beats, and at how many looks it was that.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Watch(HashMap<String, (i64, u32)>);
 
 impl Watch {

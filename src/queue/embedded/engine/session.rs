@@ -51,7 +51,8 @@ impl Session {
     /// A sign of life, and a look at everybody else. False when others have called this owner gone.
     pub(super) fn beat(&mut self) -> rusqlite::Result<bool> {
         let Some(owner) = &self.owner else { return Ok(true) };
-        let watch = &mut self.watch;
+        // A look counts with the sign of life given then: on a full disk nobody can give one, and nobody is dead for that.
+        let mut watch = self.watch.clone();
         let mut released = 0;
         let alive = self.store.transact(false, |db| {
             if !owner.beat(db)? {
@@ -62,6 +63,7 @@ impl Session {
             }
             Ok(true)
         })?;
+        self.watch = watch;
         if released > 0 {
             self.version = -1;
             tracing::warn!(
@@ -96,10 +98,73 @@ impl Session {
     pub(super) fn follow_the_clock(&mut self, prefix: &str) -> rusqlite::Result<bool> {
         let now = jobs::now_ms();
         let back = now < self.clock_ms.saturating_sub(1000);
-        self.clock_ms = now;
         if back {
             self.store.transact(false, |db| jobs::shorten_waits(db, prefix))?;
         }
+        // Only now: what could not be written is tried again.
+        self.clock_ms = now;
         Ok(back)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session whose commits fail, and another owner that gives no sign of life.
+    fn stuck(folder: &Path) -> Session {
+        let file = folder.join("queue.db");
+        let mut session = Session::new(Store::open(&file).unwrap());
+        let owner = Owner::new(&file).unwrap();
+        let entered = session.store.transact(false, |db| {
+            owner.enter(db, "this")?;
+            db.execute_batch(
+                "INSERT INTO owners (id, worker, pid, started_at) VALUES ('other', 'other', 1, '');
+                 CREATE TABLE parent (id INTEGER PRIMARY KEY);
+                 CREATE TABLE child (id INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED);
+                 CREATE TRIGGER fail_beat AFTER UPDATE ON owners BEGIN INSERT INTO child VALUES (1); END;
+                 CREATE TRIGGER fail_wait AFTER UPDATE ON waiting BEGIN INSERT INTO child VALUES (1); END;",
+            )
+        });
+        entered.unwrap();
+        session.store.connection().pragma_update(None, "foreign_keys", true).unwrap();
+        session.owner = Some(owner);
+        session
+    }
+
+    fn mend(session: &Session) {
+        session.store.connection().execute_batch("DROP TRIGGER fail_beat; DROP TRIGGER fail_wait").unwrap();
+    }
+
+    fn number(session: &Session, sql: &str) -> i64 {
+        session.store.connection().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn looks_while_nothing_can_be_written_call_nobody_dead() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut session = stuck(folder.path());
+        for _ in 0..20 {
+            assert!(session.beat().is_err());
+        }
+        mend(&session);
+        assert!(session.beat().unwrap());
+        assert_eq!(number(&session, "SELECT count(*) FROM owners WHERE id = 'other'"), 1);
+    }
+
+    #[test]
+    fn a_clock_that_went_back_is_remembered_until_the_waits_are_shortened() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut session = stuck(folder.path());
+        let far = jobs::now_ms() + 3_600_000;
+        let sql = format!(
+            "INSERT INTO waiting (due_ms, rung_ms, prefix, lane, routing_key, published_at, headers, body)
+             VALUES ({far}, 5000, 'consign', 'scheduled', 'job.scheduled.acme', '', '{{}}', x'')"
+        );
+        session.store.connection().execute_batch(&sql).unwrap();
+        assert!(session.follow_the_clock("consign").is_err());
+        mend(&session);
+        assert!(session.follow_the_clock("consign").unwrap());
+        assert!(number(&session, "SELECT due_ms FROM waiting") < far);
     }
 }
