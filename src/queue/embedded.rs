@@ -66,7 +66,7 @@ use work::{Command, Pending, Work};
 
 /// How long a settlement or a publish is tried.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long closing waits for what is under way.
+/// How long closing, and giving back, wait for what is under way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest name or property; RabbitMQ's bound, so that what works here works there.
 const LONGEST_NAME: usize = 255;
@@ -174,10 +174,16 @@ impl Embedded {
         self.ask(Work::Publish { lane, publication }, Some(self.patience)).await
     }
 
-    /// What was fetched and not handed out goes back untouched. A file that can't be written now gets it later.
+    /// What was fetched and not handed out goes back untouched. A file that can't be written now gets it later; the worker, which
+    /// has slots to fill, does not wait for that.
     async fn give_back(&self, tickets: Vec<Ticket>) {
-        if !tickets.is_empty() && self.ask(Work::GiveBack { tickets, counted: false }, None).await.is_err() {
-            tracing::debug!("the queue is closed; what was fetched is given back with it");
+        if tickets.is_empty() {
+            return;
+        }
+        match tokio::time::timeout(CLOSE_TIMEOUT, self.ask(Work::GiveBack { tickets, counted: false }, None)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => tracing::debug!("the queue is closed; what was fetched is given back with it"),
+            Err(_) => tracing::debug!("the file can't be written now; what was fetched is given back later"),
         }
     }
 

@@ -160,7 +160,7 @@ async fn a_thousand_jobs_survive_twenty_kills() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_share_one_file_and_what_a_killed_one_held_goes_to_the_other() {
-    const JOBS: usize = 120;
+    const JOBS: usize = 300;
     let mut world = Embedded::new("pair").await;
     world.site.set("worker.slots", 4);
     world.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(100)));

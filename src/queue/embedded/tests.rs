@@ -142,6 +142,25 @@ async fn a_settlement_that_cannot_be_written_fails_and_the_delivery_comes_again(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pause_does_not_wait_for_a_locked_file_and_still_gives_back() {
+    let place = Place::new();
+    let queue = place.queue();
+    for body in ["one", "two"] {
+        queue.publish(job(body)).await.unwrap();
+    }
+    let held = next(&queue).await;
+    let other = place.other();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    tokio::time::timeout(LIMIT, queue.pause()).await.expect("a pause waits for the lock");
+    other.execute_batch("COMMIT").unwrap();
+    let second = place.queue();
+    assert_eq!(next(&second).await.body, "two", "what was fetched ahead is for others");
+    queue.settle(held, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_another_process_keeps_to_itself_is_waited_for() {
     let place = Place::new();
     place.queue().close().await;
