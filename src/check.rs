@@ -2,8 +2,9 @@
 //!
 //! It uses the sessions and the calls of a transfer, so what passes here works there. Only `s3:PutObject` (with a KMS key
 //! also its two actions) is required; everything else ends as a warning that says what is weaker without it. Nothing outside the
-//! prefix is touched, and at most one object is left: `<prefix>consign-connection-test`, empty. A step that others need and that fails
-//! leaves the rest untried; otherwise the test goes on, so that all problems show at once.
+//! prefix is touched, and at most one object is left: `<prefix>consign-connection-test`, empty. Where neither aborting nor completing
+//! is allowed, an unfinished upload of one part stays, too, and the report says so. A step that others need and that fails leaves the
+//! rest untried; otherwise the test goes on, so that all problems show at once.
 //!
 //! A [`Report`] is what `consign check --json` prints and what the answer to a test by message holds. It never holds a key, a
 //! secret or a token; the trust policy it may hold contains the destination's external id, for the customer to paste.
