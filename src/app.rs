@@ -99,7 +99,8 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
         denied_for: config.session.denied_for,
         egress_addresses: config.check.egress_addresses.clone(),
         queue,
-        transfers: Transfers { sessions: sessions.clone(), sources, uploader, metrics: metrics.clone() },
+        transport: Arc::new(Transfers { sessions: sessions.clone(), sources, uploader, metrics: metrics.clone() }),
+        clock: jiff::Timestamp::now,
         destinations: current.clone(),
         metrics: metrics.clone(),
     });

@@ -3,6 +3,7 @@
 //! Bytes become a [`Job`] in [`wire`] (versioned JSON) or [`compact`] (the bincode form); nothing else makes one.
 
 pub mod compact;
+pub mod lease;
 mod location;
 mod rejected;
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //!   acknowledgement. A failure on the way leaves the delivery unacknowledged, so the queue delivers it again.
 //! * Dropping a [`Delivery`] unsettled settles nothing: the queue delivers it again when the channel ends.
 //! * [`Queue::next`] is cancel safe: no delivery is lost when its future is dropped.
+//! * A delivery may be put under a [lease](Queue::lease): then not the channel keeps it but a message of its own, which the queue
+//!   renews with what [`Work::message`] says, and which comes to another worker (lane `continued`) when this one is gone.
 
 pub mod amqp;
 pub mod embedded;
@@ -103,6 +105,9 @@ pub struct Reply {
 }
 
 /// What becomes of a delivery. Consumed by value, performed once.
+///
+/// A copy has the body and the content type that the [`Delivery`] has when it is settled (they may be replaced, to take a
+/// checkpoint along or to put the original back); everything else is as it came.
 #[derive(Debug)]
 pub enum Settlement {
     /// It is done: acknowledge.
@@ -126,7 +131,12 @@ pub enum Settlement {
         /// `x-error-reason` and its like.
         headers: BTreeMap<String, String>,
     },
-    /// Untouched back to the queue, for another worker.
+    /// A copy goes to whoever is free next (lane `continued`), with these headers: work that is handed over half done.
+    HandOver {
+        /// Headers to set on the copy.
+        headers: BTreeMap<String, String>,
+    },
+    /// Untouched back to the queue, for another worker. Under a lease: as `HandOver`, without new headers.
     Return,
 }
 
@@ -138,9 +148,31 @@ impl Settlement {
             Self::Retry { .. } => "retry",
             Self::Defer { .. } => "defer",
             Self::Dead { .. } => "dead",
+            Self::HandOver { .. } => "lease",
             Self::Return => "return",
         }
     }
+}
+
+/// Work under a lease, as the queue sees it: asked whenever the lease is written, and told when it is lost.
+pub trait Work: Send + Sync + fmt::Debug {
+    /// What another worker gets when this one is gone, as of now: body and content type. Called often; must not block.
+    fn message(&self) -> LeaseMessage;
+
+    /// Another worker has the job, or the queue has given it to one: the work must end and leave the job alone. Called once at
+    /// most, from any thread; must not block.
+    fn lost(&self);
+}
+
+/// The message that keeps a job under a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseMessage {
+    /// The lease.
+    pub body: Bytes,
+    /// Its media type.
+    pub content_type: String,
+    /// Headers to set beside those that the delivery came with.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// A message as a producer publishes it.
@@ -214,6 +246,25 @@ pub trait Queue: Send + Sync + fmt::Debug {
         settlement: Settlement,
         events: Vec<Event>,
     ) -> BoxFuture<'_, Result<(), QueueError>>;
+
+    /// Puts a delivery under a lease: what `work` says is recorded, and from then on kept up to date by the queue itself until the
+    /// delivery is settled. After `Ok` the loss of the channel does not bring the delivery again, no time-out of the broker applies to
+    /// it, and [`Queue::settle`] works over reconnections. When this process is gone (or out of touch for minutes), another worker
+    /// gets the message in lane `continued`.
+    ///
+    /// `key` names the run of the job: the same for everybody who works on it, so that a lease that is out of date finds whoever has
+    /// the job now, and ends there. A delivery that came as a lease is taken over: its former owner is told as soon as it can be
+    /// reached ([`Work::lost`]). Leasing a delivery twice renews it.
+    ///
+    /// # Errors
+    /// `Lost` when the delivery's channel is gone: the delivery comes again as ever. Else nothing has changed, and it may be
+    /// tried again.
+    fn lease<'a>(
+        &'a self,
+        delivery: &'a Delivery,
+        key: &'a str,
+        work: Arc<dyn Work>,
+    ) -> BoxFuture<'a, Result<(), QueueError>>;
 
     /// Publishes one job, confirmed.
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>>;

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
 use crate::config::SourceConfig;
+use crate::job::lease::SourceMark;
 use crate::job::{self, Location};
 use crate::metrics::Metrics;
 use crate::outcome::{Failure, Reason};
@@ -42,6 +43,9 @@ pub struct SourceStream {
     pub length: Option<u64>,
     /// What identifies this very content: a strong entity tag, or modification time and size of a file.
     pub validator: Option<String>,
+    /// Whether the rest can be had later, by another worker, where [`Sources::open_at`] is given `validator`: the origin has ranges
+    /// and a strong validator.
+    pub resumable: bool,
     /// The bytes.
     pub body: SourceBody,
 }
@@ -98,6 +102,20 @@ impl Sources {
         self.open_from(source).await.map_err(named)
     }
 
+    /// Opens a source again to go on at byte `offset` of the content that `mark` names: the chunks begin there (a file is a
+    /// file, whatever the offset), `length` is still that of the whole. `None` when it is not that content any more.
+    pub async fn open_at(
+        &self,
+        source: &job::Source,
+        mark: &SourceMark,
+        offset: u64,
+    ) -> Result<Option<SourceStream>, Failure> {
+        let stream = self.open(source).await?;
+        let same = stream.validator.as_ref() == Some(&mark.validator) && stream.length == mark.length;
+        let whole = matches!(stream.body, SourceBody::File(_)) || offset == 0;
+        Ok((same && whole).then_some(stream))
+    }
+
     async fn open_from(&self, source: &job::Source) -> Result<SourceStream, Failure> {
         self.allowed(source.location.scheme())?;
         match &source.location {
@@ -134,7 +152,8 @@ impl Sources {
         if let Some(wanted) = &expected.sha256 {
             proof::same_digest(wanted, &FileSource::sha256(&file).await?)?;
         }
-        Ok(SourceStream { length: Some(file.length()), validator: Some(validator), body: SourceBody::File(file) })
+        let length = Some(file.length());
+        Ok(SourceStream { length, validator: Some(validator), resumable: true, body: SourceBody::File(file) })
     }
 
     async fn open_waiting(&self, root: Arc<Path>, path: std::path::PathBuf) -> Result<FileSource, Failure> {
@@ -155,7 +174,7 @@ impl Sources {
             }
         });
         let chunks = proof::proven(Box::pin(counted), expected);
-        Ok(SourceStream { length, validator, body: SourceBody::Chunks(chunks) })
+        Ok(SourceStream { length, validator, resumable: false, body: SourceBody::Chunks(chunks) })
     }
 }
 

@@ -1,19 +1,22 @@
 //! One job from start to end: session, source, upload. Knows no queue and no attempts.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
 
+use crate::check::{Checker, LIMIT, Report};
 use crate::destination::{Destination, ObjectKey};
+use crate::job::lease::Checkpoint;
 use crate::job::{Compression, Job, ObjectAttributes};
 use crate::metrics::Metrics;
 use crate::outcome::{Ended, Failure, Reason, Receipt};
 use crate::session::Sessions;
 use crate::source::{SourceBody, SourceStream, Sources, compress, counted};
-use crate::upload::{Progress, Target, Uploaded, Uploader};
+use crate::upload::{Journal, Progress, Stop, Target, Uploaded, Uploader};
 
 /// Everything a transfer uses. Built once, shared by all.
 #[derive(Debug)]
@@ -35,21 +38,57 @@ pub struct Attempt<'a> {
     pub destination: &'a Arc<Destination>,
     /// When an earlier attempt may have written the object; `None` if there was none.
     pub earlier: Option<SystemTime>,
-    /// Ends the attempt as `shutdown`.
-    pub cancel: &'a CancellationToken,
+    /// Ends the attempt early, as `shutdown`.
+    pub stop: &'a Stop,
     /// What S3 has accepted so far, for the status page.
     pub progress: &'a Progress,
+    /// What an earlier attempt left unfinished. It is continued where source and destination are still the same; else it is given up.
+    pub resume: Option<Checkpoint>,
+    /// How far this attempt's upload has come. What is in it at the end of a failed attempt is still open on S3.
+    pub journal: &'a Journal,
+}
+
+/// What a worker delivers with. The worker's own rules are tested against one that only pretends.
+pub trait Transport: Send + Sync + fmt::Debug {
+    /// Makes one attempt.
+    ///
+    /// What drop does: the requests in flight end; an open upload is aborted in the background, and its journal closed.
+    fn deliver<'a>(&'a self, job: &'a Job, attempt: Attempt<'a>) -> BoxFuture<'a, Ended>;
+
+    /// Gives up an upload that nobody will continue. Best effort: a refusal is counted.
+    fn abandon<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()>;
+
+    /// Tests a connection; `egress` are the platform's public addresses.
+    fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report>;
+}
+
+impl Transport for Transfers {
+    fn deliver<'a>(&'a self, job: &'a Job, attempt: Attempt<'a>) -> BoxFuture<'a, Ended> {
+        // Boxed: a future of 16 KiB would be copied at every step outwards.
+        Box::pin(self.run(job, attempt))
+    }
+
+    fn abandon<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()> {
+        Box::pin(self.uploader.abandon(destination, checkpoint))
+    }
+
+    fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report> {
+        Box::pin(async move {
+            let checker = Checker { sessions: &self.sessions, uploader: &self.uploader, egress, limit: LIMIT };
+            checker.run(destination, &|_| ()).await
+        })
+    }
 }
 
 impl Transfers {
     /// Makes one attempt. Nothing is read from the source before the session is there.
     ///
     /// What drop does: the requests in flight end; an open multipart upload is aborted in the background.
-    pub async fn run(&self, job: &Job, attempt: &Attempt<'_>) -> Ended {
+    pub async fn run(&self, job: &Job, attempt: Attempt<'_>) -> Ended {
         if job.expires_at.is_some_and(|at| at <= Timestamp::now()) {
             return Ended::Expired;
         }
-        match self.attempt(job, attempt).await {
+        match self.attempt(job, &attempt).await {
             Ok(Uploaded::Stored(receipt)) => Ended::Delivered(receipt),
             Ok(Uploaded::Kept) => Ended::Skipped,
             Err(failure) => Ended::Failed(failure),
@@ -80,7 +119,7 @@ impl Transfers {
         };
         let source = tokio::select! {
             biased;
-            () = attempt.cancel.cancelled() => return Err(Failure::new(Reason::Shutdown, "the worker is draining")),
+            () = attempt.stop.cancel.cancelled() => return Err(Failure::new(Reason::Shutdown, "the worker is draining")),
             source = opened => source?,
         };
         if let Some(length) = source.length {
@@ -97,7 +136,7 @@ impl Transfers {
             earlier: attempt.earlier,
             progress: attempt.progress,
         };
-        let uploaded = self.uploader.upload(&target, source, attempt.cancel).await?;
+        let uploaded = self.uploader.upload(&target, source, &attempt.stop.cancel).await?;
         Ok(match (uploaded, read) {
             (Uploaded::Stored(receipt), Some(read)) => {
                 Uploaded::Stored(Receipt { source_bytes: read.load(Ordering::Relaxed), ..receipt })

@@ -13,6 +13,7 @@ mod part;
 mod plan;
 mod probe;
 mod reconcile;
+mod resume;
 mod single;
 mod verify;
 
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::UploadConfig;
 use crate::destination::{Checksum, Destination, ObjectKey};
+use crate::job::lease::Checkpoint;
 use crate::job::{IfExists, ObjectAttributes};
 use crate::metrics::Metrics;
 use crate::outcome::{Failure, Reason, Receipt};
@@ -36,6 +38,7 @@ use call::Calls;
 use part::{Part, PartReader, Pool};
 use plan::{Growing, Limits, Plan};
 pub use probe::{Left, Probe};
+pub use resume::Journal;
 
 /// Files up to this length are read whole before they are sent.
 const SMALL_FILE: u64 = part::CHUNK as u64;
@@ -68,6 +71,23 @@ pub struct Target<'a> {
     pub earlier: Option<SystemTime>,
     /// Counts what was accepted, for the status page.
     pub progress: &'a Progress,
+}
+
+/// What ends an attempt early, in two steps. The first is for a worker that drains, the second for one that has no time left.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// An upload that another worker can continue sends no new part, lets those in flight end (for seconds at most) and leaves the
+    /// rest in the [`Journal`]; everything else goes on.
+    pub hand_over: CancellationToken,
+    /// The attempt ends as soon as it can.
+    pub cancel: CancellationToken,
+}
+
+impl Stop {
+    /// A stop for one attempt: it follows this one, and can be pulled on its own.
+    pub fn child(&self) -> Self {
+        Self { hand_over: self.hand_over.child_token(), cancel: self.cancel.child_token() }
+    }
 }
 
 /// How an upload ended well.
@@ -165,6 +185,11 @@ impl Uploader {
                 self.chunks(&calls, target, reader, source.length, cancel).await
             }
         }
+    }
+
+    /// Gives up an upload that nobody will continue. Best effort: a refusal is counted.
+    pub async fn abandon(&self, destination: &Arc<Destination>, checkpoint: &Checkpoint) {
+        multipart::abandon(&self.calls(destination), checkpoint).await;
     }
 
     /// The calls of the connection test: those of an upload to `key`, one at a time.

@@ -27,9 +27,9 @@ use crate::job::{self, DestinationRef, Job};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
-use crate::queue::{BoxFuture, Delivery, Event, Queue, QueueError, Settlement};
-use crate::transfer::{Attempt, Transfers};
-use crate::upload::Progress;
+use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
+use crate::transfer::{Attempt, Transport};
+use crate::upload::{Journal, Progress, Stop};
 pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
 use health::Health;
 use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
@@ -64,7 +64,9 @@ pub struct Parts {
     /// Where jobs come from.
     pub queue: Arc<dyn Queue>,
     /// What delivers them.
-    pub transfers: Transfers,
+    pub transport: Arc<dyn Transport>,
+    /// What tells the time. It must go with tokio's clock, by which everything waits: `Timestamp::now` does.
+    pub clock: fn() -> Timestamp,
     /// The configured destinations, replaced as a whole by a reload.
     pub destinations: watch::Receiver<Arc<Destinations>>,
     /// What is counted.
@@ -82,7 +84,7 @@ pub struct Worker {
     board: Arc<Board>,
     health: Health,
     beat: Mutex<Instant>,
-    cancel: CancellationToken,
+    stop: Stop,
 }
 
 /// The right to run one transfer.
@@ -121,7 +123,7 @@ impl Worker {
             board: Arc::default(),
             health: Health::default(),
             beat: Mutex::new(Instant::now()),
-            cancel: CancellationToken::new(),
+            stop: Stop::default(),
             parts,
         })
     }
@@ -176,7 +178,7 @@ impl Worker {
         tasks.close();
         if tokio::time::timeout_at(finished, tasks.wait()).await.is_err() {
             tracing::info!(running = tasks.len(), "what can't finish in time goes back to the queue");
-            self.cancel.cancel();
+            self.stop.cancel.cancel();
         }
         let drained = tokio::time::timeout_at(ends, tasks.wait()).await.is_ok();
         tracing::info!(drained, left = tasks.len(), "drained");
@@ -282,7 +284,14 @@ impl Worker {
             reason = failure.reason.as_str(), message = %failure.message, "a message was refused"
         );
         let labels = job.as_ref().map(|job| job.labels.clone()).unwrap_or_default();
-        let verdict = verdict::refused(&self.parts.prefix, &delivery.properties, failure, job_id, destination, labels);
+        let verdict = verdict::refused(
+            (&self.parts.prefix, (self.parts.clock)()),
+            &delivery.properties,
+            failure,
+            job_id,
+            destination,
+            labels,
+        );
         self.board.refused(delivery.lane, &verdict, job_id, destination);
         self.settle(delivery, verdict.settlement, verdict.event.into_iter().collect()).await;
     }
@@ -313,7 +322,7 @@ impl Worker {
         let ended = standing.wait_for(|standing| !matches!(standing, Standing::Running));
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => Settlement::Return,
+            () = self.stop.cancel.cancelled() => Settlement::Return,
             ended = timeout(JOINED, ended) => match ended {
                 Ok(Ok(standing)) if matches!(*standing, Standing::Settled) => Settlement::Ack,
                 // A sender that vanished was a panic: the job is still to be done.
@@ -331,7 +340,7 @@ impl Worker {
         running: Running,
         permits: Permits,
     ) {
-        let started_at = Timestamp::now();
+        let started_at = (self.parts.clock)();
         let started = Instant::now();
         let history = headers::history(&delivery.properties.headers);
         let metrics = &self.parts.metrics;
@@ -357,8 +366,10 @@ impl Worker {
                 progress: progress.clone(),
             });
             let earlier = earlier(&delivery, job, history.first_failure_at);
-            let attempt = Attempt { destination, earlier, cancel: &self.cancel, progress: &progress };
-            self.bounded(job, &attempt).await
+            let journal = Journal::default();
+            let stop = &self.stop;
+            let attempt = Attempt { destination, earlier, stop, progress: &progress, resume: None, journal: &journal };
+            self.bounded(job, attempt).await
         };
         self.health.note(&ended);
         let case = Case {
@@ -370,6 +381,7 @@ impl Worker {
             destination,
             history: &history,
             started_at,
+            now: (self.parts.clock)(),
             took: started.elapsed(),
         };
         let verdict = case.judge(ended, metrics);
@@ -387,10 +399,8 @@ impl Worker {
     }
 
     /// The transfer behind its panic boundary and its deadline.
-    async fn bounded(&self, job: &Job, attempt: &Attempt<'_>) -> Ended {
-        // Boxed: a future of 16 KiB would be copied at every step outwards.
-        let transfer: BoxFuture<'_, Ended> = Box::pin(self.parts.transfers.run(job, attempt));
-        let transfer = AssertUnwindSafe(transfer).catch_unwind();
+    async fn bounded(&self, job: &Job, attempt: Attempt<'_>) -> Ended {
+        let transfer = AssertUnwindSafe(self.parts.transport.deliver(job, attempt)).catch_unwind();
         match timeout(DEADLINE, transfer).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(_)) => Ended::Failed(Failure::new(

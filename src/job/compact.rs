@@ -5,6 +5,7 @@
 //! version 2 gets structs of its own. The way out is `wincode` or `postcard`, behind a new version byte.
 
 mod frozen;
+pub(super) mod lease;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::error::DecodeError;

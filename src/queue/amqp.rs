@@ -33,7 +33,7 @@ pub use topology::{Names, Topology};
 use crate::config::BrokerConfig;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement};
+use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement, Work};
 use connection::Endpoint;
 use consumer::{Fetched, Intake, Loan, REQUEUE};
 use publish::Message;
@@ -168,6 +168,7 @@ impl Amqp {
             Settlement::Retry { rung, headers } | Settlement::Defer { rung, headers } => {
                 settle::waiting(names, rung, &routing_key, &body, &original()?, headers).map(Some)
             }
+            Settlement::HandOver { .. } => Err(QueueError::Unavailable("leases are still to come".to_owned())),
             Settlement::Dead { headers } => settle::dead(names, &routing_key, &body, &original()?, headers).map(Some),
         }
     }
@@ -252,6 +253,15 @@ impl Queue for Amqp {
         events: Vec<Event>,
     ) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(self.perform(delivery, settlement, events))
+    }
+
+    fn lease<'a>(
+        &'a self,
+        _delivery: &'a Delivery,
+        _key: &'a str,
+        _work: Arc<dyn Work>,
+    ) -> BoxFuture<'a, Result<(), QueueError>> {
+        Box::pin(async { Err(QueueError::Unavailable("leases are still to come".to_owned())) })
     }
 
     /// Publishes one job; a refusal (returned, nacked) is reported at once, an absent broker after 30 s.

@@ -261,6 +261,15 @@ impl Queue for Embedded {
         Box::pin(self.perform(delivery, settlement, events))
     }
 
+    fn lease<'a>(
+        &'a self,
+        _delivery: &'a Delivery,
+        _key: &'a str,
+        _work: Arc<dyn crate::queue::Work>,
+    ) -> BoxFuture<'a, Result<(), QueueError>> {
+        Box::pin(async { Err(QueueError::Unavailable("leases are still to come".to_owned())) })
+    }
+
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(Self::publish(self, publication))
     }

@@ -19,6 +19,7 @@ use super::reconcile::{self, Expected};
 use super::single::changed_or;
 use super::{Progress, Target, Uploaded, conditional, object_headers, verify};
 use crate::destination::Checksum;
+use crate::job::lease::Checkpoint;
 use crate::metrics::Guard;
 use crate::outcome::{Encryption, Failure, Reason, Receipt};
 
@@ -299,6 +300,11 @@ impl Open {
     fn owner(&self) -> Option<String> {
         self.calls.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned())
     }
+}
+
+/// Gives up an upload of an earlier attempt.
+pub(super) async fn abandon(calls: &Calls, checkpoint: &Checkpoint) {
+    abort(calls, &checkpoint.bucket, &checkpoint.key, &checkpoint.upload_id).await;
 }
 
 /// What came of giving an upload up.

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 
 use super::{CRASH_LOOP, Permits, Refusal, Worker, verdict};
-use crate::check::{Checker, LIMIT, Report};
+use crate::check::Report;
 use crate::destination::Destination;
 use crate::job::wire::read_check;
 use crate::outcome::{Failure, Reason};
-use crate::queue::{BoxFuture, Delivery, QueueError, Reply, Settlement};
+use crate::queue::{Delivery, QueueError, Reply, Settlement};
 
 /// The AMQP `type` of a connection test, and of its answer.
 pub(super) const KIND: &str = "consign.check.v1";
@@ -29,7 +29,7 @@ impl Worker {
         };
         let tested = tokio::select! {
             biased;
-            () = self.cancel.cancelled() => Ok(None),
+            () = self.stop.cancel.cancelled() => Ok(None),
             tested = self.test(&destination) => tested.map(Some),
         };
         // What waits for the broker needs no slot.
@@ -63,14 +63,7 @@ impl Worker {
 
     /// The test behind its panic boundary; it bounds its time itself.
     async fn test(&self, destination: &Arc<Destination>) -> Result<Report, Failure> {
-        let transfers = &self.parts.transfers;
-        let checker = Checker {
-            sessions: &transfers.sessions,
-            uploader: &transfers.uploader,
-            egress: &self.parts.egress_addresses,
-            limit: LIMIT,
-        };
-        let test: BoxFuture<'_, Report> = Box::pin(checker.run(destination, &|_| ()));
+        let test = self.parts.transport.test(destination, &self.parts.egress_addresses);
         AssertUnwindSafe(test).catch_unwind().await.map_err(|_| {
             Failure::new(
                 Reason::Panic,

@@ -39,13 +39,14 @@ pub(super) struct Case<'a> {
     pub(super) destination: &'a Arc<Destination>,
     pub(super) history: &'a History,
     pub(super) started_at: Timestamp,
+    pub(super) now: Timestamp,
     pub(super) took: Duration,
 }
 
 impl Case<'_> {
     /// Judges the end of a transfer, and counts it.
     pub(super) fn judge(&self, ended: Ended, metrics: &Metrics) -> Verdict {
-        let now = Timestamp::now();
+        let now = self.now;
         match ended {
             Ended::Delivered(receipt) => {
                 metrics.object_delivered(self.lane, &self.destination.id, receipt.bytes);
@@ -158,7 +159,7 @@ impl Case<'_> {
             version_id: receipt.version_id,
             checksum_crc64nvme: receipt.checksum_crc64nvme,
             encryption: receipt.encryption,
-            ..self.data(Timestamp::now())
+            ..self.data(self.now)
         }
     }
 
@@ -167,7 +168,7 @@ impl Case<'_> {
     }
 
     fn event(&self, kind: OutcomeKind, data: OutcomeData) -> Event {
-        event(self.prefix, kind, &self.destination.id, self.properties, data)
+        event(self.prefix, kind, &self.destination.id, self.properties, (self.now, data))
     }
 }
 
@@ -187,11 +188,11 @@ fn event(
     kind: OutcomeKind,
     destination: &DestinationId,
     properties: &Properties,
-    data: OutcomeData,
+    (now, data): (Timestamp, OutcomeData),
 ) -> Event {
     let id = event_id(&data.job_id, headers::run(&properties.headers), kind, data.attempts);
     let trace = properties.headers.get("traceparent").cloned();
-    let body = render(prefix, kind, id.clone(), Timestamp::now(), trace, data);
+    let body = render(prefix, kind, id.clone(), now, trace, data);
     Event {
         routing_key: format!("transfer.{}.{destination}", kind.as_str()),
         id,
@@ -202,14 +203,13 @@ fn event(
 
 /// A message that is no job, or a job for nobody: dead at once. The outcome needs an id and a destination that can be read.
 pub(super) fn refused(
-    prefix: &str,
+    (prefix, now): (&str, Timestamp),
     properties: &Properties,
     failure: Failure,
     job_id: Option<&JobId>,
     destination: Option<&DestinationId>,
     labels: BTreeMap<String, String>,
 ) -> Verdict {
-    let now = Timestamp::now();
     let mut history = headers::history(&properties.headers);
     history.attempts = history.attempts.saturating_add(1);
     let headers: Headers = headers::dead(&history, failure.reason, &failure, now);
@@ -222,7 +222,7 @@ pub(super) fn refused(
             labels,
             ..OutcomeData::default()
         };
-        event(prefix, OutcomeKind::Failed, destination, properties, with_failure(data, &failure))
+        event(prefix, OutcomeKind::Failed, destination, properties, (now, with_failure(data, &failure)))
     });
     Verdict { settlement: Settlement::Dead { headers }, event, kind: Some(OutcomeKind::Failed), failure: Some(failure) }
 }

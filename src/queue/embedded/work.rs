@@ -118,7 +118,8 @@ fn settle(db: &Connection, delivery: &Delivery, settlement: &Settlement, owner: 
     let seq = jobs::seq_of(delivery.ticket);
     match settlement {
         Settlement::Ack => jobs::remove(db, seq, owner),
-        Settlement::Return => jobs::release(db, seq, owner, true),
+        // Not reached: nothing is leased here yet.
+        Settlement::Return | Settlement::HandOver { .. } => jobs::release(db, seq, owner, true),
         Settlement::Retry { rung, headers } | Settlement::Defer { rung, headers } => {
             jobs::wait(db, delivery, owner, (rung.duration(), rung.as_str()), headers)
         }
