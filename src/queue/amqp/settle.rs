@@ -328,6 +328,16 @@ mod tests {
         Names::new("p")
     }
 
+    const NOTHING: Content<'static> = Content { body: &Bytes::new(), content_type: None };
+
+    fn leased() -> BasicProperties {
+        let mut headers = original().headers().clone().unwrap();
+        for name in [EPOCH, OWNER, SEQ] {
+            headers.insert(name.into(), AMQPValue::LongString("3".into()));
+        }
+        original().with_headers(headers)
+    }
+
     #[test]
     fn a_waiting_copy_keeps_the_producers_part_and_strips_the_brokers() {
         let set = BTreeMap::from([("x-attempt".to_owned(), "2".to_owned())]);
@@ -358,11 +368,29 @@ mod tests {
 
     #[test]
     fn a_dead_letter_says_where_it_came_from() {
-        let copy = dead(&names(), "job.backfill.a", &Bytes::new(), &original(), BTreeMap::new()).unwrap();
+        let copy = dead(&names(), "job.backfill.a", NOTHING, &original(), BTreeMap::new()).unwrap();
         assert_eq!(copy.exchange, "p.dlx");
         let headers = copy.properties.headers().as_ref().unwrap().inner();
         assert_eq!(headers["x-original-routing-key"], AMQPValue::LongString("job.backfill.a".into()));
         assert!(!headers.contains_key("consign-wait"));
+    }
+
+    #[test]
+    fn copies_of_leased_work_say_whose_it_was_and_have_no_number() {
+        let names_of = |copy: &Message| {
+            let headers = copy.properties.headers().as_ref().unwrap().inner();
+            let lease = headers.keys().map(ShortString::as_str).filter(|name| name.starts_with("consign-lease"));
+            lease.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let copy = waiting(&names(), Step::S5, "job.scheduled.a", NOTHING, &leased(), BTreeMap::new()).unwrap();
+        assert_eq!(names_of(&copy), [EPOCH, OWNER]);
+        assert_eq!(copy.properties.content_type(), &None, "the type goes with the body");
+        let copy = handed_over(&names(), "job.scheduled.a", NOTHING, &leased(), BTreeMap::new()).unwrap();
+        assert_eq!((copy.exchange.as_str(), names_of(&copy)), ("p.orphans", vec![EPOCH.to_owned(), OWNER.to_owned()]));
+        let headers = copy.properties.headers().as_ref().unwrap().inner();
+        assert_eq!(headers[ORIGINAL_KEY], AMQPValue::LongString("job.scheduled.a".into()));
+        let copy = dead(&names(), "job.scheduled.a", NOTHING, &leased(), BTreeMap::new()).unwrap();
+        assert_eq!(names_of(&copy), Vec::<String>::new());
     }
 
     #[test]
@@ -382,7 +410,7 @@ mod tests {
         let event = Event { routing_key: "k".to_owned(), id: long.clone(), body: Bytes::new(), reply_to: None };
         assert!(matches!(outcome(&names(), &event), Err(QueueError::Refused(_))));
         let set = BTreeMap::from([(long.clone(), String::new())]);
-        assert!(waiting(&names(), Step::S5, "k", &Bytes::new(), &original(), set).is_err());
+        assert!(waiting(&names(), Step::S5, "k", NOTHING, &original(), set).is_err());
         let event = Event { id: "i".to_owned(), reply_to: Some(("q".to_owned(), Some(long))), ..event };
         assert!(reply(&event).is_none());
     }

@@ -16,7 +16,7 @@ use super::judge::{Mark, Verdict};
 use super::{EPOCH, OWNER, SEQ};
 use crate::queue::QueueError;
 use crate::queue::amqp::connection::{self, call};
-use crate::queue::amqp::consumer::{Fetched, REQUEUE};
+use crate::queue::amqp::consumer::Fetched;
 use crate::queue::amqp::declare::{self, short};
 use crate::queue::amqp::publish::Publisher;
 use crate::queue::amqp::session::{self, Health, Shared};
