@@ -328,7 +328,8 @@ mod tests {
         Names::new("p")
     }
 
-    const NOTHING: Content<'static> = Content { body: &Bytes::new(), content_type: None };
+    static EMPTY: Bytes = Bytes::new();
+    static NOTHING: Content<'static> = Content { body: &EMPTY, content_type: None };
 
     fn leased() -> BasicProperties {
         let mut headers = original().headers().clone().unwrap();
