@@ -37,6 +37,7 @@ pub use timing::Timing;
 pub use topology::{Names, Topology};
 
 use crate::config::BrokerConfig;
+use crate::crash;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement, Work};
@@ -178,7 +179,11 @@ impl Amqp {
     ) -> Result<(), QueueError> {
         self.publish_events(events, PATIENCE).await?;
         match self.copy(delivery, settlement)? {
-            Some(copy) => self.insist(&copy, PATIENCE).await,
+            Some(copy) => {
+                self.insist(&copy, PATIENCE).await?;
+                crash::point("copy");
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -187,6 +192,7 @@ impl Amqp {
         for event in events {
             self.insist(&settle::outcome(&self.shared.names, event)?, patience).await?;
             self.reply(event);
+            crash::point("outcome");
         }
         Ok(())
     }

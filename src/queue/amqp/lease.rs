@@ -42,6 +42,7 @@ use super::publish::Message;
 use super::session::Session;
 use super::settle::{self, Content};
 use super::{Amqp, PATIENCE, acknowledge};
+use crate::crash;
 use crate::queue::{Delivery, Event, QueueError, Settlement, Work};
 use book::{Beginning, Leased};
 use judge::Standing;
@@ -90,6 +91,7 @@ impl Amqp {
             keeper.unbind_unwanted(key).await;
             return Err(if self.shared.intake.properties(ticket).is_some() { error } else { QueueError::Lost });
         }
+        crash::point("lease_written");
         self.acknowledge_leased(delivery).await;
         self.shared.metrics.settled("lease");
         keeper.tell_former(key).await;
