@@ -8,11 +8,13 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, ExchangeKind};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::testbed::broker::{Broker, Node};
+use crate::testbed::broker::Broker;
 use crate::testbed::ministack::{Ministack, REGION};
 use crate::testbed::moto::{Key, Moto, customer_policy, platform_policy};
-use crate::testbed::proxy::{Proxy, Weather};
+use crate::testbed::proxy::{Proxy, Weather, address_of};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::sources::{Content, WebSource};
 use crate::testbed::{MIB, bytes, unique};
@@ -54,17 +56,6 @@ async fn the_broker_takes_and_gives() {
     let message = broker.taken("dead", "m").await;
     assert_eq!((message.routing_key.as_str(), message.body.as_slice()), ("job.scheduled.a", &b"{}"[..]));
     broker.clean().await;
-}
-
-#[tokio::test]
-async fn a_node_of_ones_own_survives_kill_9() {
-    let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path());
-    let broker = Broker::at(node.url.clone(), "own");
-    broker.reachable().await;
-    node.kill();
-    node.start_again();
-    broker.reachable().await;
 }
 
 #[tokio::test]
@@ -264,25 +255,46 @@ async fn sources_serve_ranges_and_unknown_lengths_over_tls() {
 async fn the_proxy_breaks_connections_on_demand() {
     let source = WebSource::http().await;
     let url = source.put("f", Content::new("hello"));
-    let address = url.trim_start_matches("http://").trim_end_matches("/f").parse().unwrap();
-    let proxy = Proxy::before(address).await;
+    let proxy = Proxy::before(address_of(&url)).await;
+    let there = proxy.in_place_of(&url);
     let ask = || async {
         let web = reqwest::Client::builder().timeout(Duration::from_millis(500)).build().unwrap();
-        web.get(format!("http://{}/f", proxy.address))
-            .send()
-            .await
-            .map_err(|e| e.is_timeout())?
-            .text()
-            .await
-            .map_err(|_| false)
+        web.get(&there).send().await.map_err(|e| e.is_timeout())?.text().await.map_err(|_| false)
     };
     assert_eq!(ask().await, Ok("hello".to_owned()));
-    proxy.set(Weather::Reset);
-    assert_eq!(ask().await, Err(false));
-    proxy.set(Weather::BlackHole);
-    assert_eq!(ask().await, Err(true));
-    proxy.set(Weather::CutAfter(10));
-    assert_eq!(ask().await, Err(false));
+    for (weather, times_out) in [
+        (Weather::Reset, false),
+        (Weather::BlackHole, true),
+        (Weather::CutAfter(10), false),
+        (Weather::CutReplyAfter(10), false),
+        (Weather::HalfClose, false),
+    ] {
+        proxy.set(weather);
+        assert_eq!(ask().await, Err(times_out), "{weather:?}");
+    }
     proxy.set(Weather::Latency(Duration::from_millis(1)));
     assert_eq!(ask().await, Ok("hello".to_owned()));
+}
+
+#[tokio::test]
+async fn a_change_of_weather_meets_connections_that_are_idle_too() {
+    let (listener, address) = crate::testbed::listener().await;
+    let proxy = Proxy::before(address).await;
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    proxy.set(Weather::BlackHole);
+    client.write_all(b"held").await.unwrap();
+    let mut buffer = [0; 8];
+    let early = tokio::time::timeout(Duration::from_millis(100), server.read(&mut buffer)).await;
+    assert!(early.is_err(), "something passed: {early:?}");
+    proxy.set(Weather::Fair);
+    assert_eq!(server.read(&mut buffer).await.unwrap(), 4, "what was held back passes in the end");
+    proxy.set(Weather::HalfClose);
+    assert_eq!(client.read(&mut buffer).await.unwrap(), 0, "the client reads an end");
+    client.write_all(b"swallowed").await.unwrap();
+    let silence = tokio::time::timeout(Duration::from_millis(100), server.read(&mut buffer)).await;
+    assert!(silence.is_err(), "it went on to the server: {silence:?}");
+    let mut idle = TcpStream::connect(proxy.address).await.unwrap();
+    proxy.set(Weather::Reset);
+    assert!(idle.read(&mut buffer).await.is_err(), "an idle connection is reset, not closed");
 }
