@@ -17,7 +17,13 @@ const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 async fn put_object_is_all_that_a_delivery_needs() {
     let shop = Shop::open("putonly").await;
     let denied = [
-        "HeadObject", "GetObject", "HeadBucket", "ListObjectsV2", "GetBucketLocation", "AbortMultipartUpload", "DeleteObject",
+        "HeadObject",
+        "GetObject",
+        "HeadBucket",
+        "ListObjectsV2",
+        "GetBucketLocation",
+        "AbortMultipartUpload",
+        "DeleteObject",
     ];
     for operation in denied {
         shop.s3.on(operation).before(DENIED);
@@ -55,15 +61,21 @@ async fn nothing_is_one_put_even_where_everything_is_multipart() {
 async fn the_owner_is_named_on_every_call() {
     let shop = Shop::open("owner").await;
     shop.s3.on("CompleteMultipartUpload").key("lost").nth(1).after(Effect::LostReply);
-    shop.s3.on("UploadPart").key("broken").before(Effect::Error(500, "InternalError", "An internal error."));
     shop.schedule("small", b"hello").await;
     shop.schedule("lost", &bytes(71, 20 * MIB)).await;
-    shop.schedule("broken", &bytes(72, 20 * MIB)).await;
+    let content = bytes(72, 20 * MIB);
+    let source = json!({"url": shop.site.file("broken", &content), "sha256": "0".repeat(64)});
+    shop.schedule_with("broken", &content, &json!({"source": source})).await;
     shop.delivered("small").await;
     shop.delivered("lost").await;
-    shop.site.broker.taken("wait.5s", "\"broken\"").await;
+    shop.failed("broken", "source_mismatch").await;
     let operations = [
-        "PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload", "ListObjectsV2",
+        "PutObject",
+        "CreateMultipartUpload",
+        "UploadPart",
+        "CompleteMultipartUpload",
+        "AbortMultipartUpload",
+        "ListObjectsV2",
     ];
     for operation in operations {
         let calls = shop.s3.calls(operation);
@@ -305,7 +317,12 @@ async fn a_request_is_signed_when_it_is_sent() {
     shop.site.broker.all_ended(41, Duration::from_secs(60)).await;
     for call in shop.s3.calls("Any") {
         let waited = call.arrived.duration_since(call.signed().unwrap());
-        assert!(waited <= jiff::SignedDuration::from_secs(4), "{} {} was signed {waited:#} before", call.operation, call.key);
+        assert!(
+            waited <= jiff::SignedDuration::from_secs(4),
+            "{} {} was signed {waited:#} before",
+            call.operation,
+            call.key
+        );
     }
     shop.close().await;
 }
