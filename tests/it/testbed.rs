@@ -1,9 +1,13 @@
-//! What the tests stand on: the broker, moto, a scripted S3 and STS, sources, a fault proxy, and the worker as a process.
+//! What the tests stand on: the broker, moto, a scripted S3 and STS, sources, a fault proxy, the worker as a process, and what
+//! is checked after every fault.
 
 pub mod broker;
 pub mod browser;
+pub mod checker;
+pub mod ledger;
 pub mod ministack;
 pub mod moto;
+pub mod node;
 pub mod proxy;
 pub mod scripted;
 pub mod site;
