@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::queue_conformance::leases::{LEASE, Steps, body, nothing_comes};
 use crate::testbed;
-use crate::testbed::broker::Node;
+use crate::testbed::node::Node;
 
 /// What a lease lasts in these tests.
 pub(super) const LEASE_TTL: Duration = Duration::from_secs(2);
@@ -378,8 +378,7 @@ async fn a_lease_that_is_not_taken_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_killed_and_comes_back_keeps_the_leases() {
-    let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path());
+    let node = Node::in_turn();
     let rabbit = Rabbit::at(&node.url, "killed").await.with_short_leases().await;
     let queue = rabbit.worker("worker").await;
     let (got, steps) = rabbit.leased(&queue, "run-1").await;
