@@ -255,19 +255,31 @@ impl Worker {
         let history = headers::history(&delivery.properties.headers);
         let run = headers::run(&delivery.properties.headers);
         let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
-        let id = AttemptId { run, attempts: history.attempts, deferrals: history.deferrals };
+        let id = AttemptId { run: run.clone(), attempts: history.attempts, deferrals: history.deferrals };
         match self.ledger.enter(id) {
             Entry::Mine(running) => self.work(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
-                tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
+                tracing::info!(job_id = %admitted.job.id, "delivered already; its outcome is sent again");
                 self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
+                self.clear_up(&admitted).await;
             }
             Entry::Joined(standing) => {
                 // Waiting needs no slot.
                 drop(permits);
                 let settlement = self.join(standing).await;
                 self.settle(delivery, settlement, Vec::new()).await;
+                if self.ledger.is_delivered(&run) {
+                    self.clear_up(&admitted).await;
+                }
             }
+        }
+    }
+
+    /// What a message tells of an unfinished upload of a job that is delivered: most often the one that was completed, and
+    /// sometimes another one that nobody needs any more.
+    async fn clear_up(&self, admitted: &Admitted) {
+        if let Some(checkpoint) = admitted.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref()) {
+            self.parts.transport.abandon(&admitted.destination, checkpoint).await;
         }
     }
 

@@ -87,6 +87,11 @@ impl Ledger {
         Arc::new(Self { running: Mutex::default(), delivered })
     }
 
+    /// Whether the run was delivered lately, as far as is remembered.
+    pub(super) fn is_delivered(&self, run: &RunId) -> bool {
+        self.delivered.contains_key(run)
+    }
+
     /// Enters a job, or finds out who is at it.
     pub(super) fn enter(self: &Arc<Self>, id: AttemptId) -> Entry {
         let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -37,7 +37,9 @@ impl World {
     }
 
     pub async fn embedded(word: &str) -> Self {
-        Self { embedded: true, ..Self::of(Site::embedded(word), None).await }
+        let mut world = Self { embedded: true, ..Self::of(Site::embedded(word), None).await };
+        world.site.set("broker.lease_after", "1s");
+        world
     }
 
     /// On a node whose leases come back after a second: the lower of policy and declaration counts.
@@ -47,12 +49,14 @@ impl World {
         let pattern = format!("^{prefix}\\.(lease$|owner\\.)");
         node.ctl(&["set_policy", "short-leases", &pattern, r#"{"message-ttl":1000}"#, "--apply-to", "queues"]);
         let broker = Broker::at(node.url.clone(), &prefix);
-        Self::of(Site::on(broker).await, Some(node)).await
+        let mut world = Self::of(Site::on(broker).await, Some(node)).await;
+        world.site.set("broker.lease_after", "1s");
+        world
     }
 
     async fn of(mut site: Site, node: Option<Node>) -> Self {
         let s3 = furnish(&mut site).await;
-        site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2).set("broker.lease_after", "1s");
+        site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2);
         Self { site, s3, embedded: false, _node: node }
     }
 
