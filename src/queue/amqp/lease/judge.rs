@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use lapin::types::FieldTable;
 
+use super::process::name_of;
 use super::{EPOCH, KEY, NOTICE, OWNER, SEQ};
 use crate::queue::amqp::consumer::as_text;
 
@@ -12,7 +13,7 @@ use crate::queue::amqp::consumer::as_text;
 pub(in crate::queue::amqp) struct Mark {
     /// How often the job has changed hands.
     pub(super) epoch: u32,
-    /// Who leased it.
+    /// The address of whoever leased it.
     pub(super) owner: String,
     kind: Kind,
 }
@@ -47,6 +48,11 @@ impl Mark {
             Kind::Notice(key) => Some(key),
             Kind::Copy => None,
         }
+    }
+
+    /// The name of whoever leased it.
+    pub(super) fn name(&self) -> &str {
+        name_of(&self.owner)
     }
 
     /// The number of a lease.
@@ -108,11 +114,11 @@ pub(super) enum Verdict {
 /// agree on one. Only what this process is sure of is `Last` or `Stale`, because that ends the message wherever it is.
 pub(super) fn judge(us: &str, known: Option<Known>, mark: &Mark) -> Verdict {
     let Some(known) = known else { return Verdict::Unknown };
-    match (mark.epoch, mark.owner.as_str()).cmp(&(known.epoch, us)) {
+    match (mark.epoch, mark.name()).cmp(&(known.epoch, us)) {
         Ordering::Greater => Verdict::Newer,
         // It may be the very message that is to be leased.
         Ordering::Less if known.latest == 0 => Verdict::Unknown,
-        Ordering::Less if mark.owner == us || known.standing == Standing::Working => Verdict::Stale,
+        Ordering::Less if mark.name() == us || known.standing == Standing::Working => Verdict::Stale,
         // The same job may have been published again after it ended here.
         Ordering::Less => Verdict::Past,
         Ordering::Equal => ours(known, mark),
@@ -158,6 +164,7 @@ mod tests {
             (Standing::Unbegun, Verdict::Stale),
         ] {
             assert_eq!(judge("m", known(standing), &lease(3, "m", 7)), verdict);
+            assert_eq!(judge("m", known(standing), &lease(3, "m~1", 7)), verdict, "by another address");
             // Published, though nobody saw the confirm.
             assert_eq!(judge("m", known(standing), &lease(3, "m", 8)), verdict);
             assert_eq!(judge("m", known(standing), &lease(3, "m", 6)), Verdict::Stale);
