@@ -8,6 +8,8 @@ mod check;
 mod headers;
 mod health;
 mod ledger;
+#[cfg(test)]
+mod model;
 mod verdict;
 
 use std::panic::AssertUnwindSafe;
@@ -153,11 +155,17 @@ impl Worker {
     ///
     /// Returns true when everything was settled in time.
     pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {
-        let tasks = TaskTracker::new();
         let watch = tokio::spawn(self.clone().watch_age());
-        self.take(&drain, &tasks).await;
-        let drained = self.drain(&tasks).await;
+        let drained = self.serve(&drain).await;
         watch.abort();
+        drained
+    }
+
+    /// [`Worker::run`] without the tick of every second: the hours of a model need none.
+    async fn serve(self: &Arc<Self>, drain: &CancellationToken) -> bool {
+        let tasks = TaskTracker::new();
+        self.take(drain, &tasks).await;
+        let drained = self.drain(&tasks).await;
         let closed = timeout(BROKER_PATIENCE, self.parts.queue.close()).await;
         if closed.is_err() {
             tracing::warn!("the broker does not answer; its connections are dropped");
