@@ -96,6 +96,7 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
     let worker = Worker::new(Parts {
         config: config.worker.clone(),
         prefix: config.broker.prefix.clone(),
+        lease_after: config.broker.lease_after,
         denied_for: config.session.denied_for,
         egress_addresses: config.check.egress_addresses.clone(),
         queue,

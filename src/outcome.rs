@@ -211,6 +211,8 @@ pub struct Receipt {
     pub checksum_crc64nvme: Option<String>,
     /// What S3 said about encryption.
     pub encryption: Option<Encryption>,
+    /// Whether an unfinished upload was continued.
+    pub resumed: bool,
 }
 
 /// How a transfer ended.

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::outcome::{Ended, Failure, Reason, Receipt};
 use crate::session::Sessions;
 use crate::source::{SourceBody, SourceStream, Sources, compress, counted};
-use crate::upload::{Journal, Progress, Stop, Target, Uploaded, Uploader};
+use crate::upload::{Course, Journal, Progress, Stop, Target, Uploaded, Uploader, fits, next_offset};
 
 /// Everything a transfer uses. Built once, shared by all.
 #[derive(Debug)]
@@ -88,17 +88,17 @@ impl Transfers {
         if job.expires_at.is_some_and(|at| at <= Timestamp::now()) {
             return Ended::Expired;
         }
-        match self.attempt(job, &attempt).await {
-            Ok(Uploaded::Stored(receipt)) => Ended::Delivered(receipt),
-            Ok(Uploaded::Kept) => Ended::Skipped,
-            Err(failure) => Ended::Failed(failure),
-        }
+        self.attempt(job, &attempt).await.unwrap_or_else(Ended::Failed)
     }
 
-    async fn attempt(&self, job: &Job, attempt: &Attempt<'_>) -> Result<Uploaded, Failure> {
+    async fn attempt(&self, job: &Job, attempt: &Attempt<'_>) -> Result<Ended, Failure> {
         let destination = attempt.destination;
         let key = destination.prefix.join(job.key.as_str());
         let key = key.map_err(|invalid| Failure::new(Reason::InvalidKey, invalid.to_string()))?;
+        // On record from here on: whatever happens now, it is continued or given up, and not forgotten.
+        if let Some(checkpoint) = &attempt.resume {
+            attempt.journal.open(checkpoint.clone());
+        }
         let used = self.sessions.region(destination);
         let first = self.upload(job, attempt, &key).await;
         let Err(failure) = &first else { return first };
@@ -111,17 +111,71 @@ impl Transfers {
         self.upload(job, attempt, &key).await
     }
 
-    async fn upload(&self, job: &Job, attempt: &Attempt<'_>, key: &ObjectKey) -> Result<Uploaded, Failure> {
-        let started = SystemTime::now();
+    /// Continues what is on record, where it is still the same; else begins anew.
+    async fn upload(&self, job: &Job, attempt: &Attempt<'_>, key: &ObjectKey) -> Result<Ended, Failure> {
+        if let Some(checkpoint) = attempt.journal.checkpoint()
+            && let Some(ended) = self.go_on(job, attempt, key, checkpoint).await?
+        {
+            return Ok(ended);
+        }
+        let source = self.opened(attempt, self.sources.open(&job.source)).await?;
+        let ended = self.send(job, attempt, key, (source, None)).await?;
+        ended.ok_or_else(|| Failure::new(Reason::S3Unavailable, "the upload vanished while it was written"))
+    }
+
+    /// `None` where nothing can be continued, and nothing is left of it.
+    async fn go_on(
+        &self,
+        job: &Job,
+        attempt: &Attempt<'_>,
+        key: &ObjectKey,
+        checkpoint: Checkpoint,
+    ) -> Result<Option<Ended>, Failure> {
+        let mut source = None;
+        if fits(&checkpoint, attempt.destination, key, job.compression) {
+            let offset = next_offset(&checkpoint);
+            source = self.opened(attempt, self.sources.open_at(&job.source, &checkpoint.source, offset)).await?;
+        }
+        let Some(source) = source else {
+            tracing::info!(job_id = %job.id, "source or destination are not what they were; the upload begins anew");
+            attempt.journal.close();
+            self.uploader.abandon(attempt.destination, &checkpoint).await;
+            return Ok(None);
+        };
+        let (parts, bytes) = (checkpoint.parts.len(), checkpoint.bytes());
+        tracing::info!(job_id = %job.id, parts, bytes, "an unfinished upload is continued");
+        let ended = self.send(job, attempt, key, (source, Some(checkpoint))).await?;
+        if ended.is_none() {
+            tracing::info!(job_id = %job.id, "the unfinished upload is there no more; it begins anew");
+        }
+        Ok(ended)
+    }
+
+    /// What `opening` gives, once the session is there.
+    async fn opened<T>(
+        &self,
+        attempt: &Attempt<'_>,
+        opening: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         let opened = async {
             self.sessions.get(attempt.destination).await?;
-            self.sources.open(&job.source).await
+            opening.await
         };
-        let source = tokio::select! {
+        tokio::select! {
             biased;
-            () = attempt.stop.cancel.cancelled() => return Err(Failure::new(Reason::Shutdown, "the worker is draining")),
-            source = opened => source?,
-        };
+            () = attempt.stop.cancel.cancelled() => Err(Failure::new(Reason::Shutdown, "the worker is draining")),
+            opened = opened => opened,
+        }
+    }
+
+    /// `None` where what was to be continued is gone.
+    async fn send(
+        &self,
+        job: &Job,
+        attempt: &Attempt<'_>,
+        key: &ObjectKey,
+        (source, resume): (SourceStream, Option<Checkpoint>),
+    ) -> Result<Option<Ended>, Failure> {
         if let Some(length) = source.length {
             attempt.progress.source_opened(length);
         }
@@ -132,16 +186,18 @@ impl Transfers {
             key,
             attributes: &attributes,
             if_exists: job.if_exists,
-            started,
+            started: SystemTime::now(),
             earlier: attempt.earlier,
             progress: attempt.progress,
         };
-        let uploaded = self.uploader.upload(&target, source, &attempt.stop.cancel).await?;
-        Ok(match (uploaded, read) {
+        let course = Course { stop: attempt.stop, journal: attempt.journal, resume };
+        Ok(match (self.uploader.upload(&target, source, course).await?, read) {
             (Uploaded::Stored(receipt), Some(read)) => {
-                Uploaded::Stored(Receipt { source_bytes: read.load(Ordering::Relaxed), ..receipt })
+                Some(Ended::Delivered(Receipt { source_bytes: read.load(Ordering::Relaxed), ..receipt }))
             }
-            (uploaded, _) => uploaded,
+            (Uploaded::Stored(receipt), None) => Some(Ended::Delivered(receipt)),
+            (Uploaded::Kept, _) => Some(Ended::Skipped),
+            (Uploaded::Stale, _) => None,
         })
     }
 }
@@ -169,5 +225,5 @@ fn compressed(source: SourceStream, compression: Compression) -> (SourceStream, 
     };
     let (chunks, read) = counted(chunks);
     let body = SourceBody::Chunks(compress::compress(chunks, compression));
-    (SourceStream { length: None, body, ..source }, Some(read))
+    (SourceStream { length: None, resumable: false, body, ..source }, Some(read))
 }

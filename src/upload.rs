@@ -17,16 +17,17 @@ mod resume;
 mod single;
 mod verify;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::UploadConfig;
 use crate::destination::{Checksum, Destination, ObjectKey};
-use crate::job::lease::Checkpoint;
+use crate::job::lease::{Checkpoint, PartSizes, SourceMark};
 use crate::job::{IfExists, ObjectAttributes};
 use crate::metrics::Metrics;
 use crate::outcome::{Failure, Reason, Receipt};
@@ -35,10 +36,11 @@ use crate::source::file::FileSource;
 use crate::source::{SourceBody, SourceStream};
 use budget::Budget;
 use call::Calls;
+use multipart::{Pieces, Record};
 use part::{Part, PartReader, Pool};
-use plan::{Growing, Limits, Plan};
+use plan::{Limits, Plan};
 pub use probe::{Left, Probe};
-pub use resume::Journal;
+pub use resume::{Journal, fits, next_offset};
 
 /// Files up to this length are read whole before they are sent.
 const SMALL_FILE: u64 = part::CHUNK as u64;
@@ -85,8 +87,36 @@ pub struct Stop {
 
 impl Stop {
     /// A stop for one attempt: it follows this one, and can be pulled on its own.
+    #[must_use]
     pub fn child(&self) -> Self {
         Self { hand_over: self.hand_over.child_token(), cancel: self.cancel.child_token() }
+    }
+}
+
+/// How one upload goes beside what it is to be.
+#[derive(Debug)]
+pub struct Course<'a> {
+    /// Ends it early.
+    pub stop: &'a Stop,
+    /// How far it has come.
+    pub journal: &'a Journal,
+    /// What an earlier attempt left unfinished and this one continues.
+    pub resume: Option<Checkpoint>,
+}
+
+/// What all ways of one upload share.
+struct Work<'a> {
+    calls: &'a Calls,
+    target: &'a Target<'a>,
+    /// What is read, if somebody else could read it on.
+    mark: Option<SourceMark>,
+    checked: bool,
+}
+
+impl Work<'_> {
+    fn pieces<S>(&self, parts: S, concurrency: usize, sizes: PartSizes) -> Pieces<S> {
+        let record = self.mark.clone().map(|source| Record { sizes, source });
+        Pieces { parts, concurrency, record }
     }
 }
 
@@ -97,6 +127,8 @@ pub enum Uploaded {
     Stored(Receipt),
     /// The key was taken, and the job wants to keep what is there.
     Kept,
+    /// What was to be continued is there no more, and nothing shows that it was completed: to be begun anew.
+    Stale,
 }
 
 /// What S3 has accepted so far.
@@ -168,21 +200,28 @@ impl Uploader {
         Self { config, limits, sessions, budget, pool: Pool::default(), metrics }
     }
 
-    /// Uploads `source` to `target`. `cancel` ends it early as `shutdown`, with nothing left behind.
+    /// Uploads `source` to `target`, or, with `course.resume`, the rest of it: then `source` was opened at [`next_offset`] of the
+    /// checkpoint, whose [`fits`] was asked before.
+    ///
+    /// `course.stop` ends it early as `shutdown`. After an error nothing is left open, but for what the journal says.
     pub async fn upload(
         &self,
         target: &Target<'_>,
         source: SourceStream,
-        cancel: &CancellationToken,
+        course: Course<'_>,
     ) -> Result<Uploaded, Failure> {
         let calls = self.calls(target.destination);
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
         target.progress.begin(source.length);
+        let mark = source.validator.filter(|_| source.resumable);
+        let mark = mark.map(|validator| SourceMark { validator, length: source.length });
+        let work = Work { calls: &calls, target, mark, checked };
         match source.body {
-            SourceBody::File(file) => self.file(&calls, target, file, checked, cancel).await,
+            SourceBody::File(file) => self.file(&work, file, course).await,
             SourceBody::Chunks(chunks) => {
-                let reader = PartReader::new(chunks, self.budget.clone(), checked);
-                self.chunks(&calls, target, reader, source.length, cancel).await
+                let after = course.resume.as_ref().map_or(0, unbroken);
+                let reader = PartReader::new(chunks, self.budget.clone(), checked, after);
+                self.chunks(&work, reader, source.length, course).await
             }
         }
     }
@@ -206,33 +245,33 @@ impl Uploader {
         }
     }
 
-    async fn file(
-        &self,
-        calls: &Calls,
-        target: &Target<'_>,
-        file: Arc<FileSource>,
-        checked: bool,
-        cancel: &CancellationToken,
-    ) -> Result<Uploaded, Failure> {
+    async fn file(&self, work: &Work<'_>, file: Arc<FileSource>, course: Course<'_>) -> Result<Uploaded, Failure> {
         let length = file.length();
-        match plan::plan(Some(length), false, &self.limits)? {
+        let planned = match course.resume.as_ref().map(|checkpoint| checkpoint.sizes) {
+            Some(PartSizes::Even { part_size, parts }) => Plan::Even { part_size, parts },
+            _ => plan::plan(Some(length), false, &self.limits)?,
+        };
+        match planned {
             Plan::Even { part_size, parts } => {
-                let pieces = stream::iter(1..=parts).then(|number| {
+                let done = done(course.resume.as_ref());
+                let missing = (1..=parts).filter(move |number| !done.contains(number));
+                let pieces = stream::iter(missing).then(|number| {
                     let offset = u64::from(number - 1) * part_size;
                     let size = part_size.min(length - offset);
-                    Part::of_file(file.clone(), self.pool.clone(), number, offset, size, checked)
+                    Part::of_file(file.clone(), self.pool.clone(), number, offset, size, work.checked)
                 });
+                let pieces = work.pieces(pieces, self.concurrency(), PartSizes::Even { part_size, parts });
                 let prove = async |sent| proven(sent, length).and_then(|()| file.verify_unchanged());
-                multipart::upload(calls, target, pieces, self.concurrency(), prove, cancel).await
+                multipart::upload(work.calls, work.target, pieces, course, prove).await
             }
             Plan::Single(_) | Plan::Growing(_) => {
                 let part = if length <= SMALL_FILE {
-                    part::read_small(&file, &self.pool, checked).await?
+                    part::read_small(&file, &self.pool, work.checked).await?
                 } else {
-                    Part::of_file(file.clone(), self.pool.clone(), 1, 0, length, checked).await?
+                    Part::of_file(file.clone(), self.pool.clone(), 1, 0, length, work.checked).await?
                 };
                 file.verify_unchanged()?;
-                let stored = self.put(calls, target, &part, cancel).await?;
+                let stored = self.put(work, &part, course.stop).await?;
                 file.count_read(length);
                 Ok(stored)
             }
@@ -241,48 +280,57 @@ impl Uploader {
 
     async fn chunks(
         &self,
-        calls: &Calls,
-        target: &Target<'_>,
+        work: &Work<'_>,
         mut reader: PartReader,
         length: Option<u64>,
-        cancel: &CancellationToken,
+        course: Course<'_>,
     ) -> Result<Uploaded, Failure> {
-        let plan = plan::plan(length, true, &self.limits)?;
-        let first_size = match plan {
-            // One byte more than announced is asked for, so that a longer source shows.
-            Plan::Single(size) => size.max(1),
-            Plan::Even { part_size, .. } => part_size,
-            Plan::Growing(growing) => growing.size(1)?,
-        };
-        let first = cancellable(cancel, reader.next(first_size)).await?;
-        let whole = match (plan, reader.ended()) {
-            (Plan::Single(_), _) => {
-                cancellable(cancel, reader.expect_end()).await?;
-                true
-            }
-            (_, ended) => ended || first.is_none(),
-        };
-        if whole {
-            let part = first.unwrap_or_else(|| Part::of_memory(1, bytes::Bytes::new(), empty_crc(target), None));
-            if let Some(length) = length {
-                proven(part.length, length)?;
-            }
-            return self.put(calls, target, &part, cancel).await;
+        if let Some(sizes) = course.resume.as_ref().map(|checkpoint| checkpoint.sizes) {
+            return self.parts(work, (None, reader), sizes, length, course).await;
         }
-        let pieces = stream::iter(first.map(Ok)).chain(remaining(reader, plan));
-        let prove = async |sent| length.map_or(Ok(()), |length| proven(sent, length));
-        multipart::upload(calls, target, pieces, self.buffered_concurrency(), prove, cancel).await
+        let plan = plan::plan(length, true, &self.limits)?;
+        let (first_size, sizes) = match plan {
+            // One byte more than announced is asked for, so that a longer source shows.
+            Plan::Single(size) => (size.max(1), None),
+            Plan::Even { part_size, parts } => (part_size, Some(PartSizes::Even { part_size, parts })),
+            Plan::Growing(growing) => (growing.size(1)?, Some(growing.sizes())),
+        };
+        let cancel = &course.stop.cancel;
+        let first = cancellable(cancel, reader.next(first_size)).await?;
+        match sizes {
+            Some(sizes) if first.is_some() && !reader.ended() => {
+                self.parts(work, (first, reader), sizes, length, course).await
+            }
+            _ => {
+                cancellable(cancel, reader.expect_end()).await?;
+                let part =
+                    first.unwrap_or_else(|| Part::of_memory(1, bytes::Bytes::new(), empty_crc(work.target), None));
+                length.map_or(Ok(()), |length| proven(part.length, length))?;
+                self.put(work, &part, course.stop).await
+            }
+        }
     }
 
-    async fn put(
+    /// The parts of a stream, of which the first may have been read already; those that S3 has are read over.
+    async fn parts(
         &self,
-        calls: &Calls,
-        target: &Target<'_>,
-        part: &Part,
-        cancel: &CancellationToken,
+        work: &Work<'_>,
+        (first, reader): (Option<Part>, PartReader),
+        sizes: PartSizes,
+        length: Option<u64>,
+        course: Course<'_>,
     ) -> Result<Uploaded, Failure> {
-        let stored = cancellable(cancel, single::put(calls, target, part)).await?;
-        target.progress.add(part.length, 0);
+        let done = done(course.resume.as_ref());
+        let missing = stream::iter(first.map(Ok)).chain(remaining(reader, sizes));
+        let missing = missing.try_filter(move |part| std::future::ready(!done.contains(&part.number)));
+        let pieces = work.pieces(missing, self.buffered_concurrency(), sizes);
+        let prove = async |sent| length.map_or(Ok(()), |length| proven(sent, length));
+        multipart::upload(work.calls, work.target, pieces, course, prove).await
+    }
+
+    async fn put(&self, work: &Work<'_>, part: &Part, stop: &Stop) -> Result<Uploaded, Failure> {
+        let stored = cancellable(&stop.cancel, single::put(work.calls, work.target, part)).await?;
+        work.target.progress.add(part.length, 0);
         Ok(stored)
     }
 
@@ -304,18 +352,20 @@ fn empty_crc(target: &Target<'_>) -> Option<u64> {
     checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b""))
 }
 
-/// The parts after the first, each read when there is room for it.
-fn remaining(reader: PartReader, plan: Plan) -> impl stream::Stream<Item = Result<Part, Failure>> {
-    let growing = match plan {
-        Plan::Growing(growing) => Some(growing),
-        Plan::Even { .. } | Plan::Single(_) => None,
-    };
-    let even = match plan {
-        Plan::Even { part_size, .. } => part_size,
-        Plan::Growing(_) | Plan::Single(_) => 0,
-    };
+/// What of a checkpoint's parts need not be sent again.
+fn done(resume: Option<&Checkpoint>) -> HashSet<u32> {
+    resume.into_iter().flat_map(|checkpoint| &checkpoint.parts).map(|part| part.number).collect()
+}
+
+/// The number of the last part before the first gap.
+fn unbroken(checkpoint: &Checkpoint) -> u32 {
+    u32::try_from(checkpoint.unbroken().len()).unwrap_or(u32::MAX)
+}
+
+/// The parts that are still to be read, each when there is room for it.
+fn remaining(reader: PartReader, sizes: PartSizes) -> impl stream::Stream<Item = Result<Part, Failure>> {
     stream::try_unfold(reader, move |mut reader| async move {
-        let size = growing.map_or(Ok(even), |growing: Growing| growing.size(reader.next_number()))?;
+        let size = plan::size(sizes, reader.next_number())?;
         Ok(reader.next(size).await?.map(|part| (part, reader)))
     })
 }

@@ -3,10 +3,12 @@
 //! Order of things: a permit is taken before a delivery, and rides in its task until the transfer has ended. Drained means that
 //! all tasks have ended, their settlements included. A panic in a transfer becomes a failed attempt of that job alone.
 
+mod admit;
 mod board;
 mod check;
 mod headers;
 mod health;
+mod lease;
 mod ledger;
 #[cfg(test)]
 mod model;
@@ -24,16 +26,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::WorkerConfig;
-use crate::destination::{Destination, Destinations};
-use crate::job::{self, DestinationRef, Job};
+use crate::destination::Destinations;
+use crate::job::Job;
+use crate::job::lease::Checkpoint;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::{Attempt, Transport};
-use crate::upload::{Journal, Progress, Stop};
+use crate::upload::{Progress, Stop};
+use admit::{Admitted, Refusal};
 pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
 use health::Health;
+use lease::Held;
 use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
 use verdict::{Case, Verdict};
 
@@ -59,6 +64,8 @@ pub struct Parts {
     pub config: WorkerConfig,
     /// `broker.prefix`, the source of every outcome.
     pub prefix: String,
+    /// `broker.lease_after`.
+    pub lease_after: Duration,
     /// How long a refusal of STS is remembered.
     pub denied_for: Duration,
     /// `check.egress_addresses`, for connection tests by message.
@@ -96,13 +103,6 @@ struct Permits {
     _backfill: Option<OwnedSemaphorePermit>,
     /// After a fault of the worker: the right to be the only one.
     _probe: Option<OwnedSemaphorePermit>,
-}
-
-/// Why a message is no work for this worker.
-struct Refusal {
-    failure: Failure,
-    job: Option<Job>,
-    rejected: Option<job::Rejected>,
 }
 
 impl Worker {
@@ -179,6 +179,8 @@ impl Worker {
         self.parts.metrics.set_draining(true);
         self.health.drain();
         tracing::info!(seconds = limit.as_secs(), running = tasks.len(), "draining");
+        // What another worker can continue is not waited for: it would only be cut short later.
+        self.stop.hand_over.cancel();
         let finished = Instant::now() + limit.mul_f64(FINISHING);
         if timeout(BROKER_PATIENCE, self.parts.queue.stop_consuming()).await.is_err() {
             tracing::warn!("the broker does not answer; what was fetched comes again when the connection ends");
@@ -246,72 +248,20 @@ impl Worker {
             return self.check(delivery, permits).await;
         }
         match self.admit(&delivery) {
-            Ok((job, destination)) => self.place(delivery, job, destination, permits).await,
+            Ok(admitted) => self.place(delivery, admitted, permits).await,
             Err(refusal) => self.refuse(delivery, *refusal).await,
         }
     }
 
-    /// Reads the message and finds its destination.
-    fn admit(&self, delivery: &Delivery) -> Result<(Job, Arc<Destination>), Box<Refusal>> {
-        let properties = &delivery.properties;
-        let parsed = job::parse(properties.content_type.as_deref(), properties.message_id.as_deref(), &delivery.body);
-        let job = parsed.map_err(|rejected| {
-            Box::new(Refusal { failure: verdict::rejection(&rejected), job: None, rejected: Some(rejected) })
-        })?;
-        match self.resolve(&job.destination) {
-            Ok(destination) => Ok((job, destination)),
-            Err(failure) => Err(Box::new(Refusal { failure, job: Some(job), rejected: None })),
-        }
-    }
-
-    fn resolve(&self, wanted: &DestinationRef) -> Result<Arc<Destination>, Failure> {
-        let known = self.parts.destinations.borrow();
-        match wanted {
-            DestinationRef::Configured(id) => known.get(id).cloned().ok_or_else(|| {
-                let message = format!("destination: there is no destination {id} in this worker's configuration");
-                Failure::new(Reason::UnknownDestination, message).hint("configure it, or correct the job")
-            }),
-            DestinationRef::Inline(destination) if known.contains_key(&destination.id) => {
-                let message = format!("destination.id: {} is the id of a configured destination", destination.id);
-                Err(Failure::new(Reason::InvalidJob, message).hint("name that one, or give the inline one another id"))
-            }
-            DestinationRef::Inline(destination) => Ok(destination.clone()),
-        }
-    }
-
-    async fn refuse(&self, delivery: Delivery, refusal: Refusal) {
-        let Refusal { failure, job, rejected } = refusal;
-        self.parts.metrics.decode_failed(delivery.lane, failure.reason);
-        let (job_id, destination) = match (&job, &rejected) {
-            (Some(job), _) => (Some(&job.id), Some(job.destination.id())),
-            (None, Some(rejected)) => (rejected.job_id.as_ref(), rejected.destination.as_ref()),
-            (None, None) => (None, None),
-        };
-        tracing::warn!(
-            job_id = job_id.map(tracing::field::display), lane = delivery.lane.as_str(),
-            reason = failure.reason.as_str(), message = %failure.message, "a message was refused"
-        );
-        let labels = job.as_ref().map(|job| job.labels.clone()).unwrap_or_default();
-        let verdict = verdict::refused(
-            (&self.parts.prefix, (self.parts.clock)()),
-            &delivery.properties,
-            failure,
-            job_id,
-            destination,
-            labels,
-        );
-        self.board.refused(delivery.lane, &verdict, job_id, destination);
-        self.settle(delivery, verdict.settlement, verdict.event.into_iter().collect()).await;
-    }
-
     /// Works on the job, joins whoever does, or answers from memory.
-    async fn place(&self, delivery: Delivery, job: Job, destination: Arc<Destination>, permits: Permits) {
+    async fn place(&self, delivery: Delivery, admitted: Admitted, permits: Permits) {
+        let Admitted { job, destination, .. } = &admitted;
         let history = headers::history(&delivery.properties.headers);
         let run = headers::run(&delivery.properties.headers);
         let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
         let id = AttemptId { run, attempts: history.attempts, deferrals: history.deferrals };
         match self.ledger.enter(id) {
-            Entry::Mine(running) => self.work(delivery, &job, &destination, running, permits).await,
+            Entry::Mine(running) => self.work(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
                 tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
                 self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
@@ -340,51 +290,23 @@ impl Worker {
         }
     }
 
-    async fn work(
-        &self,
-        delivery: Delivery,
-        job: &Job,
-        destination: &Arc<Destination>,
-        running: Running,
-        permits: Permits,
-    ) {
+    async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
+        let Admitted { job, destination, lease } = admitted;
         let started_at = (self.parts.clock)();
         let started = Instant::now();
         let history = headers::history(&delivery.properties.headers);
         let metrics = &self.parts.metrics;
         let progress = Arc::new(Progress::default());
-        if history == crate::outcome::History::default()
-            && let Some(created) = job.created_at
-        {
-            let waited = Duration::try_from(started_at.duration_since(created)).unwrap_or_default();
-            metrics.queue_wait(delivery.lane, waited);
-        }
-        let ended = if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
-            let message =
-                format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
-            Ended::Failed(Failure::new(Reason::CrashLoop, message))
-        } else {
-            let _in_flight = metrics.transfer_running(delivery.lane);
-            let _pin = self.board.pin(board::Card {
-                job_id: job.id.as_str(),
-                destination: destination.id.as_str(),
-                lane: delivery.lane,
-                attempt: history.attempts.saturating_add(1),
-                size: job.source.size,
-                progress: progress.clone(),
-            });
-            let earlier = earlier(&delivery, job, history.first_failure_at);
-            let journal = Journal::default();
-            let stop = &self.stop;
-            let attempt = Attempt { destination, earlier, stop, progress: &progress, resume: None, journal: &journal };
-            self.bounded(job, attempt).await
-        };
+        self.note_wait(&delivery, job, started_at);
+        let held = Held::new(&delivery, lease.as_ref(), &self.stop);
+        let ended = self.attempt(&delivery, admitted, &running, &held, &progress).await;
         self.health.note(&ended);
+        let properties = delivery.properties.clone();
         let case = Case {
             prefix: &self.parts.prefix,
             policy: &self.policy,
             lane: delivery.lane,
-            properties: &delivery.properties,
+            properties: &properties,
             job,
             destination,
             history: &history,
@@ -401,9 +323,55 @@ impl Worker {
         let events = verdict.event.into_iter().collect();
         // The slot is for transfers; what waits for the broker's confirm is bounded by what may be fetched.
         drop(permits);
-        let returned = matches!(verdict.settlement, Settlement::Return);
-        let settled = self.settle(delivery, verdict.settlement, events).await;
+        // A job that another worker has is neither given back nor acknowledged: the queue knows whose it is.
+        let settlement = if held.is_lost() && verdict.kind.is_none() { Settlement::Ack } else { verdict.settlement };
+        let settlement = self.pack(&mut delivery, settlement, &held, destination).await;
+        let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
+        let settled = self.settle(delivery, settlement, events).await;
+        if !settled {
+            self.unsettled(&held, destination).await;
+        }
         running.leave(settled && !returned);
+    }
+
+    async fn attempt(
+        &self,
+        delivery: &Delivery,
+        admitted: &Admitted,
+        running: &Running,
+        held: &Arc<Held>,
+        progress: &Arc<Progress>,
+    ) -> Ended {
+        let Admitted { job, destination, lease } = admitted;
+        if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
+            let message =
+                format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
+            return Ended::Failed(Failure::new(Reason::CrashLoop, message));
+        }
+        let history = headers::history(&delivery.properties.headers);
+        let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
+        let _pin = self.board.pin(board::Card {
+            job_id: job.id.as_str(),
+            destination: destination.id.as_str(),
+            lane: delivery.lane,
+            attempt: history.attempts.saturating_add(1),
+            size: job.source.size,
+            progress: progress.clone(),
+        });
+        let resume = lease.as_ref().and_then(|lease| lease.checkpoint.clone());
+        let earlier = earlier(delivery, job, history.first_failure_at, resume.as_ref());
+        let (stop, journal) = (&held.stop, &held.journal);
+        let attempt = Attempt { destination, earlier, stop, progress, resume, journal };
+        self.under_lease(delivery, &lease::key(running.run()), held, self.bounded(job, attempt)).await
+    }
+
+    /// How long a job that comes for the first time has waited.
+    fn note_wait(&self, delivery: &Delivery, job: &Job, now: Timestamp) {
+        let first = headers::history(&delivery.properties.headers) == crate::outcome::History::default();
+        if let Some(created) = job.created_at.filter(|_| first && delivery.lane != Lane::Continued) {
+            let waited = Duration::try_from(now.duration_since(created)).unwrap_or_default();
+            self.parts.metrics.queue_wait(delivery.lane, waited);
+        }
     }
 
     /// The transfer behind its panic boundary and its deadline.
@@ -447,9 +415,16 @@ impl Worker {
 }
 
 /// When an earlier attempt of this very job may have written its object: known only for a job that came before.
-fn earlier(delivery: &Delivery, job: &Job, first_failure_at: Option<Timestamp>) -> Option<SystemTime> {
+fn earlier(
+    delivery: &Delivery,
+    job: &Job,
+    first_failure_at: Option<Timestamp>,
+    resume: Option<&Checkpoint>,
+) -> Option<SystemTime> {
     let again = delivery.redelivered || delivery.delivery_count > 0 || first_failure_at.is_some();
-    let since = [job.created_at, first_failure_at].into_iter().flatten().min();
+    let begun = resume.and_then(|checkpoint| Timestamp::from_second(i64::try_from(checkpoint.initiated).ok()?).ok());
+    let again = again || begun.is_some();
+    let since = [job.created_at, first_failure_at, begun].into_iter().flatten().min();
     let since = since.filter(|_| again)?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
 }

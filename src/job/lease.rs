@@ -14,7 +14,7 @@ pub const CONTENT_TYPE: &str = "application/vnd.consign.lease.v1+bincode";
 /// The longest lease; a longer one is refused, and none is written.
 pub const MAX_LEASE: usize = 2 << 20;
 
-/// A job in work. Valid by construction: [`Lease::parse`] checks the job in it, too.
+/// A job in work. What comes in is checked by [`Lease::decode`], and the job in it by [`Lease::job`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// The job's original body, untouched: what a dead letter carries.
@@ -112,16 +112,20 @@ pub struct PackedEnd {
 }
 
 impl Lease {
-    /// Reads a lease and the job in it.
-    ///
-    /// `message_id`, if set, must be the job's id.
+    /// Reads a lease, and checks everything in it but the job.
     ///
     /// # Errors
-    /// As for a job; the field is `lease` where the lease itself is damaged.
-    pub fn parse(message_id: Option<&str>, body: &[u8]) -> Result<(Self, Job), Rejected> {
-        let lease = compact::lease::decode(body)?;
-        let job = super::parse(lease.content_type.as_deref(), message_id, &lease.body)?;
-        Ok((lease, job))
+    /// The field is `lease`.
+    pub fn decode(body: &[u8]) -> Result<Self, Rejected> {
+        compact::lease::decode(body)
+    }
+
+    /// Reads the job in it; `message_id`, if set, must be the job's id.
+    ///
+    /// # Errors
+    /// As for a job that comes by itself.
+    pub fn job(&self, message_id: Option<&str>) -> Result<Job, Rejected> {
+        super::parse(self.content_type.as_deref(), message_id, &self.body)
     }
 
     /// The lease as bytes; `None` where it would be longer than [`MAX_LEASE`].

@@ -78,7 +78,8 @@ impl Calls {
                 session = self.sessions.renew(&self.destination, &session).await.map_err(CallError::new)?;
                 continue;
             }
-            let healable = error.failure.class() == Class::Transient && error.signal != Signal::NoSuchUpload;
+            let final_word = matches!(error.signal, Signal::NoSuchUpload | Signal::InvalidPart);
+            let healable = error.failure.class() == Class::Transient && !final_word;
             let too_long = error.failure.retry_after.is_some_and(|asked| asked > LONGEST_WAIT);
             match retry.next_wait(error.failure.retry_after) {
                 Some(wait) if healable && !too_long => tokio::time::sleep(wait).await,

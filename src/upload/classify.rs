@@ -24,6 +24,8 @@ pub(super) struct CallError {
 pub(super) enum Signal {
     /// The upload id is unknown: completed already, aborted, or never there.
     NoSuchUpload,
+    /// A part is not what it was: somebody else sent it again.
+    InvalidPart,
     /// The key is taken (`If-None-Match`).
     PreconditionFailed,
     /// Bytes arrived that don't fit their checksum.
@@ -96,7 +98,7 @@ fn meaning(code: &str, status: u16, destination: &Destination) -> Meaning {
             signals(Reason::Connection, Signal::BadDigest)
         }
         // A part was replaced or lost under us; a new upload is the remedy.
-        "InvalidPart" | "InvalidPartOrder" => means(Reason::S3Unavailable),
+        "InvalidPart" | "InvalidPartOrder" => signals(Reason::S3Unavailable, Signal::InvalidPart),
         // Also inside the 200 of a CompleteMultipartUpload.
         "InternalError" | "InternalServerError" | "ServiceUnavailable" | "Busy" => means(Reason::S3Unavailable),
         "SlowDown" | "ReduceYourRate" => means(Reason::SlowDown),

@@ -15,6 +15,7 @@ use http_body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 
 use super::budget::{Budget, Reservation};
+use crate::job::lease::PackedEnd;
 use crate::outcome::{Failure, Reason};
 use crate::source::Chunks;
 use crate::source::file::FileSource;
@@ -30,6 +31,8 @@ pub(super) struct Part {
     pub(super) length: u64,
     /// CRC-64/NVME of the bytes; `None` where the destination wants no checksum.
     pub(super) crc: Option<u64>,
+    /// Where a compressed part ends in the source, if it could be gone on with there.
+    pub(super) packed: Option<PackedEnd>,
     bytes: PartBytes,
 }
 
@@ -51,12 +54,14 @@ impl Part {
         checked: bool,
     ) -> Result<Self, Failure> {
         let crc = if checked { Some(crc_of_range(file.clone(), pool.clone(), offset, length).await?) } else { None };
-        Ok(Self { number, length, crc, bytes: PartBytes::File { file, offset, pool } })
+        Ok(Self { number, length, crc, packed: None, bytes: PartBytes::File { file, offset, pool } })
     }
 
     /// Bytes in memory, with the share of the budget they were read under.
     pub(super) fn of_memory(number: u32, bytes: Bytes, crc: Option<u64>, held: Option<Reservation>) -> Self {
-        Self { number, length: bytes.len() as u64, crc, bytes: PartBytes::Memory { bytes, _held: held } }
+        let length = bytes.len() as u64;
+        let bytes = PartBytes::Memory { bytes, _held: held };
+        Self { number, length, crc, packed: None, bytes }
     }
 
     /// The bytes, once more.
@@ -259,8 +264,9 @@ pub(super) struct PartReader {
 }
 
 impl PartReader {
-    pub(super) fn new(chunks: Chunks, budget: Budget, checked: bool) -> Self {
-        Self { chunks, left_over: Bytes::new(), ended: false, number: 0, budget, checked }
+    /// `after` is the number of the part that ends where `chunks` begin; 0 at the start.
+    pub(super) fn new(chunks: Chunks, budget: Budget, checked: bool, after: u32) -> Self {
+        Self { chunks, left_over: Bytes::new(), ended: false, number: after, budget, checked }
     }
 
     /// True once the source has ended; parts may still be on their way.

@@ -1,6 +1,7 @@
 //! How an object is cut into parts. Pure.
 
 use crate::config::UploadConfig;
+use crate::job::lease::PartSizes;
 use crate::outcome::{Failure, Reason};
 
 const MIB: u64 = 1 << 20;
@@ -88,7 +89,24 @@ fn too_large(length: u64, buffered: bool) -> Failure {
     Failure::new(Reason::TooLarge, message).hint(hint)
 }
 
+/// The size of the part with this number, 1 being the first; only the last may be shorter.
+///
+/// Errors: as [`Growing::size`].
+pub(super) fn size(sizes: PartSizes, number: u32) -> Result<u64, Failure> {
+    match sizes {
+        PartSizes::Even { part_size, .. } => Ok(part_size),
+        PartSizes::Growing { first, largest } | PartSizes::Packed { first, largest } => {
+            Growing { first, largest }.size(number)
+        }
+    }
+}
+
 impl Growing {
+    /// As it is kept in a checkpoint.
+    pub(super) fn sizes(self) -> PartSizes {
+        PartSizes::Growing { first: self.first, largest: self.largest }
+    }
+
     /// The size of the part with this number, 1 being the first.
     ///
     /// Errors: `too_large` past part 10,000.

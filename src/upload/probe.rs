@@ -119,7 +119,7 @@ impl Probe {
     pub fn multipart(&self, until: Instant, given_up: Instant) -> Boxed<'_, (Result<(), Failure>, Left)> {
         Box::pin(async move {
             let target = self.target();
-            let created = within(until, Open::create(&self.calls, &target)).await;
+            let created = within(until, Open::create(&self.calls, &target, None)).await;
             let mut open = match created {
                 Ok(open) => open,
                 Err(failure) => return (Err(failure), Left::Nothing),
@@ -147,7 +147,7 @@ impl Probe {
             let target = self.target();
             let nothing = Part::of_memory(1, bytes::Bytes::new(), empty_crc(&target), None);
             match single::put(&self.calls, &target, &nothing).await? {
-                Uploaded::Stored(_) | Uploaded::Kept => Ok(()),
+                Uploaded::Stored(_) | Uploaded::Kept | Uploaded::Stale => Ok(()),
             }
         })
     }

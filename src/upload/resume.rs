@@ -4,7 +4,45 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::job::lease::{Checkpoint, PartDone};
+use crate::destination::{Checksum, Destination, ObjectKey};
+use crate::job::Compression;
+use crate::job::lease::{Checkpoint, PartDone, PartSizes};
+
+/// Whether an unfinished upload is still what `job` asks of `destination`: bucket, key, encryption and checksums may have been
+/// configured anew, and a worker may cut other parts.
+pub fn fits(checkpoint: &Checkpoint, destination: &Destination, key: &ObjectKey, compression: Compression) -> bool {
+    let kms = destination.encryption.as_ref().map(|kms| kms.key_arn.as_str());
+    let cut = match checkpoint.sizes {
+        PartSizes::Even { part_size, parts } => {
+            let length = checkpoint.source.length.unwrap_or_default();
+            compression == Compression::None
+                && length.div_ceil(part_size) == u64::from(parts)
+                && even(checkpoint, length)
+        }
+        PartSizes::Growing { .. } => compression == Compression::None,
+        PartSizes::Packed { .. } => compression != Compression::None,
+    };
+    cut && checkpoint.bucket == destination.bucket.as_str()
+        && checkpoint.key == key.as_str()
+        && checkpoint.kms_key_arn.as_deref() == kms
+        && checkpoint.checked == (destination.checksum == Checksum::Crc64Nvme)
+}
+
+/// Whether each part is as long as the plan has it.
+fn even(checkpoint: &Checkpoint, length: u64) -> bool {
+    let PartSizes::Even { part_size, .. } = checkpoint.sizes else { return true };
+    let due = |number: u32| part_size.min(length.saturating_sub(u64::from(number - 1) * part_size));
+    checkpoint.parts.iter().all(|part| part.length == due(part.number))
+}
+
+/// Where in the source the first part begins that is still to be sent; a file is read by ranges, whatever the offset.
+pub fn next_offset(checkpoint: &Checkpoint) -> u64 {
+    let done = checkpoint.unbroken();
+    match checkpoint.sizes {
+        PartSizes::Packed { .. } => done.last().and_then(|part| part.packed).unwrap_or_default().source,
+        PartSizes::Even { .. } | PartSizes::Growing { .. } => done.iter().map(|part| part.length).sum(),
+    }
+}
 
 /// The checkpoint of one attempt's upload. Empty until an upload that can be continued is open, and again when it is completed or
 /// given up. What is in it after a failed attempt is still open on S3: whoever does not hand it on must abandon it.

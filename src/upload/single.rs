@@ -45,6 +45,7 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
         version_id: reply.version_id,
         checksum_crc64nvme: crc,
         encryption: Some(encryption),
+        resumed: false,
     }))
 }
 

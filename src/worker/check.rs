@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 
-use super::{CRASH_LOOP, Permits, Refusal, Worker, verdict};
+use super::{CRASH_LOOP, Permits, Refusal, Worker};
 use crate::check::Report;
 use crate::destination::Destination;
 use crate::job::wire::read_check;
@@ -37,26 +37,23 @@ impl Worker {
         match tested {
             Ok(Some(report)) => self.answer(delivery, to, &report).await,
             Ok(None) => drop(self.settle(delivery, Settlement::Return, Vec::new()).await),
-            Err(failure) => self.refuse(delivery, Refusal { failure, job: None, rejected: None }).await,
+            Err(failure) => self.refuse(delivery, *Refusal::new(failure)).await,
         }
     }
 
     /// The destination and the reply queue, or why there is nothing to test.
     fn admit_check(&self, delivery: &Delivery) -> Result<(Arc<Destination>, String), Box<Refusal>> {
-        let refusal = |failure| Box::new(Refusal { failure, job: None, rejected: None });
         if delivery.delivery_count >= CRASH_LOOP {
             let message =
                 format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
-            return Err(refusal(Failure::new(Reason::CrashLoop, message)));
+            return Err(Refusal::new(Failure::new(Reason::CrashLoop, message)));
         }
-        let wanted = read_check(&delivery.body).map_err(|rejected| {
-            Box::new(Refusal { failure: verdict::rejection(&rejected), job: None, rejected: Some(rejected) })
-        })?;
-        let destination = self.resolve(&wanted).map_err(refusal)?;
+        let wanted = read_check(&delivery.body).map_err(Refusal::of)?;
+        let destination = self.resolve(&wanted).map_err(Refusal::new)?;
         let to = delivery.properties.reply_to.clone().filter(|to| !to.is_empty());
         let missing = || {
             let message = "reply_to: is missing; a connection test without a queue for its answer has no result";
-            refusal(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
+            Refusal::new(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
         };
         Ok((destination, to.ok_or_else(missing)?))
     }
@@ -94,7 +91,7 @@ impl Worker {
                 let message = format!("reply_to: the answer to the connection test can't be delivered: {why}");
                 let failure =
                     Failure::new(Reason::InvalidJob, message).hint("keep the reply queue until the answer is there");
-                self.refuse(delivery, Refusal { failure, job: None, rejected: None }).await;
+                self.refuse(delivery, *Refusal::new(failure)).await;
             }
             Err(problem) => {
                 tracing::warn!(%problem, "the answer to a connection test is not confirmed; it comes again");

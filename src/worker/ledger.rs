@@ -103,6 +103,11 @@ impl Ledger {
 }
 
 impl Running {
+    /// The run that is worked on.
+    pub(super) fn run(&self) -> &RunId {
+        &self.id.run
+    }
+
     /// Remembers the job as delivered, before its delivery is settled: from here on it is never uploaded again.
     pub(super) fn delivered(&self, event: Event) {
         self.ledger.delivered.insert(self.id.run.clone(), Arc::new(event));

@@ -159,6 +159,7 @@ impl Case<'_> {
             version_id: receipt.version_id,
             checksum_crc64nvme: receipt.checksum_crc64nvme,
             encryption: receipt.encryption,
+            resumed: receipt.resumed,
             ..self.data(self.now)
         }
     }

@@ -1,0 +1,414 @@
+//! An upload that is open on S3: create, send, complete, and what became of it when an answer was lost.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_s3::operation::complete_multipart_upload::CompleteMultipartUploadOutput;
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
+
+use super::Record;
+use super::abort::{Aborted, abort};
+use super::date::DateHeader;
+use crate::destination::Checksum;
+use crate::job::lease::{Checkpoint, PartDone, PartSizes};
+use crate::metrics::Guard;
+use crate::outcome::{Encryption, Failure, Reason, Receipt};
+use crate::upload::call::Calls;
+use crate::upload::classify::{CallError, Signal};
+use crate::upload::part::{Part, combined_crc};
+use crate::upload::reconcile::{self, Expected};
+use crate::upload::single::changed_or;
+use crate::upload::{Journal, Target, Uploaded, conditional, object_headers, verify};
+
+/// Tries of CompleteMultipartUpload whose reply says nothing, each with the same arguments.
+const EMPTY_REPLIES: u32 = 3;
+/// Assembling many parts may take S3 minutes
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>): a try gets this long at least, and more
+/// for each part.
+const COMPLETE_TIMEOUT: Duration = Duration::from_secs(300);
+const COMPLETE_PER_PART: Duration = Duration::from_millis(100);
+/// Waits between looks at what became of an upload whose answer was lost: it may still be assembled.
+const LOOKS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(6)];
+
+/// An upload that is open on S3. It ends in [`Open::complete`], [`Open::try_abort`] or [`Open::end`]; dropped in between (a panic,
+/// a cancelled task), it aborts itself in the background.
+pub(in crate::upload) struct Open<'a> {
+    calls: Calls,
+    bucket: String,
+    key: String,
+    id: String,
+    encryption: Encryption,
+    /// When it was initiated, on S3's clock: what S3 will report as the object's time.
+    initiated: SystemTime,
+    /// Parts of earlier attempts.
+    done: Vec<PartDone>,
+    /// Where it is on record for other workers; `None` where nobody could go on with it.
+    journal: Option<&'a Journal>,
+    /// Length and number of parts of the whole, where they are known beforehand.
+    whole: Option<(u64, u32)>,
+    /// An earlier attempt began it: somebody else may be at it, or have been.
+    again: bool,
+    gone: AtomicBool,
+    settled: bool,
+    _counted: Guard,
+}
+
+impl<'a> Open<'a> {
+    /// Begins an upload. With `record` it is written into the journal and can be continued from there.
+    pub(in crate::upload) async fn create(
+        calls: &Calls,
+        target: &Target<'_>,
+        record: Option<(&'a Journal, Option<&Record>)>,
+    ) -> Result<Self, Failure> {
+        let checked = target.destination.checksum == Checksum::Crc64Nvme;
+        let date = DateHeader::default();
+        let reply = calls
+            .call("CreateMultipartUpload", 0, |client| {
+                let request = client
+                    .create_multipart_upload()
+                    .bucket(target.destination.bucket.as_str())
+                    .key(target.key.as_str())
+                    .set_checksum_algorithm(checked.then_some(ChecksumAlgorithm::Crc64Nvme))
+                    .set_checksum_type(checked.then_some(ChecksumType::FullObject))
+                    .set_expected_bucket_owner(target.owner());
+                object_headers!(request, target).customize().interceptor(date.clone()).send()
+            })
+            .await?;
+        let id = reply.upload_id.clone().filter(|id| !id.is_empty());
+        let id =
+            id.ok_or_else(|| Failure::new(Reason::S3Unavailable, "CreateMultipartUpload: S3 gave no upload id"))?;
+        let mut open = Self {
+            calls: calls.clone(),
+            bucket: target.destination.bucket.as_str().to_owned(),
+            key: target.key.as_str().to_owned(),
+            id,
+            encryption: Encryption::default(),
+            initiated: date.get().unwrap_or_else(|| reconcile::no_later_than(target.started)),
+            done: Vec::new(),
+            journal: None,
+            whole: None,
+            again: false,
+            gone: AtomicBool::new(false),
+            settled: false,
+            _counted: calls.metrics.multipart_open(),
+        };
+        // Compared here already, where nothing is visible yet and it can still be aborted.
+        match verify::encryption(target.destination, reply.server_side_encryption(), reply.ssekms_key_id()) {
+            Ok(encryption) => open.encryption = encryption,
+            Err(mismatch) => {
+                open.try_abort().await;
+                return Err(mismatch);
+            }
+        }
+        if let Some((journal, Some(record))) = record {
+            journal.open(open.checkpoint(record, checked));
+            open.journal = Some(journal);
+            open.whole = whole(record.sizes, record.source.length);
+        }
+        Ok(open)
+    }
+
+    /// Goes on with the upload of an earlier attempt. S3 is not asked: most customers would not let us.
+    pub(super) fn again(calls: &Calls, journal: &'a Journal, checkpoint: Checkpoint) -> Self {
+        calls.metrics.multipart_resumed();
+        journal.open(checkpoint.clone());
+        Self {
+            calls: calls.clone(),
+            whole: whole(checkpoint.sizes, checkpoint.source.length),
+            bucket: checkpoint.bucket,
+            key: checkpoint.key,
+            id: checkpoint.upload_id,
+            encryption: checkpoint.encryption,
+            initiated: SystemTime::UNIX_EPOCH + Duration::from_secs(checkpoint.initiated),
+            done: checkpoint.parts,
+            journal: Some(journal),
+            again: true,
+            gone: AtomicBool::new(false),
+            settled: false,
+            _counted: calls.metrics.multipart_open(),
+        }
+    }
+
+    fn checkpoint(&self, record: &Record, checked: bool) -> Checkpoint {
+        let kms = self.calls.destination.encryption.as_ref();
+        Checkpoint {
+            bucket: self.bucket.clone(),
+            key: self.key.clone(),
+            upload_id: self.id.clone(),
+            initiated: self.initiated.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+            kms_key_arn: kms.map(|kms| kms.key_arn.as_str().to_owned()),
+            encryption: self.encryption.clone(),
+            checked,
+            sizes: record.sizes,
+            source: record.source.clone(),
+            parts: Vec::new(),
+        }
+    }
+
+    /// Parts that earlier attempts have sent.
+    pub(super) fn done(&self) -> &[PartDone] {
+        &self.done
+    }
+
+    /// Whether so many parts are all of them. False where nobody can know.
+    pub(super) fn has_all(&self, parts: u32) -> bool {
+        self.whole.is_some_and(|(_, count)| count == parts)
+    }
+
+    /// Whether S3 does not know the upload any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.again && self.gone.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::upload) async fn send(&self, part: &Part) -> Result<PartDone, Failure> {
+        let number = i32::try_from(part.number).unwrap_or(i32::MAX);
+        let crc = part.crc.map(verify::crc_text);
+        let started = tokio::time::Instant::now();
+        let answer = self
+            .calls
+            .call("UploadPart", part.length, |client| {
+                client
+                    .upload_part()
+                    .bucket(&self.bucket)
+                    .key(&self.key)
+                    .upload_id(&self.id)
+                    .part_number(number)
+                    .content_length(i64::try_from(part.length).unwrap_or(i64::MAX))
+                    .set_checksum_crc64_nvme(crc.clone())
+                    .set_expected_bucket_owner(self.owner())
+                    .body(part.body())
+                    .customize()
+                    .disable_payload_signing()
+                    .send()
+            })
+            .await;
+        let reply = match answer {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.calls.metrics.part_failed();
+                self.gone.fetch_or(error.signal == Signal::NoSuchUpload, Ordering::Relaxed);
+                return Err(changed_or(error.failure, error.signal, part));
+            }
+        };
+        verify::checksum(crc.as_deref(), reply.checksum_crc64_nvme())?;
+        self.calls.metrics.part_sent(started.elapsed());
+        if let Some(file) = part.file() {
+            file.count_read(part.length);
+        }
+        let done = PartDone {
+            number: part.number,
+            length: part.length,
+            crc: part.crc,
+            etag: reply.e_tag,
+            packed: part.packed,
+        };
+        if let Some(journal) = self.journal {
+            journal.part(done.clone());
+        }
+        Ok(done)
+    }
+
+    /// Completes the upload, and reconciles when the answer was lost.
+    ///
+    /// After an error the upload is still open, unless S3 said otherwise: [`Open::end`] decides what becomes of it.
+    pub(in crate::upload) async fn complete(
+        &mut self,
+        target: &Target<'_>,
+        sent: Vec<PartDone>,
+    ) -> Result<Uploaded, Failure> {
+        let length = sent.iter().map(|part| part.length).sum();
+        let crc = combined_crc(sent.iter().map(|part| (part.crc, part.length))).map(verify::crc_text);
+        let count = u32::try_from(sent.len()).unwrap_or(u32::MAX);
+        let expected = Expected { length, parts: Some(count), since: self.initiated };
+        let read = sent.last().and_then(|last| last.packed).map_or(length, |end| end.source);
+        let uploaded = match self.ask_to_complete(target, &sent, length, crc.as_deref()).await {
+            Ok(receipt) => {
+                self.settle();
+                verify::checksum(crc.as_deref(), receipt.checksum_crc64nvme.as_deref())?;
+                Uploaded::Stored(Receipt { checksum_crc64nvme: crc, ..receipt })
+            }
+            Err(error) if error.signal == Signal::PreconditionFailed => {
+                // What takes the key may be what an earlier attempt completed.
+                let error = CallError { ambiguous: error.ambiguous || self.again, ..error };
+                self.try_abort().await;
+                let multipart = Some((count, self.initiated));
+                reconcile::taken(&self.calls, target, error, length, crc, multipart).await?
+            }
+            Err(error) => self.reconciled(target, &expected, crc, error).await?,
+        };
+        Ok(match uploaded {
+            Uploaded::Stored(receipt) => {
+                Uploaded::Stored(Receipt { source_bytes: read, resumed: self.again, ..receipt })
+            }
+            other => other,
+        })
+    }
+
+    /// The upload was not completed by this call, as far as we know: perhaps it was by an earlier one, or by another worker.
+    async fn reconciled(
+        &mut self,
+        target: &Target<'_>,
+        expected: &Expected,
+        crc: Option<String>,
+        error: CallError,
+    ) -> Result<Uploaded, Failure> {
+        let vanished = error.signal == Signal::NoSuchUpload;
+        // Two workers that send the same part get different tags where KMS encrypts; the later one stays.
+        let overwritten = self.again && error.signal == Signal::InvalidPart;
+        let unknown = error.ambiguous || vanished || overwritten;
+        let found = if unknown { self.look_for(target, expected).await } else { None };
+        if let Some(object) = found {
+            self.settle();
+            return Ok(Uploaded::Stored(self.found(object, expected, crc)));
+        }
+        if !(self.again && vanished || overwritten) {
+            return Err(error.failure);
+        }
+        if vanished {
+            self.settle();
+        } else {
+            self.try_abort().await;
+        }
+        Ok(Uploaded::Stale)
+    }
+
+    /// S3 does not know the upload any more that was to be continued: it was completed by somebody else, or aborted.
+    pub(super) async fn vanished(&mut self, target: &Target<'_>) -> Result<Uploaded, Failure> {
+        self.settle();
+        let Some((length, parts)) = self.whole else { return Ok(Uploaded::Stale) };
+        let expected = Expected { length, parts: Some(parts), since: self.initiated };
+        let found = self.look_for(target, &expected).await;
+        Ok(found.map_or(Uploaded::Stale, |object| {
+            Uploaded::Stored(Receipt { resumed: true, ..self.found(object, &expected, None) })
+        }))
+    }
+
+    fn found(&self, object: aws_sdk_s3::types::Object, expected: &Expected, crc: Option<String>) -> Receipt {
+        Receipt { encryption: Some(self.encryption.clone()), ..reconcile::receipt(object, expected, crc) }
+    }
+
+    /// What became of the upload, by a listing; `None` when it is not there, or listing is not allowed.
+    async fn look_for(&self, target: &Target<'_>, expected: &Expected) -> Option<aws_sdk_s3::types::Object> {
+        for wait in LOOKS {
+            tokio::time::sleep(wait).await;
+            if let Some(object) = reconcile::find(&self.calls, target, expected).await {
+                return Some(object);
+            }
+        }
+        None
+    }
+
+    /// Asks until there is an answer with an ETag in it: an empty 200 says nothing.
+    async fn ask_to_complete(
+        &self,
+        target: &Target<'_>,
+        sent: &[PartDone],
+        length: u64,
+        crc: Option<&str>,
+    ) -> Result<Receipt, CallError> {
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(sent.iter().map(completed).collect())).build();
+        let each = COMPLETE_PER_PART * u32::try_from(sent.len()).unwrap_or(u32::MAX);
+        let limit = COMPLETE_TIMEOUT.max(each);
+        let mut ambiguous = false;
+        for _ in 0..EMPTY_REPLIES {
+            let answer = self
+                .calls
+                .call_within("CompleteMultipartUpload", limit, |client| {
+                    client
+                        .complete_multipart_upload()
+                        .bucket(&self.bucket)
+                        .key(&self.key)
+                        .upload_id(&self.id)
+                        .multipart_upload(parts.clone())
+                        .set_checksum_crc64_nvme(crc.map(str::to_owned))
+                        .set_checksum_type(crc.map(|_| ChecksumType::FullObject))
+                        .set_mpu_object_size(crc.map(|_| i64::try_from(length).unwrap_or(i64::MAX)))
+                        .set_expected_bucket_owner(self.owner())
+                        .set_if_none_match(conditional(target))
+                        .send()
+                })
+                .await;
+            let reply = answer.map_err(|error| CallError { ambiguous: error.ambiguous || ambiguous, ..error })?;
+            if reply.e_tag().is_some_and(|etag| !etag.is_empty()) {
+                return Ok(self.receipt(reply, length, sent.len()));
+            }
+            ambiguous = true;
+        }
+        let failure = Failure::new(Reason::S3Unavailable, "CompleteMultipartUpload: S3 answered without an ETag");
+        Err(CallError { ambiguous, ..CallError::new(failure) })
+    }
+
+    fn receipt(&self, reply: CompleteMultipartUploadOutput, length: u64, parts: usize) -> Receipt {
+        Receipt {
+            bytes: length,
+            source_bytes: length,
+            parts: u32::try_from(parts).unwrap_or(u32::MAX),
+            etag: reply.e_tag,
+            version_id: reply.version_id,
+            checksum_crc64nvme: reply.checksum_crc64_nvme,
+            encryption: Some(self.encryption.clone()),
+            resumed: self.again,
+        }
+    }
+
+    /// After a failure: left open with its checkpoint in the journal where that is wanted and somebody could go on, else given up.
+    /// A refusal to abort is expected where the customer grants s3:PutObject alone: it is counted, and the bucket's lifecycle rule
+    /// has to clean up.
+    pub(super) async fn end(&mut self, leave: bool) {
+        if self.settled {
+            return;
+        }
+        if leave && self.journal.is_some() {
+            self.settled = true;
+        } else {
+            self.try_abort().await;
+        }
+    }
+
+    /// Gives the upload up, and says what came of it; where it is denied, the upload can still be completed.
+    pub(in crate::upload) async fn try_abort(&mut self) -> Aborted {
+        self.settle();
+        abort(&self.calls, &self.bucket, &self.key, &self.id).await
+    }
+
+    /// Nothing is left to be done about it, by anybody.
+    fn settle(&mut self) {
+        self.settled = true;
+        if let Some(journal) = self.journal {
+            journal.close();
+        }
+    }
+
+    fn owner(&self) -> Option<String> {
+        self.calls.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned())
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        self.settle();
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (calls, bucket) = (self.calls.clone(), std::mem::take(&mut self.bucket));
+        let (key, id) = (std::mem::take(&mut self.key), std::mem::take(&mut self.id));
+        runtime.spawn(async move { abort(&calls, &bucket, &key, &id).await });
+    }
+}
+
+/// Length and number of parts, where both are known before the end.
+fn whole(sizes: PartSizes, length: Option<u64>) -> Option<(u64, u32)> {
+    match sizes {
+        PartSizes::Even { parts, .. } => length.map(|length| (length, parts)),
+        PartSizes::Growing { .. } | PartSizes::Packed { .. } => None,
+    }
+}
+
+fn completed(part: &PartDone) -> CompletedPart {
+    CompletedPart::builder()
+        .part_number(i32::try_from(part.number).unwrap_or(i32::MAX))
+        .set_e_tag(part.etag.clone())
+        .set_checksum_crc64_nvme(part.crc.map(verify::crc_text))
+        .build()
+}

@@ -1,0 +1,211 @@
+//! The lease of the work that goes on: when it is taken, what is in it, and what is left of it when an attempt has ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Worker;
+use super::headers::Headers;
+use super::ledger::RunId;
+use crate::destination::Destination;
+use crate::job::lease::{self, Checkpoint, Lease};
+use crate::lane::Lane;
+use crate::outcome::{Ended, Failure, Reason};
+use crate::queue::{Delivery, LeaseMessage, QueueError, Settlement, Work};
+use crate::upload::{Journal, Stop};
+
+/// Uploads of objects longer than this are written down at once: their parts are too dear to be forgotten.
+const AT_ONCE: u64 = 1 << 30;
+/// Between two tries to take a lease from a broker that does not answer.
+const AGAIN: Duration = Duration::from_secs(30);
+/// The namespace of the keys of leases, drawn once.
+const NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c_e771);
+
+/// The work on one delivery: the job as it came first, and how far it is.
+#[derive(Debug)]
+pub(super) struct Held {
+    body: Bytes,
+    content_type: Option<String>,
+    lane: Lane,
+    /// How far this attempt's upload has come.
+    pub(super) journal: Journal,
+    /// Ends this attempt alone, or with all others.
+    pub(super) stop: Stop,
+    leased: AtomicBool,
+    lost: AtomicBool,
+}
+
+impl Held {
+    /// The work on `delivery`; `lease` is what it carried.
+    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop) -> Arc<Self> {
+        let (body, content_type) = match lease {
+            Some(lease) => (lease.body.clone(), lease.content_type.clone()),
+            None => (delivery.body.clone(), delivery.properties.content_type.clone()),
+        };
+        Arc::new(Self {
+            body,
+            content_type,
+            lane: lease.map_or(delivery.lane, |lease| lease.lane),
+            journal: Journal::default(),
+            stop: stop.child(),
+            leased: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether another worker has the job now.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    fn is_leased(&self) -> bool {
+        self.leased.load(Ordering::Acquire)
+    }
+
+    /// The lease as bytes. One that would be too long goes without its checkpoint: then the job begins anew.
+    fn lease(&self, checkpoint: Option<Checkpoint>) -> Bytes {
+        let (body, content_type) = (self.body.clone(), self.content_type.clone());
+        let lease = Lease { body, content_type, lane: self.lane, checkpoint };
+        let bare = || Lease { checkpoint: None, ..lease.clone() }.encode();
+        lease.encode().or_else(bare).unwrap_or_default()
+    }
+
+    /// Puts into `delivery` what its copy is to carry: the checkpoint, or the job as it came first.
+    pub(super) fn pack(&self, delivery: &mut Delivery, checkpoint: Option<Checkpoint>) {
+        let (body, content_type) = match checkpoint {
+            Some(checkpoint) => (self.lease(Some(checkpoint)), Some(lease::CONTENT_TYPE.to_owned())),
+            None => (self.body.clone(), self.content_type.clone()),
+        };
+        delivery.body = body;
+        delivery.properties.content_type = content_type;
+    }
+}
+
+impl Work for Held {
+    fn message(&self) -> LeaseMessage {
+        let body = self.lease(self.journal.checkpoint());
+        LeaseMessage { body, content_type: lease::CONTENT_TYPE.to_owned(), headers: Headers::new() }
+    }
+
+    fn lost(&self) {
+        self.lost.store(true, Ordering::Release);
+        self.stop.cancel.cancel();
+    }
+}
+
+/// What names a run of a job to everybody who works on it.
+pub(super) fn key(id: &RunId) -> String {
+    let name = format!("{}\n{}\n{}", id.job, id.destination, id.run);
+    Uuid::new_v5(&NAMESPACE, name.as_bytes()).simple().to_string()
+}
+
+impl Worker {
+    /// Runs `transfer` and keeps its lease: from the start for work that was taken over, as soon as a long upload has begun, and
+    /// after `broker.lease_after` for everything.
+    pub(super) async fn under_lease(
+        &self,
+        delivery: &Delivery,
+        key: &str,
+        held: &Arc<Held>,
+        transfer: impl Future<Output = Ended>,
+    ) -> Ended {
+        let over = CancellationToken::new();
+        let transfer = async {
+            let ended = transfer.await;
+            over.cancel();
+            ended
+        };
+        // A lease that is being taken is taken to the end: the queue must know whether there is one.
+        let (ended, ()) = tokio::join!(transfer, self.keep_lease(delivery, key, held, &over));
+        match ended {
+            Ended::Failed(_) if held.is_lost() => {
+                Ended::Failed(Failure::new(Reason::LeaseLost, "another worker has this job now and continues it"))
+            }
+            ended => ended,
+        }
+    }
+
+    async fn keep_lease(&self, delivery: &Delivery, key: &str, held: &Arc<Held>, over: &CancellationToken) {
+        let due = async {
+            if delivery.lane == Lane::Continued {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.parts.lease_after) => {}
+                () = long_upload(&held.journal) => {}
+            }
+        };
+        if over.run_until_cancelled(due).await.is_none() {
+            return;
+        }
+        loop {
+            let work: Arc<dyn Work> = held.clone();
+            match self.parts.queue.lease(delivery, key, work).await {
+                Ok(()) => return held.leased.store(true, Ordering::Release),
+                // The delivery comes again, and joins this work.
+                Err(QueueError::Lost) => return,
+                Err(problem) => tracing::warn!(%problem, "a job could not be put under a lease; trying again"),
+            }
+            if over.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Makes `delivery` carry what is to come back, and gives up what nobody will continue.
+    ///
+    /// `Settlement::Return` with something to go on with becomes a hand-over.
+    pub(super) async fn pack(
+        &self,
+        delivery: &mut Delivery,
+        settlement: Settlement,
+        held: &Held,
+        destination: &Arc<Destination>,
+    ) -> Settlement {
+        let checkpoint = held.journal.checkpoint();
+        match settlement {
+            Settlement::Retry { .. } | Settlement::Defer { .. } | Settlement::HandOver { .. } => {
+                held.pack(delivery, checkpoint);
+                settlement
+            }
+            Settlement::Return if checkpoint.is_some() => {
+                held.pack(delivery, checkpoint);
+                Settlement::HandOver { headers: Headers::new() }
+            }
+            // What comes back by itself is as it was.
+            Settlement::Return => settlement,
+            Settlement::Ack | Settlement::Dead { .. } => {
+                held.pack(delivery, None);
+                if let Some(checkpoint) = checkpoint {
+                    held.journal.close();
+                    self.parts.transport.abandon(destination, &checkpoint).await;
+                }
+                settlement
+            }
+        }
+    }
+
+    /// A copy that may not have been made must not leave an upload behind that nobody knows of. Under a lease somebody knows.
+    pub(super) async fn unsettled(&self, held: &Held, destination: &Arc<Destination>) {
+        if held.is_leased() {
+            return;
+        }
+        if let Some(checkpoint) = held.journal.checkpoint() {
+            held.journal.close();
+            self.parts.transport.abandon(destination, &checkpoint).await;
+        }
+    }
+}
+
+/// Resolves when an upload has begun that is to be written down at once; never for others.
+async fn long_upload(journal: &Journal) {
+    journal.begun().await;
+    let length = journal.checkpoint().and_then(|checkpoint| checkpoint.source.length);
+    if length.is_none_or(|length| length <= AT_ONCE) {
+        std::future::pending::<()>().await;
+    }
+}
