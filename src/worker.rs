@@ -249,7 +249,11 @@ impl Worker {
         }
         match self.admit(&delivery) {
             Ok(admitted) => self.place(delivery, admitted, permits).await,
-            Err(refusal) => self.refuse(delivery, *refusal).await,
+            Err(refusal) => {
+                // What waits for the broker needs no slot.
+                drop(permits);
+                self.refuse(delivery, *refusal).await;
+            }
         }
     }
 
@@ -263,6 +267,7 @@ impl Worker {
         match self.ledger.enter(id) {
             Entry::Mine(running) => self.work(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
+                drop(permits);
                 tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
                 self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
             }

@@ -135,6 +135,7 @@ impl Worker {
                 return;
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(self.parts.lease_after) => {}
                 () = long_upload(&held.journal) => {}
             }

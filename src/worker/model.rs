@@ -40,8 +40,6 @@ use play::Ending;
 use tally::Tally;
 use world::Log;
 
-/// Whether unfinished uploads are continued.
-const RESUMABLE: bool = false;
 /// So many stories are played in every run of the tests.
 const USUAL: u64 = 2000;
 /// A story that takes longer than this, in real time, hangs.

@@ -79,6 +79,7 @@ impl State {
     pub(super) fn kill(&mut self, member: usize) {
         note!(self, "worker {member} is gone");
         self.members[member].alive = false;
+        self.records.iter_mut().for_each(|record| record.running.retain(|other| *other != member));
         self.end_session(member);
         self.forgive_uploads(member);
         self.members[member].changed.iter().for_each(tokio::sync::Notify::notify_waiters);

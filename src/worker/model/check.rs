@@ -38,10 +38,10 @@ fn slots(state: &mut State, number: usize) {
     let member = &state.members[number];
     let Some(worker) = member.worker.upgrade().filter(|_| member.alive) else { return };
     let held = state.story.slots as usize - worker.slots.available_permits();
-    // One is held by the loop that waits for a delivery.
-    let most = member.running as usize + 1;
+    // One is held by the loop that waits for a delivery. A lease that is being taken is waited for with the slot.
+    let most = (member.running + member.leasing) as usize + 1;
     if held > most {
-        state.wrong(format!("worker {number} holds {held} slots for {} transfers", most - 1));
+        state.wrong(format!("worker {number} holds {held} slots, and {} are in use", most - 1));
     }
 }
 

@@ -12,7 +12,7 @@ use crate::check::Report;
 use crate::destination::Destination;
 use crate::job::lease::Checkpoint;
 use crate::job::Job;
-use crate::outcome::{Ended, Failure, Reason, Receipt};
+use crate::outcome::{Class, Ended, Failure, Reason, Receipt};
 use crate::queue::BoxFuture;
 use crate::transfer::{Attempt, Transport};
 
@@ -53,9 +53,8 @@ impl Cloud {
         rules::beginning(&mut self.world.lock(), self.member, number, job, run.attempt);
         let ended = if job.expires_at.is_some_and(|at| at <= clock::now()) { Ended::Expired } else { run.play().await };
         self.while_alive().await;
-        let mut state = self.world.lock();
-        note!(state, "worker {}: job-{number} ends as {}", self.member, word(&ended));
-        state.records[number].ended(self.member, End::of(&ended), clock::elapsed());
+        note!(self.world.lock(), "worker {}: job-{number} ends as {}", self.member, word(&ended));
+        run.over(End::of(&ended));
         ended
     }
 
@@ -78,6 +77,10 @@ impl Cloud {
 
 impl Run<'_> {
     async fn play(&self) -> Ended {
+        // On record from here on: it is continued or given up, and not forgotten.
+        if let Some(checkpoint) = &self.attempt.resume {
+            self.attempt.journal.open(checkpoint.clone());
+        }
         let work = async {
             let opening = self.cloud.world.lock().latency();
             self.cloud.step(opening).await;
@@ -97,6 +100,10 @@ impl Run<'_> {
         };
         self.tidy(&ended).await;
         ended
+    }
+
+    fn over(&self, end: End) {
+        self.cloud.world.lock().records[self.job].ended(self.cloud.member, end, clock::elapsed());
     }
 
     pub(super) fn plan_shape(&self) -> Shape {
@@ -121,6 +128,7 @@ impl Run<'_> {
             }
             Act::Panic(after) => {
                 self.cloud.step(after).await;
+                self.over(End::Failed(Class::Defect));
                 // As a panic, though without the message that the hook would print.
                 std::panic::resume_unwind(Box::new("a panic of the story"));
             }

@@ -74,8 +74,8 @@ impl State {
     pub(super) fn on_record(&self, upload: &str) -> bool {
         let known = |content_type: Option<&String>, body: &bytes::Bytes| {
             let is_lease = Lease::is_type(content_type.map(String::as_str));
-            let lease = is_lease.then(|| Lease::parse(None, body).ok()).flatten();
-            lease.and_then(|(lease, _)| lease.checkpoint).is_some_and(|checkpoint| checkpoint.upload_id == upload)
+            let lease = is_lease.then(|| Lease::decode(body).ok()).flatten();
+            lease.and_then(|lease| lease.checkpoint).is_some_and(|checkpoint| checkpoint.upload_id == upload)
         };
         let queued = self.ready.iter().flatten().chain(self.waiting.values());
         let lent = self.members.iter().flat_map(super::member::Member::messages);

@@ -77,11 +77,12 @@ impl Link {
         let sent = {
             let mut state = self.world.lock();
             let weather = state.story.weather.clone();
-            match state.away {
-                true => None,
-                false if state.strikes("refused", weather.refused) => Some(Sent::Refused),
-                false if state.strikes("unconfirmed", weather.unconfirmed) => Some(Sent::Unconfirmed),
-                false => Some(Sent::Confirmed),
+            let away = state.away;
+            match () {
+                () if away => None,
+                () if state.strikes("refused", weather.refused) => Some(Sent::Refused),
+                () if state.strikes("unconfirmed", weather.unconfirmed) => Some(Sent::Unconfirmed),
+                () => Some(Sent::Confirmed),
             }
         };
         let Some(sent) = sent else {
@@ -348,7 +349,12 @@ impl Queue for Link {
         key: &'a str,
         work: Arc<dyn Work>,
     ) -> BoxFuture<'a, Result<(), QueueError>> {
-        Box::pin(self.lease(delivery, key, work))
+        Box::pin(async move {
+            self.world.lock().members[self.member].leasing += 1;
+            let taken = self.lease(delivery, key, work).await;
+            self.world.lock().members[self.member].leasing -= 1;
+            taken
+        })
     }
 
     fn publish(&self, _publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {

@@ -30,11 +30,11 @@ pub(super) struct Member {
     pub(super) loans: BTreeMap<u64, (Lane, Message)>,
     pub(super) prefetch: [usize; 3],
     pub(super) running: u32,
+    /// Leases that are being taken.
+    pub(super) leasing: u32,
     pub(super) worker: Weak<Worker>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) drain: CancellationToken,
-    /// Whether it ended on its own, and whether all was settled then.
-    pub(super) left: Option<bool>,
     pub(super) changed: Arc<[Notify; 3]>,
 }
 
@@ -53,10 +53,10 @@ impl Member {
             loans: BTreeMap::new(),
             prefetch: [ahead(slots), ahead(slots), ahead(backfill_slots)],
             running: 0,
+            leasing: 0,
             worker: Weak::new(),
             metrics,
             drain: CancellationToken::new(),
-            left: None,
             changed: Arc::default(),
         }
     }

@@ -13,20 +13,21 @@ use crate::outcome::{Encryption, Ended, Failure, Reason};
 impl Run<'_> {
     /// Sends what is missing, and completes.
     pub(super) async fn parts(&self, shape: Shape) -> Ended {
-        let Shape::Parts { count, each, resumable, .. } = shape else { return shutdown() };
+        let Shape::Parts { count, each, resumable, part_size } = shape else { return shutdown() };
         // An upload that is gone is begun anew, once.
+        let mut resume = self.attempt.resume.clone();
         for _ in 0..2 {
-            let (id, done) = match self.continued() {
-                Some(Continued::Open(checkpoint)) => self.take_up(checkpoint),
-                Some(Continued::Completed(id)) => return self.show(Some(id)),
-                None => (self.create(shape).await, Vec::new()),
+            let (id, done) = match resume.take() {
+                Some(checkpoint) if self.is_open(&checkpoint.upload_id) => self.take_up(checkpoint),
+                Some(checkpoint) if self.is_shown(&checkpoint.upload_id) => return self.found(checkpoint.upload_id),
+                _ => (self.create(shape).await, Vec::new()),
             };
             self.hang().await;
             for number in (1..=count).filter(|number| !done.contains(number)) {
                 if self.gives_over() {
                     return shutdown();
                 }
-                if !self.send(&id, number, each, resumable).await {
+                if !self.send(&id, number, each, resumable.then_some(part_size)).await {
                     break;
                 }
             }
@@ -34,24 +35,34 @@ impl Run<'_> {
             if self.complete(&id, count) {
                 return self.show(Some(id));
             }
-            if self.cloud.world.lock().buckets.objects.get(&key(self.job)).is_some_and(|it| it.upload.as_ref() == Some(&id)) {
-                return self.show(Some(id));
+            if self.is_shown(&id) {
+                return self.found(id);
             }
+            self.forget();
         }
         Ended::Failed(Failure::new(Reason::S3Unavailable, "the upload is gone"))
     }
 
-    /// What became of the upload that an earlier attempt has left.
-    fn continued(&self) -> Option<Continued> {
-        let checkpoint = self.attempt.resume.as_ref()?;
-        let mut state = self.cloud.world.lock();
-        let id = &checkpoint.upload_id;
-        if state.buckets.open(id).is_some() {
-            return Some(Continued::Open(checkpoint.clone()));
-        }
-        let object = state.buckets.objects.get(&key(self.job));
-        let completed = object.is_some_and(|object| object.upload.as_ref() == Some(id));
-        completed.then(|| Continued::Completed(id.clone()))
+    fn is_open(&self, id: &str) -> bool {
+        self.cloud.world.lock().buckets.open(id).is_some()
+    }
+
+    /// Whether the object that is there was made of this upload.
+    fn is_shown(&self, id: &str) -> bool {
+        let state = self.cloud.world.lock();
+        state.buckets.objects.get(&key(self.job)).is_some_and(|object| object.upload.as_deref() == Some(id))
+    }
+
+    /// Somebody else has completed the upload.
+    fn found(&self, id: String) -> Ended {
+        self.forget();
+        self.show(Some(id))
+    }
+
+    /// The upload is there no more.
+    fn forget(&self) {
+        self.open().take();
+        self.attempt.journal.close();
     }
 
     fn take_up(&self, checkpoint: Checkpoint) -> (String, Vec<u32>) {
@@ -100,7 +111,7 @@ impl Run<'_> {
     }
 
     /// Sends one part; false where the upload is gone.
-    async fn send(&self, id: &str, number: u32, each: Duration, resumable: bool) -> bool {
+    async fn send(&self, id: &str, number: u32, each: Duration, recorded: Option<u64>) -> bool {
         self.cloud.step(each).await;
         let mut state = self.cloud.world.lock();
         let Some(upload) = state.buckets.open(id) else { return false };
@@ -111,10 +122,10 @@ impl Run<'_> {
         state.buckets.twice += u64::from(again);
         drop(state);
         self.attempt.progress.add(1, 1);
-        if resumable {
+        if let Some(length) = recorded {
             self.attempt.journal.part(PartDone {
                 number,
-                length: 1,
+                length,
                 crc: Some(number.into()),
                 etag: Some(format!("{id}-{number}")),
                 packed: None,
@@ -135,14 +146,7 @@ impl Run<'_> {
             upload.open = false;
         }
         drop(state);
-        self.open().take();
-        self.attempt.journal.close();
+        self.forget();
         true
     }
-}
-
-/// What an upload of an earlier attempt is now.
-enum Continued {
-    Open(Checkpoint),
-    Completed(String),
 }

@@ -169,7 +169,7 @@ fn shape(dice: &mut Dice) -> Shape {
         each: dice.millis(500, 30_000),
         // Of more than 1 GiB together, or not.
         part_size: if large { 600 << 20 } else { 8 << 20 },
-        resumable: super::RESUMABLE && dice.percent(75),
+        resumable: dice.percent(75),
     }
 }
 

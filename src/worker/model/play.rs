@@ -163,6 +163,7 @@ fn hire(world: &Arc<World>, destinations: &watch::Receiver<Arc<Destinations>>) {
     let worker = Worker::new(Parts {
         config: config(&story, member),
         prefix: "consign".to_owned(),
+        lease_after: story.lease_after,
         denied_for: Duration::from_secs(60),
         egress_addresses: Vec::new(),
         queue: Arc::new(Link { world: Arc::clone(world), member }),

@@ -31,7 +31,7 @@ pub(super) fn settling(
     let kinds: Vec<_> = events.iter().map(kind).collect();
     note!(state, "worker {member} settles job-{job}: {} with {kinds:?}", settlement.action());
     if let Some(problem) = unfounded(state, member, job, delivery, settlement, &kinds) {
-        state.wrong(format!("worker {member} settles job-{job} by {settlement:?} with {kinds:?}: {problem}"));
+        state.wrong(format!("worker {member} settles job-{job} by {} with {kinds:?}: {problem}", settlement.action()));
     }
     if let Some(problem) = damaged(state, job, delivery, settlement) {
         state.wrong(format!("worker {member} settles job-{job} by {}: {problem}", settlement.action()));
@@ -53,8 +53,7 @@ fn unfounded(
             [] => None,
             ["delivered"] if record.settle(member, |end| end == End::Delivered) || record.delivered => None,
             ["skipped"] if record.settle(member, |end| end == End::Skipped) => None,
-            ["expired"] if record.settle(member, |end| end == End::Expired) => None,
-            ["expired"] if record.settle(member, |end| !end.is_interrupted()) => None,
+            ["expired"] if record.settle(member, |end| matches!(end, End::Expired | End::Failed(_))) => None,
             _ => Some("no attempt ended so"),
         },
         Settlement::Retry { headers, .. } => {
@@ -99,10 +98,10 @@ fn damaged(state: &State, job: usize, delivery: &Delivery, settlement: &Settleme
             let known = reason.is_some_and(|reason| Reason::ALL.iter().any(|known| known.as_str() == reason));
             (!known).then_some("a dead letter without a reason")
         }
-        _ if is_lease => match Lease::parse(delivery.properties.message_id.as_deref(), &delivery.body) {
-            Ok((lease, _)) if lease.body != plan.body => Some("the lease has another body in it"),
-            Ok((lease, _)) if lease.lane != plan.lane => Some("the lease has another lane"),
-            Ok((lease, _)) => {
+        _ if is_lease => match Lease::decode(&delivery.body) {
+            Ok(lease) if lease.body != plan.body => Some("the lease has another body in it"),
+            Ok(lease) if lease.lane != plan.lane => Some("the lease has another lane"),
+            Ok(lease) => {
                 let key = super::bucket::key(job);
                 lease.checkpoint.is_some_and(|it| it.key != key).then_some("the checkpoint is another object's")
             }
@@ -183,9 +182,9 @@ pub(super) fn acknowledged(state: &mut State, job: usize) {
 /// A lease is written for the first time.
 pub(super) fn leased(state: &mut State, base: &Message, message: &LeaseMessage) {
     let plan = state.plan(base.job);
-    let parsed = Lease::parse(Some(&plan.id), &message.body);
+    let parsed = Lease::decode(&message.body);
     let whole = Lease::is_type(Some(&message.content_type))
-        && parsed.is_ok_and(|(lease, _)| lease.body == plan.body && lease.lane == plan.lane);
+        && parsed.is_ok_and(|lease| lease.body == plan.body && lease.lane == plan.lane);
     if !whole {
         state.wrong(format!("the lease of job-{} does not hold the job", base.job));
     }

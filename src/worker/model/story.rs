@@ -21,13 +21,13 @@ const SIEGES: [Reason; 5] = [
 /// One seed's story.
 #[derive(Debug)]
 pub(super) struct Story {
-    pub(super) seed: u64,
     /// Workers at once.
     pub(super) workers: usize,
     pub(super) slots: u32,
     pub(super) backfill_slots: u32,
     pub(super) max_attempts: u32,
     pub(super) drain: Duration,
+    pub(super) lease_after: Duration,
     pub(super) weather: Weather,
     pub(super) jobs: Vec<Plan>,
     /// What happens when, in order.
@@ -123,12 +123,12 @@ impl Story {
         let jobs: Vec<_> = (0..count).map(|n| plan::draw(&mut dice, n, destinations, faulty)).collect();
         let happenings = happenings(kind, &mut dice, &jobs, calm);
         Self {
-            seed,
             workers,
             slots,
             backfill_slots: dice.count(0, slots).max(1),
             max_attempts,
             drain: dice.seconds(5, 60),
+            lease_after: dice.seconds(5, 600),
             weather: weather(kind, &mut dice),
             jobs,
             happenings,
