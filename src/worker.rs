@@ -39,7 +39,7 @@ use admit::{Admitted, Refusal};
 pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
 use health::Health;
 use lease::Held;
-use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
+use ledger::{AttemptId, Entry, Ledger, RunId, Running, Seat, Standing};
 use verdict::{Case, Verdict};
 
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
@@ -269,29 +269,32 @@ impl Worker {
             Entry::Delivered(event) => {
                 drop(permits);
                 tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
+                self.left_over(&admitted, None).await;
                 self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
             }
-            Entry::Joined(standing) => {
+            Entry::Joined(seat) => {
                 // Waiting needs no slot.
                 drop(permits);
-                let settlement = self.join(standing).await;
+                let settlement = self.join(&seat, &admitted).await;
                 self.settle(delivery, settlement, Vec::new()).await;
             }
         }
     }
 
     /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
-    async fn join(&self, mut standing: watch::Receiver<Standing>) -> Settlement {
-        let ended = standing.wait_for(|standing| !matches!(standing, Standing::Running));
-        tokio::select! {
+    async fn join(&self, seat: &Seat, admitted: &Admitted) -> Settlement {
+        let ended = tokio::select! {
             biased;
-            () = self.stop.cancel.cancelled() => Settlement::Return,
-            ended = timeout(JOINED, ended) => match ended {
-                Ok(Ok(standing)) if matches!(*standing, Standing::Settled) => Settlement::Ack,
-                // A sender that vanished was a panic: the job is still to be done.
-                Ok(_) => Settlement::Return,
-                Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() },
-            },
+            () = self.stop.cancel.cancelled() => return Settlement::Return,
+            ended = timeout(JOINED, seat.end()) => ended,
+        };
+        match ended {
+            Ok(Standing::Settled(kept)) => {
+                self.left_over(admitted, kept.as_deref()).await;
+                Settlement::Ack
+            }
+            Ok(Standing::Open) => Settlement::Return,
+            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() },
         }
     }
 
@@ -332,11 +335,12 @@ impl Worker {
         let settlement = if held.is_lost() && verdict.kind.is_none() { Settlement::Ack } else { verdict.settlement };
         let settlement = self.pack(&mut delivery, settlement, &held, destination).await;
         let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
+        let kept = held.journal.checkpoint().map(|checkpoint| checkpoint.upload_id.into());
         let settled = self.settle(delivery, settlement, events).await;
         if !settled {
             self.unsettled(&held, destination).await;
         }
-        running.leave(settled && !returned);
+        running.leave(if settled && !returned { Standing::Settled(kept) } else { Standing::Open });
     }
 
     async fn attempt(

@@ -28,7 +28,7 @@ impl State {
     /// A message comes back without a settlement.
     pub(super) fn requeue(&mut self, lane: Lane, message: Message) {
         let front = !self.story.weather.to_the_back;
-        if message.delivery_count > 400 {
+        if (400..500).contains(&message.delivery_count) {
             self.wrong(format!("{} came back {} times", self.plan(message.job).id, message.delivery_count));
         }
         self.enqueue(lane, message.returned(), front);
@@ -80,6 +80,7 @@ impl State {
         note!(self, "worker {member} is gone");
         self.members[member].alive = false;
         self.records.iter_mut().for_each(|record| record.running.retain(|other| *other != member));
+        self.leases.retain(|_, held| held.member != member || !held.passed_on);
         self.end_session(member);
         self.forgive_uploads(member);
         self.members[member].changed.iter().for_each(tokio::sync::Notify::notify_waiters);

@@ -171,6 +171,6 @@ fn unfounded(state: &State, job: usize, record: &Record) -> Option<String> {
     if foreign && state.buckets.has(job) {
         return Some("it has replaced an object that it was to leave alone".to_owned());
     }
-    let excused = given_up || foreign || has("expired") || plan.fate == Fate::Refused;
+    let excused = given_up || foreign || has("expired") || matches!(plan.fate, Fate::Refused | Fate::Poison);
     (!has("delivered") && !excused).then(|| format!("it is not delivered: {:?}", record.outcomes.keys()))
 }

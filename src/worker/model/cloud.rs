@@ -51,6 +51,11 @@ impl Cloud {
         let number = rules::job_of(Some(job.id.as_str()));
         let run = Run { cloud: self, job: number, attempt: &attempt, act: self.begin(number), upload: Mutex::default() };
         rules::beginning(&mut self.world.lock(), self.member, number, job, run.attempt);
+        if let Some(checkpoint) = &run.attempt.resume {
+            let mut state = self.world.lock();
+            state.happened("resumed");
+            state.members[self.member].resumed.push(checkpoint.upload_id.clone());
+        }
         let ended = if job.expires_at.is_some_and(|at| at <= clock::now()) { Ended::Expired } else { run.play().await };
         self.while_alive().await;
         note!(self.world.lock(), "worker {}: job-{number} ends as {}", self.member, word(&ended));
@@ -68,7 +73,7 @@ impl Cloud {
         let plan = state.plan(job);
         let scripted = plan.acts.get(nth).copied().filter(|_| !state.calm).unwrap_or(Act::Go);
         match plan.fate {
-            Fate::Delivered | Fate::Refused => scripted,
+            Fate::Delivered | Fate::Refused | Fate::Poison => scripted,
             Fate::Fails(reason) => Act::Fail(Duration::from_millis(1), reason),
             Fate::Panics => Act::Panic(Duration::from_millis(1)),
         }
@@ -239,7 +244,9 @@ impl Transport for Cloud {
         Box::pin(async {
             let wait = self.world.lock().latency();
             self.step(wait).await;
-            self.world.lock().abort(&checkpoint.upload_id);
+            let mut state = self.world.lock();
+            rules::abandoning(&mut state, self.member, checkpoint);
+            state.abort(&checkpoint.upload_id);
         })
     }
 

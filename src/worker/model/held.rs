@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::bucket::Upload;
 use super::clock;
 use super::message::Message;
 use super::world::{State, World, note};
@@ -66,8 +67,20 @@ impl State {
         let ended: Vec<_> = over.iter().filter_map(|number| self.leases.remove(number)).collect();
         for held in &ended {
             note!(self, "worker {member} is told that {} is somebody else's", self.plan(held.base.job).id);
+            self.happened("leases lost");
+            self.members[member].told.push(held.base.job);
         }
         ended.into_iter().map(|held| held.work).collect()
+    }
+
+    /// Of two workers on one job, each with an upload of its own, one ends with a lease that is lost, and leaves its upload alone:
+    /// it can't know that nobody continues it.
+    fn excuse_uploads(&mut self, lease: u64) {
+        let Some((member, job)) = self.leases.get(&lease).map(|held| (held.member, held.base.job)) else { return };
+        let theirs = |upload: &&mut Upload| upload.job == job && upload.member == member && upload.open;
+        for upload in self.buckets.uploads.values_mut().filter(theirs) {
+            upload.excused = Some("of two workers on one job, this one lost its lease");
+        }
     }
 
     /// Whether some message has this upload on record.
@@ -89,23 +102,54 @@ impl State {
 impl World {
     /// A lease is in force from here on, and is kept up to date.
     pub(super) fn hold(self: &Arc<Self>, held: Held, came_as_lease: bool) {
-        let (number, told) = {
+        let (number, others) = {
             let mut state = self.lock();
             let number = state.number();
             note!(state, "worker {} has a lease for {}", held.member, state.plan(held.base.job).id);
-            let former = state.leases.values_mut().filter(|other| came_as_lease && other.key == held.key);
-            let owners: Vec<_> = former
-                .map(|other| {
-                    other.passed_on = true;
-                    other.member
-                })
-                .collect();
-            let told: Vec<_> = owners.into_iter().flat_map(|owner| state.out_of_date(owner)).collect();
+            state.happened("leases");
+            let others: Vec<_> = state.leases.iter().filter(|(_, other)| other.key == held.key).map(|(n, _)| *n).collect();
             state.leases.insert(number, held);
-            (number, told)
+            (number, others)
+        };
+        for other in others {
+            if came_as_lease {
+                self.lock().excuse_uploads(other);
+                self.pass_on(other);
+            } else {
+                // Two copies of one job are under a lease. Their owners hear of each other when the first of them comes back.
+                self.after(LEFT_BEHIND, move |world| world.settle_rivalry(number, other));
+            }
+        }
+        tokio::spawn(Arc::clone(self).renew(number));
+    }
+
+    /// Only one of two leases of a run stays.
+    fn settle_rivalry(self: &Arc<Self>, one: u64, other: u64) {
+        let loser = {
+            let mut state = self.lock();
+            let owner = |number| state.leases.get(&number).filter(|held| !held.passed_on).map(|held| held.member);
+            let (Some(first), Some(second)) = (owner(one), owner(other)) else { return };
+            let loser = if first < second { one } else { other };
+            state.excuse_uploads(loser);
+            loser
+        };
+        self.pass_on(loser);
+    }
+
+    /// Somebody else has the job of this lease now. Its owner is told as soon as it can be reached.
+    fn pass_on(self: &Arc<Self>, number: u64) {
+        let told = {
+            let mut state = self.lock();
+            let Some(held) = state.leases.get_mut(&number) else { return };
+            held.passed_on = true;
+            let owner = held.member;
+            if !state.members[owner].alive {
+                state.leases.remove(&number);
+            }
+            state.out_of_date(owner)
         };
         told.iter().for_each(|work| work.lost());
-        tokio::spawn(Arc::clone(self).renew(number));
+        self.changed.notify_one();
     }
 
     async fn renew(self: Arc<Self>, number: u64) {
@@ -135,22 +179,27 @@ impl World {
         }
     }
 
-    /// Nobody renews it: when its time is over, another worker gets the job.
+    /// Nobody renews it: when its time is over, another worker gets the job, unless one has it.
     fn forsaken(self: &Arc<Self>, number: u64) -> bool {
         let mut state = self.lock();
-        let Some(held) = state.leases.get_mut(&number) else { return true };
+        let Some(held) = state.leases.get(&number).filter(|held| !held.passed_on) else { return true };
         if clock::elapsed() < held.written + FORSAKEN {
             return false;
         }
-        held.passed_on = true;
-        let (job, message, owner) = (held.base.job, held.handed_on(), held.member);
-        note!(state, "the lease of {} is over; somebody else gets it", state.plan(job).id);
+        let (job, message, owner, key) = (held.base.job, held.handed_on(), held.member, held.key.clone());
+        let taken = state.leases.values().any(|other| {
+            other.key == key && other.member != owner && !other.passed_on && state.members[other.member].alive
+        });
+        note!(state, "the lease of {} is over; at work elsewhere: {taken}", state.plan(job).id);
+        state.happened("leases over");
         state.records[job].doubled |= state.members[owner].alive;
-        if !state.members[owner].alive {
-            state.leases.remove(&number);
+        if taken {
+            state.excuse_uploads(number);
+        } else {
+            state.enqueue(Lane::Continued, message, false);
         }
-        state.enqueue(Lane::Continued, message, false);
-        self.changed.notify_one();
+        drop(state);
+        self.pass_on(number);
         true
     }
 

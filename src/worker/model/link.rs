@@ -104,6 +104,7 @@ impl Link {
     }
 
     async fn perform(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> Result<(), QueueError> {
+        self.while_alive().await;
         self.called();
         let ticket = delivery.ticket;
         let leased = {
@@ -205,6 +206,7 @@ impl Link {
     }
 
     async fn lease(&self, delivery: &Delivery, key: &str, work: Arc<dyn Work>) -> Result<(), QueueError> {
+        self.while_alive().await;
         self.called();
         let ticket = delivery.ticket;
         let message = work.message();

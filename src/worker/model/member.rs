@@ -32,6 +32,10 @@ pub(super) struct Member {
     pub(super) running: u32,
     /// Leases that are being taken.
     pub(super) leasing: u32,
+    /// Jobs whose lease it had, and that others have now.
+    pub(super) told: Vec<usize>,
+    /// Uploads that came with its deliveries.
+    pub(super) resumed: Vec<String>,
     pub(super) worker: Weak<Worker>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) drain: CancellationToken,
@@ -54,6 +58,8 @@ impl Member {
             prefetch: [ahead(slots), ahead(slots), ahead(backfill_slots)],
             running: 0,
             leasing: 0,
+            told: Vec::new(),
+            resumed: Vec::new(),
             worker: Weak::new(),
             metrics,
             drain: CancellationToken::new(),

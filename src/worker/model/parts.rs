@@ -74,6 +74,7 @@ impl Run<'_> {
         note!(state, "worker {} goes on with {id}", self.cloud.member);
         if let Some(upload) = state.buckets.open(&id) {
             upload.member = self.cloud.member;
+            upload.excused = None;
         }
         (id, done)
     }

@@ -86,6 +86,8 @@ pub(super) enum Fate {
     Panics,
     /// The message is no job, or one for nobody.
     Refused,
+    /// Its message has ended workers.
+    Poison,
 }
 
 /// Whether somebody else's object is there already, and what the job wants then.
@@ -136,6 +138,7 @@ fn fate(dice: &mut Dice) -> Fate {
         80..86 => Fate::Fails(*dice.pick(&PASSING)),
         86..92 => Fate::Fails(*dice.pick(&FINAL)),
         92..96 => Fate::Panics,
+        96 => Fate::Poison,
         _ => Fate::Refused,
     }
 }

@@ -12,7 +12,7 @@ use super::cloud::Cloud;
 use super::link::Link;
 use super::member::Member;
 use super::message::Message;
-use super::plan::DESTINATIONS;
+use super::plan::{DESTINATIONS, Fate};
 use super::story::{Happening, Story};
 use super::tally::Tally;
 use super::world::{Log, World, note};
@@ -132,6 +132,7 @@ fn publish(world: &Arc<World>, job: usize) {
     let mut state = world.lock();
     let plan = state.plan(job);
     let (lane, id) = (plan.lane, plan.id.clone());
+    let poisonous = plan.fate == Fate::Poison;
     let message = Message {
         job,
         body: plan.body.clone(),
@@ -141,8 +142,8 @@ fn publish(world: &Arc<World>, job: usize) {
             ..Properties::default()
         },
         routing_key: format!("job.{}.{}", lane.as_str(), DESTINATIONS[plan.destination]),
-        redelivered: false,
-        delivery_count: 0,
+        redelivered: poisonous,
+        delivery_count: if poisonous { 500 } else { 0 },
     };
     note!(state, "{id} is published to {lane:?}");
     state.records[job].published += 1;

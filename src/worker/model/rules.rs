@@ -2,10 +2,11 @@
 
 use super::clock;
 use super::message::{Message, counter};
+use super::plan::Fate;
 use super::record::End;
 use super::world::{State, note};
 use crate::job::Job;
-use crate::job::lease::Lease;
+use crate::job::lease::{Checkpoint, Lease};
 use crate::lane::Lane;
 use crate::outcome::{Class, Outcome, Policy, Reason};
 use crate::queue::{Delivery, Event, LeaseMessage, Settlement};
@@ -72,7 +73,7 @@ fn unfounded(
         }
         Settlement::Defer { headers, .. } => headers.contains_key(ATTEMPT).then_some("an attempt is charged"),
         Settlement::Dead { .. } => {
-            let refused = state.story.jobs[job].fate == super::plan::Fate::Refused;
+            let refused = matches!(state.story.jobs[job].fate, Fate::Refused | Fate::Poison);
             let founded = refused || record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted());
             (!founded).then_some("no attempt ended so")
         }
@@ -146,7 +147,7 @@ pub(super) fn recorded(state: &mut State, job: usize, event: &Event) {
 
 /// A dead letter is with the broker.
 pub(super) fn buried(state: &mut State, letter: &Message) {
-    let plan = state.plan(letter.job);
+    let (plan, poisonous) = (state.plan(letter.job), state.plan(letter.job).fate == Fate::Poison);
     let reason = letter.properties.headers.get("x-error-reason").cloned().unwrap_or_default();
     if letter.body != plan.body || letter.properties.content_type.as_deref() != plan.content_type() {
         state.wrong(format!("{reason}: the dead letter of job-{} is not what was published", letter.job));
@@ -162,6 +163,7 @@ pub(super) fn buried(state: &mut State, letter: &Message) {
         Some((Reason::Exhausted, _)) if record.charged < state.story.max_attempts => {
             Some(format!("exhausted after {} failures", record.charged))
         }
+        Some((Reason::CrashLoop, _)) if poisonous && record.attempts == 0 => None,
         Some((_, Class::Defect)) if record.defects < 2 => Some("after one defect".to_owned()),
         Some((_, Class::Interrupted | Class::Worker)) => Some("nothing was wrong with it".to_owned()),
         Some(_) => None,
@@ -214,5 +216,18 @@ pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &J
     }
     if attempt.resume.as_ref().is_some_and(|checkpoint| checkpoint.key != super::bucket::key(job)) {
         state.wrong(format!("job-{job} is to go on with another object's upload"));
+    }
+}
+
+/// A worker gives up an upload that it has no part in any more. One with which another worker goes on is not its own: it was lost with
+/// its lease, or it came with a delivery that others get again.
+pub(super) fn abandoning(state: &mut State, member: usize, checkpoint: &Checkpoint) {
+    let id = &checkpoint.upload_id;
+    let Some(upload) = state.buckets.open(id) else { return };
+    let (job, other) = (upload.job, upload.member);
+    let busy = other != member && state.records[job].running.contains(&other) && !state.records[job].delivered;
+    let foreign = state.members[member].told.contains(&job) || state.members[member].resumed.contains(id);
+    if busy && foreign {
+        state.wrong(format!("worker {member} gives up {id} of job-{job}, with which worker {other} goes on"));
     }
 }
