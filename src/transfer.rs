@@ -255,5 +255,5 @@ fn packed(source: SourceStream, compression: Compression, resume: Option<&Checkp
         SourceBody::File(file) => file.chunks_from(from.source),
         SourceBody::Chunks(chunks) => chunks,
     };
-    Feed::Packed(Packer::new(chunks, compression, from))
+    Feed::Packed(Box::new(Packer::new(chunks, compression, from)))
 }

@@ -10,6 +10,8 @@ mod headers;
 mod health;
 mod lease;
 mod ledger;
+#[cfg(test)]
+mod model;
 mod verdict;
 
 use std::panic::AssertUnwindSafe;
@@ -38,7 +40,7 @@ use admit::{Admitted, Refusal};
 pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
 use health::Health;
 use lease::Held;
-use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
+use ledger::{AttemptId, Entry, Ledger, RunId, Running, Seat, Standing};
 use verdict::{Case, Verdict};
 
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
@@ -156,11 +158,17 @@ impl Worker {
     ///
     /// Returns true when everything was settled in time.
     pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {
-        let tasks = TaskTracker::new();
         let watch = tokio::spawn(self.clone().watch_age());
-        self.take(&drain, &tasks).await;
-        let drained = self.drain(&tasks).await;
+        let drained = self.serve(&drain).await;
         watch.abort();
+        drained
+    }
+
+    /// [`Worker::run`] without the tick of every second: the hours of a model need none.
+    async fn serve(self: &Arc<Self>, drain: &CancellationToken) -> bool {
+        let tasks = TaskTracker::new();
+        self.take(drain, &tasks).await;
+        let drained = self.drain(&tasks).await;
         let closed = timeout(BROKER_PATIENCE, self.parts.queue.close()).await;
         if closed.is_err() {
             tracing::warn!("the broker does not answer; its connections are dropped");
@@ -245,7 +253,11 @@ impl Worker {
         }
         match self.admit(&delivery) {
             Ok(admitted) => self.place(delivery, admitted, permits).await,
-            Err(refusal) => self.refuse(delivery, *refusal).await,
+            Err(refusal) => {
+                // What waits for the broker needs no slot.
+                drop(permits);
+                self.refuse(delivery, *refusal).await;
+            }
         }
     }
 
@@ -259,30 +271,34 @@ impl Worker {
         match self.ledger.enter(id) {
             Entry::Mine(running) => self.work(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
+                drop(permits);
                 tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
+                self.left_over(&admitted, None).await;
                 self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
             }
-            Entry::Joined(standing) => {
+            Entry::Joined(seat) => {
                 // Waiting needs no slot.
                 drop(permits);
-                let settlement = self.join(standing).await;
+                let settlement = self.join(&seat, &admitted).await;
                 self.settle(delivery, settlement, Vec::new()).await;
             }
         }
     }
 
     /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
-    async fn join(&self, mut standing: watch::Receiver<Standing>) -> Settlement {
-        let ended = standing.wait_for(|standing| !matches!(standing, Standing::Running));
-        tokio::select! {
+    async fn join(&self, seat: &Seat, admitted: &Admitted) -> Settlement {
+        let ended = tokio::select! {
             biased;
-            () = self.stop.cancel.cancelled() => Settlement::Return,
-            ended = timeout(JOINED, ended) => match ended {
-                Ok(Ok(standing)) if matches!(*standing, Standing::Settled) => Settlement::Ack,
-                // A sender that vanished was a panic: the job is still to be done.
-                Ok(_) => Settlement::Return,
-                Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() },
-            },
+            () = self.stop.cancel.cancelled() => return Settlement::Return,
+            ended = timeout(JOINED, seat.end()) => ended,
+        };
+        match ended {
+            Ok(Standing::Settled(kept)) => {
+                self.left_over(admitted, kept.as_deref()).await;
+                Settlement::Ack
+            }
+            Ok(Standing::Open) => Settlement::Return,
+            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() },
         }
     }
 
@@ -326,11 +342,12 @@ impl Worker {
             settlement => self.pack(&mut delivery, settlement, &held, destination).await,
         };
         let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
+        let kept = held.journal.checkpoint().map(|checkpoint| checkpoint.upload_id.into());
         let settled = self.settle(delivery, settlement, events).await;
         if !settled && !held.is_lost() {
             self.unsettled(&held, destination).await;
         }
-        running.leave(settled && !returned);
+        running.leave(if settled && !returned { Standing::Settled(kept) } else { Standing::Open });
     }
 
     async fn attempt(
@@ -344,7 +361,6 @@ impl Worker {
         let Admitted { job, destination, lease } = admitted;
         let resume = lease.as_ref().and_then(|lease| lease.checkpoint.clone());
         if let Some(failure) = crash_loop(delivery) {
-            resume.into_iter().for_each(|checkpoint| held.journal.open(checkpoint));
             return Ended::Failed(failure);
         }
         let _quarantine = self.quarantined(delivery).await;

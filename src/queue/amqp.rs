@@ -29,7 +29,6 @@ use lapin::options::BasicAckOptions;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 pub use outcomes::Outcomes;
 #[doc(hidden)]
@@ -43,7 +42,7 @@ use crate::metrics::Metrics;
 use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement, Work};
 use connection::Endpoint;
 use consumer::{Fetched, Intake, REQUEUE};
-use lease::Book;
+use lease::{Book, Process};
 use publish::Message;
 use session::{Phase, Session, Shared};
 use settle::Content;
@@ -103,7 +102,7 @@ impl Amqp {
             topology: Topology::new(&config.prefix),
             declare: config.declare,
             worker_id: worker_id.to_owned(),
-            process: process_name(worker_id),
+            process: Process::new(worker_id),
             timing,
             lanes: consume,
             metrics,
@@ -274,12 +273,6 @@ async fn give_back(acker: &Acker) {
     if acknowledge(acker, false).await.is_err() {
         tracing::debug!("a delivery could not be given back; its channel is gone");
     }
-}
-
-/// Two processes may be configured with one id, and one that starts again is another.
-fn process_name(worker_id: &str) -> String {
-    let id: String = worker_id.chars().take(40).collect();
-    format!("{id}.{}", Uuid::new_v4().simple())
 }
 
 impl Queue for Amqp {

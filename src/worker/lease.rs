@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Worker;
+use super::admit::Admitted;
 use super::headers::{self, Headers};
 use super::ledger::RunId;
 use crate::crash;
@@ -37,6 +38,8 @@ pub(super) struct Held {
     body: Bytes,
     content_type: Option<String>,
     lane: Lane,
+    /// The unfinished upload that the delivery came with.
+    carried: Option<String>,
     /// How far this attempt's upload has come.
     pub(super) journal: Journal,
     /// Ends this attempt alone, or with all others.
@@ -55,11 +58,19 @@ impl Held {
             Some(lease) => (lease.body.clone(), lease.content_type.clone()),
             None => (delivery.body.clone(), delivery.properties.content_type.clone()),
         };
+        let journal = Journal::default();
+        let checkpoint = lease.and_then(|lease| lease.checkpoint.clone());
+        let carried = checkpoint.as_ref().map(|checkpoint| checkpoint.upload_id.clone());
+        // On record even if the transfer never begins: whatever ends it must not forget the upload.
+        if let Some(checkpoint) = checkpoint {
+            journal.open(checkpoint);
+        }
         Arc::new(Self {
             body,
             content_type,
-            lane: lease.map_or(delivery.lane, |lease| lease.lane),
-            journal: Journal::default(),
+            lane: lease.map_or_else(|| published_to(delivery), |lease| lease.lane),
+            carried,
+            journal,
             stop: stop.child(),
             crashes: headers::crashes(&delivery.properties.headers),
             parts: lease.and_then(|lease| lease.checkpoint.as_ref()).map_or(0, |checkpoint| checkpoint.parts.len()),
@@ -115,6 +126,11 @@ impl Work for Held {
     }
 }
 
+/// The lane of the routing key: work that was handed over without a lease came by another.
+fn published_to(delivery: &Delivery) -> Lane {
+    if delivery.routing_key.starts_with("job.backfill.") { Lane::Backfill } else { Lane::Scheduled }
+}
+
 /// What names a run of a job to everybody who works on it.
 pub(super) fn key(id: &RunId) -> String {
     let name = format!("{}\n{}\n{}", id.job, id.destination, id.run);
@@ -153,6 +169,7 @@ impl Worker {
                 return;
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(self.parts.lease_after) => {}
                 () = long_upload(&held.journal) => {}
             }
@@ -209,7 +226,8 @@ impl Worker {
             Settlement::Return | Settlement::HandOver { .. } => settlement,
             Settlement::Ack | Settlement::Dead { .. } => {
                 held.pack(delivery, None);
-                if let Some(checkpoint) = checkpoint {
+                // Under a lease that is lost, another worker continues the upload.
+                if let Some(checkpoint) = checkpoint.filter(|_| !held.is_lost()) {
                     held.journal.close();
                     self.parts.transport.abandon(destination, &checkpoint).await;
                 }
@@ -218,12 +236,22 @@ impl Worker {
         }
     }
 
-    /// A copy that may not have been made must not leave an upload behind that nobody knows of. Under a lease somebody knows.
+    /// A delivery ends because its job is done elsewhere: the upload that it carries is given up, unless it is `kept` there.
+    pub(super) async fn left_over(&self, admitted: &Admitted, kept: Option<&str>) {
+        let carried = admitted.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref());
+        if let Some(checkpoint) = carried.filter(|checkpoint| kept != Some(&checkpoint.upload_id)) {
+            self.parts.transport.abandon(&admitted.destination, checkpoint).await;
+        }
+    }
+
+    /// A copy that may not have been made must not leave an upload behind that nobody knows of. Under a lease somebody knows; and one
+    /// that the delivery came with is known to whoever gets it again, and may be at work on it already.
     pub(super) async fn unsettled(&self, held: &Held, destination: &Arc<Destination>) {
         if held.is_leased() {
             return;
         }
-        if let Some(checkpoint) = held.journal.checkpoint() {
+        let unknown = |checkpoint: &Checkpoint| held.carried.as_ref() != Some(&checkpoint.upload_id);
+        if let Some(checkpoint) = held.journal.checkpoint().filter(unknown) {
             held.journal.close();
             self.parts.transport.abandon(destination, &checkpoint).await;
         }

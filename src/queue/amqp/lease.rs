@@ -29,6 +29,7 @@
 mod book;
 mod judge;
 mod keeper;
+mod process;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ use tokio::time::Instant;
 
 pub(super) use book::Book;
 pub(super) use keeper::Keeper;
+pub(super) use process::Process;
 
 use super::publish::Message;
 use super::session::Session;
@@ -78,7 +80,7 @@ impl Amqp {
         let keeper = self.keeper_of(delivery).await?;
         let properties = self.shared.intake.properties(ticket).ok_or(QueueError::Lost)?;
         let beginning = Beginning { ticket, key, properties, job_key: &delivery.routing_key, work };
-        if let Some(other) = book.begin(&self.shared.process, beginning)? {
+        if let Some(other) = book.begin(self.shared.process.name(), beginning)? {
             other.lost();
         }
         // Bound before it is published, a lease can't miss its owner.
@@ -175,7 +177,7 @@ impl Amqp {
         settlement: Settlement,
         leased: &Leased,
     ) -> Result<Option<Message>, QueueError> {
-        let mark = [(EPOCH.to_owned(), leased.epoch.to_string()), (OWNER.to_owned(), self.shared.process.clone())];
+        let mark = [(EPOCH.to_owned(), leased.epoch.to_string()), (OWNER.to_owned(), self.shared.process.address())];
         let (names, key, content) = (&self.shared.names, &delivery.routing_key, Content::of(delivery));
         match settlement {
             Settlement::Ack => Ok(None),

@@ -119,7 +119,7 @@ impl Book {
             tried: 0,
             latest: 0,
             work: Some(new.work),
-            former: mark.map(|mark| mark.owner).filter(|owner| owner != us),
+            former: mark.filter(|mark| mark.name() != us).map(|mark| mark.owner),
             wanted: true,
             bound: true,
             ended: None,
@@ -262,6 +262,13 @@ impl Book {
         let (bind, unbind): (Vec<_>, Vec<_>) = bound.partition(|(_, entry)| entry.wanted);
         let keys = |from: Vec<(&String, &Entry)>| from.into_iter().map(|(key, _)| key.clone()).collect();
         (keys(bind), keys(unbind))
+    }
+
+    /// The keys of work that goes on.
+    pub(super) fn working(&self) -> Vec<String> {
+        let entries = self.lock();
+        let working = entries.by_key.iter().filter(|(_, entry)| entry.standing == Standing::Working);
+        working.map(|(key, _)| key.clone()).collect()
     }
 
     /// Forgets what has ended long enough ago; the keys that are still bound. The time without a broker does not count.
