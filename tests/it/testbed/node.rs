@@ -106,10 +106,6 @@ impl Node {
         self.undo_by(&["clear_policy", "full"]);
     }
 
-    pub fn unlimit_length(&self) {
-        self.ctl(&["clear_policy", "full"]);
-    }
-
     /// Runs rabbitmqctl.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         control(&self.dir, &[&["ctl"], arguments].concat())
