@@ -81,7 +81,11 @@ async fn killed_or_stopped_again_and_again_work_goes_on_soon_after_its_return() 
     }
     waits.sort_unstable();
     let at = |share: usize| waits[(waits.len() * share / 100).min(waits.len() - 1)];
-    eprintln!("from the broker's return to the first delivery, {rounds} rounds: p50 {:?}, p99 {:?}", at(50), at(99));
+    eprintln!(
+        "from the broker's return to the first delivery, {rounds} rounds: p50 {:?}, p99 {:?}; {waits:?}",
+        at(50),
+        at(99)
+    );
     shop.close_on(&node).await;
 }
 
@@ -113,7 +117,13 @@ async fn out_of_memory_it_makes_settlements_wait_and_loses_nothing() {
     shop.unready(&["blocks publishers"]).await;
     let settled = shop.worker.metric("consign_broker_settlements_total", "").await;
     assert_eq!(settled, 0.0, "nothing is acknowledged whose outcome is not confirmed");
-    assert!(shop.worker.metric("consign_broker_connected", "").await == 1.0, "an alarm is no lost connection");
+    assert_eq!(shop.worker.metric("consign_broker_connected", "").await, 1.0, "an alarm is no lost connection");
+    // What acknowledges is another connection than what publishes, and is not blocked.
+    let connections = node.ctl(&["list_connections", "user_provided_name", "state"]);
+    let states = |what: &str| connections.lines().filter(|line| line.contains(what)).map(str::trim).collect::<Vec<_>>();
+    assert!(states("publisher").iter().all(|line| line.ends_with("blocked")), "{connections}");
+    assert!(states("consumer").iter().all(|line| line.ends_with("running")), "{connections}");
+    assert_eq!((states("publisher").len(), states("consumer").len()), (1, 1), "{connections}");
     node.enough_memory();
     shop.site.broker.all_ended(10, Duration::from_secs(60)).await;
     assert_eq!(shop.s3.calls("PutObject").len(), 10);
