@@ -31,7 +31,7 @@ impl Shop {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_the_middle_of_500_jobs_it_loses_none() {
     let node = Node::in_turn();
     let (site, s3) = site_on(&node, "killed").await;
@@ -56,7 +56,7 @@ async fn killed_in_the_middle_of_500_jobs_it_loses_none() {
 
 /// How long it takes from the broker's return to the first outcome; printed, for this depends on the machine. More rounds by
 /// `CONSIGN_TEST_ROUNDS`.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_or_stopped_again_and_again_work_goes_on_soon_after_its_return() {
     let rounds = std::env::var("CONSIGN_TEST_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
     let node = Node::in_turn();
@@ -87,7 +87,7 @@ async fn killed_or_stopped_again_and_again_work_goes_on_soon_after_its_return() 
     shop.close_on(&node).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frozen_it_is_noticed_and_what_was_finished_meanwhile_is_not_done_again() {
     let node = Node::in_turn();
     let shop = shop_on(&node, "frozen").await;
@@ -103,7 +103,7 @@ async fn frozen_it_is_noticed_and_what_was_finished_meanwhile_is_not_done_again(
     shop.close_on(&node).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn out_of_memory_it_makes_settlements_wait_and_loses_nothing() {
     let node = Node::in_turn();
     let shop = shop_on(&node, "memory").await;
@@ -123,7 +123,7 @@ async fn out_of_memory_it_makes_settlements_wait_and_loses_nothing() {
     shop.close_on(&node).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_connections_closed_the_jobs_go_on_and_their_redeliveries_join_them() {
     let node = Node::in_turn();
     let shop = shop_on(&node, "closed").await;
@@ -138,7 +138,7 @@ async fn all_connections_closed_the_jobs_go_on_and_their_redeliveries_join_them(
     shop.close_on(&node).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_another_password_it_is_waited_for_without_saying_the_old_one() {
     let node = Node::in_turn();
     let shop = shop_on(&node, "password").await;
@@ -155,7 +155,7 @@ async fn with_another_password_it_is_waited_for_without_saying_the_old_one() {
     shop.close_on(&node).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn impatient_with_a_delivery_it_closes_the_channel_and_the_job_goes_on() {
     let node = Node::in_turn();
     node.acknowledge_within(Duration::from_secs(5));
@@ -168,7 +168,7 @@ async fn impatient_with_a_delivery_it_closes_the_channel_and_the_job_goes_on() {
     shop.close_on(&node).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_of_dead_letters_it_refuses_one_and_the_job_is_not_lost() {
     let node = Node::in_turn();
     let shop = shop_on(&node, "full").await;

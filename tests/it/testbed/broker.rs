@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lapin::options::{
@@ -58,6 +59,7 @@ pub struct Broker {
     channel: tokio::sync::Mutex<Option<(Connection, Channel)>>,
     outcomes: Mutex<Vec<Message>>,
     published: Mutex<Vec<Value>>,
+    others: AtomicUsize,
     taken: Mutex<Vec<(String, Message)>>,
 }
 
@@ -74,6 +76,7 @@ impl Broker {
             channel: tokio::sync::Mutex::default(),
             outcomes: Mutex::default(),
             published: Mutex::default(),
+            others: AtomicUsize::new(0),
             taken: Mutex::default(),
         }
     }
@@ -125,6 +128,11 @@ impl Broker {
         self.published.lock().unwrap().clone()
     }
 
+    /// How many messages were published that are not jobs in their plain form.
+    pub fn published_others(&self) -> usize {
+        self.others.load(Ordering::Relaxed)
+    }
+
     /// Every message that this test took off a queue of the worker so far, with the queue's name below the prefix.
     pub fn all_taken(&self) -> Vec<(String, Message)> {
         self.taken.lock().unwrap().clone()
@@ -152,7 +160,7 @@ impl Broker {
             Some(id) => properties.with_message_id(id.into()),
             None => properties,
         };
-        self.publish_raw(&format!("job.{lane}.{destination}"), &serde_json::to_vec(job).unwrap(), properties).await;
+        self.send(&format!("job.{lane}.{destination}"), &serde_json::to_vec(job).unwrap(), properties).await;
     }
 
     /// Publishes to lane `scheduled`.
@@ -162,6 +170,11 @@ impl Broker {
 
     /// Publishes any bytes, confirmed.
     pub async fn publish_raw(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
+        self.others.fetch_add(1, Ordering::Relaxed);
+        self.send(routing_key, body, properties).await;
+    }
+
+    async fn send(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let properties = properties.with_delivery_mode(2);
         let channel = self.reachable().await;

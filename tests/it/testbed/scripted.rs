@@ -50,6 +50,8 @@ pub enum Effect {
     WrongChecksum,
     /// The answer has this header, in place of its own.
     Header(&'static str, &'static str),
+    /// The upload is aborted by somebody else, then the call is performed. Before only.
+    UploadGone,
 }
 
 impl Effect {
@@ -62,6 +64,7 @@ impl Effect {
             Self::LostReply => "lost reply",
             Self::Delay(_) => "slow reply",
             Self::WrongEncryption | Self::WrongChecksum | Self::Header(..) => "wrong reply",
+            Self::UploadGone => "upload aborted by somebody",
         }
     }
 }
@@ -204,7 +207,7 @@ impl ScriptedS3 {
         self.store.lock().unwrap()
     }
 
-    /// Makes a bucket in a region, owned by an account.
+    /// Makes a bucket in a region, owned by an account; one that is there moves, with its objects.
     pub fn bucket(&self, name: &str, region: &str, owner: &str) {
         self.store().make_bucket(name, region, owner);
     }
@@ -358,6 +361,11 @@ impl ScriptedS3 {
                 tokio::time::sleep(delay).await;
                 Some(self.store().perform(&call))
             }
+            Some(Effect::UploadGone) => {
+                let mut store = self.store();
+                store.uploads.remove(call.asked("uploadId"));
+                Some(store.perform(&call))
+            }
             Some(effect) => bend(&call, Reply::ok(), &effect).await,
             None => Some(self.store().perform(&call)),
         };
@@ -402,6 +410,7 @@ async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
             reply.headers.push(("x-amz-server-side-encryption".to_owned(), "AES256".to_owned()));
         }
         Effect::WrongChecksum => reply.wrong_checksum(),
+        Effect::UploadGone => {}
         Effect::Header(name, value) => {
             reply.headers.retain(|(other, _)| other != name);
             reply.headers.push(((*name).to_owned(), (*value).to_owned()));
