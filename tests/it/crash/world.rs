@@ -42,12 +42,11 @@ impl World {
         world
     }
 
-    /// On a node whose leases come back after a second: the lower of policy and declaration counts.
+    /// On a node whose leases come back after a second.
     pub async fn short_leases(word: &str) -> Self {
         let node = Node::in_turn();
         let prefix = unique(word);
-        let pattern = format!("^{prefix}\\.(lease$|owner\\.)");
-        node.ctl(&["set_policy", "short-leases", &pattern, r#"{"message-ttl":1000}"#, "--apply-to", "queues"]);
+        node.shorten_leases(&prefix, Duration::from_secs(1));
         let broker = Broker::at(node.url.clone(), &prefix);
         let mut world = Self::of(Site::on(broker).await, Some(node)).await;
         world.site.set("broker.lease_after", "1s");

@@ -56,6 +56,8 @@ impl Work for Steps {
     fn lost(&self) {
         self.lost.fetch_add(1, Ordering::SeqCst);
     }
+
+    fn outdated(&self, _lease: Bytes) {}
 }
 
 pub const LEASE: &str = "application/vnd.test.lease";
