@@ -67,16 +67,18 @@ pub fn body(step: &str) -> Bytes {
     format!("lease {step}").into()
 }
 
-/// All of it, each part on a queue of its own.
+/// All of it at once (it is mostly waiting), each part on a queue of its own.
 pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
-    a_leased_job_is_nobody_elses_and_settled_it_is_gone(&make("leased").await).await;
-    a_lease_that_nobody_keeps_comes_to_another_with_the_newest_message(&make("orphaned").await).await;
-    leasing_again_renews(&make("again").await).await;
-    work_that_is_handed_over_comes_to_another_at_once(&make("handed").await).await;
-    a_leased_job_that_is_returned_comes_to_another(&make("back").await).await;
-    copies_of_leased_jobs_carry_what_the_delivery_carries(&make("copies").await).await;
-    a_lost_delivery_can_not_be_leased(&make("late").await).await;
-    closing_tells_the_work_and_gives_the_job_away(&make("closing").await).await;
+    tokio::join!(
+        async { a_leased_job_is_nobody_elses_and_settled_it_is_gone(&make("leased").await).await },
+        async { a_lease_that_nobody_keeps_comes_to_another_with_the_newest_message(&make("orphaned").await).await },
+        async { leasing_again_renews(&make("again").await).await },
+        async { work_that_is_handed_over_comes_to_another_at_once(&make("handed").await).await },
+        async { a_leased_job_that_is_returned_comes_to_another(&make("back").await).await },
+        async { copies_of_leased_jobs_carry_what_the_delivery_carries(&make("copies").await).await },
+        async { a_lost_delivery_can_not_be_leased(&make("late").await).await },
+        async { closing_tells_the_work_and_gives_the_job_away(&make("closing").await).await },
+    );
 }
 
 pub async fn a_leased_job_is_nobody_elses_and_settled_it_is_gone(fixture: &impl Fixture) {
