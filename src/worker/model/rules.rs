@@ -195,6 +195,7 @@ pub(super) fn leased(state: &mut State, base: &Message, message: &LeaseMessage) 
 /// An attempt begins.
 pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &Job, attempt: &Attempt<'_>) {
     let running = state.members[member].running;
+    state.members[member].unsettled.retain(|other| *other != job);
     note!(state, "worker {member} begins job-{job}, resumed: {}", attempt.resume.is_some());
     if running > state.story.slots {
         state.wrong(format!("worker {member} runs {running} transfers in {} slots", state.story.slots));
@@ -226,7 +227,8 @@ pub(super) fn abandoning(state: &mut State, member: usize, checkpoint: &Checkpoi
     let Some(upload) = state.buckets.open(id) else { return };
     let (job, other) = (upload.job, upload.member);
     let busy = other != member && state.records[job].running.contains(&other) && !state.records[job].delivered;
-    let foreign = state.members[member].told.contains(&job) || state.members[member].resumed.contains(id);
+    let worker = &state.members[member];
+    let foreign = worker.told.contains(&job) || worker.unsettled.contains(&job) && worker.resumed.contains(id);
     if busy && foreign {
         state.wrong(format!("worker {member} gives up {id} of job-{job}, with which worker {other} goes on"));
     }
