@@ -11,6 +11,7 @@ const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
 const DEFECTS: &str = "x-defects";
 const FIRST_FAILURE: &str = "x-first-failure-at";
+const BEGUN: &str = "x-begun-at";
 const DEFERRED_SINCE: &str = "x-deferred-since";
 const LAST_FAILURE: &str = "x-last-failure-at";
 const LAST_REASON: &str = "x-last-error-reason";
@@ -36,6 +37,16 @@ pub(super) fn history(headers: &Headers) -> History {
 /// How often this job was requeued from the dead letters.
 pub(super) fn run(headers: &Headers) -> u32 {
     number(headers, RUN)
+}
+
+/// When the first attempt began, as far as a copy says so.
+pub(super) fn begun(headers: &Headers) -> Option<Timestamp> {
+    instant(headers, BEGUN)
+}
+
+/// What a copy carries that is made before the job has ended: an attempt that began at `begun` may have written the object.
+pub(super) fn again(begun: Timestamp) -> Headers {
+    Headers::from([(BEGUN.to_owned(), begun.to_string())])
 }
 
 /// Why the attempt before this one failed: an expired job is reported with it.
@@ -109,6 +120,8 @@ mod tests {
         let headers = waiting(&history, &Failure::new(Reason::SlowDown, "slow"), now);
         assert_eq!(super::history(&headers), history);
         assert_eq!(last_failure(&headers).unwrap().reason, Reason::SlowDown);
+        assert_eq!(begun(&headers), None);
+        assert_eq!(begun(&again(first)), Some(first));
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Worker;
 use super::admit::Admitted;
-use super::headers::Headers;
+use super::headers;
 use super::ledger::RunId;
 use crate::destination::Destination;
 use crate::job::lease::{self, Checkpoint, Lease};
@@ -32,6 +33,8 @@ pub(super) struct Held {
     body: Bytes,
     content_type: Option<String>,
     lane: Lane,
+    /// When the first attempt began, as far as that is known.
+    begun: Timestamp,
     /// The unfinished upload that the delivery came with.
     carried: Option<String>,
     /// How far this attempt's upload has come.
@@ -44,7 +47,7 @@ pub(super) struct Held {
 
 impl Held {
     /// The work on `delivery`; `lease` is what it carried.
-    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop) -> Arc<Self> {
+    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop, now: Timestamp) -> Arc<Self> {
         let (body, content_type) = match lease {
             Some(lease) => (lease.body.clone(), lease.content_type.clone()),
             None => (delivery.body.clone(), delivery.properties.content_type.clone()),
@@ -60,6 +63,7 @@ impl Held {
             body,
             content_type,
             lane: lease.map_or_else(|| published_to(delivery), |lease| lease.lane),
+            begun: headers::begun(&delivery.properties.headers).unwrap_or(now),
             carried,
             journal,
             stop: stop.child(),
@@ -99,7 +103,7 @@ impl Held {
 impl Work for Held {
     fn message(&self) -> LeaseMessage {
         let body = self.lease(self.journal.checkpoint());
-        LeaseMessage { body, content_type: lease::CONTENT_TYPE.to_owned(), headers: Headers::new() }
+        LeaseMessage { body, content_type: lease::CONTENT_TYPE.to_owned(), headers: headers::again(self.begun) }
     }
 
     fn lost(&self) {
@@ -179,19 +183,22 @@ impl Worker {
     pub(super) async fn pack(
         &self,
         delivery: &mut Delivery,
-        settlement: Settlement,
+        mut settlement: Settlement,
         held: &Held,
         destination: &Arc<Destination>,
     ) -> Settlement {
         let checkpoint = held.journal.checkpoint();
         match settlement {
-            Settlement::Retry { .. } | Settlement::Defer { .. } | Settlement::HandOver { .. } => {
+            Settlement::Retry { ref mut headers, .. }
+            | Settlement::Defer { ref mut headers, .. }
+            | Settlement::HandOver { ref mut headers } => {
+                headers.extend(headers::again(held.begun));
                 held.pack(delivery, checkpoint);
                 settlement
             }
-            Settlement::Return if checkpoint.is_some() => {
+            Settlement::Return if checkpoint.is_some() || held.is_leased() => {
                 held.pack(delivery, checkpoint);
-                Settlement::HandOver { headers: Headers::new() }
+                Settlement::HandOver { headers: headers::again(held.begun) }
             }
             // What comes back by itself is as it was.
             Settlement::Return => settlement,

@@ -10,8 +10,8 @@ use super::world::{World, note};
 use super::{clock, rules};
 use crate::check::Report;
 use crate::destination::Destination;
-use crate::job::lease::Checkpoint;
 use crate::job::Job;
+use crate::job::lease::Checkpoint;
 use crate::outcome::{Class, Ended, Failure, Reason, Receipt};
 use crate::queue::BoxFuture;
 use crate::transfer::{Attempt, Transport};
@@ -49,7 +49,8 @@ impl Cloud {
     async fn run(&self, job: &Job, attempt: Attempt<'_>) -> Ended {
         self.while_alive().await;
         let number = rules::job_of(Some(job.id.as_str()));
-        let run = Run { cloud: self, job: number, attempt: &attempt, act: self.begin(number), upload: Mutex::default() };
+        let run =
+            Run { cloud: self, job: number, attempt: &attempt, act: self.begin(number), upload: Mutex::default() };
         rules::beginning(&mut self.world.lock(), self.member, number, job, run.attempt);
         if let Some(checkpoint) = &run.attempt.resume {
             let mut state = self.world.lock();

@@ -112,7 +112,8 @@ impl World {
             let number = state.number();
             note!(state, "worker {} has a lease for {}", held.member, state.plan(held.base.job).id);
             state.happened("leases");
-            let others: Vec<_> = state.leases.iter().filter(|(_, other)| other.key == held.key).map(|(n, _)| *n).collect();
+            let others: Vec<_> =
+                state.leases.iter().filter(|(_, other)| other.key == held.key).map(|(n, _)| *n).collect();
             state.leases.insert(number, held);
             (number, others)
         };
@@ -225,6 +226,9 @@ impl World {
             note!(state, "what was left behind of {} comes up: {at_work}", state.plan(ghost.message.job).id);
             if !at_work {
                 state.enqueue(Lane::Continued, ghost.message, false);
+            } else if let Some(upload) = checkpoint(&ghost.message).and_then(|id| state.buckets.uploads.get_mut(&id)) {
+                // Its worker is gone, and whoever has the job now began anew.
+                upload.excused = Some("its lease was never confirmed");
             }
         });
     }

@@ -9,9 +9,7 @@ use super::world::{World, note};
 use super::{clock, rules};
 use crate::job::lease::Lease;
 use crate::lane::Lane;
-use crate::queue::{
-    BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket, Work,
-};
+use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket, Work};
 
 /// A worker's end of the line.
 #[derive(Debug)]

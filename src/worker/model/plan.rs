@@ -21,8 +21,7 @@ const PASSING: [Reason; 7] = [
     Reason::SessionExpired,
 ];
 /// Failures of the job itself.
-const FINAL: [Reason; 4] =
-    [Reason::SourceNotFound, Reason::SourceMismatch, Reason::TooLarge, Reason::SourceForbidden];
+const FINAL: [Reason; 4] = [Reason::SourceNotFound, Reason::SourceMismatch, Reason::TooLarge, Reason::SourceForbidden];
 
 /// The names of the destinations.
 pub(super) const DESTINATIONS: [&str; 3] = ["acme", "globex", "initech"];

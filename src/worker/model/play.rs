@@ -217,10 +217,7 @@ fn configured() -> watch::Receiver<Arc<Destinations>> {
             bucket: format!("{name}-bucket"),
             region: "eu-central-1".to_owned(),
             prefix: "in/".to_owned(),
-            auth: RawAuth {
-                role_arn: Some("arn:aws:iam::123456789012:role/consign".to_owned()),
-                ..RawAuth::default()
-            },
+            auth: RawAuth { role_arn: Some("arn:aws:iam::123456789012:role/consign".to_owned()), ..RawAuth::default() },
             ..RawDestination::default()
         };
         (id.clone(), Arc::new(raw.validate(id).unwrap()))

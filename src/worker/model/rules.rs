@@ -48,13 +48,16 @@ fn unfounded(
     kinds: &[&str],
 ) -> Option<&'static str> {
     let before = &delivery.properties.headers;
+    let poisonous = state.plan(job).fate == Fate::Poison;
     let record = &mut state.records[job];
     match settlement {
         Settlement::Ack => match kinds {
             [] => None,
             ["delivered"] if record.settle(member, |end| end == End::Delivered) || record.delivered => None,
             ["skipped"] if record.settle(member, |end| end == End::Skipped) => None,
-            ["expired"] if record.settle(member, |end| matches!(end, End::Expired | End::Failed(_))) => None,
+            ["expired"] if record.settle(member, |end| end == End::Expired) => None,
+            ["expired"] if record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted()) => None,
+            ["expired"] if record.settle(member, End::is_interrupted) || poisonous => None,
             _ => Some("no attempt ended so"),
         },
         Settlement::Retry { headers, .. } => {
@@ -73,8 +76,9 @@ fn unfounded(
         }
         Settlement::Defer { headers, .. } => headers.contains_key(ATTEMPT).then_some("an attempt is charged"),
         Settlement::Dead { .. } => {
-            let refused = matches!(state.story.jobs[job].fate, Fate::Refused | Fate::Poison);
-            let founded = refused || record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted());
+            let refused = poisonous || state.story.jobs[job].fate == Fate::Refused;
+            let founded =
+                refused || record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted());
             (!founded).then_some("no attempt ended so")
         }
         Settlement::HandOver { headers } => {

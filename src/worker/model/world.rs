@@ -171,7 +171,11 @@ impl State {
 
     /// How long something on a network takes.
     pub(super) fn latency(&mut self) -> Duration {
-        if self.strikes("slow", self.story.weather.slow) { self.dice.millis(1000, 20_000) } else { self.dice.millis(1, 20) }
+        if self.strikes("slow", self.story.weather.slow) {
+            self.dice.millis(1000, 20_000)
+        } else {
+            self.dice.millis(1, 20)
+        }
     }
 
     pub(super) fn plan(&self, job: usize) -> &plan::Plan {
@@ -184,7 +188,8 @@ impl State {
         let lent = self.members.iter().flat_map(Member::messages);
         let ghosts = self.ghosts.values().map(|ghost| &ghost.message);
         let all = queued.chain(lent).chain(ghosts);
-        all.filter(|message| message.job == job).count() + self.leases.values().filter(|held| held.base.job == job).count()
+        all.filter(|message| message.job == job).count()
+            + self.leases.values().filter(|held| held.base.job == job).count()
     }
 
     /// Whether nothing is left to do.
