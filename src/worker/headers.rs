@@ -17,6 +17,7 @@ const LAST_FAILURE: &str = "x-last-failure-at";
 const LAST_REASON: &str = "x-last-error-reason";
 const LAST_MESSAGE: &str = "x-last-error-message";
 const RUN: &str = "consign-run";
+const CRASHES: &str = "x-crashes";
 /// Longer messages are cut in headers: a frame of the broker has bounds.
 const MESSAGE_LIMIT: usize = 1000;
 
@@ -45,8 +46,18 @@ pub(super) fn begun(headers: &Headers) -> Option<Timestamp> {
 }
 
 /// What a copy carries that is made before the job has ended: an attempt that began at `begun` may have written the object.
-pub(super) fn again(begun: Timestamp) -> Headers {
+pub(super) fn begun_at(begun: Timestamp) -> Headers {
     Headers::from([(BEGUN.to_owned(), begun.to_string())])
+}
+
+/// How often in a row a worker was lost while it worked on this very job, and nothing lasting had come of it.
+pub(super) fn crashes(headers: &Headers) -> u32 {
+    number(headers, CRASHES)
+}
+
+/// The header of that count.
+pub(super) fn counted_crashes(crashes: u32) -> (String, String) {
+    (CRASHES.to_owned(), crashes.to_string())
 }
 
 /// Why the attempt before this one failed: an expired job is reported with it.
@@ -121,7 +132,7 @@ mod tests {
         assert_eq!(super::history(&headers), history);
         assert_eq!(last_failure(&headers).unwrap().reason, Reason::SlowDown);
         assert_eq!(begun(&headers), None);
-        assert_eq!(begun(&again(first)), Some(first));
+        assert_eq!(begun(&begun_at(first)), Some(first));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::shop::{Shop, site};
+use crate::testbed::checker::Checker;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::{MIB, bytes, until};
@@ -49,7 +50,7 @@ async fn sigterm_under_load_ends_in_time_and_another_worker_does_the_rest() {
     assert_eq!(site.broker.take("dead").await.len(), 0);
     let retrying = site.broker.outcomes().await.iter().filter(|o| o.routing_key.contains("retrying")).count();
     assert_eq!(retrying, 0, "a drain charges no attempt");
-    second.quiet().await;
+    Checker::new(&site, &s3).worker(&second).check().await;
     site.broker.clean().await;
 }
 
@@ -68,6 +69,7 @@ async fn what_cannot_be_finished_in_time_goes_back_untouched() {
     assert_eq!(s3.open_uploads(), 0, "it was aborted");
     let back = site.broker.taken("jobs.scheduled", "\"a\"").await;
     assert_eq!((back.header("x-attempt"), back.header("x-deferrals")), ("", ""), "{:?}", back.headers);
+    Checker::new(&site, &s3).check().await;
     site.broker.clean().await;
 }
 
@@ -91,7 +93,7 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     shop.s3.calm();
     let next = shop.site.worker().await;
     assert_eq!(shop.site.broker.ended("a").await["type"], "consign.transfer.delivered.v1");
-    next.quiet().await;
+    Checker::new(&shop.site, &shop.s3).worker(&next).check().await;
     shop.site.broker.clean().await;
 }
 
@@ -111,5 +113,6 @@ async fn a_worker_that_drains_is_not_ready() {
     .await;
     assert_eq!(shop.worker.exit(Duration::from_secs(30)).await.code(), Some(0));
     shop.delivered("a").await;
+    Checker::new(&shop.site, &shop.s3).check().await;
     shop.site.broker.clean().await;
 }

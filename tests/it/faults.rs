@@ -2,9 +2,20 @@
 //!
 //! A scenario breaks one thing of the scripted S3 and says what must follow.
 
+mod answers;
+mod broker;
+mod clock;
 mod destination;
+mod hoarding;
 mod if_exists;
 mod job;
+mod limits;
 mod multipart;
 mod own;
+mod settling;
+mod source;
+mod sts;
+mod table;
+mod tenants;
 mod transient;
+mod wire;

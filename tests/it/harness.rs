@@ -8,12 +8,16 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, ExchangeKind};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::testbed::broker::{Broker, Node};
+use crate::testbed::broker::Broker;
+use crate::testbed::checker::Checker;
 use crate::testbed::ministack::{Ministack, REGION};
 use crate::testbed::moto::{Key, Moto, customer_policy, platform_policy};
-use crate::testbed::proxy::{Proxy, Weather};
+use crate::testbed::proxy::{Proxy, Weather, address_of};
 use crate::testbed::scripted::{Effect, ScriptedS3};
+use crate::testbed::site::job;
 use crate::testbed::sources::{Content, WebSource};
 use crate::testbed::{MIB, bytes, unique};
 
@@ -54,17 +58,6 @@ async fn the_broker_takes_and_gives() {
     let message = broker.taken("dead", "m").await;
     assert_eq!((message.routing_key.as_str(), message.body.as_slice()), ("job.scheduled.a", &b"{}"[..]));
     broker.clean().await;
-}
-
-#[tokio::test]
-async fn a_node_of_ones_own_survives_kill_9() {
-    let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path());
-    let broker = Broker::at(node.url.clone(), "own");
-    broker.reachable().await;
-    node.kill();
-    node.start_again();
-    broker.reachable().await;
 }
 
 #[tokio::test]
@@ -264,25 +257,120 @@ async fn sources_serve_ranges_and_unknown_lengths_over_tls() {
 async fn the_proxy_breaks_connections_on_demand() {
     let source = WebSource::http().await;
     let url = source.put("f", Content::new("hello"));
-    let address = url.trim_start_matches("http://").trim_end_matches("/f").parse().unwrap();
-    let proxy = Proxy::before(address).await;
+    let proxy = Proxy::before(address_of(&url)).await;
+    let there = proxy.in_place_of(&url);
     let ask = || async {
         let web = reqwest::Client::builder().timeout(Duration::from_millis(500)).build().unwrap();
-        web.get(format!("http://{}/f", proxy.address))
-            .send()
-            .await
-            .map_err(|e| e.is_timeout())?
-            .text()
-            .await
-            .map_err(|_| false)
+        web.get(&there).send().await.map_err(|e| e.is_timeout())?.text().await.map_err(|_| false)
     };
     assert_eq!(ask().await, Ok("hello".to_owned()));
-    proxy.set(Weather::Reset);
-    assert_eq!(ask().await, Err(false));
-    proxy.set(Weather::BlackHole);
-    assert_eq!(ask().await, Err(true));
-    proxy.set(Weather::CutAfter(10));
-    assert_eq!(ask().await, Err(false));
+    for (weather, times_out) in [
+        (Weather::Reset, false),
+        (Weather::BlackHole, true),
+        (Weather::CutAfter(10), false),
+        (Weather::CutReplyAfter(10), false),
+        (Weather::HalfClose, false),
+    ] {
+        proxy.set(weather);
+        assert_eq!(ask().await, Err(times_out), "{weather:?}");
+    }
     proxy.set(Weather::Latency(Duration::from_millis(1)));
     assert_eq!(ask().await, Ok("hello".to_owned()));
+}
+
+#[tokio::test]
+async fn a_change_of_weather_meets_connections_that_are_idle_too() {
+    let (listener, address) = crate::testbed::listener().await;
+    let proxy = Proxy::before(address).await;
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    proxy.set(Weather::BlackHole);
+    client.write_all(b"held").await.unwrap();
+    let mut buffer = [0; 8];
+    let early = tokio::time::timeout(Duration::from_millis(100), server.read(&mut buffer)).await;
+    assert!(early.is_err(), "something passed: {early:?}");
+    proxy.set(Weather::Fair);
+    assert_eq!(server.read(&mut buffer).await.unwrap(), 4, "what was held back passes in the end");
+    proxy.set(Weather::HalfClose);
+    assert_eq!(client.read(&mut buffer).await.unwrap(), 0, "the client reads an end");
+    client.write_all(b"swallowed").await.unwrap();
+    let silence = tokio::time::timeout(Duration::from_millis(100), server.read(&mut buffer)).await;
+    assert!(silence.is_err(), "it went on to the server: {silence:?}");
+    let mut idle = TcpStream::connect(proxy.address).await.unwrap();
+    proxy.set(Weather::Reset);
+    assert!(idle.read(&mut buffer).await.is_err(), "an idle connection is reset, not closed");
+}
+
+/// A terminal outcome as a worker would tell it.
+fn told(id: &str, job: &str, kind: &str, key: &str, reason: Option<&str>) -> serde_json::Value {
+    let data = json!({"bucket": "acme", "key": format!("in/{key}"), "bytes": 5, "reason": reason});
+    json!({"id": id, "type": format!("consign.transfer.{kind}.v1"), "subject": job, "data": data})
+}
+
+#[tokio::test]
+async fn the_checker_finds_whatever_is_wrong() {
+    let (site, s3) = crate::shop::site("checker").await;
+    let url = site.file("f", b"hello");
+    let names = ["lost", "half", "gone", "silent", "early", "twice", "untold"];
+    for name in names {
+        site.broker.schedule(&job(name, &url, "acme", name)).await;
+    }
+    site.broker.take("jobs.scheduled").await;
+    site.broker.forget_taken();
+    s3.put("acme", "in/half", "hell");
+    for name in ["twice", "untold"] {
+        s3.put("acme", &format!("in/{name}"), "hello");
+    }
+    let outcomes = [
+        told("1", "half", "delivered", "half", None),
+        told("2", "gone", "delivered", "gone", None),
+        told("3", "silent", "failed", "silent", Some("exhausted")),
+        told("4", "early", "failed", "early", Some("access_denied")),
+        told("5", "twice", "delivered", "twice", None),
+        told("6", "twice", "delivered", "twice", None),
+    ];
+    for outcome in &outcomes {
+        site.broker.put_into("test.outcomes", &serde_json::to_vec(outcome).unwrap(), &[]).await;
+    }
+    let early = [
+        ("x-error-reason", "access_denied"),
+        ("x-error-class", "destination"),
+        ("x-first-failure-at", "2026-01-01T00:00:00Z"),
+        ("x-last-failure-at", "2026-01-01T23:59:00Z"),
+    ];
+    let body = serde_json::to_vec(&job("early", &url, "acme", "early")).unwrap();
+    site.broker.put_into("dead", &body, &early).await;
+    site.broker.put_into("jobs.scheduled", &serde_json::to_vec(&job("half", &url, "acme", "half")).unwrap(), &[]).await;
+
+    let stranger = client(&s3.url, "eu-central-1", "AKIASTRANGER");
+    let upload = stranger.create_multipart_upload().bucket("acme").key("stray").send().await.unwrap();
+    let id = upload.upload_id.unwrap();
+    let sent = stranger.upload_part().bucket("acme").key("stray").upload_id(&id).part_number(1);
+    let tag = sent.body(ByteStream::from_static(b"x")).send().await.unwrap().e_tag.unwrap();
+    let part = aws_sdk_s3::types::CompletedPart::builder().part_number(1).e_tag(tag).build();
+    let parts = aws_sdk_s3::types::CompletedMultipartUpload::builder().parts(part).build();
+    let complete =
+        stranger.complete_multipart_upload().bucket("acme").key("stray").upload_id(&id).multipart_upload(parts);
+    complete.mpu_object_size(1).send().await.unwrap();
+    stranger.create_multipart_upload().bucket("acme").key("open").send().await.unwrap();
+
+    let (problems, ledger) = Checker::new(&site, &s3).judge().await;
+    for expected in [
+        "I1: lost is lost",
+        "I1: untold is lost",
+        "I1: the object of half",
+        "I1: gone counts as delivered",
+        "I1: silent failed as exhausted, and no dead letter",
+        "I2: objects that no job asked for: acme/stray",
+        "I2: (\"twice\", ",
+        "I3: stray was completed with [true, false]",
+        "I4: CreateMultipartUpload acme/open by AKIASTRANGER",
+        "I5: open and never aborted: upload-",
+        "I6: Some(\"half\") has ended and is still in jobs.scheduled",
+        "I7: Some(\"early\") was given up",
+    ] {
+        assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:#?}");
+    }
+    assert_eq!(ledger.jobs["open"], 2, "{ledger}");
+    site.broker.clean().await;
 }

@@ -1,9 +1,13 @@
 //! What most scenarios start from: one customer, `acme`, on the scripted S3, and one worker.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
+use crate::testbed::checker::Checker;
 use crate::testbed::scripted::{Object, ScriptedS3};
 use crate::testbed::site::{Site, job};
+use crate::testbed::until;
 use crate::testbed::worker::Worker;
 
 /// The customer's account.
@@ -93,10 +97,43 @@ impl Shop {
         self.worker.metric("consign_transfer_failures_total", &format!("reason=\"{reason}\"")).await
     }
 
-    /// What holds after every fault: nothing in progress, no wrong call, nothing left of the queues.
+    /// Schedules so many small jobs, `<word>-0` and on.
+    pub async fn schedule_many(&self, word: &str, count: usize) {
+        let url = self.site.file("many", b"hello");
+        for n in 0..count {
+            let name = format!("{word}-{n}");
+            self.site.broker.schedule(&job(&name, &url, "acme", &name)).await;
+        }
+    }
+
+    /// Waits until so many transfers run.
+    pub async fn running(&self, count: f64) {
+        until(&format!("{count} transfers run"), Duration::from_secs(30), async || {
+            (self.worker.metric("consign_transfers_in_flight", "").await >= count).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until there are so many objects.
+    pub async fn objects(&self, count: usize) {
+        until(&format!("{count} objects"), Duration::from_secs(60), async || {
+            (self.s3.count("acme") >= count).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the worker is not ready, for a reason that contains one of these words; gives the reason.
+    pub async fn unready(&self, words: &[&str]) -> String {
+        until(&format!("not ready because of {words:?}"), Duration::from_secs(90), async || {
+            let said = self.worker.try_get("/readyz").await?;
+            words.iter().any(|word| said.contains(word)).then_some(said)
+        })
+        .await
+    }
+
+    /// What holds after every fault: see [`Checker`]. Ends the worker and leaves no queues.
     pub async fn close(self) {
-        self.worker.quiet().await;
-        assert_eq!(self.s3.violations(), Vec::<String>::new());
+        Checker::new(&self.site, &self.s3).worker(&self.worker).check().await;
         self.site.broker.clean().await;
     }
 }

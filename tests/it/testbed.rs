@@ -1,9 +1,13 @@
-//! What the tests stand on: the broker, moto, a scripted S3 and STS, sources, a fault proxy, and the worker as a process.
+//! What the tests stand on: the broker, moto, a scripted S3 and STS, sources, a fault proxy, the worker as a process, and what
+//! is checked after every fault.
 
 pub mod broker;
 pub mod browser;
+pub mod checker;
+pub mod ledger;
 pub mod ministack;
 pub mod moto;
+pub mod node;
 pub mod proxy;
 pub mod scripted;
 pub mod site;
@@ -67,6 +71,17 @@ pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     }
     out.truncate(length);
     out
+}
+
+/// What `gzip` or `zstd`, the tools that customers use, make of it.
+pub fn unpacked(tool: &str, bytes: &[u8]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("packed");
+    std::fs::write(&file, bytes).unwrap();
+    let stdin = std::fs::File::open(file).unwrap();
+    let output = std::process::Command::new(tool).arg("-dc").stdin(stdin).output().unwrap();
+    assert!(output.status.success(), "{tool}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 /// A short word that no other test run uses: prefixes of queues, names of buckets and users.

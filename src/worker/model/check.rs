@@ -9,6 +9,7 @@ use super::record::Record;
 use super::world::{State, World, note};
 use crate::metrics::Metrics;
 use crate::worker::Worker;
+use crate::worker::lease::CRASHES;
 
 /// The most calls of the queue in a story, for each job: with a destination that is asked every ten minutes for a day, and without.
 const CALLS: [u64; 2] = [2000, 400];
@@ -165,7 +166,7 @@ fn unfounded(state: &State, job: usize, record: &Record) -> Option<String> {
     let plan = state.plan(job);
     let has = |kind: &str| record.outcomes.contains_key(kind);
     let exhausted = record.charged >= state.story.max_attempts || record.defects >= 2;
-    let given_up = exhausted || record.refused_for_good || state.story.lost_for_good(plan.destination);
+    let given_up = exhausted || record.crashes >= CRASHES || record.refused_for_good || state.story.lost_for_good(plan.destination);
     let foreign = plan.taken.is_taken();
     if has("skipped") && !matches!(plan.taken, Taken::Keep(_)) {
         return Some("it is skipped, and did not ask for that".to_owned());

@@ -11,6 +11,7 @@ use crate::lane::Lane;
 use crate::outcome::{Class, Outcome, Policy, Reason};
 use crate::queue::{Delivery, Event, LeaseMessage, Settlement};
 use crate::transfer::Attempt;
+use crate::worker::lease::CRASHES;
 
 const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
@@ -57,7 +58,7 @@ fn unfounded(
             ["skipped"] if record.settle(member, |end| end == End::Skipped) => None,
             ["expired"] if record.settle(member, |end| end == End::Expired) => None,
             ["expired"] if record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted()) => None,
-            ["expired"] if record.settle(member, End::is_interrupted) || poisonous => None,
+            ["expired"] if record.settle(member, End::is_interrupted) || poisonous || record.crashes >= CRASHES => None,
             _ => Some("no attempt ended so"),
         },
         Settlement::Retry { headers, .. } => {
@@ -76,7 +77,7 @@ fn unfounded(
         }
         Settlement::Defer { headers, .. } => headers.contains_key(ATTEMPT).then_some("an attempt is charged"),
         Settlement::Dead { .. } => {
-            let refused = poisonous || state.story.jobs[job].fate == Fate::Refused;
+            let refused = poisonous || state.story.jobs[job].fate == Fate::Refused || record.crashes >= CRASHES;
             let founded =
                 refused || record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted());
             (!founded).then_some("no attempt ended so")
@@ -168,6 +169,8 @@ pub(super) fn buried(state: &mut State, letter: &Message) {
             Some(format!("exhausted after {} failures", record.charged))
         }
         Some((Reason::CrashLoop, _)) if poisonous && record.attempts == 0 => None,
+        Some((Reason::CrashLoop, _)) if record.crashes >= CRASHES => None,
+        Some((Reason::CrashLoop, _)) => Some(format!("{} workers died over it", record.crashes)),
         Some((_, Class::Defect)) if record.defects < 2 => Some("after one defect".to_owned()),
         Some((_, Class::Interrupted | Class::Worker)) => Some("nothing was wrong with it".to_owned()),
         Some(_) => None,

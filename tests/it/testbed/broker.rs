@@ -1,8 +1,6 @@
 //! The broker as producers and customers see it: jobs in, outcomes out, dead letters, the wait ladder.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -37,11 +35,20 @@ impl Message {
         serde_json::from_slice(&self.body).unwrap()
     }
 
+    /// Whether it is a copy of the job with this id.
+    pub fn is_of(&self, job_id: &str) -> bool {
+        let named = || serde_json::from_slice::<Value>(&self.body).is_ok_and(|body| body["id"] == job_id);
+        self.id.as_deref() == Some(job_id) || named()
+    }
+
     /// Everything of it as text, for searches.
     pub fn text(&self) -> String {
         format!("{} {:?} {:?} {}", self.routing_key, self.id, self.headers, String::from_utf8_lossy(&self.body))
     }
 }
+
+/// The queues of the wait ladder are called `wait.` and one of these.
+pub const RUNGS: [&str; 7] = ["5s", "30s", "2m", "10m", "30m", "2h", "12h"];
 
 /// One prefix on one node. Reconnects when the node was restarted.
 #[derive(Debug)]
@@ -50,6 +57,8 @@ pub struct Broker {
     pub prefix: String,
     channel: tokio::sync::Mutex<Option<(Connection, Channel)>>,
     outcomes: Mutex<Vec<Message>>,
+    published: Mutex<Vec<Value>>,
+    taken: Mutex<Vec<(String, Message)>>,
 }
 
 impl Broker {
@@ -59,7 +68,14 @@ impl Broker {
     }
 
     pub fn at(url: String, prefix: &str) -> Self {
-        Self { url, prefix: prefix.to_owned(), channel: tokio::sync::Mutex::default(), outcomes: Mutex::default() }
+        Self {
+            url,
+            prefix: prefix.to_owned(),
+            channel: tokio::sync::Mutex::default(),
+            outcomes: Mutex::default(),
+            published: Mutex::default(),
+            taken: Mutex::default(),
+        }
     }
 
     async fn channel(&self) -> Option<Channel> {
@@ -104,10 +120,34 @@ impl Broker {
             .unwrap();
     }
 
+    /// Every job that was published so far, in its order; one that was published twice is there twice.
+    pub fn published(&self) -> Vec<Value> {
+        self.published.lock().unwrap().clone()
+    }
+
+    /// Every message that this test took off a queue of the worker so far, with the queue's name below the prefix.
+    pub fn all_taken(&self) -> Vec<(String, Message)> {
+        self.taken.lock().unwrap().clone()
+    }
+
     /// Publishes a job to a lane, confirmed; its id becomes the message id.
     pub async fn publish(&self, lane: &str, job: &Value) {
+        self.publish_with(lane, job, &[]).await;
+    }
+
+    /// Publishes to lane `scheduled` with headers, as a copy that has waited before.
+    pub async fn schedule_with_headers(&self, job: &Value, headers: &[(&str, String)]) {
+        self.publish_with("scheduled", job, headers).await;
+    }
+
+    async fn publish_with(&self, lane: &str, job: &Value, headers: &[(&str, String)]) {
+        self.published.lock().unwrap().push(job.clone());
         let destination = job["destination"].as_str().or_else(|| job["destination"]["id"].as_str()).unwrap_or("none");
-        let properties = BasicProperties::default().with_content_type("application/json".into());
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), AMQPValue::LongString(value.as_str().into()));
+        }
+        let properties = BasicProperties::default().with_content_type("application/json".into()).with_headers(table);
         let properties = match job["id"].as_str() {
             Some(id) => properties.with_message_id(id.into()),
             None => properties,
@@ -131,6 +171,25 @@ impl Broker {
         assert!(matches!(confirmed, Confirmation::Ack(None)), "{routing_key} was not taken: {confirmed:?}");
     }
 
+    /// Puts a message with text headers straight into a queue of this prefix; a job's id becomes the message id.
+    pub async fn put_into(&self, queue: &str, body: &[u8], headers: &[(&str, &str)]) {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), AMQPValue::LongString((*value).into()));
+        }
+        let id = serde_json::from_slice::<Value>(body).ok().and_then(|body| Some(body["id"].as_str()?.to_owned()));
+        let properties = BasicProperties::default().with_headers(table).with_message_id(id.unwrap_or_default().into());
+        let (queue, options) = (format!("{}.{queue}", self.prefix), BasicPublishOptions::default());
+        let channel = self.reachable().await;
+        let sent = channel.basic_publish("".into(), queue.into(), options, body, properties).await.unwrap();
+        assert!(matches!(sent.await.unwrap(), Confirmation::Ack(None)));
+    }
+
+    /// Forgets what this test took, as if it had been lost.
+    pub fn forget_taken(&self) {
+        self.taken.lock().unwrap().clear();
+    }
+
     /// Declares a durable queue of the test's own, such as one for answers; gives its whole name.
     pub async fn own(&self, name: &str) -> String {
         let queue = format!("{}.{name}", self.prefix);
@@ -141,7 +200,7 @@ impl Broker {
         queue
     }
 
-    /// Deletes a queue of the test's own.
+    /// Deletes a queue, of the test's own or of the worker.
     pub async fn disown(&self, name: &str) {
         let queue = format!("{}.{name}", self.prefix);
         let channel = self.reachable().await;
@@ -150,7 +209,9 @@ impl Broker {
 
     /// Takes everything off a queue of this prefix (`dead`, `wait.5s`, `jobs.scheduled`).
     pub async fn take(&self, queue: &str) -> Vec<Message> {
-        self.take_from(&format!("{}.{queue}", self.prefix)).await
+        let messages = self.take_from(&format!("{}.{queue}", self.prefix)).await;
+        self.taken.lock().unwrap().extend(messages.iter().map(|message| (queue.to_owned(), message.clone())));
+        messages
     }
 
     async fn take_from(&self, queue: &str) -> Vec<Message> {
@@ -209,7 +270,7 @@ impl Broker {
     /// Deletes the queues of this prefix: a node with thousands of quorum queues is a slow node.
     pub async fn clean(&self) {
         let Some(channel) = self.channel().await else { return };
-        let waits = ["5s", "30s", "2m", "10m", "30m", "2h", "12h"].map(|rung| format!("wait.{rung}"));
+        let waits = RUNGS.map(|rung| format!("wait.{rung}"));
         let names =
             ["jobs.scheduled", "jobs.backfill", "jobs.continued", "dead", "lease", "outcomes.unrouted", "control"];
         for name in names.map(str::to_owned).into_iter().chain(waits).chain(["test.outcomes".to_owned()]) {
@@ -246,43 +307,4 @@ fn plain(value: &AMQPValue) -> String {
         AMQPValue::Boolean(flag) => flag.to_string(),
         other => format!("{other:?}"),
     }
-}
-
-/// A broker node of the test's own, to be broken. Stopped on drop.
-#[derive(Debug)]
-pub struct Node {
-    dir: PathBuf,
-    pub url: String,
-}
-
-impl Node {
-    /// Starts a node whose files live below `dir`; takes some seconds.
-    pub fn start(dir: &Path) -> Self {
-        let url = control(dir, "start");
-        Self { dir: dir.to_owned(), url }
-    }
-
-    /// As a power cut: kill -9.
-    pub fn kill(&self) {
-        control(&self.dir, "kill");
-    }
-
-    /// Starts it again on the same port with the same data.
-    pub fn start_again(&self) {
-        control(&self.dir, "start");
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        control(&self.dir, "stop");
-    }
-}
-
-fn control(dir: &Path, what: &str) -> String {
-    let mut command = Command::new(exported("CONSIGN_TEST_RUN"));
-    let output =
-        command.arg("--node").arg(dir).arg(what).stdin(Stdio::null()).stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success() || std::thread::panicking(), "the node did not {what}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

@@ -1,90 +1,160 @@
-//! A TCP proxy that breaks connections: latency, resets, a black hole, a cut after so many bytes.
+//! A TCP proxy that breaks connections: latency, resets, a black hole, a cut after so many bytes, a half close.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
 
-/// What happens to the bytes that pass. A change takes effect at the next read of every connection.
+use super::ledger;
+
+/// What happens to the bytes that pass, from now on, on every connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weather {
     /// They pass.
     Fair,
     /// Each read is held back this long.
     Latency(Duration),
-    /// Connections are reset.
+    /// Connections are reset, those that are idle as well.
     Reset,
-    /// Connections stay open and nothing passes.
+    /// Connections stay open and nothing passes; what was held back passes when the weather changes.
     BlackHole,
     /// A connection is closed once it has carried so many bytes towards the server.
     CutAfter(usize),
+    /// A connection is closed once it has carried so many bytes towards the client.
+    CutReplyAfter(usize),
+    /// The server's end says that it is done and takes what comes for ever: the client reads an end, and can go on writing.
+    HalfClose,
+}
+
+impl Weather {
+    fn kind(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Fair => return None,
+            Self::Latency(_) => "latency",
+            Self::Reset => "connections reset",
+            Self::BlackHole => "black hole",
+            Self::CutAfter(_) | Self::CutReplyAfter(_) => "connections cut",
+            Self::HalfClose => "half close",
+        })
+    }
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    ToServer,
+    ToClient,
 }
 
 /// A proxy in front of one server. Ends with the test's runtime.
 #[derive(Debug, Clone)]
 pub struct Proxy {
     pub address: SocketAddr,
-    weather: Arc<Mutex<Weather>>,
+    weather: watch::Sender<Weather>,
 }
 
 impl Proxy {
     pub async fn before(upstream: SocketAddr) -> Self {
         let (listener, address) = super::listener().await;
-        let weather = Arc::new(Mutex::new(Weather::Fair));
-        let proxy = Self { address, weather };
-        let accepting = proxy.clone();
+        let proxy = Self { address, weather: watch::Sender::new(Weather::Fair) };
+        let weather = proxy.weather.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(accepting.clone().carry(client, upstream));
+                tokio::spawn(carry(weather.subscribe(), client, upstream));
             }
         });
         proxy
     }
 
     pub fn set(&self, weather: Weather) {
-        *self.weather.lock().unwrap() = weather;
-    }
-
-    fn weather(&self) -> Weather {
-        *self.weather.lock().unwrap()
-    }
-
-    async fn carry(self, client: TcpStream, upstream: SocketAddr) {
-        if self.weather() == Weather::Reset {
-            let _ = client.set_zero_linger();
-            return;
+        if let Some(kind) = weather.kind() {
+            ledger::fault(kind);
         }
-        let Ok(server) = TcpStream::connect(upstream).await else { return };
-        let (from_client, to_client) = client.into_split();
-        let (from_server, to_server) = server.into_split();
-        let up = self.clone().pump(from_client, to_server, true);
-        let down = self.pump(from_server, to_client, false);
-        // Either end gone ends both, as a broken network would.
-        tokio::select! { () = up => {}, () = down => {} }
+        self.weather.send_replace(weather);
     }
 
-    async fn pump(self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, upwards: bool) {
-        let mut carried = 0;
-        let mut buffer = vec![0; 16 * 1024];
-        while let Ok(read @ 1..) = from.read(&mut buffer).await {
-            carried += read;
-            match self.weather() {
-                Weather::Latency(delay) => tokio::time::sleep(delay).await,
-                Weather::Reset => {
-                    let _ = from.as_ref().set_zero_linger();
-                    let _ = to.as_ref().set_zero_linger();
-                    return;
-                }
-                Weather::BlackHole => std::future::pending().await,
-                Weather::CutAfter(limit) if upwards && carried > limit => return,
-                Weather::Fair | Weather::CutAfter(_) => {}
-            }
-            if to.write_all(&buffer[..read]).await.is_err() {
+    /// The URL with this proxy in place of its host and port.
+    pub fn in_place_of(&self, url: &str) -> String {
+        let mut url = url::Url::parse(url).unwrap();
+        url.set_host(Some(&self.address.ip().to_string())).unwrap();
+        url.set_port(Some(self.address.port())).unwrap();
+        url.to_string()
+    }
+}
+
+/// The address of an URL whose host is one.
+pub fn address_of(url: &str) -> SocketAddr {
+    let url = url::Url::parse(url).unwrap();
+    format!("{}:{}", url.host_str().unwrap(), url.port().unwrap()).parse().unwrap()
+}
+
+async fn carry(weather: watch::Receiver<Weather>, client: TcpStream, upstream: SocketAddr) {
+    if *weather.borrow() == Weather::Reset {
+        let _ = client.set_zero_linger();
+        return;
+    }
+    let Ok(server) = TcpStream::connect(upstream).await else { return };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let up = pump(weather.clone(), from_client, to_server, Way::ToServer);
+    let down = pump(weather, from_server, to_client, Way::ToClient);
+    // Either end gone ends both, as a broken network would.
+    tokio::select! { () = up => {}, () = down => {} }
+}
+
+async fn pump(mut weather: watch::Receiver<Weather>, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
+    let mut carried = 0;
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let read = tokio::select! {
+            biased;
+            storm = storm(&mut weather) => Err(storm),
+            read = from.read(&mut buffer) => Ok(read),
+        };
+        let read = match read {
+            Ok(read) => read,
+            Err(Weather::HalfClose) => return half_close(&mut from, to, way).await,
+            Err(_) => {
+                let _ = from.as_ref().set_zero_linger();
+                let _ = to.as_ref().set_zero_linger();
                 return;
             }
+        };
+        let Ok(read @ 1..) = read else { return };
+        carried += read;
+        let now = *weather.borrow();
+        match now {
+            Weather::Latency(delay) => tokio::time::sleep(delay).await,
+            Weather::BlackHole => drop(weather.wait_for(|now| *now != Weather::BlackHole).await),
+            Weather::CutAfter(limit) if way == Way::ToServer && carried > limit => return,
+            Weather::CutReplyAfter(limit) if way == Way::ToClient && carried > limit => return,
+            _ => {}
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits for what meets idle connections, too.
+async fn storm(weather: &mut watch::Receiver<Weather>) -> Weather {
+    let storm = weather.wait_for(|now| matches!(now, Weather::Reset | Weather::HalfClose)).await;
+    storm.map_or(Weather::Reset, |now| *now)
+}
+
+/// Towards the client: an end. Towards the server: everything is swallowed until the client hangs up.
+async fn half_close(from: &mut OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
+    match way {
+        Way::ToClient => {
+            let _ = to.shutdown().await;
+            std::future::pending::<()>().await;
+        }
+        Way::ToServer => {
+            let mut swallowed = vec![0; 16 * 1024];
+            while let Ok(1..) = from.read(&mut swallowed).await {}
         }
     }
 }

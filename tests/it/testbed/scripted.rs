@@ -11,6 +11,7 @@ mod call;
 mod operations;
 mod store;
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -25,6 +26,8 @@ use hyper_util::rt::TokioIo;
 pub use call::{Call, Reply};
 pub use store::Object;
 use store::Store;
+
+use super::ledger;
 
 /// What a rule does to a call.
 #[derive(Debug, Clone)]
@@ -45,12 +48,31 @@ pub enum Effect {
     WrongEncryption,
     /// The answer names another checksum than that of the bytes.
     WrongChecksum,
+    /// The answer has this header, in place of its own.
+    Header(&'static str, &'static str),
+}
+
+impl Effect {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Error(429 | 500.., ..) => "S3 or STS overloaded",
+            Self::Error(..) => "S3 or STS refuses",
+            Self::ErrorIn200(_) => "error in 200",
+            Self::EmptyBody | Self::Body(_) => "odd body",
+            Self::LostReply => "lost reply",
+            Self::Delay(_) => "slow reply",
+            Self::WrongEncryption | Self::WrongChecksum | Self::Header(..) => "wrong reply",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
 struct Rule {
     operation: &'static str,
+    bucket: Option<String>,
     key: Option<String>,
+    /// Only calls whose query or form has this in a field.
+    form: Option<(&'static str, String)>,
     /// Only calls with this header; only calls without it, or with another value.
     with: Option<String>,
     unless: Option<(String, Option<String>)>,
@@ -68,6 +90,8 @@ impl Rule {
             (None, Some(_)) => false,
         });
         ["Any", call.operation].contains(&self.operation)
+            && self.bucket.as_ref().is_none_or(|bucket| call.bucket == *bucket)
+            && self.form.as_ref().is_none_or(|(name, part)| call.asked(name).contains(part.as_str()))
             && self.key.as_ref().is_none_or(|key| call.key.contains(key.as_str()))
             && self.with.as_ref().is_none_or(|name| call.header(name).is_some())
             && !unless
@@ -82,6 +106,18 @@ pub struct When<'a> {
 }
 
 impl When<'_> {
+    /// Only calls for this bucket.
+    pub fn bucket(mut self, bucket: &str) -> Self {
+        self.rule.bucket = Some(bucket.to_owned());
+        self
+    }
+
+    /// Only calls whose query, or form, has a field that contains this.
+    pub fn form(mut self, field: &'static str, part: &str) -> Self {
+        self.rule.form = Some((field, part.to_owned()));
+        self
+    }
+
     /// Only calls for keys that contain this.
     pub fn key(mut self, part: &str) -> Self {
         self.rule.key = Some(part.to_owned());
@@ -183,6 +219,16 @@ impl ScriptedS3 {
         self.store().trust = external_id.map(str::to_owned);
     }
 
+    /// The role that a session was made for, by its access key id.
+    pub fn role_of(&self, access_key_id: &str) -> Option<String> {
+        self.store().sessions.get(access_key_id).map(|session| session.role.clone())
+    }
+
+    /// Every object that a CompleteMultipartUpload ever made visible, as bucket, key and bytes.
+    pub fn completed(&self) -> Vec<(String, String, Bytes)> {
+        self.store().completed.clone()
+    }
+
     /// Every object there is, as `bucket/key`.
     pub fn keys(&self) -> Vec<String> {
         let store = self.store();
@@ -194,7 +240,9 @@ impl ScriptedS3 {
     pub fn on(&self, operation: &'static str) -> When<'_> {
         let rule = Rule {
             operation,
+            bucket: None,
             key: None,
+            form: None,
             with: None,
             unless: None,
             calls: 1..=usize::MAX,
@@ -212,7 +260,14 @@ impl ScriptedS3 {
 
     /// Puts an object there without a call.
     pub fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) {
-        self.store().put(bucket, key, Object::plain(bytes.into()));
+        let mut store = self.store();
+        store.put(bucket, key, Object::plain(bytes.into()));
+        store.given.push(format!("{bucket}/{key}"));
+    }
+
+    /// Every object that the test put there, as `bucket/key`.
+    pub fn given(&self) -> Vec<String> {
+        self.store().given.clone()
     }
 
     pub fn object(&self, bucket: &str, key: &str) -> Option<Object> {
@@ -224,14 +279,57 @@ impl ScriptedS3 {
         self.store().count(bucket)
     }
 
-    /// Uploads begun and neither completed nor aborted.
-    pub fn open_uploads(&self) -> usize {
-        self.store().open_uploads()
+    /// The upload of this key is completed behind our back, by somebody who had all of it.
+    pub fn complete_for(&self, bucket: &str, key: &str, content: &[u8], parts: usize) {
+        let mut store = self.store();
+        let (id, upload) = store.uploads.iter().find(|(_, upload)| upload.key == key).expect("an upload of the key");
+        let (id, initiated) = (id.clone(), upload.initiated);
+        store.uploads.remove(&id);
+        let object = Object::plain(Bytes::copy_from_slice(content));
+        let etag = format!("{}-{parts}", object.etag);
+        store.put(bucket, key, Object { etag, modified: initiated, ..object });
     }
 
-    /// All calls of an operation so far.
+    /// Every upload is aborted behind our back, as a lifecycle rule does it.
+    pub fn abort_all(&self) {
+        self.store().uploads.clear();
+    }
+
+    /// Uploads begun and neither completed nor aborted.
+    pub fn open_uploads(&self) -> usize {
+        self.store().uploads.len()
+    }
+
+    /// The ids of those, each with the reason why nobody could abort it: its id was never told, or the abort was refused.
+    pub fn why_open(&self) -> Vec<(String, Option<&'static str>)> {
+        let ids: Vec<_> = self.store().uploads.keys().cloned().collect();
+        let calls = self.calls.lock().unwrap();
+        let told =
+            |id: &String| calls.iter().any(|call| call.operation == "UploadPart" && call.asked("uploadId") == id);
+        let created_badly =
+            calls.iter().any(|call| call.operation == "CreateMultipartUpload" && (call.bent || call.status == 0));
+        let refused = |id: &String| {
+            let aborts =
+                calls.iter().filter(|call| call.operation == "AbortMultipartUpload" && call.asked("uploadId") == id);
+            aborts.fold(false, |any, abort| any || abort.status != 204)
+        };
+        let why = |id: &String| match () {
+            () if refused(id) => Some("the abort was refused"),
+            () if created_badly && !told(id) => Some("its id was never told"),
+            () => None,
+        };
+        ids.into_iter().map(|id| (id.clone(), why(&id))).collect()
+    }
+
+    /// All calls of an operation so far; `Any` stands for all.
     pub fn calls(&self, operation: &str) -> Vec<Call> {
-        self.calls.lock().unwrap().iter().filter(|call| call.operation == operation).cloned().collect()
+        let calls = self.calls.lock().unwrap();
+        calls.iter().filter(|call| ["Any", call.operation].contains(&operation)).cloned().collect()
+    }
+
+    /// The headers of the CreateMultipartUpload that made an upload id.
+    pub fn began(&self, upload_id: &str) -> Option<BTreeMap<String, String>> {
+        self.store().began.get(upload_id).cloned()
     }
 
     /// Calls that no correct client makes: chunked signing, unknown operations, ACL headers. Must stay empty.
@@ -249,6 +347,11 @@ impl ScriptedS3 {
         let Ok(body) = body.collect().await else { return Err(LostReply) };
         let call = Call::read(&head, body.to_bytes());
         let effects = self.effects(&call);
+        let record = {
+            let mut calls = self.calls.lock().unwrap();
+            calls.push(Call { bent: !effects.is_empty(), ..call.clone() });
+            calls.len() - 1
+        };
         let before = effects.iter().find(|(after, _)| !after).map(|(_, effect)| effect.clone());
         let reply = match before {
             Some(Effect::Delay(delay)) => {
@@ -265,8 +368,7 @@ impl ScriptedS3 {
                 None => None,
             };
         }
-        let status = reply.as_ref().map_or(0, |reply| reply.status);
-        self.calls.lock().unwrap().push(Call { status, ..call });
+        self.calls.lock().unwrap()[record].status = reply.as_ref().map_or(0, |reply| reply.status);
         reply.map(Reply::into_response).ok_or(LostReply)
     }
 
@@ -277,6 +379,7 @@ impl ScriptedS3 {
         for rule in matching {
             rule.seen += 1;
             if rule.calls.contains(&rule.seen) {
+                ledger::fault(rule.effect.kind());
                 effects.push((rule.after, rule.effect.clone()));
             }
         }
@@ -299,6 +402,10 @@ async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
             reply.headers.push(("x-amz-server-side-encryption".to_owned(), "AES256".to_owned()));
         }
         Effect::WrongChecksum => reply.wrong_checksum(),
+        Effect::Header(name, value) => {
+            reply.headers.retain(|(other, _)| other != name);
+            reply.headers.push(((*name).to_owned(), (*value).to_owned()));
+        }
     }
     Some(reply)
 }

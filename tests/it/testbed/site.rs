@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -19,6 +21,9 @@ pub struct Site {
     pub dir: TempDir,
     settings: BTreeMap<String, String>,
     environment: BTreeMap<String, String>,
+    destinations: BTreeMap<String, Value>,
+    sources: Mutex<BTreeMap<String, Bytes>>,
+    limit: Option<(&'static str, u32)>,
 }
 
 impl Site {
@@ -32,7 +37,7 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("files")).unwrap();
         let broker = Broker::at(format!("sqlite:{}", dir.path().join("queue.db").display()), &unique(word));
-        let mut site = Self { broker, dir, settings: BTreeMap::new(), environment: BTreeMap::new() };
+        let mut site = Self::bare(broker, dir);
         site.defaults();
         site
     }
@@ -41,12 +46,17 @@ impl Site {
     pub async fn on(broker: Broker) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("files")).unwrap();
-        let mut site = Self { broker, dir, settings: BTreeMap::new(), environment: BTreeMap::new() };
+        let mut site = Self::bare(broker, dir);
         site.defaults();
         let applied = site.consign(&["topology", "apply"]);
         assert!(applied.status.success(), "topology apply: {}", String::from_utf8_lossy(&applied.stderr));
         site.broker.collect_outcomes().await;
         site
+    }
+
+    fn bare(broker: Broker, dir: TempDir) -> Self {
+        let (settings, environment, destinations) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { broker, dir, settings, environment, destinations, sources: Mutex::default(), limit: None }
     }
 
     fn defaults(&mut self) {
@@ -64,6 +74,23 @@ impl Site {
     pub fn set(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
         self.settings.insert(key.to_owned(), toml(&value.into()));
         self
+    }
+
+    /// Forgets a key of the configuration.
+    pub fn unset(&mut self, key: &str) -> &mut Self {
+        self.settings.remove(key);
+        self
+    }
+
+    /// Starts workers under a limit of `ulimit`, such as `-n` for file descriptors.
+    pub fn limit(&mut self, which: &'static str, most: u32) -> &mut Self {
+        self.limit = Some((which, most));
+        self
+    }
+
+    /// The limit that workers are started under.
+    pub fn limited(&self) -> Option<(&'static str, u32)> {
+        self.limit
     }
 
     /// Sets an environment variable of the workers.
@@ -96,10 +123,27 @@ impl Site {
 
     /// Configures a destination from an object of its keys.
     pub fn destination(&mut self, id: &str, keys: &Value) -> &mut Self {
+        self.destinations.insert(id.to_owned(), keys.clone());
         for (key, value) in keys.as_object().unwrap() {
             self.set(&format!("destinations.{id}.{key}"), value.clone());
         }
         self
+    }
+
+    /// The destinations that were ever configured here.
+    pub fn destinations(&self) -> &BTreeMap<String, Value> {
+        &self.destinations
+    }
+
+    /// Tells the checker what a source holds, and gives its URL back.
+    pub fn holds(&self, url: String, bytes: impl Into<Bytes>) -> String {
+        self.sources.lock().unwrap().insert(url.clone(), bytes.into());
+        url
+    }
+
+    /// What a source holds, as far as it was told.
+    pub fn held(&self, url: &str) -> Option<Bytes> {
+        self.sources.lock().unwrap().get(url).cloned()
     }
 
     /// Where `file:` sources live.
@@ -111,7 +155,7 @@ impl Site {
     pub fn file(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.files().join(name);
         std::fs::write(&path, bytes).unwrap();
-        format!("file://{}", path.display())
+        self.holds(format!("file://{}", path.display()), bytes.to_vec())
     }
 
     /// The configuration as TOML.

@@ -1,14 +1,15 @@
-//! Sources over http and https: ranges, unknown lengths, chosen answers, and a count of what was asked.
+//! Sources over http and https: ranges, unknown lengths, chosen answers, broken ones, and a count of what was asked.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -17,6 +18,11 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
+use super::ledger;
+
+/// How much is sent at a time where a body is sent in pieces.
+const PIECE: usize = 64 * 1024;
+
 /// One file of a source.
 #[derive(Debug, Clone)]
 pub struct Content {
@@ -24,12 +30,30 @@ pub struct Content {
     ranges: bool,
     length_known: bool,
     status: StatusCode,
+    headers: Vec<(&'static str, String)>,
+    /// The connection breaks after so many bytes of an answer.
+    cut: Option<usize>,
+    /// Pieces of this length come one by one, each after a pause.
+    pace: Option<(usize, Duration)>,
+    /// The length that is announced, in place of the true one.
+    announced: Option<u64>,
 }
+
+type Body = BoxBody<Bytes, std::io::Error>;
 
 impl Content {
     /// Served with its length, a strong entity tag and ranges.
     pub fn new(bytes: impl Into<Bytes>) -> Self {
-        Self { bytes: bytes.into(), ranges: true, length_known: true, status: StatusCode::OK }
+        Self {
+            bytes: bytes.into(),
+            ranges: true,
+            length_known: true,
+            status: StatusCode::OK,
+            headers: Vec::new(),
+            cut: None,
+            pace: None,
+            announced: None,
+        }
     }
 
     /// Served in chunks, without a length and without ranges.
@@ -42,24 +66,65 @@ impl Content {
         Self { status: StatusCode::from_u16(status).unwrap(), ..Self::new("") }
     }
 
-    fn answer(&self, range: Option<&str>) -> Response<BoxBody<Bytes, Infallible>> {
-        let builder = Response::builder().header(header::CONTENT_TYPE, "application/octet-stream");
+    /// Served as a whole only, whatever part is asked for.
+    pub fn without_ranges(self) -> Self {
+        Self { ranges: false, ..self }
+    }
+
+    /// With a header of its own.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Each answer breaks off after so many bytes.
+    pub fn cut_after(self, bytes: usize) -> Self {
+        Self { cut: Some(bytes), ..self }
+    }
+
+    /// Comes in pieces of `bytes`, each after `pause`.
+    pub fn slowly(self, bytes: usize, pause: Duration) -> Self {
+        Self { pace: Some((bytes, pause)), ..self }
+    }
+
+    /// Says that it has so many bytes.
+    pub fn announcing(self, length: u64) -> Self {
+        Self { announced: Some(length), ..self }
+    }
+
+    fn etag(&self) -> String {
+        format!("\"{:x}-{}\"", self.bytes.len(), self.bytes.iter().map(|b| u64::from(*b)).sum::<u64>())
+    }
+
+    fn answer(&self, asked: &HeaderMap) -> Response<Body> {
+        self.note();
+        let mut builder = Response::builder().header(header::CONTENT_TYPE, "application/octet-stream");
+        for (name, value) in &self.headers {
+            builder = builder.header(*name, value);
+        }
         if self.status != StatusCode::OK {
             return builder.status(self.status).body(whole(Bytes::new())).unwrap();
         }
-        if !self.length_known {
-            let pieces: Vec<_> =
-                self.bytes.chunks(64 * 1024).map(|c| Ok(Frame::data(Bytes::copy_from_slice(c)))).collect();
-            return builder.body(BoxBody::new(StreamBody::new(stream::iter(pieces)))).unwrap();
+        let asked = |name| asked.get(name).and_then(|value| value.to_str().ok());
+        if asked(header::IF_MATCH).is_some_and(|tag| tag != self.etag()) {
+            return builder.status(412).body(whole(Bytes::new())).unwrap();
         }
-        let tag = format!("\"{:x}-{}\"", self.bytes.len(), self.bytes.iter().map(|b| u64::from(*b)).sum::<u64>());
-        let builder = builder.header(header::ETAG, tag).header(header::ACCEPT_RANGES, "bytes");
-        match range.filter(|_| self.ranges).and_then(|range| self.slice(range)) {
+        if !self.length_known {
+            return builder.body(self.body(&self.bytes)).unwrap();
+        }
+        let builder = builder.header(header::ETAG, self.etag());
+        let builder = if self.ranges { builder.header(header::ACCEPT_RANGES, "bytes") } else { builder };
+        let same = asked(header::IF_RANGE).is_none_or(|tag| tag == self.etag());
+        match asked(header::RANGE).filter(|_| self.ranges && same).and_then(|range| self.slice(range)) {
             Some((first, slice)) => {
                 let of = format!("bytes {first}-{}/{}", first + slice.len() - 1, self.bytes.len());
-                builder.status(206).header(header::CONTENT_RANGE, of).body(whole(slice)).unwrap()
+                let builder = builder.status(206).header(header::CONTENT_RANGE, of);
+                builder.header(header::CONTENT_LENGTH, slice.len()).body(self.body(&slice)).unwrap()
             }
-            None => builder.body(whole(self.bytes.clone())).unwrap(),
+            None => {
+                let length = self.announced.unwrap_or(self.bytes.len() as u64);
+                builder.header(header::CONTENT_LENGTH, length).body(self.body(&self.bytes)).unwrap()
+            }
         }
     }
 
@@ -69,18 +134,49 @@ impl Content {
         let last = last.parse().map_or(self.bytes.len(), |last: usize| (last + 1).min(self.bytes.len()));
         (first < last).then(|| (first, self.bytes.slice(first..last)))
     }
+
+    /// These bytes in pieces, with the pace and the end that were asked for.
+    fn body(&self, bytes: &Bytes) -> Body {
+        let cut = self.cut.filter(|cut| *cut < bytes.len());
+        let sent = bytes.slice(..cut.unwrap_or(bytes.len()));
+        let (size, pause) = self.pace.unwrap_or((PIECE, Duration::ZERO));
+        let pieces = stream::unfold((sent, cut.is_some()), move |(mut left, broken)| async move {
+            if left.is_empty() {
+                let error = || std::io::Error::other("cut on purpose");
+                return broken.then(|| (Err(error()), (left, false)));
+            }
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            let piece = left.split_to(size.min(left.len()));
+            Some((Ok(Frame::data(piece)), (left, broken)))
+        });
+        BoxBody::new(StreamBody::new(pieces))
+    }
+
+    fn note(&self) {
+        let odd = [
+            (self.status != StatusCode::OK, "source refuses"),
+            (self.cut.is_some(), "source cut"),
+            (self.pace.is_some(), "source slow"),
+            (self.announced.is_some(), "source lies"),
+        ];
+        odd.iter().filter(|(is, _)| *is).for_each(|(_, kind)| ledger::fault(kind));
+    }
 }
 
-fn whole(bytes: Bytes) -> BoxBody<Bytes, Infallible> {
-    BoxBody::new(Full::new(bytes))
+fn whole(bytes: Bytes) -> Body {
+    use http_body_util::BodyExt as _;
+    BoxBody::new(Full::new(bytes).map_err(|never| match never {}))
 }
 
 /// A web server of files. Ends with the test's runtime.
 #[derive(Debug, Clone)]
 pub struct WebSource {
     base: String,
-    files: Arc<Mutex<BTreeMap<String, Content>>>,
-    asked: Arc<Mutex<Vec<String>>>,
+    /// For each path what the first, the second, ... request gets; the last serves for the rest.
+    files: Arc<Mutex<BTreeMap<String, Vec<Content>>>>,
+    asked: Arc<Mutex<Vec<(String, HeaderMap)>>>,
 }
 
 impl WebSource {
@@ -122,13 +218,24 @@ impl WebSource {
 
     /// Puts a file up and gives its URL.
     pub fn put(&self, path: &str, content: Content) -> String {
-        self.files.lock().unwrap().insert(format!("/{path}"), content);
+        self.script(path, vec![content])
+    }
+
+    /// Puts up what the first, the second, ... request gets; the last serves for the rest.
+    pub fn script(&self, path: &str, contents: Vec<Content>) -> String {
+        self.files.lock().unwrap().insert(format!("/{path}"), contents);
         format!("{}/{path}", self.base)
     }
 
     /// How often a path was asked for.
     pub fn asked(&self, path: &str) -> usize {
-        self.asked.lock().unwrap().iter().filter(|asked| **asked == format!("/{path}")).count()
+        self.requests(path).len()
+    }
+
+    /// The headers of each request for a path.
+    pub fn requests(&self, path: &str) -> Vec<HeaderMap> {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().filter(|(asked, _)| *asked == format!("/{path}")).map(|(_, headers)| headers.clone()).collect()
     }
 
     async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
@@ -139,12 +246,14 @@ impl WebSource {
         let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<BoxBody<Bytes, Infallible>> {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        let content = self.files.lock().unwrap().get(&path).cloned();
-        self.asked.lock().unwrap().push(path);
-        let range = request.headers().get(header::RANGE).and_then(|range| range.to_str().ok());
-        content.unwrap_or_else(|| Content::refused(404)).answer(range)
+        let content = {
+            let mut files = self.files.lock().unwrap();
+            files.get_mut(&path).map(|script| if script.len() > 1 { script.remove(0) } else { script[0].clone() })
+        };
+        self.asked.lock().unwrap().push((path, request.headers().clone()));
+        content.unwrap_or_else(|| Content::refused(404)).answer(request.headers())
     }
 }
 

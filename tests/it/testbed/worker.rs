@@ -10,11 +10,16 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::site::Site;
-use super::until;
+use super::{ledger, until};
 
 /// Gauges that count what is in progress: all of them are zero when nothing is.
-const GAUGES: [&str; 4] =
-    ["consign_transfers_in_flight", "consign_buffer_bytes", "consign_multipart_open", "consign_broker_unconfirmed"];
+const GAUGES: [&str; 5] = [
+    "consign_transfers_in_flight",
+    "consign_buffer_bytes",
+    "consign_multipart_open",
+    "consign_broker_unconfirmed",
+    "consign_oldest_in_flight_seconds",
+];
 
 /// A running `consign run`. Killed on drop, by its own id.
 #[derive(Debug)]
@@ -32,7 +37,7 @@ impl Worker {
         let log = config.with_extension("log");
         let text = format!("{}admin.listen = \"127.0.0.1:{port}\"\n", site.toml());
         std::fs::write(&config, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_consign"))
+        let child = program(site)
             .arg("run")
             .arg("--config")
             .arg(&config)
@@ -75,11 +80,22 @@ impl Worker {
 
     /// As a crash: no drain.
     pub fn kill(&self) {
+        ledger::fault("worker killed");
         self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap();
+    }
+
+    /// As a machine that stands still: SIGSTOP, undone by [`Worker::thaw`].
+    pub fn freeze(&self) {
+        ledger::fault("worker frozen");
+        self.signal(Signal::STOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
     }
 
     fn ended(&self) -> Option<ExitStatus> {
@@ -135,6 +151,16 @@ impl Worker {
             .await;
         }
     }
+}
+
+/// The binary, under the limit that the site asks for.
+fn program(site: &Site) -> Command {
+    let binary = env!("CARGO_BIN_EXE_consign");
+    let Some((which, most)) = site.limited() else { return Command::new(binary) };
+    ledger::fault("limited worker");
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("ulimit {which} {most} && exec \"$0\" \"$@\"")).arg(binary);
+    command
 }
 
 impl Drop for Worker {

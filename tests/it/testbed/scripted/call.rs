@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::Response;
 use http::request::Parts;
 use http_body_util::Full;
+use jiff::Timestamp;
 
 /// A recorded call.
 #[derive(Debug, Clone)]
@@ -22,7 +23,11 @@ pub struct Call {
     /// The query of S3, or the form of STS.
     pub query: BTreeMap<String, String>,
     pub body: Bytes,
-    /// The status of the answer; 0 when it was lost.
+    /// When it was there as a whole.
+    pub arrived: Timestamp,
+    /// Whether a rule hit it.
+    pub bent: bool,
+    /// The status of the answer; 0 while there is none, and when it was lost.
     pub status: u16,
 }
 
@@ -47,7 +52,8 @@ impl Call {
         let region = scope.nth(1).unwrap_or_default().to_owned();
         let operation = operation(head.method.as_str(), key, &query, form);
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
-        Self { operation, bucket, key, access_key_id, region, headers, query, body, status: 0 }
+        let arrived = Timestamp::now();
+        Self { operation, bucket, key, access_key_id, region, headers, query, body, arrived, bent: false, status: 0 }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -56,6 +62,11 @@ impl Call {
 
     pub fn asked(&self, name: &str) -> &str {
         self.query.get(name).map_or("", String::as_str)
+    }
+
+    /// When it was signed.
+    pub fn signed(&self) -> Option<Timestamp> {
+        self.header("x-amz-date")?.parse().ok()
     }
 
     /// True when the call asks for any encryption.

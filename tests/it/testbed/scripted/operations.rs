@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::call::{Call, Reply, escape};
 use super::store::{Object, Part, Session, Store, Upload, crc, etag, whole_second};
@@ -12,14 +12,23 @@ use crate::testbed::MIB;
 
 /// What AssumeRole grants.
 const SESSION: Duration = Duration::from_secs(3600);
+const SKEW: SignedDuration = SignedDuration::from_mins(15);
 
 type Answer = Result<Reply, Reply>;
 
 impl Store {
     pub fn perform(&mut self, call: &Call) -> Reply {
         let answer = match call.operation {
+            "AssumeRole" | "GetCallerIdentity" if is_skewed(call) => {
+                let message = "Signature expired: it is not of now";
+                Err(Reply::error(call, 403, "SignatureDoesNotMatch", message))
+            }
             "AssumeRole" => Ok(self.assume_role(call)),
             "GetCallerIdentity" => Ok(caller(call)),
+            _ if is_skewed(call) => {
+                let message = "The difference between the request time and the current time is too large.";
+                Err(Reply::error(call, 403, "RequestTimeTooSkewed", message))
+            }
             _ => self.admit(call).and_then(|()| self.s3(call)),
         };
         answer.unwrap_or_else(|refusal| refusal)
@@ -47,8 +56,9 @@ impl Store {
             return Reply::error(call, 403, "AccessDenied", message);
         }
         let id = format!("ASIASCRIPTED{:08}", self.draw());
-        let account = call.asked("RoleArn").split(':').nth(4).unwrap_or_default().to_owned();
-        self.sessions.insert(id.clone(), Session { account, ends: Instant::now() + SESSION });
+        let role = call.asked("RoleArn").to_owned();
+        let account = role.split(':').nth(4).unwrap_or_default().to_owned();
+        self.sessions.insert(id.clone(), Session { role, account, ends: Instant::now() + SESSION });
         let ends = Timestamp::now() + SESSION;
         let role = escape(call.asked("RoleArn"));
         let name = escape(call.asked("RoleSessionName"));
@@ -115,6 +125,7 @@ impl Store {
             initiated: whole_second(),
             parts: std::collections::BTreeMap::new(),
         };
+        self.began.insert(id.clone(), call.headers.clone());
         self.uploads.insert(id.clone(), upload);
         let reply = encrypted(Reply::ok(), call);
         let reply = match call.header("x-amz-checksum-algorithm") {
@@ -158,6 +169,7 @@ impl Store {
             bytes,
         };
         self.uploads.remove(call.asked("uploadId"));
+        self.completed.push((call.bucket.clone(), call.key.clone(), object.bytes.clone()));
         let created = Call { headers: object.headers.clone(), ..call.clone() };
         let checksum = match created.header("x-amz-checksum-algorithm") {
             Some(_) => format!(
@@ -256,6 +268,11 @@ impl Store {
         }
         Reply { status: 204, ..Reply::ok() }
     }
+}
+
+/// AWS takes signatures that are up to 15 minutes old, or early.
+fn is_skewed(call: &Call) -> bool {
+    call.signed().is_some_and(|at| call.arrived.duration_since(at).abs() > SKEW)
 }
 
 /// Keys whose id says so belong to the account's root.

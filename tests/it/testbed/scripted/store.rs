@@ -53,7 +53,8 @@ pub struct Bucket {
 
 #[derive(Debug)]
 pub struct Session {
-    /// The account of the role.
+    /// The role, and its account.
+    pub role: String,
     pub account: String,
     pub ends: Instant,
 }
@@ -65,6 +66,12 @@ pub struct Store {
     pub sessions: BTreeMap<String, Session>,
     /// Calls with one customer's session for another customer's bucket.
     pub foreign: Vec<String>,
+    /// What the test itself put there.
+    pub given: Vec<String>,
+    /// The headers that every upload was begun with.
+    pub began: BTreeMap<String, BTreeMap<String, String>>,
+    /// What CompleteMultipartUpload made visible.
+    pub completed: Vec<(String, String, Bytes)>,
     pub drawn: u32,
     /// The external id that trust policies ask for.
     pub trust: Option<String>,
@@ -86,10 +93,6 @@ impl Store {
 
     pub fn count(&self, bucket: &str) -> usize {
         self.buckets.get(bucket).map_or(0, |bucket| bucket.objects.len())
-    }
-
-    pub fn open_uploads(&self) -> usize {
-        self.uploads.len()
     }
 
     pub fn expire_sessions(&mut self) {

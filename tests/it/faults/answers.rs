@@ -1,0 +1,337 @@
+//! Answers of S3 that say less than they should, or come never: conditions, conflicts, regions, time-outs, denied permissions.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::shop::{ACME, REGION, Shop, role_destination, site};
+use crate::testbed::checker::Checker;
+use crate::testbed::proxy::{Proxy, Weather};
+use crate::testbed::scripted::Effect;
+use crate::testbed::site::job;
+use crate::testbed::{MIB, bytes, until};
+
+const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
+
+#[tokio::test]
+async fn put_object_is_all_that_a_delivery_needs() {
+    let shop = Shop::open("putonly").await;
+    let denied = [
+        "HeadObject",
+        "GetObject",
+        "HeadBucket",
+        "ListObjectsV2",
+        "GetBucketLocation",
+        "AbortMultipartUpload",
+        "DeleteObject",
+    ];
+    for operation in denied {
+        shop.s3.on(operation).before(DENIED);
+    }
+    for (name, size, fields) in [
+        ("small", 5, json!({})),
+        ("empty", 0, json!({})),
+        ("large", 20 * MIB, json!({})),
+        ("keep", 5, json!({"if_exists": "keep"})),
+        ("packed", 100_000, json!({"compression": "gzip"})),
+    ] {
+        shop.schedule_with(name, &bytes(70, size), &fields).await;
+        shop.delivered(name).await;
+    }
+    for operation in denied {
+        assert_eq!(shop.s3.calls(operation).len(), 0, "{operation} was asked for, and is not granted");
+    }
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn nothing_is_one_put_even_where_everything_is_multipart() {
+    let (mut site, s3) = site("zero").await;
+    site.set("upload.multipart_threshold", "5MiB");
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    shop.schedule("a", b"").await;
+    let data = shop.delivered("a").await;
+    assert_eq!((&data["bytes"], shop.s3.calls("PutObject").len()), (&json!(0), 1));
+    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn the_owner_is_named_on_every_call() {
+    let shop = Shop::open("owner").await;
+    shop.s3.on("CompleteMultipartUpload").key("lost").nth(1).after(Effect::LostReply);
+    shop.schedule("small", b"hello").await;
+    shop.schedule("lost", &bytes(71, 20 * MIB)).await;
+    let content = bytes(72, 20 * MIB);
+    let source = json!({"url": shop.site.file("broken", &content), "sha256": "0".repeat(64)});
+    shop.schedule_with("broken", &content, &json!({"source": source})).await;
+    shop.delivered("small").await;
+    shop.delivered("lost").await;
+    shop.failed("broken", "source_mismatch").await;
+    let operations = [
+        "PutObject",
+        "CreateMultipartUpload",
+        "UploadPart",
+        "CompleteMultipartUpload",
+        "AbortMultipartUpload",
+        "ListObjectsV2",
+    ];
+    for operation in operations {
+        let calls = shop.s3.calls(operation);
+        let named = calls.iter().all(|call| call.header("x-amz-expected-bucket-owner") == Some(ACME));
+        assert!(!calls.is_empty() && named, "{operation}: {} calls", calls.len());
+    }
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_bucket_of_another_owner_gets_nothing() {
+    let (mut site, s3) = site("wrongowner").await;
+    s3.bucket("theirs", REGION, "999999999999");
+    let mut destination = role_destination("theirs", ACME);
+    destination["prefix"] = json!("");
+    site.destination("theirs", &destination);
+    let worker = site.worker().await;
+    for (name, size) in [("small", 5), ("large", 20 * MIB)] {
+        let url = site.file(name, &bytes(73, size));
+        site.broker.schedule(&job(name, &url, "theirs", name)).await;
+        site.broker.taken("wait.30s", &format!("\"{name}\"")).await;
+    }
+    assert_eq!((s3.count("theirs"), s3.open_uploads()), (0, 0));
+    worker.quiet().await;
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn checksums_go_on_create_and_complete_or_on_neither() {
+    let (mut site, s3) = site("crcs").await;
+    let mut plain = role_destination("acme", ACME);
+    plain["checksum"] = json!("none");
+    site.destination("plain", &plain);
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    shop.schedule("with", &bytes(74, 20 * MIB)).await;
+    shop.schedule_with("without", &bytes(75, 20 * MIB), &json!({"destination": "plain"})).await;
+    shop.delivered("with").await;
+    shop.delivered("without").await;
+    for (operation, header) in [
+        ("CreateMultipartUpload", "x-amz-checksum-algorithm"),
+        ("UploadPart", "x-amz-checksum-crc64nvme"),
+        ("CompleteMultipartUpload", "x-amz-checksum-crc64nvme"),
+        ("CompleteMultipartUpload", "x-amz-mp-object-size"),
+    ] {
+        for call in shop.s3.calls(operation) {
+            assert_eq!(call.header(header).is_some(), call.key == "in/with", "{operation} {header} {}", call.key);
+        }
+    }
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn every_way_to_say_another_region_is_learnt_from_once() {
+    let (mut site, s3) = site("regions").await;
+    let text = "The authorization header is malformed; the region 'eu-central-1' is wrong; expecting 'us-west-2'";
+    let ways = [
+        ("moved", Effect::Error(301, "PermanentRedirect", "The bucket is elsewhere.")),
+        ("away", Effect::Error(307, "TemporaryRedirect", "The bucket is elsewhere.")),
+        ("malformed", Effect::Error(400, "AuthorizationHeaderMalformed", text)),
+    ];
+    for (name, _) in &ways {
+        s3.bucket(name, "us-west-2", ACME);
+        site.destination(name, &role_destination(name, ACME));
+    }
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    for (name, effect) in ways {
+        shop.s3.on("PutObject").bucket(name).first(1).before(effect);
+        shop.s3.on("PutObject").bucket(name).first(1).after(Effect::Header("x-amz-bucket-region", "us-west-2"));
+        for n in 0..2 {
+            let id = format!("{name}-{n}");
+            shop.schedule_with(&id, b"hello", &json!({"destination": name})).await;
+            assert_eq!(shop.delivered(&id).await["attempts"], 1, "{name}");
+        }
+        let calls: Vec<_> = shop.s3.calls("PutObject").into_iter().filter(|call| call.bucket == name).collect();
+        let regions: Vec<_> = calls.iter().map(|call| call.region.as_str()).collect();
+        assert_eq!(regions, [REGION, "us-west-2", "us-west-2"], "{name}");
+    }
+    assert!(shop.worker.log().contains("the bucket lives in another region"), "the operator is warned");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn each_missing_permission_of_a_kms_key_is_named() {
+    let shop = Shop::open("kmsnames").await;
+    let denied = |action: &'static str| {
+        let message = match action {
+            "kms:GenerateDataKey" => {
+                "User: arn:aws:sts::111111111111:assumed-role/consign/consign-acme-kms is not authorized to perform: \
+                 kms:GenerateDataKey on the resource associated with this ciphertext"
+            }
+            _ => {
+                "User: arn:aws:sts::111111111111:assumed-role/consign/consign-acme-kms is not authorized to perform: \
+                 kms:Decrypt on the resource associated with this ciphertext"
+            }
+        };
+        Effect::Error(403, "AccessDenied", message)
+    };
+    shop.s3.on("CreateMultipartUpload").key("first").before(denied("kms:GenerateDataKey"));
+    shop.s3.on("UploadPart").key("second").before(denied("kms:Decrypt"));
+    shop.s3.on("CompleteMultipartUpload").key("third").before(denied("kms:Decrypt"));
+    for (name, action) in [("first", "kms:GenerateDataKey"), ("second", "kms:Decrypt"), ("third", "kms:Decrypt")] {
+        shop.schedule_with(name, &bytes(76, 20 * MIB), &json!({"destination": "acme-kms"})).await;
+        shop.site.broker.taken("wait.30s", &format!("\"{name}\"")).await;
+        let log = shop.worker.log();
+        let line = log.lines().find(|line| line.contains("transfer ended") && line.contains(&format!("\"{name}\"")));
+        let line = line.unwrap_or_default();
+        assert!(line.contains("kms_denied") && line.contains(action), "{name}: {line}");
+    }
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_conflict_on_complete_begins_the_upload_anew() {
+    let shop = Shop::open("conflict").await;
+    let conflict = Effect::Error(409, "ConditionalRequestConflict", "A conflicting operation is in progress.");
+    shop.s3.on("CompleteMultipartUpload").nth(1).before(conflict);
+    // What AWS says of the upload after that.
+    let gone = Effect::Error(404, "NoSuchUpload", "The specified multipart upload does not exist.");
+    shop.s3.on("CompleteMultipartUpload").nth(2).before(gone);
+    let content = bytes(77, 20 * MIB);
+    shop.schedule_with("a", &content, &json!({"if_exists": "fail"})).await;
+    shop.delivered("a").await;
+    assert_eq!(shop.object("a").unwrap().bytes, content);
+    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 2);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_conflict_on_put_is_tried_again() {
+    let shop = Shop::open("putconflict").await;
+    let conflict = Effect::Error(409, "ConditionalRequestConflict", "A conflicting operation is in progress.");
+    shop.s3.on("PutObject").nth(1).before(conflict);
+    shop.schedule_with("a", b"hello", &json!({"if_exists": "fail"})).await;
+    assert_eq!(shop.delivered("a").await["attempts"], 1);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_vanished_is_begun_anew() {
+    let shop = Shop::open("vanished").await;
+    let gone = Effect::Error(404, "NoSuchUpload", "The specified multipart upload does not exist.");
+    shop.s3.on("CompleteMultipartUpload").nth(1).before(gone);
+    // Somebody else's object of the same length is there: it is not ours.
+    shop.s3.put("acme", "in/a", bytes(1, 20 * MIB));
+    let content = bytes(78, 20 * MIB);
+    shop.schedule("a", &content).await;
+    shop.delivered("a").await;
+    assert_eq!(shop.object("a").unwrap().bytes, content);
+    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 2);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn after_a_crash_our_own_object_is_not_taken_for_somebody_elses() {
+    let (site, s3) = site("ownobject").await;
+    s3.on("PutObject").nth(1).after(Effect::Delay(Duration::from_secs(120)));
+    s3.on("CompleteMultipartUpload").nth(1).after(Effect::Delay(Duration::from_secs(120)));
+    let worker = site.worker().await;
+    for (name, size) in [("small", 5), ("large", 20 * MIB)] {
+        let mut wanted = job(name, &site.file(name, &bytes(79, size)), "acme", name);
+        wanted["if_exists"] = json!("fail");
+        wanted["created_at"] = json!(jiff::Timestamp::now().to_string());
+        site.broker.schedule(&wanted).await;
+    }
+    until("both objects are there, and nobody knows", Duration::from_secs(60), async || {
+        (s3.count("acme") == 2).then_some(())
+    })
+    .await;
+    worker.kill();
+    let second = site.worker().await;
+    for name in ["small", "large"] {
+        assert_eq!(site.broker.ended(name).await["type"], "consign.transfer.delivered.v1", "{name}");
+    }
+    Checker::new(&site, &s3).worker(&second).after_a_crash().check().await;
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn no_answer_at_all_costs_one_try_and_not_the_job() {
+    let (mut site, s3) = site("noanswer").await;
+    // The time-out of a part follows from its length and this rate.
+    site.set("upload.min_rate", "8MiB");
+    s3.on("PutObject").nth(1).before(Effect::Delay(Duration::from_secs(300)));
+    s3.on("UploadPart").nth(2).before(Effect::Delay(Duration::from_secs(300)));
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    shop.schedule("small", b"hello").await;
+    shop.schedule("large", &bytes(80, 20 * MIB)).await;
+    assert_eq!(shop.delivered("small").await["attempts"], 1);
+    assert_eq!(shop.delivered("large").await["attempts"], 1);
+    assert!(shop.worker.metric("consign_s3_requests_total", "status=\"timeout\"").await >= 2.0);
+    assert_eq!((shop.s3.calls("PutObject").len(), shop.s3.calls("UploadPart").len()), (2, 4));
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn silence_and_resets_on_the_way_to_s3_are_survived() {
+    let (mut site, s3) = site("s3wire").await;
+    site.set("upload.min_rate", "8MiB");
+    let proxy = Proxy::before(s3.address).await;
+    site.set("aws.s3_endpoint_url", format!("http://{}", proxy.address));
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    for (round, weather) in [
+        Weather::Reset,
+        Weather::HalfClose,
+        Weather::CutReplyAfter(100),
+        Weather::Latency(Duration::from_millis(2)),
+        Weather::BlackHole,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("job-{round}");
+        proxy.set(weather);
+        shop.schedule(&name, &bytes(81 + round as u64, 20 * MIB)).await;
+        // Long enough to break something, shorter than the tries take together.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        proxy.set(Weather::Fair);
+        shop.delivered(&name).await;
+        assert_eq!(shop.object(&name).unwrap().bytes, bytes(81 + round as u64, 20 * MIB), "{weather:?}");
+    }
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_request_is_signed_when_it_is_sent() {
+    let (mut site, s3) = site("signed").await;
+    site.set("worker.slots", 4).set("upload.part_concurrency", 1);
+    s3.on("PutObject").before(Effect::Delay(Duration::from_millis(300)));
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(1500)));
+    s3.on("UploadPart").nth(3).before(Effect::Error(503, "SlowDown", "Please reduce your request rate."));
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    shop.schedule("large", &bytes(90, 36 * MIB)).await;
+    shop.schedule_many("job", 40).await;
+    shop.site.broker.all_ended(41, Duration::from_secs(60)).await;
+    for call in shop.s3.calls("Any") {
+        let waited = call.arrived.duration_since(call.signed().unwrap());
+        assert!(
+            waited <= jiff::SignedDuration::from_secs(4),
+            "{} {} was signed {waited:#} before",
+            call.operation,
+            call.key
+        );
+    }
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_tag_is_whatever_s3_says() {
+    let shop = Shop::open("opaque").await;
+    shop.s3.on("PutObject").after(Effect::Header("etag", "\"not a digest\""));
+    shop.schedule("a", b"hello").await;
+    assert_eq!(shop.delivered("a").await["etag"], "\"not a digest\"");
+    shop.close().await;
+}

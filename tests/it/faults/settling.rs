@@ -1,0 +1,77 @@
+//! What is published counts when the broker has confirmed it and found a queue for it; nothing is fetched without bound.
+
+use std::time::Duration;
+
+use lapin::options::{BasicGetOptions, BasicNackOptions};
+
+use crate::shop::{Shop, site};
+use crate::testbed::checker::Checker;
+use crate::testbed::scripted::Effect;
+use crate::testbed::site::job;
+use crate::testbed::until;
+
+const SLOW_DOWN: Effect = Effect::Error(503, "SlowDown", "Please reduce your request rate.");
+
+#[tokio::test]
+async fn a_copy_that_no_queue_takes_is_not_lost_and_never_taken_for_another() {
+    let shop = Shop::open("unrouted").await;
+    shop.s3.on("PutObject").key("bad").before(SLOW_DOWN);
+    shop.site.broker.disown("wait.5s").await;
+    let url = shop.site.file("f", b"hello");
+    for n in 0..40 {
+        let name = format!("{}-{n}", if n % 2 == 0 { "bad" } else { "good" });
+        shop.site.broker.schedule(&job(&name, &url, "acme", &name)).await;
+    }
+    shop.objects(20).await;
+    until("a copy is returned", Duration::from_secs(30), async || {
+        shop.worker.log().contains("was not taken").then_some(())
+    })
+    .await;
+    let retried = async || shop.worker.metric("consign_broker_settlements_total", "action=\"retry\"").await;
+    assert_eq!(retried().await, 0.0, "what was returned counts as published");
+    assert!(shop.site.consign(&["topology", "apply"]).status.success());
+    until("every copy waits", Duration::from_secs(60), async || (retried().await >= 20.0).then_some(())).await;
+    let waiting = shop.site.broker.take("wait.5s").await;
+    assert!(waiting.iter().all(|message| message.text().contains("\"bad-")), "{waiting:?}");
+    shop.s3.calm();
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn no_more_is_fetched_than_is_soon_begun() {
+    let (mut site, s3) = site("prefetch").await;
+    site.set("worker.slots", 2).set("worker.backfill_slots", 2);
+    s3.on("PutObject").before(Effect::Delay(Duration::from_secs(3)));
+    let url = site.file("f", b"hello");
+    for n in 0..60 {
+        site.broker.schedule(&job(&format!("job-{n}"), &url, "acme", &format!("k-{n}"))).await;
+    }
+    let worker = site.worker().await;
+    until("both slots are busy", Duration::from_secs(30), async || (s3.calls("PutObject").len() == 2).then_some(()))
+        .await;
+    let left = site.broker.take("jobs.scheduled").await.len();
+    assert!(left >= 60 - 2 - 4, "{} were fetched for 2 slots", 60 - left);
+    Checker::new(&site, &s3).worker(&worker).check().await;
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn a_message_that_ends_workers_is_a_dead_letter_and_its_neighbours_are_not() {
+    let (site, s3) = site("poison").await;
+    let url = site.file("f", b"hello");
+    site.broker.schedule(&job("poison", &url, "acme", "poison")).await;
+    let channel = site.broker.reachable().await;
+    let queue = format!("{}.jobs.scheduled", site.broker.prefix);
+    // As workers that died with it, again and again.
+    for _ in 0..500 {
+        let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
+        got.delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
+    }
+    site.broker.schedule(&job("neighbour", &url, "acme", "neighbour")).await;
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    shop.failed("poison", "crash_loop").await;
+    shop.delivered("neighbour").await;
+    assert_eq!(shop.s3.calls("PutObject").len(), 1, "it was not tried once more");
+    shop.close().await;
+}

@@ -1,0 +1,153 @@
+//! Broker nodes that are there to be broken: killed, frozen, alarmed, with other passwords and little patience.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::{exported, ledger};
+
+const USER: &str = "consign";
+const PASSWORD: &str = "marked-secret-amqp";
+
+/// The node that tests break, each when it is its turn; with what must be undone when the test is over.
+#[derive(Debug)]
+pub struct Node {
+    dir: PathBuf,
+    pub url: String,
+    undo: Mutex<Vec<Vec<String>>>,
+    /// Locked while the node is this test's.
+    _turn: File,
+}
+
+impl Node {
+    /// The node that tests break in turn: whole, and this test's alone until it is dropped. The first one starts it.
+    pub fn in_turn() -> Self {
+        let dir = PathBuf::from(exported("CONSIGN_TEST_NODE"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let turn = File::create(dir.join("turn")).unwrap();
+        turn.lock().unwrap();
+        let url = control(&dir, &["start"]);
+        Self { dir, url, undo: Mutex::default(), _turn: turn }
+    }
+
+    /// As a power cut: kill -9.
+    pub fn kill(&self) {
+        ledger::fault("broker killed");
+        control(&self.dir, &["kill"]);
+    }
+
+    /// As an operator stops it.
+    pub fn stop(&self) {
+        ledger::fault("broker stopped");
+        control(&self.dir, &["stop"]);
+    }
+
+    /// Starts it again on the same port with the same data.
+    pub fn start_again(&self) {
+        control(&self.dir, &["start"]);
+    }
+
+    /// Nothing moves any more, and no connection is closed: SIGSTOP.
+    pub fn freeze(&self) {
+        ledger::fault("broker frozen");
+        control(&self.dir, &["freeze"]);
+    }
+
+    pub fn thaw(&self) {
+        control(&self.dir, &["thaw"]);
+    }
+
+    /// The memory alarm: publishers are blocked until [`Node::enough_memory`].
+    pub fn out_of_memory(&self) {
+        ledger::fault("broker out of memory");
+        self.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+        self.undo_by(&["set_vm_memory_high_watermark", "0.4"]);
+    }
+
+    pub fn enough_memory(&self) {
+        self.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    }
+
+    /// Closes every connection, with an error.
+    pub fn close_connections(&self) {
+        ledger::fault("connections closed");
+        self.ctl(&["close_all_connections", "for a test"]);
+    }
+
+    /// From now on new connections need another password than that of the URL.
+    pub fn change_password(&self) {
+        ledger::fault("password changed");
+        self.ctl(&["change_password", USER, "another"]);
+        self.undo_by(&["change_password", USER, PASSWORD]);
+    }
+
+    /// The password of the URL is right again.
+    pub fn restore_password(&self) {
+        self.ctl(&["change_password", USER, PASSWORD]);
+    }
+
+    /// Channels that are opened from now on are closed when a delivery is not acknowledged within `limit`.
+    pub fn acknowledge_within(&self, limit: Duration) {
+        ledger::fault("low consumer_timeout");
+        let set = |name: &str, value: u128| format!("application:set_env(rabbit, {name}, {value}).");
+        self.ctl(&["eval", &set("consumer_timeout", limit.as_millis())]);
+        self.ctl(&["eval", &set("channel_tick_interval", 1000)]);
+        self.undo_by(&["eval", &set("consumer_timeout", 1_800_000)]);
+        self.undo_by(&["eval", &set("channel_tick_interval", 60_000)]);
+    }
+
+    /// Limits the length of queues whose names match; more is not accepted.
+    pub fn limit_length(&self, pattern: &str, most: usize) {
+        ledger::fault("queue full");
+        let definition = format!("{{\"max-length\":{most},\"overflow\":\"reject-publish\"}}");
+        self.ctl(&["set_policy", "--apply-to", "queues", "full", pattern, &definition]);
+        self.undo_by(&["clear_policy", "full"]);
+    }
+
+    pub fn unlimit_length(&self) {
+        self.ctl(&["clear_policy", "full"]);
+    }
+
+    /// Runs rabbitmqctl.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        control(&self.dir, &[&["ctl"], arguments].concat())
+    }
+
+    /// Everything the node has logged since it was made.
+    pub fn log(&self) -> String {
+        let read = |name: &str| std::fs::read(self.dir.join("log").join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&[read("earlier.log"), read("node.log")].concat()).into_owned()
+    }
+
+    fn undo_by(&self, arguments: &[&str]) {
+        self.undo.lock().unwrap().push(arguments.iter().copied().map(str::to_owned).collect());
+    }
+}
+
+impl Drop for Node {
+    /// Makes it whole again, for the next test.
+    fn drop(&mut self) {
+        control(&self.dir, &["start"]);
+        control(&self.dir, &["thaw"]);
+        for arguments in self.undo.lock().unwrap().drain(..) {
+            // What the test has undone itself may be gone.
+            let arguments: Vec<_> = ["ctl"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+            let _ = try_control(&self.dir, &arguments);
+        }
+    }
+}
+
+fn control(dir: &Path, what: &[&str]) -> String {
+    let done = try_control(dir, what);
+    assert!(done.is_some() || std::thread::panicking(), "the node did not {what:?}");
+    done.unwrap_or_default()
+}
+
+fn try_control(dir: &Path, what: &[&str]) -> Option<String> {
+    let mut command = Command::new(exported("CONSIGN_TEST_RUN"));
+    command.arg("--node").arg(dir).args(what).stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = command.output().unwrap();
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+}
