@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -40,6 +41,8 @@ pub(super) struct Held {
     body: Bytes,
     content_type: Option<String>,
     lane: Lane,
+    /// When the first attempt began, as far as that is known.
+    begun: Timestamp,
     /// The unfinished upload that the delivery came with.
     carried: Option<String>,
     /// How far this attempt's upload has come.
@@ -57,7 +60,7 @@ pub(super) struct Held {
 
 impl Held {
     /// The work on `delivery`; `lease` is what it carried.
-    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop) -> Arc<Self> {
+    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop, now: Timestamp) -> Arc<Self> {
         let (body, content_type) = match lease {
             Some(lease) => (lease.body.clone(), lease.content_type.clone()),
             None => (delivery.body.clone(), delivery.properties.content_type.clone()),
@@ -73,6 +76,7 @@ impl Held {
             body,
             content_type,
             lane: lease.map_or_else(|| published_to(delivery), |lease| lease.lane),
+            begun: headers::begun(&delivery.properties.headers).unwrap_or(now),
             carried,
             journal,
             stop: stop.child(),
@@ -108,6 +112,12 @@ impl Held {
         told.filter(|checkpoint| !self.journal.knows(&checkpoint.upload_id)).collect()
     }
 
+    /// What a copy of the job carries beside its counters. An attempt that ended, however it ended, did not end the worker.
+    fn again(&self) -> Headers {
+        let survived = (self.crashes > 0).then(|| headers::counted_crashes(0));
+        headers::begun_at(self.begun).into_iter().chain(survived).collect()
+    }
+
     /// Puts into `delivery` what its copy is to carry: the checkpoint, or the job as it came first.
     pub(super) fn pack(&self, delivery: &mut Delivery, checkpoint: Option<Checkpoint>) {
         let (body, content_type) = match checkpoint {
@@ -128,7 +138,7 @@ impl Work for Held {
         LeaseMessage {
             body: self.lease(checkpoint),
             content_type: lease::CONTENT_TYPE.to_owned(),
-            headers: Headers::from([headers::counted_crashes(crashes)]),
+            headers: headers::begun_at(self.begun).into_iter().chain([headers::counted_crashes(crashes)]).collect(),
         }
     }
 
@@ -224,22 +234,20 @@ impl Worker {
         destination: &Arc<Destination>,
     ) -> Settlement {
         let checkpoint = held.journal.checkpoint();
-        // An attempt that ended, however it ended, did not end the worker.
-        let survived = (held.crashes > 0).then(|| headers::counted_crashes(0));
         match settlement {
             Settlement::Retry { rung, mut headers } => {
-                headers.extend(survived);
+                headers.extend(held.again());
                 held.pack(delivery, checkpoint);
                 Settlement::Retry { rung, headers }
             }
             Settlement::Defer { rung, mut headers } => {
-                headers.extend(survived);
+                headers.extend(held.again());
                 held.pack(delivery, checkpoint);
                 Settlement::Defer { rung, headers }
             }
-            Settlement::Return if checkpoint.is_some() => {
+            Settlement::Return if checkpoint.is_some() || held.is_leased() => {
                 held.pack(delivery, checkpoint);
-                Settlement::HandOver { headers: survived.into_iter().collect() }
+                Settlement::HandOver { headers: held.again() }
             }
             // What comes back by itself is as it was.
             Settlement::Return | Settlement::HandOver { .. } => settlement,

@@ -413,6 +413,8 @@ impl queue::Work for Still {
         queue::LeaseMessage { body: Bytes::from_static(b"lease"), content_type: "x/lease".to_owned(), headers }
     }
 
+    fn outdated(&self, _lease: Bytes) {}
+
     fn lost(&self) {
         self.told.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     }

@@ -340,7 +340,14 @@ impl Queue for Link {
         settlement: Settlement,
         events: Vec<Event>,
     ) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(self.perform(delivery, settlement, events))
+        Box::pin(async move {
+            let job = rules::job_of(delivery.properties.message_id.as_deref());
+            let settled = self.perform(delivery, settlement, events).await;
+            if settled.is_err() {
+                self.world.lock().members[self.member].unsettled.push(job);
+            }
+            settled
+        })
     }
 
     fn lease<'a>(
