@@ -153,8 +153,9 @@ fn judged(state: &State, job: usize) -> Vec<String> {
     if letters > 1 && !record.doubled {
         wrong.push(format!("{letters} dead letters"));
     }
-    // A failed outcome may be recorded without its dead letter, when the job came again and was delivered then.
-    if has("failed") != (letters > 0) && plan.fate != Fate::Refused && !has("delivered") {
+    // A failed outcome may be recorded without its dead letter, where the job came again and ended otherwise.
+    let otherwise = record.doubled && record.outcomes.len() > 1;
+    if has("failed") != (letters > 0) && plan.fate != Fate::Refused && !otherwise {
         wrong.push(format!("{letters} dead letters, and the outcomes are {:?}", record.outcomes.keys()));
     }
     wrong.extend(unfounded(state, job, record));
@@ -166,7 +167,10 @@ fn unfounded(state: &State, job: usize, record: &Record) -> Option<String> {
     let plan = state.plan(job);
     let has = |kind: &str| record.outcomes.contains_key(kind);
     let exhausted = record.charged >= state.story.max_attempts || record.defects >= 2;
-    let given_up = exhausted || record.crashes >= CRASHES || record.refused_for_good || state.story.lost_for_good(plan.destination);
+    let given_up = exhausted
+        || record.crashes >= CRASHES
+        || record.refused_for_good
+        || state.story.lost_for_good(plan.destination);
     let foreign = plan.taken.is_taken();
     if has("skipped") && !matches!(plan.taken, Taken::Keep(_)) {
         return Some("it is skipped, and did not ask for that".to_owned());
