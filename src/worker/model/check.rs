@@ -153,8 +153,9 @@ fn judged(state: &State, job: usize) -> Vec<String> {
     if letters > 1 && !record.doubled {
         wrong.push(format!("{letters} dead letters"));
     }
-    // A failed outcome may be recorded without its dead letter, when the job came again and was delivered then.
-    if has("failed") != (letters > 0) && plan.fate != Fate::Refused && !has("delivered") {
+    // A failed outcome may be recorded without its dead letter, where the job came again and ended otherwise.
+    let otherwise = record.doubled && record.outcomes.len() > 1;
+    if has("failed") != (letters > 0) && plan.fate != Fate::Refused && !otherwise {
         wrong.push(format!("{letters} dead letters, and the outcomes are {:?}", record.outcomes.keys()));
     }
     wrong.extend(unfounded(state, job, record));

@@ -32,10 +32,12 @@ pub(super) struct Held {
     pub(super) passed_on: bool,
 }
 
-/// A message of a lease whose removal got lost.
+/// A message of a lease whose confirm or removal got lost.
 #[derive(Debug)]
 pub(super) struct Ghost {
     pub(super) key: String,
+    /// Who wrote it. It comes back there, and ends.
+    pub(super) member: usize,
     pub(super) message: Message,
 }
 
@@ -199,6 +201,8 @@ impl World {
         note!(state, "the lease of {} is over; at work elsewhere: {taken}", state.plan(job).id);
         state.happened("leases over");
         state.records[job].doubled |= state.members[owner].alive;
+        // Others can't tell a worker that is out of touch from one that died.
+        state.records[job].crashes += u32::from(state.members[owner].alive);
         if taken {
             state.excuse_uploads(number);
         } else {
@@ -210,21 +214,26 @@ impl World {
     }
 
     /// A message of a lease stays behind in the broker: it finds whoever has the job, or becomes work again.
-    pub(super) fn leave_behind(self: &Arc<Self>, key: String, message: Message) {
+    pub(super) fn leave_behind(self: &Arc<Self>, held: &Held) {
+        let (key, member, message) = (held.key.clone(), held.member, held.handed_on());
         let number = {
             let mut state = self.lock();
             note!(state, "a message of the lease of {} is left behind", state.plan(message.job).id);
+            state.happened("leases left behind");
             state.records[message.job].doubled = true;
             let number = state.number();
-            state.ghosts.insert(number, Ghost { key, message });
+            state.ghosts.insert(number, Ghost { key, member, message });
             number
         };
         self.after(LEFT_BEHIND, move |world| {
             let mut state = world.lock();
             let Some(ghost) = state.ghosts.remove(&number) else { return };
             let at_work = state.leases.values().any(|held| held.key == ghost.key && state.members[held.member].alive);
-            note!(state, "what was left behind of {} comes up: {at_work}", state.plan(ghost.message.job).id);
-            if !at_work {
+            let known = state.members[ghost.member].alive;
+            note!(state, "what was left behind of {} comes up: {at_work}, {known}", state.plan(ghost.message.job).id);
+            if known {
+                // Whoever wrote it knows that it is out of date.
+            } else if !at_work {
                 state.enqueue(Lane::Continued, ghost.message, false);
             } else if let Some(upload) = checkpoint(&ghost.message).and_then(|id| state.buckets.uploads.get_mut(&id)) {
                 // Its worker is gone, and whoever has the job now began anew.

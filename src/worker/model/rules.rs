@@ -78,8 +78,8 @@ fn unfounded(
         Settlement::Defer { headers, .. } => headers.contains_key(ATTEMPT).then_some("an attempt is charged"),
         Settlement::Dead { .. } => {
             let refused = poisonous || state.story.jobs[job].fate == Fate::Refused || record.crashes >= CRASHES;
-            let founded =
-                refused || record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted());
+            let ended = |end| matches!(end, End::Failed(_)) && !End::is_interrupted(end);
+            let founded = record.settle(member, ended) || refused;
             (!founded).then_some("no attempt ended so")
         }
         Settlement::HandOver { headers } => {
@@ -203,6 +203,7 @@ pub(super) fn leased(state: &mut State, base: &Message, message: &LeaseMessage) 
 pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &Job, attempt: &Attempt<'_>) {
     let running = state.members[member].running;
     state.members[member].unsettled.retain(|other| *other != job);
+    state.members[member].told.retain(|other| *other != job);
     note!(state, "worker {member} begins job-{job}, resumed: {}", attempt.resume.is_some());
     if running > state.story.slots {
         state.wrong(format!("worker {member} runs {running} transfers in {} slots", state.story.slots));
