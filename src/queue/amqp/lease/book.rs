@@ -180,7 +180,7 @@ impl Book {
     }
 
     /// The first lease was not taken, as far as is known: the delivery is as it was.
-    pub(super) fn not_begun(&self, ticket: Ticket) {
+    pub(in crate::queue::amqp) fn not_begun(&self, ticket: Ticket) {
         self.close_entry(ticket, |entry| {
             entry.end(Standing::Unbegun);
             entry.wanted = false;

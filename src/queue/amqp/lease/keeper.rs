@@ -57,11 +57,11 @@ impl Keeper {
         let channel = session::lane_channel(connection, PREFETCH).await?;
         let address = shared.process.address();
         let keeper = Self { shared, publisher, channel, address, stopped: CancellationToken::new() };
-        if let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await {
-            return Ok((Arc::new(keeper), consumer?));
-        }
-        keeper.shared.process.move_on();
-        Err(QueueError::Unavailable(format!("{} does not answer; taking another", keeper.queue())))
+        let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await else {
+            keeper.shared.process.move_on();
+            return Err(QueueError::Unavailable(format!("{} does not answer; taking another", keeper.queue())));
+        };
+        Ok((Arc::new(keeper), consumer?))
     }
 
     async fn settle_in(&self) -> Result<Consumer, QueueError> {
