@@ -128,6 +128,23 @@ async fn checksums_go_on_create_and_complete_or_on_neither() {
 }
 
 #[tokio::test]
+async fn a_region_can_not_point_the_endpoint_elsewhere() {
+    let shop = Shop::open("evilregion").await;
+    for (n, region) in ["x@127.0.0.1/#", "eu-central-1.example.com", "eu-central-1:80", "../x"].into_iter().enumerate()
+    {
+        let mut inline = role_destination("acme", ACME);
+        inline["id"] = json!("inline");
+        inline["region"] = json!(region);
+        let name = format!("job-{n}");
+        shop.schedule_with(&name, b"hello", &json!({"destination": inline})).await;
+        let data = shop.failed(&name, "invalid_job").await;
+        assert!(data["message"].as_str().unwrap().contains("destination.region"), "{data:#}");
+    }
+    assert_eq!(shop.s3.calls("Any").len(), 0);
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn every_way_to_say_another_region_is_learnt_from_once() {
     let (mut site, s3) = site("regions").await;
     let text = "The authorization header is malformed; the region 'eu-central-1' is wrong; expecting 'us-west-2'";

@@ -114,10 +114,6 @@ impl Node {
         self.undo_by(&["clear_policy", "short-leases"]);
     }
 
-    pub fn unlimit_length(&self) {
-        self.ctl(&["clear_policy", "full"]);
-    }
-
     /// Runs rabbitmqctl.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         control(&self.dir, &[&["ctl"], arguments].concat())
