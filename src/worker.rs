@@ -268,7 +268,7 @@ impl Worker {
         let run = headers::run(&delivery.properties.headers);
         let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
         let id = AttemptId { run, attempts: history.attempts, deferrals: history.deferrals };
-        match self.ledger.enter(id) {
+        match self.ledger.enter(id, (self.parts.clock)()) {
             Entry::Mine(running) => self.work(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
                 drop(permits);
@@ -298,7 +298,7 @@ impl Worker {
                 Settlement::Ack
             }
             Ok(Standing::Open) => Settlement::Return,
-            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() },
+            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::begun_at(seat.begun) },
         }
     }
 
@@ -310,7 +310,7 @@ impl Worker {
         let metrics = &self.parts.metrics;
         let progress = Arc::new(Progress::default());
         self.note_wait(&delivery, job, started_at);
-        let held = Held::new(&delivery, lease.as_ref(), &self.stop);
+        let held = Held::new(&delivery, lease.as_ref(), &self.stop, started_at);
         let ended = self.attempt(&delivery, admitted, &running, &held, &progress).await;
         crash::point("ended");
         self.health.note(&ended);
@@ -460,10 +460,12 @@ fn earlier(
     first_failure_at: Option<Timestamp>,
     resume: Option<&Checkpoint>,
 ) -> Option<SystemTime> {
-    let again = delivery.redelivered || delivery.delivery_count > 0 || first_failure_at.is_some();
-    let begun = resume.and_then(|checkpoint| Timestamp::from_second(i64::try_from(checkpoint.initiated).ok()?).ok());
-    let again = again || begun.is_some();
-    let since = [job.created_at, first_failure_at, begun].into_iter().flatten().min();
+    let initiated =
+        resume.and_then(|checkpoint| Timestamp::from_second(i64::try_from(checkpoint.initiated).ok()?).ok());
+    let before = [headers::begun(&delivery.properties.headers), first_failure_at, initiated];
+    let returned = delivery.redelivered || delivery.delivery_count > 0 || delivery.lane == Lane::Continued;
+    let again = returned || before.iter().any(Option::is_some);
+    let since = before.into_iter().chain([job.created_at]).flatten().min();
     let since = since.filter(|_| again)?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
 }

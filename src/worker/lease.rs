@@ -1,10 +1,11 @@
 //! The lease of the work that goes on: when it is taken, what is in it, and what is left of it when an attempt has ended.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -27,6 +28,8 @@ const AT_ONCE: u64 = 1 << 30;
 const SUSPECT: u64 = 3;
 /// A job over which workers were lost this often in a row, with nothing to show for it, ends workers.
 pub(super) const CRASHES: u32 = 4;
+/// The most leases out of date that are looked at when a job has ended. Each may have 2 MiB.
+const OUTDATED: usize = 4;
 /// Between two tries to take a lease from a broker that does not answer.
 const AGAIN: Duration = Duration::from_secs(30);
 /// The namespace of the keys of leases, drawn once.
@@ -38,6 +41,8 @@ pub(super) struct Held {
     body: Bytes,
     content_type: Option<String>,
     lane: Lane,
+    /// When the first attempt began, as far as that is known.
+    begun: Timestamp,
     /// The unfinished upload that the delivery came with.
     carried: Option<String>,
     /// How far this attempt's upload has come.
@@ -47,13 +52,15 @@ pub(super) struct Held {
     /// Workers that were lost over this job so far, and the parts that it came with.
     crashes: u32,
     parts: usize,
+    /// Leases of the same job that were out of date.
+    outdated: Mutex<Vec<Bytes>>,
     leased: AtomicBool,
     lost: AtomicBool,
 }
 
 impl Held {
     /// The work on `delivery`; `lease` is what it carried.
-    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop) -> Arc<Self> {
+    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop, now: Timestamp) -> Arc<Self> {
         let (body, content_type) = match lease {
             Some(lease) => (lease.body.clone(), lease.content_type.clone()),
             None => (delivery.body.clone(), delivery.properties.content_type.clone()),
@@ -69,11 +76,13 @@ impl Held {
             body,
             content_type,
             lane: lease.map_or_else(|| published_to(delivery), |lease| lease.lane),
+            begun: headers::begun(&delivery.properties.headers).unwrap_or(now),
             carried,
             journal,
             stop: stop.child(),
             crashes: headers::crashes(&delivery.properties.headers),
             parts: lease.and_then(|lease| lease.checkpoint.as_ref()).map_or(0, |checkpoint| checkpoint.parts.len()),
+            outdated: Mutex::default(),
             leased: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
@@ -96,6 +105,19 @@ impl Held {
         lease.encode().or_else(bare).unwrap_or_default()
     }
 
+    /// Uploads that leases out of date tell of.
+    fn left_behind(&self) -> Vec<Checkpoint> {
+        let outdated = std::mem::take(&mut *self.outdated.lock().unwrap_or_else(PoisonError::into_inner));
+        let told = outdated.iter().filter_map(|lease| Lease::decode(lease).ok()?.checkpoint);
+        told.filter(|checkpoint| !self.journal.knows(&checkpoint.upload_id)).collect()
+    }
+
+    /// What a copy of the job carries beside its counters. An attempt that ended, however it ended, did not end the worker.
+    fn again(&self) -> Headers {
+        let survived = (self.crashes > 0).then(|| headers::counted_crashes(0));
+        headers::begun_at(self.begun).into_iter().chain(survived).collect()
+    }
+
     /// Puts into `delivery` what its copy is to carry: the checkpoint, or the job as it came first.
     pub(super) fn pack(&self, delivery: &mut Delivery, checkpoint: Option<Checkpoint>) {
         let (body, content_type) = match checkpoint {
@@ -116,7 +138,14 @@ impl Work for Held {
         LeaseMessage {
             body: self.lease(checkpoint),
             content_type: lease::CONTENT_TYPE.to_owned(),
-            headers: Headers::from([headers::counted_crashes(crashes)]),
+            headers: headers::begun_at(self.begun).into_iter().chain([headers::counted_crashes(crashes)]).collect(),
+        }
+    }
+
+    fn outdated(&self, lease: Bytes) {
+        let mut outdated = self.outdated.lock().unwrap_or_else(PoisonError::into_inner);
+        if outdated.len() < OUTDATED {
+            outdated.push(lease);
         }
     }
 
@@ -205,31 +234,31 @@ impl Worker {
         destination: &Arc<Destination>,
     ) -> Settlement {
         let checkpoint = held.journal.checkpoint();
-        // An attempt that ended, however it ended, did not end the worker.
-        let survived = (held.crashes > 0).then(|| headers::counted_crashes(0));
         match settlement {
             Settlement::Retry { rung, mut headers } => {
-                headers.extend(survived);
+                headers.extend(held.again());
                 held.pack(delivery, checkpoint);
                 Settlement::Retry { rung, headers }
             }
             Settlement::Defer { rung, mut headers } => {
-                headers.extend(survived);
+                headers.extend(held.again());
                 held.pack(delivery, checkpoint);
                 Settlement::Defer { rung, headers }
             }
-            Settlement::Return if checkpoint.is_some() => {
+            Settlement::Return if checkpoint.is_some() || held.is_leased() => {
                 held.pack(delivery, checkpoint);
-                Settlement::HandOver { headers: survived.into_iter().collect() }
+                Settlement::HandOver { headers: held.again() }
             }
             // What comes back by itself is as it was.
             Settlement::Return | Settlement::HandOver { .. } => settlement,
             Settlement::Ack | Settlement::Dead { .. } => {
                 held.pack(delivery, None);
                 // Under a lease that is lost, another worker continues the upload.
-                if let Some(checkpoint) = checkpoint.filter(|_| !held.is_lost()) {
+                if !held.is_lost() {
                     held.journal.close();
-                    self.parts.transport.abandon(destination, &checkpoint).await;
+                    for checkpoint in checkpoint.into_iter().chain(held.left_behind()) {
+                        self.parts.transport.abandon(destination, &checkpoint).await;
+                    }
                 }
                 settlement
             }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::destination::DestinationId;
@@ -45,8 +46,10 @@ pub(super) enum Standing {
 }
 
 /// Where those who join wait.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Seat {
+    /// When the work began.
+    pub(super) begun: Timestamp,
     standing: OnceLock<Standing>,
     over: CancellationToken,
 }
@@ -101,7 +104,7 @@ impl Ledger {
     }
 
     /// Enters a job, or finds out who is at it.
-    pub(super) fn enter(self: &Arc<Self>, id: AttemptId) -> Entry {
+    pub(super) fn enter(self: &Arc<Self>, id: AttemptId, now: Timestamp) -> Entry {
         let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(seat) = running.get(&id) {
             return Entry::Joined(seat.clone());
@@ -109,7 +112,7 @@ impl Ledger {
         if let Some(event) = self.delivered.get(&id.run) {
             return Entry::Delivered(event);
         }
-        let seat = Arc::<Seat>::default();
+        let seat = Arc::new(Seat { begun: now, standing: OnceLock::new(), over: CancellationToken::new() });
         running.insert(id.clone(), seat.clone());
         Entry::Mine(Running { ledger: self.clone(), id, seat })
     }
@@ -153,9 +156,9 @@ mod tests {
     #[tokio::test]
     async fn a_copy_that_waited_does_not_join_the_attempt_before_it() {
         let ledger = Ledger::new();
-        let Entry::Mine(_mine) = ledger.enter(id(0)) else { panic!("not mine") };
-        assert!(matches!(ledger.enter(AttemptId { attempts: 1, ..id(0) }), Entry::Mine(_)));
-        assert!(matches!(ledger.enter(AttemptId { deferrals: 1, ..id(0) }), Entry::Mine(_)));
+        let Entry::Mine(_mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        assert!(matches!(ledger.enter(AttemptId { attempts: 1, ..id(0) }, Timestamp::UNIX_EPOCH), Entry::Mine(_)));
+        assert!(matches!(ledger.enter(AttemptId { deferrals: 1, ..id(0) }, Timestamp::UNIX_EPOCH), Entry::Mine(_)));
     }
 
     fn event() -> Event {
@@ -165,25 +168,25 @@ mod tests {
     #[tokio::test]
     async fn the_second_delivery_joins_the_first() {
         let ledger = Ledger::new();
-        let Entry::Mine(mine) = ledger.enter(id(0)) else { panic!("not mine") };
-        let Entry::Joined(joined) = ledger.enter(id(0)) else { panic!("not joined") };
-        assert!(matches!(ledger.enter(id(1)), Entry::Mine(_)));
+        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let Entry::Joined(joined) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
+        assert!(matches!(ledger.enter(id(1), Timestamp::UNIX_EPOCH), Entry::Mine(_)));
         mine.leave(Standing::Settled(None));
         assert!(matches!(joined.end().await, Standing::Settled(None)));
-        assert!(matches!(ledger.enter(id(0)), Entry::Mine(_)));
+        assert!(matches!(ledger.enter(id(0), Timestamp::UNIX_EPOCH), Entry::Mine(_)));
     }
 
     #[tokio::test]
     async fn a_delivered_job_is_remembered_and_a_vanished_one_is_not() {
         let ledger = Ledger::new();
-        let Entry::Mine(mine) = ledger.enter(id(0)) else { panic!("not mine") };
-        let Entry::Joined(joined) = ledger.enter(id(0)) else { panic!("not joined") };
+        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let Entry::Joined(joined) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
         drop(mine);
         assert!(matches!(joined.end().await, Standing::Open));
-        let Entry::Mine(mine) = ledger.enter(id(0)) else { panic!("not mine") };
+        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
         mine.delivered(event());
         mine.leave(Standing::Open);
-        let Entry::Delivered(again) = ledger.enter(id(0)) else { panic!("forgotten") };
+        let Entry::Delivered(again) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("forgotten") };
         assert_eq!(again.id, "i");
     }
 }

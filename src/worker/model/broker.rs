@@ -79,7 +79,10 @@ impl State {
     pub(super) fn kill(&mut self, member: usize) {
         note!(self, "worker {member} is gone");
         self.members[member].alive = false;
-        self.records.iter_mut().for_each(|record| record.running.retain(|other| *other != member));
+        for record in &mut self.records {
+            record.crashes += u32::from(record.running.contains(&member));
+            record.running.retain(|other| *other != member);
+        }
         self.leases.retain(|_, held| held.member != member || !held.passed_on);
         self.end_session(member);
         self.forgive_uploads(member);

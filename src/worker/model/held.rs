@@ -32,10 +32,12 @@ pub(super) struct Held {
     pub(super) passed_on: bool,
 }
 
-/// A message of a lease whose removal got lost.
+/// A message of a lease whose confirm or removal got lost.
 #[derive(Debug)]
 pub(super) struct Ghost {
     pub(super) key: String,
+    /// Who wrote it. It comes back there, and ends.
+    pub(super) member: usize,
     pub(super) message: Message,
 }
 
@@ -77,26 +79,31 @@ impl State {
     /// it can't know that nobody continues it.
     fn excuse_uploads(&mut self, lease: u64) {
         let Some((member, job)) = self.leases.get(&lease).map(|held| (held.member, held.base.job)) else { return };
-        let theirs = |upload: &&mut Upload| upload.job == job && upload.member == member && upload.open;
-        for upload in self.buckets.uploads.values_mut().filter(theirs) {
+        let carried = self.leases.get(&lease).and_then(|held| checkpoint(&held.handed_on()));
+        let theirs = |(id, upload): &(&String, &mut Upload)| {
+            upload.open && upload.job == job && (upload.member == member || carried.as_ref() == Some(id))
+        };
+        for (_, upload) in self.buckets.uploads.iter_mut().filter(theirs) {
             upload.excused = Some("of two workers on one job, this one lost its lease");
         }
     }
 
     /// Whether some message has this upload on record.
     pub(super) fn on_record(&self, upload: &str) -> bool {
-        let known = |content_type: Option<&String>, body: &bytes::Bytes| {
-            let is_lease = Lease::is_type(content_type.map(String::as_str));
-            let lease = is_lease.then(|| Lease::decode(body).ok()).flatten();
-            lease.and_then(|lease| lease.checkpoint).is_some_and(|checkpoint| checkpoint.upload_id == upload)
-        };
         let queued = self.ready.iter().flatten().chain(self.waiting.values());
         let lent = self.members.iter().flat_map(super::member::Member::messages);
         let ghosts = self.ghosts.values().map(|ghost| &ghost.message);
         let mut messages = queued.chain(lent).chain(ghosts);
-        messages.any(|message| known(message.properties.content_type.as_ref(), &message.body))
-            || self.leases.values().any(|held| known(Some(&held.message.content_type), &held.message.body))
+        messages.any(|message| checkpoint(message).as_deref() == Some(upload))
+            || self.leases.values().any(|held| checkpoint(&held.handed_on()).as_deref() == Some(upload))
     }
+}
+
+/// The upload that a message carries on.
+fn checkpoint(message: &Message) -> Option<String> {
+    let is_lease = Lease::is_type(message.properties.content_type.as_deref());
+    let lease = is_lease.then(|| Lease::decode(&message.body).ok()).flatten();
+    lease.and_then(|lease| lease.checkpoint).map(|checkpoint| checkpoint.upload_id)
 }
 
 impl World {
@@ -194,6 +201,8 @@ impl World {
         note!(state, "the lease of {} is over; at work elsewhere: {taken}", state.plan(job).id);
         state.happened("leases over");
         state.records[job].doubled |= state.members[owner].alive;
+        // Others can't tell a worker that is out of touch from one that died.
+        state.records[job].crashes += u32::from(state.members[owner].alive);
         if taken {
             state.excuse_uploads(number);
         } else {
@@ -205,22 +214,30 @@ impl World {
     }
 
     /// A message of a lease stays behind in the broker: it finds whoever has the job, or becomes work again.
-    pub(super) fn leave_behind(self: &Arc<Self>, key: String, message: Message) {
+    pub(super) fn leave_behind(self: &Arc<Self>, held: &Held) {
+        let (key, member, message) = (held.key.clone(), held.member, held.handed_on());
         let number = {
             let mut state = self.lock();
             note!(state, "a message of the lease of {} is left behind", state.plan(message.job).id);
+            state.happened("leases left behind");
             state.records[message.job].doubled = true;
             let number = state.number();
-            state.ghosts.insert(number, Ghost { key, message });
+            state.ghosts.insert(number, Ghost { key, member, message });
             number
         };
         self.after(LEFT_BEHIND, move |world| {
             let mut state = world.lock();
             let Some(ghost) = state.ghosts.remove(&number) else { return };
             let at_work = state.leases.values().any(|held| held.key == ghost.key && state.members[held.member].alive);
-            note!(state, "what was left behind of {} comes up: {at_work}", state.plan(ghost.message.job).id);
-            if !at_work {
+            let known = state.members[ghost.member].alive;
+            note!(state, "what was left behind of {} comes up: {at_work}, {known}", state.plan(ghost.message.job).id);
+            if known {
+                // Whoever wrote it knows that it is out of date.
+            } else if !at_work {
                 state.enqueue(Lane::Continued, ghost.message, false);
+            } else if let Some(upload) = checkpoint(&ghost.message).and_then(|id| state.buckets.uploads.get_mut(&id)) {
+                // Its worker is gone, and whoever has the job now began anew.
+                upload.excused = Some("its lease was never confirmed");
             }
         });
     }

@@ -123,6 +123,8 @@ impl Link {
         match published {
             Ok(()) => self.acknowledge(ticket).await,
             Err(error) => {
+                // Its events may be out, and the job ends once more.
+                self.world.lock().records[message.job].doubled = true;
                 self.comes_again(ticket);
                 Err(error)
             }
@@ -217,8 +219,7 @@ impl Link {
             Sent::Refused => return Err(QueueError::Unavailable("the lease is not taken".to_owned())),
             Sent::Unconfirmed => {
                 let base = self.message(ticket)?;
-                let ghost = Held { ..self.held(base, ticket, key, work, message) };
-                self.world.leave_behind(key.to_owned(), ghost.handed_on());
+                self.world.leave_behind(&self.held(base, ticket, key, work, message));
                 return Err(QueueError::Unavailable("the lease is not confirmed".to_owned()));
             }
         }
@@ -310,7 +311,7 @@ impl Link {
             (held, state.strikes("ack lost", weather))
         };
         if left_behind {
-            self.world.leave_behind(held.key.clone(), held.handed_on());
+            self.world.leave_behind(&held);
         }
         self.world.changed.notify_one();
         Ok(())
@@ -340,7 +341,14 @@ impl Queue for Link {
         settlement: Settlement,
         events: Vec<Event>,
     ) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(self.perform(delivery, settlement, events))
+        Box::pin(async move {
+            let job = rules::job_of(delivery.properties.message_id.as_deref());
+            let settled = self.perform(delivery, settlement, events).await;
+            if settled.is_err() {
+                self.world.lock().members[self.member].unsettled.push(job);
+            }
+            settled
+        })
     }
 
     fn lease<'a>(

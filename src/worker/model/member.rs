@@ -36,6 +36,8 @@ pub(super) struct Member {
     pub(super) told: Vec<usize>,
     /// Uploads that came with its deliveries.
     pub(super) resumed: Vec<String>,
+    /// Jobs that it could not settle.
+    pub(super) unsettled: Vec<usize>,
     pub(super) worker: Weak<Worker>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) drain: CancellationToken,
@@ -60,6 +62,7 @@ impl Member {
             leasing: 0,
             told: Vec::new(),
             resumed: Vec::new(),
+            unsettled: Vec::new(),
             worker: Weak::new(),
             metrics,
             drain: CancellationToken::new(),

@@ -18,6 +18,8 @@ pub(super) struct Record {
     pub(super) charged: u32,
     pub(super) defects: u32,
     pub(super) deferred_since: Option<Duration>,
+    /// Workers that died over it.
+    pub(super) crashes: u32,
     pub(super) refused_for_good: bool,
     pub(super) delivered: bool,
     /// The terminal outcomes that were recorded: kind and id.

@@ -11,6 +11,7 @@ use crate::lane::Lane;
 use crate::outcome::{Class, Outcome, Policy, Reason};
 use crate::queue::{Delivery, Event, LeaseMessage, Settlement};
 use crate::transfer::Attempt;
+use crate::worker::lease::CRASHES;
 
 const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
@@ -48,13 +49,16 @@ fn unfounded(
     kinds: &[&str],
 ) -> Option<&'static str> {
     let before = &delivery.properties.headers;
+    let poisonous = state.plan(job).fate == Fate::Poison;
     let record = &mut state.records[job];
     match settlement {
         Settlement::Ack => match kinds {
             [] => None,
             ["delivered"] if record.settle(member, |end| end == End::Delivered) || record.delivered => None,
             ["skipped"] if record.settle(member, |end| end == End::Skipped) => None,
-            ["expired"] if record.settle(member, |end| matches!(end, End::Expired | End::Failed(_))) => None,
+            ["expired"] if record.settle(member, |end| end == End::Expired) => None,
+            ["expired"] if record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted()) => None,
+            ["expired"] if record.settle(member, End::is_interrupted) || poisonous || record.crashes >= CRASHES => None,
             _ => Some("no attempt ended so"),
         },
         Settlement::Retry { headers, .. } => {
@@ -73,9 +77,9 @@ fn unfounded(
         }
         Settlement::Defer { headers, .. } => headers.contains_key(ATTEMPT).then_some("an attempt is charged"),
         Settlement::Dead { .. } => {
-            let refused = matches!(state.story.jobs[job].fate, Fate::Refused | Fate::Poison);
-            let founded =
-                refused || record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted());
+            let refused = poisonous || state.story.jobs[job].fate == Fate::Refused || record.crashes >= CRASHES;
+            let ended = |end| matches!(end, End::Failed(_)) && !End::is_interrupted(end);
+            let founded = record.settle(member, ended) || refused;
             (!founded).then_some("no attempt ended so")
         }
         Settlement::HandOver { headers } => {
@@ -165,6 +169,8 @@ pub(super) fn buried(state: &mut State, letter: &Message) {
             Some(format!("exhausted after {} failures", record.charged))
         }
         Some((Reason::CrashLoop, _)) if poisonous && record.attempts == 0 => None,
+        Some((Reason::CrashLoop, _)) if record.crashes >= CRASHES => None,
+        Some((Reason::CrashLoop, _)) => Some(format!("{} workers died over it", record.crashes)),
         Some((_, Class::Defect)) if record.defects < 2 => Some("after one defect".to_owned()),
         Some((_, Class::Interrupted | Class::Worker)) => Some("nothing was wrong with it".to_owned()),
         Some(_) => None,
@@ -196,6 +202,8 @@ pub(super) fn leased(state: &mut State, base: &Message, message: &LeaseMessage) 
 /// An attempt begins.
 pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &Job, attempt: &Attempt<'_>) {
     let running = state.members[member].running;
+    state.members[member].unsettled.retain(|other| *other != job);
+    state.members[member].told.retain(|other| *other != job);
     note!(state, "worker {member} begins job-{job}, resumed: {}", attempt.resume.is_some());
     if running > state.story.slots {
         state.wrong(format!("worker {member} runs {running} transfers in {} slots", state.story.slots));
@@ -227,7 +235,8 @@ pub(super) fn abandoning(state: &mut State, member: usize, checkpoint: &Checkpoi
     let Some(upload) = state.buckets.open(id) else { return };
     let (job, other) = (upload.job, upload.member);
     let busy = other != member && state.records[job].running.contains(&other) && !state.records[job].delivered;
-    let foreign = state.members[member].told.contains(&job) || state.members[member].resumed.contains(id);
+    let worker = &state.members[member];
+    let foreign = worker.told.contains(&job) || worker.unsettled.contains(&job) && worker.resumed.contains(id);
     if busy && foreign {
         state.wrong(format!("worker {member} gives up {id} of job-{job}, with which worker {other} goes on"));
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use lapin::message::Delivery as Message;
 use lapin::options::{
@@ -56,11 +57,11 @@ impl Keeper {
         let channel = session::lane_channel(connection, PREFETCH).await?;
         let address = shared.process.address();
         let keeper = Self { shared, publisher, channel, address, stopped: CancellationToken::new() };
-        if let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await {
-            return Ok((Arc::new(keeper), consumer?));
-        }
-        keeper.shared.process.move_on();
-        Err(QueueError::Unavailable(format!("{} does not answer; taking another", keeper.queue())))
+        let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await else {
+            keeper.shared.process.move_on();
+            return Err(QueueError::Unavailable(format!("{} does not answer; taking another", keeper.queue())));
+        };
+        Ok((Arc::new(keeper), consumer?))
     }
 
     async fn settle_in(&self) -> Result<Consumer, QueueError> {
@@ -185,7 +186,12 @@ impl Keeper {
         match self.judge(key, mark) {
             Verdict::Renew => self.renew(key, &message.acker).await,
             Verdict::Pass | Verdict::Unknown if !mark.is_notice() => self.pass_on(&message, Some((key, mark))).await,
-            _ => acknowledge_quietly(&message.acker).await,
+            verdict => {
+                if verdict == Verdict::Stale && !mark.is_notice() {
+                    self.tell_outdated(key, &message);
+                }
+                acknowledge_quietly(&message.acker).await;
+            }
         }
         self.unbind_unwanted(key).await;
     }
@@ -202,7 +208,9 @@ impl Keeper {
         let verdict = self.judge(key, mark);
         let work = match verdict {
             _ if mark.is_notice() => None,
-            Verdict::Renew | Verdict::Last | Verdict::Stale => None,
+            // Told to the work that goes on; without any, the worker looks at it.
+            Verdict::Stale => (!self.tell_outdated(key, message)).then_some(()),
+            Verdict::Renew | Verdict::Last => None,
             Verdict::Past | Verdict::Newer | Verdict::Pass | Verdict::Unknown => Some(()),
         };
         if verdict == Verdict::Renew {
@@ -214,6 +222,15 @@ impl Keeper {
             self.unbind_unwanted(key).await;
         }
         work.map(|()| fetched)
+    }
+
+    /// Whether there was work to be told.
+    fn tell_outdated(&self, key: &str, message: &Message) -> bool {
+        let work = self.shared.leases.work(key);
+        if let Some(work) = &work {
+            work.outdated(Bytes::copy_from_slice(&message.data));
+        }
+        work.is_some()
     }
 
     fn judge(&self, key: &str, mark: &Mark) -> Verdict {
