@@ -33,7 +33,9 @@ impl Node {
         std::fs::create_dir_all(&dir).unwrap();
         let turn = File::create(dir.join("turn")).unwrap();
         turn.lock().unwrap();
-        Self { turn: Some(turn), ..Self::start(&dir) }
+        let mut node = Self::start(&dir);
+        node.turn = Some(turn);
+        node
     }
 
     /// As a power cut: kill -9.
@@ -134,7 +136,10 @@ impl Node {
         control(&self.dir, &["thaw"]);
         for arguments in self.undo.lock().unwrap().drain(..) {
             // What a test has undone itself may be gone.
-            let _ = try_control(&self.dir, &[&["ctl"], &*arguments.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+            let _ = try_control(
+                &self.dir,
+                &[&["ctl"], &*arguments.iter().map(String::as_str).collect::<Vec<_>>()].concat(),
+            );
         }
     }
 }

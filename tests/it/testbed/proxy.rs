@@ -111,8 +111,13 @@ async fn pump(mut weather: watch::Receiver<Weather>, mut from: OwnedReadHalf, mu
     loop {
         let read = tokio::select! {
             biased;
-            storm = weather.wait_for(|now| matches!(now, Weather::Reset | Weather::HalfClose)) => {
-                let Ok(Weather::Reset) = storm.map(|now| *now) else { return half_close(&mut from, to, way).await };
+            reset = async {
+                let storm = weather.wait_for(|now| matches!(now, Weather::Reset | Weather::HalfClose)).await;
+                storm.is_ok_and(|now| *now == Weather::Reset)
+            } => {
+                if !reset {
+                    return half_close(&mut from, to, way).await;
+                }
                 let _ = from.as_ref().set_zero_linger();
                 let _ = to.as_ref().set_zero_linger();
                 return;

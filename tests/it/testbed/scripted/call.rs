@@ -67,7 +67,7 @@ impl Call {
     /// When it was signed.
     pub fn signed(&self) -> Option<Timestamp> {
         let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", self.header("x-amz-date")?).ok()?;
-        time.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|time| time.timestamp())
+        jiff::tz::TimeZone::UTC.to_timestamp(time).ok()
     }
 
     /// True when the call asks for any encryption.
