@@ -27,5 +27,6 @@ mod queue_embedded_crash;
 mod reload;
 mod secrets;
 mod shop;
+mod soak;
 mod testbed;
 mod twice;

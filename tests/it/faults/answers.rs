@@ -17,7 +17,13 @@ const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 async fn put_object_is_all_that_a_delivery_needs() {
     let shop = Shop::open("putonly").await;
     let denied = [
-        "HeadObject", "GetObject", "HeadBucket", "ListObjectsV2", "GetBucketLocation", "AbortMultipartUpload", "DeleteObject",
+        "HeadObject",
+        "GetObject",
+        "HeadBucket",
+        "ListObjectsV2",
+        "GetBucketLocation",
+        "AbortMultipartUpload",
+        "DeleteObject",
     ];
     for operation in denied {
         shop.s3.on(operation).before(DENIED);
@@ -63,7 +69,12 @@ async fn the_owner_is_named_on_every_call() {
     shop.delivered("lost").await;
     shop.site.broker.taken("wait.5s", "\"broken\"").await;
     let operations = [
-        "PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload", "ListObjectsV2",
+        "PutObject",
+        "CreateMultipartUpload",
+        "UploadPart",
+        "CompleteMultipartUpload",
+        "AbortMultipartUpload",
+        "ListObjectsV2",
     ];
     for operation in operations {
         let calls = shop.s3.calls(operation);
@@ -305,7 +316,12 @@ async fn a_request_is_signed_when_it_is_sent() {
     shop.site.broker.all_ended(41, Duration::from_secs(60)).await;
     for call in shop.s3.calls("Any") {
         let waited = call.arrived.duration_since(call.signed().unwrap());
-        assert!(waited <= jiff::SignedDuration::from_secs(4), "{} {} was signed {waited:#} before", call.operation, call.key);
+        assert!(
+            waited <= jiff::SignedDuration::from_secs(4),
+            "{} {} was signed {waited:#} before",
+            call.operation,
+            call.key
+        );
     }
     shop.close().await;
 }

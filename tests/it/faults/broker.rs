@@ -66,7 +66,11 @@ async fn killed_or_stopped_again_and_again_work_goes_on_soon_after_its_return() 
     for round in 0..rounds {
         shop.schedule_many(&format!("round-{round}"), 40).await;
         shop.objects(round * 40 + 5).await;
-        if round % 2 == 0 { node.kill() } else { node.stop() }
+        if round % 2 == 0 {
+            node.kill()
+        } else {
+            node.stop()
+        }
         let before = shop.s3.calls("PutObject").len();
         node.start_again();
         let back = Instant::now();
@@ -184,6 +188,7 @@ async fn full_of_dead_letters_it_refuses_one_and_the_job_is_not_lost() {
     .await;
     assert!(dead().await < f64::from(count), "a refused dead letter counts as settled");
     node.unlimit_length();
-    until("every dead letter", Duration::from_secs(60), async || (dead().await == f64::from(count)).then_some(())).await;
+    until("every dead letter", Duration::from_secs(60), async || (dead().await == f64::from(count)).then_some(()))
+        .await;
     shop.close_on(&node).await;
 }

@@ -14,7 +14,9 @@ use crate::testbed::{MIB, bytes, until};
 async fn shop(word: &str) -> (Shop, WebSource) {
     let (mut site, s3) = site(word).await;
     let web = WebSource::http().await;
-    site.set("source.allow_http", true).set("source.schemes", json!(["https", "file"])).set("source.max_bytes", "60MiB");
+    site.set("source.allow_http", true)
+        .set("source.schemes", json!(["https", "file"]))
+        .set("source.max_bytes", "60MiB");
     let worker = site.worker().await;
     (Shop { site, s3, worker }, web)
 }
@@ -94,7 +96,8 @@ async fn a_file_that_changes_under_the_upload_is_never_completed() {
     for name in ["rewritten", "truncated", "grown"] {
         let content = bytes(105, 20 * MIB);
         shop.schedule(name, &content).await;
-        until("the upload is open", Duration::from_secs(30), async || (shop.s3.open_uploads() == 1).then_some(())).await;
+        until("the upload is open", Duration::from_secs(30), async || (shop.s3.open_uploads() == 1).then_some(()))
+            .await;
         let path = shop.site.files().join(name);
         match name {
             "rewritten" => std::fs::write(&path, bytes(106, 20 * MIB)).unwrap(),

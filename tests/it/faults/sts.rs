@@ -25,7 +25,9 @@ fn grants(policy: &Value) -> BTreeSet<(String, String)> {
     let statements = policy["Statement"].as_array().unwrap().iter();
     let pairs = statements.flat_map(|statement| {
         let resources = words(&statement["Resource"]);
-        words(&statement["Action"]).into_iter().flat_map(move |a| resources.clone().into_iter().map(move |r| (a.clone(), r)))
+        words(&statement["Action"])
+            .into_iter()
+            .flat_map(move |a| resources.clone().into_iter().map(move |r| (a.clone(), r)))
     });
     pairs.collect()
 }
@@ -49,7 +51,8 @@ async fn a_role_is_assumed_for_an_hour_by_name_and_for_the_folder_alone() {
     for action in ["PutObject", "AbortMultipartUpload", "PutObjectTagging", "DeleteObject"] {
         assert!(grants.contains(&below(action)), "{action}: {grants:?}");
     }
-    let wide: Vec<_> = grants.iter().filter(|(a, r)| a.starts_with("s3:") && r.contains('*') && !r.contains("/in/*")).collect();
+    let wide: Vec<_> =
+        grants.iter().filter(|(a, r)| a.starts_with("s3:") && r.contains('*') && !r.contains("/in/*")).collect();
     assert!(wide.is_empty(), "{wide:?}");
     assert!(call.asked("Policy").contains("s3.*.amazonaws.com"), "the key of a bucket's default encryption");
     shop.close().await;
@@ -112,7 +115,8 @@ async fn sessions_differ_by_tenant_role_external_id_region_and_folder() {
 async fn a_hundred_customers_keep_a_hundred_sessions() {
     let (mut site, s3) = site("hundred").await;
     for n in 0..100 {
-        let (id, bucket, account) = (format!("c{n}"), format!("bucket-{n}"), format!("{:012}", 200_000_000_000_u64 + n));
+        let (id, bucket, account) =
+            (format!("c{n}"), format!("bucket-{n}"), format!("{:012}", 200_000_000_000_u64 + n));
         s3.bucket(&bucket, REGION, &account);
         site.destination(&id, &role_destination(&bucket, &account));
     }
@@ -164,8 +168,10 @@ async fn one_customers_throttled_sts_takes_no_retry_from_another() {
     for n in 0..40 {
         shop.site.broker.schedule(&job(&format!("sick-{n}"), &url, &format!("sick-{n}"), &format!("sick-{n}"))).await;
     }
-    until("all of them failed once", Duration::from_secs(60), async || (shop.failures("throttled").await >= 40.0).then_some(()))
-        .await;
+    until("all of them failed once", Duration::from_secs(60), async || {
+        (shop.failures("throttled").await >= 40.0).then_some(())
+    })
+    .await;
     shop.site.broker.schedule(&job("good", &url, "beta", "good")).await;
     assert_eq!(shop.delivered("good").await["attempts"], 1, "its retries were gone");
     assert_eq!(shop.s3.foreign_calls(), Vec::<String>::new());

@@ -202,7 +202,9 @@ impl<'a> Checker<'a> {
         let length = object.bytes.len();
         self.expect("I1", equal, || format!("the object of {id} ({length} bytes) is not its source"));
         let same_key = self.jobs_of(promise).len() > 1;
-        self.expect("I1", same_key || end["data"]["bytes"] == json!(length), || format!("{id} is told with other bytes"));
+        self.expect("I1", same_key || end["data"]["bytes"] == json!(length), || {
+            format!("{id} is told with other bytes")
+        });
     }
 
     /// What may be under the key of a job: its own source, or that of another job for the same key.
@@ -246,12 +248,16 @@ impl<'a> Checker<'a> {
         for complete in self.s3.calls("CompleteMultipartUpload") {
             let id = complete.asked("uploadId").to_owned();
             let checked = self.s3.began(&id).is_some_and(|began| began.contains_key("x-amz-checksum-algorithm"));
-            let proofs = ["x-amz-mp-object-size", "x-amz-checksum-crc64nvme"].map(|name| complete.header(name).is_some());
-            self.expect("I3", proofs == [checked, checked], || format!("{} was completed with {proofs:?}", complete.key));
+            let proofs =
+                ["x-amz-mp-object-size", "x-amz-checksum-crc64nvme"].map(|name| complete.header(name).is_some());
+            self.expect("I3", proofs == [checked, checked], || {
+                format!("{} was completed with {proofs:?}", complete.key)
+            });
         }
         for (bucket, key, bytes) in self.s3.completed() {
             let jobs: Vec<_> = promises.values().filter(|p| (&p.bucket, &p.key) == (&bucket, &key)).collect();
-            let known: Vec<_> = jobs.iter().flat_map(|job| self.contents(job).into_iter().map(move |c| (job, c))).collect();
+            let known: Vec<_> =
+                jobs.iter().flat_map(|job| self.contents(job).into_iter().map(move |c| (job, c))).collect();
             let equal = known.iter().any(|(job, content)| plain(job, &bytes) == content);
             self.expect("I3", known.is_empty() || equal, || format!("{key} was completed and is not its source"));
         }
@@ -269,7 +275,8 @@ impl<'a> Checker<'a> {
             let bucket = destination["bucket"].as_str().unwrap_or_default().to_owned();
             allowed.entry(bucket).or_default().insert(principal.to_owned());
         }
-        let principal = |call: &Call| self.s3.role_of(&call.access_key_id).unwrap_or_else(|| call.access_key_id.clone());
+        let principal =
+            |call: &Call| self.s3.role_of(&call.access_key_id).unwrap_or_else(|| call.access_key_id.clone());
         let wrong = |call: &Call| allowed.get(&call.bucket).is_some_and(|known| !known.contains(&principal(call)));
         let wrong: Vec<_> = self.s3.calls("Any").into_iter().filter(wrong).collect();
         for call in wrong {
@@ -295,7 +302,8 @@ impl<'a> Checker<'a> {
         let logs: Vec<_> = self.workers.iter().map(|w| w.log()).chain(self.node.map(Node::log)).collect();
         let twice = logs.iter().any(|log| log.contains("unknown delivery tag"));
         self.expect("I6", !twice, || "a delivery was settled twice: unknown delivery tag".to_owned());
-        let once = promises.values().all(|p| p.copies == 1) && found.outcomes.iter().all(|o| promises.contains_key(&of(o)));
+        let once =
+            promises.values().all(|p| p.copies == 1) && found.outcomes.iter().all(|o| promises.contains_key(&of(o)));
         if self.crashed || self.workers.is_empty() || !once || settled.reconnects > 0.0 {
             return;
         }

@@ -307,10 +307,13 @@ impl ScriptedS3 {
     pub fn why_open(&self) -> Vec<(String, Option<&'static str>)> {
         let ids: Vec<_> = self.store().uploads.keys().cloned().collect();
         let calls = self.calls.lock().unwrap();
-        let told = |id: &String| calls.iter().any(|call| call.operation == "UploadPart" && call.asked("uploadId") == id);
-        let created_badly = calls.iter().any(|call| call.operation == "CreateMultipartUpload" && (call.bent || call.status == 0));
+        let told =
+            |id: &String| calls.iter().any(|call| call.operation == "UploadPart" && call.asked("uploadId") == id);
+        let created_badly =
+            calls.iter().any(|call| call.operation == "CreateMultipartUpload" && (call.bent || call.status == 0));
         let refused = |id: &String| {
-            let aborts = calls.iter().filter(|call| call.operation == "AbortMultipartUpload" && call.asked("uploadId") == id);
+            let aborts =
+                calls.iter().filter(|call| call.operation == "AbortMultipartUpload" && call.asked("uploadId") == id);
             aborts.fold(false, |any, abort| any || abort.status != 204)
         };
         let why = |id: &String| match () {

@@ -164,8 +164,7 @@ impl Store {
         let upload = self.upload(call)?;
         let (bytes, listed) = assembled(call, upload)?;
         let (modified, headers) = (upload.initiated, upload.headers.clone());
-        let object =
-            Object { etag: format!("{}-{listed}", etag(&bytes)), modified, headers, bytes: self.once(bytes) };
+        let object = Object { etag: format!("{}-{listed}", etag(&bytes)), modified, headers, bytes: self.once(bytes) };
         self.uploads.remove(call.asked("uploadId"));
         self.completed.push((call.bucket.clone(), call.key.clone(), object.bytes.clone()));
         let created = Call { headers: object.headers.clone(), ..call.clone() };
