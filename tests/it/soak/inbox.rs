@@ -43,6 +43,11 @@ impl Told {
         }
     }
 
+    /// The word, and why where it failed: one that expired also says what was wrong last, and that is chance.
+    pub fn end(&self) -> (&str, &str) {
+        (&self.outcome, if self.outcome == "failed" { &self.reason } else { "" })
+    }
+
     pub fn is_end(&self) -> bool {
         self.outcome != "retrying"
     }

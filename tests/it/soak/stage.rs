@@ -128,7 +128,7 @@ impl Stage {
         };
         let there = draft.kind != Kind::Missing;
         let url = match draft.origin {
-            Origin::File if there => return self.site.file(&name, contents),
+            Origin::File if there => return self.file(&name, contents),
             Origin::File => format!("file://{}/nowhere", self.site.files().display()),
             Origin::S3 => {
                 if there {
@@ -140,6 +140,12 @@ impl Stage {
             _ => self.sources[0].in_place_of(&self.web.put(&name, web_content(draft, contents))),
         };
         self.site.holds(url, contents.clone())
+    }
+
+    /// Written once: other jobs may be reading it.
+    fn file(&self, name: &str, contents: &Bytes) -> String {
+        let path = self.site.files().join(name);
+        if path.exists() { format!("file://{}", path.display()) } else { self.site.file(name, contents) }
     }
 }
 

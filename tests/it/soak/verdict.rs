@@ -102,7 +102,7 @@ impl Verdict {
     }
 
     fn count_job(&mut self, id: &str, job: &Published, ends: &[&Told], problems: &mut Vec<String>) {
-        let kinds: BTreeSet<_> = ends.iter().map(|end| (end.outcome.as_str(), end.reason.as_str())).collect();
+        let kinds: BTreeSet<_> = ends.iter().map(|end| end.end()).collect();
         let ids: BTreeSet<_> = ends.iter().map(|end| (&end.outcome, &end.id)).collect();
         let outcomes: BTreeSet<_> = ends.iter().map(|end| &end.outcome).collect();
         self.resent += ends.len() - ids.len();
