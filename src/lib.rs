@@ -20,15 +20,16 @@
 //! | L4 | `transfer`, `check` | one job from start to outcome; the connection test, by the same session and upload path |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
-//! | L1b | `retry`, `metrics`, `telemetry`, `shutdown` | ground services |
+//! | L1b | `crash`, `retry`, `metrics`, `telemetry`, `shutdown` | ground services |
 //! | L1a | `config` | sections, validated |
-//! | L0 | `outcome`, `destination`, `policy`, `diagnosis`, `job`, `lane` | the vocabulary: pure, valid by construction; `policy` says what a destination needs of IAM, `diagnosis` what a refusal means |
+//! | L0 | `outcome`, `destination`, `policy`, `diagnosis`, `job`, `lane` | the vocabulary: pure, valid by construction; `policy` says what a destination needs of IAM, `diagnosis` what a refusal means, `job::lease` how far the work on a job has come |
 
 pub mod admin;
 pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod crash;
 pub mod destination;
 #[cfg(feature = "dev")]
 pub mod dev;

@@ -14,13 +14,14 @@ mod s3;
 mod scripted;
 
 use std::fmt;
+use std::future::ready;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 
 use crate::config::SourceConfig;
 use crate::job::lease::SourceMark;
@@ -103,32 +104,61 @@ impl Sources {
     }
 
     /// Opens a source again to go on at byte `offset` of the content that `mark` names: the chunks begin there (a file is a
-    /// file, whatever the offset), `length` is still that of the whole. `None` when it is not that content any more.
+    /// file, whatever the offset), `length` is still that of the whole, and the stream ends as one of [`Sources::open`] does.
+    ///
+    /// `None` when it is not that content any more, or can't be gone on with: then the job begins anew, and [`Sources::open`]
+    /// compares what is there with what the job says. Fails as that does.
+    ///
+    /// Where nothing is left the stream is empty, but it must be read to its end: a SHA-256 is only proven there, by reading
+    /// everything once more.
     pub async fn open_at(
         &self,
         source: &job::Source,
         mark: &SourceMark,
         offset: u64,
     ) -> Result<Option<SourceStream>, Failure> {
-        let stream = self.open(source).await?;
-        let same = stream.validator.as_ref() == Some(&mark.validator) && stream.length == mark.length;
-        let whole = matches!(stream.body, SourceBody::File(_)) || offset == 0;
-        Ok((same && whole).then_some(stream))
+        if mark.length.is_some_and(|length| offset > length) || !resume::is_strong(&mark.validator) {
+            return Ok(None);
+        }
+        self.open_again(source, mark, offset).await.map_err(named)
     }
 
     async fn open_from(&self, source: &job::Source) -> Result<SourceStream, Failure> {
         self.allowed(source.location.scheme())?;
-        match &source.location {
-            Location::File(path) => self.open_file(source, path).await,
-            Location::Http(url) => match &self.http {
-                Some(http) => self.stream(source, http.open(url).await?),
-                None => Err(off("source.schemes does not list https")),
-            },
-            Location::S3 { bucket, key } => match &self.s3 {
-                Some(s3) => self.stream(source, s3.open(bucket, key).await?),
-                None => Err(off("this worker has no identity to read s3 sources with")),
-            },
-        }
+        let opened = match &source.location {
+            Location::File(path) => return self.open_file(source, path).await,
+            Location::Http(url) => self.http()?.open(url).await?,
+            Location::S3 { bucket, key } => self.s3()?.open(bucket, key).await?,
+        };
+        self.stream(source, opened, 0)
+    }
+
+    async fn open_again(
+        &self,
+        source: &job::Source,
+        mark: &SourceMark,
+        offset: u64,
+    ) -> Result<Option<SourceStream>, Failure> {
+        self.allowed(source.location.scheme())?;
+        let from = first_byte(source, mark, offset);
+        let opened = match &source.location {
+            Location::File(path) => return self.open_file_again(source, path, mark).await,
+            Location::Http(url) => self.http()?.open_at(url, mark, from).await?,
+            Location::S3 { bucket, key } => self.s3()?.open_at(bucket, key, mark, from).await?,
+        };
+        let Some(mut opened) = opened else { return Ok(None) };
+        // What the origin said once holds for the same content, even if it is silent now; what the job says is held to anyway.
+        opened.length = opened.length.or(mark.length.filter(|_| source.size.is_none()));
+        let stream = self.stream(source, opened, from)?;
+        Ok(Some(without_first(stream, offset - from)))
+    }
+
+    fn http(&self) -> Result<&HttpSource, Failure> {
+        self.http.as_ref().ok_or_else(|| off("source.schemes does not list https"))
+    }
+
+    fn s3(&self) -> Result<&S3Source, Failure> {
+        self.s3.as_ref().ok_or_else(|| off("this worker has no identity to read s3 sources with"))
     }
 
     /// `http` needs `allow_http` alone; everything else is listed.
@@ -142,18 +172,39 @@ impl Sources {
     }
 
     async fn open_file(&self, source: &job::Source, path: &Path) -> Result<SourceStream, Failure> {
-        let root = self.root.clone().ok_or_else(|| off("source.file_root is not set, so no file may be read"))?;
-        let file = Arc::new(match FileSource::open_cached(&root, path, &self.metrics) {
-            Some(file) => file,
-            None => self.open_waiting(root, path.to_owned()).await?,
-        });
-        let validator = file.validator();
-        let expected = Expected::of(source, self.config.max_bytes, Some(file.length()), Some(&validator))?;
+        let file = self.file(path).await?;
+        let expected = self.expected_of_file(source, &file)?;
         if let Some(wanted) = &expected.sha256 {
             proof::same_digest(wanted, &FileSource::sha256(&file).await?)?;
         }
-        let length = Some(file.length());
-        Ok(SourceStream { length, validator: Some(validator), resumable: true, body: SourceBody::File(file) })
+        Ok(stream_of(file))
+    }
+
+    /// The digest is not taken again: it was before anything of this very content was uploaded.
+    async fn open_file_again(
+        &self,
+        source: &job::Source,
+        path: &Path,
+        mark: &SourceMark,
+    ) -> Result<Option<SourceStream>, Failure> {
+        let file = self.file(path).await?;
+        if file.validator() != mark.validator || mark.length.is_some_and(|length| length != file.length()) {
+            return Ok(None);
+        }
+        self.expected_of_file(source, &file)?;
+        Ok(Some(stream_of(file)))
+    }
+
+    fn expected_of_file(&self, source: &job::Source, file: &FileSource) -> Result<Expected, Failure> {
+        Expected::of(source, self.config.max_bytes, Some(file.length()), Some(&file.validator()))
+    }
+
+    async fn file(&self, path: &Path) -> Result<Arc<FileSource>, Failure> {
+        let root = self.root.clone().ok_or_else(|| off("source.file_root is not set, so no file may be read"))?;
+        Ok(Arc::new(match FileSource::open_cached(&root, path, &self.metrics) {
+            Some(file) => file,
+            None => self.open_waiting(root, path.to_owned()).await?,
+        }))
     }
 
     async fn open_waiting(&self, root: Arc<Path>, path: std::path::PathBuf) -> Result<FileSource, Failure> {
@@ -163,7 +214,8 @@ impl Sources {
         opened.await.map_err(stopped)?
     }
 
-    fn stream(&self, source: &job::Source, opened: Opened) -> Result<SourceStream, Failure> {
+    /// `from` is the source's first byte in the chunks.
+    fn stream(&self, source: &job::Source, opened: Opened, from: u64) -> Result<SourceStream, Failure> {
         let expected = Expected::of(source, self.config.max_bytes, opened.length, opened.etag.as_deref())?;
         let length = expected.length();
         let validator = opened.strong_etag().map(ToOwned::to_owned);
@@ -173,9 +225,41 @@ impl Sources {
                 metrics.source_read(scheme, chunk.len() as u64);
             }
         });
-        let chunks = proof::proven(Box::pin(counted), expected);
-        Ok(SourceStream { length, validator, resumable: false, body: SourceBody::Chunks(chunks) })
+        let chunks = proof::proven(Box::pin(counted), expected, from);
+        Ok(SourceStream { length, validator, resumable: opened.resumable, body: SourceBody::Chunks(chunks) })
     }
+}
+
+fn stream_of(file: Arc<FileSource>) -> SourceStream {
+    let (length, validator) = (Some(file.length()), Some(file.validator()));
+    SourceStream { length, validator, resumable: true, body: SourceBody::File(file) }
+}
+
+/// Where to read from to go on at `offset`: a digest needs everything, and where nothing may be left one byte more is asked
+/// for, because a range must not be empty.
+fn first_byte(source: &job::Source, mark: &SourceMark, offset: u64) -> u64 {
+    if source.sha256.is_some() {
+        0
+    } else if mark.length.is_some_and(|length| offset < length) {
+        offset
+    } else {
+        offset.saturating_sub(1)
+    }
+}
+
+/// The same stream but for its first bytes, which were read only to be proven.
+fn without_first(stream: SourceStream, mut bytes: u64) -> SourceStream {
+    let body = match stream.body {
+        SourceBody::Chunks(chunks) if bytes > 0 => {
+            SourceBody::Chunks(Box::pin(chunks.try_filter_map(move |mut chunk| {
+                let first = chunk.split_to(chunk.len().min(usize::try_from(bytes).unwrap_or(usize::MAX)));
+                bytes -= first.len() as u64;
+                ready(Ok((!chunk.is_empty()).then_some(chunk)))
+            })))
+        }
+        body => body,
+    };
+    SourceStream { body, ..stream }
 }
 
 fn off(why: &str) -> Failure {

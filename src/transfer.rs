@@ -9,14 +9,16 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
 use crate::check::{Checker, LIMIT, Report};
-use crate::destination::{Destination, ObjectKey};
-use crate::job::lease::Checkpoint;
+use crate::crash;
+use crate::destination::{Checksum, Destination, ObjectKey};
+use crate::job::lease::{Checkpoint, SourceMark};
 use crate::job::{Compression, Job, ObjectAttributes};
 use crate::metrics::Metrics;
 use crate::outcome::{Ended, Failure, Reason, Receipt};
 use crate::session::Sessions;
-use crate::source::{SourceBody, SourceStream, Sources, compress, counted};
-use crate::upload::{Course, Journal, Progress, Stop, Target, Uploaded, Uploader, fits, next_offset};
+use crate::source::compress::{self, Packer};
+use crate::source::{SourceBody, SourceStream, Sources, counted};
+use crate::upload::{Course, Feed, Journal, Progress, Stop, Target, Uploaded, Uploader, fits, next_offset};
 
 /// Everything a transfer uses. Built once, shared by all.
 #[derive(Debug)]
@@ -159,6 +161,7 @@ impl Transfers {
     ) -> Result<T, Failure> {
         let opened = async {
             self.sessions.get(attempt.destination).await?;
+            crash::point("session");
             opening.await
         };
         tokio::select! {
@@ -179,7 +182,19 @@ impl Transfers {
         if let Some(length) = source.length {
             attempt.progress.source_opened(length);
         }
-        let (source, read) = compressed(source, job.compression);
+        let mark = source.validator.clone().filter(|_| source.resumable);
+        let mark = mark.map(|validator| SourceMark { validator, length: source.length });
+        // Stores without checksums are not S3, and some of them want all parts of one length: a compressed upload can't have that
+        // and be continued.
+        let equal_parts = attempt.destination.checksum == Checksum::None;
+        let (feed, mark, read) = match job.compression {
+            Compression::None => (plain(source), mark, None),
+            compression if mark.is_none() || equal_parts => {
+                let (feed, read) = compressed(source, compression);
+                (feed, None, Some(read))
+            }
+            compression => (packed(source, compression, resume.as_ref()), mark, None),
+        };
         let attributes = attributes(job);
         let target = Target {
             destination: attempt.destination,
@@ -190,8 +205,8 @@ impl Transfers {
             earlier: attempt.earlier,
             progress: attempt.progress,
         };
-        let course = Course { stop: attempt.stop, journal: attempt.journal, resume };
-        Ok(match (self.uploader.upload(&target, source, course).await?, read) {
+        let course = Course { stop: attempt.stop, journal: attempt.journal, mark, resume };
+        Ok(match (self.uploader.upload(&target, feed, course).await?, read) {
             (Uploaded::Stored(receipt), Some(read)) => {
                 Some(Ended::Delivered(Receipt { source_bytes: read.load(Ordering::Relaxed), ..receipt }))
             }
@@ -214,16 +229,31 @@ fn attributes(job: &Job) -> ObjectAttributes {
     attributes
 }
 
-/// Puts the compression between source and upload; the counter then tells how much was read.
-fn compressed(source: SourceStream, compression: Compression) -> (SourceStream, Option<Arc<AtomicU64>>) {
-    if compression == Compression::None {
-        return (source, None);
+/// The bytes as they are.
+fn plain(source: SourceStream) -> Feed {
+    match source.body {
+        SourceBody::File(file) => Feed::File(file),
+        SourceBody::Chunks(chunks) => Feed::Chunks { chunks, length: source.length },
     }
+}
+
+/// Puts the compression between source and upload; the counter then tells how much was read.
+fn compressed(source: SourceStream, compression: Compression) -> (Feed, Arc<AtomicU64>) {
     let chunks = match source.body {
         SourceBody::File(file) => file.chunks(),
         SourceBody::Chunks(chunks) => chunks,
     };
     let (chunks, read) = counted(chunks);
-    let body = SourceBody::Chunks(compress::compress(chunks, compression));
-    (SourceStream { length: None, resumable: false, body, ..source }, Some(read))
+    (Feed::Chunks { chunks: compress::compress(chunks, compression), length: None }, read)
+}
+
+/// As [`compressed`], so that it can be gone on with after every part; where `resume` says, it does.
+fn packed(source: SourceStream, compression: Compression, resume: Option<&Checkpoint>) -> Feed {
+    let from = resume.and_then(|checkpoint| checkpoint.unbroken().last()).and_then(|part| part.packed);
+    let from = from.unwrap_or_default();
+    let chunks = match source.body {
+        SourceBody::File(file) => file.chunks_from(from.source),
+        SourceBody::Chunks(chunks) => chunks,
+    };
+    Feed::Packed(Packer::new(chunks, compression, from))
 }

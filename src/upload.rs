@@ -9,15 +9,16 @@ mod budget;
 mod call;
 mod classify;
 mod multipart;
+mod packed;
 mod part;
 mod plan;
 mod probe;
+mod reader;
 mod reconcile;
 mod resume;
 mod single;
 mod verify;
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -32,15 +33,19 @@ use crate::job::{IfExists, ObjectAttributes};
 use crate::metrics::Metrics;
 use crate::outcome::{Failure, Reason, Receipt};
 use crate::session::Sessions;
+use crate::source::Chunks;
+use crate::source::compress::Packer;
 use crate::source::file::FileSource;
-use crate::source::{SourceBody, SourceStream};
 use budget::Budget;
 use call::Calls;
 use multipart::{Pieces, Record};
+use packed::PackedReader;
 use part::{Part, PartReader, Pool};
 use plan::{Limits, Plan};
 pub use probe::{Left, Probe};
+use reader::{Reader, remaining};
 pub use resume::{Journal, fits, next_offset};
+use resume::{done, unbroken};
 
 /// Files up to this length are read whole before they are sent.
 const SMALL_FILE: u64 = part::CHUNK as u64;
@@ -93,6 +98,21 @@ impl Stop {
     }
 }
 
+/// The bytes of an object.
+pub enum Feed {
+    /// A file: any range can be read any number of times, so no part needs a buffer.
+    File(Arc<FileSource>),
+    /// A stream, read once.
+    Chunks {
+        /// The bytes.
+        chunks: Chunks,
+        /// Their number, where it is known; a stream that differs is not completed.
+        length: Option<u64>,
+    },
+    /// A stream that is compressed in stretches, so that the upload can be continued.
+    Packed(Packer),
+}
+
 /// How one upload goes beside what it is to be.
 #[derive(Debug)]
 pub struct Course<'a> {
@@ -100,6 +120,8 @@ pub struct Course<'a> {
     pub stop: &'a Stop,
     /// How far it has come.
     pub journal: &'a Journal,
+    /// What is read, where somebody else could read it on: without it the upload can't be continued.
+    pub mark: Option<SourceMark>,
     /// What an earlier attempt left unfinished and this one continues.
     pub resume: Option<Checkpoint>,
 }
@@ -108,7 +130,6 @@ pub struct Course<'a> {
 struct Work<'a> {
     calls: &'a Calls,
     target: &'a Target<'a>,
-    /// What is read, if somebody else could read it on.
     mark: Option<SourceMark>,
     checked: bool,
 }
@@ -200,30 +221,27 @@ impl Uploader {
         Self { config, limits, sessions, budget, pool: Pool::default(), metrics }
     }
 
-    /// Uploads `source` to `target`, or, with `course.resume`, the rest of it: then `source` was opened at [`next_offset`] of the
+    /// Uploads `feed` to `target`, or, with `course.resume`, the rest of it: then its source was opened at [`next_offset`] of the
     /// checkpoint, whose [`fits`] was asked before.
     ///
     /// `course.stop` ends it early as `shutdown`. After an error nothing is left open, but for what the journal says.
-    pub async fn upload(
-        &self,
-        target: &Target<'_>,
-        source: SourceStream,
-        course: Course<'_>,
-    ) -> Result<Uploaded, Failure> {
+    pub async fn upload(&self, target: &Target<'_>, feed: Feed, course: Course<'_>) -> Result<Uploaded, Failure> {
         let calls = self.calls(target.destination);
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
-        target.progress.begin(source.length);
-        let mark = source.validator.filter(|_| source.resumable);
-        let mark = mark.map(|validator| SourceMark { validator, length: source.length });
-        let work = Work { calls: &calls, target, mark, checked };
-        match source.body {
-            SourceBody::File(file) => self.file(&work, file, course).await,
-            SourceBody::Chunks(chunks) => {
-                let after = course.resume.as_ref().map_or(0, unbroken);
-                let reader = PartReader::new(chunks, self.budget.clone(), checked, after);
-                self.chunks(&work, reader, source.length, course).await
+        let work = Work { calls: &calls, target, mark: course.mark.clone(), checked };
+        let after = course.resume.as_ref().map_or(0, unbroken);
+        let (reader, length) = match feed {
+            Feed::File(file) => {
+                target.progress.begin(Some(file.length()));
+                return self.file(&work, file, course).await;
             }
-        }
+            Feed::Chunks { chunks, length } => {
+                (Reader::Raw(PartReader::new(chunks, self.budget.clone(), checked, after)), length)
+            }
+            Feed::Packed(packer) => (Reader::Packed(PackedReader::new(packer, self.budget.clone(), after)), None),
+        };
+        target.progress.begin(length);
+        self.chunks(&work, reader, length, course).await
     }
 
     /// Gives up an upload that nobody will continue. Best effort: a refusal is counted.
@@ -281,7 +299,7 @@ impl Uploader {
     async fn chunks(
         &self,
         work: &Work<'_>,
-        mut reader: PartReader,
+        mut reader: Reader,
         length: Option<u64>,
         course: Course<'_>,
     ) -> Result<Uploaded, Failure> {
@@ -293,7 +311,7 @@ impl Uploader {
             // One byte more than announced is asked for, so that a longer source shows.
             Plan::Single(size) => (size.max(1), None),
             Plan::Even { part_size, parts } => (part_size, Some(PartSizes::Even { part_size, parts })),
-            Plan::Growing(growing) => (growing.size(1)?, Some(growing.sizes())),
+            Plan::Growing(growing) => (growing.size(1)?, Some(reader.sizes(growing))),
         };
         let cancel = &course.stop.cancel;
         let first = cancellable(cancel, reader.next(first_size)).await?;
@@ -315,7 +333,7 @@ impl Uploader {
     async fn parts(
         &self,
         work: &Work<'_>,
-        (first, reader): (Option<Part>, PartReader),
+        (first, reader): (Option<Part>, Reader),
         sizes: PartSizes,
         length: Option<u64>,
         course: Course<'_>,
@@ -350,24 +368,6 @@ impl Uploader {
 fn empty_crc(target: &Target<'_>) -> Option<u64> {
     let checked = target.destination.checksum == Checksum::Crc64Nvme;
     checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, b""))
-}
-
-/// What of a checkpoint's parts need not be sent again.
-fn done(resume: Option<&Checkpoint>) -> HashSet<u32> {
-    resume.into_iter().flat_map(|checkpoint| &checkpoint.parts).map(|part| part.number).collect()
-}
-
-/// The number of the last part before the first gap.
-fn unbroken(checkpoint: &Checkpoint) -> u32 {
-    u32::try_from(checkpoint.unbroken().len()).unwrap_or(u32::MAX)
-}
-
-/// The parts that are still to be read, each when there is room for it.
-fn remaining(reader: PartReader, sizes: PartSizes) -> impl stream::Stream<Item = Result<Part, Failure>> {
-    stream::try_unfold(reader, move |mut reader| async move {
-        let size = plan::size(sizes, reader.next_number())?;
-        Ok(reader.next(size).await?.map(|part| (part, reader)))
-    })
 }
 
 /// Nothing is completed whose length is unproven.

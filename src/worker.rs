@@ -18,12 +18,13 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::WorkerConfig;
+use crate::crash;
 use crate::destination::Destinations;
 use crate::job::Job;
 use crate::job::lease::Checkpoint;
@@ -87,6 +88,7 @@ pub struct Worker {
     policy: Policy,
     slots: Arc<Semaphore>,
     backfill_slots: Arc<Semaphore>,
+    quarantine: Semaphore,
     ledger: Arc<Ledger>,
     board: Arc<Board>,
     health: Health,
@@ -119,6 +121,7 @@ impl Worker {
             },
             slots: Arc::new(Semaphore::new(slots as usize)),
             backfill_slots: Arc::new(Semaphore::new(backfill as usize)),
+            quarantine: Semaphore::new(1),
             ledger: Ledger::new(),
             board: Arc::default(),
             health: Health::default(),
@@ -236,6 +239,7 @@ impl Worker {
     }
 
     async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
+        crash::point("taken");
         if delivery.properties.kind.as_deref() == Some(check::KIND) {
             return self.check(delivery, permits).await;
         }
@@ -292,6 +296,7 @@ impl Worker {
         self.note_wait(&delivery, job, started_at);
         let held = Held::new(&delivery, lease.as_ref(), &self.stop);
         let ended = self.attempt(&delivery, admitted, &running, &held, &progress).await;
+        crash::point("ended");
         self.health.note(&ended);
         let properties = delivery.properties.clone();
         let case = Case {
@@ -315,12 +320,14 @@ impl Worker {
         let events = verdict.event.into_iter().collect();
         // The slot is for transfers; what waits for the broker's confirm is bounded by what may be fetched.
         drop(permits);
-        // A job that another worker has is neither given back nor acknowledged: the queue knows whose it is.
-        let settlement = if held.is_lost() && verdict.kind.is_none() { Settlement::Ack } else { verdict.settlement };
-        let settlement = self.pack(&mut delivery, settlement, &held, destination).await;
+        let settlement = match verdict.settlement {
+            // Another worker has the job, and its upload: nothing of it is ours any more.
+            Settlement::Return if held.is_lost() => Settlement::Ack,
+            settlement => self.pack(&mut delivery, settlement, &held, destination).await,
+        };
         let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
         let settled = self.settle(delivery, settlement, events).await;
-        if !settled {
+        if !settled && !held.is_lost() {
             self.unsettled(&held, destination).await;
         }
         running.leave(settled && !returned);
@@ -335,11 +342,12 @@ impl Worker {
         progress: &Arc<Progress>,
     ) -> Ended {
         let Admitted { job, destination, lease } = admitted;
-        if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
-            let message =
-                format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
-            return Ended::Failed(Failure::new(Reason::CrashLoop, message));
+        let resume = lease.as_ref().and_then(|lease| lease.checkpoint.clone());
+        if let Some(failure) = crash_loop(delivery) {
+            resume.into_iter().for_each(|checkpoint| held.journal.open(checkpoint));
+            return Ended::Failed(failure);
         }
+        let _quarantine = self.quarantined(delivery).await;
         let history = headers::history(&delivery.properties.headers);
         let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
         let _pin = self.board.pin(board::Card {
@@ -350,11 +358,18 @@ impl Worker {
             size: job.source.size,
             progress: progress.clone(),
         });
-        let resume = lease.as_ref().and_then(|lease| lease.checkpoint.clone());
         let earlier = earlier(delivery, job, history.first_failure_at, resume.as_ref());
         let (stop, journal) = (&held.stop, &held.journal);
         let attempt = Attempt { destination, earlier, stop, progress, resume, journal };
         self.under_lease(delivery, &lease::key(running.run()), held, self.bounded(job, attempt)).await
+    }
+
+    /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours.
+    async fn quarantined(&self, delivery: &Delivery) -> Option<SemaphorePermit<'_>> {
+        if headers::crashes(&delivery.properties.headers) < 2 {
+            return None;
+        }
+        self.stop.cancel.run_until_cancelled(self.quarantine.acquire()).await?.ok()
     }
 
     /// How long a job that comes for the first time has waited.
@@ -383,7 +398,10 @@ impl Worker {
     async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> bool {
         let action = settlement.action();
         match self.parts.queue.settle(delivery, settlement, events).await {
-            Ok(()) => true,
+            Ok(()) => {
+                crash::point("settled");
+                true
+            }
             Err(QueueError::Lost) => {
                 tracing::info!(action, "the delivery was lost before it was settled; it comes again");
                 false
@@ -404,6 +422,19 @@ impl Worker {
             *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
     }
+}
+
+/// The failure of a job that ends workers.
+fn crash_loop(delivery: &Delivery) -> Option<Failure> {
+    let crashes = headers::crashes(&delivery.properties.headers);
+    let message = if crashes >= lease::CRASHES {
+        format!("{crashes} workers in a row were lost while they worked on this job; it ends workers")
+    } else if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
+        format!("the message came back {} times without an end; it ends workers", delivery.delivery_count)
+    } else {
+        return None;
+    };
+    Some(Failure::new(Reason::CrashLoop, message))
 }
 
 /// When an earlier attempt of this very job may have written its object: known only for a job that came before.

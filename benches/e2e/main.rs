@@ -5,6 +5,7 @@
 //! tests/run --servers cargo bench --bench e2e                        # the whole table, some minutes
 //! tests/run --servers cargo bench --bench e2e -- --short             # under a minute, only shows that it runs
 //! tests/run --servers cargo bench --bench e2e -- --only P1 --rounds 5 --scheme https
+//! tests/run --servers cargo bench --bench e2e -- drain               # SIGTERM in the middle of 10 GiB
 //! ```
 //!
 //! Null server, reference client and `consign` are processes of their own, so each one's CPU and memory are its own; they
@@ -17,6 +18,7 @@ mod celery;
 mod children;
 mod chunks;
 mod counts;
+mod drain;
 mod measure;
 mod ports;
 mod process;
@@ -90,6 +92,8 @@ enum Role {
     },
     /// The reference client.
     Raw(raw::RawArgs),
+    /// Drains workers in the middle of one large file.
+    Drain(drain::DrainArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,9 +120,10 @@ async fn run(cli: Cli) -> Fallible<()> {
             println!("{}", serde_json::to_string(&raw::run(args).await?)?);
             Ok(())
         }
+        (Some(Role::Drain(args)), Some(amqp)) => drain::run(args, amqp).await,
         // `cargo test --benches` runs this binary too, without --bench: a test run must not measure for minutes.
         (None, Some(amqp)) if cli.bench || cli.short => bench(&cli, amqp).await,
-        (None, _) => {
+        (_, _) => {
             eprintln!("{HELP}");
             Ok(())
         }

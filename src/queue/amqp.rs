@@ -12,32 +12,41 @@
 mod connection;
 mod consumer;
 mod declare;
+mod lease;
 mod outcomes;
 mod publish;
 mod session;
 mod settle;
+mod timing;
 mod topology;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use lapin::Acker;
 use lapin::options::BasicAckOptions;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub use outcomes::Outcomes;
+#[doc(hidden)]
+pub use timing::Timing;
 pub use topology::{Names, Topology};
 
 use crate::config::BrokerConfig;
+use crate::crash;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement, Work};
 use connection::Endpoint;
-use consumer::{Fetched, Intake, Loan, REQUEUE};
+use consumer::{Fetched, Intake, REQUEUE};
+use lease::Book;
 use publish::Message;
 use session::{Phase, Session, Shared};
+use settle::Content;
 
 /// How long a settlement tries to publish before the delivery goes back.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -76,15 +85,30 @@ impl Amqp {
         consume: Vec<(Lane, u16)>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, QueueError> {
+        Self::start_with(Timing::default(), config, worker_id, consume, metrics)
+    }
+
+    /// As [`Amqp::start`], with other times: for tests.
+    #[doc(hidden)]
+    pub fn start_with(
+        timing: Timing,
+        config: &BrokerConfig,
+        worker_id: &str,
+        consume: Vec<(Lane, u16)>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, QueueError> {
         let shared = Arc::new(Shared {
             endpoint: Endpoint::parse(config, worker_id)?,
             names: Names::new(&config.prefix),
             topology: Topology::new(&config.prefix),
             declare: config.declare,
             worker_id: worker_id.to_owned(),
+            process: process_name(worker_id),
+            timing,
             lanes: consume,
             metrics,
             intake: Intake::default(),
+            leases: Book::default(),
             phase: watch::Sender::new(Phase::Down("connecting".to_owned())),
             stop: CancellationToken::new(),
         });
@@ -114,9 +138,9 @@ impl Amqp {
         }
     }
 
-    /// Publishes and awaits the confirm, over reconnects, for [`PATIENCE`].
-    async fn insist(&self, message: &Message) -> Result<(), QueueError> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Publishes and awaits the confirm, over reconnects, for so long.
+    async fn insist(&self, message: &Message, patience: Duration) -> Result<(), QueueError> {
+        let deadline = Instant::now() + patience;
         loop {
             let problem = match self.session(deadline).await?.publisher.publish(message).await {
                 Ok(()) => return Ok(()),
@@ -133,43 +157,58 @@ impl Amqp {
     async fn perform(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> Result<(), QueueError> {
         let (ticket, action, acknowledges) =
             (delivery.ticket, settlement.action(), !matches!(settlement, Settlement::Return));
-        let published = self.publish_all(delivery, settlement, &events).await;
+        if let Some(leased) = self.shared.leases.leased(ticket) {
+            return self.settle_leased(delivery, settlement, &events, leased).await;
+        }
+        let published = self.publish_all(&delivery, settlement, &events).await;
         let loan = self.shared.intake.take(ticket).ok_or(QueueError::Lost)?;
         if let Err(problem) = published {
-            give_back(&loan).await;
+            give_back(&loan.acker).await;
             return Err(problem);
         }
-        acknowledge(&loan, acknowledges).await?;
+        acknowledge(&loan.acker, acknowledges).await?;
         self.shared.metrics.settled(action);
         Ok(())
     }
 
     async fn publish_all(
         &self,
-        delivery: Delivery,
+        delivery: &Delivery,
         settlement: Settlement,
         events: &[Event],
     ) -> Result<(), QueueError> {
-        for event in events {
-            self.insist(&settle::outcome(&self.shared.names, event)?).await?;
-            self.reply(event);
-        }
+        self.publish_events(events, PATIENCE).await?;
         match self.copy(delivery, settlement)? {
-            Some(copy) => self.insist(&copy).await,
+            Some(copy) => {
+                self.insist(&copy, PATIENCE).await?;
+                crash::point("copy");
+                Ok(())
+            }
             None => Ok(()),
         }
     }
 
-    fn copy(&self, delivery: Delivery, settlement: Settlement) -> Result<Option<Message>, QueueError> {
-        let Delivery { body, routing_key, ticket, .. } = delivery;
-        let (names, original) = (&self.shared.names, || self.shared.intake.properties(ticket).ok_or(QueueError::Lost));
+    async fn publish_events(&self, events: &[Event], patience: Duration) -> Result<(), QueueError> {
+        for event in events {
+            self.insist(&settle::outcome(&self.shared.names, event)?, patience).await?;
+            self.reply(event);
+            crash::point("outcome");
+        }
+        Ok(())
+    }
+
+    fn copy(&self, delivery: &Delivery, settlement: Settlement) -> Result<Option<Message>, QueueError> {
+        let (names, key, content) = (&self.shared.names, &delivery.routing_key, Content::of(delivery));
+        let original = || self.shared.intake.properties(delivery.ticket).ok_or(QueueError::Lost);
         match settlement {
             Settlement::Ack | Settlement::Return => Ok(None),
             Settlement::Retry { rung, headers } | Settlement::Defer { rung, headers } => {
-                settle::waiting(names, rung, &routing_key, &body, &original()?, headers).map(Some)
+                settle::waiting(names, rung, key, content, &original()?, headers).map(Some)
             }
-            Settlement::HandOver { .. } => Err(QueueError::Unavailable("leases are still to come".to_owned())),
-            Settlement::Dead { headers } => settle::dead(names, &routing_key, &body, &original()?, headers).map(Some),
+            Settlement::HandOver { headers } => {
+                settle::handed_over(names, key, content, &original()?, headers).map(Some)
+            }
+            Settlement::Dead { headers } => settle::dead(names, key, content, &original()?, headers).map(Some),
         }
     }
 
@@ -207,6 +246,7 @@ impl Amqp {
 
     async fn shut_down(&self) {
         self.stop().await;
+        self.end_leases(self.current().as_deref()).await;
         let replied = self.replies.acquire_many(REPLIES);
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, replied).await;
         if let Some(session) = self.current() {
@@ -220,10 +260,9 @@ impl Amqp {
     }
 }
 
-async fn acknowledge(loan: &Loan, acknowledges: bool) -> Result<(), QueueError> {
-    let settled = async {
-        if acknowledges { loan.acker.ack(BasicAckOptions::default()).await } else { loan.acker.nack(REQUEUE).await }
-    };
+async fn acknowledge(acker: &Acker, acknowledges: bool) -> Result<(), QueueError> {
+    let settled =
+        async { if acknowledges { acker.ack(BasicAckOptions::default()).await } else { acker.nack(REQUEUE).await } };
     match tokio::time::timeout(ACK_TIMEOUT, settled).await {
         Ok(Ok(true)) => Ok(()),
         // `Ok(false)` is how lapin says that the channel is gone.
@@ -231,10 +270,16 @@ async fn acknowledge(loan: &Loan, acknowledges: bool) -> Result<(), QueueError> 
     }
 }
 
-async fn give_back(loan: &Loan) {
-    if acknowledge(loan, false).await.is_err() {
+async fn give_back(acker: &Acker) {
+    if acknowledge(acker, false).await.is_err() {
         tracing::debug!("a delivery could not be given back; its channel is gone");
     }
+}
+
+/// Two processes may be configured with one id, and one that starts again is another.
+fn process_name(worker_id: &str) -> String {
+    let id: String = worker_id.chars().take(40).collect();
+    format!("{id}.{}", Uuid::new_v4().simple())
 }
 
 impl Queue for Amqp {
@@ -257,11 +302,11 @@ impl Queue for Amqp {
 
     fn lease<'a>(
         &'a self,
-        _delivery: &'a Delivery,
-        _key: &'a str,
-        _work: Arc<dyn Work>,
+        delivery: &'a Delivery,
+        key: &'a str,
+        work: Arc<dyn Work>,
     ) -> BoxFuture<'a, Result<(), QueueError>> {
-        Box::pin(async { Err(QueueError::Unavailable("leases are still to come".to_owned())) })
+        Box::pin(self.take_lease(delivery, key, work))
     }
 
     /// Publishes one job; a refusal (returned, nacked) is reported at once, an absent broker after 30 s.

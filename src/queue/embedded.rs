@@ -57,12 +57,12 @@ pub use outcomes::Outcomes;
 
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket};
+use crate::queue::{self, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket};
 use engine::{Engine, Phase, Shared};
 use file::Store;
 use intake::Intake;
 use trouble::Trouble;
-use work::{Command, Pending, Work};
+use work::{Command, LeaseContent, Pending, Work};
 
 /// How long a settlement or a publish is tried.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -167,6 +167,15 @@ impl Embedded {
         Ok(())
     }
 
+    /// The job's row is its lease: there is nobody else to be told by a key.
+    async fn take_lease(&self, delivery: &Delivery, work: Arc<dyn queue::Work>) -> Result<(), QueueError> {
+        let (ticket, headers, message) = (delivery.ticket, delivery.properties.headers.clone(), work.message());
+        check_lengths(&[Some(&message.content_type)])?;
+        message.headers.keys().try_for_each(|name| check_lengths(&[Some(name)]))?;
+        let content = LeaseContent { ticket, headers, message };
+        self.ask(Work::Lease { content, work }, Some(self.patience)).await
+    }
+
     async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
         let lane = check(&publication)?;
         let _unconfirmed = self.shared.metrics.unconfirmed();
@@ -263,11 +272,11 @@ impl Queue for Embedded {
 
     fn lease<'a>(
         &'a self,
-        _delivery: &'a Delivery,
+        delivery: &'a Delivery,
         _key: &'a str,
-        _work: Arc<dyn crate::queue::Work>,
+        work: Arc<dyn queue::Work>,
     ) -> BoxFuture<'a, Result<(), QueueError>> {
-        Box::pin(async { Err(QueueError::Unavailable("leases are still to come".to_owned())) })
+        Box::pin(self.take_lease(delivery, work))
     }
 
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {

@@ -1,5 +1,7 @@
 //! gzip and zstd on the way. Whoever compresses reads chunks, so that a compressed file is no longer a file.
 
+mod packer;
+
 use std::io;
 
 use async_compression::tokio::write::{GzipEncoder, ZstdEncoder};
@@ -10,6 +12,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use super::Chunks;
 use crate::job::Compression;
 use crate::outcome::{Failure, Reason};
+pub use packer::Packer;
 
 /// Bytes compressed between two chances for other tasks: a millisecond of gzip.
 const STRIDE: usize = 64 * 1024;

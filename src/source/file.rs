@@ -143,13 +143,18 @@ impl FileSource {
         Failure::new(Reason::SourceChanged, message)
     }
 
-    /// The file from start to end in chunks of 256 KiB, counted. Never blocks a runtime worker. The last chunk comes only
-    /// after the file was found unchanged.
+    /// The file from start to end, as [`FileSource::chunks_from`] reads it.
     pub fn chunks(self: Arc<Self>) -> Chunks {
-        Box::pin(stream::try_unfold((self, 0), |(file, offset)| async move {
+        self.chunks_from(0)
+    }
+
+    /// The file from byte `offset` to its end in chunks of 256 KiB, counted. Never blocks a runtime worker. The last chunk,
+    /// or the end where there is none, comes only after the file was found unchanged.
+    pub fn chunks_from(self: Arc<Self>, offset: u64) -> Chunks {
+        Box::pin(stream::try_unfold((self, offset), |(file, offset)| async move {
             let chunk = Self::chunk_at(&file, offset).await?;
             let next = offset + chunk.len() as u64;
-            if next == file.length() {
+            if next >= file.length() {
                 file.verify_unchanged()?;
             }
             file.count_read(chunk.len() as u64);

@@ -17,6 +17,7 @@ use url::Url;
 
 use super::guard::{Guard, Refused, Shown};
 use super::resume::{self, Body, Limits, Opened, Origin, Rest};
+use crate::job::lease::SourceMark;
 use crate::outcome::{Failure, Reason};
 
 /// Redirects that are followed.
@@ -55,8 +56,28 @@ impl HttpSource {
         let same = etag.clone().filter(|etag| resume::is_strong(etag));
         let resumable = ranges && same.is_some();
         let again = Again { source: self.clone(), url: url.clone(), etag: same.unwrap_or_default(), length };
-        let chunks = resume::chunks(Box::new(again), body(response), length, resumable, self.limits);
-        Ok(Opened { length, etag, chunks })
+        let whole = Rest { body: body(response), length };
+        let chunks = resume::chunks(Box::new(again), whole, 0, resumable, self.limits);
+        Ok(Opened { length, etag, resumable, chunks })
+    }
+
+    /// Asks for the content that `mark` names from byte `from` on, which must be in it; `None` if it can't be had any more.
+    pub(super) async fn open_at(&self, url: &Url, mark: &SourceMark, from: u64) -> Result<Option<Opened>, Failure> {
+        if from == 0 {
+            return Ok(self.open(url).await?.if_is(mark));
+        }
+        let (at, response) = self.get(url, Some((from, &mark.validator))).await?;
+        let (status, headers) = (response.status(), response.headers());
+        let length = match answer::rest(&at, status, headers, from, &mark.validator, mark.length) {
+            Ok(length) => length,
+            // Whatever is wrong with a part: the content begins anew, and is judged then.
+            Err(failure) if failure.reason == Reason::SourceChanged || status.is_success() => return Ok(None),
+            Err(failure) => return Err(failure),
+        };
+        let etag = answer::text(headers, &ETAG).map(ToOwned::to_owned);
+        let again = Again { source: self.clone(), url: url.clone(), etag: mark.validator.clone(), length };
+        let chunks = resume::chunks(Box::new(again), Rest { body: body(response), length }, from, true, self.limits);
+        Ok(Opened { length, etag, resumable: true, chunks }.if_is(mark))
     }
 
     /// Sends the request, and follows redirects; each place is checked before it is asked.

@@ -127,11 +127,12 @@ struct Proving {
     held: Option<Bytes>,
 }
 
-/// Holds a stream to what is expected of it. One chunk is held back, so that a consumer who counts to the length still does
-/// not get the last bytes of a source that is proven wrong by its end.
-pub(super) fn proven(chunks: Chunks, expected: Expected) -> Chunks {
-    let hasher = expected.sha256.map(|_| Sha256::new());
-    let state = Proving { input: Some(chunks), expected, read: 0, hasher, held: None };
+/// Holds a stream that begins at byte `from` to what is expected of the whole; a digest can only be proven from byte 0 on. One
+/// chunk is held back, so that a consumer who counts to the length still does not get the last bytes of a source that is
+/// proven wrong by its end.
+pub(super) fn proven(chunks: Chunks, expected: Expected, from: u64) -> Chunks {
+    let hasher = expected.sha256.filter(|_| from == 0).map(|_| Sha256::new());
+    let state = Proving { input: Some(chunks), expected, read: from, hasher, held: None };
     Box::pin(stream::try_unfold(state, |mut state| async move { Ok(state.next().await?.map(|chunk| (chunk, state))) }))
 }
 
@@ -173,7 +174,7 @@ mod tests {
     /// Everything that came out, and how it ended.
     async fn run(parts: &[&'static str], expected: Expected) -> (String, Option<Reason>) {
         let parts: Vec<_> = parts.iter().map(|part| Ok(Bytes::from_static(part.as_bytes()))).collect();
-        let mut out = proven(Box::pin(stream::iter(parts)), expected);
+        let mut out = proven(Box::pin(stream::iter(parts)), expected, 0);
         let mut text = String::new();
         loop {
             match out.try_next().await {
@@ -221,7 +222,7 @@ mod tests {
     #[tokio::test]
     async fn a_failure_of_the_source_passes() {
         let broken = stream::iter([Ok(Bytes::from_static(b"ab")), Err(Failure::new(Reason::SourceSlow, "slow"))]);
-        let failure = proven(Box::pin(broken), FREE).try_collect::<Vec<_>>().await.unwrap_err();
+        let failure = proven(Box::pin(broken), FREE, 0).try_collect::<Vec<_>>().await.unwrap_err();
         assert_eq!(failure.reason, Reason::SourceSlow);
     }
 

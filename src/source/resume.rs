@@ -10,6 +10,7 @@ use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::{Instant, timeout};
 
 use super::Chunks;
+use crate::job::lease::SourceMark;
 use crate::outcome::{Class, Failure, Reason};
 use crate::retry::Retry;
 
@@ -22,7 +23,9 @@ pub(super) struct Opened {
     pub(super) length: Option<u64>,
     /// The entity tag, weak ones too.
     pub(super) etag: Option<String>,
-    /// All bytes.
+    /// Whether the origin has ranges and a strong validator.
+    pub(super) resumable: bool,
+    /// All bytes, or those from the asked byte on.
     pub(super) chunks: Chunks,
 }
 
@@ -30,6 +33,13 @@ impl Opened {
     /// The tag, if equal tags mean equal bytes.
     pub(super) fn strong_etag(&self) -> Option<&str> {
         self.etag.as_deref().filter(|etag| is_strong(etag))
+    }
+
+    /// Itself if it is the content that `mark` names, and can be gone on with once more.
+    pub(super) fn if_is(self, mark: &SourceMark) -> Option<Self> {
+        let same_tag = self.strong_etag() == Some(&mark.validator);
+        let same_length = self.length.is_none() || mark.length.is_none() || self.length == mark.length;
+        (self.resumable && same_tag && same_length).then_some(self)
     }
 }
 
@@ -98,18 +108,12 @@ const PROGRESS: u64 = 8 * 1024 * 1024;
 /// An origin that asks for more patience than this gets it from the queue, not from a slot.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
-/// All bytes of a response. Where `reopen` is given, a broken connection is made again and read on, a few times between two
-/// stretches of progress; otherwise it fails as `source_unavailable`. Under the least rate it fails as `source_slow`.
-pub(super) fn chunks(
-    origin: Box<dyn Origin>,
-    first: Body,
-    length: Option<u64>,
-    resumable: bool,
-    limits: Limits,
-) -> Chunks {
-    let rest = Rest { body: first, length };
+/// All bytes of a response, which begins at byte `from`. Where the origin is `resumable`, a broken connection is made again
+/// and read on, a few times between two stretches of progress; otherwise it fails as `source_unavailable`. Under the least
+/// rate it fails as `source_slow`.
+pub(super) fn chunks(origin: Box<dyn Origin>, rest: Rest, from: u64, resumable: bool, limits: Limits) -> Chunks {
     let pace = Pace { limits, waited: Duration::ZERO, bytes: 0 };
-    let reading = Reading { origin, rest, resumable, offset: 0, since_break: 0, retry: limits.retry(), pace };
+    let reading = Reading { origin, rest, resumable, offset: from, since_break: 0, retry: limits.retry(), pace };
     Box::pin(stream::try_unfold(reading, |mut reading| async move {
         Ok(reading.next().await?.map(|chunk| (chunk, reading)))
     }))

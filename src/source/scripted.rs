@@ -28,6 +28,29 @@ pub(super) fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<
     vec![Act::Send((head + "\r\n").into_bytes()), Act::Send(body.to_vec())]
 }
 
+/// What an origin with ranges and a strong tag answers to this head: the whole, the rest that is asked for, or, where another
+/// tag is named, the whole (`If-Range`) or 412 (`If-Match`).
+pub(super) fn ranged(head: &str, etag: &str, content: &[u8]) -> Vec<Act> {
+    let named = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+    let whole = [("accept-ranges", "bytes"), ("etag", etag), ("content-length", &content.len().to_string())];
+    if named("if-match: ").is_some_and(|wanted| wanted != etag) {
+        return answer(412, &[("content-length", "0")], b"");
+    }
+    let same = named("if-range: ").is_none_or(|wanted| wanted == etag);
+    let Some(range) = named("range: bytes=").filter(|_| same) else { return answer(200, &whole, content) };
+    let from: usize = range.trim_end_matches('-').parse().unwrap();
+    let (last, length) = (content.len() - 1, content.len());
+    if from >= length {
+        return answer(416, &[("content-range", &format!("bytes */{length}")), ("content-length", "0")], b"");
+    }
+    let part = [
+        ("etag", etag),
+        ("content-range", &format!("bytes {from}-{last}/{length}")),
+        ("content-length", &(length - from).to_string()),
+    ];
+    answer(206, &part, &content[from..])
+}
+
 /// Runs until it is dropped.
 pub(super) struct Scripted {
     pub(super) address: SocketAddr,

@@ -165,3 +165,188 @@ async fn opening_and_reading_can_be_spawned() {
     let task = tokio::spawn(async move { read(&sources, &source).await });
     assert_eq!(task.await.unwrap().unwrap(), TEXT);
 }
+
+fn mark(validator: &str, length: Option<u64>) -> SourceMark {
+    SourceMark { validator: validator.into(), length }
+}
+
+/// The rest from byte `offset` on, as a worker reads it that goes on.
+async fn rest(
+    sources: &Sources,
+    source: &job::Source,
+    mark: &SourceMark,
+    offset: u64,
+) -> Result<Option<Vec<u8>>, Reason> {
+    let opened = sources.open_at(source, mark, offset).await.map_err(|failure| failure.reason)?;
+    let Some(stream) = opened else { return Ok(None) };
+    assert_eq!((stream.length, stream.validator.as_ref(), stream.resumable), (Some(10), Some(&mark.validator), true));
+    let chunks = match stream.body {
+        SourceBody::File(file) => file.chunks_from(offset),
+        SourceBody::Chunks(chunks) => chunks,
+    };
+    Ok(Some(chunks.try_collect::<Vec<_>>().await.map_err(|failure| failure.reason)?.concat()))
+}
+
+/// An origin with ranges, as http and as a staging bucket.
+async fn both() -> (Scripted, Sources, [job::Source; 2]) {
+    let origin = Scripted::start(|_, head| scripted::ranged(head, "\"v1\"", TEXT)).await;
+    let staging = Some(s3::tests::client(&origin));
+    let sources = Sources::new(config(), 0, Arc::new(Metrics::new(1)), staging).unwrap();
+    let bucket = crate::destination::BucketName::parse("staging").unwrap();
+    let jobs = [Location::Http(origin.url("/f")), Location::S3 { bucket, key: "k".into() }].map(job);
+    (origin, sources, jobs)
+}
+
+#[tokio::test]
+async fn a_source_is_gone_on_with_at_every_byte_and_at_its_end() {
+    let (_origin, sources, jobs) = both().await;
+    for source in &jobs {
+        let first = sources.open(source).await.unwrap();
+        assert!(first.resumable);
+        let told = SourceMark { validator: first.validator.unwrap(), length: first.length };
+        for mark in [told, mark("\"v1\"", None)] {
+            for offset in 0..=10 {
+                let left = &TEXT[usize::try_from(offset).unwrap()..];
+                assert_eq!(
+                    rest(&sources, source, &mark, offset).await,
+                    Ok(Some(left.to_vec())),
+                    "{offset} of {mark:?}"
+                );
+            }
+        }
+        assert_eq!(rest(&sources, source, &mark("\"v1\"", Some(10)), 11).await, Ok(None));
+        assert_eq!(rest(&sources, source, &mark("\"v1\"", None), 12).await, Ok(None));
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_the_same_begins_anew() {
+    let (_origin, sources, jobs) = both().await;
+    for source in &jobs {
+        for offset in [0, 4, 10] {
+            for other in [mark("\"v2\"", Some(10)), mark("W/\"v1\"", Some(10)), mark("\"v1\"", Some(12))] {
+                assert_eq!(rest(&sources, source, &other, offset).await, Ok(None), "{offset} of {other:?}");
+                let proven = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
+                assert_eq!(rest(&sources, &proven, &other, offset).await, Ok(None), "{offset} of {other:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_the_rest_is_read_and_counted_unless_a_digest_needs_everything() {
+    let (origin, sources, [source, _]) = both().await;
+    let proven = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
+    let mark = mark("\"v1\"", Some(10));
+    assert_eq!(rest(&sources, &source, &mark, 4).await, Ok(Some(TEXT[4..].to_vec())));
+    assert!(counted_as(&sources, "http", 6));
+    for offset in [4, 10] {
+        let left = &TEXT[usize::try_from(offset).unwrap()..];
+        assert_eq!(rest(&sources, &proven, &mark, offset).await, Ok(Some(left.to_vec())));
+    }
+    assert!(counted_as(&sources, "http", 26));
+    let ranges = origin.heads().iter().filter(|head| head.contains("range: ")).count();
+    assert_eq!(ranges, 1, "a digest is taken of the whole");
+}
+
+#[tokio::test]
+async fn a_wrong_digest_is_found_however_little_is_left() {
+    let (_origin, sources, jobs) = both().await;
+    for source in jobs {
+        let wrong = job::Source { sha256: Some([1; 32]), ..source };
+        for offset in [0, 4, 10] {
+            let ended = rest(&sources, &wrong, &mark("\"v1\"", Some(10)), offset).await;
+            assert_eq!(ended, Err(Reason::SourceMismatch), "from {offset}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_jobs_size_and_max_bytes_hold_for_the_whole() {
+    let (_origin, sources, [source, _]) = both().await;
+    let same = mark("\"v1\"", Some(10));
+    let sized = |size| job::Source { size: Some(size), ..source.clone() };
+    assert_eq!(rest(&sources, &sized(10), &same, 4).await, Ok(Some(TEXT[4..].to_vec())));
+    assert_eq!(rest(&sources, &sized(9), &same, 4).await, Err(Reason::SourceMismatch));
+    let strict = self::sources(SourceConfig { max_bytes: Some(9), ..config() });
+    assert_eq!(rest(&strict, &source, &same, 4).await, Err(Reason::TooLarge));
+}
+
+/// Neither answer tells the length: what was known when the upload began is still held to.
+#[tokio::test]
+async fn a_length_that_is_not_told_any_more_holds() {
+    let origin = Scripted::start(|_, head| {
+        let tag = [("accept-ranges", "bytes"), ("etag", "\"v1\"")];
+        if !head.contains("range: ") {
+            return answer(200, &tag, &TEXT[..9]);
+        }
+        answer(206, &[tag[1], ("content-range", "bytes 4-8/*"), ("content-length", "5")], &TEXT[4..9])
+    });
+    let (origin, mark) = (origin.await, mark("\"v1\"", Some(10)));
+    let source = job(Location::Http(origin.url("/f")));
+    // The second one is asked for the missing byte, and answers with the same part once more.
+    for (offset, reason) in [(0, Reason::SourceUnavailable), (4, Reason::Unclassified)] {
+        assert_eq!(rest(&sources(config()), &source, &mark, offset).await, Err(reason), "from {offset}");
+    }
+}
+
+#[tokio::test]
+async fn a_cut_in_the_rest_is_mended_before_it_is_proven() {
+    let origin = Scripted::start(|number, head| {
+        let mut acts = scripted::ranged(head, "\"v1\"", TEXT);
+        if let (0 | 2, Some(Act::Send(body))) = (number, acts.last_mut()) {
+            body.truncate(3);
+        }
+        acts
+    });
+    let origin = origin.await;
+    let source = job(Location::Http(origin.url("/f")));
+    let proven = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
+    for source in [source, proven] {
+        let left = rest(&sources(config()), &source, &mark("\"v1\"", Some(10)), 4).await;
+        assert_eq!(left, Ok(Some(TEXT[4..].to_vec())));
+    }
+    let ranges: Vec<_> = origin.heads().iter().map(|head| head.contains("range: bytes=7-\r\n")).collect();
+    assert_eq!((ranges, origin.heads()[3].contains("range: bytes=3-\r\n")), (vec![false, true, false, false], true));
+}
+
+#[tokio::test]
+async fn a_file_is_gone_on_with_as_long_as_nobody_wrote_to_it() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("f");
+    std::fs::write(&path, TEXT).unwrap();
+    let sources = sources(SourceConfig { file_root: Some(root.path().into()), ..config() });
+    let source = job(Location::File(path.clone()));
+    let first = sources.open(&source).await.unwrap();
+    assert!(first.resumable);
+    let same = SourceMark { validator: first.validator.unwrap(), length: first.length };
+    // The digest was taken in the first life; it is not taken again.
+    let digested = job::Source { sha256: Some([1; 32]), ..source.clone() };
+    for source in [&source, &digested] {
+        for offset in [0, 4, 10] {
+            let left = &TEXT[usize::try_from(offset).unwrap()..];
+            assert_eq!(rest(&sources, source, &same, offset).await, Ok(Some(left.to_vec())));
+        }
+    }
+    assert_eq!(rest(&sources, &source, &same, 11).await, Ok(None));
+    assert_eq!(rest(&sources, &source, &mark(&same.validator, Some(9)), 4).await, Ok(None));
+    let longer = job::Source { size: Some(9), ..source.clone() };
+    assert_eq!(rest(&sources, &longer, &same, 4).await, Err(Reason::SourceMismatch));
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(rest(&sources, &source, &same, 4).await, Ok(None), "rewritten");
+    std::fs::write(&path, b"other").unwrap();
+    assert_eq!(rest(&sources, &source, &same, 4).await, Ok(None), "another length");
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(rest(&sources, &source, &same, 4).await, Err(Reason::SourceNotFound));
+}
+
+#[tokio::test]
+async fn what_may_not_be_read_may_not_be_gone_on_with() {
+    let only_files = sources(SourceConfig { schemes: vec!["file".into()], allow_http: false, ..config() });
+    let url = Location::Http(url::Url::parse("https://example.com/").unwrap());
+    for location in [url, Location::File("/x".into())] {
+        let ended = rest(&only_files, &job(location), &mark("\"v1\"", Some(10)), 4).await;
+        assert_eq!(ended, Err(Reason::SourceForbidden));
+    }
+}

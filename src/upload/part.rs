@@ -64,6 +64,11 @@ impl Part {
         Self { number, length, crc, packed: None, bytes }
     }
 
+    /// As a part after which the compression can be gone on with.
+    pub(super) fn ending_at(self, end: PackedEnd) -> Self {
+        Self { packed: Some(end), ..self }
+    }
+
     /// The bytes, once more.
     pub(super) fn body(&self) -> ByteStream {
         match &self.bytes {

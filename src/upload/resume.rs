@@ -1,5 +1,6 @@
 //! How far an upload has come: written by the upload, read by whoever keeps the lease of its job.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -42,6 +43,16 @@ pub fn next_offset(checkpoint: &Checkpoint) -> u64 {
         PartSizes::Packed { .. } => done.last().and_then(|part| part.packed).unwrap_or_default().source,
         PartSizes::Even { .. } | PartSizes::Growing { .. } => done.iter().map(|part| part.length).sum(),
     }
+}
+
+/// What of a checkpoint's parts need not be sent again.
+pub(super) fn done(resume: Option<&Checkpoint>) -> HashSet<u32> {
+    resume.into_iter().flat_map(|checkpoint| &checkpoint.parts).map(|part| part.number).collect()
+}
+
+/// The number of the last part before the first gap.
+pub(super) fn unbroken(checkpoint: &Checkpoint) -> u32 {
+    u32::try_from(checkpoint.unbroken().len()).unwrap_or(u32::MAX)
 }
 
 /// The checkpoint of one attempt's upload. Empty until an upload that can be continued is open, and again when it is completed or

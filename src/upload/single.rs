@@ -4,6 +4,7 @@ use super::call::Calls;
 use super::classify::Signal;
 use super::part::Part;
 use super::{Target, Uploaded, conditional, object_headers, reconcile, verify};
+use crate::crash;
 use crate::outcome::{Failure, Reason, Receipt};
 
 /// Puts `part` as the whole object. `aws-sdk-s3` gets the checksum ready made and does not sign the payload.
@@ -31,6 +32,7 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
         }
         Err(error) => return Err(changed_or(error.failure, error.signal, part)),
     };
+    crash::point("put");
     if let Some(file) = part.file() {
         // The bytes are there by now; a file that changed under them must not count as delivered.
         file.verify_unchanged()?;
@@ -39,7 +41,7 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
     verify::checksum(crc.as_deref(), reply.checksum_crc64_nvme())?;
     Ok(Uploaded::Stored(Receipt {
         bytes: part.length,
-        source_bytes: part.length,
+        source_bytes: part.packed.map_or(part.length, |end| end.source),
         parts: 0,
         etag: reply.e_tag,
         version_id: reply.version_id,

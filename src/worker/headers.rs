@@ -16,6 +16,7 @@ const LAST_FAILURE: &str = "x-last-failure-at";
 const LAST_REASON: &str = "x-last-error-reason";
 const LAST_MESSAGE: &str = "x-last-error-message";
 const RUN: &str = "consign-run";
+const CRASHES: &str = "x-crashes";
 /// Longer messages are cut in headers: a frame of the broker has bounds.
 const MESSAGE_LIMIT: usize = 1000;
 
@@ -36,6 +37,16 @@ pub(super) fn history(headers: &Headers) -> History {
 /// How often this job was requeued from the dead letters.
 pub(super) fn run(headers: &Headers) -> u32 {
     number(headers, RUN)
+}
+
+/// How often in a row a worker was lost while it worked on this very job, and nothing lasting had come of it.
+pub(super) fn crashes(headers: &Headers) -> u32 {
+    number(headers, CRASHES)
+}
+
+/// The header of that count.
+pub(super) fn counted_crashes(crashes: u32) -> (String, String) {
+    (CRASHES.to_owned(), crashes.to_string())
 }
 
 /// Why the attempt before this one failed: an expired job is reported with it.

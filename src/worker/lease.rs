@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Worker;
-use super::headers::Headers;
+use super::headers::{self, Headers};
 use super::ledger::RunId;
+use crate::crash;
 use crate::destination::Destination;
 use crate::job::lease::{self, Checkpoint, Lease};
 use crate::lane::Lane;
@@ -20,6 +21,11 @@ use crate::upload::{Journal, Stop};
 
 /// Uploads of objects longer than this are written down at once: their parts are too dear to be forgotten.
 const AT_ONCE: u64 = 1 << 30;
+/// A delivery that came back this often is put under a lease before anything else: should the worker be lost over it again, then it
+/// is known that it was this job, and not one that merely waited beside it.
+const SUSPECT: u64 = 3;
+/// A job over which workers were lost this often in a row, with nothing to show for it, ends workers.
+pub(super) const CRASHES: u32 = 4;
 /// Between two tries to take a lease from a broker that does not answer.
 const AGAIN: Duration = Duration::from_secs(30);
 /// The namespace of the keys of leases, drawn once.
@@ -35,6 +41,9 @@ pub(super) struct Held {
     pub(super) journal: Journal,
     /// Ends this attempt alone, or with all others.
     pub(super) stop: Stop,
+    /// Workers that were lost over this job so far, and the parts that it came with.
+    crashes: u32,
+    parts: usize,
     leased: AtomicBool,
     lost: AtomicBool,
 }
@@ -52,6 +61,8 @@ impl Held {
             lane: lease.map_or(delivery.lane, |lease| lease.lane),
             journal: Journal::default(),
             stop: stop.child(),
+            crashes: headers::crashes(&delivery.properties.headers),
+            parts: lease.and_then(|lease| lease.checkpoint.as_ref()).map_or(0, |checkpoint| checkpoint.parts.len()),
             leased: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
@@ -87,8 +98,15 @@ impl Held {
 
 impl Work for Held {
     fn message(&self) -> LeaseMessage {
-        let body = self.lease(self.journal.checkpoint());
-        LeaseMessage { body, content_type: lease::CONTENT_TYPE.to_owned(), headers: Headers::new() }
+        let checkpoint = self.journal.checkpoint();
+        // Whoever gets this message gets it because we were lost. That counts, unless something came of our work.
+        let further = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.parts.len() > self.parts);
+        let crashes = if further { 1 } else { self.crashes.saturating_add(1) };
+        LeaseMessage {
+            body: self.lease(checkpoint),
+            content_type: lease::CONTENT_TYPE.to_owned(),
+            headers: Headers::from([headers::counted_crashes(crashes)]),
+        }
     }
 
     fn lost(&self) {
@@ -104,8 +122,8 @@ pub(super) fn key(id: &RunId) -> String {
 }
 
 impl Worker {
-    /// Runs `transfer` and keeps its lease: from the start for work that was taken over, as soon as a long upload has begun, and
-    /// after `broker.lease_after` for everything.
+    /// Runs `transfer` and keeps its lease: from the start for work that was taken over or came back often, as soon as a long upload
+    /// has begun, and after `broker.lease_after` for everything.
     pub(super) async fn under_lease(
         &self,
         delivery: &Delivery,
@@ -131,7 +149,7 @@ impl Worker {
 
     async fn keep_lease(&self, delivery: &Delivery, key: &str, held: &Arc<Held>, over: &CancellationToken) {
         let due = async {
-            if delivery.lane == Lane::Continued {
+            if delivery.lane == Lane::Continued || delivery.delivery_count >= SUSPECT {
                 return;
             }
             tokio::select! {
@@ -145,7 +163,10 @@ impl Worker {
         loop {
             let work: Arc<dyn Work> = held.clone();
             match self.parts.queue.lease(delivery, key, work).await {
-                Ok(()) => return held.leased.store(true, Ordering::Release),
+                Ok(()) => {
+                    crash::point("leased");
+                    return held.leased.store(true, Ordering::Release);
+                }
                 // The delivery comes again, and joins this work.
                 Err(QueueError::Lost) => return,
                 Err(problem) => tracing::warn!(%problem, "a job could not be put under a lease; trying again"),
@@ -167,17 +188,25 @@ impl Worker {
         destination: &Arc<Destination>,
     ) -> Settlement {
         let checkpoint = held.journal.checkpoint();
+        // An attempt that ended, however it ended, did not end the worker.
+        let survived = (held.crashes > 0).then(|| headers::counted_crashes(0));
         match settlement {
-            Settlement::Retry { .. } | Settlement::Defer { .. } | Settlement::HandOver { .. } => {
+            Settlement::Retry { rung, mut headers } => {
+                headers.extend(survived);
                 held.pack(delivery, checkpoint);
-                settlement
+                Settlement::Retry { rung, headers }
+            }
+            Settlement::Defer { rung, mut headers } => {
+                headers.extend(survived);
+                held.pack(delivery, checkpoint);
+                Settlement::Defer { rung, headers }
             }
             Settlement::Return if checkpoint.is_some() => {
                 held.pack(delivery, checkpoint);
-                Settlement::HandOver { headers: Headers::new() }
+                Settlement::HandOver { headers: survived.into_iter().collect() }
             }
             // What comes back by itself is as it was.
-            Settlement::Return => settlement,
+            Settlement::Return | Settlement::HandOver { .. } => settlement,
             Settlement::Ack | Settlement::Dead { .. } => {
                 held.pack(delivery, None);
                 if let Some(checkpoint) = checkpoint {

@@ -12,10 +12,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::testbed::broker::Broker;
+use crate::testbed::checker::Checker;
 use crate::testbed::ministack::{Ministack, REGION};
 use crate::testbed::moto::{Key, Moto, customer_policy, platform_policy};
 use crate::testbed::proxy::{Proxy, Weather, address_of};
 use crate::testbed::scripted::{Effect, ScriptedS3};
+use crate::testbed::site::job;
 use crate::testbed::sources::{Content, WebSource};
 use crate::testbed::{MIB, bytes, unique};
 
@@ -297,4 +299,78 @@ async fn a_change_of_weather_meets_connections_that_are_idle_too() {
     let mut idle = TcpStream::connect(proxy.address).await.unwrap();
     proxy.set(Weather::Reset);
     assert!(idle.read(&mut buffer).await.is_err(), "an idle connection is reset, not closed");
+}
+
+/// A terminal outcome as a worker would tell it.
+fn told(id: &str, job: &str, kind: &str, key: &str, reason: Option<&str>) -> serde_json::Value {
+    let data = json!({"bucket": "acme", "key": format!("in/{key}"), "bytes": 5, "reason": reason});
+    json!({"id": id, "type": format!("consign.transfer.{kind}.v1"), "subject": job, "data": data})
+}
+
+#[tokio::test]
+async fn the_checker_finds_whatever_is_wrong() {
+    let (site, s3) = crate::shop::site("checker").await;
+    let url = site.file("f", b"hello");
+    let names = ["lost", "half", "gone", "silent", "early", "twice", "untold"];
+    for name in names {
+        site.broker.schedule(&job(name, &url, "acme", name)).await;
+    }
+    site.broker.take("jobs.scheduled").await;
+    site.broker.forget_taken();
+    s3.put("acme", "in/half", "hell");
+    for name in ["twice", "untold"] {
+        s3.put("acme", &format!("in/{name}"), "hello");
+    }
+    let outcomes = [
+        told("1", "half", "delivered", "half", None),
+        told("2", "gone", "delivered", "gone", None),
+        told("3", "silent", "failed", "silent", Some("exhausted")),
+        told("4", "early", "failed", "early", Some("access_denied")),
+        told("5", "twice", "delivered", "twice", None),
+        told("6", "twice", "delivered", "twice", None),
+    ];
+    for outcome in &outcomes {
+        site.broker.put_into("test.outcomes", &serde_json::to_vec(outcome).unwrap(), &[]).await;
+    }
+    let early = [
+        ("x-error-reason", "access_denied"),
+        ("x-error-class", "destination"),
+        ("x-first-failure-at", "2026-01-01T00:00:00Z"),
+        ("x-last-failure-at", "2026-01-01T23:59:00Z"),
+    ];
+    let body = serde_json::to_vec(&job("early", &url, "acme", "early")).unwrap();
+    site.broker.put_into("dead", &body, &early).await;
+    site.broker.put_into("jobs.scheduled", &serde_json::to_vec(&job("half", &url, "acme", "half")).unwrap(), &[]).await;
+
+    let stranger = client(&s3.url, "eu-central-1", "AKIASTRANGER");
+    let upload = stranger.create_multipart_upload().bucket("acme").key("stray").send().await.unwrap();
+    let id = upload.upload_id.unwrap();
+    let sent = stranger.upload_part().bucket("acme").key("stray").upload_id(&id).part_number(1);
+    let tag = sent.body(ByteStream::from_static(b"x")).send().await.unwrap().e_tag.unwrap();
+    let part = aws_sdk_s3::types::CompletedPart::builder().part_number(1).e_tag(tag).build();
+    let parts = aws_sdk_s3::types::CompletedMultipartUpload::builder().parts(part).build();
+    let complete =
+        stranger.complete_multipart_upload().bucket("acme").key("stray").upload_id(&id).multipart_upload(parts);
+    complete.mpu_object_size(1).send().await.unwrap();
+    stranger.create_multipart_upload().bucket("acme").key("open").send().await.unwrap();
+
+    let (problems, ledger) = Checker::new(&site, &s3).judge().await;
+    for expected in [
+        "I1: lost is lost",
+        "I1: untold is lost",
+        "I1: the object of half",
+        "I1: gone counts as delivered",
+        "I1: silent failed as exhausted, and no dead letter",
+        "I2: objects that no job asked for: acme/stray",
+        "I2: (\"twice\", ",
+        "I3: stray was completed with [true, false]",
+        "I4: CreateMultipartUpload acme/open by AKIASTRANGER",
+        "I5: open and never aborted: upload-",
+        "I6: Some(\"half\") has ended and is still in jobs.scheduled",
+        "I7: Some(\"early\") was given up",
+    ] {
+        assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:#?}");
+    }
+    assert_eq!(ledger.jobs["open"], 2, "{ledger}");
+    site.broker.clean().await;
 }

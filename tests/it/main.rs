@@ -7,6 +7,7 @@
 
 mod bad_jobs;
 mod check;
+mod crash;
 mod delivery;
 #[cfg(feature = "dev")]
 mod dev;
@@ -25,6 +26,7 @@ mod queue_embedded;
 mod queue_embedded_cli;
 mod queue_embedded_crash;
 mod reload;
+mod resume;
 mod secrets;
 mod shop;
 mod soak;

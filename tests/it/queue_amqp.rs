@@ -1,5 +1,7 @@
 //! The queue on a real RabbitMQ: the suite of all queues, and what only a broker can do to it.
 
+mod leases;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,31 +11,38 @@ use consign::config::BrokerConfig;
 use consign::lane::Lane;
 use consign::metrics::Metrics;
 use consign::outcome::Step;
-use consign::queue::amqp::{Amqp, Outcomes, Topology, apply_topology};
+use consign::queue::amqp::{Amqp, Outcomes, Timing, Topology, apply_topology};
 use consign::queue::{Delivery, Event, Properties, Publication, Queue, QueueError, Settlement};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
-use crate::queue_conformance::{self, Fixture};
+use crate::queue_conformance::{self, Doomed, Fixture, Letter};
+use crate::testbed::exported;
+use leases::Line;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A prefix of its own on the broker that `tests/run` started.
+/// A prefix of its own on a broker.
 struct Rabbit {
     config: BrokerConfig,
     channel: Channel,
+    owner_ttl: Duration,
     _connection: Connection,
 }
 
 impl Rabbit {
+    /// On the broker that `tests/run` started.
     async fn new(name: &str) -> Self {
-        let url = std::env::var("CONSIGN_TEST_AMQP_URL").expect("CONSIGN_TEST_AMQP_URL is not set: use tests/run");
-        let config = config(&url, &format!("{name}-{}", uuid::Uuid::new_v4().simple()));
+        Self::at(&exported("CONSIGN_TEST_AMQP_URL"), name).await
+    }
+
+    async fn at(url: &str, name: &str) -> Self {
+        let config = config(url, &format!("{name}-{}", uuid::Uuid::new_v4().simple()));
         apply_topology(&config, "test").await.unwrap();
-        let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
-        let rabbit = Self { config, channel, _connection: connection };
+        let rabbit = Self { config, channel, owner_ttl: Duration::from_secs(60), _connection: connection };
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let seen = rabbit.name("seen");
         rabbit.channel.queue_declare(seen.as_str().into(), durable, FieldTable::default()).await.unwrap();
@@ -48,12 +57,17 @@ impl Rabbit {
     }
 
     fn start(&self) -> Arc<Amqp> {
-        Self::start_as(&self.config)
+        self.start_named("worker", &self.config)
     }
 
     fn start_as(config: &BrokerConfig) -> Arc<Amqp> {
         let lanes = Lane::ALL.map(|lane| (lane, 20)).to_vec();
         Amqp::start(config, "worker", lanes, Arc::new(Metrics::new(10))).unwrap()
+    }
+
+    fn start_named(&self, id: &str, config: &BrokerConfig) -> Arc<Amqp> {
+        let (lanes, timing) = (Lane::ALL.map(|lane| (lane, 20)).to_vec(), Timing { owner_ttl: self.owner_ttl });
+        Amqp::start_with(timing, config, id, lanes, Arc::new(Metrics::new(10))).unwrap()
     }
 
     /// Takes one message off a queue, waiting for it.
@@ -103,9 +117,26 @@ impl Fixture for Rabbit {
         (got.routing_key.to_string(), got.data)
     }
 
-    async fn dead_letter(&self) -> (BTreeMap<String, String>, Vec<u8>) {
+    async fn dead_letter(&self) -> Letter {
         let got = self.take(&self.name("dead")).await;
-        (texts(&got.properties), got.data)
+        let content_type = got.properties.content_type().as_ref().map(ToString::to_string);
+        Letter { headers: texts(&got.properties), content_type, body: got.data }
+    }
+
+    async fn doomed(&self) -> Doomed {
+        let (line, config) = Line::before(&self.config).await;
+        let queue = self.start_named("doomed", &config);
+        queue.connected(LIMIT).await.unwrap();
+        let again = line.clone();
+        Doomed { queue, cut: Box::new(move || line.cut()), mend: Box::new(move || again.mend()) }
+    }
+
+    fn lease_time(&self) -> Duration {
+        leases::LEASE_TTL + self.owner_ttl + Duration::from_secs(2)
+    }
+
+    fn renewal_time(&self) -> Duration {
+        leases::LEASE_TTL + Duration::from_secs(1)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What every queue must do, whatever it is made of: one suite, run against RabbitMQ and against the embedded queue.
 
+pub mod leases;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
@@ -19,8 +21,28 @@ pub trait Fixture: Sync {
     fn open(&self) -> impl Future<Output = Arc<dyn Queue>> + Send;
     /// Takes one outcome off, as routing key and body, waiting for it.
     fn outcome(&self) -> impl Future<Output = (String, Vec<u8>)> + Send;
-    /// Takes one dead letter off, as headers and body, waiting for it.
-    fn dead_letter(&self) -> impl Future<Output = (BTreeMap<String, String>, Vec<u8>)> + Send;
+    /// Takes one dead letter off, waiting for it.
+    fn dead_letter(&self) -> impl Future<Output = Letter> + Send;
+    /// Opens a queue that can be cut off from its messages, as if its process were dead or out of reach.
+    fn doomed(&self) -> impl Future<Output = Doomed> + Send;
+    /// How long a lease that nobody keeps may take to come to others, and then some.
+    fn lease_time(&self) -> Duration;
+    /// How long a lease may take to have the newest message.
+    fn renewal_time(&self) -> Duration;
+}
+
+/// A dead letter.
+pub struct Letter {
+    pub headers: BTreeMap<String, String>,
+    pub content_type: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// A queue that can be cut off and may come back.
+pub struct Doomed {
+    pub queue: Arc<dyn Queue>,
+    pub cut: Box<dyn Fn() + Send + Sync>,
+    pub mend: Box<dyn Fn() + Send + Sync>,
 }
 
 /// All of it, each part on a queue of its own.
@@ -113,7 +135,7 @@ pub async fn a_dead_letter_keeps_the_body_and_says_why(fixture: &impl Fixture) {
     let got = next(&*queue, Lane::Scheduled).await;
     let why = headers(&[("x-error-reason", "invalid_job"), ("x-error-message", "not JSON")]);
     queue.settle(got, Settlement::Dead { headers: why }, vec![]).await.unwrap();
-    let (headers, body) = fixture.dead_letter().await;
+    let Letter { headers, body, .. } = fixture.dead_letter().await;
     assert_eq!(body, sent.body);
     for (name, value) in [
         ("x-error-reason", "invalid_job"),

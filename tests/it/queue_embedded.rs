@@ -1,6 +1,5 @@
 //! The queue in a SQLite file: the suite of all queues, and what only a file can do.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use consign::queue::Queue;
 use rusqlite::{Connection, OptionalExtension as _};
 use tempfile::TempDir;
 
-use crate::queue_conformance::{self, Fixture};
+use crate::queue_conformance::{self, Doomed, Fixture, Letter};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -68,10 +67,18 @@ impl File {
         Some((key, body.into_bytes()))
     }
 
-    fn next_letter(&self) -> Option<(BTreeMap<String, String>, Vec<u8>)> {
-        let sql = "DELETE FROM dead_letters WHERE seq = (SELECT min(seq) FROM dead_letters) RETURNING headers, body";
-        let row = self.read(|db| db.query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).optional());
-        row.map(|(headers, body)| (serde_json::from_str(&headers).unwrap(), body))
+    fn next_letter(&self) -> Option<Letter> {
+        let sql = "DELETE FROM dead_letters WHERE seq = (SELECT min(seq) FROM dead_letters)
+                   RETURNING headers, content_type, body";
+        self.read(|db| {
+            let row = db.query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)));
+            row.optional().map(|row| {
+                row.map(|(headers, content_type, body)| {
+                    let headers = serde_json::from_str(&headers).unwrap();
+                    Letter { headers, content_type, body }
+                })
+            })
+        })
     }
 }
 
@@ -91,7 +98,7 @@ impl Fixture for File {
         }
     }
 
-    async fn dead_letter(&self) -> (BTreeMap<String, String>, Vec<u8>) {
+    async fn dead_letter(&self) -> Letter {
         loop {
             if let Some(letter) = self.next_letter() {
                 return letter;
@@ -99,9 +106,42 @@ impl Fixture for File {
             tokio::time::sleep(PAUSE).await;
         }
     }
+
+    /// Cut off: what others do with a process that gives no sign of life.
+    async fn doomed(&self) -> Doomed {
+        let queue = self.open().await;
+        let db = Mutex::new(Connection::open(self.path()).unwrap());
+        let own: String =
+            db.lock().unwrap().query_row("SELECT id FROM owners ORDER BY rowid DESC", [], |row| row.get(0)).unwrap();
+        let cut = move || {
+            let db = db.lock().unwrap();
+            db.busy_timeout(LIMIT).unwrap();
+            let sql = format!(
+                "BEGIN IMMEDIATE;
+                 UPDATE jobs SET owner = NULL, redelivered = 1, delivery_count = delivery_count + 1 WHERE owner = '{own}';
+                 DELETE FROM owners WHERE id = '{own}';
+                 COMMIT"
+            );
+            db.execute_batch(&sql).unwrap();
+        };
+        Doomed { queue, cut: Box::new(cut), mend: Box::new(|| {}) }
+    }
+
+    fn lease_time(&self) -> Duration {
+        Duration::from_secs(3)
+    }
+
+    fn renewal_time(&self) -> Duration {
+        Duration::from_secs(12)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_queue_does_what_every_queue_must_do() {
     queue_conformance::suite(async |_| File::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_queue_leases_as_every_queue_must() {
+    queue_conformance::leases::suite(async |_| File::new()).await;
 }

@@ -73,6 +73,17 @@ pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     out
 }
 
+/// What `gzip` or `zstd`, the tools that customers use, make of it.
+pub fn unpacked(tool: &str, bytes: &[u8]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("packed");
+    std::fs::write(&file, bytes).unwrap();
+    let stdin = std::fs::File::open(file).unwrap();
+    let output = std::process::Command::new(tool).arg("-dc").stdin(stdin).output().unwrap();
+    assert!(output.status.success(), "{tool}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
 /// A short word that no other test run uses: prefixes of queues, names of buckets and users.
 pub fn unique(word: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -28,6 +28,11 @@ impl Fetched {
         Self { generation, inner }
     }
 
+    /// As it came.
+    pub(super) fn message(&self) -> &lapin::message::Delivery {
+        &self.inner
+    }
+
     /// Back to the queue, untouched.
     pub(super) async fn give_back(self) {
         if let Err(error) = self.inner.acker.nack(REQUEUE).await {

@@ -143,7 +143,7 @@ fn exchange_kind(kind: Kind) -> ExchangeKind {
     }
 }
 
-fn table(arguments: &Arguments) -> FieldTable {
+pub(super) fn table(arguments: &Arguments) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in arguments {
         let value = match value {

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{self, Endpoint, call};
 use super::consumer::{Fetched, Intake};
 use super::declare::{self, short};
+use super::lease::{Book, Keeper};
 use super::publish::Publisher;
+use super::timing::Timing;
 use super::topology::{Names, Topology};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
@@ -81,9 +83,13 @@ pub(super) struct Shared {
     pub(super) topology: Topology,
     pub(super) declare: bool,
     pub(super) worker_id: String,
+    /// The name of this process, unlike any other.
+    pub(super) process: String,
+    pub(super) timing: Timing,
     pub(super) lanes: Vec<(Lane, u16)>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) intake: Intake,
+    pub(super) leases: Book,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) stop: CancellationToken,
 }
@@ -110,9 +116,10 @@ struct Consuming {
 
 /// Two connections: one consumes and acknowledges, one publishes.
 pub(super) struct Session {
-    pub(super) publisher: Publisher,
+    pub(super) publisher: Arc<Publisher>,
     consuming: Option<Connection>,
     consumers: Mutex<Vec<Consuming>>,
+    keeper: Option<Arc<Keeper>>,
     generation: u64,
     health: Arc<Health>,
     tasks: Mutex<JoinSet<()>>,
@@ -124,23 +131,54 @@ impl Session {
         let mut tasks = JoinSet::new();
         let publishing = shared.endpoint.connect("publisher").await?;
         watch_over(&mut tasks, &publishing, &health);
-        let mut consumers = Vec::new();
-        let mut consuming = None;
+        let publisher = Arc::new(Publisher::new(publishing, Arc::clone(&health), Arc::clone(&shared.metrics)));
+        let mut session = Self {
+            publisher,
+            consuming: None,
+            consumers: Mutex::default(),
+            keeper: None,
+            generation,
+            health,
+            tasks: Mutex::new(tasks),
+        };
         if !shared.lanes.is_empty() {
             ensure_topology(shared).await?;
-            let connection = shared.endpoint.connect("consumer").await?;
-            watch_over(&mut tasks, &connection, &health);
-            for (lane, prefetch) in &shared.lanes {
-                let channel = lane_channel(&connection, *prefetch).await?;
-                let (consuming, consumer) = consume(shared, channel, *lane).await?;
-                tasks.spawn(pump(Arc::clone(shared), Arc::clone(&health), consumer, consuming.clone(), generation));
-                consumers.push(consuming);
-            }
-            consuming = Some(connection);
+            session.open_consumers(shared).await?;
         }
-        let publisher = Publisher::new(publishing, Arc::clone(&health), Arc::clone(&shared.metrics));
-        let (consumers, tasks) = (Mutex::new(consumers), Mutex::new(tasks));
-        Ok(Self { publisher, consuming, consumers, generation, health, tasks })
+        Ok(session)
+    }
+
+    /// First the leases: what comes by the lanes may be one.
+    async fn open_consumers(&mut self, shared: &Arc<Shared>) -> Result<(), QueueError> {
+        let connection = shared.endpoint.connect("consumer").await?;
+        let tasks = self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        watch_over(tasks, &connection, &self.health);
+        let (keeper, consumer) = Keeper::open(shared, &connection, &self.publisher).await?;
+        tasks.spawn(Arc::clone(&keeper).run(consumer, Arc::clone(&self.health)));
+        for (lane, prefetch) in &shared.lanes {
+            let channel = lane_channel(&connection, *prefetch).await?;
+            let (consuming, consumer) = consume(shared, channel, *lane).await?;
+            let pump = Pump {
+                shared: Arc::clone(shared),
+                health: Arc::clone(&self.health),
+                keeper: Arc::clone(&keeper),
+                generation: self.generation,
+            };
+            tasks.spawn(pump.run(consumer, consuming.clone()));
+            self.consumers.get_mut().unwrap_or_else(PoisonError::into_inner).push(consuming);
+        }
+        (self.keeper, self.consuming) = (Some(keeper), Some(connection));
+        Ok(())
+    }
+
+    /// Which life it is.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What keeps leases, where lanes are consumed.
+    pub(super) fn keeper(&self) -> Option<Arc<Keeper>> {
+        self.keeper.clone()
     }
 
     /// Why this session can't be worked with, if so.
@@ -148,7 +186,8 @@ impl Session {
         if self.health.is_over() {
             return Some(self.health.why());
         }
-        if self.consumers().iter().any(|consuming| !consuming.channel.status().connected()) {
+        let lanes = self.consumers().iter().all(|consuming| consuming.channel.status().connected());
+        if !lanes || self.keeper.as_ref().is_some_and(|keeper| !keeper.is_connected()) {
             return Some("a consumer's channel is closed".to_owned());
         }
         self.health.blocked().map(|reason| format!("the broker blocks publishers: {reason}"))
@@ -160,11 +199,13 @@ impl Session {
 
     /// Takes deliveries again after [`Session::cancel_consumers`]. A refusal ends the session, and the next one consumes.
     pub(super) async fn consume_again(&self, shared: &Arc<Shared>) {
+        let Some(keeper) = &self.keeper else { return };
         for old in self.consumers() {
             match consume(shared, old.channel, old.lane).await {
                 Ok((consuming, consumer)) => {
                     let (shared, health) = (Arc::clone(shared), Arc::clone(&self.health));
-                    let pump = pump(shared, health, consumer, consuming.clone(), self.generation);
+                    let pump = Pump { shared, health, keeper: Arc::clone(keeper), generation: self.generation };
+                    let pump = pump.run(consumer, consuming.clone());
                     self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(pump);
                     let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
                     consumers.retain(|other| other.lane != consuming.lane);
@@ -213,7 +254,7 @@ async fn ensure_topology(shared: &Shared) -> Result<(), QueueError> {
     Ok(())
 }
 
-async fn lane_channel(connection: &Connection, prefetch: u16) -> Result<Channel, QueueError> {
+pub(super) async fn lane_channel(connection: &Connection, prefetch: u16) -> Result<Channel, QueueError> {
     let channel = connection::open_channel(connection).await?;
     // A prefetch of 0 means "no limit" to the broker.
     call("setting the prefetch", channel.basic_qos(prefetch.max(1), BasicQosOptions::default())).await?;
@@ -229,20 +270,34 @@ async fn consume(shared: &Shared, channel: Channel, lane: Lane) -> Result<(Consu
     Ok((Consuming { lane, channel, tag, stopped: CancellationToken::new() }, consumer))
 }
 
-async fn pump(shared: Arc<Shared>, health: Arc<Health>, mut consumer: Consumer, consuming: Consuming, generation: u64) {
-    let lane = consuming.lane;
-    while let Some(item) = consumer.next().await {
-        match item {
-            Ok(delivery) => {
-                if let Some(late) = shared.intake.put(lane, Fetched::new(generation, delivery)) {
-                    late.give_back().await;
-                }
+/// From a lane's consumer to its backlog.
+struct Pump {
+    shared: Arc<Shared>,
+    health: Arc<Health>,
+    keeper: Arc<Keeper>,
+    generation: u64,
+}
+
+impl Pump {
+    async fn run(self, mut consumer: Consumer, consuming: Consuming) {
+        let (lane, names) = (consuming.lane, &self.shared.names);
+        while let Some(item) = consumer.next().await {
+            match item {
+                Ok(delivery) => self.fetched(lane, Fetched::new(self.generation, delivery)).await,
+                Err(error) => return self.health.end(&connection::text(&error)),
             }
-            Err(error) => return health.end(&connection::text(&error)),
+        }
+        if !consuming.stopped.is_cancelled() {
+            let queue = names.jobs(lane);
+            self.health.end(&format!("the broker ended the consumer of {queue} (was the queue deleted?)"));
         }
     }
-    if !consuming.stopped.is_cancelled() {
-        health.end(&format!("the broker ended the consumer of {} (was the queue deleted?)", shared.names.jobs(lane)));
+
+    async fn fetched(&self, lane: Lane, fetched: Fetched) {
+        let work = if lane == Lane::Continued { self.keeper.screen(fetched).await } else { Some(fetched) };
+        if let Some(late) = work.and_then(|work| self.shared.intake.put(lane, work)) {
+            late.give_back().await;
+        }
     }
 }
 

@@ -8,11 +8,12 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::consumer::as_text;
 use super::declare::short;
+use super::lease::{EPOCH, KEY, NOTICE, OWNER, SEQ};
 use super::publish::Message;
 use super::topology::Names;
 use crate::lane::Lane;
 use crate::outcome::Step;
-use crate::queue::{Event, Properties, Publication, QueueError, Reply};
+use crate::queue::{Delivery, Event, Properties, Publication, QueueError, Reply};
 
 const PERSISTENT: u8 = 2;
 const WAIT_HEADER: &str = "consign-wait";
@@ -44,49 +45,127 @@ fn leads_back(key: &str) -> bool {
     word.is_some_and(|word| !word.contains('.'))
 }
 
+/// What a copy carries instead of what its original came with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Content<'a> {
+    pub(super) body: &'a Bytes,
+    pub(super) content_type: Option<&'a str>,
+}
+
+impl<'a> Content<'a> {
+    /// As the delivery has it when it is settled.
+    pub(super) fn of(delivery: &'a Delivery) -> Self {
+        Self { body: &delivery.body, content_type: delivery.properties.content_type.as_deref() }
+    }
+}
+
 /// A copy that waits on `rung` and then comes back to its lane.
 pub(super) fn waiting(
     names: &Names,
     rung: Step,
     routing_key: &str,
-    body: &Bytes,
+    content: Content<'_>,
     original: &BasicProperties,
     set: BTreeMap<String, String>,
 ) -> Result<Message, QueueError> {
     let mut set = set;
     set.insert(WAIT_HEADER.to_owned(), rung.as_str().to_owned());
-    copy(names.wait_exchange(), routing_key, body, original, set)
+    copy(names.wait_exchange(), routing_key, content, original, set)
 }
 
-/// A copy for the dead letters.
+/// A copy for the dead letters. Where it was leased ends with it.
 pub(super) fn dead(
     names: &Names,
     routing_key: &str,
-    body: &Bytes,
+    content: Content<'_>,
     original: &BasicProperties,
     set: BTreeMap<String, String>,
 ) -> Result<Message, QueueError> {
     let mut set = set;
     set.insert(ORIGINAL_KEY.to_owned(), routing_key.to_owned());
-    copy(names.dead_exchange(), routing_key, body, original, set)
+    let original = without_headers(original, &[EPOCH, OWNER]);
+    copy(names.dead_exchange(), routing_key, content, &original, set)
+}
+
+/// A copy for whoever is free next: by the job's own key, which it also carries.
+pub(super) fn handed_over(
+    names: &Names,
+    job_key: &str,
+    content: Content<'_>,
+    original: &BasicProperties,
+    set: BTreeMap<String, String>,
+) -> Result<Message, QueueError> {
+    let mut set = set;
+    set.insert(ORIGINAL_KEY.to_owned(), job_key.to_owned());
+    copy(names.orphans_exchange(), job_key, content, original, set)
+}
+
+/// The message that keeps a job, under the key of its lease. The job's own key travels in a header.
+pub(super) fn lease(
+    names: &Names,
+    (key, job_key): (&str, &str),
+    content: Content<'_>,
+    original: &BasicProperties,
+    set: BTreeMap<String, String>,
+) -> Result<Message, QueueError> {
+    let mut set = set;
+    set.insert(ORIGINAL_KEY.to_owned(), job_key.to_owned());
+    copy(names.lease_exchange(), key, content, original, set)
+}
+
+/// A lease that came back and is for others, as it is.
+pub(super) fn passed_on(names: &Names, returned: &lapin::message::Delivery) -> Result<Message, QueueError> {
+    let body = Bytes::copy_from_slice(&returned.data);
+    let content_type = returned.properties.content_type().as_ref().map(ShortString::as_str);
+    let content = Content { body: &body, content_type };
+    copy(names.orphans_exchange(), returned.routing_key.as_str(), content, &returned.properties, BTreeMap::new())
+}
+
+/// Tells a former owner, by its address, that a job is another's. It is no work: whoever meets it elsewhere drops it.
+pub(super) fn notice(
+    names: &Names,
+    former: &str,
+    key: &str,
+    set: BTreeMap<String, String>,
+) -> Result<Message, QueueError> {
+    let mut headers = merged(None, set)?;
+    headers.insert(NOTICE.into(), AMQPValue::Boolean(true));
+    headers.insert(KEY.into(), AMQPValue::LongString(key.into()));
+    Ok(Message {
+        exchange: names.owners_exchange(),
+        routing_key: names.owner(former),
+        body: Bytes::new(),
+        properties: BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT),
+        mandatory: true,
+    })
 }
 
 fn copy(
     exchange: String,
     routing_key: &str,
-    body: &Bytes,
+    content: Content<'_>,
     original: &BasicProperties,
     set: BTreeMap<String, String>,
 ) -> Result<Message, QueueError> {
     let headers = merged(original.headers().as_ref(), set)?;
-    let properties = without_broker_fields(original).with_headers(headers).with_delivery_mode(PERSISTENT);
-    Ok(Message { exchange, routing_key: routing_key.to_owned(), body: body.clone(), properties, mandatory: true })
+    let mut properties = without_broker_fields(original).with_headers(headers).with_delivery_mode(PERSISTENT);
+    if let Some(content_type) = content.content_type {
+        properties = properties.with_content_type(short(content_type)?);
+    }
+    Ok(Message {
+        exchange,
+        routing_key: routing_key.to_owned(),
+        body: content.body.clone(),
+        properties,
+        mandatory: true,
+    })
 }
 
+/// The number of a lease belongs to that very message.
 fn merged(original: Option<&FieldTable>, set: BTreeMap<String, String>) -> Result<FieldTable, QueueError> {
     let mut table = FieldTable::default();
     for (name, value) in original.into_iter().flatten() {
-        if !is_bookkeeping(name.as_str()) && name.as_str() != WAIT_HEADER {
+        if !is_bookkeeping(name.as_str()) && ![WAIT_HEADER, SEQ].contains(&name.as_str()) {
             table.insert(name.clone(), value.clone());
         }
     }
@@ -96,14 +175,20 @@ fn merged(original: Option<&FieldTable>, set: BTreeMap<String, String>) -> Resul
     Ok(table)
 }
 
+fn without_headers(original: &BasicProperties, names: &[&str]) -> BasicProperties {
+    let kept = original.headers().iter().flatten().filter(|(name, _)| !names.contains(&name.as_str()));
+    let kept: BTreeMap<_, _> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    original.clone().with_headers(FieldTable::from(kept))
+}
+
 /// How a text is put into properties.
 type With = fn(BasicProperties, ShortString) -> BasicProperties;
 
-/// All but `expiration` (it would end the wait early), `user_id` (the broker compares it with the login) and `cluster_id`.
+/// All but `content_type` (it goes with the body), `expiration` (it would end the wait early), `user_id` (the broker compares it
+/// with the login) and `cluster_id`.
 fn without_broker_fields(original: &BasicProperties) -> BasicProperties {
     let mut copy = BasicProperties::default();
-    let texts: [(&Option<ShortString>, With); 7] = [
-        (original.content_type(), BasicProperties::with_content_type),
+    let texts: [(&Option<ShortString>, With); 6] = [
         (original.content_encoding(), BasicProperties::with_content_encoding),
         (original.correlation_id(), BasicProperties::with_correlation_id),
         (original.reply_to(), BasicProperties::with_reply_to),
@@ -243,11 +328,23 @@ mod tests {
         Names::new("p")
     }
 
+    static EMPTY: Bytes = Bytes::new();
+    static NOTHING: Content<'static> = Content { body: &EMPTY, content_type: None };
+
+    fn leased() -> BasicProperties {
+        let mut headers = original().headers().clone().unwrap();
+        for name in [EPOCH, OWNER, SEQ] {
+            headers.insert(name.into(), AMQPValue::LongString("3".into()));
+        }
+        original().with_headers(headers)
+    }
+
     #[test]
     fn a_waiting_copy_keeps_the_producers_part_and_strips_the_brokers() {
         let set = BTreeMap::from([("x-attempt".to_owned(), "2".to_owned())]);
         let body = Bytes::from_static(b"{}");
-        let copy = waiting(&names(), Step::M2, "job.scheduled.a", &body, &original(), set).unwrap();
+        let content = Content { body: &body, content_type: Some("application/vnd.other") };
+        let copy = waiting(&names(), Step::M2, "job.scheduled.a", content, &original(), set).unwrap();
         assert_eq!((copy.exchange.as_str(), copy.routing_key.as_str()), ("p.wait", "job.scheduled.a"));
         let headers = copy.properties.headers().as_ref().unwrap().inner();
         let kept: Vec<_> = headers.keys().map(ShortString::as_str).collect();
@@ -260,7 +357,7 @@ mod tests {
         assert_eq!((kept.expiration(), kept.user_id()), (&None, &None));
         for (is, was) in [
             (kept.message_id(), "a/1"),
-            (kept.content_type(), "application/json"),
+            (kept.content_type(), "application/vnd.other"),
             (kept.reply_to(), "answers"),
             (kept.correlation_id(), "c"),
             (kept.kind(), "consign.check.v1"),
@@ -272,11 +369,29 @@ mod tests {
 
     #[test]
     fn a_dead_letter_says_where_it_came_from() {
-        let copy = dead(&names(), "job.backfill.a", &Bytes::new(), &original(), BTreeMap::new()).unwrap();
+        let copy = dead(&names(), "job.backfill.a", NOTHING, &original(), BTreeMap::new()).unwrap();
         assert_eq!(copy.exchange, "p.dlx");
         let headers = copy.properties.headers().as_ref().unwrap().inner();
         assert_eq!(headers["x-original-routing-key"], AMQPValue::LongString("job.backfill.a".into()));
         assert!(!headers.contains_key("consign-wait"));
+    }
+
+    #[test]
+    fn copies_of_leased_work_say_whose_it_was_and_have_no_number() {
+        let names_of = |copy: &Message| {
+            let headers = copy.properties.headers().as_ref().unwrap().inner();
+            let lease = headers.keys().map(ShortString::as_str).filter(|name| name.starts_with("consign-lease"));
+            lease.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let copy = waiting(&names(), Step::S5, "job.scheduled.a", NOTHING, &leased(), BTreeMap::new()).unwrap();
+        assert_eq!(names_of(&copy), [EPOCH, OWNER]);
+        assert_eq!(copy.properties.content_type(), &None, "the type goes with the body");
+        let copy = handed_over(&names(), "job.scheduled.a", NOTHING, &leased(), BTreeMap::new()).unwrap();
+        assert_eq!((copy.exchange.as_str(), names_of(&copy)), ("p.orphans", vec![EPOCH.to_owned(), OWNER.to_owned()]));
+        let headers = copy.properties.headers().as_ref().unwrap().inner();
+        assert_eq!(headers[ORIGINAL_KEY], AMQPValue::LongString("job.scheduled.a".into()));
+        let copy = dead(&names(), "job.scheduled.a", NOTHING, &leased(), BTreeMap::new()).unwrap();
+        assert_eq!(names_of(&copy), Vec::<String>::new());
     }
 
     #[test]
@@ -296,7 +411,7 @@ mod tests {
         let event = Event { routing_key: "k".to_owned(), id: long.clone(), body: Bytes::new(), reply_to: None };
         assert!(matches!(outcome(&names(), &event), Err(QueueError::Refused(_))));
         let set = BTreeMap::from([(long.clone(), String::new())]);
-        assert!(waiting(&names(), Step::S5, "k", &Bytes::new(), &original(), set).is_err());
+        assert!(waiting(&names(), Step::S5, "k", NOTHING, &original(), set).is_err());
         let event = Event { id: "i".to_owned(), reply_to: Some(("q".to_owned(), Some(long))), ..event };
         assert!(reply(&event).is_none());
     }

@@ -2,6 +2,7 @@
 //! at start, and the names that the adapter publishes to and consumes from.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -13,6 +14,12 @@ const JOB_DELIVERY_LIMIT: i64 = 1000;
 /// For every other queue: RabbitMQ 4 defaults to 20 and drops where there is no dead-letter exchange; -1 loses messages on 3.10.
 const DELIVERY_LIMIT: i64 = 1_000_000;
 const LEASE_TTL_MS: i64 = 120_000;
+/// The broker deletes an unused queue together with what is in it, and an outage counts as time without use (seen on 3.10). So
+/// a dead worker's queue must outlive any outage in which its leases might be caught.
+const OWNER_EXPIRES_MS: i64 = 24 * 3600 * 1000;
+const ENDED_TTL_MS: i64 = 1000;
+/// Longer than a lease, and far shorter than any owner's queue.
+const ENDED_EXPIRES_MS: i64 = 5 * 60 * 1000;
 const UNROUTED_MAX: i64 = 100_000;
 
 /// The names of one installation, all made of its prefix.
@@ -60,6 +67,31 @@ impl Names {
     /// The exchange that outcomes are published to.
     pub fn outcomes_exchange(&self) -> String {
         self.named("outcomes")
+    }
+
+    /// The exchange before the leases.
+    pub fn lease_exchange(&self) -> String {
+        self.named("lease")
+    }
+
+    /// The exchange that a lease comes to when its time is over: it leads to the owner by the lease's key.
+    pub fn owners_exchange(&self) -> String {
+        self.named("owners")
+    }
+
+    /// The exchange of work that nobody owns.
+    pub fn orphans_exchange(&self) -> String {
+        self.named("orphans")
+    }
+
+    /// The queue of one process, to which its leases come back.
+    pub fn owner(&self, process: &str) -> String {
+        format!("{}.owner.{process}", self.prefix)
+    }
+
+    /// Where the last leases of a process go that has ended: to nothing.
+    pub fn ended(&self, process: &str) -> String {
+        format!("{}.owner.{process}.ended", self.prefix)
     }
 
     fn named(&self, last: &str) -> String {
@@ -130,6 +162,27 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// The queue to which the leases of one process come back. What is not taken there within `ttl` is for others.
+    pub(super) fn owner(names: &Names, process: &str, ttl: Duration) -> Self {
+        let mut arguments = dead_lettered(names.orphans_exchange());
+        arguments.insert("x-message-ttl", millis(ttl).into());
+        arguments.insert("x-expires", OWNER_EXPIRES_MS.into());
+        Self::quorum(names.owner(process), DELIVERY_LIMIT, arguments)
+    }
+
+    /// The queue in which the last leases of a process that has ended vanish. It vanishes itself once they are over.
+    pub(super) fn ended(names: &Names, process: &str) -> Self {
+        let arguments =
+            Arguments::from([("x-message-ttl", ENDED_TTL_MS.into()), ("x-expires", ENDED_EXPIRES_MS.into())]);
+        Self::quorum(names.ended(process), DELIVERY_LIMIT, arguments)
+    }
+
+    fn quorum(name: String, limit: i64, mut arguments: Arguments) -> Self {
+        arguments.insert("x-queue-type", "quorum".into());
+        arguments.insert("x-delivery-limit", limit.into());
+        Self { name, arguments }
+    }
+
     /// Whether jobs pass through it. The stream of control messages only speeds operators' wishes up, and a stream may stay down
     /// after its node was killed (seen on 3.10): that must not stop a single delivery.
     pub(super) fn is_needed_to_deliver(&self) -> bool {
@@ -185,8 +238,7 @@ impl Topology {
         self.exchange(names.wait_exchange(), Kind::Headers);
         for step in Step::ALL {
             let mut arguments = dead_lettered(names.jobs_exchange());
-            let ttl = i64::try_from(step.duration().as_millis()).unwrap_or(i64::MAX);
-            arguments.insert("x-message-ttl", ttl.into());
+            arguments.insert("x-message-ttl", millis(step.duration()).into());
             self.quorum(names.wait(step), DELIVERY_LIMIT, arguments);
             let on = Arguments::from([("x-match", "all".into()), ("consign-wait", step.as_str().into())]);
             self.bind(names.wait_exchange(), names.wait(step), "", on);
@@ -194,7 +246,7 @@ impl Topology {
     }
 
     fn leases(&mut self, names: &Names) {
-        let (lease, owners, orphans) = (names.named("lease"), names.named("owners"), names.named("orphans"));
+        let (lease, owners, orphans) = (names.lease_exchange(), names.owners_exchange(), names.orphans_exchange());
         self.exchange(lease.clone(), Kind::Fanout);
         self.exchange(orphans.clone(), Kind::Fanout);
         self.exchange_with(
@@ -238,10 +290,8 @@ impl Topology {
         self.exchanges.push(Exchange { name, kind, arguments });
     }
 
-    fn quorum(&mut self, name: String, limit: i64, mut arguments: Arguments) {
-        arguments.insert("x-queue-type", "quorum".into());
-        arguments.insert("x-delivery-limit", limit.into());
-        self.queues.push(Queue { name, arguments });
+    fn quorum(&mut self, name: String, limit: i64, arguments: Arguments) {
+        self.queues.push(Queue::quorum(name, limit, arguments));
     }
 
     fn bind(&mut self, exchange: String, queue: String, key: &str, arguments: Arguments) {
@@ -276,6 +326,10 @@ fn dead_lettered(exchange: String) -> Arguments {
         ("x-dead-letter-strategy", "at-least-once".into()),
         ("x-overflow", "reject-publish".into()),
     ])
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn exchange_definition(exchange: &Exchange, vhost: &str) -> Value {

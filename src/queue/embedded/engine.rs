@@ -2,6 +2,7 @@
 //! as for a hundred), together with taking new jobs; then the answers go out.
 
 mod batch;
+mod leases;
 mod session;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +22,7 @@ use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::QueueError;
 use crate::retry::Retry;
+use leases::Leases;
 use session::{BEAT, Session};
 
 /// How late jobs of other processes are seen.
@@ -59,6 +61,7 @@ pub(super) struct Engine {
     generation: u64,
     /// What is on loan or in the backlog, by row.
     held: BTreeMap<u64, Lane>,
+    leases: Leases,
     /// Lanes that may have jobs which nobody holds.
     more: Vec<Lane>,
     next_due: Option<i64>,
@@ -80,6 +83,7 @@ impl Engine {
             session: None,
             generation: 0,
             held: BTreeMap::new(),
+            leases: Leases::default(),
             more: Vec::new(),
             next_due: None,
             pending: VecDeque::new(),
@@ -206,6 +210,7 @@ impl Engine {
         let Some(session) = &mut self.session else { return Ok(()) };
         self.generation += 1;
         self.held.clear();
+        self.leases.lose_all();
         self.shared.intake.forget();
         if let Err(trouble) = session.enter(&self.shared) {
             // Without an owner it is no session.
@@ -227,6 +232,7 @@ impl Engine {
             return Ok(());
         }
         let now = Instant::now();
+        self.refresh_leases(now);
         let Some(session) = &mut self.session else { return Ok(()) };
         let file = &self.shared.file;
         if now >= session.beats_at {
@@ -261,6 +267,7 @@ impl Engine {
         }
         self.generation += 1;
         self.held.clear();
+        self.leases.lose_all();
         self.shared.intake.forget();
     }
 
@@ -306,12 +313,15 @@ impl Engine {
         for pending in std::mem::take(&mut self.pending) {
             pending.answer(Err(QueueError::Unavailable("the queue is closed".to_owned())));
         }
+        // With the owner gone, its jobs are everybody's.
+        self.leases.lose_all();
     }
 }
 
 impl Drop for Engine {
     /// However the thread ends, nobody waits for it in vain.
     fn drop(&mut self) {
+        self.leases.lose_all();
         self.shared.intake.close();
         self.shared.metrics.set_broker_connected(false);
         self.shared.phase.send_replace(Phase::Closed);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, ToSql, params};
 
 use super::schema::JOB;
 use crate::lane::Lane;
@@ -117,6 +117,40 @@ pub(super) fn release_orphans(db: &Connection) -> rusqlite::Result<usize> {
     )
 }
 
+/// What a job carries from now on.
+pub(super) struct Content<'a> {
+    pub(super) body: &'a [u8],
+    pub(super) content_type: Option<&'a str>,
+    pub(super) headers: BTreeMap<String, String>,
+}
+
+impl<'a> Content<'a> {
+    /// As the delivery has it when it is settled, with `set` beside its headers.
+    pub(super) fn of(delivery: &'a Delivery, set: &BTreeMap<String, String>) -> Self {
+        let properties = &delivery.properties;
+        let content_type = properties.content_type.as_deref();
+        Self { body: &delivery.body, content_type, headers: merged(&properties.headers, set) }
+    }
+}
+
+/// Records what another worker gets when `owner` is gone. It keeps its owner. False where the job is not `owner`'s any more.
+pub(super) fn lease(db: &Connection, seq: i64, owner: &str, content: &Content<'_>) -> rusqlite::Result<bool> {
+    let mut statement = db.prepare_cached(
+        "UPDATE jobs SET lane = ?3, body = ?4, content_type = ?5, headers = ?6 WHERE seq = ?1 AND owner = ?2",
+    )?;
+    let (lane, headers) = (Lane::Continued.as_str(), json(&content.headers));
+    Ok(statement.execute(params![seq, owner, lane, content.body, content.content_type, headers])? > 0)
+}
+
+/// To whoever is free next, as a job that nobody has failed at. False where it is not `owner`'s any more.
+pub(super) fn hand_over(db: &Connection, seq: i64, owner: &str, content: &Content<'_>) -> rusqlite::Result<bool> {
+    if !lease(db, seq, owner, content)? {
+        return Ok(false);
+    }
+    let sql = "UPDATE jobs SET owner = NULL, redelivered = 0, delivery_count = 0 WHERE seq = ?1 AND owner = ?2";
+    Ok(db.prepare_cached(sql)?.execute(params![seq, owner])? > 0)
+}
+
 /// A copy that waits for `rung` and then comes back to its lane. False where the job is not `owner`'s any more.
 pub(super) fn wait(
     db: &Connection,
@@ -125,35 +159,24 @@ pub(super) fn wait(
     (rung, name): (Duration, &str),
     set: &BTreeMap<String, String>,
 ) -> rusqlite::Result<bool> {
-    let mut headers = merged(&delivery.properties.headers, set);
-    headers.insert(WAIT_HEADER.to_owned(), name.to_owned());
+    let mut content = Content::of(delivery, set);
+    content.headers.insert(WAIT_HEADER.to_owned(), name.to_owned());
     let rung = i64::try_from(rung.as_millis()).unwrap_or(i64::MAX);
-    let sql = format!(
-        "INSERT INTO waiting (due_ms, rung_ms, {JOB}) SELECT ?3, ?4, {} FROM jobs WHERE seq = ?1 AND owner = ?2",
-        with_headers("?5")
-    );
     let due = now_ms().saturating_add(rung);
-    let copied =
-        db.prepare_cached(&sql)?.execute(params![seq_of(delivery.ticket), owner, due, rung, json(&headers)])?;
-    Ok(copied > 0 && remove(db, seq_of(delivery.ticket), owner)?)
+    move_copy(db, delivery, owner, &content, ("waiting", "due_ms, rung_ms", params![due, rung]))
 }
 
-/// A copy to the dead letters. False where the job is not `owner`'s any more.
+/// A copy for the dead letters. False where the job is not `owner`'s any more.
 pub(super) fn bury(
     db: &Connection,
     delivery: &Delivery,
     owner: &str,
     set: &BTreeMap<String, String>,
 ) -> rusqlite::Result<bool> {
-    let mut headers = merged(&delivery.properties.headers, set);
-    headers.insert(ORIGINAL_KEY.to_owned(), delivery.routing_key.clone());
-    let sql = format!(
-        "INSERT INTO dead_letters (died_at, {JOB}) SELECT ?3, {} FROM jobs WHERE seq = ?1 AND owner = ?2",
-        with_headers("?4")
-    );
+    let mut content = Content::of(delivery, set);
+    content.headers.insert(ORIGINAL_KEY.to_owned(), delivery.routing_key.clone());
     let now = Timestamp::now().to_string();
-    let copied = db.prepare_cached(&sql)?.execute(params![seq_of(delivery.ticket), owner, now, json(&headers)])?;
-    Ok(copied > 0 && remove(db, seq_of(delivery.ticket), owner)?)
+    move_copy(db, delivery, owner, &content, ("dead_letters", "died_at", params![now]))
 }
 
 /// Copies whose time has come arrive in their lanes. How many there were.
@@ -185,11 +208,31 @@ pub(super) fn now_ms() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
-fn with_headers(parameter: &str) -> String {
-    JOB.replace("headers", parameter)
+/// From `jobs` to another table, with the content and the lane that are the job's own.
+fn move_copy(
+    db: &Connection,
+    delivery: &Delivery,
+    owner: &str,
+    content: &Content<'_>,
+    (table, columns, values): (&str, &str, &[&dyn ToSql]),
+) -> rusqlite::Result<bool> {
+    let seq = seq_of(delivery.ticket);
+    let lane = lane_of(&delivery.routing_key).unwrap_or(delivery.lane).as_str();
+    let headers = json(&content.headers);
+    let own: [&dyn ToSql; 6] = [&seq, &owner, &lane, &content.content_type, &headers, &content.body];
+    let more: Vec<_> = (1..=values.len()).map(|n| format!("?{}", own.len() + n)).collect();
+    let sql = format!(
+        "INSERT INTO {table} ({JOB}, {columns})
+             SELECT prefix, ?3, routing_key, published_at, ?4, message_id, reply_to, correlation_id, type, ?5, ?6, {}
+             FROM jobs WHERE seq = ?1 AND owner = ?2",
+        more.join(", ")
+    );
+    let copied = db.prepare_cached(&sql)?.execute(&[&own, values].concat()[..])?;
+    Ok(copied > 0 && remove(db, seq, owner)?)
 }
 
-fn merged(original: &BTreeMap<String, String>, set: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+/// The headers of a copy.
+pub(super) fn merged(original: &BTreeMap<String, String>, set: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let kept = original.iter().filter(|(name, _)| *name != WAIT_HEADER);
     kept.chain(set).map(|(name, value)| (name.clone(), value.clone())).collect()
 }

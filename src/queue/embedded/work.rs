@@ -1,13 +1,16 @@
 //! What is asked of the file, and how it is done within a transaction. Each piece can be done again after a rollback.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::{jobs, outcomes};
+use super::jobs::{self, Content};
+use super::outcomes;
 use crate::lane::Lane;
-use crate::queue::{Delivery, Event, Publication, QueueError, Settlement, Ticket};
+use crate::queue::{self, Delivery, Event, LeaseMessage, Publication, QueueError, Settlement, Ticket};
 
 /// Where the answer goes.
 pub(super) type Reply = oneshot::Sender<Result<(), QueueError>>;
@@ -42,6 +45,27 @@ impl Pending {
     }
 }
 
+/// What is recorded of a lease.
+pub(super) struct LeaseContent {
+    pub(super) ticket: Ticket,
+    /// The headers that the delivery came with.
+    pub(super) headers: Headers,
+    pub(super) message: LeaseMessage,
+}
+
+/// Headers by name.
+pub(super) type Headers = BTreeMap<String, String>;
+
+/// For whom a transaction works.
+#[derive(Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub(super) prefix: &'a str,
+    pub(super) owner: &'a str,
+    pub(super) generation: u64,
+    /// Whether a job of this generation is under a lease.
+    pub(super) leased: &'a dyn Fn(Ticket) -> bool,
+}
+
 /// One piece of work.
 pub(super) enum Work {
     Publish {
@@ -53,6 +77,13 @@ pub(super) enum Work {
         settlement: Settlement,
         events: Vec<Event>,
     },
+    /// Puts a job under a lease.
+    Lease {
+        content: LeaseContent,
+        work: Arc<dyn queue::Work>,
+    },
+    /// What another worker would get has changed.
+    Refresh(LeaseContent),
     /// `counted`: they were handed out, so they come as redeliveries.
     GiveBack {
         tickets: Vec<Ticket>,
@@ -64,7 +95,7 @@ impl Work {
     /// The tickets that end with it, if they are of `generation`.
     pub(super) fn ends(&self, generation: u64) -> impl Iterator<Item = Ticket> {
         let tickets = match self {
-            Self::Publish { .. } => &[],
+            Self::Publish { .. } | Self::Lease { .. } | Self::Refresh(_) => &[],
             Self::Settle { delivery, .. } => std::slice::from_ref(&delivery.ticket),
             Self::GiveBack { tickets, .. } => tickets.as_slice(),
         };
@@ -74,9 +105,9 @@ impl Work {
     /// Whether somebody relies on it being on the disk. What is only given back comes again even if that is forgotten.
     pub(super) fn is_durable(&self) -> bool {
         match self {
-            Self::Publish { .. } => true,
+            Self::Publish { .. } | Self::Lease { .. } => true,
             Self::Settle { settlement, events, .. } => !matches!(settlement, Settlement::Return) || !events.is_empty(),
-            Self::GiveBack { .. } => false,
+            Self::GiveBack { .. } | Self::Refresh(_) => false,
         }
     }
 
@@ -84,42 +115,60 @@ impl Work {
     pub(super) fn brings_jobs(&self) -> bool {
         match self {
             Self::Publish { .. } | Self::GiveBack { .. } => true,
-            Self::Settle { settlement, .. } => matches!(settlement, Settlement::Return),
+            Self::Settle { settlement, .. } => matches!(settlement, Settlement::Return | Settlement::HandOver { .. }),
+            Self::Lease { .. } | Self::Refresh(_) => false,
         }
     }
 
     /// Does it within a transaction. The inner result is for the caller, the outer one breaks the transaction.
-    pub(super) fn apply(
-        &self,
-        db: &Connection,
-        prefix: &str,
-        (owner, generation): (&str, u64),
-    ) -> rusqlite::Result<Result<(), QueueError>> {
-        match self {
-            Self::Publish { lane, publication } => jobs::publish(db, prefix, *lane, publication).map(Ok),
+    pub(super) fn apply(&self, db: &Connection, context: Context<'_>) -> rusqlite::Result<Result<(), QueueError>> {
+        let Context { prefix, owner, generation, .. } = context;
+        let ours = match self {
+            Self::Publish { lane, publication } => return jobs::publish(db, prefix, *lane, publication).map(Ok),
             Self::Settle { delivery, settlement, events } => {
                 for event in events {
                     outcomes::record(db, prefix, event)?;
                 }
-                let ours = delivery.ticket.generation == generation && settle(db, delivery, settlement, owner)?;
-                Ok(if ours { Ok(()) } else { Err(QueueError::Lost) })
+                delivery.ticket.generation == generation && settle(db, delivery, settlement, context)?
+            }
+            Self::Lease { content, .. } | Self::Refresh(content) => {
+                content.ticket.generation == generation && record(db, content, owner)?
             }
             Self::GiveBack { counted, .. } => {
                 for ticket in self.ends(generation) {
                     jobs::release(db, jobs::seq_of(ticket), owner, *counted)?;
                 }
-                Ok(Ok(()))
+                true
             }
-        }
+        };
+        Ok(if ours { Ok(()) } else { Err(QueueError::Lost) })
     }
 }
 
-fn settle(db: &Connection, delivery: &Delivery, settlement: &Settlement, owner: &str) -> rusqlite::Result<bool> {
-    let seq = jobs::seq_of(delivery.ticket);
+fn record(db: &Connection, lease: &LeaseContent, owner: &str) -> rusqlite::Result<bool> {
+    let message = &lease.message;
+    let content = Content {
+        body: &message.body,
+        content_type: Some(&message.content_type),
+        headers: jobs::merged(&lease.headers, &message.headers),
+    };
+    jobs::lease(db, jobs::seq_of(lease.ticket), owner, &content)
+}
+
+fn settle(
+    db: &Connection,
+    delivery: &Delivery,
+    settlement: &Settlement,
+    context: Context<'_>,
+) -> rusqlite::Result<bool> {
+    let (seq, owner) = (jobs::seq_of(delivery.ticket), context.owner);
     match settlement {
         Settlement::Ack => jobs::remove(db, seq, owner),
-        // Not reached: nothing is leased here yet.
-        Settlement::Return | Settlement::HandOver { .. } => jobs::release(db, seq, owner, true),
+        Settlement::Return if (context.leased)(delivery.ticket) => {
+            jobs::hand_over(db, seq, owner, &Content::of(delivery, &Headers::new()))
+        }
+        Settlement::Return => jobs::release(db, seq, owner, true),
+        Settlement::HandOver { headers } => jobs::hand_over(db, seq, owner, &Content::of(delivery, headers)),
         Settlement::Retry { rung, headers } | Settlement::Defer { rung, headers } => {
             jobs::wait(db, delivery, owner, (rung.duration(), rung.as_str()), headers)
         }

@@ -178,3 +178,17 @@ async fn the_digest_is_that_of_the_whole_file() {
     assert_eq!(FileSource::sha256(&file).await.unwrap(), <[u8; 32]>::from(Sha256::digest(&bytes)));
     assert!(!file.metrics.render().1.contains("scheme=\"file\"} 2"), "a digest is not counted as reading");
 }
+
+#[tokio::test]
+async fn chunks_can_begin_anywhere() {
+    let root = Root::new();
+    let bytes = pattern(2 * CHUNK + 5);
+    let file = root.open(&root.write("f", &bytes)).unwrap();
+    for offset in [0, 1, CHUNK, 2 * CHUNK + 4, bytes.len()] {
+        let rest = collect(Arc::clone(&file).chunks_from(offset as u64)).await.unwrap();
+        assert_eq!(rest, &bytes[offset..], "from {offset}");
+    }
+    File::options().write(true).open(root.path("f")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let nothing = collect(Arc::clone(&file).chunks_from(bytes.len() as u64)).await;
+    assert_eq!(nothing.unwrap_err().reason, Reason::SourceChanged, "even where nothing is left");
+}

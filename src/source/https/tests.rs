@@ -5,7 +5,7 @@ use futures_util::TryStreamExt as _;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::source::scripted::{Act, Scripted, answer};
+use crate::source::scripted::{Act, Scripted, answer, ranged};
 
 const OPEN: Guard = Guard { allow_http: true, allow_private_networks: true };
 /// Like the default, but for http, which the scripted origin speaks.
@@ -252,4 +252,115 @@ async fn reads_with_the_childs_environment() {
         Err(failure) => failure.reason.as_str().to_owned(),
     };
     assert_eq!(ended, std::env::var("CHILD_EXPECTS").unwrap());
+}
+
+fn mark(validator: &str, length: Option<u64>) -> SourceMark {
+    SourceMark { validator: validator.into(), length }
+}
+
+/// What comes from byte `from` of the content that `mark` names.
+async fn rest(origin: &Scripted, mark: &SourceMark, from: u64) -> Result<Option<Vec<u8>>, Failure> {
+    match http().open_at(&origin.url("/f?sig=hidden"), mark, from).await? {
+        Some(opened) => Ok(Some(opened.chunks.try_collect::<Vec<_>>().await?.concat())),
+        None => Ok(None),
+    }
+}
+
+#[tokio::test]
+async fn only_ranges_and_a_strong_tag_can_be_gone_on_with() {
+    let cases: [(&'static [(&str, &str)], bool); 5] = [
+        (&RANGES, true),
+        (&[("accept-ranges", "bytes"), ("etag", "\"v1\"")], true),
+        (&[("content-length", "10"), ("etag", "\"v1\"")], false),
+        (&[("content-length", "10"), ("accept-ranges", "bytes")], false),
+        (&[("content-length", "10"), ("accept-ranges", "bytes"), ("etag", "W/\"v1\"")], false),
+    ];
+    for (headers, resumable) in cases {
+        let origin = Scripted::start(move |_, _| answer(200, headers, TEXT)).await;
+        assert_eq!(http().open(&origin.url("/f")).await.unwrap().resumable, resumable, "{headers:?}");
+        let again = rest(&origin, &mark("\"v1\"", Some(10)), 0).await.unwrap();
+        assert_eq!(again.as_deref(), resumable.then_some(TEXT), "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_same_content_goes_on_at_the_byte() {
+    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+    for length in [Some(10), None] {
+        for from in 0..10 {
+            let opened = http().open_at(&origin.url("/f"), &mark("\"v1\"", length), from).await.unwrap().unwrap();
+            assert_eq!((opened.length, opened.strong_etag()), (Some(10), Some("\"v1\"")));
+            let read = opened.chunks.try_collect::<Vec<_>>().await.unwrap().concat();
+            assert_eq!(read, &TEXT[usize::try_from(from).unwrap()..], "from {from}");
+        }
+    }
+    let head = &origin.heads()[4];
+    assert!(head.contains("range: bytes=4-\r\n") && head.contains("if-range: \"v1\"\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn another_content_is_not_gone_on_with() {
+    type Answered = (u16, &'static [(&'static str, &'static str)]);
+    let answers: [Answered; 8] = [
+        (200, &[("etag", "\"v2\""), ("content-length", "10"), ("accept-ranges", "bytes")]),
+        (206, &[("etag", "\"v2\""), ("content-range", "bytes 4-9/10")]),
+        (206, &[("etag", "W/\"v1\""), ("content-range", "bytes 4-9/10")]),
+        (206, &[("content-range", "bytes 4-9/10")]),
+        (206, &[("etag", "\"v1\""), ("content-range", "bytes 4-11/12")]),
+        (206, &[("etag", "\"v1\""), ("content-range", "bytes 0-9/10")]),
+        (412, &[("content-length", "0")]),
+        (416, &[("content-range", "bytes */3"), ("content-length", "0")]),
+    ];
+    for (status, headers) in answers {
+        let origin = Scripted::start(move |_, _| answer(status, headers, &TEXT[4..])).await;
+        assert_eq!(rest(&origin, &mark("\"v1\"", Some(10)), 4).await.unwrap(), None, "{status} {headers:?}");
+        assert_eq!(origin.heads().len(), 1);
+    }
+    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+    for (mark, from) in [(mark("\"v2\"", Some(10)), 0), (mark("\"v1\"", Some(9)), 0), (mark("\"v2\"", Some(10)), 4)] {
+        assert_eq!(rest(&origin, &mark, from).await.unwrap(), None, "{mark:?} from {from}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_rest_is_a_failure() {
+    for (status, reason) in [
+        (404, Reason::SourceNotFound),
+        (403, Reason::SourceDenied),
+        (503, Reason::SourceUnavailable),
+        (418, Reason::Unclassified),
+    ] {
+        let origin = Scripted::start(move |_, _| answer(status, &[("content-length", "0")], b"")).await;
+        for from in [0, 4] {
+            let failure = rest(&origin, &mark("\"v1\"", Some(10)), from).await.unwrap_err();
+            assert_eq!(failure.reason, reason, "{status}");
+            assert!(!failure.message.contains("hidden"), "{}", failure.message);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_rest_is_guarded_wherever_it_leads() {
+    let origin = Scripted::start(|_, _| answer(302, &[("location", "http://10.0.0.1/")], b"")).await;
+    let refused = strict(&origin).open_at(&url_of(&origin), &mark("\"v1\"", Some(10)), 4).await;
+    assert_eq!(refused.err().map(|failure| failure.reason), Some(Reason::SourceForbidden));
+    let origin = Scripted::start(|_, head| match head.split(' ').nth(1).unwrap() {
+        "/to" => ranged(head, "\"v1\"", TEXT),
+        _ => answer(307, &[("location", "/to"), ("content-length", "0")], b""),
+    });
+    assert_eq!(rest(&origin.await, &mark("\"v1\"", Some(10)), 4).await.unwrap().unwrap(), &TEXT[4..]);
+}
+
+#[tokio::test]
+async fn a_cut_in_the_rest_is_mended_too() {
+    let origin = Scripted::start(|number, head| {
+        let mut acts = ranged(head, "\"v1\"", TEXT);
+        if let (0, Some(Act::Send(body))) = (number, acts.last_mut()) {
+            body.truncate(3);
+        }
+        acts
+    });
+    let origin = origin.await;
+    assert_eq!(rest(&origin, &mark("\"v1\"", Some(10)), 4).await.unwrap().unwrap(), &TEXT[4..]);
+    assert!(origin.heads()[1].contains("range: bytes=7-\r\n"), "{}", origin.heads()[1]);
 }

@@ -58,7 +58,8 @@ async fn run(first: Body, length: Option<u64>, rests: Option<Vec<Result<Rest, Fa
     let asked = std::sync::Arc::new(Mutex::new(Vec::new()));
     let resumable = rests.is_some();
     let origin = Laid { rests: Mutex::new(rests.unwrap_or_default()), asked: std::sync::Arc::clone(&asked) };
-    let mut chunks = chunks(Box::new(origin), first, length, resumable, limits(min_rate));
+    let first = Rest { body: first, length };
+    let mut chunks = chunks(Box::new(origin), first, 0, resumable, limits(min_rate));
     let mut text = String::new();
     let ended = loop {
         match chunks.try_next().await {
@@ -160,7 +161,7 @@ async fn at_the_least_rate_it_is_not_slow() {
 async fn time_that_the_consumer_takes_does_not_count() {
     let origin = Laid { rests: Mutex::default(), asked: std::sync::Arc::default() };
     let limits = Limits { window: Duration::from_secs(1), ..limits(1 << 20) };
-    let mut chunks = chunks(Box::new(origin), at_once(&[Ok("x"), Ok("y"), Ok("z")]), None, false, limits);
+    let mut chunks = chunks(Box::new(origin), rest(&[Ok("x"), Ok("y"), Ok("z")]), 0, false, limits);
     chunks.try_next().await.unwrap();
     tokio::time::sleep(limits.window + TICK).await;
     assert_eq!(chunks.try_collect::<Vec<_>>().await.unwrap().concat(), b"yz");

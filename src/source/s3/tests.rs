@@ -5,7 +5,7 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use futures_util::TryStreamExt as _;
 
 use super::*;
-use crate::source::scripted::{Act, Scripted, answer};
+use crate::source::scripted::{Act, Scripted, answer, ranged};
 
 const TEXT: &[u8] = b"0123456789";
 const WHOLE: [(&str, &str); 2] = [("content-length", "10"), ("etag", "\"v1\"")];
@@ -42,7 +42,7 @@ fn error(status: u16, code: &str) -> Vec<Act> {
 async fn an_object_is_read_whole() {
     let origin = Scripted::start(|_, _| answer(200, &WHOLE, TEXT)).await;
     let opened = staging(&origin).open(&BucketName::parse("staging").unwrap(), "a b/c.csv").await.unwrap();
-    assert_eq!((opened.length, opened.strong_etag()), (Some(10), Some("\"v1\"")));
+    assert_eq!((opened.length, opened.strong_etag(), opened.resumable), (Some(10), Some("\"v1\""), true));
     assert_eq!(opened.chunks.try_collect::<Vec<_>>().await.unwrap().concat(), TEXT);
     let head = &origin.heads()[0];
     assert!(head.starts_with("GET /staging/a%20b/c.csv"), "{head}");
@@ -120,4 +120,90 @@ async fn a_store_that_is_not_there_is_unavailable() {
     tokio::task::yield_now().await;
     let failure = read(&gone, "staging").await.unwrap_err();
     assert_eq!(failure.reason, Reason::SourceUnavailable, "{}", failure.message);
+}
+
+fn mark(validator: &str, length: Option<u64>) -> SourceMark {
+    SourceMark { validator: validator.into(), length }
+}
+
+/// What comes from byte `from` of the object that `mark` names.
+async fn rest(origin: &Scripted, mark: &SourceMark, from: u64) -> Result<Option<Vec<u8>>, Failure> {
+    match staging(origin).open_at(&BucketName::parse("staging").unwrap(), "k", mark, from).await? {
+        Some(opened) => Ok(Some(opened.chunks.try_collect::<Vec<_>>().await?.concat())),
+        None => Ok(None),
+    }
+}
+
+#[tokio::test]
+async fn the_same_object_goes_on_at_the_byte() {
+    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+    for length in [Some(10), None] {
+        for from in 0..10 {
+            let read = rest(&origin, &mark("\"v1\"", length), from).await.unwrap().unwrap();
+            assert_eq!(read, &TEXT[usize::try_from(from).unwrap()..], "from {from}");
+        }
+    }
+    let head = &origin.heads()[4];
+    assert!(head.contains("range: bytes=4-\r\n") && head.contains("if-match: \"v1\"\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn another_object_is_not_gone_on_with() {
+    let part = |etag, range| [("content-length", "6"), ("etag", etag), ("content-range", range)];
+    let answers = [
+        error(412, "PreconditionFailed"),
+        error(416, "InvalidRange"),
+        answer(200, &WHOLE, TEXT),
+        answer(206, &part("\"v2\"", "bytes 4-9/10"), &TEXT[4..]),
+        answer(206, &part("\"v1\"", "bytes 4-9/12"), &TEXT[4..]),
+        answer(206, &part("\"v1\"", "bytes 3-9/10"), &TEXT[4..]),
+        answer(206, &[("content-length", "6"), ("content-range", "bytes 4-9/10")], &TEXT[4..]),
+    ];
+    for acts in answers {
+        let shown = format!("{acts:?}");
+        let origin = Scripted::start(move |_, _| acts.clone()).await;
+        assert_eq!(rest(&origin, &mark("\"v1\"", Some(10)), 4).await.unwrap(), None, "{shown}");
+    }
+    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+    for (mark, from) in [(mark("\"v2\"", Some(10)), 0), (mark("\"v1\"", Some(9)), 0), (mark("\"v2\"", Some(10)), 4)] {
+        assert_eq!(rest(&origin, &mark, from).await.unwrap(), None, "{mark:?} from {from}");
+    }
+    let tagless = Scripted::start(|_, _| answer(200, &[("content-length", "10")], TEXT)).await;
+    assert_eq!(rest(&tagless, &mark("\"v1\"", Some(10)), 0).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_rest_is_a_failure() {
+    for (status, code, reason) in [
+        (404, "NoSuchKey", Reason::SourceNotFound),
+        (403, "AccessDenied", Reason::SourceDenied),
+        (503, "SlowDown", Reason::SourceUnavailable),
+    ] {
+        let origin = Scripted::start(move |_, _| error(status, code)).await;
+        assert_eq!(rest(&origin, &mark("\"v1\"", Some(10)), 4).await.unwrap_err().reason, reason, "{code}");
+    }
+    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+    let other = BucketName::parse("customer").unwrap();
+    let refused = staging(&origin).open_at(&other, "k", &mark("\"v1\"", Some(10)), 4).await;
+    assert_eq!(refused.err().map(|failure| failure.reason), Some(Reason::SourceForbidden));
+    assert!(origin.heads().is_empty());
+}
+
+#[tokio::test]
+async fn a_cut_in_the_rest_is_mended_and_never_by_another_object() {
+    for (second, expected) in [("\"v1\"", Ok(Some(TEXT[4..].to_vec()))), ("\"v2\"", Err(Reason::SourceChanged))] {
+        // Like a store that does not know If-Match: the tag of the answer tells.
+        let origin = Scripted::start(move |number, head| {
+            let etag = if number == 0 { "\"v1\"" } else { second };
+            let mut acts = ranged(&head.replace("if-match", "unknown"), etag, TEXT);
+            if let (0, Some(Act::Send(body))) = (number, acts.last_mut()) {
+                body.truncate(3);
+            }
+            acts
+        });
+        let origin = origin.await;
+        let read = rest(&origin, &mark("\"v1\"", Some(10)), 4).await.map_err(|failure| failure.reason);
+        assert_eq!(read, expected);
+        assert!(origin.heads()[1].contains("range: bytes=7-\r\n"), "{}", origin.heads()[1]);
+    }
 }

@@ -1,5 +1,6 @@
 //! Giving an unfinished upload up.
 
+use crate::crash;
 use crate::job::lease::Checkpoint;
 use crate::upload::call::Calls;
 use crate::upload::classify::Signal;
@@ -35,6 +36,7 @@ pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> A
         .await;
     match answer {
         Ok(_) => {
+            crash::point("aborted");
             calls.metrics.multipart_aborted();
             Aborted::Gone
         }

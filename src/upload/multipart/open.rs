@@ -9,6 +9,7 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUploa
 use super::Record;
 use super::abort::{Aborted, abort};
 use super::date::DateHeader;
+use crate::crash;
 use crate::destination::Checksum;
 use crate::job::lease::{Checkpoint, PartDone, PartSizes};
 use crate::metrics::Guard;
@@ -77,6 +78,7 @@ impl<'a> Open<'a> {
         let id = reply.upload_id.clone().filter(|id| !id.is_empty());
         let id =
             id.ok_or_else(|| Failure::new(Reason::S3Unavailable, "CreateMultipartUpload: S3 gave no upload id"))?;
+        crash::point("created");
         let mut open = Self {
             calls: calls.clone(),
             bucket: target.destination.bucket.as_str().to_owned(),
@@ -104,6 +106,7 @@ impl<'a> Open<'a> {
             journal.open(open.checkpoint(record, checked));
             open.journal = Some(journal);
             open.whole = whole(record.sizes, record.source.length);
+            crash::point("recorded");
         }
         Ok(open)
     }
@@ -205,6 +208,7 @@ impl<'a> Open<'a> {
         if let Some(journal) = self.journal {
             journal.part(done.clone());
         }
+        crash::point("part");
         Ok(done)
     }
 
@@ -216,6 +220,7 @@ impl<'a> Open<'a> {
         target: &Target<'_>,
         sent: Vec<PartDone>,
     ) -> Result<Uploaded, Failure> {
+        crash::point("parts");
         let length = sent.iter().map(|part| part.length).sum();
         let crc = combined_crc(sent.iter().map(|part| (part.crc, part.length))).map(verify::crc_text);
         let count = u32::try_from(sent.len()).unwrap_or(u32::MAX);
@@ -223,6 +228,7 @@ impl<'a> Open<'a> {
         let read = sent.last().and_then(|last| last.packed).map_or(length, |end| end.source);
         let uploaded = match self.ask_to_complete(target, &sent, length, crc.as_deref()).await {
             Ok(receipt) => {
+                crash::point("completed");
                 self.settle();
                 verify::checksum(crc.as_deref(), receipt.checksum_crc64nvme.as_deref())?;
                 Uploaded::Stored(Receipt { checksum_crc64nvme: crc, ..receipt })
@@ -261,15 +267,12 @@ impl<'a> Open<'a> {
             self.settle();
             return Ok(Uploaded::Stored(self.found(object, expected, crc)));
         }
-        if !(self.again && vanished || overwritten) {
-            return Err(error.failure);
-        }
         if vanished {
             self.settle();
-        } else {
+        } else if overwritten {
             self.try_abort().await;
         }
-        Ok(Uploaded::Stale)
+        if self.again && (vanished || overwritten) { Ok(Uploaded::Stale) } else { Err(error.failure) }
     }
 
     /// S3 does not know the upload any more that was to be continued: it was completed by somebody else, or aborted.

@@ -61,13 +61,14 @@ async fn nothing_is_one_put_even_where_everything_is_multipart() {
 async fn the_owner_is_named_on_every_call() {
     let shop = Shop::open("owner").await;
     shop.s3.on("CompleteMultipartUpload").key("lost").nth(1).after(Effect::LostReply);
-    shop.s3.on("UploadPart").key("broken").before(Effect::Error(500, "InternalError", "An internal error."));
     shop.schedule("small", b"hello").await;
     shop.schedule("lost", &bytes(71, 20 * MIB)).await;
-    shop.schedule("broken", &bytes(72, 20 * MIB)).await;
+    let content = bytes(72, 20 * MIB);
+    let source = json!({"url": shop.site.file("broken", &content), "sha256": "0".repeat(64)});
+    shop.schedule_with("broken", &content, &json!({"source": source})).await;
     shop.delivered("small").await;
     shop.delivered("lost").await;
-    shop.site.broker.taken("wait.5s", "\"broken\"").await;
+    shop.failed("broken", "source_mismatch").await;
     let operations = [
         "PutObject",
         "CreateMultipartUpload",

@@ -62,9 +62,9 @@ async fn where_listing_is_denied_a_lost_reply_costs_a_second_upload() {
 #[tokio::test]
 async fn a_failed_upload_is_aborted_and_nothing_is_visible() {
     let shop = Shop::open("aborted").await;
-    shop.s3.on("UploadPart").before(Effect::Error(500, "InternalError", "We encountered an internal error."));
+    shop.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
     shop.schedule("a", &bytes(12, 20 * MIB)).await;
-    shop.site.broker.taken("wait.5s", "\"a\"").await;
+    shop.failed("a", "unclassified").await;
     assert!(shop.object("a").is_none());
     assert_eq!(shop.s3.open_uploads(), 0);
     assert_eq!(shop.worker.metric("consign_multipart_aborted_total", "").await, 1.0);
@@ -74,12 +74,12 @@ async fn a_failed_upload_is_aborted_and_nothing_is_visible() {
 #[tokio::test]
 async fn a_denied_abort_is_counted_and_carried() {
     let shop = Shop::open("abortdenied").await;
-    shop.s3.on("UploadPart").before(Effect::Error(500, "InternalError", "We encountered an internal error."));
+    shop.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
     shop.s3.on("AbortMultipartUpload").before(Effect::Error(403, "AccessDenied", "Access Denied"));
     shop.schedule("a", &bytes(13, 20 * MIB)).await;
-    shop.site.broker.taken("wait.5s", "\"a\"").await;
+    shop.failed("a", "unclassified").await;
     assert_eq!(shop.worker.metric("consign_multipart_abort_denied_total", "").await, 1.0);
-    assert_eq!(shop.failures("s3_unavailable").await, 1.0, "the abort does not hide why");
+    assert_eq!(shop.failures("unclassified").await, 1.0, "the abort does not hide why");
     assert_eq!(shop.failures("access_denied").await, 0.0);
     shop.close().await;
 }

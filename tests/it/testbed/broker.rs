@@ -181,6 +181,25 @@ impl Broker {
         assert!(matches!(confirmed, Confirmation::Ack(None)), "{routing_key} was not taken: {confirmed:?}");
     }
 
+    /// Puts a message with text headers straight into a queue of this prefix; a job's id becomes the message id.
+    pub async fn put_into(&self, queue: &str, body: &[u8], headers: &[(&str, &str)]) {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), AMQPValue::LongString((*value).into()));
+        }
+        let id = serde_json::from_slice::<Value>(body).ok().and_then(|body| Some(body["id"].as_str()?.to_owned()));
+        let properties = BasicProperties::default().with_headers(table).with_message_id(id.unwrap_or_default().into());
+        let (queue, options) = (format!("{}.{queue}", self.prefix), BasicPublishOptions::default());
+        let channel = self.reachable().await;
+        let sent = channel.basic_publish("".into(), queue.into(), options, body, properties).await.unwrap();
+        assert!(matches!(sent.await.unwrap(), Confirmation::Ack(None)));
+    }
+
+    /// Forgets what this test took, as if it had been lost.
+    pub fn forget_taken(&self) {
+        self.taken.lock().unwrap().clear();
+    }
+
     /// Declares a durable queue of the test's own, such as one for answers; gives its whole name.
     pub async fn own(&self, name: &str) -> String {
         let queue = format!("{}.{name}", self.prefix);

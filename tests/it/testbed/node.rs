@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::{exported, ledger};
@@ -10,32 +11,25 @@ use super::{exported, ledger};
 const USER: &str = "consign";
 const PASSWORD: &str = "marked-secret-amqp";
 
-/// A node, with what must be undone when the test is over.
+/// The node that tests break, each when it is its turn; with what must be undone when the test is over.
 #[derive(Debug)]
 pub struct Node {
     dir: PathBuf,
     pub url: String,
-    undo: std::sync::Mutex<Vec<Vec<String>>>,
-    /// Of the node that tests break in turn: held while it is this test's.
-    turn: Option<File>,
+    undo: Mutex<Vec<Vec<String>>>,
+    /// Locked while the node is this test's.
+    _turn: File,
 }
 
 impl Node {
-    /// Starts a node of the test's own, whose files live below `dir`; takes some seconds. Stopped on drop.
-    pub fn start(dir: &Path) -> Self {
-        let url = control(dir, &["start"]);
-        Self { dir: dir.to_owned(), url, undo: std::sync::Mutex::default(), turn: None }
-    }
-
     /// The node that tests break in turn: whole, and this test's alone until it is dropped. The first one starts it.
     pub fn in_turn() -> Self {
         let dir = PathBuf::from(exported("CONSIGN_TEST_NODE"));
         std::fs::create_dir_all(&dir).unwrap();
         let turn = File::create(dir.join("turn")).unwrap();
         turn.lock().unwrap();
-        let mut node = Self::start(&dir);
-        node.turn = Some(turn);
-        node
+        let url = control(&dir, &["start"]);
+        Self { dir, url, undo: Mutex::default(), _turn: turn }
     }
 
     /// As a power cut: kill -9.
@@ -130,26 +124,17 @@ impl Node {
     fn undo_by(&self, arguments: &[&str]) {
         self.undo.lock().unwrap().push(arguments.iter().copied().map(str::to_owned).collect());
     }
-
-    fn mend(&self) {
-        control(&self.dir, &["start"]);
-        control(&self.dir, &["thaw"]);
-        for arguments in self.undo.lock().unwrap().drain(..) {
-            // What a test has undone itself may be gone.
-            let _ = try_control(
-                &self.dir,
-                &[&["ctl"], &*arguments.iter().map(String::as_str).collect::<Vec<_>>()].concat(),
-            );
-        }
-    }
 }
 
 impl Drop for Node {
+    /// Makes it whole again, for the next test.
     fn drop(&mut self) {
-        if self.turn.is_some() {
-            self.mend();
-        } else {
-            control(&self.dir, &["stop"]);
+        control(&self.dir, &["start"]);
+        control(&self.dir, &["thaw"]);
+        for arguments in self.undo.lock().unwrap().drain(..) {
+            // What the test has undone itself may be gone.
+            let arguments: Vec<_> = ["ctl"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+            let _ = try_control(&self.dir, &arguments);
         }
     }
 }

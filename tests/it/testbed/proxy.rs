@@ -111,18 +111,17 @@ async fn pump(mut weather: watch::Receiver<Weather>, mut from: OwnedReadHalf, mu
     loop {
         let read = tokio::select! {
             biased;
-            reset = async {
-                let storm = weather.wait_for(|now| matches!(now, Weather::Reset | Weather::HalfClose)).await;
-                storm.is_ok_and(|now| *now == Weather::Reset)
-            } => {
-                if !reset {
-                    return half_close(&mut from, to, way).await;
-                }
+            storm = storm(&mut weather) => Err(storm),
+            read = from.read(&mut buffer) => Ok(read),
+        };
+        let read = match read {
+            Ok(read) => read,
+            Err(Weather::HalfClose) => return half_close(&mut from, to, way).await,
+            Err(_) => {
                 let _ = from.as_ref().set_zero_linger();
                 let _ = to.as_ref().set_zero_linger();
                 return;
             }
-            read = from.read(&mut buffer) => read,
         };
         let Ok(read @ 1..) = read else { return };
         carried += read;
@@ -138,6 +137,12 @@ async fn pump(mut weather: watch::Receiver<Weather>, mut from: OwnedReadHalf, mu
             return;
         }
     }
+}
+
+/// Waits for what meets idle connections, too.
+async fn storm(weather: &mut watch::Receiver<Weather>) -> Weather {
+    let storm = weather.wait_for(|now| matches!(now, Weather::Reset | Weather::HalfClose)).await;
+    storm.map_or(Weather::Reset, |now| *now)
 }
 
 /// Towards the client: an end. Towards the server: everything is swallowed until the client hangs up.

@@ -298,6 +298,22 @@ impl ScriptedS3 {
         self.store().count(bucket)
     }
 
+    /// The upload of this key is completed behind our back, by somebody who had all of it.
+    pub fn complete_for(&self, bucket: &str, key: &str, content: &[u8], parts: usize) {
+        let mut store = self.store();
+        let (id, upload) = store.uploads.iter().find(|(_, upload)| upload.key == key).expect("an upload of the key");
+        let (id, initiated) = (id.clone(), upload.initiated);
+        store.uploads.remove(&id);
+        let object = Object::plain(Bytes::copy_from_slice(content));
+        let etag = format!("{}-{parts}", object.etag);
+        store.put(bucket, key, Object { etag, modified: initiated, ..object });
+    }
+
+    /// Every upload is aborted behind our back, as a lifecycle rule does it.
+    pub fn abort_all(&self) {
+        self.store().uploads.clear();
+    }
+
     /// Uploads begun and neither completed nor aborted.
     pub fn open_uploads(&self) -> usize {
         self.store().uploads.len()

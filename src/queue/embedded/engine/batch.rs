@@ -4,7 +4,7 @@ use super::Engine;
 use crate::lane::Lane;
 use crate::queue::embedded::owner::Owner;
 use crate::queue::embedded::trouble::Trouble;
-use crate::queue::embedded::work::{Pending, Work};
+use crate::queue::embedded::work::{Context, Pending, Work};
 use crate::queue::embedded::{jobs, outcomes};
 use crate::queue::{Delivery, QueueError};
 
@@ -31,9 +31,11 @@ impl Engine {
         let batch = || self.pending.iter().take(BATCH).map(|pending| &pending.work);
         let prefix = self.shared.prefix.as_str();
         let owner = (session.owner.as_ref().map_or("", Owner::id), self.generation);
+        let context =
+            Context { prefix, owner: owner.0, generation: owner.1, leased: &|ticket| self.leases.has(ticket) };
         let recorded = batch().any(|work| matches!(work, Work::Settle { events, .. } if !events.is_empty()));
         let work = |db: &rusqlite::Transaction<'_>| {
-            let answers = batch().map(|work| work.apply(db, prefix, owner)).collect::<rusqlite::Result<_>>()?;
+            let answers = batch().map(|work| work.apply(db, context)).collect::<rusqlite::Result<_>>()?;
             if recorded {
                 outcomes::trim(db)?;
             }
@@ -78,10 +80,11 @@ impl Engine {
         }
         self.next_due = done.next_due;
         for answer in done.answers {
-            let Some(pending) = self.pending.pop_front() else { break };
+            let Some(mut pending) = self.pending.pop_front() else { break };
             for ticket in pending.work.ends(self.generation) {
                 self.held.remove(&ticket.tag);
             }
+            self.leased(&mut pending.work, &answer);
             pending.answer(answer);
         }
         for (lane, room, fetched) in done.fetched {

@@ -66,8 +66,7 @@ impl Call {
 
     /// When it was signed.
     pub fn signed(&self) -> Option<Timestamp> {
-        let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", self.header("x-amz-date")?).ok()?;
-        jiff::tz::TimeZone::UTC.to_timestamp(time).ok()
+        self.header("x-amz-date")?.parse().ok()
     }
 
     /// True when the call asks for any encryption.

@@ -1,0 +1,293 @@
+//! Keeps the leases of this process for the time of one session: the queue they come back to, and what is done with them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::message::Delivery as Message;
+use lapin::options::{
+    BasicCancelOptions, BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Acker, Channel, Connection, Consumer};
+use tokio_util::sync::CancellationToken;
+
+use super::judge::{Mark, Verdict};
+use super::{EPOCH, OWNER, SEQ};
+use crate::queue::QueueError;
+use crate::queue::amqp::connection::{self, call};
+use crate::queue::amqp::consumer::Fetched;
+use crate::queue::amqp::declare::{self, short};
+use crate::queue::amqp::publish::Publisher;
+use crate::queue::amqp::session::{self, Health, Shared};
+use crate::queue::amqp::settle::{self, Content};
+use crate::queue::amqp::topology::Queue;
+use crate::queue::amqp::{acknowledge, give_back};
+
+/// Leases that came back and are not answered yet. Each may have 2 MiB.
+const PREFETCH: u16 = 8;
+/// How often what has ended long ago is looked for.
+const TIDY: Duration = Duration::from_mins(1);
+/// Before a lease that could not be renewed is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// See the module.
+pub(in crate::queue::amqp) struct Keeper {
+    shared: Arc<Shared>,
+    publisher: Arc<Publisher>,
+    channel: Channel,
+    stopped: CancellationToken,
+}
+
+impl Keeper {
+    /// Declares the owner's queue, binds it to every lease that is to come to it, and consumes. Whatever the configuration says of
+    /// declaring: the queue is this process's own.
+    pub(in crate::queue::amqp) async fn open(
+        shared: &Arc<Shared>,
+        connection: &Connection,
+        publisher: &Arc<Publisher>,
+    ) -> Result<(Arc<Self>, Consumer), QueueError> {
+        let (shared, publisher) = (Arc::clone(shared), Arc::clone(publisher));
+        let channel = session::lane_channel(connection, PREFETCH).await?;
+        let keeper = Self { shared, publisher, channel, stopped: CancellationToken::new() };
+        keeper.declare(&Queue::owner(&keeper.shared.names, keeper.us(), keeper.shared.timing.owner_ttl)).await?;
+        // Its address, for notices.
+        keeper.bind_to(&keeper.queue(), &keeper.queue()).await?;
+        let (bind, unbind) = keeper.shared.leases.connected();
+        for key in &bind {
+            keeper.bind(key).await?;
+        }
+        for key in &unbind {
+            keeper.unbind_from(&keeper.queue(), key).await?;
+            keeper.shared.leases.unbound(key);
+        }
+        let consumer = keeper.channel.basic_consume(
+            short(&keeper.queue())?,
+            keeper.tag()?,
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = call(&format!("consuming from {}", keeper.queue()), consumer).await?;
+        Ok((Arc::new(keeper), consumer))
+    }
+
+    fn us(&self) -> &str {
+        &self.shared.process
+    }
+
+    fn queue(&self) -> String {
+        self.shared.names.owner(self.us())
+    }
+
+    fn tag(&self) -> Result<lapin::types::ShortString, QueueError> {
+        short(&format!("{} leases", self.us()))
+    }
+
+    /// Whether its channel lives.
+    pub(in crate::queue::amqp) fn is_connected(&self) -> bool {
+        self.channel.status().connected()
+    }
+
+    async fn declare(&self, queue: &Queue) -> Result<(), QueueError> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let arguments = declare::table(&queue.arguments);
+        let declared = self.channel.queue_declare(short(&queue.name)?, options, arguments);
+        call(&format!("declaring {}", queue.name), declared).await.map(drop)
+    }
+
+    /// From now on, leases of this key come here.
+    pub(super) async fn bind(&self, key: &str) -> Result<(), QueueError> {
+        self.bind_to(&self.queue(), key).await
+    }
+
+    async fn bind_to(&self, queue: &str, key: &str) -> Result<(), QueueError> {
+        let (queue, exchange) = (short(queue)?, short(&self.shared.names.owners_exchange())?);
+        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+        let bound = self.channel.queue_bind(queue, exchange, short(key)?, options, arguments);
+        call("binding a lease", bound).await
+    }
+
+    /// Also where there is no such queue or binding.
+    async fn unbind_from(&self, queue: &str, key: &str) -> Result<(), QueueError> {
+        let (queue, exchange) = (short(queue)?, short(&self.shared.names.owners_exchange())?);
+        let unbound = self.channel.queue_unbind(queue, exchange, short(key)?, FieldTable::default());
+        call("unbinding a lease", unbound).await
+    }
+
+    /// A key that no lease is to come by any more. What fails is done by the next session.
+    pub(super) async fn unbind_unwanted(&self, key: &str) {
+        if self.shared.leases.is_wanted(key) {
+            return;
+        }
+        match self.unbind_from(&self.queue(), key).await {
+            Ok(()) => self.shared.leases.unbound(key),
+            Err(error) => tracing::debug!(%error, key, "a lease's key is still bound"),
+        }
+    }
+
+    /// Answers what comes back, until the session ends.
+    pub(in crate::queue::amqp) async fn run(self: Arc<Self>, mut consumer: Consumer, health: Arc<Health>) {
+        let mut tidy = tokio::time::interval(TIDY);
+        loop {
+            tokio::select! {
+                item = consumer.next() => match item {
+                    Some(Ok(message)) => self.came_back(message).await,
+                    Some(Err(error)) => return health.end(&connection::text(&error)),
+                    None => break,
+                },
+                _ = tidy.tick() => {
+                    for key in self.shared.leases.forget() {
+                        let _ = self.unbind_from(&self.queue(), &key).await;
+                    }
+                }
+            }
+        }
+        if !self.stopped.is_cancelled() {
+            health.end(&format!("the broker ended the consumer of {} (was the queue deleted?)", self.queue()));
+        }
+    }
+
+    /// A message of the owner's queue.
+    async fn came_back(&self, message: Message) {
+        let mark = Mark::read(message.properties.headers().as_ref());
+        let routing_key = message.routing_key.to_string();
+        let Some((mark, key)) = mark.as_ref().and_then(|mark| Some((mark, mark.key(&routing_key)?))) else {
+            return self.pass_on(&message, None).await;
+        };
+        match self.judge(key, mark) {
+            Verdict::Renew => self.renew(key, &message.acker).await,
+            Verdict::Pass | Verdict::Unknown if !mark.is_notice() => self.pass_on(&message, Some((key, mark))).await,
+            _ => acknowledge_quietly(&message.acker).await,
+        }
+        self.unbind_unwanted(key).await;
+    }
+
+    /// Looks at a delivery of lane `continued`: a lease of work that goes on here, or one that is out of date, ends here. Answers
+    /// what is work.
+    pub(in crate::queue::amqp) async fn screen(&self, fetched: Fetched) -> Option<Fetched> {
+        let message = fetched.message();
+        let mark = Mark::read(message.properties.headers().as_ref());
+        let routing_key = message.routing_key.to_string();
+        let Some((mark, key)) = mark.as_ref().and_then(|mark| Some((mark, mark.key(&routing_key)?))) else {
+            return Some(fetched);
+        };
+        let verdict = self.judge(key, mark);
+        let work = match verdict {
+            _ if mark.is_notice() => None,
+            Verdict::Renew | Verdict::Last | Verdict::Stale => None,
+            Verdict::Past | Verdict::Newer | Verdict::Pass | Verdict::Unknown => Some(()),
+        };
+        if verdict == Verdict::Renew {
+            self.renew(key, &message.acker).await;
+        } else if work.is_none() {
+            acknowledge_quietly(&message.acker).await;
+        }
+        if verdict != Verdict::Unknown {
+            self.unbind_unwanted(key).await;
+        }
+        work.map(|()| fetched)
+    }
+
+    fn judge(&self, key: &str, mark: &Mark) -> Verdict {
+        let (verdict, lost) = self.shared.leases.judge(self.us(), key, mark);
+        tracing::debug!(key, ?mark, ?verdict, "a lease came back");
+        if let Some(work) = lost {
+            tracing::warn!(key, owner = mark.owner, "another worker has a job that was leased here");
+            work.lost();
+        }
+        verdict
+    }
+
+    /// The next lease, and then the end of this one. What can't be published now comes again after a pause.
+    async fn renew(&self, key: &str, returned: &Acker) {
+        match self.write(key).await {
+            // Without work there is no next one; the message is judged anew.
+            Ok(false) => give_back(returned).await,
+            Ok(true) => acknowledge_quietly(returned).await,
+            Err(error) => {
+                tracing::warn!(%error, key, "a lease could not be renewed; trying again");
+                tokio::time::sleep(PAUSE).await;
+                give_back(returned).await;
+            }
+        }
+        self.tell_former(key).await;
+    }
+
+    /// Publishes the next lease of a key, confirmed. False when the work does not go on.
+    pub(super) async fn write(&self, key: &str) -> Result<bool, QueueError> {
+        let Some(writing) = self.shared.leases.next(key) else { return Ok(false) };
+        let said = writing.work.message();
+        let mut set = said.headers;
+        set.insert(EPOCH.to_owned(), writing.epoch.to_string());
+        set.insert(OWNER.to_owned(), self.us().to_owned());
+        set.insert(SEQ.to_owned(), writing.seq.to_string());
+        let content = Content { body: &said.body, content_type: Some(&said.content_type) };
+        let keys = (key, &*writing.job_key);
+        let lease = settle::lease(&self.shared.names, keys, content, &writing.properties, set)?;
+        self.publisher.publish(&lease).await?;
+        self.shared.leases.confirmed(key, writing.epoch, writing.seq);
+        Ok(true)
+    }
+
+    async fn pass_on(&self, message: &Message, known: Option<(&str, &Mark)>) {
+        let passed = match settle::passed_on(&self.shared.names, message) {
+            Ok(copy) => self.publisher.publish(&copy).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = passed {
+            tracing::warn!(%error, "a job could not be given to other workers; trying again");
+            tokio::time::sleep(PAUSE).await;
+            return give_back(&message.acker).await;
+        }
+        if let Some((key, mark)) = known {
+            self.shared.leases.passed_on(key, mark);
+        }
+        acknowledge_quietly(&message.acker).await;
+    }
+
+    /// Tells the former owner of a job that it has changed hands, and unbinds its queues. What fails is tried at the next renewal.
+    pub(super) async fn tell_former(&self, key: &str) {
+        let Some((epoch, former)) = self.shared.leases.former(key) else { return };
+        match self.tell(key, epoch, &former).await {
+            Ok(()) => self.shared.leases.told(key, epoch),
+            Err(error) => tracing::debug!(%error, key, former, "the former owner is still to be told"),
+        }
+    }
+
+    /// First the notice: one that is alive must hear of it, and unbound it would not.
+    async fn tell(&self, key: &str, epoch: u32, former: &str) -> Result<(), QueueError> {
+        let names = &self.shared.names;
+        let set = [(EPOCH.to_owned(), epoch.to_string()), (OWNER.to_owned(), self.us().to_owned())].into();
+        self.publisher.publish(&settle::notice(names, former, key, set)?).await?;
+        self.unbind_from(&names.owner(former), key).await?;
+        self.unbind_from(&names.ended(former), key).await
+    }
+
+    /// The queue closes: what has ended must not come out any more, what has not must.
+    pub(super) async fn retire(&self, ended: &[String], unfinished: bool) -> Result<(), QueueError> {
+        self.stopped.cancel();
+        call("cancelling a consumer", self.channel.basic_cancel(self.tag()?, BasicCancelOptions::default())).await?;
+        if !ended.is_empty() {
+            let nothing = Queue::ended(&self.shared.names, self.us());
+            self.declare(&nothing).await?;
+            for key in ended {
+                self.bind_to(&nothing.name, key).await?;
+            }
+        }
+        if unfinished {
+            for key in ended {
+                self.unbind_from(&self.queue(), key).await?;
+            }
+            return Ok(());
+        }
+        // Nothing that anybody waits for can be in it, or come to it.
+        let deleted = self.channel.queue_delete(short(&self.queue())?, QueueDeleteOptions::default());
+        call("deleting a queue", deleted).await.map(drop)
+    }
+}
+
+async fn acknowledge_quietly(acker: &Acker) {
+    if acknowledge(acker, true).await.is_err() {
+        tracing::debug!("a lease that is over comes again; its channel is gone");
+    }
+}

@@ -1,0 +1,292 @@
+use std::future::Future as _;
+use std::io::{ErrorKind, Read as _};
+use std::pin::pin;
+use std::process::{Command, Stdio};
+use std::task::{Context, Poll, Waker};
+
+use futures_util::stream;
+use proptest::prelude::*;
+
+use super::*;
+
+const BOTH: [Compression; 2] = [Compression::Gzip, Compression::Zstd];
+
+/// What content may look like to an encoder.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Zeros,
+    Text,
+    /// Can't be compressed.
+    Noise,
+    /// Many short matches far away: the most that an encoder holds back.
+    Words,
+}
+
+const KINDS: [Kind; 4] = [Kind::Zeros, Kind::Text, Kind::Noise, Kind::Words];
+
+fn content(segments: &[(Kind, usize)]) -> Vec<u8> {
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut all = Vec::new();
+    for (kind, length) in segments {
+        let end = all.len() + length;
+        while all.len() < end {
+            match kind {
+                Kind::Zeros => all.extend([0; 1024]),
+                Kind::Text => all.extend(format!("2026-01-01,campaign-{},{}\n", next() % 100, next() % 1000).bytes()),
+                Kind::Noise => all.extend(next().to_le_bytes()),
+                Kind::Words => {
+                    all.extend((next() % 8000).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[..4].iter())
+                }
+            }
+        }
+        all.truncate(end);
+    }
+    all
+}
+
+/// The bytes from `from` on, cut into chunks of these sizes in turn.
+fn chunked(bytes: &[u8], from: u64, sizes: &[usize]) -> Chunks {
+    let mut rest = Bytes::copy_from_slice(&bytes[usize::try_from(from).unwrap()..]);
+    let mut chunks = Vec::new();
+    for size in sizes.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        chunks.push(Ok(rest.split_to(rest.len().min(*size))));
+    }
+    Box::pin(stream::iter(chunks))
+}
+
+type Stretch = (PackedEnd, Vec<u8>);
+
+/// All stretches of what `chunks` bring; the `n`th is asked for with the `n`th size, over and over.
+async fn packed(chunks: Chunks, compression: Compression, from: PackedEnd, sizes: &[usize]) -> Vec<Stretch> {
+    let mut packer = Packer::new(chunks, compression, from);
+    let mut stretches = Vec::new();
+    for size in sizes.iter().cycle() {
+        let mut out = BytesMut::from("before");
+        match packer.next(*size, &mut out).await.unwrap() {
+            Some(end) => stretches.push((end, out[6..].to_vec())),
+            None => {
+                assert_eq!(out, "before", "nothing follows the last");
+                break;
+            }
+        }
+    }
+    assert_eq!(packer.next(1, &mut BytesMut::new()).await.unwrap(), None);
+    stretches
+}
+
+fn joined(stretches: &[Stretch]) -> Vec<u8> {
+    stretches.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect()
+}
+
+/// What is behind one gzip member, or any number of zstd frames, with nothing after them.
+fn unpacked(compression: Compression, mut bytes: &[u8]) -> Vec<u8> {
+    if compression == Compression::Zstd {
+        return zstd::stream::decode_all(bytes).unwrap();
+    }
+    let mut plain = Vec::new();
+    flate2::bufread::GzDecoder::new(&mut bytes).read_to_end(&mut plain).unwrap();
+    assert!(bytes.is_empty(), "{} bytes after the member", bytes.len());
+    plain
+}
+
+/// Each at least as long as asked but the last, none too long, and only the last ends where the source does.
+fn within_bounds(stretches: &[Stretch], sizes: &[usize], length: usize) {
+    let (last, before) = stretches.split_last().unwrap();
+    for ((end, bytes), size) in before.iter().zip(sizes.iter().cycle()) {
+        assert!((*size..=size + Packer::SLACK).contains(&bytes.len()), "{} of {size}", bytes.len());
+        assert!(end.source < length as u64, "an end in the source means that more follows");
+    }
+    let asked = sizes[before.len() % sizes.len()];
+    assert!((1..=asked + Packer::SLACK).contains(&last.1.len()), "{} of {asked}", last.1.len());
+    assert_eq!(last.0.source, length as u64);
+}
+
+fn segments() -> impl Strategy<Value = Vec<(Kind, usize)>> {
+    let length = prop_oneof![0..3000_usize, 0..300_000_usize, Just(STRIDE), Just(2 * STRIDE)];
+    prop::collection::vec((prop::sample::select(KINDS.to_vec()), length), 0..5)
+}
+
+fn sizes(largest: usize) -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(prop_oneof![1..2000_usize, 1..largest], 1..4)
+}
+
+fn chunk_sizes() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(prop_oneof![1000..5000_usize, 1000..400_000_usize, Just(STRIDE)], 1..4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whoever_goes_on_wherever_the_whole_can_be_had_back(
+        segments in segments(),
+        gzip: bool,
+        cut in chunk_sizes(),
+        cut_again in chunk_sizes(),
+        sizes in sizes(200_000),
+        other_sizes in sizes(200_000),
+        at: prop::sample::Index,
+    ) {
+        let compression = if gzip { Compression::Gzip } else { Compression::Zstd };
+        let plain = content(&segments);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let start = PackedEnd::default();
+            let stretches = packed(chunked(&plain, 0, &cut), compression, start, &sizes).await;
+            within_bounds(&stretches, &sizes, plain.len());
+            assert!(unpacked(compression, &joined(&stretches)) == plain, "what comes back differs");
+
+            let kept = at.index(stretches.len());
+            let from = if kept == 0 { start } else { stretches[kept - 1].0 };
+            let mut turned = sizes.clone();
+            turned.rotate_left(kept % sizes.len());
+            let again = packed(chunked(&plain, from.source, &cut_again), compression, from, &turned).await;
+            assert!(again == stretches[kept..], "another worker makes other stretches of the same");
+
+            let others = packed(chunked(&plain, from.source, &cut_again), compression, from, &other_sizes).await;
+            within_bounds(&others, &other_sizes, plain.len());
+            let whole = [joined(&stretches[..kept]), joined(&others)].concat();
+            assert!(unpacked(compression, &whole) == plain, "what comes back differs after going on");
+        });
+    }
+}
+
+/// The longest overshoot of each kind of content, near sizes at which the encoders let a block go.
+#[tokio::test]
+async fn the_slack_holds_for_the_worst_content() {
+    let mut worst = 0;
+    for compression in BOTH {
+        for kind in KINDS {
+            // What comes first is small when it is packed, so that the worst begins at every place in a block.
+            for before in [0, 20_000, STRIDE, STRIDE + 20_000, 2 * STRIDE - 1] {
+                let plain = content(&[(Kind::Zeros, before), (kind, 600_000)]);
+                for size in [1, 100, 10_000, STRIDE - 1, STRIDE + 1, 2 * STRIDE + 20, 180_000] {
+                    let stretches =
+                        packed(chunked(&plain, 0, &[100_000]), compression, PackedEnd::default(), &[size]).await;
+                    within_bounds(&stretches, &[size], plain.len());
+                    let over = stretches.iter().map(|(_, bytes)| bytes.len().saturating_sub(size)).max().unwrap();
+                    worst = worst.max(over);
+                }
+            }
+        }
+    }
+    assert!(worst > Packer::SLACK / 4, "{worst} is the most that was seen: the slack is far too large");
+}
+
+#[tokio::test]
+async fn an_empty_source_is_an_empty_member_or_frame() {
+    for compression in BOTH {
+        let stretches = packed(chunked(&[], 0, &[1]), compression, PackedEnd::default(), &[1 << 20]).await;
+        assert_eq!(stretches.len(), 1);
+        assert_eq!(stretches[0].0, PackedEnd::default());
+        assert!(unpacked(compression, &stretches[0].1).is_empty());
+        assert!(compression == Compression::Zstd || stretches[0].1.len() == 20, "{}", stretches[0].1.len());
+    }
+    assert!(packed(chunked(&[], 0, &[1]), Compression::None, PackedEnd::default(), &[1]).await.is_empty());
+}
+
+#[tokio::test]
+async fn after_the_end_of_the_source_nothing_is_left_to_do() {
+    // The second stretch has enough exactly where the source ends.
+    let plain = content(&[(Kind::Noise, 8 * STRIDE)]);
+    for compression in BOTH {
+        let sizes = [4 * STRIDE, 4 * STRIDE - 100];
+        let stretches = packed(chunked(&plain, 0, &[STRIDE]), compression, PackedEnd::default(), &sizes).await;
+        let ends: Vec<_> = stretches.iter().map(|(end, _)| end.source).collect();
+        assert_eq!(*ends.last().unwrap(), plain.len() as u64);
+        assert_eq!(unpacked(compression, &joined(&stretches)), plain);
+        let end = stretches.last().unwrap().0;
+        assert!(packed(chunked(&plain, end.source, &[1]), compression, end, &sizes).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn without_compression_the_bytes_are_as_they_are() {
+    let plain = content(&[(Kind::Text, 3 * STRIDE + 5)]);
+    let stretches = packed(chunked(&plain, 0, &[1000]), Compression::None, PackedEnd::default(), &[STRIDE + 1]).await;
+    within_bounds(&stretches, &[STRIDE + 1], plain.len());
+    assert_eq!((stretches.len(), joined(&stretches)), (2, plain));
+}
+
+#[tokio::test]
+async fn the_trailer_counts_beyond_four_gigabytes() {
+    let from = PackedEnd { source: (1 << 32) - 3, crc32: 7 };
+    let stretches = packed(chunked(b"0123456789", 0, &[10]), Compression::Gzip, from, &[1]).await;
+    let (end, bytes) = stretches.last().unwrap();
+    assert_eq!(end.source, (1 << 32) + 7);
+    assert_eq!(bytes[bytes.len() - 8..], [end.crc32.to_le_bytes(), 7_u32.to_le_bytes()].concat());
+}
+
+#[tokio::test]
+async fn a_failure_comes_out_as_it_went_in_and_nothing_follows_it() {
+    let failure = || Err(Failure::new(Reason::SourceSlow, "slow").hint("hint"));
+    for compression in BOTH {
+        let input = chunked(b"some bytes", 0, &[4]).chain(stream::once(async move { failure() }));
+        let mut packer = Packer::new(Box::pin(input), compression, PackedEnd::default());
+        let error = packer.next(1, &mut BytesMut::new()).await.unwrap_err();
+        assert_eq!((error.reason, error.hint.as_str()), (Reason::SourceSlow, "hint"));
+        let mut out = BytesMut::new();
+        assert_eq!(packer.next(1, &mut out).await.unwrap_err().reason, Reason::Panic, "least of all an end");
+        assert!(out.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_stretch_that_was_dropped_is_not_followed_by_another() {
+    let input = chunked(b"some bytes", 0, &[4]).chain(stream::pending());
+    let mut packer = Packer::new(Box::pin(input), Compression::Gzip, PackedEnd::default());
+    let mut out = BytesMut::new();
+    assert!(matches!(pin!(packer.next(1, &mut out)).poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
+    assert_eq!(packer.next(1, &mut out).await.unwrap_err().reason, Reason::Panic);
+}
+
+#[tokio::test]
+async fn others_get_their_turn_between_two_strides() {
+    let plain = content(&[(Kind::Text, 20 * STRIDE)]);
+    let packing = packed(chunked(&plain, 0, &[plain.len()]), Compression::Gzip, PackedEnd::default(), &[1 << 30]);
+    let mut turns = 0;
+    tokio::select! {
+        biased;
+        _ = packing => {}
+        () = async { loop { turns += 1; tokio::task::yield_now().await; } } => {}
+    }
+    assert!(turns >= 19, "{turns}");
+}
+
+/// What somebody else's program makes of it; `None` where there is no such program.
+fn elsewhere(program: &str, bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, bytes).unwrap();
+    std::io::Seek::rewind(&mut file).unwrap();
+    let child = Command::new(program).args(["-d", "-c"]).stdin(file).stdout(Stdio::piped()).spawn();
+    if child.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        return None;
+    }
+    let output = child.unwrap().wait_with_output().unwrap();
+    assert!(output.status.success(), "{program} does not accept it");
+    Some(output.stdout)
+}
+
+#[tokio::test]
+async fn other_programs_read_what_two_workers_made() {
+    let plain = content(&KINDS.map(|kind| (kind, 300_000)));
+    for (compression, program) in [(Compression::Gzip, "gzip"), (Compression::Zstd, "zstd")] {
+        let mut packer = Packer::new(chunked(&plain, 0, &[70_000]), compression, PackedEnd::default());
+        let mut whole = BytesMut::new();
+        let end = packer.next(100_000, &mut whole).await.unwrap().unwrap();
+        drop(packer);
+        let rest = packed(chunked(&plain, end.source, &[90_000]), compression, end, &[150_000]).await;
+        assert!(rest.len() > 1, "more than one stretch follows");
+        whole.extend_from_slice(&joined(&rest));
+        assert!(elsewhere(program, &whole).is_none_or(|read| read == plain), "{program} reads something else");
+    }
+}

@@ -1,0 +1,147 @@
+//! Crash points: the worker is killed with SIGKILL at each named point, by each kind of job that comes by it. Nothing is lost, nothing
+//! is half there, nothing counts twice.
+
+mod world;
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
+
+use consign::crash::POINTS;
+
+use crate::testbed::scripted::Effect;
+use crate::testbed::{MIB, bytes, unpacked};
+use world::World;
+
+/// What a job is like, and so which points it comes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// One PutObject.
+    Small,
+    /// Parts of a file.
+    Parts,
+    /// Parts of a file that takes long enough for a lease.
+    Long,
+    /// Parts of a file that is compressed on the way.
+    Gzip,
+    /// No source: a dead letter.
+    Dead,
+    /// S3 fails until the attempt is over: a copy waits.
+    Retry,
+    /// S3 refuses in the middle: the upload is given up.
+    GivenUp,
+}
+
+/// Which points each kind comes by.
+const VISITS: &[(Kind, &[&str])] = &[
+    (Kind::Small, &["taken", "session", "put", "ended", "outcome", "settled"]),
+    (Kind::Parts, &["created", "recorded", "part:3", "parts", "completed", "ended", "outcome"]),
+    (Kind::Long, &["lease_written", "leased", "part:5", "completed", "ended", "settled"]),
+    (Kind::Gzip, &["recorded", "part:2", "parts", "completed"]),
+    (Kind::Dead, &["taken", "ended", "outcome", "copy", "settled"]),
+    (Kind::Retry, &["ended", "copy", "settled"]),
+    (Kind::GivenUp, &["aborted", "copy"]),
+];
+
+/// Points that only a broker has: a file does all of it in one commit.
+const BROKER_ONLY: [&str; 3] = ["lease_written", "outcome", "copy"];
+
+fn name(point: &str) -> &str {
+    point.split(':').next().unwrap()
+}
+
+#[test]
+fn every_point_is_visited_and_every_visit_is_a_point() {
+    let known: BTreeSet<_> = POINTS.iter().map(|(name, _)| *name).collect();
+    let visited: BTreeSet<_> = VISITS.iter().flat_map(|(_, points)| points.iter().map(|point| name(point))).collect();
+    assert_eq!(known, visited);
+}
+
+/// One crash and the recovery from it.
+async fn survive(world: &mut World, kind: Kind, point: &str) {
+    let id = format!("{kind:?}-{}", point.replace(':', "-")).to_lowercase();
+    let content = bytes(point.len() as u64, if matches!(kind, Kind::Small | Kind::Retry) { 1000 } else { 40 * MIB });
+    match kind {
+        Kind::Retry => {
+            world.s3.on("PutObject").key(&id).first(4).before(Effect::Error(503, "SlowDown", "Reduce your rate."))
+        }
+        Kind::GivenUp => {
+            world.s3.on("UploadPart").key(&id).form("partNumber", "4").before(Effect::Error(400, "SomethingNew", "No."))
+        }
+        Kind::Long => world.s3.on("UploadPart").key(&id).before(Effect::Delay(Duration::from_millis(700))),
+        _ => {}
+    }
+    let mut job = world.job(&id, &content);
+    match kind {
+        Kind::Dead => job["source"]["url"] = format!("{}-gone", job["source"]["url"].as_str().unwrap()).into(),
+        Kind::Gzip => job["compression"] = "gzip".into(),
+        _ => {}
+    }
+    let open_before = world.s3.open_uploads();
+    world.site.environment("CONSIGN_CRASH_AT", point);
+    let doomed = world.site.worker().await;
+    world.publish(&job).await;
+    let status = doomed.exit(Duration::from_secs(60)).await;
+    assert_eq!(status.signal(), Some(9), "{id} did not come by: {}", doomed.log());
+    world.site.environment("CONSIGN_CRASH_AT", "");
+    let next = world.site.worker().await;
+    let ended = world.ended(&id).await;
+    let failed = matches!(kind, Kind::Dead | Kind::GivenUp);
+    assert_eq!(ended.outcome, if failed { "failed" } else { "delivered" }, "{id}: {ended:?}");
+    world.settled(&id).await;
+    assert_eq!(world.terminal_ids(&id).await.len(), 1, "{id} has more than one outcome that counts");
+    assert_eq!(world.dead_letters(&id).await, usize::from(failed), "{id}");
+    if !failed {
+        let object = world.s3.object("acme", &format!("in/{id}")).unwrap().bytes;
+        let stored = if kind == Kind::Gzip { unpacked("gzip", &object) } else { object.to_vec() };
+        assert!(stored == content, "{id}: the object is not its source");
+    }
+    // Only what S3 had and nobody was told of can be left: the bucket's lifecycle rule is for that.
+    let allowed =
+        usize::from(["created", "recorded", "part:3", "part:2", "parts"].contains(&point) && kind != Kind::Long);
+    let left = world.s3.open_uploads() - open_before;
+    assert!(left <= allowed, "{id}: {left} uploads are left open");
+    next.quiet().await;
+    next.terminate();
+    assert_eq!(next.exit(Duration::from_secs(30)).await.code(), Some(0), "{id}: {}", next.log());
+}
+
+async fn survive_all(world: &mut World, kinds: &[Kind], skipped: &[&str]) {
+    let mut survived = 0;
+    for (kind, points) in VISITS.iter().filter(|(kind, _)| kinds.contains(kind)) {
+        for point in points.iter().filter(|point| !skipped.contains(&name(point))) {
+            survive(world, *kind, point).await;
+            survived += 1;
+        }
+    }
+    println!("{survived} of {survived} crashes survived: {kinds:?}");
+}
+
+#[tokio::test]
+async fn rabbitmq_small_jobs() {
+    let mut world = World::rabbitmq("crashsmall").await;
+    survive_all(&mut world, &[Kind::Small, Kind::Dead, Kind::Retry], &[]).await;
+    world.close().await;
+}
+
+#[tokio::test]
+async fn rabbitmq_uploads_in_parts() {
+    let mut world = World::rabbitmq("crashparts").await;
+    survive_all(&mut world, &[Kind::Parts, Kind::Gzip, Kind::GivenUp], &[]).await;
+    world.close().await;
+}
+
+#[tokio::test]
+async fn rabbitmq_jobs_under_a_lease() {
+    let mut world = World::short_leases("crashlease").await;
+    survive_all(&mut world, &[Kind::Long], &[]).await;
+    world.close().await;
+}
+
+#[tokio::test]
+async fn the_embedded_queue() {
+    let mut world = World::embedded("crashfile").await;
+    let kinds = [Kind::Small, Kind::Dead, Kind::Retry, Kind::Parts, Kind::Gzip, Kind::GivenUp, Kind::Long];
+    survive_all(&mut world, &kinds, &BROKER_ONLY).await;
+    world.close().await;
+}

@@ -1,0 +1,141 @@
+//! One site on either queue: publishing, and what became of a job.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::shop::furnish;
+use crate::testbed::broker::Broker;
+use crate::testbed::node::Node;
+use crate::testbed::scripted::ScriptedS3;
+use crate::testbed::site::{Site, job};
+use crate::testbed::{unique, until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct World {
+    pub site: Site,
+    pub s3: ScriptedS3,
+    embedded: bool,
+    /// The node of those that shorten its leases.
+    _node: Option<Node>,
+}
+
+/// A terminal outcome.
+#[derive(Debug)]
+pub struct Ended {
+    pub outcome: String,
+}
+
+impl World {
+    pub async fn rabbitmq(word: &str) -> Self {
+        Self::of(Site::new(word).await, None).await
+    }
+
+    pub async fn embedded(word: &str) -> Self {
+        Self { embedded: true, ..Self::of(Site::embedded(word), None).await }
+    }
+
+    /// On a node whose leases come back after a second: the lower of policy and declaration counts.
+    pub async fn short_leases(word: &str) -> Self {
+        let node = Node::in_turn();
+        let prefix = unique(word);
+        let pattern = format!("^{prefix}\\.(lease$|owner\\.)");
+        node.ctl(&["set_policy", "short-leases", &pattern, r#"{"message-ttl":1000}"#, "--apply-to", "queues"]);
+        let broker = Broker::at(node.url.clone(), &prefix);
+        Self::of(Site::on(broker).await, Some(node)).await
+    }
+
+    async fn of(mut site: Site, node: Option<Node>) -> Self {
+        let s3 = furnish(&mut site).await;
+        site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2).set("broker.lease_after", "1s");
+        Self { site, s3, embedded: false, _node: node }
+    }
+
+    /// A job of this name for `acme`, with its file.
+    pub fn job(&self, name: &str, content: &[u8]) -> Value {
+        job(name, &self.site.file(name, content), "acme", name)
+    }
+
+    pub async fn publish(&self, job: &Value) {
+        if self.embedded { self.enqueue(job).await } else { self.site.broker.schedule(job).await }
+    }
+
+    /// By `consign enqueue`, which is a process of its own.
+    async fn enqueue(&self, job: &Value) {
+        let config = self.site.dir.path().join("enqueue.toml");
+        std::fs::write(&config, self.site.toml()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
+        let variables = self.site.variables().filter(|(name, _)| name != "CONSIGN_CRASH_AT");
+        command.args(["enqueue", "-", "--config"]).arg(config).env_clear().envs(variables);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut stdin, line) = (child.stdin.take().unwrap(), format!("{job}\n"));
+        let ended = tokio::task::spawn_blocking(move || {
+            stdin.write_all(line.as_bytes()).unwrap();
+            drop(stdin);
+            child.wait_with_output().unwrap()
+        });
+        let output = ended.await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn rows(&self, sql: &str, id: &str) -> Vec<String> {
+        let db = Connection::open(self.site.dir.path().join("queue.db")).unwrap();
+        db.busy_timeout(PATIENCE).unwrap();
+        let mut statement = db.prepare(sql).unwrap();
+        let rows = statement.query_map([id], |row| row.get(0)).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    /// Waits for a terminal outcome.
+    pub async fn ended(&self, id: &str) -> Ended {
+        if !self.embedded {
+            let outcome = self.site.broker.ended(id).await;
+            let kind = outcome["type"].as_str().unwrap().split('.').nth(2).unwrap().to_owned();
+            return Ended { outcome: kind };
+        }
+        let sql = "SELECT outcome FROM outcomes WHERE job_id = ?1 AND outcome <> 'retrying'";
+        let outcome = until(&format!("{id} ends"), PATIENCE, async || self.rows(sql, id).pop()).await;
+        Ended { outcome }
+    }
+
+    /// Waits until no message of the job is left to be worked on.
+    pub async fn settled(&self, id: &str) {
+        if self.embedded {
+            until(&format!("{id} is settled"), PATIENCE, async || {
+                self.rows("SELECT 'x' FROM jobs WHERE message_id = ?1", id).is_empty().then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// The CloudEvents ids of its terminal outcomes.
+    pub async fn terminal_ids(&self, id: &str) -> BTreeSet<String> {
+        if self.embedded {
+            let sql = "SELECT id FROM outcomes WHERE job_id = ?1 AND outcome <> 'retrying'";
+            return self.rows(sql, id).into_iter().collect();
+        }
+        let outcomes = self.site.broker.outcomes_of(id).await;
+        let terminal = outcomes.iter().filter(|outcome| outcome["type"] != "consign.transfer.retrying.v1");
+        terminal.map(|outcome| outcome["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Dead letters of the job: copies of one letter count once, as a crash between copy and acknowledgement leaves two.
+    pub async fn dead_letters(&self, id: &str) -> usize {
+        if self.embedded {
+            return self.rows("SELECT 'x' FROM dead_letters WHERE message_id = ?1", id).len();
+        }
+        usize::from(self.site.broker.take("dead").await.iter().any(|letter| letter.is_of(id)))
+    }
+
+    pub async fn close(self) {
+        assert_eq!(self.s3.violations(), Vec::<String>::new());
+        if !self.embedded {
+            self.site.broker.clean().await;
+        }
+    }
+}

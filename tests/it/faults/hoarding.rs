@@ -1,0 +1,188 @@
+//! Long transfers hold every slot: what was fetched ahead must not wait with them until the broker loses its patience.
+//!
+//! The worker itself, on a clock that is only counted on, between a queue and a transport that pretend.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use consign::check::Report;
+use consign::destination::Destination;
+use consign::job::Job;
+use consign::job::lease::Checkpoint;
+use consign::lane::Lane;
+use consign::metrics::Metrics;
+use consign::outcome::{Ended, Receipt};
+use consign::queue::{
+    BoxFuture, Delivery, Event, Properties, Publication, Queue, QueueError, Settlement, Ticket, Work,
+};
+use consign::transfer::{Attempt, Transport};
+use consign::worker::{Parts, Worker};
+use futures_util::FutureExt as _;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::testbed::site::job;
+
+/// What happened, and how many seconds after the start.
+type Story = Arc<Mutex<Vec<(&'static str, u64)>>>;
+
+#[derive(Debug)]
+struct Fake {
+    waiting: Mutex<VecDeque<Delivery>>,
+    changed: Notify,
+    story: Story,
+    begun: Instant,
+}
+
+impl Fake {
+    fn tell(&self, what: &'static str) {
+        self.story.lock().unwrap().push((what, self.begun.elapsed().as_secs()));
+    }
+}
+
+impl Queue for Fake {
+    fn connected(&self, _: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
+        async move {
+            loop {
+                let changed = self.changed.notified();
+                let next = if lane == Lane::Scheduled { self.waiting.lock().unwrap().pop_front() } else { None };
+                if let Some(delivery) = next {
+                    self.tell("taken");
+                    return Some(delivery);
+                }
+                changed.await;
+            }
+        }
+        .boxed()
+    }
+
+    fn settle(&self, _: Delivery, _: Settlement, _: Vec<Event>) -> BoxFuture<'_, Result<(), QueueError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn lease<'a>(&'a self, _: &'a Delivery, _: &'a str, _: Arc<dyn Work>) -> BoxFuture<'a, Result<(), QueueError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn publish(&self, _: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn stop_consuming(&self) -> BoxFuture<'_, ()> {
+        async {}.boxed()
+    }
+
+    fn pause(&self) -> BoxFuture<'_, ()> {
+        async { self.tell("given back") }.boxed()
+    }
+
+    fn resume(&self) -> BoxFuture<'_, ()> {
+        async { self.tell("consumes again") }.boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async {}.boxed()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Delivers everything in so many seconds: those of the job's key.
+#[derive(Debug)]
+struct Slow;
+
+impl Transport for Slow {
+    fn deliver<'a>(&'a self, job: &'a Job, _: Attempt<'a>) -> BoxFuture<'a, Ended> {
+        let seconds = job.key.as_str().parse().unwrap();
+        async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            Ended::Delivered(Receipt::default())
+        }
+        .boxed()
+    }
+
+    fn abandon<'a>(&'a self, _: &'a Arc<Destination>, _: &'a Checkpoint) -> BoxFuture<'a, ()> {
+        async {}.boxed()
+    }
+
+    fn test<'a>(&'a self, _: &'a Arc<Destination>, _: &'a [String]) -> BoxFuture<'a, Report> {
+        std::future::pending().boxed()
+    }
+}
+
+fn delivery(tag: u64, seconds: u64) -> Delivery {
+    let body = job(&format!("job-{tag}"), "file:///f", "acme", &seconds.to_string());
+    Delivery {
+        lane: Lane::Scheduled,
+        body: Bytes::from(serde_json::to_vec(&body).unwrap()),
+        properties: Properties::default(),
+        routing_key: "job.scheduled.acme".to_owned(),
+        redelivered: false,
+        delivery_count: 0,
+        ticket: Ticket { generation: 1, lane: Lane::Scheduled, tag },
+    }
+}
+
+const CONFIG: &str = r#"
+broker.url = "sqlite:unused"
+worker.slots = 1
+worker.backfill_slots = 1
+source.file_root = "/"
+aws.region = "us-east-1"
+[destinations.acme]
+bucket = "acme"
+region = "us-east-1"
+auth = { method = "iam_role", role_arn = "arn:aws:iam::111111111111:role/consign" }
+"#;
+
+/// Lets a worker of one slot work on jobs that take so many seconds each.
+async fn story(seconds: &[u64]) -> Vec<(&'static str, u64)> {
+    let story = Story::default();
+    let waiting = seconds.iter().zip(1..).map(|(seconds, tag)| delivery(tag, *seconds)).collect();
+    let waiting = Mutex::new(waiting);
+    let queue = Arc::new(Fake { waiting, changed: Notify::new(), story: story.clone(), begun: Instant::now() });
+    let config = consign::config::load_str(CONFIG).unwrap().config;
+    let (_keep, destinations) = watch::channel(config.destinations);
+    let worker = Worker::new(Parts {
+        config: config.worker,
+        prefix: "consign".to_owned(),
+        lease_after: Duration::from_hours(1),
+        denied_for: Duration::from_secs(60),
+        egress_addresses: Vec::new(),
+        queue,
+        transport: Arc::new(Slow),
+        clock: jiff::Timestamp::now,
+        destinations,
+        metrics: Arc::new(Metrics::new(10)),
+    });
+    let drain = CancellationToken::new();
+    let running = tokio::spawn({
+        let drain = drain.clone();
+        async move { worker.run(drain).await }
+    });
+    tokio::time::sleep(Duration::from_secs(seconds.iter().sum::<u64>() + 5)).await;
+    drain.cancel();
+    assert!(running.await.unwrap());
+    story.lock().unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_minute_without_a_slot_what_was_fetched_goes_back() {
+    let told = story(&[200, 1]).await;
+    assert_eq!(told, [("taken", 0), ("given back", 60), ("consumes again", 200), ("taken", 200)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_within_the_minute_is_waited_for() {
+    let told = story(&[59, 59, 1]).await;
+    assert_eq!(told, [("taken", 0), ("taken", 59), ("taken", 118)]);
+}

@@ -1,0 +1,90 @@
+//! Every statement about faults has a test that shows it: the rows are in `tests/faults.toml`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::Deserialize;
+
+/// What the rows must cover.
+const SECTIONS: [&str; 3] = ["broker", "s3", "source"];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    row: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    section: String,
+    /// The statement, in short.
+    says: String,
+    tests: Vec<String>,
+}
+
+fn table() -> Table {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults.toml");
+    toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The text of the module that a test is said to be in: `lib::` stands for the library, everything else is below `tests/it`.
+fn module(test: &str) -> Option<String> {
+    let (path, _) = test.rsplit_once("::")?;
+    let (root, path) = match path.strip_prefix("lib::") {
+        Some(path) => ("src", path),
+        None => ("tests/it", path),
+    };
+    let file = |path: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(root).join(path.replace("::", "/")).with_extension("rs")
+    };
+    // A module of tests stands in its own file, or at the end of the one it tests.
+    let own = std::fs::read_to_string(file(path)).ok();
+    own.or_else(|| std::fs::read_to_string(file(path.strip_suffix("::tests")?)).ok())
+}
+
+/// Whether there is a function of that name with the attribute of a test, and that is not left out.
+fn is_test(text: &str, name: &str) -> bool {
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let wanted = [format!("fn {name}("), format!("async fn {name}(")];
+    let defined =
+        lines.iter().enumerate().filter(|(_, line)| wanted.iter().any(|start| line.starts_with(start.as_str())));
+    defined.into_iter().any(|(at, _)| {
+        let attributes: Vec<_> = lines[..at].iter().rev().take_while(|line| line.starts_with("#[")).collect();
+        let has = |start: &str| attributes.iter().any(|line| line.starts_with(start));
+        (has("#[test]") || has("#[tokio::test")) && !has("#[ignore")
+    })
+}
+
+#[test]
+fn every_row_has_a_test() {
+    let mut wrong = Vec::new();
+    for row in &table().row {
+        if row.tests.is_empty() {
+            wrong.push(format!("no test: {}", row.says));
+        }
+        for test in &row.tests {
+            let name = test.rsplit("::").next().unwrap();
+            if !module(test).is_some_and(|text| is_test(&text, name)) {
+                wrong.push(format!("there is no test {test}: {}", row.says));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_table_covers_the_sections_and_says_nothing_twice() {
+    let rows = table().row;
+    let sections: BTreeSet<_> = rows.iter().map(|row| row.section.as_str()).collect();
+    assert_eq!(sections, SECTIONS.into_iter().collect());
+    let says: BTreeSet<_> = rows.iter().map(|row| row.says.as_str()).collect();
+    assert_eq!(says.len(), rows.len());
+}
+
+#[test]
+fn what_is_no_test_is_found_out() {
+    let text = "#[tokio::test(flavor = \"x\")]\nasync fn yes() {}\nfn no() {}\n#[test]\n#[ignore]\nfn left_out() {}\n";
+    assert!(is_test(text, "yes") && !is_test(text, "no") && !is_test(text, "left_out") && !is_test(text, "ye"));
+    assert!(module("nowhere::at_all").is_none());
+}
