@@ -1,7 +1,6 @@
 //! What stands around the workers: a broker node that is the soak's alone, S3 and STS, the sources, the customers.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::testbed::proxy::Proxy;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::sources::{Content, WebSource};
-use crate::testbed::{bytes, exported, unique};
+use crate::testbed::{bytes, unique};
 
 /// The sick customer's account, by which its rule finds it.
 const SICK_ACCOUNT: &str = "100000000009";
@@ -44,8 +43,7 @@ pub struct Stage {
 
 impl Stage {
     pub async fn build(settings: &Settings) -> Self {
-        let dir = PathBuf::from(format!("{}-{}", exported("CONSIGN_TEST_NODE"), unique("soak")));
-        let node = Arc::new(Node::start(&dir));
+        let node = Arc::new(Node::apart("soak"));
         let mut site = Site::on(Broker::at(node.url.clone(), &unique("soak"))).await;
         shorten_waits(&node, &site.broker.prefix);
         let s3 = ScriptedS3::start().await;
