@@ -1,7 +1,7 @@
 //! The lease of the work that goes on: when it is taken, what is in it, and what is left of it when an attempt has ended.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,6 +28,8 @@ const AT_ONCE: u64 = 1 << 30;
 const SUSPECT: u64 = 3;
 /// A job over which workers were lost this often in a row, with nothing to show for it, ends workers.
 pub(super) const CRASHES: u32 = 4;
+/// The most leases out of date that are looked at when a job has ended. Each may have 2 MiB.
+const OUTDATED: usize = 4;
 /// Between two tries to take a lease from a broker that does not answer.
 const AGAIN: Duration = Duration::from_secs(30);
 /// The namespace of the keys of leases, drawn once.
@@ -50,6 +52,8 @@ pub(super) struct Held {
     /// Workers that were lost over this job so far, and the parts that it came with.
     crashes: u32,
     parts: usize,
+    /// Leases of the same job that were out of date.
+    outdated: Mutex<Vec<Bytes>>,
     leased: AtomicBool,
     lost: AtomicBool,
 }
@@ -78,6 +82,7 @@ impl Held {
             stop: stop.child(),
             crashes: headers::crashes(&delivery.properties.headers),
             parts: lease.and_then(|lease| lease.checkpoint.as_ref()).map_or(0, |checkpoint| checkpoint.parts.len()),
+            outdated: Mutex::default(),
             leased: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
@@ -98,6 +103,13 @@ impl Held {
         let lease = Lease { body, content_type, lane: self.lane, checkpoint };
         let bare = || Lease { checkpoint: None, ..lease.clone() }.encode();
         lease.encode().or_else(bare).unwrap_or_default()
+    }
+
+    /// Uploads that leases out of date tell of.
+    fn left_behind(&self) -> Vec<Checkpoint> {
+        let outdated = std::mem::take(&mut *self.outdated.lock().unwrap_or_else(PoisonError::into_inner));
+        let told = outdated.iter().filter_map(|lease| Lease::decode(lease).ok()?.checkpoint);
+        told.filter(|checkpoint| !self.journal.knows(&checkpoint.upload_id)).collect()
     }
 
     /// What a copy of the job carries beside its counters. An attempt that ended, however it ended, did not end the worker.
@@ -127,6 +139,13 @@ impl Work for Held {
             body: self.lease(checkpoint),
             content_type: lease::CONTENT_TYPE.to_owned(),
             headers: headers::begun_at(self.begun).into_iter().chain([headers::counted_crashes(crashes)]).collect(),
+        }
+    }
+
+    fn outdated(&self, lease: Bytes) {
+        let mut outdated = self.outdated.lock().unwrap_or_else(PoisonError::into_inner);
+        if outdated.len() < OUTDATED {
+            outdated.push(lease);
         }
     }
 
@@ -235,9 +254,11 @@ impl Worker {
             Settlement::Ack | Settlement::Dead { .. } => {
                 held.pack(delivery, None);
                 // Under a lease that is lost, another worker continues the upload.
-                if let Some(checkpoint) = checkpoint.filter(|_| !held.is_lost()) {
+                if !held.is_lost() {
                     held.journal.close();
-                    self.parts.transport.abandon(destination, &checkpoint).await;
+                    for checkpoint in checkpoint.into_iter().chain(held.left_behind()) {
+                        self.parts.transport.abandon(destination, &checkpoint).await;
+                    }
                 }
                 settlement
             }

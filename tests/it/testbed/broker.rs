@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lapin::options::{
@@ -58,6 +59,7 @@ pub struct Broker {
     channel: tokio::sync::Mutex<Option<(Connection, Channel)>>,
     outcomes: Mutex<Vec<Message>>,
     published: Mutex<Vec<Value>>,
+    others: AtomicUsize,
     taken: Mutex<Vec<(String, Message)>>,
 }
 
@@ -74,6 +76,7 @@ impl Broker {
             channel: tokio::sync::Mutex::default(),
             outcomes: Mutex::default(),
             published: Mutex::default(),
+            others: AtomicUsize::new(0),
             taken: Mutex::default(),
         }
     }
@@ -125,6 +128,11 @@ impl Broker {
         self.published.lock().unwrap().clone()
     }
 
+    /// How many messages were published that are not jobs in their plain form.
+    pub fn published_others(&self) -> usize {
+        self.others.load(Ordering::Relaxed)
+    }
+
     /// Every message that this test took off a queue of the worker so far, with the queue's name below the prefix.
     pub fn all_taken(&self) -> Vec<(String, Message)> {
         self.taken.lock().unwrap().clone()
@@ -141,6 +149,20 @@ impl Broker {
     }
 
     async fn publish_with(&self, lane: &str, job: &Value, headers: &[(&str, String)]) {
+        let (routing_key, body, properties) = self.note(lane, job, headers);
+        self.confirmed(&routing_key, &body, properties).await;
+    }
+
+    /// Publishes a job once, and says whether the broker confirmed it; it may have it even where it did not.
+    pub async fn offer(&self, lane: &str, job: &Value) -> bool {
+        let (routing_key, body, properties) = self.note(lane, job, &[]);
+        let Some(channel) = self.channel().await else { return false };
+        let sent = send(&channel, &self.prefix, &routing_key, &body, properties);
+        matches!(sent.await, Ok(Confirmation::Ack(None)))
+    }
+
+    /// Takes a job down as published, and makes the message of it.
+    fn note(&self, lane: &str, job: &Value, headers: &[(&str, String)]) -> (String, Vec<u8>, BasicProperties) {
         self.published.lock().unwrap().push(job.clone());
         let destination = job["destination"].as_str().or_else(|| job["destination"]["id"].as_str()).unwrap_or("none");
         let mut table = FieldTable::default();
@@ -152,7 +174,7 @@ impl Broker {
             Some(id) => properties.with_message_id(id.into()),
             None => properties,
         };
-        self.publish_raw(&format!("job.{lane}.{destination}"), &serde_json::to_vec(job).unwrap(), properties).await;
+        (format!("job.{lane}.{destination}"), serde_json::to_vec(job).unwrap(), properties)
     }
 
     /// Publishes to lane `scheduled`.
@@ -162,12 +184,13 @@ impl Broker {
 
     /// Publishes any bytes, confirmed.
     pub async fn publish_raw(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let properties = properties.with_delivery_mode(2);
+        self.others.fetch_add(1, Ordering::Relaxed);
+        self.confirmed(routing_key, body, properties).await;
+    }
+
+    async fn confirmed(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
         let channel = self.reachable().await;
-        let exchange = self.prefix.as_str();
-        let sent = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await.unwrap();
-        let confirmed = sent.await.unwrap();
+        let confirmed = send(&channel, &self.prefix, routing_key, body, properties).await.unwrap();
         assert!(matches!(confirmed, Confirmation::Ack(None)), "{routing_key} was not taken: {confirmed:?}");
     }
 
@@ -278,6 +301,18 @@ impl Broker {
             let _ = channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await;
         }
     }
+}
+
+async fn send(
+    channel: &Channel,
+    exchange: &str,
+    routing_key: &str,
+    body: &[u8],
+    properties: BasicProperties,
+) -> lapin::Result<Confirmation> {
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = properties.with_delivery_mode(2);
+    channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await?.await
 }
 
 fn read(delivery: &lapin::message::Delivery) -> Message {

@@ -50,6 +50,8 @@ pub enum Effect {
     WrongChecksum,
     /// The answer has this header, in place of its own.
     Header(&'static str, &'static str),
+    /// The upload is aborted by somebody else, then the call is performed. Before only.
+    UploadGone,
 }
 
 impl Effect {
@@ -62,12 +64,15 @@ impl Effect {
             Self::LostReply => "lost reply",
             Self::Delay(_) => "slow reply",
             Self::WrongEncryption | Self::WrongChecksum | Self::Header(..) => "wrong reply",
+            Self::UploadGone => "upload aborted by somebody",
         }
     }
 }
 
 #[derive(Debug, Clone)]
 struct Rule {
+    /// What it is lifted by.
+    name: &'static str,
     operation: &'static str,
     bucket: Option<String>,
     key: Option<String>,
@@ -133,6 +138,12 @@ impl When<'_> {
     /// Only calls without this header, or, where a value is given, with another one.
     pub fn unless(mut self, header: &str, value: Option<&str>) -> Self {
         self.rule.unless = Some((header.to_owned(), value.map(str::to_owned)));
+        self
+    }
+
+    /// Names the rule, for [`ScriptedS3::lift`].
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.rule.name = name;
         self
     }
 
@@ -204,7 +215,7 @@ impl ScriptedS3 {
         self.store.lock().unwrap()
     }
 
-    /// Makes a bucket in a region, owned by an account.
+    /// Makes a bucket in a region, owned by an account; one that is there moves, with its objects.
     pub fn bucket(&self, name: &str, region: &str, owner: &str) {
         self.store().make_bucket(name, region, owner);
     }
@@ -239,6 +250,7 @@ impl ScriptedS3 {
     /// Starts a rule for an operation by its API name; `Any` stands for all.
     pub fn on(&self, operation: &'static str) -> When<'_> {
         let rule = Rule {
+            name: "",
             operation,
             bucket: None,
             key: None,
@@ -256,6 +268,16 @@ impl ScriptedS3 {
     /// Forgets all rules: the faults stop.
     pub fn calm(&self) {
         self.rules.lock().unwrap().clear();
+    }
+
+    /// Forgets the rules of this name.
+    pub fn lift(&self, name: &str) {
+        self.rules.lock().unwrap().retain(|rule| rule.name != name);
+    }
+
+    /// From now on equal bodies are kept once: a long test that sends the same few files again and again stays small.
+    pub fn thrifty(&self) {
+        self.store().bodies.get_or_insert_default();
     }
 
     /// Puts an object there without a call.
@@ -321,6 +343,17 @@ impl ScriptedS3 {
         ids.into_iter().map(|id| (id.clone(), why(&id))).collect()
     }
 
+    /// The open uploads: id, whole key, and the access key id of whose session began it.
+    pub fn open_by(&self) -> Vec<(String, String, String)> {
+        let store = self.store();
+        let caller = |headers: &BTreeMap<String, String>| {
+            let id = headers.get("authorization")?.split("Credential=").nth(1)?.split('/').next()?;
+            Some(store.sessions.get(id).map_or(id, |session| session.caller.as_str()).to_owned())
+        };
+        let uploads = store.uploads.iter();
+        uploads.map(|(id, up)| (id.clone(), up.key.clone(), caller(&up.headers).unwrap_or_default())).collect()
+    }
+
     /// All calls of an operation so far; `Any` stands for all.
     pub fn calls(&self, operation: &str) -> Vec<Call> {
         let calls = self.calls.lock().unwrap();
@@ -345,7 +378,8 @@ impl ScriptedS3 {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, LostReply> {
         let (head, body) = request.into_parts();
         let Ok(body) = body.collect().await else { return Err(LostReply) };
-        let call = Call::read(&head, body.to_bytes());
+        let body = self.store().once(body.to_bytes());
+        let call = Call::read(&head, body);
         let effects = self.effects(&call);
         let record = {
             let mut calls = self.calls.lock().unwrap();
@@ -357,6 +391,11 @@ impl ScriptedS3 {
             Some(Effect::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
                 Some(self.store().perform(&call))
+            }
+            Some(Effect::UploadGone) => {
+                let mut store = self.store();
+                store.uploads.remove(call.asked("uploadId"));
+                Some(store.perform(&call))
             }
             Some(effect) => bend(&call, Reply::ok(), &effect).await,
             None => Some(self.store().perform(&call)),
@@ -402,6 +441,7 @@ async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
             reply.headers.push(("x-amz-server-side-encryption".to_owned(), "AES256".to_owned()));
         }
         Effect::WrongChecksum => reply.wrong_checksum(),
+        Effect::UploadGone => {}
         Effect::Header(name, value) => {
             reply.headers.retain(|(other, _)| other != name);
             reply.headers.push(((*name).to_owned(), (*value).to_owned()));

@@ -166,6 +166,11 @@ impl Book {
         Some(Writing { epoch: entry.epoch, seq: entry.tried, properties, job_key, work })
     }
 
+    /// The work on a key that goes on.
+    pub(super) fn work(&self, key: &str) -> Option<Arc<dyn Work>> {
+        self.lock().by_key.get(key).and_then(|entry| entry.work.clone())
+    }
+
     /// The broker has this lease.
     pub(super) fn confirmed(&self, key: &str, epoch: u32, seq: u64) {
         let mut entries = self.lock();
@@ -175,7 +180,7 @@ impl Book {
     }
 
     /// The first lease was not taken, as far as is known: the delivery is as it was.
-    pub(super) fn not_begun(&self, ticket: Ticket) {
+    pub(in crate::queue::amqp) fn not_begun(&self, ticket: Ticket) {
         self.close_entry(ticket, |entry| {
             entry.end(Standing::Unbegun);
             entry.wanted = false;
@@ -328,6 +333,8 @@ mod tests {
         }
 
         fn lost(&self) {}
+
+        fn outdated(&self, _lease: Bytes) {}
     }
 
     fn ticket(tag: u64) -> Ticket {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use lapin::message::Delivery as Message;
 use lapin::options::{
@@ -31,6 +32,9 @@ const TIDY: Duration = Duration::from_mins(1);
 /// Before a lease that could not be renewed is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a notice may take: a queue that confirms nothing must not end this session.
+const TELLING: Duration = Duration::from_secs(10);
+
 /// How long the broker may take to bring the owner's queue up. A queue that was declared moments before its broker was killed can
 /// stay without a leader for ever (seen on 3.10): then the process takes another.
 const OPENING: Duration = Duration::from_secs(10);
@@ -56,11 +60,11 @@ impl Keeper {
         let channel = session::lane_channel(connection, PREFETCH).await?;
         let address = shared.process.address();
         let keeper = Self { shared, publisher, channel, address, stopped: CancellationToken::new() };
-        if let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await {
-            return Ok((Arc::new(keeper), consumer?));
-        }
-        keeper.shared.process.move_on();
-        Err(QueueError::Unavailable(format!("{} does not answer; taking another", keeper.queue())))
+        let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await else {
+            keeper.shared.process.move_on();
+            return Err(QueueError::Unavailable(format!("{} does not answer; taking another", keeper.queue())));
+        };
+        Ok((Arc::new(keeper), consumer?))
     }
 
     async fn settle_in(&self) -> Result<Consumer, QueueError> {
@@ -185,7 +189,12 @@ impl Keeper {
         match self.judge(key, mark) {
             Verdict::Renew => self.renew(key, &message.acker).await,
             Verdict::Pass | Verdict::Unknown if !mark.is_notice() => self.pass_on(&message, Some((key, mark))).await,
-            _ => acknowledge_quietly(&message.acker).await,
+            verdict => {
+                if verdict == Verdict::Stale && !mark.is_notice() {
+                    self.tell_outdated(key, &message);
+                }
+                acknowledge_quietly(&message.acker).await;
+            }
         }
         self.unbind_unwanted(key).await;
     }
@@ -202,7 +211,9 @@ impl Keeper {
         let verdict = self.judge(key, mark);
         let work = match verdict {
             _ if mark.is_notice() => None,
-            Verdict::Renew | Verdict::Last | Verdict::Stale => None,
+            // Told to the work that goes on; without any, the worker looks at it.
+            Verdict::Stale => (!self.tell_outdated(key, message)).then_some(()),
+            Verdict::Renew | Verdict::Last => None,
             Verdict::Past | Verdict::Newer | Verdict::Pass | Verdict::Unknown => Some(()),
         };
         if verdict == Verdict::Renew {
@@ -214,6 +225,15 @@ impl Keeper {
             self.unbind_unwanted(key).await;
         }
         work.map(|()| fetched)
+    }
+
+    /// Whether there was work to be told.
+    fn tell_outdated(&self, key: &str, message: &Message) -> bool {
+        let work = self.shared.leases.work(key);
+        if let Some(work) = &work {
+            work.outdated(Bytes::copy_from_slice(&message.data));
+        }
+        work.is_some()
     }
 
     fn judge(&self, key: &str, mark: &Mark) -> Verdict {
@@ -276,9 +296,10 @@ impl Keeper {
     /// Tells the former owner of a job that it has changed hands, and unbinds its queues. What fails is tried at the next renewal.
     pub(super) async fn tell_former(&self, key: &str) {
         let Some((epoch, former)) = self.shared.leases.former(key) else { return };
-        match self.tell(key, epoch, &former).await {
-            Ok(()) => self.shared.leases.told(key, epoch),
-            Err(error) => tracing::debug!(%error, key, former, "the former owner is still to be told"),
+        match tokio::time::timeout(TELLING, self.tell(key, epoch, &former)).await {
+            Ok(Ok(())) => self.shared.leases.told(key, epoch),
+            Ok(Err(error)) => tracing::debug!(%error, key, former, "the former owner is still to be told"),
+            Err(_) => tracing::debug!(key, former, "the former owner's queue does not answer; it is still to be told"),
         }
     }
 

@@ -56,6 +56,8 @@ pub struct Session {
     /// The role, and its account.
     pub role: String,
     pub account: String,
+    /// The access key id that asked for it.
+    pub caller: String,
     pub ends: Instant,
 }
 
@@ -75,12 +77,15 @@ pub struct Store {
     pub drawn: u32,
     /// The external id that trust policies ask for.
     pub trust: Option<String>,
+    /// Bodies by their digest, where equal ones are to be kept once.
+    pub bodies: Option<BTreeMap<String, Bytes>>,
 }
 
 impl Store {
     pub fn make_bucket(&mut self, name: &str, region: &str, owner: &str) {
-        let bucket = Bucket { region: region.to_owned(), owner: owner.to_owned(), objects: BTreeMap::new() };
-        self.buckets.insert(name.to_owned(), bucket);
+        let new = || Bucket { region: String::new(), owner: String::new(), objects: BTreeMap::new() };
+        let bucket = self.buckets.entry(name.to_owned()).or_insert_with(new);
+        (bucket.region, bucket.owner) = (region.to_owned(), owner.to_owned());
     }
 
     pub fn put(&mut self, bucket: &str, key: &str, object: Object) {
@@ -97,6 +102,14 @@ impl Store {
 
     pub fn expire_sessions(&mut self) {
         self.sessions.values_mut().for_each(|session| session.ends = Instant::now());
+    }
+
+    /// The same bytes, kept once where the store is thrifty.
+    pub fn once(&mut self, bytes: Bytes) -> Bytes {
+        match &mut self.bodies {
+            Some(bodies) => bodies.entry(etag(&bytes)).or_insert(bytes).clone(),
+            None => bytes,
+        }
     }
 
     pub fn draw(&mut self) -> u32 {
