@@ -79,7 +79,7 @@ impl State {
     /// it can't know that nobody continues it.
     fn excuse_uploads(&mut self, lease: u64) {
         let Some((member, job)) = self.leases.get(&lease).map(|held| (held.member, held.base.job)) else { return };
-        let carried = self.leases.get(&lease).and_then(|held| checkpoint(&held.handed_on()));
+        let carried = self.leases.get(&lease).and_then(|held| held.handed_on().upload());
         let theirs = |(id, upload): &(&String, &mut Upload)| {
             upload.open && upload.job == job && (upload.member == member || carried.as_ref() == Some(id))
         };
@@ -94,15 +94,14 @@ impl State {
         let lent = self.members.iter().flat_map(super::member::Member::messages);
         let ghosts = self.ghosts.values().map(|ghost| &ghost.message);
         let mut messages = queued.chain(lent).chain(ghosts);
-        messages.any(|message| checkpoint(message).as_deref() == Some(upload))
-            || self.leases.values().any(|held| checkpoint(&held.handed_on()).as_deref() == Some(upload))
+        messages.any(|message| message.upload().as_deref() == Some(upload))
+            || self.leases.values().any(|held| held.handed_on().upload().as_deref() == Some(upload))
     }
 }
 
 /// The upload that a message carries on.
-fn checkpoint(message: &Message) -> Option<String> {
-    let is_lease = Lease::is_type(message.properties.content_type.as_deref());
-    let lease = is_lease.then(|| Lease::decode(&message.body).ok()).flatten();
+pub(super) fn checkpoint(content_type: Option<&str>, body: &[u8]) -> Option<String> {
+    let lease = Lease::is_type(content_type).then(|| Lease::decode(body).ok()).flatten();
     lease.and_then(|lease| lease.checkpoint).map(|checkpoint| checkpoint.upload_id)
 }
 
@@ -235,7 +234,7 @@ impl World {
                 // Whoever wrote it knows that it is out of date.
             } else if !at_work {
                 state.enqueue(Lane::Continued, ghost.message, false);
-            } else if let Some(upload) = checkpoint(&ghost.message).and_then(|id| state.buckets.uploads.get_mut(&id)) {
+            } else if let Some(upload) = ghost.message.upload().and_then(|id| state.buckets.uploads.get_mut(&id)) {
                 // Its worker is gone, and whoever has the job now began anew.
                 upload.excused = Some("its lease was never confirmed");
             }

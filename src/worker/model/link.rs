@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::held::Held;
 use super::message::{Message, index};
 use super::world::{World, note};
-use super::{clock, rules};
+use super::{clock, held, rules};
 use crate::job::lease::Lease;
 use crate::lane::Lane;
 use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket, Work};
@@ -342,10 +342,10 @@ impl Queue for Link {
         events: Vec<Event>,
     ) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async move {
-            let job = rules::job_of(delivery.properties.message_id.as_deref());
+            let upload = held::checkpoint(delivery.properties.content_type.as_deref(), &delivery.body);
             let settled = self.perform(delivery, settlement, events).await;
             if settled.is_err() {
-                self.world.lock().members[self.member].unsettled.push(job);
+                self.world.lock().members[self.member].unsettled.extend(upload);
             }
             settled
         })

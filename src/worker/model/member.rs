@@ -36,8 +36,8 @@ pub(super) struct Member {
     pub(super) told: Vec<usize>,
     /// Uploads that came with its deliveries.
     pub(super) resumed: Vec<String>,
-    /// Jobs that it could not settle.
-    pub(super) unsettled: Vec<usize>,
+    /// Uploads that were to go on with copies it could not make.
+    pub(super) unsettled: Vec<String>,
     pub(super) worker: Weak<Worker>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) drain: CancellationToken,

@@ -25,6 +25,11 @@ impl Message {
         if self.routing_key.starts_with("job.backfill.") { Lane::Backfill } else { Lane::Scheduled }
     }
 
+    /// The unfinished upload that it carries on.
+    pub(super) fn upload(&self) -> Option<String> {
+        super::held::checkpoint(self.properties.content_type.as_deref(), &self.body)
+    }
+
     /// A fresh message with the delivery's body and these headers set.
     pub(super) fn copy(&self, delivery: &Delivery, headers: BTreeMap<String, String>) -> Self {
         let mut copy = Self { body: delivery.body.clone(), redelivered: false, delivery_count: 0, ..self.clone() };

@@ -167,8 +167,8 @@ fn shape(dice: &mut Dice) -> Shape {
     }
     let large = dice.percent(40);
     Shape::Parts {
-        count: dice.count(2, 40),
-        each: dice.millis(500, 30_000),
+        count: dice.count(2, 12),
+        each: dice.millis(500, 60_000),
         // Of more than 1 GiB together, or not.
         part_size: if large { 600 << 20 } else { 8 << 20 },
         resumable: dice.percent(75),

@@ -202,7 +202,6 @@ pub(super) fn leased(state: &mut State, base: &Message, message: &LeaseMessage) 
 /// An attempt begins.
 pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &Job, attempt: &Attempt<'_>) {
     let running = state.members[member].running;
-    state.members[member].unsettled.retain(|other| *other != job);
     state.members[member].told.retain(|other| *other != job);
     note!(state, "worker {member} begins job-{job}, resumed: {}", attempt.resume.is_some());
     if running > state.story.slots {
@@ -223,6 +222,9 @@ pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &J
     if state.records[job].running.len() > 1 && !state.records[job].doubled {
         state.wrong(format!("job-{job} is worked on by {:?} at once", state.records[job].running));
     }
+    if let Some(checkpoint) = &attempt.resume {
+        state.members[member].unsettled.retain(|other| *other != checkpoint.upload_id);
+    }
     if attempt.resume.as_ref().is_some_and(|checkpoint| checkpoint.key != super::bucket::key(job)) {
         state.wrong(format!("job-{job} is to go on with another object's upload"));
     }
@@ -236,7 +238,7 @@ pub(super) fn abandoning(state: &mut State, member: usize, checkpoint: &Checkpoi
     let (job, other) = (upload.job, upload.member);
     let busy = other != member && state.records[job].running.contains(&other) && !state.records[job].delivered;
     let worker = &state.members[member];
-    let foreign = worker.told.contains(&job) || worker.unsettled.contains(&job) && worker.resumed.contains(id);
+    let foreign = worker.told.contains(&job) || worker.unsettled.contains(id) && worker.resumed.contains(id);
     if busy && foreign {
         state.wrong(format!("worker {member} gives up {id} of job-{job}, with which worker {other} goes on"));
     }

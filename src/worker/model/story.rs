@@ -108,17 +108,17 @@ impl Story {
         let kind = match dice.below(100) {
             0..15 => Kind::Rolling,
             15..80 => Kind::Mixed,
-            80..98 => Kind::Storm,
+            80..99 => Kind::Storm,
             _ => Kind::Siege,
         };
-        let calm = dice.seconds(120, 1800);
+        let calm = dice.seconds(60, 1200);
         let destinations = dice.count(1, 3) as usize;
         let slots = dice.count(1, 4);
         let workers = dice.count(1, 3) as usize;
         let max_attempts = dice.count(1, 6);
         let sieges = sieges(kind, &mut dice, destinations, calm);
-        let most = if kind == Kind::Siege { 7 } else { 20 };
-        let count = dice.count(5, most) as usize;
+        let more = if kind == Kind::Siege { 0 } else { dice.count(0, 15) };
+        let count = 5 + dice.count(0, more) as usize;
         let faulty = kind != Kind::Rolling;
         let jobs: Vec<_> = (0..count).map(|n| plan::draw(&mut dice, n, destinations, faulty)).collect();
         let happenings = happenings(kind, &mut dice, &jobs, calm);
