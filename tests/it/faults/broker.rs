@@ -67,9 +67,9 @@ async fn killed_or_stopped_again_and_again_work_goes_on_soon_after_its_return() 
         shop.schedule_many(&format!("round-{round}"), 40).await;
         shop.objects(round * 40 + 5).await;
         if round % 2 == 0 {
-            node.kill()
+            node.kill();
         } else {
-            node.stop()
+            node.stop();
         }
         let settled = async || shop.worker.metric("consign_broker_settlements_total", "action=\"ack\"").await;
         let before = settled().await;
