@@ -30,5 +30,6 @@ mod reload;
 mod resume;
 mod secrets;
 mod shop;
+mod soak;
 mod testbed;
 mod twice;

@@ -149,6 +149,20 @@ impl Broker {
     }
 
     async fn publish_with(&self, lane: &str, job: &Value, headers: &[(&str, String)]) {
+        let (routing_key, body, properties) = self.note(lane, job, headers);
+        self.confirmed(&routing_key, &body, properties).await;
+    }
+
+    /// Publishes a job once, and says whether the broker confirmed it; it may have it even where it did not.
+    pub async fn offer(&self, lane: &str, job: &Value) -> bool {
+        let (routing_key, body, properties) = self.note(lane, job, &[]);
+        let Some(channel) = self.channel().await else { return false };
+        let sent = send(&channel, &self.prefix, &routing_key, &body, properties);
+        matches!(sent.await, Ok(Confirmation::Ack(None)))
+    }
+
+    /// Takes a job down as published, and makes the message of it.
+    fn note(&self, lane: &str, job: &Value, headers: &[(&str, String)]) -> (String, Vec<u8>, BasicProperties) {
         self.published.lock().unwrap().push(job.clone());
         let destination = job["destination"].as_str().or_else(|| job["destination"]["id"].as_str()).unwrap_or("none");
         let mut table = FieldTable::default();
@@ -160,7 +174,7 @@ impl Broker {
             Some(id) => properties.with_message_id(id.into()),
             None => properties,
         };
-        self.send(&format!("job.{lane}.{destination}"), &serde_json::to_vec(job).unwrap(), properties).await;
+        (format!("job.{lane}.{destination}"), serde_json::to_vec(job).unwrap(), properties)
     }
 
     /// Publishes to lane `scheduled`.
@@ -171,16 +185,12 @@ impl Broker {
     /// Publishes any bytes, confirmed.
     pub async fn publish_raw(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
         self.others.fetch_add(1, Ordering::Relaxed);
-        self.send(routing_key, body, properties).await;
+        self.confirmed(routing_key, body, properties).await;
     }
 
-    async fn send(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let properties = properties.with_delivery_mode(2);
+    async fn confirmed(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
         let channel = self.reachable().await;
-        let exchange = self.prefix.as_str();
-        let sent = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await.unwrap();
-        let confirmed = sent.await.unwrap();
+        let confirmed = send(&channel, &self.prefix, routing_key, body, properties).await.unwrap();
         assert!(matches!(confirmed, Confirmation::Ack(None)), "{routing_key} was not taken: {confirmed:?}");
     }
 
@@ -291,6 +301,18 @@ impl Broker {
             let _ = channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await;
         }
     }
+}
+
+async fn send(
+    channel: &Channel,
+    exchange: &str,
+    routing_key: &str,
+    body: &[u8],
+    properties: BasicProperties,
+) -> lapin::Result<Confirmation> {
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = properties.with_delivery_mode(2);
+    channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await?.await
 }
 
 fn read(delivery: &lapin::message::Delivery) -> Message {

@@ -24,7 +24,15 @@ pub struct Node {
 impl Node {
     /// The node that tests break in turn: whole, and this test's alone until it is dropped. The first one starts it.
     pub fn in_turn() -> Self {
-        let dir = PathBuf::from(exported("CONSIGN_TEST_NODE"));
+        Self::below(PathBuf::from(exported("CONSIGN_TEST_NODE")))
+    }
+
+    /// As [`Node::in_turn`], another one: for whoever would keep the others waiting for too long.
+    pub fn apart(name: &str) -> Self {
+        Self::below(PathBuf::from(format!("{}-{name}", exported("CONSIGN_TEST_NODE"))))
+    }
+
+    fn below(dir: PathBuf) -> Self {
         std::fs::create_dir_all(&dir).unwrap();
         let turn = File::create(dir.join("turn")).unwrap();
         turn.lock().unwrap();
@@ -126,7 +134,11 @@ impl Node {
     }
 
     fn undo_by(&self, arguments: &[&str]) {
-        self.undo.lock().unwrap().push(arguments.iter().copied().map(str::to_owned).collect());
+        let arguments = arguments.iter().copied().map(str::to_owned).collect();
+        let mut undo = self.undo.lock().unwrap();
+        if !undo.contains(&arguments) {
+            undo.push(arguments);
+        }
     }
 }
 

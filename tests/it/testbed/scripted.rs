@@ -71,6 +71,8 @@ impl Effect {
 
 #[derive(Debug, Clone)]
 struct Rule {
+    /// What it is lifted by.
+    name: &'static str,
     operation: &'static str,
     bucket: Option<String>,
     key: Option<String>,
@@ -136,6 +138,12 @@ impl When<'_> {
     /// Only calls without this header, or, where a value is given, with another one.
     pub fn unless(mut self, header: &str, value: Option<&str>) -> Self {
         self.rule.unless = Some((header.to_owned(), value.map(str::to_owned)));
+        self
+    }
+
+    /// Names the rule, for [`ScriptedS3::lift`].
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.rule.name = name;
         self
     }
 
@@ -242,6 +250,7 @@ impl ScriptedS3 {
     /// Starts a rule for an operation by its API name; `Any` stands for all.
     pub fn on(&self, operation: &'static str) -> When<'_> {
         let rule = Rule {
+            name: "",
             operation,
             bucket: None,
             key: None,
@@ -259,6 +268,16 @@ impl ScriptedS3 {
     /// Forgets all rules: the faults stop.
     pub fn calm(&self) {
         self.rules.lock().unwrap().clear();
+    }
+
+    /// Forgets the rules of this name.
+    pub fn lift(&self, name: &str) {
+        self.rules.lock().unwrap().retain(|rule| rule.name != name);
+    }
+
+    /// From now on equal bodies are kept once: a long test that sends the same few files again and again stays small.
+    pub fn thrifty(&self) {
+        self.store().bodies.get_or_insert_default();
     }
 
     /// Puts an object there without a call.
@@ -321,6 +340,17 @@ impl ScriptedS3 {
         ids.into_iter().map(|id| (id.clone(), why(&id))).collect()
     }
 
+    /// The open uploads: id, whole key, and the access key id of whose session began it.
+    pub fn open_by(&self) -> Vec<(String, String, String)> {
+        let store = self.store();
+        let caller = |headers: &BTreeMap<String, String>| {
+            let id = headers.get("authorization")?.split("Credential=").nth(1)?.split('/').next()?;
+            Some(store.sessions.get(id).map_or(id, |session| session.caller.as_str()).to_owned())
+        };
+        let uploads = store.uploads.iter();
+        uploads.map(|(id, up)| (id.clone(), up.key.clone(), caller(&up.headers).unwrap_or_default())).collect()
+    }
+
     /// All calls of an operation so far; `Any` stands for all.
     pub fn calls(&self, operation: &str) -> Vec<Call> {
         let calls = self.calls.lock().unwrap();
@@ -345,7 +375,8 @@ impl ScriptedS3 {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, LostReply> {
         let (head, body) = request.into_parts();
         let Ok(body) = body.collect().await else { return Err(LostReply) };
-        let call = Call::read(&head, body.to_bytes());
+        let body = self.store().once(body.to_bytes());
+        let call = Call::read(&head, body);
         let effects = self.effects(&call);
         let record = {
             let mut calls = self.calls.lock().unwrap();

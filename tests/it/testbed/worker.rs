@@ -36,6 +36,11 @@ pub struct Worker {
 impl Worker {
     /// Starts the process with the site's configuration in `config` and its admin server on `port`.
     pub fn start(site: &Site, config: PathBuf, port: u16) -> Self {
+        Self::start_with(site, config, port, &[])
+    }
+
+    /// As [`Worker::start`], with environment variables of its own beside those of the site.
+    pub fn start_with(site: &Site, config: PathBuf, port: u16, own: &[(String, String)]) -> Self {
         let log = config.with_extension("log");
         let text = format!("{}admin.listen = \"127.0.0.1:{port}\"\n", site.toml());
         std::fs::write(&config, text).unwrap();
@@ -47,6 +52,7 @@ impl Worker {
             .arg(&config)
             .env_clear()
             .envs(site.variables())
+            .envs(own.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(written)
@@ -72,6 +78,11 @@ impl Worker {
     pub fn rewrite_config(&self, toml: &str) {
         let port = self.admin.rsplit(':').next().unwrap();
         std::fs::write(&self.config, format!("{toml}admin.listen = \"127.0.0.1:{port}\"\n")).unwrap();
+    }
+
+    /// The process id.
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
     }
 
     pub fn terminate(&self) {
@@ -102,7 +113,8 @@ impl Worker {
         self.signal(Signal::CONT);
     }
 
-    fn ended(&self) -> Option<ExitStatus> {
+    /// How it ended, once it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
         self.child.lock().unwrap().try_wait().unwrap()
     }
 

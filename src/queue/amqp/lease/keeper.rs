@@ -32,6 +32,9 @@ const TIDY: Duration = Duration::from_mins(1);
 /// Before a lease that could not be renewed is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a notice may take: a queue that confirms nothing must not end this session.
+const TELLING: Duration = Duration::from_secs(10);
+
 /// How long the broker may take to bring the owner's queue up. A queue that was declared moments before its broker was killed can
 /// stay without a leader for ever (seen on 3.10): then the process takes another.
 const OPENING: Duration = Duration::from_secs(10);
@@ -293,9 +296,10 @@ impl Keeper {
     /// Tells the former owner of a job that it has changed hands, and unbinds its queues. What fails is tried at the next renewal.
     pub(super) async fn tell_former(&self, key: &str) {
         let Some((epoch, former)) = self.shared.leases.former(key) else { return };
-        match self.tell(key, epoch, &former).await {
-            Ok(()) => self.shared.leases.told(key, epoch),
-            Err(error) => tracing::debug!(%error, key, former, "the former owner is still to be told"),
+        match tokio::time::timeout(TELLING, self.tell(key, epoch, &former)).await {
+            Ok(Ok(())) => self.shared.leases.told(key, epoch),
+            Ok(Err(error)) => tracing::debug!(%error, key, former, "the former owner is still to be told"),
+            Err(_) => tracing::debug!(key, former, "the former owner's queue does not answer; it is still to be told"),
         }
     }
 

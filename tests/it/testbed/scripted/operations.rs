@@ -58,7 +58,8 @@ impl Store {
         let id = format!("ASIASCRIPTED{:08}", self.draw());
         let role = call.asked("RoleArn").to_owned();
         let account = role.split(':').nth(4).unwrap_or_default().to_owned();
-        self.sessions.insert(id.clone(), Session { role, account, ends: Instant::now() + SESSION });
+        let caller = call.access_key_id.clone();
+        self.sessions.insert(id.clone(), Session { role, account, caller, ends: Instant::now() + SESSION });
         let ends = Timestamp::now() + SESSION;
         let role = escape(call.asked("RoleArn"));
         let name = escape(call.asked("RoleSessionName"));
@@ -162,12 +163,8 @@ impl Store {
         self.unless_taken(call)?;
         let upload = self.upload(call)?;
         let (bytes, listed) = assembled(call, upload)?;
-        let object = Object {
-            etag: format!("{}-{listed}", etag(&bytes)),
-            modified: upload.initiated,
-            headers: upload.headers.clone(),
-            bytes,
-        };
+        let (modified, headers) = (upload.initiated, upload.headers.clone());
+        let object = Object { etag: format!("{}-{listed}", etag(&bytes)), modified, headers, bytes: self.once(bytes) };
         self.uploads.remove(call.asked("uploadId"));
         self.completed.push((call.bucket.clone(), call.key.clone(), object.bytes.clone()));
         let created = Call { headers: object.headers.clone(), ..call.clone() };

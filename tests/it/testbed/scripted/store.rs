@@ -56,6 +56,8 @@ pub struct Session {
     /// The role, and its account.
     pub role: String,
     pub account: String,
+    /// The access key id that asked for it.
+    pub caller: String,
     pub ends: Instant,
 }
 
@@ -75,6 +77,8 @@ pub struct Store {
     pub drawn: u32,
     /// The external id that trust policies ask for.
     pub trust: Option<String>,
+    /// Bodies by their digest, where equal ones are to be kept once.
+    pub bodies: Option<BTreeMap<String, Bytes>>,
 }
 
 impl Store {
@@ -98,6 +102,14 @@ impl Store {
 
     pub fn expire_sessions(&mut self) {
         self.sessions.values_mut().for_each(|session| session.ends = Instant::now());
+    }
+
+    /// The same bytes, kept once where the store is thrifty.
+    pub fn once(&mut self, bytes: Bytes) -> Bytes {
+        match &mut self.bodies {
+            Some(bodies) => bodies.entry(etag(&bytes)).or_insert(bytes).clone(),
+            None => bytes,
+        }
     }
 
     pub fn draw(&mut self) -> u32 {

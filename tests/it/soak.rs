@@ -1,0 +1,232 @@
+//! A storm of faults over several workers, then calm, then the count: every job that went in has come out, whole, once, and
+//! nothing is left behind.
+//!
+//! What happens is drawn from one seed: the jobs and what they are about, and which fault strikes where, when and for how long. When
+//! a soak fails, its last lines say how to do the same again (what the machine does in between is its own). The short form is one of
+//! the tests; `tests/soak` runs longer ones. Afterwards a ledger lies in `target/soak`.
+
+mod crew;
+mod dice;
+mod faults;
+mod inbox;
+mod jobs;
+mod ledger;
+mod record;
+mod settings;
+mod stage;
+mod storm;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use crate::testbed::checker::Checker;
+use crew::Crew;
+use inbox::Inbox;
+use jobs::{Draft, Kind};
+use record::Record;
+use settings::Settings;
+use stage::Stage;
+use verdict::Verdict;
+
+/// How long one offer of a job to the broker may take; an alarm makes it wait.
+const OFFER: Duration = Duration::from_secs(25);
+const LOOK: Duration = Duration::from_secs(1);
+const PROGRESS: Duration = Duration::from_secs(5);
+/// At the end of a long soak the workers are watched in idleness for so long.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A job as it was published.
+pub struct Published {
+    pub kind: Kind,
+    pub json: Value,
+    pub copies: usize,
+}
+
+/// Everything of one soak.
+pub struct World {
+    pub settings: Settings,
+    pub stage: Stage,
+    pub crew: Crew,
+    pub record: Record,
+    pub inbox: Inbox,
+    pub published: Mutex<BTreeMap<String, Published>>,
+    storm: Mutex<Option<Instant>>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_faults_loses_nothing() {
+    let settings = Settings::from_env();
+    eprintln!("soak: {}", settings.replay());
+    let world = World::build(settings).await;
+    let verdict = world.live_through().await;
+    ledger::write(&world, &verdict);
+    let problems = world.record.note(|notes| notes.problems.clone());
+    if !problems.is_empty() {
+        world.keep_logs();
+    }
+    let replay = world.settings.replay();
+    assert!(problems.is_empty(), "{} problems:\n{}\n{replay}", problems.len(), problems.join("\n"));
+}
+
+impl World {
+    async fn build(settings: Settings) -> Arc<Self> {
+        let record = Record::new();
+        let stage = Stage::build(&settings).await;
+        let crew = Crew::new(&stage, settings.workers).await;
+        let (inbox, published, storm) = (Inbox::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { settings, stage, crew, record, inbox, published, storm })
+    }
+
+    /// Since the storm began.
+    pub fn storm_time(&self) -> Duration {
+        self.storm.lock().unwrap().map_or(Duration::ZERO, |begun| begun.elapsed())
+    }
+
+    async fn live_through(self: &Arc<Self>) -> Verdict {
+        let (strikes, drafts) = (faults::strikes(&self.settings), jobs::drafts(&self.settings));
+        self.crew.start(&self.stage, &self.record).await;
+        let attendants = self.attend();
+        self.record.say(&format!("{} jobs, {} faults, {} workers", drafts.len(), strikes.len(), self.crew.size()));
+        *self.storm.lock().unwrap() = Some(Instant::now());
+        tokio::join!(storm::rage(self, strikes), self.publish(drafts));
+        self.calm_down().await;
+        drop(attendants);
+        self.check().await;
+        verdict::judge(self).await
+    }
+
+    /// What goes on beside the storm; ends on drop.
+    fn attend(self: &Arc<Self>) -> JoinSet<()> {
+        let mut attendants = JoinSet::new();
+        let world = self.clone();
+        attendants.spawn(async move {
+            let broker = &world.stage.site.broker;
+            world.inbox.listen(&broker.url, &broker.prefix).await;
+        });
+        let world = self.clone();
+        attendants.spawn(async move {
+            loop {
+                world.crew.look(&world.stage, &world.record).await;
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        let world = self.clone();
+        attendants.spawn(async move {
+            loop {
+                tokio::time::sleep(PROGRESS).await;
+                let (published, ended) = (world.published.lock().unwrap().len(), world.inbox.ended().len());
+                world.record.say(&format!("{ended} of {published} jobs have ended"));
+            }
+        });
+        attendants
+    }
+
+    async fn publish(&self, drafts: Vec<Draft>) {
+        for draft in drafts {
+            tokio::time::sleep(draft.at.saturating_sub(self.storm_time())).await;
+            let job = match self.published.lock().unwrap().get(&Stage::id(&draft)) {
+                Some(first) => first.json.clone(),
+                None => self.stage.job(&draft),
+            };
+            while !self.offer(&draft, &job).await {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+
+    /// One that was not confirmed may be there all the same, so it counts.
+    async fn offer(&self, draft: &Draft, job: &Value) -> bool {
+        let lane = if draft.backfill { "backfill" } else { "scheduled" };
+        self.published
+            .lock()
+            .unwrap()
+            .entry(Stage::id(draft))
+            .or_insert_with(|| Published { kind: draft.kind, json: job.clone(), copies: 0 })
+            .copies += 1;
+        tokio::time::timeout(OFFER, self.stage.site.broker.offer(lane, job)).await.unwrap_or(false)
+    }
+
+    /// All faults are over: everything must end in bounded time, and the queues be empty (I8).
+    async fn calm_down(&self) {
+        self.stage.mend();
+        let calm = self.record.now();
+        self.record.note(|notes| notes.calm = Some(calm));
+        self.record.say("calm");
+        let limit = self.settings.patience();
+        let left = self.waited(limit, async || self.unended()).await;
+        if !left.is_empty() {
+            self.record.problem(format!("{} jobs have not ended {limit:?} after the storm: {left:?}", left.len()));
+        }
+        let full = self.waited(limit, async || self.full_queues().await).await;
+        if !full.is_empty() {
+            self.record.problem(format!("{limit:?} after the storm these queues are not empty: {full:?}"));
+        }
+        let now = self.record.now();
+        self.record.note(|notes| notes.drained_in = Some(now - calm));
+        if self.settings.is_long() {
+            tokio::time::sleep(IDLE).await;
+        }
+    }
+
+    /// Asks until nothing is left, or the time is over; then gives what is left.
+    async fn waited(&self, limit: Duration, mut left: impl AsyncFnMut() -> Vec<String>) -> Vec<String> {
+        let end = Instant::now() + limit;
+        loop {
+            let left = left().await;
+            if left.is_empty() || Instant::now() > end {
+                return left;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn unended(&self) -> Vec<String> {
+        let ended = self.inbox.ended();
+        self.published.lock().unwrap().keys().filter(|id| !ended.contains(*id)).cloned().collect()
+    }
+
+    /// The queues of jobs, waits and leases that hold something.
+    async fn full_queues(&self) -> Vec<String> {
+        let node = self.stage.node.clone();
+        let listed = tokio::task::spawn_blocking(move || node.ctl(&["list_queues", "name", "messages"])).await.unwrap();
+        let own = format!("{}.", self.stage.site.broker.prefix);
+        let kept = ["dead", "test.", "outcomes.unrouted", "control"];
+        let lines = listed.lines().filter_map(|line| line.strip_prefix(&own)?.split_once('\t'));
+        let full = lines.filter(|(name, count)| *count != "0" && !kept.iter().any(|kept| name.starts_with(kept)));
+        full.map(|(name, count)| format!("{name}: {count}")).collect()
+    }
+
+    /// I1-I8, as after every fault.
+    async fn check(&self) {
+        let workers = self.crew.present().await;
+        let mut checker = Checker::new(&self.stage.site, &self.stage.s3).node(&self.stage.node).after_a_crash();
+        for worker in &workers {
+            checker = checker.worker(worker);
+        }
+        if let Err(panic) = AssertUnwindSafe(checker.check()).catch_unwind().await {
+            let text = panic.downcast_ref::<String>().cloned();
+            self.record.problem(text.unwrap_or_else(|| "the checker panicked".to_owned()));
+        }
+    }
+
+    /// The workers' and the broker's logs, for whoever looks for the cause.
+    fn keep_logs(&self) {
+        let to = self.settings.logs();
+        std::fs::create_dir_all(&to).unwrap();
+        for entry in std::fs::read_dir(self.stage.site.dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|end| end == "log") {
+                std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        std::fs::write(to.join("broker.log"), self.stage.node.log()).unwrap();
+        eprintln!("the logs are in {}", to.display());
+    }
+}

@@ -1,0 +1,171 @@
+//! The workers: each in a seat with wires of its own to the broker and to S3, killed, stopped and frozen, and replaced.
+
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::record::{Ended, Life, Record, Sample};
+use super::stage::Stage;
+use crate::testbed::free_port;
+use crate::testbed::proxy::{Proxy, address_of};
+use crate::testbed::worker::Worker;
+
+/// `worker.drain_timeout`, what the broker may cost beside it, and a machine that is busy.
+const STOPPING: Duration = Duration::from_secs(45);
+
+pub struct Seat {
+    pub worker: Arc<Worker>,
+    life: usize,
+}
+
+pub struct Crew {
+    pub to_broker: Vec<Proxy>,
+    pub to_s3: Vec<Proxy>,
+    seats: Vec<Mutex<Option<Seat>>>,
+}
+
+impl Crew {
+    /// Seats with their wires, and nobody in them.
+    pub async fn new(stage: &Stage, seats: usize) -> Self {
+        let (mut to_broker, mut to_s3) = (Vec::new(), Vec::new());
+        for _ in 0..seats {
+            to_broker.push(Proxy::before(address_of(&stage.node.url)).await);
+            to_s3.push(Proxy::before(stage.s3.address).await);
+        }
+        Self { to_broker, to_s3, seats: (0..seats).map(|_| Mutex::default()).collect() }
+    }
+
+    pub fn size(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Starts a worker in every seat, and waits until all are ready.
+    pub async fn start(&self, stage: &Stage, record: &Record) {
+        for seat in 0..self.size() {
+            *self.seats[seat].lock().await = Some(self.engage(stage, record, seat).await);
+        }
+        for seat in &self.seats {
+            seat.lock().await.as_ref().unwrap().worker.ready().await;
+        }
+    }
+
+    async fn engage(&self, stage: &Stage, record: &Record, seat: usize) -> Seat {
+        let life = record.note(|notes| notes.lives.len());
+        let identity = format!("AKIASOAK{life:012}");
+        let s3 = self.to_s3[seat].in_place_of(&stage.s3.url);
+        let own = [
+            ("CONSIGN__BROKER__URL", self.to_broker[seat].in_place_of(&stage.node.url)),
+            ("CONSIGN__AWS__S3_ENDPOINT_URL", s3.clone()),
+            ("CONSIGN__AWS__STS_ENDPOINT_URL", s3),
+            ("CONSIGN__WORKER__ID", format!("soak-{life}")),
+            ("AWS_ACCESS_KEY_ID", identity.clone()),
+        ];
+        let own = own.map(|(name, value)| (name.to_owned(), value));
+        let port = free_port().await;
+        let config = stage.site.dir.path().join(format!("worker-{life}.toml"));
+        let worker = Arc::new(Worker::start_with(&stage.site, config, port, &own));
+        let life = Life { seat, identity, begun: record.now(), ended: None, samples: Vec::new() };
+        record.note(|notes| {
+            notes.lives.push(life);
+            Seat { worker, life: notes.lives.len() - 1 }
+        })
+    }
+
+    async fn seat(&self, seat: usize) -> MutexGuard<'_, Option<Seat>> {
+        self.seats[seat].lock().await
+    }
+
+    /// As a crash, and another takes the seat.
+    pub async fn kill(&self, stage: &Stage, record: &Record, seat: usize) {
+        let mut held = self.seat(seat).await;
+        let old = held.take().unwrap();
+        old.worker.kill();
+        ended(&old.worker).await;
+        end(record, &old, Ended::Killed);
+        *held = Some(self.engage(stage, record, seat).await);
+    }
+
+    /// As a deployment does it: SIGTERM, and when it has ended, another takes the seat.
+    pub async fn roll(&self, stage: &Stage, record: &Record, seat: usize) {
+        let mut held = self.seat(seat).await;
+        let old = held.take().unwrap();
+        let begun = Instant::now();
+        old.worker.terminate();
+        let status = ended(&old.worker).await;
+        record.note(|notes| notes.drains.push(begun.elapsed()));
+        match status.map(|status| status.code()) {
+            // 1: cut short, as when the broker is away; what was left comes again.
+            Some(Some(code @ 0..=1)) => end(record, &old, Ended::Drained(code)),
+            other => {
+                record.problem(format!("after SIGTERM a worker ended with {other:?} in {:?}", begun.elapsed()));
+                old.worker.kill();
+                ended(&old.worker).await;
+                end(record, &old, Ended::Killed);
+            }
+        }
+        *held = Some(self.engage(stage, record, seat).await);
+    }
+
+    /// As a machine that stands still for a while.
+    pub async fn freeze(&self, seat: usize, time: Duration) {
+        let held = self.seat(seat).await;
+        let worker = &held.as_ref().unwrap().worker;
+        worker.freeze();
+        tokio::time::sleep(time).await;
+        worker.thaw();
+    }
+
+    /// Those who sit there at the end.
+    pub async fn present(&self) -> Vec<Arc<Worker>> {
+        let mut present = Vec::new();
+        for seat in &self.seats {
+            present.push(seat.lock().await.as_ref().unwrap().worker.clone());
+        }
+        present
+    }
+
+    /// Looks after everybody who is not being dealt with: notes what they hold, and that nobody has left unasked.
+    pub async fn look(&self, stage: &Stage, record: &Record) {
+        for (number, seat) in self.seats.iter().enumerate() {
+            let Ok(mut held) = seat.try_lock() else { continue };
+            let Some(sitting) = held.as_ref() else { continue };
+            if let Some(status) = sitting.worker.ended() {
+                let log = sitting.worker.log();
+                let tail: Vec<_> = log.lines().rev().take(5).collect();
+                record.problem(format!("a worker ended by itself with {status}: {tail:#?}"));
+                end(record, sitting, Ended::ByItself);
+                *held = Some(self.engage(stage, record, number).await);
+            } else if let Some(sample) = sample(record, sitting.worker.id()) {
+                record.note(|notes| notes.lives[sitting.life].samples.push(sample));
+            }
+        }
+    }
+}
+
+/// How it ended; nothing where it does not.
+async fn ended(worker: &Worker) -> Option<ExitStatus> {
+    let begun = Instant::now();
+    while begun.elapsed() < STOPPING {
+        if let Some(status) = worker.ended() {
+            return Some(status);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    None
+}
+
+fn end(record: &Record, seat: &Seat, how: Ended) {
+    let now = record.now();
+    record.note(|notes| notes.lives[seat.life].ended = Some((now, how)));
+}
+
+/// What the system says about a process; nothing about one that is gone.
+fn sample(record: &Record, id: i32) -> Option<Sample> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let rss_kib = rss.trim().trim_end_matches(" kB").parse().ok()?;
+    let descriptors = u64::try_from(std::fs::read_dir(format!("/proc/{id}/fd")).ok()?.count()).ok()?;
+    Some(Sample { at: record.now(), rss_kib, descriptors })
+}

@@ -1,0 +1,212 @@
+//! The storm: which fault strikes when and for how long, drawn from the seed before it begins.
+
+use std::time::Duration;
+
+use super::dice::{Deck, Dice};
+use super::settings::Settings;
+use crate::testbed::proxy::Weather;
+use crate::testbed::{KIB, MIB};
+
+/// A way to break something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    KillWorker,
+    RollWorker,
+    FreezeWorker,
+    KillBroker,
+    FreezeBroker,
+    Alarm,
+    CloseConnections,
+    Reset,
+    BlackHole,
+    Cut,
+    HalfClose,
+    Latency,
+    SlowDown,
+    ServerErrors,
+    LostPuts,
+    LostParts,
+    LostCompletes,
+    LostCreates,
+    ErrorIn200,
+    ExpiredSessions,
+    Throttled,
+    StsDown,
+}
+
+/// How often each comes, between two shufflings.
+const DECK: [(Kind, usize); 22] = [
+    (Kind::KillWorker, 4),
+    (Kind::RollWorker, 3),
+    (Kind::FreezeWorker, 2),
+    (Kind::KillBroker, 2),
+    (Kind::FreezeBroker, 1),
+    (Kind::Alarm, 1),
+    (Kind::CloseConnections, 1),
+    (Kind::Reset, 3),
+    (Kind::BlackHole, 3),
+    (Kind::Cut, 2),
+    (Kind::HalfClose, 1),
+    (Kind::Latency, 1),
+    (Kind::SlowDown, 2),
+    (Kind::ServerErrors, 2),
+    (Kind::LostPuts, 1),
+    (Kind::LostParts, 1),
+    (Kind::LostCompletes, 2),
+    (Kind::LostCreates, 1),
+    (Kind::ErrorIn200, 1),
+    (Kind::ExpiredSessions, 1),
+    (Kind::Throttled, 1),
+    (Kind::StsDown, 1),
+];
+
+/// Where a fault strikes. What is broken in one place at a time stays broken there alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    Worker,
+    Broker,
+    BrokerWire,
+    S3Wire,
+    SourceWire,
+    S3,
+    Sts,
+}
+
+pub const PLACES: [Place; 7] =
+    [Place::Worker, Place::Broker, Place::BrokerWire, Place::S3Wire, Place::SourceWire, Place::S3, Place::Sts];
+
+/// One fault to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strike {
+    pub at: Duration,
+    pub kind: Kind,
+    pub place: Place,
+    /// Which worker, or whose wire; `None` is everybody's.
+    pub seat: Option<usize>,
+    /// What a wire does to bytes.
+    pub weather: Weather,
+    pub lasts: Duration,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KillWorker => "worker killed",
+            Self::RollWorker => "worker replaced",
+            Self::FreezeWorker => "worker frozen",
+            Self::KillBroker => "broker killed",
+            Self::FreezeBroker => "broker frozen",
+            Self::Alarm => "broker out of memory",
+            Self::CloseConnections => "connections closed",
+            Self::Reset => "connections reset",
+            Self::BlackHole => "black hole",
+            Self::Cut => "connections cut",
+            Self::HalfClose => "half close",
+            Self::Latency => "latency",
+            Self::SlowDown => "S3 slow down",
+            Self::ServerErrors => "S3 errors",
+            Self::LostPuts => "lost replies to PutObject",
+            Self::LostParts => "lost replies to UploadPart",
+            Self::LostCompletes => "lost replies to Complete",
+            Self::LostCreates => "lost replies to Create",
+            Self::ErrorIn200 => "error in 200",
+            Self::ExpiredSessions => "sessions expired",
+            Self::Throttled => "STS throttles",
+            Self::StsDown => "STS down",
+        }
+    }
+
+    fn place(self, dice: &mut Dice) -> Place {
+        match self {
+            Self::KillWorker | Self::RollWorker | Self::FreezeWorker => Place::Worker,
+            Self::KillBroker | Self::FreezeBroker | Self::Alarm | Self::CloseConnections => Place::Broker,
+            Self::Reset | Self::BlackHole | Self::Cut | Self::HalfClose | Self::Latency => {
+                dice.pick(&[Place::BrokerWire, Place::S3Wire, Place::SourceWire])
+            }
+            Self::Throttled | Self::StsDown => Place::Sts,
+            _ => Place::S3,
+        }
+    }
+
+    fn weather(self, place: Place, dice: &mut Dice) -> Weather {
+        let broker = place == Place::BrokerWire;
+        match self {
+            Self::Reset => Weather::Reset,
+            Self::BlackHole => Weather::BlackHole,
+            Self::HalfClose => Weather::HalfClose,
+            Self::Latency if broker => Weather::Latency(dice.millis(50, 300)),
+            Self::Latency => Weather::Latency(dice.millis(2, 12)),
+            Self::Cut => {
+                let bytes = if broker { dice.between(KIB, 40 * KIB) } else { dice.between(16 * KIB, 4 * MIB) };
+                let towards_client = place == Place::SourceWire || dice.percent(30);
+                if towards_client { Weather::CutReplyAfter(bytes) } else { Weather::CutAfter(bytes) }
+            }
+            _ => Weather::Fair,
+        }
+    }
+
+    /// How long it lasts; some are over at once.
+    fn lasts(self, long: bool, dice: &mut Dice) -> Duration {
+        match self {
+            Self::KillWorker | Self::RollWorker | Self::CloseConnections | Self::ExpiredSessions => Duration::ZERO,
+            Self::KillBroker => dice.millis(200, 3000),
+            // Beyond two heartbeats, so that silence is noticed.
+            Self::BlackHole | Self::FreezeBroker | Self::FreezeWorker if long && dice.percent(25) => {
+                dice.millis(33_000, 45_000)
+            }
+            _ => dice.millis(1500, 6000),
+        }
+    }
+
+    /// What it takes beside that: processes start and stop, and so does the operator's tool.
+    fn overhead(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::KillBroker => 14,
+            Self::Alarm => 6,
+            Self::CloseConnections => 4,
+            Self::RollWorker => 9,
+            _ => 1,
+        })
+    }
+}
+
+/// All faults of a soak in their order, every few seconds one. In one place they don't overlap.
+pub fn strikes(settings: &Settings) -> Vec<Strike> {
+    let mut dice = Dice::new(settings.seed, 4);
+    let mut deck = Deck::new(&DECK);
+    let long = settings.is_long();
+    let gap = if long { (2000, 5000) } else { (900, 2200) };
+    let mut free = std::collections::BTreeMap::new();
+    let (mut at, mut strikes) = (Duration::from_secs(1), Vec::new());
+    while at < settings.storm {
+        let kind = deck.deal(&mut dice);
+        let place = kind.place(&mut dice);
+        let strike = Strike {
+            at,
+            kind,
+            place,
+            seat: seat(place, settings, &mut dice),
+            weather: kind.weather(place, &mut dice),
+            lasts: kind.lasts(long, &mut dice),
+        };
+        if free.get(&place).is_none_or(|free| *free <= at) {
+            free.insert(place, at + strike.lasts + kind.overhead());
+            strikes.push(strike);
+            at += dice.millis(gap.0, gap.1);
+        } else {
+            at += Duration::from_millis(100);
+        }
+    }
+    strikes
+}
+
+/// In long soaks the worker of the last seat is neither killed nor replaced: somebody must grow old, to be measured.
+fn seat(place: Place, settings: &Settings, dice: &mut Dice) -> Option<usize> {
+    let all = settings.workers;
+    let mortal = if settings.is_long() { all.saturating_sub(1).max(1) } else { all };
+    match place {
+        Place::Worker => Some(dice.below(mortal)),
+        Place::BrokerWire | Place::S3Wire if dice.percent(60) => Some(dice.below(all)),
+        _ => None,
+    }
+}

@@ -1,0 +1,144 @@
+//! The faults at work: each is begun and undone again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use super::World;
+use super::faults::{Kind, PLACES, Place, Strike};
+use super::record::Struck;
+use crate::testbed::node::Node;
+use crate::testbed::proxy::{Proxy, Weather};
+use crate::testbed::scripted::{Effect, ScriptedS3};
+
+const SLOW_DOWN: Effect = Effect::Error(503, "SlowDown", "Please reduce your request rate.");
+const INTERNAL: Effect = Effect::Error(500, "InternalError", "We encountered an internal error. Please try again.");
+const THROTTLED: Effect = Effect::Error(400, "Throttling", "Rate exceeded");
+const DOWN: Effect = Effect::Error(503, "ServiceUnavailable", "Please try again.");
+const WRITES: [&str; 5] =
+    ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"];
+/// What the rules of a fault are called, by the place where it strikes.
+const S3_RULES: &str = "fault of S3";
+const STS_RULES: &str = "fault of STS";
+
+/// Lets all strikes happen at their time; returns when the last is undone.
+pub async fn rage(world: &Arc<World>, strikes: Vec<Strike>) {
+    let places: BTreeMap<Place, Arc<Mutex<()>>> = PLACES.map(|place| (place, Arc::default())).into();
+    let mut raging = JoinSet::new();
+    for strike in strikes {
+        tokio::time::sleep(strike.at.saturating_sub(world.storm_time())).await;
+        let (world, place) = (world.clone(), places[&strike.place].clone());
+        raging.spawn(happen(world, place, strike));
+    }
+    while let Some(happened) = raging.join_next().await {
+        happened.unwrap();
+    }
+}
+
+async fn happen(world: Arc<World>, place: Arc<Mutex<()>>, strike: Strike) {
+    let world = &*world;
+    // The machine may be slower than the plan.
+    let _mine = place.lock().await;
+    let at = world.record.now();
+    let what = match (strike.seat, strike.weather) {
+        (seat, Weather::Fair) => format!("{} (seat {seat:?}) for {:.1?}", strike.kind.name(), strike.lasts),
+        (seat, weather) => format!("{weather:?} at {:?} (seat {seat:?}) for {:.1?}", strike.place, strike.lasts),
+    };
+    world.record.say(&what);
+    match strike.place {
+        Place::Worker => worker(world, strike).await,
+        Place::Broker => broker(world, strike).await,
+        Place::BrokerWire => wire(&pick(&world.crew.to_broker, strike.seat), strike).await,
+        Place::S3Wire => wire(&pick(&world.crew.to_s3, strike.seat), strike).await,
+        Place::SourceWire => wire(&world.stage.sources, strike).await,
+        Place::S3 | Place::Sts => s3(world, strike).await,
+    }
+    let lasted = world.record.now() - at;
+    world.record.note(|notes| notes.struck.push(Struck { kind: strike.kind.name(), what, at, lasted }));
+}
+
+async fn worker(world: &World, strike: Strike) {
+    let (stage, record, seat) = (&world.stage, &world.record, strike.seat.unwrap());
+    match strike.kind {
+        Kind::KillWorker => world.crew.kill(stage, record, seat).await,
+        Kind::RollWorker => world.crew.roll(stage, record, seat).await,
+        _ => world.crew.freeze(seat, strike.lasts).await,
+    }
+}
+
+async fn broker(world: &World, strike: Strike) {
+    control(world, strike.kind, begin).await;
+    tokio::time::sleep(strike.lasts).await;
+    control(world, strike.kind, end).await;
+    if strike.kind == Kind::KillBroker {
+        world.record.note(|notes| notes.returns.push(Timestamp::now()));
+    }
+}
+
+fn begin(node: &Node, kind: Kind) {
+    match kind {
+        Kind::KillBroker => node.kill(),
+        Kind::FreezeBroker => node.freeze(),
+        Kind::Alarm => node.out_of_memory(),
+        _ => node.close_connections(),
+    }
+}
+
+fn end(node: &Node, kind: Kind) {
+    match kind {
+        Kind::KillBroker => node.start_again(),
+        Kind::FreezeBroker => node.thaw(),
+        Kind::Alarm => node.enough_memory(),
+        _ => {}
+    }
+}
+
+/// The node's tools block; S3 and the wires must go on meanwhile.
+async fn control(world: &World, kind: Kind, what: impl Fn(&Node, Kind) + Send + 'static) {
+    let node = world.stage.node.clone();
+    tokio::task::spawn_blocking(move || what(&node, kind)).await.unwrap();
+}
+
+fn pick(wires: &[Proxy], seat: Option<usize>) -> Vec<Proxy> {
+    seat.map_or_else(|| wires.to_vec(), |seat| vec![wires[seat].clone()])
+}
+
+async fn wire(wires: &[Proxy], strike: Strike) {
+    wires.iter().for_each(|wire| wire.set(strike.weather));
+    tokio::time::sleep(strike.lasts).await;
+    wires.iter().for_each(|wire| wire.set(Weather::Fair));
+}
+
+async fn s3(world: &World, strike: Strike) {
+    let s3 = &world.stage.s3;
+    sicken(s3, strike.kind);
+    tokio::time::sleep(strike.lasts.max(Duration::from_millis(1))).await;
+    s3.lift(if strike.place == Place::Sts { STS_RULES } else { S3_RULES });
+}
+
+fn sicken(s3: &ScriptedS3, kind: Kind) {
+    let lost = |operation| s3.on(operation).named(S3_RULES).after(Effect::LostReply);
+    let every = |operations: &[&'static str], effect: &Effect| {
+        operations.iter().for_each(|operation| s3.on(operation).named(S3_RULES).before(effect.clone()));
+    };
+    let sts = |effect| s3.on("AssumeRole").named(STS_RULES).before(effect);
+    match kind {
+        Kind::SlowDown => every(&WRITES, &SLOW_DOWN),
+        Kind::ServerErrors => every(&WRITES, &INTERNAL),
+        Kind::LostPuts => lost("PutObject"),
+        Kind::LostParts => lost("UploadPart"),
+        Kind::LostCompletes => lost("CompleteMultipartUpload"),
+        Kind::LostCreates => lost("CreateMultipartUpload"),
+        Kind::ErrorIn200 => every(&["CompleteMultipartUpload"], &Effect::ErrorIn200("InternalError")),
+        Kind::Throttled => sts(THROTTLED),
+        Kind::StsDown => sts(DOWN),
+        _ => {}
+    }
+    if matches!(kind, Kind::ExpiredSessions | Kind::Throttled | Kind::StsDown) {
+        s3.expire_sessions();
+    }
+}

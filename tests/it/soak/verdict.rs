@@ -1,0 +1,246 @@
+//! The count: what came out for what went in, and what is left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::inbox::Told;
+use super::jobs::Kind;
+use super::record::{Ended, Life, Notes, Sample};
+use super::{Published, World};
+use crate::testbed::broker::Message;
+use crate::testbed::scripted::ScriptedS3;
+
+/// Younger workers have not lived long enough to be judged by what they hold.
+const GROWN_UP: Duration = Duration::from_secs(60);
+/// What a worker may hold in the last third of its life beyond half as much again as in the second.
+const MEMORY_SLACK_KIB: u64 = 64 * 1024;
+const DESCRIPTOR_SLACK: u64 = 48;
+/// `worker.slots` of the soak: what one kill can leave open at most.
+const SLOTS: usize = 8;
+
+/// The sums of a soak.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// By kind of job and end.
+    pub ends: BTreeMap<String, BTreeMap<String, usize>>,
+    /// Attempts that failed and were tried again, by reason.
+    pub retries: BTreeMap<String, usize>,
+    pub lost: usize,
+    pub half_delivered: usize,
+    /// Jobs with two event ids for one kind of end.
+    pub duplicates: usize,
+    /// Jobs that were told to have ended in two ways, as may be after a crash; consumers take `delivered`.
+    pub echoes: usize,
+    /// Outcomes that were sent again with the same id.
+    pub resent: usize,
+    pub resumed: usize,
+    /// Open uploads by why nobody could abort them.
+    pub open: BTreeMap<&'static str, usize>,
+    pub bytes_sent: usize,
+    pub bytes_delivered: usize,
+    /// From each return of the broker to the first delivery of a job that began after it.
+    pub returns: Vec<Duration>,
+    /// Of each worker that grew old: medians of the second and the last third of its life.
+    pub grown: Vec<Grown>,
+}
+
+/// What an old worker held.
+#[derive(Debug, Clone, Copy)]
+pub struct Grown {
+    pub lived: Duration,
+    pub rss_kib: (u64, u64),
+    pub descriptors: (u64, u64),
+}
+
+/// Counts everything, and notes all that is wrong.
+pub async fn judge(world: &World) -> Verdict {
+    let told: Vec<_> = world.stage.site.broker.outcomes().await.iter().map(|m| Told::read(&Message::json(m))).collect();
+    let mut verdict = Verdict::default();
+    let mut problems = Vec::new();
+    {
+        let published = world.published.lock().unwrap();
+        verdict.count_ends(&published, &told, &mut problems);
+        verdict.compare(world, &published, &mut problems);
+    }
+    heard_the_same(&told, &world.inbox.told(), &mut problems);
+    verdict.count_open(world, &mut problems);
+    no_panics(world, &mut problems);
+    world.record.note(|notes| {
+        verdict.returns = returns(notes, &told);
+        verdict.grown = notes.lives.iter().filter_map(grown).collect();
+    });
+    for grown in &verdict.grown {
+        let flat = grown.rss_kib.1 <= grown.rss_kib.0 * 3 / 2 + MEMORY_SLACK_KIB
+            && grown.descriptors.1 <= grown.descriptors.0 * 3 / 2 + DESCRIPTOR_SLACK;
+        if !flat {
+            problems.push(format!("a worker grew: {grown:?}"));
+        }
+    }
+    problems.into_iter().for_each(|problem| world.record.problem(problem));
+    verdict
+}
+
+impl Verdict {
+    fn count_ends(&mut self, published: &BTreeMap<String, Published>, told: &[Told], problems: &mut Vec<String>) {
+        for retry in told.iter().filter(|told| !told.is_end()) {
+            *self.retries.entry(retry.reason.clone()).or_default() += 1;
+        }
+        let mut by_job: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
+        for end in told.iter().filter(|told| told.is_end()) {
+            by_job.entry(&end.job).or_default().push(end);
+        }
+        for (id, job) in published {
+            let ends = by_job.remove(id.as_str()).unwrap_or_default();
+            self.count_job(id, job, &ends, problems);
+        }
+        for stranger in by_job.keys() {
+            problems.push(format!("an outcome of {stranger:?}, which nobody published"));
+        }
+        self.resumed = told.iter().filter(|told| told.resumed).map(|told| &told.job).collect::<BTreeSet<_>>().len();
+    }
+
+    fn count_job(&mut self, id: &str, job: &Published, ends: &[&Told], problems: &mut Vec<String>) {
+        let kinds: BTreeSet<_> = ends.iter().map(|end| end.end()).collect();
+        let ids: BTreeSet<_> = ends.iter().map(|end| (&end.outcome, &end.id)).collect();
+        let outcomes: BTreeSet<_> = ends.iter().map(|end| &end.outcome).collect();
+        self.resent += ends.len() - ids.len();
+        self.duplicates += usize::from(ids.len() > outcomes.len());
+        self.echoes += usize::from(kinds.len() > 1);
+        if ends.is_empty() {
+            self.lost += 1;
+            return problems.push(format!("{id} is lost"));
+        }
+        if ids.len() > outcomes.len() {
+            problems.push(format!("{id} has several ids for one end: {ids:?}"));
+        }
+        let counts = kinds.iter().find(|kind| kind.0 == "delivered").or(kinds.first()).unwrap();
+        let name = if counts.1.is_empty() { counts.0.to_owned() } else { format!("{}: {}", counts.0, counts.1) };
+        *self.ends.entry(job.kind.name()).or_default().entry(name).or_default() += 1;
+        let foreseen = |kind: &&(&str, &str)| job.kind.ends().contains(kind) || job.kind.echoes().contains(kind);
+        if !job.kind.ends().contains(counts) || !kinds.iter().all(|kind| foreseen(&kind)) {
+            problems.push(format!("{id} ({} copies) ended as {kinds:?}", job.copies));
+        }
+    }
+
+    /// Everything that S3 ever showed under a job's key, with the job's source; and what was sent for it.
+    fn compare(&mut self, world: &World, published: &BTreeMap<String, Published>, problems: &mut Vec<String>) {
+        let (s3, site) = (&world.stage.s3, &world.stage.site);
+        let mut sources: BTreeMap<String, (Kind, Option<Bytes>)> = BTreeMap::new();
+        for job in published.values() {
+            let key = format!("in/{}", job.json["key"].as_str().unwrap());
+            sources.insert(key, (job.kind, site.held(job.json["source"]["url"].as_str().unwrap())));
+        }
+        let puts = s3.calls("PutObject").into_iter().filter(|call| [0, 200].contains(&call.status));
+        let shown = puts.map(|put| (put.key, put.body)).chain(s3.completed().into_iter().map(|(_, key, b)| (key, b)));
+        for (key, bytes) in shown {
+            // Compressed ones were compared by the checker.
+            let equal = match sources.get(&key) {
+                Some((Kind::Gzip | Kind::Zstd, _)) => true,
+                Some((_, source)) => source.as_ref() == Some(&bytes),
+                None => false,
+            };
+            if !equal {
+                self.half_delivered += 1;
+                problems.push(format!("{key} was shown with {} bytes that are not its source", bytes.len()));
+            }
+        }
+        self.bytes_sent = ["PutObject", "UploadPart"].iter().flat_map(|op| s3.calls(op)).map(|c| c.body.len()).sum();
+        self.bytes_delivered = stored(s3);
+    }
+
+    fn count_open(&mut self, world: &World, problems: &mut Vec<String>) {
+        let s3 = &world.stage.s3;
+        let why: BTreeMap<_, _> = s3.why_open().into_iter().collect();
+        let (killed, kills) = world.record.note(|notes| {
+            let killed = notes.lives.iter().filter(|life| matches!(life.ended, Some((_, Ended::Killed))));
+            let killed: BTreeSet<_> = killed.map(|life| life.identity.clone()).collect();
+            (killed.clone(), killed.len())
+        });
+        for (id, key, by) in s3.open_by() {
+            let told = s3.calls("UploadPart").iter().any(|call| call.asked("uploadId") == id);
+            let why = match why.get(&id).copied().flatten() {
+                Some(why) => why,
+                // A key of the customer's own does not tell the workers apart.
+                None if killed.contains(&by) || (by.starts_with("AKIAKEYED") && kills > 0) => "its worker was killed",
+                None if !told => "its id was never told",
+                None => {
+                    problems.push(format!("the upload {id} of {key}, begun by {by}, is open and could be aborted"));
+                    "unexplained"
+                }
+            };
+            *self.open.entry(why).or_default() += 1;
+        }
+        let left = self.open.get("its worker was killed").copied().unwrap_or(0);
+        if left > kills * SLOTS {
+            problems.push(format!("{kills} kills left {left} uploads open"));
+        }
+    }
+}
+
+/// The length of everything that workers have put into buckets and that is still there.
+fn stored(s3: &ScriptedS3) -> usize {
+    let given = s3.given();
+    let keys = s3.keys().into_iter().filter(|key| !given.contains(key));
+    let objects = keys.filter_map(|key| key.split_once('/').and_then(|(bucket, key)| s3.object(bucket, key)));
+    objects.map(|object| object.bytes.len()).sum()
+}
+
+/// Two queues were bound to the outcomes; both must have got every one.
+fn heard_the_same(told: &[Told], heard: &[Told], problems: &mut Vec<String>) {
+    let ids = |told: &[Told]| told.iter().map(|told| (told.job.clone(), told.id.clone())).collect::<BTreeSet<_>>();
+    let (told, heard) = (ids(told), ids(heard));
+    // The last ones may have come after nobody listened any more; but what was heard was told.
+    let missing: Vec<_> = heard.difference(&told).collect();
+    if !missing.is_empty() {
+        problems.push(format!("outcomes that one queue got and the other did not: {missing:?}"));
+    }
+}
+
+fn no_panics(world: &World, problems: &mut Vec<String>) {
+    for entry in std::fs::read_dir(world.stage.site.dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|end| end != "log") {
+            continue;
+        }
+        let log = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        for bad in ["panicked at", "unknown delivery tag", "marked-secret"] {
+            if let Some(line) = log.lines().find(|line| line.contains(bad)) {
+                let line: String = line.chars().take(600).collect();
+                problems.push(format!("{bad:?} in {}: {line}", path.file_name().unwrap().display()));
+            }
+        }
+    }
+}
+
+fn returns(notes: &Notes, told: &[Told]) -> Vec<Duration> {
+    let delivered: Vec<_> = told.iter().filter(|told| told.outcome == "delivered").collect();
+    let first = |back: &jiff::Timestamp| {
+        let after = delivered.iter().filter(|told| told.started.is_some_and(|started| started >= *back));
+        let first = after.filter_map(|told| told.finished).min()?;
+        Duration::try_from(first.duration_since(*back)).ok()
+    };
+    let mut returns: Vec<_> = notes.returns.iter().filter_map(first).collect();
+    returns.sort_unstable();
+    returns
+}
+
+/// Only those who were there at the end: they lived through the calm.
+fn grown(life: &Life) -> Option<Grown> {
+    let (first, last) = (life.samples.first()?, life.samples.last()?);
+    let lived = last.at - first.at;
+    if life.ended.is_some() || lived < GROWN_UP {
+        return None;
+    }
+    let third = life.samples.len() / 3;
+    let (second, last) = (&life.samples[third..2 * third], &life.samples[2 * third..]);
+    let both = |of: fn(&Sample) -> u64| (median(second, of), median(last, of));
+    Some(Grown { lived, rss_kib: both(|sample| sample.rss_kib), descriptors: both(|sample| sample.descriptors) })
+}
+
+fn median(samples: &[Sample], of: fn(&Sample) -> u64) -> u64 {
+    let mut values: Vec<_> = samples.iter().map(of).collect();
+    values.sort_unstable();
+    values[values.len() / 2]
+}
