@@ -410,15 +410,12 @@ impl Worker {
         let stop = attempt.stop.clone();
         let mut transfer = pin!(AssertUnwindSafe(self.parts.transport.deliver(job, attempt)).catch_unwind());
         let late = || Ended::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours"));
-        let ended = match timeout(DEADLINE, &mut transfer).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                stop.cancel.cancel();
-                timeout(STOPPING, transfer).await.unwrap_or_else(|_| Ok(late())).map(|ended| match ended {
-                    Ended::Failed(_) => late(),
-                    ended => ended,
-                })
-            }
+        let ended = if let Ok(ended) = timeout(DEADLINE, &mut transfer).await {
+            ended
+        } else {
+            stop.cancel.cancel();
+            let stopped = timeout(STOPPING, transfer).await.unwrap_or_else(|_| Ok(late()));
+            stopped.map(|ended| if matches!(ended, Ended::Failed(_)) { late() } else { ended })
         };
         ended.unwrap_or_else(|_| {
             let message = "the worker broke one of its own rules in this transfer; its log says where";
