@@ -15,12 +15,13 @@ mod model;
 mod verdict;
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, TryAcquireError, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,7 +33,7 @@ use crate::job::Job;
 use crate::job::lease::Checkpoint;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
+use crate::outcome::{Ended, Failure, OutcomeKind, Policy, Reason, Step};
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::{Attempt, Transport};
 use crate::upload::{Progress, Stop};
@@ -41,10 +42,12 @@ pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer
 use health::Health;
 use lease::Held;
 use ledger::{AttemptId, Entry, Ledger, RunId, Running, Seat, Standing};
-use verdict::{Case, Verdict};
+use verdict::Case;
 
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
+/// How long a transfer that is stopped may take to end.
+const STOPPING: Duration = Duration::from_mins(1);
 /// Deliveries that were fetched ahead wait this long for a slot.
 const HOARDING: Duration = Duration::from_secs(60);
 /// A redelivery waits this long for the work on its job; then it waits in the queue.
@@ -304,6 +307,13 @@ impl Worker {
 
     async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
         let Admitted { job, destination, lease } = admitted;
+        let Ok(_quarantine) = self.quarantined(&delivery) else {
+            drop(permits);
+            let later = Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() };
+            let settled = self.settle(delivery, later, Vec::new()).await;
+            let kept = lease.as_ref().and_then(|lease| lease.checkpoint.as_ref()).map(|c| c.upload_id.as_str().into());
+            return running.leave(if settled { Standing::Settled(kept) } else { Standing::Open });
+        };
         let started_at = (self.parts.clock)();
         let started = Instant::now();
         let history = headers::history(&delivery.properties.headers);
@@ -328,7 +338,7 @@ impl Worker {
             took: started.elapsed(),
         };
         let verdict = case.judge(ended, metrics);
-        log(&case, &verdict, &progress);
+        verdict::log(&case, &verdict, &progress);
         self.board.ended(&case, &verdict, &progress);
         if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
             running.delivered(event.clone());
@@ -344,7 +354,7 @@ impl Worker {
         let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
         let kept = held.journal.checkpoint().map(|checkpoint| checkpoint.upload_id.into());
         let settled = self.settle(delivery, settlement, events).await;
-        if !settled && !held.is_lost() {
+        if !settled || held.is_lost() {
             self.unsettled(&held, destination).await;
         }
         running.leave(if settled && !returned { Standing::Settled(kept) } else { Standing::Open });
@@ -363,7 +373,6 @@ impl Worker {
         if let Some(failure) = crash_loop(delivery) {
             return Ended::Failed(failure);
         }
-        let _quarantine = self.quarantined(delivery).await;
         let history = headers::history(&delivery.properties.headers);
         let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
         let _pin = self.board.pin(board::Card {
@@ -380,12 +389,11 @@ impl Worker {
         self.under_lease(delivery, &lease::key(running.run()), held, self.bounded(job, attempt)).await
     }
 
-    /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours.
-    async fn quarantined(&self, delivery: &Delivery) -> Option<SemaphorePermit<'_>> {
-        if headers::crashes(&delivery.properties.headers) < 2 {
-            return None;
-        }
-        self.stop.cancel.run_until_cancelled(self.quarantine.acquire()).await?.ok()
+    /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours. `Err`
+    /// where another one goes: nobody waits for that with a slot in hand.
+    fn quarantined(&self, delivery: &Delivery) -> Result<Option<SemaphorePermit<'_>>, TryAcquireError> {
+        let suspect = headers::crashes(&delivery.properties.headers) >= 2;
+        suspect.then(|| self.quarantine.try_acquire()).transpose()
     }
 
     /// How long a job that comes for the first time has waited.
@@ -397,17 +405,22 @@ impl Worker {
         }
     }
 
-    /// The transfer behind its panic boundary and its deadline.
+    /// The transfer behind its panic boundary and its deadline, at which it is stopped as by a drain: what can be continued is kept.
     async fn bounded(&self, job: &Job, attempt: Attempt<'_>) -> Ended {
-        let transfer = AssertUnwindSafe(self.parts.transport.deliver(job, attempt)).catch_unwind();
-        match timeout(DEADLINE, transfer).await {
-            Ok(Ok(ended)) => ended,
-            Ok(Err(_)) => Ended::Failed(Failure::new(
-                Reason::Panic,
-                "the worker broke one of its own rules in this transfer; its log says where",
-            )),
-            Err(_) => Ended::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours")),
-        }
+        let stop = attempt.stop.clone();
+        let mut transfer = pin!(AssertUnwindSafe(self.parts.transport.deliver(job, attempt)).catch_unwind());
+        let late = || Ended::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours"));
+        let ended = if let Ok(ended) = timeout(DEADLINE, &mut transfer).await {
+            ended
+        } else {
+            stop.cancel.cancel();
+            let stopped = timeout(STOPPING, transfer).await.unwrap_or_else(|_| Ok(late()));
+            stopped.map(|ended| if matches!(ended, Ended::Failed(_)) { late() } else { ended })
+        };
+        ended.unwrap_or_else(|_| {
+            let message = "the worker broke one of its own rules in this transfer; its log says where";
+            Ended::Failed(Failure::new(Reason::Panic, message))
+        })
     }
 
     /// Settles, and says whether that is certain. A lost delivery comes again; that is the queue's promise, not a fault.
@@ -444,7 +457,7 @@ impl Worker {
 fn crash_loop(delivery: &Delivery) -> Option<Failure> {
     let crashes = headers::crashes(&delivery.properties.headers);
     let message = if crashes >= lease::CRASHES {
-        format!("{crashes} workers in a row were lost while they worked on this job; it ends workers")
+        format!("{crashes} workers in a row were lost or cut off while they worked on this job, and nothing came of it")
     } else if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
         format!("the message came back {} times without an end; it ends workers", delivery.delivery_count)
     } else {
@@ -468,34 +481,4 @@ fn earlier(
     let since = before.into_iter().chain([job.created_at]).flatten().min();
     let since = since.filter(|_| again)?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
-}
-
-/// One line for each attempt that ended.
-fn log(case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
-    let failure = verdict.failure.as_ref();
-    let outcome = verdict.kind.map_or_else(|| verdict.settlement.action(), OutcomeKind::as_str);
-    let troubled = failure.is_some_and(|f| !matches!(f.class(), Class::Interrupted));
-    macro_rules! line {
-        ($level:ident) => {
-            tracing::$level!(
-                job_id = %case.job.id,
-                destination = %case.destination.id,
-                lane = case.lane.as_str(),
-                outcome,
-                bytes = progress.bytes(),
-                parts = progress.parts(),
-                attempt = case.history.attempts.saturating_add(1),
-                seconds = case.took.as_secs_f64(),
-                class = failure.map(|f| f.class().as_str()),
-                reason = failure.map(|f| f.reason.as_str()),
-                cause = failure.map(|f| f.message.as_str()),
-                hint = failure.map(|f| f.hint.as_str()).filter(|hint| !hint.is_empty()),
-                aws_request_id = failure.and_then(|f| f.aws_request_id.as_deref()),
-                traceparent = case.properties.headers.get("traceparent"),
-                tracestate = case.properties.headers.get("tracestate"),
-                "transfer ended"
-            )
-        };
-    }
-    if troubled { line!(warn) } else { line!(info) }
 }

@@ -71,11 +71,11 @@ impl Journal {
         self.lock().clone()
     }
 
-    /// Resolves when an upload is on record: the moment to write its id down.
-    pub async fn begun(&self) {
+    /// Resolves when an upload is on record that is `wanted`: the moment to write its id down.
+    pub async fn begun(&self, wanted: impl Fn(&Checkpoint) -> bool) {
         loop {
             let begun = self.begun.notified();
-            if self.lock().is_some() {
+            if self.lock().as_ref().is_some_and(&wanted) {
                 return;
             }
             begun.await;

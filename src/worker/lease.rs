@@ -52,6 +52,8 @@ pub(super) struct Held {
     /// Workers that were lost over this job so far, and the parts that it came with.
     crashes: u32,
     parts: usize,
+    /// The upload that the last lease tells of.
+    told: Mutex<Option<String>>,
     /// Leases of the same job that were out of date.
     outdated: Mutex<Vec<Bytes>>,
     leased: AtomicBool,
@@ -82,6 +84,7 @@ impl Held {
             stop: stop.child(),
             crashes: headers::crashes(&delivery.properties.headers),
             parts: lease.and_then(|lease| lease.checkpoint.as_ref()).map_or(0, |checkpoint| checkpoint.parts.len()),
+            told: Mutex::default(),
             outdated: Mutex::default(),
             leased: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -103,6 +106,13 @@ impl Held {
         let lease = Lease { body, content_type, lane: self.lane, checkpoint };
         let bare = || Lease { checkpoint: None, ..lease.clone() }.encode();
         lease.encode().or_else(bare).unwrap_or_default()
+    }
+
+    /// Whether a message that will come to somebody tells of this upload.
+    fn is_told(&self, checkpoint: &Checkpoint) -> bool {
+        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let id = Some(&checkpoint.upload_id);
+        self.carried.as_ref() == id || self.is_leased() && told().as_ref() == id
     }
 
     /// Uploads that leases out of date tell of.
@@ -132,6 +142,7 @@ impl Held {
 impl Work for Held {
     fn message(&self) -> LeaseMessage {
         let checkpoint = self.journal.checkpoint();
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = checkpoint.as_ref().map(|c| c.upload_id.clone());
         // Whoever gets this message gets it because we were lost. That counts, unless something came of our work.
         let further = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.parts.len() > self.parts);
         let crashes = if further { 1 } else { self.crashes.saturating_add(1) };
@@ -200,7 +211,7 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(self.parts.lease_after) => {}
-                () = long_upload(&held.journal) => {}
+                () = long_upload(held) => {}
             }
         };
         if over.run_until_cancelled(due).await.is_none() {
@@ -211,7 +222,12 @@ impl Worker {
             match self.parts.queue.lease(delivery, key, work).await {
                 Ok(()) => {
                     crash::point("leased");
-                    return held.leased.store(true, Ordering::Release);
+                    held.leased.store(true, Ordering::Release);
+                    // A long upload that begins only now is to be written down, too.
+                    if over.run_until_cancelled(long_upload(held)).await.is_none() {
+                        return;
+                    }
+                    continue;
                 }
                 // The delivery comes again, and joins this work.
                 Err(QueueError::Lost) => return,
@@ -233,6 +249,9 @@ impl Worker {
         held: &Held,
         destination: &Arc<Destination>,
     ) -> Settlement {
+        for checkpoint in held.left_behind() {
+            self.parts.transport.abandon(destination, &checkpoint).await;
+        }
         let checkpoint = held.journal.checkpoint();
         match settlement {
             Settlement::Retry { rung, mut headers } => {
@@ -255,10 +274,7 @@ impl Worker {
                 held.pack(delivery, None);
                 // Under a lease that is lost, another worker continues the upload.
                 if !held.is_lost() {
-                    held.journal.close();
-                    for checkpoint in checkpoint.into_iter().chain(held.left_behind()) {
-                        self.parts.transport.abandon(destination, &checkpoint).await;
-                    }
+                    self.forget(held, destination, |_| true).await;
                 }
                 settlement
             }
@@ -273,25 +289,24 @@ impl Worker {
         }
     }
 
-    /// A copy that may not have been made must not leave an upload behind that nobody knows of. Under a lease somebody knows; and one
-    /// that the delivery came with is known to whoever gets it again, and may be at work on it already.
+    /// Nothing of this attempt may have come to anybody else (the job is lost, or no copy was made for certain): an upload that no
+    /// message tells of is given up. What a lease tells, and what the delivery came with, is known to whoever gets it, and may be at
+    /// work on it already.
     pub(super) async fn unsettled(&self, held: &Held, destination: &Arc<Destination>) {
-        if held.is_leased() {
-            return;
-        }
-        let unknown = |checkpoint: &Checkpoint| held.carried.as_ref() != Some(&checkpoint.upload_id);
-        if let Some(checkpoint) = held.journal.checkpoint().filter(unknown) {
+        self.forget(held, destination, |checkpoint| !held.is_told(checkpoint)).await;
+    }
+
+    /// Gives up what is on record, if it is `wanted`.
+    async fn forget(&self, held: &Held, destination: &Arc<Destination>, wanted: impl Fn(&Checkpoint) -> bool) {
+        if let Some(checkpoint) = held.journal.checkpoint().filter(|checkpoint| wanted(checkpoint)) {
             held.journal.close();
             self.parts.transport.abandon(destination, &checkpoint).await;
         }
     }
 }
 
-/// Resolves when an upload has begun that is to be written down at once; never for others.
-async fn long_upload(journal: &Journal) {
-    journal.begun().await;
-    let length = journal.checkpoint().and_then(|checkpoint| checkpoint.source.length);
-    if length.is_none_or(|length| length <= AT_ONCE) {
-        std::future::pending::<()>().await;
-    }
+/// Resolves when an upload is open that is to be written down at once, and is not yet.
+async fn long_upload(held: &Held) {
+    let long = |checkpoint: &Checkpoint| checkpoint.source.length.is_some_and(|length| length > AT_ONCE);
+    held.journal.begun(|checkpoint| long(checkpoint) && !held.is_told(checkpoint)).await;
 }

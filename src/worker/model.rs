@@ -9,6 +9,13 @@
 //!
 //! What is real time or chance in the worker, and harmless here: delivered jobs are forgotten after an hour of real time, and the
 //! status page shows the real date. Everything else goes by [`Parts::clock`](super::Parts) and tokio's clock.
+#![allow(
+    clippy::struct_excessive_bools,
+    clippy::needless_pass_by_value,
+    clippy::cast_precision_loss,
+    clippy::unused_async,
+    reason = "a model for tests: a process has many states, and a broken rule is told by value"
+)]
 
 mod broker;
 mod bucket;

@@ -63,10 +63,14 @@ async fn survive(mut world: World, kind: Kind, point: &str) {
     let content = bytes(point.len() as u64, if matches!(kind, Kind::Small | Kind::Retry) { 1000 } else { 40 * MIB });
     match kind {
         Kind::Retry => {
-            world.s3.on("PutObject").key(&id).first(4).before(Effect::Error(503, "SlowDown", "Reduce your rate."))
+            world.s3.on("PutObject").key(&id).first(4).before(Effect::Error(503, "SlowDown", "Reduce your rate."));
         }
         Kind::GivenUp => {
-            world.s3.on("UploadPart").key(&id).form("partNumber", "4").before(Effect::Error(400, "SomethingNew", "No."))
+            world.s3.on("UploadPart").key(&id).form("partNumber", "4").before(Effect::Error(
+                400,
+                "SomethingNew",
+                "No.",
+            ));
         }
         Kind::Long => world.s3.on("UploadPart").key(&id).before(Effect::Delay(Duration::from_millis(700))),
         _ => {}

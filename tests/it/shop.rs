@@ -15,11 +15,11 @@ pub const ACME: &str = "111111111111";
 pub const REGION: &str = "eu-central-1";
 pub const KMS_KEY: &str = "arn:aws:kms:eu-central-1:111111111111:key/0e7e9fb9-6aa2-4a5b-8a0a-3a2d8d6b6a11";
 
-/// A site, its S3, and a running worker. The worker goes first: where a test fails it shows its log, which is the site's.
+/// A site, its S3, and a running worker.
 pub struct Shop {
-    pub worker: Worker,
     pub site: Site,
     pub s3: ScriptedS3,
+    pub worker: Worker,
 }
 
 /// The keys of a role destination of an account; its objects lie below `in/`.

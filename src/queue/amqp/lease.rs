@@ -94,7 +94,11 @@ impl Amqp {
         }
         // Bound before it is published, a lease can't miss its owner.
         let begun = match keeper.bind(key).await {
-            Ok(()) => keeper.write(key).await,
+            Ok(()) => match keeper.write(key).await {
+                // The queue was closed meanwhile, or another delivery took the place: nothing was written, so nothing holds the job.
+                Ok(false) => Err(QueueError::Lost),
+                written => written,
+            },
             Err(error) => Err(error),
         };
         if let Err(error) = begun {
@@ -169,6 +173,11 @@ impl Amqp {
         events: &[Event],
         leased: &Leased,
     ) -> Result<(), QueueError> {
+        // What is delivered is delivered, whoever has the job by now; anything else is for that one to say.
+        let delivered = events.iter().any(|event| event.routing_key.starts_with("transfer.delivered."));
+        if leased.lost && !delivered {
+            return Err(QueueError::Lost);
+        }
         self.publish_events(events, LEASED_PATIENCE).await?;
         if self.shared.leases.leased(delivery.ticket).is_none_or(|leased| leased.lost) {
             return Err(QueueError::Lost);

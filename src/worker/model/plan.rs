@@ -109,7 +109,7 @@ impl Taken {
 impl Plan {
     /// The content type that the producer gives: half of them leave it out.
     pub(super) fn content_type(&self) -> Option<&'static str> {
-        (self.body.len() % 2 == 0).then_some("application/json")
+        self.body.len().is_multiple_of(2).then_some("application/json")
     }
 }
 
@@ -191,7 +191,8 @@ fn text(dice: &mut Dice, id: &str, destination: &str, fate: Fate, taken: Taken, 
         Taken::Fail(_) => more.push_str(r#","if_exists":"fail""#),
     }
     if let Some(expires) = expires {
-        more.push_str(&format!(r#","expires_at":"{}""#, clock::at(expires)));
+        let at = clock::at(expires).to_string();
+        more.extend([r#","expires_at":""#, &at, "\""]);
     }
     body(id, destination, &key, &more)
 }

@@ -330,11 +330,8 @@ impl ScriptedS3 {
             |id: &String| calls.iter().any(|call| call.operation == "UploadPart" && call.asked("uploadId") == id);
         let created_badly =
             calls.iter().any(|call| call.operation == "CreateMultipartUpload" && (call.bent || call.status == 0));
-        let refused = |id: &String| {
-            let aborts =
-                calls.iter().filter(|call| call.operation == "AbortMultipartUpload" && call.asked("uploadId") == id);
-            aborts.fold(false, |any, abort| any || abort.status != 204)
-        };
+        let aborts = || calls.iter().filter(|call| call.operation == "AbortMultipartUpload" && call.status != 204);
+        let refused = |id: &String| aborts().any(|abort| abort.asked("uploadId") == id);
         let why = |id: &String| match () {
             () if refused(id) => Some("the abort was refused"),
             () if created_badly && !told(id) => Some("its id was never told"),

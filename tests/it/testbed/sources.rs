@@ -116,17 +116,14 @@ impl Content {
         let builder = builder.header(header::ETAG, self.etag());
         let builder = if self.ranges { builder.header(header::ACCEPT_RANGES, "bytes") } else { builder };
         let same = asked(header::IF_RANGE).is_none_or(|tag| tag == self.etag());
-        match asked(header::RANGE).filter(|_| self.ranges && same).and_then(|range| self.slice(range)) {
-            Some((first, slice)) => {
-                let of = format!("bytes {first}-{}/{}", first + slice.len() - 1, self.bytes.len());
-                let builder = builder.status(206).header(header::CONTENT_RANGE, of);
-                builder.header(header::CONTENT_LENGTH, slice.len()).body(self.body(&slice)).unwrap()
-            }
-            None => {
-                let length = self.announced.unwrap_or(self.bytes.len() as u64);
-                builder.header(header::CONTENT_LENGTH, length).body(self.body(&self.bytes)).unwrap()
-            }
+        let part = asked(header::RANGE).filter(|_| self.ranges && same).and_then(|range| self.slice(range));
+        if let Some((first, slice)) = part {
+            let of = format!("bytes {first}-{}/{}", first + slice.len() - 1, self.bytes.len());
+            let builder = builder.status(206).header(header::CONTENT_RANGE, of);
+            return builder.header(header::CONTENT_LENGTH, slice.len()).body(self.body(&slice)).unwrap();
         }
+        let length = self.announced.unwrap_or(self.bytes.len() as u64);
+        builder.header(header::CONTENT_LENGTH, length).body(self.body(&self.bytes)).unwrap()
     }
 
     fn slice(&self, range: &str) -> Option<(usize, Bytes)> {
