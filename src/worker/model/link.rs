@@ -93,7 +93,10 @@ impl Link {
         if !matches!(sent, Sent::Refused) {
             taken();
         }
-        self.hop().await;
+        // The confirm is under way, and may meet anything but a calm.
+        if !self.world.lock().calm {
+            self.hop().await;
+        }
         sent
     }
 
@@ -113,42 +116,44 @@ impl Link {
         if leased {
             return self.perform_leased(delivery, settlement, events).await;
         }
-        self.hop().await;
-        let message = self.message(ticket)?;
         if matches!(settlement, Settlement::Return) {
+            self.hop().await;
             let returned = self.world.lock().return_loan(self.member, ticket);
             return if returned { Ok(()) } else { Err(QueueError::Lost) };
         }
-        let published = self.publish_all(&message, &delivery, settlement, events).await;
-        match published {
-            Ok(()) => self.acknowledge(ticket).await,
+        match self.publish_all(&delivery, settlement, events).await {
+            Ok(()) => {
+                self.hop().await;
+                self.acknowledge(ticket)
+            }
             Err(error) => {
                 // Its events may be out, and the job ends once more.
-                self.world.lock().records[message.job].doubled = true;
+                let job = rules::job_of(delivery.properties.message_id.as_deref());
+                self.world.lock().records[job].doubled = true;
                 self.comes_again(ticket);
                 Err(error)
             }
         }
     }
 
-    /// The events, then the copy.
+    /// The events, whatever has become of the delivery; then the copy.
     async fn publish_all(
         &self,
-        message: &Message,
         delivery: &Delivery,
         settlement: Settlement,
         events: Vec<Event>,
     ) -> Result<(), QueueError> {
+        let job = rules::job_of(delivery.properties.message_id.as_deref());
         for event in events {
-            let recorded = || rules::recorded(&mut self.world.lock(), message.job, &event);
-            confirmed(self.send(recorded).await)?;
+            confirmed(self.send(|| rules::recorded(&mut self.world.lock(), job, &event)).await)?;
         }
         if matches!(settlement, Settlement::Ack) {
             return Ok(());
         }
-        let sent = self.send(|| self.put_copy(message, delivery, settlement)).await;
+        let message = self.message(delivery.ticket)?;
+        let sent = self.send(|| self.put_copy(&message, delivery, settlement)).await;
         if matches!(sent, Sent::Unconfirmed) {
-            self.world.lock().records[message.job].doubled = true;
+            self.world.lock().records[job].doubled = true;
         }
         confirmed(sent)
     }
@@ -172,7 +177,7 @@ impl Link {
         }
     }
 
-    async fn acknowledge(&self, ticket: Ticket) -> Result<(), QueueError> {
+    fn acknowledge(&self, ticket: Ticket) -> Result<(), QueueError> {
         let (lost, taken) = {
             let mut state = self.world.lock();
             let weather = state.story.weather.clone();
@@ -263,12 +268,14 @@ impl Link {
             Settlement::Return => Settlement::HandOver { headers: std::collections::BTreeMap::new() },
             other => other,
         };
+        let job = rules::job_of(delivery.properties.message_id.as_deref());
         for event in &events {
-            self.insist(ticket, |job| rules::recorded(&mut self.world.lock(), job, event)).await?;
+            // Even if the lease is lost meanwhile.
+            while !matches!(self.send(|| rules::recorded(&mut self.world.lock(), job, event)).await, Sent::Confirmed) {}
         }
         if !matches!(settlement, Settlement::Ack) {
             let mut settlement = Some(settlement);
-            self.insist(ticket, |_| {
+            self.insist(ticket, job, || {
                 let base = self.world.lock().lease_of(self.member, ticket);
                 let base = base.and_then(|number| self.world.lock().leases.get(&number).map(|held| held.base.clone()));
                 if let (Some(base), Some(settlement)) = (base, settlement.take()) {
@@ -281,19 +288,15 @@ impl Link {
     }
 
     /// Sends until it is confirmed. What was taken without a confirm is taken again by the real broker; one copy of it does here.
-    async fn insist(&self, ticket: Ticket, mut taken: impl FnMut(usize)) -> Result<(), QueueError> {
+    async fn insist(&self, ticket: Ticket, job: usize, mut taken: impl FnMut()) -> Result<(), QueueError> {
         loop {
-            let job = {
-                let state = self.world.lock();
-                let number = state.lease_of(self.member, ticket).ok_or(QueueError::Lost)?;
-                state.leases[&number].base.job
-            };
+            self.world.lock().lease_of(self.member, ticket).ok_or(QueueError::Lost)?;
             if !self.world.lock().members[self.member].connected {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 self.while_alive().await;
                 continue;
             }
-            match self.send(|| taken(job)).await {
+            match self.send(&mut taken).await {
                 Sent::Confirmed => return Ok(()),
                 Sent::Unconfirmed => self.world.lock().records[job].doubled = true,
                 Sent::Refused => {}
