@@ -162,6 +162,10 @@ pub trait Work: Send + Sync + fmt::Debug {
     /// Another worker has the job, or the queue has given it to one: the work must end and leave the job alone. Called once at
     /// most, from any thread; must not block.
     fn lost(&self);
+
+    /// A lease of this job came back that is out of date, and ends here: what it says of an unfinished upload may be known to nobody
+    /// else. Must not block.
+    fn outdated(&self, lease: Bytes);
 }
 
 /// The message that keeps a job under a lease.

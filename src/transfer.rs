@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::check::{Checker, LIMIT, Report};
 use crate::crash;
 use crate::destination::{Checksum, Destination, ObjectKey};
-use crate::job::lease::{Checkpoint, SourceMark};
+use crate::job::lease::{Checkpoint, PartSizes, SourceMark};
 use crate::job::{Compression, Job, ObjectAttributes};
 use crate::metrics::Metrics;
 use crate::outcome::{Ended, Failure, Reason, Receipt};
@@ -131,8 +131,12 @@ impl Transfers {
         job: &Job,
         attempt: &Attempt<'_>,
         key: &ObjectKey,
-        checkpoint: Checkpoint,
+        mut checkpoint: Checkpoint,
     ) -> Result<Option<Ended>, Failure> {
+        if let PartSizes::Packed { .. } = checkpoint.sizes {
+            // Another build of the compression may cut otherwise: what comes after a gap would not fit what is put into it.
+            checkpoint.parts.truncate(checkpoint.unbroken().len());
+        }
         let mut source = None;
         if fits(&checkpoint, attempt.destination, key, job.compression) {
             let offset = next_offset(&checkpoint);
@@ -255,5 +259,5 @@ fn packed(source: SourceStream, compression: Compression, resume: Option<&Checkp
         SourceBody::File(file) => file.chunks_from(from.source),
         SourceBody::Chunks(chunks) => chunks,
     };
-    Feed::Packed(Packer::new(chunks, compression, from))
+    Feed::Packed(Box::new(Packer::new(chunks, compression, from)))
 }

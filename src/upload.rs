@@ -110,7 +110,7 @@ pub enum Feed {
         length: Option<u64>,
     },
     /// A stream that is compressed in stretches, so that the upload can be continued.
-    Packed(Packer),
+    Packed(Box<Packer>),
 }
 
 /// How one upload goes beside what it is to be.
@@ -238,7 +238,9 @@ impl Uploader {
             Feed::Chunks { chunks, length } => {
                 (Reader::Raw(PartReader::new(chunks, self.budget.clone(), checked, after)), length)
             }
-            Feed::Packed(packer) => (Reader::Packed(PackedReader::new(packer, self.budget.clone(), after)), None),
+            Feed::Packed(packer) => {
+                (Reader::Packed(Box::new(PackedReader::new(*packer, self.budget.clone(), after))), None)
+            }
         };
         target.progress.begin(length);
         self.chunks(&work, reader, length, course).await

@@ -10,15 +10,18 @@ mod headers;
 mod health;
 mod lease;
 mod ledger;
+#[cfg(test)]
+mod model;
 mod verdict;
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, TryAcquireError, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,7 +33,7 @@ use crate::job::Job;
 use crate::job::lease::Checkpoint;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::outcome::{Class, Ended, Failure, OutcomeKind, Policy, Reason, Step};
+use crate::outcome::{Ended, Failure, OutcomeKind, Policy, Reason, Step};
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::{Attempt, Transport};
 use crate::upload::{Progress, Stop};
@@ -38,11 +41,13 @@ use admit::{Admitted, Refusal};
 pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
 use health::Health;
 use lease::Held;
-use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
-use verdict::{Case, Verdict};
+use ledger::{AttemptId, Entry, Ledger, RunId, Running, Seat, Standing};
+use verdict::Case;
 
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
+/// How long a transfer that is stopped may take to end.
+const STOPPING: Duration = Duration::from_mins(1);
 /// Deliveries that were fetched ahead wait this long for a slot.
 const HOARDING: Duration = Duration::from_secs(60);
 /// A redelivery waits this long for the work on its job; then it waits in the queue.
@@ -156,11 +161,17 @@ impl Worker {
     ///
     /// Returns true when everything was settled in time.
     pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {
-        let tasks = TaskTracker::new();
         let watch = tokio::spawn(self.clone().watch_age());
-        self.take(&drain, &tasks).await;
-        let drained = self.drain(&tasks).await;
+        let drained = self.serve(&drain).await;
         watch.abort();
+        drained
+    }
+
+    /// [`Worker::run`] without the tick of every second: the hours of a model need none.
+    async fn serve(self: &Arc<Self>, drain: &CancellationToken) -> bool {
+        let tasks = TaskTracker::new();
+        self.take(drain, &tasks).await;
+        let drained = self.drain(&tasks).await;
         let closed = timeout(BROKER_PATIENCE, self.parts.queue.close()).await;
         if closed.is_err() {
             tracing::warn!("the broker does not answer; its connections are dropped");
@@ -245,7 +256,11 @@ impl Worker {
         }
         match self.admit(&delivery) {
             Ok(admitted) => self.place(delivery, admitted, permits).await,
-            Err(refusal) => self.refuse(delivery, *refusal).await,
+            Err(refusal) => {
+                // What waits for the broker needs no slot.
+                drop(permits);
+                self.refuse(delivery, *refusal).await;
+            }
         }
     }
 
@@ -256,45 +271,56 @@ impl Worker {
         let run = headers::run(&delivery.properties.headers);
         let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
         let id = AttemptId { run, attempts: history.attempts, deferrals: history.deferrals };
-        match self.ledger.enter(id) {
+        match self.ledger.enter(id, (self.parts.clock)()) {
             Entry::Mine(running) => self.work(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
+                drop(permits);
                 tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
+                self.left_over(&admitted, None).await;
                 self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
             }
-            Entry::Joined(standing) => {
+            Entry::Joined(seat) => {
                 // Waiting needs no slot.
                 drop(permits);
-                let settlement = self.join(standing).await;
+                let settlement = self.join(&seat, &admitted).await;
                 self.settle(delivery, settlement, Vec::new()).await;
             }
         }
     }
 
     /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
-    async fn join(&self, mut standing: watch::Receiver<Standing>) -> Settlement {
-        let ended = standing.wait_for(|standing| !matches!(standing, Standing::Running));
-        tokio::select! {
+    async fn join(&self, seat: &Seat, admitted: &Admitted) -> Settlement {
+        let ended = tokio::select! {
             biased;
-            () = self.stop.cancel.cancelled() => Settlement::Return,
-            ended = timeout(JOINED, ended) => match ended {
-                Ok(Ok(standing)) if matches!(*standing, Standing::Settled) => Settlement::Ack,
-                // A sender that vanished was a panic: the job is still to be done.
-                Ok(_) => Settlement::Return,
-                Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() },
-            },
+            () = self.stop.cancel.cancelled() => return Settlement::Return,
+            ended = timeout(JOINED, seat.end()) => ended,
+        };
+        match ended {
+            Ok(Standing::Settled(kept)) => {
+                self.left_over(admitted, kept.as_deref()).await;
+                Settlement::Ack
+            }
+            Ok(Standing::Open) => Settlement::Return,
+            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::begun_at(seat.begun) },
         }
     }
 
     async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
         let Admitted { job, destination, lease } = admitted;
+        let Ok(_quarantine) = self.quarantined(&delivery) else {
+            drop(permits);
+            let later = Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() };
+            let settled = self.settle(delivery, later, Vec::new()).await;
+            let kept = lease.as_ref().and_then(|lease| lease.checkpoint.as_ref()).map(|c| c.upload_id.as_str().into());
+            return running.leave(if settled { Standing::Settled(kept) } else { Standing::Open });
+        };
         let started_at = (self.parts.clock)();
         let started = Instant::now();
         let history = headers::history(&delivery.properties.headers);
         let metrics = &self.parts.metrics;
         let progress = Arc::new(Progress::default());
         self.note_wait(&delivery, job, started_at);
-        let held = Held::new(&delivery, lease.as_ref(), &self.stop);
+        let held = Held::new(&delivery, lease.as_ref(), &self.stop, started_at);
         let ended = self.attempt(&delivery, admitted, &running, &held, &progress).await;
         crash::point("ended");
         self.health.note(&ended);
@@ -312,7 +338,7 @@ impl Worker {
             took: started.elapsed(),
         };
         let verdict = case.judge(ended, metrics);
-        log(&case, &verdict, &progress);
+        verdict::log(&case, &verdict, &progress);
         self.board.ended(&case, &verdict, &progress);
         if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
             running.delivered(event.clone());
@@ -326,11 +352,12 @@ impl Worker {
             settlement => self.pack(&mut delivery, settlement, &held, destination).await,
         };
         let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
+        let kept = held.journal.checkpoint().map(|checkpoint| checkpoint.upload_id.into());
         let settled = self.settle(delivery, settlement, events).await;
-        if !settled && !held.is_lost() {
+        if !settled || held.is_lost() {
             self.unsettled(&held, destination).await;
         }
-        running.leave(settled && !returned);
+        running.leave(if settled && !returned { Standing::Settled(kept) } else { Standing::Open });
     }
 
     async fn attempt(
@@ -344,10 +371,8 @@ impl Worker {
         let Admitted { job, destination, lease } = admitted;
         let resume = lease.as_ref().and_then(|lease| lease.checkpoint.clone());
         if let Some(failure) = crash_loop(delivery) {
-            resume.into_iter().for_each(|checkpoint| held.journal.open(checkpoint));
             return Ended::Failed(failure);
         }
-        let _quarantine = self.quarantined(delivery).await;
         let history = headers::history(&delivery.properties.headers);
         let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
         let _pin = self.board.pin(board::Card {
@@ -364,12 +389,11 @@ impl Worker {
         self.under_lease(delivery, &lease::key(running.run()), held, self.bounded(job, attempt)).await
     }
 
-    /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours.
-    async fn quarantined(&self, delivery: &Delivery) -> Option<SemaphorePermit<'_>> {
-        if headers::crashes(&delivery.properties.headers) < 2 {
-            return None;
-        }
-        self.stop.cancel.run_until_cancelled(self.quarantine.acquire()).await?.ok()
+    /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours. `Err`
+    /// where another one goes: nobody waits for that with a slot in hand.
+    fn quarantined(&self, delivery: &Delivery) -> Result<Option<SemaphorePermit<'_>>, TryAcquireError> {
+        let suspect = headers::crashes(&delivery.properties.headers) >= 2;
+        suspect.then(|| self.quarantine.try_acquire()).transpose()
     }
 
     /// How long a job that comes for the first time has waited.
@@ -381,17 +405,22 @@ impl Worker {
         }
     }
 
-    /// The transfer behind its panic boundary and its deadline.
+    /// The transfer behind its panic boundary and its deadline, at which it is stopped as by a drain: what can be continued is kept.
     async fn bounded(&self, job: &Job, attempt: Attempt<'_>) -> Ended {
-        let transfer = AssertUnwindSafe(self.parts.transport.deliver(job, attempt)).catch_unwind();
-        match timeout(DEADLINE, transfer).await {
-            Ok(Ok(ended)) => ended,
-            Ok(Err(_)) => Ended::Failed(Failure::new(
-                Reason::Panic,
-                "the worker broke one of its own rules in this transfer; its log says where",
-            )),
-            Err(_) => Ended::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours")),
-        }
+        let stop = attempt.stop.clone();
+        let mut transfer = pin!(AssertUnwindSafe(self.parts.transport.deliver(job, attempt)).catch_unwind());
+        let late = || Ended::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours"));
+        let ended = if let Ok(ended) = timeout(DEADLINE, &mut transfer).await {
+            ended
+        } else {
+            stop.cancel.cancel();
+            let stopped = timeout(STOPPING, transfer).await.unwrap_or_else(|_| Ok(late()));
+            stopped.map(|ended| if matches!(ended, Ended::Failed(_)) { late() } else { ended })
+        };
+        ended.unwrap_or_else(|_| {
+            let message = "the worker broke one of its own rules in this transfer; its log says where";
+            Ended::Failed(Failure::new(Reason::Panic, message))
+        })
     }
 
     /// Settles, and says whether that is certain. A lost delivery comes again; that is the queue's promise, not a fault.
@@ -428,7 +457,7 @@ impl Worker {
 fn crash_loop(delivery: &Delivery) -> Option<Failure> {
     let crashes = headers::crashes(&delivery.properties.headers);
     let message = if crashes >= lease::CRASHES {
-        format!("{crashes} workers in a row were lost while they worked on this job; it ends workers")
+        format!("{crashes} workers in a row were lost or cut off while they worked on this job, and nothing came of it")
     } else if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
         format!("the message came back {} times without an end; it ends workers", delivery.delivery_count)
     } else {
@@ -444,40 +473,12 @@ fn earlier(
     first_failure_at: Option<Timestamp>,
     resume: Option<&Checkpoint>,
 ) -> Option<SystemTime> {
-    let again = delivery.redelivered || delivery.delivery_count > 0 || first_failure_at.is_some();
-    let begun = resume.and_then(|checkpoint| Timestamp::from_second(i64::try_from(checkpoint.initiated).ok()?).ok());
-    let again = again || begun.is_some();
-    let since = [job.created_at, first_failure_at, begun].into_iter().flatten().min();
+    let initiated =
+        resume.and_then(|checkpoint| Timestamp::from_second(i64::try_from(checkpoint.initiated).ok()?).ok());
+    let before = [headers::begun(&delivery.properties.headers), first_failure_at, initiated];
+    let returned = delivery.redelivered || delivery.delivery_count > 0 || delivery.lane == Lane::Continued;
+    let again = returned || before.iter().any(Option::is_some);
+    let since = before.into_iter().chain([job.created_at]).flatten().min();
     let since = since.filter(|_| again)?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
-}
-
-/// One line for each attempt that ended.
-fn log(case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
-    let failure = verdict.failure.as_ref();
-    let outcome = verdict.kind.map_or_else(|| verdict.settlement.action(), OutcomeKind::as_str);
-    let troubled = failure.is_some_and(|f| !matches!(f.class(), Class::Interrupted));
-    macro_rules! line {
-        ($level:ident) => {
-            tracing::$level!(
-                job_id = %case.job.id,
-                destination = %case.destination.id,
-                lane = case.lane.as_str(),
-                outcome,
-                bytes = progress.bytes(),
-                parts = progress.parts(),
-                attempt = case.history.attempts.saturating_add(1),
-                seconds = case.took.as_secs_f64(),
-                class = failure.map(|f| f.class().as_str()),
-                reason = failure.map(|f| f.reason.as_str()),
-                cause = failure.map(|f| f.message.as_str()),
-                hint = failure.map(|f| f.hint.as_str()).filter(|hint| !hint.is_empty()),
-                aws_request_id = failure.and_then(|f| f.aws_request_id.as_deref()),
-                traceparent = case.properties.headers.get("traceparent"),
-                tracestate = case.properties.headers.get("tracestate"),
-                "transfer ended"
-            )
-        };
-    }
-    if troubled { line!(warn) } else { line!(info) }
 }

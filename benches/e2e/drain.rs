@@ -16,7 +16,7 @@ use crate::children::NullServer;
 use crate::worker::{DESTINATION, Surroundings, Worker};
 
 const GIB: u64 = 1 << 30;
-const MIB: f64 = (1 << 20) as f64;
+const MIB: u64 = 1 << 20;
 
 /// What is drained.
 #[derive(Debug, Args)]
@@ -54,16 +54,16 @@ async fn measure(args: &DrainArgs, broker: &Broker, around: &Surroundings<'_>) -
         let told = Instant::now();
         worker.stop().await?;
         let took = told.elapsed();
-        let sent = around.server.counts().await?.bytes as f64 / MIB;
-        println!("drain {drain}: {:.2} s from SIGTERM to the end, {sent:.0} MiB sent so far", took.as_secs_f64());
+        let sent = around.server.counts().await?.bytes / MIB;
+        println!("drain {drain}: {:.2} s from SIGTERM to the end, {sent} MiB sent so far", took.as_secs_f64());
         worker = Worker::start(around).await?;
     }
     await_delivered(&mut outcomes, 1).await?;
     let seen = around.server.counts().await?;
     worker.stop().await?;
-    let again = (seen.bytes as f64 - length as f64) / MIB;
+    let again = seen.bytes.saturating_sub(length) / MIB;
     println!(
-        "{} GiB delivered over {} drains: {} upload, {} parts, {} aborted, {again:.1} MiB sent twice",
+        "{} GiB delivered over {} drains: {} upload, {} parts, {} aborted, {again} MiB sent twice",
         args.gib, args.drains, seen.creates, seen.parts, seen.aborts
     );
     Ok(())

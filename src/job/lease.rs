@@ -1,6 +1,6 @@
 //! The lease: a job together with how far the work on it has come, so that another worker can go on there.
 //!
-//! It travels as `application/vnd.consign.lease.v1+bincode` (see [`compact`](super::compact)) through any queue that jobs travel
+//! It travels as `application/vnd.consign.lease.v1+bincode` (see [`super::compact`]) through any queue that jobs travel
 //! through, and is checked as strictly as a job wherever it comes back.
 
 use bytes::Bytes;

@@ -62,6 +62,10 @@ pub fn decide(
     expires_at: Option<Timestamp>,
 ) -> Disposition {
     let left = expires_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    if failure.reason == Reason::LeaseLost {
+        // Whatever becomes of the job, another worker says it.
+        return Disposition::Return;
+    }
     if left == Some(Duration::ZERO) && failure.class() != Class::Job {
         return Disposition::Expired;
     }

@@ -4,10 +4,13 @@
 //! back-off with full jitter, without end. Deliveries carry the generation of their session. When a session ends,
 //! * what was fetched and not handed out is forgotten: the broker delivers it again;
 //! * what is being worked on goes on. Its settlement still publishes its events (they carry stable ids), publishes no copy, and
-//!   ends in [`QueueError::Lost`]: the redelivery does the rest.
+//!   ends in [`QueueError::Lost`]: the redelivery does the rest;
+//! * what is under a lease (see `lease`) is not touched: the lease is a message of its own, which the next session keeps, and the
+//!   settlement works there as well.
 //!
 //! Everything published by a settlement is confirmed and mandatory. While the broker blocks publishers (an alarm), settlements
-//! wait; otherwise they try for 30 s. A delivery whose settlement failed on a living channel goes back to its queue.
+//! wait; otherwise they try for 30 s (10 min under a lease). A delivery whose settlement failed on a living channel goes back to its
+//! queue; one under a lease goes to others with what the lease last said.
 
 mod connection;
 mod consumer;
@@ -29,7 +32,6 @@ use lapin::options::BasicAckOptions;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 pub use outcomes::Outcomes;
 #[doc(hidden)]
@@ -43,7 +45,7 @@ use crate::metrics::Metrics;
 use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement, Work};
 use connection::Endpoint;
 use consumer::{Fetched, Intake, REQUEUE};
-use lease::Book;
+use lease::{Book, Process};
 use publish::Message;
 use session::{Phase, Session, Shared};
 use settle::Content;
@@ -103,7 +105,7 @@ impl Amqp {
             topology: Topology::new(&config.prefix),
             declare: config.declare,
             worker_id: worker_id.to_owned(),
-            process: process_name(worker_id),
+            process: Process::new(worker_id),
             timing,
             lanes: consume,
             metrics,
@@ -160,6 +162,8 @@ impl Amqp {
         if let Some(leased) = self.shared.leases.leased(ticket) {
             return self.settle_leased(delivery, settlement, &events, leased).await;
         }
+        // A lease that was broken off may be in the broker all the same, and must not be renewed.
+        self.shared.leases.not_begun(ticket);
         let published = self.publish_all(&delivery, settlement, &events).await;
         let loan = self.shared.intake.take(ticket).ok_or(QueueError::Lost)?;
         if let Err(problem) = published {
@@ -274,12 +278,6 @@ async fn give_back(acker: &Acker) {
     if acknowledge(acker, false).await.is_err() {
         tracing::debug!("a delivery could not be given back; its channel is gone");
     }
-}
-
-/// Two processes may be configured with one id, and one that starts again is another.
-fn process_name(worker_id: &str) -> String {
-    let id: String = worker_id.chars().take(40).collect();
-    format!("{id}.{}", Uuid::new_v4().simple())
 }
 
 impl Queue for Amqp {

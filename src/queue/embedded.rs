@@ -12,6 +12,9 @@
 //! * A process that ends, however it ends, loses nothing: what it held is delivered again, within a second or so where the
 //!   system shows that the process is gone, else after half a minute without a sign of life (see `owner`). A settlement that
 //!   comes after that ends in [`QueueError::Lost`]: its events are recorded (they carry stable ids), its copy is not made.
+//! * A lease is the job's own row: it is moved to lane `continued` and says what another worker would get, from the start on the
+//!   disk, and within ten seconds of every change. It stays its owner's while that lives, and nothing else limits it. When others
+//!   took this process for dead, or the file is gone, all work under leases is told that it has lost its job.
 //! * Jobs of other processes are seen within 50 ms; those published through the same queue at once.
 //! * A file that is locked, or a full disk: not ready, with the reason; everything is tried again. A settlement or publish that
 //!   can't be done within 30 s fails, and the delivery comes again.
@@ -26,7 +29,7 @@
 //! |---|---|
 //! | `outcomes` | `seq`, `recorded_at` (RFC 3339), `prefix`, `id` (the CloudEvents id, unique), `repeats` (how often the same outcome came again), `outcome`, `job_id`, `destination`, `bytes`, `attempts`, `reason`, `message`, `routing_key`, `reply_to`, `correlation_id`, `body` (the whole event, JSON) |
 //! | `dead_letters` | `seq`, `died_at`, `prefix`, `lane`, `routing_key`, `reason`, `class`, `message`, `attempts`, `first_failure_at`, `last_failure_at`, `published_at`, `message_id`, `content_type`, `reply_to`, `correlation_id`, `type`, `headers` (JSON), `body` |
-//! | `jobs` | those to be worked on, and worked on (`owner`): `seq`, `prefix`, `lane`, `routing_key`, `published_at`, `message_id`, `redelivered`, `delivery_count`, `headers`, `body` ... |
+//! | `jobs` | those to be worked on, and worked on (`owner`), under a lease in lane `continued`: `seq`, `prefix`, `lane`, `routing_key`, `published_at`, `message_id`, `redelivered`, `delivery_count`, `headers`, `body` ... |
 //! | `waiting` | copies on the wait ladder: the same, and `due_at` |
 //! | `owners` | processes that consume: `id`, `worker`, `pid`, `started_at`, `beats` |
 //!

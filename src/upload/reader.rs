@@ -11,7 +11,7 @@ use crate::outcome::Failure;
 /// Where the parts of a stream come from.
 pub(super) enum Reader {
     Raw(PartReader),
-    Packed(PackedReader),
+    Packed(Box<PackedReader>),
 }
 
 impl Reader {

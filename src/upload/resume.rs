@@ -60,6 +60,8 @@ pub(super) fn unbroken(checkpoint: &Checkpoint) -> u32 {
 #[derive(Debug, Default)]
 pub struct Journal {
     checkpoint: Mutex<Option<Checkpoint>>,
+    /// The ids of all uploads that were ever in it.
+    known: Mutex<Vec<String>>,
     begun: Notify,
 }
 
@@ -69,11 +71,11 @@ impl Journal {
         self.lock().clone()
     }
 
-    /// Resolves when an upload is on record: the moment to write its id down.
-    pub async fn begun(&self) {
+    /// Resolves when an upload is on record that is `wanted`: the moment to write its id down.
+    pub async fn begun(&self, wanted: impl Fn(&Checkpoint) -> bool) {
         loop {
             let begun = self.begun.notified();
-            if self.lock().is_some() {
+            if self.lock().as_ref().is_some_and(&wanted) {
                 return;
             }
             begun.await;
@@ -87,8 +89,14 @@ impl Journal {
 
     /// An upload is open on S3.
     pub fn open(&self, checkpoint: Checkpoint) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).push(checkpoint.upload_id.clone());
         *self.lock() = Some(checkpoint);
         self.begun.notify_waiters();
+    }
+
+    /// Whether this attempt has had to do with an upload: then it is continued, completed or given up already.
+    pub fn knows(&self, upload_id: &str) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == upload_id)
     }
 
     /// S3 has accepted a part; a second one of the same number takes the place of the first.

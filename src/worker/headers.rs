@@ -11,6 +11,7 @@ const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
 const DEFECTS: &str = "x-defects";
 const FIRST_FAILURE: &str = "x-first-failure-at";
+const BEGUN: &str = "x-begun-at";
 const DEFERRED_SINCE: &str = "x-deferred-since";
 const LAST_FAILURE: &str = "x-last-failure-at";
 const LAST_REASON: &str = "x-last-error-reason";
@@ -37,6 +38,16 @@ pub(super) fn history(headers: &Headers) -> History {
 /// How often this job was requeued from the dead letters.
 pub(super) fn run(headers: &Headers) -> u32 {
     number(headers, RUN)
+}
+
+/// When the first attempt began, as far as a copy says so.
+pub(super) fn begun(headers: &Headers) -> Option<Timestamp> {
+    instant(headers, BEGUN)
+}
+
+/// What a copy carries that is made before the job has ended: an attempt that began at `begun` may have written the object.
+pub(super) fn begun_at(begun: Timestamp) -> Headers {
+    Headers::from([(BEGUN.to_owned(), begun.to_string())])
 }
 
 /// How often in a row a worker was lost while it worked on this very job, and nothing lasting had come of it.
@@ -120,6 +131,8 @@ mod tests {
         let headers = waiting(&history, &Failure::new(Reason::SlowDown, "slow"), now);
         assert_eq!(super::history(&headers), history);
         assert_eq!(last_failure(&headers).unwrap().reason, Reason::SlowDown);
+        assert_eq!(begun(&headers), None);
+        assert_eq!(begun(&begun_at(first)), Some(first));
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! The lease of the work that goes on: when it is taken, what is in it, and what is left of it when an attempt has ended.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Worker;
+use super::admit::Admitted;
 use super::headers::{self, Headers};
 use super::ledger::RunId;
 use crate::crash;
@@ -26,6 +28,8 @@ const AT_ONCE: u64 = 1 << 30;
 const SUSPECT: u64 = 3;
 /// A job over which workers were lost this often in a row, with nothing to show for it, ends workers.
 pub(super) const CRASHES: u32 = 4;
+/// The most leases out of date that are looked at when a job has ended. Each may have 2 MiB.
+const OUTDATED: usize = 4;
 /// Between two tries to take a lease from a broker that does not answer.
 const AGAIN: Duration = Duration::from_secs(30);
 /// The namespace of the keys of leases, drawn once.
@@ -37,6 +41,10 @@ pub(super) struct Held {
     body: Bytes,
     content_type: Option<String>,
     lane: Lane,
+    /// When the first attempt began, as far as that is known.
+    begun: Timestamp,
+    /// The unfinished upload that the delivery came with.
+    carried: Option<String>,
     /// How far this attempt's upload has come.
     pub(super) journal: Journal,
     /// Ends this attempt alone, or with all others.
@@ -44,25 +52,40 @@ pub(super) struct Held {
     /// Workers that were lost over this job so far, and the parts that it came with.
     crashes: u32,
     parts: usize,
+    /// The upload that the last lease tells of.
+    told: Mutex<Option<String>>,
+    /// Leases of the same job that were out of date.
+    outdated: Mutex<Vec<Bytes>>,
     leased: AtomicBool,
     lost: AtomicBool,
 }
 
 impl Held {
     /// The work on `delivery`; `lease` is what it carried.
-    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop) -> Arc<Self> {
+    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop, now: Timestamp) -> Arc<Self> {
         let (body, content_type) = match lease {
             Some(lease) => (lease.body.clone(), lease.content_type.clone()),
             None => (delivery.body.clone(), delivery.properties.content_type.clone()),
         };
+        let journal = Journal::default();
+        let checkpoint = lease.and_then(|lease| lease.checkpoint.clone());
+        let carried = checkpoint.as_ref().map(|checkpoint| checkpoint.upload_id.clone());
+        // On record even if the transfer never begins: whatever ends it must not forget the upload.
+        if let Some(checkpoint) = checkpoint {
+            journal.open(checkpoint);
+        }
         Arc::new(Self {
             body,
             content_type,
-            lane: lease.map_or(delivery.lane, |lease| lease.lane),
-            journal: Journal::default(),
+            lane: lease.map_or_else(|| published_to(delivery), |lease| lease.lane),
+            begun: headers::begun(&delivery.properties.headers).unwrap_or(now),
+            carried,
+            journal,
             stop: stop.child(),
             crashes: headers::crashes(&delivery.properties.headers),
             parts: lease.and_then(|lease| lease.checkpoint.as_ref()).map_or(0, |checkpoint| checkpoint.parts.len()),
+            told: Mutex::default(),
+            outdated: Mutex::default(),
             leased: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
@@ -85,6 +108,26 @@ impl Held {
         lease.encode().or_else(bare).unwrap_or_default()
     }
 
+    /// Whether a message that will come to somebody tells of this upload.
+    fn is_told(&self, checkpoint: &Checkpoint) -> bool {
+        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let id = Some(&checkpoint.upload_id);
+        self.carried.as_ref() == id || self.is_leased() && told().as_ref() == id
+    }
+
+    /// Uploads that leases out of date tell of.
+    fn left_behind(&self) -> Vec<Checkpoint> {
+        let outdated = std::mem::take(&mut *self.outdated.lock().unwrap_or_else(PoisonError::into_inner));
+        let told = outdated.iter().filter_map(|lease| Lease::decode(lease).ok()?.checkpoint);
+        told.filter(|checkpoint| !self.journal.knows(&checkpoint.upload_id)).collect()
+    }
+
+    /// What a copy of the job carries beside its counters. An attempt that ended, however it ended, did not end the worker.
+    fn again(&self) -> Headers {
+        let survived = (self.crashes > 0).then(|| headers::counted_crashes(0));
+        headers::begun_at(self.begun).into_iter().chain(survived).collect()
+    }
+
     /// Puts into `delivery` what its copy is to carry: the checkpoint, or the job as it came first.
     pub(super) fn pack(&self, delivery: &mut Delivery, checkpoint: Option<Checkpoint>) {
         let (body, content_type) = match checkpoint {
@@ -99,13 +142,21 @@ impl Held {
 impl Work for Held {
     fn message(&self) -> LeaseMessage {
         let checkpoint = self.journal.checkpoint();
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = checkpoint.as_ref().map(|c| c.upload_id.clone());
         // Whoever gets this message gets it because we were lost. That counts, unless something came of our work.
         let further = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.parts.len() > self.parts);
         let crashes = if further { 1 } else { self.crashes.saturating_add(1) };
         LeaseMessage {
             body: self.lease(checkpoint),
             content_type: lease::CONTENT_TYPE.to_owned(),
-            headers: Headers::from([headers::counted_crashes(crashes)]),
+            headers: headers::begun_at(self.begun).into_iter().chain([headers::counted_crashes(crashes)]).collect(),
+        }
+    }
+
+    fn outdated(&self, lease: Bytes) {
+        let mut outdated = self.outdated.lock().unwrap_or_else(PoisonError::into_inner);
+        if outdated.len() < OUTDATED {
+            outdated.push(lease);
         }
     }
 
@@ -113,6 +164,11 @@ impl Work for Held {
         self.lost.store(true, Ordering::Release);
         self.stop.cancel.cancel();
     }
+}
+
+/// The lane of the routing key: work that was handed over without a lease came by another.
+fn published_to(delivery: &Delivery) -> Lane {
+    if delivery.routing_key.starts_with("job.backfill.") { Lane::Backfill } else { Lane::Scheduled }
 }
 
 /// What names a run of a job to everybody who works on it.
@@ -153,8 +209,9 @@ impl Worker {
                 return;
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(self.parts.lease_after) => {}
-                () = long_upload(&held.journal) => {}
+                () = long_upload(held) => {}
             }
         };
         if over.run_until_cancelled(due).await.is_none() {
@@ -165,7 +222,12 @@ impl Worker {
             match self.parts.queue.lease(delivery, key, work).await {
                 Ok(()) => {
                     crash::point("leased");
-                    return held.leased.store(true, Ordering::Release);
+                    held.leased.store(true, Ordering::Release);
+                    // A long upload that begins only now is to be written down, too.
+                    if over.run_until_cancelled(long_upload(held)).await.is_none() {
+                        return;
+                    }
+                    continue;
                 }
                 // The delivery comes again, and joins this work.
                 Err(QueueError::Lost) => return,
@@ -187,54 +249,64 @@ impl Worker {
         held: &Held,
         destination: &Arc<Destination>,
     ) -> Settlement {
+        for checkpoint in held.left_behind() {
+            self.parts.transport.abandon(destination, &checkpoint).await;
+        }
         let checkpoint = held.journal.checkpoint();
-        // An attempt that ended, however it ended, did not end the worker.
-        let survived = (held.crashes > 0).then(|| headers::counted_crashes(0));
         match settlement {
             Settlement::Retry { rung, mut headers } => {
-                headers.extend(survived);
+                headers.extend(held.again());
                 held.pack(delivery, checkpoint);
                 Settlement::Retry { rung, headers }
             }
             Settlement::Defer { rung, mut headers } => {
-                headers.extend(survived);
+                headers.extend(held.again());
                 held.pack(delivery, checkpoint);
                 Settlement::Defer { rung, headers }
             }
-            Settlement::Return if checkpoint.is_some() => {
+            Settlement::Return if checkpoint.is_some() || held.is_leased() => {
                 held.pack(delivery, checkpoint);
-                Settlement::HandOver { headers: survived.into_iter().collect() }
+                Settlement::HandOver { headers: held.again() }
             }
             // What comes back by itself is as it was.
             Settlement::Return | Settlement::HandOver { .. } => settlement,
             Settlement::Ack | Settlement::Dead { .. } => {
                 held.pack(delivery, None);
-                if let Some(checkpoint) = checkpoint {
-                    held.journal.close();
-                    self.parts.transport.abandon(destination, &checkpoint).await;
+                // Under a lease that is lost, another worker continues the upload.
+                if !held.is_lost() {
+                    self.forget(held, destination, |_| true).await;
                 }
                 settlement
             }
         }
     }
 
-    /// A copy that may not have been made must not leave an upload behind that nobody knows of. Under a lease somebody knows.
-    pub(super) async fn unsettled(&self, held: &Held, destination: &Arc<Destination>) {
-        if held.is_leased() {
-            return;
+    /// A delivery ends because its job is done elsewhere: the upload that it carries is given up, unless it is `kept` there.
+    pub(super) async fn left_over(&self, admitted: &Admitted, kept: Option<&str>) {
+        let carried = admitted.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref());
+        if let Some(checkpoint) = carried.filter(|checkpoint| kept != Some(&checkpoint.upload_id)) {
+            self.parts.transport.abandon(&admitted.destination, checkpoint).await;
         }
-        if let Some(checkpoint) = held.journal.checkpoint() {
+    }
+
+    /// Nothing of this attempt may have come to anybody else (the job is lost, or no copy was made for certain): an upload that no
+    /// message tells of is given up. What a lease tells, and what the delivery came with, is known to whoever gets it, and may be at
+    /// work on it already.
+    pub(super) async fn unsettled(&self, held: &Held, destination: &Arc<Destination>) {
+        self.forget(held, destination, |checkpoint| !held.is_told(checkpoint)).await;
+    }
+
+    /// Gives up what is on record, if it is `wanted`.
+    async fn forget(&self, held: &Held, destination: &Arc<Destination>, wanted: impl Fn(&Checkpoint) -> bool) {
+        if let Some(checkpoint) = held.journal.checkpoint().filter(|checkpoint| wanted(checkpoint)) {
             held.journal.close();
             self.parts.transport.abandon(destination, &checkpoint).await;
         }
     }
 }
 
-/// Resolves when an upload has begun that is to be written down at once; never for others.
-async fn long_upload(journal: &Journal) {
-    journal.begun().await;
-    let length = journal.checkpoint().and_then(|checkpoint| checkpoint.source.length);
-    if length.is_none_or(|length| length <= AT_ONCE) {
-        std::future::pending::<()>().await;
-    }
+/// Resolves when an upload is open that is to be written down at once, and is not yet.
+async fn long_upload(held: &Held) {
+    let long = |checkpoint: &Checkpoint| checkpoint.source.length.is_some_and(|length| length > AT_ONCE);
+    held.journal.begun(|checkpoint| long(checkpoint) && !held.is_told(checkpoint)).await;
 }

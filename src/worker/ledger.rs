@@ -1,10 +1,11 @@
 //! Which jobs run, and which were delivered lately: a job that is delivered again joins its own work or gets its old outcome.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
 use crate::destination::DestinationId;
 use crate::job::JobId;
@@ -35,21 +36,36 @@ pub(super) struct AttemptId {
     pub(super) deferrals: u32,
 }
 
-/// How the work on a job stands for those who joined it.
+/// How the work on a job ended for those who joined it.
 #[derive(Debug, Clone)]
 pub(super) enum Standing {
-    /// It goes on.
-    Running,
-    /// Its delivery is settled for good: whoever joined just acknowledges.
-    Settled,
+    /// Its delivery is settled for good: whoever joined just acknowledges. A copy of the job may go on with this upload.
+    Settled(Option<Arc<str>>),
     /// It went back, or its delivery was lost: the job is still to be done.
     Open,
+}
+
+/// Where those who join wait.
+#[derive(Debug)]
+pub(super) struct Seat {
+    /// When the work began.
+    pub(super) begun: Timestamp,
+    standing: OnceLock<Standing>,
+    over: CancellationToken,
+}
+
+impl Seat {
+    /// How the work ended; waits for that. Work that vanished without a word (a panic) is still to be done.
+    pub(super) async fn end(&self) -> Standing {
+        self.over.cancelled().await;
+        self.standing.get().cloned().unwrap_or(Standing::Open)
+    }
 }
 
 /// The two tables.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    running: Mutex<HashMap<AttemptId, watch::Receiver<Standing>>>,
+    running: Mutex<HashMap<AttemptId, Arc<Seat>>>,
     delivered: moka::sync::Cache<RunId, Arc<Event>>,
 }
 
@@ -59,7 +75,7 @@ pub(super) enum Entry {
     /// Nobody works on it: here is the place.
     Mine(Running),
     /// Somebody does.
-    Joined(watch::Receiver<Standing>),
+    Joined(Arc<Seat>),
     /// It was delivered; this was the outcome.
     Delivered(Arc<Event>),
 }
@@ -69,7 +85,7 @@ pub(super) enum Entry {
 pub(super) struct Running {
     ledger: Arc<Ledger>,
     id: AttemptId,
-    standing: watch::Sender<Standing>,
+    seat: Arc<Seat>,
 }
 
 impl Ledger {
@@ -88,17 +104,17 @@ impl Ledger {
     }
 
     /// Enters a job, or finds out who is at it.
-    pub(super) fn enter(self: &Arc<Self>, id: AttemptId) -> Entry {
+    pub(super) fn enter(self: &Arc<Self>, id: AttemptId, now: Timestamp) -> Entry {
         let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(standing) = running.get(&id) {
-            return Entry::Joined(standing.clone());
+        if let Some(seat) = running.get(&id) {
+            return Entry::Joined(seat.clone());
         }
         if let Some(event) = self.delivered.get(&id.run) {
             return Entry::Delivered(event);
         }
-        let (standing, watcher) = watch::channel(Standing::Running);
-        running.insert(id.clone(), watcher);
-        Entry::Mine(Running { ledger: self.clone(), id, standing })
+        let seat = Arc::new(Seat { begun: now, standing: OnceLock::new(), over: CancellationToken::new() });
+        running.insert(id.clone(), seat.clone());
+        Entry::Mine(Running { ledger: self.clone(), id, seat })
     }
 }
 
@@ -114,8 +130,8 @@ impl Running {
     }
 
     /// Tells those who joined whether anything is left to do, and leaves.
-    pub(super) fn leave(self, settled: bool) {
-        self.standing.send_replace(if settled { Standing::Settled } else { Standing::Open });
+    pub(super) fn leave(self, standing: Standing) {
+        let _ = self.seat.standing.set(standing);
     }
 }
 
@@ -123,6 +139,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         let mut running = self.ledger.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         running.remove(&self.id);
+        drop(running);
+        self.seat.over.cancel();
     }
 }
 
@@ -138,9 +156,9 @@ mod tests {
     #[tokio::test]
     async fn a_copy_that_waited_does_not_join_the_attempt_before_it() {
         let ledger = Ledger::new();
-        let Entry::Mine(_mine) = ledger.enter(id(0)) else { panic!("not mine") };
-        assert!(matches!(ledger.enter(AttemptId { attempts: 1, ..id(0) }), Entry::Mine(_)));
-        assert!(matches!(ledger.enter(AttemptId { deferrals: 1, ..id(0) }), Entry::Mine(_)));
+        let Entry::Mine(_mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        assert!(matches!(ledger.enter(AttemptId { attempts: 1, ..id(0) }, Timestamp::UNIX_EPOCH), Entry::Mine(_)));
+        assert!(matches!(ledger.enter(AttemptId { deferrals: 1, ..id(0) }, Timestamp::UNIX_EPOCH), Entry::Mine(_)));
     }
 
     fn event() -> Event {
@@ -150,25 +168,25 @@ mod tests {
     #[tokio::test]
     async fn the_second_delivery_joins_the_first() {
         let ledger = Ledger::new();
-        let Entry::Mine(mine) = ledger.enter(id(0)) else { panic!("not mine") };
-        let Entry::Joined(mut joined) = ledger.enter(id(0)) else { panic!("not joined") };
-        assert!(matches!(ledger.enter(id(1)), Entry::Mine(_)));
-        mine.leave(true);
-        assert!(matches!(*joined.wait_for(|s| !matches!(s, Standing::Running)).await.unwrap(), Standing::Settled));
-        assert!(matches!(ledger.enter(id(0)), Entry::Mine(_)));
+        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let Entry::Joined(joined) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
+        assert!(matches!(ledger.enter(id(1), Timestamp::UNIX_EPOCH), Entry::Mine(_)));
+        mine.leave(Standing::Settled(None));
+        assert!(matches!(joined.end().await, Standing::Settled(None)));
+        assert!(matches!(ledger.enter(id(0), Timestamp::UNIX_EPOCH), Entry::Mine(_)));
     }
 
     #[tokio::test]
     async fn a_delivered_job_is_remembered_and_a_vanished_one_is_not() {
         let ledger = Ledger::new();
-        let Entry::Mine(mine) = ledger.enter(id(0)) else { panic!("not mine") };
-        let Entry::Joined(mut joined) = ledger.enter(id(0)) else { panic!("not joined") };
+        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let Entry::Joined(joined) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
         drop(mine);
-        assert!(joined.changed().await.is_err());
-        let Entry::Mine(mine) = ledger.enter(id(0)) else { panic!("not mine") };
+        assert!(matches!(joined.end().await, Standing::Open));
+        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
         mine.delivered(event());
-        mine.leave(false);
-        let Entry::Delivered(again) = ledger.enter(id(0)) else { panic!("forgotten") };
+        mine.leave(Standing::Open);
+        let Entry::Delivered(again) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("forgotten") };
         assert_eq!(again.id, "i");
     }
 }

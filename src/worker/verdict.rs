@@ -17,6 +17,7 @@ use crate::outcome::{
     render,
 };
 use crate::queue::{Event, Properties, Settlement};
+use crate::upload::Progress;
 
 /// What is done with a delivery.
 #[derive(Debug)]
@@ -231,4 +232,34 @@ pub(super) fn refused(
 /// The failure of a rejected message: its field is named first.
 pub(super) fn rejection(rejected: &Rejected) -> Failure {
     Failure::new(rejected.reason, format!("{}: {}", rejected.field, rejected.message))
+}
+
+/// One line for each attempt that ended.
+pub(super) fn log(case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
+    let failure = verdict.failure.as_ref();
+    let outcome = verdict.kind.map_or_else(|| verdict.settlement.action(), OutcomeKind::as_str);
+    let troubled = failure.is_some_and(|f| !matches!(f.class(), Class::Interrupted));
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                job_id = %case.job.id,
+                destination = %case.destination.id,
+                lane = case.lane.as_str(),
+                outcome,
+                bytes = progress.bytes(),
+                parts = progress.parts(),
+                attempt = case.history.attempts.saturating_add(1),
+                seconds = case.took.as_secs_f64(),
+                class = failure.map(|f| f.class().as_str()),
+                reason = failure.map(|f| f.reason.as_str()),
+                cause = failure.map(|f| f.message.as_str()),
+                hint = failure.map(|f| f.hint.as_str()).filter(|hint| !hint.is_empty()),
+                aws_request_id = failure.and_then(|f| f.aws_request_id.as_deref()),
+                traceparent = case.properties.headers.get("traceparent"),
+                tracestate = case.properties.headers.get("tracestate"),
+                "transfer ended"
+            )
+        };
+    }
+    if troubled { line!(warn) } else { line!(info) }
 }

@@ -17,6 +17,7 @@ mod faults;
 mod forms;
 mod harness;
 mod layering;
+mod leases;
 mod names;
 mod page;
 mod policy;

@@ -169,7 +169,7 @@ impl World {
             self.record.problem(format!("{limit:?} after the storm these queues are not empty: {full:?}"));
         }
         let now = self.record.now();
-        self.record.note(|notes| notes.drained_in = Some(now - calm));
+        self.record.note(|notes| notes.drained_in = Some(now.saturating_sub(calm)));
         if self.settings.is_long() {
             tokio::time::sleep(IDLE).await;
         }

@@ -39,8 +39,9 @@ async fn settled(workers: &[&crate::testbed::worker::Worker], deliveries: f64) {
 #[tokio::test]
 async fn the_same_job_twice_is_one_upload_and_one_outcome_that_counts() {
     let shop = Shop::open("twice").await;
+    let url = shop.site.file("a", b"hello");
     for _ in 0..3 {
-        shop.schedule("a", b"hello").await;
+        shop.site.broker.schedule(&job("a", &url, "acme", "a")).await;
     }
     shop.delivered("a").await;
     settled(&[&shop.worker], 3.0).await;

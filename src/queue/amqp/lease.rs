@@ -11,24 +11,34 @@
 //! `continued` as well.
 //!
 //! # Who has a job
-//! The routing key of a lease names the run of the job, not its owner (so CONTRACT, section 4, has it): whoever takes a job over
-//! binds that key to its own queue, before its first lease, and so a lease that is out of date finds the worker that has the job
-//! now, and ends there. By the owner's name it would find a third worker, which would send the same bytes again.
+//! The routing key of a lease names the run of the job. (The contract, section 4, says "the routing key is the owner"; this is on
+//! purpose another.) Whoever takes a job over binds that key to its own queue before its first lease, and so a lease that is out of
+//! date finds the worker that has the job now, and ends there. By the owner's name it would come out of a dead owner's queue and
+//! find a third worker, which would send the same bytes again.
 //!
-//! Each worker that takes a job over raises the epoch (`consign-lease-epoch`). What comes back is judged by it (see `judge`): the
-//! higher epoch has the job. A former owner's queue is unbound at once, else copies of the new leases would come out of it when it
-//! is dead; and it gets a notice, so that it hears at once when it is alive. One that was cut off for longer than a notice lasts
-//! binds its keys again when it is back, and hears from the next lease that expires.
+//! Each worker that takes a job over raises the epoch (`consign-lease-epoch`), and names itself (`consign-lease-owner`). What comes
+//! back is judged by that (see `judge`): the higher epoch has the job. The former owner, whom the message names, gets a notice at
+//! its address, so that it hears at once if it lives; then its queue is unbound from the key, else copies of the new leases would
+//! come out of it if it is dead. A notice is no work, and whoever meets it in `continued` drops it. A former owner that was cut off
+//! for longer than a notice lasts binds its keys again when it is back, and hears from the next lease that expires.
+//!
+//! A lease may come out while its owner is only cut off, and meet it again in `continued` before anybody else: then it is renewed
+//! there, as in the owner's queue.
 //!
 //! # The end
 //! A settlement publishes its events and its copy, and then the lease is over in memory (see `book`): its message is acknowledged
-//! when it comes back. What may still come when the queue is closed is led to nothing by a queue that exists for that
+//! when it comes back. What may still come when the queue is closed is led to nothing, by a queue that exists for that
 //! (`consign.owner.<process>.ended`), lest a job that was delivered or handed over comes to another worker once more. A process
 //! that is killed within two minutes of a settlement can't do that: then the job comes again, as any redelivery may.
+//!
+//! An owner's queue goes when its process closes with nothing left to give away; else the broker deletes it when it was not used
+//! for a day. (The contract says 15 min. The broker deletes messages with it, and an outage counts: a lease that expired during one
+//! of 20 min was lost in a dead owner's queue.)
 
 mod book;
 mod judge;
 mod keeper;
+mod process;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +47,7 @@ use tokio::time::Instant;
 
 pub(super) use book::Book;
 pub(super) use keeper::Keeper;
+pub(super) use process::Process;
 
 use super::publish::Message;
 use super::session::Session;
@@ -75,15 +86,19 @@ impl Amqp {
         if let Some(leased) = book.leased(ticket) {
             return self.write_again(delivery, &leased, work).await;
         }
-        let keeper = self.keeper_of(delivery).await?;
         let properties = self.shared.intake.properties(ticket).ok_or(QueueError::Lost)?;
+        let keeper = self.keeper_of(delivery).await?;
         let beginning = Beginning { ticket, key, properties, job_key: &delivery.routing_key, work };
-        if let Some(other) = book.begin(&self.shared.process, beginning)? {
+        if let Some(other) = book.begin(self.shared.process.name(), beginning)? {
             other.lost();
         }
         // Bound before it is published, a lease can't miss its owner.
         let begun = match keeper.bind(key).await {
-            Ok(()) => keeper.write(key).await,
+            Ok(()) => match keeper.write(key).await {
+                // The queue was closed meanwhile, or another delivery took the place: nothing was written, so nothing holds the job.
+                Ok(false) => Err(QueueError::Lost),
+                written => written,
+            },
             Err(error) => Err(error),
         };
         if let Err(error) = begun {
@@ -158,6 +173,11 @@ impl Amqp {
         events: &[Event],
         leased: &Leased,
     ) -> Result<(), QueueError> {
+        // What is delivered is delivered, whoever has the job by now; anything else is for that one to say.
+        let delivered = events.iter().any(|event| event.routing_key.starts_with("transfer.delivered."));
+        if leased.lost && !delivered {
+            return Err(QueueError::Lost);
+        }
         self.publish_events(events, LEASED_PATIENCE).await?;
         if self.shared.leases.leased(delivery.ticket).is_none_or(|leased| leased.lost) {
             return Err(QueueError::Lost);
@@ -175,7 +195,7 @@ impl Amqp {
         settlement: Settlement,
         leased: &Leased,
     ) -> Result<Option<Message>, QueueError> {
-        let mark = [(EPOCH.to_owned(), leased.epoch.to_string()), (OWNER.to_owned(), self.shared.process.clone())];
+        let mark = [(EPOCH.to_owned(), leased.epoch.to_string()), (OWNER.to_owned(), self.shared.process.address())];
         let (names, key, content) = (&self.shared.names, &delivery.routing_key, Content::of(delivery));
         match settlement {
             Settlement::Ack => Ok(None),

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{self, Endpoint, call};
 use super::consumer::{Fetched, Intake};
 use super::declare::{self, short};
-use super::lease::{Book, Keeper};
+use super::lease::{Book, Keeper, Process};
 use super::publish::Publisher;
 use super::timing::Timing;
 use super::topology::{Names, Topology};
@@ -83,8 +83,7 @@ pub(super) struct Shared {
     pub(super) topology: Topology,
     pub(super) declare: bool,
     pub(super) worker_id: String,
-    /// The name of this process, unlike any other.
-    pub(super) process: String,
+    pub(super) process: Process,
     pub(super) timing: Timing,
     pub(super) lanes: Vec<(Lane, u16)>,
     pub(super) metrics: Arc<Metrics>,

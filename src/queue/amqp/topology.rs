@@ -429,6 +429,30 @@ mod tests {
     }
 
     #[test]
+    fn an_owners_queue_gives_to_others_and_outlives_any_lease_in_it() {
+        let names = Names::new("p");
+        let owner = Queue::owner(&names, "w", Duration::from_secs(60));
+        assert_eq!((owner.name.as_str(), &owner.arguments["x-message-ttl"]), ("p.owner.w", &60_000.into()));
+        for (name, value) in [
+            ("x-dead-letter-exchange", "p.orphans"),
+            ("x-dead-letter-strategy", "at-least-once"),
+            ("x-overflow", "reject-publish"),
+            ("x-queue-type", "quorum"),
+        ] {
+            assert_eq!(owner.arguments[name], value.into(), "{name}");
+        }
+        let number = |queue: &Queue, name| match queue.arguments[name] {
+            Argument::Number(number) => number,
+            Argument::Text(_) => 0,
+        };
+        let ended = Queue::ended(&names, "w");
+        assert!(!ended.arguments.contains_key("x-dead-letter-exchange"), "what comes to it is over");
+        // The queue that swallows must be gone long before the one that gives to others.
+        let (swallows, lease) = (number(&ended, "x-expires"), LEASE_TTL_MS);
+        assert!(lease < swallows && 10 * swallows < number(&owner, "x-expires"));
+    }
+
+    #[test]
     fn the_definitions_in_deploy_are_these() {
         let deployed: Value = serde_json::from_str(include_str!("../../../deploy/rabbitmq/definitions.json")).unwrap();
         let ours = Topology::new("consign").definitions("/");

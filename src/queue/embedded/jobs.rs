@@ -118,13 +118,13 @@ pub(super) fn release_orphans(db: &Connection) -> rusqlite::Result<usize> {
 }
 
 /// What a job carries from now on.
-pub(super) struct Content<'a> {
+pub(super) struct JobContent<'a> {
     pub(super) body: &'a [u8],
     pub(super) content_type: Option<&'a str>,
     pub(super) headers: BTreeMap<String, String>,
 }
 
-impl<'a> Content<'a> {
+impl<'a> JobContent<'a> {
     /// As the delivery has it when it is settled, with `set` beside its headers.
     pub(super) fn of(delivery: &'a Delivery, set: &BTreeMap<String, String>) -> Self {
         let properties = &delivery.properties;
@@ -134,7 +134,7 @@ impl<'a> Content<'a> {
 }
 
 /// Records what another worker gets when `owner` is gone. It keeps its owner. False where the job is not `owner`'s any more.
-pub(super) fn lease(db: &Connection, seq: i64, owner: &str, content: &Content<'_>) -> rusqlite::Result<bool> {
+pub(super) fn lease(db: &Connection, seq: i64, owner: &str, content: &JobContent<'_>) -> rusqlite::Result<bool> {
     let mut statement = db.prepare_cached(
         "UPDATE jobs SET lane = ?3, body = ?4, content_type = ?5, headers = ?6 WHERE seq = ?1 AND owner = ?2",
     )?;
@@ -143,7 +143,7 @@ pub(super) fn lease(db: &Connection, seq: i64, owner: &str, content: &Content<'_
 }
 
 /// To whoever is free next, as a job that nobody has failed at. False where it is not `owner`'s any more.
-pub(super) fn hand_over(db: &Connection, seq: i64, owner: &str, content: &Content<'_>) -> rusqlite::Result<bool> {
+pub(super) fn hand_over(db: &Connection, seq: i64, owner: &str, content: &JobContent<'_>) -> rusqlite::Result<bool> {
     if !lease(db, seq, owner, content)? {
         return Ok(false);
     }
@@ -159,7 +159,7 @@ pub(super) fn wait(
     (rung, name): (Duration, &str),
     set: &BTreeMap<String, String>,
 ) -> rusqlite::Result<bool> {
-    let mut content = Content::of(delivery, set);
+    let mut content = JobContent::of(delivery, set);
     content.headers.insert(WAIT_HEADER.to_owned(), name.to_owned());
     let rung = i64::try_from(rung.as_millis()).unwrap_or(i64::MAX);
     let due = now_ms().saturating_add(rung);
@@ -173,7 +173,7 @@ pub(super) fn bury(
     owner: &str,
     set: &BTreeMap<String, String>,
 ) -> rusqlite::Result<bool> {
-    let mut content = Content::of(delivery, set);
+    let mut content = JobContent::of(delivery, set);
     content.headers.insert(ORIGINAL_KEY.to_owned(), delivery.routing_key.clone());
     let now = Timestamp::now().to_string();
     move_copy(db, delivery, owner, &content, ("dead_letters", "died_at", params![now]))
@@ -213,7 +213,7 @@ fn move_copy(
     db: &Connection,
     delivery: &Delivery,
     owner: &str,
-    content: &Content<'_>,
+    content: &JobContent<'_>,
     (table, columns, values): (&str, &str, &[&dyn ToSql]),
 ) -> rusqlite::Result<bool> {
     let seq = seq_of(delivery.ticket);

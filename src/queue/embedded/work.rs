@@ -7,7 +7,7 @@ use std::time::Instant;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::jobs::{self, Content};
+use super::jobs::{self, JobContent};
 use super::outcomes;
 use crate::lane::Lane;
 use crate::queue::{self, Delivery, Event, LeaseMessage, Publication, QueueError, Settlement, Ticket};
@@ -147,7 +147,7 @@ impl Work {
 
 fn record(db: &Connection, lease: &LeaseContent, owner: &str) -> rusqlite::Result<bool> {
     let message = &lease.message;
-    let content = Content {
+    let content = JobContent {
         body: &message.body,
         content_type: Some(&message.content_type),
         headers: jobs::merged(&lease.headers, &message.headers),
@@ -165,10 +165,10 @@ fn settle(
     match settlement {
         Settlement::Ack => jobs::remove(db, seq, owner),
         Settlement::Return if (context.leased)(delivery.ticket) => {
-            jobs::hand_over(db, seq, owner, &Content::of(delivery, &Headers::new()))
+            jobs::hand_over(db, seq, owner, &JobContent::of(delivery, &Headers::new()))
         }
         Settlement::Return => jobs::release(db, seq, owner, true),
-        Settlement::HandOver { headers } => jobs::hand_over(db, seq, owner, &Content::of(delivery, headers)),
+        Settlement::HandOver { headers } => jobs::hand_over(db, seq, owner, &JobContent::of(delivery, headers)),
         Settlement::Retry { rung, headers } | Settlement::Defer { rung, headers } => {
             jobs::wait(db, delivery, owner, (rung.duration(), rung.as_str()), headers)
         }

@@ -361,7 +361,7 @@ impl<'a> Open<'a> {
         if self.settled {
             return;
         }
-        if leave && self.journal.is_some() {
+        if leave && self.journal.is_some_and(Journal::is_open) {
             self.settled = true;
         } else {
             self.try_abort().await;
@@ -370,8 +370,13 @@ impl<'a> Open<'a> {
 
     /// Gives the upload up, and says what came of it; where it is denied, the upload can still be completed.
     pub(in crate::upload) async fn try_abort(&mut self) -> Aborted {
-        self.settle();
-        abort(&self.calls, &self.bucket, &self.key, &self.id).await
+        // Nobody is to go on with it from here on; broken off in the middle, the abort is made once more in the background.
+        if let Some(journal) = self.journal {
+            journal.close();
+        }
+        let aborted = abort(&self.calls, &self.bucket, &self.key, &self.id).await;
+        self.settled = true;
+        aborted
     }
 
     /// Nothing is left to be done about it, by anybody.

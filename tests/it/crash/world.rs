@@ -13,6 +13,7 @@ use crate::testbed::broker::Broker;
 use crate::testbed::node::Node;
 use crate::testbed::scripted::ScriptedS3;
 use crate::testbed::site::{Site, job};
+use crate::testbed::worker::Worker;
 use crate::testbed::{unique, until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,22 +38,25 @@ impl World {
     }
 
     pub async fn embedded(word: &str) -> Self {
-        Self { embedded: true, ..Self::of(Site::embedded(word), None).await }
+        let mut world = Self { embedded: true, ..Self::of(Site::embedded(word), None).await };
+        world.site.set("broker.lease_after", "1s");
+        world
     }
 
-    /// On a node whose leases come back after a second: the lower of policy and declaration counts.
+    /// On a node whose leases come back after a second.
     pub async fn short_leases(word: &str) -> Self {
         let node = Node::in_turn();
         let prefix = unique(word);
-        let pattern = format!("^{prefix}\\.(lease$|owner\\.)");
-        node.ctl(&["set_policy", "short-leases", &pattern, r#"{"message-ttl":1000}"#, "--apply-to", "queues"]);
+        node.shorten_leases(&prefix, Duration::from_secs(1));
         let broker = Broker::at(node.url.clone(), &prefix);
-        Self::of(Site::on(broker).await, Some(node)).await
+        let mut world = Self::of(Site::on(broker).await, Some(node)).await;
+        world.site.set("broker.lease_after", "1s");
+        world
     }
 
     async fn of(mut site: Site, node: Option<Node>) -> Self {
         let s3 = furnish(&mut site).await;
-        site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2).set("broker.lease_after", "1s");
+        site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2);
         Self { site, s3, embedded: false, _node: node }
     }
 
@@ -103,14 +107,20 @@ impl World {
         Ended { outcome }
     }
 
-    /// Waits until no message of the job is left to be worked on.
-    pub async fn settled(&self, id: &str) {
-        if self.embedded {
-            until(&format!("{id} is settled"), PATIENCE, async || {
-                self.rows("SELECT 'x' FROM jobs WHERE message_id = ?1", id).is_empty().then_some(())
-            })
-            .await;
-        }
+    /// Waits until this worker has ended a job for good.
+    pub async fn settled_by(&self, worker: &Worker) {
+        until("it is settled", Duration::from_secs(90), async || {
+            let count = async |action| worker.metric("consign_broker_settlements_total", action).await;
+            let (acknowledged, dead) = (count("action=\"ack\"").await, count("action=\"dead\"").await);
+            (acknowledged + dead >= 1.0).then_some(())
+        })
+        .await;
+    }
+
+    /// Why the job was given up.
+    pub async fn reason(&self, id: &str) -> String {
+        let sql = "SELECT reason FROM outcomes WHERE job_id = ?1 AND outcome = 'failed'";
+        until("it is given up", PATIENCE, async || self.rows(sql, id).pop()).await
     }
 
     /// The CloudEvents ids of its terminal outcomes.

@@ -61,14 +61,13 @@ async fn nothing_is_one_put_even_where_everything_is_multipart() {
 async fn the_owner_is_named_on_every_call() {
     let shop = Shop::open("owner").await;
     shop.s3.on("CompleteMultipartUpload").key("lost").nth(1).after(Effect::LostReply);
+    shop.s3.on("UploadPart").key("broken").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
     shop.schedule("small", b"hello").await;
     shop.schedule("lost", &bytes(71, 20 * MIB)).await;
-    let content = bytes(72, 20 * MIB);
-    let source = json!({"url": shop.site.file("broken", &content), "sha256": "0".repeat(64)});
-    shop.schedule_with("broken", &content, &json!({"source": source})).await;
+    shop.schedule("broken", &bytes(72, 20 * MIB)).await;
     shop.delivered("small").await;
     shop.delivered("lost").await;
-    shop.failed("broken", "source_mismatch").await;
+    shop.failed("broken", "unclassified").await;
     let operations = [
         "PutObject",
         "CreateMultipartUpload",
@@ -125,6 +124,23 @@ async fn checksums_go_on_create_and_complete_or_on_neither() {
             assert_eq!(call.header(header).is_some(), call.key == "in/with", "{operation} {header} {}", call.key);
         }
     }
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_region_can_not_point_the_endpoint_elsewhere() {
+    let shop = Shop::open("evilregion").await;
+    for (n, region) in ["x@127.0.0.1/#", "eu-central-1.example.com", "eu-central-1:80", "../x"].into_iter().enumerate()
+    {
+        let mut inline = role_destination("acme", ACME);
+        inline["id"] = json!("inline");
+        inline["region"] = json!(region);
+        let name = format!("job-{n}");
+        shop.schedule_with(&name, b"hello", &json!({"destination": inline})).await;
+        let data = shop.failed(&name, "invalid_job").await;
+        assert!(data["message"].as_str().unwrap().contains("destination.region"), "{data:#}");
+    }
+    assert_eq!(shop.s3.calls("Any").len(), 0);
     shop.close().await;
 }
 
@@ -194,9 +210,8 @@ async fn a_conflict_on_complete_begins_the_upload_anew() {
     let shop = Shop::open("conflict").await;
     let conflict = Effect::Error(409, "ConditionalRequestConflict", "A conflicting operation is in progress.");
     shop.s3.on("CompleteMultipartUpload").nth(1).before(conflict);
-    // What AWS says of the upload after that.
-    let gone = Effect::Error(404, "NoSuchUpload", "The specified multipart upload does not exist.");
-    shop.s3.on("CompleteMultipartUpload").nth(2).before(gone);
+    // AWS does not know the upload after that.
+    shop.s3.on("CompleteMultipartUpload").nth(2).before(Effect::UploadGone);
     let content = bytes(77, 20 * MIB);
     shop.schedule_with("a", &content, &json!({"if_exists": "fail"})).await;
     shop.delivered("a").await;
@@ -218,8 +233,7 @@ async fn a_conflict_on_put_is_tried_again() {
 #[tokio::test]
 async fn an_upload_that_vanished_is_begun_anew() {
     let shop = Shop::open("vanished").await;
-    let gone = Effect::Error(404, "NoSuchUpload", "The specified multipart upload does not exist.");
-    shop.s3.on("CompleteMultipartUpload").nth(1).before(gone);
+    shop.s3.on("CompleteMultipartUpload").nth(1).before(Effect::UploadGone);
     // Somebody else's object of the same length is there: it is not ours.
     shop.s3.put("acme", "in/a", bytes(1, 20 * MIB));
     let content = bytes(78, 20 * MIB);
@@ -300,7 +314,8 @@ async fn silence_and_resets_on_the_way_to_s3_are_survived() {
         shop.delivered(&name).await;
         assert_eq!(shop.object(&name).unwrap().bytes, bytes(81 + round as u64, 20 * MIB), "{weather:?}");
     }
-    shop.close().await;
+    Checker::new(&shop.site, &shop.s3).worker(&shop.worker).over_a_broken_wire().check().await;
+    shop.site.broker.clean().await;
 }
 
 #[tokio::test]

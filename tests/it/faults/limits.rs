@@ -20,6 +20,7 @@ async fn with_few_file_descriptors_nothing_is_lost_and_no_job_is_blamed() {
     for n in 0..12 {
         shop.delivered(&format!("large-{n}")).await;
     }
+    assert!(shop.worker.log().contains("Too many open files"), "there were enough");
     shop.close().await;
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 /// What the rows must cover.
-const SECTIONS: [&str; 3] = ["broker", "s3", "source"];
+const SECTIONS: [&str; 4] = ["broker", "lease", "s3", "source"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,4 +87,22 @@ fn what_is_no_test_is_found_out() {
     let text = "#[tokio::test(flavor = \"x\")]\nasync fn yes() {}\nfn no() {}\n#[test]\n#[ignore]\nfn left_out() {}\n";
     assert!(is_test(text, "yes") && !is_test(text, "no") && !is_test(text, "left_out") && !is_test(text, "ye"));
     assert!(module("nowhere::at_all").is_none());
+}
+
+/// The defaults of the AWS SDK would link a second one, with open advisories.
+#[test]
+fn no_second_tls_stack_is_linked() {
+    let lock: toml::Table =
+        toml::from_str(&std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).unwrap()).unwrap();
+    let text = |package: &toml::Value, key: &str| package[key].as_str().unwrap().to_owned();
+    let packages = lock["package"].as_array().unwrap();
+    let all: Vec<_> = packages.iter().map(|package| (text(package, "name"), text(package, "version"))).collect();
+    let versions = |name: &str| all.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>();
+    for (name, least) in [("rustls", "0.23."), ("hyper", "1."), ("h2", "0.4."), ("hyper-rustls", "0.27.")] {
+        let found = versions(name);
+        assert!(found.len() == 1 && found[0].starts_with(least), "{name}: {found:?}");
+    }
+    for name in ["openssl", "openssl-sys", "native-tls"] {
+        assert_eq!(versions(name), Vec::<&str>::new(), "{name}");
+    }
 }

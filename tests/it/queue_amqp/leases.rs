@@ -260,6 +260,7 @@ async fn a_lease_left_behind_by_a_drain_ends_with_the_one_who_has_the_job() {
     queue.publish(job("job.scheduled.acme")).await.unwrap();
     let got = next_of(&*queue, Lane::Scheduled).await;
     queue.lease(&got, "run-1", Steps::at("1")).await.unwrap();
+    queue.pause().await;
     let new = rabbit.worker("new").await;
     queue.settle(got, Settlement::HandOver { headers: [].into() }, vec![]).await.unwrap();
     let taken = next(&new, Lane::Continued).await;
@@ -377,15 +378,54 @@ async fn a_lease_that_is_not_taken_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leased_job_that_can_not_be_settled_comes_to_others() {
+    let rabbit = Rabbit::leasing("unsettled").await;
+    let queue = rabbit.worker("worker").await;
+    let (got, steps) = rabbit.leased(&queue, "run-1").await;
+    let retry = Settlement::Retry { rung: Step::S5, headers: [("x".repeat(256), String::new())].into() };
+    let refused = queue.settle(got, retry, vec![event(None)]).await;
+    assert!(matches!(refused, Err(QueueError::Refused(_))), "{refused:?}");
+    let again = next(&queue, Lane::Continued).await;
+    assert_eq!((&again.body, header(&again, "consign-lease-epoch").as_str()), (&body("1"), "1"));
+    assert_eq!(steps.lost(), 0, "it has ended by itself");
+    queue.lease(&again, "run-1", Steps::at("2")).await.unwrap();
+    queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
+    nothing_comes(&*queue, LEASE_TTL + OWNER_TTL).await;
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lease_acknowledges_is_counted() {
+    let rabbit = Rabbit::leasing("counted").await;
+    let metrics = Arc::new(Metrics::new(10));
+    let queue = Amqp::start(&rabbit.config, "worker", vec![(Lane::Scheduled, 5)], Arc::clone(&metrics)).unwrap();
+    let (got, _) = rabbit.leased(&queue, "run-1").await;
+    queue.lease(&got, "run-1", Steps::at("2")).await.unwrap();
+    queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    let (got, _) = rabbit.leased(&queue, "run-2").await;
+    queue.settle(got, Settlement::HandOver { headers: [].into() }, vec![]).await.unwrap();
+    queue.close().await;
+    let (_, text) = metrics.render();
+    for line in
+        ["settlements_total{action=\"lease\"} 3", "settlements_total{action=\"ack\"} 1", "consign_broker_unconfirmed 0"]
+    {
+        assert!(text.contains(line), "{line}");
+    }
+}
+
+/// 3.10 writes down within seconds what queues it has. Killed before, it brings one up empty, or one that never answers.
+const WRITTEN_DOWN: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_killed_and_comes_back_keeps_the_leases() {
     let node = Node::in_turn();
     let rabbit = Rabbit::at(&node.url, "killed").await.with_short_leases().await;
     let queue = rabbit.worker("worker").await;
+    tokio::time::sleep(WRITTEN_DOWN).await;
     let (got, steps) = rabbit.leased(&queue, "run-1").await;
     let (left, _) = rabbit.leased(&queue, "run-2").await;
     queue.settle(left, Settlement::Ack, vec![]).await.unwrap();
-    node.kill();
-    tokio::task::block_in_place(|| node.start_again());
+    killed_and_back(&node);
     queue.connected(LIMIT).await.unwrap();
     let asked = steps.asked();
     nothing_comes(&*queue, 3 * (LEASE_TTL + OWNER_TTL)).await;
@@ -394,7 +434,29 @@ async fn a_broker_that_is_killed_and_comes_back_keeps_the_leases() {
     queue.settle(got, Settlement::Ack, vec![event(None)]).await.unwrap();
     nothing_comes(&*queue, LEASE_TTL + OWNER_TTL).await;
     queue.close().await;
-    std::mem::forget(rabbit);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owners_queue_that_comes_back_sick_is_left_for_another() {
+    let node = Node::in_turn();
+    let rabbit = Rabbit::at(&node.url, "sick").await.with_short_leases().await;
+    tokio::time::sleep(WRITTEN_DOWN).await;
+    let queue = rabbit.worker("worker").await;
+    killed_and_back(&node);
+    queue.connected(LIMIT).await.unwrap();
+    let (got, steps) = rabbit.leased(&queue, "run-1").await;
+    nothing_comes(&*queue, 3 * LEASE_TTL).await;
+    assert!(steps.asked() >= 3, "renewed {} times", steps.asked());
+    queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    nothing_comes(&*queue, LEASE_TTL + OWNER_TTL).await;
+    queue.close().await;
+}
+
+fn killed_and_back(node: &Node) {
+    tokio::task::block_in_place(|| {
+        node.kill();
+        node.start_again();
+    });
 }
 
 async fn next_of(queue: &dyn Queue, lane: Lane) -> Delivery {

@@ -56,6 +56,8 @@ impl Work for Steps {
     fn lost(&self) {
         self.lost.fetch_add(1, Ordering::SeqCst);
     }
+
+    fn outdated(&self, _lease: Bytes) {}
 }
 
 pub const LEASE: &str = "application/vnd.test.lease";
@@ -65,16 +67,19 @@ pub fn body(step: &str) -> Bytes {
     format!("lease {step}").into()
 }
 
-/// All of it, each part on a queue of its own.
+/// All of it at once (it is mostly waiting), each part on a queue of its own.
 pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
-    a_leased_job_is_nobody_elses_and_settled_it_is_gone(&make("leased").await).await;
-    a_lease_that_nobody_keeps_comes_to_another_with_the_newest_message(&make("orphaned").await).await;
-    leasing_again_renews(&make("again").await).await;
-    work_that_is_handed_over_comes_to_another_at_once(&make("handed").await).await;
-    a_leased_job_that_is_returned_comes_to_another(&make("back").await).await;
-    copies_of_leased_jobs_carry_what_the_delivery_carries(&make("copies").await).await;
-    a_lost_delivery_can_not_be_leased(&make("late").await).await;
-    closing_tells_the_work_and_gives_the_job_away(&make("closing").await).await;
+    tokio::join!(
+        async { a_leased_job_is_nobody_elses_and_settled_it_is_gone(&make("leased").await).await },
+        async { a_lease_that_nobody_keeps_comes_to_another_with_the_newest_message(&make("orphaned").await).await },
+        async { leasing_again_renews(&make("again").await).await },
+        async { work_that_is_handed_over_comes_to_another_at_once(&make("handed").await).await },
+        async { a_leased_job_that_is_returned_comes_to_another(&make("back").await).await },
+        async { copies_of_leased_jobs_carry_what_the_delivery_carries(&make("copies").await).await },
+        async { a_lost_delivery_can_not_be_leased(&make("late").await).await },
+        async { a_lease_that_is_broken_off_harms_nothing(&make("broken").await).await },
+        async { closing_tells_the_work_and_gives_the_job_away(&make("closing").await).await },
+    );
 }
 
 pub async fn a_leased_job_is_nobody_elses_and_settled_it_is_gone(fixture: &impl Fixture) {
@@ -243,6 +248,25 @@ pub async fn a_lost_delivery_can_not_be_leased(fixture: &impl Fixture) {
     nothing_comes(&*other, fixture.lease_time()).await;
     queue.close().await;
     other.close().await;
+}
+
+pub async fn a_lease_that_is_broken_off_harms_nothing(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    let mut all = Vec::new();
+    for round in 0..20 {
+        queue.publish(job(&format!("{round}"))).await.unwrap();
+        let (got, steps) = (next(&*queue, Lane::Scheduled).await, Steps::at("1"));
+        // Dropped at whatever point it has reached.
+        let (run, limit) = (format!("run-9-{round}"), Duration::from_micros(round * 500));
+        let _ = tokio::time::timeout(limit, queue.lease(&got, &run, steps.clone())).await;
+        queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+        all.push(steps);
+    }
+    nothing_comes(&*queue, fixture.lease_time()).await;
+    let asked: Vec<_> = all.iter().map(|steps| steps.asked()).collect();
+    nothing_comes(&*queue, fixture.lease_time()).await;
+    assert_eq!(all.iter().map(|steps| steps.asked()).collect::<Vec<_>>(), asked, "what is settled is renewed");
+    queue.close().await;
 }
 
 pub async fn closing_tells_the_work_and_gives_the_job_away(fixture: &impl Fixture) {

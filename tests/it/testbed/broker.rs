@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lapin::options::{
@@ -58,6 +59,7 @@ pub struct Broker {
     channel: tokio::sync::Mutex<Option<(Connection, Channel)>>,
     outcomes: Mutex<Vec<Message>>,
     published: Mutex<Vec<Value>>,
+    others: AtomicUsize,
     taken: Mutex<Vec<(String, Message)>>,
 }
 
@@ -74,6 +76,7 @@ impl Broker {
             channel: tokio::sync::Mutex::default(),
             outcomes: Mutex::default(),
             published: Mutex::default(),
+            others: AtomicUsize::new(0),
             taken: Mutex::default(),
         }
     }
@@ -125,6 +128,11 @@ impl Broker {
         self.published.lock().unwrap().clone()
     }
 
+    /// How many messages were published that are not jobs in their plain form.
+    pub fn published_others(&self) -> usize {
+        self.others.load(Ordering::Relaxed)
+    }
+
     /// Every message that this test took off a queue of the worker so far, with the queue's name below the prefix.
     pub fn all_taken(&self) -> Vec<(String, Message)> {
         self.taken.lock().unwrap().clone()
@@ -142,7 +150,7 @@ impl Broker {
 
     async fn publish_with(&self, lane: &str, job: &Value, headers: &[(&str, String)]) {
         let (routing_key, body, properties) = self.note(lane, job, headers);
-        self.publish_raw(&routing_key, &body, properties).await;
+        self.confirmed(&routing_key, &body, properties).await;
     }
 
     /// Publishes a job once, and says whether the broker confirmed it; it may have it even where it did not.
@@ -176,6 +184,11 @@ impl Broker {
 
     /// Publishes any bytes, confirmed.
     pub async fn publish_raw(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
+        self.others.fetch_add(1, Ordering::Relaxed);
+        self.confirmed(routing_key, body, properties).await;
+    }
+
+    async fn confirmed(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
         let channel = self.reachable().await;
         let confirmed = send(&channel, &self.prefix, routing_key, body, properties).await.unwrap();
         assert!(matches!(confirmed, Confirmation::Ack(None)), "{routing_key} was not taken: {confirmed:?}");

@@ -42,12 +42,23 @@ pub struct Checker<'a> {
     workers: Vec<&'a Worker>,
     node: Option<&'a Node>,
     crashed: bool,
+    uncounted: bool,
+    broken_wire: bool,
     problems: Vec<String>,
 }
 
 impl<'a> Checker<'a> {
     pub fn new(site: &'a Site, s3: &'a ScriptedS3) -> Self {
-        Self { site, s3, workers: Vec::new(), node: None, crashed: false, problems: Vec::new() }
+        Self {
+            site,
+            s3,
+            workers: Vec::new(),
+            node: None,
+            crashed: false,
+            uncounted: false,
+            broken_wire: false,
+            problems: Vec::new(),
+        }
     }
 
     /// A worker that runs; it will be stopped.
@@ -65,6 +76,19 @@ impl<'a> Checker<'a> {
     /// Workers were killed: what they had open may have stayed open, and what they counted is gone.
     pub fn after_a_crash(mut self) -> Self {
         self.crashed = true;
+        self.uncounted = true;
+        self
+    }
+
+    /// Answers of S3 were lost on their way: an upload whose id nobody was told can't be aborted by anybody.
+    pub fn over_a_broken_wire(mut self) -> Self {
+        self.broken_wire = true;
+        self
+    }
+
+    /// Other workers had a part in it that have ended by now: what they counted is gone.
+    pub fn after_others(mut self) -> Self {
+        self.uncounted = true;
         self
     }
 

@@ -114,8 +114,12 @@ impl Node {
         self.undo_by(&["clear_policy", "full"]);
     }
 
-    pub fn unlimit_length(&self) {
-        self.ctl(&["clear_policy", "full"]);
+    /// The leases of a prefix come back, or go to other workers, after `time`: the lower of policy and declaration counts.
+    pub fn shorten_leases(&self, prefix: &str, time: Duration) {
+        let (pattern, definition) =
+            (format!("^{prefix}\\.(lease$|owner\\.)"), format!("{{\"message-ttl\":{}}}", time.as_millis()));
+        self.ctl(&["set_policy", "--apply-to", "queues", "short-leases", &pattern, &definition]);
+        self.undo_by(&["clear_policy", "short-leases"]);
     }
 
     /// Runs rabbitmqctl.

@@ -50,6 +50,8 @@ pub enum Effect {
     WrongChecksum,
     /// The answer has this header, in place of its own.
     Header(&'static str, &'static str),
+    /// The upload is aborted by somebody else, then the call is performed. Before only.
+    UploadGone,
 }
 
 impl Effect {
@@ -62,6 +64,7 @@ impl Effect {
             Self::LostReply => "lost reply",
             Self::Delay(_) => "slow reply",
             Self::WrongEncryption | Self::WrongChecksum | Self::Header(..) => "wrong reply",
+            Self::UploadGone => "upload aborted by somebody",
         }
     }
 }
@@ -212,7 +215,7 @@ impl ScriptedS3 {
         self.store.lock().unwrap()
     }
 
-    /// Makes a bucket in a region, owned by an account.
+    /// Makes a bucket in a region, owned by an account; one that is there moves, with its objects.
     pub fn bucket(&self, name: &str, region: &str, owner: &str) {
         self.store().make_bucket(name, region, owner);
     }
@@ -327,11 +330,8 @@ impl ScriptedS3 {
             |id: &String| calls.iter().any(|call| call.operation == "UploadPart" && call.asked("uploadId") == id);
         let created_badly =
             calls.iter().any(|call| call.operation == "CreateMultipartUpload" && (call.bent || call.status == 0));
-        let refused = |id: &String| {
-            let aborts =
-                calls.iter().filter(|call| call.operation == "AbortMultipartUpload" && call.asked("uploadId") == id);
-            aborts.fold(false, |any, abort| any || abort.status != 204)
-        };
+        let aborts = || calls.iter().filter(|call| call.operation == "AbortMultipartUpload" && call.status != 204);
+        let refused = |id: &String| aborts().any(|abort| abort.asked("uploadId") == id);
         let why = |id: &String| match () {
             () if refused(id) => Some("the abort was refused"),
             () if created_badly && !told(id) => Some("its id was never told"),
@@ -389,6 +389,11 @@ impl ScriptedS3 {
                 tokio::time::sleep(delay).await;
                 Some(self.store().perform(&call))
             }
+            Some(Effect::UploadGone) => {
+                let mut store = self.store();
+                store.uploads.remove(call.asked("uploadId"));
+                Some(store.perform(&call))
+            }
             Some(effect) => bend(&call, Reply::ok(), &effect).await,
             None => Some(self.store().perform(&call)),
         };
@@ -433,6 +438,7 @@ async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
             reply.headers.push(("x-amz-server-side-encryption".to_owned(), "AES256".to_owned()));
         }
         Effect::WrongChecksum => reply.wrong_checksum(),
+        Effect::UploadGone => {}
         Effect::Header(name, value) => {
             reply.headers.retain(|(other, _)| other != name);
             reply.headers.push(((*name).to_owned(), (*value).to_owned()));

@@ -22,6 +22,7 @@ use super::ledger;
 
 /// How much is sent at a time where a body is sent in pieces.
 const PIECE: usize = 64 * 1024;
+const FLUSHING: Duration = Duration::from_millis(100);
 
 /// One file of a source.
 #[derive(Debug, Clone)]
@@ -115,17 +116,14 @@ impl Content {
         let builder = builder.header(header::ETAG, self.etag());
         let builder = if self.ranges { builder.header(header::ACCEPT_RANGES, "bytes") } else { builder };
         let same = asked(header::IF_RANGE).is_none_or(|tag| tag == self.etag());
-        match asked(header::RANGE).filter(|_| self.ranges && same).and_then(|range| self.slice(range)) {
-            Some((first, slice)) => {
-                let of = format!("bytes {first}-{}/{}", first + slice.len() - 1, self.bytes.len());
-                let builder = builder.status(206).header(header::CONTENT_RANGE, of);
-                builder.header(header::CONTENT_LENGTH, slice.len()).body(self.body(&slice)).unwrap()
-            }
-            None => {
-                let length = self.announced.unwrap_or(self.bytes.len() as u64);
-                builder.header(header::CONTENT_LENGTH, length).body(self.body(&self.bytes)).unwrap()
-            }
+        let part = asked(header::RANGE).filter(|_| self.ranges && same).and_then(|range| self.slice(range));
+        if let Some((first, slice)) = part {
+            let of = format!("bytes {first}-{}/{}", first + slice.len() - 1, self.bytes.len());
+            let builder = builder.status(206).header(header::CONTENT_RANGE, of);
+            return builder.header(header::CONTENT_LENGTH, slice.len()).body(self.body(&slice)).unwrap();
         }
+        let length = self.announced.unwrap_or(self.bytes.len() as u64);
+        builder.header(header::CONTENT_LENGTH, length).body(self.body(&self.bytes)).unwrap()
     }
 
     fn slice(&self, range: &str) -> Option<(usize, Bytes)> {
@@ -140,16 +138,19 @@ impl Content {
         let cut = self.cut.filter(|cut| *cut < bytes.len());
         let sent = bytes.slice(..cut.unwrap_or(bytes.len()));
         let (size, pause) = self.pace.unwrap_or((PIECE, Duration::ZERO));
-        let pieces = stream::unfold((sent, cut.is_some()), move |(mut left, broken)| async move {
+        let short = cut.is_some() || self.announced.is_some_and(|length| length > bytes.len() as u64);
+        let pieces = stream::unfold((sent, short), move |(mut left, short)| async move {
             if left.is_empty() {
+                // What was sent must be on its way: an error throws away what is not.
+                tokio::time::sleep(if short { FLUSHING } else { Duration::ZERO }).await;
                 let error = || std::io::Error::other("cut on purpose");
-                return broken.then(|| (Err(error()), (left, false)));
+                return short.then(|| (Err(error()), (left, false)));
             }
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
             let piece = left.split_to(size.min(left.len()));
-            Some((Ok(Frame::data(piece)), (left, broken)))
+            Some((Ok(Frame::data(piece)), (left, short)))
         });
         BoxBody::new(StreamBody::new(pieces))
     }

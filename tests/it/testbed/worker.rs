@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -28,7 +29,8 @@ pub struct Worker {
     pid: Pid,
     admin: String,
     config: PathBuf,
-    log: PathBuf,
+    /// Open, so that it can be read when its folder is gone.
+    log: File,
 }
 
 impl Worker {
@@ -42,6 +44,8 @@ impl Worker {
         let log = config.with_extension("log");
         let text = format!("{}admin.listen = \"127.0.0.1:{port}\"\n", site.toml());
         std::fs::write(&config, text).unwrap();
+        let written = File::create(&log).unwrap();
+        let log = File::open(log).unwrap();
         let child = program(site)
             .arg("run")
             .arg("--config")
@@ -51,7 +55,7 @@ impl Worker {
             .envs(own.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap())
+            .stderr(written)
             .spawn()
             .unwrap();
         let pid = Pid::from_child(&child);
@@ -121,7 +125,9 @@ impl Worker {
 
     /// Everything it wrote so far.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+        let mut bytes = vec![0; usize::try_from(self.log.metadata().unwrap().len()).unwrap()];
+        let read = self.log.read_at(&mut bytes, 0).unwrap();
+        String::from_utf8_lossy(&bytes[..read]).into_owned()
     }
 
     /// The text of an admin path.

@@ -119,7 +119,7 @@ impl Book {
             tried: 0,
             latest: 0,
             work: Some(new.work),
-            former: mark.map(|mark| mark.owner).filter(|owner| owner != us),
+            former: mark.filter(|mark| mark.name() != us).map(|mark| mark.owner),
             wanted: true,
             bound: true,
             ended: None,
@@ -166,6 +166,11 @@ impl Book {
         Some(Writing { epoch: entry.epoch, seq: entry.tried, properties, job_key, work })
     }
 
+    /// The work on a key that goes on.
+    pub(super) fn work(&self, key: &str) -> Option<Arc<dyn Work>> {
+        self.lock().by_key.get(key).and_then(|entry| entry.work.clone())
+    }
+
     /// The broker has this lease.
     pub(super) fn confirmed(&self, key: &str, epoch: u32, seq: u64) {
         let mut entries = self.lock();
@@ -175,7 +180,7 @@ impl Book {
     }
 
     /// The first lease was not taken, as far as is known: the delivery is as it was.
-    pub(super) fn not_begun(&self, ticket: Ticket) {
+    pub(in crate::queue::amqp) fn not_begun(&self, ticket: Ticket) {
         self.close_entry(ticket, |entry| {
             entry.end(Standing::Unbegun);
             entry.wanted = false;
@@ -264,6 +269,13 @@ impl Book {
         (keys(bind), keys(unbind))
     }
 
+    /// The keys of work that goes on.
+    pub(super) fn working(&self) -> Vec<String> {
+        let entries = self.lock();
+        let working = entries.by_key.iter().filter(|(_, entry)| entry.standing == Standing::Working);
+        working.map(|(key, _)| key.clone()).collect()
+    }
+
     /// Forgets what has ended long enough ago; the keys that are still bound. The time without a broker does not count.
     pub(super) fn forget(&self) -> Vec<String> {
         let mut entries = self.lock();
@@ -321,6 +333,8 @@ mod tests {
         }
 
         fn lost(&self) {}
+
+        fn outdated(&self, _lease: Bytes) {}
     }
 
     fn ticket(tag: u64) -> Ticket {

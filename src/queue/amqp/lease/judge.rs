@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use lapin::types::FieldTable;
 
+use super::process::name_of;
 use super::{EPOCH, KEY, NOTICE, OWNER, SEQ};
 use crate::queue::amqp::consumer::as_text;
 
@@ -12,7 +13,7 @@ use crate::queue::amqp::consumer::as_text;
 pub(in crate::queue::amqp) struct Mark {
     /// How often the job has changed hands.
     pub(super) epoch: u32,
-    /// Who leased it.
+    /// The address of whoever leased it.
     pub(super) owner: String,
     kind: Kind,
 }
@@ -47,6 +48,11 @@ impl Mark {
             Kind::Notice(key) => Some(key),
             Kind::Copy => None,
         }
+    }
+
+    /// The name of whoever leased it.
+    pub(super) fn name(&self) -> &str {
+        name_of(&self.owner)
     }
 
     /// The number of a lease.
@@ -108,11 +114,11 @@ pub(super) enum Verdict {
 /// agree on one. Only what this process is sure of is `Last` or `Stale`, because that ends the message wherever it is.
 pub(super) fn judge(us: &str, known: Option<Known>, mark: &Mark) -> Verdict {
     let Some(known) = known else { return Verdict::Unknown };
-    match (mark.epoch, mark.owner.as_str()).cmp(&(known.epoch, us)) {
+    match (mark.epoch, mark.name()).cmp(&(known.epoch, us)) {
         Ordering::Greater => Verdict::Newer,
         // It may be the very message that is to be leased.
         Ordering::Less if known.latest == 0 => Verdict::Unknown,
-        Ordering::Less if mark.owner == us || known.standing == Standing::Working => Verdict::Stale,
+        Ordering::Less if mark.name() == us || known.standing == Standing::Working => Verdict::Stale,
         // The same job may have been published again after it ended here.
         Ordering::Less => Verdict::Past,
         Ordering::Equal => ours(known, mark),
@@ -141,8 +147,12 @@ mod tests {
         Mark { epoch, owner: owner.to_owned(), kind: Kind::Lease(seq) }
     }
 
-    fn known(standing: Standing) -> Option<Known> {
-        Some(Known { epoch: 3, latest: 7, standing })
+    fn known(standing: Standing) -> Known {
+        Known { epoch: 3, latest: 7, standing }
+    }
+
+    fn judged(us: &str, known: Known, mark: &Mark) -> Verdict {
+        judge(us, Some(known), mark)
     }
 
     const ALL: [Standing; 5] =
@@ -157,20 +167,21 @@ mod tests {
             (Standing::Released, Verdict::Pass),
             (Standing::Unbegun, Verdict::Stale),
         ] {
-            assert_eq!(judge("m", known(standing), &lease(3, "m", 7)), verdict);
+            assert_eq!(judged("m", known(standing), &lease(3, "m", 7)), verdict);
+            assert_eq!(judged("m", known(standing), &lease(3, "m~1", 7)), verdict, "by another address");
             // Published, though nobody saw the confirm.
-            assert_eq!(judge("m", known(standing), &lease(3, "m", 8)), verdict);
-            assert_eq!(judge("m", known(standing), &lease(3, "m", 6)), Verdict::Stale);
+            assert_eq!(judged("m", known(standing), &lease(3, "m", 8)), verdict);
+            assert_eq!(judged("m", known(standing), &lease(3, "m", 6)), Verdict::Stale);
         }
     }
 
     #[test]
     fn the_higher_epoch_has_the_job_whatever_the_numbers_say() {
         for standing in ALL {
-            assert_eq!(judge("m", known(standing), &lease(4, "a", 1)), Verdict::Newer);
-            assert_eq!(judge("m", known(standing), &lease(2, "m", 9)), Verdict::Stale);
+            assert_eq!(judged("m", known(standing), &lease(4, "a", 1)), Verdict::Newer);
+            assert_eq!(judged("m", known(standing), &lease(2, "m", 9)), Verdict::Stale);
             let theirs = if standing == Standing::Working { Verdict::Stale } else { Verdict::Past };
-            assert_eq!(judge("m", known(standing), &lease(2, "z", 9)), theirs);
+            assert_eq!(judged("m", known(standing), &lease(2, "z", 9)), theirs);
             assert_eq!(judge("m", None, &lease(4, "m", 1)), Verdict::Unknown);
         }
     }
@@ -178,27 +189,27 @@ mod tests {
     #[test]
     fn before_the_first_confirm_nothing_of_others_is_out_of_date() {
         for standing in ALL {
-            let known = Some(Known { epoch: 3, latest: 0, standing });
-            assert_eq!(judge("m", known, &lease(2, "a", 9)), Verdict::Unknown);
-            assert_eq!(judge("m", known, &lease(2, "m", 9)), Verdict::Unknown);
+            let known = Known { epoch: 3, latest: 0, standing };
+            assert_eq!(judged("m", known, &lease(2, "a", 9)), Verdict::Unknown);
+            assert_eq!(judged("m", known, &lease(2, "m", 9)), Verdict::Unknown);
         }
-        let known = Some(Known { epoch: 3, latest: 0, standing: Standing::Working });
-        assert_eq!(judge("m", known, &lease(3, "m", 1)), Verdict::Renew);
+        let known = Known { epoch: 3, latest: 0, standing: Standing::Working };
+        assert_eq!(judged("m", known, &lease(3, "m", 1)), Verdict::Renew);
     }
 
     #[test]
     fn of_two_who_took_over_at_once_both_give_it_to_the_same() {
         let (left, right) = (lease(3, "a", 1), lease(3, "b", 1));
-        assert_eq!(judge("a", known(Standing::Working), &right), Verdict::Newer);
-        assert_eq!(judge("b", known(Standing::Working), &left), Verdict::Stale);
+        assert_eq!(judged("a", known(Standing::Working), &right), Verdict::Newer);
+        assert_eq!(judged("b", known(Standing::Working), &left), Verdict::Stale);
     }
 
     #[test]
     fn a_notice_tells_and_does_nothing_else() {
         let notice = |epoch, owner: &str| Mark { epoch, owner: owner.to_owned(), kind: Kind::Notice("k".to_owned()) };
-        assert_eq!(judge("m", known(Standing::Working), &notice(4, "a")), Verdict::Newer);
-        assert_eq!(judge("m", known(Standing::Working), &notice(3, "m")), Verdict::Stale);
-        assert_eq!(judge("m", known(Standing::Working), &notice(2, "z")), Verdict::Stale);
+        assert_eq!(judged("m", known(Standing::Working), &notice(4, "a")), Verdict::Newer);
+        assert_eq!(judged("m", known(Standing::Working), &notice(3, "m")), Verdict::Stale);
+        assert_eq!(judged("m", known(Standing::Working), &notice(2, "z")), Verdict::Stale);
     }
 
     #[test]

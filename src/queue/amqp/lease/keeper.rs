@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use lapin::message::Delivery as Message;
 use lapin::options::{
@@ -31,11 +32,19 @@ const TIDY: Duration = Duration::from_mins(1);
 /// Before a lease that could not be renewed is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a notice may take: a queue that confirms nothing must not end this session.
+const TELLING: Duration = Duration::from_secs(10);
+
+/// How long the broker may take to bring the owner's queue up. A queue that was declared moments before its broker was killed can
+/// stay without a leader for ever (seen on 3.10): then the process takes another.
+const OPENING: Duration = Duration::from_secs(10);
+
 /// See the module.
 pub(in crate::queue::amqp) struct Keeper {
     shared: Arc<Shared>,
     publisher: Arc<Publisher>,
     channel: Channel,
+    address: String,
     stopped: CancellationToken,
 }
 
@@ -49,38 +58,49 @@ impl Keeper {
     ) -> Result<(Arc<Self>, Consumer), QueueError> {
         let (shared, publisher) = (Arc::clone(shared), Arc::clone(publisher));
         let channel = session::lane_channel(connection, PREFETCH).await?;
-        let keeper = Self { shared, publisher, channel, stopped: CancellationToken::new() };
-        keeper.declare(&Queue::owner(&keeper.shared.names, keeper.us(), keeper.shared.timing.owner_ttl)).await?;
+        let address = shared.process.address();
+        let keeper = Self { shared, publisher, channel, address, stopped: CancellationToken::new() };
+        let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await else {
+            keeper.shared.process.move_on();
+            return Err(QueueError::Unavailable(format!("{} does not answer; taking another", keeper.queue())));
+        };
+        Ok((Arc::new(keeper), consumer?))
+    }
+
+    async fn settle_in(&self) -> Result<Consumer, QueueError> {
+        let (names, ttl) = (&self.shared.names, self.shared.timing.owner_ttl);
+        let (bind, unbind) = self.shared.leases.connected();
+        if let Some(former) = self.shared.process.former_address() {
+            // What leads to a sick queue keeps everybody's leases waiting.
+            for key in bind.iter().chain(&unbind) {
+                self.unbind_from(&names.owner(&former), key).await?;
+            }
+        }
+        self.declare(&Queue::owner(names, &self.address, ttl)).await?;
         // Its address, for notices.
-        keeper.bind_to(&keeper.queue(), &keeper.queue()).await?;
-        let (bind, unbind) = keeper.shared.leases.connected();
+        self.bind_to(&self.queue(), &self.queue()).await?;
         for key in &bind {
-            keeper.bind(key).await?;
+            self.bind(key).await?;
         }
         for key in &unbind {
-            keeper.unbind_from(&keeper.queue(), key).await?;
-            keeper.shared.leases.unbound(key);
+            self.unbind_from(&self.queue(), key).await?;
+            self.shared.leases.unbound(key);
         }
-        let consumer = keeper.channel.basic_consume(
-            short(&keeper.queue())?,
-            keeper.tag()?,
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let consumer = call(&format!("consuming from {}", keeper.queue()), consumer).await?;
-        Ok((Arc::new(keeper), consumer))
+        let (queue, tag) = (short(&self.queue())?, self.tag()?);
+        let consumer = self.channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
+        call(&format!("consuming from {}", self.queue()), consumer).await
     }
 
     fn us(&self) -> &str {
-        &self.shared.process
+        self.shared.process.name()
     }
 
     fn queue(&self) -> String {
-        self.shared.names.owner(self.us())
+        self.shared.names.owner(&self.address)
     }
 
     fn tag(&self) -> Result<lapin::types::ShortString, QueueError> {
-        short(&format!("{} leases", self.us()))
+        short(&format!("{} leases", self.address))
     }
 
     /// Whether its channel lives.
@@ -127,6 +147,9 @@ impl Keeper {
 
     /// Answers what comes back, until the session ends.
     pub(in crate::queue::amqp) async fn run(self: Arc<Self>, mut consumer: Consumer, health: Arc<Health>) {
+        if self.shared.process.former_address().is_some() {
+            self.write_all().await;
+        }
         let mut tidy = tokio::time::interval(TIDY);
         loop {
             tokio::select! {
@@ -147,6 +170,15 @@ impl Keeper {
         }
     }
 
+    /// After a move: what was in the queue before may be gone.
+    async fn write_all(&self) {
+        for key in self.shared.leases.working() {
+            if let Err(error) = self.write(&key).await {
+                tracing::warn!(%error, key, "a lease could not be written anew");
+            }
+        }
+    }
+
     /// A message of the owner's queue.
     async fn came_back(&self, message: Message) {
         let mark = Mark::read(message.properties.headers().as_ref());
@@ -157,7 +189,12 @@ impl Keeper {
         match self.judge(key, mark) {
             Verdict::Renew => self.renew(key, &message.acker).await,
             Verdict::Pass | Verdict::Unknown if !mark.is_notice() => self.pass_on(&message, Some((key, mark))).await,
-            _ => acknowledge_quietly(&message.acker).await,
+            verdict => {
+                if verdict == Verdict::Stale && !mark.is_notice() {
+                    self.tell_outdated(key, &message);
+                }
+                acknowledge_quietly(&message.acker).await;
+            }
         }
         self.unbind_unwanted(key).await;
     }
@@ -174,7 +211,9 @@ impl Keeper {
         let verdict = self.judge(key, mark);
         let work = match verdict {
             _ if mark.is_notice() => None,
-            Verdict::Renew | Verdict::Last | Verdict::Stale => None,
+            // Told to the work that goes on; without any, the worker looks at it.
+            Verdict::Stale => (!self.tell_outdated(key, message)).then_some(()),
+            Verdict::Renew | Verdict::Last => None,
             Verdict::Past | Verdict::Newer | Verdict::Pass | Verdict::Unknown => Some(()),
         };
         if verdict == Verdict::Renew {
@@ -186,6 +225,15 @@ impl Keeper {
             self.unbind_unwanted(key).await;
         }
         work.map(|()| fetched)
+    }
+
+    /// Whether there was work to be told.
+    fn tell_outdated(&self, key: &str, message: &Message) -> bool {
+        let work = self.shared.leases.work(key);
+        if let Some(work) = &work {
+            work.outdated(Bytes::copy_from_slice(&message.data));
+        }
+        work.is_some()
     }
 
     fn judge(&self, key: &str, mark: &Mark) -> Verdict {
@@ -219,7 +267,7 @@ impl Keeper {
         let said = writing.work.message();
         let mut set = said.headers;
         set.insert(EPOCH.to_owned(), writing.epoch.to_string());
-        set.insert(OWNER.to_owned(), self.us().to_owned());
+        set.insert(OWNER.to_owned(), self.address.clone());
         set.insert(SEQ.to_owned(), writing.seq.to_string());
         let content = Content { body: &said.body, content_type: Some(&said.content_type) };
         let keys = (key, &*writing.job_key);
@@ -248,16 +296,17 @@ impl Keeper {
     /// Tells the former owner of a job that it has changed hands, and unbinds its queues. What fails is tried at the next renewal.
     pub(super) async fn tell_former(&self, key: &str) {
         let Some((epoch, former)) = self.shared.leases.former(key) else { return };
-        match self.tell(key, epoch, &former).await {
-            Ok(()) => self.shared.leases.told(key, epoch),
-            Err(error) => tracing::debug!(%error, key, former, "the former owner is still to be told"),
+        match tokio::time::timeout(TELLING, self.tell(key, epoch, &former)).await {
+            Ok(Ok(())) => self.shared.leases.told(key, epoch),
+            Ok(Err(error)) => tracing::debug!(%error, key, former, "the former owner is still to be told"),
+            Err(_) => tracing::debug!(key, former, "the former owner's queue does not answer; it is still to be told"),
         }
     }
 
     /// First the notice: one that is alive must hear of it, and unbound it would not.
     async fn tell(&self, key: &str, epoch: u32, former: &str) -> Result<(), QueueError> {
         let names = &self.shared.names;
-        let set = [(EPOCH.to_owned(), epoch.to_string()), (OWNER.to_owned(), self.us().to_owned())].into();
+        let set = [(EPOCH.to_owned(), epoch.to_string()), (OWNER.to_owned(), self.address.clone())].into();
         self.publisher.publish(&settle::notice(names, former, key, set)?).await?;
         self.unbind_from(&names.owner(former), key).await?;
         self.unbind_from(&names.ended(former), key).await
@@ -268,7 +317,7 @@ impl Keeper {
         self.stopped.cancel();
         call("cancelling a consumer", self.channel.basic_cancel(self.tag()?, BasicCancelOptions::default())).await?;
         if !ended.is_empty() {
-            let nothing = Queue::ended(&self.shared.names, self.us());
+            let nothing = Queue::ended(&self.shared.names, &self.address);
             self.declare(&nothing).await?;
             for key in ended {
                 self.bind_to(&nothing.name, key).await?;

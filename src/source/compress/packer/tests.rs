@@ -41,7 +41,7 @@ fn content(segments: &[(Kind, usize)]) -> Vec<u8> {
                 Kind::Text => all.extend(format!("2026-01-01,campaign-{},{}\n", next() % 100, next() % 1000).bytes()),
                 Kind::Noise => all.extend(next().to_le_bytes()),
                 Kind::Words => {
-                    all.extend((next() % 8000).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[..4].iter())
+                    all.extend((next() % 8000).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[..4].iter());
                 }
             }
         }
@@ -71,13 +71,11 @@ async fn packed(chunks: Chunks, compression: Compression, from: PackedEnd, sizes
     let mut stretches = Vec::new();
     for size in sizes.iter().cycle() {
         let mut out = BytesMut::from("before");
-        match packer.next(*size, &mut out).await.unwrap() {
-            Some(end) => stretches.push((end, out[6..].to_vec())),
-            None => {
-                assert_eq!(out, "before", "nothing follows the last");
-                break;
-            }
-        }
+        let Some(end) = packer.next(*size, &mut out).await.unwrap() else {
+            assert_eq!(out, "before", "nothing follows the last");
+            break;
+        };
+        stretches.push((end, out[6..].to_vec()));
     }
     assert_eq!(packer.next(1, &mut BytesMut::new()).await.unwrap(), None);
     stretches
@@ -196,16 +194,16 @@ async fn an_empty_source_is_an_empty_member_or_frame() {
 
 #[tokio::test]
 async fn after_the_end_of_the_source_nothing_is_left_to_do() {
-    // The second stretch has enough exactly where the source ends.
-    let plain = content(&[(Kind::Noise, 8 * STRIDE)]);
-    for compression in BOTH {
-        let sizes = [4 * STRIDE, 4 * STRIDE - 100];
-        let stretches = packed(chunked(&plain, 0, &[STRIDE]), compression, PackedEnd::default(), &sizes).await;
-        let ends: Vec<_> = stretches.iter().map(|(end, _)| end.source).collect();
-        assert_eq!(*ends.last().unwrap(), plain.len() as u64);
-        assert_eq!(unpacked(compression, &joined(&stretches)), plain);
-        let end = stretches.last().unwrap().0;
-        assert!(packed(chunked(&plain, end.source, &[1]), compression, end, &sizes).await.is_empty());
+    for strides in 1..=6 {
+        // Some of these have enough exactly where the source ends.
+        let plain = content(&[(Kind::Noise, strides * STRIDE)]);
+        for compression in BOTH {
+            let stretches = packed(chunked(&plain, 0, &[STRIDE]), compression, PackedEnd::default(), &[1]).await;
+            within_bounds(&stretches, &[1], plain.len());
+            assert_eq!(unpacked(compression, &joined(&stretches)), plain);
+            let end = stretches.last().unwrap().0;
+            assert!(packed(chunked(&plain, end.source, &[1]), compression, end, &[1]).await.is_empty());
+        }
     }
 }
 

@@ -1,14 +1,13 @@
 //! What was published, and what is found of it.
 
 use std::collections::BTreeMap;
-use std::io::{Seek as _, Write as _};
-use std::process::Command;
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Checker, RETRYING, text};
 use crate::testbed::broker::{Message, RUNGS};
+use crate::testbed::unpacked;
 
 /// A job as it was published, and what it must become.
 #[derive(Clone)]
@@ -100,12 +99,8 @@ impl Found {
 
 /// The bytes of an object as they were before the job's compression.
 pub(super) fn plain(promise: &Promise, stored: &Bytes) -> Bytes {
-    let program = match promise.json["compression"].as_str() {
-        Some(program @ ("gzip" | "zstd")) => program,
-        _ => return stored.clone(),
-    };
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(stored).unwrap();
-    file.rewind().unwrap();
-    Command::new(program).arg("-dc").stdin(file).output().unwrap().stdout.into()
+    match promise.json["compression"].as_str() {
+        Some(tool @ ("gzip" | "zstd")) => unpacked(tool, stored).into(),
+        _ => stored.clone(),
+    }
 }

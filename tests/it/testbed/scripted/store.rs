@@ -83,8 +83,9 @@ pub struct Store {
 
 impl Store {
     pub fn make_bucket(&mut self, name: &str, region: &str, owner: &str) {
-        let bucket = Bucket { region: region.to_owned(), owner: owner.to_owned(), objects: BTreeMap::new() };
-        self.buckets.insert(name.to_owned(), bucket);
+        let new = || Bucket { region: String::new(), owner: String::new(), objects: BTreeMap::new() };
+        let bucket = self.buckets.entry(name.to_owned()).or_insert_with(new);
+        (bucket.region, bucket.owner) = (region.to_owned(), owner.to_owned());
     }
 
     pub fn put(&mut self, bucket: &str, key: &str, object: Object) {

@@ -1,0 +1,148 @@
+//! Long transfers are held by a lease: no time-out of the broker ends them, and another worker goes on when theirs is gone.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::shop::{furnish, site};
+use crate::testbed::broker::{Broker, Message};
+use crate::testbed::node::Node;
+use crate::testbed::proxy::{Proxy, Weather, address_of};
+use crate::testbed::scripted::{Effect, ScriptedS3};
+use crate::testbed::site::{Site, job};
+use crate::testbed::{MIB, bytes, unique, until};
+
+const LEASE: &str = "application/vnd.consign.lease.v1+bincode";
+
+/// The first lease that is written.
+async fn lease(site: &Site) -> Message {
+    until("a lease", Duration::from_secs(30), async || site.broker.take("lease").await.into_iter().next()).await
+}
+
+#[tokio::test]
+async fn an_upload_of_more_than_1_gib_is_written_down_before_its_first_part() {
+    let (site, s3) = site("leasecreate").await;
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(120)));
+    let path = site.files().join("large");
+    File::create(&path).unwrap().set_len((1 << 30) + 1).unwrap();
+    let worker = site.worker().await;
+    site.broker.schedule(&job("large", &format!("file://{}", path.display()), "acme", "large")).await;
+    let lease = lease(&site).await;
+    assert_eq!(lease.content_type.as_deref(), Some(LEASE));
+    let decoded = consign::job::lease::Lease::decode(&lease.body).unwrap();
+    assert_eq!(decoded.job(Some("large")).unwrap().id.as_str(), "large");
+    let checkpoint = decoded.checkpoint.unwrap();
+    assert_eq!(checkpoint.upload_id, s3.why_open()[0].0, "the id that S3 gave");
+    assert_eq!(checkpoint.parts, []);
+    assert_eq!(worker.metric("consign_broker_settlements_total", "action=\"lease\"").await, 1.0);
+    worker.kill();
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn a_transfer_that_takes_long_is_put_under_a_lease_whatever_it_is() {
+    let (mut site, s3) = site("leaseafter").await;
+    site.set("broker.lease_after", "1s");
+    s3.on("PutObject").before(Effect::Delay(Duration::from_secs(4)));
+    let url = site.file("a", b"hello");
+    let worker = site.worker().await;
+    site.broker.schedule(&job("a", &url, "acme", "a")).await;
+    let decoded = consign::job::lease::Lease::decode(&lease(&site).await.body).unwrap();
+    assert_eq!(decoded.checkpoint, None, "one PutObject begins anew");
+    assert_eq!(site.broker.ended("a").await["type"], "consign.transfer.delivered.v1");
+    assert_eq!(worker.metric("consign_broker_settlements_total", "action=\"lease\"").await, 1.0);
+    worker.quiet().await;
+    site.broker.clean().await;
+}
+
+/// A site on the node that tests break, with leases that come back after a second: the lower of policy and declaration counts.
+async fn short_leases(word: &str) -> (Node, Site, ScriptedS3) {
+    let node = Node::in_turn();
+    let prefix = unique(word);
+    node.shorten_leases(&prefix, Duration::from_secs(1));
+    let mut site = Site::on(Broker::at(node.url.clone(), &prefix)).await;
+    let s3 = furnish(&mut site).await;
+    site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2).set("broker.lease_after", "1s");
+    (node, site, s3)
+}
+
+#[tokio::test]
+async fn no_time_out_of_the_broker_ends_a_transfer_under_a_lease() {
+    let (node, mut site, s3) = short_leases("leasetimeout").await;
+    node.acknowledge_within(Duration::from_secs(4));
+    site.set("worker.slots", 2);
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(1500)));
+    let content = bytes(1, 60 * MIB);
+    let url = site.file("a", &content);
+    let worker = site.worker().await;
+    site.broker.schedule(&job("a", &url, "acme", "a")).await;
+    let data = site.broker.ended("a").await["data"].clone();
+    assert_eq!((&data["attempts"], &data["resumed"]), (&json!(1), &json!(false)), "{data:#}");
+    assert_eq!(worker.metric("consign_broker_reconnects_total", "").await, 0.0, "no channel was closed");
+    assert!(s3.object("acme", "in/a").unwrap().bytes == content);
+    assert_eq!(s3.calls("CreateMultipartUpload").len(), 1);
+    worker.quiet().await;
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn another_worker_continues_what_a_killed_one_had_under_a_lease() {
+    let (_node, site, s3) = short_leases("leasekilled").await;
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(700)));
+    let content = bytes(2, 60 * MIB);
+    let url = site.file("a", &content);
+    let first = site.worker().await;
+    site.broker.schedule(&job("a", &url, "acme", "a")).await;
+    until("some parts", Duration::from_secs(30), async || (s3.calls("UploadPart").len() >= 6).then_some(())).await;
+    first.kill();
+    let second = site.worker().await;
+    let data = site.broker.ended("a").await["data"].clone();
+    assert_eq!((&data["attempts"], &data["resumed"]), (&json!(1), &json!(true)), "{data:#}");
+    assert!(s3.object("acme", "in/a").unwrap().bytes == content);
+    assert_eq!(s3.calls("CreateMultipartUpload").len(), 1, "the upload goes on");
+    let sent: usize = s3.calls("UploadPart").iter().filter(|call| call.status == 200).map(|call| call.body.len()).sum();
+    let again = sent.saturating_sub(content.len()) / (5 * MIB);
+    assert!(again <= 6, "a crash costs at most one lease: {again} parts were sent twice");
+    second.quiet().await;
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_was_cut_off_leaves_its_job_to_the_one_that_has_it_now() {
+    let (_node, mut site, s3) = short_leases("leaselost").await;
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(2)));
+    let content = bytes(3, 60 * MIB);
+    let url = site.file("a", &content);
+    let direct = site.broker.url.clone();
+    let proxy = Proxy::before(address_of(&direct)).await;
+    site.set("broker.url", proxy.in_place_of(&direct));
+    let cut_off = site.worker().await;
+    site.broker.schedule(&job("a", &url, "acme", "a")).await;
+    until("it is leased", Duration::from_secs(30), async || {
+        (cut_off.metric("consign_broker_settlements_total", "action=\"lease\"").await == 1.0).then_some(())
+    })
+    .await;
+    proxy.set(Weather::Reset);
+    site.set("broker.url", direct);
+    let second = site.worker().await;
+    until("another worker goes on", Duration::from_secs(60), async || {
+        (second.metric("consign_multipart_resumed_total", "").await == 1.0).then_some(())
+    })
+    .await;
+    proxy.set(Weather::Fair);
+    let data = site.broker.ended("a").await["data"].clone();
+    assert_eq!(data["resumed"], true, "{data:#}");
+    until("the first one lets go", Duration::from_secs(60), async || {
+        (cut_off.metric("consign_transfer_failures_total", "reason=\"lease_lost\"").await == 1.0).then_some(())
+    })
+    .await;
+    assert!(s3.object("acme", "in/a").unwrap().bytes == content);
+    for worker in [&cut_off, &second] {
+        worker.quiet().await;
+    }
+    let ids: BTreeSet<_> = site.broker.outcomes_of("a").await.iter().map(|outcome| outcome["id"].to_string()).collect();
+    assert_eq!(ids.len(), 1, "one outcome that counts");
+    site.broker.clean().await;
+}
