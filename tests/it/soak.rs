@@ -227,6 +227,16 @@ impl World {
             }
         }
         std::fs::write(to.join("broker.log"), self.stage.node.log()).unwrap();
+        let calls = self.stage.s3.calls("Any");
+        let calls = calls.iter().map(|call| {
+            let (upload, part) = (call.asked("uploadId"), call.asked("partNumber"));
+            let (operation, by, status, bent) = (call.operation, &call.access_key_id, call.status, call.bent);
+            format!(
+                "{:.3} {operation} {}/{} {upload} {part} {status} {bent} {by}\n",
+                call.arrived, call.bucket, call.key
+            )
+        });
+        std::fs::write(to.join("s3.log"), calls.collect::<String>()).unwrap();
         eprintln!("the logs are in {}", to.display());
     }
 }
