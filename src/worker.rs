@@ -21,7 +21,8 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, TryAcquireError, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,6 +47,8 @@ use verdict::Case;
 
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
+/// How long a job waits for another one that may end workers.
+const QUARANTINE: Duration = Duration::from_secs(10);
 /// How long a transfer that is stopped may take to end.
 const STOPPING: Duration = Duration::from_mins(1);
 /// Deliveries that were fetched ahead wait this long for a slot.
@@ -307,7 +310,7 @@ impl Worker {
 
     async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
         let Admitted { job, destination, lease } = admitted;
-        let Ok(_quarantine) = self.quarantined(&delivery) else {
+        let Ok(_quarantine) = self.quarantined(&delivery).await else {
             drop(permits);
             let later = Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() };
             let settled = self.settle(delivery, later, Vec::new()).await;
@@ -390,10 +393,12 @@ impl Worker {
     }
 
     /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours. `Err`
-    /// where another one goes: nobody waits for that with a slot in hand.
-    fn quarantined(&self, delivery: &Delivery) -> Result<Option<SemaphorePermit<'_>>, TryAcquireError> {
-        let suspect = headers::crashes(&delivery.properties.headers) >= 2;
-        suspect.then(|| self.quarantine.try_acquire()).transpose()
+    /// where another one takes long: nobody waits for that with a slot in hand.
+    async fn quarantined(&self, delivery: &Delivery) -> Result<Option<SemaphorePermit<'_>>, Elapsed> {
+        if headers::crashes(&delivery.properties.headers) < 2 {
+            return Ok(None);
+        }
+        timeout(QUARANTINE, self.quarantine.acquire()).await.map(Result::ok)
     }
 
     /// How long a job that comes for the first time has waited.

@@ -169,7 +169,7 @@ impl World {
             self.record.problem(format!("{limit:?} after the storm these queues are not empty: {full:?}"));
         }
         let now = self.record.now();
-        self.record.note(|notes| notes.drained_in = Some(now - calm));
+        self.record.note(|notes| notes.drained_in = Some(now.saturating_sub(calm)));
         if self.settings.is_long() {
             tokio::time::sleep(IDLE).await;
         }
@@ -227,6 +227,16 @@ impl World {
             }
         }
         std::fs::write(to.join("broker.log"), self.stage.node.log()).unwrap();
+        let calls = self.stage.s3.calls("Any");
+        let calls = calls.iter().map(|call| {
+            let (upload, part) = (call.asked("uploadId"), call.asked("partNumber"));
+            let (operation, by, status, bent) = (call.operation, &call.access_key_id, call.status, call.bent);
+            format!(
+                "{:.3} {operation} {}/{} {upload} {part} {status} {bent} {by}\n",
+                call.arrived, call.bucket, call.key
+            )
+        });
+        std::fs::write(to.join("s3.log"), calls.collect::<String>()).unwrap();
         eprintln!("the logs are in {}", to.display());
     }
 }

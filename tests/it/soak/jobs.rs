@@ -157,7 +157,7 @@ pub fn drafts(settings: &Settings) -> Vec<Draft> {
     for number in 0..settings.jobs {
         let kind = kinds.deal(&mut dice);
         let at = step * u32::try_from(number).unwrap();
-        let draft = Draft { at, number, ..draft(kind, origins.deal(&mut dice), &mut dice) };
+        let draft = Draft { number, at, ..draft(kind, origins.deal(&mut dice), &mut dice) };
         if kind == Kind::Twice {
             drafts.push(Draft { at: at + dice.millis(0, 6000), ..draft.clone() });
         }

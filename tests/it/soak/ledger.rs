@@ -1,5 +1,7 @@
 //! What is left of a soak: a file for machines, and a table for people.
 
+#![allow(clippy::cast_precision_loss, reason = "sums for people")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -57,7 +57,7 @@ async fn happen(world: Arc<World>, place: Arc<Mutex<()>>, strike: Strike) {
         Place::SourceWire => wire(&world.stage.sources, strike).await,
         Place::S3 | Place::Sts => s3(world, strike).await,
     }
-    let lasted = world.record.now() - at;
+    let lasted = world.record.now().saturating_sub(at);
     world.record.note(|notes| notes.struck.push(Struck { kind: strike.kind.name(), what, at, lasted }));
 }
 

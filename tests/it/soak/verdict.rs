@@ -229,7 +229,7 @@ fn returns(notes: &Notes, told: &[Told]) -> Vec<Duration> {
 /// Only those who were there at the end: they lived through the calm.
 fn grown(life: &Life) -> Option<Grown> {
     let (first, last) = (life.samples.first()?, life.samples.last()?);
-    let lived = last.at - first.at;
+    let lived = last.at.saturating_sub(first.at);
     if life.ended.is_some() || lived < GROWN_UP {
         return None;
     }
