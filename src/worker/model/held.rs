@@ -75,6 +75,13 @@ impl State {
         ended.into_iter().map(|held| held.work).collect()
     }
 
+    /// Writes down of which upload the message of a lease tells.
+    pub(super) fn tell(&mut self, lease: u64) {
+        let Some(held) = self.leases.get(&lease) else { return };
+        let upload = checkpoint(Some(&held.message.content_type), &held.message.body);
+        self.members[held.member].written.extend(upload);
+    }
+
     /// Of two workers on one job, each with an upload of its own, one ends with a lease that is lost, and leaves its upload alone:
     /// it can't know that nobody continues it.
     fn excuse_uploads(&mut self, lease: u64) {
@@ -116,6 +123,7 @@ impl World {
             let others: Vec<_> =
                 state.leases.iter().filter(|(_, other)| other.key == held.key).map(|(n, _)| *n).collect();
             state.leases.insert(number, held);
+            state.tell(number);
             (number, others)
         };
         for other in others {
@@ -184,6 +192,7 @@ impl World {
             held.message = message;
             held.written = now;
         }
+        state.tell(number);
     }
 
     /// Nobody renews it: when its time is over, another worker gets the job, unless one has it.
@@ -199,7 +208,8 @@ impl World {
         });
         note!(state, "the lease of {} is over; at work elsewhere: {taken}", state.plan(job).id);
         state.happened("leases over");
-        state.records[job].doubled |= state.members[owner].alive;
+        // Its owner may be at work, or may have made a copy before it was gone.
+        state.records[job].doubled = true;
         // Others can't tell a worker that is out of touch from one that died.
         state.records[job].crashes += u32::from(state.members[owner].alive);
         if taken {

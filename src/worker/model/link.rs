@@ -233,6 +233,7 @@ impl Link {
             let held = state.leases.get_mut(&number).filter(|held| !held.passed_on).ok_or(QueueError::Lost)?;
             held.message = message;
             held.written = clock::elapsed();
+            state.tell(number);
             return Ok(());
         }
         let base = self.world.lock().members[self.member].take_loan(ticket).ok_or(QueueError::Lost)?;

@@ -1,6 +1,6 @@
 //! A worker as the broker sees it: a session with a channel for each lane. A worker that takes another's place is a new one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub(super) struct Member {
     pub(super) told: Vec<usize>,
     /// Uploads that came with its deliveries.
     pub(super) resumed: Vec<String>,
+    /// Uploads that its leases tell of.
+    pub(super) written: BTreeSet<String>,
     /// Uploads that were to go on with copies it could not make.
     pub(super) unsettled: Vec<String>,
     pub(super) worker: Weak<Worker>,
@@ -62,6 +64,7 @@ impl Member {
             leasing: 0,
             told: Vec::new(),
             resumed: Vec::new(),
+            written: BTreeSet::new(),
             unsettled: Vec::new(),
             worker: Weak::new(),
             metrics,

@@ -238,7 +238,8 @@ pub(super) fn abandoning(state: &mut State, member: usize, checkpoint: &Checkpoi
     let (job, other) = (upload.job, upload.member);
     let busy = other != member && state.records[job].running.contains(&other) && !state.records[job].delivered;
     let worker = &state.members[member];
-    let foreign = worker.told.contains(&job) || worker.unsettled.contains(id) && worker.resumed.contains(id);
+    let over = worker.told.contains(&job) || worker.unsettled.contains(id);
+    let foreign = over && (worker.resumed.contains(id) || worker.written.contains(id));
     if busy && foreign {
         state.wrong(format!("worker {member} gives up {id} of job-{job}, with which worker {other} goes on"));
     }
