@@ -1,9 +1,18 @@
 //! Giving an unfinished upload up.
 
+use std::time::Duration;
+
 use crate::crash;
 use crate::job::lease::Checkpoint;
+use crate::outcome::Failure;
+use crate::retry::Retry;
 use crate::upload::call::Calls;
 use crate::upload::classify::Signal;
+
+/// Later tries, for about eight minutes.
+const LATER: u32 = 7;
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// Gives up an upload of an earlier attempt.
 pub(in crate::upload) async fn abandon(calls: &Calls, checkpoint: &Checkpoint) {
@@ -21,7 +30,34 @@ pub(in crate::upload) enum Aborted {
     Unknown,
 }
 
+/// Gives an upload up. What cannot be done now, because S3 or STS does not answer, is tried again in the background for some
+/// minutes: most likely it is what ended the upload, too.
 pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> Aborted {
+    match once(calls, bucket, key, id).await {
+        Ok(aborted) => aborted,
+        Err(cause) => {
+            tracing::info!(destination = %calls.destination.id, %cause, "an unfinished upload is aborted later");
+            let (calls, bucket) = (calls.clone(), bucket.to_owned());
+            let (key, id) = (key.to_owned(), id.to_owned());
+            tokio::spawn(async move { insist(&calls, &bucket, &key, &id).await });
+            Aborted::Unknown
+        }
+    }
+}
+
+async fn insist(calls: &Calls, bucket: &str, key: &str, id: &str) {
+    let mut retry = Retry::bounded(LATER, FIRST_WAIT, LONGEST_WAIT);
+    while let Some(wait) = retry.next_wait(None) {
+        tokio::time::sleep(wait).await;
+        if once(calls, bucket, key, id).await.is_ok() {
+            return;
+        }
+    }
+    tracing::warn!(destination = %calls.destination.id, "an unfinished upload is left behind");
+    calls.metrics.multipart_orphaned();
+}
+
+async fn once(calls: &Calls, bucket: &str, key: &str, id: &str) -> Result<Aborted, Failure> {
     let owner = calls.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned());
     let answer = calls
         .call("AbortMultipartUpload", 0, |client| {
@@ -38,12 +74,12 @@ pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> A
         Ok(_) => {
             crash::point("aborted");
             calls.metrics.multipart_aborted();
-            Aborted::Gone
+            Ok(Aborted::Gone)
         }
         // Completed or aborted by an earlier try whose answer was lost: nothing is left behind.
         Err(error) if error.signal == Signal::NoSuchUpload => {
             calls.metrics.multipart_aborted();
-            Aborted::Gone
+            Ok(Aborted::Gone)
         }
         Err(error) if error.signal == Signal::Denied => {
             tracing::warn!(
@@ -52,12 +88,8 @@ pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> A
                  rule for incomplete uploads"
             );
             calls.metrics.multipart_abort_denied();
-            Aborted::Denied
+            Ok(Aborted::Denied)
         }
-        Err(error) => {
-            tracing::warn!(destination = %calls.destination.id, cause = %error.failure, "an unfinished upload is left behind");
-            calls.metrics.multipart_orphaned();
-            Aborted::Unknown
-        }
+        Err(error) => Err(error.failure),
     }
 }
