@@ -52,6 +52,11 @@ fn is_ours(object: &Object, expected: &Expected) -> bool {
     length == Some(expected.length) && shape && written.is_some_and(|at| at >= expected.since)
 }
 
+/// Whether the object is of a multipart upload that was initiated after `instant`: S3 reports that time, in whole seconds.
+pub(super) fn is_younger(object: &Object, instant: SystemTime) -> bool {
+    object.last_modified().and_then(|at| SystemTime::try_from(*at).ok()).is_some_and(|at| at > instant)
+}
+
 /// A conditional write was refused because the key is taken: by us in an earlier try, or by somebody else?
 pub(super) async fn taken(
     calls: &Calls,

@@ -264,6 +264,10 @@ impl<'a> Open<'a> {
         let unknown = error.ambiguous || vanished || overwritten;
         let found = if unknown { self.look_for(target, expected).await } else { None };
         if let Some(object) = found {
+            // A younger one is what another worker completed: then this upload is still open.
+            if !vanished && reconcile::is_younger(&object, self.initiated) {
+                self.try_abort().await;
+            }
             self.settle();
             return Ok(Uploaded::Stored(self.found(object, expected, crc)));
         }
