@@ -249,9 +249,7 @@ impl Worker {
         held: &Held,
         destination: &Arc<Destination>,
     ) -> Settlement {
-        for checkpoint in held.left_behind() {
-            self.parts.transport.abandon(destination, &checkpoint).await;
-        }
+        self.clear_up(held, destination).await;
         let checkpoint = held.journal.checkpoint();
         match settlement {
             Settlement::Retry { rung, mut headers } => {
@@ -293,7 +291,15 @@ impl Worker {
     /// message tells of is given up. What a lease tells, and what the delivery came with, is known to whoever gets it, and may be at
     /// work on it already.
     pub(super) async fn unsettled(&self, held: &Held, destination: &Arc<Destination>) {
+        self.clear_up(held, destination).await;
         self.forget(held, destination, |checkpoint| !held.is_told(checkpoint)).await;
+    }
+
+    /// Gives up the uploads that leases out of date tell of.
+    async fn clear_up(&self, held: &Held, destination: &Arc<Destination>) {
+        for checkpoint in held.left_behind() {
+            self.parts.transport.abandon(destination, &checkpoint).await;
+        }
     }
 
     /// Gives up what is on record, if it is `wanted`.

@@ -88,8 +88,10 @@ impl Amqp {
         }
         let properties = self.shared.intake.properties(ticket).ok_or(QueueError::Lost)?;
         let keeper = self.keeper_of(delivery).await?;
-        let beginning = Beginning { ticket, key, properties, job_key: &delivery.routing_key, work };
+        let beginning = Beginning { ticket, key, properties, job_key: &delivery.routing_key, work: Arc::clone(&work) };
         if let Some(other) = book.begin(self.shared.process.name(), beginning)? {
+            // Its lease comes back out of date, perhaps when there is no work any more that could be told.
+            work.outdated(other.message().body);
             other.lost();
         }
         // Bound before it is published, a lease can't miss its owner.
