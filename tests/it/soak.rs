@@ -11,6 +11,7 @@ mod faults;
 mod inbox;
 mod jobs;
 mod ledger;
+mod open;
 mod record;
 mod settings;
 mod stage;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::inbox::Told;
 use super::jobs::Kind;
-use super::record::{Ended, Life, Notes, Sample};
-use super::{Published, World};
+use super::record::{Life, Notes, Sample};
+use super::{Published, World, open};
 use crate::testbed::broker::Message;
 use crate::testbed::scripted::ScriptedS3;
 
@@ -17,8 +17,6 @@ const GROWN_UP: Duration = Duration::from_secs(60);
 /// What a worker may hold in the last third of its life beyond half as much again as in the second.
 const MEMORY_SLACK_KIB: u64 = 64 * 1024;
 const DESCRIPTOR_SLACK: u64 = 48;
-/// `worker.slots` of the soak: what one kill can leave open at most.
-const SLOTS: usize = 8;
 
 /// The sums of a soak.
 #[derive(Debug, Default)]
@@ -65,7 +63,9 @@ pub async fn judge(world: &World) -> Verdict {
         verdict.compare(world, &published, &mut problems);
     }
     heard_the_same(&told, &world.inbox.told(), &mut problems);
-    verdict.count_open(world, &mut problems);
+    let (open, still) = open::count(world);
+    verdict.open = open;
+    problems.extend(still);
     no_panics(world, &mut problems);
     world.record.note(|notes| {
         verdict.returns = returns(notes, &told);
@@ -148,34 +148,6 @@ impl Verdict {
         }
         self.bytes_sent = ["PutObject", "UploadPart"].iter().flat_map(|op| s3.calls(op)).map(|c| c.body.len()).sum();
         self.bytes_delivered = stored(s3);
-    }
-
-    fn count_open(&mut self, world: &World, problems: &mut Vec<String>) {
-        let s3 = &world.stage.s3;
-        let why: BTreeMap<_, _> = s3.why_open().into_iter().collect();
-        let (killed, kills) = world.record.note(|notes| {
-            let killed = notes.lives.iter().filter(|life| matches!(life.ended, Some((_, Ended::Killed))));
-            let killed: BTreeSet<_> = killed.map(|life| life.identity.clone()).collect();
-            (killed.clone(), killed.len())
-        });
-        for (id, key, by) in s3.open_by() {
-            let told = s3.calls("UploadPart").iter().any(|call| call.asked("uploadId") == id);
-            let why = match why.get(&id).copied().flatten() {
-                Some(why) => why,
-                // A key of the customer's own does not tell the workers apart.
-                None if killed.contains(&by) || (by.starts_with("AKIAKEYED") && kills > 0) => "its worker was killed",
-                None if !told => "its id was never told",
-                None => {
-                    problems.push(format!("the upload {id} of {key}, begun by {by}, is open and could be aborted"));
-                    "unexplained"
-                }
-            };
-            *self.open.entry(why).or_default() += 1;
-        }
-        let left = self.open.get("its worker was killed").copied().unwrap_or(0);
-        if left > kills * SLOTS {
-            problems.push(format!("{kills} kills left {left} uploads open"));
-        }
     }
 }
 
