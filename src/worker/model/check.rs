@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::counter;
 use super::plan::{Fate, Taken};
 use super::record::Record;
 use super::world::{State, World, note};
@@ -41,10 +40,8 @@ fn slots(state: &mut State, number: usize) {
     let member = &state.members[number];
     let Some(worker) = member.worker.upgrade().filter(|_| member.alive) else { return };
     let held = state.story.slots as usize - worker.slots.available_permits();
-    // Jobs that may have ended workers wait for each other.
-    let suspects = member.loans.values().filter(|(_, message)| counter(&message.properties.headers, "x-crashes") >= 2);
     // One is held by the loop that waits for a delivery. A lease that is being taken is waited for with the slot.
-    let most = (member.running + member.leasing) as usize + suspects.count() + 1;
+    let most = (member.running + member.leasing) as usize + 1;
     if held > most {
         state.wrong(format!("worker {number} holds {held} slots, and {} are in use", most - 1));
     }
@@ -175,12 +172,14 @@ fn unfounded(state: &State, job: usize, record: &Record) -> Option<String> {
         || record.refused_for_good
         || state.story.lost_for_good(plan.destination);
     let foreign = plan.taken.is_taken();
+    // Of two messages of one job, one may find the other's object, and have the last word.
+    let beaten = record.published > 1 && plan.taken != Taken::Replace;
     if has("skipped") && !matches!(plan.taken, Taken::Keep(_)) {
         return Some("it is skipped, and did not ask for that".to_owned());
     }
     if foreign && state.buckets.has(job) {
         return Some("it has replaced an object that it was to leave alone".to_owned());
     }
-    let excused = given_up || foreign || has("expired") || matches!(plan.fate, Fate::Refused | Fate::Poison);
+    let excused = given_up || foreign || beaten || has("expired") || matches!(plan.fate, Fate::Refused | Fate::Poison);
     (!has("delivered") && !excused).then(|| format!("it is not delivered: {:?}", record.outcomes.keys()))
 }
