@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -27,7 +28,9 @@ const AT_ONCE: u64 = 1 << 30;
 /// is known that it was this job, and not one that merely waited beside it.
 const SUSPECT: u64 = 3;
 /// A job over which workers were lost this often in a row, with nothing to show for it, ends workers.
-pub(super) const CRASHES: u32 = 4;
+pub(super) const CRASHES: u32 = 6;
+/// A job that ends workers does so within this time of its start, or is not told from what else may end one.
+const HARMLESS: Duration = Duration::from_secs(60);
 /// The most leases out of date that are looked at when a job has ended. Each may have 2 MiB.
 const OUTDATED: usize = 4;
 /// Between two tries to take a lease from a broker that does not answer.
@@ -43,6 +46,8 @@ pub(super) struct Held {
     lane: Lane,
     /// When the first attempt began, as far as that is known.
     begun: Timestamp,
+    /// When this attempt began.
+    since: Instant,
     /// The unfinished upload that the delivery came with.
     carried: Option<String>,
     /// How far this attempt's upload has come.
@@ -79,6 +84,7 @@ impl Held {
             content_type,
             lane: lease.map_or_else(|| published_to(delivery), |lease| lease.lane),
             begun: headers::begun(&delivery.properties.headers).unwrap_or(now),
+            since: Instant::now(),
             carried,
             journal,
             stop: stop.child(),
@@ -143,9 +149,14 @@ impl Work for Held {
     fn message(&self) -> LeaseMessage {
         let checkpoint = self.journal.checkpoint();
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = checkpoint.as_ref().map(|c| c.upload_id.clone());
-        // Whoever gets this message gets it because we were lost. That counts, unless something came of our work.
+        // Whoever gets this message gets it because we were lost, or cut off. That counts, unless something came of our work, or the
+        // job has been at work long enough not to be what ends us.
         let further = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.parts.len() > self.parts);
-        let crashes = if further { 1 } else { self.crashes.saturating_add(1) };
+        let crashes = match further {
+            _ if self.since.elapsed() >= HARMLESS => 0,
+            true => 1,
+            false => self.crashes.saturating_add(1),
+        };
         LeaseMessage {
             body: self.lease(checkpoint),
             content_type: lease::CONTENT_TYPE.to_owned(),
