@@ -65,7 +65,9 @@ async fn a_bad_job_is_a_dead_letter_that_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_cannot_be_used_ends_every_command_with_the_reason() {
-    let site = Site::embedded("foreign");
+    let mut site = Site::embedded("foreign");
+    // Somebody else may have the usual port.
+    site.set("admin.listen", "127.0.0.1:0");
     std::fs::write(file(&site), b"some notes, and no database at all\n".repeat(100)).unwrap();
     let url = site.file("f", b"hello");
     let enqueue = ["enqueue", "--source", &url, "--to", "acme", "--key", "k"];

@@ -2,8 +2,8 @@
 //! nothing is left behind.
 //!
 //! What happens is drawn from one seed: the jobs and what they are about, and which fault strikes where, when and for how long. When
-//! a soak fails, its last lines say how to do the same again (what the machine does in between is its own). The short form is one of
-//! the tests; `tests/soak` runs longer ones. Afterwards a ledger lies in `target/soak`.
+//! a soak fails, its last lines say how to do the same again (what the machine does in between is its own). `tests/soak`
+//! runs it, `tests/soak --seconds 24` in its short form. Afterwards a ledger lies in `target/soak`.
 
 mod crew;
 mod dice;
