@@ -10,7 +10,8 @@ use crate::testbed::{MIB, bytes};
 async fn with_few_file_descriptors_nothing_is_lost_and_no_job_is_blamed() {
     let (mut site, s3) = site("nofile").await;
     site.limit("-n", 40).set("worker.slots", 16).set("upload.part_concurrency", 8);
-    s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(200)));
+    // So slow that all of them want their connections at once.
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(1500)));
     let worker = site.worker().await;
     let shop = Shop { site, s3, worker };
     for n in 0..12 {
