@@ -9,7 +9,7 @@ mod ladder;
 
 use std::time::Duration;
 
-pub use decide::{Disposition, History, Policy, decide};
+pub use decide::{Disposition, History, Moment, Policy, decide, postpone};
 pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
 pub use ladder::Step;
 
@@ -141,6 +141,8 @@ pub struct Failure {
     pub learnt_region: Option<crate::destination::Region>,
     /// What the service said, where one answered; the diagnosis is made from it.
     pub answer: Option<Box<Answer>>,
+    /// Nobody was asked now: the refusal is one that was given before.
+    pub remembered: bool,
 }
 
 /// What a service of AWS said when it refused a request. It is judged, never shown: the text is not ours.
@@ -178,6 +180,7 @@ impl Failure {
             retry_after: None,
             learnt_region: None,
             answer: None,
+            remembered: false,
         }
     }
 

@@ -18,7 +18,7 @@ use crate::outcome::{Ended, Failure, Reason, Receipt};
 use crate::session::Sessions;
 use crate::source::compress::{self, Packer};
 use crate::source::{SourceBody, SourceStream, Sources, counted};
-use crate::upload::{Course, Feed, Journal, Progress, Stop, Target, Uploaded, Uploader, fits, next_offset};
+use crate::upload::{Course, Feed, Journal, Pace, Progress, Stop, Target, Uploaded, Uploader, fits, next_offset};
 
 /// Everything a transfer uses. Built once, shared by all.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub struct Attempt<'a> {
     pub resume: Option<Checkpoint>,
     /// How far this attempt's upload has come. What is in it at the end of a failed attempt is still open on S3.
     pub journal: &'a Journal,
+    /// Holds the destination to its bytes a second, all its transfers together.
+    pub pace: Option<&'a Arc<Pace>>,
 }
 
 /// What a worker delivers with. The worker's own rules are tested against one that only pretends.
@@ -59,6 +61,9 @@ pub trait Transport: Send + Sync + fmt::Debug {
 
     /// Gives up an upload that nobody will continue. Best effort: a refusal is counted.
     fn abandon<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()>;
+
+    /// Somebody says that a destination is mended: what is remembered of refusals does not count any more.
+    fn forget_refusals(&self) {}
 
     /// Tests a connection; `egress` are the platform's public addresses.
     fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report>;
@@ -72,6 +77,10 @@ impl Transport for Transfers {
 
     fn abandon<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()> {
         Box::pin(self.uploader.abandon(destination, checkpoint))
+    }
+
+    fn forget_refusals(&self) {
+        self.sessions.forget_refusals();
     }
 
     fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report> {
@@ -208,6 +217,7 @@ impl Transfers {
             started: SystemTime::now(),
             earlier: attempt.earlier,
             progress: attempt.progress,
+            pace: attempt.pace,
         };
         let course = Course { stop: attempt.stop, journal: attempt.journal, mark, resume };
         Ok(match (self.uploader.upload(&target, feed, course).await?, read) {

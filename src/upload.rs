@@ -9,6 +9,7 @@ mod budget;
 mod call;
 mod classify;
 mod multipart;
+mod pace;
 mod packed;
 mod part;
 mod plan;
@@ -39,6 +40,8 @@ use crate::source::file::FileSource;
 use budget::Budget;
 use call::Calls;
 use multipart::{Pieces, Record};
+pub use pace::Pace;
+use pace::paced;
 use packed::PackedReader;
 use part::{Part, PartReader, Pool};
 use plan::{Limits, Plan};
@@ -78,6 +81,8 @@ pub struct Target<'a> {
     pub earlier: Option<SystemTime>,
     /// Counts what was accepted, for the status page.
     pub progress: &'a Progress,
+    /// Holds the destination to its bytes a second.
+    pub pace: Option<&'a Arc<Pace>>,
 }
 
 /// What ends an attempt early, in two steps. The first is for a worker that drains, the second for one that has no time left.
@@ -275,16 +280,27 @@ impl Uploader {
             Plan::Even { part_size, parts } => {
                 let done = done(course.resume.as_ref());
                 let missing = (1..=parts).filter(move |number| !done.contains(number));
+                let (pace, checked) = (work.target.pace.cloned(), work.checked);
                 let pieces = stream::iter(missing).then(|number| {
                     let offset = u64::from(number - 1) * part_size;
                     let size = part_size.min(length - offset);
-                    Part::of_file(file.clone(), self.pool.clone(), number, offset, size, work.checked)
+                    let part = Part::of_file(file.clone(), self.pool.clone(), number, offset, size, checked);
+                    let pace = pace.clone();
+                    async move {
+                        paced(pace.as_ref(), size).await;
+                        part.await
+                    }
                 });
                 let pieces = work.pieces(pieces, self.concurrency(), PartSizes::Even { part_size, parts });
                 let prove = async |sent| proven(sent, length).and_then(|()| file.verify_unchanged());
                 multipart::upload(work.calls, work.target, pieces, course, prove).await
             }
             Plan::Single(_) | Plan::Growing(_) => {
+                let turn = async {
+                    paced(work.target.pace, length).await;
+                    Ok(())
+                };
+                cancellable(&course.stop.cancel, turn).await?;
                 let part = if length <= SMALL_FILE {
                     part::read_small(&file, &self.pool, work.checked).await?
                 } else {
@@ -316,7 +332,11 @@ impl Uploader {
             Plan::Growing(growing) => (growing.size(1)?, Some(reader.sizes(growing))),
         };
         let cancel = &course.stop.cancel;
-        let first = cancellable(cancel, reader.next(first_size)).await?;
+        let first = cancellable(cancel, async {
+            paced(work.target.pace, length.map_or(first_size, |length| length.min(first_size))).await;
+            reader.next(first_size).await
+        });
+        let first = first.await?;
         match sizes {
             Some(sizes) if first.is_some() && !reader.ended() => {
                 self.parts(work, (first, reader), sizes, length, course).await
@@ -341,7 +361,7 @@ impl Uploader {
         course: Course<'_>,
     ) -> Result<Uploaded, Failure> {
         let done = done(course.resume.as_ref());
-        let missing = stream::iter(first.map(Ok)).chain(remaining(reader, sizes));
+        let missing = stream::iter(first.map(Ok)).chain(remaining(reader, sizes, work.target.pace.cloned()));
         let missing = missing.try_filter(move |part| std::future::ready(!done.contains(&part.number)));
         let pieces = work.pieces(missing, self.buffered_concurrency(), sizes);
         let prove = async |sent| length.map_or(Ok(()), |length| proven(sent, length));

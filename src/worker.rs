@@ -6,44 +6,47 @@
 mod admit;
 mod board;
 mod check;
+mod circuit;
 mod headers;
 mod health;
+mod intake;
 mod lease;
 mod ledger;
+mod limits;
 #[cfg(test)]
 mod model;
+mod outage;
+mod turn;
 mod verdict;
+mod work;
 
-use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
-use tokio::time::error::Elapsed;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::WorkerConfig;
 use crate::crash;
-use crate::destination::Destinations;
-use crate::job::Job;
-use crate::job::lease::Checkpoint;
+use crate::destination::{DestinationId, Destinations};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::outcome::{Ended, Failure, OutcomeKind, Policy, Reason, Step};
+use crate::outcome::{Policy, Step};
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
-use crate::transfer::{Attempt, Transport};
-use crate::upload::{Progress, Stop};
+use crate::transfer::Transport;
+use crate::upload::Stop;
 use admit::{Admitted, Refusal};
 pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
+pub use circuit::CircuitView;
+use circuit::Circuits;
 use health::Health;
-use lease::Held;
-use ledger::{AttemptId, Entry, Ledger, RunId, Running, Seat, Standing};
-use verdict::Case;
+use ledger::{AttemptId, Entry, Ledger, RunId, Seat, Standing};
+use limits::{Limits, Pass};
+use outage::Outage;
 
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
@@ -96,6 +99,11 @@ pub struct Worker {
     policy: Policy,
     slots: Arc<Semaphore>,
     backfill_slots: Arc<Semaphore>,
+    /// Somebody waits for a slot that the taker only sits on.
+    wanted: Notify,
+    limits: Arc<Limits>,
+    circuits: Arc<Circuits>,
+    outage: Outage,
     quarantine: Semaphore,
     ledger: Arc<Ledger>,
     board: Arc<Board>,
@@ -107,10 +115,21 @@ pub struct Worker {
 /// The right to run one transfer.
 #[derive(Debug)]
 struct Permits {
-    _slot: OwnedSemaphorePermit,
-    _backfill: Option<OwnedSemaphorePermit>,
+    slot: Option<OwnedSemaphorePermit>,
+    backfill: Option<OwnedSemaphorePermit>,
     /// After a fault of the worker: the right to be the only one.
-    _probe: Option<OwnedSemaphorePermit>,
+    _alone: Option<OwnedSemaphorePermit>,
+    /// The right to one transfer into the destination.
+    pass: Option<Pass>,
+    /// The right to ask whether the destination is mended.
+    probe: Option<circuit::Probe>,
+}
+
+impl Permits {
+    /// Somebody else may run meanwhile.
+    fn give_up_slot(&mut self) {
+        (self.slot, self.backfill) = (None, None);
+    }
 }
 
 impl Worker {
@@ -129,6 +148,10 @@ impl Worker {
             },
             slots: Arc::new(Semaphore::new(slots as usize)),
             backfill_slots: Arc::new(Semaphore::new(backfill as usize)),
+            wanted: Notify::new(),
+            limits: Limits::new(parts.config.destination_slots, slots as usize),
+            circuits: Circuits::new(parts.denied_for, parts.metrics.clone()),
+            outage: Outage::default(),
             quarantine: Semaphore::new(1),
             ledger: Ledger::new(),
             board: Arc::default(),
@@ -142,6 +165,23 @@ impl Worker {
     /// What runs now.
     pub fn board(&self) -> &Arc<Board> {
         &self.board
+    }
+
+    /// The circuits that are not closed.
+    pub fn circuits(&self) -> HashMap<DestinationId, CircuitView> {
+        self.circuits.view((self.parts.clock)())
+    }
+
+    /// Jobs of each destination that must wait because it has all it may have: how many wait here, and how many were sent away and
+    /// are still to come back.
+    pub fn waiting(&self) -> HashMap<DestinationId, (usize, u32)> {
+        self.limits.waiting()
+    }
+
+    /// Somebody says that a destination is mended: its circuit closes, and no remembered refusal counts any more.
+    pub fn reset_circuit(&self, destination: &DestinationId) {
+        self.parts.transport.forget_refusals();
+        self.circuits.reset(destination);
     }
 
     /// `Ok` while jobs are taken; else why not.
@@ -204,54 +244,6 @@ impl Worker {
         drained
     }
 
-    /// Permit first, delivery second, for as long as the worker may take.
-    async fn take(self: &Arc<Self>, drain: &CancellationToken, tasks: &TaskTracker) {
-        loop {
-            let taken = tokio::select! {
-                biased;
-                () = drain.cancelled() => return,
-                taken = self.next() => taken,
-            };
-            let Some((delivery, permits)) = taken else { return };
-            tasks.spawn(self.clone().handle(delivery, permits));
-        }
-    }
-
-    /// The next delivery with its permits: continued work first, then scheduled, then backfills below their ceiling.
-    async fn next(&self) -> Option<(Delivery, Permits)> {
-        let probe = self.health.able().await;
-        let slot = self.slot().await?;
-        let queue = &self.parts.queue;
-        let backfill = async {
-            let permit = self.backfill_slots.clone().acquire_owned().await.ok()?;
-            queue.next(Lane::Backfill).await.map(|delivery| (delivery, Some(permit)))
-        };
-        let (delivery, backfill) = tokio::select! {
-            biased;
-            delivery = queue.next(Lane::Continued) => (delivery?, None),
-            delivery = queue.next(Lane::Scheduled) => (delivery?, None),
-            delivery = backfill => delivery?,
-        };
-        Some((delivery, Permits { _slot: slot, _backfill: backfill, _probe: probe }))
-    }
-
-    /// A free slot. Long transfers may hold all of them for hours; what was fetched meanwhile must not wait here until the broker
-    /// loses its patience, so it goes back to the queue until there is a slot again.
-    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        let slots = || self.slots.clone().acquire_owned();
-        if let Ok(slot) = timeout(HOARDING, slots()).await {
-            return slot.ok();
-        }
-        tracing::info!(
-            seconds = HOARDING.as_secs(),
-            "every slot is busy; what was fetched ahead goes back to the queue"
-        );
-        self.parts.queue.pause().await;
-        let slot = slots().await.ok();
-        self.parts.queue.resume().await;
-        slot
-    }
-
     async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
         crash::point("taken");
         if delivery.properties.kind.as_deref() == Some(check::KIND) {
@@ -308,126 +300,6 @@ impl Worker {
         }
     }
 
-    async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
-        let Admitted { job, destination, lease } = admitted;
-        let Ok(_quarantine) = self.quarantined(&delivery).await else {
-            drop(permits);
-            let later = Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() };
-            let settled = self.settle(delivery, later, Vec::new()).await;
-            let kept = lease.as_ref().and_then(|lease| lease.checkpoint.as_ref()).map(|c| c.upload_id.as_str().into());
-            return running.leave(if settled { Standing::Settled(kept) } else { Standing::Open });
-        };
-        let started_at = (self.parts.clock)();
-        let started = Instant::now();
-        let history = headers::history(&delivery.properties.headers);
-        let metrics = &self.parts.metrics;
-        let progress = Arc::new(Progress::default());
-        self.note_wait(&delivery, job, started_at);
-        let held = Held::new(&delivery, lease.as_ref(), &self.stop, started_at);
-        let ended = self.attempt(&delivery, admitted, &running, &held, &progress).await;
-        crash::point("ended");
-        self.health.note(&ended);
-        let properties = delivery.properties.clone();
-        let case = Case {
-            prefix: &self.parts.prefix,
-            policy: &self.policy,
-            lane: delivery.lane,
-            properties: &properties,
-            job,
-            destination,
-            history: &history,
-            started_at,
-            now: (self.parts.clock)(),
-            took: started.elapsed(),
-        };
-        let verdict = case.judge(ended, metrics);
-        verdict::log(&case, &verdict, &progress);
-        self.board.ended(&case, &verdict, &progress);
-        if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
-            running.delivered(event.clone());
-        }
-        let events = verdict.event.into_iter().collect();
-        // The slot is for transfers; what waits for the broker's confirm is bounded by what may be fetched.
-        drop(permits);
-        let settlement = match verdict.settlement {
-            // Another worker has the job, and its upload: nothing of it is ours any more.
-            Settlement::Return if held.is_lost() => Settlement::Ack,
-            settlement => self.pack(&mut delivery, settlement, &held, destination).await,
-        };
-        let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
-        let kept = held.journal.checkpoint().map(|checkpoint| checkpoint.upload_id.into());
-        let settled = self.settle(delivery, settlement, events).await;
-        if !settled || held.is_lost() {
-            self.unsettled(&held, destination).await;
-        }
-        running.leave(if settled && !returned { Standing::Settled(kept) } else { Standing::Open });
-    }
-
-    async fn attempt(
-        &self,
-        delivery: &Delivery,
-        admitted: &Admitted,
-        running: &Running,
-        held: &Arc<Held>,
-        progress: &Arc<Progress>,
-    ) -> Ended {
-        let Admitted { job, destination, lease } = admitted;
-        let resume = lease.as_ref().and_then(|lease| lease.checkpoint.clone());
-        if let Some(failure) = crash_loop(delivery) {
-            return Ended::Failed(failure);
-        }
-        let history = headers::history(&delivery.properties.headers);
-        let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
-        let _pin = self.board.pin(board::Card {
-            job_id: job.id.as_str(),
-            destination: destination.id.as_str(),
-            lane: delivery.lane,
-            attempt: history.attempts.saturating_add(1),
-            size: job.source.size,
-            progress: progress.clone(),
-        });
-        let earlier = earlier(delivery, job, history.first_failure_at, resume.as_ref());
-        let (stop, journal) = (&held.stop, &held.journal);
-        let attempt = Attempt { destination, earlier, stop, progress, resume, journal };
-        self.under_lease(delivery, &lease::key(running.run()), held, self.bounded(job, attempt)).await
-    }
-
-    /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours. `Err`
-    /// where another one takes long: nobody waits for that with a slot in hand.
-    async fn quarantined(&self, delivery: &Delivery) -> Result<Option<SemaphorePermit<'_>>, Elapsed> {
-        if headers::crashes(&delivery.properties.headers) < 2 {
-            return Ok(None);
-        }
-        timeout(QUARANTINE, self.quarantine.acquire()).await.map(Result::ok)
-    }
-
-    /// How long a job that comes for the first time has waited.
-    fn note_wait(&self, delivery: &Delivery, job: &Job, now: Timestamp) {
-        let first = headers::history(&delivery.properties.headers) == crate::outcome::History::default();
-        if let Some(created) = job.created_at.filter(|_| first && delivery.lane != Lane::Continued) {
-            let waited = Duration::try_from(now.duration_since(created)).unwrap_or_default();
-            self.parts.metrics.queue_wait(delivery.lane, waited);
-        }
-    }
-
-    /// The transfer behind its panic boundary and its deadline, at which it is stopped as by a drain: what can be continued is kept.
-    async fn bounded(&self, job: &Job, attempt: Attempt<'_>) -> Ended {
-        let stop = attempt.stop.clone();
-        let mut transfer = pin!(AssertUnwindSafe(self.parts.transport.deliver(job, attempt)).catch_unwind());
-        let late = || Ended::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours"));
-        let ended = if let Ok(ended) = timeout(DEADLINE, &mut transfer).await {
-            ended
-        } else {
-            stop.cancel.cancel();
-            let stopped = timeout(STOPPING, transfer).await.unwrap_or_else(|_| Ok(late()));
-            stopped.map(|ended| if matches!(ended, Ended::Failed(_)) { late() } else { ended })
-        };
-        ended.unwrap_or_else(|_| {
-            let message = "the worker broke one of its own rules in this transfer; its log says where";
-            Ended::Failed(Failure::new(Reason::Panic, message))
-        })
-    }
-
     /// Settles, and says whether that is certain. A lost delivery comes again; that is the queue's promise, not a fault.
     async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> bool {
         let action = settlement.action();
@@ -456,34 +328,4 @@ impl Worker {
             *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
     }
-}
-
-/// The failure of a job that ends workers.
-fn crash_loop(delivery: &Delivery) -> Option<Failure> {
-    let crashes = headers::crashes(&delivery.properties.headers);
-    let message = if crashes >= lease::CRASHES {
-        format!("{crashes} workers in a row were lost or cut off while they worked on this job, and nothing came of it")
-    } else if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
-        format!("the message came back {} times without an end; it ends workers", delivery.delivery_count)
-    } else {
-        return None;
-    };
-    Some(Failure::new(Reason::CrashLoop, message))
-}
-
-/// When an earlier attempt of this very job may have written its object: known only for a job that came before.
-fn earlier(
-    delivery: &Delivery,
-    job: &Job,
-    first_failure_at: Option<Timestamp>,
-    resume: Option<&Checkpoint>,
-) -> Option<SystemTime> {
-    let initiated =
-        resume.and_then(|checkpoint| Timestamp::from_second(i64::try_from(checkpoint.initiated).ok()?).ok());
-    let before = [headers::begun(&delivery.properties.headers), first_failure_at, initiated];
-    let returned = delivery.redelivered || delivery.delivery_count > 0 || delivery.lane == Lane::Continued;
-    let again = returned || before.iter().any(Option::is_some);
-    let since = before.into_iter().chain([job.created_at]).flatten().min();
-    let since = since.filter(|_| again)?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
 }

@@ -112,7 +112,8 @@ impl View {
             worked_for: self.worker.board().destinations(),
             running: &running,
             sessions: &self.sessions,
-            metrics: &self.metrics,
+            circuits: &self.worker.circuits(),
+            waiting: &self.worker.waiting(),
             filter,
         });
         let now = Timestamp::now();

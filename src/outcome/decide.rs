@@ -18,7 +18,7 @@ pub struct History {
     pub defects: u32,
     /// When this job failed first (header `x-first-failure-at`).
     pub first_failure_at: Option<Timestamp>,
-    /// When it was deferred first (header `x-deferred-since`): the patience with a destination counts from here.
+    /// When it was deferred first for a fault of its destination (header `x-deferred-since`): the patience with a destination counts from here.
     pub deferred_since: Option<Timestamp>,
 }
 
@@ -53,15 +53,32 @@ pub enum Disposition {
     Return,
 }
 
-/// Decides what follows from `failure` for a job with this `history` at the instant `now`.
-pub fn decide(
-    failure: &Failure,
-    history: &History,
-    policy: &Policy,
-    now: Timestamp,
-    expires_at: Option<Timestamp>,
-) -> Disposition {
-    let left = expires_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+/// When a job is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Now.
+    pub now: Timestamp,
+    /// The job's own limit.
+    pub expires_at: Option<Timestamp>,
+    /// How long it is until its destination is asked again, where its circuit is open.
+    pub next_probe: Option<Duration>,
+}
+
+impl Moment {
+    /// The time that is left; `None` where there is no limit.
+    fn left(&self) -> Option<Duration> {
+        self.expires_at.map(|at| Duration::try_from(at.duration_since(self.now)).unwrap_or_default())
+    }
+}
+
+/// Decides what follows for a job that may not begin yet, and could after `wait`. Nothing is charged, and no patience is used up.
+pub fn postpone(wait: Duration, moment: &Moment) -> Disposition {
+    fit(Step::within(wait), moment.left()).map_or(Disposition::Expired, Disposition::Defer)
+}
+
+/// Decides what follows from `failure` for a job with this `history`.
+pub fn decide(failure: &Failure, history: &History, policy: &Policy, moment: &Moment) -> Disposition {
+    let left = moment.left();
     if failure.reason == Reason::LeaseLost {
         // Whatever becomes of the job, another worker says it.
         return Disposition::Return;
@@ -71,9 +88,13 @@ pub fn decide(
     }
     match failure.class() {
         Class::Job => Disposition::Dead(failure.reason),
+        // Another destination is to be asked next: this one's job must not stand in its way.
+        Class::Worker if failure.reason == Reason::Outage => {
+            fit(Step::S30, left).map_or(Disposition::Expired, Disposition::Defer)
+        }
         Class::Interrupted | Class::Worker => Disposition::Return,
         Class::Transient | Class::Session => charged(failure, history, policy, left),
-        Class::Destination => deferred(failure, history, policy, now, left),
+        Class::Destination => deferred(failure, history, policy, moment),
         Class::Defect if failure.reason == Reason::CrashLoop || history.defects > 0 => {
             Disposition::Dead(failure.reason)
         }
@@ -92,18 +113,19 @@ fn charged(failure: &Failure, history: &History, policy: &Policy, left: Option<D
     fit(step, left).map_or(Disposition::Expired, Disposition::Retry)
 }
 
-fn deferred(
-    failure: &Failure,
-    history: &History,
-    policy: &Policy,
-    now: Timestamp,
-    left: Option<Duration>,
-) -> Disposition {
+/// A job that is not the probe itself comes back a little after it rather than five times before.
+const SOONEST: Duration = Duration::from_secs(30);
+
+fn deferred(failure: &Failure, history: &History, policy: &Policy, moment: &Moment) -> Disposition {
+    let (now, left) = (moment.now, moment.left());
     let since = history.deferred_since.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
     if left.is_none() && Duration::try_from(since).unwrap_or_default() >= policy.patience {
         return Disposition::Dead(failure.reason);
     }
-    let probe = ladder::by_deferral(history.deferrals);
+    if let Some(next) = moment.next_probe {
+        return fit(Step::within(next.max(SOONEST)), left).map_or(Disposition::Expired, Disposition::Defer);
+    }
+    let probe = Step::before_probe(history.deferrals);
     let cached = failure.reason == Reason::AssumeRoleDenied && probe.duration() <= policy.denied_for;
     let step = if cached { ladder::at_least(policy.denied_for + Duration::from_secs(1)) } else { probe };
     fit(step, left).map_or(Disposition::Expired, Disposition::Defer)
@@ -128,7 +150,11 @@ mod tests {
     }
 
     fn decided(reason: Reason, history: &History, expires: Option<i64>) -> Disposition {
-        decide(&Failure::new(reason, "x"), history, &POLICY, at(0), expires.map(at))
+        decide(&Failure::new(reason, "x"), history, &POLICY, &moment(expires.map(at)))
+    }
+
+    fn moment(expires_at: Option<Timestamp>) -> Moment {
+        Moment { now: at(0), expires_at, next_probe: None }
     }
 
     fn tried(attempts: u32) -> History {
@@ -150,11 +176,11 @@ mod tests {
         let after = |seconds| {
             let failure =
                 Failure { retry_after: Some(Duration::from_secs(seconds)), ..Failure::new(Reason::SlowDown, "x") };
-            decide(&failure, &tried(0), &POLICY, at(0), None)
+            decide(&failure, &tried(0), &POLICY, &moment(None))
         };
         assert_eq!(after(1), Disposition::Retry(Step::S5));
         let impatient = Failure { retry_after: Some(Duration::from_secs(1)), ..Failure::new(Reason::SlowDown, "x") };
-        assert_eq!(decide(&impatient, &tried(5), &POLICY, at(0), None), Disposition::Retry(Step::H2));
+        assert_eq!(decide(&impatient, &tried(5), &POLICY, &moment(None)), Disposition::Retry(Step::H2));
         assert_eq!(after(31), Disposition::Retry(Step::M2));
         assert_eq!(after(10_000_000), Disposition::Retry(Step::H12));
     }
@@ -170,8 +196,37 @@ mod tests {
     #[test]
     fn interrupted_and_worker_class_go_back_untouched() {
         for reason in Reason::ALL.iter().filter(|r| matches!(r.class(), Class::Interrupted | Class::Worker)) {
-            assert_eq!(decided(*reason, &tried(7), None), Disposition::Return);
+            let expected = if *reason == Reason::Outage { Disposition::Defer(Step::S30) } else { Disposition::Return };
+            assert_eq!(decided(*reason, &tried(7), None), expected);
         }
+    }
+
+    #[test]
+    fn with_an_open_circuit_the_wait_ends_before_the_next_probe() {
+        let waits = |seconds, left: Option<i64>, history: &History| {
+            let next_probe = Some(Duration::from_secs(seconds));
+            let failure = Failure::new(Reason::BucketNotFound, "x");
+            decide(&failure, history, &POLICY, &Moment { next_probe, ..moment(left.map(at)) })
+        };
+        let fresh = History::default();
+        for (seconds, step) in [(0, Step::S30), (29, Step::S30), (30, Step::S30), (599, Step::M2), (601, Step::M10)] {
+            assert_eq!(waits(seconds, None, &fresh), Disposition::Defer(step), "{seconds}");
+        }
+        assert_eq!(waits(600, Some(100), &fresh), Disposition::Defer(Step::S30));
+        assert_eq!(waits(600, Some(4), &fresh), Disposition::Expired);
+        let old = History { deferred_since: Some(at(-86_400)), ..History::default() };
+        assert_eq!(waits(600, None, &old), Disposition::Dead(Reason::BucketNotFound));
+    }
+
+    #[test]
+    fn a_job_that_must_wait_its_turn_uses_up_no_patience() {
+        let waits = |seconds, left: Option<i64>| postpone(Duration::from_secs(seconds), &moment(left.map(at)));
+        assert_eq!(waits(1, None), Disposition::Defer(Step::S5));
+        assert_eq!(waits(1250, None), Disposition::Defer(Step::M10));
+        assert_eq!(waits(1250, Some(700)), Disposition::Defer(Step::M10));
+        assert_eq!(waits(1250, Some(40)), Disposition::Defer(Step::S30));
+        assert_eq!(waits(1, Some(4)), Disposition::Expired);
+        assert_eq!(waits(1, Some(-4)), Disposition::Expired);
     }
 
     #[test]

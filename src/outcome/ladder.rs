@@ -50,21 +50,26 @@ impl Step {
             Self::H12 => 43200,
         })
     }
+
+    /// The wait before the next probe of a destination that has refused `probes` of them: 30 s, 2 min, then every 10 min.
+    pub fn before_probe(probes: u32) -> Self {
+        match probes {
+            0 => Self::S30,
+            1 => Self::M2,
+            _ => Self::M10,
+        }
+    }
+
+    /// The longest rung that is over when `wait` is; the shortest there is for less.
+    pub fn within(wait: Duration) -> Self {
+        at_most(wait).unwrap_or(Self::S5)
+    }
 }
 
 /// The wait before the try that follows the charged attempt `attempt` (1 is the first).
 pub(super) fn by_attempt(attempt: u32) -> Step {
     let index = usize::try_from(attempt).unwrap_or(usize::MAX).clamp(1, Step::ALL.len());
     Step::ALL[index - 1]
-}
-
-/// The wait before the next probe of a destination that was probed `deferrals` times: 30 s, 2 min, then every 10 min.
-pub(super) fn by_deferral(deferrals: u32) -> Step {
-    match deferrals {
-        0 => Step::S30,
-        1 => Step::M2,
-        _ => Step::M10,
-    }
 }
 
 /// The shortest rung that lasts at least `delay`, or the longest there is.

@@ -260,7 +260,9 @@ impl<V: Clone> Slot<V> {
     fn answer(&self, good_until: Instant, now: Instant) -> Option<Result<V, Failure>> {
         match &*self.state.read().ok()? {
             State::Kept { value, ends, .. } if ends.is_none_or(|ends| ends > good_until) => Some(Ok(value.clone())),
-            State::Refused { failure, until } if *until > now => Some(Err(failure.clone())),
+            State::Refused { failure, until } if *until > now => {
+                Some(Err(Failure { remembered: true, ..failure.clone() }))
+            }
             _ => None,
         }
     }

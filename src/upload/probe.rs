@@ -66,6 +66,7 @@ impl Probe {
             started: SystemTime::now(),
             earlier: None,
             progress: &self.progress,
+            pace: None,
         }
     }
 

@@ -1,7 +1,10 @@
 //! The parts of a stream, as it is or compressed on the way.
 
+use std::sync::Arc;
+
 use futures_util::stream::{self, Stream};
 
+use super::pace::{Pace, paced};
 use super::packed::PackedReader;
 use super::part::{Part, PartReader};
 use super::plan::{self, Growing};
@@ -52,10 +55,17 @@ impl Reader {
     }
 }
 
-/// The parts that are still to be read, each when there is room for it.
-pub(super) fn remaining(reader: Reader, sizes: PartSizes) -> impl Stream<Item = Result<Part, Failure>> {
-    stream::try_unfold(reader, move |mut reader| async move {
+/// The parts that are still to be read, each when there is room for it, and when the destination may have it.
+pub(super) fn remaining(
+    reader: Reader,
+    sizes: PartSizes,
+    pace: Option<Arc<Pace>>,
+) -> impl Stream<Item = Result<Part, Failure>> {
+    stream::try_unfold((reader, pace), move |(mut reader, pace)| async move {
         let size = plan::size(sizes, reader.next_number())?;
-        Ok(reader.next(size).await?.map(|part| (part, reader)))
+        if !reader.ended() {
+            paced(pace.as_ref(), size).await;
+        }
+        Ok(reader.next(size).await?.map(|part| (part, (reader, pace))))
     })
 }

@@ -35,7 +35,12 @@ impl Worker {
         // What waits for the broker needs no slot.
         drop(permits);
         match tested {
-            Ok(Some(report)) => self.answer(delivery, to, &report).await,
+            Ok(Some(report)) => {
+                if report.verdict == crate::check::Verdict::Ready {
+                    self.reset_circuit(&destination.id);
+                }
+                self.answer(delivery, to, &report).await;
+            }
             Ok(None) => drop(self.settle(delivery, Settlement::Return, Vec::new()).await),
             Err(failure) => self.refuse(delivery, *Refusal::new(failure)).await,
         }

@@ -177,8 +177,8 @@ impl Work for Held {
     }
 }
 
-/// The lane of the routing key: work that was handed over without a lease came by another.
-fn published_to(delivery: &Delivery) -> Lane {
+/// The lane of the routing key: work that was handed over came by another.
+pub(super) fn published_to(delivery: &Delivery) -> Lane {
     if delivery.routing_key.starts_with("job.backfill.") { Lane::Backfill } else { Lane::Scheduled }
 }
 

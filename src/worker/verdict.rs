@@ -8,13 +8,14 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::headers::{self, Headers};
+use super::turn::Away;
 use crate::destination::{Destination, DestinationId};
 use crate::job::{Job, JobId, Rejected};
 use crate::lane::Lane;
 use crate::metrics::{DeferCause, Metrics};
 use crate::outcome::{
-    Class, Disposition, Ended, Failure, History, OutcomeData, OutcomeKind, Policy, Reason, Receipt, decide, event_id,
-    render,
+    Class, Disposition, Ended, Failure, History, Moment, OutcomeData, OutcomeKind, Policy, Reason, Receipt, decide,
+    event_id, postpone, render,
 };
 use crate::queue::{Event, Properties, Settlement};
 use crate::upload::Progress;
@@ -30,7 +31,7 @@ pub(super) struct Verdict {
 }
 
 /// Everything a verdict is made from beside the end itself.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Case<'a> {
     pub(super) prefix: &'a str,
     pub(super) policy: &'a Policy,
@@ -42,6 +43,8 @@ pub(super) struct Case<'a> {
     pub(super) started_at: Timestamp,
     pub(super) now: Timestamp,
     pub(super) took: Duration,
+    /// How long it is until the destination is asked again, where its circuit is open.
+    pub(super) next_probe: Option<Duration>,
 }
 
 impl Case<'_> {
@@ -55,19 +58,47 @@ impl Case<'_> {
             }
             Ended::Skipped => self.ended(OutcomeKind::Skipped, self.data(now), None, Settlement::Ack, metrics),
             Ended::Expired => self.expired(headers::last_failure(&self.properties.headers), now, metrics),
-            Ended::Failed(failure) => self.failed(failure, now, metrics),
+            Ended::Failed(failure) => self.failed(failure, metrics),
         }
     }
 
-    fn failed(&self, failure: Failure, now: Timestamp, metrics: &Metrics) -> Verdict {
-        let decision = decide(&failure, self.history, self.policy, now, self.job.expires_at);
+    /// Judges a job that may not begin now. Nothing was tried: no attempt is counted.
+    pub(super) fn turned_away(&self, away: Away, metrics: &Metrics) -> Verdict {
+        match away {
+            Away::Broken(failure, _) => {
+                let decision = decide(&failure, self.history, self.policy, &self.moment());
+                self.decided(decision, *failure, false, metrics)
+            }
+            Away::Full(wait, cause) => match postpone(wait, &self.moment()) {
+                Disposition::Defer(rung) => {
+                    metrics.deferred(cause);
+                    let settlement = Settlement::Defer { rung, headers: Headers::new() };
+                    Verdict { settlement, event: None, kind: None, failure: None }
+                }
+                _ => self.expired(headers::last_failure(&self.properties.headers), self.now, metrics),
+            },
+            Away::Draining => Verdict { settlement: Settlement::Return, event: None, kind: None, failure: None },
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now: self.now, expires_at: self.job.expires_at, next_probe: self.next_probe }
+    }
+
+    fn failed(&self, failure: Failure, metrics: &Metrics) -> Verdict {
+        let decision = decide(&failure, self.history, self.policy, &self.moment());
         let counted = if decision == Disposition::Dead(Reason::Exhausted) {
             Failure { reason: Reason::Exhausted, ..failure.clone() }
         } else {
             failure.clone()
         };
         metrics.attempt_failed(&self.destination.id, &counted);
-        let after = self.history_after(&failure, now);
+        self.decided(decision, failure, true, metrics)
+    }
+
+    fn decided(&self, decision: Disposition, failure: Failure, tried: bool, metrics: &Metrics) -> Verdict {
+        let now = self.now;
+        let after = self.history_after(&failure, tried, now);
         match decision {
             Disposition::Retry(rung) => {
                 metrics.retry(failure.reason);
@@ -122,14 +153,15 @@ impl Case<'_> {
     }
 
     /// The history that a copy of the job carries on.
-    fn history_after(&self, failure: &Failure, now: Timestamp) -> History {
+    /// A job that was not tried is the same attempt when it comes back.
+    fn history_after(&self, failure: &Failure, tried: bool, now: Timestamp) -> History {
         let before = self.history;
-        let charged = !matches!(failure.class(), Class::Destination | Class::Interrupted | Class::Worker);
+        let charged = tried && !matches!(failure.class(), Class::Destination | Class::Interrupted | Class::Worker);
         let deferred = failure.class() == Class::Destination;
         History {
             attempts: before.attempts.saturating_add(charged.into()),
-            deferrals: before.deferrals.saturating_add(deferred.into()),
-            defects: before.defects.saturating_add((failure.class() == Class::Defect).into()),
+            deferrals: before.deferrals.saturating_add((tried && deferred).into()),
+            defects: before.defects.saturating_add((tried && failure.class() == Class::Defect).into()),
             first_failure_at: before.first_failure_at.or(Some(now)),
             deferred_since: before.deferred_since.or(deferred.then_some(now)),
         }

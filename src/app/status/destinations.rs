@@ -8,10 +8,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::destination::{Auth, Destination, DestinationId, Destinations};
-use crate::metrics::Metrics;
 use crate::session;
 use crate::session::Sessions;
-use crate::worker::{DestinationRecord, RunningTransfer, Trouble};
+use crate::worker::{CircuitView, DestinationRecord, RunningTransfer, Trouble};
 
 /// Destinations in the list.
 const SHOWN: usize = 100;
@@ -23,7 +22,9 @@ pub(super) struct Known<'a> {
     pub(super) worked_for: BTreeMap<DestinationId, DestinationRecord>,
     pub(super) running: &'a [RunningTransfer],
     pub(super) sessions: &'a Sessions,
-    pub(super) metrics: &'a Metrics,
+    pub(super) circuits: &'a HashMap<DestinationId, CircuitView>,
+    /// Jobs that wait in the worker, and that were sent away, as their destination has all it may have.
+    pub(super) waiting: &'a HashMap<DestinationId, (usize, u32)>,
     /// Only ids that contain this.
     pub(super) filter: &'a str,
 }
@@ -50,7 +51,13 @@ struct State {
     configured: bool,
     session: SessionState,
     circuit_open: bool,
+    /// The circuit, while it is not closed.
+    circuit: Option<CircuitView>,
     in_flight: usize,
+    /// Jobs that wait in the worker for one of those in flight to end.
+    waiting: usize,
+    /// Jobs that were sent away for that reason, and are still to come back.
+    deferred: u32,
     /// The most transfers at once; `null` where only the worker's own limit holds.
     max_concurrency: Option<u32>,
     /// Failed attempts since the last delivery.
@@ -78,8 +85,9 @@ struct Candidate<'a> {
     destination: &'a Destination,
     configured: bool,
     record: Option<&'a DestinationRecord>,
-    circuit_open: bool,
+    circuit: Option<&'a CircuitView>,
     in_flight: usize,
+    waiting: (usize, u32),
 }
 
 impl Candidate<'_> {
@@ -89,7 +97,7 @@ impl Candidate<'_> {
 
     fn rank(&self) -> impl Ord + use<'_> {
         let last = self.record.map_or(0, |record| record.last_active);
-        (Reverse((self.circuit_open, self.failures() > 0, self.in_flight, last)), &self.destination.id)
+        (Reverse((self.circuit.is_some(), self.failures() > 0, self.in_flight, last)), &self.destination.id)
     }
 }
 
@@ -118,14 +126,15 @@ fn candidates<'a>(known: &'a Known<'_>) -> Vec<Candidate<'a>> {
             destination,
             configured,
             record: known.worked_for.get(id),
-            circuit_open: known.metrics.destinations().circuit_open(id),
+            circuit: known.circuits.get(id),
             in_flight: in_flight.get(id.as_str()).copied().unwrap_or(0),
+            waiting: known.waiting.get(id).copied().unwrap_or_default(),
         })
         .collect()
 }
 
 fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
-    let Candidate { destination, configured, record, circuit_open, in_flight } = *candidate;
+    let Candidate { destination, configured, record, circuit, in_flight, waiting: (waiting, deferred) } = *candidate;
     State {
         id: destination.id.to_string(),
         bucket: destination.bucket.to_string(),
@@ -136,8 +145,11 @@ fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
         },
         configured,
         session: session_state(session),
-        circuit_open,
+        circuit_open: circuit.is_some(),
+        circuit: circuit.cloned(),
         in_flight,
+        waiting,
+        deferred,
         max_concurrency: destination.max_concurrency.map(std::num::NonZeroU32::get),
         consecutive_failures: candidate.failures(),
         last_failure: record.and_then(|record| record.last_trouble.as_deref().cloned()),

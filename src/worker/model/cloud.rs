@@ -109,7 +109,10 @@ impl Run<'_> {
     }
 
     fn over(&self, end: End) {
-        self.cloud.world.lock().records[self.job].ended(self.cloud.member, end, clock::elapsed());
+        let mut state = self.cloud.world.lock();
+        let destination = state.plan(self.job).destination;
+        state.members[self.cloud.member].answered(destination, end);
+        state.records[self.job].ended(self.cloud.member, end, clock::elapsed());
     }
 
     pub(super) fn plan_shape(&self) -> Shape {

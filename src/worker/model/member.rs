@@ -8,8 +8,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::message::{Message, index};
+use super::record::End;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
+use crate::outcome::Class;
 use crate::queue::{Delivery, Ticket};
 use crate::worker::Worker;
 
@@ -30,6 +32,10 @@ pub(super) struct Member {
     pub(super) loans: BTreeMap<u64, (Lane, Message)>,
     pub(super) prefetch: [usize; 3],
     pub(super) running: u32,
+    /// Destinations that have refused it since the last delivery there.
+    pub(super) refused: BTreeSet<usize>,
+    /// Destinations that failed it, in whatever way, likewise.
+    pub(super) failed: BTreeSet<usize>,
     /// Leases that are being taken.
     pub(super) leasing: u32,
     /// Jobs whose lease it had, and that others have now.
@@ -61,6 +67,8 @@ impl Member {
             loans: BTreeMap::new(),
             prefetch: [ahead(slots), ahead(slots), ahead(backfill_slots)],
             running: 0,
+            refused: BTreeSet::new(),
+            failed: BTreeSet::new(),
             leasing: 0,
             told: Vec::new(),
             resumed: Vec::new(),
@@ -77,6 +85,23 @@ impl Member {
     pub(super) fn messages(&self) -> impl Iterator<Item = &Message> {
         let fetched = self.fetched.iter().flatten().map(|(_, message)| message);
         fetched.chain(self.loans.values().map(|(_, message)| message))
+    }
+
+    /// An attempt has ended: what that says of its destination.
+    pub(super) fn answered(&mut self, destination: usize, end: End) {
+        match end {
+            End::Delivered | End::Skipped => {
+                self.refused.remove(&destination);
+                self.failed.remove(&destination);
+            }
+            End::Failed(class) => {
+                if class == Class::Destination {
+                    self.refused.insert(destination);
+                }
+                self.failed.insert(destination);
+            }
+            End::Expired => {}
+        }
     }
 
     pub(super) fn is_idle(&self) -> bool {

@@ -197,7 +197,7 @@ fn config(story: &Story, member: usize) -> WorkerConfig {
         memory_budget: 64 << 20,
         drain_timeout: story.drain,
         max_attempts: NonZeroU32::new(story.max_attempts).unwrap_or(NonZeroU32::MIN),
-        destination_slots: NonZeroU32::MAX,
+        destination_slots: NonZeroU32::new(story.destination_slots).unwrap_or(NonZeroU32::MIN),
         id: format!("worker-{member}"),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::clock;
 use super::message::{Message, counter};
-use super::plan::Fate;
+use super::plan::{DESTINATIONS, Fate};
 use super::record::End;
 use super::world::{State, note};
 use crate::job::Job;
@@ -15,6 +15,8 @@ use crate::worker::lease::CRASHES;
 
 const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
+const DEFERRED_SINCE: &str = "x-deferred-since";
+const LAST_REASON: &str = "x-last-error-reason";
 
 /// The job that a message id names.
 pub(super) fn job_of(message_id: Option<&str>) -> usize {
@@ -50,6 +52,10 @@ fn unfounded(
 ) -> Option<&'static str> {
     let before = &delivery.properties.headers;
     let poisonous = state.plan(job).fate == Fate::Poison;
+    let destination = state.plan(job).destination;
+    let known_broken = state.members[member].refused.contains(&destination);
+    let expires = state.plan(job).expires.is_some();
+    let failing = state.members[member].failed.len();
     let record = &mut state.records[job];
     match settlement {
         Settlement::Ack => match kinds {
@@ -59,6 +65,8 @@ fn unfounded(
             ["expired"] if record.settle(member, |end| end == End::Expired) => None,
             ["expired"] if record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted()) => None,
             ["expired"] if record.settle(member, End::is_interrupted) || poisonous || record.crashes >= CRASHES => None,
+            // It was turned away: its destination was known to be broken, or had all it may have.
+            ["expired"] if known_broken || expires => None,
             _ => Some("no attempt ended so"),
         },
         Settlement::Retry { headers, .. } => {
@@ -72,14 +80,20 @@ fn unfounded(
             if counter(headers, ATTEMPT) != counter(before, ATTEMPT) {
                 return Some("an attempt is charged");
             }
-            let founded = kinds.is_empty() && record.settle(member, |end| end == End::Failed(Class::Destination));
+            if headers.contains_key(DEFERRED_SINCE) {
+                record.deferred_since.get_or_insert(clock::elapsed());
+            }
+            let ours = record.settle(member, |end| end == End::Failed(Class::Destination)) || known_broken;
+            let all = headers.get(LAST_REASON).is_some_and(|reason| reason == Reason::Outage.as_str());
+            let alike = all && (record.settle(member, |end| matches!(end, End::Failed(_))) || failing >= 3);
+            let founded = kinds.is_empty() && (ours || alike);
             (!founded).then_some("no destination refused")
         }
         Settlement::Defer { headers, .. } => headers.contains_key(ATTEMPT).then_some("an attempt is charged"),
         Settlement::Dead { .. } => {
             let refused = poisonous || state.story.jobs[job].fate == Fate::Refused || record.crashes >= CRASHES;
             let ended = |end| matches!(end, End::Failed(_)) && !End::is_interrupted(end);
-            let founded = record.settle(member, ended) || refused;
+            let founded = record.settle(member, ended) || refused || known_broken;
             (!founded).then_some("no attempt ended so")
         }
         Settlement::HandOver { headers } => {
@@ -211,6 +225,11 @@ pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &J
         let backfills = board.iter().filter(|running| running.lane == Lane::Backfill.as_str()).count();
         if backfills > state.story.backfill_slots as usize {
             state.wrong(format!("worker {member} runs {backfills} backfills"));
+        }
+        let into =
+            board.iter().filter(|running| running.destination == DESTINATIONS[state.plan(job).destination]).count();
+        if into > state.story.destination_slots as usize {
+            state.wrong(format!("worker {member} runs {into} transfers into one destination"));
         }
         let mut same: Vec<_> = board.iter().filter(|running| running.job_id == parsed.id.as_str()).collect();
         same.sort_by_key(|running| running.attempt);

@@ -26,6 +26,8 @@ pub(super) struct Story {
     pub(super) slots: u32,
     pub(super) backfill_slots: u32,
     pub(super) max_attempts: u32,
+    /// The most transfers of a worker into one destination.
+    pub(super) destination_slots: u32,
     pub(super) drain: Duration,
     pub(super) lease_after: Duration,
     pub(super) weather: Weather,
@@ -134,6 +136,7 @@ impl Story {
             happenings,
             sieges,
             calm,
+            destination_slots: dice.count(1, slots + 1),
             dice: dice.fork(),
             kind,
         }

@@ -4,6 +4,7 @@ use super::*;
 use crate::config::{AwsConfig, SessionConfig};
 use crate::destination::Region;
 use crate::destination::raw::{RawAuth, RawDestination};
+use crate::metrics::Metrics;
 use crate::session::Identity;
 
 fn destination(id: &str) -> (DestinationId, Arc<Destination>) {
@@ -48,19 +49,20 @@ struct World {
     configured: Destinations,
     worked_for: BTreeMap<DestinationId, DestinationRecord>,
     running: Vec<RunningTransfer>,
-    metrics: Arc<Metrics>,
+    circuits: HashMap<DestinationId, CircuitView>,
+    waiting: HashMap<DestinationId, (usize, u32)>,
     sessions: Sessions,
 }
 
 impl World {
     async fn new(configured: impl Iterator<Item = String>) -> Self {
-        let metrics = Arc::new(Metrics::new(5));
         Self {
             configured: configured.map(|id| destination(&id)).collect(),
             worked_for: BTreeMap::new(),
             running: Vec::new(),
-            sessions: sessions(&metrics).await,
-            metrics,
+            sessions: sessions(&Arc::new(Metrics::new(5))).await,
+            circuits: HashMap::new(),
+            waiting: HashMap::new(),
         }
     }
 
@@ -70,7 +72,8 @@ impl World {
             worked_for: self.worked_for.clone(),
             running: &self.running,
             sessions: &self.sessions,
-            metrics: &self.metrics,
+            circuits: &self.circuits,
+            waiting: &self.waiting,
             filter,
         })
     }
@@ -102,10 +105,23 @@ async fn trouble_comes_first_then_the_busiest_then_the_latest() {
     let mut world = World::new(["idle", "late", "early", "busy", "closed"].into_iter().map(str::to_owned)).await;
     world.worked_for.extend([record("late", 0, 9), record("early", 0, 3), record("inline-failing", 2, 1)]);
     world.running = vec![running("busy"), running("busy"), running("early")];
-    world.metrics.destinations().set_circuit_open(&DestinationId::parse("closed").unwrap(), true);
+    let circuit = CircuitView {
+        state: "open",
+        since: Timestamp::UNIX_EPOCH,
+        next_probe_at: None,
+        probes: 2,
+        reason: "kms_denied",
+        message: String::new(),
+        hint: String::new(),
+    };
+    world.circuits.insert(DestinationId::parse("closed").unwrap(), circuit);
+    world.waiting.insert(DestinationId::parse("busy").unwrap(), (3, 40));
     assert_eq!(world.ids(""), ["closed", "inline-failing", "busy", "early", "late", "idle"]);
     let shown = serde_json::to_value(world.states("")).unwrap();
     assert_eq!(shown["shown"][0]["circuit_open"], true);
+    assert_eq!(shown["shown"][0]["circuit"]["reason"], "kms_denied");
+    assert_eq!(shown["shown"][1]["circuit"], serde_json::Value::Null);
+    assert_eq!((&shown["shown"][2]["waiting"], &shown["shown"][2]["deferred"]), (&3.into(), &40.into()));
     assert_eq!(shown["shown"][1]["configured"], false);
     assert_eq!(shown["shown"][2]["in_flight"], 2);
     assert!(!shown.to_string().contains("marked-secret"), "{shown}");

@@ -1,0 +1,276 @@
+//! A circuit for each destination: while the customer has something to mend, one job now and then asks, and the others wait.
+//!
+//! Closed, jobs run and evidence is gathered. What is certain (no such bucket, a disabled key) opens it at once; a refusal of STS
+//! when it was given twice at least a minute apart, as a new role takes a while to be known everywhere; refused keys when three
+//! different ones were refused without a success. Open, jobs are deferred uncharged until the next probe is due, and that one
+//! job decides: delivered, the circuit closes; refused again, the next probe is later. Each worker has its own circuits.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::headers;
+use crate::destination::DestinationId;
+use crate::metrics::Metrics;
+use crate::outcome::{Class, Ended, Failure, Reason, Step};
+
+/// Two refusals of STS count as two when they are this far apart.
+const APART: Duration = Duration::from_secs(60);
+/// So many different keys refused without a success are a refusal of the bucket.
+const KEYS: usize = 3;
+/// After a probe that showed nothing (S3 was away, the job was cut short).
+const INCONCLUSIVE: Duration = Duration::from_secs(30);
+/// Destinations with evidence or an open circuit. Inline ones come without end; beyond this, new ones have no circuit.
+const TRACKED: usize = 10_000;
+/// Evidence that nothing was added to for so long makes room.
+const STALE: Duration = Duration::from_hours(1);
+
+/// The circuits of one worker.
+#[derive(Debug)]
+pub(super) struct Circuits {
+    known: Mutex<HashMap<DestinationId, Circuit>>,
+    denied_for: Duration,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct Circuit {
+    touched: Instant,
+    denied: Option<Instant>,
+    refused_keys: BTreeSet<String>,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    failure: Failure,
+    since: Timestamp,
+    opened: Instant,
+    probes: u32,
+    next_probe: Instant,
+    probing: bool,
+}
+
+/// What a job finds at its destination.
+#[derive(Debug)]
+pub(super) enum Gate {
+    /// All is well, as far as is known.
+    Closed,
+    /// The circuit is open, and this job is to find out whether it still must be.
+    Probe(Probe),
+    /// The circuit is open: what was wrong, and how long it is until the next probe.
+    Open(Box<Failure>, Duration),
+}
+
+/// The right to be the one that asks. Given back on drop; without a verdict the next probe is soon.
+#[derive(Debug)]
+pub(super) struct Probe {
+    circuits: Arc<Circuits>,
+    destination: DestinationId,
+}
+
+/// A circuit that is not closed, as `/status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct CircuitView {
+    /// `open`, or `half_open` while a probe runs.
+    pub state: &'static str,
+    /// Since when it is open.
+    pub since: Timestamp,
+    /// When the next probe is due; past, if no job has come since.
+    pub next_probe_at: Option<Timestamp>,
+    /// Probes that failed since.
+    pub probes: u32,
+    /// What is wrong.
+    pub reason: &'static str,
+    /// In plain words.
+    pub message: String,
+    /// What the customer can do; may be empty.
+    pub hint: String,
+}
+
+impl Circuits {
+    /// All closed. `denied_for` is how long a refusal of STS is remembered: a probe must come after it.
+    pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { known: Mutex::default(), denied_for, metrics })
+    }
+
+    /// Asks for a job that is about to begin.
+    pub(super) fn ask(self: &Arc<Self>, destination: &DestinationId) -> Gate {
+        let mut known = self.known();
+        let Some(circuit) = known.get_mut(destination) else { return Gate::Closed };
+        let Some(open) = &mut circuit.open else { return Gate::Closed };
+        let left = open.next_probe.saturating_duration_since(Instant::now());
+        if open.probing || !left.is_zero() {
+            // While a probe runs, its answer is the soonest there is to know.
+            let left = if open.probing { INCONCLUSIVE.max(left) } else { left };
+            return Gate::Open(Box::new(open.failure.clone()), left);
+        }
+        open.probing = true;
+        tracing::info!(%destination, reason = open.failure.reason.as_str(), "a job asks whether the destination is mended");
+        Gate::Probe(Probe { circuits: self.clone(), destination: destination.clone() })
+    }
+
+    /// Notes how an attempt ended. Answers how long it is until the next probe, where the circuit is open now.
+    pub(super) fn note(
+        &self,
+        destination: &DestinationId,
+        key: &str,
+        ended: &Ended,
+        now: Timestamp,
+    ) -> Option<Duration> {
+        match ended {
+            Ended::Delivered(_) | Ended::Skipped => {
+                self.close(destination, "a job was delivered");
+                None
+            }
+            Ended::Failed(failure) if failure.class() == Class::Destination => {
+                self.blame(destination, key, failure, now)
+            }
+            Ended::Failed(_) | Ended::Expired => None,
+        }
+    }
+
+    /// Closes a circuit and forgets the evidence: somebody says that all is well.
+    pub(super) fn reset(&self, destination: &DestinationId) {
+        self.close(destination, "it was reset");
+    }
+
+    /// Closes what was opened within the last `window`: it was nobody's own fault.
+    pub(super) fn forgive(&self, window: Duration) {
+        let mut known = self.known();
+        known.retain(|destination, circuit| {
+            let forgiven = circuit.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
+            if forgiven && circuit.open.is_some() {
+                self.metrics.destinations().set_circuit_open(destination, false);
+                tracing::info!(%destination, "its circuit is closed again: everything fails alike");
+            }
+            !forgiven
+        });
+    }
+
+    /// All circuits that are not closed.
+    pub(super) fn view(&self, now: Timestamp) -> HashMap<DestinationId, CircuitView> {
+        let known = self.known();
+        known.iter().filter_map(|(id, circuit)| Some((id.clone(), circuit.open.as_ref()?.view(now)))).collect()
+    }
+
+    fn close(&self, destination: &DestinationId, why: &str) {
+        let removed = self.known().remove(destination);
+        if removed.is_some_and(|circuit| circuit.open.is_some()) {
+            self.metrics.destinations().set_circuit_open(destination, false);
+            tracing::info!(%destination, why, "the circuit of a destination is closed");
+        }
+    }
+
+    fn blame(&self, destination: &DestinationId, key: &str, failure: &Failure, now: Timestamp) -> Option<Duration> {
+        let mut known = self.known();
+        if !known.contains_key(destination) {
+            make_room(&mut known);
+            if known.len() >= TRACKED {
+                return None;
+            }
+        }
+        let circuit = known.entry(destination.clone()).or_insert_with(Circuit::new);
+        circuit.touched = Instant::now();
+        if circuit.open.is_none() && circuit.convicts(key, failure) {
+            self.metrics.destinations().set_circuit_open(destination, true);
+            tracing::warn!(
+                %destination, reason = failure.reason.as_str(), cause = %failure, hint = failure.hint,
+                "the circuit of a destination is open: its jobs wait, and now and then one asks"
+            );
+            circuit.open = Some(Open::new(failure, now));
+        }
+        let open = circuit.open.as_mut()?;
+        open.refused(failure, self.denied_for);
+        Some(open.next_probe.saturating_duration_since(Instant::now()))
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<DestinationId, Circuit>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Circuit {
+    fn new() -> Self {
+        Self { touched: Instant::now(), denied: None, refused_keys: BTreeSet::new(), open: None }
+    }
+
+    /// Adds a failure to the evidence; true when it suffices.
+    fn convicts(&mut self, key: &str, failure: &Failure) -> bool {
+        match failure.reason {
+            // What is only remembered was not asked again.
+            Reason::AssumeRoleDenied if failure.remembered => false,
+            Reason::AssumeRoleDenied => {
+                let first = *self.denied.get_or_insert_with(Instant::now);
+                first.elapsed() >= APART
+            }
+            Reason::AccessDenied => {
+                self.refused_keys.insert(key.to_owned());
+                self.refused_keys.len() >= KEYS
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Open {
+    fn new(failure: &Failure, now: Timestamp) -> Self {
+        let opened = Instant::now();
+        Self { failure: failure.clone(), since: now, opened, probes: 0, next_probe: opened, probing: false }
+    }
+
+    /// The destination has refused once more. Only a probe's refusal, or the first, moves the next probe: jobs that were under way
+    /// when the circuit opened say nothing new.
+    fn refused(&mut self, failure: &Failure, denied_for: Duration) {
+        let first = self.next_probe == self.opened;
+        if !first && !self.probing {
+            return;
+        }
+        if self.probing && !first {
+            self.probes = self.probes.saturating_add(1);
+        }
+        self.probing = false;
+        self.failure = failure.clone();
+        let step = Step::before_probe(self.probes).duration();
+        let memory =
+            if failure.reason == Reason::AssumeRoleDenied { denied_for + Duration::from_secs(1) } else { step };
+        self.next_probe = Instant::now() + step.max(memory);
+    }
+
+    fn view(&self, now: Timestamp) -> CircuitView {
+        let left = self.next_probe.saturating_duration_since(Instant::now());
+        CircuitView {
+            state: if self.probing { "half_open" } else { "open" },
+            since: self.since,
+            next_probe_at: headers::after(now, left),
+            probes: self.probes,
+            reason: self.failure.reason.as_str(),
+            message: self.failure.message.clone(),
+            hint: self.failure.hint.clone(),
+        }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        let mut known = self.circuits.known();
+        let open = known.get_mut(&self.destination).and_then(|circuit| circuit.open.as_mut());
+        if let Some(open) = open.filter(|open| open.probing) {
+            open.probing = false;
+            open.next_probe = Instant::now() + INCONCLUSIVE;
+        }
+    }
+}
+
+fn make_room(known: &mut HashMap<DestinationId, Circuit>) {
+    if known.len() >= TRACKED {
+        known.retain(|_, circuit| circuit.touched.elapsed() < STALE);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+use super::*;
+use crate::outcome::Receipt;
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn circuits() -> Arc<Circuits> {
+    Circuits::new(Duration::from_secs(60), Arc::new(Metrics::new(10)))
+}
+
+fn acme() -> DestinationId {
+    DestinationId::parse("acme").unwrap()
+}
+
+fn refused(reason: Reason) -> Ended {
+    Ended::Failed(Failure::new(reason, "refused"))
+}
+
+fn remembered() -> Ended {
+    Ended::Failed(Failure { remembered: true, ..Failure::new(Reason::AssumeRoleDenied, "refused") })
+}
+
+fn seconds(left: Option<Duration>) -> Option<u64> {
+    left.map(|left| left.as_secs())
+}
+
+fn is_open(circuits: &Arc<Circuits>) -> bool {
+    !circuits.view(NOW).is_empty()
+}
+
+async fn pass(seconds: u64) {
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_certain_opens_at_once_and_the_probes_come_later_and_later() {
+    let circuits = circuits();
+    let id = acme();
+    assert!(matches!(circuits.ask(&id), Gate::Closed));
+    let bad = refused(Reason::BucketNotFound);
+    assert_eq!(seconds(circuits.note(&id, "a", &bad, NOW)), Some(30));
+    for (wait, next) in [(30, 120), (120, 600), (600, 600), (600, 600)] {
+        let Gate::Open(failure, left) = circuits.ask(&id) else { panic!("not open") };
+        assert_eq!((failure.reason, left.as_secs()), (Reason::BucketNotFound, wait));
+        pass(wait).await;
+        let Gate::Probe(probe) = circuits.ask(&id) else { panic!("no probe after {wait}") };
+        assert!(matches!(circuits.ask(&id), Gate::Open(..)), "one probe at a time");
+        assert_eq!(circuits.view(NOW)[&id].state, "half_open");
+        assert_eq!(seconds(circuits.note(&id, "a", &bad, NOW)), Some(next));
+        drop(probe);
+    }
+    pass(600).await;
+    let Gate::Probe(probe) = circuits.ask(&id) else { panic!("no probe") };
+    assert_eq!(circuits.note(&id, "a", &Ended::Delivered(Receipt::default()), NOW), None);
+    drop(probe);
+    assert!(matches!(circuits.ask(&id), Gate::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn sts_must_refuse_twice_a_minute_apart_and_what_is_remembered_does_not_count() {
+    let circuits = circuits();
+    let (id, denied) = (acme(), refused(Reason::AssumeRoleDenied));
+    assert_eq!(circuits.note(&id, "a", &denied, NOW), None);
+    pass(59).await;
+    assert_eq!(circuits.note(&id, "a", &denied, NOW), None);
+    pass(2).await;
+    assert_eq!(circuits.note(&id, "a", &remembered(), NOW), None);
+    assert!(!is_open(&circuits));
+    // The next probe is past the minute for which the refusal is remembered.
+    assert_eq!(seconds(circuits.note(&id, "a", &denied, NOW)), Some(61));
+    assert!(is_open(&circuits));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_between_clears_the_evidence() {
+    let circuits = circuits();
+    let (id, denied) = (acme(), refused(Reason::AssumeRoleDenied));
+    circuits.note(&id, "a", &denied, NOW);
+    pass(120).await;
+    circuits.note(&id, "a", &Ended::Skipped, NOW);
+    assert_eq!(circuits.note(&id, "a", &denied, NOW), None);
+    assert!(!is_open(&circuits));
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_refused_keys_open_it_and_one_key_never_does() {
+    let circuits = circuits();
+    let (id, denied) = (acme(), refused(Reason::AccessDenied));
+    for _ in 0..10 {
+        assert_eq!(circuits.note(&id, "a", &denied, NOW), None);
+    }
+    assert_eq!(circuits.note(&id, "b", &denied, NOW), None);
+    assert_eq!(seconds(circuits.note(&id, "c", &denied, NOW)), Some(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_says_nothing_about_the_destination_neither_opens_nor_closes() {
+    let circuits = circuits();
+    let id = acme();
+    for reason in Reason::ALL.iter().filter(|reason| reason.class() != Class::Destination) {
+        assert_eq!(circuits.note(&id, "a", &refused(*reason), NOW), None, "{reason:?}");
+    }
+    circuits.note(&id, "a", &refused(Reason::KmsDenied), NOW);
+    pass(30).await;
+    let Gate::Probe(probe) = circuits.ask(&id) else { panic!("no probe") };
+    assert_eq!(circuits.note(&id, "a", &refused(Reason::S3Unavailable), NOW), None);
+    drop(probe);
+    let Gate::Open(_, left) = circuits.ask(&id) else { panic!("not open") };
+    assert_eq!(left, INCONCLUSIVE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_under_way_when_it_opened_do_not_move_the_probe() {
+    let circuits = circuits();
+    let (id, bad) = (acme(), refused(Reason::WrongOwner));
+    circuits.note(&id, "a", &bad, NOW);
+    pass(20).await;
+    assert_eq!(seconds(circuits.note(&id, "b", &bad, NOW)), Some(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_and_forgiveness_close_it() {
+    let circuits = circuits();
+    let (id, bad) = (acme(), refused(Reason::WrongOwner));
+    circuits.note(&id, "a", &bad, NOW);
+    circuits.reset(&id);
+    assert!(matches!(circuits.ask(&id), Gate::Closed));
+    circuits.note(&id, "a", &bad, NOW);
+    pass(100).await;
+    circuits.forgive(Duration::from_secs(60));
+    assert!(is_open(&circuits), "it was open before");
+    circuits.forgive(Duration::from_secs(120));
+    assert!(!is_open(&circuits));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_gauge_follows() {
+    let metrics = Arc::new(Metrics::new(10));
+    let circuits = Circuits::new(Duration::from_secs(60), metrics.clone());
+    circuits.note(&acme(), "a", &refused(Reason::WrongOwner), NOW);
+    assert!(metrics.destinations().circuit_open(&acme()));
+    circuits.reset(&acme());
+    assert!(!metrics.destinations().circuit_open(&acme()));
+}

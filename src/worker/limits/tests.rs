@@ -1,0 +1,158 @@
+use std::num::NonZeroU64;
+
+use super::*;
+use crate::destination::raw::{RawAuth, RawDestination};
+use crate::outcome::Step;
+
+fn destination(max: Option<u32>, rate: Option<u64>) -> Destination {
+    let auth = RawAuth { role_arn: Some("arn:aws:iam::123456789012:role/r".into()), ..RawAuth::default() };
+    let raw = RawDestination {
+        bucket: "acme-exports".into(),
+        region: "eu-central-1".into(),
+        auth,
+        ..RawDestination::default()
+    };
+    let destination = raw.validate(DestinationId::parse("acme").unwrap()).unwrap();
+    let (max_concurrency, max_bytes_per_second) = (max.and_then(NonZeroU32::new), rate.and_then(NonZeroU64::new));
+    Destination { max_concurrency, max_bytes_per_second, ..destination }
+}
+
+fn limits() -> Arc<Limits> {
+    Limits::new(NonZeroU32::new(2).unwrap(), 16)
+}
+
+fn now(limits: &Arc<Limits>, destination: &Destination) -> Pass {
+    match limits.ask(destination, Lane::Scheduled) {
+        Turn::Now(pass) => pass,
+        other => panic!("not now: {other:?}"),
+    }
+}
+
+fn soon(limits: &Arc<Limits>, destination: &Destination, lane: Lane) -> oneshot::Receiver<Pass> {
+    match limits.ask(destination, lane) {
+        Turn::Soon(called) | Turn::AtOnce(called) => called,
+        other => panic!("not soon: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_run_as_may_and_the_next_ones_are_called_by_lane() {
+    let (limits, acme) = (limits(), destination(None, None));
+    let (first, second) = (now(&limits, &acme), now(&limits, &acme));
+    // It shows that they take long.
+    tokio::time::advance(Duration::from_secs(6)).await;
+    let mut backfill = soon(&limits, &acme, Lane::Backfill);
+    let mut scheduled = soon(&limits, &acme, Lane::Scheduled);
+    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Crowded(_)));
+    drop(first);
+    let third = scheduled.try_recv().unwrap();
+    assert!(backfill.try_recv().is_err());
+    drop(second);
+    let fourth = backfill.try_recv().unwrap();
+    drop((third, fourth));
+    let mut state = limits.state();
+    assert!(state.waiting == 0 && state.crowds.values_mut().all(Crowd::is_idle), "nothing is left behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gave_up_waiting_gives_the_turn_on() {
+    let (limits, acme) = (limits(), destination(Some(1), None));
+    let running = now(&limits, &acme);
+    let gone = soon(&limits, &acme, Lane::Scheduled);
+    drop(gone);
+    let mut waiting = soon(&limits, &acme, Lane::Scheduled);
+    drop(running);
+    let pass = waiting.try_recv().unwrap();
+    drop(waiting);
+    drop(pass);
+    drop(now(&limits, &acme));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_that_was_sent_and_never_taken_is_given_back() {
+    let (limits, acme) = (limits(), destination(Some(1), None));
+    let running = now(&limits, &acme);
+    let called = soon(&limits, &acme, Lane::Scheduled);
+    drop(running);
+    drop(called);
+    drop(now(&limits, &acme));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_room_is_bounded_over_all_destinations() {
+    let limits = Limits::new(NonZeroU32::new(8).unwrap(), 1);
+    let acme = destination(Some(2), None);
+    let _running = (now(&limits, &acme), now(&limits, &acme));
+    tokio::time::advance(Duration::from_secs(6)).await;
+    let _waiting = soon(&limits, &acme, Lane::Scheduled);
+    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Crowded(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_comes_at_once_is_waited_for_even_if_many_wait() {
+    let limits = Limits::new(NonZeroU32::new(8).unwrap(), 1);
+    let acme = destination(None, None);
+    let first = now(&limits, &acme);
+    tokio::time::advance(Duration::from_millis(10)).await;
+    drop(first);
+    let _running: Vec<_> = (0..8).map(|_| now(&limits, &acme)).collect();
+    let waiting: Vec<_> = (0..40).map(|_| limits.ask(&acme, Lane::Scheduled)).collect();
+    assert!(matches!(waiting[0], Turn::Soon(_)));
+    assert!(waiting[1..].iter().all(|turn| matches!(turn, Turn::AtOnce(_))), "10 ms each");
+}
+
+/// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time: each comes back when its wait is over.
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_jobs_for_one_destination_make_no_churn_and_leave_it_no_pause() {
+    const JOBS: u32 = 10_000;
+    let (limits, acme) = (limits(), destination(None, None));
+    let begun = Instant::now();
+    let (mut deferrals, mut left, mut running) = (0_u32, JOBS, Vec::<(Instant, Pass)>::new());
+    let mut coming = BTreeMap::from([(begun, JOBS)]);
+    let mut called: Vec<oneshot::Receiver<Pass>> = Vec::new();
+    while left > 0 {
+        let now = Instant::now();
+        running.retain(|(ends, _)| {
+            *ends > now || {
+                left -= 1;
+                false
+            }
+        });
+        called.retain_mut(|call| match call.try_recv() {
+            Ok(pass) => {
+                running.push((now + Duration::from_secs(1), pass));
+                false
+            }
+            Err(_) => true,
+        });
+        let later = coming.split_off(&(now + Duration::from_nanos(1)));
+        for _ in 0..std::mem::replace(&mut coming, later).into_values().sum() {
+            match limits.ask(&acme, Lane::Scheduled) {
+                Turn::Now(pass) => running.push((now + Duration::from_secs(1), pass)),
+                Turn::Soon(call) | Turn::AtOnce(call) => called.push(call),
+                Turn::Crowded(wait) => {
+                    let rung = Step::within(wait).duration();
+                    limits.deferred(&acme.id, rung);
+                    *coming.entry(now + rung).or_default() += 1;
+                    deferrals += 1;
+                }
+                Turn::Throttled(_) => panic!("there is no rate"),
+            }
+        }
+        tokio::time::advance(Duration::from_millis(500)).await;
+    }
+    let (took, ideal) = (begun.elapsed().as_secs(), u64::from(JOBS / 2));
+    assert!(took <= ideal * 27 / 20, "{took} s where {ideal} s would do");
+    assert!(deferrals / JOBS <= 15, "{deferrals} deferrals of {JOBS} jobs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_owes_bytes_takes_no_more_transfers() {
+    let (limits, acme) = (limits(), destination(None, Some(1000)));
+    let pass = now(&limits, &acme);
+    pass.pace().unwrap().take(60_000).await;
+    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Throttled(debt) if debt == Duration::from_secs(59)));
+    drop(pass);
+    tokio::time::advance(Duration::from_secs(29)).await;
+    drop(now(&limits, &acme));
+}

@@ -1,0 +1,94 @@
+use super::*;
+use crate::outcome::Receipt;
+
+fn id(name: &str) -> DestinationId {
+    DestinationId::parse(name).unwrap()
+}
+
+fn good(outage: &Outage, name: &str) {
+    outage.see(&id(name), Ended::Delivered(Receipt::default()));
+}
+
+/// The reason in the end, and whether the outage began with it.
+fn bad(outage: &Outage, name: &str, reason: Reason) -> (Reason, bool) {
+    match outage.see(&id(name), Ended::Failed(Failure::new(reason, "no"))) {
+        Seen::AsIs(Ended::Failed(failure)) => (failure.reason, false),
+        Seen::Begun(Ended::Failed(failure)) => (failure.reason, true),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_that_worked_and_fail_alike_are_an_outage_until_one_works() {
+    let outage = Outage::default();
+    for name in ["a", "b", "c", "d"] {
+        good(&outage, name);
+    }
+    let denied = Reason::AssumeRoleDenied;
+    assert_eq!(bad(&outage, "a", denied), (denied, false));
+    assert_eq!(bad(&outage, "a", denied), (denied, false));
+    assert_eq!(bad(&outage, "b", denied), (denied, false));
+    assert_eq!(bad(&outage, "b", Reason::SourceNotFound), (Reason::SourceNotFound, false));
+    assert_eq!(bad(&outage, "c", denied), (Reason::Outage, true));
+    assert_eq!(bad(&outage, "d", denied), (Reason::Outage, false));
+    assert_eq!(bad(&outage, "d", Reason::KmsDenied), (Reason::KmsDenied, false));
+    assert!(outage.spares(&id("a")).is_some() && outage.spares(&id("e")).is_none());
+    good(&outage, "e");
+    assert!(outage.spares(&id("a")).is_none());
+    assert_eq!(bad(&outage, "d", denied), (denied, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_start_it_takes_more() {
+    let outage = Outage::default();
+    let names = ["a", "b", "c", "d"];
+    assert!(names.iter().all(|name| bad(&outage, name, Reason::Timeout).0 == Reason::Timeout));
+    assert_eq!(bad(&outage, "e", Reason::S3Unavailable), (Reason::Outage, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_were_broken_before_count_once() {
+    let outage = Outage::default();
+    for name in ["a", "b", "c", "d"] {
+        bad(&outage, name, Reason::BucketNotFound);
+    }
+    good(&outage, "e");
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(bad(&outage, name, Reason::BucketNotFound).0, Reason::BucketNotFound);
+    }
+    assert_eq!(bad(&outage, "f", Reason::BucketNotFound).0, Reason::BucketNotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_answer_between_and_time_between_are_no_outage() {
+    let outage = Outage::default();
+    let names = ["a", "b", "c", "d"];
+    names.iter().for_each(|name| good(&outage, name));
+    bad(&outage, "a", Reason::Connection);
+    bad(&outage, "b", Reason::Connection);
+    good(&outage, "d");
+    assert_eq!(bad(&outage, "c", Reason::Connection).0, Reason::Connection);
+    let outage = Outage::default();
+    names.iter().for_each(|name| good(&outage, name));
+    for name in names {
+        assert_eq!(bad(&outage, name, Reason::Connection).0, Reason::Connection);
+        tokio::time::advance(Duration::from_secs(40)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn remembered_refusals_say_nothing_new_and_an_old_outage_is_over() {
+    let outage = Outage::default();
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        let remembered = Failure { remembered: true, ..Failure::new(Reason::AssumeRoleDenied, "no") };
+        assert!(
+            matches!(outage.see(&id(name), Ended::Failed(remembered)), Seen::AsIs(Ended::Failed(f)) if f.reason != Reason::Outage)
+        );
+    }
+    for name in ["a", "b", "c", "d", "e"] {
+        bad(&outage, name, Reason::StsUnavailable);
+    }
+    assert!(outage.spares(&id("a")).is_some());
+    tokio::time::advance(OVER + Duration::from_secs(1)).await;
+    assert_eq!(bad(&outage, "a", Reason::StsUnavailable).0, Reason::StsUnavailable);
+}

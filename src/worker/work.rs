@@ -1,0 +1,243 @@
+//! The work on one job: its turn, one attempt, what that says, and how its delivery is settled.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::sync::SemaphorePermit;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
+
+use super::admit::Admitted;
+use super::lease::{self, Held};
+use super::ledger::{Running, Standing};
+use super::outage::{self, Seen};
+use super::turn::{Away, Told};
+use super::verdict::{self, Case, Verdict};
+use super::{CRASH_LOOP, DEADLINE, Permits, QUARANTINE, STOPPING, Worker, board, headers};
+use crate::crash;
+use crate::destination::Destination;
+use crate::job::Job;
+use crate::job::lease::Checkpoint;
+use crate::lane::Lane;
+use crate::outcome::{Ended, Failure, OutcomeKind, Reason, Step};
+use crate::queue::{Delivery, Settlement};
+use crate::transfer::Attempt;
+use crate::upload::{Pace, Progress};
+
+impl Worker {
+    pub(super) async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
+        let Admitted { job, destination, lease } = admitted;
+        let Ok(_quarantine) = self.quarantined(&delivery).await else {
+            drop(permits);
+            let later = Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() };
+            let settled = self.settle(delivery, later, Vec::new()).await;
+            let kept = lease.as_ref().and_then(|lease| lease.checkpoint.as_ref()).map(|c| c.upload_id.as_str().into());
+            return running.leave(if settled { Standing::Settled(kept) } else { Standing::Open });
+        };
+        let told = self.turn(&delivery, admitted, permits).await;
+        let started_at = (self.parts.clock)();
+        let history = headers::history(&delivery.properties.headers);
+        let properties = delivery.properties.clone();
+        let held = Held::new(&delivery, lease.as_ref(), &self.stop, started_at);
+        let case = Case {
+            prefix: &self.parts.prefix,
+            policy: &self.policy,
+            lane: delivery.lane,
+            properties: &properties,
+            job,
+            destination,
+            history: &history,
+            started_at,
+            now: started_at,
+            took: Duration::ZERO,
+            next_probe: None,
+        };
+        let (verdict, tried) = match told {
+            Told::Begin(permits) => {
+                self.note_wait(&delivery, job, started_at);
+                (self.tried(&delivery, admitted, &running, (&held, case), permits).await, true)
+            }
+            Told::Away(away) => (self.turned_away(away, case), false),
+        };
+        if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
+            running.delivered(event.clone());
+        }
+        let events = verdict.event.into_iter().collect();
+        let settlement = match verdict.settlement {
+            // What was not begun goes on as it came.
+            settlement @ (Settlement::Defer { .. } | Settlement::Return) if !tried => settlement,
+            // Another worker has the job, and its upload: nothing of it is ours any more.
+            Settlement::Return if held.is_lost() => Settlement::Ack,
+            settlement => self.pack(&mut delivery, settlement, &held, destination).await,
+        };
+        let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
+        let kept = held.journal.checkpoint().map(|checkpoint| checkpoint.upload_id.into());
+        let settled = self.settle(delivery, settlement, events).await;
+        if tried && (!settled || held.is_lost()) {
+            self.unsettled(&held, destination).await;
+        }
+        running.leave(if settled && !returned { Standing::Settled(kept) } else { Standing::Open });
+    }
+
+    /// Makes one attempt and judges its end.
+    async fn tried(
+        &self,
+        delivery: &Delivery,
+        admitted: &Admitted,
+        running: &Running,
+        (held, case): (&Arc<Held>, Case<'_>),
+        permits: Permits,
+    ) -> Verdict {
+        let (started, metrics) = (Instant::now(), &self.parts.metrics);
+        let progress = Arc::new(Progress::default());
+        let pace = permits.pass.as_ref().and_then(|pass| pass.pace().cloned());
+        let ended = self.attempt(delivery, admitted, running, held, (&progress, pace)).await;
+        crash::point("ended");
+        let now = (self.parts.clock)();
+        let (ended, next_probe) = self.learn(&admitted.destination, &admitted.job, ended, now);
+        let case = Case { now, took: started.elapsed(), next_probe, ..case };
+        let verdict = case.judge(ended, metrics);
+        verdict::log(&case, &verdict, &progress);
+        self.board.ended(&case, &verdict, &progress);
+        // The slot is for transfers; what waits for the broker's confirm is bounded by what may be fetched.
+        drop(permits);
+        verdict
+    }
+
+    /// What the end of an attempt says about the worker, about its destination and about everybody.
+    fn learn(&self, destination: &Destination, job: &Job, ended: Ended, now: Timestamp) -> (Ended, Option<Duration>) {
+        let ended = match self.outage.see(&destination.id, ended) {
+            Seen::AsIs(ended) => ended,
+            Seen::Begun(ended) => {
+                self.circuits.forgive(outage::WINDOW);
+                ended
+            }
+        };
+        self.health.note(&ended);
+        let next_probe = self.circuits.note(&destination.id, job.key.as_str(), &ended, now);
+        (ended, next_probe)
+    }
+
+    /// Judges a job that may not begin.
+    fn turned_away(&self, away: Away, case: Case<'_>) -> Verdict {
+        let next_probe = match &away {
+            Away::Broken(_, left) => Some(*left),
+            Away::Full(..) | Away::Draining => None,
+        };
+        let full = matches!(away, Away::Full(..));
+        let case = Case { next_probe, ..case };
+        let verdict = case.turned_away(away, &self.parts.metrics);
+        if let (true, Settlement::Defer { rung, .. }) = (full, &verdict.settlement) {
+            self.limits.deferred(&case.destination.id, rung.duration());
+        }
+        if verdict.kind.is_some() {
+            let nothing = Progress::default();
+            verdict::log(&case, &verdict, &nothing);
+            self.board.ended(&case, &verdict, &nothing);
+        } else {
+            let (job_id, destination, action) = (&case.job.id, &case.destination.id, verdict.settlement.action());
+            tracing::debug!(%job_id, %destination, action, "a job may not begin now");
+        }
+        verdict
+    }
+
+    async fn attempt(
+        &self,
+        delivery: &Delivery,
+        admitted: &Admitted,
+        running: &Running,
+        held: &Arc<Held>,
+        (progress, pace): (&Arc<Progress>, Option<Arc<Pace>>),
+    ) -> Ended {
+        let Admitted { job, destination, lease } = admitted;
+        let resume = lease.as_ref().and_then(|lease| lease.checkpoint.clone());
+        if let Some(failure) = crash_loop(delivery) {
+            return Ended::Failed(failure);
+        }
+        let history = headers::history(&delivery.properties.headers);
+        let _in_flight = self.parts.metrics.transfer_running(delivery.lane);
+        let _pin = self.board.pin(board::Card {
+            job_id: job.id.as_str(),
+            destination: destination.id.as_str(),
+            lane: delivery.lane,
+            attempt: history.attempts.saturating_add(1),
+            size: job.source.size,
+            progress: progress.clone(),
+        });
+        let earlier = earlier(delivery, job, history.first_failure_at, resume.as_ref());
+        let (stop, journal) = (&held.stop, &held.journal);
+        let pace = pace.as_ref();
+        let attempt = Attempt { destination, earlier, stop, progress, resume, journal, pace };
+        self.under_lease(delivery, &lease::key(running.run()), held, self.bounded(job, attempt)).await
+    }
+
+    /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours. `Err`
+    /// where another one takes long: nobody waits for that with a slot in hand.
+    async fn quarantined(&self, delivery: &Delivery) -> Result<Option<SemaphorePermit<'_>>, Elapsed> {
+        if headers::crashes(&delivery.properties.headers) < 2 {
+            return Ok(None);
+        }
+        timeout(QUARANTINE, self.quarantine.acquire()).await.map(Result::ok)
+    }
+
+    /// How long a job that comes for the first time has waited.
+    fn note_wait(&self, delivery: &Delivery, job: &Job, now: Timestamp) {
+        let first = headers::history(&delivery.properties.headers) == crate::outcome::History::default();
+        if let Some(created) = job.created_at.filter(|_| first && delivery.lane != Lane::Continued) {
+            let waited = Duration::try_from(now.duration_since(created)).unwrap_or_default();
+            self.parts.metrics.queue_wait(delivery.lane, waited);
+        }
+    }
+
+    /// The transfer behind its panic boundary and its deadline, at which it is stopped as by a drain: what can be continued is kept.
+    async fn bounded(&self, job: &Job, attempt: Attempt<'_>) -> Ended {
+        let stop = attempt.stop.clone();
+        let mut transfer = pin!(AssertUnwindSafe(self.parts.transport.deliver(job, attempt)).catch_unwind());
+        let late = || Ended::Failed(Failure::new(Reason::Timeout, "the transfer took more than 24 hours"));
+        let ended = if let Ok(ended) = timeout(DEADLINE, &mut transfer).await {
+            ended
+        } else {
+            stop.cancel.cancel();
+            let stopped = timeout(STOPPING, transfer).await.unwrap_or_else(|_| Ok(late()));
+            stopped.map(|ended| if matches!(ended, Ended::Failed(_)) { late() } else { ended })
+        };
+        ended.unwrap_or_else(|_| {
+            let message = "the worker broke one of its own rules in this transfer; its log says where";
+            Ended::Failed(Failure::new(Reason::Panic, message))
+        })
+    }
+}
+
+/// The failure of a job that ends workers.
+fn crash_loop(delivery: &Delivery) -> Option<Failure> {
+    let crashes = headers::crashes(&delivery.properties.headers);
+    let message = if crashes >= lease::CRASHES {
+        format!("{crashes} workers in a row were lost or cut off while they worked on this job, and nothing came of it")
+    } else if delivery.redelivered && delivery.delivery_count >= CRASH_LOOP {
+        format!("the message came back {} times without an end; it ends workers", delivery.delivery_count)
+    } else {
+        return None;
+    };
+    Some(Failure::new(Reason::CrashLoop, message))
+}
+
+/// When an earlier attempt of this very job may have written its object: known only for a job that came before.
+fn earlier(
+    delivery: &Delivery,
+    job: &Job,
+    first_failure_at: Option<Timestamp>,
+    resume: Option<&Checkpoint>,
+) -> Option<SystemTime> {
+    let initiated =
+        resume.and_then(|checkpoint| Timestamp::from_second(i64::try_from(checkpoint.initiated).ok()?).ok());
+    let before = [headers::begun(&delivery.properties.headers), first_failure_at, initiated];
+    let returned = delivery.redelivered || delivery.delivery_count > 0 || delivery.lane == Lane::Continued;
+    let again = returned || before.iter().any(Option::is_some);
+    let since = before.into_iter().chain([job.created_at]).flatten().min();
+    let since = since.filter(|_| again)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
+}
