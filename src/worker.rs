@@ -8,6 +8,7 @@ mod board;
 mod check;
 mod headers;
 mod health;
+mod join;
 mod lease;
 mod ledger;
 #[cfg(test)]
@@ -42,7 +43,7 @@ use admit::{Admitted, Refusal};
 pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
 use health::Health;
 use lease::Held;
-use ledger::{AttemptId, Entry, Ledger, RunId, Running, Seat, Standing};
+use ledger::{AttemptId, Entry, Ledger, RunId, Running, Standing};
 use verdict::Case;
 
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
@@ -53,8 +54,6 @@ const QUARANTINE: Duration = Duration::from_secs(10);
 const STOPPING: Duration = Duration::from_mins(1);
 /// Deliveries that were fetched ahead wait this long for a slot.
 const HOARDING: Duration = Duration::from_secs(60);
-/// A redelivery waits this long for the work on its job; then it waits in the queue.
-const JOINED: Duration = Duration::from_secs(30);
 /// A message that came back this often without a settlement ends workers. The broker itself gives up at 1,000, and says nothing.
 const CRASH_LOOP: u64 = 500;
 /// Stopping to consume, and closing, may each take this long when the broker does not answer.
@@ -285,26 +284,8 @@ impl Worker {
             Entry::Joined(seat) => {
                 // Waiting needs no slot.
                 drop(permits);
-                let settlement = self.join(&seat, &admitted).await;
-                self.settle(delivery, settlement, Vec::new()).await;
+                self.join(&seat, delivery, &admitted).await;
             }
-        }
-    }
-
-    /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
-    async fn join(&self, seat: &Seat, admitted: &Admitted) -> Settlement {
-        let ended = tokio::select! {
-            biased;
-            () = self.stop.cancel.cancelled() => return Settlement::Return,
-            ended = timeout(JOINED, seat.end()) => ended,
-        };
-        match ended {
-            Ok(Standing::Settled(kept)) => {
-                self.left_over(admitted, kept.as_deref()).await;
-                Settlement::Ack
-            }
-            Ok(Standing::Open) => Settlement::Return,
-            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::begun_at(seat.begun) },
         }
     }
 
@@ -324,7 +305,8 @@ impl Worker {
         let progress = Arc::new(Progress::default());
         self.note_wait(&delivery, job, started_at);
         let held = Held::new(&delivery, lease.as_ref(), &self.stop, started_at);
-        let ended = self.attempt(&delivery, admitted, &running, &held, &progress).await;
+        let ended = self.attempt(&mut delivery, admitted, &running, &held, &progress).await;
+        self.replace_lost(&mut delivery, running.seat(), &held);
         crash::point("ended");
         self.health.note(&ended);
         let properties = delivery.properties.clone();
@@ -365,7 +347,7 @@ impl Worker {
 
     async fn attempt(
         &self,
-        delivery: &Delivery,
+        delivery: &mut Delivery,
         admitted: &Admitted,
         running: &Running,
         held: &Arc<Held>,
@@ -389,7 +371,7 @@ impl Worker {
         let earlier = earlier(delivery, job, history.first_failure_at, resume.as_ref());
         let (stop, journal) = (&held.stop, &held.journal);
         let attempt = Attempt { destination, earlier, stop, progress, resume, journal };
-        self.under_lease(delivery, &lease::key(running.run()), held, self.bounded(job, attempt)).await
+        self.under_lease(delivery, running, held, self.bounded(job, attempt)).await
     }
 
     /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours. `Err`

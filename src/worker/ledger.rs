@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use super::join::Spares;
 use crate::destination::DestinationId;
 use crate::job::JobId;
 use crate::queue::Event;
@@ -50,6 +51,8 @@ pub(super) enum Standing {
 pub(super) struct Seat {
     /// When the work began.
     pub(super) begun: Timestamp,
+    /// What came again meanwhile.
+    pub(super) spares: Spares,
     standing: OnceLock<Standing>,
     over: CancellationToken,
 }
@@ -112,7 +115,8 @@ impl Ledger {
         if let Some(event) = self.delivered.get(&id.run) {
             return Entry::Delivered(event);
         }
-        let seat = Arc::new(Seat { begun: now, standing: OnceLock::new(), over: CancellationToken::new() });
+        let (spares, standing, over) = (Spares::default(), OnceLock::new(), CancellationToken::new());
+        let seat = Arc::new(Seat { begun: now, spares, standing, over });
         running.insert(id.clone(), seat.clone());
         Entry::Mine(Running { ledger: self.clone(), id, seat })
     }
@@ -122,6 +126,11 @@ impl Running {
     /// The run that is worked on.
     pub(super) fn run(&self) -> &RunId {
         &self.id.run
+    }
+
+    /// Where those wait who join this work.
+    pub(super) fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     /// Remembers the job as delivered, before its delivery is settled: from here on it is never uploaded again.
