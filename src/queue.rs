@@ -270,6 +270,11 @@ pub trait Queue: Send + Sync + fmt::Debug {
         work: Arc<dyn Work>,
     ) -> BoxFuture<'a, Result<(), QueueError>>;
 
+    /// Whether a delivery can still be settled, as far as is known by now. Where not, it comes again, or has come already.
+    fn holds(&self, _delivery: &Delivery) -> bool {
+        true
+    }
+
     /// Publishes one job, confirmed.
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>>;
 

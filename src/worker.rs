@@ -10,6 +10,7 @@ mod circuit;
 mod headers;
 mod health;
 mod intake;
+mod join;
 mod lease;
 mod ledger;
 mod limits;
@@ -44,7 +45,7 @@ pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer
 pub use circuit::CircuitView;
 use circuit::Circuits;
 use health::Health;
-use ledger::{AttemptId, Entry, Ledger, RunId, Seat, Standing};
+use ledger::{AttemptId, Entry, Ledger, RunId};
 use limits::{Limits, Pass};
 use outage::Outage;
 
@@ -56,8 +57,6 @@ const QUARANTINE: Duration = Duration::from_secs(10);
 const STOPPING: Duration = Duration::from_mins(1);
 /// Deliveries that were fetched ahead wait this long for a slot.
 const HOARDING: Duration = Duration::from_secs(60);
-/// A redelivery waits this long for the work on its job; then it waits in the queue.
-const JOINED: Duration = Duration::from_secs(30);
 /// A message that came back this often without a settlement ends workers. The broker itself gives up at 1,000, and says nothing.
 const CRASH_LOOP: u64 = 500;
 /// Stopping to consume, and closing, may each take this long when the broker does not answer.
@@ -265,7 +264,12 @@ impl Worker {
         let history = headers::history(&delivery.properties.headers);
         let run = headers::run(&delivery.properties.headers);
         let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
-        let id = AttemptId { run, attempts: history.attempts, deferrals: history.deferrals };
+        let id = AttemptId {
+            run,
+            attempts: history.attempts,
+            deferrals: history.deferrals,
+            turns: headers::turns(&delivery.properties.headers),
+        };
         match self.ledger.enter(id, (self.parts.clock)()) {
             Entry::Mine(running) => self.work(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
@@ -277,26 +281,8 @@ impl Worker {
             Entry::Joined(seat) => {
                 // Waiting needs no slot.
                 drop(permits);
-                let settlement = self.join(&seat, &admitted).await;
-                self.settle(delivery, settlement, Vec::new()).await;
+                self.join(&seat, delivery, &admitted).await;
             }
-        }
-    }
-
-    /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
-    async fn join(&self, seat: &Seat, admitted: &Admitted) -> Settlement {
-        let ended = tokio::select! {
-            biased;
-            () = self.stop.cancel.cancelled() => return Settlement::Return,
-            ended = timeout(JOINED, seat.end()) => ended,
-        };
-        match ended {
-            Ok(Standing::Settled(kept)) => {
-                self.left_over(admitted, kept.as_deref()).await;
-                Settlement::Ack
-            }
-            Ok(Standing::Open) => Settlement::Return,
-            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::begun_at(seat.begun) },
         }
     }
 

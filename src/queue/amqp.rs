@@ -307,6 +307,10 @@ impl Queue for Amqp {
         Box::pin(self.take_lease(delivery, key, work))
     }
 
+    fn holds(&self, delivery: &Delivery) -> bool {
+        self.shared.intake.lends(delivery.ticket) || self.shared.leases.leased(delivery.ticket).is_some()
+    }
+
     /// Publishes one job; a refusal (returned, nacked) is reported at once, an absent broker after 30 s.
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async move {

@@ -10,6 +10,7 @@ use crate::outcome::{Failure, History, Reason};
 const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
 const DEFECTS: &str = "x-defects";
+const TURNS: &str = "x-turns";
 const FIRST_FAILURE: &str = "x-first-failure-at";
 const BEGUN: &str = "x-begun-at";
 const DEFERRED_SINCE: &str = "x-deferred-since";
@@ -38,6 +39,16 @@ pub(super) fn history(headers: &Headers) -> History {
 /// How often this job was requeued from the dead letters.
 pub(super) fn run(headers: &Headers) -> u32 {
     number(headers, RUN)
+}
+
+/// How often this job was sent away before it was tried.
+pub(super) fn turns(headers: &Headers) -> u32 {
+    number(headers, TURNS)
+}
+
+/// What a copy carries that is sent away untried: it is not to be taken for the message of which it is a copy.
+pub(super) fn another_turn(headers: &Headers) -> Headers {
+    Headers::from([(TURNS.to_owned(), turns(headers).saturating_add(1).to_string())])
 }
 
 /// When the first attempt began, as far as a copy says so.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::Worker;
 use super::admit::Admitted;
 use super::headers::{self, Headers};
-use super::ledger::RunId;
+use super::ledger::{RunId, Running};
 use crate::crash;
 use crate::destination::Destination;
 use crate::job::lease::{self, Checkpoint, Lease};
@@ -100,6 +100,11 @@ impl Held {
     /// Whether another worker has the job now.
     pub(super) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
+    }
+
+    /// The unfinished upload that the delivery came with.
+    pub(super) fn carried(&self) -> Option<&str> {
+        self.carried.as_deref()
     }
 
     fn is_leased(&self) -> bool {
@@ -190,11 +195,12 @@ pub(super) fn key(id: &RunId) -> String {
 
 impl Worker {
     /// Runs `transfer` and keeps its lease: from the start for work that was taken over or came back often, as soon as a long upload
-    /// has begun, and after `broker.lease_after` for everything.
+    /// has begun, and after `broker.lease_after` for everything. A `delivery` that is found to be lost then is replaced by one that
+    /// has joined the work.
     pub(super) async fn under_lease(
         &self,
-        delivery: &Delivery,
-        key: &str,
+        delivery: &mut Delivery,
+        running: &Running,
         held: &Arc<Held>,
         transfer: impl Future<Output = Ended>,
     ) -> Ended {
@@ -205,7 +211,7 @@ impl Worker {
             ended
         };
         // A lease that is being taken is taken to the end: the queue must know whether there is one.
-        let (ended, ()) = tokio::join!(transfer, self.keep_lease(delivery, key, held, &over));
+        let (ended, ()) = tokio::join!(transfer, self.keep_lease(delivery, running, held, &over));
         match ended {
             Ended::Failed(_) if held.is_lost() => {
                 Ended::Failed(Failure::new(Reason::LeaseLost, "another worker has this job now and continues it"))
@@ -214,7 +220,8 @@ impl Worker {
         }
     }
 
-    async fn keep_lease(&self, delivery: &Delivery, key: &str, held: &Arc<Held>, over: &CancellationToken) {
+    async fn keep_lease(&self, delivery: &mut Delivery, running: &Running, held: &Arc<Held>, over: &CancellationToken) {
+        let key = key(running.run());
         let due = async {
             if delivery.lane == Lane::Continued || delivery.delivery_count >= SUSPECT {
                 return;
@@ -230,7 +237,7 @@ impl Worker {
         }
         loop {
             let work: Arc<dyn Work> = held.clone();
-            match self.parts.queue.lease(delivery, key, work).await {
+            match self.parts.queue.lease(delivery, &key, work).await {
                 Ok(()) => {
                     crash::point("leased");
                     held.leased.store(true, Ordering::Release);
@@ -240,8 +247,14 @@ impl Worker {
                     }
                     continue;
                 }
-                // The delivery comes again, and joins this work.
-                Err(QueueError::Lost) => return,
+                Err(QueueError::Lost) if held.is_lost() => return,
+                // The delivery comes again and joins this work, and then takes the place of this one.
+                Err(QueueError::Lost) => {
+                    let again = running.seat().spares.next(held.carried());
+                    let Some(again) = over.run_until_cancelled(again).await else { return };
+                    *delivery = again;
+                    continue;
+                }
                 Err(problem) => tracing::warn!(%problem, "a job could not be put under a lease; trying again"),
             }
             if over.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {

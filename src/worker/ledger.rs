@@ -1,12 +1,14 @@
 //! Which jobs run, and which were delivered lately: a job that is delivered again joins its own work or gets its old outcome.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use super::join::Spares;
 use crate::destination::DestinationId;
 use crate::job::JobId;
 use crate::queue::Event;
@@ -34,6 +36,7 @@ pub(super) struct AttemptId {
     pub(super) run: RunId,
     pub(super) attempts: u32,
     pub(super) deferrals: u32,
+    pub(super) turns: u32,
 }
 
 /// How the work on a job ended for those who joined it.
@@ -50,6 +53,10 @@ pub(super) enum Standing {
 pub(super) struct Seat {
     /// When the work began.
     pub(super) begun: Timestamp,
+    /// What came again meanwhile.
+    pub(super) spares: Spares,
+    /// From here on a copy of the job may be under way, which is not to end with this work.
+    judged: AtomicBool,
     standing: OnceLock<Standing>,
     over: CancellationToken,
 }
@@ -65,7 +72,7 @@ impl Seat {
 /// The two tables.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    running: Mutex<HashMap<AttemptId, Arc<Seat>>>,
+    running: Mutex<HashMap<RunId, Vec<(AttemptId, Arc<Seat>)>>>,
     delivered: moka::sync::Cache<RunId, Arc<Event>>,
 }
 
@@ -103,17 +110,21 @@ impl Ledger {
         Arc::new(Self { running: Mutex::default(), delivered })
     }
 
-    /// Enters a job, or finds out who is at it.
+    /// Enters a job, or finds out who is at it: whoever works on the same run, whatever the counters of its message, unless that
+    /// work has ended and this may be the copy that it made.
     pub(super) fn enter(self: &Arc<Self>, id: AttemptId, now: Timestamp) -> Entry {
         let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(seat) = running.get(&id) {
+        let at_work = running.get(&id.run).into_iter().flatten();
+        let same = |(other, seat): &&(AttemptId, Arc<Seat>)| *other == id || !seat.judged.load(Ordering::Acquire);
+        if let Some((_, seat)) = at_work.into_iter().find(same) {
             return Entry::Joined(seat.clone());
         }
         if let Some(event) = self.delivered.get(&id.run) {
             return Entry::Delivered(event);
         }
-        let seat = Arc::new(Seat { begun: now, standing: OnceLock::new(), over: CancellationToken::new() });
-        running.insert(id.clone(), seat.clone());
+        let (spares, standing, over) = (Spares::default(), OnceLock::new(), CancellationToken::new());
+        let seat = Arc::new(Seat { begun: now, spares, judged: AtomicBool::new(false), standing, over });
+        running.entry(id.run.clone()).or_default().push((id.clone(), seat.clone()));
         Entry::Mine(Running { ledger: self.clone(), id, seat })
     }
 }
@@ -122,6 +133,16 @@ impl Running {
     /// The run that is worked on.
     pub(super) fn run(&self) -> &RunId {
         &self.id.run
+    }
+
+    /// Where those wait who join this work.
+    pub(super) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    /// It is decided what becomes of the delivery. Only the very same message joins from here on.
+    pub(super) fn judged(&self) {
+        self.seat.judged.store(true, Ordering::Release);
     }
 
     /// Remembers the job as delivered, before its delivery is settled: from here on it is never uploaded again.
@@ -138,7 +159,12 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let mut running = self.ledger.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        running.remove(&self.id);
+        if let Some(at_work) = running.get_mut(&self.id.run) {
+            at_work.retain(|(_, seat)| !Arc::ptr_eq(seat, &self.seat));
+            if at_work.is_empty() {
+                running.remove(&self.id.run);
+            }
+        }
         drop(running);
         self.seat.over.cancel();
     }
@@ -150,15 +176,24 @@ mod tests {
 
     fn id(run: u32) -> AttemptId {
         let destination = DestinationId::parse("acme").unwrap();
-        AttemptId { run: RunId { job: JobId::parse("a").unwrap(), destination, run }, attempts: 0, deferrals: 0 }
+        AttemptId { run: RunId { job: JobId::parse("a").unwrap(), destination, run }, attempts: 0, deferrals: 0, turns: 0 }
     }
 
     #[tokio::test]
     async fn a_copy_that_waited_does_not_join_the_attempt_before_it() {
         let ledger = Ledger::new();
-        let Entry::Mine(_mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        assert!(matches!(ledger.enter(AttemptId { attempts: 1, ..id(0) }, Timestamp::UNIX_EPOCH), Entry::Mine(_)));
-        assert!(matches!(ledger.enter(AttemptId { deferrals: 1, ..id(0) }, Timestamp::UNIX_EPOCH), Entry::Mine(_)));
+        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let copies =
+            [AttemptId { attempts: 1, ..id(0) }, AttemptId { deferrals: 1, ..id(0) }, AttemptId { turns: 1, ..id(0) }];
+        for copy in &copies {
+            // While the work goes on, it is somebody else's copy of a message that was lost here.
+            assert!(matches!(ledger.enter(copy.clone(), Timestamp::UNIX_EPOCH), Entry::Joined(_)), "{copy:?}");
+        }
+        mine.judged();
+        for copy in copies {
+            assert!(matches!(ledger.enter(copy.clone(), Timestamp::UNIX_EPOCH), Entry::Mine(_)), "{copy:?}");
+        }
+        assert!(matches!(ledger.enter(id(0), Timestamp::UNIX_EPOCH), Entry::Joined(_)));
     }
 
     fn event() -> Event {

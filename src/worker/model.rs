@@ -32,6 +32,7 @@ mod plan;
 mod play;
 mod record;
 mod rules;
+mod scripted;
 mod story;
 mod tally;
 mod world;
@@ -44,6 +45,7 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use play::Ending;
+use story::Story;
 use tally::Tally;
 use world::Log;
 
@@ -53,10 +55,15 @@ const USUAL: u64 = 2000;
 const STUCK: Duration = Duration::from_secs(60);
 const THREADS: usize = 2;
 
-/// Plays one story.
+/// Plays the story of a seed.
 fn tell(seed: u64, log: Log) -> Ending {
+    perform(|| Story::new(seed), log)
+}
+
+/// Plays one story.
+fn perform(story: impl FnOnce() -> Story, log: Log) -> Ending {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let ending = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(play::play(seed, log))));
+    let ending = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(play::play(story, log))));
     ending.unwrap_or_else(|_| Ending {
         wrong: vec!["the model itself panicked".to_owned()],
         log: Vec::new(),

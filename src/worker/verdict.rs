@@ -67,12 +67,17 @@ impl Case<'_> {
         match away {
             Away::Broken(failure, _) => {
                 let decision = decide(&failure, self.history, self.policy, &self.moment());
-                self.decided(decision, *failure, false, metrics)
+                let mut verdict = self.decided(decision, *failure, false, metrics);
+                if let Settlement::Defer { headers, .. } = &mut verdict.settlement {
+                    headers.extend(headers::another_turn(&self.properties.headers));
+                }
+                verdict
             }
             Away::Full(wait, cause) => match postpone(wait, &self.moment()) {
                 Disposition::Defer(rung) => {
                     metrics.deferred(cause);
-                    let settlement = Settlement::Defer { rung, headers: Headers::new() };
+                    let headers = headers::another_turn(&self.properties.headers);
+                    let settlement = Settlement::Defer { rung, headers };
                     Verdict { settlement, event: None, kind: None, failure: None }
                 }
                 _ => self.expired(headers::last_failure(&self.properties.headers), self.now, metrics),

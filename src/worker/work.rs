@@ -33,7 +33,9 @@ impl Worker {
         let Admitted { job, destination, lease } = admitted;
         let Ok(_quarantine) = self.quarantined(&delivery).await else {
             drop(permits);
-            let later = Settlement::Defer { rung: Step::S30, headers: headers::Headers::new() };
+            running.judged();
+            let headers = headers::another_turn(&delivery.properties.headers);
+            let later = Settlement::Defer { rung: Step::S30, headers };
             let settled = self.settle(delivery, later, Vec::new()).await;
             let kept = lease.as_ref().and_then(|lease| lease.checkpoint.as_ref()).map(|c| c.upload_id.as_str().into());
             return running.leave(if settled { Standing::Settled(kept) } else { Standing::Open });
@@ -59,13 +61,14 @@ impl Worker {
         let (verdict, tried) = match told {
             Told::Begin(permits) => {
                 self.note_wait(&delivery, job, started_at);
-                (self.tried(&delivery, admitted, &running, (&held, case), permits).await, true)
+                (self.tried(&mut delivery, admitted, &running, (&held, case), permits).await, true)
             }
             Told::Away(away) => (self.turned_away(away, case), false),
         };
         if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
             running.delivered(event.clone());
         }
+        running.judged();
         let events = verdict.event.into_iter().collect();
         let settlement = match verdict.settlement {
             // What was not begun goes on as it came.
@@ -86,7 +89,7 @@ impl Worker {
     /// Makes one attempt and judges its end.
     async fn tried(
         &self,
-        delivery: &Delivery,
+        delivery: &mut Delivery,
         admitted: &Admitted,
         running: &Running,
         (held, case): (&Arc<Held>, Case<'_>),
@@ -96,6 +99,7 @@ impl Worker {
         let progress = Arc::new(Progress::default());
         let pace = permits.pass.as_ref().and_then(|pass| pass.pace().cloned());
         let ended = self.attempt(delivery, admitted, running, held, (&progress, pace)).await;
+        self.replace_lost(delivery, running.seat(), held);
         crash::point("ended");
         let now = (self.parts.clock)();
         let (ended, next_probe) = self.learn(&admitted.destination, &admitted.job, ended, now);
@@ -147,7 +151,7 @@ impl Worker {
 
     async fn attempt(
         &self,
-        delivery: &Delivery,
+        delivery: &mut Delivery,
         admitted: &Admitted,
         running: &Running,
         held: &Arc<Held>,
@@ -172,7 +176,7 @@ impl Worker {
         let (stop, journal) = (&held.stop, &held.journal);
         let pace = pace.as_ref();
         let attempt = Attempt { destination, earlier, stop, progress, resume, journal, pace };
-        self.under_lease(delivery, &lease::key(running.run()), held, self.bounded(job, attempt)).await
+        self.under_lease(delivery, running, held, self.bounded(job, attempt)).await
     }
 
     /// Jobs over which workers were lost more than once go one at a time, so that the guilty one is told from its neighbours. `Err`

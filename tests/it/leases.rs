@@ -12,6 +12,7 @@ use crate::testbed::node::Node;
 use crate::testbed::proxy::{Proxy, Weather, address_of};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
+use crate::testbed::worker::Worker;
 use crate::testbed::{MIB, bytes, unique, until};
 
 const LEASE: &str = "application/vnd.consign.lease.v1+bincode";
@@ -85,6 +86,71 @@ async fn no_time_out_of_the_broker_ends_a_transfer_under_a_lease() {
     assert_eq!(s3.calls("CreateMultipartUpload").len(), 1);
     worker.quiet().await;
     site.broker.clean().await;
+}
+
+/// A worker whose only job, an upload in parts of 700 ms, has come to it again over a connection that was cut; with what the job's
+/// source holds, and the way to the broker that is not cut.
+async fn came_again(site: &mut Site, s3: &ScriptedS3) -> (Worker, Vec<u8>, String) {
+    site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 1);
+    s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(700)));
+    let content = bytes(4, 100 * MIB);
+    let url = site.file("a", &content);
+    let direct = site.broker.url.clone();
+    let proxy = Proxy::before(address_of(&direct)).await;
+    site.set("broker.url", proxy.in_place_of(&direct));
+    let worker = site.worker().await;
+    site.broker.schedule(&job("a", &url, "acme", "a")).await;
+    until("a part", Duration::from_secs(30), async || (!s3.calls("UploadPart").is_empty()).then_some(())).await;
+    proxy.set(Weather::Reset);
+    until("it is cut off", Duration::from_secs(30), async || {
+        (worker.metric("consign_broker_connected", "").await == 0.0).then_some(())
+    })
+    .await;
+    proxy.set(Weather::Fair);
+    until("the job comes again", Duration::from_secs(60), async || {
+        worker.log().contains("came again while it is at work").then_some(())
+    })
+    .await;
+    (worker, content, direct)
+}
+
+/// Replaces the worker; the other one must go on where it left off.
+async fn is_continued(mut site: Site, s3: ScriptedS3, (first, content, direct): (Worker, Vec<u8>, String)) {
+    first.terminate();
+    let status = first.exit(Duration::from_secs(25)).await;
+    assert_eq!(status.code(), Some(0), "{}", first.log());
+    site.set("broker.url", direct);
+    let second = site.worker().await;
+    let data = site.broker.ended("a").await["data"].clone();
+    assert_eq!((&data["attempts"], &data["resumed"]), (&json!(1), &json!(true)), "{data:#}");
+    assert!(s3.object("acme", "in/a").unwrap().bytes == content);
+    assert_eq!(s3.calls("CreateMultipartUpload").len(), 1, "the upload goes on");
+    let sent: usize = s3.calls("UploadPart").iter().filter(|call| call.status == 200).map(|call| call.body.len()).sum();
+    assert_eq!(sent, content.len(), "nothing is sent twice");
+    second.quiet().await;
+    assert_eq!(s3.why_open(), []);
+    assert_eq!(site.broker.take("jobs.scheduled").await.len(), 0, "the delivery that came again is settled");
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn work_whose_connection_broke_is_handed_over_by_the_delivery_that_came_again() {
+    let (mut site, s3) = site("leasegap").await;
+    let first = came_again(&mut site, &s3).await;
+    is_continued(site, s3, first).await;
+}
+
+#[tokio::test]
+async fn work_whose_connection_broke_before_its_lease_takes_it_on_the_delivery_that_came_again() {
+    let (mut site, s3) = site("leasegaplater").await;
+    // Long enough for the cut to come first, whatever the back-off: the transfer takes 14 s.
+    site.set("broker.lease_after", "7s");
+    let first = came_again(&mut site, &s3).await;
+    until("it is leased", Duration::from_secs(30), async || {
+        (first.0.metric("consign_broker_settlements_total", "action=\"lease\"").await == 1.0).then_some(())
+    })
+    .await;
+    is_continued(site, s3, first).await;
 }
 
 #[tokio::test]

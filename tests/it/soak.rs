@@ -94,6 +94,7 @@ impl World {
         let (strikes, drafts) = (faults::strikes(&self.settings), jobs::drafts(&self.settings));
         self.crew.start(&self.stage, &self.record).await;
         let attendants = self.attend();
+        self.inbox.opened().await;
         self.record.say(&format!("{} jobs, {} faults, {} workers", drafts.len(), strikes.len(), self.crew.size()));
         *self.storm.lock().unwrap() = Some(Instant::now());
         tokio::join!(storm::rage(self, strikes), self.publish(drafts));

@@ -99,6 +99,11 @@ impl Memory {
         }
     }
 
+    /// The upload is gone, and nothing came of it.
+    pub(super) fn forget(&self, id: &str) {
+        self.uploads().remove(id);
+    }
+
     pub(super) fn completed(&self, id: &str) {
         let Some(upload) = self.uploads().remove(id) else { return };
         let parts = u32::try_from(upload.parts.len()).unwrap_or(u32::MAX);

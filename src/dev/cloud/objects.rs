@@ -2,7 +2,7 @@
 //! of names, and one hiccup on purpose.
 
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +24,7 @@ use super::{Customer, Hiccup};
 
 /// The buckets.
 pub(super) struct Objects {
+    root: PathBuf,
     files: FileSystem,
     memory: Arc<Memory>,
     customers: Vec<Arc<Customer>>,
@@ -44,7 +45,7 @@ impl Objects {
         }
         forget_uploads(root)?;
         let files = FileSystem::new(root).map_err(|problem| std::io::Error::other(S3Error::from(problem)))?;
-        Ok(Self { files, memory, customers, hiccup, hiccuped: AtomicBool::new(false) })
+        Ok(Self { root: root.to_owned(), files, memory, customers, hiccup, hiccuped: AtomicBool::new(false) })
     }
 
     fn customer(&self, bucket: &str) -> S3Result<&Customer> {
@@ -72,6 +73,17 @@ impl Objects {
             return Err(error);
         }
         Ok(Encryption { algorithm: sse.as_str().to_owned(), key: key.cloned(), bucket_key })
+    }
+
+    /// What is known of an unfinished upload, or `NoSuchUpload`. The store behind takes an upload off its list before it puts the
+    /// parts together: when the client goes in between, the upload is none any more, and would be refused as somebody else's.
+    fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<Upload> {
+        let upload = self.memory.upload(id, bucket, key)?;
+        if self.root.join(format!(".upload-{id}.json")).exists() {
+            return Ok(upload);
+        }
+        self.memory.forget(id);
+        self.memory.upload(id, bucket, key)
     }
 
     async fn put(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
@@ -120,7 +132,7 @@ impl Objects {
     async fn part(&self, mut request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         let input = &mut request.input;
         let (id, number) = (input.upload_id.clone(), input.part_number);
-        let upload = self.memory.upload(&id, &input.bucket, &input.key)?;
+        let upload = self.upload(&id, &input.bucket, &input.key)?;
         self.memory.part_sent(&id);
         if self.hiccups(&input.key, number) {
             body::drained(input.body.take()).await;
@@ -151,7 +163,7 @@ impl Objects {
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let input = &request.input;
         let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id.clone());
-        let upload = self.memory.upload(&id, &bucket, &key)?;
+        let upload = self.upload(&id, &bucket, &key)?;
         let crc = assembled(input, &upload)?;
         let mut response = self.files.complete_multipart_upload(anonymous(request)).await.map_err(noted)?;
         // The store behind has done its work already and only answers late; headers must be known at once.

@@ -145,6 +145,11 @@ impl Intake {
         self.loans().get(&ticket).map(|loan| loan.properties.clone())
     }
 
+    /// Whether a delivery is on loan, and its session not over.
+    pub(super) fn lends(&self, ticket: Ticket) -> bool {
+        self.loans().contains_key(&ticket)
+    }
+
     /// Ends a loan; `None` when its session is over.
     pub(super) fn take(&self, ticket: Ticket) -> Option<Loan> {
         self.loans().remove(&ticket)

@@ -29,7 +29,7 @@ use crate::retry::Retry;
 /// A session that lasted this long starts the back-off anew.
 const STABLE: Duration = Duration::from_mins(1);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often a connection is looked at, should its end have caused no event.
 const WATCHDOG: Duration = Duration::from_secs(5);
 

@@ -369,6 +369,12 @@ impl Queue for Link {
         })
     }
 
+    fn holds(&self, delivery: &Delivery) -> bool {
+        let state = self.world.lock();
+        let lent = state.members[self.member].loan(delivery.ticket).is_some();
+        lent || state.leases.values().any(|held| (held.member, held.ticket) == (self.member, delivery.ticket))
+    }
+
     fn publish(&self, _publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async { Err(QueueError::Refused("a worker publishes no jobs".to_owned())) })
     }

@@ -43,11 +43,11 @@ thread_local! {
     static METRICS: RefCell<Vec<Arc<Metrics>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Performs the story of one seed.
-pub(super) async fn play(seed: u64, log: Log) -> Ending {
+/// Performs a story; it is told once its clock goes.
+pub(super) async fn play(story: impl FnOnce() -> Story, log: Log) -> Ending {
     clock::start();
     let start = Instant::now();
-    let world = World::new(Story::new(seed), log);
+    let world = World::new(story(), log);
     let story = Arc::clone(&world.lock().story);
     let destinations = destinations();
     let hire = || hire(&world, &destinations);

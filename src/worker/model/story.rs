@@ -142,6 +142,26 @@ impl Story {
         }
     }
 
+    /// A story that is written by hand: one worker at a time, one job, and what happens. Small faults are left out of it.
+    pub(super) fn written(job: Plan, lease_after: Duration, happenings: &[(Duration, Happening)]) -> Self {
+        let first = job.published.iter().map(|at| (*at, Happening::Publish(0)));
+        Self {
+            workers: 1,
+            slots: 2,
+            backfill_slots: 1,
+            max_attempts: 1,
+            drain: Duration::from_secs(60),
+            lease_after,
+            weather: Weather::default(),
+            happenings: first.chain(happenings.iter().cloned()).collect(),
+            jobs: vec![job],
+            sieges: Vec::new(),
+            calm: Duration::from_secs(1000),
+            dice: Dice::new(0),
+            kind: Kind::Mixed,
+        }
+    }
+
     /// Whether nothing fails in it.
     pub(super) fn is_peaceful(&self) -> bool {
         self.kind == Kind::Rolling

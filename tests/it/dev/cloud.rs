@@ -330,3 +330,24 @@ async fn an_upload_is_completed_over_a_hiccup_and_a_renewed_session_and_only_whe
     assert_eq!(stage.cloud.take_sent_again("acme-exports", "in/large"), 2, "the hiccup and the bad digest");
     assert_eq!(refused(complete(&sent, crc(&whole), whole.len()).await), (404, "NoSuchUpload".to_owned()));
 }
+
+#[tokio::test]
+async fn an_upload_whose_client_went_while_it_was_completed_is_none_any_more() {
+    let stage = stage(Duration::from_secs(600)).await;
+    let client = stage.session().await;
+    let created = client.create_multipart_upload().bucket("acme-exports").key("in/half").send().await.unwrap();
+    let id = created.upload_id().unwrap();
+    let send = || {
+        let part = client.upload_part().bucket("acme-exports").key("in/half").upload_id(id).part_number(1);
+        part.body(body(b"one part")).send()
+    };
+    let e_tag = send().await.unwrap().e_tag;
+    // What the store behind does first.
+    std::fs::remove_file(stage.folder.path().join(format!(".upload-{id}.json"))).unwrap();
+    let part = CompletedPart::builder().part_number(1).set_e_tag(e_tag).build();
+    let complete = client.complete_multipart_upload().bucket("acme-exports").key("in/half").upload_id(id);
+    let complete = complete.multipart_upload(CompletedMultipartUpload::builder().parts(part).build());
+    let gone = (404, "NoSuchUpload".to_owned());
+    assert_eq!(refused(complete.send().await), gone);
+    assert_eq!(refused(send().await), gone);
+}

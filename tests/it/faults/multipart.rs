@@ -1,9 +1,11 @@
 //! Complete is where an outcome may be unknown, and abort is where a customer's policy says no.
 
+use std::time::Duration;
+
 use crate::shop::Shop;
-use crate::testbed::MIB;
-use crate::testbed::bytes;
 use crate::testbed::scripted::Effect;
+use crate::testbed::site::job;
+use crate::testbed::{MIB, bytes, until};
 
 /// Delivers 20 MiB in spite of what `bend` does to Complete; the upload must not have been begun twice.
 async fn completed_in_spite_of(word: &str, effect: Effect) -> Shop {
@@ -72,6 +74,40 @@ async fn a_failed_upload_is_aborted_and_nothing_is_visible() {
 }
 
 #[tokio::test]
+async fn an_upload_that_can_not_be_aborted_now_is_aborted_later() {
+    let shop = Shop::open("abortlater").await;
+    shop.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
+    let down = Effect::Error(503, "ServiceUnavailable", "Please try again.");
+    shop.s3.on("AbortMultipartUpload").named("down").before(down);
+    shop.schedule("a", &bytes(12, 20 * MIB)).await;
+    shop.failed("a", "unclassified").await;
+    assert_eq!(shop.s3.open_uploads(), 1);
+    shop.s3.lift("down");
+    until("it is aborted", Duration::from_secs(60), async || (shop.s3.open_uploads() == 0).then_some(())).await;
+    assert_eq!(shop.worker.metric("consign_multipart_orphaned_total", "").await, 0.0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn where_another_upload_became_the_object_the_own_one_is_given_up() {
+    let shop = Shop::open("younger").await;
+    shop.s3.on("UploadPart").named("slow").before(Effect::Delay(Duration::from_secs(6)));
+    let url = shop.site.file("a", &bytes(16, 20 * MIB));
+    shop.site.broker.schedule(&job("a", &url, "acme", "same")).await;
+    let begun = until("the upload is open", Duration::from_secs(30), async || shop.s3.why_open().pop()).await;
+    shop.s3.on("CompleteMultipartUpload").form("uploadId", &begun.0).before(Effect::LostReply);
+    // S3 tells the age of an object in whole seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    shop.s3.lift("slow");
+    shop.site.broker.schedule(&job("b", &url, "acme", "same")).await;
+    shop.delivered("b").await;
+    assert_eq!(shop.s3.open_uploads(), 1, "the other one came first");
+    shop.delivered("a").await;
+    assert_eq!((shop.s3.count("acme"), shop.s3.open_uploads()), (1, 0));
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn a_denied_abort_is_counted_and_carried() {
     let shop = Shop::open("abortdenied").await;
     shop.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
@@ -87,7 +123,7 @@ async fn a_denied_abort_is_counted_and_carried() {
 #[tokio::test]
 async fn a_wrong_checksum_in_the_reply_is_a_defect_with_one_more_try() {
     let shop = Shop::open("checksum").await;
-    shop.s3.on("UploadPart").before(Effect::Delay(std::time::Duration::ZERO));
+    shop.s3.on("UploadPart").before(Effect::Delay(Duration::ZERO));
     shop.s3.on("CompleteMultipartUpload").after(Effect::WrongChecksum);
     shop.schedule("a", &bytes(14, 20 * MIB)).await;
     let waiting = shop.site.broker.taken("wait.30s", "\"a\"").await;

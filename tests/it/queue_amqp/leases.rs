@@ -230,6 +230,20 @@ async fn whoever_takes_over_raises_the_epoch_and_the_old_one_hears_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn work_that_takes_over_from_its_own_process_is_told_of_the_other_lease_at_once() {
+    let rabbit = Rabbit::leasing("same").await;
+    let queue = rabbit.worker("one").await;
+    let (former, theirs) = rabbit.leased(&queue, "run").await;
+    theirs.go("2");
+    let (taken, ours) = rabbit.leased(&queue, "run").await;
+    assert_eq!((theirs.lost(), ours.lost()), (1, 0));
+    assert_eq!(ours.outdated(), [body("2")], "the message comes back when there may be no work to be told");
+    assert!(matches!(queue.settle(former, Settlement::Return, vec![]).await, Err(QueueError::Lost)));
+    queue.settle(taken, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_owners_queue_brings_no_copies_of_the_new_owners_leases() {
     let rabbit = Rabbit::leasing("dead").await;
     let Doomed { queue, cut, .. } = rabbit.doomed().await;

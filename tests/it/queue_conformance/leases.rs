@@ -15,6 +15,7 @@ pub struct Steps {
     step: Mutex<String>,
     asked: AtomicUsize,
     lost: AtomicUsize,
+    outdated: Mutex<Vec<Bytes>>,
 }
 
 impl Steps {
@@ -37,6 +38,11 @@ impl Steps {
         self.lost.load(Ordering::SeqCst)
     }
 
+    /// Leases of others that were out of date.
+    pub fn outdated(&self) -> Vec<Bytes> {
+        self.outdated.lock().unwrap().clone()
+    }
+
     pub async fn is_lost(&self) {
         let end = tokio::time::Instant::now() + LIMIT;
         while self.lost() == 0 {
@@ -57,7 +63,9 @@ impl Work for Steps {
         self.lost.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn outdated(&self, _lease: Bytes) {}
+    fn outdated(&self, lease: Bytes) {
+        self.outdated.lock().unwrap().push(lease);
+    }
 }
 
 pub const LEASE: &str = "application/vnd.test.lease";

@@ -10,6 +10,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, Queu
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
 use serde_json::Value;
+use tokio::sync::watch;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(300);
@@ -56,6 +57,7 @@ impl Told {
 #[derive(Debug, Default)]
 pub struct Inbox {
     told: Mutex<Vec<Told>>,
+    open: watch::Sender<bool>,
 }
 
 impl Inbox {
@@ -90,6 +92,7 @@ impl Inbox {
             Some((connection, consumer.await.ok()?))
         };
         let (_connection, mut consumer) = tokio::time::timeout(PATIENCE, opening).await.ok()??;
+        self.open.send_replace(true);
         while let Some(delivery) = consumer.next().await {
             let delivery = delivery.ok()?;
             let told = Told::read(&serde_json::from_slice(&delivery.data).ok()?);
@@ -97,6 +100,11 @@ impl Inbox {
             delivery.acker.ack(BasicAckOptions::default()).await.ok()?;
         }
         None
+    }
+
+    /// Waits until the queue is there: what is told before that is not heard.
+    pub async fn opened(&self) {
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
     }
 
     pub fn told(&self) -> Vec<Told> {

@@ -1,0 +1,162 @@
+//! Deliveries of a job that is at work here already: they wait for its end. Meanwhile each can take the place of the work's own
+//! delivery, should that be lost with its channel: most likely it is that very message, come again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::Worker;
+use super::admit::Admitted;
+use super::headers;
+use super::lease::Held;
+use super::ledger::{Seat, Standing};
+use crate::outcome::Step;
+use crate::queue::{Delivery, Settlement, Ticket};
+
+/// A redelivery waits this long for the work on its job; then it waits in the queue.
+const JOINED: Duration = Duration::from_secs(30);
+
+/// Deliveries that wait for the end of the work on their job, where that can take them. Each is either taken or reclaimed.
+#[derive(Debug, Default)]
+pub(super) struct Spares {
+    parked: Mutex<Vec<Spare>>,
+    came: Notify,
+}
+
+#[derive(Debug)]
+struct Spare {
+    delivery: Delivery,
+    /// The unfinished upload that it came with.
+    carried: Option<String>,
+}
+
+impl Spare {
+    /// One with another upload than the work's is no replacement: that upload would be forgotten with it.
+    fn fits(&self, ours: Option<&str>) -> bool {
+        self.carried.is_none() || self.carried.as_deref() == ours
+    }
+}
+
+impl Spares {
+    fn lock(&self) -> MutexGuard<'_, Vec<Spare>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn park(&self, delivery: Delivery, carried: Option<String>) {
+        self.lock().push(Spare { delivery, carried });
+        self.came.notify_waiters();
+    }
+
+    fn remove(&self, which: impl Fn(&Spare) -> bool) -> Option<Delivery> {
+        let mut parked = self.lock();
+        let place = parked.iter().position(which)?;
+        Some(parked.remove(place).delivery)
+    }
+
+    /// The delivery that was parked, unless it was taken.
+    fn reclaim(&self, ticket: Ticket) -> Option<Delivery> {
+        self.remove(|spare| spare.delivery.ticket == ticket)
+    }
+
+    /// One that can stand in for the delivery of work that came with the upload `ours`. Whoever takes it settles it.
+    pub(super) fn take(&self, ours: Option<&str>) -> Option<Delivery> {
+        self.remove(|spare| spare.fits(ours))
+    }
+
+    /// As [`Spares::take`]; waits for one. Cancel safe.
+    pub(super) async fn next(&self, ours: Option<&str>) -> Delivery {
+        loop {
+            let mut came = std::pin::pin!(self.came.notified());
+            came.as_mut().enable();
+            if let Some(delivery) = self.take(ours) {
+                return delivery;
+            }
+            came.await;
+        }
+    }
+}
+
+impl Worker {
+    /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
+    pub(super) async fn join(&self, seat: &Seat, delivery: Delivery, admitted: &Admitted) {
+        let carried = admitted.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref());
+        let ticket = delivery.ticket;
+        tracing::debug!(job_id = %admitted.job.id, "a job came again while it is at work here");
+        seat.spares.park(delivery, carried.map(|checkpoint| checkpoint.upload_id.clone()));
+        let ended = timeout(JOINED, seat.end()).await;
+        let Some(delivery) = seat.spares.reclaim(ticket) else { return };
+        let settlement = match ended {
+            Ok(Standing::Settled(kept)) => {
+                self.left_over(admitted, kept.as_deref()).await;
+                Settlement::Ack
+            }
+            Ok(Standing::Open) => Settlement::Return,
+            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::begun_at(seat.begun) },
+        };
+        self.settle(delivery, settlement, Vec::new()).await;
+    }
+
+    /// Before work is settled: a delivery that was lost is replaced by one that has joined, if there is one. Not where another worker
+    /// has the job: then what joins is its to settle, and this work's end is no end of the job.
+    pub(super) fn replace_lost(&self, delivery: &mut Delivery, seat: &Seat, held: &Held) {
+        while !held.is_lost() && !self.parts.queue.holds(delivery) {
+            let Some(spare) = seat.spares.take(held.carried()) else { return };
+            tracing::debug!("the delivery was lost; the one that came again is settled");
+            *delivery = spare;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::lane::Lane;
+    use crate::queue::Properties;
+
+    fn delivery(tag: u64) -> Delivery {
+        Delivery {
+            lane: Lane::Scheduled,
+            body: Bytes::new(),
+            properties: Properties::default(),
+            routing_key: "job.scheduled.acme".to_owned(),
+            redelivered: true,
+            delivery_count: 1,
+            ticket: Ticket { generation: 2, lane: Lane::Scheduled, tag },
+        }
+    }
+
+    #[tokio::test]
+    async fn a_delivery_is_either_taken_or_reclaimed() {
+        let spares = Spares::default();
+        spares.park(delivery(1), None);
+        spares.park(delivery(2), None);
+        assert_eq!(spares.take(Some("mine")).unwrap().ticket.tag, 1);
+        assert!(spares.reclaim(delivery(1).ticket).is_none());
+        assert_eq!(spares.reclaim(delivery(2).ticket).unwrap().ticket.tag, 2);
+        assert!(spares.take(None).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_delivery_with_the_upload_of_other_work_is_no_replacement() {
+        let spares = Spares::default();
+        spares.park(delivery(1), Some("theirs".to_owned()));
+        assert!(spares.take(None).is_none());
+        assert!(spares.take(Some("ours")).is_none());
+        spares.park(delivery(2), Some("ours".to_owned()));
+        assert_eq!(spares.take(Some("ours")).unwrap().ticket.tag, 2);
+    }
+
+    #[tokio::test]
+    async fn work_waits_for_a_delivery_that_comes_again() {
+        let spares = Spares::default();
+        let (taken, ()) = tokio::join!(spares.next(None), async {
+            tokio::task::yield_now().await;
+            spares.park(delivery(1), None);
+        });
+        assert_eq!(taken.ticket.tag, 1);
+    }
+}
