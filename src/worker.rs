@@ -6,6 +6,7 @@
 mod admit;
 mod board;
 mod check;
+mod control;
 mod headers;
 mod health;
 mod lease;
@@ -102,6 +103,7 @@ pub struct Worker {
     health: Health,
     beat: Mutex<Instant>,
     stop: Stop,
+    wishes: control::Wishes,
 }
 
 /// The right to run one transfer.
@@ -135,6 +137,7 @@ impl Worker {
             health: Health::default(),
             beat: Mutex::new(Instant::now()),
             stop: Stop::default(),
+            wishes: control::Wishes::default(),
             parts,
         })
     }
@@ -165,7 +168,9 @@ impl Worker {
     /// Returns true when everything was settled in time.
     pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {
         let watch = tokio::spawn(self.clone().watch_age());
+        let control = self.follow_control(&drain).await;
         let drained = self.serve(&drain).await;
+        control.abort();
         watch.abort();
         drained
     }
@@ -371,6 +376,9 @@ impl Worker {
         held: &Arc<Held>,
         progress: &Arc<Progress>,
     ) -> Ended {
+        if let Some(cancelled) = self.cancelled(&delivery.properties) {
+            return cancelled;
+        }
         let Admitted { job, destination, lease } = admitted;
         let resume = lease.as_ref().and_then(|lease| lease.checkpoint.clone());
         if let Some(failure) = crash_loop(delivery) {
