@@ -22,13 +22,14 @@
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
 //! | L1b | `crash`, `retry`, `metrics`, `telemetry`, `shutdown` | ground services |
 //! | L1a | `config` | sections, validated |
-//! | L0 | `outcome`, `destination`, `policy`, `diagnosis`, `job`, `lane` | the vocabulary: pure, valid by construction; `policy` says what a destination needs of IAM, `diagnosis` what a refusal means, `job::lease` how far the work on a job has come |
+//! | L0 | `outcome`, `destination`, `policy`, `diagnosis`, `job`, `lane`, `control` | the vocabulary: pure, valid by construction; `policy` says what a destination needs of IAM, `diagnosis` what a refusal means, `job::lease` how far the work on a job has come, `control` what an operator asks of every worker |
 
 pub mod admin;
 pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod crash;
 pub mod destination;
 #[cfg(feature = "dev")]

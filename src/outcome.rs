@@ -13,6 +13,8 @@ pub use decide::{Disposition, History, Moment, Policy, decide, postpone};
 pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
 pub use ladder::Step;
 
+use crate::control::BackfillId;
+
 /// Who can do something about a failure, and so what follows from it. A closed set; also a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
@@ -225,6 +227,8 @@ pub enum Ended {
     Delivered(Receipt),
     /// The key was taken and `if_exists = keep`.
     Skipped,
+    /// Its backfill was cancelled before it began. The outcome is `skipped`, too.
+    Cancelled(BackfillId),
     /// `expires_at` is past.
     Expired,
     /// It failed.

@@ -179,6 +179,15 @@ pub struct LeaseMessage {
     pub headers: BTreeMap<String, String>,
 }
 
+/// What comes by the stream of control messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Announced {
+    /// A control message, as it was announced.
+    Message(Bytes),
+    /// What was there when the reading began is read; from here on they come as they are announced.
+    UpToDate,
+}
+
 /// A message as a producer publishes it.
 #[derive(Debug, Clone)]
 pub struct Publication {
@@ -287,6 +296,26 @@ pub trait Queue: Send + Sync + fmt::Debug {
     fn reply(&self, _reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
         let refused = "this kind of queue has no reply queues; run `consign check DEST` instead";
         Box::pin(async move { Err(QueueError::Refused(refused.to_owned())) })
+    }
+
+    /// Publishes one control message to every worker, confirmed: those that run, and those that start within the next 7 days.
+    ///
+    /// # Errors
+    /// `Refused` or `Topology` when this queue has no control messages (the stream is missing); `Unavailable` when nobody knows
+    /// whether it arrived.
+    fn announce(&self, _control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async { Err(QueueError::Refused("this kind of queue has no control messages".to_owned())) })
+    }
+
+    /// The next control message: first all of the last 7 days, in the order in which they were announced, then
+    /// [`Announced::UpToDate`], then live. Every queue that was started with lanes reads all of them, whoever else does.
+    ///
+    /// At least once: after a reconnection some may come again, so whoever acts on them must be able to do so twice. Where they
+    /// can't be read, a warning says so, `UpToDate` comes all the same within 5 s of being connected, and the rest comes when they
+    /// can be read again: no delivery may depend on them. Cancel safe. `None` once the queue is closed, and at once where it was
+    /// started without lanes.
+    fn next_control(&self) -> BoxFuture<'_, Option<Announced>> {
+        Box::pin(async { None })
     }
 
     /// Stops taking work: consumers are cancelled, what was fetched but not yet handed out goes back untouched.

@@ -7,6 +7,7 @@ mod admit;
 mod board;
 mod check;
 mod circuit;
+mod control;
 mod headers;
 mod health;
 mod intake;
@@ -36,7 +37,7 @@ use crate::crash;
 use crate::destination::{DestinationId, Destinations};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::outcome::{Policy, Step};
+use crate::outcome::Policy;
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
 use crate::transfer::Transport;
 use crate::upload::Stop;
@@ -109,6 +110,7 @@ pub struct Worker {
     health: Health,
     beat: Mutex<Instant>,
     stop: Stop,
+    wishes: control::Wishes,
 }
 
 /// The right to run one transfer.
@@ -157,6 +159,7 @@ impl Worker {
             health: Health::default(),
             beat: Mutex::new(Instant::now()),
             stop: Stop::default(),
+            wishes: control::Wishes::default(),
             parts,
         })
     }
@@ -204,7 +207,9 @@ impl Worker {
     /// Returns true when everything was settled in time.
     pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {
         let watch = tokio::spawn(self.clone().watch_age());
+        let control = self.follow_control(&drain).await;
         let drained = self.serve(&drain).await;
+        control.abort();
         watch.abort();
         drained
     }
@@ -278,10 +283,10 @@ impl Worker {
                 self.left_over(&admitted, None).await;
                 self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
             }
-            Entry::Joined(seat) => {
+            Entry::Joined(seat, same) => {
                 // Waiting needs no slot.
                 drop(permits);
-                self.join(&seat, delivery, &admitted).await;
+                self.join((&seat, same), delivery, &admitted).await;
             }
         }
     }

@@ -113,7 +113,7 @@ fn charged(failure: &Failure, history: &History, policy: &Policy, left: Option<D
     fit(step, left).map_or(Disposition::Expired, Disposition::Retry)
 }
 
-/// A job that is not the probe itself comes back a little after it rather than five times before.
+/// A job that is not the probe itself comes back up to a quarter after it rather than many times before.
 const SOONEST: Duration = Duration::from_secs(30);
 
 fn deferred(failure: &Failure, history: &History, policy: &Policy, moment: &Moment) -> Disposition {
@@ -123,7 +123,7 @@ fn deferred(failure: &Failure, history: &History, policy: &Policy, moment: &Mome
         return Disposition::Dead(failure.reason);
     }
     if let Some(next) = moment.next_probe {
-        return fit(Step::within(next.max(SOONEST)), left).map_or(Disposition::Expired, Disposition::Defer);
+        return fit(Step::within(next.max(SOONEST) * 5 / 4), left).map_or(Disposition::Expired, Disposition::Defer);
     }
     let probe = Step::before_probe(history.deferrals);
     let cached = failure.reason == Reason::AssumeRoleDenied && probe.duration() <= policy.denied_for;
@@ -202,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn with_an_open_circuit_the_wait_ends_before_the_next_probe() {
+    fn with_an_open_circuit_the_wait_ends_about_when_the_next_probe_is_due() {
         let waits = |seconds, left: Option<i64>, history: &History| {
             let next_probe = Some(Duration::from_secs(seconds));
             let failure = Failure::new(Reason::BucketNotFound, "x");
             decide(&failure, history, &POLICY, &Moment { next_probe, ..moment(left.map(at)) })
         };
         let fresh = History::default();
-        for (seconds, step) in [(0, Step::S30), (29, Step::S30), (30, Step::S30), (599, Step::M2), (601, Step::M10)] {
+        for (seconds, step) in [(0, Step::S30), (95, Step::S30), (96, Step::M2), (479, Step::M2), (480, Step::M10)] {
             assert_eq!(waits(seconds, None, &fresh), Disposition::Defer(step), "{seconds}");
         }
         assert_eq!(waits(600, Some(100), &fresh), Disposition::Defer(Step::S30));

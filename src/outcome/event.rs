@@ -119,7 +119,7 @@ pub struct OutcomeData {
     /// On failure: the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// On failure: what happened, in plain words.
+    /// What happened, in plain words: on failure, and where a job was skipped because its backfill was cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// On failure: what the customer can do.

@@ -14,12 +14,14 @@
 
 mod connection;
 mod consumer;
+mod control;
 mod declare;
 mod lease;
 mod outcomes;
 mod publish;
 mod session;
 mod settle;
+mod stream;
 mod timing;
 mod topology;
 
@@ -27,9 +29,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use lapin::Acker;
 use lapin::options::BasicAckOptions;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +45,7 @@ use crate::config::BrokerConfig;
 use crate::crash;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement, Work};
+use crate::queue::{Announced, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement, Work};
 use connection::Endpoint;
 use consumer::{Fetched, Intake, REQUEUE};
 use lease::{Book, Process};
@@ -65,6 +68,8 @@ pub struct Amqp {
     shared: Arc<Shared>,
     replies: Arc<Semaphore>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
+    control: AsyncMutex<mpsc::Receiver<Announced>>,
+    follower: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Amqp {
@@ -115,7 +120,15 @@ impl Amqp {
             stop: CancellationToken::new(),
         });
         let supervisor = Mutex::new(Some(tokio::spawn(session::supervise(Arc::clone(&shared)))));
-        Ok(Arc::new(Self { shared, replies: Arc::new(Semaphore::new(REPLIES as usize)), supervisor }))
+        let (control, follower) = control::start(&shared);
+        let replies = Arc::new(Semaphore::new(REPLIES as usize));
+        Ok(Arc::new(Self {
+            shared,
+            replies,
+            supervisor,
+            control: AsyncMutex::new(control),
+            follower: Mutex::new(follower),
+        }))
     }
 
     async fn session(&self, deadline: Instant) -> Result<Arc<Session>, QueueError> {
@@ -257,8 +270,8 @@ impl Amqp {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.quiet()).await;
         }
         self.shared.stop.cancel();
-        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = supervisor {
+        let taken = |task: &Mutex<Option<JoinHandle<()>>>| task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for task in [taken(&self.supervisor), taken(&self.follower)].into_iter().flatten() {
             let _ = tokio::time::timeout(3 * CLOSE_TIMEOUT, task).await;
         }
     }
@@ -326,6 +339,24 @@ impl Queue for Amqp {
             let session = self.session(Instant::now() + PATIENCE).await?;
             session.publisher.publish(&message).await
         })
+    }
+
+    fn announce(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let message = settle::control(&self.shared.names, control);
+            let session = self.session(Instant::now() + PATIENCE).await?;
+            session.publisher.publish(&message).await.map_err(|problem| match problem {
+                QueueError::Refused(why) => QueueError::Topology(format!(
+                    "the stream `{}` takes no control message ({why}); run `consign topology apply`",
+                    message.routing_key
+                )),
+                problem => problem,
+            })
+        })
+    }
+
+    fn next_control(&self) -> BoxFuture<'_, Option<Announced>> {
+        Box::pin(async { self.control.lock().await.recv().await })
     }
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {

@@ -31,11 +31,13 @@
 //! | `dead_letters` | `seq`, `died_at`, `prefix`, `lane`, `routing_key`, `reason`, `class`, `message`, `attempts`, `first_failure_at`, `last_failure_at`, `published_at`, `message_id`, `content_type`, `reply_to`, `correlation_id`, `type`, `headers` (JSON), `body` |
 //! | `jobs` | those to be worked on, and worked on (`owner`), under a lease in lane `continued`: `seq`, `prefix`, `lane`, `routing_key`, `published_at`, `message_id`, `redelivered`, `delivery_count`, `headers`, `body` ... |
 //! | `waiting` | copies on the wait ladder: the same, and `due_at` |
+//! | `control` | control messages of the last 7 days: `seq`, `announced_at`, `prefix`, `body` (JSON) |
 //! | `owners` | processes that consume: `id`, `worker`, `pid`, `started_at`, `beats` |
 //!
 //! The newest 100,000 outcomes are kept. A terminal outcome that comes twice is one row. An outcome for `reply_to` is not sent
 //! anywhere: the one who asked finds it here. Reading with other tools harms nothing; a long write transaction makes the queue wait.
 
+mod control;
 mod engine;
 mod file;
 mod intake;
@@ -54,13 +56,15 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{oneshot, watch};
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
 pub use outcomes::Outcomes;
 
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{self, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket};
+use crate::queue::{self, Announced, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket};
 use engine::{Engine, Phase, Shared};
 use file::Store;
 use intake::Intake;
@@ -77,11 +81,12 @@ const LONGEST_NAME: usize = 255;
 const LONGEST_BODY: usize = 16 << 20;
 
 /// The tables, each with what it holds.
-pub const TABLES: [(&str, &str); 5] = [
+pub const TABLES: [(&str, &str); 6] = [
     ("jobs", "jobs to be worked on, and worked on"),
     ("waiting", "copies on the wait ladder"),
     ("dead_letters", "jobs that were given up, with the reason"),
     ("outcomes", "the newest 100,000 outcomes"),
+    ("control", "control messages of the last 7 days"),
     ("owners", "processes that consume"),
 ];
 
@@ -97,6 +102,7 @@ pub fn apply(file: &Path) -> Result<(), QueueError> {
 pub struct Embedded {
     shared: Arc<Shared>,
     commands: Mutex<Sender<Command>>,
+    control: AsyncMutex<UnboundedReceiver<Announced>>,
     patience: Duration,
 }
 
@@ -142,10 +148,12 @@ impl Embedded {
             phase: watch::Sender::new(Phase::Down(QueueError::Unavailable("opening".to_owned()))),
         });
         let (commands, received) = mpsc::channel();
-        let engine = Engine::start(Arc::clone(&shared), received)?;
+        let (announced, control) = unbounded_channel();
+        let engine = Engine::start(Arc::clone(&shared), received, announced)?;
         let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(move || engine.run());
         thread.map_err(|error| QueueError::Unavailable(format!("a thread can't be started: {error}")))?;
-        Ok(Arc::new(Self { shared, commands: Mutex::new(commands), patience }))
+        let (commands, control) = (Mutex::new(commands), AsyncMutex::new(control));
+        Ok(Arc::new(Self { shared, commands, control, patience }))
     }
 
     fn send(&self, command: Command) -> Result<(), QueueError> {
@@ -284,6 +292,14 @@ impl Queue for Embedded {
 
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(Self::publish(self, publication))
+    }
+
+    fn announce(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(self.ask(Work::Announce(control), Some(self.patience)))
+    }
+
+    fn next_control(&self) -> BoxFuture<'_, Option<Announced>> {
+        Box::pin(async { self.control.lock().await.recv().await })
     }
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -26,6 +26,8 @@ const KEYS: usize = 3;
 const INCONCLUSIVE: Duration = Duration::from_secs(30);
 /// Destinations with evidence or an open circuit. Inline ones come without end; beyond this, new ones have no circuit.
 const TRACKED: usize = 10_000;
+/// The clocks of two machines may differ by this.
+const CLOCKS: SignedDuration = SignedDuration::from_secs(5);
 /// Evidence that nothing was added to for so long makes room.
 const STALE: Duration = Duration::from_hours(1);
 
@@ -40,6 +42,7 @@ pub(super) struct Circuits {
 #[derive(Debug)]
 struct Circuit {
     touched: Instant,
+    blamed_at: Timestamp,
     denied: Option<Instant>,
     refused_keys: BTreeSet<String>,
     open: Option<Open>,
@@ -130,13 +133,25 @@ impl Circuits {
             Ended::Failed(failure) if failure.class() == Class::Destination => {
                 self.blame(destination, key, failure, now)
             }
-            Ended::Failed(_) | Ended::Expired => None,
+            Ended::Failed(_) | Ended::Expired | Ended::Cancelled(_) => None,
         }
     }
 
     /// Closes a circuit and forgets the evidence: somebody says that all is well.
     pub(super) fn reset(&self, destination: &DestinationId) {
         self.close(destination, "it was reset");
+    }
+
+    /// As [`Circuits::reset`], said at `at` by somebody else, perhaps a while ago: it is not for what happened since. Whether there was
+    /// anything to forget.
+    pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp) -> bool {
+        let at = at.checked_add(CLOCKS).unwrap_or(at);
+        let older = |circuit: &Circuit| circuit.open.as_ref().map_or(circuit.blamed_at, |open| open.since) <= at;
+        let reset = self.known().get(destination).is_some_and(older);
+        if reset {
+            self.reset(destination);
+        }
+        reset
     }
 
     /// Closes what was opened within the last `window`: it was nobody's own fault.
@@ -175,7 +190,7 @@ impl Circuits {
             }
         }
         let circuit = known.entry(destination.clone()).or_insert_with(Circuit::new);
-        circuit.touched = Instant::now();
+        (circuit.touched, circuit.blamed_at) = (Instant::now(), now);
         if circuit.open.is_none() && circuit.convicts(key, failure) {
             self.metrics.destinations().set_circuit_open(destination, true);
             tracing::warn!(
@@ -196,7 +211,13 @@ impl Circuits {
 
 impl Circuit {
     fn new() -> Self {
-        Self { touched: Instant::now(), denied: None, refused_keys: BTreeSet::new(), open: None }
+        Self {
+            touched: Instant::now(),
+            blamed_at: Timestamp::MIN,
+            denied: None,
+            refused_keys: BTreeSet::new(),
+            open: None,
+        }
     }
 
     /// Adds a failure to the evidence; true when it suffices.

@@ -48,7 +48,7 @@ impl Health {
             Ended::Delivered(_) | Ended::Skipped => self.state().fault = None,
             // Refused by S3 with a request id: signed, read and judged.
             Ended::Failed(failure) if failure.aws_request_id.is_some() => self.state().fault = None,
-            Ended::Failed(_) | Ended::Expired => {}
+            Ended::Failed(_) | Ended::Expired | Ended::Cancelled(_) => {}
         }
     }
 

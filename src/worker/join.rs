@@ -79,14 +79,20 @@ impl Spares {
 }
 
 impl Worker {
-    /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched.
-    pub(super) async fn join(&self, seat: &Seat, delivery: Delivery, admitted: &Admitted) {
+    /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched. Only the `same`
+    /// message can take the other one's place: a copy that was made of it elsewhere has other counters.
+    pub(super) async fn join(&self, (seat, same): (&Seat, bool), delivery: Delivery, admitted: &Admitted) {
         let carried = admitted.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref());
         let ticket = delivery.ticket;
         tracing::debug!(job_id = %admitted.job.id, "a job came again while it is at work here");
-        seat.spares.park(delivery, carried.map(|checkpoint| checkpoint.upload_id.clone()));
+        let apart = if same {
+            seat.spares.park(delivery, carried.map(|checkpoint| checkpoint.upload_id.clone()));
+            None
+        } else {
+            Some(delivery)
+        };
         let ended = timeout(JOINED, seat.end()).await;
-        let Some(delivery) = seat.spares.reclaim(ticket) else { return };
+        let Some(delivery) = apart.or_else(|| seat.spares.reclaim(ticket)) else { return };
         let settlement = match ended {
             Ok(Standing::Settled(kept)) => {
                 self.left_over(admitted, kept.as_deref()).await;

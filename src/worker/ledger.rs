@@ -69,10 +69,13 @@ impl Seat {
     }
 }
 
+/// Those who work on one run: more than one only while the first settles.
+type AtWork = Vec<(AttemptId, Arc<Seat>)>;
+
 /// The two tables.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    running: Mutex<HashMap<RunId, Vec<(AttemptId, Arc<Seat>)>>>,
+    running: Mutex<HashMap<RunId, AtWork>>,
     delivered: moka::sync::Cache<RunId, Arc<Event>>,
 }
 
@@ -81,8 +84,8 @@ pub(super) struct Ledger {
 pub(super) enum Entry {
     /// Nobody works on it: here is the place.
     Mine(Running),
-    /// Somebody does.
-    Joined(Arc<Seat>),
+    /// Somebody does; on this very message, or on one of which it is a copy or that is a copy of it.
+    Joined(Arc<Seat>, bool),
     /// It was delivered; this was the outcome.
     Delivered(Arc<Event>),
 }
@@ -115,9 +118,9 @@ impl Ledger {
     pub(super) fn enter(self: &Arc<Self>, id: AttemptId, now: Timestamp) -> Entry {
         let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let at_work = running.get(&id.run).into_iter().flatten();
-        let same = |(other, seat): &&(AttemptId, Arc<Seat>)| *other == id || !seat.judged.load(Ordering::Acquire);
-        if let Some((_, seat)) = at_work.into_iter().find(same) {
-            return Entry::Joined(seat.clone());
+        let joins = |(other, seat): &&(AttemptId, Arc<Seat>)| *other == id || !seat.judged.load(Ordering::Acquire);
+        if let Some((other, seat)) = at_work.into_iter().find(joins) {
+            return Entry::Joined(seat.clone(), *other == id);
         }
         if let Some(event) = self.delivered.get(&id.run) {
             return Entry::Delivered(event);
@@ -176,7 +179,12 @@ mod tests {
 
     fn id(run: u32) -> AttemptId {
         let destination = DestinationId::parse("acme").unwrap();
-        AttemptId { run: RunId { job: JobId::parse("a").unwrap(), destination, run }, attempts: 0, deferrals: 0, turns: 0 }
+        AttemptId {
+            run: RunId { job: JobId::parse("a").unwrap(), destination, run },
+            attempts: 0,
+            deferrals: 0,
+            turns: 0,
+        }
     }
 
     #[tokio::test]
@@ -187,13 +195,13 @@ mod tests {
             [AttemptId { attempts: 1, ..id(0) }, AttemptId { deferrals: 1, ..id(0) }, AttemptId { turns: 1, ..id(0) }];
         for copy in &copies {
             // While the work goes on, it is somebody else's copy of a message that was lost here.
-            assert!(matches!(ledger.enter(copy.clone(), Timestamp::UNIX_EPOCH), Entry::Joined(_)), "{copy:?}");
+            assert!(matches!(ledger.enter(copy.clone(), Timestamp::UNIX_EPOCH), Entry::Joined(_, false)), "{copy:?}");
         }
         mine.judged();
         for copy in copies {
             assert!(matches!(ledger.enter(copy.clone(), Timestamp::UNIX_EPOCH), Entry::Mine(_)), "{copy:?}");
         }
-        assert!(matches!(ledger.enter(id(0), Timestamp::UNIX_EPOCH), Entry::Joined(_)));
+        assert!(matches!(ledger.enter(id(0), Timestamp::UNIX_EPOCH), Entry::Joined(_, true)));
     }
 
     fn event() -> Event {
@@ -204,7 +212,7 @@ mod tests {
     async fn the_second_delivery_joins_the_first() {
         let ledger = Ledger::new();
         let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let Entry::Joined(joined) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
+        let Entry::Joined(joined, true) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
         assert!(matches!(ledger.enter(id(1), Timestamp::UNIX_EPOCH), Entry::Mine(_)));
         mine.leave(Standing::Settled(None));
         assert!(matches!(joined.end().await, Standing::Settled(None)));
@@ -215,7 +223,7 @@ mod tests {
     async fn a_delivered_job_is_remembered_and_a_vanished_one_is_not() {
         let ledger = Ledger::new();
         let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let Entry::Joined(joined) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
+        let Entry::Joined(joined, true) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
         drop(mine);
         assert!(matches!(joined.end().await, Standing::Open));
         let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };

@@ -181,11 +181,10 @@ impl Limits {
         // Within a lane, whoever came first.
         let next = crowd.queue.iter().enumerate().min_by_key(|(place, waiter)| (waiter.lane, *place));
         let next = next.map(|(place, _)| place).filter(|_| !crowd.is_full());
-        let called = next.map(|place| {
+        next.map(|place| {
             *waiting -= 1;
             (crowd.queue.remove(place), self.pass(destination, crowd))
-        });
-        called
+        })
     }
 }
 

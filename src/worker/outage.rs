@@ -108,7 +108,7 @@ impl Outage {
                 Some(kind) => self.state().bad(destination, kind, failure).unwrap_or(Seen::AsIs(ended)),
                 None => Seen::AsIs(ended),
             },
-            Ended::Expired => Seen::AsIs(ended),
+            Ended::Expired | Ended::Cancelled(_) => Seen::AsIs(ended),
         }
     }
 

@@ -18,7 +18,7 @@ use super::{Permits, Worker};
 use crate::destination::DestinationId;
 use crate::lane::Lane;
 use crate::metrics::DeferCause;
-use crate::outcome::Failure;
+use crate::outcome::{Ended, Failure};
 use crate::queue::Delivery;
 
 /// How long a job may wait here for its turn and a slot. It holds no slot meanwhile, and its delivery is far from any time-out.
@@ -42,6 +42,8 @@ pub(super) enum Away {
     Full(Duration, DeferCause),
     /// The worker drains.
     Draining,
+    /// Its backfill was cancelled.
+    Cancelled(Ended),
 }
 
 impl Worker {

@@ -57,6 +57,11 @@ impl Case<'_> {
                 self.ended(OutcomeKind::Delivered, self.delivered(receipt), None, Settlement::Ack, metrics)
             }
             Ended::Skipped => self.ended(OutcomeKind::Skipped, self.data(now), None, Settlement::Ack, metrics),
+            Ended::Cancelled(backfill) => {
+                let message = Some(format!("the backfill {backfill} was cancelled before this job began"));
+                let data = OutcomeData { message, ..self.data(now) };
+                self.ended(OutcomeKind::Skipped, data, None, Settlement::Ack, metrics)
+            }
             Ended::Expired => self.expired(headers::last_failure(&self.properties.headers), now, metrics),
             Ended::Failed(failure) => self.failed(failure, metrics),
         }
@@ -82,6 +87,7 @@ impl Case<'_> {
                 }
                 _ => self.expired(headers::last_failure(&self.properties.headers), self.now, metrics),
             },
+            Away::Cancelled(ended) => self.judge(ended, metrics),
             Away::Draining => Verdict { settlement: Settlement::Return, event: None, kind: None, failure: None },
         }
     }

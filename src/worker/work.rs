@@ -40,7 +40,10 @@ impl Worker {
             let kept = lease.as_ref().and_then(|lease| lease.checkpoint.as_ref()).map(|c| c.upload_id.as_str().into());
             return running.leave(if settled { Standing::Settled(kept) } else { Standing::Open });
         };
-        let told = self.turn(&delivery, admitted, permits).await;
+        let told = match self.cancelled(&delivery.properties) {
+            Some(cancelled) => Told::Away(Away::Cancelled(cancelled)),
+            None => self.turn(&delivery, admitted, permits).await,
+        };
         let started_at = (self.parts.clock)();
         let history = headers::history(&delivery.properties.headers);
         let properties = delivery.properties.clone();
@@ -130,7 +133,7 @@ impl Worker {
     fn turned_away(&self, away: Away, case: Case<'_>) -> Verdict {
         let next_probe = match &away {
             Away::Broken(_, left) => Some(*left),
-            Away::Full(..) | Away::Draining => None,
+            Away::Full(..) | Away::Draining | Away::Cancelled(_) => None,
         };
         let full = matches!(away, Away::Full(..));
         let case = Case { next_probe, ..case };

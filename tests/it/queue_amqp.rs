@@ -1,5 +1,6 @@
 //! The queue on a real RabbitMQ: the suite of all queues, and what only a broker can do to it.
 
+mod control;
 mod leases;
 
 use std::collections::BTreeMap;

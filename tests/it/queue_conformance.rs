@@ -1,5 +1,6 @@
 //! What every queue must do, whatever it is made of: one suite, run against RabbitMQ and against the embedded queue.
 
+mod control;
 pub mod leases;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +63,7 @@ pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
     copies_come_back_to_their_own_lanes_in_their_order(&make("order").await).await;
     two_queues_share_the_work(&make("share").await).await;
     many_settle_at_once_and_none_is_lost_or_doubled(&make("many").await).await;
+    control::suite(&make("control").await).await;
 }
 
 pub async fn everything_of_the_producer_arrives(fixture: &impl Fixture) {

@@ -381,7 +381,7 @@ async fn live(shared: &Arc<Shared>, session: Session, generation: u64) -> String
     why
 }
 
-async fn unless_stopped<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn unless_stopped<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
         () = stop.cancelled() => None,

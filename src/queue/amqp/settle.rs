@@ -254,6 +254,13 @@ pub(super) fn answer(reply: Reply) -> Result<Message, QueueError> {
     Ok(Message { exchange: String::new(), routing_key: reply.to, body: reply.body, properties, mandatory })
 }
 
+/// A control message, straight to its stream.
+pub(super) fn control(names: &Names, body: Bytes) -> Message {
+    let properties =
+        BasicProperties::default().with_content_type("application/json".into()).with_delivery_mode(PERSISTENT);
+    Message { exchange: String::new(), routing_key: names.control(), body, properties, mandatory: true }
+}
+
 fn event_properties(event: &Event) -> Result<BasicProperties, QueueError> {
     Ok(BasicProperties::default()
         .with_content_type("application/cloudevents+json".into())

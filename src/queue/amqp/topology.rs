@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::control::KEPT_DAYS;
 use crate::lane::Lane;
 use crate::outcome::Step;
 
@@ -67,6 +68,11 @@ impl Names {
     /// The exchange that outcomes are published to.
     pub fn outcomes_exchange(&self) -> String {
         self.named("outcomes")
+    }
+
+    /// The stream of control messages.
+    pub fn control(&self) -> String {
+        self.named("control")
     }
 
     /// The exchange before the leases.
@@ -278,8 +284,9 @@ impl Topology {
     }
 
     fn control(&mut self, names: &Names) {
-        let arguments = Arguments::from([("x-queue-type", "stream".into()), ("x-max-age", "7D".into())]);
-        self.queues.push(Queue { name: names.named("control"), arguments });
+        let arguments =
+            Arguments::from([("x-queue-type", "stream".into()), ("x-max-age", format!("{KEPT_DAYS}D").into())]);
+        self.queues.push(Queue { name: names.control(), arguments });
     }
 
     fn exchange(&mut self, name: String, kind: Kind) {

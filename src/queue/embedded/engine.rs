@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
+use super::control::Reader;
 use super::file::Store;
 use super::intake::Intake;
 use super::owner;
@@ -20,7 +22,7 @@ use super::trouble::Trouble;
 use super::work::{Command, Pending, Work};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::QueueError;
+use crate::queue::{Announced, QueueError};
 use crate::retry::Retry;
 use leases::Leases;
 use session::{BEAT, Session};
@@ -69,6 +71,8 @@ pub(super) struct Engine {
     retry: Retry,
     again_at: Option<Instant>,
     was_up: bool,
+    /// None: this queue only publishes.
+    control: Option<Reader>,
 }
 
 impl Engine {
@@ -76,7 +80,12 @@ impl Engine {
     ///
     /// # Errors
     /// What waiting does not mend; a file that is only locked or full is tried again by [`Engine::run`].
-    pub(super) fn start(shared: Arc<Shared>, commands: Receiver<Command>) -> Result<Self, QueueError> {
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        commands: Receiver<Command>,
+        announced: UnboundedSender<Announced>,
+    ) -> Result<Self, QueueError> {
+        let control = (!shared.lanes.is_empty()).then(|| Reader::new(announced));
         let mut engine = Self {
             shared,
             commands,
@@ -90,6 +99,7 @@ impl Engine {
             retry: Retry::endless(FIRST_WAIT, LONGEST_WAIT),
             again_at: None,
             was_up: false,
+            control,
         };
         match engine.open() {
             Err(Trouble::Lasting(why)) => return Err(QueueError::Unusable(why)),
@@ -152,13 +162,22 @@ impl Engine {
 
     fn work(&mut self) {
         if self.again_at.is_none_or(|at| at <= Instant::now()) {
-            let result = self.open().and_then(|()| self.keep_house()).and_then(|()| self.turn());
+            let result = self
+                .open()
+                .and_then(|()| self.keep_house())
+                .and_then(|()| self.turn())
+                .and_then(|()| self.read_control());
             match result {
                 Ok(()) => self.up(),
                 Err(trouble) => self.down(trouble),
             }
         }
         self.expire();
+    }
+
+    fn read_control(&mut self) -> Result<(), Trouble> {
+        let (Some(reader), Some(session)) = (&mut self.control, &self.session) else { return Ok(()) };
+        reader.read(&session.store, (&self.shared.file, &self.shared.prefix))
     }
 
     fn up(&mut self) {
@@ -224,6 +243,7 @@ impl Engine {
     fn look_everywhere(&mut self) {
         self.more = self.shared.lanes.iter().map(|(lane, _)| *lane).collect();
         self.next_due = Some(0);
+        self.control.iter_mut().for_each(Reader::wake);
     }
 
     /// Signs of life, the work of the dead, and what other processes did.
@@ -269,6 +289,7 @@ impl Engine {
         self.held.clear();
         self.leases.lose_all();
         self.shared.intake.forget();
+        self.control.iter_mut().for_each(Reader::start_over);
     }
 
     /// Ends the waiting of those whose time is over. A delivery that could not be settled goes back as soon as that is possible.

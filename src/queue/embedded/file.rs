@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, MAIN_DB, OpenFlags, Transaction, TransactionBehavior};
 
-use super::schema::{APPLICATION_ID, TABLES, VERSION};
+use super::schema::{APPLICATION_ID, TABLES, UPGRADES, VERSION};
 use super::trouble::{Trouble, read_only};
 
 /// How long a statement waits for another process's transaction. Longer ones make the queue say that it is not ready.
@@ -163,18 +163,28 @@ fn tables(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
 }
 
+/// Makes the tables of a new file, or brings those of an older version up to date.
 fn make_tables(connection: &mut Connection) -> rusqlite::Result<()> {
-    if tables(connection)? > 0 {
+    if version(connection)? == VERSION {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    // Another process may have been faster.
     if tables(&transaction)? == 0 {
         transaction.execute_batch(TABLES)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.pragma_update(None, "user_version", 1)?;
     }
+    // Another process may have been faster.
+    let found = usize::try_from(version(&transaction)?).unwrap_or(usize::MAX);
+    for upgrade in UPGRADES.iter().skip(found.saturating_sub(1)) {
+        transaction.execute_batch(upgrade)?;
+    }
+    transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
 fn look_through(connection: &Connection, file: &Path) -> rusqlite::Result<Result<(), Trouble>> {

@@ -3,16 +3,30 @@
 /// "CNSG": the mark of our files in SQLite's header.
 pub(super) const APPLICATION_ID: i32 = 0x434e_5347;
 /// Raised with every change of the tables. A file of a higher version is refused.
-pub(super) const VERSION: i32 = 1;
+pub(super) const VERSION: i32 = 2;
 
 /// What a job is made of, in every table that holds jobs.
 pub(super) const JOB: &str = "prefix, lane, routing_key, published_at, content_type, message_id, reply_to, \
                               correlation_id, type, headers, body";
 
+/// What brings a file of each older version one version further, from 1 on.
+pub(super) const UPGRADES: [&str; 1] = [CONTROL];
+
+/// Since version 2.
+pub(super) const CONTROL: &str = "
+CREATE TABLE control (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    announced_ms INTEGER NOT NULL,
+    announced_at TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%SZ', announced_ms / 1000, 'unixepoch')) VIRTUAL,
+    prefix TEXT NOT NULL, body BLOB NOT NULL
+) STRICT;
+CREATE INDEX control_by_prefix ON control (prefix, seq);
+";
+
 /// The most outcomes that are kept.
 pub(super) const OUTCOMES_KEPT: i64 = 100_000;
 
-/// `jobs` is in the order of arrival: a job that comes back from `waiting` arrives anew, as on RabbitMQ.
+/// All of version 1; the upgrades follow. `jobs` is in the order of arrival: a job that comes back from `waiting` arrives anew, as on RabbitMQ.
 pub(super) const TABLES: &str = r#"
 CREATE TABLE jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,

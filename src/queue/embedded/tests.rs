@@ -217,11 +217,49 @@ fn what_is_not_ours_is_refused_and_left_alone() {
 async fn a_file_of_a_newer_version_is_refused() {
     let place = Place::new();
     place.queue().close().await;
-    place.other().pragma_update(None, "user_version", 2).unwrap();
+    place.other().pragma_update(None, "user_version", 3).unwrap();
     let why = place.refusal();
-    assert!(why.contains("written by a newer version of consign (format 2, this one knows 1)"), "{why}");
+    assert!(why.contains("written by a newer version of consign (format 3, this one knows 2)"), "{why}");
     let outcomes = Outcomes::subscribe(&place.file, "p").await.unwrap_err();
     assert!(matches!(outcomes, QueueError::Unusable(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_an_older_version_is_brought_up_to_date_and_keeps_its_jobs() {
+    let place = Place::new();
+    let db = place.other();
+    db.execute_batch(schema::TABLES).unwrap();
+    db.pragma_update(None, "application_id", schema::APPLICATION_ID).unwrap();
+    db.pragma_update(None, "user_version", 1).unwrap();
+    db.execute_batch(
+        "INSERT INTO jobs (prefix, lane, routing_key, published_at, headers, body)
+         VALUES ('p', 'scheduled', 'job.scheduled.acme', '', '{}', x'6f6c64')",
+    )
+    .unwrap();
+    let queue = place.queue();
+    assert_eq!(next(&queue).await.body, "old");
+    queue.announce(Bytes::from_static(b"c")).await.unwrap();
+    assert_eq!(place.count("control"), 1);
+    let version: i32 = db.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, schema::VERSION);
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_messages_are_forgotten_after_a_week_and_are_each_prefixs_own() {
+    let place = Place::new();
+    let queue = place.queue();
+    queue.announce(Bytes::from_static(b"old")).await.unwrap();
+    let week = "UPDATE control SET announced_ms = announced_ms - 7 * 24 * 3600 * 1000 - 1";
+    place.other().execute_batch(week).unwrap();
+    place.try_queue("other").unwrap().announce(Bytes::from_static(b"theirs")).await.unwrap();
+    assert_eq!(place.count("control"), 1, "the old one is gone");
+    queue.announce(Bytes::from_static(b"new")).await.unwrap();
+    queue.close().await;
+    let queue = place.queue();
+    assert_eq!(queue.next_control().await, Some(Announced::Message(Bytes::from_static(b"new"))));
+    assert_eq!(queue.next_control().await, Some(Announced::UpToDate));
+    queue.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::control;
 use super::jobs::{self, JobContent};
 use super::outcomes;
 use crate::lane::Lane;
@@ -77,6 +79,8 @@ pub(super) enum Work {
         settlement: Settlement,
         events: Vec<Event>,
     },
+    /// Records a control message.
+    Announce(Bytes),
     /// Puts a job under a lease.
     Lease {
         content: LeaseContent,
@@ -95,7 +99,7 @@ impl Work {
     /// The tickets that end with it, if they are of `generation`.
     pub(super) fn ends(&self, generation: u64) -> impl Iterator<Item = Ticket> {
         let tickets = match self {
-            Self::Publish { .. } | Self::Lease { .. } | Self::Refresh(_) => &[],
+            Self::Publish { .. } | Self::Announce(_) | Self::Lease { .. } | Self::Refresh(_) => &[],
             Self::Settle { delivery, .. } => std::slice::from_ref(&delivery.ticket),
             Self::GiveBack { tickets, .. } => tickets.as_slice(),
         };
@@ -105,7 +109,7 @@ impl Work {
     /// Whether somebody relies on it being on the disk. What is only given back comes again even if that is forgotten.
     pub(super) fn is_durable(&self) -> bool {
         match self {
-            Self::Publish { .. } | Self::Lease { .. } => true,
+            Self::Publish { .. } | Self::Announce(_) | Self::Lease { .. } => true,
             Self::Settle { settlement, events, .. } => !matches!(settlement, Settlement::Return) || !events.is_empty(),
             Self::GiveBack { .. } | Self::Refresh(_) => false,
         }
@@ -116,7 +120,7 @@ impl Work {
         match self {
             Self::Publish { .. } | Self::GiveBack { .. } => true,
             Self::Settle { settlement, .. } => matches!(settlement, Settlement::Return | Settlement::HandOver { .. }),
-            Self::Lease { .. } | Self::Refresh(_) => false,
+            Self::Announce(_) | Self::Lease { .. } | Self::Refresh(_) => false,
         }
     }
 
@@ -125,6 +129,7 @@ impl Work {
         let Context { prefix, owner, generation, .. } = context;
         let ours = match self {
             Self::Publish { lane, publication } => return jobs::publish(db, prefix, *lane, publication).map(Ok),
+            Self::Announce(body) => return control::announce(db, prefix, body).map(Ok),
             Self::Settle { delivery, settlement, events } => {
                 for event in events {
                     outcomes::record(db, prefix, event)?;

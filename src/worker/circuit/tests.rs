@@ -133,6 +133,20 @@ async fn a_reset_and_forgiveness_close_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reset_that_is_read_again_is_not_for_what_happened_since() {
+    let circuits = circuits();
+    let (id, bad) = (acme(), refused(Reason::WrongOwner));
+    let at = |second: i64| Timestamp::from_second(second).unwrap();
+    assert!(!circuits.reset_as_of(&id, at(0)), "nothing is known");
+    circuits.note(&id, "a", &bad, at(100));
+    assert!(!circuits.reset_as_of(&id, at(90)) && is_open(&circuits));
+    assert!(circuits.reset_as_of(&id, at(98)) && !is_open(&circuits), "clocks differ a little");
+    circuits.note(&id, "a", &refused(Reason::AssumeRoleDenied), at(200));
+    assert!(!circuits.reset_as_of(&id, at(98)));
+    assert!(circuits.reset_as_of(&id, at(201)), "the evidence is forgotten, too");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_gauge_follows() {
     let metrics = Arc::new(Metrics::new(10));
     let circuits = Circuits::new(Duration::from_secs(60), metrics.clone());

@@ -233,7 +233,7 @@ pub(super) fn shutdown() -> Ended {
 fn word(ended: &Ended) -> &'static str {
     match ended {
         Ended::Delivered(_) => "delivered",
-        Ended::Skipped => "skipped",
+        Ended::Skipped | Ended::Cancelled(_) => "skipped",
         Ended::Expired => "expired",
         Ended::Failed(failure) => failure.reason.as_str(),
     }

@@ -42,7 +42,7 @@ impl End {
     pub(super) fn of(ended: &Ended) -> Self {
         match ended {
             Ended::Delivered(_) => Self::Delivered,
-            Ended::Skipped => Self::Skipped,
+            Ended::Skipped | Ended::Cancelled(_) => Self::Skipped,
             Ended::Expired => Self::Expired,
             Ended::Failed(failure) => Self::Failed(failure.class()),
         }

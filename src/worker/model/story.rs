@@ -150,6 +150,7 @@ impl Story {
             slots: 2,
             backfill_slots: 1,
             max_attempts: 1,
+            destination_slots: 2,
             drain: Duration::from_secs(60),
             lease_after,
             weather: Weather::default(),

@@ -2,6 +2,7 @@
 
 use super::Engine;
 use crate::lane::Lane;
+use crate::queue::embedded::control::Reader;
 use crate::queue::embedded::owner::Owner;
 use crate::queue::embedded::trouble::Trouble;
 use crate::queue::embedded::work::{Context, Pending, Work};
@@ -79,6 +80,9 @@ impl Engine {
             self.more = self.shared.lanes.iter().map(|(lane, _)| *lane).collect();
         }
         self.next_due = done.next_due;
+        if self.pending.iter().take(done.answers.len()).any(|pending| matches!(pending.work, Work::Announce(_))) {
+            self.control.iter_mut().for_each(Reader::wake);
+        }
         for answer in done.answers {
             let Some(mut pending) = self.pending.pop_front() else { break };
             for ticket in pending.work.ends(self.generation) {

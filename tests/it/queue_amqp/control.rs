@@ -1,0 +1,61 @@
+//! Control messages on RabbitMQ: a stream that is read over reconnections, and done without where it is missing.
+
+use consign::queue::Announced;
+
+use super::*;
+
+impl Rabbit {
+    /// The next control message, leaving out those that were `seen`.
+    async fn control(queue: &dyn Queue, seen: &[&'static str]) -> Announced {
+        loop {
+            let next = tokio::time::timeout(LIMIT, queue.next_control()).await.expect("nothing came").expect("closed");
+            if !matches!(&next, Announced::Message(body) if seen.iter().any(|seen| body == seen)) {
+                return next;
+            }
+        }
+    }
+}
+
+fn message(text: &'static str) -> Bytes {
+    Bytes::from_static(text.as_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconnection_loses_no_control_message() {
+    let rabbit = Rabbit::new("again").await;
+    let other = rabbit.open().await;
+    let Doomed { queue, cut, mend } = rabbit.doomed().await;
+    other.announce(message("a")).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &["a"]).await, Announced::UpToDate);
+    other.announce(message("b")).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &["a"]).await, Announced::Message(message("b")));
+    cut();
+    other.announce(message("c")).await.unwrap();
+    other.announce(message("d")).await.unwrap();
+    mend();
+    assert_eq!(Rabbit::control(&*queue, &["a", "b"]).await, Announced::Message(message("c")));
+    assert_eq!(Rabbit::control(&*queue, &["a", "b", "c"]).await, Announced::Message(message("d")));
+    queue.close().await;
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_stream_a_worker_is_up_to_date_and_reads_it_once_it_is_there() {
+    let rabbit = Rabbit::new("missing-stream").await;
+    rabbit.delete("control").await;
+    let queue = rabbit.start();
+    queue.connected(LIMIT).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &[]).await, Announced::UpToDate);
+    let refused = queue.announce(message("a")).await.unwrap_err().to_string();
+    assert!(refused.contains(&rabbit.name("control")) && refused.contains("consign topology apply"), "{refused}");
+    assert!(queue.ready().is_ok());
+    apply_topology(&rabbit.config, "test").await.unwrap();
+    queue.announce(message("b")).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &[]).await, Announced::Message(message("b")));
+    // Another stream by the same name has offsets of its own.
+    rabbit.delete("control").await;
+    apply_topology(&rabbit.config, "test").await.unwrap();
+    queue.announce(message("c")).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &["b"]).await, Announced::Message(message("c")));
+    queue.close().await;
+}
