@@ -14,7 +14,9 @@
 
 mod connection;
 mod consumer;
+mod dead;
 mod declare;
+mod depths;
 mod lease;
 mod outcomes;
 mod publish;
@@ -33,6 +35,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use dead::DeadLetters;
+pub use depths::depths;
 pub use outcomes::Outcomes;
 #[doc(hidden)]
 pub use timing::Timing;

@@ -36,6 +36,8 @@
 //! The newest 100,000 outcomes are kept. A terminal outcome that comes twice is one row. An outcome for `reply_to` is not sent
 //! anywhere: the one who asked finds it here. Reading with other tools harms nothing; a long write transaction makes the queue wait.
 
+mod dead;
+mod depths;
 mod engine;
 mod file;
 mod intake;
@@ -46,6 +48,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod visit;
 mod work;
 
 use std::fmt;
@@ -56,6 +59,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
+pub use dead::DeadLetters;
+pub use depths::depths;
 pub use outcomes::Outcomes;
 
 use crate::lane::Lane;

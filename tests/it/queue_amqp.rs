@@ -1,5 +1,6 @@
 //! The queue on a real RabbitMQ: the suite of all queues, and what only a broker can do to it.
 
+mod dead;
 mod leases;
 
 use std::collections::BTreeMap;
@@ -106,6 +107,10 @@ impl Drop for Rabbit {
 }
 
 impl Fixture for Rabbit {
+    fn config(&self) -> BrokerConfig {
+        self.config.clone()
+    }
+
     async fn open(&self) -> Arc<dyn Queue> {
         let queue = self.start();
         queue.connected(LIMIT).await.unwrap();
