@@ -87,8 +87,8 @@ impl DeadLetters {
     /// # Errors
     /// `Refused` also for a routing key that leads to no lane: the letter could never be requeued. `Unavailable`.
     pub async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
-        let key = letter.routing_key();
-        if !letter::leads_to_a_lane(key) {
+        if !letter.can_be_requeued() {
+            let key = letter.routing_key();
             let remedy = "use `job.scheduled.DEST` or `job.backfill.DEST`";
             return Err(QueueError::Refused(format!("no queue takes the routing key `{key}`; {remedy}")));
         }

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use crate::job::lease::Lease;
 use crate::job::{self, DestinationRef, Job, Rejected};
 use crate::lane::Lane;
+use crate::outcome::Reason;
 use crate::queue::Properties;
 
 /// The headers of dead letters that this module reads or writes.
@@ -47,12 +48,6 @@ const PAST: [&str; 15] = [
 /// Whether a header belongs to the run that ended, and so not to the next one.
 pub(in crate::queue) fn is_of_the_past(name: &str) -> bool {
     PAST.contains(&name) || matches!(name, "x-crashes" | "consign-wait") || name.starts_with("consign-lease")
-}
-
-/// Whether a job that is published with this key comes to a lane.
-pub(super) fn leads_to_a_lane(routing_key: &str) -> bool {
-    let word = ["job.scheduled.", "job.backfill."].iter().find_map(|lead| routing_key.strip_prefix(lead));
-    word.is_some_and(|word| !word.contains('.'))
 }
 
 /// What a letter is called: made of everything in it but the times at which a queue took it. So it is the same on every look, on both
@@ -148,6 +143,13 @@ impl DeadLetter {
         if self.routing_key.starts_with("job.backfill.") { Lane::Backfill } else { Lane::Scheduled }
     }
 
+    /// Whether the routing key leads to a lane.
+    pub fn can_be_requeued(&self) -> bool {
+        let lanes = ["job.scheduled.", "job.backfill."];
+        let word = lanes.iter().find_map(|lead| self.routing_key.strip_prefix(lead));
+        word.is_some_and(|word| !word.contains('.'))
+    }
+
     /// The job as it was published. May hold secrets, such as presigned URLs.
     pub fn body(&self) -> &Bytes {
         &self.body
@@ -224,10 +226,12 @@ impl DeadLetter {
     /// What a new run carries beside the headers that are not [of the past](is_of_the_past).
     ///
     /// An attempt of an earlier run may have written the object and lost the answer. With `if_exists` = `keep` or `fail` a worker must
-    /// know that to tell its own object from somebody else's, so when the work began travels on.
+    /// know that to tell its own object from somebody else's, so when the work began travels on. Not after `object_exists`: then a
+    /// worker has judged that the object is somebody else's, and a second look, which knows less, must not take it for ours.
     pub(in crate::queue) fn next_run(&self) -> BTreeMap<String, String> {
         let before = [self.instant(names::BEGUN), self.first_failure_at()];
         let begun = before.into_iter().flatten().min().or(self.died_at());
+        let begun = begun.filter(|_| self.reason() != Reason::ObjectExists.as_str());
         let run = (names::RUN.to_owned(), self.run().saturating_add(1).to_string());
         let begun = begun.map(|begun| (names::BEGUN.to_owned(), begun.to_string()));
         std::iter::once(run).chain(begun).collect()
@@ -291,6 +295,8 @@ mod tests {
         assert_eq!(run["consign-run"], "3");
         assert_eq!(run["x-begun-at"], early);
         assert_eq!(next(&[("x-first-failure-at", late)])["x-begun-at"], late);
+        let taken = next(&[("x-error-reason", "object_exists"), ("x-begun-at", early)]);
+        assert!(!taken.contains_key("x-begun-at"), "somebody else's object would pass for ours");
         let unknown = next(&[]);
         assert_eq!((unknown["consign-run"].as_str(), unknown.contains_key("x-begun-at")), ("1", false));
     }

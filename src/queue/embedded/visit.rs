@@ -22,11 +22,17 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// Opens the file, as [`Store::open`].
+    /// Opens the file, as [`Store::open`], but makes none: a mistyped name must not look like an empty queue.
     ///
     /// # Errors
-    /// `Unavailable` when the file stays locked, `Unusable` when it is no queue of ours.
+    /// `Unavailable` when the file stays locked, `Unusable` when it is not there or no queue of ours.
     pub(super) async fn begin(file: &Path) -> Result<Self, QueueError> {
+        if !file.exists() {
+            let name = file.display();
+            return Err(QueueError::Unusable(format!(
+                "{name} is not there; name the file that the workers use, or make it with `consign topology apply`"
+            )));
+        }
         let path = file.to_owned();
         let store = patiently(move || Store::open(&path)).await?;
         Ok(Self { store: Arc::new(Mutex::new(store)), file: file.to_owned() })
