@@ -28,6 +28,8 @@ use crate::metrics::Metrics;
 use crate::outcome::Step;
 
 pub use crate::lane::Lane;
+#[cfg(test)]
+pub(crate) use dead::is_of_the_past;
 pub use dead::{DeadLetter, DeadLetters, LetterId};
 pub use depths::{Depths, depths};
 pub use outcomes::{OutcomeMessage, Outcomes};

@@ -8,8 +8,9 @@ mod letter;
 use super::{QueueError, amqp, embedded};
 use crate::config::BrokerConfig;
 
+pub(crate) use letter::is_of_the_past;
+pub(in crate::queue) use letter::names;
 pub use letter::{DeadLetter, LetterId};
-pub(in crate::queue) use letter::{is_of_the_past, names};
 
 /// One pass over the dead letters of one `broker.prefix`.
 ///

@@ -182,6 +182,30 @@ async fn exported_discarded_and_imported_letters_are_what_they_were() {
     }
 }
 
+/// What the README shows, in its order.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_the_readme_do_what_they_say() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let lines = readme.lines().filter_map(|line| line.strip_prefix("    consign dead "));
+    let commands: Vec<_> = lines.map(|line| line.split('#').next().unwrap().replace('\'', "")).collect();
+    assert!(commands.len() >= 6, "{commands:?}");
+    let world = World::rabbitmq("deadreadme").await;
+    let worker = world.site.worker().await;
+    let mut job = world.job("a", b"hello");
+    job["id"] = "acme/google_ads/2026-11-22".into();
+    std::fs::remove_file(world.site.files().join("a")).unwrap();
+    world.publish(&job).await;
+    assert_eq!(world.ended("acme/google_ads/2026-11-22").await.outcome, "failed");
+    end(worker).await;
+    let file = world.site.dir.path().join("letters.ndjson").display().to_string();
+    for command in commands {
+        let command = command.replace("letters.ndjson", &file);
+        world.dead_ends(0, &command.split_whitespace().collect::<Vec<_>>());
+    }
+    assert_eq!(world.listed(&[]).len(), 1, "the import put back what was exported");
+    world.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_queue_every_command_says_so_and_makes_none() {
     let world = World::embedded("deadnone").await;

@@ -44,8 +44,9 @@ async fn to_file(letters: &mut DeadLetters, filter: Filter, file: &Path) -> Resu
     let mut name = file.as_os_str().to_owned();
     name.push(".part");
     let part = PathBuf::from(name);
-    let mut options = std::fs::OpenOptions::new();
-    let opened = options.write(true).create(true).truncate(true).mode(0o600).open(&part);
+    // Of an export that was broken off. A new file has our own mode for certain.
+    let _ = std::fs::remove_file(&part);
+    let opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
     let opened = opened.map_err(|problem| failed("can't be written", &problem))?;
     let count = write(letters, filter, &opened).await?;
     opened.sync_all().map_err(|problem| failed("can't be written", &problem))?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use jiff::Timestamp;
 use tokio::time::Instant;
 use url::Url;
 
@@ -38,7 +39,7 @@ pub struct RequeueArgs {
     /// A worker's admin endpoint, such as http://127.0.0.1:9464, to be asked for open circuits; may be given again
     #[arg(long, value_name = "URL")]
     admin: Vec<Url>,
-    /// Also to destinations whose circuit is open or whose connection test fails; none is tested
+    /// Also to destinations whose circuit is open or whose connection test fails (none is tested), and jobs past their expires_at
     #[arg(long)]
     force: bool,
 }
@@ -65,9 +66,11 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     let gate = Gate::new(config, &args.admin, asker);
     let work = Work {
         dry_run: args.dry_run,
+        force: args.force,
         gate: (!args.force && !args.dry_run).then_some(gate),
         rate: args.rate,
         next_at: None,
+        late: 0,
     };
     let ended = tokio::select! {
         () = work.run(&mut letters, args.filter.choice(), &mut report) => None,
@@ -86,10 +89,13 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
 
 struct Work<'a> {
     dry_run: bool,
+    force: bool,
     /// `None`: every destination may have its jobs.
     gate: Option<Gate<'a>>,
     rate: Option<Duration>,
     next_at: Option<Instant>,
+    /// Jobs past their time.
+    late: u64,
 }
 
 impl Work<'_> {
@@ -129,6 +135,12 @@ impl Work<'_> {
     }
 
     async fn refusal(&mut self, letter: &DeadLetter, report: &Report) -> Option<String> {
+        if let Some(why) = self.too_late(letter) {
+            if self.late == 1 {
+                report.say(&format!("{why}; the letters of all such jobs stay (--force requeues them all the same)"));
+            }
+            return Some(why);
+        }
         let answer = self.gate.as_mut()?.ask(letter).await;
         let name = letter.destination().map_or_else(|| "a destination without a name".to_owned(), plain);
         if answer.is_news {
@@ -138,6 +150,17 @@ impl Work<'_> {
             said.for_each(|what| report.say(&format!("{name}: {what}{hint}")));
         }
         answer.refusal
+    }
+
+    /// A worker would end it as expired at once, and nothing would be left of it.
+    fn too_late(&mut self, letter: &DeadLetter) -> Option<String> {
+        let expires_at = letter.job().ok()?.expires_at?;
+        if self.force || expires_at > Timestamp::now() {
+            return None;
+        }
+        self.late += 1;
+        let job = letter.job_id().map_or_else(String::new, plain);
+        Some(format!("{job}: its expires_at ({expires_at}) is past"))
     }
 
     async fn wait(&mut self) {

@@ -46,7 +46,7 @@ const PAST: [&str; 15] = [
 ];
 
 /// Whether a header belongs to the run that ended, and so not to the next one.
-pub(in crate::queue) fn is_of_the_past(name: &str) -> bool {
+pub(crate) fn is_of_the_past(name: &str) -> bool {
     PAST.contains(&name) || matches!(name, "x-crashes" | "consign-wait") || name.starts_with("consign-lease")
 }
 
@@ -273,6 +273,16 @@ mod tests {
         let properties = Properties { message_id: Some("b".to_owned()), ..Properties::default() };
         let direct = DeadLetter::new("job.scheduled._direct".to_owned(), Bytes::new(), properties, None);
         assert_eq!((direct.job_id(), direct.destination()), (Some("b"), None));
+    }
+
+    #[test]
+    fn a_job_that_was_counted_out_under_a_lease_is_read_out_of_it() {
+        let body = Bytes::from_static(JOB.as_bytes());
+        let lease = Lease { body, content_type: None, lane: Lane::Scheduled, checkpoint: None }.encode().unwrap();
+        let content_type = Some(crate::job::lease::CONTENT_TYPE.to_owned());
+        let properties = Properties { content_type, ..Properties::default() };
+        let letter = DeadLetter::new("job.scheduled.acme".to_owned(), lease, properties, None);
+        assert_eq!((letter.job_id(), letter.destination()), (Some("a/1"), Some("acme")));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{text, worlds};
 use crate::crash::world::World;
 use crate::page::stub::{Stub, idle};
 use crate::shop::{ACME, role_destination};
+use crate::testbed::until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_whose_connection_test_fails_keeps_its_letters_unless_forced() {
@@ -64,6 +65,22 @@ async fn an_inline_destination_is_not_tested_and_that_is_said() {
     assert!(text(&output.stderr).contains("brought: came with its job"), "{}", text(&output.stderr));
     let line: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&line["requeued"], &line["run"], &line["job_id"]), (&json!(true), &json!(1), &json!("a")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_past_its_time_keeps_its_letter_unless_forced() {
+    let world = World::rabbitmq("deadlate").await;
+    let mut job = world.job("a", b"hello");
+    job["expires_at"] = "2026-01-01T00:00:00Z".into();
+    world.site.broker.put_into("dead", job.to_string().as_bytes(), &[("x-error-reason", "exhausted")]).await;
+    until("it is there", Duration::from_secs(30), async || (world.listed(&[]).len() == 1).then_some(())).await;
+    let said = world.dead_ends(3, &["requeue", "--all"]);
+    assert!(said.contains("a: its expires_at (2026-01-01T00:00:00Z) is past"), "{said}");
+    world.dead_ends(0, &["requeue", "--all", "--force"]);
+    let worker = world.site.worker().await;
+    assert_eq!(world.ended("a").await.outcome, "expired");
+    super::end(worker).await;
+    world.close().await;
 }
 
 /// Three jobs at four a second are under way for half a second at the least.
