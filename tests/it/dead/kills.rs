@@ -1,6 +1,7 @@
 //! Killed at any moment, a command loses no letter, and doubles nothing that counts.
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::{end, worlds};
@@ -46,6 +47,53 @@ async fn a_kill_between_job_and_letter_ends_as_one_object_and_one_outcome() {
         }
         assert_eq!((world.s3.count("acme"), world.s3.calls("PutObject").len()), (3, 3), "one was uploaded twice");
         end(worker).await;
+        world.close().await;
+    }
+}
+
+/// Whether a command ended well that is killed after a while.
+async fn survived(world: &World, arguments: &[&str], after: Duration) -> bool {
+    let config = world.site.dir.path().join("killed.toml");
+    std::fs::write(&config, world.site.toml()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
+    command.arg("dead").args(arguments).arg("--config").arg(config).env_clear().envs(world.site.variables());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    tokio::time::sleep(after).await;
+    child.kill().unwrap();
+    child.wait().unwrap().success()
+}
+
+/// Beside a worker that delivers at once what comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_and_again_at_any_moment_it_loses_and_doubles_nothing() {
+    const JOBS: usize = 25;
+    for world in worlds("deadany").await {
+        let names: Vec<_> = (0..JOBS).map(|n| format!("job-{n}")).collect();
+        world.bury(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        names.iter().for_each(|name| world.mend(name));
+        let worker = world.site.worker().await;
+        let (mut kills, mut milliseconds) = (0, 20);
+        // Each time it gets a little further before it is killed.
+        while !survived(
+            &world,
+            &["requeue", "--all", "--force", "--rate", "100/s"],
+            Duration::from_millis(milliseconds),
+        )
+        .await
+        {
+            (kills, milliseconds) = (kills + 1, milliseconds + 7 + kills % 5);
+            assert!(kills < 400, "it never ends");
+        }
+        there_are(&world, 0).await;
+        until("all are delivered", Duration::from_secs(60), async || (world.s3.count("acme") == JOBS).then_some(()))
+            .await;
+        end(worker).await;
+        for name in &names {
+            assert_eq!(world.terminal_ids(name).await.len(), 2, "{name}");
+        }
+        let puts = world.s3.calls("PutObject").len();
+        println!("{kills} kills, {JOBS} jobs, {puts} uploads");
+        assert_eq!(puts, JOBS, "one was uploaded twice");
         world.close().await;
     }
 }
