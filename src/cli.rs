@@ -4,12 +4,15 @@
 
 pub mod check;
 pub mod config;
+pub mod dead;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod enqueue;
 pub mod policy;
 pub mod run;
 pub mod schema;
+pub mod status;
+mod text;
 pub mod topology;
 
 use std::ffi::OsString;
@@ -148,6 +151,11 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
+    /// Look through the jobs that were given up, requeue, discard, export and import them
+    #[command(subcommand)]
+    Dead(dead::DeadArgs),
+    /// Show how workers, queues and destinations are
+    Status(status::StatusArgs),
     /// Print the IAM documents a customer needs for a destination
     Policy(policy::PolicyArgs),
     /// Show or declare the exchanges and queues
@@ -172,7 +180,7 @@ impl Command {
         }
         if !loaded.is_given("log.filter") {
             // The answers of a connection test say all that the warnings under them say, in order.
-            let filter = if matches!(self, Self::Check(_)) { "error" } else { "warn" };
+            let filter = if matches!(self, Self::Check(_) | Self::Dead(_)) { "error" } else { "warn" };
             filter.clone_into(&mut log.filter);
         }
         log
@@ -201,6 +209,12 @@ pub fn print_json(value: &impl serde::Serialize) -> Exit {
         Ok(text) => print(&text),
         Err(problem) => complain(&format!("the answer can't be written as JSON: {problem}"), Exit::Failed),
     }
+}
+
+/// Says something on stderr that is no data.
+pub fn note(text: &str) {
+    // Standard error may be closed; that ends nothing.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Says on stderr why a command ends with `exit`.

@@ -20,6 +20,8 @@ pub const POINTS: &[(&str, &str)] = &[
     ("outcome", "the outcome is confirmed, and the copy not yet"),
     ("copy", "the copy is confirmed, and the delivery not yet acknowledged"),
     ("settled", "the delivery is settled"),
+    ("requeued", "a dead letter is a job again, and still a dead letter"),
+    ("put_back", "a dead letter is put back, and its file may hold more"),
 ];
 
 /// Comes by a point.

@@ -9,6 +9,8 @@
 //!   renews with what [`Work::message`] says, and which comes to another worker (lane `continued`) when this one is gone.
 
 pub mod amqp;
+mod dead;
+mod depths;
 pub mod embedded;
 mod outcomes;
 
@@ -26,6 +28,10 @@ use crate::metrics::Metrics;
 use crate::outcome::Step;
 
 pub use crate::lane::Lane;
+#[cfg(test)]
+pub(crate) use dead::is_of_the_past;
+pub use dead::{DeadLetter, DeadLetters, LetterId};
+pub use depths::{Depths, depths};
 pub use outcomes::{OutcomeMessage, Outcomes};
 
 /// A boxed future, so that a queue can stand behind `dyn`.
@@ -214,6 +220,9 @@ pub enum QueueError {
     /// The topology is not as it must be.
     #[error("the topology is not as it must be: {0}")]
     Topology(String),
+    /// Another process has what only one may have at a time.
+    #[error("{0}")]
+    Busy(String),
     /// The queue can't be used as it is configured, and waiting does not help: a person must act.
     #[error("the queue can't be used: {0}")]
     Unusable(String),

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Exit, complain};
-use crate::check::{Checker, LIMIT, Report, Step};
+use crate::check::{Checker, LIMIT, Report, Step, Watch};
 use crate::config::Config;
 use crate::destination::{Destination, DestinationId};
 use crate::diagnosis::Side;
@@ -22,7 +22,7 @@ use crate::upload::Uploader;
 use show::Show;
 
 /// How long an interrupted test may give up what it had begun.
-const GIVING_UP: Duration = Duration::from_secs(2);
+pub(super) const GIVING_UP: Duration = Duration::from_secs(2);
 const INTERRUPTED: &str = "interrupted; an upload that was open has been given up, where that is allowed";
 
 /// What to test.
@@ -43,7 +43,8 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     let report = match args.destination {
         None => of_the_worker(&config, &sessions, &show).await,
         Some(name) => match find(&config, &name) {
-            Ok(destination) => match of_a_destination(&config, sessions, metrics, &destination, &show).await {
+            Ok(destination) => match of_a_destination(Kit::with(&config, sessions, metrics), &destination, &show).await
+            {
                 Some(report) => report,
                 None => return complain(INTERRUPTED, Exit::Signal(Signal::Interrupt)),
             },
@@ -68,25 +69,44 @@ fn find(config: &Config, name: &str) -> Result<Arc<Destination>, String> {
     })
 }
 
-async fn of_a_destination(
-    config: &Config,
+/// What connection tests are made with.
+pub(super) struct Kit {
     sessions: Arc<Sessions>,
-    metrics: Arc<Metrics>,
-    destination: &Arc<Destination>,
-    show: &Show,
-) -> Option<Report> {
+    uploader: Uploader,
+    egress: Vec<String>,
+}
+
+impl Kit {
+    /// Loads this process's own identity; asks nobody yet.
+    pub(super) async fn of(config: &Config) -> Self {
+        let metrics = Arc::new(Metrics::new(1));
+        let identity = Identity::load(&config.aws).await;
+        let sessions = Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone());
+        Self::with(config, Arc::new(sessions), metrics)
+    }
+
+    fn with(config: &Config, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
+        let budget = config.worker.memory_budget;
+        let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics);
+        Self { sessions, uploader, egress: config.check.egress_addresses.clone() }
+    }
+
+    /// The whole test.
+    pub(super) async fn test(&self, destination: &Arc<Destination>, watch: Watch<'_>) -> Report {
+        let (sessions, uploader) = (&self.sessions, &self.uploader);
+        let checker = Checker { sessions, uploader, egress: &self.egress, limit: LIMIT };
+        Box::pin(checker.run(destination, watch)).await
+    }
+}
+
+async fn of_a_destination(kit: Kit, destination: &Arc<Destination>, show: &Show) -> Option<Report> {
     show.begin(&format!(
         "connection test of {}: s3://{}/{} in {}",
         destination.id, destination.bucket, destination.prefix, destination.region
     ));
-    let budget = config.worker.memory_budget;
-    let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics);
-    let egress = &config.check.egress_addresses;
-    let checker = Checker { sessions: &sessions, uploader: &uploader, egress, limit: LIMIT };
     let watch = |step: &Step| show.step(step);
-    let test = Box::pin(checker.run(destination, &watch));
     tokio::select! {
-        report = test => return Some(report),
+        report = kit.test(destination, &watch) => return Some(report),
         Ok(()) = tokio::signal::ctrl_c() => {}
     }
     // The test is dropped by now, and an upload it had open is given up in the background.

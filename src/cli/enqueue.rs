@@ -56,8 +56,9 @@ pub struct EnqueueArgs {
     wait_timeout: Option<Duration>,
 }
 
+/// The queues that jobs are published to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LaneArg {
+pub(super) enum LaneArg {
     Scheduled,
     Backfill,
 }

@@ -15,7 +15,9 @@
 mod connection;
 mod consumer;
 mod control;
+mod dead;
 mod declare;
+mod depths;
 mod lease;
 mod outcomes;
 mod publish;
@@ -36,6 +38,8 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use dead::DeadLetters;
+pub use depths::depths;
 pub use outcomes::Outcomes;
 #[doc(hidden)]
 pub use timing::Timing;

@@ -38,6 +38,8 @@
 //! anywhere: the one who asked finds it here. Reading with other tools harms nothing; a long write transaction makes the queue wait.
 
 mod control;
+mod dead;
+mod depths;
 mod engine;
 mod file;
 mod intake;
@@ -48,6 +50,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod visit;
 mod work;
 
 use std::fmt;
@@ -60,6 +63,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
+pub use dead::DeadLetters;
+pub use depths::depths;
 pub use outcomes::Outcomes;
 
 use crate::lane::Lane;

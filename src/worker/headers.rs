@@ -147,6 +147,22 @@ mod tests {
     }
 
     #[test]
+    fn whatever_a_run_writes_ends_with_it() {
+        let now = Timestamp::UNIX_EPOCH;
+        let (history, failure) =
+            (History { deferred_since: Some(now), ..History::default() }, Failure::new(Reason::SlowDown, "slow"));
+        let written = [
+            waiting(&history, &failure, now),
+            dead(&history, Reason::Exhausted, &failure, now),
+            begun_at(now),
+            Headers::from([counted_crashes(1), (RUN.to_owned(), "1".to_owned())]),
+        ];
+        for name in written.iter().flat_map(Headers::keys) {
+            assert!(crate::queue::is_of_the_past(name), "`consign dead requeue` would carry {name} into the next run");
+        }
+    }
+
+    #[test]
     fn nonsense_counts_as_absent() {
         let headers =
             Headers::from([(ATTEMPT.to_owned(), "-1".to_owned()), (FIRST_FAILURE.to_owned(), "soon".to_owned())]);

@@ -139,6 +139,17 @@ impl Held {
         headers::begun_at(self.begun).into_iter().chain(survived).collect()
     }
 
+    /// A dead letter says since when its object may have been written: it may be requeued.
+    fn remembered(&self, settlement: Settlement) -> Settlement {
+        match settlement {
+            Settlement::Dead { mut headers } => {
+                headers.extend(headers::begun_at(self.begun));
+                Settlement::Dead { headers }
+            }
+            other => other,
+        }
+    }
+
     /// Puts into `delivery` what its copy is to carry: the checkpoint, or the job as it came first.
     pub(super) fn pack(&self, delivery: &mut Delivery, checkpoint: Option<Checkpoint>) {
         let (body, content_type) = match checkpoint {
@@ -298,7 +309,7 @@ impl Worker {
                 if !held.is_lost() {
                     self.forget(held, destination, |_| true).await;
                 }
-                settlement
+                held.remembered(settlement)
             }
         }
     }

@@ -8,6 +8,7 @@
 mod bad_jobs;
 mod check;
 mod crash;
+mod dead;
 mod delivery;
 #[cfg(feature = "dev")]
 mod dev;
@@ -31,5 +32,6 @@ mod resume;
 mod secrets;
 mod shop;
 mod soak;
+mod status;
 mod testbed;
 mod twice;

@@ -5,7 +5,7 @@ mod access;
 mod hostile;
 mod live;
 mod picture;
-mod stub;
+pub mod stub;
 
 use std::path::Path;
 

@@ -1,6 +1,7 @@
 //! The queue on a real RabbitMQ: the suite of all queues, and what only a broker can do to it.
 
 mod control;
+mod dead;
 mod leases;
 
 use std::collections::BTreeMap;
@@ -107,6 +108,10 @@ impl Drop for Rabbit {
 }
 
 impl Fixture for Rabbit {
+    fn config(&self) -> BrokerConfig {
+        self.config.clone()
+    }
+
     async fn open(&self) -> Arc<dyn Queue> {
         let queue = self.start();
         queue.connected(LIMIT).await.unwrap();

@@ -1,6 +1,7 @@
 //! What every queue must do, whatever it is made of: one suite, run against RabbitMQ and against the embedded queue.
 
 mod control;
+pub mod dead;
 pub mod leases;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use consign::config::BrokerConfig;
 use consign::lane::Lane;
 use consign::outcome::Step;
 use consign::queue::{Delivery, Event, Properties, Publication, Queue, QueueError, Settlement};
@@ -18,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A queue under test, with all three lanes consumed at a prefetch of at least 10, and eyes for what the trait does not show.
 pub trait Fixture: Sync {
+    /// What the queue is opened with.
+    fn config(&self) -> BrokerConfig;
     /// Opens the queue; several times in a row over the same messages.
     fn open(&self) -> impl Future<Output = Arc<dyn Queue>> + Send;
     /// Takes one outcome off, as routing key and body, waiting for it.

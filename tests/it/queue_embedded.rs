@@ -83,6 +83,10 @@ impl File {
 }
 
 impl Fixture for File {
+    fn config(&self) -> BrokerConfig {
+        File::config(self)
+    }
+
     async fn open(&self) -> Arc<dyn Queue> {
         let queue = self.start();
         queue.connected(LIMIT).await.unwrap();
@@ -139,6 +143,11 @@ impl Fixture for File {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_queue_does_what_every_queue_must_do() {
     queue_conformance::suite(async |_| File::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_queue_keeps_its_dead_letters_as_every_queue_must() {
+    queue_conformance::dead::suite(async |_| File::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -211,7 +211,7 @@ fn delivery_count(headers: Option<&FieldTable>) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn visible(properties: &BasicProperties) -> Properties {
+pub(super) fn visible(properties: &BasicProperties) -> Properties {
     let owned = |text: &Option<ShortString>| text.as_ref().map(ToString::to_string);
     Properties {
         content_type: owned(properties.content_type()),

@@ -13,7 +13,8 @@ use super::publish::Message;
 use super::topology::Names;
 use crate::lane::Lane;
 use crate::outcome::Step;
-use crate::queue::{Delivery, Event, Properties, Publication, QueueError, Reply};
+use crate::queue::dead::is_of_the_past;
+use crate::queue::{DeadLetter, Delivery, Event, Properties, Publication, QueueError, Reply};
 
 const PERSISTENT: u8 = 2;
 const WAIT_HEADER: &str = "consign-wait";
@@ -83,8 +84,32 @@ pub(super) fn dead(
 ) -> Result<Message, QueueError> {
     let mut set = set;
     set.insert(ORIGINAL_KEY.to_owned(), routing_key.to_owned());
-    let original = without_headers(original, &[EPOCH, OWNER]);
+    let original = keeping_headers(original, |name| ![EPOCH, OWNER].contains(&name));
     copy(names.dead_exchange(), routing_key, content, &original, set)
+}
+
+/// The job's own routing key of a dead letter: the one that the worker noted, else the one it came by.
+pub(super) fn letter_key(routing_key: &str, headers: Option<&FieldTable>) -> String {
+    let noted = headers.and_then(|table| table.inner().get(ORIGINAL_KEY)).and_then(as_text);
+    noted.filter(|key| leads_back(key)).unwrap_or_else(|| job_key(routing_key, Lane::Scheduled, None))
+}
+
+/// A dead letter as a job again, in a run of its own.
+pub(super) fn requeued(names: &Names, letter: &DeadLetter, original: &BasicProperties) -> Result<Message, QueueError> {
+    let original = keeping_headers(original, |name| !is_of_the_past(name));
+    let content = Content { body: letter.body(), content_type: letter.properties().content_type.as_deref() };
+    copy(names.jobs_exchange(), letter.routing_key(), content, &original, letter.next_run())
+}
+
+/// A dead letter that was exported, back among the others.
+pub(super) fn put_back(names: &Names, letter: &DeadLetter) -> Result<Message, QueueError> {
+    Ok(Message {
+        exchange: names.dead_exchange(),
+        routing_key: letter.routing_key().to_owned(),
+        body: letter.body().clone(),
+        properties: job_properties(letter.properties().clone())?,
+        mandatory: true,
+    })
 }
 
 /// A copy for whoever is free next: by the job's own key, which it also carries.
@@ -175,8 +200,8 @@ fn merged(original: Option<&FieldTable>, set: BTreeMap<String, String>) -> Resul
     Ok(table)
 }
 
-fn without_headers(original: &BasicProperties, names: &[&str]) -> BasicProperties {
-    let kept = original.headers().iter().flatten().filter(|(name, _)| !names.contains(&name.as_str()));
+fn keeping_headers(original: &BasicProperties, wanted: impl Fn(&str) -> bool) -> BasicProperties {
+    let kept = original.headers().iter().flatten().filter(|(name, _)| wanted(name.as_str()));
     let kept: BTreeMap<_, _> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     original.clone().with_headers(FieldTable::from(kept))
 }

@@ -65,6 +65,11 @@ impl Names {
         self.named("dead")
     }
 
+    /// What keeps two passes over the dead letters apart: an exclusive queue for as long as one lasts.
+    pub fn dead_lock(&self) -> String {
+        self.named("dead.lock")
+    }
+
     /// The exchange that outcomes are published to.
     pub fn outcomes_exchange(&self) -> String {
         self.named("outcomes")

@@ -243,6 +243,6 @@ pub(super) fn seq_of(ticket: Ticket) -> i64 {
 }
 
 /// A map of texts always has a JSON form.
-fn json(headers: &BTreeMap<String, String>) -> String {
+pub(super) fn json(headers: &BTreeMap<String, String>) -> String {
     serde_json::to_string(headers).unwrap_or_else(|_| "{}".to_owned())
 }

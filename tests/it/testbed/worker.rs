@@ -80,6 +80,11 @@ impl Worker {
         std::fs::write(&self.config, format!("{toml}admin.listen = \"127.0.0.1:{port}\"\n")).unwrap();
     }
 
+    /// Its admin endpoint.
+    pub fn admin(&self) -> &str {
+        &self.admin
+    }
+
     /// The process id.
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()

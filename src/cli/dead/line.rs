@@ -1,0 +1,153 @@
+//! A letter as a line of an exported file. Format version 1; lines of other versions are refused.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::queue::{DeadLetter, Properties};
+
+const VERSION: u32 = 1;
+
+/// Everything that makes a letter, and a few words for whoever looks for one. Headers that are no text (lists, tables, bytes) are not
+/// in it, nor are AMQP properties that consign does not look at.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Line {
+    version: u32,
+    routing_key: String,
+    died_at: Option<Timestamp>,
+    #[serde(flatten)]
+    parts: Parts,
+    headers: BTreeMap<String, String>,
+    #[serde(flatten)]
+    body: Body,
+    /// Not read again: it follows from the rest.
+    #[serde(flatten, skip_deserializing)]
+    about: About,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Parts {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    message_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reply_to: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<String>,
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct About {
+    letter: String,
+    job_id: Option<String>,
+    destination: Option<String>,
+    reason: String,
+}
+
+/// A body of text is written as it is.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Body {
+    Body(String),
+    BodyBase64(String),
+}
+
+impl Line {
+    pub(super) fn of(letter: &DeadLetter) -> Self {
+        let p = letter.properties().clone();
+        let body = match std::str::from_utf8(letter.body()) {
+            Ok(text) => Body::Body(text.to_owned()),
+            Err(_) => Body::BodyBase64(STANDARD.encode(letter.body())),
+        };
+        Self {
+            version: VERSION,
+            routing_key: letter.routing_key().to_owned(),
+            died_at: letter.died_at(),
+            parts: Parts {
+                content_type: p.content_type,
+                message_id: p.message_id,
+                reply_to: p.reply_to,
+                correlation_id: p.correlation_id,
+                kind: p.kind,
+            },
+            headers: p.headers,
+            body,
+            about: About {
+                letter: letter.id().to_string(),
+                job_id: letter.job_id().map(str::to_owned),
+                destination: letter.destination().map(str::to_owned),
+                reason: letter.reason().to_owned(),
+            },
+        }
+    }
+
+    /// Reads a line; the error says what is wrong with it.
+    pub(super) fn read(text: &str) -> Result<DeadLetter, String> {
+        let line: Self =
+            serde_json::from_str(text).map_err(|problem| format!("it is no exported letter: {problem}"))?;
+        if line.version != VERSION {
+            return Err(format!("its version is {}, and this program reads {VERSION}", line.version));
+        }
+        let body = match line.body {
+            Body::Body(text) => Bytes::from(text),
+            Body::BodyBase64(text) => {
+                Bytes::from(STANDARD.decode(text).map_err(|problem| format!("body_base64: {problem}"))?)
+            }
+        };
+        let Parts { content_type, message_id, reply_to, correlation_id, kind } = line.parts;
+        let properties = Properties { content_type, message_id, reply_to, correlation_id, kind, headers: line.headers };
+        let letter = DeadLetter::new(line.routing_key, body, properties, line.died_at);
+        letter
+            .can_be_requeued()
+            .then_some(letter)
+            .ok_or_else(|| "routing_key: no queue takes it; use `job.scheduled.DEST` or `job.backfill.DEST`".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(body: &[u8]) -> DeadLetter {
+        let properties = Properties {
+            message_id: Some("a/1".to_owned()),
+            kind: Some("consign.check.v1".to_owned()),
+            headers: BTreeMap::from([("x-error-reason".to_owned(), "timeout".to_owned())]),
+            ..Properties::default()
+        };
+        let at = Timestamp::from_second(1_800_000_000).ok();
+        DeadLetter::new("job.scheduled.acme".to_owned(), Bytes::copy_from_slice(body), properties, at)
+    }
+
+    #[test]
+    fn a_letter_comes_back_as_it_was() {
+        for body in [&b"{\"a\": \"\\u0000 \xc3\xbc\"}\n "[..], b"\xff\x00\x01", b""] {
+            let letter = letter(body);
+            let text = serde_json::to_string(&Line::of(&letter)).unwrap();
+            assert!(!text.contains('\n') && text.contains("\"reason\":\"timeout\""), "{text}");
+            let back = Line::read(&text).unwrap();
+            assert_eq!((back.id(), back.body()), (letter.id(), letter.body()));
+            assert_eq!((back.properties(), back.died_at()), (letter.properties(), letter.died_at()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_letter_is_refused() {
+        let good = serde_json::to_value(Line::of(&letter(b"x"))).unwrap();
+        for (field, value) in [("version", 2.into()), ("routing_key", "nowhere".into()), ("headers", 1.into())] {
+            let mut bad = good.clone();
+            bad[field] = value;
+            assert!(Line::read(&bad.to_string()).is_err(), "{field}");
+        }
+        for text in ["", "{}", "[]", r#"{"version":1,"routing_key":"job.scheduled.a","headers":{}}"#] {
+            assert!(Line::read(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! `consign dead show ID`.
+
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::filter::age;
+use super::words::{masked, masked_text, summary};
+use super::{Stop, open};
+use crate::cli::text::{plain, span};
+use crate::cli::{Exit, complain, print, print_json};
+use crate::config::Config;
+use crate::job::compact;
+use crate::job::lease::Lease;
+use crate::queue::DeadLetter;
+
+/// Which letter.
+#[derive(Debug, Clone, Args)]
+pub struct ShowArgs {
+    /// The letter's name (first column of `list`) or its beginning, or a job's id
+    #[arg(value_name = "LETTER|JOB")]
+    id: String,
+}
+
+/// Shows every letter of that name: a job may have more than one.
+pub(super) async fn execute(args: ShowArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
+    let mut letters = open(config).await?;
+    let (now, mut found) = (Timestamp::now(), 0);
+    while let Some(letter) = letters.next().await? {
+        if letter.job_id() != Some(&args.id) && !letter.id().as_str().starts_with(&args.id) {
+            continue;
+        }
+        let data = data(&letter, now);
+        if json {
+            print_json(&data);
+        } else {
+            let gap = if found > 0 { "\n" } else { "" };
+            print(&format!("{gap}{}", text(&letter, &data, now)));
+        }
+        found += 1;
+    }
+    letters.close().await;
+    if found == 0 {
+        let what = format!("there is no dead letter {}; `consign dead list` shows those there are", args.id);
+        return Ok(complain(&what, Exit::Failed));
+    }
+    Ok(Exit::Done)
+}
+
+fn data(letter: &DeadLetter, now: Timestamp) -> Value {
+    let p = letter.properties();
+    let headers = p.headers.iter().map(|(name, value)| (name.clone(), masked_text(value).into()));
+    let mut data = summary(letter, now);
+    data.insert("routing_key".to_owned(), letter.routing_key().into());
+    for (name, value) in [
+        ("content_type", &p.content_type),
+        ("message_id", &p.message_id),
+        ("reply_to", &p.reply_to),
+        ("correlation_id", &p.correlation_id),
+        ("type", &p.kind),
+    ] {
+        data.insert(name.to_owned(), json!(value));
+    }
+    data.insert("headers".to_owned(), Value::Object(headers.collect::<Map<_, _>>()));
+    data.insert("bytes".to_owned(), letter.body().len().into());
+    data.insert("job".to_owned(), document(letter).map_or(Value::Null, masked));
+    data.insert("problem".to_owned(), json!(letter.job().err().map(|rejected| rejected.to_string())));
+    Value::Object(data)
+}
+
+/// The job as a document, in whatever form it came; `None` where it is none.
+fn document(letter: &DeadLetter) -> Option<Value> {
+    of_body(letter.properties().content_type.as_deref(), letter.body())
+}
+
+fn of_body(content_type: Option<&str>, body: &[u8]) -> Option<Value> {
+    if Lease::is_type(content_type) {
+        let lease = Lease::decode(body).ok()?;
+        return of_body(lease.content_type.as_deref(), &lease.body);
+    }
+    if content_type.is_some_and(|given| given.starts_with(compact::CONTENT_TYPE)) {
+        return serde_json::to_value(compact::decode(body).ok()?).ok();
+    }
+    serde_json::from_slice(body).ok()
+}
+
+fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
+    let known = |value: Option<&str>| value.filter(|text| !text.is_empty()).map_or_else(|| "-".to_owned(), plain);
+    let at = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+    let ago = age(letter, now).map_or_else(String::new, |age| format!(" ({} ago)", span(age)));
+    let runs = if letter.run() == 0 { String::new() } else { format!(", requeued {} times before", letter.run()) };
+    let mut lines = vec![
+        format!("letter         {}", letter.id()),
+        format!("job            {}", known(letter.job_id())),
+        format!("destination    {}", known(letter.destination())),
+        format!("reason         {} (class {})", known(Some(letter.reason())), known(Some(letter.class()))),
+        format!("message        {}", known(Some(letter.message()))),
+        format!("attempts       {}{runs}", letter.attempts()),
+        format!("first failure  {}", at(letter.first_failure_at())),
+        format!("given up       {}{ago}", at(letter.died_at())),
+        format!("routing key    {}", plain(letter.routing_key())),
+    ];
+    let labels = [
+        ("content_type", "content type   "),
+        ("reply_to", "reply to       "),
+        ("correlation_id", "correlation id "),
+        ("type", "type           "),
+    ];
+    let given = labels.iter().filter_map(|(name, label)| Some(format!("{label}{}", plain(data[*name].as_str()?))));
+    lines.extend(given);
+    let headers = data["headers"].as_object().into_iter().flatten();
+    let told = ["x-error-", "x-attempts", "x-first-failure-at", "x-last-failure-at", "x-original-routing-key"];
+    let others = headers.filter(|(name, _)| !told.iter().any(|start| name.starts_with(start)));
+    lines.extend(
+        others.map(|(name, value)| {
+            format!("header         {}: {}", plain(name), plain(value.as_str().unwrap_or_default()))
+        }),
+    );
+    if let Some(problem) = data["problem"].as_str() {
+        lines.push(format!("not a job      {}", plain(problem)));
+    }
+    lines.push(match &data["job"] {
+        Value::Null => format!("body           {} bytes, which are no document", letter.body().len()),
+        job => format!("{job:#}").lines().map(plain).collect::<Vec<_>>().join("\n"),
+    });
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::queue::Properties;
+
+    fn letter(content_type: Option<&str>, body: Vec<u8>) -> DeadLetter {
+        let headers = [("x-error-reason", "kms_denied"), ("hook", "https://h/?k=marked"), ("x-attempts", "3")];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let content_type = content_type.map(str::to_owned);
+        let properties = Properties { content_type, headers, ..Properties::default() };
+        DeadLetter::new("job.scheduled.acme".to_owned(), Bytes::from(body), properties, None)
+    }
+
+    #[test]
+    fn both_forms_of_a_job_are_shown_without_secrets() {
+        let url = "https://host/f?X-Amz-Signature=marked";
+        let job = format!(r#"{{"version":1,"id":"a","source":{{"url":"{url}"}},"destination":"acme","key":"k"}}"#);
+        let raw = crate::job::wire::read(job.as_bytes()).unwrap();
+        for letter in
+            [letter(None, job.into_bytes()), letter(Some(compact::CONTENT_TYPE), compact::encode(&raw).unwrap())]
+        {
+            let now = Timestamp::now();
+            let data = data(&letter, now);
+            let text = text(&letter, &data, now);
+            assert!(text.contains("\"url\": \"https://host/f?***\"") && text.contains("kms_denied"), "{text}");
+            assert!(text.contains("header         hook: https://h/?***"), "{text}");
+            assert!(!text.contains("marked") && !data.to_string().contains("marked"), "{text}");
+            assert_eq!(data["problem"], Value::Null);
+        }
+    }
+
+    #[test]
+    fn what_is_no_job_is_shown_as_far_as_it_can_be() {
+        let now = Timestamp::now();
+        let half = letter(None, br#"{"password": "marked", "version": 1}"#.to_vec());
+        let shown = text(&half, &data(&half, now), now);
+        assert!(shown.contains("not a job") && shown.contains("\"password\": \"***\""), "{shown}");
+        let none = letter(None, vec![0, 1, 2]);
+        assert!(text(&none, &data(&none, now), now).contains("3 bytes, which are no document"));
+    }
+}

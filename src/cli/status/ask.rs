@@ -1,0 +1,62 @@
+//! Asking a worker's admin endpoint.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use serde_json::Value;
+use url::Url;
+
+const CONNECT: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(10);
+/// What `/status` may hold: its lists are bounded, at some hundred KiB.
+const LONGEST: usize = 8 << 20;
+
+/// A client of admin endpoints. No proxy, no redirects: they are near.
+#[derive(Debug, Clone)]
+pub(in crate::cli) struct Asker(reqwest::Client);
+
+impl Asker {
+    /// # Errors
+    /// What the system lacks.
+    pub(in crate::cli) fn new() -> Result<Self, String> {
+        let builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).timeout(ANSWER);
+        let built = builder.redirect(reqwest::redirect::Policy::none()).build();
+        built.map(Self).map_err(|problem| format!("workers can't be asked: {problem}"))
+    }
+
+    /// `/status` of a worker, narrowed to destinations whose id contains a text.
+    ///
+    /// # Errors
+    /// Why there is no answer, in words.
+    pub(in crate::cli) async fn status(&self, worker: &Url, destination: &str) -> Result<Value, String> {
+        let mut url = worker.join("status").map_err(|problem| format!("no URL of a worker: {problem}"))?;
+        if !destination.is_empty() {
+            url.query_pairs_mut().append_pair("destination", destination);
+        }
+        let mut response = self.0.get(url).send().await.map_err(|problem| cause(&problem))?;
+        if !response.status().is_success() {
+            return Err(format!("it answers {}; is it the admin endpoint of a worker?", response.status()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|problem| cause(&problem))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > LONGEST {
+                return Err("its answer is too long for that of a worker".to_owned());
+            }
+        }
+        let status: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if status["worker"].is_string() { Ok(status) } else { Err("its answer is not that of a worker".to_owned()) }
+    }
+}
+
+/// The innermost cause says most.
+fn cause(problem: &reqwest::Error) -> String {
+    if problem.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause = problem.source();
+    while let Some(deeper) = cause.and_then(std::error::Error::source) {
+        cause = Some(deeper);
+    }
+    cause.map_or_else(|| problem.to_string(), ToString::to_string)
+}

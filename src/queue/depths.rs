@@ -1,0 +1,28 @@
+//! How much is in a queue, whichever it is.
+
+use super::{QueueError, amqp, embedded};
+use crate::config::BrokerConfig;
+use crate::lane::Lane;
+use crate::outcome::Step;
+
+/// What waits in the queues of one `broker.prefix` at one moment. What workers have in hand is not in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Depths {
+    /// Jobs that a worker may take, by lane.
+    pub lanes: Vec<(Lane, u64)>,
+    /// Copies on the wait ladder, by rung.
+    pub waiting: Vec<(Step, u64)>,
+    /// Dead letters.
+    pub dead: u64,
+}
+
+/// Counts, and changes nothing. `name` names the connection.
+///
+/// # Errors
+/// `Topology` where a queue is missing; `Unavailable` when the broker can't be reached; `Unusable` as [`super::start`].
+pub async fn depths(config: &BrokerConfig, name: &str) -> Result<Depths, QueueError> {
+    match config.embedded_file() {
+        Some(file) => embedded::depths(&file, &config.prefix).await,
+        None => amqp::depths(config, name).await,
+    }
+}

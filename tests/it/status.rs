@@ -1,0 +1,112 @@
+//! `consign status` over real workers on both queues.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::crash::world::World;
+use crate::shop::{ACME, role_destination};
+use crate::testbed::until;
+
+/// Nobody listens there.
+const NOBODY: &str = "http://127.0.0.1:1/";
+
+fn status(world: &World, arguments: &[&str]) -> Output {
+    let arguments = [&["status"], arguments].concat();
+    tokio::task::block_in_place(|| world.site.consign(&arguments))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_queues_and_destinations_in_trouble_are_shown_together() {
+    for mut world in [World::rabbitmq("status").await, World::embedded("status").await] {
+        world.site.destination("broken", &role_destination("nobodys", ACME));
+        let workers = [world.site.worker().await, world.site.worker().await];
+        let mut lost = world.job("lost", b"x");
+        std::fs::remove_file(world.site.files().join("lost")).unwrap();
+        world.publish(&lost).await;
+        assert_eq!(world.ended("lost").await.outcome, "failed");
+        lost = world.job("deferred", b"x");
+        lost["destination"] = "broken".into();
+        world.publish(&lost).await;
+        let admin = [workers[0].admin(), workers[1].admin()];
+        let arguments = ["--json", "--admin", admin[0], "--admin", admin[1], "--admin", NOBODY];
+        let data = until("the deferred job is seen", Duration::from_secs(60), async || {
+            let output = status(&world, &arguments);
+            assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+            let data: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let waits = data["queue"]["waiting"].as_object().unwrap().values().any(|count| count != 0);
+            (waits && data["queue"]["dead"] == 1).then_some(data)
+        })
+        .await;
+        let answers: Vec<_> = data["workers"].as_array().unwrap().iter().map(|worker| &worker["answers"]).collect();
+        assert_eq!(answers, [true, true, false], "{data:#}");
+        assert!(data["workers"][2]["problem"].is_string() && data["workers"][0]["ready"] == true, "{data:#}");
+        assert_eq!(data["queue"]["lanes"], json!({"continued": 0, "scheduled": 0, "backfill": 0}));
+        let broken = data["destinations"].as_array().unwrap().iter().find(|state| state["id"] == "broken").unwrap();
+        assert_eq!(broken["last_failure"]["reason"], "bucket_not_found", "{broken:#}");
+
+        let shown = text(&status(&world, &arguments[1..]).stdout);
+        for part in ["ready", "does not answer", "scheduled", "dead letters: 1 (`consign dead list`)", "broken: "] {
+            assert!(shown.contains(part), "`{part}` is not in:\n{shown}");
+        }
+        drop(workers);
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_answer_it_ends_69_and_still_counts() {
+    let mut world = World::embedded("statusnone").await;
+    world.publish(&world.job("waits", b"x")).await;
+    let port = crate::testbed::free_port().await;
+    world.site.set("admin.listen", format!("127.0.0.1:{port}"));
+    let output = status(&world, &[]);
+    assert_eq!(output.status.code(), Some(69));
+    let shown = text(&output.stdout);
+    assert!(shown.contains("does not answer") && shown.contains(&port.to_string()), "{shown}");
+    assert!(shown.lines().any(|line| line.starts_with("scheduled  1 ")), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_servers_answer_is_not_taken_for_a_workers() {
+    let world = World::embedded("statusother").await;
+    let output = status(&world, &["--admin", &world.s3.url]);
+    assert_eq!(output.status.code(), Some(69), "{}", text(&output.stdout));
+}
+
+/// Ended by its own id on drop.
+struct Watching(Child);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_shown_again_and_again_until_a_signal() {
+    let world = World::embedded("statuswatch").await;
+    let worker = world.site.worker().await;
+    let config = world.site.dir.path().join("watch.toml");
+    std::fs::write(&config, world.site.toml()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
+    command.args(["status", "--watch", "--json", "--admin", worker.admin(), "--config"]).arg(config);
+    command.env_clear().envs(world.site.variables()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut watching = Watching(command.spawn().unwrap());
+    let lines = BufReader::new(watching.0.stdout.take().unwrap()).lines();
+    let seen: Vec<Value> = tokio::task::spawn_blocking(move || {
+        lines.take(2).map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+    })
+    .await
+    .unwrap();
+    assert!(seen.iter().all(|look| look["workers"][0]["answers"] == true), "{seen:?}");
+    assert_ne!(seen[0]["time"], seen[1]["time"]);
+    assert!(watching.0.try_wait().unwrap().is_none(), "it ended by itself");
+}
