@@ -2,6 +2,7 @@
 //!
 //! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
 
+pub mod backfill;
 pub mod check;
 pub mod config;
 #[cfg(feature = "dev")]
@@ -148,6 +149,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
+    /// Publish one job for each day (hour, week, month) of a range, newest first; tell how it goes, or cancel it
+    Backfill(backfill::BackfillArgs),
     /// Print the IAM documents a customer needs for a destination
     Policy(policy::PolicyArgs),
     /// Show or declare the exchanges and queues

@@ -73,6 +73,7 @@ async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: 
         Command::Run(args) => cli::run::execute(args, config, reload, log).await,
         Command::Check(args) => cli::check::execute(args, config, json).await,
         Command::Enqueue(args) => cli::enqueue::execute(args, config, json).await,
+        Command::Backfill(args) => cli::backfill::execute(args, config, json).await,
         Command::Policy(args) => cli::policy::execute(&args, &config, json),
         Command::Topology(args) => cli::topology::execute(args, config, json).await,
         Command::Config(args) => cli::config::execute(&args, &reload, json),

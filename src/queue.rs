@@ -10,6 +10,7 @@
 
 pub mod amqp;
 pub mod embedded;
+mod kept;
 mod outcomes;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::outcome::Step;
 
 pub use crate::lane::Lane;
+pub use kept::{Kept, announced};
 pub use outcomes::{OutcomeMessage, Outcomes};
 
 /// A boxed future, so that a queue can stand behind `dyn`.

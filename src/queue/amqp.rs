@@ -16,6 +16,7 @@ mod connection;
 mod consumer;
 mod control;
 mod declare;
+pub(in crate::queue) mod kept;
 mod lease;
 mod outcomes;
 mod publish;

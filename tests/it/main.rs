@@ -5,6 +5,7 @@
 #![expect(clippy::float_cmp, reason = "metrics are counted in whole numbers")]
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
+mod backfill;
 mod bad_jobs;
 mod check;
 mod crash;
