@@ -2,6 +2,7 @@
 //!
 //! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
 
+pub mod backfill;
 pub mod check;
 pub mod config;
 pub mod dead;
@@ -156,6 +157,8 @@ pub enum Command {
     Dead(dead::DeadArgs),
     /// Show how workers, queues and destinations are
     Status(status::StatusArgs),
+    /// Publish one job for each day (hour, week, month) of a range, newest first; tell how it goes, or cancel it
+    Backfill(backfill::BackfillArgs),
     /// Print the IAM documents a customer needs for a destination
     Policy(policy::PolicyArgs),
     /// Show or declare the exchanges and queues

@@ -75,6 +75,7 @@ async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: 
         Command::Enqueue(args) => cli::enqueue::execute(args, config, json).await,
         Command::Dead(args) => cli::dead::execute(args, config, json).await,
         Command::Status(args) => cli::status::execute(args, config, json).await,
+        Command::Backfill(args) => cli::backfill::execute(args, config, json).await,
         Command::Policy(args) => cli::policy::execute(&args, &config, json),
         Command::Topology(args) => cli::topology::execute(args, config, json).await,
         Command::Config(args) => cli::config::execute(&args, &reload, json),

@@ -12,6 +12,7 @@ pub mod amqp;
 mod dead;
 mod depths;
 pub mod embedded;
+mod kept;
 mod outcomes;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub use crate::lane::Lane;
 pub(crate) use dead::is_of_the_past;
 pub use dead::{DeadLetter, DeadLetters, LetterId};
 pub use depths::{Depths, depths};
+pub use kept::{Kept, announced};
 pub use outcomes::{OutcomeMessage, Outcomes};
 
 /// A boxed future, so that a queue can stand behind `dyn`.

@@ -281,7 +281,8 @@ impl Worker {
                 drop(permits);
                 tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
                 self.left_over(&admitted, None).await;
-                self.settle(delivery, Settlement::Ack, vec![(*event).clone()]).await;
+                let event = Event { reply_to: verdict::reply_to(&delivery.properties), ..(*event).clone() };
+                self.settle(delivery, Settlement::Ack, vec![event]).await;
             }
             Entry::Joined(seat, same) => {
                 // Waiting needs no slot.

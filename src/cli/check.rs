@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Exit, complain};
-use crate::check::{Checker, LIMIT, Report, Step, Watch};
+use crate::check::{Checker, LIMIT, Report, Step, Verdict, Watch};
 use crate::config::Config;
 use crate::destination::{Destination, DestinationId};
 use crate::diagnosis::Side;
@@ -23,6 +23,8 @@ use show::Show;
 
 /// How long an interrupted test may give up what it had begun.
 pub(super) const GIVING_UP: Duration = Duration::from_secs(2);
+/// How long a broker may take to hear of a success.
+const TELLING: Duration = Duration::from_secs(10);
 const INTERRUPTED: &str = "interrupted; an upload that was open has been given up, where that is allowed";
 
 /// What to test.
@@ -45,7 +47,10 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
         Some(name) => match find(&config, &name) {
             Ok(destination) => match of_a_destination(Kit::with(&config, sessions, metrics), &destination, &show).await
             {
-                Some(report) => report,
+                Some(report) => {
+                    tell(&config, &destination, &report).await;
+                    report
+                }
                 None => return complain(INTERRUPTED, Exit::Signal(Signal::Interrupt)),
             },
             Err(problem) => return complain(&problem, Exit::Usage),
@@ -119,6 +124,17 @@ async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> Rep
     show.begin("test of this worker");
     let (principal, steps) = worker::steps(config, sessions, &|step: &Step| show.step(step)).await;
     Report::of_the_worker(principal, started.0, started.1.elapsed().as_secs_f64(), steps)
+}
+
+/// A destination that is ready has no open circuit, wherever it was open. Whoever tests on a machine without a broker tests all the
+/// same.
+async fn tell(config: &Config, destination: &Destination, report: &Report) {
+    if report.verdict != Verdict::Ready || config.broker.url.is_none() {
+        return;
+    }
+    if let Ok(Err(problem)) = tokio::time::timeout(TELLING, super::status::mended(config, &destination.id)).await {
+        tracing::warn!(%problem, "the workers were not told that this destination is ready; `consign status reset` does it");
+    }
 }
 
 fn exit(report: &Report) -> Exit {

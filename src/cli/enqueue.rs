@@ -1,8 +1,8 @@
 //! `consign enqueue`: checks jobs here, publishes them, and waits for their outcomes if asked to.
 
-mod input;
-mod progress;
-mod wait;
+pub(super) mod input;
+pub(super) mod progress;
+pub(super) mod wait;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{self, Queue, QueueError};
 use input::{Input, Prepared, Refusal};
-use progress::Report;
+use progress::{Report, Shown};
 use wait::Waiter;
 
 /// Publishes that await their confirm at once.
-const WINDOW: usize = 64;
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const WINDOW: usize = 64;
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Jobs from a file or standard input, or one job from flags.
 #[derive(Debug, Clone, Args)]
@@ -118,7 +118,7 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
     let queue = queue::start(&config.broker, &name, Vec::new(), Arc::new(Metrics::new(1)))?;
     tracing::info!(seconds = CONNECT_LIMIT.as_secs(), "connecting; without a broker this gives up");
     queue.connected(CONNECT_LIMIT).await?;
-    let report = Arc::new(Report::new(input.known_length(), json));
+    let report = Arc::new(Report::new(input.known_length(), json, Shown::All));
     let waiter =
         if args.wait { Some(Waiter::subscribe(&config.broker, &name, Arc::clone(&report)).await?) } else { None };
     let sent = publish(&*queue, input, waiter.as_ref(), &report).await;

@@ -1,17 +1,19 @@
 //! `consign status`: workers, queues and destinations in trouble, at one look.
 
 mod ask;
+mod reset;
 mod view;
 
 use std::io::IsTerminal as _;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use futures_util::future::join_all;
 use url::Url;
 
 pub(super) use ask::Asker;
+pub(super) use reset::mended;
 
 use super::{Exit, complain, print, print_json};
 use crate::config::Config;
@@ -26,7 +28,10 @@ const CLEARED: &str = "\u{1b}[H\u{1b}[2J";
 
 /// Whom to ask.
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct StatusArgs {
+    #[command(subcommand)]
+    action: Option<Action>,
     /// A worker's admin endpoint, such as http://127.0.0.1:9464; may be given again [default: admin.listen]
     #[arg(long, value_name = "URL")]
     admin: Vec<Url>,
@@ -35,8 +40,21 @@ pub struct StatusArgs {
     watch: bool,
 }
 
+#[derive(Debug, Clone, Subcommand)]
+enum Action {
+    /// Close a destination's circuit in every worker: what was wrong is mended, its jobs are tried again
+    Reset {
+        /// The destination
+        #[arg(value_name = "DEST")]
+        destination: String,
+    },
+}
+
 /// Shows it. Ends 69 when no worker answers.
 pub async fn execute(args: StatusArgs, config: Config, json: bool) -> Exit {
+    if let Some(Action::Reset { destination }) = args.action {
+        return reset::execute(&destination, &config, json).await;
+    }
     let asker = match Asker::new() {
         Ok(asker) => asker,
         Err(problem) => return complain(&problem, Exit::Failed),

@@ -18,6 +18,7 @@ mod control;
 mod dead;
 mod declare;
 mod depths;
+pub(in crate::queue) mod kept;
 mod lease;
 mod outcomes;
 mod publish;

@@ -66,6 +66,7 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 pub use dead::DeadLetters;
 pub use depths::depths;
 pub use outcomes::Outcomes;
+pub(super) use outcomes::replies;
 
 use crate::lane::Lane;
 use crate::metrics::Metrics;
@@ -101,6 +102,13 @@ pub const TABLES: [(&str, &str); 6] = [
 /// As [`Embedded::start`]; `Unavailable` for a file that is locked or can't grow.
 pub fn apply(file: &Path) -> Result<(), QueueError> {
     Store::open(file).map(drop).map_err(Trouble::into_error)
+}
+
+/// The control messages of the last 7 days, oldest first.
+pub(super) async fn announced(file: &Path, prefix: &str) -> Result<Vec<Bytes>, QueueError> {
+    let owned = prefix.to_owned();
+    let found = outcomes::patiently(file, move |store| control::after(store.connection(), &owned, 0)).await?;
+    Ok(found.into_iter().map(|(_, body)| body).collect())
 }
 
 /// The queue in a SQLite file.

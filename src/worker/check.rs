@@ -12,7 +12,8 @@ use futures_util::FutureExt as _;
 
 use super::{CRASH_LOOP, Permits, Refusal, Worker};
 use crate::check::Report;
-use crate::destination::Destination;
+use crate::control::{Control, Wish};
+use crate::destination::{Destination, DestinationId};
 use crate::job::wire::read_check;
 use crate::outcome::{Failure, Reason};
 use crate::queue::{Delivery, QueueError, Reply, Settlement};
@@ -37,7 +38,7 @@ impl Worker {
         match tested {
             Ok(Some(report)) => {
                 if report.verdict == crate::check::Verdict::Ready {
-                    self.reset_circuit(&destination.id);
+                    self.mended(&destination.id).await;
                 }
                 self.answer(delivery, to, &report).await;
             }
@@ -61,6 +62,15 @@ impl Worker {
             Refusal::new(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
         };
         Ok((destination, to.ok_or_else(missing)?))
+    }
+
+    /// For this worker at once, for the others by the control stream.
+    async fn mended(&self, destination: &DestinationId) {
+        self.reset_circuit(destination);
+        let control = Control::new(Wish::ResetCircuit(destination.clone()), (self.parts.clock)());
+        if let Err(problem) = self.parts.queue.announce(control.render().into()).await {
+            tracing::warn!(%destination, %problem, "the other workers were not told that a destination is ready");
+        }
     }
 
     /// The test behind its panic boundary; it bounds its time itself.

@@ -242,8 +242,13 @@ fn event(
         routing_key: format!("transfer.{}.{destination}", kind.as_str()),
         id,
         body: Bytes::from(body),
-        reply_to: properties.reply_to.clone().map(|to| (to, properties.correlation_id.clone())),
+        reply_to: reply_to(properties),
     }
+}
+
+/// Who asked for a copy of the outcome.
+pub(super) fn reply_to(properties: &Properties) -> Option<(String, Option<String>)> {
+    properties.reply_to.clone().map(|to| (to, properties.correlation_id.clone()))
 }
 
 /// A message that is no job, or a job for nobody: dead at once. The outcome needs an id and a destination that can be read.

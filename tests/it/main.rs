@@ -5,6 +5,7 @@
 #![expect(clippy::float_cmp, reason = "metrics are counted in whole numbers")]
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
 
+mod backfill;
 mod bad_jobs;
 mod check;
 mod crash;
@@ -14,6 +15,7 @@ mod delivery;
 mod dev;
 mod drain;
 mod enqueue;
+mod fair;
 mod faults;
 mod forms;
 mod harness;

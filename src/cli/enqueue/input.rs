@@ -16,30 +16,30 @@ use crate::queue::{Properties, Publication};
 
 /// Which queue the jobs go to, and in which form.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Form {
-    pub(super) lane: Lane,
-    pub(super) compact: bool,
+pub(in crate::cli) struct Form {
+    pub(in crate::cli) lane: Lane,
+    pub(in crate::cli) compact: bool,
 }
 
 /// A job that is fit to be published.
 #[derive(Debug)]
-pub(super) struct Prepared {
-    pub(super) id: String,
-    pub(super) destination: String,
+pub(in crate::cli) struct Prepared {
+    pub(in crate::cli) id: String,
+    pub(in crate::cli) destination: String,
     /// Taken when it is published.
-    pub(super) publication: Option<Publication>,
+    pub(in crate::cli) publication: Option<Publication>,
 }
 
 /// Why an input can't be published, with its line where there is one.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(in crate::cli) struct Refusal {
     line: Option<usize>,
     what: String,
 }
 
 impl Refusal {
     /// A refusal of the input as a whole.
-    pub(super) fn whole(what: impl Into<String>) -> Self {
+    pub(in crate::cli) fn whole(what: impl Into<String>) -> Self {
         Self { line: None, what: what.into() }
     }
 }
@@ -54,19 +54,25 @@ impl fmt::Display for Refusal {
 }
 
 /// So many bad lines of a file are shown.
-const SHOWN: usize = 20;
+pub(in crate::cli) const SHOWN: usize = 20;
 
 type Jobs = Pin<Box<dyn Stream<Item = Result<Prepared, Refusal>> + Send>>;
 
 /// A row of jobs.
-pub(super) struct Input {
+pub(in crate::cli) struct Input {
     jobs: Jobs,
     length: Option<u64>,
 }
 
 impl Input {
     /// One job from flags.
-    pub(super) fn one(form: Form, id: Option<String>, source: &str, to: String, key: String) -> Result<Self, Refusal> {
+    pub(in crate::cli) fn one(
+        form: Form,
+        id: Option<String>,
+        source: &str,
+        to: String,
+        key: String,
+    ) -> Result<Self, Refusal> {
         let id = id.unwrap_or_else(|| format!("cli/{}", uuid::Uuid::new_v4()));
         let raw = RawJob::new(id, source, RawDestinationRef::Id(to), key);
         let body = wire::render(&raw);
@@ -74,7 +80,7 @@ impl Input {
     }
 
     /// All jobs of a file; nothing of it is published when one of them is bad.
-    pub(super) async fn file(form: Form, path: &Path) -> Result<Self, Refusal> {
+    pub(in crate::cli) async fn file(form: Form, path: &Path) -> Result<Self, Refusal> {
         let text = tokio::fs::read(path)
             .await
             .map_err(|problem| Refusal::whole(format!("{} can't be read: {problem}", path.display())))?;
@@ -88,7 +94,7 @@ impl Input {
     }
 
     /// Standard input, published as it comes. It ends at the first bad line.
-    pub(super) async fn stdin(form: Form) -> Result<Self, Refusal> {
+    pub(in crate::cli) async fn stdin(form: Form) -> Result<Self, Refusal> {
         let jobs = read(form, BufReader::new(tokio::io::stdin())).await?;
         Ok(Self { jobs: Box::pin(until_refused(jobs)), length: None })
     }
@@ -99,12 +105,12 @@ impl Input {
     }
 
     /// How many jobs there are, where that is known.
-    pub(super) fn known_length(&self) -> Option<u64> {
+    pub(in crate::cli) fn known_length(&self) -> Option<u64> {
         self.length
     }
 
     /// The jobs, up to the first bad one.
-    pub(super) fn jobs(self) -> Jobs {
+    pub(in crate::cli) fn jobs(self) -> Jobs {
         self.jobs
     }
 }
@@ -159,7 +165,8 @@ fn unreadable(problem: &std::io::Error) -> Refusal {
     Refusal::whole(format!("the input can't be read: {problem}"))
 }
 
-fn prepare(form: Form, body: &[u8], line: Option<usize>) -> Result<Prepared, Refusal> {
+/// A job as it is written, checked as the worker will check it.
+pub(in crate::cli) fn prepare(form: Form, body: &[u8], line: Option<usize>) -> Result<Prepared, Refusal> {
     let refusal = |what: String| Refusal { line, what };
     let raw = wire::read(body).map_err(|rejected| refusal(rejected.to_string()))?;
     let compact = if form.compact {

@@ -1,6 +1,7 @@
 //! Waiting for outcomes: subscribed before the first job is published, so that none is missed.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,31 +20,49 @@ use crate::queue::{Outcomes, QueueError};
 /// What is known of the jobs that were published.
 #[derive(Debug, Default)]
 struct Ledger {
-    /// `None` while the terminal outcome is out. Delivered beats every other.
-    jobs: Mutex<HashMap<String, Option<OutcomeKind>>>,
+    jobs: Mutex<Jobs>,
     lost: Mutex<Option<String>>,
 }
 
+/// Each job's last outcome, if any; delivered beats every other, and what is terminal beats `retrying`.
+#[derive(Debug, Default)]
+struct Jobs {
+    by_id: HashMap<String, Option<OutcomeKind>>,
+    tally: Tally,
+}
+
 impl Ledger {
-    fn jobs(&self) -> MutexGuard<'_, HashMap<String, Option<OutcomeKind>>> {
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tally(&self) -> Tally {
-        let jobs = self.jobs();
-        let count = |wanted: fn(&OutcomeKind) -> bool| jobs.values().flatten().filter(|kind| wanted(kind)).count();
-        let good = count(|kind| matches!(kind, OutcomeKind::Delivered | OutcomeKind::Skipped));
-        let ended = count(|_| true);
-        Tally { good, bad: ended - good, open: jobs.len() - ended }
+        self.jobs().tally
     }
 
-    /// Notes an outcome; whether it is the first terminal one of a job of ours, or `None` where it is not ours.
+    fn expect(&self, id: &str) {
+        let Jobs { by_id, tally } = &mut *self.jobs();
+        if by_id.insert(id.to_owned(), None).is_none() {
+            tally.left += 1;
+        }
+    }
+
+    fn forget(&self, id: &str) {
+        let Jobs { by_id, tally } = &mut *self.jobs();
+        if let Some(state) = by_id.remove(id) {
+            *tally.of(state) -= 1;
+        }
+    }
+
+    /// Notes an outcome; whether no terminal one of this job came before, or `None` where it is not ours.
     fn note(&self, id: &str, kind: OutcomeKind) -> Option<bool> {
-        let mut jobs = self.jobs();
-        let state = jobs.get_mut(id)?;
-        let first = state.is_none();
-        if kind.is_terminal() && *state != Some(OutcomeKind::Delivered) {
+        let Jobs { by_id, tally } = &mut *self.jobs();
+        let state = by_id.get_mut(id)?;
+        let first = state.is_none_or(|known| !known.is_terminal());
+        if *state != Some(OutcomeKind::Delivered) && (first || kind.is_terminal()) {
+            *tally.of(*state) -= 1;
             *state = Some(kind);
+            *tally.of(*state) += 1;
         }
         Some(first)
     }
@@ -53,11 +72,61 @@ impl Ledger {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tally {
-    good: usize,
-    bad: usize,
-    open: usize,
+/// Jobs by their outcome.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub(in crate::cli) struct Tally {
+    pub(in crate::cli) delivered: usize,
+    pub(in crate::cli) skipped: usize,
+    pub(in crate::cli) failed: usize,
+    pub(in crate::cli) expired: usize,
+    pub(in crate::cli) retrying: usize,
+    /// Without any outcome so far.
+    pub(in crate::cli) left: usize,
+}
+
+impl Tally {
+    pub(in crate::cli) fn of(&mut self, state: Option<OutcomeKind>) -> &mut usize {
+        match state {
+            Some(OutcomeKind::Delivered) => &mut self.delivered,
+            Some(OutcomeKind::Skipped) => &mut self.skipped,
+            Some(OutcomeKind::Failed) => &mut self.failed,
+            Some(OutcomeKind::Expired) => &mut self.expired,
+            Some(OutcomeKind::Retrying) => &mut self.retrying,
+            None => &mut self.left,
+        }
+    }
+
+    fn good(self) -> usize {
+        self.delivered + self.skipped
+    }
+
+    fn bad(self) -> usize {
+        self.failed + self.expired
+    }
+
+    fn open(self) -> usize {
+        self.retrying + self.left
+    }
+
+    fn all(self) -> u64 {
+        u64::try_from(self.good() + self.bad() + self.open()).unwrap_or(u64::MAX)
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { delivered, skipped, failed, expired, retrying, left } = self;
+        let counts = [
+            (delivered, "delivered"),
+            (skipped, "skipped"),
+            (failed, "failed"),
+            (expired, "expired"),
+            (retrying, "retrying"),
+            (left, "left"),
+        ];
+        let shown = counts.into_iter().filter(|(count, word)| **count > 0 || *word == "delivered");
+        f.write_str(&shown.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// The part of an outcome that is shown.
@@ -80,7 +149,7 @@ struct SeenData {
 }
 
 /// Listens while jobs are published and after.
-pub(super) struct Waiter {
+pub(in crate::cli) struct Waiter {
     ledger: Arc<Ledger>,
     report: Arc<Report>,
     changed: watch::Receiver<()>,
@@ -89,7 +158,11 @@ pub(super) struct Waiter {
 
 impl Waiter {
     /// Listens from now on.
-    pub(super) async fn subscribe(broker: &BrokerConfig, name: &str, report: Arc<Report>) -> Result<Self, QueueError> {
+    pub(in crate::cli) async fn subscribe(
+        broker: &BrokerConfig,
+        name: &str,
+        report: Arc<Report>,
+    ) -> Result<Self, QueueError> {
         let outcomes = Outcomes::subscribe(broker, name).await?;
         let ledger = Arc::new(Ledger::default());
         let (tell, changed) = watch::channel(());
@@ -98,30 +171,40 @@ impl Waiter {
     }
 
     /// A job with this id is about to be published.
-    pub(super) fn expect(&self, id: &str) {
-        self.ledger.jobs().entry(id.to_owned()).or_default();
+    pub(in crate::cli) fn expect(&self, id: &str) {
+        self.ledger.expect(id);
     }
 
     /// It was not published after all.
-    pub(super) fn forget(&self, id: &str) {
-        self.ledger.jobs().remove(id);
+    pub(in crate::cli) fn forget(&self, id: &str) {
+        self.ledger.forget(id);
+    }
+
+    /// An outcome that was told before this began to listen.
+    pub(in crate::cli) fn earlier(&self, body: &[u8]) {
+        show(&self.ledger, &self.report, body);
     }
 
     /// Waits until every job has ended, the time is over, or the broker is lost. `unpublished` count as failed.
-    pub(super) async fn finish(mut self, limit: Option<Duration>, unpublished: u64) -> Exit {
+    pub(in crate::cli) async fn finish(mut self, limit: Option<Duration>, unpublished: u64) -> Exit {
         let tally = self.ledger.tally();
-        self.report.waiting(u64::try_from(tally.good + tally.bad + tally.open).unwrap_or(u64::MAX));
-        let ledger = Arc::clone(&self.ledger);
-        let ended = self.changed.wait_for(|()| ledger.tally().open == 0 || ledger.lost().is_some());
+        self.report.waiting(tally.all());
+        self.report.already(tally.all().saturating_sub(u64::try_from(tally.open()).unwrap_or(u64::MAX)));
+        let (ledger, report) = (Arc::clone(&self.ledger), Arc::clone(&self.report));
+        let ended = self.changed.wait_for(|()| {
+            let tally = ledger.tally();
+            report.numbers(&tally.to_string());
+            tally.open() == 0 || ledger.lost().is_some()
+        });
         let in_time = within(limit, ended).await;
         self.task.abort();
         let tally = self.ledger.tally();
-        let mut summary = format!("{} delivered or skipped, {} failed", tally.good, tally.bad);
-        if tally.open > 0 {
+        let mut summary = tally.to_string();
+        if tally.open() > 0 {
             let why = self.ledger.lost().clone();
             let why =
                 why.unwrap_or_else(|| if in_time { "the broker was lost" } else { "the time is over" }.to_owned());
-            summary = format!("{summary}, {} without an outcome yet ({why})", tally.open);
+            summary = format!("{summary} ({why})");
         }
         self.report.end(&summary);
         exit(tally, unpublished)
@@ -137,9 +220,9 @@ async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> 
 }
 
 fn exit(tally: Tally, unpublished: u64) -> Exit {
-    if tally.bad == 0 && tally.open == 0 && unpublished == 0 {
+    if tally.bad() == 0 && tally.open() == 0 && unpublished == 0 {
         Exit::Done
-    } else if tally.good > 0 || tally.open > 0 {
+    } else if tally.good() > 0 || tally.open() > 0 {
         Exit::Partly
     } else {
         Exit::Failed
@@ -168,11 +251,12 @@ fn show(ledger: &Ledger, report: &Report, body: &[u8]) {
     let Some(kind) = kind_of(&seen.kind) else { return };
     let Some(first) = ledger.note(&seen.subject, kind) else { return };
     if first || kind == OutcomeKind::Delivered {
-        report.outcome(&event, &sentence(&seen, kind), first && kind.is_terminal());
+        report.outcome(&event, &sentence(&seen, kind), (kind, first && kind.is_terminal()));
     }
 }
 
-fn kind_of(event_type: &str) -> Option<OutcomeKind> {
+/// What an outcome's `type` says.
+pub(in crate::cli) fn kind_of(event_type: &str) -> Option<OutcomeKind> {
     use OutcomeKind::{Delivered, Expired, Failed, Retrying, Skipped};
     [Delivered, Failed, Retrying, Skipped, Expired].into_iter().find(|kind| kind.event_type() == event_type)
 }
@@ -196,20 +280,31 @@ mod tests {
     #[test]
     fn delivered_beats_every_other_outcome() {
         let ledger = Ledger::default();
-        ledger.jobs().insert("a".to_owned(), None);
+        ledger.expect("a");
+        ledger.expect("a");
+        let mut known = Vec::new();
         assert_eq!(ledger.note("b", OutcomeKind::Delivered), None);
-        assert_eq!(ledger.note("a", OutcomeKind::Retrying), Some(true));
-        assert_eq!(ledger.tally(), Tally { good: 0, bad: 0, open: 1 });
-        assert_eq!(ledger.note("a", OutcomeKind::Failed), Some(true));
-        assert_eq!(ledger.tally(), Tally { good: 0, bad: 1, open: 0 });
-        assert_eq!(ledger.note("a", OutcomeKind::Delivered), Some(false));
-        assert_eq!(ledger.note("a", OutcomeKind::Failed), Some(false));
-        assert_eq!(ledger.tally(), Tally { good: 1, bad: 0, open: 0 });
+        for (kind, first) in [
+            (OutcomeKind::Retrying, true),
+            (OutcomeKind::Failed, true),
+            (OutcomeKind::Retrying, false),
+            (OutcomeKind::Delivered, false),
+            (OutcomeKind::Failed, false),
+        ] {
+            assert_eq!(ledger.note("a", kind), Some(first));
+            known.push(ledger.tally().to_string());
+        }
+        let failed = "0 delivered, 1 failed";
+        assert_eq!(known, ["0 delivered, 1 retrying", failed, failed, "1 delivered", "1 delivered"]);
+        ledger.forget("a");
+        assert_eq!(ledger.tally(), Tally::default());
     }
 
     #[test]
     fn the_exit_code_says_how_it_went() {
-        let exit = |good, bad, open, unpublished| exit(Tally { good, bad, open }, unpublished);
+        let exit = |delivered, failed, left, unpublished| {
+            exit(Tally { delivered, failed, left, ..Tally::default() }, unpublished)
+        };
         assert_eq!(exit(3, 0, 0, 0), Exit::Done);
         assert_eq!(exit(2, 1, 0, 0), Exit::Partly);
         assert_eq!(exit(2, 0, 1, 0), Exit::Partly);

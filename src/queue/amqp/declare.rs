@@ -45,6 +45,16 @@ pub(super) async fn check(connection: &Connection, topology: &Topology) -> Resul
     steps.finish("; run `consign topology apply`, or set broker.declare = true")
 }
 
+/// Declares one queue. What is there already with the same arguments stays as it is.
+pub(super) async fn one(connection: &Connection, queue: &Queue) -> Result<(), QueueError> {
+    let mut steps = Steps::new(connection, "can't be declared", Mode::Declare);
+    steps.queue(queue).await?;
+    match steps.problems.into_iter().chain(steps.minor).next() {
+        Some(problem) => Err(QueueError::Topology(problem)),
+        None => Ok(()),
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Declare,

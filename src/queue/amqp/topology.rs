@@ -22,6 +22,8 @@ const ENDED_TTL_MS: i64 = 1000;
 /// Longer than a lease, and far shorter than any owner's queue.
 const ENDED_EXPIRES_MS: i64 = 5 * 60 * 1000;
 const UNROUTED_MAX: i64 = 100_000;
+const KEPT_BYTES: i64 = 4 << 30;
+const KEPT_SEGMENT: i64 = 32 << 20;
 
 /// The names of one installation, all made of its prefix.
 #[derive(Debug, Clone)]
@@ -186,6 +188,17 @@ impl Queue {
         let arguments =
             Arguments::from([("x-message-ttl", ENDED_TTL_MS.into()), ("x-expires", ENDED_EXPIRES_MS.into())]);
         Self::quorum(names.ended(process), DELIVERY_LIMIT, arguments)
+    }
+
+    /// The stream of the outcomes of one backfill. Old ones go by the segment, so a segment is small beside the whole.
+    pub(super) fn kept(name: &str) -> Self {
+        let arguments = Arguments::from([
+            ("x-queue-type", "stream".into()),
+            ("x-max-age", "30D".into()),
+            ("x-max-length-bytes", KEPT_BYTES.into()),
+            ("x-stream-max-segment-size-bytes", KEPT_SEGMENT.into()),
+        ]);
+        Self { name: name.to_owned(), arguments }
     }
 
     fn quorum(name: String, limit: i64, mut arguments: Arguments) -> Self {

@@ -29,7 +29,7 @@ pub(super) fn record(db: &Connection, prefix: &str, event: &Event) -> rusqlite::
         "INSERT INTO outcomes (recorded_at, prefix, id, routing_key, reply_to, correlation_id, body)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
          ON CONFLICT (prefix, id) DO UPDATE SET seq = (SELECT max(seq) + 1 FROM outcomes), repeats = repeats + 1,
-             recorded_at = excluded.recorded_at, body = excluded.body",
+             recorded_at = excluded.recorded_at, body = excluded.body, reply_to = coalesce(excluded.reply_to, reply_to)",
     )?;
     statement.execute(params![
         Timestamp::now().to_string(),
@@ -71,24 +71,14 @@ impl Outcomes {
     /// # Errors
     /// `Unavailable` when the file stays locked, `Unusable` when it is no queue of ours.
     pub async fn subscribe(file: &Path, prefix: &str) -> Result<Self, QueueError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let path = file.to_owned();
-            let opened = blocking(move || {
-                let store = Store::open(&path)?;
-                let last = last(store.connection()).map_err(|error| Trouble::of(&path, &error))?;
-                Ok((store, last))
-            });
-            match opened.await? {
-                Ok((store, last)) => {
-                    let store = Arc::new(Mutex::new(store));
-                    let (file, prefix) = (file.to_owned(), prefix.to_owned());
-                    return Ok(Self { store, file, prefix, last, ready: VecDeque::new() });
-                }
-                Err(Trouble::Passing(_)) if Instant::now() + PAUSE < deadline => tokio::time::sleep(PAUSE).await,
-                Err(trouble) => return Err(trouble.into_error()),
-            }
-        }
+        let (store, last) = patiently(file, |store| {
+            let last = last(store.connection())?;
+            Ok((store, last))
+        })
+        .await?;
+        let store = Arc::new(Mutex::new(store));
+        let (file, prefix) = (file.to_owned(), prefix.to_owned());
+        Ok(Self { store, file, prefix, last, ready: VecDeque::new() })
     }
 
     /// The next outcome. A file that is locked is waited for.
@@ -123,6 +113,54 @@ impl Outcomes {
             }
         }))
     }
+}
+
+/// Opens the file and works on it; one that is locked is tried for 30 s.
+pub(super) async fn patiently<T: Send + 'static>(
+    file: &Path,
+    work: impl Fn(Store) -> rusqlite::Result<T> + Clone + Send + 'static,
+) -> Result<T, QueueError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (path, work) = (file.to_owned(), work.clone());
+        let done = blocking(move || {
+            let store = Store::open(&path)?;
+            work(store).map_err(|error| Trouble::of(&path, &error))
+        });
+        match done.await? {
+            Ok(value) => return Ok(value),
+            Err(Trouble::Passing(_)) if Instant::now() + PAUSE < deadline => tokio::time::sleep(PAUSE).await,
+            Err(trouble) => return Err(trouble.into_error()),
+        }
+    }
+}
+
+/// Gives each outcome that was to be sent to `address` to `each`, in the order in which they were recorded last; whether there
+/// was any.
+pub(in crate::queue) async fn replies(
+    file: &Path,
+    prefix: &str,
+    address: &str,
+    each: &mut (dyn FnMut(&[u8]) + Send),
+) -> Result<bool, QueueError> {
+    let mut last = None;
+    loop {
+        let (prefix, address) = (prefix.to_owned(), address.to_owned());
+        let page = patiently(file, move |store| replied(store.connection(), &prefix, &address, last.unwrap_or(0)));
+        let page = page.await?;
+        let Some((newest, _)) = page.last() else { return Ok(last.is_some()) };
+        last = Some(*newest);
+        page.iter().for_each(|(_, body)| each(body));
+    }
+}
+
+fn replied(db: &Connection, prefix: &str, address: &str, last: i64) -> rusqlite::Result<Vec<(i64, Vec<u8>)>> {
+    let sql = "SELECT seq, body FROM outcomes WHERE seq > ?1 AND prefix = ?2 AND reply_to = ?3 ORDER BY seq LIMIT ?4";
+    let mut statement = db.prepare_cached(sql)?;
+    let rows = statement.query_map(params![last, prefix, address, 64 * PAGE], |row| {
+        Ok((row.get(0)?, row.get::<_, String>(1)?.into_bytes()))
+    })?;
+    rows.collect()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, QueueError> {

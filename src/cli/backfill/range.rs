@@ -1,0 +1,314 @@
+//! The steps of a range, by the calendar and the clocks of a time zone.
+//!
+//! * Days, weeks and months are counted from the first step: 31 January, then 28 February, then 31 March.
+//! * Hours follow the wall clock: `6h` is 00, 06, 12 and 18 also on the days on which the clocks are changed. `1h` is every hour
+//!   there is: 23 on the day on which one is left out, 25 on the day on which one comes twice.
+//! * A step whose time of day does not exist is taken at the time to which the clocks are put, once.
+
+use jiff::civil::{Date, DateTime, Time};
+use jiff::tz::{AmbiguousOffset, TimeZone};
+use jiff::{Span, ZonedDateTime};
+
+/// The most steps; whoever needs more takes longer steps or several backfills.
+const MOST: usize = 1_000_000;
+
+/// How far apart the steps are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Every {
+    count: i64,
+    unit: Unit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Hour,
+    Day,
+    Week,
+    Month,
+}
+
+impl Every {
+    /// Reads `1d`, `6h`, `2w`, `1month`.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || "write 1h, 6h, 1d, 1w or 1month".to_owned();
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (count, unit) = text.split_at(digits);
+        let unit = match unit {
+            "h" | "hour" | "hours" => Unit::Hour,
+            "d" | "day" | "days" => Unit::Day,
+            "w" | "week" | "weeks" => Unit::Week,
+            "month" | "months" => Unit::Month,
+            "m" => return Err("write 1month for a month; steps of minutes there are none".to_owned()),
+            _ => return Err(wrong()),
+        };
+        let count = if digits == 0 { 1 } else { count.parse().map_err(|_| wrong())? };
+        if (1..=10_000).contains(&count) {
+            Ok(Self { count, unit })
+        } else {
+            Err("give 1 to 10000 of a unit".to_owned())
+        }
+    }
+
+    /// The time from the first step to the one of this number.
+    fn times(self, number: i64) -> Option<Span> {
+        let count = self.count.checked_mul(number)?;
+        let span = Span::new();
+        match self.unit {
+            Unit::Hour => span.try_hours(count),
+            Unit::Day => span.try_days(count),
+            Unit::Week => span.try_weeks(count),
+            Unit::Month => span.try_months(count),
+        }
+        .ok()
+    }
+}
+
+impl std::fmt::Display for Every {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let unit = match self.unit {
+            Unit::Hour => "h",
+            Unit::Day => "d",
+            Unit::Week => "w",
+            Unit::Month => "month",
+        };
+        write!(f, "{}{unit}", self.count)
+    }
+}
+
+/// A border of the range: a day, or a time of day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Border {
+    Day(Date),
+    Time(DateTime),
+}
+
+impl Border {
+    /// Reads `2026-01-31` or `2026-01-31T06:00`.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let wrong =
+            |why: String| format!("{why}; write 2026-01-31, or 2026-01-31T06:00 in the time zone of --time-zone");
+        match text.split_once(['T', ' ']) {
+            None => text.parse().map(Self::Day).map_err(|problem: jiff::Error| wrong(problem.to_string())),
+            Some((date, time)) => {
+                let date: Date = date.parse().map_err(|problem: jiff::Error| wrong(problem.to_string()))?;
+                let time = if time.len() == 2 { format!("{time}:00") } else { time.to_owned() };
+                let time: Time = time.parse().map_err(|problem: jiff::Error| wrong(problem.to_string()))?;
+                Ok(Self::Time(date.to_datetime(time)))
+            }
+        }
+    }
+
+    fn first(self) -> DateTime {
+        match self {
+            Self::Day(day) => day.to_datetime(Time::midnight()),
+            Self::Time(time) => time,
+        }
+    }
+
+    /// Inclusive: the whole of a day.
+    fn last(self) -> DateTime {
+        match self {
+            Self::Day(day) => day.to_datetime(Time::MAX),
+            Self::Time(time) => time,
+        }
+    }
+}
+
+impl std::fmt::Display for Border {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Day(day) => day.fmt(f),
+            Self::Time(time) => time.fmt(f),
+        }
+    }
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    at: ZonedDateTime,
+    hourly: bool,
+}
+
+impl Step {
+    /// When it is, by the clocks of its time zone.
+    pub(super) fn at(&self) -> &ZonedDateTime {
+        &self.at
+    }
+
+    /// From UTC, as `+02:00`.
+    pub(super) fn offset(&self) -> String {
+        let seconds = self.at.offset().seconds();
+        let (sign, minutes) = (if seconds < 0 { '-' } else { '+' }, seconds.unsigned_abs() / 60);
+        format!("{sign}{:02}:{:02}", minutes / 60, minutes % 60)
+    }
+
+    /// What tells it from all others: the day, and of hours the time with its offset.
+    pub(super) fn stamp(&self) -> String {
+        let date = self.at.date();
+        if self.hourly || self.at.time() != Time::midnight() {
+            format!("{date}T{:02}:{:02}{}", self.at.hour(), self.at.minute(), self.offset())
+        } else {
+            date.to_string()
+        }
+    }
+}
+
+/// A range of time, cut into steps.
+#[derive(Debug, Clone)]
+pub(super) struct Range {
+    pub(super) from: Border,
+    pub(super) to: Border,
+    pub(super) every: Every,
+    pub(super) zone: TimeZone,
+}
+
+impl Range {
+    /// All steps, newest first.
+    ///
+    /// # Errors
+    /// None at all, or too many.
+    pub(super) fn steps(&self) -> Result<Vec<Step>, String> {
+        let (first, last) = (self.from.first(), self.to.last());
+        let mut steps: Vec<Step> = Vec::new();
+        for number in 0.. {
+            let civil = self.every.times(number).and_then(|span| first.checked_add(span).ok());
+            let Some(civil) = civil.filter(|civil| *civil <= last) else { break };
+            for at in self.instants(civil)? {
+                if steps.last().is_none_or(|before| before.at < at) {
+                    steps.push(Step { at, hourly: self.every.unit == Unit::Hour });
+                }
+            }
+            if steps.len() > MOST {
+                return Err(format!(
+                    "{} to {} in steps of {} is more than {MOST} jobs",
+                    self.from, self.to, self.every
+                ));
+            }
+        }
+        if steps.is_empty() {
+            return Err(format!("--from {} is after --to {}", self.from, self.to));
+        }
+        steps.reverse();
+        Ok(steps)
+    }
+
+    /// When the clocks of the zone show this.
+    fn instants(&self, civil: DateTime) -> Result<Vec<ZonedDateTime>, String> {
+        let ambiguous = self.zone.to_ambiguous_zoned_datetime(civil);
+        let every_hour = self.every == Every { count: 1, unit: Unit::Hour };
+        let twice = every_hour && matches!(ambiguous.offset(), AmbiguousOffset::Fold { .. });
+        let later = if twice { Some(ambiguous.clone().later()) } else { None };
+        std::iter::once(ambiguous.compatible())
+            .chain(later)
+            .map(|at| at.map_err(|problem| format!("{civil}: {problem}")))
+            .collect()
+    }
+}
+
+/// A time zone by its IANA name.
+pub(super) fn zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name).map_err(|_| format!("`{name}` is no time zone; write an IANA name, such as Europe/Berlin"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::cli::backfill) fn range(from: &str, to: &str, every: &str, name: &str) -> Range {
+        let (from, to) = (Border::parse(from).unwrap(), Border::parse(to).unwrap());
+        Range { from, to, every: Every::parse(every).unwrap(), zone: zone(name).unwrap() }
+    }
+
+    /// Oldest first, which is easier to read.
+    pub(in crate::cli::backfill) fn steps(from: &str, to: &str, every: &str, name: &str) -> Vec<Step> {
+        let mut steps = range(from, to, every, name).steps().unwrap();
+        steps.reverse();
+        steps
+    }
+
+    fn stamps(from: &str, to: &str, every: &str, name: &str) -> Vec<String> {
+        steps(from, to, every, name).iter().map(Step::stamp).collect()
+    }
+
+    /// In seconds.
+    fn apart(one: &Step, other: &Step) -> i64 {
+        other.at.timestamp().as_second() - one.at.timestamp().as_second()
+    }
+
+    #[test]
+    fn both_ends_are_included_and_the_newest_is_first() {
+        let newest_first: Vec<_> = range("2026-01-30", "2026-02-02", "1d", "UTC").steps().unwrap();
+        let newest_first: Vec<_> = newest_first.iter().map(Step::stamp).collect();
+        assert_eq!(newest_first, ["2026-02-02", "2026-02-01", "2026-01-31", "2026-01-30"]);
+        assert_eq!(stamps("2026-01-01", "2026-01-01", "1d", "UTC"), ["2026-01-01"]);
+        assert_eq!(stamps("2026-01-01", "2026-01-16", "1w", "UTC"), ["2026-01-01", "2026-01-08", "2026-01-15"]);
+        assert_eq!(steps("2023-11-23", "2026-11-21", "1d", "Europe/Berlin").len(), 1095);
+    }
+
+    #[test]
+    fn a_day_as_the_end_is_the_whole_day() {
+        let day = stamps("2026-01-01", "2026-01-01", "6h", "UTC");
+        assert_eq!(day.len(), 4);
+        assert_eq!(day[3], "2026-01-01T18:00+00:00");
+        assert_eq!(stamps("2026-01-01T06", "2026-01-01T12:00", "6h", "UTC").len(), 2);
+    }
+
+    #[test]
+    fn months_are_counted_from_the_first_step() {
+        let last_days = stamps("2026-01-31", "2026-04-30", "1month", "UTC");
+        assert_eq!(last_days, ["2026-01-31", "2026-02-28", "2026-03-31", "2026-04-30"]);
+        assert_eq!(stamps("2024-02-29", "2025-03-01", "12months", "UTC"), ["2024-02-29", "2025-02-28"]);
+    }
+
+    #[test]
+    fn every_hour_is_every_hour_there_is() {
+        let spring = stamps("2026-03-29", "2026-03-29", "1h", "Europe/Berlin");
+        assert_eq!(spring.len(), 23);
+        assert_eq!(spring[1..3], ["2026-03-29T01:00+01:00", "2026-03-29T03:00+02:00"]);
+        let autumn = stamps("2026-10-25", "2026-10-25", "1h", "Europe/Berlin");
+        assert_eq!(autumn.len(), 25);
+        assert_eq!(autumn[2..4], ["2026-10-25T02:00+02:00", "2026-10-25T02:00+01:00"]);
+        let mut instants: Vec<_> = steps("2026-10-24", "2026-10-26", "1h", "Europe/Berlin");
+        instants.dedup_by_key(|step| step.at.timestamp());
+        assert_eq!(instants.len(), 24 + 25 + 24);
+        assert!(instants.windows(2).all(|pair| apart(&pair[0], &pair[1]) == 3600));
+    }
+
+    #[test]
+    fn several_hours_follow_the_wall_clock() {
+        for day in ["2026-03-29", "2026-10-25", "2026-07-01"] {
+            let hours: Vec<_> = steps(day, day, "6h", "Europe/Berlin").iter().map(|step| step.at.hour()).collect();
+            assert_eq!(hours, [0, 6, 12, 18], "{day}");
+        }
+        // 02:00 does not exist on that day.
+        let hours: Vec<_> =
+            steps("2026-03-29", "2026-03-29", "2h", "Europe/Berlin").iter().map(|s| s.at.hour()).collect();
+        assert_eq!(hours[..3], [0, 3, 4]);
+    }
+
+    #[test]
+    fn days_are_those_of_the_calendar_whatever_the_clocks_do() {
+        let days = steps("2026-03-28", "2026-03-30", "1d", "Europe/Berlin");
+        assert!(days.iter().all(|step| step.at.hour() == 0));
+        assert_eq!([apart(&days[0], &days[1]), apart(&days[1], &days[2])], [24 * 3600, 23 * 3600]);
+        // Midnight does not exist here on 4 November 2018, nor the whole of 30 December 2011 there.
+        assert_eq!(steps("2018-11-03", "2018-11-05", "1d", "America/Sao_Paulo")[1].at.hour(), 1);
+        assert_eq!(stamps("2011-12-29", "2011-12-31", "1d", "Pacific/Apia"), ["2011-12-29", "2011-12-31"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in ["", "d1", "0d", "1m", "1y", "-1d", "1.5h", "99999d"] {
+            assert!(Every::parse(text).is_err(), "{text}");
+        }
+        for text in ["", "2026-13-01", "2026-02-30", "yesterday", "2026-01-01T25:00", "2026-01-01T06:00Z"] {
+            assert!(Border::parse(text).is_err(), "{text}");
+        }
+        assert!(zone("Mars/Olympus").unwrap_err().contains("IANA"));
+        let backwards = range("2026-01-02", "2026-01-01", "1d", "UTC").steps().unwrap_err();
+        assert!(backwards.contains("--from 2026-01-02 is after --to 2026-01-01"), "{backwards}");
+        let many = range("1800-01-01", "2026-01-01", "1h", "UTC").steps().unwrap_err();
+        assert!(many.contains("more than 1000000 jobs"), "{many}");
+    }
+}

@@ -1,0 +1,260 @@
+//! What this machine has published of a backfill: a file, so that an interrupted run goes on where it was.
+//!
+//! A line is written for each confirm as it comes, so that a kill loses no more than what was on its way; every so often, and at the
+//! end, it is forced to the disk. Nobody else has it: run on another machine, a backfill begins anew, and what was delivered
+//! meanwhile is delivered once more, to the same keys and with the same outcome ids.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::config::BrokerConfig;
+use crate::control::BackfillId;
+
+/// Confirms between two forced writes.
+const FORCED: u32 = 256;
+
+/// The first line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Head {
+    pub(super) backfill: String,
+    /// Of template, variables and range.
+    pub(super) digest: String,
+    pub(super) jobs: usize,
+    pub(super) begun_at: Timestamp,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Published { published: String },
+    Cancelled { cancelled_at: Timestamp },
+    Head(Head),
+}
+
+/// What a record says.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) head: Option<Head>,
+    pub(super) published: HashSet<String>,
+    pub(super) cancelled_at: Option<Timestamp>,
+    /// Bytes of whole lines: the last may have been cut off.
+    pub(super) whole: u64,
+}
+
+/// The record of a run that goes on.
+#[derive(Debug)]
+pub(super) struct Record {
+    file: File,
+    path: PathBuf,
+    published: HashSet<String>,
+    unforced: u32,
+}
+
+impl Record {
+    /// Opens the record of this backfill, or begins it (`again`: anew). It is this run's alone.
+    ///
+    /// # Errors
+    /// Another run has it; it is of another template or range; it was cancelled; the disk refuses it.
+    pub(super) fn open(path: &Path, head: &Head, again: bool) -> Result<Self, String> {
+        let failed = |problem: std::io::Error| format!("the record {} can't be written: {problem}", path.display());
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).append(true).create(true).mode(0o600).open(path).map_err(failed)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| format!("another run of backfill {} is at work (it has {})", head.backfill, path.display()))?;
+        let told = if again { Told::default() } else { tell(&file).map_err(failed)? };
+        told.allows(head)?;
+        file.set_len(told.whole).and_then(|()| file.seek(SeekFrom::End(0)).map(drop)).map_err(failed)?;
+        let mut record = Self { file, path: path.to_owned(), published: told.published, unforced: 0 };
+        if told.head.is_none() {
+            record.write(&Line::Head(head.clone())).and_then(|()| record.force())?;
+        }
+        Ok(record)
+    }
+
+    /// Whether this job was published and confirmed before.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.published.contains(id)
+    }
+
+    /// Notes a confirm.
+    pub(super) fn published(&mut self, id: &str) -> Result<(), String> {
+        self.write(&Line::Published { published: id.to_owned() })?;
+        self.unforced += 1;
+        if self.unforced >= FORCED { self.force() } else { Ok(()) }
+    }
+
+    /// Forces everything to the disk.
+    pub(super) fn force(&mut self) -> Result<(), String> {
+        self.unforced = 0;
+        self.file.sync_data().map_err(|problem| self.failed(&problem))
+    }
+
+    fn write(&mut self, line: &Line) -> Result<(), String> {
+        append(&mut self.file, line).map_err(|problem| self.failed(&problem))
+    }
+
+    fn failed(&self, problem: &std::io::Error) -> String {
+        format!("the record {} can't be written: {problem}", self.path.display())
+    }
+}
+
+impl Told {
+    fn allows(&self, head: &Head) -> Result<(), String> {
+        let Some(known) = &self.head else { return Ok(()) };
+        if known.digest != head.digest {
+            return Err(format!(
+                "backfill {} was begun at {} with another template, variables or range; give another --id, or --again to publish \
+                 all of it anew",
+                head.backfill, known.begun_at
+            ));
+        }
+        match self.cancelled_at {
+            Some(at) => Err(format!(
+                "backfill {} was cancelled at {at}; with --again all of it is published anew",
+                head.backfill
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the record at `path` says, if there is one.
+pub(super) fn look(path: &Path) -> Option<Told> {
+    tell(&File::open(path).ok()?).ok()
+}
+
+/// Notes that the backfill was cancelled, where there is a record of it.
+pub(super) fn cancel(path: &Path, at: Timestamp) -> std::io::Result<()> {
+    match OpenOptions::new().append(true).open(path) {
+        Ok(mut file) => append(&mut file, &Line::Cancelled { cancelled_at: at }).and_then(|()| file.sync_data()),
+        Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(problem) => Err(problem),
+    }
+}
+
+fn append(file: &mut File, line: &Line) -> std::io::Result<()> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    file.write_all(&bytes)
+}
+
+fn tell(file: &File) -> std::io::Result<Told> {
+    let mut told = Told::default();
+    let mut lines = BufReader::new(file);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        if line.last() != Some(&b'\n') {
+            break;
+        }
+        told.whole += u64::try_from(line.len()).unwrap_or(u64::MAX);
+        match serde_json::from_slice(&line) {
+            Ok(Line::Published { published }) => drop(told.published.insert(published)),
+            Ok(Line::Cancelled { cancelled_at }) => told.cancelled_at = Some(cancelled_at),
+            Ok(Line::Head(head)) => told.head = Some(head),
+            Err(problem) => return Err(std::io::Error::other(format!("it is no record of a backfill: {problem}"))),
+        }
+        line.clear();
+    }
+    Ok(told)
+}
+
+/// Where the record of a backfill is, unless somebody says otherwise: below the user's folder for state, for each queue apart.
+pub(super) fn usual_place(broker: &BrokerConfig, backfill: &BackfillId) -> Result<PathBuf, String> {
+    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = of("XDG_STATE_HOME").filter(|path| path.is_absolute());
+    let state = state.or_else(|| of("HOME").map(|home| home.join(".local/state")));
+    let state = state.ok_or("there is no folder for the record (HOME is not set); give one with --record FILE")?;
+    Ok(state.join("consign/backfills").join(queue_name(broker)).join(format!("{backfill}.ndjson")))
+}
+
+/// The same for the same queue, whoever logs in to it.
+fn queue_name(broker: &BrokerConfig) -> String {
+    let url = broker.url.as_ref().map(|url| url.expose_secret().to_owned()).unwrap_or_default();
+    let place = url::Url::parse(&url).ok().map(|url| {
+        let port = url.port().map(|port| port.to_string()).unwrap_or_default();
+        format!("{}://{}:{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+    });
+    let name = format!("{}\n{}", place.unwrap_or(url), broker.prefix);
+    hex::encode(&Sha256::digest(name.as_bytes())[..6])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(digest: &str) -> Head {
+        Head { backfill: "b".to_owned(), digest: digest.to_owned(), jobs: 3, begun_at: Timestamp::UNIX_EPOCH }
+    }
+
+    fn path(folder: &tempfile::TempDir) -> PathBuf {
+        folder.path().join("some/where/b.ndjson")
+    }
+
+    #[test]
+    fn what_was_confirmed_is_known_to_the_next_run_and_to_no_other_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(&folder);
+        let mut record = Record::open(&path, &head("d"), false).unwrap();
+        record.published("a/1").unwrap();
+        assert!(Record::open(&path, &head("d"), false).unwrap_err().contains("another run"));
+        drop(record);
+        let record = Record::open(&path, &head("d"), false).unwrap();
+        assert!(record.has("a/1") && !record.has("a/2"));
+        drop(record);
+        assert!(!Record::open(&path, &head("d"), true).unwrap().has("a/1"), "anew");
+        assert_eq!(look(&path).unwrap().head, Some(head("d")));
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_is_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(&folder);
+        Record::open(&path, &head("d"), false).unwrap().published("a/1").unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"published\":\"a/").unwrap();
+        Record::open(&path, &head("d"), false).unwrap().published("a/2").unwrap();
+        let told = look(&path).unwrap();
+        assert_eq!(told.published, HashSet::from(["a/1".to_owned(), "a/2".to_owned()]));
+    }
+
+    #[test]
+    fn another_plan_a_cancellation_and_nonsense_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(&folder);
+        cancel(&path, Timestamp::UNIX_EPOCH).unwrap();
+        assert!(!path.exists(), "nothing is known of it");
+        drop(Record::open(&path, &head("d"), false).unwrap());
+        assert!(Record::open(&path, &head("e"), false).unwrap_err().contains("another --id"));
+        cancel(&path, Timestamp::UNIX_EPOCH).unwrap();
+        let refused = Record::open(&path, &head("d"), false).unwrap_err();
+        assert!(refused.contains("cancelled at 1970") && refused.contains("--again"), "{refused}");
+        drop(Record::open(&path, &head("e"), true).unwrap());
+        drop(Record::open(&path, &head("e"), false).unwrap());
+        std::fs::write(&path, "notes\n").unwrap();
+        assert!(Record::open(&path, &head("d"), false).unwrap_err().contains("no record of a backfill"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "notes\n");
+    }
+
+    #[test]
+    fn the_password_is_no_part_of_the_place() {
+        let name = |url: &str| {
+            let broker =
+                BrokerConfig { url: Some(url.to_owned().into()), ..crate::config::load_str("").unwrap().config.broker };
+            queue_name(&broker)
+        };
+        assert_eq!(name("amqps://u:old@mq.example/v"), name("amqps://u:new@mq.example/v"));
+        assert_ne!(name("amqps://mq.example/v"), name("amqps://mq.example/w"));
+        assert_ne!(name("sqlite:/a.db"), name("sqlite:/b.db"));
+    }
+}

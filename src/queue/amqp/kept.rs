@@ -1,0 +1,57 @@
+//! The outcomes of a backfill, in a stream of its own; and what is in the stream of control messages.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::connection::{self, Endpoint};
+use super::declare;
+use super::stream::Stream;
+use super::topology::{Names, Queue};
+use crate::config::BrokerConfig;
+use crate::queue::QueueError;
+
+/// The broker does not say where a stream ends. What is there comes at once, so a silence of this length is its end.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// Declares the stream by this name.
+pub(in crate::queue) async fn prepare(config: &BrokerConfig, client: &str, name: &str) -> Result<(), QueueError> {
+    let connection = Endpoint::parse(config, client)?.connect("outcomes").await?;
+    let declared = declare::one(&connection, &Queue::kept(name)).await;
+    connection::close(&connection).await;
+    declared
+}
+
+/// Reads the stream to its end; false where there is none.
+pub(in crate::queue) async fn read(
+    config: &BrokerConfig,
+    client: &str,
+    name: &str,
+    each: &mut (dyn FnMut(&[u8]) + Send),
+) -> Result<bool, QueueError> {
+    let connection = Endpoint::parse(config, client)?.connect("reader").await?;
+    let result = match Stream::open(&connection, name, None).await {
+        Ok(stream) => to_the_end(stream, each).await.map(|()| true),
+        Err(QueueError::Topology(_)) => Ok(false),
+        Err(problem) => Err(problem),
+    };
+    connection::close(&connection).await;
+    result
+}
+
+async fn to_the_end(mut stream: Stream, each: &mut (dyn FnMut(&[u8]) + Send)) -> Result<(), QueueError> {
+    while let Ok(entry) = tokio::time::timeout(SILENCE, stream.next()).await {
+        let entry = entry?;
+        each(&entry.body);
+        entry.done().await?;
+    }
+    Ok(())
+}
+
+/// What is in the stream of control messages.
+pub(in crate::queue) async fn announced(config: &BrokerConfig, client: &str) -> Result<Vec<Bytes>, QueueError> {
+    let mut all = Vec::new();
+    let name = Names::new(&config.prefix).control();
+    read(config, client, &name, &mut |body| all.push(Bytes::copy_from_slice(body))).await?;
+    Ok(all)
+}

@@ -1,0 +1,65 @@
+//! What the queue keeps for those who ask later: the outcomes of one backfill, and the control messages.
+
+use bytes::Bytes;
+
+use super::{QueueError, amqp, embedded};
+use crate::config::BrokerConfig;
+use crate::control::BackfillId;
+
+/// The outcomes of one backfill, kept for whoever asks: its jobs name it as their `reply_to`.
+///
+/// On RabbitMQ it is a stream that the publisher declares (`<prefix>.backfill.<id>`, 30 days); a worker's copies to it are best
+/// effort, so one may be missing, above all at the time of a lost connection. The embedded queue records every outcome anyway.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    broker: BrokerConfig,
+    client: String,
+    address: String,
+}
+
+impl Kept {
+    /// Those of `backfill`; `client` names the connection.
+    pub fn new(broker: &BrokerConfig, client: &str, backfill: &BackfillId) -> Self {
+        let address = format!("{}.backfill.{backfill}", broker.prefix);
+        Self { broker: broker.clone(), client: client.to_owned(), address }
+    }
+
+    /// What the jobs name as `reply_to`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Makes room for them. Safe to repeat.
+    ///
+    /// # Errors
+    /// `Topology` when the broker refuses it: outcomes go on as ever, and only this copy of them is not kept.
+    pub async fn prepare(&self) -> Result<(), QueueError> {
+        match self.broker.embedded_file() {
+            Some(_) => Ok(()),
+            None => amqp::kept::prepare(&self.broker, &self.client, &self.address).await,
+        }
+    }
+
+    /// Gives each outcome that is kept to `each`, oldest first; false where nothing was ever kept under this name. Reads only; an
+    /// outcome that was told twice comes twice.
+    ///
+    /// # Errors
+    /// `Unavailable` when they can't be read to the end; `Unusable` as [`super::start`].
+    pub async fn read(&self, each: &mut (dyn FnMut(&[u8]) + Send)) -> Result<bool, QueueError> {
+        match self.broker.embedded_file() {
+            Some(file) => embedded::replies(&file, &self.broker.prefix, &self.address, each).await,
+            None => amqp::kept::read(&self.broker, &self.client, &self.address, each).await,
+        }
+    }
+}
+
+/// The control messages of the last 7 days, oldest first.
+///
+/// # Errors
+/// As [`Kept::read`]; a missing stream has none.
+pub async fn announced(broker: &BrokerConfig, client: &str) -> Result<Vec<Bytes>, QueueError> {
+    match broker.embedded_file() {
+        Some(file) => embedded::announced(&file, &broker.prefix).await,
+        None => amqp::kept::announced(broker, client).await,
+    }
+}

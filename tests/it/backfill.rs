@@ -1,0 +1,271 @@
+//! `consign backfill` on both queues: published once however often it is interrupted, waited for, cancelled, told about.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::shop::furnish;
+use crate::testbed::scripted::{Effect, ScriptedS3};
+use crate::testbed::site::Site;
+use crate::testbed::until;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const DAYS: usize = 1095;
+
+/// A site with its S3, on either queue.
+async fn sites(word: &str) -> [(Site, ScriptedS3); 2] {
+    let mut embedded = Site::embedded(word);
+    let mut rabbit = Site::new(word).await;
+    let s3 = [furnish(&mut embedded).await, furnish(&mut rabbit).await];
+    let [one, other] = s3;
+    [(embedded, one), (rabbit, other)]
+}
+
+/// Writes a template for acme whose sources are files of the site, one a day.
+fn template(site: &Site) -> String {
+    let path = site.dir.path().join("template.json");
+    let url = format!("file://{}/{{name}}", site.files().display());
+    let job = json!({
+        "version": 1, "id": "acme/{date}", "source": {"url": url}, "destination": "acme", "key": "days/{date}.csv",
+    });
+    std::fs::write(&path, job.to_string()).unwrap();
+    path.display().to_string()
+}
+
+/// The arguments of a backfill whose days all have the source `name`.
+fn arguments<'a>(template: &'a str, from: &'a str, name: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let base = ["backfill", "--template", template, "--from", from, "--to", "2026-11-21", "--var", name];
+    base.iter().chain(more).copied().collect()
+}
+
+fn consign(site: &Site, arguments: &[&str]) -> Output {
+    tokio::task::block_in_place(|| site.consign(arguments))
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn exits(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{}{}", String::from_utf8_lossy(&output.stdout), said(output));
+}
+
+fn status(site: &Site, id: &str) -> Value {
+    let output = consign(site, &["backfill", "status", id, "--json"]);
+    exits(&output, 0);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Waits until the outcomes of a backfill are these.
+async fn becomes(site: &Site, id: &str, expected: &Value) {
+    let mut last = Value::Null;
+    let end = tokio::time::Instant::now() + LIMIT;
+    while last["outcomes"] != *expected {
+        assert!(tokio::time::Instant::now() < end, "not {expected}: {last:#}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        last = status(site, id);
+    }
+}
+
+fn outcomes(delivered: usize, skipped: usize, failed: usize, left: usize) -> Value {
+    json!({"delivered": delivered, "skipped": skipped, "failed": failed, "expired": 0, "retrying": 0, "left": left})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_shows_the_jobs_and_needs_no_broker() {
+    let mut site = Site::embedded("dry");
+    let template = template(&site);
+    site.unset("broker.url");
+    let arguments = arguments(&template, "2026-11-01", "name=f", &["--dry-run"]);
+    let output = consign(&site, &arguments);
+    exits(&output, 0);
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("... 8 more ...") && table.contains("21 jobs of backfill "), "{table}");
+    let output = consign(&site, &[&arguments[..], &["--json"]].concat());
+    exits(&output, 0);
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let jobs: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        (jobs.len(), &jobs[0]["id"], &jobs[20]["key"]),
+        (21, &json!("acme/2026-11-21"), &json!("days/2026-11-01.csv"))
+    );
+    let output = consign(&site, &arguments[..arguments.len() - 1]);
+    exits(&output, 78);
+    assert!(said(&output).contains("broker.url is missing"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_is_waited_for_and_the_same_command_again_publishes_nothing() {
+    for (site, s3) in sites("wait").await {
+        let worker = site.worker().await;
+        site.file("f", b"hello");
+        let template = template(&site);
+        let arguments = arguments(&template, "2026-10-23", "name=f", &["--id", "days", "--wait", "--json"]);
+        for published in [30, 0] {
+            let output = consign(&site, &arguments);
+            exits(&output, 0);
+            assert!(said(&output).contains("30 delivered"), "{}", said(&output));
+            let lines = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(lines.matches("\"published\":true").count(), published, "{lines}");
+            assert!(!lines.lines().any(|line| serde_json::from_str::<Value>(line).is_err()), "{lines}");
+        }
+        assert_eq!((s3.count("acme"), s3.calls("PutObject").len()), (30, 30));
+        let status = status(&site, "days");
+        assert_eq!((&status["outcomes"], &status["published"]), (&outcomes(30, 0, 0, 0), &json!(30)), "{status:#}");
+        worker.quiet().await;
+        site.broker_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn days_that_fail_end_the_wait_with_75_and_are_told_with_their_reason() {
+    for (site, s3) in sites("fail").await {
+        let _worker = site.worker().await;
+        let path = site.dir.path().join("template.json");
+        let url = format!("file://{}/{{date}}", site.files().display());
+        let job = json!({"version": 1, "source": {"url": url}, "destination": "acme", "key": "{date}"});
+        std::fs::write(&path, job.to_string()).unwrap();
+        for day in ["2026-11-18", "2026-11-19", "2026-11-21"] {
+            site.file(day, b"hello");
+        }
+        let template = path.display().to_string();
+        let base = ["backfill", "--template", &template, "--from", "2026-11-17", "--to", "2026-11-21", "--id", "some"];
+        let output = consign(&site, &[&base[..], &["--wait"]].concat());
+        exits(&output, 75);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("3 delivered, 2 failed"), "{output:?}");
+        assert!(said(&output).contains("some/2026-11-20: failed: source_not_found"), "{}", said(&output));
+        let status = status(&site, "some");
+        assert_eq!(status["outcomes"], outcomes(3, 0, 2, 0), "{status:#}");
+        let trouble = &status["failures"]["source_not_found"];
+        assert_eq!((&trouble["jobs"], &trouble["example"]), (&json!(2), &json!("some/2026-11-17")), "{status:#}");
+        assert_eq!(s3.count("acme"), 3);
+        let output = consign(&site, &["backfill", "status", "nobody"]);
+        exits(&output, 1);
+        site.broker_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancellation_skips_what_waits_and_lets_what_runs_finish() {
+    for (mut site, s3) in sites("cancel").await {
+        site.set("worker.slots", 1).set("worker.backfill_slots", 1);
+        let worker = site.worker().await;
+        site.file("f", b"hello");
+        let template = template(&site);
+        s3.on("PutObject").nth(1).before(Effect::Delay(Duration::from_secs(10)));
+        exits(&consign(&site, &arguments(&template, "2026-11-02", "name=f", &["--id", "days"])), 0);
+        until("one runs", LIMIT, async || {
+            (worker.metric("consign_transfers_in_flight", "lane=\"backfill\"").await >= 1.0).then_some(())
+        })
+        .await;
+        assert_eq!(s3.count("acme"), 0, "it is at work");
+        let output = consign(&site, &["backfill", "cancel", "days", "--json"]);
+        exits(&output, 0);
+        let control: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&control["kind"], &control["backfill"]), (&json!("cancel_backfill"), &json!("days")));
+        becomes(&site, "days", &outcomes(1, 19, 0, 0)).await;
+        assert_eq!((s3.count("acme"), s3.calls("PutObject").len()), (1, 1));
+        assert!(status(&site, "days")["cancelled_at"].is_string());
+        // The record knows, too: nothing goes on by accident.
+        let again = arguments(&template, "2026-11-02", "name=f", &["--id", "days"]);
+        let output = consign(&site, &again);
+        exits(&output, 1);
+        assert!(said(&output).contains("was cancelled at"), "{}", said(&output));
+        // On purpose it does: the cancellation was for what was published before it.
+        let output = consign(&site, &[&again[..], &["--again", "--wait"]].concat());
+        exits(&output, 0);
+        assert_eq!(s3.count("acme"), 20, "{}", said(&output));
+        worker.quiet().await;
+        site.broker_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_after_the_cancellation_knows_it_and_does_other_work() {
+    for (site, s3) in sites("later").await {
+        site.file("f", b"hello");
+        let template = template(&site);
+        for id in ["gone", "stays"] {
+            let name = format!("{}.json", site.dir.path().join(id).display());
+            let text = std::fs::read_to_string(&template).unwrap().replace("acme/{date}", &format!("{id}/{{date}}"));
+            std::fs::write(&name, text.replace("days/", &format!("{id}/"))).unwrap();
+            exits(&consign(&site, &arguments(&name, "2026-11-12", "name=f", &["--id", id])), 0);
+        }
+        exits(&consign(&site, &["backfill", "cancel", "gone"]), 0);
+        let _workers = (site.worker().await, site.worker().await);
+        becomes(&site, "gone", &outcomes(0, 10, 0, 0)).await;
+        becomes(&site, "stays", &outcomes(10, 0, 0, 0)).await;
+        assert_eq!((s3.count("acme"), s3.calls("PutObject").len()), (10, 10));
+        site.broker_clean().await;
+    }
+}
+
+/// A run that is killed as soon as it has recorded so many confirms.
+async fn killed(site: &Site, arguments: &[&str], record: &PathBuf, confirms: usize) {
+    let file = site.dir.path().join("backfill.toml");
+    std::fs::write(&file, site.toml()).unwrap();
+    let mut child: Child = Command::new(env!("CARGO_BIN_EXE_consign"))
+        .args(arguments)
+        .arg("--config")
+        .arg(file)
+        .env_clear()
+        .envs(site.variables())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("it has published some", LIMIT, async || (recorded(record) >= confirms).then_some(())).await;
+    // SIGKILL.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(recorded(record) < DAYS, "it was killed too late to show anything");
+}
+
+fn recorded(record: &PathBuf) -> usize {
+    std::fs::read_to_string(record).unwrap_or_default().matches("\"published\"").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_of_1095_days_that_is_killed_twice_ends_with_each_day_once() {
+    for (site, s3) in sites("killed").await {
+        site.file("f", b"hello");
+        let template = template(&site);
+        let record = site.dir.path().join("record.ndjson");
+        let place = record.display().to_string();
+        let base = arguments(&template, "2023-11-23", "name=f", &["--id", "years", "--record", &place]);
+        let slowly = [&base[..], &["--rate", "400/s"]].concat();
+        let worker = site.worker().await;
+        killed(&site, &slowly, &record, 300).await;
+        killed(&site, &slowly, &record, 700).await;
+        let before = recorded(&record);
+        let output = consign(&site, &[&base[..], &["--wait", "--json"]].concat());
+        exits(&output, 0);
+        assert!(said(&output).contains(&format!("{DAYS} delivered")), "{}", said(&output));
+        let published = String::from_utf8_lossy(&output.stdout).matches("\"published\":true").count();
+        assert_eq!(published + before, DAYS, "what was confirmed is not published again");
+        assert_eq!((recorded(&record), s3.count("acme")), (DAYS, DAYS));
+        // Each day was uploaded once, although what was on its way at a kill was published twice.
+        assert_eq!(s3.calls("PutObject").len(), DAYS);
+        let output = consign(&site, &["backfill", "status", "years", "--json", "--record", &place]);
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(status["outcomes"], outcomes(DAYS, 0, 0, 0), "{status:#}");
+        worker.quiet().await;
+        site.broker_clean().await;
+    }
+}
+
+impl Site {
+    /// Deletes what is left on the broker, where there is one, the streams of the backfills included.
+    async fn broker_clean(&self) {
+        if self.broker.url.starts_with("sqlite:") {
+            return;
+        }
+        for id in ["days", "some", "gone", "stays", "years"] {
+            self.broker.disown(&format!("backfill.{id}")).await;
+        }
+        self.broker.clean().await;
+    }
+}

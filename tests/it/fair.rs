@@ -1,0 +1,245 @@
+//! One broken, slow or busy customer costs the others nothing, and everything that fails alike is nobody's fault.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::shop::{REGION, Shop, role_destination, site};
+use crate::testbed::scripted::{Effect, ScriptedS3};
+use crate::testbed::site::{Site, job};
+use crate::testbed::worker::Worker;
+use crate::testbed::{MIB, bytes, until};
+
+const LONG: Duration = Duration::from_secs(120);
+
+/// Another customer with a bucket of the same name.
+fn customer(site: &mut Site, s3: &ScriptedS3, name: &str, account: &str, more: &Value) {
+    s3.bucket(name, REGION, account);
+    let mut keys = role_destination(name, account);
+    for (key, value) in more.as_object().unwrap() {
+        keys[key] = value.clone();
+    }
+    site.destination(name, &keys);
+}
+
+async fn schedule(site: &Site, lane: &str, destination: &str, names: impl Iterator<Item = String>) {
+    let url = site.file("hello", b"hello");
+    for name in names {
+        site.broker.publish(lane, &job(&name, &url, destination, &name)).await;
+    }
+}
+
+fn named(word: &str, count: usize) -> impl Iterator<Item = String> {
+    (0..count).map(move |n| format!("{word}-{n}"))
+}
+
+/// What `/status` says of a destination.
+async fn state(worker: &Worker, destination: &str) -> Value {
+    let status: Value = serde_json::from_str(&worker.get("/status").await).unwrap();
+    let shown = status["destination_states"]["shown"].as_array().unwrap().clone();
+    shown.into_iter().find(|one| one["id"] == destination).unwrap_or_default()
+}
+
+async fn circuit(worker: &Worker, destination: &str, wanted: bool) {
+    until(&format!("the circuit of {destination} is open: {wanted}"), LONG, async || {
+        (state(worker, destination).await["circuit_open"] == wanted).then_some(())
+    })
+    .await;
+}
+
+/// Requests that S3 or STS had for a bucket.
+fn requests(s3: &ScriptedS3, bucket: &str) -> usize {
+    s3.calls("PutObject").iter().filter(|call| call.bucket == bucket).count()
+}
+
+#[tokio::test]
+async fn a_dead_destination_sees_only_its_probes_and_a_reset_lets_its_jobs_flow_everywhere() {
+    let (mut site, s3) = site("deaddest").await;
+    site.destination("beta", &role_destination("beta", "222222222222"));
+    let workers = [site.worker().await, site.worker().await];
+    let jobs = 400;
+    schedule(&site, "scheduled", "beta", named("b", jobs)).await;
+    schedule(&site, "scheduled", "acme", named("a", 50)).await;
+    for name in named("a", 50) {
+        assert_eq!(site.broker.ended(&name).await["type"], "consign.transfer.delivered.v1");
+    }
+    for worker in &workers {
+        circuit(worker, "beta", true).await;
+        let shown = state(worker, "beta").await;
+        assert_eq!(shown["circuit"]["reason"], "bucket_not_found", "{shown:#}");
+        assert!(shown["circuit"]["next_probe_at"].is_string(), "{shown:#}");
+        assert!(worker.metric("consign_destination_circuit_open", "destination=\"beta\"").await == 1.0);
+        assert!(worker.metric("consign_deferred_total", "cause=\"circuit\"").await > 0.0);
+    }
+    // Those that were under way when it opened (at most 8 in a worker), and one probe of each worker half a minute later.
+    let asked = requests(&s3, "beta");
+    assert!(asked <= 2 * (8 + 1), "{asked} requests for {jobs} jobs");
+    s3.bucket("beta", REGION, "222222222222");
+    let reset = site.consign(&["status", "reset", "beta", "-c", &config(&site)]);
+    assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
+    for worker in &workers {
+        circuit(worker, "beta", false).await;
+    }
+    for name in named("b", jobs) {
+        let outcome = site.broker.ended(&name).await;
+        assert_eq!(outcome["type"], "consign.transfer.delivered.v1", "{outcome:#}");
+        assert_eq!(outcome["data"]["attempts"], 1, "{outcome:#}");
+    }
+    let [first, second] = workers;
+    Shop { site, s3, worker: first }.close().await;
+    second.terminate();
+    second.exit(LONG).await;
+}
+
+/// A configuration file for commands.
+fn config(site: &Site) -> String {
+    let path = site.dir.path().join("command.toml");
+    std::fs::write(&path, site.toml()).unwrap();
+    path.display().to_string()
+}
+
+#[tokio::test]
+async fn a_passing_check_closes_the_circuit_in_a_running_worker() {
+    let (mut site, s3) = site("checkreset").await;
+    site.destination("beta", &role_destination("beta", "222222222222"));
+    let worker = site.worker().await;
+    schedule(&site, "scheduled", "beta", named("b", 1)).await;
+    circuit(&worker, "beta", true).await;
+    let failed = site.consign(&["check", "beta", "-c", &config(&site)]);
+    assert_eq!(failed.status.code(), Some(3));
+    s3.bucket("beta", REGION, "222222222222");
+    let passed = site.consign(&["check", "beta", "-c", &config(&site)]);
+    assert!(passed.status.success(), "{}", String::from_utf8_lossy(&passed.stdout));
+    circuit(&worker, "beta", false).await;
+    Shop { site, s3, worker }.close().await;
+}
+
+#[tokio::test]
+async fn a_slow_destination_has_no_more_than_its_share() {
+    let (mut site, s3) = site("slowdest").await;
+    customer(&mut site, &s3, "slow", "222222222222", &json!({"max_concurrency": 2}));
+    let worker = site.worker().await;
+    s3.on("PutObject").bucket("slow").before(Effect::Delay(Duration::from_secs(1)));
+    schedule(&site, "scheduled", "slow", named("s", 40)).await;
+    schedule(&site, "scheduled", "acme", named("a", 200)).await;
+    let mut most = 0;
+    until("the others are done", LONG, async || {
+        most = most.max(state(&worker, "slow").await["in_flight"].as_u64().unwrap_or(0));
+        (s3.count("acme") == 200).then_some(())
+    })
+    .await;
+    assert!(s3.count("slow") < 40, "the slow one is not waited for");
+    until("the slow ones are done", LONG, async || {
+        most = most.max(state(&worker, "slow").await["in_flight"].as_u64().unwrap_or(0));
+        (s3.count("slow") == 40).then_some(())
+    })
+    .await;
+    assert_eq!(most, 2);
+    assert!(worker.metric("consign_deferred_total", "cause=\"concurrency\"").await > 0.0);
+    for name in named("s", 40) {
+        assert_eq!(site.broker.ended(&name).await["data"]["attempts"], 1, "nothing is charged");
+    }
+    Shop { site, s3, worker }.close().await;
+}
+
+#[tokio::test]
+async fn bytes_a_second_are_held_to_and_what_exceeds_them_waits_uncharged() {
+    let (mut site, s3) = site("rate").await;
+    customer(&mut site, &s3, "narrow", "222222222222", &json!({"max_bytes_per_second": 1_048_576}));
+    let worker = site.worker().await;
+    let url = site.file("large", &bytes(3, 24 * MIB));
+    let begun = Instant::now();
+    site.broker.schedule(&job("large", &url, "narrow", "large")).await;
+    until("the narrow one runs", LONG, async || (state(&worker, "narrow").await["in_flight"] == 1).then_some(())).await;
+    schedule(&site, "scheduled", "acme", named("a", 20)).await;
+    for name in named("a", 20) {
+        site.broker.ended(&name).await;
+    }
+    assert!(s3.object("narrow", "in/large").is_none(), "the others do not wait for it");
+    until("the large object is there", LONG, async || s3.object("narrow", "in/large").map(drop)).await;
+    // The last of three parts of 8 MiB is sent when the two before it are paid for; a second is saved up.
+    assert!(begun.elapsed() >= Duration::from_secs(15 - 1), "{:?}", begun.elapsed());
+    let second = site.file("second", &bytes(4, 45 * MIB));
+    site.broker.schedule(&job("second", &second, "narrow", "second")).await;
+    until("its parts are asked for", LONG, async || (state(&worker, "narrow").await["in_flight"] == 1).then_some(()))
+        .await;
+    schedule(&site, "scheduled", "narrow", named("n", 3)).await;
+    until("jobs wait for the rate", LONG, async || {
+        (worker.metric("consign_deferred_total", "cause=\"rate\"").await > 0.0).then_some(())
+    })
+    .await;
+    for name in named("n", 3) {
+        assert_eq!(site.broker.ended(&name).await["data"]["attempts"], 1);
+    }
+    Shop { site, s3, worker }.close().await;
+}
+
+#[tokio::test]
+async fn backfills_never_hold_more_than_their_slots_and_scheduled_jobs_pass_them() {
+    let (mut site, s3) = site("ceiling").await;
+    site.set("worker.slots", 4).set("worker.backfill_slots", 2).set("worker.destination_slots", 4);
+    let worker = site.worker().await;
+    s3.on("PutObject").key("fill").before(Effect::Delay(Duration::from_millis(400)));
+    schedule(&site, "backfill", "acme", named("fill", 60)).await;
+    until("backfills run", LONG, async || (s3.count("acme") >= 2).then_some(())).await;
+    schedule(&site, "scheduled", "acme", named("a", 40)).await;
+    let mut most: f64 = 0.0;
+    until("the scheduled jobs are done", LONG, async || {
+        most = most.max(worker.metric("consign_transfers_in_flight", "lane=\"backfill\"").await);
+        let done: BTreeSet<_> =
+            named("a", 40).filter(|name| s3.object("acme", &format!("in/{name}")).is_some()).collect();
+        (done.len() == 40).then_some(())
+    })
+    .await;
+    assert!(s3.count("acme") < 100, "they did not wait for the backfill");
+    until("the backfill is done", LONG, async || {
+        most = most.max(worker.metric("consign_transfers_in_flight", "lane=\"backfill\"").await);
+        (s3.count("acme") == 100).then_some(())
+    })
+    .await;
+    assert_eq!(most, 2.0);
+    Shop { site, s3, worker }.close().await;
+}
+
+#[tokio::test]
+async fn when_everything_fails_alike_no_circuit_opens_and_the_worker_says_why() {
+    let (mut site, s3) = site("outage").await;
+    let names = ["one", "two", "three", "four"];
+    for (n, name) in names.into_iter().enumerate() {
+        customer(&mut site, &s3, name, &format!("22222222222{n}"), &json!({}));
+    }
+    let worker = site.worker().await;
+    for name in names {
+        schedule(&site, "scheduled", name, named(name, 1)).await;
+        site.broker.ended(&format!("{name}-0")).await;
+    }
+    s3.on("PutObject").named("outage").before(Effect::Error(
+        404,
+        "NoSuchBucket",
+        "The specified bucket does not exist",
+    ));
+    for name in names {
+        schedule(&site, "scheduled", name, (10..20).map(|n| format!("{name}-{n}"))).await;
+    }
+    until("the worker is not ready", LONG, async || {
+        let answer = reqwest::get(format!("{}/readyz", worker.admin())).await.ok()?;
+        let status = answer.status();
+        let text = answer.text().await.ok()?;
+        (status == 503 && text.contains("outage")).then_some(())
+    })
+    .await;
+    for name in names {
+        circuit(&worker, name, false).await;
+    }
+    s3.lift("outage");
+    for name in names {
+        for n in 10..20 {
+            let outcome = site.broker.ended(&format!("{name}-{n}")).await;
+            assert_eq!(outcome["type"], "consign.transfer.delivered.v1", "{outcome:#}");
+            assert_eq!(outcome["data"]["attempts"], 1, "nothing is charged");
+        }
+    }
+    worker.ready().await;
+    Shop { site, s3, worker }.close().await;
+}
