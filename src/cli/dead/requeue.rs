@@ -25,8 +25,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Which letters, and how.
 #[derive(Debug, Clone, Args)]
 pub struct RequeueArgs {
-    #[command(flatten)]
-    filter: Filter,
     /// All letters there are
     #[arg(long)]
     all: bool,
@@ -42,6 +40,8 @@ pub struct RequeueArgs {
     /// Also to destinations whose circuit is open or whose connection test fails (none is tested), and jobs past their expires_at
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 /// The pause between two jobs.
