@@ -15,8 +15,6 @@ use crate::queue::{LetterId, QueueError};
 /// Which letters.
 #[derive(Debug, Clone, Args)]
 pub struct DiscardArgs {
-    #[command(flatten)]
-    filter: Filter,
     /// All letters there are
     #[arg(long)]
     all: bool,
@@ -26,6 +24,8 @@ pub struct DiscardArgs {
     /// Don't ask; needed where there is no terminal to ask at
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 /// Discards, after asking a person.

@@ -25,8 +25,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Which letters, and how.
 #[derive(Debug, Clone, Args)]
 pub struct RequeueArgs {
-    #[command(flatten)]
-    filter: Filter,
     /// All letters there are
     #[arg(long)]
     all: bool,
@@ -42,6 +40,8 @@ pub struct RequeueArgs {
     /// Also to destinations whose circuit is open or whose connection test fails (none is tested), and jobs past their expires_at
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 /// The pause between two jobs.
@@ -63,11 +63,11 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     let asker = Asker::new().map_err(Stop::Failed)?;
     let mut letters = open(config).await?;
     let mut report = Report::new(letters.count(), json, if args.dry_run { "would be requeued" } else { "requeued" });
-    let gate = Gate::new(config, &args.admin, asker);
+    let tests = !args.force && !args.dry_run;
     let work = Work {
         dry_run: args.dry_run,
         force: args.force,
-        gate: (!args.force && !args.dry_run).then_some(gate),
+        gate: tests.then(|| Gate::new(config, &args.admin, asker)),
         rate: args.rate,
         next_at: None,
         late: 0,
@@ -79,8 +79,10 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     if let Some(signal) = ended {
         report.end("requeued before the interruption");
         letters.close().await;
-        // A connection test that was under way gives up what it had begun.
-        tokio::time::sleep(GIVING_UP).await;
+        if tests {
+            // One that was under way gives up what it had begun.
+            tokio::time::sleep(GIVING_UP).await;
+        }
         return Ok(Exit::Signal(signal));
     }
     letters.close().await;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::cli::text::{columns, plain, span};
+use crate::lane::Lane;
 use crate::queue::Depths;
 
 /// Destinations that are shown to people; `--json` has all that the workers tell of.
@@ -56,22 +57,26 @@ impl View {
     }
 
     fn queue_text(&self) -> String {
-        let depths = match self.queue.as_ref() {
-            Some(Ok(depths)) => Some(depths),
-            Some(Err(why)) => return format!("the queues can't be counted: {}", plain(why)),
-            None => None,
-        };
-        let lanes = ["continued", "scheduled", "backfill"].map(|lane| {
-            let sum = |field: &str| self.answers().map(|status| of_lane(status, lane, field)).sum::<u64>().to_string();
-            let waits = depths.and_then(|depths| depths.lanes.iter().find(|(known, _)| known.as_str() == lane));
+        let depths = self.queue.as_ref().and_then(|counted| counted.as_ref().ok());
+        let lanes = Lane::ALL.map(|lane| {
+            let waits = depths.and_then(|depths| depths.lanes.iter().find(|(known, _)| *known == lane));
             let waits = waits.map_or_else(|| NOTHING.to_owned(), |(_, count)| count.to_string());
-            [lane.to_owned(), waits, sum("running"), sum("slots")]
+            [lane.as_str().to_owned(), waits, self.sum(lane, "running"), self.sum(lane, "slots")]
         });
         let table = columns(["LANE", "QUEUED", "RUNNING", "SLOTS"], &lanes);
-        match depths {
-            Some(depths) => format!("{table}\n\n{}", rest(depths)),
+        match &self.queue {
+            Some(Ok(depths)) => format!("{table}\n\n{}", rest(depths)),
+            Some(Err(why)) => format!("{table}\n\nthe queues can't be counted: {}", plain(why)),
             None => table,
         }
+    }
+
+    /// A number of a lane, over the workers that answer.
+    fn sum(&self, lane: Lane, field: &str) -> String {
+        if !self.anybody_answers() {
+            return NOTHING.to_owned();
+        }
+        self.answers().map(|status| of_lane(status, lane.as_str(), field)).sum::<u64>().to_string()
     }
 
     fn destinations_text(&self) -> Option<String> {
@@ -228,7 +233,6 @@ fn rest(depths: &Depths) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lane::Lane;
     use crate::outcome::Step;
 
     fn worker(name: &str, destinations: &Value) -> (Url, Result<Value, String>) {
@@ -288,7 +292,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_said() {
         let away = View { queue: Some(Err("away".to_owned())), ..view() };
-        assert!(away.text().contains("the queues can't be counted: away"));
+        let text = away.text();
+        assert!(text.contains("the queues can't be counted: away") && text.contains("scheduled  -       2"), "{text}");
         assert_eq!(away.data()["queue"]["problem"], "away");
         let none = View { queue: None, ..view() };
         assert!(none.text().contains("scheduled  -       2        8"), "{}", none.text());

@@ -12,7 +12,7 @@ use crate::lane::Lane;
 use crate::outcome::Step;
 use crate::queue::{Depths, QueueError};
 
-/// As [`crate::queue::depths`].
+/// As [`fn@crate::queue::depths`].
 pub async fn depths(config: &BrokerConfig, name: &str) -> Result<Depths, QueueError> {
     let connection = Endpoint::parse(config, name)?.connect("status").await?;
     let counted = count(&connection, &Names::new(&config.prefix)).await;

@@ -101,13 +101,17 @@ pub(super) fn requeued(names: &Names, letter: &DeadLetter, original: &BasicPrope
     copy(names.jobs_exchange(), letter.routing_key(), content, &original, letter.next_run())
 }
 
-/// A dead letter that was exported, back among the others.
+/// A dead letter that was exported, back among the others. With every header: it is known by them.
 pub(super) fn put_back(names: &Names, letter: &DeadLetter) -> Result<Message, QueueError> {
+    let mut headers = FieldTable::default();
+    for (name, value) in &letter.properties().headers {
+        headers.insert(short(name)?, AMQPValue::LongString(value.as_str().into()));
+    }
     Ok(Message {
         exchange: names.dead_exchange(),
         routing_key: letter.routing_key().to_owned(),
         body: letter.body().clone(),
-        properties: job_properties(letter.properties().clone())?,
+        properties: job_properties(letter.properties().clone())?.with_headers(headers),
         mandatory: true,
     })
 }

@@ -9,7 +9,7 @@ use crate::lane::Lane;
 use crate::outcome::Step;
 use crate::queue::{Depths, QueueError};
 
-/// As [`crate::queue::depths`].
+/// As [`fn@crate::queue::depths`].
 pub async fn depths(file: &Path, prefix: &str) -> Result<Depths, QueueError> {
     let prefix = prefix.to_owned();
     Visit::begin(file).await?.read(move |db| count(db, &prefix)).await

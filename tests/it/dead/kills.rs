@@ -1,8 +1,11 @@
 //! Killed at any moment, a command loses no letter, and doubles nothing that counts.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{end, worlds};
 use crate::crash::world::World;
@@ -96,6 +99,32 @@ async fn killed_again_and_again_at_any_moment_it_loses_and_doubles_nothing() {
         assert_eq!(puts, JOBS, "one was uploaded twice");
         world.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_it_says_how_far_it_came() {
+    let world = World::rabbitmq("deadint").await;
+    world.bury(&["a", "b", "c"]).await;
+    let config = world.site.dir.path().join("interrupted.toml");
+    std::fs::write(&config, world.site.toml()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
+    command.args(["dead", "requeue", "--all", "--force", "--rate", "1/m", "--json", "--config"]).arg(config);
+    command.env_clear().envs(world.site.variables()).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The first one goes at once, the second one only after a minute.
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let said = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{line}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    });
+    let said = said.await.unwrap();
+    assert!(said.contains("1 requeued before the interruption"), "{said}");
+    there_are(&world, 2).await;
+    world.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
