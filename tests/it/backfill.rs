@@ -307,7 +307,8 @@ async fn a_backfill_of_1095_days_that_is_killed_twice_ends_with_each_day_once() 
         if site.broker.url.starts_with("sqlite:") {
             let db = rusqlite::Connection::open(site.dir.path().join("queue.db")).unwrap();
             let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'jobs'";
-            let published: usize = db.query_row(sql, [], |row| row.get(0)).unwrap();
+            let published: u32 = db.query_row(sql, [], |row| row.get(0)).unwrap();
+            let published = usize::try_from(published).unwrap();
             assert!((DAYS..=DAYS + 2 * WINDOW).contains(&published), "{published} were published");
         }
         let output = consign(&site, &["backfill", "status", "years", "--json", "--record", &place]);
