@@ -4,6 +4,7 @@
 //! one must be able to do so again.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -68,17 +69,32 @@ pub struct Control {
     pub wish: Wish,
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(title = "consign control message")]
 struct Raw {
+    /// 1.
+    #[schemars(extend("const" = 1))]
     version: u64,
+    /// A UUID.
     id: String,
+    /// When it was asked for, RFC 3339.
+    #[schemars(with = "String", extend("format" = "date-time"))]
     at: Timestamp,
+    /// What is asked for.
+    #[schemars(extend("enum" = ["cancel_backfill", "reset_circuit"]))]
     kind: String,
+    /// With `cancel_backfill` alone: the backfill's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backfill: Option<String>,
+    /// With `reset_circuit` alone: the destination's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     destination: Option<String>,
+}
+
+/// The JSON Schema of a control message.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(Raw)
 }
 
 const CANCEL_BACKFILL: &str = "cancel_backfill";

@@ -1,5 +1,6 @@
 //! `consign backfill`: one job for each step of a range, newest first; how it goes, and its end before its time.
 
+mod args;
 mod plan;
 mod range;
 mod record;
@@ -11,11 +12,8 @@ mod template;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 
 use super::enqueue::CONNECT_LIMIT;
 use super::enqueue::progress::{Report, Shown};
@@ -25,99 +23,13 @@ use crate::config::{BrokerConfig, Config};
 use crate::control::{BackfillId, Control, Wish};
 use crate::metrics::Metrics;
 use crate::queue::{self, Kept, Queue, QueueError};
+pub use args::BackfillArgs;
+use args::{Action, OneArgs, RunArgs};
 use plan::Plan;
-use range::{Border, Every, Range};
+use range::Range;
 use record::{Head, Record};
-use send::{Marks, Rate, Sent, Stopped};
+use send::{Marks, Sent, Stopped};
 use template::Template;
-
-/// A backfill to publish, or something to be done with one.
-#[derive(Debug, Clone, Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub struct BackfillArgs {
-    #[command(subcommand)]
-    action: Option<Action>,
-    #[command(flatten)]
-    run: Option<RunArgs>,
-}
-
-/// What can be done with a backfill that was published.
-#[derive(Debug, Clone, Subcommand)]
-enum Action {
-    /// Show what became of its jobs, from the outcomes that were kept (30 days)
-    Status(OneArgs),
-    /// Have every worker drop its jobs that have not begun, with the outcome `skipped`; running ones finish
-    Cancel(OneArgs),
-}
-
-#[derive(Debug, Clone, Args)]
-struct OneArgs {
-    /// The backfill's id
-    #[arg(value_parser = backfill_id)]
-    id: BackfillId,
-    /// The record of the run that published it [default: as for the run]
-    #[arg(long, value_name = "FILE")]
-    record: Option<PathBuf>,
-}
-
-/// A range of jobs.
-#[derive(Debug, Clone, Args)]
-struct RunArgs {
-    /// One job in JSON; every text in it may have {date} {year} {month} {day} {hour} {minute} {offset} {stamp} {backfill} and
-    /// those of --var; {{ and }} are the signs themselves. Without an id each job gets {backfill}/{stamp}
-    #[arg(long, value_name = "FILE")]
-    template: PathBuf,
-    /// The first step: 2026-01-31, or 2026-01-31T06:00
-    #[arg(long, value_name = "DATE", value_parser = Border::parse)]
-    from: Border,
-    /// The last step, inclusive; a day is the whole day
-    #[arg(long, value_name = "DATE", value_parser = Border::parse)]
-    to: Border,
-    /// 1h, 6h, 1d, 1w or 1month
-    #[arg(long, value_name = "STEP", default_value = "1d", value_parser = Every::parse)]
-    every: Every,
-    /// The time zone of the range, an IANA name
-    #[arg(long, value_name = "ZONE", default_value = "UTC", value_parser = range::zone)]
-    time_zone: TimeZone,
-    /// A placeholder of your own; may be given again
-    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
-    var: Vec<(String, String)>,
-    /// The backfill's id [default: made of template, variables and range, so that the same command is the same backfill]
-    #[arg(long, value_parser = backfill_id)]
-    id: Option<BackfillId>,
-    /// Publish no faster than this, such as 10/s or 600/min
-    #[arg(long, value_parser = Rate::parse)]
-    rate: Option<Rate>,
-    /// Show the jobs and publish nothing; with --json all of them, one per line
-    #[arg(long)]
-    dry_run: bool,
-    /// Publish all of it anew, also what an earlier run has published
-    #[arg(long, conflicts_with = "dry_run")]
-    again: bool,
-    /// Where it is written down what was published [default: $XDG_STATE_HOME/consign/backfills/QUEUE/ID.ndjson, and without that
-    /// variable below ~/.local/state]
-    #[arg(long, value_name = "FILE")]
-    record: Option<PathBuf>,
-    /// Wait for the outcome of every job; ends 0 when all are delivered or skipped, 1 when all failed, else 75
-    #[arg(long, conflicts_with = "dry_run")]
-    wait: bool,
-    /// Give up waiting after this time; ends 75 if a job has no outcome by then [default: no limit]
-    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
-    wait_timeout: Option<Duration>,
-}
-
-fn backfill_id(text: &str) -> Result<BackfillId, String> {
-    BackfillId::parse(text).map_err(|invalid| invalid.problem)
-}
-
-fn variable(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    if name.is_empty() || !name.bytes().all(fits) {
-        return Err("a name is made of letters, digits and _".to_owned());
-    }
-    Ok((name.to_owned(), value.to_owned()))
-}
 
 /// Why a command ends before its time.
 enum Stop {
@@ -199,14 +111,20 @@ async fn publish(args: RunArgs, config: &Config, json: bool) -> Result<Exit, Sto
     }
     let begun = Timestamp::now();
     let place = place(args.record, &config.broker, &plan.backfill)?;
-    let head =
-        Head { backfill: plan.backfill.to_string(), digest: plan.digest.clone(), jobs: plan.len(), begun_at: begun };
+    let head = Head {
+        backfill: plan.backfill.to_string(),
+        digest: plan.digest.clone(),
+        jobs: plan.len(),
+        begun_at: begun,
+        again: args.again,
+    };
     let mut record = Record::open(&place, &head, args.again)?;
     let (queue, name) = connect(config).await?;
     let report = Arc::new(Report::new(u64::try_from(plan.len()).ok(), json, Shown::Trouble));
     let kept = Kept::new(&config.broker, &name, &plan.backfill);
     let is_kept = prepare(&kept, &report).await?;
-    let waiter = if args.wait { Some(listen(&plan, &kept, config, &name, &report).await?) } else { None };
+    let waiter =
+        if args.wait { Some(listen((&plan, &record), &kept, (&config.broker, &name), &report).await?) } else { None };
     report.say(&format!("backfill {}: {} jobs; record {}", plan.backfill, plan.len(), place.display()));
     let marks = Marks { begun, reply_to: is_kept.then(|| kept.address()) };
     let sent = send::publish(&*queue, (&plan, &mut record), &marks, args.rate, &report).await;
@@ -255,12 +173,18 @@ async fn prepare(kept: &Kept, report: &Report) -> Result<bool, QueueError> {
 }
 
 /// Listens for all jobs of the plan, those of earlier runs included: what has ended before is read from what was kept.
-async fn listen(plan: &Plan, kept: &Kept, config: &Config, name: &str, report: &Arc<Report>) -> Result<Waiter, Stop> {
-    let waiter = Waiter::subscribe(&config.broker, name, Arc::clone(report)).await?;
+async fn listen(
+    (plan, record): (&Plan, &Record),
+    kept: &Kept,
+    (broker, name): (&BrokerConfig, &str),
+    report: &Arc<Report>,
+) -> Result<Waiter, Stop> {
+    let waiter = Waiter::subscribe(broker, name, Arc::clone(report)).await?;
     for job in plan.jobs() {
         waiter.expect(&job?.prepared.id);
     }
-    kept.read(&mut |body| waiter.earlier(body)).await?;
+    let since = record.head().since();
+    kept.read(&mut |body| waiter.earlier(body, since)).await?;
     Ok(waiter)
 }
 
@@ -284,7 +208,8 @@ async fn status(args: OneArgs, config: &Config, json: bool) -> Result<Exit, Stop
     }
     let (name, broker) = (format!("{} backfill", config.worker.id), &config.broker);
     let told = place(args.record, broker, &args.id).ok().and_then(|place| record::look(&place));
-    let mut digest = status::Digest::default();
+    let head = told.as_ref().and_then(|told| told.head.as_ref());
+    let mut digest = status::Digest::since(head.and_then(Head::since));
     let found = Kept::new(broker, &name, &args.id).read(&mut |body| digest.note(body)).await?;
     if !found && told.is_none() {
         let id = &args.id;

@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 use crate::shop::furnish;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::Site;
-use crate::testbed::until;
+use crate::testbed::{MIB, bytes, until};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const DAYS: usize = 1095;
+/// Publishes on their way at once: so many may be unrecorded at a kill.
+const WINDOW: usize = 64;
 
 /// A site with its S3, on either queue.
 async fn sites(word: &str) -> [(Site, ScriptedS3); 2] {
@@ -94,6 +96,36 @@ async fn a_dry_run_shows_the_jobs_and_needs_no_broker() {
     let output = consign(&site, &arguments[..arguments.len() - 1]);
     exits(&output, 78);
     assert!(said(&output).contains("broker.url is missing"));
+}
+
+/// What the README shows is what the command takes.
+#[test]
+fn the_readmes_backfill_can_be_run() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let section = readme.split("\n### Backfills\n").nth(1).unwrap().split("\n### ").next().unwrap();
+    let template = section.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("ads.json"), template).unwrap();
+    let commands = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("    consign "))
+        .map(|line| line.split('#').next().unwrap());
+    let mut shown = 0;
+    for command in commands {
+        let publishes = command.contains("--template") && !command.contains("--dry-run");
+        // Without a broker: what is refused then is not the command line.
+        let output = Command::new(env!("CARGO_BIN_EXE_consign"))
+            .args(command.split_whitespace())
+            .current_dir(dir.path())
+            .env_clear()
+            .output()
+            .unwrap();
+        let dry = command.contains("--dry-run");
+        exits(&output, if dry { 0 } else { 78 });
+        assert!(!dry || String::from_utf8_lossy(&output.stdout).contains("1095 jobs of backfill ads"), "{output:?}");
+        shown += usize::from(dry || publishes);
+    }
+    assert_eq!(shown, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,6 +234,29 @@ async fn a_worker_that_starts_after_the_cancellation_knows_it_and_does_other_wor
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_half_done_upload_of_a_cancelled_job_is_given_up() {
+    for (mut site, s3) in sites("half").await {
+        site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 1).set("worker.drain_timeout", "20s");
+        s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(300)));
+        let first = site.worker().await;
+        site.file("f", &bytes(1, 60 * MIB));
+        let template = template(&site);
+        exits(&consign(&site, &arguments(&template, "2026-11-21", "name=f", &["--id", "half"])), 0);
+        until("some parts", LIMIT, async || (s3.calls("UploadPart").len() >= 3).then_some(())).await;
+        first.terminate();
+        first.exit(Duration::from_secs(30)).await;
+        assert_eq!((s3.open_uploads(), s3.count("acme")), (1, 0), "it was handed over half done");
+        exits(&consign(&site, &["backfill", "cancel", "half"]), 0);
+        let parts = s3.calls("UploadPart").len();
+        let _second = site.worker().await;
+        becomes(&site, "half", &outcomes(0, 1, 0, 0)).await;
+        until("the upload is given up", LIMIT, async || (s3.open_uploads() == 0).then_some(())).await;
+        assert_eq!((s3.calls("UploadPart").len(), s3.count("acme")), (parts, 0));
+        site.broker_clean().await;
+    }
+}
+
 /// A run that is killed as soon as it has recorded so many confirms.
 async fn killed(site: &Site, arguments: &[&str], record: &PathBuf, confirms: usize) {
     let file = site.dir.path().join("backfill.toml");
@@ -249,6 +304,13 @@ async fn a_backfill_of_1095_days_that_is_killed_twice_ends_with_each_day_once() 
         assert_eq!((recorded(&record), s3.count("acme")), (DAYS, DAYS));
         // Each day was uploaded once, although what was on its way at a kill was published twice.
         assert_eq!(s3.calls("PutObject").len(), DAYS);
+        if site.broker.url.starts_with("sqlite:") {
+            let db = rusqlite::Connection::open(site.dir.path().join("queue.db")).unwrap();
+            let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'jobs'";
+            let published: u32 = db.query_row(sql, [], |row| row.get(0)).unwrap();
+            let published = usize::try_from(published).unwrap();
+            assert!((DAYS..=DAYS + 2 * WINDOW).contains(&published), "{published} were published");
+        }
         let output = consign(&site, &["backfill", "status", "years", "--json", "--record", &place]);
         let status: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(status["outcomes"], outcomes(DAYS, 0, 0, 0), "{status:#}");
@@ -263,7 +325,7 @@ impl Site {
         if self.broker.url.starts_with("sqlite:") {
             return;
         }
-        for id in ["days", "some", "gone", "stays", "years"] {
+        for id in ["days", "some", "gone", "stays", "half", "years"] {
             self.broker.disown(&format!("backfill.{id}")).await;
         }
         self.broker.clean().await;

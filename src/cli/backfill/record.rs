@@ -30,6 +30,15 @@ pub(super) struct Head {
     pub(super) digest: String,
     pub(super) jobs: usize,
     pub(super) begun_at: Timestamp,
+    /// Whether all of it was published once more, with `--again`.
+    pub(super) again: bool,
+}
+
+impl Head {
+    /// When that was: earlier outcomes are of an earlier try.
+    pub(super) fn since(&self) -> Option<Timestamp> {
+        self.again.then_some(self.begun_at)
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +64,7 @@ pub(super) struct Told {
 pub(super) struct Record {
     file: File,
     path: PathBuf,
+    head: Head,
     published: HashSet<String>,
     unforced: u32,
 }
@@ -76,11 +86,18 @@ impl Record {
         let told = if again { Told::default() } else { tell(&file).map_err(failed)? };
         told.allows(head)?;
         file.set_len(told.whole).and_then(|()| file.seek(SeekFrom::End(0)).map(drop)).map_err(failed)?;
-        let mut record = Self { file, path: path.to_owned(), published: told.published, unforced: 0 };
-        if told.head.is_none() {
-            record.write(&Line::Head(head.clone())).and_then(|()| record.force())?;
+        let begins = told.head.is_none();
+        let head = told.head.unwrap_or_else(|| head.clone());
+        let mut record = Self { file, path: path.to_owned(), head, published: told.published, unforced: 0 };
+        if begins {
+            record.write(&Line::Head(record.head.clone())).and_then(|()| record.force())?;
         }
         Ok(record)
+    }
+
+    /// How it was begun.
+    pub(super) fn head(&self) -> &Head {
+        &self.head
     }
 
     /// Whether this job was published and confirmed before.
@@ -195,7 +212,13 @@ mod tests {
     use super::*;
 
     fn head(digest: &str) -> Head {
-        Head { backfill: "b".to_owned(), digest: digest.to_owned(), jobs: 3, begun_at: Timestamp::UNIX_EPOCH }
+        Head {
+            backfill: "b".to_owned(),
+            digest: digest.to_owned(),
+            jobs: 3,
+            begun_at: Timestamp::UNIX_EPOCH,
+            again: false,
+        }
     }
 
     fn path(folder: &tempfile::TempDir) -> PathBuf {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::record::Told;
-use crate::cli::enqueue::wait::{Tally, kind_of};
+use crate::cli::enqueue::wait::{Tally, counts, kind_of};
 use crate::control::{BackfillId, Control, Wish};
 use crate::outcome::OutcomeKind;
 
@@ -64,17 +64,23 @@ pub(super) struct Status {
 #[derive(Debug, Default)]
 pub(super) struct Digest {
     jobs: HashMap<String, (OutcomeKind, Option<SeenData>)>,
+    since: Option<Timestamp>,
     first: Option<Timestamp>,
     last: Option<Timestamp>,
 }
 
 impl Digest {
+    /// Leaves out what an earlier try came to, before `since`, unless it was delivered.
+    pub(super) fn since(since: Option<Timestamp>) -> Self {
+        Self { since, ..Self::default() }
+    }
+
     /// Reads one outcome. Delivered beats every other, and what is terminal beats `retrying`.
     pub(super) fn note(&mut self, body: &[u8]) {
         let Ok(seen) = serde_json::from_slice::<Value>(body).and_then(|event| Seen::deserialize(&event)) else {
             return;
         };
-        let Some(kind) = kind_of(&seen.kind) else { return };
+        let Some(kind) = kind_of(&seen.kind).filter(|_| counts(body, self.since)) else { return };
         self.first = Some(self.first.map_or(seen.time, |first| first.min(seen.time)));
         self.last = self.last.max(Some(seen.time));
         let known = self.jobs.get(&seen.subject).map(|(kind, _)| *kind);

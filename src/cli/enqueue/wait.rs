@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -139,6 +140,13 @@ struct Seen {
     data: SeenData,
 }
 
+#[derive(Debug, Deserialize)]
+struct Dated {
+    #[serde(rename = "type")]
+    kind: String,
+    time: Timestamp,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct SeenData {
@@ -180,9 +188,12 @@ impl Waiter {
         self.ledger.forget(id);
     }
 
-    /// An outcome that was told before this began to listen.
-    pub(in crate::cli) fn earlier(&self, body: &[u8]) {
-        show(&self.ledger, &self.report, body);
+    /// An outcome that was told before this began to listen. Of those before `since` only `delivered` counts: the others are of an
+    /// earlier try.
+    pub(in crate::cli) fn earlier(&self, body: &[u8], since: Option<Timestamp>) {
+        if counts(body, since) {
+            show(&self.ledger, &self.report, body);
+        }
     }
 
     /// Waits until every job has ended, the time is over, or the broker is lost. `unpublished` count as failed.
@@ -255,6 +266,13 @@ fn show(ledger: &Ledger, report: &Report, body: &[u8]) {
     }
 }
 
+/// Whether an outcome says something of what was published at `since` or later.
+pub(in crate::cli) fn counts(body: &[u8], since: Option<Timestamp>) -> bool {
+    let Some(since) = since else { return true };
+    let Ok(Dated { kind, time }) = serde_json::from_slice(body) else { return false };
+    time >= since || kind_of(&kind) == Some(OutcomeKind::Delivered)
+}
+
 /// What an outcome's `type` says.
 pub(in crate::cli) fn kind_of(event_type: &str) -> Option<OutcomeKind> {
     use OutcomeKind::{Delivered, Expired, Failed, Retrying, Skipped};
@@ -298,6 +316,18 @@ mod tests {
         assert_eq!(known, ["0 delivered, 1 retrying", failed, failed, "1 delivered", "1 delivered"]);
         ledger.forget("a");
         assert_eq!(ledger.tally(), Tally::default());
+    }
+
+    #[test]
+    fn of_an_earlier_try_only_what_was_delivered_counts() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let told = |kind: &str, second| {
+            let event = serde_json::json!({"type": format!("consign.transfer.{kind}.v1"), "time": at(second)});
+            counts(&serde_json::to_vec(&event).unwrap(), Some(at(100)))
+        };
+        assert!(told("skipped", 100) && told("failed", 101) && told("delivered", 1));
+        assert!(!told("skipped", 99) && !told("failed", 1));
+        assert!(counts(b"anything", None) && !counts(b"anything", Some(at(0))));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::control::{BACKFILL_BEGUN_HEADER, BACKFILL_HEADER};
 use crate::outcome::OutcomeKind;
 
 /// The default of `broker.prefix`; the document says that another one renames everything.
@@ -13,6 +14,7 @@ pub(super) fn document() -> Value {
     adopt("job", crate::job::wire::schema().to_value(), &mut schemas);
     adopt("check", crate::job::wire::check_schema().to_value(), &mut schemas);
     adopt("checkAnswer", crate::check::answer_schema().to_value(), &mut schemas);
+    adopt("control", crate::control::schema().to_value(), &mut schemas);
     adopt("outcome", crate::outcome::outcome_schema().to_value(), &mut schemas);
     json!({
         "asyncapi": "3.0.0",
@@ -58,6 +60,16 @@ fn channels() -> Value {
             "messages": {"outcome": reference("messages/outcome")},
             "bindings": exchange(&format!("{PREFIX}.outcomes")),
         },
+        "control": {
+            "address": format!("{PREFIX}.control"),
+            "description": "A stream of 7 days, read by every worker from its start. Publish to the default exchange with this routing key.",
+            "messages": {"control": reference("messages/control")},
+            "bindings": {"amqp": {
+                "is": "queue",
+                "queue": {"name": format!("{PREFIX}.control"), "durable": true, "exclusive": false, "autoDelete": false},
+                "bindingVersion": "0.3.0",
+            }},
+        },
         "deadLetters": {
             "address": format!("{PREFIX}.dead"),
             "description": "Jobs that were given up, their bodies untouched.",
@@ -94,6 +106,7 @@ fn operations() -> Value {
                 "messages": [{"$ref": "#/channels/checkAnswers/messages/checkAnswer"}],
             },
         }),
+        "obey": operation("receive", "control", "Does what operators ask of every worker."),
         "reportOutcome": operation("send", "outcomes", "Says what became of a job; also sent to the job's reply_to."),
         "giveUp": operation("send", "deadLetters", "Keeps a job that was given up, with the reason."),
     })
@@ -110,8 +123,14 @@ fn messages() -> Value {
             "name": "job",
             "summary": "One file to deliver as one object. message_id, if set, equals the job's id.",
             "contentType": "application/json",
-            "headers": text(&["traceparent", "tracestate"]),
+            "headers": text(&["traceparent", "tracestate", BACKFILL_HEADER, BACKFILL_BEGUN_HEADER]),
             "payload": reference("schemas/job"),
+        },
+        "control": {
+            "name": "control",
+            "summary": "Cancels a backfill, or closes the circuit of a destination.",
+            "contentType": "application/json",
+            "payload": reference("schemas/control"),
         },
         "check": {
             "name": "check",

@@ -1,5 +1,8 @@
 //! Every exchange, queue and binding that consign uses on RabbitMQ: one model for `topology print`, `topology apply`, the check
 //! at start, and the names that the adapter publishes to and consumes from.
+//!
+//! Beside it there are queues that their users declare when they need them: a worker's own ([`Queue::owner`]), and for each backfill a
+//! stream of its outcomes ([`Queue::kept`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
