@@ -50,10 +50,15 @@ fn unfounded(
 ) -> Option<&'static str> {
     let before = &delivery.properties.headers;
     let poisonous = state.plan(job).fate == Fate::Poison;
+    let told = state.members[member].told.contains(&job);
     let record = &mut state.records[job];
     match settlement {
         Settlement::Ack => match kinds {
-            [] => None,
+            [] => {
+                // However an attempt ends whose job is another worker's by now, nothing follows from it.
+                let _ = told && record.settle(member, |end| end != End::Delivered);
+                None
+            }
             ["delivered"] if record.settle(member, |end| end == End::Delivered) || record.delivered => None,
             ["skipped"] if record.settle(member, |end| end == End::Skipped) => None,
             ["expired"] if record.settle(member, |end| end == End::Expired) => None,

@@ -24,7 +24,7 @@ use crate::testbed::{bytes, unique};
 const SICK_ACCOUNT: &str = "100000000009";
 /// What the broker's own waits are cut down to: a soak has no time for two minutes. The lower of policy and argument counts.
 const WAITS: [(&str, u32); 3] =
-    [("(lease|owner[.].*)", 3000), ("wait[.](5s|30s)", 1500), ("wait[.](2m|10m|30m|2h|12h)", 3000)];
+    [("(lease|owner[.].*)", 6000), ("wait[.](5s|30s)", 1500), ("wait[.](2m|10m|30m|2h|12h)", 3000)];
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// How long S3 takes to answer, so that there is something in flight when a fault strikes.
 const ANSWER: Duration = Duration::from_millis(60);
