@@ -73,14 +73,16 @@ impl Worker {
         }
         running.judged();
         let events = verdict.event.into_iter().collect();
+        // Another worker has the job, and its upload: nothing of it is ours any more. Or what took it away is a lease that came here and
+        // has joined this work: then it is all that is left of the job.
+        let gone = matches!(verdict.settlement, Settlement::Return) && held.is_lost();
         let settlement = match verdict.settlement {
+            _ if gone => Settlement::Ack,
             // What was not begun goes on as it came.
             settlement @ (Settlement::Defer { .. } | Settlement::Return) if !tried => settlement,
-            // Another worker has the job, and its upload: nothing of it is ours any more.
-            Settlement::Return if held.is_lost() => Settlement::Ack,
             settlement => self.pack(&mut delivery, settlement, &held, destination).await,
         };
-        let returned = matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
+        let returned = gone || matches!(settlement, Settlement::Return | Settlement::HandOver { .. });
         let kept = held.journal.checkpoint().map(|checkpoint| checkpoint.upload_id.into());
         let settled = self.settle(delivery, settlement, events).await;
         if tried && (!settled || held.is_lost()) {

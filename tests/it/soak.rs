@@ -109,9 +109,10 @@ impl World {
         let mut attendants = JoinSet::new();
         let world = self.clone();
         attendants.spawn(async move {
-            let broker = &world.stage.site.broker;
-            world.inbox.listen(&broker.url, &broker.prefix).await;
+            world.inbox.listen(&world.stage.site.broker).await;
         });
+        let world = self.clone();
+        attendants.spawn(async move { world.stage.shorten_waits_in_a_file().await });
         let world = self.clone();
         attendants.spawn(async move {
             loop {
@@ -196,7 +197,11 @@ impl World {
 
     /// The queues of jobs, waits and leases that hold something.
     async fn full_queues(&self) -> Vec<String> {
-        let node = self.stage.node.clone();
+        if let Some(file) = &self.stage.site.broker.file {
+            let full = file.jobs().into_iter().filter(|(_, count)| *count > 0);
+            return full.map(|(name, count)| format!("{name}: {count}")).collect();
+        }
+        let node = self.stage.node.clone().unwrap();
         let listed = tokio::task::spawn_blocking(move || node.ctl(&["list_queues", "name", "messages"])).await.unwrap();
         let own = format!("{}.", self.stage.site.broker.prefix);
         let kept = ["dead", "test.", "outcomes.unrouted", "control"];
@@ -208,7 +213,10 @@ impl World {
     /// I1-I8, as after every fault.
     async fn check(&self) {
         let workers = self.crew.present().await;
-        let mut checker = Checker::new(&self.stage.site, &self.stage.s3).node(&self.stage.node).after_a_crash();
+        let mut checker = Checker::new(&self.stage.site, &self.stage.s3).after_a_crash();
+        if let Some(node) = &self.stage.node {
+            checker = checker.node(node);
+        }
         for worker in &workers {
             checker = checker.worker(worker);
         }
@@ -224,11 +232,13 @@ impl World {
         std::fs::create_dir_all(&to).unwrap();
         for entry in std::fs::read_dir(self.stage.site.dir.path()).unwrap() {
             let path = entry.unwrap().path();
-            if path.extension().is_some_and(|end| end == "log") {
+            if path.extension().is_some_and(|end| end == "log" || end == "db") {
                 std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
             }
         }
-        std::fs::write(to.join("broker.log"), self.stage.node.log()).unwrap();
+        if let Some(node) = &self.stage.node {
+            std::fs::write(to.join("broker.log"), node.log()).unwrap();
+        }
         let calls = self.stage.s3.calls("Any");
         let calls = calls.iter().map(|call| {
             let (upload, part) = (call.asked("uploadId"), call.asked("partNumber"));

@@ -4,6 +4,7 @@
 pub mod broker;
 pub mod browser;
 pub mod checker;
+pub mod embedded;
 pub mod ledger;
 pub mod ministack;
 pub mod moto;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::bucket::Upload;
 use super::clock;
-use super::message::Message;
+use super::message::{Message, index};
 use super::world::{State, World, note};
 use crate::job::lease::Lease;
 use crate::lane::Lane;
@@ -57,6 +57,24 @@ impl State {
     pub(super) fn lease_of(&self, member: usize, ticket: Ticket) -> Option<u64> {
         let owned = |held: &&Held| held.member == member && held.ticket == ticket && !held.passed_on;
         self.leases.iter().find(|(_, held)| owned(held)).map(|(number, _)| *number)
+    }
+
+    /// While a worker takes a lease for a delivery, one of somebody who is gone has come to it by lane `continued`: of two that are
+    /// equally old, one counts, and that may be the other.
+    pub(super) fn is_outbid(&mut self, member: usize, ticket: Ticket) -> bool {
+        let worker = &self.members[member];
+        let Some(job) = worker.loan(ticket).map(|message| message.job) else { return false };
+        let came = worker.fetched[index(Lane::Continued)].iter().map(|(tag, message)| (tag, message));
+        let came = came.chain(worker.loans.iter().map(|(tag, (_, message))| (tag, message)));
+        let leased = |message: &Message| Lease::is_type(message.properties.content_type.as_deref());
+        let rival = came.into_iter().any(|(tag, other)| *tag != ticket.tag && other.job == job && leased(other));
+        let outbid = rival && self.dice.percent(50);
+        if outbid {
+            note!(self, "worker {member} is outbid for {}", self.plan(job).id);
+            self.happened("leases outbid");
+            self.members[member].told.push(job);
+        }
+        outbid
     }
 
     /// Leases of a worker that somebody else has now: it is to be told, once.

@@ -236,6 +236,10 @@ impl Link {
             state.tell(number);
             return Ok(());
         }
+        if self.world.lock().is_outbid(self.member, ticket) {
+            work.lost();
+            return Err(QueueError::Lost);
+        }
         let base = self.world.lock().members[self.member].take_loan(ticket).ok_or(QueueError::Lost)?;
         rules::leased(&mut self.world.lock(), &base, &message);
         let came_as_lease = Lease::is_type(base.properties.content_type.as_deref());

@@ -56,10 +56,15 @@ fn unfounded(
     let known_broken = state.members[member].refused.contains(&destination);
     let expires = state.plan(job).expires.is_some();
     let failing = state.members[member].failed.len();
+    let told = state.members[member].told.contains(&job);
     let record = &mut state.records[job];
     match settlement {
         Settlement::Ack => match kinds {
-            [] => None,
+            [] => {
+                // However an attempt ends whose job is another worker's by now, nothing follows from it.
+                let _ = told && record.settle(member, |end| end != End::Delivered);
+                None
+            }
             ["delivered"] if record.settle(member, |end| end == End::Delivered) || record.delivered => None,
             ["skipped"] if record.settle(member, |end| end == End::Skipped) => None,
             ["expired"] if record.settle(member, |end| end == End::Expired) => None,

@@ -86,6 +86,9 @@ async fn killed_or_stopped_again_and_again_work_goes_on_soon_after_its_return() 
         at(50),
         at(99)
     );
+    let log = shop.worker.log();
+    let tries = log.lines().filter_map(|line| line.split_once("trying again\",\"reason\":\"")?.1.split('"').next());
+    eprintln!("what each try to connect ended with: {:#?}", tries.collect::<Vec<_>>());
     shop.close_on(&node).await;
 }
 

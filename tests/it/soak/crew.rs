@@ -31,7 +31,9 @@ impl Crew {
     pub async fn new(stage: &Stage, seats: usize) -> Self {
         let (mut to_broker, mut to_s3) = (Vec::new(), Vec::new());
         for _ in 0..seats {
-            to_broker.push(Proxy::before(address_of(&stage.node.url)).await);
+            if let Some(node) = &stage.node {
+                to_broker.push(Proxy::before(address_of(&node.url)).await);
+            }
             to_s3.push(Proxy::before(stage.s3.address).await);
         }
         Self { to_broker, to_s3, seats: (0..seats).map(|_| Mutex::default()).collect() }
@@ -55,8 +57,9 @@ impl Crew {
         let life = record.note(|notes| notes.lives.len());
         let identity = format!("AKIASOAK{life:012}");
         let s3 = self.to_s3[seat].in_place_of(&stage.s3.url);
+        let broker = &stage.site.broker.url;
         let own = [
-            ("CONSIGN__BROKER__URL", self.to_broker[seat].in_place_of(&stage.node.url)),
+            ("CONSIGN__BROKER__URL", self.to_broker.get(seat).map_or(broker.clone(), |wire| wire.in_place_of(broker))),
             ("CONSIGN__AWS__S3_ENDPOINT_URL", s3.clone()),
             ("CONSIGN__AWS__STS_ENDPOINT_URL", s3),
             ("CONSIGN__WORKER__ID", format!("soak-{life}")),

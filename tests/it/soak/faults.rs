@@ -189,7 +189,8 @@ pub fn strikes(settings: &Settings) -> Vec<Strike> {
             weather: kind.weather(place, &mut dice),
             lasts: kind.lasts(long, &mut dice),
         };
-        if free.get(&place).is_none_or(|free| *free <= at) {
+        let there = !settings.is_embedded() || !matches!(place, Place::Broker | Place::BrokerWire);
+        if there && free.get(&place).is_none_or(|free| *free <= at) {
             free.insert(place, at + strike.lasts + kind.overhead());
             strikes.push(strike);
             at += dice.millis(gap.0, gap.1);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::World;
 use super::record::{Ended, Life, Notes};
-use super::verdict::Verdict;
+use super::verdict::{Grown, Verdict};
 
 /// Writes the ledger where the settings say, and prints the table.
 pub fn write(world: &World, verdict: &Verdict) {
@@ -29,7 +29,7 @@ fn ledger(world: &World, verdict: &Verdict, notes: &Notes) -> Value {
         "seed": settings.seed,
         "replay": settings.replay(),
         "settings": {
-            "seconds": settings.storm.as_secs(), "jobs": settings.jobs, "workers": settings.workers,
+            "queue": format!("{:?}", settings.queue).to_lowercase(), "seconds": settings.storm.as_secs(), "jobs": settings.jobs, "workers": settings.workers,
             "worker": world.stage.site.toml().lines().collect::<Vec<_>>(),
         },
         "jobs": {
@@ -57,9 +57,14 @@ fn ledger(world: &World, verdict: &Verdict, notes: &Notes) -> Value {
             "sigterm_to_exit": notes.drains.iter().copied().map(seconds).collect::<Vec<_>>(),
             "calm_to_empty": notes.drained_in.map(seconds),
         },
+        "first_and_last_third_of_a_life": verdict.grown.iter().map(grown).collect::<Vec<_>>(),
         "workers": notes.lives.iter().map(life).collect::<Vec<_>>(),
         "problems": notes.problems,
     })
+}
+
+fn grown(grown: &Grown) -> Value {
+    json!({"seconds": seconds(grown.lived), "rss_kib": grown.rss_kib, "descriptors": grown.descriptors})
 }
 
 fn life(life: &Life) -> Value {

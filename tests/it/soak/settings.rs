@@ -11,9 +11,30 @@ const PACE: u64 = 8;
 /// From here on faults may last longer than what a heartbeat needs to find out, and some worker lives long enough to be measured.
 const LONG: Duration = Duration::from_secs(100);
 
+/// Where the jobs queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    Rabbitmq,
+    /// A file that all workers share.
+    Embedded,
+}
+
+impl FromStr for Queue {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "rabbitmq" => Ok(Self::Rabbitmq),
+            "embedded" => Ok(Self::Embedded),
+            _ => Err("it is rabbitmq or embedded"),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub seed: u64,
+    pub queue: Queue,
     /// How long the storm lasts; setting up and calming down come on top.
     pub storm: Duration,
     pub jobs: usize,
@@ -29,6 +50,7 @@ impl Settings {
         let ledger = given("LEDGER").unwrap_or_else(|| directory().join(format!("{seed}.json")));
         Self {
             seed,
+            queue: given("QUEUE").unwrap_or(Queue::Rabbitmq),
             storm: Duration::from_secs(seconds),
             jobs: given("JOBS").unwrap_or(usual),
             workers: given("WORKERS").unwrap_or(SHORT.2).max(1),
@@ -40,6 +62,10 @@ impl Settings {
         self.storm >= LONG
     }
 
+    pub fn is_embedded(&self) -> bool {
+        self.queue == Queue::Embedded
+    }
+
     /// How long the calm may take until everything has ended.
     pub fn patience(&self) -> Duration {
         Duration::from_secs(if self.is_long() { 240 } else { 120 })
@@ -48,7 +74,8 @@ impl Settings {
     /// The command that does the same again.
     pub fn replay(&self) -> String {
         let Self { seed, storm, jobs, workers, .. } = self;
-        format!("tests/soak --seed {seed} --seconds {} --jobs {jobs} --workers {workers}", storm.as_secs())
+        let queue = if self.is_embedded() { " --queue embedded" } else { "" };
+        format!("tests/soak --seed {seed} --seconds {} --jobs {jobs} --workers {workers}{queue}", storm.as_secs())
     }
 
     /// Where the logs go when something was wrong.

@@ -24,7 +24,8 @@ use crate::testbed::{bytes, unique};
 const SICK_ACCOUNT: &str = "100000000009";
 /// What the broker's own waits are cut down to: a soak has no time for two minutes. The lower of policy and argument counts.
 const WAITS: [(&str, u32); 3] =
-    [("(lease|owner[.].*)", 3000), ("wait[.](5s|30s)", 1500), ("wait[.](2m|10m|30m|2h|12h)", 3000)];
+    [("(lease|owner[.].*)", 6000), ("wait[.](5s|30s)", 1500), ("wait[.](2m|10m|30m|2h|12h)", 3000)];
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// How long S3 takes to answer, so that there is something in flight when a fault strikes.
 const ANSWER: Duration = Duration::from_millis(60);
 const PART_ANSWER: Duration = Duration::from_millis(200);
@@ -32,7 +33,8 @@ const PART_ANSWER: Duration = Duration::from_millis(200);
 pub struct Stage {
     pub site: Site,
     pub s3: ScriptedS3,
-    pub node: Arc<Node>,
+    /// Where there is a broker.
+    pub node: Option<Arc<Node>>,
     /// Between the workers and all http and https sources.
     pub sources: [Proxy; 2],
     web: WebSource,
@@ -43,9 +45,14 @@ pub struct Stage {
 
 impl Stage {
     pub async fn build(settings: &Settings) -> Self {
-        let node = Arc::new(Node::apart("soak"));
-        let mut site = Site::on(Broker::at(node.url.clone(), &unique("soak"))).await;
-        shorten_waits(&node, &site.broker.prefix);
+        let node = (!settings.is_embedded()).then(|| Arc::new(Node::apart("soak")));
+        let mut site = match &node {
+            Some(node) => Site::on(Broker::at(node.url.clone(), &unique("soak"))).await,
+            None => Site::embedded("soak"),
+        };
+        if let Some(node) = &node {
+            shorten_waits(node, &site.broker.prefix);
+        }
         let s3 = ScriptedS3::start().await;
         s3.thrifty();
         furnish(&mut site, &s3);
@@ -68,6 +75,14 @@ impl Stage {
         let denied = "User: arn:aws:iam::999999999999:user/platform is not authorized to perform: sts:AssumeRole";
         let denied = Effect::Error(403, "AccessDenied", denied);
         self.s3.on("AssumeRole").named("sick").form("RoleArn", SICK_ACCOUNT).before(denied);
+    }
+
+    /// A file has no policies: what waits in it is looked after.
+    pub async fn shorten_waits_in_a_file(&self) {
+        while let Some(file) = &self.site.broker.file {
+            file.shorten_waits(LONGEST_WAIT);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
 
     /// The sick customer corrects the trust policy.

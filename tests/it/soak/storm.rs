@@ -99,7 +99,7 @@ fn end(node: &Node, kind: Kind) {
 
 /// The node's tools block; S3 and the wires must go on meanwhile.
 async fn control(world: &World, kind: Kind, what: impl Fn(&Node, Kind) + Send + 'static) {
-    let node = world.stage.node.clone();
+    let node = world.stage.node.clone().unwrap();
     tokio::task::spawn_blocking(move || what(&node, kind)).await.unwrap();
 }
 

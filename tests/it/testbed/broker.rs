@@ -1,4 +1,5 @@
-//! The broker as producers and customers see it: jobs in, outcomes out, dead letters, the wait ladder.
+//! The broker as producers and customers see it: jobs in, outcomes out, dead letters, the wait ladder. Where it is a file, jobs can be
+//! offered, and what is in it can be read.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -13,6 +14,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use serde_json::Value;
 
+use super::embedded::File;
 use super::{exported, until};
 
 /// A message that the test took off a queue.
@@ -56,6 +58,8 @@ pub const RUNGS: [&str; 7] = ["5s", "30s", "2m", "10m", "30m", "2h", "12h"];
 pub struct Broker {
     pub url: String,
     pub prefix: String,
+    /// The embedded queue, where it is one.
+    pub file: Option<File>,
     channel: tokio::sync::Mutex<Option<(Connection, Channel)>>,
     outcomes: Mutex<Vec<Message>>,
     published: Mutex<Vec<Value>>,
@@ -70,9 +74,11 @@ impl Broker {
     }
 
     pub fn at(url: String, prefix: &str) -> Self {
+        let file = url.strip_prefix("sqlite:").map(|path| File::at(path.into(), prefix));
         Self {
             url,
             prefix: prefix.to_owned(),
+            file,
             channel: tokio::sync::Mutex::default(),
             outcomes: Mutex::default(),
             published: Mutex::default(),
@@ -156,6 +162,9 @@ impl Broker {
     /// Publishes a job once, and says whether the broker confirmed it; it may have it even where it did not.
     pub async fn offer(&self, lane: &str, job: &Value) -> bool {
         let (routing_key, body, properties) = self.note(lane, job, &[]);
+        if let Some(file) = &self.file {
+            return file.publish(routing_key, job["id"].as_str(), body).await;
+        }
         let Some(channel) = self.channel().await else { return false };
         let sent = send(&channel, &self.prefix, &routing_key, &body, properties);
         matches!(sent.await, Ok(Confirmation::Ack(None)))
@@ -232,7 +241,10 @@ impl Broker {
 
     /// Takes everything off a queue of this prefix (`dead`, `wait.5s`, `jobs.scheduled`).
     pub async fn take(&self, queue: &str) -> Vec<Message> {
-        let messages = self.take_from(&format!("{}.{queue}", self.prefix)).await;
+        let messages = match &self.file {
+            Some(file) => file.queue(queue),
+            None => self.take_from(&format!("{}.{queue}", self.prefix)).await,
+        };
         self.taken.lock().unwrap().extend(messages.iter().map(|message| (queue.to_owned(), message.clone())));
         messages
     }
@@ -256,6 +268,9 @@ impl Broker {
 
     /// All outcomes so far, in the order of their arrival.
     pub async fn outcomes(&self) -> Vec<Message> {
+        if let Some(file) = &self.file {
+            return file.outcomes();
+        }
         let fresh = self.take_from(&self.own_queue()).await;
         let mut outcomes = self.outcomes.lock().unwrap();
         outcomes.extend(fresh);
