@@ -155,6 +155,7 @@ mod tests {
             waiting(&history, &failure, now),
             dead(&history, Reason::Exhausted, &failure, now),
             begun_at(now),
+            another_turn(&Headers::new()),
             Headers::from([counted_crashes(1), (RUN.to_owned(), "1".to_owned())]),
         ];
         for name in written.iter().flat_map(Headers::keys) {

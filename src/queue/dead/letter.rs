@@ -27,7 +27,7 @@ pub(in crate::queue) mod names {
 }
 
 /// The history of the run that ended here. A new run begins without it.
-const PAST: [&str; 15] = [
+const PAST: [&str; 16] = [
     names::REASON,
     names::CLASS,
     names::MESSAGE,
@@ -40,6 +40,7 @@ const PAST: [&str; 15] = [
     "x-attempt",
     "x-deferrals",
     "x-defects",
+    "x-turns",
     "x-deferred-since",
     "x-last-error-reason",
     "x-last-error-message",
