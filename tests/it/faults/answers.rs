@@ -177,7 +177,15 @@ async fn every_way_to_say_another_region_is_learnt_from_once() {
 
 #[tokio::test]
 async fn each_missing_permission_of_a_kms_key_is_named() {
-    let shop = Shop::open("kmsnames").await;
+    let (mut site, s3) = site("kmsnames").await;
+    // One customer each: a refused key of KMS opens the circuit.
+    for name in ["first", "second", "third"] {
+        let mut keys = role_destination("acme", crate::shop::ACME);
+        keys["kms_key_arn"] = json!(crate::shop::KMS_KEY);
+        site.destination(name, &keys);
+    }
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
     let denied = |action: &'static str| {
         let message = match action {
             "kms:GenerateDataKey" => {
@@ -195,7 +203,7 @@ async fn each_missing_permission_of_a_kms_key_is_named() {
     shop.s3.on("UploadPart").key("second").before(denied("kms:Decrypt"));
     shop.s3.on("CompleteMultipartUpload").key("third").before(denied("kms:Decrypt"));
     for (name, action) in [("first", "kms:GenerateDataKey"), ("second", "kms:Decrypt"), ("third", "kms:Decrypt")] {
-        shop.schedule_with(name, &bytes(76, 20 * MIB), &json!({"destination": "acme-kms"})).await;
+        shop.schedule_with(name, &bytes(76, 20 * MIB), &json!({"destination": name})).await;
         shop.site.broker.taken("wait.30s", &format!("\"{name}\"")).await;
         let log = shop.worker.log();
         let line = log.lines().find(|line| line.contains("transfer ended") && line.contains(&format!("\"{name}\"")));

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 /// What the rows must cover.
-const SECTIONS: [&str; 4] = ["broker", "lease", "s3", "source"];
+const SECTIONS: [&str; 5] = ["broker", "lease", "s3", "source", "destinations"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -63,6 +63,8 @@ impl Site {
         let (url, prefix) = (self.broker.url.clone(), self.broker.prefix.clone());
         let files = self.files().display().to_string();
         self.set("broker.url", url).set("broker.prefix", prefix).set("broker.declare", true);
+        // Most tests have one customer, who may have the whole worker.
+        self.set("worker.destination_slots", 64);
         self.set("source.file_root", files).set("source.allow_private_networks", true);
         self.set("aws.region", "us-east-1").set("aws.force_path_style", true);
         self.set("log.format", "json").set("log.filter", "info,consign=debug");
