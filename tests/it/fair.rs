@@ -249,3 +249,34 @@ async fn when_everything_fails_alike_no_circuit_opens_and_the_worker_says_why() 
     worker.ready().await;
     Shop { site, s3, worker }.close().await;
 }
+
+#[tokio::test]
+async fn on_the_embedded_queue_circuits_and_resets_are_the_same() {
+    let mut site = Site::embedded("embeddedfair");
+    let s3 = crate::shop::furnish(&mut site).await;
+    site.set("worker.destination_slots", 4);
+    site.destination("beta", &role_destination("beta", "222222222222"));
+    let worker = site.worker().await;
+    let url = site.file("hello", b"hello");
+    let jobs: String = named("b", 60)
+        .map(|name| job(&name, &url, "beta", &name))
+        .chain(named("a", 20).map(|name| job(&name, &url, "acme", &name)))
+        .map(|job| format!("{job}\n"))
+        .collect();
+    let file = site.dir.path().join("jobs.ndjson");
+    std::fs::write(&file, jobs).unwrap();
+    let enqueued = site.consign(&["enqueue", &file.display().to_string(), "-c", &config(&site)]);
+    assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
+    until("the others are delivered", LONG, async || (s3.count("acme") == 20).then_some(())).await;
+    circuit(&worker, "beta", true).await;
+    let asked = requests(&s3, "beta");
+    assert!(asked <= 4 + 1, "{asked} requests for 60 jobs");
+    s3.bucket("beta", REGION, "222222222222");
+    let reset = site.consign(&["status", "reset", "beta", "-c", &config(&site)]);
+    assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
+    circuit(&worker, "beta", false).await;
+    until("all are delivered", LONG, async || (s3.count("beta") == 60).then_some(())).await;
+    worker.quiet().await;
+    worker.terminate();
+    assert!(worker.exit(LONG).await.success());
+}
