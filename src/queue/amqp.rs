@@ -8,6 +8,8 @@
 //! * what is under a lease (see `lease`) is not touched: the lease is a message of its own, which the next session keeps, and the
 //!   settlement works there as well.
 //!
+//! Control messages are followed beside the sessions, on a connection of their own (see `control`).
+//!
 //! Everything published by a settlement is confirmed and mandatory. While the broker blocks publishers (an alarm), settlements
 //! wait; otherwise they try for 30 s (10 min under a lease). A delivery whose settlement failed on a living channel goes back to its
 //! queue; one under a lease goes to others with what the lease last said.

@@ -141,7 +141,120 @@ async fn send(queue: &dyn Queue, publication: Option<Publication>) -> Result<(),
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::super::plan::tests::plan;
+    use super::super::record::Head;
     use super::*;
+    use crate::cli::enqueue::progress::Shown;
+    use crate::lane::Lane;
+    use crate::queue::{BoxFuture, Delivery, Event, Settlement, Work};
+
+    const JOB: &str = r#"{"version": 1, "id": "a/{date}", "source": {"url": "file:///{date}"}, "destination": "acme",
+        "key": "k/{date}"}"#;
+
+    /// Takes jobs, up to a number, and when.
+    #[derive(Debug)]
+    struct Fake {
+        taken: Mutex<Vec<(Publication, Instant)>>,
+        most: usize,
+    }
+
+    impl Fake {
+        fn new(most: usize) -> Self {
+            Self { taken: Mutex::default(), most }
+        }
+
+        fn ids(&self) -> Vec<String> {
+            self.taken.lock().unwrap().iter().map(|(job, _)| job.properties.message_id.clone().unwrap()).collect()
+        }
+    }
+
+    impl Queue for Fake {
+        fn connected(&self, _: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn next(&self, _: Lane) -> BoxFuture<'_, Option<Delivery>> {
+            Box::pin(async { None })
+        }
+
+        fn settle(&self, _: Delivery, _: Settlement, _: Vec<Event>) -> BoxFuture<'_, Result<(), QueueError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn lease<'a>(&'a self, _: &'a Delivery, _: &'a str, _: Arc<dyn Work>) -> BoxFuture<'a, Result<(), QueueError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn publish(&self, job: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
+            Box::pin(async move {
+                let mut taken = self.taken.lock().unwrap();
+                if taken.len() >= self.most {
+                    return Err(QueueError::Unavailable("gone".to_owned()));
+                }
+                taken.push((job, Instant::now()));
+                Ok(())
+            })
+        }
+
+        fn stop_consuming(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+
+        fn pause(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+
+        fn resume(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+
+        fn close(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+
+        fn ready(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    async fn run(queue: &Fake, folder: &tempfile::TempDir, rate: Option<&str>) -> Sent {
+        let plan = plan(JOB, "2026-01-01", "2026-01-10").unwrap();
+        let begun = Timestamp::UNIX_EPOCH;
+        let head = Head { backfill: "b".to_owned(), digest: "d".to_owned(), jobs: 10, begun_at: begun, again: false };
+        let mut record = Record::open(&folder.path().join("b.ndjson"), &head, false).unwrap();
+        let (marks, report) = (Marks { begun, reply_to: Some("kept") }, Report::new(Some(1), false, Shown::All));
+        let rate = rate.map(|rate| Rate::parse(rate).unwrap());
+        publish(queue, (&plan, &mut record), &marks, rate, &report).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_go_out_newest_first_no_faster_than_asked() {
+        let (queue, folder, started) = (Fake::new(99), tempfile::tempdir().unwrap(), Instant::now());
+        let sent = run(&queue, &folder, Some("2/s")).await;
+        assert_eq!((sent.published, sent.before), (10, 0));
+        assert_eq!(queue.ids()[..2], ["a/2026-01-10", "a/2026-01-09"]);
+        let taken = queue.taken.lock().unwrap();
+        for (nth, (_, at)) in (0..).zip(taken.iter()) {
+            assert!(*at - started >= Duration::from_millis(500 * nth), "number {nth} was early");
+        }
+        let properties = &taken[0].0.properties;
+        assert_eq!(properties.headers["consign-backfill-at"], "1970-01-01T00:00:00Z");
+        assert_eq!((properties.headers["consign-backfill"].len(), properties.reply_to.as_deref()), (12, Some("kept")));
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_ends_a_run_and_the_next_one_does_the_rest() {
+        let (queue, folder) = (Fake::new(4), tempfile::tempdir().unwrap());
+        let sent = run(&queue, &folder, None).await;
+        assert_eq!(sent.published, 4);
+        assert!(matches!(sent.stopped, Some(Stopped::Queue(QueueError::Unavailable(_)))));
+        let rest = Fake::new(99);
+        let sent = run(&rest, &folder, None).await;
+        assert_eq!((sent.published, sent.before, sent.stopped.is_none()), (6, 4, true));
+        assert_eq!(rest.ids(), ["06", "05", "04", "03", "02", "01"].map(|day| format!("a/2026-01-{day}")));
+    }
 
     #[test]
     fn a_rate_says_when_each_job_is_due() {

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinHandle;
 
 use super::connection;
-use super::session::{Shared, unless_stopped};
+use super::session::{Phase, Shared, unless_stopped};
 use super::stream::Stream;
 use crate::queue::{Announced, QueueError};
 use crate::retry::Retry;
@@ -72,10 +72,13 @@ impl Follower {
     /// Reads until it can't; `None` when the queue is closed.
     async fn read(&mut self) -> Option<Result<(), Unheard>> {
         let shared = Arc::clone(&self.shared);
+        // The session says why the broker can't be reached, and declares the stream where it may.
+        let mut phases = shared.phase.subscribe();
+        let up = async { phases.wait_for(|phase| matches!(phase, Phase::Up(_))).await.is_ok() };
+        unless_stopped(&shared.stop, up).await.filter(|up| *up)?;
         let connection = match unless_stopped(&shared.stop, shared.endpoint.connect("control")).await? {
             Ok(connection) => connection,
             Err(problem) => {
-                // The session can't connect either, says so, and no job comes.
                 tracing::debug!(%problem, "not connected for control messages");
                 return Some(Ok(()));
             }

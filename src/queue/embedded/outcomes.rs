@@ -157,7 +157,7 @@ pub(in crate::queue) async fn replies(
 fn replied(db: &Connection, prefix: &str, address: &str, last: i64) -> rusqlite::Result<Vec<(i64, Vec<u8>)>> {
     let sql = "SELECT seq, body FROM outcomes WHERE seq > ?1 AND prefix = ?2 AND reply_to = ?3 ORDER BY seq LIMIT ?4";
     let mut statement = db.prepare_cached(sql)?;
-    let rows = statement.query_map(params![last, prefix, address, 64 * PAGE], |row| {
+    let rows = statement.query_map(params![last, prefix, address, 4 * PAGE], |row| {
         Ok((row.get(0)?, row.get::<_, String>(1)?.into_bytes()))
     })?;
     rows.collect()
