@@ -32,6 +32,8 @@ pub(super) struct Member {
     pub(super) running: u32,
     /// Leases that are being taken.
     pub(super) leasing: u32,
+    /// Jobs that it has delivered, and remembers.
+    pub(super) delivered: BTreeSet<usize>,
     /// Jobs whose lease it had, and that others have now.
     pub(super) told: Vec<usize>,
     /// Uploads that came with its deliveries.
@@ -62,6 +64,7 @@ impl Member {
             prefetch: [ahead(slots), ahead(slots), ahead(backfill_slots)],
             running: 0,
             leasing: 0,
+            delivered: BTreeSet::new(),
             told: Vec::new(),
             resumed: Vec::new(),
             written: BTreeSet::new(),
