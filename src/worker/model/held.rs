@@ -255,16 +255,29 @@ impl World {
         self.after(LEFT_BEHIND, move |world| {
             let mut state = world.lock();
             let Some(ghost) = state.ghosts.remove(&number) else { return };
-            let at_work = state.leases.values().any(|held| held.key == ghost.key && state.members[held.member].alive);
+            let at_work = |held: &&Held| held.key == ghost.key && !held.passed_on && state.members[held.member].alive;
+            let at_work = state.leases.values().find(at_work).map(|held| (held.member, Arc::clone(&held.work)));
             let known = state.members[ghost.member].alive;
-            note!(state, "what was left behind of {} comes up: {at_work}, {known}", state.plan(ghost.message.job).id);
-            if known {
+            note!(
+                state,
+                "what was left behind of {} comes up: {}",
+                state.plan(ghost.message.job).id,
+                at_work.is_some()
+            );
+            match at_work {
                 // Whoever wrote it knows that it is out of date.
-            } else if !at_work {
-                state.enqueue(Lane::Continued, ghost.message, false);
-            } else if let Some(upload) = ghost.message.upload().and_then(|id| state.buckets.uploads.get_mut(&id)) {
-                // Its worker is gone, and whoever has the job now began anew.
-                upload.excused = Some("its lease was never confirmed");
+                _ if known => {}
+                None => state.enqueue(Lane::Continued, ghost.message, false),
+                // Its worker is gone. Whoever has the job now hears of its upload.
+                Some((member, work)) => {
+                    let upload = ghost.message.upload().and_then(|id| state.buckets.uploads.get_mut(&id));
+                    if let Some(upload) = upload.filter(|upload| upload.open) {
+                        upload.member = member;
+                    }
+                    state.happened("leases outdated");
+                    drop(state);
+                    work.outdated(ghost.message.body);
+                }
             }
         });
     }

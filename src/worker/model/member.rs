@@ -38,6 +38,8 @@ pub(super) struct Member {
     pub(super) failed: BTreeSet<usize>,
     /// Leases that are being taken.
     pub(super) leasing: u32,
+    /// Jobs that it has delivered, and remembers.
+    pub(super) delivered: BTreeSet<usize>,
     /// Jobs whose lease it had, and that others have now.
     pub(super) told: Vec<usize>,
     /// Uploads that came with its deliveries.
@@ -70,6 +72,7 @@ impl Member {
             refused: BTreeSet::new(),
             failed: BTreeSet::new(),
             leasing: 0,
+            delivered: BTreeSet::new(),
             told: Vec::new(),
             resumed: Vec::new(),
             written: BTreeSet::new(),

@@ -57,6 +57,9 @@ fn unfounded(
     let expires = state.plan(job).expires.is_some();
     let failing = state.members[member].failed.len();
     let told = state.members[member].told.contains(&job);
+    if kinds == ["delivered"] {
+        state.members[member].delivered.insert(job);
+    }
     let record = &mut state.records[job];
     match settlement {
         Settlement::Ack => match kinds {
@@ -242,6 +245,10 @@ pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &J
         if twice && state.records[job].deferred_since.is_none() {
             state.wrong(format!("worker {member} makes one attempt of job-{job} twice at once"));
         }
+    }
+    // Who waits for its turn, as a job that may end workers, was let in before.
+    if state.members[member].delivered.contains(&job) && state.records[job].crashes == 0 {
+        state.wrong(format!("worker {member} has delivered job-{job}, and begins it again"));
     }
     if state.records[job].running.len() > 1 && !state.records[job].doubled {
         state.wrong(format!("job-{job} is worked on by {:?} at once", state.records[job].running));

@@ -48,12 +48,7 @@ impl File {
     /// As anybody with sqlite3 would do it.
     fn with<T>(&self, look: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> T {
         let mut reader = self.reader.lock().unwrap();
-        let connection = reader.get_or_insert_with(|| {
-            let connection = Connection::open(&self.path).unwrap();
-            connection.busy_timeout(Duration::from_secs(30)).unwrap();
-            connection
-        });
-        look(connection).unwrap()
+        look(reader.get_or_insert_with(|| Connection::open(&self.path).unwrap())).unwrap()
     }
 
     /// All outcomes, each as often as it was told.
@@ -99,12 +94,12 @@ impl File {
         })
     }
 
-    /// Nobody waits longer than this from now on.
+    /// Nobody waits longer than this from now on. Best effort: a process that is frozen may hold the file's lock.
     pub fn shorten_waits(&self, most: Duration) {
         let due = jiff::Timestamp::now().as_millisecond() + i64::try_from(most.as_millis()).unwrap();
-        self.with(|db| {
-            db.execute("UPDATE waiting SET due_ms = ?2 WHERE prefix = ?1 AND due_ms > ?2", (&self.prefix, due))
-        });
+        let writer = Connection::open(&self.path).unwrap();
+        writer.busy_timeout(Duration::ZERO).unwrap();
+        let _ = writer.execute("UPDATE waiting SET due_ms = ?2 WHERE prefix = ?1 AND due_ms > ?2", (&self.prefix, due));
     }
 
     /// Whether SQLite finds the file whole.

@@ -36,8 +36,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 const TELLING: Duration = Duration::from_secs(10);
 
 /// How long the broker may take to bring the owner's queue up. A queue that was declared moments before its broker was killed can
-/// stay without a leader for ever (seen on 3.10): then the process takes another.
-const OPENING: Duration = Duration::from_secs(10);
+/// stay without a leader for ever (seen on 3.10): then the process takes another, at once. One too many is a queue too many.
+const OPENING: Duration = Duration::from_secs(5);
+/// How many are tried in one session.
+const QUEUES: usize = 2;
 
 /// See the module.
 pub(in crate::queue::amqp) struct Keeper {
@@ -56,15 +58,19 @@ impl Keeper {
         connection: &Connection,
         publisher: &Arc<Publisher>,
     ) -> Result<(Arc<Self>, Consumer), QueueError> {
-        let (shared, publisher) = (Arc::clone(shared), Arc::clone(publisher));
-        let channel = session::lane_channel(connection, PREFETCH).await?;
-        let address = shared.process.address();
-        let keeper = Self { shared, publisher, channel, address, stopped: CancellationToken::new() };
-        let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await else {
+        for _ in 0..QUEUES {
+            let (shared, publisher) = (Arc::clone(shared), Arc::clone(publisher));
+            // The channel of a call that is not answered is of no more use.
+            let channel = session::lane_channel(connection, PREFETCH).await?;
+            let address = shared.process.address();
+            let keeper = Self { shared, publisher, channel, address, stopped: CancellationToken::new() };
+            if let Ok(consumer) = tokio::time::timeout(OPENING, keeper.settle_in()).await {
+                return Ok((Arc::new(keeper), consumer?));
+            }
+            tracing::warn!(queue = keeper.queue(), "the queue for leases does not answer; taking another");
             keeper.shared.process.move_on();
-            return Err(QueueError::Unavailable(format!("{} does not answer; taking another", keeper.queue())));
-        };
-        Ok((Arc::new(keeper), consumer?))
+        }
+        Err(QueueError::Unavailable("no queue for leases answers".to_owned()))
     }
 
     async fn settle_in(&self) -> Result<Consumer, QueueError> {

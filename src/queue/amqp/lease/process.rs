@@ -34,7 +34,7 @@ impl Process {
         self.moves.load(Ordering::Relaxed).checked_sub(1).map(|moves| self.at(moves))
     }
 
-    /// The queue of the address does not answer: the next session has another.
+    /// The queue of the address does not answer: from now on there is another.
     pub(super) fn move_on(&self) {
         self.moves.fetch_add(1, Ordering::Relaxed);
     }
