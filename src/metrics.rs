@@ -378,6 +378,11 @@ impl Metrics {
         self.sessions.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// How often a role was assumed since the start: whether STS still lets us in.
+    pub fn roles_assumed(&self) -> u64 {
+        self.assume_role.with_label_values(&["ok"]).get()
+    }
+
     /// AssumeRole was called: `result` is `ok`, `denied` or `error`.
     pub fn assume_role(&self, result: &'static str, took: Duration) {
         self.assume_role.with_label_values(&[result]).inc();

@@ -20,7 +20,7 @@ mod resume;
 mod single;
 mod verify;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -41,7 +41,7 @@ use budget::Budget;
 use call::Calls;
 use multipart::{Pieces, Record};
 pub use pace::Pace;
-use pace::paced;
+use pace::{not_needed, paced};
 use packed::PackedReader;
 use part::{Part, PartReader, Pool};
 use plan::{Limits, Plan};
@@ -162,6 +162,7 @@ pub enum Uploaded {
 pub struct Progress {
     bytes: AtomicU64,
     parts: AtomicU32,
+    sent: AtomicBool,
     length: OnceLock<Length>,
     source: OnceLock<u64>,
 }
@@ -206,7 +207,19 @@ impl Progress {
         self.length.get_or_init(|| length.map_or(Length::Unknown, Length::Known));
     }
 
+    /// Whether S3 has accepted anything of this very attempt.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// S3 has accepted so much more.
     pub(crate) fn add(&self, bytes: u64, parts: u32) {
+        self.had(bytes, parts);
+        self.sent.store(true, Ordering::Relaxed);
+    }
+
+    /// S3 has so much from an earlier attempt.
+    pub(crate) fn had(&self, bytes: u64, parts: u32) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.parts.fetch_add(parts, Ordering::Relaxed);
     }
@@ -296,11 +309,7 @@ impl Uploader {
                 multipart::upload(work.calls, work.target, pieces, course, prove).await
             }
             Plan::Single(_) | Plan::Growing(_) => {
-                let turn = async {
-                    paced(work.target.pace, length).await;
-                    Ok(())
-                };
-                cancellable(&course.stop.cancel, turn).await?;
+                first_turn(course.stop, work.target.pace, length).await?;
                 let part = if length <= SMALL_FILE {
                     part::read_small(&file, &self.pool, work.checked).await?
                 } else {
@@ -332,11 +341,10 @@ impl Uploader {
             Plan::Growing(growing) => (growing.size(1)?, Some(reader.sizes(growing))),
         };
         let cancel = &course.stop.cancel;
-        let first = cancellable(cancel, async {
-            paced(work.target.pace, length.map_or(first_size, |length| length.min(first_size))).await;
-            reader.next(first_size).await
-        });
-        let first = first.await?;
+        let booked = length.map_or(first_size, |length| length.min(first_size));
+        first_turn(course.stop, work.target.pace, booked).await?;
+        let first = cancellable(cancel, reader.next(first_size)).await?;
+        not_needed(work.target.pace, booked, first.as_ref().map_or(0, |part| part.length));
         match sizes {
             Some(sizes) if first.is_some() && !reader.ended() => {
                 self.parts(work, (first, reader), sizes, length, course).await
@@ -362,7 +370,12 @@ impl Uploader {
     ) -> Result<Uploaded, Failure> {
         let done = done(course.resume.as_ref());
         let missing = stream::iter(first.map(Ok)).chain(remaining(reader, sizes, work.target.pace.cloned()));
-        let missing = missing.try_filter(move |part| std::future::ready(!done.contains(&part.number)));
+        let pace = work.target.pace.cloned();
+        let missing = missing.try_filter(move |part| {
+            let there = done.contains(&part.number);
+            not_needed(pace.as_ref(), if there { part.length } else { 0 }, 0);
+            std::future::ready(!there)
+        });
         let pieces = work.pieces(missing, self.buffered_concurrency(), sizes);
         let prove = async |sent| length.map_or(Ok(()), |length| proven(sent, length));
         multipart::upload(work.calls, work.target, pieces, course, prove).await
@@ -399,6 +412,21 @@ fn proven(sent: u64, expected: u64) -> Result<(), Failure> {
     }
     let message = format!("the source said {expected} bytes and gave {sent}");
     Err(Failure::new(Reason::SourceChanged, message))
+}
+
+/// Waits until the destination may have the first bytes. Nothing was sent yet: a worker that drains need not wait for it.
+async fn first_turn(stop: &Stop, pace: Option<&Arc<Pace>>, bytes: u64) -> Result<(), Failure> {
+    let draining = async {
+        tokio::select! {
+            () = stop.hand_over.cancelled() => {}
+            () = stop.cancel.cancelled() => {}
+        }
+    };
+    tokio::select! {
+        biased;
+        () = paced(pace, bytes) => Ok(()),
+        () = draining => Err(Failure::new(Reason::Shutdown, "the worker is draining")),
+    }
 }
 
 async fn cancellable<T>(

@@ -119,7 +119,7 @@ struct Permits {
     slot: Option<OwnedSemaphorePermit>,
     backfill: Option<OwnedSemaphorePermit>,
     /// After a fault of the worker: the right to be the only one.
-    _alone: Option<OwnedSemaphorePermit>,
+    alone: Option<OwnedSemaphorePermit>,
     /// The right to one transfer into the destination.
     pass: Option<Pass>,
     /// The right to ask whether the destination is mended.
@@ -127,9 +127,9 @@ struct Permits {
 }
 
 impl Permits {
-    /// Somebody else may run meanwhile.
+    /// Somebody else may run meanwhile. The place among the backfills is kept: it keeps none but backfills waiting.
     fn give_up_slot(&mut self) {
-        (self.slot, self.backfill) = (None, None);
+        self.slot = None;
     }
 }
 

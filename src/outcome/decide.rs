@@ -62,6 +62,8 @@ pub struct Moment {
     pub expires_at: Option<Timestamp>,
     /// How long it is until its destination is asked again, where its circuit is open.
     pub next_probe: Option<Duration>,
+    /// When the destination took something last, for a job that was not tried itself: patience counts from there.
+    pub worked_at: Option<Timestamp>,
 }
 
 impl Moment {
@@ -118,7 +120,8 @@ const SOONEST: Duration = Duration::from_secs(30);
 
 fn deferred(failure: &Failure, history: &History, policy: &Policy, moment: &Moment) -> Disposition {
     let (now, left) = (moment.now, moment.left());
-    let since = history.deferred_since.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+    let since = history.deferred_since.map(|at| moment.worked_at.map_or(at, |worked| worked.max(at)));
+    let since = since.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
     if left.is_none() && Duration::try_from(since).unwrap_or_default() >= policy.patience {
         return Disposition::Dead(failure.reason);
     }
@@ -154,7 +157,7 @@ mod tests {
     }
 
     fn moment(expires_at: Option<Timestamp>) -> Moment {
-        Moment { now: at(0), expires_at, next_probe: None }
+        Moment { now: at(0), expires_at, next_probe: None, worked_at: None }
     }
 
     fn tried(attempts: u32) -> History {
@@ -216,6 +219,9 @@ mod tests {
         assert_eq!(waits(600, Some(4), &fresh), Disposition::Expired);
         let old = History { deferred_since: Some(at(-86_400)), ..History::default() };
         assert_eq!(waits(600, None, &old), Disposition::Dead(Reason::BucketNotFound));
+        let failure = Failure::new(Reason::BucketNotFound, "x");
+        let worked = Moment { worked_at: Some(at(-3600)), next_probe: Some(Duration::from_secs(600)), ..moment(None) };
+        assert_eq!(decide(&failure, &old, &POLICY, &worked), Disposition::Defer(Step::M10), "it worked meanwhile");
     }
 
     #[test]

@@ -58,7 +58,7 @@ where
         None if continuable && course.stop.hand_over.is_cancelled() => return Err(draining()),
         None => Open::create(calls, target, Some((course.journal, pieces.record.as_ref()))).await?,
     };
-    target.progress.add(open.done().iter().map(|part| part.length).sum(), count(open.done()));
+    target.progress.had(open.done().iter().map(|part| part.length).sum(), count(open.done()));
     let stop = course.stop;
     let hasty = async {
         stop.hand_over.cancelled().await;

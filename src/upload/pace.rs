@@ -45,13 +45,22 @@ impl Pace {
         tokio::time::sleep_until(turn).await;
     }
 
+    /// Fewer bytes were needed than were booked.
+    fn give_back(&self, bytes: u64) {
+        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        *paid = paid.checked_sub(self.lasts(bytes)).unwrap_or(*paid);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
+    fn lasts(&self, bytes: u64) -> Duration {
+        Duration::try_from_secs_f64(bytes as f64 / self.rate.get() as f64).unwrap_or(Duration::MAX)
+    }
+
     fn book(&self, bytes: u64) -> Instant {
         let now = Instant::now();
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = now.checked_sub(BURST).map_or(*paid, |earliest| earliest.max(*paid));
-        #[expect(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
-        let lasts = Duration::try_from_secs_f64(bytes as f64 / self.rate.get() as f64).unwrap_or(Duration::MAX);
-        *paid = turn.checked_add(lasts).unwrap_or(turn);
+        *paid = turn.checked_add(self.lasts(bytes)).unwrap_or(turn);
         turn
     }
 }
@@ -60,6 +69,13 @@ impl Pace {
 pub(super) async fn paced(pace: Option<&Arc<Pace>>, bytes: u64) {
     if let Some(pace) = pace {
         pace.take(bytes).await;
+    }
+}
+
+/// Of what was booked only so much was needed: the rest is given back.
+pub(super) fn not_needed(pace: Option<&Arc<Pace>>, booked: u64, needed: u64) {
+    if let Some(pace) = pace {
+        pace.give_back(booked.saturating_sub(needed));
     }
 }
 
@@ -101,6 +117,16 @@ mod tests {
         let begun = Instant::now();
         pace.take(1).await;
         assert_eq!(begun.elapsed(), Duration::from_secs(9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_booked_and_not_needed_costs_nothing() {
+        let pace = pace(1000);
+        pace.take(8000).await;
+        not_needed(Some(&pace), 8000, 500);
+        pace.take(8000).await;
+        not_needed(Some(&pace), 8000, 400);
+        assert!(pace.debt().is_zero(), "{:?}", pace.debt());
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, Stream};
 
-use super::pace::{Pace, paced};
+use super::pace::{Pace, not_needed, paced};
 use super::packed::PackedReader;
 use super::part::{Part, PartReader};
 use super::plan::{self, Growing};
@@ -66,6 +66,9 @@ pub(super) fn remaining(
         if !reader.ended() {
             paced(pace.as_ref(), size).await;
         }
-        Ok(reader.next(size).await?.map(|part| (part, (reader, pace))))
+        let booked = if reader.ended() { 0 } else { size };
+        let part = reader.next(size).await?;
+        not_needed(pace.as_ref(), booked, part.as_ref().map_or(0, |part| part.length));
+        Ok(part.map(|part| (part, (reader, pace))))
     })
 }

@@ -6,6 +6,7 @@
 //! job decides: delivered, the circuit closes; refused again, the next probe is later. Each worker has its own circuits.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +36,9 @@ const STALE: Duration = Duration::from_hours(1);
 #[derive(Debug)]
 pub(super) struct Circuits {
     known: Mutex<HashMap<DestinationId, Circuit>>,
+    /// When each destination took something last.
+    worked: Mutex<HashMap<DestinationId, Timestamp>>,
+    probes: AtomicU64,
     denied_for: Duration,
     metrics: Arc<Metrics>,
 }
@@ -55,7 +59,8 @@ struct Open {
     opened: Instant,
     probes: u32,
     next_probe: Instant,
-    probing: bool,
+    /// The probe that runs.
+    probing: Option<u64>,
 }
 
 /// What a job finds at its destination.
@@ -74,6 +79,14 @@ pub(super) enum Gate {
 pub(super) struct Probe {
     circuits: Arc<Circuits>,
     destination: DestinationId,
+    number: u64,
+}
+
+impl Probe {
+    /// Tells it from every other one.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 /// A circuit that is not closed, as `/status` shows it.
@@ -83,7 +96,7 @@ pub struct CircuitView {
     pub state: &'static str,
     /// Since when it is open.
     pub since: Timestamp,
-    /// When the next probe is due; past, if no job has come since.
+    /// When the next probe is due; now, if it waits for a job to come.
     pub next_probe_at: Option<Timestamp>,
     /// Probes that failed since.
     pub probes: u32,
@@ -98,7 +111,8 @@ pub struct CircuitView {
 impl Circuits {
     /// All closed. `denied_for` is how long a refusal of STS is remembered: a probe must come after it.
     pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::default(), denied_for, metrics })
+        let (known, worked, probes) = (Mutex::default(), Mutex::default(), AtomicU64::new(1));
+        Arc::new(Self { known, worked, probes, denied_for, metrics })
     }
 
     /// Asks for a job that is about to begin.
@@ -107,34 +121,55 @@ impl Circuits {
         let Some(circuit) = known.get_mut(destination) else { return Gate::Closed };
         let Some(open) = &mut circuit.open else { return Gate::Closed };
         let left = open.next_probe.saturating_duration_since(Instant::now());
-        if open.probing || !left.is_zero() {
+        if open.probing.is_some() || !left.is_zero() {
             // While a probe runs, its answer is the soonest there is to know.
-            let left = if open.probing { INCONCLUSIVE.max(left) } else { left };
+            let left = if open.probing.is_some() { INCONCLUSIVE.max(left) } else { left };
             return Gate::Open(Box::new(open.failure.clone()), left);
         }
-        open.probing = true;
+        let number = self.probes.fetch_add(1, Ordering::Relaxed);
+        open.probing = Some(number);
         tracing::info!(%destination, reason = open.failure.reason.as_str(), "a job asks whether the destination is mended");
-        Gate::Probe(Probe { circuits: self.clone(), destination: destination.clone() })
+        Gate::Probe(Probe { circuits: self.clone(), destination: destination.clone(), number })
     }
 
-    /// Notes how an attempt ended. Answers how long it is until the next probe, where the circuit is open now.
+    /// Notes how an attempt ended, for which key, and which probe it was. Answers how long it is until the next probe, where the circuit is open now.
     pub(super) fn note(
         &self,
         destination: &DestinationId,
-        key: &str,
+        (key, probe): (&str, Option<u64>),
         ended: &Ended,
         now: Timestamp,
     ) -> Option<Duration> {
         match ended {
             Ended::Delivered(_) | Ended::Skipped => {
-                self.close(destination, "a job was delivered");
+                self.works(destination, now);
                 None
             }
             Ended::Failed(failure) if failure.class() == Class::Destination => {
-                self.blame(destination, key, failure, now)
+                self.blame(destination, (key, probe), failure, now)
             }
             Ended::Failed(_) | Ended::Expired | Ended::Cancelled(_) => None,
         }
+    }
+
+    /// The destination takes what is sent to it.
+    pub(super) fn works(&self, destination: &DestinationId, now: Timestamp) {
+        let mut worked = self.worked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = worked.get_mut(destination) {
+            *at = now;
+        } else {
+            if worked.len() >= TRACKED {
+                worked.clear();
+            }
+            worked.insert(destination.clone(), now);
+        }
+        drop(worked);
+        self.close(destination, "it takes what is sent");
+    }
+
+    /// When it took something last, as far as that is known.
+    pub(super) fn worked_at(&self, destination: &DestinationId) -> Option<Timestamp> {
+        self.worked.lock().unwrap_or_else(PoisonError::into_inner).get(destination).copied()
     }
 
     /// Closes a circuit and forgets the evidence: somebody says that all is well.
@@ -181,10 +216,16 @@ impl Circuits {
         }
     }
 
-    fn blame(&self, destination: &DestinationId, key: &str, failure: &Failure, now: Timestamp) -> Option<Duration> {
+    fn blame(
+        &self,
+        destination: &DestinationId,
+        (key, probe): (&str, Option<u64>),
+        failure: &Failure,
+        now: Timestamp,
+    ) -> Option<Duration> {
         let mut known = self.known();
         if !known.contains_key(destination) {
-            make_room(&mut known);
+            self.make_room(&mut known);
             if known.len() >= TRACKED {
                 return None;
             }
@@ -200,8 +241,21 @@ impl Circuits {
             circuit.open = Some(Open::new(failure, now));
         }
         let open = circuit.open.as_mut()?;
-        open.refused(failure, self.denied_for);
+        open.refused(failure, probe, self.denied_for);
         Some(open.next_probe.saturating_duration_since(Instant::now()))
+    }
+
+    fn make_room(&self, known: &mut HashMap<DestinationId, Circuit>) {
+        if known.len() < TRACKED {
+            return;
+        }
+        known.retain(|destination, circuit| {
+            let kept = circuit.touched.elapsed() < STALE;
+            if !kept && circuit.open.is_some() {
+                self.metrics.destinations().set_circuit_open(destination, false);
+            }
+            kept
+        });
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<DestinationId, Circuit>> {
@@ -241,20 +295,20 @@ impl Circuit {
 impl Open {
     fn new(failure: &Failure, now: Timestamp) -> Self {
         let opened = Instant::now();
-        Self { failure: failure.clone(), since: now, opened, probes: 0, next_probe: opened, probing: false }
+        Self { failure: failure.clone(), since: now, opened, probes: 0, next_probe: opened, probing: None }
     }
 
     /// The destination has refused once more. Only a probe's refusal, or the first, moves the next probe: jobs that were under way
     /// when the circuit opened say nothing new.
-    fn refused(&mut self, failure: &Failure, denied_for: Duration) {
+    fn refused(&mut self, failure: &Failure, probe: Option<u64>, denied_for: Duration) {
         let first = self.next_probe == self.opened;
-        if !first && !self.probing {
+        if !first && (probe.is_none() || probe != self.probing) {
             return;
         }
-        if self.probing && !first {
+        if !first {
             self.probes = self.probes.saturating_add(1);
         }
-        self.probing = false;
+        self.probing = None;
         self.failure = failure.clone();
         let step = Step::before_probe(self.probes).duration();
         let memory =
@@ -265,7 +319,7 @@ impl Open {
     fn view(&self, now: Timestamp) -> CircuitView {
         let left = self.next_probe.saturating_duration_since(Instant::now());
         CircuitView {
-            state: if self.probing { "half_open" } else { "open" },
+            state: if self.probing.is_some() { "half_open" } else { "open" },
             since: self.since,
             next_probe_at: headers::after(now, left),
             probes: self.probes,
@@ -280,16 +334,10 @@ impl Drop for Probe {
     fn drop(&mut self) {
         let mut known = self.circuits.known();
         let open = known.get_mut(&self.destination).and_then(|circuit| circuit.open.as_mut());
-        if let Some(open) = open.filter(|open| open.probing) {
-            open.probing = false;
+        if let Some(open) = open.filter(|open| open.probing == Some(self.number)) {
+            open.probing = None;
             open.next_probe = Instant::now() + INCONCLUSIVE;
         }
-    }
-}
-
-fn make_room(known: &mut HashMap<DestinationId, Circuit>) {
-    if known.len() >= TRACKED {
-        known.retain(|_, circuit| circuit.touched.elapsed() < STALE);
     }
 }
 

@@ -88,18 +88,20 @@ fn number(headers: &Headers, name: &str) -> u32 {
 
 /// The headers of a copy that waits: `history` is the one after this failure.
 pub(super) fn waiting(history: &History, failure: &Failure, now: Timestamp) -> Headers {
-    let first = history.first_failure_at.unwrap_or(now);
-    let since = history.deferred_since.map(|since| (DEFERRED_SINCE.to_owned(), since.to_string()));
+    let instant = |at: Option<Timestamp>| at.map(|at| at.to_string());
+    let first = instant(history.first_failure_at).map(|first| (FIRST_FAILURE.to_owned(), first));
+    // Empty where it counts no more: a copy keeps what it is not given anew.
+    let since = (DEFERRED_SINCE.to_owned(), instant(history.deferred_since).unwrap_or_default());
     let counters = Headers::from([
         (ATTEMPT.to_owned(), history.attempts.to_string()),
         (DEFERRALS.to_owned(), history.deferrals.to_string()),
         (DEFECTS.to_owned(), history.defects.to_string()),
-        (FIRST_FAILURE.to_owned(), first.to_string()),
         (LAST_FAILURE.to_owned(), now.to_string()),
         (LAST_REASON.to_owned(), failure.reason.as_str().to_owned()),
-        (LAST_MESSAGE.to_owned(), cut(&failure.message)),
+        (LAST_MESSAGE.to_owned(), cut(&full_message(failure))),
+        since,
     ]);
-    counters.into_iter().chain(since).collect()
+    counters.into_iter().chain(first).collect()
 }
 
 /// The headers of a dead letter. `reason` is why the job was given up, `failure` the last thing that happened.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::outcome::{Class, Ended, Failure};
@@ -18,6 +18,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 pub(super) struct Health {
     state: Mutex<State>,
     probe: Arc<Semaphore>,
+    healed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +36,7 @@ struct Fault {
 
 impl Default for Health {
     fn default() -> Self {
-        Self { state: Mutex::default(), probe: Arc::new(Semaphore::new(1)) }
+        Self { state: Mutex::default(), probe: Arc::new(Semaphore::new(1)), healed: Notify::new() }
     }
 }
 
@@ -45,11 +46,17 @@ impl Health {
     pub(super) fn note(&self, ended: &Ended) {
         match ended {
             Ended::Failed(failure) if failure.class() == Class::Worker => self.pause(failure),
-            Ended::Delivered(_) | Ended::Skipped => self.state().fault = None,
+            Ended::Delivered(_) | Ended::Skipped => self.heal(),
             // Refused by S3 with a request id: signed, read and judged.
-            Ended::Failed(failure) if failure.aws_request_id.is_some() => self.state().fault = None,
+            Ended::Failed(failure) if failure.aws_request_id.is_some() => self.heal(),
             Ended::Failed(_) | Ended::Expired | Ended::Cancelled(_) => {}
         }
+    }
+
+    /// All is well again.
+    pub(super) fn heal(&self) {
+        self.state().fault = None;
+        self.healed.notify_waiters();
     }
 
     fn pause(&self, failure: &Failure) {
@@ -73,25 +80,34 @@ impl Health {
         self.state().draining = true;
     }
 
-    /// Why no job is taken now, if so.
+    /// Why no job is taken now, or only one at a time, if so.
     pub(super) fn fault(&self) -> Option<String> {
         let state = self.state();
         if state.draining {
             return Some("draining".to_owned());
         }
-        state.fault.as_ref().filter(|fault| fault.until > Instant::now()).map(|fault| fault.why.clone())
+        state.fault.as_ref().map(|fault| fault.why.clone())
     }
 
     /// Returns when a job may be taken: at once while all is well; after a fault when the pause is over, and then with the right to
     /// be the only one until it has ended.
     pub(super) async fn able(&self) -> Option<OwnedSemaphorePermit> {
         loop {
+            let mut healed = std::pin::pin!(self.healed.notified());
+            healed.as_mut().enable();
             let fault = self.state().fault.clone()?;
             if fault.until > Instant::now() {
-                tokio::time::sleep_until(fault.until).await;
+                tokio::select! {
+                    () = tokio::time::sleep_until(fault.until) => {}
+                    () = &mut healed => {}
+                }
                 continue;
             }
-            let probe = self.probe.clone().acquire_owned().await.ok()?;
+            let probe = tokio::select! {
+                biased;
+                () = &mut healed => continue,
+                probe = self.probe.clone().acquire_owned() => probe.ok()?,
+            };
             // The probe before this one may have healed the worker or paused it again.
             match &self.state().fault {
                 None => return None,

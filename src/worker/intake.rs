@@ -43,7 +43,7 @@ impl Worker {
                 delivery = queue.next(Lane::Scheduled) => (delivery?, None),
                 delivery = backfill => delivery?,
             };
-            return Some((delivery, Permits { slot: Some(slot), backfill, _alone: alone, pass: None, probe: None }));
+            return Some((delivery, Permits { slot: Some(slot), backfill, alone, pass: None, probe: None }));
         }
     }
 

@@ -19,6 +19,11 @@ use crate::upload::Pace;
 
 /// A transfer does not begin while the bytes of those before it take longer than this.
 const LONGEST_DEBT: Duration = Duration::from_secs(30);
+/// Seconds within which every transfer into a destination with a rate is to have sent a part, and about how long a part is.
+const GAP: u64 = 20;
+const PART: u64 = 8 << 20;
+/// One in so many slots may be held by a job whose turn comes at once.
+const SITTING: usize = 8;
 /// With more destinations than this, those without work are forgotten.
 const TRACKED: usize = 10_000;
 /// The waits among which the one for a crowded destination is chosen: no longer, since it may become faster meanwhile.
@@ -46,12 +51,16 @@ pub(super) struct Limits {
 struct State {
     crowds: HashMap<DestinationId, Crowd>,
     waiting: usize,
+    /// Those of them that keep their slot.
+    in_slots: usize,
 }
 
 /// One destination's transfers.
 #[derive(Debug, Default)]
 struct Crowd {
     limit: u32,
+    /// The rate, not the limit of transfers, is what keeps others waiting.
+    narrow: bool,
     /// When each running transfer got its pass.
     running: Vec<Instant>,
     queue: Vec<Waiter>,
@@ -65,6 +74,7 @@ struct Crowd {
 #[derive(Debug)]
 struct Waiter {
     lane: Lane,
+    in_slot: bool,
     call: oneshot::Sender<Pass>,
 }
 
@@ -107,29 +117,40 @@ impl Limits {
 
     /// Asks for a job that is about to begin.
     pub(super) fn ask(self: &Arc<Self>, destination: &Destination, lane: Lane) -> Turn {
-        let now = Instant::now();
         let mut state = self.state();
-        let State { crowds, waiting } = &mut *state;
-        if crowds.len() >= TRACKED {
-            crowds.retain(|_, crowd| !crowd.is_idle());
+        if state.crowds.len() >= TRACKED {
+            state.crowds.retain(|_, crowd| !crowd.is_idle());
         }
-        let crowd = crowds.entry(destination.id.clone()).or_default();
+        let crowd = state.crowds.entry(destination.id.clone()).or_default();
         crowd.adopt(destination, self.usual);
+        // A limit that was raised is for those who wait already.
+        let called = self.call(&mut state, &destination.id);
+        let turn = self.turn(&mut state, &destination.id, lane);
+        drop(state);
+        send(called);
+        turn
+    }
+
+    fn turn(self: &Arc<Self>, state: &mut State, id: &DestinationId, lane: Lane) -> Turn {
+        let State { crowds, waiting, in_slots } = state;
+        let crowd = crowds.entry(id.clone()).or_default();
         let debt = crowd.pace.as_ref().map_or(Duration::ZERO, |pace| pace.debt());
         if debt > LONGEST_DEBT {
-            return Turn::Throttled(debt);
+            return Turn::Throttled(debt.max(crowd.estimate(Instant::now())));
         }
-        if !crowd.is_full() && crowd.queue.is_empty() {
-            return Turn::Now(self.pass(&destination.id, crowd));
+        if !crowd.is_full() {
+            return Turn::Now(self.pass(id, crowd));
         }
-        *waiting -= crowd.forget_gone();
         let here = *waiting < self.room && crowd.queue.len() < crowd.share(self.room);
-        if !here && crowd.next_turn() > AT_ONCE {
-            return Turn::Crowded(crowd.estimate(now));
+        let at_once = *in_slots < self.room.div_ceil(SITTING) && crowd.next_turn() <= AT_ONCE;
+        if !here && !at_once {
+            let wait = crowd.estimate(Instant::now());
+            return if crowd.narrow { Turn::Throttled(wait) } else { Turn::Crowded(wait) };
         }
         let (call, called) = oneshot::channel();
-        crowd.queue.push(Waiter { lane, call });
+        crowd.queue.push(Waiter { lane, in_slot: !here, call });
         *waiting += 1;
+        *in_slots += usize::from(!here);
         if here { Turn::Soon(called) } else { Turn::AtOnce(called) }
     }
 
@@ -142,11 +163,14 @@ impl Limits {
         }
     }
 
-    /// How long a job that has waited here in vain should stay away.
-    pub(super) fn estimate(&self, destination: &DestinationId) -> Duration {
+    /// What a job is told that has waited here in vain.
+    pub(super) fn in_vain(&self, destination: &DestinationId) -> Turn {
         let mut state = self.state();
-        let crowd = state.crowds.get_mut(destination);
-        crowd.map_or(Duration::ZERO, |crowd| crowd.estimate(Instant::now()))
+        match state.crowds.get_mut(destination) {
+            Some(crowd) if crowd.narrow => Turn::Throttled(crowd.estimate(Instant::now())),
+            Some(crowd) => Turn::Crowded(crowd.estimate(Instant::now())),
+            None => Turn::Crowded(Duration::ZERO),
+        }
     }
 
     /// For `/status`: jobs of each destination that wait here, and that were sent away and are still to come back.
@@ -169,50 +193,69 @@ impl Limits {
     }
 
     /// A transfer has ended: the next one that waits may begin.
-    fn left(self: &Arc<Self>, destination: &DestinationId, since: Instant) -> Option<(Waiter, Pass)> {
+    fn left(self: &Arc<Self>, destination: &DestinationId, since: Instant) -> Vec<(Waiter, Pass)> {
         let mut state = self.state();
-        let State { crowds, waiting } = &mut *state;
-        let crowd = crowds.get_mut(destination)?;
+        let Some(crowd) = state.crowds.get_mut(destination) else { return Vec::new() };
         if let Some(place) = crowd.running.iter().position(|begun| *begun == since) {
             crowd.running.swap_remove(place);
         }
         crowd.measure(since.elapsed());
-        *waiting -= crowd.forget_gone();
-        // Within a lane, whoever came first.
-        let next = crowd.queue.iter().enumerate().min_by_key(|(place, waiter)| (waiter.lane, *place));
-        let next = next.map(|(place, _)| place).filter(|_| !crowd.is_full());
-        next.map(|place| {
+        self.call(&mut state, destination)
+    }
+
+    /// Those who wait and may begin now: by lane, and within a lane whoever came first. They are to be told without the lock.
+    fn call(self: &Arc<Self>, state: &mut State, destination: &DestinationId) -> Vec<(Waiter, Pass)> {
+        let State { crowds, waiting, in_slots } = state;
+        let Some(crowd) = crowds.get_mut(destination) else { return Vec::new() };
+        let mut called = Vec::new();
+        let mut leave = |waiter: &Waiter| {
             *waiting -= 1;
-            (crowd.queue.remove(place), self.pass(destination, crowd))
-        })
+            *in_slots -= usize::from(waiter.in_slot);
+        };
+        crowd.queue.retain(|waiter| {
+            let gone = waiter.call.is_closed();
+            if gone {
+                leave(waiter);
+            }
+            !gone
+        });
+        while !crowd.is_full() {
+            let next = crowd.queue.iter().enumerate().min_by_key(|(place, waiter)| (waiter.lane, *place));
+            let Some(place) = next.map(|(place, _)| place) else { break };
+            let waiter = crowd.queue.remove(place);
+            leave(&waiter);
+            called.push((waiter, self.pass(destination, crowd)));
+        }
+        called
+    }
+}
+
+/// Whoever gave up waiting meanwhile gives the pass back, and so calls the next one.
+fn send(called: Vec<(Waiter, Pass)>) {
+    for (waiter, pass) in called {
+        drop(waiter.call.send(pass));
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
         let limits = self.limits.clone();
-        if let Some((waiter, pass)) = limits.left(&self.destination, self.since) {
-            // Whoever gave up waiting meanwhile gives the pass back, and so calls the next one.
-            drop(waiter.call.send(pass));
-        }
+        send(limits.left(&self.destination, self.since));
     }
 }
 
 impl Crowd {
-    /// The destination as it is configured now.
+    /// The destination as it is configured now. With a rate it has as many transfers as get a part each within a while: more would only
+    /// let their sources wait, which many servers do not.
     fn adopt(&mut self, destination: &Destination, usual: u32) {
-        self.limit = destination.max_concurrency.map_or(usual, NonZeroU32::get).max(1);
+        let limit = destination.max_concurrency.map_or(usual, NonZeroU32::get).max(1);
         let rate = destination.max_bytes_per_second;
+        let by_rate = rate.map(|rate| u32::try_from(rate.get().saturating_mul(GAP) / PART).unwrap_or(u32::MAX).max(1));
+        self.limit = by_rate.map_or(limit, |by_rate| by_rate.min(limit));
+        self.narrow = self.limit < limit;
         if self.pace.as_ref().map(|pace| pace.rate()) != rate {
             self.pace = rate.map(Pace::new);
         }
-    }
-
-    /// Those that gave up waiting; answers how many.
-    fn forget_gone(&mut self) -> usize {
-        let before = self.queue.len();
-        self.queue.retain(|waiter| !waiter.call.is_closed());
-        before - self.queue.len()
     }
 
     fn still_away(&mut self, now: Instant) -> u32 {

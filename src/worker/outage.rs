@@ -1,23 +1,27 @@
 //! The correlation guard: when many destinations begin to fail alike, it is our identity, our network or S3 as a whole, and no
 //! customer is to blame. Then no circuit opens, no attempt is charged, and the worker takes one job at a time until one succeeds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::destination::DestinationId;
+use crate::destination::{Auth, Destination, DestinationId};
 use crate::outcome::{Ended, Failure, Reason};
 
 /// Failures that are this close together are seen together.
-pub(super) const WINDOW: Duration = Duration::from_secs(60);
-/// So many destinations that worked before.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Refusals of STS: whoever has a session delivers for up to an hour, so they come one by one.
+const WINDOW_OF_STS: Duration = Duration::from_mins(10);
+/// So many customers for whom it worked before.
 const WORKED: usize = 3;
 /// So many, when it is not known how they did before: after a start, a few customers may be broken each on their own.
 const UNKNOWN: usize = 5;
 /// An outage that nobody met for so long is over.
 const OVER: Duration = Duration::from_mins(10);
+/// Refusals that last longer are judged one by one after all.
+const LONGEST: Duration = Duration::from_mins(30);
 /// Destinations whose last answer is remembered. Inline ones come without end; beyond this, all are forgotten.
 const REMEMBERED: usize = 10_000;
 
@@ -39,14 +43,20 @@ struct State {
 #[derive(Debug)]
 struct Turned {
     destination: DestinationId,
+    /// Whose it is: what one customer does to all his buckets is no outage.
+    owner: String,
     kind: Kind,
     at: Instant,
     worked: bool,
+    /// How often roles had been assumed until then.
+    granted: u64,
 }
 
 #[derive(Debug)]
 struct Declared {
     kind: Kind,
+    since: Instant,
+    granted: u64,
     met: Instant,
     failed: HashMap<DestinationId, Instant>,
 }
@@ -74,6 +84,15 @@ impl Kind {
         }
     }
 
+    /// Whether sessions from before hide it.
+    fn is_of_sts(self) -> bool {
+        matches!(self, Self::Sts | Self::Refusal(Reason::AssumeRoleDenied))
+    }
+
+    fn window(self) -> Duration {
+        if self.is_of_sts() { WINDOW_OF_STS } else { WINDOW }
+    }
+
     /// What an operator looks at first.
     fn remedy(self) -> &'static str {
         match self {
@@ -92,24 +111,37 @@ impl Kind {
 pub(super) enum Seen {
     /// What it says.
     AsIs(Ended),
-    /// Everything fails alike, as is seen now for the first time: what happened within the [`WINDOW`] was nobody's own fault.
-    Begun(Ended),
+    /// Everything fails alike, as is seen now for the first time: what happened within this time was nobody's own fault.
+    Begun(Ended, Duration),
 }
 
 impl Outage {
-    /// Judges the end of an attempt by those of all destinations. A failure that all have becomes [`Reason::Outage`].
-    pub(super) fn see(&self, destination: &DestinationId, ended: Ended) -> Seen {
+    /// Judges the end of an attempt by those of all destinations. A failure that all have becomes [`Reason::Outage`]. `granted` is how
+    /// often roles were assumed so far.
+    pub(super) fn see(&self, destination: &Destination, ended: Ended, granted: u64) -> Seen {
         match &ended {
             Ended::Delivered(_) | Ended::Skipped => {
-                self.state().good(destination);
+                self.works(destination, granted);
                 Seen::AsIs(ended)
             }
             Ended::Failed(failure) => match Kind::of(failure.reason) {
-                Some(kind) => self.state().bad(destination, kind, failure).unwrap_or(Seen::AsIs(ended)),
+                Some(kind) => self.state().bad(destination, (kind, failure), granted).unwrap_or(Seen::AsIs(ended)),
                 None => Seen::AsIs(ended),
             },
             Ended::Expired | Ended::Cancelled(_) => Seen::AsIs(ended),
         }
+    }
+
+    /// This destination takes what is sent to it.
+    pub(super) fn works(&self, destination: &Destination, granted: u64) {
+        self.state().good(&destination.id, granted);
+    }
+
+    /// Whether everything fails alike.
+    pub(super) fn is_declared(&self) -> bool {
+        let mut state = self.state();
+        state.age();
+        state.declared.is_some()
     }
 
     /// During an outage: whether this destination was asked already, so that the next one to ask should be another.
@@ -127,40 +159,50 @@ impl Outage {
 }
 
 impl State {
-    fn good(&mut self, destination: &DestinationId) {
-        if self.declared.take().is_some() {
+    fn good(&mut self, destination: &DestinationId, granted: u64) {
+        // A session from before proves nothing about STS; a role that was assumed does.
+        let over = |kind: Kind, before: u64| !kind.is_of_sts() || granted > before;
+        if self.declared.take_if(|declared| over(declared.kind, declared.granted)).is_some() {
             tracing::info!(%destination, "a job was delivered: not everything fails any more");
         }
         // What failed beside it is their own, whatever it is; they are looked at anew.
-        self.turned.clear();
+        self.turned.retain(|turned| turned.destination != *destination && !over(turned.kind, turned.granted));
         self.remember(destination, true);
     }
 
-    fn bad(&mut self, destination: &DestinationId, kind: Kind, met: &Failure) -> Option<Seen> {
+    fn bad(&mut self, to: &Destination, (kind, met): (Kind, &Failure), granted: u64) -> Option<Seen> {
         self.age();
+        let destination = &to.id;
+        self.turned.retain(|turned| turned.at.elapsed() <= turned.kind.window());
+        self.turned.retain(|turned| !turned.kind.is_of_sts() || turned.granted == granted);
         let known = self.last.get(destination).copied();
         if !met.remembered && known != Some(false) {
             let worked = known == Some(true);
-            self.turned.retain(|turned| turned.at.elapsed() <= WINDOW && turned.destination != *destination);
-            self.turned.push(Turned { destination: destination.clone(), kind, at: Instant::now(), worked });
-            self.remember(destination, false);
+            self.turned.retain(|turned| turned.destination != *destination);
+            let (destination, owner) = (destination.clone(), owner(to));
+            self.turned.push(Turned { destination, owner, kind, at: Instant::now(), worked, granted });
+            self.remember(&to.id, false);
         }
         let begun = self.declared.is_none() && self.is_alike(kind);
         if begun {
-            let alike = self.turned.drain(..).filter(|turned| turned.kind == kind);
-            let failed = alike.map(|turned| (turned.destination, turned.at)).collect();
-            self.declared = Some(Declared { kind, met: Instant::now(), failed });
+            let alike = self.turned.iter().filter(|turned| turned.kind == kind);
+            let failed: HashMap<_, _> = alike.map(|turned| (turned.destination.clone(), turned.at)).collect();
+            let since = failed.values().min().copied().unwrap_or_else(Instant::now);
+            self.turned.retain(|turned| turned.kind != kind);
+            self.declared = Some(Declared { kind, since, granted, met: Instant::now(), failed });
         }
         let declared = self.declared.as_mut().filter(|declared| declared.kind == kind)?;
         declared.met = Instant::now();
         declared.failed.insert(destination.clone(), Instant::now());
         let ended = Ended::Failed(failure(kind, &format!("{}: {met}", met.reason.as_str())));
-        Some(if begun { Seen::Begun(ended) } else { Seen::AsIs(ended) })
+        Some(if begun { Seen::Begun(ended, declared.since.elapsed()) } else { Seen::AsIs(ended) })
     }
 
     fn is_alike(&self, kind: Kind) -> bool {
         let alike = || self.turned.iter().filter(|turned| turned.kind == kind);
-        alike().count() >= UNKNOWN || alike().filter(|turned| turned.worked).count() >= WORKED
+        let owners =
+            |turned: &mut dyn Iterator<Item = &Turned>| turned.map(|one| &one.owner).collect::<HashSet<_>>().len();
+        owners(&mut alike()) >= UNKNOWN || owners(&mut alike().filter(|turned| turned.worked)) >= WORKED
     }
 
     fn remember(&mut self, destination: &DestinationId, good: bool) {
@@ -171,9 +213,19 @@ impl State {
     }
 
     fn age(&mut self) {
-        if self.declared.as_ref().is_some_and(|declared| declared.met.elapsed() > OVER) {
-            self.declared = None;
-        }
+        let over = |declared: &mut Declared| {
+            let lasts = matches!(declared.kind, Kind::Refusal(_)) && declared.since.elapsed() > LONGEST;
+            lasts || declared.met.elapsed() > OVER
+        };
+        let _over = self.declared.take_if(over);
+    }
+}
+
+/// The customer: the account of the role, or the access key.
+fn owner(destination: &Destination) -> String {
+    match &destination.auth {
+        Auth::IamRole { role_arn, .. } => role_arn.account().to_string(),
+        Auth::AccessKey { access_key_id, .. } => access_key_id.clone(),
     }
 }
 

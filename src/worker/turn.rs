@@ -43,57 +43,64 @@ pub(super) enum Away {
     /// The worker drains.
     Draining,
     /// Its backfill was cancelled.
-    Cancelled(Ended),
+    Cancelled(Box<Ended>),
+}
+
+impl Away {
+    fn full(turn: &Turn) -> Self {
+        match turn {
+            Turn::Throttled(wait) => Self::Full(*wait, DeferCause::Rate),
+            Turn::Crowded(wait) => Self::Full(*wait, DeferCause::Concurrency),
+            Turn::Now(_) | Turn::Soon(_) | Turn::AtOnce(_) => Self::Full(Duration::ZERO, DeferCause::Concurrency),
+        }
+    }
 }
 
 impl Worker {
     /// The turn of a job. `permits` are given up while it waits.
     pub(super) async fn turn(&self, delivery: &Delivery, admitted: &Admitted, mut permits: Permits) -> Told {
-        let id = &admitted.destination.id;
-        if let Some(failure) = self.outage.spares(id) {
-            return Told::Away(Away::Broken(Box::new(failure), Duration::ZERO));
+        match self.wait_turn(delivery, admitted, &mut permits).await {
+            Ok(()) => Told::Begin(permits),
+            Err(away) => Told::Away(away),
         }
-        if let Some(away) = self.circuit(id, &mut permits) {
-            return Told::Away(away);
-        }
-        let lane = published_to(delivery);
-        let (pass, late) = match self.limits.ask(&admitted.destination, delivery.lane) {
-            Turn::Now(pass) => (pass, false),
-            Turn::Crowded(wait) => return Told::Away(Away::Full(wait, DeferCause::Concurrency)),
-            Turn::Throttled(debt) => return Told::Away(Away::Full(debt, DeferCause::Rate)),
-            Turn::AtOnce(called) => match self.called(id, AT_ONCE * 2, called).await {
-                Ok(pass) => (pass, false),
-                Err(away) => return Told::Away(away),
-            },
-            Turn::Soon(called) => {
-                permits.give_up_slot();
-                match self.called(id, PATIENCE, called).await {
-                    Ok(pass) => (pass, true),
-                    Err(away) => return Told::Away(away),
-                }
-            }
-        };
-        permits.pass = Some(pass);
-        // The ceiling of the backfills holds for those, too, that somebody else began.
-        let backfill = lane == Lane::Backfill && permits.backfill.is_none();
-        if (late || backfill)
-            && let Err(away) = self.slots_again(id, lane, &mut permits).await
-        {
-            return Told::Away(away);
-        }
-        // It may have opened meanwhile.
-        let opened = if late && permits.probe.is_none() { self.circuit(id, &mut permits) } else { None };
-        opened.map_or(Told::Begin(permits), Told::Away)
     }
 
-    fn circuit(&self, destination: &DestinationId, permits: &mut Permits) -> Option<Away> {
+    async fn wait_turn(&self, delivery: &Delivery, admitted: &Admitted, permits: &mut Permits) -> Result<(), Away> {
+        let id = &admitted.destination.id;
+        if let Some(failure) = self.outage.spares(id) {
+            return Err(Away::Broken(Box::new(failure), Duration::ZERO));
+        }
+        self.circuit(id, permits)?;
+        if published_to(delivery) == Lane::Backfill && permits.backfill.is_none() {
+            // The ceiling of the backfills holds for those, too, that somebody else began. First of all, as nobody waits for it.
+            permits.give_up_slot();
+            permits.backfill = self.in_time(id, self.claim(&self.backfill_slots)).await?;
+        }
+        let (pass, late) = match self.limits.ask(&admitted.destination, delivery.lane) {
+            Turn::Now(pass) => (pass, false),
+            Turn::AtOnce(called) => (self.called(id, AT_ONCE * 2, called).await?, false),
+            Turn::Soon(called) => {
+                permits.give_up_slot();
+                (self.called(id, PATIENCE, called).await?, true)
+            }
+            full @ (Turn::Crowded(_) | Turn::Throttled(_)) => return Err(Away::full(&full)),
+        };
+        permits.pass = Some(pass);
+        if permits.slot.is_none() {
+            permits.slot = self.in_time(id, self.claim(&self.slots)).await?;
+        }
+        // It may have opened meanwhile.
+        if late && permits.probe.is_none() { self.circuit(id, permits) } else { Ok(()) }
+    }
+
+    fn circuit(&self, destination: &DestinationId, permits: &mut Permits) -> Result<(), Away> {
         match self.circuits.ask(destination) {
-            Gate::Closed => None,
+            Gate::Closed => Ok(()),
             Gate::Probe(probe) => {
                 permits.probe = Some(probe);
-                None
+                Ok(())
             }
-            Gate::Open(failure, left) => Some(Away::Broken(failure, left)),
+            Gate::Open(failure, left) => Err(Away::Broken(failure, left)),
         }
     }
 
@@ -104,24 +111,13 @@ impl Worker {
         called: oneshot::Receiver<Pass>,
     ) -> Result<Pass, Away> {
         let called = self.unless_draining(timeout(patience, called)).await?;
-        let full = || Away::Full(self.limits.estimate(destination), DeferCause::Concurrency);
-        called.ok().and_then(Result::ok).ok_or_else(full)
+        called.ok().and_then(Result::ok).ok_or_else(|| Away::full(&self.limits.in_vain(destination)))
     }
 
-    /// A slot for a job that has waited without one.
-    async fn slots_again(&self, destination: &DestinationId, lane: Lane, permits: &mut Permits) -> Result<(), Away> {
-        permits.give_up_slot();
-        let claimed = async {
-            let backfill = if lane == Lane::Backfill { self.claim(&self.backfill_slots).await } else { None };
-            (self.claim(&self.slots).await, backfill)
-        };
-        match self.unless_draining(timeout(PATIENCE, claimed)).await? {
-            Ok((slot, backfill)) => {
-                (permits.slot, permits.backfill) = (slot, backfill);
-                Ok(())
-            }
-            Err(_) => Err(Away::Full(self.limits.estimate(destination), DeferCause::Concurrency)),
-        }
+    /// What is waited for without a slot, for a while.
+    async fn in_time<T>(&self, destination: &DestinationId, claim: impl Future<Output = T>) -> Result<T, Away> {
+        let claimed = self.unless_draining(timeout(PATIENCE, claim)).await?;
+        claimed.map_err(|_| Away::full(&self.limits.in_vain(destination)))
     }
 
     /// A permit, even if the one who looks for the next delivery sits on the last one.

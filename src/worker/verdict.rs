@@ -45,6 +45,10 @@ pub(super) struct Case<'a> {
     pub(super) took: Duration,
     /// How long it is until the destination is asked again, where its circuit is open.
     pub(super) next_probe: Option<Duration>,
+    /// When the destination took something last, as far as that is known.
+    pub(super) worked_at: Option<Timestamp>,
+    /// Whether an attempt was made.
+    pub(super) tried: bool,
 }
 
 impl Case<'_> {
@@ -72,11 +76,7 @@ impl Case<'_> {
         match away {
             Away::Broken(failure, _) => {
                 let decision = decide(&failure, self.history, self.policy, &self.moment());
-                let mut verdict = self.decided(decision, *failure, false, metrics);
-                if let Settlement::Defer { headers, .. } = &mut verdict.settlement {
-                    headers.extend(headers::another_turn(&self.properties.headers));
-                }
-                verdict
+                self.decided(decision, *failure, metrics)
             }
             Away::Full(wait, cause) => match postpone(wait, &self.moment()) {
                 Disposition::Defer(rung) => {
@@ -87,13 +87,14 @@ impl Case<'_> {
                 }
                 _ => self.expired(headers::last_failure(&self.properties.headers), self.now, metrics),
             },
-            Away::Cancelled(ended) => self.judge(ended, metrics),
+            Away::Cancelled(ended) => self.judge(*ended, metrics),
             Away::Draining => Verdict { settlement: Settlement::Return, event: None, kind: None, failure: None },
         }
     }
 
     fn moment(&self) -> Moment {
-        Moment { now: self.now, expires_at: self.job.expires_at, next_probe: self.next_probe }
+        let worked_at = self.worked_at.filter(|_| !self.tried);
+        Moment { now: self.now, expires_at: self.job.expires_at, next_probe: self.next_probe, worked_at }
     }
 
     fn failed(&self, failure: Failure, metrics: &Metrics) -> Verdict {
@@ -104,12 +105,12 @@ impl Case<'_> {
             failure.clone()
         };
         metrics.attempt_failed(&self.destination.id, &counted);
-        self.decided(decision, failure, true, metrics)
+        self.decided(decision, failure, metrics)
     }
 
-    fn decided(&self, decision: Disposition, failure: Failure, tried: bool, metrics: &Metrics) -> Verdict {
+    fn decided(&self, decision: Disposition, failure: Failure, metrics: &Metrics) -> Verdict {
         let now = self.now;
-        let after = self.history_after(&failure, tried, now);
+        let after = self.history_after(&failure, now);
         match decision {
             Disposition::Retry(rung) => {
                 metrics.retry(failure.reason);
@@ -126,7 +127,11 @@ impl Case<'_> {
             }
             Disposition::Defer(rung) => {
                 metrics.deferred(DeferCause::Circuit);
-                let headers = headers::waiting(&after, &failure, now);
+                let mut headers = headers::waiting(&after, &failure, now);
+                if (after.attempts, after.deferrals) == (self.history.attempts, self.history.deferrals) {
+                    // A copy must never be taken for its original.
+                    headers.extend(headers::another_turn(&self.properties.headers));
+                }
                 Verdict {
                     settlement: Settlement::Defer { rung, headers },
                     event: None,
@@ -165,16 +170,17 @@ impl Case<'_> {
 
     /// The history that a copy of the job carries on.
     /// A job that was not tried is the same attempt when it comes back.
-    fn history_after(&self, failure: &Failure, tried: bool, now: Timestamp) -> History {
-        let before = self.history;
+    fn history_after(&self, failure: &Failure, now: Timestamp) -> History {
+        let (before, tried) = (self.history, self.tried);
         let charged = tried && !matches!(failure.class(), Class::Destination | Class::Interrupted | Class::Worker);
         let deferred = failure.class() == Class::Destination;
         History {
             attempts: before.attempts.saturating_add(charged.into()),
             deferrals: before.deferrals.saturating_add((tried && deferred).into()),
             defects: before.defects.saturating_add((tried && failure.class() == Class::Defect).into()),
-            first_failure_at: before.first_failure_at.or(Some(now)),
-            deferred_since: before.deferred_since.or(deferred.then_some(now)),
+            first_failure_at: before.first_failure_at.or(tried.then_some(now)),
+            // Patience is for a destination that stays broken: another end of an attempt shows that it did not.
+            deferred_since: before.deferred_since.filter(|_| deferred || !tried).or(deferred.then_some(now)),
         }
     }
 
@@ -185,7 +191,7 @@ impl Case<'_> {
             tenant: self.destination.tenant.clone(),
             bucket: Some(self.destination.bucket.to_string()),
             key: self.destination.prefix.join(self.job.key.as_str()).ok().map(|key| key.to_string()),
-            attempts: self.history.attempts.saturating_add(1),
+            attempts: self.history.attempts.saturating_add(self.tried.into()),
             started_at: Some(self.started_at),
             finished_at: Some(now),
             duration_seconds: Some(self.took.as_secs_f64()),

@@ -14,10 +14,10 @@ use tokio::time::{Instant, timeout};
 use super::admit::Admitted;
 use super::lease::{self, Held};
 use super::ledger::{Running, Standing};
-use super::outage::{self, Seen};
+use super::outage::Seen;
 use super::turn::{Away, Told};
 use super::verdict::{self, Case, Verdict};
-use super::{CRASH_LOOP, DEADLINE, Permits, QUARANTINE, STOPPING, Worker, board, headers};
+use super::{CRASH_LOOP, DEADLINE, Permits, QUARANTINE, STOPPING, Worker, board, circuit, headers};
 use crate::crash;
 use crate::destination::Destination;
 use crate::job::Job;
@@ -27,6 +27,9 @@ use crate::outcome::{Ended, Failure, OutcomeKind, Reason, Step};
 use crate::queue::{Delivery, Settlement};
 use crate::transfer::Attempt;
 use crate::upload::{Pace, Progress};
+
+/// How often a job that others wait for is looked at.
+const LOOK: Duration = Duration::from_millis(200);
 
 impl Worker {
     pub(super) async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
@@ -41,7 +44,7 @@ impl Worker {
             return running.leave(if settled { Standing::Settled(kept) } else { Standing::Open });
         };
         let told = match self.cancelled(&delivery.properties) {
-            Some(cancelled) => Told::Away(Away::Cancelled(cancelled)),
+            Some(cancelled) => Told::Away(Away::Cancelled(Box::new(cancelled))),
             None => self.turn(&delivery, admitted, permits).await,
         };
         let started_at = (self.parts.clock)();
@@ -60,6 +63,8 @@ impl Worker {
             now: started_at,
             took: Duration::ZERO,
             next_probe: None,
+            worked_at: self.circuits.worked_at(&destination.id),
+            tried: false,
         };
         let (verdict, tried) = match told {
             Told::Begin(permits) => {
@@ -98,17 +103,28 @@ impl Worker {
         admitted: &Admitted,
         running: &Running,
         (held, case): (&Arc<Held>, Case<'_>),
-        permits: Permits,
+        mut permits: Permits,
     ) -> Verdict {
         let (started, metrics) = (Instant::now(), &self.parts.metrics);
         let progress = Arc::new(Progress::default());
         let pace = permits.pass.as_ref().and_then(|pass| pass.pace().cloned());
-        let ended = self.attempt(delivery, admitted, running, held, (&progress, pace)).await;
+        let probe = permits.probe.as_ref().map(circuit::Probe::number);
+        let ended = {
+            let mut attempt = pin!(self.attempt(delivery, admitted, running, held, (&progress, pace)));
+            tokio::select! {
+                biased;
+                ended = &mut attempt => ended,
+                () = accepted(&permits, &progress) => {
+                    self.works(&admitted.destination, &mut permits);
+                    attempt.await
+                }
+            }
+        };
         self.replace_lost(delivery, running.seat(), held);
         crash::point("ended");
         let now = (self.parts.clock)();
-        let (ended, next_probe) = self.learn(&admitted.destination, &admitted.job, ended, now);
-        let case = Case { now, took: started.elapsed(), next_probe, ..case };
+        let (ended, next_probe) = self.learn(&admitted.destination, (&admitted.job, probe), ended, now);
+        let case = Case { now, took: started.elapsed(), next_probe, tried: true, ..case };
         let verdict = case.judge(ended, metrics);
         verdict::log(&case, &verdict, &progress);
         self.board.ended(&case, &verdict, &progress);
@@ -118,17 +134,36 @@ impl Worker {
     }
 
     /// What the end of an attempt says about the worker, about its destination and about everybody.
-    fn learn(&self, destination: &Destination, job: &Job, ended: Ended, now: Timestamp) -> (Ended, Option<Duration>) {
-        let ended = match self.outage.see(&destination.id, ended) {
+    fn learn(
+        &self,
+        destination: &Destination,
+        (job, probe): (&Job, Option<u64>),
+        ended: Ended,
+        now: Timestamp,
+    ) -> (Ended, Option<Duration>) {
+        let ended = match self.outage.see(destination, ended, self.parts.metrics.roles_assumed()) {
             Seen::AsIs(ended) => ended,
-            Seen::Begun(ended) => {
-                self.circuits.forgive(outage::WINDOW);
+            Seen::Begun(ended, evidence) => {
+                self.circuits.forgive(evidence);
                 ended
             }
         };
-        self.health.note(&ended);
-        let next_probe = self.circuits.note(&destination.id, job.key.as_str(), &ended, now);
+        // A delivery with a session from before shows nothing where STS refuses everybody.
+        if !matches!(ended, Ended::Delivered(_) | Ended::Skipped) || !self.outage.is_declared() {
+            self.health.note(&ended);
+        }
+        let next_probe = self.circuits.note(&destination.id, (job.key.as_str(), probe), &ended, now);
         (ended, next_probe)
+    }
+
+    /// S3 has accepted a part of the one job that was to find out whether all is well: nobody needs to wait for its end.
+    fn works(&self, destination: &Destination, permits: &mut Permits) {
+        self.circuits.works(&destination.id, (self.parts.clock)());
+        self.outage.works(destination, self.parts.metrics.roles_assumed());
+        if !self.outage.is_declared() {
+            self.health.heal();
+            permits.alone = None;
+        }
     }
 
     /// Judges a job that may not begin.
@@ -218,6 +253,16 @@ impl Worker {
             let message = "the worker broke one of its own rules in this transfer; its log says where";
             Ended::Failed(Failure::new(Reason::Panic, message))
         })
+    }
+}
+
+/// Resolves when the one job that others wait for has sent something; never for any other.
+async fn accepted(permits: &Permits, progress: &Progress) {
+    if permits.alone.is_none() && permits.probe.is_none() {
+        return std::future::pending().await;
+    }
+    while !progress.has_sent() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 

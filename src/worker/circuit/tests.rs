@@ -37,7 +37,7 @@ async fn what_is_certain_opens_at_once_and_the_probes_come_later_and_later() {
     let id = acme();
     assert!(matches!(circuits.ask(&id), Gate::Closed));
     let bad = refused(Reason::BucketNotFound);
-    assert_eq!(seconds(circuits.note(&id, "a", &bad, NOW)), Some(30));
+    assert_eq!(seconds(circuits.note(&id, ("a", None), &bad, NOW)), Some(30));
     for (wait, next) in [(30, 120), (120, 600), (600, 600), (600, 600)] {
         let Gate::Open(failure, left) = circuits.ask(&id) else { panic!("not open") };
         assert_eq!((failure.reason, left.as_secs()), (Reason::BucketNotFound, wait));
@@ -45,12 +45,14 @@ async fn what_is_certain_opens_at_once_and_the_probes_come_later_and_later() {
         let Gate::Probe(probe) = circuits.ask(&id) else { panic!("no probe after {wait}") };
         assert!(matches!(circuits.ask(&id), Gate::Open(..)), "one probe at a time");
         assert_eq!(circuits.view(NOW)[&id].state, "half_open");
-        assert_eq!(seconds(circuits.note(&id, "a", &bad, NOW)), Some(next));
+        assert_eq!(seconds(circuits.note(&id, ("b", None), &bad, NOW)), Some(0), "it was under way, and is no probe");
+        assert!(matches!(circuits.ask(&id), Gate::Open(..)), "the probe still runs");
+        assert_eq!(seconds(circuits.note(&id, ("a", Some(probe.number())), &bad, NOW)), Some(next));
         drop(probe);
     }
     pass(600).await;
     let Gate::Probe(probe) = circuits.ask(&id) else { panic!("no probe") };
-    assert_eq!(circuits.note(&id, "a", &Ended::Delivered(Receipt::default()), NOW), None);
+    assert_eq!(circuits.note(&id, ("a", None), &Ended::Delivered(Receipt::default()), NOW), None);
     drop(probe);
     assert!(matches!(circuits.ask(&id), Gate::Closed));
 }
@@ -59,14 +61,14 @@ async fn what_is_certain_opens_at_once_and_the_probes_come_later_and_later() {
 async fn sts_must_refuse_twice_a_minute_apart_and_what_is_remembered_does_not_count() {
     let circuits = circuits();
     let (id, denied) = (acme(), refused(Reason::AssumeRoleDenied));
-    assert_eq!(circuits.note(&id, "a", &denied, NOW), None);
+    assert_eq!(circuits.note(&id, ("a", None), &denied, NOW), None);
     pass(59).await;
-    assert_eq!(circuits.note(&id, "a", &denied, NOW), None);
+    assert_eq!(circuits.note(&id, ("a", None), &denied, NOW), None);
     pass(2).await;
-    assert_eq!(circuits.note(&id, "a", &remembered(), NOW), None);
+    assert_eq!(circuits.note(&id, ("a", None), &remembered(), NOW), None);
     assert!(!is_open(&circuits));
     // The next probe is past the minute for which the refusal is remembered.
-    assert_eq!(seconds(circuits.note(&id, "a", &denied, NOW)), Some(61));
+    assert_eq!(seconds(circuits.note(&id, ("a", None), &denied, NOW)), Some(61));
     assert!(is_open(&circuits));
 }
 
@@ -74,10 +76,10 @@ async fn sts_must_refuse_twice_a_minute_apart_and_what_is_remembered_does_not_co
 async fn a_success_between_clears_the_evidence() {
     let circuits = circuits();
     let (id, denied) = (acme(), refused(Reason::AssumeRoleDenied));
-    circuits.note(&id, "a", &denied, NOW);
+    circuits.note(&id, ("a", None), &denied, NOW);
     pass(120).await;
-    circuits.note(&id, "a", &Ended::Skipped, NOW);
-    assert_eq!(circuits.note(&id, "a", &denied, NOW), None);
+    circuits.note(&id, ("a", None), &Ended::Skipped, NOW);
+    assert_eq!(circuits.note(&id, ("a", None), &denied, NOW), None);
     assert!(!is_open(&circuits));
 }
 
@@ -86,10 +88,10 @@ async fn three_refused_keys_open_it_and_one_key_never_does() {
     let circuits = circuits();
     let (id, denied) = (acme(), refused(Reason::AccessDenied));
     for _ in 0..10 {
-        assert_eq!(circuits.note(&id, "a", &denied, NOW), None);
+        assert_eq!(circuits.note(&id, ("a", None), &denied, NOW), None);
     }
-    assert_eq!(circuits.note(&id, "b", &denied, NOW), None);
-    assert_eq!(seconds(circuits.note(&id, "c", &denied, NOW)), Some(30));
+    assert_eq!(circuits.note(&id, ("b", None), &denied, NOW), None);
+    assert_eq!(seconds(circuits.note(&id, ("c", None), &denied, NOW)), Some(30));
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,12 +99,12 @@ async fn what_says_nothing_about_the_destination_neither_opens_nor_closes() {
     let circuits = circuits();
     let id = acme();
     for reason in Reason::ALL.iter().filter(|reason| reason.class() != Class::Destination) {
-        assert_eq!(circuits.note(&id, "a", &refused(*reason), NOW), None, "{reason:?}");
+        assert_eq!(circuits.note(&id, ("a", None), &refused(*reason), NOW), None, "{reason:?}");
     }
-    circuits.note(&id, "a", &refused(Reason::KmsDenied), NOW);
+    circuits.note(&id, ("a", None), &refused(Reason::KmsDenied), NOW);
     pass(30).await;
     let Gate::Probe(probe) = circuits.ask(&id) else { panic!("no probe") };
-    assert_eq!(circuits.note(&id, "a", &refused(Reason::S3Unavailable), NOW), None);
+    assert_eq!(circuits.note(&id, ("a", None), &refused(Reason::S3Unavailable), NOW), None);
     drop(probe);
     let Gate::Open(_, left) = circuits.ask(&id) else { panic!("not open") };
     assert_eq!(left, INCONCLUSIVE);
@@ -112,19 +114,19 @@ async fn what_says_nothing_about_the_destination_neither_opens_nor_closes() {
 async fn those_under_way_when_it_opened_do_not_move_the_probe() {
     let circuits = circuits();
     let (id, bad) = (acme(), refused(Reason::WrongOwner));
-    circuits.note(&id, "a", &bad, NOW);
+    circuits.note(&id, ("a", None), &bad, NOW);
     pass(20).await;
-    assert_eq!(seconds(circuits.note(&id, "b", &bad, NOW)), Some(10));
+    assert_eq!(seconds(circuits.note(&id, ("b", None), &bad, NOW)), Some(10));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reset_and_forgiveness_close_it() {
     let circuits = circuits();
     let (id, bad) = (acme(), refused(Reason::WrongOwner));
-    circuits.note(&id, "a", &bad, NOW);
+    circuits.note(&id, ("a", None), &bad, NOW);
     circuits.reset(&id);
     assert!(matches!(circuits.ask(&id), Gate::Closed));
-    circuits.note(&id, "a", &bad, NOW);
+    circuits.note(&id, ("a", None), &bad, NOW);
     pass(100).await;
     circuits.forgive(Duration::from_secs(60));
     assert!(is_open(&circuits), "it was open before");
@@ -138,19 +140,37 @@ async fn a_reset_that_is_read_again_is_not_for_what_happened_since() {
     let (id, bad) = (acme(), refused(Reason::WrongOwner));
     let at = |second: i64| Timestamp::from_second(second).unwrap();
     assert!(!circuits.reset_as_of(&id, at(0)), "nothing is known");
-    circuits.note(&id, "a", &bad, at(100));
+    circuits.note(&id, ("a", None), &bad, at(100));
     assert!(!circuits.reset_as_of(&id, at(90)) && is_open(&circuits));
     assert!(circuits.reset_as_of(&id, at(98)) && !is_open(&circuits), "clocks differ a little");
-    circuits.note(&id, "a", &refused(Reason::AssumeRoleDenied), at(200));
+    circuits.note(&id, ("a", None), &refused(Reason::AssumeRoleDenied), at(200));
     assert!(!circuits.reset_as_of(&id, at(98)));
     assert!(circuits.reset_as_of(&id, at(201)), "the evidence is forgotten, too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_probe_sends_closes_it_at_once_and_an_old_probe_gives_back_no_new_one() {
+    let circuits = circuits();
+    let (id, bad) = (acme(), refused(Reason::WrongOwner));
+    circuits.note(&id, ("a", None), &bad, NOW);
+    pass(30).await;
+    let Gate::Probe(first) = circuits.ask(&id) else { panic!("no probe") };
+    circuits.works(&id, NOW);
+    assert!(matches!(circuits.ask(&id), Gate::Closed), "it need not have ended");
+    assert_eq!(circuits.worked_at(&id), Some(NOW));
+    circuits.note(&id, ("a", None), &bad, NOW);
+    pass(30).await;
+    let Gate::Probe(second) = circuits.ask(&id) else { panic!("no probe") };
+    drop(first);
+    assert!(matches!(circuits.ask(&id), Gate::Open(..)), "the second one still runs");
+    drop(second);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_gauge_follows() {
     let metrics = Arc::new(Metrics::new(10));
     let circuits = Circuits::new(Duration::from_secs(60), metrics.clone());
-    circuits.note(&acme(), "a", &refused(Reason::WrongOwner), NOW);
+    circuits.note(&acme(), ("a", None), &refused(Reason::WrongOwner), NOW);
     assert!(metrics.destinations().circuit_open(&acme()));
     circuits.reset(&acme());
     assert!(!metrics.destinations().circuit_open(&acme()));

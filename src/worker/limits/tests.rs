@@ -98,7 +98,8 @@ async fn a_turn_that_comes_at_once_is_waited_for_even_if_many_wait() {
     let _running: Vec<_> = (0..8).map(|_| now(&limits, &acme)).collect();
     let waiting: Vec<_> = (0..40).map(|_| limits.ask(&acme, Lane::Scheduled)).collect();
     assert!(matches!(waiting[0], Turn::Soon(_)));
-    assert!(waiting[1..].iter().all(|turn| matches!(turn, Turn::AtOnce(_))), "10 ms each");
+    assert!(matches!(waiting[1], Turn::AtOnce(_)), "10 ms each");
+    assert!(matches!(waiting[2], Turn::Crowded(_)), "slots are for transfers; one in eight may be sat on");
 }
 
 /// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time: each comes back when its wait is over.
@@ -144,6 +145,27 @@ async fn ten_thousand_jobs_for_one_destination_make_no_churn_and_leave_it_no_pau
     let (took, ideal) = (begun.elapsed().as_secs(), u64::from(JOBS / 2));
     assert!(took <= ideal * 27 / 20, "{took} s where {ideal} s would do");
     assert!(deferrals / JOBS <= 15, "{deferrals} deferrals of {JOBS} jobs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_is_raised_is_for_those_who_wait_already() {
+    let limits = limits();
+    let running = now(&limits, &destination(Some(1), None));
+    tokio::time::advance(Duration::from_secs(3)).await;
+    let mut waiting = soon(&limits, &destination(Some(1), None), Lane::Scheduled);
+    let Turn::Now(_another) = limits.ask(&destination(Some(3), None), Lane::Scheduled) else { panic!("there is room") };
+    assert!(waiting.try_recv().is_ok(), "whoever came first is called first");
+    drop(running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_has_as_many_transfers_as_it_can_feed() {
+    let (limits, acme) = (Limits::new(NonZeroU32::new(8).unwrap(), 16), destination(None, Some(1 << 20)));
+    let running = (now(&limits, &acme), now(&limits, &acme));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let _waiting = soon(&limits, &acme, Lane::Scheduled);
+    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Throttled(_)), "a part each in 20 s, not more");
+    drop(running);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,19 +1,28 @@
 use super::*;
+use crate::destination::raw::{RawAuth, RawDestination};
 use crate::outcome::Receipt;
 
 fn id(name: &str) -> DestinationId {
     DestinationId::parse(name).unwrap()
 }
 
+/// A customer of his own, by the name's first letter.
+fn of(name: &str) -> Destination {
+    let account = format!("{:012}", u32::from(name.as_bytes()[0]));
+    let auth = RawAuth { role_arn: Some(format!("arn:aws:iam::{account}:role/r")), ..RawAuth::default() };
+    let (bucket, region) = (format!("{name}-exports"), "eu-central-1".to_owned());
+    RawDestination { bucket, region, auth, ..RawDestination::default() }.validate(id(name)).unwrap()
+}
+
 fn good(outage: &Outage, name: &str) {
-    outage.see(&id(name), Ended::Delivered(Receipt::default()));
+    outage.see(&of(name), Ended::Delivered(Receipt::default()), 0);
 }
 
 /// The reason in the end, and whether the outage began with it.
 fn bad(outage: &Outage, name: &str, reason: Reason) -> (Reason, bool) {
-    match outage.see(&id(name), Ended::Failed(Failure::new(reason, "no"))) {
+    match outage.see(&of(name), Ended::Failed(Failure::new(reason, "no")), 0) {
         Seen::AsIs(Ended::Failed(failure)) => (failure.reason, false),
-        Seen::Begun(Ended::Failed(failure)) => (failure.reason, true),
+        Seen::Begun(Ended::Failed(failure), _) => (failure.reason, true),
         other => panic!("{other:?}"),
     }
 }
@@ -24,7 +33,7 @@ async fn three_that_worked_and_fail_alike_are_an_outage_until_one_works() {
     for name in ["a", "b", "c", "d"] {
         good(&outage, name);
     }
-    let denied = Reason::AssumeRoleDenied;
+    let denied = Reason::BucketNotFound;
     assert_eq!(bad(&outage, "a", denied), (denied, false));
     assert_eq!(bad(&outage, "a", denied), (denied, false));
     assert_eq!(bad(&outage, "b", denied), (denied, false));
@@ -82,7 +91,7 @@ async fn remembered_refusals_say_nothing_new_and_an_old_outage_is_over() {
     for name in ["a", "b", "c", "d", "e", "f"] {
         let remembered = Failure { remembered: true, ..Failure::new(Reason::AssumeRoleDenied, "no") };
         assert!(
-            matches!(outage.see(&id(name), Ended::Failed(remembered)), Seen::AsIs(Ended::Failed(f)) if f.reason != Reason::Outage)
+            matches!(outage.see(&of(name), Ended::Failed(remembered), 0), Seen::AsIs(Ended::Failed(f)) if f.reason != Reason::Outage)
         );
     }
     for name in ["a", "b", "c", "d", "e"] {
@@ -91,4 +100,53 @@ async fn remembered_refusals_say_nothing_new_and_an_old_outage_is_over() {
     assert!(outage.spares(&id("a")).is_some());
     tokio::time::advance(OVER + Duration::from_secs(1)).await;
     assert_eq!(bad(&outage, "a", Reason::StsUnavailable).0, Reason::StsUnavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_customer_does_to_all_his_buckets_is_no_outage() {
+    let outage = Outage::default();
+    let his = ["a-1", "a-2", "a-3", "a-4", "a-5", "a-6"];
+    his.iter().for_each(|name| good(&outage, name));
+    for name in his {
+        assert_eq!(bad(&outage, name, Reason::BucketNotFound).0, Reason::BucketNotFound);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_sts_refuses_everybody_sessions_from_before_prove_nothing_and_a_new_one_does() {
+    let outage = Outage::default();
+    let denied = Reason::AssumeRoleDenied;
+    for name in ["a", "b", "c", "d"] {
+        good(&outage, name);
+    }
+    for name in ["a", "b"] {
+        assert_eq!(bad(&outage, name, denied).0, denied);
+        tokio::time::advance(Duration::from_secs(150)).await;
+        good(&outage, "d");
+    }
+    let met = outage.see(&of("c"), Ended::Failed(Failure::new(denied, "no")), 0);
+    assert!(matches!(met, Seen::Begun(_, since) if since == Duration::from_secs(300)), "{met:?}");
+    good(&outage, "d");
+    assert!(outage.is_declared(), "its session is an old one");
+    outage.works(&of("d"), 1);
+    assert!(!outage.is_declared(), "a role was assumed");
+    let later = |name| outage.see(&of(name), Ended::Failed(Failure::new(denied, "no")), 1);
+    for name in ["a", "b", "c"] {
+        assert!(matches!(later(name), Seen::AsIs(Ended::Failed(failure)) if failure.reason == denied));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_that_last_are_judged_one_by_one_after_all() {
+    let outage = Outage::default();
+    let names = ["a", "b", "c", "d", "e"];
+    for name in names {
+        bad(&outage, name, Reason::AccessDenied);
+    }
+    for _ in 0..31 {
+        assert!(outage.is_declared());
+        tokio::time::advance(Duration::from_secs(59)).await;
+        bad(&outage, "a", Reason::AccessDenied);
+    }
+    assert_eq!(bad(&outage, "a", Reason::AccessDenied).0, Reason::AccessDenied);
 }
