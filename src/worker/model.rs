@@ -5,7 +5,8 @@
 //! time, and hours take milliseconds. Rules are checked at every step ([`rules`]), at rest, and at the end ([`check`]).
 //!
 //! * `CONSIGN_SEED=123 cargo test --lib model::stories -- --nocapture` plays one story and prints what happens.
-//! * `CONSIGN_SEEDS=50000` plays more than the usual ones; `CONSIGN_SEEDS=50000..90000` others.
+//! * `CONSIGN_SEEDS=50000` plays more than the usual ones; `CONSIGN_SEEDS=50000..90000` others. The crate is not optimised for tests;
+//!   `cargo rustc --lib --profile test -- -C opt-level=1` makes a binary (in `target/debug/deps`) that plays five times as many a second.
 //!
 //! What is real time or chance in the worker, and harmless here: delivered jobs are forgotten after an hour of real time, and the
 //! status page shows the real date. Everything else goes by [`Parts::clock`](super::Parts) and tokio's clock.

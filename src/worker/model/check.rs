@@ -39,6 +39,10 @@ pub(super) async fn watch(world: Arc<World>) {
 fn slots(state: &mut State, number: usize) {
     let member = &state.members[number];
     let Some(worker) = member.worker.upgrade().filter(|_| member.alive) else { return };
+    if worker.quarantine.available_permits() == 0 {
+        // Others may wait for their turn, which they do for ten seconds with a slot in hand.
+        return;
+    }
     let held = state.story.slots as usize - worker.slots.available_permits();
     // One is held by the loop that waits for a delivery. A lease that is being taken is waited for with the slot.
     let most = (member.running + member.leasing) as usize + 1;
