@@ -64,10 +64,12 @@ impl State {
     pub(super) fn is_outbid(&mut self, member: usize, ticket: Ticket) -> bool {
         let worker = &self.members[member];
         let Some(job) = worker.loan(ticket).map(|message| message.job) else { return false };
-        let came = worker.fetched[index(Lane::Continued)].iter().map(|(tag, message)| (tag, message));
-        let came = came.chain(worker.loans.iter().map(|(tag, (_, message))| (tag, message)));
+        let fetched = worker.fetched[index(Lane::Continued)].iter().map(|(_, message)| message);
+        let lent = worker.loans.values().filter(|(lane, _)| *lane == Lane::Continued).map(|(_, message)| message);
         let leased = |message: &Message| Lease::is_type(message.properties.content_type.as_deref());
-        let rival = came.into_iter().any(|(tag, other)| *tag != ticket.tag && other.job == job && leased(other));
+        // Of two that came by that lane, one must not be outbid by the other in turn: it is all that is left of the job.
+        let rival =
+            ticket.lane != Lane::Continued && fetched.chain(lent).any(|other| other.job == job && leased(other));
         let outbid = rival && self.dice.percent(50);
         if outbid {
             note!(self, "worker {member} is outbid for {}", self.plan(job).id);
