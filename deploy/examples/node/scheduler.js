@@ -131,7 +131,7 @@ const connection = await connect(url);
 const channel = await connection.createConfirmChannel();
 if (command === "check") {
   const answer = await check(channel, what);
-  for (const { step, status, code } of answer.steps) console.log([step, status, code].join("\t"));
+  for (const { step, result, code, cause } of answer.steps) console.log([step, result, code, cause].join("\t"));
   console.log(`verdict\t${answer.verdict}`);
   process.exitCode = answer.verdict === "ready" ? 0 : 3;
 } else {

@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
         if command == "check":
             answer = scheduler.check(what)
             for step in answer["steps"]:
-                print(step["step"], step["status"], step.get("code"), sep="\t")
+                print(step["step"], step["result"], step["code"], step["cause"], sep="\t")
             print("verdict", answer["verdict"], sep="\t")
             return 0 if answer["verdict"] == "ready" else 3
         with open(what, encoding="utf-8") as lines:
