@@ -50,9 +50,12 @@ def judge(command):
         if told is None or not re.search(rf"^  {word}\b", told, re.M):
             break
         path += (word,)
-    if not path:
-        return f"there is no such command: {command}"
     told = help_of(path) or ""
+    # Where a command must follow, any other word is a slip.
+    rest = words[len(path):]
+    must_follow = "Usage:" in told and told.split("Usage:")[1].split("\n\n")[0].strip().endswith("<COMMAND>") and "\n  " not in told.split("Usage:")[1].split("\n\n")[0]
+    if not path or (must_follow and rest and not rest[0].startswith("-")):
+        return f"there is no such command: {command}"
     for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", " " + " ".join(words)):
         if not re.search(rf"(?<![\w-]){option}(?![\w-])", told):
             return f"there is no option {option}: {command}"
