@@ -26,6 +26,7 @@ mod session;
 mod settle;
 mod stream;
 mod timing;
+mod tls;
 mod topology;
 
 use std::fmt;

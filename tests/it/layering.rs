@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("tracing_opentelemetry", &["telemetry"]),
-    ("rustls", &["queue/amqp"]),
+    ("rustls", &["queue/amqp", "source/scripted", "source/https/tests"]),
     ("s3s", &["dev"]),
     ("s3s_fs", &["dev"]),
 ];

@@ -1,4 +1,5 @@
-//! What operators hold on to: manual pages and completions, systemd, the status in the log.
+//! What operators hold on to: manual pages and completions, systemd, the status in the log, a broker over TLS.
 
 mod papers;
 mod supervised;
+mod tls;
