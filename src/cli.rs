@@ -184,6 +184,8 @@ impl Command {
         if matches!(self, Self::Run(_)) {
             return log;
         }
+        // Only the worker has jobs to trace.
+        log.otlp_endpoint = None;
         if !loaded.is_given("log.format") {
             log.format = LogFormat::Text;
         }

@@ -48,7 +48,9 @@ fn start(cli: Cli) -> Exit {
         Ok(log) => log,
         Err(problem) => return cli::complain(&format!("logging can't begin: {problem}"), Exit::Failed),
     };
-    run_to_end(execute(cli, loaded.config, reload, log))
+    let exit = run_to_end(execute(cli, loaded.config, reload, log.clone()));
+    log.close();
+    exit
 }
 
 /// Runs a command on a runtime of its own.
