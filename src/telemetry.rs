@@ -220,7 +220,7 @@ mod tests {
                 spans = !spans::session("acme").is_disabled();
                 tracing::warn!("from the job");
             };
-            futures_util::FutureExt::now_or_never(spans::processed(&message, work)).unwrap();
+            futures_util::FutureExt::now_or_never(spans::Trace::of(&message).run(work)).unwrap();
         });
         (text, spans)
     }

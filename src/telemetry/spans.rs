@@ -35,25 +35,36 @@ pub struct Message<'a> {
     pub headers: &'a BTreeMap<String, String>,
 }
 
-/// Runs `work` in the span of a message; its parent is the `traceparent` of the producer. Log lines from in there carry the id of
-/// the trace, with or without an exporter.
-pub async fn processed<T>(message: &Message<'_>, work: impl Future<Output = T>) -> T {
-    let work = Box::pin(work);
-    let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Carrier(message.headers));
-    let span = process(message);
-    let id = if span.is_disabled() {
-        parent.span().span_context().trace_id()
-    } else {
-        // Fails only where no exporter is.
-        let _ = span.set_parent(parent);
-        span.context().span().span_context().trace_id()
-    };
-    if id == opentelemetry::trace::TraceId::INVALID {
-        return work.await;
+/// The place of one job in its trace.
+#[derive(Debug)]
+pub struct Trace {
+    span: Span,
+    lines: Span,
+}
+
+impl Trace {
+    /// A message is about to be processed; the parent of its span is the producer's `traceparent`.
+    pub fn of(message: &Message<'_>) -> Self {
+        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Carrier(message.headers));
+        let span = process(message);
+        let id = if span.is_disabled() {
+            parent.span().span_context().trace_id()
+        } else {
+            // Fails only where no exporter is.
+            let _ = span.set_parent(parent);
+            span.context().span().span_context().trace_id()
+        };
+        if id == opentelemetry::trace::TraceId::INVALID {
+            return Self { span, lines: Span::none() };
+        }
+        // Of the highest level, so that it is there whatever the log's filter keeps.
+        Self { span, lines: tracing::error_span!(target: "consign::job", parent: None, "job", trace_id = %id) }
     }
-    // Of the highest level, so that it is there whatever the log's filter keeps.
-    let lines = tracing::error_span!(target: "consign::job", parent: None, "job", trace_id = %id);
-    work.instrument(span).instrument(lines).await
+
+    /// Runs the work on the job. Log lines from in there carry the id of the trace, with or without an exporter.
+    pub async fn run<T>(self, work: impl Future<Output = T>) -> T {
+        Box::pin(work).instrument(self.span).instrument(self.lines).await
+    }
 }
 
 fn process(message: &Message<'_>) -> Span {
@@ -76,7 +87,7 @@ fn process(message: &Message<'_>) -> Span {
     )
 }
 
-/// How the job ended, for the span that [`processed`] runs its work in: call it from there.
+/// How the job ended, for the span in which [`Trace::run`] runs it: call it from there.
 pub fn ended(outcome: &str, failure: Option<&Failure>) {
     let span = Span::current();
     span.record("consign.outcome", outcome);
@@ -144,7 +155,8 @@ pub fn s3(operation: &'static str, object: &Object<'_>) -> Span {
         aws.s3.bucket = object.bucket,
         aws.s3.key = object.key,
         aws.s3.upload_id = object.upload_id,
-        aws.s3.part_number = object.part,
+        // As the layer takes numbers; unsigned ones would become text.
+        aws.s3.part_number = object.part.map(i64::from),
         error.type = Empty,
     )
 }

@@ -32,16 +32,15 @@ use crate::upload::{Pace, Progress};
 impl Worker {
     /// [`Worker::work`] in the trace that the job belongs to.
     pub(super) async fn traced(&self, delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
-        let (headers, routing_key) = (delivery.properties.headers.clone(), delivery.routing_key.clone());
-        let message = spans::Message {
+        let trace = spans::Trace::of(&spans::Message {
             system: self.parts.queue.system(),
             exchange: &self.parts.prefix,
-            routing_key: &routing_key,
+            routing_key: &delivery.routing_key,
             job_id: admitted.job.id.as_str(),
             destination: admitted.destination.id.as_str(),
-            headers: &headers,
-        };
-        spans::processed(&message, self.work(delivery, admitted, running, permits)).await;
+            headers: &delivery.properties.headers,
+        });
+        trace.run(self.work(delivery, admitted, running, permits)).await;
     }
 
     async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
