@@ -2,6 +2,7 @@
 //!
 //! Start: admin endpoint, identity, sessions, sources, uploader, queue, worker. Stop: worker (drain), queue, admin endpoint.
 
+mod signals;
 mod status;
 
 use std::sync::Arc;
@@ -12,17 +13,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::config::{Config, Reload};
-use crate::destination::Destinations;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{self, QueueError};
 use crate::session::{Identity, Sessions};
 use crate::shutdown::{Shutdown, Signal};
 use crate::source::Sources;
+use crate::supervisor::Supervisor;
 use crate::telemetry::Log;
 use crate::transfer::Transfers;
 use crate::upload::Uploader;
 use crate::worker::{Parts, Worker};
+use signals::{Reloading, announce};
 
 /// How a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,7 @@ pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, Sta
 
 /// As [`run`] on ground that is prepared already. Without `reload`, SIGHUP is left to whoever holds the [`Shutdown`].
 pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)>) -> Result<Ending, StartError> {
-    let Ground { identity, listener, mut shutdown } = ground;
+    let Ground { identity, listener, shutdown } = ground;
     let metrics = Arc::new(Metrics::new(config.metrics.max_destinations));
     let (destinations, current) = watch::channel(config.destinations.clone());
     announce(&metrics, &config.destinations);
@@ -108,19 +110,22 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
     let stop_admin = CancellationToken::new();
     let state = status::admin_state(&worker, &sessions, &metrics, &config, current);
     let address = listener.local_addr().unwrap_or(config.admin.listen);
-    let admin = tokio::spawn(admin::serve(listener, state, stop_admin.clone()));
+    let admin = tokio::spawn(admin::serve(listener, state.clone(), stop_admin.clone()));
     tracing::info!(
         worker = config.worker.id, admin = %address, slots = config.worker.slots, destinations = config.destinations.len(),
         version = env!("CARGO_PKG_VERSION"), "consign has started"
     );
-    let ending = {
-        let (drain, end) = (shutdown.drain(), shutdown.end());
-        let reloads = follow_reloads(&mut shutdown, reload, &destinations, &sessions, &metrics);
-        tokio::select! {
-            () = end.cancelled() => None,
-            () = reloads => None,
-            drained = worker.run(drain) => Some(drained),
-        }
+    let supervisor = Supervisor::of_process();
+    supervisor.ready();
+    let reloading = Reloading { destinations: &destinations, sessions: &sessions, metrics: &metrics, supervisor };
+    let (end, drain) = (shutdown.end(), shutdown.drain());
+    let ending = tokio::select! {
+        () = end.cancelled() => None,
+        () = reloading.follow(shutdown.clone(), reload) => None,
+        () = signals::answer_questions(shutdown.clone(), state.clone()) => None,
+        () = supervisor.follow(|| worker.alive(), || worker.ready()) => None,
+        () = supervisor.stop_with(shutdown.drain()) => None,
+        drained = worker.run(drain) => Some(drained),
     };
     stop_admin.cancel();
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), admin).await;
@@ -140,37 +145,4 @@ fn lanes(config: &Config) -> Vec<(Lane, u16)> {
         lanes.push((Lane::Backfill, ahead(config.worker.backfill_slots.min(slots))));
     }
     lanes
-}
-
-fn announce(metrics: &Metrics, destinations: &Destinations) {
-    destinations.keys().for_each(|id| metrics.destinations().announce(id));
-}
-
-/// SIGHUP reloads destinations and log filter; a bad file keeps what runs.
-async fn follow_reloads(
-    shutdown: &mut Shutdown,
-    reload: Option<(Log, Reload)>,
-    destinations: &watch::Sender<Arc<Destinations>>,
-    sessions: &Sessions,
-    metrics: &Metrics,
-) {
-    let Some((log, reload)) = reload else { return std::future::pending().await };
-    loop {
-        shutdown.reload().await;
-        let loaded = reload.load().map(|loaded| loaded.config).map_err(|problems| problems.to_string());
-        let applied = loaded.and_then(|config| log.set_filter(&config.log.filter).map(|()| config));
-        match applied {
-            Ok(config) => {
-                announce(metrics, &config.destinations);
-                tracing::info!(destinations = config.destinations.len(), "the configuration was reloaded");
-                destinations.send_replace(config.destinations);
-                sessions.forget_refusals();
-                metrics.set_reload_successful(true);
-            }
-            Err(problems) => {
-                tracing::error!(%problems, "the new configuration is not used; the running one stays");
-                metrics.set_reload_successful(false);
-            }
-        }
-    }
 }

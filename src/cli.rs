@@ -4,11 +4,13 @@
 
 pub mod backfill;
 pub mod check;
+pub mod completions;
 pub mod config;
 pub mod dead;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod enqueue;
+pub mod man;
 pub mod policy;
 pub mod run;
 pub mod schema;
@@ -169,6 +171,10 @@ pub enum Command {
     Config(config::ConfigArgs),
     /// Print a machine-readable description of what goes in and out
     Schema(schema::SchemaArgs),
+    /// Print what makes a shell complete commands and flags
+    Completions(completions::CompletionsArgs),
+    /// Print a manual page, or write all of them
+    Man(man::ManArgs),
 }
 
 impl Command {
@@ -178,6 +184,8 @@ impl Command {
         if matches!(self, Self::Run(_)) {
             return log;
         }
+        // Only the worker has jobs to trace.
+        log.otlp_endpoint = None;
         if !loaded.is_given("log.format") {
             log.format = LogFormat::Text;
         }

@@ -20,7 +20,7 @@
 //! | L4 | `transfer`, `check` | one job from start to outcome; the connection test, by the same session and upload path |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
-//! | L1b | `crash`, `retry`, `metrics`, `telemetry`, `shutdown` | ground services |
+//! | L1b | `crash`, `retry`, `metrics`, `telemetry`, `shutdown`, `supervisor` | ground services |
 //! | L1a | `config` | sections, validated |
 //! | L0 | `outcome`, `destination`, `policy`, `diagnosis`, `job`, `lane`, `control` | the vocabulary: pure, valid by construction; `policy` says what a destination needs of IAM, `diagnosis` what a refusal means, `job::lease` how far the work on a job has come, `control` what an operator asks of every worker |
 
@@ -45,6 +45,7 @@ pub mod retry;
 pub mod session;
 pub mod shutdown;
 pub mod source;
+pub mod supervisor;
 pub mod telemetry;
 pub mod transfer;
 pub mod upload;

@@ -30,6 +30,8 @@ fn start(cli: Cli) -> Exit {
     let reload = cli.global.reload();
     match &cli.command {
         Command::Schema(args) => return cli::schema::execute(args),
+        Command::Completions(args) => return cli::completions::execute(args),
+        Command::Man(args) => return cli::man::execute(args),
         Command::Config(args) => return cli::config::execute(args, &reload, cli.global.json),
         #[cfg(feature = "dev")]
         Command::Dev(args) => {
@@ -46,7 +48,9 @@ fn start(cli: Cli) -> Exit {
         Ok(log) => log,
         Err(problem) => return cli::complain(&format!("logging can't begin: {problem}"), Exit::Failed),
     };
-    run_to_end(execute(cli, loaded.config, reload, log))
+    let exit = run_to_end(execute(cli, loaded.config, reload, log.clone()));
+    log.close();
+    exit
 }
 
 /// Runs a command on a runtime of its own.
@@ -80,6 +84,8 @@ async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: 
         Command::Topology(args) => cli::topology::execute(args, config, json).await,
         Command::Config(args) => cli::config::execute(&args, &reload, json),
         Command::Schema(args) => cli::schema::execute(&args),
+        Command::Completions(args) => cli::completions::execute(&args),
+        Command::Man(args) => cli::man::execute(&args),
         #[cfg(feature = "dev")]
         Command::Dev(args) => cli::dev::execute(args, json).await,
     }

@@ -344,4 +344,9 @@ pub trait Queue: Send + Sync + fmt::Debug {
 
     /// `Ok` while consuming; else why not, for `/readyz`.
     fn ready(&self) -> Result<(), String>;
+
+    /// What traces call it (`messaging.system`).
+    fn system(&self) -> &'static str {
+        "rabbitmq"
+    }
 }

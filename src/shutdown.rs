@@ -1,4 +1,5 @@
-//! Signals: the first SIGTERM or SIGINT asks for a drain, the second one ends it at once, SIGHUP asks for a reload.
+//! Signals: the first SIGTERM or SIGINT asks for a drain, the second one ends it at once, SIGHUP asks for a reload, SIGUSR1 for the
+//! status in the log.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -26,13 +27,14 @@ impl Signal {
     }
 }
 
-/// The signals of this process. Clones share everything but their place among the reloads seen.
+/// The signals of this process. Clones share everything but their place among the reloads and questions seen.
 #[derive(Debug, Clone)]
 pub struct Shutdown {
     drain: CancellationToken,
     end: CancellationToken,
     second: Arc<OnceLock<Signal>>,
     reloads: watch::Receiver<u64>,
+    questions: watch::Receiver<u64>,
 }
 
 impl Shutdown {
@@ -42,12 +44,13 @@ impl Shutdown {
     /// The system refuses the handlers.
     pub fn listen() -> io::Result<Self> {
         let ends = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let hangup = signal(SignalKind::hangup())?;
-        let (reload, reloads) = watch::channel(0);
-        let shutdown =
-            Self { drain: CancellationToken::new(), end: CancellationToken::new(), second: Arc::default(), reloads };
+        let (hangup, user) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?);
+        let ((reload, reloads), (question, questions)) = (watch::channel(0), watch::channel(0));
+        let (drain, end) = (CancellationToken::new(), CancellationToken::new());
+        let shutdown = Self { drain, end, second: Arc::default(), reloads, questions };
         tokio::spawn(shutdown.clone().follow(ends));
         tokio::spawn(count(hangup, reload));
+        tokio::spawn(count(user, question));
         Ok(shutdown)
     }
 
@@ -68,9 +71,12 @@ impl Shutdown {
 
     /// Waits for the next SIGHUP. Several that come before anybody waits are one. Cancel safe.
     pub async fn reload(&mut self) {
-        if self.reloads.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        next(&mut self.reloads).await;
+    }
+
+    /// Waits for the next SIGUSR1, as [`Shutdown::reload`] does for SIGHUP.
+    pub async fn question(&mut self) {
+        next(&mut self.questions).await;
     }
 
     async fn follow(self, (mut terminate, mut interrupt): (Stream, Stream)) {
@@ -91,9 +97,15 @@ async fn either(terminate: &mut Stream, interrupt: &mut Stream) -> Signal {
     }
 }
 
-async fn count(mut hangup: Stream, reload: watch::Sender<u64>) {
-    while hangup.recv().await.is_some() {
-        reload.send_modify(|count| *count += 1);
+async fn count(mut signals: Stream, seen: watch::Sender<u64>) {
+    while signals.recv().await.is_some() {
+        seen.send_modify(|count| *count += 1);
+    }
+}
+
+async fn next(seen: &mut watch::Receiver<u64>) {
+    if seen.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -105,10 +117,12 @@ mod tests {
 
     /// One test, because a signal reaches every listener of the process.
     #[tokio::test]
-    async fn hangup_reloads_the_first_signal_drains_and_the_second_ends() {
+    async fn hangup_reloads_usr1_asks_the_first_signal_drains_and_the_second_ends() {
         let mut shutdown = Shutdown::listen().unwrap();
         kill_process(getpid(), Kind::HUP).unwrap();
         shutdown.reload().await;
+        kill_process(getpid(), Kind::USR1).unwrap();
+        shutdown.question().await;
         assert!(!shutdown.drain().is_cancelled());
 
         kill_process(getpid(), Kind::TERM).unwrap();

@@ -1,20 +1,23 @@
-//! Log lines on stderr, and what is logged when the program breaks one of its own rules.
+//! Log lines on stderr, spans for a collector, and what is logged when the program breaks one of its own rules.
 //!
 //! Below `info`, the libraries that carry secrets (signed requests, tokens, the broker's password) are cut off whatever the
 //! filter says: their debug lines print headers and frames whole.
+
+mod export;
+pub mod spans;
 
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::filter::filter_fn;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::config::{LogConfig, LogFormat};
+use export::Export;
 
 /// Crates whose debug and trace lines hold secrets.
 const LOUD: [&str; 11] = [
@@ -35,7 +38,11 @@ const LOUD: [&str; 11] = [
 #[derive(Debug, Clone)]
 pub struct Log {
     filter: reload::Handle<EnvFilter, Registry>,
+    export: Option<Export>,
 }
+
+/// Where lines and spans go.
+type Sink = Box<dyn Layer<Registry> + Send + Sync>;
 
 impl Log {
     /// Replaces the filter.
@@ -46,37 +53,66 @@ impl Log {
         let filter = filter.parse::<EnvFilter>().map_err(|problem| problem.to_string())?;
         self.filter.reload(filter).map_err(|problem| problem.to_string())
     }
+
+    /// Sends the spans that are left, within a second; for the end of the program, outside of any runtime.
+    pub fn close(&self) {
+        if let Some(export) = &self.export {
+            export.close();
+        }
+    }
 }
 
-/// Starts logging to stderr and logs panics from now on. Once in a process.
+/// Starts logging to stderr, with `log.otlp_endpoint` also the sending of spans, and logs panics from now on. Once in a process.
 ///
 /// # Errors
-/// The filter does not parse, or somebody else logs already.
+/// The filter does not parse, the endpoint can't be used, or somebody else logs already.
 pub fn init(config: &LogConfig) -> Result<Log, String> {
     let filter = config.filter.parse::<EnvFilter>().map_err(|problem| problem.to_string())?;
-    let (filter, handle) = reload::Layer::new(filter);
-    let lines = lines(config.format, std::io::stderr).with_filter(filter_fn(carries_no_secret));
-    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|problem| problem.to_string())?;
+    let (lines, filter) = lines(config.format, filter, std::io::stderr);
+    let export = config.otlp_endpoint.as_ref().map(Export::to).transpose()?;
+    let sinks: Vec<Sink> = std::iter::once(lines).chain(export.as_ref().map(traces)).collect();
+    tracing_subscriber::registry().with(sinks).try_init().map_err(|problem| problem.to_string())?;
     log_panics();
-    Ok(Log { filter: handle })
+    Ok(Log { filter, export })
 }
 
-fn lines<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+/// The lines, and the handle by which their filter is changed. The spans of traces have a filter of their own.
+fn lines<W>(format: LogFormat, filter: EnvFilter, writer: W) -> (Sink, reload::Handle<EnvFilter, Registry>)
 where
-    S: Subscriber + for<'span> LookupSpan<'span>,
     W: for<'writer> tracing_subscriber::fmt::MakeWriter<'writer> + Send + Sync + 'static,
 {
+    let (filter, handle) = reload::Layer::new(filter);
+    // The hint leaves the last word on levels to the filter.
+    let fit = filter_fn(is_for_the_log).with_max_level_hint(LevelFilter::TRACE);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
-    match format {
+    let layer: Sink = match format {
         LogFormat::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
         LogFormat::Text => layer.with_ansi(colours()).with_target(false).boxed(),
-    }
+    };
+    (layer.with_filter(filter.and(fit)).boxed(), handle)
+}
+
+fn traces(export: &Export) -> Sink {
+    let ours =
+        filter_fn(|line| line.is_span() && line.target() == spans::TARGET).with_max_level_hint(LevelFilter::INFO);
+    tracing_opentelemetry::layer()
+        .with_tracer(export.tracer())
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_filter(ours)
+        .boxed()
 }
 
 /// Colours are for people: a terminal, and no wish to the contrary (<https://no-color.org>).
 fn colours() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     std::io::stderr().is_terminal() && !refused
+}
+
+fn is_for_the_log(line: &Metadata<'_>) -> bool {
+    line.target() != spans::TARGET && carries_no_secret(line)
 }
 
 fn carries_no_secret(line: &Metadata<'_>) -> bool {
@@ -129,10 +165,9 @@ mod tests {
     fn logged(format: LogFormat, filter: &str, speak: impl FnOnce(&Log)) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let (filter, handle) = reload::Layer::new(filter.parse::<EnvFilter>().unwrap());
-        let lines = lines(format, move || writer.clone()).with_filter(filter_fn(carries_no_secret));
-        let subscriber = tracing_subscriber::registry().with(filter).with(lines);
-        tracing::subscriber::with_default(subscriber, || speak(&Log { filter: handle }));
+        let (lines, filter) = lines(format, filter.parse().unwrap(), move || writer.clone());
+        let subscriber = tracing_subscriber::registry().with(vec![lines]);
+        tracing::subscriber::with_default(subscriber, || speak(&Log { filter, export: None }));
         captured.text()
     }
 
@@ -167,5 +202,38 @@ mod tests {
             tracing::trace!(target: "consign::worker", "own");
         });
         assert!(!text.contains("hidden") && text.contains("connected") && text.contains("own"), "{text}");
+    }
+    /// A job of this traceparent under the log alone: what it logs, and whether it has spans.
+    fn job(traceparent: Option<&str>) -> (String, bool) {
+        let headers = traceparent.map(|value| ("traceparent".to_owned(), value.to_owned())).into_iter().collect();
+        let message = spans::Message {
+            system: "rabbitmq",
+            exchange: "consign",
+            routing_key: "job.scheduled.acme",
+            job_id: "a/1",
+            destination: "acme",
+            headers: &headers,
+        };
+        let mut spans = true;
+        let text = logged(LogFormat::Json, "warn", |_| {
+            let work = async {
+                spans = !spans::session("acme").is_disabled();
+                tracing::warn!("from the job");
+            };
+            futures_util::FutureExt::now_or_never(spans::Trace::of(&message).run(work)).unwrap();
+        });
+        (text, spans)
+    }
+
+    #[test]
+    fn without_an_endpoint_no_span_is_made_and_lines_still_name_the_trace() {
+        let (text, spans) = job(Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
+        assert_eq!((&line["span"]["trace_id"], spans), (&"0af7651916cd43dd8448eb211c80319c".into(), false), "{text}");
+        for nothing in [None, Some("nonsense")] {
+            let (text, spans) = job(nothing);
+            let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
+            assert!(line["span"].is_null() && !spans, "{text}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::outcome::{Ended, Failure, Reason, Receipt};
 use crate::session::Sessions;
 use crate::source::compress::{self, Packer};
 use crate::source::{SourceBody, SourceStream, Sources, counted};
+use crate::telemetry::spans;
 use crate::upload::{Course, Feed, Journal, Pace, Progress, Stop, Target, Uploaded, Uploader, fits, next_offset};
 
 /// Everything a transfer uses. Built once, shared by all.
@@ -129,7 +130,7 @@ impl Transfers {
         {
             return Ok(ended);
         }
-        let source = self.opened(attempt, self.sources.open(&job.source)).await?;
+        let source = self.opened(attempt, (job.source.location.scheme(), self.sources.open(&job.source))).await?;
         let ended = self.send(job, attempt, key, (source, None)).await?;
         ended.ok_or_else(|| Failure::new(Reason::S3Unavailable, "the upload vanished while it was written"))
     }
@@ -149,7 +150,8 @@ impl Transfers {
         let mut source = None;
         if fits(&checkpoint, attempt.destination, key, job.compression) {
             let offset = next_offset(&checkpoint);
-            source = self.opened(attempt, self.sources.open_at(&job.source, &checkpoint.source, offset)).await?;
+            let opening = self.sources.open_at(&job.source, &checkpoint.source, offset);
+            source = self.opened(attempt, (job.source.location.scheme(), opening)).await?;
         }
         let Some(source) = source else {
             tracing::info!(job_id = %job.id, "source or destination are not what they were; the upload begins anew");
@@ -170,12 +172,13 @@ impl Transfers {
     async fn opened<T>(
         &self,
         attempt: &Attempt<'_>,
-        opening: impl Future<Output = Result<T, Failure>>,
+        (scheme, opening): (&str, impl Future<Output = Result<T, Failure>>),
     ) -> Result<T, Failure> {
         let opened = async {
-            self.sessions.get(attempt.destination).await?;
+            let destination = attempt.destination;
+            spans::within(spans::session(destination.id.as_str()), self.sessions.get(destination)).await?;
             crash::point("session");
-            opening.await
+            spans::within(spans::source(scheme), opening).await
         };
         tokio::select! {
             biased;

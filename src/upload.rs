@@ -37,6 +37,7 @@ use crate::session::Sessions;
 use crate::source::Chunks;
 use crate::source::compress::Packer;
 use crate::source::file::FileSource;
+use crate::telemetry::spans;
 use budget::Budget;
 use call::Calls;
 use multipart::{Pieces, Record};
@@ -226,6 +227,12 @@ impl Progress {
 }
 
 impl Target<'_> {
+    /// Of a call about the object that belongs to no upload in parts.
+    fn span(&self, operation: &'static str) -> tracing::Span {
+        let (bucket, key) = (self.destination.bucket.as_str(), self.key.as_str());
+        spans::s3(operation, &spans::Object { bucket, key, upload_id: None, part: None })
+    }
+
     fn owner(&self) -> Option<String> {
         self.destination.expected_bucket_owner.as_ref().map(|owner| owner.as_str().to_owned())
     }
@@ -382,7 +389,9 @@ impl Uploader {
     }
 
     async fn put(&self, work: &Work<'_>, part: &Part, stop: &Stop) -> Result<Uploaded, Failure> {
-        let stored = cancellable(&stop.cancel, single::put(work.calls, work.target, part)).await?;
+        let span = work.target.span("PutObject");
+        let put = spans::within(span, single::put(work.calls, work.target, part));
+        let stored = cancellable(&stop.cancel, put).await?;
         work.target.progress.add(part.length, 0);
         Ok(stored)
     }

@@ -31,6 +31,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::config::WorkerConfig;
 use crate::crash;
@@ -39,6 +40,7 @@ use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::outcome::Policy;
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
+use crate::telemetry::spans;
 use crate::transfer::Transport;
 use crate::upload::Stop;
 use admit::{Admitted, Refusal};
@@ -276,7 +278,7 @@ impl Worker {
             turns: headers::turns(&delivery.properties.headers),
         };
         match self.ledger.enter(id, (self.parts.clock)()) {
-            Entry::Mine(running) => self.work(delivery, &admitted, running, permits).await,
+            Entry::Mine(running) => self.traced(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
                 drop(permits);
                 tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
@@ -295,7 +297,12 @@ impl Worker {
     /// Settles, and says whether that is certain. A lost delivery comes again; that is the queue's promise, not a fault.
     async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> bool {
         let action = settlement.action();
-        match self.parts.queue.settle(delivery, settlement, events).await {
+        let span = spans::settle(self.parts.queue.system(), &self.parts.prefix, action);
+        let settled = self.parts.queue.settle(delivery, settlement, events).instrument(span.clone()).await;
+        if settled.is_err() {
+            spans::fail(&span, "unsettled");
+        }
+        match settled {
             Ok(()) => {
                 crash::point("settled");
                 true

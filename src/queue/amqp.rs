@@ -28,6 +28,7 @@ mod session;
 mod settle;
 mod stream;
 mod timing;
+mod tls;
 mod topology;
 
 use std::fmt;

@@ -341,6 +341,10 @@ impl Queue for Embedded {
         Box::pin(self.shut_down())
     }
 
+    fn system(&self) -> &'static str {
+        "sqlite"
+    }
+
     fn ready(&self) -> Result<(), String> {
         match &*self.shared.phase.borrow() {
             Phase::Down(QueueError::Unavailable(why) | QueueError::Unusable(why)) => Err(why.clone()),

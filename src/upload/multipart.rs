@@ -15,6 +15,7 @@ use super::part::Part;
 use super::{Course, Target, Uploaded};
 use crate::job::lease::{PartDone, PartSizes, SourceMark};
 use crate::outcome::{Class, Failure, Reason};
+use crate::telemetry::spans;
 pub(super) use abort::{Aborted, abandon};
 pub(super) use open::Open;
 
@@ -56,7 +57,10 @@ where
         Some(checkpoint) => Open::again(calls, course.journal, checkpoint),
         // Nothing is begun any more that would only be handed over.
         None if continuable && course.stop.hand_over.is_cancelled() => return Err(draining()),
-        None => Open::create(calls, target, Some((course.journal, pieces.record.as_ref()))).await?,
+        None => {
+            let created = Open::create(calls, target, Some((course.journal, pieces.record.as_ref())));
+            spans::within(target.span("CreateMultipartUpload"), created).await?
+        }
     };
     target.progress.had(open.done().iter().map(|part| part.length).sum(), count(open.done()));
     let stop = course.stop;
@@ -76,12 +80,15 @@ where
         sent = sending => sent,
     };
     let ended = match sent {
-        Ok(sent) => tokio::select! {
+        Ok(sent) => {
+            let span = open.span("CompleteMultipartUpload", None);
+            tokio::select! {
             biased;
             // S3 may take minutes; whoever goes on asks again, and finds the object where it was completed meanwhile.
             () = stop.cancel.cancelled(), if continuable => Err(draining()),
-            ended = open.complete(target, sent) => ended,
-        },
+            ended = spans::within(span, open.complete(target, sent)) => ended,
+            }
+        }
         Err(_) if open.is_gone() => open.vanished(target).await,
         Err(failure) => Err(failure),
     };
@@ -130,7 +137,9 @@ where
         .parts
         .take_until(hand_over)
         .map(|part| async move {
-            let sent = open.send(&part?).await?;
+            let part = part?;
+            let span = open.span("UploadPart", Some(part.number));
+            let sent = spans::within(span, open.send(&part)).await?;
             target.progress.add(sent.length, 1);
             Ok::<_, Failure>(sent)
         })

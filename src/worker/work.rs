@@ -25,6 +25,7 @@ use crate::job::lease::Checkpoint;
 use crate::lane::Lane;
 use crate::outcome::{Ended, Failure, OutcomeKind, Reason, Step};
 use crate::queue::{Delivery, Settlement};
+use crate::telemetry::spans;
 use crate::transfer::Attempt;
 use crate::upload::{Pace, Progress};
 
@@ -32,7 +33,20 @@ use crate::upload::{Pace, Progress};
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Worker {
-    pub(super) async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
+    /// [`Worker::work`] in the trace that the job belongs to.
+    pub(super) async fn traced(&self, delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
+        let trace = spans::Trace::of(&spans::Message {
+            system: self.parts.queue.system(),
+            exchange: &self.parts.prefix,
+            routing_key: &delivery.routing_key,
+            job_id: admitted.job.id.as_str(),
+            destination: admitted.destination.id.as_str(),
+            headers: &delivery.properties.headers,
+        });
+        trace.run(self.work(delivery, admitted, running, permits)).await;
+    }
+
+    async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
         let Admitted { job, destination, lease } = admitted;
         let Ok(_quarantine) = self.quarantined(&delivery).await else {
             drop(permits);
@@ -73,6 +87,8 @@ impl Worker {
             }
             Told::Away(away) => (self.turned_away(away, case), false),
         };
+        let outcome = verdict.kind.map_or_else(|| verdict.settlement.action(), OutcomeKind::as_str);
+        spans::ended(outcome, verdict.failure.as_ref());
         if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
             running.delivered(event.clone());
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Which files may name a crate.
-const ROOMS: [(&str, &[&str]); 9] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("lapin", &["queue/amqp"]),
     ("rusqlite", &["queue/embedded"]),
     ("bincode", &["job/compact"]),
@@ -12,6 +12,15 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("prometheus", &["metrics"]),
     ("aws_sdk_s3", &["session", "upload", "source/s3", "check"]),
     ("aws_sdk_sts", &["session", "upload", "source/s3", "check"]),
+    ("clap_complete", &["cli/completions"]),
+    ("clap_mangen", &["cli/man"]),
+    ("sd_notify", &["supervisor"]),
+    ("opentelemetry", &["telemetry"]),
+    ("opentelemetry_http", &["telemetry"]),
+    ("opentelemetry_otlp", &["telemetry"]),
+    ("opentelemetry_sdk", &["telemetry"]),
+    ("tracing_opentelemetry", &["telemetry"]),
+    ("rustls", &["queue/amqp", "source/scripted", "source/https/tests"]),
     ("s3s", &["dev"]),
     ("s3s_fs", &["dev"]),
 ];

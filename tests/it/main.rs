@@ -22,6 +22,7 @@ mod harness;
 mod layering;
 mod leases;
 mod names;
+mod ops;
 mod page;
 mod policy;
 mod queue_amqp;

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{Channel, Connection, ConnectionProperties, DefaultConnectionBuilder, ErrorKind};
 use secrecy::ExposeSecret as _;
 
+use super::tls;
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
@@ -40,9 +41,11 @@ impl fmt::Debug for Endpoint {
 
 impl Endpoint {
     /// Reads `[broker]`. `name` is shown by the broker as the connection's name.
+    ///
+    /// Who has a client certificate, and no user in the URL, is known by the certificate (SASL EXTERNAL).
     pub(super) fn parse(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         let url = config.url.as_ref().ok_or_else(|| wrong("is missing; set broker.url"))?;
-        let uri = parse_url(url.expose_secret())?;
+        let (mut uri, names_user) = parse_url(url.expose_secret())?;
         if matches!(uri.scheme, AMQPScheme::AMQP) && !config.allow_plaintext && !is_loopback(&uri.authority.host) {
             return Err(wrong("is plain amqp beyond loopback; use amqps, or set broker.allow_plaintext = true"));
         }
@@ -51,6 +54,7 @@ impl Endpoint {
             (None, None) => None,
             _ => return Err(wrong("needs broker.client_cert_file and broker.client_key_file together")),
         };
+        uri.query.auth_mechanism = mechanism(uri.query.auth_mechanism, names_user, identity.is_some())?;
         Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity })
     }
 
@@ -71,7 +75,7 @@ impl Endpoint {
 
     async fn tls(&self) -> Result<OwnedTLSConfig, QueueError> {
         let cert_chain = match &self.ca_file {
-            Some(file) => Some(String::from_utf8_lossy(&read("ca_file", file).await?).into_owned()),
+            Some(file) => Some(authorities(file).await?),
             None => None,
         };
         let identity = match &self.identity {
@@ -85,7 +89,27 @@ impl Endpoint {
     }
 }
 
-fn parse_url(text: &str) -> Result<AMQPUri, QueueError> {
+/// A file without certificates would only show as a broker that is not trusted.
+async fn authorities(file: &Path) -> Result<String, QueueError> {
+    let pem = String::from_utf8_lossy(&read("ca_file", file).await?).into_owned();
+    if pem.contains("-----BEGIN CERTIFICATE-----") {
+        return Ok(pem);
+    }
+    Err(QueueError::Unavailable(format!("broker.ca_file {} holds no certificate in PEM form", file.display())))
+}
+
+fn mechanism(asked: Option<SASLMechanism>, user: bool, certificate: bool) -> Result<Option<SASLMechanism>, QueueError> {
+    match asked {
+        None if certificate && !user => Ok(Some(SASLMechanism::External)),
+        Some(SASLMechanism::External) if !certificate => Err(wrong(
+            "asks for auth_mechanism=external; that needs broker.client_cert_file and broker.client_key_file",
+        )),
+        asked => Ok(asked),
+    }
+}
+
+/// The URL, and whether it names a user.
+fn parse_url(text: &str) -> Result<(AMQPUri, bool), QueueError> {
     // The parser's own messages may quote the URL, and with it the password.
     let malformed = || wrong("is no AMQP URL; it reads amqps://user:password@host:5671/vhost");
     let mut uri: AMQPUri = text.parse().map_err(|_| malformed())?;
@@ -101,7 +125,7 @@ fn parse_url(text: &str) -> Result<AMQPUri, QueueError> {
         "/".clone_into(&mut uri.vhost);
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-    Ok(uri)
+    Ok((uri, !url.username().is_empty()))
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -173,7 +197,7 @@ pub(super) fn unavailable(error: &lapin::Error) -> QueueError {
 pub(super) fn text(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(refusal) => refusal.get_message().to_string(),
-        ErrorKind::IOError(io) => io.to_string(),
+        ErrorKind::IOError(io) => tls::explained(io).unwrap_or_else(|| io.to_string()),
         ErrorKind::MissingHeartbeatError => "the broker stopped answering heartbeats".to_owned(),
         ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannel(_) => {
             "the connection is closed".to_owned()
@@ -250,5 +274,22 @@ mod tests {
     fn half_an_identity_is_an_error() {
         let half = BrokerConfig { client_cert_file: Some("c.pem".into()), ..config("amqps://h") };
         assert!(Endpoint::parse(&half, "w").unwrap_err().to_string().contains("client_key_file"));
+    }
+    #[test]
+    fn a_certificate_stands_for_a_user_that_the_url_does_not_name() {
+        let mechanism = |url: &str, certified: bool| {
+            let file = |name: &str| certified.then(|| name.into());
+            let (client_cert_file, client_key_file) = (file("c.pem"), file("k.pem"));
+            Endpoint::parse(&BrokerConfig { client_cert_file, client_key_file, ..config(url) }, "w")
+                .map(|endpoint| endpoint.uri.query.auth_mechanism)
+        };
+        let external = Some(SASLMechanism::External);
+        assert_eq!(mechanism("amqps://h", true).unwrap(), external);
+        assert_eq!(mechanism("amqps://u:p@h", true).unwrap(), None);
+        assert_eq!(mechanism("amqps://u:p@h?auth_mechanism=external", true).unwrap(), external);
+        assert_eq!(mechanism("amqps://h?auth_mechanism=plain", true).unwrap(), Some(SASLMechanism::Plain));
+        assert_eq!(mechanism("amqps://h", false).unwrap(), None);
+        let error = mechanism("amqps://h?auth_mechanism=external", false).unwrap_err().to_string();
+        assert!(error.contains("client_cert_file"), "{error}");
     }
 }

@@ -14,6 +14,7 @@ use crate::destination::Checksum;
 use crate::job::lease::{Checkpoint, PartDone, PartSizes};
 use crate::metrics::Guard;
 use crate::outcome::{Encryption, Failure, Reason, Receipt};
+use crate::telemetry::spans;
 use crate::upload::call::Calls;
 use crate::upload::classify::{CallError, Signal};
 use crate::upload::part::{Part, combined_crc};
@@ -146,6 +147,12 @@ impl<'a> Open<'a> {
             source: record.source.clone(),
             parts: Vec::new(),
         }
+    }
+
+    /// Of a call that belongs to this upload.
+    pub(super) fn span(&self, operation: &'static str, part: Option<u32>) -> tracing::Span {
+        let upload_id = Some(self.id.as_str());
+        spans::s3(operation, &spans::Object { bucket: &self.bucket, key: &self.key, upload_id, part })
     }
 
     /// Parts that earlier attempts have sent.

@@ -32,6 +32,20 @@ impl Node {
         Self::below(PathBuf::from(format!("{}-{name}", exported("CONSIGN_TEST_NODE"))))
     }
 
+    /// As [`Node::apart`], one that demands client certificates on [`Node::tls_port`] as well. `certify` writes `ca.pem`, `server.pem`
+    /// and `server.key` into the folder that it is given.
+    pub fn over_tls(certify: impl FnOnce(&Path)) -> Self {
+        let dir = PathBuf::from(format!("{}-tls", exported("CONSIGN_TEST_NODE")));
+        let files = dir.join("tls");
+        std::fs::create_dir_all(&files).unwrap();
+        certify(&files);
+        Self::below(dir)
+    }
+
+    pub fn tls_port(&self) -> u16 {
+        std::fs::read_to_string(self.dir.join("tls.port")).unwrap().trim().parse().unwrap()
+    }
+
     fn below(dir: PathBuf) -> Self {
         std::fs::create_dir_all(&dir).unwrap();
         let turn = File::create(dir.join("turn")).unwrap();

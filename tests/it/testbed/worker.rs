@@ -98,6 +98,11 @@ impl Worker {
         self.signal(Signal::HUP);
     }
 
+    /// Asks for its status in the log.
+    pub fn ask(&self) {
+        self.signal(Signal::USR1);
+    }
+
     /// As a crash: no drain.
     pub fn kill(&self) {
         ledger::fault("worker killed");

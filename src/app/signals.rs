@@ -1,0 +1,65 @@
+//! What SIGHUP and SIGUSR1 lead to while the worker runs.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::admin::AdminState;
+use crate::config::{Config, Reload};
+use crate::destination::Destinations;
+use crate::metrics::Metrics;
+use crate::session::Sessions;
+use crate::shutdown::Shutdown;
+use crate::supervisor::Supervisor;
+use crate::telemetry::Log;
+
+/// What a reload changes, and whom it tells.
+pub(super) struct Reloading<'a> {
+    pub(super) destinations: &'a watch::Sender<Arc<Destinations>>,
+    pub(super) sessions: &'a Sessions,
+    pub(super) metrics: &'a Metrics,
+    pub(super) supervisor: Supervisor,
+}
+
+impl Reloading<'_> {
+    /// SIGHUP reloads destinations and log filter; a bad file keeps what runs. Never ends.
+    pub(super) async fn follow(self, mut shutdown: Shutdown, reload: Option<(Log, Reload)>) {
+        let Some((log, reload)) = reload else { return std::future::pending().await };
+        loop {
+            shutdown.reload().await;
+            self.supervisor.reloading();
+            let loaded = reload.load().map(|loaded| loaded.config).map_err(|problems| problems.to_string());
+            self.apply(loaded.and_then(|config| log.set_filter(&config.log.filter).map(|()| config)));
+            self.supervisor.ready();
+        }
+    }
+
+    fn apply(&self, loaded: Result<Config, String>) {
+        match loaded {
+            Ok(config) => {
+                announce(self.metrics, &config.destinations);
+                tracing::info!(destinations = config.destinations.len(), "the configuration was reloaded");
+                self.destinations.send_replace(config.destinations);
+                self.sessions.forget_refusals();
+                self.metrics.set_reload_successful(true);
+            }
+            Err(problems) => {
+                tracing::error!(%problems, "the new configuration is not used; the running one stays");
+                self.metrics.set_reload_successful(false);
+            }
+        }
+    }
+}
+
+/// Destinations have their series from the start on.
+pub(super) fn announce(metrics: &Metrics, destinations: &Destinations) {
+    destinations.keys().for_each(|id| metrics.destinations().announce(id));
+}
+
+/// SIGUSR1 writes what `/status` says into the log. Never ends.
+pub(super) async fn answer_questions(mut shutdown: Shutdown, state: AdminState) {
+    loop {
+        shutdown.question().await;
+        tracing::info!(status = %(state.status)(""), "the status, as SIGUSR1 asks");
+    }
+}

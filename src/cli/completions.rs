@@ -1,0 +1,21 @@
+//! `consign completions`: what makes a shell complete our commands and flags.
+
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use super::{Cli, Exit};
+
+/// For which shell.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// The shell that is to complete
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// Prints the script; needs no configuration.
+pub fn execute(args: &CompletionsArgs) -> Exit {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "consign", &mut script);
+    super::print(&String::from_utf8_lossy(&script))
+}

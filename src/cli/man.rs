@@ -1,0 +1,81 @@
+//! `consign man`: the manual pages, made of what `--help` says.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Command, CommandFactory as _};
+use clap_mangen::Man;
+
+use super::{Cli, Exit};
+
+/// Which pages, and where to.
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// The command to print the page of, such as `dead requeue`; without one, the page of consign itself
+    #[arg(value_name = "COMMAND", conflicts_with = "out")]
+    pub of: Vec<String>,
+    /// Write every page into this directory (such as /usr/local/share/man/man1) instead
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// Prints one page, or writes all of them; needs no configuration.
+pub fn execute(args: &ManArgs) -> Exit {
+    match &args.out {
+        Some(directory) => write(directory),
+        None => show(&args.of),
+    }
+}
+
+fn write(directory: &Path) -> Exit {
+    let written = std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
+    match written {
+        Ok(()) => Exit::Done,
+        Err(problem) => super::complain(&format!("--out {}: {problem}", directory.display()), Exit::Failed),
+    }
+}
+
+fn show(of: &[String]) -> Exit {
+    let Some(command) = find(of) else {
+        let reason = format!("there is no command `{}`; `consign --help` lists them", of.join(" "));
+        return super::complain(&reason, Exit::Usage);
+    };
+    match page(command) {
+        Ok(text) => super::print(&text),
+        Err(problem) => super::complain(&format!("the page can't be made: {problem}"), Exit::Failed),
+    }
+}
+
+/// The command of these words below consign; none where a word names none.
+fn find(words: &[String]) -> Option<Command> {
+    let mut all = Cli::command().disable_help_subcommand(true);
+    all.build();
+    words.iter().try_fold(all, |command, word| command.find_subcommand(word).cloned())
+}
+
+fn page(command: Command) -> io::Result<String> {
+    let mut page = Vec::new();
+    Man::new(command).render(&mut page)?;
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_page_says_which_command_it_is_about() {
+        let requeue = page(find(&words("dead requeue")).unwrap()).unwrap();
+        assert!(requeue.contains(r"consign\-dead\-requeue") && requeue.contains(r"\-\-dry\-run"), "{requeue}");
+        assert!(page(find(&[]).unwrap()).unwrap().contains(r"consign\-backfill(1)"));
+    }
+
+    #[test]
+    fn a_word_that_names_no_command_has_no_page() {
+        assert!(find(&words("dead fly")).is_none() && find(&words("help")).is_none());
+    }
+}
