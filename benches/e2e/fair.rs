@@ -58,6 +58,9 @@ pub struct FairArgs {
     /// Minutes until the dead customer's bucket is there.
     #[arg(long, default_value_t = 3)]
     minutes: u32,
+    /// Nobody resets the circuit: the next probe finds out.
+    #[arg(long)]
+    no_reset: bool,
     /// A file of TOML that is appended to the worker's config.
     #[arg(long)]
     extra_config: Option<PathBuf>,
