@@ -3,10 +3,10 @@
 use tokio::time::Instant;
 
 use super::FairArgs;
-use super::stream::quantile;
 use super::world::{HEALTHY, SLOW, World};
 use crate::Fallible;
 use crate::measure;
+use crate::table::median;
 
 /// What the worker does with nothing else to do, jobs a second.
 pub async fn calibrate(args: &FairArgs, alone: &World<'_>) -> Fallible<f64> {
@@ -27,7 +27,7 @@ pub async fn run(args: &FairArgs, alone: &World<'_>, beside: &World<'_>) -> Fall
         );
         ratios.push(b / a);
     }
-    let median = quantile(&ratios, 0.5);
+    let median = median(&ratios);
     println!("closed B/A, median of {} pairs: rate {median:.3} (target at least 0.95)", ratios.len());
     Ok(())
 }

@@ -9,6 +9,7 @@ use super::stream::quantile;
 use super::world::{HEALTHY, SLOW, World};
 use crate::Fallible;
 use crate::measure;
+use crate::table::median;
 use crate::worker::Worker;
 
 /// Not counted: until the backfills and the slow customer have what they get.
@@ -37,7 +38,7 @@ pub async fn run(args: &FairArgs, alone: &World<'_>, beside: &World<'_>, rate: f
         println!("open {n} B (beside): {b}; {backfilled} backfills beside it, {left} left");
         ratios.push([b.p50 / a.p50, b.p99 / a.p99, b.rate / a.rate]);
     }
-    let median = |which: usize| quantile(&ratios.iter().map(|ratio| ratio[which]).collect::<Vec<_>>(), 0.5);
+    let median = |which: usize| median(&ratios.iter().map(|ratio| ratio[which]).collect::<Vec<_>>());
     let doubled = alone.arrivals.doubled() + beside.arrivals.doubled();
     println!(
         "open B/A, median of {} pairs: p50 {:.3}, p99 {:.3} (target at most 1.10), rate {:.3} (target at least 0.95); {doubled} doubled",
