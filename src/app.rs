@@ -136,13 +136,17 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
     })
 }
 
-/// How much each lane fetches ahead: enough to hide the broker's round trip, and no more than is soon begun.
+/// How much each lane fetches ahead: what runs, as much again to hide the broker's round trip, and no more than is soon begun. As
+/// many again may wait without a slot for their destination's turn, and must not keep the others away.
 fn lanes(config: &Config) -> Vec<(Lane, u16)> {
     let slots = config.worker.slots.get();
-    let ahead = |running: u32| u16::try_from(running * 2).unwrap_or(u16::MAX);
-    let mut lanes = vec![(Lane::Continued, ahead(slots)), (Lane::Scheduled, ahead(slots))];
+    let ahead = |running: u32, waiting: u32| {
+        let count = running.saturating_mul(2).saturating_add(waiting);
+        u16::try_from(count).unwrap_or(u16::MAX)
+    };
+    let mut lanes = vec![(Lane::Continued, ahead(slots, slots)), (Lane::Scheduled, ahead(slots, slots))];
     if config.worker.backfill_slots > 0 {
-        lanes.push((Lane::Backfill, ahead(config.worker.backfill_slots.min(slots))));
+        lanes.push((Lane::Backfill, ahead(config.worker.backfill_slots.min(slots), 0)));
     }
     lanes
 }

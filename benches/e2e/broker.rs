@@ -12,7 +12,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, PublisherConfirm};
 use serde::Deserialize;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Fallible;
 
@@ -21,10 +21,14 @@ const SILENCE: Duration = Duration::from_mins(1);
 /// Channels that publish at once, and confirms outstanding on each.
 const CHANNELS: usize = 4;
 const OUTSTANDING: usize = 64;
+/// The same where jobs are published on time: only to bound what is remembered.
+const MOST_OUTSTANDING: usize = 4096;
 
 /// One message to publish.
 pub struct Message {
     pub id: String,
+    /// `<lane>.<destination>`.
+    pub to: String,
     pub body: Vec<u8>,
 }
 
@@ -37,9 +41,15 @@ pub struct Broker {
 
 /// As much of an outcome as the bench looks at.
 #[derive(Deserialize)]
-struct Outcome {
-    r#type: String,
-    subject: String,
+pub struct Outcome {
+    pub r#type: String,
+    pub subject: String,
+}
+
+impl Outcome {
+    pub fn is_delivered(&self) -> bool {
+        self.r#type == "consign.transfer.delivered.v1"
+    }
 }
 
 impl Broker {
@@ -64,22 +74,51 @@ impl Broker {
         Ok(channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await?)
     }
 
-    /// Publishes all messages as scheduled jobs; returns when the broker has confirmed every one.
-    pub async fn publish(&self, messages: Vec<Message>, destination: &str) -> Fallible<()> {
+    /// Publishes all messages; returns when the broker has confirmed every one.
+    pub async fn publish(&self, messages: impl IntoIterator<Item = Message>) -> Fallible<()> {
         let mut lots: Vec<Vec<Message>> = (0..CHANNELS).map(|_| Vec::new()).collect();
         for (index, message) in messages.into_iter().enumerate() {
             lots[index % CHANNELS].push(message);
         }
         let mut running = JoinSet::new();
         for lot in lots.into_iter().filter(|lot| !lot.is_empty()) {
-            let channel = self.publisher.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            running.spawn(publish_lot(channel, self.prefix.clone(), format!("job.scheduled.{destination}"), lot));
+            running.spawn(publish_lot(self.confirming().await?, self.prefix.clone(), lot));
         }
         while let Some(published) = running.join_next().await {
             published??;
         }
         Ok(())
+    }
+
+    /// Publishes each message when it is due, whether or not those before it are done.
+    pub async fn publish_on_time(&self, messages: impl IntoIterator<Item = (Instant, Message)>) -> Fallible<()> {
+        let channel = self.confirming().await?;
+        let mut outstanding: VecDeque<PublisherConfirm> = VecDeque::new();
+        for (due, message) in messages {
+            sleep_until(due).await;
+            if outstanding.len() == MOST_OUTSTANDING {
+                confirmed(outstanding.pop_front()).await?;
+            }
+            outstanding.push_back(publish_one(&channel, &self.prefix, &message).await?);
+        }
+        while !outstanding.is_empty() {
+            confirmed(outstanding.pop_front()).await?;
+        }
+        Ok(())
+    }
+
+    async fn confirming(&self) -> Fallible<Channel> {
+        let channel = self.publisher.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+
+    /// How many messages are ready in a queue of this prefix.
+    pub async fn depth(&self, queue: &str) -> Fallible<u32> {
+        let channel = self.reader.create_channel().await?;
+        let (name, passive) = (format!("{}.{queue}", self.prefix), QueueDeclareOptions::default().passive());
+        let queue = channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await?;
+        Ok(queue.message_count())
     }
 
     /// Deletes what a worker with this prefix declares, as far as its names are known beforehand.
@@ -97,24 +136,27 @@ impl Broker {
     }
 }
 
-async fn publish_lot(channel: Channel, exchange: String, key: String, lot: Vec<Message>) -> Fallible<()> {
+async fn publish_lot(channel: Channel, prefix: String, lot: Vec<Message>) -> Fallible<()> {
     let mut outstanding: VecDeque<PublisherConfirm> = VecDeque::with_capacity(OUTSTANDING);
     for message in lot {
         if outstanding.len() == OUTSTANDING {
             confirmed(outstanding.pop_front()).await?;
         }
-        let properties = BasicProperties::default()
-            .with_content_type("application/json".into())
-            .with_delivery_mode(2)
-            .with_message_id(message.id.as_str().into());
-        let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
-        let options = BasicPublishOptions::default();
-        outstanding.push_back(channel.basic_publish(exchange, key, options, &message.body, properties).await?);
+        outstanding.push_back(publish_one(&channel, &prefix, &message).await?);
     }
     while !outstanding.is_empty() {
         confirmed(outstanding.pop_front()).await?;
     }
     Ok(())
+}
+
+async fn publish_one(channel: &Channel, exchange: &str, message: &Message) -> Fallible<PublisherConfirm> {
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_delivery_mode(2)
+        .with_message_id(message.id.as_str().into());
+    let (key, options) = (format!("job.{}", message.to), BasicPublishOptions::default());
+    Ok(channel.basic_publish(exchange.into(), key.as_str().into(), options, &message.body, properties).await?)
 }
 
 async fn confirmed(confirm: Option<PublisherConfirm>) -> Fallible<()> {
@@ -133,7 +175,7 @@ pub async fn await_delivered(outcomes: &mut Consumer, expected: u64) -> Fallible
         let silent = || format!("{} of {expected} outcomes, then none for {SILENCE:?}", delivered.len());
         let message = next.map_err(|_| silent())?.ok_or("the broker ended the reading of outcomes")??;
         let outcome: Outcome = serde_json::from_slice(&message.data)?;
-        if outcome.r#type != "consign.transfer.delivered.v1" {
+        if !outcome.is_delivered() {
             return Err(format!("not delivered: {}", String::from_utf8_lossy(&message.data)).into());
         }
         delivered.insert(outcome.subject);

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
+use crate::manners::{MEND_PATH, Manners};
 use crate::measure::Spent;
 use crate::process::{self, Process};
 use crate::scenario::Scenario;
@@ -22,8 +23,13 @@ pub struct NullServer {
 impl NullServer {
     /// With `tls`, https; the authority's certificate is put into that folder.
     pub async fn start(tls: Option<&Path>) -> Fallible<Self> {
+        Self::start_with(tls, &Manners::default()).await
+    }
+
+    /// As [`NullServer::start`], for one that does not answer everybody at once.
+    pub async fn start_with(tls: Option<&Path>, manners: &Manners) -> Fallible<Self> {
         let mut command = myself()?;
-        command.arg("serve");
+        command.arg("serve").args(manners.arguments());
         if let Some(folder) = tls {
             command.arg("--tls").arg(folder);
         }
@@ -32,6 +38,11 @@ impl NullServer {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let ca = tls.map(|folder| folder.join(CA_FILE));
         Ok(Self { endpoint: Endpoint::new(address, ca.as_deref())?, ca, _process: process })
+    }
+
+    /// From now on the missing bucket exists.
+    pub async fn mend(&self) -> Fallible<()> {
+        self.endpoint.get(MEND_PATH).await.map(drop)
     }
 
     /// What it saw so far.

@@ -18,6 +18,8 @@ pub struct Counts {
     pub others: u64,
     pub broken: u64,
     pub bytes: u64,
+    /// Calls for the missing bucket.
+    pub refused: u64,
 }
 
 impl Counts {
@@ -39,6 +41,7 @@ impl Counts {
             others: self.others - earlier.others,
             broken: self.broken - earlier.broken,
             bytes: self.bytes - earlier.bytes,
+            refused: self.refused - earlier.refused,
         }
     }
 

@@ -48,7 +48,8 @@ async fn measure(args: &DrainArgs, broker: &Broker, around: &Surroundings<'_>) -
     let mut outcomes = broker.outcomes().await?;
     let source = json!({ "url": format!("file://{}", path.display()), "size": length });
     let job = json!({ "version": 1, "id": "drain", "source": source, "destination": DESTINATION, "key": "large" });
-    broker.publish(vec![Message { id: "drain".to_owned(), body: job.to_string().into_bytes() }], DESTINATION).await?;
+    let to = format!("scheduled.{DESTINATION}");
+    broker.publish([Message { id: "drain".to_owned(), to, body: job.to_string().into_bytes() }]).await?;
     for drain in 1..=args.drains {
         until_sent(around.server, length * drain / (args.drains + 1)).await?;
         let told = Instant::now();

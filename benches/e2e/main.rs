@@ -6,6 +6,7 @@
 //! tests/run --servers cargo bench --bench e2e -- --short             # under a minute, only shows that it runs
 //! tests/run --servers cargo bench --bench e2e -- --only P1 --rounds 5 --scheme https
 //! tests/run --servers cargo bench --bench e2e -- drain               # SIGTERM in the middle of 10 GiB
+//! tests/run --servers cargo bench --bench e2e -- fair                # what a backfill, a slow and a dead customer cost the others
 //! ```
 //!
 //! Null server, reference client and `consign` are processes of their own, so each one's CPU and memory are its own; they
@@ -19,6 +20,8 @@ mod children;
 mod chunks;
 mod counts;
 mod drain;
+mod fair;
+mod manners;
 mod measure;
 mod ports;
 mod process;
@@ -89,11 +92,15 @@ enum Role {
         /// https, with the authority's certificate written into this folder.
         #[arg(long)]
         tls: Option<PathBuf>,
+        #[command(flatten)]
+        manners: manners::Manners,
     },
     /// The reference client.
     Raw(raw::RawArgs),
     /// Drains workers in the middle of one large file.
     Drain(drain::DrainArgs),
+    /// Scheduled jobs beside backfills, a slow destination and a dead one.
+    Fair(fair::FairArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -115,12 +122,13 @@ async fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Fallible<()> {
     match (&cli.role, &cli.amqp) {
-        (Some(Role::Serve { tls }), _) => server::serve(tls.as_deref()).await,
+        (Some(Role::Serve { tls, manners }), _) => server::serve(tls.as_deref(), manners.clone()).await,
         (Some(Role::Raw(args)), _) => {
             println!("{}", serde_json::to_string(&raw::run(args).await?)?);
             Ok(())
         }
         (Some(Role::Drain(args)), Some(amqp)) => drain::run(args, amqp).await,
+        (Some(Role::Fair(args)), Some(amqp)) => fair::run(args, amqp).await,
         // `cargo test --benches` runs this binary too, without --bench: a test run must not measure for minutes.
         (None, Some(amqp)) if cli.bench || cli.short => bench(&cli, amqp).await,
         (_, _) => {

@@ -70,7 +70,7 @@ impl Bench<'_> {
     }
 
     async fn transfer(&self, messages: Vec<Message>, outcomes: &mut Consumer, files: u64) -> Fallible<()> {
-        let published = self.broker.publish(messages, DESTINATION);
+        let published = self.broker.publish(messages);
         futures_util::try_join!(published, await_delivered(outcomes, files)).map(drop)
     }
 }
@@ -83,7 +83,7 @@ fn jobs(scenario: &Scenario, folder: &Path, round: usize) -> Vec<Message> {
         let source = json!({ "url": format!("file://{}/{name}", folder.display()), "size": scenario.size });
         let key = format!("{target}/{name}");
         let job = json!({ "version": 1, "id": id, "source": source, "destination": DESTINATION, "key": key });
-        Message { body: job.to_string().into_bytes(), id }
+        Message { body: job.to_string().into_bytes(), to: format!("scheduled.{DESTINATION}"), id }
     };
     (0..scenario.files).map(job).collect()
 }

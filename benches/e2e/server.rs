@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request};
@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 
 use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
+use crate::manners::{MEND_PATH, Manners};
 use crate::ports;
 use crate::tls::Authority;
 use crate::xml;
@@ -41,11 +42,11 @@ const ECHOED: [&str; 11] = [
 ];
 
 /// Serves until the process is killed. Prints the port on the first line of stdout; with `tls`, `ca.pem` is in that folder by then.
-pub async fn serve(tls: Option<&Path>) -> Fallible<()> {
+pub async fn serve(tls: Option<&Path>, manners: Manners) -> Fallible<()> {
     let listener = ports::listen().await?;
     let acceptor = tls.map(|folder| Authority::create()?.acceptor(folder)).transpose()?;
     println!("{}", listener.local_addr()?.port());
-    let store = Arc::new(Store::default());
+    let store = Arc::new(Store { manners, ..Store::default() });
     loop {
         let (stream, _) = accept(&listener).await?;
         let (store, acceptor) = (Arc::clone(&store), acceptor.clone());
@@ -90,6 +91,9 @@ struct Store {
     others: AtomicU64,
     broken: AtomicU64,
     bytes: AtomicU64,
+    refused: AtomicU64,
+    mended: AtomicBool,
+    manners: Manners,
     serial: AtomicU64,
     uploads: Mutex<HashMap<String, HeaderMap>>,
 }
@@ -104,6 +108,7 @@ enum Call {
     List,
     Sts,
     Counts,
+    Mend,
     Other,
 }
 
@@ -121,6 +126,7 @@ impl Call {
             (&Method::POST, None) if head.uri.path() == "/" => Self::Sts,
             (&Method::DELETE, Some(upload)) => Self::Abort(upload),
             (&Method::GET, None) if head.uri.path() == COUNTS_PATH => Self::Counts,
+            (&Method::GET, None) if head.uri.path() == MEND_PATH => Self::Mend,
             (&Method::GET, None) => Self::List,
             _ => Self::Other,
         }
@@ -130,7 +136,16 @@ impl Call {
 impl Store {
     async fn answer(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
-        match Call::of(&head) {
+        let call = Call::of(&head);
+        if !matches!(call, Call::Sts | Call::Counts | Call::Mend) {
+            let (bucket, _) = bucket_and_key(&head);
+            self.manners.wait(bucket).await;
+            if self.manners.missing.as_deref() == Some(bucket) && !self.mended.load(Ordering::Relaxed) {
+                self.discard(body).await;
+                return self.refuse();
+            }
+        }
+        match call {
             Call::Put => self.put(&head, body).await,
             Call::Part(upload) => self.part(&head, body, &upload).await,
             Call::Create => self.create(&head, body).await,
@@ -139,8 +154,18 @@ impl Store {
             Call::List => reply(&self.lists, HeaderMap::new(), xml::list(bucket_and_key(&head).0)),
             Call::Sts => self.security_token(body).await,
             Call::Counts => reply(&AtomicU64::new(0), HeaderMap::new(), self.counts().to_json()),
+            Call::Mend => {
+                self.mended.store(true, Ordering::Relaxed);
+                reply(&AtomicU64::new(0), HeaderMap::new(), String::new())
+            }
             Call::Other => reply(&self.others, HeaderMap::new(), String::new()),
         }
+    }
+
+    fn refuse(&self) -> Reply {
+        let mut answer = reply(&self.refused, HeaderMap::new(), xml::no_such_bucket());
+        *answer.status_mut() = http::StatusCode::NOT_FOUND;
+        answer
     }
 
     async fn put(&self, head: &request::Parts, body: Incoming) -> Reply {
@@ -223,6 +248,7 @@ impl Store {
             others: read(&self.others),
             broken: read(&self.broken),
             bytes: read(&self.bytes),
+            refused: read(&self.refused),
         }
     }
 }

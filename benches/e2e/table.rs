@@ -111,7 +111,7 @@ fn met(yes: bool) -> &'static str {
     if yes { "(met)" } else { "(MISSED)" }
 }
 
-fn median(figures: &[f64]) -> f64 {
+pub fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

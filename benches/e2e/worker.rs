@@ -1,5 +1,6 @@
 //! `consign run` as a process, configured as an operator would, with the null server as AWS.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use crate::Fallible;
 use crate::children::NullServer;
 use crate::ports;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::wire::Endpoint;
 
 /// The only destination of the bench.
@@ -27,6 +28,7 @@ const LOG_LINES: usize = 15;
 pub struct Worker {
     process: Process,
     log: PathBuf,
+    admin: Endpoint,
     /// From the start of the process to the first 200 of `/readyz`.
     pub start: Duration,
 }
@@ -50,8 +52,8 @@ impl Worker {
         fs::write(&config, around.config(admin))?;
         let begun = Instant::now();
         let process = Process::spawn(&mut around.command(&config, &log)?)?;
-        let mut worker = Self { process, log, start: Duration::ZERO };
-        match timeout(READY_WITHIN, worker.until_ready(admin)).await {
+        let mut worker = Self { process, log, admin: Endpoint::new(admin, None)?, start: Duration::ZERO };
+        match timeout(READY_WITHIN, worker.until_ready()).await {
             Ok(ready) => ready?,
             Err(_) => return Err(format!("no 200 of /readyz within {READY_WITHIN:?}\n{}", worker.log_tail()).into()),
         }
@@ -59,13 +61,12 @@ impl Worker {
         Ok(worker)
     }
 
-    async fn until_ready(&mut self, admin: SocketAddr) -> Fallible<()> {
-        let admin = Endpoint::new(admin, None)?;
+    async fn until_ready(&mut self) -> Fallible<()> {
         loop {
             if let Some(status) = self.process.ended()? {
                 return Err(format!("consign ended with {status} before it was ready\n{}", self.log_tail()).into());
             }
-            if admin.get("/readyz").await.is_ok_and(|answer| answer.status().is_success()) {
+            if self.admin.get("/readyz").await.is_ok_and(|answer| answer.status().is_success()) {
                 return Ok(());
             }
             sleep(Duration::from_millis(5)).await;
@@ -75,6 +76,15 @@ impl Worker {
     /// The process's id.
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// The values of a metric's series, each by the value of its first label.
+    pub async fn metric(&self, name: &str) -> Fallible<BTreeMap<String, f64>> {
+        let answer = self.admin.get("/metrics").await?;
+        let text = String::from_utf8_lossy(answer.body()).into_owned();
+        let ours = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' '));
+        ours.map(|(labels, value)| Ok((labels.split('"').nth(1).unwrap_or_default().to_owned(), value.parse()?)))
+            .collect()
     }
 
     /// The end of what it logged, for the message of a failed run.
@@ -96,9 +106,29 @@ impl Worker {
 }
 
 impl Surroundings<'_> {
+    /// Runs a command of the program to its end, with the configuration of the worker.
+    pub async fn consign(&self, arguments: &[&str]) -> Fallible<()> {
+        let config = self.root.join("command.toml");
+        fs::write(&config, self.config(ports::free().await?))?;
+        let mut command = self.program();
+        command.args(arguments).arg("--config").arg(config).stdin(Stdio::null());
+        let output = process::output(command).await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!("consign {} ended with {}", arguments.join(" "), output.status).into())
+    }
+
     fn command(&self, config: &Path, log: &Path) -> Fallible<Command> {
-        let program = std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_consign").into());
         let log = File::create(log)?;
+        let mut command = self.program();
+        command.arg("run").arg("--config").arg(config);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(command)
+    }
+
+    fn program(&self) -> Command {
+        let program = std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_consign").into());
         let mut command = Command::new(program);
         // Nothing of the caller's own AWS or consign settings may leak in.
         command.env_clear().env("HOME", self.root).env("AWS_EC2_METADATA_DISABLED", "true");
@@ -106,9 +136,7 @@ impl Surroundings<'_> {
         if let Some(ca) = &self.server.ca {
             command.env("SSL_CERT_FILE", ca);
         }
-        command.arg("run").arg("--config").arg(config);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(command)
+        command
     }
 
     fn config(&self, admin: SocketAddr) -> String {

@@ -34,6 +34,10 @@ pub fn no_such_upload() -> String {
     "<Error><Code>NoSuchUpload</Code><Message>The specified upload does not exist.</Message></Error>".to_owned()
 }
 
+pub fn no_such_bucket() -> String {
+    "<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>".to_owned()
+}
+
 /// Credentials for an hour, the most that role chaining allows.
 pub fn assumed() -> String {
     let end = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);

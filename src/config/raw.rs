@@ -97,7 +97,7 @@ impl Default for RawBroker {
 pub struct RawWorker {
     /// Transfers at once.
     pub slots: NonZeroU32,
-    /// The most of them that backfills may hold.
+    /// The most of them that backfills may hold. A backfill begins only where one slot in eight stays free for scheduled jobs.
     pub backfill_slots: u32,
     /// Bytes that buffered parts may hold together.
     pub memory_budget: Size,

@@ -11,6 +11,9 @@ use super::{HOARDING, Permits, Worker};
 use crate::lane::Lane;
 use crate::queue::Delivery;
 
+/// One slot in so many is for scheduled jobs alone.
+const KEPT_FREE: u32 = 8;
+
 impl Worker {
     /// Permit first, delivery second, for as long as the worker may take.
     pub(super) async fn take(self: &Arc<Self>, drain: &CancellationToken, tasks: &TaskTracker) {
@@ -33,6 +36,8 @@ impl Worker {
             let slot = self.slot().await?;
             let backfill = async {
                 let permit = self.backfill_slots.clone().acquire_owned().await.ok()?;
+                // Nobody else takes these while the taker sits here; it gives them up with everything else.
+                let _free = self.slots.acquire_many(self.kept_free()).await.ok()?;
                 queue.next(Lane::Backfill).await.map(|delivery| (delivery, Some(permit)))
             };
             let (delivery, backfill) = tokio::select! {
@@ -45,6 +50,11 @@ impl Worker {
             };
             return Some((delivery, Permits { slot: Some(slot), backfill, alone, pass: None, probe: None }));
         }
+    }
+
+    /// Slots that no backfill may fill: a scheduled job that comes next must not wait for a transfer to end.
+    fn kept_free(&self) -> u32 {
+        self.parts.config.slots.get() / KEPT_FREE
     }
 
     /// A free slot. Long transfers may hold all of them for hours; what was fetched meanwhile must not wait here until the broker

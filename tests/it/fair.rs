@@ -202,6 +202,24 @@ async fn backfills_never_hold_more_than_their_slots_and_scheduled_jobs_pass_them
 }
 
 #[tokio::test]
+async fn backfills_leave_a_slot_free_for_the_scheduled_job_that_comes_next() {
+    let (mut site, s3) = site("keptfree").await;
+    site.set("worker.slots", 8).set("worker.backfill_slots", 8).set("worker.destination_slots", 8);
+    let worker = site.worker().await;
+    s3.on("PutObject").key("fill").before(Effect::Delay(Duration::from_secs(20)));
+    schedule(&site, "backfill", "acme", named("fill", 12)).await;
+    until("backfills have what they may have", LONG, async || {
+        (worker.metric("consign_transfers_in_flight", "lane=\"backfill\"").await == 7.0).then_some(())
+    })
+    .await;
+    schedule(&site, "scheduled", "acme", named("a", 1)).await;
+    assert_eq!(site.broker.ended("a-0").await["type"], "consign.transfer.delivered.v1");
+    assert_eq!(s3.count("acme"), 1, "no backfill has ended before");
+    until("all are done", LONG, async || (s3.count("acme") == 13).then_some(())).await;
+    Shop { site, s3, worker }.close().await;
+}
+
+#[tokio::test]
 async fn when_everything_fails_alike_no_circuit_opens_and_the_worker_says_why() {
     let (mut site, s3) = site("outage").await;
     let names = ["one", "two", "three", "four"];

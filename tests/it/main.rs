@@ -32,6 +32,7 @@ mod queue_embedded_cli;
 mod queue_embedded_crash;
 mod reload;
 mod resume;
+mod rolling;
 mod secrets;
 mod shop;
 mod soak;

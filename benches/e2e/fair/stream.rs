@@ -1,0 +1,101 @@
+//! Outcomes as they come, and what is made of their times.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::Consumer;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::Fallible;
+use crate::broker::Outcome;
+
+/// How long no outcome may come before the bench gives up.
+const SILENCE: Duration = Duration::from_mins(15);
+
+/// Reads outcomes until it is dropped.
+pub struct Arrivals {
+    seen: Arc<Mutex<Seen>>,
+    reader: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Seen {
+    delivered: HashMap<String, Instant>,
+    doubled: u64,
+    odd: Option<String>,
+}
+
+impl Arrivals {
+    pub fn of(mut outcomes: Consumer) -> Self {
+        let seen = Arc::<Mutex<Seen>>::default();
+        let noted = seen.clone();
+        let reader = tokio::spawn(async move {
+            while let Some(Ok(message)) = outcomes.next().await {
+                lock(&noted).note(&message.data);
+            }
+        });
+        Self { seen, reader }
+    }
+
+    /// How many jobs are delivered whose id begins like this.
+    pub fn count(&self, begin: &str) -> usize {
+        lock(&self.seen).delivered.keys().filter(|id| id.starts_with(begin)).count()
+    }
+
+    /// Deliveries that were told more than once.
+    pub fn doubled(&self) -> u64 {
+        lock(&self.seen).doubled
+    }
+
+    /// When each of these jobs was delivered; waits for the last one.
+    pub async fn all(&self, ids: &[String]) -> Fallible<Vec<Instant>> {
+        let begun = Instant::now();
+        for id in ids {
+            while !lock(&self.seen).delivered.contains_key(id) {
+                if let Some(odd) = &lock(&self.seen).odd {
+                    return Err(format!("not delivered: {odd}").into());
+                }
+                if begun.elapsed() > SILENCE {
+                    return Err(format!("no outcome of {id} within {SILENCE:?}").into());
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        let seen = lock(&self.seen);
+        Ok(ids.iter().filter_map(|id| seen.delivered.get(id).copied()).collect())
+    }
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Seen {
+    fn note(&mut self, data: &[u8]) {
+        match serde_json::from_slice::<Outcome>(data) {
+            Ok(outcome) if outcome.is_delivered() => {
+                let known = self.delivered.insert(outcome.subject, Instant::now());
+                self.doubled += u64::from(known.is_some());
+            }
+            _ => self.odd = Some(String::from_utf8_lossy(data).into_owned()),
+        }
+    }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The value below which this share of them lies.
+pub fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let place = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
+    sorted.get(place).copied().unwrap_or(f64::NAN)
+}

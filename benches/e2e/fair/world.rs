@@ -1,0 +1,91 @@
+//! Queues, customers and the outcomes of one worker.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::stream::Arrivals;
+use crate::Fallible;
+use crate::broker::{Broker, Message};
+use crate::children::NullServer;
+use crate::worker::{Surroundings, Worker};
+
+/// Customers with scheduled jobs, and others with backfills.
+pub const HEALTHY: u32 = 20;
+const BACKFILLING: u32 = 10;
+/// The customers with something wrong, and their buckets.
+pub const SLOW: &str = "slow";
+pub const DEAD: &str = "dead";
+const BYTES: usize = 1024;
+
+pub struct World<'a> {
+    pub broker: Broker,
+    pub arrivals: Arrivals,
+    amqp: &'a str,
+    prefix: String,
+    pub server: &'a NullServer,
+    root: PathBuf,
+    extra: String,
+}
+
+impl<'a> World<'a> {
+    /// With its queues declared.
+    pub async fn new(name: &str, amqp: &'a str, server: &'a NullServer, root: &Path, extra: &str) -> Fallible<Self> {
+        let root = root.join(name);
+        fs::create_dir(&root)?;
+        fs::write(root.join("source"), vec![b'x'; BYTES])?;
+        let prefix = format!("consign-fair-{name}-{}", std::process::id());
+        let extra = format!("{extra}\n{}", destinations());
+        let around = Surroundings { amqp, prefix: &prefix, server, root: &root, extra: &extra };
+        around.consign(&["topology", "apply"]).await?;
+        let broker = Broker::connect(amqp, &prefix).await?;
+        let arrivals = Arrivals::of(broker.outcomes().await?);
+        Ok(Self { broker, arrivals, amqp, prefix, server, root, extra })
+    }
+
+    pub fn around(&self) -> Surroundings<'_> {
+        let Self { amqp, prefix, server, root, extra, .. } = self;
+        Surroundings { amqp, prefix, server, root, extra }
+    }
+
+    /// A worker that has a session with every healthy customer.
+    pub async fn worker(&self, tag: &str) -> Fallible<Worker> {
+        let worker = Worker::start(&self.around()).await?;
+        let ids: Vec<_> = (0..HEALTHY * 10).map(|n| format!("{tag}/warm/{n}")).collect();
+        self.broker.publish(ids.iter().zip(0..).map(|(id, n)| self.scheduled(id, n))).await?;
+        self.arrivals.all(&ids).await?;
+        Ok(worker)
+    }
+
+    /// A scheduled job of the nth healthy customer, counted in a ring.
+    pub fn scheduled(&self, id: &str, n: u32) -> Message {
+        self.job("scheduled", &format!("healthy-{}", n % HEALTHY), id)
+    }
+
+    pub fn job(&self, lane: &str, destination: &str, id: &str) -> Message {
+        let source = json!({ "url": format!("file://{}", self.root.join("source").display()), "size": BYTES });
+        let job = json!({ "version": 1, "id": id, "source": source, "destination": destination, "key": id });
+        Message { id: id.to_owned(), to: format!("{lane}.{destination}"), body: job.to_string().into_bytes() }
+    }
+
+    pub async fn publish_backfill(&self, count: u32) -> Fallible<()> {
+        let job = |n: u32| self.job("backfill", &format!("backfill-{}", n % BACKFILLING), &format!("backfill/{n}"));
+        self.broker.publish((0..count).map(job)).await
+    }
+}
+
+fn destinations() -> String {
+    let healthy = (0..HEALTHY).map(|n| format!("healthy-{n}"));
+    let backfilling = (0..BACKFILLING).map(|n| format!("backfill-{n}"));
+    let odd = [SLOW, DEAD].map(str::to_owned);
+    healthy.chain(backfilling).chain(odd).fold(String::new(), |mut text, name| {
+        let _ = writeln!(
+            text,
+            "[destinations.{name}]\nbucket = \"{name}\"\nregion = \"eu-central-1\"\n\
+             auth = {{ method = \"iam_role\", role_arn = \"arn:aws:iam::123456789012:role/{name}\" }}"
+        );
+        text
+    })
+}

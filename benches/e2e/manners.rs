@@ -1,0 +1,45 @@
+//! How the null server treats its clients when it is not to answer all of them at once.
+
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::sleep;
+
+/// Asked for once the missing bucket is to exist.
+pub const MEND_PATH: &str = "/__mend";
+/// How much longer the slow bucket takes: it runs at 1 % of the others' speed.
+const SLOWER: u32 = 100;
+
+/// What a server is started with.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Manners {
+    /// Milliseconds before each answer about an object.
+    #[arg(long, default_value_t = 0)]
+    pub latency: u64,
+    /// A bucket whose answers take a hundred times as long.
+    #[arg(long)]
+    pub slow: Option<String>,
+    /// A bucket that does not exist, until it is mended.
+    #[arg(long)]
+    pub missing: Option<String>,
+}
+
+impl Manners {
+    /// The same, as arguments of a process.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--latency".to_owned(), self.latency.to_string()];
+        for (name, bucket) in [("--slow", &self.slow), ("--missing", &self.missing)] {
+            arguments.extend(bucket.iter().flat_map(|bucket| [name.to_owned(), bucket.clone()]));
+        }
+        arguments
+    }
+
+    /// Waits as long as a bucket makes its callers wait.
+    pub async fn wait(&self, bucket: &str) {
+        let latency = Duration::from_millis(self.latency);
+        let factor = if self.slow.as_deref() == Some(bucket) { SLOWER } else { 1 };
+        if !latency.is_zero() {
+            sleep(latency * factor).await;
+        }
+    }
+}
