@@ -111,8 +111,11 @@ fn colours() -> bool {
     std::io::stderr().is_terminal() && !refused
 }
 
+/// Its warnings are raw prints of a failure that the worker's own line says in words, with the remedy.
+const RAW: &str = "aws_config::meta::credentials";
+
 fn is_for_the_log(line: &Metadata<'_>) -> bool {
-    line.target() != spans::TARGET && carries_no_secret(line)
+    line.target() != spans::TARGET && carries_no_secret(line) && !line.target().starts_with(RAW)
 }
 
 fn carries_no_secret(line: &Metadata<'_>) -> bool {

@@ -144,6 +144,13 @@ impl Outage {
         state.declared.is_some()
     }
 
+    /// Whether this is what everybody has now: it may have become so while it was judged.
+    pub(super) fn covers(&self, ended: &Ended) -> bool {
+        let Ended::Failed(failure) = ended else { return false };
+        let kind = Kind::of(failure.reason);
+        self.state().declared.as_ref().is_some_and(|declared| Some(declared.kind) == kind)
+    }
+
     /// During an outage: whether this destination was asked already, so that the next one to ask should be another.
     pub(super) fn spares(&self, destination: &DestinationId) -> Option<Failure> {
         let mut state = self.state();

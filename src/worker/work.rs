@@ -169,6 +169,11 @@ impl Worker {
             self.health.note(&ended);
         }
         let next_probe = self.circuits.note(&destination.id, (job.key.as_str(), probe), &ended, now);
+        if self.outage.covers(&ended) {
+            // Others found out meanwhile; what was forgiven then must not be blamed now.
+            self.circuits.reset(&destination.id);
+            return (ended, None);
+        }
         (ended, next_probe)
     }
 

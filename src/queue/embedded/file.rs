@@ -142,6 +142,8 @@ fn create(file: &Path) -> Result<(), Trouble> {
 /// Nothing is written before this has said yes.
 fn check_identity(connection: &Connection, file: &Path) -> rusqlite::Result<Result<(), Trouble>> {
     let name = file.display();
+    // One view of it: another process may be making its tables just now.
+    let _view = connection.unchecked_transaction()?;
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
     let empty = application == 0 && version == 0 && tables(connection)? == 0;

@@ -729,3 +729,17 @@ fn only_keys_of_the_two_lanes_lead_somewhere() {
         assert_eq!(jobs::lane_of(key), None, "{key}");
     }
 }
+
+#[test]
+fn whoever_opens_a_new_file_while_others_make_its_tables_gets_it_too() {
+    for _ in 0..40 {
+        let place = Place::new();
+        std::thread::scope(|scope| {
+            let opened: Vec<_> = (0..6).map(|_| scope.spawn(|| apply(&place.file))).collect();
+            for one in opened {
+                let made = one.join().unwrap();
+                assert!(!matches!(made, Err(QueueError::Unusable(_))), "{made:?}");
+            }
+        });
+    }
+}
