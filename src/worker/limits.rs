@@ -22,8 +22,6 @@ const LONGEST_DEBT: Duration = Duration::from_secs(30);
 /// Seconds within which every transfer into a destination with a rate is to have sent a part, and about how long a part is.
 const GAP: u64 = 20;
 const PART: u64 = 8 << 20;
-/// One in so many slots may be held by a job whose turn comes at once.
-const SITTING: usize = 8;
 /// With more destinations than this, those without work are forgotten.
 const TRACKED: usize = 10_000;
 /// The waits among which the one for a crowded destination is chosen: no longer, since it may become faster meanwhile.
@@ -33,6 +31,8 @@ const LONGEST_WAIT: Duration = Duration::from_mins(30);
 pub(super) const AT_ONCE: Duration = Duration::from_secs(1);
 /// So many jobs a second of one destination may come back by the end of a wait: a fast one rather pauses than has them all sent to and fro.
 const CHURN: f64 = 50.0;
+/// Seconds of a transfer of which nothing is known yet; those that run soon show it if they take longer.
+const UNKNOWN: f64 = 0.1;
 /// The weight of the newest transfer in the average time of a destination's transfers.
 const WEIGHT: f64 = 0.2;
 
@@ -50,9 +50,8 @@ pub(super) struct Limits {
 #[derive(Debug, Default)]
 struct State {
     crowds: HashMap<DestinationId, Crowd>,
+    /// Jobs that wait without a slot, all destinations together.
     waiting: usize,
-    /// Those of them that keep their slot.
-    in_slots: usize,
 }
 
 /// One destination's transfers.
@@ -132,7 +131,7 @@ impl Limits {
     }
 
     fn turn(self: &Arc<Self>, state: &mut State, id: &DestinationId, lane: Lane) -> Turn {
-        let State { crowds, waiting, in_slots } = state;
+        let State { crowds, waiting } = state;
         let crowd = crowds.entry(id.clone()).or_default();
         let debt = crowd.pace.as_ref().map_or(Duration::ZERO, |pace| pace.debt());
         if debt > LONGEST_DEBT {
@@ -142,15 +141,15 @@ impl Limits {
             return Turn::Now(self.pass(id, crowd));
         }
         let here = *waiting < self.room && crowd.queue.len() < crowd.share(self.room);
-        let at_once = *in_slots < self.room.div_ceil(SITTING) && crowd.next_turn() <= AT_ONCE;
+        // Those fill the slots in the end, and then nothing more is taken: far cheaper than to send a fast customer's jobs away.
+        let at_once = crowd.next_turn() <= AT_ONCE;
         if !here && !at_once {
             let wait = crowd.estimate(Instant::now());
             return if crowd.narrow { Turn::Throttled(wait) } else { Turn::Crowded(wait) };
         }
         let (call, called) = oneshot::channel();
         crowd.queue.push(Waiter { lane, in_slot: !here, call });
-        *waiting += 1;
-        *in_slots += usize::from(!here);
+        *waiting += usize::from(here);
         if here { Turn::Soon(called) } else { Turn::AtOnce(called) }
     }
 
@@ -205,13 +204,10 @@ impl Limits {
 
     /// Those who wait and may begin now: by lane, and within a lane whoever came first. They are to be told without the lock.
     fn call(self: &Arc<Self>, state: &mut State, destination: &DestinationId) -> Vec<(Waiter, Pass)> {
-        let State { crowds, waiting, in_slots } = state;
+        let State { crowds, waiting } = state;
         let Some(crowd) = crowds.get_mut(destination) else { return Vec::new() };
         let mut called = Vec::new();
-        let mut leave = |waiter: &Waiter| {
-            *waiting -= 1;
-            *in_slots -= usize::from(waiter.in_slot);
-        };
+        let mut leave = |waiter: &Waiter| *waiting -= usize::from(!waiter.in_slot);
         crowd.queue.retain(|waiter| {
             let gone = waiter.call.is_closed();
             if gone {
@@ -304,7 +300,7 @@ impl Crowd {
 
     /// Seconds of a transfer: those that run may show that it takes longer than it did.
     fn takes(&self) -> f64 {
-        let usual = if self.took == 0.0 { 1.0 } else { self.took };
+        let usual = if self.took == 0.0 { UNKNOWN } else { self.took };
         let count = u32::try_from(self.running.len()).unwrap_or(u32::MAX).max(1);
         let age: f64 = self.running.iter().map(|begun| begun.elapsed().as_secs_f64()).sum();
         usual.max(age / f64::from(count))
