@@ -78,7 +78,7 @@ impl Worker {
         }
         let (pass, late) = match self.limits.ask(&admitted.destination, delivery.lane) {
             Turn::Now(pass) => (pass, false),
-            Turn::AtOnce(called) => (self.called(id, AT_ONCE * 2, called).await?, false),
+            Turn::AtOnce(called) => (self.called(id, AT_ONCE * 2, called).await?, true),
             Turn::Soon(called) => {
                 permits.give_up_slot();
                 (self.called(id, PATIENCE, called).await?, true)
