@@ -206,6 +206,7 @@ mod tests {
         });
         assert!(!text.contains("hidden") && text.contains("connected") && text.contains("own"), "{text}");
     }
+
     /// A job of this traceparent under the log alone: what it logs, and whether it has spans.
     fn job(traceparent: Option<&str>) -> (String, bool) {
         let headers = traceparent.map(|value| ("traceparent".to_owned(), value.to_owned())).into_iter().collect();

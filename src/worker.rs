@@ -18,6 +18,8 @@ mod limits;
 #[cfg(test)]
 mod model;
 mod outage;
+#[cfg(test)]
+mod sample;
 mod turn;
 mod verdict;
 mod work;
@@ -183,7 +185,7 @@ impl Worker {
     }
 
     /// Somebody says that a destination is mended: its circuit closes, and no remembered refusal counts any more.
-    pub fn reset_circuit(&self, destination: &DestinationId) {
+    fn reset_circuit(&self, destination: &DestinationId) {
         self.parts.transport.forget_refusals();
         self.circuits.reset(destination);
     }

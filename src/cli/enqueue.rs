@@ -2,6 +2,7 @@
 
 pub(super) mod input;
 pub(super) mod progress;
+pub(super) mod seen;
 pub(super) mod wait;
 
 use std::path::PathBuf;

@@ -18,7 +18,8 @@ pub struct History {
     pub defects: u32,
     /// When this job failed first (header `x-first-failure-at`).
     pub first_failure_at: Option<Timestamp>,
-    /// When it was deferred first for a fault of its destination (header `x-deferred-since`): the patience with a destination counts from here.
+    /// When it was deferred first for a fault of its destination (header `x-deferred-since`): the patience with a destination counts
+    /// from here.
     pub deferred_since: Option<Timestamp>,
 }
 

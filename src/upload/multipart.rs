@@ -83,10 +83,10 @@ where
         Ok(sent) => {
             let span = open.span("CompleteMultipartUpload", None);
             tokio::select! {
-            biased;
-            // S3 may take minutes; whoever goes on asks again, and finds the object where it was completed meanwhile.
-            () = stop.cancel.cancelled(), if continuable => Err(draining()),
-            ended = spans::within(span, open.complete(target, sent)) => ended,
+                biased;
+                // S3 may take minutes; whoever goes on asks again, and finds the object where it was completed meanwhile.
+                () = stop.cancel.cancelled(), if continuable => Err(draining()),
+                ended = spans::within(span, open.complete(target, sent)) => ended,
             }
         }
         Err(_) if open.is_gone() => open.vanished(target).await,

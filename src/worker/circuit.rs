@@ -132,7 +132,8 @@ impl Circuits {
         Gate::Probe(Probe { circuits: self.clone(), destination: destination.clone(), number })
     }
 
-    /// Notes how an attempt ended, for which key, and which probe it was. Answers how long it is until the next probe, where the circuit is open now.
+    /// Notes how an attempt ended, for which key, and which probe it was. Answers how long it is until the next probe, where the
+    /// circuit is open now.
     pub(super) fn note(
         &self,
         destination: &DestinationId,

@@ -1,8 +1,9 @@
 //! How much one destination may have of this worker: so many transfers at once, and so many bytes a second.
 //!
 //! A job that finds its destination full waits its turn here for seconds, without a slot, if there are few who do, and in its
-//! slot if its turn comes within a second; the others are deferred, uncharged. How long follows from how many of that destination's jobs are to come back when, and how fast they
-//! end, so that ten thousand jobs for a slow customer come back over the hours it takes, and not every five seconds.
+//! slot if its turn comes within a second; the others are deferred, uncharged. How long follows from how many of that
+//! destination's jobs are to come back when, and how fast they end, so that ten thousand jobs for a slow customer come back over
+//! the hours it takes, and not every five seconds.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::destination::{Destination, DestinationId};
 use crate::lane::Lane;
+use crate::metrics::DeferCause;
 use crate::outcome::Step;
 use crate::upload::Pace;
 
@@ -29,7 +31,8 @@ const RUNGS: [Step; 4] = [Step::S5, Step::S30, Step::M2, Step::M10];
 const LONGEST_WAIT: Duration = Duration::from_mins(30);
 /// A turn that comes within this is waited for in any case.
 pub(super) const AT_ONCE: Duration = Duration::from_secs(1);
-/// So many jobs a second of one destination may come back by the end of a wait: a fast one rather pauses than has them all sent to and fro.
+/// So many jobs a second of one destination may come back by the end of a wait: a fast one rather pauses than has them all sent to
+/// and fro.
 const CHURN: f64 = 50.0;
 /// Seconds of a transfer of which nothing is known yet; those that run soon show it if they take longer.
 const UNKNOWN: f64 = 0.1;
@@ -86,10 +89,8 @@ pub(super) enum Turn {
     Soon(oneshot::Receiver<Pass>),
     /// It is called so soon that it may keep its slot: sending it away would cost more than it takes.
     AtOnce(oneshot::Receiver<Pass>),
-    /// It is to come again after about this time: the destination has all the transfers it may have.
-    Crowded(Duration),
-    /// As `Crowded`: the destination has all the bytes a second it may have.
-    Throttled(Duration),
+    /// It is to come again after about this time, as the destination has all the transfers, or the bytes a second, that it may have.
+    Later(Duration, DeferCause),
 }
 
 /// The right to one transfer into a destination; given back on drop.
@@ -117,35 +118,33 @@ impl Limits {
     /// Asks for a job that is about to begin.
     pub(super) fn ask(self: &Arc<Self>, destination: &Destination, lane: Lane) -> Turn {
         let mut state = self.state();
-        if state.crowds.len() >= TRACKED {
-            state.crowds.retain(|_, crowd| !crowd.is_idle());
+        let State { crowds, waiting } = &mut *state;
+        if crowds.len() >= TRACKED {
+            crowds.retain(|_, crowd| !crowd.is_idle());
         }
-        let crowd = state.crowds.entry(destination.id.clone()).or_default();
+        let crowd = crowds.entry(destination.id.clone()).or_default();
         crowd.adopt(destination, self.usual);
         // A limit that was raised is for those who wait already.
-        let called = self.call(&mut state, &destination.id);
-        let turn = self.turn(&mut state, &destination.id, lane);
+        let called = self.call(&destination.id, crowd, waiting);
+        let turn = self.turn(&destination.id, crowd, waiting, lane);
         drop(state);
         send(called);
         turn
     }
 
-    fn turn(self: &Arc<Self>, state: &mut State, id: &DestinationId, lane: Lane) -> Turn {
-        let State { crowds, waiting } = state;
-        let crowd = crowds.entry(id.clone()).or_default();
+    fn turn(self: &Arc<Self>, id: &DestinationId, crowd: &mut Crowd, waiting: &mut usize, lane: Lane) -> Turn {
         let debt = crowd.pace.as_ref().map_or(Duration::ZERO, |pace| pace.debt());
         if debt > LONGEST_DEBT {
-            return Turn::Throttled(debt.max(crowd.estimate(Instant::now())));
+            return Turn::Later(debt.max(crowd.later().0), DeferCause::Rate);
         }
         if !crowd.is_full() {
             return Turn::Now(self.pass(id, crowd));
         }
         let here = *waiting < self.room && crowd.queue.len() < crowd.share(self.room);
         // Those fill the slots in the end, and then nothing more is taken: far cheaper than to send a fast customer's jobs away.
-        let at_once = crowd.next_turn() <= AT_ONCE;
-        if !here && !at_once {
-            let wait = crowd.estimate(Instant::now());
-            return if crowd.narrow { Turn::Throttled(wait) } else { Turn::Crowded(wait) };
+        if !here && crowd.next_turn() > AT_ONCE {
+            let (wait, cause) = crowd.later();
+            return Turn::Later(wait, cause);
         }
         let (call, called) = oneshot::channel();
         crowd.queue.push(Waiter { lane, in_slot: !here, call });
@@ -162,14 +161,10 @@ impl Limits {
         }
     }
 
-    /// What a job is told that has waited here in vain.
-    pub(super) fn in_vain(&self, destination: &DestinationId) -> Turn {
+    /// How long a job should stay away that has waited here in vain, and why.
+    pub(super) fn later(&self, destination: &DestinationId) -> (Duration, DeferCause) {
         let mut state = self.state();
-        match state.crowds.get_mut(destination) {
-            Some(crowd) if crowd.narrow => Turn::Throttled(crowd.estimate(Instant::now())),
-            Some(crowd) => Turn::Crowded(crowd.estimate(Instant::now())),
-            None => Turn::Crowded(Duration::ZERO),
-        }
+        state.crowds.get_mut(destination).map_or((Duration::ZERO, DeferCause::Concurrency), Crowd::later)
     }
 
     /// For `/status`: jobs of each destination that wait here, and that were sent away and are still to come back.
@@ -194,18 +189,17 @@ impl Limits {
     /// A transfer has ended: the next one that waits may begin.
     fn left(self: &Arc<Self>, destination: &DestinationId, since: Instant) -> Vec<(Waiter, Pass)> {
         let mut state = self.state();
-        let Some(crowd) = state.crowds.get_mut(destination) else { return Vec::new() };
+        let State { crowds, waiting } = &mut *state;
+        let Some(crowd) = crowds.get_mut(destination) else { return Vec::new() };
         if let Some(place) = crowd.running.iter().position(|begun| *begun == since) {
             crowd.running.swap_remove(place);
         }
         crowd.measure(since.elapsed());
-        self.call(&mut state, destination)
+        self.call(destination, crowd, waiting)
     }
 
     /// Those who wait and may begin now: by lane, and within a lane whoever came first. They are to be told without the lock.
-    fn call(self: &Arc<Self>, state: &mut State, destination: &DestinationId) -> Vec<(Waiter, Pass)> {
-        let State { crowds, waiting } = state;
-        let Some(crowd) = crowds.get_mut(destination) else { return Vec::new() };
+    fn call(self: &Arc<Self>, id: &DestinationId, crowd: &mut Crowd, waiting: &mut usize) -> Vec<(Waiter, Pass)> {
         let mut called = Vec::new();
         let mut leave = |waiter: &Waiter| *waiting -= usize::from(!waiter.in_slot);
         crowd.queue.retain(|waiter| {
@@ -220,7 +214,7 @@ impl Limits {
             let Some(place) = next.map(|(place, _)| place) else { break };
             let waiter = crowd.queue.remove(place);
             leave(&waiter);
-            called.push((waiter, self.pass(destination, crowd)));
+            called.push((waiter, self.pass(id, crowd)));
         }
         called
     }
@@ -260,8 +254,13 @@ impl Crowd {
         self.away.values().sum()
     }
 
-    /// How long a job that comes now should stay away: the shortest wait at whose end the destination still has room for more than
-    /// comes back by then. Enough come back at the end of one wait to last until the end of the next longer one.
+    /// How long a job that comes now should stay away, and why.
+    fn later(&mut self) -> (Duration, DeferCause) {
+        let cause = if self.narrow { DeferCause::Rate } else { DeferCause::Concurrency };
+        (self.estimate(Instant::now()), cause)
+    }
+
+    /// The shortest wait at whose end the destination still has room for more than comes back by then. Enough come back at the end of one wait to last until the end of the next longer one.
     fn estimate(&mut self, now: Instant) -> Duration {
         self.still_away(now);
         let each = self.each();

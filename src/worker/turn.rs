@@ -46,16 +46,6 @@ pub(super) enum Away {
     Cancelled(Box<Ended>),
 }
 
-impl Away {
-    fn full(turn: &Turn) -> Self {
-        match turn {
-            Turn::Throttled(wait) => Self::Full(*wait, DeferCause::Rate),
-            Turn::Crowded(wait) => Self::Full(*wait, DeferCause::Concurrency),
-            Turn::Now(_) | Turn::Soon(_) | Turn::AtOnce(_) => Self::Full(Duration::ZERO, DeferCause::Concurrency),
-        }
-    }
-}
-
 impl Worker {
     /// The turn of a job. `permits` are given up while it waits.
     pub(super) async fn turn(&self, delivery: &Delivery, admitted: &Admitted, mut permits: Permits) -> Told {
@@ -83,7 +73,7 @@ impl Worker {
                 permits.give_up_slot();
                 (self.called(id, PATIENCE, called).await?, true)
             }
-            full @ (Turn::Crowded(_) | Turn::Throttled(_)) => return Err(Away::full(&full)),
+            Turn::Later(wait, cause) => return Err(Away::Full(wait, cause)),
         };
         permits.pass = Some(pass);
         if permits.slot.is_none() {
@@ -111,13 +101,18 @@ impl Worker {
         called: oneshot::Receiver<Pass>,
     ) -> Result<Pass, Away> {
         let called = self.unless_draining(timeout(patience, called)).await?;
-        called.ok().and_then(Result::ok).ok_or_else(|| Away::full(&self.limits.in_vain(destination)))
+        called.ok().and_then(Result::ok).ok_or_else(|| self.in_vain(destination))
     }
 
     /// What is waited for without a slot, for a while.
     async fn in_time<T>(&self, destination: &DestinationId, claim: impl Future<Output = T>) -> Result<T, Away> {
         let claimed = self.unless_draining(timeout(PATIENCE, claim)).await?;
-        claimed.map_err(|_| Away::full(&self.limits.in_vain(destination)))
+        claimed.map_err(|_| self.in_vain(destination))
+    }
+
+    fn in_vain(&self, destination: &DestinationId) -> Away {
+        let (wait, cause) = self.limits.later(destination);
+        Away::Full(wait, cause)
     }
 
     /// A permit, even if the one who looks for the next delivery sits on the last one.

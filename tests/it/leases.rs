@@ -88,6 +88,14 @@ async fn no_time_out_of_the_broker_ends_a_transfer_under_a_lease() {
     site.broker.clean().await;
 }
 
+/// From now on workers reach the broker through a proxy; with the way that does without it.
+async fn behind_a_proxy(site: &mut Site) -> (Proxy, String) {
+    let direct = site.broker.url.clone();
+    let proxy = Proxy::before(address_of(&direct)).await;
+    site.set("broker.url", proxy.in_place_of(&direct));
+    (proxy, direct)
+}
+
 /// A worker whose only job, an upload in parts of 700 ms, has come to it again over a connection that was cut; with what the job's
 /// source holds, and the way to the broker that is not cut.
 async fn came_again(site: &mut Site, s3: &ScriptedS3) -> (Worker, Vec<u8>, String) {
@@ -95,9 +103,7 @@ async fn came_again(site: &mut Site, s3: &ScriptedS3) -> (Worker, Vec<u8>, Strin
     s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(700)));
     let content = bytes(4, 100 * MIB);
     let url = site.file("a", &content);
-    let direct = site.broker.url.clone();
-    let proxy = Proxy::before(address_of(&direct)).await;
-    site.set("broker.url", proxy.in_place_of(&direct));
+    let (proxy, direct) = behind_a_proxy(site).await;
     let worker = site.worker().await;
     site.broker.schedule(&job("a", &url, "acme", "a")).await;
     until("a part", Duration::from_secs(30), async || (!s3.calls("UploadPart").is_empty()).then_some(())).await;
@@ -181,9 +187,7 @@ async fn a_worker_that_was_cut_off_leaves_its_job_to_the_one_that_has_it_now() {
     s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(2)));
     let content = bytes(3, 60 * MIB);
     let url = site.file("a", &content);
-    let direct = site.broker.url.clone();
-    let proxy = Proxy::before(address_of(&direct)).await;
-    site.set("broker.url", proxy.in_place_of(&direct));
+    let (proxy, direct) = behind_a_proxy(&mut site).await;
     let cut_off = site.worker().await;
     site.broker.schedule(&job("a", &url, "acme", "a")).await;
     until("it is leased", Duration::from_secs(30), async || {

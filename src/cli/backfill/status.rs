@@ -3,32 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 
 use super::record::Told;
-use crate::cli::enqueue::wait::{Tally, counts, kind_of};
+use crate::cli::enqueue::seen::{Seen, SeenData};
+use crate::cli::enqueue::wait::Tally;
 use crate::control::{BackfillId, Control, Wish};
 use crate::outcome::OutcomeKind;
-
-/// The part of an outcome that counts here.
-#[derive(Debug, Deserialize)]
-struct Seen {
-    subject: String,
-    #[serde(rename = "type")]
-    kind: String,
-    time: Timestamp,
-    #[serde(default)]
-    data: SeenData,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct SeenData {
-    reason: Option<String>,
-    message: Option<String>,
-    hint: Option<String>,
-}
 
 /// Jobs that failed (or wait for another try) for one reason.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -77,10 +58,8 @@ impl Digest {
 
     /// Reads one outcome. Delivered beats every other, and what is terminal beats `retrying`.
     pub(super) fn note(&mut self, body: &[u8]) {
-        let Ok(seen) = serde_json::from_slice::<Value>(body).and_then(|event| Seen::deserialize(&event)) else {
-            return;
-        };
-        let Some(kind) = kind_of(&seen.kind).filter(|_| counts(body, self.since)) else { return };
+        let Ok(seen) = serde_json::from_slice::<Seen>(body) else { return };
+        let Some(kind) = seen.kind().filter(|_| seen.counts(self.since)) else { return };
         self.first = Some(self.first.map_or(seen.time, |first| first.min(seen.time)));
         self.last = self.last.max(Some(seen.time));
         let known = self.jobs.get(&seen.subject).map(|(kind, _)| *kind);
@@ -99,7 +78,7 @@ impl Digest {
         let known = self.jobs.len();
         for (id, (kind, data)) in self.jobs {
             *outcomes.of(Some(kind)) += 1;
-            let Some(SeenData { reason: Some(reason), message, hint }) = data else { continue };
+            let Some(SeenData { reason: Some(reason), message, hint, .. }) = data else { continue };
             let trouble = failures.entry(reason).or_default();
             trouble.jobs += 1;
             if trouble.example.is_empty() || id < trouble.example {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::progress::Report;
+use super::seen::Seen;
 use crate::cli::Exit;
 use crate::config::BrokerConfig;
 use crate::outcome::OutcomeKind;
@@ -130,32 +131,6 @@ impl fmt::Display for Tally {
     }
 }
 
-/// The part of an outcome that is shown.
-#[derive(Debug, Deserialize)]
-struct Seen {
-    subject: String,
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    data: SeenData,
-}
-
-#[derive(Debug, Deserialize)]
-struct Dated {
-    #[serde(rename = "type")]
-    kind: String,
-    time: Timestamp,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct SeenData {
-    reason: Option<String>,
-    message: Option<String>,
-    hint: Option<String>,
-    retry_at: Option<String>,
-}
-
 /// Listens while jobs are published and after.
 pub(in crate::cli) struct Waiter {
     ledger: Arc<Ledger>,
@@ -191,9 +166,7 @@ impl Waiter {
     /// An outcome that was told before this began to listen. Of those before `since` only `delivered` counts: the others are of an
     /// earlier try.
     pub(in crate::cli) fn earlier(&self, body: &[u8], since: Option<Timestamp>) {
-        if counts(body, since) {
-            show(&self.ledger, &self.report, body);
-        }
+        show(&self.ledger, &self.report, body, since);
     }
 
     /// Waits until every job has ended, the time is over, or the broker is lost. `unpublished` count as failed.
@@ -244,7 +217,7 @@ async fn listen(mut outcomes: Outcomes, ledger: Arc<Ledger>, report: Arc<Report>
     loop {
         match outcomes.next().await {
             Ok(message) => {
-                show(&ledger, &report, &message.body);
+                show(&ledger, &report, &message.body, None);
                 tell.send_replace(());
             }
             Err(problem) => {
@@ -256,27 +229,14 @@ async fn listen(mut outcomes: Outcomes, ledger: Arc<Ledger>, report: Arc<Report>
     }
 }
 
-fn show(ledger: &Ledger, report: &Report, body: &[u8]) {
+fn show(ledger: &Ledger, report: &Report, body: &[u8], since: Option<Timestamp>) {
     let Ok(event) = serde_json::from_slice::<Value>(body) else { return };
     let Ok(seen) = Seen::deserialize(&event) else { return };
-    let Some(kind) = kind_of(&seen.kind) else { return };
+    let Some(kind) = seen.kind().filter(|_| seen.counts(since)) else { return };
     let Some(first) = ledger.note(&seen.subject, kind) else { return };
     if first || kind == OutcomeKind::Delivered {
         report.outcome(&event, &sentence(&seen, kind), (kind, first && kind.is_terminal()));
     }
-}
-
-/// Whether an outcome says something of what was published at `since` or later.
-pub(in crate::cli) fn counts(body: &[u8], since: Option<Timestamp>) -> bool {
-    let Some(since) = since else { return true };
-    let Ok(Dated { kind, time }) = serde_json::from_slice(body) else { return false };
-    time >= since || kind_of(&kind) == Some(OutcomeKind::Delivered)
-}
-
-/// What an outcome's `type` says.
-pub(in crate::cli) fn kind_of(event_type: &str) -> Option<OutcomeKind> {
-    use OutcomeKind::{Delivered, Expired, Failed, Retrying, Skipped};
-    [Delivered, Failed, Retrying, Skipped, Expired].into_iter().find(|kind| kind.event_type() == event_type)
 }
 
 fn sentence(seen: &Seen, kind: OutcomeKind) -> String {
@@ -319,18 +279,6 @@ mod tests {
     }
 
     #[test]
-    fn of_an_earlier_try_only_what_was_delivered_counts() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let told = |kind: &str, second| {
-            let event = serde_json::json!({"type": format!("consign.transfer.{kind}.v1"), "time": at(second)});
-            counts(&serde_json::to_vec(&event).unwrap(), Some(at(100)))
-        };
-        assert!(told("skipped", 100) && told("failed", 101) && told("delivered", 1));
-        assert!(!told("skipped", 99) && !told("failed", 1));
-        assert!(counts(b"anything", None) && !counts(b"anything", Some(at(0))));
-    }
-
-    #[test]
     fn the_exit_code_says_how_it_went() {
         let exit = |delivered, failed, left, unpublished| {
             exit(Tally { delivered, failed, left, ..Tally::default() }, unpublished)
@@ -346,10 +294,10 @@ mod tests {
     #[test]
     fn a_sentence_tells_what_to_do() {
         let seen: Seen = serde_json::from_str(
-            r#"{"subject":"a","type":"consign.transfer.failed.v1","data":{"reason":"kms_denied","message":"m","hint":"h"}}"#,
+            r#"{"subject":"a","time":"2027-01-15T08:00:00Z","type":"consign.transfer.failed.v1","data":{"reason":"kms_denied","message":"m","hint":"h"}}"#,
         )
         .unwrap();
-        let kind = kind_of(&seen.kind).unwrap();
+        let kind = seen.kind().unwrap();
         assert_eq!(sentence(&seen, kind), "a: failed: kms_denied: m: h");
     }
 }

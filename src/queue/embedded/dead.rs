@@ -12,7 +12,7 @@ use super::schema::JOB;
 use super::visit::Visit;
 use crate::crash;
 use crate::queue::dead::is_of_the_past;
-use crate::queue::{DeadLetter, Properties, QueueError};
+use crate::queue::{DeadLetter, QueueError};
 
 /// As [`crate::queue::DeadLetters`].
 #[derive(Debug)]
@@ -98,17 +98,9 @@ fn row_after(db: &Connection, prefix: &str, last: i64, bound: i64) -> rusqlite::
 }
 
 fn letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
-    let (died_at, headers): (String, String) = (row.get(1)?, row.get(8)?);
-    let properties = Properties {
-        content_type: row.get(3)?,
-        message_id: row.get(4)?,
-        reply_to: row.get(5)?,
-        correlation_id: row.get(6)?,
-        kind: row.get(7)?,
-        headers: serde_json::from_str(&headers).unwrap_or_default(),
-    };
+    let died_at: String = row.get(1)?;
     let body = Bytes::from(row.get::<_, Vec<u8>>(9)?);
-    Ok(DeadLetter::new(row.get(2)?, body, properties, died_at.parse().ok()))
+    Ok(DeadLetter::new(row.get(2)?, body, jobs::properties(row, 3)?, died_at.parse().ok()))
 }
 
 fn revive(db: &Connection, seq: i64, headers: &BTreeMap<String, String>) -> rusqlite::Result<bool> {

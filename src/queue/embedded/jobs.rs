@@ -65,21 +65,26 @@ pub(super) fn claim(
     Ok(taken)
 }
 
+/// `content_type`, `message_id`, `reply_to`, `correlation_id`, `type` and `headers`, six columns from `first` on.
+pub(super) fn properties(row: &Row<'_>, first: usize) -> rusqlite::Result<Properties> {
+    let headers: String = row.get(first + 5)?;
+    Ok(Properties {
+        content_type: row.get(first)?,
+        message_id: row.get(first + 1)?,
+        reply_to: row.get(first + 2)?,
+        correlation_id: row.get(first + 3)?,
+        kind: row.get(first + 4)?,
+        headers: serde_json::from_str(&headers).unwrap_or_default(),
+    })
+}
+
 fn delivery(row: &Row<'_>, lane: Lane, generation: u64) -> rusqlite::Result<Delivery> {
-    let headers: String = row.get(9)?;
     Ok(Delivery {
         lane,
         routing_key: row.get(1)?,
         redelivered: row.get(2)?,
         delivery_count: row.get::<_, i64>(3)?.unsigned_abs(),
-        properties: Properties {
-            content_type: row.get(4)?,
-            message_id: row.get(5)?,
-            reply_to: row.get(6)?,
-            correlation_id: row.get(7)?,
-            kind: row.get(8)?,
-            headers: serde_json::from_str(&headers).unwrap_or_default(),
-        },
+        properties: properties(row, 4)?,
         body: Bytes::from(row.get::<_, Vec<u8>>(10)?),
         ticket: Ticket { generation, lane, tag: row.get::<_, i64>(0)?.unsigned_abs() },
     })

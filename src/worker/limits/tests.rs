@@ -1,18 +1,11 @@
 use std::num::NonZeroU64;
 
 use super::*;
-use crate::destination::raw::{RawAuth, RawDestination};
 use crate::outcome::Step;
+use crate::worker::sample;
 
 fn destination(max: Option<u32>, rate: Option<u64>) -> Destination {
-    let auth = RawAuth { role_arn: Some("arn:aws:iam::123456789012:role/r".into()), ..RawAuth::default() };
-    let raw = RawDestination {
-        bucket: "acme-exports".into(),
-        region: "eu-central-1".into(),
-        auth,
-        ..RawDestination::default()
-    };
-    let destination = raw.validate(DestinationId::parse("acme").unwrap()).unwrap();
+    let destination = sample::destination("acme", "123456789012");
     let (max_concurrency, max_bytes_per_second) = (max.and_then(NonZeroU32::new), rate.and_then(NonZeroU64::new));
     Destination { max_concurrency, max_bytes_per_second, ..destination }
 }
@@ -43,7 +36,7 @@ async fn as_many_run_as_may_and_the_next_ones_are_called_by_lane() {
     tokio::time::advance(Duration::from_secs(6)).await;
     let mut backfill = soon(&limits, &acme, Lane::Backfill);
     let mut scheduled = soon(&limits, &acme, Lane::Scheduled);
-    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Crowded(_)));
+    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Later(_, DeferCause::Concurrency)));
     drop(first);
     let third = scheduled.try_recv().unwrap();
     assert!(backfill.try_recv().is_err());
@@ -85,7 +78,7 @@ async fn the_room_is_bounded_over_all_destinations() {
     let _running = (now(&limits, &acme), now(&limits, &acme));
     tokio::time::advance(Duration::from_secs(6)).await;
     let _waiting = soon(&limits, &acme, Lane::Scheduled);
-    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Crowded(_)));
+    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Later(_, DeferCause::Concurrency)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +98,7 @@ async fn a_turn_that_comes_at_once_is_waited_for_even_if_many_wait() {
 async fn a_burst_for_a_customer_of_whom_nothing_is_known_is_not_sent_away() {
     let (limits, acme) = (Limits::new(NonZeroU32::new(8).unwrap(), 16), destination(None, None));
     let turns: Vec<_> = (0..50).map(|_| limits.ask(&acme, Lane::Scheduled)).collect();
-    assert!(turns.iter().all(|turn| !matches!(turn, Turn::Crowded(_))));
+    assert!(turns.iter().all(|turn| !matches!(turn, Turn::Later(_, DeferCause::Concurrency))));
 }
 
 /// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time: each comes back when its wait is over.
@@ -137,13 +130,13 @@ async fn ten_thousand_jobs_for_one_destination_make_no_churn_and_leave_it_no_pau
             match limits.ask(&acme, Lane::Scheduled) {
                 Turn::Now(pass) => running.push((now + Duration::from_secs(1), pass)),
                 Turn::Soon(call) | Turn::AtOnce(call) => called.push(call),
-                Turn::Crowded(wait) => {
+                Turn::Later(wait, DeferCause::Concurrency) => {
                     let rung = Step::within(wait).duration();
                     limits.deferred(&acme.id, rung);
                     *coming.entry(now + rung).or_default() += 1;
                     deferrals += 1;
                 }
-                Turn::Throttled(_) => panic!("there is no rate"),
+                Turn::Later(..) => panic!("there is no rate"),
             }
         }
         tokio::time::advance(Duration::from_millis(500)).await;
@@ -170,7 +163,10 @@ async fn a_rate_has_as_many_transfers_as_it_can_feed() {
     let running = (now(&limits, &acme), now(&limits, &acme));
     tokio::time::advance(Duration::from_secs(60)).await;
     let _waiting = soon(&limits, &acme, Lane::Scheduled);
-    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Throttled(_)), "a part each in 20 s, not more");
+    assert!(
+        matches!(limits.ask(&acme, Lane::Scheduled), Turn::Later(_, DeferCause::Rate)),
+        "a part each in 20 s, not more"
+    );
     drop(running);
 }
 
@@ -179,7 +175,9 @@ async fn a_destination_that_owes_bytes_takes_no_more_transfers() {
     let (limits, acme) = (limits(), destination(None, Some(1000)));
     let pass = now(&limits, &acme);
     pass.pace().unwrap().take(60_000).await;
-    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Throttled(debt) if debt == Duration::from_secs(59)));
+    assert!(
+        matches!(limits.ask(&acme, Lane::Scheduled), Turn::Later(debt, DeferCause::Rate) if debt == Duration::from_secs(59))
+    );
     drop(pass);
     tokio::time::advance(Duration::from_secs(29)).await;
     drop(now(&limits, &acme));

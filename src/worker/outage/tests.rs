@@ -1,6 +1,6 @@
 use super::*;
-use crate::destination::raw::{RawAuth, RawDestination};
 use crate::outcome::Receipt;
+use crate::worker::sample;
 
 fn id(name: &str) -> DestinationId {
     DestinationId::parse(name).unwrap()
@@ -8,10 +8,7 @@ fn id(name: &str) -> DestinationId {
 
 /// A customer of his own, by the name's first letter.
 fn of(name: &str) -> Destination {
-    let account = format!("{:012}", u32::from(name.as_bytes()[0]));
-    let auth = RawAuth { role_arn: Some(format!("arn:aws:iam::{account}:role/r")), ..RawAuth::default() };
-    let (bucket, region) = (format!("{name}-exports"), "eu-central-1".to_owned());
-    RawDestination { bucket, region, auth, ..RawDestination::default() }.validate(id(name)).unwrap()
+    sample::destination(name, &format!("{:012}", u32::from(name.as_bytes()[0])))
 }
 
 fn good(outage: &Outage, name: &str) {

@@ -1,16 +1,9 @@
 use super::*;
-use crate::destination::raw::{RawAuth, RawDestination};
 use crate::outcome::{Reason, Step};
+use crate::worker::sample;
 
 fn destination(id: &str) -> Arc<Destination> {
-    let auth = RawAuth { role_arn: Some("arn:aws:iam::123456789012:role/r".into()), ..RawAuth::default() };
-    let raw = RawDestination {
-        bucket: "acme-exports".into(),
-        region: "eu-central-1".into(),
-        auth,
-        ..RawDestination::default()
-    };
-    Arc::new(raw.validate(DestinationId::parse(id).unwrap()).unwrap())
+    Arc::new(sample::destination(id, "123456789012"))
 }
 
 fn delivered() -> Verdict {

@@ -1,0 +1,12 @@
+//! A destination for tests.
+
+use crate::destination::raw::{RawAuth, RawDestination};
+use crate::destination::{Destination, DestinationId};
+
+/// A role destination of this account.
+pub(super) fn destination(id: &str, account: &str) -> Destination {
+    let auth = RawAuth { role_arn: Some(format!("arn:aws:iam::{account}:role/r")), ..RawAuth::default() };
+    let (bucket, region) = ("acme-exports".to_owned(), "eu-central-1".to_owned());
+    let raw = RawDestination { bucket, region, auth, ..RawDestination::default() };
+    raw.validate(DestinationId::parse(id).unwrap()).unwrap()
+}
