@@ -3,6 +3,7 @@
 //! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
 
 pub mod backfill;
+mod broker;
 pub mod check;
 pub mod completions;
 pub mod config;

@@ -15,14 +15,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::enqueue::CONNECT_LIMIT;
 use super::enqueue::progress::{Report, Shown};
 use super::enqueue::wait::Waiter;
-use super::{Exit, complain};
+use super::{Exit, broker, complain};
 use crate::config::{BrokerConfig, Config};
-use crate::control::{BackfillId, Control, Wish};
-use crate::metrics::Metrics;
-use crate::queue::{self, Kept, Queue, QueueError};
+use crate::control::{BackfillId, Wish};
+use crate::queue::{self, Kept, QueueError};
 pub use args::BackfillArgs;
 use args::{Action, OneArgs, RunArgs};
 use plan::Plan;
@@ -30,6 +28,9 @@ use range::Range;
 use record::{Head, Record};
 use send::{Marks, Sent, Stopped};
 use template::Template;
+
+/// What the command calls itself at the broker.
+const WORD: &str = "backfill";
 
 /// Why a command ends before its time.
 enum Stop {
@@ -63,22 +64,8 @@ pub async fn execute(args: BackfillArgs, config: Config, json: bool) -> Exit {
     match result {
         Ok(exit) => exit,
         Err(Stop::Input(problems)) => complain(&problems.join("\n  "), Exit::Failed),
-        Err(Stop::Queue(problem)) => stopped_by(&problem),
+        Err(Stop::Queue(problem)) => broker::complain_of(&problem),
     }
-}
-
-fn stopped_by(problem: &QueueError) -> Exit {
-    match problem {
-        QueueError::Unavailable(_) => complain(&problem.to_string(), Exit::Unavailable),
-        QueueError::Unusable(_) => complain(&format!("broker.url: {problem}"), Exit::Config),
-        QueueError::Lost | QueueError::Refused(_) | QueueError::Topology(_) | QueueError::Busy(_) => {
-            complain(&problem.to_string(), Exit::Failed)
-        }
-    }
-}
-
-fn no_broker() -> Exit {
-    complain("broker.url is missing; set it to the broker that the jobs go to", Exit::Config)
 }
 
 fn plan(args: &RunArgs) -> Result<Plan, Stop> {
@@ -106,8 +93,8 @@ async fn publish(args: RunArgs, config: &Config, json: bool) -> Result<Exit, Sto
     if args.dry_run {
         return dry_run(&plan, json);
     }
-    if config.broker.url.is_none() {
-        return Ok(no_broker());
+    if let Some(exit) = broker::missing(&config.broker) {
+        return Ok(exit);
     }
     let begun = Timestamp::now();
     let place = place(args.record, &config.broker, &plan.backfill)?;
@@ -119,7 +106,7 @@ async fn publish(args: RunArgs, config: &Config, json: bool) -> Result<Exit, Sto
         again: args.again,
     };
     let mut record = Record::open(&place, &head, args.again)?;
-    let (queue, name) = connect(config).await?;
+    let (queue, name) = (broker::connect(config, WORD).await?, broker::name(config, WORD));
     let report = Arc::new(Report::new(u64::try_from(plan.len()).ok(), json, Shown::Trouble));
     let kept = Kept::new(&config.broker, &name, &plan.backfill);
     let is_kept = prepare(&kept, &report).await?;
@@ -150,14 +137,6 @@ fn dry_run(plan: &Plan, json: bool) -> Result<Exit, Stop> {
         }
     }
     Ok(Exit::Done)
-}
-
-async fn connect(config: &Config) -> Result<(Arc<dyn Queue>, String), QueueError> {
-    let name = format!("{} backfill", config.worker.id);
-    let queue = queue::start(&config.broker, &name, Vec::new(), Arc::new(Metrics::new(1)))?;
-    tracing::info!(seconds = CONNECT_LIMIT.as_secs(), "connecting; without a broker this gives up");
-    queue.connected(CONNECT_LIMIT).await?;
-    Ok((queue, name))
 }
 
 /// Whether outcomes will be kept. A broker that refuses that delivers all the same.
@@ -203,32 +182,28 @@ fn end(sent: &Sent, plan: &Plan, report: &Report) -> Exit {
 }
 
 async fn status(args: OneArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
-    if config.broker.url.is_none() {
-        return Ok(no_broker());
+    if let Some(exit) = broker::missing(&config.broker) {
+        return Ok(exit);
     }
-    let (name, broker) = (format!("{} backfill", config.worker.id), &config.broker);
-    let told = place(args.record, broker, &args.id).ok().and_then(|place| record::look(&place));
+    let (name, to) = (broker::name(config, WORD), &config.broker);
+    let told = place(args.record, to, &args.id).ok().and_then(|place| record::look(&place));
     let head = told.as_ref().and_then(|told| told.head.as_ref());
     let mut digest = status::Digest::since(head.and_then(Head::since));
-    let found = Kept::new(broker, &name, &args.id).read(&mut |body| digest.note(body)).await?;
+    let found = Kept::new(to, &name, &args.id).read(&mut |body| digest.note(body)).await?;
     if !found && told.is_none() {
         let id = &args.id;
         return Err(format!("there is no outcome of a backfill {id}, and no record of its publishing here").into());
     }
-    let control = queue::announced(broker, &name).await?;
+    let control = queue::announced(to, &name).await?;
     let status = digest.status(&args.id, told.as_ref(), &control);
     Ok(if json { super::print_json(&status) } else { super::print(&status.to_string()) })
 }
 
 async fn cancel(args: OneArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
-    if config.broker.url.is_none() {
-        return Ok(no_broker());
+    if let Some(exit) = broker::missing(&config.broker) {
+        return Ok(exit);
     }
-    let (queue, _) = connect(config).await?;
-    let control = Control::new(Wish::CancelBackfill(args.id.clone()), Timestamp::now());
-    let announced = queue.announce(control.render().into()).await;
-    queue.close().await;
-    announced?;
+    let control = broker::announce(config, WORD, Wish::CancelBackfill(args.id.clone())).await?;
     if let Ok(place) = place(args.record, &config.broker, &args.id) {
         note_cancelled(&place, control.at);
     }

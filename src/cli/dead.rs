@@ -16,7 +16,7 @@ mod words;
 
 use clap::Subcommand;
 
-use super::{Exit, complain};
+use super::{Exit, broker, complain};
 use crate::config::Config;
 use crate::queue::{DeadLetters, QueueError};
 
@@ -39,8 +39,8 @@ pub enum DeadArgs {
 
 /// Runs the command.
 pub async fn execute(args: DeadArgs, config: Config, json: bool) -> Exit {
-    if let Err(problem) = config.broker.required_url() {
-        return complain(&problem.to_string(), Exit::Config);
+    if let Some(exit) = broker::missing(&config.broker) {
+        return exit;
     }
     let ended = match args {
         DeadArgs::List(args) => list::execute(args, &config, json).await,
@@ -51,7 +51,7 @@ pub async fn execute(args: DeadArgs, config: Config, json: bool) -> Exit {
         DeadArgs::Import(args) => import::execute(args, &config, json).await,
     };
     ended.unwrap_or_else(|problem| match problem {
-        Stop::Queue(problem) => complain(&problem.to_string(), exit(&problem)),
+        Stop::Queue(problem) => broker::complain_of(&problem),
         Stop::Usage(what) => complain(&what, Exit::Usage),
         Stop::Failed(what) => complain(&what, Exit::Failed),
     })
@@ -70,16 +70,8 @@ impl From<QueueError> for Stop {
     }
 }
 
-fn exit(problem: &QueueError) -> Exit {
-    match problem {
-        QueueError::Unavailable(_) | QueueError::Lost => Exit::Unavailable,
-        QueueError::Unusable(_) => Exit::Config,
-        QueueError::Refused(_) | QueueError::Topology(_) | QueueError::Busy(_) => Exit::Failed,
-    }
-}
-
 async fn open(config: &Config) -> Result<DeadLetters, QueueError> {
-    DeadLetters::open(&config.broker, &format!("{} dead", config.worker.id)).await
+    DeadLetters::open(&config.broker, &broker::name(config, "dead")).await
 }
 
 /// Whoever acts on letters says on which, or that all are meant.

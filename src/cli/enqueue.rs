@@ -12,18 +12,16 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use futures_util::stream::{self, StreamExt as _};
 
-use super::{Exit, complain};
+use super::{Exit, broker, complain};
 use crate::config::Config;
 use crate::lane::Lane;
-use crate::metrics::Metrics;
-use crate::queue::{self, Queue, QueueError};
+use crate::queue::{Queue, QueueError};
 use input::{Input, Prepared, Refusal};
 use progress::{Report, Shown};
 use wait::Waiter;
 
 /// Publishes that await their confirm at once.
 pub(super) const WINDOW: usize = 64;
-pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Jobs from a file or standard input, or one job from flags.
 #[derive(Debug, Clone, Args)]
@@ -75,17 +73,13 @@ impl From<LaneArg> for Lane {
 
 /// Runs the command.
 pub async fn execute(args: EnqueueArgs, config: Config, json: bool) -> Exit {
-    if config.broker.url.is_none() {
-        return complain("broker.url is missing; set it to the broker that the jobs go to", Exit::Config);
+    if let Some(exit) = broker::missing(&config.broker) {
+        return exit;
     }
     match run(args, config, json).await {
         Ok(exit) => exit,
         Err(Stop::Input(refusal)) => complain(&refusal.to_string(), Exit::Failed),
-        Err(Stop::Queue(problem @ QueueError::Unavailable(_))) => complain(&problem.to_string(), Exit::Unavailable),
-        Err(Stop::Queue(problem @ QueueError::Unusable(_))) => {
-            complain(&format!("broker.url: {problem}"), Exit::Config)
-        }
-        Err(Stop::Queue(problem)) => complain(&problem.to_string(), Exit::Failed),
+        Err(Stop::Queue(problem)) => broker::complain_of(&problem),
     }
 }
 
@@ -115,10 +109,7 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
         (Some(file), ..) => Input::file(form, &file).await?,
         _ => return Err(Refusal::whole("give a file, `-`, or --source, --to and --key").into()),
     };
-    let name = format!("{} enqueue", config.worker.id);
-    let queue = queue::start(&config.broker, &name, Vec::new(), Arc::new(Metrics::new(1)))?;
-    tracing::info!(seconds = CONNECT_LIMIT.as_secs(), "connecting; without a broker this gives up");
-    queue.connected(CONNECT_LIMIT).await?;
+    let (queue, name) = (broker::connect(&config, "enqueue").await?, broker::name(&config, "enqueue"));
     let report = Arc::new(Report::new(input.known_length(), json, Shown::All));
     let waiter =
         if args.wait { Some(Waiter::subscribe(&config.broker, &name, Arc::clone(&report)).await?) } else { None };

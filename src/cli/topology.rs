@@ -5,10 +5,10 @@ use std::path::Path;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{Exit, complain};
+use super::Exit;
 use crate::config::{BrokerConfig, Config};
 use crate::queue::amqp::{self, Topology};
-use crate::queue::{QueueError, embedded};
+use crate::queue::embedded;
 
 /// What to do with the topology.
 #[derive(Debug, Clone, Subcommand)]
@@ -55,8 +55,8 @@ fn print_tables(file: &Path, json: bool) -> Exit {
 }
 
 async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
-    if broker.url.is_none() {
-        return complain("broker.url is missing; set it to the broker that shall have the topology", Exit::Config);
+    if let Some(exit) = super::broker::missing(broker) {
+        return exit;
     }
     let (applied, done) = match broker.embedded_file() {
         Some(file) => (embedded::apply(&file), format!("the embedded queue {} is ready", file.display())),
@@ -65,8 +65,6 @@ async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
     match applied {
         Ok(()) if json => super::print(&json!({ "prefix": broker.prefix, "applied": true }).to_string()),
         Ok(()) => super::print(&done),
-        Err(problem @ QueueError::Unavailable(_)) => complain(&problem.to_string(), Exit::Unavailable),
-        Err(problem @ QueueError::Unusable(_)) => complain(&format!("broker.url: {problem}"), Exit::Config),
-        Err(problem) => complain(&problem.to_string(), Exit::Failed),
+        Err(problem) => super::broker::complain_of(&problem),
     }
 }

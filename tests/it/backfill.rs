@@ -95,7 +95,7 @@ async fn a_dry_run_shows_the_jobs_and_needs_no_broker() {
     );
     let output = consign(&site, &arguments[..arguments.len() - 1]);
     exits(&output, 78);
-    assert!(said(&output).contains("broker.url is missing"));
+    assert!(said(&output).contains("broker.url: is required by this command"));
 }
 
 /// What the README shows is what the command takes.

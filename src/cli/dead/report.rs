@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::exit;
+use crate::cli::broker::exit;
 use crate::cli::text::plain;
 use crate::cli::{Exit, note, print};
 use crate::queue::{DeadLetter, QueueError};
