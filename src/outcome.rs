@@ -74,6 +74,11 @@ macro_rules! reasons {
             pub fn class(self) -> Class {
                 match self { $(Self::$variant => Class::$class,)* }
             }
+
+            /// What it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $doc,)* }
+            }
         }
     };
 }

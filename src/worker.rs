@@ -154,7 +154,7 @@ impl Worker {
             slots: Arc::new(Semaphore::new(slots as usize)),
             backfill_slots: Arc::new(Semaphore::new(backfill as usize)),
             wanted: Notify::new(),
-            limits: Limits::new(parts.config.destination_slots, slots as usize),
+            limits: Limits::new(parts.config.destination_slots, parts.config.slots),
             circuits: Circuits::new(parts.denied_for, parts.metrics.clone()),
             outage: Outage::default(),
             quarantine: Semaphore::new(1),

@@ -22,6 +22,10 @@ const UNKNOWN: usize = 5;
 const OVER: Duration = Duration::from_mins(10);
 /// Refusals that last longer are judged one by one after all.
 const LONGEST: Duration = Duration::from_mins(30);
+/// Each job that is sent away in a row makes the next one wait so much longer, up to the longest: with few destinations they would else
+/// go round between the queue and the ladder as fast as the broker can.
+const PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// Destinations whose last answer is remembered. Inline ones come without end; beyond this, all are forgotten.
 const REMEMBERED: usize = 10_000;
 
@@ -59,6 +63,8 @@ struct Declared {
     granted: u64,
     met: Instant,
     failed: HashMap<DestinationId, Instant>,
+    /// Jobs that were sent away since one was tried.
+    spared: u32,
 }
 
 /// Failures that have one cause, if many have them at once.
@@ -151,13 +157,16 @@ impl Outage {
         self.state().declared.as_ref().is_some_and(|declared| Some(declared.kind) == kind)
     }
 
-    /// During an outage: whether this destination was asked already, so that the next one to ask should be another.
-    pub(super) fn spares(&self, destination: &DestinationId) -> Option<Failure> {
+    /// During an outage: whether this destination was asked already, so that the next one to ask should be another. The job is sent
+    /// away after a pause.
+    pub(super) fn spares(&self, destination: &DestinationId) -> Option<(Failure, Duration)> {
         let mut state = self.state();
         state.age();
-        let declared = state.declared.as_ref()?;
-        let asked = declared.failed.get(destination).is_some_and(|at| at.elapsed() < WINDOW);
-        asked.then(|| failure(declared.kind, "it failed within the last minute, like all others"))
+        let declared = state.declared.as_mut()?;
+        declared.failed.get(destination).filter(|at| at.elapsed() < WINDOW)?;
+        let pause = LONGEST_PAUSE.min(PAUSE * declared.spared);
+        declared.spared = declared.spared.saturating_add(1);
+        Some((failure(declared.kind, "it failed within the last minute, like all others"), pause))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -196,10 +205,11 @@ impl State {
             let failed: HashMap<_, _> = alike.map(|turned| (turned.destination.clone(), turned.at)).collect();
             let since = failed.values().min().copied().unwrap_or_else(Instant::now);
             self.turned.retain(|turned| turned.kind != kind);
-            self.declared = Some(Declared { kind, since, granted, met: Instant::now(), failed });
+            self.declared = Some(Declared { kind, since, granted, met: Instant::now(), failed, spared: 0 });
         }
         let declared = self.declared.as_mut().filter(|declared| declared.kind == kind)?;
         declared.met = Instant::now();
+        declared.spared = 0;
         declared.failed.insert(destination.clone(), Instant::now());
         let ended = Ended::Failed(failure(kind, &format!("{}: {met}", met.reason.as_str())));
         Some(if begun { Seen::Begun(ended, declared.since.elapsed()) } else { Seen::AsIs(ended) })

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::poll;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::admit::Admitted;
 use super::circuit::Gate;
@@ -57,7 +57,8 @@ impl Worker {
 
     async fn wait_turn(&self, delivery: &Delivery, admitted: &Admitted, permits: &mut Permits) -> Result<(), Away> {
         let id = &admitted.destination.id;
-        if let Some(failure) = self.outage.spares(id) {
+        if let Some((failure, pause)) = self.outage.spares(id) {
+            self.unless_draining(sleep(pause)).await?;
             return Err(Away::Broken(Box::new(failure), Duration::ZERO));
         }
         self.circuit(id, permits)?;

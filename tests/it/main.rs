@@ -13,6 +13,7 @@ mod dead;
 mod delivery;
 #[cfg(feature = "dev")]
 mod dev;
+mod docs;
 mod drain;
 mod enqueue;
 mod fair;

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 use super::*;
@@ -10,8 +11,12 @@ fn destination(max: Option<u32>, rate: Option<u64>) -> Destination {
     Destination { max_concurrency, max_bytes_per_second, ..destination }
 }
 
+fn new(usual: u32, slots: u32) -> Arc<Limits> {
+    Limits::new(NonZeroU32::new(usual).unwrap(), NonZeroU32::new(slots).unwrap())
+}
+
 fn limits() -> Arc<Limits> {
-    Limits::new(NonZeroU32::new(2).unwrap(), 16)
+    new(2, 16)
 }
 
 fn now(limits: &Arc<Limits>, destination: &Destination) -> Pass {
@@ -44,7 +49,7 @@ async fn as_many_run_as_may_and_the_next_ones_are_called_by_lane() {
     let fourth = backfill.try_recv().unwrap();
     drop((third, fourth));
     let mut state = limits.state();
-    assert!(state.waiting == 0 && state.crowds.values_mut().all(Crowd::is_idle), "nothing is left behind");
+    assert!(state.whole.waiting == 0 && state.crowds.values_mut().all(Crowd::is_idle), "nothing is left behind");
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,7 +78,7 @@ async fn a_pass_that_was_sent_and_never_taken_is_given_back() {
 
 #[tokio::test(start_paused = true)]
 async fn the_room_is_bounded_over_all_destinations() {
-    let limits = Limits::new(NonZeroU32::new(8).unwrap(), 1);
+    let limits = new(8, 1);
     let acme = destination(Some(2), None);
     let _running = (now(&limits, &acme), now(&limits, &acme));
     tokio::time::advance(Duration::from_secs(6)).await;
@@ -83,7 +88,7 @@ async fn the_room_is_bounded_over_all_destinations() {
 
 #[tokio::test(start_paused = true)]
 async fn a_turn_that_comes_at_once_is_waited_for_even_if_many_wait() {
-    let limits = Limits::new(NonZeroU32::new(8).unwrap(), 1);
+    let limits = new(8, 1);
     let acme = destination(None, None);
     let first = now(&limits, &acme);
     tokio::time::advance(Duration::from_millis(10)).await;
@@ -96,7 +101,7 @@ async fn a_turn_that_comes_at_once_is_waited_for_even_if_many_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn a_burst_for_a_customer_of_whom_nothing_is_known_is_not_sent_away() {
-    let (limits, acme) = (Limits::new(NonZeroU32::new(8).unwrap(), 16), destination(None, None));
+    let (limits, acme) = (new(8, 16), destination(None, None));
     let turns: Vec<_> = (0..50).map(|_| limits.ask(&acme, Lane::Scheduled)).collect();
     assert!(turns.iter().all(|turn| !matches!(turn, Turn::Later(_, DeferCause::Concurrency))));
 }
@@ -159,7 +164,7 @@ async fn a_limit_that_is_raised_is_for_those_who_wait_already() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_has_as_many_transfers_as_it_can_feed() {
-    let (limits, acme) = (Limits::new(NonZeroU32::new(8).unwrap(), 16), destination(None, Some(1 << 20)));
+    let (limits, acme) = (new(8, 16), destination(None, Some(1 << 20)));
     let running = (now(&limits, &acme), now(&limits, &acme));
     tokio::time::advance(Duration::from_secs(60)).await;
     let _waiting = soon(&limits, &acme, Lane::Scheduled);
@@ -181,4 +186,61 @@ async fn a_destination_that_owes_bytes_takes_no_more_transfers() {
     drop(pass);
     tokio::time::advance(Duration::from_secs(29)).await;
     drop(now(&limits, &acme));
+}
+
+fn of(name: &str) -> Destination {
+    sample::destination(name, "123456789012")
+}
+
+/// A worker whose usual transfer takes 20 ms, and that knows how long `slow` takes.
+async fn with_a_slow_one(slow: &Destination) -> Arc<Limits> {
+    let (limits, quick) = (new(8, 16), of("quick"));
+    let first = now(&limits, slow);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    drop(first);
+    for _ in 0..200 {
+        let pass = now(&limits, &quick);
+        tokio::time::advance(Duration::from_millis(20)).await;
+        drop(pass);
+    }
+    limits
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_destination_has_its_share_while_others_need_the_slots_and_more_when_they_do_not() {
+    let slow = of("slow");
+    let limits = with_a_slow_one(&slow).await;
+    let mut others: Vec<_> = (0..15).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
+    let mut slow_ones = vec![now(&limits, &slow)];
+    let mut second = soon(&limits, &slow, Lane::Scheduled);
+    let mut third = soon(&limits, &slow, Lane::Scheduled);
+    drop(others.split_off(11));
+    assert!(second.try_recv().is_err() && third.try_recv().is_err(), "four slots are nobody's share");
+    drop(others.pop());
+    slow_ones.push(second.try_recv().unwrap());
+    assert!(third.try_recv().is_err());
+    others.clear();
+    slow_ones.push(third.try_recv().unwrap());
+    slow_ones.extend((0..5).map(|_| now(&limits, &slow)));
+    assert!(!matches!(limits.ask(&slow, Lane::Scheduled), Turn::Now(_)), "eight at most");
+    assert!(limits.state().whole.held_back().is_empty(), "those wait for its own transfers");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quick_destination_has_all_it_is_allowed_however_many_need_slots() {
+    let limits = with_a_slow_one(&of("slow")).await;
+    let _others: Vec<_> = (0..15).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
+    let _quick: Vec<_> = (0..8).map(|_| now(&limits, &of("quick"))).collect();
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_take_long_nobody_is_slow() {
+    let limits = new(8, 16);
+    for n in 0..16 {
+        let pass = now(&limits, &of(&format!("other-{}", n % 8)));
+        tokio::time::advance(Duration::from_secs(600)).await;
+        drop(pass);
+    }
+    let _others: Vec<_> = (0..8).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
+    let _one: Vec<_> = (0..7).map(|_| now(&limits, &of("other-0"))).collect();
 }

@@ -147,3 +147,17 @@ async fn refusals_that_last_are_judged_one_by_one_after_all() {
     }
     assert_eq!(bad(&outage, "a", Reason::AccessDenied).0, Reason::AccessDenied);
 }
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_are_sent_away_in_a_row_go_slower_and_slower() {
+    let outage = Outage::default();
+    for name in ["a", "b", "c", "d", "e"] {
+        bad(&outage, name, Reason::Timeout);
+    }
+    let pause = || outage.spares(&id("a")).unwrap().1.as_millis();
+    let pauses: Vec<_> = (0..30).map(|_| pause()).collect();
+    assert_eq!(pauses[..3], [0, 10, 20]);
+    assert_eq!(pauses[25..], [250; 5]);
+    bad(&outage, "f", Reason::Timeout);
+    assert_eq!(pause(), 0, "somebody else was asked");
+}

@@ -1,0 +1,75 @@
+//! All transfers of a worker together: what is usual, and what is left for one destination while others need the slots.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::destination::DestinationId;
+
+/// A destination is slow whose transfers take so many times what is usual.
+const SLOW: f64 = 4.0;
+/// The weight of the newest transfer in what is usual.
+const WEIGHT: f64 = 0.05;
+/// A transfer counts as at least this long, seconds.
+const SHORTEST: f64 = 0.001;
+
+/// What runs, destination or not.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
+    slots: u32,
+    running: u32,
+    /// Jobs that wait without a slot.
+    pub(super) waiting: usize,
+    /// Destinations with a transfer that runs.
+    active: u32,
+    /// The geometric mean of what transfers take, seconds: a single one that takes an hour hardly moves it.
+    took: Option<f64>,
+    /// Destinations with jobs that wait because others need the slots: whenever a transfer ends, they are looked at.
+    held_back: HashSet<DestinationId>,
+}
+
+impl Whole {
+    pub(super) fn new(slots: u32) -> Self {
+        Self { slots, ..Self::default() }
+    }
+
+    /// A transfer begins into a destination that had `own` of them.
+    pub(super) fn begins(&mut self, own: usize) {
+        self.running += 1;
+        self.active += u32::from(own == 0);
+    }
+
+    /// A transfer has ended that left its destination `own` of them.
+    pub(super) fn ends(&mut self, own: usize, took: Duration) {
+        self.running = self.running.saturating_sub(1);
+        self.active = self.active.saturating_sub(u32::from(own == 0));
+        let took = took.as_secs_f64().max(SHORTEST);
+        self.took = Some(self.took.map_or(took, |usual| usual * (took / usual).powf(WEIGHT)));
+    }
+
+    /// How many transfers a destination may have that has `own` of them, which take `takes` seconds each.
+    ///
+    /// A quick one gives its slots back at once; a slow one would by and by sit on all that it is allowed. So while most slots are taken it
+    /// has no more than its share of them; a quarter of the slots is nobody's share.
+    pub(super) fn leaves(&self, own: usize, takes: f64) -> u32 {
+        if self.took.is_none_or(|usual| takes <= usual * SLOW) {
+            return u32::MAX;
+        }
+        let share = self.slots / (self.active + u32::from(own == 0)).max(1);
+        let others = self.running.saturating_sub(u32::try_from(own).unwrap_or(u32::MAX));
+        let spare = (self.slots - self.slots / 4).saturating_sub(others);
+        share.max(spare).max(1)
+    }
+
+    /// Whether a destination has jobs that wait for slots which others need.
+    pub(super) fn note_held_back(&mut self, destination: &DestinationId, held_back: bool) {
+        if !held_back {
+            self.held_back.remove(destination);
+        } else if !self.held_back.contains(destination) {
+            self.held_back.insert(destination.clone());
+        }
+    }
+
+    pub(super) fn held_back(&self) -> Vec<DestinationId> {
+        self.held_back.iter().cloned().collect()
+    }
+}

@@ -1,0 +1,23 @@
+//! What the pages say: their commands are run as they stand, and their tables are what the program says of itself.
+
+mod commands;
+mod tables;
+
+use std::path::PathBuf;
+
+/// The pages for people, README first.
+const PAGES: [&str; 5] = [
+    "README.md",
+    "deploy/docs/sre.md",
+    "deploy/docs/customer-engineer.md",
+    "deploy/docs/scheduler-author.md",
+    "deploy/docs/customer-guide.md",
+];
+
+fn file(page: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(page)
+}
+
+fn text(page: &str) -> String {
+    std::fs::read_to_string(file(page)).unwrap()
+}
