@@ -244,3 +244,42 @@ async fn where_all_take_long_nobody_is_slow() {
     let _others: Vec<_> = (0..8).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
     let _one: Vec<_> = (0..7).map(|_| now(&limits, &of("other-0"))).collect();
 }
+
+proptest::proptest! {
+    /// Whoever waits here is called in the end, and nobody is counted who has left.
+    #[test]
+    fn nobody_who_waits_is_forgotten(steps in proptest::collection::vec((0_usize..6, 0_u8..4, 0_u64..3_000), 1..300)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(play(&steps));
+    }
+}
+
+/// Each step: a destination, what happens, and how long after it.
+async fn play(steps: &[(usize, u8, u64)]) {
+    let (limits, destinations) = (new(4, 8), ["a", "b", "c", "d", "e", "f"].map(of));
+    let (mut running, mut waiting) = (Vec::<Pass>::new(), Vec::<oneshot::Receiver<Pass>>::new());
+    for (which, act, then) in steps {
+        match act {
+            0 if !running.is_empty() => drop(running.swap_remove(which % running.len())),
+            1 if !waiting.is_empty() => drop(waiting.swap_remove(which % waiting.len())),
+            _ => match limits.ask(&destinations[*which], Lane::Scheduled) {
+                Turn::Now(pass) => running.push(pass),
+                Turn::Soon(called) | Turn::AtOnce(called) => waiting.push(called),
+                Turn::Later(..) => {}
+            },
+        }
+        tokio::time::advance(Duration::from_millis(*then)).await;
+        take_called(&mut waiting, &mut running);
+    }
+    while !running.is_empty() {
+        running.clear();
+        take_called(&mut waiting, &mut running);
+    }
+    assert!(waiting.is_empty(), "{} wait, and nothing runs that could call them", waiting.len());
+    let state = limits.state();
+    assert!(state.whole.is_idle() && state.whole.held_back().is_empty(), "{:?}", state.whole);
+}
+
+fn take_called(waiting: &mut Vec<oneshot::Receiver<Pass>>, running: &mut Vec<Pass>) {
+    waiting.retain_mut(|called| called.try_recv().map(|pass| running.push(pass)).is_err());
+}

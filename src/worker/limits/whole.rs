@@ -72,4 +72,10 @@ impl Whole {
     pub(super) fn held_back(&self) -> Vec<DestinationId> {
         self.held_back.iter().cloned().collect()
     }
+
+    /// Whether nothing runs and nobody waits.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.running == 0 && self.active == 0 && self.waiting == 0
+    }
 }
