@@ -14,8 +14,9 @@ mod depths;
 pub mod embedded;
 mod kept;
 mod outcomes;
+mod recalled;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::config::BrokerConfig;
+use crate::destination::DestinationId;
 use crate::metrics::Metrics;
 use crate::outcome::Step;
 
@@ -35,6 +37,7 @@ pub use dead::{DeadLetter, DeadLetters, LetterId};
 pub use depths::{Depths, depths};
 pub use kept::{Kept, announced};
 pub use outcomes::{OutcomeMessage, Outcomes};
+pub use recalled::Recalled;
 
 /// A boxed future, so that a queue can stand behind `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -327,6 +330,21 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// started without lanes.
     fn next_control(&self) -> BoxFuture<'_, Option<Announced>> {
         Box::pin(async { None })
+    }
+
+    /// Calls back what waits for these destinations: each copy on the wait ladder whose routing key ends in one of them goes to its
+    /// lane now, with body, properties, headers and key as they are, in about the order in which it would have come. What waits for
+    /// others comes at its own time. (A copy on the shortest rung may be left to come by itself.)
+    ///
+    /// At least once: a process that ends in the middle may leave a copy in its lane that also comes when its wait is over. Bounded in
+    /// time and in what is looked through ([`Recalled::partly`]); several callers at once, in any processes, are served one after the
+    /// other. Dropped, it leaves the rest waiting.
+    ///
+    /// # Errors
+    /// `Busy` when others were at it for too long; `Unavailable`, `Refused` or `Topology` when the queue can't do it. What was not
+    /// called back by then comes when its wait is over.
+    fn recall(&self, _destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Recalled, QueueError>> {
+        Box::pin(async { Ok(Recalled::default()) })
     }
 
     /// Stops taking work: consumers are cancelled, what was fetched but not yet handed out goes back untouched.

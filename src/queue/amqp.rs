@@ -24,6 +24,7 @@ pub(in crate::queue) mod kept;
 mod lease;
 mod outcomes;
 mod publish;
+mod recall;
 mod session;
 mod settle;
 mod stream;
@@ -31,6 +32,7 @@ mod timing;
 mod tls;
 mod topology;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,9 +53,12 @@ pub use topology::{Names, Topology};
 
 use crate::config::BrokerConfig;
 use crate::crash;
+use crate::destination::DestinationId;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{Announced, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Reply, Settlement, Work};
+use crate::queue::{
+    Announced, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Recalled, Reply, Settlement, Work,
+};
 use connection::Endpoint;
 use consumer::{Fetched, Intake, REQUEUE};
 use lease::{Book, Process};
@@ -365,6 +370,13 @@ impl Queue for Amqp {
 
     fn next_control(&self) -> BoxFuture<'_, Option<Announced>> {
         Box::pin(async { self.control.lock().await.recv().await })
+    }
+
+    fn recall(&self, destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Recalled, QueueError>> {
+        Box::pin(async move {
+            let session = self.session(Instant::now() + PATIENCE).await?;
+            recall::recall(&self.shared, &session.publisher, destinations).await
+        })
     }
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {

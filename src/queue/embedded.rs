@@ -53,8 +53,10 @@ mod trouble;
 mod visit;
 mod work;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,9 +70,12 @@ pub use depths::depths;
 pub use outcomes::Outcomes;
 pub(super) use outcomes::replies;
 
+use crate::destination::DestinationId;
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{self, Announced, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Settlement, Ticket};
+use crate::queue::{
+    self, Announced, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Recalled, Settlement, Ticket,
+};
 use engine::{Engine, Phase, Shared};
 use file::Store;
 use intake::Intake;
@@ -207,6 +212,13 @@ impl Embedded {
         self.ask(Work::Publish { lane, publication }, Some(self.patience)).await
     }
 
+    /// They are due at once, and come as ever, in the order in which they began to wait.
+    async fn call_back(&self, destinations: &BTreeSet<DestinationId>) -> Result<Recalled, QueueError> {
+        let (keys, count) = (queue::recalled::keys(destinations), Arc::new(AtomicU64::new(0)));
+        self.ask(Work::Recall { keys, count: Arc::clone(&count) }, Some(self.patience)).await?;
+        Ok(Recalled { count: count.load(Ordering::Relaxed), partly: false })
+    }
+
     /// What was fetched and not handed out goes back untouched. A file that can't be written now gets it later; the worker, which
     /// has slots to fill, does not wait for that.
     async fn give_back(&self, tickets: Vec<Ticket>) {
@@ -313,6 +325,10 @@ impl Queue for Embedded {
 
     fn next_control(&self) -> BoxFuture<'_, Option<Announced>> {
         Box::pin(async { self.control.lock().await.recv().await })
+    }
+
+    fn recall(&self, destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Recalled, QueueError>> {
+        Box::pin(async move { self.call_back(&destinations).await })
     }
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {

@@ -3,6 +3,7 @@
 mod control;
 mod dead;
 mod leases;
+mod recall;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,7 +69,8 @@ impl Rabbit {
     }
 
     fn start_named(&self, id: &str, config: &BrokerConfig) -> Arc<Amqp> {
-        let (lanes, timing) = (Lane::ALL.map(|lane| (lane, 20)).to_vec(), Timing { owner_ttl: self.owner_ttl });
+        let (lanes, timing) =
+            (Lane::ALL.map(|lane| (lane, 20)).to_vec(), Timing { owner_ttl: self.owner_ttl, ..Timing::default() });
         Amqp::start_with(timing, config, id, lanes, Arc::new(Metrics::new(10))).unwrap()
     }
 

@@ -3,6 +3,7 @@
 mod control;
 pub mod dead;
 pub mod leases;
+pub mod recall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

@@ -154,3 +154,8 @@ async fn the_embedded_queue_keeps_its_dead_letters_as_every_queue_must() {
 async fn the_embedded_queue_leases_as_every_queue_must() {
     queue_conformance::leases::suite(async |_| File::new()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_queue_calls_back_as_every_queue_must() {
+    queue_conformance::recall::suite(&File::new()).await;
+}

@@ -86,7 +86,8 @@ impl DeadLetters {
         let names = Names::new(&config.prefix);
         let connection = endpoint.connect("dead letters").await?;
         let alone = connection::open_channel(&connection).await?;
-        lock(&alone, &names).await?;
+        let busy = "another `consign dead` is at work on these dead letters; wait for it, or end it";
+        lock(&alone, &names.dead_lock(), busy).await?;
         let channel = connection::open_channel(&connection).await?;
         let count = depth(&channel, &names.dead()).await?;
         Ok(Self {
@@ -227,12 +228,11 @@ impl DeadLetters {
     }
 }
 
-/// One pass at a time.
-async fn lock(channel: &Channel, names: &Names) -> Result<(), QueueError> {
+/// One at a time has this queue, until its connection ends. The others are `Busy`, and their channel is closed.
+pub(super) async fn lock(channel: &Channel, queue: &str, busy: &str) -> Result<(), QueueError> {
     let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(short(&names.dead_lock())?, own, FieldTable::default());
-    let busy = "another `consign dead` is at work on these dead letters; wait for it, or end it";
-    call("reserving the dead letters", async {
+    let declared = channel.queue_declare(short(queue)?, own, FieldTable::default());
+    call(&format!("reserving {queue}"), async {
         match declared.await {
             Ok(_) => Ok(Ok(())),
             Err(error) if is_locked(&error) => Ok(Err(QueueError::Busy(busy.to_owned()))),

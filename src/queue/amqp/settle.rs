@@ -74,6 +74,15 @@ pub(super) fn waiting(
     copy(names.wait_exchange(), routing_key, content, original, set)
 }
 
+/// A copy that has waited, as the broker would send it when its wait is over.
+pub(super) fn recalled(names: &Names, waiting: lapin::message::Delivery) -> Result<Message, QueueError> {
+    let lapin::message::Delivery { routing_key, properties, data, .. } = waiting;
+    let wait = properties.headers().as_ref().and_then(|table| table.inner().get(WAIT_HEADER)).and_then(as_text);
+    let set = wait.map(|wait| (WAIT_HEADER.to_owned(), wait)).into_iter().collect();
+    let (body, content_type) = (Bytes::from(data), properties.content_type().as_ref().map(ShortString::as_str));
+    copy(names.jobs_exchange(), routing_key.as_str(), Content { body: &body, content_type }, &properties, set)
+}
+
 /// A copy for the dead letters. Where it was leased ends with it.
 pub(super) fn dead(
     names: &Names,
@@ -401,6 +410,27 @@ mod tests {
         ] {
             assert_eq!(is.as_ref().map(ShortString::as_str), Some(was));
         }
+    }
+
+    #[test]
+    fn a_recalled_copy_is_what_the_broker_would_send() {
+        let key = "job.backfill.a";
+        let mut came = lapin::message::Delivery::mock(1, "p.wait".into(), key.into(), true, b"{}".to_vec());
+        came.properties = original();
+        let copy = recalled(&names(), came).unwrap();
+        assert_eq!((copy.exchange.as_str(), copy.routing_key.as_str(), &copy.body[..]), ("p", key, &b"{}"[..]));
+        let headers = copy.properties.headers().as_ref().unwrap().inner();
+        let kept: Vec<_> = headers.keys().map(ShortString::as_str).collect();
+        assert_eq!(
+            kept,
+            ["consign-wait", "list", "raw", "x-attempt"],
+            "and nothing that makes it look like a crash loop"
+        );
+        assert_eq!(headers["consign-wait"], AMQPValue::LongString("30s".into()));
+        let kept = &copy.properties;
+        assert_eq!((kept.expiration(), kept.user_id(), *kept.delivery_mode()), (&None, &None, Some(2)));
+        assert_eq!(kept.content_type().as_ref().map(ShortString::as_str), Some("application/json"));
+        assert_eq!(kept.message_id().as_ref().map(ShortString::as_str), Some("a/1"));
     }
 
     #[test]

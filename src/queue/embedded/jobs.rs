@@ -1,6 +1,6 @@
 //! Jobs, copies that wait, and dead letters: every statement about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -193,6 +193,15 @@ pub(super) fn arrive(db: &Connection, prefix: &str) -> rusqlite::Result<usize> {
     let sql = format!("DELETE FROM waiting WHERE seq IN ({due})");
     db.prepare_cached(&sql)?.execute(params![prefix, now, most])?;
     Ok(arrived)
+}
+
+/// The wait of copies with one of these routing keys is over. How many there were.
+pub(super) fn recall(db: &Connection, prefix: &str, keys: &BTreeSet<String>) -> rusqlite::Result<usize> {
+    // A list of texts always has a JSON form.
+    let keys = serde_json::to_string(keys).unwrap_or_default();
+    let sql = "UPDATE waiting SET due_ms = ?2
+               WHERE prefix = ?1 AND due_ms > ?2 AND routing_key IN (SELECT value FROM json_each(?3))";
+    db.prepare_cached(sql)?.execute(params![prefix, now_ms(), keys])
 }
 
 /// When the next copy comes back, in milliseconds since 1970.

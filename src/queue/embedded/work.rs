@@ -1,7 +1,8 @@
 //! What is asked of the file, and how it is done within a transaction. Each piece can be done again after a rollback.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -88,6 +89,11 @@ pub(super) enum Work {
     },
     /// What another worker would get has changed.
     Refresh(LeaseContent),
+    /// Ends the wait of copies with one of these routing keys, and says how many there were.
+    Recall {
+        keys: BTreeSet<String>,
+        count: Arc<AtomicU64>,
+    },
     /// `counted`: they were handed out, so they come as redeliveries.
     GiveBack {
         tickets: Vec<Ticket>,
@@ -99,7 +105,9 @@ impl Work {
     /// The tickets that end with it, if they are of `generation`.
     pub(super) fn ends(&self, generation: u64) -> impl Iterator<Item = Ticket> {
         let tickets = match self {
-            Self::Publish { .. } | Self::Announce(_) | Self::Lease { .. } | Self::Refresh(_) => &[],
+            Self::Publish { .. } | Self::Announce(_) | Self::Lease { .. } | Self::Refresh(_) | Self::Recall { .. } => {
+                &[]
+            }
             Self::Settle { delivery, .. } => std::slice::from_ref(&delivery.ticket),
             Self::GiveBack { tickets, .. } => tickets.as_slice(),
         };
@@ -109,7 +117,7 @@ impl Work {
     /// Whether somebody relies on it being on the disk. What is only given back comes again even if that is forgotten.
     pub(super) fn is_durable(&self) -> bool {
         match self {
-            Self::Publish { .. } | Self::Announce(_) | Self::Lease { .. } => true,
+            Self::Publish { .. } | Self::Announce(_) | Self::Lease { .. } | Self::Recall { .. } => true,
             Self::Settle { settlement, events, .. } => !matches!(settlement, Settlement::Return) || !events.is_empty(),
             Self::GiveBack { .. } | Self::Refresh(_) => false,
         }
@@ -120,7 +128,7 @@ impl Work {
         match self {
             Self::Publish { .. } | Self::GiveBack { .. } => true,
             Self::Settle { settlement, .. } => matches!(settlement, Settlement::Return | Settlement::HandOver { .. }),
-            Self::Announce(_) | Self::Lease { .. } | Self::Refresh(_) => false,
+            Self::Announce(_) | Self::Lease { .. } | Self::Refresh(_) | Self::Recall { .. } => false,
         }
     }
 
@@ -130,6 +138,11 @@ impl Work {
         let ours = match self {
             Self::Publish { lane, publication } => return jobs::publish(db, prefix, *lane, publication).map(Ok),
             Self::Announce(body) => return control::announce(db, prefix, body).map(Ok),
+            Self::Recall { keys, count } => {
+                let recalled = jobs::recall(db, prefix, keys)?;
+                count.store(u64::try_from(recalled).unwrap_or(u64::MAX), Ordering::Relaxed);
+                true
+            }
             Self::Settle { delivery, settlement, events } => {
                 for event in events {
                     outcomes::record(db, prefix, event)?;

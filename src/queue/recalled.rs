@@ -1,0 +1,21 @@
+//! What is called back from the wait ladder, whichever queue it is.
+
+use std::collections::BTreeSet;
+
+use crate::destination::DestinationId;
+use crate::lane::Lane;
+
+/// What came of [`Queue::recall`](super::Queue::recall).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recalled {
+    /// Copies that are in their lanes again.
+    pub count: u64,
+    /// So much waits that not all of it was looked through. What was not comes when its wait is over.
+    pub partly: bool,
+}
+
+/// The routing keys by which jobs of these destinations come.
+pub(super) fn keys(destinations: &BTreeSet<DestinationId>) -> BTreeSet<String> {
+    let of = |id: &DestinationId| [Lane::Scheduled, Lane::Backfill].map(|lane| format!("job.{}.{id}", lane.as_str()));
+    destinations.iter().flat_map(of).collect()
+}

@@ -1,0 +1,109 @@
+//! Calling back what waits: for some destinations now and untouched, for the others at its own time.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use consign::destination::DestinationId;
+use consign::lane::Lane;
+use consign::outcome::Step;
+use consign::queue::{Delivery, Properties, Publication, Queue, Recalled, Settlement};
+use tokio::time::Instant;
+
+use super::{Fixture, headers, next};
+
+const COUNT: usize = 1000;
+
+pub async fn suite(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    park(&queue, Step::M10, 0..COUNT / 2).await;
+    let parked = Instant::now();
+    park(&queue, Step::S30, COUNT / 2..COUNT).await;
+    assert_eq!(recall(&queue, &["nobody"]).await, Recalled::default(), "nothing waits for it");
+
+    let recalled = recall(&queue, &["acme", "nobody"]).await;
+    assert_eq!(recalled, Recalled { count: COUNT as u64 / 2, partly: false });
+    let mut seen = BTreeSet::new();
+    for lane in [Lane::Scheduled, Lane::Backfill] {
+        for _ in (0..COUNT).filter(|n| of(*n).0 == "acme" && of(*n).1 == lane) {
+            let got = next(&*queue, lane).await;
+            let number = untouched(&got);
+            assert!(of(number) == ("acme", lane) && seen.insert(number), "{got:?}");
+            queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+        }
+    }
+    assert_eq!(recall(&queue, &["acme"]).await, Recalled::default(), "they are called back once");
+
+    let others = (COUNT / 2..COUNT).filter(|n| of(*n).0 == "beta");
+    let (mut seen, expected) = (BTreeSet::new(), others.collect::<BTreeSet<_>>());
+    while seen.len() < expected.len() {
+        let got = next(&*queue, Lane::Scheduled).await;
+        assert!(parked.elapsed() >= Duration::from_secs(29), "it came back before its time: {got:?}");
+        seen.insert(untouched(&got));
+        queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    }
+    assert_eq!(seen, expected, "those that wait for longer still do");
+    assert_eq!(recall(&queue, &["beta"]).await.count, COUNT as u64 / 4, "they are still there");
+    queue.close().await;
+}
+
+/// The destination and the lane of a number.
+fn of(number: usize) -> (&'static str, Lane) {
+    match number % 4 {
+        0 => ("acme", Lane::Scheduled),
+        2 => ("acme", Lane::Backfill),
+        _ => ("beta", Lane::Scheduled),
+    }
+}
+
+fn sent(number: usize) -> Publication {
+    let (destination, lane) = of(number);
+    Publication {
+        routing_key: format!("job.{}.{destination}", lane.as_str()),
+        body: Bytes::from(format!("{number} \u{fffd}")),
+        properties: Properties {
+            content_type: Some("application/json".to_owned()),
+            message_id: Some(number.to_string()),
+            reply_to: Some("answers".to_owned()),
+            correlation_id: Some(format!("c-{number}")),
+            kind: Some("kind".to_owned()),
+            headers: headers(&[("mine", "1"), ("x-attempt", "1")]),
+        },
+    }
+}
+
+/// The number of one that has waited, after a look at all of it.
+fn untouched(got: &Delivery) -> usize {
+    let number: usize = got.properties.message_id.as_ref().unwrap().parse().unwrap();
+    let Publication { routing_key, body, mut properties } = sent(number);
+    let rung = if number < COUNT / 2 { "10m" } else { "30s" };
+    properties.headers.extend(headers(&[("consign-wait", rung), ("x-attempt", "2")]));
+    assert_eq!((&got.routing_key, &got.body, &got.properties), (&routing_key, &body, &properties));
+    assert!(!got.redelivered && got.delivery_count == 0, "it looks as if it ended workers: {got:?}");
+    number
+}
+
+/// Publishes them, takes them, and lets them wait.
+async fn park(queue: &Arc<dyn Queue>, rung: Step, numbers: std::ops::Range<usize>) {
+    let mut tasks = Vec::new();
+    for number in numbers.clone() {
+        let queue = Arc::clone(queue);
+        tasks.push(tokio::spawn(async move { queue.publish(sent(number)).await.unwrap() }));
+    }
+    for lane in [Lane::Scheduled, Lane::Backfill] {
+        for _ in numbers.clone().filter(|number| of(*number).1 == lane) {
+            let (got, queue) = (next(&**queue, lane).await, Arc::clone(queue));
+            let settlement = Settlement::Retry { rung, headers: headers(&[("x-attempt", "2")]) };
+            tasks.push(tokio::spawn(async move { queue.settle(got, settlement, vec![]).await.unwrap() }));
+        }
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+async fn recall(queue: &Arc<dyn Queue>, destinations: &[&str]) -> Recalled {
+    let destinations = destinations.iter().map(|id| DestinationId::parse(id).unwrap()).collect();
+    queue.recall(destinations).await.unwrap()
+}
