@@ -18,6 +18,7 @@ mod limits;
 #[cfg(test)]
 mod model;
 mod outage;
+mod recall;
 #[cfg(test)]
 mod sample;
 mod turn;
@@ -115,6 +116,7 @@ pub struct Worker {
     beat: Mutex<Instant>,
     stop: Stop,
     wishes: control::Wishes,
+    recalls: recall::Recalls,
 }
 
 /// The right to run one transfer.
@@ -164,6 +166,7 @@ impl Worker {
             beat: Mutex::new(Instant::now()),
             stop: Stop::default(),
             wishes: control::Wishes::default(),
+            recalls: recall::Recalls::new(),
             parts,
         })
     }
@@ -184,10 +187,12 @@ impl Worker {
         self.limits.waiting()
     }
 
-    /// Somebody says that a destination is mended: its circuit closes, and no remembered refusal counts any more.
+    /// Somebody says that a destination is mended: its circuit closes, no remembered refusal counts any more, and what waits is called
+    /// back.
     fn reset_circuit(&self, destination: &DestinationId) {
         self.parts.transport.forget_refusals();
-        self.circuits.reset(destination);
+        let known = self.circuits.reset(destination);
+        self.call_back(destination, known, (self.parts.clock)());
     }
 
     /// `Ok` while jobs are taken; else why not.
@@ -211,9 +216,14 @@ impl Worker {
     /// Returns true when everything was settled in time.
     pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {
         let watch = tokio::spawn(self.clone().watch_age());
+        let recalls = tokio::spawn({
+            let (worker, drain) = (self.clone(), drain.clone());
+            async move { worker.recall_until(&drain).await }
+        });
         let control = self.follow_control(&drain).await;
         let drained = self.serve(&drain).await;
         control.abort();
+        recalls.abort();
         watch.abort();
         drained
     }

@@ -173,9 +173,9 @@ impl Circuits {
         self.worked.lock().unwrap_or_else(PoisonError::into_inner).get(destination).copied()
     }
 
-    /// Closes a circuit and forgets the evidence: somebody says that all is well.
-    pub(super) fn reset(&self, destination: &DestinationId) {
-        self.close(destination, "it was reset");
+    /// Closes a circuit and forgets the evidence: somebody says that all is well. Whether there was anything to forget.
+    pub(super) fn reset(&self, destination: &DestinationId) -> bool {
+        self.close(destination, "it was reset")
     }
 
     /// As [`Circuits::reset`], said at `at` by somebody else, perhaps a while ago: it is not for what happened since. Whether there was
@@ -184,10 +184,7 @@ impl Circuits {
         let at = at.checked_add(CLOCKS).unwrap_or(at);
         let older = |circuit: &Circuit| circuit.open.as_ref().map_or(circuit.blamed_at, |open| open.since) <= at;
         let reset = self.known().get(destination).is_some_and(older);
-        if reset {
-            self.reset(destination);
-        }
-        reset
+        reset && self.reset(destination)
     }
 
     /// Closes what was opened within the last `window`: it was nobody's own fault.
@@ -209,12 +206,14 @@ impl Circuits {
         known.iter().filter_map(|(id, circuit)| Some((id.clone(), circuit.open.as_ref()?.view(now)))).collect()
     }
 
-    fn close(&self, destination: &DestinationId, why: &str) {
+    fn close(&self, destination: &DestinationId, why: &str) -> bool {
         let removed = self.known().remove(destination);
+        let known = removed.is_some();
         if removed.is_some_and(|circuit| circuit.open.is_some()) {
             self.metrics.destinations().set_circuit_open(destination, false);
             tracing::info!(%destination, why, "the circuit of a destination is closed");
         }
+        known
     }
 
     fn blame(

@@ -119,9 +119,11 @@ impl Worker {
 
     /// It may be read more than once, and long after `at`: it is for what was known of the destination then.
     fn circuit_reset(&self, destination: &DestinationId, at: Timestamp) {
-        if self.circuits.reset_as_of(destination, at) {
+        let known = self.circuits.reset_as_of(destination, at);
+        if known {
             self.parts.transport.forget_refusals();
         }
+        self.call_back(destination, known, at);
     }
 }
 

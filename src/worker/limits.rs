@@ -137,6 +137,13 @@ impl Limits {
         }
     }
 
+    /// Those that were sent away are on the way back before their time.
+    pub(super) fn called_back(&self, destination: &DestinationId) {
+        if let Some(crowd) = self.state().crowds.get_mut(destination) {
+            crowd.away.clear();
+        }
+    }
+
     /// How long a job should stay away that has waited here in vain, and why.
     pub(super) fn later(&self, destination: &DestinationId) -> (Duration, DeferCause) {
         let mut state = self.state();

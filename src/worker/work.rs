@@ -92,6 +92,7 @@ impl Worker {
         if let (Some(OutcomeKind::Delivered), Some(event)) = (verdict.kind, &verdict.event) {
             running.delivered(event.clone());
         }
+        self.recalls.note(&destination.id, &verdict);
         running.judged();
         let events = verdict.event.into_iter().collect();
         // Another worker has the job, and its upload: nothing of it is ours any more. Or what took it away is a lease that came here and

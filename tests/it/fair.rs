@@ -1,5 +1,7 @@
 //! One broken, slow or busy customer costs the others nothing, and everything that fails alike is nobody's fault.
 
+mod recall;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

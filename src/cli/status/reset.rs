@@ -1,4 +1,5 @@
-//! `consign status reset DEST`: closes the circuit of a destination in every worker, by `consign.control` alone.
+//! `consign status reset DEST`: closes the circuit of a destination in every worker, by `consign.control` alone. The workers call
+//! back what waits for it.
 
 use crate::cli::{Exit, broker, complain, print};
 use crate::config::Config;
@@ -18,7 +19,7 @@ pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Exit {
     match mended(config, &destination).await {
         Ok(control) if json => print(&String::from_utf8_lossy(&control.render())),
         Ok(_) => print(&format!(
-            "every worker closes the circuit of {destination}; its jobs are tried again as soon as their wait is over"
+            "every worker closes the circuit of {destination} at once, and its jobs that wait are called back"
         )),
         Err(problem) => broker::complain_of(&problem),
     }

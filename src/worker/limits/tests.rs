@@ -106,6 +106,18 @@ async fn a_burst_for_a_customer_of_whom_nothing_is_known_is_not_sent_away() {
     assert!(turns.iter().all(|turn| !matches!(turn, Turn::Later(_, DeferCause::Concurrency))));
 }
 
+#[tokio::test(start_paused = true)]
+async fn those_that_are_called_back_stay_away_no_longer() {
+    let (limits, acme) = (limits(), destination(None, None));
+    let _running = (now(&limits, &acme), now(&limits, &acme));
+    for _ in 0..1000 {
+        limits.deferred(&acme.id, Duration::from_secs(600));
+    }
+    assert_eq!(limits.waiting()[&acme.id].1, 1000);
+    limits.called_back(&acme.id);
+    assert!(limits.waiting().is_empty());
+}
+
 /// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time: each comes back when its wait is over.
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_jobs_for_one_destination_make_no_churn_and_leave_it_no_pause() {

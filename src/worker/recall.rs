@@ -1,0 +1,180 @@
+//! Jobs that wait for a destination are called back when somebody says that it is mended: a reset, or a check that passed.
+//!
+//! A reset is read by every worker within a second, and so a recall waits for as long: a job that came back before would meet an open
+//! circuit and be sent away again. A recall looks through all that waits (see [`Queue::recall`](crate::queue::Queue::recall)), so there are
+//! few: none for a destination of which nothing is known to wait (a scheduler may check all of them each night), and one for all
+//! destinations that were reset meanwhile.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Worker;
+use super::verdict::Verdict;
+use crate::destination::DestinationId;
+use crate::queue::{QueueError, Recalled, Settlement};
+
+/// By then every worker has read a reset.
+const READ: Duration = Duration::from_secs(1);
+/// Recalls are for resets of this age at most: the stream of control messages gives old ones again.
+const RECENT: SignedDuration = SignedDuration::from_mins(5);
+/// Jobs that a broken destination keeps waiting are back by then. A worker that is younger does not know what waits.
+const LONGEST: Duration = Duration::from_mins(10);
+/// After a recall there is none for so many times as long as it took, within bounds: they never take much of the time.
+const REST: u32 = 10;
+const SHORTEST_REST: Duration = Duration::from_secs(5);
+const LONGEST_REST: Duration = Duration::from_mins(2);
+/// The most destinations that are remembered. Beyond, jobs come when their wait is over.
+const TRACKED: usize = 10_000;
+/// So many are named in the log.
+const NAMED: usize = 10;
+
+/// Whose jobs wait, and whose are to be called back.
+#[derive(Debug)]
+pub(super) struct Recalls {
+    wanted: Mutex<BTreeSet<DestinationId>>,
+    changed: Notify,
+    /// Until when jobs wait that this worker sent away, because they had failed or their destination was broken.
+    away: Mutex<HashMap<DestinationId, Instant>>,
+    since: Instant,
+}
+
+impl Recalls {
+    /// Nothing is known yet.
+    pub(super) fn new() -> Self {
+        let (wanted, changed, away) = (Mutex::default(), Notify::new(), Mutex::default());
+        Self { wanted, changed, away, since: Instant::now() }
+    }
+
+    /// Remembers until when a job waits that has failed, or was spared that. Who only waits for its turn says nothing of a repair.
+    pub(super) fn note(&self, destination: &DestinationId, verdict: &Verdict) {
+        if let (Some(_), Settlement::Retry { rung, .. } | Settlement::Defer { rung, .. }) =
+            (&verdict.failure, &verdict.settlement)
+        {
+            self.sent_away(destination, rung.duration());
+        }
+    }
+
+    fn sent_away(&self, destination: &DestinationId, wait: Duration) {
+        let (now, mut away) = (Instant::now(), self.away());
+        let back = now + wait;
+        if let Some(known) = away.get_mut(destination) {
+            *known = back.max(*known);
+            return;
+        }
+        if away.len() >= TRACKED {
+            away.retain(|_, back| *back > now);
+        }
+        if away.len() < TRACKED {
+            away.insert(destination.clone(), back);
+        }
+    }
+
+    /// Whether jobs of this destination may wait, as far as is known here.
+    fn may_wait(&self, destination: &DestinationId) -> bool {
+        let now = Instant::now();
+        self.since.elapsed() < LONGEST || self.away().get(destination).is_some_and(|back| *back > now)
+    }
+
+    /// A destination was reset at `at`. `known`: something was held against it here, so that its jobs wait for sure.
+    fn reset(&self, destination: &DestinationId, known: bool, (at, now): (Timestamp, Timestamp)) {
+        let recent = now.duration_since(at) <= RECENT;
+        let jobs_wait = known || (recent && self.may_wait(destination));
+        if !jobs_wait {
+            return;
+        }
+        let mut wanted = self.wanted();
+        if wanted.len() < TRACKED {
+            wanted.insert(destination.clone());
+            self.changed.notify_one();
+        }
+    }
+
+    /// Those that are wanted, once every worker knows.
+    async fn next(&self) -> BTreeSet<DestinationId> {
+        self.changed.notified().await;
+        sleep(READ).await;
+        std::mem::take(&mut *self.wanted())
+    }
+
+    /// Nothing of these waits any more.
+    fn called_back(&self, destinations: &BTreeSet<DestinationId>) {
+        self.away().retain(|destination, _| !destinations.contains(destination));
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, BTreeSet<DestinationId>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn away(&self) -> MutexGuard<'_, HashMap<DestinationId, Instant>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Worker {
+    /// A destination was reset at `at`: its jobs are called back, if any may wait. `known`: something was held against it here.
+    pub(super) fn call_back(&self, destination: &DestinationId, known: bool, at: Timestamp) {
+        self.recalls.reset(destination, known, (at, (self.parts.clock)()));
+    }
+
+    /// Calls back what is wanted, until the drain.
+    pub(super) async fn recall_until(&self, drain: &CancellationToken) {
+        let recalling = async {
+            loop {
+                let wanted = self.recalls.next().await;
+                let begun = Instant::now();
+                if !wanted.is_empty() {
+                    self.recall(wanted).await;
+                }
+                sleep(rest(begun.elapsed())).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = drain.cancelled() => {}
+            () = recalling => {}
+        }
+    }
+
+    async fn recall(&self, wanted: BTreeSet<DestinationId>) {
+        let recalled = self.parts.queue.recall(wanted.clone()).await;
+        let names: Vec<_> = wanted.iter().take(NAMED).map(DestinationId::as_str).collect();
+        let (count, destinations) = (wanted.len(), names.join(", "));
+        match recalled {
+            Ok(Recalled { count: jobs, partly }) => {
+                self.recalls.called_back(&wanted);
+                wanted.iter().for_each(|destination| self.limits.called_back(destination));
+                tracing::info!(
+                    jobs,
+                    count,
+                    destinations,
+                    "jobs that waited for destinations that were reset are back in their lanes"
+                );
+                if partly {
+                    tracing::warn!(
+                        destinations,
+                        "too much waits to look through all of it; the rest comes when its wait is over"
+                    );
+                }
+            }
+            Err(problem @ QueueError::Busy(_)) => {
+                tracing::info!(%problem, destinations, "jobs are not called back by this worker");
+            }
+            Err(problem) => {
+                tracing::warn!(%problem, destinations, "jobs that wait were not all called back; the rest comes when its wait is over");
+            }
+        }
+    }
+}
+
+fn rest(took: Duration) -> Duration {
+    (took * REST).clamp(SHORTEST_REST, LONGEST_REST)
+}
+
+#[cfg(test)]
+mod tests;
