@@ -55,7 +55,7 @@ fn print_tables(file: &Path, json: bool) -> Exit {
 }
 
 async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
-    if let Some(exit) = super::broker::missing(broker) {
+    if let Some(exit) = super::broker::unconfigured(broker) {
         return exit;
     }
     let (applied, done) = match broker.embedded_file() {

@@ -208,11 +208,12 @@ async fn the_commands_of_the_readme_do_what_they_say() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_queue_every_command_says_so_and_makes_none() {
-    let world = World::embedded("deadnone").await;
+    let mut world = World::embedded("deadnone").await;
+    let file = world.site.dir.path().join("queue.db");
+    std::fs::remove_file(&file).unwrap();
     let said = world.dead_ends(78, &["list"]);
     assert!(said.contains("queue.db is not there"), "{said}");
-    assert!(!world.site.dir.path().join("queue.db").exists());
-    let mut world = World::embedded("deadnone").await;
+    assert!(!file.exists());
     world.site.unset("broker.url");
     assert!(world.dead_ends(78, &["list"]).contains("broker.url"));
     world.site.set("broker.url", "amqp://127.0.0.1:1");

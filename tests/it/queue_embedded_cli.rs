@@ -109,6 +109,7 @@ async fn a_disk_without_room_refuses_jobs_and_keeps_those_it_has() {
         return;
     };
     site.set("broker.url", format!("sqlite:{}", small.0.join("queue.db").display()));
+    site.topology();
     let url = site.file("f", b"hello");
     let kept = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "kept"]);
     assert!(kept.status.success(), "{}", stderr(&kept));
@@ -149,6 +150,43 @@ impl Drop for Mount {
         // Lazily: a worker that is just being killed may still have the file open.
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
+}
+
+/// A name that is mistyped must not become a queue that nobody reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_worker_and_topology_apply_make_the_file() {
+    let site = Site::embedded("typo");
+    let url = site.file("f", b"hello");
+    let template = site.dir.path().join("t.json");
+    let job = serde_json::json!({"version": 1, "source": {"url": url}, "destination": "acme", "key": "{date}"});
+    std::fs::write(&template, job.to_string()).unwrap();
+    let template = template.display().to_string();
+    let day = ["--from", "2026-11-21", "--to", "2026-11-21"];
+    let enqueue = ["enqueue", "--source", &url, "--to", "acme", "--key", "k"];
+    for arguments in [
+        &enqueue[..],
+        &[&["backfill", "--template", &template][..], &day].concat(),
+        &["backfill", "status", "b"],
+        &["backfill", "cancel", "b"],
+        &["dead", "list"],
+        &["dead", "requeue", "--all"],
+        &["status", "reset", "acme"],
+    ] {
+        let output = consign(&site, arguments);
+        assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", stderr(&output));
+        let said = stderr(&output);
+        assert!(
+            said.contains("queue.db is not there") && said.contains("consign topology apply"),
+            "{arguments:?}: {said}"
+        );
+    }
+    let looked = consign(&site, &["status"]);
+    let shown = String::from_utf8_lossy(&looked.stdout).into_owned();
+    assert!(shown.contains("the queues can't be counted") && shown.contains("queue.db is not there"), "{shown}");
+    assert!(!file(&site).exists());
+    site.topology();
+    let output = consign(&site, &enqueue);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,7 @@ impl Embedded {
     async fn new(word: &str) -> Self {
         let mut site = Site::embedded(word);
         let s3 = furnish(&mut site).await;
+        site.topology();
         Self { site, s3 }
     }
 

@@ -40,6 +40,7 @@ impl World {
     pub async fn embedded(word: &str) -> Self {
         let mut world = Self { embedded: true, ..Self::of(Site::embedded(word), None).await };
         world.site.set("broker.lease_after", "1s");
+        world.site.topology();
         world
     }
 

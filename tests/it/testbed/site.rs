@@ -48,10 +48,15 @@ impl Site {
         std::fs::create_dir(dir.path().join("files")).unwrap();
         let mut site = Self::bare(broker, dir);
         site.defaults();
-        let applied = site.consign(&["topology", "apply"]);
-        assert!(applied.status.success(), "topology apply: {}", String::from_utf8_lossy(&applied.stderr));
+        site.topology();
         site.broker.collect_outcomes().await;
         site
+    }
+
+    /// Declares it, or makes the file: whoever publishes before a worker has started needs that.
+    pub fn topology(&self) {
+        let applied = self.consign(&["topology", "apply"]);
+        assert!(applied.status.success(), "topology apply: {}", String::from_utf8_lossy(&applied.stderr));
     }
 
     fn bare(broker: Broker, dir: TempDir) -> Self {
