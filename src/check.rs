@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::destination::{Destination, Region};
-use crate::diagnosis::{Case, Code, Diagnosis, Reads, diagnose, finding};
+use crate::diagnosis::{Case, Code, Diagnosis, Reads, Who, diagnose, finding};
 use crate::outcome::{Class, Failure, Reason};
 use crate::policy::TEST_OBJECT;
 use crate::session::Sessions;
@@ -42,6 +42,8 @@ pub struct Checker<'a> {
     pub uploader: &'a Uploader,
     /// `check.egress_addresses`.
     pub egress: &'a [String],
+    /// Whose identity it is that tests.
+    pub who: Who,
     /// The longest it may take; [`LIMIT`] unless a test wants less.
     pub limit: Duration,
 }
@@ -105,6 +107,7 @@ impl Run<'_> {
             principal: self.principal.as_deref(),
             egress: self.checker.egress,
             reads: self.reads,
+            who: self.checker.who,
         }
     }
 

@@ -71,6 +71,16 @@ pub enum Reads {
     ExplicitlyDenied,
 }
 
+/// Whose own AWS identity it is that a test or a transfer uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Who {
+    /// The worker's.
+    #[default]
+    Worker,
+    /// That of a command: the credentials of the shell it was started from, which may be others than the worker's.
+    Command,
+}
+
 /// What a diagnosis is made from beside the refusal itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
@@ -82,12 +92,14 @@ pub struct Case<'a> {
     pub egress: &'a [String],
     /// What reading calls have shown.
     pub reads: Reads,
+    /// Whose identity meets the destination.
+    pub who: Who,
 }
 
 impl<'a> Case<'a> {
     /// A case of which nothing is known but the destination.
     pub fn of(destination: &'a Destination) -> Self {
-        Self { destination, principal: None, egress: &[], reads: Reads::Unknown }
+        Self { destination, principal: None, egress: &[], reads: Reads::Unknown, who: Who::Worker }
     }
 }
 
@@ -108,7 +120,7 @@ pub fn diagnose(failure: &Failure, case: &Case<'_>) -> Diagnosis {
     words::explain(&found, case)
 }
 
-/// What a failure of the worker's own identity means, for a test without a destination.
+/// What a failure of a command's own identity means, for a test without a destination.
 pub fn diagnose_ours(failure: &Failure) -> Diagnosis {
     let code = match failure.reason {
         Reason::ClockSkew => Code::ClockSkew,

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use crate::check::{Checker, LIMIT, Report};
 use crate::crash;
 use crate::destination::{Checksum, Destination, ObjectKey};
+use crate::diagnosis::Who;
 use crate::job::lease::{Checkpoint, PartSizes, SourceMark};
 use crate::job::{Compression, Job, ObjectAttributes};
 use crate::metrics::Metrics;
@@ -86,7 +87,8 @@ impl Transport for Transfers {
 
     fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report> {
         Box::pin(async move {
-            let checker = Checker { sessions: &self.sessions, uploader: &self.uploader, egress, limit: LIMIT };
+            let checker =
+                Checker { sessions: &self.sessions, uploader: &self.uploader, egress, who: Who::Worker, limit: LIMIT };
             checker.run(destination, &|_| ()).await
         })
     }

@@ -14,7 +14,7 @@ use super::{Exit, complain};
 use crate::check::{Checker, LIMIT, Report, Step, Verdict, Watch};
 use crate::config::Config;
 use crate::destination::{Destination, DestinationId};
-use crate::diagnosis::Side;
+use crate::diagnosis::{Side, Who};
 use crate::metrics::Metrics;
 use crate::session::{Identity, Sessions};
 use crate::shutdown::Signal;
@@ -30,12 +30,12 @@ const INTERRUPTED: &str = "interrupted; an upload that was open has been given u
 /// What to test.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// A configured destination; without one, the broker and this worker's own identity are tested
+    /// A configured destination; without one, the broker and the own identity are tested. The AWS identity is that of this shell
     #[arg(value_name = "DEST")]
     destination: Option<String>,
 }
 
-/// Runs the test. It ends 0 when all is ready, 3 when something has to be mended, 77 when AWS refuses this worker's own
+/// Runs the test. It ends 0 when all is ready, 3 when something has to be mended, 77 when AWS refuses this command's own
 /// identity, and 69 when a service does not answer.
 pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     let show = Show::new(json);
@@ -99,7 +99,7 @@ impl Kit {
     /// The whole test.
     pub(super) async fn test(&self, destination: &Arc<Destination>, watch: Watch<'_>) -> Report {
         let (sessions, uploader) = (&self.sessions, &self.uploader);
-        let checker = Checker { sessions, uploader, egress: &self.egress, limit: LIMIT };
+        let checker = Checker { sessions, uploader, egress: &self.egress, who: Who::Command, limit: LIMIT };
         Box::pin(checker.run(destination, watch)).await
     }
 }

@@ -232,6 +232,23 @@ fn every_problem_has_words_and_a_remedy() {
 }
 
 #[test]
+fn a_command_does_not_blame_the_worker_for_its_own_identity() {
+    let role = role();
+    for code in [Code::IdentityAbsent, Code::IdentityRefused, Code::IdentityMayNotAssume] {
+        let said = |who| {
+            let found = finding(code, &Case { who, ..Case::of(&role) });
+            (found.cause, found.remedy.unwrap().text)
+        };
+        let (cause, remedy) = said(Who::Command);
+        assert!(cause.contains("this command") && cause.contains("shell"), "{cause}");
+        assert!(!cause.contains("this worker") && said(Who::Worker).0.contains("this worker"), "{cause}");
+        assert_ne!(remedy, said(Who::Worker).1);
+    }
+    let ours = diagnose_ours(&Failure::new(Reason::IdentityDenied, "no"));
+    assert!(ours.cause.contains("this command has no AWS credentials"), "{}", ours.cause);
+}
+
+#[test]
 fn the_key_of_a_buckets_default_encryption_is_taken_from_the_refusal() {
     let said = format!(
         "User: u is not authorized to perform: kms:GenerateDataKey on resource: {KEY} because no identity-based policy allows \

@@ -4,7 +4,7 @@ mod access;
 mod entry;
 mod key;
 
-use super::{Case, Code, Diagnosis, Found, Remedy, Setting};
+use super::{Case, Code, Diagnosis, Found, Remedy, Setting, Who};
 use crate::destination::Auth;
 use crate::policy::{self, Permission};
 
@@ -48,11 +48,12 @@ pub(super) fn explain(found: &Found<'_>, case: &Case<'_>) -> Diagnosis {
     Diagnosis { code: found.code, cause: said.cause, ranked: said.ranked, remedy: said.remedy }
 }
 
-/// A problem of the worker alone.
+/// A problem of our own alone.
 pub(super) fn of_ours(code: Code, message: &str) -> Diagnosis {
     let found = Found { code, action: None, resource: None, operation: "", region: None, message };
-    let said =
-        entry::words_of_ours(&found).or_else(|| service(&found)).unwrap_or_else(|| cause(said(&found, code.meaning())));
+    let said = entry::words_of_ours(&found, Who::Command)
+        .or_else(|| service(&found))
+        .unwrap_or_else(|| cause(said(&found, code.meaning())));
     Diagnosis { code, cause: said.cause, ranked: said.ranked, remedy: said.remedy }
 }
 

@@ -2,10 +2,45 @@
 
 use super::{Words, advice, told};
 use crate::destination::Auth;
-use crate::diagnosis::{Case, Code, Found, Remedy};
+use crate::diagnosis::{Case, Code, Found, Remedy, Who};
 use crate::policy::{Principal, trust};
 
-pub(super) fn words_of_ours(found: &Found<'_>) -> Option<Words> {
+pub(super) fn words_of_ours(found: &Found<'_>, who: Who) -> Option<Words> {
+    match who {
+        Who::Worker => words_of_the_worker(found),
+        Who::Command => words_of_the_command(found.code).or_else(|| words_of_the_worker(found)),
+    }
+}
+
+/// Whoever runs a command has other credentials than the worker as a rule, and must not look for the fault there.
+fn words_of_the_command(code: Code) -> Option<Words> {
+    let ours = "the customer need not do anything";
+    Some(match code {
+        Code::IdentityAbsent => told(
+            "this command has no AWS credentials: it uses those of its shell, not the worker's, and a role can only be assumed \
+             with some",
+            advice(format!(
+                "give the shell the worker's role or key in the standard AWS way (environment, profile, instance or task role), or \
+                 run the command where the worker runs; {ours}"
+            )),
+        ),
+        Code::IdentityRefused => told(
+            "AWS refuses the credentials of this command, which are those of its shell, not the worker's: they are unknown, \
+             disabled or out of date",
+            advice(format!("renew the AWS credentials of the shell; {ours}")),
+        ),
+        Code::IdentityMayNotAssume => told(
+            "the identity of this command (the AWS credentials of its shell) is not allowed to call sts:AssumeRole on the role",
+            advice(format!(
+                "run the command with the worker's identity, or allow sts:AssumeRole on the customers' roles in the policy of this \
+                 one; {ours}"
+            )),
+        ),
+        _ => return None,
+    })
+}
+
+fn words_of_the_worker(found: &Found<'_>) -> Option<Words> {
     let ours = "the customer need not do anything";
     Some(match found.code {
         Code::IdentityAbsent => told(
@@ -38,7 +73,7 @@ pub(super) fn words_of_ours(found: &Found<'_>) -> Option<Words> {
 }
 
 pub(super) fn words(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
-    words_of_ours(found).or_else(|| words_of_the_role(found, case)).or_else(|| words_of_the_key(found.code))
+    words_of_ours(found, case.who).or_else(|| words_of_the_role(found, case)).or_else(|| words_of_the_key(found.code))
 }
 
 fn words_of_the_role(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {

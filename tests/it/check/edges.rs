@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consign::check::{Checker, Report};
+use consign::diagnosis::Who;
 use consign::metrics::Metrics;
 use consign::session::{Identity, Sessions};
 use consign::upload::Uploader;
@@ -24,7 +25,7 @@ async fn within(site: &Site, seconds: u64) -> Report {
     let sessions = Arc::new(Sessions::new(config.session, config.aws, identity, metrics.clone()));
     let uploader = Uploader::new(config.upload, config.worker.memory_budget, sessions.clone(), metrics);
     let limit = Duration::from_secs(seconds);
-    let checker = Checker { sessions: &sessions, uploader: &uploader, egress: &[], limit };
+    let checker = Checker { sessions: &sessions, uploader: &uploader, egress: &[], who: Who::Worker, limit };
     checker.run(config.destinations.values().next().unwrap(), &|_| ()).await
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consign::check::Checker;
-use consign::diagnosis::Side;
+use consign::diagnosis::{Side, Who};
 use consign::metrics::Metrics;
 use consign::session::{Identity, Sessions};
 use consign::upload::Uploader;
@@ -134,7 +134,13 @@ async fn a_server_that_never_answers_ends_the_test_in_bounded_time() {
     let identity = Identity::load(&config.aws).await;
     let sessions = Arc::new(Sessions::new(config.session, config.aws, identity, metrics.clone()));
     let uploader = Uploader::new(config.upload, config.worker.memory_budget, sessions.clone(), metrics);
-    let checker = Checker { sessions: &sessions, uploader: &uploader, egress: &[], limit: Duration::from_secs(3) };
+    let checker = Checker {
+        sessions: &sessions,
+        uploader: &uploader,
+        egress: &[],
+        who: Who::Command,
+        limit: Duration::from_secs(3),
+    };
     let destination = config.destinations.values().next().unwrap();
     let report = checker.run(destination, &|_| ()).await;
     let answer = serde_json::to_value(&report).unwrap();

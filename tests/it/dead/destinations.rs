@@ -19,6 +19,12 @@ async fn a_destination_whose_connection_test_fails_keeps_its_letters_unless_forc
         assert!(said.contains("acme: its connection test fails at `") && said.contains("2 refused"), "{said}");
         assert_eq!(said.matches("its connection test fails").count(), 1, "it is tested, and said, once: {said}");
         assert_eq!(world.listed(&[]).len(), 2);
+        world.site.without_identity();
+        let said = world.dead_ends(3, &["requeue", "--all"]);
+        for part in ["`own AWS identity`", "this command has no AWS credentials", "--force requeues them all the same"]
+        {
+            assert!(said.contains(part) && !said.contains("this worker"), "`{part}` is not in: {said}");
+        }
         world.site.without_destination("acme");
         let said = world.dead_ends(3, &["requeue", "--all"]);
         assert!(said.contains("acme: it is not in this configuration"), "{said}");

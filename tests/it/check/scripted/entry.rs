@@ -18,7 +18,7 @@ pub const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
         broken: |hands| {
             hands.site.without_identity();
         },
-        says: &["no AWS credentials of its own", "the customer need not do anything"],
+        says: &["this command has no AWS credentials: it uses those of its shell", "the customer need not do anything"],
         mended: |hands| {
             hands.site.identity(&Key { id: "AKIAPLATFORM00000001".into(), secret: "any".into() });
         },
@@ -33,7 +33,7 @@ pub const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
                 Effect::Error(403, "InvalidClientTokenId", "The security token included in the request is invalid.");
             hands.s3.on("GetCallerIdentity").before(effect);
         },
-        says: &["renew the credentials of the worker"],
+        says: &["refuses the credentials of this command", "renew the AWS credentials of the shell"],
         mended: CUSTOMER,
     },
     Setup {
@@ -46,7 +46,7 @@ pub const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
                            arn:aws:iam::111111111111:role/consign because no identity-based policy allows the sts:AssumeRole action";
             hands.s3.on("AssumeRole").before(Effect::Error(403, "AccessDenied", message));
         },
-        says: &["this worker's own identity", "allow sts:AssumeRole"],
+        says: &["the identity of this command (the AWS credentials of its shell)", "allow sts:AssumeRole"],
         mended: CUSTOMER,
     },
     Setup {
