@@ -41,7 +41,7 @@ use crate::crash;
 use crate::destination::{DestinationId, Destinations};
 use crate::lane::Lane;
 use crate::metrics::Metrics;
-use crate::outcome::Policy;
+use crate::outcome::{OutcomeKind, Policy};
 use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
 use crate::telemetry::spans;
 use crate::transfer::Transport;
@@ -181,6 +181,11 @@ impl Worker {
         self.circuits.view((self.parts.clock)())
     }
 
+    /// When each destination was reset, passed its connection test, or took something, last.
+    pub fn mended_at(&self) -> HashMap<DestinationId, Timestamp> {
+        self.circuits.mended()
+    }
+
     /// Jobs of each destination that must wait because it has all it may have: how many wait here, and how many were sent away and
     /// are still to come back.
     pub fn waiting(&self) -> HashMap<DestinationId, (usize, u32)> {
@@ -191,8 +196,9 @@ impl Worker {
     /// back.
     fn reset_circuit(&self, destination: &DestinationId) {
         self.parts.transport.forget_refusals();
-        let known = self.circuits.reset(destination);
-        self.call_back(destination, known, (self.parts.clock)());
+        let now = (self.parts.clock)();
+        let known = self.circuits.mend(destination, now);
+        self.call_back(destination, known, now);
     }
 
     /// `Ok` while jobs are taken; else why not.
@@ -293,10 +299,8 @@ impl Worker {
             Entry::Mine(running) => self.traced(delivery, &admitted, running, permits).await,
             Entry::Delivered(event) => {
                 drop(permits);
-                tracing::info!(job_id = %job.id, "delivered already; its outcome is sent again");
-                self.left_over(&admitted, None).await;
-                let event = Event { reply_to: verdict::reply_to(&delivery.properties), ..(*event).clone() };
-                self.settle(delivery, Settlement::Ack, vec![event]).await;
+                let trace = self.trace(&delivery, &admitted);
+                trace.run(self.answer_again(delivery, &admitted, &event)).await;
             }
             Entry::Joined(seat, same) => {
                 // Waiting needs no slot.
@@ -304,6 +308,15 @@ impl Worker {
                 self.join((&seat, same), delivery, &admitted).await;
             }
         }
+    }
+
+    /// The job was delivered before: only its outcome is sent, to whoever asked now.
+    async fn answer_again(&self, delivery: Delivery, admitted: &Admitted, event: &Event) {
+        tracing::info!(job_id = %admitted.job.id, "delivered already; its outcome is sent again");
+        spans::ended(OutcomeKind::Delivered.as_str(), None);
+        self.left_over(admitted, None).await;
+        let event = Event { reply_to: verdict::reply_to(&delivery.properties), ..event.clone() };
+        self.settle(delivery, Settlement::Ack, vec![event]).await;
     }
 
     /// Settles, and says whether that is certain. A lost delivery comes again; that is the queue's promise, not a fault.

@@ -113,6 +113,7 @@ impl View {
             running: &running,
             sessions: &self.sessions,
             circuits: &self.worker.circuits(),
+            mended: &self.worker.mended_at(),
             waiting: &self.worker.waiting(),
             filter,
         });

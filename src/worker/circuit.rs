@@ -38,6 +38,8 @@ pub(super) struct Circuits {
     known: Mutex<HashMap<DestinationId, Circuit>>,
     /// When each destination took something last.
     worked: Mutex<HashMap<DestinationId, Timestamp>>,
+    /// When somebody said last that all is well with a destination, or S3 showed it. Only to be shown.
+    mended: Mutex<HashMap<DestinationId, Timestamp>>,
     probes: AtomicU64,
     denied_for: Duration,
     metrics: Arc<Metrics>,
@@ -111,8 +113,8 @@ pub struct CircuitView {
 impl Circuits {
     /// All closed. `denied_for` is how long a refusal of STS is remembered: a probe must come after it.
     pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (known, worked, probes) = (Mutex::default(), Mutex::default(), AtomicU64::new(1));
-        Arc::new(Self { known, worked, probes, denied_for, metrics })
+        let (known, worked, mended) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { known, worked, mended, probes: AtomicU64::new(1), denied_for, metrics })
     }
 
     /// Asks for a job that is about to begin.
@@ -155,16 +157,8 @@ impl Circuits {
 
     /// The destination takes what is sent to it.
     pub(super) fn works(&self, destination: &DestinationId, now: Timestamp) {
-        let mut worked = self.worked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = worked.get_mut(destination) {
-            *at = now;
-        } else {
-            if worked.len() >= TRACKED {
-                worked.clear();
-            }
-            worked.insert(destination.clone(), now);
-        }
-        drop(worked);
+        remember(&self.worked, destination, now);
+        remember(&self.mended, destination, now);
         self.close(destination, "it takes what is sent");
     }
 
@@ -178,13 +172,28 @@ impl Circuits {
         self.close(destination, "it was reset")
     }
 
+    /// As [`Circuits::reset`], said just now by whoever mended or tested it.
+    pub(super) fn mend(&self, destination: &DestinationId, now: Timestamp) -> bool {
+        let known = self.reset(destination);
+        remember(&self.mended, destination, now);
+        known
+    }
+
+    /// When each destination was called mended last. What failed later is not meant.
+    pub(super) fn mended(&self) -> HashMap<DestinationId, Timestamp> {
+        self.mended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// As [`Circuits::reset`], said at `at` by somebody else, perhaps a while ago: it is not for what happened since. Whether there was
     /// anything to forget.
     pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp) -> bool {
-        let at = at.checked_add(CLOCKS).unwrap_or(at);
-        let older = |circuit: &Circuit| circuit.open.as_ref().map_or(circuit.blamed_at, |open| open.since) <= at;
+        let latest = at.checked_add(CLOCKS).unwrap_or(at);
+        let older = |circuit: &Circuit| circuit.open.as_ref().map_or(circuit.blamed_at, |open| open.since) <= latest;
         let reset = self.known().get(destination).is_some_and(older);
-        reset && self.reset(destination)
+        let forgotten = reset && self.reset(destination);
+        // Whatever the clock of whoever said it shows, it was for all that is known here.
+        remember(&self.mended, destination, if reset { at.max(Timestamp::now()) } else { at });
+        forgotten
     }
 
     /// Closes what was opened within the last `window`: it was nobody's own fault.
@@ -261,6 +270,19 @@ impl Circuits {
     fn known(&self) -> MutexGuard<'_, HashMap<DestinationId, Circuit>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Bounded: beyond, all are forgotten.
+fn remember(times: &Mutex<HashMap<DestinationId, Timestamp>>, destination: &DestinationId, at: Timestamp) {
+    let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = times.get_mut(destination) {
+        *known = at.max(*known);
+        return;
+    }
+    if times.len() >= TRACKED {
+        times.clear();
+    }
+    times.insert(destination.clone(), at);
 }
 
 impl Circuit {

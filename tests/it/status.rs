@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::crash::world::World;
-use crate::shop::{ACME, role_destination};
+use crate::shop::{ACME, REGION, role_destination};
 use crate::testbed::until;
 
 /// Nobody listens there.
@@ -41,7 +41,9 @@ async fn workers_queues_and_destinations_in_trouble_are_shown_together() {
             assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
             let data: Value = serde_json::from_slice(&output.stdout).unwrap();
             let waits = data["queue"]["waiting"].as_object().unwrap().values().any(|count| count != 0);
-            (waits && data["queue"]["dead"] == 1).then_some(data)
+            // Workers and queue are not looked at in the same instant.
+            let seen = data["destinations"].as_array().unwrap().iter().any(|state| state["id"] == "broken");
+            (waits && seen && data["queue"]["dead"] == 1).then_some(data)
         })
         .await;
         let answers: Vec<_> = data["workers"].as_array().unwrap().iter().map(|worker| &worker["answers"]).collect();
@@ -55,6 +57,18 @@ async fn workers_queues_and_destinations_in_trouble_are_shown_together() {
         for part in ["ready", "does not answer", "scheduled", "dead letters: 1 (`consign dead list`)", "broken: "] {
             assert!(shown.contains(part), "`{part}` is not in:\n{shown}");
         }
+        // Once it is said to be mended, it is no trouble any more, whether or not its job has come back already.
+        world.s3.bucket("nobodys", REGION, ACME);
+        let reset = status(&world, &["reset", "broken"]);
+        assert!(reset.status.success(), "{}", text(&reset.stderr));
+        until("the reset is shown", Duration::from_secs(20), async || {
+            let data: Value = serde_json::from_slice(&status(&world, &arguments).stdout).unwrap();
+            let broken = data["destinations"].as_array().unwrap().iter().find(|state| state["id"] == "broken").cloned();
+            broken.is_none_or(|state| state["mended_at"].is_string()).then_some(())
+        })
+        .await;
+        let shown = text(&status(&world, &arguments[1..]).stdout);
+        assert!(!shown.contains("create the bucket"), "{shown}");
         drop(workers);
         world.close().await;
     }

@@ -23,6 +23,8 @@ pub(super) struct Known<'a> {
     pub(super) running: &'a [RunningTransfer],
     pub(super) sessions: &'a Sessions,
     pub(super) circuits: &'a HashMap<DestinationId, CircuitView>,
+    /// When each was called mended last.
+    pub(super) mended: &'a HashMap<DestinationId, Timestamp>,
     /// Jobs that wait in the worker, and that were sent away, as their destination has all it may have.
     pub(super) waiting: &'a HashMap<DestinationId, (usize, u32)>,
     /// Only ids that contain this.
@@ -63,6 +65,8 @@ struct State {
     /// Failed attempts since the last delivery.
     consecutive_failures: u32,
     last_failure: Option<Trouble>,
+    /// When it was reset, passed its connection test or took something, while nothing failed after that and nothing was delivered.
+    mended_at: Option<Timestamp>,
     last_delivered_at: Option<Timestamp>,
     /// Since the worker's start.
     delivered: u64,
@@ -86,6 +90,7 @@ struct Candidate<'a> {
     configured: bool,
     record: Option<&'a DestinationRecord>,
     circuit: Option<&'a CircuitView>,
+    mended: Option<Timestamp>,
     in_flight: usize,
     waiting: (usize, u32),
 }
@@ -95,9 +100,18 @@ impl Candidate<'_> {
         self.record.map_or(0, |record| record.consecutive_failures)
     }
 
+    fn mended_at(&self) -> Option<Timestamp> {
+        let trouble = self.record?.last_trouble.as_ref()?;
+        self.mended.filter(|at| self.failures() > 0 && self.circuit.is_none() && trouble.at <= *at)
+    }
+
+    fn is_failing(&self) -> bool {
+        self.failures() > 0 && self.mended_at().is_none()
+    }
+
     fn rank(&self) -> impl Ord + use<'_> {
         let last = self.record.map_or(0, |record| record.last_active);
-        (Reverse((self.circuit.is_some(), self.failures() > 0, self.in_flight, last)), &self.destination.id)
+        (Reverse((self.circuit.is_some(), self.is_failing(), self.in_flight, last)), &self.destination.id)
     }
 }
 
@@ -127,6 +141,7 @@ fn candidates<'a>(known: &'a Known<'_>) -> Vec<Candidate<'a>> {
             configured,
             record: known.worked_for.get(id),
             circuit: known.circuits.get(id),
+            mended: known.mended.get(id).copied(),
             in_flight: in_flight.get(id.as_str()).copied().unwrap_or(0),
             waiting: known.waiting.get(id).copied().unwrap_or_default(),
         })
@@ -134,7 +149,8 @@ fn candidates<'a>(known: &'a Known<'_>) -> Vec<Candidate<'a>> {
 }
 
 fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
-    let Candidate { destination, configured, record, circuit, in_flight, waiting: (waiting, deferred) } = *candidate;
+    let Candidate { destination, configured, record, circuit, in_flight, waiting: (waiting, deferred), .. } =
+        *candidate;
     State {
         id: destination.id.to_string(),
         bucket: destination.bucket.to_string(),
@@ -153,6 +169,7 @@ fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
         max_concurrency: destination.max_concurrency.map(std::num::NonZeroU32::get),
         consecutive_failures: candidate.failures(),
         last_failure: record.and_then(|record| record.last_trouble.as_deref().cloned()),
+        mended_at: candidate.mended_at(),
         last_delivered_at: record.and_then(|record| record.last_delivered_at),
         delivered: record.map_or(0, |record| record.delivered),
         delivered_bytes: record.map_or(0, |record| record.delivered_bytes),

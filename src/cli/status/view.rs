@@ -95,7 +95,7 @@ impl View {
         Some(format!("{table}{more}\n\n{said}").trim_end().to_owned())
     }
 
-    /// Worst first: an open circuit, then the most failures in a row.
+    /// Worst first: an open circuit, then the most failures in a row; last those that are mended and wait for their next job.
     fn troubled(&self) -> Vec<Troubled<'_>> {
         let mut troubled: Vec<_> = self
             .answers()
@@ -105,7 +105,8 @@ impl View {
             })
             .filter(|troubled| troubled.is_open() || troubled.failures() > 0)
             .collect();
-        troubled.sort_by_key(|troubled| Reverse((troubled.is_open(), troubled.failures())));
+        troubled
+            .sort_by_key(|troubled| Reverse((troubled.is_open(), troubled.mended_at().is_none(), troubled.failures())));
         troubled
     }
 }
@@ -125,13 +126,22 @@ impl Troubled<'_> {
         self.state["consecutive_failures"].as_u64().unwrap_or(0)
     }
 
+    /// When it was reset or took something, where nothing failed since.
+    fn mended_at(&self) -> Option<&str> {
+        self.state["mended_at"].as_str()
+    }
+
     fn id(&self) -> String {
         plain(self.state["id"].as_str().unwrap_or(NOTHING))
     }
 
     fn row(&self) -> [String; 6] {
         let last = &self.state["last_failure"];
-        let circuit = if self.is_open() { "open" } else { "closed" };
+        let circuit = match (self.is_open(), self.mended_at()) {
+            (true, _) => "open",
+            (false, Some(_)) => "mended",
+            (false, None) => "closed",
+        };
         [
             self.id(),
             circuit.to_owned(),
@@ -142,8 +152,12 @@ impl Troubled<'_> {
         ]
     }
 
-    /// The last failure with its remedy.
+    /// The last failure with its remedy, unless somebody followed it.
     fn said(&self) -> Option<String> {
+        if let Some(at) = self.mended_at() {
+            let ago = ago(Some(at));
+            return Some(format!("{}: mended {ago}; nothing failed since, and nothing was delivered yet", self.id()));
+        }
         let last = &self.state["last_failure"];
         let hint =
             last["hint"].as_str().filter(|hint| !hint.is_empty()).map_or_else(String::new, |hint| format!("; {hint}"));
@@ -249,6 +263,18 @@ mod tests {
     fn destination(id: &str, open: bool, failures: u64) -> Value {
         let last = json!({ "at": "2026-01-01T00:00:00Z", "reason": "kms_denied", "message": "no", "hint": "allow it" });
         json!({ "id": id, "circuit_open": open, "consecutive_failures": failures, "last_failure": last })
+    }
+
+    #[test]
+    fn what_was_reset_is_no_trouble_any_more() {
+        let mut mended = destination("mended", false, 9);
+        mended["mended_at"] = "2026-01-01T00:00:01Z".into();
+        let (url, status) = worker("w", &json!([mended, destination("few", false, 1)]));
+        let view = View { workers: vec![(url, status)], queue: None };
+        assert_eq!(view.troubled().iter().map(Troubled::id).collect::<Vec<_>>(), ["few", "mended"]);
+        let text = view.text();
+        assert!(text.contains("mended: mended ") && text.contains("ago; nothing failed since"), "{text}");
+        assert!(text.contains("few: no; allow it") && !text.contains("mended: no; allow it"), "{text}");
     }
 
     fn view() -> View {

@@ -149,6 +149,24 @@ async fn a_reset_that_is_read_again_is_not_for_what_happened_since() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_mended_is_remembered_with_its_time() {
+    let circuits = circuits();
+    let (id, at) = (acme(), |second: i64| Timestamp::from_second(second).unwrap());
+    let mended = |circuits: &Circuits| circuits.mended().get(&id).copied();
+    assert!(!circuits.reset_as_of(&id, at(100)));
+    assert_eq!(mended(&circuits), Some(at(100)), "perhaps it failed without a circuit");
+    circuits.mend(&id, at(50));
+    assert_eq!(mended(&circuits), Some(at(100)), "the latest counts");
+    circuits.works(&id, at(150));
+    assert_eq!(mended(&circuits), Some(at(150)));
+    let said = Timestamp::now();
+    circuits.note(&id, ("a", None), &refused(Reason::WrongOwner), said);
+    let behind = said - SignedDuration::from_secs(3);
+    assert!(circuits.reset_as_of(&id, behind));
+    assert!(mended(&circuits).unwrap() >= said, "a clock that is behind makes it no older than the failure");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_probe_sends_closes_it_at_once_and_an_old_probe_gives_back_no_new_one() {
     let circuits = circuits();
     let (id, bad) = (acme(), refused(Reason::WrongOwner));

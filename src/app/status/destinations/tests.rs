@@ -50,6 +50,7 @@ struct World {
     worked_for: BTreeMap<DestinationId, DestinationRecord>,
     running: Vec<RunningTransfer>,
     circuits: HashMap<DestinationId, CircuitView>,
+    mended: HashMap<DestinationId, Timestamp>,
     waiting: HashMap<DestinationId, (usize, u32)>,
     sessions: Sessions,
 }
@@ -62,6 +63,7 @@ impl World {
             running: Vec::new(),
             sessions: sessions(&Arc::new(Metrics::new(5))).await,
             circuits: HashMap::new(),
+            mended: HashMap::new(),
             waiting: HashMap::new(),
         }
     }
@@ -73,6 +75,7 @@ impl World {
             running: &self.running,
             sessions: &self.sessions,
             circuits: &self.circuits,
+            mended: &self.mended,
             waiting: &self.waiting,
             filter,
         })
@@ -125,6 +128,32 @@ async fn trouble_comes_first_then_the_busiest_then_the_latest() {
     assert_eq!(shown["shown"][1]["configured"], false);
     assert_eq!(shown["shown"][2]["in_flight"], 2);
     assert!(!shown.to_string().contains("marked-secret"), "{shown}");
+}
+
+#[tokio::test]
+async fn what_is_mended_is_no_trouble_until_it_fails_again() {
+    let mut world = World::new(["acme".to_owned(), "busy".to_owned()].into_iter()).await;
+    let at = |second: i64| Timestamp::from_second(second).unwrap();
+    let trouble = |at| Trouble {
+        at,
+        class: "destination",
+        reason: "kms_denied",
+        message: String::new(),
+        hint: String::new(),
+        next_try_at: None,
+    };
+    let (id, failing) = record("acme", 3, 1);
+    let failed_at = |second| DestinationRecord { last_trouble: Some(Arc::new(trouble(at(second)))), ..failing.clone() };
+    world.worked_for.insert(id.clone(), failed_at(10));
+    world.mended.insert(id.clone(), at(9));
+    world.running = vec![running("busy")];
+    let shown = |world: &World| serde_json::to_value(world.states("")).unwrap()["shown"].clone();
+    assert_eq!((world.ids(""), &shown(&world)[0]["mended_at"]), (vec!["acme".into(), "busy".into()], &().into()));
+    world.mended.insert(id.clone(), at(11));
+    assert_eq!(world.ids(""), ["busy", "acme"]);
+    assert_eq!(shown(&world)[1]["mended_at"], "1970-01-01T00:00:11Z");
+    world.worked_for.insert(id, failed_at(12));
+    assert_eq!(world.ids(""), ["acme", "busy"]);
 }
 
 #[tokio::test]
