@@ -18,7 +18,7 @@ use crate::outcome::Failure;
 /// The target of all of them; telemetry keeps them from the log by it.
 pub(super) const TARGET: &str = "consign::trace";
 
-/// A message whose job is to be worked on.
+/// A message that came: with a job to be worked on, one that is at work or was delivered already, or none.
 #[derive(Debug)]
 pub struct Message<'a> {
     /// `rabbitmq`, or what else the queue is.
@@ -27,9 +27,9 @@ pub struct Message<'a> {
     pub exchange: &'a str,
     /// Its routing key.
     pub routing_key: &'a str,
-    /// The id of the job.
+    /// The id of the job; empty where it can't be read.
     pub job_id: &'a str,
-    /// The id of the destination.
+    /// The id of the destination; empty where it can't be read.
     pub destination: &'a str,
     /// `traceparent` and `tracestate` are looked for here.
     pub headers: &'a BTreeMap<String, String>,

@@ -7,8 +7,9 @@ use super::{Worker, verdict};
 use crate::destination::{Destination, DestinationId};
 use crate::job::lease::Lease;
 use crate::job::{self, DestinationRef, Job, JobId, Rejected};
-use crate::outcome::{Failure, Reason};
+use crate::outcome::{Failure, OutcomeKind, Reason};
 use crate::queue::Delivery;
+use crate::telemetry::spans;
 
 /// A message that is work.
 #[derive(Debug)]
@@ -85,7 +86,16 @@ impl Worker {
     }
 
     /// To the dead letters, with the job as it came first.
-    pub(super) async fn refuse(&self, mut delivery: Delivery, mut refusal: Refusal) {
+    pub(super) async fn refuse(&self, delivery: Delivery, refusal: Refusal) {
+        let trace = {
+            let (job_id, destination) = refusal.identity();
+            let named = job_id.map(JobId::as_str).or(delivery.properties.message_id.as_deref()).unwrap_or_default();
+            self.trace_of(&delivery, named, destination.map(DestinationId::as_str).unwrap_or_default())
+        };
+        trace.run(self.refused(delivery, refusal)).await;
+    }
+
+    async fn refused(&self, mut delivery: Delivery, mut refusal: Refusal) {
         if let Some(lease) = refusal.lease.take() {
             (delivery.body, delivery.properties.content_type) = (lease.body, lease.content_type);
             if lease.checkpoint.is_some() {
@@ -104,6 +114,7 @@ impl Worker {
         let (prefix, now) = (self.parts.prefix.as_str(), (self.parts.clock)());
         let verdict = verdict::refused((prefix, now), &delivery.properties, failure, job_id, destination, labels);
         self.board.refused(delivery.lane, &verdict, job_id, destination);
+        spans::ended(OutcomeKind::Failed.as_str(), verdict.failure.as_ref());
         self.settle(delivery, verdict.settlement, verdict.event.into_iter().collect()).await;
     }
 }

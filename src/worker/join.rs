@@ -14,9 +14,12 @@ use super::lease::Held;
 use super::ledger::{Seat, Standing};
 use crate::outcome::Step;
 use crate::queue::{Delivery, Settlement, Ticket};
+use crate::telemetry::spans;
 
 /// A redelivery waits this long for the work on its job; then it waits in the queue.
 const JOINED: Duration = Duration::from_secs(30);
+/// What traces call the end of a delivery that other work has answered.
+const JOINED_OUTCOME: &str = "joined";
 
 /// Deliveries that wait for the end of the work on their job, where that can take them. Each is either taken or reclaimed.
 #[derive(Debug, Default)]
@@ -81,7 +84,11 @@ impl Spares {
 impl Worker {
     /// Waits for the work that goes on, though not for ever: whoever waits takes a place of what may be fetched. Only the `same`
     /// message can take the other one's place: a copy that was made of it elsewhere has other counters.
-    pub(super) async fn join(&self, (seat, same): (&Seat, bool), delivery: Delivery, admitted: &Admitted) {
+    pub(super) async fn join(&self, seat: (&Seat, bool), delivery: Delivery, admitted: &Admitted) {
+        self.trace(&delivery, admitted).run(self.joined(seat, delivery, admitted)).await;
+    }
+
+    async fn joined(&self, (seat, same): (&Seat, bool), delivery: Delivery, admitted: &Admitted) {
         let carried = admitted.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref());
         let ticket = delivery.ticket;
         tracing::debug!(job_id = %admitted.job.id, "a job came again while it is at work here");
@@ -92,7 +99,10 @@ impl Worker {
             Some(delivery)
         };
         let ended = timeout(JOINED, seat.end()).await;
-        let Some(delivery) = apart.or_else(|| seat.spares.reclaim(ticket)) else { return };
+        let Some(delivery) = apart.or_else(|| seat.spares.reclaim(ticket)) else {
+            // The work it joined settles it.
+            return spans::ended(JOINED_OUTCOME, None);
+        };
         let settlement = match ended {
             Ok(Standing::Settled(kept)) => {
                 self.left_over(admitted, kept.as_deref()).await;
@@ -101,6 +111,8 @@ impl Worker {
             Ok(Standing::Open) => Settlement::Return,
             Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::begun_at(seat.begun) },
         };
+        let outcome = if matches!(settlement, Settlement::Ack) { JOINED_OUTCOME } else { settlement.action() };
+        spans::ended(outcome, None);
         self.settle(delivery, settlement, Vec::new()).await;
     }
 

@@ -25,7 +25,7 @@ use crate::job::lease::Checkpoint;
 use crate::lane::Lane;
 use crate::outcome::{Ended, Failure, OutcomeKind, Reason, Step};
 use crate::queue::{Delivery, Settlement};
-use crate::telemetry::spans;
+use crate::telemetry::spans::{self, Trace};
 use crate::transfer::Attempt;
 use crate::upload::{Pace, Progress};
 
@@ -35,15 +35,24 @@ const LOOK: Duration = Duration::from_millis(200);
 impl Worker {
     /// [`Worker::work`] in the trace that the job belongs to.
     pub(super) async fn traced(&self, delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {
-        let trace = spans::Trace::of(&spans::Message {
+        self.trace(&delivery, admitted).run(self.work(delivery, admitted, running, permits)).await;
+    }
+
+    /// The place of a delivery in the trace of its job.
+    pub(super) fn trace(&self, delivery: &Delivery, admitted: &Admitted) -> Trace {
+        self.trace_of(delivery, admitted.job.id.as_str(), admitted.destination.id.as_str())
+    }
+
+    /// As [`Worker::trace`], with what is known of the job; empty where nothing is.
+    pub(super) fn trace_of(&self, delivery: &Delivery, job_id: &str, destination: &str) -> Trace {
+        Trace::of(&spans::Message {
             system: self.parts.queue.system(),
             exchange: &self.parts.prefix,
             routing_key: &delivery.routing_key,
-            job_id: admitted.job.id.as_str(),
-            destination: admitted.destination.id.as_str(),
+            job_id,
+            destination,
             headers: &delivery.properties.headers,
-        });
-        trace.run(self.work(delivery, admitted, running, permits)).await;
+        })
     }
 
     async fn work(&self, mut delivery: Delivery, admitted: &Admitted, running: Running, permits: Permits) {

@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
 
 use crate::shop::{Shop, site};
+use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
 use crate::testbed::{MIB, bytes, free_port, until};
 
@@ -42,6 +43,17 @@ impl Collector {
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, Router::new().route("/v1/traces", take)).await });
         Self { spans, raw, url }
+    }
+
+    /// The spans of so many messages with this job, once they have come.
+    async fn messages(&self, job_id: &str, count: usize) -> Vec<Span> {
+        until(&format!("{count} spans of {job_id} come"), LIMIT, async || {
+            let spans = self.spans.lock().unwrap();
+            let of = |span: &&Span| text(span, "messaging.message.id") == job_id;
+            let found: Vec<_> = spans.iter().filter(of).cloned().collect();
+            (found.len() >= count).then_some(found)
+        })
+        .await
     }
 
     /// The spans of a job, once its own has come: the one that ends last.
@@ -154,6 +166,39 @@ async fn a_collector_gets_the_way_of_a_job() {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let lines: Vec<_> = lines.filter(|line| line["job_id"] == "big").collect();
     assert!(!lines.is_empty() && lines.iter().all(|line| line["span"]["trace_id"] == TRACE), "{lines:?}");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_refused_joined_or_answered_from_memory_has_a_span_of_its_own() {
+    let collector = Collector::start().await;
+    let shop = shop("traces-short", &collector.url).await;
+    let url = shop.site.file("f", b"hello");
+    shop.site.broker.schedule_with_headers(&job("bad", &url, "nobody", "k"), &traceparent("01")).await;
+    let refused = collector.messages("bad", 1).await.remove(0);
+    assert_eq!(
+        (hex::encode(&refused.trace_id).as_str(), hex::encode(&refused.parent_span_id).as_str()),
+        (TRACE, PARENT)
+    );
+    assert_eq!((refused.status.as_ref().unwrap().code, text(&refused, "consign.outcome")), (ERROR, "failed"));
+    let said = ["error.type", "consign.destination"].map(|key| text(&refused, key));
+    assert_eq!(said, ["unknown_destination", "nobody"]);
+    let settled = collector.of("bad").await;
+    assert_eq!(named(&settled, &format!("settle {}", shop.site.broker.prefix)).len(), 1);
+
+    shop.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(2)));
+    for _ in 0..2 {
+        shop.site.broker.schedule_with_headers(&job("twice", &url, "acme", "twice"), &traceparent("01")).await;
+    }
+    let outcomes = |spans: &[Span]| {
+        let mut outcomes: Vec<_> = spans.iter().map(|span| text(span, "consign.outcome").to_owned()).collect();
+        outcomes.sort_unstable();
+        outcomes
+    };
+    assert_eq!(outcomes(&collector.messages("twice", 2).await), ["delivered", "joined"]);
+    shop.site.broker.schedule_with_headers(&job("twice", &url, "acme", "twice"), &traceparent("01")).await;
+    assert_eq!(outcomes(&collector.messages("twice", 3).await), ["delivered", "delivered", "joined"]);
+    assert_eq!(shop.s3.calls("PutObject").len(), 1);
     shop.close().await;
 }
 
