@@ -11,8 +11,10 @@ pub mod dead;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod enqueue;
+mod left;
 pub mod man;
 pub mod policy;
+mod rate;
 pub mod run;
 pub mod schema;
 pub mod status;
@@ -270,6 +272,24 @@ mod tests {
     fn what_follows_two_dashes_is_no_flag() {
         let Command::Enqueue(args) = parse("consign enqueue -- --json").unwrap().command else { panic!("not enqueue") };
         assert_eq!(args.file, Some(PathBuf::from("--json")));
+    }
+
+    #[test]
+    fn rates_and_workers_are_written_alike_in_every_command() {
+        let backfill = "consign backfill --template t --from 2026-01-01 --to 2026-01-02 --wait";
+        for command in [backfill, "consign dead requeue --all"] {
+            for good in ["--rate 30/s", "--rate 30/min", "--rate 30/m", "--rate 30/h", "--admin localhost:9464"] {
+                parse(&format!("{command} {good}")).unwrap();
+            }
+            for (wrong, said) in [("--rate 30", "30/s, 30/min or 30/h"), ("--admin ftp://x", "http://127.0.0.1:9464")] {
+                let refused = parse(&format!("{command} {wrong}")).unwrap_err();
+                assert_eq!(refused.exit_code(), i32::from(Exit::Usage.code()));
+                assert!(refused.to_string().contains(said), "{refused}");
+            }
+        }
+        for command in ["consign status", "consign enqueue - --wait", "consign backfill status b"] {
+            parse(&format!("{command} --admin localhost:9464")).unwrap();
+        }
     }
 
     #[test]

@@ -12,17 +12,19 @@ mod template;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::enqueue::progress::{Report, Shown};
 use super::enqueue::wait::Waiter;
-use super::{Exit, broker, complain};
+use super::left::Workers;
+use super::{Exit, broker, complain, note};
 use crate::config::{BrokerConfig, Config};
 use crate::control::{BackfillId, Wish};
 use crate::queue::{self, Kept, QueueError};
 pub use args::BackfillArgs;
-use args::{Action, OneArgs, RunArgs};
+use args::{Action, OneArgs, RunArgs, StatusArgs};
 use plan::Plan;
 use range::Range;
 use record::{Head, Record};
@@ -31,6 +33,8 @@ use template::Template;
 
 /// What the command calls itself at the broker.
 const WORD: &str = "backfill";
+/// How long it may take to find out whether anything is known of a backfill.
+const LOOKING: Duration = Duration::from_secs(10);
 
 /// Why a command ends before its time.
 enum Stop {
@@ -102,6 +106,7 @@ async fn publish(args: RunArgs, config: &Config, json: bool) -> Result<Exit, Sto
         backfill: plan.backfill.to_string(),
         digest: plan.digest.clone(),
         jobs: plan.len(),
+        destination: plan.destination(),
         begun_at: begun,
         again: args.again,
     };
@@ -117,7 +122,9 @@ async fn publish(args: RunArgs, config: &Config, json: bool) -> Result<Exit, Sto
     let sent = send::publish(&*queue, (&plan, &mut record), &marks, args.rate, &report).await;
     queue.close().await;
     Ok(match waiter {
-        Some(waiter) if sent.stopped.is_none() => waiter.finish(args.wait_timeout, 0).await,
+        Some(waiter) if sent.stopped.is_none() => {
+            waiter.finish(args.wait_timeout, 0, &Workers::of(config, args.admin)).await
+        }
         _ => end(&sent, &plan, &report),
     })
 }
@@ -160,7 +167,8 @@ async fn listen(
 ) -> Result<Waiter, Stop> {
     let waiter = Waiter::subscribe(broker, name, Arc::clone(report)).await?;
     for job in plan.jobs() {
-        waiter.expect(&job?.prepared.id);
+        let job = job?.prepared;
+        waiter.expect(&job.id, &job.destination);
     }
     let since = record.head().since();
     kept.read(&mut |body| waiter.earlier(body, since)).await?;
@@ -181,21 +189,25 @@ fn end(sent: &Sent, plan: &Plan, report: &Report) -> Exit {
     }
 }
 
-async fn status(args: OneArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
+async fn status(args: StatusArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
     if let Some(exit) = broker::missing(&config.broker) {
         return Ok(exit);
     }
-    let (name, to) = (broker::name(config, WORD), &config.broker);
-    let told = place(args.record, to, &args.id).ok().and_then(|place| record::look(&place));
+    let (StatusArgs { one, admin }, to) = (args, &config.broker);
+    let (name, id) = (broker::name(config, WORD), &one.id);
+    let told = match place(one.record, to, id) {
+        Ok(place) => record::look(&place, id)?,
+        Err(_) => None,
+    };
     let head = told.as_ref().and_then(|told| told.head.as_ref());
     let mut digest = status::Digest::since(head.and_then(Head::since));
-    let found = Kept::new(to, &name, &args.id).read(&mut |body| digest.note(body)).await?;
+    let found = Kept::new(to, &name, id).read(&mut |body| digest.note(body)).await?;
     if !found && told.is_none() {
-        let id = &args.id;
         return Err(format!("there is no outcome of a backfill {id}, and no record of its publishing here").into());
     }
     let control = queue::announced(to, &name).await?;
-    let status = digest.status(&args.id, told.as_ref(), &control);
+    let circuits = Workers::of(config, admin).open_circuits(&digest.destinations(told.as_ref())).await;
+    let status = digest.status(id, told.as_ref(), &control, &circuits);
     Ok(if json { super::print_json(&status) } else { super::print(&status.to_string()) })
 }
 
@@ -203,19 +215,37 @@ async fn cancel(args: OneArgs, config: &Config, json: bool) -> Result<Exit, Stop
     if let Some(exit) = broker::missing(&config.broker) {
         return Ok(exit);
     }
-    let control = broker::announce(config, WORD, Wish::CancelBackfill(args.id.clone())).await?;
-    if let Ok(place) = place(args.record, &config.broker, &args.id) {
-        note_cancelled(&place, control.at);
+    let (id, place) = (&args.id, place(args.record, &config.broker, &args.id).ok());
+    if let Some(place) = &place {
+        record::look(place, id)?;
+    }
+    let control = broker::announce(config, WORD, Wish::CancelBackfill(id.clone())).await?;
+    let recorded = place.is_some_and(|place| note_cancelled(&place, id, control.at));
+    if !recorded && !is_known(config, id).await {
+        note(&format!(
+            "nothing is known of a backfill {id}: no outcome is kept, and nothing was published from here. Check the spelling; the \
+             cancellation was sent all the same, in case jobs of it are queued"
+        ));
     }
     Ok(if json {
         super::print(&String::from_utf8_lossy(&control.render()))
     } else {
-        super::print(&format!("backfill {} is cancelled: what has not begun is skipped, what runs finishes", args.id))
+        super::print(&format!("backfill {id} is cancelled: what has not begun is skipped, what runs finishes"))
     })
 }
 
-fn note_cancelled(place: &Path, at: Timestamp) {
-    if let Err(problem) = record::cancel(place, at) {
-        complain(&format!("the record {} does not say so: {problem}", place.display()), Exit::Done);
-    }
+/// Whether there is a record of it now.
+fn note_cancelled(place: &Path, id: &BackfillId, at: Timestamp) -> bool {
+    record::cancel(place, id, at).unwrap_or_else(|problem| {
+        complain(&format!("the cancellation is not on record: {problem}"), Exit::Done);
+        true
+    })
+}
+
+/// Whether outcomes of it were ever kept; also where that can't be found out in time, as then there is nothing to warn of.
+async fn is_known(config: &Config, id: &BackfillId) -> bool {
+    let kept = Kept::new(&config.broker, &broker::name(config, WORD), id);
+    let mut ignored = |_: &[u8]| {};
+    let found = tokio::time::timeout(LOOKING, kept.read(&mut ignored)).await;
+    !matches!(found, Ok(Ok(false)))
 }

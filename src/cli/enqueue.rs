@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures_util::stream::{self, StreamExt as _};
+use url::Url;
 
+use super::left::Workers;
+use super::status::worker_url;
 use super::{Exit, broker, complain};
 use crate::config::Config;
 use crate::lane::Lane;
@@ -27,7 +30,7 @@ pub(super) const WINDOW: usize = 64;
 #[derive(Debug, Clone, Args)]
 pub struct EnqueueArgs {
     /// One job, or one job per line (NDJSON); `-` is standard input. A file is checked whole before anything is published
-    #[arg(value_name = "FILE|-", required_unless_present = "source", conflicts_with_all = ["source", "to", "key", "id"])]
+    #[arg(value_name = "FILE|-", conflicts_with_all = ["source", "to", "key", "id"])]
     pub(super) file: Option<PathBuf>,
     /// The source's URL: https://, file:/// or s3://
     #[arg(long, value_name = "URL", requires = "to", requires = "key")]
@@ -53,6 +56,9 @@ pub struct EnqueueArgs {
     /// Give up waiting after this time; ends 75 if a job has no outcome by then [default: no limit]
     #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
     wait_timeout: Option<Duration>,
+    /// A worker's admin endpoint, to be asked why jobs are left; may be given again [default: admin.listen]
+    #[arg(long, value_name = "URL", requires = "wait", value_parser = worker_url)]
+    admin: Vec<Url>,
 }
 
 /// The queues that jobs are published to.
@@ -73,6 +79,9 @@ impl From<LaneArg> for Lane {
 
 /// Runs the command.
 pub async fn execute(args: EnqueueArgs, config: Config, json: bool) -> Exit {
+    if args.file.is_none() && args.source.is_none() {
+        return complain("give a file of jobs, `-` for standard input, or --source, --to and --key", Exit::Usage);
+    }
     if let Some(exit) = broker::missing(&config.broker) {
         return exit;
     }
@@ -116,7 +125,9 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
     let sent = publish(&*queue, input, waiter.as_ref(), &report).await;
     queue.close().await;
     match waiter {
-        Some(waiter) if sent.published > 0 => Ok(waiter.finish(args.wait_timeout, sent.failed).await),
+        Some(waiter) if sent.published > 0 => {
+            Ok(waiter.finish(args.wait_timeout, sent.failed, &Workers::of(&config, args.admin)).await)
+        }
         _ => Ok(sent.exit(&report)),
     }
 }
@@ -147,7 +158,7 @@ async fn publish(queue: &dyn Queue, input: Input, waiter: Option<&Waiter>, repor
     let jobs = input.jobs().map(|job| async move {
         let job = job?;
         if let Some(waiter) = waiter {
-            waiter.expect(&job.id);
+            waiter.expect(&job.id, &job.destination);
         }
         Ok::<_, Refusal>(send(queue, job).await)
     });

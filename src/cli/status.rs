@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use futures_util::future::join_all;
 use url::Url;
 
-pub(super) use ask::Asker;
+pub(super) use ask::{Asker, worker_url};
 pub(super) use reset::mended;
 
 use super::{Exit, complain, print, print_json};
@@ -33,7 +33,7 @@ pub struct StatusArgs {
     #[command(subcommand)]
     action: Option<Action>,
     /// A worker's admin endpoint, such as http://127.0.0.1:9464; may be given again [default: admin.listen]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = worker_url)]
     admin: Vec<Url>,
     /// Show it again every 2 seconds, until a signal; with --json one line each time
     #[arg(long)]
@@ -59,13 +59,18 @@ pub async fn execute(args: StatusArgs, config: Config, json: bool) -> Exit {
         Ok(asker) => asker,
         Err(problem) => return complain(&problem, Exit::Failed),
     };
-    let workers = if args.admin.is_empty() { own(config.admin.listen) } else { args.admin };
+    let workers = workers(&config, args.admin);
     if args.watch {
         return watch(&asker, &workers, &config, json).await;
     }
     let view = look(&asker, &workers, &config).await;
     let printed = if json { print_json(&view.data()) } else { print(&view.text()) };
     if view.anybody_answers() { printed } else { Exit::Unavailable }
+}
+
+/// Those that were named, else the one of this configuration.
+pub(super) fn workers(config: &Config, named: Vec<Url>) -> Vec<Url> {
+    if named.is_empty() { own(config.admin.listen) } else { named }
 }
 
 /// Where the worker of this configuration listens. One that listens everywhere does so on loopback, too.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::shop::furnish;
+use crate::shop::{ACME, furnish, role_destination};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::Site;
 use crate::testbed::{MIB, bytes, until};
@@ -21,6 +21,7 @@ async fn sites(word: &str) -> [(Site, ScriptedS3); 2] {
     let mut embedded = Site::embedded(word);
     let mut rabbit = Site::new(word).await;
     let s3 = [furnish(&mut embedded).await, furnish(&mut rabbit).await];
+    embedded.topology();
     let [one, other] = s3;
     [(embedded, one), (rabbit, other)]
 }
@@ -175,6 +176,52 @@ async fn days_that_fail_end_the_wait_with_75_and_are_told_with_their_reason() {
         assert_eq!(s3.count("acme"), 3);
         let output = consign(&site, &["backfill", "status", "nobody"]);
         exits(&output, 1);
+        let output = consign(&site, &["backfill", "cancel", "nobody"]);
+        exits(&output, 0);
+        assert!(said(&output).contains("nothing is known of a backfill nobody"), "{}", said(&output));
+        let output = consign(&site, &["backfill", "cancel", "some"]);
+        exits(&output, 0);
+        assert!(!said(&output).contains("nothing is known"), "it is on record: {}", said(&output));
+        let elsewhere = site.dir.path().join("none.ndjson").display().to_string();
+        let output = consign(&site, &["backfill", "cancel", "some", "--record", &elsewhere]);
+        exits(&output, 0);
+        assert!(!said(&output).contains("nothing is known"), "its outcomes are kept: {}", said(&output));
+        site.broker_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_are_left_are_told_with_what_they_wait_for() {
+    for (mut site, _s3) in sites("left").await {
+        site.destination("beta", &role_destination("nobodys", ACME));
+        let worker = site.worker().await;
+        site.file("f", b"hello");
+        let template = template(&site);
+        std::fs::write(&template, std::fs::read_to_string(&template).unwrap().replace("\"acme\"", "\"beta\"")).unwrap();
+        let (from, name) = ("2026-11-12", "name=f");
+        let admin = worker.admin().trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let base = arguments(&template, from, name, &["--id", "left", "--admin", &admin, "--wait", "--wait-timeout"]);
+        let waits = "10 wait for beta, whose circuit is open (bucket_not_found: create the bucket nobodys";
+        let output = consign(&site, &[&base[..], &["20s"]].concat());
+        exits(&output, 75);
+        let summary = String::from_utf8_lossy(&output.stdout);
+        assert!(summary.contains("10 left (the time is over)") && summary.contains(waits), "{summary}");
+        let output = consign(&site, &[&base[..], &["1s", "--json"]].concat());
+        exits(&output, 75);
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        let waiting = &last["waiting_for"][0];
+        let told = ["jobs", "destination", "state", "reason"].map(|field| waiting[field].clone());
+        assert_eq!(told, [json!(10), json!("beta"), json!("circuit_open"), json!("bucket_not_found")], "{last:#}");
+        let output = consign(&site, &["backfill", "status", "left", "--admin", &admin]);
+        assert!(String::from_utf8_lossy(&output.stdout).contains(waits), "{output:?}");
+        let output = consign(&site, &["backfill", "status", "left", "--json", "--admin", "127.0.0.1:1"]);
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            status["waiting_for"],
+            json!([{"jobs": 10, "destination": "beta", "state": "queued"}]),
+            "{status:#}"
+        );
         site.broker_clean().await;
     }
 }
@@ -325,7 +372,7 @@ impl Site {
         if self.broker.url.starts_with("sqlite:") {
             return;
         }
-        for id in ["days", "some", "gone", "stays", "half", "years"] {
+        for id in ["days", "some", "gone", "stays", "half", "years", "left"] {
             self.broker.disown(&format!("backfill.{id}")).await;
         }
         self.broker.clean().await;

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use jiff::tz::TimeZone;
+use url::Url;
 
 use super::range::{self, Border, Every};
-use super::send::Rate;
+use crate::cli::rate::Rate;
+use crate::cli::status::worker_url;
 use crate::control::BackfillId;
 
 /// A backfill to publish, or something to be done with one.
@@ -24,7 +26,7 @@ pub struct BackfillArgs {
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum Action {
     /// Show what became of its jobs, from the outcomes that were kept (30 days)
-    Status(OneArgs),
+    Status(StatusArgs),
     /// Have every worker drop its jobs that have not begun, with the outcome `skipped`; running ones finish
     Cancel(OneArgs),
 }
@@ -37,6 +39,15 @@ pub(super) struct OneArgs {
     /// The record of the run that published it [default: as for the run]
     #[arg(long, value_name = "FILE")]
     pub(super) record: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    pub(super) one: OneArgs,
+    /// A worker's admin endpoint, to be asked why jobs are left; may be given again [default: admin.listen]
+    #[arg(long, value_name = "URL", value_parser = worker_url)]
+    pub(super) admin: Vec<Url>,
 }
 
 /// A range of jobs.
@@ -64,8 +75,8 @@ pub(super) struct RunArgs {
     /// The backfill's id [default: made of template, variables and range, so that the same command is the same backfill]
     #[arg(long, value_parser = backfill_id)]
     pub(super) id: Option<BackfillId>,
-    /// Publish no faster than this, such as 10/s or 600/min
-    #[arg(long, value_parser = Rate::parse)]
+    /// Publish no faster than this, such as 30/s, 30/min or 30/h
+    #[arg(long, value_name = "N/UNIT", value_parser = Rate::parse)]
     pub(super) rate: Option<Rate>,
     /// Show the jobs and publish nothing; with --json all of them, one per line
     #[arg(long)]
@@ -83,6 +94,9 @@ pub(super) struct RunArgs {
     /// Give up waiting after this time; ends 75 if a job has no outcome by then [default: no limit]
     #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
     pub(super) wait_timeout: Option<Duration>,
+    /// A worker's admin endpoint, to be asked why jobs are left; may be given again [default: admin.listen]
+    #[arg(long, value_name = "URL", requires = "wait", value_parser = worker_url)]
+    pub(super) admin: Vec<Url>,
 }
 
 fn backfill_id(text: &str) -> Result<BackfillId, String> {

@@ -60,6 +60,13 @@ impl Plan {
         self.steps.len()
     }
 
+    /// Where all jobs go, where that is one destination.
+    pub(super) fn destination(&self) -> Option<String> {
+        let mut all = self.jobs().map(|job| job.map(|job| job.prepared.destination).ok());
+        let first = all.next()??;
+        all.all(|next| next.as_ref() == Some(&first)).then_some(first)
+    }
+
     /// The job of this number; 0 is the newest.
     ///
     /// # Errors

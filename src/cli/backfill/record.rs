@@ -29,6 +29,9 @@ pub(super) struct Head {
     /// Of template, variables and range.
     pub(super) digest: String,
     pub(super) jobs: usize,
+    /// That of all jobs, where it is one. Records of before it was written have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) destination: Option<String>,
     pub(super) begun_at: Timestamp,
     /// Whether all of it was published once more, with `--again`.
     pub(super) again: bool,
@@ -73,7 +76,7 @@ impl Record {
     /// Opens the record of this backfill, or begins it (`again`: anew). It is this run's alone.
     ///
     /// # Errors
-    /// Another run has it; it is of another template or range; it was cancelled; the disk refuses it.
+    /// Another run has it; it is of another backfill, template or range; it was cancelled; the disk refuses it. Then nothing is written.
     pub(super) fn open(path: &Path, head: &Head, again: bool) -> Result<Self, String> {
         let failed = |problem: std::io::Error| format!("the record {} can't be written: {problem}", path.display());
         if let Some(folder) = path.parent() {
@@ -83,7 +86,9 @@ impl Record {
         let mut file = options.read(true).append(true).create(true).mode(0o600).open(path).map_err(failed)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| format!("another run of backfill {} is at work (it has {})", head.backfill, path.display()))?;
-        let told = if again { Told::default() } else { tell(&file).map_err(failed)? };
+        let told = tell(&file).map_err(|problem| format!("{}: {problem}", path.display()))?;
+        told.is_of(&head.backfill, path)?;
+        let told = if again { Told::default() } else { told };
         told.allows(head)?;
         file.set_len(told.whole).and_then(|()| file.seek(SeekFrom::End(0)).map(drop)).map_err(failed)?;
         let begins = told.head.is_none();
@@ -128,6 +133,17 @@ impl Record {
 }
 
 impl Told {
+    fn is_of(&self, backfill: &str, path: &Path) -> Result<(), String> {
+        match &self.head {
+            Some(head) if head.backfill != backfill => Err(format!(
+                "{} is the record of backfill {}, not of {backfill}; give another --record (nothing was written)",
+                path.display(),
+                head.backfill
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn allows(&self, head: &Head) -> Result<(), String> {
         let Some(known) = &self.head else { return Ok(()) };
         if known.digest != head.digest {
@@ -147,18 +163,28 @@ impl Told {
     }
 }
 
-/// What the record at `path` says, if there is one.
-pub(super) fn look(path: &Path) -> Option<Told> {
-    tell(&File::open(path).ok()?).ok()
+/// What the record of a backfill at `path` says, if there is one.
+///
+/// # Errors
+/// It is the record of another one.
+pub(super) fn look(path: &Path, backfill: &BackfillId) -> Result<Option<Told>, String> {
+    let Some(told) = File::open(path).ok().and_then(|file| tell(&file).ok()) else { return Ok(None) };
+    told.is_of(backfill.as_str(), path)?;
+    Ok(Some(told))
 }
 
-/// Notes that the backfill was cancelled, where there is a record of it.
-pub(super) fn cancel(path: &Path, at: Timestamp) -> std::io::Result<()> {
-    match OpenOptions::new().append(true).open(path) {
-        Ok(mut file) => append(&mut file, &Line::Cancelled { cancelled_at: at }).and_then(|()| file.sync_data()),
-        Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(problem) => Err(problem),
+/// Notes that the backfill was cancelled, where there is a record of it. Whether there is.
+///
+/// # Errors
+/// It is the record of another one, or can't be written.
+pub(super) fn cancel(path: &Path, backfill: &BackfillId, at: Timestamp) -> Result<bool, String> {
+    if look(path, backfill)?.is_none() {
+        return Ok(false);
     }
+    let line = Line::Cancelled { cancelled_at: at };
+    let file = OpenOptions::new().append(true).open(path);
+    let written = file.and_then(|mut file| append(&mut file, &line).and_then(|()| file.sync_data()));
+    written.map(|()| true).map_err(|problem| format!("the record {} can't be written: {problem}", path.display()))
 }
 
 fn append(file: &mut File, line: &Line) -> std::io::Result<()> {
@@ -180,7 +206,11 @@ fn tell(file: &File) -> std::io::Result<Told> {
             Ok(Line::Published { published }) => drop(told.published.insert(published)),
             Ok(Line::Cancelled { cancelled_at }) => told.cancelled_at = Some(cancelled_at),
             Ok(Line::Head(head)) => told.head = Some(head),
-            Err(problem) => return Err(std::io::Error::other(format!("it is no record of a backfill: {problem}"))),
+            Err(problem) => {
+                let what =
+                    format!("this is no record of a backfill ({problem}); give another --record (nothing was written)");
+                return Err(std::io::Error::other(what));
+            }
         }
         line.clear();
     }
@@ -216,9 +246,18 @@ mod tests {
             backfill: "b".to_owned(),
             digest: digest.to_owned(),
             jobs: 3,
+            destination: Some("acme".to_owned()),
             begun_at: Timestamp::UNIX_EPOCH,
             again: false,
         }
+    }
+
+    fn id(name: &str) -> BackfillId {
+        BackfillId::parse(name).unwrap()
+    }
+
+    fn told(path: &Path) -> Told {
+        look(path, &id("b")).unwrap().unwrap()
     }
 
     fn path(folder: &tempfile::TempDir) -> PathBuf {
@@ -237,7 +276,7 @@ mod tests {
         assert!(record.has("a/1") && !record.has("a/2"));
         drop(record);
         assert!(!Record::open(&path, &head("d"), true).unwrap().has("a/1"), "anew");
-        assert_eq!(look(&path).unwrap().head, Some(head("d")));
+        assert_eq!(told(&path).head, Some(head("d")));
     }
 
     #[test]
@@ -247,7 +286,7 @@ mod tests {
         Record::open(&path, &head("d"), false).unwrap().published("a/1").unwrap();
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"published\":\"a/").unwrap();
         Record::open(&path, &head("d"), false).unwrap().published("a/2").unwrap();
-        let told = look(&path).unwrap();
+        let told = told(&path);
         assert_eq!(told.published, HashSet::from(["a/1".to_owned(), "a/2".to_owned()]));
     }
 
@@ -255,18 +294,46 @@ mod tests {
     fn another_plan_a_cancellation_and_nonsense_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = path(&folder);
-        cancel(&path, Timestamp::UNIX_EPOCH).unwrap();
+        assert!(!cancel(&path, &id("b"), Timestamp::UNIX_EPOCH).unwrap());
         assert!(!path.exists(), "nothing is known of it");
         drop(Record::open(&path, &head("d"), false).unwrap());
         assert!(Record::open(&path, &head("e"), false).unwrap_err().contains("another --id"));
-        cancel(&path, Timestamp::UNIX_EPOCH).unwrap();
+        assert!(cancel(&path, &id("b"), Timestamp::UNIX_EPOCH).unwrap());
         let refused = Record::open(&path, &head("d"), false).unwrap_err();
         assert!(refused.contains("cancelled at 1970") && refused.contains("--again"), "{refused}");
         drop(Record::open(&path, &head("e"), true).unwrap());
         drop(Record::open(&path, &head("e"), false).unwrap());
         std::fs::write(&path, "notes\n").unwrap();
-        assert!(Record::open(&path, &head("d"), false).unwrap_err().contains("no record of a backfill"));
+        for again in [false, true] {
+            let refused = Record::open(&path, &head("d"), again).unwrap_err();
+            assert!(refused.contains("no record of a backfill"), "{refused}");
+        }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "notes\n");
+    }
+
+    #[test]
+    fn the_record_of_another_backfill_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(&folder);
+        Record::open(&path, &head("d"), false).unwrap().published("a/1").unwrap();
+        let before = std::fs::read_to_string(&path).unwrap();
+        let other = Head { backfill: "c".to_owned(), ..head("d") };
+        let refusals = [
+            Record::open(&path, &other, false).unwrap_err(),
+            Record::open(&path, &other, true).unwrap_err(),
+            look(&path, &id("c")).unwrap_err(),
+            cancel(&path, &id("c"), Timestamp::UNIX_EPOCH).unwrap_err(),
+        ];
+        for refused in refusals {
+            assert!(refused.contains("the record of backfill b, not of c; give another --record"), "{refused}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_record_without_a_destination_can_be_read() {
+        let line = r#"{"backfill":"b","digest":"d","jobs":3,"begun_at":"1970-01-01T00:00:00Z","again":false}"#;
+        assert_eq!(serde_json::from_str::<Head>(line).unwrap(), Head { destination: None, ..head("d") });
     }
 
     #[test]

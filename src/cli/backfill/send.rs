@@ -1,8 +1,5 @@
 //! Publishing a plan: what is not on record yet, newest first, no faster than asked.
 
-use std::num::NonZeroU32;
-use std::time::Duration;
-
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -12,35 +9,9 @@ use super::record::Record;
 use crate::cli::enqueue::WINDOW;
 use crate::cli::enqueue::input::Prepared;
 use crate::cli::enqueue::progress::Report;
+use crate::cli::rate::Rate;
 use crate::control::{BACKFILL_BEGUN_HEADER, BACKFILL_HEADER};
 use crate::queue::{Publication, Queue, QueueError};
-
-/// How fast jobs are published at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rate {
-    count: NonZeroU32,
-    per: Duration,
-}
-
-impl Rate {
-    /// Reads `10/s`, `600/min`, `5000/h`.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || "write 10/s, 600/min or 5000/h".to_owned();
-        let (count, unit) = text.split_once('/').ok_or_else(wrong)?;
-        let per = match unit {
-            "s" => Duration::from_secs(1),
-            "min" => Duration::from_mins(1),
-            "h" => Duration::from_hours(1),
-            _ => return Err(wrong()),
-        };
-        Ok(Self { count: count.parse().map_err(|_| wrong())?, per })
-    }
-
-    /// When the job of this number may be published, from the start.
-    fn due(self, number: u64) -> Duration {
-        self.per.mul_f64(f64::from(u32::try_from(number).unwrap_or(u32::MAX)) / f64::from(self.count.get()))
-    }
-}
 
 /// How publishing went.
 #[derive(Debug, Default)]
@@ -142,6 +113,7 @@ async fn send(queue: &dyn Queue, publication: Option<Publication>) -> Result<(),
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use super::super::plan::tests::plan;
     use super::super::record::Head;
@@ -222,7 +194,14 @@ mod tests {
     async fn run(queue: &Fake, folder: &tempfile::TempDir, rate: Option<&str>) -> Sent {
         let plan = plan(JOB, "2026-01-01", "2026-01-10").unwrap();
         let begun = Timestamp::UNIX_EPOCH;
-        let head = Head { backfill: "b".to_owned(), digest: "d".to_owned(), jobs: 10, begun_at: begun, again: false };
+        let head = Head {
+            backfill: "b".to_owned(),
+            digest: "d".to_owned(),
+            jobs: 10,
+            destination: None,
+            begun_at: begun,
+            again: false,
+        };
         let mut record = Record::open(&folder.path().join("b.ndjson"), &head, false).unwrap();
         let (marks, report) = (Marks { begun, reply_to: Some("kept") }, Report::new(Some(1), false, Shown::All));
         let rate = rate.map(|rate| Rate::parse(rate).unwrap());
@@ -254,17 +233,5 @@ mod tests {
         let sent = run(&rest, &folder, None).await;
         assert_eq!((sent.published, sent.before, sent.stopped.is_none()), (6, 4, true));
         assert_eq!(rest.ids(), ["06", "05", "04", "03", "02", "01"].map(|day| format!("a/2026-01-{day}")));
-    }
-
-    #[test]
-    fn a_rate_says_when_each_job_is_due() {
-        let due = |text: &str, number| Rate::parse(text).unwrap().due(number);
-        assert_eq!(due("10/s", 0), Duration::ZERO);
-        assert_eq!(due("10/s", 25), Duration::from_millis(2500));
-        assert_eq!(due("30/min", 1), Duration::from_secs(2));
-        assert_eq!(due("1/h", 2), Duration::from_hours(2));
-        for wrong in ["10", "0/s", "-1/s", "10/d", "1.5/s", "/s"] {
-            assert!(Rate::parse(wrong).is_err(), "{wrong}");
-        }
     }
 }

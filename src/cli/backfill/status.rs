@@ -1,6 +1,6 @@
 //! `consign backfill status`: what became of a backfill's jobs, from the outcomes that were kept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::record::Told;
 use crate::cli::enqueue::seen::{Seen, SeenData};
 use crate::cli::enqueue::wait::Tally;
+use crate::cli::left::{self, Circuits, Open, Waiting};
 use crate::control::{BackfillId, Control, Wish};
 use crate::outcome::OutcomeKind;
 
@@ -34,6 +35,9 @@ pub(super) struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     cancelled_at: Option<Timestamp>,
     outcomes: Tally,
+    /// Why jobs have not ended.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    waiting_for: Vec<Waiting>,
     failures: BTreeMap<String, Trouble>,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_outcome_at: Option<Timestamp>,
@@ -71,11 +75,37 @@ impl Digest {
         }
     }
 
-    /// Together with what is on record here, and with the control messages.
-    pub(super) fn status(self, backfill: &BackfillId, told: Option<&Told>, control: &[bytes::Bytes]) -> Status {
-        let mut outcomes = Tally::default();
+    /// What has not ended: what is tried again, and what was published and has no outcome.
+    fn open<'a>(&'a self, told: Option<&'a Told>) -> impl Iterator<Item = Open<'a>> {
+        let retrying = self.jobs.values().filter(|(kind, _)| !kind.is_terminal()).map(|(_, data)| {
+            let destination = data.as_ref().and_then(|data| data.destination.as_deref());
+            Open { jobs: 1, destination, last: data.as_ref() }
+        });
+        let destination = told.and_then(|told| told.head.as_ref()?.destination.as_deref());
+        retrying.chain([Open { jobs: self.silent(told), destination, last: None }])
+    }
+
+    /// How many were published and have no outcome.
+    fn silent(&self, told: Option<&Told>) -> usize {
+        told.map_or(0, |told| told.published.len().saturating_sub(self.jobs.len()))
+    }
+
+    /// Where jobs go that have not ended.
+    pub(super) fn destinations<'a>(&'a self, told: Option<&'a Told>) -> BTreeSet<&'a str> {
+        self.open(told).filter(|open| open.jobs > 0).filter_map(|open| open.destination).collect()
+    }
+
+    /// Together with what is on record here, with the control messages, and with what workers know.
+    pub(super) fn status(
+        self,
+        backfill: &BackfillId,
+        told: Option<&Told>,
+        control: &[bytes::Bytes],
+        circuits: &Circuits,
+    ) -> Status {
+        let (mut outcomes, waiting_for) = (Tally::default(), left::grouped(self.open(told), circuits));
+        *outcomes.of(None) = self.silent(told);
         let mut failures: BTreeMap<String, Trouble> = BTreeMap::new();
-        let known = self.jobs.len();
         for (id, (kind, data)) in self.jobs {
             *outcomes.of(Some(kind)) += 1;
             let Some(SeenData { reason: Some(reason), message, hint, .. }) = data else { continue };
@@ -85,14 +115,13 @@ impl Digest {
                 (trouble.example, trouble.message, trouble.hint) = (id, message, hint);
             }
         }
-        let published = told.map(|told| told.published.len());
-        *outcomes.of(None) = published.unwrap_or(known).saturating_sub(known);
         Status {
             backfill: backfill.to_string(),
             jobs: told.and_then(|told| told.head.as_ref()).map(|head| head.jobs),
-            published,
+            published: told.map(|told| told.published.len()),
             cancelled_at: cancelled(backfill, control).max(told.and_then(|told| told.cancelled_at)),
             outcomes,
+            waiting_for,
             failures,
             first_outcome_at: self.first,
             last_outcome_at: self.last,
@@ -116,7 +145,7 @@ impl std::fmt::Display for Status {
         if let Some(at) = self.cancelled_at {
             write!(f, "\ncancelled  {at}")?;
         }
-        write!(f, "\noutcomes   {}", self.outcomes)?;
+        write!(f, "\noutcomes   {}{}", self.outcomes, left::lines(&self.waiting_for))?;
         if let (Some(first), Some(last)) = (self.first_outcome_at, self.last_outcome_at) {
             write!(f, "\nfrom       {first}\nto         {last}")?;
         }
@@ -134,7 +163,8 @@ mod tests {
 
     fn outcome(job: &str, kind: &str, second: i64, reason: Option<&str>) -> Vec<u8> {
         let time = Timestamp::from_second(1_800_000_000 + second).unwrap();
-        let data = serde_json::json!({"reason": reason, "message": "it broke", "hint": "mend it"});
+        let data =
+            serde_json::json!({"destination": "acme", "reason": reason, "message": "it broke", "hint": "mend it"});
         let event = serde_json::json!({
             "subject": job, "type": format!("consign.transfer.{kind}.v1"), "time": time, "data": data,
         });
@@ -169,7 +199,7 @@ mod tests {
         let at = Timestamp::from_second(1_800_000_100).unwrap();
         let cancel = Control::new(Wish::CancelBackfill(id.clone()), at).render().into();
         let other = Control::new(Wish::CancelBackfill(BackfillId::parse("c").unwrap()), Timestamp::MAX).render().into();
-        let status = digest.status(&id, Some(&told), &[cancel, other]);
+        let status = digest.status(&id, Some(&told), &[cancel, other], &Circuits::new());
         let expected = Tally { delivered: 2, skipped: 1, failed: 2, expired: 0, retrying: 1, left: 2 };
         assert_eq!((status.outcomes, status.cancelled_at), (expected, Some(at)));
         let reasons: Vec<_> = status.failures.iter().map(|(reason, trouble)| (reason.as_str(), trouble.jobs)).collect();
@@ -177,12 +207,17 @@ mod tests {
         assert_eq!(status.failures["kms_denied"].example, "c");
         let text = status.to_string();
         assert!(text.contains("kms_denied: 2, such as c\n           it broke\n           mend it"), "{text}");
-        assert!(text.contains("2 delivered, 1 skipped, 2 failed, 1 retrying, 2 left"), "{text}");
+        assert!(
+            text.contains("2 delivered, 1 skipped, 2 failed, 1 retrying, 2 left\n  2 are queued or at work\n"),
+            "{text}"
+        );
+        assert!(text.contains("\n  1 for acme is tried again (slow_down: mend it)"), "{text}");
     }
 
     #[test]
     fn without_a_record_nobody_knows_how_many_are_left() {
-        let status = digest(&[("a", "delivered", None)]).status(&BackfillId::parse("b").unwrap(), None, &[]);
+        let status = digest(&[("a", "delivered", None)]);
+        let status = status.status(&BackfillId::parse("b").unwrap(), None, &[], &Circuits::new());
         assert_eq!(status.outcomes.left, 0);
         assert!(status.to_string().contains("nobody knows how many are left"));
         let json = serde_json::to_value(&status).unwrap();

@@ -13,14 +13,15 @@ use super::report::Report;
 use super::{Stop, demand_a_choice, open};
 use crate::cli::Exit;
 use crate::cli::check::GIVING_UP;
-use crate::cli::status::Asker;
+use crate::cli::rate::Rate;
+use crate::cli::status::{Asker, worker_url};
 use crate::cli::text::plain;
 use crate::config::Config;
 use crate::queue::{DeadLetter, DeadLetters};
 use crate::shutdown::Signal;
 
-/// A letter is held while its turn is waited for, and the broker does not like that for long.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// A letter is held while its turn is waited for, and the broker takes that for half an hour at most.
+const LONGEST_WAIT: Duration = Duration::from_mins(15);
 
 /// Which letters, and how.
 #[derive(Debug, Clone, Args)]
@@ -31,11 +32,11 @@ pub struct RequeueArgs {
     /// Say what would be done, and do nothing; destinations are not tested
     #[arg(long)]
     dry_run: bool,
-    /// At most so many jobs: 10/s, 30/m
-    #[arg(long, value_name = "N/s", value_parser = pace)]
-    rate: Option<Duration>,
+    /// Requeue no faster than this, such as 30/s, 30/min or 30/h
+    #[arg(long, value_name = "N/UNIT", value_parser = Rate::parse)]
+    rate: Option<Rate>,
     /// A worker's admin endpoint, such as http://127.0.0.1:9464, to be asked for open circuits; may be given again
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = worker_url)]
     admin: Vec<Url>,
     /// Also to destinations whose circuit is open or whose connection test fails (none is tested), and jobs past their expires_at
     #[arg(long)]
@@ -44,22 +45,15 @@ pub struct RequeueArgs {
     filter: Filter,
 }
 
-/// The pause between two jobs.
-fn pace(text: &str) -> Result<Duration, String> {
-    let (count, unit) = text.split_once('/').unwrap_or((text, "s"));
-    let unit = match unit {
-        "s" => Duration::from_secs(1),
-        "m" => Duration::from_secs(60),
-        _ => return Err("write N/s or N/m, such as 10/s".to_owned()),
-    };
-    let count: u32 =
-        count.parse().ok().filter(|count| *count > 0).ok_or("write N/s or N/m with a whole number N from 1")?;
-    Ok((unit / count).min(LONGEST_WAIT))
-}
-
 /// Requeues. Interrupted, it leaves every letter either where it was or requeued.
 pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
     demand_a_choice(&args.filter, args.all)?;
+    let pause = args.rate.map(Rate::pause);
+    if pause.is_some_and(|pause| pause > LONGEST_WAIT) {
+        let what =
+            "--rate: no slower than 4/h, as each letter is held while its turn is waited for; use --limit for fewer";
+        return Err(Stop::Usage(what.to_owned()));
+    }
     let asker = Asker::new().map_err(Stop::Failed)?;
     let mut letters = open(config).await?;
     let mut report = Report::new(letters.count(), json, if args.dry_run { "would be requeued" } else { "requeued" });
@@ -68,7 +62,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
         dry_run: args.dry_run,
         force: args.force,
         gate: tests.then(|| Gate::new(config, &args.admin, asker)),
-        rate: args.rate,
+        pause,
         next_at: None,
         late: 0,
     };
@@ -94,7 +88,8 @@ struct Work<'a> {
     force: bool,
     /// `None`: every destination may have its jobs.
     gate: Option<Gate<'a>>,
-    rate: Option<Duration>,
+    /// Between two jobs.
+    pause: Option<Duration>,
     next_at: Option<Instant>,
     /// Jobs past their time.
     late: u64,
@@ -146,8 +141,11 @@ impl Work<'_> {
         let answer = self.gate.as_mut()?.ask(letter).await;
         let name = letter.destination().map_or_else(|| "a destination without a name".to_owned(), plain);
         if answer.is_news {
-            let hint =
-                if answer.refusal.is_some() { "; its letters stay (--force requeues them all the same)" } else { "" };
+            let hint = if answer.refusal.is_some() {
+                "; its letters stay (--force requeues them all the same, without a test)"
+            } else {
+                ""
+            };
             let said = answer.refusal.iter().chain(&answer.remark);
             said.for_each(|what| report.say(&format!("{name}: {what}{hint}")));
         }
@@ -166,25 +164,10 @@ impl Work<'_> {
     }
 
     async fn wait(&mut self) {
-        let Some(pause) = self.rate else { return };
+        let Some(pause) = self.pause else { return };
         if let Some(at) = self.next_at {
             tokio::time::sleep_until(at).await;
         }
         self.next_at = Some(Instant::now() + pause);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_a_pause() {
-        assert_eq!(pace("10/s"), Ok(Duration::from_millis(100)));
-        assert_eq!(pace("4"), Ok(Duration::from_millis(250)));
-        assert_eq!(pace("1/m"), Ok(Duration::from_secs(60)));
-        for text in ["0/s", "-1/s", "x", "1/h", "1.5/s", "/s", ""] {
-            assert!(pace(text).is_err(), "{text}");
-        }
     }
 }

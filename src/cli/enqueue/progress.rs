@@ -110,7 +110,8 @@ impl Report {
         }
     }
 
-    fn line(&self, data: &Value) {
+    /// A line of data, where data is asked for.
+    pub(in crate::cli) fn line(&self, data: &Value) {
         if self.json {
             crate::cli::print(&data.to_string());
         }

@@ -20,9 +20,10 @@ pub(in crate::cli) struct Seen {
 }
 
 /// Of its data what a person reads.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(in crate::cli) struct SeenData {
+    pub(in crate::cli) destination: Option<String>,
     pub(in crate::cli) reason: Option<String>,
     pub(in crate::cli) message: Option<String>,
     pub(in crate::cli) hint: Option<String>,

@@ -1,6 +1,6 @@
 //! Waiting for outcomes: subscribed before the first job is published, so that none is missed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::progress::Report;
-use super::seen::Seen;
+use super::seen::{Seen, SeenData};
 use crate::cli::Exit;
+use crate::cli::left::{self, Open, Waiting, Workers};
 use crate::config::BrokerConfig;
 use crate::outcome::OutcomeKind;
 use crate::queue::{Outcomes, QueueError};
@@ -26,11 +27,26 @@ struct Ledger {
     lost: Mutex<Option<String>>,
 }
 
-/// Each job's last outcome, if any; delivered beats every other, and what is terminal beats `retrying`.
 #[derive(Debug, Default)]
 struct Jobs {
-    by_id: HashMap<String, Option<OutcomeKind>>,
+    by_id: HashMap<String, Known>,
     tally: Tally,
+}
+
+/// A job's last outcome, if any; delivered beats every other, and what is terminal beats `retrying`.
+#[derive(Debug, Default)]
+struct Known {
+    destination: String,
+    kind: Option<OutcomeKind>,
+    /// What it said, while the job has not ended.
+    retrying: Option<SeenData>,
+}
+
+impl Known {
+    fn open(&self) -> Option<Open<'_>> {
+        let ended = self.kind.is_some_and(OutcomeKind::is_terminal);
+        (!ended).then_some(Open { jobs: 1, destination: Some(&self.destination), last: self.retrying.as_ref() })
+    }
 }
 
 impl Ledger {
@@ -42,31 +58,41 @@ impl Ledger {
         self.jobs().tally
     }
 
-    fn expect(&self, id: &str) {
+    fn expect(&self, id: &str, destination: &str) {
         let Jobs { by_id, tally } = &mut *self.jobs();
-        if by_id.insert(id.to_owned(), None).is_none() {
+        let known = Known { destination: destination.to_owned(), ..Known::default() };
+        if by_id.insert(id.to_owned(), known).is_none() {
             tally.left += 1;
         }
     }
 
     fn forget(&self, id: &str) {
         let Jobs { by_id, tally } = &mut *self.jobs();
-        if let Some(state) = by_id.remove(id) {
-            *tally.of(state) -= 1;
+        if let Some(known) = by_id.remove(id) {
+            *tally.of(known.kind) -= 1;
         }
     }
 
     /// Notes an outcome; whether no terminal one of this job came before, or `None` where it is not ours.
-    fn note(&self, id: &str, kind: OutcomeKind) -> Option<bool> {
+    fn note(&self, id: &str, kind: OutcomeKind, data: &SeenData) -> Option<bool> {
         let Jobs { by_id, tally } = &mut *self.jobs();
-        let state = by_id.get_mut(id)?;
-        let first = state.is_none_or(|known| !known.is_terminal());
-        if *state != Some(OutcomeKind::Delivered) && (first || kind.is_terminal()) {
-            *tally.of(*state) -= 1;
-            *state = Some(kind);
-            *tally.of(*state) += 1;
+        let known = by_id.get_mut(id)?;
+        let first = known.kind.is_none_or(|known| !known.is_terminal());
+        if known.kind != Some(OutcomeKind::Delivered) && (first || kind.is_terminal()) {
+            *tally.of(known.kind) -= 1;
+            known.kind = Some(kind);
+            known.retrying = (!kind.is_terminal()).then(|| data.clone());
+            *tally.of(known.kind) += 1;
         }
         Some(first)
+    }
+
+    /// What has not ended, with the reason as far as workers know it.
+    async fn waiting(&self, workers: &Workers) -> Vec<Waiting> {
+        let destinations: BTreeSet<String> =
+            self.jobs().by_id.values().filter(|job| job.open().is_some()).map(|job| job.destination.clone()).collect();
+        let circuits = workers.open_circuits(&destinations.iter().map(String::as_str).collect()).await;
+        left::grouped(self.jobs().by_id.values().filter_map(Known::open), &circuits)
     }
 
     fn lost(&self) -> MutexGuard<'_, Option<String>> {
@@ -154,8 +180,8 @@ impl Waiter {
     }
 
     /// A job with this id is about to be published.
-    pub(in crate::cli) fn expect(&self, id: &str) {
-        self.ledger.expect(id);
+    pub(in crate::cli) fn expect(&self, id: &str, destination: &str) {
+        self.ledger.expect(id, destination);
     }
 
     /// It was not published after all.
@@ -169,8 +195,9 @@ impl Waiter {
         show(&self.ledger, &self.report, body, since);
     }
 
-    /// Waits until every job has ended, the time is over, or the broker is lost. `unpublished` count as failed.
-    pub(in crate::cli) async fn finish(mut self, limit: Option<Duration>, unpublished: u64) -> Exit {
+    /// Waits until every job has ended, the time is over, or the broker is lost. `unpublished` count as failed. Where jobs are left,
+    /// `workers` are asked why.
+    pub(in crate::cli) async fn finish(mut self, limit: Option<Duration>, unpublished: u64, workers: &Workers) -> Exit {
         let tally = self.ledger.tally();
         self.report.waiting(tally.all());
         self.report.already(tally.all().saturating_sub(u64::try_from(tally.open()).unwrap_or(u64::MAX)));
@@ -188,7 +215,9 @@ impl Waiter {
             let why = self.ledger.lost().clone();
             let why =
                 why.unwrap_or_else(|| if in_time { "the broker was lost" } else { "the time is over" }.to_owned());
-            summary = format!("{summary} ({why})");
+            let waiting = self.ledger.waiting(workers).await;
+            self.report.line(&json!({ "waiting_for": waiting }));
+            summary = format!("{summary} ({why}){}", left::lines(&waiting));
         }
         self.report.end(&summary);
         exit(tally, unpublished)
@@ -233,7 +262,7 @@ fn show(ledger: &Ledger, report: &Report, body: &[u8], since: Option<Timestamp>)
     let Ok(event) = serde_json::from_slice::<Value>(body) else { return };
     let Ok(seen) = Seen::deserialize(&event) else { return };
     let Some(kind) = seen.kind().filter(|_| seen.counts(since)) else { return };
-    let Some(first) = ledger.note(&seen.subject, kind) else { return };
+    let Some(first) = ledger.note(&seen.subject, kind, &seen.data) else { return };
     if first || kind == OutcomeKind::Delivered {
         report.outcome(&event, &sentence(&seen, kind), (kind, first && kind.is_terminal()));
     }
@@ -258,10 +287,11 @@ mod tests {
     #[test]
     fn delivered_beats_every_other_outcome() {
         let ledger = Ledger::default();
-        ledger.expect("a");
-        ledger.expect("a");
+        let nothing = SeenData::default();
+        ledger.expect("a", "acme");
+        ledger.expect("a", "acme");
         let mut known = Vec::new();
-        assert_eq!(ledger.note("b", OutcomeKind::Delivered), None);
+        assert_eq!(ledger.note("b", OutcomeKind::Delivered, &nothing), None);
         for (kind, first) in [
             (OutcomeKind::Retrying, true),
             (OutcomeKind::Failed, true),
@@ -269,7 +299,7 @@ mod tests {
             (OutcomeKind::Delivered, false),
             (OutcomeKind::Failed, false),
         ] {
-            assert_eq!(ledger.note("a", kind), Some(first));
+            assert_eq!(ledger.note("a", kind, &nothing), Some(first));
             known.push(ledger.tally().to_string());
         }
         let failed = "0 delivered, 1 failed";

@@ -11,6 +11,16 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// What `/status` may hold: its lists are bounded, at some hundred KiB.
 const LONGEST: usize = 8 << 20;
 
+/// Reads the address of a worker's admin endpoint. Without a scheme it is http.
+///
+/// # Errors
+/// How one is written.
+pub(in crate::cli) fn worker_url(text: &str) -> Result<Url, String> {
+    let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url = Url::parse(&whole).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    url.ok_or_else(|| "write a worker's HOST:PORT, or its URL, such as http://127.0.0.1:9464".to_owned())
+}
+
 /// A client of admin endpoints. No proxy, no redirects: they are near.
 #[derive(Debug, Clone)]
 pub(in crate::cli) struct Asker(reqwest::Client);
@@ -59,4 +69,26 @@ fn cause(problem: &reqwest::Error) -> String {
         cause = Some(deeper);
     }
     cause.map_or_else(|| problem.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_scheme_is_http() {
+        for (text, url) in [
+            ("localhost:9464", "http://localhost:9464/"),
+            ("10.0.0.1:9464", "http://10.0.0.1:9464/"),
+            ("worker-1", "http://worker-1/"),
+            ("[::1]:9464", "http://[::1]:9464/"),
+            ("https://w.example/", "https://w.example/"),
+        ] {
+            assert_eq!(worker_url(text).unwrap().as_str(), url);
+        }
+        for wrong in ["", "ftp://host", "unix:///run/consign", "host:port", "http://"] {
+            let said = worker_url(wrong).unwrap_err();
+            assert!(said.contains("http://127.0.0.1:9464"), "{wrong}: {said}");
+        }
+    }
 }
