@@ -124,7 +124,8 @@ reasons! {
     CrashLoop "crash_loop" Defect "Workers died over this job.",
     IdentityDenied "identity_denied" Worker "The worker's own identity is refused.",
     ClockSkew "clock_skew" Worker "The worker's clock is off.",
-    DiskFull "disk_full" Worker "The worker's disk is full.",
+    DiskFull "disk_full" Worker
+        "The worker's disk is full. Not given yet: a transfer writes to no disk, and an embedded queue without room is not ready.",
     Outage "outage" Worker "Everything fails alike.",
 }
 
