@@ -37,7 +37,7 @@ pub use dead::{DeadLetter, DeadLetters, LetterId};
 pub use depths::{Depths, depths};
 pub use kept::{Kept, announced};
 pub use outcomes::{OutcomeMessage, Outcomes};
-pub use recalled::Recalled;
+pub use recalled::{DEFERRED_SINCE, Recalled};
 
 /// A boxed future, so that a queue can stand behind `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -332,11 +332,13 @@ pub trait Queue: Send + Sync + fmt::Debug {
         Box::pin(async { None })
     }
 
-    /// Calls back what waits for these destinations: each copy on the wait ladder whose routing key ends in one of them goes to its
-    /// lane now, with body, properties, headers and key as they are, in about the order in which it would have come. What waits for
-    /// others comes at its own time. (A copy on the shortest rung may be left to come by itself.)
+    /// Calls back what waits for these destinations to be mended: each copy on the wait ladder whose routing key ends in one of them and
+    /// that has a header [`DEFERRED_SINCE`] goes to its lane now, with body, properties, headers and key as they are, in about the order
+    /// in which it would have come. Retries, what waits for its turn, and what waits for others come at their own time. (A copy on the
+    /// shortest rung may be left to come by itself.)
     ///
-    /// At least once: a process that ends in the middle may leave a copy in its lane that also comes when its wait is over. Bounded in
+    /// At least once: a process that is killed, or loses the broker, in the middle may leave a copy in its lane that also comes when its
+    /// wait is over. Bounded in
     /// time and in what is looked through ([`Recalled::partly`]); several callers at once, in any processes, are served one after the
     /// other. Dropped, it leaves the rest waiting.
     ///

@@ -5,6 +5,10 @@ use std::collections::BTreeSet;
 use crate::destination::DestinationId;
 use crate::lane::Lane;
 
+/// The header by which a copy says that it waits for its destination to be mended, and since when. Retries and jobs that only wait for
+/// their turn have none.
+pub const DEFERRED_SINCE: &str = "x-deferred-since";
+
 /// What came of [`Queue::recall`](super::Queue::recall).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Recalled {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::outcome::{Failure, History, Reason};
+use crate::queue::DEFERRED_SINCE;
 
 const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
@@ -13,7 +14,6 @@ const DEFECTS: &str = "x-defects";
 const TURNS: &str = "x-turns";
 const FIRST_FAILURE: &str = "x-first-failure-at";
 const BEGUN: &str = "x-begun-at";
-const DEFERRED_SINCE: &str = "x-deferred-since";
 const LAST_FAILURE: &str = "x-last-failure-at";
 const LAST_REASON: &str = "x-last-error-reason";
 const LAST_MESSAGE: &str = "x-last-error-message";

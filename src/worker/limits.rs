@@ -69,10 +69,23 @@ pub(super) struct Pass {
     limits: Arc<Limits>,
     destination: DestinationId,
     since: Instant,
+    took: Option<Duration>,
     pace: Option<Arc<Pace>>,
 }
 
 impl Pass {
+    /// The transfer begins only now: what its job waited for until here is not the destination's doing.
+    pub(super) fn begin(&mut self) {
+        if let Some(crowd) = self.limits.state().crowds.get_mut(&self.destination) {
+            self.since = crowd.begin_anew(self.since);
+        }
+    }
+
+    /// The file is delivered, and that took so long. Whatever ends otherwise says nothing about how quick the destination is.
+    pub(super) fn delivered(&mut self, took: Duration) {
+        self.took = Some(took);
+    }
+
     /// What holds the transfer to the destination's bytes a second.
     pub(super) fn pace(&self) -> Option<&Arc<Pace>> {
         self.pace.as_ref()
@@ -137,13 +150,6 @@ impl Limits {
         }
     }
 
-    /// Those that were sent away are on the way back before their time.
-    pub(super) fn called_back(&self, destination: &DestinationId) {
-        if let Some(crowd) = self.state().crowds.get_mut(destination) {
-            crowd.away.clear();
-        }
-    }
-
     /// How long a job should stay away that has waited here in vain, and why.
     pub(super) fn later(&self, destination: &DestinationId) -> (Duration, DeferCause) {
         let mut state = self.state();
@@ -161,7 +167,7 @@ impl Limits {
 
     fn pass(self: &Arc<Self>, destination: &DestinationId, crowd: &mut Crowd, whole: &mut Whole) -> Pass {
         let since = crowd.begin(whole);
-        Pass { limits: self.clone(), destination: destination.clone(), since, pace: crowd.pace.clone() }
+        Pass { limits: self.clone(), destination: destination.clone(), since, took: None, pace: crowd.pace.clone() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -169,11 +175,16 @@ impl Limits {
     }
 
     /// A transfer has ended: the next one that waits may begin, be it into another destination.
-    fn left(self: &Arc<Self>, destination: &DestinationId, since: Instant) -> Vec<(Waiter, Pass)> {
+    fn left(
+        self: &Arc<Self>,
+        destination: &DestinationId,
+        since: Instant,
+        took: Option<Duration>,
+    ) -> Vec<(Waiter, Pass)> {
         let mut state = self.state();
         let State { crowds, whole } = &mut *state;
         let Some(crowd) = crowds.get_mut(destination) else { return Vec::new() };
-        crowd.end(whole, since);
+        crowd.end(whole, since, took);
         let mut called = self.call(destination, crowd, whole);
         for id in whole.held_back() {
             let Some(crowd) = crowds.get_mut(&id) else { continue };
@@ -207,7 +218,7 @@ fn send(called: Vec<(Waiter, Pass)>) {
 impl Drop for Pass {
     fn drop(&mut self) {
         let limits = self.limits.clone();
-        send(limits.left(&self.destination, self.since));
+        send(limits.left(&self.destination, self.since, self.took));
     }
 }
 

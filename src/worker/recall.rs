@@ -17,16 +17,19 @@ use tokio_util::sync::CancellationToken;
 use super::Worker;
 use super::verdict::Verdict;
 use crate::destination::DestinationId;
-use crate::queue::{QueueError, Recalled, Settlement};
+use crate::outcome::Class;
+use crate::queue::{Recalled, Settlement};
 
 /// By then every worker has read a reset.
 const READ: Duration = Duration::from_secs(1);
 /// Recalls are for resets of this age at most: the stream of control messages gives old ones again.
 const RECENT: SignedDuration = SignedDuration::from_mins(5);
-/// Jobs that a broken destination keeps waiting are back by then. A worker that is younger does not know what waits.
+/// Jobs that wait for a repair are back by then. A worker that is younger does not know what waits.
 const LONGEST: Duration = Duration::from_mins(10);
 /// After a recall there is none for so many times as long as it took, within bounds: they never take much of the time.
 const REST: u32 = 10;
+/// One that fails is tried so often.
+const TRIES: u32 = 3;
 const SHORTEST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_mins(2);
 /// The most destinations that are remembered. Beyond, jobs come when their wait is over.
@@ -51,10 +54,10 @@ impl Recalls {
         Self { wanted, changed, away, since: Instant::now() }
     }
 
-    /// Remembers until when a job waits that has failed, or was spared that. Who only waits for its turn says nothing of a repair.
+    /// Remembers until when a job waits for its destination to be mended. Retries, and who only waits for its turn, are not called back.
     pub(super) fn note(&self, destination: &DestinationId, verdict: &Verdict) {
-        if let (Some(_), Settlement::Retry { rung, .. } | Settlement::Defer { rung, .. }) =
-            (&verdict.failure, &verdict.settlement)
+        if let (Some(failure), Settlement::Defer { rung, .. }) = (&verdict.failure, &verdict.settlement)
+            && failure.class() == Class::Destination
         {
             self.sent_away(destination, rung.duration());
         }
@@ -102,9 +105,22 @@ impl Recalls {
         std::mem::take(&mut *self.wanted())
     }
 
-    /// Nothing of these waits any more.
-    fn called_back(&self, destinations: &BTreeSet<DestinationId>) {
-        self.away().retain(|destination, _| !destinations.contains(destination));
+    /// What is known of these, before it is called back: what is sent away meanwhile is known anew.
+    fn take(&self, destinations: &BTreeSet<DestinationId>) -> HashMap<DestinationId, Instant> {
+        self.away().extract_if(|destination, _| destinations.contains(destination)).collect()
+    }
+
+    /// Not all of them came back.
+    fn put_back(&self, taken: HashMap<DestinationId, Instant>) {
+        for (destination, back) in taken {
+            self.sent_away(&destination, back.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// They are wanted still.
+    fn want_again(&self, destinations: BTreeSet<DestinationId>) {
+        self.wanted().extend(destinations);
+        self.changed.notify_one();
     }
 
     fn wanted(&self) -> MutexGuard<'_, BTreeSet<DestinationId>> {
@@ -125,12 +141,17 @@ impl Worker {
     /// Calls back what is wanted, until the drain.
     pub(super) async fn recall_until(&self, drain: &CancellationToken) {
         let recalling = async {
+            let mut failed = 0;
             loop {
                 let wanted = self.recalls.next().await;
                 let begun = Instant::now();
                 if !wanted.is_empty() {
-                    self.recall(wanted).await;
+                    failed = if self.recall(&wanted, failed).await { 0 } else { failed + 1 };
+                    if (1..TRIES).contains(&failed) {
+                        self.recalls.want_again(wanted);
+                    }
                 }
+                failed %= TRIES;
                 sleep(rest(begun.elapsed())).await;
             }
         };
@@ -141,32 +162,30 @@ impl Worker {
         }
     }
 
-    async fn recall(&self, wanted: BTreeSet<DestinationId>) {
+    /// Whether it could be done.
+    async fn recall(&self, wanted: &BTreeSet<DestinationId>, failed: u32) -> bool {
+        let taken = self.recalls.take(wanted);
         let recalled = self.parts.queue.recall(wanted.clone()).await;
         let names: Vec<_> = wanted.iter().take(NAMED).map(DestinationId::as_str).collect();
         let (count, destinations) = (wanted.len(), names.join(", "));
+        if !matches!(recalled, Ok(Recalled { partly: false, .. })) {
+            self.recalls.put_back(taken);
+        }
         match recalled {
             Ok(Recalled { count: jobs, partly }) => {
-                self.recalls.called_back(&wanted);
-                wanted.iter().for_each(|destination| self.limits.called_back(destination));
-                tracing::info!(
-                    jobs,
-                    count,
-                    destinations,
-                    "jobs that waited for destinations that were reset are back in their lanes"
-                );
+                tracing::info!(jobs, count, destinations, "jobs that waited for destinations that were reset are back");
                 if partly {
-                    tracing::warn!(
-                        destinations,
-                        "too much waits to look through all of it; the rest comes when its wait is over"
-                    );
+                    tracing::warn!(destinations, "too much waits to look through all of it; the rest comes in time");
                 }
+                true
             }
-            Err(problem @ QueueError::Busy(_)) => {
-                tracing::info!(%problem, destinations, "jobs are not called back by this worker");
+            Err(problem) if failed + 1 < TRIES => {
+                tracing::info!(%problem, destinations, "jobs that wait were not all called back; it is tried again");
+                false
             }
             Err(problem) => {
-                tracing::warn!(%problem, destinations, "jobs that wait were not all called back; the rest comes when its wait is over");
+                tracing::warn!(%problem, destinations, "jobs that wait were not all called back; the rest comes in time");
+                false
             }
         }
     }

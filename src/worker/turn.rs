@@ -76,9 +76,10 @@ impl Worker {
             }
             Turn::Later(wait, cause) => return Err(Away::Full(wait, cause)),
         };
-        permits.pass = Some(pass);
+        let pass = permits.pass.insert(pass);
         if permits.slot.is_none() {
             permits.slot = self.in_time(id, self.claim(&self.slots)).await?;
+            pass.begin();
         }
         // It may have opened meanwhile.
         if late && permits.probe.is_none() { self.circuit(id, permits) } else { Ok(()) }

@@ -148,6 +148,9 @@ impl Worker {
         };
         self.replace_lost(delivery, running.seat(), held);
         crash::point("ended");
+        if let (Ended::Delivered(_), Some(pass)) = (&ended, &mut permits.pass) {
+            pass.delivered(started.elapsed());
+        }
         let now = (self.parts.clock)();
         let (ended, next_probe) = self.learn(&admitted.destination, (&admitted.job, probe), ended, now);
         let case = Case { now, took: started.elapsed(), next_probe, tried: true, ..case };

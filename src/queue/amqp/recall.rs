@@ -18,9 +18,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use lapin::message::Delivery as Waiting;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Acker, Channel, Connection, Consumer};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -29,8 +30,8 @@ use super::connection::{self, call};
 use super::dead::lock;
 use super::declare::short;
 use super::depths::depth;
-use super::publish::Publisher;
-use super::session::{Shared, lane_channel, unless_stopped};
+use super::publish::{Message, Publisher};
+use super::session::{Shared, lane_channel};
 use super::settle;
 use super::topology::Names;
 use crate::destination::DestinationId;
@@ -48,10 +49,12 @@ const SILENCE: Duration = Duration::from_millis(500);
 /// How long giving back may take to show.
 const RETURNED: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
-/// Messages of others that one consumer holds.
-const SHARE: u16 = 1000;
+/// Messages of others that one consumer holds; as many bodies of up to 256 KiB may lie in the client.
+const SHARE: u16 = 250;
 /// Publishes under way at once. They leave room for the settlements of the jobs that they bring.
 const AT_ONCE: usize = 8;
+/// How long a walk that is to end may take for what it publishes.
+const FINISHING: Duration = Duration::from_secs(2);
 
 /// As [`crate::queue::Queue::recall`]. The walk is a task of its own, so that it closes its connection however the caller ends: a lock
 /// that was left behind would keep everybody waiting.
@@ -77,15 +80,28 @@ async fn walk(
         let alone = alone(&line, &shared.names).await?;
         let (names, shares) = (&shared.names, shared.timing.recall_holds);
         let (wanted, done) = (keys(&destinations), Recalled::default());
-        Walk { names, publisher: &publisher, line: &line, alone, wanted, shares, done }.whole().await
+        let (publisher, line, over) = (&publisher, &line, &over);
+        Walk { names, publisher, line, over, alone, wanted, shares, done }.whole().await
     };
-    let walked = unless_stopped(&over, timeout(LONGEST, walk)).await;
+    // What is being published is waited for when the queue is closed, though not for long.
+    let late = async {
+        over.cancelled().await;
+        sleep(FINISHING).await;
+    };
+    let walked = tokio::select! {
+        walked = timeout(LONGEST, walk) => Some(walked),
+        () = late => None,
+    };
     connection::close(&line.connection).await;
     match walked {
         Some(Ok(walked)) => walked,
         Some(Err(_)) => Err(QueueError::Unavailable(format!("it took more than {} s", LONGEST.as_secs()))),
-        None => Err(QueueError::Unavailable("the queue is closed".to_owned())),
+        None => Err(closed()),
     }
+}
+
+fn closed() -> QueueError {
+    QueueError::Unavailable("the queue is closed".to_owned())
 }
 
 /// A connection, and its channels for as long: one that is dropped is still closing when the connection is to close, and lapin takes
@@ -119,6 +135,7 @@ struct Walk<'a> {
     names: &'a Names,
     publisher: &'a Publisher,
     line: &'a Line,
+    over: &'a CancellationToken,
     /// Has the lock, and counts.
     alone: Channel,
     wanted: BTreeSet<String>,
@@ -167,7 +184,7 @@ impl Walk<'_> {
 
     async fn look_through(&mut self, channel: &Channel, rung: &mut Rung) -> Result<(), QueueError> {
         for number in 0..self.shares {
-            let (queue, tag) = (short(&rung.queue)?, short(&format!("{number:02}"))?);
+            let (queue, tag) = (short(&rung.queue)?, short(&format!("{number:03}"))?);
             let consumer = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
             self.share(call(&format!("consuming from {}", rung.queue), consumer).await?, rung).await?;
             if rung.is_over() {
@@ -180,37 +197,57 @@ impl Walk<'_> {
 
     /// What one consumer gets, until it holds all it may.
     async fn share(&mut self, mut consumer: Consumer, rung: &mut Rung) -> Result<(), QueueError> {
-        let (publisher, mut held, mut publishing) = (self.publisher, 0, FuturesUnordered::new());
+        let (publisher, over) = (self.publisher, self.over);
+        let (mut held, mut publishing, mut failed) = (0, FuturesUnordered::new(), None);
         loop {
-            let more = publishing.len() < AT_ONCE && held < SHARE && !rung.is_over();
+            let more = failed.is_none() && publishing.len() < AT_ONCE && held < SHARE && !rung.is_over();
+            if !more && publishing.is_empty() {
+                return failed.map_or(Ok(()), Err);
+            }
             let came = tokio::select! {
                 biased;
                 Some(published) = publishing.next() => {
-                    published?;
-                    self.done.count += 1;
+                    // What is on its way is waited for in any case: it would else be in its lane and wait, too.
+                    match published {
+                        Ok(()) => self.done.count += 1,
+                        Err(error) => failed = failed.or(Some(error)),
+                    }
+                    continue;
+                }
+                () = over.cancelled(), if failed.is_none() => {
+                    failed = Some(closed());
                     continue;
                 }
                 came = timeout(SILENCE, consumer.next()), if more => came,
-                else => return Ok(()),
             };
-            let Ok(came) = came else {
-                rung.ended = depth(&self.alone, &rung.queue).await? == 0;
-                continue;
-            };
-            let gone = || QueueError::Unavailable(format!("the broker ended the consumer of {}", rung.queue));
-            let waiting = came.ok_or_else(gone)?.map_err(|error| connection::unavailable(&error))?;
-            rung.seen += 1;
-            if !self.wanted.contains(waiting.routing_key.as_str()) {
-                held += 1;
-                continue;
+            match came {
+                Ok(came) => match self.wanted(came, rung) {
+                    Ok(Some((message, acker))) => publishing.push(async move {
+                        publisher.publish(&message).await?;
+                        acknowledge(&acker, true).await
+                    }),
+                    Ok(None) => held += 1,
+                    Err(error) => failed = Some(error),
+                },
+                Err(_) => rung.ended = depth(&self.alone, &rung.queue).await? == 0,
             }
-            let acker = waiting.acker.clone();
-            let message = settle::recalled(self.names, waiting)?;
-            publishing.push(async move {
-                publisher.publish(&message).await?;
-                acknowledge(&acker, true).await
-            });
         }
+    }
+
+    /// One that came, as it is to be published, if it is to be called back.
+    fn wanted(
+        &self,
+        came: Option<Result<Waiting, lapin::Error>>,
+        rung: &mut Rung,
+    ) -> Result<Option<(Message, Acker)>, QueueError> {
+        let gone = || QueueError::Unavailable(format!("the broker ended the consumer of {}", rung.queue));
+        let waiting = came.ok_or_else(gone)?.map_err(|error| connection::unavailable(&error))?;
+        rung.seen += 1;
+        if !(self.wanted.contains(waiting.routing_key.as_str()) && settle::waits_for_repair(&waiting.properties)) {
+            return Ok(None);
+        }
+        let acker = waiting.acker.clone();
+        Ok(Some((settle::recalled(self.names, waiting)?, acker)))
     }
 
     /// Returns when the queue has everything again: the next walk must not come in between.

@@ -14,7 +14,7 @@ use super::topology::Names;
 use crate::lane::Lane;
 use crate::outcome::Step;
 use crate::queue::dead::is_of_the_past;
-use crate::queue::{DeadLetter, Delivery, Event, Properties, Publication, QueueError, Reply};
+use crate::queue::{DEFERRED_SINCE, DeadLetter, Delivery, Event, Properties, Publication, QueueError, Reply};
 
 const PERSISTENT: u8 = 2;
 const WAIT_HEADER: &str = "consign-wait";
@@ -72,6 +72,12 @@ pub(super) fn waiting(
     let mut set = set;
     set.insert(WAIT_HEADER.to_owned(), rung.as_str().to_owned());
     copy(names.wait_exchange(), routing_key, content, original, set)
+}
+
+/// Whether a copy that waits does so until its destination is mended.
+pub(super) fn waits_for_repair(properties: &BasicProperties) -> bool {
+    let since = properties.headers().as_ref().and_then(|table| table.inner().get(DEFERRED_SINCE)).and_then(as_text);
+    since.is_some_and(|since| !since.is_empty())
 }
 
 /// A copy that has waited, as the broker would send it when its wait is over.

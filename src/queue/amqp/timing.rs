@@ -13,6 +13,6 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { owner_ttl: Duration::from_mins(1), recall_holds: 30 }
+        Self { owner_ttl: Duration::from_mins(1), recall_holds: 120 }
     }
 }

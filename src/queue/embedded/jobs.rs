@@ -9,7 +9,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::schema::JOB;
 use crate::lane::Lane;
-use crate::queue::{Delivery, Properties, Publication, Ticket};
+use crate::queue::{DEFERRED_SINCE, Delivery, Properties, Publication, Ticket};
 
 const WAIT_HEADER: &str = "consign-wait";
 const ORIGINAL_KEY: &str = "x-original-routing-key";
@@ -195,13 +195,15 @@ pub(super) fn arrive(db: &Connection, prefix: &str) -> rusqlite::Result<usize> {
     Ok(arrived)
 }
 
-/// The wait of copies with one of these routing keys is over. How many there were.
+/// The wait of copies with one of these routing keys that wait for a repair is over. How many there were.
 pub(super) fn recall(db: &Connection, prefix: &str, keys: &BTreeSet<String>) -> rusqlite::Result<usize> {
     // A list of texts always has a JSON form.
     let keys = serde_json::to_string(keys).unwrap_or_default();
     let sql = "UPDATE waiting SET due_ms = ?2
-               WHERE prefix = ?1 AND due_ms > ?2 AND routing_key IN (SELECT value FROM json_each(?3))";
-    db.prepare_cached(sql)?.execute(params![prefix, now_ms(), keys])
+               WHERE prefix = ?1 AND due_ms > ?2 AND routing_key IN (SELECT value FROM json_each(?3))
+                 AND ifnull(headers ->> ?4, '') <> ''";
+    let header = format!("$.\"{DEFERRED_SINCE}\"");
+    db.prepare_cached(sql)?.execute(params![prefix, now_ms(), keys, header])
 }
 
 /// When the next copy comes back, in milliseconds since 1970.

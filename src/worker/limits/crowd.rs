@@ -78,12 +78,25 @@ impl Crowd {
         since
     }
 
-    pub(super) fn end(&mut self, whole: &mut Whole, since: Instant) {
+    /// A transfer has ended, and if it delivered, how long that took.
+    pub(super) fn end(&mut self, whole: &mut Whole, since: Instant, took: Option<Duration>) {
         if let Some(place) = self.running.iter().position(|begun| *begun == since) {
             self.running.swap_remove(place);
-            whole.ends(self.running.len(), since.elapsed());
+            whole.ends(self.running.len());
         }
-        self.measure(since.elapsed());
+        if let Some(took) = took {
+            self.measure(took);
+            whole.measure(took.as_secs_f64());
+        }
+    }
+
+    /// The transfer begins only now; what it is known by from here on.
+    pub(super) fn begin_anew(&mut self, since: Instant) -> Instant {
+        let now = Instant::now();
+        if let Some(begun) = self.running.iter_mut().find(|begun| **begun == since) {
+            *begun = now;
+        }
+        now
     }
 
     pub(super) fn wait(&mut self, waiter: Waiter, whole: &mut Whole) {
@@ -106,9 +119,14 @@ impl Crowd {
         Some(waiter)
     }
 
-    /// What it may have as things are.
+    /// What it may have as things are. One that is quick as a rule and has a long transfer under way may have one more for the next file.
     pub(super) fn weigh(&mut self, whole: &Whole) {
-        self.may = self.limit.min(whole.leaves(self.running.len(), self.takes()));
+        self.may = if whole.is_slow(self.takes()) {
+            let more = u32::from(self.took != 0.0 && !whole.is_slow(self.took));
+            self.limit.min(whole.leaves(self.running.len()) + more)
+        } else {
+            self.limit
+        };
     }
 
     /// Whether jobs wait for slots that others need, not for its own transfers to end.
@@ -165,12 +183,14 @@ impl Crowd {
         self.running.len() >= self.may as usize
     }
 
-    /// Seconds of a transfer: those that run may show that it takes longer than it did.
+    /// Seconds of a transfer: those that run may show that it takes longer than it did, but a long one among quick ones does not.
     fn takes(&self) -> f64 {
         let usual = if self.took == 0.0 { UNKNOWN } else { self.took };
-        let count = u32::try_from(self.running.len()).unwrap_or(u32::MAX).max(1);
-        let age: f64 = self.running.iter().map(|begun| begun.elapsed().as_secs_f64()).sum();
-        usual.max(age / f64::from(count))
+        let mut begun = self.running.clone();
+        begun.sort_unstable();
+        // The younger half of them is at most this old.
+        let median = begun.get(begun.len() / 2).map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+        usual.max(median)
     }
 
     fn measure(&mut self, took: Duration) {

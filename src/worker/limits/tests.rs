@@ -26,6 +26,12 @@ fn now(limits: &Arc<Limits>, destination: &Destination) -> Pass {
     }
 }
 
+/// It has sent its file.
+fn delivered(mut pass: Pass) {
+    let took = pass.since.elapsed();
+    pass.delivered(took);
+}
+
 fn soon(limits: &Arc<Limits>, destination: &Destination, lane: Lane) -> oneshot::Receiver<Pass> {
     match limits.ask(destination, lane) {
         Turn::Soon(called) | Turn::AtOnce(called) => called,
@@ -92,7 +98,7 @@ async fn a_turn_that_comes_at_once_is_waited_for_even_if_many_wait() {
     let acme = destination(None, None);
     let first = now(&limits, &acme);
     tokio::time::advance(Duration::from_millis(10)).await;
-    drop(first);
+    delivered(first);
     let _running: Vec<_> = (0..8).map(|_| now(&limits, &acme)).collect();
     let waiting: Vec<_> = (0..40).map(|_| limits.ask(&acme, Lane::Scheduled)).collect();
     assert!(matches!(waiting[0], Turn::Soon(_)));
@@ -106,18 +112,6 @@ async fn a_burst_for_a_customer_of_whom_nothing_is_known_is_not_sent_away() {
     assert!(turns.iter().all(|turn| !matches!(turn, Turn::Later(_, DeferCause::Concurrency))));
 }
 
-#[tokio::test(start_paused = true)]
-async fn those_that_are_called_back_stay_away_no_longer() {
-    let (limits, acme) = (limits(), destination(None, None));
-    let _running = (now(&limits, &acme), now(&limits, &acme));
-    for _ in 0..1000 {
-        limits.deferred(&acme.id, Duration::from_secs(600));
-    }
-    assert_eq!(limits.waiting()[&acme.id].1, 1000);
-    limits.called_back(&acme.id);
-    assert!(limits.waiting().is_empty());
-}
-
 /// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time: each comes back when its wait is over.
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_jobs_for_one_destination_make_no_churn_and_leave_it_no_pause() {
@@ -129,12 +123,10 @@ async fn ten_thousand_jobs_for_one_destination_make_no_churn_and_leave_it_no_pau
     let mut called: Vec<oneshot::Receiver<Pass>> = Vec::new();
     while left > 0 {
         let now = Instant::now();
-        running.retain(|(ends, _)| {
-            *ends > now || {
-                left -= 1;
-                false
-            }
-        });
+        for (_, pass) in running.extract_if(.., |(ends, _)| *ends <= now) {
+            left -= 1;
+            delivered(pass);
+        }
         called.retain_mut(|call| match call.try_recv() {
             Ok(pass) => {
                 running.push((now + Duration::from_secs(1), pass));
@@ -209,11 +201,11 @@ async fn with_a_slow_one(slow: &Destination) -> Arc<Limits> {
     let (limits, quick) = (new(8, 16), of("quick"));
     let first = now(&limits, slow);
     tokio::time::advance(Duration::from_secs(2)).await;
-    drop(first);
+    delivered(first);
     for _ in 0..200 {
         let pass = now(&limits, &quick);
         tokio::time::advance(Duration::from_millis(20)).await;
-        drop(pass);
+        delivered(pass);
     }
     limits
 }
@@ -251,10 +243,63 @@ async fn where_all_take_long_nobody_is_slow() {
     for n in 0..16 {
         let pass = now(&limits, &of(&format!("other-{}", n % 8)));
         tokio::time::advance(Duration::from_secs(600)).await;
-        drop(pass);
+        delivered(pass);
     }
     let _others: Vec<_> = (0..8).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
     let _one: Vec<_> = (0..7).map(|_| now(&limits, &of("other-0"))).collect();
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_slow_destinations_leave_slots_to_a_quick_one_that_comes_now_and_then() {
+    let (slow, slower) = (of("slow"), of("slower"));
+    let limits = with_a_slow_one(&slow).await;
+    let running: Vec<_> =
+        (0..16).map(|n| limits.ask(if n % 2 == 0 { &slow } else { &slower }, Lane::Scheduled)).collect();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    for _ in 0..100 {
+        let quick = now(&limits, &of("quick"));
+        tokio::time::advance(Duration::from_millis(20)).await;
+        delivered(quick);
+    }
+    assert!(limits.state().whole.running() <= 12, "a quarter is nobody's share");
+    drop(running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_a_long_transfer_the_next_file_of_the_same_customer_may_go() {
+    let (limits, acme) = (with_a_slow_one(&of("slow")).await, of("quick"));
+    let _long = now(&limits, &acme);
+    tokio::time::advance(Duration::from_secs(3 * 3600)).await;
+    let _others: Vec<_> = (0..14).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
+    let next = now(&limits, &acme);
+    let another = now(&limits, &acme);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    drop(next);
+    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Soon(_)), "both that are left are long");
+    drop(another);
+    drop(now(&limits, &acme));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_delivered_says_nothing_of_how_quick_a_destination_is() {
+    let limits = with_a_slow_one(&of("slow")).await;
+    for _ in 0..1000 {
+        drop(now(&limits, &of("refused")));
+    }
+    let _others: Vec<_> = (0..14).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
+    let _quick = (now(&limits, &of("quick")), now(&limits, &of("quick")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_a_slot_is_not_the_destinations() {
+    let limits = with_a_slow_one(&of("slow")).await;
+    let mut pass = now(&limits, &of("quick"));
+    tokio::time::advance(Duration::from_secs(20)).await;
+    pass.begin();
+    let _others: Vec<_> = (0..14).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
+    let _second = now(&limits, &of("quick"));
+    delivered(pass);
+    assert!(limits.state().whole.running() == 15, "the one that began anew is the one that has ended");
 }
 
 proptest::proptest! {
@@ -272,7 +317,7 @@ async fn play(steps: &[(usize, u8, u64)]) {
     let (mut running, mut waiting) = (Vec::<Pass>::new(), Vec::<oneshot::Receiver<Pass>>::new());
     for (which, act, then) in steps {
         match act {
-            0 if !running.is_empty() => drop(running.swap_remove(which % running.len())),
+            0 if !running.is_empty() => delivered(running.swap_remove(which % running.len())),
             1 if !waiting.is_empty() => drop(waiting.swap_remove(which % waiting.len())),
             _ => match limits.ask(&destinations[*which], Lane::Scheduled) {
                 Turn::Now(pass) => running.push(pass),

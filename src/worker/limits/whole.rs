@@ -1,7 +1,6 @@
 //! All transfers of a worker together: what is usual, and what is left for one destination while others need the slots.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use crate::destination::DestinationId;
 
@@ -39,25 +38,32 @@ impl Whole {
     }
 
     /// A transfer has ended that left its destination `own` of them.
-    pub(super) fn ends(&mut self, own: usize, took: Duration) {
+    pub(super) fn ends(&mut self, own: usize) {
         self.running = self.running.saturating_sub(1);
         self.active = self.active.saturating_sub(u32::from(own == 0));
-        let took = took.as_secs_f64().max(SHORTEST);
+    }
+
+    /// A file was delivered within this time.
+    pub(super) fn measure(&mut self, took: f64) {
+        let took = took.max(SHORTEST);
         self.took = Some(self.took.map_or(took, |usual| usual * (took / usual).powf(WEIGHT)));
     }
 
-    /// How many transfers a destination may have that has `own` of them, which take `takes` seconds each.
+    /// Whether transfers that take so many seconds are slow.
+    pub(super) fn is_slow(&self, takes: f64) -> bool {
+        self.took.is_some_and(|usual| takes > usual * SLOW)
+    }
+
+    /// How many transfers a slow destination may have that has `own` of them.
     ///
     /// A quick one gives its slots back at once; a slow one would by and by sit on all that it is allowed. So while most slots are taken it
     /// has no more than its share of them; a quarter of the slots is nobody's share.
-    pub(super) fn leaves(&self, own: usize, takes: f64) -> u32 {
-        if self.took.is_none_or(|usual| takes <= usual * SLOW) {
-            return u32::MAX;
-        }
-        let share = self.slots / (self.active + u32::from(own == 0)).max(1);
+    pub(super) fn leaves(&self, own: usize) -> u32 {
+        let shared = self.slots - self.slots / 4;
+        let active = self.active + u32::from(own == 0);
+        let share = if active <= 1 { self.slots } else { shared / active };
         let others = self.running.saturating_sub(u32::try_from(own).unwrap_or(u32::MAX));
-        let spare = (self.slots - self.slots / 4).saturating_sub(others);
-        share.max(spare).max(1)
+        share.max(shared.saturating_sub(others)).max(1)
     }
 
     /// Whether a destination has jobs that wait for slots which others need.
@@ -71,6 +77,11 @@ impl Whole {
 
     pub(super) fn held_back(&self) -> Vec<DestinationId> {
         self.held_back.iter().cloned().collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn running(&self) -> u32 {
+        self.running
     }
 
     /// Whether nothing runs and nobody waits.

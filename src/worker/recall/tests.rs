@@ -33,8 +33,10 @@ async fn jobs_may_wait_until_the_last_one_is_back() {
     tokio::time::advance(Duration::from_secs(1)).await;
     assert!(!recalls.may_wait(&id("acme")));
     recalls.sent_away(&id("acme"), Duration::from_secs(600));
-    recalls.called_back(&set(&["acme"]));
-    assert!(!recalls.may_wait(&id("acme")));
+    let taken = recalls.take(&set(&["acme"]));
+    assert!(!recalls.may_wait(&id("acme")), "what is sent away from now on is known anew");
+    recalls.put_back(taken);
+    assert!(recalls.may_wait(&id("acme")), "it was not called back after all");
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,6 +29,7 @@ impl Rabbit {
         for number in 0..COUNT {
             let mut headers = FieldTable::default();
             headers.insert("consign-wait".into(), AMQPValue::LongString(rung.into()));
+            headers.insert("x-deferred-since".into(), AMQPValue::LongString("2026-11-22T10:00:00Z".into()));
             let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
             let (exchange, key) = (self.name("wait"), format!("job.scheduled.{}", destination(number)));
             let (options, body) = (BasicPublishOptions::default(), number.to_string());
@@ -85,7 +86,7 @@ async fn thousands_that_wait_for_others_go_back_in_their_order_and_come_at_their
 async fn a_recall_that_is_broken_off_leaves_everything_and_one_that_must_hold_too_much_says_so() {
     let rabbit = Rabbit::new("broken").await;
     rabbit.park("12h").await;
-    let timing = Timing { recall_holds: 2, ..Timing::default() };
+    let timing = Timing { recall_holds: 8, ..Timing::default() };
     let queue = Amqp::start_with(timing, &rabbit.config, "worker", vec![], Arc::new(Metrics::new(10))).unwrap();
     queue.connected(LIMIT).await.unwrap();
     for limit in [30, 60, 120] {

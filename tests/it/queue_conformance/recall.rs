@@ -8,12 +8,13 @@ use bytes::Bytes;
 use consign::destination::DestinationId;
 use consign::lane::Lane;
 use consign::outcome::Step;
-use consign::queue::{Delivery, Properties, Publication, Queue, Recalled, Settlement};
+use consign::queue::{DEFERRED_SINCE, Delivery, Properties, Publication, Queue, Recalled, Settlement};
 use tokio::time::Instant;
 
 use super::{Fixture, headers, next};
 
 const COUNT: usize = 1000;
+const SINCE: &str = "2026-11-22T10:00:00Z";
 
 pub async fn suite(fixture: &impl Fixture) {
     let queue = fixture.open().await;
@@ -45,6 +46,14 @@ pub async fn suite(fixture: &impl Fixture) {
     }
     assert_eq!(seen, expected, "those that wait for longer still do");
     assert_eq!(recall(&queue, &["beta"]).await.count, COUNT as u64 / 4, "they are still there");
+    for waits_no_more in ["", "absent"] {
+        queue.publish(sent(0)).await.unwrap();
+        let got = next(&*queue, Lane::Scheduled).await;
+        let set =
+            [(DEFERRED_SINCE, waits_no_more)].into_iter().filter(|(_, since)| since.is_empty()).collect::<Vec<_>>();
+        queue.settle(got, Settlement::Retry { rung: Step::M10, headers: headers(&set) }, vec![]).await.unwrap();
+    }
+    assert_eq!(recall(&queue, &["acme"]).await, Recalled::default(), "a retry waits for something else");
     queue.close().await;
 }
 
@@ -78,7 +87,7 @@ fn untouched(got: &Delivery) -> usize {
     let number: usize = got.properties.message_id.as_ref().unwrap().parse().unwrap();
     let Publication { routing_key, body, mut properties } = sent(number);
     let rung = if number < COUNT / 2 { "10m" } else { "30s" };
-    properties.headers.extend(headers(&[("consign-wait", rung), ("x-attempt", "2")]));
+    properties.headers.extend(headers(&[("consign-wait", rung), ("x-attempt", "2"), (DEFERRED_SINCE, SINCE)]));
     assert_eq!((&got.routing_key, &got.body, &got.properties), (&routing_key, &body, &properties));
     assert!(!got.redelivered && got.delivery_count == 0, "it looks as if it ended workers: {got:?}");
     number
@@ -94,7 +103,8 @@ async fn park(queue: &Arc<dyn Queue>, rung: Step, numbers: std::ops::Range<usize
     for lane in [Lane::Scheduled, Lane::Backfill] {
         for _ in numbers.clone().filter(|number| of(*number).1 == lane) {
             let (got, queue) = (next(&**queue, lane).await, Arc::clone(queue));
-            let settlement = Settlement::Retry { rung, headers: headers(&[("x-attempt", "2")]) };
+            let settlement =
+                Settlement::Defer { rung, headers: headers(&[("x-attempt", "2"), (DEFERRED_SINCE, SINCE)]) };
             tasks.push(tokio::spawn(async move { queue.settle(got, settlement, vec![]).await.unwrap() }));
         }
     }
