@@ -117,7 +117,8 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
     );
     let supervisor = Supervisor::of_process();
     supervisor.ready();
-    let reloading = Reloading { destinations: &destinations, sessions: &sessions, metrics: &metrics, supervisor };
+    let reloading =
+        Reloading { destinations: &destinations, sessions: &sessions, metrics: &metrics, worker: &worker, supervisor };
     let (end, drain) = (shutdown.end(), shutdown.drain());
     let ending = tokio::select! {
         () = end.cancelled() => None,

@@ -12,7 +12,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 pub(crate) use names::split_arn;
 pub use names::{
@@ -46,6 +46,18 @@ pub struct Destination {
     pub tenant: Option<String>,
 }
 
+impl Destination {
+    /// Whether what AWS says of the other one holds for this one: they are the same bucket, entered and encrypted in the same way.
+    pub fn is_entered_like(&self, other: &Self) -> bool {
+        let place = |one: &Self| (one.bucket.clone(), one.region.clone(), one.prefix.clone(), one.checksum);
+        let key = |one: &Self| one.encryption.as_ref().map(|kms| format!("{kms:?}"));
+        place(self) == place(other)
+            && key(self) == key(other)
+            && self.expected_bucket_owner == other.expected_bucket_owner
+            && self.auth.is_like(&other.auth)
+    }
+}
+
 /// How consign gets into the customer's account.
 #[derive(Debug, Clone)]
 pub enum Auth {
@@ -65,6 +77,21 @@ pub enum Auth {
     },
 }
 
+impl Auth {
+    /// Whether the same credentials are meant. What a file holds now is not looked at.
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::IamRole { role_arn, external_id }, Self::IamRole { role_arn: role, external_id: id }) => {
+                role_arn == role && external_id == id
+            }
+            (Self::AccessKey { access_key_id, secret }, Self::AccessKey { access_key_id: key, secret: other }) => {
+                access_key_id == key && secret.is_like(other)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Where a secret is kept. A file is read again when the service refuses the key, so that a rotated secret is picked up.
 #[derive(Debug, Clone)]
 pub enum SecretSource {
@@ -72,6 +99,16 @@ pub enum SecretSource {
     Inline(SecretString),
     /// Read from this file, trailing white space removed.
     File(PathBuf),
+}
+
+impl SecretSource {
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Inline(one), Self::Inline(other)) => one.expose_secret() == other.expose_secret(),
+            (Self::File(one), Self::File(other)) => one == other,
+            _ => false,
+        }
+    }
 }
 
 /// Server-side encryption with a key of the customer (SSE-KMS).

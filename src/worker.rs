@@ -201,6 +201,12 @@ impl Worker {
         self.call_back(destination, known, now);
     }
 
+    /// The configuration of a destination has changed: what was found out about the old one counts no more, and what waits for its
+    /// repair is called back.
+    pub fn destination_changed(&self, destination: &DestinationId) {
+        self.reset_circuit(destination);
+    }
+
     /// `Ok` while jobs are taken; else why not.
     pub fn ready(&self) -> Result<(), String> {
         self.health.fault().map_or_else(|| self.parts.queue.ready(), Err)

@@ -6,18 +6,20 @@ use tokio::sync::watch;
 
 use crate::admin::AdminState;
 use crate::config::{Config, Reload};
-use crate::destination::Destinations;
+use crate::destination::{Destination, DestinationId, Destinations};
 use crate::metrics::Metrics;
 use crate::session::Sessions;
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Log;
+use crate::worker::Worker;
 
 /// What a reload changes, and whom it tells.
 pub(super) struct Reloading<'a> {
     pub(super) destinations: &'a watch::Sender<Arc<Destinations>>,
     pub(super) sessions: &'a Sessions,
     pub(super) metrics: &'a Metrics,
+    pub(super) worker: &'a Worker,
     pub(super) supervisor: Supervisor,
 }
 
@@ -38,9 +40,12 @@ impl Reloading<'_> {
         match loaded {
             Ok(config) => {
                 announce(self.metrics, &config.destinations);
-                tracing::info!(destinations = config.destinations.len(), "the configuration was reloaded");
-                self.destinations.send_replace(config.destinations);
+                let (count, now) = (config.destinations.len(), config.destinations.clone());
+                let before = self.destinations.send_replace(config.destinations);
                 self.sessions.forget_refusals();
+                let changed = changed(&before, &now);
+                tracing::info!(destinations = count, changed = changed.len(), "the configuration was reloaded");
+                changed.into_iter().for_each(|id| self.worker.destination_changed(id));
                 self.metrics.set_reload_successful(true);
             }
             Err(problems) => {
@@ -49,6 +54,14 @@ impl Reloading<'_> {
             }
         }
     }
+}
+
+/// Those that are entered otherwise than before. New ones are not among them.
+fn changed<'a>(before: &Destinations, now: &'a Destinations) -> Vec<&'a DestinationId> {
+    let other = |(id, one): &(&DestinationId, &Arc<Destination>)| {
+        before.get(*id).is_some_and(|before| !before.is_entered_like(one))
+    };
+    now.iter().filter(other).map(|(id, _)| id).collect()
 }
 
 /// Destinations have their series from the start on.

@@ -47,3 +47,36 @@ async fn a_new_destination_becomes_usable_and_a_bad_file_keeps_the_old_one() {
     .await;
     shop.close().await;
 }
+
+#[tokio::test]
+async fn a_section_that_is_corrected_lets_the_jobs_go_that_wait_for_it() {
+    let mut shop = Shop::open("corrected").await;
+    let mut wrong = role_destination("nowhere", "111111111111");
+    shop.site.destination("beta", &wrong);
+    shop.worker.rewrite_config(&shop.site.toml());
+    shop.worker.reload();
+    let url = shop.site.file("f", b"hello");
+    let open = "consign_destination_circuit_open";
+    until("the circuit is open", Duration::from_secs(30), async || {
+        let id = format!("wait-{}", crate::testbed::unique("n"));
+        shop.site.broker.schedule(&job(&id, &url, "beta", &id)).await;
+        (shop.worker.metric(open, "destination=\"beta\"").await == 1.0).then_some(())
+    })
+    .await;
+    shop.site.broker.schedule(&job("waits", &url, "beta", "waits")).await;
+    until("it waits", Duration::from_secs(30), async || {
+        (shop.worker.metric("consign_deferred_total", "cause=\"circuit\"").await >= 1.0).then_some(())
+    })
+    .await;
+
+    wrong["bucket"] = "acme".into();
+    shop.site.destination("beta", &wrong);
+    shop.worker.rewrite_config(&shop.site.toml());
+    shop.worker.reload();
+    shop.delivered("waits").await;
+    let back = "jobs that waited for destinations that were reset are back";
+    until("it was called back", Duration::from_secs(30), async || shop.worker.log().contains(back).then_some(())).await;
+    assert_eq!(shop.worker.metric(open, "destination=\"beta\"").await, 0.0);
+    assert!(shop.worker.log().contains("\"changed\":1"), "the log says that a section is another");
+    shop.close().await;
+}
