@@ -32,6 +32,7 @@ async fn park(site: &Site, destination: &str) {
         let job = job_for(site, destination, number);
         let mut headers = FieldTable::default();
         headers.insert("consign-wait".into(), AMQPValue::LongString("10m".into()));
+        headers.insert("x-deferred-since".into(), AMQPValue::LongString(jiff::Timestamp::now().to_string().into()));
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_message_id(job["id"].as_str().unwrap().into())
