@@ -42,13 +42,14 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     let metrics = Arc::new(Metrics::new(1));
     let identity = Identity::load(&config.aws).await;
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
+    let mut told = None;
     let report = match args.destination {
         None => of_the_worker(&config, &sessions, &show).await,
         Some(name) => match find(&config, &name) {
             Ok(destination) => match of_a_destination(Kit::with(&config, sessions, metrics), &destination, &show).await
             {
                 Some(report) => {
-                    tell(&config, &destination, &report).await;
+                    told = tell(&config, &destination, &report).await;
                     report
                 }
                 None => return complain(INTERRUPTED, Exit::Signal(Signal::Interrupt)),
@@ -57,7 +58,10 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
         },
     };
     match show.report(&report) {
-        Exit::Done => exit(&report),
+        Exit::Done => {
+            told.iter().for_each(|told| show.after(told));
+            exit(&report)
+        }
         unwritable => unwritable,
     }
 }
@@ -127,14 +131,23 @@ async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> Rep
 }
 
 /// A destination that is ready has no open circuit, wherever it was open. Whoever tests on a machine without a broker tests all the
-/// same.
-async fn tell(config: &Config, destination: &Destination, report: &Report) {
-    if report.verdict != Verdict::Ready || config.broker.url.is_none() {
-        return;
+/// same, and is told what the workers know.
+async fn tell(config: &Config, destination: &Destination, report: &Report) -> Option<String> {
+    if report.verdict != Verdict::Ready {
+        return None;
     }
-    if let Ok(Err(problem)) = tokio::time::timeout(TELLING, super::status::mended(config, &destination.id)).await {
-        tracing::warn!(%problem, "the workers were not told that this destination is ready; `consign status reset` does it");
+    let id = &destination.id;
+    if config.broker.url.is_none() {
+        return Some("no worker was told, as no broker.url is configured here".to_owned());
     }
+    let why = match tokio::time::timeout(TELLING, super::status::mended(config, id)).await {
+        Ok(Ok(_)) => return Some(format!("every worker is told: what waits for {id} is tried again")),
+        Ok(Err(problem)) => problem.to_string(),
+        Err(_) => format!("the broker does not answer within {} s", TELLING.as_secs()),
+    };
+    Some(format!(
+        "the workers could not be told ({why}); `consign status reset {id}` tells them, or they find out within 10 minutes"
+    ))
 }
 
 fn exit(report: &Report) -> Exit {

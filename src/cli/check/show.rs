@@ -39,6 +39,11 @@ impl Show {
         cli::print(&verdict(report))
     }
 
+    /// What is no part of the report.
+    pub(super) fn after(&self, text: &str) {
+        self.say(text);
+    }
+
     fn say(&self, text: &str) {
         if self.json {
             // Standard error may be closed; that ends nothing.

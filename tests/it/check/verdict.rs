@@ -232,3 +232,28 @@ async fn the_embedded_queue_is_tested_and_not_made() {
     let (answer, exit) = check_worker(&site);
     assert_eq!((codes(&answer, "failed"), exit), (vec!["broker_unavailable".to_owned()], 69), "{answer:#}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_passing_check_says_whether_the_workers_were_told() {
+    let (mut site, _s3) = customer().await;
+    site.destination("acme", &by_role());
+    let said = |site: &Site, arguments: &[&str]| {
+        let output = run(site, arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap())
+    };
+    let [shown, _] = said(&site, &["check", "acme"]);
+    let (_, after) = shown.split_once("verdict: ready").unwrap();
+    for part in ["the workers could not be told (", "queue.db is not there", "`consign status reset acme` tells them"] {
+        assert!(after.contains(part), "`{part}` is not in: {shown}");
+    }
+    site.topology();
+    let [shown, _] = said(&site, &["check", "acme"]);
+    assert!(shown.trim_end().ends_with("every worker is told: what waits for acme is tried again"), "{shown}");
+    let [answer, noted] = said(&site, &["check", "acme", "--json"]);
+    assert!(serde_json::from_str::<Value>(&answer).is_ok(), "data alone: {answer}");
+    assert!(noted.contains("every worker is told"), "{noted}");
+    site.unset("broker.url");
+    let [shown, _] = said(&site, &["check", "acme"]);
+    assert!(shown.contains("no worker was told, as no broker.url is configured here"), "{shown}");
+}
