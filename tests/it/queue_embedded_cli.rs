@@ -204,3 +204,18 @@ async fn the_topology_of_a_file_is_its_tables() {
         assert_eq!(db.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "{table}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
+    let mut site = Site::embedded("unknown");
+    let _s3 = furnish(&mut site).await;
+    site.topology();
+    let output = consign(&site, &["status", "reset", "brokn"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let warned = "brokn is not configured here (there are: acme, acme-kms); sent all the same";
+    assert!(stderr(&output).contains(warned), "{}", stderr(&output));
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("every worker is told to close the circuit of brokn"), "{shown}");
+    let output = consign(&site, &["status", "reset", "acme"]);
+    assert!(output.status.success() && !stderr(&output).contains("not configured"), "{}", stderr(&output));
+}
