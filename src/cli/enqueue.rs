@@ -15,6 +15,7 @@ use url::Url;
 
 use super::left::Workers;
 use super::status::worker_url;
+use super::text::plain;
 use super::{Exit, broker, complain};
 use crate::config::Config;
 use crate::lane::Lane;
@@ -126,6 +127,7 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
     queue.close().await;
     match waiter {
         Some(waiter) if sent.published > 0 => {
+            sent.only().iter().for_each(|id| report.tell(&format!("published {id}")));
             Ok(waiter.finish(args.wait_timeout, sent.failed, &Workers::of(&config, args.admin)).await)
         }
         _ => Ok(sent.exit(&report)),
@@ -138,11 +140,19 @@ struct Sent {
     published: u64,
     failed: u64,
     unavailable: bool,
+    /// The last one that was published.
+    id: String,
 }
 
 impl Sent {
+    /// The id of the job, where it is only one: it may have been made here, and nobody else says it.
+    fn only(&self) -> Option<String> {
+        (self.published == 1 && self.failed == 0).then(|| plain(&self.id))
+    }
+
     fn exit(&self, report: &Report) -> Exit {
-        report.end(&format!("{} published, {} not", self.published, self.failed));
+        let counts = || format!("{} published, {} not", self.published, self.failed);
+        report.end(&self.only().map_or_else(counts, |id| format!("published {id}")));
         match (self.published, self.failed) {
             (_, 0) => Exit::Done,
             (0, _) if self.unavailable => Exit::Unavailable,
@@ -168,6 +178,7 @@ async fn publish(queue: &dyn Queue, input: Input, waiter: Option<&Waiter>, repor
             Ok((job, Ok(()))) => {
                 sent.published += 1;
                 report.published(&job);
+                sent.id = job.id;
             }
             Ok((job, Err(problem))) => {
                 sent.failed += 1;

@@ -219,3 +219,25 @@ async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
     let output = consign(&site, &["status", "reset", "acme"]);
     assert!(output.status.success() && !stderr(&output).contains("not configured"), "{}", stderr(&output));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_that_was_made_is_said() {
+    let mut site = Site::embedded("made");
+    let _s3 = furnish(&mut site).await;
+    site.topology();
+    let url = site.file("f", b"hello");
+    let enqueue = ["enqueue", "--source", &url, "--to", "acme", "--key", "k"];
+    let output = consign(&site, &enqueue);
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.starts_with("published cli/"), "{shown}");
+    let made = |db: &Connection| -> Vec<String> {
+        let mut rows = db.prepare("SELECT message_id FROM jobs ORDER BY rowid").unwrap();
+        rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    let db = Connection::open(file(&site)).unwrap();
+    assert_eq!(made(&db), [shown.trim_end().trim_start_matches("published ")]);
+    let output = consign(&site, &[&enqueue[..], &["--wait", "--wait-timeout", "1ms"]].concat());
+    assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+    let id = made(&db).pop().unwrap();
+    assert!(stderr(&output).contains(&format!("published {id}")), "{}", stderr(&output));
+}

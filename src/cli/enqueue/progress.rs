@@ -100,6 +100,13 @@ impl Report {
         self.bar.suspend(|| drop(writeln!(std::io::stderr(), "{text}")));
     }
 
+    /// A note that data says already, where data is asked for.
+    pub(in crate::cli) fn tell(&self, text: &str) {
+        if !self.json {
+            self.say(text);
+        }
+    }
+
     /// The last words.
     pub(in crate::cli) fn end(&self, summary: &str) {
         self.bar.finish_and_clear();
