@@ -158,6 +158,12 @@ pub(super) fn lines(waiting: &[Waiting]) -> String {
     lines.collect::<String>() + &more
 }
 
+/// As [`lines`], of open circuits alone.
+pub(super) fn circuits(waiting: &[Waiting]) -> String {
+    let open: Vec<_> = waiting.iter().filter(|waiting| waiting.state == State::CircuitOpen).cloned().collect();
+    lines(&open)
+}
+
 /// Whom to ask for open circuits.
 #[derive(Debug)]
 pub(super) struct Workers {
@@ -219,6 +225,7 @@ mod tests {
             "1 for beta is queued or at work (others failed last by timeout)",
         ];
         assert_eq!(waiting.iter().map(Waiting::line).collect::<Vec<_>>(), expected);
+        assert_eq!(super::circuits(&waiting), format!("\n  {}", expected[0]));
         let json = serde_json::to_value(&waiting[0]).unwrap();
         let fields = ["jobs", "destination", "state", "reason", "hint"].map(|field| json[field].clone());
         assert_eq!(

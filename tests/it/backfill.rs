@@ -206,6 +206,8 @@ async fn jobs_that_are_left_are_told_with_what_they_wait_for() {
         exits(&output, 75);
         let summary = String::from_utf8_lossy(&output.stdout);
         assert!(summary.contains("10 left (the time is over)") && summary.contains(waits), "{summary}");
+        let meanwhile = said(&output);
+        assert_eq!(meanwhile.matches(&format!("waiting:\n  {waits}")).count(), 1, "once, as it stays so: {meanwhile}");
         let output = consign(&site, &[&base[..], &["1s", "--json"]].concat());
         exits(&output, 75);
         let lines = String::from_utf8(output.stdout).unwrap();

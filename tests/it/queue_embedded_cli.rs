@@ -1,10 +1,12 @@
 //! The commands on the embedded queue: `run`, `enqueue`, `topology`; and what they say when the file can't be used.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::shop::furnish;
@@ -240,4 +242,27 @@ async fn the_id_that_was_made_is_said() {
     assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
     let id = made(&db).pop().unwrap();
     assert!(stderr(&output).contains(&format!("published {id}")), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_wait_says_that_the_jobs_stay_and_ends_with_130() {
+    let mut site = Site::embedded("interrupted");
+    let _s3 = furnish(&mut site).await;
+    site.topology();
+    let config = site.dir.path().join("wait.toml");
+    std::fs::write(&config, site.toml()).unwrap();
+    let url = site.file("f", b"hello");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
+    command.args(["enqueue", "--source", &url, "--to", "acme", "--key", "k", "--id", "a", "--wait", "--config"]);
+    command.arg(config).env_clear().envs(site.variables()).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    tokio::task::block_in_place(|| lines.find(|line| line.as_ref().unwrap() == "published a")).unwrap().unwrap();
+    // It listens for the signal just after that line.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = tokio::task::block_in_place(|| child.wait_with_output()).unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{shown}");
+    assert!(shown.contains("0 delivered, 1 left (interrupted; the jobs stay queued)"), "{shown}");
 }

@@ -1,6 +1,7 @@
 //! Waiting for outcomes: subscribed before the first job is published, so that none is missed.
 
 use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,12 @@ use crate::cli::left::{self, Open, Waiting, Workers};
 use crate::config::BrokerConfig;
 use crate::outcome::OutcomeKind;
 use crate::queue::{Outcomes, QueueError};
+use crate::shutdown::Signal;
+
+/// Without an outcome for so long, it is asked why.
+const QUIET: Duration = Duration::from_secs(5);
+/// Once that was said, it is asked again no sooner than after this.
+const SAID: Duration = Duration::from_secs(10);
 
 /// What is known of the jobs that were published.
 #[derive(Debug, Default)]
@@ -201,26 +208,66 @@ impl Waiter {
         let tally = self.ledger.tally();
         self.report.waiting(tally.all());
         self.report.already(tally.all().saturating_sub(u64::try_from(tally.open()).unwrap_or(u64::MAX)));
-        let (ledger, report) = (Arc::clone(&self.ledger), Arc::clone(&self.report));
-        let ended = self.changed.wait_for(|()| {
-            let tally = ledger.tally();
-            report.numbers(&tally.to_string());
-            tally.open() == 0 || ledger.lost().is_some()
-        });
-        let in_time = within(limit, ended).await;
+        let end = self.end(limit, workers).await;
         self.task.abort();
         let tally = self.ledger.tally();
         let mut summary = tally.to_string();
+        if end == End::Interrupted {
+            self.report.end(&format!("{summary} (interrupted; the jobs stay queued)"));
+            return Exit::Signal(Signal::Interrupt);
+        }
         if tally.open() > 0 {
             let why = self.ledger.lost().clone();
-            let why =
-                why.unwrap_or_else(|| if in_time { "the broker was lost" } else { "the time is over" }.to_owned());
+            let late = if end == End::Late { "the time is over" } else { "the broker was lost" };
+            let why = why.unwrap_or_else(|| late.to_owned());
             let waiting = self.ledger.waiting(workers).await;
             self.report.line(&json!({ "waiting_for": waiting }));
             summary = format!("{summary} ({why}){}", left::lines(&waiting));
         }
         self.report.end(&summary);
         exit(tally, unpublished)
+    }
+
+    /// Waits, and says meanwhile why nothing comes.
+    async fn end(&mut self, limit: Option<Duration>, workers: &Workers) -> End {
+        let (ledger, report) = (Arc::clone(&self.ledger), Arc::clone(&self.report));
+        let ended = self.changed.wait_for(|()| {
+            let tally = ledger.tally();
+            report.numbers(&tally.to_string());
+            tally.open() == 0 || ledger.lost().is_some()
+        });
+        tokio::select! {
+            in_time = within(limit, ended) => if in_time { End::All } else { End::Late },
+            Ok(()) = tokio::signal::ctrl_c() => End::Interrupted,
+            never = explain(&self.ledger, &self.report, workers) => match never {},
+        }
+    }
+}
+
+/// How a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Every job did, or the broker is lost.
+    All,
+    Late,
+    Interrupted,
+}
+
+/// Says which circuits are why nothing comes, and again when that has changed. Who is told outcomes needs no more.
+async fn explain(ledger: &Ledger, report: &Report, workers: &Workers) -> Infallible {
+    let (mut said, mut pause) = (String::new(), QUIET);
+    loop {
+        let before = ledger.tally();
+        tokio::time::sleep(pause).await;
+        if ledger.tally() != before {
+            continue;
+        }
+        let why = left::circuits(&ledger.waiting(workers).await);
+        if why != said && !why.is_empty() {
+            report.say(&format!("waiting:{why}"));
+            pause = SAID;
+        }
+        said = why;
     }
 }
 
