@@ -136,6 +136,10 @@ async fn nothing_is_done_without_a_choice_and_a_dry_run_does_nothing() {
         assert_eq!(world.listed(&["--job", "b"]).len(), 1);
         assert_eq!(world.listed(&["--limit", "1"]).len(), 1);
         assert!(world.listed(&["--class", "destination"]).is_empty());
+        for command in [&["list"][..], &["requeue"], &["requeue", "--dry-run"], &["discard", "--yes"]] {
+            let said = world.dead_ends(0, &[command, &["--job", "nobody"]].concat());
+            assert!(said.contains("no dead letter matches"), "{command:?}: {said}");
+        }
         let said = world.dead_ends(0, &["discard", "--job", "a", "--yes"]);
         assert!(said.contains("1 discarded"), "{said}");
         assert_eq!(world.listed(&[])[0]["job_id"], "b");

@@ -40,7 +40,7 @@ pub(super) async fn execute(args: DiscardArgs, config: &Config, json: bool) -> R
         }
         let meant = meant(config, args.filter.choice()).await?;
         if meant.is_empty() || !confirmed(meant.len()).await {
-            note("nothing was discarded");
+            note(if meant.is_empty() { "no dead letter matches" } else { "nothing was discarded" });
             return Ok(Exit::Done);
         }
         // What came meanwhile was not asked about.

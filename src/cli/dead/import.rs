@@ -46,7 +46,7 @@ pub(super) async fn execute(args: ImportArgs, config: &Config, json: bool) -> Re
         }
     }
     letters.close().await;
-    Ok(report.end(&format!("put back, {known} there already")))
+    Ok(report.sum_up(&format!("put back, {known} there already")))
 }
 
 async fn names(letters: &mut DeadLetters) -> Result<HashSet<LetterId>, QueueError> {

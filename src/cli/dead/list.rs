@@ -79,7 +79,7 @@ fn counted(reasons: BTreeMap<String, u64>, others: bool) -> String {
     let total: u64 = reasons.iter().map(|(_, count)| count).sum();
     let listed: Vec<_> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     match total {
-        0 if others => "no dead letter is meant by that".to_owned(),
+        0 if others => "no dead letter matches".to_owned(),
         0 => "there are no dead letters".to_owned(),
         1 => format!("1 dead letter: {}", listed.join(", ")),
         _ => format!("{total} dead letters: {}", listed.join(", ")),
@@ -94,7 +94,7 @@ mod tests {
     fn the_most_frequent_reason_is_first() {
         let reasons = BTreeMap::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
         assert_eq!(counted(reasons, true), "3 dead letters: b 2, a 1");
-        assert_eq!(counted(BTreeMap::new(), true), "no dead letter is meant by that");
+        assert_eq!(counted(BTreeMap::new(), true), "no dead letter matches");
         assert_eq!(counted(BTreeMap::new(), false), "there are no dead letters");
     }
 }

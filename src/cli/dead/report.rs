@@ -78,17 +78,30 @@ impl Report {
         self.bar.suspend(|| note(text));
     }
 
-    /// The last words.
+    /// The last words. `words` is what was done to the letters that were meant, if there were any.
     pub(super) fn end(&self, words: &str) -> Exit {
-        self.bar.finish_and_clear();
+        let nothing = self.done + self.refused + self.failed == 0 && self.stopped_by.is_none();
+        match self.bar.length() {
+            Some(0) if nothing => self.close("there are no dead letters"),
+            _ if nothing => self.close("no dead letter matches"),
+            _ => self.sum_up(words),
+        }
+    }
+
+    /// As [`Self::end`], where it is not asked whether any were meant.
+    pub(super) fn sum_up(&self, words: &str) -> Exit {
         let refused = if self.refused > 0 { format!(", {} refused", self.refused) } else { String::new() };
         let failed = if self.failed > 0 { format!(", {} failed", self.failed) } else { String::new() };
         let ended = if self.stopped_by.is_some() { "; not all were looked at" } else { "" };
-        let summary = format!("{} {words}{refused}{failed}{ended}", self.done);
+        self.close(&format!("{} {words}{refused}{failed}{ended}", self.done))
+    }
+
+    fn close(&self, summary: &str) -> Exit {
+        self.bar.finish_and_clear();
         if self.json {
-            note(&summary);
+            note(summary);
         } else {
-            print(&summary);
+            print(summary);
         }
         self.exit()
     }

@@ -71,7 +71,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
         Ok(()) = tokio::signal::ctrl_c() => Some(Signal::Interrupt),
     };
     if let Some(signal) = ended {
-        report.end("requeued before the interruption");
+        report.sum_up("requeued before the interruption");
         letters.close().await;
         if tests {
             // One that was under way gives up what it had begun.
