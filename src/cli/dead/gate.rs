@@ -18,6 +18,7 @@ pub(super) struct Gate<'a> {
     config: &'a Config,
     workers: &'a [Url],
     asker: Asker,
+    tests: bool,
     kit: Option<Kit>,
     known: BTreeMap<String, Answer>,
 }
@@ -34,9 +35,10 @@ pub(super) struct Answer {
 }
 
 impl<'a> Gate<'a> {
-    /// `workers` are asked for open circuits, and the configuration has the destinations that can be tested.
-    pub(super) fn new(config: &'a Config, workers: &'a [Url], asker: Asker) -> Self {
-        Self { config, workers, asker, kit: None, known: BTreeMap::new() }
+    /// `workers` are asked for open circuits, and the configuration has the destinations that can be tested. Without `tests` they are
+    /// only looked for there.
+    pub(super) fn new(config: &'a Config, workers: &'a [Url], asker: Asker, tests: bool) -> Self {
+        Self { config, workers, asker, tests, kit: None, known: BTreeMap::new() }
     }
 
     /// Whether jobs of this letter's destination may go back.
@@ -54,7 +56,7 @@ impl<'a> Gate<'a> {
                 Answer { refusal: None, remark: Some(remark.to_owned()), is_news: true }
             }
             None => match self.test(&name).await {
-                Ok(()) => Answer { refusal: None, remark: None, is_news: false },
+                Ok(remark) => Answer { refusal: None, is_news: remark.is_some(), remark },
                 Err(why) => refused(why),
             },
         };
@@ -76,14 +78,18 @@ impl<'a> Gate<'a> {
         None
     }
 
-    async fn test(&mut self, name: &str) -> Result<(), String> {
+    /// What is to be said of a destination that is fit, or why it is not.
+    async fn test(&mut self, name: &str) -> Result<Option<String>, String> {
         let destination = self.find(name)?;
+        if !self.tests {
+            return Ok(Some("the connection was not tested (dry run)".to_owned()));
+        }
         let kit = match self.kit.take() {
             Some(kit) => kit,
             None => Kit::of(self.config).await,
         };
         let report = self.kit.insert(kit).test(&destination, &|_| {}).await;
-        if report.verdict == Verdict::Ready { Ok(()) } else { Err(why_not(&report)) }
+        if report.verdict == Verdict::Ready { Ok(None) } else { Err(why_not(&report)) }
     }
 
     fn find(&self, name: &str) -> Result<Arc<Destination>, String> {

@@ -29,7 +29,7 @@ pub struct RequeueArgs {
     /// All letters there are
     #[arg(long)]
     all: bool,
-    /// Say what would be done, and do nothing; destinations are not tested
+    /// Say what would be done, and do nothing; connections are not tested
     #[arg(long)]
     dry_run: bool,
     /// Requeue no faster than this, such as 30/s, 30/min or 30/h
@@ -58,14 +58,8 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     let mut letters = open(config).await?;
     let mut report = Report::new(letters.count(), json, if args.dry_run { "would be requeued" } else { "requeued" });
     let tests = !args.force && !args.dry_run;
-    let work = Work {
-        dry_run: args.dry_run,
-        force: args.force,
-        gate: tests.then(|| Gate::new(config, &args.admin, asker)),
-        pause,
-        next_at: None,
-        late: 0,
-    };
+    let gate = (!args.force).then(|| Gate::new(config, &args.admin, asker, !args.dry_run));
+    let work = Work { dry_run: args.dry_run, force: args.force, gate, pause, next_at: None, late: 0 };
     let ended = tokio::select! {
         () = work.run(&mut letters, args.filter.choice(), &mut report) => None,
         Ok(()) = tokio::signal::ctrl_c() => Some(Signal::Interrupt),

@@ -15,6 +15,9 @@ async fn a_destination_whose_connection_test_fails_keeps_its_letters_unless_forc
     for mut world in worlds("deadgate").await {
         world.bury(&["a", "b"]).await;
         world.site.destination("acme", &role_destination("nobodys", ACME));
+        let said = world.dead_ends(0, &["requeue", "--all", "--dry-run"]);
+        let untested = "acme: the connection was not tested (dry run)";
+        assert!(said.matches(untested).count() == 1 && said.contains("2 would be requeued"), "{said}");
         let said = world.dead_ends(3, &["requeue", "--all"]);
         assert!(said.contains("acme: its connection test fails at `") && said.contains("2 refused"), "{said}");
         assert_eq!(said.matches("its connection test fails").count(), 1, "it is tested, and said, once: {said}");
@@ -26,8 +29,10 @@ async fn a_destination_whose_connection_test_fails_keeps_its_letters_unless_forc
             assert!(said.contains(part) && !said.contains("this worker"), "`{part}` is not in: {said}");
         }
         world.site.without_destination("acme");
-        let said = world.dead_ends(3, &["requeue", "--all"]);
-        assert!(said.contains("acme: it is not in this configuration"), "{said}");
+        for more in [&["--dry-run"][..], &[]] {
+            let said = world.dead_ends(3, &[&["requeue", "--all"], more].concat());
+            assert!(said.contains("acme: it is not in this configuration") && said.contains("2 refused"), "{said}");
+        }
         let forced = world.dead_ends(0, &["requeue", "--all", "--force"]);
         assert!(forced.contains("2 requeued"), "{forced}");
         assert!(world.listed(&[]).is_empty());
