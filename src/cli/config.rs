@@ -18,7 +18,7 @@ pub enum ConfigArgs {
 /// Loads the configuration and reports. It needs no broker and no network.
 pub fn execute(args: &ConfigArgs, source: &Reload, json: bool) -> Exit {
     match (args, source.load(), json) {
-        (ConfigArgs::Validate, Ok(loaded), _) => validated(&loaded, json),
+        (ConfigArgs::Validate, Ok(loaded), _) => validated(&loaded, source, json),
         (ConfigArgs::Show, Ok(loaded), true) => super::print_json(&shown(&loaded.settings)),
         (ConfigArgs::Show, Ok(loaded), false) => super::print(&lines(&loaded.settings)),
         (ConfigArgs::Validate, Err(problems), true) => {
@@ -29,12 +29,25 @@ pub fn execute(args: &ConfigArgs, source: &Reload, json: bool) -> Exit {
     }
 }
 
-fn validated(loaded: &Loaded, json: bool) -> Exit {
+fn validated(loaded: &Loaded, source: &Reload, json: bool) -> Exit {
     let count = loaded.config.destinations.len();
-    if json {
-        return super::print_json(&json!({"valid": true, "destinations": count, "problems": []}));
-    }
-    super::print(&format!("the configuration is valid; destinations: {count}"))
+    let printed = if json {
+        super::print_json(&json!({"valid": true, "destinations": count, "problems": []}))
+    } else {
+        super::print(&format!("the configuration is valid; destinations: {count}"))
+    };
+    remarks(loaded, source).into_iter().for_each(super::note);
+    printed
+}
+
+/// What is valid and yet perhaps not meant so: commands that need no broker do without one.
+fn remarks(loaded: &Loaded, source: &Reload) -> Vec<&'static str> {
+    let no_file = source.files.is_empty().then_some("no file was read; name one with -c");
+    let no_broker = loaded.config.broker.required_url().is_err();
+    let no_broker = no_broker.then_some(
+        "warning: broker.url is not set, and `consign run` needs it; set it, broker.url_file or CONSIGN__BROKER__URL",
+    );
+    no_file.into_iter().chain(no_broker).collect()
 }
 
 fn refused(problems: &Problems) -> Value {
@@ -94,6 +107,19 @@ mod tests {
         let json = shown(&loaded.settings);
         assert_eq!(json["worker.slots"], json!({"value": 4, "origin": "file", "file": "text.toml", "line": 4}));
         assert!(!text.contains(SECRET) && !json.to_string().contains(SECRET));
+    }
+
+    #[test]
+    fn what_was_not_read_and_what_a_worker_lacks_is_said() {
+        let said = |text: &str, files: &[&str]| {
+            let source = Reload { files: files.iter().map(Into::into).collect(), ..Reload::default() };
+            remarks(&load_str(text).unwrap(), &source).join("\n")
+        };
+        let nothing = said("", &[]);
+        assert!(nothing.contains("no file was read; name one with -c") && nothing.contains("broker.url"), "{nothing}");
+        let file = said("", &["consign.toml"]);
+        assert!(!file.contains("no file") && file.contains("`consign run` needs it"), "{file}");
+        assert_eq!(said("[broker]\nurl = \"sqlite:q.db\"", &["consign.toml"]), "");
     }
 
     #[test]
