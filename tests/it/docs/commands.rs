@@ -115,7 +115,7 @@ fn shown(page: &str) -> Vec<String> {
         }
         let command = line.trim_start();
         if (fenced || line.starts_with("    ")) && command.starts_with("consign ") {
-            let bare = command.split("  #").next().unwrap_or(command);
+            let bare = command.split(" #").next().unwrap_or(command);
             commands.push(bare.split(" > ").next().unwrap_or(bare).trim().to_owned());
         }
     }
