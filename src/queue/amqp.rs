@@ -59,7 +59,7 @@ use crate::metrics::Metrics;
 use crate::queue::{
     Announced, BoxFuture, Delivery, Event, Publication, Queue, QueueError, Recalled, Reply, Settlement, Work,
 };
-use connection::Endpoint;
+use connection::{Endpoint, Line};
 use consumer::{Fetched, Intake, REQUEUE};
 use lease::{Book, Process};
 use publish::Message;
@@ -421,9 +421,9 @@ impl Queue for Amqp {
 /// # Errors
 /// `Topology` names every part that is there with other arguments; `Unavailable` when the broker can't be reached.
 pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
-    let connection = Endpoint::parse(config, name)?.connect("topology").await?;
-    let applied = declare::apply(&connection, &Topology::new(&config.prefix)).await;
-    connection::close(&connection).await;
+    let line = Line::connect(&Endpoint::parse(config, name)?, "topology").await?;
+    let applied = declare::apply(&line, &Topology::new(&config.prefix)).await;
+    line.close().await;
     whole(&applied?)
 }
 
@@ -437,9 +437,9 @@ fn whole(missing: &[String]) -> Result<(), QueueError> {
 /// # Errors
 /// `Unavailable` when it can't be reached or refuses the login; `Topology` names every part that is missing.
 pub async fn look(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
-    let connection = Endpoint::parse(config, name)?.connect("check").await?;
-    let found = declare::check(&connection, &Topology::new(&config.prefix)).await;
-    connection::close(&connection).await;
+    let line = Line::connect(&Endpoint::parse(config, name)?, "check").await?;
+    let found = declare::check(&line, &Topology::new(&config.prefix)).await;
+    line.close().await;
     whole(&found?)
 }
 

@@ -101,7 +101,7 @@ pub const TABLES: [(&str, &str); 6] = [
     ("owners", "processes that consume"),
 ];
 
-/// Makes the file and its tables, where they are not there yet. Every command that needs them does so itself.
+/// Makes the file and its tables, where they are not there yet. A queue that is started does so itself.
 ///
 /// # Errors
 /// As [`Embedded::start`]; `Unavailable` for a file that is locked or can't grow.

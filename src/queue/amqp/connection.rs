@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -140,6 +141,32 @@ async fn read(key: &str, file: &Path) -> Result<Vec<u8>, QueueError> {
 
 fn wrong(what: &str) -> QueueError {
     QueueError::Unavailable(format!("broker.url {what}"))
+}
+
+/// A connection for one errand, and its channels for as long: one that is dropped is still closing when the connection is to close, and
+/// lapin reports that as an error.
+pub(super) struct Line {
+    connection: Connection,
+    channels: Mutex<Vec<Channel>>,
+}
+
+impl Line {
+    /// As [`Endpoint::connect`].
+    pub(super) async fn connect(endpoint: &Endpoint, role: &str) -> Result<Self, QueueError> {
+        Ok(Self { connection: endpoint.connect(role).await?, channels: Mutex::default() })
+    }
+
+    /// A channel that stays open until [`Line::close`], unless the broker closes it.
+    pub(super) async fn open_channel(&self) -> Result<Channel, QueueError> {
+        let channel = open_channel(&self.connection).await?;
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
+        Ok(channel)
+    }
+
+    /// As [`close`].
+    pub(super) async fn close(self) {
+        close(&self.connection).await;
+    }
 }
 
 /// Opens a channel within a bounded time.

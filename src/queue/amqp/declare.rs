@@ -2,9 +2,9 @@
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, Connection, ExchangeKind};
+use lapin::{Channel, ExchangeKind};
 
-use super::connection::{self, call};
+use super::connection::{self, Line, call};
 use super::topology::{Argument, Arguments, Binding, Exchange, Kind, Queue, Topology};
 use crate::queue::QueueError;
 
@@ -15,8 +15,8 @@ const DECLARE_EXCHANGE: ExchangeDeclareOptions =
 
 /// Declares all of it. What is there already with the same arguments stays as it is; other arguments are an error, and every
 /// such error is reported, not only the first. Answers what is wrong with parts that deliveries do without.
-pub(super) async fn apply(connection: &Connection, topology: &Topology) -> Result<Vec<String>, QueueError> {
-    let mut steps = Steps::new(connection, "can't be declared", Mode::Declare);
+pub(super) async fn apply(line: &Line, topology: &Topology) -> Result<Vec<String>, QueueError> {
+    let mut steps = Steps::new(line, "can't be declared", Mode::Declare);
     for exchange in &topology.exchanges {
         steps.exchange(exchange).await?;
     }
@@ -34,8 +34,8 @@ pub(super) async fn apply(connection: &Connection, topology: &Topology) -> Resul
 
 /// Looks whether every exchange and queue is there, without changing anything. Bindings can't be looked up by AMQP; a missing
 /// one shows as a returned message. Answers what is wrong with parts that deliveries do without.
-pub(super) async fn check(connection: &Connection, topology: &Topology) -> Result<Vec<String>, QueueError> {
-    let mut steps = Steps::new(connection, "is not there", Mode::Look);
+pub(super) async fn check(line: &Line, topology: &Topology) -> Result<Vec<String>, QueueError> {
+    let mut steps = Steps::new(line, "is not there", Mode::Look);
     for exchange in &topology.exchanges {
         steps.exchange(exchange).await?;
     }
@@ -46,8 +46,8 @@ pub(super) async fn check(connection: &Connection, topology: &Topology) -> Resul
 }
 
 /// Declares one queue. What is there already with the same arguments stays as it is.
-pub(super) async fn one(connection: &Connection, queue: &Queue) -> Result<(), QueueError> {
-    let mut steps = Steps::new(connection, "can't be declared", Mode::Declare);
+pub(super) async fn one(line: &Line, queue: &Queue) -> Result<(), QueueError> {
+    let mut steps = Steps::new(line, "can't be declared", Mode::Declare);
     steps.queue(queue).await?;
     match steps.problems.into_iter().chain(steps.minor).next() {
         Some(problem) => Err(QueueError::Topology(problem)),
@@ -63,7 +63,7 @@ enum Mode {
 
 /// A row of declarations. A refused one costs its channel, so the next gets a new one.
 struct Steps<'a> {
-    connection: &'a Connection,
+    line: &'a Line,
     channel: Option<Channel>,
     verdict: &'static str,
     mode: Mode,
@@ -73,8 +73,8 @@ struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    fn new(connection: &'a Connection, verdict: &'static str, mode: Mode) -> Self {
-        Self { connection, channel: None, verdict, mode, problems: Vec::new(), minor: Vec::new() }
+    fn new(line: &'a Line, verdict: &'static str, mode: Mode) -> Self {
+        Self { line, channel: None, verdict, mode, problems: Vec::new(), minor: Vec::new() }
     }
 
     async fn exchange(&mut self, exchange: &Exchange) -> Result<(), QueueError> {
@@ -115,7 +115,7 @@ impl<'a> Steps<'a> {
         if let Some(channel) = &self.channel {
             return Ok(channel.clone());
         }
-        let channel = connection::open_channel(self.connection).await?;
+        let channel = self.line.open_channel().await?;
         self.channel = Some(channel.clone());
         Ok(channel)
     }

@@ -1,10 +1,10 @@
 //! How much is in the queues: passive declarations count the messages that wait.
 
+use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection};
 
-use super::connection::{self, Endpoint, call};
+use super::connection::{Endpoint, Line, call};
 use super::declare::short;
 use super::topology::Names;
 use crate::config::BrokerConfig;
@@ -14,14 +14,14 @@ use crate::queue::{Depths, QueueError};
 
 /// As [`fn@crate::queue::depths`].
 pub async fn depths(config: &BrokerConfig, name: &str) -> Result<Depths, QueueError> {
-    let connection = Endpoint::parse(config, name)?.connect("status").await?;
-    let counted = count(&connection, &Names::new(&config.prefix)).await;
-    connection::close(&connection).await;
+    let line = Line::connect(&Endpoint::parse(config, name)?, "status").await?;
+    let counted = count(&line, &Names::new(&config.prefix)).await;
+    line.close().await;
     counted
 }
 
-async fn count(connection: &Connection, names: &Names) -> Result<Depths, QueueError> {
-    let channel = connection::open_channel(connection).await?;
+async fn count(line: &Line, names: &Names) -> Result<Depths, QueueError> {
+    let channel = line.open_channel().await?;
     let mut depths = Depths { lanes: Vec::new(), waiting: Vec::new(), dead: 0 };
     for lane in Lane::ALL {
         depths.lanes.push((lane, depth(&channel, &names.jobs(lane)).await?));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::connection::{self, Endpoint};
+use super::connection::{self, Endpoint, Line};
 use super::declare;
 use super::stream::Stream;
 use super::topology::{Names, Queue};
@@ -16,9 +16,9 @@ const SILENCE: Duration = Duration::from_millis(500);
 
 /// Declares the stream by this name.
 pub(in crate::queue) async fn prepare(config: &BrokerConfig, client: &str, name: &str) -> Result<(), QueueError> {
-    let connection = Endpoint::parse(config, client)?.connect("outcomes").await?;
-    let declared = declare::one(&connection, &Queue::kept(name)).await;
-    connection::close(&connection).await;
+    let line = Line::connect(&Endpoint::parse(config, client)?, "outcomes").await?;
+    let declared = declare::one(&line, &Queue::kept(name)).await;
+    line.close().await;
     declared
 }
 
@@ -30,16 +30,18 @@ pub(in crate::queue) async fn read(
     each: &mut (dyn FnMut(&[u8]) + Send),
 ) -> Result<bool, QueueError> {
     let connection = Endpoint::parse(config, client)?.connect("reader").await?;
-    let result = match Stream::open(&connection, name, None).await {
+    // Its channel must outlive the connection, as those of a `Line`.
+    let mut stream = Stream::open(&connection, name, None).await;
+    let result = match &mut stream {
         Ok(stream) => to_the_end(stream, each).await.map(|()| true),
         Err(QueueError::Topology(_)) => Ok(false),
-        Err(problem) => Err(problem),
+        Err(problem) => Err(problem.clone()),
     };
     connection::close(&connection).await;
     result
 }
 
-async fn to_the_end(mut stream: Stream, each: &mut (dyn FnMut(&[u8]) + Send)) -> Result<(), QueueError> {
+async fn to_the_end(stream: &mut Stream, each: &mut (dyn FnMut(&[u8]) + Send)) -> Result<(), QueueError> {
     while let Ok(entry) = tokio::time::timeout(SILENCE, stream.next()).await {
         let entry = entry?;
         each(&entry.body);

@@ -13,7 +13,7 @@
 //! own: what the broker refuses here must not end the session by which jobs come.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -21,17 +21,17 @@ use futures_util::stream::FuturesUnordered;
 use lapin::message::Delivery as Waiting;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Acker, Channel, Connection, Consumer};
+use lapin::{Acker, Channel, Consumer};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::acknowledge;
-use super::connection::{self, call};
+use super::connection::{self, Line, call};
 use super::dead::lock;
 use super::declare::short;
 use super::depths::depth;
 use super::publish::{Message, Publisher};
-use super::session::{Shared, lane_channel};
+use super::session::{Shared, prefetching};
 use super::settle;
 use super::topology::Names;
 use crate::destination::DestinationId;
@@ -75,7 +75,7 @@ async fn walk(
     destinations: BTreeSet<DestinationId>,
     over: CancellationToken,
 ) -> Result<Recalled, QueueError> {
-    let line = Line { connection: shared.endpoint.connect("recall").await?, channels: Mutex::default() };
+    let line = Line::connect(&shared.endpoint, "recall").await?;
     let walk = async {
         let alone = alone(&line, &shared.names).await?;
         let (names, shares) = (&shared.names, shared.timing.recall_holds);
@@ -92,7 +92,7 @@ async fn walk(
         walked = timeout(LONGEST, walk) => Some(walked),
         () = late => None,
     };
-    connection::close(&line.connection).await;
+    line.close().await;
     match walked {
         Some(Ok(walked)) => walked,
         Some(Err(_)) => Err(QueueError::Unavailable(format!("it took more than {} s", LONGEST.as_secs()))),
@@ -104,26 +104,12 @@ fn closed() -> QueueError {
     QueueError::Unavailable("the queue is closed".to_owned())
 }
 
-/// A connection, and its channels for as long: one that is dropped is still closing when the connection is to close, and lapin takes
-/// that for an error.
-struct Line {
-    connection: Connection,
-    channels: Mutex<Vec<Channel>>,
-}
-
-impl Line {
-    fn keep(&self, channel: Channel) -> Channel {
-        self.channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
-        channel
-    }
-}
-
 /// The channel that has the lock.
 async fn alone(line: &Line, names: &Names) -> Result<Channel, QueueError> {
     // Among the workers' own queues, as they may declare those; the name of a process has a dot.
     let (queue, end) = (names.owner("recall"), Instant::now() + PATIENCE);
     loop {
-        let channel = line.keep(connection::open_channel(&line.connection).await?);
+        let channel = line.open_channel().await?;
         match lock(&channel, &queue, "other workers call jobs back").await {
             Err(QueueError::Busy(_)) if Instant::now() < end => sleep(PAUSE).await,
             locked => return locked.map(|()| channel),
@@ -173,7 +159,7 @@ impl Walk<'_> {
     }
 
     async fn rung(&mut self, mut rung: Rung) -> Result<(), QueueError> {
-        let channel = self.line.keep(lane_channel(&self.line.connection, SHARE).await?);
+        let channel = prefetching(self.line.open_channel().await?, SHARE).await?;
         let looked = self.look_through(&channel, &mut rung).await;
         if let Err(error) = channel.close(200, "OK".into()).await {
             tracing::debug!(%error, "a channel was not closed; what it holds goes back with its connection");

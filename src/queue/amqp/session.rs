@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, Endpoint, call};
+use super::connection::{self, Endpoint, Line, call};
 use super::consumer::{Fetched, Intake};
 use super::declare::{self, short};
 use super::lease::{Book, Keeper, Process};
@@ -240,13 +240,13 @@ impl Session {
 
 /// On a connection of its own: what the broker refuses here closes channels, and lapin reports that as an error of their connection.
 async fn ensure_topology(shared: &Shared) -> Result<(), QueueError> {
-    let connection = shared.endpoint.connect("topology").await?;
+    let line = Line::connect(&shared.endpoint, "topology").await?;
     let ensured = if shared.declare {
-        declare::apply(&connection, &shared.topology).await
+        declare::apply(&line, &shared.topology).await
     } else {
-        declare::check(&connection, &shared.topology).await
+        declare::check(&line, &shared.topology).await
     };
-    connection::close(&connection).await;
+    line.close().await;
     for problem in ensured? {
         tracing::warn!(%problem, "jobs are delivered without it");
     }
@@ -254,7 +254,11 @@ async fn ensure_topology(shared: &Shared) -> Result<(), QueueError> {
 }
 
 pub(super) async fn lane_channel(connection: &Connection, prefetch: u16) -> Result<Channel, QueueError> {
-    let channel = connection::open_channel(connection).await?;
+    prefetching(connection::open_channel(connection).await?, prefetch).await
+}
+
+/// Sets how many unsettled messages each consumer of a channel may have.
+pub(super) async fn prefetching(channel: Channel, prefetch: u16) -> Result<Channel, QueueError> {
     // A prefetch of 0 means "no limit" to the broker.
     call("setting the prefetch", channel.basic_qos(prefetch.max(1), BasicQosOptions::default())).await?;
     Ok(channel)
