@@ -49,10 +49,8 @@ pub struct Destination {
 impl Destination {
     /// Whether what AWS says of the other one holds for this one: they are the same bucket, entered and encrypted in the same way.
     pub fn is_entered_like(&self, other: &Self) -> bool {
-        let place = |one: &Self| (one.bucket.clone(), one.region.clone(), one.prefix.clone(), one.checksum);
-        let key = |one: &Self| one.encryption.as_ref().map(|kms| format!("{kms:?}"));
-        place(self) == place(other)
-            && key(self) == key(other)
+        (&self.bucket, &self.region, &self.prefix) == (&other.bucket, &other.region, &other.prefix)
+            && (&self.encryption, self.checksum) == (&other.encryption, other.checksum)
             && self.expected_bucket_owner == other.expected_bucket_owner
             && self.auth.is_like(&other.auth)
     }
@@ -112,7 +110,7 @@ impl SecretSource {
 }
 
 /// Server-side encryption with a key of the customer (SSE-KMS).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KmsEncryption {
     /// The key to ask for and to compare the reply with.
     pub key_arn: KmsKeyArn,

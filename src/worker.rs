@@ -192,19 +192,13 @@ impl Worker {
         self.limits.waiting()
     }
 
-    /// Somebody says that a destination is mended: its circuit closes, no remembered refusal counts any more, and what waits is called
-    /// back.
-    fn reset_circuit(&self, destination: &DestinationId) {
+    /// Somebody says that a destination is mended, or it is configured otherwise: its circuit closes, no remembered refusal counts any
+    /// more, and what waits for its repair is called back.
+    pub fn reset_circuit(&self, destination: &DestinationId) {
         self.parts.transport.forget_refusals();
         let now = (self.parts.clock)();
         let known = self.circuits.mend(destination, now);
         self.call_back(destination, known, now);
-    }
-
-    /// The configuration of a destination has changed: what was found out about the old one counts no more, and what waits for its
-    /// repair is called back.
-    pub fn destination_changed(&self, destination: &DestinationId) {
-        self.reset_circuit(destination);
     }
 
     /// `Ok` while jobs are taken; else why not.

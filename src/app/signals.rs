@@ -45,7 +45,7 @@ impl Reloading<'_> {
                 self.sessions.forget_refusals();
                 let changed = changed(&before, &now);
                 tracing::info!(destinations = count, changed = changed.len(), "the configuration was reloaded");
-                changed.into_iter().for_each(|id| self.worker.destination_changed(id));
+                changed.into_iter().for_each(|id| self.worker.reset_circuit(id));
                 self.metrics.set_reload_successful(true);
             }
             Err(problems) => {

@@ -186,13 +186,13 @@ impl Circuits {
 
     /// As [`Circuits::reset`], said at `at` by somebody else, perhaps a while ago: it is not for what happened since. Whether there was
     /// anything to forget.
-    pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp) -> bool {
+    pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp, now: Timestamp) -> bool {
         let latest = at.checked_add(CLOCKS).unwrap_or(at);
         let older = |circuit: &Circuit| circuit.open.as_ref().map_or(circuit.blamed_at, |open| open.since) <= latest;
         let reset = self.known().get(destination).is_some_and(older);
         let forgotten = reset && self.reset(destination);
         // Whatever the clock of whoever said it shows, it was for all that is known here.
-        remember(&self.mended, destination, if reset { at.max(Timestamp::now()) } else { at });
+        remember(&self.mended, destination, if reset { at.max(now) } else { at });
         forgotten
     }
 

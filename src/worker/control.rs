@@ -119,7 +119,7 @@ impl Worker {
 
     /// It may be read more than once, and long after `at`: it is for what was known of the destination then.
     fn circuit_reset(&self, destination: &DestinationId, at: Timestamp) {
-        let known = self.circuits.reset_as_of(destination, at);
+        let known = self.circuits.reset_as_of(destination, at, (self.parts.clock)());
         if known {
             self.parts.transport.forget_refusals();
         }

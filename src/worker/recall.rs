@@ -141,17 +141,18 @@ impl Worker {
     /// Calls back what is wanted, until the drain.
     pub(super) async fn recall_until(&self, drain: &CancellationToken) {
         let recalling = async {
-            let mut failed = 0;
+            let mut tries = TRIES;
             loop {
                 let wanted = self.recalls.next().await;
                 let begun = Instant::now();
                 if !wanted.is_empty() {
-                    failed = if self.recall(&wanted, failed).await { 0 } else { failed + 1 };
-                    if (1..TRIES).contains(&failed) {
+                    tries -= 1;
+                    if self.recall(&wanted, tries).await || tries == 0 {
+                        tries = TRIES;
+                    } else {
                         self.recalls.want_again(wanted);
                     }
                 }
-                failed %= TRIES;
                 sleep(rest(begun.elapsed())).await;
             }
         };
@@ -162,8 +163,8 @@ impl Worker {
         }
     }
 
-    /// Whether it could be done.
-    async fn recall(&self, wanted: &BTreeSet<DestinationId>, failed: u32) -> bool {
+    /// Whether it could be done; else it is tried so many times more.
+    async fn recall(&self, wanted: &BTreeSet<DestinationId>, tries: u32) -> bool {
         let taken = self.recalls.take(wanted);
         let recalled = self.parts.queue.recall(wanted.clone()).await;
         let names: Vec<_> = wanted.iter().take(NAMED).map(DestinationId::as_str).collect();
@@ -179,7 +180,7 @@ impl Worker {
                 }
                 true
             }
-            Err(problem) if failed + 1 < TRIES => {
+            Err(problem) if tries > 0 => {
                 tracing::info!(%problem, destinations, "jobs that wait were not all called back; it is tried again");
                 false
             }

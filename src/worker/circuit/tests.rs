@@ -139,13 +139,13 @@ async fn a_reset_that_is_read_again_is_not_for_what_happened_since() {
     let circuits = circuits();
     let (id, bad) = (acme(), refused(Reason::WrongOwner));
     let at = |second: i64| Timestamp::from_second(second).unwrap();
-    assert!(!circuits.reset_as_of(&id, at(0)), "nothing is known");
+    assert!(!circuits.reset_as_of(&id, at(0), NOW), "nothing is known");
     circuits.note(&id, ("a", None), &bad, at(100));
-    assert!(!circuits.reset_as_of(&id, at(90)) && is_open(&circuits));
-    assert!(circuits.reset_as_of(&id, at(98)) && !is_open(&circuits), "clocks differ a little");
+    assert!(!circuits.reset_as_of(&id, at(90), NOW) && is_open(&circuits));
+    assert!(circuits.reset_as_of(&id, at(98), NOW) && !is_open(&circuits), "clocks differ a little");
     circuits.note(&id, ("a", None), &refused(Reason::AssumeRoleDenied), at(200));
-    assert!(!circuits.reset_as_of(&id, at(98)));
-    assert!(circuits.reset_as_of(&id, at(201)), "the evidence is forgotten, too");
+    assert!(!circuits.reset_as_of(&id, at(98), NOW));
+    assert!(circuits.reset_as_of(&id, at(201), NOW), "the evidence is forgotten, too");
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,16 +153,16 @@ async fn what_was_mended_is_remembered_with_its_time() {
     let circuits = circuits();
     let (id, at) = (acme(), |second: i64| Timestamp::from_second(second).unwrap());
     let mended = |circuits: &Circuits| circuits.mended().get(&id).copied();
-    assert!(!circuits.reset_as_of(&id, at(100)));
+    assert!(!circuits.reset_as_of(&id, at(100), NOW));
     assert_eq!(mended(&circuits), Some(at(100)), "perhaps it failed without a circuit");
     circuits.mend(&id, at(50));
     assert_eq!(mended(&circuits), Some(at(100)), "the latest counts");
     circuits.works(&id, at(150));
     assert_eq!(mended(&circuits), Some(at(150)));
-    let said = Timestamp::now();
+    let said = at(200);
     circuits.note(&id, ("a", None), &refused(Reason::WrongOwner), said);
     let behind = said - SignedDuration::from_secs(3);
-    assert!(circuits.reset_as_of(&id, behind));
+    assert!(circuits.reset_as_of(&id, behind, said));
     assert!(mended(&circuits).unwrap() >= said, "a clock that is behind makes it no older than the failure");
 }
 
