@@ -27,7 +27,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Loaded, LogConfig, LogFormat, Problems, Reload};
+use crate::config::{Config, Loaded, LogConfig, LogFormat, Problems, Reload};
+use crate::destination::DestinationId;
 use crate::shutdown::Signal;
 
 /// How a command ended, and so what the process exits with.
@@ -229,6 +230,17 @@ pub fn print_json(value: &impl serde::Serialize) -> Exit {
 pub fn note(text: &str) {
     // Standard error may be closed; that ends nothing.
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The destinations of the configuration, for whoever mistyped one.
+pub(crate) fn configured(config: &Config) -> String {
+    const SHOWN: usize = 20;
+    let known: Vec<_> = config.destinations.keys().take(SHOWN).map(DestinationId::as_str).collect();
+    match known.len() {
+        0 => "it has none; name your file with -c".to_owned(),
+        count if count < config.destinations.len() => format!("there are: {}, ...", known.join(", ")),
+        _ => format!("there are: {}", known.join(", ")),
+    }
 }
 
 /// Says on stderr why a command ends with `exit`.

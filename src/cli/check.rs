@@ -68,14 +68,11 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
 
 fn find(config: &Config, name: &str) -> Result<Arc<Destination>, String> {
     let id = DestinationId::parse(name).map_err(|problem| format!("{name}: {}", problem.problem))?;
-    config.destinations.get(&id).cloned().ok_or_else(|| {
-        let known: Vec<_> = config.destinations.keys().take(20).map(DestinationId::as_str).collect();
-        let known = match known.len() {
-            0 => "it has none; name your file with -c".to_owned(),
-            _ => format!("there are: {}", known.join(", ")),
-        };
-        format!("there is no destination {id} in the configuration; {known}")
-    })
+    config
+        .destinations
+        .get(&id)
+        .cloned()
+        .ok_or_else(|| format!("there is no destination {id} in the configuration; {}", super::configured(config)))
 }
 
 /// What connection tests are made with.

@@ -1,14 +1,11 @@
 //! `consign status reset DEST`: closes the circuit of a destination in every worker, by `consign.control` alone. The workers call
 //! back what waits for it.
 
-use crate::cli::{Exit, broker, complain, note, print};
+use crate::cli::{Exit, broker, complain, configured, note, print};
 use crate::config::Config;
 use crate::control::{Control, Wish};
 use crate::destination::DestinationId;
 use crate::queue::QueueError;
-
-/// Destinations that are named to whoever mistyped one.
-const SHOWN: usize = 20;
 
 pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Exit {
     if let Some(exit) = broker::missing(&config.broker) {
@@ -34,11 +31,8 @@ fn unknown(config: &Config, destination: &DestinationId) -> Option<String> {
     if config.destinations.contains_key(destination) {
         return None;
     }
-    let known: Vec<_> = config.destinations.keys().take(SHOWN).map(DestinationId::as_str).collect();
-    let more = if config.destinations.len() > SHOWN { ", ..." } else { "" };
-    let known =
-        if known.is_empty() { "there is none".to_owned() } else { format!("there are: {}{more}", known.join(", ")) };
-    Some(format!("{destination} is not configured here ({known}); sent all the same, as jobs may bring their own"))
+    let known = configured(config);
+    Some(format!("{destination} is not in the configuration ({known}); sent all the same, as jobs may bring their own"))
 }
 
 /// Tells every worker that a destination is mended. Those that start later find nothing to do.
