@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueBindOptions,
     QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
@@ -44,6 +45,14 @@ pub struct Broker {
 pub struct Outcome {
     pub r#type: String,
     pub subject: String,
+    pub data: Event,
+}
+
+/// When the attempt began and ended, by the worker's clock.
+#[derive(Deserialize)]
+pub struct Event {
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
 }
 
 impl Outcome {

@@ -23,6 +23,8 @@ struct Round {
     rate: f64,
     /// Of the worker, in cores.
     cpu: f64,
+    /// Median and p99 of: until the attempt began, the attempt, from its end to the outcome.
+    stages: [(f64, f64); 3],
 }
 
 pub async fn run(args: &FairArgs, alone: &World<'_>, beside: &World<'_>, rate: f64) -> Fallible<()> {
@@ -86,17 +88,24 @@ async fn published(
     };
     let published = (world.broker.publish_on_time(healthy), world.broker.publish_on_time(slowly));
     let ((), (), cpu) = futures_util::try_join!(published.0, published.1, cpu)?;
-    let came = world.arrivals.all(&ids).await?;
+    let came = world.arrivals.each(&ids).await?;
     let counted: Vec<_> = due.into_iter().zip(came).filter(|(due, _)| *due >= begun + SETTLING).collect();
-    let late: Vec<_> = counted.iter().map(|(due, came)| came.duration_since(*due).as_secs_f64() * 1e3).collect();
-    let within = counted.iter().filter(|(_, came)| *came < begun + SETTLING + span).count();
+    let late: Vec<_> = counted.iter().map(|(due, came)| came.at.duration_since(*due).as_secs_f64() * 1e3).collect();
+    let within = counted.iter().filter(|(_, came)| came.at < begun + SETTLING + span).count();
     let rate = f64::from(u32::try_from(within)?) / span.as_secs_f64();
-    Ok(Round { p50: quantile(&late, 0.5), p99: quantile(&late, 0.99), rate, cpu })
+    let stages = counted.iter().map(|(due, came)| came.stages(*due)).collect::<Vec<_>>();
+    let stages = [0, 1, 2].map(|which| {
+        let values: Vec<_> = stages.iter().map(|stages| stages[which]).collect();
+        (quantile(&values, 0.5), quantile(&values, 0.99))
+    });
+    Ok(Round { p50: quantile(&late, 0.5), p99: quantile(&late, 0.99), rate, cpu, stages })
 }
 
 impl std::fmt::Display for Round {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { p50, p99, rate, cpu } = self;
-        write!(f, "p50 {p50:6.1} ms, p99 {p99:6.1} ms, {rate:6.1} jobs/s, {cpu:.2} cores")
+        let Self { p50, p99, rate, cpu, stages: [queued, tried, told] } = self;
+        write!(f, "p50 {p50:6.1} ms, p99 {p99:6.1} ms, {rate:6.1} jobs/s, {cpu:.2} cores")?;
+        write!(f, "; p50/p99 queued {:.1}/{:.1}, ", queued.0, queued.1)?;
+        write!(f, "tried {:.1}/{:.1}, told {:.1}/{:.1}", tried.0, tried.1, told.0, told.1)
     }
 }

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use lapin::Consumer;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::Fallible;
-use crate::broker::Outcome;
+use crate::broker::{Event, Outcome};
 
 /// How long no outcome may come before the bench gives up.
 const SILENCE: Duration = Duration::from_mins(15);
@@ -21,9 +22,33 @@ pub struct Arrivals {
     reader: JoinHandle<()>,
 }
 
+/// When a job's outcome came, and when its attempt had begun and ended: the worker's clock is the bench's.
+#[derive(Clone, Copy)]
+pub struct Arrival {
+    pub at: Instant,
+    begun: Timestamp,
+    ended: Timestamp,
+    told: Timestamp,
+}
+
+impl Arrival {
+    fn of(outcome: &Outcome) -> Self {
+        let (at, told) = (Instant::now(), Timestamp::now());
+        let Event { started_at, finished_at } = outcome.data;
+        Self { at, begun: started_at.unwrap_or(told), ended: finished_at.unwrap_or(told), told }
+    }
+
+    /// Milliseconds until the attempt began, that it took, and from its end to the outcome.
+    pub fn stages(&self, due: Instant) -> [f64; 3] {
+        let ms = |from: Timestamp, to: Timestamp| to.duration_since(from).as_secs_f64() * 1e3;
+        let all = self.at.duration_since(due).as_secs_f64() * 1e3;
+        [all - ms(self.begun, self.told), ms(self.begun, self.ended), ms(self.ended, self.told)]
+    }
+}
+
 #[derive(Default)]
 struct Seen {
-    delivered: HashMap<String, Instant>,
+    delivered: HashMap<String, Arrival>,
     doubled: u64,
     odd: Option<String>,
 }
@@ -52,6 +77,11 @@ impl Arrivals {
 
     /// When each of these jobs was delivered; waits for the last one.
     pub async fn all(&self, ids: &[String]) -> Fallible<Vec<Instant>> {
+        Ok(self.each(ids).await?.into_iter().map(|arrival| arrival.at).collect())
+    }
+
+    /// As [`Arrivals::all`], with what each of them tells.
+    pub async fn each(&self, ids: &[String]) -> Fallible<Vec<Arrival>> {
         let begun = Instant::now();
         for id in ids {
             while !lock(&self.seen).delivered.contains_key(id) {
@@ -79,7 +109,7 @@ impl Seen {
     fn note(&mut self, data: &[u8]) {
         match serde_json::from_slice::<Outcome>(data) {
             Ok(outcome) if outcome.is_delivered() => {
-                let known = self.delivered.insert(outcome.subject, Instant::now());
+                let known = self.delivered.insert(outcome.subject.clone(), Arrival::of(&outcome));
                 self.doubled += u64::from(known.is_some());
             }
             _ => self.odd = Some(String::from_utf8_lossy(data).into_owned()),
