@@ -17,6 +17,9 @@ use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
 const HEARTBEAT_SECONDS: u16 = 15;
+/// Bytes: RabbitMQ's own default. Asked for from the start, as lapin's buffers of 32 such frames each way cost no memory before they
+/// are used; where the size is learnt from the broker they grow, and all of it is written to: 8 MiB a connection.
+const FRAME_MAX: u32 = 128 * 1024;
 /// For TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For opening a channel, declaring, binding, cancelling.
@@ -126,6 +129,7 @@ fn parse_url(text: &str) -> Result<(AMQPUri, bool), QueueError> {
         "/".clone_into(&mut uri.vhost);
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    uri.query.frame_max.get_or_insert(FRAME_MAX);
     Ok((uri, !url.username().is_empty()))
 }
 
@@ -273,12 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn the_virtual_host_defaults_to_slash_and_the_heartbeat_to_15_seconds() {
+    fn the_virtual_host_the_heartbeat_and_the_frame_size_have_defaults() {
         for (url, vhost) in [("amqps://h", "/"), ("amqps://h/", "/"), ("amqps://h/%2f", "/"), ("amqps://h/a", "a")] {
             assert_eq!(parse(url).unwrap().vhost(), vhost, "{url}");
         }
         assert_eq!(parse("amqps://h").unwrap().uri.query.heartbeat, Some(15));
         assert_eq!(parse("amqps://h?heartbeat=5").unwrap().uri.query.heartbeat, Some(5));
+        assert_eq!(parse("amqps://h").unwrap().uri.query.frame_max, Some(131_072));
+        assert_eq!(parse("amqps://h?frame_max=8192").unwrap().uri.query.frame_max, Some(8_192));
     }
 
     #[test]
