@@ -117,6 +117,11 @@ impl Record {
         if self.unforced >= FORCED { self.force() } else { Ok(()) }
     }
 
+    /// Notes that it was cancelled, perhaps elsewhere: the next run must not go on by accident.
+    pub(super) fn cancelled(&mut self, at: Timestamp) -> Result<(), String> {
+        self.write(&Line::Cancelled { cancelled_at: at })
+    }
+
     /// Forces everything to the disk.
     pub(super) fn force(&mut self) -> Result<(), String> {
         self.unforced = 0;
