@@ -53,7 +53,8 @@ impl View {
 
     fn workers_text(&self) -> String {
         let rows: Vec<_> = self.workers.iter().map(|(url, answer)| worker_row(url, answer)).collect();
-        columns(["WORKER", "AT", "SLOTS", "UPTIME", "STATE"], &rows)
+        let refused: String = self.answers().filter_map(refused_reload).collect();
+        columns(["WORKER", "AT", "SLOTS", "UPTIME", "STATE"], &rows) + &refused
     }
 
     fn queue_text(&self) -> String {
@@ -189,6 +190,15 @@ fn worker_row(url: &Url, answer: &Result<Value, String>) -> [String; 5] {
     [plain(status["worker"].as_str().unwrap_or(NOTHING)), at, slots, uptime, state(status)]
 }
 
+/// A worker whose last reload was refused, and why: what it does is not what is written.
+fn refused_reload(status: &Value) -> Option<String> {
+    let problem = status["reload_refused"]["problem"].as_str()?;
+    let worker = plain(status["worker"].as_str().unwrap_or(NOTHING));
+    let ago = ago(status["reload_refused"]["at"].as_str());
+    let lines: String = problem.lines().map(|line| format!("\n  {}", plain(line))).collect();
+    Some(format!("\n\n{worker}: its reload was refused {ago}; it runs on with the configuration before it:{lines}"))
+}
+
 fn state(status: &Value) -> String {
     if status["draining"] == true {
         return "draining".to_owned();
@@ -218,6 +228,9 @@ fn worker_data(url: &Url, answer: &Result<Value, String>) -> Value {
         "broker",
     ] {
         data[field] = status[field].clone();
+    }
+    if let Some(refused) = status.get("reload_refused") {
+        data["reload_refused"] = refused.clone();
     }
     data
 }
@@ -313,6 +326,21 @@ mod tests {
         ] {
             assert!(text.contains(part), "`{part}` is not in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_worker_whose_reload_was_refused_says_so() {
+        assert!(!view().text().contains("reload"), "{}", view().text());
+        let mut view = view();
+        let status = view.workers[1].1.as_mut().unwrap();
+        status["reload_refused"] =
+            json!({ "at": "2026-01-01T00:00:00Z", "problem": "a.toml:1: wrong\na.toml:2: no \u{1b}" });
+        let text = view.text();
+        let lines = " ago; it runs on with the configuration before it:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
+        assert!(text.contains("\n\nw-2: its reload was refused ") && text.contains(lines), "{text}");
+        let data = view.data();
+        assert_eq!(data["workers"][1]["reload_refused"]["at"], "2026-01-01T00:00:00Z");
+        assert!(data["workers"][0].get("reload_refused").is_none());
     }
 
     #[test]
