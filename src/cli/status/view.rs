@@ -16,6 +16,9 @@ const SHOWN: usize = 20;
 /// What stands where nothing is known.
 const NOTHING: &str = "-";
 
+const NOT_COUNTED: &str =
+    "what is queued, waiting and dead is not known: that takes a configuration with broker.url (-c FILE)";
+
 /// One look at everything.
 pub(super) struct View {
     /// Each worker's `/status`, or why it does not answer.
@@ -68,7 +71,7 @@ impl View {
         match &self.queue {
             Some(Ok(depths)) => format!("{table}\n\n{}", rest(depths)),
             Some(Err(why)) => format!("{table}\n\nthe queues can't be counted: {}", plain(why)),
-            None => table,
+            None => format!("{table}\n\n{NOT_COUNTED}"),
         }
     }
 
@@ -351,6 +354,7 @@ mod tests {
         assert_eq!(away.data()["queue"]["problem"], "away");
         let none = View { queue: None, ..view() };
         assert!(none.text().contains("scheduled  -       2        8"), "{}", none.text());
+        assert!(none.text().contains(NOT_COUNTED) && !view().text().contains("broker.url"), "{}", none.text());
         let mut nobody = view();
         nobody.workers.drain(..2);
         assert!(!nobody.anybody_answers() && !nobody.text().contains("DESTINATION"));
