@@ -119,6 +119,7 @@ impl View {
             circuits: &self.worker.circuits(),
             mended: &self.worker.mended_at(),
             waiting: &self.worker.waiting(),
+            awaiting_repair: &self.worker.awaiting_repair(),
             filter,
         });
         let now = Timestamp::now();
