@@ -1,5 +1,6 @@
 //! `consign backfill` on both queues: published once however often it is interrupted, waited for, cancelled, told about.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -341,6 +342,29 @@ async fn a_run_that_publishes_stops_when_it_is_cancelled_from_elsewhere() {
         assert!(said(&output).contains("was cancelled at"), "it is on record: {}", said(&output));
         site.broker_clean().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_could_not_hear_of_its_cancellation_says_so_and_publishes() {
+    let mut site = Site::new("deaf").await;
+    let _s3 = furnish(&mut site).await;
+    site.broker.disown("control").await;
+    let template = template(&site);
+    let record = site.dir.path().join("record.ndjson");
+    let place = record.display().to_string();
+    let slowly = [
+        &arguments(&template, "2023-11-23", "name=f", &["--id", "stops", "--record", &place])[..],
+        &["--rate", "30/h"],
+    ];
+    let mut run = spawned(&site, &slowly.concat()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let said_it =
+        tokio::task::block_in_place(|| lines.map_while(Result::ok).find(|line| line.contains("would not be heard")));
+    until("it publishes all the same", LIMIT, async || (recorded(&record) == 1).then_some(())).await;
+    run.kill().unwrap();
+    run.wait().unwrap();
+    assert!(said_it.unwrap().contains("control"));
+    site.broker_clean().await;
 }
 
 /// A run that is killed as soon as it has recorded so many confirms.

@@ -43,7 +43,7 @@ impl Heed {
             };
             let (mut retry, mut silent) = (Retry::endless(FIRST_WAIT, LONGEST_WAIT), false);
             while let Err(problem) = queue::follow_control(&broker, &client, &mut note, &stopped).await {
-                if !std::mem::replace(&mut silent, true) {
+                if !stopped.is_cancelled() && !std::mem::replace(&mut silent, true) {
                     report.say(&format!("a cancellation would not be heard here while this publishes: {problem}"));
                 }
                 let wait = tokio::time::sleep(retry.next_wait(None).unwrap_or(LONGEST_WAIT));

@@ -58,7 +58,12 @@ pub(in crate::queue) async fn follow_control(
     each: &mut (dyn FnMut(&[u8]) + Send),
     stop: &CancellationToken,
 ) -> Result<(), QueueError> {
-    let connection = Endpoint::parse(config, client)?.connect("control").await?;
+    let endpoint = Endpoint::parse(config, client)?;
+    let connection = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        connected = endpoint.connect("control") => connected?,
+    };
     // Its channel must outlive the connection, as those of a `Line`.
     let mut stream = Stream::open(&connection, &Names::new(&config.prefix).control(), None).await;
     let result = match &mut stream {
@@ -77,8 +82,10 @@ async fn on_and_on(stream: &mut Stream, each: &mut (dyn FnMut(&[u8]) + Send)) ->
     loop {
         let told = async {
             let entry = stream.next().await?;
+            // First: whoever is told may stop this at once, and an acknowledgement that is cut short is an error of lapin's.
+            entry.done().await?;
             each(&entry.body);
-            entry.done().await
+            Ok(())
         };
         if let Err(problem) = told.await {
             return problem;

@@ -46,7 +46,12 @@ pub(in crate::queue) async fn follow_control(
     each: &mut (dyn FnMut(&[u8]) + Send),
     stop: &CancellationToken,
 ) -> Result<(), QueueError> {
-    let (store, mut last) = (Arc::new(Mutex::new(patiently(file, Ok).await?)), 0);
+    let opened = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        opened = patiently(file, Ok) => opened?,
+    };
+    let (store, mut last) = (Arc::new(Mutex::new(opened)), 0);
     loop {
         let (store, prefix) = (Arc::clone(&store), prefix.to_owned());
         let new = blocking(move || {
