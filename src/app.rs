@@ -2,6 +2,7 @@
 //!
 //! Start: admin endpoint, identity, sessions, sources, uploader, queue, worker. Stop: worker (drain), queue, admin endpoint.
 
+mod refused;
 mod signals;
 mod status;
 
@@ -24,6 +25,7 @@ use crate::telemetry::Log;
 use crate::transfer::Transfers;
 use crate::upload::Uploader;
 use crate::worker::{Parts, Worker};
+use refused::LastReload;
 use signals::{Reloading, announce};
 
 /// How a worker ended.
@@ -108,7 +110,8 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
         metrics: metrics.clone(),
     });
     let stop_admin = CancellationToken::new();
-    let state = status::admin_state(&worker, &sessions, &metrics, &config, current);
+    let last_reload = LastReload::default();
+    let state = status::admin_state(&worker, &sessions, &metrics, &config, (current, last_reload.clone()));
     let address = listener.local_addr().unwrap_or(config.admin.listen);
     let admin = tokio::spawn(admin::serve(listener, state.clone(), stop_admin.clone()));
     tracing::info!(
@@ -117,8 +120,14 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
     );
     let supervisor = Supervisor::of_process();
     supervisor.ready();
-    let reloading =
-        Reloading { destinations: &destinations, sessions: &sessions, metrics: &metrics, worker: &worker, supervisor };
+    let reloading = Reloading {
+        destinations: &destinations,
+        sessions: &sessions,
+        metrics: &metrics,
+        worker: &worker,
+        supervisor,
+        last: last_reload,
+    };
     let (end, drain) = (shutdown.end(), shutdown.drain());
     let ending = tokio::select! {
         () = end.cancelled() => None,

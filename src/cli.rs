@@ -25,11 +25,15 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::{Config, Loaded, LogConfig, LogFormat, Problems, Reload};
 use crate::destination::DestinationId;
 use crate::shutdown::Signal;
+
+/// Names the configuration's file where `-c` is left out.
+const CONFIG_VARIABLE: &str = "CONSIGN_CONFIG";
 
 /// How a command ended, and so what the process exits with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +99,19 @@ impl Cli {
     /// # Errors
     /// Usage, or a help text that was asked for.
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(globals_first(arguments))
+        let mut command = Self::command();
+        if !named_by_environment() {
+            // Set to nothing is not set, as with most programs; clap would take it for a file without a name.
+            command = command.mut_arg("config", |config| config.env(Resettable::Reset));
+        }
+        let mut matches = command.clone().try_get_matches_from(globals_first(arguments))?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|problem| problem.format(&mut command))
     }
+}
+
+/// Whether the environment names a file for where none is given.
+fn named_by_environment() -> bool {
+    std::env::var_os(CONFIG_VARIABLE).is_some_and(|value| !value.is_empty())
 }
 
 /// Moves the flags of [`Global`] before the command. clap forgets a global flag that stands before a command when it is
@@ -129,7 +144,7 @@ fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString>
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
     /// A TOML file; may be given again, a later one wins
-    #[arg(short, long, global = true, value_name = "FILE", env = "CONSIGN_CONFIG")]
+    #[arg(short, long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
     pub config: Vec<PathBuf>,
     /// A single setting; beats the environment and the files
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE", value_parser = setting)]
@@ -257,8 +272,6 @@ pub fn complain_about(problems: &Problems) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {

@@ -35,7 +35,7 @@ pub use crate::lane::Lane;
 pub(crate) use dead::is_of_the_past;
 pub use dead::{DeadLetter, DeadLetters, LetterId};
 pub use depths::{Depths, depths};
-pub use kept::{Kept, announced};
+pub use kept::{Kept, announced, follow_control};
 pub use outcomes::{OutcomeMessage, Outcomes};
 pub use recalled::{DEFERRED_SINCE, Recalled};
 

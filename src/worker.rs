@@ -192,6 +192,12 @@ impl Worker {
         self.limits.waiting()
     }
 
+    /// Jobs of each destination that this worker sent away until it is mended (its circuit was open, or they were refused themselves),
+    /// and whose wait is not over: those of other workers, and of before this one's start, are not among them.
+    pub fn awaiting_repair(&self) -> HashMap<DestinationId, u32> {
+        self.recalls.counts()
+    }
+
     /// Somebody says that a destination is mended, or it is configured otherwise: its circuit closes, no remembered refusal counts any
     /// more, and what waits for its repair is called back.
     pub fn reset_circuit(&self, destination: &DestinationId) {

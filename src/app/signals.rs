@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::refused::LastReload;
 use crate::admin::AdminState;
 use crate::config::{Config, Reload};
 use crate::destination::{Destination, DestinationId, Destinations};
@@ -21,6 +23,7 @@ pub(super) struct Reloading<'a> {
     pub(super) metrics: &'a Metrics,
     pub(super) worker: &'a Worker,
     pub(super) supervisor: Supervisor,
+    pub(super) last: LastReload,
 }
 
 impl Reloading<'_> {
@@ -47,10 +50,12 @@ impl Reloading<'_> {
                 tracing::info!(destinations = count, changed = changed.len(), "the configuration was reloaded");
                 changed.into_iter().for_each(|id| self.worker.reset_circuit(id));
                 self.metrics.set_reload_successful(true);
+                self.last.succeeded();
             }
             Err(problems) => {
                 tracing::error!(%problems, "the new configuration is not used; the running one stays");
                 self.metrics.set_reload_successful(false);
+                self.last.refused(&problems, Timestamp::now());
             }
         }
     }

@@ -8,6 +8,7 @@
 //! | `version`, `worker`, `prefix` | of the program, of this process, of its queues |
 //! | `time`, `started_at`, `uptime_seconds` | now and since when, on the worker's clock |
 //! | `ready`, `not_ready_because`, `draining` | whether jobs are taken, and if not, why |
+//! | `reload_refused` | `at` and `problem` (a line each, at most 11) of the last reload, where it was refused and the configuration before it stays; absent otherwise |
 //! | `slots` | `total`, `busy`, `backfill` (the most that backfills may hold) |
 //! | `lanes[]` | `lane`, `running`, `slots`, `delivered_bytes`, `ended` by outcome since the start |
 //! | `buffer` | `bytes` now in part buffers, `limit_bytes` |
@@ -30,6 +31,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::refused::LastReload;
 use crate::admin::AdminState;
 use crate::config::Config;
 use crate::destination::Destinations;
@@ -46,6 +48,7 @@ struct View {
     sessions: Arc<Sessions>,
     metrics: Arc<Metrics>,
     destinations: watch::Receiver<Arc<Destinations>>,
+    last_reload: LastReload,
     id: String,
     prefix: String,
     slots: u32,
@@ -67,7 +70,7 @@ pub(super) fn admin_state(
     sessions: &Arc<Sessions>,
     metrics: &Arc<Metrics>,
     config: &Config,
-    destinations: watch::Receiver<Arc<Destinations>>,
+    (destinations, last_reload): (watch::Receiver<Arc<Destinations>>, LastReload),
 ) -> AdminState {
     let (ready, live) = (worker.clone(), worker.clone());
     let view = View {
@@ -75,6 +78,7 @@ pub(super) fn admin_state(
         sessions: sessions.clone(),
         metrics: metrics.clone(),
         destinations,
+        last_reload,
         id: config.worker.id.clone(),
         prefix: config.broker.prefix.clone(),
         slots: config.worker.slots.get(),
@@ -115,12 +119,13 @@ impl View {
             circuits: &self.worker.circuits(),
             mended: &self.worker.mended_at(),
             waiting: &self.worker.waiting(),
+            awaiting_repair: &self.worker.awaiting_repair(),
             filter,
         });
         let now = Timestamp::now();
         let busy = running.len();
         running.truncate(RUNNING);
-        json!({
+        let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "worker": self.id,
             "prefix": self.prefix,
@@ -144,7 +149,11 @@ impl View {
             "recent": self.worker.board().recent(),
             "destinations": self.destinations.borrow().len(),
             "destination_states": states,
-        })
+        });
+        if let Some(refused) = self.last_reload.problem() {
+            status["reload_refused"] = json!(refused);
+        }
+        status
     }
 
     fn broker(&self, connected: bool, unconfirmed: u64, reconnects: u64) -> Value {

@@ -1,6 +1,7 @@
 //! `consign backfill`: one job for each step of a range, newest first; how it goes, and its end before its time.
 
 mod args;
+mod heed;
 mod plan;
 mod range;
 mod record;
@@ -25,6 +26,7 @@ use crate::control::{BackfillId, Wish};
 use crate::queue::{self, Kept, QueueError};
 pub use args::BackfillArgs;
 use args::{Action, OneArgs, RunArgs, StatusArgs};
+use heed::Heed;
 use plan::Plan;
 use range::Range;
 use record::{Head, Record};
@@ -119,8 +121,10 @@ async fn publish(args: RunArgs, config: &Config, json: bool) -> Result<Exit, Sto
         if args.wait { Some(listen((&plan, &record), &kept, (&config.broker, &name), &report).await?) } else { None };
     report.say(&format!("backfill {}: {} jobs; record {}", plan.backfill, plan.len(), place.display()));
     let marks = Marks { begun, reply_to: is_kept.then(|| kept.address()) };
-    let sent = send::publish(&*queue, (&plan, &mut record), &marks, args.rate, &report).await;
-    queue.close().await;
+    let about = (plan.backfill.clone(), begun);
+    let mut heed = Heed::start(config.broker.clone(), name, about, Arc::clone(&report));
+    let sent = send::publish(&*queue, (&plan, &mut record), &marks, (args.rate, heed.cancelled()), &report).await;
+    tokio::join!(heed.close(), queue.close());
     Ok(match waiter {
         Some(waiter) if sent.stopped.is_none() => {
             waiter.finish(args.wait_timeout, 0, &Workers::of(config, args.admin)).await
@@ -181,11 +185,23 @@ fn end(sent: &Sent, plan: &Plan, report: &Report) -> Exit {
         report.end(&format!("{} published{before} (backfill {})", sent.published, plan.backfill));
         return Exit::Done;
     };
-    report.end(&format!("{} published{before}; the same command goes on here: {stopped}", sent.published));
+    match stopped {
+        Stopped::Cancelled(_) => {
+            let left = u64::try_from(plan.len()).unwrap_or(u64::MAX).saturating_sub(sent.published + sent.before);
+            let counts = format!("{} published{before}, {left} not", sent.published);
+            report.say(&format!(
+                "backfill {} {stopped}, so publishing stopped: {counts}; what has not begun is skipped. With --again all of it is \
+                 published anew",
+                plan.backfill
+            ));
+            report.end(&format!("{counts} (backfill {}, cancelled)", plan.backfill));
+        }
+        _ => report.end(&format!("{} published{before}; the same command goes on here: {stopped}", sent.published)),
+    }
     match stopped {
         _ if sent.published + sent.before > 0 => Exit::Partly,
         Stopped::Queue(QueueError::Unavailable(_)) => Exit::Unavailable,
-        Stopped::Queue(_) | Stopped::Record(_) => Exit::Failed,
+        Stopped::Queue(_) | Stopped::Record(_) | Stopped::Cancelled(_) => Exit::Failed,
     }
 }
 

@@ -31,7 +31,7 @@ pub struct DevArgs {
 /// # Errors
 /// What to exit with; the reason is said.
 pub fn prepare(global: &Global) -> Result<(), Exit> {
-    if let Some(flag) = foreign(global, std::env::var_os("CONSIGN_CONFIG").is_some()) {
+    if let Some(flag) = foreign(global, super::named_by_environment()) {
         return Err(complain(&format!("consign dev has a configuration of its own; leave {flag} out"), Exit::Usage));
     }
     let begun = telemetry::init(&dev::log());

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::enqueue::seen::SeenData;
 use super::status::{self, Asker};
-use super::text::plain;
+use super::text::{moment, plain};
 use crate::config::Config;
 
 /// Lines for people.
@@ -100,7 +100,7 @@ impl Waiting {
             }
             State::Retrying => {
                 let are = if one { "is" } else { "are" };
-                let next = next_try_at.as_ref().map_or_else(String::new, |at| format!(", next at {}", plain(at)));
+                let next = next_try_at.as_ref().map_or_else(String::new, |at| format!(", next at {}", moment(at)));
                 format!("{jobs}{whose} {are} tried again{next}{because}")
             }
             State::Queued => {
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn what_is_left_is_grouped_by_destination_and_reason() {
         let (slow, late) = (told("slow_down", "", "2026-01-01T00:00:05Z"), told("timeout", "", "2026-01-01T00:00:09Z"));
-        let sooner = told("timeout", "ask the network\nand more", "2026-01-01T00:00:01Z");
+        let sooner = told("timeout", "ask the network\nand more", "2026-01-01T00:00:01.123456789Z");
         let circuit = serde_json::json!({"reason": "access_denied", "message": "no", "hint": "allow s3:PutObject"});
         let circuits = Circuits::from([("acme".to_owned(), Why::of_circuit(&circuit))]);
         let many = Open { jobs: 400, ..open("acme", None) };

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 /// Without control characters: ids, headers and messages come from outside, and a terminal obeys some of them.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -17,6 +19,11 @@ pub(super) fn span(duration: Duration) -> String {
         (0, _, _) => format!("{hours}h {}m", minutes % 60),
         _ => format!("{days}d {}h", hours % 24),
     }
+}
+
+/// A moment as data tells it, to the second. What is no moment stays as it is.
+pub(super) fn moment(text: &str) -> String {
+    text.parse::<Timestamp>().map_or_else(|_| plain(text), |at| format!("{at:.0}"))
 }
 
 /// A table, each column as wide as its widest cell.
@@ -45,6 +52,15 @@ mod tests {
     #[test]
     fn a_terminal_gets_no_orders() {
         assert_eq!(plain("a\u{1b}[2Jb\n\u{9b}"), "a?[2Jb??");
+    }
+
+    #[test]
+    fn a_moment_has_seconds_and_no_more() {
+        assert_eq!(moment("2026-11-27T04:52:46.123456789Z"), "2026-11-27T04:52:46Z");
+        assert_eq!(
+            (moment("2026-11-27T04:52:46Z"), moment("so\u{1b}on")),
+            ("2026-11-27T04:52:46Z".into(), "so?on".into())
+        );
     }
 
     #[test]

@@ -15,6 +15,13 @@ use super::problems::{Place, Problem};
 /// The prefix of environment variables; the words after it are divided by two underscores.
 const ENVIRONMENT: &str = "CONSIGN__";
 
+/// Schemes of URLs that hold a password, or may.
+const BROKERS: [&str; 2] = ["amqp:", "amqps:"];
+const SECRET: &str = "a secret may not be given on the command line; use the environment or the key with _file";
+/// Here `sqlite:` was mistyped, most likely.
+const NO_BROKER: &str = "is no broker URL; it begins with sqlite:, amqps: or amqp:, and only one with sqlite: may be given on the command \
+     line (the others may hold a password: use the environment or broker.url_file)";
+
 /// One source of values.
 #[derive(Debug)]
 struct Layer {
@@ -99,9 +106,9 @@ impl Layers {
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         // What stands on a command line is seen by everybody on the machine.
         if keys::is_secret(&path) && !value.starts_with("sqlite:") {
-            let text =
-                "a secret may not be given on the command line; use the environment or the key with _file".into();
-            return self.refuse(place, key, text);
+            let mistyped = key == "broker.url" && !BROKERS.iter().any(|scheme| value.starts_with(scheme));
+            let text = if mistyped { NO_BROKER } else { SECRET };
+            return self.refuse(place, key, text.to_owned());
         }
         self.scalar(place, &path, value);
     }

@@ -282,6 +282,17 @@ fn a_problem_never_quotes_a_secret() {
 }
 
 #[test]
+fn a_mistyped_scheme_on_the_command_line_is_told_which_there_are() {
+    for mistyped in ["sqlit:s3cr3t-marker", "s3cr3t-marker", ""] {
+        let refused = load_from(&[], [], &overrides(&[("broker.url", mistyped)])).unwrap_err().to_string();
+        let said = "flag --set broker.url: broker.url: is no broker URL; it begins with sqlite:, amqps: or amqp:";
+        assert!(refused.contains(said) && !refused.contains(SECRET), "{refused}");
+    }
+    let in_a_file = problems("[broker]\nurl = \"sqlit:q.db\"").concat();
+    assert!(in_a_file.contains("it begins with amqps:, amqp: or sqlite:"), "{in_a_file}");
+}
+
+#[test]
 fn the_broker_url_may_stand_in_a_file_of_its_own() {
     let (_folder, file) = written("amqps://me:pw@h/v\n");
     let loaded = load_str(&format!("[broker]\nurl_file = {:?}", file.display().to_string())).unwrap();

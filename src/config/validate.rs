@@ -20,6 +20,9 @@ const MIB: u64 = 1 << 20;
 /// The bounds of S3 for a part, the last one of an upload excepted; the upper one is also that of one PutObject.
 const PART: std::ops::RangeInclusive<u64> = 5 * MIB..=5 << 30;
 
+const NO_BROKER_URL: &str = "is no broker URL; it begins with amqps:, amqp: or sqlite:, such as \"amqps://user:password@host/vhost\" or \
+     \"sqlite:PATH\"";
+
 /// The problems found so far.
 #[derive(Default)]
 struct Notes(Vec<Invalid>);
@@ -151,7 +154,7 @@ fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static st
         return check_embedded_file(path);
     }
     let url = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "amqp" | "amqps"));
-    let url = url.ok_or("is no broker URL; write \"amqps://user:password@host/vhost\" or \"sqlite:PATH\"")?;
+    let url = url.ok_or(NO_BROKER_URL)?;
     let host = url.host_str().filter(|host| !host.is_empty());
     let host = host.ok_or("names no host; write \"amqps://user:password@host/vhost\"")?;
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();

@@ -65,6 +65,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
+pub(super) use control::follow_control;
 pub use dead::DeadLetters;
 pub use depths::depths;
 pub use outcomes::Outcomes;

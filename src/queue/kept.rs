@@ -1,6 +1,7 @@
 //! What the queue keeps for those who ask later: the outcomes of one backfill, and the control messages.
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 use super::{QueueError, amqp, embedded};
 use crate::config::BrokerConfig;
@@ -61,5 +62,22 @@ pub async fn announced(broker: &BrokerConfig, client: &str) -> Result<Vec<Bytes>
     match broker.embedded_file() {
         Some(file) => embedded::announced(&file, &broker.prefix).await,
         None => amqp::kept::announced(broker, client).await,
+    }
+}
+
+/// Gives each control message to `each`: those of the last 7 days, oldest first, then live, until `stop`. Reads only; for those who do
+/// not consume (a worker has [`super::Queue::next_control`]).
+///
+/// # Errors
+/// `Unavailable`, `Refused` or `Topology` when they can't be read (any more). Called again, it begins with the oldest again.
+pub async fn follow_control(
+    broker: &BrokerConfig,
+    client: &str,
+    each: &mut (dyn FnMut(&[u8]) + Send),
+    stop: &CancellationToken,
+) -> Result<(), QueueError> {
+    match broker.embedded_file() {
+        Some(file) => embedded::follow_control(&file, &broker.prefix, each, stop).await,
+        None => amqp::kept::follow_control(broker, client, each, stop).await,
     }
 }

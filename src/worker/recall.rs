@@ -5,7 +5,7 @@
 //! few: none for a destination of which nothing is known to wait (a scheduler may check all of them each night), and one for all
 //! destinations that were reset meanwhile.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,10 +42,13 @@ const NAMED: usize = 10;
 pub(super) struct Recalls {
     wanted: Mutex<BTreeSet<DestinationId>>,
     changed: Notify,
-    /// Until when jobs wait that this worker sent away, because they had failed or their destination was broken.
-    away: Mutex<HashMap<DestinationId, Instant>>,
+    /// Jobs that this worker sent away, because they had failed or their destination was broken.
+    away: Mutex<HashMap<DestinationId, Away>>,
     since: Instant,
 }
+
+/// How many jobs of one destination come back when. By the second, so that there are few moments, however many jobs there are.
+type Away = BTreeMap<Instant, u32>;
 
 impl Recalls {
     /// Nothing is known yet.
@@ -64,24 +67,34 @@ impl Recalls {
     }
 
     fn sent_away(&self, destination: &DestinationId, wait: Duration) {
+        let due = self.since.elapsed() + wait;
+        let back = self.since + Duration::from_secs(due.as_secs() + u64::from(due.subsec_nanos() > 0));
+        self.away_until(destination, &Away::from([(back, 1)]));
+    }
+
+    fn away_until(&self, destination: &DestinationId, more: &Away) {
         let (now, mut away) = (Instant::now(), self.away());
-        let back = now + wait;
-        if let Some(known) = away.get_mut(destination) {
-            *known = back.max(*known);
-            return;
+        if away.len() >= TRACKED && !away.contains_key(destination) {
+            away.retain(|_, jobs| any_left(jobs, now));
         }
-        if away.len() >= TRACKED {
-            away.retain(|_, back| *back > now);
+        if away.len() < TRACKED || away.contains_key(destination) {
+            let known = away.entry(destination.clone()).or_default();
+            more.iter().for_each(|(back, count)| *known.entry(*back).or_default() += count);
+            any_left(known, now);
         }
-        if away.len() < TRACKED {
-            away.insert(destination.clone(), back);
-        }
+    }
+
+    /// For `/status`: how many jobs of each destination this worker sent away that are still to come back, by what it knows.
+    pub(super) fn counts(&self) -> HashMap<DestinationId, u32> {
+        let (now, mut away) = (Instant::now(), self.away());
+        away.retain(|_, jobs| any_left(jobs, now));
+        away.iter().map(|(destination, jobs)| (destination.clone(), jobs.values().sum())).collect()
     }
 
     /// Whether jobs of this destination may wait, as far as is known here.
     fn may_wait(&self, destination: &DestinationId) -> bool {
         let now = Instant::now();
-        self.since.elapsed() < LONGEST || self.away().get(destination).is_some_and(|back| *back > now)
+        self.since.elapsed() < LONGEST || self.away().get_mut(destination).is_some_and(|jobs| any_left(jobs, now))
     }
 
     /// A destination was reset at `at`. `known`: something was held against it here, so that its jobs wait for sure.
@@ -106,14 +119,14 @@ impl Recalls {
     }
 
     /// What is known of these, before it is called back: what is sent away meanwhile is known anew.
-    fn take(&self, destinations: &BTreeSet<DestinationId>) -> HashMap<DestinationId, Instant> {
+    fn take(&self, destinations: &BTreeSet<DestinationId>) -> HashMap<DestinationId, Away> {
         self.away().extract_if(|destination, _| destinations.contains(destination)).collect()
     }
 
     /// Not all of them came back.
-    fn put_back(&self, taken: HashMap<DestinationId, Instant>) {
-        for (destination, back) in taken {
-            self.sent_away(&destination, back.saturating_duration_since(Instant::now()));
+    fn put_back(&self, taken: HashMap<DestinationId, Away>) {
+        for (destination, jobs) in taken {
+            self.away_until(&destination, &jobs);
         }
     }
 
@@ -127,7 +140,7 @@ impl Recalls {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn away(&self) -> MutexGuard<'_, HashMap<DestinationId, Instant>> {
+    fn away(&self) -> MutexGuard<'_, HashMap<DestinationId, Away>> {
         self.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -190,6 +203,14 @@ impl Worker {
             }
         }
     }
+}
+
+/// Whether some are still away; the others are forgotten.
+fn any_left(jobs: &mut Away, now: Instant) -> bool {
+    while let Some(first) = jobs.first_entry().filter(|first| *first.key() <= now) {
+        first.remove();
+    }
+    !jobs.is_empty()
 }
 
 fn rest(took: Duration) -> Duration {

@@ -1,5 +1,6 @@
 //! `consign backfill` on both queues: published once however often it is interrupted, waited for, cancelled, told about.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -306,21 +307,69 @@ async fn the_half_done_upload_of_a_cancelled_job_is_given_up() {
     }
 }
 
-/// A run that is killed as soon as it has recorded so many confirms.
-async fn killed(site: &Site, arguments: &[&str], record: &PathBuf, confirms: usize) {
+/// A run beside the test.
+fn spawned(site: &Site, arguments: &[&str]) -> Command {
     let file = site.dir.path().join("backfill.toml");
     std::fs::write(&file, site.toml()).unwrap();
-    let mut child: Child = Command::new(env!("CARGO_BIN_EXE_consign"))
-        .args(arguments)
-        .arg("--config")
-        .arg(file)
-        .env_clear()
-        .envs(site.variables())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
+    command.args(arguments).arg("--config").arg(file).env_clear().envs(site.variables());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_publishes_stops_when_it_is_cancelled_from_elsewhere() {
+    for (site, _s3) in sites("stops").await {
+        let template = template(&site);
+        let record = site.dir.path().join("record.ndjson");
+        let place = record.display().to_string();
+        let base = arguments(&template, "2023-11-23", "name=f", &["--id", "stops", "--record", &place]);
+        let mut command = spawned(&site, &[&base[..], &["--rate", "4/s", "--wait"]].concat());
+        let run = command.stderr(Stdio::piped()).spawn().unwrap();
+        until("it has published some", LIMIT, async || (recorded(&record) >= 3).then_some(())).await;
+        // Its record is not told: nothing but the control message can stop it.
+        let elsewhere = site.dir.path().join("none.ndjson").display().to_string();
+        exits(&consign(&site, &["backfill", "cancel", "stops", "--record", &elsewhere]), 0);
+        let output = tokio::task::block_in_place(|| run.wait_with_output()).unwrap();
+        exits(&output, 75);
+        let published = recorded(&record);
+        let counts = format!("{published} published, {} not", DAYS - published);
+        let said_it = said(&output);
+        assert!(said_it.contains("backfill stops was cancelled at") && said_it.contains(&counts), "{said_it}");
+        assert!(!said_it.contains("ERROR"), "{said_it}");
+        let output = consign(&site, &base);
+        exits(&output, 1);
+        assert!(said(&output).contains("was cancelled at"), "it is on record: {}", said(&output));
+        site.broker_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_could_not_hear_of_its_cancellation_says_so_and_publishes() {
+    let mut site = Site::new("deaf").await;
+    let _s3 = furnish(&mut site).await;
+    site.broker.disown("control").await;
+    let template = template(&site);
+    let record = site.dir.path().join("record.ndjson");
+    let place = record.display().to_string();
+    let slowly = [
+        &arguments(&template, "2023-11-23", "name=f", &["--id", "stops", "--record", &place])[..],
+        &["--rate", "30/h"],
+    ];
+    let mut run = spawned(&site, &slowly.concat()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let said_it =
+        tokio::task::block_in_place(|| lines.map_while(Result::ok).find(|line| line.contains("would not be heard")));
+    until("it publishes all the same", LIMIT, async || (recorded(&record) == 1).then_some(())).await;
+    run.kill().unwrap();
+    run.wait().unwrap();
+    assert!(said_it.unwrap().contains("control"));
+    site.broker_clean().await;
+}
+
+/// A run that is killed as soon as it has recorded so many confirms.
+async fn killed(site: &Site, arguments: &[&str], record: &PathBuf, confirms: usize) {
+    let mut child: Child = spawned(site, arguments).spawn().unwrap();
     until("it has published some", LIMIT, async || (recorded(record) >= confirms).then_some(())).await;
     // SIGKILL.
     child.kill().unwrap();
@@ -374,7 +423,7 @@ impl Site {
         if self.broker.url.starts_with("sqlite:") {
             return;
         }
-        for id in ["days", "some", "gone", "stays", "half", "years", "left"] {
+        for id in ["days", "some", "gone", "stays", "half", "years", "left", "stops"] {
             self.broker.disown(&format!("backfill.{id}")).await;
         }
         self.broker.clean().await;

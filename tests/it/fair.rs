@@ -50,6 +50,15 @@ async fn circuit(worker: &Worker, destination: &str, wanted: bool) {
     .await;
 }
 
+/// Jobs of a destination that the worker put off until it is mended: there are some, or there are none any more.
+async fn awaiting_repair(worker: &Worker, destination: &str, some: bool) {
+    until(&format!("jobs wait until {destination} is mended: {some}"), LONG, async || {
+        let count = state(worker, destination).await["awaiting_repair"].as_u64().unwrap();
+        ((count > 0) == some).then_some(())
+    })
+    .await;
+}
+
 /// Requests that S3 or STS had for a bucket.
 fn requests(s3: &ScriptedS3, bucket: &str) -> usize {
     s3.calls("PutObject").iter().filter(|call| call.bucket == bucket).count()
@@ -74,6 +83,7 @@ async fn a_dead_destination_sees_only_its_probes_and_a_reset_lets_its_jobs_flow_
         assert!(shown["circuit"]["next_probe_at"].is_string(), "{shown:#}");
         assert!(worker.metric("consign_destination_circuit_open", "destination=\"beta\"").await == 1.0);
         assert!(worker.metric("consign_deferred_total", "cause=\"circuit\"").await > 0.0);
+        awaiting_repair(worker, "beta", true).await;
     }
     // Those that were under way when it opened (at most 8 in a worker), and one probe of each worker half a minute later.
     let asked = requests(&s3, "beta");
@@ -90,6 +100,7 @@ async fn a_dead_destination_sees_only_its_probes_and_a_reset_lets_its_jobs_flow_
         assert_eq!(outcome["data"]["attempts"], 1, "{outcome:#}");
     }
     for worker in &workers {
+        awaiting_repair(worker, "beta", false).await;
         worker.quiet().await;
         worker.terminate();
         assert!(worker.exit(LONG).await.success());

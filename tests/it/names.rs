@@ -47,3 +47,20 @@ fn every_sample_configuration_can_be_read() {
         assert!(output.status.success(), "{}: {said}", sample.display());
     }
 }
+
+#[test]
+fn a_variable_that_names_no_file_is_as_good_as_none() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
+        command.args(arguments).args(["config", "validate"]).env_clear().env("CONSIGN_CONFIG", "").output().unwrap()
+    };
+    let (without, empty) = (run(&[]), run(&["-c", ""]));
+    let said = String::from_utf8_lossy(&without.stderr);
+    assert!(without.status.success() && said.contains("no file was read"), "{said}");
+    assert_eq!(empty.status.code(), Some(2), "an argument is no accident: {empty:?}");
+    for sample in files("config", "toml") {
+        let output = run(&["-c", &sample.display().to_string()]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !said.contains("no file was read"), "{said}");
+    }
+}

@@ -50,6 +50,23 @@ async fn enqueue_waits_for_the_outcome_also_of_a_job_that_was_delivered_before()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_makes_a_new_queue_says_so_and_where() {
+    let mut site = Site::embedded("new");
+    let _s3 = furnish(&mut site).await;
+    let said = "a new, empty queue was made";
+    for made in [1, 0] {
+        let worker = site.worker().await;
+        let log = worker.log();
+        assert_eq!(log.matches(said).count(), made, "{log}");
+        let line = log.lines().find(|line| line.contains(said));
+        let place = file(&site).display().to_string();
+        assert!(line.is_none_or(|line| line.contains(&place) && line.contains("broker.url")), "{log}");
+        worker.terminate();
+        assert!(worker.exit(Duration::from_secs(30)).await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bad_job_is_a_dead_letter_that_says_why() {
     let mut site = Site::embedded("dead");
     let _s3 = furnish(&mut site).await;

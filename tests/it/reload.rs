@@ -6,9 +6,13 @@ use crate::shop::{REGION, Shop, role_destination};
 use crate::testbed::site::job;
 use crate::testbed::until;
 
+async fn status(shop: &Shop) -> serde_json::Value {
+    serde_json::from_str(&shop.worker.get("/status").await).unwrap()
+}
+
 const SUCCESSFUL: &str = "consign_config_last_reload_successful";
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_destination_becomes_usable_and_a_bad_file_keeps_the_old_one() {
     let mut shop = Shop::open("reload").await;
     shop.s3.bucket("beta", REGION, "222222222222");
@@ -36,6 +40,16 @@ async fn a_new_destination_becomes_usable_and_a_bad_file_keeps_the_old_one() {
     })
     .await;
     assert!(shop.worker.log().contains("gamma"), "the log says what is wrong");
+    // The metric is set first.
+    let refused = until("the refusal is in the status", Duration::from_secs(30), async || {
+        status(&shop).await.get("reload_refused").cloned()
+    })
+    .await;
+    assert!(refused["problem"].as_str().unwrap().contains("destinations.gamma.bucket"), "{refused:#}");
+    assert!(refused["at"].is_string(), "{refused:#}");
+    let shown = tokio::task::block_in_place(|| shop.site.consign(&["status", "--admin", shop.worker.admin()]));
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("its reload was refused ") && shown.contains("destinations.gamma.bucket"), "{shown}");
     shop.site.broker.schedule(&job("still", &url, "beta", "still")).await;
     shop.delivered("still").await;
 
@@ -43,6 +57,10 @@ async fn a_new_destination_becomes_usable_and_a_bad_file_keeps_the_old_one() {
     shop.worker.reload();
     until("a good file makes it good again", Duration::from_secs(30), async || {
         (shop.worker.metric(SUCCESSFUL, "").await == 1.0).then_some(())
+    })
+    .await;
+    until("nothing is said to be refused", Duration::from_secs(30), async || {
+        status(&shop).await.get("reload_refused").is_none().then_some(())
     })
     .await;
     shop.close().await;

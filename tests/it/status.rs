@@ -88,6 +88,20 @@ async fn without_an_answer_it_ends_69_and_still_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_asked_by_https_is_told_apart_from_one_that_is_away() {
+    let world = World::embedded("statustls").await;
+    let worker = world.site.worker().await;
+    let https = worker.admin().replacen("http:", "https:", 1);
+    let output = status(&world, &["--admin", &https]);
+    assert_eq!(output.status.code(), Some(69), "{}", text(&output.stdout));
+    let said = format!("does not answer: it answers without TLS; write {} instead of https", worker.admin());
+    assert!(text(&output.stdout).contains(&said), "{}", text(&output.stdout));
+    let output = status(&world, &["--admin", "https://127.0.0.1:1"]);
+    let shown = text(&output.stdout);
+    assert!(shown.contains("does not answer") && !shown.contains("TLS"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_servers_answer_is_not_taken_for_a_workers() {
     let world = World::embedded("statusother").await;
     let output = status(&world, &["--admin", &world.s3.url]);

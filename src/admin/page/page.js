@@ -75,7 +75,7 @@ function banner(text, tone) {
   setAttribute(node, "data-tone", tone);
 }
 
-function readiness({ ready, draining, not_ready_because: why, slots }) {
+function readiness({ ready, draining, not_ready_because: why, slots, reload_refused: refused }) {
   if (draining) {
     state("‖", "Draining", "wait");
     banner(`This worker is about to stop: it takes no new jobs, and ${plural(slots.busy, "transfer")} may still finish.`, "wait");
@@ -84,7 +84,7 @@ function readiness({ ready, draining, not_ready_because: why, slots }) {
     banner(`This worker takes no jobs now: ${why}. It goes on by itself when that is over.`, "bad");
   } else {
     state("✓", "Ready for jobs", "good");
-    banner("", "good");
+    banner(refused ? `The reload at ${clock(refused.at)} was refused; this worker runs on with the configuration before it: ${refused.problem}` : "", refused ? "bad" : "good");
   }
 }
 

@@ -249,9 +249,12 @@ function destinationRow() {
   return row;
 }
 
+// Other workers have sent others away.
+const known = (one) => (one.awaiting_repair > 0 ? ` (${count(one.awaiting_repair)} of this worker's)` : "");
+
 function stateWords(one) {
   if (one.circuit?.state === "half_open") return ["…", "a job asks", "wait", `${words(one.circuit.reason)}; the others wait`];
-  if (one.circuit_open) return ["✕", "circuit open", "bad", one.circuit ? `${words(one.circuit.reason)}; its jobs wait, one asks at ${clock(one.circuit.next_probe_at)}` : "its jobs wait"];
+  if (one.circuit_open) return ["✕", "circuit open", "bad", one.circuit ? `${words(one.circuit.reason)}; its jobs wait${known(one)}, one asks at ${clock(one.circuit.next_probe_at)}` : "its jobs wait"];
   if (one.waiting + one.deferred > 0) return ["⇥", "at its limit", "wait", `${plural(one.waiting + one.deferred, "job")} must wait`];
   if (one.consecutive_failures > 0 && one.mended_at) return ["✓", "mended", "quiet", `at ${clock(one.mended_at)}; no failure since`];
   if (one.consecutive_failures > 0) return ["!", `${plural(one.consecutive_failures, "failure")} in a row`, "wait"];

@@ -27,6 +27,8 @@ pub(super) struct Known<'a> {
     pub(super) mended: &'a HashMap<DestinationId, Timestamp>,
     /// Jobs that wait in the worker, and that were sent away, as their destination has all it may have.
     pub(super) waiting: &'a HashMap<DestinationId, (usize, u32)>,
+    /// Jobs that were sent away until it is mended.
+    pub(super) awaiting_repair: &'a HashMap<DestinationId, u32>,
     /// Only ids that contain this.
     pub(super) filter: &'a str,
 }
@@ -60,6 +62,9 @@ struct State {
     waiting: usize,
     /// Jobs that were sent away for that reason, and are still to come back.
     deferred: u32,
+    /// Jobs that this worker sent away until the destination is mended, and that are still to come back. Those of other workers are
+    /// not known here.
+    awaiting_repair: u32,
     /// The most transfers at once; `null` where only the worker's own limit holds.
     max_concurrency: Option<u32>,
     /// Failed attempts since the last delivery.
@@ -93,6 +98,7 @@ struct Candidate<'a> {
     mended: Option<Timestamp>,
     in_flight: usize,
     waiting: (usize, u32),
+    awaiting_repair: u32,
 }
 
 impl Candidate<'_> {
@@ -144,13 +150,22 @@ fn candidates<'a>(known: &'a Known<'_>) -> Vec<Candidate<'a>> {
             mended: known.mended.get(id).copied(),
             in_flight: in_flight.get(id.as_str()).copied().unwrap_or(0),
             waiting: known.waiting.get(id).copied().unwrap_or_default(),
+            awaiting_repair: known.awaiting_repair.get(id).copied().unwrap_or_default(),
         })
         .collect()
 }
 
 fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
-    let Candidate { destination, configured, record, circuit, in_flight, waiting: (waiting, deferred), .. } =
-        *candidate;
+    let Candidate {
+        destination,
+        configured,
+        record,
+        circuit,
+        in_flight,
+        waiting: (waiting, deferred),
+        awaiting_repair,
+        ..
+    } = *candidate;
     State {
         id: destination.id.to_string(),
         bucket: destination.bucket.to_string(),
@@ -166,6 +181,7 @@ fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
         in_flight,
         waiting,
         deferred,
+        awaiting_repair,
         max_concurrency: destination.max_concurrency.map(std::num::NonZeroU32::get),
         consecutive_failures: candidate.failures(),
         last_failure: record.and_then(|record| record.last_trouble.as_deref().cloned()),

@@ -117,6 +117,11 @@ impl Record {
         if self.unforced >= FORCED { self.force() } else { Ok(()) }
     }
 
+    /// Notes that it was cancelled, perhaps elsewhere: the next run must not go on by accident.
+    pub(super) fn cancelled(&mut self, at: Timestamp) -> Result<(), String> {
+        self.write(&Line::Cancelled { cancelled_at: at })
+    }
+
     /// Forces everything to the disk.
     pub(super) fn force(&mut self) -> Result<(), String> {
         self.unforced = 0;
@@ -148,14 +153,14 @@ impl Told {
         let Some(known) = &self.head else { return Ok(()) };
         if known.digest != head.digest {
             return Err(format!(
-                "backfill {} was begun at {} with another template, variables or range; give another --id, or --again to publish \
+                "backfill {} was begun at {:.0} with another template, variables or range; give another --id, or --again to publish \
                  all of it anew",
                 head.backfill, known.begun_at
             ));
         }
         match self.cancelled_at {
             Some(at) => Err(format!(
-                "backfill {} was cancelled at {at}; with --again all of it is published anew",
+                "backfill {} was cancelled at {at:.0}; with --again all of it is published anew",
                 head.backfill
             )),
             None => Ok(()),

@@ -1,5 +1,8 @@
 //! Publishing a plan: what is not on record yet, newest first, no faster than asked.
 
+use std::future::Future;
+use std::sync::OnceLock;
+
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -27,6 +30,8 @@ pub(super) struct Sent {
 pub(super) enum Stopped {
     Queue(QueueError),
     Record(String),
+    /// Somebody cancelled it, then.
+    Cancelled(Timestamp),
 }
 
 impl std::fmt::Display for Stopped {
@@ -34,6 +39,7 @@ impl std::fmt::Display for Stopped {
         match self {
             Self::Queue(problem) => problem.fmt(f),
             Self::Record(problem) => f.write_str(problem),
+            Self::Cancelled(at) => write!(f, "was cancelled at {at:.0}"),
         }
     }
 }
@@ -44,12 +50,12 @@ pub(super) struct Marks<'a> {
     pub(super) reply_to: Option<&'a str>,
 }
 
-/// Publishes until the end or the first failure: the same command goes on there.
+/// Publishes until the end or the first failure, where the same command goes on; or until it is cancelled, which goes on record.
 pub(super) async fn publish(
     queue: &dyn Queue,
     (plan, record): (&Plan, &mut Record),
     marks: &Marks<'_>,
-    rate: Option<Rate>,
+    (rate, cancelled): (Option<Rate>, impl Future<Output = Timestamp>),
     report: &Report,
 ) -> Sent {
     let mut sent = Sent::default();
@@ -68,7 +74,11 @@ pub(super) async fn publish(
         let publication = marked(plan, job.prepared.publication.clone(), marks);
         async move { (send(queue, publication).await, job.prepared) }
     });
-    let mut sending = std::pin::pin!(sending.buffer_unordered(WINDOW));
+    let cancelled_at = OnceLock::new();
+    let stop = async {
+        let _ = cancelled_at.set(cancelled.await);
+    };
+    let mut sending = std::pin::pin!(sending.buffer_unordered(WINDOW).take_until(stop));
     while let Some((result, job)) = sending.next().await {
         let noted = match result {
             Ok(()) => record.published(&job.id).map_err(Stopped::Record),
@@ -81,6 +91,12 @@ pub(super) async fn publish(
                 sent.stopped = Some(stopped);
                 break;
             }
+        }
+    }
+    if let Some(at) = cancelled_at.get() {
+        sent.stopped.get_or_insert(Stopped::Cancelled(*at));
+        if let Err(problem) = record.cancelled(*at) {
+            report.say(&format!("the cancellation is not on record: {problem}"));
         }
     }
     if let Err(problem) = record.force() {
@@ -192,6 +208,15 @@ mod tests {
     }
 
     async fn run(queue: &Fake, folder: &tempfile::TempDir, rate: Option<&str>) -> Sent {
+        run_until(queue, folder, rate, std::future::pending()).await
+    }
+
+    async fn run_until(
+        queue: &Fake,
+        folder: &tempfile::TempDir,
+        rate: Option<&str>,
+        cancelled: impl Future<Output = Timestamp>,
+    ) -> Sent {
         let plan = plan(JOB, "2026-01-01", "2026-01-10").unwrap();
         let begun = Timestamp::UNIX_EPOCH;
         let head = Head {
@@ -205,7 +230,7 @@ mod tests {
         let mut record = Record::open(&folder.path().join("b.ndjson"), &head, false).unwrap();
         let (marks, report) = (Marks { begun, reply_to: Some("kept") }, Report::new(Some(1), false, Shown::All));
         let rate = rate.map(|rate| Rate::parse(rate).unwrap());
-        publish(queue, (&plan, &mut record), &marks, rate, &report).await
+        publish(queue, (&plan, &mut record), &marks, (rate, cancelled), &report).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -221,6 +246,20 @@ mod tests {
         let properties = &taken[0].0.properties;
         assert_eq!(properties.headers["consign-backfill-at"], "1970-01-01T00:00:00Z");
         assert_eq!((properties.headers["consign-backfill"].len(), properties.reply_to.as_deref()), (12, Some("kept")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancellation_ends_a_run_and_is_on_record() {
+        let (queue, folder) = (Fake::new(99), tempfile::tempdir().unwrap());
+        let cancelled = async {
+            tokio::time::sleep(Duration::from_millis(1750)).await;
+            Timestamp::UNIX_EPOCH
+        };
+        let sent = run_until(&queue, &folder, Some("2/s"), cancelled).await;
+        assert_eq!((sent.published, queue.ids().len()), (4, 4));
+        assert!(matches!(sent.stopped, Some(Stopped::Cancelled(at)) if at == Timestamp::UNIX_EPOCH), "{sent:?}");
+        let text = std::fs::read_to_string(folder.path().join("b.ndjson")).unwrap();
+        assert!(text.ends_with("{\"cancelled_at\":\"1970-01-01T00:00:00Z\"}\n"), "{text}");
     }
 
     #[tokio::test]

@@ -143,11 +143,11 @@ impl std::fmt::Display for Status {
             _ => write!(f, "\npublished  not from here, so nobody knows how many are left")?,
         }
         if let Some(at) = self.cancelled_at {
-            write!(f, "\ncancelled  {at}")?;
+            write!(f, "\ncancelled  {at:.0}")?;
         }
         write!(f, "\noutcomes   {}{}", self.outcomes, left::lines(&self.waiting_for))?;
         if let (Some(first), Some(last)) = (self.first_outcome_at, self.last_outcome_at) {
-            write!(f, "\nfrom       {first}\nto         {last}")?;
+            write!(f, "\nfrom       {first:.0}\nto         {last:.0}")?;
         }
         for (reason, Trouble { jobs, example, message, hint }) in &self.failures {
             let texts = [message, hint].into_iter().flatten().map(|text| format!("\n           {text}"));
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     fn outcome(job: &str, kind: &str, second: i64, reason: Option<&str>) -> Vec<u8> {
-        let time = Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let time = Timestamp::new(1_800_000_000 + second, 123_456_789).unwrap();
         let data =
             serde_json::json!({"destination": "acme", "reason": reason, "message": "it broke", "hint": "mend it"});
         let event = serde_json::json!({
@@ -196,7 +196,7 @@ mod tests {
         ]);
         let told = Told { published: ('a'..='h').map(String::from).collect(), ..Told::default() };
         let id = BackfillId::parse("b").unwrap();
-        let at = Timestamp::from_second(1_800_000_100).unwrap();
+        let at = Timestamp::new(1_800_000_100, 123_456_789).unwrap();
         let cancel = Control::new(Wish::CancelBackfill(id.clone()), at).render().into();
         let other = Control::new(Wish::CancelBackfill(BackfillId::parse("c").unwrap()), Timestamp::MAX).render().into();
         let status = digest.status(&id, Some(&told), &[cancel, other], &Circuits::new());
@@ -206,6 +206,11 @@ mod tests {
         assert_eq!(reasons, [("kms_denied", 2), ("slow_down", 1)]);
         assert_eq!(status.failures["kms_denied"].example, "c");
         let text = status.to_string();
+        assert!(
+            text.contains("\ncancelled  2027-01-15T08:01:40Z\n")
+                && text.contains("\nto         2027-01-15T08:00:09Z\n"),
+            "{text}"
+        );
         assert!(text.contains("kms_denied: 2, such as c\n           it broke\n           mend it"), "{text}");
         assert!(
             text.contains("2 delivered, 1 skipped, 2 failed, 1 retrying, 2 left\n  2 are queued or at work\n"),

@@ -154,7 +154,7 @@ impl Work<'_> {
         }
         self.late += 1;
         let job = letter.job_id().map_or_else(String::new, plain);
-        Some(format!("{job}: its expires_at ({expires_at}) is past"))
+        Some(format!("{job}: its expires_at ({expires_at:.0}) is past"))
     }
 
     async fn wait(&mut self) {

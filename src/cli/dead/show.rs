@@ -86,7 +86,7 @@ fn of_body(content_type: Option<&str>, body: &[u8]) -> Option<Value> {
 
 fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
     let known = |value: Option<&str>| value.filter(|text| !text.is_empty()).map_or_else(|| "-".to_owned(), plain);
-    let at = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+    let at = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| format!("{at:.0}"));
     let ago = age(letter, now).map_or_else(String::new, |age| format!(" ({} ago)", span(age)));
     let runs = if letter.run() == 0 { String::new() } else { format!(", requeued {} times before", letter.run()) };
     let mut lines = vec![
@@ -134,7 +134,8 @@ mod tests {
     use crate::queue::Properties;
 
     fn letter(content_type: Option<&str>, body: Vec<u8>) -> DeadLetter {
-        let headers = [("x-error-reason", "kms_denied"), ("hook", "https://h/?k=marked"), ("x-attempts", "3")];
+        let failed = ("x-first-failure-at", "2026-11-27T04:52:46.123456789Z");
+        let headers = [("x-error-reason", "kms_denied"), ("hook", "https://h/?k=marked"), ("x-attempts", "3"), failed];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let content_type = content_type.map(str::to_owned);
         let properties = Properties { content_type, headers, ..Properties::default() };
@@ -153,6 +154,8 @@ mod tests {
             let data = data(&letter, now);
             let text = text(&letter, &data, now);
             assert!(text.contains("\"url\": \"https://host/f?***\"") && text.contains("kms_denied"), "{text}");
+            assert!(text.contains("first failure  2026-11-27T04:52:46Z\n"), "{text}");
+            assert!(data["first_failure_at"].to_string().contains(".123456789Z"), "data stay exact: {data}");
             assert!(text.contains("header         hook: https://h/?***"), "{text}");
             assert!(!text.contains("marked") && !data.to_string().contains("marked"), "{text}");
             assert_eq!(data["problem"], Value::Null);

@@ -17,6 +17,7 @@ use super::progress::Report;
 use super::seen::{Seen, SeenData};
 use crate::cli::Exit;
 use crate::cli::left::{self, Open, Waiting, Workers};
+use crate::cli::text::moment;
 use crate::config::BrokerConfig;
 use crate::outcome::OutcomeKind;
 use crate::queue::{Outcomes, QueueError};
@@ -322,7 +323,7 @@ fn sentence(seen: &Seen, kind: OutcomeKind) -> String {
         text = format!("{text}: {detail}");
     }
     match &seen.data.retry_at {
-        Some(at) => format!("{text} (again at {at})"),
+        Some(at) => format!("{text} (again at {})", moment(at)),
         None => text,
     }
 }
@@ -371,10 +372,10 @@ mod tests {
     #[test]
     fn a_sentence_tells_what_to_do() {
         let seen: Seen = serde_json::from_str(
-            r#"{"subject":"a","time":"2027-01-15T08:00:00Z","type":"consign.transfer.failed.v1","data":{"reason":"kms_denied","message":"m","hint":"h"}}"#,
+            r#"{"subject":"a","time":"2027-01-15T08:00:00Z","type":"consign.transfer.failed.v1","data":{"reason":"kms_denied","message":"m","hint":"h","retry_at":"2027-01-15T08:02:00.123456789Z"}}"#,
         )
         .unwrap();
         let kind = seen.kind().unwrap();
-        assert_eq!(sentence(&seen, kind), "a: failed: kms_denied: m: h");
+        assert_eq!(sentence(&seen, kind), "a: failed: kms_denied: m: h (again at 2027-01-15T08:02:00Z)");
     }
 }

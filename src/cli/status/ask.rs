@@ -43,7 +43,10 @@ impl Asker {
         if !destination.is_empty() {
             url.query_pairs_mut().append_pair("destination", destination);
         }
-        let mut response = self.0.get(url).send().await.map_err(|problem| cause(&problem))?;
+        let mut response = match self.0.get(url.clone()).send().await {
+            Ok(response) => response,
+            Err(problem) => return Err(self.unanswered(&url, &problem).await),
+        };
         if !response.status().is_success() {
             return Err(format!("it answers {}; is it the admin endpoint of a worker?", response.status()));
         }
@@ -57,6 +60,32 @@ impl Asker {
         let status: Value = serde_json::from_slice(&body).unwrap_or_default();
         if status["worker"].is_string() { Ok(status) } else { Err("its answer is not that of a worker".to_owned()) }
     }
+}
+
+impl Asker {
+    async fn unanswered(&self, url: &Url, problem: &reqwest::Error) -> String {
+        match without_tls(url) {
+            Some(plain) if problem.is_connect() && self.lives(&plain).await => {
+                let host = plain.host_str().unwrap_or_default();
+                let port = plain.port().map_or_else(String::new, |port| format!(":{port}"));
+                format!("it answers without TLS; write http://{host}{port} instead of https")
+            }
+            _ => cause(problem),
+        }
+    }
+
+    async fn lives(&self, worker: &Url) -> bool {
+        self.0.get(worker.clone()).send().await.is_ok_and(|answer| answer.status().is_success())
+    }
+}
+
+/// The same address, to be asked for signs of life without TLS; without a password that was meant for TLS.
+fn without_tls(url: &Url) -> Option<Url> {
+    let port = url.port_or_known_default().filter(|_| url.scheme() == "https")?;
+    let mut plain = Url::parse("http://worker/livez").ok()?;
+    plain.set_host(url.host_str()).ok()?;
+    plain.set_port(Some(port)).ok()?;
+    Some(plain)
 }
 
 /// The innermost cause says most.
@@ -74,6 +103,14 @@ fn cause(problem: &reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_tls_the_address_is_the_same_and_the_password_is_left_out() {
+        let plain = |url: &str| without_tls(&worker_url(url).unwrap()).map(String::from);
+        assert_eq!(plain("https://me:pw@[::1]:9464/status?x").unwrap(), "http://[::1]:9464/livez");
+        assert_eq!(plain("https://w.example/").unwrap(), "http://w.example:443/livez");
+        assert_eq!(plain("http://w.example/"), None);
+    }
 
     #[test]
     fn an_address_without_a_scheme_is_http() {

@@ -16,6 +16,9 @@ const SHOWN: usize = 20;
 /// What stands where nothing is known.
 const NOTHING: &str = "-";
 
+const NOT_COUNTED: &str =
+    "what is queued, waiting and dead is not known: that takes a configuration with broker.url (-c FILE)";
+
 /// One look at everything.
 pub(super) struct View {
     /// Each worker's `/status`, or why it does not answer.
@@ -53,7 +56,8 @@ impl View {
 
     fn workers_text(&self) -> String {
         let rows: Vec<_> = self.workers.iter().map(|(url, answer)| worker_row(url, answer)).collect();
-        columns(["WORKER", "AT", "SLOTS", "UPTIME", "STATE"], &rows)
+        let refused: String = self.answers().filter_map(refused_reload).collect();
+        columns(["WORKER", "AT", "SLOTS", "UPTIME", "STATE"], &rows) + &refused
     }
 
     fn queue_text(&self) -> String {
@@ -67,7 +71,7 @@ impl View {
         match &self.queue {
             Some(Ok(depths)) => format!("{table}\n\n{}", rest(depths)),
             Some(Err(why)) => format!("{table}\n\nthe queues can't be counted: {}", plain(why)),
-            None => table,
+            None => format!("{table}\n\n{NOT_COUNTED}"),
         }
     }
 
@@ -189,6 +193,15 @@ fn worker_row(url: &Url, answer: &Result<Value, String>) -> [String; 5] {
     [plain(status["worker"].as_str().unwrap_or(NOTHING)), at, slots, uptime, state(status)]
 }
 
+/// A worker whose last reload was refused, and why: what it does is not what is written.
+fn refused_reload(status: &Value) -> Option<String> {
+    let problem = status["reload_refused"]["problem"].as_str()?;
+    let worker = plain(status["worker"].as_str().unwrap_or(NOTHING));
+    let ago = ago(status["reload_refused"]["at"].as_str());
+    let lines: String = problem.lines().map(|line| format!("\n  {}", plain(line))).collect();
+    Some(format!("\n\n{worker}: its reload was refused {ago}; it runs on with the configuration before it:{lines}"))
+}
+
 fn state(status: &Value) -> String {
     if status["draining"] == true {
         return "draining".to_owned();
@@ -218,6 +231,9 @@ fn worker_data(url: &Url, answer: &Result<Value, String>) -> Value {
         "broker",
     ] {
         data[field] = status[field].clone();
+    }
+    if let Some(refused) = status.get("reload_refused") {
+        data["reload_refused"] = refused.clone();
     }
     data
 }
@@ -316,6 +332,21 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_whose_reload_was_refused_says_so() {
+        assert!(!view().text().contains("reload"), "{}", view().text());
+        let mut view = view();
+        let status = view.workers[1].1.as_mut().unwrap();
+        status["reload_refused"] =
+            json!({ "at": "2026-01-01T00:00:00Z", "problem": "a.toml:1: wrong\na.toml:2: no \u{1b}" });
+        let text = view.text();
+        let lines = " ago; it runs on with the configuration before it:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
+        assert!(text.contains("\n\nw-2: its reload was refused ") && text.contains(lines), "{text}");
+        let data = view.data();
+        assert_eq!(data["workers"][1]["reload_refused"]["at"], "2026-01-01T00:00:00Z");
+        assert!(data["workers"][0].get("reload_refused").is_none());
+    }
+
+    #[test]
     fn what_is_not_known_is_said() {
         let away = View { queue: Some(Err("away".to_owned())), ..view() };
         let text = away.text();
@@ -323,6 +354,7 @@ mod tests {
         assert_eq!(away.data()["queue"]["problem"], "away");
         let none = View { queue: None, ..view() };
         assert!(none.text().contains("scheduled  -       2        8"), "{}", none.text());
+        assert!(none.text().contains(NOT_COUNTED) && !view().text().contains("broker.url"), "{}", none.text());
         let mut nobody = view();
         nobody.workers.drain(..2);
         assert!(!nobody.anybody_answers() && !nobody.text().contains("DESTINATION"));

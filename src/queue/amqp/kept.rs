@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Endpoint, Line};
 use super::declare;
@@ -48,6 +49,48 @@ async fn to_the_end(stream: &mut Stream, each: &mut (dyn FnMut(&[u8]) + Send)) -
         entry.done().await?;
     }
     Ok(())
+}
+
+/// Reads the stream of control messages from its start, and on, until `stop`.
+pub(in crate::queue) async fn follow_control(
+    config: &BrokerConfig,
+    client: &str,
+    each: &mut (dyn FnMut(&[u8]) + Send),
+    stop: &CancellationToken,
+) -> Result<(), QueueError> {
+    let endpoint = Endpoint::parse(config, client)?;
+    let connection = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        connected = endpoint.connect("control") => connected?,
+    };
+    // Its channel must outlive the connection, as those of a `Line`.
+    let mut stream = Stream::open(&connection, &Names::new(&config.prefix).control(), None).await;
+    let result = match &mut stream {
+        Ok(stream) => tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(()),
+            problem = on_and_on(stream, each) => Err(problem),
+        },
+        Err(problem) => Err(problem.clone()),
+    };
+    connection::close(&connection).await;
+    result
+}
+
+async fn on_and_on(stream: &mut Stream, each: &mut (dyn FnMut(&[u8]) + Send)) -> QueueError {
+    loop {
+        let told = async {
+            let entry = stream.next().await?;
+            // First: whoever is told may stop this at once, and an acknowledgement that is cut short is an error of lapin's.
+            entry.done().await?;
+            each(&entry.body);
+            Ok(())
+        };
+        if let Err(problem) = told.await {
+            return problem;
+        }
+    }
 }
 
 /// What is in the stream of control messages.

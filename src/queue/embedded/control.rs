@@ -1,17 +1,23 @@
 //! Control messages: a table that every process which consumes reads from the start.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::{Connection, params};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::sync::CancellationToken;
 
 use super::file::Store;
 use super::jobs;
+use super::outcomes::{blocking, patiently};
 use super::trouble::Trouble;
 use crate::control::KEPT_DAYS;
-use crate::queue::Announced;
+use crate::queue::{Announced, QueueError};
 
+/// How late one who only follows learns of them.
+const LOOK: Duration = Duration::from_millis(500);
 const KEPT_MS: i64 = KEPT_DAYS.cast_signed() * 24 * 3600 * 1000;
 
 /// Records a control message, and forgets those whose time is over.
@@ -31,6 +37,35 @@ pub(super) fn after(db: &Connection, prefix: &str, last: i64) -> rusqlite::Resul
     let rows =
         statement.query_map(params![prefix, last, since], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?.into())))?;
     rows.collect()
+}
+
+/// Gives each to `each`, from the oldest on, until `stop`.
+pub(in crate::queue) async fn follow_control(
+    file: &Path,
+    prefix: &str,
+    each: &mut (dyn FnMut(&[u8]) + Send),
+    stop: &CancellationToken,
+) -> Result<(), QueueError> {
+    let opened = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        opened = patiently(file, Ok) => opened?,
+    };
+    let (store, mut last) = (Arc::new(Mutex::new(opened)), 0);
+    loop {
+        let (store, prefix) = (Arc::clone(&store), prefix.to_owned());
+        let new = blocking(move || {
+            let store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            after(store.connection(), &prefix, last)
+        });
+        for (seq, body) in new.await?.map_err(|error| Trouble::of(file, &error).into_error())? {
+            last = seq;
+            each(&body);
+        }
+        if tokio::time::timeout(LOOK, stop.cancelled()).await.is_ok() {
+            return Ok(());
+        }
+    }
 }
 
 /// How far this process has read.

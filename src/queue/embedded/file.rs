@@ -134,9 +134,21 @@ fn create(file: &Path) -> Result<(), Trouble> {
         Err(_) => {}
     }
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Trouble::creating(file, &error)),
-        _ => Ok(()),
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(Trouble::creating(file, &error)),
+        // Another process was faster, and says so.
+        Err(_) => {}
+        Ok(_) => say_that_it_is_new(file),
     }
+    Ok(())
+}
+
+/// A name that is mistyped must not pass for a queue in which nothing is to be done.
+fn say_that_it_is_new(file: &Path) {
+    let whole = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    tracing::info!(
+        file = %whole.display(),
+        "there was no such file: a new, empty queue was made. Where one was there before, `broker.url` is mistyped"
+    );
 }
 
 /// Nothing is written before this has said yes.

@@ -163,7 +163,7 @@ fn replied(db: &Connection, prefix: &str, address: &str, last: i64) -> rusqlite:
     rows.collect()
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, QueueError> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, QueueError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| QueueError::Unavailable("reading outcomes was broken off".to_owned()))
 }

@@ -40,6 +40,29 @@ async fn jobs_may_wait_until_the_last_one_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_sent_away_is_counted_until_it_is_back_or_called_back() {
+    let recalls = old().await;
+    for (name, wait) in [("acme", 30), ("acme", 30), ("acme", 600), ("beta", 30)] {
+        recalls.sent_away(&id(name), Duration::from_secs(wait));
+    }
+    let counts = |expected: &[(&str, u32)]| {
+        let expected = expected.iter().map(|(name, count)| (id(name), *count)).collect();
+        assert_eq!(recalls.counts(), expected);
+    };
+    counts(&[("acme", 3), ("beta", 1)]);
+    tokio::time::advance(Duration::from_secs(30)).await;
+    counts(&[("acme", 1)]);
+    let taken = recalls.take(&set(&["acme"]));
+    counts(&[]);
+    recalls.sent_away(&id("acme"), Duration::from_secs(600));
+    recalls.put_back(taken);
+    counts(&[("acme", 2)]);
+    tokio::time::advance(Duration::from_secs(600)).await;
+    counts(&[]);
+    assert!(recalls.away().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_has_just_started_does_not_know_what_waits() {
     let recalls = Recalls::new();
     tokio::time::advance(Duration::from_secs(599)).await;

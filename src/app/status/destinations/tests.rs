@@ -52,6 +52,7 @@ struct World {
     circuits: HashMap<DestinationId, CircuitView>,
     mended: HashMap<DestinationId, Timestamp>,
     waiting: HashMap<DestinationId, (usize, u32)>,
+    awaiting_repair: HashMap<DestinationId, u32>,
     sessions: Sessions,
 }
 
@@ -65,6 +66,7 @@ impl World {
             circuits: HashMap::new(),
             mended: HashMap::new(),
             waiting: HashMap::new(),
+            awaiting_repair: HashMap::new(),
         }
     }
 
@@ -77,6 +79,7 @@ impl World {
             circuits: &self.circuits,
             mended: &self.mended,
             waiting: &self.waiting,
+            awaiting_repair: &self.awaiting_repair,
             filter,
         })
     }
@@ -119,12 +122,14 @@ async fn trouble_comes_first_then_the_busiest_then_the_latest() {
     };
     world.circuits.insert(DestinationId::parse("closed").unwrap(), circuit);
     world.waiting.insert(DestinationId::parse("busy").unwrap(), (3, 40));
+    world.awaiting_repair.insert(DestinationId::parse("closed").unwrap(), 7);
     assert_eq!(world.ids(""), ["closed", "inline-failing", "busy", "early", "late", "idle"]);
     let shown = serde_json::to_value(world.states("")).unwrap();
     assert_eq!(shown["shown"][0]["circuit_open"], true);
     assert_eq!(shown["shown"][0]["circuit"]["reason"], "kms_denied");
     assert_eq!(shown["shown"][1]["circuit"], serde_json::Value::Null);
     assert_eq!((&shown["shown"][2]["waiting"], &shown["shown"][2]["deferred"]), (&3.into(), &40.into()));
+    assert_eq!((&shown["shown"][0]["awaiting_repair"], &shown["shown"][2]["awaiting_repair"]), (&7.into(), &0.into()));
     assert_eq!(shown["shown"][1]["configured"], false);
     assert_eq!(shown["shown"][2]["in_flight"], 2);
     assert!(!shown.to_string().contains("marked-secret"), "{shown}");
