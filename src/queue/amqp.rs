@@ -20,6 +20,7 @@ mod control;
 mod dead;
 mod declare;
 mod depths;
+mod headers;
 pub(in crate::queue) mod kept;
 mod lease;
 mod outcomes;

@@ -163,6 +163,7 @@ fn messages() -> Value {
                 "x-first-failure-at",
                 "x-last-failure-at",
                 "x-original-routing-key",
+                "x-headers-left-out",
             ]),
             "payload": reference("schemas/job"),
         },

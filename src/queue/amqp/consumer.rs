@@ -9,6 +9,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties};
 use tokio::sync::Notify;
 
+use super::headers::is_bookkeeping;
 use super::settle;
 use crate::lane::Lane;
 use crate::queue::{Delivery, Properties, Ticket};
@@ -224,7 +225,7 @@ pub(super) fn visible(properties: &BasicProperties) -> Properties {
 }
 
 fn text_headers(table: &FieldTable) -> BTreeMap<String, String> {
-    let own = table.into_iter().filter(|(name, _)| !settle::is_bookkeeping(name.as_str()));
+    let own = table.into_iter().filter(|(name, _)| !is_bookkeeping(name.as_str()));
     own.filter_map(|(name, value)| Some((name.to_string(), as_text(value)?))).collect()
 }
 

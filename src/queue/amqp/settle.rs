@@ -8,7 +8,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::consumer::as_text;
 use super::declare::short;
-use super::lease::{EPOCH, KEY, NOTICE, OWNER, SEQ};
+use super::headers::{WAIT_HEADER, keeping_headers, merged};
+use super::lease::{EPOCH, KEY, NOTICE, OWNER};
 use super::publish::Message;
 use super::topology::Names;
 use crate::lane::Lane;
@@ -17,15 +18,7 @@ use crate::queue::dead::is_of_the_past;
 use crate::queue::{DEFERRED_SINCE, DeadLetter, Delivery, Event, Properties, Publication, QueueError, Reply};
 
 const PERSISTENT: u8 = 2;
-const WAIT_HEADER: &str = "consign-wait";
 const ORIGINAL_KEY: &str = "x-original-routing-key";
-
-/// Headers that the broker wrote, or that would make it route or drop a copy. Kept in a copy, `x-death` makes it a cycle.
-pub(super) fn is_bookkeeping(name: &str) -> bool {
-    matches!(name, "x-death" | "x-delivery-count" | "CC" | "BCC")
-        || name.starts_with("x-first-death-")
-        || name.starts_with("x-last-death-")
-}
 
 /// The job's own routing key. Handed-over work comes by its former owner's key and carries the job's in a header. A job that was
 /// published straight into the queue has none: it gets one of its lane, else a copy of it would wait and find no way back.
@@ -205,26 +198,6 @@ fn copy(
     })
 }
 
-/// The number of a lease belongs to that very message.
-fn merged(original: Option<&FieldTable>, set: BTreeMap<String, String>) -> Result<FieldTable, QueueError> {
-    let mut table = FieldTable::default();
-    for (name, value) in original.into_iter().flatten() {
-        if !is_bookkeeping(name.as_str()) && ![WAIT_HEADER, SEQ].contains(&name.as_str()) {
-            table.insert(name.clone(), value.clone());
-        }
-    }
-    for (name, value) in set {
-        table.insert(short(&name)?, AMQPValue::LongString(value.into()));
-    }
-    Ok(table)
-}
-
-fn keeping_headers(original: &BasicProperties, wanted: impl Fn(&str) -> bool) -> BasicProperties {
-    let kept = original.headers().iter().flatten().filter(|(name, _)| wanted(name.as_str()));
-    let kept: BTreeMap<_, _> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
-    original.clone().with_headers(FieldTable::from(kept))
-}
-
 /// How a text is put into properties.
 type With = fn(BasicProperties, ShortString) -> BasicProperties;
 
@@ -351,6 +324,7 @@ fn job_properties(from: Properties) -> Result<BasicProperties, QueueError> {
 mod tests {
     use lapin::types::FieldArray;
 
+    use super::super::lease::SEQ;
     use super::*;
 
     fn original() -> BasicProperties {
