@@ -17,6 +17,9 @@ use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
 const HEARTBEAT_SECONDS: u16 = 15;
+/// Codes of AMQP 0-9-1: NOT_FOUND and ACCESS_REFUSED.
+const MISSING: u16 = 404;
+const DENIED: u16 = 403;
 /// For TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For opening a channel, declaring, binding, cancelling.
@@ -192,12 +195,21 @@ async fn within<T>(
 
 /// What a missing part of the topology leads to, or a broken connection.
 fn refused_or_away(what: &str, error: &lapin::Error) -> QueueError {
-    if is_missing(error) { missing(error) } else { QueueError::Unavailable(format!("{what}: {}", text(error))) }
+    match refusal(error) {
+        Some(MISSING) => missing(error),
+        Some(DENIED) => QueueError::Denied(format!("{what}: {}", text(error))),
+        _ => QueueError::Unavailable(format!("{what}: {}", text(error))),
+    }
+}
+
+/// The broker's code for what it refuses.
+fn refusal(error: &lapin::Error) -> Option<u16> {
+    if let ErrorKind::ProtocolError(refusal) = error.kind() { Some(refusal.get_id()) } else { None }
 }
 
 /// True for the broker's 404.
 pub(super) fn is_missing(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(refusal) if refusal.get_id() == 404)
+    refusal(error) == Some(MISSING)
 }
 
 /// The broker's 404, with the remedy.
