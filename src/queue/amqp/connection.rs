@@ -17,9 +17,10 @@ use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
 const HEARTBEAT_SECONDS: u16 = 15;
-/// Codes of AMQP 0-9-1: NOT_FOUND and ACCESS_REFUSED.
+/// Codes of AMQP 0-9-1: NOT_FOUND, ACCESS_REFUSED, and NOT_ALLOWED, which is how a virtual host is refused.
 const MISSING: u16 = 404;
 const DENIED: u16 = 403;
+const NOT_ALLOWED: u16 = 530;
 /// For TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For opening a channel, declaring, binding, cancelling.
@@ -197,7 +198,7 @@ async fn within<T>(
 fn refused_or_away(what: &str, error: &lapin::Error) -> QueueError {
     match refusal(error) {
         Some(MISSING) => missing(error),
-        Some(DENIED) => QueueError::Denied(format!("{what}: {}", text(error))),
+        Some(DENIED | NOT_ALLOWED) => QueueError::Denied(format!("{what}: {}", text(error))),
         _ => QueueError::Unavailable(format!("{what}: {}", text(error))),
     }
 }
@@ -264,6 +265,18 @@ mod tests {
 
     fn parse(url: &str) -> Result<Endpoint, QueueError> {
         Endpoint::parse(&config(url), "w")
+    }
+
+    #[test]
+    fn who_is_not_let_in_is_told_from_an_absent_broker() {
+        let answered = |code| {
+            let refusal = lapin::protocol::AMQPError::from_id(code, "no".into()).unwrap();
+            refused_or_away("connecting", &ErrorKind::ProtocolError(refusal).into())
+        };
+        assert!(matches!(answered(403), QueueError::Denied(_)), "the login");
+        assert!(matches!(answered(530), QueueError::Denied(_)), "the virtual host");
+        assert!(matches!(answered(404), QueueError::Topology(_)));
+        assert!(matches!(answered(320), QueueError::Unavailable(_)), "it is being stopped");
     }
 
     #[test]
