@@ -420,6 +420,16 @@ impl Metrics {
     }
 }
 
+/// The class of an HTTP status, as a label of [`Metrics::s3_request`].
+pub fn status_label(status: u16) -> &'static str {
+    match status {
+        0..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        _ => "5xx",
+    }
+}
+
 fn touch<const N: usize>(counters: &IntCounterVec, labels: &[[&str; N]]) {
     for combination in labels {
         counters.with_label_values(combination);

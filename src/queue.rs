@@ -219,6 +219,9 @@ pub enum QueueError {
     /// The broker did not take or confirm a message in time.
     #[error("the broker is unavailable: {0}")]
     Unavailable(String),
+    /// The broker is there, and does not let us in or at what we need.
+    #[error("the broker denies access: {0}")]
+    Denied(String),
     /// The broker refused a message (returned or nacked): a queue or binding is missing, or full.
     #[error("the broker refused the message: {0}")]
     Refused(String),

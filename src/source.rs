@@ -88,7 +88,7 @@ impl Sources {
         let guard = Guard { allow_http: config.allow_http, allow_private_networks: config.allow_private_networks };
         let wants_http = config.allow_http || config.schemes.iter().any(|scheme| scheme == "https");
         let http = wants_http.then(|| HttpSource::new(guard, limits)).transpose()?;
-        let s3 = staging.map(|client| S3Source::new(client, config.s3_buckets.clone(), limits));
+        let s3 = staging.map(|client| S3Source::new(client, config.s3_buckets.clone(), limits, metrics.clone()));
         let root = config.file_root.as_deref().map(Arc::from);
         Ok(Self { config, root, http, s3, metrics })
     }

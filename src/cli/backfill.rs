@@ -40,6 +40,8 @@ const LOOKING: Duration = Duration::from_secs(10);
 
 /// Why a command ends before its time.
 enum Stop {
+    /// The arguments contradict each other.
+    Usage(String),
     /// Nothing was published; each line is a problem.
     Input(Vec<String>),
     Queue(QueueError),
@@ -69,18 +71,21 @@ pub async fn execute(args: BackfillArgs, config: Config, json: bool) -> Exit {
     };
     match result {
         Ok(exit) => exit,
+        Err(Stop::Usage(problem)) => complain(&problem, Exit::Usage),
         Err(Stop::Input(problems)) => complain(&problems.join("\n  "), Exit::Failed),
         Err(Stop::Queue(problem)) => broker::complain_of(&problem),
     }
 }
 
 fn plan(args: &RunArgs) -> Result<Plan, Stop> {
+    let range = Range { from: args.from, to: args.to, every: args.every, zone: args.time_zone.clone() };
+    range.in_order().map_err(Stop::Usage)?;
     let file = args.template.display();
     let text = std::fs::read_to_string(&args.template).map_err(|problem| format!("{file} can't be read: {problem}"))?;
     let mut variables = BTreeMap::new();
     for (name, value) in &args.var {
         if variables.insert(name.clone(), value.clone()).is_some() {
-            return Err(format!("--var {name}: is given twice").into());
+            return Err(Stop::Usage(format!("--var {name}: is given twice")));
         }
     }
     let refused = |problems: Vec<String>| {
@@ -88,7 +93,6 @@ fn plan(args: &RunArgs) -> Result<Plan, Stop> {
         Stop::Input(std::iter::once(head).chain(problems).collect())
     };
     let template = Template::parse(&text, &variables).map_err(refused)?;
-    let range = Range { from: args.from, to: args.to, every: args.every, zone: args.time_zone.clone() };
     // Texts in a map: serde_json has nothing to refuse here.
     let variables = serde_json::to_string(&variables).unwrap_or_default();
     Plan::make(template, &range, &variables, args.id.clone()).map_err(refused)
@@ -264,4 +268,22 @@ async fn is_known(config: &Config, id: &BackfillId) -> bool {
     let mut ignored = |_: &[u8]| {};
     let found = tokio::time::timeout(LOOKING, kept.read(&mut ignored)).await;
     !matches!(found, Ok(Ok(false)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn arguments_that_contradict_each_other_are_a_wrong_use() {
+        for wrong in ["--from 2026-01-02 --to 2026-01-01", "--from 2026-01-01 --to 2026-01-02 --var a=1 --var a=2"] {
+            let line = format!("consign backfill --template Cargo.toml {wrong}");
+            let cli = Cli::from_arguments(line.split(' ').map(OsString::from)).unwrap();
+            let Command::Backfill(BackfillArgs { run: Some(run), .. }) = cli.command else { panic!("no run: {line}") };
+            assert!(matches!(plan(&run), Err(Stop::Usage(_))), "{line}");
+        }
+    }
 }

@@ -74,6 +74,7 @@ pub(super) fn complain_of(problem: &QueueError) -> Exit {
 pub(super) fn exit(problem: &QueueError) -> Exit {
     match problem {
         QueueError::Unavailable(_) | QueueError::Lost => Exit::Unavailable,
+        QueueError::Denied(_) => Exit::Denied,
         QueueError::Unusable(_) => Exit::Config,
         QueueError::Refused(_) | QueueError::Topology(_) | QueueError::Busy(_) => Exit::Failed,
     }

@@ -390,3 +390,14 @@ proptest! {
         names_a_field(parse(None, None, format!("{{{}}}", fields.join(",")).as_bytes()));
     }
 }
+
+#[test]
+fn what_was_expected_is_said_in_plain_words() {
+    let sized = |size: &str| {
+        let start = r#"{"version":1,"id":"a","source":{"url":"file:///a","size":"#;
+        wire::parse(format!(r#"{start}{size}}},"destination":"acme","key":"k"}}"#).as_bytes()).unwrap_err().message
+    };
+    for wrong in ["1000.5", r#""1""#, "-1"] {
+        assert!(sized(wrong).ends_with("expected a whole number"), "{}", sized(wrong));
+    }
+}

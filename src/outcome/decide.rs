@@ -97,6 +97,8 @@ pub fn decide(failure: &Failure, history: &History, policy: &Policy, moment: &Mo
         }
         Class::Interrupted | Class::Worker => Disposition::Return,
         Class::Transient | Class::Session => charged(failure, history, policy, left),
+        // This worker's own setting refuses every role: neither time nor the customer mends that.
+        Class::Destination if failure.reason == Reason::RoleAuthOff => Disposition::Dead(failure.reason),
         Class::Destination => deferred(failure, history, policy, moment),
         Class::Defect if failure.reason == Reason::CrashLoop || history.defects > 0 => {
             Disposition::Dead(failure.reason)
@@ -238,7 +240,8 @@ mod tests {
 
     #[test]
     fn a_destinations_fault_is_waited_out_uncharged() {
-        for reason in Reason::ALL.iter().filter(|r| r.class() == Class::Destination) {
+        let waited_out = |r: &&Reason| r.class() == Class::Destination && **r != Reason::RoleAuthOff;
+        for reason in Reason::ALL.iter().filter(waited_out) {
             let history = |deferrals, age: i64| History {
                 deferrals,
                 first_failure_at: Some(at(-900_000)),
@@ -254,6 +257,14 @@ mod tests {
             assert_eq!(decided(*reason, &history(900, 86_400), None), Disposition::Dead(*reason));
             assert_eq!(decided(*reason, &history(900, 186_400), Some(10_000)), Disposition::Defer(Step::M10));
             assert_eq!(decided(*reason, &history(2, 60), Some(0)), Disposition::Expired);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_may_assume_no_roles_refuses_for_good() {
+        for expires in [None, Some(10_000)] {
+            let expected = Disposition::Dead(Reason::RoleAuthOff);
+            assert_eq!(decided(Reason::RoleAuthOff, &History::default(), expires), expected);
         }
     }
 

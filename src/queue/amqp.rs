@@ -130,7 +130,7 @@ impl Amqp {
             metrics,
             intake: Intake::default(),
             leases: Book::default(),
-            phase: watch::Sender::new(Phase::Down("connecting".to_owned())),
+            phase: watch::Sender::new(Phase::Down(QueueError::Unavailable("connecting".to_owned()))),
             stop: CancellationToken::new(),
         });
         let supervisor = Mutex::new(Some(tokio::spawn(session::supervise(Arc::clone(&shared)))));
@@ -155,7 +155,9 @@ impl Amqp {
         };
         match phase {
             Phase::Up(session) => Ok(session),
-            Phase::Down(why) => Err(QueueError::Unavailable(why)),
+            Phase::Down(problem @ (QueueError::Unavailable(_) | QueueError::Denied(_))) => Err(problem),
+            // It may be mended while the worker tries again.
+            Phase::Down(problem) => Err(QueueError::Unavailable(problem.to_string())),
             Phase::Closed => Err(QueueError::Unavailable("the queue is closed".to_owned())),
         }
     }
@@ -406,7 +408,7 @@ impl Queue for Amqp {
 
     fn ready(&self) -> Result<(), String> {
         match &*self.shared.phase.borrow() {
-            Phase::Down(why) => Err(why.clone()),
+            Phase::Down(problem) => Err(problem.to_string()),
             Phase::Closed => Err("the queue is closed".to_owned()),
             Phase::Up(session) => match session.problem() {
                 Some(problem) => Err(problem),

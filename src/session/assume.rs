@@ -93,9 +93,12 @@ where
     E: ProvideErrorMetadata + std::error::Error + RequestId + 'static,
 {
     let status = error.raw_response().map_or(0, |raw| raw.status().as_u16());
-    let mut failure = match error.code() {
+    let code = error.code().filter(|code| !code.is_empty()).map(str::to_owned);
+    let code = code.or_else(|| written(error, "Code").filter(|code| is_code(code)));
+    let mut failure = match code.or_else(|| matches!(status, 401 | 403 | 429).then(String::new)) {
         Some(code) => {
-            let answer = Answer::new(operation, status, Some(code), error.message());
+            let said = error.message().map(str::to_owned).or_else(|| written(error, "Message"));
+            let answer = Answer::new(operation, status, Some(&code), said.as_deref());
             let (reason, message) = by_code(&answer, role);
             let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
@@ -110,13 +113,24 @@ where
     failure
 }
 
+/// An element of the refusal's body. Some servers wrap code and message otherwise than AWS does, and the SDK finds neither.
+fn written<E>(error: &SdkError<E>, element: &str) -> Option<String> {
+    let body = std::str::from_utf8(error.raw_response()?.body().bytes()?).ok()?;
+    let (_, rest) = body.split_once(&format!("<{element}>"))?;
+    rest.split_once(&format!("</{element}>")).map(|(text, _)| text.trim().to_owned())
+}
+
+/// A code is shown to people, and this text was found by nothing but its tag.
+fn is_code(text: &str) -> bool {
+    (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
+}
+
 fn by_code(answer: &Answer, role: Option<&Role<'_>>) -> (Reason, String) {
     let (code, status, said) = (answer.code.as_str(), answer.status, answer.said.as_str());
     match code {
-        "AccessDenied" | "AccessDeniedException" => match role {
-            Some(role) => (Reason::AssumeRoleDenied, format!("the role {} does not let us in", role.arn.as_str())),
-            None => (Reason::IdentityDenied, "STS denies access to the worker's own credentials".to_owned()),
-        },
+        "AccessDenied" | "AccessDeniedException" => denied(role),
+        // Some servers send no code at all.
+        "" if matches!(status, 401 | 403) => denied(role),
         // The token or key that signed this call is the worker's own.
         "ExpiredToken"
         | "ExpiredTokenException"
@@ -151,6 +165,13 @@ fn by_code(answer: &Answer, role: Option<&Role<'_>>) -> (Reason, String) {
     }
 }
 
+fn denied(role: Option<&Role<'_>>) -> (Reason, String) {
+    match role {
+        Some(role) => (Reason::AssumeRoleDenied, format!("the role {} does not let us in", role.arn.as_str())),
+        None => (Reason::IdentityDenied, "STS denies access to the worker's own credentials".to_owned()),
+    }
+}
+
 fn own_credentials_failed(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
@@ -160,4 +181,44 @@ fn own_credentials_failed(error: &(dyn std::error::Error + 'static)) -> bool {
         cause = current.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_sts::operation::get_caller_identity::GetCallerIdentityError;
+    use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+    use aws_smithy_types::body::SdkBody;
+
+    use super::*;
+
+    /// The reason for an answer in whose body the SDK found no code.
+    fn reason(status: u16, body: &str) -> Reason {
+        let raw = HttpResponse::new(status.try_into().unwrap(), SdkBody::from(body));
+        let error = SdkError::service_error(GetCallerIdentityError::unhandled("no code"), raw);
+        refused("GetCallerIdentity", &error, None).reason
+    }
+
+    #[test]
+    fn a_code_that_is_wrapped_otherwise_is_found() {
+        let wrapped = |code| {
+            let said = "<Message>Signature expired: it was made long ago</Message>";
+            reason(
+                403,
+                &format!("<ErrorResponse><Errors><Error><Code>{code}</Code>{said}</Error></Errors></ErrorResponse>"),
+            )
+        };
+        assert_eq!(wrapped("InvalidClientTokenId"), Reason::IdentityDenied);
+        assert_eq!(wrapped("SignatureDoesNotMatch"), Reason::ClockSkew);
+        assert_eq!(wrapped("Throttling"), Reason::Throttled);
+        assert_eq!(wrapped("<script>"), Reason::IdentityDenied, "no code: the status says it");
+    }
+
+    #[test]
+    fn without_a_code_the_status_says_it() {
+        assert_eq!(reason(403, ""), Reason::IdentityDenied);
+        assert_eq!(reason(401, "denied"), Reason::IdentityDenied);
+        assert_eq!(reason(429, ""), Reason::Throttled);
+        assert_eq!(reason(503, "<html>"), Reason::StsUnavailable);
+        assert_eq!(reason(404, "<html>"), Reason::StsUnavailable);
+    }
 }

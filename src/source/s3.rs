@@ -1,5 +1,7 @@
 //! `s3://` sources in the staging buckets, read with the worker's own identity.
 
+use std::sync::Arc;
+
 pub(super) use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata as _, SdkError};
@@ -12,6 +14,7 @@ use futures_util::{FutureExt as _, stream};
 use super::resume::{self, Body, Limits, Opened, Origin, Rest};
 use crate::destination::BucketName;
 use crate::job::lease::SourceMark;
+use crate::metrics::{self, Metrics};
 use crate::outcome::{Failure, Reason};
 
 /// Reads from the staging buckets; one for all jobs.
@@ -20,11 +23,12 @@ pub(super) struct S3Source {
     client: Client,
     buckets: Vec<String>,
     limits: Limits,
+    metrics: Arc<Metrics>,
 }
 
 impl S3Source {
-    pub(super) fn new(client: Client, buckets: Vec<String>, limits: Limits) -> Self {
-        Self { client, buckets, limits }
+    pub(super) fn new(client: Client, buckets: Vec<String>, limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self { client, buckets, limits, metrics }
     }
 
     /// Asks for the whole object. A bucket that is not listed is refused without a request.
@@ -93,8 +97,9 @@ impl Again {
         if let Some(from) = from {
             request = request.range(format!("bytes={from}-")).if_match(&self.etag);
         }
-        let answered = self.source.limits.in_time(self.name(), send(request)).await?;
-        answered.map_err(|error| classify(&self.name(), &error))
+        let answered = self.source.limits.in_time(self.name(), send(request)).await;
+        self.source.metrics.s3_request("GetObject", status_label(&answered));
+        answered?.map_err(|error| classify(&self.name(), &error))
     }
 
     /// The answer's body, if it is the part that was asked for. Some stores don't know `If-Match`.
@@ -127,6 +132,16 @@ impl Origin for Again {
 
     fn reopen(&self, from: u64) -> BoxFuture<'_, Result<Rest, Failure>> {
         async move { self.rest(self.get(Some(from)).await?, from) }.boxed()
+    }
+}
+
+/// How a request ended, as the metrics call it; the outer error is that no answer came in time.
+fn status_label<T, E>(answered: &Result<Result<T, SdkError<E>>, Failure>) -> &'static str {
+    match answered {
+        Ok(Ok(_)) => "2xx",
+        Ok(Err(SdkError::DispatchFailure(broken))) if broken.is_timeout() => "timeout",
+        Ok(Err(SdkError::TimeoutError(_))) | Err(_) => "timeout",
+        Ok(Err(error)) => error.raw_response().map_or("connection", |raw| metrics::status_label(raw.status().as_u16())),
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::classify::{CallError, Signal, classify, unanswered};
 use crate::destination::Destination;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::outcome::{Class, Failure, Reason};
 use crate::retry::Retry;
 use crate::session::{Session, Sessions};
@@ -126,12 +126,7 @@ fn status_label<T, E>(
         Ok(Ok(_)) => "2xx",
         Ok(Err(SdkError::DispatchFailure(broken))) if broken.is_timeout() => "timeout",
         Ok(Err(SdkError::TimeoutError(_))) | Err(_) => "timeout",
-        Ok(Err(error)) => error.raw_response().map_or("connection", |raw| match raw.status().as_u16() {
-            0..300 => "2xx",
-            300..400 => "3xx",
-            400..500 => "4xx",
-            _ => "5xx",
-        }),
+        Ok(Err(error)) => error.raw_response().map_or("connection", |raw| metrics::status_label(raw.status().as_u16())),
     }
 }
 

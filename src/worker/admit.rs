@@ -48,6 +48,13 @@ impl Refusal {
     }
 }
 
+/// A body that does not tell its destination came under the key of one: without it, nobody would be told what became of the job.
+fn addressed(rejected: Rejected, delivery: &Delivery) -> Rejected {
+    let key = delivery.routing_key.rsplit('.').next().unwrap_or_default();
+    let destination = rejected.destination.or_else(|| DestinationId::parse(key).ok());
+    Rejected { destination, ..rejected }
+}
+
 impl Worker {
     /// Reads the message and finds its destination.
     pub(super) fn admit(&self, delivery: &Delivery) -> Result<Admitted, Box<Refusal>> {
@@ -61,7 +68,7 @@ impl Worker {
         };
         let job = match parsed {
             Ok(job) => job,
-            Err(rejected) => return Err(Box::new(Refusal { lease, ..*Refusal::of(rejected) })),
+            Err(rejected) => return Err(Box::new(Refusal { lease, ..*Refusal::of(addressed(rejected, delivery)) })),
         };
         match self.resolve(&job.destination) {
             Ok(destination) => Ok(Admitted { job, destination, lease }),

@@ -148,6 +148,8 @@ impl Circuits {
                 self.works(destination, now);
                 None
             }
+            // It is this worker that may assume no roles: nobody is asked, and no probe would find it mended.
+            Ended::Failed(failure) if failure.reason == Reason::RoleAuthOff => None,
             Ended::Failed(failure) if failure.class() == Class::Destination => {
                 self.blame(destination, (key, probe), failure, now)
             }

@@ -135,6 +135,18 @@ async fn every_bad_message_is_dead_lettered_by_its_field_and_the_worker_goes_on(
     let problems: Vec<_> = corpus.iter().filter_map(|bad| bad.problem(dead.get(&bad.name))).collect();
     assert!(problems.is_empty(), "{} of {}:\n{}", problems.len(), corpus.len(), problems.join("\n"));
 
+    // Neither an id nor a destination can be read off these bodies: the message around them has both.
+    for (id, kind, body) in [("cut/1", "application/json", r#"{"version":1,"#), ("odd/1", "text/plain", "{}")] {
+        let properties = BasicProperties::default().with_content_type(kind.into()).with_message_id(id.into());
+        site.broker.publish_raw("job.scheduled.acme", body.as_bytes(), properties).await;
+        let outcome = site.broker.ended(id).await;
+        assert_eq!(outcome["type"], "consign.transfer.failed.v1", "{outcome:#}");
+        assert_eq!(
+            (&outcome["data"]["destination"], &outcome["data"]["reason"]),
+            (&json!("acme"), &json!("invalid_job"))
+        );
+    }
+
     let url = site.file("good.csv", b"good");
     site.broker.schedule(&job("good", &url, "acme", "good.csv")).await;
     assert_eq!(site.broker.ended("good").await["type"], "consign.transfer.delivered.v1");

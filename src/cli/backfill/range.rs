@@ -169,6 +169,7 @@ impl Range {
     /// # Errors
     /// None at all, or too many.
     pub(super) fn steps(&self) -> Result<Vec<Step>, String> {
+        self.in_order()?;
         let (first, last) = (self.from.first(), self.to.last());
         let mut steps: Vec<Step> = Vec::new();
         for number in 0.. {
@@ -186,11 +187,19 @@ impl Range {
                 ));
             }
         }
-        if steps.is_empty() {
-            return Err(format!("--from {} is after --to {}", self.from, self.to));
-        }
         steps.reverse();
         Ok(steps)
+    }
+
+    /// Whether there is a step in it at all.
+    ///
+    /// # Errors
+    /// It ends before it begins.
+    pub(super) fn in_order(&self) -> Result<(), String> {
+        if self.from.first() <= self.to.last() {
+            return Ok(());
+        }
+        Err(format!("--from {} is after --to {}; give the earlier one first", self.from, self.to))
     }
 
     /// When the clocks of the zone show this.

@@ -68,7 +68,7 @@ async fn rabbitmq(config: &Config) -> [Step; 2] {
         Ok(Ok(())) => {
             [reached(), Step::passed(StepName::Topology, format!("that of `{}` is there", config.broker.prefix))]
         }
-        Ok(Err(QueueError::Unavailable(why))) => [unreachable(&why), untried()],
+        Ok(Err(QueueError::Unavailable(why) | QueueError::Denied(why))) => [unreachable(&why), untried()],
         Ok(Err(problem)) => [reached(), topology(&problem, config.broker.declare)],
         Err(_) => [unreachable(&format!("no answer within {} s", BROKER.as_secs())), untried()],
     }

@@ -60,7 +60,10 @@ impl Report {
         let name = letter.job_id().map_or_else(|| letter.id().to_string(), plain);
         self.say(&format!("{name}: {problem}"));
         self.line(letter, false, Some(("error", problem.to_string().into())));
-        let hopeless = matches!(problem, QueueError::Unavailable(_) | QueueError::Lost | QueueError::Topology(_));
+        let hopeless = matches!(
+            problem,
+            QueueError::Unavailable(_) | QueueError::Denied(_) | QueueError::Lost | QueueError::Topology(_)
+        );
         if hopeless {
             self.stopped_by = Some(problem.clone());
         }

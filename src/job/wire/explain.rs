@@ -62,9 +62,18 @@ fn data(path: &str, text: &str, place: &str, what: Document) -> Rejected {
     }
     // After the last of these words come the words of this program; before them, a value of the message.
     let wanted = text.rsplit_once(", expected ").map_or("another kind of value", |(_, wanted)| wanted);
-    let wanted = wanted.split(" at line ").next().unwrap_or_default();
+    let wanted = plain(wanted.split(" at line ").next().unwrap_or_default());
     let field = if path == "." { "body" } else { path };
     Rejected::job(field, format!("has the wrong type or value ({place}); expected {wanted}"))
+}
+
+/// Names of this program's types say nothing to whoever writes a job.
+fn plain(wanted: &str) -> &str {
+    match wanted {
+        "u64" => "a whole number",
+        "a nonzero u32" | "a nonzero u64" => "a whole number of at least 1",
+        words => words,
+    }
 }
 
 fn named<'a>(text: &'a str, before: &str) -> Option<&'a str> {

@@ -20,6 +20,10 @@ const HEARTBEAT_SECONDS: u16 = 15;
 /// Bytes: RabbitMQ's own default. Asked for from the start, as lapin's buffers of 32 such frames each way cost no memory before they
 /// are used; where the size is learnt from the broker they grow, and all of it is written to: 8 MiB a connection.
 const FRAME_MAX: u32 = 128 * 1024;
+/// Codes of AMQP 0-9-1: NOT_FOUND, ACCESS_REFUSED, and NOT_ALLOWED, which is how a virtual host is refused.
+const MISSING: u16 = 404;
+const DENIED: u16 = 403;
+const NOT_ALLOWED: u16 = 530;
 /// For TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For opening a channel, declaring, binding, cancelling.
@@ -196,12 +200,21 @@ async fn within<T>(
 
 /// What a missing part of the topology leads to, or a broken connection.
 fn refused_or_away(what: &str, error: &lapin::Error) -> QueueError {
-    if is_missing(error) { missing(error) } else { QueueError::Unavailable(format!("{what}: {}", text(error))) }
+    match refusal(error) {
+        Some(MISSING) => missing(error),
+        Some(DENIED | NOT_ALLOWED) => QueueError::Denied(format!("{what}: {}", text(error))),
+        _ => QueueError::Unavailable(format!("{what}: {}", text(error))),
+    }
+}
+
+/// The broker's code for what it refuses.
+fn refusal(error: &lapin::Error) -> Option<u16> {
+    if let ErrorKind::ProtocolError(refusal) = error.kind() { Some(refusal.get_id()) } else { None }
 }
 
 /// True for the broker's 404.
 pub(super) fn is_missing(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(refusal) if refusal.get_id() == 404)
+    refusal(error) == Some(MISSING)
 }
 
 /// The broker's 404, with the remedy.
@@ -256,6 +269,18 @@ mod tests {
 
     fn parse(url: &str) -> Result<Endpoint, QueueError> {
         Endpoint::parse(&config(url), "w")
+    }
+
+    #[test]
+    fn who_is_not_let_in_is_told_from_an_absent_broker() {
+        let answered = |code| {
+            let refusal = lapin::protocol::AMQPError::from_id(code, "no".into()).unwrap();
+            refused_or_away("connecting", &ErrorKind::ProtocolError(refusal).into())
+        };
+        assert!(matches!(answered(403), QueueError::Denied(_)), "the login");
+        assert!(matches!(answered(530), QueueError::Denied(_)), "the virtual host");
+        assert!(matches!(answered(404), QueueError::Topology(_)));
+        assert!(matches!(answered(320), QueueError::Unavailable(_)), "it is being stopped");
     }
 
     #[test]

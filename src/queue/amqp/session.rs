@@ -97,7 +97,7 @@ pub(super) struct Shared {
 #[derive(Clone)]
 pub(super) enum Phase {
     /// Not connected, and why.
-    Down(String),
+    Down(QueueError),
     /// Connected.
     Up(Arc<Session>),
     /// Given up for good.
@@ -337,26 +337,26 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
     while !shared.stop.is_cancelled() {
         generation += 1;
         let opened = unless_stopped(&shared.stop, Session::open(&shared, generation)).await;
-        let why = match opened {
+        let problem = match opened {
             Some(Ok(session)) => {
                 let since = Instant::now();
-                let why = live(&shared, session, generation).await;
+                let problem = live(&shared, session, generation).await;
                 if since.elapsed() >= STABLE {
                     retry.reset();
                 }
-                why
+                problem
             }
             Some(Err(error)) => {
                 // A lane that was consumed already may have fetched something.
                 shared.intake.forget();
-                error.to_string()
+                error
             }
             None => break,
         };
         if !shared.stop.is_cancelled() {
             let wait = retry.next_wait(None).unwrap_or(LONGEST_WAIT);
-            tracing::warn!(reason = %why, wait_ms = wait.as_millis(), "not connected to the broker; trying again");
-            shared.phase.send_replace(Phase::Down(why));
+            tracing::warn!(reason = %problem, wait_ms = wait.as_millis(), "not connected to the broker; trying again");
+            shared.phase.send_replace(Phase::Down(problem));
             unless_stopped(&shared.stop, tokio::time::sleep(wait)).await;
         }
     }
@@ -364,7 +364,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
 }
 
 /// From connected to lost; answers why it was lost.
-async fn live(shared: &Arc<Shared>, session: Session, generation: u64) -> String {
+async fn live(shared: &Arc<Shared>, session: Session, generation: u64) -> QueueError {
     let session = Arc::new(session);
     tracing::info!(broker = ?shared.endpoint, "connected to the broker");
     shared.metrics.set_broker_connected(true);
@@ -376,13 +376,13 @@ async fn live(shared: &Arc<Shared>, session: Session, generation: u64) -> String
         session.cancel_consumers().await;
     }
     unless_stopped(&shared.stop, session.health.ended()).await;
-    let why = session.health.why();
-    shared.phase.send_replace(Phase::Down(why.clone()));
+    let problem = session.health.lost();
+    shared.phase.send_replace(Phase::Down(problem.clone()));
     shared.metrics.set_broker_connected(false);
-    session.health.end(&why);
+    session.health.end(&session.health.why());
     session.close().await;
     shared.intake.forget();
-    why
+    problem
 }
 
 pub(super) async fn unless_stopped<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {

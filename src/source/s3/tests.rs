@@ -24,7 +24,7 @@ pub(in crate::source) fn client(origin: &Scripted) -> Client {
 
 fn staging(origin: &Scripted) -> S3Source {
     let limits = Limits { first_wait: Duration::from_millis(2), ..Limits::new(0) };
-    S3Source::new(client(origin), vec!["staging".into()], limits)
+    S3Source::new(client(origin), vec!["staging".into()], limits, Arc::new(Metrics::new(1)))
 }
 
 async fn read(source: &S3Source, bucket: &str) -> Result<Vec<u8>, Failure> {
@@ -47,6 +47,25 @@ async fn an_object_is_read_whole() {
     let head = &origin.heads()[0];
     assert!(head.starts_with("GET /staging/a%20b/c.csv"), "{head}");
     assert!(!head.contains("x-amz-checksum-mode"), "{head}");
+}
+
+#[tokio::test]
+async fn each_request_is_counted_by_how_it_ended() {
+    let origin = Scripted::start(|number, _| match number {
+        0 => answer(200, &WHOLE, TEXT),
+        1 => error(404, "NoSuchKey"),
+        _ => error(503, "SlowDown"),
+    });
+    let origin = origin.await;
+    let source = staging(&origin);
+    for _ in 0..3 {
+        let _ = read(&source, "staging").await;
+    }
+    let (_, text) = source.metrics.render();
+    for status in ["2xx", "4xx", "5xx"] {
+        let line = format!("consign_s3_requests_total{{operation=\"GetObject\",status=\"{status}\"}} 1\n");
+        assert!(text.contains(&line), "{line}{text}");
+    }
 }
 
 #[tokio::test]

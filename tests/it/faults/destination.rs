@@ -151,3 +151,19 @@ async fn a_broken_customer_costs_the_others_nothing() {
     assert_eq!(shop.s3.foreign_calls(), Vec::<String>::new(), "each customer is served with its own session");
     shop.close().await;
 }
+
+#[tokio::test]
+async fn a_worker_that_may_assume_no_roles_refuses_them_for_good() {
+    let (mut site, s3) = site("roleless").await;
+    site.set("session.role_auth", false);
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    for name in ["a", "b"] {
+        shop.schedule(name, b"hello").await;
+        let data = shop.failed(name, "role_auth_off").await;
+        assert!(data["hint"].as_str().unwrap().contains("session.role_auth"), "{data:#}");
+    }
+    assert_eq!(shop.s3.calls("AssumeRole").len(), 0);
+    assert_eq!(shop.worker.metric("consign_destination_circuit_open", "destination=\"acme\"").await, 0.0);
+    shop.close().await;
+}

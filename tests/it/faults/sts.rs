@@ -192,3 +192,15 @@ async fn every_word_for_a_session_that_is_over_is_one_refresh() {
     assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 3, "the uploads went on");
     shop.close().await;
 }
+
+#[tokio::test]
+async fn a_refusal_without_a_code_is_a_refusal_and_charges_nothing() {
+    let shop = Shop::open("codeless").await;
+    shop.s3.on("AssumeRole").before(Effect::Error(403, "", ""));
+    shop.schedule("a", b"hello").await;
+    let waiting = shop.site.broker.taken("wait.2m", "\"a\"").await;
+    assert_eq!(waiting.header("x-last-error-reason"), "assume_role_denied");
+    assert_eq!(waiting.header("x-attempt"), "0");
+    shop.s3.calm();
+    shop.close().await;
+}
