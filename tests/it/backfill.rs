@@ -100,18 +100,15 @@ async fn a_dry_run_shows_the_jobs_and_needs_no_broker() {
     assert!(said(&output).contains("broker.url: is required by this command"));
 }
 
-/// What the README shows is what the command takes.
+/// What the page shows is what the command takes.
 #[test]
-fn the_readmes_backfill_can_be_run() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let section = readme.split("\n### Backfills\n").nth(1).unwrap().split("\n### ").next().unwrap();
-    let template = section.split("```json").nth(1).unwrap().split("```").next().unwrap();
+fn the_pages_backfill_can_be_run() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/docs/backfills.md")).unwrap();
+    let template = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("ads.json"), template).unwrap();
-    let commands = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("    consign "))
-        .map(|line| line.split('#').next().unwrap());
+    let commands =
+        page.lines().filter_map(|line| line.strip_prefix("    consign ")).map(|line| line.split('#').next().unwrap());
     let mut shown = 0;
     for command in commands {
         let publishes = command.contains("--template") && !command.contains("--dry-run");

@@ -186,11 +186,11 @@ async fn exported_discarded_and_imported_letters_are_what_they_were() {
     }
 }
 
-/// What the README shows, in its order.
+/// What the page shows, in its order.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_commands_of_the_readme_do_what_they_say() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let lines = readme.lines().filter_map(|line| line.strip_prefix("    consign dead "));
+async fn the_commands_of_the_page_do_what_they_say() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/docs/dead-letters.md")).unwrap();
+    let lines = page.lines().filter_map(|line| line.strip_prefix("    consign dead "));
     let commands: Vec<_> = lines.map(|line| line.split('#').next().unwrap().replace('\'', "")).collect();
     assert!(commands.len() >= 6, "{commands:?}");
     let world = World::rabbitmq("deadreadme").await;

@@ -6,8 +6,12 @@ mod tables;
 use std::path::PathBuf;
 
 /// The pages for people, README first.
-const PAGES: [&str; 5] = [
+const PAGES: [&str; 9] = [
     "README.md",
+    "deploy/docs/transfers.md",
+    "deploy/docs/backfills.md",
+    "deploy/docs/fairness.md",
+    "deploy/docs/dead-letters.md",
     "deploy/docs/sre.md",
     "deploy/docs/customer-engineer.md",
     "deploy/docs/scheduler-author.md",

@@ -1,4 +1,4 @@
-//! What the papers name is there: metrics in alerts and README, sample configurations that can be read.
+//! What the papers name is there: metrics in alerts and pages, sample configurations that can be read.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,8 @@ fn every_metric_that_is_named_is_exported() {
     let exported = exported();
     assert!(exported.contains("consign_transfers_total"));
     let mut papers = files("deploy/prometheus", "yml");
-    papers.push(root().join("README.md"));
-    for paper in papers.into_iter().filter(|paper| paper.exists()) {
+    papers.extend(["README.md", "deploy/docs/fairness.md", "deploy/docs/sre.md"].map(|page| root().join(page)));
+    for paper in papers {
         let named = metric_names(&std::fs::read_to_string(&paper).unwrap());
         let missing: Vec<_> = named.difference(&exported).collect();
         assert!(missing.is_empty(), "{} names {missing:?}", paper.display());

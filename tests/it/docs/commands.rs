@@ -96,11 +96,11 @@ impl Desk {
     }
 }
 
-/// README's template, its source a file of the site.
+/// The page's template, its source a file of the site.
 fn template(site: &Site) -> String {
-    let readme = text("README.md");
-    let blocks = readme.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let template = blocks.into_iter().find(|block| block.contains("{region}")).expect("README shows a template");
+    let page = text("deploy/docs/backfills.md");
+    let blocks = page.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let template = blocks.into_iter().find(|block| block.contains("{region}")).expect("the page shows a template");
     let files = format!("file://{}/", site.files().display());
     template.replace("https://exports.example.com/{region}/", &format!("{files}{{region}}-"))
 }
