@@ -50,7 +50,7 @@ impl Log {
     /// # Errors
     /// The filter does not parse; the old one stays.
     pub fn set_filter(&self, filter: &str) -> Result<(), String> {
-        let filter = filter.parse::<EnvFilter>().map_err(|problem| problem.to_string())?;
+        let filter = parsed(filter)?;
         self.filter.reload(filter).map_err(|problem| problem.to_string())
     }
 
@@ -67,13 +67,20 @@ impl Log {
 /// # Errors
 /// The filter does not parse, the endpoint can't be used, or somebody else logs already.
 pub fn init(config: &LogConfig) -> Result<Log, String> {
-    let filter = config.filter.parse::<EnvFilter>().map_err(|problem| problem.to_string())?;
+    let filter = parsed(&config.filter)?;
     let (lines, filter) = lines(config.format, filter, std::io::stderr);
     let export = config.otlp_endpoint.as_ref().map(Export::to).transpose()?;
     let sinks: Vec<Sink> = std::iter::once(lines).chain(export.as_ref().map(traces)).collect();
     tracing_subscriber::registry().with(sinks).try_init().map_err(|problem| problem.to_string())?;
     log_panics();
     Ok(Log { filter, export })
+}
+
+/// lapin repeats as an error, in its own terms, whatever the broker refuses. Our own line says it, so lapin's show only where the
+/// filter names it.
+fn parsed(filter: &str) -> Result<EnvFilter, String> {
+    let quiet = if filter.contains("lapin") { "" } else { ",lapin=off" };
+    format!("{filter}{quiet}").parse().map_err(|problem: tracing_subscriber::filter::ParseError| problem.to_string())
 }
 
 /// The lines, and the handle by which their filter is changed. The spans of traces have a filter of their own.
@@ -168,7 +175,7 @@ mod tests {
     fn logged(format: LogFormat, filter: &str, speak: impl FnOnce(&Log)) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let (lines, filter) = lines(format, filter.parse().unwrap(), move || writer.clone());
+        let (lines, filter) = lines(format, parsed(filter).unwrap(), move || writer.clone());
         let subscriber = tracing_subscriber::registry().with(vec![lines]);
         tracing::subscriber::with_default(subscriber, || speak(&Log { filter, export: None }));
         captured.text()
@@ -197,8 +204,26 @@ mod tests {
     }
 
     #[test]
+    fn what_lapin_says_of_a_refusal_shows_only_where_it_is_asked_for() {
+        let text = |filter| {
+            logged(LogFormat::Text, filter, |log| {
+                tracing::error!(target: "lapin::channel", "first");
+                log.set_filter(filter).unwrap();
+                tracing::error!(target: "lapin::channel", "second");
+                tracing::warn!("own");
+            })
+        };
+        for filter in ["warn", "info,consign=debug", ""] {
+            assert!(!text(filter).contains("first") && !text(filter).contains("second"), "{filter}");
+        }
+        assert!(text("warn").contains("own"));
+        let asked = text("warn,lapin=error");
+        assert!(asked.contains("first") && asked.contains("second"), "{asked}");
+    }
+
+    #[test]
     fn libraries_that_print_secrets_are_cut_off_below_info() {
-        let text = logged(LogFormat::Text, "trace", |_| {
+        let text = logged(LogFormat::Text, "trace,lapin=trace", |_| {
             tracing::trace!(target: "aws_smithy_runtime::client", "x-amz-security-token: hidden");
             tracing::debug!(target: "lapin::channel", "hidden");
             tracing::info!(target: "lapin::channel", "connected");

@@ -215,13 +215,12 @@ async fn status(args: StatusArgs, config: &Config, json: bool) -> Result<Exit, S
     }
     let (StatusArgs { one, admin }, to) = (args, &config.broker);
     let (name, id) = (broker::name(config, WORD), &one.id);
-    let told = match place(one.record, to, id) {
-        Ok(place) => record::look(&place, id)?,
-        Err(_) => None,
-    };
-    let head = told.as_ref().and_then(|told| told.head.as_ref());
-    let mut digest = status::Digest::since(head.and_then(Head::since));
+    let place = place(one.record, to, id).ok();
+    let look = || place.as_ref().map_or(Ok(None), |place| record::look(place, id));
+    let mut digest = status::Digest::since(look()?.and_then(|told| told.head?.since()));
     let found = Kept::new(to, &name, id).read(&mut |body| digest.note(body)).await?;
+    // Once more: a run that goes on may have published more meanwhile, and there must be no outcome of what was not published.
+    let told = look()?;
     if !found && told.is_none() {
         return Err(format!("there is no outcome of a backfill {id}, and no record of its publishing here").into());
     }

@@ -150,6 +150,39 @@ async fn a_backfill_is_waited_for_and_the_same_command_again_publishes_nothing()
     }
 }
 
+/// A stream has no end where one is always written to.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_a_backfill_that_goes_on_does_not_wait_for_its_end() {
+    let mut site = Site::new("goeson").await;
+    let _s3 = furnish(&mut site).await;
+    let worker = site.worker().await;
+    site.file("f", b"hello");
+    let template = template(&site);
+    exits(&consign(&site, &arguments(&template, "2026-11-20", "name=f", &["--id", "days", "--wait"])), 0);
+    let going_on = async {
+        for _ in 0..200 {
+            site.broker.put_into("backfill.days", b"an outcome", &[]).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let ended = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut asking =
+            spawned(&site, &["backfill", "status", "days", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+        until("it is told", LIMIT, async || asking.try_wait().unwrap()).await;
+        asking.wait_with_output().unwrap()
+    };
+    let told = tokio::select! {
+        () = going_on => panic!("the status came only when there were no more outcomes"),
+        told = ended => told,
+    };
+    exits(&told, 0);
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told["outcomes"], outcomes(2, 0, 0, 0), "{told:#}");
+    worker.quiet().await;
+    site.broker_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn days_that_fail_end_the_wait_with_75_and_are_told_with_their_reason() {
     for (site, s3) in sites("fail").await {
@@ -256,6 +289,7 @@ async fn a_cancellation_skips_what_waits_and_lets_what_runs_finish() {
         let output = consign(&site, &[&again[..], &["--again", "--wait"]].concat());
         exits(&output, 0);
         assert_eq!(s3.count("acme"), 20, "{}", said(&output));
+        assert!(status(&site, "days")["cancelled_at"].is_null(), "it was cancelled before it was begun anew");
         worker.quiet().await;
         site.broker_clean().await;
     }

@@ -103,6 +103,9 @@ impl Digest {
         control: &[bytes::Bytes],
         circuits: &Circuits,
     ) -> Status {
+        let cancelled_at = cancelled(backfill, control).max(told.and_then(|told| told.cancelled_at));
+        // What was cancelled before it was begun anew is not cancelled now.
+        let cancelled_at = cancelled_at.filter(|at| self.since.is_none_or(|since| *at >= since));
         let (mut outcomes, waiting_for) = (Tally::default(), left::grouped(self.open(told), circuits));
         *outcomes.of(None) = self.silent(told);
         let mut failures: BTreeMap<String, Trouble> = BTreeMap::new();
@@ -119,7 +122,7 @@ impl Digest {
             backfill: backfill.to_string(),
             jobs: told.and_then(|told| told.head.as_ref()).map(|head| head.jobs),
             published: told.map(|told| told.published.len()),
-            cancelled_at: cancelled(backfill, control).max(told.and_then(|told| told.cancelled_at)),
+            cancelled_at,
             outcomes,
             waiting_for,
             failures,

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::connection;
 use super::session::{Phase, Shared, unless_stopped};
-use super::stream::Stream;
+use super::stream::{From, Stream};
 use crate::queue::{Announced, QueueError};
 use crate::retry::Retry;
 
@@ -109,10 +109,12 @@ impl Follower {
     /// Reads from the last message on: it must be there again, or the stream is another one by now, whose offsets say nothing.
     async fn go_on(&mut self, connection: &Connection) -> Result<Result<QueueError, Replaced>, Unheard> {
         let (name, last) = (self.shared.names.control(), self.last.clone());
-        let mut stream = match Stream::open(connection, &name, last.as_ref().map(|last| last.0)).await {
-            Ok(stream) => stream,
-            Err(problem) => return Ok(Ok(problem)),
-        };
+        let mut stream =
+            match Stream::open(connection, &name, last.as_ref().map_or(From::Start, |last| From::Offset(last.0))).await
+            {
+                Ok(stream) => stream,
+                Err(problem) => return Ok(Ok(problem)),
+            };
         if let Some((offset, body)) = last {
             match tokio::time::timeout(SILENCE, stream.next()).await {
                 Ok(Ok(entry)) if entry.offset == Some(offset) && entry.body[..] == body[..] => {

@@ -55,6 +55,9 @@ pub(super) async fn one(line: &Line, queue: &Queue) -> Result<(), QueueError> {
     }
 }
 
+/// Problems that are told in full.
+const TOLD: usize = 3;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Declare,
@@ -131,7 +134,16 @@ impl<'a> Steps<'a> {
             return Ok(self.minor);
         }
         let all = [self.problems, self.minor].concat();
-        Err(QueueError::Topology(format!("{}{remedy}", all.join("; "))))
+        Err(QueueError::Topology(format!("{}{remedy}", in_short(&all))))
+    }
+}
+
+/// The first of them, and how many more there are: where nothing is there, each of some twenty would say the same.
+fn in_short(problems: &[String]) -> String {
+    let told = problems.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
+    match problems.len().saturating_sub(TOLD) {
+        0 => told,
+        more => format!("{told}; and {more} more like these"),
     }
 }
 

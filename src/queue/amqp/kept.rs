@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use lapin::Connection;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Endpoint, Line};
 use super::declare;
-use super::stream::Stream;
+use super::stream::{From, Stream};
 use super::topology::{Names, Queue};
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
-/// The broker does not say where a stream ends. What is there comes at once, so a silence of this length is its end.
+/// What is there comes at once: a silence of this length is the end.
 const SILENCE: Duration = Duration::from_millis(500);
 
 /// Declares the stream by this name.
@@ -23,7 +25,7 @@ pub(in crate::queue) async fn prepare(config: &BrokerConfig, client: &str, name:
     declared
 }
 
-/// Reads the stream to its end; false where there is none.
+/// Reads the stream to where it ended when this began, and perhaps a little further; false where there is none.
 pub(in crate::queue) async fn read(
     config: &BrokerConfig,
     client: &str,
@@ -32,9 +34,9 @@ pub(in crate::queue) async fn read(
 ) -> Result<bool, QueueError> {
     let connection = Endpoint::parse(config, client)?.connect("reader").await?;
     // Its channel must outlive the connection, as those of a `Line`.
-    let mut stream = Stream::open(&connection, name, None).await;
-    let result = match &mut stream {
-        Ok(stream) => to_the_end(stream, each).await.map(|()| true),
+    let mut newest = Stream::open(&connection, name, From::Last).await;
+    let result = match &mut newest {
+        Ok(newest) => to_the_end(&connection, (name, newest), each).await.map(|()| true),
         Err(QueueError::Topology(_)) => Ok(false),
         Err(problem) => Err(problem.clone()),
     };
@@ -42,13 +44,27 @@ pub(in crate::queue) async fn read(
     result
 }
 
-async fn to_the_end(stream: &mut Stream, each: &mut (dyn FnMut(&[u8]) + Send)) -> Result<(), QueueError> {
-    while let Ok(entry) = tokio::time::timeout(SILENCE, stream.next()).await {
+/// The broker does not say where a stream ends, and one that is written to all the time is never silent. So the end is what is newest
+/// now, and what comes within a moment after that: of the newest lot only the first is known.
+async fn to_the_end(
+    connection: &Connection,
+    (name, newest): (&str, &mut Stream),
+    each: &mut (dyn FnMut(&[u8]) + Send),
+) -> Result<(), QueueError> {
+    let Ok(last) = timeout(SILENCE, newest.next()).await else { return Ok(()) };
+    let last = last?.offset;
+    let mut stream = Stream::open(connection, name, From::Start).await?;
+    let mut until = None;
+    loop {
+        let soon = Instant::now() + SILENCE;
+        let Ok(entry) = timeout_at(until.unwrap_or(soon), stream.next()).await else { return Ok(()) };
         let entry = entry?;
         each(&entry.body);
         entry.done().await?;
+        if until.is_none() && entry.offset >= last {
+            until = Some(soon);
+        }
     }
-    Ok(())
 }
 
 /// Reads the stream of control messages from its start, and on, until `stop`.
@@ -65,7 +81,7 @@ pub(in crate::queue) async fn follow_control(
         connected = endpoint.connect("control") => connected?,
     };
     // Its channel must outlive the connection, as those of a `Line`.
-    let mut stream = Stream::open(&connection, &Names::new(&config.prefix).control(), None).await;
+    let mut stream = Stream::open(&connection, &Names::new(&config.prefix).control(), From::Start).await;
     let result = match &mut stream {
         Ok(stream) => tokio::select! {
             biased;

@@ -15,6 +15,27 @@ use crate::queue::QueueError;
 const PREFETCH: u16 = 100;
 const OFFSET: &str = "x-stream-offset";
 
+/// Where a reader begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum From {
+    /// With the oldest that is still there.
+    Start,
+    /// With this one.
+    Offset(u64),
+    /// With the last lot that was written: some of the newest.
+    Last,
+}
+
+impl From {
+    fn argument(self) -> AMQPValue {
+        match self {
+            Self::Offset(offset) => AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX)),
+            Self::Start => AMQPValue::LongString("first".into()),
+            Self::Last => AMQPValue::LongString("last".into()),
+        }
+    }
+}
+
 /// A reader of one stream.
 pub(super) struct Stream {
     name: String,
@@ -38,16 +59,12 @@ impl Entry {
 }
 
 impl Stream {
-    /// Reads `name` from `offset` on, or from the start, on a channel of its own. A refusal (there is no such stream, it is down)
+    /// Reads `name` on a channel of its own. A refusal (there is no such stream, it is down)
     /// shows up as an error of the whole `connection`.
-    pub(super) async fn open(connection: &Connection, name: &str, offset: Option<u64>) -> Result<Self, QueueError> {
+    pub(super) async fn open(connection: &Connection, name: &str, from: From) -> Result<Self, QueueError> {
         let channel = lane_channel(connection, PREFETCH).await?;
-        let from = match offset.and_then(|offset| i64::try_from(offset).ok()) {
-            Some(offset) => AMQPValue::LongLongInt(offset),
-            None => AMQPValue::LongString("first".into()),
-        };
         let mut arguments = FieldTable::default();
-        arguments.insert(OFFSET.into(), from);
+        arguments.insert(OFFSET.into(), from.argument());
         let consumer = channel.basic_consume(short(name)?, "".into(), BasicConsumeOptions::default(), arguments);
         let consumer = call(&format!("reading {name}"), consumer).await?;
         Ok(Self { name: name.to_owned(), consumer })

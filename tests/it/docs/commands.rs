@@ -72,6 +72,8 @@ impl Desk {
         command.args(words).current_dir(self.site.dir.path()).env_clear().envs(self.site.variables());
         // As the pages say of those commands that name no file.
         command.env("CONSIGN_CONFIG", "consign.toml").stdin(Stdio::null());
+        // Its errors would show that something is left open.
+        command.env("CONSIGN__LOG__FILTER", "warn,lapin=error");
         command
     }
 
