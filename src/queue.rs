@@ -261,7 +261,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// Waits until the queue can be worked with, at most `limit`.
     ///
     /// # Errors
-    /// `Unavailable` with the reason of the last try; `Unusable` at once, where waiting does not help.
+    /// `Unavailable` with the reason of the last try; `Unusable` at once, where waiting does not help; `Denied` at once where the
+    /// queue was started without lanes. (Who has lanes goes on trying: a worker outlives a change of its password.)
     fn connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>>;
 
     /// The next delivery of a lane; waits while there is none or while the queue is away. `None` after [`Queue::stop_consuming`].
@@ -308,8 +309,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// lost answer is asked for again.
     ///
     /// # Errors
-    /// `Refused` when there is no such queue, or the queue knows no replies: no later try would do better. `Unavailable` when
-    /// nobody knows whether it arrived.
+    /// `Refused` when there is no such queue, it may not be written to, or the queue knows no replies: no later try would do better.
+    /// `Denied` when the login is not taken; `Unavailable` when nobody knows whether it arrived.
     fn reply(&self, _reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
         let refused = "this kind of queue has no reply queues; run `consign check DEST` instead";
         Box::pin(async move { Err(QueueError::Refused(refused.to_owned())) })
@@ -318,8 +319,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// Publishes one control message to every worker, confirmed: those that run, and those that start within the next 7 days.
     ///
     /// # Errors
-    /// `Refused` or `Topology` when this queue has no control messages (the stream is missing); `Unavailable` when nobody knows
-    /// whether it arrived.
+    /// `Refused` or `Topology` when this queue has no control messages (the stream is missing); `Denied` when it may not be
+    /// written to; `Unavailable` when nobody knows whether it arrived.
     fn announce(&self, _control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async { Err(QueueError::Refused("this kind of queue has no control messages".to_owned())) })
     }
@@ -346,8 +347,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// other. Dropped, it leaves the rest waiting.
     ///
     /// # Errors
-    /// `Busy` when others were at it for too long; `Unavailable`, `Refused` or `Topology` when the queue can't do it. What was not
-    /// called back by then comes when its wait is over.
+    /// `Busy` when others were at it for too long; `Unavailable`, `Denied`, `Refused` or `Topology` when the queue can't do it. What was
+    /// not called back by then comes when its wait is over.
     fn recall(&self, _destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Recalled, QueueError>> {
         Box::pin(async { Ok(Recalled::default()) })
     }

@@ -158,7 +158,7 @@ fn dry_run(plan: &Plan, json: bool) -> Result<Exit, Stop> {
 async fn prepare(kept: &Kept, report: &Report) -> Result<bool, QueueError> {
     match kept.prepare().await {
         Ok(()) => Ok(true),
-        Err(QueueError::Topology(why) | QueueError::Refused(why)) => {
+        Err(QueueError::Topology(why) | QueueError::Refused(why) | QueueError::Denied(why)) => {
             report.say(&format!("`backfill status` will know nothing of this run: {why}"));
             Ok(false)
         }
@@ -204,8 +204,8 @@ fn end(sent: &Sent, plan: &Plan, report: &Report) -> Exit {
     }
     match stopped {
         _ if sent.published + sent.before > 0 => Exit::Partly,
-        Stopped::Queue(QueueError::Unavailable(_)) => Exit::Unavailable,
-        Stopped::Queue(_) | Stopped::Record(_) | Stopped::Cancelled(_) => Exit::Failed,
+        Stopped::Queue(problem) => broker::exit(problem),
+        Stopped::Record(_) | Stopped::Cancelled(_) => Exit::Failed,
     }
 }
 

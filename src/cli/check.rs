@@ -36,15 +36,19 @@ pub struct CheckArgs {
 }
 
 /// Runs the test. It ends 0 when all is ready, 3 when something has to be mended, 77 when AWS refuses this command's own
-/// identity, and 69 when a service does not answer.
+/// identity or the broker its login, and 69 when a service does not answer.
 pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     let show = Show::new(json);
     let metrics = Arc::new(Metrics::new(1));
     let identity = Identity::load(&config.aws).await;
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
-    let mut told = None;
+    let (mut told, mut locked_out) = (None, false);
     let report = match args.destination {
-        None => of_the_worker(&config, &sessions, &show).await,
+        None => {
+            let (report, refused) = of_the_worker(&config, &sessions, &show).await;
+            locked_out = refused;
+            report
+        }
         Some(name) => match find(&config, &name) {
             Ok(destination) => match of_a_destination(Kit::with(&config, sessions, metrics), &destination, &show).await
             {
@@ -60,7 +64,7 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     match show.report(&report) {
         Exit::Done => {
             told.iter().for_each(|told| show.after(told));
-            exit(&report)
+            if locked_out { Exit::Denied } else { exit(&report) }
         }
         unwritable => unwritable,
     }
@@ -120,11 +124,13 @@ async fn of_a_destination(kit: Kit, destination: &Arc<Destination>, show: &Show)
     None
 }
 
-async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> Report {
+/// And whether the broker refuses the login: no code of a step tells that from an absent broker.
+async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> (Report, bool) {
     let started = (Timestamp::now(), Instant::now());
     show.begin("test of this worker");
-    let (principal, steps) = worker::steps(config, sessions, &|step: &Step| show.step(step)).await;
-    Report::of_the_worker(principal, started.0, started.1.elapsed().as_secs_f64(), steps)
+    let found = worker::steps(config, sessions, &|step: &Step| show.step(step)).await;
+    let report = Report::of_the_worker(found.principal, started.0, started.1.elapsed().as_secs_f64(), found.steps);
+    (report, found.locked_out)
 }
 
 /// A destination that is ready has no open circuit, wherever it was open. Whoever tests on a machine without a broker tests all the

@@ -139,7 +139,8 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
 struct Sent {
     published: u64,
     failed: u64,
-    unavailable: bool,
+    /// What the broker's last refusal ends with.
+    refused: Option<Exit>,
     /// The last one that was published.
     id: String,
 }
@@ -155,8 +156,7 @@ impl Sent {
         report.end(&self.only().map_or_else(counts, |id| format!("published {id}")));
         match (self.published, self.failed) {
             (_, 0) => Exit::Done,
-            (0, _) if self.unavailable => Exit::Unavailable,
-            (0, _) => Exit::Failed,
+            (0, _) => self.refused.unwrap_or(Exit::Failed),
             _ => Exit::Partly,
         }
     }
@@ -182,7 +182,7 @@ async fn publish(queue: &dyn Queue, input: Input, waiter: Option<&Waiter>, repor
             }
             Ok((job, Err(problem))) => {
                 sent.failed += 1;
-                sent.unavailable |= matches!(problem, QueueError::Unavailable(_));
+                sent.refused = Some(broker::exit(&problem));
                 report.not_published(&job, &problem.to_string());
                 if let Some(waiter) = waiter {
                     waiter.forget(&job.id);

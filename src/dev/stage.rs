@@ -36,6 +36,10 @@ impl Stage {
         let (mut feed, mut publisher) = (Feed::open(broker).await?, Publisher::open(broker, planned).await?);
         let mut expected = publisher.expected();
         let drain = ground.shutdown.drain();
+        if once {
+            // At the end nobody would answer there any more.
+            self.report.say(&format!("{}\n", self.whereabouts().join("\n")));
+        }
         let mut worker = std::pin::pin!(app::run_on(ground, self.config.clone(), None));
         let (ending, followed) = {
             let follow = self.follow(&mut publisher, &mut feed, &mut expected, once);
@@ -127,15 +131,8 @@ impl Stage {
     fn invite(&self) {
         let program = std::env::current_exe().map_or_else(|_| "consign".to_owned(), |path| path.display().to_string());
         let (program, config) = (quoted(&program), quoted(&self.home.config().display().to_string()));
-        let (viewer, platform, cloud) = (&self.secrets.viewer, &self.secrets.platform, self.cloud.url());
-        let lines = [
-            format!("status page    {}", url(self.page, "/")),
-            format!("metrics        {}", url(self.page, "/metrics")),
-            format!(
-                "bucket         AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_DEFAULT_REGION={REGION} \\\n               \
-                 aws s3 ls --recursive --endpoint-url {cloud} s3://{ACME_BUCKET}/",
-                viewer.id, viewer.secret
-            ),
+        let platform = &self.secrets.platform;
+        let more = [
             format!(
                 "one more job   {program} enqueue -c {config} \\\n               \
                  --source {} --to {ACME} --key one-more --wait",
@@ -148,7 +145,21 @@ impl Stage {
             ),
             "Ctrl-C ends it.".to_owned(),
         ];
-        self.report.say(&lines.join("\n"));
+        let page = [format!("status page    {}", url(self.page, "/"))];
+        self.report.say(&[&page[..], &self.whereabouts(), &more].concat().join("\n"));
+    }
+
+    /// Where to look while it runs, beside the page.
+    fn whereabouts(&self) -> [String; 2] {
+        let (viewer, cloud) = (&self.secrets.viewer, self.cloud.url());
+        [
+            format!("metrics        {}", url(self.page, "/metrics")),
+            format!(
+                "bucket         AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_DEFAULT_REGION={REGION} \\\n               \
+                 aws s3 ls --recursive --endpoint-url {cloud} s3://{ACME_BUCKET}/",
+                viewer.id, viewer.secret
+            ),
+        ]
     }
 }
 

@@ -95,7 +95,7 @@ pub struct OutcomeData {
     /// What S3 said about encryption.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
-    /// Charged attempts, this one included.
+    /// Charged attempts, this one included. Of `expired`: those that were charged, which may be none.
     pub attempts: u32,
     /// When this attempt began.
     #[schemars(with = "Option<String>")]

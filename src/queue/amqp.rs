@@ -62,6 +62,7 @@ use crate::queue::{
 };
 use connection::{Endpoint, Line};
 use consumer::{Fetched, Intake, REQUEUE};
+use declare::Problem;
 use lease::{Book, Process};
 use publish::Message;
 use session::{Phase, Session, Shared};
@@ -147,7 +148,13 @@ impl Amqp {
 
     async fn session(&self, deadline: Instant) -> Result<Arc<Session>, QueueError> {
         let mut phases = self.shared.phase.subscribe();
-        let settled = phases.wait_for(|phase| !matches!(phase, Phase::Down(_)));
+        // A command has somebody before it who can mend that; a worker waits until somebody does.
+        let gives_up = self.shared.lanes.is_empty();
+        let settled = phases.wait_for(|phase| match phase {
+            Phase::Down(QueueError::Denied(_)) => gives_up,
+            Phase::Down(_) => false,
+            Phase::Up(_) | Phase::Closed => true,
+        });
         let phase = match tokio::time::timeout_at(deadline.into(), settled).await {
             Ok(Ok(phase)) => phase.clone(),
             Ok(Err(_)) => Phase::Closed,
@@ -353,7 +360,11 @@ impl Queue for Amqp {
         Box::pin(async move {
             let message = settle::answer(reply)?;
             let session = self.session(Instant::now() + PATIENCE).await?;
-            session.publisher.publish(&message).await
+            session.publisher.publish(&message).await.map_err(|problem| match problem {
+                // No later try would do better, as with a queue that is not there.
+                QueueError::Denied(why) => QueueError::Refused(why),
+                problem => problem,
+            })
         })
     }
 
@@ -422,7 +433,8 @@ impl Queue for Amqp {
 /// Declares the whole topology of `[broker] prefix`. Safe to repeat.
 ///
 /// # Errors
-/// `Topology` names every part that is there with other arguments; `Unavailable` when the broker can't be reached.
+/// `Topology` names every part that is there with other arguments; `Denied` those that the login may not declare; `Unavailable` when the
+/// broker can't be reached.
 pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
     let line = Line::connect(&Endpoint::parse(config, name)?, "topology").await?;
     let applied = declare::apply(&line, &Topology::new(&config.prefix)).await;
@@ -431,8 +443,8 @@ pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), Que
 }
 
 /// A session does without some parts; whoever asks for the topology wants all of it.
-fn whole(missing: &[String]) -> Result<(), QueueError> {
-    if missing.is_empty() { Ok(()) } else { Err(QueueError::Topology(missing.join("; "))) }
+fn whole(missing: &[Problem]) -> Result<(), QueueError> {
+    if missing.is_empty() { Ok(()) } else { Err(declare::broken(missing, "")) }
 }
 
 /// Looks whether the broker can be reached and has every exchange and queue of `[broker] prefix`; changes nothing.

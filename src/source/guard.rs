@@ -95,7 +95,8 @@ impl Guard {
             "https" => {}
             "http" if self.allow_http => {}
             "http" => return refuse("http is off here (source.allow_http); use https"),
-            _ => return refuse("only https is read"),
+            _ if self.allow_http => return refuse("only https and http are followed"),
+            _ => return refuse("only https is followed"),
         }
         if !url.username().is_empty() || url.password().is_some() {
             return refuse("a user name or password in the URL is refused");
@@ -288,7 +289,7 @@ mod tests {
     fn urls_are_refused_for_a_stated_reason() {
         for (url, why) in [
             ("http://example.com/f", "allow_http"),
-            ("ftp://example.com/f", "only https"),
+            ("ftp://example.com/f", "only https is followed"),
             ("https://user@example.com/f", "user name"),
             ("https://:password@example.com/f", "user name"),
             ("https://127.0.0.1/f", "loopback"),

@@ -39,6 +39,10 @@ impl Refusal {
         Box::new(Self { rejected: Some(rejected), ..*Self::new(failure) })
     }
 
+    pub(super) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+
     fn identity(&self) -> (Option<&JobId>, Option<&DestinationId>) {
         match (&self.job, &self.rejected) {
             (Some(job), _) => (Some(&job.id), Some(job.destination.id())),
@@ -82,7 +86,7 @@ impl Worker {
         match wanted {
             DestinationRef::Configured(id) => known.get(id).cloned().ok_or_else(|| {
                 let message = format!("destination: there is no destination {id} in this worker's configuration");
-                Failure::new(Reason::UnknownDestination, message).hint("configure it, or correct the job")
+                Failure::new(Reason::UnknownDestination, message).hint("configure it, or correct the message")
             }),
             DestinationRef::Inline(destination) if known.contains_key(&destination.id) => {
                 let message = format!("destination.id: {} is the id of a configured destination", destination.id);

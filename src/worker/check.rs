@@ -2,7 +2,8 @@
 //!
 //! The answer is the only result there is, so it is confirmed by the broker before the question is acknowledged. Whoever loses its
 //! connection in between gets the question again and tests again, so an asker may see two answers with one correlation id.
-//! A question whose reply queue is gone is dead-lettered, because no later try would do better.
+//! A question that can't be tested is answered, too: somebody waits. Without a reply queue, or where it is gone, it is dead-lettered,
+//! because no later try would do better.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,22 +12,40 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 
 use super::{CRASH_LOOP, Permits, Refusal, Worker};
-use crate::check::Report;
+use crate::check::{Report, Step, StepName};
 use crate::control::{Control, Wish};
 use crate::destination::{Destination, DestinationId};
+use crate::diagnosis::Code;
 use crate::job::wire::read_check;
-use crate::outcome::{Failure, Reason};
+use crate::outcome::{Class, Failure, Reason};
 use crate::queue::{Delivery, QueueError, Reply, Settlement};
 
 /// The AMQP `type` of a connection test, and of its answer.
 pub(super) const KIND: &str = "consign.check.v1";
+/// What to do about a message whose fault names its own field.
+const CORRECT: &str = "correct the message; `consign schema check` describes it";
+const OURS: &str = "ask whoever runs the workers: the question is in their dead letters, and their log says more";
+
+/// Nobody is there to be answered.
+fn unasked() -> Box<Refusal> {
+    let message = "reply_to: is missing; a connection test without a queue for its answer has no result";
+    Refusal::new(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
+}
+
+fn unanswerable(why: &str) -> Box<Refusal> {
+    let message = format!("reply_to: the answer to the connection test can't be delivered: {why}");
+    Refusal::new(Failure::new(Reason::InvalidJob, message).hint("keep the reply queue until the answer is there"))
+}
 
 impl Worker {
     /// Tests, answers, acknowledges.
     pub(super) async fn check(&self, delivery: Delivery, permits: Permits) {
-        let (destination, to) = match self.admit_check(&delivery) {
-            Ok(admitted) => admitted,
-            Err(refusal) => return self.refuse(delivery, *refusal).await,
+        let to = delivery.properties.reply_to.clone().filter(|to| !to.is_empty());
+        let (destination, to) = match (self.admit_check(&delivery), to) {
+            (Ok(destination), Some(to)) => (destination, to),
+            (Err(refusal), Some(to)) => return self.decline(delivery, to, refusal).await,
+            (Err(refusal), None) => return self.refuse(delivery, *refusal).await,
+            (Ok(_), None) => return self.refuse(delivery, *unasked()).await,
         };
         let tested = tokio::select! {
             biased;
@@ -40,28 +59,39 @@ impl Worker {
                 if report.verdict == crate::check::Verdict::Ready {
                     self.mended(&destination.id).await;
                 }
-                self.answer(delivery, to, &report).await;
+                self.answer(delivery, to, &report, None).await;
             }
             Ok(None) => drop(self.settle(delivery, Settlement::Return, Vec::new()).await),
-            Err(failure) => self.refuse(delivery, *Refusal::new(failure)).await,
+            Err(failure) => self.decline(delivery, to, Refusal::new(failure)).await,
         }
     }
 
-    /// The destination and the reply queue, or why there is nothing to test.
-    fn admit_check(&self, delivery: &Delivery) -> Result<(Arc<Destination>, String), Box<Refusal>> {
+    /// The destination, or why there is nothing to test.
+    fn admit_check(&self, delivery: &Delivery) -> Result<Arc<Destination>, Box<Refusal>> {
         if delivery.delivery_count >= CRASH_LOOP {
             let message =
                 format!("the message came back {} times without an end; it ends workers", delivery.delivery_count);
             return Err(Refusal::new(Failure::new(Reason::CrashLoop, message)));
         }
         let wanted = read_check(&delivery.body).map_err(Refusal::of)?;
-        let destination = self.resolve(&wanted).map_err(Refusal::new)?;
-        let to = delivery.properties.reply_to.clone().filter(|to| !to.is_empty());
-        let missing = || {
-            let message = "reply_to: is missing; a connection test without a queue for its answer has no result";
-            Refusal::new(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
+        self.resolve(&wanted).map_err(Refusal::new)
+    }
+
+    /// Answers a question that can't be tested.
+    async fn decline(&self, delivery: Delivery, to: String, refusal: Box<Refusal>) {
+        let failure = refusal.failure();
+        tracing::warn!(reason = failure.reason.as_str(), message = %failure.message, "a connection test was declined");
+        let ours = failure.class() == Class::Defect;
+        // What ends workers may do so while it is read.
+        let asked = if ours { None } else { read_check(&delivery.body).ok().map(|wanted| wanted.id().to_string()) };
+        let remedy = match failure.hint.as_str() {
+            _ if ours => OURS,
+            "" => CORRECT,
+            hint => hint,
         };
-        Ok((destination, to.ok_or_else(missing)?))
+        let step = Step::broken(StepName::Configuration, Code::Unexpected, failure.message.as_str(), remedy);
+        let report = Report::of_the_worker(None, (self.parts.clock)(), 0.0, vec![step]);
+        self.answer(delivery, to, &Report { destination: asked, ..report }, Some(refusal)).await;
     }
 
     /// For this worker at once, for the others by the control stream.
@@ -84,7 +114,8 @@ impl Worker {
         })
     }
 
-    async fn answer(&self, delivery: Delivery, to: String, report: &Report) {
+    /// `declined` is why nothing was tested.
+    async fn answer(&self, delivery: Delivery, to: String, report: &Report, declined: Option<Box<Refusal>>) {
         let first = report.steps.iter().find(|step| step.result == crate::check::Mark::Failed);
         tracing::info!(
             destination = report.destination,
@@ -101,12 +132,13 @@ impl Worker {
             body: Bytes::from(serde_json::to_vec(report).unwrap_or_default()),
         };
         match self.parts.queue.reply(reply).await {
-            Ok(()) => drop(self.settle(delivery, Settlement::Ack, Vec::new()).await),
+            Ok(()) => match declined.filter(|refusal| refusal.failure().class() == Class::Defect) {
+                // What breaks workers is kept for whoever mends them.
+                Some(defect) => self.refuse(delivery, *defect).await,
+                None => drop(self.settle(delivery, Settlement::Ack, Vec::new()).await),
+            },
             Err(QueueError::Refused(why) | QueueError::Topology(why)) => {
-                let message = format!("reply_to: the answer to the connection test can't be delivered: {why}");
-                let failure =
-                    Failure::new(Reason::InvalidJob, message).hint("keep the reply queue until the answer is there");
-                self.refuse(delivery, *Refusal::new(failure)).await;
+                self.refuse(delivery, *declined.unwrap_or_else(|| unanswerable(&why))).await;
             }
             Err(problem) => {
                 tracing::warn!(%problem, "the answer to a connection test is not confirmed; it comes again");

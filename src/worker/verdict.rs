@@ -66,7 +66,9 @@ impl Case<'_> {
                 let data = OutcomeData { message, ..self.data(now) };
                 self.ended(OutcomeKind::Skipped, data, None, Settlement::Ack, metrics)
             }
-            Ended::Expired => self.expired(headers::last_failure(&self.properties.headers), now, metrics),
+            Ended::Expired => {
+                self.expired(headers::last_failure(&self.properties.headers), self.history.attempts, metrics)
+            }
             Ended::Failed(failure) => self.failed(failure, metrics),
         }
     }
@@ -85,7 +87,7 @@ impl Case<'_> {
                     let settlement = Settlement::Defer { rung, headers };
                     Verdict { settlement, event: None, kind: None, failure: None }
                 }
-                _ => self.expired(headers::last_failure(&self.properties.headers), self.now, metrics),
+                _ => self.expired(headers::last_failure(&self.properties.headers), self.history.attempts, metrics),
             },
             Away::Cancelled(ended) => self.judge(*ended, metrics),
             Away::Draining => Verdict { settlement: Settlement::Return, event: None, kind: None, failure: None },
@@ -144,15 +146,20 @@ impl Case<'_> {
                 let data = self.failure(&Failure { reason, ..failure.clone() }, now);
                 self.ended(OutcomeKind::Failed, data, Some(failure), Settlement::Dead { headers }, metrics)
             }
-            Disposition::Expired => self.expired(Some(failure), now, metrics),
+            Disposition::Expired => self.expired(Some(failure), after.attempts, metrics),
             Disposition::Return => {
                 Verdict { settlement: Settlement::Return, event: None, kind: None, failure: Some(failure) }
             }
         }
     }
 
-    fn expired(&self, last: Option<Failure>, now: Timestamp, metrics: &Metrics) -> Verdict {
-        let data = last.as_ref().map_or_else(|| self.data(now), |failure| self.failure(failure, now));
+    /// `attempts` were charged: the last word may have been said without another one.
+    fn expired(&self, last: Option<Failure>, attempts: u32, metrics: &Metrics) -> Verdict {
+        let data = OutcomeData { attempts, ..self.data(self.now) };
+        let data = match &last {
+            Some(failure) => with_failure(data, failure),
+            None => data,
+        };
         self.ended(OutcomeKind::Expired, data, last, Settlement::Ack, metrics)
     }
 

@@ -43,17 +43,3 @@ async fn waiting_ends_with_0_when_all_were_delivered_and_says_so_when_not() {
     assert_eq!(output.status.code(), Some(75), "partly done: {}", String::from_utf8_lossy(&output.stderr));
     shop.close().await;
 }
-
-#[tokio::test]
-async fn a_broker_that_refuses_the_login_ends_commands_with_77() {
-    let mut site = Site::new("login").await;
-    let url = site.broker.url.replace("marked-secret-amqp", "marked-secret-wrong");
-    site.set("broker.url", url.as_str());
-    for command in [&["topology", "apply"][..], &["dead", "list"]] {
-        let output = site.consign(command);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(77), "{command:?}: {said}");
-        assert!(said.contains("denies access") && !said.contains("marked-secret"), "{said}");
-    }
-    site.broker.clean().await;
-}

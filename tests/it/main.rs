@@ -11,6 +11,7 @@ mod check;
 mod crash;
 mod dead;
 mod delivery;
+mod denied;
 #[cfg(feature = "dev")]
 mod dev;
 mod docs;

@@ -19,12 +19,17 @@ const BROKER: Duration = Duration::from_secs(30);
 /// The longest the embedded queue's file is waited for: another process may hold it for a moment.
 const EMBEDDED: Duration = Duration::from_secs(10);
 
-/// The principal, and the steps.
-pub(super) async fn steps(
-    config: &Config,
-    sessions: &Sessions,
-    watch: &(dyn Fn(&Step) + Send + Sync),
-) -> (Option<String>, Vec<Step>) {
+/// What a test of the worker finds.
+pub(super) struct Found {
+    /// As whom AWS sees it.
+    pub(super) principal: Option<String>,
+    pub(super) steps: Vec<Step>,
+    /// The broker is there, and refuses the login.
+    pub(super) locked_out: bool,
+}
+
+/// Makes the steps.
+pub(super) async fn steps(config: &Config, sessions: &Sessions, watch: &(dyn Fn(&Step) + Send + Sync)) -> Found {
     let mut steps = Vec::new();
     let mut note = |step: Step| {
         watch(&step);
@@ -32,24 +37,24 @@ pub(super) async fn steps(
     };
     let count = config.destinations.len();
     note(Step::passed(StepName::Configuration, format!("it is valid; destinations: {count}")));
-    for step in broker(config).await {
-        note(step);
-    }
+    let (broker, locked_out) = broker(config).await;
+    broker.into_iter().for_each(&mut note);
     let (principal, step) = identity(config, sessions).await;
     note(step);
-    (principal, steps)
+    Found { principal, steps, locked_out }
 }
 
-async fn broker(config: &Config) -> [Step; 2] {
+/// And whether the login is refused.
+async fn broker(config: &Config) -> ([Step; 2], bool) {
     let Err(problem) = config.broker.required_url() else {
         return match config.broker.embedded_file() {
-            Some(file) => [embedded(config, &file).await, made_by_itself()],
+            Some(file) => ([embedded(config, &file).await, made_by_itself()], false),
             None => rabbitmq(config).await,
         };
     };
     let remedy = "set broker.url, or CONSIGN__BROKER__URL";
     let cause = format!("{} {}", problem.field, problem.problem);
-    [Step::broken(StepName::Broker, Code::BrokerNotConfigured, cause, remedy), untried()]
+    ([Step::broken(StepName::Broker, Code::BrokerNotConfigured, cause, remedy), untried()], false)
 }
 
 fn untried() -> Step {
@@ -60,18 +65,20 @@ fn made_by_itself() -> Step {
     Step::skipped(StepName::Topology, Code::NotNeeded, "the embedded queue makes its tables itself")
 }
 
-async fn rabbitmq(config: &Config) -> [Step; 2] {
+async fn rabbitmq(config: &Config) -> ([Step; 2], bool) {
     let name = format!("{} check", config.worker.id);
     let looked = tokio::time::timeout(BROKER, amqp::look(&config.broker, &name)).await;
     let reached = || Step::passed(StepName::Broker, "it can be reached, and takes the login");
-    match looked {
+    let locked_out = matches!(looked, Ok(Err(QueueError::Denied(_))));
+    let steps = match looked {
         Ok(Ok(())) => {
             [reached(), Step::passed(StepName::Topology, format!("that of `{}` is there", config.broker.prefix))]
         }
         Ok(Err(QueueError::Unavailable(why) | QueueError::Denied(why))) => [unreachable(&why), untried()],
         Ok(Err(problem)) => [reached(), topology(&problem, config.broker.declare)],
         Err(_) => [unreachable(&format!("no answer within {} s", BROKER.as_secs())), untried()],
-    }
+    };
+    (steps, locked_out)
 }
 
 fn may_be_made(file: &Path) -> bool {

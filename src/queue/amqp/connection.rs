@@ -212,6 +212,19 @@ fn refusal(error: &lapin::Error) -> Option<u16> {
     if let ErrorKind::ProtocolError(refusal) = error.kind() { Some(refusal.get_id()) } else { None }
 }
 
+/// True for the broker's 403.
+pub(super) fn is_denied(error: &lapin::Error) -> bool {
+    refusal(error) == Some(DENIED)
+}
+
+/// For `map_err`: says which permission a denied call takes, as the broker says only what it guards.
+pub(super) fn takes(permission: String) -> impl FnOnce(QueueError) -> QueueError {
+    move |problem| match problem {
+        QueueError::Denied(why) => QueueError::Denied(format!("{why}; this takes the permission {permission}")),
+        problem => problem,
+    }
+}
+
 /// True for the broker's 404.
 pub(super) fn is_missing(error: &lapin::Error) -> bool {
     refusal(error) == Some(MISSING)

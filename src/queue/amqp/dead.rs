@@ -125,7 +125,9 @@ impl DeadLetters {
                 return Ok(None);
             }
             let got = self.channel.basic_get(short(&self.names.dead())?, BasicGetOptions { no_ack: false });
-            let Some(message) = call("fetching a dead letter", got).await? else { return Ok(None) };
+            let got = call("fetching a dead letter", got).await;
+            let got = got.map_err(connection::takes(format!("read on the queue `{}`", self.names.dead())))?;
+            let Some(message) = got else { return Ok(None) };
             self.fetched += 1;
             let lapin::message::Delivery { routing_key, properties, data, acker, .. } = message.delivery;
             let letter = read(routing_key.as_str(), &properties, data);
@@ -239,7 +241,8 @@ pub(super) async fn lock(channel: &Channel, queue: &str, busy: &str) -> Result<(
             Err(error) => Err(error),
         }
     })
-    .await?
+    .await
+    .map_err(connection::takes(format!("configure on `{queue}`")))?
 }
 
 fn is_locked(error: &lapin::Error) -> bool {

@@ -5,7 +5,7 @@ use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions}
 use lapin::types::FieldTable;
 use lapin::{Connection, Consumer};
 
-use super::connection::{self, Endpoint, call};
+use super::connection::{self, Endpoint, call, takes};
 use super::declare::short;
 use super::topology::Names;
 use crate::config::BrokerConfig;
@@ -28,14 +28,17 @@ impl Outcomes {
         let channel = connection::open_channel(&connection).await?;
         let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let declared = channel.queue_declare("".into(), own, FieldTable::default());
-        let queue = call("declaring a queue for outcomes", declared).await?.name().clone();
-        let exchange = short(&Names::new(&config.prefix).outcomes_exchange())?;
+        let declared = call("declaring a queue for outcomes", declared).await;
+        let queue = declared.map_err(takes("configure on `amq.gen.*`".to_owned()))?.name().clone();
+        let exchange = Names::new(&config.prefix).outcomes_exchange();
         let options = QueueBindOptions::default();
-        let bound = channel.queue_bind(queue.clone(), exchange, "transfer.#".into(), options, FieldTable::default());
-        call("binding a queue for outcomes", bound).await?;
+        let (of, key) = (short(&exchange)?, "transfer.#".into());
+        let bound = channel.queue_bind(queue.clone(), of, key, options, FieldTable::default());
+        let permission = format!("write on `amq.gen.*`, and read on `{exchange}`");
+        call("binding a queue for outcomes", bound).await.map_err(takes(permission))?;
         let no_ack = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
         let consumer = channel.basic_consume(queue, "".into(), no_ack, FieldTable::default());
-        let consumer = call("consuming outcomes", consumer).await?;
+        let consumer = call("consuming outcomes", consumer).await.map_err(takes("read on `amq.gen.*`".to_owned()))?;
         Ok(Self { connection, consumer })
     }
 

@@ -55,7 +55,8 @@ impl Publisher {
 
     /// Publishes and awaits the confirm. While the broker blocks publishers (an alarm), this waits without a time-out.
     ///
-    /// `Refused`: returned, nacked or forbidden. `Topology`: the exchange is not there. `Unavailable`: it may or may not have arrived.
+    /// `Refused`: returned or nacked. `Denied`: the login may not write there. `Topology`: the exchange is not there. `Unavailable`: it may
+    /// or may not have arrived.
     pub(super) async fn publish(&self, message: &Message) -> Result<(), QueueError> {
         let _permit = self.permits.acquire().await.map_err(|_| closed())?;
         let channel = self.channel().await?;
@@ -68,6 +69,7 @@ impl Publisher {
             }
             Err(Problem::Name(error)) => Err(error),
             Err(Problem::Broker(error)) if connection::is_missing(&error) => Err(connection::missing(&error)),
+            Err(Problem::Broker(error)) if connection::is_denied(&error) => Err(denied(message, &error)),
             Err(Problem::Broker(error)) if error.is_amqp_soft_error() => {
                 Err(QueueError::Refused(connection::text(&error)))
             }
@@ -137,6 +139,12 @@ async fn send(channel: &Channel, message: &Message) -> Result<Confirmation, Prob
     let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
     let confirm = channel.basic_publish(exchange, key, options, &message.body, message.properties.clone()).await?;
     Ok(confirm.await?)
+}
+
+fn denied(message: &Message, error: &lapin::Error) -> QueueError {
+    // The exchange without a name, as the broker's permissions call it.
+    let exchange = if message.exchange.is_empty() { "amq.default" } else { &message.exchange };
+    connection::takes(format!("write on the exchange `{exchange}`"))(QueueError::Denied(connection::text(error)))
 }
 
 fn verdict(confirmation: Confirmation) -> Result<(), QueueError> {

@@ -66,7 +66,8 @@ impl Stream {
         let mut arguments = FieldTable::default();
         arguments.insert(OFFSET.into(), from.argument());
         let consumer = channel.basic_consume(short(name)?, "".into(), BasicConsumeOptions::default(), arguments);
-        let consumer = call(&format!("reading {name}"), consumer).await?;
+        let consumer = call(&format!("reading {name}"), consumer).await;
+        let consumer = consumer.map_err(connection::takes(format!("read on the queue `{name}`")))?;
         Ok(Self { name: name.to_owned(), consumer })
     }
 

@@ -111,6 +111,13 @@ async fn a_redirect_into_the_private_network_is_refused() {
         let origin = Scripted::start(move |_, _| answer(307, &[("location", target)], b"")).await;
         let failure = fails(&strict(&origin), &url_of(&origin)).await;
         assert_eq!(failure.reason, Reason::SourceForbidden, "{target}: {}", failure.message);
+        let other = !target.starts_with("http:");
+        assert_eq!(
+            failure.message.contains("only https and http are followed"),
+            other,
+            "{target}: {}",
+            failure.message
+        );
         assert_eq!(origin.heads().len(), 1);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::BasicProperties;
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions};
+use lapin::options::{BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
@@ -165,45 +165,89 @@ async fn an_inline_destination_is_tested_before_it_is_saved() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_question_that_makes_no_sense_is_dead_lettered_with_its_field() {
+async fn a_question_that_makes_no_sense_is_answered_with_its_field() {
     let shop = shop("badcheck").await;
     let answers = shop.site.broker.own("answers").await;
-    let good = json!({"version": 1, "destination": "acme"});
-    let here = Some(answers.as_str());
     let mut stolen = by_role();
     stolen["id"] = json!("acme");
-    let gone = format!("{}.gone", shop.site.broker.prefix);
     let questions = [
-        (good.clone(), None, "invalid_job", "reply_to: is missing"),
-        (good, Some(gone.as_str()), "invalid_job", "reply_to: the answer to the connection test can't be delivered"),
-        (json!({"version": 1}), here, "invalid_job", "destination: is missing"),
-        (
-            json!({"version": 1, "destination": "acme", "force": true}),
-            here,
-            "invalid_job",
-            "force: is no field of a check",
-        ),
-        (json!({"version": 9, "destination": "acme"}), here, "schema_version", "version: 9 is not known"),
-        (json!({"version": 1, "destination": "nobody"}), here, "unknown_destination", "there is no destination nobody"),
-        (
-            json!({"version": 1, "destination": stolen}),
-            here,
-            "invalid_job",
-            "destination.id: acme is the id of a configured",
-        ),
+        (json!({"version": 1}), None, "destination: is missing"),
+        (json!({"version": 1, "destination": "acme", "force": true}), None, "force: is no field of a check"),
+        (json!({"version": 9, "destination": "acme"}), None, "version: 9 is not known"),
+        (json!({"version": 1, "destination": "nobody"}), Some("nobody"), "there is no destination nobody"),
+        (json!({"version": 1, "destination": stolen}), Some("acme"), "destination.id: acme is the id of a configured"),
+    ];
+    let schema: Value = serde_json::from_slice(&run(&shop.site, &["schema", "check-answer"]).stdout).unwrap();
+    let required = schema["required"].as_array().unwrap();
+    for (body, destination, words) in questions {
+        ask(&shop, &body, Some(&answers)).await;
+        let message = answered(&shop).await;
+        assert_eq!((message.correlation_id.as_deref(), message.kind.as_deref()), (Some("button-7"), Some(KIND)));
+        let answer = message.json();
+        assert!(required.iter().all(|field| !answer[field.as_str().unwrap()].is_null()), "{answer:#}");
+        assert_eq!((&answer["verdict"], answer["destination"].as_str()), (&json!("not ready"), destination));
+        let step = &answer["steps"][0];
+        assert_eq!(
+            (&step["step"], &step["result"], &step["code"]),
+            (&json!("configuration"), &json!("failed"), &json!("unexpected"))
+        );
+        assert!(step["cause"].as_str().unwrap().contains(words), "{answer:#}");
+        assert!(!step["remedy"]["text"].as_str().unwrap().is_empty(), "{answer:#}");
+    }
+    until("the questions are acknowledged", Duration::from_secs(60), async || {
+        (shop.worker.metric("consign_broker_settlements_total", "action=\"ack\"").await == 5.0).then_some(())
+    })
+    .await;
+    assert_eq!(shop.site.broker.take("dead").await.len(), 0, "whoever asked was told");
+    shop.site.broker.disown("answers").await;
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_that_nobody_can_be_answered_is_dead_lettered() {
+    let shop = shop("unanswered").await;
+    let good = json!({"version": 1, "destination": "acme"});
+    let unknown = json!({"version": 1, "destination": "nobody"});
+    let gone = format!("{}.gone", shop.site.broker.prefix);
+    let there = Some(gone.as_str());
+    let questions = [
+        (&good, None, "invalid_job", "reply_to: is missing"),
+        (&good, there, "invalid_job", "reply_to: the answer to the connection test can't be delivered"),
+        (&unknown, None, "unknown_destination", "destination: there is no destination nobody"),
+        (&unknown, there, "unknown_destination", "destination: there is no destination nobody"),
     ];
     for (body, reply_to, reason, words) in questions {
-        ask(&shop, &body, reply_to).await;
+        ask(&shop, body, reply_to).await;
         let dead = until(words, Duration::from_secs(60), async || shop.site.broker.take("dead").await.pop()).await;
         assert_eq!(dead.header("x-error-reason"), reason, "{body}: {:?}", dead.headers);
-        assert!(
-            dead.header("x-error-message").starts_with(words) || dead.header("x-error-message").contains(words),
-            "{body}: {:?}",
-            dead.headers
-        );
-        assert_eq!(dead.json(), body, "the body is untouched");
+        assert!(dead.header("x-error-message").starts_with(words), "{body}: {:?}", dead.headers);
+        assert_eq!(&dead.json(), body, "the body is untouched");
     }
-    assert_eq!(shop.site.broker.take("answers").await.len(), 0);
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_that_ends_workers_is_answered_and_kept_for_whoever_mends_them() {
+    let (mut site, s3) = site("poisoncheck").await;
+    site.without_destination("acme").destination("acme", &by_role());
+    let answers = site.broker.own("answers").await;
+    let question = json!({"version": 1, "destination": "acme"});
+    let properties = BasicProperties::default().with_type(KIND.into()).with_reply_to(answers.as_str().into());
+    site.broker.publish_raw("job.scheduled.acme", question.to_string().as_bytes(), properties).await;
+    let (channel, queue) = (site.broker.reachable().await, format!("{}.jobs.scheduled", site.broker.prefix));
+    for _ in 0..500 {
+        let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
+        got.delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
+    }
+    let worker = site.worker().await;
+    let shop = Shop { site, s3, worker };
+    let answer = answered(&shop).await.json();
+    assert_eq!(
+        (answer["verdict"].as_str(), codes(&answer, "failed")),
+        (Some("not ready"), vec!["unexpected".to_owned()])
+    );
+    assert!(answer["steps"][0]["remedy"]["text"].as_str().unwrap().contains("dead letters"), "{answer:#}");
+    assert_eq!(shop.site.broker.taken("dead", "acme").await.header("x-error-reason"), "crash_loop");
     shop.site.broker.disown("answers").await;
     shop.close().await;
 }

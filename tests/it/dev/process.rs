@@ -170,6 +170,10 @@ async fn the_samples_end_as_they_should_whatever_the_environment_says() {
     assert_eq!(failed["data"]["reason"], "source_mismatch", "{failed:#}");
 
     assert!(people.contains("NOT for production"), "{people}");
+    let (before, _) = people.split_once("delivered  ").unwrap();
+    for place in ["status page http://", "metrics        http://", "aws s3 ls --recursive --endpoint-url http://"] {
+        assert!(before.contains(place), "{place}: {people}");
+    }
     assert!(people.contains("8 parts (1 sent again after 503 SlowDown)"), "the retry of a part is seen: {people}");
     assert!(people.contains("the source has 483 bytes, the job says 966"), "{people}");
     assert!(people.contains("4 of 5 delivered, 1 failed, as it was meant to."), "{people}");

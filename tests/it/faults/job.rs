@@ -57,7 +57,9 @@ async fn sources_that_are_gone_or_closed_are_told_apart() {
 async fn a_job_past_its_time_expires_without_a_dead_letter() {
     let shop = Shop::open("expires").await;
     shop.schedule_with("a", b"hello", &json!({"expires_at": "2020-01-01T00:00:00Z"})).await;
-    assert_eq!(shop.site.broker.ended("a").await["type"], "consign.transfer.expired.v1");
+    let outcome = shop.site.broker.ended("a").await;
+    assert_eq!(outcome["type"], "consign.transfer.expired.v1");
+    assert_eq!(outcome["data"]["attempts"], 0, "it was never tried: {outcome:#}");
     assert_eq!(shop.site.broker.take("dead").await.len(), 0);
     assert!(shop.object("a").is_none());
     assert_eq!(shop.worker.metric("consign_transfers_total", "outcome=\"expired\"").await, 1.0);
@@ -92,7 +94,7 @@ async fn a_deferred_job_expires_with_its_last_reason_and_never_waits_past_its_ti
     shop.schedule_with("a", b"hello", &json!({"expires_at": expires})).await;
     let outcome = shop.site.broker.ended("a").await;
     assert_eq!(outcome["type"], "consign.transfer.expired.v1", "{outcome:#}");
-    assert_eq!(outcome["data"]["reason"], "access_denied");
+    assert_eq!((&outcome["data"]["reason"], &outcome["data"]["attempts"]), (&json!("access_denied"), &json!(0)));
     assert!(outcome["data"]["hint"].as_str().unwrap().contains("s3:PutObject"), "{outcome:#}");
     assert_eq!(shop.site.broker.take("dead").await.len(), 0);
     assert!(shop.worker.metric("consign_broker_settlements_total", "action=\"defer\"").await >= 1.0);

@@ -110,6 +110,14 @@ impl Node {
         self.ctl(&["change_password", USER, PASSWORD]);
     }
 
+    /// The URL of a new login that may configure, write and read only what matches; gone after the test.
+    pub fn login(&self, name: &str, may: [&str; 3]) -> String {
+        self.ctl(&["add_user", name, PASSWORD]);
+        self.undo_by(&["delete_user", name]);
+        self.ctl(&[&["set_permissions", name], &may[..]].concat());
+        self.url.replace(&format!("//{USER}:"), &format!("//{name}:"))
+    }
+
     /// Channels that are opened from now on are closed when a delivery is not acknowledged within `limit`.
     pub fn acknowledge_within(&self, limit: Duration) {
         ledger::fault("low consumer_timeout");

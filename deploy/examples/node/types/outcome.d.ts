@@ -49,7 +49,7 @@ export interface ConsignOutcome {
  */
 export interface OutcomeData {
   /**
-   * Charged attempts, this one included.
+   * Charged attempts, this one included. Of `expired`: those that were charged, which may be none.
    */
   attempts?: number;
   /**
