@@ -32,6 +32,7 @@ mod stream;
 mod timing;
 mod tls;
 mod topology;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
-use lapin::{Channel, Connection, ConnectionProperties, DefaultConnectionBuilder, ErrorKind};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use secrecy::ExposeSecret as _;
 
-use super::tls;
+use super::{tls, wire};
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
@@ -76,9 +76,7 @@ impl Endpoint {
         let name = format!("{} {role}", self.name);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = self.tls().await?;
-        let builder = DefaultConnectionBuilder::new().map_err(|e| unavailable(&e))?;
-        let builder = builder.with_uri(self.uri.clone()).with_properties(properties).with_tls_config(tls);
-        within(CONNECT_TIMEOUT, "connecting", builder.connect()).await
+        within(CONNECT_TIMEOUT, "connecting", wire::connect(self.uri.clone(), properties, tls)).await
     }
 
     async fn tls(&self) -> Result<OwnedTLSConfig, QueueError> {
