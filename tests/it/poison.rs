@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use lapin::BasicProperties;
 use serde_json::{Value, json};
 
 use crate::testbed::raw::{get_and_leave, nested, publish, short, text, void, with_headers};
@@ -74,6 +75,28 @@ async fn headers_that_the_broker_makes_too_large_for_a_frame_cost_nobody_a_conne
     let worker = site.worker().await;
     site.broker.schedule(&job("good", &url, "acme", "good")).await;
     for id in ["full", "good"] {
+        assert_eq!(site.broker.ended(id).await["type"], "consign.transfer.delivered.v1", "{id}");
+    }
+    assert_eq!(worker.metric("consign_broker_reconnects_total", "").await, 0.0);
+    worker.quiet().await;
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn an_answer_to_a_made_up_asker_ends_nobody_elses_connection() {
+    let (site, _s3) = site().await;
+    let worker = site.worker().await;
+    let url = site.file("a.csv", b"good");
+    let asker = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA0MjQ4MTU0NwAABGsAAAAAZ0.eIXkJKQ==";
+    let asked = || BasicProperties::default().with_reply_to(asker.into());
+    site.broker.publish_raw("job.scheduled.acme", &body(&job("told", &url, "acme", "told")), asked()).await;
+    let check = asked().with_type("consign.check.v1".into());
+    site.broker.publish_raw("job.scheduled.acme", br#"{"version":1,"destination":"acme"}"#, check).await;
+    let dead = until("the dead letter", Duration::from_secs(60), async || site.broker.take("dead").await.pop()).await;
+    assert_eq!(dead.header("x-error-reason"), "invalid_job");
+    assert!(dead.header("x-error-message").starts_with("reply_to: "), "{}", dead.header("x-error-message"));
+    site.broker.schedule(&job("good", &url, "acme", "good")).await;
+    for id in ["told", "good"] {
         assert_eq!(site.broker.ended(id).await["type"], "consign.transfer.delivered.v1", "{id}");
     }
     assert_eq!(worker.metric("consign_broker_reconnects_total", "").await, 0.0);

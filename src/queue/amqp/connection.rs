@@ -24,6 +24,8 @@ const FRAME_MAX: u32 = 128 * 1024;
 const MISSING: u16 = 404;
 const DENIED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
+/// CONNECTION_FORCED: an operator ends the connection, or the broker.
+const STOPPED: u16 = 320;
 /// For TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For opening a channel, declaring, binding, cancelling.
@@ -208,6 +210,11 @@ fn refused_or_away(what: &str, error: &lapin::Error) -> QueueError {
 /// The broker's code for what it refuses.
 fn refusal(error: &lapin::Error) -> Option<u16> {
     if let ErrorKind::ProtocolError(refusal) = error.kind() { Some(refusal.get_id()) } else { None }
+}
+
+/// Whether the broker finds fault with what it was given, and is not just being stopped.
+pub(super) fn blames(error: &lapin::Error) -> bool {
+    refusal(error).is_some_and(|code| code != STOPPED)
 }
 
 /// True for the broker's 404.
