@@ -20,6 +20,7 @@ mod control;
 mod dead;
 mod declare;
 mod depths;
+mod direct;
 mod headers;
 pub(in crate::queue) mod kept;
 mod lease;
@@ -32,6 +33,7 @@ mod stream;
 mod timing;
 mod tls;
 mod topology;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -63,6 +65,7 @@ use crate::queue::{
 use connection::{Endpoint, Line};
 use consumer::{Fetched, Intake, REQUEUE};
 use declare::Problem;
+use direct::{Direct, is_direct};
 use lease::{Book, Process};
 use publish::Message;
 use session::{Phase, Session, Shared};
@@ -82,6 +85,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Amqp {
     shared: Arc<Shared>,
     replies: Arc<Semaphore>,
+    direct: Arc<Direct>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
     control: AsyncMutex<mpsc::Receiver<Announced>>,
     follower: Mutex<Option<JoinHandle<()>>>,
@@ -140,6 +144,7 @@ impl Amqp {
         Ok(Arc::new(Self {
             shared,
             replies,
+            direct: Arc::default(),
             supervisor,
             control: AsyncMutex::new(control),
             follower: Mutex::new(follower),
@@ -260,8 +265,16 @@ impl Amqp {
             return;
         };
         let Some(session) = self.current() else { return };
+        let (direct, shared) = (Arc::clone(&self.direct), Arc::clone(&self.shared));
         tokio::spawn(async move {
-            let sent = tokio::time::timeout(REPLY_TIMEOUT, session.publisher.publish(&message)).await;
+            let sending = async {
+                if is_direct(&message.routing_key) {
+                    direct.publish(&shared.endpoint, &message).await
+                } else {
+                    session.publisher.publish(&message).await
+                }
+            };
+            let sent = tokio::time::timeout(REPLY_TIMEOUT, sending).await;
             if !matches!(sent, Ok(Ok(()))) {
                 tracing::debug!(reply_to = message.routing_key, "a reply was not delivered");
             }
@@ -289,6 +302,7 @@ impl Amqp {
         self.end_leases(self.current().as_deref()).await;
         let replied = self.replies.acquire_many(REPLIES);
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, replied).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.direct.close()).await;
         if let Some(session) = self.current() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.quiet()).await;
         }
@@ -360,6 +374,9 @@ impl Queue for Amqp {
         Box::pin(async move {
             let message = settle::answer(reply)?;
             let session = self.session(Instant::now() + PATIENCE).await?;
+            if is_direct(&message.routing_key) {
+                return self.direct.publish(&self.shared.endpoint, &message).await;
+            }
             session.publisher.publish(&message).await.map_err(|problem| match problem {
                 // No later try would do better, as with a queue that is not there.
                 QueueError::Denied(why) => QueueError::Refused(why),

@@ -26,6 +26,7 @@ mod leases;
 mod names;
 mod ops;
 mod page;
+mod poison;
 mod policy;
 mod queue_amqp;
 mod queue_conformance;

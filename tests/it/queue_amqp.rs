@@ -258,7 +258,7 @@ async fn an_outcome_without_a_listener_is_kept_and_a_reply_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn direct_reply_to_works_from_the_publishing_connection() {
+async fn direct_reply_to_works_from_a_connection_of_its_own() {
     let rabbit = Rabbit::new("direct").await;
     let queue = rabbit.start();
     queue.connected(LIMIT).await.unwrap();

@@ -10,6 +10,7 @@ pub mod ministack;
 pub mod moto;
 pub mod node;
 pub mod proxy;
+pub mod raw;
 pub mod scripted;
 pub mod site;
 pub mod sources;

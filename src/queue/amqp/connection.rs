@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
-use lapin::{Channel, Connection, ConnectionProperties, DefaultConnectionBuilder, ErrorKind};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use secrecy::ExposeSecret as _;
 
-use super::tls;
+use super::{tls, wire};
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
@@ -24,6 +24,8 @@ const FRAME_MAX: u32 = 128 * 1024;
 const MISSING: u16 = 404;
 const DENIED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
+/// CONNECTION_FORCED: an operator ends the connection, or the broker.
+const STOPPED: u16 = 320;
 /// For TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For opening a channel, declaring, binding, cancelling.
@@ -76,9 +78,7 @@ impl Endpoint {
         let name = format!("{} {role}", self.name);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = self.tls().await?;
-        let builder = DefaultConnectionBuilder::new().map_err(|e| unavailable(&e))?;
-        let builder = builder.with_uri(self.uri.clone()).with_properties(properties).with_tls_config(tls);
-        within(CONNECT_TIMEOUT, "connecting", builder.connect()).await
+        within(CONNECT_TIMEOUT, "connecting", wire::connect(self.uri.clone(), properties, tls)).await
     }
 
     async fn tls(&self) -> Result<OwnedTLSConfig, QueueError> {
@@ -223,6 +223,11 @@ pub(super) fn takes(permission: String) -> impl FnOnce(QueueError) -> QueueError
         QueueError::Denied(why) => QueueError::Denied(format!("{why}; this takes the permission {permission}")),
         problem => problem,
     }
+}
+
+/// Whether the broker finds fault with what it was given, and is not just being stopped.
+pub(super) fn blames(error: &lapin::Error) -> bool {
+    refusal(error).is_some_and(|code| code != STOPPED)
 }
 
 /// True for the broker's 404.

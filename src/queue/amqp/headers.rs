@@ -12,7 +12,7 @@ use crate::queue::QueueError;
 /// The rung of the wait ladder.
 pub(super) const WAIT_HEADER: &str = "consign-wait";
 /// Names what of the producer's headers a copy does without.
-const LEFT_OUT: &str = "x-headers-left-out";
+pub(super) const LEFT_OUT: &str = "x-headers-left-out";
 
 /// Bytes of all headers of a copy. They go in one frame with the other properties (14 texts of at most 255 bytes), and a broker
 /// allows 128 KiB unless it is told otherwise: it ends the connection of whoever sends more, and with it everybody's work.
@@ -55,21 +55,27 @@ pub(super) fn keeping_headers(original: &BasicProperties, wanted: impl Fn(&str) 
 
 /// The names of what had to go to make room beside `others` bytes, as a text that is itself bounded.
 fn leave_out(kept: &mut BTreeMap<&ShortString, &AMQPValue>, others: usize) -> String {
-    let mut total = others + kept.iter().map(|(name, value)| weight(name.as_str(), value)).sum::<usize>();
+    let mut weights: Vec<_> =
+        kept.iter().map(|(name, value)| (!is_ours(name.as_str()), weight(name.as_str(), value), *name)).collect();
+    let mut total = others + weights.iter().map(|(_, weight, _)| weight).sum::<usize>();
+    weights.sort_unstable();
     let mut names = String::new();
-    while total > MOST {
-        let largest =
-            kept.iter().map(|(name, value)| (!is_ours(name.as_str()), weight(name.as_str(), value), *name)).max();
-        let Some((_, weight, name)) = largest else { break };
+    while total > MOST
+        && let Some((_, weight, name)) = weights.pop()
+    {
         kept.remove(name);
         total -= weight;
-        if names.len() < 1024 {
-            let comma = if names.is_empty() { "" } else { ", " };
-            names.push_str(comma);
-            names.push_str(name.as_str());
-        }
+        note(&mut names, name.as_str());
     }
     names
+}
+
+/// Adds the name of a header that was left out, while there is room for names.
+pub(super) fn note(names: &mut String, name: &str) {
+    if names.len() < 1024 {
+        names.push_str(if names.is_empty() { "" } else { ", " });
+        names.push_str(name);
+    }
 }
 
 fn is_ours(name: &str) -> bool {

@@ -122,8 +122,11 @@ impl Publisher {
     }
 }
 
-enum Problem {
+/// Why a message was not published.
+pub(super) enum Problem {
+    /// A name in it is too long for AMQP.
     Name(QueueError),
+    /// The broker, or the way to it.
     Broker(lapin::Error),
 }
 
@@ -133,7 +136,8 @@ impl From<lapin::Error> for Problem {
     }
 }
 
-async fn send(channel: &Channel, message: &Message) -> Result<Confirmation, Problem> {
+/// Publishes on a channel that carries nothing else meanwhile.
+pub(super) async fn send(channel: &Channel, message: &Message) -> Result<Confirmation, Problem> {
     let exchange = short(&message.exchange).map_err(Problem::Name)?;
     let key = short(&message.routing_key).map_err(Problem::Name)?;
     let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
@@ -147,7 +151,8 @@ fn denied(message: &Message, error: &lapin::Error) -> QueueError {
     connection::takes(format!("write on the exchange `{exchange}`"))(QueueError::Denied(connection::text(error)))
 }
 
-fn verdict(confirmation: Confirmation) -> Result<(), QueueError> {
+/// What the broker's answer means.
+pub(super) fn verdict(confirmation: Confirmation) -> Result<(), QueueError> {
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => Err(QueueError::Refused(format!(

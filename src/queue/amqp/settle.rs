@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::consumer::as_text;
 use super::declare::short;
+use super::direct::is_direct;
 use super::headers::{WAIT_HEADER, keeping_headers, merged};
 use super::lease::{EPOCH, KEY, NOTICE, OWNER};
 use super::publish::Message;
@@ -254,10 +255,6 @@ pub(super) fn reply(event: &Event) -> Option<Message> {
     })
 }
 
-/// The queues of askers that have none of their own. The broker hands such an answer over and yet returns it as unroutable if it
-/// is mandatory (<https://www.rabbitmq.com/docs/direct-reply-to>).
-const DIRECT: &str = "amq.rabbitmq.reply-to.";
-
 /// The answer to a question. Mandatory where that says anything: an asker that is gone is to be noticed.
 pub(super) fn answer(reply: Reply) -> Result<Message, QueueError> {
     let mut properties = BasicProperties::default()
@@ -267,7 +264,7 @@ pub(super) fn answer(reply: Reply) -> Result<Message, QueueError> {
     if let Some(id) = &reply.correlation_id {
         properties = properties.with_correlation_id(short(id)?);
     }
-    let mandatory = !reply.to.starts_with(DIRECT);
+    let mandatory = !is_direct(&reply.to);
     Ok(Message { exchange: String::new(), routing_key: reply.to, body: reply.body, properties, mandatory })
 }
 
