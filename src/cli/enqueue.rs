@@ -139,7 +139,7 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
 struct Sent {
     published: u64,
     failed: u64,
-    /// What the broker's last refusal ends with.
+    /// What the broker's last refusal ends with. A denied access stays: others may only have lost the connection by it.
     refused: Option<Exit>,
     /// The last one that was published.
     id: String,
@@ -182,7 +182,9 @@ async fn publish(queue: &dyn Queue, input: Input, waiter: Option<&Waiter>, repor
             }
             Ok((job, Err(problem))) => {
                 sent.failed += 1;
-                sent.refused = Some(broker::exit(&problem));
+                if sent.refused != Some(Exit::Denied) {
+                    sent.refused = Some(broker::exit(&problem));
+                }
                 report.not_published(&job, &problem.to_string());
                 if let Some(waiter) = waiter {
                     waiter.forget(&job.id);

@@ -42,8 +42,14 @@ async fn commands_end_with_77_and_name_the_permission_that_is_missing() {
     let published = format!("write on the exchange `{prefix}`");
 
     site.set("broker.url", node.login("reader", ["^$", "^$", ".*"]));
-    let cases: [(&[&str], &str); 6] = [
+    let jobs: String =
+        (0..100).map(|n| format!("{}\n", job(&format!("j-{n}"), "file:///srv/f", "acme", "k"))).collect();
+    let many = site.dir.path().join("jobs.ndjson");
+    std::fs::write(&many, jobs).unwrap();
+    let many = ["enqueue", &many.display().to_string()];
+    let cases: [(&[&str], &str); 7] = [
         (&enqueue, &published),
+        (&many, &published),
         (&backfill, &published),
         (&["topology", "apply"], "configure on it"),
         (&["dead", "list"], "configure on"),

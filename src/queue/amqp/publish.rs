@@ -23,6 +23,8 @@ use crate::queue::QueueError;
 const CHANNELS: usize = 16;
 /// A broker that is not blocked confirms well within this time, or it is sick.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a message's own answer is waited for when its session is over.
+const OWN_ANSWER: Duration = Duration::from_millis(500);
 
 /// A message on its way to an exchange.
 #[derive(Debug, Clone)]
@@ -108,7 +110,11 @@ impl Publisher {
             let limited = tokio::time::timeout(CONFIRM_TIMEOUT, &mut future);
             let answer = tokio::select! {
                 answer = limited => answer,
-                () = self.health.ended() => return Err(self.health.lost()),
+                // A refusal of this very message ends the session as well, and may be heard of there first.
+                () = self.health.ended() => {
+                    let answer = tokio::time::timeout(OWN_ANSWER, &mut future).await;
+                    return answer.map_err(|_| self.health.lost());
+                }
             };
             if let Ok(value) = answer {
                 return Ok(value);
