@@ -64,6 +64,11 @@ async fn a_job_that_was_put_off_is_told_with_its_workers_last_failure() {
     let meanwhile = String::from_utf8_lossy(&output.stderr);
     assert!(meanwhile.contains(&format!("waiting:\n  {waits}")) && !meanwhile.contains("not in"), "{meanwhile}");
     assert_eq!(shop.worker.metric("consign_destination_circuit_open", "destination=\"acme\"").await, 0.0);
+
+    let output = enqueue("nosuch", "nosuch", "60s");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("nosuch is not in the configuration (there are: acme, acme-kms)"), "{said}");
+    assert!(said.contains("unknown_destination"), "it was published all the same: {said}");
     shop.close().await;
 }
 
