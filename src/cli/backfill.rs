@@ -223,7 +223,11 @@ async fn status(args: StatusArgs, config: &Config, json: bool) -> Result<Exit, S
     let mut digest = status::Digest::since(head.and_then(Head::since));
     let found = Kept::new(to, &name, id).read(&mut |body| digest.note(body)).await?;
     if !found && told.is_none() {
-        return Err(format!("there is no outcome of a backfill {id}, and no record of its publishing here").into());
+        return Err(format!(
+            "there is no outcome of a backfill {id}, and no record of its publishing here: check the spelling, or give the record with \
+             --record FILE"
+        )
+        .into());
     }
     let control = queue::announced(to, &name).await?;
     let heard = Workers::of(config, admin).troubles(&digest.destinations(told.as_ref())).await;

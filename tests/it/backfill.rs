@@ -174,6 +174,7 @@ async fn days_that_fail_end_the_wait_with_75_and_are_told_with_their_reason() {
         assert_eq!(s3.count("acme"), 3);
         let output = consign(&site, &["backfill", "status", "nobody"]);
         exits(&output, 1);
+        assert!(said(&output).contains("check the spelling"), "{}", said(&output));
         let output = consign(&site, &["backfill", "cancel", "nobody"]);
         exits(&output, 0);
         assert!(said(&output).contains("nothing is known of a backfill nobody"), "{}", said(&output));
