@@ -157,7 +157,7 @@ pub struct Global {
 impl Global {
     /// Where the configuration comes from, for now and for every reload.
     pub fn reload(&self) -> Reload {
-        Reload { files: self.config.clone(), overrides: self.set.clone() }
+        Reload { files: self.config.clone(), overrides: self.set.clone(), ..Reload::default() }
     }
 }
 

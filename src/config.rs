@@ -4,7 +4,8 @@
 //! receives its own section by value, never the whole.
 //!
 //! [`load`] does it all: `layers` reads files, environment and flags and remembers where each value stands, `decode` makes the
-//! mirror of the merged tree, `keys` answers questions about the schema, `show` lists what came of it.
+//! mirror of the merged tree, `keys` answers questions about the schema, `show` lists what came of it, `running` compares it on a
+//! reload.
 
 mod decode;
 mod keys;
@@ -12,6 +13,7 @@ mod layers;
 mod load;
 mod problems;
 pub mod raw;
+mod running;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ use crate::destination::{Destinations, Invalid, Region, RoleArn};
 pub use load::{Loaded, Reload, load, load_from, load_str};
 pub use problems::{Place, Problem, Problems};
 pub use raw::schema;
+pub use running::Running;
 pub use show::Setting;
 pub use validate::check_network;
 

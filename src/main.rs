@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Exit {
-    let reload = cli.global.reload();
+    let mut reload = cli.global.reload();
     match &cli.command {
         Command::Schema(args) => return cli::schema::execute(args),
         Command::Completions(args) => return cli::completions::execute(args),
@@ -44,6 +44,7 @@ fn start(cli: Cli) -> Exit {
         Ok(loaded) => loaded,
         Err(problems) => return cli::complain_about(&problems),
     };
+    reload.running = config::Running::of(&loaded);
     let log = match telemetry::init(&cli.command.log(&loaded)) {
         Ok(log) => log,
         Err(problem) => return cli::complain(&format!("logging can't begin: {problem}"), Exit::Failed),

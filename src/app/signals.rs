@@ -16,6 +16,9 @@ use crate::supervisor::Supervisor;
 use crate::telemetry::Log;
 use crate::worker::Worker;
 
+/// So many settings are named that need a restart.
+const NAMED: usize = 10;
+
 /// What a reload changes, and whom it tells.
 pub(super) struct Reloading<'a> {
     pub(super) destinations: &'a watch::Sender<Arc<Destinations>>,
@@ -33,8 +36,12 @@ impl Reloading<'_> {
         loop {
             shutdown.reload().await;
             self.supervisor.reloading();
-            let loaded = reload.load().map(|loaded| loaded.config).map_err(|problems| problems.to_string());
-            self.apply(loaded.and_then(|config| log.set_filter(&config.log.filter).map(|()| config)));
+            let loaded = reload.load().map_err(|problems| problems.to_string());
+            let loaded = loaded.and_then(|loaded| log.set_filter(&loaded.config.log.filter).map(|()| loaded));
+            if let Ok(loaded) = &loaded {
+                say_what_stays(&reload.running.differing(loaded));
+            }
+            self.apply(loaded.map(|loaded| loaded.config));
             self.supervisor.ready();
         }
     }
@@ -59,6 +66,17 @@ impl Reloading<'_> {
             }
         }
     }
+}
+
+/// Names the settings that are written otherwise than they run; their values may be secret.
+fn say_what_stays(keys: &[String]) {
+    if keys.is_empty() {
+        return;
+    }
+    let more = keys.len().saturating_sub(NAMED);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let keys = format!("{}{rest}", keys.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", "));
+    tracing::warn!(%keys, "these settings are written otherwise than they run; a reload does not take them, restart the worker");
 }
 
 /// Those that are entered otherwise than before. New ones are not among them.

@@ -222,11 +222,15 @@ async fn status(args: StatusArgs, config: &Config, json: bool) -> Result<Exit, S
     // Once more: a run that goes on may have published more meanwhile, and there must be no outcome of what was not published.
     let told = look()?;
     if !found && told.is_none() {
-        return Err(format!("there is no outcome of a backfill {id}, and no record of its publishing here").into());
+        return Err(format!(
+            "there is no outcome of a backfill {id}, and no record of its publishing here: check the spelling, or give the record with \
+             --record FILE"
+        )
+        .into());
     }
     let control = queue::announced(to, &name).await?;
-    let circuits = Workers::of(config, admin).open_circuits(&digest.destinations(told.as_ref())).await;
-    let status = digest.status(id, told.as_ref(), &control, &circuits);
+    let heard = Workers::of(config, admin).troubles(&digest.destinations(told.as_ref())).await;
+    let status = digest.status(id, told.as_ref(), &control, &heard);
     Ok(if json { super::print_json(&status) } else { super::print(&status.to_string()) })
 }
 

@@ -16,8 +16,9 @@ use url::Url;
 use super::left::Workers;
 use super::status::worker_url;
 use super::text::plain;
-use super::{Exit, broker, complain};
+use super::{Exit, broker, complain, configured, note};
 use crate::config::Config;
+use crate::destination::DestinationId;
 use crate::lane::Lane;
 use crate::queue::{Queue, QueueError};
 use input::{Input, Prepared, Refusal};
@@ -113,12 +114,14 @@ impl From<QueueError> for Stop {
 
 async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop> {
     let form = input::Form { lane: args.lane.into(), compact: args.compact };
+    let unknown = args.to.as_deref().and_then(|to| unknown(&config, to));
     let input = match (args.file, args.source, args.to, args.key) {
         (None, Some(source), Some(to), Some(key)) => Input::one(form, args.id, &source, to, key)?,
         (Some(file), ..) if file.as_os_str() == "-" => Input::stdin(form).await?,
         (Some(file), ..) => Input::file(form, &file).await?,
         _ => return Err(Refusal::whole("give a file, `-`, or --source, --to and --key").into()),
     };
+    unknown.iter().for_each(|warning| note(warning));
     let (queue, name) = (broker::connect(&config, "enqueue").await?, broker::name(&config, "enqueue"));
     let report = Arc::new(Report::new(input.known_length(), json, Shown::All));
     let waiter =
@@ -132,6 +135,16 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Stop
         }
         _ => Ok(sent.exit(&report)),
     }
+}
+
+/// What to say of a destination that is perhaps mistyped. Where none is configured, they are the workers' alone.
+fn unknown(config: &Config, to: &str) -> Option<String> {
+    let id = DestinationId::parse(to).ok()?;
+    if config.destinations.is_empty() || config.destinations.contains_key(&id) {
+        return None;
+    }
+    let known = configured(config);
+    Some(format!("{id} is not in the configuration ({known}); published all the same, as the workers may have it"))
 }
 
 /// How publishing went.
@@ -216,4 +229,22 @@ fn until_refused(
         *over |= matches!(next, Some(Err(_)));
         std::future::ready(next)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_that_is_not_among_the_configured_ones_is_named_with_them() {
+        let acme = "[destinations.acme]\nbucket = \"acme-bucket\"\nregion = \"eu-west-1\"\n\
+                    auth = {method = \"access_key\", access_key_id = \"AKIAEXAMPLE\", secret_access_key = \"s\"}\n";
+        let unknown = |toml: &str, to| unknown(&crate::config::load_str(toml).unwrap().config, to);
+        assert_eq!((unknown(acme, "acme"), unknown("", "nosuch")), (None, None));
+        let said = unknown(acme, "nosuch").unwrap();
+        assert!(
+            said.starts_with("nosuch is not in the configuration (there are: acme); published all the same"),
+            "{said}"
+        );
+    }
 }

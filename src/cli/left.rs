@@ -1,26 +1,23 @@
-//! Why jobs have not ended yet, in a few lines: what they were told last, and which circuits the workers say are open.
+//! Why jobs have not ended yet, in a few lines: what they were told last, and what workers say of their destinations.
 //!
-//! A job that is put off for an open circuit has no outcome that says so, as no attempt is charged; only a worker can tell.
+//! A job that is put off for its destination's sake has no outcome that says so, as no attempt is charged; only a worker can tell.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+mod heard;
 
-use futures_util::future::join_all;
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::Value;
-use url::Url;
 
 use super::enqueue::seen::SeenData;
-use super::status::{self, Asker};
 use super::text::{moment, plain};
-use crate::config::Config;
+
+pub(super) use heard::{Heard, Workers};
 
 /// Lines for people.
 const SHOWN: usize = 5;
 /// Characters of a remedy: one line.
 const REMEDY: usize = 160;
-/// A worker that is slower than this tells nothing.
-const ASKING: Duration = Duration::from_secs(5);
 
 /// Jobs that have not ended, alike as far as is known.
 #[derive(Debug, Clone, Copy)]
@@ -50,12 +47,14 @@ pub(super) struct Waiting {
 #[serde(rename_all = "snake_case")]
 enum State {
     CircuitOpen,
+    /// A worker has sent jobs of this destination away until it is mended: these, or others of it.
+    PutOff,
     Retrying,
     Queued,
 }
 
 /// A reason with its words.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(super) struct Why {
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -70,8 +69,9 @@ impl Why {
         Self { reason: data.reason.clone(), message: data.message.clone(), hint: data.hint.clone() }
     }
 
-    fn of_circuit(circuit: &Value) -> Self {
-        let text = |name: &str| circuit[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    /// Of an open circuit or a failure in `/status`.
+    fn of_worker(told: &Value) -> Self {
+        let text = |name: &str| told[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         Self { reason: text("reason"), message: text("message"), hint: text("hint") }
     }
 
@@ -98,6 +98,10 @@ impl Waiting {
                 let (wait, to) = (if one { "waits" } else { "wait" }, to.unwrap_or_default());
                 format!("{jobs} {wait} for {to}, whose circuit is open{because}")
             }
+            State::PutOff => {
+                let (wait, their) = if one { ("waits", "its") } else { ("wait", "their") };
+                format!("{jobs}{whose} {wait} for another try or {their} turn{because}")
+            }
             State::Retrying => {
                 let are = if one { "is" } else { "are" };
                 let next = next_try_at.as_ref().map_or_else(String::new, |at| format!(", next at {}", moment(at)));
@@ -112,11 +116,18 @@ impl Waiting {
     }
 }
 
-/// The open circuits, by destination.
-pub(super) type Circuits = BTreeMap<String, Why>;
+/// What has not ended, and why.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(super) struct Left {
+    waiting: Vec<Waiting>,
+    /// Where nobody answered who might know more.
+    #[serde(skip)]
+    silent: Option<String>,
+}
 
 /// Puts together what waits for the same, the most jobs first.
-pub(super) fn grouped<'a>(open: impl IntoIterator<Item = Open<'a>>, circuits: &Circuits) -> Vec<Waiting> {
+pub(super) fn grouped<'a>(open: impl IntoIterator<Item = Open<'a>>, heard: &Heard) -> Left {
     let open: Vec<_> = open.into_iter().filter(|open| open.jobs > 0).collect();
     let mut last: BTreeMap<&str, &SeenData> = BTreeMap::new();
     for (to, data) in open.iter().filter_map(|open| Some((open.destination?, open.last?))) {
@@ -125,10 +136,12 @@ pub(super) fn grouped<'a>(open: impl IntoIterator<Item = Open<'a>>, circuits: &C
     }
     let mut groups: BTreeMap<(Option<&str>, State, Option<String>), Waiting> = BTreeMap::new();
     for Open { jobs, destination, last: told } in open {
-        let (state, why) = match (destination.and_then(|to| circuits.get(to)), told) {
-            (Some(circuit), _) => (State::CircuitOpen, circuit.clone()),
-            (None, Some(told)) => (State::Retrying, Why::of(told)),
-            (None, None) => {
+        let (state, why) = match (destination.and_then(|to| heard.troubles.get(to)), told) {
+            (Some(trouble), told) if told.is_none() || trouble.state == State::CircuitOpen => {
+                (trouble.state, trouble.why.clone())
+            }
+            (_, Some(told)) => (State::Retrying, Why::of(told)),
+            (_, None) => {
                 let others = destination.and_then(|to| last.get(to));
                 (State::Queued, others.map(|data| Why::of(data)).unwrap_or_default())
             }
@@ -144,13 +157,34 @@ pub(super) fn grouped<'a>(open: impl IntoIterator<Item = Open<'a>>, circuits: &C
         let next = told.and_then(|told| told.retry_at.clone());
         group.next_try_at = [group.next_try_at.take(), next].into_iter().flatten().min();
     }
-    let mut groups: Vec<_> = groups.into_values().collect();
-    groups.sort_by_key(|group| std::cmp::Reverse(group.jobs));
-    groups
+    let mut waiting: Vec<_> = groups.into_values().collect();
+    waiting.sort_by_key(|group| std::cmp::Reverse(group.jobs));
+    let unexplained = waiting.iter().any(|group| group.state == State::Queued);
+    Left { waiting, silent: heard.silent.clone().filter(|_| unexplained) }
 }
 
-/// A few lines for people, each with a line break before it.
-pub(super) fn lines(waiting: &[Waiting]) -> String {
+impl Left {
+    /// Whether all have ended.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// A few lines for people, each with a line break before it.
+    pub(super) fn lines(&self) -> String {
+        let silent = self.silent.as_ref().map_or_else(String::new, |places| {
+            format!("\n  no worker of this queue answers at {places}; with --admin URL it is asked why")
+        });
+        lines(&self.waiting) + &silent
+    }
+
+    /// As [`Left::lines`], of what waits for a destination alone.
+    pub(super) fn for_destinations(&self) -> String {
+        let waits = |group: &&Waiting| matches!(group.state, State::CircuitOpen | State::PutOff);
+        lines(&self.waiting.iter().filter(waits).cloned().collect::<Vec<_>>())
+    }
+}
+
+fn lines(waiting: &[Waiting]) -> String {
     let shown = if waiting.len() > SHOWN { SHOWN - 1 } else { SHOWN };
     let lines = waiting.iter().take(shown).map(|waiting| format!("\n  {}", waiting.line()));
     let rest: usize = waiting.iter().skip(shown).map(|waiting| waiting.jobs).sum();
@@ -158,45 +192,9 @@ pub(super) fn lines(waiting: &[Waiting]) -> String {
     lines.collect::<String>() + &more
 }
 
-/// As [`lines`], of open circuits alone.
-pub(super) fn circuits(waiting: &[Waiting]) -> String {
-    let open: Vec<_> = waiting.iter().filter(|waiting| waiting.state == State::CircuitOpen).cloned().collect();
-    lines(&open)
-}
-
-/// Whom to ask for open circuits.
-#[derive(Debug)]
-pub(super) struct Workers {
-    urls: Vec<Url>,
-    prefix: String,
-}
-
-impl Workers {
-    /// Those that were named, else the one of this configuration.
-    pub(super) fn of(config: &Config, named: Vec<Url>) -> Self {
-        Self { urls: status::workers(config, named), prefix: config.broker.prefix.clone() }
-    }
-
-    /// The open circuits among `destinations`, as far as workers of this queue answer. Nobody is asked about none.
-    pub(super) async fn open_circuits(&self, destinations: &BTreeSet<&str>) -> Circuits {
-        let (Some(first), Ok(asker)) = (destinations.first(), Asker::new()) else { return Circuits::new() };
-        // Without a filter the open ones come first.
-        let filter = if destinations.len() == 1 { first } else { "" };
-        let asked = self.urls.iter().map(async |url| tokio::time::timeout(ASKING, asker.status(url, filter)).await);
-        let answers = join_all(asked).await.into_iter().filter_map(|answer| answer.ok()?.ok());
-        let ours = answers.filter(|status| status["prefix"] == self.prefix.as_str());
-        let states =
-            ours.flat_map(|status| status["destination_states"]["shown"].as_array().cloned().unwrap_or_default());
-        let open = states.filter(|state| state["circuit_open"] == true).filter_map(|state| {
-            let id = state["id"].as_str().filter(|id| destinations.contains(id))?;
-            Some((id.to_owned(), Why::of_circuit(&state["circuit"])))
-        });
-        open.collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::heard::Trouble;
     use super::*;
 
     fn told(reason: &str, hint: &str, retry_at: &str) -> SeenData {
@@ -208,25 +206,30 @@ mod tests {
         Open { jobs: 1, destination: Some(destination), last }
     }
 
+    fn heard<const N: usize>(troubles: [(&str, State, Why); N]) -> Heard {
+        let troubles = troubles.map(|(to, state, why)| (to.to_owned(), Trouble { state, why }));
+        Heard { troubles: troubles.into(), silent: None }
+    }
+
     #[test]
     fn what_is_left_is_grouped_by_destination_and_reason() {
         let (slow, late) = (told("slow_down", "", "2026-01-01T00:00:05Z"), told("timeout", "", "2026-01-01T00:00:09Z"));
         let sooner = told("timeout", "ask the network\nand more", "2026-01-01T00:00:01.123456789Z");
         let circuit = serde_json::json!({"reason": "access_denied", "message": "no", "hint": "allow s3:PutObject"});
-        let circuits = Circuits::from([("acme".to_owned(), Why::of_circuit(&circuit))]);
+        let heard = heard([("acme", State::CircuitOpen, Why::of_worker(&circuit))]);
         let many = Open { jobs: 400, ..open("acme", None) };
         let nobodys = Open { jobs: 3, destination: None, last: None };
         let jobs = [many, open("acme", Some(&slow)), open("beta", Some(&sooner)), open("beta", Some(&late)), nobodys];
-        let waiting = grouped(jobs.into_iter().chain([open("beta", None), Open { jobs: 0, ..nobodys }]), &circuits);
+        let waiting = grouped(jobs.into_iter().chain([open("beta", None), Open { jobs: 0, ..nobodys }]), &heard);
         let expected = [
             "401 wait for acme, whose circuit is open (access_denied: allow s3:PutObject)",
             "3 are queued or at work",
             "2 for beta are tried again, next at 2026-01-01T00:00:01Z (timeout: ask the network)",
             "1 for beta is queued or at work (others failed last by timeout)",
         ];
-        assert_eq!(waiting.iter().map(Waiting::line).collect::<Vec<_>>(), expected);
-        assert_eq!(super::circuits(&waiting), format!("\n  {}", expected[0]));
-        let json = serde_json::to_value(&waiting[0]).unwrap();
+        assert_eq!(waiting.waiting.iter().map(Waiting::line).collect::<Vec<_>>(), expected);
+        assert_eq!(waiting.for_destinations(), format!("\n  {}", expected[0]));
+        let json = serde_json::to_value(&waiting).unwrap()[0].clone();
         let fields = ["jobs", "destination", "state", "reason", "hint"].map(|field| json[field].clone());
         assert_eq!(
             fields,
@@ -236,13 +239,42 @@ mod tests {
     }
 
     #[test]
+    fn jobs_that_a_worker_has_put_off_are_told_with_its_last_failure() {
+        let (denied, slow) = (told("access_denied", "allow s3:PutObject", ""), told("slow_down", "", ""));
+        let troubles = [("acme", State::PutOff, Why::of(&denied)), ("beta", State::Queued, Why::of(&slow))];
+        let three = Open { jobs: 3, ..open("acme", None) };
+        let left = grouped([three, open("acme", Some(&slow)), open("beta", None)], &heard(troubles));
+        let expected = [
+            "3 for acme wait for another try or their turn (access_denied: allow s3:PutObject)",
+            "1 for acme is tried again (slow_down)",
+            "1 for beta is queued or at work (others failed last by slow_down)",
+        ];
+        let said: Vec<_> = left.waiting.iter().map(Waiting::line).map(|line| line.replace(", next at ", "")).collect();
+        assert_eq!(said, expected);
+        assert_eq!(left.for_destinations(), format!("\n  {}", expected[0]));
+        assert_eq!(serde_json::to_value(&left).unwrap()[0]["state"], "put_off");
+    }
+
+    #[test]
+    fn where_no_worker_answers_it_is_said_of_jobs_that_nothing_explains() {
+        let silent = Heard { silent: Some("http://127.0.0.1:9464".to_owned()), ..Heard::default() };
+        let said = grouped([open("acme", None)], &silent).lines();
+        let expected = "\n  1 for acme is queued or at work\n  no worker of this queue answers at http://127.0.0.1:9464; with \
+                        --admin URL it is asked why";
+        assert_eq!(said, expected);
+        let slow = told("slow_down", "", "");
+        assert!(!grouped([open("acme", Some(&slow))], &silent).lines().contains("--admin"));
+        assert_eq!(grouped([open("acme", None)], &Heard::default()).lines().matches('\n').count(), 1);
+    }
+
+    #[test]
     fn there_are_five_lines_at_most() {
         let names: Vec<_> = (0..7).map(|n| format!("d{n}")).collect();
-        let of = |count: usize| grouped(names[..count].iter().map(|name| open(name, None)), &Circuits::new());
-        assert_eq!(lines(&of(5)).matches('\n').count(), 5);
-        let seven = lines(&of(7));
+        let of = |count: usize| grouped(names[..count].iter().map(|name| open(name, None)), &Heard::default()).lines();
+        assert_eq!(of(5).matches('\n').count(), 5);
+        let seven = of(7);
         assert!(seven.matches('\n').count() == 5 && seven.ends_with("3 more, for other reasons"), "{seven}");
-        assert_eq!(lines(&[]), "");
+        assert_eq!(of(0), "");
     }
 
     #[test]

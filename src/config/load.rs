@@ -10,6 +10,7 @@ use super::decode::{Decoded, decode};
 use super::layers::Layers;
 use super::problems::{Problem, Problems};
 use super::raw::RawConfig;
+use super::running::Running;
 use super::show::{Setting, settings};
 use super::validate::validate;
 
@@ -36,6 +37,8 @@ pub struct Reload {
     pub files: Vec<PathBuf>,
     /// Dotted keys and their values.
     pub overrides: Vec<(String, String)>,
+    /// What runs, once something does.
+    pub running: Running,
 }
 
 impl Reload {

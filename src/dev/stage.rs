@@ -60,8 +60,11 @@ impl Stage {
             self.report
                 .say(&format!("\nended early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
         }
-        if !once && !self.home.kept() {
-            self.report.say("\nEverything is removed now; --data-dir DIR keeps it.");
+        if !once {
+            let kept =
+                || format!("\nkept in {}; the same command goes on", quoted(&self.home.path().display().to_string()));
+            let removed = || "\nEverything is removed now; --data-dir DIR keeps it.".to_owned();
+            self.report.say(&if self.home.kept() { kept() } else { removed() });
         }
         Ok(Ended { ending, tally })
     }

@@ -26,7 +26,7 @@ impl Location {
             return malformed("may not contain white space or control characters; percent-encode them");
         }
         let Some((scheme, rest)) = text.split_once("://") else {
-            return malformed("is a URL such as https://host/path, file:///path or s3://bucket/key");
+            return malformed("is no URL; give one such as https://host/path, file:///path or s3://bucket/key");
         };
         match scheme {
             _ if scheme.eq_ignore_ascii_case("file") => file(rest),
@@ -195,6 +195,12 @@ mod tests {
             assert_eq!(refused(text).reason, Reason::InvalidJob, "{text}");
         }
         assert_eq!(refused(&format!("https://h/{}", "a".repeat(MAX_URL))).reason, Reason::InvalidJob);
+    }
+
+    #[test]
+    fn a_name_is_no_url() {
+        let said = refused("a.csv").to_string();
+        assert!(said.contains("source.url: is no URL; give one such as https://host/path"), "{said}");
     }
 
     #[test]

@@ -207,6 +207,7 @@ async fn days_that_fail_end_the_wait_with_75_and_are_told_with_their_reason() {
         assert_eq!(s3.count("acme"), 3);
         let output = consign(&site, &["backfill", "status", "nobody"]);
         exits(&output, 1);
+        assert!(said(&output).contains("check the spelling"), "{}", said(&output));
         let output = consign(&site, &["backfill", "cancel", "nobody"]);
         exits(&output, 0);
         assert!(said(&output).contains("nothing is known of a backfill nobody"), "{}", said(&output));
@@ -248,7 +249,13 @@ async fn jobs_that_are_left_are_told_with_what_they_wait_for() {
         assert_eq!(told, [json!(10), json!("beta"), json!("circuit_open"), json!("bucket_not_found")], "{last:#}");
         let output = consign(&site, &["backfill", "status", "left", "--admin", &admin]);
         assert!(String::from_utf8_lossy(&output.stdout).contains(waits), "{output:?}");
-        let output = consign(&site, &["backfill", "status", "left", "--json", "--admin", "127.0.0.1:1"]);
+        let nobody = ["backfill", "status", "left", "--admin", "127.0.0.1:1"];
+        let output = String::from_utf8(consign(&site, &nobody).stdout).unwrap();
+        assert!(
+            output.contains("\n  no worker of this queue answers at http://127.0.0.1:1; with --admin URL"),
+            "{output}"
+        );
+        let output = consign(&site, &[&nobody[..], &["--json"]].concat());
         let status: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(
             status["waiting_for"],

@@ -87,8 +87,10 @@ async fn a_section_that_is_corrected_lets_the_jobs_go_that_wait_for_it() {
     })
     .await;
 
+    let stays = "a reload does not take them";
+    assert!(!shop.worker.log().contains(stays), "nothing but a destination was changed: {}", shop.worker.log());
     wrong["bucket"] = "acme".into();
-    shop.site.destination("beta", &wrong);
+    shop.site.destination("beta", &wrong).set("worker.slots", 7);
     shop.worker.rewrite_config(&shop.site.toml());
     shop.worker.reload();
     shop.delivered("waits").await;
@@ -96,5 +98,9 @@ async fn a_section_that_is_corrected_lets_the_jobs_go_that_wait_for_it() {
     until("it was called back", Duration::from_secs(30), async || shop.worker.log().contains(back).then_some(())).await;
     assert_eq!(shop.worker.metric(open, "destination=\"beta\"").await, 0.0);
     assert!(shop.worker.log().contains("\"changed\":1"), "the log says that a section is another");
+    let log = shop.worker.log();
+    let said: Vec<_> = log.lines().filter(|line| line.contains(stays)).collect();
+    let [line] = said[..] else { panic!("not once: {said:?}") };
+    assert!(line.contains("\"WARN\"") && line.contains("\"keys\":\"worker.slots\""), "{line}");
     shop.close().await;
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::record::Told;
 use crate::cli::enqueue::seen::{Seen, SeenData};
 use crate::cli::enqueue::wait::Tally;
-use crate::cli::left::{self, Circuits, Open, Waiting};
+use crate::cli::left::{self, Heard, Left, Open};
 use crate::control::{BackfillId, Control, Wish};
 use crate::outcome::OutcomeKind;
 
@@ -36,8 +36,8 @@ pub(super) struct Status {
     cancelled_at: Option<Timestamp>,
     outcomes: Tally,
     /// Why jobs have not ended.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    waiting_for: Vec<Waiting>,
+    #[serde(skip_serializing_if = "Left::is_empty")]
+    waiting_for: Left,
     failures: BTreeMap<String, Trouble>,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_outcome_at: Option<Timestamp>,
@@ -101,12 +101,12 @@ impl Digest {
         backfill: &BackfillId,
         told: Option<&Told>,
         control: &[bytes::Bytes],
-        circuits: &Circuits,
+        heard: &Heard,
     ) -> Status {
         let cancelled_at = cancelled(backfill, control).max(told.and_then(|told| told.cancelled_at));
         // What was cancelled before it was begun anew is not cancelled now.
         let cancelled_at = cancelled_at.filter(|at| self.since.is_none_or(|since| *at >= since));
-        let (mut outcomes, waiting_for) = (Tally::default(), left::grouped(self.open(told), circuits));
+        let (mut outcomes, waiting_for) = (Tally::default(), left::grouped(self.open(told), heard));
         *outcomes.of(None) = self.silent(told);
         let mut failures: BTreeMap<String, Trouble> = BTreeMap::new();
         for (id, (kind, data)) in self.jobs {
@@ -148,7 +148,7 @@ impl std::fmt::Display for Status {
         if let Some(at) = self.cancelled_at {
             write!(f, "\ncancelled  {at:.0}")?;
         }
-        write!(f, "\noutcomes   {}{}", self.outcomes, left::lines(&self.waiting_for))?;
+        write!(f, "\noutcomes   {}{}", self.outcomes, self.waiting_for.lines())?;
         if let (Some(first), Some(last)) = (self.first_outcome_at, self.last_outcome_at) {
             write!(f, "\nfrom       {first:.0}\nto         {last:.0}")?;
         }
@@ -202,7 +202,7 @@ mod tests {
         let at = Timestamp::new(1_800_000_100, 123_456_789).unwrap();
         let cancel = Control::new(Wish::CancelBackfill(id.clone()), at).render().into();
         let other = Control::new(Wish::CancelBackfill(BackfillId::parse("c").unwrap()), Timestamp::MAX).render().into();
-        let status = digest.status(&id, Some(&told), &[cancel, other], &Circuits::new());
+        let status = digest.status(&id, Some(&told), &[cancel, other], &Heard::default());
         let expected = Tally { delivered: 2, skipped: 1, failed: 2, expired: 0, retrying: 1, left: 2 };
         assert_eq!((status.outcomes, status.cancelled_at), (expected, Some(at)));
         let reasons: Vec<_> = status.failures.iter().map(|(reason, trouble)| (reason.as_str(), trouble.jobs)).collect();
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn without_a_record_nobody_knows_how_many_are_left() {
         let status = digest(&[("a", "delivered", None)]);
-        let status = status.status(&BackfillId::parse("b").unwrap(), None, &[], &Circuits::new());
+        let status = status.status(&BackfillId::parse("b").unwrap(), None, &[], &Heard::default());
         assert_eq!(status.outcomes.left, 0);
         assert!(status.to_string().contains("nobody knows how many are left"));
         let json = serde_json::to_value(&status).unwrap();

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::progress::Report;
 use super::seen::{Seen, SeenData};
 use crate::cli::Exit;
-use crate::cli::left::{self, Open, Waiting, Workers};
+use crate::cli::left::{self, Left, Open, Workers};
 use crate::cli::text::moment;
 use crate::config::BrokerConfig;
 use crate::outcome::OutcomeKind;
@@ -96,11 +96,11 @@ impl Ledger {
     }
 
     /// What has not ended, with the reason as far as workers know it.
-    async fn waiting(&self, workers: &Workers) -> Vec<Waiting> {
+    async fn waiting(&self, workers: &Workers) -> Left {
         let destinations: BTreeSet<String> =
             self.jobs().by_id.values().filter(|job| job.open().is_some()).map(|job| job.destination.clone()).collect();
-        let circuits = workers.open_circuits(&destinations.iter().map(String::as_str).collect()).await;
-        left::grouped(self.jobs().by_id.values().filter_map(Known::open), &circuits)
+        let heard = workers.troubles(&destinations.iter().map(String::as_str).collect()).await;
+        left::grouped(self.jobs().by_id.values().filter_map(Known::open), &heard)
     }
 
     fn lost(&self) -> MutexGuard<'_, Option<String>> {
@@ -223,7 +223,7 @@ impl Waiter {
             let why = why.unwrap_or_else(|| late.to_owned());
             let waiting = self.ledger.waiting(workers).await;
             self.report.line(&json!({ "waiting_for": waiting }));
-            summary = format!("{summary} ({why}){}", left::lines(&waiting));
+            summary = format!("{summary} ({why}){}", waiting.lines());
         }
         self.report.end(&summary);
         exit(tally, unpublished)
@@ -254,7 +254,7 @@ enum End {
     Interrupted,
 }
 
-/// Says which circuits are why nothing comes, and again when that has changed. Who is told outcomes needs no more.
+/// Says which destinations are why nothing comes, and again when that has changed. Who is told outcomes needs no more.
 async fn explain(ledger: &Ledger, report: &Report, workers: &Workers) -> Infallible {
     let (mut said, mut pause) = (String::new(), QUIET);
     loop {
@@ -263,7 +263,7 @@ async fn explain(ledger: &Ledger, report: &Report, workers: &Workers) -> Infalli
         if ledger.tally() != before {
             continue;
         }
-        let why = left::circuits(&ledger.waiting(workers).await);
+        let why = ledger.waiting(workers).await.for_destinations();
         if why != said && !why.is_empty() {
             report.say(&format!("waiting:{why}"));
             pause = SAID;

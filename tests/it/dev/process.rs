@@ -341,6 +341,8 @@ async fn a_data_directory_has_one_user_and_a_closed_terminal_ends_it() {
     assert_eq!(second.status.code(), Some(1));
     assert!(text(&second.stderr).contains("in use by another consign dev"), "{}", text(&second.stderr));
     assert_eq!(running.end(Signal::HUP).await.code(), Some(0), "{}", running.said());
+    let kept = format!("kept in {}; the same command goes on", place.path("d").canonicalize().unwrap().display());
+    assert!(running.said().contains(&kept), "{}", running.said());
     let mut stderr = String::new();
     std::fs::File::open(place.path("stderr")).unwrap().read_to_string(&mut stderr).unwrap();
     assert_eq!(stderr, "", "nothing went wrong");

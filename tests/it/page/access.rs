@@ -168,6 +168,40 @@ async fn it_fits_a_phone() {
     browser.close().await;
 }
 
+/// Words of signs that begin in one line and end in another.
+const BROKEN: &str = r#"
+    const broken = [];
+    for (const badge of document.querySelectorAll(".badge")) {
+        const walker = document.createTreeWalker(badge, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+            for (const word of walker.currentNode.data.matchAll(/\S+/g)) {
+                const range = document.createRange();
+                range.setStart(walker.currentNode, word.index);
+                range.setEnd(walker.currentNode, word.index + word[0].length);
+                if (range.getClientRects().length > 1) broken.push(word[0]);
+            }
+        }
+    }
+    return broken;
+"#;
+
+#[tokio::test]
+async fn signs_are_whole_and_no_tile_is_alone_at_any_width() {
+    let mut status = busy();
+    status["destination_states"]["shown"][0]["last_failure"]["message"] =
+        json!("S3 answered 403 AccessDenied. ".repeat(20));
+    let (_stub, browser) = opened(status).await;
+    for width in [700, 1000, 1152, 1200, 1360] {
+        browser.window(width, 900, false).await;
+        browser.until(&format!("window.innerWidth === {width}")).await;
+        assert_eq!(browser.run(BROKEN).await, none(), "at {width}");
+        let last_row = "const tops = [...document.querySelectorAll('.tile')].map((tile) => tile.offsetTop); \
+                        return tops.filter((top) => top === tops.at(-1)).length;";
+        assert!(browser.run(last_row).await.as_u64().unwrap() > 1, "at {width}");
+    }
+    browser.close().await;
+}
+
 #[tokio::test]
 async fn long_lists_are_short_at_first() {
     let mut status = busy();
