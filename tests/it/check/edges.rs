@@ -38,7 +38,7 @@ async fn giving_up_an_upload_takes_bounded_time_too() {
             s3.on(operation).before(DENIED);
         }
         s3.on(silent).before(Effect::Delay(Duration::from_secs(600)));
-        let report = within(&site, 1).await;
+        let report = within(&site, 4).await;
         let answer = serde_json::to_value(&report).unwrap();
         assert!(report.duration_seconds < 40.0, "{silent}: {answer:#}");
         assert_eq!(
