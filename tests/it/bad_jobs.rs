@@ -154,25 +154,3 @@ async fn every_bad_message_is_dead_lettered_by_its_field_and_the_worker_goes_on(
     worker.quiet().await;
     site.broker.clean().await;
 }
-
-#[tokio::test]
-async fn headers_that_fill_a_frame_cost_their_own_message_and_nobody_elses() {
-    let s3 = ScriptedS3::start().await;
-    s3.bucket("acme", "eu-central-1", "111111111111");
-    let mut site = Site::new("headers").await;
-    site.aws(&s3.url).set("source.allow_private_networks", false);
-    let role = json!({"method": "iam_role", "role_arn": "arn:aws:iam::111111111111:role/consign"});
-    site.destination("acme", &json!({"bucket": "acme", "region": "eu-central-1", "auth": role}));
-    let worker = site.worker().await;
-    let mut headers = FieldTable::default();
-    headers.insert("padding".into(), AMQPValue::LongString("x".repeat(130_700).into()));
-    let full = BasicProperties::default().with_headers(headers).with_message_id("full".into());
-    site.broker.publish_raw("job.scheduled.acme", b"no job", full).await;
-    let dead = until("the dead letter", Duration::from_secs(60), async || site.broker.take("dead").await.pop()).await;
-    assert_eq!((dead.header("x-error-reason"), dead.header("x-headers-left-out")), ("invalid_job", "padding"));
-    let url = site.file("good.csv", b"good");
-    site.broker.schedule(&job("good", &url, "acme", "good.csv")).await;
-    assert_eq!(site.broker.ended("good").await["type"], "consign.transfer.delivered.v1");
-    worker.quiet().await;
-    site.broker.clean().await;
-}

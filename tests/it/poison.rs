@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 
 use crate::testbed::raw::{get_and_leave, nested, publish, short, text, void, with_headers};
@@ -100,6 +101,23 @@ async fn an_answer_to_a_made_up_asker_ends_nobody_elses_connection() {
         assert_eq!(site.broker.ended(id).await["type"], "consign.transfer.delivered.v1", "{id}");
     }
     assert_eq!(worker.metric("consign_broker_reconnects_total", "").await, 0.0);
+    worker.quiet().await;
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn headers_that_fill_a_frame_cost_their_own_message_and_nobody_elses() {
+    let (site, _s3) = site().await;
+    let worker = site.worker().await;
+    let mut headers = FieldTable::default();
+    headers.insert("padding".into(), AMQPValue::LongString("x".repeat(130_700).into()));
+    let full = BasicProperties::default().with_headers(headers).with_message_id("full".into());
+    site.broker.publish_raw("job.scheduled.acme", b"no job", full).await;
+    let dead = until("the dead letter", Duration::from_secs(60), async || site.broker.take("dead").await.pop()).await;
+    assert_eq!((dead.header("x-error-reason"), dead.header("x-headers-left-out")), ("invalid_job", "padding"));
+    let url = site.file("good.csv", b"good");
+    site.broker.schedule(&job("good", &url, "acme", "good.csv")).await;
+    assert_eq!(site.broker.ended("good").await["type"], "consign.transfer.delivered.v1");
     worker.quiet().await;
     site.broker.clean().await;
 }
