@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use consign::job::{compact, parse, wire};
+use consign::domain::job::{compact, parse, wire};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn decode(c: &mut Criterion) {

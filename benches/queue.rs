@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use consign::lane::Lane;
+use consign::domain::lane::Lane;
 use consign::metrics::Metrics;
-use consign::queue::embedded::Embedded;
-use consign::queue::{Event, Properties, Publication, Queue, Settlement};
+use consign::queue::sqlite::SqliteQueue;
+use consign::queue::{OutcomeEvent, Properties, Publication, Queue, Settlement};
 use futures_util::stream::{self, StreamExt as _};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
@@ -51,8 +51,8 @@ async fn run(dir: &Path, count: usize, short: bool) -> Fallible<()> {
     Ok(())
 }
 
-fn start(dir: &Path, lanes: Vec<(Lane, u16)>) -> Fallible<Arc<Embedded>> {
-    Ok(Embedded::start(&dir.join("queue.db"), "bench", "bench", lanes, Arc::new(Metrics::new(1)))?)
+fn start(dir: &Path, lanes: Vec<(Lane, u16)>) -> Fallible<Arc<SqliteQueue>> {
+    Ok(SqliteQueue::start(&dir.join("queue.db"), "bench", "bench", lanes, Arc::new(Metrics::new(1)))?)
 }
 
 async fn measure(what: &str, count: usize, work: impl Future<Output = Fallible<()>>) -> Fallible<()> {
@@ -79,7 +79,7 @@ async fn settle(queue: &dyn Queue, count: usize, at_once: usize) -> Fallible<()>
     let padding = "x".repeat(OUTCOME);
     let settled = stream::iter(0..count).map(async |n| {
         let delivery = queue.next(Lane::Scheduled).await.ok_or("the queue has ended")?;
-        let event = Event {
+        let event = OutcomeEvent {
             routing_key: "transfer.delivered.acme".to_owned(),
             id: format!("{at_once}-{n}"),
             body: Bytes::from(format!("{{\"subject\":\"bench/{n}\",\"padding\":\"{padding}\"}}")),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consign::config::{AwsConfig, SessionConfig};
-use consign::destination::raw::{RawAuth, RawDestination, RawMethod};
-use consign::destination::{Destination, DestinationId, Region};
+use consign::domain::destination::raw::{RawAuth, RawDestination, RawMethod};
+use consign::domain::destination::{Destination, DestinationId, Region};
 use consign::metrics::Metrics;
 use consign::session::{Identity, Sessions};
 use criterion::{Criterion, criterion_group, criterion_main};

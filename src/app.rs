@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::config::{Config, Reload};
-use crate::lane::Lane;
+use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{self, QueueError};
+use crate::runtime::shutdown::{Shutdown, Signal};
+use crate::runtime::systemd::Supervisor;
 use crate::session::{Identity, Sessions};
-use crate::shutdown::{Shutdown, Signal};
 use crate::source::Sources;
-use crate::supervisor::Supervisor;
 use crate::telemetry::Log;
 use crate::transfer::Transfers;
 use crate::upload::Uploader;

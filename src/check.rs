@@ -19,10 +19,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::destination::{Destination, Region};
-use crate::diagnosis::{Case, Code, Diagnosis, Reads, Who, diagnose, finding};
-use crate::outcome::{Class, Failure, Reason};
-use crate::policy::TEST_OBJECT;
+use crate::domain::destination::{Destination, Region};
+use crate::domain::diagnosis::{Case, Code, Diagnosis, Reads, Who, diagnose, finding};
+use crate::domain::outcome::{Class, Failure, Reason};
+use crate::domain::policy::TEST_OBJECT;
 use crate::session::Sessions;
 use crate::upload::{Left, Uploader};
 

@@ -29,8 +29,8 @@ use clap::builder::Resettable;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::{Config, Loaded, LogConfig, LogFormat, Problems, Reload};
-use crate::destination::DestinationId;
-use crate::shutdown::Signal;
+use crate::domain::destination::DestinationId;
+use crate::runtime::shutdown::Signal;
 
 /// Names the configuration's file where `-c` is left out.
 const CONFIG_VARIABLE: &str = "CONSIGN_CONFIG";

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::destination::{Destinations, Invalid, Region, RoleArn};
+use crate::domain::destination::{Destinations, Invalid, Region, RoleArn};
 
 pub use load::{Loaded, Reload, load, load_from, load_str};
 pub use problems::{Place, Problem, Problems};

@@ -20,10 +20,10 @@ use tokio::net::TcpListener;
 
 use crate::app::{Ending, Ground, StartError};
 use crate::config::Problems;
-use crate::destination::{Invalid, Region};
+use crate::domain::destination::{Invalid, Region};
 use crate::queue::QueueError;
+use crate::runtime::shutdown::Shutdown;
 use crate::session::Identity;
-use crate::shutdown::Shutdown;
 use cloud::Cloud;
 use home::Home;
 pub use home::HomeError;

@@ -15,37 +15,30 @@
 //!
 //! | layer | modules | what they are |
 //! |---|---|---|
-//! | L6 | `app`, `cli`, `dev` | the composition root, one file per command, and everything on one machine for a first look |
+//! | L6 | `app`, `cli`, `dev`, `sim` | the composition root, one file per command, and everything on one machine for a first look |
 //! | L5 | `worker` | permit, delivery, transfer, disposition, settle; drain |
 //! | L4 | `transfer`, `check` | one job from start to outcome; the connection test, by the same session and upload path |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
-//! | L1b | `crash`, `retry`, `metrics`, `telemetry`, `shutdown`, `supervisor` | ground services |
+//! | L1b | `runtime`, `metrics`, `telemetry` | ground services |
 //! | L1a | `config` | sections, validated |
-//! | L0 | `outcome`, `destination`, `policy`, `diagnosis`, `job`, `lane`, `control` | the vocabulary: pure, valid by construction; `policy` says what a destination needs of IAM, `diagnosis` what a refusal means, `job::lease` how far the work on a job has come, `control` what an operator asks of every worker |
+//! | L0 | `domain` | the vocabulary: pure, valid by construction |
 
 pub mod admin;
 pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
-pub mod control;
-pub mod crash;
-pub mod destination;
 #[cfg(feature = "dev")]
 pub mod dev;
-pub mod diagnosis;
-pub mod job;
-pub mod lane;
+pub mod domain;
 pub mod metrics;
-pub mod outcome;
-pub mod policy;
 pub mod queue;
-pub mod retry;
+pub mod runtime;
 pub mod session;
-pub mod shutdown;
+#[cfg(test)]
+mod sim;
 pub mod source;
-pub mod supervisor;
 pub mod telemetry;
 pub mod transfer;
 pub mod upload;

@@ -14,9 +14,9 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, I
 pub use destinations::DestinationMetrics;
 pub use snapshot::{FailureCount, LaneSnapshot, Snapshot};
 
-use crate::destination::DestinationId;
-use crate::lane::Lane;
-use crate::outcome::{Failure, OutcomeKind, Reason};
+use crate::domain::destination::DestinationId;
+use crate::domain::lane::Lane;
+use crate::domain::outcome::{Failure, OutcomeKind, Reason};
 use registry::Builder;
 
 /// The outcomes that end a transfer, as label values.
@@ -137,7 +137,7 @@ impl Metrics {
         let outcomes = OUTCOMES.map(OutcomeKind::as_str);
         let metrics = Self {
             destinations: DestinationMetrics::new(&b, max_destinations),
-            transfers: b.counters("consign_transfers_total", "Ended transfers.", &["lane", "outcome"]),
+            transfers: b.counters("consign_transfers_total", "TransferResult transfers.", &["lane", "outcome"]),
             failures: b.counters("consign_transfer_failures_total", "Failed attempts.", &["class", "reason"]),
             retries: b.counters("consign_transfer_retries_total", "Attempts that will be repeated.", &["reason"]),
             duration: b.histograms(

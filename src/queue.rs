@@ -1,4 +1,4 @@
-//! What the worker sees of any queue: a [`Delivery`] comes out, one [`Settlement`] goes back in, [`Event`]s are published.
+//! What the worker sees of any queue: a [`Delivery`] comes out, one [`Settlement`] goes back in, [`OutcomeEvent`]s are published.
 //!
 //! Contract of every implementation:
 //! * A settlement is performed once, by value, in this order: the events (confirmed), the copy (confirmed), the
@@ -6,15 +6,15 @@
 //! * Dropping a [`Delivery`] unsettled settles nothing: the queue delivers it again when the channel ends.
 //! * [`Queue::next`] is cancel safe: no delivery is lost when its future is dropped.
 //! * A delivery may be put under a [lease](Queue::lease): then not the channel keeps it but a message of its own, which the queue
-//!   renews with what [`Work::message`] says, and which comes to another worker (lane `continued`) when this one is gone.
+//!   renews with what [`LeaseHolder::message`] says, and which comes to another worker (lane `continued`) when this one is gone.
 
-pub mod amqp;
 mod dead;
 mod depths;
-pub mod embedded;
 mod kept;
 mod outcomes;
+pub mod rabbitmq;
 mod recalled;
+pub mod sqlite;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,18 +26,18 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::config::BrokerConfig;
-use crate::destination::DestinationId;
+use crate::domain::destination::DestinationId;
+use crate::domain::outcome::RetryDelay;
 use crate::metrics::Metrics;
-use crate::outcome::Step;
 
-pub use crate::lane::Lane;
+pub use crate::domain::lane::Lane;
 #[cfg(test)]
 pub(crate) use dead::is_of_the_past;
 pub use dead::{DeadLetter, DeadLetters, LetterId};
 pub use depths::{Depths, depths};
-pub use kept::{Kept, announced, follow_control};
+pub use kept::{BackfillOutcomes, control_messages, follow_control};
 pub use outcomes::{OutcomeMessage, Outcomes};
-pub use recalled::{DEFERRED_SINCE, Recalled};
+pub use recalled::{DEFERRED_SINCE, Released};
 
 /// A boxed future, so that a queue can stand behind `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -75,12 +75,12 @@ pub struct Delivery {
     /// How often it came back without a settlement (`x-delivery-count`).
     pub delivery_count: u64,
     /// The queue's own handle.
-    pub ticket: Ticket,
+    pub ticket: DeliveryTag,
 }
 
 /// The queue's own handle of a delivery: which channel life it belongs to, and its number there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ticket {
+pub struct DeliveryTag {
     /// Which life of the channel; a settlement of an older life is lost.
     pub generation: u64,
     /// Which lane's channel.
@@ -91,7 +91,7 @@ pub struct Ticket {
 
 /// An outcome on its way to `consign.outcomes` (and, best effort, to `reply_to`).
 #[derive(Debug, Clone)]
-pub struct Event {
+pub struct OutcomeEvent {
     /// `transfer.<outcome>.<dest>`.
     pub routing_key: String,
     /// The CloudEvents id: also the AMQP message id.
@@ -123,32 +123,32 @@ pub struct Reply {
 pub enum Settlement {
     /// It is done: acknowledge.
     Ack,
-    /// A copy waits on `rung` and comes back with these headers set (attempt counters); the attempt was charged.
+    /// A copy waits on `delay` and comes back with these headers set (attempt counters); the attempt was charged.
     Retry {
         /// How long it waits.
-        rung: Step,
+        delay: RetryDelay,
         /// Headers to set on the copy.
         headers: BTreeMap<String, String>,
     },
     /// As `Retry`, but no attempt was charged (metric action `defer`).
     Defer {
         /// How long it waits.
-        rung: Step,
+        delay: RetryDelay,
         /// Headers to set on the copy.
         headers: BTreeMap<String, String>,
     },
     /// A copy goes to the dead letters with these headers; the body is untouched.
-    Dead {
+    DeadLetter {
         /// `x-error-reason` and its like.
         headers: BTreeMap<String, String>,
     },
     /// A copy goes to whoever is free next (lane `continued`), with these headers: work that is handed over half done.
-    HandOver {
+    HandOff {
         /// Headers to set on the copy.
         headers: BTreeMap<String, String>,
     },
-    /// Untouched back to the queue, for another worker. Under a lease: as `HandOver`, without new headers.
-    Return,
+    /// Untouched back to the queue, for another worker. Under a lease: as `HandOff`, without new headers.
+    Requeue,
 }
 
 impl Settlement {
@@ -158,15 +158,15 @@ impl Settlement {
             Self::Ack => "ack",
             Self::Retry { .. } => "retry",
             Self::Defer { .. } => "defer",
-            Self::Dead { .. } => "dead",
-            Self::HandOver { .. } => "lease",
-            Self::Return => "return",
+            Self::DeadLetter { .. } => "dead",
+            Self::HandOff { .. } => "lease",
+            Self::Requeue => "return",
         }
     }
 }
 
 /// Work under a lease, as the queue sees it: asked whenever the lease is written, and told when it is lost.
-pub trait Work: Send + Sync + fmt::Debug {
+pub trait LeaseHolder: Send + Sync + fmt::Debug {
     /// What another worker gets when this one is gone, as of now: body and content type. Called often; must not block.
     fn message(&self) -> LeaseMessage;
 
@@ -192,11 +192,11 @@ pub struct LeaseMessage {
 
 /// What comes by the stream of control messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Announced {
+pub enum ControlEvent {
     /// A control message, as it was announced.
     Message(Bytes),
     /// What was there when the reading began is read; from here on they come as they are announced.
-    UpToDate,
+    CaughtUp,
 }
 
 /// A message as a producer publishes it.
@@ -239,7 +239,7 @@ pub enum QueueError {
 /// Starts the queue that `broker.url` names: RabbitMQ, or the embedded one for `sqlite:PATH`.
 ///
 /// `worker_id` names the process; `lanes` gives each lane's prefetch. With no lanes it only publishes. A broker that is away (or
-/// a file that is locked) is waited for in the background: see [`Queue::connected`] and [`Queue::ready`]. Must be called within
+/// a file that is locked) is waited for in the background: see [`Queue::wait_connected`] and [`Queue::ready`]. Must be called within
 /// a tokio runtime.
 ///
 /// # Errors
@@ -251,8 +251,8 @@ pub fn start(
     metrics: Arc<Metrics>,
 ) -> Result<Arc<dyn Queue>, QueueError> {
     match config.embedded_file() {
-        Some(file) => Ok(embedded::Embedded::start(&file, &config.prefix, worker_id, lanes, metrics)?),
-        None => Ok(amqp::Amqp::start(config, worker_id, lanes, metrics)?),
+        Some(file) => Ok(sqlite::SqliteQueue::start(&file, &config.prefix, worker_id, lanes, metrics)?),
+        None => Ok(rabbitmq::RabbitMqQueue::start(config, worker_id, lanes, metrics)?),
     }
 }
 
@@ -263,7 +263,7 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Unavailable` with the reason of the last try; `Unusable` at once, where waiting does not help; `Denied` at once where the
     /// queue was started without lanes. (Who has lanes goes on trying: a worker outlives a change of its password.)
-    fn connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>>;
+    fn wait_connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>>;
 
     /// The next delivery of a lane; waits while there is none or while the queue is away. `None` after [`Queue::stop_consuming`].
     fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>>;
@@ -275,7 +275,7 @@ pub trait Queue: Send + Sync + fmt::Debug {
         &self,
         delivery: Delivery,
         settlement: Settlement,
-        events: Vec<Event>,
+        events: Vec<OutcomeEvent>,
     ) -> BoxFuture<'_, Result<(), QueueError>>;
 
     /// Puts a delivery under a lease: what `work` says is recorded, and from then on kept up to date by the queue itself until the
@@ -285,7 +285,7 @@ pub trait Queue: Send + Sync + fmt::Debug {
     ///
     /// `key` names the run of the job: the same for everybody who works on it, so that a lease that is out of date finds whoever has
     /// the job now, and ends there. A delivery that came as a lease is taken over: its former owner is told as soon as it can be
-    /// reached ([`Work::lost`]). Leasing a delivery twice renews it.
+    /// reached ([`LeaseHolder::lost`]). Leasing a delivery twice renews it.
     ///
     /// # Errors
     /// `Lost` when the delivery's channel is gone: the delivery comes again as ever. Else nothing has changed, and it may be
@@ -294,11 +294,11 @@ pub trait Queue: Send + Sync + fmt::Debug {
         &'a self,
         delivery: &'a Delivery,
         key: &'a str,
-        work: Arc<dyn Work>,
+        work: Arc<dyn LeaseHolder>,
     ) -> BoxFuture<'a, Result<(), QueueError>>;
 
     /// Whether a delivery can still be settled, as far as is known by now. Where not, it comes again, or has come already.
-    fn holds(&self, _delivery: &Delivery) -> bool {
+    fn can_settle(&self, _delivery: &Delivery) -> bool {
         true
     }
 
@@ -321,36 +321,36 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Refused` or `Topology` when this queue has no control messages (the stream is missing); `Denied` when it may not be
     /// written to; `Unavailable` when nobody knows whether it arrived.
-    fn announce(&self, _control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
+    fn publish_control(&self, _control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async { Err(QueueError::Refused("this kind of queue has no control messages".to_owned())) })
     }
 
     /// The next control message: first all of the last 7 days, in the order in which they were announced, then
-    /// [`Announced::UpToDate`], then live. Every queue that was started with lanes reads all of them, whoever else does.
+    /// [`ControlEvent::CaughtUp`], then live. Every queue that was started with lanes reads all of them, whoever else does.
     ///
     /// At least once: after a reconnection some may come again, so whoever acts on them must be able to do so twice. Where they
     /// can't be read, a warning says so, `UpToDate` comes all the same within 5 s of being connected, and the rest comes when they
     /// can be read again: no delivery may depend on them. Cancel safe. `None` once the queue is closed, and at once where it was
     /// started without lanes.
-    fn next_control(&self) -> BoxFuture<'_, Option<Announced>> {
+    fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
         Box::pin(async { None })
     }
 
     /// Calls back what waits for these destinations to be mended: each copy on the wait ladder whose routing key ends in one of them and
     /// that has a header [`DEFERRED_SINCE`] goes to its lane now, with body, properties, headers and key as they are, in about the order
     /// in which it would have come. Retries, what waits for its turn, and what waits for others come at their own time. (A copy on the
-    /// shortest rung may be left to come by itself.)
+    /// shortest delay may be left to come by itself.)
     ///
     /// At least once: a process that is killed, or loses the broker, in the middle may leave a copy in its lane that also comes when its
     /// wait is over. Bounded in
-    /// time and in what is looked through ([`Recalled::partly`]); several callers at once, in any processes, are served one after the
+    /// time and in what is looked through ([`Released::partly`]); several callers at once, in any processes, are served one after the
     /// other. Dropped, it leaves the rest waiting.
     ///
     /// # Errors
     /// `Busy` when others were at it for too long; `Unavailable`, `Denied`, `Refused` or `Topology` when the queue can't do it. What was
     /// not called back by then comes when its wait is over.
-    fn recall(&self, _destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Recalled, QueueError>> {
-        Box::pin(async { Ok(Recalled::default()) })
+    fn release_delayed(&self, _destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Released, QueueError>> {
+        Box::pin(async { Ok(Released::default()) })
     }
 
     /// Stops taking work: consumers are cancelled, what was fetched but not yet handed out goes back untouched.

@@ -23,9 +23,11 @@ use aws_sdk_s3::config::{
 };
 
 use crate::config::{AwsConfig, SessionConfig};
-use crate::destination::{Auth, BucketName, Destination, DestinationId, ExternalId, Prefix, Region, SecretSource};
+use crate::domain::destination::{
+    Auth, BucketName, Destination, DestinationId, ExternalId, Prefix, Region, SecretSource,
+};
+use crate::domain::outcome::{Failure, Reason};
 use crate::metrics::{Metrics, SessionRequest};
-use crate::outcome::{Failure, Reason};
 pub use cache::Known;
 use cache::{Cache, Fetched, How};
 pub use identity::Identity;
@@ -205,13 +207,13 @@ impl Sessions {
     }
 
     /// Forgets everything that was remembered about refusals, after a reload or a repair.
-    pub fn forget_refusals(&self) {
-        self.cache.forget_refusals();
+    pub fn forget_denials(&self) {
+        self.cache.forget_denials();
     }
 
     fn count(&self, answer: (How, Result<Arc<Session>, Failure>)) -> Result<Arc<Session>, Failure> {
         let (how, result) = answer;
-        let denied = result.as_ref().is_err_and(|f| f.class() == crate::outcome::Class::Destination);
+        let denied = result.as_ref().is_err_and(|f| f.class() == crate::domain::outcome::Class::Destination);
         self.metrics.session_request(match how {
             _ if denied => SessionRequest::Denied,
             How::Hit => SessionRequest::Hit,

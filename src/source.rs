@@ -24,10 +24,10 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 
 use crate::config::SourceConfig;
-use crate::job::lease::SourceMark;
-use crate::job::{self, Location};
+use crate::domain::job::lease::SourceMark;
+use crate::domain::job::{self, Location};
+use crate::domain::outcome::{Failure, Reason};
 use crate::metrics::Metrics;
-use crate::outcome::{Failure, Reason};
 use file::FileSource;
 use guard::Guard;
 use https::HttpSource;

@@ -9,18 +9,20 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
 use crate::check::{Checker, LIMIT, Report};
-use crate::crash;
-use crate::destination::{Checksum, Destination, ObjectKey};
-use crate::diagnosis::Who;
-use crate::job::lease::{Checkpoint, PartSizes, SourceMark};
-use crate::job::{Compression, Job, ObjectAttributes};
+use crate::domain::destination::{Checksum, Destination, ObjectKey};
+use crate::domain::diagnosis::Who;
+use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
+use crate::domain::job::{Compression, Job, ObjectAttributes};
+use crate::domain::outcome::{Failure, Reason, Receipt, TransferResult};
 use crate::metrics::Metrics;
-use crate::outcome::{Ended, Failure, Reason, Receipt};
+use crate::runtime::failpoints;
 use crate::session::Sessions;
 use crate::source::compress::{self, Packer};
 use crate::source::{SourceBody, SourceStream, Sources, counted};
 use crate::telemetry::spans;
-use crate::upload::{Course, Feed, Journal, Pace, Progress, Stop, Target, Uploaded, Uploader, fits, next_offset};
+use crate::upload::{
+    Course, Feed, OpenUpload, Progress, RateLimiter, StopSignals, Target, Uploaded, Uploader, fits, next_offset,
+};
 
 /// Everything a transfer uses. Built once, shared by all.
 #[derive(Debug)]
@@ -37,21 +39,21 @@ pub struct Transfers {
 
 /// What one attempt is told beside the job.
 #[derive(Debug)]
-pub struct Attempt<'a> {
+pub struct TransferRequest<'a> {
     /// The job's destination, resolved.
     pub destination: &'a Arc<Destination>,
     /// When an earlier attempt may have written the object; `None` if there was none.
     pub earlier: Option<SystemTime>,
     /// Ends the attempt early, as `shutdown`.
-    pub stop: &'a Stop,
+    pub stop: &'a StopSignals,
     /// What S3 has accepted so far, for the status page.
     pub progress: &'a Progress,
     /// What an earlier attempt left unfinished. It is continued where source and destination are still the same; else it is given up.
     pub resume: Option<Checkpoint>,
     /// How far this attempt's upload has come. What is in it at the end of a failed attempt is still open on S3.
-    pub journal: &'a Journal,
+    pub journal: &'a OpenUpload,
     /// Holds the destination to its bytes a second, all its transfers together.
-    pub pace: Option<&'a Arc<Pace>>,
+    pub pace: Option<&'a Arc<RateLimiter>>,
 }
 
 /// What a worker delivers with. The worker's own rules are tested against one that only pretends.
@@ -59,30 +61,30 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// Makes one attempt.
     ///
     /// What drop does: the requests in flight end; an open upload is aborted in the background, and its journal closed.
-    fn deliver<'a>(&'a self, job: &'a Job, attempt: Attempt<'a>) -> BoxFuture<'a, Ended>;
+    fn deliver<'a>(&'a self, job: &'a Job, attempt: TransferRequest<'a>) -> BoxFuture<'a, TransferResult>;
 
     /// Gives up an upload that nobody will continue. Best effort: a refusal is counted.
-    fn abandon<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()>;
+    fn abort_upload<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()>;
 
     /// Somebody says that a destination is mended: what is remembered of refusals does not count any more.
-    fn forget_refusals(&self) {}
+    fn forget_denials(&self) {}
 
     /// Tests a connection; `egress` are the platform's public addresses.
     fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report>;
 }
 
 impl Transport for Transfers {
-    fn deliver<'a>(&'a self, job: &'a Job, attempt: Attempt<'a>) -> BoxFuture<'a, Ended> {
+    fn deliver<'a>(&'a self, job: &'a Job, attempt: TransferRequest<'a>) -> BoxFuture<'a, TransferResult> {
         // Boxed: a future of 16 KiB would be copied at every step outwards.
         Box::pin(self.run(job, attempt))
     }
 
-    fn abandon<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()> {
-        Box::pin(self.uploader.abandon(destination, checkpoint))
+    fn abort_upload<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()> {
+        Box::pin(self.uploader.abort_upload(destination, checkpoint))
     }
 
-    fn forget_refusals(&self) {
-        self.sessions.forget_refusals();
+    fn forget_denials(&self) {
+        self.sessions.forget_denials();
     }
 
     fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report> {
@@ -98,14 +100,14 @@ impl Transfers {
     /// Makes one attempt. Nothing is read from the source before the session is there.
     ///
     /// What drop does: the requests in flight end; an open multipart upload is aborted in the background.
-    pub async fn run(&self, job: &Job, attempt: Attempt<'_>) -> Ended {
+    pub async fn run(&self, job: &Job, attempt: TransferRequest<'_>) -> TransferResult {
         if job.expires_at.is_some_and(|at| at <= Timestamp::now()) {
-            return Ended::Expired;
+            return TransferResult::Expired;
         }
-        self.attempt(job, &attempt).await.unwrap_or_else(Ended::Failed)
+        self.attempt(job, &attempt).await.unwrap_or_else(TransferResult::Failed)
     }
 
-    async fn attempt(&self, job: &Job, attempt: &Attempt<'_>) -> Result<Ended, Failure> {
+    async fn attempt(&self, job: &Job, attempt: &TransferRequest<'_>) -> Result<TransferResult, Failure> {
         let destination = attempt.destination;
         let key = destination.prefix.join(job.key.as_str());
         let key = key.map_err(|invalid| Failure::new(Reason::InvalidKey, invalid.to_string()))?;
@@ -126,7 +128,12 @@ impl Transfers {
     }
 
     /// Continues what is on record, where it is still the same; else begins anew.
-    async fn upload(&self, job: &Job, attempt: &Attempt<'_>, key: &ObjectKey) -> Result<Ended, Failure> {
+    async fn upload(
+        &self,
+        job: &Job,
+        attempt: &TransferRequest<'_>,
+        key: &ObjectKey,
+    ) -> Result<TransferResult, Failure> {
         if let Some(checkpoint) = attempt.journal.checkpoint()
             && let Some(ended) = self.go_on(job, attempt, key, checkpoint).await?
         {
@@ -141,10 +148,10 @@ impl Transfers {
     async fn go_on(
         &self,
         job: &Job,
-        attempt: &Attempt<'_>,
+        attempt: &TransferRequest<'_>,
         key: &ObjectKey,
         mut checkpoint: Checkpoint,
-    ) -> Result<Option<Ended>, Failure> {
+    ) -> Result<Option<TransferResult>, Failure> {
         if let PartSizes::Packed { .. } = checkpoint.sizes {
             // Another build of the compression may cut otherwise: what comes after a gap would not fit what is put into it.
             checkpoint.parts.truncate(checkpoint.unbroken().len());
@@ -158,7 +165,7 @@ impl Transfers {
         let Some(source) = source else {
             tracing::info!(job_id = %job.id, "source or destination are not what they were; the upload begins anew");
             attempt.journal.close();
-            self.uploader.abandon(attempt.destination, &checkpoint).await;
+            self.uploader.abort_upload(attempt.destination, &checkpoint).await;
             return Ok(None);
         };
         let (parts, bytes) = (checkpoint.parts.len(), checkpoint.bytes());
@@ -173,13 +180,13 @@ impl Transfers {
     /// What `opening` gives, once the session is there.
     async fn opened<T>(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &TransferRequest<'_>,
         (scheme, opening): (&str, impl Future<Output = Result<T, Failure>>),
     ) -> Result<T, Failure> {
         let opened = async {
             let destination = attempt.destination;
             spans::within(spans::session(destination.id.as_str()), self.sessions.get(destination)).await?;
-            crash::point("session");
+            failpoints::hit("session");
             spans::within(spans::source(scheme), opening).await
         };
         tokio::select! {
@@ -193,10 +200,10 @@ impl Transfers {
     async fn send(
         &self,
         job: &Job,
-        attempt: &Attempt<'_>,
+        attempt: &TransferRequest<'_>,
         key: &ObjectKey,
         (source, resume): (SourceStream, Option<Checkpoint>),
-    ) -> Result<Option<Ended>, Failure> {
+    ) -> Result<Option<TransferResult>, Failure> {
         if let Some(length) = source.length {
             attempt.progress.source_opened(length);
         }
@@ -227,10 +234,10 @@ impl Transfers {
         let course = Course { stop: attempt.stop, journal: attempt.journal, mark, resume };
         Ok(match (self.uploader.upload(&target, feed, course).await?, read) {
             (Uploaded::Stored(receipt), Some(read)) => {
-                Some(Ended::Delivered(Receipt { source_bytes: read.load(Ordering::Relaxed), ..receipt }))
+                Some(TransferResult::Delivered(Receipt { source_bytes: read.load(Ordering::Relaxed), ..receipt }))
             }
-            (Uploaded::Stored(receipt), None) => Some(Ended::Delivered(receipt)),
-            (Uploaded::Kept, _) => Some(Ended::Skipped),
+            (Uploaded::Stored(receipt), None) => Some(TransferResult::Delivered(receipt)),
+            (Uploaded::BackfillOutcomes, _) => Some(TransferResult::Skipped),
             (Uploaded::Stale, _) => None,
         })
     }

@@ -28,11 +28,11 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::UploadConfig;
-use crate::destination::{Checksum, Destination, ObjectKey};
-use crate::job::lease::{Checkpoint, PartSizes, SourceMark};
-use crate::job::{IfExists, ObjectAttributes};
+use crate::domain::destination::{Checksum, Destination, ObjectKey};
+use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
+use crate::domain::job::{IfExists, ObjectAttributes};
+use crate::domain::outcome::{Failure, Reason, Receipt};
 use crate::metrics::Metrics;
-use crate::outcome::{Failure, Reason, Receipt};
 use crate::session::Sessions;
 use crate::source::Chunks;
 use crate::source::compress::Packer;
@@ -41,14 +41,14 @@ use crate::telemetry::spans;
 use budget::Budget;
 use call::Calls;
 use multipart::{Pieces, Record};
-pub use pace::Pace;
+pub use pace::RateLimiter;
 use pace::{not_needed, paced};
 use packed::PackedReader;
 use part::{Part, PartReader, Pool};
 use plan::{Limits, Plan};
 pub use probe::{Left, Probe};
 use reader::{Reader, remaining};
-pub use resume::{Journal, fits, next_offset};
+pub use resume::{OpenUpload, fits, next_offset};
 use resume::{done, unbroken};
 
 /// Files up to this length are read whole before they are sent.
@@ -83,24 +83,24 @@ pub struct Target<'a> {
     /// Counts what was accepted, for the status page.
     pub progress: &'a Progress,
     /// Holds the destination to its bytes a second.
-    pub pace: Option<&'a Arc<Pace>>,
+    pub pace: Option<&'a Arc<RateLimiter>>,
 }
 
 /// What ends an attempt early, in two steps. The first is for a worker that drains, the second for one that has no time left.
 #[derive(Debug, Clone, Default)]
-pub struct Stop {
+pub struct StopSignals {
     /// An upload that another worker can continue sends no new part, lets those in flight end (for seconds at most) and leaves the
-    /// rest in the [`Journal`]; everything else goes on.
-    pub hand_over: CancellationToken,
+    /// rest in the [`OpenUpload`]; everything else goes on.
+    pub hand_off: CancellationToken,
     /// The attempt ends as soon as it can.
     pub cancel: CancellationToken,
 }
 
-impl Stop {
+impl StopSignals {
     /// A stop for one attempt: it follows this one, and can be pulled on its own.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self { hand_over: self.hand_over.child_token(), cancel: self.cancel.child_token() }
+        Self { hand_off: self.hand_off.child_token(), cancel: self.cancel.child_token() }
     }
 }
 
@@ -123,9 +123,9 @@ pub enum Feed {
 #[derive(Debug)]
 pub struct Course<'a> {
     /// Ends it early.
-    pub stop: &'a Stop,
+    pub stop: &'a StopSignals,
     /// How far it has come.
-    pub journal: &'a Journal,
+    pub journal: &'a OpenUpload,
     /// What is read, where somebody else could read it on: without it the upload can't be continued.
     pub mark: Option<SourceMark>,
     /// What an earlier attempt left unfinished and this one continues.
@@ -153,7 +153,7 @@ pub enum Uploaded {
     /// The object is there. `source_bytes` of the receipt is what was uploaded; compression makes it differ.
     Stored(Receipt),
     /// The key was taken, and the job wants to keep what is there.
-    Kept,
+    BackfillOutcomes,
     /// What was to be continued is there no more, and nothing shows that it was completed: to be begun anew.
     Stale,
 }
@@ -272,8 +272,8 @@ impl Uploader {
     }
 
     /// Gives up an upload that nobody will continue. Best effort: a refusal is counted.
-    pub async fn abandon(&self, destination: &Arc<Destination>, checkpoint: &Checkpoint) {
-        multipart::abandon(&self.calls(destination), checkpoint).await;
+    pub async fn abort_upload(&self, destination: &Arc<Destination>, checkpoint: &Checkpoint) {
+        multipart::abort_upload(&self.calls(destination), checkpoint).await;
     }
 
     /// The calls of the connection test: those of an upload to `key`, one at a time.
@@ -388,7 +388,7 @@ impl Uploader {
         multipart::upload(work.calls, work.target, pieces, course, prove).await
     }
 
-    async fn put(&self, work: &Work<'_>, part: &Part, stop: &Stop) -> Result<Uploaded, Failure> {
+    async fn put(&self, work: &Work<'_>, part: &Part, stop: &StopSignals) -> Result<Uploaded, Failure> {
         let span = work.target.span("PutObject");
         let put = spans::within(span, single::put(work.calls, work.target, part));
         let stored = cancellable(&stop.cancel, put).await?;
@@ -424,10 +424,10 @@ fn proven(sent: u64, expected: u64) -> Result<(), Failure> {
 }
 
 /// Waits until the destination may have the first bytes. Nothing was sent yet: a worker that drains need not wait for it.
-async fn first_turn(stop: &Stop, pace: Option<&Arc<Pace>>, bytes: u64) -> Result<(), Failure> {
+async fn first_turn(stop: &StopSignals, pace: Option<&Arc<RateLimiter>>, bytes: u64) -> Result<(), Failure> {
     let draining = async {
         tokio::select! {
-            () = stop.hand_over.cancelled() => {}
+            () = stop.hand_off.cancelled() => {}
             () = stop.cancel.cancelled() => {}
         }
     };
@@ -488,7 +488,7 @@ fn tagging(attributes: &ObjectAttributes) -> Option<String> {
 }
 
 /// The encryption context travels as base64 of its JSON.
-fn encryption_context(kms: &crate::destination::KmsEncryption) -> Option<String> {
+fn encryption_context(kms: &crate::domain::destination::KmsEncryption) -> Option<String> {
     use base64::Engine as _;
     let json = serde_json::to_vec(&kms.context).ok().filter(|_| !kms.context.is_empty())?;
     Some(base64::engine::general_purpose::STANDARD.encode(json))

@@ -3,27 +3,20 @@
 //! Order of things: a permit is taken before a delivery, and rides in its task until the transfer has ended. Drained means that
 //! all tasks have ended, their settlements included. A panic in a transfer becomes a failed attempt of that job alone.
 
-mod admit;
-mod board;
+mod activity;
+mod admission;
+mod attempt;
 mod check;
-mod circuit;
+mod consume;
 mod control;
-mod headers;
-mod health;
-mod intake;
+mod decode;
+mod history;
+mod in_flight;
 mod join;
-mod lease;
-mod ledger;
-mod limits;
-#[cfg(test)]
-mod model;
-mod outage;
-mod recall;
+pub(crate) mod lease;
 #[cfg(test)]
 mod sample;
-mod turn;
-mod verdict;
-mod work;
+mod settlement;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,23 +30,23 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::config::WorkerConfig;
-use crate::crash;
-use crate::destination::{DestinationId, Destinations};
-use crate::lane::Lane;
+use crate::domain::destination::{DestinationId, Destinations};
+use crate::domain::lane::Lane;
+use crate::domain::outcome::{OutcomeKind, RetryPolicy};
 use crate::metrics::Metrics;
-use crate::outcome::{OutcomeKind, Policy};
-use crate::queue::{Delivery, Event, Queue, QueueError, Settlement};
+use crate::queue::{Delivery, OutcomeEvent, Queue, QueueError, Settlement};
+use crate::runtime::failpoints;
 use crate::telemetry::spans;
 use crate::transfer::Transport;
-use crate::upload::Stop;
-use admit::{Admitted, Refusal};
-pub use board::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
-pub use circuit::CircuitView;
-use circuit::Circuits;
-use health::Health;
-use ledger::{AttemptId, Entry, Ledger, RunId};
-use limits::{Limits, Pass};
-use outage::Outage;
+use crate::upload::StopSignals;
+pub use activity::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
+pub use admission::circuit::CircuitView;
+use admission::circuit::Circuits;
+use admission::health::Health;
+use admission::limits::{Limits, Pass};
+use admission::outage::Outage;
+use decode::{Admitted, Refusal};
+use in_flight::{AttemptId, Entry, Ledger, RunId};
 
 /// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
 const DEADLINE: Duration = Duration::from_hours(24);
@@ -101,22 +94,22 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Worker {
     parts: Parts,
-    policy: Policy,
-    slots: Arc<Semaphore>,
-    backfill_slots: Arc<Semaphore>,
+    policy: RetryPolicy,
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) backfill_slots: Arc<Semaphore>,
     /// Somebody waits for a slot that the taker only sits on.
     wanted: Notify,
-    limits: Arc<Limits>,
+    pub(crate) limits: Arc<Limits>,
     circuits: Arc<Circuits>,
     outage: Outage,
-    quarantine: Semaphore,
+    pub(crate) quarantine: Semaphore,
     ledger: Arc<Ledger>,
     board: Arc<Board>,
     health: Health,
     beat: Mutex<Instant>,
-    stop: Stop,
-    wishes: control::Wishes,
-    recalls: recall::Recalls,
+    stop: StopSignals,
+    wishes: control::Cancellations,
+    recalls: admission::release::Recalls,
 }
 
 /// The right to run one transfer.
@@ -129,7 +122,7 @@ struct Permits {
     /// The right to one transfer into the destination.
     pass: Option<Pass>,
     /// The right to ask whether the destination is mended.
-    probe: Option<circuit::Probe>,
+    probe: Option<admission::circuit::Probe>,
 }
 
 impl Permits {
@@ -148,10 +141,10 @@ impl Worker {
             parts.metrics.set_slots(lane, count);
         }
         Arc::new(Self {
-            policy: Policy {
+            policy: RetryPolicy {
                 max_attempts: parts.config.max_attempts.get(),
                 denied_for: parts.denied_for,
-                patience: Policy::PATIENCE,
+                patience: RetryPolicy::PATIENCE,
             },
             slots: Arc::new(Semaphore::new(slots as usize)),
             backfill_slots: Arc::new(Semaphore::new(backfill as usize)),
@@ -164,9 +157,9 @@ impl Worker {
             board: Arc::default(),
             health: Health::default(),
             beat: Mutex::new(Instant::now()),
-            stop: Stop::default(),
-            wishes: control::Wishes::default(),
-            recalls: recall::Recalls::new(),
+            stop: StopSignals::default(),
+            wishes: control::Cancellations::default(),
+            recalls: admission::release::Recalls::new(),
             parts,
         })
     }
@@ -201,7 +194,7 @@ impl Worker {
     /// Somebody says that a destination is mended, or it is configured otherwise: its circuit closes, no remembered refusal counts any
     /// more, and what waits for its repair is called back.
     pub fn reset_circuit(&self, destination: &DestinationId) {
-        self.parts.transport.forget_refusals();
+        self.parts.transport.forget_denials();
         let now = (self.parts.clock)();
         let known = self.circuits.mend(destination, now);
         self.call_back(destination, known, now);
@@ -241,7 +234,7 @@ impl Worker {
     }
 
     /// [`Worker::run`] without the tick of every second: the hours of a model need none.
-    async fn serve(self: &Arc<Self>, drain: &CancellationToken) -> bool {
+    pub(crate) async fn serve(self: &Arc<Self>, drain: &CancellationToken) -> bool {
         let tasks = TaskTracker::new();
         self.take(drain, &tasks).await;
         let drained = self.drain(&tasks).await;
@@ -259,7 +252,7 @@ impl Worker {
         self.health.drain();
         tracing::info!(seconds = limit.as_secs(), running = tasks.len(), "draining");
         // What another worker can continue is not waited for: it would only be cut short later.
-        self.stop.hand_over.cancel();
+        self.stop.hand_off.cancel();
         let finished = Instant::now() + limit.mul_f64(FINISHING);
         if timeout(BROKER_PATIENCE, self.parts.queue.stop_consuming()).await.is_err() {
             tracing::warn!("the broker does not answer; what was fetched comes again when the connection ends");
@@ -275,7 +268,7 @@ impl Worker {
     }
 
     async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
-        crash::point("taken");
+        failpoints::hit("taken");
         if delivery.properties.kind.as_deref() == Some(check::KIND) {
             return self.check(delivery, permits).await;
         }
@@ -292,14 +285,14 @@ impl Worker {
     /// Works on the job, joins whoever does, or answers from memory.
     async fn place(&self, delivery: Delivery, admitted: Admitted, permits: Permits) {
         let Admitted { job, destination, .. } = &admitted;
-        let history = headers::history(&delivery.properties.headers);
-        let run = headers::run(&delivery.properties.headers);
+        let history = history::history(&delivery.properties.headers);
+        let run = history::run(&delivery.properties.headers);
         let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
         let id = AttemptId {
             run,
             attempts: history.attempts,
             deferrals: history.deferrals,
-            turns: headers::turns(&delivery.properties.headers),
+            turns: history::turns(&delivery.properties.headers),
         };
         match self.ledger.enter(id, (self.parts.clock)()) {
             Entry::Mine(running) => self.traced(delivery, &admitted, running, permits).await,
@@ -317,16 +310,16 @@ impl Worker {
     }
 
     /// The job was delivered before: only its outcome is sent, to whoever asked now.
-    async fn answer_again(&self, delivery: Delivery, admitted: &Admitted, event: &Event) {
+    async fn answer_again(&self, delivery: Delivery, admitted: &Admitted, event: &OutcomeEvent) {
         tracing::info!(job_id = %admitted.job.id, "delivered already; its outcome is sent again");
         spans::ended(OutcomeKind::Delivered.as_str(), None);
         self.left_over(admitted, None).await;
-        let event = Event { reply_to: verdict::reply_to(&delivery.properties), ..event.clone() };
+        let event = OutcomeEvent { reply_to: settlement::reply_to(&delivery.properties), ..event.clone() };
         self.settle(delivery, Settlement::Ack, vec![event]).await;
     }
 
     /// Settles, and says whether that is certain. A lost delivery comes again; that is the queue's promise, not a fault.
-    async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<Event>) -> bool {
+    async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<OutcomeEvent>) -> bool {
         let action = settlement.action();
         let span = spans::settle(self.parts.queue.system(), &self.parts.prefix, action);
         let settled = self.parts.queue.settle(delivery, settlement, events).instrument(span.clone()).await;
@@ -335,7 +328,7 @@ impl Worker {
         }
         match settled {
             Ok(()) => {
-                crash::point("settled");
+                failpoints::hit("settled");
                 true
             }
             Err(QueueError::Lost) => {

@@ -8,11 +8,11 @@ use tokio::sync::watch;
 use super::refused::LastReload;
 use crate::admin::AdminState;
 use crate::config::{Config, Reload};
-use crate::destination::{Destination, DestinationId, Destinations};
+use crate::domain::destination::{Destination, DestinationId, Destinations};
 use crate::metrics::Metrics;
+use crate::runtime::shutdown::Shutdown;
+use crate::runtime::systemd::Supervisor;
 use crate::session::Sessions;
-use crate::shutdown::Shutdown;
-use crate::supervisor::Supervisor;
 use crate::telemetry::Log;
 use crate::worker::Worker;
 
@@ -52,7 +52,7 @@ impl Reloading<'_> {
                 announce(self.metrics, &config.destinations);
                 let (count, now) = (config.destinations.len(), config.destinations.clone());
                 let before = self.destinations.send_replace(config.destinations);
-                self.sessions.forget_refusals();
+                self.sessions.forget_denials();
                 let changed = changed(&before, &now);
                 tracing::info!(destinations = count, changed = changed.len(), "the configuration was reloaded");
                 changed.into_iter().for_each(|id| self.worker.reset_circuit(id));
@@ -89,7 +89,7 @@ fn changed<'a>(before: &Destinations, now: &'a Destinations) -> Vec<&'a Destinat
 
 /// Destinations have their series from the start on.
 pub(super) fn announce(metrics: &Metrics, destinations: &Destinations) {
-    destinations.keys().for_each(|id| metrics.destinations().announce(id));
+    destinations.keys().for_each(|id| metrics.destinations().publish_control(id));
 }
 
 /// SIGUSR1 writes what `/status` says into the log. Never ends.

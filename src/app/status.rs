@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use super::refused::LastReload;
 use crate::admin::AdminState;
 use crate::config::Config;
-use crate::destination::Destinations;
+use crate::domain::destination::Destinations;
 use crate::metrics::Metrics;
 use crate::session::Sessions;
 use crate::worker::Worker;

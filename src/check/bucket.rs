@@ -1,9 +1,9 @@
 //! In the bucket: where it is, what may be read, and at last what has to work.
 
 use super::{CLEANING, Mark, Run, StepName, blocks, is_denied};
-use crate::destination::Region;
-use crate::diagnosis::{Code, Reads, finding};
-use crate::outcome::{Class, Failure, Reason};
+use crate::domain::destination::Region;
+use crate::domain::diagnosis::{Code, Reads, finding};
+use crate::domain::outcome::{Class, Failure, Reason};
 use crate::upload::{Left, Probe};
 
 /// The status of a call that a store does not know.

@@ -1,10 +1,10 @@
 //! Getting in: our identity and the customer's role, or the customer's access key.
 
 use super::{Mark, Run, StepName};
-use crate::destination::Auth;
-use crate::diagnosis::Code;
-use crate::outcome::{Answer, Failure, Reason};
-use crate::policy::Principal;
+use crate::domain::destination::Auth;
+use crate::domain::diagnosis::Code;
+use crate::domain::outcome::{AwsError, Failure, Reason};
+use crate::domain::policy::Principal;
 
 impl Run<'_> {
     /// The steps up to a session. When one fails, the rest is blocked.
@@ -117,7 +117,7 @@ impl Run<'_> {
 /// Whether STS has judged the key, or its secret can't be read. That STS itself is closed to us (by an endpoint's policy, or in
 /// this region) says nothing of the key.
 fn is_about_the_key(failure: &Failure) -> bool {
-    let closed = |answer: &Answer| matches!(answer.code.as_str(), "AccessDenied" | "AccessDeniedException");
+    let closed = |answer: &AwsError| matches!(answer.code.as_str(), "AccessDenied" | "AccessDeniedException");
     match failure.reason {
         Reason::AccessKeyInvalid | Reason::ClockSkew => true,
         Reason::IdentityDenied => !failure.answer.as_deref().is_some_and(closed),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::diagnosis::{Code, Diagnosis, Remedy, Side};
+use crate::domain::diagnosis::{Code, Diagnosis, Remedy, Side};
 
 /// What a test found. Part of the contract: `consign check --json` prints it, and the answer to a test by message holds it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]

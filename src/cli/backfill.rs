@@ -22,8 +22,8 @@ use super::enqueue::wait::Waiter;
 use super::left::Workers;
 use super::{Exit, broker, complain, note};
 use crate::config::{BrokerConfig, Config};
-use crate::control::{BackfillId, Wish};
-use crate::queue::{self, Kept, QueueError};
+use crate::domain::control::{BackfillId, ControlCommand};
+use crate::queue::{self, BackfillOutcomes, QueueError};
 pub use args::BackfillArgs;
 use args::{Action, OneArgs, RunArgs, StatusArgs};
 use heed::Heed;
@@ -119,7 +119,7 @@ async fn publish(args: RunArgs, config: &Config, json: bool) -> Result<Exit, Sto
     let mut record = Record::open(&place, &head, args.again)?;
     let (queue, name) = (broker::connect(config, WORD).await?, broker::name(config, WORD));
     let report = Arc::new(Report::new(u64::try_from(plan.len()).ok(), json, Shown::Trouble));
-    let kept = Kept::new(&config.broker, &name, &plan.backfill);
+    let kept = BackfillOutcomes::new(&config.broker, &name, &plan.backfill);
     let is_kept = prepare(&kept, &report).await?;
     let waiter =
         if args.wait { Some(listen((&plan, &record), &kept, (&config.broker, &name), &report).await?) } else { None };
@@ -155,7 +155,7 @@ fn dry_run(plan: &Plan, json: bool) -> Result<Exit, Stop> {
 }
 
 /// Whether outcomes will be kept. A broker that refuses that delivers all the same.
-async fn prepare(kept: &Kept, report: &Report) -> Result<bool, QueueError> {
+async fn prepare(kept: &BackfillOutcomes, report: &Report) -> Result<bool, QueueError> {
     match kept.prepare().await {
         Ok(()) => Ok(true),
         Err(QueueError::Topology(why) | QueueError::Refused(why) | QueueError::Denied(why)) => {
@@ -169,7 +169,7 @@ async fn prepare(kept: &Kept, report: &Report) -> Result<bool, QueueError> {
 /// Listens for all jobs of the plan, those of earlier runs included: what has ended before is read from what was kept.
 async fn listen(
     (plan, record): (&Plan, &Record),
-    kept: &Kept,
+    kept: &BackfillOutcomes,
     (broker, name): (&BrokerConfig, &str),
     report: &Arc<Report>,
 ) -> Result<Waiter, Stop> {
@@ -218,7 +218,7 @@ async fn status(args: StatusArgs, config: &Config, json: bool) -> Result<Exit, S
     let place = place(one.record, to, id).ok();
     let look = || place.as_ref().map_or(Ok(None), |place| record::look(place, id));
     let mut digest = status::Digest::since(look()?.and_then(|told| told.head?.since()));
-    let found = Kept::new(to, &name, id).read(&mut |body| digest.note(body)).await?;
+    let found = BackfillOutcomes::new(to, &name, id).read(&mut |body| digest.note(body)).await?;
     // Once more: a run that goes on may have published more meanwhile, and there must be no outcome of what was not published.
     let told = look()?;
     if !found && told.is_none() {
@@ -228,7 +228,7 @@ async fn status(args: StatusArgs, config: &Config, json: bool) -> Result<Exit, S
         )
         .into());
     }
-    let control = queue::announced(to, &name).await?;
+    let control = queue::control_messages(to, &name).await?;
     let heard = Workers::of(config, admin).troubles(&digest.destinations(told.as_ref())).await;
     let status = digest.status(id, told.as_ref(), &control, &heard);
     Ok(if json { super::print_json(&status) } else { super::print(&status.to_string()) })
@@ -242,7 +242,7 @@ async fn cancel(args: OneArgs, config: &Config, json: bool) -> Result<Exit, Stop
     if let Some(place) = &place {
         record::look(place, id)?;
     }
-    let control = broker::announce(config, WORD, Wish::CancelBackfill(id.clone())).await?;
+    let control = broker::announce(config, WORD, ControlCommand::CancelBackfill(id.clone())).await?;
     let recorded = place.is_some_and(|place| note_cancelled(&place, id, control.at));
     if !recorded && !is_known(config, id).await {
         note(&format!(
@@ -267,7 +267,7 @@ fn note_cancelled(place: &Path, id: &BackfillId, at: Timestamp) -> bool {
 
 /// Whether outcomes of it were ever kept; also where that can't be found out in time, as then there is nothing to warn of.
 async fn is_known(config: &Config, id: &BackfillId) -> bool {
-    let kept = Kept::new(&config.broker, &broker::name(config, WORD), id);
+    let kept = BackfillOutcomes::new(&config.broker, &broker::name(config, WORD), id);
     let mut ignored = |_: &[u8]| {};
     let found = tokio::time::timeout(LOOKING, kept.read(&mut ignored)).await;
     !matches!(found, Ok(Ok(false)))

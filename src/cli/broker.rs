@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{Exit, complain};
 use crate::config::{BrokerConfig, Config};
-use crate::control::{Control, Wish};
+use crate::domain::control::{Control, ControlCommand};
 use crate::metrics::Metrics;
 use crate::queue::{self, Queue, QueueError};
 
@@ -47,7 +47,7 @@ pub(super) async fn connect(config: &Config, word: &str) -> Result<Arc<dyn Queue
     }
     let queue = queue::start(&config.broker, &name(config, word), Vec::new(), Arc::new(Metrics::new(1)))?;
     tracing::info!(seconds = CONNECT_LIMIT.as_secs(), "connecting; without a broker this gives up");
-    queue.connected(CONNECT_LIMIT).await?;
+    queue.wait_connected(CONNECT_LIMIT).await?;
     Ok(queue)
 }
 
@@ -55,10 +55,10 @@ pub(super) async fn connect(config: &Config, word: &str) -> Result<Arc<dyn Queue
 ///
 /// # Errors
 /// What the broker says; then nobody was told.
-pub(super) async fn announce(config: &Config, word: &str, wish: Wish) -> Result<Control, QueueError> {
+pub(super) async fn announce(config: &Config, word: &str, wish: ControlCommand) -> Result<Control, QueueError> {
     let queue = connect(config, word).await?;
     let control = Control::new(wish, Timestamp::now());
-    let announced = queue.announce(control.render().into()).await;
+    let announced = queue.publish_control(control.render().into()).await;
     queue.close().await;
     announced.map(|()| control)
 }

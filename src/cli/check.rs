@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use super::{Exit, complain};
 use crate::check::{Checker, LIMIT, Report, Step, Verdict, Watch};
 use crate::config::Config;
-use crate::destination::{Destination, DestinationId};
-use crate::diagnosis::{Side, Who};
+use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::diagnosis::{Side, Who};
 use crate::metrics::Metrics;
+use crate::runtime::shutdown::Signal;
 use crate::session::{Identity, Sessions};
-use crate::shutdown::Signal;
 use crate::upload::Uploader;
 use show::Show;
 

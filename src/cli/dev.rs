@@ -79,7 +79,7 @@ fn code(problem: &DevError) -> Exit {
 mod tests {
     use super::*;
     use crate::dev::Tally;
-    use crate::shutdown::Signal;
+    use crate::runtime::shutdown::Signal;
 
     #[test]
     fn the_exit_code_says_how_it_went() {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use self::subject::{Subject, SubjectArgs};
 use super::{Exit, complain};
 use crate::config::{CheckConfig, Config};
-use crate::destination::{Auth, Destination, Invalid};
-use crate::policy::{self, Need, Party, Permission, Principal, Scope};
+use crate::domain::destination::{Auth, Destination, Invalid};
+use crate::domain::policy::{self, Need, Party, Permission, Principal, Scope};
 
 /// Which document, for whom, and how much it grants.
 #[derive(Debug, Clone, Args)]

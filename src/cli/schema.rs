@@ -39,9 +39,9 @@ pub fn execute(args: &SchemaArgs) -> Exit {
 
 fn describe(what: Described) -> Value {
     match what {
-        Described::Job => crate::job::wire::schema().to_value(),
-        Described::Outcome => crate::outcome::outcome_schema().to_value(),
-        Described::Check => crate::job::wire::check_schema().to_value(),
+        Described::Job => crate::domain::job::wire::schema().to_value(),
+        Described::Outcome => crate::domain::outcome::outcome_schema().to_value(),
+        Described::Check => crate::domain::job::wire::check_schema().to_value(),
         Described::CheckAnswer => crate::check::answer_schema().to_value(),
         Described::Config => crate::config::schema().to_value(),
         Described::Asyncapi => asyncapi::document(),

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::Exit;
 use crate::config::{BrokerConfig, Config};
-use crate::queue::amqp::{self, Topology};
-use crate::queue::embedded;
+use crate::queue::rabbitmq::{self, Topology};
+use crate::queue::sqlite;
 
 /// What to do with the topology.
 #[derive(Debug, Clone, Subcommand)]
@@ -39,17 +39,17 @@ fn print(broker: &BrokerConfig, vhost: Option<String>, json: bool) -> Exit {
     if !json {
         return super::print(&topology.lines().join("\n"));
     }
-    let vhost = vhost.or_else(|| amqp::vhost(broker).ok()).unwrap_or_else(|| "/".to_owned());
+    let vhost = vhost.or_else(|| rabbitmq::vhost(broker).ok()).unwrap_or_else(|| "/".to_owned());
     super::print(&format!("{:#}", topology.definitions(&vhost)))
 }
 
 fn print_tables(file: &Path, json: bool) -> Exit {
     if json {
         let tables: serde_json::Map<_, _> =
-            embedded::TABLES.iter().map(|(name, holds)| ((*name).to_owned(), json!(holds))).collect();
+            sqlite::TABLES.iter().map(|(name, holds)| ((*name).to_owned(), json!(holds))).collect();
         return super::print(&format!("{:#}", json!({ "file": file, "tables": tables })));
     }
-    let tables = embedded::TABLES.iter().map(|(name, holds)| format!("table     {name:<13} {holds}"));
+    let tables = sqlite::TABLES.iter().map(|(name, holds)| format!("table     {name:<13} {holds}"));
     let lines: Vec<_> = std::iter::once(format!("file      {}", file.display())).chain(tables).collect();
     super::print(&lines.join("\n"))
 }
@@ -59,8 +59,10 @@ async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
         return exit;
     }
     let (applied, done) = match broker.embedded_file() {
-        Some(file) => (embedded::apply(&file), format!("the embedded queue {} is ready", file.display())),
-        None => (amqp::apply_topology(broker, name).await, format!("the topology of `{}` is declared", broker.prefix)),
+        Some(file) => (sqlite::apply(&file), format!("the embedded queue {} is ready", file.display())),
+        None => {
+            (rabbitmq::apply_topology(broker, name).await, format!("the topology of `{}` is declared", broker.prefix))
+        }
     };
     match applied {
         Ok(()) if json => super::print(&json!({ "prefix": broker.prefix, "applied": true }).to_string()),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LogFormat;
 use super::units::{Size, Span};
-use crate::destination::raw::RawDestination;
+use crate::domain::destination::raw::RawDestination;
 
 /// The configuration as it is written. Nothing is checked yet but the shape.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]

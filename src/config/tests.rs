@@ -5,7 +5,7 @@ use secrecy::ExposeSecret;
 use serde_json::Value;
 
 use super::*;
-use crate::destination::Auth;
+use crate::domain::destination::Auth;
 
 const FULL: &str = include_str!("../../config/consign.full.toml");
 const MINIMAL: &str = include_str!("../../config/consign.minimal.toml");
@@ -164,7 +164,8 @@ fn the_environment_can_give_a_whole_destination_and_digits_stay_text() {
     let destination = config.destinations.values().next().unwrap();
     assert_eq!((destination.id.as_str(), destination.tenant.as_deref()), ("acme-eu", Some("0042")));
     assert_eq!(destination.expected_bucket_owner.as_ref().unwrap().as_str(), "012345678901");
-    let Auth::AccessKey { secret: crate::destination::SecretSource::Inline(secret), .. } = &destination.auth else {
+    let Auth::AccessKey { secret: crate::domain::destination::SecretSource::Inline(secret), .. } = &destination.auth
+    else {
         panic!("{:?}", destination.auth)
     };
     assert_eq!(secret.expose_secret(), "00123");

@@ -13,8 +13,8 @@ use super::{
     AdminConfig, AwsConfig, BrokerConfig, CheckConfig, Config, LogConfig, MetricsConfig, SessionConfig, SourceConfig,
     UploadConfig, WorkerConfig,
 };
-use crate::destination::raw::RawDestination;
-use crate::destination::{BucketName, DestinationId, Destinations, Invalid, Region, RoleArn};
+use crate::domain::destination::raw::RawDestination;
+use crate::domain::destination::{BucketName, DestinationId, Destinations, Invalid, Region, RoleArn};
 
 const MIB: u64 = 1 << 20;
 /// The bounds of S3 for a part, the last one of an upload excepted; the upper one is also that of one PutObject.

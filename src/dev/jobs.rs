@@ -10,9 +10,9 @@ use super::DevError;
 use super::home::Home;
 use super::samples::Planned;
 use crate::config::BrokerConfig;
-use crate::job::wire;
+use crate::domain::job::wire;
+use crate::domain::outcome::{Outcome, OutcomeKind};
 use crate::metrics::Metrics;
-use crate::outcome::{Outcome, OutcomeKind};
 use crate::queue::{self, Outcomes, Properties, Publication, Queue};
 
 /// The queue is a file beside us: it is there, or something is wrong.
@@ -42,7 +42,7 @@ pub(super) struct Publisher {
 impl Publisher {
     pub(super) async fn open(broker: &BrokerConfig, planned: Vec<Planned>) -> Result<Self, DevError> {
         let queue = queue::start(broker, NAME, Vec::new(), Arc::new(Metrics::new(1)))?;
-        queue.connected(CONNECT_LIMIT).await?;
+        queue.wait_connected(CONNECT_LIMIT).await?;
         Ok(Self { queue, planned })
     }
 
@@ -108,7 +108,7 @@ impl Feed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open { deliver: bool },
-    Ended,
+    TransferResult,
 }
 
 /// How the jobs of this start are to end, and how many have.
@@ -131,7 +131,7 @@ impl Expected {
         if of_kind(OutcomeKind::Retrying) {
             return;
         }
-        *state = State::Ended;
+        *state = State::TransferResult;
         let delivered = of_kind(OutcomeKind::Delivered) || of_kind(OutcomeKind::Skipped);
         self.tally.open -= 1;
         self.tally.delivered += usize::from(delivered);
@@ -144,7 +144,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::outcome::{OutcomeData, render};
+    use crate::domain::outcome::{OutcomeData, render};
 
     fn outcome(job: &str, kind: OutcomeKind) -> Outcome {
         let data = OutcomeData { job_id: job.to_owned(), ..OutcomeData::default() };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::outcome::{Outcome, OutcomeData};
+use crate::domain::outcome::{Outcome, OutcomeData};
 
 /// Writes lines for people to stdout, or to stderr where stdout is for data.
 #[derive(Debug, Clone, Copy)]

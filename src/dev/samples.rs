@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::home::Home;
 use super::settings::{ACME, GLOBEX};
-use crate::job::Compression;
-use crate::job::wire::{RawDestinationRef, RawJob};
+use crate::domain::job::Compression;
+use crate::domain::job::wire::{RawDestinationRef, RawJob};
 
 /// The key of the large sample below the prefix of its destination, and the part of it that S3 refuses once.
 pub(super) const HICCUP: (&str, i32) = ("samples/telemetry.bin", 3);

@@ -131,7 +131,7 @@ pub fn log() -> LogConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::destination::Auth;
+    use crate::domain::destination::Auth;
 
     #[test]
     fn the_written_configuration_is_valid_and_complete() {

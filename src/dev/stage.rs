@@ -13,7 +13,7 @@ use super::settings::{ACME, ACME_BUCKET, REGION, Secrets};
 use super::{DevError, Ended};
 use crate::app::{self, Ground};
 use crate::config::Config;
-use crate::outcome::Outcome;
+use crate::domain::outcome::Outcome;
 
 /// Everything that runs beside the worker.
 pub(super) struct Stage {

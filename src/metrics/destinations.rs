@@ -6,8 +6,8 @@ use std::sync::RwLock;
 use prometheus::{IntCounterVec, IntGaugeVec};
 
 use super::registry::Builder;
-use crate::destination::DestinationId;
-use crate::outcome::{Class, OutcomeKind};
+use crate::domain::destination::DestinationId;
+use crate::domain::outcome::{Class, OutcomeKind};
 
 const OTHER: &str = "_other";
 
@@ -31,7 +31,7 @@ impl DestinationMetrics {
             bytes: b.counters("consign_destination_delivered_bytes_total", "Bytes accepted by S3.", one),
             transfers: b.counters(
                 "consign_destination_transfers_total",
-                "Ended transfers.",
+                "TransferResult transfers.",
                 &["destination", "outcome"],
             ),
             consecutive_failures: b.gauges(
@@ -46,7 +46,7 @@ impl DestinationMetrics {
     }
 
     /// Makes all series of a configured destination appear, so that they begin at zero.
-    pub fn announce(&self, destination: &DestinationId) {
+    pub fn publish_control(&self, destination: &DestinationId) {
         self.label(destination);
     }
 

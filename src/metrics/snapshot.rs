@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{LANES, Metrics, OUTCOMES};
-use crate::outcome::Reason;
+use crate::domain::outcome::Reason;
 
 /// Since the start of the worker, unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -116,10 +116,10 @@ fn level(gauge: &prometheus::IntGauge) -> u64 {
 mod tests {
     use std::time::Duration;
 
-    use crate::destination::DestinationId;
-    use crate::lane::Lane;
+    use crate::domain::destination::DestinationId;
+    use crate::domain::lane::Lane;
+    use crate::domain::outcome::{Failure, OutcomeKind, Reason};
     use crate::metrics::Metrics;
-    use crate::outcome::{Failure, OutcomeKind, Reason};
 
     #[test]
     fn it_shows_what_was_counted() {

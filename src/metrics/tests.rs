@@ -139,7 +139,7 @@ fn promised() -> BTreeSet<String> {
 #[test]
 fn all_series_are_present() {
     let metrics = Metrics::new(5);
-    metrics.destinations().announce(&DestinationId::parse("acme").unwrap());
+    metrics.destinations().publish_control(&DestinationId::parse("acme").unwrap());
     let (content_type, text) = metrics.render();
     assert_eq!(content_type, "text/plain; version=0.0.4");
     let lines = text.lines().filter(|line| !line.starts_with('#'));

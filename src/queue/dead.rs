@@ -5,7 +5,7 @@
 
 mod letter;
 
-use super::{QueueError, amqp, embedded};
+use super::{QueueError, rabbitmq, sqlite};
 use crate::config::BrokerConfig;
 
 pub(crate) use letter::is_of_the_past;
@@ -24,8 +24,8 @@ pub use letter::{DeadLetter, LetterId};
 pub struct DeadLetters(Source);
 
 enum Source {
-    Amqp(Box<amqp::DeadLetters>),
-    Embedded(Box<embedded::DeadLetters>),
+    RabbitMqQueue(Box<rabbitmq::DeadLetters>),
+    SqliteQueue(Box<sqlite::DeadLetters>),
 }
 
 impl DeadLetters {
@@ -36,16 +36,16 @@ impl DeadLetters {
     /// can't be reached; `Unusable` as [`super::start`].
     pub async fn open(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         Ok(Self(match config.embedded_file() {
-            Some(file) => Source::Embedded(Box::new(embedded::DeadLetters::open(&file, &config.prefix).await?)),
-            None => Source::Amqp(Box::new(amqp::DeadLetters::open(config, name).await?)),
+            Some(file) => Source::SqliteQueue(Box::new(sqlite::DeadLetters::open(&file, &config.prefix).await?)),
+            None => Source::RabbitMqQueue(Box::new(rabbitmq::DeadLetters::open(config, name).await?)),
         }))
     }
 
     /// How many letters there were when the pass began.
     pub fn count(&self) -> u64 {
         match &self.0 {
-            Source::Amqp(letters) => letters.count(),
-            Source::Embedded(letters) => letters.count(),
+            Source::RabbitMqQueue(letters) => letters.count(),
+            Source::SqliteQueue(letters) => letters.count(),
         }
     }
 
@@ -55,8 +55,8 @@ impl DeadLetters {
     /// `Unavailable` when the broker is lost. Nothing is lost with it.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
         match &mut self.0 {
-            Source::Amqp(letters) => letters.next().await,
-            Source::Embedded(letters) => letters.next().await,
+            Source::RabbitMqQueue(letters) => letters.next().await,
+            Source::SqliteQueue(letters) => letters.next().await,
         }
     }
 
@@ -67,8 +67,8 @@ impl DeadLetters {
     /// The letter stays. After `Lost` or `Unavailable` the job may be in its lane nevertheless.
     pub async fn requeue(&mut self) -> Result<(), QueueError> {
         match &mut self.0 {
-            Source::Amqp(letters) => letters.requeue().await,
-            Source::Embedded(letters) => letters.requeue().await,
+            Source::RabbitMqQueue(letters) => letters.requeue().await,
+            Source::SqliteQueue(letters) => letters.requeue().await,
         }
     }
 
@@ -78,8 +78,8 @@ impl DeadLetters {
     /// The letter stays, or nobody knows.
     pub async fn discard(&mut self) -> Result<(), QueueError> {
         match &mut self.0 {
-            Source::Amqp(letters) => letters.discard().await,
-            Source::Embedded(letters) => letters.discard().await,
+            Source::RabbitMqQueue(letters) => letters.discard().await,
+            Source::SqliteQueue(letters) => letters.discard().await,
         }
     }
 
@@ -94,16 +94,16 @@ impl DeadLetters {
             return Err(QueueError::Refused(format!("no queue takes the routing key `{key}`; {remedy}")));
         }
         match &mut self.0 {
-            Source::Amqp(letters) => letters.put(letter).await,
-            Source::Embedded(letters) => letters.put(letter).await,
+            Source::RabbitMqQueue(letters) => letters.put(letter).await,
+            Source::SqliteQueue(letters) => letters.put(letter).await,
         }
     }
 
     /// Ends the pass: what was not removed is there for everybody again when this returns.
     pub async fn close(self) {
         match self.0 {
-            Source::Amqp(letters) => letters.close().await,
-            Source::Embedded(letters) => drop(letters),
+            Source::RabbitMqQueue(letters) => letters.close().await,
+            Source::SqliteQueue(letters) => drop(letters),
         }
     }
 }

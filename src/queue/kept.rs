@@ -3,22 +3,22 @@
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{QueueError, amqp, embedded};
+use super::{QueueError, rabbitmq, sqlite};
 use crate::config::BrokerConfig;
-use crate::control::BackfillId;
+use crate::domain::control::BackfillId;
 
 /// The outcomes of one backfill, kept for whoever asks: its jobs name it as their `reply_to`.
 ///
 /// On RabbitMQ it is a stream that the publisher declares (`<prefix>.backfill.<id>`, 30 days); a worker's copies to it are best
 /// effort, so one may be missing, above all at the time of a lost connection. The embedded queue records every outcome anyway.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct BackfillOutcomes {
     broker: BrokerConfig,
     client: String,
     address: String,
 }
 
-impl Kept {
+impl BackfillOutcomes {
     /// Those of `backfill`; `client` names the connection.
     pub fn new(broker: &BrokerConfig, client: &str, backfill: &BackfillId) -> Self {
         let address = format!("{}.backfill.{backfill}", broker.prefix);
@@ -37,7 +37,7 @@ impl Kept {
     pub async fn prepare(&self) -> Result<(), QueueError> {
         match self.broker.embedded_file() {
             Some(_) => Ok(()),
-            None => amqp::kept::prepare(&self.broker, &self.client, &self.address).await,
+            None => rabbitmq::kept::prepare(&self.broker, &self.client, &self.address).await,
         }
     }
 
@@ -48,8 +48,8 @@ impl Kept {
     /// `Unavailable` when they can't be read to the end; `Unusable` as [`super::start`].
     pub async fn read(&self, each: &mut (dyn FnMut(&[u8]) + Send)) -> Result<bool, QueueError> {
         match self.broker.embedded_file() {
-            Some(file) => embedded::replies(&file, &self.broker.prefix, &self.address, each).await,
-            None => amqp::kept::read(&self.broker, &self.client, &self.address, each).await,
+            Some(file) => sqlite::replies(&file, &self.broker.prefix, &self.address, each).await,
+            None => rabbitmq::kept::read(&self.broker, &self.client, &self.address, each).await,
         }
     }
 }
@@ -57,11 +57,11 @@ impl Kept {
 /// The control messages of the last 7 days, oldest first.
 ///
 /// # Errors
-/// As [`Kept::read`]; a missing stream has none.
-pub async fn announced(broker: &BrokerConfig, client: &str) -> Result<Vec<Bytes>, QueueError> {
+/// As [`BackfillOutcomes::read`]; a missing stream has none.
+pub async fn control_messages(broker: &BrokerConfig, client: &str) -> Result<Vec<Bytes>, QueueError> {
     match broker.embedded_file() {
-        Some(file) => embedded::announced(&file, &broker.prefix).await,
-        None => amqp::kept::announced(broker, client).await,
+        Some(file) => sqlite::control_messages(&file, &broker.prefix).await,
+        None => rabbitmq::kept::control_messages(broker, client).await,
     }
 }
 
@@ -77,7 +77,7 @@ pub async fn follow_control(
     stop: &CancellationToken,
 ) -> Result<(), QueueError> {
     match broker.embedded_file() {
-        Some(file) => embedded::follow_control(&file, &broker.prefix, each, stop).await,
-        None => amqp::kept::follow_control(broker, client, each, stop).await,
+        Some(file) => sqlite::follow_control(&file, &broker.prefix, each, stop).await,
+        None => rabbitmq::kept::follow_control(broker, client, each, stop).await,
     }
 }

@@ -1,6 +1,6 @@
 //! Listening to outcomes, whichever queue they are on.
 
-use super::{QueueError, amqp, embedded};
+use super::{QueueError, rabbitmq, sqlite};
 use crate::config::BrokerConfig;
 
 /// An outcome as it was published.
@@ -18,8 +18,8 @@ pub struct OutcomeMessage {
 pub struct Outcomes(Source);
 
 enum Source {
-    Amqp(Box<amqp::Outcomes>),
-    Embedded(embedded::Outcomes),
+    RabbitMqQueue(Box<rabbitmq::Outcomes>),
+    SqliteQueue(sqlite::Outcomes),
 }
 
 impl Outcomes {
@@ -29,8 +29,8 @@ impl Outcomes {
     /// `Unavailable` when the broker can't be reached or has no outcomes exchange; `Unusable` as [`super::start`].
     pub async fn subscribe(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         Ok(Self(match config.embedded_file() {
-            Some(file) => Source::Embedded(embedded::Outcomes::subscribe(&file, &config.prefix).await?),
-            None => Source::Amqp(Box::new(amqp::Outcomes::subscribe(config, name).await?)),
+            Some(file) => Source::SqliteQueue(sqlite::Outcomes::subscribe(&file, &config.prefix).await?),
+            None => Source::RabbitMqQueue(Box::new(rabbitmq::Outcomes::subscribe(config, name).await?)),
         }))
     }
 
@@ -40,16 +40,16 @@ impl Outcomes {
     /// `Unavailable` when the broker is lost; there is no next one after that.
     pub async fn next(&mut self) -> Result<OutcomeMessage, QueueError> {
         match &mut self.0 {
-            Source::Amqp(outcomes) => outcomes.next().await,
-            Source::Embedded(outcomes) => outcomes.next().await,
+            Source::RabbitMqQueue(outcomes) => outcomes.next().await,
+            Source::SqliteQueue(outcomes) => outcomes.next().await,
         }
     }
 
     /// Ends the subscription.
     pub async fn close(self) {
         match self.0 {
-            Source::Amqp(outcomes) => outcomes.close().await,
-            Source::Embedded(outcomes) => drop(outcomes),
+            Source::RabbitMqQueue(outcomes) => outcomes.close().await,
+            Source::SqliteQueue(outcomes) => drop(outcomes),
         }
     }
 }

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use crate::destination::DestinationId;
-use crate::lane::Lane;
+use crate::domain::destination::DestinationId;
+use crate::domain::lane::Lane;
 
 /// The header by which a copy says that it waits for its destination to be mended, and since when. Retries and jobs that only wait for
 /// their turn have none.
 pub const DEFERRED_SINCE: &str = "x-deferred-since";
 
-/// What came of [`Queue::recall`](super::Queue::recall).
+/// What came of [`Queue::release_delayed`](super::Queue::release_delayed).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Recalled {
+pub struct Released {
     /// Copies that are in their lanes again.
     pub count: u64,
     /// So much waits that not all of it was looked through. What was not comes when its wait is over.

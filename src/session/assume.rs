@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 use super::{Identity, endpoint};
 use crate::config::AwsConfig;
-use crate::destination::{Destination, ExternalId, Region, RoleArn};
-use crate::diagnosis;
+use crate::domain::destination::{Destination, ExternalId, Region, RoleArn};
+use crate::domain::diagnosis;
+use crate::domain::outcome::{AwsError, Class, Failure, Reason};
+use crate::domain::policy;
 use crate::metrics::Metrics;
-use crate::outcome::{Answer, Class, Failure, Reason};
-use crate::policy;
 
 /// An assumed role that assumes another one gets an hour at most
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html#iam-term-role-chaining>).
@@ -98,7 +98,7 @@ where
     let mut failure = match code.or_else(|| matches!(status, 401 | 403 | 429).then(String::new)) {
         Some(code) => {
             let said = error.message().map(str::to_owned).or_else(|| written(error, "Message"));
-            let answer = Answer::new(operation, status, Some(&code), said.as_deref());
+            let answer = AwsError::new(operation, status, Some(&code), said.as_deref());
             let (reason, message) = by_code(&answer, role);
             let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
@@ -125,7 +125,7 @@ fn is_code(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
 }
 
-fn by_code(answer: &Answer, role: Option<&Role<'_>>) -> (Reason, String) {
+fn by_code(answer: &AwsError, role: Option<&Role<'_>>) -> (Reason, String) {
     let (code, status, said) = (answer.code.as_str(), answer.status, answer.said.as_str());
     match code {
         "AccessDenied" | "AccessDeniedException" => denied(role),

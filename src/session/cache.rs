@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::outcome::{Class, Failure, Reason};
+use crate::domain::outcome::{Class, Failure, Reason};
 
 /// An old value still serves while a renewal is under way or has failed, but not in the last minute of its life.
 const LAST_MINUTE: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ pub enum Known {
     /// Nobody asked for it lately, or it has run out.
     Nothing,
     /// It is kept.
-    Kept {
+    BackfillOutcomes {
         /// How long it has been there.
         age: Duration,
         /// How long it is good; `None` is for ever.
@@ -106,7 +106,7 @@ struct Flights {
 
 enum State<V> {
     Empty,
-    Kept { value: V, since: Instant, ends: Option<Instant> },
+    BackfillOutcomes { value: V, since: Instant, ends: Option<Instant> },
     Refused { failure: Failure, until: Instant },
 }
 
@@ -165,7 +165,7 @@ where
         (How::Fetched, answer)
     }
 
-    pub(super) fn forget_refusals(&self) {
+    pub(super) fn forget_denials(&self) {
         for (_, slot) in &self.slots {
             slot.forget_refusal();
         }
@@ -243,7 +243,11 @@ where
         match fetched {
             Ok(Fetched { value, lives }) => {
                 let since = self.clock.now();
-                slot.set(State::Kept { value: value.clone(), since, ends: lives.map(|lives| since + lives) });
+                slot.set(State::BackfillOutcomes {
+                    value: value.clone(),
+                    since,
+                    ends: lives.map(|lives| since + lives),
+                });
                 Ok(value)
             }
             Err(failure) if failure.class() == Class::Destination => {
@@ -259,7 +263,9 @@ impl<V: Clone> Slot<V> {
     /// What is known: a value if it is still good at `good_until`, a refusal if it stands `now`.
     fn answer(&self, good_until: Instant, now: Instant) -> Option<Result<V, Failure>> {
         match &*self.state.read().ok()? {
-            State::Kept { value, ends, .. } if ends.is_none_or(|ends| ends > good_until) => Some(Ok(value.clone())),
+            State::BackfillOutcomes { value, ends, .. } if ends.is_none_or(|ends| ends > good_until) => {
+                Some(Ok(value.clone()))
+            }
             State::Refused { failure, until } if *until > now => {
                 Some(Err(Failure { remembered: true, ..failure.clone() }))
             }
@@ -269,8 +275,8 @@ impl<V: Clone> Slot<V> {
 
     fn known(&self, now: Instant) -> Known {
         match self.state.read().as_deref() {
-            Ok(State::Kept { since, ends, .. }) if ends.is_none_or(|ends| ends > now) => {
-                Known::Kept { age: now - *since, left: ends.map(|ends| ends - now) }
+            Ok(State::BackfillOutcomes { since, ends, .. }) if ends.is_none_or(|ends| ends > now) => {
+                Known::BackfillOutcomes { age: now - *since, left: ends.map(|ends| ends - now) }
             }
             Ok(State::Refused { failure, until }) if *until > now => {
                 Known::Refused { reason: failure.reason, left: *until - now }
@@ -280,7 +286,7 @@ impl<V: Clone> Slot<V> {
     }
 
     fn is_kept(&self) -> bool {
-        self.state.read().is_ok_and(|state| matches!(*state, State::Kept { .. }))
+        self.state.read().is_ok_and(|state| matches!(*state, State::BackfillOutcomes { .. }))
     }
 
     fn set(&self, state: State<V>) {
@@ -406,7 +412,7 @@ mod tests {
             matches!(known[1], Known::Refused { reason: Reason::AssumeRoleDenied, left } if left <= MINUTE / 2),
             "{known:?}"
         );
-        let Known::Kept { age, left: Some(left) } = known[2] else { panic!("{known:?}") };
+        let Known::BackfillOutcomes { age, left: Some(left) } = known[2] else { panic!("{known:?}") };
         assert!(age >= MINUTE / 2 && left + MINUTE / 2 <= 60 * MINUTE, "{known:?}");
         cache.clock.advance(60 * MINUTE);
         assert_eq!(cache.look(&[1, 2]), [Known::Nothing, Known::Nothing]);
@@ -426,7 +432,7 @@ mod tests {
         }
         assert_eq!(calls.load(Ordering::SeqCst), 3);
         cache.get(2, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
-        cache.forget_refusals();
+        cache.forget_denials();
         cache.get(2, || slowly(&calls, Ok(MINUTE * 60))).await.1.unwrap();
     }
 

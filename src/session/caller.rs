@@ -9,8 +9,8 @@ use aws_sdk_sts::config::retry::RetryConfig;
 use super::assume::{refused, sts_region};
 use super::{Identity, endpoint};
 use crate::config::AwsConfig;
-use crate::destination::Region;
-use crate::outcome::{Failure, Reason};
+use crate::domain::destination::Region;
+use crate::domain::outcome::{Failure, Reason};
 
 /// The longest it may take, repetitions included.
 const TIMEOUT: Duration = Duration::from_secs(20);

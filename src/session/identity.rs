@@ -14,7 +14,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
 use super::{CONNECT_TIMEOUT, endpoint, s3_config};
 use crate::config::AwsConfig;
-use crate::destination::Region;
+use crate::domain::destination::Region;
 
 /// Who the worker is, and the one HTTP client that everything that speaks to AWS shares.
 #[derive(Debug, Clone)]

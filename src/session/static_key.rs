@@ -3,8 +3,8 @@
 use aws_sdk_s3::config::Credentials;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::destination::SecretSource;
-use crate::outcome::{Failure, Reason};
+use crate::domain::destination::SecretSource;
+use crate::domain::outcome::{Failure, Reason};
 
 pub(super) async fn credentials(access_key_id: &str, secret: &SecretSource) -> Result<Credentials, Failure> {
     let secret = read(secret).await?;

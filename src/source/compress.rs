@@ -10,8 +10,8 @@ use futures_util::{StreamExt as _, stream};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::Chunks;
-use crate::job::Compression;
-use crate::outcome::{Failure, Reason};
+use crate::domain::job::Compression;
+use crate::domain::outcome::{Failure, Reason};
 pub use packer::Packer;
 
 /// Bytes compressed between two chances for other tasks: a millisecond of gzip.

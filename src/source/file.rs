@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::Chunks;
+use crate::domain::outcome::{Failure, Reason};
 use crate::metrics::Metrics;
-use crate::outcome::{Failure, Reason};
 
 /// Bytes of one chunk of [`FileSource::chunks`].
 const CHUNK: usize = 256 * 1024;

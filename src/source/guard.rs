@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use crate::outcome::{Failure, Reason};
+use crate::domain::outcome::{Failure, Reason};
 
 /// Why no job may read from this address; `None` for an address of the public internet.
 pub fn forbidden(ip: IpAddr) -> Option<&'static str> {

@@ -17,8 +17,8 @@ use url::Url;
 
 use super::guard::{Guard, Refused, Shown};
 use super::resume::{self, Body, Limits, Opened, Origin, Rest};
-use crate::job::lease::SourceMark;
-use crate::outcome::{Failure, Reason};
+use crate::domain::job::lease::SourceMark;
+use crate::domain::outcome::{Failure, Reason};
 
 /// Redirects that are followed.
 const REDIRECTS: usize = 3;

@@ -5,8 +5,8 @@ use futures_util::{StreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
 
 use super::Chunks;
-use crate::job;
-use crate::outcome::{Failure, Reason};
+use crate::domain::job;
+use crate::domain::outcome::{Failure, Reason};
 
 /// What is known of a source before its bytes are read.
 #[derive(Debug, Clone)]

@@ -10,9 +10,9 @@ use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::{Instant, timeout};
 
 use super::Chunks;
-use crate::job::lease::SourceMark;
-use crate::outcome::{Class, Failure, Reason};
-use crate::retry::Retry;
+use crate::domain::job::lease::SourceMark;
+use crate::domain::outcome::{Class, Failure, Reason};
+use crate::runtime::retry::Retry;
 
 /// The bytes of one response; an error says in plain words how the connection broke.
 pub(super) type Body = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;

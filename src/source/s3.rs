@@ -12,10 +12,10 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, stream};
 
 use super::resume::{self, Body, Limits, Opened, Origin, Rest};
-use crate::destination::BucketName;
-use crate::job::lease::SourceMark;
+use crate::domain::destination::BucketName;
+use crate::domain::job::lease::SourceMark;
+use crate::domain::outcome::{Failure, Reason};
 use crate::metrics::{self, Metrics};
-use crate::outcome::{Failure, Reason};
 
 /// Reads from the staging buckets; one for all jobs.
 #[derive(Debug, Clone)]

@@ -119,7 +119,7 @@ async fn files_are_held_to_what_the_job_says() {
 #[tokio::test]
 async fn what_is_off_is_forbidden_by_name() {
     let url = |text| Location::Http(url::Url::parse(text).unwrap());
-    let bucket = crate::destination::BucketName::parse("staging").unwrap();
+    let bucket = crate::domain::destination::BucketName::parse("staging").unwrap();
     let s3 = Location::S3 { bucket, key: "k".into() };
     let only = |scheme: &str| SourceConfig { schemes: vec![scheme.into()], allow_http: false, ..config() };
     for (config, location, setting) in [
@@ -142,7 +142,7 @@ async fn staging_objects_are_read_and_counted() {
     let origin = Scripted::start(|_, _| answer(200, &[LENGTH, ("etag", "\"v1\"")], TEXT)).await;
     let staging = Some(s3::tests::client(&origin));
     let sources = Sources::new(config(), 0, Arc::new(Metrics::new(1)), staging).unwrap();
-    let bucket = crate::destination::BucketName::parse("staging").unwrap();
+    let bucket = crate::domain::destination::BucketName::parse("staging").unwrap();
     let source = job(Location::S3 { bucket, key: "k".into() });
     assert_eq!(read(&sources, &source).await.unwrap(), TEXT);
     assert!(counted_as(&sources, "s3", 10));
@@ -192,7 +192,7 @@ async fn both() -> (Scripted, Sources, [job::Source; 2]) {
     let origin = Scripted::start(|_, head| scripted::ranged(head, "\"v1\"", TEXT)).await;
     let staging = Some(s3::tests::client(&origin));
     let sources = Sources::new(config(), 0, Arc::new(Metrics::new(1)), staging).unwrap();
-    let bucket = crate::destination::BucketName::parse("staging").unwrap();
+    let bucket = crate::domain::destination::BucketName::parse("staging").unwrap();
     let jobs = [Location::Http(origin.url("/f")), Location::S3 { bucket, key: "k".into() }].map(job);
     (origin, sources, jobs)
 }

@@ -13,7 +13,7 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::outcome::Failure;
+use crate::domain::outcome::Failure;
 
 /// The target of all of them; telemetry keeps them from the log by it.
 pub(super) const TARGET: &str = "consign::trace";
@@ -58,7 +58,7 @@ impl Trace {
             return Self { span, lines: Span::none() };
         }
         // Of the highest level, so that it is there whatever the log's filter keeps.
-        Self { span, lines: tracing::error_span!(target: "consign::job", parent: None, "job", trace_id = %id) }
+        Self { span, lines: tracing::error_span!(target: "consign::domain::job", parent: None, "job", trace_id = %id) }
     }
 
     /// Runs the work on the job. Log lines from in there carry the id of the trace, with or without an exporter.

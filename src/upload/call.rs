@@ -12,10 +12,10 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use tokio::time::timeout;
 
 use super::classify::{CallError, Signal, classify, unanswered};
-use crate::destination::Destination;
+use crate::domain::destination::Destination;
+use crate::domain::outcome::{Class, Failure, Reason};
 use crate::metrics::{self, Metrics};
-use crate::outcome::{Class, Failure, Reason};
-use crate::retry::Retry;
+use crate::runtime::retry::Retry;
 use crate::session::{Session, Sessions};
 
 /// Repetitions of one call inside the process, after the first try.

@@ -6,9 +6,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use crate::destination::{Auth, Destination, Region};
-use crate::diagnosis;
-use crate::outcome::{Answer, Failure, Reason};
+use crate::domain::destination::{Auth, Destination, Region};
+use crate::domain::diagnosis;
+use crate::domain::outcome::{AwsError, Failure, Reason};
 
 /// A failed call: the failure, what the upload itself must tell apart, and whether the request may have taken effect.
 #[derive(Debug)]
@@ -180,7 +180,7 @@ fn answered(
     }
     let shown = if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
     let mut failure = Failure::new(reason, format!("{operation}: S3 answered {shown}"));
-    let answer = Answer::new(operation, status, meta.code(), meta.message());
+    let answer = AwsError::new(operation, status, meta.code(), meta.message());
     failure.hint = diagnosis::hint(reason, &answer, destination);
     failure.answer = Some(Box::new(answer));
     failure.aws_request_id = meta.request_id().map(str::to_owned);
@@ -209,9 +209,9 @@ mod tests {
     use aws_smithy_types::body::SdkBody;
 
     use super::*;
-    use crate::destination::DestinationId;
-    use crate::destination::raw::{RawAuth, RawDestination, RawMethod};
-    use crate::outcome::Class;
+    use crate::domain::destination::DestinationId;
+    use crate::domain::destination::raw::{RawAuth, RawDestination, RawMethod};
+    use crate::domain::outcome::Class;
 
     fn destination(method: RawMethod) -> Destination {
         let auth = match method {

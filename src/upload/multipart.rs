@@ -13,10 +13,10 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use super::call::Calls;
 use super::part::Part;
 use super::{Course, Target, Uploaded};
-use crate::job::lease::{PartDone, PartSizes, SourceMark};
-use crate::outcome::{Class, Failure, Reason};
+use crate::domain::job::lease::{PartDone, PartSizes, SourceMark};
+use crate::domain::outcome::{Class, Failure, Reason};
 use crate::telemetry::spans;
-pub(super) use abort::{Aborted, abandon};
+pub(super) use abort::{Aborted, abort_upload};
 pub(super) use open::Open;
 
 /// How long parts in flight may still take when the upload is handed over.
@@ -56,7 +56,7 @@ where
     let mut open = match course.resume {
         Some(checkpoint) => Open::again(calls, course.journal, checkpoint),
         // Nothing is begun any more that would only be handed over.
-        None if continuable && course.stop.hand_over.is_cancelled() => return Err(draining()),
+        None if continuable && course.stop.hand_off.is_cancelled() => return Err(draining()),
         None => {
             let created = Open::create(calls, target, Some((course.journal, pieces.record.as_ref())));
             spans::within(target.span("CreateMultipartUpload"), created).await?
@@ -65,7 +65,7 @@ where
     target.progress.had(open.done().iter().map(|part| part.length).sum(), count(open.done()));
     let stop = course.stop;
     let hasty = async {
-        stop.hand_over.cancelled().await;
+        stop.hand_off.cancelled().await;
         tokio::time::sleep(HAND_OVER_PATIENCE).await;
     };
     let sending = async {
@@ -120,22 +120,22 @@ async fn send_all<S>(
     open: &Open<'_>,
     target: &Target<'_>,
     pieces: Pieces<S>,
-    stop: &super::Stop,
+    stop: &super::StopSignals,
 ) -> Result<Vec<PartDone>, Failure>
 where
     S: Stream<Item = Result<Part, Failure>>,
 {
     let cut_short = AtomicBool::new(false);
-    let hand_over = async {
+    let hand_off = async {
         if pieces.record.is_none() {
             return std::future::pending().await;
         }
-        stop.hand_over.cancelled().await;
+        stop.hand_off.cancelled().await;
         cut_short.store(true, Ordering::Relaxed);
     };
     let sent: Vec<PartDone> = pieces
         .parts
-        .take_until(hand_over)
+        .take_until(hand_off)
         .map(|part| async move {
             let part = part?;
             let span = open.span("UploadPart", Some(part.number));

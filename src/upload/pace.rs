@@ -15,13 +15,13 @@ const BURST: Duration = Duration::from_secs(1);
 /// it are paid for, and whoever comes after it waits the longer. So the rate holds over any stretch longer than a part takes.
 /// A part that is sent again was paid for once.
 #[derive(Debug)]
-pub struct Pace {
+pub struct RateLimiter {
     rate: NonZeroU64,
     /// When all that was asked for is paid for.
     paid: Mutex<Instant>,
 }
 
-impl Pace {
+impl RateLimiter {
     /// `rate` bytes a second.
     pub fn new(rate: NonZeroU64) -> Arc<Self> {
         let start = Instant::now().checked_sub(BURST).unwrap_or_else(Instant::now);
@@ -66,14 +66,14 @@ impl Pace {
 }
 
 /// Returns when the destination may have so many bytes more. Asked before they are read: who waits holds no buffer.
-pub(super) async fn paced(pace: Option<&Arc<Pace>>, bytes: u64) {
+pub(super) async fn paced(pace: Option<&Arc<RateLimiter>>, bytes: u64) {
     if let Some(pace) = pace {
         pace.take(bytes).await;
     }
 }
 
 /// Of what was booked only so much was needed: the rest is given back.
-pub(super) fn not_needed(pace: Option<&Arc<Pace>>, booked: u64, needed: u64) {
+pub(super) fn not_needed(pace: Option<&Arc<RateLimiter>>, booked: u64, needed: u64) {
     if let Some(pace) = pace {
         pace.give_back(booked.saturating_sub(needed));
     }
@@ -83,8 +83,8 @@ pub(super) fn not_needed(pace: Option<&Arc<Pace>>, booked: u64, needed: u64) {
 mod tests {
     use super::*;
 
-    fn pace(rate: u64) -> Arc<Pace> {
-        Pace::new(NonZeroU64::new(rate).unwrap())
+    fn pace(rate: u64) -> Arc<RateLimiter> {
+        RateLimiter::new(NonZeroU64::new(rate).unwrap())
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use crc_fast::CrcAlgorithm;
 
 use super::budget::Budget;
 use super::part::Part;
-use crate::outcome::Failure;
+use crate::domain::outcome::Failure;
 use crate::source::compress::Packer;
 
 /// Cuts a compressed stream into parts in memory.

@@ -15,8 +15,8 @@ use http_body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 
 use super::budget::{Budget, Reservation};
-use crate::job::lease::PackedEnd;
-use crate::outcome::{Failure, Reason};
+use crate::domain::job::lease::PackedEnd;
+use crate::domain::outcome::{Failure, Reason};
 use crate::source::Chunks;
 use crate::source::file::FileSource;
 

@@ -1,8 +1,8 @@
 //! How an object is cut into parts. Pure.
 
 use crate::config::UploadConfig;
-use crate::job::lease::PartSizes;
-use crate::outcome::{Failure, Reason};
+use crate::domain::job::lease::PartSizes;
+use crate::domain::outcome::{Failure, Reason};
 
 const MIB: u64 = 1 << 20;
 /// The limits of multipart uploads (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>).

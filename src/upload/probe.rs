@@ -13,9 +13,9 @@ use super::call::Calls;
 use super::multipart::{Aborted, Open};
 use super::part::Part;
 use super::{Progress, Target, Uploaded, empty_crc, single};
-use crate::destination::{Checksum, Destination, ObjectKey, Region};
-use crate::job::{IfExists, ObjectAttributes};
-use crate::outcome::{Failure, Reason};
+use crate::domain::destination::{Checksum, Destination, ObjectKey, Region};
+use crate::domain::job::{IfExists, ObjectAttributes};
+use crate::domain::outcome::{Failure, Reason};
 
 /// The one part of the probe.
 const BYTE: &[u8] = b"0";
@@ -148,7 +148,7 @@ impl Probe {
             let target = self.target();
             let nothing = Part::of_memory(1, bytes::Bytes::new(), empty_crc(&target), None);
             match single::put(&self.calls, &target, &nothing).await? {
-                Uploaded::Stored(_) | Uploaded::Kept | Uploaded::Stale => Ok(()),
+                Uploaded::Stored(_) | Uploaded::BackfillOutcomes | Uploaded::Stale => Ok(()),
             }
         })
     }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, Stream};
 
-use super::pace::{Pace, not_needed, paced};
+use super::pace::{RateLimiter, not_needed, paced};
 use super::packed::PackedReader;
 use super::part::{Part, PartReader};
 use super::plan::{self, Growing};
-use crate::job::lease::PartSizes;
-use crate::outcome::Failure;
+use crate::domain::job::lease::PartSizes;
+use crate::domain::outcome::Failure;
 
 /// Where the parts of a stream come from.
 pub(super) enum Reader {
@@ -59,7 +59,7 @@ impl Reader {
 pub(super) fn remaining(
     reader: Reader,
     sizes: PartSizes,
-    pace: Option<Arc<Pace>>,
+    pace: Option<Arc<RateLimiter>>,
 ) -> impl Stream<Item = Result<Part, Failure>> {
     stream::try_unfold((reader, pace), move |(mut reader, pace)| async move {
         let size = plan::size(sizes, reader.next_number())?;

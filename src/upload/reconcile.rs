@@ -7,8 +7,8 @@ use aws_sdk_s3::types::Object;
 use super::call::Calls;
 use super::classify::CallError;
 use super::{Target, Uploaded};
-use crate::job::IfExists;
-use crate::outcome::{Failure, Receipt};
+use crate::domain::job::IfExists;
+use crate::domain::outcome::{Failure, Receipt};
 
 /// Seconds by which our clock may be ahead of S3's and the comparison still holds.
 const CLOCK_SLACK: u64 = 2;
@@ -76,7 +76,7 @@ pub(super) async fn taken(
         }
     }
     match target.if_exists {
-        IfExists::Keep => Ok(Uploaded::Kept),
+        IfExists::Keep => Ok(Uploaded::BackfillOutcomes),
         IfExists::Fail | IfExists::Replace => Err(error.failure),
     }
 }

@@ -5,9 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::destination::{Checksum, Destination, ObjectKey};
-use crate::job::Compression;
-use crate::job::lease::{Checkpoint, PartDone, PartSizes};
+use crate::domain::destination::{Checksum, Destination, ObjectKey};
+use crate::domain::job::Compression;
+use crate::domain::job::lease::{Checkpoint, PartDone, PartSizes};
 
 /// Whether an unfinished upload is still what `job` asks of `destination`: bucket, key, encryption and checksums may have been
 /// configured anew, and a worker may cut other parts.
@@ -58,14 +58,14 @@ pub(super) fn unbroken(checkpoint: &Checkpoint) -> u32 {
 /// The checkpoint of one attempt's upload. Empty until an upload that can be continued is open, and again when it is completed or
 /// given up. What is in it after a failed attempt is still open on S3: whoever does not hand it on must abandon it.
 #[derive(Debug, Default)]
-pub struct Journal {
+pub struct OpenUpload {
     checkpoint: Mutex<Option<Checkpoint>>,
     /// The ids of all uploads that were ever in it.
     known: Mutex<Vec<String>>,
     begun: Notify,
 }
 
-impl Journal {
+impl OpenUpload {
     /// The checkpoint as of now, its parts in order.
     pub fn checkpoint(&self) -> Option<Checkpoint> {
         self.lock().clone()

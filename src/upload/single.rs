@@ -4,8 +4,8 @@ use super::call::Calls;
 use super::classify::Signal;
 use super::part::Part;
 use super::{Target, Uploaded, conditional, object_headers, reconcile, verify};
-use crate::crash;
-use crate::outcome::{Failure, Reason, Receipt};
+use crate::domain::outcome::{Failure, Reason, Receipt};
+use crate::runtime::failpoints;
 
 /// Puts `part` as the whole object. `aws-sdk-s3` gets the checksum ready made and does not sign the payload.
 pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Result<Uploaded, Failure> {
@@ -32,7 +32,7 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
         }
         Err(error) => return Err(changed_or(error.failure, error.signal, part)),
     };
-    crash::point("put");
+    failpoints::hit("put");
     if let Some(file) = part.file() {
         // The bytes are there by now; a file that changed under them must not count as delivered.
         file.verify_unchanged()?;

@@ -4,8 +4,8 @@ use aws_sdk_s3::types::ServerSideEncryption;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::destination::Destination;
-use crate::outcome::{Encryption, Failure, Reason};
+use crate::domain::destination::Destination;
+use crate::domain::outcome::{Encryption, Failure, Reason};
 
 /// The algorithm that is asked for when a key is given.
 pub(super) const KMS: &str = "aws:kms";
@@ -54,8 +54,8 @@ pub(super) fn checksum(ours: Option<&str>, reply: Option<&str>) -> Result<(), Fa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::destination::DestinationId;
-    use crate::destination::raw::{RawAuth, RawDestination};
+    use crate::domain::destination::DestinationId;
+    use crate::domain::destination::raw::{RawAuth, RawDestination};
 
     const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/k";
 

@@ -13,11 +13,11 @@ use futures_util::FutureExt as _;
 
 use super::{CRASH_LOOP, Permits, Refusal, Worker};
 use crate::check::{Report, Step, StepName};
-use crate::control::{Control, Wish};
-use crate::destination::{Destination, DestinationId};
-use crate::diagnosis::Code;
-use crate::job::wire::read_check;
-use crate::outcome::{Class, Failure, Reason};
+use crate::domain::control::{Control, ControlCommand};
+use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::diagnosis::Code;
+use crate::domain::job::wire::read_check;
+use crate::domain::outcome::{Class, Failure, Reason};
 use crate::queue::{Delivery, QueueError, Reply, Settlement};
 
 /// The AMQP `type` of a connection test, and of its answer.
@@ -61,7 +61,7 @@ impl Worker {
                 }
                 self.answer(delivery, to, &report, None).await;
             }
-            Ok(None) => drop(self.settle(delivery, Settlement::Return, Vec::new()).await),
+            Ok(None) => drop(self.settle(delivery, Settlement::Requeue, Vec::new()).await),
             Err(failure) => self.decline(delivery, to, Refusal::new(failure)).await,
         }
     }
@@ -97,8 +97,8 @@ impl Worker {
     /// For this worker at once, for the others by the control stream.
     async fn mended(&self, destination: &DestinationId) {
         self.reset_circuit(destination);
-        let control = Control::new(Wish::ResetCircuit(destination.clone()), (self.parts.clock)());
-        if let Err(problem) = self.parts.queue.announce(control.render().into()).await {
+        let control = Control::new(ControlCommand::ResetCircuit(destination.clone()), (self.parts.clock)());
+        if let Err(problem) = self.parts.queue.publish_control(control.render().into()).await {
             tracing::warn!(%destination, %problem, "the other workers were not told that a destination is ready");
         }
     }
@@ -142,7 +142,7 @@ impl Worker {
             }
             Err(problem) => {
                 tracing::warn!(%problem, "the answer to a connection test is not confirmed; it comes again");
-                self.settle(delivery, Settlement::Return, Vec::new()).await;
+                self.settle(delivery, Settlement::Requeue, Vec::new()).await;
             }
         }
     }

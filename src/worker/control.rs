@@ -1,7 +1,7 @@
 //! Control messages: which backfills are cancelled, and whose circuit is to be closed.
 //!
 //! They are read by a task beside the work. Before the first delivery is taken, what there is is read, so that a worker that starts
-//! knows what was cancelled while it was away; the queue says when that is so ([`Announced::UpToDate`]). Each may come again.
+//! knows what was cancelled while it was away; the queue says when that is so ([`ControlEvent::CaughtUp`]). Each may come again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,12 +13,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
-use crate::control::{
-    BACKFILL_BEGUN_HEADER as BEGUN, BACKFILL_HEADER as BACKFILL, BackfillId, Control, KEPT_DAYS, Wish,
+use crate::domain::control::{
+    BACKFILL_BEGUN_HEADER as BEGUN, BACKFILL_HEADER as BACKFILL, BackfillId, Control, ControlCommand, KEPT_DAYS,
 };
-use crate::destination::DestinationId;
-use crate::outcome::Ended;
-use crate::queue::{Announced, Properties};
+use crate::domain::destination::DestinationId;
+use crate::domain::outcome::TransferResult;
+use crate::queue::{ControlEvent, Properties};
 
 /// The most cancellations that are remembered; past it the oldest are forgotten.
 const REMEMBERED: usize = 10_000;
@@ -27,12 +27,12 @@ const UNREAD: Duration = Duration::from_secs(10);
 
 /// What operators asked for.
 #[derive(Debug, Default)]
-pub(super) struct Wishes {
+pub(super) struct Cancellations {
     /// When each backfill was cancelled last.
     cancelled: Mutex<HashMap<BackfillId, Timestamp>>,
 }
 
-impl Wishes {
+impl Cancellations {
     fn cancelled(&self) -> MutexGuard<'_, HashMap<BackfillId, Timestamp>> {
         self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,7 +80,7 @@ impl Worker {
     }
 
     async fn unread(&self) {
-        while self.parts.queue.connected(UNREAD).await.is_err() {
+        while self.parts.queue.wait_connected(UNREAD).await.is_err() {
             // What waiting does not mend fails at once.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -91,37 +91,37 @@ impl Worker {
         let mut up_to_date = Some(up_to_date);
         while let Some(announced) = self.parts.queue.next_control().await {
             match announced {
-                Announced::Message(body) => self.obey(&body),
-                Announced::UpToDate => drop(up_to_date.take()),
+                ControlEvent::Message(body) => self.obey(&body),
+                ControlEvent::CaughtUp => drop(up_to_date.take()),
             }
         }
     }
 
     fn obey(&self, body: &[u8]) {
-        let Control { at, wish, .. } = match Control::parse(body) {
+        let Control { at, command, .. } = match Control::parse(body) {
             Ok(control) => control,
             Err(problem) => return tracing::warn!(%problem, "a control message can't be read; it is left out"),
         };
-        match wish {
-            Wish::CancelBackfill(backfill) => {
+        match command {
+            ControlCommand::CancelBackfill(backfill) => {
                 if self.wishes.cancel(backfill.clone(), at, (self.parts.clock)()) {
                     tracing::info!(%backfill, %at, "a backfill is cancelled; its jobs that have not begun are skipped");
                 }
             }
-            Wish::ResetCircuit(destination) => self.circuit_reset(&destination, at),
+            ControlCommand::ResetCircuit(destination) => self.circuit_reset(&destination, at),
         }
     }
 
     /// How the job of a backfill that was cancelled ends, before it begins.
-    pub(super) fn cancelled(&self, properties: &Properties) -> Option<Ended> {
-        self.wishes.of(properties).map(Ended::Cancelled)
+    pub(super) fn cancelled(&self, properties: &Properties) -> Option<TransferResult> {
+        self.wishes.of(properties).map(TransferResult::Cancelled)
     }
 
     /// It may be read more than once, and long after `at`: it is for what was known of the destination then.
     fn circuit_reset(&self, destination: &DestinationId, at: Timestamp) {
         let known = self.circuits.reset_as_of(destination, at, (self.parts.clock)());
         if known {
-            self.parts.transport.forget_refusals();
+            self.parts.transport.forget_denials();
         }
         self.call_back(destination, known, at);
     }
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_cancellation_is_for_what_was_begun_before_it() {
-        let wishes = Wishes::default();
+        let wishes = Cancellations::default();
         assert!(wishes.of(&job("b", Some(at(0)))).is_none());
         assert!(wishes.cancel(id("b"), at(10), at(11)));
         assert_eq!(wishes.of(&job("b", Some(at(10)))), Some(id("b")));
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn cancellations_are_forgotten_with_the_stream_and_bounded() {
-        let wishes = Wishes::default();
+        let wishes = Cancellations::default();
         let days = |days: i64| at(days * 24 * 3600);
         wishes.cancel(id("old"), days(0), days(0));
         assert!(!wishes.cancel(id("older"), days(0), days(8)), "the stream does not keep it");

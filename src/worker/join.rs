@@ -8,12 +8,12 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Worker;
-use super::admit::Admitted;
-use super::headers;
+use super::decode::Admitted;
+use super::history;
+use super::in_flight::{Seat, Standing};
 use super::lease::Held;
-use super::ledger::{Seat, Standing};
-use crate::outcome::Step;
-use crate::queue::{Delivery, Settlement, Ticket};
+use crate::domain::outcome::RetryDelay;
+use crate::queue::{Delivery, DeliveryTag, Settlement};
 use crate::telemetry::spans;
 
 /// A redelivery waits this long for the work on its job; then it waits in the queue.
@@ -59,7 +59,7 @@ impl Spares {
     }
 
     /// The delivery that was parked, unless it was taken.
-    fn reclaim(&self, ticket: Ticket) -> Option<Delivery> {
+    fn reclaim(&self, ticket: DeliveryTag) -> Option<Delivery> {
         self.remove(|spare| spare.delivery.ticket == ticket)
     }
 
@@ -108,8 +108,8 @@ impl Worker {
                 self.left_over(admitted, kept.as_deref()).await;
                 Settlement::Ack
             }
-            Ok(Standing::Open) => Settlement::Return,
-            Err(_) => Settlement::Defer { rung: Step::S30, headers: headers::begun_at(seat.begun) },
+            Ok(Standing::Open) => Settlement::Requeue,
+            Err(_) => Settlement::Defer { delay: RetryDelay::S30, headers: history::begun_at(seat.begun) },
         };
         let outcome = if matches!(settlement, Settlement::Ack) { JOINED_OUTCOME } else { settlement.action() };
         spans::ended(outcome, None);
@@ -119,7 +119,7 @@ impl Worker {
     /// Before work is settled: a delivery that was lost is replaced by one that has joined, if there is one. Not where another worker
     /// has the job: then what joins is its to settle, and this work's end is no end of the job.
     pub(super) fn replace_lost(&self, delivery: &mut Delivery, seat: &Seat, held: &Held) {
-        while !held.is_lost() && !self.parts.queue.holds(delivery) {
+        while !held.is_lost() && !self.parts.queue.can_settle(delivery) {
             let Some(spare) = seat.spares.take(held.carried()) else { return };
             tracing::debug!("the delivery was lost; the one that came again is settled");
             *delivery = spare;
@@ -132,7 +132,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::lane::Lane;
+    use crate::domain::lane::Lane;
     use crate::queue::Properties;
 
     fn delivery(tag: u64) -> Delivery {
@@ -143,7 +143,7 @@ mod tests {
             routing_key: "job.scheduled.acme".to_owned(),
             redelivered: true,
             delivery_count: 1,
-            ticket: Ticket { generation: 2, lane: Lane::Scheduled, tag },
+            ticket: DeliveryTag { generation: 2, lane: Lane::Scheduled, tag },
         }
     }
 

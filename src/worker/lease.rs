@@ -11,16 +11,16 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Worker;
-use super::admit::Admitted;
-use super::headers::{self, Headers};
-use super::ledger::{RunId, Running};
-use crate::crash;
-use crate::destination::Destination;
-use crate::job::lease::{self, Checkpoint, Lease};
-use crate::lane::Lane;
-use crate::outcome::{Ended, Failure, Reason};
-use crate::queue::{Delivery, LeaseMessage, QueueError, Settlement, Work};
-use crate::upload::{Journal, Stop};
+use super::decode::Admitted;
+use super::history::{self, Headers};
+use super::in_flight::{RunId, Running};
+use crate::domain::destination::Destination;
+use crate::domain::job::lease::{self, Checkpoint, Lease};
+use crate::domain::lane::Lane;
+use crate::domain::outcome::{Failure, Reason, TransferResult};
+use crate::queue::{Delivery, LeaseHolder, LeaseMessage, QueueError, Settlement};
+use crate::runtime::failpoints;
+use crate::upload::{OpenUpload, StopSignals};
 
 /// Uploads of objects longer than this are written down at once: their parts are too dear to be forgotten.
 const AT_ONCE: u64 = 1 << 30;
@@ -28,7 +28,7 @@ const AT_ONCE: u64 = 1 << 30;
 /// is known that it was this job, and not one that merely waited beside it.
 const SUSPECT: u64 = 3;
 /// A job over which workers were lost this often in a row, with nothing to show for it, ends workers.
-pub(super) const CRASHES: u32 = 6;
+pub(crate) const CRASHES: u32 = 6;
 /// A job that ends workers does so within this time of its start, or is not told from what else may end one.
 const HARMLESS: Duration = Duration::from_secs(60);
 /// The most leases out of date that are looked at when a job has ended. Each may have 2 MiB.
@@ -51,9 +51,9 @@ pub(super) struct Held {
     /// The unfinished upload that the delivery came with.
     carried: Option<String>,
     /// How far this attempt's upload has come.
-    pub(super) journal: Journal,
+    pub(super) journal: OpenUpload,
     /// Ends this attempt alone, or with all others.
-    pub(super) stop: Stop,
+    pub(super) stop: StopSignals,
     /// Workers that were lost over this job so far, and the parts that it came with.
     crashes: u32,
     parts: usize,
@@ -67,12 +67,12 @@ pub(super) struct Held {
 
 impl Held {
     /// The work on `delivery`; `lease` is what it carried.
-    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &Stop, now: Timestamp) -> Arc<Self> {
+    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &StopSignals, now: Timestamp) -> Arc<Self> {
         let (body, content_type) = match lease {
             Some(lease) => (lease.body.clone(), lease.content_type.clone()),
             None => (delivery.body.clone(), delivery.properties.content_type.clone()),
         };
-        let journal = Journal::default();
+        let journal = OpenUpload::default();
         let checkpoint = lease.and_then(|lease| lease.checkpoint.clone());
         let carried = checkpoint.as_ref().map(|checkpoint| checkpoint.upload_id.clone());
         // On record even if the transfer never begins: whatever ends it must not forget the upload.
@@ -83,12 +83,12 @@ impl Held {
             body,
             content_type,
             lane: lease.map_or_else(|| published_to(delivery), |lease| lease.lane),
-            begun: headers::begun(&delivery.properties.headers).unwrap_or(now),
+            begun: history::begun(&delivery.properties.headers).unwrap_or(now),
             since: Instant::now(),
             carried,
             journal,
             stop: stop.child(),
-            crashes: headers::crashes(&delivery.properties.headers),
+            crashes: history::crashes(&delivery.properties.headers),
             parts: lease.and_then(|lease| lease.checkpoint.as_ref()).map_or(0, |checkpoint| checkpoint.parts.len()),
             told: Mutex::default(),
             outdated: Mutex::default(),
@@ -135,16 +135,16 @@ impl Held {
 
     /// What a copy of the job carries beside its counters. An attempt that ended, however it ended, did not end the worker.
     fn again(&self) -> Headers {
-        let survived = (self.crashes > 0).then(|| headers::counted_crashes(0));
-        headers::begun_at(self.begun).into_iter().chain(survived).collect()
+        let survived = (self.crashes > 0).then(|| history::counted_crashes(0));
+        history::begun_at(self.begun).into_iter().chain(survived).collect()
     }
 
     /// A dead letter says since when its object may have been written: it may be requeued.
     fn remembered(&self, settlement: Settlement) -> Settlement {
         match settlement {
-            Settlement::Dead { mut headers } => {
-                headers.extend(headers::begun_at(self.begun));
-                Settlement::Dead { headers }
+            Settlement::DeadLetter { mut headers } => {
+                headers.extend(history::begun_at(self.begun));
+                Settlement::DeadLetter { headers }
             }
             other => other,
         }
@@ -161,7 +161,7 @@ impl Held {
     }
 }
 
-impl Work for Held {
+impl LeaseHolder for Held {
     fn message(&self) -> LeaseMessage {
         let checkpoint = self.journal.checkpoint();
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = checkpoint.as_ref().map(|c| c.upload_id.clone());
@@ -176,7 +176,7 @@ impl Work for Held {
         LeaseMessage {
             body: self.lease(checkpoint),
             content_type: lease::CONTENT_TYPE.to_owned(),
-            headers: headers::begun_at(self.begun).into_iter().chain([headers::counted_crashes(crashes)]).collect(),
+            headers: history::begun_at(self.begun).into_iter().chain([history::counted_crashes(crashes)]).collect(),
         }
     }
 
@@ -213,8 +213,8 @@ impl Worker {
         delivery: &mut Delivery,
         running: &Running,
         held: &Arc<Held>,
-        transfer: impl Future<Output = Ended>,
-    ) -> Ended {
+        transfer: impl Future<Output = TransferResult>,
+    ) -> TransferResult {
         let over = CancellationToken::new();
         let transfer = async {
             let ended = transfer.await;
@@ -224,9 +224,10 @@ impl Worker {
         // A lease that is being taken is taken to the end: the queue must know whether there is one.
         let (ended, ()) = tokio::join!(transfer, self.keep_lease(delivery, running, held, &over));
         match ended {
-            Ended::Failed(_) if held.is_lost() => {
-                Ended::Failed(Failure::new(Reason::LeaseLost, "another worker has this job now and continues it"))
-            }
+            TransferResult::Failed(_) if held.is_lost() => TransferResult::Failed(Failure::new(
+                Reason::LeaseLost,
+                "another worker has this job now and continues it",
+            )),
             ended => ended,
         }
     }
@@ -247,10 +248,10 @@ impl Worker {
             return;
         }
         loop {
-            let work: Arc<dyn Work> = held.clone();
+            let work: Arc<dyn LeaseHolder> = held.clone();
             match self.parts.queue.lease(delivery, &key, work).await {
                 Ok(()) => {
-                    crash::point("leased");
+                    failpoints::hit("leased");
                     held.leased.store(true, Ordering::Release);
                     // A long upload that begins only now is to be written down, too.
                     if over.run_until_cancelled(long_upload(held)).await.is_none() {
@@ -276,7 +277,7 @@ impl Worker {
 
     /// Makes `delivery` carry what is to come back, and gives up what nobody will continue.
     ///
-    /// `Settlement::Return` with something to go on with becomes a hand-over.
+    /// `Settlement::Requeue` with something to go on with becomes a hand-over.
     pub(super) async fn pack(
         &self,
         delivery: &mut Delivery,
@@ -287,23 +288,23 @@ impl Worker {
         self.clear_up(held, destination).await;
         let checkpoint = held.journal.checkpoint();
         match settlement {
-            Settlement::Retry { rung, mut headers } => {
+            Settlement::Retry { delay, mut headers } => {
                 headers.extend(held.again());
                 held.pack(delivery, checkpoint);
-                Settlement::Retry { rung, headers }
+                Settlement::Retry { delay, headers }
             }
-            Settlement::Defer { rung, mut headers } => {
+            Settlement::Defer { delay, mut headers } => {
                 headers.extend(held.again());
                 held.pack(delivery, checkpoint);
-                Settlement::Defer { rung, headers }
+                Settlement::Defer { delay, headers }
             }
-            Settlement::Return if checkpoint.is_some() || held.is_leased() => {
+            Settlement::Requeue if checkpoint.is_some() || held.is_leased() => {
                 held.pack(delivery, checkpoint);
-                Settlement::HandOver { headers: held.again() }
+                Settlement::HandOff { headers: held.again() }
             }
             // What comes back by itself is as it was.
-            Settlement::Return | Settlement::HandOver { .. } => settlement,
-            Settlement::Ack | Settlement::Dead { .. } => {
+            Settlement::Requeue | Settlement::HandOff { .. } => settlement,
+            Settlement::Ack | Settlement::DeadLetter { .. } => {
                 held.pack(delivery, None);
                 // Under a lease that is lost, another worker continues the upload.
                 if !held.is_lost() {
@@ -318,7 +319,7 @@ impl Worker {
     pub(super) async fn left_over(&self, admitted: &Admitted, kept: Option<&str>) {
         let carried = admitted.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref());
         if let Some(checkpoint) = carried.filter(|checkpoint| kept != Some(&checkpoint.upload_id)) {
-            self.parts.transport.abandon(&admitted.destination, checkpoint).await;
+            self.parts.transport.abort_upload(&admitted.destination, checkpoint).await;
         }
     }
 
@@ -333,7 +334,7 @@ impl Worker {
     /// Gives up the uploads that leases out of date tell of.
     async fn clear_up(&self, held: &Held, destination: &Arc<Destination>) {
         for checkpoint in held.left_behind() {
-            self.parts.transport.abandon(destination, &checkpoint).await;
+            self.parts.transport.abort_upload(destination, &checkpoint).await;
         }
     }
 
@@ -341,7 +342,7 @@ impl Worker {
     async fn forget(&self, held: &Held, destination: &Arc<Destination>, wanted: impl Fn(&Checkpoint) -> bool) {
         if let Some(checkpoint) = held.journal.checkpoint().filter(|checkpoint| wanted(checkpoint)) {
             held.journal.close();
-            self.parts.transport.abandon(destination, &checkpoint).await;
+            self.parts.transport.abort_upload(destination, &checkpoint).await;
         }
     }
 }

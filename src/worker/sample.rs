@@ -1,7 +1,7 @@
 //! A destination for tests.
 
-use crate::destination::raw::{RawAuth, RawDestination};
-use crate::destination::{Destination, DestinationId};
+use crate::domain::destination::raw::{RawAuth, RawDestination};
+use crate::domain::destination::{Destination, DestinationId};
 
 /// A role destination of this account.
 pub(super) fn destination(id: &str, account: &str) -> Destination {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
-use consign::crash::POINTS;
+use consign::runtime::failpoints::FAILPOINTS;
 
 use crate::testbed::scripted::Effect;
 use crate::testbed::{MIB, bytes, unpacked, until};
@@ -55,7 +55,7 @@ fn name(point: &str) -> &str {
 
 #[test]
 fn every_point_is_visited_and_every_visit_is_a_point() {
-    let known: BTreeSet<_> = POINTS.iter().map(|(name, _)| *name).collect();
+    let known: BTreeSet<_> = FAILPOINTS.iter().map(|(name, _)| *name).collect();
     let visited: BTreeSet<_> = VISITS.iter().flat_map(|(_, points)| points.iter().map(|point| name(point))).collect();
     assert_eq!(known, visited.into_iter().chain(COMMANDS).collect());
 }

@@ -3,7 +3,7 @@
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use consign::lane::Lane;
+use consign::domain::lane::Lane;
 use consign::metrics::Metrics;
 use consign::queue::{self, QueueError, Reply};
 use serde_json::Value;
@@ -80,7 +80,7 @@ async fn a_queue_that_a_worker_may_not_write_to_is_as_good_as_none_for_a_reply()
     let config = format!("[broker]\nurl = \"{url}\"\nprefix = \"{prefix}\"");
     let config = consign::config::load_str(&config).unwrap().config.broker;
     let queue = queue::start(&config, "mute", vec![(Lane::Scheduled, 1)], Metrics::new(1).into()).unwrap();
-    queue.connected(Duration::from_secs(60)).await.unwrap();
+    queue.wait_connected(Duration::from_secs(60)).await.unwrap();
     let to = site.broker.own("answers").await;
     let reply = Reply { to, correlation_id: None, kind: "k".to_owned(), body: "{}".into() };
     let answered = queue.reply(reply).await;

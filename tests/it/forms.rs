@@ -2,8 +2,8 @@
 
 use std::io::Read as _;
 
-use consign::job::compact;
-use consign::job::wire::RawJob;
+use consign::domain::job::compact;
+use consign::domain::job::wire::RawJob;
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;

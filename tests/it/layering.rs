@@ -5,22 +5,22 @@ use std::path::{Path, PathBuf};
 
 /// Which files may name a crate.
 const ROOMS: [(&str, &[&str]); 18] = [
-    ("lapin", &["queue/amqp"]),
-    ("rusqlite", &["queue/embedded"]),
-    ("bincode", &["job/compact"]),
-    ("backoff", &["retry"]),
+    ("lapin", &["queue/rabbitmq"]),
+    ("rusqlite", &["queue/sqlite"]),
+    ("bincode", &["domain/job/compact"]),
+    ("backoff", &["runtime/retry"]),
     ("prometheus", &["metrics"]),
     ("aws_sdk_s3", &["session", "upload", "source/s3", "check"]),
     ("aws_sdk_sts", &["session", "upload", "source/s3", "check"]),
     ("clap_complete", &["cli/completions"]),
     ("clap_mangen", &["cli/man"]),
-    ("sd_notify", &["supervisor"]),
+    ("sd_notify", &["runtime/systemd"]),
     ("opentelemetry", &["telemetry"]),
     ("opentelemetry_http", &["telemetry"]),
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("tracing_opentelemetry", &["telemetry"]),
-    ("rustls", &["queue/amqp", "source/scripted", "source/https/tests"]),
+    ("rustls", &["queue/rabbitmq", "source/scripted", "source/https/tests"]),
     ("s3s", &["dev"]),
     ("s3s_fs", &["dev"]),
 ];

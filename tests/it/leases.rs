@@ -32,7 +32,7 @@ async fn an_upload_of_more_than_1_gib_is_written_down_before_its_first_part() {
     site.broker.schedule(&job("large", &format!("file://{}", path.display()), "acme", "large")).await;
     let lease = lease(&site).await;
     assert_eq!(lease.content_type.as_deref(), Some(LEASE));
-    let decoded = consign::job::lease::Lease::decode(&lease.body).unwrap();
+    let decoded = consign::domain::job::lease::Lease::decode(&lease.body).unwrap();
     assert_eq!(decoded.job(Some("large")).unwrap().id.as_str(), "large");
     let checkpoint = decoded.checkpoint.unwrap();
     assert_eq!(checkpoint.upload_id, s3.why_open()[0].0, "the id that S3 gave");
@@ -50,7 +50,7 @@ async fn a_transfer_that_takes_long_is_put_under_a_lease_whatever_it_is() {
     let url = site.file("a", b"hello");
     let worker = site.worker().await;
     site.broker.schedule(&job("a", &url, "acme", "a")).await;
-    let decoded = consign::job::lease::Lease::decode(&lease(&site).await.body).unwrap();
+    let decoded = consign::domain::job::lease::Lease::decode(&lease(&site).await.body).unwrap();
     assert_eq!(decoded.checkpoint, None, "one PutObject begins anew");
     assert_eq!(site.broker.ended("a").await["type"], "consign.transfer.delivered.v1");
     assert_eq!(worker.metric("consign_broker_settlements_total", "action=\"lease\"").await, 1.0);

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consign::config::BrokerConfig;
-use consign::lane::Lane;
+use consign::domain::lane::Lane;
+use consign::domain::outcome::RetryDelay;
 use consign::metrics::Metrics;
-use consign::outcome::Step;
-use consign::queue::amqp::{Amqp, Outcomes, Timing, Topology, apply_topology};
-use consign::queue::{Delivery, Event, Properties, Publication, Queue, QueueError, Settlement};
+use consign::queue::rabbitmq::{Outcomes, RabbitMqQueue, Timing, Topology, apply_topology};
+use consign::queue::{Delivery, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -59,19 +59,19 @@ impl Rabbit {
         format!("{}.{last}", self.config.prefix)
     }
 
-    fn start(&self) -> Arc<Amqp> {
+    fn start(&self) -> Arc<RabbitMqQueue> {
         self.start_named("worker", &self.config)
     }
 
-    fn start_as(config: &BrokerConfig) -> Arc<Amqp> {
+    fn start_as(config: &BrokerConfig) -> Arc<RabbitMqQueue> {
         let lanes = Lane::ALL.map(|lane| (lane, 20)).to_vec();
-        Amqp::start(config, "worker", lanes, Arc::new(Metrics::new(10))).unwrap()
+        RabbitMqQueue::start(config, "worker", lanes, Arc::new(Metrics::new(10))).unwrap()
     }
 
-    fn start_named(&self, id: &str, config: &BrokerConfig) -> Arc<Amqp> {
+    fn start_named(&self, id: &str, config: &BrokerConfig) -> Arc<RabbitMqQueue> {
         let (lanes, timing) =
             (Lane::ALL.map(|lane| (lane, 20)).to_vec(), Timing { owner_ttl: self.owner_ttl, ..Timing::default() });
-        Amqp::start_with(timing, config, id, lanes, Arc::new(Metrics::new(10))).unwrap()
+        RabbitMqQueue::start_with(timing, config, id, lanes, Arc::new(Metrics::new(10))).unwrap()
     }
 
     /// Takes one message off a queue, waiting for it.
@@ -116,7 +116,7 @@ impl Fixture for Rabbit {
 
     async fn open(&self) -> Arc<dyn Queue> {
         let queue = self.start();
-        queue.connected(LIMIT).await.unwrap();
+        queue.wait_connected(LIMIT).await.unwrap();
         queue
     }
 
@@ -134,7 +134,7 @@ impl Fixture for Rabbit {
     async fn doomed(&self) -> Doomed {
         let (line, config) = Line::before(&self.config).await;
         let queue = self.start_named("doomed", &config);
-        queue.connected(LIMIT).await.unwrap();
+        queue.wait_connected(LIMIT).await.unwrap();
         let again = line.clone();
         Doomed { queue, cut: Box::new(move || line.cut()), mend: Box::new(move || again.mend()) }
     }
@@ -167,7 +167,7 @@ async fn a_deleted_queue_ends_the_session_and_the_next_one_goes_on() {
     assert_eq!(again.delivery_count, 1);
     // The old one: its event goes out, its copy does not, and it is lost.
     let headers = BTreeMap::new();
-    let lost = queue.settle(held, Settlement::Retry { rung: Step::S5, headers }, vec![event(None)]).await;
+    let lost = queue.settle(held, Settlement::Retry { delay: RetryDelay::S5, headers }, vec![event(None)]).await;
     assert!(matches!(lost, Err(QueueError::Lost)), "{lost:?}");
     assert_eq!(rabbit.outcome().await.0, "transfer.delivered.acme");
     queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
@@ -185,12 +185,12 @@ async fn a_missing_queue_is_named_with_its_remedy() {
     rabbit.delete("wait.2m").await;
     rabbit.delete("jobs.continued").await;
     let queue = rabbit.start();
-    let why = queue.connected(Duration::from_secs(5)).await.unwrap_err().to_string();
+    let why = queue.wait_connected(Duration::from_secs(5)).await.unwrap_err().to_string();
     assert!(why.contains(&rabbit.name("wait.2m")) && why.contains(&rabbit.name("jobs.continued")), "{why}");
     assert!(why.contains("consign topology apply"), "{why}");
     assert!(queue.ready().unwrap_err().contains("wait.2m"));
     apply_topology(&rabbit.config, "test").await.unwrap();
-    queue.connected(LIMIT).await.unwrap();
+    queue.wait_connected(LIMIT).await.unwrap();
     assert!(queue.ready().is_ok());
     queue.close().await;
 }
@@ -216,7 +216,7 @@ async fn a_broken_control_stream_stops_no_delivery() {
             rabbit.channel.queue_declare(rabbit.name("control").into(), durable, FieldTable::default()).await.unwrap();
         }
         let queue = Rabbit::start_as(&BrokerConfig { declare, ..rabbit.config.clone() });
-        queue.connected(LIMIT).await.unwrap();
+        queue.wait_connected(LIMIT).await.unwrap();
         queue.publish(job("job.scheduled.acme")).await.unwrap();
         let got = next(&queue, Lane::Scheduled).await;
         queue.settle(got, Settlement::Ack, vec![event(None)]).await.unwrap();
@@ -232,7 +232,7 @@ async fn an_absent_broker_is_waited_for_and_ready_says_so() {
     let rabbit = Rabbit::new("absent").await;
     let nobody = config("amqp://guest:s3cr3t-marker@127.0.0.1:9/%2f", &rabbit.config.prefix);
     let queue = Rabbit::start_as(&nobody);
-    let why = queue.connected(Duration::from_secs(1)).await.unwrap_err().to_string();
+    let why = queue.wait_connected(Duration::from_secs(1)).await.unwrap_err().to_string();
     assert!(why.contains("refused") && !why.contains("s3cr3t"), "{why}");
     assert!(queue.ready().is_err());
     queue.close().await;
@@ -261,7 +261,7 @@ async fn an_outcome_without_a_listener_is_kept_and_a_reply_is_sent() {
 async fn direct_reply_to_works_from_a_connection_of_its_own() {
     let rabbit = Rabbit::new("direct").await;
     let queue = rabbit.start();
-    queue.connected(LIMIT).await.unwrap();
+    queue.wait_connected(LIMIT).await.unwrap();
     let no_ack = lapin::options::BasicConsumeOptions { no_ack: true, ..Default::default() };
     let direct = "amq.rabbitmq.reply-to";
     let mut replies =
@@ -271,7 +271,7 @@ async fn direct_reply_to_works_from_a_connection_of_its_own() {
     rabbit.channel.basic_publish(exchange, key, BasicPublishOptions::default(), b"{}", properties).await.unwrap();
     let got = next(&queue, Lane::Scheduled).await;
     let reply_to = got.properties.reply_to.clone().map(|to| (to, got.properties.correlation_id.clone()));
-    let event = Event { reply_to, ..event(None) };
+    let event = OutcomeEvent { reply_to, ..event(None) };
     queue.settle(got, Settlement::Ack, vec![event]).await.unwrap();
     let reply = tokio::time::timeout(LIMIT, futures_util::StreamExt::next(&mut replies)).await.unwrap().unwrap();
     let reply = reply.unwrap();
@@ -283,7 +283,7 @@ async fn direct_reply_to_works_from_a_connection_of_its_own() {
 async fn what_is_no_text_survives_a_wait_and_the_brokers_marks_do_not() {
     let rabbit = Rabbit::new("binary").await;
     let queue = rabbit.start();
-    queue.connected(LIMIT).await.unwrap();
+    queue.wait_connected(LIMIT).await.unwrap();
     let mut headers = FieldTable::default();
     headers.insert("raw".into(), AMQPValue::LongString(vec![0xff, 0x00].into()));
     headers.insert("CC".into(), AMQPValue::FieldArray(vec![AMQPValue::LongString("job.backfill.x".into())].into()));
@@ -291,10 +291,10 @@ async fn what_is_no_text_survives_a_wait_and_the_brokers_marks_do_not() {
     let (exchange, key) = (rabbit.config.prefix.as_str().into(), "job.scheduled.acme".into());
     rabbit.channel.basic_publish(exchange, key, BasicPublishOptions::default(), b"{}", properties).await.unwrap();
     let got = next(&queue, Lane::Scheduled).await;
-    let retry = Settlement::Retry { rung: Step::S5, headers: BTreeMap::new() };
+    let retry = Settlement::Retry { delay: RetryDelay::S5, headers: BTreeMap::new() };
     queue.settle(got, retry, vec![]).await.unwrap();
     let got = next(&queue, Lane::Scheduled).await;
-    let dead = Settlement::Dead { headers: BTreeMap::new() };
+    let dead = Settlement::DeadLetter { headers: BTreeMap::new() };
     queue.settle(got, dead, vec![]).await.unwrap();
     let letter = rabbit.take(&rabbit.name("dead")).await;
     let kept = letter.properties.headers().as_ref().unwrap().inner();
@@ -310,7 +310,8 @@ async fn what_is_no_text_survives_a_wait_and_the_brokers_marks_do_not() {
 async fn the_metrics_come_back_to_zero() {
     let rabbit = Rabbit::new("gauges").await;
     let metrics = Arc::new(Metrics::new(10));
-    let queue = Amqp::start(&rabbit.config, "worker", vec![(Lane::Scheduled, 5)], Arc::clone(&metrics)).unwrap();
+    let queue =
+        RabbitMqQueue::start(&rabbit.config, "worker", vec![(Lane::Scheduled, 5)], Arc::clone(&metrics)).unwrap();
     queue.publish(job("job.scheduled.acme")).await.unwrap();
     assert!(metrics.render().1.contains("consign_broker_connected 1"));
     let got = next(&queue, Lane::Scheduled).await;
@@ -336,7 +337,7 @@ async fn outcomes_can_be_listened_to() {
     queue.close().await;
 }
 
-async fn next(queue: &Arc<Amqp>, lane: Lane) -> Delivery {
+async fn next(queue: &Arc<RabbitMqQueue>, lane: Lane) -> Delivery {
     tokio::time::timeout(LIMIT, queue.next(lane)).await.expect("nothing came").expect("the queue was stopped")
 }
 
@@ -361,8 +362,8 @@ fn job(routing_key: &str) -> Publication {
     }
 }
 
-fn event(reply_to: Option<&str>) -> Event {
-    Event {
+fn event(reply_to: Option<&str>) -> OutcomeEvent {
+    OutcomeEvent {
         routing_key: "transfer.delivered.acme".to_owned(),
         id: "e-1".to_owned(),
         body: Bytes::from_static(b"{\"type\": \"delivered\"}"),

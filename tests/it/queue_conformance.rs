@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consign::config::BrokerConfig;
-use consign::lane::Lane;
-use consign::outcome::Step;
-use consign::queue::{Delivery, Event, Properties, Publication, Queue, QueueError, Settlement};
+use consign::domain::lane::Lane;
+use consign::domain::outcome::RetryDelay;
+use consign::queue::{Delivery, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement};
 
 /// Only keeps a broken queue from hanging the suite.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -117,9 +117,9 @@ pub async fn a_retry_comes_back_to_its_lane_with_new_headers(fixture: &impl Fixt
     queue.publish(sent.clone()).await.unwrap();
     for (attempt, deferred) in [("2", false), ("2", true)] {
         let got = next(&*queue, Lane::Scheduled).await;
-        let (rung, headers) = (Step::S5, headers(&[("x-attempt", attempt)]));
+        let (delay, headers) = (RetryDelay::S5, headers(&[("x-attempt", attempt)]));
         let settlement =
-            if deferred { Settlement::Defer { rung, headers } } else { Settlement::Retry { rung, headers } };
+            if deferred { Settlement::Defer { delay, headers } } else { Settlement::Retry { delay, headers } };
         queue.settle(got, settlement, vec![]).await.unwrap();
     }
     let got = next(&*queue, Lane::Scheduled).await;
@@ -141,7 +141,7 @@ pub async fn a_dead_letter_keeps_the_body_and_says_why(fixture: &impl Fixture) {
     queue.publish(sent.clone()).await.unwrap();
     let got = next(&*queue, Lane::Scheduled).await;
     let why = headers(&[("x-error-reason", "invalid_job"), ("x-error-message", "not JSON")]);
-    queue.settle(got, Settlement::Dead { headers: why }, vec![]).await.unwrap();
+    queue.settle(got, Settlement::DeadLetter { headers: why }, vec![]).await.unwrap();
     let Letter { headers, body, .. } = fixture.dead_letter().await;
     assert_eq!(body, sent.body);
     for (name, value) in [
@@ -159,7 +159,7 @@ pub async fn a_returned_message_comes_again(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     queue.publish(job("back")).await.unwrap();
     let got = next(&*queue, Lane::Scheduled).await;
-    queue.settle(got, Settlement::Return, vec![]).await.unwrap();
+    queue.settle(got, Settlement::Requeue, vec![]).await.unwrap();
     let again = next(&*queue, Lane::Scheduled).await;
     assert_eq!(again.body, job("back").body);
     assert!(again.redelivered);
@@ -191,7 +191,7 @@ pub async fn a_dropped_next_loses_nothing(fixture: &impl Fixture) {
         let _ = tokio::time::timeout(Duration::from_millis(round % 4), async {
             let got = queue.next(Lane::Scheduled).await.unwrap();
             seen.insert(got.body.clone());
-            queue.settle(got, Settlement::Return, vec![]).await.unwrap();
+            queue.settle(got, Settlement::Requeue, vec![]).await.unwrap();
         })
         .await;
     }
@@ -295,7 +295,7 @@ pub async fn copies_come_back_to_their_own_lanes_in_their_order(fixture: &impl F
     for lane in [Lane::Scheduled, Lane::Backfill] {
         for _ in 0..2 {
             let got = next(&*queue, lane).await;
-            let defer = Settlement::Defer { rung: Step::S5, headers: BTreeMap::new() };
+            let defer = Settlement::Defer { delay: RetryDelay::S5, headers: BTreeMap::new() };
             queue.settle(got, defer, vec![]).await.unwrap();
         }
     }
@@ -379,8 +379,8 @@ fn job(name: &str) -> Publication {
     }
 }
 
-fn event(word: &str, id: &str) -> Event {
-    Event {
+fn event(word: &str, id: &str) -> OutcomeEvent {
+    OutcomeEvent {
         routing_key: format!("transfer.{word}.acme"),
         id: id.to_owned(),
         body: format!("{{\"type\": \"{word}\"}}").into(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use consign::config::BrokerConfig;
-use consign::lane::Lane;
+use consign::domain::lane::Lane;
 use consign::metrics::Metrics;
 use consign::queue::Queue;
 use rusqlite::{Connection, OptionalExtension as _};
@@ -89,7 +89,7 @@ impl Fixture for File {
 
     async fn open(&self) -> Arc<dyn Queue> {
         let queue = self.start();
-        queue.connected(LIMIT).await.unwrap();
+        queue.wait_connected(LIMIT).await.unwrap();
         queue
     }
 

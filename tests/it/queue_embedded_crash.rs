@@ -14,12 +14,12 @@ use crate::testbed::site::{Site, job};
 use crate::testbed::{KIB, MIB, bytes, until};
 
 /// A site whose `broker.url` is a file, and what is in the file.
-struct Embedded {
+struct SqliteQueue {
     site: Site,
     s3: ScriptedS3,
 }
 
-impl Embedded {
+impl SqliteQueue {
     async fn new(word: &str) -> Self {
         let mut site = Site::embedded(word);
         let s3 = furnish(&mut site).await;
@@ -111,7 +111,7 @@ async fn a_thousand_jobs_survive_twenty_kills() {
     const JOBS: usize = 1000;
     const KILLS: usize = 20;
     let mut dice = Dice::new();
-    let mut world = Embedded::new("kills").await;
+    let mut world = SqliteQueue::new("kills").await;
     world.site.set("worker.slots", 8).set("upload.multipart_threshold", "5MiB").set("upload.part_size", "5MiB");
     // So that kills meet transfers in every state.
     world.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(30)));
@@ -162,7 +162,7 @@ async fn a_thousand_jobs_survive_twenty_kills() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_share_one_file_and_what_a_killed_one_held_goes_to_the_other() {
     const JOBS: usize = 300;
-    let mut world = Embedded::new("pair").await;
+    let mut world = SqliteQueue::new("pair").await;
     world.site.set("worker.slots", 4);
     world.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(100)));
     let url = world.site.file("f", b"hello");

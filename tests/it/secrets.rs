@@ -47,7 +47,7 @@ async fn no_secret_shows_up_anywhere_even_at_trace_level() {
     let (shop, web) = furnished().await;
     let presigned = |url: String| format!("{url}?X-Amz-Signature=marked-secret-presigned");
     let url = presigned(web.put("f", Content::new(bytes(1, 20 * MIB))));
-    let url = shop.site.holds(url, bytes(1, 20 * MIB));
+    let url = shop.site.can_settle(url, bytes(1, 20 * MIB));
     shop.site.broker.schedule(&job("by-role", &url, "acme", "by-role")).await;
     shop.site.broker.schedule(&job("by-key", &url, "keyed", "by-key")).await;
     shop.delivered("by-role").await;

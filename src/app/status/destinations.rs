@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::destination::{Auth, Destination, DestinationId, Destinations};
+use crate::domain::destination::{Auth, Destination, DestinationId, Destinations};
 use crate::session;
 use crate::session::Sessions;
 use crate::worker::{CircuitView, DestinationRecord, RunningTransfer, Trouble};
@@ -196,7 +196,7 @@ fn session_state(session: session::Known) -> SessionState {
     let seconds = |duration: Duration| duration.as_secs();
     match session {
         session::Known::Nothing => SessionState::None,
-        session::Known::Kept { age, left } => {
+        session::Known::BackfillOutcomes { age, left } => {
             SessionState::Open { age_seconds: seconds(age), seconds_left: left.map(seconds) }
         }
         session::Known::Refused { reason, left } => {

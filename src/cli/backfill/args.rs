@@ -10,7 +10,7 @@ use url::Url;
 use super::range::{self, Border, Every};
 use crate::cli::rate::Rate;
 use crate::cli::status::worker_url;
-use crate::control::BackfillId;
+use crate::domain::control::BackfillId;
 
 /// A backfill to publish, or something to be done with one.
 #[derive(Debug, Clone, Args)]

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::enqueue::progress::Report;
 use crate::config::BrokerConfig;
-use crate::control::{BackfillId, Control, Wish};
+use crate::domain::control::{BackfillId, Control, ControlCommand};
 use crate::queue;
-use crate::retry::Retry;
+use crate::runtime::retry::Retry;
 
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -75,24 +75,24 @@ impl Heed {
 /// When this message cancels what was begun then, as workers read it: whatever was begun later was begun again on purpose.
 fn cancelled_at(body: &[u8], backfill: &BackfillId, begun: Timestamp) -> Option<Timestamp> {
     let control = Control::parse(body).ok()?;
-    let ours = matches!(&control.wish, Wish::CancelBackfill(cancelled) if cancelled == backfill);
+    let ours = matches!(&control.command, ControlCommand::CancelBackfill(cancelled) if cancelled == backfill);
     (ours && control.at >= begun).then_some(control.at)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::destination::DestinationId;
+    use crate::domain::destination::DestinationId;
 
     #[test]
     fn a_cancellation_is_for_this_backfill_and_for_what_was_begun_before_it() {
         let id = |name: &str| BackfillId::parse(name).unwrap();
         let second = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
         let at = |wish, at| cancelled_at(&Control::new(wish, second(at)).render(), &id("b"), second(10));
-        assert_eq!(at(Wish::CancelBackfill(id("b")), 10), Some(second(10)));
-        assert_eq!(at(Wish::CancelBackfill(id("b")), 9), None, "published again on purpose");
-        assert_eq!(at(Wish::CancelBackfill(id("c")), 11), None);
-        assert_eq!(at(Wish::ResetCircuit(DestinationId::parse("b").unwrap()), 11), None);
+        assert_eq!(at(ControlCommand::CancelBackfill(id("b")), 10), Some(second(10)));
+        assert_eq!(at(ControlCommand::CancelBackfill(id("b")), 9), None, "published again on purpose");
+        assert_eq!(at(ControlCommand::CancelBackfill(id("c")), 11), None);
+        assert_eq!(at(ControlCommand::ResetCircuit(DestinationId::parse("b").unwrap()), 11), None);
         assert_eq!(cancelled_at(b"no control message", &id("b"), second(0)), None);
     }
 }

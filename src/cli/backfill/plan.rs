@@ -7,9 +7,9 @@ use sha2::{Digest as _, Sha256};
 use super::range::{Range, Step};
 use super::template::Template;
 use crate::cli::enqueue::input::{Form, Prepared, SHOWN, prepare};
-use crate::control::BackfillId;
-use crate::job::wire;
-use crate::lane::Lane;
+use crate::domain::control::BackfillId;
+use crate::domain::job::wire;
+use crate::domain::lane::Lane;
 
 const FORM: Form = Form { lane: Lane::Backfill, compact: false };
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::BrokerConfig;
-use crate::control::BackfillId;
+use crate::domain::control::BackfillId;
 
 /// Confirms between two forced writes.
 const FORCED: u32 = 256;

@@ -13,7 +13,7 @@ use crate::cli::enqueue::WINDOW;
 use crate::cli::enqueue::input::Prepared;
 use crate::cli::enqueue::progress::Report;
 use crate::cli::rate::Rate;
-use crate::control::{BACKFILL_BEGUN_HEADER, BACKFILL_HEADER};
+use crate::domain::control::{BACKFILL_BEGUN_HEADER, BACKFILL_HEADER};
 use crate::queue::{Publication, Queue, QueueError};
 
 /// How publishing went.
@@ -135,8 +135,8 @@ mod tests {
     use super::super::record::Head;
     use super::*;
     use crate::cli::enqueue::progress::Shown;
-    use crate::lane::Lane;
-    use crate::queue::{BoxFuture, Delivery, Event, Settlement, Work};
+    use crate::domain::lane::Lane;
+    use crate::queue::{BoxFuture, Delivery, LeaseHolder, OutcomeEvent, Settlement};
 
     const JOB: &str = r#"{"version": 1, "id": "a/{date}", "source": {"url": "file:///{date}"}, "destination": "acme",
         "key": "k/{date}"}"#;
@@ -159,7 +159,7 @@ mod tests {
     }
 
     impl Queue for Fake {
-        fn connected(&self, _: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
+        fn wait_connected(&self, _: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
             Box::pin(async { Ok(()) })
         }
 
@@ -167,11 +167,16 @@ mod tests {
             Box::pin(async { None })
         }
 
-        fn settle(&self, _: Delivery, _: Settlement, _: Vec<Event>) -> BoxFuture<'_, Result<(), QueueError>> {
+        fn settle(&self, _: Delivery, _: Settlement, _: Vec<OutcomeEvent>) -> BoxFuture<'_, Result<(), QueueError>> {
             Box::pin(async { Ok(()) })
         }
 
-        fn lease<'a>(&'a self, _: &'a Delivery, _: &'a str, _: Arc<dyn Work>) -> BoxFuture<'a, Result<(), QueueError>> {
+        fn lease<'a>(
+            &'a self,
+            _: &'a Delivery,
+            _: &'a str,
+            _: Arc<dyn LeaseHolder>,
+        ) -> BoxFuture<'a, Result<(), QueueError>> {
             Box::pin(async { Ok(()) })
         }
 

@@ -9,8 +9,8 @@ use super::record::Told;
 use crate::cli::enqueue::seen::{Seen, SeenData};
 use crate::cli::enqueue::wait::Tally;
 use crate::cli::left::{self, Heard, Left, Open};
-use crate::control::{BackfillId, Control, Wish};
-use crate::outcome::OutcomeKind;
+use crate::domain::control::{BackfillId, Control, ControlCommand};
+use crate::domain::outcome::OutcomeKind;
 
 /// Jobs that failed (or wait for another try) for one reason.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -134,7 +134,7 @@ impl Digest {
 
 fn cancelled(backfill: &BackfillId, control: &[bytes::Bytes]) -> Option<Timestamp> {
     let messages = control.iter().filter_map(|body| Control::parse(body).ok());
-    let ours = messages.filter(|control| control.wish == Wish::CancelBackfill(backfill.clone()));
+    let ours = messages.filter(|control| control.command == ControlCommand::CancelBackfill(backfill.clone()));
     ours.map(|control| control.at).max()
 }
 
@@ -200,8 +200,10 @@ mod tests {
         let told = Told { published: ('a'..='h').map(String::from).collect(), ..Told::default() };
         let id = BackfillId::parse("b").unwrap();
         let at = Timestamp::new(1_800_000_100, 123_456_789).unwrap();
-        let cancel = Control::new(Wish::CancelBackfill(id.clone()), at).render().into();
-        let other = Control::new(Wish::CancelBackfill(BackfillId::parse("c").unwrap()), Timestamp::MAX).render().into();
+        let cancel = Control::new(ControlCommand::CancelBackfill(id.clone()), at).render().into();
+        let other = Control::new(ControlCommand::CancelBackfill(BackfillId::parse("c").unwrap()), Timestamp::MAX)
+            .render()
+            .into();
         let status = digest.status(&id, Some(&told), &[cancel, other], &Heard::default());
         let expected = Tally { delivered: 2, skipped: 1, failed: 2, expired: 0, retrying: 1, left: 2 };
         assert_eq!((status.outcomes, status.cancelled_at), (expected, Some(at)));

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::range::Step;
-use crate::control::BackfillId;
-use crate::job::wire::{self, RawJob};
+use crate::domain::control::BackfillId;
+use crate::domain::job::wire::{self, RawJob};
 
 /// What a template without an id gets.
 const DEFAULT_ID: &str = "\"id\":\"{backfill}/{stamp}\",";

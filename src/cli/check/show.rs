@@ -4,8 +4,8 @@ use std::io::{IsTerminal as _, Write as _};
 
 use crate::check::{Mark, Report, Step, Verdict};
 use crate::cli::{self, Exit};
-use crate::diagnosis::Remedy;
-use crate::policy;
+use crate::domain::diagnosis::Remedy;
+use crate::domain::policy;
 
 /// The width of the marks and of the steps' names.
 const MARK: usize = 9;
@@ -122,7 +122,7 @@ fn verdict(report: &Report) -> String {
 mod tests {
     use super::*;
     use crate::check::StepName;
-    use crate::diagnosis::{Code, Diagnosis};
+    use crate::domain::diagnosis::{Code, Diagnosis};
 
     #[test]
     fn a_failed_step_shows_its_cause_and_what_to_paste() {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use crate::check::{Mark, Step, StepName};
 use crate::config::Config;
-use crate::destination::Auth;
-use crate::diagnosis::{Code, diagnose_ours};
+use crate::domain::destination::Auth;
+use crate::domain::diagnosis::{Code, diagnose_ours};
+use crate::domain::outcome::Failure;
+use crate::domain::policy::Principal;
 use crate::metrics::Metrics;
-use crate::outcome::Failure;
-use crate::policy::Principal;
-use crate::queue::{self, QueueError, amqp};
+use crate::queue::{self, QueueError, rabbitmq};
 use crate::session::Sessions;
 
 /// The longest the broker is waited for.
@@ -67,7 +67,7 @@ fn made_by_itself() -> Step {
 
 async fn rabbitmq(config: &Config) -> ([Step; 2], bool) {
     let name = format!("{} check", config.worker.id);
-    let looked = tokio::time::timeout(BROKER, amqp::look(&config.broker, &name)).await;
+    let looked = tokio::time::timeout(BROKER, rabbitmq::look(&config.broker, &name)).await;
     let reached = || Step::passed(StepName::Broker, "it can be reached, and takes the login");
     let locked_out = matches!(looked, Ok(Err(QueueError::Denied(_))));
     let steps = match looked {
@@ -104,7 +104,7 @@ async fn embedded(config: &Config, file: &Path) -> Step {
     }
     let opened = async {
         let queue = queue::start(&config.broker, "check", Vec::new(), Arc::new(Metrics::new(1)))?;
-        let opened = queue.connected(EMBEDDED).await;
+        let opened = queue.wait_connected(EMBEDDED).await;
         queue.close().await;
         opened
     };

@@ -7,8 +7,8 @@ use clap::Args;
 use jiff::Timestamp;
 
 use crate::cli::enqueue::LaneArg;
-use crate::lane::Lane;
-use crate::outcome::{Class, Reason};
+use crate::domain::lane::Lane;
+use crate::domain::outcome::{Class, Reason};
 use crate::queue::{DeadLetter, LetterId};
 
 /// The class of what the broker gave up itself, and its reasons.

@@ -10,7 +10,7 @@ use crate::check::{Mark, Report, Verdict};
 use crate::cli::check::Kit;
 use crate::cli::status::Asker;
 use crate::config::Config;
-use crate::destination::{Destination, DestinationId};
+use crate::domain::destination::{Destination, DestinationId};
 use crate::queue::DeadLetter;
 
 /// Asks about each destination once.

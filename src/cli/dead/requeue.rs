@@ -18,7 +18,7 @@ use crate::cli::status::{Asker, worker_url};
 use crate::cli::text::plain;
 use crate::config::Config;
 use crate::queue::{DeadLetter, DeadLetters};
-use crate::shutdown::Signal;
+use crate::runtime::shutdown::Signal;
 
 /// A letter is held while its turn is waited for, and the broker takes that for half an hour at most.
 const LONGEST_WAIT: Duration = Duration::from_mins(15);

@@ -10,8 +10,8 @@ use super::{Stop, open};
 use crate::cli::text::{plain, span};
 use crate::cli::{Exit, complain, print, print_json};
 use crate::config::Config;
-use crate::job::compact;
-use crate::job::lease::Lease;
+use crate::domain::job::compact;
+use crate::domain::job::lease::Lease;
 use crate::queue::DeadLetter;
 
 /// Which letter.
@@ -146,7 +146,7 @@ mod tests {
     fn both_forms_of_a_job_are_shown_without_secrets() {
         let url = "https://host/f?X-Amz-Signature=marked";
         let job = format!(r#"{{"version":1,"id":"a","source":{{"url":"{url}"}},"destination":"acme","key":"k"}}"#);
-        let raw = crate::job::wire::read(job.as_bytes()).unwrap();
+        let raw = crate::domain::job::wire::read(job.as_bytes()).unwrap();
         for letter in
             [letter(None, job.into_bytes()), letter(Some(compact::CONTENT_TYPE), compact::encode(&raw).unwrap())]
         {

@@ -9,9 +9,9 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use super::until_refused;
-use crate::job::wire::{self, RawDestinationRef, RawJob};
-use crate::job::{Invalid, compact};
-use crate::lane::Lane;
+use crate::domain::job::wire::{self, RawDestinationRef, RawJob};
+use crate::domain::job::{Invalid, compact};
+use crate::domain::lane::Lane;
 use crate::queue::{Properties, Publication};
 
 /// Which queue the jobs go to, and in which form.

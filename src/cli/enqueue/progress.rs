@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::input::{Prepared, Refusal};
-use crate::outcome::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 
 /// Standard output carries data, standard error carries everything else.
 pub(in crate::cli) struct Report {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::outcome::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 
 /// An outcome as it is read: whatever else is in it may change.
 #[derive(Debug, Deserialize)]

@@ -19,9 +19,9 @@ use crate::cli::Exit;
 use crate::cli::left::{self, Left, Open, Workers};
 use crate::cli::text::moment;
 use crate::config::BrokerConfig;
-use crate::outcome::OutcomeKind;
+use crate::domain::outcome::OutcomeKind;
 use crate::queue::{Outcomes, QueueError};
-use crate::shutdown::Signal;
+use crate::runtime::shutdown::Signal;
 
 /// Without an outcome for so long, it is asked why.
 const QUIET: Duration = Duration::from_secs(5);

@@ -4,9 +4,9 @@ use clap::Args;
 
 use super::Refusal;
 use crate::config::Config;
-use crate::destination::raw::{RawAuth, RawDestination};
-use crate::destination::{Auth, Destination, DestinationId, Invalid, partition_of};
-use crate::policy::Principal;
+use crate::domain::destination::raw::{RawAuth, RawDestination};
+use crate::domain::destination::{Auth, Destination, DestinationId, Invalid, partition_of};
+use crate::domain::policy::Principal;
 
 /// The account that stands for one nobody told; it appears in no document that needs the right one.
 const NOBODY: &str = "000000000000";

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::control::{BACKFILL_BEGUN_HEADER, BACKFILL_HEADER};
-use crate::outcome::OutcomeKind;
+use crate::domain::control::{BACKFILL_BEGUN_HEADER, BACKFILL_HEADER};
+use crate::domain::outcome::OutcomeKind;
 
 /// The default of `broker.prefix`; the document says that another one renames everything.
 const PREFIX: &str = "consign";
@@ -11,11 +11,11 @@ const PREFIX: &str = "consign";
 /// The whole document. Written from consign's side, as AsyncAPI demands: it receives jobs and sends outcomes.
 pub(super) fn document() -> Value {
     let mut schemas = Map::new();
-    adopt("job", crate::job::wire::schema().to_value(), &mut schemas);
-    adopt("check", crate::job::wire::check_schema().to_value(), &mut schemas);
+    adopt("job", crate::domain::job::wire::schema().to_value(), &mut schemas);
+    adopt("check", crate::domain::job::wire::check_schema().to_value(), &mut schemas);
     adopt("checkAnswer", crate::check::answer_schema().to_value(), &mut schemas);
-    adopt("control", crate::control::schema().to_value(), &mut schemas);
-    adopt("outcome", crate::outcome::outcome_schema().to_value(), &mut schemas);
+    adopt("control", crate::domain::control::schema().to_value(), &mut schemas);
+    adopt("outcome", crate::domain::outcome::outcome_schema().to_value(), &mut schemas);
     json!({
         "asyncapi": "3.0.0",
         "info": {

@@ -3,8 +3,8 @@
 
 use crate::cli::{Exit, broker, complain, configured, note, print};
 use crate::config::Config;
-use crate::control::{Control, Wish};
-use crate::destination::DestinationId;
+use crate::domain::control::{Control, ControlCommand};
+use crate::domain::destination::DestinationId;
 use crate::queue::QueueError;
 
 pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Exit {
@@ -40,5 +40,5 @@ fn unknown(config: &Config, destination: &DestinationId) -> Option<String> {
 /// # Errors
 /// What the broker says; then nobody was told.
 pub(in crate::cli) async fn mended(config: &Config, destination: &DestinationId) -> Result<Control, QueueError> {
-    broker::announce(config, "reset", Wish::ResetCircuit(destination.clone())).await
+    broker::announce(config, "reset", ControlCommand::ResetCircuit(destination.clone())).await
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::cli::text::{columns, plain, span};
-use crate::lane::Lane;
+use crate::domain::lane::Lane;
 use crate::queue::Depths;
 
 /// Destinations that are shown to people; `--json` has all that the workers tell of.
@@ -263,7 +263,7 @@ fn rest(depths: &Depths) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::Step;
+    use crate::domain::outcome::RetryDelay;
 
     fn worker(name: &str, destinations: &Value) -> (Url, Result<Value, String>) {
         let lane = |lane: &str| json!({ "lane": lane, "running": 1, "slots": 4 });
@@ -299,7 +299,7 @@ mod tests {
         let gone = (Url::parse("http://127.0.0.1:1/").unwrap(), Err("refused".to_owned()));
         let depths = Depths {
             lanes: vec![(Lane::Continued, 0), (Lane::Scheduled, 12), (Lane::Backfill, 3)],
-            waiting: vec![(Step::S5, 0), (Step::M2, 4)],
+            waiting: vec![(RetryDelay::S5, 0), (RetryDelay::M2, 4)],
             dead: 2,
         };
         View { workers: vec![first, second, gone], queue: Some(Ok(depths)) }

@@ -81,11 +81,11 @@ impl Policy {
 impl Statement {
     fn allows(&self, asked: &Asked<'_>) -> bool {
         let Effect::Allow = self.effect;
-        self.action.any_like(asked.action) && self.resource.any_like(asked.resource) && self.holds(asked)
+        self.action.any_like(asked.action) && self.resource.any_like(asked.resource) && self.can_settle(asked)
     }
 
     /// Whether every condition holds; only `StringLike` on `s3:prefix` can.
-    fn holds(&self, asked: &Asked<'_>) -> bool {
+    fn can_settle(&self, asked: &Asked<'_>) -> bool {
         self.condition.iter().all(|(operator, keys)| {
             let keys = keys.as_object().filter(|_| operator == "StringLike");
             keys.is_some_and(|keys| {

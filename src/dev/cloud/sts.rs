@@ -13,7 +13,7 @@ use s3s::{Body, S3Request, S3Response, S3Result, s3_error};
 use super::keys::{Issued, Keys, Principal};
 use super::policy::Policy;
 use super::{Customer, PLATFORM_ACCOUNT, Way, escape};
-use crate::policy::SESSION_POLICY_LIMIT;
+use crate::domain::policy::SESSION_POLICY_LIMIT;
 
 /// A form larger than this is no call of ours.
 const FORM_LIMIT: usize = 64 << 10;

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use crate::job::lease::Lease;
-use crate::job::{self, DestinationRef, Job, Rejected};
-use crate::lane::Lane;
-use crate::outcome::Reason;
+use crate::domain::job::lease::Lease;
+use crate::domain::job::{self, DestinationRef, Job, Rejected};
+use crate::domain::lane::Lane;
+use crate::domain::outcome::Reason;
 use crate::queue::Properties;
 
 /// The headers of dead letters that this module reads or writes.
@@ -280,7 +280,7 @@ mod tests {
     fn a_job_that_was_counted_out_under_a_lease_is_read_out_of_it() {
         let body = Bytes::from_static(JOB.as_bytes());
         let lease = Lease { body, content_type: None, lane: Lane::Scheduled, checkpoint: None }.encode().unwrap();
-        let content_type = Some(crate::job::lease::CONTENT_TYPE.to_owned());
+        let content_type = Some(crate::domain::job::lease::CONTENT_TYPE.to_owned());
         let properties = Properties { content_type, ..Properties::default() };
         let letter = DeadLetter::new("job.scheduled.acme".to_owned(), lease, properties, None);
         assert_eq!((letter.job_id(), letter.destination()), (Some("a/1"), Some("acme")));

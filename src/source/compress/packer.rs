@@ -13,9 +13,9 @@ use futures_util::StreamExt as _;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
 use super::{STRIDE, broken};
-use crate::job::Compression;
-use crate::job::lease::PackedEnd;
-use crate::outcome::{Failure, Reason};
+use crate::domain::job::Compression;
+use crate::domain::job::lease::PackedEnd;
+use crate::domain::outcome::{Failure, Reason};
 use crate::source::Chunks;
 
 /// Magic, deflate, no flags, no time, no hints, unknown system.

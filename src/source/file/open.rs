@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Stamp;
-use crate::outcome::{Failure, Reason};
+use crate::domain::outcome::{Failure, Reason};
 
 /// `NONBLOCK`, so that a FIFO without a writer can't hold the thread; it means nothing for regular files.
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use url::Url;
 
-use crate::outcome::{Failure, Reason};
+use crate::domain::outcome::{Failure, Reason};
 use crate::source::guard::Shown;
 
 /// The longest wait an origin may ask for.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::crash;
-use crate::job::lease::Checkpoint;
-use crate::outcome::Failure;
-use crate::retry::Retry;
+use crate::domain::job::lease::Checkpoint;
+use crate::domain::outcome::Failure;
+use crate::runtime::failpoints;
+use crate::runtime::retry::Retry;
 use crate::upload::call::Calls;
 use crate::upload::classify::Signal;
 
@@ -15,7 +15,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// Gives up an upload of an earlier attempt.
-pub(in crate::upload) async fn abandon(calls: &Calls, checkpoint: &Checkpoint) {
+pub(in crate::upload) async fn abort_upload(calls: &Calls, checkpoint: &Checkpoint) {
     abort(calls, &checkpoint.bucket, &checkpoint.key, &checkpoint.upload_id).await;
 }
 
@@ -72,7 +72,7 @@ async fn once(calls: &Calls, bucket: &str, key: &str, id: &str) -> Result<Aborte
         .await;
     match answer {
         Ok(_) => {
-            crash::point("aborted");
+            failpoints::hit("aborted");
             calls.metrics.multipart_aborted();
             Ok(Aborted::Gone)
         }

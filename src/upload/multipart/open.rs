@@ -9,18 +9,18 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUploa
 use super::Record;
 use super::abort::{Aborted, abort};
 use super::date::DateHeader;
-use crate::crash;
-use crate::destination::Checksum;
-use crate::job::lease::{Checkpoint, PartDone, PartSizes};
+use crate::domain::destination::Checksum;
+use crate::domain::job::lease::{Checkpoint, PartDone, PartSizes};
+use crate::domain::outcome::{Encryption, Failure, Reason, Receipt};
 use crate::metrics::Guard;
-use crate::outcome::{Encryption, Failure, Reason, Receipt};
+use crate::runtime::failpoints;
 use crate::telemetry::spans;
 use crate::upload::call::Calls;
 use crate::upload::classify::{CallError, Signal};
 use crate::upload::part::{Part, combined_crc};
 use crate::upload::reconcile::{self, Expected};
 use crate::upload::single::changed_or;
-use crate::upload::{Journal, Target, Uploaded, conditional, object_headers, verify};
+use crate::upload::{OpenUpload, Target, Uploaded, conditional, object_headers, verify};
 
 /// Tries of CompleteMultipartUpload whose reply says nothing, each with the same arguments.
 const EMPTY_REPLIES: u32 = 3;
@@ -45,7 +45,7 @@ pub(in crate::upload) struct Open<'a> {
     /// Parts of earlier attempts.
     done: Vec<PartDone>,
     /// Where it is on record for other workers; `None` where nobody could go on with it.
-    journal: Option<&'a Journal>,
+    journal: Option<&'a OpenUpload>,
     /// Length and number of parts of the whole, where they are known beforehand.
     whole: Option<(u64, u32)>,
     /// An earlier attempt began it: somebody else may be at it, or have been.
@@ -60,7 +60,7 @@ impl<'a> Open<'a> {
     pub(in crate::upload) async fn create(
         calls: &Calls,
         target: &Target<'_>,
-        record: Option<(&'a Journal, Option<&Record>)>,
+        record: Option<(&'a OpenUpload, Option<&Record>)>,
     ) -> Result<Self, Failure> {
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
         let date = DateHeader::default();
@@ -79,7 +79,7 @@ impl<'a> Open<'a> {
         let id = reply.upload_id.clone().filter(|id| !id.is_empty());
         let id =
             id.ok_or_else(|| Failure::new(Reason::S3Unavailable, "CreateMultipartUpload: S3 gave no upload id"))?;
-        crash::point("created");
+        failpoints::hit("created");
         let mut open = Self {
             calls: calls.clone(),
             bucket: target.destination.bucket.as_str().to_owned(),
@@ -107,13 +107,13 @@ impl<'a> Open<'a> {
             journal.open(open.checkpoint(record, checked));
             open.journal = Some(journal);
             open.whole = whole(record.sizes, record.source.length);
-            crash::point("recorded");
+            failpoints::hit("recorded");
         }
         Ok(open)
     }
 
     /// Goes on with the upload of an earlier attempt. S3 is not asked: most customers would not let us.
-    pub(super) fn again(calls: &Calls, journal: &'a Journal, checkpoint: Checkpoint) -> Self {
+    pub(super) fn again(calls: &Calls, journal: &'a OpenUpload, checkpoint: Checkpoint) -> Self {
         calls.metrics.multipart_resumed();
         journal.open(checkpoint.clone());
         Self {
@@ -215,7 +215,7 @@ impl<'a> Open<'a> {
         if let Some(journal) = self.journal {
             journal.part(done.clone());
         }
-        crash::point("part");
+        failpoints::hit("part");
         Ok(done)
     }
 
@@ -227,7 +227,7 @@ impl<'a> Open<'a> {
         target: &Target<'_>,
         sent: Vec<PartDone>,
     ) -> Result<Uploaded, Failure> {
-        crash::point("parts");
+        failpoints::hit("parts");
         let length = sent.iter().map(|part| part.length).sum();
         let crc = combined_crc(sent.iter().map(|part| (part.crc, part.length))).map(verify::crc_text);
         let count = u32::try_from(sent.len()).unwrap_or(u32::MAX);
@@ -235,7 +235,7 @@ impl<'a> Open<'a> {
         let read = sent.last().and_then(|last| last.packed).map_or(length, |end| end.source);
         let uploaded = match self.ask_to_complete(target, &sent, length, crc.as_deref()).await {
             Ok(receipt) => {
-                crash::point("completed");
+                failpoints::hit("completed");
                 self.settle();
                 verify::checksum(crc.as_deref(), receipt.checksum_crc64nvme.as_deref())?;
                 Uploaded::Stored(Receipt { checksum_crc64nvme: crc, ..receipt })
@@ -372,7 +372,7 @@ impl<'a> Open<'a> {
         if self.settled {
             return;
         }
-        if leave && self.journal.is_some_and(Journal::is_open) {
+        if leave && self.journal.is_some_and(OpenUpload::is_open) {
             self.settled = true;
         } else {
             self.try_abort().await;

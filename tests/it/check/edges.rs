@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consign::check::{Checker, Report};
-use consign::diagnosis::Who;
+use consign::domain::diagnosis::Who;
 use consign::metrics::Metrics;
 use consign::session::{Identity, Sessions};
 use consign::upload::Uploader;

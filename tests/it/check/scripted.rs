@@ -8,7 +8,7 @@ mod kms;
 
 use std::collections::BTreeSet;
 
-use consign::diagnosis::Code;
+use consign::domain::diagnosis::Code;
 use serde_json::json;
 
 use super::by_role;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consign::check::Checker;
-use consign::diagnosis::{Side, Who};
+use consign::domain::diagnosis::{Side, Who};
 use consign::metrics::Metrics;
 use consign::session::{Identity, Sessions};
 use consign::upload::Uploader;

@@ -28,7 +28,7 @@ pub struct World {
 
 /// A terminal outcome.
 #[derive(Debug)]
-pub struct Ended {
+pub struct TransferResult {
     pub outcome: String,
 }
 
@@ -97,15 +97,15 @@ impl World {
     }
 
     /// Waits for a terminal outcome.
-    pub async fn ended(&self, id: &str) -> Ended {
+    pub async fn ended(&self, id: &str) -> TransferResult {
         if !self.embedded {
             let outcome = self.site.broker.ended(id).await;
             let kind = outcome["type"].as_str().unwrap().split('.').nth(2).unwrap().to_owned();
-            return Ended { outcome: kind };
+            return TransferResult { outcome: kind };
         }
         let sql = "SELECT outcome FROM outcomes WHERE job_id = ?1 AND outcome <> 'retrying'";
         let outcome = until(&format!("{id} ends"), PATIENCE, async || self.rows(sql, id).pop()).await;
-        Ended { outcome }
+        TransferResult { outcome }
     }
 
     /// Waits until this worker has ended a job for good.

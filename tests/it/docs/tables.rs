@@ -1,7 +1,7 @@
 //! The codes and reasons in the page for those who talk to customers. `CONSIGN_WRITE_GUIDE=1` writes them anew.
 
-use consign::diagnosis::{Code, Side};
-use consign::outcome::{Class, Reason};
+use consign::domain::diagnosis::{Code, Side};
+use consign::domain::outcome::{Class, Reason};
 
 use super::{file, text};
 

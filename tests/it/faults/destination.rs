@@ -11,8 +11,8 @@ use crate::testbed::{MIB, bytes};
 const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 
 /// The waiting copy of an uncharged deferral, and nothing told to the customer's queue.
-async fn deferred(shop: &Shop, rung: &str, reason: &str) -> Message {
-    let waiting = shop.site.broker.taken(&format!("wait.{rung}"), "\"a\"").await;
+async fn deferred(shop: &Shop, delay: &str, reason: &str) -> Message {
+    let waiting = shop.site.broker.taken(&format!("wait.{delay}"), "\"a\"").await;
     assert_eq!(waiting.header("x-deferrals"), "1", "{:?}", waiting.headers);
     assert!(["", "0"].contains(&waiting.header("x-attempt")), "an attempt was charged: {:?}", waiting.headers);
     assert!(waiting.header("x-first-failure-at").starts_with("20"), "{:?}", waiting.headers);

@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consign::check::Report;
-use consign::destination::Destination;
-use consign::job::Job;
-use consign::job::lease::Checkpoint;
-use consign::lane::Lane;
+use consign::domain::destination::Destination;
+use consign::domain::job::Job;
+use consign::domain::job::lease::Checkpoint;
+use consign::domain::lane::Lane;
+use consign::domain::outcome::{Receipt, TransferResult};
 use consign::metrics::Metrics;
-use consign::outcome::{Ended, Receipt};
 use consign::queue::{
-    BoxFuture, Delivery, Event, Properties, Publication, Queue, QueueError, Settlement, Ticket, Work,
+    BoxFuture, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement,
 };
-use consign::transfer::{Attempt, Transport};
+use consign::transfer::{TransferRequest, Transport};
 use consign::worker::{Parts, Worker};
 use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
@@ -44,7 +44,7 @@ impl Fake {
 }
 
 impl Queue for Fake {
-    fn connected(&self, _: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
+    fn wait_connected(&self, _: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
         async { Ok(()) }.boxed()
     }
 
@@ -63,11 +63,16 @@ impl Queue for Fake {
         .boxed()
     }
 
-    fn settle(&self, _: Delivery, _: Settlement, _: Vec<Event>) -> BoxFuture<'_, Result<(), QueueError>> {
+    fn settle(&self, _: Delivery, _: Settlement, _: Vec<OutcomeEvent>) -> BoxFuture<'_, Result<(), QueueError>> {
         async { Ok(()) }.boxed()
     }
 
-    fn lease<'a>(&'a self, _: &'a Delivery, _: &'a str, _: Arc<dyn Work>) -> BoxFuture<'a, Result<(), QueueError>> {
+    fn lease<'a>(
+        &'a self,
+        _: &'a Delivery,
+        _: &'a str,
+        _: Arc<dyn LeaseHolder>,
+    ) -> BoxFuture<'a, Result<(), QueueError>> {
         async { Ok(()) }.boxed()
     }
 
@@ -101,16 +106,16 @@ impl Queue for Fake {
 struct Slow;
 
 impl Transport for Slow {
-    fn deliver<'a>(&'a self, job: &'a Job, _: Attempt<'a>) -> BoxFuture<'a, Ended> {
+    fn deliver<'a>(&'a self, job: &'a Job, _: TransferRequest<'a>) -> BoxFuture<'a, TransferResult> {
         let seconds = job.key.as_str().parse().unwrap();
         async move {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
-            Ended::Delivered(Receipt::default())
+            TransferResult::Delivered(Receipt::default())
         }
         .boxed()
     }
 
-    fn abandon<'a>(&'a self, _: &'a Arc<Destination>, _: &'a Checkpoint) -> BoxFuture<'a, ()> {
+    fn abort_upload<'a>(&'a self, _: &'a Arc<Destination>, _: &'a Checkpoint) -> BoxFuture<'a, ()> {
         async {}.boxed()
     }
 
@@ -128,7 +133,7 @@ fn delivery(tag: u64, seconds: u64) -> Delivery {
         routing_key: "job.scheduled.acme".to_owned(),
         redelivered: false,
         delivery_count: 0,
-        ticket: Ticket { generation: 1, lane: Lane::Scheduled, tag },
+        ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag },
     }
 }
 

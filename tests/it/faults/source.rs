@@ -39,7 +39,7 @@ async fn cut_off_it_is_read_on_where_it_broke() {
     let (shop, web) = shop("srccut").await;
     let content = bytes(100, 20 * MIB);
     let cut = Content::new(content.clone()).cut_after(9 * MIB);
-    let url = shop.site.holds(web.script("f", vec![cut, Content::new(content)]), bytes(100, 20 * MIB));
+    let url = shop.site.can_settle(web.script("f", vec![cut, Content::new(content)]), bytes(100, 20 * MIB));
     shop.fetch("a", &url).await;
     assert_eq!(shop.delivered("a").await["attempts"], 1);
     let requests = web.requests("f");
@@ -113,12 +113,12 @@ async fn a_file_that_changes_under_the_upload_is_never_completed() {
 #[tokio::test]
 async fn asked_for_patience_the_job_has_it() {
     let (shop, web) = shop("srcpatience").await;
-    for (name, status, after, rung) in
+    for (name, status, after, delay) in
         [("busy", 429, "100", "2m"), ("down", 503, "20", "30s"), ("absurd", 429, "99999999", "12h")]
     {
         let content = Content::refused(status).with("retry-after", after);
         shop.fetch(name, &web.put(name, content)).await;
-        let waiting = shop.site.broker.taken(&format!("wait.{rung}"), &format!("\"{name}\"")).await;
+        let waiting = shop.site.broker.taken(&format!("wait.{delay}"), &format!("\"{name}\"")).await;
         assert_eq!(waiting.header("x-attempt"), "1", "{name}");
     }
     shop.close().await;
@@ -166,10 +166,10 @@ async fn more_than_ten_thousand_parts_are_refused_before_the_first_and_the_setti
 async fn redirects_are_followed_three_times_and_each_is_checked() {
     let (shop, web) = shop("srcredirect").await;
     let to = |place: &str| Content::refused(302).with("location", place.to_owned());
-    let last = shop.site.holds(web.put("end", Content::new("hello")), "hello");
+    let last = shop.site.can_settle(web.put("end", Content::new("hello")), "hello");
     let mut next = last;
     for n in 0..4 {
-        next = shop.site.holds(web.put(&format!("hop-{n}"), to(&next)), "hello");
+        next = shop.site.can_settle(web.put(&format!("hop-{n}"), to(&next)), "hello");
         let name = format!("after-{}", n + 1);
         shop.fetch(&name, &next).await;
         if n < 3 {
@@ -189,7 +189,7 @@ async fn the_network_in_between_breaks_and_the_bytes_are_whole() {
     let content = bytes(110, 20 * MIB);
     let direct = web.put("f", Content::new(content.clone()));
     let proxy = Proxy::before(address_of(&direct)).await;
-    let url = shop.site.holds(proxy.in_place_of(&direct), content);
+    let url = shop.site.can_settle(proxy.in_place_of(&direct), content);
     for (round, weather) in [
         Weather::CutReplyAfter(3 * MIB),
         Weather::HalfClose,

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use consign::destination::raw::{RawAuth, RawDestination};
-use consign::destination::{Destination, DestinationId, ExternalId};
-use consign::policy::{self, Need, Permission, Principal, Scope, document, pretty};
+use consign::domain::destination::raw::{RawAuth, RawDestination};
+use consign::domain::destination::{Destination, DestinationId, ExternalId};
+use consign::domain::policy::{self, Need, Permission, Principal, Scope, document, pretty};
 use serde_json::Value;
 
 const BEGIN: &str = "<!-- generated: ";

@@ -1,6 +1,6 @@
 //! The statements for KMS keys. No server at hand enforces them, so an evaluator by somebody else answers question by question.
 
-use consign::policy::{bucket_policy_grant, document, session_policy};
+use consign::domain::policy::{bucket_policy_grant, document, session_policy};
 use serde_json::{Value, json};
 
 use super::documents::Desk;
@@ -121,8 +121,8 @@ fn a_bucket_of_another_account_allows_the_same_to_the_role_alone() {
     let desk = Desk::new();
     let loaded = consign::config::load(&[desk.config()], &[]).unwrap().config;
     let kms = loaded.destinations.values().find(|found| found.id.as_str() == "kms").unwrap();
-    let role = consign::policy::Principal::parse(ROLE).unwrap();
-    let policy = document(&bucket_policy_grant(kms, &role, &consign::policy::Scope::whole()));
+    let role = consign::domain::policy::Principal::parse(ROLE).unwrap();
+    let policy = document(&bucket_policy_grant(kms, &role, &consign::domain::policy::Scope::whole()));
     assert!(!policy.to_string().contains("kms:"), "a bucket's policy knows no keys");
     let ask = |principal: &str, key: &str| {
         let resource = format!("arn:aws:s3:::kms.bucket/{key}");

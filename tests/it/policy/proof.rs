@@ -119,7 +119,7 @@ impl World {
     }
 
     /// Both files are there as they were.
-    async fn holds(&self, id: &str) {
+    async fn can_settle(&self, id: &str) {
         for (name, content) in [("small", b"hello".to_vec()), ("large", large())] {
             let stored = self.customer.object(&self.bucket, &format!("in/{id}/{name}")).await;
             assert!(stored.is_some_and(|stored| stored == content), "{id}: {name} is not there as it was");
@@ -174,7 +174,7 @@ async fn transfers_pass_with_what_is_printed_and_nothing_more() {
     let all = ["minimal", "whole", "from-here"];
     assert_eq!(world.deliver(&all).await, ends(&all.map(|id| (id, "delivered"))));
     for id in all {
-        world.holds(id).await;
+        world.can_settle(id).await;
         // Even without our session policy, the role reaches nothing else.
         let s3 = world.session(&world.customer.role_arn(id), None).await;
         assert!(writes(&s3, &world.bucket, "in/other").await, "{id}");
@@ -254,7 +254,7 @@ async fn the_session_policy_keeps_a_mighty_role_below_the_prefix() {
     let role = world.customer.role_arn("acme");
     let mighty = world.session(&role, None).await;
     assert!(writes(&mighty, &other, "in/a").await && writes(&mighty, &world.bucket, "out/a").await);
-    let kept = world.session(&role, Some(consign::policy::session_policy(destination))).await;
+    let kept = world.session(&role, Some(consign::domain::policy::session_policy(destination))).await;
     assert!(writes(&kept, &world.bucket, "in/a").await);
     assert!(!writes(&kept, &world.bucket, "out/a").await, "outside the prefix");
     assert!(!writes(&kept, &other, "in/a").await, "in another bucket");
@@ -272,12 +272,12 @@ async fn the_fence_in_the_buckets_policy_keeps_out_the_role_alone() {
     world.made("neighbour", &[], &[]).await;
     let loaded = consign::config::load_str(&world.site.toml()).unwrap().config;
     let destination = loaded.destinations.values().next().unwrap();
-    let role = consign::policy::Principal::parse(&world.customer.role_arn("acme")).unwrap();
+    let role = consign::domain::policy::Principal::parse(&world.customer.role_arn("acme")).unwrap();
     let s3 = world.session(role.as_str(), None).await;
     let neighbour = world.session(&world.customer.role_arn("neighbour"), None).await;
     for (address, allowed) in [(HERE, true), (ELSEWHERE, false)] {
-        let fence = consign::policy::bucket_policy_fence(destination, &role, &[address.to_owned()]);
-        world.customer.set_bucket_policy(&world.bucket, &consign::policy::document(&[fence])).await;
+        let fence = consign::domain::policy::bucket_policy_fence(destination, &role, &[address.to_owned()]);
+        world.customer.set_bucket_policy(&world.bucket, &consign::domain::policy::document(&[fence])).await;
         assert_eq!(writes(&s3, &world.bucket, "in/a").await, allowed, "{address}");
         assert!(writes(&neighbour, &world.bucket, "in/b").await, "{address}: somebody else is shut out");
     }

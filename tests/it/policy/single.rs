@@ -2,9 +2,9 @@
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Tag, Tagging};
-use consign::destination::raw::{RawAuth, RawDestination, RawMethod};
-use consign::destination::{Destination, DestinationId};
-use consign::policy::{Permission, TEST_OBJECT, document};
+use consign::domain::destination::raw::{RawAuth, RawDestination, RawMethod};
+use consign::domain::destination::{Destination, DestinationId};
+use consign::domain::policy::{Permission, TEST_OBJECT, document};
 
 use crate::testbed::ministack::{Account, Ministack, REGION};
 use crate::testbed::moto::{Key, s3_client};

@@ -1,15 +1,15 @@
 //! Control messages on RabbitMQ: a stream that is read over reconnections, and done without where it is missing.
 
-use consign::queue::Announced;
+use consign::queue::ControlEvent;
 
 use super::*;
 
 impl Rabbit {
     /// The next control message, leaving out those that were `seen`.
-    async fn control(queue: &dyn Queue, seen: &[&'static str]) -> Announced {
+    async fn control(queue: &dyn Queue, seen: &[&'static str]) -> ControlEvent {
         loop {
             let next = tokio::time::timeout(LIMIT, queue.next_control()).await.expect("nothing came").expect("closed");
-            if !matches!(&next, Announced::Message(body) if seen.iter().any(|seen| body == seen)) {
+            if !matches!(&next, ControlEvent::Message(body) if seen.iter().any(|seen| body == seen)) {
                 return next;
             }
         }
@@ -25,16 +25,16 @@ async fn a_reconnection_loses_no_control_message() {
     let rabbit = Rabbit::new("again").await;
     let other = rabbit.open().await;
     let Doomed { queue, cut, mend } = rabbit.doomed().await;
-    other.announce(message("a")).await.unwrap();
-    assert_eq!(Rabbit::control(&*queue, &["a"]).await, Announced::UpToDate);
-    other.announce(message("b")).await.unwrap();
-    assert_eq!(Rabbit::control(&*queue, &["a"]).await, Announced::Message(message("b")));
+    other.publish_control(message("a")).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &["a"]).await, ControlEvent::CaughtUp);
+    other.publish_control(message("b")).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &["a"]).await, ControlEvent::Message(message("b")));
     cut();
-    other.announce(message("c")).await.unwrap();
-    other.announce(message("d")).await.unwrap();
+    other.publish_control(message("c")).await.unwrap();
+    other.publish_control(message("d")).await.unwrap();
     mend();
-    assert_eq!(Rabbit::control(&*queue, &["a", "b"]).await, Announced::Message(message("c")));
-    assert_eq!(Rabbit::control(&*queue, &["a", "b", "c"]).await, Announced::Message(message("d")));
+    assert_eq!(Rabbit::control(&*queue, &["a", "b"]).await, ControlEvent::Message(message("c")));
+    assert_eq!(Rabbit::control(&*queue, &["a", "b", "c"]).await, ControlEvent::Message(message("d")));
     queue.close().await;
     other.close().await;
 }
@@ -44,18 +44,18 @@ async fn without_the_stream_a_worker_is_up_to_date_and_reads_it_once_it_is_there
     let rabbit = Rabbit::new("missing-stream").await;
     rabbit.delete("control").await;
     let queue = rabbit.start();
-    queue.connected(LIMIT).await.unwrap();
-    assert_eq!(Rabbit::control(&*queue, &[]).await, Announced::UpToDate);
-    let refused = queue.announce(message("a")).await.unwrap_err().to_string();
+    queue.wait_connected(LIMIT).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &[]).await, ControlEvent::CaughtUp);
+    let refused = queue.publish_control(message("a")).await.unwrap_err().to_string();
     assert!(refused.contains(&rabbit.name("control")) && refused.contains("consign topology apply"), "{refused}");
     assert!(queue.ready().is_ok());
     apply_topology(&rabbit.config, "test").await.unwrap();
-    queue.announce(message("b")).await.unwrap();
-    assert_eq!(Rabbit::control(&*queue, &[]).await, Announced::Message(message("b")));
+    queue.publish_control(message("b")).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &[]).await, ControlEvent::Message(message("b")));
     // Another stream by the same name has offsets of its own.
     rabbit.delete("control").await;
     apply_topology(&rabbit.config, "test").await.unwrap();
-    queue.announce(message("c")).await.unwrap();
-    assert_eq!(Rabbit::control(&*queue, &["b"]).await, Announced::Message(message("c")));
+    queue.publish_control(message("c")).await.unwrap();
+    assert_eq!(Rabbit::control(&*queue, &["b"]).await, ControlEvent::Message(message("c")));
     queue.close().await;
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use consign::queue::amqp::{DeadLetters, depths};
+use consign::queue::rabbitmq::{DeadLetters, depths};
 use consign::queue::{self, QueueError};
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions};

@@ -43,14 +43,14 @@ impl Rabbit {
         self
     }
 
-    async fn worker(&self, id: &str) -> Arc<Amqp> {
+    async fn worker(&self, id: &str) -> Arc<RabbitMqQueue> {
         let queue = self.start_named(id, &self.config);
-        queue.connected(LIMIT).await.unwrap();
+        queue.wait_connected(LIMIT).await.unwrap();
         queue
     }
 
     /// Publishes a job and leases it.
-    async fn leased(&self, queue: &Arc<Amqp>, key: &str) -> (Delivery, Arc<Steps>) {
+    async fn leased(&self, queue: &Arc<RabbitMqQueue>, key: &str) -> (Delivery, Arc<Steps>) {
         queue.publish(job("job.scheduled.acme")).await.unwrap();
         let got = next(queue, Lane::Scheduled).await;
         let steps = Steps::at("1");
@@ -212,12 +212,13 @@ async fn whoever_takes_over_raises_the_epoch_and_the_old_one_hears_at_once() {
     new.lease(&taken, "run-1", theirs.clone()).await.unwrap();
     steps.is_lost().await;
     assert!(begun.elapsed() < LEASE_TTL, "it heard by an expired lease after {:?}", begun.elapsed());
-    let late = old.settle(got, Settlement::Retry { rung: Step::S5, headers: [].into() }, vec![event(None)]).await;
+    let late =
+        old.settle(got, Settlement::Retry { delay: RetryDelay::S5, headers: [].into() }, vec![event(None)]).await;
     assert!(matches!(late, Err(QueueError::Lost)), "{late:?}");
     assert_eq!(rabbit.outcome().await.0, "transfer.delivered.acme", "events carry stable ids and go out");
     let mut given = taken;
     given.body = body("3");
-    new.settle(given, Settlement::HandOver { headers: [].into() }, vec![]).await.unwrap();
+    new.settle(given, Settlement::HandOff { headers: [].into() }, vec![]).await.unwrap();
     old.resume().await;
     let third = tokio::select! { got = old.next(Lane::Continued) => got, got = new.next(Lane::Continued) => got };
     let third = third.unwrap();
@@ -238,7 +239,7 @@ async fn work_that_takes_over_from_its_own_process_is_told_of_the_other_lease_at
     let (taken, ours) = rabbit.leased(&queue, "run").await;
     assert_eq!((theirs.lost(), ours.lost()), (1, 0));
     assert_eq!(ours.outdated(), [body("2")], "the message comes back when there may be no work to be told");
-    assert!(matches!(queue.settle(former, Settlement::Return, vec![]).await, Err(QueueError::Lost)));
+    assert!(matches!(queue.settle(former, Settlement::Requeue, vec![]).await, Err(QueueError::Lost)));
     queue.settle(taken, Settlement::Ack, vec![]).await.unwrap();
     queue.close().await;
 }
@@ -276,7 +277,7 @@ async fn a_lease_left_behind_by_a_drain_ends_with_the_one_who_has_the_job() {
     queue.lease(&got, "run-1", Steps::at("1")).await.unwrap();
     queue.pause().await;
     let new = rabbit.worker("new").await;
-    queue.settle(got, Settlement::HandOver { headers: [].into() }, vec![]).await.unwrap();
+    queue.settle(got, Settlement::HandOff { headers: [].into() }, vec![]).await.unwrap();
     let taken = next(&new, Lane::Continued).await;
     // It could not even say goodbye: its last lease is still on its way.
     cut();
@@ -301,8 +302,8 @@ async fn a_worker_that_closes_leaves_no_ghosts_of_what_it_settled() {
     let process = texts(&lease.delivery.properties)["consign-lease-owner"].clone();
     lease.delivery.acker.nack(lapin::options::BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
     queue.settle(delivered, Settlement::Ack, vec![]).await.unwrap();
-    queue.settle(drained, Settlement::HandOver { headers: [].into() }, vec![]).await.unwrap();
-    queue.settle(retried, Settlement::Retry { rung: Step::S5, headers: [].into() }, vec![]).await.unwrap();
+    queue.settle(drained, Settlement::HandOff { headers: [].into() }, vec![]).await.unwrap();
+    queue.settle(retried, Settlement::Retry { delay: RetryDelay::S5, headers: [].into() }, vec![]).await.unwrap();
     queue.close().await;
     assert_eq!(rabbit.consumers(&rabbit.name(&format!("owner.{process}"))).await, None, "its queue goes with it");
     other.resume().await;
@@ -332,7 +333,7 @@ async fn a_lease_outlives_its_session_and_is_settled_in_another() {
     let asked = steps.asked();
     nothing_comes(&*other, 2 * (LEASE_TTL + OWNER_TTL)).await;
     assert!(steps.asked() >= asked + 2, "renewed {} times", steps.asked() - asked);
-    let retry = Settlement::Retry { rung: Step::S5, headers: [].into() };
+    let retry = Settlement::Retry { delay: RetryDelay::S5, headers: [].into() };
     queue.settle(got, retry, vec![event(None)]).await.unwrap();
     assert_eq!(rabbit.outcome().await.0, "transfer.delivered.acme");
     let again =
@@ -359,7 +360,7 @@ async fn a_lease_that_comes_out_while_its_owner_is_away_finds_it_again() {
     waiting.delivery.acker.nack(lapin::options::BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
     let asked = steps.asked();
     mend();
-    queue.connected(LIMIT).await.unwrap();
+    queue.wait_connected(LIMIT).await.unwrap();
     nothing_comes(&*queue, 2 * (LEASE_TTL + OWNER_TTL)).await;
     assert!(steps.asked() >= asked + 2, "renewed {} times", steps.asked() - asked);
     queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
@@ -396,7 +397,7 @@ async fn a_leased_job_that_can_not_be_settled_comes_to_others() {
     let rabbit = Rabbit::leasing("unsettled").await;
     let queue = rabbit.worker("worker").await;
     let (got, steps) = rabbit.leased(&queue, "run-1").await;
-    let retry = Settlement::Retry { rung: Step::S5, headers: [("x".repeat(256), String::new())].into() };
+    let retry = Settlement::Retry { delay: RetryDelay::S5, headers: [("x".repeat(256), String::new())].into() };
     let refused = queue.settle(got, retry, vec![event(None)]).await;
     assert!(matches!(refused, Err(QueueError::Refused(_))), "{refused:?}");
     let again = next(&queue, Lane::Continued).await;
@@ -412,12 +413,13 @@ async fn a_leased_job_that_can_not_be_settled_comes_to_others() {
 async fn what_a_lease_acknowledges_is_counted() {
     let rabbit = Rabbit::leasing("counted").await;
     let metrics = Arc::new(Metrics::new(10));
-    let queue = Amqp::start(&rabbit.config, "worker", vec![(Lane::Scheduled, 5)], Arc::clone(&metrics)).unwrap();
+    let queue =
+        RabbitMqQueue::start(&rabbit.config, "worker", vec![(Lane::Scheduled, 5)], Arc::clone(&metrics)).unwrap();
     let (got, _) = rabbit.leased(&queue, "run-1").await;
     queue.lease(&got, "run-1", Steps::at("2")).await.unwrap();
     queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
     let (got, _) = rabbit.leased(&queue, "run-2").await;
-    queue.settle(got, Settlement::HandOver { headers: [].into() }, vec![]).await.unwrap();
+    queue.settle(got, Settlement::HandOff { headers: [].into() }, vec![]).await.unwrap();
     queue.close().await;
     let (_, text) = metrics.render();
     for line in
@@ -440,7 +442,7 @@ async fn a_broker_that_is_killed_and_comes_back_keeps_the_leases() {
     let (left, _) = rabbit.leased(&queue, "run-2").await;
     queue.settle(left, Settlement::Ack, vec![]).await.unwrap();
     killed_and_back(&node);
-    queue.connected(LIMIT).await.unwrap();
+    queue.wait_connected(LIMIT).await.unwrap();
     let asked = steps.asked();
     nothing_comes(&*queue, 3 * (LEASE_TTL + OWNER_TTL)).await;
     assert!(steps.asked() >= asked + 2, "renewed {} times", steps.asked() - asked);
@@ -457,7 +459,7 @@ async fn an_owners_queue_that_comes_back_sick_is_left_for_another() {
     tokio::time::sleep(WRITTEN_DOWN).await;
     let queue = rabbit.worker("worker").await;
     killed_and_back(&node);
-    queue.connected(LIMIT).await.unwrap();
+    queue.wait_connected(LIMIT).await.unwrap();
     let (got, steps) = rabbit.leased(&queue, "run-1").await;
     nothing_comes(&*queue, 3 * LEASE_TTL).await;
     assert!(steps.asked() >= 3, "renewed {} times", steps.asked());

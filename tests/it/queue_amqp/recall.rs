@@ -1,8 +1,8 @@
 //! Calling back on RabbitMQ: the suite of all queues, and what a queue that gives out from its head alone makes hard.
 
-use consign::destination::DestinationId;
-use consign::queue::Recalled;
-use consign::queue::amqp::depths;
+use consign::domain::destination::DestinationId;
+use consign::queue::Released;
+use consign::queue::rabbitmq::depths;
 
 use super::*;
 use crate::testbed::until;
@@ -19,16 +19,16 @@ fn destination(number: usize) -> &'static str {
     if number % 100 == 99 { "acme" } else { "beta" }
 }
 
-async fn recall(queue: &Arc<Amqp>) -> Recalled {
-    queue.recall([DestinationId::parse("acme").unwrap()].into()).await.unwrap()
+async fn release_delayed(queue: &Arc<RabbitMqQueue>) -> Released {
+    queue.release_delayed([DestinationId::parse("acme").unwrap()].into()).await.unwrap()
 }
 
 impl Rabbit {
-    /// Puts them straight onto a rung.
-    async fn park(&self, rung: &'static str) {
+    /// Puts them straight onto a delay.
+    async fn park(&self, delay: &'static str) {
         for number in 0..COUNT {
             let mut headers = FieldTable::default();
-            headers.insert("consign-wait".into(), AMQPValue::LongString(rung.into()));
+            headers.insert("consign-wait".into(), AMQPValue::LongString(delay.into()));
             headers.insert("x-deferred-since".into(), AMQPValue::LongString("2026-11-22T10:00:00Z".into()));
             let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
             let (exchange, key) = (self.name("wait"), format!("job.scheduled.{}", destination(number)));
@@ -66,8 +66,9 @@ async fn thousands_that_wait_for_others_go_back_in_their_order_and_come_at_their
     let begun = tokio::time::Instant::now();
     rabbit.park("30s").await;
     // Two at once, which only publish otherwise.
-    let queues = [(); 2].map(|()| Amqp::start(&rabbit.config, "worker", vec![], Arc::new(Metrics::new(10))).unwrap());
-    let (one, two) = tokio::join!(recall(&queues[0]), recall(&queues[1]));
+    let queues =
+        [(); 2].map(|()| RabbitMqQueue::start(&rabbit.config, "worker", vec![], Arc::new(Metrics::new(10))).unwrap());
+    let (one, two) = tokio::join!(release_delayed(&queues[0]), release_delayed(&queues[1]));
     assert_eq!((one.count + two.count, one.partly, two.partly), (COUNT as u64 / 100, false, false));
     let arrived = rabbit.arrived(COUNT / 100).await;
     assert!(arrived.iter().all(|(number, expired)| destination(*number) == "acme" && !expired), "{arrived:?}");
@@ -87,12 +88,13 @@ async fn a_recall_that_is_broken_off_leaves_everything_and_one_that_must_hold_to
     let rabbit = Rabbit::new("broken").await;
     rabbit.park("12h").await;
     let timing = Timing { recall_holds: 8, ..Timing::default() };
-    let queue = Amqp::start_with(timing, &rabbit.config, "worker", vec![], Arc::new(Metrics::new(10))).unwrap();
-    queue.connected(LIMIT).await.unwrap();
+    let queue =
+        RabbitMqQueue::start_with(timing, &rabbit.config, "worker", vec![], Arc::new(Metrics::new(10))).unwrap();
+    queue.wait_connected(LIMIT).await.unwrap();
     for limit in [30, 60, 120] {
-        let _ = tokio::time::timeout(Duration::from_millis(limit), recall(&queue)).await;
+        let _ = tokio::time::timeout(Duration::from_millis(limit), release_delayed(&queue)).await;
     }
-    let recalled = recall(&queue).await;
+    let recalled = release_delayed(&queue).await;
     assert!(recalled.partly, "2,000 others can be held");
     until("those among them are in their lane", LIMIT, async || {
         let depths = depths(&rabbit.config, "test").await.unwrap();
@@ -102,8 +104,8 @@ async fn a_recall_that_is_broken_off_leaves_everything_and_one_that_must_hold_to
         (lane >= 20 && lane + waiting >= COUNT as u64).then_some(())
     })
     .await;
-    let whole = Amqp::start(&rabbit.config, "worker", vec![], Arc::new(Metrics::new(10))).unwrap();
-    assert!(!recall(&whole).await.partly);
+    let whole = RabbitMqQueue::start(&rabbit.config, "worker", vec![], Arc::new(Metrics::new(10))).unwrap();
+    assert!(!release_delayed(&whole).await.partly);
     rabbit.waiting(COUNT - COUNT / 100).await;
     let mut numbers = BTreeMap::new();
     while let Some(got) =

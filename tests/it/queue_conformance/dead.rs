@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use consign::lane::Lane;
-use consign::outcome::Step;
+use consign::domain::lane::Lane;
+use consign::domain::outcome::RetryDelay;
 use consign::queue::{DeadLetter, DeadLetters, Properties, Publication, Queue, QueueError, Settlement, depths};
 
 use super::{Fixture, headers, job, next};
@@ -33,7 +33,7 @@ async fn bury(queue: &dyn Queue, names: &[&str]) {
             ("x-first-failure-at", "2026-01-01T00:00:00Z"),
             ("x-last-failure-at", "2026-01-02T00:00:00Z"),
         ]);
-        queue.settle(got, Settlement::Dead { headers: dead }, vec![]).await.unwrap();
+        queue.settle(got, Settlement::DeadLetter { headers: dead }, vec![]).await.unwrap();
     }
 }
 
@@ -118,7 +118,7 @@ async fn a_requeued_job_begins_a_new_run(fixture: &impl Fixture) {
     assert_eq!(got.delivery_count, 0);
     // It fails again, and the next run is another one.
     let why = headers(&[("x-error-reason", "exhausted")]);
-    queue.settle(got, Settlement::Dead { headers: why }, vec![]).await.unwrap();
+    queue.settle(got, Settlement::DeadLetter { headers: why }, vec![]).await.unwrap();
     let mut letters = open(fixture).await;
     assert_eq!(find(&mut letters, "b").await.run(), 1);
     letters.requeue().await.unwrap();
@@ -162,7 +162,7 @@ async fn a_pass_does_not_meet_what_comes_later(fixture: &impl Fixture) {
         seen += 1;
         // The job fails at once.
         let got = next(&*queue, Lane::Backfill).await;
-        queue.settle(got, Settlement::Dead { headers: BTreeMap::new() }, vec![]).await.unwrap();
+        queue.settle(got, Settlement::DeadLetter { headers: BTreeMap::new() }, vec![]).await.unwrap();
         assert!(seen <= 2, "it goes round in circles");
     }
     letters.close().await;
@@ -202,19 +202,19 @@ async fn everything_that_waits_is_counted(fixture: &impl Fixture) {
     bury(&*queue, &["a", "b"]).await;
     queue.publish(job("waits")).await.unwrap();
     let got = next(&*queue, Lane::Scheduled).await;
-    let rung = Settlement::Defer { rung: Step::H2, headers: BTreeMap::new() };
-    queue.settle(got, rung, vec![]).await.unwrap();
+    let delay = Settlement::Defer { delay: RetryDelay::H2, headers: BTreeMap::new() };
+    queue.settle(got, delay, vec![]).await.unwrap();
     queue.close().await;
     let config = fixture.config();
     let counted = depths(&config, "test").await.unwrap();
     assert!(counted.lanes.iter().all(|(_, count)| *count == 0), "{counted:?}");
-    assert_eq!(counted.waiting.iter().find(|(_, count)| *count > 0), Some(&(Step::H2, 1)));
-    assert_eq!((counted.waiting.len(), counted.dead), (Step::ALL.len(), 2));
+    assert_eq!(counted.waiting.iter().find(|(_, count)| *count > 0), Some(&(RetryDelay::H2, 1)));
+    assert_eq!((counted.waiting.len(), counted.dead), (RetryDelay::ALL.len(), 2));
     // Nobody consumes any more.
     let publisher =
         consign::queue::start(&config, "test", vec![], std::sync::Arc::new(consign::metrics::Metrics::new(1)));
     let publisher = publisher.unwrap();
-    publisher.connected(Duration::from_secs(60)).await.unwrap();
+    publisher.wait_connected(Duration::from_secs(60)).await.unwrap();
     for name in ["x", "y", "z"] {
         publisher.publish(published(name)).await.unwrap();
     }

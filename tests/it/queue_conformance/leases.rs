@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use consign::queue::{LeaseMessage, Work};
+use consign::queue::{LeaseHolder, LeaseMessage};
 
 use super::*;
 
@@ -52,7 +52,7 @@ impl Steps {
     }
 }
 
-impl Work for Steps {
+impl LeaseHolder for Steps {
     fn message(&self) -> LeaseMessage {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let headers = headers(&[("at-step", &self.step.lock().unwrap())]);
@@ -131,7 +131,7 @@ pub async fn a_lease_that_nobody_keeps_comes_to_another_with_the_newest_message(
     other.lease(&taken, "run-2", theirs.clone()).await.unwrap();
     mend();
     steps.is_lost().await;
-    let retry = Settlement::Retry { rung: Step::S5, headers: BTreeMap::new() };
+    let retry = Settlement::Retry { delay: RetryDelay::S5, headers: BTreeMap::new() };
     assert!(matches!(queue.settle(got, retry, vec![]).await, Err(QueueError::Lost)));
     nothing_comes(&*queue, fixture.lease_time() + Duration::from_secs(6)).await;
     assert_eq!((steps.lost(), theirs.lost()), (1, 0));
@@ -174,7 +174,7 @@ pub async fn work_that_is_handed_over_comes_to_another_at_once(fixture: &impl Fi
         got.properties.content_type = Some(LEASE.to_owned());
         let set = headers(&[("x-attempt", "2")]);
         let begun = tokio::time::Instant::now();
-        holder.settle(got, Settlement::HandOver { headers: set }, vec![]).await.unwrap();
+        holder.settle(got, Settlement::HandOff { headers: set }, vec![]).await.unwrap();
         let taken = next(&**taker, Lane::Continued).await;
         assert!(begun.elapsed() < Duration::from_secs(2), "it took {:?}", begun.elapsed());
         assert_eq!((&taken.body, taken.properties.content_type.as_deref()), (&body("half"), Some(LEASE)));
@@ -201,12 +201,12 @@ pub async fn a_leased_job_that_is_returned_comes_to_another(fixture: &impl Fixtu
     queue.lease(&got, "run-5", Steps::at("1")).await.unwrap();
     got.body = body("2");
     got.properties.content_type = Some(LEASE.to_owned());
-    queue.settle(got, Settlement::Return, vec![]).await.unwrap();
+    queue.settle(got, Settlement::Requeue, vec![]).await.unwrap();
     let again = next(&*queue, Lane::Continued).await;
     assert_eq!((&again.body, again.properties.content_type.as_deref()), (&body("2"), Some(LEASE)));
     assert_eq!(again.routing_key, "job.scheduled.acme");
     // Without a lease of its own, it is returned as any other.
-    queue.settle(again, Settlement::Return, vec![]).await.unwrap();
+    queue.settle(again, Settlement::Requeue, vec![]).await.unwrap();
     let again = next(&*queue, Lane::Continued).await;
     assert_eq!((&again.body, again.redelivered, again.delivery_count), (&body("2"), true, 1));
     queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
@@ -223,7 +223,7 @@ pub async fn copies_of_leased_jobs_carry_what_the_delivery_carries(fixture: &imp
     queue.lease(&got, "run-6", Steps::at("1")).await.unwrap();
     got.body = body("2");
     got.properties.content_type = Some(LEASE.to_owned());
-    let retry = Settlement::Retry { rung: Step::S5, headers: headers(&[("x-attempt", "2")]) };
+    let retry = Settlement::Retry { delay: RetryDelay::S5, headers: headers(&[("x-attempt", "2")]) };
     queue.settle(got, retry, vec![]).await.unwrap();
     let mut got = next(&*queue, Lane::Backfill).await;
     assert_eq!((&got.body, got.properties.content_type.as_deref()), (&body("2"), Some(LEASE)));
@@ -231,7 +231,10 @@ pub async fn copies_of_leased_jobs_carry_what_the_delivery_carries(fixture: &imp
     queue.lease(&got, "run-6", Steps::at("3")).await.unwrap();
     got.body = sent.body.clone();
     got.properties.content_type = sent.properties.content_type.clone();
-    queue.settle(got, Settlement::Dead { headers: headers(&[("x-error-reason", "exhausted")]) }, vec![]).await.unwrap();
+    queue
+        .settle(got, Settlement::DeadLetter { headers: headers(&[("x-error-reason", "exhausted")]) }, vec![])
+        .await
+        .unwrap();
     let letter = fixture.dead_letter().await;
     assert_eq!((letter.body, letter.content_type.as_deref()), (sent.body.to_vec(), Some("application/json")));
     assert_eq!(letter.headers.get("x-original-routing-key").map(String::as_str), Some("job.backfill.acme"));

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use consign::destination::DestinationId;
-use consign::lane::Lane;
-use consign::outcome::Step;
-use consign::queue::{DEFERRED_SINCE, Delivery, Properties, Publication, Queue, Recalled, Settlement};
+use consign::domain::destination::DestinationId;
+use consign::domain::lane::Lane;
+use consign::domain::outcome::RetryDelay;
+use consign::queue::{DEFERRED_SINCE, Delivery, Properties, Publication, Queue, Released, Settlement};
 use tokio::time::Instant;
 
 use super::{Fixture, headers, next};
@@ -18,13 +18,13 @@ const SINCE: &str = "2026-11-22T10:00:00Z";
 
 pub async fn suite(fixture: &impl Fixture) {
     let queue = fixture.open().await;
-    park(&queue, Step::M10, 0..COUNT / 2).await;
+    park(&queue, RetryDelay::M10, 0..COUNT / 2).await;
     let parked = Instant::now();
-    park(&queue, Step::S30, COUNT / 2..COUNT).await;
-    assert_eq!(recall(&queue, &["nobody"]).await, Recalled::default(), "nothing waits for it");
+    park(&queue, RetryDelay::S30, COUNT / 2..COUNT).await;
+    assert_eq!(release_delayed(&queue, &["nobody"]).await, Released::default(), "nothing waits for it");
 
-    let recalled = recall(&queue, &["acme", "nobody"]).await;
-    assert_eq!(recalled, Recalled { count: COUNT as u64 / 2, partly: false });
+    let recalled = release_delayed(&queue, &["acme", "nobody"]).await;
+    assert_eq!(recalled, Released { count: COUNT as u64 / 2, partly: false });
     let mut seen = BTreeSet::new();
     for lane in [Lane::Scheduled, Lane::Backfill] {
         for _ in (0..COUNT).filter(|n| of(*n).0 == "acme" && of(*n).1 == lane) {
@@ -34,7 +34,7 @@ pub async fn suite(fixture: &impl Fixture) {
             queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
         }
     }
-    assert_eq!(recall(&queue, &["acme"]).await, Recalled::default(), "they are called back once");
+    assert_eq!(release_delayed(&queue, &["acme"]).await, Released::default(), "they are called back once");
 
     let others = (COUNT / 2..COUNT).filter(|n| of(*n).0 == "beta");
     let (mut seen, expected) = (BTreeSet::new(), others.collect::<BTreeSet<_>>());
@@ -45,15 +45,15 @@ pub async fn suite(fixture: &impl Fixture) {
         queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
     }
     assert_eq!(seen, expected, "those that wait for longer still do");
-    assert_eq!(recall(&queue, &["beta"]).await.count, COUNT as u64 / 4, "they are still there");
+    assert_eq!(release_delayed(&queue, &["beta"]).await.count, COUNT as u64 / 4, "they are still there");
     for waits_no_more in ["", "absent"] {
         queue.publish(sent(0)).await.unwrap();
         let got = next(&*queue, Lane::Scheduled).await;
         let set =
             [(DEFERRED_SINCE, waits_no_more)].into_iter().filter(|(_, since)| since.is_empty()).collect::<Vec<_>>();
-        queue.settle(got, Settlement::Retry { rung: Step::M10, headers: headers(&set) }, vec![]).await.unwrap();
+        queue.settle(got, Settlement::Retry { delay: RetryDelay::M10, headers: headers(&set) }, vec![]).await.unwrap();
     }
-    assert_eq!(recall(&queue, &["acme"]).await, Recalled::default(), "a retry waits for something else");
+    assert_eq!(release_delayed(&queue, &["acme"]).await, Released::default(), "a retry waits for something else");
     queue.close().await;
 }
 
@@ -86,15 +86,15 @@ fn sent(number: usize) -> Publication {
 fn untouched(got: &Delivery) -> usize {
     let number: usize = got.properties.message_id.as_ref().unwrap().parse().unwrap();
     let Publication { routing_key, body, mut properties } = sent(number);
-    let rung = if number < COUNT / 2 { "10m" } else { "30s" };
-    properties.headers.extend(headers(&[("consign-wait", rung), ("x-attempt", "2"), (DEFERRED_SINCE, SINCE)]));
+    let delay = if number < COUNT / 2 { "10m" } else { "30s" };
+    properties.headers.extend(headers(&[("consign-wait", delay), ("x-attempt", "2"), (DEFERRED_SINCE, SINCE)]));
     assert_eq!((&got.routing_key, &got.body, &got.properties), (&routing_key, &body, &properties));
     assert!(!got.redelivered && got.delivery_count == 0, "it looks as if it ended workers: {got:?}");
     number
 }
 
 /// Publishes them, takes them, and lets them wait.
-async fn park(queue: &Arc<dyn Queue>, rung: Step, numbers: std::ops::Range<usize>) {
+async fn park(queue: &Arc<dyn Queue>, delay: RetryDelay, numbers: std::ops::Range<usize>) {
     let mut tasks = Vec::new();
     for number in numbers.clone() {
         let queue = Arc::clone(queue);
@@ -104,7 +104,7 @@ async fn park(queue: &Arc<dyn Queue>, rung: Step, numbers: std::ops::Range<usize
         for _ in numbers.clone().filter(|number| of(*number).1 == lane) {
             let (got, queue) = (next(&**queue, lane).await, Arc::clone(queue));
             let settlement =
-                Settlement::Defer { rung, headers: headers(&[("x-attempt", "2"), (DEFERRED_SINCE, SINCE)]) };
+                Settlement::Defer { delay, headers: headers(&[("x-attempt", "2"), (DEFERRED_SINCE, SINCE)]) };
             tasks.push(tokio::spawn(async move { queue.settle(got, settlement, vec![]).await.unwrap() }));
         }
     }
@@ -113,7 +113,7 @@ async fn park(queue: &Arc<dyn Queue>, rung: Step, numbers: std::ops::Range<usize
     }
 }
 
-async fn recall(queue: &Arc<dyn Queue>, destinations: &[&str]) -> Recalled {
+async fn release_delayed(queue: &Arc<dyn Queue>, destinations: &[&str]) -> Released {
     let destinations = destinations.iter().map(|id| DestinationId::parse(id).unwrap()).collect();
-    queue.recall(destinations).await.unwrap()
+    queue.release_delayed(destinations).await.unwrap()
 }

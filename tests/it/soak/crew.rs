@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::record::{Ended, Life, Record, Sample};
+use super::record::{Life, Record, Sample, TransferResult};
 use super::stage::Stage;
 use crate::testbed::free_port;
 use crate::testbed::proxy::{Proxy, address_of};
@@ -86,7 +86,7 @@ impl Crew {
         let old = held.take().unwrap();
         old.worker.kill();
         ended(&old.worker).await;
-        end(record, &old, Ended::Killed);
+        end(record, &old, TransferResult::Killed);
         *held = Some(self.engage(stage, record, seat).await);
     }
 
@@ -100,12 +100,12 @@ impl Crew {
         record.note(|notes| notes.drains.push(begun.elapsed()));
         match status.map(|status| status.code()) {
             // 1: cut short, as when the broker is away; what was left comes again.
-            Some(Some(code @ 0..=1)) => end(record, &old, Ended::Drained(code)),
+            Some(Some(code @ 0..=1)) => end(record, &old, TransferResult::Drained(code)),
             other => {
                 record.problem(format!("after SIGTERM a worker ended with {other:?} in {:?}", begun.elapsed()));
                 old.worker.kill();
                 ended(&old.worker).await;
-                end(record, &old, Ended::Killed);
+                end(record, &old, TransferResult::Killed);
             }
         }
         *held = Some(self.engage(stage, record, seat).await);
@@ -138,7 +138,7 @@ impl Crew {
                 let log = sitting.worker.log();
                 let tail: Vec<_> = log.lines().rev().take(5).collect();
                 record.problem(format!("a worker ended by itself with {status}: {tail:#?}"));
-                end(record, sitting, Ended::ByItself);
+                end(record, sitting, TransferResult::ByItself);
                 *held = Some(self.engage(stage, record, number).await);
             } else if let Some(sample) = sample(record, sitting.worker.id()) {
                 record.note(|notes| notes.lives[sitting.life].samples.push(sample));
@@ -159,7 +159,7 @@ async fn ended(worker: &Worker) -> Option<ExitStatus> {
     None
 }
 
-fn end(record: &Record, seat: &Seat, how: Ended) {
+fn end(record: &Record, seat: &Seat, how: TransferResult) {
     let now = record.now();
     record.note(|notes| notes.lives[seat.life].ended = Some((now, how)));
 }

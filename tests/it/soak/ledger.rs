@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::World;
-use super::record::{Ended, Life, Notes};
+use super::record::{Life, Notes, TransferResult};
 use super::verdict::{Grown, Verdict};
 
 /// Writes the ledger where the settings say, and prints the table.
@@ -98,9 +98,11 @@ fn table(world: &World, verdict: &Verdict, notes: &Notes) -> String {
     let published = world.published.lock().unwrap().len();
     row("jobs", format!("{published}: {}", counted(&ends)));
     row("faults", format!("{}: {}", notes.struck.len(), counted(&faults(notes))));
-    let ended =
-        |how: fn(Ended) -> bool| notes.lives.iter().filter(|l| l.ended.is_some_and(|(_, end)| how(end))).count();
-    let (killed, stopped) = (ended(|e| e == Ended::Killed), ended(|e| matches!(e, Ended::Drained(_))));
+    let ended = |how: fn(TransferResult) -> bool| {
+        notes.lives.iter().filter(|l| l.ended.is_some_and(|(_, end)| how(end))).count()
+    };
+    let (killed, stopped) =
+        (ended(|e| e == TransferResult::Killed), ended(|e| matches!(e, TransferResult::Drained(_))));
     row("workers", format!("{}: {killed} killed, {stopped} replaced", notes.lives.len()));
     row("lost", verdict.lost.to_string());
     row("half delivered", verdict.half_delivered.to_string());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::World;
-use super::record::{Ended, Notes};
+use super::record::{Notes, TransferResult};
 
 /// `worker.slots` of the soak: what one killed worker can have had open at most.
 const SLOTS: usize = 8;
@@ -44,13 +44,13 @@ pub fn count(world: &World) -> (BTreeMap<&'static str, usize>, Vec<String>) {
 }
 
 /// Who could not clear up after itself, by identity.
-fn ends(notes: &Notes) -> BTreeMap<String, Ended> {
+fn ends(notes: &Notes) -> BTreeMap<String, TransferResult> {
     let ended = notes.lives.iter().filter_map(|life| Some((life.identity.clone(), life.ended?.1)));
-    ended.filter(|(_, how)| *how != Ended::Drained(0)).collect()
+    ended.filter(|(_, how)| *how != TransferResult::Drained(0)).collect()
 }
 
-fn excuse(by: &str, ends: &BTreeMap<String, Ended>) -> Option<&'static str> {
+fn excuse(by: &str, ends: &BTreeMap<String, TransferResult>) -> Option<&'static str> {
     // A key of the customer's own does not tell the workers apart.
     let how = ends.get(by).or_else(|| ends.values().next().filter(|_| by.starts_with("AKIAKEYED")))?;
-    Some(if *how == Ended::Killed { "its worker was killed" } else { "the drain was cut short" })
+    Some(if *how == TransferResult::Killed { "its worker was killed" } else { "the drain was cut short" })
 }

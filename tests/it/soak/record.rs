@@ -16,7 +16,7 @@ pub struct Struck {
 
 /// How a worker's process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum TransferResult {
     Killed,
     /// After SIGTERM, with this exit code.
     Drained(i32),
@@ -39,7 +39,7 @@ pub struct Life {
     /// The access key id by which S3 knows it.
     pub identity: String,
     pub begun: Duration,
-    pub ended: Option<(Duration, Ended)>,
+    pub ended: Option<(Duration, TransferResult)>,
     pub samples: Vec<Sample>,
 }
 

@@ -16,7 +16,7 @@ const LONG: Duration = Duration::from_secs(100);
 pub enum Queue {
     Rabbitmq,
     /// A file that all workers share.
-    Embedded,
+    SqliteQueue,
 }
 
 impl FromStr for Queue {
@@ -25,7 +25,7 @@ impl FromStr for Queue {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "rabbitmq" => Ok(Self::Rabbitmq),
-            "embedded" => Ok(Self::Embedded),
+            "embedded" => Ok(Self::SqliteQueue),
             _ => Err("it is rabbitmq or embedded"),
         }
     }
@@ -63,7 +63,7 @@ impl Settings {
     }
 
     pub fn is_embedded(&self) -> bool {
-        self.queue == Queue::Embedded
+        self.queue == Queue::SqliteQueue
     }
 
     /// How long the calm may take until everything has ended.

@@ -152,7 +152,7 @@ impl Stage {
             Origin::Https => self.sources[1].in_place_of(&self.tls.put(&name, web_content(draft, contents))),
             _ => self.sources[0].in_place_of(&self.web.put(&name, web_content(draft, contents))),
         };
-        self.site.holds(url, contents.clone())
+        self.site.can_settle(url, contents.clone())
     }
 
     /// Written once: other jobs may be reading it.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use consign::metrics::Metrics;
-use consign::queue::embedded::Embedded;
+use consign::queue::sqlite::SqliteQueue;
 use consign::queue::{Properties, Publication, Queue as _};
 use rusqlite::{Connection, Row};
 
@@ -18,7 +18,7 @@ pub struct File {
     path: PathBuf,
     prefix: String,
     reader: Mutex<Option<Connection>>,
-    publisher: Mutex<Option<Arc<Embedded>>>,
+    publisher: Mutex<Option<Arc<SqliteQueue>>>,
 }
 
 impl File {
@@ -37,10 +37,10 @@ impl File {
         sent.is_ok()
     }
 
-    fn publisher(&self) -> Arc<Embedded> {
+    fn publisher(&self) -> Arc<SqliteQueue> {
         let start = || {
             let metrics = Arc::new(Metrics::new(1));
-            Embedded::start(&self.path, &self.prefix, "a test", Vec::new(), metrics).unwrap()
+            SqliteQueue::start(&self.path, &self.prefix, "a test", Vec::new(), metrics).unwrap()
         };
         self.publisher.lock().unwrap().get_or_insert_with(start).clone()
     }
@@ -65,7 +65,7 @@ impl File {
         rows.into_iter().flat_map(|(message, repeats)| std::iter::repeat_n(message, repeats as usize + 1)).collect()
     }
 
-    /// What is in the place of a queue: `jobs.<lane>`, `wait.<rung>` or `dead`. It stays there.
+    /// What is in the place of a queue: `jobs.<lane>`, `wait.<delay>` or `dead`. It stays there.
     pub fn queue(&self, name: &str) -> Vec<Message> {
         let wait = name.strip_prefix("wait.").map_or(0, millis);
         let (table, which) = match name.strip_prefix("jobs.") {
@@ -113,9 +113,9 @@ fn message(routing_key: String, id: Option<String>, body: Vec<u8>) -> Message {
     Message { routing_key, id, content_type, kind, correlation_id, headers, body }
 }
 
-/// The length of a rung in milliseconds, by its name.
-fn millis(rung: &str) -> u64 {
-    let (number, unit) = rung.split_at(rung.len() - 1);
+/// The length of a delay in milliseconds, by its name.
+fn millis(delay: &str) -> u64 {
+    let (number, unit) = delay.split_at(delay.len() - 1);
     let unit = match unit {
         "s" => 1,
         "m" => 60,

@@ -143,7 +143,7 @@ impl Site {
     }
 
     /// Tells the checker what a source holds, and gives its URL back.
-    pub fn holds(&self, url: String, bytes: impl Into<Bytes>) -> String {
+    pub fn can_settle(&self, url: String, bytes: impl Into<Bytes>) -> String {
         self.sources.lock().unwrap().insert(url.clone(), bytes.into());
         url
     }
@@ -162,7 +162,7 @@ impl Site {
     pub fn file(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.files().join(name);
         std::fs::write(&path, bytes).unwrap();
-        self.holds(format!("file://{}", path.display()), bytes.to_vec())
+        self.can_settle(format!("file://{}", path.display()), bytes.to_vec())
     }
 
     /// The configuration as TOML.

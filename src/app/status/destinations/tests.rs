@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::{AwsConfig, SessionConfig};
-use crate::destination::Region;
-use crate::destination::raw::{RawAuth, RawDestination};
+use crate::domain::destination::Region;
+use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::metrics::Metrics;
 use crate::session::Identity;
 

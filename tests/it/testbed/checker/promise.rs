@@ -75,8 +75,8 @@ impl Checker<'_> {
         for queue in ["jobs.scheduled", "jobs.backfill", "jobs.continued"] {
             left.extend(broker.take(queue).await.into_iter().map(|message| (queue.to_owned(), message)));
         }
-        for rung in RUNGS {
-            broker.take(&format!("wait.{rung}")).await;
+        for delay in RUNGS {
+            broker.take(&format!("wait.{delay}")).await;
         }
         broker.take("dead").await;
         let (dead, waiting): (Vec<_>, Vec<_>) = broker.all_taken().into_iter().partition(|(queue, _)| queue == "dead");

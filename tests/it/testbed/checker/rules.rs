@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use consign::job::lease::Lease;
+use consign::domain::job::lease::Lease;
 use serde_json::{Value, json};
 
 use super::promise::{Found, Promise, plain};

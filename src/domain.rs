@@ -1,0 +1,11 @@
+//! The vocabulary: pure, valid by construction, without clock, queue or network.
+
+pub mod control;
+pub mod destination;
+pub mod diagnosis;
+pub mod headers;
+pub mod job;
+pub mod lane;
+pub mod outcome;
+pub mod policy;
+pub mod routing_key;

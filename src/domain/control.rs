@@ -1,0 +1,213 @@
+//! Control messages: what an operator asks of every worker of a fleet, by the stream `consign.control` alone.
+//!
+//! Every worker reads them from the start of what is kept (7 days) and then live, and may read one more than once: whoever acts on
+//! one must be able to do so again.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::domain::destination::{DestinationId, Invalid, strict};
+
+/// The version this program reads and writes.
+pub const VERSION: u64 = 1;
+/// How long they are kept. What they ask for holds for as long.
+pub const KEPT_DAYS: u64 = 7;
+/// The header of a backfill's jobs: whose they are.
+pub const BACKFILL_HEADER: &str = "consign-backfill";
+/// Beside it: when the command began that published them (RFC 3339). A cancellation is for what was begun before it.
+pub const BACKFILL_BEGUN_HEADER: &str = "consign-backfill-at";
+/// A control message is short; whatever is longer is none.
+const LONGEST: usize = 4096;
+
+/// A backfill's name: 1-64 of `[A-Za-z0-9._-]`, fit for a queue's name and a file's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackfillId(String);
+
+impl BackfillId {
+    /// Parses a name; the error's field is `backfill`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        // A file's name, too: neither hidden nor the way up.
+        if text.is_empty() || text.len() > 64 || text.starts_with('.') || !text.bytes().all(inner) {
+            let problem = "a backfill's id is 1-64 of A-Z, a-z, 0-9 and ._- and does not begin with a dot";
+            return Err(Invalid::new("backfill", problem));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The name as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for BackfillId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlCommand {
+    /// Jobs of this backfill that have not begun end as `skipped`.
+    CancelBackfill(BackfillId),
+    /// The circuit of this destination is closed: its jobs are tried again at once.
+    ResetCircuit(DestinationId),
+}
+
+/// One control message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Control {
+    /// Tells it from every other one; the same when it is read again.
+    pub id: Uuid,
+    /// When it was asked for.
+    pub at: Timestamp,
+    /// What is asked for.
+    pub command: ControlCommand,
+}
+
+#[derive(Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "consign control message")]
+struct Raw {
+    /// 1.
+    #[schemars(extend("const" = 1))]
+    version: u64,
+    /// A UUID.
+    id: String,
+    /// When it was asked for, RFC 3339.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    at: Timestamp,
+    /// What is asked for.
+    #[schemars(extend("enum" = ["cancel_backfill", "reset_circuit"]))]
+    kind: String,
+    /// With `cancel_backfill` alone: the backfill's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backfill: Option<String>,
+    /// With `reset_circuit` alone: the destination's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    destination: Option<String>,
+}
+
+/// The JSON Schema of a control message.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(Raw)
+}
+
+const CANCEL_BACKFILL: &str = "cancel_backfill";
+const RESET_CIRCUIT: &str = "reset_circuit";
+
+impl Control {
+    /// A new one.
+    pub fn new(command: ControlCommand, at: Timestamp) -> Self {
+        Self { id: Uuid::new_v4(), at, command }
+    }
+
+    /// As JSON.
+    pub fn render(&self) -> Vec<u8> {
+        let (kind, backfill, destination) = match &self.command {
+            ControlCommand::CancelBackfill(id) => (CANCEL_BACKFILL, Some(id.to_string()), None),
+            ControlCommand::ResetCircuit(id) => (RESET_CIRCUIT, None, Some(id.to_string())),
+        };
+        let (id, kind) = (self.id.to_string(), kind.to_owned());
+        // Strings and numbers: serde_json has nothing to refuse here.
+        serde_json::to_vec(&Raw { version: VERSION, id, at: self.at, kind, backfill, destination }).unwrap_or_default()
+    }
+
+    /// Reads one: an unknown version, kind or field, a field that is missing or belongs to another kind, and trailing data are
+    /// errors, which name the field.
+    pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
+        if body.len() > LONGEST {
+            return Err(Invalid::new(
+                "body",
+                format!("has {} bytes, and a control message at most {LONGEST}", body.len()),
+            ));
+        }
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let raw: Result<Raw, _> = strict::object(&mut json).and_then(|raw| json.end().map(|()| raw));
+        let raw = raw.map_err(|problem| Invalid::new("body", format!("is no control message: {problem}")))?;
+        if raw.version != VERSION {
+            let problem = format!("is {}, and this worker reads {VERSION}; upgrade the workers first", raw.version);
+            return Err(Invalid::new("version", problem));
+        }
+        let id = raw.id.parse().map_err(|_| Invalid::new("id", "is no UUID"))?;
+        Ok(Self { id, at: raw.at, command: raw.command()? })
+    }
+}
+
+impl Raw {
+    fn command(&self) -> Result<ControlCommand, Invalid> {
+        match (self.kind.as_str(), self.backfill.as_deref(), self.destination.as_deref()) {
+            (CANCEL_BACKFILL, Some(id), None) => BackfillId::parse(id).map(ControlCommand::CancelBackfill),
+            (RESET_CIRCUIT, None, Some(id)) => DestinationId::parse(id).map(ControlCommand::ResetCircuit),
+            (CANCEL_BACKFILL, ..) => Err(Invalid::new("kind", "cancel_backfill takes the field `backfill` alone")),
+            (RESET_CIRCUIT, ..) => Err(Invalid::new("kind", "reset_circuit takes the field `destination` alone")),
+            (kind, ..) => {
+                Err(Invalid::new("kind", format!("`{kind}` is neither {CANCEL_BACKFILL} nor {RESET_CIRCUIT}")))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CANCEL: &str = r#"{"version":1,"id":"0f0c5d3e-8f7a-4d0e-9a39-1d1f0c3c2b1a","at":"2026-11-22T10:00:00Z","kind":"cancel_backfill","backfill":"b-1"}"#;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let wishes = [
+            ControlCommand::CancelBackfill(BackfillId::parse("nightly.2026_11-22").unwrap()),
+            ControlCommand::ResetCircuit(DestinationId::parse("acme").unwrap()),
+        ];
+        for command in wishes {
+            let control = Control::new(command, Timestamp::from_second(1_800_000_000).unwrap());
+            assert_eq!(Control::parse(&control.render()).unwrap(), control);
+        }
+    }
+
+    #[test]
+    fn the_written_form_never_changes() {
+        let control = Control::parse(CANCEL.as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(control.render()).unwrap(), CANCEL);
+    }
+
+    #[test]
+    fn whatever_is_not_exactly_one_is_refused_by_field() {
+        for (from, to, field) in [
+            ("\"version\":1", "\"version\":2", "version"),
+            ("cancel_backfill", "cancel_everything", "kind"),
+            ("\"backfill\":\"b-1\"", "\"destination\":\"acme\"", "kind"),
+            ("\"backfill\":\"b-1\"", "\"backfill\":\"b-1\",\"destination\":\"acme\"", "kind"),
+            (",\"backfill\":\"b-1\"", "", "kind"),
+            ("\"b-1\"", "\"a/b\"", "backfill"),
+            ("\"b-1\"", "\"b-1\",\"more\":1", "body"),
+            ("\"b-1\"", "\"b-1\",\"backfill\":\"b-2\"", "body"),
+            ("2026-11-22T10:00:00Z", "yesterday", "body"),
+            ("0f0c5d3e", "xxxxxxxx", "id"),
+            ("\"b-1\"}", "\"b-1\"} {}", "body"),
+        ] {
+            let changed = CANCEL.replace(from, to);
+            assert_ne!(changed, CANCEL);
+            assert_eq!(Control::parse(changed.as_bytes()).unwrap_err().field, field, "{changed}");
+        }
+        let by_position =
+            br#"[1,"0f0c5d3e-8f7a-4d0e-9a39-1d1f0c3c2b1a","2026-11-22T10:00:00Z","cancel_backfill","b-1"]"#;
+        assert_eq!(Control::parse(by_position).unwrap_err().field, "body");
+        assert_eq!(Control::parse(&[b' '; LONGEST + 1]).unwrap_err().field, "body");
+    }
+
+    #[test]
+    fn a_backfills_id_is_fit_for_a_file_and_a_queue() {
+        for good in ["a", "A-1_b.c", &"x".repeat(64)] {
+            assert!(BackfillId::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", ".hidden", "a/b", "a b", "ä", &"x".repeat(65)] {
+            assert!(BackfillId::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

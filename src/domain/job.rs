@@ -1,0 +1,240 @@
+//! A transfer job, valid by construction.
+//!
+//! Bytes become a [`Job`] in [`wire`] (versioned JSON) or [`compact`] (the bincode form); nothing else makes one.
+
+pub mod compact;
+pub mod lease;
+mod location;
+mod rejected;
+#[cfg(test)]
+mod tests;
+mod validate;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::domain::destination::{Destination, DestinationId};
+
+pub use crate::domain::destination::Invalid;
+pub use rejected::Rejected;
+
+/// Reads a message as a job: JSON or the compact form by its `content_type`, everything checked that can be checked without the
+/// configuration.
+///
+/// `message_id`, if set, must be the job's id; a rejection of a body without a readable id is identified by it.
+pub fn parse(content_type: Option<&str>, message_id: Option<&str>, body: &[u8]) -> Result<Job, Rejected> {
+    let parsed = match Form::of(content_type) {
+        Some(Form::Json) => wire::parse(body),
+        Some(Form::Compact) => compact::parse(body),
+        None => Err(Rejected::job("content_type", UNKNOWN_FORM)),
+    };
+    let job = parsed.map_err(|rejected| rejected.identified(rejected::Identity::of(message_id, None)))?;
+    match message_id {
+        Some(given) if given != job.id.as_str() => {
+            let rejected = Rejected::job("message_id", "differs from the job's id; set both alike, or leave it out");
+            Err(rejected.identified(rejected::Identity::of(Some(job.id.as_str()), Some(job.destination.id().as_str()))))
+        }
+        _ => Ok(job),
+    }
+}
+
+const UNKNOWN_FORM: &str =
+    "is not known; send application/json (or none) or application/vnd.consign.job.v1+bincode, as the body is";
+
+/// The two forms of a job.
+enum Form {
+    Json,
+    Compact,
+}
+
+impl Form {
+    fn of(content_type: Option<&str>) -> Option<Self> {
+        let Some(given) = content_type else { return Some(Self::Json) };
+        let essence = given.split(';').next().unwrap_or_default().trim();
+        if essence.eq_ignore_ascii_case("application/json") {
+            return Some(Self::Json);
+        }
+        essence.eq_ignore_ascii_case(compact::CONTENT_TYPE).then_some(Self::Compact)
+    }
+}
+
+/// One file to deliver as one object.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The idempotency identity: the same id delivered twice ends as one object and one outcome that counts.
+    pub id: JobId,
+    /// Where the bytes come from.
+    pub source: Source,
+    /// Where they go.
+    pub destination: DestinationRef,
+    /// The key below the destination's prefix, already free of `.` and `..`; joined with the prefix in a transfer.
+    pub key: RelativeKey,
+    /// Headers of the object.
+    pub object: ObjectAttributes,
+    /// What is done to the bytes on the way.
+    pub compression: Compression,
+    /// What happens when the key is taken.
+    pub if_exists: IfExists,
+    /// When the producer made the job.
+    pub created_at: Option<Timestamp>,
+    /// Past this instant the job is not delivered any more.
+    pub expires_at: Option<Timestamp>,
+    /// Echoed in the outcome; never a metric label.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A job's id: 1-200 of `[A-Za-z0-9._:/=@+-]`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(Arc<str>);
+
+impl JobId {
+    /// Parses an id; the error's field is `id`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let inner =
+            |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'/' | b'=' | b'@' | b'+' | b'-');
+        if text.is_empty() || text.len() > 200 || !text.bytes().all(inner) {
+            return Err(Invalid::new("id", "a job id is 1-200 of A-Z, a-z, 0-9 and ._:/=@+-"));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The id as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// A destination by name, or brought along.
+#[derive(Debug, Clone)]
+pub enum DestinationRef {
+    /// One of the configured destinations.
+    Configured(DestinationId),
+    /// One that came with the job; its id may not be that of a configured one.
+    Inline(Arc<Destination>),
+}
+
+impl DestinationRef {
+    /// The name used in routing keys, logs and metrics.
+    pub fn id(&self) -> &DestinationId {
+        match self {
+            Self::Configured(id) => id,
+            Self::Inline(destination) => &destination.id,
+        }
+    }
+}
+
+/// The origin of the bytes and what must be true of it.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The place, parsed and of a known scheme. Whether it may be read is for `source::guard`.
+    pub location: Location,
+    /// The exact length in bytes, if the producer knows it; must match, else nothing is delivered.
+    pub size: Option<u64>,
+    /// The SHA-256 of the bytes, if given; must match, else nothing is delivered.
+    pub sha256: Option<[u8; 32]>,
+    /// The entity tag, if given; must match, else nothing is delivered.
+    pub etag: Option<String>,
+}
+
+/// A parsed source URL. Its `Debug` leaves the query out.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Location {
+    /// `file:///absolute/path`, below `source.file_root`.
+    File(std::path::PathBuf),
+    /// `https://...`, or `http://...` where `source.allow_http` permits it.
+    Http(url::Url),
+    /// `s3://bucket/key` in one of `source.s3_buckets`.
+    S3 {
+        /// The staging bucket.
+        bucket: crate::domain::destination::BucketName,
+        /// The whole key.
+        key: String,
+    },
+}
+
+impl Location {
+    /// `file`, `https`, `http` or `s3`: a closed set, fit for a metric label.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Http(url) if url.scheme() == "http" => "http",
+            Self::Http(_) => "https",
+            Self::S3 { .. } => "s3",
+        }
+    }
+}
+
+/// A key below the destination's prefix. Checked against an empty prefix when the job is parsed; the joined length is
+/// checked again by `Prefix::join`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelativeKey(Arc<str>);
+
+impl RelativeKey {
+    /// Parses a key; the error's field is `key`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        crate::domain::destination::Prefix::parse("")?.join(text)?;
+        Ok(Self(text.into()))
+    }
+
+    /// The key as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The headers a customer sees on the object.
+#[derive(Debug, Clone, Default)]
+pub struct ObjectAttributes {
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+    /// `Content-Encoding`; when absent and the job compresses, that of the compression.
+    pub content_encoding: Option<String>,
+    /// `x-amz-meta-*`.
+    pub metadata: BTreeMap<String, String>,
+    /// Object tags; they need `s3:PutObjectTagging`, so none are sent unless given.
+    pub tags: BTreeMap<String, String>,
+    /// `x-amz-storage-class`.
+    pub storage_class: Option<String>,
+}
+
+/// What is done to the bytes on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// They are delivered as they are.
+    #[default]
+    None,
+    /// gzip (RFC 1952).
+    Gzip,
+    /// zstd (RFC 8878).
+    Zstd,
+}
+
+/// What happens when the key is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IfExists {
+    /// The object is replaced.
+    #[default]
+    Replace,
+    /// The object stays; the outcome is `skipped`.
+    Keep,
+    /// The object stays; the outcome is `failed` with reason `object_exists`.
+    Fail,
+}

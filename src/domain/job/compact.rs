@@ -1,0 +1,77 @@
+//! The job as bytes: `application/vnd.consign.job.v1+bincode`. The only user of `bincode`, which is unmaintained and pinned.
+//!
+//! One version byte, then a [`FrozenJob`] in bincode's standard configuration (little endian, variable-length integers), and
+//! nothing after it. The frozen structs are the format: they are never changed, and the vectors in `tests/golden` say so. A
+//! version 2 gets structs of its own. The way out is `wincode` or `postcard`, behind a new version byte.
+
+mod frozen;
+pub(super) mod lease;
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::error::DecodeError;
+
+use super::wire::{self, MAX_BODY, RawJob};
+use super::{Invalid, Job, Rejected};
+use crate::domain::outcome::Reason;
+use frozen::FrozenJob;
+
+/// The content type of this form.
+pub const CONTENT_TYPE: &str = "application/vnd.consign.job.v1+bincode";
+
+const VERSION_BYTE: u8 = 1;
+
+/// The limit is charged before anything is allocated, so a length field can't ask for more than a message may have.
+const CONFIG: Configuration<LittleEndian, Varint, Limit<MAX_BODY>> =
+    bincode::config::standard().with_limit::<MAX_BODY>();
+
+/// Reads a compact job, with the same checks as [`wire::parse`].
+pub fn parse(body: &[u8]) -> Result<Job, Rejected> {
+    decode(body)?.validate()
+}
+
+/// Reads the shape of a compact job: a wrong length, either way, is refused.
+pub fn decode(body: &[u8]) -> Result<RawJob, Rejected> {
+    wire::check_length(body)?;
+    let frozen = match body.split_first() {
+        None => return Err(Rejected::job("body", "is empty; send a version byte and a job, or set content_type")),
+        Some((&VERSION_BYTE, frozen)) => frozen,
+        Some((version, _)) => return Err(unknown_version(*version)),
+    };
+    let (job, read) =
+        bincode::decode_from_slice::<FrozenJob, _>(frozen, CONFIG).map_err(|problem| refused(&problem))?;
+    if read < frozen.len() {
+        let problem = format!("has {} bytes after the job; send exactly one job", frozen.len() - read);
+        return Err(Rejected::job("body", problem).identified(job.identity()));
+    }
+    let identity = job.identity();
+    job.thaw().map_err(|problem| Rejected::from(problem).identified(identity))
+}
+
+fn unknown_version(version: u8) -> Rejected {
+    let problem =
+        format!("the version byte is {version}, and this worker reads {VERSION_BYTE}; upgrade the workers first");
+    Rejected::new(Reason::SchemaVersion, Invalid::new("version", problem))
+}
+
+/// Bincode's errors in words that repeat nothing of the message.
+fn refused(problem: &DecodeError) -> Rejected {
+    let what = match problem {
+        DecodeError::UnexpectedEnd { .. } => "ends before the job does; send it whole",
+        DecodeError::LimitExceeded => "asks for more than 256 KiB; it is damaged, or not written by `compact::encode`",
+        DecodeError::Utf8 { .. } => "has a text that is not UTF-8",
+        _ => "is no compact job of version 1; it is damaged, or of another content_type",
+    };
+    Rejected::job("body", what)
+}
+
+/// Writes a compact job for a producer. A job that would be refused on arrival is refused here.
+///
+/// The digits of `source.sha256` come back in lower case; everything else comes back as it was.
+pub fn encode(job: &RawJob) -> Result<Vec<u8>, Invalid> {
+    let frozen = FrozenJob::freeze(job)?;
+    let mut bytes = vec![VERSION_BYTE];
+    bincode::encode_into_std_write(frozen, &mut bytes, CONFIG)
+        .map_err(|_| Invalid::new("body", "can't be written in the compact form; send JSON"))?;
+    parse(&bytes).map_err(|rejected| Invalid::new(rejected.field, rejected.message))?;
+    Ok(bytes)
+}

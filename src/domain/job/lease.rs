@@ -1,0 +1,154 @@
+//! The lease: a job together with how far the work on it has come, so that another worker can go on there.
+//!
+//! It travels as `application/vnd.consign.lease.v1+bincode` (see [`super::compact`]) through any queue that jobs travel
+//! through, and is checked as strictly as a job wherever it comes back.
+
+use bytes::Bytes;
+
+use super::{Job, Rejected, compact};
+use crate::domain::lane::Lane;
+use crate::domain::outcome::Encryption;
+
+/// The content type of a lease.
+pub const CONTENT_TYPE: &str = "application/vnd.consign.lease.v1+bincode";
+/// The longest lease; a longer one is refused, and none is written.
+pub const MAX_LEASE: usize = 2 << 20;
+
+/// A job in work. What comes in is checked by [`Lease::decode`], and the job in it by [`Lease::job`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The job's original body, untouched: what a dead letter carries.
+    pub body: Bytes,
+    /// The original content type.
+    pub content_type: Option<String>,
+    /// The lane the job was published to.
+    pub lane: Lane,
+    /// The unfinished upload; `None` where the job has to begin anew (its source can't be gone on with, or nothing is uploaded yet).
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// An unfinished multipart upload and where its source stands: everything another worker needs to go on with the next part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The bucket it was begun in. A destination that was changed meanwhile begins anew.
+    pub bucket: String,
+    /// The whole key.
+    pub key: String,
+    /// S3's id of the upload.
+    pub upload_id: String,
+    /// When S3 initiated it, in whole seconds since 1970 on S3's clock.
+    pub initiated: u64,
+    /// The KMS key that was asked for.
+    pub kms_key_arn: Option<String>,
+    /// What S3 said about encryption when the upload was created.
+    pub encryption: Encryption,
+    /// Whether the upload was created with CRC-64/NVME checksums.
+    pub checked: bool,
+    /// How the object is cut.
+    pub sizes: PartSizes,
+    /// What the source was.
+    pub source: SourceMark,
+    /// The parts that S3 has accepted, in the order of their numbers; there may be gaps.
+    pub parts: Vec<PartDone>,
+}
+
+/// What identifies the very content that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceMark {
+    /// A strong entity tag, or modification time and size of a file.
+    pub validator: String,
+    /// The length in bytes, where the origin tells it.
+    pub length: Option<u64>,
+}
+
+/// How an object is cut into parts. It stays what it was when the upload began, whatever the next worker's configuration says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartSizes {
+    /// Parts of equal size; only the last may be shorter.
+    Even {
+        /// Bytes of each part.
+        part_size: u64,
+        /// How many there are.
+        parts: u32,
+    },
+    /// The length shows at the end; sizes grow with the number of the part.
+    Growing {
+        /// Bytes of the first part.
+        first: u64,
+        /// Bytes of the largest.
+        largest: u64,
+    },
+    /// Compressed on the way: as `Growing`, but each part is a little longer, because it ends where the compression can begin anew.
+    Packed {
+        /// The least bytes of the first part.
+        first: u64,
+        /// The least bytes of the largest.
+        largest: u64,
+    },
+}
+
+/// A part that S3 has accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartDone {
+    /// 1 is the first.
+    pub number: u32,
+    /// Bytes as they were sent.
+    pub length: u64,
+    /// CRC-64/NVME of them; `None` where the destination wants no checksum.
+    pub crc: Option<u64>,
+    /// S3's tag of the part.
+    pub etag: Option<String>,
+    /// Where a compressed part ends in the source.
+    pub packed: Option<PackedEnd>,
+}
+
+/// Where in the source a compressed part ends, and what the compression needs to go on from there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PackedEnd {
+    /// Bytes of the source up to there.
+    pub source: u64,
+    /// CRC-32 of those bytes: the trailer of a gzip member has it.
+    pub crc32: u32,
+}
+
+impl Lease {
+    /// Reads a lease, and checks everything in it but the job.
+    ///
+    /// # Errors
+    /// The field is `lease`.
+    pub fn decode(body: &[u8]) -> Result<Self, Rejected> {
+        compact::lease::decode(body)
+    }
+
+    /// Reads the job in it; `message_id`, if set, must be the job's id.
+    ///
+    /// # Errors
+    /// As for a job that comes by itself.
+    pub fn job(&self, message_id: Option<&str>) -> Result<Job, Rejected> {
+        super::parse(self.content_type.as_deref(), message_id, &self.body)
+    }
+
+    /// The lease as bytes; `None` where it would be longer than [`MAX_LEASE`].
+    pub fn encode(&self) -> Option<Bytes> {
+        compact::lease::encode(self)
+    }
+
+    /// Whether a message of this content type is a lease.
+    pub fn is_type(content_type: Option<&str>) -> bool {
+        let essence = content_type.and_then(|given| given.split(';').next()).unwrap_or_default();
+        essence.trim().eq_ignore_ascii_case(CONTENT_TYPE)
+    }
+}
+
+impl Checkpoint {
+    /// The parts from the first on without a gap.
+    pub fn unbroken(&self) -> &[PartDone] {
+        let gap = self.parts.iter().zip(1..).position(|(part, number)| part.number != number);
+        &self.parts[..gap.unwrap_or(self.parts.len())]
+    }
+
+    /// Bytes that S3 has accepted.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.length).sum()
+    }
+}

@@ -1,0 +1,90 @@
+//! Serde's complaints in words that name the field and never repeat a value.
+
+use serde_json::error::Category;
+
+use crate::domain::job::{Invalid, Rejected};
+use crate::domain::outcome::Reason;
+
+/// The kind of a document, as it is called.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Document(pub(super) &'static str);
+
+/// An unknown version, named.
+pub(super) fn unknown_version(version: i128) -> Rejected {
+    let problem = format!(
+        "{version} is not known here, this worker reads version {}; upgrade the workers first, then requeue the job",
+        super::VERSION
+    );
+    Rejected::new(Reason::SchemaVersion, Invalid::new("version", problem))
+}
+
+/// `problem` at `path` (`.` is the document itself), in a document that is whole JSON or is not.
+///
+/// `what` is the kind of document, `a job` or `a check`.
+pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, what: Document) -> Rejected {
+    let place = format!("line {}, column {}", problem.line(), problem.column());
+    let text = problem.to_string();
+    match problem.classify() {
+        Category::Data => data(path, &text, &place, what),
+        // An object where a word belongs is a syntax error to serde_json, though the document is well-formed.
+        _ if is_whole && path != "." => Rejected::job(
+            path,
+            format!(
+                "has a value that does not belong there ({place}); see the fields of a {0} in `consign schema {0}`",
+                what.0
+            ),
+        ),
+        Category::Eof => Rejected::job("body", format!("the JSON ends too early, at {place}; send the whole document")),
+        Category::Syntax | Category::Io => {
+            // serde_json's own syntax errors are constants: nothing of the document is in them.
+            let what = text.split(" at line ").next().unwrap_or_default();
+            Rejected::job(
+                "body",
+                format!("is no JSON document: {what} at {place}; send one object and nothing after it"),
+            )
+        }
+    }
+}
+
+fn data(path: &str, text: &str, place: &str, what: Document) -> Rejected {
+    if let Some(name) = named(text, "missing field `") {
+        return Rejected::job(below(path, name), "is missing; it is required");
+    }
+    if let Some(name) = named(text, "unknown field `") {
+        let problem = format!("is no field of a {} of version 1 ({place}); remove it or correct its name", what.0);
+        return Rejected::job(below(path, name), problem);
+    }
+    if let Some(name) = named(text, "duplicate field `") {
+        return Rejected::job(below(path, name), format!("occurs twice ({place}); give it once"));
+    }
+    if text.starts_with("a name occurs twice") {
+        return Rejected::job(path, format!("a name occurs twice ({place}); give each once"));
+    }
+    // After the last of these words come the words of this program; before them, a value of the message.
+    let wanted = text.rsplit_once(", expected ").map_or("another kind of value", |(_, wanted)| wanted);
+    let wanted = plain(wanted.split(" at line ").next().unwrap_or_default());
+    let field = if path == "." { "body" } else { path };
+    Rejected::job(field, format!("has the wrong type or value ({place}); expected {wanted}"))
+}
+
+/// Names of this program's types say nothing to whoever writes a job.
+fn plain(wanted: &str) -> &str {
+    match wanted {
+        "u64" => "a whole number",
+        "a nonzero u32" | "a nonzero u64" => "a whole number of at least 1",
+        words => words,
+    }
+}
+
+fn named<'a>(text: &'a str, before: &str) -> Option<&'a str> {
+    text.strip_prefix(before)?.split('`').next()
+}
+
+/// The field `name` in the object at `path`. The tracker may or may not have entered the field already.
+fn below(path: &str, name: &str) -> String {
+    match path {
+        "." => name.to_owned(),
+        _ if path == name || path.strip_suffix(name).is_some_and(|parent| parent.ends_with('.')) => path.to_owned(),
+        _ => format!("{path}.{name}"),
+    }
+}

@@ -1,0 +1,161 @@
+//! The serde mirror of a job.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::domain::destination::raw::RawDestination;
+use crate::domain::destination::strict::{object, unique};
+use crate::domain::job::rejected::Identity;
+use crate::domain::job::{Compression, IfExists};
+
+/// A job as it is written. Nothing is checked yet but the shape.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "consign job")]
+pub struct RawJob {
+    /// 1.
+    #[schemars(extend("const" = 1))]
+    pub version: u64,
+    /// The idempotency identity: 1-200 of `[A-Za-z0-9._:/=@+-]`.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._:/=@+-]{1,200}$"))]
+    pub id: String,
+    /// Where the bytes come from.
+    #[serde(deserialize_with = "object")]
+    pub source: RawSource,
+    /// A configured destination's id, or an inline destination without secrets.
+    pub destination: RawDestinationRef,
+    /// The key below the destination's prefix.
+    #[schemars(length(min = 1, max = 1024))]
+    pub key: String,
+    /// `Content-Type` of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// `Content-Encoding` of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_encoding: Option<String>,
+    /// `x-amz-meta-*`: lower-case names, 2,048 bytes in all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
+    pub metadata: BTreeMap<String, String>,
+    /// Object tags, at most 10; they need `s3:PutObjectTagging`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
+    pub tags: BTreeMap<String, String>,
+    /// `x-amz-storage-class`, such as `STANDARD_IA`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+    /// What is done to the bytes on the way.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub compression: Compression,
+    /// What happens when the key is taken.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub if_exists: IfExists,
+    /// When the job was made, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub created_at: Option<String>,
+    /// Past this instant the job is not delivered any more, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub expires_at: Option<String>,
+    /// Echoed in the outcome: at most 64.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `source` as it is written.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSource {
+    /// `https://...`, `file:///...` or `s3://bucket/key`.
+    pub url: String,
+    /// The exact length in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The SHA-256 of the bytes, 64 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// The entity tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+}
+
+/// `destination` as it is written: a name or an object.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawDestinationRef {
+    /// One of the configured destinations.
+    Id(String),
+    /// One that comes with the job.
+    Inline(Box<RawDestination>),
+}
+
+impl RawDestinationRef {
+    /// The destination's id as it is written.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::Id(id) => Some(id),
+            Self::Inline(inline) => inline.id.as_deref(),
+        }
+    }
+}
+
+impl RawJob {
+    /// A job with what is required, everything else at its default.
+    pub fn new(id: impl Into<String>, url: impl Into<String>, to: RawDestinationRef, key: impl Into<String>) -> Self {
+        Self {
+            version: super::VERSION,
+            id: id.into(),
+            source: RawSource { url: url.into(), ..RawSource::default() },
+            destination: to,
+            key: key.into(),
+            content_type: None,
+            content_encoding: None,
+            metadata: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            storage_class: None,
+            compression: Compression::default(),
+            if_exists: IfExists::default(),
+            created_at: None,
+            expires_at: None,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    pub(in crate::domain::job) fn identity(&self) -> Identity {
+        Identity::of(Some(&self.id), self.destination.id())
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl<'de> Deserialize<'de> for RawDestinationRef {
+    /// By hand instead of `untagged`, which would forget the path of a problem inside.
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawDestinationRef;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a destination's id or an inline destination")
+            }
+
+            fn visit_str<E>(self, id: &str) -> Result<Self::Value, E> {
+                Ok(RawDestinationRef::Id(id.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                RawDestination::deserialize(MapAccessDeserializer::new(map))
+                    .map(|inline| RawDestinationRef::Inline(Box::new(inline)))
+            }
+        }
+
+        from.deserialize_any(Either)
+    }
+}

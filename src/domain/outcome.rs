@@ -1,0 +1,242 @@
+//! What became of a transfer, and what follows from it. Pure: no clock, no queue, no network.
+//!
+//! A transfer ends in a [`Receipt`], as skipped, or in a [`Failure`]. [`decide`] turns a failure and the history of the job
+//! into a [`Disposition`]; the queue performs it, once.
+
+mod decide;
+mod event;
+mod retry_delay;
+
+use std::time::Duration;
+
+pub use decide::{Disposition, History, Moment, RetryPolicy, decide, postpone};
+pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
+pub use retry_delay::RetryDelay;
+
+use crate::domain::control::BackfillId;
+
+/// Who can do something about a failure, and so what follows from it. A closed set; also a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Time heals it: retried with a charged attempt.
+    Transient,
+    /// The session ran out: refreshed once, then as transient.
+    Session,
+    /// The customer must mend something: deferred, no attempt charged.
+    Destination,
+    /// The job itself is wrong: dead-lettered at once.
+    Job,
+    /// Nobody's fault: continued elsewhere, no attempt charged.
+    Interrupted,
+    /// Our fault: one more try, then dead-lettered.
+    Defect,
+    /// This worker can't work: the job stays in the queue, the worker stops taking.
+    Worker,
+}
+
+impl Class {
+    /// All classes.
+    pub const ALL: [Self; 7] =
+        [Self::Transient, Self::Session, Self::Destination, Self::Job, Self::Interrupted, Self::Defect, Self::Worker];
+
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::Session => "session",
+            Self::Destination => "destination",
+            Self::Job => "job",
+            Self::Interrupted => "interrupted",
+            Self::Defect => "defect",
+            Self::Worker => "worker",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($variant:ident $text:literal $class:ident $doc:literal,)*) => {
+        /// Why a transfer failed. A closed set; also a metric label. Each reason belongs to one [`Class`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason {
+            $(#[doc = $doc] $variant,)*
+        }
+
+        impl Reason {
+            /// Every reason there is.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The label value, also `x-error-reason` and the outcome's `reason`.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// The class it belongs to.
+            pub fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class,)* }
+            }
+
+            /// What it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $doc,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    S3Unavailable "s3_unavailable" Transient "S3 answered 5xx.",
+    SlowDown "slow_down" Transient "S3 asked to slow down.",
+    Throttled "throttled" Transient "A service throttled the request.",
+    Connection "connection" Transient "A connection broke or could not be made.",
+    Timeout "timeout" Transient "A request took longer than its time-out.",
+    StsUnavailable "sts_unavailable" Transient "STS answered 5xx or not at all.",
+    SourceUnavailable "source_unavailable" Transient "The source answered 5xx, throttled, or broke off.",
+    SourceSlow "source_slow" Transient "The source stayed under the least rate.",
+    Exhausted "exhausted" Transient "Every attempt was used up.",
+    SessionExpired "session_expired" Session "The session's token ran out or was refused.",
+    AssumeRoleDenied "assume_role_denied" Destination "The role does not let us in.",
+    AccessDenied "access_denied" Destination "A permission is missing in the bucket.",
+    BucketNotFound "bucket_not_found" Destination "There is no such bucket.",
+    WrongOwner "wrong_owner" Destination "The bucket belongs to another account.",
+    WrongRegion "wrong_region" Destination "The bucket lives in another region.",
+    KmsDenied "kms_denied" Destination "The KMS key may not be used.",
+    KmsUnavailable "kms_unavailable" Destination "The KMS key is missing, disabled or pending deletion.",
+    AccessKeyInvalid "access_key_invalid" Destination "The access key is unknown, disabled or does not match.",
+    EncryptionMismatch "encryption_mismatch" Destination "S3 encrypted in another way than asked.",
+    RoleAuthOff "role_auth_off" Destination "This worker may not assume roles.",
+    InvalidJob "invalid_job" Job "The job can't be read.",
+    SchemaVersion "schema_version" Job "The job's version is not known here.",
+    UnknownDestination "unknown_destination" Job "No such destination is configured.",
+    InvalidKey "invalid_key" Job "The key is not allowed.",
+    SourceNotFound "source_not_found" Job "There is no such source.",
+    SourceDenied "source_denied" Job "The source refuses us.",
+    SourceForbidden "source_forbidden" Job "The source may not be read by this worker.",
+    SourceMismatch "source_mismatch" Job "The source is not what the job says.",
+    SourceChanged "source_changed" Job "The source changed while it was read.",
+    TooLarge "too_large" Job "The source is larger than allowed.",
+    ObjectExists "object_exists" Job "The key is taken and if_exists = fail.",
+    Unclassified "unclassified" Job "A refusal that nobody foresaw.",
+    Shutdown "shutdown" Interrupted "The worker is draining.",
+    BrokerLost "broker_lost" Interrupted "The delivery's channel is gone.",
+    LeaseLost "lease_lost" Interrupted "Another worker continues.",
+    Panic "panic" Defect "The program broke one of its own rules.",
+    ChecksumMismatch "checksum_mismatch" Defect "The reply's checksum is not that of the bytes.",
+    CrashLoop "crash_loop" Defect "Workers died over this job.",
+    IdentityDenied "identity_denied" Worker "The worker's own identity is refused.",
+    ClockSkew "clock_skew" Worker "The worker's clock is off.",
+    DiskFull "disk_full" Worker
+        "The worker's disk is full. Not given yet: a transfer writes to no disk, and an embedded queue without room is not ready.",
+    Outage "outage" Worker "Everything fails alike.",
+}
+
+/// A failed attempt: a closed reason, and plain words for the customer.
+///
+/// `Display` is the message alone; causes are in it already and in no `source()`.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Why.
+    pub reason: Reason,
+    /// What happened, in plain words, without secrets and without URL queries.
+    pub message: String,
+    /// What the customer can do, with the missing permission by name. Empty where there is nothing to do.
+    pub hint: String,
+    /// AWS's request id, for their support.
+    pub aws_request_id: Option<String>,
+    /// The delay the server asked for; beats our own back-off, clamped to the wait ladder.
+    pub retry_after: Option<Duration>,
+    /// The region the bucket really lives in, learnt from a redirect.
+    pub learnt_region: Option<crate::domain::destination::Region>,
+    /// What the service said, where one answered; the diagnosis is made from it.
+    pub answer: Option<Box<AwsError>>,
+    /// Nobody was asked now: the refusal is one that was given before.
+    pub remembered: bool,
+}
+
+/// What a service of AWS said when it refused a request. It is judged, never shown: the text is not ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwsError {
+    /// The API's name.
+    pub operation: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+    /// The error code; empty where the server sent none.
+    pub code: String,
+    /// The message, cut to a bounded length; empty where there was none.
+    pub said: String,
+}
+
+impl AwsError {
+    /// The most characters of a message that are kept.
+    const LIMIT: usize = 2000;
+
+    /// An answer; an absent code or message is empty.
+    pub fn new(operation: &'static str, status: u16, code: Option<&str>, said: Option<&str>) -> Self {
+        let said = said.unwrap_or_default().chars().take(Self::LIMIT).collect();
+        Self { operation, status, code: code.unwrap_or_default().to_owned(), said }
+    }
+}
+
+impl Failure {
+    /// A failure with a message and nothing else yet.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            hint: String::new(),
+            aws_request_id: None,
+            retry_after: None,
+            learnt_region: None,
+            answer: None,
+            remembered: false,
+        }
+    }
+
+    /// Adds what the customer can do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    /// The class of the reason.
+    pub fn class(&self) -> Class {
+        self.reason.class()
+    }
+}
+
+/// The proof of a delivered object.
+#[derive(Debug, Clone, Default)]
+pub struct Receipt {
+    /// Bytes stored.
+    pub bytes: u64,
+    /// Bytes read from the source (differs from `bytes` under compression).
+    pub source_bytes: u64,
+    /// Parts of a multipart upload; 0 for one PutObject.
+    pub parts: u32,
+    /// The ETag, opaque.
+    pub etag: Option<String>,
+    /// The version, where the bucket keeps versions.
+    pub version_id: Option<String>,
+    /// The CRC-64/NVME of the whole object, base64 of 8 big-endian bytes as S3 writes it.
+    pub checksum_crc64nvme: Option<String>,
+    /// What S3 said about encryption.
+    pub encryption: Option<Encryption>,
+    /// Whether an unfinished upload was continued.
+    pub resumed: bool,
+}
+
+/// How a transfer ended.
+#[derive(Debug, Clone)]
+pub enum TransferResult {
+    /// The object is complete.
+    Delivered(Receipt),
+    /// The key was taken and `if_exists = keep`.
+    Skipped,
+    /// Its backfill was cancelled before it began. The outcome is `skipped`, too.
+    Cancelled(BackfillId),
+    /// `expires_at` is past.
+    Expired,
+    /// It failed.
+    Failed(Failure),
+}

@@ -1,0 +1,166 @@
+//! What consign does in a customer's account: eight actions, and what each of them is good for.
+
+use serde_json::{Value, json};
+
+use super::resource::{bucket_arn, key_resource, list_condition, objects_arn, test_object_arn};
+use crate::domain::destination::Destination;
+
+/// The name of the one object the connection test writes, below the destination's prefix.
+pub const TEST_OBJECT: &str = "consign-connection-test";
+
+/// Something a customer may allow. Only [`Permission::PutObject`] is always required.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Permission {
+    /// Write objects below the prefix, in one request or in parts.
+    PutObject,
+    /// Attach the tags a job asks for.
+    PutObjectTagging,
+    /// Ask for the bucket's region.
+    GetBucketLocation,
+    /// List below the prefix.
+    ListBucket,
+    /// Give up an upload in parts.
+    AbortMultipartUpload,
+    /// Remove the connection test's own file, and nothing else.
+    DeleteObject,
+    /// Encrypt with the customer's KMS key.
+    KmsGenerateDataKey,
+    /// Put parts together that are encrypted with the customer's KMS key.
+    KmsDecrypt,
+}
+
+/// When a permission is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing, or not everything, can be delivered without it.
+    Required,
+    /// Required by jobs with tags, of no use to others.
+    ForTags,
+    /// Required only where the bucket's default encryption is a KMS key of the customer's own.
+    ForDefaultKey,
+    /// Deliveries work without it; [`Permission::without`] says what is weaker then.
+    Optional,
+}
+
+impl Permission {
+    /// Every permission, the required ones first.
+    pub const ALL: [Self; 8] = [
+        Self::PutObject,
+        Self::KmsGenerateDataKey,
+        Self::KmsDecrypt,
+        Self::PutObjectTagging,
+        Self::AbortMultipartUpload,
+        Self::ListBucket,
+        Self::GetBucketLocation,
+        Self::DeleteObject,
+    ];
+
+    /// The action as IAM calls it.
+    pub fn action(self) -> &'static str {
+        match self {
+            Self::PutObject => "s3:PutObject",
+            Self::PutObjectTagging => "s3:PutObjectTagging",
+            Self::GetBucketLocation => "s3:GetBucketLocation",
+            Self::ListBucket => "s3:ListBucket",
+            Self::AbortMultipartUpload => "s3:AbortMultipartUpload",
+            Self::DeleteObject => "s3:DeleteObject",
+            Self::KmsGenerateDataKey => "kms:GenerateDataKey",
+            Self::KmsDecrypt => "kms:Decrypt",
+        }
+    }
+
+    /// The permission of an action as IAM calls it, as refusals name it; `None` for one that consign never needs.
+    pub fn of_action(action: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|permission| permission.action().eq_ignore_ascii_case(action))
+    }
+
+    /// True for the actions on the KMS key.
+    pub fn is_kms(self) -> bool {
+        matches!(self, Self::KmsGenerateDataKey | Self::KmsDecrypt)
+    }
+
+    /// Whether this destination needs it.
+    pub fn need(self, destination: &Destination) -> Need {
+        match self {
+            Self::PutObject => Need::Required,
+            Self::PutObjectTagging => Need::ForTags,
+            Self::KmsGenerateDataKey | Self::KmsDecrypt if destination.encryption.is_some() => Need::Required,
+            Self::KmsGenerateDataKey | Self::KmsDecrypt => Need::ForDefaultKey,
+            Self::GetBucketLocation | Self::ListBucket | Self::AbortMultipartUpload | Self::DeleteObject => {
+                Need::Optional
+            }
+        }
+    }
+
+    /// What it is used for, in plain words.
+    pub fn purpose(self) -> &'static str {
+        match self {
+            Self::PutObject => "writes the files below the prefix, small ones in one request and large ones in parts",
+            Self::PutObjectTagging => "attaches tags to the objects of jobs that ask for tags",
+            Self::GetBucketLocation => "compares the bucket's region with the configured one in the connection test",
+            Self::ListBucket => "looks below the prefix whether an upload arrived whose reply was lost",
+            Self::AbortMultipartUpload => "removes the parts of a large upload that could not be finished",
+            Self::DeleteObject => "removes the connection test's empty file, and nothing else",
+            Self::KmsGenerateDataKey => "encrypts the objects with your KMS key",
+            Self::KmsDecrypt => "puts the parts of large objects together that are encrypted with your KMS key",
+        }
+    }
+
+    /// What is weaker without it, in plain words.
+    pub fn without(self) -> &'static str {
+        match self {
+            Self::PutObject => "nothing can be delivered",
+            Self::PutObjectTagging => "jobs with tags fail; jobs without tags are not affected",
+            Self::GetBucketLocation => {
+                "the connection test can't compare the region; a wrong one shows up at the first write"
+            }
+            Self::ListBucket => {
+                "an upload whose reply was lost on the way is sent again, so some objects are written twice with the same \
+                 content"
+            }
+            Self::AbortMultipartUpload => {
+                "parts of unfinished uploads stay in the bucket, unseen and charged for; add a lifecycle rule that removes \
+                 incomplete uploads after a few days"
+            }
+            Self::DeleteObject => "the connection test leaves one empty file behind, named consign-connection-test",
+            Self::KmsGenerateDataKey => "nothing can be delivered that is to be encrypted with the KMS key",
+            Self::KmsDecrypt => {
+                "small files arrive, large ones (uploaded in parts) fail: S3 has to read the encrypted parts to put them \
+                 together"
+            }
+        }
+    }
+
+    /// The statement that grants it for this destination and no more, to paste into a policy of the role or user.
+    pub fn statement(self, destination: &Destination) -> Value {
+        super::single(self, destination)
+    }
+
+    /// The statement's name.
+    pub(super) fn sid(self) -> &'static str {
+        match self {
+            Self::PutObject => "ConsignWrite",
+            Self::PutObjectTagging => "ConsignTag",
+            Self::GetBucketLocation => "ConsignFindRegion",
+            Self::ListBucket => "ConsignList",
+            Self::AbortMultipartUpload => "ConsignAbort",
+            Self::DeleteObject => "ConsignDeleteTestFile",
+            Self::KmsGenerateDataKey | Self::KmsDecrypt => "ConsignEncrypt",
+        }
+    }
+
+    /// What it applies to, and under which condition (an empty object for none).
+    pub(super) fn bounds(self, destination: &Destination) -> (String, Value) {
+        match self {
+            Self::PutObject | Self::PutObjectTagging | Self::AbortMultipartUpload => {
+                (objects_arn(destination), json!({}))
+            }
+            Self::DeleteObject => (test_object_arn(destination), json!({})),
+            Self::GetBucketLocation => (bucket_arn(destination), json!({})),
+            Self::ListBucket => (bucket_arn(destination), list_condition(destination)),
+            Self::KmsGenerateDataKey | Self::KmsDecrypt => {
+                key_resource(destination, destination.encryption.as_ref().map(|encryption| &encryption.key_arn))
+            }
+        }
+    }
+}

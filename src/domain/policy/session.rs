@@ -1,0 +1,211 @@
+//! The session policy: it narrows an assumed role to exactly this bucket, prefix and key. Whatever else the customer's role may
+//! do, this session may not.
+
+use serde_json::{Value, json};
+
+use super::document::{compact, document};
+use super::permission::Permission;
+use super::resource::{bucket_arn, keys_beside, list_condition, objects_arn, via_service};
+use crate::domain::destination::{Auth, Destination, Invalid};
+
+/// The most characters STS takes as an inline session policy
+/// (<https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>).
+pub const SESSION_POLICY_LIMIT: usize = 2048;
+
+/// What is left out, step by step, of a policy that would be too long: what only serves to reconcile an upload whose reply
+/// was lost, what only the connection test asks for, and at last cleaning up and tags. Writing, with the key, always stays,
+/// and no step reaches beyond the prefix.
+const STEPS: [&[Permission]; 4] = [
+    &[],
+    &[Permission::ListBucket],
+    &[Permission::ListBucket, Permission::GetBucketLocation],
+    &[
+        Permission::ListBucket,
+        Permission::GetBucketLocation,
+        Permission::AbortMultipartUpload,
+        Permission::PutObjectTagging,
+        Permission::DeleteObject,
+    ],
+];
+
+/// The compact inline session policy of a destination, within [`SESSION_POLICY_LIMIT`] for every role destination that was
+/// validated. A long prefix costs permissions that deliveries work without: listing first, then the region, then cleaning up,
+/// tags and deleting.
+pub fn session_policy(destination: &Destination) -> String {
+    let mut policies = STEPS.iter().map(|left_out| policy(destination, left_out)).peekable();
+    while let Some(policy) = policies.next() {
+        if fits(&policy) || policies.peek().is_none() {
+            return policy;
+        }
+    }
+    String::new()
+}
+
+/// Refuses a role destination whose prefix is too long for any session policy: it is the escaping of `$`, `*`, `?`, quotes and
+/// characters beyond Latin-1 that makes it so. The error's field is `prefix`.
+pub fn session_policy_fits(destination: &Destination) -> Result<(), Invalid> {
+    let least = session_policy(destination);
+    if fits(&least) || matches!(destination.auth, Auth::AccessKey { .. }) {
+        return Ok(());
+    }
+    let (long, limit) = (least.chars().count(), SESSION_POLICY_LIMIT);
+    let problem = format!(
+        "is too long for the session policy that keeps the role below it: {long} characters where STS takes {limit}; shorten \
+         it, or use fewer of $, *, ?, \", \\ and of letters beyond Latin-1, which all take 2 to 12 characters there"
+    );
+    Err(Invalid::new("prefix", problem))
+}
+
+fn fits(policy: &str) -> bool {
+    policy.chars().count() <= SESSION_POLICY_LIMIT
+}
+
+fn policy(destination: &Destination, left_out: &[Permission]) -> String {
+    let kept = |permission: &Permission| !left_out.contains(permission);
+    let mut statements = vec![objects(destination, kept)];
+    if kept(&Permission::GetBucketLocation) {
+        statements.push(allow(&Permission::GetBucketLocation.action().into(), &bucket_arn(destination), json!({})));
+    }
+    statements.push(kms(destination));
+    if kept(&Permission::ListBucket) {
+        let condition = list_condition(destination);
+        statements.push(allow(&Permission::ListBucket.action().into(), &bucket_arn(destination), condition));
+    }
+    compact(&document(&statements))
+}
+
+fn allow(action: &Value, resource: &str, condition: Value) -> Value {
+    let mut statement = json!({ "Effect": "Allow", "Action": action, "Resource": resource });
+    if condition.as_object().is_some_and(|condition| !condition.is_empty()) {
+        statement["Condition"] = condition;
+    }
+    statement
+}
+
+/// What an upload does with objects below the prefix.
+fn objects(destination: &Destination, kept: impl Fn(&Permission) -> bool) -> Value {
+    let all = [
+        Permission::PutObject,
+        Permission::AbortMultipartUpload,
+        Permission::PutObjectTagging,
+        Permission::DeleteObject,
+    ];
+    let actions = all.iter().filter(|permission| kept(permission)).map(|permission| permission.action()).collect();
+    allow(&actions, &objects_arn(destination), json!({}))
+}
+
+fn kms(destination: &Destination) -> Value {
+    let actions = json!([Permission::KmsGenerateDataKey.action(), Permission::KmsDecrypt.action()]);
+    let via = json!({ "StringLike": { "kms:ViaService": via_service(destination, "*") } });
+    match destination.encryption.as_ref().map(|encryption| &encryption.key_arn) {
+        Some(key) if !key.is_alias() => allow(&actions, key.as_str(), json!({})),
+        // A policy can't name a key by its alias, so the alias' own account and region bound it.
+        Some(alias) => allow(&actions, &keys_beside(alias), via),
+        // The bucket's default may be a customer's key that nobody told us.
+        None => allow(&actions, "*", via),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::destination::DestinationId;
+    use crate::domain::destination::raw::{RawAuth, RawDestination};
+
+    fn raw(prefix: &str, key: Option<&str>) -> RawDestination {
+        let auth = RawAuth { role_arn: Some("arn:aws-cn:iam::123456789012:role/r".into()), ..RawAuth::default() };
+        RawDestination {
+            bucket: "acme-exports".into(),
+            region: "cn-north-1".into(),
+            prefix: prefix.into(),
+            auth,
+            kms_key_arn: key.map(str::to_owned),
+            ..RawDestination::default()
+        }
+    }
+
+    fn destination(prefix: &str, key: Option<&str>) -> Destination {
+        raw(prefix, key).validate(DestinationId::parse("acme").unwrap()).unwrap()
+    }
+
+    fn parsed(destination: &Destination) -> Value {
+        serde_json::from_str(&session_policy(destination)).unwrap()
+    }
+
+    #[test]
+    fn the_session_may_write_below_the_prefix_alone() {
+        let policy = parsed(&destination("exports", None));
+        assert_eq!(policy["Statement"][0]["Resource"], "arn:aws-cn:s3:::acme-exports/exports/*");
+        assert_eq!(policy["Statement"][3]["Condition"]["StringLike"]["s3:prefix"], "exports/*");
+    }
+
+    #[test]
+    fn an_empty_prefix_does_not_reach_beyond_the_bucket() {
+        let policy = parsed(&destination("", None));
+        assert_eq!(policy["Statement"][0]["Resource"], "arn:aws-cn:s3:::acme-exports/*");
+        assert_eq!(policy["Statement"][3]["Resource"], "arn:aws-cn:s3:::acme-exports");
+        assert!(policy["Statement"][3].get("Condition").is_none(), "there is no prefix to compare");
+    }
+
+    #[test]
+    fn wildcards_of_a_folders_name_stand_for_themselves() {
+        let policy = parsed(&destination("a*b?c$d/", None));
+        assert_eq!(policy["Statement"][0]["Resource"], "arn:aws-cn:s3:::acme-exports/a${*}b${?}c${$}d/*");
+    }
+
+    #[test]
+    fn the_key_is_named_or_bounded_by_the_service() {
+        let key = "arn:aws-cn:kms:cn-north-1:123456789012:key/k";
+        assert_eq!(parsed(&destination("", Some(key)))["Statement"][2]["Resource"], key);
+        let alias = parsed(&destination("", Some("arn:aws-cn:kms:cn-north-1:123456789012:alias/x")));
+        assert_eq!(alias["Statement"][2]["Resource"], "arn:aws-cn:kms:cn-north-1:123456789012:key/*");
+        let unnamed = parsed(&destination("", None));
+        assert_eq!(unnamed["Statement"][2]["Resource"], "*");
+        let via = &unnamed["Statement"][2]["Condition"]["StringLike"]["kms:ViaService"];
+        assert_eq!(via, "s3.*.amazonaws.com.cn");
+    }
+
+    #[test]
+    fn it_stays_within_the_limit_of_sts_and_below_the_prefix() {
+        let actions = |prefix: &str| {
+            let destination = destination(prefix, None);
+            let text = session_policy(&destination);
+            assert!(text.chars().count() <= SESSION_POLICY_LIMIT, "{prefix}: {}", text.len());
+            let policy: Value = serde_json::from_str(&text).unwrap();
+            let resource = policy["Statement"][0]["Resource"].as_str().unwrap().to_owned();
+            assert_eq!(resource, objects_arn(&destination));
+            let found = Permission::ALL.into_iter().filter(|permission| text.contains(permission.action()));
+            found.map(Permission::action).collect::<Vec<_>>()
+        };
+        assert_eq!(actions("exports").len(), 8);
+        assert_eq!(actions(&"p".repeat(990)).len(), 7, "listing goes first");
+        assert!(!actions(&"p".repeat(990)).contains(&"s3:ListBucket"));
+        let region = actions(&"$".repeat(415));
+        assert!(region.len() == 6 && !region.contains(&"s3:GetBucketLocation"), "{region:?}");
+        let least = actions(&"$".repeat(435));
+        assert_eq!(least, ["s3:PutObject", "kms:GenerateDataKey", "kms:Decrypt"]);
+    }
+
+    #[test]
+    fn a_prefix_that_fits_no_session_policy_is_refused_at_once() {
+        let problems = raw(&"*?$".repeat(150), None).validate(DestinationId::parse("acme").unwrap()).unwrap_err();
+        assert_eq!(problems[0].field, "prefix");
+        assert!(problems[0].problem.contains("shorten it"), "{}", problems[0].problem);
+        let mut keyed = raw(&"*?$".repeat(150), None);
+        keyed.auth = RawAuth {
+            method: crate::domain::destination::raw::RawMethod::AccessKey,
+            access_key_id: Some("AKIA1234567890ABCDEF".into()),
+            secret_access_key: Some("secret".to_owned().into()),
+            ..RawAuth::default()
+        };
+        keyed.validate(DestinationId::parse("acme").unwrap()).unwrap();
+    }
+
+    #[test]
+    fn only_characters_that_sts_takes_are_sent() {
+        let text = session_policy(&destination("日本/größe-🗂", None));
+        assert!(text.chars().all(|c| c <= '\u{ff}'), "{text}");
+        let policy: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(policy["Statement"][0]["Resource"], "arn:aws-cn:s3:::acme-exports/日本/größe-🗂/*");
+    }
+}

@@ -1,0 +1,137 @@
+//! Looking through the dead letters in the file. Each change is one transaction; passes of several commands may overlap.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::jobs::{self, json};
+use super::schema::JOB;
+use super::visit::Visit;
+use crate::queue::dead::is_of_the_past;
+use crate::queue::{DeadLetter, QueueError};
+use crate::runtime::failpoints;
+
+/// As [`crate::queue::DeadLetters`].
+#[derive(Debug)]
+pub struct DeadLetters {
+    visit: Visit,
+    prefix: String,
+    count: u64,
+    /// The newest row of the pass.
+    bound: i64,
+    last: i64,
+    current: Option<(i64, DeadLetter)>,
+}
+
+impl DeadLetters {
+    /// Opens the file and counts.
+    pub(in crate::queue) async fn open(file: &Path, prefix: &str) -> Result<Self, QueueError> {
+        let visit = Visit::begin(file).await?;
+        let of = prefix.to_owned();
+        let (count, bound) = visit.read(move |db| extent(db, &of)).await?;
+        Ok(Self { visit, prefix: prefix.to_owned(), count, bound, last: 0, current: None })
+    }
+
+    /// How many letters there were at the beginning.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The next letter, the oldest first.
+    pub async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
+        let (prefix, last, bound) = (self.prefix.clone(), self.last, self.bound);
+        self.current = self.visit.read(move |db| row_after(db, &prefix, last, bound)).await?;
+        let Some((seq, letter)) = &self.current else { return Ok(None) };
+        self.last = *seq;
+        Ok(Some(letter.clone()))
+    }
+
+    /// Moves the job to its lane.
+    pub async fn requeue(&mut self) -> Result<(), QueueError> {
+        let (seq, letter) = self.current.take().ok_or(QueueError::Lost)?;
+        let kept = letter.properties().headers.iter().filter(|(name, _)| !is_of_the_past(name));
+        let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
+        let headers: BTreeMap<_, _> = kept.chain(letter.next_run()).collect();
+        let moved = self.visit.write(move |db| revive(db, seq, &headers)).await?;
+        failpoints::hit("requeued");
+        still_there(moved)
+    }
+
+    /// Deletes the letter.
+    pub async fn discard(&mut self) -> Result<(), QueueError> {
+        let (seq, _) = self.current.take().ok_or(QueueError::Lost)?;
+        still_there(self.visit.write(move |db| remove(db, seq)).await?)
+    }
+
+    /// Adds a letter.
+    pub async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
+        let key = letter.routing_key();
+        let Some(lane) = jobs::lane_of(key) else {
+            return Err(QueueError::Refused(format!("no queue takes the routing key `{key}`")));
+        };
+        let (prefix, letter) = (self.prefix.clone(), letter.clone());
+        self.visit.write(move |db| add(db, &prefix, lane.as_str(), &letter)).await?;
+        failpoints::hit("put_back");
+        Ok(())
+    }
+}
+
+fn still_there(found: bool) -> Result<(), QueueError> {
+    let gone = || QueueError::Refused("the dead letter is gone: another command has dealt with it".to_owned());
+    found.then_some(()).ok_or_else(gone)
+}
+
+fn extent(db: &Connection, prefix: &str) -> rusqlite::Result<(u64, i64)> {
+    let sql = "SELECT count(*), coalesce(max(seq), 0) FROM dead_letters WHERE prefix = ?1";
+    db.query_row(sql, [prefix], |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?)))
+}
+
+fn row_after(db: &Connection, prefix: &str, last: i64, bound: i64) -> rusqlite::Result<Option<(i64, DeadLetter)>> {
+    let mut statement = db.prepare_cached(
+        "SELECT seq, died_at, routing_key, content_type, message_id, reply_to, correlation_id, type, headers, body
+         FROM dead_letters WHERE prefix = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT 1",
+    )?;
+    statement.query_row(params![prefix, last, bound], |row| Ok((row.get(0)?, letter(row)?))).optional()
+}
+
+fn letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+    let died_at: String = row.get(1)?;
+    let body = Bytes::from(row.get::<_, Vec<u8>>(9)?);
+    Ok(DeadLetter::new(row.get(2)?, body, jobs::properties(row, 3)?, died_at.parse().ok()))
+}
+
+fn revive(db: &Connection, seq: i64, headers: &BTreeMap<String, String>) -> rusqlite::Result<bool> {
+    let columns = JOB.replace("headers", "?2");
+    let sql = format!("INSERT INTO jobs ({JOB}) SELECT {columns} FROM dead_letters WHERE seq = ?1");
+    let copied = db.prepare_cached(&sql)?.execute(params![seq, json(headers)])?;
+    Ok(copied > 0 && remove(db, seq)?)
+}
+
+fn remove(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
+    Ok(db.prepare_cached("DELETE FROM dead_letters WHERE seq = ?1")?.execute([seq])? > 0)
+}
+
+fn add(db: &Connection, prefix: &str, lane: &str, letter: &DeadLetter) -> rusqlite::Result<()> {
+    let (p, now) = (letter.properties(), Timestamp::now());
+    let died_at = letter.died_at().unwrap_or(now);
+    let sql =
+        format!("INSERT INTO dead_letters ({JOB}, died_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
+    db.prepare_cached(&sql)?.execute(params![
+        prefix,
+        lane,
+        letter.routing_key(),
+        now.to_string(),
+        p.content_type,
+        p.message_id,
+        p.reply_to,
+        p.correlation_id,
+        p.kind,
+        json(&p.headers),
+        &letter.body()[..],
+        died_at.to_string()
+    ])?;
+    Ok(())
+}

@@ -1,0 +1,332 @@
+//! What the suite of all queues does not show: faults of the file, and owners that come and go.
+
+mod file;
+mod leases;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::owner::{Owner, Watch};
+use super::*;
+use crate::domain::outcome::RetryDelay;
+use crate::queue::Properties;
+
+/// Only keeps a broken queue from hanging a test.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Place {
+    _dir: TempDir,
+    file: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("queue.db");
+        Self { _dir: dir, file }
+    }
+
+    fn queue(&self) -> Arc<SqliteQueue> {
+        self.try_queue("p").unwrap()
+    }
+
+    /// One that gives up after a second.
+    fn try_queue(&self, prefix: &str) -> Result<Arc<SqliteQueue>, QueueError> {
+        let (lanes, metrics) = (vec![(Lane::Scheduled, 5)], Arc::new(Metrics::new(10)));
+        SqliteQueue::start_with(Duration::from_secs(1), &self.file, prefix, "worker", lanes, metrics)
+    }
+
+    fn refusal(&self) -> String {
+        match self.try_queue("p") {
+            Err(problem @ QueueError::Unusable(_)) => problem.to_string(),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    /// As another program would open it.
+    fn other(&self) -> Connection {
+        let db = Connection::open(&self.file).unwrap();
+        db.busy_timeout(LIMIT).unwrap();
+        db
+    }
+
+    fn count(&self, table: &str) -> i64 {
+        self.other().query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    }
+}
+
+fn job(body: impl Into<Bytes>) -> Publication {
+    Publication { routing_key: "job.scheduled.acme".to_owned(), body: body.into(), properties: Properties::default() }
+}
+
+fn event(id: &str) -> OutcomeEvent {
+    OutcomeEvent {
+        routing_key: "transfer.delivered.acme".to_owned(),
+        id: id.to_owned(),
+        body: Bytes::from_static(br#"{"subject":"a/1","data":{"destination":"acme","bytes":7,"attempts":2}}"#),
+        reply_to: Some(("answers".to_owned(), Some("c-1".to_owned()))),
+    }
+}
+
+async fn next(queue: &SqliteQueue) -> Delivery {
+    tokio::time::timeout(LIMIT, queue.next(Lane::Scheduled)).await.expect("nothing came").expect("closed")
+}
+
+/// Waits until `ready` says this, or nothing for `None`.
+async fn says(queue: &SqliteQueue, word: Option<&str>) {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let now = queue.ready();
+        let matches = match (&now, word) {
+            (Err(why), Some(word)) => why.contains(word),
+            (Ok(()), None) => true,
+            _ => false,
+        };
+        if matches {
+            return;
+        }
+        assert!(Instant::now() < end, "ready says {now:?}, not {word:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn drained(queue: &SqliteQueue, count: usize) {
+    for _ in 0..count {
+        let got = next(queue).await;
+        queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_process_held_comes_again_at_once() {
+    let place = Place::new();
+    let queue = place.queue();
+    queue.publish(job("held")).await.unwrap();
+    let held = next(&queue).await;
+    // As if another process held it: its row is there, and nobody has its lock.
+    let dead = Owner::new(&place.file).unwrap();
+    dead.enter(&place.other(), "dead").unwrap();
+    place.other().execute("UPDATE jobs SET owner = ?1", [dead.id()]).unwrap();
+    drop(dead);
+    let again = next(&queue).await;
+    assert!(again.redelivered);
+    assert_eq!((again.delivery_count, &again.body), (1, &held.body));
+    queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+    assert_eq!(place.count("owners"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_after_the_job_went_to_others_is_lost_and_makes_no_copy() {
+    let place = Place::new();
+    let queue = place.queue();
+    for body in ["a", "b"] {
+        queue.publish(job(body)).await.unwrap();
+    }
+    let (first, second) = (next(&queue).await, next(&queue).await);
+    place.other().execute("UPDATE jobs SET owner = 'somebody else'", []).unwrap();
+    let retry = Settlement::Retry { delay: RetryDelay::S5, headers: BTreeMap::new() };
+    assert!(matches!(queue.settle(first, retry, vec![event("e-1")]).await, Err(QueueError::Lost)));
+    let dead = Settlement::DeadLetter { headers: BTreeMap::new() };
+    assert!(matches!(queue.settle(second, dead, vec![event("e-2")]).await, Err(QueueError::Lost)));
+    queue.close().await;
+    assert_eq!((place.count("jobs"), place.count("waiting"), place.count("dead_letters")), (2, 0, 0));
+    assert_eq!(place.count("outcomes"), 2, "the events carry stable ids and are recorded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_others_took_for_dead_begins_anew() {
+    let place = Place::new();
+    let queue = place.queue();
+    queue.publish(job("x")).await.unwrap();
+    let held = next(&queue).await;
+    place.other().execute_batch("UPDATE jobs SET owner = NULL, redelivered = 1; DELETE FROM owners").unwrap();
+    // At its next sign of life it learns of it, and takes what is free under a new name.
+    let again = next(&queue).await;
+    assert!(again.ticket.generation > held.ticket.generation);
+    assert!(matches!(queue.settle(held, Settlement::Ack, vec![]).await, Err(QueueError::Lost)));
+    queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
+    assert_eq!(place.count("jobs"), 0);
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_without_a_sign_of_life_is_given_up_after_seven_looks() {
+    let place = Place::new();
+    place.queue().close().await;
+    let db = place.other();
+    let (mute, live) = (Owner::new(&place.file).unwrap(), Owner::new(&place.file).unwrap());
+    mute.enter(&db, "mute").unwrap();
+    live.enter(&db, "live").unwrap();
+    let mut watch = Watch::default();
+    for _ in 0..6 {
+        live.beat(&db).unwrap();
+        assert_eq!(watch.look(&db, "me").unwrap(), Vec::<String>::new());
+    }
+    live.beat(&db).unwrap();
+    assert_eq!(watch.look(&db, "me").unwrap(), [mute.id()]);
+    mute.beat(&db).unwrap();
+    assert_eq!(watch.look(&db, "me").unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefixes_keep_installations_apart() {
+    let place = Place::new();
+    let (one, two) = (place.try_queue("one").unwrap(), place.try_queue("two").unwrap());
+    let mut heard = Outcomes::subscribe(&place.file, "two").await.unwrap();
+    one.publish(job("of one")).await.unwrap();
+    two.publish(job("of two")).await.unwrap();
+    for (queue, body) in [(&one, "of one"), (&two, "of two")] {
+        let got = next(queue).await;
+        assert_eq!(got.body, body);
+        let event = OutcomeEvent { body: Bytes::from(format!("{{\"from\":\"{body}\"}}")), ..event("same") };
+        queue.settle(got, Settlement::Ack, vec![event]).await.unwrap();
+    }
+    let outcome = tokio::time::timeout(LIMIT, heard.next()).await.unwrap().unwrap();
+    assert_eq!(outcome.body, b"{\"from\":\"of two\"}");
+    one.close().await;
+    two.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_outcome_twice_is_one_row_that_listeners_see_twice() {
+    let place = Place::new();
+    let queue = place.queue();
+    let mut heard = Outcomes::subscribe(&place.file, "p").await.unwrap();
+    for _ in 0..2 {
+        queue.publish(job("x")).await.unwrap();
+        let got = next(&queue).await;
+        queue.settle(got, Settlement::Ack, vec![event("e-1")]).await.unwrap();
+        let outcome = tokio::time::timeout(LIMIT, heard.next()).await.unwrap().unwrap();
+        assert_eq!((outcome.routing_key.as_str(), outcome.body), ("transfer.delivered.acme", event("").body.to_vec()));
+    }
+    queue.close().await;
+    let sql =
+        "SELECT id || outcome || job_id || destination || bytes || attempts || repeats || reply_to || correlation_id
+               FROM outcomes";
+    let row: String = place.other().query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(row, "e-1delivereda/1acme721answersc-1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_outcomes_are_kept() {
+    let place = Place::new();
+    let queue = place.queue();
+    let db = place.other();
+    let old = "INSERT INTO outcomes (seq, recorded_at, prefix, id, routing_key, body) VALUES (?1, '', 'p', ?1, '', '')";
+    for seq in [1, 2, 100_001] {
+        db.execute(old, [seq]).unwrap();
+    }
+    queue.publish(job("x")).await.unwrap();
+    let got = next(&queue).await;
+    queue.settle(got, Settlement::Ack, vec![event("new")]).await.unwrap();
+    let left: String = db.query_row("SELECT group_concat(id) FROM outcomes", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, "100001,new");
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_readable_and_knows_the_whole_story() {
+    let place = Place::new();
+    let queue = place.queue();
+    let properties = Properties { message_id: Some("a/1".to_owned()), ..Properties::default() };
+    queue.publish(Publication { properties, ..job("body") }).await.unwrap();
+    let got = next(&queue).await;
+    let set =
+        [("x-error-reason", "exhausted"), ("x-error-class", "transient"), ("x-attempts", "8"), ("consign-wait", "5s")];
+    let headers = set.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    queue.settle(got, Settlement::DeadLetter { headers }, vec![]).await.unwrap();
+    queue.close().await;
+    let sql =
+        "SELECT reason || class || attempts || message_id || routing_key || lane FROM dead_letters WHERE body = ?1";
+    let row: String = place.other().query_row(sql, [&b"body"[..]], |row| row.get(0)).unwrap();
+    assert_eq!(row, "exhaustedtransient8a/1job.scheduled.acmescheduled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_goes_back_prolongs_no_wait() {
+    let place = Place::new();
+    let queue = place.queue();
+    queue.publish(job("x")).await.unwrap();
+    let got = next(&queue).await;
+    let retry = Settlement::Retry { delay: RetryDelay::S30, headers: BTreeMap::new() };
+    queue.settle(got, retry, vec![]).await.unwrap();
+    queue.close().await;
+    let db = place.other();
+    db.execute("UPDATE waiting SET due_ms = due_ms + 86400000", []).unwrap();
+    assert_eq!(jobs::shorten_waits(&db, "other").unwrap(), 0);
+    assert_eq!(jobs::shorten_waits(&db, "p").unwrap(), 1);
+    let due = jobs::next_due(&db, "p").unwrap().unwrap();
+    assert!(due <= jobs::now_ms() + 30_000, "{due}");
+    assert_eq!(jobs::shorten_waits(&db, "p").unwrap(), 0, "a wait that is not too long stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_than_the_prefetch_is_held_and_what_was_not_handed_out_goes_back_untouched() {
+    let place = Place::new();
+    let queue = place.queue();
+    for n in 0..8 {
+        queue.publish(job(format!("{n}"))).await.unwrap();
+    }
+    let held = next(&queue).await;
+    let owned = "jobs WHERE owner IS NOT NULL";
+    assert_eq!(place.count(owned), 5);
+    queue.pause().await;
+    assert_eq!(place.count(owned), 1);
+    assert_eq!(place.count("jobs WHERE redelivered = 1 OR delivery_count > 0"), 0);
+    queue.resume().await;
+    queue.settle(held, Settlement::Ack, vec![]).await.unwrap();
+    drained(&queue, 7).await;
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_say_what_happens_and_come_back_to_zero() {
+    let place = Place::new();
+    let metrics = Arc::new(Metrics::new(10));
+    let queue =
+        SqliteQueue::start(&place.file, "p", "worker", vec![(Lane::Scheduled, 5)], Arc::clone(&metrics)).unwrap();
+    queue.publish(job("x")).await.unwrap();
+    assert!(metrics.render().1.contains("consign_broker_connected 1"));
+    let got = next(&queue).await;
+    queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    queue.close().await;
+    assert!(queue.ready().is_err() && queue.publish(job("late")).await.is_err());
+    let (_, text) = metrics.render();
+    for line in ["consign_broker_connected 0", "consign_broker_unconfirmed 0", "settlements_total{action=\"ack\"} 1"] {
+        assert!(text.contains(line), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_queues_write_nothing_but_signs_of_life() {
+    let place = Place::new();
+    let queues = [place.queue(), place.queue()];
+    queues[0].publish(job("x")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let db = place.other();
+    let version = || db.query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    let (mut last, mut writes) = (version(), 0);
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        writes += i32::from(std::mem::replace(&mut last, version()) != last);
+    }
+    assert!(writes <= 4, "{writes} writes in two seconds");
+    for queue in queues {
+        queue.close().await;
+    }
+}
+
+#[test]
+fn only_keys_of_the_two_lanes_lead_somewhere() {
+    assert_eq!(jobs::lane_of("job.scheduled.acme"), Some(Lane::Scheduled));
+    assert_eq!(jobs::lane_of("job.backfill.a-b"), Some(Lane::Backfill));
+    for key in ["job.continued.a", "job.scheduled", "job.scheduled.a.b", "job.scheduledx.a", "x.job.scheduled.a", ""] {
+        assert_eq!(jobs::lane_of(key), None, "{key}");
+    }
+}
