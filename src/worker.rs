@@ -99,7 +99,7 @@ pub struct Worker {
     pub(crate) backfill_slots: Arc<Semaphore>,
     /// Somebody waits for a slot that the taker only sits on.
     wanted: Notify,
-    pub(crate) limits: Arc<Limits>,
+    limits: Arc<Limits>,
     circuits: Arc<Circuits>,
     outage: Outage,
     pub(crate) quarantine: Semaphore,
