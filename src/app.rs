@@ -24,7 +24,7 @@ use crate::source::Sources;
 use crate::telemetry::Log;
 use crate::transfer::Transfers;
 use crate::upload::Uploader;
-use crate::worker::{Parts, Worker};
+use crate::worker::{Worker, WorkerParts};
 use refused::LastReload;
 use signals::{Reloading, announce};
 
@@ -97,7 +97,7 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
     let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics.clone());
     let queue = queue::start(&config.broker, &config.worker.id, lanes(&config), metrics.clone());
     let queue = queue.map_err(StartError::Queue)?;
-    let worker = Worker::new(Parts {
+    let worker = Worker::new(WorkerParts {
         config: config.worker.clone(),
         prefix: config.broker.prefix.clone(),
         lease_after: config.broker.lease_after,

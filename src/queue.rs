@@ -31,8 +31,6 @@ use crate::domain::outcome::RetryDelay;
 use crate::metrics::Metrics;
 
 pub use crate::domain::lane::Lane;
-#[cfg(test)]
-pub(crate) use dead::is_of_the_past;
 pub use dead::{DeadLetter, DeadLetters, LetterId};
 pub use depths::{Depths, depths};
 pub use kept::{BackfillOutcomes, control_messages, follow_control};

@@ -1,7 +1,7 @@
 //! The worker against a model of all that it works with: broker, S3, STS, source and clock.
 //!
 //! A story is drawn from a seed: workers, jobs, faults, crashes, rolling restarts; then a calm in which all must come to an end.
-//! It is played by the real [`Worker`](super::Worker) on tokio's paused clock, in one thread, so that a seed is the same story every
+//! It is played by the real [`Worker`](crate::worker::Worker) on tokio's paused clock, in one thread, so that a seed is the same story every
 //! time, and hours take milliseconds. Rules are checked at every step ([`rules`]), at rest, and at the end ([`check`]).
 //!
 //! * `CONSIGN_SEED=123 cargo test --lib model::stories -- --nocapture` plays one story and prints what happens.
@@ -9,7 +9,7 @@
 //!   `cargo rustc --lib --profile test -- -C opt-level=1` makes a binary (in `target/debug/deps`) that plays five times as many a second.
 //!
 //! What is real time or chance in the worker, and harmless here: delivered jobs are forgotten after an hour of real time, and the
-//! status page shows the real date. Everything else goes by [`Parts::clock`](super::Parts) and tokio's clock.
+//! status page shows the real date. Everything else goes by [`WorkerParts::clock`](crate::worker::WorkerParts) and tokio's clock.
 #![allow(
     clippy::struct_excessive_bools,
     clippy::needless_pass_by_value,

@@ -1,7 +1,14 @@
-//! The worker: permit, delivery, transfer, verdict, settlement; and the drain.
+//! The worker: consumes jobs and runs them until it is drained.
 //!
-//! Order of things: a permit is taken before a delivery, and rides in its task until the transfer has ended. Drained means that
-//! all tasks have ended, their settlements included. A panic in a transfer becomes a failed attempt of that job alone.
+//! ```text
+//! message -> consume -> decode -> in_flight.claim -> admission.acquire -> attempt -> settlement.plan -> settle
+//! ```
+//!
+//! [`consume`] takes a permit first and a delivery second. [`runner`] is the path of one job: it decodes
+//! the message ([`decode`]), claims the job ([`in_flight`]), acquires its permits ([`admission`]), runs
+//! one attempt ([`attempt`], with its lease in [`lease`]), plans the settlement ([`settlement`], pure)
+//! and performs the plan ([`settle`]). Drained means that all tasks have ended, their settlements
+//! included. A panic in a transfer becomes a failed attempt of that job alone.
 
 mod activity;
 mod admission;
@@ -12,343 +19,227 @@ mod control;
 mod decode;
 mod history;
 mod in_flight;
-mod join;
 pub(crate) mod lease;
+mod runner;
 #[cfg(test)]
 mod sample;
+mod settle;
 mod settlement;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
 
 use crate::config::WorkerConfig;
 use crate::domain::destination::{DestinationId, Destinations};
 use crate::domain::lane::Lane;
-use crate::domain::outcome::{OutcomeKind, RetryPolicy};
 use crate::metrics::Metrics;
-use crate::queue::{Delivery, OutcomeEvent, Queue, QueueError, Settlement};
-use crate::runtime::failpoints;
-use crate::telemetry::spans;
+use crate::queue::Queue;
 use crate::transfer::Transport;
 use crate::upload::StopSignals;
-pub use activity::{Board, DestinationRecord, EndedTransfer, Recent, RunningTransfer, Throughput, Trouble};
-pub use admission::circuit::CircuitView;
-use admission::circuit::Circuits;
-use admission::health::Health;
-use admission::limits::{Limits, Pass};
-use admission::outage::Outage;
-use decode::{Admitted, Refusal};
-use in_flight::{AttemptId, Entry, Ledger, RunId};
+pub use activity::{Activity, DestinationRecord, EndedTransfer, FailureDetail, Recent, RunningTransfer, Throughput};
+use admission::Admission;
+pub use admission::{AdmissionView, CircuitView, WaitingJobs};
+use consume::Consumer;
+use control::{Cancellations, ControlReader};
+use runner::Runner;
 
-/// A transfer that takes longer is ended as a time-out: no broker keeps a delivery that long, and something is stuck.
-const DEADLINE: Duration = Duration::from_hours(24);
-/// How long a job waits for another one that may end workers.
-const QUARANTINE: Duration = Duration::from_secs(10);
-/// How long a transfer that is stopped may take to end.
-const STOPPING: Duration = Duration::from_mins(1);
-/// Deliveries that were fetched ahead wait this long for a slot.
-const HOARDING: Duration = Duration::from_secs(60);
-/// A message that came back this often without a settlement ends workers. The broker itself gives up at 1,000, and says nothing.
-const CRASH_LOOP: u64 = 500;
-/// Stopping to consume, and closing, may each take this long when the broker does not answer.
-const BROKER_PATIENCE: Duration = Duration::from_secs(4);
-/// A worker whose tick is older than this is stuck.
-const STUCK: Duration = Duration::from_secs(20);
-/// The share of the drain time in which transfers may still finish; the rest is for giving the others back.
-const FINISHING: f64 = 0.8;
+/// Time in which the broker must answer a request to stop consuming, and to close.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
+/// Age of the last heartbeat from which on a worker counts as stuck.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Share of the drain time in which transfers may still finish. The rest is for requeueing the others.
+const FINISHING_SHARE: f64 = 0.8;
 
-/// What the worker is made of. Built once by the composition root.
+/// Source of the current time. It must advance with tokio's clock, which everything waits by:
+/// `Timestamp::now` does.
+pub type Clock = fn() -> Timestamp;
+
+/// Parts of a worker. Built once by the composition root.
 #[derive(Debug)]
-pub struct Parts {
+pub struct WorkerParts {
     /// `[worker]`.
     pub config: WorkerConfig,
     /// `broker.prefix`, the source of every outcome.
     pub prefix: String,
     /// `broker.lease_after`.
     pub lease_after: Duration,
-    /// How long a refusal of STS is remembered.
+    /// Lifetime of a cached denial of STS.
     pub denied_for: Duration,
     /// `check.egress_addresses`, for connection tests by message.
     pub egress_addresses: Vec<String>,
-    /// Where jobs come from.
+    /// Source of jobs.
     pub queue: Arc<dyn Queue>,
-    /// What delivers them.
+    /// Delivers them.
     pub transport: Arc<dyn Transport>,
-    /// What tells the time. It must go with tokio's clock, by which everything waits: `Timestamp::now` does.
-    pub clock: fn() -> Timestamp,
-    /// The configured destinations, replaced as a whole by a reload.
+    /// Current time.
+    pub clock: Clock,
+    /// Configured destinations, replaced as a whole by a reload.
     pub destinations: watch::Receiver<Arc<Destinations>>,
-    /// What is counted.
+    /// Metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// Takes jobs from a queue and delivers them until it is drained.
+/// Consumes jobs from a queue and delivers them until it is drained.
 #[derive(Debug)]
 pub struct Worker {
-    parts: Parts,
-    policy: RetryPolicy,
-    pub(crate) slots: Arc<Semaphore>,
-    pub(crate) backfill_slots: Arc<Semaphore>,
-    /// Somebody waits for a slot that the taker only sits on.
-    wanted: Notify,
-    limits: Arc<Limits>,
-    circuits: Arc<Circuits>,
-    outage: Outage,
-    pub(crate) quarantine: Semaphore,
-    ledger: Arc<Ledger>,
-    board: Arc<Board>,
-    health: Health,
-    beat: Mutex<Instant>,
-    stop: StopSignals,
-    wishes: control::Cancellations,
-    recalls: admission::release::Recalls,
+    queue: Arc<dyn Queue>,
+    admission: Arc<Admission>,
+    runner: Arc<Runner>,
+    control: ControlReader,
+    lifecycle: Lifecycle,
 }
 
-/// The right to run one transfer.
+/// State of the worker as a whole.
 #[derive(Debug)]
-struct Permits {
-    slot: Option<OwnedSemaphorePermit>,
-    backfill: Option<OwnedSemaphorePermit>,
-    /// After a fault of the worker: the right to be the only one.
-    alone: Option<OwnedSemaphorePermit>,
-    /// The right to one transfer into the destination.
-    pass: Option<Pass>,
-    /// The right to ask whether the destination is mended.
-    probe: Option<admission::circuit::Probe>,
-}
-
-impl Permits {
-    /// Somebody else may run meanwhile. The place among the backfills is kept: it keeps none but backfills waiting.
-    fn give_up_slot(&mut self) {
-        self.slot = None;
-    }
+struct Lifecycle {
+    activity: Arc<Activity>,
+    metrics: Arc<Metrics>,
+    stop: StopSignals,
+    drain_timeout: Duration,
+    heartbeat: Mutex<Instant>,
 }
 
 impl Worker {
-    /// A worker that takes nothing yet.
-    pub fn new(parts: Parts) -> Arc<Self> {
+    /// Builds a worker that consumes nothing yet.
+    pub fn new(parts: WorkerParts) -> Arc<Self> {
         let slots = parts.config.slots.get();
         let backfill = parts.config.backfill_slots.min(slots);
         for (lane, count) in [(Lane::Continued, slots), (Lane::Scheduled, slots), (Lane::Backfill, backfill)] {
             parts.metrics.set_slots(lane, count);
         }
+        let (stop, activity, cancellations) =
+            (StopSignals::default(), Arc::<Activity>::default(), Arc::<Cancellations>::default());
+        let admission = Arc::new(Admission::new(&parts, cancellations.clone(), stop.hand_off.clone()));
         Arc::new(Self {
-            policy: RetryPolicy {
-                max_attempts: parts.config.max_attempts.get(),
-                denied_for: parts.denied_for,
-                patience: RetryPolicy::PATIENCE,
+            queue: parts.queue.clone(),
+            runner: Arc::new(Runner::new(&parts, admission.clone(), activity.clone(), stop.clone())),
+            control: ControlReader::new(parts.queue, admission.clone(), cancellations, parts.clock),
+            admission,
+            lifecycle: Lifecycle {
+                activity,
+                metrics: parts.metrics,
+                stop,
+                drain_timeout: parts.config.drain_timeout,
+                heartbeat: Mutex::new(Instant::now()),
             },
-            slots: Arc::new(Semaphore::new(slots as usize)),
-            backfill_slots: Arc::new(Semaphore::new(backfill as usize)),
-            wanted: Notify::new(),
-            limits: Limits::new(parts.config.destination_slots, parts.config.slots),
-            circuits: Circuits::new(parts.denied_for, parts.metrics.clone()),
-            outage: Outage::default(),
-            quarantine: Semaphore::new(1),
-            ledger: Ledger::new(),
-            board: Arc::default(),
-            health: Health::default(),
-            beat: Mutex::new(Instant::now()),
-            stop: StopSignals::default(),
-            wishes: control::Cancellations::default(),
-            recalls: admission::release::Recalls::new(),
-            parts,
         })
     }
 
-    /// What runs now.
-    pub fn board(&self) -> &Arc<Board> {
-        &self.board
+    /// Running and ended transfers.
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.lifecycle.activity
     }
 
-    /// The circuits that are not closed.
-    pub fn circuits(&self) -> HashMap<DestinationId, CircuitView> {
-        self.circuits.view((self.parts.clock)())
+    /// Circuit breakers, waiting jobs and recoveries.
+    pub fn admission(&self) -> AdmissionView {
+        self.admission.view()
     }
 
-    /// When each destination was reset, passed its connection test, or took something, last.
-    pub fn mended_at(&self) -> HashMap<DestinationId, Timestamp> {
-        self.circuits.mended()
-    }
-
-    /// Jobs of each destination that must wait because it has all it may have: how many wait here, and how many were sent away and
-    /// are still to come back.
-    pub fn waiting(&self) -> HashMap<DestinationId, (usize, u32)> {
-        self.limits.waiting()
-    }
-
-    /// Jobs of each destination that this worker sent away until it is mended (its circuit was open, or they were refused themselves),
-    /// and whose wait is not over: those of other workers, and of before this one's start, are not among them.
-    pub fn awaiting_repair(&self) -> HashMap<DestinationId, u32> {
-        self.recalls.counts()
-    }
-
-    /// Somebody says that a destination is mended, or it is configured otherwise: its circuit closes, no remembered refusal counts any
-    /// more, and what waits for its repair is called back.
+    /// Resets a destination: it is configured anew, or an operator says that it is fixed. Its circuit
+    /// breaker closes, cached denials are dropped, and its delayed jobs are released.
     pub fn reset_circuit(&self, destination: &DestinationId) {
-        self.parts.transport.forget_denials();
-        let now = (self.parts.clock)();
-        let known = self.circuits.mend(destination, now);
-        self.call_back(destination, known, now);
+        self.admission.reset(destination);
     }
 
-    /// `Ok` while jobs are taken; else why not.
+    /// Returns `Ok` while jobs are consumed, else the reason why not.
     pub fn ready(&self) -> Result<(), String> {
-        self.health.fault().map_or_else(|| self.parts.queue.ready(), Err)
+        self.admission.fault().map_or_else(|| self.queue.ready(), Err)
     }
 
-    /// `Ok` while the queue gives work; else why not.
+    /// Returns `Ok` while the queue delivers, else the reason why not.
     pub fn queue_ready(&self) -> Result<(), String> {
-        self.parts.queue.ready()
+        self.queue.ready()
     }
 
-    /// Whether the loops turn: false when the runtime did not get round to the worker's own tick for a while.
+    /// Returns true while the runtime schedules the worker: false when its heartbeat is late.
     pub fn alive(&self) -> bool {
-        self.beat.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < STUCK
+        self.lifecycle.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < HEARTBEAT_TIMEOUT
     }
 
-    /// Takes jobs until `drain` is cancelled, then drains within `worker.drain_timeout`: running transfers may finish, what
-    /// can't finish in time goes back to the queue untouched, and what was fetched but not begun goes back at once.
+    /// Consumes jobs until `drain` is cancelled, then drains within `worker.drain_timeout`: running
+    /// transfers may finish, a transfer that can't finish in time is requeued untouched or handed off,
+    /// and prefetched deliveries are requeued at once.
     ///
-    /// Returns true when everything was settled in time.
+    /// Returns true when every delivery was settled in time.
     pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {
-        let watch = tokio::spawn(self.clone().watch_age());
-        let recalls = tokio::spawn({
+        let heartbeat = tokio::spawn(self.clone().beat());
+        let releases = tokio::spawn({
             let (worker, drain) = (self.clone(), drain.clone());
-            async move { worker.recall_until(&drain).await }
+            async move { worker.admission.release_until(&drain).await }
         });
-        let control = self.follow_control(&drain).await;
+        let control = self.control.start(&drain).await;
         let drained = self.serve(&drain).await;
         control.abort();
-        recalls.abort();
-        watch.abort();
+        releases.abort();
+        heartbeat.abort();
         drained
     }
 
-    /// [`Worker::run`] without the tick of every second: the hours of a model need none.
+    /// [`Worker::run`] without heartbeat and control messages, for the simulation.
     pub(crate) async fn serve(self: &Arc<Self>, drain: &CancellationToken) -> bool {
         let tasks = TaskTracker::new();
-        self.take(drain, &tasks).await;
+        self.consume(drain, &tasks).await;
         let drained = self.drain(&tasks).await;
-        let closed = timeout(BROKER_PATIENCE, self.parts.queue.close()).await;
+        let closed = timeout(BROKER_TIMEOUT, self.queue.close()).await;
         if closed.is_err() {
             tracing::warn!("the broker does not answer; its connections are dropped");
         }
         drained
     }
 
+    /// Spawns a task for each delivery.
+    async fn consume(&self, drain: &CancellationToken, tasks: &TaskTracker) {
+        let consumer = Consumer::new(self.queue.clone(), self.admission.clone());
+        while let Some(Some((delivery, permit))) = drain.run_until_cancelled(consumer.next()).await {
+            tasks.spawn(self.runner.clone().handle(delivery, permit));
+        }
+    }
+
     async fn drain(&self, tasks: &TaskTracker) -> bool {
-        let limit = self.parts.config.drain_timeout;
-        let ends = Instant::now() + limit;
-        self.parts.metrics.set_draining(true);
-        self.health.drain();
-        tracing::info!(seconds = limit.as_secs(), running = tasks.len(), "draining");
-        // What another worker can continue is not waited for: it would only be cut short later.
-        self.stop.hand_off.cancel();
-        let finished = Instant::now() + limit.mul_f64(FINISHING);
-        if timeout(BROKER_PATIENCE, self.parts.queue.stop_consuming()).await.is_err() {
-            tracing::warn!("the broker does not answer; what was fetched comes again when the connection ends");
+        let Lifecycle { metrics, stop, drain_timeout, .. } = &self.lifecycle;
+        let deadline = Instant::now() + *drain_timeout;
+        metrics.set_draining(true);
+        self.admission.drain();
+        tracing::info!(seconds = drain_timeout.as_secs(), running = tasks.len(), "draining");
+        // A transfer that another worker can resume is handed off at once: waiting would only interrupt
+        // it later.
+        stop.hand_off.cancel();
+        let finishing = Instant::now() + drain_timeout.mul_f64(FINISHING_SHARE);
+        if timeout(BROKER_TIMEOUT, self.queue.stop_consuming()).await.is_err() {
+            tracing::warn!(
+                "the broker does not answer; prefetched deliveries are redelivered when the connection ends"
+            );
         }
         tasks.close();
-        if tokio::time::timeout_at(finished, tasks.wait()).await.is_err() {
-            tracing::info!(running = tasks.len(), "what can't finish in time goes back to the queue");
-            self.stop.cancel.cancel();
+        if timeout_at(finishing, tasks.wait()).await.is_err() {
+            tracing::info!(running = tasks.len(), "requeueing transfers that can't finish in time");
+            stop.cancel.cancel();
         }
-        let drained = tokio::time::timeout_at(ends, tasks.wait()).await.is_ok();
+        let drained = timeout_at(deadline, tasks.wait()).await.is_ok();
         tracing::info!(drained, left = tasks.len(), "drained");
         drained
     }
 
-    async fn handle(self: Arc<Self>, delivery: Delivery, permits: Permits) {
-        failpoints::hit("taken");
-        if delivery.properties.kind.as_deref() == Some(check::KIND) {
-            return self.check(delivery, permits).await;
-        }
-        match self.admit(&delivery) {
-            Ok(admitted) => self.place(delivery, admitted, permits).await,
-            Err(refusal) => {
-                // What waits for the broker needs no slot.
-                drop(permits);
-                self.refuse(delivery, *refusal).await;
-            }
-        }
-    }
-
-    /// Works on the job, joins whoever does, or answers from memory.
-    async fn place(&self, delivery: Delivery, admitted: Admitted, permits: Permits) {
-        let Admitted { job, destination, .. } = &admitted;
-        let history = history::history(&delivery.properties.headers);
-        let run = history::run(&delivery.properties.headers);
-        let run = RunId { job: job.id.clone(), destination: destination.id.clone(), run };
-        let id = AttemptId {
-            run,
-            attempts: history.attempts,
-            deferrals: history.deferrals,
-            turns: history::turns(&delivery.properties.headers),
-        };
-        match self.ledger.enter(id, (self.parts.clock)()) {
-            Entry::Mine(running) => self.traced(delivery, &admitted, running, permits).await,
-            Entry::Delivered(event) => {
-                drop(permits);
-                let trace = self.trace(&delivery, &admitted);
-                trace.run(self.answer_again(delivery, &admitted, &event)).await;
-            }
-            Entry::Joined(seat, same) => {
-                // Waiting needs no slot.
-                drop(permits);
-                self.join((&seat, same), delivery, &admitted).await;
-            }
-        }
-    }
-
-    /// The job was delivered before: only its outcome is sent, to whoever asked now.
-    async fn answer_again(&self, delivery: Delivery, admitted: &Admitted, event: &OutcomeEvent) {
-        tracing::info!(job_id = %admitted.job.id, "delivered already; its outcome is sent again");
-        spans::ended(OutcomeKind::Delivered.as_str(), None);
-        self.left_over(admitted, None).await;
-        let event = OutcomeEvent { reply_to: settlement::reply_to(&delivery.properties), ..event.clone() };
-        self.settle(delivery, Settlement::Ack, vec![event]).await;
-    }
-
-    /// Settles, and says whether that is certain. A lost delivery comes again; that is the queue's promise, not a fault.
-    async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<OutcomeEvent>) -> bool {
-        let action = settlement.action();
-        let span = spans::settle(self.parts.queue.system(), &self.parts.prefix, action);
-        let settled = self.parts.queue.settle(delivery, settlement, events).instrument(span.clone()).await;
-        if settled.is_err() {
-            spans::fail(&span, "unsettled");
-        }
-        match settled {
-            Ok(()) => {
-                failpoints::hit("settled");
-                true
-            }
-            Err(QueueError::Lost) => {
-                tracing::info!(action, "the delivery was lost before it was settled; it comes again");
-                false
-            }
-            Err(error) => {
-                tracing::warn!(action, %error, "a delivery could not be settled; it comes again");
-                false
-            }
-        }
-    }
-
-    async fn watch_age(self: Arc<Self>) {
+    async fn beat(self: Arc<Self>) {
+        let Lifecycle { activity, metrics, heartbeat, .. } = &self.lifecycle;
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             tick.tick().await;
-            self.parts.metrics.set_oldest_in_flight(self.board.oldest());
-            self.board.tick();
-            *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            metrics.set_oldest_in_flight(activity.oldest());
+            activity.tick();
+            *heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
+    }
+
+    /// Free slots, free backfill permits, and true while no job is quarantined.
+    #[cfg(test)]
+    pub(crate) fn free_permits(&self) -> (usize, usize, bool) {
+        self.admission.free_permits()
     }
 }

@@ -110,16 +110,17 @@ impl View {
     fn status(&self, filter: &str) -> Value {
         let not_ready = self.worker.ready().err();
         let counts = self.metrics.snapshot();
-        let mut running = self.worker.board().list();
+        let mut running = self.worker.activity().list();
+        let admission = self.worker.admission();
         let states = destinations::states(&destinations::Known {
             configured: &self.destinations.borrow().clone(),
-            worked_for: self.worker.board().destinations(),
+            worked_for: self.worker.activity().destinations(),
             running: &running,
             sessions: &self.sessions,
-            circuits: &self.worker.circuits(),
-            mended: &self.worker.mended_at(),
-            waiting: &self.worker.waiting(),
-            awaiting_repair: &self.worker.awaiting_repair(),
+            circuits: &admission.circuits,
+            mended: &admission.recovered_at,
+            waiting: &admission.waiting,
+            awaiting_repair: &admission.awaiting_recovery,
             filter,
         });
         let now = Timestamp::now();
@@ -144,9 +145,9 @@ impl View {
             "failures": counts.failures,
             "retries": counts.retries,
             "deferred": counts.deferred,
-            "throughput": self.worker.board().throughput(),
+            "throughput": self.worker.activity().throughput(),
             "running": running,
-            "recent": self.worker.board().recent(),
+            "recent": self.worker.activity().recent(),
             "destinations": self.destinations.borrow().len(),
             "destination_states": states,
         });

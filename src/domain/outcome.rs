@@ -1,7 +1,8 @@
-//! What became of a transfer, and what follows from it. Pure: no clock, no queue, no network.
+//! Result of a transfer, and the decision that follows from it.
 //!
-//! A transfer ends in a [`Receipt`], as skipped, or in a [`Failure`]. [`decide`] turns a failure and the history of the job
-//! into a [`Disposition`]; the queue performs it, once.
+//! A transfer ends in a [`Receipt`], as skipped, or in a [`Failure`]. [`decide`] turns a failure and
+//! the history of its job into a [`Disposition`]. [`choose_retry_delay`] is the only function that
+//! chooses a retry delay.
 
 mod decide;
 mod event;
@@ -9,28 +10,29 @@ mod retry_delay;
 
 use std::time::Duration;
 
-pub use decide::{Disposition, History, Moment, RetryPolicy, decide, postpone};
+pub use decide::{DecisionContext, Disposition, History, RetryPolicy, decide};
 pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
-pub use retry_delay::RetryDelay;
+pub use retry_delay::{RetryDelay, Wait, choose as choose_retry_delay};
 
 use crate::domain::control::BackfillId;
 
-/// Who can do something about a failure, and so what follows from it. A closed set; also a metric label.
+/// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
+/// metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
-    /// Time heals it: retried with a charged attempt.
+    /// Temporary: retried, and the attempt is charged.
     Transient,
-    /// The session ran out: refreshed once, then as transient.
+    /// The session expired: refreshed once, then as transient.
     Session,
-    /// The customer must mend something: deferred, no attempt charged.
+    /// The customer must fix something: deferred, no attempt is charged.
     Destination,
     /// The job itself is wrong: dead-lettered at once.
     Job,
-    /// Nobody's fault: continued elsewhere, no attempt charged.
+    /// Interrupted: another worker continues, no attempt is charged.
     Interrupted,
-    /// Our fault: one more try, then dead-lettered.
+    /// A bug of consign: retried once, then dead-lettered.
     Defect,
-    /// This worker can't work: the job stays in the queue, the worker stops taking.
+    /// A fault of this worker: the job stays in the queue, the worker stops consuming.
     Worker,
 }
 
@@ -55,7 +57,7 @@ impl Class {
 
 macro_rules! reasons {
     ($($variant:ident $text:literal $class:ident $doc:literal,)*) => {
-        /// Why a transfer failed. A closed set; also a metric label. Each reason belongs to one [`Class`].
+        /// Reason of a failed transfer. A closed set; also a metric label. Each reason belongs to one [`Class`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Reason {
             $(#[doc = $doc] $variant,)*
@@ -70,12 +72,12 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// The class it belongs to.
+            /// Class of the reason.
             pub fn class(self) -> Class {
                 match self { $(Self::$variant => Class::$class,)* }
             }
 
-            /// What it means, in one sentence.
+            /// Meaning in one sentence.
             pub fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => $doc,)* }
             }
@@ -135,28 +137,28 @@ reasons! {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// Why.
+    /// Reason.
     pub reason: Reason,
-    /// What happened, in plain words, without secrets and without URL queries.
+    /// Description in plain words, without secrets and without URL queries.
     pub message: String,
-    /// What the customer can do, with the missing permission by name. Empty where there is nothing to do.
+    /// Remedy for the customer, with the missing permission by name. Empty where there is none.
     pub hint: String,
-    /// AWS's request id, for their support.
+    /// Request id of AWS, for their support.
     pub aws_request_id: Option<String>,
-    /// The delay the server asked for; beats our own back-off, clamped to the wait ladder.
+    /// Delay that the server asked for. It lengthens our own, up to the longest retry delay.
     pub retry_after: Option<Duration>,
-    /// The region the bucket really lives in, learnt from a redirect.
+    /// Region that the bucket is really in, learnt from a redirect.
     pub learnt_region: Option<crate::domain::destination::Region>,
-    /// What the service said, where one answered; the diagnosis is made from it.
+    /// Error response of the AWS service, where there was one. The diagnosis is made from it.
     pub answer: Option<Box<AwsError>>,
-    /// Nobody was asked now: the refusal is one that was given before.
+    /// True for a cached denial: no request was made.
     pub remembered: bool,
 }
 
-/// What a service of AWS said when it refused a request. It is judged, never shown: the text is not ours.
+/// Error response of an AWS service. It is classified, never shown: the text is not ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AwsError {
-    /// The API's name.
+    /// Name of the API operation.
     pub operation: &'static str,
     /// The HTTP status.
     pub status: u16,
@@ -192,7 +194,7 @@ impl Failure {
         }
     }
 
-    /// Adds what the customer can do.
+    /// Adds the remedy.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
@@ -205,7 +207,7 @@ impl Failure {
     }
 }
 
-/// The proof of a delivered object.
+/// Proof of a delivered object.
 #[derive(Debug, Clone, Default)]
 pub struct Receipt {
     /// Bytes stored.
@@ -220,20 +222,20 @@ pub struct Receipt {
     pub version_id: Option<String>,
     /// The CRC-64/NVME of the whole object, base64 of 8 big-endian bytes as S3 writes it.
     pub checksum_crc64nvme: Option<String>,
-    /// What S3 said about encryption.
+    /// Encryption that S3 reports.
     pub encryption: Option<Encryption>,
-    /// Whether an unfinished upload was continued.
+    /// True when an unfinished upload was resumed.
     pub resumed: bool,
 }
 
-/// How a transfer ended.
+/// Result of a transfer.
 #[derive(Debug, Clone)]
 pub enum TransferResult {
     /// The object is complete.
     Delivered(Receipt),
     /// The key was taken and `if_exists = keep`.
     Skipped,
-    /// Its backfill was cancelled before it began. The outcome is `skipped`, too.
+    /// Its backfill was cancelled before it started. The outcome is `skipped`.
     Cancelled(BackfillId),
     /// `expires_at` is past.
     Expired,

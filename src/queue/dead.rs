@@ -8,7 +8,7 @@ mod letter;
 use super::{QueueError, rabbitmq, sqlite};
 use crate::config::BrokerConfig;
 
-pub(crate) use letter::is_of_the_past;
+pub(in crate::queue) use letter::is_of_the_past;
 pub(in crate::queue) use letter::names;
 pub use letter::{DeadLetter, LetterId};
 

@@ -9,7 +9,7 @@ use super::record::Record;
 use super::world::{State, World, note};
 use crate::metrics::Metrics;
 use crate::worker::Worker;
-use crate::worker::lease::CRASHES;
+use crate::worker::lease::MAX_CRASHES;
 
 /// The most calls of the queue in a story, for each job. Those of a destination that is asked every ten minutes for a day come to
 /// some 500, and copies of a job that ask every minute whether others have done it, to more. Whoever turns in circles makes millions.
@@ -39,11 +39,12 @@ pub(super) async fn watch(world: Arc<World>) {
 fn slots(state: &mut State, number: usize) {
     let member = &state.members[number];
     let Some(worker) = member.worker.upgrade().filter(|_| member.alive) else { return };
-    if worker.quarantine.available_permits() == 0 {
+    let (free, _, unquarantined) = worker.free_permits();
+    if !unquarantined {
         // Others may wait for their turn, which they do for ten seconds with a slot in hand.
         return;
     }
-    let held = state.story.slots as usize - worker.slots.available_permits();
+    let held = state.story.slots as usize - free;
     // One is held by the loop that waits for a delivery. A lease that is being taken is waited for with the slot.
     let most = (member.running + member.leasing) as usize + 1;
     if held > most {
@@ -75,12 +76,12 @@ fn clean(state: &mut State, number: usize, worker: &Worker, metrics: &Metrics) {
     if running > 0 || state.members[number].running > 0 {
         owed.push(format!("{running} transfers are counted as running"));
     }
-    let (free, all) = (worker.slots.available_permits(), state.story.slots as usize);
-    let backfill = worker.backfill_slots.available_permits();
+    let (free, backfill, _) = worker.free_permits();
+    let all = state.story.slots as usize;
     if free != all || backfill != state.story.backfill_slots as usize {
         owed.push(format!("{free} of {all} slots and {backfill} for backfills are free"));
     }
-    if !worker.board().list().is_empty() {
+    if !worker.activity().list().is_empty() {
         owed.push("its board is not empty".to_owned());
     }
     let leases = state.leases.values().filter(|held| held.member == number && !held.passed_on).count();
@@ -172,7 +173,7 @@ fn unfounded(state: &State, job: usize, record: &Record) -> Option<String> {
     let has = |kind: &str| record.outcomes.contains_key(kind);
     let exhausted = record.charged >= state.story.max_attempts || record.defects >= 2;
     let given_up = exhausted
-        || record.crashes >= CRASHES
+        || record.crashes >= MAX_CRASHES
         || record.refused_for_good
         || state.story.lost_for_good(plan.destination);
     let foreign = plan.taken.is_taken();

@@ -22,7 +22,7 @@ use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::domain::destination::{DestinationId, Destinations};
 use crate::metrics::Metrics;
 use crate::queue::Properties;
-use crate::worker::{Parts, Worker};
+use crate::worker::{Worker, WorkerParts};
 
 /// How long all that is left may take once nothing fails any more: the longest wait of a job that always fails, and the longest
 /// transfers one after the other.
@@ -161,7 +161,7 @@ fn hire(world: &Arc<World>, destinations: &watch::Receiver<Arc<Destinations>>) {
         state.members.push(Member::new(story.slots, story.backfill_slots, Arc::clone(&metrics)));
         state.members.len() - 1
     };
-    let worker = Worker::new(Parts {
+    let worker = Worker::new(WorkerParts {
         config: config(&story, member),
         prefix: "consign".to_owned(),
         lease_after: story.lease_after,

@@ -11,7 +11,7 @@ use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, Outcome, Reason, RetryPolicy};
 use crate::queue::{Delivery, LeaseMessage, OutcomeEvent, Settlement};
 use crate::transfer::TransferRequest;
-use crate::worker::lease::CRASHES;
+use crate::worker::lease::MAX_CRASHES;
 
 const ATTEMPT: &str = "x-attempt";
 const DEFERRALS: &str = "x-deferrals";
@@ -72,7 +72,9 @@ fn unfounded(
             ["skipped"] if record.settle(member, |end| end == End::Skipped) => None,
             ["expired"] if record.settle(member, |end| end == End::Expired) => None,
             ["expired"] if record.settle(member, |end| matches!(end, End::Failed(_)) && !end.is_interrupted()) => None,
-            ["expired"] if record.settle(member, End::is_interrupted) || poisonous || record.crashes >= CRASHES => None,
+            ["expired"] if record.settle(member, End::is_interrupted) || poisonous || record.crashes >= MAX_CRASHES => {
+                None
+            }
             // It was turned away: its destination was known to be broken, or had all it may have.
             ["expired"] if known_broken || expires => None,
             _ => Some("no attempt ended so"),
@@ -99,7 +101,7 @@ fn unfounded(
         }
         Settlement::Defer { headers, .. } => headers.contains_key(ATTEMPT).then_some("an attempt is charged"),
         Settlement::DeadLetter { .. } => {
-            let refused = poisonous || state.story.jobs[job].fate == Fate::Refused || record.crashes >= CRASHES;
+            let refused = poisonous || state.story.jobs[job].fate == Fate::Refused || record.crashes >= MAX_CRASHES;
             let ended = |end| matches!(end, End::Failed(_)) && !End::is_interrupted(end);
             let founded = record.settle(member, ended) || refused || known_broken;
             (!founded).then_some("no attempt ended so")
@@ -184,14 +186,14 @@ pub(super) fn buried(state: &mut State, letter: &Message) {
     let waited = record.deferred_since.map(|since| clock::elapsed().saturating_sub(since));
     let problem = match reason.map(|reason| (*reason, reason.class())) {
         None => Some("without a reason".to_owned()),
-        Some((_, Class::Destination)) if waited.is_none_or(|waited| waited < RetryPolicy::PATIENCE) => {
+        Some((_, Class::Destination)) if waited.is_none_or(|waited| waited < RetryPolicy::MAX_DEFERRAL_AGE) => {
             Some(format!("the destination was waited for {waited:?}"))
         }
         Some((Reason::Exhausted, _)) if record.charged < state.story.max_attempts => {
             Some(format!("exhausted after {} failures", record.charged))
         }
         Some((Reason::CrashLoop, _)) if poisonous && record.attempts == 0 => None,
-        Some((Reason::CrashLoop, _)) if record.crashes >= CRASHES => None,
+        Some((Reason::CrashLoop, _)) if record.crashes >= MAX_CRASHES => None,
         Some((Reason::CrashLoop, _)) => Some(format!("{} workers died over it", record.crashes)),
         Some((_, Class::Defect)) if record.defects < 2 => Some("after one defect".to_owned()),
         Some((_, Class::Interrupted | Class::Worker)) => Some("nothing was wrong with it".to_owned()),
@@ -229,7 +231,7 @@ pub(super) fn beginning(state: &mut State, member: usize, job: usize, parsed: &J
     if running > state.story.slots {
         state.wrong(format!("worker {member} runs {running} transfers in {} slots", state.story.slots));
     }
-    if let Some(board) = state.members[member].worker.upgrade().map(|worker| worker.board().list()) {
+    if let Some(board) = state.members[member].worker.upgrade().map(|worker| worker.activity().list()) {
         let backfills = board.iter().filter(|running| running.lane == Lane::Backfill.as_str()).count();
         if backfills > state.story.backfill_slots as usize {
             state.wrong(format!("worker {member} runs {backfills} backfills"));

@@ -1,8 +1,9 @@
-//! What the status page shows of the worker: what runs now, what ended lately, and how it went before.
+//! Activity of the worker for the status page: running transfers, recently ended ones, and throughput.
 //!
-//! Everything here is bounded: [`past`] keeps the last ends and so many destinations, [`throughput`] so many minutes.
+//! Everything is bounded: [`ended`] keeps the last transfers and a number of destinations,
+//! [`throughput`] a number of minutes.
 
-mod past;
+mod ended;
 mod throughput;
 
 use std::collections::BTreeMap;
@@ -13,34 +14,33 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::settlement::{Case, Verdict};
+use super::settlement::{SettlementContext, SettlementPlan};
 use crate::domain::destination::DestinationId;
-use crate::domain::job::JobId;
 use crate::domain::lane::Lane;
 use crate::upload::{Length, Progress};
-use past::Past;
-pub use past::{DestinationRecord, EndedTransfer, Recent, Trouble};
+use ended::EndedTransfers;
+pub use ended::{DestinationRecord, EndedTransfer, FailureDetail, Recent};
 pub use throughput::Throughput;
-use throughput::{Tally, Watch};
+use throughput::{ThroughputRecorder, TransferTotals};
 
-/// The running transfers, and a bounded memory of the ended ones.
+/// Running transfers, and a bounded record of ended ones.
 #[derive(Debug)]
-pub struct Board {
+pub struct Activity {
     next: AtomicU64,
-    running: Mutex<Running>,
-    past: Mutex<Past>,
-    throughput: Mutex<Watch>,
+    running: Mutex<RunningTransfers>,
+    ended: Mutex<EndedTransfers>,
+    throughput: Mutex<ThroughputRecorder>,
 }
 
 #[derive(Debug, Default)]
-struct Running {
-    entries: BTreeMap<u64, Entry>,
-    /// Bytes that S3 accepted of transfers that run no more.
+struct RunningTransfers {
+    entries: BTreeMap<u64, RunningEntry>,
+    /// Bytes that S3 accepted from ended transfers.
     sent: u64,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct RunningEntry {
     job_id: String,
     destination: String,
     lane: Lane,
@@ -51,24 +51,24 @@ struct Entry {
     progress: Arc<Progress>,
 }
 
-/// One running transfer, as `/status` shows it.
+/// Running transfer, as `/status` shows it.
 #[derive(Debug, Serialize)]
 pub struct RunningTransfer {
-    /// The number of this attempt: it stays the same from one look to the next.
+    /// Number of the attempt, unique in this worker.
     pub number: u64,
-    /// The job.
+    /// Id of the job.
     pub job_id: String,
-    /// Its destination.
+    /// Id of its destination.
     pub destination: String,
-    /// The lane it came by.
+    /// Lane of the delivery.
     pub lane: &'static str,
-    /// Which attempt this is.
+    /// Number of the attempt; 1 is the first.
     pub attempt: u32,
-    /// When it began.
+    /// Time of its start.
     pub started_at: Timestamp,
-    /// How long it has been running.
+    /// Seconds since its start.
     pub seconds: f64,
-    /// Bytes of the source, if the job or the source itself says so.
+    /// Bytes of the source, if the job or the source tells them.
     pub size: Option<u64>,
     /// Bytes that S3 has accepted.
     pub bytes: u64,
@@ -76,20 +76,20 @@ pub struct RunningTransfer {
     pub parts: u32,
     /// `opening` (session and source), `uploading`, or `finishing`: all bytes are accepted, the object is being completed.
     pub phase: &'static str,
-    /// Bytes that the object will have; `null` while that is unknown (compressed, or a source that does not say).
+    /// Bytes that the object will have; `null` while unknown (compressed, or a source without a length).
     pub expected_bytes: Option<u64>,
 }
 
-/// A place on the board; leaving it takes the entry off.
+/// Guard of a running transfer: it is listed until the guard is dropped.
 #[derive(Debug)]
-pub(super) struct Pin {
-    board: Arc<Board>,
+pub(super) struct ActivityGuard {
+    activity: Arc<Activity>,
     key: u64,
 }
 
-/// What the board shows of a transfer that begins.
+/// Transfer that starts.
 #[derive(Debug)]
-pub(super) struct Card<'a> {
+pub(super) struct TransferEntry<'a> {
     pub(super) job_id: &'a str,
     pub(super) destination: &'a str,
     pub(super) lane: Lane,
@@ -98,102 +98,103 @@ pub(super) struct Card<'a> {
     pub(super) progress: Arc<Progress>,
 }
 
-impl Default for Board {
+impl Default for Activity {
     fn default() -> Self {
         Self {
             next: AtomicU64::default(),
             running: Mutex::default(),
-            past: Mutex::default(),
-            throughput: Mutex::new(Watch::new(Instant::now())),
+            ended: Mutex::default(),
+            throughput: Mutex::new(ThroughputRecorder::new(Instant::now())),
         }
     }
 }
 
-impl Board {
-    pub(super) fn pin(self: &Arc<Self>, card: Card<'_>) -> Pin {
+impl Activity {
+    /// Lists a transfer while the guard lives.
+    pub(super) fn enter(self: &Arc<Self>, entry: TransferEntry<'_>) -> ActivityGuard {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry {
-            job_id: card.job_id.to_owned(),
-            destination: card.destination.to_owned(),
-            lane: card.lane,
-            attempt: card.attempt,
+        let running = RunningEntry {
+            job_id: entry.job_id.to_owned(),
+            destination: entry.destination.to_owned(),
+            lane: entry.lane,
+            attempt: entry.attempt,
             started_at: Timestamp::now(),
             started: Instant::now(),
-            size: card.size,
-            progress: card.progress,
+            size: entry.size,
+            progress: entry.progress,
         };
-        self.running().entries.insert(key, entry);
-        Pin { board: self.clone(), key }
+        self.running().entries.insert(key, running);
+        ActivityGuard { activity: self.clone(), key }
     }
 
-    /// An attempt has ended.
-    pub(super) fn ended(&self, case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
-        let ended = EndedTransfer::of(case, verdict, progress);
-        lock(&self.past).attempt(ended, case.destination, verdict);
+    /// Records the end of an attempt, or of a job that ended without one.
+    pub(super) fn ended(&self, context: &SettlementContext<'_>, plan: &SettlementPlan, progress: &Progress) {
+        let ended = EndedTransfer::of(context, plan, progress);
+        lock(&self.ended).attempt(ended, &context.job.destination, plan);
     }
 
-    /// A message was refused before it was a transfer.
-    pub(super) fn refused(
+    /// Records a message that was rejected.
+    pub(super) fn rejected(
         &self,
         lane: Lane,
-        verdict: &Verdict,
-        job_id: Option<&JobId>,
+        plan: &SettlementPlan,
+        job_id: Option<&str>,
         destination: Option<&DestinationId>,
     ) {
-        lock(&self.past).refusal(EndedTransfer::refused(lane, verdict, job_id, destination));
+        lock(&self.ended).rejection(EndedTransfer::rejected(lane, plan, job_id, destination));
     }
 
-    /// To be called about once a second: keeps the record of the throughput.
+    /// Records the throughput; called once a second.
     pub(super) fn tick(&self) {
-        let tally = self.tally();
-        lock(&self.throughput).look(Instant::now(), tally);
+        let totals = self.totals();
+        lock(&self.throughput).record(Instant::now(), totals);
     }
 
-    fn tally(&self) -> Tally {
-        let ends = lock(&self.past).counts();
+    fn totals(&self) -> TransferTotals {
+        let ended = lock(&self.ended).counts();
         let running = self.running();
         let now: u64 = running.entries.values().map(|entry| entry.progress.bytes()).sum();
-        Tally { bytes: running.sent + now, ..ends }
+        TransferTotals { bytes: running.sent + now, ..ended }
     }
 
-    fn running(&self) -> MutexGuard<'_, Running> {
+    fn running(&self) -> MutexGuard<'_, RunningTransfers> {
         lock(&self.running)
     }
 
-    /// Seconds since the oldest running transfer began; zero when none runs.
+    /// Returns the age of the oldest running transfer; zero when none runs.
     pub fn oldest(&self) -> std::time::Duration {
         let oldest = self.running().entries.values().map(|entry| entry.started).min();
         oldest.map(|started| started.elapsed()).unwrap_or_default()
     }
 
-    /// All running transfers, oldest first.
+    /// Returns all running transfers, oldest first.
     pub fn list(&self) -> Vec<RunningTransfer> {
         self.running().entries.iter().map(|(number, entry)| entry.shown(*number)).collect()
     }
 
-    /// The last ended attempts, newest first.
+    /// Returns the last ended attempts, newest first.
     pub fn recent(&self) -> Recent {
-        lock(&self.past).recent()
+        lock(&self.ended).recent()
     }
 
-    /// What is remembered of each destination that was worked for lately.
+    /// Returns the record of each recently used destination.
     pub fn destinations(&self) -> BTreeMap<DestinationId, DestinationRecord> {
-        lock(&self.past).destinations()
+        lock(&self.ended).destinations()
     }
 
-    /// The last minutes, in steps.
+    /// Returns the throughput of the last minutes, in steps.
     pub fn throughput(&self) -> Throughput {
         lock(&self.throughput).throughput()
     }
 }
 
-impl Entry {
+impl RunningEntry {
     fn shown(&self, number: u64) -> RunningTransfer {
         let bytes = self.progress.bytes();
         let (phase, expected_bytes) = match self.progress.length() {
             None => ("opening", None),
             Some(Length::Unknown) => ("uploading", None),
-            // One request sends an object without parts: until its answer nothing is accepted.
+            // One request sends an object without parts: until its response nothing is accepted.
             Some(Length::Known(length)) if bytes >= length && bytes > 0 => ("finishing", Some(length)),
             Some(Length::Known(length)) => ("uploading", Some(length)),
         };
@@ -214,9 +215,9 @@ impl Entry {
     }
 }
 
-impl Drop for Pin {
+impl Drop for ActivityGuard {
     fn drop(&mut self) {
-        let mut running = self.board.running();
+        let mut running = self.activity.running();
         // Under one lock, so that the sum never goes down.
         if let Some(entry) = running.entries.remove(&self.key) {
             running.sent += entry.progress.bytes();

@@ -1,7 +1,8 @@
-//! Control messages: which backfills are cancelled, and whose circuit is to be closed.
+//! Control messages: which backfills are cancelled, and which destinations are reset.
 //!
-//! They are read by a task beside the work. Before the first delivery is taken, what there is is read, so that a worker that starts
-//! knows what was cancelled while it was away; the queue says when that is so ([`ControlEvent::CaughtUp`]). Each may come again.
+//! A task reads them beside the jobs. Before the first delivery is consumed, those of the past are
+//! read, so that a worker that starts knows what was cancelled while it was away; the queue reports
+//! when that is done ([`ControlEvent::CaughtUp`]). Each may be read more than once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,41 +13,49 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::Worker;
-use crate::domain::control::{
-    BACKFILL_BEGUN_HEADER as BEGUN, BACKFILL_HEADER as BACKFILL, BackfillId, Control, ControlCommand, KEPT_DAYS,
-};
-use crate::domain::destination::DestinationId;
+use super::Clock;
+use super::admission::Admission;
+use crate::domain::control::{BackfillId, Control, ControlCommand, KEPT_DAYS};
+use crate::domain::headers::JobHeaders;
 use crate::domain::outcome::TransferResult;
-use crate::queue::{ControlEvent, Properties};
+use crate::queue::{ControlEvent, Queue};
 
-/// The most cancellations that are remembered; past it the oldest are forgotten.
-const REMEMBERED: usize = 10_000;
-/// A queue that is connected says within 5 s that its control messages are read. This one broke its promise.
-const UNREAD: Duration = Duration::from_secs(10);
+/// Most cancellations that are remembered; beyond, the oldest are dropped.
+const MAX_CANCELLATIONS: usize = 10_000;
+/// Time in which a connected queue reports that control messages are read, which it promises
+/// within 5 s.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What operators asked for.
+/// Cancelled backfills.
 #[derive(Debug, Default)]
 pub(super) struct Cancellations {
-    /// When each backfill was cancelled last.
+    /// Last cancellation of each backfill.
     cancelled: Mutex<HashMap<BackfillId, Timestamp>>,
 }
 
 impl Cancellations {
-    fn cancelled(&self) -> MutexGuard<'_, HashMap<BackfillId, Timestamp>> {
-        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the result of a job whose backfill was cancelled, if it was.
+    pub(super) fn result_of(&self, headers: &JobHeaders) -> Option<TransferResult> {
+        self.covering(headers).map(TransferResult::Cancelled)
     }
 
-    /// Remembers a cancellation for as long as the stream keeps it. True if it is new.
+    /// Returns the job's backfill if it was cancelled after the job was published.
+    fn covering(&self, headers: &JobHeaders) -> Option<BackfillId> {
+        let backfill = headers.backfill.as_ref()?;
+        let at = *self.lock().get(backfill)?;
+        headers.backfill_started_at.is_none_or(|started| started <= at).then(|| backfill.clone())
+    }
+
+    /// Remembers a cancellation for as long as the stream keeps it. Returns true if it is new.
     fn cancel(&self, backfill: BackfillId, at: Timestamp, now: Timestamp) -> bool {
-        let mut cancelled = self.cancelled();
+        let mut cancelled = self.lock();
         let day = SignedDuration::from_hours(24);
-        let over = now.checked_sub(day * i32::try_from(KEPT_DAYS).unwrap_or(i32::MAX)).unwrap_or(Timestamp::MIN);
-        cancelled.retain(|_, at| *at >= over);
-        if at < over || cancelled.get(&backfill).is_some_and(|known| *known >= at) {
+        let oldest = now.checked_sub(day * i32::try_from(KEPT_DAYS).unwrap_or(i32::MAX)).unwrap_or(Timestamp::MIN);
+        cancelled.retain(|_, at| *at >= oldest);
+        if at < oldest || cancelled.get(&backfill).is_some_and(|known| *known >= at) {
             return false;
         }
-        if cancelled.len() >= REMEMBERED
+        if cancelled.len() >= MAX_CANCELLATIONS
             && let Some(oldest) = cancelled.iter().min_by_key(|(_, at)| **at).map(|(id, _)| id.clone())
         {
             cancelled.remove(&oldest);
@@ -55,75 +64,76 @@ impl Cancellations {
         true
     }
 
-    /// The backfill to which a job belongs, if it was cancelled after the job was published.
-    fn of(&self, properties: &Properties) -> Option<BackfillId> {
-        let backfill = BackfillId::parse(properties.headers.get(BACKFILL)?).ok()?;
-        let at = *self.cancelled().get(&backfill)?;
-        let begun: Option<Timestamp> = properties.headers.get(BEGUN).and_then(|text| text.parse().ok());
-        begun.is_none_or(|begun| begun <= at).then_some(backfill)
+    fn lock(&self) -> MutexGuard<'_, HashMap<BackfillId, Timestamp>> {
+        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Worker {
-    /// Reads control messages from now on. Returns when those of the past are read, or at `drain`.
-    pub(super) async fn follow_control(self: &Arc<Self>, drain: &CancellationToken) -> JoinHandle<()> {
-        let (read, up_to_date) = oneshot::channel();
-        let task = tokio::spawn(self.clone().read_control(read));
+/// Reader of control messages.
+#[derive(Debug, Clone)]
+pub(super) struct ControlReader {
+    queue: Arc<dyn Queue>,
+    admission: Arc<Admission>,
+    cancellations: Arc<Cancellations>,
+    clock: Clock,
+}
+
+impl ControlReader {
+    pub(super) fn new(
+        queue: Arc<dyn Queue>,
+        admission: Arc<Admission>,
+        cancellations: Arc<Cancellations>,
+        clock: Clock,
+    ) -> Self {
+        Self { queue, admission, cancellations, clock }
+    }
+
+    /// Starts the task that reads control messages. Returns when those of the past are read, or at
+    /// `drain`.
+    pub(super) async fn start(&self, drain: &CancellationToken) -> JoinHandle<()> {
+        let (sender, caught_up) = oneshot::channel();
+        let task = tokio::spawn(self.clone().read(sender));
         tokio::select! {
             biased;
             () = drain.cancelled() => {}
-            // Either way: nobody reads any more, or all is read.
-            _ = up_to_date => {}
-            () = self.unread() => tracing::warn!("the queue does not say that control messages are read; taking jobs all the same"),
+            // The sender is dropped when all are read, and when nothing more can be read.
+            _ = caught_up => {}
+            () = self.timed_out() => tracing::warn!("the queue does not report that control messages are read; consuming jobs all the same"),
         }
         task
     }
 
-    async fn unread(&self) {
-        while self.parts.queue.wait_connected(UNREAD).await.is_err() {
-            // What waiting does not mend fails at once.
+    async fn timed_out(&self) {
+        while self.queue.wait_connected(CATCH_UP_TIMEOUT).await.is_err() {
+            // A permanent error returns at once.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        tokio::time::sleep(UNREAD).await;
+        tokio::time::sleep(CATCH_UP_TIMEOUT).await;
     }
 
-    async fn read_control(self: Arc<Self>, up_to_date: oneshot::Sender<()>) {
-        let mut up_to_date = Some(up_to_date);
-        while let Some(announced) = self.parts.queue.next_control().await {
-            match announced {
-                ControlEvent::Message(body) => self.obey(&body),
-                ControlEvent::CaughtUp => drop(up_to_date.take()),
+    async fn read(self, caught_up: oneshot::Sender<()>) {
+        let mut caught_up = Some(caught_up);
+        while let Some(event) = self.queue.next_control().await {
+            match event {
+                ControlEvent::Message(body) => self.perform(&body),
+                ControlEvent::CaughtUp => drop(caught_up.take()),
             }
         }
     }
 
-    fn obey(&self, body: &[u8]) {
+    fn perform(&self, body: &[u8]) {
         let Control { at, command, .. } = match Control::parse(body) {
             Ok(control) => control,
-            Err(problem) => return tracing::warn!(%problem, "a control message can't be read; it is left out"),
+            Err(error) => return tracing::warn!(%error, "a control message can't be read; it is ignored"),
         };
         match command {
             ControlCommand::CancelBackfill(backfill) => {
-                if self.wishes.cancel(backfill.clone(), at, (self.parts.clock)()) {
-                    tracing::info!(%backfill, %at, "a backfill is cancelled; its jobs that have not begun are skipped");
+                if self.cancellations.cancel(backfill.clone(), at, (self.clock)()) {
+                    tracing::info!(%backfill, %at, "backfill cancelled; its jobs that have not started are skipped");
                 }
             }
-            ControlCommand::ResetCircuit(destination) => self.circuit_reset(&destination, at),
+            ControlCommand::ResetCircuit(destination) => self.admission.reset_as_of(&destination, at),
         }
-    }
-
-    /// How the job of a backfill that was cancelled ends, before it begins.
-    pub(super) fn cancelled(&self, properties: &Properties) -> Option<TransferResult> {
-        self.wishes.of(properties).map(TransferResult::Cancelled)
-    }
-
-    /// It may be read more than once, and long after `at`: it is for what was known of the destination then.
-    fn circuit_reset(&self, destination: &DestinationId, at: Timestamp) {
-        let known = self.circuits.reset_as_of(destination, at, (self.parts.clock)());
-        if known {
-            self.parts.transport.forget_denials();
-        }
-        self.call_back(destination, known, at);
     }
 }
 
@@ -139,39 +149,37 @@ mod tests {
         BackfillId::parse(name).unwrap()
     }
 
-    fn job(backfill: &str, begun: Option<Timestamp>) -> Properties {
-        let begun = begun.map(|begun| (BEGUN.to_owned(), begun.to_string()));
-        let headers = [(BACKFILL.to_owned(), backfill.to_owned())].into_iter().chain(begun).collect();
-        Properties { headers, ..Properties::default() }
+    fn job(backfill: &str, started: Option<Timestamp>) -> JobHeaders {
+        JobHeaders { backfill: Some(id(backfill)), backfill_started_at: started, ..JobHeaders::default() }
     }
 
     #[test]
-    fn a_cancellation_is_for_what_was_begun_before_it() {
-        let wishes = Cancellations::default();
-        assert!(wishes.of(&job("b", Some(at(0)))).is_none());
-        assert!(wishes.cancel(id("b"), at(10), at(11)));
-        assert_eq!(wishes.of(&job("b", Some(at(10)))), Some(id("b")));
-        assert_eq!(wishes.of(&job("b", None)), Some(id("b")), "without a time it is as old as can be");
-        assert!(wishes.of(&job("b", Some(at(11)))).is_none(), "published again on purpose");
-        assert!(wishes.of(&job("c", Some(at(0)))).is_none());
-        assert!(wishes.of(&Properties::default()).is_none());
-        assert!(!wishes.cancel(id("b"), at(5), at(12)), "an older one says nothing new");
-        assert!(wishes.cancel(id("b"), at(20), at(21)));
-        assert_eq!(wishes.of(&job("b", Some(at(11)))), Some(id("b")));
+    fn a_cancellation_covers_jobs_that_were_published_before_it() {
+        let cancellations = Cancellations::default();
+        assert!(cancellations.covering(&job("b", Some(at(0)))).is_none());
+        assert!(cancellations.cancel(id("b"), at(10), at(11)));
+        assert_eq!(cancellations.covering(&job("b", Some(at(10)))), Some(id("b")));
+        assert_eq!(cancellations.covering(&job("b", None)), Some(id("b")), "without a time it is as old as can be");
+        assert!(cancellations.covering(&job("b", Some(at(11)))).is_none(), "published again on purpose");
+        assert!(cancellations.covering(&job("c", Some(at(0)))).is_none());
+        assert!(cancellations.covering(&JobHeaders::default()).is_none());
+        assert!(!cancellations.cancel(id("b"), at(5), at(12)), "an older one says nothing new");
+        assert!(cancellations.cancel(id("b"), at(20), at(21)));
+        assert_eq!(cancellations.covering(&job("b", Some(at(11)))), Some(id("b")));
     }
 
     #[test]
-    fn cancellations_are_forgotten_with_the_stream_and_bounded() {
-        let wishes = Cancellations::default();
+    fn cancellations_expire_with_the_stream_and_are_bounded() {
+        let cancellations = Cancellations::default();
         let days = |days: i64| at(days * 24 * 3600);
-        wishes.cancel(id("old"), days(0), days(0));
-        assert!(!wishes.cancel(id("older"), days(0), days(8)), "the stream does not keep it");
-        assert!(wishes.of(&job("old", None)).is_none());
-        for n in 0..=REMEMBERED {
-            wishes.cancel(id(&n.to_string()), at(i64::try_from(n).unwrap()), at(20_000));
+        cancellations.cancel(id("old"), days(0), days(0));
+        assert!(!cancellations.cancel(id("older"), days(0), days(8)), "the stream does not keep it");
+        assert!(cancellations.covering(&job("old", None)).is_none());
+        for n in 0..=MAX_CANCELLATIONS {
+            cancellations.cancel(id(&n.to_string()), at(i64::try_from(n).unwrap()), at(20_000));
         }
-        assert_eq!(wishes.cancelled().len(), REMEMBERED);
-        assert!(wishes.of(&job("0", None)).is_none());
-        assert!(wishes.of(&job("1", None)).is_some());
+        assert_eq!(cancellations.lock().len(), MAX_CANCELLATIONS);
+        assert!(cancellations.covering(&job("0", None)).is_none());
+        assert!(cancellations.covering(&job("1", None)).is_some());
     }
 }

@@ -1,131 +1,128 @@
-//! From a message to work: the job in it and its destination, or a refusal that names the field.
+//! Decodes a message: the job in it, its destination and its headers, or a rejection that names the
+//! field.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Worker, settlement};
-use crate::domain::destination::{Destination, DestinationId};
-use crate::domain::job::lease::Lease;
-use crate::domain::job::{self, DestinationRef, Job, JobId, Rejected};
-use crate::domain::outcome::{Failure, OutcomeKind, Reason};
-use crate::queue::Delivery;
-use crate::telemetry::spans;
+use tokio::sync::watch;
 
-/// A message that is work.
+use crate::domain::destination::{Destination, DestinationId, Destinations};
+use crate::domain::headers::JobHeaders;
+use crate::domain::job::lease::{Checkpoint, Lease};
+use crate::domain::job::{self, DestinationRef, Job, JobId, Rejected};
+use crate::domain::outcome::{Failure, Reason};
+use crate::domain::routing_key;
+use crate::queue::Delivery;
+
+/// Job of a delivery, with everything that came with it.
 #[derive(Debug)]
-pub(super) struct Admitted {
+pub(super) struct DecodedJob {
     pub(super) job: Job,
     pub(super) destination: Arc<Destination>,
-    /// What came with the job, where somebody was at it before.
+    /// Lease that the delivery carried, when another worker or attempt started the transfer.
+    pub(super) lease: Option<Lease>,
+    pub(super) headers: JobHeaders,
+}
+
+impl DecodedJob {
+    /// Unfinished upload that the delivery carried.
+    pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref())
+    }
+}
+
+/// Reason why a message is no job for this worker, and the parts of it that could be read.
+#[derive(Debug)]
+pub(super) struct Rejection {
+    pub(super) failure: Failure,
+    job: Option<Job>,
+    rejected: Option<Rejected>,
+    /// Lease of the message: the dead letter carries the job in it.
     pub(super) lease: Option<Lease>,
 }
 
-/// Why a message is no work for this worker, and whatever could be read of it.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    failure: Failure,
-    job: Option<Job>,
-    rejected: Option<Rejected>,
-    lease: Option<Lease>,
-}
-
-impl Refusal {
+impl Rejection {
     pub(super) fn new(failure: Failure) -> Box<Self> {
         Box::new(Self { failure, job: None, rejected: None, lease: None })
     }
 
+    /// The field is named first.
     pub(super) fn of(rejected: Rejected) -> Box<Self> {
-        let failure = settlement::rejection(&rejected);
+        let failure = Failure::new(rejected.reason, format!("{}: {}", rejected.field, rejected.message));
         Box::new(Self { rejected: Some(rejected), ..*Self::new(failure) })
     }
 
-    pub(super) fn failure(&self) -> &Failure {
-        &self.failure
-    }
-
-    fn identity(&self) -> (Option<&JobId>, Option<&DestinationId>) {
+    /// Id and destination of the job, as far as they could be read.
+    pub(super) fn identity(&self) -> (Option<&JobId>, Option<&DestinationId>) {
         match (&self.job, &self.rejected) {
             (Some(job), _) => (Some(&job.id), Some(job.destination.id())),
             (None, Some(rejected)) => (rejected.job_id.as_ref(), rejected.destination.as_ref()),
             (None, None) => (None, None),
         }
     }
+
+    /// Job that was read, when only its destination is wrong.
+    pub(super) fn job(&self) -> Option<&Job> {
+        self.job.as_ref()
+    }
 }
 
-/// A body that does not tell its destination came under the key of one: without it, nobody would be told what became of the job.
-fn addressed(rejected: Rejected, delivery: &Delivery) -> Rejected {
-    let key = delivery.routing_key.rsplit('.').next().unwrap_or_default();
-    let destination = rejected.destination.or_else(|| DestinationId::parse(key).ok());
-    Rejected { destination, ..rejected }
+/// Decodes messages against the configured destinations.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    destinations: watch::Receiver<Arc<Destinations>>,
 }
 
-impl Worker {
-    /// Reads the message and finds its destination.
-    pub(super) fn admit(&self, delivery: &Delivery) -> Result<Admitted, Box<Refusal>> {
+impl Decoder {
+    pub(super) fn new(destinations: watch::Receiver<Arc<Destinations>>) -> Self {
+        Self { destinations }
+    }
+
+    /// Decodes a job, or the job in a lease, and finds its destination.
+    pub(super) fn decode(&self, delivery: &Delivery) -> Result<DecodedJob, Box<Rejection>> {
         let properties = &delivery.properties;
         let (content_type, id) = (properties.content_type.as_deref(), properties.message_id.as_deref());
         let leased = Lease::is_type(content_type);
-        let lease = leased.then(|| Lease::decode(&delivery.body)).transpose().map_err(Refusal::of)?;
+        let lease = leased.then(|| Lease::decode(&delivery.body)).transpose().map_err(Rejection::of)?;
         let parsed = match &lease {
             Some(lease) => lease.job(id),
             None => job::parse(content_type, id, &delivery.body),
         };
         let job = match parsed {
             Ok(job) => job,
-            Err(rejected) => return Err(Box::new(Refusal { lease, ..*Refusal::of(addressed(rejected, delivery)) })),
+            Err(rejected) => {
+                let rejection = Rejection::of(with_destination(rejected, delivery));
+                return Err(Box::new(Rejection { lease, ..*rejection }));
+            }
         };
         match self.resolve(&job.destination) {
-            Ok(destination) => Ok(Admitted { job, destination, lease }),
-            Err(failure) => Err(Box::new(Refusal { job: Some(job), lease, ..*Refusal::new(failure) })),
+            Ok(destination) => {
+                Ok(DecodedJob { job, destination, lease, headers: JobHeaders::parse(&properties.headers) })
+            }
+            Err(failure) => Err(Box::new(Rejection { job: Some(job), lease, ..*Rejection::new(failure) })),
         }
     }
 
-    /// The destination that a job or a question names.
+    /// Finds the destination that a job or a connection test names.
     pub(super) fn resolve(&self, wanted: &DestinationRef) -> Result<Arc<Destination>, Failure> {
-        let known = self.parts.destinations.borrow();
+        let configured = self.destinations.borrow();
         match wanted {
-            DestinationRef::Configured(id) => known.get(id).cloned().ok_or_else(|| {
+            DestinationRef::Configured(id) => configured.get(id).cloned().ok_or_else(|| {
                 let message = format!("destination: there is no destination {id} in this worker's configuration");
                 Failure::new(Reason::UnknownDestination, message).hint("configure it, or correct the message")
             }),
-            DestinationRef::Inline(destination) if known.contains_key(&destination.id) => {
+            DestinationRef::Inline(destination) if configured.contains_key(&destination.id) => {
                 let message = format!("destination.id: {} is the id of a configured destination", destination.id);
                 Err(Failure::new(Reason::InvalidJob, message).hint("name that one, or give the inline one another id"))
             }
             DestinationRef::Inline(destination) => Ok(destination.clone()),
         }
     }
+}
 
-    /// To the dead letters, with the job as it came first.
-    pub(super) async fn refuse(&self, delivery: Delivery, refusal: Refusal) {
-        let trace = {
-            let (job_id, destination) = refusal.identity();
-            let named = job_id.map(JobId::as_str).or(delivery.properties.message_id.as_deref()).unwrap_or_default();
-            self.trace_of(&delivery, named, destination.map(DestinationId::as_str).unwrap_or_default())
-        };
-        trace.run(self.refused(delivery, refusal)).await;
-    }
-
-    async fn refused(&self, mut delivery: Delivery, mut refusal: Refusal) {
-        if let Some(lease) = refusal.lease.take() {
-            (delivery.body, delivery.properties.content_type) = (lease.body, lease.content_type);
-            if lease.checkpoint.is_some() {
-                // Without a destination nobody can give it up.
-                self.parts.metrics.multipart_orphaned();
-            }
-        }
-        let failure = refusal.failure.clone();
-        self.parts.metrics.decode_failed(delivery.lane, failure.reason);
-        let (job_id, destination) = refusal.identity();
-        tracing::warn!(
-            job_id = job_id.map(tracing::field::display), lane = delivery.lane.as_str(),
-            reason = failure.reason.as_str(), message = %failure.message, "a message was refused"
-        );
-        let labels: BTreeMap<_, _> = refusal.job.as_ref().map(|job| job.labels.clone()).unwrap_or_default();
-        let (prefix, now) = (self.parts.prefix.as_str(), (self.parts.clock)());
-        let verdict = settlement::refused((prefix, now), &delivery.properties, failure, job_id, destination, labels);
-        self.board.refused(delivery.lane, &verdict, job_id, destination);
-        spans::ended(OutcomeKind::Failed.as_str(), verdict.failure.as_ref());
-        self.settle(delivery, verdict.settlement, verdict.event.into_iter().collect()).await;
-    }
+/// Takes the destination from the routing key when the body does not tell it: without one, nobody
+/// would be notified of the job's end.
+fn with_destination(rejected: Rejected, delivery: &Delivery) -> Rejected {
+    let by_key = || DestinationId::parse(routing_key::destination(&delivery.routing_key)?).ok();
+    let destination = rejected.destination.or_else(by_key);
+    Rejected { destination, ..rejected }
 }

@@ -1,134 +1,88 @@
-//! The history of a job as it travels in the headers of its copies.
+//! Headers that the worker writes into the copy of a job: its history, and the marks that keep a
+//! copy apart from its original.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::domain::outcome::{Failure, History, Reason};
-use crate::queue::DEFERRED_SINCE;
+use crate::domain::headers::{self, Headers, JobHeaders};
+use crate::domain::outcome::{Class, Failure, History, Reason};
 
-const ATTEMPT: &str = "x-attempt";
-const DEFERRALS: &str = "x-deferrals";
-const DEFECTS: &str = "x-defects";
-const TURNS: &str = "x-turns";
-const FIRST_FAILURE: &str = "x-first-failure-at";
-const BEGUN: &str = "x-begun-at";
-const LAST_FAILURE: &str = "x-last-failure-at";
-const LAST_REASON: &str = "x-last-error-reason";
-const LAST_MESSAGE: &str = "x-last-error-message";
-const RUN: &str = "consign-run";
-const CRASHES: &str = "x-crashes";
-/// Longer messages are cut in headers: a frame of the broker has bounds.
-const MESSAGE_LIMIT: usize = 1000;
+/// Characters of an error message in a header: a frame of the broker has bounds.
+const MAX_MESSAGE_CHARS: usize = 1000;
 
-/// Headers by name.
-pub(super) type Headers = BTreeMap<String, String>;
-
-/// Reads the history; what can't be read counts as absent.
-pub(super) fn history(headers: &Headers) -> History {
+/// Returns the history after a failure. A job that was not attempted is the same attempt when it
+/// returns.
+pub(super) fn after_failure(before: &History, failure: &Failure, attempted: bool, now: Timestamp) -> History {
+    let class = failure.class();
+    let deferred = class == Class::Destination;
+    let charged = !matches!(class, Class::Destination | Class::Interrupted | Class::Worker);
     History {
-        attempts: number(headers, ATTEMPT),
-        deferrals: number(headers, DEFERRALS),
-        defects: number(headers, DEFECTS),
-        first_failure_at: instant(headers, FIRST_FAILURE),
-        deferred_since: instant(headers, DEFERRED_SINCE),
+        attempts: before.attempts.saturating_add((attempted && charged).into()),
+        deferrals: before.deferrals.saturating_add((attempted && deferred).into()),
+        defects: before.defects.saturating_add((attempted && class == Class::Defect).into()),
+        first_failure_at: before.first_failure_at.or(attempted.then_some(now)),
+        // The age limit is for a destination that stays broken. An attempt that ended otherwise shows
+        // that it did not.
+        deferred_since: before.deferred_since.filter(|_| deferred || !attempted).or(deferred.then_some(now)),
     }
 }
 
-/// How often this job was requeued from the dead letters.
-pub(super) fn run(headers: &Headers) -> u32 {
-    number(headers, RUN)
-}
-
-/// How often this job was sent away before it was tried.
-pub(super) fn turns(headers: &Headers) -> u32 {
-    number(headers, TURNS)
-}
-
-/// What a copy carries that is sent away untried: it is not to be taken for the message of which it is a copy.
-pub(super) fn another_turn(headers: &Headers) -> Headers {
-    Headers::from([(TURNS.to_owned(), turns(headers).saturating_add(1).to_string())])
-}
-
-/// When the first attempt began, as far as a copy says so.
-pub(super) fn begun(headers: &Headers) -> Option<Timestamp> {
-    instant(headers, BEGUN)
-}
-
-/// What a copy carries that is made before the job has ended: an attempt that began at `begun` may have written the object.
-pub(super) fn begun_at(begun: Timestamp) -> Headers {
-    Headers::from([(BEGUN.to_owned(), begun.to_string())])
-}
-
-/// How often in a row a worker was lost while it worked on this very job, and nothing lasting had come of it.
-pub(super) fn crashes(headers: &Headers) -> u32 {
-    number(headers, CRASHES)
-}
-
-/// The header of that count.
-pub(super) fn counted_crashes(crashes: u32) -> (String, String) {
-    (CRASHES.to_owned(), crashes.to_string())
-}
-
-/// Why the attempt before this one failed: an expired job is reported with it.
-pub(super) fn last_failure(headers: &Headers) -> Option<Failure> {
-    let reason = headers.get(LAST_REASON)?;
-    let reason = Reason::ALL.iter().find(|known| known.as_str() == reason)?;
-    Some(Failure::new(*reason, headers.get(LAST_MESSAGE).cloned().unwrap_or_default()))
-}
-
-fn instant(headers: &Headers, name: &str) -> Option<Timestamp> {
-    headers.get(name).and_then(|text| text.parse().ok())
-}
-
-fn number(headers: &Headers, name: &str) -> u32 {
-    headers.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
-}
-
-/// The headers of a copy that waits: `history` is the one after this failure.
-pub(super) fn waiting(history: &History, failure: &Failure, now: Timestamp) -> Headers {
-    let instant = |at: Option<Timestamp>| at.map(|at| at.to_string());
-    let first = instant(history.first_failure_at).map(|first| (FIRST_FAILURE.to_owned(), first));
-    // Empty where it counts no more: a copy keeps what it is not given anew.
-    let since = (DEFERRED_SINCE.to_owned(), instant(history.deferred_since).unwrap_or_default());
+/// Returns the headers of a copy that waits. `history` is the one after `failure`.
+pub(super) fn of_waiting_copy(history: &History, failure: &Failure, now: Timestamp) -> Headers {
+    let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
+    let first = text(history.first_failure_at).map(|first| (headers::FIRST_FAILURE_AT.to_owned(), first));
     let counters = Headers::from([
-        (ATTEMPT.to_owned(), history.attempts.to_string()),
-        (DEFERRALS.to_owned(), history.deferrals.to_string()),
-        (DEFECTS.to_owned(), history.defects.to_string()),
-        (LAST_FAILURE.to_owned(), now.to_string()),
-        (LAST_REASON.to_owned(), failure.reason.as_str().to_owned()),
-        (LAST_MESSAGE.to_owned(), cut(&full_message(failure))),
-        since,
+        (headers::ATTEMPT.to_owned(), history.attempts.to_string()),
+        (headers::DEFERRALS.to_owned(), history.deferrals.to_string()),
+        (headers::DEFECTS.to_owned(), history.defects.to_string()),
+        (headers::LAST_FAILURE_AT.to_owned(), now.to_string()),
+        (headers::LAST_ERROR_REASON.to_owned(), failure.reason.as_str().to_owned()),
+        (headers::LAST_ERROR_MESSAGE.to_owned(), message_and_hint(failure)),
+        // Empty where it no longer counts: a copy keeps the headers that are not overwritten.
+        (headers::DEFERRED_SINCE.to_owned(), text(history.deferred_since).unwrap_or_default()),
     ]);
     counters.into_iter().chain(first).collect()
 }
 
-/// The headers of a dead letter. `reason` is why the job was given up, `failure` the last thing that happened.
-pub(super) fn dead(history: &History, reason: Reason, failure: &Failure, now: Timestamp) -> Headers {
+/// Returns the headers of a dead letter. `reason` is why the job ends, `failure` its last failure.
+pub(super) fn of_dead_letter(history: &History, reason: Reason, failure: &Failure, now: Timestamp) -> Headers {
     let first = history.first_failure_at.unwrap_or(now);
     Headers::from([
-        ("x-error-reason".to_owned(), reason.as_str().to_owned()),
-        ("x-error-class".to_owned(), reason.class().as_str().to_owned()),
-        ("x-error-message".to_owned(), cut(&full_message(failure))),
-        ("x-attempts".to_owned(), history.attempts.to_string()),
-        (FIRST_FAILURE.to_owned(), first.to_string()),
-        (LAST_FAILURE.to_owned(), now.to_string()),
+        (headers::ERROR_REASON.to_owned(), reason.as_str().to_owned()),
+        (headers::ERROR_CLASS.to_owned(), reason.class().as_str().to_owned()),
+        (headers::ERROR_MESSAGE.to_owned(), message_and_hint(failure)),
+        (headers::ATTEMPTS.to_owned(), history.attempts.to_string()),
+        (headers::FIRST_FAILURE_AT.to_owned(), first.to_string()),
+        (headers::LAST_FAILURE_AT.to_owned(), now.to_string()),
     ])
 }
 
-/// Message and remedy in one.
-fn full_message(failure: &Failure) -> String {
-    if failure.hint.is_empty() { failure.message.clone() } else { format!("{}; {}", failure.message, failure.hint) }
+/// Returns the header that keeps a copy which was not attempted apart from its original.
+pub(super) fn next_turn(before: &JobHeaders) -> Headers {
+    Headers::from([(headers::TURNS.to_owned(), before.turns.saturating_add(1).to_string())])
 }
 
-fn cut(text: &str) -> String {
-    text.chars().take(MESSAGE_LIMIT).collect()
+/// Returns the header of a copy that is made before the job has ended: an attempt that started at
+/// `started_at` may have written the object.
+pub(super) fn started_at(started_at: Timestamp) -> Headers {
+    Headers::from([(headers::STARTED_AT.to_owned(), started_at.to_string())])
 }
 
-/// The instant `wait` after `now`.
-pub(super) fn after(now: Timestamp, wait: Duration) -> Option<Timestamp> {
+/// Returns the header that counts lost workers.
+pub(super) fn crashes(count: u32) -> Headers {
+    Headers::from([(headers::CRASHES.to_owned(), count.to_string())])
+}
+
+/// Returns the time `wait` after `now`.
+pub(super) fn time_after(now: Timestamp, wait: Duration) -> Option<Timestamp> {
     jiff::SignedDuration::try_from(wait).ok().and_then(|wait| now.checked_add(wait).ok())
+}
+
+fn message_and_hint(failure: &Failure) -> String {
+    let hint = Some(failure.hint.as_str()).filter(|hint| !hint.is_empty());
+    let text = hint.map_or_else(|| failure.message.clone(), |hint| format!("{}; {hint}", failure.message));
+    text.chars().take(MAX_MESSAGE_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -141,35 +95,28 @@ mod tests {
         let first = Timestamp::from_second(1_799_999_000).unwrap();
         let history =
             History { attempts: 3, deferrals: 2, defects: 1, first_failure_at: Some(first), deferred_since: Some(now) };
-        let headers = waiting(&history, &Failure::new(Reason::SlowDown, "slow"), now);
-        assert_eq!(super::history(&headers), history);
-        assert_eq!(last_failure(&headers).unwrap().reason, Reason::SlowDown);
-        assert_eq!(begun(&headers), None);
-        assert_eq!(begun(&begun_at(first)), Some(first));
+        let read = JobHeaders::parse(&of_waiting_copy(&history, &Failure::new(Reason::SlowDown, "slow"), now));
+        assert_eq!(read.history, history);
+        assert_eq!(read.last_failure.unwrap().reason, Reason::SlowDown);
+        assert_eq!(read.started_at, None);
+        assert_eq!(JobHeaders::parse(&started_at(first)).started_at, Some(first));
     }
 
     #[test]
-    fn whatever_a_run_writes_ends_with_it() {
+    fn every_header_of_a_run_ends_with_it() {
         let now = Timestamp::UNIX_EPOCH;
         let (history, failure) =
             (History { deferred_since: Some(now), ..History::default() }, Failure::new(Reason::SlowDown, "slow"));
         let written = [
-            waiting(&history, &failure, now),
-            dead(&history, Reason::Exhausted, &failure, now),
-            begun_at(now),
-            another_turn(&Headers::new()),
-            Headers::from([counted_crashes(1), (RUN.to_owned(), "1".to_owned())]),
+            of_waiting_copy(&history, &failure, now),
+            of_dead_letter(&history, Reason::Exhausted, &failure, now),
+            started_at(now),
+            next_turn(&JobHeaders::default()),
+            crashes(1),
+            Headers::from([(headers::RUN.to_owned(), "1".to_owned())]),
         ];
         for name in written.iter().flat_map(Headers::keys) {
-            assert!(crate::queue::is_of_the_past(name), "`consign dead requeue` would carry {name} into the next run");
+            assert!(headers::belongs_to_run(name), "`consign dead requeue` would carry {name} into the next run");
         }
-    }
-
-    #[test]
-    fn nonsense_counts_as_absent() {
-        let headers =
-            Headers::from([(ATTEMPT.to_owned(), "-1".to_owned()), (FIRST_FAILURE.to_owned(), "soon".to_owned())]);
-        assert_eq!(super::history(&headers), History::default());
-        assert!(last_failure(&headers).is_none());
     }
 }

@@ -1,28 +1,35 @@
-//! Which jobs run, and which were delivered lately: a job that is delivered again joins its own work or gets its old outcome.
+//! Table of jobs in flight: one owner per run of a job. Duplicates join the owner, and jobs that were
+//! delivered recently are answered from memory.
+
+mod duplicates;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::join::Spares;
+use super::decode::DecodedJob;
 use crate::domain::destination::DestinationId;
 use crate::domain::job::JobId;
-use crate::queue::OutcomeEvent;
+use crate::queue::{Delivery, OutcomeEvent};
+pub(super) use duplicates::Duplicates;
 
-/// How long a delivered job is remembered.
-const REMEMBERED: Duration = Duration::from_hours(1);
-/// Bytes of outcomes kept for that. Past it the oldest are forgotten: a job that still comes again is delivered again, to
-/// the same key and with the same outcome id.
-const REMEMBERED_BYTES: u64 = 12 << 20;
-/// What an entry costs beside its outcome.
-const ENTRY_BYTES: usize = 400;
+/// Time for which a delivered job is remembered.
+const DELIVERED_TTL: Duration = Duration::from_hours(1);
+/// Bytes of remembered outcomes. Beyond, the oldest are dropped: a duplicate of such a job is
+/// delivered again, to the same key and with the same outcome id.
+const DELIVERED_MAX_BYTES: u64 = 12 << 20;
+/// Bytes of a remembered job beside its outcome.
+const DELIVERED_ENTRY_BYTES: usize = 400;
+/// Time that a duplicate waits for the owner. Each takes a place of the prefetch meanwhile.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A job and its run (`dead requeue` raises it). The destination is part of it: an id that two customers' jobs share by mistake
-/// must not answer one with the other's outcome.
+/// Run of a job (`dead requeue` raises it). The destination is part of it: an id that jobs of two
+/// customers share by mistake must not answer one with the outcome of the other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RunId {
     pub(super) job: JobId,
@@ -30,7 +37,8 @@ pub(super) struct RunId {
     pub(super) run: u32,
 }
 
-/// One attempt of a run: its counters tell a copy that comes back from a wait apart from a redelivery of the same message.
+/// Attempt of a run. The counters tell a copy that returns from a wait queue from a redelivery of the
+/// same message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct AttemptId {
     pub(super) run: RunId,
@@ -39,137 +47,190 @@ pub(super) struct AttemptId {
     pub(super) turns: u32,
 }
 
-/// How the work on a job ended for those who joined it.
+impl AttemptId {
+    pub(super) fn of(decoded: &DecodedJob) -> Self {
+        let DecodedJob { job, destination, headers, .. } = decoded;
+        Self {
+            run: RunId { job: job.id.clone(), destination: destination.id.clone(), run: headers.run },
+            attempts: headers.history.attempts,
+            deferrals: headers.history.deferrals,
+            turns: headers.turns,
+        }
+    }
+}
+
+/// End of a job in flight, for its duplicates.
 #[derive(Debug, Clone)]
-pub(super) enum Standing {
-    /// Its delivery is settled for good: whoever joined just acknowledges. A copy of the job may go on with this upload.
+pub(super) enum JobEnd {
+    /// The owner's delivery is settled for good: duplicates are acknowledged. A copy of the job may
+    /// resume the upload with this id.
     Settled(Option<Arc<str>>),
-    /// It went back, or its delivery was lost: the job is still to be done.
+    /// The owner's delivery was requeued or lost: the job is still to be done.
     Open,
 }
 
-/// Where those who join wait.
+/// Job in flight, as its duplicates see it.
 #[derive(Debug)]
-pub(super) struct Seat {
-    /// When the work began.
-    pub(super) begun: Timestamp,
-    /// What came again meanwhile.
-    pub(super) spares: Spares,
-    /// From here on a copy of the job may be under way, which is not to end with this work.
-    judged: AtomicBool,
-    standing: OnceLock<Standing>,
+pub(super) struct InFlightJob {
+    pub(super) started_at: Timestamp,
+    pub(super) duplicates: Duplicates,
+    /// True from the moment when a copy of the job may be published, which must not end with this job.
+    settling: AtomicBool,
+    end: OnceLock<JobEnd>,
     over: CancellationToken,
 }
 
-impl Seat {
-    /// How the work ended; waits for that. Work that vanished without a word (a panic) is still to be done.
-    pub(super) async fn end(&self) -> Standing {
+impl InFlightJob {
+    /// Waits for the end. A job that ended without notice (a panic) is still to be done.
+    async fn end(&self) -> JobEnd {
         self.over.cancelled().await;
-        self.standing.get().cloned().unwrap_or(Standing::Open)
+        self.end.get().cloned().unwrap_or(JobEnd::Open)
+    }
+
+    /// Waits for the end, at most [`JOIN_TIMEOUT`]. Only the `same` message can replace the owner's: a
+    /// copy that was made of it elsewhere has other counters.
+    pub(super) async fn join(&self, delivery: Delivery, same: bool, upload_id: Option<&str>) -> Joined {
+        let tag = delivery.ticket;
+        let kept = if same {
+            self.duplicates.park(delivery, upload_id.map(str::to_owned));
+            None
+        } else {
+            Some(delivery)
+        };
+        let end = timeout(JOIN_TIMEOUT, self.end()).await.ok();
+        match kept.or_else(|| self.duplicates.reclaim(tag)) {
+            Some(delivery) => Joined::Returned(delivery, end),
+            None => Joined::Taken,
+        }
     }
 }
 
-/// Those who work on one run: more than one only while the first settles.
-type AtWork = Vec<(AttemptId, Arc<Seat>)>;
-
-/// The two tables.
+/// Result of waiting for a job in flight.
 #[derive(Debug)]
-pub(super) struct Ledger {
-    running: Mutex<HashMap<RunId, AtWork>>,
+pub(super) enum Joined {
+    /// The owner took the delivery, and settles it.
+    Taken,
+    /// The delivery is still the caller's, which settles it; `None` when the owner is still at work.
+    Returned(Delivery, Option<JobEnd>),
+}
+
+/// Owners of one run: more than one only while the first settles.
+type Owners = Vec<(AttemptId, Arc<InFlightJob>)>;
+
+/// Jobs in flight, and jobs that were delivered recently.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    jobs: Mutex<HashMap<RunId, Owners>>,
     delivered: moka::sync::Cache<RunId, Arc<OutcomeEvent>>,
 }
 
-/// What a delivery finds.
+/// Result of claiming a job.
 #[derive(Debug)]
-pub(super) enum Entry {
-    /// Nobody works on it: here is the place.
-    Mine(Running),
-    /// Somebody does; on this very message, or on one of which it is a copy or that is a copy of it.
-    Joined(Arc<Seat>, bool),
-    /// It was delivered; this was the outcome.
+pub(super) enum Claim {
+    /// The caller owns the job.
+    Owned(JobOwner),
+    /// Another delivery owns it.
+    Duplicate {
+        /// Job in flight.
+        job: Arc<InFlightJob>,
+        /// True for the very same message; false for a copy of it, or one of which it is a copy.
+        same: bool,
+    },
+    /// It was delivered recently, with this outcome.
     Delivered(Arc<OutcomeEvent>),
 }
 
-/// The place of a running job; given back on drop, so that a panic leaves none behind.
+/// Ownership of a job in flight. Released on drop, so that a panic leaves no owner.
 #[derive(Debug)]
-pub(super) struct Running {
-    ledger: Arc<Ledger>,
+pub(super) struct JobOwner {
+    table: Arc<InFlight>,
     id: AttemptId,
-    seat: Arc<Seat>,
+    job: Arc<InFlightJob>,
 }
 
-impl Ledger {
+impl InFlight {
     pub(super) fn new() -> Arc<Self> {
         let weigh = |id: &RunId, event: &Arc<OutcomeEvent>| {
-            let bytes = ENTRY_BYTES + id.job.as_str().len() + event.body.len() + event.routing_key.len();
+            let bytes = DELIVERED_ENTRY_BYTES + id.job.as_str().len() + event.body.len() + event.routing_key.len();
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         let delivered = moka::sync::Cache::builder()
-            .max_capacity(REMEMBERED_BYTES)
+            .max_capacity(DELIVERED_MAX_BYTES)
             .weigher(weigh)
             .eviction_policy(moka::policy::EvictionPolicy::lru())
-            .time_to_live(REMEMBERED)
+            .time_to_live(DELIVERED_TTL)
             .build();
-        Arc::new(Self { running: Mutex::default(), delivered })
+        Arc::new(Self { jobs: Mutex::default(), delivered })
     }
 
-    /// Enters a job, or finds out who is at it: whoever works on the same run, whatever the counters of its message, unless that
-    /// work has ended and this may be the copy that it made.
-    pub(super) fn enter(self: &Arc<Self>, id: AttemptId, now: Timestamp) -> Entry {
-        let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let at_work = running.get(&id.run).into_iter().flatten();
-        let joins = |(other, seat): &&(AttemptId, Arc<Seat>)| *other == id || !seat.judged.load(Ordering::Acquire);
-        if let Some((other, seat)) = at_work.into_iter().find(joins) {
-            return Entry::Joined(seat.clone(), *other == id);
+    /// Claims a job, or finds its owner: any delivery of the same run, whatever its counters, unless
+    /// that owner settles and this may be the copy that it published.
+    pub(super) fn claim(self: &Arc<Self>, id: AttemptId, now: Timestamp) -> Claim {
+        let mut jobs = self.lock();
+        let owners = jobs.get(&id.run).into_iter().flatten();
+        let joins =
+            |(other, job): &&(AttemptId, Arc<InFlightJob>)| *other == id || !job.settling.load(Ordering::Acquire);
+        if let Some((other, job)) = owners.into_iter().find(joins) {
+            return Claim::Duplicate { job: job.clone(), same: *other == id };
         }
         if let Some(event) = self.delivered.get(&id.run) {
-            return Entry::Delivered(event);
+            return Claim::Delivered(event);
         }
-        let (spares, standing, over) = (Spares::default(), OnceLock::new(), CancellationToken::new());
-        let seat = Arc::new(Seat { begun: now, spares, judged: AtomicBool::new(false), standing, over });
-        running.entry(id.run.clone()).or_default().push((id.clone(), seat.clone()));
-        Entry::Mine(Running { ledger: self.clone(), id, seat })
+        let job = Arc::new(InFlightJob {
+            started_at: now,
+            duplicates: Duplicates::default(),
+            settling: AtomicBool::new(false),
+            end: OnceLock::new(),
+            over: CancellationToken::new(),
+        });
+        jobs.entry(id.run.clone()).or_default().push((id.clone(), job.clone()));
+        Claim::Owned(JobOwner { table: self.clone(), id, job })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Owners>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Running {
-    /// The run that is worked on.
+impl JobOwner {
+    /// Run that is owned.
     pub(super) fn run(&self) -> &RunId {
         &self.id.run
     }
 
-    /// Where those wait who join this work.
-    pub(super) fn seat(&self) -> &Seat {
-        &self.seat
+    /// Deliveries of the same run that wait for its end.
+    pub(super) fn duplicates(&self) -> &Duplicates {
+        &self.job.duplicates
     }
 
-    /// It is decided what becomes of the delivery. Only the very same message joins from here on.
-    pub(super) fn judged(&self) {
-        self.seat.judged.store(true, Ordering::Release);
+    /// Marks the job as settling: from here on only the very same message joins.
+    pub(super) fn settling(&self) {
+        self.job.settling.store(true, Ordering::Release);
     }
 
-    /// Remembers the job as delivered, before its delivery is settled: from here on it is never uploaded again.
+    /// Remembers the job as delivered, before its delivery is settled: from here on it is never
+    /// uploaded again.
     pub(super) fn delivered(&self, event: OutcomeEvent) {
-        self.ledger.delivered.insert(self.id.run.clone(), Arc::new(event));
+        self.table.delivered.insert(self.id.run.clone(), Arc::new(event));
     }
 
-    /// Tells those who joined whether anything is left to do, and leaves.
-    pub(super) fn leave(self, standing: Standing) {
-        let _ = self.seat.standing.set(standing);
+    /// Notifies the duplicates of the end, and releases the job.
+    pub(super) fn release(self, end: JobEnd) {
+        let _ = self.job.end.set(end);
     }
 }
 
-impl Drop for Running {
+impl Drop for JobOwner {
     fn drop(&mut self) {
-        let mut running = self.ledger.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(at_work) = running.get_mut(&self.id.run) {
-            at_work.retain(|(_, seat)| !Arc::ptr_eq(seat, &self.seat));
-            if at_work.is_empty() {
-                running.remove(&self.id.run);
+        let mut jobs = self.table.lock();
+        if let Some(owners) = jobs.get_mut(&self.id.run) {
+            owners.retain(|(_, job)| !Arc::ptr_eq(job, &self.job));
+            if owners.is_empty() {
+                jobs.remove(&self.id.run);
             }
         }
-        drop(running);
-        self.seat.over.cancel();
+        drop(jobs);
+        self.job.over.cancel();
     }
 }
 
@@ -188,20 +249,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_copy_that_waited_does_not_join_the_attempt_before_it() {
-        let ledger = Ledger::new();
-        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+    async fn a_copy_from_a_wait_queue_does_not_join_the_attempt_before_it() {
+        let table = InFlight::new();
+        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
         let copies =
             [AttemptId { attempts: 1, ..id(0) }, AttemptId { deferrals: 1, ..id(0) }, AttemptId { turns: 1, ..id(0) }];
         for copy in &copies {
-            // While the work goes on, it is somebody else's copy of a message that was lost here.
-            assert!(matches!(ledger.enter(copy.clone(), Timestamp::UNIX_EPOCH), Entry::Joined(_, false)), "{copy:?}");
+            // While the owner is at work, it is another worker's copy of a message that was lost here.
+            assert!(
+                matches!(table.claim(copy.clone(), Timestamp::UNIX_EPOCH), Claim::Duplicate { same: false, .. }),
+                "{copy:?}"
+            );
         }
-        mine.judged();
+        mine.settling();
         for copy in copies {
-            assert!(matches!(ledger.enter(copy.clone(), Timestamp::UNIX_EPOCH), Entry::Mine(_)), "{copy:?}");
+            assert!(matches!(table.claim(copy.clone(), Timestamp::UNIX_EPOCH), Claim::Owned(_)), "{copy:?}");
         }
-        assert!(matches!(ledger.enter(id(0), Timestamp::UNIX_EPOCH), Entry::Joined(_, true)));
+        assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Duplicate { same: true, .. }));
     }
 
     fn event() -> OutcomeEvent {
@@ -210,26 +274,30 @@ mod tests {
 
     #[tokio::test]
     async fn the_second_delivery_joins_the_first() {
-        let ledger = Ledger::new();
-        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let Entry::Joined(joined, true) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
-        assert!(matches!(ledger.enter(id(1), Timestamp::UNIX_EPOCH), Entry::Mine(_)));
-        mine.leave(Standing::Settled(None));
-        assert!(matches!(joined.end().await, Standing::Settled(None)));
-        assert!(matches!(ledger.enter(id(0), Timestamp::UNIX_EPOCH), Entry::Mine(_)));
+        let table = InFlight::new();
+        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let Claim::Duplicate { job: joined, same: true } = table.claim(id(0), Timestamp::UNIX_EPOCH) else {
+            panic!("not joined")
+        };
+        assert!(matches!(table.claim(id(1), Timestamp::UNIX_EPOCH), Claim::Owned(_)));
+        mine.release(JobEnd::Settled(None));
+        assert!(matches!(joined.end().await, JobEnd::Settled(None)));
+        assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Owned(_)));
     }
 
     #[tokio::test]
-    async fn a_delivered_job_is_remembered_and_a_vanished_one_is_not() {
-        let ledger = Ledger::new();
-        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let Entry::Joined(joined, true) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not joined") };
+    async fn a_delivered_job_is_remembered_and_a_dropped_one_is_not() {
+        let table = InFlight::new();
+        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let Claim::Duplicate { job: joined, same: true } = table.claim(id(0), Timestamp::UNIX_EPOCH) else {
+            panic!("not joined")
+        };
         drop(mine);
-        assert!(matches!(joined.end().await, Standing::Open));
-        let Entry::Mine(mine) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        assert!(matches!(joined.end().await, JobEnd::Open));
+        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
         mine.delivered(event());
-        mine.leave(Standing::Open);
-        let Entry::Delivered(again) = ledger.enter(id(0), Timestamp::UNIX_EPOCH) else { panic!("forgotten") };
+        mine.release(JobEnd::Open);
+        let Claim::Delivered(again) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("forgotten") };
         assert_eq!(again.id, "i");
     }
 }

@@ -1,4 +1,5 @@
-//! The lease of the work that goes on: when it is taken, what is in it, and what is left of it when an attempt has ended.
+//! State of one attempt, which its lease records, and the guard that keeps the lease while the
+//! transfer runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,179 +11,215 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Worker;
-use super::decode::Admitted;
-use super::history::{self, Headers};
-use super::in_flight::{RunId, Running};
-use crate::domain::destination::Destination;
+use super::decode::DecodedJob;
+use super::history;
+use super::in_flight::{JobOwner, RunId};
+use crate::domain::headers::Headers;
 use crate::domain::job::lease::{self, Checkpoint, Lease};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, Reason, TransferResult};
-use crate::queue::{Delivery, LeaseHolder, LeaseMessage, QueueError, Settlement};
+use crate::domain::routing_key;
+use crate::queue::{Delivery, LeaseHolder, LeaseMessage, Queue, QueueError};
 use crate::runtime::failpoints;
 use crate::upload::{OpenUpload, StopSignals};
 
-/// Uploads of objects longer than this are written down at once: their parts are too dear to be forgotten.
-const AT_ONCE: u64 = 1 << 30;
-/// A delivery that came back this often is put under a lease before anything else: should the worker be lost over it again, then it
-/// is known that it was this job, and not one that merely waited beside it.
-const SUSPECT: u64 = 3;
-/// A job over which workers were lost this often in a row, with nothing to show for it, ends workers.
-pub(crate) const CRASHES: u32 = 6;
-/// A job that ends workers does so within this time of its start, or is not told from what else may end one.
-const HARMLESS: Duration = Duration::from_secs(60);
-/// The most leases out of date that are looked at when a job has ended. Each may have 2 MiB.
-const OUTDATED: usize = 4;
-/// Between two tries to take a lease from a broker that does not answer.
-const AGAIN: Duration = Duration::from_secs(30);
-/// The namespace of the keys of leases, drawn once.
-const NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c_e771);
+/// Length from which on an upload is leased as soon as it is open: its parts are too expensive to
+/// lose.
+const LEASE_AT_ONCE_BYTES: u64 = 1 << 30;
+/// Redeliveries from which on a job is leased before anything else. Should the worker crash over it
+/// once more, the lease shows that it was this job, and not one that merely waited beside it.
+const LEASE_AT_ONCE_REDELIVERIES: u64 = 3;
+/// Workers lost in a row over a job, with nothing to show for it, before it is a crash loop.
+pub(crate) const MAX_CRASHES: u32 = 6;
+/// Age from which on an attempt is not suspected of crashing workers: such a job does so soon.
+const CRASH_SUSPICION: Duration = Duration::from_secs(60);
+/// Most outdated leases that are examined when a job ends. Each may have 2 MiB.
+const MAX_OUTDATED: usize = 4;
+/// Interval between tries to lease a job from a broker that does not answer.
+const LEASE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// Namespace of lease keys, drawn once.
+const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c_e771);
 
-/// The work on one delivery: the job as it came first, and how far it is.
+/// State of the lease of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LeaseState {
+    /// The job is not leased.
+    Absent,
+    /// This worker holds the lease.
+    Held,
+    /// Another worker has taken the job over.
+    Lost,
+}
+
+/// Body of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CopyBody {
+    /// As the delivery has it.
+    AsDelivered,
+    /// The job as it was published.
+    Original,
+    /// The job with the checkpoint of its unfinished upload, or as it was published if there is none.
+    Checkpoint,
+}
+
+/// Lease and unfinished upload of the job when it is settled.
+#[derive(Debug, Clone)]
+pub(super) struct LeaseContext {
+    pub(super) state: LeaseState,
+    /// Unfinished upload that can be resumed.
+    pub(super) upload_id: Option<Arc<str>>,
+    /// Start of the first attempt.
+    pub(super) first_started_at: Timestamp,
+    /// Workers lost over the job before this attempt.
+    pub(super) crashes: u32,
+}
+
+/// State of one attempt: the job as it was published, and its progress. It is what a lease records.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct AttemptState {
     body: Bytes,
     content_type: Option<String>,
     lane: Lane,
-    /// When the first attempt began, as far as that is known.
-    begun: Timestamp,
-    /// When this attempt began.
-    since: Instant,
-    /// The unfinished upload that the delivery came with.
-    carried: Option<String>,
-    /// How far this attempt's upload has come.
-    pub(super) journal: OpenUpload,
-    /// Ends this attempt alone, or with all others.
+    /// Start of the first attempt, as far as it is known.
+    first_started_at: Timestamp,
+    started: Instant,
+    /// Upload id of the checkpoint that the delivery carried.
+    carried_upload: Option<String>,
+    /// Unfinished upload of this attempt.
+    pub(super) open_upload: OpenUpload,
+    /// Stops this attempt alone, or with all others.
     pub(super) stop: StopSignals,
-    /// Workers that were lost over this job so far, and the parts that it came with.
+    /// Workers lost over this job so far.
     crashes: u32,
-    parts: usize,
-    /// The upload that the last lease tells of.
-    told: Mutex<Option<String>>,
-    /// Leases of the same job that were out of date.
+    /// Parts that the delivery's checkpoint had.
+    carried_parts: usize,
+    /// Upload that the last lease records.
+    leased_upload: Mutex<Option<String>>,
+    /// Outdated leases of the same job.
     outdated: Mutex<Vec<Bytes>>,
     leased: AtomicBool,
     lost: AtomicBool,
 }
 
-impl Held {
-    /// The work on `delivery`; `lease` is what it carried.
-    pub(super) fn new(delivery: &Delivery, lease: Option<&Lease>, stop: &StopSignals, now: Timestamp) -> Arc<Self> {
-        let (body, content_type) = match lease {
-            Some(lease) => (lease.body.clone(), lease.content_type.clone()),
-            None => (delivery.body.clone(), delivery.properties.content_type.clone()),
+impl AttemptState {
+    pub(super) fn new(delivery: &Delivery, job: &DecodedJob, stop: &StopSignals, now: Timestamp) -> Arc<Self> {
+        let (body, content_type, lane) = match &job.lease {
+            Some(lease) => (lease.body.clone(), lease.content_type.clone(), lease.lane),
+            None => (
+                delivery.body.clone(),
+                delivery.properties.content_type.clone(),
+                routing_key::published_lane(&delivery.routing_key),
+            ),
         };
-        let journal = OpenUpload::default();
-        let checkpoint = lease.and_then(|lease| lease.checkpoint.clone());
-        let carried = checkpoint.as_ref().map(|checkpoint| checkpoint.upload_id.clone());
-        // On record even if the transfer never begins: whatever ends it must not forget the upload.
-        if let Some(checkpoint) = checkpoint {
-            journal.open(checkpoint);
+        let open_upload = OpenUpload::default();
+        // Recorded even if the transfer never starts: whoever ends the job must not forget the upload.
+        if let Some(checkpoint) = job.checkpoint() {
+            open_upload.open(checkpoint.clone());
         }
         Arc::new(Self {
             body,
             content_type,
-            lane: lease.map_or_else(|| published_to(delivery), |lease| lease.lane),
-            begun: history::begun(&delivery.properties.headers).unwrap_or(now),
-            since: Instant::now(),
-            carried,
-            journal,
+            lane,
+            first_started_at: job.headers.started_at.unwrap_or(now),
+            started: Instant::now(),
+            carried_upload: job.checkpoint().map(|checkpoint| checkpoint.upload_id.clone()),
+            open_upload,
             stop: stop.child(),
-            crashes: history::crashes(&delivery.properties.headers),
-            parts: lease.and_then(|lease| lease.checkpoint.as_ref()).map_or(0, |checkpoint| checkpoint.parts.len()),
-            told: Mutex::default(),
+            crashes: job.headers.crashes,
+            carried_parts: job.checkpoint().map_or(0, |checkpoint| checkpoint.parts.len()),
+            leased_upload: Mutex::default(),
             outdated: Mutex::default(),
             leased: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
     }
 
-    /// Whether another worker has the job now.
-    pub(super) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
+    pub(super) fn lease_state(&self) -> LeaseState {
+        if self.lost.load(Ordering::Acquire) {
+            LeaseState::Lost
+        } else if self.leased.load(Ordering::Acquire) {
+            LeaseState::Held
+        } else {
+            LeaseState::Absent
+        }
     }
 
-    /// The unfinished upload that the delivery came with.
-    pub(super) fn carried(&self) -> Option<&str> {
-        self.carried.as_deref()
+    /// Lease and unfinished upload, for the settlement plan.
+    pub(super) fn lease_context(&self) -> LeaseContext {
+        LeaseContext {
+            state: self.lease_state(),
+            upload_id: self.open_upload.checkpoint().map(|checkpoint| checkpoint.upload_id.into()),
+            first_started_at: self.first_started_at,
+            crashes: self.crashes,
+        }
     }
 
-    fn is_leased(&self) -> bool {
-        self.leased.load(Ordering::Acquire)
+    /// Upload id of the checkpoint that the delivery carried.
+    pub(super) fn carried_upload(&self) -> Option<&str> {
+        self.carried_upload.as_deref()
     }
 
-    /// The lease as bytes. One that would be too long goes without its checkpoint: then the job begins anew.
-    fn lease(&self, checkpoint: Option<Checkpoint>) -> Bytes {
+    fn is_lost(&self) -> bool {
+        self.lease_state() == LeaseState::Lost
+    }
+
+    /// Encodes the lease. One that would be too long goes without its checkpoint: the job then starts
+    /// over.
+    fn encode(&self, checkpoint: Option<Checkpoint>) -> Bytes {
         let (body, content_type) = (self.body.clone(), self.content_type.clone());
         let lease = Lease { body, content_type, lane: self.lane, checkpoint };
         let bare = || Lease { checkpoint: None, ..lease.clone() }.encode();
         lease.encode().or_else(bare).unwrap_or_default()
     }
 
-    /// Whether a message that will come to somebody tells of this upload.
-    fn is_told(&self, checkpoint: &Checkpoint) -> bool {
-        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// Returns true if a message that another worker will get records this upload.
+    pub(super) fn is_recorded(&self, checkpoint: &Checkpoint) -> bool {
+        let leased_upload = || self.leased_upload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let id = Some(&checkpoint.upload_id);
-        self.carried.as_ref() == id || self.is_leased() && told().as_ref() == id
+        self.carried_upload.as_ref() == id || self.leased.load(Ordering::Acquire) && leased_upload().as_ref() == id
     }
 
-    /// Uploads that leases out of date tell of.
-    fn left_behind(&self) -> Vec<Checkpoint> {
+    /// Takes the uploads that outdated leases record, and that are not this attempt's.
+    pub(super) fn take_outdated_uploads(&self) -> Vec<Checkpoint> {
         let outdated = std::mem::take(&mut *self.outdated.lock().unwrap_or_else(PoisonError::into_inner));
-        let told = outdated.iter().filter_map(|lease| Lease::decode(lease).ok()?.checkpoint);
-        told.filter(|checkpoint| !self.journal.knows(&checkpoint.upload_id)).collect()
+        let checkpoints = outdated.iter().filter_map(|lease| Lease::decode(lease).ok()?.checkpoint);
+        checkpoints.filter(|checkpoint| !self.open_upload.knows(&checkpoint.upload_id)).collect()
     }
 
-    /// What a copy of the job carries beside its counters. An attempt that ended, however it ended, did not end the worker.
-    fn again(&self) -> Headers {
-        let survived = (self.crashes > 0).then(|| history::counted_crashes(0));
-        history::begun_at(self.begun).into_iter().chain(survived).collect()
-    }
-
-    /// A dead letter says since when its object may have been written: it may be requeued.
-    fn remembered(&self, settlement: Settlement) -> Settlement {
-        match settlement {
-            Settlement::DeadLetter { mut headers } => {
-                headers.extend(history::begun_at(self.begun));
-                Settlement::DeadLetter { headers }
-            }
-            other => other,
-        }
-    }
-
-    /// Puts into `delivery` what its copy is to carry: the checkpoint, or the job as it came first.
-    pub(super) fn pack(&self, delivery: &mut Delivery, checkpoint: Option<Checkpoint>) {
-        let (body, content_type) = match checkpoint {
-            Some(checkpoint) => (self.lease(Some(checkpoint)), Some(lease::CONTENT_TYPE.to_owned())),
-            None => (self.body.clone(), self.content_type.clone()),
+    /// Puts into `delivery` what its copy carries.
+    pub(super) fn fill(&self, delivery: &mut Delivery, body: CopyBody) {
+        let checkpoint = (body == CopyBody::Checkpoint).then(|| self.open_upload.checkpoint()).flatten();
+        let (body, content_type) = match (body, checkpoint) {
+            (CopyBody::AsDelivered, _) => return,
+            (_, Some(checkpoint)) => (self.encode(Some(checkpoint)), Some(lease::CONTENT_TYPE.to_owned())),
+            (_, None) => (self.body.clone(), self.content_type.clone()),
         };
         delivery.body = body;
         delivery.properties.content_type = content_type;
     }
 }
 
-impl LeaseHolder for Held {
+impl LeaseHolder for AttemptState {
     fn message(&self) -> LeaseMessage {
-        let checkpoint = self.journal.checkpoint();
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = checkpoint.as_ref().map(|c| c.upload_id.clone());
-        // Whoever gets this message gets it because we were lost, or cut off. That counts, unless something came of our work, or the
-        // job has been at work long enough not to be what ends us.
-        let further = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.parts.len() > self.parts);
+        let checkpoint = self.open_upload.checkpoint();
+        let upload_id = checkpoint.as_ref().map(|checkpoint| checkpoint.upload_id.clone());
+        *self.leased_upload.lock().unwrap_or_else(PoisonError::into_inner) = upload_id;
+        // Another worker gets this message only if this one is lost or cut off. That counts, unless the
+        // attempt got further, or runs too long to be what crashes workers.
+        let further = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.parts.len() > self.carried_parts);
         let crashes = match further {
-            _ if self.since.elapsed() >= HARMLESS => 0,
+            _ if self.started.elapsed() >= CRASH_SUSPICION => 0,
             true => 1,
             false => self.crashes.saturating_add(1),
         };
-        LeaseMessage {
-            body: self.lease(checkpoint),
-            content_type: lease::CONTENT_TYPE.to_owned(),
-            headers: history::begun_at(self.begun).into_iter().chain([history::counted_crashes(crashes)]).collect(),
-        }
+        let headers: Headers =
+            history::started_at(self.first_started_at).into_iter().chain(history::crashes(crashes)).collect();
+        LeaseMessage { body: self.encode(checkpoint), content_type: lease::CONTENT_TYPE.to_owned(), headers }
     }
 
     fn outdated(&self, lease: Bytes) {
         let mut outdated = self.outdated.lock().unwrap_or_else(PoisonError::into_inner);
-        if outdated.len() < OUTDATED {
+        if outdated.len() < MAX_OUTDATED {
             outdated.push(lease);
         }
     }
@@ -193,162 +230,94 @@ impl LeaseHolder for Held {
     }
 }
 
-/// The lane of the routing key: work that was handed over came by another.
-pub(super) fn published_to(delivery: &Delivery) -> Lane {
-    if delivery.routing_key.starts_with("job.backfill.") { Lane::Backfill } else { Lane::Scheduled }
-}
-
-/// What names a run of a job to everybody who works on it.
+/// Returns the key that names a run of a job to every worker.
 pub(super) fn key(id: &RunId) -> String {
     let name = format!("{}\n{}\n{}", id.job, id.destination, id.run);
-    Uuid::new_v5(&NAMESPACE, name.as_bytes()).simple().to_string()
+    Uuid::new_v5(&KEY_NAMESPACE, name.as_bytes()).simple().to_string()
 }
 
-impl Worker {
-    /// Runs `transfer` and keeps its lease: from the start for work that was taken over or came back often, as soon as a long upload
-    /// has begun, and after `broker.lease_after` for everything. A `delivery` that is found to be lost then is replaced by one that
-    /// has joined the work.
-    pub(super) async fn under_lease(
+/// Keeps the lease of an attempt: from the start for a job that was taken over or redelivered often, as
+/// soon as a long upload is open, and after `broker.lease_after` for everything.
+#[derive(Debug)]
+pub(super) struct LeaseGuard<'a> {
+    pub(super) queue: &'a Arc<dyn Queue>,
+    pub(super) lease_after: Duration,
+    pub(super) owner: &'a JobOwner,
+    pub(super) state: &'a Arc<AttemptState>,
+}
+
+impl LeaseGuard<'_> {
+    /// Runs `transfer` under the guard. A delivery that turns out to be lost is replaced by a duplicate.
+    pub(super) async fn run(
         &self,
         delivery: &mut Delivery,
-        running: &Running,
-        held: &Arc<Held>,
         transfer: impl Future<Output = TransferResult>,
     ) -> TransferResult {
         let over = CancellationToken::new();
         let transfer = async {
-            let ended = transfer.await;
+            let result = transfer.await;
             over.cancel();
-            ended
+            result
         };
-        // A lease that is being taken is taken to the end: the queue must know whether there is one.
-        let (ended, ()) = tokio::join!(transfer, self.keep_lease(delivery, running, held, &over));
-        match ended {
-            TransferResult::Failed(_) if held.is_lost() => TransferResult::Failed(Failure::new(
-                Reason::LeaseLost,
-                "another worker has this job now and continues it",
-            )),
-            ended => ended,
+        // Leasing is never interrupted: the queue must know whether there is a lease.
+        let (result, ()) = tokio::join!(transfer, self.keep(delivery, &over));
+        match result {
+            TransferResult::Failed(_) if self.state.is_lost() => {
+                let message = "another worker has this job now and continues it";
+                TransferResult::Failed(Failure::new(Reason::LeaseLost, message))
+            }
+            result => result,
         }
     }
 
-    async fn keep_lease(&self, delivery: &mut Delivery, running: &Running, held: &Arc<Held>, over: &CancellationToken) {
-        let key = key(running.run());
+    async fn keep(&self, delivery: &mut Delivery, over: &CancellationToken) {
+        let key = key(self.owner.run());
         let due = async {
-            if delivery.lane == Lane::Continued || delivery.delivery_count >= SUSPECT {
+            if delivery.lane == Lane::Continued || delivery.delivery_count >= LEASE_AT_ONCE_REDELIVERIES {
                 return;
             }
             tokio::select! {
                 biased;
-                () = tokio::time::sleep(self.parts.lease_after) => {}
-                () = long_upload(held) => {}
+                () = tokio::time::sleep(self.lease_after) => {}
+                () = self.long_upload() => {}
             }
         };
         if over.run_until_cancelled(due).await.is_none() {
             return;
         }
         loop {
-            let work: Arc<dyn LeaseHolder> = held.clone();
-            match self.parts.queue.lease(delivery, &key, work).await {
+            let holder: Arc<dyn LeaseHolder> = self.state.clone();
+            match self.queue.lease(delivery, &key, holder).await {
                 Ok(()) => {
                     failpoints::hit("leased");
-                    held.leased.store(true, Ordering::Release);
-                    // A long upload that begins only now is to be written down, too.
-                    if over.run_until_cancelled(long_upload(held)).await.is_none() {
+                    self.state.leased.store(true, Ordering::Release);
+                    // A long upload that is opened only now must be recorded at once, too.
+                    if over.run_until_cancelled(self.long_upload()).await.is_none() {
                         return;
                     }
                     continue;
                 }
-                Err(QueueError::Lost) if held.is_lost() => return,
-                // The delivery comes again and joins this work, and then takes the place of this one.
+                Err(QueueError::Lost) if self.state.is_lost() => return,
+                // The message is redelivered, joins this job, and replaces the lost delivery.
                 Err(QueueError::Lost) => {
-                    let again = running.seat().spares.next(held.carried());
-                    let Some(again) = over.run_until_cancelled(again).await else { return };
-                    *delivery = again;
+                    let duplicate = self.owner.duplicates().next(self.state.carried_upload());
+                    let Some(duplicate) = over.run_until_cancelled(duplicate).await else { return };
+                    *delivery = duplicate;
                     continue;
                 }
-                Err(problem) => tracing::warn!(%problem, "a job could not be put under a lease; trying again"),
+                Err(error) => tracing::warn!(%error, "a job could not be leased; retrying"),
             }
-            if over.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+            if over.run_until_cancelled(tokio::time::sleep(LEASE_RETRY_INTERVAL)).await.is_none() {
                 return;
             }
         }
     }
 
-    /// Makes `delivery` carry what is to come back, and gives up what nobody will continue.
-    ///
-    /// `Settlement::Requeue` with something to go on with becomes a hand-over.
-    pub(super) async fn pack(
-        &self,
-        delivery: &mut Delivery,
-        settlement: Settlement,
-        held: &Held,
-        destination: &Arc<Destination>,
-    ) -> Settlement {
-        self.clear_up(held, destination).await;
-        let checkpoint = held.journal.checkpoint();
-        match settlement {
-            Settlement::Retry { delay, mut headers } => {
-                headers.extend(held.again());
-                held.pack(delivery, checkpoint);
-                Settlement::Retry { delay, headers }
-            }
-            Settlement::Defer { delay, mut headers } => {
-                headers.extend(held.again());
-                held.pack(delivery, checkpoint);
-                Settlement::Defer { delay, headers }
-            }
-            Settlement::Requeue if checkpoint.is_some() || held.is_leased() => {
-                held.pack(delivery, checkpoint);
-                Settlement::HandOff { headers: held.again() }
-            }
-            // What comes back by itself is as it was.
-            Settlement::Requeue | Settlement::HandOff { .. } => settlement,
-            Settlement::Ack | Settlement::DeadLetter { .. } => {
-                held.pack(delivery, None);
-                // Under a lease that is lost, another worker continues the upload.
-                if !held.is_lost() {
-                    self.forget(held, destination, |_| true).await;
-                }
-                held.remembered(settlement)
-            }
-        }
+    /// Resolves when a long upload is open that no lease records.
+    async fn long_upload(&self) {
+        let long =
+            |checkpoint: &Checkpoint| checkpoint.source.length.is_some_and(|length| length > LEASE_AT_ONCE_BYTES);
+        let unrecorded = |checkpoint: &Checkpoint| long(checkpoint) && !self.state.is_recorded(checkpoint);
+        self.state.open_upload.begun(unrecorded).await;
     }
-
-    /// A delivery ends because its job is done elsewhere: the upload that it carries is given up, unless it is `kept` there.
-    pub(super) async fn left_over(&self, admitted: &Admitted, kept: Option<&str>) {
-        let carried = admitted.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref());
-        if let Some(checkpoint) = carried.filter(|checkpoint| kept != Some(&checkpoint.upload_id)) {
-            self.parts.transport.abort_upload(&admitted.destination, checkpoint).await;
-        }
-    }
-
-    /// Nothing of this attempt may have come to anybody else (the job is lost, or no copy was made for certain): an upload that no
-    /// message tells of is given up. What a lease tells, and what the delivery came with, is known to whoever gets it, and may be at
-    /// work on it already.
-    pub(super) async fn unsettled(&self, held: &Held, destination: &Arc<Destination>) {
-        self.clear_up(held, destination).await;
-        self.forget(held, destination, |checkpoint| !held.is_told(checkpoint)).await;
-    }
-
-    /// Gives up the uploads that leases out of date tell of.
-    async fn clear_up(&self, held: &Held, destination: &Arc<Destination>) {
-        for checkpoint in held.left_behind() {
-            self.parts.transport.abort_upload(destination, &checkpoint).await;
-        }
-    }
-
-    /// Gives up what is on record, if it is `wanted`.
-    async fn forget(&self, held: &Held, destination: &Arc<Destination>, wanted: impl Fn(&Checkpoint) -> bool) {
-        if let Some(checkpoint) = held.journal.checkpoint().filter(|checkpoint| wanted(checkpoint)) {
-            held.journal.close();
-            self.parts.transport.abort_upload(destination, &checkpoint).await;
-        }
-    }
-}
-
-/// Resolves when an upload is open that is to be written down at once, and is not yet.
-async fn long_upload(held: &Held) {
-    let long = |checkpoint: &Checkpoint| checkpoint.source.length.is_some_and(|length| length > AT_ONCE);
-    held.journal.begun(|checkpoint| long(checkpoint) && !held.is_told(checkpoint)).await;
 }

@@ -1,232 +1,352 @@
-//! From how a transfer ended to what is done about it: the settlement, the outcome event, the counters, the log line.
+//! Plans the settlement of a delivery: one pure function from context to plan. Nothing rewrites a plan.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::admission::acquire::Away;
-use super::history::{self, Headers};
-use crate::domain::destination::{Destination, DestinationId};
-use crate::domain::job::{Job, JobId, Rejected};
+use super::admission::Deferral;
+use super::decode::{DecodedJob, Rejection};
+use super::history;
+use super::lease::{CopyBody, LeaseContext, LeaseState};
+use crate::domain::destination::DestinationId;
+use crate::domain::headers::{Headers, JobHeaders};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{
-    Class, Disposition, Failure, History, Moment, OutcomeData, OutcomeKind, Reason, Receipt, RetryPolicy,
-    TransferResult, decide, event_id, postpone, render,
+    DecisionContext, Disposition, Failure, OutcomeData, OutcomeKind, Reason, Receipt, RetryDelay, RetryPolicy,
+    TransferResult, Wait, decide, event_id, render,
 };
-use crate::metrics::{DeferCause, Metrics};
+use crate::domain::routing_key;
+use crate::metrics::DeferCause;
 use crate::queue::{OutcomeEvent, Properties, Settlement};
-use crate::upload::Progress;
 
-/// What is done with a delivery.
+/// End of a job's stay in this worker.
 #[derive(Debug)]
-pub(super) struct Verdict {
-    pub(super) settlement: Settlement,
-    pub(super) event: Option<OutcomeEvent>,
-    pub(super) kind: Option<OutcomeKind>,
-    /// What went wrong, for the log.
-    pub(super) failure: Option<Failure>,
+pub(super) enum Conclusion {
+    /// An attempt was made.
+    Attempted(TransferResult),
+    /// The job did not start.
+    Deferred(Deferral),
 }
 
-/// Everything a verdict is made from beside the end itself.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Case<'a> {
+/// Everything that a plan depends on beside the conclusion.
+#[derive(Debug, Clone)]
+pub(super) struct SettlementContext<'a> {
+    /// `broker.prefix`: the source of outcomes.
     pub(super) prefix: &'a str,
     pub(super) policy: &'a RetryPolicy,
     pub(super) lane: Lane,
     pub(super) properties: &'a Properties,
-    pub(super) job: &'a Job,
-    pub(super) destination: &'a Arc<Destination>,
-    pub(super) history: &'a History,
+    pub(super) job: &'a DecodedJob,
     pub(super) started_at: Timestamp,
     pub(super) now: Timestamp,
     pub(super) took: Duration,
-    /// How long it is until the destination is asked again, where its circuit is open.
+    /// Time until the destination's next probe, when its circuit breaker is open.
     pub(super) next_probe: Option<Duration>,
-    /// When the destination took something last, as far as that is known.
-    pub(super) worked_at: Option<Timestamp>,
-    /// Whether an attempt was made.
-    pub(super) tried: bool,
+    /// Last success of the destination, as far as it is known.
+    pub(super) last_success_at: Option<Timestamp>,
+    pub(super) lease: LeaseContext,
 }
 
-impl Case<'_> {
-    /// Judges the end of a transfer, and counts it.
-    pub(super) fn judge(&self, ended: TransferResult, metrics: &Metrics) -> Verdict {
-        let now = self.now;
-        match ended {
-            TransferResult::Delivered(receipt) => {
-                metrics.object_delivered(self.lane, &self.destination.id, receipt.bytes);
-                self.ended(OutcomeKind::Delivered, self.delivered(receipt), None, Settlement::Ack, metrics)
+/// Plan for a delivery. It is performed once, by value.
+#[derive(Debug)]
+pub(super) struct SettlementPlan {
+    pub(super) settlement: Settlement,
+    /// Body of the copy that the settlement publishes.
+    pub(super) body: CopyBody,
+    /// True if the unfinished upload must be aborted: nobody will resume it.
+    pub(super) abort_upload: bool,
+    /// Outcome to publish before the acknowledgement.
+    pub(super) outcome: Option<PlannedOutcome>,
+    /// Failure behind the plan.
+    pub(super) failure: Option<Failure>,
+    /// Reason under which a failed attempt is counted.
+    pub(super) counted: Option<Reason>,
+    /// Cause under which a deferral is counted.
+    pub(super) deferred: Option<DeferCause>,
+    /// True if the job is done here for good, so that duplicates are acknowledged.
+    pub(super) is_final: bool,
+}
+
+/// Outcome of a job.
+#[derive(Debug)]
+pub(super) struct PlannedOutcome {
+    pub(super) kind: OutcomeKind,
+    /// Stored bytes of a delivery.
+    pub(super) bytes: u64,
+    pub(super) event: OutcomeEvent,
+}
+
+/// Plans the settlement of a job.
+pub(super) fn plan(context: &SettlementContext<'_>, conclusion: Conclusion) -> SettlementPlan {
+    match conclusion {
+        Conclusion::Attempted(TransferResult::Failed(failure)) => context.failed(failure),
+        Conclusion::Attempted(result) => context.ended(result, true),
+        Conclusion::Deferred(deferral) => context.deferred(deferral),
+    }
+}
+
+/// Plans the settlement of a message that is no job for this worker: it is dead-lettered at once. The
+/// outcome needs an id and a destination that can be read.
+pub(super) fn reject(prefix: &str, properties: &Properties, rejection: &Rejection, now: Timestamp) -> SettlementPlan {
+    let headers = JobHeaders::parse(&properties.headers);
+    let mut history = headers.history.clone();
+    history.attempts = history.attempts.saturating_add(1);
+    let failure = &rejection.failure;
+    let (job_id, destination) = rejection.identity();
+    let outcome = job_id.zip(destination).map(|(job_id, destination)| {
+        let data = OutcomeData {
+            job_id: job_id.to_string(),
+            destination: destination.to_string(),
+            attempts: history.attempts,
+            finished_at: Some(now),
+            labels: rejection.job().map(|job| job.labels.clone()).unwrap_or_default(),
+            ..OutcomeData::default()
+        };
+        let source = EventSource { prefix, destination, headers: &headers, properties, now };
+        source.outcome(OutcomeKind::Failed, with_failure(data, failure))
+    });
+    let settlement =
+        Settlement::DeadLetter { headers: history::of_dead_letter(&history, failure.reason, failure, now) };
+    SettlementPlan { outcome, failure: Some(failure.clone()), ..SettlementPlan::of(settlement) }
+}
+
+impl SettlementPlan {
+    fn of(settlement: Settlement) -> Self {
+        let is_final = !matches!(settlement, Settlement::Requeue | Settlement::HandOff { .. });
+        Self {
+            settlement,
+            body: CopyBody::AsDelivered,
+            abort_upload: false,
+            outcome: None,
+            failure: None,
+            counted: None,
+            deferred: None,
+            is_final,
+        }
+    }
+
+    /// A plan with these parts, for tests of what consumes plans.
+    #[cfg(test)]
+    pub(super) fn sample(settlement: Settlement, kind: Option<OutcomeKind>, failure: Option<Failure>) -> Self {
+        let event =
+            || OutcomeEvent { routing_key: String::new(), id: String::new(), body: Bytes::new(), reply_to: None };
+        let outcome = kind.map(|kind| PlannedOutcome { kind, bytes: 0, event: event() });
+        Self { outcome, failure, ..Self::of(settlement) }
+    }
+
+    /// Kind of the outcome, if there is one.
+    pub(super) fn kind(&self) -> Option<OutcomeKind> {
+        self.outcome.as_ref().map(|outcome| outcome.kind)
+    }
+
+    /// Word for log lines and traces: the outcome, else the settlement's action.
+    pub(super) fn word(&self) -> &'static str {
+        self.kind().map_or_else(|| self.settlement.action(), OutcomeKind::as_str)
+    }
+
+    /// Delay of the copy, if one waits.
+    pub(super) fn delay(&self) -> Option<RetryDelay> {
+        match &self.settlement {
+            Settlement::Retry { delay, .. } | Settlement::Defer { delay, .. } => Some(*delay),
+            _ => None,
+        }
+    }
+}
+
+impl SettlementContext<'_> {
+    fn failed(&self, failure: Failure) -> SettlementPlan {
+        let disposition = decide(&failure, &self.job.headers.history, self.policy, &self.decision(None));
+        let reason = match disposition {
+            Disposition::DeadLetter(Reason::Exhausted) => Reason::Exhausted,
+            _ => failure.reason,
+        };
+        SettlementPlan { counted: Some(reason), ..self.disposed(disposition, failure, true) }
+    }
+
+    fn deferred(&self, deferral: Deferral) -> SettlementPlan {
+        match deferral {
+            Deferral::Unhealthy { failure, next_probe } => {
+                let context = DecisionContext { next_probe: Some(next_probe), ..self.decision(self.last_success_at) };
+                let disposition = decide(&failure, &self.job.headers.history, self.policy, &context);
+                self.disposed(disposition, *failure, false)
             }
-            TransferResult::Skipped => self.ended(OutcomeKind::Skipped, self.data(now), None, Settlement::Ack, metrics),
+            Deferral::Limited { wait, cause } => match self.decision(None).defer(Wait::Permit(wait)) {
+                Disposition::Defer(delay) => SettlementPlan { deferred: Some(cause), ..self.next_turn(delay) },
+                _ => self.ended(TransferResult::Expired, false),
+            },
+            Deferral::Quarantined => self.next_turn(RetryDelay::S30),
+            Deferral::Cancelled(result) => self.ended(result, false),
+            Deferral::Draining => SettlementPlan::of(Settlement::Requeue),
+        }
+    }
+
+    fn decision(&self, last_success_at: Option<Timestamp>) -> DecisionContext {
+        DecisionContext {
+            now: self.now,
+            expires_at: self.job.job.expires_at,
+            next_probe: self.next_probe,
+            last_success_at,
+        }
+    }
+
+    /// Plan for a result that is no failure, and for an expired job.
+    fn ended(&self, result: TransferResult, attempted: bool) -> SettlementPlan {
+        let data =
+            OutcomeData { attempts: self.job.headers.history.attempts.saturating_add(attempted.into()), ..self.data() };
+        match result {
+            TransferResult::Delivered(receipt) => {
+                let bytes = receipt.bytes;
+                let mut plan = self.terminal(OutcomeKind::Delivered, delivered(data, receipt), Settlement::Ack);
+                if let Some(outcome) = &mut plan.outcome {
+                    outcome.bytes = bytes;
+                }
+                plan
+            }
+            TransferResult::Skipped => self.terminal(OutcomeKind::Skipped, data, Settlement::Ack),
             TransferResult::Cancelled(backfill) => {
                 let message = Some(format!("the backfill {backfill} was cancelled before this job began"));
-                let data = OutcomeData { message, ..self.data(now) };
-                self.ended(OutcomeKind::Skipped, data, None, Settlement::Ack, metrics)
+                self.terminal(OutcomeKind::Skipped, OutcomeData { message, ..data }, Settlement::Ack)
             }
             TransferResult::Expired => {
-                self.expired(history::last_failure(&self.properties.headers), self.history.attempts, metrics)
+                self.expired(self.job.headers.last_failure.clone(), self.job.headers.history.attempts)
             }
-            TransferResult::Failed(failure) => self.failed(failure, metrics),
+            TransferResult::Failed(failure) => self.failed(failure),
         }
     }
 
-    /// Judges a job that may not begin now. Nothing was tried: no attempt is counted.
-    pub(super) fn turned_away(&self, away: Away, metrics: &Metrics) -> Verdict {
-        match away {
-            Away::Broken(failure, _) => {
-                let decision = decide(&failure, self.history, self.policy, &self.moment());
-                self.decided(decision, *failure, metrics)
-            }
-            Away::Full(wait, cause) => match postpone(wait, &self.moment()) {
-                Disposition::Defer(delay) => {
-                    metrics.deferred(cause);
-                    let headers = history::another_turn(&self.properties.headers);
-                    let settlement = Settlement::Defer { delay, headers };
-                    Verdict { settlement, event: None, kind: None, failure: None }
-                }
-                _ => self.expired(history::last_failure(&self.properties.headers), self.history.attempts, metrics),
-            },
-            Away::Cancelled(ended) => self.judge(*ended, metrics),
-            Away::Draining => Verdict { settlement: Settlement::Requeue, event: None, kind: None, failure: None },
-        }
-    }
-
-    fn moment(&self) -> Moment {
-        let worked_at = self.worked_at.filter(|_| !self.tried);
-        Moment { now: self.now, expires_at: self.job.expires_at, next_probe: self.next_probe, worked_at }
-    }
-
-    fn failed(&self, failure: Failure, metrics: &Metrics) -> Verdict {
-        let decision = decide(&failure, self.history, self.policy, &self.moment());
-        let counted = if decision == Disposition::DeadLetter(Reason::Exhausted) {
-            Failure { reason: Reason::Exhausted, ..failure.clone() }
-        } else {
-            failure.clone()
-        };
-        metrics.attempt_failed(&self.destination.id, &counted);
-        self.decided(decision, failure, metrics)
-    }
-
-    fn decided(&self, decision: Disposition, failure: Failure, metrics: &Metrics) -> Verdict {
-        let now = self.now;
-        let after = self.history_after(&failure, now);
-        match decision {
+    /// Plan for a decision about a failure. A job that was not attempted is the same attempt when it
+    /// returns.
+    fn disposed(&self, disposition: Disposition, failure: Failure, attempted: bool) -> SettlementPlan {
+        let before = &self.job.headers.history;
+        let after = history::after_failure(before, &failure, attempted, self.now);
+        let attempts = before.attempts.saturating_add(attempted.into());
+        match disposition {
             Disposition::Retry(delay) => {
-                metrics.retry(failure.reason);
-                let data =
-                    OutcomeData { retry_at: history::after(now, delay.duration()), ..self.failure(&failure, now) };
-                let headers = history::waiting(&after, &failure, now);
-                let event = self.event(OutcomeKind::Retrying, data);
-                Verdict {
-                    settlement: Settlement::Retry { delay, headers },
-                    event: Some(event),
-                    kind: Some(OutcomeKind::Retrying),
+                let retry_at = history::time_after(self.now, delay.duration());
+                let data = OutcomeData { attempts, retry_at, ..self.data() };
+                let headers = self.copy_headers(history::of_waiting_copy(&after, &failure, self.now));
+                SettlementPlan {
+                    body: CopyBody::Checkpoint,
+                    outcome: Some(self.source().outcome(OutcomeKind::Retrying, with_failure(data, &failure))),
                     failure: Some(failure),
+                    ..SettlementPlan::of(Settlement::Retry { delay, headers })
                 }
             }
             Disposition::Defer(delay) => {
-                metrics.deferred(DeferCause::Circuit);
-                let mut headers = history::waiting(&after, &failure, now);
-                if (after.attempts, after.deferrals) == (self.history.attempts, self.history.deferrals) {
+                let mut headers = history::of_waiting_copy(&after, &failure, self.now);
+                if (after.attempts, after.deferrals) == (before.attempts, before.deferrals) {
                     // A copy must never be taken for its original.
-                    headers.extend(history::another_turn(&self.properties.headers));
+                    headers.extend(history::next_turn(&self.job.headers));
                 }
-                Verdict {
-                    settlement: Settlement::Defer { delay, headers },
-                    event: None,
-                    kind: None,
+                let (headers, body) = match attempted {
+                    true => (self.copy_headers(headers), CopyBody::Checkpoint),
+                    false => (headers, CopyBody::AsDelivered),
+                };
+                SettlementPlan {
+                    body,
                     failure: Some(failure),
+                    deferred: Some(DeferCause::Circuit),
+                    ..SettlementPlan::of(Settlement::Defer { delay, headers })
                 }
             }
             Disposition::DeadLetter(reason) => {
-                let headers = history::dead(&after, reason, &failure, now);
-                let data = self.failure(&Failure { reason, ..failure.clone() }, now);
-                self.ended(OutcomeKind::Failed, data, Some(failure), Settlement::DeadLetter { headers }, metrics)
+                let mut headers = history::of_dead_letter(&after, reason, &failure, self.now);
+                // It may be requeued: then the object may have been written since the first attempt.
+                headers.extend(history::started_at(self.lease.first_started_at));
+                let data = OutcomeData { attempts, ..self.data() };
+                let data = with_failure(data, &Failure { reason, ..failure.clone() });
+                let plan = self.terminal(OutcomeKind::Failed, data, Settlement::DeadLetter { headers });
+                SettlementPlan { failure: Some(failure), ..plan }
             }
-            Disposition::Expired => self.expired(Some(failure), after.attempts, metrics),
-            Disposition::Requeue => {
-                Verdict { settlement: Settlement::Requeue, event: None, kind: None, failure: Some(failure) }
-            }
+            Disposition::Expire => self.expired(Some(failure), after.attempts),
+            Disposition::Requeue => SettlementPlan { failure: Some(failure), ..self.requeue(attempted) },
         }
     }
 
-    /// `attempts` were charged: the last word may have been said without another one.
-    fn expired(&self, last: Option<Failure>, attempts: u32, metrics: &Metrics) -> Verdict {
-        let data = OutcomeData { attempts, ..self.data(self.now) };
-        let data = match &last {
-            Some(failure) => with_failure(data, failure),
-            None => data,
-        };
-        self.ended(OutcomeKind::Expired, data, last, Settlement::Ack, metrics)
-    }
-
-    fn ended(
-        &self,
-        kind: OutcomeKind,
-        data: OutcomeData,
-        failure: Option<Failure>,
-        settlement: Settlement,
-        metrics: &Metrics,
-    ) -> Verdict {
-        metrics.transfer_ended(self.lane, kind, &self.destination.id, self.took);
-        Verdict { settlement, event: Some(self.event(kind, data)), kind: Some(kind), failure }
-    }
-
-    /// The history that a copy of the job carries on.
-    /// A job that was not tried is the same attempt when it comes back.
-    fn history_after(&self, failure: &Failure, now: Timestamp) -> History {
-        let (before, tried) = (self.history, self.tried);
-        let charged = tried && !matches!(failure.class(), Class::Destination | Class::Interrupted | Class::Worker);
-        let deferred = failure.class() == Class::Destination;
-        History {
-            attempts: before.attempts.saturating_add(charged.into()),
-            deferrals: before.deferrals.saturating_add((tried && deferred).into()),
-            defects: before.defects.saturating_add((tried && failure.class() == Class::Defect).into()),
-            first_failure_at: before.first_failure_at.or(tried.then_some(now)),
-            // Patience is for a destination that stays broken: another end of an attempt shows that it did not.
-            deferred_since: before.deferred_since.filter(|_| deferred || !tried).or(deferred.then_some(now)),
+    /// Plan for a job that is continued elsewhere. Nothing of a lost lease is ours any more: its holder
+    /// has the job, or it arrived here and joined this job, and is then all that is left of it.
+    fn requeue(&self, attempted: bool) -> SettlementPlan {
+        match self.lease.state {
+            LeaseState::Lost => SettlementPlan { is_final: false, ..SettlementPlan::of(Settlement::Ack) },
+            LeaseState::Held => self.hand_off(),
+            LeaseState::Absent if attempted && self.lease.upload_id.is_some() => self.hand_off(),
+            LeaseState::Absent => SettlementPlan::of(Settlement::Requeue),
         }
     }
 
-    fn data(&self, now: Timestamp) -> OutcomeData {
+    fn hand_off(&self) -> SettlementPlan {
+        let settlement = Settlement::HandOff { headers: self.copy_headers(Headers::new()) };
+        SettlementPlan { body: CopyBody::Checkpoint, ..SettlementPlan::of(settlement) }
+    }
+
+    /// Plan for a job that did not start and waits uncharged.
+    fn next_turn(&self, delay: RetryDelay) -> SettlementPlan {
+        SettlementPlan::of(Settlement::Defer { delay, headers: history::next_turn(&self.job.headers) })
+    }
+
+    /// Plan for an expired job. `attempts` is the number of charged attempts, which may be none.
+    fn expired(&self, last: Option<Failure>, attempts: u32) -> SettlementPlan {
+        let data = OutcomeData { attempts, ..self.data() };
+        let data = last.as_ref().map_or_else(|| data.clone(), |failure| with_failure(data.clone(), failure));
+        SettlementPlan { failure: last, ..self.terminal(OutcomeKind::Expired, data, Settlement::Ack) }
+    }
+
+    /// Plan for the end of a job. Its upload is aborted, unless another worker continues it.
+    fn terminal(&self, kind: OutcomeKind, data: OutcomeData, settlement: Settlement) -> SettlementPlan {
+        SettlementPlan {
+            body: CopyBody::Original,
+            abort_upload: self.lease.state != LeaseState::Lost,
+            outcome: Some(self.source().outcome(kind, data)),
+            ..SettlementPlan::of(settlement)
+        }
+    }
+
+    /// Adds the headers of a copy that is made after an attempt. An attempt that ended, however it
+    /// ended, did not crash the worker.
+    fn copy_headers(&self, headers: Headers) -> Headers {
+        let survived = (self.lease.crashes > 0).then(|| history::crashes(0)).unwrap_or_default();
+        headers.into_iter().chain(history::started_at(self.lease.first_started_at)).chain(survived).collect()
+    }
+
+    fn data(&self) -> OutcomeData {
+        let DecodedJob { job, destination, .. } = self.job;
         OutcomeData {
-            job_id: self.job.id.to_string(),
-            destination: self.destination.id.to_string(),
-            tenant: self.destination.tenant.clone(),
-            bucket: Some(self.destination.bucket.to_string()),
-            key: self.destination.prefix.join(self.job.key.as_str()).ok().map(|key| key.to_string()),
-            attempts: self.history.attempts.saturating_add(self.tried.into()),
+            job_id: job.id.to_string(),
+            destination: destination.id.to_string(),
+            tenant: destination.tenant.clone(),
+            bucket: Some(destination.bucket.to_string()),
+            key: destination.prefix.join(job.key.as_str()).ok().map(|key| key.to_string()),
             started_at: Some(self.started_at),
-            finished_at: Some(now),
+            finished_at: Some(self.now),
             duration_seconds: Some(self.took.as_secs_f64()),
-            labels: self.job.labels.clone(),
+            labels: job.labels.clone(),
             ..OutcomeData::default()
         }
     }
 
-    fn delivered(&self, receipt: Receipt) -> OutcomeData {
-        OutcomeData {
-            bytes: Some(receipt.bytes),
-            source_bytes: Some(receipt.source_bytes),
-            parts: Some(receipt.parts),
-            etag: receipt.etag,
-            version_id: receipt.version_id,
-            checksum_crc64nvme: receipt.checksum_crc64nvme,
-            encryption: receipt.encryption,
-            resumed: receipt.resumed,
-            ..self.data(self.now)
+    fn source(&self) -> EventSource<'_> {
+        EventSource {
+            prefix: self.prefix,
+            destination: &self.job.destination.id,
+            headers: &self.job.headers,
+            properties: self.properties,
+            now: self.now,
         }
     }
+}
 
-    fn failure(&self, failure: &Failure, now: Timestamp) -> OutcomeData {
-        with_failure(self.data(now), failure)
-    }
-
-    fn event(&self, kind: OutcomeKind, data: OutcomeData) -> OutcomeEvent {
-        event(self.prefix, kind, &self.destination.id, self.properties, (self.now, data))
+fn delivered(data: OutcomeData, receipt: Receipt) -> OutcomeData {
+    OutcomeData {
+        bytes: Some(receipt.bytes),
+        source_bytes: Some(receipt.source_bytes),
+        parts: Some(receipt.parts),
+        etag: receipt.etag,
+        version_id: receipt.version_id,
+        checksum_crc64nvme: receipt.checksum_crc64nvme,
+        encryption: receipt.encryption,
+        resumed: receipt.resumed,
+        ..data
     }
 }
 
@@ -241,91 +361,33 @@ fn with_failure(data: OutcomeData, failure: &Failure) -> OutcomeData {
     }
 }
 
-fn event(
-    prefix: &str,
-    kind: OutcomeKind,
-    destination: &DestinationId,
-    properties: &Properties,
-    (now, data): (Timestamp, OutcomeData),
-) -> OutcomeEvent {
-    let id = event_id(&data.job_id, history::run(&properties.headers), kind, data.attempts);
-    let trace = properties.headers.get("traceparent").cloned();
-    let body = render(prefix, kind, id.clone(), now, trace, data);
-    OutcomeEvent {
-        routing_key: format!("transfer.{}.{destination}", kind.as_str()),
-        id,
-        body: Bytes::from(body),
-        reply_to: reply_to(properties),
+/// Origin of an outcome event.
+struct EventSource<'a> {
+    prefix: &'a str,
+    destination: &'a DestinationId,
+    headers: &'a JobHeaders,
+    properties: &'a Properties,
+    now: Timestamp,
+}
+
+impl EventSource<'_> {
+    fn outcome(&self, kind: OutcomeKind, data: OutcomeData) -> PlannedOutcome {
+        let id = event_id(&data.job_id, self.headers.run, kind, data.attempts);
+        let body = render(self.prefix, kind, id.clone(), self.now, self.headers.traceparent.clone(), data);
+        let event = OutcomeEvent {
+            routing_key: routing_key::outcome(kind.as_str(), self.destination),
+            id,
+            body: Bytes::from(body),
+            reply_to: reply_to(self.properties),
+        };
+        PlannedOutcome { kind, bytes: 0, event }
     }
 }
 
-/// Who asked for a copy of the outcome.
+/// Returns the queue that a copy of the outcome goes to, with its correlation id.
 pub(super) fn reply_to(properties: &Properties) -> Option<(String, Option<String>)> {
     properties.reply_to.clone().map(|to| (to, properties.correlation_id.clone()))
 }
 
-/// A message that is no job, or a job for nobody: dead at once. The outcome needs an id and a destination that can be read.
-pub(super) fn refused(
-    (prefix, now): (&str, Timestamp),
-    properties: &Properties,
-    failure: Failure,
-    job_id: Option<&JobId>,
-    destination: Option<&DestinationId>,
-    labels: BTreeMap<String, String>,
-) -> Verdict {
-    let mut history = history::history(&properties.headers);
-    history.attempts = history.attempts.saturating_add(1);
-    let headers: Headers = history::dead(&history, failure.reason, &failure, now);
-    let event = job_id.zip(destination).map(|(job_id, destination)| {
-        let data = OutcomeData {
-            job_id: job_id.to_string(),
-            destination: destination.to_string(),
-            attempts: history.attempts,
-            finished_at: Some(now),
-            labels,
-            ..OutcomeData::default()
-        };
-        event(prefix, OutcomeKind::Failed, destination, properties, (now, with_failure(data, &failure)))
-    });
-    Verdict {
-        settlement: Settlement::DeadLetter { headers },
-        event,
-        kind: Some(OutcomeKind::Failed),
-        failure: Some(failure),
-    }
-}
-
-/// The failure of a rejected message: its field is named first.
-pub(super) fn rejection(rejected: &Rejected) -> Failure {
-    Failure::new(rejected.reason, format!("{}: {}", rejected.field, rejected.message))
-}
-
-/// One line for each attempt that ended.
-pub(super) fn log(case: &Case<'_>, verdict: &Verdict, progress: &Progress) {
-    let failure = verdict.failure.as_ref();
-    let outcome = verdict.kind.map_or_else(|| verdict.settlement.action(), OutcomeKind::as_str);
-    let troubled = failure.is_some_and(|f| !matches!(f.class(), Class::Interrupted));
-    macro_rules! line {
-        ($level:ident) => {
-            tracing::$level!(
-                job_id = %case.job.id,
-                destination = %case.destination.id,
-                lane = case.lane.as_str(),
-                outcome,
-                bytes = progress.bytes(),
-                parts = progress.parts(),
-                attempt = case.history.attempts.saturating_add(1),
-                seconds = case.took.as_secs_f64(),
-                class = failure.map(|f| f.class().as_str()),
-                reason = failure.map(|f| f.reason.as_str()),
-                cause = failure.map(|f| f.message.as_str()),
-                hint = failure.map(|f| f.hint.as_str()).filter(|hint| !hint.is_empty()),
-                aws_request_id = failure.and_then(|f| f.aws_request_id.as_deref()),
-                traceparent = case.properties.headers.get("traceparent"),
-                tracestate = case.properties.headers.get("tracestate"),
-                "transfer ended"
-            )
-        };
-    }
-    if troubled { line!(warn) } else { line!(info) }
-}
+#[cfg(test)]
+mod tests;

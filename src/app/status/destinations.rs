@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::domain::destination::{Auth, Destination, DestinationId, Destinations};
 use crate::session;
 use crate::session::Sessions;
-use crate::worker::{CircuitView, DestinationRecord, RunningTransfer, Trouble};
+use crate::worker::{CircuitView, DestinationRecord, FailureDetail, RunningTransfer, WaitingJobs};
 
 /// Destinations in the list.
 const SHOWN: usize = 100;
@@ -26,7 +26,7 @@ pub(super) struct Known<'a> {
     /// When each was called mended last.
     pub(super) mended: &'a HashMap<DestinationId, Timestamp>,
     /// Jobs that wait in the worker, and that were sent away, as their destination has all it may have.
-    pub(super) waiting: &'a HashMap<DestinationId, (usize, u32)>,
+    pub(super) waiting: &'a HashMap<DestinationId, WaitingJobs>,
     /// Jobs that were sent away until it is mended.
     pub(super) awaiting_repair: &'a HashMap<DestinationId, u32>,
     /// Only ids that contain this.
@@ -69,7 +69,7 @@ struct State {
     max_concurrency: Option<u32>,
     /// Failed attempts since the last delivery.
     consecutive_failures: u32,
-    last_failure: Option<Trouble>,
+    last_failure: Option<FailureDetail>,
     /// When it was reset, passed its connection test or took something, while nothing failed after that and nothing was delivered.
     mended_at: Option<Timestamp>,
     last_delivered_at: Option<Timestamp>,
@@ -97,7 +97,7 @@ struct Candidate<'a> {
     circuit: Option<&'a CircuitView>,
     mended: Option<Timestamp>,
     in_flight: usize,
-    waiting: (usize, u32),
+    waiting: WaitingJobs,
     awaiting_repair: u32,
 }
 
@@ -162,7 +162,7 @@ fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
         record,
         circuit,
         in_flight,
-        waiting: (waiting, deferred),
+        waiting: WaitingJobs { queued: waiting, deferred },
         awaiting_repair,
         ..
     } = *candidate;

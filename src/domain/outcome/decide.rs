@@ -1,13 +1,13 @@
-//! From a failure and the history of its job to what is done with the delivery.
+//! Decides what follows from a failure and the history of its job.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Class, Failure, Reason};
-use crate::domain::outcome::retry_delay::{self, RetryDelay};
+use super::retry_delay::{Wait, choose};
+use super::{Class, Failure, Reason, RetryDelay};
 
-/// What earlier attempts left in the headers of the message.
+/// Counters that earlier attempts left in the headers of the message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     /// Charged attempts before this one (header `x-attempt`).
@@ -16,166 +16,155 @@ pub struct History {
     pub deferrals: u32,
     /// Defects before this one (header `x-defects`).
     pub defects: u32,
-    /// When this job failed first (header `x-first-failure-at`).
+    /// Time of the job's first failure (header `x-first-failure-at`).
     pub first_failure_at: Option<Timestamp>,
-    /// When it was deferred first for a fault of its destination (header `x-deferred-since`): the patience with a destination counts
-    /// from here.
+    /// Time of the first deferral for a fault of the destination (header `x-deferred-since`). The age
+    /// limit of deferred jobs counts from here.
     pub deferred_since: Option<Timestamp>,
 }
 
-/// The operator's part in a decision.
+/// Settings that a decision depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct RetryPolicy {
-    /// Charged attempts before a job is given up (`worker.max_attempts`).
+    /// Charged attempts before a job is dead-lettered (`worker.max_attempts`).
     pub max_attempts: u32,
-    /// How long a refusal of STS is remembered (`session.denied_for`): a deferral must outlast it.
+    /// Lifetime of a cached denial of STS (`session.denied_for`): a deferral must outlast it.
     pub denied_for: Duration,
-    /// How long a destination's fault is waited out when the job has no `expires_at`.
-    pub patience: Duration,
+    /// Age limit of a deferred job that has no `expires_at`.
+    pub max_deferral_age: Duration,
 }
 
 impl RetryPolicy {
-    /// 24 hours: a broken destination is waited out this long when the job itself sets no limit.
-    pub const PATIENCE: Duration = Duration::from_hours(24);
+    /// Default age limit of a deferred job without `expires_at`: 24 hours.
+    pub const MAX_DEFERRAL_AGE: Duration = Duration::from_hours(24);
 }
 
-/// What becomes of the delivery of a failed attempt.
+/// Decision about the delivery of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
-    /// An attempt is charged and the job waits on this step.
+    /// Charges an attempt; the job returns after this delay.
     Retry(RetryDelay),
-    /// No attempt is charged and the job waits on this step.
+    /// Charges nothing; the job returns after this delay.
     Defer(RetryDelay),
-    /// The job is given up with this reason.
+    /// Dead-letters the job with this reason.
     DeadLetter(Reason),
-    /// `expires_at` is past, or would be before the shortest wait is over.
-    Expired,
-    /// The job goes back untouched.
+    /// Ends the job as expired: `expires_at` is past, or would be before the shortest delay is over.
+    Expire,
+    /// Requeues the job untouched.
     Requeue,
 }
 
-/// When a job is judged.
+/// Circumstances of a decision.
 #[derive(Debug, Clone, Copy)]
-pub struct Moment {
-    /// Now.
+pub struct DecisionContext {
+    /// Current time.
     pub now: Timestamp,
-    /// The job's own limit.
+    /// The job's `expires_at`.
     pub expires_at: Option<Timestamp>,
-    /// How long it is until its destination is asked again, where its circuit is open.
+    /// Time until the destination's next probe, when its circuit breaker is open.
     pub next_probe: Option<Duration>,
-    /// When the destination took something last, for a job that was not tried itself: patience counts from there.
-    pub worked_at: Option<Timestamp>,
+    /// Last success of the destination, for a job that was not attempted: its age limit counts from
+    /// there.
+    pub last_success_at: Option<Timestamp>,
 }
 
-impl Moment {
-    /// The time that is left; `None` where there is no limit.
-    fn left(&self) -> Option<Duration> {
+impl DecisionContext {
+    /// Time until `expires_at`; `None` where there is no limit.
+    fn time_left(&self) -> Option<Duration> {
         self.expires_at.map(|at| Duration::try_from(at.duration_since(self.now)).unwrap_or_default())
     }
-}
 
-/// Decides what follows for a job that may not begin yet, and could after `wait`. Nothing is charged, and no patience is used up.
-pub fn postpone(wait: Duration, moment: &Moment) -> Disposition {
-    fit(RetryDelay::within(wait), moment.left()).map_or(Disposition::Expired, Disposition::Defer)
+    fn retry(&self, wait: Wait) -> Disposition {
+        choose(wait, self.time_left()).map_or(Disposition::Expire, Disposition::Retry)
+    }
+
+    /// Decides for a job that waits uncharged for `wait`.
+    pub fn defer(&self, wait: Wait) -> Disposition {
+        choose(wait, self.time_left()).map_or(Disposition::Expire, Disposition::Defer)
+    }
 }
 
 /// Decides what follows from `failure` for a job with this `history`.
-pub fn decide(failure: &Failure, history: &History, policy: &RetryPolicy, moment: &Moment) -> Disposition {
-    let left = moment.left();
+pub fn decide(failure: &Failure, history: &History, policy: &RetryPolicy, context: &DecisionContext) -> Disposition {
     if failure.reason == Reason::LeaseLost {
-        // Whatever becomes of the job, another worker says it.
+        // The worker that holds the lease now decides about the job.
         return Disposition::Requeue;
     }
-    if left == Some(Duration::ZERO) && failure.class() != Class::Job {
-        return Disposition::Expired;
+    if context.time_left() == Some(Duration::ZERO) && failure.class() != Class::Job {
+        return Disposition::Expire;
     }
     match failure.class() {
         Class::Job => Disposition::DeadLetter(failure.reason),
-        // Another destination is to be asked next: this one's job must not stand in its way.
-        Class::Worker if failure.reason == Reason::Outage => {
-            fit(RetryDelay::S30, left).map_or(Disposition::Expired, Disposition::Defer)
-        }
+        // Another destination must be tried next: a job that is requeued at once would be in its way.
+        Class::Worker if failure.reason == Reason::Outage => context.defer(Wait::Other),
         Class::Interrupted | Class::Worker => Disposition::Requeue,
-        Class::Transient | Class::Session => charged(failure, history, policy, left),
-        // This worker's own setting refuses every role: neither time nor the customer mends that.
+        Class::Transient | Class::Session => charge(failure, history, policy, context),
+        // This worker's own setting refuses every role. Neither time nor the customer changes that.
         Class::Destination if failure.reason == Reason::RoleAuthOff => Disposition::DeadLetter(failure.reason),
-        Class::Destination => deferred(failure, history, policy, moment),
+        Class::Destination => defer(failure, history, policy, context),
         Class::Defect if failure.reason == Reason::CrashLoop || history.defects > 0 => {
             Disposition::DeadLetter(failure.reason)
         }
-        Class::Defect => fit(retry_delay::by_attempt(2), left).map_or(Disposition::Expired, Disposition::Retry),
+        Class::Defect => context.retry(Wait::Defect),
     }
 }
 
-fn charged(failure: &Failure, history: &History, policy: &RetryPolicy, left: Option<Duration>) -> Disposition {
-    let attempt = history.attempts.saturating_add(1);
-    if attempt >= policy.max_attempts {
+fn charge(failure: &Failure, history: &History, policy: &RetryPolicy, context: &DecisionContext) -> Disposition {
+    let number = history.attempts.saturating_add(1);
+    if number >= policy.max_attempts {
         return Disposition::DeadLetter(Reason::Exhausted);
     }
-    // A server that asks for a second each time must not use up all attempts within a minute: its wish only lengthens.
-    let asked = failure.retry_after.map_or(RetryDelay::S5, retry_delay::at_least);
-    let step = retry_delay::by_attempt(attempt).max(asked);
-    fit(step, left).map_or(Disposition::Expired, Disposition::Retry)
+    context.retry(Wait::Attempt { number, retry_after: failure.retry_after })
 }
 
-/// A job that is not the probe itself comes back up to a quarter after it rather than many times before.
-const SOONEST: Duration = Duration::from_secs(30);
-
-fn deferred(failure: &Failure, history: &History, policy: &RetryPolicy, moment: &Moment) -> Disposition {
-    let (now, left) = (moment.now, moment.left());
-    let since = history.deferred_since.map(|at| moment.worked_at.map_or(at, |worked| worked.max(at)));
-    let since = since.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
-    if left.is_none() && Duration::try_from(since).unwrap_or_default() >= policy.patience {
+fn defer(failure: &Failure, history: &History, policy: &RetryPolicy, context: &DecisionContext) -> Disposition {
+    let since = history.deferred_since.map(|at| context.last_success_at.map_or(at, |success| success.max(at)));
+    let age = since.map_or(SignedDuration::ZERO, |at| context.now.duration_since(at));
+    if context.expires_at.is_none() && Duration::try_from(age).unwrap_or_default() >= policy.max_deferral_age {
         return Disposition::DeadLetter(failure.reason);
     }
-    if let Some(next) = moment.next_probe {
-        return fit(RetryDelay::within(next.max(SOONEST) * 5 / 4), left)
-            .map_or(Disposition::Expired, Disposition::Defer);
-    }
-    let probe = RetryDelay::before_probe(history.deferrals);
-    let cached = failure.reason == Reason::AssumeRoleDenied && probe.duration() <= policy.denied_for;
-    let step = if cached { retry_delay::at_least(policy.denied_for + Duration::from_secs(1)) } else { probe };
-    fit(step, left).map_or(Disposition::Expired, Disposition::Defer)
-}
-
-/// No wait is longer than the time that is left.
-fn fit(step: RetryDelay, left: Option<Duration>) -> Option<RetryDelay> {
-    match left {
-        Some(left) if step.duration() > left => retry_delay::at_most(left),
-        _ => Some(step),
-    }
+    context.defer(match context.next_probe {
+        Some(next) => Wait::Probe(next),
+        None => Wait::Destination {
+            deferrals: history.deferrals,
+            denied_for: (failure.reason == Reason::AssumeRoleDenied).then_some(policy.denied_for),
+        },
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const POLICY: RetryPolicy =
-        RetryPolicy { max_attempts: 8, denied_for: Duration::from_secs(60), patience: RetryPolicy::PATIENCE };
+    const POLICY: RetryPolicy = RetryPolicy {
+        max_attempts: 8,
+        denied_for: Duration::from_secs(60),
+        max_deferral_age: RetryPolicy::MAX_DEFERRAL_AGE,
+    };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap_or_default()
     }
 
     fn decided(reason: Reason, history: &History, expires: Option<i64>) -> Disposition {
-        decide(&Failure::new(reason, "x"), history, &POLICY, &moment(expires.map(at)))
+        decide(&Failure::new(reason, "x"), history, &POLICY, &context(expires.map(at)))
     }
 
-    fn moment(expires_at: Option<Timestamp>) -> Moment {
-        Moment { now: at(0), expires_at, next_probe: None, worked_at: None }
+    fn context(expires_at: Option<Timestamp>) -> DecisionContext {
+        DecisionContext { now: at(0), expires_at, next_probe: None, last_success_at: None }
     }
 
-    fn tried(attempts: u32) -> History {
+    fn attempted(attempts: u32) -> History {
         History { attempts, ..History::default() }
     }
 
     #[test]
-    fn transient_and_session_climb_the_ladder_and_end_exhausted() {
+    fn transient_and_session_failures_use_every_delay_and_end_exhausted() {
         for reason in Reason::ALL.iter().filter(|r| matches!(r.class(), Class::Transient | Class::Session)) {
-            let steps: Vec<_> = (0..7).map(|n| decided(*reason, &tried(n), None)).collect();
-            let ladder = RetryDelay::ALL.map(Disposition::Retry);
-            assert_eq!(steps, ladder, "{reason:?}");
-            assert_eq!(decided(*reason, &tried(7), None), Disposition::DeadLetter(Reason::Exhausted), "{reason:?}");
+            let steps: Vec<_> = (0..7).map(|n| decided(*reason, &attempted(n), None)).collect();
+            let delays = RetryDelay::ALL.map(Disposition::Retry);
+            assert_eq!(steps, delays, "{reason:?}");
+            assert_eq!(decided(*reason, &attempted(7), None), Disposition::DeadLetter(Reason::Exhausted), "{reason:?}");
         }
     }
 
@@ -184,11 +173,11 @@ mod tests {
         let after = |seconds| {
             let failure =
                 Failure { retry_after: Some(Duration::from_secs(seconds)), ..Failure::new(Reason::SlowDown, "x") };
-            decide(&failure, &tried(0), &POLICY, &moment(None))
+            decide(&failure, &attempted(0), &POLICY, &context(None))
         };
         assert_eq!(after(1), Disposition::Retry(RetryDelay::S5));
         let impatient = Failure { retry_after: Some(Duration::from_secs(1)), ..Failure::new(Reason::SlowDown, "x") };
-        assert_eq!(decide(&impatient, &tried(5), &POLICY, &moment(None)), Disposition::Retry(RetryDelay::H2));
+        assert_eq!(decide(&impatient, &attempted(5), &POLICY, &context(None)), Disposition::Retry(RetryDelay::H2));
         assert_eq!(after(31), Disposition::Retry(RetryDelay::M2));
         assert_eq!(after(10_000_000), Disposition::Retry(RetryDelay::H12));
     }
@@ -196,26 +185,26 @@ mod tests {
     #[test]
     fn job_class_is_dead_at_once() {
         for reason in Reason::ALL.iter().filter(|r| r.class() == Class::Job) {
-            assert_eq!(decided(*reason, &tried(0), None), Disposition::DeadLetter(*reason));
-            assert_eq!(decided(*reason, &tried(0), Some(-1)), Disposition::DeadLetter(*reason));
+            assert_eq!(decided(*reason, &attempted(0), None), Disposition::DeadLetter(*reason));
+            assert_eq!(decided(*reason, &attempted(0), Some(-1)), Disposition::DeadLetter(*reason));
         }
     }
 
     #[test]
-    fn interrupted_and_worker_class_go_back_untouched() {
+    fn interrupted_and_worker_class_are_requeued() {
         for reason in Reason::ALL.iter().filter(|r| matches!(r.class(), Class::Interrupted | Class::Worker)) {
             let expected =
                 if *reason == Reason::Outage { Disposition::Defer(RetryDelay::S30) } else { Disposition::Requeue };
-            assert_eq!(decided(*reason, &tried(7), None), expected);
+            assert_eq!(decided(*reason, &attempted(7), None), expected);
         }
     }
 
     #[test]
-    fn with_an_open_circuit_the_wait_ends_about_when_the_next_probe_is_due() {
+    fn with_an_open_circuit_the_delay_ends_about_when_the_next_probe_is_due() {
         let waits = |seconds, left: Option<i64>, history: &History| {
             let next_probe = Some(Duration::from_secs(seconds));
             let failure = Failure::new(Reason::BucketNotFound, "x");
-            decide(&failure, history, &POLICY, &Moment { next_probe, ..moment(left.map(at)) })
+            decide(&failure, history, &POLICY, &DecisionContext { next_probe, ..context(left.map(at)) })
         };
         let fresh = History::default();
         for (seconds, step) in [
@@ -228,33 +217,38 @@ mod tests {
             assert_eq!(waits(seconds, None, &fresh), Disposition::Defer(step), "{seconds}");
         }
         assert_eq!(waits(600, Some(100), &fresh), Disposition::Defer(RetryDelay::S30));
-        assert_eq!(waits(600, Some(4), &fresh), Disposition::Expired);
+        assert_eq!(waits(600, Some(4), &fresh), Disposition::Expire);
         let old = History { deferred_since: Some(at(-86_400)), ..History::default() };
         assert_eq!(waits(600, None, &old), Disposition::DeadLetter(Reason::BucketNotFound));
         let failure = Failure::new(Reason::BucketNotFound, "x");
-        let worked = Moment { worked_at: Some(at(-3600)), next_probe: Some(Duration::from_secs(600)), ..moment(None) };
+        let succeeded = DecisionContext {
+            last_success_at: Some(at(-3600)),
+            next_probe: Some(Duration::from_secs(600)),
+            ..context(None)
+        };
         assert_eq!(
-            decide(&failure, &old, &POLICY, &worked),
+            decide(&failure, &old, &POLICY, &succeeded),
             Disposition::Defer(RetryDelay::M10),
-            "it worked meanwhile"
+            "it succeeded meanwhile"
         );
     }
 
     #[test]
-    fn a_job_that_must_wait_its_turn_uses_up_no_patience() {
-        let waits = |seconds, left: Option<i64>| postpone(Duration::from_secs(seconds), &moment(left.map(at)));
+    fn a_job_that_waits_for_a_permit_does_not_age() {
+        let waits =
+            |seconds, left: Option<i64>| context(left.map(at)).defer(Wait::Permit(Duration::from_secs(seconds)));
         assert_eq!(waits(1, None), Disposition::Defer(RetryDelay::S5));
         assert_eq!(waits(1250, None), Disposition::Defer(RetryDelay::M10));
         assert_eq!(waits(1250, Some(700)), Disposition::Defer(RetryDelay::M10));
         assert_eq!(waits(1250, Some(40)), Disposition::Defer(RetryDelay::S30));
-        assert_eq!(waits(1, Some(4)), Disposition::Expired);
-        assert_eq!(waits(1, Some(-4)), Disposition::Expired);
+        assert_eq!(waits(1, Some(4)), Disposition::Expire);
+        assert_eq!(waits(1, Some(-4)), Disposition::Expire);
     }
 
     #[test]
-    fn a_destinations_fault_is_waited_out_uncharged() {
-        let waited_out = |r: &&Reason| r.class() == Class::Destination && **r != Reason::RoleAuthOff;
-        for reason in Reason::ALL.iter().filter(waited_out) {
+    fn a_destinations_fault_is_deferred_uncharged() {
+        let deferred = |r: &&Reason| r.class() == Class::Destination && **r != Reason::RoleAuthOff;
+        for reason in Reason::ALL.iter().filter(deferred) {
             let history = |deferrals, age: i64| History {
                 deferrals,
                 first_failure_at: Some(at(-900_000)),
@@ -269,12 +263,12 @@ mod tests {
             assert_eq!(decided(*reason, &history(900, 86_399), None), Disposition::Defer(RetryDelay::M10));
             assert_eq!(decided(*reason, &history(900, 86_400), None), Disposition::DeadLetter(*reason));
             assert_eq!(decided(*reason, &history(900, 186_400), Some(10_000)), Disposition::Defer(RetryDelay::M10));
-            assert_eq!(decided(*reason, &history(2, 60), Some(0)), Disposition::Expired);
+            assert_eq!(decided(*reason, &history(2, 60), Some(0)), Disposition::Expire);
         }
     }
 
     #[test]
-    fn a_worker_that_may_assume_no_roles_refuses_for_good() {
+    fn role_auth_off_is_permanent() {
         for expires in [None, Some(10_000)] {
             let expected = Disposition::DeadLetter(Reason::RoleAuthOff);
             assert_eq!(decided(Reason::RoleAuthOff, &History::default(), expires), expected);
@@ -282,20 +276,20 @@ mod tests {
     }
 
     #[test]
-    fn a_defect_has_one_more_try() {
+    fn a_defect_is_retried_once() {
         for reason in [Reason::Panic, Reason::ChecksumMismatch] {
-            assert_eq!(decided(reason, &tried(0), None), Disposition::Retry(RetryDelay::S30));
+            assert_eq!(decided(reason, &attempted(0), None), Disposition::Retry(RetryDelay::S30));
             let again = History { defects: 1, ..History::default() };
             assert_eq!(decided(reason, &again, None), Disposition::DeadLetter(reason));
         }
-        assert_eq!(decided(Reason::CrashLoop, &tried(0), None), Disposition::DeadLetter(Reason::CrashLoop));
+        assert_eq!(decided(Reason::CrashLoop, &attempted(0), None), Disposition::DeadLetter(Reason::CrashLoop));
     }
 
     #[test]
-    fn no_wait_is_longer_than_the_time_that_is_left() {
-        assert_eq!(decided(Reason::SlowDown, &tried(5), Some(1799)), Disposition::Retry(RetryDelay::M10));
-        assert_eq!(decided(Reason::SlowDown, &tried(5), Some(5)), Disposition::Retry(RetryDelay::S5));
-        assert_eq!(decided(Reason::SlowDown, &tried(5), Some(4)), Disposition::Expired);
+    fn no_delay_is_longer_than_the_time_left() {
+        assert_eq!(decided(Reason::SlowDown, &attempted(5), Some(1799)), Disposition::Retry(RetryDelay::M10));
+        assert_eq!(decided(Reason::SlowDown, &attempted(5), Some(5)), Disposition::Retry(RetryDelay::S5));
+        assert_eq!(decided(Reason::SlowDown, &attempted(5), Some(4)), Disposition::Expire);
         assert_eq!(decided(Reason::KmsDenied, &History::default(), Some(20)), Disposition::Defer(RetryDelay::S5));
     }
 }

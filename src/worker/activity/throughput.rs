@@ -1,4 +1,4 @@
-//! A record of the last minutes in steps, so that a page that has just been opened shows a history.
+//! Throughput of the last minutes in steps, so that a page that was just opened shows a history.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,40 +6,40 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-/// The length of a step.
+/// Length of a step.
 const STEP: Duration = Duration::from_secs(5);
 /// Steps that are kept: 15 minutes.
 const STEPS: usize = 180;
 
-/// What was done, step by step, oldest first. All lists have the same length.
+/// Throughput per step, oldest first. All lists have the same length.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Throughput {
-    /// The length of a step in seconds.
+    /// Length of a step in seconds.
     pub step_seconds: u64,
-    /// Steps that are kept at most.
+    /// Most steps that are kept.
     pub steps: usize,
-    /// Steps before the first one here: those that are forgotten.
+    /// Steps before the first one here, which are no longer kept.
     pub forgotten: u64,
     /// Bytes that S3 accepted, those of later failed attempts included.
     pub bytes: Vec<u64>,
     /// Transfers delivered or skipped.
     pub delivered: Vec<u64>,
-    /// Transfers given up: failed or expired.
+    /// Transfers that failed or expired.
     pub failed: Vec<u64>,
-    /// Attempts that will be repeated: charged, put off or given back.
+    /// Attempts that are repeated: retried, deferred or requeued.
     pub repeated: Vec<u64>,
 }
 
-/// Everything since the start.
+/// Totals since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(super) struct TransferTotals {
     pub(super) bytes: u64,
     pub(super) delivered: u64,
     pub(super) failed: u64,
     pub(super) repeated: u64,
 }
 
-impl Tally {
+impl TransferTotals {
     fn minus(self, earlier: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_sub(earlier.bytes),
@@ -59,29 +59,29 @@ impl Tally {
     }
 }
 
-/// Cuts the growing sums into steps.
+/// Divides the growing totals into steps.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct ThroughputRecorder {
     since: Instant,
-    last: Tally,
-    steps: VecDeque<Tally>,
+    last: TransferTotals,
+    steps: VecDeque<TransferTotals>,
     forgotten: u64,
 }
 
-impl Watch {
+impl ThroughputRecorder {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, last: Tally::default(), steps: VecDeque::with_capacity(STEPS), forgotten: 0 }
+        Self { since: now, last: TransferTotals::default(), steps: VecDeque::with_capacity(STEPS), forgotten: 0 }
     }
 
-    /// Looks at the sums. Steps that nobody looked at (a process that stood still) get equal shares.
-    pub(super) fn look(&mut self, now: Instant, sums: Tally) {
+    /// Records the totals. Steps that were missed (a process that was stopped) get equal shares.
+    pub(super) fn record(&mut self, now: Instant, sums: TransferTotals) {
         let passed = u32::try_from(now.duration_since(self.since).as_millis() / STEP.as_millis()).unwrap_or(u32::MAX);
         if passed == 0 {
             return;
         }
         let share = sums.minus(self.last).share(u64::from(passed));
         // What does not divide evenly stays for the next step: nothing is lost.
-        self.last = Tally {
+        self.last = TransferTotals {
             bytes: self.last.bytes + share.bytes * u64::from(passed),
             delivered: self.last.delivered + share.delivered * u64::from(passed),
             failed: self.last.failed + share.failed * u64::from(passed),
@@ -96,7 +96,7 @@ impl Watch {
     }
 
     pub(super) fn throughput(&self) -> Throughput {
-        let column = |of: fn(&Tally) -> u64| self.steps.iter().map(of).collect();
+        let column = |of: fn(&TransferTotals) -> u64| self.steps.iter().map(of).collect();
         Throughput {
             step_seconds: STEP.as_secs(),
             steps: STEPS,
@@ -113,19 +113,19 @@ impl Watch {
 mod tests {
     use super::*;
 
-    fn sums(bytes: u64, delivered: u64) -> Tally {
-        Tally { bytes, delivered, ..Tally::default() }
+    fn sums(bytes: u64, delivered: u64) -> TransferTotals {
+        TransferTotals { bytes, delivered, ..TransferTotals::default() }
     }
 
     #[test]
     fn growing_sums_become_steps() {
         let start = Instant::now();
-        let mut watch = Watch::new(start);
-        watch.look(start + Duration::from_secs(4), sums(100, 1));
+        let mut watch = ThroughputRecorder::new(start);
+        watch.record(start + Duration::from_secs(4), sums(100, 1));
         assert_eq!(watch.throughput().bytes, [] as [u64; 0]);
-        watch.look(start + Duration::from_secs(6), sums(150, 1));
-        watch.look(start + Duration::from_secs(9), sums(160, 1));
-        watch.look(start + Duration::from_secs(10), sums(200, 3));
+        watch.record(start + Duration::from_secs(6), sums(150, 1));
+        watch.record(start + Duration::from_secs(9), sums(160, 1));
+        watch.record(start + Duration::from_secs(10), sums(200, 3));
         assert_eq!(watch.throughput().bytes, [150, 50]);
         assert_eq!(watch.throughput().delivered, [1, 2]);
     }
@@ -133,9 +133,9 @@ mod tests {
     #[test]
     fn a_gap_is_shared_out_and_nothing_is_lost() {
         let start = Instant::now();
-        let mut watch = Watch::new(start);
-        watch.look(start + STEP * 3, sums(10, 1));
-        watch.look(start + STEP * 4, sums(10, 1));
+        let mut watch = ThroughputRecorder::new(start);
+        watch.record(start + STEP * 3, sums(10, 1));
+        watch.record(start + STEP * 4, sums(10, 1));
         let shown = watch.throughput();
         assert_eq!(shown.bytes, [3, 3, 3, 1]);
         assert_eq!(shown.delivered, [0, 0, 0, 1]);
@@ -144,11 +144,11 @@ mod tests {
     #[test]
     fn it_keeps_fifteen_minutes_however_long_it_runs() {
         let start = Instant::now();
-        let mut watch = Watch::new(start);
+        let mut watch = ThroughputRecorder::new(start);
         for step in 1..=500 {
-            watch.look(start + STEP * step, sums(u64::from(step), 0));
+            watch.record(start + STEP * step, sums(u64::from(step), 0));
         }
-        watch.look(start + STEP * 100_000, sums(500, 0));
+        watch.record(start + STEP * 100_000, sums(500, 0));
         let shown = watch.throughput();
         assert_eq!((shown.bytes.len(), shown.failed.len()), (STEPS, STEPS));
         assert_eq!(shown.forgotten + STEPS as u64, 100_000);

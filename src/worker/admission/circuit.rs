@@ -1,9 +1,12 @@
-//! A circuit for each destination: while the customer has something to mend, one job now and then asks, and the others wait.
+//! Circuit breaker of each destination: while the customer has something to fix, one job now and
+//! then probes, and the others wait.
 //!
-//! Closed, jobs run and evidence is gathered. What is certain (no such bucket, a disabled key) opens it at once; a refusal of STS
-//! when it was given twice at least a minute apart, as a new role takes a while to be known everywhere; refused keys when three
-//! different ones were refused without a success. Open, jobs are deferred uncharged until the next probe is due, and that one
-//! job decides: delivered, the circuit closes; refused again, the next probe is later. Each worker has its own circuits.
+//! Closed: jobs run, and evidence is collected. Certain failures (no such bucket, a disabled key) trip
+//! the breaker at once; a denial of STS does when it was given twice at least a minute apart, as a new
+//! role takes a while to propagate; denied keys do when three different ones were denied without a
+//! success. Open: jobs are deferred uncharged until the next probe is due. Half-open: that one job
+//! decides. Delivered, the breaker closes; denied again, the next probe is later. Each worker has
+//! its own breakers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,314 +20,333 @@ use tokio::time::Instant;
 use crate::domain::destination::DestinationId;
 use crate::domain::outcome::{Class, Failure, Reason, RetryDelay, TransferResult};
 use crate::metrics::Metrics;
-use crate::worker::history;
+use crate::worker::history::time_after;
 
-/// Two refusals of STS count as two when they are this far apart.
-const APART: Duration = Duration::from_secs(60);
-/// So many different keys refused without a success are a refusal of the bucket.
-const KEYS: usize = 3;
-/// After a probe that showed nothing (S3 was away, the job was cut short).
-const INCONCLUSIVE: Duration = Duration::from_secs(30);
-/// Destinations with evidence or an open circuit. Inline ones come without end; beyond this, new ones have no circuit.
-const TRACKED: usize = 10_000;
-/// The clocks of two machines may differ by this.
-const CLOCKS: SignedDuration = SignedDuration::from_secs(5);
-/// Evidence that nothing was added to for so long makes room.
-const STALE: Duration = Duration::from_hours(1);
+/// Least time between two denials of STS that count as two.
+const MIN_DENIAL_SPACING: Duration = Duration::from_secs(60);
+/// Different keys denied without a success that count as a denial of the bucket.
+const DENIED_KEYS_TO_TRIP: usize = 3;
+/// Interval to the next probe after one that ended without an answer (S3 was down, the job was
+/// interrupted).
+const INCONCLUSIVE_PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// Most destinations with evidence or an open breaker. Inline destinations are unlimited in number;
+/// beyond this, new ones have no breaker.
+const MAX_TRACKED: usize = 10_000;
+/// Greatest difference of two machines' clocks.
+const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
+/// Age at which evidence makes room for others.
+const EVIDENCE_TTL: Duration = Duration::from_hours(1);
 
-/// The circuits of one worker.
+/// Circuit breakers of one worker.
 #[derive(Debug)]
-pub(in crate::worker) struct Circuits {
-    known: Mutex<HashMap<DestinationId, Circuit>>,
-    /// When each destination took something last.
-    worked: Mutex<HashMap<DestinationId, Timestamp>>,
-    /// When somebody said last that all is well with a destination, or S3 showed it. Only to be shown.
-    mended: Mutex<HashMap<DestinationId, Timestamp>>,
-    probes: AtomicU64,
+pub(super) struct CircuitBreakers {
+    breakers: Mutex<HashMap<DestinationId, CircuitBreaker>>,
+    last_success: Mutex<HashMap<DestinationId, Timestamp>>,
+    /// Last reset, passed connection test or success of each destination. For display only.
+    recovered: Mutex<HashMap<DestinationId, Timestamp>>,
+    next_probe_number: AtomicU64,
     denied_for: Duration,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
-struct Circuit {
+struct CircuitBreaker {
     touched: Instant,
-    blamed_at: Timestamp,
-    denied: Option<Instant>,
-    refused_keys: BTreeSet<String>,
-    open: Option<Open>,
+    failed_at: Timestamp,
+    first_denial: Option<Instant>,
+    denied_keys: BTreeSet<String>,
+    open: Option<OpenCircuit>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenCircuit {
     failure: Failure,
     since: Timestamp,
     opened: Instant,
+    /// Failed probes.
     probes: u32,
     next_probe: Instant,
-    /// The probe that runs.
+    /// Number of the probe that runs.
     probing: Option<u64>,
 }
 
-/// What a job finds at its destination.
+/// Answer of a circuit breaker to a job that is about to start.
 #[derive(Debug)]
-pub(in crate::worker) enum Gate {
-    /// All is well, as far as is known.
+pub(super) enum CircuitState {
+    /// The job may start.
     Closed,
-    /// The circuit is open, and this job is to find out whether it still must be.
-    Probe(Probe),
-    /// The circuit is open: what was wrong, and how long it is until the next probe.
-    Open(Box<Failure>, Duration),
+    /// The job may start, and its result decides whether the breaker closes.
+    HalfOpen(CircuitProbe),
+    /// The job waits.
+    Open {
+        /// Failure that opened the breaker.
+        failure: Box<Failure>,
+        /// Time until the next probe.
+        next_probe: Duration,
+    },
 }
 
-/// The right to be the one that asks. Given back on drop; without a verdict the next probe is soon.
+/// Permit of the job that probes. Dropped without an answer, it makes the next probe soon.
 #[derive(Debug)]
-pub(in crate::worker) struct Probe {
-    circuits: Arc<Circuits>,
+pub(super) struct CircuitProbe {
+    breakers: Arc<CircuitBreakers>,
     destination: DestinationId,
     number: u64,
 }
 
-impl Probe {
-    /// Tells it from every other one.
-    pub(in crate::worker) fn number(&self) -> u64 {
+impl CircuitProbe {
+    /// Number of the probe, unique in this worker.
+    pub(super) fn number(&self) -> u64 {
         self.number
     }
 }
 
-/// A circuit that is not closed, as `/status` shows it.
+/// Attempt whose result a breaker observes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ObservedAttempt<'a> {
+    pub(super) destination: &'a DestinationId,
+    /// Key of the object, below the destination's prefix.
+    pub(super) key: &'a str,
+    /// Number of the probe, when the attempt was one.
+    pub(super) probe: Option<u64>,
+}
+
+/// Open circuit breaker, as `/status` shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct CircuitView {
     /// `open`, or `half_open` while a probe runs.
     pub state: &'static str,
-    /// Since when it is open.
+    /// Time at which it opened.
     pub since: Timestamp,
-    /// When the next probe is due; now, if it waits for a job to come.
+    /// Time of the next probe; now, when it waits for a job.
     pub next_probe_at: Option<Timestamp>,
-    /// Probes that failed since.
+    /// Failed probes since then.
     pub probes: u32,
-    /// What is wrong.
+    /// Reason of the failure.
     pub reason: &'static str,
-    /// In plain words.
+    /// Failure in plain words.
     pub message: String,
-    /// What the customer can do; may be empty.
+    /// Remedy for the customer; may be empty.
     pub hint: String,
 }
 
-impl Circuits {
-    /// All closed. `denied_for` is how long a refusal of STS is remembered: a probe must come after it.
-    pub(in crate::worker) fn new(denied_for: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (known, worked, mended) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { known, worked, mended, probes: AtomicU64::new(1), denied_for, metrics })
+impl CircuitBreakers {
+    /// `denied_for` is the lifetime of a cached denial of STS: a probe must come after it.
+    pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            breakers: Mutex::default(),
+            last_success: Mutex::default(),
+            recovered: Mutex::default(),
+            next_probe_number: AtomicU64::new(1),
+            denied_for,
+            metrics,
+        })
     }
 
-    /// Asks for a job that is about to begin.
-    pub(in crate::worker) fn ask(self: &Arc<Self>, destination: &DestinationId) -> Gate {
-        let mut known = self.known();
-        let Some(circuit) = known.get_mut(destination) else { return Gate::Closed };
-        let Some(open) = &mut circuit.open else { return Gate::Closed };
+    /// Returns the state for a job that is about to start. When a probe is due, the job becomes it.
+    pub(super) fn state(self: &Arc<Self>, destination: &DestinationId) -> CircuitState {
+        let mut breakers = self.lock();
+        let Some(breaker) = breakers.get_mut(destination) else { return CircuitState::Closed };
+        let Some(open) = &mut breaker.open else { return CircuitState::Closed };
         let left = open.next_probe.saturating_duration_since(Instant::now());
         if open.probing.is_some() || !left.is_zero() {
-            // While a probe runs, its answer is the soonest there is to know.
-            let left = if open.probing.is_some() { INCONCLUSIVE.max(left) } else { left };
-            return Gate::Open(Box::new(open.failure.clone()), left);
+            // While a probe runs, its answer comes first.
+            let next_probe = if open.probing.is_some() { INCONCLUSIVE_PROBE_INTERVAL.max(left) } else { left };
+            return CircuitState::Open { failure: Box::new(open.failure.clone()), next_probe };
         }
-        let number = self.probes.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_probe_number.fetch_add(1, Ordering::Relaxed);
         open.probing = Some(number);
-        tracing::info!(%destination, reason = open.failure.reason.as_str(), "a job asks whether the destination is mended");
-        Gate::Probe(Probe { circuits: self.clone(), destination: destination.clone(), number })
+        tracing::info!(%destination, reason = open.failure.reason.as_str(), "circuit breaker half-open: a job probes the destination");
+        CircuitState::HalfOpen(CircuitProbe { breakers: self.clone(), destination: destination.clone(), number })
     }
 
-    /// Notes how an attempt ended, for which key, and which probe it was. Answers how long it is until the next probe, where the
-    /// circuit is open now.
-    pub(in crate::worker) fn note(
+    /// Observes the result of an attempt. Returns the time until the next probe when the breaker is
+    /// open now.
+    pub(super) fn observe(
         &self,
-        destination: &DestinationId,
-        (key, probe): (&str, Option<u64>),
-        ended: &TransferResult,
+        attempt: ObservedAttempt<'_>,
+        result: &TransferResult,
         now: Timestamp,
     ) -> Option<Duration> {
-        match ended {
+        match result {
             TransferResult::Delivered(_) | TransferResult::Skipped => {
-                self.works(destination, now);
+                self.succeeded(attempt.destination, now);
                 None
             }
-            // It is this worker that may assume no roles: nobody is asked, and no probe would find it mended.
+            // The worker's own setting refuses roles: no request was made, and no probe would succeed.
             TransferResult::Failed(failure) if failure.reason == Reason::RoleAuthOff => None,
             TransferResult::Failed(failure) if failure.class() == Class::Destination => {
-                self.blame(destination, (key, probe), failure, now)
+                self.failed(attempt, failure, now)
             }
             TransferResult::Failed(_) | TransferResult::Expired | TransferResult::Cancelled(_) => None,
         }
     }
 
-    /// The destination takes what is sent to it.
-    pub(in crate::worker) fn works(&self, destination: &DestinationId, now: Timestamp) {
-        remember(&self.worked, destination, now);
-        remember(&self.mended, destination, now);
-        self.close(destination, "it takes what is sent");
+    /// Closes the breaker: the destination accepted data.
+    pub(super) fn succeeded(&self, destination: &DestinationId, now: Timestamp) {
+        record_time(&self.last_success, destination, now);
+        record_time(&self.recovered, destination, now);
+        self.close(destination, "the destination accepted data");
     }
 
-    /// When it took something last, as far as that is known.
-    pub(in crate::worker) fn worked_at(&self, destination: &DestinationId) -> Option<Timestamp> {
-        self.worked.lock().unwrap_or_else(PoisonError::into_inner).get(destination).copied()
+    /// Returns the last success of a destination, as far as it is known.
+    pub(super) fn last_success_at(&self, destination: &DestinationId) -> Option<Timestamp> {
+        self.last_success.lock().unwrap_or_else(PoisonError::into_inner).get(destination).copied()
     }
 
-    /// Closes a circuit and forgets the evidence: somebody says that all is well. Whether there was anything to forget.
-    pub(in crate::worker) fn reset(&self, destination: &DestinationId) -> bool {
-        self.close(destination, "it was reset")
+    /// Closes a breaker and drops the evidence. Returns true if there was any.
+    pub(super) fn clear(&self, destination: &DestinationId) -> bool {
+        self.close(destination, "reset")
     }
 
-    /// As [`Circuits::reset`], said just now by whoever mended or tested it.
-    pub(in crate::worker) fn mend(&self, destination: &DestinationId, now: Timestamp) -> bool {
-        let known = self.reset(destination);
-        remember(&self.mended, destination, now);
+    /// Resets a breaker now: an operator asked for it, or a connection test passed. Returns true if
+    /// there was any evidence.
+    pub(super) fn reset(&self, destination: &DestinationId, now: Timestamp) -> bool {
+        let known = self.clear(destination);
+        record_time(&self.recovered, destination, now);
         known
     }
 
-    /// When each destination was called mended last. What failed later is not meant.
-    pub(in crate::worker) fn mended(&self) -> HashMap<DestinationId, Timestamp> {
-        self.mended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns when each destination recovered last.
+    pub(super) fn recovered(&self) -> HashMap<DestinationId, Timestamp> {
+        self.recovered.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// As [`Circuits::reset`], said at `at` by somebody else, perhaps a while ago: it is not for what happened since. Whether there was
-    /// anything to forget.
-    pub(in crate::worker) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp, now: Timestamp) -> bool {
-        let latest = at.checked_add(CLOCKS).unwrap_or(at);
-        let older = |circuit: &Circuit| circuit.open.as_ref().map_or(circuit.blamed_at, |open| open.since) <= latest;
-        let reset = self.known().get(destination).is_some_and(older);
-        let forgotten = reset && self.reset(destination);
-        // Whatever the clock of whoever said it shows, it was for all that is known here.
-        remember(&self.mended, destination, if reset { at.max(now) } else { at });
-        forgotten
+    /// As [`CircuitBreakers::reset`], for a reset that was requested at `at`, perhaps a while ago: it
+    /// does not cover later failures. Returns true if there was any evidence.
+    pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp, now: Timestamp) -> bool {
+        let latest = at.checked_add(MAX_CLOCK_SKEW).unwrap_or(at);
+        let older =
+            |breaker: &CircuitBreaker| breaker.open.as_ref().map_or(breaker.failed_at, |open| open.since) <= latest;
+        let covered = self.lock().get(destination).is_some_and(older);
+        let known = covered && self.clear(destination);
+        // Whatever the requester's clock shows, the reset covers everything that is known here.
+        record_time(&self.recovered, destination, if covered { at.max(now) } else { at });
+        known
     }
 
-    /// Closes what was opened within the last `window`: it was nobody's own fault.
-    pub(in crate::worker) fn forgive(&self, window: Duration) {
-        let mut known = self.known();
-        known.retain(|destination, circuit| {
-            let forgiven = circuit.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
-            if forgiven && circuit.open.is_some() {
+    /// Closes every breaker that opened within the last `window`: an outage was the cause, and not
+    /// its destination.
+    pub(super) fn close_recent(&self, window: Duration) {
+        self.lock().retain(|destination, breaker| {
+            let recent = breaker.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
+            if recent && breaker.open.is_some() {
                 self.metrics.destinations().set_circuit_open(destination, false);
-                tracing::info!(%destination, "its circuit is closed again: everything fails alike");
+                tracing::info!(%destination, "circuit breaker closed: the failure is part of an outage");
             }
-            !forgiven
+            !recent
         });
     }
 
-    /// All circuits that are not closed.
-    pub(in crate::worker) fn view(&self, now: Timestamp) -> HashMap<DestinationId, CircuitView> {
-        let known = self.known();
-        known.iter().filter_map(|(id, circuit)| Some((id.clone(), circuit.open.as_ref()?.view(now)))).collect()
+    /// Returns all breakers that are not closed.
+    pub(super) fn view(&self, now: Timestamp) -> HashMap<DestinationId, CircuitView> {
+        let breakers = self.lock();
+        breakers.iter().filter_map(|(id, breaker)| Some((id.clone(), breaker.open.as_ref()?.view(now)))).collect()
     }
 
     fn close(&self, destination: &DestinationId, why: &str) -> bool {
-        let removed = self.known().remove(destination);
+        let removed = self.lock().remove(destination);
         let known = removed.is_some();
-        if removed.is_some_and(|circuit| circuit.open.is_some()) {
+        if removed.is_some_and(|breaker| breaker.open.is_some()) {
             self.metrics.destinations().set_circuit_open(destination, false);
-            tracing::info!(%destination, why, "the circuit of a destination is closed");
+            tracing::info!(%destination, why, "circuit breaker closed");
         }
         known
     }
 
-    fn blame(
-        &self,
-        destination: &DestinationId,
-        (key, probe): (&str, Option<u64>),
-        failure: &Failure,
-        now: Timestamp,
-    ) -> Option<Duration> {
-        let mut known = self.known();
-        if !known.contains_key(destination) {
-            self.make_room(&mut known);
-            if known.len() >= TRACKED {
+    fn failed(&self, attempt: ObservedAttempt<'_>, failure: &Failure, now: Timestamp) -> Option<Duration> {
+        let destination = attempt.destination;
+        let mut breakers = self.lock();
+        if !breakers.contains_key(destination) {
+            self.make_room(&mut breakers);
+            if breakers.len() >= MAX_TRACKED {
                 return None;
             }
         }
-        let circuit = known.entry(destination.clone()).or_insert_with(Circuit::new);
-        (circuit.touched, circuit.blamed_at) = (Instant::now(), now);
-        if circuit.open.is_none() && circuit.convicts(key, failure) {
+        let breaker = breakers.entry(destination.clone()).or_insert_with(CircuitBreaker::new);
+        (breaker.touched, breaker.failed_at) = (Instant::now(), now);
+        if breaker.open.is_none() && breaker.trips(attempt.key, failure) {
             self.metrics.destinations().set_circuit_open(destination, true);
             tracing::warn!(
                 %destination, reason = failure.reason.as_str(), cause = %failure, hint = failure.hint,
-                "the circuit of a destination is open: its jobs wait, and now and then one asks"
+                "circuit breaker open: jobs of this destination wait, and one at a time probes it"
             );
-            circuit.open = Some(Open::new(failure, now));
+            breaker.open = Some(OpenCircuit::new(failure, now));
         }
-        let open = circuit.open.as_mut()?;
-        open.refused(failure, probe, self.denied_for);
+        let open = breaker.open.as_mut()?;
+        open.failed(failure, attempt.probe, self.denied_for);
         Some(open.next_probe.saturating_duration_since(Instant::now()))
     }
 
-    fn make_room(&self, known: &mut HashMap<DestinationId, Circuit>) {
-        if known.len() < TRACKED {
+    fn make_room(&self, breakers: &mut HashMap<DestinationId, CircuitBreaker>) {
+        if breakers.len() < MAX_TRACKED {
             return;
         }
-        known.retain(|destination, circuit| {
-            let kept = circuit.touched.elapsed() < STALE;
-            if !kept && circuit.open.is_some() {
+        breakers.retain(|destination, breaker| {
+            let kept = breaker.touched.elapsed() < EVIDENCE_TTL;
+            if !kept && breaker.open.is_some() {
                 self.metrics.destinations().set_circuit_open(destination, false);
             }
             kept
         });
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<DestinationId, Circuit>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<DestinationId, CircuitBreaker>> {
+        self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Bounded: beyond, all are forgotten.
-fn remember(times: &Mutex<HashMap<DestinationId, Timestamp>>, destination: &DestinationId, at: Timestamp) {
+/// Records the latest of two times. Bounded: beyond, all are dropped.
+fn record_time(times: &Mutex<HashMap<DestinationId, Timestamp>>, destination: &DestinationId, at: Timestamp) {
     let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = times.get_mut(destination) {
         *known = at.max(*known);
         return;
     }
-    if times.len() >= TRACKED {
+    if times.len() >= MAX_TRACKED {
         times.clear();
     }
     times.insert(destination.clone(), at);
 }
 
-impl Circuit {
+impl CircuitBreaker {
     fn new() -> Self {
         Self {
             touched: Instant::now(),
-            blamed_at: Timestamp::MIN,
-            denied: None,
-            refused_keys: BTreeSet::new(),
+            failed_at: Timestamp::MIN,
+            first_denial: None,
+            denied_keys: BTreeSet::new(),
             open: None,
         }
     }
 
-    /// Adds a failure to the evidence; true when it suffices.
-    fn convicts(&mut self, key: &str, failure: &Failure) -> bool {
+    /// Adds a failure to the evidence. Returns true when it suffices.
+    fn trips(&mut self, key: &str, failure: &Failure) -> bool {
         match failure.reason {
-            // What is only remembered was not asked again.
+            // A cached denial is no new answer.
             Reason::AssumeRoleDenied if failure.remembered => false,
             Reason::AssumeRoleDenied => {
-                let first = *self.denied.get_or_insert_with(Instant::now);
-                first.elapsed() >= APART
+                let first = *self.first_denial.get_or_insert_with(Instant::now);
+                first.elapsed() >= MIN_DENIAL_SPACING
             }
             Reason::AccessDenied => {
-                self.refused_keys.insert(key.to_owned());
-                self.refused_keys.len() >= KEYS
+                self.denied_keys.insert(key.to_owned());
+                self.denied_keys.len() >= DENIED_KEYS_TO_TRIP
             }
             _ => true,
         }
     }
 }
 
-impl Open {
+impl OpenCircuit {
     fn new(failure: &Failure, now: Timestamp) -> Self {
         let opened = Instant::now();
         Self { failure: failure.clone(), since: now, opened, probes: 0, next_probe: opened, probing: None }
     }
 
-    /// The destination has refused once more. Only a probe's refusal, or the first, moves the next probe: jobs that were under way
-    /// when the circuit opened say nothing new.
-    fn refused(&mut self, failure: &Failure, probe: Option<u64>, denied_for: Duration) {
+    /// The destination failed once more. Only the first failure and that of a probe move the next
+    /// probe: jobs that were in flight when the breaker opened are no new evidence.
+    fn failed(&mut self, failure: &Failure, probe: Option<u64>, denied_for: Duration) {
         let first = self.next_probe == self.opened;
         if !first && (probe.is_none() || probe != self.probing) {
             return;
@@ -334,10 +356,10 @@ impl Open {
         }
         self.probing = None;
         self.failure = failure.clone();
-        let step = RetryDelay::before_probe(self.probes).duration();
-        let memory =
-            if failure.reason == Reason::AssumeRoleDenied { denied_for + Duration::from_secs(1) } else { step };
-        self.next_probe = Instant::now() + step.max(memory);
+        let interval = RetryDelay::probe_interval(self.probes).duration();
+        let cached =
+            if failure.reason == Reason::AssumeRoleDenied { denied_for + Duration::from_secs(1) } else { interval };
+        self.next_probe = Instant::now() + interval.max(cached);
     }
 
     fn view(&self, now: Timestamp) -> CircuitView {
@@ -345,7 +367,7 @@ impl Open {
         CircuitView {
             state: if self.probing.is_some() { "half_open" } else { "open" },
             since: self.since,
-            next_probe_at: history::after(now, left),
+            next_probe_at: time_after(now, left),
             probes: self.probes,
             reason: self.failure.reason.as_str(),
             message: self.failure.message.clone(),
@@ -354,13 +376,13 @@ impl Open {
     }
 }
 
-impl Drop for Probe {
+impl Drop for CircuitProbe {
     fn drop(&mut self) {
-        let mut known = self.circuits.known();
-        let open = known.get_mut(&self.destination).and_then(|circuit| circuit.open.as_mut());
+        let mut breakers = self.breakers.lock();
+        let open = breakers.get_mut(&self.destination).and_then(|breaker| breaker.open.as_mut());
         if let Some(open) = open.filter(|open| open.probing == Some(self.number)) {
             open.probing = None;
-            open.next_probe = Instant::now() + INCONCLUSIVE;
+            open.next_probe = Instant::now() + INCONCLUSIVE_PROBE_INTERVAL;
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Whether this worker can work at all: a fault of its own stops the taking, not the jobs.
+//! Health of the worker itself: a fault of its own pauses consumption, and leaves the jobs in the
+//! queue.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,80 +9,80 @@ use tokio::time::Instant;
 
 use crate::domain::outcome::{Class, Failure, TransferResult};
 
-/// How long no job is taken after a fault of the worker itself; doubled each time, up to the longest. Each pause ends with one
-/// job alone: a job that is given back too often would be lost to the broker's delivery limit.
+/// Pause after a fault of the worker. It doubles each time, up to the longest. Each pause ends with a
+/// single job: a job that is requeued too often would reach the broker's delivery limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// The worker's own state.
+/// Health of the worker.
 #[derive(Debug)]
-pub(in crate::worker) struct Health {
-    state: Mutex<State>,
+pub(super) struct WorkerHealth {
+    state: Mutex<HealthState>,
     probe: Arc<Semaphore>,
-    healed: Notify,
+    recovered: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HealthState {
     draining: bool,
-    fault: Option<Fault>,
+    fault: Option<WorkerFault>,
 }
 
 #[derive(Debug, Clone)]
-struct Fault {
+struct WorkerFault {
     pause: Duration,
     until: Instant,
     why: String,
 }
 
-impl Default for Health {
+impl Default for WorkerHealth {
     fn default() -> Self {
-        Self { state: Mutex::default(), probe: Arc::new(Semaphore::new(1)), healed: Notify::new() }
+        Self { state: Mutex::default(), probe: Arc::new(Semaphore::new(1)), recovered: Notify::new() }
     }
 }
 
-impl Health {
-    /// Notes what the end of a transfer says about the worker: a fault pauses it, an answer that needed a working identity heals
-    /// it.
-    pub(in crate::worker) fn note(&self, ended: &TransferResult) {
-        match ended {
+impl WorkerHealth {
+    /// Observes the result of an attempt: a fault of the worker pauses it, an answer that needed a
+    /// working identity ends the pause.
+    pub(super) fn observe(&self, result: &TransferResult) {
+        match result {
             TransferResult::Failed(failure) if failure.class() == Class::Worker => self.pause(failure),
-            TransferResult::Delivered(_) | TransferResult::Skipped => self.heal(),
-            // Refused by S3 with a request id: signed, read and judged.
-            TransferResult::Failed(failure) if failure.aws_request_id.is_some() => self.heal(),
+            TransferResult::Delivered(_) | TransferResult::Skipped => self.recover(),
+            // Denied by S3 with a request id: the request was signed and read.
+            TransferResult::Failed(failure) if failure.aws_request_id.is_some() => self.recover(),
             TransferResult::Failed(_) | TransferResult::Expired | TransferResult::Cancelled(_) => {}
         }
     }
 
-    /// All is well again.
-    pub(in crate::worker) fn heal(&self) {
+    /// Ends the pause.
+    pub(super) fn recover(&self) {
         self.state().fault = None;
-        self.healed.notify_waiters();
+        self.recovered.notify_waiters();
     }
 
     fn pause(&self, failure: &Failure) {
         let mut state = self.state();
         let pause = match &state.fault {
-            // Others that failed at the same time say nothing new.
+            // Failures at the same time are no new evidence.
             Some(fault) if fault.until > Instant::now() => return,
             Some(fault) => (fault.pause * 2).min(LONGEST_PAUSE),
             None => FIRST_PAUSE,
         };
         tracing::error!(
             reason = failure.reason.as_str(), cause = %failure, remedy = failure.hint, seconds = pause.as_secs(),
-            "this worker can't work; it takes no jobs for a while"
+            "this worker has a fault of its own; it pauses consumption"
         );
         let why = format!("{}: {failure}", failure.reason.as_str());
-        state.fault = Some(Fault { pause, until: Instant::now() + pause, why });
+        state.fault = Some(WorkerFault { pause, until: Instant::now() + pause, why });
     }
 
-    /// From now on nothing is taken any more.
-    pub(in crate::worker) fn drain(&self) {
+    /// Stops consumption for good.
+    pub(super) fn drain(&self) {
         self.state().draining = true;
     }
 
-    /// Why no job is taken now, or only one at a time, if so.
-    pub(in crate::worker) fn fault(&self) -> Option<String> {
+    /// Returns why no job, or only one at a time, is consumed; `None` for a healthy worker.
+    pub(super) fn fault(&self) -> Option<String> {
         let state = self.state();
         if state.draining {
             return Some("draining".to_owned());
@@ -89,26 +90,26 @@ impl Health {
         state.fault.as_ref().map(|fault| fault.why.clone())
     }
 
-    /// Returns when a job may be taken: at once while all is well; after a fault when the pause is over, and then with the right to
-    /// be the only one until it has ended.
-    pub(in crate::worker) async fn able(&self) -> Option<OwnedSemaphorePermit> {
+    /// Waits until a job may be consumed: at once in a healthy worker, else when the pause is over, and then
+    /// with the permit to be the only one until it has ended.
+    pub(super) async fn ready_for_job(&self) -> Option<OwnedSemaphorePermit> {
         loop {
-            let mut healed = std::pin::pin!(self.healed.notified());
-            healed.as_mut().enable();
+            let mut recovered = std::pin::pin!(self.recovered.notified());
+            recovered.as_mut().enable();
             let fault = self.state().fault.clone()?;
             if fault.until > Instant::now() {
                 tokio::select! {
                     () = tokio::time::sleep_until(fault.until) => {}
-                    () = &mut healed => {}
+                    () = &mut recovered => {}
                 }
                 continue;
             }
             let probe = tokio::select! {
                 biased;
-                () = &mut healed => continue,
+                () = &mut recovered => continue,
                 probe = self.probe.clone().acquire_owned() => probe.ok()?,
             };
-            // The probe before this one may have healed the worker or paused it again.
+            // The probe before this one may have ended the pause or started another.
             match &self.state().fault {
                 None => return None,
                 Some(fault) if fault.until <= Instant::now() => return Some(probe),
@@ -117,7 +118,7 @@ impl Health {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HealthState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,44 +132,44 @@ mod tests {
         TransferResult::Failed(Failure::new(Reason::IdentityDenied, "ours"))
     }
 
-    fn over(health: &Health) {
+    fn over(health: &WorkerHealth) {
         if let Some(fault) = &mut health.state().fault {
             fault.until = Instant::now();
         }
     }
 
     #[tokio::test]
-    async fn a_fault_of_the_worker_pauses_it_until_an_answer_heals_it() {
-        let health = Health::default();
-        health.note(&TransferResult::Failed(Failure::new(Reason::AccessDenied, "theirs")));
+    async fn a_fault_of_the_worker_pauses_it_until_an_answer_ends_the_pause() {
+        let health = WorkerHealth::default();
+        health.observe(&TransferResult::Failed(Failure::new(Reason::AccessDenied, "theirs")));
         assert_eq!(health.fault(), None);
-        assert!(health.able().await.is_none());
-        health.note(&ours());
+        assert!(health.ready_for_job().await.is_none());
+        health.observe(&ours());
         assert!(health.fault().unwrap().contains("identity_denied"));
-        assert!(futures_util::poll!(Box::pin(health.able())).is_pending());
+        assert!(futures_util::poll!(Box::pin(health.ready_for_job())).is_pending());
         over(&health);
-        let probe = health.able().await.unwrap();
-        assert!(futures_util::poll!(Box::pin(health.able())).is_pending());
-        health.note(&TransferResult::Delivered(Receipt::default()));
+        let probe = health.ready_for_job().await.unwrap();
+        assert!(futures_util::poll!(Box::pin(health.ready_for_job())).is_pending());
+        health.observe(&TransferResult::Delivered(Receipt::default()));
         drop(probe);
-        assert!(health.able().await.is_none());
+        assert!(health.ready_for_job().await.is_none());
         health.drain();
         assert_eq!(health.fault().as_deref(), Some("draining"));
     }
 
     #[test]
     fn each_pause_is_longer_and_simultaneous_faults_count_once() {
-        let health = Health::default();
+        let health = WorkerHealth::default();
         let mut pauses = Vec::new();
         for _ in 0..6 {
-            health.note(&ours());
-            health.note(&ours());
+            health.observe(&ours());
+            health.observe(&ours());
             pauses.push(health.state().fault.as_ref().unwrap().pause.as_secs());
             over(&health);
         }
         assert_eq!(pauses, [15, 30, 60, 120, 240, 300]);
         let refused = Failure { aws_request_id: Some("r".into()), ..Failure::new(Reason::AccessDenied, "theirs") };
-        health.note(&TransferResult::Failed(refused));
+        health.observe(&TransferResult::Failed(refused));
         assert_eq!(health.fault(), None);
     }
 }

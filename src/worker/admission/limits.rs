@@ -1,15 +1,17 @@
-//! How much one destination may have of this worker: so many transfers at once, and so many bytes a second.
+//! Limits of each destination in this worker: concurrent transfers, and bytes per second.
 //!
-//! A job that finds its destination full waits its turn here for seconds, without a slot, if there are few who do, and in its
-//! slot if its turn comes within a second; the others are deferred, uncharged. How long follows from how many of that
-//! destination's jobs are to come back when, and how fast they end, so that ten thousand jobs for a slow customer come back over
-//! the hours it takes, and not every five seconds.
+//! A job whose destination has no free permit waits here for seconds, without a slot, if few do, and
+//! in its slot if a permit comes within a second. The others are deferred, uncharged. The length of
+//! the deferral follows from when that destination's deferred jobs return and how fast its transfers
+//! end: ten thousand jobs for a slow customer return over the hours they take, and not every five
+//! seconds.
 //!
-//! While others need the slots, a destination whose transfers take far longer than usual has no more than its share of them,
-//! whatever it is allowed: else one slow customer would by and by sit on half of the worker.
+//! While others need the slots, a destination whose transfers take far longer than the mean has no
+//! more than its share of them, whatever its own limit. One slow customer would otherwise hold half of
+//! the worker.
 
-mod crowd;
-mod whole;
+mod destination_load;
+mod worker_load;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -23,202 +25,239 @@ use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::lane::Lane;
 use crate::metrics::DeferCause;
 use crate::upload::RateLimiter;
-use crowd::{Crowd, Waiter};
-use whole::Whole;
+use destination_load::{DestinationLoad, Waiter};
+use worker_load::WorkerLoad;
 
-/// A transfer does not begin while the bytes of those before it take longer than this.
-const LONGEST_DEBT: Duration = Duration::from_secs(30);
-/// With more destinations than this, those without work are forgotten.
-const TRACKED: usize = 10_000;
-/// A turn that comes within this is waited for in any case.
-pub(in crate::worker) const AT_ONCE: Duration = Duration::from_secs(1);
+/// Longest time that the bytes of earlier transfers may take before another one starts.
+const MAX_RATE_DEBT: Duration = Duration::from_secs(30);
+/// Number of destinations beyond which idle ones are dropped.
+const MAX_TRACKED: usize = 10_000;
+/// Wait for a permit that is accepted in any case.
+pub(super) const IMMINENT_WAIT: Duration = Duration::from_secs(1);
 
-/// The limits of one worker, shared by all its transfers.
+/// Limits of one worker, shared by all its transfers.
 #[derive(Debug)]
-pub(in crate::worker) struct Limits {
-    state: Mutex<State>,
-    /// The most transfers at once into a destination that sets no limit of its own.
-    usual: u32,
-    /// The most jobs that wait here, all destinations together.
-    room: usize,
+pub(super) struct Limits {
+    state: Mutex<LimitState>,
+    /// Concurrent transfers into a destination that sets no limit of its own.
+    default_limit: u32,
+    /// Most jobs that wait here, all destinations together.
+    max_waiting: usize,
     epoch: Instant,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    crowds: HashMap<DestinationId, Crowd>,
-    whole: Whole,
+struct LimitState {
+    destinations: HashMap<DestinationId, DestinationLoad>,
+    worker: WorkerLoad,
 }
 
-/// What a job is told.
+/// Answer to a job that is about to start.
 #[derive(Debug)]
-pub(in crate::worker) enum Turn {
-    /// It may begin.
-    Now(Pass),
-    /// It waits here, without a slot, until it is called. Dropped, it has left.
-    Soon(oneshot::Receiver<Pass>),
-    /// It is called so soon that it may keep its slot: sending it away would cost more than it takes.
-    AtOnce(oneshot::Receiver<Pass>),
-    /// It is to come again after about this time, as the destination has all the transfers, or the bytes a second, that it may have.
-    Later(Duration, DeferCause),
+pub(super) enum LimitDecision {
+    /// It may start.
+    Granted(DestinationPermit),
+    /// It waits here, without a slot. Dropping the receiver cancels the wait.
+    Queued(oneshot::Receiver<DestinationPermit>),
+    /// It keeps its slot: the permit comes so soon that a deferral would cost more.
+    Imminent(oneshot::Receiver<DestinationPermit>),
+    /// It is deferred.
+    Deferred(Deferred),
 }
 
-/// The right to one transfer into a destination; given back on drop.
+/// Deferral of a job whose destination has all the transfers, or all the bytes per second, that it
+/// may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deferred {
+    /// Expected time until a permit is free.
+    pub(super) wait: Duration,
+    pub(super) cause: DeferCause,
+}
+
+/// Jobs of a destination that wait for a permit, for `/status`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WaitingJobs {
+    /// Jobs that wait in this worker.
+    pub queued: usize,
+    /// Jobs that this worker deferred and that have not returned yet.
+    pub deferred: u32,
+}
+
+/// Permit for one transfer into a destination. Dropping it releases the permit.
 #[derive(Debug)]
-pub(in crate::worker) struct Pass {
+pub(super) struct DestinationPermit {
     limits: Arc<Limits>,
     destination: DestinationId,
     since: Instant,
     took: Option<Duration>,
-    pace: Option<Arc<RateLimiter>>,
+    rate_limiter: Option<Arc<RateLimiter>>,
 }
 
-impl Pass {
-    /// The transfer begins only now: what its job waited for until here is not the destination's doing.
-    pub(in crate::worker) fn begin(&mut self) {
-        if let Some(crowd) = self.limits.state().crowds.get_mut(&self.destination) {
-            self.since = crowd.begin_anew(self.since);
+impl DestinationPermit {
+    /// Restarts the clock of the transfer: its wait until now is not the destination's.
+    pub(super) fn restart(&mut self) {
+        if let Some(load) = self.limits.state().destinations.get_mut(&self.destination) {
+            self.since = load.restart(self.since);
         }
     }
 
-    /// The file is delivered, and that took so long. Whatever ends otherwise says nothing about how quick the destination is.
-    pub(in crate::worker) fn delivered(&mut self, took: Duration) {
+    /// Records a delivery that took this long. Any other result says nothing about the speed of the
+    /// destination.
+    pub(super) fn delivered(&mut self, took: Duration) {
         self.took = Some(took);
     }
 
-    /// What holds the transfer to the destination's bytes a second.
-    pub(in crate::worker) fn pace(&self) -> Option<&Arc<RateLimiter>> {
-        self.pace.as_ref()
+    /// Rate limiter of the destination, where it has a rate.
+    pub(super) fn rate_limiter(&self) -> Option<&Arc<RateLimiter>> {
+        self.rate_limiter.as_ref()
     }
 }
 
 impl Limits {
-    /// `usual` is `worker.destination_slots`, `slots` is `worker.slots`; as many jobs may wait here.
-    pub(in crate::worker) fn new(usual: NonZeroU32, slots: NonZeroU32) -> Arc<Self> {
-        let state = State { whole: Whole::new(slots.get()), ..State::default() };
+    /// `default_limit` is `worker.destination_slots`, `slots` is `worker.slots`; as many jobs may wait
+    /// here.
+    pub(super) fn new(default_limit: NonZeroU32, slots: NonZeroU32) -> Arc<Self> {
+        let state = LimitState { worker: WorkerLoad::new(slots.get()), ..LimitState::default() };
         Arc::new(Self {
             state: Mutex::new(state),
-            usual: usual.get(),
-            room: slots.get() as usize,
+            default_limit: default_limit.get(),
+            max_waiting: slots.get() as usize,
             epoch: Instant::now(),
         })
     }
 
-    /// Asks for a job that is about to begin.
-    pub(in crate::worker) fn ask(self: &Arc<Self>, destination: &Destination, lane: Lane) -> Turn {
+    /// Asks for a permit for a job that is about to start.
+    pub(super) fn acquire(self: &Arc<Self>, destination: &Destination, lane: Lane) -> LimitDecision {
         let mut state = self.state();
-        let State { crowds, whole } = &mut *state;
-        if crowds.len() >= TRACKED {
-            crowds.retain(|_, crowd| !crowd.is_idle());
+        let LimitState { destinations, worker } = &mut *state;
+        if destinations.len() >= MAX_TRACKED {
+            destinations.retain(|_, load| !load.is_idle());
         }
-        let crowd = crowds.entry(destination.id.clone()).or_default();
-        crowd.adopt(destination, self.usual);
-        // A limit that was raised is for those who wait already.
-        let called = self.call(&destination.id, crowd, whole);
-        let turn = self.turn(&destination.id, crowd, whole, lane);
+        let load = destinations.entry(destination.id.clone()).or_default();
+        load.configure(destination, self.default_limit);
+        // A limit that was raised is first for those who wait already.
+        let granted = self.grant_waiting(&destination.id, load, worker);
+        let decision = self.decide(&destination.id, load, worker, lane);
         drop(state);
-        send(called);
-        turn
+        send(granted);
+        decision
     }
 
-    fn turn(self: &Arc<Self>, id: &DestinationId, crowd: &mut Crowd, whole: &mut Whole, lane: Lane) -> Turn {
-        let debt = crowd.pace.as_ref().map_or(Duration::ZERO, |pace| pace.debt());
-        if debt > LONGEST_DEBT {
-            return Turn::Later(debt.max(crowd.later().0), DeferCause::Rate);
+    fn decide(
+        self: &Arc<Self>,
+        id: &DestinationId,
+        load: &mut DestinationLoad,
+        worker: &mut WorkerLoad,
+        lane: Lane,
+    ) -> LimitDecision {
+        let debt = load.rate_limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.debt());
+        if debt > MAX_RATE_DEBT {
+            let wait = debt.max(load.deferral().wait);
+            return LimitDecision::Deferred(Deferred { wait, cause: DeferCause::Rate });
         }
-        if !crowd.is_full() {
-            return Turn::Now(self.pass(id, crowd, whole));
+        if !load.is_full() {
+            return LimitDecision::Granted(self.permit(id, load, worker));
         }
-        let here = whole.waiting < self.room && crowd.queue.len() < crowd.share(self.room);
-        // Those fill the slots in the end, and then nothing more is taken: far cheaper than to send a fast customer's jobs away.
-        if !here && crowd.next_turn() > AT_ONCE {
-            let (wait, cause) = crowd.later();
-            return Turn::Later(wait, cause);
+        let without_slot = worker.waiting < self.max_waiting && load.queue.len() < load.share(self.max_waiting);
+        // Jobs that wait in their slots fill the worker in the end, and then nothing more is consumed:
+        // far cheaper than deferring the jobs of a fast customer.
+        if !without_slot && load.expected_wait() > IMMINENT_WAIT {
+            return LimitDecision::Deferred(load.deferral());
         }
-        let (call, called) = oneshot::channel();
-        crowd.wait(Waiter { lane, in_slot: !here, call }, whole);
-        whole.note_held_back(id, crowd.is_held_back());
-        if here { Turn::Soon(called) } else { Turn::AtOnce(called) }
+        let (grant, granted) = oneshot::channel();
+        load.enqueue(Waiter { lane, in_slot: !without_slot, grant }, worker);
+        worker.set_slot_bound(id, load.is_slot_bound());
+        if without_slot { LimitDecision::Queued(granted) } else { LimitDecision::Imminent(granted) }
     }
 
-    /// A job of this destination is deferred, and comes again after `wait`.
-    pub(in crate::worker) fn deferred(&self, destination: &DestinationId, wait: Duration) {
-        if let Some(crowd) = self.state().crowds.get_mut(destination) {
-            // By the second: ten thousand of them are to be counted quickly.
+    /// Records a deferred job of this destination, which returns after `wait`.
+    pub(super) fn record_deferral(&self, destination: &DestinationId, wait: Duration) {
+        if let Some(load) = self.state().destinations.get_mut(destination) {
+            // In whole seconds, so that ten thousand of them are counted quickly.
             let due = self.epoch + Duration::from_secs((self.epoch.elapsed() + wait).as_secs());
-            *crowd.away.entry(due).or_default() += 1;
+            *load.deferred.entry(due).or_default() += 1;
         }
     }
 
-    /// How long a job should stay away that has waited here in vain, and why.
-    pub(in crate::worker) fn later(&self, destination: &DestinationId) -> (Duration, DeferCause) {
+    /// Returns the deferral of a job whose wait here timed out.
+    pub(super) fn deferral(&self, destination: &DestinationId) -> Deferred {
         let mut state = self.state();
-        state.crowds.get_mut(destination).map_or((Duration::ZERO, DeferCause::Concurrency), Crowd::later)
+        let none = Deferred { wait: Duration::ZERO, cause: DeferCause::Concurrency };
+        state.destinations.get_mut(destination).map_or(none, DestinationLoad::deferral)
     }
 
-    /// For `/status`: jobs of each destination that wait here, and that were sent away and are still to come back.
-    pub(in crate::worker) fn waiting(&self) -> HashMap<DestinationId, (usize, u32)> {
+    /// Returns the jobs of each destination that wait for a permit.
+    pub(super) fn waiting(&self) -> HashMap<DestinationId, WaitingJobs> {
         let now = Instant::now();
         let mut state = self.state();
-        let counts =
-            state.crowds.iter_mut().map(|(id, crowd)| (id.clone(), (crowd.queue.len(), crowd.still_away(now))));
-        counts.filter(|(_, counts)| *counts != (0, 0)).collect()
+        let jobs = state.destinations.iter_mut().map(|(id, load)| {
+            let jobs = WaitingJobs { queued: load.queue.len(), deferred: load.still_deferred(now) };
+            (id.clone(), jobs)
+        });
+        jobs.filter(|(_, jobs)| (jobs.queued, jobs.deferred) != (0, 0)).collect()
     }
 
-    fn pass(self: &Arc<Self>, destination: &DestinationId, crowd: &mut Crowd, whole: &mut Whole) -> Pass {
-        let since = crowd.begin(whole);
-        Pass { limits: self.clone(), destination: destination.clone(), since, took: None, pace: crowd.pace.clone() }
+    fn permit(
+        self: &Arc<Self>,
+        destination: &DestinationId,
+        load: &mut DestinationLoad,
+        worker: &mut WorkerLoad,
+    ) -> DestinationPermit {
+        let since = load.start(worker);
+        let rate_limiter = load.rate_limiter.clone();
+        DestinationPermit { limits: self.clone(), destination: destination.clone(), since, took: None, rate_limiter }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LimitState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A transfer has ended: the next one that waits may begin, be it into another destination.
-    fn left(
-        self: &Arc<Self>,
-        destination: &DestinationId,
-        since: Instant,
-        took: Option<Duration>,
-    ) -> Vec<(Waiter, Pass)> {
+    /// Releases a permit, and grants it to the next job that waits, be it for another destination.
+    fn release(self: &Arc<Self>, permit: &DestinationPermit) -> Vec<(Waiter, DestinationPermit)> {
         let mut state = self.state();
-        let State { crowds, whole } = &mut *state;
-        let Some(crowd) = crowds.get_mut(destination) else { return Vec::new() };
-        crowd.end(whole, since, took);
-        let mut called = self.call(destination, crowd, whole);
-        for id in whole.held_back() {
-            let Some(crowd) = crowds.get_mut(&id) else { continue };
-            called.extend(self.call(&id, crowd, whole));
+        let LimitState { destinations, worker } = &mut *state;
+        let Some(load) = destinations.get_mut(&permit.destination) else { return Vec::new() };
+        load.finish(worker, permit.since, permit.took);
+        let mut granted = self.grant_waiting(&permit.destination, load, worker);
+        for id in worker.slot_bound() {
+            let Some(load) = destinations.get_mut(&id) else { continue };
+            granted.extend(self.grant_waiting(&id, load, worker));
         }
-        called
+        granted
     }
 
-    /// Those who wait and may begin now: by lane, and within a lane whoever came first. They are to be told without the lock.
-    fn call(self: &Arc<Self>, id: &DestinationId, crowd: &mut Crowd, whole: &mut Whole) -> Vec<(Waiter, Pass)> {
-        crowd.drop_gone(whole);
-        crowd.weigh(whole);
-        let mut called = Vec::new();
-        while !crowd.is_full()
-            && let Some(waiter) = crowd.next_waiter(whole)
+    /// Grants free permits to jobs that wait: by lane, and within a lane first come, first served. The
+    /// permits are sent after the lock is released.
+    fn grant_waiting(
+        self: &Arc<Self>,
+        id: &DestinationId,
+        load: &mut DestinationLoad,
+        worker: &mut WorkerLoad,
+    ) -> Vec<(Waiter, DestinationPermit)> {
+        load.drop_cancelled(worker);
+        load.update_share(worker);
+        let mut granted = Vec::new();
+        while !load.is_full()
+            && let Some(waiter) = load.next_waiter(worker)
         {
-            called.push((waiter, self.pass(id, crowd, whole)));
+            granted.push((waiter, self.permit(id, load, worker)));
         }
-        whole.note_held_back(id, crowd.is_held_back());
-        called
+        worker.set_slot_bound(id, load.is_slot_bound());
+        granted
     }
 }
 
-/// Whoever gave up waiting meanwhile gives the pass back, and so calls the next one.
-fn send(called: Vec<(Waiter, Pass)>) {
-    for (waiter, pass) in called {
-        drop(waiter.call.send(pass));
+/// Sends permits to their jobs. One whose job has left is dropped, and so granted to the next.
+fn send(granted: Vec<(Waiter, DestinationPermit)>) {
+    for (waiter, permit) in granted {
+        drop(waiter.grant.send(permit));
     }
 }
 
-impl Drop for Pass {
+impl Drop for DestinationPermit {
     fn drop(&mut self) {
         let limits = self.limits.clone();
-        send(limits.left(&self.destination, self.since, self.took));
+        send(limits.release(self));
     }
 }
 

@@ -1,5 +1,6 @@
-//! The correlation guard: when many destinations begin to fail alike, it is our identity, our network or S3 as a whole, and no
-//! customer is to blame. Then no circuit opens, no attempt is charged, and the worker takes one job at a time until one succeeds.
+//! Outage detector: when many destinations begin to fail alike, the cause is our identity, our network
+//! or S3 as a whole, and not each customer. Then no circuit breaker opens, no attempt is charged, and
+//! the worker takes one job at a time until one succeeds.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,235 +11,249 @@ use tokio::time::Instant;
 use crate::domain::destination::{Auth, Destination, DestinationId};
 use crate::domain::outcome::{Failure, Reason, TransferResult};
 
-/// Failures that are this close together are seen together.
+/// Failures within this time count together.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Refusals of STS: whoever has a session delivers for up to an hour, so they come one by one.
-const WINDOW_OF_STS: Duration = Duration::from_mins(10);
-/// So many customers for whom it worked before.
-const WORKED: usize = 3;
-/// So many, when it is not known how they did before: after a start, a few customers may be broken each on their own.
-const UNKNOWN: usize = 5;
-/// An outage that nobody met for so long is over.
-const OVER: Duration = Duration::from_mins(10);
-/// Refusals that last longer are judged one by one after all.
-const LONGEST: Duration = Duration::from_mins(30);
-/// Each job that is sent away in a row makes the next one wait so much longer, up to the longest: with few destinations they would else
-/// go round between the queue and the ladder as fast as the broker can.
-const PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-/// Destinations whose last answer is remembered. Inline ones come without end; beyond this, all are forgotten.
-const REMEMBERED: usize = 10_000;
+/// The same for STS: destinations with a session deliver for up to an hour, so failures come one by
+/// one.
+const STS_WINDOW: Duration = Duration::from_mins(10);
+/// Customers that worked before and fail shared in an outage.
+const MIN_WORKED_OWNERS: usize = 3;
+/// The same when nothing is known of them: after a start, a few customers may each be broken on their
+/// own.
+const MIN_UNKNOWN_OWNERS: usize = 5;
+/// Time without a failure after which an outage is over.
+const IDLE_END: Duration = Duration::from_mins(10);
+/// Longest outage by denials; after it they are judged one by one.
+const MAX_DENIAL_OUTAGE: Duration = Duration::from_mins(30);
+/// Each job deferred in a row lengthens the pause before the next one, up to the longest. With few
+/// destinations, jobs would otherwise circulate between lane and wait queue as fast as the broker can.
+const DEFERRAL_PAUSE: Duration = Duration::from_millis(10);
+const MAX_DEFERRAL_PAUSE: Duration = Duration::from_millis(250);
+/// Most destinations whose last result is remembered. Inline destinations are unlimited in number;
+/// beyond this, all are dropped.
+const MAX_REMEMBERED: usize = 10_000;
 
-/// What this worker knows about everybody at once.
+/// Results of all destinations of this worker.
 #[derive(Debug, Default)]
-pub(in crate::worker) struct Outage {
-    state: Mutex<State>,
+pub(super) struct OutageDetector {
+    state: Mutex<OutageState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// Whether the last answer was good.
+struct OutageState {
+    /// True where the last result was a success.
     last: HashMap<DestinationId, bool>,
-    /// Those that began to fail since the last good answer of anybody.
-    turned: Vec<Turned>,
-    declared: Option<Declared>,
+    /// Destinations that began to fail since the last success of any.
+    newly_failing: Vec<NewFailure>,
+    current: Option<CurrentOutage>,
 }
 
 #[derive(Debug)]
-struct Turned {
+struct NewFailure {
     destination: DestinationId,
-    /// Whose it is: what one customer does to all his buckets is no outage.
+    /// Customer: failures of all buckets of one customer are no outage.
     owner: String,
-    kind: Kind,
+    symptom: Symptom,
     at: Instant,
     worked: bool,
-    /// How often roles had been assumed until then.
+    /// Number of successful AssumeRole calls at that time.
     granted: u64,
 }
 
 #[derive(Debug)]
-struct Declared {
-    kind: Kind,
+struct CurrentOutage {
+    symptom: Symptom,
     since: Instant,
     granted: u64,
-    met: Instant,
+    last_seen: Instant,
     failed: HashMap<DestinationId, Instant>,
-    /// Jobs that were sent away since one was tried.
-    spared: u32,
+    /// Jobs deferred since the last attempt.
+    deferred: u32,
 }
 
-/// Failures that have one cause, if many have them at once.
+/// Failure that has one cause when many destinations have it at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// S3 can't be reached, or answers nothing but errors.
+enum Symptom {
+    /// S3 is unreachable or answers with errors only.
     S3,
-    /// So it is with STS.
+    /// STS is unreachable or answers with errors only.
     Sts,
-    /// A refusal: the same for everybody.
-    Refusal(Reason),
+    /// The same denial for every destination.
+    Denial(Reason),
 }
 
-impl Kind {
+impl Symptom {
     fn of(reason: Reason) -> Option<Self> {
         match reason {
             Reason::S3Unavailable | Reason::Connection | Reason::Timeout => Some(Self::S3),
             Reason::StsUnavailable => Some(Self::Sts),
             Reason::AssumeRoleDenied | Reason::AccessDenied | Reason::BucketNotFound | Reason::AccessKeyInvalid => {
-                Some(Self::Refusal(reason))
+                Some(Self::Denial(reason))
             }
             _ => None,
         }
     }
 
-    /// Whether sessions from before hide it.
+    /// Returns true when sessions from before hide it.
     fn is_of_sts(self) -> bool {
-        matches!(self, Self::Sts | Self::Refusal(Reason::AssumeRoleDenied))
+        matches!(self, Self::Sts | Self::Denial(Reason::AssumeRoleDenied))
     }
 
     fn window(self) -> Duration {
-        if self.is_of_sts() { WINDOW_OF_STS } else { WINDOW }
+        if self.is_of_sts() { STS_WINDOW } else { WINDOW }
     }
 
-    /// What an operator looks at first.
+    /// Remedy for the operator.
     fn remedy(self) -> &'static str {
         match self {
             Self::S3 => "check this worker's network, aws.s3_endpoint_url and the state of S3",
             Self::Sts => "check this worker's network, aws.sts_endpoint_url and the state of STS",
-            Self::Refusal(Reason::AssumeRoleDenied) => {
+            Self::Denial(Reason::AssumeRoleDenied) => {
                 "check that this worker's own role still allows sts:AssumeRole and is the one that customers trust"
             }
-            Self::Refusal(_) => "check aws.s3_endpoint_url, and whether this worker talks to the right S3",
+            Self::Denial(_) => "check aws.s3_endpoint_url, and whether this worker talks to the right S3",
         }
     }
 }
 
-/// What an attempt's end means beside the others'.
+/// Result of an attempt, seen beside those of all destinations.
 #[derive(Debug)]
-pub(in crate::worker) enum Seen {
-    /// What it says.
-    AsIs(TransferResult),
-    /// Everything fails alike, as is seen now for the first time: what happened within this time was nobody's own fault.
-    Begun(TransferResult, Duration),
+pub(super) enum ObservedResult {
+    /// The result, or the outage that it is part of.
+    Known(TransferResult),
+    /// The outage that starts with this result. Breakers that opened within this time opened because
+    /// of it.
+    OutageStarted(TransferResult, Duration),
 }
 
-impl Outage {
-    /// Judges the end of an attempt by those of all destinations. A failure that all have becomes [`Reason::Outage`]. `granted` is how
-    /// often roles were assumed so far.
-    pub(in crate::worker) fn see(&self, destination: &Destination, ended: TransferResult, granted: u64) -> Seen {
-        match &ended {
+impl OutageDetector {
+    /// Observes the result of an attempt. A failure that many destinations share becomes
+    /// [`Reason::Outage`]. `granted` is the number of successful AssumeRole calls so far.
+    pub(super) fn observe(&self, destination: &Destination, result: TransferResult, granted: u64) -> ObservedResult {
+        match &result {
             TransferResult::Delivered(_) | TransferResult::Skipped => {
-                self.works(destination, granted);
-                Seen::AsIs(ended)
+                self.succeeded(destination, granted);
+                ObservedResult::Known(result)
             }
-            TransferResult::Failed(failure) => match Kind::of(failure.reason) {
-                Some(kind) => self.state().bad(destination, (kind, failure), granted).unwrap_or(Seen::AsIs(ended)),
-                None => Seen::AsIs(ended),
+            TransferResult::Failed(failure) => match Symptom::of(failure.reason) {
+                Some(symptom) => self
+                    .state()
+                    .failure(destination, symptom, failure, granted)
+                    .unwrap_or(ObservedResult::Known(result)),
+                None => ObservedResult::Known(result),
             },
-            TransferResult::Expired | TransferResult::Cancelled(_) => Seen::AsIs(ended),
+            TransferResult::Expired | TransferResult::Cancelled(_) => ObservedResult::Known(result),
         }
     }
 
-    /// This destination takes what is sent to it.
-    pub(in crate::worker) fn works(&self, destination: &Destination, granted: u64) {
-        self.state().good(&destination.id, granted);
+    /// Observes that a destination accepted data.
+    pub(super) fn succeeded(&self, destination: &Destination, granted: u64) {
+        self.state().success(&destination.id, granted);
     }
 
-    /// Whether everything fails alike.
-    pub(in crate::worker) fn is_declared(&self) -> bool {
+    /// Returns true during an outage.
+    pub(super) fn is_outage(&self) -> bool {
         let mut state = self.state();
         state.age();
-        state.declared.is_some()
+        state.current.is_some()
     }
 
-    /// Whether this is what everybody has now: it may have become so while it was judged.
-    pub(in crate::worker) fn covers(&self, ended: &TransferResult) -> bool {
-        let TransferResult::Failed(failure) = ended else { return false };
-        let kind = Kind::of(failure.reason);
-        self.state().declared.as_ref().is_some_and(|declared| Some(declared.kind) == kind)
+    /// Returns true for a failure that is part of the current outage: it may have started while the
+    /// failure was being observed.
+    pub(super) fn covers(&self, result: &TransferResult) -> bool {
+        let TransferResult::Failed(failure) = result else { return false };
+        let symptom = Symptom::of(failure.reason);
+        self.state().current.as_ref().is_some_and(|current| Some(current.symptom) == symptom)
     }
 
-    /// During an outage: whether this destination was asked already, so that the next one to ask should be another. The job is sent
-    /// away after a pause.
-    pub(in crate::worker) fn spares(&self, destination: &DestinationId) -> Option<(Failure, Duration)> {
+    /// During an outage: returns the failure for a job whose destination was tried within the last
+    /// minute, so that the next attempt is for another one. The job is deferred after the pause.
+    pub(super) fn defers(&self, destination: &DestinationId) -> Option<(Failure, Duration)> {
         let mut state = self.state();
         state.age();
-        let declared = state.declared.as_mut()?;
-        declared.failed.get(destination).filter(|at| at.elapsed() < WINDOW)?;
-        let pause = LONGEST_PAUSE.min(PAUSE * declared.spared);
-        declared.spared = declared.spared.saturating_add(1);
-        Some((failure(declared.kind, "it failed within the last minute, like all others"), pause))
+        let current = state.current.as_mut()?;
+        current.failed.get(destination).filter(|at| at.elapsed() < WINDOW)?;
+        let pause = MAX_DEFERRAL_PAUSE.min(DEFERRAL_PAUSE * current.deferred);
+        current.deferred = current.deferred.saturating_add(1);
+        Some((failure(current.symptom, "it failed within the last minute, like all others"), pause))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, OutageState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn good(&mut self, destination: &DestinationId, granted: u64) {
+impl OutageState {
+    fn success(&mut self, destination: &DestinationId, granted: u64) {
         // A session from before proves nothing about STS; a role that was assumed does.
-        let over = |kind: Kind, before: u64| !kind.is_of_sts() || granted > before;
-        if self.declared.take_if(|declared| over(declared.kind, declared.granted)).is_some() {
-            tracing::info!(%destination, "a job was delivered: not everything fails any more");
+        let over = |symptom: Symptom, before: u64| !symptom.is_of_sts() || granted > before;
+        if self.current.take_if(|current| over(current.symptom, current.granted)).is_some() {
+            tracing::info!(%destination, "the outage is over: a job was delivered");
         }
-        // What failed beside it is their own, whatever it is; they are looked at anew.
-        self.turned.retain(|turned| turned.destination != *destination && !over(turned.kind, turned.granted));
+        // Failures beside a success are the destinations' own; they are observed from the start.
+        self.newly_failing.retain(|new| new.destination != *destination && !over(new.symptom, new.granted));
         self.remember(destination, true);
     }
 
-    fn bad(&mut self, to: &Destination, (kind, met): (Kind, &Failure), granted: u64) -> Option<Seen> {
+    fn failure(&mut self, to: &Destination, symptom: Symptom, cause: &Failure, granted: u64) -> Option<ObservedResult> {
         self.age();
         let destination = &to.id;
-        self.turned.retain(|turned| turned.at.elapsed() <= turned.kind.window());
-        self.turned.retain(|turned| !turned.kind.is_of_sts() || turned.granted == granted);
+        self.newly_failing.retain(|new| new.at.elapsed() <= new.symptom.window());
+        self.newly_failing.retain(|new| !new.symptom.is_of_sts() || new.granted == granted);
         let known = self.last.get(destination).copied();
-        if !met.remembered && known != Some(false) {
+        if !cause.remembered && known != Some(false) {
             let worked = known == Some(true);
-            self.turned.retain(|turned| turned.destination != *destination);
+            self.newly_failing.retain(|new| new.destination != *destination);
             let (destination, owner) = (destination.clone(), owner(to));
-            self.turned.push(Turned { destination, owner, kind, at: Instant::now(), worked, granted });
+            self.newly_failing.push(NewFailure { destination, owner, symptom, at: Instant::now(), worked, granted });
             self.remember(&to.id, false);
         }
-        let begun = self.declared.is_none() && self.is_alike(kind);
-        if begun {
-            let alike = self.turned.iter().filter(|turned| turned.kind == kind);
-            let failed: HashMap<_, _> = alike.map(|turned| (turned.destination.clone(), turned.at)).collect();
+        let started = self.current.is_none() && self.is_shared(symptom);
+        if started {
+            let shared = self.newly_failing.iter().filter(|new| new.symptom == symptom);
+            let failed: HashMap<_, _> = shared.map(|new| (new.destination.clone(), new.at)).collect();
             let since = failed.values().min().copied().unwrap_or_else(Instant::now);
-            self.turned.retain(|turned| turned.kind != kind);
-            self.declared = Some(Declared { kind, since, granted, met: Instant::now(), failed, spared: 0 });
+            self.newly_failing.retain(|new| new.symptom != symptom);
+            self.current =
+                Some(CurrentOutage { symptom, since, granted, last_seen: Instant::now(), failed, deferred: 0 });
         }
-        let declared = self.declared.as_mut().filter(|declared| declared.kind == kind)?;
-        declared.met = Instant::now();
-        declared.spared = 0;
-        declared.failed.insert(destination.clone(), Instant::now());
-        let ended = TransferResult::Failed(failure(kind, &format!("{}: {met}", met.reason.as_str())));
-        Some(if begun { Seen::Begun(ended, declared.since.elapsed()) } else { Seen::AsIs(ended) })
+        let current = self.current.as_mut().filter(|current| current.symptom == symptom)?;
+        current.last_seen = Instant::now();
+        current.deferred = 0;
+        current.failed.insert(destination.clone(), Instant::now());
+        let result = TransferResult::Failed(failure(symptom, &format!("{}: {cause}", cause.reason.as_str())));
+        Some(if started {
+            ObservedResult::OutageStarted(result, current.since.elapsed())
+        } else {
+            ObservedResult::Known(result)
+        })
     }
 
-    fn is_alike(&self, kind: Kind) -> bool {
-        let alike = || self.turned.iter().filter(|turned| turned.kind == kind);
+    fn is_shared(&self, symptom: Symptom) -> bool {
+        let shared = || self.newly_failing.iter().filter(|new| new.symptom == symptom);
         let owners =
-            |turned: &mut dyn Iterator<Item = &Turned>| turned.map(|one| &one.owner).collect::<HashSet<_>>().len();
-        owners(&mut alike()) >= UNKNOWN || owners(&mut alike().filter(|turned| turned.worked)) >= WORKED
+            |new: &mut dyn Iterator<Item = &NewFailure>| new.map(|one| &one.owner).collect::<HashSet<_>>().len();
+        owners(&mut shared()) >= MIN_UNKNOWN_OWNERS
+            || owners(&mut shared().filter(|new| new.worked)) >= MIN_WORKED_OWNERS
     }
 
     fn remember(&mut self, destination: &DestinationId, good: bool) {
-        if self.last.len() >= REMEMBERED && !self.last.contains_key(destination) {
+        if self.last.len() >= MAX_REMEMBERED && !self.last.contains_key(destination) {
             self.last.clear();
         }
         self.last.insert(destination.clone(), good);
     }
 
     fn age(&mut self) {
-        let over = |declared: &mut Declared| {
-            let lasts = matches!(declared.kind, Kind::Refusal(_)) && declared.since.elapsed() > LONGEST;
-            lasts || declared.met.elapsed() > OVER
+        let over = |current: &mut CurrentOutage| {
+            let lasts = matches!(current.symptom, Symptom::Denial(_)) && current.since.elapsed() > MAX_DENIAL_OUTAGE;
+            lasts || current.last_seen.elapsed() > IDLE_END
         };
-        let _over = self.declared.take_if(over);
+        let _over = self.current.take_if(over);
     }
 }
 
-/// The customer: the account of the role, or the access key.
+/// Customer of a destination: the account of its role, or its access key.
 fn owner(destination: &Destination) -> String {
     match &destination.auth {
         Auth::IamRole { role_arn, .. } => role_arn.account().to_string(),
@@ -246,10 +261,10 @@ fn owner(destination: &Destination) -> String {
     }
 }
 
-fn failure(kind: Kind, what: &str) -> Failure {
+fn failure(symptom: Symptom, what: &str) -> Failure {
     let message =
-        format!("many destinations began to fail alike, which is taken for an outage and not for their fault: {what}");
-    Failure::new(Reason::Outage, message).hint(kind.remedy())
+        format!("many destinations began to fail alike, which counts as an outage and not as their fault: {what}");
+    Failure::new(Reason::Outage, message).hint(symptom.remedy())
 }
 
 #[cfg(test)]

@@ -1,220 +1,210 @@
-//! Jobs that wait for a destination are called back when somebody says that it is mended: a reset, or a check that passed.
+//! Release of delayed jobs: when a destination recovers (a reset, or a passed connection test), the jobs
+//! that wait for it return to their lanes at once.
 //!
-//! A reset is read by every worker within a second, and so a recall waits for as long: a job that came back before would meet an open
-//! circuit and be sent away again. A recall looks through all that waits (see [`Queue::release_delayed`](crate::queue::Queue::release_delayed)), so there are
-//! few: none for a destination of which nothing is known to wait (a scheduler may check all of them each night), and one for all
-//! destinations that were reset meanwhile.
+//! Every worker reads a reset within a second, so a release waits for as long: a job that returned
+//! earlier would meet an open circuit breaker and be deferred again. A release looks through all wait
+//! queues (see [`Queue::release_delayed`]), so there are few: none for a destination that has no
+//! delayed jobs (a scheduler may test all destinations each night), and one for all destinations that
+//! were reset meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
 use crate::domain::destination::DestinationId;
-use crate::domain::outcome::Class;
-use crate::queue::{Released, Settlement};
-use crate::worker::Worker;
-use crate::worker::settlement::Verdict;
+use crate::queue::{Queue, Released};
 
-/// By then every worker has read a reset.
-const READ: Duration = Duration::from_secs(1);
-/// Recalls are for resets of this age at most: the stream of control messages gives old ones again.
-const RECENT: SignedDuration = SignedDuration::from_mins(5);
-/// Jobs that wait for a repair are back by then. A worker that is younger does not know what waits.
-const LONGEST: Duration = Duration::from_mins(10);
-/// After a recall there is none for so many times as long as it took, within bounds: they never take much of the time.
-const REST: u32 = 10;
-/// One that fails is tried so often.
-const TRIES: u32 = 3;
-const SHORTEST_REST: Duration = Duration::from_secs(5);
-const LONGEST_REST: Duration = Duration::from_mins(2);
-/// The most destinations that are remembered. Beyond, jobs come when their wait is over.
-const TRACKED: usize = 10_000;
-/// So many are named in the log.
-const NAMED: usize = 10;
+/// Time after which every worker has read a reset.
+const RESET_PROPAGATION: Duration = Duration::from_secs(1);
+/// Greatest age of a reset that releases jobs: the control stream replays old ones.
+const MAX_RESET_AGE: SignedDuration = SignedDuration::from_mins(5);
+/// Longest deferral for a destination. A worker that is younger does not know all delayed jobs.
+const MAX_DELAY: Duration = Duration::from_mins(10);
+/// Pause after a release, as a multiple of its duration and within bounds.
+const PAUSE_FACTOR: u32 = 10;
+const MIN_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_mins(2);
+/// Tries of a release that fails.
+const MAX_TRIES: u32 = 3;
+/// Most tracked destinations. Jobs of others return when their delay is over.
+const MAX_TRACKED: usize = 10_000;
+/// Most destinations that a log line names.
+const MAX_LOGGED: usize = 10;
 
-/// Whose jobs wait, and whose are to be called back.
+/// Delayed jobs that this worker deferred, and the destinations whose jobs are to be released.
 #[derive(Debug)]
-pub(in crate::worker) struct Recalls {
-    wanted: Mutex<BTreeSet<DestinationId>>,
+pub(super) struct DelayedJobs {
+    requested: Mutex<BTreeSet<DestinationId>>,
     changed: Notify,
-    /// Jobs that this worker sent away, because they had failed or their destination was broken.
-    away: Mutex<HashMap<DestinationId, Away>>,
+    delayed: Mutex<HashMap<DestinationId, ReturnTimes>>,
     since: Instant,
 }
 
-/// How many jobs of one destination come back when. By the second, so that there are few moments, however many jobs there are.
-type Away = BTreeMap<Instant, u32>;
+/// Number of jobs of one destination by the time of their return. In whole seconds, so that there
+/// are few times, however many jobs there are.
+type ReturnTimes = BTreeMap<Instant, u32>;
 
-impl Recalls {
-    /// Nothing is known yet.
-    pub(in crate::worker) fn new() -> Self {
-        let (wanted, changed, away) = (Mutex::default(), Notify::new(), Mutex::default());
-        Self { wanted, changed, away, since: Instant::now() }
+/// Reset of a destination.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DestinationReset {
+    /// True if there was evidence against the destination here, so that jobs certainly wait.
+    pub(super) known: bool,
+    /// Time of the request.
+    pub(super) at: Timestamp,
+    /// Current time.
+    pub(super) now: Timestamp,
+}
+
+impl DelayedJobs {
+    pub(super) fn new() -> Self {
+        let (requested, changed, delayed) = (Mutex::default(), Notify::new(), Mutex::default());
+        Self { requested, changed, delayed, since: Instant::now() }
     }
 
-    /// Remembers until when a job waits for its destination to be mended. Retries, and who only waits for its turn, are not called back.
-    pub(in crate::worker) fn note(&self, destination: &DestinationId, verdict: &Verdict) {
-        if let (Some(failure), Settlement::Defer { delay, .. }) = (&verdict.failure, &verdict.settlement)
-            && failure.class() == Class::Destination
-        {
-            self.sent_away(destination, delay.duration());
+    /// Records a job that was deferred for `delay` because of its destination's fault.
+    pub(super) fn record(&self, destination: &DestinationId, delay: Duration) {
+        let due = self.since.elapsed() + delay;
+        let returns = self.since + Duration::from_secs(due.as_secs() + u64::from(due.subsec_nanos() > 0));
+        self.add(destination, &ReturnTimes::from([(returns, 1)]));
+    }
+
+    fn add(&self, destination: &DestinationId, more: &ReturnTimes) {
+        let (now, mut delayed) = (Instant::now(), self.delayed());
+        if delayed.len() >= MAX_TRACKED && !delayed.contains_key(destination) {
+            delayed.retain(|_, jobs| drop_returned(jobs, now));
+        }
+        if delayed.len() < MAX_TRACKED || delayed.contains_key(destination) {
+            let known = delayed.entry(destination.clone()).or_default();
+            more.iter().for_each(|(returns, count)| *known.entry(*returns).or_default() += count);
+            drop_returned(known, now);
         }
     }
 
-    fn sent_away(&self, destination: &DestinationId, wait: Duration) {
-        let due = self.since.elapsed() + wait;
-        let back = self.since + Duration::from_secs(due.as_secs() + u64::from(due.subsec_nanos() > 0));
-        self.away_until(destination, &Away::from([(back, 1)]));
+    /// Returns the delayed jobs of each destination that have not returned yet.
+    pub(super) fn counts(&self) -> HashMap<DestinationId, u32> {
+        let (now, mut delayed) = (Instant::now(), self.delayed());
+        delayed.retain(|_, jobs| drop_returned(jobs, now));
+        delayed.iter().map(|(destination, jobs)| (destination.clone(), jobs.values().sum())).collect()
     }
 
-    fn away_until(&self, destination: &DestinationId, more: &Away) {
-        let (now, mut away) = (Instant::now(), self.away());
-        if away.len() >= TRACKED && !away.contains_key(destination) {
-            away.retain(|_, jobs| any_left(jobs, now));
-        }
-        if away.len() < TRACKED || away.contains_key(destination) {
-            let known = away.entry(destination.clone()).or_default();
-            more.iter().for_each(|(back, count)| *known.entry(*back).or_default() += count);
-            any_left(known, now);
-        }
-    }
-
-    /// For `/status`: how many jobs of each destination this worker sent away that are still to come back, by what it knows.
-    pub(in crate::worker) fn counts(&self) -> HashMap<DestinationId, u32> {
-        let (now, mut away) = (Instant::now(), self.away());
-        away.retain(|_, jobs| any_left(jobs, now));
-        away.iter().map(|(destination, jobs)| (destination.clone(), jobs.values().sum())).collect()
-    }
-
-    /// Whether jobs of this destination may wait, as far as is known here.
-    fn may_wait(&self, destination: &DestinationId) -> bool {
+    /// Returns true if jobs of this destination may be delayed, as far as is known here.
+    fn may_have(&self, destination: &DestinationId) -> bool {
         let now = Instant::now();
-        self.since.elapsed() < LONGEST || self.away().get_mut(destination).is_some_and(|jobs| any_left(jobs, now))
+        let deferred = || self.delayed().get_mut(destination).is_some_and(|jobs| drop_returned(jobs, now));
+        self.since.elapsed() < MAX_DELAY || deferred()
     }
 
-    /// A destination was reset at `at`. `known`: something was held against it here, so that its jobs wait for sure.
-    fn reset(&self, destination: &DestinationId, known: bool, (at, now): (Timestamp, Timestamp)) {
-        let recent = now.duration_since(at) <= RECENT;
-        let jobs_wait = known || (recent && self.may_wait(destination));
+    /// Requests the release of a destination's jobs, if it may have any.
+    pub(super) fn request(&self, destination: &DestinationId, reset: DestinationReset) {
+        let recent = reset.now.duration_since(reset.at) <= MAX_RESET_AGE;
+        let jobs_wait = reset.known || (recent && self.may_have(destination));
         if !jobs_wait {
             return;
         }
-        let mut wanted = self.wanted();
-        if wanted.len() < TRACKED {
-            wanted.insert(destination.clone());
+        let mut requested = self.requested();
+        if requested.len() < MAX_TRACKED {
+            requested.insert(destination.clone());
             self.changed.notify_one();
         }
     }
 
-    /// Those that are wanted, once every worker knows.
-    async fn next(&self) -> BTreeSet<DestinationId> {
+    /// Waits for requests, and until every worker knows of them.
+    async fn next_request(&self) -> BTreeSet<DestinationId> {
         self.changed.notified().await;
-        sleep(READ).await;
-        std::mem::take(&mut *self.wanted())
+        sleep(RESET_PROPAGATION).await;
+        std::mem::take(&mut *self.requested())
     }
 
-    /// What is known of these, before it is called back: what is sent away meanwhile is known anew.
-    fn take(&self, destinations: &BTreeSet<DestinationId>) -> HashMap<DestinationId, Away> {
-        self.away().extract_if(|destination, _| destinations.contains(destination)).collect()
+    /// Takes the delayed jobs of these destinations before a release: jobs that are deferred
+    /// meanwhile are recorded apart.
+    fn take(&self, destinations: &BTreeSet<DestinationId>) -> HashMap<DestinationId, ReturnTimes> {
+        self.delayed().extract_if(|destination, _| destinations.contains(destination)).collect()
     }
 
-    /// Not all of them came back.
-    fn put_back(&self, taken: HashMap<DestinationId, Away>) {
+    /// Restores them after a release that was not complete.
+    fn restore(&self, taken: HashMap<DestinationId, ReturnTimes>) {
         for (destination, jobs) in taken {
-            self.away_until(&destination, &jobs);
+            self.add(&destination, &jobs);
         }
     }
 
-    /// They are wanted still.
-    fn want_again(&self, destinations: BTreeSet<DestinationId>) {
-        self.wanted().extend(destinations);
+    fn request_again(&self, destinations: BTreeSet<DestinationId>) {
+        self.requested().extend(destinations);
         self.changed.notify_one();
     }
 
-    fn wanted(&self) -> MutexGuard<'_, BTreeSet<DestinationId>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requested(&self) -> MutexGuard<'_, BTreeSet<DestinationId>> {
+        self.requested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn away(&self) -> MutexGuard<'_, HashMap<DestinationId, Away>> {
-        self.away.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Worker {
-    /// A destination was reset at `at`: its jobs are called back, if any may wait. `known`: something was held against it here.
-    pub(in crate::worker) fn call_back(&self, destination: &DestinationId, known: bool, at: Timestamp) {
-        self.recalls.reset(destination, known, (at, (self.parts.clock)()));
+    fn delayed(&self) -> MutexGuard<'_, HashMap<DestinationId, ReturnTimes>> {
+        self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls back what is wanted, until the drain.
-    pub(in crate::worker) async fn recall_until(&self, drain: &CancellationToken) {
-        let recalling = async {
-            let mut tries = TRIES;
-            loop {
-                let wanted = self.recalls.next().await;
-                let begun = Instant::now();
-                if !wanted.is_empty() {
-                    tries -= 1;
-                    if self.release_delayed(&wanted, tries).await || tries == 0 {
-                        tries = TRIES;
-                    } else {
-                        self.recalls.want_again(wanted);
-                    }
+    /// Performs the requested releases. Never ends.
+    pub(super) async fn run(&self, queue: &Arc<dyn Queue>) {
+        let mut tries = MAX_TRIES;
+        loop {
+            let requested = self.next_request().await;
+            let started = Instant::now();
+            if !requested.is_empty() {
+                tries -= 1;
+                if self.release(queue, &requested, tries).await || tries == 0 {
+                    tries = MAX_TRIES;
+                } else {
+                    self.request_again(requested);
                 }
-                sleep(rest(begun.elapsed())).await;
             }
-        };
-        tokio::select! {
-            biased;
-            () = drain.cancelled() => {}
-            () = recalling => {}
+            sleep(pause(started.elapsed())).await;
         }
     }
 
-    /// Whether it could be done; else it is tried so many times more.
-    async fn release_delayed(&self, wanted: &BTreeSet<DestinationId>, tries: u32) -> bool {
-        let taken = self.recalls.take(wanted);
-        let recalled = self.parts.queue.release_delayed(wanted.clone()).await;
-        let names: Vec<_> = wanted.iter().take(NAMED).map(DestinationId::as_str).collect();
-        let (count, destinations) = (wanted.len(), names.join(", "));
-        if !matches!(recalled, Ok(Released { partly: false, .. })) {
-            self.recalls.put_back(taken);
+    /// Releases the jobs of these destinations. Returns false if it failed; `tries` are left.
+    async fn release(&self, queue: &Arc<dyn Queue>, requested: &BTreeSet<DestinationId>, tries: u32) -> bool {
+        let taken = self.take(requested);
+        let released = queue.release_delayed(requested.clone()).await;
+        let names: Vec<_> = requested.iter().take(MAX_LOGGED).map(DestinationId::as_str).collect();
+        let (count, destinations) = (requested.len(), names.join(", "));
+        if !matches!(released, Ok(Released { partly: false, .. })) {
+            self.restore(taken);
         }
-        match recalled {
+        match released {
             Ok(Released { count: jobs, partly }) => {
-                tracing::info!(jobs, count, destinations, "jobs that waited for destinations that were reset are back");
+                tracing::info!(jobs, count, destinations, "delayed jobs of destinations that recovered were released");
                 if partly {
-                    tracing::warn!(destinations, "too much waits to look through all of it; the rest comes in time");
+                    tracing::warn!(
+                        destinations,
+                        "too many delayed jobs to look through; the rest return when their delay is over"
+                    );
                 }
                 true
             }
-            Err(problem) if tries > 0 => {
-                tracing::info!(%problem, destinations, "jobs that wait were not all called back; it is tried again");
+            Err(error) if tries > 0 => {
+                tracing::info!(%error, destinations, "not all delayed jobs were released; retrying");
                 false
             }
-            Err(problem) => {
-                tracing::warn!(%problem, destinations, "jobs that wait were not all called back; the rest comes in time");
+            Err(error) => {
+                tracing::warn!(%error, destinations, "not all delayed jobs were released; the rest return when their delay is over");
                 false
             }
         }
     }
 }
 
-/// Whether some are still away; the others are forgotten.
-fn any_left(jobs: &mut Away, now: Instant) -> bool {
+/// Drops the jobs that have returned. Returns true if any are left.
+fn drop_returned(jobs: &mut ReturnTimes, now: Instant) -> bool {
     while let Some(first) = jobs.first_entry().filter(|first| *first.key() <= now) {
         first.remove();
     }
     !jobs.is_empty()
 }
 
-fn rest(took: Duration) -> Duration {
-    (took * REST).clamp(SHORTEST_REST, LONGEST_REST)
+fn pause(took: Duration) -> Duration {
+    (took * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use consign::queue::{
     BoxFuture, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement,
 };
 use consign::transfer::{TransferRequest, Transport};
-use consign::worker::{Parts, Worker};
+use consign::worker::{Worker, WorkerParts};
 use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -157,7 +157,7 @@ async fn story(seconds: &[u64]) -> Vec<(&'static str, u64)> {
     let queue = Arc::new(Fake { waiting, changed: Notify::new(), story: story.clone(), begun: Instant::now() });
     let config = consign::config::load_str(CONFIG).unwrap().config;
     let (_keep, destinations) = watch::channel(config.destinations);
-    let worker = Worker::new(Parts {
+    let worker = Worker::new(WorkerParts {
         config: config.worker,
         prefix: "consign".to_owned(),
         lease_after: Duration::from_hours(1),

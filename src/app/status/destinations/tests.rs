@@ -51,7 +51,7 @@ struct World {
     running: Vec<RunningTransfer>,
     circuits: HashMap<DestinationId, CircuitView>,
     mended: HashMap<DestinationId, Timestamp>,
-    waiting: HashMap<DestinationId, (usize, u32)>,
+    waiting: HashMap<DestinationId, WaitingJobs>,
     awaiting_repair: HashMap<DestinationId, u32>,
     sessions: Sessions,
 }
@@ -121,7 +121,7 @@ async fn trouble_comes_first_then_the_busiest_then_the_latest() {
         hint: String::new(),
     };
     world.circuits.insert(DestinationId::parse("closed").unwrap(), circuit);
-    world.waiting.insert(DestinationId::parse("busy").unwrap(), (3, 40));
+    world.waiting.insert(DestinationId::parse("busy").unwrap(), WaitingJobs { queued: 3, deferred: 40 });
     world.awaiting_repair.insert(DestinationId::parse("closed").unwrap(), 7);
     assert_eq!(world.ids(""), ["closed", "inline-failing", "busy", "early", "late", "idle"]);
     let shown = serde_json::to_value(world.states("")).unwrap();
@@ -139,7 +139,7 @@ async fn trouble_comes_first_then_the_busiest_then_the_latest() {
 async fn what_is_mended_is_no_trouble_until_it_fails_again() {
     let mut world = World::new(["acme".to_owned(), "busy".to_owned()].into_iter()).await;
     let at = |second: i64| Timestamp::from_second(second).unwrap();
-    let trouble = |at| Trouble {
+    let trouble = |at| FailureDetail {
         at,
         class: "destination",
         reason: "kms_denied",

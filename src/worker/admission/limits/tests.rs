@@ -19,35 +19,38 @@ fn limits() -> Arc<Limits> {
     new(2, 16)
 }
 
-fn now(limits: &Arc<Limits>, destination: &Destination) -> Pass {
-    match limits.ask(destination, Lane::Scheduled) {
-        Turn::Now(pass) => pass,
+fn now(limits: &Arc<Limits>, destination: &Destination) -> DestinationPermit {
+    match limits.acquire(destination, Lane::Scheduled) {
+        LimitDecision::Granted(permit) => permit,
         other => panic!("not now: {other:?}"),
     }
 }
 
 /// It has sent its file.
-fn delivered(mut pass: Pass) {
-    let took = pass.since.elapsed();
-    pass.delivered(took);
+fn delivered(mut permit: DestinationPermit) {
+    let took = permit.since.elapsed();
+    permit.delivered(took);
 }
 
-fn soon(limits: &Arc<Limits>, destination: &Destination, lane: Lane) -> oneshot::Receiver<Pass> {
-    match limits.ask(destination, lane) {
-        Turn::Soon(called) | Turn::AtOnce(called) => called,
+fn soon(limits: &Arc<Limits>, destination: &Destination, lane: Lane) -> oneshot::Receiver<DestinationPermit> {
+    match limits.acquire(destination, lane) {
+        LimitDecision::Queued(called) | LimitDecision::Imminent(called) => called,
         other => panic!("not soon: {other:?}"),
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn as_many_run_as_may_and_the_next_ones_are_called_by_lane() {
+async fn permits_are_limited_and_granted_by_lane() {
     let (limits, acme) = (limits(), destination(None, None));
     let (first, second) = (now(&limits, &acme), now(&limits, &acme));
     // It shows that they take long.
     tokio::time::advance(Duration::from_secs(6)).await;
     let mut backfill = soon(&limits, &acme, Lane::Backfill);
     let mut scheduled = soon(&limits, &acme, Lane::Scheduled);
-    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Later(_, DeferCause::Concurrency)));
+    assert!(matches!(
+        limits.acquire(&acme, Lane::Scheduled),
+        LimitDecision::Deferred(Deferred { cause: DeferCause::Concurrency, .. })
+    ));
     drop(first);
     let third = scheduled.try_recv().unwrap();
     assert!(backfill.try_recv().is_err());
@@ -55,25 +58,28 @@ async fn as_many_run_as_may_and_the_next_ones_are_called_by_lane() {
     let fourth = backfill.try_recv().unwrap();
     drop((third, fourth));
     let mut state = limits.state();
-    assert!(state.whole.waiting == 0 && state.crowds.values_mut().all(Crowd::is_idle), "nothing is left behind");
+    assert!(
+        state.worker.waiting == 0 && state.destinations.values_mut().all(DestinationLoad::is_idle),
+        "nothing is left over"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_gave_up_waiting_gives_the_turn_on() {
+async fn a_cancelled_wait_passes_the_permit_on() {
     let (limits, acme) = (limits(), destination(Some(1), None));
     let running = now(&limits, &acme);
     let gone = soon(&limits, &acme, Lane::Scheduled);
     drop(gone);
     let mut waiting = soon(&limits, &acme, Lane::Scheduled);
     drop(running);
-    let pass = waiting.try_recv().unwrap();
+    let permit = waiting.try_recv().unwrap();
     drop(waiting);
-    drop(pass);
+    drop(permit);
     drop(now(&limits, &acme));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pass_that_was_sent_and_never_taken_is_given_back() {
+async fn a_permit_that_was_sent_and_never_taken_is_released() {
     let (limits, acme) = (limits(), destination(Some(1), None));
     let running = now(&limits, &acme);
     let called = soon(&limits, &acme, Lane::Scheduled);
@@ -83,69 +89,76 @@ async fn a_pass_that_was_sent_and_never_taken_is_given_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_room_is_bounded_over_all_destinations() {
+async fn waiting_jobs_are_bounded_over_all_destinations() {
     let limits = new(8, 1);
     let acme = destination(Some(2), None);
     let _running = (now(&limits, &acme), now(&limits, &acme));
     tokio::time::advance(Duration::from_secs(6)).await;
     let _waiting = soon(&limits, &acme, Lane::Scheduled);
-    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Later(_, DeferCause::Concurrency)));
+    assert!(matches!(
+        limits.acquire(&acme, Lane::Scheduled),
+        LimitDecision::Deferred(Deferred { cause: DeferCause::Concurrency, .. })
+    ));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_that_comes_at_once_is_waited_for_even_if_many_wait() {
+async fn an_imminent_permit_is_waited_for_even_if_many_wait() {
     let limits = new(8, 1);
     let acme = destination(None, None);
     let first = now(&limits, &acme);
     tokio::time::advance(Duration::from_millis(10)).await;
     delivered(first);
     let _running: Vec<_> = (0..8).map(|_| now(&limits, &acme)).collect();
-    let waiting: Vec<_> = (0..40).map(|_| limits.ask(&acme, Lane::Scheduled)).collect();
-    assert!(matches!(waiting[0], Turn::Soon(_)));
-    assert!(waiting[1..].iter().all(|turn| matches!(turn, Turn::AtOnce(_))), "10 ms each");
+    let waiting: Vec<_> = (0..40).map(|_| limits.acquire(&acme, Lane::Scheduled)).collect();
+    assert!(matches!(waiting[0], LimitDecision::Queued(_)));
+    assert!(waiting[1..].iter().all(|turn| matches!(turn, LimitDecision::Imminent(_))), "10 ms each");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_for_a_customer_of_whom_nothing_is_known_is_not_sent_away() {
+async fn a_burst_for_an_unknown_customer_is_not_deferred() {
     let (limits, acme) = (new(8, 16), destination(None, None));
-    let turns: Vec<_> = (0..50).map(|_| limits.ask(&acme, Lane::Scheduled)).collect();
-    assert!(turns.iter().all(|turn| !matches!(turn, Turn::Later(_, DeferCause::Concurrency))));
+    let turns: Vec<_> = (0..50).map(|_| limits.acquire(&acme, Lane::Scheduled)).collect();
+    assert!(
+        turns
+            .iter()
+            .all(|turn| !matches!(turn, LimitDecision::Deferred(Deferred { cause: DeferCause::Concurrency, .. })))
+    );
 }
 
-/// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time: each comes back when its wait is over.
+/// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time: each returns when its wait is over.
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_jobs_for_one_destination_make_no_churn_and_leave_it_no_pause() {
+async fn ten_thousand_jobs_for_one_destination_neither_churn_nor_leave_it_idle() {
     const JOBS: u32 = 10_000;
     let (limits, acme) = (limits(), destination(None, None));
     let begun = Instant::now();
-    let (mut deferrals, mut left, mut running) = (0_u32, JOBS, Vec::<(Instant, Pass)>::new());
+    let (mut deferrals, mut left, mut running) = (0_u32, JOBS, Vec::<(Instant, DestinationPermit)>::new());
     let mut coming = BTreeMap::from([(begun, JOBS)]);
-    let mut called: Vec<oneshot::Receiver<Pass>> = Vec::new();
+    let mut called: Vec<oneshot::Receiver<DestinationPermit>> = Vec::new();
     while left > 0 {
         let now = Instant::now();
-        for (_, pass) in running.extract_if(.., |(ends, _)| *ends <= now) {
+        for (_, permit) in running.extract_if(.., |(ends, _)| *ends <= now) {
             left -= 1;
-            delivered(pass);
+            delivered(permit);
         }
         called.retain_mut(|call| match call.try_recv() {
-            Ok(pass) => {
-                running.push((now + Duration::from_secs(1), pass));
+            Ok(permit) => {
+                running.push((now + Duration::from_secs(1), permit));
                 false
             }
             Err(_) => true,
         });
         let later = coming.split_off(&(now + Duration::from_nanos(1)));
         for _ in 0..std::mem::replace(&mut coming, later).into_values().sum() {
-            match limits.ask(&acme, Lane::Scheduled) {
-                Turn::Now(pass) => running.push((now + Duration::from_secs(1), pass)),
-                Turn::Soon(call) | Turn::AtOnce(call) => called.push(call),
-                Turn::Later(wait, DeferCause::Concurrency) => {
+            match limits.acquire(&acme, Lane::Scheduled) {
+                LimitDecision::Granted(permit) => running.push((now + Duration::from_secs(1), permit)),
+                LimitDecision::Queued(call) | LimitDecision::Imminent(call) => called.push(call),
+                LimitDecision::Deferred(Deferred { wait, cause: DeferCause::Concurrency }) => {
                     let delay = RetryDelay::within(wait).duration();
-                    limits.deferred(&acme.id, delay);
+                    limits.record_deferral(&acme.id, delay);
                     *coming.entry(now + delay).or_default() += 1;
                     deferrals += 1;
                 }
-                Turn::Later(..) => panic!("there is no rate"),
+                LimitDecision::Deferred(_) => panic!("there is no rate"),
             }
         }
         tokio::time::advance(Duration::from_millis(500)).await;
@@ -156,38 +169,43 @@ async fn ten_thousand_jobs_for_one_destination_make_no_churn_and_leave_it_no_pau
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_that_is_raised_is_for_those_who_wait_already() {
+async fn a_raised_limit_is_first_for_waiting_jobs() {
     let limits = limits();
     let running = now(&limits, &destination(Some(1), None));
     tokio::time::advance(Duration::from_secs(3)).await;
     let mut waiting = soon(&limits, &destination(Some(1), None), Lane::Scheduled);
-    let Turn::Now(_another) = limits.ask(&destination(Some(3), None), Lane::Scheduled) else { panic!("there is room") };
-    assert!(waiting.try_recv().is_ok(), "whoever came first is called first");
+    let LimitDecision::Granted(_another) = limits.acquire(&destination(Some(3), None), Lane::Scheduled) else {
+        panic!("there is room")
+    };
+    assert!(waiting.try_recv().is_ok(), "first come, first served");
     drop(running);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rate_has_as_many_transfers_as_it_can_feed() {
+async fn a_rate_limits_the_number_of_transfers() {
     let (limits, acme) = (new(8, 16), destination(None, Some(1 << 20)));
     let running = (now(&limits, &acme), now(&limits, &acme));
     tokio::time::advance(Duration::from_secs(60)).await;
     let _waiting = soon(&limits, &acme, Lane::Scheduled);
     assert!(
-        matches!(limits.ask(&acme, Lane::Scheduled), Turn::Later(_, DeferCause::Rate)),
+        matches!(
+            limits.acquire(&acme, Lane::Scheduled),
+            LimitDecision::Deferred(Deferred { cause: DeferCause::Rate, .. })
+        ),
         "a part each in 20 s, not more"
     );
     drop(running);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_destination_that_owes_bytes_takes_no_more_transfers() {
+async fn a_destination_in_debt_starts_no_more_transfers() {
     let (limits, acme) = (limits(), destination(None, Some(1000)));
-    let pass = now(&limits, &acme);
-    pass.pace().unwrap().take(60_000).await;
+    let permit = now(&limits, &acme);
+    permit.rate_limiter().unwrap().take(60_000).await;
     assert!(
-        matches!(limits.ask(&acme, Lane::Scheduled), Turn::Later(debt, DeferCause::Rate) if debt == Duration::from_secs(59))
+        matches!(limits.acquire(&acme, Lane::Scheduled), LimitDecision::Deferred(Deferred { wait: debt, cause: DeferCause::Rate }) if debt == Duration::from_secs(59))
     );
-    drop(pass);
+    drop(permit);
     tokio::time::advance(Duration::from_secs(29)).await;
     drop(now(&limits, &acme));
 }
@@ -203,9 +221,9 @@ async fn with_a_slow_one(slow: &Destination) -> Arc<Limits> {
     tokio::time::advance(Duration::from_secs(2)).await;
     delivered(first);
     for _ in 0..200 {
-        let pass = now(&limits, &quick);
+        let permit = now(&limits, &quick);
         tokio::time::advance(Duration::from_millis(20)).await;
-        delivered(pass);
+        delivered(permit);
     }
     limits
 }
@@ -219,15 +237,15 @@ async fn a_slow_destination_has_its_share_while_others_need_the_slots_and_more_w
     let mut second = soon(&limits, &slow, Lane::Scheduled);
     let mut third = soon(&limits, &slow, Lane::Scheduled);
     drop(others.split_off(11));
-    assert!(second.try_recv().is_err() && third.try_recv().is_err(), "four slots are nobody's share");
+    assert!(second.try_recv().is_err() && third.try_recv().is_err(), "four slots are no share");
     drop(others.pop());
     slow_ones.push(second.try_recv().unwrap());
     assert!(third.try_recv().is_err());
     others.clear();
     slow_ones.push(third.try_recv().unwrap());
     slow_ones.extend((0..5).map(|_| now(&limits, &slow)));
-    assert!(!matches!(limits.ask(&slow, Lane::Scheduled), Turn::Now(_)), "eight at most");
-    assert!(limits.state().whole.held_back().is_empty(), "those wait for its own transfers");
+    assert!(!matches!(limits.acquire(&slow, Lane::Scheduled), LimitDecision::Granted(_)), "eight at most");
+    assert!(limits.state().worker.slot_bound().is_empty(), "those wait for its own transfers");
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,30 +256,30 @@ async fn a_quick_destination_has_all_it_is_allowed_however_many_need_slots() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_all_take_long_nobody_is_slow() {
+async fn where_all_transfers_are_long_none_is_slow() {
     let limits = new(8, 16);
     for n in 0..16 {
-        let pass = now(&limits, &of(&format!("other-{}", n % 8)));
+        let permit = now(&limits, &of(&format!("other-{}", n % 8)));
         tokio::time::advance(Duration::from_secs(600)).await;
-        delivered(pass);
+        delivered(permit);
     }
     let _others: Vec<_> = (0..8).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
     let _one: Vec<_> = (0..7).map(|_| now(&limits, &of("other-0"))).collect();
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_slow_destinations_leave_slots_to_a_quick_one_that_comes_now_and_then() {
+async fn two_slow_destinations_leave_slots_to_an_occasional_fast_one() {
     let (slow, slower) = (of("slow"), of("slower"));
     let limits = with_a_slow_one(&slow).await;
     let running: Vec<_> =
-        (0..16).map(|n| limits.ask(if n % 2 == 0 { &slow } else { &slower }, Lane::Scheduled)).collect();
+        (0..16).map(|n| limits.acquire(if n % 2 == 0 { &slow } else { &slower }, Lane::Scheduled)).collect();
     tokio::time::advance(Duration::from_secs(60)).await;
     for _ in 0..100 {
         let quick = now(&limits, &of("quick"));
         tokio::time::advance(Duration::from_millis(20)).await;
         delivered(quick);
     }
-    assert!(limits.state().whole.running() <= 12, "a quarter is nobody's share");
+    assert!(limits.state().worker.running() <= 12, "a quarter is no share");
     drop(running);
 }
 
@@ -275,13 +293,13 @@ async fn beside_a_long_transfer_the_next_file_of_the_same_customer_may_go() {
     let another = now(&limits, &acme);
     tokio::time::advance(Duration::from_secs(60)).await;
     drop(next);
-    assert!(matches!(limits.ask(&acme, Lane::Scheduled), Turn::Soon(_)), "both that are left are long");
+    assert!(matches!(limits.acquire(&acme, Lane::Scheduled), LimitDecision::Queued(_)), "both that are left are long");
     drop(another);
     drop(now(&limits, &acme));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_delivered_says_nothing_of_how_quick_a_destination_is() {
+async fn only_deliveries_measure_the_speed_of_a_destination() {
     let limits = with_a_slow_one(&of("slow")).await;
     for _ in 0..1000 {
         drop(now(&limits, &of("refused")));
@@ -291,21 +309,21 @@ async fn what_is_not_delivered_says_nothing_of_how_quick_a_destination_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_wait_for_a_slot_is_not_the_destinations() {
+async fn the_wait_for_a_slot_does_not_count() {
     let limits = with_a_slow_one(&of("slow")).await;
-    let mut pass = now(&limits, &of("quick"));
+    let mut permit = now(&limits, &of("quick"));
     tokio::time::advance(Duration::from_secs(20)).await;
-    pass.begin();
+    permit.restart();
     let _others: Vec<_> = (0..14).map(|n| now(&limits, &of(&format!("other-{n}")))).collect();
     let _second = now(&limits, &of("quick"));
-    delivered(pass);
-    assert!(limits.state().whole.running() == 15, "the one that began anew is the one that has ended");
+    delivered(permit);
+    assert!(limits.state().worker.running() == 15, "the restarted transfer is the one that ended");
 }
 
 proptest::proptest! {
-    /// Whoever waits here is called in the end, and nobody is counted who has left.
+    /// Every waiting job is granted a permit in the end, and cancelled ones are not counted.
     #[test]
-    fn nobody_who_waits_is_forgotten(steps in proptest::collection::vec((0_usize..6, 0_u8..4, 0_u64..3_000), 1..300)) {
+    fn every_waiting_job_is_granted_a_permit(steps in proptest::collection::vec((0_usize..6, 0_u8..4, 0_u64..3_000), 1..300)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(play(&steps));
     }
@@ -314,29 +332,30 @@ proptest::proptest! {
 /// Each step: a destination, what happens, and how long after it.
 async fn play(steps: &[(usize, u8, u64)]) {
     let (limits, destinations) = (new(4, 8), ["a", "b", "c", "d", "e", "f"].map(of));
-    let (mut running, mut waiting) = (Vec::<Pass>::new(), Vec::<oneshot::Receiver<Pass>>::new());
+    let (mut running, mut waiting) =
+        (Vec::<DestinationPermit>::new(), Vec::<oneshot::Receiver<DestinationPermit>>::new());
     for (which, act, then) in steps {
         match act {
             0 if !running.is_empty() => delivered(running.swap_remove(which % running.len())),
             1 if !waiting.is_empty() => drop(waiting.swap_remove(which % waiting.len())),
-            _ => match limits.ask(&destinations[*which], Lane::Scheduled) {
-                Turn::Now(pass) => running.push(pass),
-                Turn::Soon(called) | Turn::AtOnce(called) => waiting.push(called),
-                Turn::Later(..) => {}
+            _ => match limits.acquire(&destinations[*which], Lane::Scheduled) {
+                LimitDecision::Granted(permit) => running.push(permit),
+                LimitDecision::Queued(called) | LimitDecision::Imminent(called) => waiting.push(called),
+                LimitDecision::Deferred(_) => {}
             },
         }
         tokio::time::advance(Duration::from_millis(*then)).await;
-        take_called(&mut waiting, &mut running);
+        take_granted(&mut waiting, &mut running);
     }
     while !running.is_empty() {
         running.clear();
-        take_called(&mut waiting, &mut running);
+        take_granted(&mut waiting, &mut running);
     }
-    assert!(waiting.is_empty(), "{} wait, and nothing runs that could call them", waiting.len());
+    assert!(waiting.is_empty(), "{} wait, and nothing runs whose end could grant them a permit", waiting.len());
     let state = limits.state();
-    assert!(state.whole.is_idle() && state.whole.held_back().is_empty(), "{:?}", state.whole);
+    assert!(state.worker.is_idle() && state.worker.slot_bound().is_empty(), "{:?}", state.worker);
 }
 
-fn take_called(waiting: &mut Vec<oneshot::Receiver<Pass>>, running: &mut Vec<Pass>) {
-    waiting.retain_mut(|called| called.try_recv().map(|pass| running.push(pass)).is_err());
+fn take_granted(waiting: &mut Vec<oneshot::Receiver<DestinationPermit>>, running: &mut Vec<DestinationPermit>) {
+    waiting.retain_mut(|called| called.try_recv().map(|permit| running.push(permit)).is_err());
 }

@@ -11,22 +11,22 @@ fn of(name: &str) -> Destination {
     sample::destination(name, &format!("{:012}", u32::from(name.as_bytes()[0])))
 }
 
-fn good(outage: &Outage, name: &str) {
-    outage.see(&of(name), TransferResult::Delivered(Receipt::default()), 0);
+fn good(outage: &OutageDetector, name: &str) {
+    outage.observe(&of(name), TransferResult::Delivered(Receipt::default()), 0);
 }
 
 /// The reason in the end, and whether the outage began with it.
-fn bad(outage: &Outage, name: &str, reason: Reason) -> (Reason, bool) {
-    match outage.see(&of(name), TransferResult::Failed(Failure::new(reason, "no")), 0) {
-        Seen::AsIs(TransferResult::Failed(failure)) => (failure.reason, false),
-        Seen::Begun(TransferResult::Failed(failure), _) => (failure.reason, true),
+fn bad(outage: &OutageDetector, name: &str, reason: Reason) -> (Reason, bool) {
+    match outage.observe(&of(name), TransferResult::Failed(Failure::new(reason, "no")), 0) {
+        ObservedResult::Known(TransferResult::Failed(failure)) => (failure.reason, false),
+        ObservedResult::OutageStarted(TransferResult::Failed(failure), _) => (failure.reason, true),
         other => panic!("{other:?}"),
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn three_that_worked_and_fail_alike_are_an_outage_until_one_works() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     for name in ["a", "b", "c", "d"] {
         good(&outage, name);
     }
@@ -38,15 +38,15 @@ async fn three_that_worked_and_fail_alike_are_an_outage_until_one_works() {
     assert_eq!(bad(&outage, "c", denied), (Reason::Outage, true));
     assert_eq!(bad(&outage, "d", denied), (Reason::Outage, false));
     assert_eq!(bad(&outage, "d", Reason::KmsDenied), (Reason::KmsDenied, false));
-    assert!(outage.spares(&id("a")).is_some() && outage.spares(&id("e")).is_none());
+    assert!(outage.defers(&id("a")).is_some() && outage.defers(&id("e")).is_none());
     good(&outage, "e");
-    assert!(outage.spares(&id("a")).is_none());
+    assert!(outage.defers(&id("a")).is_none());
     assert_eq!(bad(&outage, "d", denied), (denied, false));
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_a_start_it_takes_more() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     let names = ["a", "b", "c", "d"];
     assert!(names.iter().all(|name| bad(&outage, name, Reason::Timeout).0 == Reason::Timeout));
     assert_eq!(bad(&outage, "e", Reason::S3Unavailable), (Reason::Outage, true));
@@ -54,7 +54,7 @@ async fn after_a_start_it_takes_more() {
 
 #[tokio::test(start_paused = true)]
 async fn those_that_were_broken_before_count_once() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     for name in ["a", "b", "c", "d"] {
         bad(&outage, name, Reason::BucketNotFound);
     }
@@ -67,14 +67,14 @@ async fn those_that_were_broken_before_count_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_good_answer_between_and_time_between_are_no_outage() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     let names = ["a", "b", "c", "d"];
     names.iter().for_each(|name| good(&outage, name));
     bad(&outage, "a", Reason::Connection);
     bad(&outage, "b", Reason::Connection);
     good(&outage, "d");
     assert_eq!(bad(&outage, "c", Reason::Connection).0, Reason::Connection);
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     names.iter().for_each(|name| good(&outage, name));
     for name in names {
         assert_eq!(bad(&outage, name, Reason::Connection).0, Reason::Connection);
@@ -84,24 +84,24 @@ async fn a_good_answer_between_and_time_between_are_no_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn remembered_refusals_say_nothing_new_and_an_old_outage_is_over() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     for name in ["a", "b", "c", "d", "e", "f"] {
         let remembered = Failure { remembered: true, ..Failure::new(Reason::AssumeRoleDenied, "no") };
         assert!(
-            matches!(outage.see(&of(name), TransferResult::Failed(remembered), 0), Seen::AsIs(TransferResult::Failed(f)) if f.reason != Reason::Outage)
+            matches!(outage.observe(&of(name), TransferResult::Failed(remembered), 0), ObservedResult::Known(TransferResult::Failed(f)) if f.reason != Reason::Outage)
         );
     }
     for name in ["a", "b", "c", "d", "e"] {
         bad(&outage, name, Reason::StsUnavailable);
     }
-    assert!(outage.spares(&id("a")).is_some());
-    tokio::time::advance(OVER + Duration::from_secs(1)).await;
+    assert!(outage.defers(&id("a")).is_some());
+    tokio::time::advance(IDLE_END + Duration::from_secs(1)).await;
     assert_eq!(bad(&outage, "a", Reason::StsUnavailable).0, Reason::StsUnavailable);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_one_customer_does_to_all_his_buckets_is_no_outage() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     let his = ["a-1", "a-2", "a-3", "a-4", "a-5", "a-6"];
     his.iter().for_each(|name| good(&outage, name));
     for name in his {
@@ -111,7 +111,7 @@ async fn what_one_customer_does_to_all_his_buckets_is_no_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn where_sts_refuses_everybody_sessions_from_before_prove_nothing_and_a_new_one_does() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     let denied = Reason::AssumeRoleDenied;
     for name in ["a", "b", "c", "d"] {
         good(&outage, name);
@@ -121,27 +121,29 @@ async fn where_sts_refuses_everybody_sessions_from_before_prove_nothing_and_a_ne
         tokio::time::advance(Duration::from_secs(150)).await;
         good(&outage, "d");
     }
-    let met = outage.see(&of("c"), TransferResult::Failed(Failure::new(denied, "no")), 0);
-    assert!(matches!(met, Seen::Begun(_, since) if since == Duration::from_secs(300)), "{met:?}");
+    let met = outage.observe(&of("c"), TransferResult::Failed(Failure::new(denied, "no")), 0);
+    assert!(matches!(met, ObservedResult::OutageStarted(_, since) if since == Duration::from_secs(300)), "{met:?}");
     good(&outage, "d");
-    assert!(outage.is_declared(), "its session is an old one");
-    outage.works(&of("d"), 1);
-    assert!(!outage.is_declared(), "a role was assumed");
-    let later = |name| outage.see(&of(name), TransferResult::Failed(Failure::new(denied, "no")), 1);
+    assert!(outage.is_outage(), "its session is an old one");
+    outage.succeeded(&of("d"), 1);
+    assert!(!outage.is_outage(), "a role was assumed");
+    let later = |name| outage.observe(&of(name), TransferResult::Failed(Failure::new(denied, "no")), 1);
     for name in ["a", "b", "c"] {
-        assert!(matches!(later(name), Seen::AsIs(TransferResult::Failed(failure)) if failure.reason == denied));
+        assert!(
+            matches!(later(name), ObservedResult::Known(TransferResult::Failed(failure)) if failure.reason == denied)
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn refusals_that_last_are_judged_one_by_one_after_all() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     let names = ["a", "b", "c", "d", "e"];
     for name in names {
         bad(&outage, name, Reason::AccessDenied);
     }
     for _ in 0..31 {
-        assert!(outage.is_declared());
+        assert!(outage.is_outage());
         tokio::time::advance(Duration::from_secs(59)).await;
         bad(&outage, "a", Reason::AccessDenied);
     }
@@ -150,11 +152,11 @@ async fn refusals_that_last_are_judged_one_by_one_after_all() {
 
 #[tokio::test(start_paused = true)]
 async fn jobs_that_are_sent_away_in_a_row_go_slower_and_slower() {
-    let outage = Outage::default();
+    let outage = OutageDetector::default();
     for name in ["a", "b", "c", "d", "e"] {
         bad(&outage, name, Reason::Timeout);
     }
-    let pause = || outage.spares(&id("a")).unwrap().1.as_millis();
+    let pause = || outage.defers(&id("a")).unwrap().1.as_millis();
     let pauses: Vec<_> = (0..30).map(|_| pause()).collect();
     assert_eq!(pauses[..3], [0, 10, 20]);
     assert_eq!(pauses[25..], [250; 5]);

@@ -1,4 +1,4 @@
-//! A bounded memory of ended attempts, and of each destination that was worked for lately.
+//! Bounded record of ended attempts, and of each recently used destination.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,120 +6,120 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::super::history;
-use super::super::settlement::{Case, Verdict};
-use super::throughput::Tally;
+use super::throughput::TransferTotals;
 use crate::domain::destination::{Destination, DestinationId};
-use crate::domain::job::JobId;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, Failure, OutcomeKind};
 use crate::queue::Settlement;
 use crate::upload::Progress;
+use crate::worker::history;
+use crate::worker::settlement::{SettlementContext, SettlementPlan};
 
-/// Ended attempts that are kept, and as many of those with trouble: a stream of good ones must not wash them away.
-const KEPT: usize = 50;
-/// Destinations that are remembered. Beyond, the half that was idle longest is forgotten: inline ones come without end.
-const DESTINATIONS: usize = 2000;
+/// Ended attempts that are kept, and as many failed ones: a stream of successes must not displace them.
+const MAX_KEPT: usize = 50;
+/// Destinations that are kept. Beyond, the half that was idle longest is dropped: inline destinations
+/// are unlimited in number.
+const MAX_DESTINATIONS: usize = 2000;
 /// Characters of a message or hint.
-const TEXT: usize = 600;
+const MAX_TEXT_CHARS: usize = 600;
 
-/// An attempt that has ended, as `/status` shows it.
+/// Ended attempt, as `/status` shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct EndedTransfer {
-    /// Grows with each end: the identity of this line.
+    /// Number of the entry; grows with each.
     pub number: u64,
-    /// When it ended.
+    /// Time of its end.
     pub at: Timestamp,
-    /// The job, if that could be read.
+    /// Id of the job, if it could be read.
     pub job_id: Option<String>,
-    /// Its destination, if that could be read.
+    /// Id of its destination, if it could be read.
     pub destination: Option<String>,
-    /// The lane it came by.
+    /// Lane of the delivery.
     pub lane: &'static str,
-    /// `delivered`, `failed`, `skipped`, `expired`; `retrying` (charged), `deferred` (not charged), `returned` (to the queue).
+    /// `delivered`, `failed`, `skipped`, `expired`; `retrying` (charged), `deferred` (not charged), `returned` (requeued).
     pub outcome: &'static str,
-    /// Which attempt it was.
+    /// Number of the attempt; 1 is the first.
     pub attempt: u32,
-    /// How long it ran.
+    /// Seconds that it took.
     pub seconds: f64,
     /// Bytes that S3 accepted.
     pub bytes: u64,
-    /// What went wrong.
+    /// Its failure.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shared")]
-    pub trouble: Option<Arc<Trouble>>,
+    pub trouble: Option<Arc<FailureDetail>>,
 }
 
-/// What went wrong in an attempt, in words for the customer.
+/// Failure of an attempt, in words for the customer.
 #[derive(Debug, Clone, Serialize)]
-pub struct Trouble {
-    /// When.
+pub struct FailureDetail {
+    /// Time of the failure.
     pub at: Timestamp,
-    /// The class of the reason.
+    /// Class of the reason.
     pub class: &'static str,
-    /// The reason.
+    /// Reason.
     pub reason: &'static str,
-    /// What happened.
+    /// Description.
     pub message: String,
-    /// What can be done; may be empty.
+    /// Remedy; may be empty.
     pub hint: String,
-    /// When it is tried again, if it is.
+    /// Time of the next attempt, if there is one.
     pub next_try_at: Option<Timestamp>,
 }
 
-/// The last ended attempts, newest first.
+/// Last ended attempts, newest first.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Recent {
-    /// Of every kind.
+    /// All of them.
     pub ended: Vec<EndedTransfer>,
-    /// Those with trouble.
+    /// Those that failed.
     pub problems: Vec<EndedTransfer>,
 }
 
-/// What is remembered of a destination.
+/// Record of a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationRecord {
-    /// As it was when it was used last.
+    /// The destination as it was used last.
     pub destination: Arc<Destination>,
     /// Failed attempts since the last delivery, as `consign_destination_consecutive_failures` counts them.
     pub consecutive_failures: u32,
-    /// The last failure, even if all went well since.
-    pub last_trouble: Option<Arc<Trouble>>,
-    /// The last delivery.
+    /// Last failure, even if later attempts succeeded.
+    pub last_trouble: Option<Arc<FailureDetail>>,
+    /// Time of the last delivery.
     pub last_delivered_at: Option<Timestamp>,
     /// Delivered objects.
     pub delivered: u64,
     /// Bytes of delivered objects.
     pub delivered_bytes: u64,
-    /// Which end was the last one here: greater is later.
+    /// Number of the last entry of this destination: greater is later.
     pub last_active: u64,
 }
 
-/// The memory.
+/// The record.
 #[derive(Debug, Default)]
-pub(super) struct Past {
+pub(super) struct EndedTransfers {
     next: u64,
     ended: VecDeque<EndedTransfer>,
     problems: VecDeque<EndedTransfer>,
     destinations: HashMap<DestinationId, DestinationRecord>,
-    counts: Tally,
+    counts: TransferTotals,
 }
 
 impl EndedTransfer {
-    pub(super) fn of(case: &Case<'_>, verdict: &Verdict, progress: &Progress) -> Self {
+    pub(super) fn of(context: &SettlementContext<'_>, plan: &SettlementPlan, progress: &Progress) -> Self {
         Self {
-            job_id: Some(case.job.id.to_string()),
-            destination: Some(case.destination.id.to_string()),
-            attempt: case.history.attempts.saturating_add(1),
-            seconds: case.took.as_secs_f64(),
+            job_id: Some(context.job.job.id.to_string()),
+            destination: Some(context.job.destination.id.to_string()),
+            attempt: context.job.headers.history.attempts.saturating_add(1),
+            seconds: context.took.as_secs_f64(),
             bytes: progress.bytes(),
-            ..Self::refused(case.lane, verdict, None, None)
+            ..Self::rejected(context.lane, plan, None, None)
         }
     }
 
-    pub(super) fn refused(
+    pub(super) fn rejected(
         lane: Lane,
-        verdict: &Verdict,
-        job_id: Option<&JobId>,
+        plan: &SettlementPlan,
+        job_id: Option<&str>,
         destination: Option<&DestinationId>,
     ) -> Self {
         let at = Timestamp::now();
@@ -129,34 +129,31 @@ impl EndedTransfer {
             job_id: job_id.map(ToString::to_string),
             destination: destination.map(ToString::to_string),
             lane: lane.as_str(),
-            outcome: outcome(verdict),
+            outcome: outcome(plan),
             attempt: 1,
             seconds: 0.0,
             bytes: 0,
-            trouble: verdict.failure.as_ref().map(|failure| Arc::new(Trouble::of(failure, at, &verdict.settlement))),
+            trouble: plan.failure.as_ref().map(|failure| Arc::new(FailureDetail::of(failure, at, plan))),
         }
     }
 }
 
 #[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
-fn shared<S: serde::Serializer>(trouble: &Option<Arc<Trouble>>, to: S) -> Result<S::Ok, S::Error> {
+fn shared<S: serde::Serializer>(trouble: &Option<Arc<FailureDetail>>, to: S) -> Result<S::Ok, S::Error> {
     trouble.as_deref().serialize(to)
 }
 
-fn outcome(verdict: &Verdict) -> &'static str {
-    match (verdict.kind, &verdict.settlement) {
+fn outcome(plan: &SettlementPlan) -> &'static str {
+    match (plan.kind(), &plan.settlement) {
         (Some(kind), _) => kind.as_str(),
         (None, Settlement::Requeue) => "returned",
         (None, _) => "deferred",
     }
 }
 
-impl Trouble {
-    fn of(failure: &Failure, at: Timestamp, settlement: &Settlement) -> Self {
-        let next_try_at = match settlement {
-            Settlement::Retry { delay, .. } | Settlement::Defer { delay, .. } => history::after(at, delay.duration()),
-            _ => None,
-        };
+impl FailureDetail {
+    fn of(failure: &Failure, at: Timestamp, plan: &SettlementPlan) -> Self {
+        let next_try_at = plan.delay().and_then(|delay| history::time_after(at, delay.duration()));
         Self {
             at,
             class: failure.class().as_str(),
@@ -169,28 +166,28 @@ impl Trouble {
 }
 
 fn shortened(text: &str) -> String {
-    match text.char_indices().nth(TEXT) {
+    match text.char_indices().nth(MAX_TEXT_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
 }
 
-impl Past {
-    /// An attempt for a destination has ended.
-    pub(super) fn attempt(&mut self, ended: EndedTransfer, destination: &Arc<Destination>, verdict: &Verdict) {
+impl EndedTransfers {
+    /// Records the end of an attempt.
+    pub(super) fn attempt(&mut self, ended: EndedTransfer, destination: &Arc<Destination>, plan: &SettlementPlan) {
         let (bytes, trouble) = (ended.bytes, ended.trouble.clone());
         let number = self.keep(ended);
         let record = self.record(destination);
         record.last_active = number;
-        if verdict.kind == Some(OutcomeKind::Delivered) {
+        if plan.kind() == Some(OutcomeKind::Delivered) {
             record.consecutive_failures = 0;
             record.last_delivered_at = Some(Timestamp::now());
             record.delivered += 1;
             record.delivered_bytes += bytes;
         }
-        let theirs =
+        let counts =
             |failure: &Failure| matches!(failure.class(), Class::Destination | Class::Session | Class::Transient);
-        if verdict.failure.as_ref().is_some_and(theirs) {
+        if plan.failure.as_ref().is_some_and(counts) {
             record.consecutive_failures = record.consecutive_failures.saturating_add(1);
         }
         if trouble.is_some() {
@@ -198,8 +195,9 @@ impl Past {
         }
     }
 
-    /// A message was refused. It counts for no destination: names that nobody configured must not use up the memory.
-    pub(super) fn refusal(&mut self, ended: EndedTransfer) {
+    /// Records a rejected message. It counts for no destination: names that nobody configured must not use
+    /// up the record.
+    pub(super) fn rejection(&mut self, ended: EndedTransfer) {
         self.keep(ended);
     }
 
@@ -219,8 +217,8 @@ impl Past {
     }
 
     fn record(&mut self, destination: &Arc<Destination>) -> &mut DestinationRecord {
-        if self.destinations.len() >= DESTINATIONS && !self.destinations.contains_key(&destination.id) {
-            self.forget_the_idle();
+        if self.destinations.len() >= MAX_DESTINATIONS && !self.destinations.contains_key(&destination.id) {
+            self.drop_idle();
         }
         let fresh = || DestinationRecord {
             destination: destination.clone(),
@@ -238,15 +236,15 @@ impl Past {
         record
     }
 
-    fn forget_the_idle(&mut self) {
+    fn drop_idle(&mut self) {
         let mut activity: Vec<_> = self.destinations.values().map(|record| record.last_active).collect();
         activity.sort_unstable();
         let median = activity[activity.len() / 2];
         self.destinations.retain(|_, record| record.last_active >= median);
     }
 
-    /// Ends since the start; no bytes.
-    pub(super) fn counts(&self) -> Tally {
+    /// Returns the totals since the start, without bytes.
+    pub(super) fn counts(&self) -> TransferTotals {
         self.counts
     }
 
@@ -261,7 +259,7 @@ impl Past {
 
 fn push(list: &mut VecDeque<EndedTransfer>, ended: EndedTransfer) {
     list.push_front(ended);
-    list.truncate(KEPT);
+    list.truncate(MAX_KEPT);
 }
 
 #[cfg(test)]

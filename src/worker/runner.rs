@@ -1,0 +1,226 @@
+//! Path of one job through the worker: decode, claim, acquire, attempt, plan, settle. Each station
+//! owns its state, and none is visited twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::activity::Activity;
+use super::admission::{Admission, Permit};
+use super::attempt::{Attempts, OwnedJob};
+use super::check::{CHECK_TYPE, Checks};
+use super::decode::{DecodedJob, Decoder};
+use super::history;
+use super::in_flight::{AttemptId, Claim, InFlight, InFlightJob, JobEnd, JobOwner, Joined};
+use super::lease::{AttemptState, LeaseState};
+use super::settle::Settler;
+use super::settlement::{self, Conclusion, SettlementContext, SettlementPlan};
+use super::{Clock, WorkerParts};
+use crate::domain::destination::DestinationId;
+use crate::domain::job::JobId;
+use crate::domain::lane::Lane;
+use crate::domain::outcome::{Class, History, OutcomeKind, RetryDelay, RetryPolicy};
+use crate::metrics::{DeferCause, Metrics};
+use crate::queue::{Delivery, OutcomeEvent, Queue, Settlement};
+use crate::runtime::failpoints;
+use crate::telemetry::spans::{self, Trace};
+use crate::upload::StopSignals;
+
+/// Word in traces for the end of a delivery whose job another delivery owns.
+const JOINED_OUTCOME: &str = "joined";
+
+/// Runs jobs. Built once, shared by all tasks.
+#[derive(Debug)]
+pub(super) struct Runner {
+    decoder: Arc<Decoder>,
+    in_flight: Arc<InFlight>,
+    admission: Arc<Admission>,
+    attempts: Attempts,
+    settler: Arc<Settler>,
+    checks: Checks,
+    policy: RetryPolicy,
+    prefix: String,
+    queue: Arc<dyn Queue>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    stop: StopSignals,
+}
+
+impl Runner {
+    pub(super) fn new(
+        parts: &WorkerParts,
+        admission: Arc<Admission>,
+        activity: Arc<Activity>,
+        stop: StopSignals,
+    ) -> Self {
+        let decoder = Arc::new(Decoder::new(parts.destinations.clone()));
+        let settler = Arc::new(Settler::new(parts, activity.clone()));
+        Self {
+            checks: Checks::new(parts, decoder.clone(), admission.clone(), settler.clone(), stop.cancel.clone()),
+            in_flight: InFlight::new(),
+            attempts: Attempts::new(parts, admission.clone(), activity),
+            policy: RetryPolicy {
+                max_attempts: parts.config.max_attempts.get(),
+                denied_for: parts.denied_for,
+                max_deferral_age: RetryPolicy::MAX_DEFERRAL_AGE,
+            },
+            prefix: parts.prefix.clone(),
+            queue: parts.queue.clone(),
+            metrics: parts.metrics.clone(),
+            clock: parts.clock,
+            decoder,
+            admission,
+            settler,
+            stop,
+        }
+    }
+
+    /// Handles one delivery until it is settled.
+    pub(super) async fn handle(self: Arc<Self>, delivery: Delivery, permit: Permit) {
+        failpoints::hit("taken");
+        if delivery.properties.kind.as_deref() == Some(CHECK_TYPE) {
+            return self.checks.run(delivery, permit).await;
+        }
+        let job = match self.decoder.decode(&delivery) {
+            Ok(job) => job,
+            Err(rejection) => {
+                // Waiting for the broker needs no slot.
+                drop(permit);
+                let (job_id, destination) = rejection.identity();
+                let id = job_id.map(JobId::as_str).or(delivery.properties.message_id.as_deref());
+                let trace = self.trace(&delivery, id, destination);
+                return trace.run(self.settler.reject(delivery, *rejection)).await;
+            }
+        };
+        let trace = self.trace(&delivery, Some(job.job.id.as_str()), Some(&job.destination.id));
+        match self.in_flight.claim(AttemptId::of(&job), (self.clock)()) {
+            Claim::Owned(owner) => trace.run(self.run(delivery, &job, owner, permit)).await,
+            Claim::Delivered(event) => {
+                drop(permit);
+                trace.run(self.answer_again(delivery, &job, &event)).await;
+            }
+            Claim::Duplicate { job: in_flight, same } => {
+                drop(permit);
+                trace.run(self.join(&in_flight, same, delivery, &job)).await;
+            }
+        }
+    }
+
+    /// Runs a job that this delivery owns: acquire, attempt, plan, settle.
+    async fn run(&self, mut delivery: Delivery, job: &DecodedJob, owner: JobOwner, permit: Permit) {
+        let lane = delivery.lane;
+        let acquired = self.admission.acquire(&delivery, job, permit).await;
+        let started_at = (self.clock)();
+        let state = AttemptState::new(&delivery, job, &self.stop, started_at);
+        let (conclusion, attempt) = match acquired {
+            Ok(permit) => {
+                self.count_wait(&delivery, job, started_at);
+                let owned = OwnedJob { job, owner: &owner, state: &state };
+                let (result, facts) = self.attempts.run(&mut delivery, owned, permit).await;
+                self.settler.abort_outdated(&state, &job.destination).await;
+                (Conclusion::Attempted(result), Some(facts))
+            }
+            Err(deferral) => (Conclusion::Deferred(deferral), None),
+        };
+        let context = SettlementContext {
+            prefix: &self.prefix,
+            policy: &self.policy,
+            lane,
+            properties: &delivery.properties,
+            job,
+            started_at,
+            now: attempt.as_ref().map_or(started_at, |facts| facts.finished_at),
+            took: attempt.as_ref().map_or(Duration::ZERO, |facts| facts.took),
+            next_probe: attempt.as_ref().and_then(|facts| facts.next_probe),
+            last_success_at: self.admission.last_success_at(&job.destination.id),
+            lease: state.lease_context(),
+        };
+        let plan = settlement::plan(&context, conclusion);
+        self.settler.record(&context, &plan, attempt.as_ref().map(|facts| &*facts.progress));
+        let owned = OwnedJob { job, owner: &owner, state: &state };
+        let end = self.settle(delivery, plan, owned, attempt.is_some()).await;
+        owner.release(end);
+        // The quarantine lasts until the delivery is settled.
+        drop(attempt.and_then(|facts| facts.quarantine));
+    }
+
+    /// Settles a job, and returns its end for the duplicates.
+    async fn settle(&self, delivery: Delivery, plan: SettlementPlan, owned: OwnedJob<'_>, attempted: bool) -> JobEnd {
+        let OwnedJob { job, owner, state } = owned;
+        if let Some(outcome) = plan.outcome.as_ref().filter(|outcome| outcome.kind == OutcomeKind::Delivered) {
+            owner.delivered(outcome.event.clone());
+        }
+        self.record_deferral(&job.destination.id, &plan);
+        owner.settling();
+        let is_final = plan.is_final;
+        let resumable = state.lease_context().upload_id.filter(|_| !plan.abort_upload);
+        let settled = self.settler.perform(delivery, plan, state, &job.destination).await;
+        if attempted && (!settled || state.lease_state() == LeaseState::Lost) {
+            self.settler.abort_unrecorded(state, &job.destination).await;
+        }
+        if settled && is_final { JobEnd::Settled(resumable) } else { JobEnd::Open }
+    }
+
+    /// Informs admission of a deferred job.
+    fn record_deferral(&self, destination: &DestinationId, plan: &SettlementPlan) {
+        let Settlement::Defer { delay, .. } = plan.settlement else { return };
+        if plan.failure.as_ref().is_some_and(|failure| failure.class() == Class::Destination) {
+            self.admission.record_delayed(destination, delay);
+        }
+        if matches!(plan.deferred, Some(DeferCause::Concurrency | DeferCause::Rate)) {
+            self.admission.record_limited(destination, delay);
+        }
+    }
+
+    /// Answers a job that was delivered before: only its outcome is published, to the new requester.
+    async fn answer_again(&self, delivery: Delivery, job: &DecodedJob, event: &OutcomeEvent) {
+        tracing::info!(job_id = %job.job.id, "the job was delivered before; its outcome is published again");
+        spans::ended(OutcomeKind::Delivered.as_str(), None);
+        self.settler.abort_carried(job, None).await;
+        let event = OutcomeEvent { reply_to: settlement::reply_to(&delivery.properties), ..event.clone() };
+        self.settler.settle(delivery, Settlement::Ack, vec![event]).await;
+    }
+
+    /// Waits for the owner of a job, though not for ever: a duplicate takes a place of the prefetch.
+    async fn join(&self, in_flight: &InFlightJob, same: bool, delivery: Delivery, job: &DecodedJob) {
+        tracing::debug!(job_id = %job.job.id, "the job is in flight here; its duplicate waits");
+        let upload_id = job.checkpoint().map(|checkpoint| checkpoint.upload_id.as_str());
+        let (delivery, end) = match in_flight.join(delivery, same, upload_id).await {
+            Joined::Taken => return spans::ended(JOINED_OUTCOME, None),
+            Joined::Returned(delivery, end) => (delivery, end),
+        };
+        let settlement = match end {
+            Some(JobEnd::Settled(resumed)) => {
+                self.settler.abort_carried(job, resumed.as_deref()).await;
+                Settlement::Ack
+            }
+            Some(JobEnd::Open) => Settlement::Requeue,
+            None => Settlement::Defer { delay: RetryDelay::S30, headers: history::started_at(in_flight.started_at) },
+        };
+        let word = if matches!(settlement, Settlement::Ack) { JOINED_OUTCOME } else { settlement.action() };
+        spans::ended(word, None);
+        self.settler.settle(delivery, settlement, Vec::new()).await;
+    }
+
+    /// Observes how long a job waited for its first attempt.
+    fn count_wait(&self, delivery: &Delivery, job: &DecodedJob, now: Timestamp) {
+        let first = job.headers.history == History::default() && delivery.lane != Lane::Continued;
+        if let Some(created) = job.job.created_at.filter(|_| first) {
+            let waited = Duration::try_from(now.duration_since(created)).unwrap_or_default();
+            self.metrics.queue_wait(delivery.lane, waited);
+        }
+    }
+
+    /// Returns the place of a delivery in the trace of its job; empty where nothing is known of it.
+    fn trace(&self, delivery: &Delivery, job_id: Option<&str>, destination: Option<&DestinationId>) -> Trace {
+        Trace::of(&spans::Message {
+            system: self.queue.system(),
+            exchange: &self.prefix,
+            routing_key: &delivery.routing_key,
+            job_id: job_id.unwrap_or_default(),
+            destination: destination.map(DestinationId::as_str).unwrap_or_default(),
+            headers: &delivery.properties.headers,
+        })
+    }
+}
