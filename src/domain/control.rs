@@ -1,7 +1,8 @@
-//! Control messages: what an operator asks of every worker of a fleet, by the stream `consign.control` alone.
+//! Control messages: commands of an operator for every worker of a fleet, published to the stream
+//! `consign.control` alone.
 //!
-//! Every worker reads them from the start of what is kept (7 days) and then live, and may read one more than once: whoever acts on
-//! one must be able to do so again.
+//! Every worker reads the messages of the last 7 days and then live ones. It may read one more than
+//! once, so performing a command must be idempotent.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -10,26 +11,27 @@ use uuid::Uuid;
 
 use crate::domain::destination::{DestinationId, Invalid, strict};
 
-/// The version this program reads and writes.
+/// Version that this program reads and writes.
 pub const VERSION: u64 = 1;
-/// How long they are kept. What they ask for holds for as long.
+/// Days for which messages are kept, and for which their commands hold.
 pub const KEPT_DAYS: u64 = 7;
-/// The header of a backfill's jobs: whose they are.
+/// Header of a backfill's jobs: the backfill's id.
 pub const BACKFILL_HEADER: &str = "consign-backfill";
-/// Beside it: when the command began that published them (RFC 3339). A cancellation is for what was begun before it.
+/// Header beside it: start of the command that published them (RFC 3339). A cancellation covers
+/// commands that started before it.
 pub const BACKFILL_BEGUN_HEADER: &str = "consign-backfill-at";
-/// A control message is short; whatever is longer is none.
-const LONGEST: usize = 4096;
+/// Most bytes of a control message.
+const MAX_BYTES: usize = 4096;
 
-/// A backfill's name: 1-64 of `[A-Za-z0-9._-]`, fit for a queue's name and a file's.
+/// Id of a backfill: 1-64 of `[A-Za-z0-9._-]`, valid in the names of queues and files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackfillId(String);
 
 impl BackfillId {
-    /// Parses a name; the error's field is `backfill`.
+    /// Parses an id; the error's field is `backfill`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        // A file's name, too: neither hidden nor the way up.
+        // It becomes a file name: neither hidden nor a parent directory.
         if text.is_empty() || text.len() > 64 || text.starts_with('.') || !text.bytes().all(inner) {
             let problem = "a backfill's id is 1-64 of A-Z, a-z, 0-9 and ._- and does not begin with a dot";
             return Err(Invalid::new("backfill", problem));
@@ -37,7 +39,7 @@ impl BackfillId {
         Ok(Self(text.to_owned()))
     }
 
-    /// The name as it was given.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -49,23 +51,23 @@ impl std::fmt::Display for BackfillId {
     }
 }
 
-/// What is asked for.
+/// Command for every worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlCommand {
-    /// Jobs of this backfill that have not begun end as `skipped`.
+    /// Ends the jobs of this backfill that have not started as `skipped`.
     CancelBackfill(BackfillId),
-    /// The circuit of this destination is closed: its jobs are tried again at once.
+    /// Closes the circuit breaker of this destination, and releases its delayed jobs.
     ResetCircuit(DestinationId),
 }
 
-/// One control message.
+/// Control message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Control {
-    /// Tells it from every other one; the same when it is read again.
+    /// Unique id; the same when the message is read again.
     pub id: Uuid,
-    /// When it was asked for.
+    /// Time of the request.
     pub at: Timestamp,
-    /// What is asked for.
+    /// Command.
     pub command: ControlCommand,
 }
 
@@ -78,7 +80,7 @@ struct Raw {
     version: u64,
     /// A UUID.
     id: String,
-    /// When it was asked for, RFC 3339.
+    /// Time of the request, RFC 3339.
     #[schemars(with = "String", extend("format" = "date-time"))]
     at: Timestamp,
     /// What is asked for.
@@ -92,7 +94,7 @@ struct Raw {
     destination: Option<String>,
 }
 
-/// The JSON Schema of a control message.
+/// Returns the JSON Schema of a control message.
 pub fn schema() -> schemars::Schema {
     schemars::schema_for!(Raw)
 }
@@ -101,29 +103,29 @@ const CANCEL_BACKFILL: &str = "cancel_backfill";
 const RESET_CIRCUIT: &str = "reset_circuit";
 
 impl Control {
-    /// A new one.
+    /// Creates a message with a new id.
     pub fn new(command: ControlCommand, at: Timestamp) -> Self {
         Self { id: Uuid::new_v4(), at, command }
     }
 
-    /// As JSON.
+    /// Renders it as JSON.
     pub fn render(&self) -> Vec<u8> {
         let (kind, backfill, destination) = match &self.command {
             ControlCommand::CancelBackfill(id) => (CANCEL_BACKFILL, Some(id.to_string()), None),
             ControlCommand::ResetCircuit(id) => (RESET_CIRCUIT, None, Some(id.to_string())),
         };
         let (id, kind) = (self.id.to_string(), kind.to_owned());
-        // Strings and numbers: serde_json has nothing to refuse here.
+        // Strings and numbers: serde_json always serializes them.
         serde_json::to_vec(&Raw { version: VERSION, id, at: self.at, kind, backfill, destination }).unwrap_or_default()
     }
 
-    /// Reads one: an unknown version, kind or field, a field that is missing or belongs to another kind, and trailing data are
-    /// errors, which name the field.
+    /// Parses a message. An unknown version, kind or field, a field that is missing or belongs to another
+    /// kind, and trailing data are errors, which name the field.
     pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
-        if body.len() > LONGEST {
+        if body.len() > MAX_BYTES {
             return Err(Invalid::new(
                 "body",
-                format!("has {} bytes, and a control message at most {LONGEST}", body.len()),
+                format!("has {} bytes, and a control message at most {MAX_BYTES}", body.len()),
             ));
         }
         let mut json = serde_json::Deserializer::from_slice(body);
@@ -160,11 +162,11 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let wishes = [
+        let commands = [
             ControlCommand::CancelBackfill(BackfillId::parse("nightly.2026_11-22").unwrap()),
             ControlCommand::ResetCircuit(DestinationId::parse("acme").unwrap()),
         ];
-        for command in wishes {
+        for command in commands {
             let control = Control::new(command, Timestamp::from_second(1_800_000_000).unwrap());
             assert_eq!(Control::parse(&control.render()).unwrap(), control);
         }
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_not_exactly_one_is_refused_by_field() {
+    fn a_malformed_message_is_rejected_by_field() {
         for (from, to, field) in [
             ("\"version\":1", "\"version\":2", "version"),
             ("cancel_backfill", "cancel_everything", "kind"),
@@ -198,7 +200,7 @@ mod tests {
         let by_position =
             br#"[1,"0f0c5d3e-8f7a-4d0e-9a39-1d1f0c3c2b1a","2026-11-22T10:00:00Z","cancel_backfill","b-1"]"#;
         assert_eq!(Control::parse(by_position).unwrap_err().field, "body");
-        assert_eq!(Control::parse(&[b' '; LONGEST + 1]).unwrap_err().field, "body");
+        assert_eq!(Control::parse(&[b' '; MAX_BYTES + 1]).unwrap_err().field, "body");
     }
 
     #[test]

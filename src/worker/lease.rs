@@ -112,7 +112,7 @@ impl AttemptState {
             ),
         };
         let open_upload = OpenUpload::default();
-        // Recorded even if the transfer never starts: whoever ends the job must not forget the upload.
+        // Recorded even if the transfer never starts: the end of the job must not forget the upload.
         if let Some(checkpoint) = job.checkpoint() {
             open_upload.open(checkpoint.clone());
         }

@@ -1,9 +1,9 @@
-//! A destination for tests.
+//! Destination for tests.
 
 use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::domain::destination::{Destination, DestinationId};
 
-/// A role destination of this account.
+/// Returns a role destination of this account.
 pub(super) fn destination(id: &str, account: &str) -> Destination {
     let auth = RawAuth { role_arn: Some(format!("arn:aws:iam::{account}:role/r")), ..RawAuth::default() };
     let (bucket, region) = ("acme-exports".to_owned(), "eu-central-1".to_owned());

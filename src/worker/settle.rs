@@ -148,7 +148,7 @@ impl Settler {
 
     /// Cleans up after an attempt whose delivery may not be settled (the lease is lost, or no copy was
     /// made for certain): aborts an upload that no message records. What a lease records, and what the
-    /// delivery carried, is known to whoever gets it, and may be in use there already.
+    /// delivery carried, is known to the worker that gets it, and may be in use there already.
     pub(super) async fn abort_unrecorded(&self, state: &AttemptState, destination: &Arc<Destination>) {
         self.abort_outdated(state, destination).await;
         self.abort_open_upload(state, destination, |checkpoint| !state.is_recorded(checkpoint)).await;

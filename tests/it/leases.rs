@@ -114,7 +114,7 @@ async fn came_again(site: &mut Site, s3: &ScriptedS3) -> (Worker, Vec<u8>, Strin
     .await;
     proxy.set(Weather::Fair);
     until("the job comes again", Duration::from_secs(60), async || {
-        worker.log().contains("came again while it is at work").then_some(())
+        worker.log().contains("the job is in flight here; its duplicate waits").then_some(())
     })
     .await;
     (worker, content, direct)

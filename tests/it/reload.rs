@@ -94,7 +94,7 @@ async fn a_section_that_is_corrected_lets_the_jobs_go_that_wait_for_it() {
     shop.worker.rewrite_config(&shop.site.toml());
     shop.worker.reload();
     shop.delivered("waits").await;
-    let back = "jobs that waited for destinations that were reset are back";
+    let back = "delayed jobs of destinations that recovered were released";
     until("it was called back", Duration::from_secs(30), async || shop.worker.log().contains(back).then_some(())).await;
     assert_eq!(shop.worker.metric(open, "destination=\"beta\"").await, 0.0);
     assert!(shop.worker.log().contains("\"changed\":1"), "the log says that a section is another");

@@ -1,4 +1,4 @@
-//! Outcomes as the outside sees them: CloudEvents 1.0, structured JSON.
+//! Outcome events: CloudEvents 1.0, structured JSON.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The namespace of event ids, drawn once. Changing it would give old outcomes new ids.
+/// Namespace of event ids, drawn once. Changing it would give old outcomes new ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2a9c_50c7_4e0b_9a7e_3c1f_0d5e_8b42);
 
-/// What an outcome says.
+/// Kind of an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OutcomeKind {
     /// The object is complete. Terminal; beats every other outcome of the same job.
     Delivered,
-    /// The job was given up. Terminal.
+    /// The job failed for good. Terminal.
     Failed,
-    /// An attempt was charged and another will follow.
+    /// An attempt failed and was charged; another follows.
     Retrying,
     /// The key was taken, or the job was cancelled. Terminal.
     Skipped,
@@ -26,7 +26,7 @@ pub enum OutcomeKind {
 }
 
 impl OutcomeKind {
-    /// The word in routing keys and metric labels.
+    /// Word in routing keys and metric labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
@@ -37,18 +37,18 @@ impl OutcomeKind {
         }
     }
 
-    /// The CloudEvents `type`.
+    /// CloudEvents `type`.
     pub fn event_type(self) -> String {
         format!("consign.transfer.{}.v1", self.as_str())
     }
 
-    /// True when no other outcome of this run of the job follows.
+    /// Returns true when no other outcome of this run of the job follows.
     pub fn is_terminal(self) -> bool {
         self != Self::Retrying
     }
 }
 
-/// What S3 said about the encryption of an object.
+/// Encryption of an object, as S3 reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Encryption {
     /// `AES256`, `aws:kms` or `aws:kms:dsse`.
@@ -65,7 +65,7 @@ pub struct OutcomeData {
     pub job_id: String,
     /// The destination's id.
     pub destination: String,
-    /// The platform's name of the customer.
+    /// Name of the customer at the platform.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
     /// The bucket.
@@ -92,23 +92,23 @@ pub struct OutcomeData {
     /// The CRC-64/NVME of the whole object, as S3 writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checksum_crc64nvme: Option<String>,
-    /// What S3 said about encryption.
+    /// Encryption that S3 reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
     /// Charged attempts, this one included. Of `expired`: those that were charged, which may be none.
     pub attempts: u32,
-    /// When this attempt began.
+    /// Start of this attempt.
     #[schemars(with = "Option<String>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
-    /// When it ended.
+    /// End of this attempt.
     #[schemars(with = "Option<String>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
-    /// How long it took, in seconds.
+    /// Duration of this attempt in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
-    /// Whether an unfinished upload was continued.
+    /// True when an unfinished upload was resumed.
     pub resumed: bool,
     /// The job's labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -119,22 +119,23 @@ pub struct OutcomeData {
     /// On failure: the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What happened, in plain words: on failure, and where a job was skipped because its backfill was cancelled.
+    /// Description in plain words: on failure, and where a job was skipped because its backfill was
+    /// cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// On failure: what the customer can do.
+    /// On failure: remedy for the customer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// On failure: AWS's request id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aws_request_id: Option<String>,
-    /// On failure: when the next try begins.
+    /// On failure: time of the next attempt.
     #[schemars(with = "Option<String>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Timestamp>,
 }
 
-/// The envelope.
+/// Envelope.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "consign outcome", rename = "outcome")]
 pub struct Outcome {
@@ -149,7 +150,7 @@ pub struct Outcome {
     pub kind: String,
     /// The job's id.
     pub subject: String,
-    /// When it was made.
+    /// Time at which it was made.
     #[schemars(with = "String")]
     pub time: Timestamp,
     /// Always `application/json`.
@@ -157,13 +158,15 @@ pub struct Outcome {
     /// The job's trace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// What became of the transfer.
+    /// Data of the outcome.
     pub data: OutcomeData,
 }
 
-/// The CloudEvents id of an outcome: the same for each copy, so that consumers can drop duplicates.
+/// Returns the CloudEvents id of an outcome: the same for each copy, so that consumers can drop
+/// duplicates.
 ///
-/// `run` is the `consign-run` header (0 unless requeued). A `.retrying` outcome is told apart by its attempt.
+/// `run` is the `consign-run` header (0 unless requeued). `.retrying` outcomes of one run
+/// differ by their attempt.
 pub fn event_id(job_id: &str, run: u32, kind: OutcomeKind, attempt: u32) -> String {
     let attempt = if kind.is_terminal() { 0 } else { attempt };
     Uuid::new_v5(&NAMESPACE, format!("{job_id}\n{run}\n{}\n{attempt}", kind.event_type()).as_bytes()).to_string()
@@ -193,7 +196,7 @@ pub fn render(
     serde_json::to_vec(&outcome).unwrap_or_default()
 }
 
-/// The JSON Schema of an outcome.
+/// Returns the JSON Schema of an outcome.
 pub fn outcome_schema() -> schemars::Schema {
     schemars::schema_for!(Outcome)
 }
