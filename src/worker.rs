@@ -13,6 +13,7 @@
 mod activity;
 mod admission;
 mod attempt;
+mod cancellations;
 mod check;
 mod consume;
 mod control;
@@ -20,6 +21,7 @@ mod decode;
 mod history;
 mod in_flight;
 pub(crate) mod lease;
+mod parts;
 mod runner;
 #[cfg(test)]
 mod sample;
@@ -29,24 +31,22 @@ mod settlement;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::WorkerConfig;
-use crate::domain::destination::{DestinationId, Destinations};
+use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
-use crate::transfer::Transport;
 use crate::upload::StopSignals;
 pub use activity::{Activity, DestinationRecord, EndedTransfer, FailureDetail, Recent, RunningTransfer, Throughput};
 use admission::Admission;
 pub use admission::{AdmissionView, CircuitView, WaitingJobs};
+use cancellations::Cancellations;
 use consume::Consumer;
-use control::{Cancellations, ControlReader};
+use control::ControlReader;
+pub use parts::{Clock, WorkerParts};
 use runner::Runner;
 
 /// Time in which the broker must answer a request to stop consuming, and to close.
@@ -55,35 +55,6 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Share of the drain time in which transfers may still finish. The rest is for requeueing the others.
 const FINISHING_SHARE: f64 = 0.8;
-
-/// Source of the current time. It must advance with tokio's clock, which everything waits by:
-/// `Timestamp::now` does.
-pub type Clock = fn() -> Timestamp;
-
-/// Parts of a worker. Built once by the composition root.
-#[derive(Debug)]
-pub struct WorkerParts {
-    /// `[worker]`.
-    pub config: WorkerConfig,
-    /// `broker.prefix`, the source of every outcome.
-    pub prefix: String,
-    /// `broker.lease_after`.
-    pub lease_after: Duration,
-    /// Lifetime of a cached denial of STS.
-    pub denied_for: Duration,
-    /// `check.egress_addresses`, for connection tests by message.
-    pub egress_addresses: Vec<String>,
-    /// Source of jobs.
-    pub queue: Arc<dyn Queue>,
-    /// Delivers them.
-    pub transport: Arc<dyn Transport>,
-    /// Current time.
-    pub clock: Clock,
-    /// Configured destinations, replaced as a whole by a reload.
-    pub destinations: watch::Receiver<Arc<Destinations>>,
-    /// Metrics.
-    pub metrics: Arc<Metrics>,
-}
 
 /// Consumes jobs from a queue and delivers them until it is drained.
 #[derive(Debug)]

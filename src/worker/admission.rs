@@ -22,9 +22,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::control::Cancellations;
+use super::cancellations::Cancellations;
 use super::decode::DecodedJob;
-use super::{Clock, WorkerParts};
+use super::parts::{Clock, WorkerParts};
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, RetryDelay, TransferResult};

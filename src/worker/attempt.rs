@@ -18,7 +18,7 @@ use super::admission::{Admission, Permit};
 use super::decode::DecodedJob;
 use super::in_flight::JobOwner;
 use super::lease::{AttemptState, LeaseGuard, LeaseState, MAX_CRASHES};
-use super::{Clock, WorkerParts};
+use super::parts::{Clock, WorkerParts};
 use crate::domain::job::Job;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, History, Reason, TransferResult};

@@ -14,17 +14,16 @@ use super::decode::{DecodedJob, Decoder};
 use super::history;
 use super::in_flight::{AttemptId, Claim, InFlight, InFlightJob, JobEnd, JobOwner, Joined};
 use super::lease::{AttemptState, LeaseState};
+use super::parts::{Clock, WorkerParts};
 use super::settle::Settler;
 use super::settlement::{self, Conclusion, SettlementContext, SettlementPlan};
-use super::{Clock, WorkerParts};
 use crate::domain::destination::DestinationId;
-use crate::domain::job::JobId;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, History, OutcomeKind, RetryDelay, RetryPolicy};
 use crate::metrics::{DeferCause, Metrics};
-use crate::queue::{Delivery, OutcomeEvent, Queue, Settlement};
+use crate::queue::{Delivery, OutcomeEvent, Settlement};
 use crate::runtime::failpoints;
-use crate::telemetry::spans::{self, Trace};
+use crate::telemetry::spans;
 use crate::upload::StopSignals;
 
 /// Word in traces for the end of a delivery whose job another delivery owns.
@@ -41,7 +40,6 @@ pub(super) struct Runner {
     checks: Checks,
     policy: RetryPolicy,
     prefix: String,
-    queue: Arc<dyn Queue>,
     metrics: Arc<Metrics>,
     clock: Clock,
     stop: StopSignals,
@@ -66,7 +64,6 @@ impl Runner {
                 max_deferral_age: RetryPolicy::MAX_DEFERRAL_AGE,
             },
             prefix: parts.prefix.clone(),
-            queue: parts.queue.clone(),
             metrics: parts.metrics.clone(),
             clock: parts.clock,
             decoder,
@@ -87,13 +84,10 @@ impl Runner {
             Err(rejection) => {
                 // Waiting for the broker needs no slot.
                 drop(permit);
-                let (job_id, destination) = rejection.identity();
-                let id = job_id.map(JobId::as_str).or(delivery.properties.message_id.as_deref());
-                let trace = self.trace(&delivery, id, destination);
-                return trace.run(self.settler.reject(delivery, *rejection)).await;
+                return self.settler.reject(delivery, *rejection).await;
             }
         };
-        let trace = self.trace(&delivery, Some(job.job.id.as_str()), Some(&job.destination.id));
+        let trace = self.settler.trace(&delivery, Some(job.job.id.as_str()), Some(&job.destination.id));
         match self.in_flight.claim(AttemptId::of(&job), (self.clock)()) {
             Claim::Owned(owner) => trace.run(self.run(delivery, &job, owner, permit)).await,
             Claim::Delivered(event) => {
@@ -210,17 +204,5 @@ impl Runner {
             let waited = Duration::try_from(now.duration_since(created)).unwrap_or_default();
             self.metrics.queue_wait(delivery.lane, waited);
         }
-    }
-
-    /// Returns the place of a delivery in the trace of its job; empty where nothing is known of it.
-    fn trace(&self, delivery: &Delivery, job_id: Option<&str>, destination: Option<&DestinationId>) -> Trace {
-        Trace::of(&spans::Message {
-            system: self.queue.system(),
-            exchange: &self.prefix,
-            routing_key: &delivery.routing_key,
-            job_id: job_id.unwrap_or_default(),
-            destination: destination.map(DestinationId::as_str).unwrap_or_default(),
-            headers: &delivery.properties.headers,
-        })
     }
 }

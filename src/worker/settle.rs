@@ -7,16 +7,16 @@ use tracing::Instrument as _;
 use super::activity::Activity;
 use super::decode::{DecodedJob, Rejection};
 use super::lease::AttemptState;
+use super::parts::{Clock, WorkerParts};
 use super::settlement::{self, SettlementContext, SettlementPlan};
-use super::{Clock, WorkerParts};
-use crate::domain::destination::Destination;
+use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::job::JobId;
 use crate::domain::job::lease::Checkpoint;
 use crate::domain::outcome::{Class, Failure, OutcomeKind};
 use crate::metrics::Metrics;
 use crate::queue::{Delivery, OutcomeEvent, Queue, QueueError, Settlement};
 use crate::runtime::failpoints;
-use crate::telemetry::spans;
+use crate::telemetry::spans::{self, Trace};
 use crate::transfer::Transport;
 use crate::upload::Progress;
 
@@ -41,6 +41,23 @@ impl Settler {
             metrics: parts.metrics.clone(),
             clock: parts.clock,
         }
+    }
+
+    /// Returns the place of a delivery in the trace of its job; empty where nothing is known of it.
+    pub(super) fn trace(
+        &self,
+        delivery: &Delivery,
+        job_id: Option<&str>,
+        destination: Option<&DestinationId>,
+    ) -> Trace {
+        Trace::of(&spans::Message {
+            system: self.queue.system(),
+            exchange: &self.prefix,
+            routing_key: &delivery.routing_key,
+            job_id: job_id.unwrap_or_default(),
+            destination: destination.map(DestinationId::as_str).unwrap_or_default(),
+            headers: &delivery.properties.headers,
+        })
     }
 
     /// Performs a plan: aborts the upload that nobody resumes, publishes outcome and copy, acknowledges.
@@ -81,7 +98,14 @@ impl Settler {
     }
 
     /// Dead-letters a message that is no job for this worker, with the job as it was published.
-    pub(super) async fn reject(&self, mut delivery: Delivery, mut rejection: Rejection) {
+    pub(super) async fn reject(&self, delivery: Delivery, rejection: Rejection) {
+        let (job_id, destination) = rejection.identity();
+        let id = job_id.map(JobId::as_str).or(delivery.properties.message_id.as_deref());
+        let trace = self.trace(&delivery, id, destination);
+        trace.run(self.rejected(delivery, rejection)).await;
+    }
+
+    async fn rejected(&self, mut delivery: Delivery, mut rejection: Rejection) {
         if let Some(lease) = rejection.lease.take() {
             (delivery.body, delivery.properties.content_type) = (lease.body, lease.content_type);
             if lease.checkpoint.is_some() {

@@ -25,7 +25,8 @@ use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::lane::Lane;
 use crate::metrics::DeferCause;
 use crate::upload::RateLimiter;
-use destination_load::{DestinationLoad, Waiter};
+pub(super) use destination_load::Deferred;
+use destination_load::Waiter;
 use worker_load::WorkerLoad;
 
 /// Longest time that the bytes of earlier transfers may take before another one starts.
@@ -34,6 +35,9 @@ const MAX_RATE_DEBT: Duration = Duration::from_secs(30);
 const MAX_TRACKED: usize = 10_000;
 /// Wait for a permit that is accepted in any case.
 pub(super) const IMMINENT_WAIT: Duration = Duration::from_secs(1);
+
+type DestinationLoad = destination_load::DestinationLoad<DestinationPermit>;
+type Granted = Vec<(Waiter<DestinationPermit>, DestinationPermit)>;
 
 /// Limits of one worker, shared by all its transfers.
 #[derive(Debug)]
@@ -63,15 +67,6 @@ pub(super) enum LimitDecision {
     Imminent(oneshot::Receiver<DestinationPermit>),
     /// It is deferred.
     Deferred(Deferred),
-}
-
-/// Deferral of a job whose destination has all the transfers, or all the bytes per second, that it
-/// may have.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Deferred {
-    /// Expected time until a permit is free.
-    pub(super) wait: Duration,
-    pub(super) cause: DeferCause,
 }
 
 /// Jobs of a destination that wait for a permit, for `/status`.
@@ -213,7 +208,7 @@ impl Limits {
     }
 
     /// Releases a permit, and grants it to the next job that waits, be it for another destination.
-    fn release(self: &Arc<Self>, permit: &DestinationPermit) -> Vec<(Waiter, DestinationPermit)> {
+    fn release(self: &Arc<Self>, permit: &DestinationPermit) -> Granted {
         let mut state = self.state();
         let LimitState { destinations, worker } = &mut *state;
         let Some(load) = destinations.get_mut(&permit.destination) else { return Vec::new() };
@@ -233,7 +228,7 @@ impl Limits {
         id: &DestinationId,
         load: &mut DestinationLoad,
         worker: &mut WorkerLoad,
-    ) -> Vec<(Waiter, DestinationPermit)> {
+    ) -> Granted {
         load.drop_cancelled(worker);
         load.update_share(worker);
         let mut granted = Vec::new();
@@ -248,7 +243,7 @@ impl Limits {
 }
 
 /// Sends permits to their jobs. One whose job has left is dropped, and so granted to the next.
-fn send(granted: Vec<(Waiter, DestinationPermit)>) {
+fn send(granted: Granted) {
     for (waiter, permit) in granted {
         drop(waiter.grant.send(permit));
     }

@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::worker_load::WorkerLoad;
-use super::{Deferred, DestinationPermit};
 use crate::domain::destination::Destination;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
@@ -33,9 +32,18 @@ const UNKNOWN_TRANSFER_SECS: f64 = 0.1;
 /// Weight of the newest transfer in the mean.
 const MEAN_WEIGHT: f64 = 0.2;
 
-/// Transfers of one destination.
-#[derive(Debug, Default)]
-pub(super) struct DestinationLoad {
+/// Deferral of a job whose destination has all the transfers, or all the bytes per second, that it
+/// may have.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::worker::admission) struct Deferred {
+    /// Expected time until a permit is free.
+    pub(in crate::worker::admission) wait: Duration,
+    pub(in crate::worker::admission) cause: DeferCause,
+}
+
+/// Transfers of one destination. `P` is the permit that its jobs wait for.
+#[derive(Debug)]
+pub(super) struct DestinationLoad<P> {
     limit: u32,
     /// Transfers that it may have now: its limit, or its share of the worker.
     allowed: u32,
@@ -43,7 +51,7 @@ pub(super) struct DestinationLoad {
     rate_bound: bool,
     /// Start of each running transfer.
     running: Vec<Instant>,
-    pub(super) queue: Vec<Waiter>,
+    pub(super) queue: Vec<Waiter<P>>,
     /// Deferred jobs by the time of their return. Those of other workers are not known, nor need they
     /// be: each worker sees its share.
     pub(super) deferred: BTreeMap<Instant, u32>,
@@ -54,13 +62,28 @@ pub(super) struct DestinationLoad {
 
 /// Job that waits for a permit.
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(super) struct Waiter<P> {
     pub(super) lane: Lane,
     pub(super) in_slot: bool,
-    pub(super) grant: oneshot::Sender<DestinationPermit>,
+    pub(super) grant: oneshot::Sender<P>,
 }
 
-impl DestinationLoad {
+impl<P> Default for DestinationLoad<P> {
+    fn default() -> Self {
+        Self {
+            limit: 0,
+            allowed: 0,
+            rate_bound: false,
+            running: Vec::new(),
+            queue: Vec::new(),
+            deferred: BTreeMap::new(),
+            mean_seconds: 0.0,
+            rate_limiter: None,
+        }
+    }
+}
+
+impl<P> DestinationLoad<P> {
     /// Takes over the destination's current configuration. With a rate, it has as many transfers as can
     /// each send a part within [`MAX_PART_INTERVAL_SECS`]: more would only make their sources wait, which
     /// many servers do not.
@@ -109,7 +132,7 @@ impl DestinationLoad {
     }
 
     /// Adds a job that waits for a permit.
-    pub(super) fn enqueue(&mut self, waiter: Waiter, worker: &mut WorkerLoad) {
+    pub(super) fn enqueue(&mut self, waiter: Waiter<P>, worker: &mut WorkerLoad) {
         worker.waiting += usize::from(!waiter.in_slot);
         self.queue.push(waiter);
     }
@@ -122,7 +145,7 @@ impl DestinationLoad {
     }
 
     /// Removes the next job: by lane, and within a lane first come, first served.
-    pub(super) fn next_waiter(&mut self, worker: &mut WorkerLoad) -> Option<Waiter> {
+    pub(super) fn next_waiter(&mut self, worker: &mut WorkerLoad) -> Option<Waiter<P>> {
         let (index, _) = self.queue.iter().enumerate().min_by_key(|(index, waiter)| (waiter.lane, *index))?;
         let waiter = self.queue.remove(index);
         worker.waiting -= usize::from(!waiter.in_slot);
