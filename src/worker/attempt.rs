@@ -45,7 +45,7 @@ impl Worker {
 
     /// As [`Worker::trace`], with what is known of the job; empty where nothing is.
     pub(super) fn trace_of(&self, delivery: &Delivery, job_id: &str, destination: &str) -> Trace {
-        Trace::of(&spans::Message {
+        Trace::of(&spans::MessageAttributes {
             system: self.parts.queue.system(),
             exchange: &self.parts.prefix,
             routing_key: &delivery.routing_key,
