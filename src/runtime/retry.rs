@@ -62,7 +62,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     #[test]
-    fn delays_are_bounded_in_number_and_length() {
+    fn waits_are_bounded_in_number_and_length() {
         let mut retry = Retry::bounded(5, S, 4 * S);
         let delays: Vec<_> = std::iter::from_fn(|| retry.next_wait(None)).collect();
         assert_eq!(delays.len(), 5);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_are_spread_over_the_whole_range() {
+    fn waits_are_spread_over_the_whole_range() {
         let firsts: Vec<_> = (0..400).filter_map(|_| Retry::endless(S, 9 * S).next_wait(None)).collect();
         assert!(firsts.iter().any(|w| *w < S / 5) && firsts.iter().any(|w| *w > S * 4 / 5));
         assert!(firsts.iter().all(|w| *w <= S));

@@ -136,7 +136,7 @@ pub fn source(scheme: &str) -> Span {
 
 /// The attributes of an S3 request.
 #[derive(Debug)]
-pub struct ObjectAttributes<'a> {
+pub struct S3RequestAttributes<'a> {
     /// Name of the bucket.
     pub bucket: &'a str,
     /// Key of the object, including the prefix.
@@ -148,7 +148,7 @@ pub struct ObjectAttributes<'a> {
 }
 
 /// Creates the span of an S3 request, including its retries.
-pub fn s3(operation: &'static str, object: &ObjectAttributes<'_>) -> Span {
+pub fn s3(operation: &'static str, object: &S3RequestAttributes<'_>) -> Span {
     tracing::info_span!(
         target: TARGET,
         "s3",

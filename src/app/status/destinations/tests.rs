@@ -45,7 +45,7 @@ async fn sessions(metrics: &Arc<Metrics>) -> Sessions {
     Sessions::new(config, aws, identity, metrics.clone())
 }
 
-struct Fixture {
+struct StatusFixture {
     configured: Destinations,
     worked_for: BTreeMap<DestinationId, DestinationRecord>,
     running: Vec<RunningTransfer>,
@@ -56,7 +56,7 @@ struct Fixture {
     sessions: Sessions,
 }
 
-impl Fixture {
+impl StatusFixture {
     async fn new(configured: impl Iterator<Item = String>) -> Self {
         Self {
             configured: configured.map(|id| destination(&id)).collect(),
@@ -108,7 +108,8 @@ fn running(destination: &str) -> RunningTransfer {
 
 #[tokio::test]
 async fn failing_ones_come_first_then_the_busiest_then_the_latest() {
-    let mut fixture = Fixture::new(["idle", "late", "early", "busy", "closed"].into_iter().map(str::to_owned)).await;
+    let mut fixture =
+        StatusFixture::new(["idle", "late", "early", "busy", "closed"].into_iter().map(str::to_owned)).await;
     fixture.worked_for.extend([record("late", 0, 9), record("early", 0, 3), record("inline-failing", 2, 1)]);
     fixture.running = vec![running("busy"), running("busy"), running("early")];
     let circuit = CircuitView {
@@ -137,7 +138,7 @@ async fn failing_ones_come_first_then_the_busiest_then_the_latest() {
 
 #[tokio::test]
 async fn a_recovered_destination_ranks_as_healthy_until_it_fails_again() {
-    let mut fixture = Fixture::new(["acme".to_owned(), "busy".to_owned()].into_iter()).await;
+    let mut fixture = StatusFixture::new(["acme".to_owned(), "busy".to_owned()].into_iter()).await;
     let at = |second: i64| Timestamp::from_second(second).unwrap();
     let trouble = |at| Trouble {
         at,
@@ -152,7 +153,7 @@ async fn a_recovered_destination_ranks_as_healthy_until_it_fails_again() {
     fixture.worked_for.insert(id.clone(), failed_at(10));
     fixture.recovered.insert(id.clone(), at(9));
     fixture.running = vec![running("busy")];
-    let shown = |fixture: &Fixture| serde_json::to_value(fixture.states("")).unwrap()["shown"].clone();
+    let shown = |fixture: &StatusFixture| serde_json::to_value(fixture.states("")).unwrap()["shown"].clone();
     assert_eq!((fixture.ids(""), &shown(&fixture)[0]["mended_at"]), (vec!["acme".into(), "busy".into()], &().into()));
     fixture.recovered.insert(id.clone(), at(11));
     assert_eq!(fixture.ids(""), ["busy", "acme"]);
@@ -163,7 +164,7 @@ async fn a_recovered_destination_ranks_as_healthy_until_it_fails_again() {
 
 #[tokio::test]
 async fn the_list_is_bounded_and_every_destination_can_be_found() {
-    let fixture = Fixture::new((0..3000).map(|number| format!("customer-{number}"))).await;
+    let fixture = StatusFixture::new((0..3000).map(|number| format!("customer-{number}"))).await;
     let all = fixture.states("");
     assert_eq!((all.shown.len(), all.matching), (MAX_SHOWN, 3000));
     assert_eq!(fixture.ids("customer-2999"), ["customer-2999"]);
@@ -176,7 +177,7 @@ async fn the_list_is_bounded_and_every_destination_can_be_found() {
 
 #[tokio::test]
 async fn a_refused_session_shows_reason_and_seconds_left() {
-    let fixture = Fixture::new(["acme".to_owned()].into_iter()).await;
+    let fixture = StatusFixture::new(["acme".to_owned()].into_iter()).await;
     let state = || serde_json::to_value(fixture.states("")).unwrap()["shown"][0]["session"].clone();
     assert_eq!(state(), serde_json::json!({"state": "none"}));
     // Without an identity the worker refuses the role itself; no request is made.
