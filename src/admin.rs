@@ -1,8 +1,8 @@
-//! The HTTP endpoint for people, probes and Prometheus. GET only, read only, no secrets, bounded in every direction.
+//! The HTTP endpoint for people, probes and Prometheus. GET only, read-only, without secrets.
 //!
-//! It is not authenticated, so it listens on loopback by default. One request a connection and a deadline for the whole of
-//! it: nobody can hold more than [`CONNECTIONS`] for longer than [`DEADLINE`], however slowly he sends or reads. So the
-//! status page polls: each look is a connection of its own.
+//! It has no authentication, so it listens on loopback by default. Each connection serves one
+//! request and has a deadline, so slow clients hold at most [`MAX_CONNECTIONS`] connections for at
+//! most [`CONNECTION_TIMEOUT`]. The status page polls, with a new connection for each request.
 
 mod page;
 
@@ -24,25 +24,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// Connections at once; more wait in the listener's backlog.
-const CONNECTIONS: usize = 64;
-/// Bytes of a request's head.
-const HEAD: usize = 16 << 10;
-/// Until a request's head is complete.
+/// Maximum of concurrent connections; more wait in the listener's backlog.
+const MAX_CONNECTIONS: usize = 64;
+/// Maximum size of a request's head, in bytes.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+/// Time limit for receiving a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Until the answer has been read.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Time limit for a whole connection.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the endpoint shows. Each closure is called for each request and must not block.
+/// The data behind the endpoint. The closures are called for each request and must not block.
 #[derive(Clone)]
 pub struct AdminState {
-    /// `/metrics`.
+    /// Content of `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// `/readyz`: why not, if not.
+    /// Readiness for `/readyz`, with the reason if not ready.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// `/livez`: whether the loops turn.
+    /// Liveness for `/livez`: false when a loop of the worker is stalled.
     pub live: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// `/status`, for destinations whose id contains the text.
+    /// Content of `/status`, for destinations whose id contains the text.
     pub status: Arc<dyn Fn(&str) -> serde_json::Value + Send + Sync>,
 }
 
@@ -52,14 +52,15 @@ impl fmt::Debug for AdminState {
     }
 }
 
-/// Serves until `stop`; requests that are being answered then are answered, within their deadline.
+/// Serves requests until `stop` is cancelled, then finishes those in progress within their
+/// deadline.
 pub async fn serve(listener: TcpListener, state: AdminState, stop: CancellationToken) {
     let router = router(state);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = tokio_util::task::TaskTracker::new();
     loop {
-        let next = async { (places.clone().acquire_owned().await, listener.accept().await) };
-        let (place, accepted) = tokio::select! {
+        let next = async { (permits.clone().acquire_owned().await, listener.accept().await) };
+        let (permit, accepted) = tokio::select! {
             () = stop.cancelled() => break,
             next = next => next,
         };
@@ -67,13 +68,13 @@ pub async fn serve(listener: TcpListener, state: AdminState, stop: CancellationT
             Ok((stream, _)) => {
                 let router = router.clone();
                 connections.spawn(async move {
-                    answer(stream, router, HEAD_TIMEOUT).await;
-                    drop(place);
+                    serve_connection(stream, router, HEAD_TIMEOUT).await;
+                    drop(permit);
                 });
             }
             Err(problem) => {
-                // Most often "too many open files": wait for some to be closed instead of turning at full speed.
-                tracing::warn!(%problem, "the admin endpoint could not accept a connection");
+                // Usually "too many open files": wait for some to be closed instead of spinning.
+                tracing::warn!(%problem, "the admin endpoint failed to accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -82,18 +83,18 @@ pub async fn serve(listener: TcpListener, state: AdminState, stop: CancellationT
     connections.wait().await;
 }
 
-async fn answer(stream: TcpStream, router: Router, head_timeout: Duration) {
+async fn serve_connection(stream: TcpStream, router: Router, head_timeout: Duration) {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
-        .max_buf_size(HEAD)
+        .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(64)
         .keep_alive(false);
     let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match tokio::time::timeout(DEADLINE, connection).await {
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(problem)) => tracing::debug!(%problem, "a connection to the admin endpoint broke off"),
-        Err(_) => tracing::debug!("a connection to the admin endpoint took too long"),
+        Ok(Err(problem)) => tracing::debug!(%problem, "a connection to the admin endpoint failed"),
+        Err(_) => tracing::debug!("a connection to the admin endpoint timed out"),
     }
 }
 
@@ -108,7 +109,7 @@ fn router(state: AdminState) -> Router {
 }
 
 async fn live(State(state): State<AdminState>) -> Response {
-    if (state.live)() { "ok\n".into_response() } else { unavailable("a loop of the worker stands still") }
+    if (state.live)() { "ok\n".into_response() } else { unavailable("a loop of the worker is stalled") }
 }
 
 async fn ready(State(state): State<AdminState>) -> Response {
@@ -131,7 +132,7 @@ async fn status(State(state): State<AdminState>, uri: Uri) -> Response {
     axum::Json((state.status)(&filter(&uri))).into_response()
 }
 
-/// The text of `?destination=`; ids are in small letters, and none is longer than this.
+/// Returns the value of `?destination=`, in lower case and at most as long as an id.
 fn filter(uri: &Uri) -> String {
     let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let text = query.into_iter().find(|(name, _)| name == "destination").map(|(_, text)| text);

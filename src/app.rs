@@ -1,8 +1,9 @@
-//! The composition root: builds every long-lived part once, and owns the order of start and stop.
+//! The composition root: builds every long-lived part once and owns the order of start and stop.
 //!
-//! Start: admin endpoint, identity, sessions, sources, uploader, queue, worker. Stop: worker (drain), queue, admin endpoint.
+//! Start: admin endpoint, identity, sessions, sources, uploader, queue, worker. Stop: worker
+//! (drain), queue, admin endpoint.
 
-mod refused;
+mod last_reload;
 mod signals;
 mod status;
 
@@ -17,43 +18,43 @@ use crate::config::{Config, Reload};
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{self, QueueError};
-use crate::runtime::shutdown::{Shutdown, Signal};
-use crate::runtime::systemd::Supervisor;
+use crate::runtime::shutdown::{Shutdown, TerminationSignal};
+use crate::runtime::systemd::ServiceManager;
 use crate::session::{Identity, Sessions};
 use crate::source::Sources;
-use crate::telemetry::Log;
+use crate::telemetry::LogHandle;
 use crate::transfer::Transfers;
 use crate::upload::Uploader;
 use crate::worker::{Worker, WorkerParts};
-use refused::LastReload;
-use signals::{Reloading, announce};
+use last_reload::LastReload;
+use signals::{ReloadHandler, register};
 
-/// How a worker ended.
+/// The way a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// Everything was settled or given back in time.
+pub enum WorkerExit {
+    /// Every delivery was settled or requeued in time.
     Drained,
-    /// The drain time was over first; what was left comes again from the queue.
-    CutShort,
-    /// A second signal ended it at once.
-    Forced(Signal),
+    /// The drain timeout expired first. The queue redelivers the remaining jobs.
+    TimedOut,
+    /// A second signal stopped it immediately.
+    Forced(TerminationSignal),
 }
 
-/// Why a worker could not start.
+/// A failed start of a worker.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The admin endpoint's address is taken or not ours.
+    /// The address of the admin endpoint is in use or does not belong to this machine.
     #[error("admin.listen: {address} can't be used: {error}; choose another address")]
     Admin {
         /// The address.
         address: std::net::SocketAddr,
-        /// What the system said.
+        /// The error of the operating system.
         error: std::io::Error,
     },
-    /// The signals of the process can't be taken over.
-    #[error("the system refuses signal handlers: {0}")]
+    /// The signal handlers can't be installed.
+    #[error("failed to install signal handlers: {0}")]
     Signals(std::io::Error),
-    /// The https client for sources can't be built.
+    /// The HTTPS client for sources can't be built.
     #[error("https sources can't be read: {0}")]
     Sources(String),
     /// The queue can't be used as configured.
@@ -61,34 +62,39 @@ pub enum StartError {
     Queue(QueueError),
 }
 
-/// What a worker stands on that is not in its configuration.
+/// The parts of a worker that come from its environment instead of its configuration.
 #[derive(Debug)]
-pub struct Ground {
-    /// Who it is for AWS.
+pub struct WorkerEnvironment {
+    /// AWS identity of the worker.
     pub identity: Identity,
-    /// The admin endpoint's listener; `admin.listen` is not looked at.
+    /// Listener of the admin endpoint; `admin.listen` is ignored.
     pub listener: TcpListener,
-    /// What ends it.
+    /// The signals that stop it.
     pub shutdown: Shutdown,
 }
 
-/// Runs a worker until a signal ends it.
+/// Runs a worker until a signal stops it.
 ///
-/// A broker that is away at the start is waited for; `/readyz` says so.
-pub async fn run(config: Config, log: Log, reload: Reload) -> Result<Ending, StartError> {
+/// If the broker is unavailable at the start, the worker waits for it, and `/readyz` reports that.
+pub async fn run(config: Config, log: LogHandle, reload: Reload) -> Result<WorkerExit, StartError> {
     let shutdown = Shutdown::listen().map_err(StartError::Signals)?;
     let address = config.admin.listen;
     let listener = TcpListener::bind(address).await.map_err(|error| StartError::Admin { address, error })?;
     let identity = Identity::load(&config.aws).await;
-    run_on(Ground { identity, listener, shutdown }, config, Some((log, reload))).await
+    run_in(WorkerEnvironment { identity, listener, shutdown }, config, Some((log, reload))).await
 }
 
-/// As [`run`] on ground that is prepared already. Without `reload`, SIGHUP is left to whoever holds the [`Shutdown`].
-pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)>) -> Result<Ending, StartError> {
-    let Ground { identity, listener, shutdown } = ground;
+/// Runs a worker as [`run`] does, in the given environment. Without `reload`, SIGHUP is left to the
+/// holder of the [`Shutdown`].
+pub async fn run_in(
+    ground: WorkerEnvironment,
+    config: Config,
+    reload: Option<(LogHandle, Reload)>,
+) -> Result<WorkerExit, StartError> {
+    let WorkerEnvironment { identity, listener, shutdown } = ground;
     let metrics = Arc::new(Metrics::new(config.metrics.max_destinations));
     let (destinations, current) = watch::channel(config.destinations.clone());
-    announce(&metrics, &config.destinations);
+    register(&metrics, &config.destinations);
     let staging = (!config.source.s3_buckets.is_empty()).then(|| identity.staging_client(&config.aws));
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
     let sources = Sources::new(config.source.clone(), config.upload.min_rate, metrics.clone(), staging);
@@ -116,47 +122,48 @@ pub async fn run_on(ground: Ground, config: Config, reload: Option<(Log, Reload)
     let admin = tokio::spawn(admin::serve(listener, state.clone(), stop_admin.clone()));
     tracing::info!(
         worker = config.worker.id, admin = %address, slots = config.worker.slots, destinations = config.destinations.len(),
-        version = env!("CARGO_PKG_VERSION"), "consign has started"
+        version = env!("CARGO_PKG_VERSION"), "worker started"
     );
-    let supervisor = Supervisor::of_process();
-    supervisor.ready();
-    let reloading = Reloading {
+    let service_manager = ServiceManager::from_environment();
+    service_manager.ready();
+    let reload_handler = ReloadHandler {
         destinations: &destinations,
         sessions: &sessions,
         metrics: &metrics,
         worker: &worker,
-        supervisor,
+        service_manager,
         last: last_reload,
     };
-    let (end, drain) = (shutdown.end(), shutdown.drain());
-    let ending = tokio::select! {
-        () = end.cancelled() => None,
-        () = reloading.follow(shutdown.clone(), reload) => None,
-        () = signals::answer_questions(shutdown.clone(), state.clone()) => None,
-        () = supervisor.follow(|| worker.alive(), || worker.ready()) => None,
-        () = supervisor.stop_with(shutdown.drain()) => None,
+    let (force, drain) = (shutdown.force(), shutdown.drain());
+    let drained = tokio::select! {
+        () = force.cancelled() => None,
+        () = reload_handler.follow(shutdown.clone(), reload) => None,
+        () = signals::log_status_on_request(shutdown.clone(), state.clone()) => None,
+        () = service_manager.follow(|| worker.alive(), || worker.ready()) => None,
+        () = service_manager.stop_with(shutdown.drain()) => None,
         drained = worker.run(drain) => Some(drained),
     };
     stop_admin.cancel();
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), admin).await;
-    Ok(match (ending, shutdown.ended_by()) {
-        (Some(true), _) => Ending::Drained,
-        (None, Some(signal)) => Ending::Forced(signal),
-        (Some(false) | None, _) => Ending::CutShort,
+    Ok(match (drained, shutdown.forced_by()) {
+        (Some(true), _) => WorkerExit::Drained,
+        (None, Some(signal)) => WorkerExit::Forced(signal),
+        (Some(false) | None, _) => WorkerExit::TimedOut,
     })
 }
 
-/// How much each lane fetches ahead: what runs, as much again to hide the broker's round trip, and no more than is soon begun. As
-/// many again may wait without a slot for their destination's turn, and must not keep the others away.
+/// Prefetch count of each lane: the running jobs, as many again to hide the round trip to the
+/// broker, and no more than can start soon. As many again may wait without a slot for a permit of
+/// their destination, and must not block the others.
 fn lanes(config: &Config) -> Vec<(Lane, u16)> {
     let slots = config.worker.slots.get();
-    let ahead = |running: u32, waiting: u32| {
+    let prefetch = |running: u32, waiting: u32| {
         let count = running.saturating_mul(2).saturating_add(waiting);
         u16::try_from(count).unwrap_or(u16::MAX)
     };
-    let mut lanes = vec![(Lane::Continued, ahead(slots, slots)), (Lane::Scheduled, ahead(slots, slots))];
+    let mut lanes = vec![(Lane::Continued, prefetch(slots, slots)), (Lane::Scheduled, prefetch(slots, slots))];
     if config.worker.backfill_slots > 0 {
-        lanes.push((Lane::Backfill, ahead(config.worker.backfill_slots.min(slots), 0)));
+        lanes.push((Lane::Backfill, prefetch(config.worker.backfill_slots.min(slots), 0)));
     }
     lanes
 }

@@ -30,7 +30,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::{Config, Loaded, LogConfig, LogFormat, Problems, Reload};
 use crate::domain::destination::DestinationId;
-use crate::runtime::shutdown::Signal;
+use crate::runtime::shutdown::TerminationSignal;
 
 /// Names the configuration's file where `-c` is left out.
 const CONFIG_VARIABLE: &str = "CONSIGN_CONFIG";
@@ -55,7 +55,7 @@ pub enum Exit {
     /// 78: the configuration is wrong.
     Config,
     /// 130 or 143: a signal ended it at once.
-    Signal(Signal),
+    Signal(TerminationSignal),
 }
 
 impl Exit {
@@ -353,8 +353,8 @@ mod tests {
             Exit::Partly,
             Exit::Denied,
             Exit::Config,
-            Exit::Signal(Signal::Interrupt),
-            Exit::Signal(Signal::Terminate),
+            Exit::Signal(TerminationSignal::Interrupt),
+            Exit::Signal(TerminationSignal::Terminate),
         ];
         assert_eq!(all.map(Exit::code), [0, 1, 2, 3, 69, 75, 77, 78, 130, 143]);
     }

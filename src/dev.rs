@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use tokio::net::TcpListener;
 
-use crate::app::{Ending, Ground, StartError};
+use crate::app::{StartError, WorkerEnvironment, WorkerExit};
 use crate::config::Problems;
 use crate::domain::destination::{Invalid, Region};
 use crate::queue::QueueError;
@@ -56,7 +56,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Ended {
     /// How the worker ended.
-    pub ending: Ending,
+    pub ending: WorkerExit,
     /// What became of the jobs of this start.
     pub tally: Tally,
 }
@@ -138,7 +138,7 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
     let planned = if given.is_empty() { samples::samples(&home, &run) } else { given };
     let example = planned.first().map(|planned| planned.job.source.url.clone()).unwrap_or_default();
     let stage = Stage { cloud, secrets, config, page, report, started, example, home };
-    stage.play(planned, options.once, Ground { identity, listener, shutdown }).await
+    stage.play(planned, options.once, WorkerEnvironment { identity, listener, shutdown }).await
 }
 
 /// What this is, and what it is not.

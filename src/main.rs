@@ -1,7 +1,7 @@
-//! Arguments, configuration, telemetry, runtime, command, in this order: how to log is itself configured, so whatever is
-//! wrong before that is said in plain text.
+//! Starts the program: arguments, configuration, telemetry, runtime, command. Logging is itself
+//! configured, so problems before that are printed as plain text.
 
-// The type of a whole transfer, unfolded by an optimising build, is deeper than the default allows.
+// The nested future type of a transfer exceeds the default limit in optimized builds.
 #![recursion_limit = "256"]
 
 use std::process::ExitCode;
@@ -13,7 +13,8 @@ use consign::{config, telemetry};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Huge pages round every arena of the allocator up to 2 MiB; a worker of 40 MiB would hold 60. Not all kernels know the wish.
+    // Huge pages round every arena of the allocator up to 2 MiB: a worker of 40 MiB would hold 60.
+    // Some kernels lack the option.
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     telemetry::log_panics();
@@ -47,7 +48,7 @@ fn start(cli: Cli) -> Exit {
     reload.running = config::Running::of(&loaded);
     let log = match telemetry::init(&cli.command.log(&loaded)) {
         Ok(log) => log,
-        Err(problem) => return cli::complain(&format!("logging can't begin: {problem}"), Exit::Failed),
+        Err(problem) => return cli::complain(&format!("logging can't be started: {problem}"), Exit::Failed),
     };
     let exit = run_to_end(execute(cli, loaded.config, reload, log.clone()));
     log.close();
@@ -56,23 +57,24 @@ fn start(cli: Cli) -> Exit {
 
 /// Runs a command on a runtime of its own.
 fn run_to_end(command: impl Future<Output = Exit>) -> Exit {
-    let runtime = match runtime() {
+    let runtime = match build_runtime() {
         Ok(runtime) => runtime,
         Err(problem) => return cli::complain(&format!("threads can't be started: {problem}"), Exit::Failed),
     };
     let exit = runtime.block_on(command);
-    // A thread that still reads stdin or a slow disk must not hold the exit up.
+    // A thread blocked on stdin or a slow disk must not delay the exit.
     runtime.shutdown_background();
     exit
 }
 
-/// At least two threads, so that one that is busy with a large file does not keep heartbeats and probes waiting.
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+/// Builds a runtime of at least two threads, so that a thread busy with a large file does not delay
+/// heartbeats and probes.
+fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
     let threads = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
     tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
-async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: telemetry::Log) -> Exit {
+async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: telemetry::LogHandle) -> Exit {
     let json = cli.global.json;
     match cli.command {
         Command::Run(args) => cli::run::execute(args, config, reload, log).await,

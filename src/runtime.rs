@@ -1,4 +1,4 @@
-//! Ground services of the process: retry delays, shutdown, the service manager, failpoints.
+//! Services of the process: retry delays, signals, systemd notifications, failpoints.
 
 pub mod failpoints;
 pub mod retry;

@@ -1,7 +1,7 @@
-//! Log lines on stderr, spans for a collector, and what is logged when the program breaks one of its own rules.
+//! Log lines on stderr, spans for an OpenTelemetry collector, and the log line of a panic.
 //!
-//! Below `info`, the libraries that carry secrets (signed requests, tokens, the broker's password) are cut off whatever the
-//! filter says: their debug lines print headers and frames whole.
+//! Debug and trace lines of libraries that handle secrets (signed requests, tokens, the broker's
+//! password) are always suppressed, because they print whole headers and frames.
 
 mod export;
 pub mod spans;
@@ -19,8 +19,8 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use crate::config::{LogConfig, LogFormat};
 use export::Export;
 
-/// Crates whose debug and trace lines hold secrets.
-const LOUD: [&str; 11] = [
+/// Crates whose debug and trace lines contain secrets.
+const SECRET_CRATES: [&str; 11] = [
     "aws_config",
     "aws_runtime",
     "aws_sdk_",
@@ -34,27 +34,28 @@ const LOUD: [&str; 11] = [
     "s3s",
 ];
 
-/// The running log. Its filter can be changed while the program runs.
+/// A handle of the running log. Its filter can be changed while the program runs.
 #[derive(Debug, Clone)]
-pub struct Log {
+pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
     export: Option<Export>,
 }
 
-/// Where lines and spans go.
+/// A layer that receives log lines or spans.
 type Sink = Box<dyn Layer<Registry> + Send + Sync>;
 
-impl Log {
+impl LogHandle {
     /// Replaces the filter.
     ///
     /// # Errors
-    /// The filter does not parse; the old one stays.
+    /// The filter is invalid. The previous one stays in effect.
     pub fn set_filter(&self, filter: &str) -> Result<(), String> {
-        let filter = parsed(filter)?;
+        let filter = parse_filter(filter)?;
         self.filter.reload(filter).map_err(|problem| problem.to_string())
     }
 
-    /// Sends the spans that are left, within a second; for the end of the program, outside of any runtime.
+    /// Sends the remaining spans within a second. Call it at the end of the program, outside of any
+    /// runtime.
     pub fn close(&self) {
         if let Some(export) = &self.export {
             export.close();
@@ -62,41 +63,43 @@ impl Log {
     }
 }
 
-/// Starts logging to stderr, with `log.otlp_endpoint` also the sending of spans, and logs panics from now on. Once in a process.
+/// Starts logging to stderr, exporting spans to `log.otlp_endpoint` if it is set, and logging
+/// panics. Call it once.
 ///
 /// # Errors
-/// The filter does not parse, the endpoint can't be used, or somebody else logs already.
-pub fn init(config: &LogConfig) -> Result<Log, String> {
-    let filter = parsed(&config.filter)?;
+/// The filter is invalid, the endpoint can't be used, or a logger is already installed.
+pub fn init(config: &LogConfig) -> Result<LogHandle, String> {
+    let filter = parse_filter(&config.filter)?;
     let (lines, filter) = lines(config.format, filter, std::io::stderr);
     let export = config.otlp_endpoint.as_ref().map(Export::to).transpose()?;
     let sinks: Vec<Sink> = std::iter::once(lines).chain(export.as_ref().map(traces)).collect();
     tracing_subscriber::registry().with(sinks).try_init().map_err(|problem| problem.to_string())?;
     log_panics();
-    Ok(Log { filter, export })
+    Ok(LogHandle { filter, export })
 }
 
-/// lapin repeats as an error, in its own terms, whatever the broker refuses. Our own line says it, so lapin's show only where the
-/// filter names it.
-fn parsed(filter: &str) -> Result<EnvFilter, String> {
+/// Parses a filter. lapin logs every refusal of the broker as an error, which the worker logs as
+/// well, so lapin is off unless the filter names it.
+fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
     let quiet = if filter.contains("lapin") { "" } else { ",lapin=off" };
     format!("{filter}{quiet}").parse().map_err(|problem: tracing_subscriber::filter::ParseError| problem.to_string())
 }
 
-/// The lines, and the handle by which their filter is changed. The spans of traces have a filter of their own.
+/// Returns the layer of log lines and the handle of its filter. Exported spans have a filter of
+/// their own.
 fn lines<W>(format: LogFormat, filter: EnvFilter, writer: W) -> (Sink, reload::Handle<EnvFilter, Registry>)
 where
     W: for<'writer> tracing_subscriber::fmt::MakeWriter<'writer> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(filter);
-    // The hint leaves the last word on levels to the filter.
-    let fit = filter_fn(is_for_the_log).with_max_level_hint(LevelFilter::TRACE);
+    // The hint leaves the decision about levels to the filter.
+    let own = filter_fn(is_for_the_log).with_max_level_hint(LevelFilter::TRACE);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer: Sink = match format {
         LogFormat::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
         LogFormat::Text => layer.with_ansi(colours()).with_target(false).boxed(),
     };
-    (layer.with_filter(filter.and(fit)).boxed(), handle)
+    (layer.with_filter(filter.and(own)).boxed(), handle)
 }
 
 fn traces(export: &Export) -> Sink {
@@ -112,24 +115,25 @@ fn traces(export: &Export) -> Sink {
         .boxed()
 }
 
-/// Colours are for people: a terminal, and no wish to the contrary (<https://no-color.org>).
+/// Returns true if stderr is a terminal and `NO_COLOR` is not set (<https://no-color.org>).
 fn colours() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     std::io::stderr().is_terminal() && !refused
 }
 
-/// Its warnings are raw prints of a failure that the worker's own line says in words, with the remedy.
-const RAW: &str = "aws_config::meta::credentials";
+/// A target whose warnings repeat, unformatted, a failure that the worker logs itself.
+const REPEATED_WARNINGS: &str = "aws_config::meta::credentials";
 
 fn is_for_the_log(line: &Metadata<'_>) -> bool {
-    line.target() != spans::TARGET && carries_no_secret(line) && !line.target().starts_with(RAW)
+    line.target() != spans::TARGET && carries_no_secret(line) && !line.target().starts_with(REPEATED_WARNINGS)
 }
 
 fn carries_no_secret(line: &Metadata<'_>) -> bool {
-    *line.level() <= Level::INFO || !LOUD.iter().any(|loud| line.target().starts_with(loud))
+    *line.level() <= Level::INFO || !SECRET_CRATES.iter().any(|name| line.target().starts_with(name))
 }
 
-/// From now on a panic is one log line with its message and place; before logging has begun, one line of text.
+/// Installs a hook that logs each panic with its message and location; before logging has started,
+/// it prints a line.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -137,7 +141,7 @@ pub fn log_panics() {
         if LevelFilter::current() == LevelFilter::OFF {
             eprintln!("consign: panic at {place}: {message}");
         } else {
-            tracing::error!(place, message, "the program broke one of its own rules");
+            tracing::error!(place, message, "the program panicked");
         }
     }));
 }
@@ -172,12 +176,12 @@ mod tests {
         }
     }
 
-    fn logged(format: LogFormat, filter: &str, speak: impl FnOnce(&Log)) -> String {
+    fn logged(format: LogFormat, filter: &str, write_lines: impl FnOnce(&LogHandle)) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let (lines, filter) = lines(format, parsed(filter).unwrap(), move || writer.clone());
+        let (lines, filter) = lines(format, parse_filter(filter).unwrap(), move || writer.clone());
         let subscriber = tracing_subscriber::registry().with(vec![lines]);
-        tracing::subscriber::with_default(subscriber, || speak(&Log { filter, export: None }));
+        tracing::subscriber::with_default(subscriber, || write_lines(&LogHandle { filter, export: None }));
         captured.text()
     }
 
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lapin_says_of_a_refusal_shows_only_where_it_is_asked_for() {
+    fn lapin_logs_only_if_the_filter_names_it() {
         let text = |filter| {
             logged(LogFormat::Text, filter, |log| {
                 tracing::error!(target: "lapin::channel", "first");
@@ -222,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_that_print_secrets_are_cut_off_below_info() {
+    fn libraries_that_print_secrets_are_suppressed_below_info() {
         let text = logged(LogFormat::Text, "trace,lapin=trace", |_| {
             tracing::trace!(target: "aws_smithy_runtime::client", "x-amz-security-token: hidden");
             tracing::debug!(target: "lapin::channel", "hidden");
@@ -232,10 +236,11 @@ mod tests {
         assert!(!text.contains("hidden") && text.contains("connected") && text.contains("own"), "{text}");
     }
 
-    /// A job of this traceparent under the log alone: what it logs, and whether it has spans.
+    /// Runs a job with this traceparent without an exporter. Returns its log and true if it has
+    /// spans.
     fn job(traceparent: Option<&str>) -> (String, bool) {
         let headers = traceparent.map(|value| ("traceparent".to_owned(), value.to_owned())).into_iter().collect();
-        let message = spans::Message {
+        let message = spans::MessageAttributes {
             system: "rabbitmq",
             exchange: "consign",
             routing_key: "job.scheduled.acme",

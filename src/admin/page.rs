@@ -1,12 +1,13 @@
-//! The status page's files, compiled in. Nothing comes from elsewhere, and nothing of a job is in them: the page's own script
-//! reads `/status` and inserts what it finds as text.
+//! The files of the status page, compiled in. They load nothing from other servers. The page's
+//! script reads `/status` and inserts the values as text.
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-/// What a browser may do with any answer: load the page's own script and style, and ask `/status`. No inline script or style.
+/// Content security policy of every response: scripts, styles and requests of this origin only,
+/// nothing inline.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -28,7 +29,7 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Rou
     })
 }
 
-/// The headers that every answer of the endpoint carries.
+/// Adds the security headers that every response carries.
 pub(super) async fn harden(mut response: Response) -> Response {
     let fixed = [
         (header::CONTENT_SECURITY_POLICY, POLICY),

@@ -25,7 +25,7 @@ async fn server(ready: Result<(), String>, live: bool) -> Server {
 }
 
 impl Server {
-    async fn say(&self, request: &str) -> String {
+    async fn send(&self, request: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut reply = Vec::new();
@@ -35,7 +35,7 @@ impl Server {
     }
 
     async fn get(&self, path: &str) -> String {
-        self.say(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n")).await
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n")).await
     }
 }
 
@@ -65,7 +65,7 @@ async fn every_page_has_its_content_type() {
 }
 
 #[tokio::test]
-async fn the_pages_files_are_there_and_every_answer_is_hardened() {
+async fn all_files_are_served_and_every_response_has_the_security_headers() {
     let server = server(Ok(()), true).await;
     let page = server.get("/").await;
     let named = |attribute| page.split(attribute).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
@@ -94,7 +94,7 @@ async fn the_pages_files_are_there_and_every_answer_is_hardened() {
     }
 }
 
-/// The policy of the page forbids them; they would not run, and the console would complain.
+/// The content security policy would block inline code.
 #[tokio::test]
 async fn the_page_has_no_inline_code_and_inserts_nothing_as_markup() {
     let server = server(Ok(()), true).await;
@@ -133,7 +133,7 @@ async fn not_ready_and_not_live_are_503_with_the_reason() {
 #[tokio::test]
 async fn only_get_and_only_known_paths() {
     let server = server(Ok(()), true).await;
-    let post = server.say("POST /metrics HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n").await;
+    let post = server.send("POST /metrics HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n").await;
     assert!(post.starts_with("HTTP/1.1 405 "), "{post}");
     assert!(server.get("/secrets").await.starts_with("HTTP/1.1 404 "));
 }
@@ -141,24 +141,25 @@ async fn only_get_and_only_known_paths() {
 #[tokio::test]
 async fn a_long_head_is_refused() {
     let server = server(Ok(()), true).await;
-    let reply = server.say(&format!("GET / HTTP/1.1\r\nhost: h\r\nx: {}\r\n\r\n", "y".repeat(2 * HEAD))).await;
+    let reply =
+        server.send(&format!("GET / HTTP/1.1\r\nhost: h\r\nx: {}\r\n\r\n", "y".repeat(2 * MAX_HEAD_BYTES))).await;
     assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 431 "), "{reply}");
 }
 
 #[tokio::test]
-async fn who_sends_nothing_is_hung_up_on() {
+async fn a_client_that_sends_nothing_is_disconnected() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     client.write_all(b"GET / HTT").await.unwrap();
-    answer(stream, Router::new(), Duration::from_millis(10)).await;
+    serve_connection(stream, Router::new(), Duration::from_millis(10)).await;
     let mut reply = String::new();
     let _ = client.read_to_string(&mut reply).await;
     assert!(!reply.contains(" 200 "), "{reply}");
 }
 
 #[tokio::test]
-async fn it_stops_when_told() {
+async fn it_stops_on_cancellation() {
     let mut server = server(Ok(()), true).await;
     server.get("/livez").await;
     server.stop.cancel();

@@ -1,26 +1,27 @@
-//! What the admin endpoint shows of the running worker: `/status`, and through it the page at `/`.
+//! The content of `/status`, which the page at `/` shows.
 //!
-//! `/status` is one JSON object. Keys are added, never changed; sizes are bytes, times RFC 3339, and no secret, external id
-//! or query of a URL is in it. `?destination=TEXT` narrows `destination_states` to ids that contain the text.
+//! `/status` is one JSON object. Keys are added, never changed. Sizes are bytes, times RFC 3339. It
+//! holds no secret, no external id and no query of a URL. `?destination=TEXT` limits
+//! `destination_states` to ids that contain the text.
 //!
-//! | key | what |
+//! | key | content |
 //! |---|---|
-//! | `version`, `worker`, `prefix` | of the program, of this process, of its queues |
-//! | `time`, `started_at`, `uptime_seconds` | now and since when, on the worker's clock |
-//! | `ready`, `not_ready_because`, `draining` | whether jobs are taken, and if not, why |
-//! | `reload_refused` | `at` and `problem` (a line each, at most 11) of the last reload, where it was refused and the configuration before it stays; absent otherwise |
-//! | `slots` | `total`, `busy`, `backfill` (the most that backfills may hold) |
+//! | `version`, `worker`, `prefix` | version of the program, id of this process, prefix of its queues |
+//! | `time`, `started_at`, `uptime_seconds` | by the worker's clock |
+//! | `ready`, `not_ready_because`, `draining` | readiness for jobs, and the reason if not ready |
+//! | `reload_refused` | `at` and `problem` (at most 11 lines) of the last reload if it failed and the previous configuration stays in effect; absent otherwise |
+//! | `slots` | `total`, `busy`, `backfill` (the maximum for backfills) |
 //! | `lanes[]` | `lane`, `running`, `slots`, `delivered_bytes`, `ended` by outcome since the start |
-//! | `buffer` | `bytes` now in part buffers, `limit_bytes` |
+//! | `buffer` | `bytes` in part buffers, `limit_bytes` |
 //! | `broker` | `kind` (`rabbitmq`, `embedded`), `address` (no credentials), `connected`, `problem`, `unconfirmed`, `reconnects` |
-//! | `sessions`, `session_requests` | how many are kept; requests by how they were answered |
+//! | `sessions`, `session_requests` | sessions in the cache; requests by result |
 //! | `failures[]` | `class`, `reason`, `count` of failed attempts since the start, the most frequent first |
-//! | `retries`, `deferred` | attempts that were charged and repeated; jobs put off uncharged |
+//! | `retries`, `deferred` | charged attempts that are repeated; jobs deferred without charge |
 //! | `throughput` | 15 minutes in steps, see [`crate::worker::Throughput`] |
 //! | `running[]` | [`crate::worker::RunningTransfer`], the oldest first, at most 500 |
-//! | `recent` | the last ends, newest first: `ended[]` and `problems[]` of [`crate::worker::EndedTransfer`], 50 each |
-//! | `destinations` | how many are configured |
-//! | `destination_states` | `shown[]` (at most 100: trouble first, then the busiest), `matching`, `filter`; see [`destinations`] |
+//! | `recent` | the last ended transfers, newest first: `ended[]` and `problems[]` of [`crate::worker::EndedTransfer`], 50 each |
+//! | `destinations` | number of configured destinations |
+//! | `destination_states` | `shown[]` (at most 100: failing ones first, then the busiest), `matching`, `filter`; see [`destinations`] |
 
 mod destinations;
 
@@ -31,7 +32,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::refused::LastReload;
+use super::last_reload::LastReload;
 use crate::admin::AdminState;
 use crate::config::Config;
 use crate::domain::destination::Destinations;
@@ -39,11 +40,11 @@ use crate::metrics::Metrics;
 use crate::session::Sessions;
 use crate::worker::Worker;
 
-/// Running transfers that are listed.
-const RUNNING: usize = 500;
+/// Maximum number of running transfers in the list.
+const MAX_RUNNING: usize = 500;
 
-/// Everything the status is read from.
-struct View {
+/// Everything that the status is read from.
+struct StatusSource {
     worker: Arc<Worker>,
     sessions: Arc<Sessions>,
     metrics: Arc<Metrics>,
@@ -57,14 +58,15 @@ struct View {
     started: Timestamp,
 }
 
-/// Which queue this worker serves.
+/// Kind and address of the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct BrokerName {
     kind: &'static str,
-    /// Host and port, without credentials; none for a file.
+    /// Host and port, without credentials. `None` for the embedded queue.
     address: Option<String>,
 }
 
+/// Returns the callbacks of the admin endpoint.
 pub(super) fn admin_state(
     worker: &Arc<Worker>,
     sessions: &Arc<Sessions>,
@@ -73,7 +75,7 @@ pub(super) fn admin_state(
     (destinations, last_reload): (watch::Receiver<Arc<Destinations>>, LastReload),
 ) -> AdminState {
     let (ready, live) = (worker.clone(), worker.clone());
-    let view = View {
+    let source = StatusSource {
         worker: worker.clone(),
         sessions: sessions.clone(),
         metrics: metrics.clone(),
@@ -90,7 +92,7 @@ pub(super) fn admin_state(
         metrics: metrics.clone(),
         ready: Arc::new(move || ready.ready()),
         live: Arc::new(move || live.alive()),
-        status: Arc::new(move |filter| view.status(filter)),
+        status: Arc::new(move |filter| source.status(filter)),
     }
 }
 
@@ -106,26 +108,26 @@ fn broker_name(url: &str) -> BrokerName {
     BrokerName { kind: "rabbitmq", address }
 }
 
-impl View {
+impl StatusSource {
     fn status(&self, filter: &str) -> Value {
         let not_ready = self.worker.ready().err();
         let counts = self.metrics.snapshot();
         let mut running = self.worker.activity().list();
         let admission = self.worker.admission();
-        let states = destinations::states(&destinations::Known {
+        let states = destinations::states(&destinations::DestinationInputs {
             configured: &self.destinations.borrow().clone(),
             worked_for: self.worker.activity().destinations(),
             running: &running,
             sessions: &self.sessions,
             circuits: &admission.circuits,
-            mended: &admission.recovered_at,
+            recovered: &admission.recovered_at,
             waiting: &admission.waiting,
             awaiting_repair: &admission.awaiting_recovery,
             filter,
         });
         let now = Timestamp::now();
         let busy = running.len();
-        running.truncate(RUNNING);
+        running.truncate(MAX_RUNNING);
         let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "worker": self.id,
@@ -151,8 +153,8 @@ impl View {
             "destinations": self.destinations.borrow().len(),
             "destination_states": states,
         });
-        if let Some(refused) = self.last_reload.problem() {
-            status["reload_refused"] = json!(refused);
+        if let Some(failure) = self.last_reload.failure() {
+            status["reload_refused"] = json!(failure);
         }
         status
     }

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::diagnosis::{Side, Who};
 use crate::metrics::Metrics;
-use crate::runtime::shutdown::Signal;
+use crate::runtime::shutdown::TerminationSignal;
 use crate::session::{Identity, Sessions};
 use crate::upload::Uploader;
 use show::Show;
@@ -56,7 +56,7 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
                     told = tell(&config, &destination, &report).await;
                     report
                 }
-                None => return complain(INTERRUPTED, Exit::Signal(Signal::Interrupt)),
+                None => return complain(INTERRUPTED, Exit::Signal(TerminationSignal::Interrupt)),
             },
             Err(problem) => return complain(&problem, Exit::Usage),
         },

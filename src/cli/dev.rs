@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Exit, Global, complain};
-use crate::app::{Ending, StartError};
+use crate::app::{StartError, WorkerExit};
 use crate::dev::{self, DevError, Ended, Options};
 use crate::telemetry;
 
@@ -59,11 +59,11 @@ pub async fn execute(args: DevArgs, json: bool) -> Exit {
 fn exit(ended: &Ended, once: bool, own_files: bool) -> Exit {
     let tally = ended.tally;
     match ended.ending {
-        Ending::Forced(signal) => Exit::Signal(signal),
-        Ending::Drained if !once => Exit::Done,
-        Ending::Drained if tally.open == 0 && tally.surprises == 0 => Exit::Done,
-        Ending::Drained if own_files && tally.delivered > 0 => Exit::Partly,
-        Ending::CutShort | Ending::Drained => Exit::Failed,
+        WorkerExit::Forced(signal) => Exit::Signal(signal),
+        WorkerExit::Drained if !once => Exit::Done,
+        WorkerExit::Drained if tally.open == 0 && tally.surprises == 0 => Exit::Done,
+        WorkerExit::Drained if own_files && tally.delivered > 0 => Exit::Partly,
+        WorkerExit::TimedOut | WorkerExit::Drained => Exit::Failed,
     }
 }
 
@@ -79,21 +79,21 @@ fn code(problem: &DevError) -> Exit {
 mod tests {
     use super::*;
     use crate::dev::Tally;
-    use crate::runtime::shutdown::Signal;
+    use crate::runtime::shutdown::TerminationSignal;
 
     #[test]
     fn the_exit_code_says_how_it_went() {
         let with = |delivered, surprises, open| Tally { jobs: 5, delivered, surprises, open };
         let exit = |tally, ending, once, own| exit(&Ended { ending, tally }, once, own);
-        assert_eq!(exit(with(4, 0, 0), Ending::Drained, true, false), Exit::Done);
-        assert_eq!(exit(with(3, 1, 0), Ending::Drained, true, false), Exit::Failed);
-        assert_eq!(exit(with(3, 2, 0), Ending::Drained, true, true), Exit::Partly);
-        assert_eq!(exit(with(0, 5, 0), Ending::Drained, true, true), Exit::Failed);
-        assert_eq!(exit(with(2, 0, 3), Ending::Drained, true, false), Exit::Failed, "interrupted");
-        assert_eq!(exit(with(2, 0, 3), Ending::Drained, false, false), Exit::Done);
-        assert_eq!(exit(with(5, 0, 0), Ending::CutShort, true, true), Exit::Failed);
-        let forced = Ending::Forced(Signal::Interrupt);
-        assert_eq!(exit(with(5, 0, 0), forced, true, true), Exit::Signal(Signal::Interrupt));
+        assert_eq!(exit(with(4, 0, 0), WorkerExit::Drained, true, false), Exit::Done);
+        assert_eq!(exit(with(3, 1, 0), WorkerExit::Drained, true, false), Exit::Failed);
+        assert_eq!(exit(with(3, 2, 0), WorkerExit::Drained, true, true), Exit::Partly);
+        assert_eq!(exit(with(0, 5, 0), WorkerExit::Drained, true, true), Exit::Failed);
+        assert_eq!(exit(with(2, 0, 3), WorkerExit::Drained, true, false), Exit::Failed, "interrupted");
+        assert_eq!(exit(with(2, 0, 3), WorkerExit::Drained, false, false), Exit::Done);
+        assert_eq!(exit(with(5, 0, 0), WorkerExit::TimedOut, true, true), Exit::Failed);
+        let forced = WorkerExit::Forced(TerminationSignal::Interrupt);
+        assert_eq!(exit(with(5, 0, 0), forced, true, true), Exit::Signal(TerminationSignal::Interrupt));
     }
 
     #[test]

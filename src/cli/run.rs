@@ -3,23 +3,23 @@
 use clap::Args;
 
 use super::Exit;
-use crate::app::{self, Ending, StartError};
+use crate::app::{self, StartError, WorkerExit};
 use crate::config::{Config, Reload};
-use crate::telemetry::Log;
+use crate::telemetry::LogHandle;
 
 /// What `run` can be told beyond the configuration: nothing.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {}
 
 /// Runs the worker until a signal. `reload` and `log` are for SIGHUP.
-pub async fn execute(_args: RunArgs, config: Config, reload: Reload, log: Log) -> Exit {
+pub async fn execute(_args: RunArgs, config: Config, reload: Reload, log: LogHandle) -> Exit {
     if let Err(problem) = config.broker.required_url() {
         return super::complain(&problem.to_string(), Exit::Config);
     }
     match app::run(config, log, reload).await {
-        Ok(Ending::Drained) => Exit::Done,
-        Ok(Ending::CutShort) => Exit::Failed,
-        Ok(Ending::Forced(signal)) => Exit::Signal(signal),
+        Ok(WorkerExit::Drained) => Exit::Done,
+        Ok(WorkerExit::TimedOut) => Exit::Failed,
+        Ok(WorkerExit::Forced(signal)) => Exit::Signal(signal),
         Err(problem @ (StartError::Queue(_) | StartError::Sources(_))) => {
             super::complain(&problem.to_string(), Exit::Config)
         }

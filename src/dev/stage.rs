@@ -11,7 +11,7 @@ use super::report::{Report, quoted};
 use super::samples::Planned;
 use super::settings::{ACME, ACME_BUCKET, REGION, Secrets};
 use super::{DevError, Ended};
-use crate::app::{self, Ground};
+use crate::app::{self, WorkerEnvironment};
 use crate::config::Config;
 use crate::domain::outcome::Outcome;
 
@@ -31,16 +31,21 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Runs the worker and its jobs to the end.
-    pub(super) async fn play(self, planned: Vec<Planned>, once: bool, ground: Ground) -> Result<Ended, DevError> {
+    pub(super) async fn play(
+        self,
+        planned: Vec<Planned>,
+        once: bool,
+        environment: WorkerEnvironment,
+    ) -> Result<Ended, DevError> {
         let broker = &self.config.broker;
         let (mut feed, mut publisher) = (Feed::open(broker).await?, Publisher::open(broker, planned).await?);
         let mut expected = publisher.expected();
-        let drain = ground.shutdown.drain();
+        let drain = environment.shutdown.drain();
         if once {
             // At the end nobody would answer there any more.
             self.report.say(&format!("{}\n", self.whereabouts().join("\n")));
         }
-        let mut worker = std::pin::pin!(app::run_on(ground, self.config.clone(), None));
+        let mut worker = std::pin::pin!(app::run_in(environment, self.config.clone(), None));
         let (ending, followed) = {
             let follow = self.follow(&mut publisher, &mut feed, &mut expected, once);
             tokio::select! {

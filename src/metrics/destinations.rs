@@ -1,17 +1,19 @@
-//! Metrics per destination, with a bound on the label: whoever comes after the bound is counted as `_other`.
+//! Metrics per destination. The number of labels is bounded: further destinations are counted as
+//! `_other`.
 
 use std::collections::HashSet;
 use std::sync::RwLock;
 
 use prometheus::{IntCounterVec, IntGaugeVec};
 
+use super::labels::OUTCOMES;
 use super::registry::Builder;
 use crate::domain::destination::DestinationId;
 use crate::domain::outcome::{Class, OutcomeKind};
 
 const OTHER: &str = "_other";
 
-/// Counters and gauges by destination. The set of labels only grows, up to `max`.
+/// Counters and gauges by destination. Labels are added up to `max`, and never removed.
 #[derive(Debug)]
 pub struct DestinationMetrics {
     max: usize,
@@ -28,25 +30,25 @@ impl DestinationMetrics {
         let metrics = Self {
             max,
             known: RwLock::default(),
-            bytes: b.counters("consign_destination_delivered_bytes_total", "Bytes accepted by S3.", one),
+            bytes: b.counters("consign_destination_delivered_bytes_total", "Bytes delivered to the destination.", one),
             transfers: b.counters(
                 "consign_destination_transfers_total",
-                "TransferResult transfers.",
+                "Transfers that ended, by destination and outcome.",
                 &["destination", "outcome"],
             ),
             consecutive_failures: b.gauges(
                 "consign_destination_consecutive_failures",
-                "Failed attempts since the last success.",
+                "Failed attempts since the last delivery.",
                 one,
             ),
-            circuit_open: b.gauges("consign_destination_circuit_open", "1 while the circuit is open.", one),
+            circuit_open: b.gauges("consign_destination_circuit_open", "1 while the circuit breaker is open.", one),
         };
-        metrics.present(OTHER);
+        metrics.initialize(OTHER);
         metrics
     }
 
-    /// Makes all series of a configured destination appear, so that they begin at zero.
-    pub fn publish_control(&self, destination: &DestinationId) {
+    /// Creates all series of a configured destination, so that they start at zero.
+    pub fn register(&self, destination: &DestinationId) {
         self.label(destination);
     }
 
@@ -69,7 +71,8 @@ impl DestinationMetrics {
         }
     }
 
-    /// Whether the circuit of a destination is open. `_other` shows none: its members would overwrite each other.
+    /// Records the state of a destination's circuit breaker. `_other` has no state: its members
+    /// would overwrite each other.
     pub fn set_circuit_open(&self, destination: &DestinationId, open: bool) {
         let label = self.label(destination);
         if label != OTHER {
@@ -77,7 +80,8 @@ impl DestinationMetrics {
         }
     }
 
-    /// Whether the circuit of a destination is open, as far as it has a label of its own.
+    /// Returns true if the circuit breaker of a destination is open. Always false without a label
+    /// of its own.
     pub fn circuit_open(&self, destination: &DestinationId) -> bool {
         let known = self.known.read().is_ok_and(|known| known.contains(destination));
         known && self.circuit_open.with_label_values(&[destination.as_str()]).get() == 1
@@ -92,16 +96,16 @@ impl DestinationMetrics {
             return OTHER;
         }
         if known.insert(destination.clone()) {
-            self.present(destination.as_str());
+            self.initialize(destination.as_str());
         }
         destination.as_str()
     }
 
-    fn present(&self, label: &str) {
+    fn initialize(&self, label: &str) {
         self.bytes.with_label_values(&[label]);
         self.consecutive_failures.with_label_values(&[label]);
         self.circuit_open.with_label_values(&[label]);
-        for outcome in super::OUTCOMES {
+        for outcome in OUTCOMES {
             self.transfers.with_label_values(&[label, outcome.as_str()]);
         }
     }

@@ -1,47 +1,50 @@
-//! The counters and gauges of one moment, as numbers: what the status page shows of them.
+//! The current values of the counters and gauges, as numbers for `/status` and the status page.
 
 use std::collections::BTreeMap;
 
+use prometheus::{IntCounterVec, IntGauge};
 use serde::Serialize;
 
-use super::{LANES, Metrics, OUTCOMES};
+use super::families::{Families, TransferFamilies};
+use super::labels::{DeferCause, LANES, OUTCOMES, SessionRequest};
 use crate::domain::outcome::Reason;
 
-/// Since the start of the worker, unless said otherwise.
+/// The values at one moment. Counters start at zero with the worker.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Snapshot {
     /// The three lanes.
     pub lanes: Vec<LaneSnapshot>,
-    /// Failed attempts by reason, the most frequent first; reasons that never occurred are left out.
+    /// Failed attempts by reason, the most frequent first; reasons that never occurred are left
+    /// out.
     pub failures: Vec<FailureCount>,
-    /// Attempts that will be or were repeated.
+    /// Failed attempts that were scheduled for a retry.
     pub retries: u64,
-    /// Jobs put off without being charged.
+    /// Jobs deferred without charging an attempt.
     pub deferred: u64,
-    /// Bytes in part buffers now.
+    /// Bytes in part buffers.
     pub buffer_bytes: u64,
-    /// Bytes that part buffers may hold.
+    /// Bytes that part buffers can hold.
     pub buffer_limit_bytes: u64,
-    /// Whether the broker is connected now.
+    /// True while the worker is connected to the broker.
     pub broker_connected: bool,
-    /// Connections made after the first.
+    /// Connections to the broker after the first one.
     pub broker_reconnects: u64,
-    /// Messages published and not yet confirmed.
+    /// Published messages that are not confirmed yet.
     pub broker_unconfirmed: u64,
-    /// Whether the worker drains.
+    /// True while the worker is draining.
     pub draining: bool,
-    /// Requests for a session by how they were answered: `hit`, `miss`, `coalesced`, `denied`.
+    /// Requests for a session by result: `hit`, `miss`, `coalesced`, `denied`.
     pub session_requests: BTreeMap<&'static str, u64>,
 }
 
-/// One lane.
+/// The values of one lane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LaneSnapshot {
-    /// Its name.
+    /// Name of the lane.
     pub lane: &'static str,
-    /// Transfers that run now.
+    /// Transfers running now.
     pub running: u64,
-    /// Transfers that may run at once.
+    /// Transfers that can run at the same time.
     pub slots: u64,
     /// Bytes of delivered objects.
     pub delivered_bytes: u64,
@@ -49,66 +52,68 @@ pub struct LaneSnapshot {
     pub ended: BTreeMap<&'static str, u64>,
 }
 
-/// How often a reason was the end of an attempt.
+/// The number of failed attempts for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FailureCount {
     /// The reason's class.
     pub class: &'static str,
     /// The reason.
     pub reason: &'static str,
-    /// How often.
+    /// Failed attempts since the start.
     pub count: u64,
 }
 
-impl Metrics {
-    /// The numbers of this moment. They are read one after the other: a transfer that ends meanwhile may be in some and not in
-    /// others.
-    pub fn snapshot(&self) -> Snapshot {
-        let requests = ["hit", "miss", "coalesced", "denied"];
-        Snapshot {
-            lanes: LANES.iter().map(|lane| self.lane(lane)).collect(),
-            failures: self.failure_counts(),
-            retries: Reason::ALL.iter().map(|r| self.retries.with_label_values(&[r.as_str()]).get()).sum(),
-            deferred: ["circuit", "concurrency", "rate"]
-                .iter()
-                .map(|c| self.deferred.with_label_values(&[c]).get())
-                .sum(),
-            buffer_bytes: level(&self.buffer_bytes),
-            buffer_limit_bytes: level(&self.buffer_limit),
-            broker_connected: self.broker_connected.get() == 1,
-            broker_reconnects: self.broker_reconnects.get(),
-            broker_unconfirmed: level(&self.unconfirmed),
-            draining: self.draining.get() == 1,
-            session_requests: requests.map(|r| (r, self.session_requests.with_label_values(&[r]).get())).into(),
+impl Snapshot {
+    pub(super) fn of(families: &Families) -> Self {
+        let Families { transfers, uploads, sessions, broker, process, .. } = families;
+        let requests = SessionRequest::ALL.map(SessionRequest::as_str);
+        Self {
+            lanes: LANES.iter().map(|lane| LaneSnapshot::of(transfers, lane)).collect(),
+            failures: failure_counts(transfers),
+            retries: Reason::ALL.iter().map(|reason| count(&transfers.retries, &[reason.as_str()])).sum(),
+            deferred: DeferCause::ALL.iter().map(|cause| count(&transfers.deferred, &[cause.as_str()])).sum(),
+            buffer_bytes: level(&uploads.buffer_bytes),
+            buffer_limit_bytes: level(&uploads.buffer_limit),
+            broker_connected: broker.connected.get() == 1,
+            broker_reconnects: broker.reconnects.get(),
+            broker_unconfirmed: level(&broker.unconfirmed),
+            draining: process.draining.get() == 1,
+            session_requests: requests.map(|result| (result, count(&sessions.requests, &[result]))).into(),
         }
-    }
-
-    fn lane(&self, lane: &'static str) -> LaneSnapshot {
-        let ended = OUTCOMES.map(|outcome| {
-            let outcome = outcome.as_str();
-            (outcome, self.transfers.with_label_values(&[lane, outcome]).get())
-        });
-        LaneSnapshot {
-            lane,
-            running: level(&self.in_flight.with_label_values(&[lane])),
-            slots: level(&self.slots.with_label_values(&[lane])),
-            delivered_bytes: self.delivered_bytes.with_label_values(&[lane]).get(),
-            ended: ended.into(),
-        }
-    }
-
-    fn failure_counts(&self) -> Vec<FailureCount> {
-        let counted = Reason::ALL.iter().map(|reason| {
-            let (class, reason) = (reason.class().as_str(), reason.as_str());
-            FailureCount { class, reason, count: self.failures.with_label_values(&[class, reason]).get() }
-        });
-        let mut counts: Vec<_> = counted.filter(|failure| failure.count > 0).collect();
-        counts.sort_by_key(|failure| std::cmp::Reverse(failure.count));
-        counts
     }
 }
 
-fn level(gauge: &prometheus::IntGauge) -> u64 {
+impl LaneSnapshot {
+    fn of(transfers: &TransferFamilies, lane: &'static str) -> Self {
+        let ended = OUTCOMES.map(|outcome| {
+            let outcome = outcome.as_str();
+            (outcome, count(&transfers.ended, &[lane, outcome]))
+        });
+        Self {
+            lane,
+            running: level(&transfers.in_flight.with_label_values(&[lane])),
+            slots: level(&transfers.slots.with_label_values(&[lane])),
+            delivered_bytes: count(&transfers.delivered_bytes, &[lane]),
+            ended: ended.into(),
+        }
+    }
+}
+
+fn failure_counts(transfers: &TransferFamilies) -> Vec<FailureCount> {
+    let all = Reason::ALL.iter().map(|reason| {
+        let (class, reason) = (reason.class().as_str(), reason.as_str());
+        FailureCount { class, reason, count: count(&transfers.failures, &[class, reason]) }
+    });
+    let mut counts: Vec<_> = all.filter(|failure| failure.count > 0).collect();
+    counts.sort_by_key(|failure| std::cmp::Reverse(failure.count));
+    counts
+}
+
+fn count(counters: &IntCounterVec, labels: &[&str]) -> u64 {
+    counters.with_label_values(labels).get()
+}
+
+fn level(gauge: &IntGauge) -> u64 {
     u64::try_from(gauge.get()).unwrap_or(0)
 }
 
@@ -122,7 +127,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     #[test]
-    fn it_shows_what_was_counted() {
+    fn a_snapshot_has_the_counted_values() {
         let metrics = Metrics::new(5);
         let acme = DestinationId::parse("acme").unwrap();
         metrics.set_slots(Lane::Scheduled, 16);

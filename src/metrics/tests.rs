@@ -1,10 +1,11 @@
 use std::collections::BTreeSet;
 
+use super::labels::OUTCOMES;
 use super::*;
 
 const LANE: &[&str] = &["scheduled", "backfill", "continued"];
 const OUTCOME: &[&str] = &["delivered", "failed", "skipped", "expired"];
-/// The failure table of the contract, copied from there on purpose: the code must agree with it.
+/// The failure table of the contract, copied on purpose: the code must agree with it.
 const FAILURES: &[(&str, &[&str])] = &[
     (
         "transient",
@@ -77,7 +78,7 @@ const PLAIN: &[&str] = &[
     "consign_draining",
 ];
 
-/// Every series the contract promises, sorted labels and all.
+/// Every series of the contract, with sorted labels.
 fn promised() -> BTreeSet<String> {
     let mut all: BTreeSet<String> = PLAIN.iter().map(ToString::to_string).collect();
     let mut one = |name: &str, label: &str, values: &[&str]| {
@@ -139,7 +140,7 @@ fn promised() -> BTreeSet<String> {
 #[test]
 fn all_series_are_present() {
     let metrics = Metrics::new(5);
-    metrics.destinations().publish_control(&DestinationId::parse("acme").unwrap());
+    metrics.destinations().register(&DestinationId::parse("acme").unwrap());
     let (content_type, text) = metrics.render();
     assert_eq!(content_type, "text/plain; version=0.0.4");
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -185,7 +186,7 @@ fn every_metric_has_a_help_text_and_starts_at_zero() {
 }
 
 #[test]
-fn guards_undo_themselves() {
+fn a_guard_lowers_its_gauge_on_drop() {
     let metrics = Metrics::new(5);
     let shown = || metrics.render().1.contains("consign_buffer_bytes 42\n");
     let guard = metrics.buffer(42);

@@ -1,29 +1,32 @@
-//! Back-off with full jitter. The only user of `backoff`, which is unmaintained and pinned; `backon` is the way out.
+//! Exponential backoff with full jitter. The only module that uses the crate `backoff`, which is
+//! unmaintained and pinned; `backon` would replace it.
 
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
-/// The waits between the tries of one thing: drawn at random from zero to a bound that doubles up to `max`.
+/// The delays between the attempts of one operation: random between zero and a bound that doubles
+/// up to `max`.
 ///
-/// The caller sleeps; nothing here does. A delay that the server asked for beats ours, up to `max`.
+/// The caller sleeps. A delay requested by the server takes precedence, up to `max`.
 #[derive(Debug)]
 pub struct Retry {
     inner: ExponentialBackoff,
-    tries_left: Option<u32>,
+    delays_left: Option<u32>,
     max: Duration,
 }
 
 impl Retry {
-    /// At most `tries` waits, the first around `first`, none longer than `max`.
-    pub fn bounded(tries: u32, first: Duration, max: Duration) -> Self {
-        Self { tries_left: Some(tries), ..Self::endless(first, max) }
+    /// Returns `count` delays, the first up to `first`, none longer than `max`.
+    pub fn bounded(count: u32, first: Duration, max: Duration) -> Self {
+        Self { delays_left: Some(count), ..Self::endless(first, max) }
     }
 
-    /// Waits without end: for a supervisor that must not give up.
+    /// Returns an unlimited number of delays, for a loop that must never stop.
     pub fn endless(first: Duration, max: Duration) -> Self {
-        // A randomisation of 1 draws from [0, 2 x interval]: full jitter with `first` as its mean.
+        // A randomization factor of 1 draws from [0, 2 x interval]: with half of `first`, from [0,
+        // first].
         let inner = ExponentialBackoff {
             current_interval: first / 2,
             initial_interval: first / 2,
@@ -33,19 +36,20 @@ impl Retry {
             max_elapsed_time: None,
             ..ExponentialBackoff::default()
         };
-        Self { inner, tries_left: None, max }
+        Self { inner, delays_left: None, max }
     }
 
-    /// How long to wait before the next try; `None` when there is no further one. `asked` is the server's own delay.
-    pub fn next_wait(&mut self, asked: Option<Duration>) -> Option<Duration> {
-        if let Some(left) = &mut self.tries_left {
+    /// Returns the delay before the next attempt; `None` if there is no further attempt.
+    /// `requested` is the delay that the server asked for.
+    pub fn next_wait(&mut self, requested: Option<Duration>) -> Option<Duration> {
+        if let Some(left) = &mut self.delays_left {
             *left = left.checked_sub(1)?;
         }
         let drawn = self.inner.next_backoff().unwrap_or(self.max);
-        Some(asked.unwrap_or(drawn).min(self.max))
+        Some(requested.unwrap_or(drawn).min(self.max))
     }
 
-    /// Starts over, after a success.
+    /// Starts again with the first delay, after a success.
     pub fn reset(&mut self) {
         self.inner.reset();
     }
@@ -60,9 +64,9 @@ mod tests {
     #[test]
     fn waits_are_bounded_in_number_and_length() {
         let mut retry = Retry::bounded(5, S, 4 * S);
-        let waits: Vec<_> = std::iter::from_fn(|| retry.next_wait(None)).collect();
-        assert_eq!(waits.len(), 5);
-        assert!(waits.iter().all(|wait| *wait <= 4 * S), "{waits:?}");
+        let delays: Vec<_> = std::iter::from_fn(|| retry.next_wait(None)).collect();
+        assert_eq!(delays.len(), 5);
+        assert!(delays.iter().all(|delay| *delay <= 4 * S), "{delays:?}");
     }
 
     #[test]

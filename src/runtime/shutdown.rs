@@ -1,24 +1,25 @@
-//! Signals: the first SIGTERM or SIGINT asks for a drain, the second one ends it at once, SIGHUP asks for a reload, SIGUSR1 for the
-//! status in the log.
+//! Signals of the process: the first SIGTERM or SIGINT starts a drain, the second one stops the
+//! program immediately, SIGHUP requests a reload, SIGUSR1 the status in the log.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// A signal that ends the program.
+/// A signal that stops the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
+pub enum TerminationSignal {
     /// SIGINT, from a terminal.
     Interrupt,
-    /// SIGTERM, from a supervisor.
+    /// SIGTERM, from a service manager.
     Terminate,
 }
 
-impl Signal {
-    /// What the program exits with when this signal ended it at once: 128 and the signal's number.
+impl TerminationSignal {
+    /// Returns the exit code after this signal stopped the program immediately: 128 plus the number
+    /// of the signal.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Interrupt => 130,
@@ -27,77 +28,80 @@ impl Signal {
     }
 }
 
-/// The signals of this process. Clones share everything but their place among the reloads and questions seen.
+/// The signals of this process. Each clone sees every reload and status request; everything else is
+/// shared.
 #[derive(Debug, Clone)]
 pub struct Shutdown {
     drain: CancellationToken,
-    end: CancellationToken,
-    second: Arc<OnceLock<Signal>>,
+    force: CancellationToken,
+    second: Arc<OnceLock<TerminationSignal>>,
     reloads: watch::Receiver<u64>,
-    questions: watch::Receiver<u64>,
+    status_requests: watch::Receiver<u64>,
 }
 
 impl Shutdown {
-    /// Takes the signals over from the system's defaults; call it inside the runtime, once.
+    /// Installs the signal handlers. Call it once, inside the runtime.
     ///
     /// # Errors
     /// The system refuses the handlers.
     pub fn listen() -> io::Result<Self> {
-        let ends = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let termination = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let (hangup, user) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?);
-        let ((reload, reloads), (question, questions)) = (watch::channel(0), watch::channel(0));
-        let (drain, end) = (CancellationToken::new(), CancellationToken::new());
-        let shutdown = Self { drain, end, second: Arc::default(), reloads, questions };
-        tokio::spawn(shutdown.clone().follow(ends));
+        let ((reload, reloads), (status_request, status_requests)) = (watch::channel(0), watch::channel(0));
+        let (drain, force) = (CancellationToken::new(), CancellationToken::new());
+        let shutdown = Self { drain, force, second: Arc::default(), reloads, status_requests };
+        tokio::spawn(shutdown.clone().follow(termination));
         tokio::spawn(count(hangup, reload));
-        tokio::spawn(count(user, question));
+        tokio::spawn(count(user, status_request));
         Ok(shutdown)
     }
 
-    /// Cancelled by the first SIGTERM or SIGINT: take no more work, finish or hand over what runs.
+    /// Token that the first SIGTERM or SIGINT cancels: take no more jobs, finish or hand off the
+    /// running ones.
     pub fn drain(&self) -> CancellationToken {
         self.drain.clone()
     }
 
-    /// Cancelled by the second one: stop now.
-    pub fn end(&self) -> CancellationToken {
-        self.end.clone()
+    /// Token that the second one cancels: stop immediately.
+    pub fn force(&self) -> CancellationToken {
+        self.force.clone()
     }
 
-    /// The second signal, if it came. A drain that ends by itself is a success whatever signal asked for it.
-    pub fn ended_by(&self) -> Option<Signal> {
+    /// Returns the second signal, if there was one. A drain that completes is a success whatever
+    /// signal started it.
+    pub fn forced_by(&self) -> Option<TerminationSignal> {
         self.second.get().copied()
     }
 
-    /// Waits for the next SIGHUP. Several that come before anybody waits are one. Cancel safe.
+    /// Waits for the next SIGHUP. Several that arrive before the call count as one. Cancel safe.
     pub async fn reload(&mut self) {
         next(&mut self.reloads).await;
     }
 
-    /// Waits for the next SIGUSR1, as [`Shutdown::reload`] does for SIGHUP.
-    pub async fn question(&mut self) {
-        next(&mut self.questions).await;
+    /// Waits for the next SIGUSR1, as [`Shutdown::reload`] waits for SIGHUP.
+    pub async fn status_request(&mut self) {
+        next(&mut self.status_requests).await;
     }
 
-    async fn follow(self, (mut terminate, mut interrupt): (Stream, Stream)) {
-        let first = either(&mut terminate, &mut interrupt).await;
-        tracing::info!(signal = ?first, "draining; a second signal ends the program at once");
+    async fn follow(self, (mut terminate, mut interrupt): (SignalStream, SignalStream)) {
+        let first = next_termination(&mut terminate, &mut interrupt).await;
+        tracing::info!(signal = ?first, "draining; a second signal stops the program immediately");
         self.drain.cancel();
-        let second = either(&mut terminate, &mut interrupt).await;
-        tracing::warn!(signal = ?second, "ending at once");
+        let second = next_termination(&mut terminate, &mut interrupt).await;
+        tracing::warn!(signal = ?second, "stopping immediately");
         let _ = self.second.set(second);
-        self.end.cancel();
+        self.force.cancel();
     }
 }
 
-async fn either(terminate: &mut Stream, interrupt: &mut Stream) -> Signal {
+async fn next_termination(terminate: &mut SignalStream, interrupt: &mut SignalStream) -> TerminationSignal {
     tokio::select! {
-        _ = terminate.recv() => Signal::Terminate,
-        _ = interrupt.recv() => Signal::Interrupt,
+        _ = terminate.recv() => TerminationSignal::Terminate,
+        _ = interrupt.recv() => TerminationSignal::Interrupt,
     }
 }
 
-async fn count(mut signals: Stream, seen: watch::Sender<u64>) {
+async fn count(mut signals: SignalStream, seen: watch::Sender<u64>) {
     while signals.recv().await.is_some() {
         seen.send_modify(|count| *count += 1);
     }
@@ -111,27 +115,27 @@ async fn next(seen: &mut watch::Receiver<u64>) {
 
 #[cfg(test)]
 mod tests {
-    use rustix::process::{Signal as Kind, getpid, kill_process};
+    use rustix::process::{Signal, getpid, kill_process};
 
     use super::*;
 
     /// One test, because a signal reaches every listener of the process.
     #[tokio::test]
-    async fn hangup_reloads_usr1_asks_the_first_signal_drains_and_the_second_ends() {
+    async fn hangup_reloads_usr1_requests_status_the_first_signal_drains_and_the_second_stops() {
         let mut shutdown = Shutdown::listen().unwrap();
-        kill_process(getpid(), Kind::HUP).unwrap();
+        kill_process(getpid(), Signal::HUP).unwrap();
         shutdown.reload().await;
-        kill_process(getpid(), Kind::USR1).unwrap();
-        shutdown.question().await;
+        kill_process(getpid(), Signal::USR1).unwrap();
+        shutdown.status_request().await;
         assert!(!shutdown.drain().is_cancelled());
 
-        kill_process(getpid(), Kind::TERM).unwrap();
+        kill_process(getpid(), Signal::TERM).unwrap();
         shutdown.drain().cancelled().await;
-        assert!(!shutdown.end().is_cancelled() && shutdown.ended_by().is_none());
+        assert!(!shutdown.force().is_cancelled() && shutdown.forced_by().is_none());
 
-        kill_process(getpid(), Kind::INT).unwrap();
-        shutdown.end().cancelled().await;
-        assert_eq!(shutdown.ended_by(), Some(Signal::Interrupt));
-        assert_eq!((Signal::Interrupt.exit_code(), Signal::Terminate.exit_code()), (130, 143));
+        kill_process(getpid(), Signal::INT).unwrap();
+        shutdown.force().cancelled().await;
+        assert_eq!(shutdown.forced_by(), Some(TerminationSignal::Interrupt));
+        assert_eq!((TerminationSignal::Interrupt.exit_code(), TerminationSignal::Terminate.exit_code()), (130, 143));
     }
 }

@@ -1,5 +1,5 @@
-//! Where spans go: OTLP over HTTP, in protobuf, from a thread of its own. Whatever happens there disturbs no work: what the
-//! collector does not take is dropped.
+//! Export of spans by OTLP over HTTP in protobuf, from a thread of its own. Failures never affect
+//! the worker: spans that the collector does not accept are dropped.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,12 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use url::Url;
 
-/// For a connection to the collector, and for a whole request.
+/// Time limit for a connection to the collector.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// What the last spans get at the end of the program.
-const FLUSH: Duration = Duration::from_secs(1);
+/// Time limit for a request to the collector.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit for sending the last spans at the end of the program.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const PATH: &str = "/v1/traces";
 
 /// The exporter of this process.
@@ -28,14 +29,15 @@ pub(super) struct Export {
 }
 
 impl Export {
-    /// Sends to the collector at `endpoint`. Whether a trace is recorded is decided by whoever began it; ours are.
+    /// Creates an exporter for the collector at `endpoint`. The producer of a trace decides about
+    /// its sampling; traces that start in the worker are always sampled.
     pub(super) fn to(endpoint: &Url) -> Result<Self, String> {
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Client::new()?)
+            .with_http_client(CollectorClient::new()?)
             .with_protocol(Protocol::HttpBinary)
-            .with_timeout(TIMEOUT)
-            .with_endpoint(traces_at(endpoint))
+            .with_timeout(REQUEST_TIMEOUT)
+            .with_endpoint(traces_url(endpoint))
             .build()
             .map_err(|problem| format!("log.otlp_endpoint: {problem}"))?;
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
@@ -52,38 +54,39 @@ impl Export {
         self.provider.tracer("consign")
     }
 
-    /// Sends what is left, within a second.
+    /// Sends the remaining spans, within [`FLUSH_TIMEOUT`].
     pub(super) fn close(&self) {
-        if let Err(problem) = self.provider.shutdown_with_timeout(FLUSH) {
-            tracing::debug!(%problem, "the last spans could not be sent");
+        if let Err(problem) = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
+            tracing::debug!(%problem, "failed to send the last spans");
         }
     }
 }
 
-/// The collector's path for traces, below what the endpoint says.
-fn traces_at(endpoint: &Url) -> String {
+/// Returns the URL for traces below the endpoint.
+fn traces_url(endpoint: &Url) -> String {
     let base = endpoint.as_str().trim_end_matches('/');
     if base.ends_with(PATH) { base.to_owned() } else { format!("{base}{PATH}") }
 }
 
-/// The exporter's thread drives requests by a runtime of its own: a busy worker keeps no span waiting, and the reverse.
-struct Client {
+/// An HTTP client on a runtime of its own, so that a busy worker does not delay spans, nor spans
+/// the worker.
+struct CollectorClient {
     http: reqwest::Client,
     runtime: tokio::runtime::Runtime,
     failing: AtomicBool,
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for CollectorClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").finish_non_exhaustive()
+        f.debug_struct("CollectorClient").finish_non_exhaustive()
     }
 }
 
-impl Client {
+impl CollectorClient {
     fn new() -> Result<Self, String> {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .build()
@@ -100,16 +103,16 @@ impl Client {
         Ok(response)
     }
 
-    /// Says once that it fails, and once that it works again.
-    fn note(&self, problem: Option<String>) {
+    /// Logs the first failure, and the first success after it.
+    fn log_change(&self, problem: Option<String>) {
         match (problem, self.failing.load(Ordering::Relaxed)) {
             (Some(problem), false) => {
                 self.failing.store(true, Ordering::Relaxed);
-                tracing::warn!(problem, "log.otlp_endpoint takes no traces; they are dropped until it does");
+                tracing::warn!(problem, "log.otlp_endpoint does not accept traces; they are dropped until it does");
             }
             (None, true) => {
                 self.failing.store(false, Ordering::Relaxed);
-                tracing::info!("log.otlp_endpoint takes traces again");
+                tracing::info!("log.otlp_endpoint accepts traces again");
             }
             _ => {}
         }
@@ -117,12 +120,12 @@ impl Client {
 }
 
 #[async_trait]
-impl HttpClient for Client {
+impl HttpClient for CollectorClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let answer = self.runtime.block_on(self.send(request)).map_err(reqwest::Error::without_url);
-        self.note(match &answer {
+        self.log_change(match &answer {
             Ok(response) if response.status().is_success() => None,
-            Ok(response) => Some(format!("the answer is {}", response.status())),
+            Ok(response) => Some(format!("the response is {}", response.status())),
             Err(problem) => Some(problem.to_string()),
         });
         Ok(answer?)
@@ -135,7 +138,7 @@ mod tests {
 
     #[test]
     fn the_path_for_traces_is_added_once() {
-        let at = |text: &str| traces_at(&text.parse().unwrap());
+        let at = |text: &str| traces_url(&text.parse().unwrap());
         assert_eq!(at("http://c:4318"), "http://c:4318/v1/traces");
         assert_eq!(at("https://c/otlp/"), "https://c/otlp/v1/traces");
         assert_eq!(at("http://c:4318/v1/traces"), "http://c:4318/v1/traces");

@@ -1,7 +1,9 @@
-//! The spans of one job's way, named as OpenTelemetry names messaging and S3
-//! (<https://opentelemetry.io/docs/specs/semconv/messaging/>, <https://opentelemetry.io/docs/specs/semconv/object-stores/s3/>).
+//! The spans of a job, named by the OpenTelemetry conventions for messaging and S3
+//! (<https://opentelemetry.io/docs/specs/semconv/messaging/>,
+//! <https://opentelemetry.io/docs/specs/semconv/object-stores/s3/>).
 //!
-//! They are made only where traces are sent somewhere, and never become log lines. No URL and no external id is in them.
+//! They exist only if traces are exported, and never become log lines. They contain no URL and no
+//! external id.
 
 use std::collections::BTreeMap;
 
@@ -15,59 +17,63 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::domain::outcome::Failure;
 
-/// The target of all of them; telemetry keeps them from the log by it.
+/// The target of all spans; telemetry excludes it from the log.
 pub(super) const TARGET: &str = "consign::trace";
 
-/// A message that came: with a job to be worked on, one that is at work or was delivered already, or none.
+/// The attributes of a received message. It may hold a new job, a duplicate, or no valid job.
 #[derive(Debug)]
-pub struct Message<'a> {
-    /// `rabbitmq`, or what else the queue is.
+pub struct MessageAttributes<'a> {
+    /// Messaging system, such as `rabbitmq`.
     pub system: &'static str,
-    /// The exchange it came by.
+    /// Exchange of the message.
     pub exchange: &'a str,
-    /// Its routing key.
+    /// Routing key of the message.
     pub routing_key: &'a str,
-    /// The id of the job; empty where it can't be read.
+    /// Id of the job; empty if it can't be read.
     pub job_id: &'a str,
-    /// The id of the destination; empty where it can't be read.
+    /// Id of the destination; empty if it can't be read.
     pub destination: &'a str,
-    /// `traceparent` and `tracestate` are looked for here.
+    /// Headers of the message, with `traceparent` and `tracestate`.
     pub headers: &'a BTreeMap<String, String>,
 }
 
-/// The place of one job in its trace.
+/// The spans of one job: the exported one, and the one that adds the trace id to log lines.
 #[derive(Debug)]
 pub struct Trace {
     span: Span,
-    lines: Span,
+    log_span: Span,
 }
 
 impl Trace {
-    /// A message is about to be processed; the parent of its span is the producer's `traceparent`.
-    pub fn of(message: &Message<'_>) -> Self {
-        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Carrier(message.headers));
+    /// Starts the span of a message. Its parent is the producer's `traceparent`.
+    pub fn of(message: &MessageAttributes<'_>) -> Self {
+        let parent =
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderCarrier(message.headers));
         let span = process(message);
         let id = if span.is_disabled() {
             parent.span().span_context().trace_id()
         } else {
-            // Fails only where no exporter is.
+            // Fails only without an exporter.
             let _ = span.set_parent(parent);
             span.context().span().span_context().trace_id()
         };
         if id == opentelemetry::trace::TraceId::INVALID {
-            return Self { span, lines: Span::none() };
+            return Self { span, log_span: Span::none() };
         }
-        // Of the highest level, so that it is there whatever the log's filter keeps.
-        Self { span, lines: tracing::error_span!(target: "consign::domain::job", parent: None, "job", trace_id = %id) }
+        // At the highest level, so that every log filter keeps it.
+        Self {
+            span,
+            log_span: tracing::error_span!(target: "consign::domain::job", parent: None, "job", trace_id = %id),
+        }
     }
 
-    /// Runs the work on the job. Log lines from in there carry the id of the trace, with or without an exporter.
+    /// Runs `work` in the span. Log lines of it carry the trace id, with or without an exporter.
     pub async fn run<T>(self, work: impl Future<Output = T>) -> T {
-        Box::pin(work).instrument(self.span).instrument(self.lines).await
+        Box::pin(work).instrument(self.span).instrument(self.log_span).await
     }
 }
 
-fn process(message: &Message<'_>) -> Span {
+fn process(message: &MessageAttributes<'_>) -> Span {
     tracing::info_span!(
         target: TARGET,
         parent: None,
@@ -87,7 +93,7 @@ fn process(message: &Message<'_>) -> Span {
     )
 }
 
-/// How the job ended, for the span in which [`Trace::run`] runs it: call it from there.
+/// Records the outcome of the job on the current span. Call it within [`Trace::run`].
 pub fn ended(outcome: &str, failure: Option<&Failure>) {
     let span = Span::current();
     span.record("consign.outcome", outcome);
@@ -96,7 +102,7 @@ pub fn ended(outcome: &str, failure: Option<&Failure>) {
     }
 }
 
-/// The settlement of a message.
+/// Creates the span of settling a message.
 pub fn settle(system: &'static str, exchange: &str, action: &str) -> Span {
     tracing::info_span!(
         target: TARGET,
@@ -112,7 +118,7 @@ pub fn settle(system: &'static str, exchange: &str, action: &str) -> Span {
     )
 }
 
-/// Getting a session for a destination, from the cache or from STS.
+/// Creates the span of getting a session for a destination, from the cache or from STS.
 pub fn session(destination: &str) -> Span {
     tracing::info_span!(
         target: TARGET,
@@ -123,26 +129,26 @@ pub fn session(destination: &str) -> Span {
     )
 }
 
-/// Opening a source.
+/// Creates the span of opening a source.
 pub fn source(scheme: &str) -> Span {
     tracing::info_span!(target: TARGET, "source", url.scheme = scheme, otel.status_code = Empty, error.type = Empty)
 }
 
-/// What a call of S3 is about.
+/// The attributes of an S3 request.
 #[derive(Debug)]
-pub struct Object<'a> {
-    /// The bucket.
+pub struct S3RequestAttributes<'a> {
+    /// Name of the bucket.
     pub bucket: &'a str,
-    /// The key, with its prefix.
+    /// Key of the object, including the prefix.
     pub key: &'a str,
-    /// The upload it belongs to, if any.
+    /// Upload id, for requests of a multipart upload.
     pub upload_id: Option<&'a str>,
-    /// The part, if it is one; 1 is the first.
+    /// Part number, starting at 1.
     pub part: Option<u32>,
 }
 
-/// A call of S3 by its operation, repetitions included.
-pub fn s3(operation: &'static str, object: &Object<'_>) -> Span {
+/// Creates the span of an S3 request, including its retries.
+pub fn s3(operation: &'static str, object: &S3RequestAttributes<'_>) -> Span {
     tracing::info_span!(
         target: TARGET,
         "s3",
@@ -155,31 +161,31 @@ pub fn s3(operation: &'static str, object: &Object<'_>) -> Span {
         aws.s3.bucket = object.bucket,
         aws.s3.key = object.key,
         aws.s3.upload_id = object.upload_id,
-        // As the layer takes numbers; unsigned ones would become text.
+        // Signed, because the layer would record an unsigned number as text.
         aws.s3.part_number = object.part.map(i64::from),
         error.type = Empty,
     )
 }
 
-/// Runs `work` in a span, which says so when it failed.
+/// Runs `work` in a span and marks the span if it fails.
 pub async fn within<T>(span: Span, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    // Boxed: the type of a whole transfer is as deep as the compiler follows.
-    let ended = Box::pin(work).instrument(span.clone()).await;
-    if let Err(failure) = &ended {
+    // Boxed: the nested future type of a transfer reaches the compiler's limit.
+    let result = Box::pin(work).instrument(span.clone()).await;
+    if let Err(failure) = &result {
         fail(&span, failure.reason.as_str());
     }
-    ended
+    result
 }
 
-/// Marks a span as failed, for this reason.
+/// Marks a span as failed with a reason.
 pub fn fail(span: &Span, reason: &str) {
     span.record("otel.status_code", "ERROR");
     span.record("error.type", reason);
 }
 
-struct Carrier<'a>(&'a BTreeMap<String, String>);
+struct HeaderCarrier<'a>(&'a BTreeMap<String, String>);
 
-impl Extractor for Carrier<'_> {
+impl Extractor for HeaderCarrier<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }

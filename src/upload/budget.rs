@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::metrics::{Guard, Metrics};
+use crate::metrics::{GaugeGuard, Metrics};
 
 /// Permits are counted in KiB, so that the count fits the semaphore.
 const UNIT: u64 = 1024;
@@ -21,7 +21,7 @@ pub(super) struct Budget {
 #[derive(Debug)]
 pub(super) struct Reservation {
     _permit: Option<OwnedSemaphorePermit>,
-    _held: Guard,
+    _held: GaugeGuard,
 }
 
 impl Budget {

@@ -50,7 +50,7 @@ impl Settler {
         job_id: Option<&str>,
         destination: Option<&DestinationId>,
     ) -> Trace {
-        Trace::of(&spans::Message {
+        Trace::of(&spans::MessageAttributes {
             system: self.queue.system(),
             exchange: &self.prefix,
             routing_key: &delivery.routing_key,

@@ -84,12 +84,12 @@ async fn survive(mut world: World, kind: Kind, point: &str) {
         Kind::Gzip => job["compression"] = "gzip".into(),
         _ => {}
     }
-    world.site.environment("CONSIGN_CRASH_AT", point);
+    world.site.environment("CONSIGN_FAILPOINT", point);
     let doomed = world.site.worker().await;
     world.publish(&job).await;
     let status = doomed.exit(Duration::from_secs(60)).await;
     assert_eq!(status.signal(), Some(9), "{id} did not come by: {}", doomed.log());
-    world.site.environment("CONSIGN_CRASH_AT", "");
+    world.site.environment("CONSIGN_FAILPOINT", "");
     let next = world.site.worker().await;
     // Where everything was done, nothing comes again that could be waited for.
     if name(point) != "settled" {

@@ -5,8 +5,8 @@ import { byId, setText } from "./view.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 62, right: 8, top: 8, bottom: 20 };
-// What is drawn, by the age of the record: minutes, and steps of the record in one bar. A worker that has just started need not
-// show an empty quarter of an hour.
+// Time spans to draw: minutes, and steps of the record per bar. The span grows with the record, so that a worker that has
+// just started does not show an empty chart.
 const SPANS = [[2, 1], [5, 2], [15, 6]];
 
 function shape(name, attributes, text) {
@@ -68,11 +68,11 @@ function drawSent(record, { minutes, steps }) {
   }
   svg.replaceChildren(...parts);
   const now = rates.at(-1) ?? 0;
-  svg.setAttribute("aria-label", `Sent to S3 over the last ${minutes} minutes: now ${rate(now)}, at most ${rate(peak)}`);
-  setText(byId("sent-reading"), rates.length ? `now ${rate(now)}, at most ${rate(peak)}` : "no data yet");
+  svg.setAttribute("aria-label", `Sent to S3 over the last ${minutes} minutes: now ${rate(now)}, maximum ${rate(peak)}`);
+  setText(byId("sent-reading"), rates.length ? `now ${rate(now)}, maximum ${rate(peak)}` : "no data yet");
 }
 
-// Steps summed to bars. Groups begin at fixed steps, so that a bar that is complete does not change any more.
+// Steps summed to bars. Groups begin at fixed steps, so that a complete bar no longer changes.
 function grouped(record, values, size) {
   const sums = new Map();
   values.forEach((value, place) => {
@@ -86,8 +86,8 @@ function drawEnded(record, { minutes, group: size, steps }) {
   const svg = byId("ended-chart");
   const kinds = ["delivered", "repeated", "failed"].map((kind) => [kind, grouped(record, record[kind], size)]);
   const groups = [...kinds[0][1].keys()];
-  const whole = (group) => kinds.reduce((sum, [, sums]) => sum + sums.get(group), 0);
-  const top = ceiling(Math.max(2, ...groups.map(whole)), 10, DECIMAL);
+  const total = (group) => kinds.reduce((sum, [, sums]) => sum + sums.get(group), 0);
+  const top = ceiling(Math.max(2, ...groups.map(total)), 10, DECIMAL);
   const { area, parts } = frame(svg, top, minutes, count);
   const bars = Math.ceil(steps / size) + 1;
   const slot = (area.right - area.left) / bars;
@@ -107,12 +107,12 @@ function drawEnded(record, { minutes, group: size, steps }) {
   const sum = (values) => values.reduce((all, value) => all + value, 0);
   svg.setAttribute("aria-label",
     `Ended in the last ${minutes} minutes: ${plural(sum(record.delivered), "transfer")} delivered, ` +
-    `${plural(sum(record.repeated), "attempt")} to be tried again, ${count(sum(record.failed))} given up`);
+    `${plural(sum(record.repeated), "attempt")} to be retried, ${count(sum(record.failed))} failed`);
 }
 
 let drawn = "";
 
-// Draws only what has changed: a record, or the room for it.
+// Draws only if the record or the size of the chart has changed.
 export function draw(record) {
   const now = JSON.stringify([record, byId("sent-chart").clientWidth]);
   if (now === drawn) return;

@@ -1,4 +1,4 @@
-// Numbers and times as people read them. No document here.
+// Numbers and times for people. No access to the document.
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
@@ -44,5 +44,5 @@ export function clock(time) {
 
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
-// source_not_found -> source not found; the program's own words, made readable.
+// source_not_found -> source not found
 export const words = (name) => String(name).replaceAll("_", " ");

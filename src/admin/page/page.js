@@ -1,65 +1,66 @@
-// The loop: asks the worker for its status, shows it, and says so when there is no answer.
+// The polling loop: requests the status of the worker, renders it, and reports a missing response.
 
 import { draw } from "./chart.js";
 import { clock, plural } from "./format.js";
 import * as sections from "./sections.js";
 import { byId, setAttribute, setText, show } from "./view.js";
 
-const EACH = 1000;
-const EACH_HIDDEN = 15000;
-const LONGEST = 10000;
-const PATIENCE = 8000;
+// In milliseconds.
+const POLL_INTERVAL = 1000;
+const HIDDEN_POLL_INTERVAL = 15000;
+const MAX_RETRY_DELAY = 10000;
+const REQUEST_TIMEOUT = 8000;
 
 let last = null;
 let lastAt = 0;
 let failures = 0;
 let timer = null;
-// Counts the questions: only the answer to the latest one is shown.
-let turns = 0;
+// Counts the requests: only the response to the latest one is shown.
+let requests = 0;
 
-async function ask() {
+async function request() {
   const filter = byId("filter").value.trim();
   const stop = new AbortController();
-  const limit = setTimeout(() => stop.abort(), PATIENCE);
+  const limit = setTimeout(() => stop.abort(), REQUEST_TIMEOUT);
   try {
     const address = filter ? `status?destination=${encodeURIComponent(filter)}` : "status";
-    const answer = await fetch(address, { cache: "no-store", signal: stop.signal });
-    if (!answer.ok) throw new Error(`the answer was ${answer.status}`);
-    return await answer.json();
+    const response = await fetch(address, { cache: "no-store", signal: stop.signal });
+    if (!response.ok) throw new Error(`the response was ${response.status}`);
+    return await response.json();
   } finally {
     clearTimeout(limit);
   }
 }
 
-async function turn() {
-  turns += 1;
-  const mine = turns;
-  const status = await ask().catch(() => null);
-  if (mine !== turns) return;
+async function poll() {
+  requests += 1;
+  const number = requests;
+  const status = await request().catch(() => null);
+  if (number !== requests) return;
   if (status === null) {
-    lost();
+    showUnreachable();
     return;
   }
   failures = 0;
   last = status;
   lastAt = Date.now();
   render();
-  again(document.hidden ? EACH_HIDDEN : EACH);
+  schedulePoll(document.hidden ? HIDDEN_POLL_INTERVAL : POLL_INTERVAL);
 }
 
-function again(wait) {
+function schedulePoll(delay) {
   clearTimeout(timer);
-  timer = setTimeout(turn, wait);
+  timer = setTimeout(poll, delay);
 }
 
-function lost() {
+function showUnreachable() {
   failures += 1;
-  const wait = Math.min(LONGEST, EACH * 2 ** (failures - 1));
+  const delay = Math.min(MAX_RETRY_DELAY, POLL_INTERVAL * 2 ** (failures - 1));
   state("✕", "No answer from the worker", "bad");
   const shown = last === null ? "It may be starting, or this address is wrong." : `What you see is from ${clock(lastAt)}.`;
-  banner(`The worker does not answer. ${shown} The page keeps asking, at the latest every ${LONGEST / 1000} seconds.`, "bad");
+  banner(`The worker does not respond. ${shown} The page retries at least every ${MAX_RETRY_DELAY / 1000} seconds.`, "bad");
   document.body.classList.toggle("stale", true);
-  again(document.hidden ? EACH_HIDDEN : wait);
+  schedulePoll(document.hidden ? HIDDEN_POLL_INTERVAL : delay);
 }
 
 // The one live region: it changes only when the state does.
@@ -78,13 +79,13 @@ function banner(text, tone) {
 function readiness({ ready, draining, not_ready_because: why, slots, reload_refused: refused }) {
   if (draining) {
     state("‖", "Draining", "wait");
-    banner(`This worker is about to stop: it takes no new jobs, and ${plural(slots.busy, "transfer")} may still finish.`, "wait");
+    banner(`This worker is stopping. It takes no new jobs; ${plural(slots.busy, "transfer")} may still finish.`, "wait");
   } else if (!ready) {
-    state("!", "Takes no jobs", "bad");
-    banner(`This worker takes no jobs now: ${why}. It goes on by itself when that is over.`, "bad");
+    state("!", "Not ready", "bad");
+    banner(`This worker takes no jobs now: ${why}. It continues automatically when that is resolved.`, "bad");
   } else {
     state("✓", "Ready for jobs", "good");
-    banner(refused ? `The reload at ${clock(refused.at)} was refused; this worker runs on with the configuration before it: ${refused.problem}` : "", refused ? "bad" : "good");
+    banner(refused ? `The reload at ${clock(refused.at)} was refused. The previous configuration stays in effect: ${refused.problem}` : "", refused ? "bad" : "good");
   }
 }
 
@@ -109,7 +110,7 @@ byId("ended-more").addEventListener("click", ({ currentTarget: more }) => {
   setAttribute(more, "aria-expanded", more.ariaExpanded !== "true");
   render();
 });
-byId("filter").addEventListener("input", () => again(200));
-document.addEventListener("visibilitychange", () => document.hidden || again(0));
+byId("filter").addEventListener("input", () => schedulePoll(200));
+document.addEventListener("visibilitychange", () => document.hidden || schedulePoll(0));
 new ResizeObserver(() => last && draw(last.throughput)).observe(byId("sent-chart"));
-turn();
+poll();

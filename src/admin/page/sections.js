@@ -1,16 +1,16 @@
-// Each part of the page from one status. Nothing here asks the worker.
+// The sections of the page, rendered from one status. Nothing here sends a request.
 
 import { lastRate, peakRate } from "./chart.js";
 import { bytes, clock, count, duration, plural, rate, roughly, words } from "./format.js";
 import { bar, byId, element, rows, setAttribute, setText, show, tableRow, twoLines } from "./view.js";
 
-const MENDS = {
-  transient: "time: it is tried again",
-  session: "time: a new session is made",
+const FIXED_BY = {
+  transient: "consign: it retries",
+  session: "consign: it creates a new session",
   destination: "the customer, in their account",
-  job: "whoever made the job",
-  interrupted: "nobody: it goes on elsewhere",
-  defect: "the makers of consign",
+  job: "the author of the job",
+  interrupted: "consign: the job is redelivered",
+  defect: "the developers of consign",
   worker: "the operator of this worker",
 };
 
@@ -19,15 +19,15 @@ const OUTCOMES = {
   skipped: ["–", "skipped", "quiet"],
   failed: ["✕", "failed", "bad"],
   expired: ["✕", "expired", "bad"],
-  retrying: ["↻", "tried again", "wait"],
-  deferred: ["‖", "put off", "wait"],
-  returned: ["↩", "given back", "quiet"],
+  retrying: ["↻", "to be retried", "wait"],
+  deferred: ["‖", "deferred", "wait"],
+  returned: ["↩", "requeued", "quiet"],
 };
 
-// Rows that are shown at first.
-const FEW = 10;
-// Running transfers that are shown; a worker may have more slots than anybody reads.
-const MANY = 100;
+// Ended transfers that are shown at first.
+const SHOWN_ENDED = 10;
+// Running transfers that are shown. A worker can have more slots than that.
+const MAX_RUNNING = 100;
 
 const sum = (values) => values.reduce((all, value) => all + value, 0);
 const body = (id) => byId(id).tBodies[0];
@@ -43,10 +43,10 @@ export function about(status) {
 
 // --- overview ---------------------------------------------------------------------------------------------------------
 
-function tile(name, levelled) {
+function tile(name, metered) {
   const value = element("span", { class: "value" });
   const beside = element("span", { class: "beside" });
-  const level = levelled ? bar("meter", name) : null;
+  const level = metered ? bar("meter", name) : null;
   const parts = level ? [value, level.node, beside] : [value, beside];
   const node = element("div", { class: "tile" }, element("dt", {}, name), element("dd", {}, ...parts));
   const fill = ([, main, words, share, tone]) => {
@@ -66,20 +66,20 @@ function queueTile({ kind, address, connected, problem, unconfirmed, reconnects 
   const beside = connected
     ? [name, ...extras.filter(([n]) => n > 0).map(([, words]) => words)].join("; ")
     : `${name}: ${problem ?? "no connection"}`;
-  return ["Queue", connected ? "Connected" : "Away", beside, null, connected ? "good" : "bad"];
+  return ["Queue", connected ? "Connected" : "Disconnected", beside, null, connected ? "good" : "bad"];
 }
 
 export function overview(status) {
-  const { slots, buffer, session_requests: asked } = status;
-  const givenUp = ended(status, "failed", "expired");
+  const { slots, buffer, session_requests: requested } = status;
+  const failed = ended(status, "failed", "expired");
   const skipped = ended(status, "skipped");
-  const requests = sum(Object.values(asked));
-  const cached = requests > 0 ? `${Math.floor((100 * asked.hit) / requests)} % of requests from the cache` : "none was needed yet";
+  const requests = sum(Object.values(requested));
+  const cached = requests > 0 ? `${Math.floor((100 * requested.hit) / requests)} % of requests served from the cache` : "none needed yet";
   const tiles = [
-    ["Running", `${count(slots.busy)} of ${plural(slots.total, "slot")}`, `backfills may hold ${count(Math.min(slots.backfill, slots.total))}`, slots.busy / slots.total],
-    ["Sent to S3 now", rate(lastRate(status.throughput)), `at most ${rate(peakRate(status.throughput))} lately`, null],
+    ["Running", `${count(slots.busy)} of ${plural(slots.total, "slot")}`, `backfills can use ${count(Math.min(slots.backfill, slots.total))}`, slots.busy / slots.total],
+    ["Sent to S3 now", rate(lastRate(status.throughput)), `recent maximum ${rate(peakRate(status.throughput))}`, null],
     ["Delivered", count(ended(status, "delivered")), `${bytes(sum(status.lanes.map((lane) => lane.delivered_bytes)))}${skipped ? `, ${count(skipped)} skipped` : ""}`, null],
-    ["Given up", count(givenUp), `${plural(status.retries, "attempt")} repeated, ${count(status.deferred)} put off`, null, givenUp > 0 ? "bad" : "good"],
+    ["Failed or expired", count(failed), `${plural(status.retries, "attempt")} retried, ${count(status.deferred)} deferred`, null, failed > 0 ? "bad" : "good"],
     ["Part buffers", bytes(buffer.bytes), `of ${bytes(buffer.limit_bytes)}`, buffer.limit_bytes > 0 ? buffer.bytes / buffer.limit_bytes : 0],
     ["Sessions", count(status.sessions), cached, null],
     queueTile(status.broker),
@@ -109,15 +109,15 @@ function runningRow(first) {
 }
 
 function progressWords({ phase, bytes: sent, parts, expected_bytes: expected, size }) {
-  if (phase === "opening") return "opening the session and the source";
+  if (phase === "opening") return "opening session and source";
   const inParts = parts > 0 ? ` in ${plural(parts, "part")}` : "";
   if (phase === "finishing") return `${bytes(expected)}${inParts}, finishing`;
   if (expected !== null) return `${bytes(sent)} of ${bytes(expected)}${inParts}`;
-  return `${bytes(sent)}${inParts}${size === null ? "; the whole size is not known" : `, compressed from ${bytes(size)}`}`;
+  return `${bytes(sent)}${inParts}${size === null ? "; the total size is unknown" : `, compressed from ${bytes(size)}`}`;
 }
 
 export function running(status) {
-  const shown = status.running.slice(0, MANY);
+  const shown = status.running.slice(0, MAX_RUNNING);
   rows(body("running"), shown, (transfer) => transfer.number, runningRow);
   const some = shown.length > 0;
   show(byId("running"), some);
@@ -137,7 +137,7 @@ function endedRow() {
   const mark = element("span", { "aria-hidden": "true" });
   const word = element("span");
   outcome.append(element("span", { class: "badge" }, mark, word));
-  const story = twoLines(what);
+  const description = twoLines(what);
   const time = element("time");
   when.append(time);
   row.fill = (end) => {
@@ -147,7 +147,7 @@ function endedRow() {
     setText(word, words);
     setAttribute(outcome.firstElementChild, "data-tone", tone);
     const [main, beside] = end.trouble ? troubleWords(end.trouble) : [endWords(end), ""];
-    story(main, beside);
+    description(main, beside);
     setAttribute(time, "datetime", end.at);
     setText(time, clock(end.at));
   };
@@ -155,26 +155,26 @@ function endedRow() {
 }
 
 function endWords({ outcome, bytes: sent, seconds }) {
-  if (outcome === "skipped") return "the key was taken, and the job keeps what is there";
-  if (outcome === "expired") return "its time was over before an attempt began";
+  if (outcome === "skipped") return "the key exists, and the job keeps the existing object";
+  if (outcome === "expired") return "it expired before an attempt started";
   return `${bytes(sent)} in ${duration(seconds)}`;
 }
 
 function troubleWords({ reason, message, hint, next_try_at: next }) {
-  const again = next ? `Next try at ${clock(next)}.` : "";
+  const retry = next ? `Next attempt at ${clock(next)}.` : "";
   const sentence = hint && !/[.!?]$/.test(hint) ? `${hint}.` : hint;
-  return [`${words(reason)}: ${message}`, [sentence, again].filter((part) => part !== "").join(" ")];
+  return [`${words(reason)}: ${message}`, [sentence, retry].filter((part) => part !== "").join(" ")];
 }
 
-// The list is as long as the worker remembers; most of the time its beginning is enough.
-export function recent(status, which, whole) {
+// The list is as long as the worker's record. Usually its beginning is enough.
+export function recent(status, which, expanded) {
   const all = status.recent[which];
-  const list = whole ? all : all.slice(0, FEW);
+  const list = expanded ? all : all.slice(0, SHOWN_ENDED);
   rows(body("ended"), list, (end) => end.number, endedRow);
   const more = byId("ended-more");
-  show(more, all.length > FEW);
-  setAttribute(more, "aria-expanded", whole);
-  setText(more, whole ? `Show the last ${FEW} only` : `Show the last ${count(all.length)}`);
+  show(more, all.length > SHOWN_ENDED);
+  setAttribute(more, "aria-expanded", expanded);
+  setText(more, expanded ? `Show the last ${SHOWN_ENDED} only` : `Show the last ${count(all.length)}`);
   show(byId("ended"), list.length > 0);
   show(byId("ended-empty"), list.length === 0);
   setText(byId("ended-empty"), which === "problems" ? "No problem since the worker started." : "Nothing has ended yet.");
@@ -183,11 +183,11 @@ export function recent(status, which, whole) {
 // --- counters ---------------------------------------------------------------------------------------------------------
 
 function failureRow() {
-  const row = tableRow(["Reason", "Who can mend it", "Attempts#"]);
-  const [reason, who, attempts] = row.cells;
+  const row = tableRow(["Reason", "Fixed by", "Attempts#"]);
+  const [reason, fixedBy, attempts] = row.cells;
   row.fill = (failure) => {
     setText(reason, words(failure.reason));
-    setText(who, MENDS[failure.class] ?? words(failure.class));
+    setText(fixedBy, FIXED_BY[failure.class] ?? words(failure.class));
     setText(attempts, count(failure.count));
   };
   return row;
@@ -200,8 +200,8 @@ export function failures(status) {
 }
 
 function laneRow({ lane }) {
-  const row = tableRow(["Lane", "Slots in use", "Delivered#", "Given up#"]);
-  const [name, used, delivered, givenUp] = row.cells;
+  const row = tableRow(["Lane", "Slots in use", "Delivered#", "Failed or expired#"]);
+  const [name, used, delivered, failed] = row.cells;
   setText(name, lane);
   const level = bar("meter", `Slots in use by ${lane}`);
   const text = element("span", { class: "second" });
@@ -211,7 +211,7 @@ function laneRow({ lane }) {
     level.set(slots > 0 ? busy / slots : 0, words);
     setText(text, words);
     setText(delivered, count(ends.delivered));
-    setText(givenUp, count(ends.failed + ends.expired));
+    setText(failed, count(ends.failed + ends.expired));
   };
   return row;
 }
@@ -230,35 +230,35 @@ function destinationRow() {
   const word = element("span");
   const meaning = element("span", { class: "second" });
   state.append(element("span", { class: "badge" }, mark, word), " ", meaning);
-  const login = twoLines(session);
+  const sessionLines = twoLines(session);
   const done = twoLines(delivered);
-  const story = twoLines(failure);
+  const description = twoLines(failure);
   row.fill = (one) => {
-    name(one.id, `${one.bucket}, ${one.region}${one.configured ? "" : ", came with a job"}`);
+    name(one.id, `${one.bucket}, ${one.region}${one.configured ? "" : ", defined in a job"}`);
     const [sign, words, tone, means] = stateWords(one);
     setText(mark, sign);
     setText(word, words);
     setText(meaning, means ?? "");
     setAttribute(state.firstElementChild, "data-tone", tone);
-    login(...sessionWords(one));
+    sessionLines(...sessionWords(one));
     setText(busy, one.max_concurrency === null ? count(one.in_flight) : `${count(one.in_flight)} of ${count(one.max_concurrency)}`);
     done(count(one.delivered), one.delivered > 0 ? bytes(one.delivered_bytes) : "");
     const trouble = one.last_failure;
-    story(trouble ? `${clock(trouble.at)} ${troubleWords(trouble)[0]}` : "none", trouble?.hint ?? "");
+    description(trouble ? `${clock(trouble.at)} ${troubleWords(trouble)[0]}` : "none", trouble?.hint ?? "");
   };
   return row;
 }
 
-// Other workers have sent others away.
-const known = (one) => (one.awaiting_repair > 0 ? ` (${count(one.awaiting_repair)} of this worker's)` : "");
+// Other workers have deferred more jobs.
+const ownJobs = (one) => (one.awaiting_repair > 0 ? ` (${count(one.awaiting_repair)} of this worker's)` : "");
 
 function stateWords(one) {
-  if (one.circuit?.state === "half_open") return ["…", "a job asks", "wait", `${words(one.circuit.reason)}; the others wait`];
-  if (one.circuit_open) return ["✕", "circuit open", "bad", one.circuit ? `${words(one.circuit.reason)}; its jobs wait${known(one)}, one asks at ${clock(one.circuit.next_probe_at)}` : "its jobs wait"];
-  if (one.waiting + one.deferred > 0) return ["⇥", "at its limit", "wait", `${plural(one.waiting + one.deferred, "job")} must wait`];
-  if (one.consecutive_failures > 0 && one.mended_at) return ["✓", "mended", "quiet", `at ${clock(one.mended_at)}; no failure since`];
+  if (one.circuit?.state === "half_open") return ["…", "half-open", "wait", `${words(one.circuit.reason)}; one job probes, the others wait`];
+  if (one.circuit_open) return ["✕", "circuit open", "bad", one.circuit ? `${words(one.circuit.reason)}; its jobs wait${ownJobs(one)}, next probe at ${clock(one.circuit.next_probe_at)}` : "its jobs wait"];
+  if (one.waiting + one.deferred > 0) return ["⇥", "at its limit", "wait", `${plural(one.waiting + one.deferred, "job")} waiting`];
+  if (one.consecutive_failures > 0 && one.mended_at) return ["✓", "recovered", "quiet", `at ${clock(one.mended_at)}; no failure since then`];
   if (one.consecutive_failures > 0) return ["!", `${plural(one.consecutive_failures, "failure")} in a row`, "wait"];
-  if (one.in_flight > 0 || one.delivered > 0) return ["✓", "well", "good"];
+  if (one.in_flight > 0 || one.delivered > 0) return ["✓", "healthy", "good"];
   return ["–", "not used yet", "quiet"];
 }
 
@@ -266,9 +266,9 @@ function sessionWords({ session, auth }) {
   const by = auth === "iam_role" ? "by role" : "by access key";
   switch (session.state) {
     case "open":
-      return [`${roughly(session.age_seconds)} old`, session.seconds_left === null ? `${by}, does not end` : `${by}, ${roughly(session.seconds_left)} left`];
+      return [`${roughly(session.age_seconds)} old`, session.seconds_left === null ? `${by}, does not expire` : `${by}, ${roughly(session.seconds_left)} left`];
     case "refused":
-      return ["refused", `${words(session.reason)}; asked for again in ${roughly(session.seconds_left)}`];
+      return ["refused", `${words(session.reason)}; next request in ${roughly(session.seconds_left)}`];
     default:
       return ["none", by];
   }
@@ -281,9 +281,9 @@ export function destinations(status) {
   show(byId("destinations-empty"), shown.length === 0);
   setText(byId("destinations-empty"), filter
     ? `No destination has “${filter}” in its id.`
-    : "No destination is configured, and no job brought its own. Add one to the configuration, below [destinations.ID].");
+    : "No destination is configured, and no job defined one. Add one to the configuration as [destinations.ID].");
   setText(byId("destinations-count"), shown.length > 0 ? count(matching) : "");
   const rest = matching - shown.length;
   show(byId("destinations-rest"), rest > 0);
-  setText(byId("destinations-rest"), `and ${count(rest)} more, without trouble or less busy. Look for one by its id.`);
+  setText(byId("destinations-rest"), `and ${count(rest)} more. Find one by its id.`);
 }

@@ -1,5 +1,5 @@
-// The document, touched as little as possible: rows keep their identity, so that focus, selection and what a screen reader
-// is reading survive a change. Whatever comes from a job goes in as text, never as markup.
+// Minimal updates of the document: rows keep their identity, so that focus, selection and the position of a screen reader
+// survive an update. Values are inserted as text, never as markup.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -26,11 +26,11 @@ export function show(node, shown) {
   if (node.hidden === shown) node.hidden = !shown;
 }
 
-const kept = new WeakMap();
+const rowsByParent = new WeakMap();
 
 // Makes the children of `parent` show `items` in their order. `make` builds a row and returns the function that fills it.
 export function rows(parent, items, key, make) {
-  const before = kept.get(parent) ?? new Map();
+  const before = rowsByParent.get(parent) ?? new Map();
   const after = new Map();
   let place = parent.firstElementChild;
   for (const item of items) {
@@ -42,8 +42,8 @@ export function rows(parent, items, key, make) {
     if (row.node === place) place = place.nextElementSibling;
     else parent.insertBefore(row.node, place);
   }
-  for (const gone of before.values()) gone.node.remove();
-  kept.set(parent, after);
+  for (const removed of before.values()) removed.node.remove();
+  rowsByParent.set(parent, after);
 }
 
 // A table row whose cells are labelled for the narrow layout, where the head is not shown.
@@ -56,19 +56,19 @@ export function tableRow(labels) {
   return { node: element("tr", { role: "row" }, ...cells), cells };
 }
 
-// Two lines: the main thing, and what is good to know beside it.
+// Two lines: the main text, and details.
 export function twoLines(cell) {
   const first = element("span", { class: "first" });
   const second = element("span", { class: "second" });
   cell.append(first, " ", second);
-  return (main, beside) => {
+  return (main, details) => {
     setText(first, main);
-    setText(second, beside);
-    show(second, beside !== "");
+    setText(second, details);
+    show(second, details !== "");
   };
 }
 
-// A bar with a value for everybody: `share` from 0 to 1, or null where nobody knows.
+// A bar with an accessible value: `share` from 0 to 1, or null if it is unknown.
 export function bar(role, label) {
   const inner = element("div", { class: "fill" });
   const node = element("div", { class: "bar", role, "aria-label": label, "aria-valuemin": "0", "aria-valuemax": "100" }, inner);

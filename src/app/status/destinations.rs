@@ -1,4 +1,4 @@
-//! The state of destinations, worst first, in a bounded list.
+//! The states of destinations, in a bounded list with failing ones first.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -12,81 +12,84 @@ use crate::session;
 use crate::session::Sessions;
 use crate::worker::{CircuitView, DestinationRecord, FailureDetail, RunningTransfer, WaitingJobs};
 
-/// Destinations in the list.
-const SHOWN: usize = 100;
+/// Maximum number of destinations in the list.
+const MAX_SHOWN: usize = 100;
 
-/// What the states are made from.
-pub(super) struct Known<'a> {
+/// The data that the states are computed from.
+pub(super) struct DestinationInputs<'a> {
     pub(super) configured: &'a Destinations,
-    /// Configured and inline ones.
+    /// Configured and inline destinations that had a job.
     pub(super) worked_for: BTreeMap<DestinationId, DestinationRecord>,
     pub(super) running: &'a [RunningTransfer],
     pub(super) sessions: &'a Sessions,
     pub(super) circuits: &'a HashMap<DestinationId, CircuitView>,
-    /// When each was called mended last.
-    pub(super) mended: &'a HashMap<DestinationId, Timestamp>,
-    /// Jobs that wait in the worker, and that were sent away, as their destination has all it may have.
+    /// The time at which each circuit breaker was last reset.
+    pub(super) recovered: &'a HashMap<DestinationId, Timestamp>,
+    /// Jobs that wait in the worker for a permit, and jobs that were deferred because the
+    /// destination is at a limit.
     pub(super) waiting: &'a HashMap<DestinationId, WaitingJobs>,
-    /// Jobs that were sent away until it is mended.
+    /// Jobs that were deferred until the destination recovers.
     pub(super) awaiting_repair: &'a HashMap<DestinationId, u32>,
-    /// Only ids that contain this.
+    /// Substring that ids must contain.
     pub(super) filter: &'a str,
 }
 
 /// `destination_states` of `/status`.
 #[derive(Debug, Serialize)]
-pub(super) struct States {
-    /// Those in trouble first, then the busiest, then those active last.
-    shown: Vec<State>,
-    /// How many there are that match, the shown ones included.
+pub(super) struct DestinationStates {
+    /// Failing ones first, then the busiest, then the most recently active.
+    shown: Vec<DestinationState>,
+    /// Number of destinations that match the filter, including the shown ones.
     matching: usize,
     filter: String,
 }
 
-/// One destination.
+/// The state of one destination.
 #[derive(Debug, Serialize)]
-struct State {
+struct DestinationState {
     id: String,
     bucket: String,
     region: String,
     /// `iam_role` or `access_key`.
     auth: &'static str,
-    /// False for one that came with a job.
+    /// False for one defined inline in a job.
     configured: bool,
     session: SessionState,
     circuit_open: bool,
-    /// The circuit, while it is not closed.
+    /// The circuit breaker, unless it is closed.
     circuit: Option<CircuitView>,
     in_flight: usize,
-    /// Jobs that wait in the worker for one of those in flight to end.
+    /// Jobs that wait in the worker for a transfer to end.
     waiting: usize,
-    /// Jobs that were sent away for that reason, and are still to come back.
+    /// Jobs that were deferred for that reason and have not been redelivered yet.
     deferred: u32,
-    /// Jobs that this worker sent away until the destination is mended, and that are still to come back. Those of other workers are
-    /// not known here.
+    /// Jobs that this worker deferred until the destination recovers and that have not been
+    /// redelivered yet. Those of other workers are not counted.
     awaiting_repair: u32,
-    /// The most transfers at once; `null` where only the worker's own limit holds.
+    /// Maximum of concurrent transfers; `null` if only the worker's limit applies.
     max_concurrency: Option<u32>,
     /// Failed attempts since the last delivery.
     consecutive_failures: u32,
     last_failure: Option<FailureDetail>,
-    /// When it was reset, passed its connection test or took something, while nothing failed after that and nothing was delivered.
-    mended_at: Option<Timestamp>,
+    /// Time of the last reset, passed connection test or accepted request, if it is later than the
+    /// last failure and nothing was delivered since.
+    #[serde(rename = "mended_at")]
+    recovered_at: Option<Timestamp>,
     last_delivered_at: Option<Timestamp>,
-    /// Since the worker's start.
+    /// Deliveries since the start of the worker.
     delivered: u64,
     delivered_bytes: u64,
 }
 
-/// The session of a destination.
+/// The state of a destination's session.
 #[derive(Debug, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 enum SessionState {
-    /// Nobody needed one lately.
+    /// Not in the cache: no job needed one recently.
     None,
-    /// It is kept; without `seconds_left` it does not end.
+    /// In the cache. Without `seconds_left` it does not expire.
     Open { age_seconds: u64, seconds_left: Option<u64> },
-    /// It was refused, and is not asked for again before `seconds_left` are over.
+    /// Refused. The next request is made after `seconds_left`.
     Refused { reason: &'static str, seconds_left: u64 },
 }
 
@@ -95,7 +98,7 @@ struct Candidate<'a> {
     configured: bool,
     record: Option<&'a DestinationRecord>,
     circuit: Option<&'a CircuitView>,
-    mended: Option<Timestamp>,
+    recovered: Option<Timestamp>,
     in_flight: usize,
     waiting: WaitingJobs,
     awaiting_repair: u32,
@@ -106,13 +109,13 @@ impl Candidate<'_> {
         self.record.map_or(0, |record| record.consecutive_failures)
     }
 
-    fn mended_at(&self) -> Option<Timestamp> {
+    fn recovered_at(&self) -> Option<Timestamp> {
         let trouble = self.record?.last_trouble.as_ref()?;
-        self.mended.filter(|at| self.failures() > 0 && self.circuit.is_none() && trouble.at <= *at)
+        self.recovered.filter(|at| self.failures() > 0 && self.circuit.is_none() && trouble.at <= *at)
     }
 
     fn is_failing(&self) -> bool {
-        self.failures() > 0 && self.mended_at().is_none()
+        self.failures() > 0 && self.recovered_at().is_none()
     }
 
     fn rank(&self) -> impl Ord + use<'_> {
@@ -121,41 +124,42 @@ impl Candidate<'_> {
     }
 }
 
-pub(super) fn states(known: &Known<'_>) -> States {
-    let mut candidates = candidates(known);
+/// Computes the states, at most [`MAX_SHOWN`].
+pub(super) fn states(inputs: &DestinationInputs<'_>) -> DestinationStates {
+    let mut candidates = candidates(inputs);
     candidates.sort_unstable_by(|a, b| a.rank().cmp(&b.rank()));
     let matching = candidates.len();
-    candidates.truncate(SHOWN);
-    let looked_at: Vec<_> = candidates.iter().map(|candidate| candidate.destination).collect();
-    let sessions = known.sessions.look(&looked_at);
+    candidates.truncate(MAX_SHOWN);
+    let destinations: Vec<_> = candidates.iter().map(|candidate| candidate.destination).collect();
+    let sessions = inputs.sessions.look(&destinations);
     let shown = candidates.into_iter().zip(sessions).map(|(candidate, session)| state(&candidate, session)).collect();
-    States { shown, matching, filter: known.filter.to_owned() }
+    DestinationStates { shown, matching, filter: inputs.filter.to_owned() }
 }
 
-fn candidates<'a>(known: &'a Known<'_>) -> Vec<Candidate<'a>> {
+fn candidates<'a>(inputs: &'a DestinationInputs<'_>) -> Vec<Candidate<'a>> {
     let mut in_flight: HashMap<&str, usize> = HashMap::new();
-    for transfer in known.running {
+    for transfer in inputs.running {
         *in_flight.entry(&transfer.destination).or_default() += 1;
     }
-    let configured = known.configured.iter().map(|(id, destination)| (id, destination, true));
-    let inline = known.worked_for.iter().filter(|(id, _)| !known.configured.contains_key(*id));
+    let configured = inputs.configured.iter().map(|(id, destination)| (id, destination, true));
+    let inline = inputs.worked_for.iter().filter(|(id, _)| !inputs.configured.contains_key(*id));
     let inline = inline.map(|(id, record)| (id, &record.destination, false));
-    let matching = configured.chain(inline).filter(|(id, ..)| id.as_str().contains(known.filter));
+    let matching = configured.chain(inline).filter(|(id, ..)| id.as_str().contains(inputs.filter));
     matching
         .map(|(id, destination, configured)| Candidate {
             destination,
             configured,
-            record: known.worked_for.get(id),
-            circuit: known.circuits.get(id),
-            mended: known.mended.get(id).copied(),
+            record: inputs.worked_for.get(id),
+            circuit: inputs.circuits.get(id),
+            recovered: inputs.recovered.get(id).copied(),
             in_flight: in_flight.get(id.as_str()).copied().unwrap_or(0),
-            waiting: known.waiting.get(id).copied().unwrap_or_default(),
-            awaiting_repair: known.awaiting_repair.get(id).copied().unwrap_or_default(),
+            waiting: inputs.waiting.get(id).copied().unwrap_or_default(),
+            awaiting_repair: inputs.awaiting_repair.get(id).copied().unwrap_or_default(),
         })
         .collect()
 }
 
-fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
+fn state(candidate: &Candidate<'_>, session: session::Known) -> DestinationState {
     let Candidate {
         destination,
         configured,
@@ -166,7 +170,7 @@ fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
         awaiting_repair,
         ..
     } = *candidate;
-    State {
+    DestinationState {
         id: destination.id.to_string(),
         bucket: destination.bucket.to_string(),
         region: destination.region.to_string(),
@@ -185,7 +189,7 @@ fn state(candidate: &Candidate<'_>, session: session::Known) -> State {
         max_concurrency: destination.max_concurrency.map(std::num::NonZeroU32::get),
         consecutive_failures: candidate.failures(),
         last_failure: record.and_then(|record| record.last_trouble.as_deref().cloned()),
-        mended_at: candidate.mended_at(),
+        recovered_at: candidate.recovered_at(),
         last_delivered_at: record.and_then(|record| record.last_delivered_at),
         delivered: record.map_or(0, |record| record.delivered),
         delivered_bytes: record.map_or(0, |record| record.delivered_bytes),

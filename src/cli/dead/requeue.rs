@@ -18,7 +18,7 @@ use crate::cli::status::{Asker, worker_url};
 use crate::cli::text::plain;
 use crate::config::Config;
 use crate::queue::{DeadLetter, DeadLetters};
-use crate::runtime::shutdown::Signal;
+use crate::runtime::shutdown::TerminationSignal;
 
 /// A letter is held while its turn is waited for, and the broker takes that for half an hour at most.
 const LONGEST_WAIT: Duration = Duration::from_mins(15);
@@ -62,7 +62,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     let work = Work { dry_run: args.dry_run, force: args.force, gate, pause, next_at: None, late: 0 };
     let ended = tokio::select! {
         () = work.run(&mut letters, args.filter.choice(), &mut report) => None,
-        Ok(()) = tokio::signal::ctrl_c() => Some(Signal::Interrupt),
+        Ok(()) = tokio::signal::ctrl_c() => Some(TerminationSignal::Interrupt),
     };
     if let Some(signal) = ended {
         report.sum_up("requeued before the interruption");

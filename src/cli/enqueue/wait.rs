@@ -21,7 +21,7 @@ use crate::cli::text::moment;
 use crate::config::BrokerConfig;
 use crate::domain::outcome::OutcomeKind;
 use crate::queue::{Outcomes, QueueError};
-use crate::runtime::shutdown::Signal;
+use crate::runtime::shutdown::TerminationSignal;
 
 /// Without an outcome for so long, it is asked why.
 const QUIET: Duration = Duration::from_secs(5);
@@ -215,7 +215,7 @@ impl Waiter {
         let mut summary = tally.to_string();
         if end == End::Interrupted {
             self.report.end(&format!("{summary} (interrupted; the jobs stay queued)"));
-            return Exit::Signal(Signal::Interrupt);
+            return Exit::Signal(TerminationSignal::Interrupt);
         }
         if tally.open() > 0 {
             let why = self.ledger.lost().clone();

@@ -12,7 +12,7 @@ use super::date::DateHeader;
 use crate::domain::destination::Checksum;
 use crate::domain::job::lease::{Checkpoint, PartDone, PartSizes};
 use crate::domain::outcome::{Encryption, Failure, Reason, Receipt};
-use crate::metrics::Guard;
+use crate::metrics::GaugeGuard;
 use crate::runtime::failpoints;
 use crate::telemetry::spans;
 use crate::upload::call::Calls;
@@ -52,7 +52,7 @@ pub(in crate::upload) struct Open<'a> {
     again: bool,
     gone: AtomicBool,
     settled: bool,
-    _counted: Guard,
+    _counted: GaugeGuard,
 }
 
 impl<'a> Open<'a> {
@@ -152,7 +152,7 @@ impl<'a> Open<'a> {
     /// Of a call that belongs to this upload.
     pub(super) fn span(&self, operation: &'static str, part: Option<u32>) -> tracing::Span {
         let upload_id = Some(self.id.as_str());
-        spans::s3(operation, &spans::Object { bucket: &self.bucket, key: &self.key, upload_id, part })
+        spans::s3(operation, &spans::S3RequestAttributes { bucket: &self.bucket, key: &self.key, upload_id, part })
     }
 
     /// Parts that earlier attempts have sent.

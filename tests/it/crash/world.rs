@@ -75,7 +75,7 @@ impl World {
         let config = self.site.dir.path().join("enqueue.toml");
         std::fs::write(&config, self.site.toml()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
-        let variables = self.site.variables().filter(|(name, _)| name != "CONSIGN_CRASH_AT");
+        let variables = self.site.variables().filter(|(name, _)| name != "CONSIGN_FAILPOINT");
         command.args(["enqueue", "-", "--config"]).arg(config).env_clear().envs(variables);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (mut stdin, line) = (child.stdin.take().unwrap(), format!("{job}\n"));

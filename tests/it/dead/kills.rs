@@ -13,10 +13,10 @@ use crate::testbed::until;
 
 /// Kills the command at a point.
 fn killed(world: &mut World, point: &str, arguments: &[&str]) {
-    world.site.environment("CONSIGN_CRASH_AT", point);
+    world.site.environment("CONSIGN_FAILPOINT", point);
     let output = world.dead(arguments);
     assert_eq!(output.status.signal(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
-    world.site.environment("CONSIGN_CRASH_AT", "");
+    world.site.environment("CONSIGN_FAILPOINT", "");
 }
 
 /// Waits until nobody holds letters any more, and so many are there.

@@ -225,12 +225,12 @@ async fn a_dead_collector_changes_nothing() {
     shop.site.broker.schedule_with_headers(&job("one", &url, "acme", "one"), &traceparent("01")).await;
     shop.delivered("one").await;
     until("the log says it", LIMIT, async || {
-        shop.worker.log().contains("log.otlp_endpoint takes no traces").then_some(())
+        shop.worker.log().contains("log.otlp_endpoint does not accept traces").then_some(())
     })
     .await;
     shop.site.broker.schedule_with_headers(&job("two", &url, "acme", "two"), &traceparent("01")).await;
     shop.delivered("two").await;
-    let warnings = shop.worker.log().matches("log.otlp_endpoint takes no traces").count();
+    let warnings = shop.worker.log().matches("log.otlp_endpoint does not accept traces").count();
     assert_eq!(warnings, 1, "it is said once");
     shop.close().await;
 }

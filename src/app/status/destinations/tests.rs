@@ -45,18 +45,18 @@ async fn sessions(metrics: &Arc<Metrics>) -> Sessions {
     Sessions::new(config, aws, identity, metrics.clone())
 }
 
-struct World {
+struct StatusFixture {
     configured: Destinations,
     worked_for: BTreeMap<DestinationId, DestinationRecord>,
     running: Vec<RunningTransfer>,
     circuits: HashMap<DestinationId, CircuitView>,
-    mended: HashMap<DestinationId, Timestamp>,
+    recovered: HashMap<DestinationId, Timestamp>,
     waiting: HashMap<DestinationId, WaitingJobs>,
     awaiting_repair: HashMap<DestinationId, u32>,
     sessions: Sessions,
 }
 
-impl World {
+impl StatusFixture {
     async fn new(configured: impl Iterator<Item = String>) -> Self {
         Self {
             configured: configured.map(|id| destination(&id)).collect(),
@@ -64,20 +64,20 @@ impl World {
             running: Vec::new(),
             sessions: sessions(&Arc::new(Metrics::new(5))).await,
             circuits: HashMap::new(),
-            mended: HashMap::new(),
+            recovered: HashMap::new(),
             waiting: HashMap::new(),
             awaiting_repair: HashMap::new(),
         }
     }
 
-    fn states(&self, filter: &str) -> States {
-        states(&Known {
+    fn states(&self, filter: &str) -> DestinationStates {
+        states(&DestinationInputs {
             configured: &self.configured,
             worked_for: self.worked_for.clone(),
             running: &self.running,
             sessions: &self.sessions,
             circuits: &self.circuits,
-            mended: &self.mended,
+            recovered: &self.recovered,
             waiting: &self.waiting,
             awaiting_repair: &self.awaiting_repair,
             filter,
@@ -107,10 +107,11 @@ fn running(destination: &str) -> RunningTransfer {
 }
 
 #[tokio::test]
-async fn trouble_comes_first_then_the_busiest_then_the_latest() {
-    let mut world = World::new(["idle", "late", "early", "busy", "closed"].into_iter().map(str::to_owned)).await;
-    world.worked_for.extend([record("late", 0, 9), record("early", 0, 3), record("inline-failing", 2, 1)]);
-    world.running = vec![running("busy"), running("busy"), running("early")];
+async fn failing_ones_come_first_then_the_busiest_then_the_latest() {
+    let mut fixture =
+        StatusFixture::new(["idle", "late", "early", "busy", "closed"].into_iter().map(str::to_owned)).await;
+    fixture.worked_for.extend([record("late", 0, 9), record("early", 0, 3), record("inline-failing", 2, 1)]);
+    fixture.running = vec![running("busy"), running("busy"), running("early")];
     let circuit = CircuitView {
         state: "open",
         since: Timestamp::UNIX_EPOCH,
@@ -120,11 +121,11 @@ async fn trouble_comes_first_then_the_busiest_then_the_latest() {
         message: String::new(),
         hint: String::new(),
     };
-    world.circuits.insert(DestinationId::parse("closed").unwrap(), circuit);
-    world.waiting.insert(DestinationId::parse("busy").unwrap(), WaitingJobs { queued: 3, deferred: 40 });
-    world.awaiting_repair.insert(DestinationId::parse("closed").unwrap(), 7);
-    assert_eq!(world.ids(""), ["closed", "inline-failing", "busy", "early", "late", "idle"]);
-    let shown = serde_json::to_value(world.states("")).unwrap();
+    fixture.circuits.insert(DestinationId::parse("closed").unwrap(), circuit);
+    fixture.waiting.insert(DestinationId::parse("busy").unwrap(), WaitingJobs { queued: 3, deferred: 40 });
+    fixture.awaiting_repair.insert(DestinationId::parse("closed").unwrap(), 7);
+    assert_eq!(fixture.ids(""), ["closed", "inline-failing", "busy", "early", "late", "idle"]);
+    let shown = serde_json::to_value(fixture.states("")).unwrap();
     assert_eq!(shown["shown"][0]["circuit_open"], true);
     assert_eq!(shown["shown"][0]["circuit"]["reason"], "kms_denied");
     assert_eq!(shown["shown"][1]["circuit"], serde_json::Value::Null);
@@ -136,8 +137,8 @@ async fn trouble_comes_first_then_the_busiest_then_the_latest() {
 }
 
 #[tokio::test]
-async fn what_is_mended_is_no_trouble_until_it_fails_again() {
-    let mut world = World::new(["acme".to_owned(), "busy".to_owned()].into_iter()).await;
+async fn a_recovered_destination_ranks_as_healthy_until_it_fails_again() {
+    let mut fixture = StatusFixture::new(["acme".to_owned(), "busy".to_owned()].into_iter()).await;
     let at = |second: i64| Timestamp::from_second(second).unwrap();
     let trouble = |at| FailureDetail {
         at,
@@ -149,38 +150,38 @@ async fn what_is_mended_is_no_trouble_until_it_fails_again() {
     };
     let (id, failing) = record("acme", 3, 1);
     let failed_at = |second| DestinationRecord { last_trouble: Some(Arc::new(trouble(at(second)))), ..failing.clone() };
-    world.worked_for.insert(id.clone(), failed_at(10));
-    world.mended.insert(id.clone(), at(9));
-    world.running = vec![running("busy")];
-    let shown = |world: &World| serde_json::to_value(world.states("")).unwrap()["shown"].clone();
-    assert_eq!((world.ids(""), &shown(&world)[0]["mended_at"]), (vec!["acme".into(), "busy".into()], &().into()));
-    world.mended.insert(id.clone(), at(11));
-    assert_eq!(world.ids(""), ["busy", "acme"]);
-    assert_eq!(shown(&world)[1]["mended_at"], "1970-01-01T00:00:11Z");
-    world.worked_for.insert(id, failed_at(12));
-    assert_eq!(world.ids(""), ["acme", "busy"]);
+    fixture.worked_for.insert(id.clone(), failed_at(10));
+    fixture.recovered.insert(id.clone(), at(9));
+    fixture.running = vec![running("busy")];
+    let shown = |fixture: &StatusFixture| serde_json::to_value(fixture.states("")).unwrap()["shown"].clone();
+    assert_eq!((fixture.ids(""), &shown(&fixture)[0]["mended_at"]), (vec!["acme".into(), "busy".into()], &().into()));
+    fixture.recovered.insert(id.clone(), at(11));
+    assert_eq!(fixture.ids(""), ["busy", "acme"]);
+    assert_eq!(shown(&fixture)[1]["mended_at"], "1970-01-01T00:00:11Z");
+    fixture.worked_for.insert(id, failed_at(12));
+    assert_eq!(fixture.ids(""), ["acme", "busy"]);
 }
 
 #[tokio::test]
-async fn thousands_are_bounded_and_can_be_found() {
-    let world = World::new((0..3000).map(|number| format!("customer-{number}"))).await;
-    let all = world.states("");
-    assert_eq!((all.shown.len(), all.matching), (SHOWN, 3000));
-    assert_eq!(world.ids("customer-2999"), ["customer-2999"]);
-    let some = world.states("-299");
+async fn the_list_is_bounded_and_every_destination_can_be_found() {
+    let fixture = StatusFixture::new((0..3000).map(|number| format!("customer-{number}"))).await;
+    let all = fixture.states("");
+    assert_eq!((all.shown.len(), all.matching), (MAX_SHOWN, 3000));
+    assert_eq!(fixture.ids("customer-2999"), ["customer-2999"]);
+    let some = fixture.states("-299");
     assert_eq!((some.shown.len(), some.matching), (11, 11));
-    assert!(world.ids("nobody").is_empty());
+    assert!(fixture.ids("nobody").is_empty());
     let size = serde_json::to_vec(&all).unwrap().len();
     assert!(size < 100_000, "{size}");
 }
 
 #[tokio::test]
-async fn a_refused_session_says_why_and_until_when() {
-    let world = World::new(["acme".to_owned()].into_iter()).await;
-    let state = || serde_json::to_value(world.states("")).unwrap()["shown"][0]["session"].clone();
+async fn a_refused_session_shows_reason_and_seconds_left() {
+    let fixture = StatusFixture::new(["acme".to_owned()].into_iter()).await;
+    let state = || serde_json::to_value(fixture.states("")).unwrap()["shown"][0]["session"].clone();
     assert_eq!(state(), serde_json::json!({"state": "none"}));
-    // Without an identity of its own, the worker refuses by itself: nothing is called.
-    world.sessions.get(&world.configured.values().next().unwrap().clone()).await.unwrap_err();
+    // Without an identity the worker refuses the role itself; no request is made.
+    fixture.sessions.get(&fixture.configured.values().next().unwrap().clone()).await.unwrap_err();
     assert_eq!(state()["state"], "refused");
     assert_eq!(state()["reason"], "role_auth_off");
     assert!(state()["seconds_left"].as_u64().unwrap() <= 60);
