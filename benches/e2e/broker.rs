@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Fallible;
 
-/// How long no outcome may arrive before the bench gives up.
+/// Longest time without an outcome before the bench fails.
 const SILENCE: Duration = Duration::from_mins(1);
 /// Channels that publish at once, and confirms outstanding on each.
 const CHANNELS: usize = 4;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
-use crate::manners::{MEND_PATH, Manners};
+use crate::manners::{FIX_PATH, Manners};
 use crate::measure::Spent;
 use crate::process::{self, Process};
 use crate::scenario::Scenario;
@@ -41,8 +41,8 @@ impl NullServer {
     }
 
     /// From now on the missing bucket exists.
-    pub async fn mend(&self) -> Fallible<()> {
-        self.endpoint.get(MEND_PATH).await.map(drop)
+    pub async fn fix(&self) -> Fallible<()> {
+        self.endpoint.get(FIX_PATH).await.map(drop)
     }
 
     /// What it saw so far.

@@ -23,19 +23,19 @@ impl Pool {
 }
 
 /// The filled part of a buffer; the buffer goes back to the pool when the last `Bytes` of it is dropped.
-struct Lent {
+struct Borrowed {
     buffer: Vec<u8>,
     filled: usize,
     pool: Pool,
 }
 
-impl AsRef<[u8]> for Lent {
+impl AsRef<[u8]> for Borrowed {
     fn as_ref(&self) -> &[u8] {
         &self.buffer[..self.filled]
     }
 }
 
-impl Drop for Lent {
+impl Drop for Borrowed {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.buffer);
         self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
@@ -67,8 +67,8 @@ impl Chunks {
         file.read_exact_at(&mut buffer[..filled], self.at)?;
         self.at += filled as u64;
         self.left -= filled as u64;
-        let lent = Lent { buffer, filled, pool: self.pool.clone() };
-        Ok(Some(Frame::data(Bytes::from_owner(lent))))
+        let borrowed = Borrowed { buffer, filled, pool: self.pool.clone() };
+        Ok(Some(Frame::data(Bytes::from_owner(borrowed))))
     }
 }
 

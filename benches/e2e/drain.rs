@@ -52,9 +52,9 @@ async fn measure(args: &DrainArgs, broker: &Broker, around: &Surroundings<'_>) -
     broker.publish([Message { id: "drain".to_owned(), to, body: job.to_string().into_bytes() }]).await?;
     for drain in 1..=args.drains {
         until_sent(around.server, length * drain / (args.drains + 1)).await?;
-        let told = Instant::now();
+        let signalled = Instant::now();
         worker.stop().await?;
-        let took = told.elapsed();
+        let took = signalled.elapsed();
         let sent = around.server.counts().await?.bytes / MIB;
         println!("drain {drain}: {:.2} s from SIGTERM to the end, {sent} MiB sent so far", took.as_secs_f64());
         worker = Worker::start(around).await?;

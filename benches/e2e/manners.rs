@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::time::sleep;
 
 /// Asked for once the missing bucket is to exist.
-pub const MEND_PATH: &str = "/__mend";
+pub const FIX_PATH: &str = "/__fix";
 /// How much longer the slow bucket takes: it runs at 1 % of the others' speed.
 const SLOWER: u32 = 100;
 
@@ -19,7 +19,7 @@ pub struct Manners {
     /// A bucket whose answers take a hundred times as long.
     #[arg(long)]
     pub slow: Option<String>,
-    /// A bucket that does not exist, until it is mended.
+    /// A bucket that does not exist, until it is fixed.
     #[arg(long)]
     pub missing: Option<String>,
 }

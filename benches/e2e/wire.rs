@@ -32,7 +32,7 @@ impl Endpoint {
         Ok(Self { address, tls: ca.map(tls::connector).transpose()? })
     }
 
-    /// As a client is told.
+    /// URL for clients.
     pub fn url(&self) -> String {
         format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.address)
     }

@@ -34,9 +34,15 @@ pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() ->
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// A client for plain HTTP on loopback: no proxy, and no certificates to load each time it is made.
+pub fn http() -> reqwest::Client {
+    let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]).pool_max_idle_per_host(0);
+    builder.build().unwrap()
 }
 
 /// A listener on a free loopback port, below the range from which the kernel draws the ports of clients.

@@ -11,7 +11,7 @@ use consign::upload::Uploader;
 use serde_json::{Value, json};
 
 use super::{TEST_OBJECT, by_key, by_role, check, codes, customer, step};
-use crate::shop::REGION;
+use crate::fixture::REGION;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::Site;
 
@@ -30,7 +30,7 @@ async fn within(site: &Site, seconds: u64) -> Report {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn giving_up_an_upload_takes_bounded_time_too() {
+async fn aborting_an_upload_takes_bounded_time_too() {
     let silent = async |denied: Option<&'static str>, silent: &'static str| {
         let (mut site, s3) = customer().await;
         site.destination("acme", &by_key());

@@ -218,7 +218,7 @@ async fn a_users_key_needs_no_more_than_put_object_on_moto() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_with_a_key_or_bucket_is_told_on_moto() {
+async fn what_is_wrong_with_a_key_or_bucket_is_reported_on_moto() {
     let moto = Moto::shared();
     let (bucket, there) = (unique("nobucket"), unique("there"));
     moto.make_bucket(&there).await;

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::by_role;
 use super::table::{Act, Hands, Setup, shown};
-use crate::shop::KMS_KEY;
+use crate::fixture::KMS_KEY;
 use crate::testbed::scripted::Effect;
 
 const OTHER_KEY: &str = "arn:aws:kms:eu-central-1:111111111111:key/11111111-2222-3333-4444-555555555555";
@@ -43,7 +43,7 @@ fn writes(hands: &Hands<'_>, effect: &Effect) {
     }
 }
 
-/// What is shown elsewhere: where there is nothing to mend, by the test of the worker itself, and by a server that never answers.
+/// Codes shown elsewhere: where there is nothing to fix, by the test of the worker itself, and by a server that never answers.
 const ELSEWHERE: [&str; 9] = [
     "ok",
     "not_needed",

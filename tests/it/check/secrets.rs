@@ -5,7 +5,7 @@ use serde_json::json;
 use std::time::Duration;
 
 use super::{by_key, check, run};
-use crate::shop::{REGION, site};
+use crate::fixture::{REGION, site};
 use crate::testbed::scripted::Effect;
 use crate::testbed::until;
 
@@ -37,7 +37,7 @@ async fn keys_and_tokens_are_in_no_answer_and_no_log() {
             said.push_str(&String::from_utf8_lossy(&stream));
         }
     }
-    // The external id of the shop's customer is marked, too; it belongs into the trust policy, and nowhere else.
+    // The external id of the fixture's customer is marked, too; it belongs into the trust policy, and nowhere else.
     let said = said.replace("\"sts:ExternalId\": \"marked-secret-external-id\"", "");
     let said = said.replace("\"sts:ExternalId\":\"marked-secret-external-id\"", "");
     let log = worker.log();

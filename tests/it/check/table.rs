@@ -41,7 +41,7 @@ pub struct Setup {
     pub mended: Act,
 }
 
-/// Breaks it, sees the code; mends it, sees that it passes. The code must not be there any more, and neither may anything else.
+/// Breaks it, sees the code; fixes it, sees that it passes. The code must not be there any more, and neither may anything else.
 pub async fn shown(setup: &Setup) {
     let (mut site, s3) = customer().await;
     let mut to = (setup.to)();

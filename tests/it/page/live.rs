@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{check_picture, complaints};
-use crate::shop::{REGION, role_destination, site};
+use crate::fixture::{REGION, role_destination, site};
 use crate::testbed::browser::Browser;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};

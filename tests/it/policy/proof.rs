@@ -17,7 +17,7 @@ const EXTERNAL_ID: &str = "consign-4711";
 /// Where the tests' calls come from, and where they don't.
 const HERE: &str = "127.0.0.0/8";
 const ELSEWHERE: &str = "192.0.2.0/24";
-/// Where a copy waits that the customer must mend something for, and where one ends that nobody can help.
+/// Queues of copies that wait until the customer has fixed something, and of those that have failed for good.
 const WAITING: [&str; 7] = ["wait.30s", "wait.2m", "wait.10m", "wait.30m", "wait.2h", "wait.12h", "dead"];
 
 /// The platform in one account, its customer in another, and a site between them.

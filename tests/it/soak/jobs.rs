@@ -22,7 +22,7 @@ pub enum Kind {
     /// Brings its destination along.
     Inline,
     Twice,
-    /// For the customer whose role refuses until the storm is over.
+    /// For the customer whose role refuses until the faults are over.
     Sick,
     KeepFree,
     FailFree,
@@ -88,7 +88,7 @@ impl Kind {
     }
 
     /// How a second delivery of the message may end, where nobody remembers the first: after a crash, or when it was published
-    /// twice. Consumers are told that `delivered` beats these.
+    /// twice. The contract says that `delivered` beats these.
     pub fn echoes(self) -> &'static [End] {
         match self {
             Self::KeepFree => &[SKIPPED],
@@ -133,7 +133,7 @@ pub enum Body {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
     pub number: usize,
-    /// When it is published, counted from the beginning of the storm.
+    /// When it is published, counted from the first fault.
     pub at: Duration,
     pub kind: Kind,
     pub origin: Origin,
@@ -152,7 +152,7 @@ pub const SICK: &str = "sick";
 pub fn drafts(settings: &Settings) -> Vec<Draft> {
     let mut dice = Dice::new(settings.seed, 1);
     let (mut kinds, mut origins) = (Deck::new(&DECK), Deck::new(&ORIGINS));
-    let step = settings.storm.mul_f64(0.95) / u32::try_from(settings.jobs.max(1)).unwrap();
+    let step = settings.faults_for.mul_f64(0.95) / u32::try_from(settings.jobs.max(1)).unwrap();
     let mut drafts = Vec::new();
     for number in 0..settings.jobs {
         let kind = kinds.deal(&mut dice);

@@ -35,7 +35,7 @@ pub struct Sample {
 /// One process of a worker, from start to end.
 #[derive(Debug, Clone)]
 pub struct Life {
-    pub seat: usize,
+    pub slot: usize,
     /// The access key id by which S3 knows it.
     pub identity: String,
     pub begun: Duration,

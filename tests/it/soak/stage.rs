@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::dice::Dice;
 use super::jobs::{self, Body, Draft, Kind, Origin};
 use super::settings::Settings;
-use crate::shop::{KMS_KEY, REGION, role_destination};
+use crate::fixture::{KMS_KEY, REGION, role_destination};
 use crate::testbed::broker::Broker;
 use crate::testbed::node::Node;
 use crate::testbed::proxy::Proxy;
@@ -55,7 +55,7 @@ impl Stage {
         }
         let s3 = ScriptedS3::start().await;
         s3.thrifty();
-        furnish(&mut site, &s3);
+        add_acme(&mut site, &s3);
         let ca = site.dir.path().join("ca.pem");
         let (web, tls) = (WebSource::http().await, WebSource::https(&ca).await);
         site.environment("SSL_CERT_FILE", &ca.display().to_string());
@@ -86,7 +86,7 @@ impl Stage {
     }
 
     /// The sick customer corrects the trust policy.
-    pub fn mend(&self) {
+    pub fn fix_trust_policy(&self) {
         self.s3.lift("sick");
     }
 
@@ -194,7 +194,7 @@ fn shorten_waits(node: &Node, prefix: &str) {
     }
 }
 
-fn furnish(site: &mut Site, s3: &ScriptedS3) {
+fn add_acme(site: &mut Site, s3: &ScriptedS3) {
     site.set("worker.slots", 8).set("worker.backfill_slots", 4).set("worker.memory_budget", "96MiB");
     site.set("worker.drain_timeout", "8s").set("worker.max_attempts", 200);
     site.set("upload.part_size", "5MiB").set("upload.multipart_threshold", "5MiB").set("upload.part_concurrency", 2);

@@ -1,4 +1,4 @@
-//! The broker as producers and customers see it: jobs in, outcomes out, dead letters, the wait ladder. Where it is a file, jobs can be
+//! The broker as producers and customers see it: jobs in, outcomes out, dead letters, the wait queues. Where it is a file, jobs can be
 //! offered, and what is in it can be read.
 
 use std::collections::BTreeMap;
@@ -50,8 +50,8 @@ impl Message {
     }
 }
 
-/// The queues of the wait ladder are called `wait.` and one of these.
-pub const RUNGS: [&str; 7] = ["5s", "30s", "2m", "10m", "30m", "2h", "12h"];
+/// The wait queues are called `wait.` and one of these.
+pub const RETRY_DELAYS: [&str; 7] = ["5s", "30s", "2m", "10m", "30m", "2h", "12h"];
 
 /// One prefix on one node. Reconnects when the node was restarted.
 #[derive(Debug)]
@@ -308,7 +308,7 @@ impl Broker {
     /// Deletes the queues of this prefix: a node with thousands of quorum queues is a slow node.
     pub async fn clean(&self) {
         let Some(channel) = self.channel().await else { return };
-        let waits = RUNGS.map(|rung| format!("wait.{rung}"));
+        let waits = RETRY_DELAYS.map(|rung| format!("wait.{rung}"));
         let names =
             ["jobs.scheduled", "jobs.backfill", "jobs.continued", "dead", "lease", "outcomes.unrouted", "control"];
         for name in names.map(str::to_owned).into_iter().chain(waits).chain(["test.outcomes".to_owned()]) {

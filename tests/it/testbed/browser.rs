@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use url::{ParseError, Url};
 
-use super::{exported, free_port, until};
+use super::{exported, free_port, http, until};
 
 /// A browser with one window. Ends on drop, with its driver.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Driver {
             .unwrap();
         let driver = Self { child, url: format!("http://127.0.0.1:{port}"), session: None, _profile: profile };
         until("the driver answers", Duration::from_secs(60), async || {
-            let answer = reqwest::get(format!("{}/status", driver.url)).await.ok()?;
+            let answer = http().get(format!("{}/status", driver.url)).send().await.ok()?;
             answer.status().is_success().then_some(())
         })
         .await;
@@ -163,7 +163,7 @@ impl Browser {
         self.client.active_element().await.unwrap().send_keys(keys).await.unwrap();
     }
 
-    /// What the console was told since the last look: errors, warnings, violations of the page's policy.
+    /// Console entries since the last look: errors, warnings, violations of the page's policy.
     pub async fn console(&self) -> Vec<String> {
         let entries = self.client.issue_cmd(Extra("se/log", json!({"type": "browser"}))).await.unwrap();
         let line = |entry: &Value| format!("{} {}", entry["level"], entry["message"]);

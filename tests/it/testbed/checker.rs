@@ -80,7 +80,7 @@ impl<'a> Checker<'a> {
         self
     }
 
-    /// Answers of S3 were lost on their way: an upload whose id nobody was told can't be aborted by anybody.
+    /// Answers of S3 were lost on their way: an upload whose id nobody received can't be aborted by anybody.
     pub fn over_a_broken_wire(mut self) -> Self {
         self.broken_wire = true;
         self
@@ -105,7 +105,7 @@ impl<'a> Checker<'a> {
         for worker in &self.workers {
             worker.quiet().await;
         }
-        if let Err(problem) = self.counted_as_told(&promises).await {
+        if let Err(problem) = self.counted_as_reported(&promises).await {
             self.problems.push(problem);
         }
         for worker in self.workers.clone() {

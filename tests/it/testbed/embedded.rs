@@ -51,7 +51,7 @@ impl File {
         look(reader.get_or_insert_with(|| Connection::open(&self.path).unwrap())).unwrap()
     }
 
-    /// All outcomes, each as often as it was told.
+    /// All outcomes, each as often as it was published.
     pub fn outcomes(&self) -> Vec<Message> {
         let sql = "SELECT routing_key, id, body, repeats FROM outcomes WHERE prefix = ?1 ORDER BY seq";
         let rows = self.with(|db| {

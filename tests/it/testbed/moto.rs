@@ -9,7 +9,7 @@ use aws_sigv4::sign::v4;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::exported;
+use super::{exported, http};
 
 /// The account that everything in moto belongs to.
 pub const ACCOUNT: &str = "123456789012";
@@ -125,7 +125,7 @@ pub(super) async fn iam(url: &str, admin: &Key, form: &[(&str, &str)]) -> String
     let signable =
         SignableRequest::new("POST", &url, [kind].into_iter(), SignableBody::Bytes(body.as_bytes())).unwrap();
     let (signed, _) = sign(signable, &parameters).unwrap().into_parts();
-    let mut request = reqwest::Client::new().post(&url).header(kind.0, kind.1).body(body);
+    let mut request = http().post(&url).header(kind.0, kind.1).body(body);
     for (name, value) in signed.headers() {
         request = request.header(name, value);
     }

@@ -48,7 +48,7 @@ pub async fn publish(broker: &Broker, key: &[u8], properties: &[u8], body: &[u8]
     assert_eq!(line.answer().await[..4], [0, 60, 0, 80], "the broker takes it");
 }
 
-/// Gets a message off a queue of this prefix and is gone, so that it comes again.
+/// Gets a message off a queue of this prefix and disconnects, so that it is redelivered.
 pub async fn get_and_leave(broker: &Broker, queue: &str) {
     let mut line = Line::to(broker).await;
     let queue = format!("{}.{queue}", broker.prefix);

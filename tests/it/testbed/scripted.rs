@@ -322,7 +322,7 @@ impl ScriptedS3 {
         self.store().uploads.len()
     }
 
-    /// The ids of those, each with the reason why nobody could abort it: its id was never told, or the abort was refused.
+    /// The ids of those, each with the reason why nobody could abort it: its id was never received, or the abort was refused.
     pub fn why_open(&self) -> Vec<(String, Option<&'static str>)> {
         let ids: Vec<_> = self.store().uploads.keys().cloned().collect();
         let calls = self.calls.lock().unwrap();
@@ -334,7 +334,7 @@ impl ScriptedS3 {
         let refused = |id: &String| aborts().any(|abort| abort.asked("uploadId") == id);
         let why = |id: &String| match () {
             () if refused(id) => Some("the abort was refused"),
-            () if created_badly && !told(id) => Some("its id was never told"),
+            () if created_badly && !told(id) => Some("its id was never received"),
             () => None,
         };
         ids.into_iter().map(|id| (id.clone(), why(&id))).collect()

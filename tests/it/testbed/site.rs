@@ -14,7 +14,7 @@ use super::moto::Key;
 use super::worker::Worker;
 use super::{free_port, unique};
 
-/// The directory goes on drop; the workers go with their own handles.
+/// The directory goes on drop; the workers end with their own handles.
 #[derive(Debug)]
 pub struct Site {
     pub broker: Broker,
@@ -53,7 +53,7 @@ impl Site {
         site
     }
 
-    /// Declares it, or makes the file: whoever publishes before a worker has started needs that.
+    /// Declares it, or makes the file. Needed to publish before a worker has started.
     pub fn topology(&self) {
         let applied = self.consign(&["topology", "apply"]);
         assert!(applied.status.success(), "topology apply: {}", String::from_utf8_lossy(&applied.stderr));
@@ -148,7 +148,7 @@ impl Site {
         url
     }
 
-    /// What a source holds, as far as it was told.
+    /// Content of a source, where it is known.
     pub fn held(&self, url: &str) -> Option<Bytes> {
         self.sources.lock().unwrap().get(url).cloned()
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Checker, RETRYING, text};
-use crate::testbed::broker::{Message, RUNGS};
+use crate::testbed::broker::{Message, RETRY_DELAYS};
 use crate::testbed::unpacked;
 
 /// A job as it was published, and what it must become.
@@ -16,7 +16,7 @@ pub(super) struct Promise {
     pub(super) bucket: String,
     /// The whole key.
     pub(super) key: String,
-    /// What may be under the key: the job's own source, or that of another job for the same key. Empty where nobody told.
+    /// What may be under the key: the job's own source, or that of another job for the same key. Empty where it is unknown.
     pub(super) contents: Vec<Bytes>,
     /// Whether another job has the same key.
     pub(super) shared: bool,
@@ -28,7 +28,7 @@ pub(super) struct Promise {
 pub(super) struct Found {
     pub(super) outcomes: Vec<Value>,
     pub(super) dead: Vec<Message>,
-    /// Jobs that wait: on the ladder, in a job queue, or with the test that took them off one.
+    /// Jobs that wait: in a wait queue, in a job queue, or with the test that took them off one.
     pub(super) waiting: Vec<(String, Message)>,
     /// Of those, what is in a job queue although every worker has stopped.
     pub(super) left: Vec<(String, Message)>,
@@ -75,7 +75,7 @@ impl Checker<'_> {
         for queue in ["jobs.scheduled", "jobs.backfill", "jobs.continued"] {
             left.extend(broker.take(queue).await.into_iter().map(|message| (queue.to_owned(), message)));
         }
-        for delay in RUNGS {
+        for delay in RETRY_DELAYS {
             broker.take(&format!("wait.{delay}")).await;
         }
         broker.take("dead").await;

@@ -24,7 +24,7 @@ pub(super) struct Settled {
 
 impl Checker<'_> {
     /// I6: the counters of settlements agree with the outcomes, where nothing has come twice.
-    pub(super) async fn counted_as_told(&self, promises: &BTreeMap<String, Promise>) -> Result<(), String> {
+    pub(super) async fn counted_as_reported(&self, promises: &BTreeMap<String, Promise>) -> Result<(), String> {
         let doubled = promises.values().any(|promise| promise.copies > 1);
         let others = promises.is_empty() || self.site.broker.published_others() > 0;
         if self.uncounted || self.workers.is_empty() || doubled || others {

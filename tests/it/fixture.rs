@@ -16,7 +16,7 @@ pub const REGION: &str = "eu-central-1";
 pub const KMS_KEY: &str = "arn:aws:kms:eu-central-1:111111111111:key/0e7e9fb9-6aa2-4a5b-8a0a-3a2d8d6b6a11";
 
 /// A site, its S3, and a running worker.
-pub struct Shop {
+pub struct AcmeFixture {
     pub site: Site,
     pub s3: ScriptedS3,
     pub worker: Worker,
@@ -35,12 +35,12 @@ pub fn role_destination(bucket: &str, account: &str) -> Value {
 /// A site with `acme` (and `acme-kms`, the same bucket with a KMS key), not yet running.
 pub async fn site(word: &str) -> (Site, ScriptedS3) {
     let mut site = Site::new(word).await;
-    let s3 = furnish(&mut site).await;
+    let s3 = add_acme(&mut site).await;
     (site, s3)
 }
 
 /// Gives a site its S3 and its customer.
-pub async fn furnish(site: &mut Site) -> ScriptedS3 {
+pub async fn add_acme(site: &mut Site) -> ScriptedS3 {
     let s3 = ScriptedS3::start().await;
     s3.bucket("acme", REGION, ACME);
     site.aws(&s3.url).destination("acme", &role_destination("acme", ACME));
@@ -50,8 +50,8 @@ pub async fn furnish(site: &mut Site) -> ScriptedS3 {
     s3
 }
 
-impl Shop {
-    pub async fn open(word: &str) -> Self {
+impl AcmeFixture {
+    pub async fn start(word: &str) -> Self {
         let (site, s3) = site(word).await;
         let worker = site.worker().await;
         Self { site, s3, worker }
@@ -62,7 +62,7 @@ impl Shop {
         self.schedule_with(name, bytes, &json!({})).await;
     }
 
-    /// As [`Shop::schedule`], with further or other fields of the job.
+    /// As [`AcmeFixture::schedule`], with further or other fields of the job.
     pub async fn schedule_with(&self, name: &str, bytes: &[u8], fields: &Value) {
         let mut job = job(name, &self.site.file(name, bytes), "acme", name);
         for (field, value) in fields.as_object().unwrap() {

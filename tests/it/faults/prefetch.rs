@@ -182,12 +182,12 @@ async fn story(seconds: &[u64]) -> Vec<(&'static str, u64)> {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_minute_without_a_slot_what_was_fetched_goes_back() {
-    let told = story(&[200, 1]).await;
-    assert_eq!(told, [("taken", 0), ("given back", 60), ("consumes again", 200), ("taken", 200)]);
+    let seen = story(&[200, 1]).await;
+    assert_eq!(seen, [("taken", 0), ("given back", 60), ("consumes again", 200), ("taken", 200)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slot_within_the_minute_is_waited_for() {
-    let told = story(&[59, 59, 1]).await;
-    assert_eq!(told, [("taken", 0), ("taken", 59), ("taken", 118)]);
+    let seen = story(&[59, 59, 1]).await;
+    assert_eq!(seen, [("taken", 0), ("taken", 59), ("taken", 118)]);
 }
