@@ -45,7 +45,7 @@ impl NullServer {
         self.endpoint.get(FIX_PATH).await.map(drop)
     }
 
-    /// What it saw so far.
+    /// Counts so far.
     pub async fn counts(&self) -> Fallible<Counts> {
         Ok(serde_json::from_slice(self.endpoint.get(COUNTS_PATH).await?.body())?)
     }

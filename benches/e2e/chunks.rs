@@ -1,4 +1,5 @@
-//! A request body that reads its range of a file in passing, 256 KiB at a time, in buffers that come back.
+//! A request body that reads its range of a file in passing, 256 KiB at a time, in buffers that
+//! come back.
 
 use std::fs::File;
 use std::io;
@@ -22,7 +23,8 @@ impl Pool {
     }
 }
 
-/// The filled part of a buffer; the buffer goes back to the pool when the last `Bytes` of it is dropped.
+/// The filled part of a buffer; the buffer goes back to the pool when the last `Bytes` of it is
+/// dropped.
 struct Borrowed {
     buffer: Vec<u8>,
     filled: usize,

@@ -1,4 +1,5 @@
-//! A drain in the middle of one large file: how long SIGTERM takes to end the process, and how much is sent again.
+//! A drain in the middle of one large file: how long SIGTERM takes to end the process, and how much
+//! is sent again.
 //!
 //! ```text
 //! tests/run --servers cargo bench --bench e2e -- drain               # 10 GiB (a sparse file), three drains one after another
@@ -18,7 +19,7 @@ use crate::worker::{DESTINATION, Surroundings, Worker};
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
-/// What is drained.
+/// Transfer to drain.
 #[derive(Debug, Args)]
 pub struct DrainArgs {
     /// GiB of the file.

@@ -1,4 +1,4 @@
-//! How the null server treats its clients when it is not to answer all of them at once.
+//! Behaviour of the null server when it is not to answer all clients at once.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use tokio::time::sleep;
 
 /// Asked for once the missing bucket is to exist.
 pub const FIX_PATH: &str = "/__fix";
-/// How much longer the slow bucket takes: it runs at 1 % of the others' speed.
+/// Factor of the slow bucket: it runs at 1 % of the others' speed.
 const SLOWER: u32 = 100;
 
-/// What a server is started with.
+/// Start options of a server.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Manners {
     /// Milliseconds before each answer about an object.

@@ -1,4 +1,5 @@
-//! A null S3 and STS: it throws every body away as fast as hyper can read it, and answers what the API would.
+//! A null S3 and STS: it throws every body away as fast as hyper can read it, and answers what the
+//! API would.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -26,7 +27,7 @@ use crate::xml;
 
 type Reply = Response<Full<Bytes>>;
 
-/// What S3 repeats in its reply when the request carried it.
+/// Headers that S3 repeats in its reply when the request carried them.
 const ECHOED: [&str; 11] = [
     "x-amz-server-side-encryption",
     "x-amz-server-side-encryption-aws-kms-key-id",
@@ -41,7 +42,8 @@ const ECHOED: [&str; 11] = [
     "x-amz-checksum-algorithm",
 ];
 
-/// Serves until the process is killed. Prints the port on the first line of stdout; with `tls`, `ca.pem` is in that folder by then.
+/// Serves until the process is killed. Prints the port on the first line of stdout; with `tls`,
+/// `ca.pem` is in that folder by then.
 pub async fn serve(tls: Option<&Path>, manners: Manners) -> Fallible<()> {
     let listener = ports::listen().await?;
     let acceptor = tls.map(|folder| Authority::create()?.acceptor(folder)).transpose()?;
@@ -78,7 +80,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send, store: Arc
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// What the server remembers: counts, and the encryption that each open upload was created with.
+/// State of the server: counts, and the encryption that each open upload was created with.
 #[derive(Default)]
 struct Store {
     puts: AtomicU64,

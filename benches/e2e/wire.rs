@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use crate::Fallible;
 use crate::tls;
 
-/// Where the null server is.
+/// Address of the null server.
 #[derive(Clone)]
 pub struct Endpoint {
     pub address: SocketAddr,

@@ -1,4 +1,5 @@
-//! `consign backfill` on both queues: published once however often it is interrupted, waited for, cancelled, reported on.
+//! `consign backfill` on both queues: published once however often it is interrupted, waited for,
+//! cancelled, reported on.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -100,7 +101,7 @@ async fn a_dry_run_shows_the_jobs_and_needs_no_broker() {
     assert!(said(&output).contains("broker.url: is required by this command"));
 }
 
-/// What the page shows is what the command takes.
+/// The command takes the options that the page shows.
 #[test]
 fn the_pages_backfill_can_be_run() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/docs/backfills.md")).unwrap();
@@ -456,7 +457,8 @@ async fn a_backfill_of_1095_days_that_is_killed_twice_ends_with_each_day_once() 
 }
 
 impl Site {
-    /// Deletes what is left on the broker, where there is one, the streams of the backfills included.
+    /// Deletes what is left on the broker, where there is one, the streams of the backfills
+    /// included.
     async fn broker_clean(&self) {
         if self.broker.url.starts_with("sqlite:") {
             return;

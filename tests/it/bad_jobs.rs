@@ -1,4 +1,5 @@
-//! Messages that are no jobs: each ends as a dead letter that names the field, and the worker continues.
+//! Messages that are no jobs: each ends as a dead letter that names the field, and the worker
+//! continues.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

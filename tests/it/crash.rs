@@ -1,5 +1,5 @@
-//! Failpoints: the worker is killed with SIGKILL at each failpoint, by each kind of job that passes it. Nothing is lost, nothing
-//! is half there, nothing counts twice.
+//! Failpoints: the worker is killed with SIGKILL at each failpoint, by each kind of job that passes
+//! it. Nothing is lost, nothing is half there, nothing counts twice.
 
 pub mod world;
 

@@ -1,4 +1,5 @@
-//! `consign dead` as a process, on both queues: looked at, requeued, discarded, exported and put back; and killed on the way.
+//! `consign dead` as a process, on both queues: looked at, requeued, discarded, exported and put
+//! back; and killed on the way.
 
 mod destinations;
 mod kills;
@@ -33,7 +34,7 @@ impl World {
         said
     }
 
-    /// What is listed, by the job's id.
+    /// Listed letters, by the job's id.
     fn listed(&self, arguments: &[&str]) -> Vec<Value> {
         let output = self.dead(&[&["list", "--json"], arguments].concat());
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -186,7 +187,7 @@ async fn exported_discarded_and_imported_letters_are_what_they_were() {
     }
 }
 
-/// What the page shows, in its order.
+/// The commands of the page, in its order.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_the_page_do_what_they_say() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/docs/dead-letters.md")).unwrap();

@@ -18,7 +18,7 @@ const TEMPLATE: &str = r#"{"version": 1, "id": "a/{date}", "source": {"url": "fi
 /// Well below the time that commands wait for a broker that is away.
 const ABSENT: Duration = Duration::from_secs(20);
 
-/// What a command that is denied something says.
+/// Message of a command that is denied something.
 fn denied(command: &[&str], output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(77), "{command:?}: {said}");

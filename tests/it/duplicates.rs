@@ -1,4 +1,5 @@
-//! Nothing is lost and nothing counts twice: duplicates, two workers, a worker that dies in the middle.
+//! Nothing is lost and nothing counts twice: duplicates, two workers, a worker that dies in the
+//! middle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! One broken, slow or busy customer costs the others nothing, and everything that fails alike is nobody's fault.
+//! One broken, slow or busy customer costs the others nothing, and everything that fails alike is
+//! nobody's fault.
 
 mod recall;
 
@@ -36,7 +37,7 @@ fn named(word: &str, count: usize) -> impl Iterator<Item = String> {
     (0..count).map(move |n| format!("{word}-{n}"))
 }
 
-/// What `/status` says of a destination.
+/// Entry of a destination in `/status`.
 async fn state(worker: &Worker, destination: &str) -> Value {
     let status: Value = serde_json::from_str(&worker.get("/status").await).unwrap();
     let shown = status["destination_states"]["shown"].as_array().unwrap().clone();

@@ -1,4 +1,5 @@
-//! What FAILURES promises, seen from outside: objects, outcomes, dead letters, the wait queues, metrics.
+//! The promises of FAILURES, seen from outside: objects, outcomes, dead letters, the wait queues,
+//! metrics.
 //!
 //! A scenario breaks one thing of the scripted S3 and says what must follow.
 

@@ -1,4 +1,4 @@
-//! What most scenarios start from: one customer, `acme`, on the scripted S3, and one worker.
+//! Starting point of most scenarios: one customer, `acme`, on the scripted S3, and one worker.
 
 use std::time::Duration;
 
@@ -78,7 +78,8 @@ impl AcmeFixture {
         outcome["data"].clone()
     }
 
-    /// Waits for the terminal outcome, which must be `failed` with this reason, and for the dead letter that says the same.
+    /// Waits for the terminal outcome, which must be `failed` with this reason, and for the dead
+    /// letter that says the same.
     pub async fn failed(&self, name: &str, reason: &str) -> Value {
         let outcome = self.site.broker.ended(name).await;
         assert_eq!(outcome["type"], "consign.transfer.failed.v1", "{outcome:#}");
@@ -92,7 +93,7 @@ impl AcmeFixture {
         self.s3.object("acme", &format!("in/{name}"))
     }
 
-    /// How many failed attempts were counted for a reason.
+    /// Failed attempts counted for a reason.
     pub async fn failures(&self, reason: &str) -> f64 {
         self.worker.metric("consign_transfer_failures_total", &format!("reason=\"{reason}\"")).await
     }
@@ -122,7 +123,8 @@ impl AcmeFixture {
         .await;
     }
 
-    /// Waits until the worker is not ready, for a reason that contains one of these words; gives the reason.
+    /// Waits until the worker is not ready, for a reason that contains one of these words; gives
+    /// the reason.
     pub async fn unready(&self, words: &[&str]) -> String {
         until(&format!("not ready because of {words:?}"), Duration::from_secs(90), async || {
             let said = self.worker.try_get("/readyz").await?;
@@ -131,7 +133,7 @@ impl AcmeFixture {
         .await
     }
 
-    /// What holds after every fault: see [`Checker`]. Ends the worker and leaves no queues.
+    /// Checks the invariants (see [`Checker`]), ends the worker, and deletes the queues.
     pub async fn close(self) {
         Checker::new(&self.site, &self.s3).worker(&self.worker).check().await;
         self.site.broker.clean().await;

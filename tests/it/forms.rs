@@ -1,4 +1,5 @@
-//! The other forms a job may have: compact, with its destination inside, compressed with zstd, with an address for the answer.
+//! The other forms a job may have: compact, with its destination inside, compressed with zstd, with
+//! an address for the answer.
 
 use std::io::Read as _;
 

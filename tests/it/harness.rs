@@ -308,7 +308,8 @@ fn outcome_body(id: &str, job: &str, kind: &str, reason: Option<&str>) -> Vec<u8
     serde_json::to_vec(&outcome).unwrap()
 }
 
-/// Jobs of which one is lost, one half delivered, one reported twice, one dead-lettered too early, and more.
+/// Jobs of which one is lost, one half delivered, one reported twice, one dead-lettered too early,
+/// and more.
 async fn wrong_ends(site: &Site, s3: &ScriptedS3) {
     let url = site.file("f", b"hello");
     let job = |name: &str| job(name, &url, "acme", name);

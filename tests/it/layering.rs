@@ -1,4 +1,5 @@
-//! The map in `src/lib.rs` is the truth: imports go downward only, and each vendor stays in its room.
+//! The map in `src/lib.rs` is the truth: imports go downward only, and each vendor stays in its
+//! room.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Long transfers are held by a lease: no time-out of the broker ends them, and another worker takes over when theirs is gone.
+//! Long transfers are held by a lease: no time-out of the broker ends them, and another worker
+//! takes over when theirs is gone.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -96,8 +97,8 @@ async fn behind_a_proxy(site: &mut Site) -> (Proxy, String) {
     (proxy, direct)
 }
 
-/// A worker whose only job, an upload in parts of 700 ms, has come to it again over a connection that was cut; with what the job's
-/// source holds, and the way to the broker that is not cut.
+/// A worker whose only job, an upload in parts of 700 ms, has come to it again over a connection
+/// that was cut; with what the job's source holds, and the way to the broker that is not cut.
 async fn redelivered(site: &mut Site, s3: &ScriptedS3) -> (Worker, Vec<u8>, String) {
     site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 1);
     s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(700)));

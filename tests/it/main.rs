@@ -1,6 +1,8 @@
-//! The program from the outside: the binary as a process, real servers around it, faults where real servers have none.
+//! The program from the outside: the binary as a process, real servers around it, faults where real
+//! servers have none.
 //!
-//! `tests/run` starts the servers; without them, the tests that need them say so. What a test may use is in [`testbed`].
+//! `tests/run` starts the servers; without them, the tests that need them say so. What a test may
+//! use is in [`testbed`].
 #![expect(unreachable_pub, reason = "one binary, nothing is exported")]
 #![expect(clippy::float_cmp, reason = "metrics are counted in whole numbers")]
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]

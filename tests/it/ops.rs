@@ -1,4 +1,5 @@
-//! What operators hold on to: manual pages and completions, systemd, the status in the log, a broker over TLS, traces.
+//! Interfaces for operators: manual pages and completions, systemd, the status in the log, a broker
+//! over TLS, traces.
 
 mod manuals;
 mod supervised;

@@ -1,4 +1,5 @@
-//! A transfer that is cut short continues where it was: handed over by a drain, carried by a retry, found again after a crash.
+//! A transfer that is cut short continues where it was: handed over by a drain, carried by a retry,
+//! found again after a crash.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ async fn slow_site(word: &str) -> (Site, ScriptedS3) {
     (site, s3)
 }
 
-/// How often S3 took each part; by upload and number.
+/// Times that S3 accepted each part, by upload and number.
 fn taken(s3: &ScriptedS3) -> BTreeMap<(String, u32), usize> {
     let mut taken = BTreeMap::new();
     for call in s3.calls("UploadPart").iter().filter(|call| call.status == 200) {
@@ -50,7 +51,8 @@ async fn delivered(site: &Site, id: &str) -> Value {
     outcome["data"].clone()
 }
 
-/// Drains a worker in mid-upload, lets another one continue, and gives the outcome and how long the first took to end.
+/// Drains a worker in mid-upload, lets another one continue, and gives the outcome and how long the
+/// first took to end.
 async fn handed_over(site: &Site, s3: &ScriptedS3, job: &Value, after: usize) -> (Value, Duration) {
     let first = site.worker().await;
     site.broker.schedule(job).await;
@@ -211,7 +213,8 @@ async fn the_upload_of_a_dead_lettered_job_is_aborted() {
     site.broker.clean().await;
 }
 
-/// A hand-over whose upload is gone when the second worker comes: `listing` says whether it may look.
+/// A hand-over whose upload is gone when the second worker comes: `listing` says whether it may
+/// look.
 async fn gone_meanwhile(word: &str, completed: bool, listing: bool) -> (Site, ScriptedS3, Value, Vec<u8>) {
     let (site, s3) = slow_site(word).await;
     let content = bytes(10, LENGTH);

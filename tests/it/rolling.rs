@@ -1,4 +1,5 @@
-//! A rolling restart: three workers on one queue are replaced one after another under load, and no customer sees it.
+//! A rolling restart: three workers on one queue are replaced one after another under load, and no
+//! customer sees it.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -106,7 +107,7 @@ async fn each_was_delivered_once(site: &Site, count: usize) {
     }
 }
 
-/// What makes an object visible was asked for once for each key, and each time with success.
+/// The operation that makes an object visible was called once for each key, each time with success.
 fn each_took_effect_once(s3: &ScriptedS3, count: usize) {
     let mut made: BTreeMap<String, usize> = BTreeMap::new();
     for call in [s3.calls("PutObject"), s3.calls("CompleteMultipartUpload")].concat() {

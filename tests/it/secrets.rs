@@ -1,4 +1,5 @@
-//! Every secret in this testbed carries the word `marked-secret`; at trace level it must show up nowhere.
+//! Every secret in this testbed carries the word `marked-secret`; at trace level it must show up
+//! nowhere.
 
 use serde_json::json;
 

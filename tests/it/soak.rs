@@ -1,9 +1,10 @@
-//! Faults over several workers for some time, then recovery, then the count: every job has ended, whole, once, and nothing is left
-//! behind.
+//! Faults over several workers for some time, then recovery, then the count: every job has ended,
+//! whole, once, and nothing is left behind.
 //!
-//! What happens is drawn from one seed: the jobs and what they are about, and which fault strikes where, when and for how long. When
-//! a soak fails, its last lines say how to do the same again (what the machine does in between is its own). `tests/soak`
-//! runs it, `tests/soak --seconds 24` in its short form. Afterwards a ledger lies in `target/soak`.
+//! What happens is drawn from one seed: the jobs and what they are about, and which fault strikes
+//! where, when and for how long. When a soak fails, its last lines say how to do the same again
+//! (what the machine does in between is its own). `tests/soak` runs it, `tests/soak --seconds 24`
+//! in its short form. Afterwards a ledger lies in `target/soak`.
 
 mod dice;
 mod faults;
@@ -36,7 +37,7 @@ use stage::Stage;
 use verdict::Verdict;
 use workers::Workers;
 
-/// How long one offer of a job to the broker may take; an alarm makes it wait.
+/// Longest publication of a job; an alarm makes it wait.
 const OFFER: Duration = Duration::from_secs(25);
 const LOOK: Duration = Duration::from_secs(1);
 const PROGRESS: Duration = Duration::from_secs(5);

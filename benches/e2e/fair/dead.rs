@@ -1,4 +1,5 @@
-//! A bucket that does not exist, with thousands of jobs for it: how often it is asked, and how soon all flow once it is there.
+//! A bucket that does not exist, with thousands of jobs for it: how often it is asked, and how soon
+//! all flow once it is there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::worker::Worker;
 const OTHERS: u32 = 20;
 const SETTLEMENTS: &str = "consign_broker_settlements_total";
 
-/// What is counted on; the differences are printed.
+/// Counters; the differences are printed.
 struct Look {
     refused: u64,
     settled: BTreeMap<String, f64>,

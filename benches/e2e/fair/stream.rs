@@ -22,7 +22,8 @@ pub struct Arrivals {
     reader: JoinHandle<()>,
 }
 
-/// When a job's outcome came, and when its attempt had begun and ended: the worker's clock is the bench's.
+/// Times of a job: arrival of the outcome, begin and end of the attempt. Worker and bench share a
+/// clock.
 #[derive(Clone, Copy)]
 pub struct Arrival {
     pub at: Instant,
@@ -65,7 +66,7 @@ impl Arrivals {
         Self { seen, reader }
     }
 
-    /// How many jobs are delivered whose id begins like this.
+    /// Number of delivered jobs whose id begins like this.
     pub fn count(&self, begin: &str) -> usize {
         lock(&self.seen).delivered.keys().filter(|id| id.starts_with(begin)).count()
     }
@@ -75,7 +76,7 @@ impl Arrivals {
         lock(&self.seen).doubled
     }
 
-    /// When each of these jobs was delivered; waits for the last one.
+    /// Delivery time of each of these jobs; waits for the last one.
     pub async fn all(&self, ids: &[String]) -> Fallible<Vec<Instant>> {
         Ok(self.each(ids).await?.into_iter().map(|arrival| arrival.at).collect())
     }

@@ -1,4 +1,5 @@
-//! Stores, networks and endpoints that are odd and yet let a delivery through, and what a test leaves when an answer is lost.
+//! Stores, networks and endpoints that are odd and yet let a delivery through, and what a test
+//! leaves when an answer is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::testbed::site::Site;
 
 const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 
-/// A test of the one destination within so many seconds, in this process. With an access key: it has no identity.
+/// A test of the one destination within so many seconds, in this process. With an access key: it
+/// has no identity.
 async fn within(site: &Site, seconds: u64) -> Report {
     let config = consign::config::load_str(&site.toml()).unwrap().config;
     let metrics = Arc::new(Metrics::new(1));

@@ -1,4 +1,4 @@
-//! What the test knows and never says.
+//! Secrets that the connection test knows and never prints.
 
 use lapin::BasicProperties;
 use serde_json::json;
@@ -9,7 +9,8 @@ use crate::fixture::{REGION, site};
 use crate::testbed::scripted::Effect;
 use crate::testbed::until;
 
-/// Marks every secret of these tests but the external id, which the trust policy to paste has to hold.
+/// Marks every secret of these tests but the external id, which the trust policy to paste has to
+/// hold.
 const MARK: &str = "marked-secret";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

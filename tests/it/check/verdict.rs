@@ -1,4 +1,4 @@
-//! What the command says as a whole: verdict, exit code, words, and what it leaves.
+//! The command as a whole: verdict, exit code, output, and leftovers.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;

@@ -135,7 +135,8 @@ impl World {
         terminal.map(|outcome| outcome["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Dead letters of the job: copies of one letter count once, as a crash between copy and acknowledgement leaves two.
+    /// Dead letters of the job: copies of one letter count once, as a crash between copy and
+    /// acknowledgement leaves two.
     pub async fn dead_letters(&self, id: &str) -> usize {
         if self.embedded {
             return self.rows("SELECT 'x' FROM dead_letters WHERE message_id = ?1", id).len();

@@ -54,7 +54,7 @@ async fn a_kill_between_job_and_letter_ends_as_one_object_and_one_outcome() {
     }
 }
 
-/// Whether a command ended well that is killed after a while.
+/// Kills a command after a while; true if it had ended well before.
 async fn survived(world: &World, arguments: &[&str], after: Duration) -> bool {
     let config = world.site.dir.path().join("killed.toml");
     std::fs::write(&config, world.site.toml()).unwrap();

@@ -1,5 +1,6 @@
-//! Every command of consign in a block of a page is run as it stands, page by page, from top to bottom: against a real broker, a worker,
-//! and a customer's bucket. Only names of hosts that are examples are replaced.
+//! Every command of consign in a block of a page is run as it stands, page by page, from top to
+//! bottom: against a real broker, a worker, and a customer's bucket. Only names of hosts that are
+//! examples are replaced.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! The codes and reasons in the page for those who talk to customers. `CONSIGN_WRITE_GUIDE=1` rewrites them.
+//! The codes and reasons in the page for those who talk to customers. `CONSIGN_WRITE_GUIDE=1`
+//! rewrites them.
 
 use consign::domain::diagnosis::{Code, Side};
 use consign::domain::outcome::{Class, Reason};

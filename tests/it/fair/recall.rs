@@ -1,4 +1,5 @@
-//! Jobs that wait for minutes for a broken destination are released as soon as somebody reports that it is fixed.
+//! Jobs that wait for minutes for a broken destination are released as soon as somebody reports
+//! that it is fixed.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +46,7 @@ async fn park(site: &Site, destination: &str) {
     }
 }
 
-/// How often each job of a destination came to an end.
+/// Terminal outcomes of each job of a destination.
 async fn ends(site: &Site, destination: &str) -> BTreeMap<String, usize> {
     let (mut ends, prefix) = (BTreeMap::new(), format!("{destination}-"));
     for outcome in site.broker.outcomes().await {

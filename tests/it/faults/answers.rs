@@ -1,4 +1,5 @@
-//! Answers of S3 that say less than they should, or come never: conditions, conflicts, regions, time-outs, denied permissions.
+//! Answers of S3 that say less than they should, or come never: conditions, conflicts, regions,
+//! time-outs, denied permissions.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The broker itself breaks: a node that tests break in turn is killed, stopped, frozen, alarmed, and loses its patience.
+//! The broker itself breaks: a node that tests break in turn is killed, stopped, frozen, alarmed,
+//! and loses its patience.
 
 use std::time::{Duration, Instant};
 
@@ -54,8 +55,8 @@ async fn killed_in_the_middle_of_500_jobs_it_loses_none() {
     fixture.close_on(&node).await;
 }
 
-/// How long it takes from the broker's return to the first outcome; printed, for this depends on the machine. More rounds by
-/// `CONSIGN_TEST_ROUNDS`.
+/// Measures the time from the broker's return to the first outcome, and prints it: it depends on
+/// the machine. More rounds by `CONSIGN_TEST_ROUNDS`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_or_stopped_repeatedly_work_continues_soon_after_its_return() {
     let rounds = std::env::var("CONSIGN_TEST_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());

@@ -1,4 +1,5 @@
-//! The worker's clock is off: the worker is unwell, not the jobs. Where there is no libfaketime these tests are skipped.
+//! The worker's clock is off: the worker is unwell, not the jobs. Where there is no libfaketime
+//! these tests are skipped.
 
 use crate::fixture::{AcmeFixture, site};
 use crate::testbed::exported;

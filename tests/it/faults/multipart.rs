@@ -7,7 +7,8 @@ use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
 use crate::testbed::{MIB, bytes, until};
 
-/// Delivers 20 MiB in spite of what `bend` does to Complete; the upload must not have been begun twice.
+/// Delivers 20 MiB in spite of what `bend` does to Complete; the upload must not have been begun
+/// twice.
 async fn completed_in_spite_of(word: &str, effect: Effect) -> AcmeFixture {
     let fixture = AcmeFixture::start(word).await;
     fixture.s3.on("CompleteMultipartUpload").nth(1).after(effect);

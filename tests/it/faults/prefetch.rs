@@ -1,6 +1,8 @@
-//! Long transfers hold every slot: what was fetched ahead must not wait with them until the broker loses its patience.
+//! Long transfers hold every slot: what was fetched ahead must not wait with them until the broker
+//! loses its patience.
 //!
-//! The worker itself, on a clock that is only counted on, between a queue and a transport that pretend.
+//! The worker itself, on a clock that is only counted on, between a queue and a transport that
+//! pretend.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -26,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::testbed::site::job;
 
-/// What happened, and how many seconds after the start.
+/// Events, with the seconds since the start.
 type Story = Arc<Mutex<Vec<(&'static str, u64)>>>;
 
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! What is published counts when the broker has confirmed it and found a queue for it; nothing is fetched without bound.
+//! Publications count once the broker has confirmed and routed them; prefetch is bounded.
 
 use std::time::Duration;
 

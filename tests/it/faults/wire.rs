@@ -1,4 +1,5 @@
-//! The network between worker and broker breaks: resets, silence, latency, connections that are cut or half closed.
+//! The network between worker and broker breaks: resets, silence, latency, connections that are cut
+//! or half closed.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A worker under systemd, or under a person: what it says of itself, unasked and when a signal asks.
+//! A worker under systemd, or under a person: what it says of itself, unasked and when a signal
+//! asks.
 
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,5 @@
-//! Traces: a collector gets the way of a job, below its producer's span; and without one nothing changes.
+//! Traces: a collector gets the way of a job, below its producer's span; and without one nothing
+//! changes.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

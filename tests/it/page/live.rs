@@ -12,7 +12,7 @@ use crate::testbed::site::{Site, job};
 use crate::testbed::worker::Worker;
 use crate::testbed::{MIB, bytes, free_port};
 
-/// What S3 says to a job that it refuses: it gets as far as the page.
+/// Reply of S3 to a job that it refuses: it gets as far as the page.
 const HOSTILE: &str = "<img src=x onerror=window.hacked=1>";
 
 /// Some customers, and an S3 that takes its time, so that there is something to see.
@@ -56,7 +56,7 @@ async fn load(site: &Site) {
     schedule(site, "umbrella/odd/2026-11-22", "small", &[]).await;
 }
 
-/// How far the bar of a job is, in percent.
+/// Position of a job's progress bar, in percent.
 async fn progress(browser: &Browser, job: &str) -> f64 {
     let bar =
         format!("document.querySelector('[role=progressbar][aria-label=\"Progress of {job}\"]')?.ariaValueNow ?? -1");

@@ -1,5 +1,5 @@
-//! The picture of the README, taken again with
-//! `CONSIGN_TEST_PICTURE=deploy/docs/status-page.png tests/run --run-ignored only -E 'test(the_picture_of_the_readme)'`.
+//! The picture of the README, taken again with `CONSIGN_TEST_PICTURE=deploy/docs/status-page.png
+//! tests/run --run-ignored only -E 'test(the_picture_of_the_readme)'`.
 
 use std::path::Path;
 use std::time::Duration;

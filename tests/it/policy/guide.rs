@@ -13,7 +13,7 @@ const END: &str = "<!-- end -->";
 const KEY: &str = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const ALIAS: &str = "arn:aws:kms:eu-central-1:123456789012:alias/exports";
 const ROLE: &str = "arn:aws:iam::123456789012:role/consign";
-/// What the guide shows, each at least once.
+/// Documents that the guide shows, each at least once.
 const PARTS: [&str; 12] = [
     "permissions",
     "trust",

@@ -34,7 +34,7 @@ pub enum Kind {
     StsDown,
 }
 
-/// How often each comes, between two shufflings.
+/// Count of each kind between two shufflings.
 const DECK: [(Kind, usize); 22] = [
     (Kind::KillWorker, 4),
     (Kind::RollWorker, 3),
@@ -60,7 +60,7 @@ const DECK: [(Kind, usize); 22] = [
     (Kind::StsDown, 1),
 ];
 
-/// Where a fault strikes. What is broken in one place at a time stays broken there alone.
+/// Place of a fault. At most one fault is active in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Place {
     Worker,
@@ -83,7 +83,7 @@ pub struct Strike {
     pub place: Place,
     /// Which worker, or whose wire; `None` is everybody's.
     pub slot: Option<usize>,
-    /// What a wire does to bytes.
+    /// Condition of a connection.
     pub condition: Condition,
     pub lasts: Duration,
 }
@@ -145,7 +145,7 @@ impl Kind {
         }
     }
 
-    /// How long it lasts; some are over at once.
+    /// Duration; some are over at once.
     fn lasts(self, long: bool, dice: &mut Dice) -> Duration {
         match self {
             Self::KillWorker | Self::RollWorker | Self::CloseConnections | Self::ExpiredSessions => Duration::ZERO,
@@ -158,7 +158,7 @@ impl Kind {
         }
     }
 
-    /// What it takes beside that: processes start and stop, and so does the operator's tool.
+    /// Time it takes beside that: processes start and stop, and so does the operator's tool.
     fn overhead(self) -> Duration {
         Duration::from_secs(match self {
             Self::KillBroker => 14,
@@ -201,7 +201,8 @@ pub fn strikes(settings: &Settings) -> Vec<Strike> {
     strikes
 }
 
-/// In long soaks the worker of the last slot is neither killed nor replaced: somebody must grow old, to be measured.
+/// In long soaks the worker of the last slot is neither killed nor replaced: somebody must grow
+/// old, to be measured.
 fn slot(place: Place, settings: &Settings, dice: &mut Dice) -> Option<usize> {
     let all = settings.workers;
     let mortal = if settings.is_long() { all.saturating_sub(1).max(1) } else { all };

@@ -1,4 +1,5 @@
-//! What consumers receive during the faults: outcomes, taken off a queue of the soak's own and acknowledged.
+//! Consumer of the outcomes during the faults: they are taken off a queue of the soak's own and
+//! acknowledged.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -47,7 +48,8 @@ impl Reported {
         }
     }
 
-    /// The word, and why where it failed: one that expired also says what was wrong last, and that is chance.
+    /// The word, and why where it failed: one that expired also says what was wrong last, and that
+    /// is chance.
     pub fn end(&self) -> (&str, &str) {
         (&self.outcome, if self.outcome == "failed" { &self.reason } else { "" })
     }

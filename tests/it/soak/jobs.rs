@@ -10,7 +10,7 @@ use crate::testbed::{KIB, MIB};
 pub const POOL: usize = 8;
 const SMALL: usize = 24 * KIB;
 
-/// What a job is about.
+/// Kind of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Small,
@@ -37,7 +37,7 @@ pub enum Kind {
     SickExpires,
 }
 
-/// How often each comes in a hundred.
+/// Share of each kind in a hundred.
 const DECK: [(Kind, usize); 19] = [
     (Kind::Small, 36),
     (Kind::Large, 14),
@@ -72,7 +72,7 @@ impl Kind {
         format!("{self:?}").to_lowercase()
     }
 
-    /// How it may end. The first is the usual one.
+    /// Outcomes that it may have. The first is the usual one.
     pub fn ends(self) -> &'static [End] {
         match self {
             Self::KeepTaken => &[SKIPPED],
@@ -87,8 +87,8 @@ impl Kind {
         }
     }
 
-    /// How a second delivery of the message may end, where nobody remembers the first: after a crash, or when it was published
-    /// twice. The contract says that `delivered` beats these.
+    /// Outcomes of a second delivery of the message, if no worker remembers the first: after a
+    /// crash, or when it was published twice. The contract says that `delivered` beats these.
     pub fn echoes(self) -> &'static [End] {
         match self {
             Self::KeepFree => &[SKIPPED],
@@ -98,7 +98,7 @@ impl Kind {
     }
 }
 
-/// Where its bytes come from.
+/// Source of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     File,
@@ -133,14 +133,14 @@ pub enum Body {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
     pub number: usize,
-    /// When it is published, counted from the first fault.
+    /// Time of publication, from the first fault.
     pub at: Duration,
     pub kind: Kind,
     pub origin: Origin,
     pub body: Body,
     pub tenant: &'static str,
     pub backfill: bool,
-    /// Whether it says its size.
+    /// True if the job states its size.
     pub sized: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What is left of a soak: a file for machines, and a table for people.
+//! Results of a soak: a file for machines, and a table for people.
 
 #![allow(clippy::cast_precision_loss, reason = "sums for people")]
 

@@ -7,7 +7,8 @@ use super::record::{Notes, TransferResult};
 
 /// `worker.slots` of the soak: what one killed worker can have had open at most.
 const SLOTS: usize = 8;
-/// The cause of those whose Create was answered with a lost reply: each try makes one more, and nobody can know of it.
+/// The cause of those whose Create was answered with a lost reply: each try makes one more, and
+/// nobody can know of it.
 const UNKNOWN_ID: &str = "its id was never received";
 /// The cause of those that nobody can be excused for.
 const NONE: &str = "nobody's fault";
@@ -43,7 +44,7 @@ pub fn count(world: &World) -> (BTreeMap<&'static str, usize>, Vec<String>) {
     (causes, problems)
 }
 
-/// Who could not clear up after itself, by identity.
+/// Workers that could not clean up after themselves, by identity.
 fn ends(notes: &Notes) -> BTreeMap<String, TransferResult> {
     let ended = notes.lives.iter().filter_map(|life| Some((life.identity.clone(), life.ended?.1)));
     ended.filter(|(_, how)| *how != TransferResult::Drained(0)).collect()

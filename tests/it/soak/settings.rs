@@ -1,4 +1,5 @@
-//! How long, how much, and from which seed. `tests/soak` says it by environment variables; without them it is the short form.
+//! Duration, size and seed of a soak, from the environment variables that `tests/soak` sets;
+//! without them, the short form.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,10 +9,11 @@ use std::time::{Duration, SystemTime};
 const SHORT: (u64, usize, usize) = (24, 260, 3);
 /// In longer ones, so many jobs a second unless asked otherwise.
 const PACE: u64 = 8;
-/// From here on faults may last longer than what a heartbeat needs to find out, and some worker lives long enough to be measured.
+/// From here on faults may last longer than what a heartbeat needs to find out, and some worker
+/// lives long enough to be measured.
 const LONG: Duration = Duration::from_secs(100);
 
-/// Where the jobs queue.
+/// Queue of the jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
     Rabbitmq,
@@ -66,7 +68,7 @@ impl Settings {
         self.queue == Queue::SqliteQueue
     }
 
-    /// How long the calm may take until everything has ended.
+    /// Longest recovery until every job has ended.
     pub fn patience(&self) -> Duration {
         Duration::from_secs(if self.is_long() { 240 } else { 120 })
     }
@@ -78,7 +80,7 @@ impl Settings {
         format!("tests/soak --seed {seed} --seconds {} --jobs {jobs} --workers {workers}{queue}", faults_for.as_secs())
     }
 
-    /// Where the logs go when something was wrong.
+    /// Folder for the logs of a failed soak.
     pub fn logs(&self) -> PathBuf {
         self.ledger.with_extension("logs")
     }

@@ -1,4 +1,5 @@
-//! What stands around the workers: a broker node that is the soak's alone, S3 and STS, the sources, the customers.
+//! Surroundings of the workers: a broker node of the soak's own, S3 and STS, the sources, the
+//! customers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,18 +23,19 @@ use crate::testbed::{bytes, unique};
 
 /// The sick customer's account, by which its rule finds it.
 const SICK_ACCOUNT: &str = "100000000009";
-/// What the broker's own waits are cut down to: a soak has no time for two minutes. The lower of policy and argument counts.
+/// Upper limit for the broker's own waits: a soak has no time for two minutes. The lower of policy
+/// and argument counts.
 const WAITS: [(&str, u32); 3] =
     [("(lease|owner[.].*)", 6000), ("wait[.](5s|30s)", 1500), ("wait[.](2m|10m|30m|2h|12h)", 3000)];
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
-/// How long S3 takes to answer, so that there is something in flight when a fault strikes.
+/// Delay of S3's answers, so that something is in flight when a fault begins.
 const ANSWER: Duration = Duration::from_millis(60);
 const PART_ANSWER: Duration = Duration::from_millis(200);
 
 pub struct Stage {
     pub site: Site,
     pub s3: ScriptedS3,
-    /// Where there is a broker.
+    /// `None` on the embedded queue.
     pub node: Option<Arc<Node>>,
     /// Between the workers and all http and https sources.
     pub sources: [Proxy; 2],

@@ -14,7 +14,7 @@ use crate::testbed::scripted::ScriptedS3;
 
 /// Younger workers have not lived long enough to be judged by what they hold.
 const GROWN_UP: Duration = Duration::from_secs(60);
-/// What a worker may hold in the last third of its life beyond a quarter more than in the first.
+/// Allowance of a worker in the last third of its life, beyond a quarter more than in the first.
 const MEMORY_SLACK_KIB: u64 = 32 * 1024;
 const DESCRIPTOR_SLACK: u64 = 16;
 
@@ -29,7 +29,8 @@ pub struct Verdict {
     pub half_delivered: usize,
     /// Jobs with two event ids for one kind of end.
     pub duplicates: usize,
-    /// Jobs that were reported to have ended in two ways, as may be after a crash; consumers take `delivered`.
+    /// Jobs that were reported to have ended in two ways, as may be after a crash; consumers take
+    /// `delivered`.
     pub echoes: usize,
     /// Outcomes that were sent again with the same id.
     pub resent: usize,
@@ -44,7 +45,7 @@ pub struct Verdict {
     pub grown: Vec<Grown>,
 }
 
-/// What an old worker held.
+/// Resources of an old worker.
 #[derive(Debug, Clone, Copy)]
 pub struct Grown {
     pub lived: Duration,
@@ -137,7 +138,8 @@ impl Verdict {
         }
     }
 
-    /// Everything that S3 ever showed under a job's key, with the job's source; and what was sent for it.
+    /// Everything that S3 ever showed under a job's key, with the job's source; and what was sent
+    /// for it.
     fn compare(&mut self, world: &World, published: &BTreeMap<String, Published>, problems: &mut Vec<String>) {
         let (s3, site) = (&world.stage.s3, &world.stage.site);
         let mut sources: BTreeMap<String, (Kind, Option<Bytes>)> = BTreeMap::new();

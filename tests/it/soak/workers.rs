@@ -1,4 +1,5 @@
-//! The workers: each in a slot with wires of its own to the broker and to S3, killed, stopped and frozen, and replaced.
+//! The workers: each in a slot with wires of its own to the broker and to S3, killed, stopped and
+//! frozen, and replaced.
 
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -129,7 +130,8 @@ impl Workers {
         present
     }
 
-    /// Looks after everybody who is not being dealt with: notes what they hold, and that nobody has left unasked.
+    /// Looks after everybody who is not being dealt with: notes what they hold, and that nobody has
+    /// left unasked.
     pub async fn look(&self, stage: &Stage, record: &Record) {
         for (number, slot) in self.slots.iter().enumerate() {
             let Ok(mut held) = slot.try_lock() else { continue };
@@ -147,7 +149,7 @@ impl Workers {
     }
 }
 
-/// How it ended; nothing where it does not.
+/// Exit of the process; `None` where it has not ended.
 async fn ended(worker: &Worker) -> Option<ExitStatus> {
     let begun = Instant::now();
     while begun.elapsed() < STOPPING {
@@ -164,7 +166,7 @@ fn end(record: &Record, slot: &Slot, how: TransferResult) {
     record.note(|notes| notes.lives[slot.life].ended = Some((now, how)));
 }
 
-/// What the system says about a process; nothing about one that is gone.
+/// Figures of a process from the system; `None` for one that is gone.
 fn sample(record: &Record, id: i32) -> Option<Sample> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

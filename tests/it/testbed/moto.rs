@@ -1,4 +1,5 @@
-//! moto: S3, STS and IAM by somebody else, with IAM enforced. `tests/run` made one administrator before it closed the door.
+//! moto: S3, STS and IAM by somebody else, with IAM enforced. `tests/run` made one administrator
+//! before it closed the door.
 
 use std::time::SystemTime;
 
@@ -67,7 +68,8 @@ impl Moto {
         (format!("arn:aws:iam::{ACCOUNT}:user/{name}"), key)
     }
 
-    /// A role that `principal` may assume with this external id, and that may do what `statements` say; gives its ARN.
+    /// A role that `principal` may assume with this external id, and that may do what `statements`
+    /// say; gives its ARN.
     pub async fn make_role(&self, name: &str, principal: &str, external_id: &str, statements: Value) -> String {
         let trust = document(&json!([{
             "Effect": "Allow", "Principal": {"AWS": principal}, "Action": "sts:AssumeRole",
@@ -156,7 +158,7 @@ pub fn customer_policy(bucket: &str) -> Value {
     ])
 }
 
-/// What the platform's own identity may do: assume roles, and read its staging bucket.
+/// Policy of the platform's own identity: assume roles, and read its staging bucket.
 pub fn platform_policy(staging: &str) -> Value {
     json!([
         {"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*"},

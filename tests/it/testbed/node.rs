@@ -1,4 +1,5 @@
-//! Broker nodes: those that tests may break (kill, freeze, alarm), and the shared one, for settings that touch one test only.
+//! Broker nodes: those that tests may break (kill, freeze, alarm), and the shared one, for settings
+//! that touch one test only.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// One of two nodes that tests break in turn: intact, and this test's alone until it is dropped. The first test starts it.
+    /// One of two nodes that tests break in turn: intact, and this test's alone until it is
+    /// dropped. The first test starts it.
     pub fn in_turn() -> Self {
         let first = PathBuf::from(exported("CONSIGN_TEST_NODE"));
         let second = PathBuf::from(format!("{}-2", first.display()));
@@ -34,7 +36,8 @@ impl Node {
         }
     }
 
-    /// The node that all tests share, for users and policies that concern the caller's own prefix only.
+    /// The node that all tests share, for users and policies that concern the caller's own prefix
+    /// only.
     pub fn shared() -> Self {
         let dir = Path::new(&exported("CONSIGN_TEST_NODE")).with_file_name("broker");
         Self { dir, url: exported("CONSIGN_TEST_AMQP_URL"), undo: Mutex::default(), turn: None }
@@ -45,8 +48,8 @@ impl Node {
         Self::below(PathBuf::from(format!("{}-{name}", exported("CONSIGN_TEST_NODE"))))
     }
 
-    /// As [`Node::apart`], one that demands client certificates on [`Node::tls_port`] as well. `certify` writes `ca.pem`, `server.pem`
-    /// and `server.key` into the folder that it is given.
+    /// As [`Node::apart`], one that demands client certificates on [`Node::tls_port`] as well.
+    /// `certify` writes `ca.pem`, `server.pem` and `server.key` into the folder that it is given.
     pub fn over_tls(certify: impl FnOnce(&Path)) -> Self {
         let dir = PathBuf::from(format!("{}-tls", exported("CONSIGN_TEST_NODE")));
         let files = dir.join("tls");
@@ -126,7 +129,8 @@ impl Node {
         self.ctl(&["change_password", USER, PASSWORD]);
     }
 
-    /// The URL of a new user that may configure, write and read only what matches. The user is deleted after the test.
+    /// The URL of a new user that may configure, write and read only what matches. The user is
+    /// deleted after the test.
     pub fn login(&self, may: [&str; 3]) -> String {
         let name = &unique("user");
         self.ctl(&["add_user", name, PASSWORD]);
@@ -135,7 +139,8 @@ impl Node {
         self.url.replace(&format!("//{USER}:"), &format!("//{name}:"))
     }
 
-    /// Channels that are opened from now on are closed when a delivery is not acknowledged within `limit`.
+    /// Channels that are opened from now on are closed when a delivery is not acknowledged within
+    /// `limit`.
     pub fn acknowledge_within(&self, limit: Duration) {
         ledger::fault("low consumer_timeout");
         let set = |name: &str, value: u128| format!("application:set_env(rabbit, {name}, {value}).");
@@ -153,7 +158,8 @@ impl Node {
         self.undo_by(&["clear_policy", "full"]);
     }
 
-    /// The leases of a prefix come back, or go to other workers, after `time`: the lower of policy and declaration counts.
+    /// The leases of a prefix come back, or go to other workers, after `time`: the lower of policy
+    /// and declaration counts.
     pub fn shorten_leases(&self, prefix: &str, time: Duration) {
         let (pattern, definition) =
             (format!("^{prefix}\\.(lease$|owner\\.)"), format!("{{\"message-ttl\":{}}}", time.as_millis()));

@@ -1,4 +1,5 @@
-//! A TCP proxy that breaks connections: latency, resets, a black hole, a cut after so many bytes, a half close.
+//! A TCP proxy that breaks connections: latency, resets, a black hole, a cut after so many bytes, a
+//! half close.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 
 use super::ledger;
 
-/// What happens to the bytes that pass, from now on, on every connection.
+/// Condition of every connection, from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
     /// They pass.
@@ -19,13 +20,15 @@ pub enum Condition {
     Latency(Duration),
     /// Connections are reset, those that are idle as well.
     Reset,
-    /// Connections stay open and nothing passes; what was held back passes when the condition changes.
+    /// Connections stay open and nothing passes; what was held back passes when the condition
+    /// changes.
     BlackHole,
     /// A connection is closed once it has carried so many bytes towards the server.
     CutAfter(usize),
     /// A connection is closed once it has carried so many bytes towards the client.
     CutReplyAfter(usize),
-    /// The server's end shuts its write half and keeps reading: the client reads an end, and can still write.
+    /// The server's end shuts its write half and keeps reading: the client reads an end, and can
+    /// still write.
     HalfClose,
 }
 
@@ -145,7 +148,8 @@ async fn interruption(condition: &mut watch::Receiver<Condition>) -> Condition {
     interruption.map_or(Condition::Reset, |now| *now)
 }
 
-/// Towards the client: an end. Towards the server: everything is swallowed until the client hangs up.
+/// Towards the client: an end. Towards the server: everything is swallowed until the client hangs
+/// up.
 async fn half_close(from: &mut OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
     match way {
         Way::ToClient => {

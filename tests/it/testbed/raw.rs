@@ -1,4 +1,5 @@
-//! AMQP 0-9-1 by hand: messages that no client library would write, and that a broker takes all the same.
+//! AMQP 0-9-1 by hand: messages that no client library would write, and that a broker takes all the
+//! same.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

@@ -32,7 +32,8 @@ impl Site {
         Self::on(Broker::shared(&unique(word))).await
     }
 
-    /// A world without a broker: the embedded queue, in the site's directory. `broker` reaches nothing.
+    /// A world without a broker: the embedded queue, in the site's directory. `broker` reaches
+    /// nothing.
     pub fn embedded(word: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("files")).unwrap();
@@ -153,7 +154,7 @@ impl Site {
         self.sources.lock().unwrap().get(url).cloned()
     }
 
-    /// Where `file:` sources live.
+    /// Folder of the `file:` sources.
     pub fn files(&self) -> PathBuf {
         self.dir.path().join("files")
     }

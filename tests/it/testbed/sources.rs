@@ -1,4 +1,5 @@
-//! Sources over http and https: ranges, unknown lengths, chosen answers, broken ones, and a count of what was asked.
+//! Sources over http and https: ranges, unknown lengths, chosen answers, broken ones, and a count
+//! of what was asked.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -228,7 +229,7 @@ impl WebSource {
         format!("{}/{path}", self.base)
     }
 
-    /// How often a path was asked for.
+    /// Number of requests for a path.
     pub fn asked(&self, path: &str) -> usize {
         self.requests(path).len()
     }

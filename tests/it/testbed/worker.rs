@@ -124,7 +124,7 @@ impl Worker {
         self.signal(Signal::CONT);
     }
 
-    /// How it ended, once it has.
+    /// Exit status, once it has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.child.lock().unwrap().try_wait().unwrap()
     }
@@ -161,7 +161,8 @@ impl Worker {
             .collect()
     }
 
-    /// The sum of a metric over all series whose labels contain `labels`, such as `outcome="delivered"`.
+    /// The sum of a metric over all series whose labels contain `labels`, such as
+    /// `outcome="delivered"`.
     pub async fn metric(&self, name: &str, labels: &str) -> f64 {
         let metrics = self.metrics().await;
         let ours = metrics.iter().filter(|(series, _)| {

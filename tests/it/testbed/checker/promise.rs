@@ -1,4 +1,4 @@
-//! What was published, and what is found of it.
+//! Published jobs, and their traces.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +16,16 @@ pub(super) struct Promise {
     pub(super) bucket: String,
     /// The whole key.
     pub(super) key: String,
-    /// What may be under the key: the job's own source, or that of another job for the same key. Empty where it is unknown.
+    /// Contents that may be under the key: the job's own source, or that of another job for the
+    /// same key. Empty if unknown.
     pub(super) contents: Vec<Bytes>,
-    /// Whether another job has the same key.
+    /// True if another job has the same key.
     pub(super) shared: bool,
-    /// How often it was published.
+    /// Number of publications.
     pub(super) copies: usize,
 }
 
-/// What the queues and outcomes say of the jobs.
+/// State of the jobs in queues and outcomes.
 pub(super) struct Found {
     pub(super) outcomes: Vec<Value>,
     pub(super) dead: Vec<Message>,

@@ -10,10 +10,10 @@ use super::{Checker, FAILED, RETRYING, text};
 use crate::testbed::broker::Message;
 use crate::testbed::worker::Worker;
 
-/// How long counters may lag behind what the outcomes tell.
+/// Longest lag of the counters behind the outcomes.
 const AGREEING: Duration = Duration::from_secs(10);
 
-/// How many deliveries were settled in which way, as the workers count them or as the outcomes tell.
+/// Settled deliveries by action, as the workers count them or as the outcomes report.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
     acked: f64,
