@@ -14,7 +14,7 @@ use super::moto::Key;
 use super::worker::Worker;
 use super::{free_port, unique};
 
-/// The directory goes on drop; the workers end with their own handles.
+/// The directory is deleted on drop; the workers end with their own handles.
 #[derive(Debug)]
 pub struct Site {
     pub broker: Broker,
