@@ -1,4 +1,5 @@
-//! What the checksum costs: CRC64NVME over one part, and the combination of part checksums into that of the object.
+//! Cost of the checksum: CRC64NVME over one part, and the combination of part checksums into that
+//! of the object.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! How long it takes to make a job of a message, in either form.
+//! Time to decode a message into a job, in either form.
 
 use std::hint::black_box;
 

@@ -1,4 +1,5 @@
-//! The embedded queue alone: what a job costs from publish to settlement, and how much of it is the disk.
+//! The embedded queue alone: what a job costs from publish to settlement, and how much of it is the
+//! disk.
 //!
 //! `CONSIGN_BENCH_SHORT=1` only shows that it runs. `TMPDIR` chooses the disk.
 

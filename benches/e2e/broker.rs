@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Fallible;
 
-/// How long no outcome may arrive before the bench gives up.
+/// Longest time without an outcome before the bench fails.
 const SILENCE: Duration = Duration::from_mins(1);
 /// Channels that publish at once, and confirms outstanding on each.
 const CHANNELS: usize = 4;
@@ -48,7 +48,7 @@ pub struct Outcome {
     pub data: Event,
 }
 
-/// When the attempt began and ended, by the worker's clock.
+/// Begin and end of the attempt, by the worker's clock.
 #[derive(Deserialize)]
 pub struct Event {
     pub started_at: Option<Timestamp>,
@@ -67,7 +67,8 @@ impl Broker {
         Ok(Self { publisher: connect().await?, reader: connect().await?, prefix: prefix.to_owned() })
     }
 
-    /// Binds the bench's own queue to the outcomes and reads it. The worker must have declared the topology.
+    /// Binds the bench's own queue to the outcomes and reads it. The worker must have declared the
+    /// topology.
     pub async fn outcomes(&self) -> Fallible<Consumer> {
         let channel = self.reader.create_channel().await?;
         let queue = format!("{}.bench", self.prefix);
@@ -122,7 +123,7 @@ impl Broker {
         Ok(channel)
     }
 
-    /// How many messages are ready in a queue of this prefix.
+    /// Number of ready messages in a queue of this prefix.
     pub async fn depth(&self, queue: &str) -> Fallible<u32> {
         let channel = self.reader.create_channel().await?;
         let (name, passive) = (format!("{}.{queue}", self.prefix), QueueDeclareOptions::default().passive());
@@ -176,7 +177,8 @@ async fn confirmed(confirm: Option<PublisherConfirm>) -> Fallible<()> {
     }
 }
 
-/// Reads until `expected` jobs have been delivered; anything else than a delivery ends the bench with its text.
+/// Reads until `expected` jobs have been delivered; anything else than a delivery ends the bench
+/// with its text.
 pub async fn await_delivered(outcomes: &mut Consumer, expected: u64) -> Fallible<()> {
     let mut delivered = HashSet::new();
     while (delivered.len() as u64) < expected {

@@ -1,4 +1,5 @@
-//! The figures of `benches/reference_celery.py`, if somebody ran it: what a usual Python worker costs here.
+//! The figures of `benches/reference_celery.py`, if somebody ran it: what a usual Python worker
+//! costs here.
 
 use std::path::Path;
 

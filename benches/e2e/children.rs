@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
-use crate::manners::{MEND_PATH, Manners};
+use crate::manners::{FIX_PATH, Manners};
 use crate::measure::Spent;
 use crate::process::{self, Process};
 use crate::scenario::Scenario;
@@ -41,11 +41,11 @@ impl NullServer {
     }
 
     /// From now on the missing bucket exists.
-    pub async fn mend(&self) -> Fallible<()> {
-        self.endpoint.get(MEND_PATH).await.map(drop)
+    pub async fn fix(&self) -> Fallible<()> {
+        self.endpoint.get(FIX_PATH).await.map(drop)
     }
 
-    /// What it saw so far.
+    /// Counts so far.
     pub async fn counts(&self) -> Fallible<Counts> {
         Ok(serde_json::from_slice(self.endpoint.get(COUNTS_PATH).await?.body())?)
     }

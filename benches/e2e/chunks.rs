@@ -1,4 +1,5 @@
-//! A request body that reads its range of a file in passing, 256 KiB at a time, in buffers that come back.
+//! A request body that reads its range of a file in passing, 256 KiB at a time, in buffers that
+//! come back.
 
 use std::fs::File;
 use std::io;
@@ -22,20 +23,21 @@ impl Pool {
     }
 }
 
-/// The filled part of a buffer; the buffer goes back to the pool when the last `Bytes` of it is dropped.
-struct Lent {
+/// The filled part of a buffer; the buffer goes back to the pool when the last `Bytes` of it is
+/// dropped.
+struct Borrowed {
     buffer: Vec<u8>,
     filled: usize,
     pool: Pool,
 }
 
-impl AsRef<[u8]> for Lent {
+impl AsRef<[u8]> for Borrowed {
     fn as_ref(&self) -> &[u8] {
         &self.buffer[..self.filled]
     }
 }
 
-impl Drop for Lent {
+impl Drop for Borrowed {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.buffer);
         self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
@@ -67,8 +69,8 @@ impl Chunks {
         file.read_exact_at(&mut buffer[..filled], self.at)?;
         self.at += filled as u64;
         self.left -= filled as u64;
-        let lent = Lent { buffer, filled, pool: self.pool.clone() };
-        Ok(Some(Frame::data(Bytes::from_owner(lent))))
+        let borrowed = Borrowed { buffer, filled, pool: self.pool.clone() };
+        Ok(Some(Frame::data(Bytes::from_owner(borrowed))))
     }
 }
 

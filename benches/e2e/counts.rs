@@ -1,8 +1,8 @@
-//! What the null server saw, and the difference between two looks at it.
+//! Counts of the null server, and differences between two readings.
 
 use serde::{Deserialize, Serialize};
 
-/// Where the server tells its counts. No key can begin like this: a bucket's name has no underscore.
+/// Path of the server's counts. No key can begin like this: a bucket's name has no underscore.
 pub const COUNTS_PATH: &str = "/__counts";
 
 /// Calls by operation, and the bytes of bodies of objects and parts.
@@ -28,7 +28,7 @@ impl Counts {
         serde_json::to_string(&self).unwrap_or_default()
     }
 
-    /// What happened since `earlier`.
+    /// Difference to `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self {
             puts: self.puts - earlier.puts,

@@ -1,4 +1,5 @@
-//! A drain in the middle of one large file: how long SIGTERM takes to end the process, and how much is sent again.
+//! A drain in the middle of one large file: how long SIGTERM takes to end the process, and how much
+//! is sent again.
 //!
 //! ```text
 //! tests/run --servers cargo bench --bench e2e -- drain               # 10 GiB (a sparse file), three drains one after another
@@ -18,7 +19,7 @@ use crate::worker::{DESTINATION, Surroundings, Worker};
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
-/// What is drained.
+/// Transfer to drain.
 #[derive(Debug, Args)]
 pub struct DrainArgs {
     /// GiB of the file.
@@ -52,9 +53,9 @@ async fn measure(args: &DrainArgs, broker: &Broker, around: &Surroundings<'_>) -
     broker.publish([Message { id: "drain".to_owned(), to, body: job.to_string().into_bytes() }]).await?;
     for drain in 1..=args.drains {
         until_sent(around.server, length * drain / (args.drains + 1)).await?;
-        let told = Instant::now();
+        let signalled = Instant::now();
         worker.stop().await?;
-        let took = told.elapsed();
+        let took = signalled.elapsed();
         let sent = around.server.counts().await?.bytes / MIB;
         println!("drain {drain}: {:.2} s from SIGTERM to the end, {sent} MiB sent so far", took.as_secs_f64());
         worker = Worker::start(around).await?;

@@ -1,14 +1,16 @@
-//! What a backfill, a slow customer and a dead one cost the others.
+//! Cost of a backfill, a slow customer and a dead one for the others.
 //!
 //! ```text
 //! tests/run --servers cargo bench --bench e2e -- fair                        # all of it, a quarter of an hour
 //! tests/run --servers cargo bench --bench e2e -- fair --only open --backfill 5000 --rounds 1 --seconds 5
 //! ```
 //!
-//! `open` publishes scheduled jobs at a fixed rate, a share of what the worker can do, and takes the time from when a job was due
-//! to when its outcome came: nobody waits for a late one. `closed` publishes all at once and takes the time until the last has
-//! ended. Both do so alone (A) and beside backfills in the queue and a customer at 1 % speed (B), in turn, each with a worker and
-//! queues of its own, one worker at a time. `dead` counts what a bucket that does not exist is asked.
+//! `open` publishes scheduled jobs at a fixed rate, a share of what the worker can do, and takes
+//! the time from when a job was due to when its outcome came: nobody waits for a late one. `closed`
+//! publishes all at once and takes the time until the last has ended. Both do so alone (A) and
+//! beside backfills in the queue and a customer at 1 % speed (B), in turn, each with a worker and
+//! queues of its own, one worker at a time. `dead` counts what a bucket that does not exist is
+//! asked.
 
 mod closed;
 mod dead;
@@ -25,7 +27,7 @@ use crate::children::NullServer;
 use crate::manners::Manners;
 use world::World;
 
-/// What is measured, and how much of it.
+/// Measurements to take, and their size.
 #[derive(Debug, Args)]
 pub struct FairArgs {
     /// Only this part.

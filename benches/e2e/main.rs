@@ -1,5 +1,6 @@
-//! The end-to-end table: jobs in the queue -> `consign run` -> objects in a null S3 -> outcomes confirmed, beside a
-//! reference client ("raw") that sends the same bytes of the same files to the same server.
+//! The end-to-end table: jobs in the queue -> `consign run` -> objects in a null S3 -> outcomes
+//! confirmed, beside a reference client ("raw") that sends the same bytes of the same files to the
+//! same server.
 //!
 //! ```text
 //! tests/run --servers cargo bench --bench e2e                        # the whole table, some minutes
@@ -9,8 +10,9 @@
 //! tests/run --servers cargo bench --bench e2e -- fair                # what a backfill, a slow and a dead customer cost the others
 //! ```
 //!
-//! Null server, reference client and `consign` are processes of their own, so each one's CPU and memory are its own; they
-//! and the broker share the machine. Rounds are interleaved: raw, consign, raw, consign.
+//! Null server, reference client and `consign` are processes of their own, so each one's CPU and
+//! memory are its own; they and the broker share the machine. Rounds are interleaved: raw, consign,
+//! raw, consign.
 
 #![expect(unreachable_pub, reason = "nobody imports a benchmark; `pub` marks what a module offers to the others")]
 
@@ -70,7 +72,7 @@ struct Cli {
     /// Only this scheme.
     #[arg(long)]
     scheme: Option<Scheme>,
-    /// Where the source files are written (default: the folder for temporary files).
+    /// Folder for the source files (default: the folder for temporary files).
     #[arg(long, env = "CONSIGN_BENCH_DIR")]
     folder: Option<PathBuf>,
     /// A file of TOML that is appended to the worker's config.
@@ -84,7 +86,7 @@ struct Cli {
     bench: bool,
 }
 
-/// What a child process is.
+/// Role of a child process.
 #[derive(Debug, Subcommand)]
 enum Role {
     /// The null S3 and STS server.
@@ -180,8 +182,9 @@ fn scenarios(cli: &Cli) -> Vec<Scenario> {
     all.into_iter().filter(wanted).collect()
 }
 
-/// On a disk, read from the page cache: tmpfs can't say whether a read would wait (`RWF_NOWAIT`), so there every chunk would
-/// take the way through a blocking thread, which no production file system takes.
+/// On a disk, read from the page cache: tmpfs can't say whether a read would wait (`RWF_NOWAIT`),
+/// so there every chunk would take the way through a blocking thread, which no production file
+/// system takes.
 fn files_below(cli: &Cli) -> PathBuf {
     cli.folder.clone().unwrap_or_else(std::env::temp_dir)
 }

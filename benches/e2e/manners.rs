@@ -1,4 +1,4 @@
-//! How the null server treats its clients when it is not to answer all of them at once.
+//! Behaviour of the null server when it is not to answer all clients at once.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use clap::Args;
 use tokio::time::sleep;
 
 /// Asked for once the missing bucket is to exist.
-pub const MEND_PATH: &str = "/__mend";
-/// How much longer the slow bucket takes: it runs at 1 % of the others' speed.
+pub const FIX_PATH: &str = "/__fix";
+/// Factor of the slow bucket: it runs at 1 % of the others' speed.
 const SLOWER: u32 = 100;
 
-/// What a server is started with.
+/// Start options of a server.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Manners {
     /// Milliseconds before each answer about an object.
@@ -19,7 +19,7 @@ pub struct Manners {
     /// A bucket whose answers take a hundred times as long.
     #[arg(long)]
     pub slow: Option<String>,
-    /// A bucket that does not exist, until it is mended.
+    /// A bucket that does not exist, until it is fixed.
     #[arg(long)]
     pub missing: Option<String>,
 }

@@ -9,7 +9,7 @@ use crate::Fallible;
 /// Clock ticks a second in /proc: `USER_HZ`, 100 on every Linux this runs on.
 const TICKS: f64 = 100.0;
 
-/// What one client used for one run of a scenario.
+/// Resources of one client in one run of a scenario.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Spent {
     /// Wall-clock time.

@@ -1,4 +1,5 @@
-//! Child processes that end with their owner. (tokio's own would need another feature of tokio in every build.)
+//! Child processes that end with their owner. (tokio's own would need another feature of tokio in
+//! every build.)
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -21,7 +22,7 @@ impl Process {
         self.0.id()
     }
 
-    /// How it ended, if it did.
+    /// Exit status, if it ended.
     pub fn ended(&mut self) -> Fallible<Option<ExitStatus>> {
         Ok(self.0.try_wait()?)
     }

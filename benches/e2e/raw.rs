@@ -1,4 +1,5 @@
-//! The reference: the same bytes of the same files to the same server, with no signature, no checksum and no queue.
+//! The reference: the same bytes of the same files to the same server, with no signature, no
+//! checksum and no queue.
 //!
 //! Runs as a process of its own, so that its CPU and memory are its own.
 
@@ -21,7 +22,7 @@ use crate::wire::{Endpoint, read_whole};
 
 const PART: u64 = 8 * 1024 * 1024;
 
-/// What the bench tells the process on its command line.
+/// Arguments of the process.
 #[derive(Debug, clap::Args)]
 pub struct RawArgs {
     /// The null server.

@@ -19,13 +19,13 @@ use crate::worker::{DESTINATION, Surroundings, Worker};
 pub struct Pair {
     pub raw: Spent,
     pub consign: Spent,
-    /// What the null server saw of `consign`.
+    /// Counts of the null server for `consign`.
     pub seen: Counts,
     /// From the start of the worker's process to its readiness.
     pub start: Duration,
 }
 
-/// What all rounds of a run share.
+/// State that all rounds of a run share.
 pub struct Bench<'a> {
     pub server: &'a NullServer,
     pub broker: &'a Broker,

@@ -1,4 +1,4 @@
-//! What is delivered: how many files, how long.
+//! Scenarios: the number of files and their length.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -15,7 +15,7 @@ const GIB: u64 = 1024 * MIB;
 pub struct Scenario {
     /// Which target of the performance page it shows.
     pub target: &'static str,
-    /// How many files.
+    /// Number of files.
     pub files: u64,
     /// Bytes of each.
     pub size: u64,
@@ -23,7 +23,7 @@ pub struct Scenario {
     pub in_flight: usize,
 }
 
-/// What the targets are about.
+/// Figures that the targets limit.
 pub const FULL: [Scenario; 3] = [
     Scenario { target: "P1", files: 1, size: 2 * GIB, in_flight: 8 },
     Scenario { target: "P2", files: 200, size: 16 * MIB, in_flight: 8 },
@@ -53,7 +53,7 @@ impl Scenario {
         format!("{} x {size}", self.files)
     }
 
-    /// Whether the number of objects matters more than their bytes.
+    /// True if the number of objects matters more than their bytes.
     pub fn is_small(&self) -> bool {
         self.size < MIB
     }
@@ -76,7 +76,8 @@ pub fn file_name(index: u64) -> String {
     format!("{index:05}.bin")
 }
 
-/// Bytes that differ everywhere: equal pages could be shared by a file system, and zeros by the kernel.
+/// Bytes that differ everywhere: equal pages could be shared by a file system, and zeros by the
+/// kernel.
 fn fill(path: &Path, size: u64, seed: u64) -> Fallible<()> {
     let mut file = BufWriter::with_capacity(usize::try_from(MIB)?, File::create(path)?);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

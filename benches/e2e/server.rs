@@ -1,4 +1,5 @@
-//! A null S3 and STS: it throws every body away as fast as hyper can read it, and answers what the API would.
+//! A null S3 and STS: it throws every body away as fast as hyper can read it, and answers what the
+//! API would.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -19,14 +20,14 @@ use tokio::sync::Mutex;
 
 use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
-use crate::manners::{MEND_PATH, Manners};
+use crate::manners::{FIX_PATH, Manners};
 use crate::ports;
 use crate::tls::Authority;
 use crate::xml;
 
 type Reply = Response<Full<Bytes>>;
 
-/// What S3 repeats in its reply when the request carried it.
+/// Headers that S3 repeats in its reply when the request carried them.
 const ECHOED: [&str; 11] = [
     "x-amz-server-side-encryption",
     "x-amz-server-side-encryption-aws-kms-key-id",
@@ -41,7 +42,8 @@ const ECHOED: [&str; 11] = [
     "x-amz-checksum-algorithm",
 ];
 
-/// Serves until the process is killed. Prints the port on the first line of stdout; with `tls`, `ca.pem` is in that folder by then.
+/// Serves until the process is killed. Prints the port on the first line of stdout; with `tls`,
+/// `ca.pem` is in that folder by then.
 pub async fn serve(tls: Option<&Path>, manners: Manners) -> Fallible<()> {
     let listener = ports::listen().await?;
     let acceptor = tls.map(|folder| Authority::create()?.acceptor(folder)).transpose()?;
@@ -78,7 +80,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send, store: Arc
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// What the server remembers: counts, and the encryption that each open upload was created with.
+/// State of the server: counts, and the encryption that each open upload was created with.
 #[derive(Default)]
 struct Store {
     puts: AtomicU64,
@@ -92,13 +94,13 @@ struct Store {
     broken: AtomicU64,
     bytes: AtomicU64,
     refused: AtomicU64,
-    mended: AtomicBool,
+    fixed: AtomicBool,
     manners: Manners,
     serial: AtomicU64,
     uploads: Mutex<HashMap<String, HeaderMap>>,
 }
 
-/// The operations that a delivery needs, told apart as S3 does: by method and query.
+/// The operations that a delivery needs, distinguished as S3 does: by method and query.
 enum Call {
     Put,
     Part(String),
@@ -108,7 +110,7 @@ enum Call {
     List,
     Sts,
     Counts,
-    Mend,
+    Fix,
     Other,
 }
 
@@ -126,7 +128,7 @@ impl Call {
             (&Method::POST, None) if head.uri.path() == "/" => Self::Sts,
             (&Method::DELETE, Some(upload)) => Self::Abort(upload),
             (&Method::GET, None) if head.uri.path() == COUNTS_PATH => Self::Counts,
-            (&Method::GET, None) if head.uri.path() == MEND_PATH => Self::Mend,
+            (&Method::GET, None) if head.uri.path() == FIX_PATH => Self::Fix,
             (&Method::GET, None) => Self::List,
             _ => Self::Other,
         }
@@ -137,10 +139,10 @@ impl Store {
     async fn answer(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
         let call = Call::of(&head);
-        if !matches!(call, Call::Sts | Call::Counts | Call::Mend) {
+        if !matches!(call, Call::Sts | Call::Counts | Call::Fix) {
             let (bucket, _) = bucket_and_key(&head);
             self.manners.wait(bucket).await;
-            if self.manners.missing.as_deref() == Some(bucket) && !self.mended.load(Ordering::Relaxed) {
+            if self.manners.missing.as_deref() == Some(bucket) && !self.fixed.load(Ordering::Relaxed) {
                 self.discard(body).await;
                 return self.refuse();
             }
@@ -154,8 +156,8 @@ impl Store {
             Call::List => reply(&self.lists, HeaderMap::new(), xml::list(bucket_and_key(&head).0)),
             Call::Sts => self.security_token(body).await,
             Call::Counts => reply(&AtomicU64::new(0), HeaderMap::new(), self.counts().to_json()),
-            Call::Mend => {
-                self.mended.store(true, Ordering::Relaxed);
+            Call::Fix => {
+                self.fixed.store(true, Ordering::Relaxed);
                 reply(&AtomicU64::new(0), HeaderMap::new(), String::new())
             }
             Call::Other => reply(&self.others, HeaderMap::new(), String::new()),

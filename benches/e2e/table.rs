@@ -1,4 +1,5 @@
-//! The table: medians of the rounds; ratios are taken inside each pair, because absolute figures drift.
+//! The table: medians of the rounds; ratios are taken inside each pair, because absolute figures
+//! drift.
 
 use std::fmt::Write;
 

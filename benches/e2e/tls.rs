@@ -1,4 +1,5 @@
-//! A certificate authority that lives for one run, so that https is measured without touching the system's trust.
+//! A certificate authority that lives for one run, so that https is measured without touching the
+//! system's trust.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;

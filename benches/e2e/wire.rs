@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use crate::Fallible;
 use crate::tls;
 
-/// Where the null server is.
+/// Address of the null server.
 #[derive(Clone)]
 pub struct Endpoint {
     pub address: SocketAddr,
@@ -32,7 +32,7 @@ impl Endpoint {
         Ok(Self { address, tls: ca.map(tls::connector).transpose()? })
     }
 
-    /// As a client is told.
+    /// URL for clients.
     pub fn url(&self) -> String {
         format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.address)
     }

@@ -18,7 +18,7 @@ use crate::wire::Endpoint;
 
 /// The only destination of the bench.
 pub const DESTINATION: &str = "bench";
-/// Where the bench looks for another build of the program, such as one with link-time optimisation.
+/// Variable that names another build of the program, such as one with link-time optimisation.
 const PROGRAM: &str = "CONSIGN_BENCH_BIN";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const DRAINED_WITHIN: Duration = Duration::from_secs(20);
@@ -33,7 +33,7 @@ pub struct Worker {
     pub start: Duration,
 }
 
-/// Where a worker finds everything.
+/// Addresses and folders of a worker.
 pub struct Surroundings<'a> {
     pub amqp: &'a str,
     pub prefix: &'a str,

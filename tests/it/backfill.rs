@@ -1,4 +1,5 @@
-//! `consign backfill` on both queues: published once however often it is interrupted, waited for, cancelled, told about.
+//! `consign backfill` on both queues: published once however often it is interrupted, waited for,
+//! cancelled, reported on.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::shop::{ACME, furnish, role_destination};
+use crate::fixture::{ACME, add_acme, role_destination};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::Site;
 use crate::testbed::{MIB, bytes, until};
@@ -21,7 +22,7 @@ const WINDOW: usize = 64;
 async fn sites(word: &str) -> [(Site, ScriptedS3); 2] {
     let mut embedded = Site::embedded(word);
     let mut rabbit = Site::new(word).await;
-    let s3 = [furnish(&mut embedded).await, furnish(&mut rabbit).await];
+    let s3 = [add_acme(&mut embedded).await, add_acme(&mut rabbit).await];
     embedded.topology();
     let [one, other] = s3;
     [(embedded, one), (rabbit, other)]
@@ -100,7 +101,7 @@ async fn a_dry_run_shows_the_jobs_and_needs_no_broker() {
     assert!(said(&output).contains("broker.url: is required by this command"));
 }
 
-/// What the page shows is what the command takes.
+/// The command takes the options that the page shows.
 #[test]
 fn the_pages_backfill_can_be_run() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/docs/backfills.md")).unwrap();
@@ -152,9 +153,9 @@ async fn a_backfill_is_waited_for_and_the_same_command_again_publishes_nothing()
 
 /// A stream has no end where one is always written to.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_status_of_a_backfill_that_goes_on_does_not_wait_for_its_end() {
+async fn the_status_of_a_running_backfill_does_not_wait_for_its_end() {
     let mut site = Site::new("goeson").await;
-    let _s3 = furnish(&mut site).await;
+    let _s3 = add_acme(&mut site).await;
     let worker = site.worker().await;
     site.file("f", b"hello");
     let template = template(&site);
@@ -169,22 +170,22 @@ async fn the_status_of_a_backfill_that_goes_on_does_not_wait_for_its_end() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let mut asking =
             spawned(&site, &["backfill", "status", "days", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
-        until("it is told", LIMIT, async || asking.try_wait().unwrap()).await;
+        until("it reports", LIMIT, async || asking.try_wait().unwrap()).await;
         asking.wait_with_output().unwrap()
     };
-    let told = tokio::select! {
+    let reported = tokio::select! {
         () = going_on => panic!("the status came only when there were no more outcomes"),
-        told = ended => told,
+        reported = ended => reported,
     };
-    exits(&told, 0);
-    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
-    assert_eq!(told["outcomes"], outcomes(2, 0, 0, 0), "{told:#}");
+    exits(&reported, 0);
+    let reported: Value = serde_json::from_slice(&reported.stdout).unwrap();
+    assert_eq!(reported["outcomes"], outcomes(2, 0, 0, 0), "{reported:#}");
     worker.quiet().await;
     site.broker_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn days_that_fail_end_the_wait_with_75_and_are_told_with_their_reason() {
+async fn days_that_fail_end_the_wait_with_75_and_are_reported_with_their_reason() {
     for (site, s3) in sites("fail").await {
         let _worker = site.worker().await;
         let path = site.dir.path().join("template.json");
@@ -223,7 +224,7 @@ async fn days_that_fail_end_the_wait_with_75_and_are_told_with_their_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_that_are_left_are_told_with_what_they_wait_for() {
+async fn jobs_that_are_left_are_reported_with_what_they_wait_for() {
     for (mut site, _s3) in sites("left").await {
         site.destination("beta", &role_destination("nobodys", ACME));
         let worker = site.worker().await;
@@ -245,8 +246,8 @@ async fn jobs_that_are_left_are_told_with_what_they_wait_for() {
         let lines = String::from_utf8(output.stdout).unwrap();
         let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         let waiting = &last["waiting_for"][0];
-        let told = ["jobs", "destination", "state", "reason"].map(|field| waiting[field].clone());
-        assert_eq!(told, [json!(10), json!("beta"), json!("circuit_open"), json!("bucket_not_found")], "{last:#}");
+        let reported = ["jobs", "destination", "state", "reason"].map(|field| waiting[field].clone());
+        assert_eq!(reported, [json!(10), json!("beta"), json!("circuit_open"), json!("bucket_not_found")], "{last:#}");
         let output = consign(&site, &["backfill", "status", "left", "--admin", &admin]);
         assert!(String::from_utf8_lossy(&output.stdout).contains(waits), "{output:?}");
         let nobody = ["backfill", "status", "left", "--admin", "127.0.0.1:1"];
@@ -323,7 +324,7 @@ async fn a_worker_that_starts_after_the_cancellation_knows_it_and_does_other_wor
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_half_done_upload_of_a_cancelled_job_is_given_up() {
+async fn the_half_done_upload_of_a_cancelled_job_is_aborted() {
     for (mut site, s3) in sites("half").await {
         site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 1).set("worker.drain_timeout", "20s");
         s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(300)));
@@ -365,7 +366,7 @@ async fn a_run_that_publishes_stops_when_it_is_cancelled_from_elsewhere() {
         let mut command = spawned(&site, &[&base[..], &["--rate", "4/s", "--wait"]].concat());
         let run = command.stderr(Stdio::piped()).spawn().unwrap();
         until("it has published some", LIMIT, async || (recorded(&record) >= 3).then_some(())).await;
-        // Its record is not told: nothing but the control message can stop it.
+        // The command gets another record: nothing but the control message can stop it.
         let elsewhere = site.dir.path().join("none.ndjson").display().to_string();
         exits(&consign(&site, &["backfill", "cancel", "stops", "--record", &elsewhere]), 0);
         let output = tokio::task::block_in_place(|| run.wait_with_output()).unwrap();
@@ -385,7 +386,7 @@ async fn a_run_that_publishes_stops_when_it_is_cancelled_from_elsewhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_could_not_hear_of_its_cancellation_says_so_and_publishes() {
     let mut site = Site::new("deaf").await;
-    let _s3 = furnish(&mut site).await;
+    let _s3 = add_acme(&mut site).await;
     site.broker.disown("control").await;
     let template = template(&site);
     let record = site.dir.path().join("record.ndjson");
@@ -456,7 +457,8 @@ async fn a_backfill_of_1095_days_that_is_killed_twice_ends_with_each_day_once() 
 }
 
 impl Site {
-    /// Deletes what is left on the broker, where there is one, the streams of the backfills included.
+    /// Deletes what is left on the broker, where there is one, the streams of the backfills
+    /// included.
     async fn broker_clean(&self) {
         if self.broker.url.starts_with("sqlite:") {
             return;

@@ -1,4 +1,5 @@
-//! Messages that are no jobs: each ends as a dead letter that names the field, and the worker goes on.
+//! Messages that are no jobs: each ends as a dead letter that names the field, and the worker
+//! continues.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -111,7 +112,7 @@ fn corpus() -> Vec<Bad> {
 }
 
 #[tokio::test]
-async fn every_bad_message_is_dead_lettered_by_its_field_and_the_worker_goes_on() {
+async fn every_bad_message_is_dead_lettered_by_its_field_and_the_worker_continues() {
     let s3 = ScriptedS3::start().await;
     s3.bucket("acme", "eu-central-1", "111111111111");
     let mut site = Site::new("badjobs").await;

@@ -1,4 +1,4 @@
-//! The connection test: every broken set-up has a code of its own, and the remedy mends it.
+//! The connection test: every broken set-up has a code of its own, and the remedy fixes it.
 
 mod edges;
 mod enforced;
@@ -12,7 +12,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::shop::{ACME, REGION};
+use crate::fixture::{ACME, REGION};
 use crate::testbed::scripted::ScriptedS3;
 use crate::testbed::site::Site;
 
@@ -55,7 +55,7 @@ fn check(site: &Site) -> (Value, i32) {
     (answer, output.status.code().unwrap())
 }
 
-/// A command of the binary; the servers of this process go on meanwhile.
+/// A command of the binary; the servers of this process keep running meanwhile.
 fn run(site: &Site, arguments: &[&str]) -> Output {
     tokio::task::block_in_place(|| site.consign(arguments))
 }

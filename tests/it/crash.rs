@@ -1,5 +1,5 @@
-//! Crash points: the worker is killed with SIGKILL at each named point, by each kind of job that comes by it. Nothing is lost, nothing
-//! is half there, nothing counts twice.
+//! Failpoints: the worker is killed with SIGKILL at each failpoint, by each kind of job that passes
+//! it. Nothing is lost, nothing is half there, nothing counts twice.
 
 pub mod world;
 
@@ -13,7 +13,7 @@ use crate::testbed::scripted::Effect;
 use crate::testbed::{MIB, bytes, unpacked, until};
 use world::World;
 
-/// What a job is like, and so which points it comes by.
+/// Kind of a job, which decides the failpoints that it passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     /// One PutObject.
@@ -28,11 +28,11 @@ enum Kind {
     Dead,
     /// S3 fails until the attempt is over: a copy waits.
     Retry,
-    /// S3 refuses in the middle: the upload is given up.
-    GivenUp,
+    /// S3 refuses in the middle: the upload is aborted.
+    Aborted,
 }
 
-/// Which points each kind comes by.
+/// Failpoints that each kind passes.
 const VISITS: &[(Kind, &[&str])] = &[
     (Kind::Small, &["taken", "session", "put", "ended", "outcome", "settled"]),
     (Kind::Parts, &["created", "recorded", "part:3", "parts", "completed", "ended", "outcome"]),
@@ -40,13 +40,13 @@ const VISITS: &[(Kind, &[&str])] = &[
     (Kind::Gzip, &["recorded", "part:2", "parts", "completed"]),
     (Kind::Dead, &["taken", "ended", "outcome", "copy", "settled"]),
     (Kind::Retry, &["ended", "copy", "settled"]),
-    (Kind::GivenUp, &["aborted", "copy"]),
+    (Kind::Aborted, &["aborted", "copy"]),
 ];
 
-/// Points that no worker comes by, but a command: see `dead.rs`.
+/// Failpoints of commands, not of workers: see `dead.rs`.
 const COMMANDS: [&str; 2] = ["requeued", "put_back"];
 
-/// Points that only a broker has: a file does all of it in one commit.
+/// Failpoints that only a broker has: a file does all of it in one commit.
 const BROKER_ONLY: [&str; 3] = ["lease_written", "outcome", "copy"];
 
 fn name(point: &str) -> &str {
@@ -68,7 +68,7 @@ async fn survive(mut world: World, kind: Kind, point: &str) {
         Kind::Retry => {
             world.s3.on("PutObject").key(&id).first(4).before(Effect::Error(503, "SlowDown", "Reduce your rate."));
         }
-        Kind::GivenUp => {
+        Kind::Aborted => {
             world.s3.on("UploadPart").key(&id).form("partNumber", "4").before(Effect::Error(
                 400,
                 "SomethingNew",
@@ -91,12 +91,12 @@ async fn survive(mut world: World, kind: Kind, point: &str) {
     assert_eq!(status.signal(), Some(9), "{id} did not come by: {}", doomed.log());
     world.site.environment("CONSIGN_FAILPOINT", "");
     let next = world.site.worker().await;
-    // Where everything was done, nothing comes again that could be waited for.
+    // Where everything was done, nothing is redelivered that could be waited for.
     if name(point) != "settled" {
         world.settled_by(&next).await;
     }
     let ended = world.ended(&id).await;
-    let failed = matches!(kind, Kind::Dead | Kind::GivenUp);
+    let failed = matches!(kind, Kind::Dead | Kind::Aborted);
     assert_eq!(ended.outcome, if failed { "failed" } else { "delivered" }, "{id}: {ended:?}");
     assert_eq!(world.terminal_ids(&id).await.len(), 1, "{id} has more than one outcome that counts");
     assert_eq!(world.dead_letters(&id).await, usize::from(failed), "{id}");
@@ -105,7 +105,7 @@ async fn survive(mut world: World, kind: Kind, point: &str) {
         let stored = if kind == Kind::Gzip { unpacked("gzip", &object) } else { object.to_vec() };
         assert!(stored == content, "{id}: the object is not its source");
     }
-    // Only what S3 had and nobody was told of can be left: the bucket's lifecycle rule is for that.
+    // Only what S3 had and nobody knows of can be left: the bucket's lifecycle rule is for that.
     let allowed =
         usize::from(["created", "recorded", "part:3", "part:2", "parts"].contains(&point) && kind != Kind::Long);
     let left = world.s3.open_uploads();
@@ -136,8 +136,12 @@ async fn rabbitmq_small_jobs() {
 
 #[tokio::test]
 async fn rabbitmq_uploads_in_parts() {
-    let kinds = [Kind::Parts, Kind::Gzip, Kind::GivenUp];
-    survive_all(async || World::rabbitmq("crashparts").await, &kinds, &[]).await;
+    survive_all(async || World::rabbitmq("crashparts").await, &[Kind::Parts], &[]).await;
+}
+
+#[tokio::test]
+async fn rabbitmq_compressed_and_aborted_uploads() {
+    survive_all(async || World::rabbitmq("crashgzip").await, &[Kind::Gzip, Kind::Aborted], &[]).await;
 }
 
 #[tokio::test]
@@ -146,14 +150,29 @@ async fn rabbitmq_jobs_under_a_lease() {
 }
 
 #[tokio::test]
-async fn the_embedded_queue() {
-    let kinds = [Kind::Small, Kind::Dead, Kind::Retry, Kind::Parts, Kind::Gzip, Kind::GivenUp, Kind::Long];
-    survive_all(async || World::embedded("crashfile").await, &kinds, &BROKER_ONLY).await;
+async fn embedded_small_jobs() {
+    let kinds = [Kind::Small, Kind::Dead, Kind::Retry];
+    survive_all(async || World::embedded("crashsmall").await, &kinds, &BROKER_ONLY).await;
+}
+
+#[tokio::test]
+async fn embedded_uploads_in_parts() {
+    survive_all(async || World::embedded("crashparts").await, &[Kind::Parts], &BROKER_ONLY).await;
+}
+
+#[tokio::test]
+async fn embedded_compressed_and_aborted_uploads() {
+    survive_all(async || World::embedded("crashgzip").await, &[Kind::Gzip, Kind::Aborted], &BROKER_ONLY).await;
+}
+
+#[tokio::test]
+async fn embedded_jobs_under_a_lease() {
+    survive_all(async || World::embedded("crashlease").await, &[Kind::Long], &BROKER_ONLY).await;
 }
 
 /// Every worker that puts the poisoned object dies of it, while others of its jobs are half done.
 #[tokio::test]
-async fn a_job_that_ends_workers_is_told_from_its_neighbours() {
+async fn a_job_that_ends_workers_is_distinguished_from_its_neighbours() {
     const NEIGHBOURS: usize = 6;
     let world = World::embedded("poison").await;
     world.s3.on("PutObject").key("poison").before(Effect::Delay(Duration::from_secs(30)));
@@ -166,7 +185,7 @@ async fn a_job_that_ends_workers_is_told_from_its_neighbours() {
     let last = loop {
         let worker = world.site.worker().await;
         let seen = world.s3.calls("PutObject").iter().filter(|call| call.key.ends_with("poison")).count();
-        let again = until("the poison is taken, or given up", Duration::from_secs(90), async || {
+        let again = until("the poison is taken, or dead-lettered", Duration::from_secs(90), async || {
             let calls = world.s3.calls("PutObject");
             let taken = calls.iter().filter(|call| call.key.ends_with("poison")).count() > seen;
             if taken { Some(true) } else { (world.dead_letters("poison").await > 0).then_some(false) }

@@ -1,4 +1,5 @@
-//! `consign dead` as a process, on both queues: looked at, requeued, discarded, exported and put back; and killed on the way.
+//! `consign dead` as a process, on both queues: looked at, requeued, discarded, exported and put
+//! back; and killed on the way.
 
 mod destinations;
 mod kills;
@@ -33,7 +34,7 @@ impl World {
         said
     }
 
-    /// What is listed, by the job's id.
+    /// Listed letters, by the job's id.
     fn listed(&self, arguments: &[&str]) -> Vec<Value> {
         let output = self.dead(&[&["list", "--json"], arguments].concat());
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -63,8 +64,8 @@ impl World {
         self.publish(&job).await;
     }
 
-    /// The source is there after all.
-    fn mend(&self, name: &str) {
+    /// Puts the source back.
+    fn restore_source(&self, name: &str) {
         self.site.file(name, b"hello");
     }
 }
@@ -102,7 +103,7 @@ async fn a_letter_is_listed_shown_and_its_job_delivered_once_it_is_requeued() {
         let shown: Value = serde_json::from_slice(&world.dead(&["show", name, "--json"]).stdout).unwrap();
         assert!(shown["headers"]["x-begun-at"].is_string(), "a new run must know when the work began: {shown:#}");
 
-        world.mend("a");
+        world.restore_source("a");
         let said = world.dead_ends(0, &["requeue", "--job", "a"]);
         assert!(said.contains("1 requeued"), "{said}");
         until("it is delivered", Duration::from_secs(60), async || {
@@ -177,7 +178,7 @@ async fn exported_discarded_and_imported_letters_are_what_they_were() {
         for field in ["died_at", "first_failure_at", "attempts", "message", "lane"] {
             assert_eq!(after[0][field], before[0][field], "{field}");
         }
-        world.mend("b");
+        world.restore_source("b");
         assert!(world.dead_ends(0, &["requeue", "--job", "b"]).contains("1 requeued"));
         let worker = world.site.worker().await;
         until("it is delivered", Duration::from_secs(60), async || (world.s3.count("acme") == 1).then_some(())).await;
@@ -186,7 +187,7 @@ async fn exported_discarded_and_imported_letters_are_what_they_were() {
     }
 }
 
-/// What the page shows, in its order.
+/// The commands of the page, in its order.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_the_page_do_what_they_say() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/docs/dead-letters.md")).unwrap();

@@ -1,4 +1,5 @@
-//! The main promise on servers nobody here wrote: 300 mixed jobs end as objects equal to their sources.
+//! The main promise on servers nobody here wrote: 300 mixed jobs end as objects equal to their
+//! sources.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -17,7 +18,8 @@ use crate::testbed::{KIB, MIB, bytes, unique};
 const JOBS: usize = 300;
 const KMS_KEY: &str = "arn:aws:kms:us-east-1:123456789012:key/5d4e3c2b-1a09-4f8e-9d7c-6b5a49382716";
 
-/// A customer: how its destination is called, and whether it is reached by a role and encrypts with its own key.
+/// A customer: how its destination is called, and whether it is reached by a role and encrypts with
+/// its own key.
 const CUSTOMERS: [(&str, bool, bool); 4] =
     [("role-plain", true, false), ("role-kms", true, true), ("key-plain", false, false), ("key-kms", false, true)];
 
@@ -71,7 +73,7 @@ impl Case {
         job
     }
 
-    /// What the customer finds must be what the source holds, encrypted as asked.
+    /// The customer's object must equal the source, encrypted as asked.
     async fn check(&self, stored: Stored, outcome: &Value) {
         let (id, data) = (self.id(), &outcome["data"]);
         assert_eq!(outcome["type"], "consign.transfer.delivered.v1", "{outcome:#}");

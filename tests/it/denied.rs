@@ -18,7 +18,7 @@ const TEMPLATE: &str = r#"{"version": 1, "id": "a/{date}", "source": {"url": "fi
 /// Well below the time that commands wait for a broker that is away.
 const ABSENT: Duration = Duration::from_secs(20);
 
-/// What a command that is denied something says.
+/// Message of a command that is denied something.
 fn denied(command: &[&str], output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(77), "{command:?}: {said}");
@@ -28,7 +28,7 @@ fn denied(command: &[&str], output: &Output) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_end_with_77_and_name_the_permission_that_is_missing() {
-    let node = Node::in_turn();
+    let node = Node::shared();
     let mut site = Site::on(Broker::at(node.url.clone(), &unique("denied"))).await;
     let prefix = site.broker.prefix.clone();
     let letter = job("dead", "file:///srv/f", "acme", "k").to_string();
@@ -41,7 +41,7 @@ async fn commands_end_with_77_and_name_the_permission_that_is_missing() {
     let requeue = ["dead", "requeue", "--all", "--force"];
     let published = format!("write on the exchange `{prefix}`");
 
-    site.set("broker.url", node.login("reader", ["^$", "^$", ".*"]));
+    site.set("broker.url", node.login(["^$", "^$", ".*"]));
     let jobs: String =
         (0..100).map(|n| format!("{}\n", job(&format!("j-{n}"), "file:///srv/f", "acme", "k"))).collect();
     let many = site.dir.path().join("jobs.ndjson");
@@ -60,7 +60,7 @@ async fn commands_end_with_77_and_name_the_permission_that_is_missing() {
         let said = denied(command, &site.consign(command));
         assert!(said.contains(permission), "{command:?}: {said}");
     }
-    site.set("broker.url", node.login("keeper", [".*", "^$", ".*"]));
+    site.set("broker.url", node.login([".*", "^$", ".*"]));
     for (command, permission) in [(&requeue[..], published.as_str()), (&["topology", "apply"], "write on it, and read")]
     {
         let said = denied(command, &site.consign(command));
@@ -72,11 +72,11 @@ async fn commands_end_with_77_and_name_the_permission_that_is_missing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_a_worker_may_not_write_to_is_as_good_as_none_for_a_reply() {
-    let node = Node::in_turn();
+    let node = Node::shared();
     let site = Site::on(Broker::at(node.url.clone(), &unique("noreply"))).await;
     let prefix = &site.broker.prefix;
     let own = format!("^{prefix}(\\.|$)");
-    let url = node.login("mute", [&own, &own, &own]);
+    let url = node.login([&own, &own, &own]);
     let config = format!("[broker]\nurl = \"{url}\"\nprefix = \"{prefix}\"");
     let config = consign::config::load_str(&config).unwrap().config.broker;
     let queue = queue::start(&config, "mute", vec![(Lane::Scheduled, 1)], Metrics::new(1).into()).unwrap();

@@ -1,4 +1,4 @@
-//! What the pages say: their commands are run as they stand, and their tables are what the program says of itself.
+//! The documentation: its commands are run as they stand, and its tables are those of the program.
 
 mod commands;
 mod tables;

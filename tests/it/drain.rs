@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::shop::{Shop, site};
+use crate::fixture::{AcmeFixture, site};
 use crate::testbed::checker::Checker;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
@@ -74,44 +74,44 @@ async fn what_cannot_be_finished_in_time_goes_back_uncharged() {
 
 #[tokio::test]
 async fn a_second_signal_ends_at_once_and_loses_nothing() {
-    let shop = Shop::open("second").await;
-    shop.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(120)));
-    shop.schedule("a", b"hello").await;
+    let fixture = AcmeFixture::start("second").await;
+    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(120)));
+    fixture.schedule("a", b"hello").await;
     until("the transfer runs", Duration::from_secs(30), async || {
-        (shop.worker.metric("consign_transfers_in_flight", "").await == 1.0).then_some(())
+        (fixture.worker.metric("consign_transfers_in_flight", "").await == 1.0).then_some(())
     })
     .await;
-    shop.worker.terminate();
+    fixture.worker.terminate();
     until("the drain began", Duration::from_secs(30), async || {
-        (shop.worker.metric("consign_draining", "").await == 1.0).then_some(())
+        (fixture.worker.metric("consign_draining", "").await == 1.0).then_some(())
     })
     .await;
-    shop.worker.terminate();
-    let status = shop.worker.exit(Duration::from_secs(5)).await;
-    assert_eq!(status.code(), Some(143), "{}", shop.worker.log());
-    shop.s3.calm();
-    let next = shop.site.worker().await;
-    assert_eq!(shop.site.broker.ended("a").await["type"], "consign.transfer.delivered.v1");
-    Checker::new(&shop.site, &shop.s3).worker(&next).after_others().check().await;
-    shop.site.broker.clean().await;
+    fixture.worker.terminate();
+    let status = fixture.worker.exit(Duration::from_secs(5)).await;
+    assert_eq!(status.code(), Some(143), "{}", fixture.worker.log());
+    fixture.s3.calm();
+    let next = fixture.site.worker().await;
+    assert_eq!(fixture.site.broker.ended("a").await["type"], "consign.transfer.delivered.v1");
+    Checker::new(&fixture.site, &fixture.s3).worker(&next).after_others().check().await;
+    fixture.site.broker.clean().await;
 }
 
 #[tokio::test]
 async fn a_worker_that_drains_is_not_ready() {
-    let shop = Shop::open("notready").await;
-    shop.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(3)));
-    shop.schedule("a", b"hello").await;
+    let fixture = AcmeFixture::start("notready").await;
+    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(3)));
+    fixture.schedule("a", b"hello").await;
     until("the transfer runs", Duration::from_secs(30), async || {
-        (shop.worker.metric("consign_transfers_in_flight", "").await == 1.0).then_some(())
+        (fixture.worker.metric("consign_transfers_in_flight", "").await == 1.0).then_some(())
     })
     .await;
-    shop.worker.terminate();
+    fixture.worker.terminate();
     until("it says why", Duration::from_secs(30), async || {
-        shop.worker.get("/readyz").await.contains("drain").then_some(())
+        fixture.worker.get("/readyz").await.contains("drain").then_some(())
     })
     .await;
-    assert_eq!(shop.worker.exit(Duration::from_secs(30)).await.code(), Some(0));
-    shop.delivered("a").await;
-    Checker::new(&shop.site, &shop.s3).check().await;
-    shop.site.broker.clean().await;
+    assert_eq!(fixture.worker.exit(Duration::from_secs(30)).await.code(), Some(0));
+    fixture.delivered("a").await;
+    Checker::new(&fixture.site, &fixture.s3).check().await;
+    fixture.site.broker.clean().await;
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::shop::Shop;
+use crate::fixture::AcmeFixture;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::{Site, job};
 
@@ -31,30 +31,32 @@ async fn enqueue(site: &Site, jobs: &[Value]) -> Output {
 
 #[tokio::test]
 async fn waiting_ends_with_0_when_all_were_delivered_and_says_so_when_not() {
-    let shop = Shop::open("enqueue").await;
-    let url = shop.site.file("f", b"hello");
+    let fixture = AcmeFixture::start("enqueue").await;
+    let url = fixture.site.file("f", b"hello");
     let jobs: Vec<_> = (0..3).map(|n| job(&format!("job-{n}"), &url, "acme", &format!("k-{n}"))).collect();
-    let output = enqueue(&shop.site, &jobs).await;
+    let output = enqueue(&fixture.site, &jobs).await;
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(shop.s3.count("acme"), 3);
+    assert_eq!(fixture.s3.count("acme"), 3);
 
-    let missing = format!("file://{}/missing", shop.site.files().display());
+    let missing = format!("file://{}/missing", fixture.site.files().display());
     let mixed = [job("good", &url, "acme", "good"), job("bad", &missing, "acme", "bad")];
-    let output = enqueue(&shop.site, &mixed).await;
+    let output = enqueue(&fixture.site, &mixed).await;
     assert_eq!(output.status.code(), Some(75), "partly done: {}", String::from_utf8_lossy(&output.stderr));
-    shop.close().await;
+    fixture.close().await;
 }
 
-/// No outcome tells of a job that is put off, and while the circuit is closed nothing else but its worker does.
+/// No outcome reports a deferred job, and while the circuit is closed only its worker does.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_was_put_off_is_told_with_its_workers_last_failure() {
-    let shop = Shop::open("put-off").await;
-    shop.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", "Access Denied"));
-    let url = shop.site.file("f", b"hello");
+async fn a_deferred_job_is_reported_with_its_workers_last_failure() {
+    let fixture = AcmeFixture::start("put-off").await;
+    fixture.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    let url = fixture.site.file("f", b"hello");
     let enqueue = |to: &str, id: &str, limit: &str| {
         let base =
             ["enqueue", "--source", &url, "--to", to, "--key", "k", "--id", id, "--wait", "--wait-timeout", limit];
-        tokio::task::block_in_place(|| shop.site.consign(&[&base[..], &["--admin", shop.worker.admin()]].concat()))
+        tokio::task::block_in_place(|| {
+            fixture.site.consign(&[&base[..], &["--admin", fixture.worker.admin()]].concat())
+        })
     };
     let output = enqueue("acme", "denied", "12s");
     let said = String::from_utf8_lossy(&output.stdout);
@@ -63,11 +65,11 @@ async fn a_job_that_was_put_off_is_told_with_its_workers_last_failure() {
     assert!(said.contains("1 left (the time is over)") && said.contains(waits), "{said}");
     let meanwhile = String::from_utf8_lossy(&output.stderr);
     assert!(meanwhile.contains(&format!("waiting:\n  {waits}")) && !meanwhile.contains("not in"), "{meanwhile}");
-    assert_eq!(shop.worker.metric("consign_destination_circuit_open", "destination=\"acme\"").await, 0.0);
+    assert_eq!(fixture.worker.metric("consign_destination_circuit_open", "destination=\"acme\"").await, 0.0);
 
     let output = enqueue("nosuch", "nosuch", "60s");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("nosuch is not in the configuration (there are: acme, acme-kms)"), "{said}");
     assert!(said.contains("unknown_destination"), "it was published all the same: {said}");
-    shop.close().await;
+    fixture.close().await;
 }

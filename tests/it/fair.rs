@@ -1,4 +1,5 @@
-//! One broken, slow or busy customer costs the others nothing, and everything that fails alike is nobody's fault.
+//! One broken, slow or busy customer costs the others nothing, and everything that fails alike is
+//! nobody's fault.
 
 mod recall;
 
@@ -7,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::shop::{REGION, Shop, role_destination, site};
+use crate::fixture::{AcmeFixture, REGION, role_destination, site};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::worker::Worker;
-use crate::testbed::{MIB, bytes, until};
+use crate::testbed::{MIB, bytes, http, until};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -36,7 +37,7 @@ fn named(word: &str, count: usize) -> impl Iterator<Item = String> {
     (0..count).map(move |n| format!("{word}-{n}"))
 }
 
-/// What `/status` says of a destination.
+/// Entry of a destination in `/status`.
 async fn state(worker: &Worker, destination: &str) -> Value {
     let status: Value = serde_json::from_str(&worker.get("/status").await).unwrap();
     let shown = status["destination_states"]["shown"].as_array().unwrap().clone();
@@ -50,7 +51,7 @@ async fn circuit(worker: &Worker, destination: &str, wanted: bool) {
     .await;
 }
 
-/// Jobs of a destination that the worker put off until it is mended: there are some, or there are none any more.
+/// Waits until the worker has deferred jobs of a broken destination, or has none any more.
 async fn awaiting_repair(worker: &Worker, destination: &str, some: bool) {
     until(&format!("jobs wait until {destination} is mended: {some}"), LONG, async || {
         let count = state(worker, destination).await["awaiting_repair"].as_u64().unwrap();
@@ -128,7 +129,7 @@ async fn a_passing_check_closes_the_circuit_in_a_running_worker() {
     let passed = site.consign(&["check", "beta", "-c", &config(&site)]);
     assert!(passed.status.success(), "{}", String::from_utf8_lossy(&passed.stdout));
     circuit(&worker, "beta", false).await;
-    Shop { site, s3, worker }.close().await;
+    AcmeFixture { site, s3, worker }.close().await;
 }
 
 #[tokio::test]
@@ -156,7 +157,7 @@ async fn a_slow_destination_has_no_more_than_its_share() {
     for name in named("s", 40) {
         assert_eq!(site.broker.ended(&name).await["data"]["attempts"], 1, "nothing is charged");
     }
-    Shop { site, s3, worker }.close().await;
+    AcmeFixture { site, s3, worker }.close().await;
 }
 
 #[tokio::test]
@@ -184,7 +185,7 @@ async fn bytes_a_second_are_held_to_and_what_exceeds_them_waits_uncharged() {
     }
     // The last one is sent when the four before it are paid for, 12 s each; a second is saved up.
     assert!(begun.elapsed() >= Duration::from_secs(47), "{:?}", begun.elapsed());
-    Shop { site, s3, worker }.close().await;
+    AcmeFixture { site, s3, worker }.close().await;
 }
 
 #[tokio::test]
@@ -211,7 +212,7 @@ async fn backfills_never_hold_more_than_their_slots_and_scheduled_jobs_pass_them
     })
     .await;
     assert_eq!(most, 2.0);
-    Shop { site, s3, worker }.close().await;
+    AcmeFixture { site, s3, worker }.close().await;
 }
 
 #[tokio::test]
@@ -229,7 +230,7 @@ async fn backfills_leave_a_slot_free_for_the_scheduled_job_that_comes_next() {
     assert_eq!(site.broker.ended("a-0").await["type"], "consign.transfer.delivered.v1");
     assert_eq!(s3.count("acme"), 1, "no backfill has ended before");
     until("all are done", LONG, async || (s3.count("acme") == 13).then_some(())).await;
-    Shop { site, s3, worker }.close().await;
+    AcmeFixture { site, s3, worker }.close().await;
 }
 
 #[tokio::test]
@@ -253,7 +254,7 @@ async fn when_everything_fails_alike_no_circuit_opens_and_the_worker_says_why() 
         schedule(&site, "scheduled", name, (10..20).map(|n| format!("{name}-{n}"))).await;
     }
     until("the worker is not ready", LONG, async || {
-        let answer = reqwest::get(format!("{}/readyz", worker.admin())).await.ok()?;
+        let answer = http().get(format!("{}/readyz", worker.admin())).send().await.ok()?;
         let status = answer.status();
         let text = answer.text().await.ok()?;
         (status == 503 && text.contains("outage")).then_some(())
@@ -271,13 +272,13 @@ async fn when_everything_fails_alike_no_circuit_opens_and_the_worker_says_why() 
         }
     }
     worker.ready().await;
-    Shop { site, s3, worker }.close().await;
+    AcmeFixture { site, s3, worker }.close().await;
 }
 
 #[tokio::test]
 async fn on_the_embedded_queue_circuits_and_resets_are_the_same() {
     let mut site = Site::embedded("embeddedfair");
-    let s3 = crate::shop::furnish(&mut site).await;
+    let s3 = crate::fixture::add_acme(&mut site).await;
     site.set("worker.destination_slots", 4);
     site.destination("beta", &role_destination("beta", "222222222222"));
     let worker = site.worker().await;

@@ -1,4 +1,5 @@
-//! What FAILURES promises, seen from outside: objects, outcomes, dead letters, the wait ladder, metrics.
+//! The promises of FAILURES, seen from outside: objects, outcomes, dead letters, the wait queues,
+//! metrics.
 //!
 //! A scenario breaks one thing of the scripted S3 and says what must follow.
 
@@ -6,12 +7,12 @@ mod answers;
 mod broker;
 mod clock;
 mod destination;
-mod hoarding;
 mod if_exists;
 mod job;
 mod limits;
 mod multipart;
 mod own;
+mod prefetch;
 mod settling;
 mod source;
 mod sts;

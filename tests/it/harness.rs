@@ -15,7 +15,7 @@ use crate::testbed::broker::Broker;
 use crate::testbed::checker::Checker;
 use crate::testbed::ministack::{Ministack, REGION};
 use crate::testbed::moto::{Key, Moto, customer_policy, platform_policy};
-use crate::testbed::proxy::{Proxy, Weather, address_of};
+use crate::testbed::proxy::{Condition, Proxy, address_of};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::sources::{Content, WebSource};
@@ -264,17 +264,17 @@ async fn the_proxy_breaks_connections_on_demand() {
         web.get(&there).send().await.map_err(|e| e.is_timeout())?.text().await.map_err(|_| false)
     };
     assert_eq!(ask().await, Ok("hello".to_owned()));
-    for (weather, times_out) in [
-        (Weather::Reset, false),
-        (Weather::BlackHole, true),
-        (Weather::CutAfter(10), false),
-        (Weather::CutReplyAfter(10), false),
-        (Weather::HalfClose, false),
+    for (condition, times_out) in [
+        (Condition::Reset, false),
+        (Condition::BlackHole, true),
+        (Condition::CutAfter(10), false),
+        (Condition::CutReplyAfter(10), false),
+        (Condition::HalfClose, false),
     ] {
-        proxy.set(weather);
-        assert_eq!(ask().await, Err(times_out), "{weather:?}");
+        proxy.set(condition);
+        assert_eq!(ask().await, Err(times_out), "{condition:?}");
     }
-    proxy.set(Weather::Latency(Duration::from_millis(1)));
+    proxy.set(Condition::Latency(Duration::from_millis(1)));
     assert_eq!(ask().await, Ok("hello".to_owned()));
 }
 
@@ -284,31 +284,32 @@ async fn a_change_of_weather_meets_connections_that_are_idle_too() {
     let proxy = Proxy::before(address).await;
     let mut client = TcpStream::connect(proxy.address).await.unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
-    proxy.set(Weather::BlackHole);
+    proxy.set(Condition::BlackHole);
     client.write_all(b"held").await.unwrap();
     let mut buffer = [0; 8];
     let early = tokio::time::timeout(Duration::from_millis(100), server.read(&mut buffer)).await;
     assert!(early.is_err(), "something passed: {early:?}");
-    proxy.set(Weather::Fair);
+    proxy.set(Condition::Normal);
     assert_eq!(server.read(&mut buffer).await.unwrap(), 4, "what was held back passes in the end");
-    proxy.set(Weather::HalfClose);
+    proxy.set(Condition::HalfClose);
     assert_eq!(client.read(&mut buffer).await.unwrap(), 0, "the client reads an end");
     client.write_all(b"swallowed").await.unwrap();
     let silence = tokio::time::timeout(Duration::from_millis(100), server.read(&mut buffer)).await;
     assert!(silence.is_err(), "it went on to the server: {silence:?}");
     let mut idle = TcpStream::connect(proxy.address).await.unwrap();
-    proxy.set(Weather::Reset);
+    proxy.set(Condition::Reset);
     assert!(idle.read(&mut buffer).await.is_err(), "an idle connection is reset, not closed");
 }
 
-/// A terminal outcome as a worker would tell it.
-fn told(id: &str, job: &str, kind: &str, reason: Option<&str>) -> Vec<u8> {
+/// A terminal outcome as a worker would publish it.
+fn outcome_body(id: &str, job: &str, kind: &str, reason: Option<&str>) -> Vec<u8> {
     let data = json!({"bucket": "acme", "key": format!("in/{job}"), "bytes": 5, "reason": reason});
     let outcome = json!({"id": id, "type": format!("consign.transfer.{kind}.v1"), "subject": job, "data": data});
     serde_json::to_vec(&outcome).unwrap()
 }
 
-/// Jobs of which one is lost, one half delivered, one told twice, one given up too early, and more.
+/// Jobs of which one is lost, one half delivered, one reported twice, one dead-lettered too early,
+/// and more.
 async fn wrong_ends(site: &Site, s3: &ScriptedS3) {
     let url = site.file("f", b"hello");
     let job = |name: &str| job(name, &url, "acme", name);
@@ -321,12 +322,12 @@ async fn wrong_ends(site: &Site, s3: &ScriptedS3) {
     s3.put("acme", "in/twice", "hello");
     s3.put("acme", "in/untold", "hello");
     for outcome in [
-        told("1", "half", "delivered", None),
-        told("2", "gone", "delivered", None),
-        told("3", "silent", "failed", Some("exhausted")),
-        told("4", "early", "failed", Some("access_denied")),
-        told("5", "twice", "delivered", None),
-        told("6", "twice", "delivered", None),
+        outcome_body("1", "half", "delivered", None),
+        outcome_body("2", "gone", "delivered", None),
+        outcome_body("3", "silent", "failed", Some("exhausted")),
+        outcome_body("4", "early", "failed", Some("access_denied")),
+        outcome_body("5", "twice", "delivered", None),
+        outcome_body("6", "twice", "delivered", None),
     ] {
         site.broker.put_into("test.outcomes", &outcome, &[]).await;
     }
@@ -356,7 +357,7 @@ async fn wrong_calls(s3: &ScriptedS3) {
 
 #[tokio::test]
 async fn the_checker_finds_whatever_is_wrong() {
-    let (site, s3) = crate::shop::site("checker").await;
+    let (site, s3) = crate::fixture::site("checker").await;
     wrong_ends(&site, &s3).await;
     wrong_calls(&s3).await;
     let (problems, ledger) = Checker::new(&site, &s3).judge().await;

@@ -1,4 +1,5 @@
-//! Long transfers are held by a lease: no time-out of the broker ends them, and another worker goes on when theirs is gone.
+//! Long transfers are held by a lease: no time-out of the broker ends them, and another worker
+//! takes over when theirs is gone.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -6,10 +7,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::shop::{furnish, site};
+use crate::fixture::{add_acme, site};
 use crate::testbed::broker::{Broker, Message};
 use crate::testbed::node::Node;
-use crate::testbed::proxy::{Proxy, Weather, address_of};
+use crate::testbed::proxy::{Condition, Proxy, address_of};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::worker::Worker;
@@ -51,27 +52,27 @@ async fn a_transfer_that_takes_long_is_put_under_a_lease_whatever_it_is() {
     let worker = site.worker().await;
     site.broker.schedule(&job("a", &url, "acme", "a")).await;
     let decoded = consign::domain::job::lease::Lease::decode(&lease(&site).await.body).unwrap();
-    assert_eq!(decoded.checkpoint, None, "one PutObject begins anew");
+    assert_eq!(decoded.checkpoint, None, "one PutObject starts over");
     assert_eq!(site.broker.ended("a").await["type"], "consign.transfer.delivered.v1");
     assert_eq!(worker.metric("consign_broker_settlements_total", "action=\"lease\"").await, 1.0);
     worker.quiet().await;
     site.broker.clean().await;
 }
 
-/// A site on the node that tests break, with leases that come back after a second: the lower of policy and declaration counts.
-async fn short_leases(word: &str) -> (Node, Site, ScriptedS3) {
-    let node = Node::in_turn();
+/// A site with leases that come back after a second: the lower of policy and declaration counts.
+async fn short_leases(node: &Node, word: &str) -> (Site, ScriptedS3) {
     let prefix = unique(word);
     node.shorten_leases(&prefix, Duration::from_secs(1));
     let mut site = Site::on(Broker::at(node.url.clone(), &prefix)).await;
-    let s3 = furnish(&mut site).await;
+    let s3 = add_acme(&mut site).await;
     site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2).set("broker.lease_after", "1s");
-    (node, site, s3)
+    (site, s3)
 }
 
 #[tokio::test]
 async fn no_time_out_of_the_broker_ends_a_transfer_under_a_lease() {
-    let (node, mut site, s3) = short_leases("leasetimeout").await;
+    let node = Node::in_turn();
+    let (mut site, s3) = short_leases(&node, "leasetimeout").await;
     node.acknowledge_within(Duration::from_secs(4));
     site.set("worker.slots", 2);
     s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(1500)));
@@ -96,9 +97,9 @@ async fn behind_a_proxy(site: &mut Site) -> (Proxy, String) {
     (proxy, direct)
 }
 
-/// A worker whose only job, an upload in parts of 700 ms, has come to it again over a connection that was cut; with what the job's
-/// source holds, and the way to the broker that is not cut.
-async fn came_again(site: &mut Site, s3: &ScriptedS3) -> (Worker, Vec<u8>, String) {
+/// A worker whose only job, an upload in parts of 700 ms, has come to it again over a connection
+/// that was cut; with what the job's source holds, and the way to the broker that is not cut.
+async fn redelivered(site: &mut Site, s3: &ScriptedS3) -> (Worker, Vec<u8>, String) {
     site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 1);
     s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(700)));
     let content = bytes(4, 100 * MIB);
@@ -107,20 +108,20 @@ async fn came_again(site: &mut Site, s3: &ScriptedS3) -> (Worker, Vec<u8>, Strin
     let worker = site.worker().await;
     site.broker.schedule(&job("a", &url, "acme", "a")).await;
     until("a part", Duration::from_secs(30), async || (!s3.calls("UploadPart").is_empty()).then_some(())).await;
-    proxy.set(Weather::Reset);
+    proxy.set(Condition::Reset);
     until("it is cut off", Duration::from_secs(30), async || {
         (worker.metric("consign_broker_connected", "").await == 0.0).then_some(())
     })
     .await;
-    proxy.set(Weather::Fair);
-    until("the job comes again", Duration::from_secs(60), async || {
+    proxy.set(Condition::Normal);
+    until("the job is redelivered", Duration::from_secs(60), async || {
         worker.log().contains("the job is in flight here; its duplicate waits").then_some(())
     })
     .await;
     (worker, content, direct)
 }
 
-/// Replaces the worker; the other one must go on where it left off.
+/// Replaces the worker; the other one must continue where it left off.
 async fn is_continued(mut site: Site, s3: ScriptedS3, (first, content, direct): (Worker, Vec<u8>, String)) {
     first.terminate();
     let status = first.exit(Duration::from_secs(25)).await;
@@ -130,7 +131,7 @@ async fn is_continued(mut site: Site, s3: ScriptedS3, (first, content, direct): 
     let data = site.broker.ended("a").await["data"].clone();
     assert_eq!((&data["attempts"], &data["resumed"]), (&json!(1), &json!(true)), "{data:#}");
     assert!(s3.object("acme", "in/a").unwrap().bytes == content);
-    assert_eq!(s3.calls("CreateMultipartUpload").len(), 1, "the upload goes on");
+    assert_eq!(s3.calls("CreateMultipartUpload").len(), 1, "the upload is resumed");
     let sent: usize = s3.calls("UploadPart").iter().filter(|call| call.status == 200).map(|call| call.body.len()).sum();
     assert_eq!(sent, content.len(), "nothing is sent twice");
     second.quiet().await;
@@ -140,18 +141,18 @@ async fn is_continued(mut site: Site, s3: ScriptedS3, (first, content, direct): 
 }
 
 #[tokio::test]
-async fn work_whose_connection_broke_is_handed_over_by_the_delivery_that_came_again() {
+async fn work_whose_connection_broke_is_handed_over_by_its_redelivery() {
     let (mut site, s3) = site("leasegap").await;
-    let first = came_again(&mut site, &s3).await;
+    let first = redelivered(&mut site, &s3).await;
     is_continued(site, s3, first).await;
 }
 
 #[tokio::test]
-async fn work_whose_connection_broke_before_its_lease_takes_it_on_the_delivery_that_came_again() {
+async fn work_whose_connection_broke_before_its_lease_takes_it_on_its_redelivery() {
     let (mut site, s3) = site("leasegaplater").await;
     // Long enough for the cut to come first, whatever the back-off: the transfer takes 14 s.
     site.set("broker.lease_after", "7s");
-    let first = came_again(&mut site, &s3).await;
+    let first = redelivered(&mut site, &s3).await;
     until("it is leased", Duration::from_secs(30), async || {
         (first.0.metric("consign_broker_settlements_total", "action=\"lease\"").await == 1.0).then_some(())
     })
@@ -161,7 +162,8 @@ async fn work_whose_connection_broke_before_its_lease_takes_it_on_the_delivery_t
 
 #[tokio::test]
 async fn another_worker_continues_what_a_killed_one_had_under_a_lease() {
-    let (_node, site, s3) = short_leases("leasekilled").await;
+    let node = Node::shared();
+    let (site, s3) = short_leases(&node, "leasekilled").await;
     s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(700)));
     let content = bytes(2, 60 * MIB);
     let url = site.file("a", &content);
@@ -173,7 +175,7 @@ async fn another_worker_continues_what_a_killed_one_had_under_a_lease() {
     let data = site.broker.ended("a").await["data"].clone();
     assert_eq!((&data["attempts"], &data["resumed"]), (&json!(1), &json!(true)), "{data:#}");
     assert!(s3.object("acme", "in/a").unwrap().bytes == content);
-    assert_eq!(s3.calls("CreateMultipartUpload").len(), 1, "the upload goes on");
+    assert_eq!(s3.calls("CreateMultipartUpload").len(), 1, "the upload is resumed");
     let sent: usize = s3.calls("UploadPart").iter().filter(|call| call.status == 200).map(|call| call.body.len()).sum();
     let again = sent.saturating_sub(content.len()) / (5 * MIB);
     assert!(again <= 6, "a crash costs at most one lease: {again} parts were sent twice");
@@ -183,7 +185,8 @@ async fn another_worker_continues_what_a_killed_one_had_under_a_lease() {
 
 #[tokio::test]
 async fn a_worker_that_was_cut_off_leaves_its_job_to_the_one_that_has_it_now() {
-    let (_node, mut site, s3) = short_leases("leaselost").await;
+    let node = Node::shared();
+    let (mut site, s3) = short_leases(&node, "leaselost").await;
     s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(2)));
     let content = bytes(3, 60 * MIB);
     let url = site.file("a", &content);
@@ -194,14 +197,14 @@ async fn a_worker_that_was_cut_off_leaves_its_job_to_the_one_that_has_it_now() {
         (cut_off.metric("consign_broker_settlements_total", "action=\"lease\"").await == 1.0).then_some(())
     })
     .await;
-    proxy.set(Weather::Reset);
+    proxy.set(Condition::Reset);
     site.set("broker.url", direct);
     let second = site.worker().await;
-    until("another worker goes on", Duration::from_secs(60), async || {
+    until("another worker continues", Duration::from_secs(60), async || {
         (second.metric("consign_multipart_resumed_total", "").await == 1.0).then_some(())
     })
     .await;
-    proxy.set(Weather::Fair);
+    proxy.set(Condition::Normal);
     let data = site.broker.ended("a").await["data"].clone();
     assert_eq!(data["resumed"], true, "{data:#}");
     until("the first one lets go", Duration::from_secs(60), async || {

@@ -1,6 +1,8 @@
-//! The program from the outside: the binary as a process, real servers around it, faults where real servers have none.
+//! The program from the outside: the binary as a process, real servers around it, faults where real
+//! servers have none.
 //!
-//! `tests/run` starts the servers; without them, the tests that need them say so. What a test may use is in [`testbed`].
+//! `tests/run` starts the servers; without them, the tests that need them say so. What a test may
+//! use is in [`testbed`].
 #![expect(unreachable_pub, reason = "one binary, nothing is exported")]
 #![expect(clippy::float_cmp, reason = "metrics are counted in whole numbers")]
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by panicking")]
@@ -16,17 +18,19 @@ mod denied;
 mod dev;
 mod docs;
 mod drain;
+mod duplicates;
 mod enqueue;
 mod fair;
 mod faults;
+mod fixture;
 mod forms;
 mod harness;
 mod layering;
 mod leases;
+mod malformed;
 mod names;
 mod ops;
 mod page;
-mod poison;
 mod policy;
 mod queue_amqp;
 mod queue_conformance;
@@ -37,8 +41,8 @@ mod reload;
 mod resume;
 mod rolling;
 mod secrets;
-mod shop;
+mod sizes;
 mod soak;
 mod status;
 mod testbed;
-mod twice;
+mod words;

@@ -1,4 +1,5 @@
-//! What the papers name is there: metrics in alerts and pages, sample configurations that can be read.
+//! Names in the documents exist: metrics in alerts and pages, sample configurations that can be
+//! read.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
-//! What operators hold on to: manual pages and completions, systemd, the status in the log, a broker over TLS, traces.
+//! Interfaces for operators: manual pages and completions, systemd, the status in the log, a broker
+//! over TLS, traces.
 
-mod papers;
+mod manuals;
 mod supervised;
 mod tls;
 mod traces;

@@ -1,5 +1,6 @@
-//! The status page in a real browser: it lives without reloads, stays safe whatever a job is called, and can be used by
-//! everybody. Without a browser `tests/run` counts these tests as skipped.
+//! The status page in a real browser: it lives without reloads, stays safe whatever a job is
+//! called, and can be used by everybody. Without a browser `tests/run` counts these tests as
+//! skipped.
 
 mod access;
 mod hostile;
@@ -11,7 +12,7 @@ use std::path::Path;
 
 use crate::testbed::browser::Browser;
 
-/// What the browser complains about, but for connections to a worker that is gone on purpose.
+/// Complaints of the browser, except about connections to a worker that was stopped on purpose.
 async fn complaints(browser: &Browser) -> Vec<String> {
     let said = browser.console().await;
     said.into_iter().filter(|line| !line.contains("net::ERR_")).collect()

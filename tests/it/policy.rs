@@ -1,4 +1,5 @@
-//! `consign policy`: its documents are read by other people's parsers, and held against servers that enforce them.
+//! `consign policy`: its documents are read by other people's parsers, and held against servers
+//! that enforce them.
 
 mod documents;
 mod guide;
@@ -20,7 +21,7 @@ fn policy(config: &std::path::Path, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// What was printed, if the command ended well.
+/// Output of a command that ended well.
 fn text(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::shop::furnish;
+use crate::fixture::add_acme;
 use crate::testbed::site::Site;
 use crate::testbed::until;
 
@@ -29,7 +29,7 @@ fn stderr(output: &Output) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn enqueue_waits_for_the_outcome_also_of_a_job_that_was_delivered_before() {
     let mut site = Site::embedded("again");
-    let s3 = furnish(&mut site).await;
+    let s3 = add_acme(&mut site).await;
     let worker = site.worker().await;
     let url = site.file("f", b"hello");
     let arguments = ["enqueue", "--json", "--source", &url, "--to", "acme", "--key", "k", "--id", "a", "--wait"];
@@ -52,7 +52,7 @@ async fn enqueue_waits_for_the_outcome_also_of_a_job_that_was_delivered_before()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_makes_a_new_queue_says_so_and_where() {
     let mut site = Site::embedded("new");
-    let _s3 = furnish(&mut site).await;
+    let _s3 = add_acme(&mut site).await;
     let said = "a new, empty queue was made";
     for made in [1, 0] {
         let worker = site.worker().await;
@@ -69,7 +69,7 @@ async fn a_worker_that_makes_a_new_queue_says_so_and_where() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_job_is_a_dead_letter_that_says_why() {
     let mut site = Site::embedded("dead");
-    let _s3 = furnish(&mut site).await;
+    let _s3 = add_acme(&mut site).await;
     let worker = site.worker().await;
     let missing = format!("file://{}/missing", site.files().display());
     let arguments = ["enqueue", "--source", &missing, "--to", "acme", "--key", "k", "--id", "a/1", "--wait"];
@@ -102,7 +102,7 @@ async fn a_file_that_cannot_be_used_ends_every_command_with_the_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_file_makes_a_worker_unready_and_enqueue_give_up_with_69() {
     let mut site = Site::embedded("locked");
-    let s3 = furnish(&mut site).await;
+    let s3 = add_acme(&mut site).await;
     let worker = site.worker().await;
     let db = Connection::open(file(&site)).unwrap();
     db.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -122,7 +122,7 @@ async fn a_locked_file_makes_a_worker_unready_and_enqueue_give_up_with_69() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_without_room_refuses_jobs_and_keeps_those_it_has() {
     let mut site = Site::embedded("full");
-    let s3 = furnish(&mut site).await;
+    let s3 = add_acme(&mut site).await;
     let Some(small) = Mount::small(&site) else {
         println!("SKIPPED: a small file system can't be mounted here; the same is shown with a page limit elsewhere");
         return;
@@ -227,7 +227,7 @@ async fn the_topology_of_a_file_is_its_tables() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
     let mut site = Site::embedded("unknown");
-    let _s3 = furnish(&mut site).await;
+    let _s3 = add_acme(&mut site).await;
     site.topology();
     let output = consign(&site, &["status", "reset", "brokn"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -242,7 +242,7 @@ async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_id_that_was_made_is_said() {
     let mut site = Site::embedded("made");
-    let _s3 = furnish(&mut site).await;
+    let _s3 = add_acme(&mut site).await;
     site.topology();
     let url = site.file("f", b"hello");
     let enqueue = ["enqueue", "--source", &url, "--to", "acme", "--key", "k"];
@@ -264,7 +264,7 @@ async fn the_id_that_was_made_is_said() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_wait_says_that_the_jobs_stay_and_ends_with_130() {
     let mut site = Site::embedded("interrupted");
-    let _s3 = furnish(&mut site).await;
+    let _s3 = add_acme(&mut site).await;
     site.topology();
     let config = site.dir.path().join("wait.toml");
     std::fs::write(&config, site.toml()).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::shop::furnish;
+use crate::fixture::add_acme;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::{KIB, MIB, bytes, until};
@@ -22,7 +22,7 @@ struct SqliteQueue {
 impl SqliteQueue {
     async fn new(word: &str) -> Self {
         let mut site = Site::embedded(word);
-        let s3 = furnish(&mut site).await;
+        let s3 = add_acme(&mut site).await;
         site.topology();
         Self { site, s3 }
     }

@@ -1,11 +1,12 @@
-//! A transfer that is cut short goes on where it was: handed over by a drain, carried by a retry, found again after a crash.
+//! A transfer that is cut short continues where it was: handed over by a drain, carried by a retry,
+//! found again after a crash.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::shop::site;
+use crate::fixture::site;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::sources::{Content, WebSource};
@@ -22,7 +23,7 @@ async fn slow_site(word: &str) -> (Site, ScriptedS3) {
     (site, s3)
 }
 
-/// How often S3 took each part; by upload and number.
+/// Times that S3 accepted each part, by upload and number.
 fn taken(s3: &ScriptedS3) -> BTreeMap<(String, u32), usize> {
     let mut taken = BTreeMap::new();
     for call in s3.calls("UploadPart").iter().filter(|call| call.status == 200) {
@@ -50,7 +51,8 @@ async fn delivered(site: &Site, id: &str) -> Value {
     outcome["data"].clone()
 }
 
-/// Drains a worker in mid-upload, lets another one go on, and gives the outcome and how long the first took to end.
+/// Drains a worker in mid-upload, lets another one continue, and gives the outcome and how long the
+/// first took to end.
 async fn handed_over(site: &Site, s3: &ScriptedS3, job: &Value, after: usize) -> (Value, Duration) {
     let first = site.worker().await;
     site.broker.schedule(job).await;
@@ -83,7 +85,7 @@ async fn a_drain_hands_the_rest_over_and_nothing_is_sent_twice() {
 }
 
 #[tokio::test]
-async fn a_web_source_with_ranges_goes_on_in_its_middle() {
+async fn a_web_source_with_ranges_resumes_in_its_middle() {
     let (mut site, s3) = slow_site("handoverweb").await;
     let web = WebSource::http().await;
     site.set("source.allow_http", true);
@@ -95,7 +97,7 @@ async fn a_web_source_with_ranges_goes_on_in_its_middle() {
 }
 
 #[tokio::test]
-async fn a_digest_is_proven_over_the_whole_though_the_upload_goes_on() {
+async fn a_digest_is_proven_over_the_whole_though_the_upload_resumes() {
     use sha2::Digest as _;
     let (mut site, s3) = slow_site("handoversha").await;
     let web = WebSource::http().await;
@@ -109,7 +111,7 @@ async fn a_digest_is_proven_over_the_whole_though_the_upload_goes_on() {
 }
 
 #[tokio::test]
-async fn compressed_uploads_go_on_too() {
+async fn compressed_uploads_resume_too() {
     for compression in ["gzip", "zstd"] {
         let (site, s3) = slow_site(&format!("handover{compression}")).await;
         let content = bytes(4, LENGTH);
@@ -127,7 +129,7 @@ async fn compressed_uploads_go_on_too() {
 }
 
 #[tokio::test]
-async fn a_source_that_changed_begins_a_new_upload_and_gives_up_the_old_one() {
+async fn a_source_that_changed_begins_a_new_upload_and_aborts_the_old_one() {
     let (site, s3) = slow_site("changed").await;
     let url = site.file("a", &bytes(5, LENGTH));
     let first = site.worker().await;
@@ -148,7 +150,7 @@ async fn a_source_that_changed_begins_a_new_upload_and_gives_up_the_old_one() {
 }
 
 #[tokio::test]
-async fn a_source_without_ranges_is_given_back_and_begins_anew() {
+async fn a_source_without_ranges_is_requeued_and_restarts() {
     let (mut site, s3) = slow_site("noranges").await;
     site.set("worker.drain_timeout", "2s");
     let web = WebSource::http().await;
@@ -190,7 +192,7 @@ async fn a_retry_carries_what_was_done() {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_given_up_for_good_is_aborted() {
+async fn the_upload_of_a_dead_lettered_job_is_aborted() {
     let (mut site, s3) = slow_site("givenup").await;
     site.set("worker.max_attempts", 2);
     s3.calm();
@@ -211,7 +213,8 @@ async fn an_upload_that_is_given_up_for_good_is_aborted() {
     site.broker.clean().await;
 }
 
-/// A hand-over whose upload is gone when the second worker comes: `listing` says whether it may look.
+/// A hand-over whose upload is gone when the second worker comes: `listing` says whether it may
+/// look.
 async fn gone_meanwhile(word: &str, completed: bool, listing: bool) -> (Site, ScriptedS3, Value, Vec<u8>) {
     let (site, s3) = slow_site(word).await;
     let content = bytes(10, LENGTH);
@@ -246,7 +249,7 @@ async fn an_upload_that_somebody_else_completed_is_found_and_not_sent_again() {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_gone_begins_anew_without_a_charge() {
+async fn an_upload_that_is_gone_restarts_without_a_charge() {
     for (word, completed, listing) in [("abortedelsewhere", false, true), ("completedunseen", true, false)] {
         let (site, s3, data, _) = gone_meanwhile(word, completed, listing).await;
         assert_eq!((s3.calls("CreateMultipartUpload").len(), &data["resumed"]), (2, &json!(false)), "{word}");

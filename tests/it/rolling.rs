@@ -1,4 +1,5 @@
-//! A rolling restart: three workers on one queue are replaced one after another under load, and no customer sees it.
+//! A rolling restart: three workers on one queue are replaced one after another under load, and no
+//! customer sees it.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::shop::{furnish, site};
+use crate::fixture::{add_acme, site};
 use crate::testbed::broker::Message;
 use crate::testbed::checker::Checker;
 use crate::testbed::scripted::{Effect, ScriptedS3};
@@ -33,7 +34,7 @@ async fn workers_on_rabbitmq_are_replaced_under_load_without_a_failed_or_a_doubl
 #[tokio::test]
 async fn workers_on_one_file_are_replaced_under_load_without_a_failed_or_a_doubled_delivery() {
     let mut site = Site::embedded("rollingfile");
-    let s3 = furnish(&mut site).await;
+    let s3 = add_acme(&mut site).await;
     a_rolling_restart(site, s3).await;
 }
 
@@ -92,7 +93,7 @@ async fn roll(site: &Site, workers: &mut [Worker], rolled: &Cell<bool>) {
     rolled.set(true);
 }
 
-/// One terminal outcome of each job, told once: delivered at the first attempt.
+/// One terminal outcome of each job, published once: delivered at the first attempt.
 async fn each_was_delivered_once(site: &Site, count: usize) {
     let mut told: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for outcome in site.broker.outcomes().await.iter().map(Message::json) {
@@ -106,7 +107,7 @@ async fn each_was_delivered_once(site: &Site, count: usize) {
     }
 }
 
-/// What makes an object visible was asked for once for each key, and each time with success.
+/// The operation that makes an object visible was called once for each key, each time with success.
 fn each_took_effect_once(s3: &ScriptedS3, count: usize) {
     let mut made: BTreeMap<String, usize> = BTreeMap::new();
     for call in [s3.calls("PutObject"), s3.calls("CompleteMultipartUpload")].concat() {

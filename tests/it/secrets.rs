@@ -1,8 +1,9 @@
-//! Every secret in this testbed carries the word `marked-secret`; at trace level it must show up nowhere.
+//! Every secret in this testbed carries the word `marked-secret`; at trace level it must show up
+//! nowhere.
 
 use serde_json::json;
 
-use crate::shop::{REGION, Shop, site};
+use crate::fixture::{AcmeFixture, REGION, site};
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::{Site, job};
 use crate::testbed::sources::{Content, WebSource};
@@ -11,7 +12,7 @@ use crate::testbed::{MIB, bytes};
 const MARK: &str = "marked-secret";
 
 /// A customer with an access key, and a web source: more places for secrets.
-async fn furnished() -> (Shop, WebSource) {
+async fn furnished() -> (AcmeFixture, WebSource) {
     let (mut site, s3) = site("secrets").await;
     s3.bucket("keyed", REGION, "333333333333");
     let auth = json!({
@@ -22,7 +23,7 @@ async fn furnished() -> (Shop, WebSource) {
     let web = WebSource::https(&ca).await;
     site.environment("SSL_CERT_FILE", &ca.display().to_string()).set("log.filter", "trace");
     let worker = site.worker().await;
-    (Shop { site, s3, worker }, web)
+    (AcmeFixture { site, s3, worker }, web)
 }
 
 /// The lines that give a secret away, shortened.
@@ -44,39 +45,39 @@ fn shown_config(site: &Site) -> String {
 
 #[tokio::test]
 async fn no_secret_shows_up_anywhere_even_at_trace_level() {
-    let (shop, web) = furnished().await;
+    let (fixture, web) = furnished().await;
     let presigned = |url: String| format!("{url}?X-Amz-Signature=marked-secret-presigned");
     let url = presigned(web.put("f", Content::new(bytes(1, 20 * MIB))));
-    let url = shop.site.can_settle(url, bytes(1, 20 * MIB));
-    shop.site.broker.schedule(&job("by-role", &url, "acme", "by-role")).await;
-    shop.site.broker.schedule(&job("by-key", &url, "keyed", "by-key")).await;
-    shop.delivered("by-role").await;
-    shop.delivered("by-key").await;
+    let url = fixture.site.can_settle(url, bytes(1, 20 * MIB));
+    fixture.site.broker.schedule(&job("by-role", &url, "acme", "by-role")).await;
+    fixture.site.broker.schedule(&job("by-key", &url, "keyed", "by-key")).await;
+    fixture.delivered("by-role").await;
+    fixture.delivered("by-key").await;
 
     // Failures talk more: a source that is gone, a refusal of S3, an unknown host, a redirect to nowhere.
     let gone = presigned(web.put("gone", Content::refused(404)));
-    shop.site.broker.schedule(&job("gone", &gone, "acme", "gone")).await;
-    let gone = shop.site.broker.taken("dead", "\"gone\"").await;
+    fixture.site.broker.schedule(&job("gone", &gone, "acme", "gone")).await;
+    let gone = fixture.site.broker.taken("dead", "\"gone\"").await;
     let nowhere = presigned("https://localhost:1/f".to_owned());
-    shop.site.broker.schedule(&job("nowhere", &nowhere, "acme", "nowhere")).await;
-    let waiting = shop.site.broker.taken("wait.5s", "\"nowhere\"").await;
-    shop.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", "Access Denied"));
-    shop.schedule("refused", b"hello").await;
-    let refused = shop.site.broker.taken("wait.30s", "\"refused\"").await;
+    fixture.site.broker.schedule(&job("nowhere", &nowhere, "acme", "nowhere")).await;
+    let waiting = fixture.site.broker.taken("wait.5s", "\"nowhere\"").await;
+    fixture.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    fixture.schedule("refused", b"hello").await;
+    let refused = fixture.site.broker.taken("wait.30s", "\"refused\"").await;
 
     let mut found = Vec::new();
-    found.extend(hits("log", &shop.worker.log()));
-    found.extend(hits("metrics", &shop.worker.get("/metrics").await));
-    found.extend(hits("status", &shop.worker.get("/status").await));
-    found.extend(hits("config show", &shown_config(&shop.site)));
-    for outcome in shop.site.broker.outcomes().await {
+    found.extend(hits("log", &fixture.worker.log()));
+    found.extend(hits("metrics", &fixture.worker.get("/metrics").await));
+    found.extend(hits("status", &fixture.worker.get("/status").await));
+    found.extend(hits("config show", &shown_config(&fixture.site)));
+    for outcome in fixture.site.broker.outcomes().await {
         found.extend(hits("outcome", &outcome.text()));
     }
     // Bodies are the producer's own and stay untouched; what the worker adds is in the headers.
     for copy in [gone, waiting, refused] {
         found.extend(hits("headers", &format!("{:?}", copy.headers)));
     }
-    assert!(shop.worker.log().contains("\"TRACE\""), "the worker does not log at trace level");
+    assert!(fixture.worker.log().contains("\"TRACE\""), "the worker does not log at trace level");
     assert!(found.is_empty(), "{} hits, such as:\n{}", found.len(), found[..found.len().min(12)].join("\n"));
-    shop.close().await;
+    fixture.close().await;
 }

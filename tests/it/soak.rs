@@ -1,22 +1,23 @@
-//! A storm of faults over several workers, then calm, then the count: every job that went in has come out, whole, once, and
-//! nothing is left behind.
+//! Faults over several workers for some time, then recovery, then the count: every job has ended,
+//! whole, once, and nothing is left behind.
 //!
-//! What happens is drawn from one seed: the jobs and what they are about, and which fault strikes where, when and for how long. When
-//! a soak fails, its last lines say how to do the same again (what the machine does in between is its own). `tests/soak`
-//! runs it, `tests/soak --seconds 24` in its short form. Afterwards a ledger lies in `target/soak`.
+//! What happens is drawn from one seed: the jobs and what they are about, and which fault strikes
+//! where, when and for how long. When a soak fails, its last lines say how to do the same again
+//! (what the machine does in between is its own). `tests/soak` runs it, `tests/soak --seconds 24`
+//! in its short form. Afterwards a ledger lies in `target/soak`.
 
-mod crew;
 mod dice;
 mod faults;
 mod inbox;
+mod injection;
 mod jobs;
 mod ledger;
 mod open;
 mod record;
 mod settings;
 mod stage;
-mod storm;
 mod verdict;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -28,15 +29,15 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::testbed::checker::Checker;
-use crew::Crew;
 use inbox::Inbox;
 use jobs::{Draft, Kind};
 use record::Record;
 use settings::Settings;
 use stage::Stage;
 use verdict::Verdict;
+use workers::Workers;
 
-/// How long one offer of a job to the broker may take; an alarm makes it wait.
+/// Longest publication of a job; an alarm makes it wait.
 const OFFER: Duration = Duration::from_secs(25);
 const LOOK: Duration = Duration::from_secs(1);
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -54,15 +55,15 @@ pub struct Published {
 pub struct World {
     pub settings: Settings,
     pub stage: Stage,
-    pub crew: Crew,
+    pub workers: Workers,
     pub record: Record,
     pub inbox: Inbox,
     pub published: Mutex<BTreeMap<String, Published>>,
-    storm: Mutex<Option<Instant>>,
+    began: Mutex<Option<Instant>>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_faults_loses_nothing() {
+async fn a_run_of_faults_loses_nothing() {
     let settings = Settings::from_env();
     eprintln!("soak: {}", settings.replay());
     let world = World::build(settings).await;
@@ -80,31 +81,31 @@ impl World {
     async fn build(settings: Settings) -> Arc<Self> {
         let record = Record::new();
         let stage = Stage::build(&settings).await;
-        let crew = Crew::new(&stage, settings.workers).await;
-        let (inbox, published, storm) = (Inbox::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { settings, stage, crew, record, inbox, published, storm })
+        let workers = Workers::new(&stage, settings.workers).await;
+        let (inbox, published, began) = (Inbox::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { settings, stage, workers, record, inbox, published, began })
     }
 
-    /// Since the storm began.
-    pub fn storm_time(&self) -> Duration {
-        self.storm.lock().unwrap().map_or(Duration::ZERO, |begun| begun.elapsed())
+    /// Time since the first fault may begin.
+    pub fn elapsed(&self) -> Duration {
+        self.began.lock().unwrap().map_or(Duration::ZERO, |begun| begun.elapsed())
     }
 
     async fn live_through(self: &Arc<Self>) -> Verdict {
         let (strikes, drafts) = (faults::strikes(&self.settings), jobs::drafts(&self.settings));
-        self.crew.start(&self.stage, &self.record).await;
+        self.workers.start(&self.stage, &self.record).await;
         let attendants = self.attend();
         self.inbox.opened().await;
-        self.record.say(&format!("{} jobs, {} faults, {} workers", drafts.len(), strikes.len(), self.crew.size()));
-        *self.storm.lock().unwrap() = Some(Instant::now());
-        tokio::join!(storm::rage(self, strikes), self.publish(drafts));
+        self.record.say(&format!("{} jobs, {} faults, {} workers", drafts.len(), strikes.len(), self.workers.size()));
+        *self.began.lock().unwrap() = Some(Instant::now());
+        tokio::join!(injection::run(self, strikes), self.publish(drafts));
         self.calm_down().await;
         drop(attendants);
         self.check().await;
         verdict::judge(self).await
     }
 
-    /// What goes on beside the storm; ends on drop.
+    /// Tasks beside the faults. They end on drop.
     fn attend(self: &Arc<Self>) -> JoinSet<()> {
         let mut attendants = JoinSet::new();
         let world = self.clone();
@@ -116,7 +117,7 @@ impl World {
         let world = self.clone();
         attendants.spawn(async move {
             loop {
-                world.crew.look(&world.stage, &world.record).await;
+                world.workers.look(&world.stage, &world.record).await;
                 tokio::time::sleep(LOOK).await;
             }
         });
@@ -133,7 +134,7 @@ impl World {
 
     async fn publish(&self, drafts: Vec<Draft>) {
         for draft in drafts {
-            tokio::time::sleep(draft.at.saturating_sub(self.storm_time())).await;
+            tokio::time::sleep(draft.at.saturating_sub(self.elapsed())).await;
             let job = match self.published.lock().unwrap().get(&Stage::id(&draft)) {
                 Some(first) => first.json.clone(),
                 None => self.stage.job(&draft),
@@ -158,7 +159,7 @@ impl World {
 
     /// All faults are over: everything must end in bounded time, and the queues be empty (I8).
     async fn calm_down(&self) {
-        self.stage.mend();
+        self.stage.fix_trust_policy();
         let calm = self.record.now();
         self.record.note(|notes| notes.calm = Some(calm));
         self.record.say("calm");
@@ -212,7 +213,7 @@ impl World {
 
     /// I1-I8, as after every fault.
     async fn check(&self) {
-        let workers = self.crew.present().await;
+        let workers = self.workers.present().await;
         let mut checker = Checker::new(&self.stage.site, &self.stage.s3).after_a_crash();
         if let Some(node) = &self.stage.node {
             checker = checker.node(node);
@@ -226,7 +227,7 @@ impl World {
         }
     }
 
-    /// The workers' and the broker's logs, for whoever looks for the cause.
+    /// The workers' and the broker's logs, to find the cause.
     fn keep_logs(&self) {
         let to = self.settings.logs();
         std::fs::create_dir_all(&to).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::crash::world::World;
-use crate::shop::{ACME, REGION, role_destination};
+use crate::fixture::{ACME, REGION, role_destination};
 use crate::testbed::until;
 
 /// Nobody listens there.
@@ -88,7 +88,7 @@ async fn without_an_answer_it_ends_69_and_still_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_asked_by_https_is_told_apart_from_one_that_is_away() {
+async fn a_worker_that_is_asked_by_https_is_distinguished_from_one_that_is_away() {
     let world = World::embedded("statustls").await;
     let worker = world.site.worker().await;
     let https = worker.admin().replacen("http:", "https:", 1);

@@ -1,5 +1,5 @@
-//! What the tests stand on: the broker, moto, a scripted S3 and STS, sources, a fault proxy, the worker as a process, and what
-//! is checked after every fault.
+//! Equipment of the tests: the broker, moto, a scripted S3 and STS, sources, a fault proxy, the
+//! worker as a process, and what is checked after every fault.
 
 pub mod broker;
 pub mod browser;
@@ -11,6 +11,7 @@ pub mod moto;
 pub mod node;
 pub mod proxy;
 pub mod raw;
+pub mod rust;
 pub mod scripted;
 pub mod site;
 pub mod sources;
@@ -22,24 +23,32 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
-/// What `tests/run` exports; without it a test can only say how to be run.
+/// Variable that `tests/run` exports; without it a test can only say how to be run.
 pub fn exported(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: this test needs the servers of tests/run"))
 }
 
-/// Asks again and again until there is an answer; the limit only keeps a broken program from hanging the test.
+/// Asks again and again until there is an answer; the limit only keeps a broken program from
+/// hanging the test.
 pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + limit;
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// A listener on a free loopback port, below the range from which the kernel draws the ports of clients.
+/// A client for plain HTTP on loopback: no proxy, and no certificates to load each time it is made.
+pub fn http() -> reqwest::Client {
+    let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]).pool_max_idle_per_host(0);
+    builder.build().unwrap()
+}
+
+/// A listener on a free loopback port, below the range from which the kernel draws the ports of
+/// clients.
 pub async fn listener() -> (TcpListener, SocketAddr) {
     loop {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, candidate()));
@@ -61,7 +70,8 @@ fn candidate() -> u16 {
     u16::try_from(12_000 + mixed % 18_000).unwrap()
 }
 
-/// Bytes that look random and are the same for the same seed: what a source serves and an object must equal.
+/// Bytes that look random and are the same for the same seed: what a source serves and an object
+/// must equal.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(length + 8);
@@ -75,7 +85,7 @@ pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     out
 }
 
-/// What `gzip` or `zstd`, the tools that customers use, make of it.
+/// Content as unpacked by `gzip` or `zstd`, the tools that customers use.
 pub fn unpacked(tool: &str, bytes: &[u8]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("packed");

@@ -8,7 +8,7 @@ use crate::Fallible;
 use crate::measure;
 use crate::table::median;
 
-/// What the worker does with nothing else to do, jobs a second.
+/// Throughput of the worker with no other load, in jobs a second.
 pub async fn calibrate(args: &FairArgs, alone: &World<'_>) -> Fallible<f64> {
     round(args, alone, "calibration", false).await.map(|(rate, _)| rate)
 }

@@ -1,4 +1,5 @@
-//! A bucket that does not exist, with thousands of jobs for it: how often it is asked, and how soon all flow once it is there.
+//! A bucket that does not exist, with thousands of jobs for it: how often it is asked, and how soon
+//! all flow once it is there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::worker::Worker;
 const OTHERS: u32 = 20;
 const SETTLEMENTS: &str = "consign_broker_settlements_total";
 
-/// What is counted on; the differences are printed.
+/// Counters; the differences are printed.
 struct Look {
     refused: u64,
     settled: BTreeMap<String, f64>,
@@ -51,22 +52,22 @@ async fn story(args: &FairArgs, world: &World<'_>, worker: &Worker) -> Fallible<
     futures_util::try_join!(dead, world.broker.publish_on_time(steady), watch)?;
     world.arrivals.all(&others).await?;
     println!("dead: all {} jobs of the others were delivered meanwhile", others.len());
-    mended(args, world, worker, &ids).await
+    fixed(args, world, worker, &ids).await
 }
 
-async fn mended(args: &FairArgs, world: &World<'_>, worker: &Worker, ids: &[String]) -> Fallible<()> {
+async fn fixed(args: &FairArgs, world: &World<'_>, worker: &Worker, ids: &[String]) -> Fallible<()> {
     let before = look(world, worker).await?;
-    world.server.mend().await?;
+    world.server.fix().await?;
     let begun = Instant::now();
     if !args.no_reset {
         world.around().consign(&["status", "reset", DEAD]).await?;
-        println!("dead: mended, and reset within {:.1} s", begun.elapsed().as_secs_f64());
+        println!("dead: fixed, and reset within {:.1} s", begun.elapsed().as_secs_f64());
     }
     let mut came = world.arrivals.all(ids).await?;
     came.sort_unstable();
     let after = |share: usize| came[(came.len() - 1) * share / 100].saturating_duration_since(begun).as_secs_f64();
     println!(
-        "dead: after the repair the first was delivered in {:.1} s, half in {:.1} s, 99 % in {:.1} s, all {} in {:.1} s; {} told twice",
+        "dead: after the repair the first was delivered in {:.1} s, half in {:.1} s, 99 % in {:.1} s, all {} in {:.1} s; {} reported twice",
         after(0),
         after(50),
         after(99),

@@ -103,9 +103,9 @@ async fn published(
 
 impl std::fmt::Display for Round {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { p50, p99, rate, cpu, stages: [queued, tried, told] } = self;
+        let Self { p50, p99, rate, cpu, stages: [queued, tried, reported] } = self;
         write!(f, "p50 {p50:6.1} ms, p99 {p99:6.1} ms, {rate:6.1} jobs/s, {cpu:.2} cores")?;
         write!(f, "; p50/p99 queued {:.1}/{:.1}, ", queued.0, queued.1)?;
-        write!(f, "tried {:.1}/{:.1}, told {:.1}/{:.1}", tried.0, tried.1, told.0, told.1)
+        write!(f, "tried {:.1}/{:.1}, reported {:.1}/{:.1}", tried.0, tried.1, reported.0, reported.1)
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::Fallible;
 use crate::broker::{Event, Outcome};
 
-/// How long no outcome may come before the bench gives up.
+/// Longest time without an outcome before the bench fails.
 const SILENCE: Duration = Duration::from_mins(15);
 
 /// Reads outcomes until it is dropped.
@@ -22,27 +22,28 @@ pub struct Arrivals {
     reader: JoinHandle<()>,
 }
 
-/// When a job's outcome came, and when its attempt had begun and ended: the worker's clock is the bench's.
+/// Times of a job: arrival of the outcome, begin and end of the attempt. Worker and bench share a
+/// clock.
 #[derive(Clone, Copy)]
 pub struct Arrival {
     pub at: Instant,
     begun: Timestamp,
     ended: Timestamp,
-    told: Timestamp,
+    received: Timestamp,
 }
 
 impl Arrival {
     fn of(outcome: &Outcome) -> Self {
-        let (at, told) = (Instant::now(), Timestamp::now());
+        let (at, received) = (Instant::now(), Timestamp::now());
         let Event { started_at, finished_at } = outcome.data;
-        Self { at, begun: started_at.unwrap_or(told), ended: finished_at.unwrap_or(told), told }
+        Self { at, begun: started_at.unwrap_or(received), ended: finished_at.unwrap_or(received), received }
     }
 
     /// Milliseconds until the attempt began, that it took, and from its end to the outcome.
     pub fn stages(&self, due: Instant) -> [f64; 3] {
         let ms = |from: Timestamp, to: Timestamp| to.duration_since(from).as_secs_f64() * 1e3;
         let all = self.at.duration_since(due).as_secs_f64() * 1e3;
-        [all - ms(self.begun, self.told), ms(self.begun, self.ended), ms(self.ended, self.told)]
+        [all - ms(self.begun, self.received), ms(self.begun, self.ended), ms(self.ended, self.received)]
     }
 }
 
@@ -65,17 +66,17 @@ impl Arrivals {
         Self { seen, reader }
     }
 
-    /// How many jobs are delivered whose id begins like this.
+    /// Number of delivered jobs whose id begins like this.
     pub fn count(&self, begin: &str) -> usize {
         lock(&self.seen).delivered.keys().filter(|id| id.starts_with(begin)).count()
     }
 
-    /// Deliveries that were told more than once.
+    /// Deliveries that were reported more than once.
     pub fn doubled(&self) -> u64 {
         lock(&self.seen).doubled
     }
 
-    /// When each of these jobs was delivered; waits for the last one.
+    /// Delivery time of each of these jobs; waits for the last one.
     pub async fn all(&self, ids: &[String]) -> Fallible<Vec<Instant>> {
         Ok(self.each(ids).await?.into_iter().map(|arrival| arrival.at).collect())
     }

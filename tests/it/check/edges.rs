@@ -1,4 +1,5 @@
-//! Stores, networks and endpoints that are odd and yet let a delivery through, and what a test leaves when an answer is lost.
+//! Stores, networks and endpoints that are odd and yet let a delivery through, and what a test
+//! leaves when an answer is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +12,14 @@ use consign::upload::Uploader;
 use serde_json::{Value, json};
 
 use super::{TEST_OBJECT, by_key, by_role, check, codes, customer, step};
-use crate::shop::REGION;
+use crate::fixture::REGION;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::Site;
 
 const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 
-/// A test of the one destination within so many seconds, in this process. With an access key: it has no identity.
+/// A test of the one destination within so many seconds, in this process. With an access key: it
+/// has no identity.
 async fn within(site: &Site, seconds: u64) -> Report {
     let config = consign::config::load_str(&site.toml()).unwrap().config;
     let metrics = Arc::new(Metrics::new(1));
@@ -30,7 +32,7 @@ async fn within(site: &Site, seconds: u64) -> Report {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn giving_up_an_upload_takes_bounded_time_too() {
+async fn aborting_an_upload_takes_bounded_time_too() {
     let silent = async |denied: Option<&'static str>, silent: &'static str| {
         let (mut site, s3) = customer().await;
         site.destination("acme", &by_key());

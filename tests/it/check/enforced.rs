@@ -1,5 +1,5 @@
-//! Broken set-ups on servers nobody here wrote, which enforce IAM: the statement of the remedy is pasted where it says, and the
-//! test passes.
+//! Broken set-ups on servers nobody here wrote, which enforce IAM: the statement of the remedy is
+//! pasted where it says, and the test passes.
 
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ impl World {
         json!({"Effect": "Allow", "Action": action, "Resource": resource})
     }
 
-    /// What a delivery needs and nothing else.
+    /// Exactly the permissions that a delivery needs.
     fn put(&self) -> Value {
         self.allow("s3:PutObject", "/in/*")
     }
@@ -58,8 +58,8 @@ impl World {
         site
     }
 
-    /// The store makes a checksum of checksums where that of the whole object is asked for, so none is asked for. It knows no
-    /// expected owner.
+    /// The store makes a checksum of checksums where that of the whole object is asked for, so none
+    /// is asked for. It knows no expected owner.
     fn destination(&self) -> Value {
         let auth = json!({"method": "iam_role", "role_arn": self.customer.role_arn(ROLE), "external_id": EXTERNAL_ID});
         json!({"bucket": self.bucket, "region": REGION, "prefix": "in/", "checksum": "none", "auth": auth})
@@ -218,7 +218,7 @@ async fn a_users_key_needs_no_more_than_put_object_on_moto() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_with_a_key_or_bucket_is_told_on_moto() {
+async fn what_is_wrong_with_a_key_or_bucket_is_reported_on_moto() {
     let moto = Moto::shared();
     let (bucket, there) = (unique("nobucket"), unique("there"));
     moto.make_bucket(&there).await;

@@ -1,4 +1,5 @@
-//! Broken set-ups that no server enforces: the answers of AWS are scripted, word by word as AWS gives them.
+//! Broken set-ups that no server enforces: the answers of AWS are scripted, word by word as AWS
+//! gives them.
 
 mod access_key;
 mod bucket;
@@ -13,7 +14,7 @@ use serde_json::json;
 
 use super::by_role;
 use super::table::{Act, Hands, Setup, shown};
-use crate::shop::KMS_KEY;
+use crate::fixture::KMS_KEY;
 use crate::testbed::scripted::Effect;
 
 const OTHER_KEY: &str = "arn:aws:kms:eu-central-1:111111111111:key/11111111-2222-3333-4444-555555555555";
@@ -26,7 +27,8 @@ fn by_role_with_key() -> serde_json::Value {
     to
 }
 
-/// The customer does what the remedy says, which the scripted server shows by not refusing any more.
+/// The customer does what the remedy says, which the scripted server shows by not refusing any
+/// more.
 const CUSTOMER: Act = |hands| hands.s3.calm();
 
 /// The customer pastes the statement, which allows something.
@@ -43,7 +45,8 @@ fn writes(hands: &Hands<'_>, effect: &Effect) {
     }
 }
 
-/// What is shown elsewhere: where there is nothing to mend, by the test of the worker itself, and by a server that never answers.
+/// Codes shown elsewhere: where there is nothing to fix, by the test of the worker itself, and by a
+/// server that never answers.
 const ELSEWHERE: [&str; 9] = [
     "ok",
     "not_needed",

@@ -1,15 +1,16 @@
-//! What the test knows and never says.
+//! Secrets that the connection test knows and never prints.
 
 use lapin::BasicProperties;
 use serde_json::json;
 use std::time::Duration;
 
 use super::{by_key, check, run};
-use crate::shop::{REGION, site};
+use crate::fixture::{REGION, site};
 use crate::testbed::scripted::Effect;
 use crate::testbed::until;
 
-/// Marks every secret of these tests but the external id, which the trust policy to paste has to hold.
+/// Marks every secret of these tests but the external id, which the trust policy to paste has to
+/// hold.
 const MARK: &str = "marked-secret";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -37,7 +38,7 @@ async fn keys_and_tokens_are_in_no_answer_and_no_log() {
             said.push_str(&String::from_utf8_lossy(&stream));
         }
     }
-    // The external id of the shop's customer is marked, too; it belongs into the trust policy, and nowhere else.
+    // The external id of the fixture's customer is marked, too; it belongs into the trust policy, and nowhere else.
     let said = said.replace("\"sts:ExternalId\": \"marked-secret-external-id\"", "");
     let said = said.replace("\"sts:ExternalId\":\"marked-secret-external-id\"", "");
     let log = worker.log();

@@ -1,4 +1,4 @@
-//! How a broken set-up is written down, and what is shown about each.
+//! Broken set-ups as data, and the checks of each.
 
 use serde_json::Value;
 
@@ -29,19 +29,20 @@ pub type Act = fn(&mut Hands<'_>);
 /// One broken set-up.
 pub struct Setup {
     pub code: &'static str,
-    /// Where it shows, as `step: result`.
+    /// Failing step, as `step: result`.
     pub shows: &'static str,
     pub exit: i32,
     /// The destination in good order.
     pub to: fn() -> Value,
     pub broken: Act,
-    /// What cause, remedy and statement must say between them.
+    /// Texts that cause, remedy and statement must contain between them.
     pub says: &'static [&'static str],
     /// The remedy, applied.
     pub mended: Act,
 }
 
-/// Breaks it, sees the code; mends it, sees that it passes. The code must not be there any more, and neither may anything else.
+/// Breaks it, sees the code; fixes it, sees that it passes. The code must not be there any more,
+/// and neither may anything else.
 pub async fn shown(setup: &Setup) {
     let (mut site, s3) = customer().await;
     let mut to = (setup.to)();

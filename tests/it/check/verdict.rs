@@ -1,4 +1,4 @@
-//! What the command says as a whole: verdict, exit code, words, and what it leaves.
+//! The command as a whole: verdict, exit code, output, and leftovers.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{TEST_OBJECT, by_key, by_role, check, codes, customer, run, step};
-use crate::shop::KMS_KEY;
+use crate::fixture::KMS_KEY;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::Site;
 use crate::testbed::until;
@@ -112,7 +112,7 @@ async fn several_problems_show_at_once() {
     let mut to = by_role();
     to["kms_key_arn"] = json!(KMS_KEY);
     site.destination("acme", &to);
-    s3.bucket("acme", "eu-north-1", crate::shop::ACME);
+    s3.bucket("acme", "eu-north-1", crate::fixture::ACME);
     s3.trust(None);
     let message =
         "User: u is not authorized to perform: kms:Decrypt on resource: k because no identity-based policy allows it";
@@ -152,7 +152,7 @@ async fn a_server_that_never_answers_ends_the_test_in_bounded_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupted_test_gives_up_what_it_had_begun() {
+async fn an_interrupted_test_aborts_what_it_had_begun() {
     let (mut site, s3) = customer().await;
     site.destination("acme", &by_role());
     s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(300)));
@@ -186,7 +186,7 @@ fn check_worker(site: &Site) -> (Value, i32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_destination_the_worker_itself_is_tested() {
-    let (mut site, s3) = crate::shop::site("checkself").await;
+    let (mut site, s3) = crate::fixture::site("checkself").await;
     let (answer, exit) = check_worker(&site);
     assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
     assert_eq!(answer["principal"], "arn:aws:iam::999999999999:user/AKIAPLATFORM00000001");
@@ -234,7 +234,7 @@ async fn the_embedded_queue_is_tested_and_not_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_passing_check_says_whether_the_workers_were_told() {
+async fn a_passing_check_says_whether_the_workers_were_notified() {
     let (mut site, _s3) = customer().await;
     site.destination("acme", &by_role());
     let said = |site: &Site, arguments: &[&str]| {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde_json::Value;
 
-use crate::shop::furnish;
+use crate::fixture::add_acme;
 use crate::testbed::broker::Broker;
 use crate::testbed::node::Node;
 use crate::testbed::scripted::ScriptedS3;
@@ -22,7 +22,7 @@ pub struct World {
     pub site: Site,
     pub s3: ScriptedS3,
     embedded: bool,
-    /// The node of those that shorten its leases.
+    /// Node whose policy shortens the leases.
     _node: Option<Node>,
 }
 
@@ -44,9 +44,9 @@ impl World {
         world
     }
 
-    /// On a node whose leases come back after a second.
+    /// With leases that come back after a second.
     pub async fn short_leases(word: &str) -> Self {
-        let node = Node::in_turn();
+        let node = Node::shared();
         let prefix = unique(word);
         node.shorten_leases(&prefix, Duration::from_secs(1));
         let broker = Broker::at(node.url.clone(), &prefix);
@@ -56,7 +56,7 @@ impl World {
     }
 
     async fn of(mut site: Site, node: Option<Node>) -> Self {
-        let s3 = furnish(&mut site).await;
+        let s3 = add_acme(&mut site).await;
         site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2);
         Self { site, s3, embedded: false, _node: node }
     }
@@ -118,10 +118,10 @@ impl World {
         .await;
     }
 
-    /// Why the job was given up.
+    /// Reason with which the job was dead-lettered.
     pub async fn reason(&self, id: &str) -> String {
         let sql = "SELECT reason FROM outcomes WHERE job_id = ?1 AND outcome = 'failed'";
-        until("it is given up", PATIENCE, async || self.rows(sql, id).pop()).await
+        until("it is dead-lettered", PATIENCE, async || self.rows(sql, id).pop()).await
     }
 
     /// The CloudEvents ids of its terminal outcomes.
@@ -135,7 +135,8 @@ impl World {
         terminal.map(|outcome| outcome["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Dead letters of the job: copies of one letter count once, as a crash between copy and acknowledgement leaves two.
+    /// Dead letters of the job: copies of one letter count once, as a crash between copy and
+    /// acknowledgement leaves two.
     pub async fn dead_letters(&self, id: &str) -> usize {
         if self.embedded {
             return self.rows("SELECT 'x' FROM dead_letters WHERE message_id = ?1", id).len();

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{text, worlds};
 use crate::crash::world::World;
+use crate::fixture::{ACME, role_destination};
 use crate::page::stub::{Stub, idle};
-use crate::shop::{ACME, role_destination};
 use crate::testbed::until;
 
 #[tokio::test(flavor = "multi_thread")]

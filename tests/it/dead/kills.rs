@@ -31,7 +31,7 @@ async fn there_are(world: &World, count: usize) {
 async fn a_kill_between_job_and_letter_ends_as_one_object_and_one_outcome() {
     for (mut world, left) in worlds("deadkill").await.into_iter().zip([3, 2]) {
         world.bury(&["a", "b", "c"]).await;
-        ["a", "b", "c"].iter().for_each(|name| world.mend(name));
+        ["a", "b", "c"].iter().for_each(|name| world.restore_source(name));
         killed(&mut world, "requeued", &["requeue", "--all", "--force"]);
         // On RabbitMQ the job and its letter are both there; a file does both in one commit.
         there_are(&world, left).await;
@@ -54,7 +54,7 @@ async fn a_kill_between_job_and_letter_ends_as_one_object_and_one_outcome() {
     }
 }
 
-/// Whether a command ended well that is killed after a while.
+/// Kills a command after a while; true if it had ended well before.
 async fn survived(world: &World, arguments: &[&str], after: Duration) -> bool {
     let config = world.site.dir.path().join("killed.toml");
     std::fs::write(&config, world.site.toml()).unwrap();
@@ -73,7 +73,7 @@ async fn killed_again_and_again_at_any_moment_it_loses_and_doubles_nothing() {
     for world in worlds("deadany").await {
         let names: Vec<_> = (0..JOBS).map(|n| format!("job-{n}")).collect();
         world.bury(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
-        names.iter().for_each(|name| world.mend(name));
+        names.iter().for_each(|name| world.restore_source(name));
         let worker = world.site.worker().await;
         let (mut kills, mut milliseconds) = (0, 20);
         // Each time it gets a little further before it is killed.

@@ -184,7 +184,7 @@ async fn a_customer_grants_writing_below_its_prefix_listing_there_and_its_region
 }
 
 #[tokio::test]
-async fn whoever_looks_on_may_read_and_not_write() {
+async fn an_observer_may_read_and_not_write() {
     let stage = stage(HOUR).await;
     let writer = stage.session().await;
     let request = writer.put_object().bucket("acme-exports").key("in/a").body(body(b"hello"));

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::testbed::{KIB, MIB, bytes, free_port, until};
+use crate::testbed::{KIB, MIB, bytes, free_port, http, until};
 
 /// More than it ever takes; only a broken program waits so long.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -298,9 +298,9 @@ async fn a_running_one_takes_more_jobs_shows_its_pages_and_ends_cleanly_with_a_s
     let place = Place::new();
     let mut running = Running::start(&place, &[]).await;
     let page = running.after("status page    ");
-    let answer = reqwest::get(format!("{page}readyz")).await.unwrap();
+    let answer = http().get(format!("{page}readyz")).send().await.unwrap();
     assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-    let metrics = reqwest::get(running.after("metrics        ")).await.unwrap().text().await.unwrap();
+    let metrics = http().get(running.after("metrics        ")).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("consign_transfers_total{lane=\"scheduled\",outcome=\"delivered\"} 4"), "{metrics}");
 
     let buckets = PathBuf::from(running.after("objects        "));
@@ -349,7 +349,7 @@ async fn a_data_directory_has_one_user_and_a_closed_terminal_ends_it() {
 }
 
 #[tokio::test]
-async fn after_a_crash_the_next_start_goes_on_with_the_jobs_that_were_left() {
+async fn after_a_crash_the_next_start_continues_with_the_jobs_that_were_left() {
     let place = Place::new();
     let large = bytes(9, 80 * MIB);
     std::fs::write(place.path("small"), "x").unwrap();

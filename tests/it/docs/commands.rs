@@ -1,5 +1,6 @@
-//! Every command of consign in a block of a page is run as it stands, page by page, from top to bottom: against a real broker, a worker,
-//! and a customer's bucket. Only names of hosts that are examples are replaced.
+//! Every command of consign in a block of a page is run as it stands, page by page, from top to
+//! bottom: against a real broker, a worker, and a customer's bucket. Only names of hosts that are
+//! examples are replaced.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -8,14 +9,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::{PAGES, text};
-use crate::shop::{ACME, KMS_KEY, furnish, role_destination};
+use crate::fixture::{ACME, KMS_KEY, add_acme, role_destination};
 use crate::testbed::scripted::ScriptedS3;
 use crate::testbed::site::{Site, job};
 use crate::testbed::worker::Worker;
-use crate::testbed::{free_port, until};
+use crate::testbed::{free_port, http, until};
 
-/// Jobs that the pages take for given up.
-const GIVEN_UP: [&str; 2] = ["acme/google_ads/2026-11-22", "acme/2025-03-01"];
+/// Jobs that the pages take for dead-lettered.
+const DEAD_LETTERED: [&str; 2] = ["acme/google_ads/2026-11-22", "acme/2025-03-01"];
 
 /// The reader's machine, as far as the pages take it for granted.
 struct Desk {
@@ -29,7 +30,7 @@ struct Desk {
 impl Desk {
     async fn new() -> Self {
         let mut site = Site::new("docs").await;
-        let s3 = furnish(&mut site).await;
+        let s3 = add_acme(&mut site).await;
         let port = free_port().await;
         let mut acme = role_destination("acme", ACME);
         acme["kms_key_arn"] = json!(KMS_KEY);
@@ -45,7 +46,7 @@ impl Desk {
         }
         let worker = site.worker().await;
         let desk = Self { site, s3, worker, port };
-        for id in GIVEN_UP {
+        for id in DEAD_LETTERED {
             desk.lose(id).await;
         }
         desk
@@ -83,13 +84,13 @@ impl Desk {
             .replace("http://127.0.0.1:9464", self.worker.admin())
     }
 
-    /// `consign run` goes on until it is told to end.
+    /// `consign run` runs until a signal ends it.
     async fn run_worker(&self, words: &[&str]) -> Output {
         let mut command = self.command(words);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let ready = format!("http://127.0.0.1:{}/readyz", self.port);
         until("it is ready", Duration::from_secs(30), async || {
-            let answer = reqwest::get(&ready).await.ok()?;
+            let answer = http().get(&ready).send().await.ok()?;
             answer.status().is_success().then_some(())
         })
         .await;

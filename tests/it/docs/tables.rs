@@ -1,4 +1,5 @@
-//! The codes and reasons in the page for those who talk to customers. `CONSIGN_WRITE_GUIDE=1` writes them anew.
+//! The codes and reasons in the page for those who talk to customers. `CONSIGN_WRITE_GUIDE=1`
+//! rewrites them.
 
 use consign::domain::diagnosis::{Code, Side};
 use consign::domain::outcome::{Class, Reason};
@@ -37,7 +38,7 @@ fn reasons() -> String {
     format!("| class | reason | what it means |\n|---|---|---|\n{rows}")
 }
 
-/// The page with the part of this name made anew.
+/// The page with the part of this name written again.
 fn renewed(page: &str, name: &str, part: &str) -> String {
     let begin = format!("<!-- generated: {name} -->\n");
     let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("{PAGE} has no part {name}"));

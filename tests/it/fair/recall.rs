@@ -1,4 +1,5 @@
-//! What waits on the long rungs for a broken destination flows at once when somebody says that it is mended.
+//! Jobs that wait for minutes for a broken destination are released as soon as somebody reports
+//! that it is fixed.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ fn job_for(site: &Site, destination: &str, number: usize) -> Value {
     job(&name, &site.file("hello", b"hello"), destination, &name)
 }
 
-/// Puts jobs onto the rung of 10 minutes, as a worker would after two probes in vain.
+/// Puts jobs into the wait queue of 10 minutes, as a worker would after two failed probes.
 async fn park(site: &Site, destination: &str) {
     let channel = site.broker.reachable().await;
     for number in 1..COUNT {
@@ -45,7 +46,7 @@ async fn park(site: &Site, destination: &str) {
     }
 }
 
-/// How often each job of a destination came to an end.
+/// Terminal outcomes of each job of a destination.
 async fn ends(site: &Site, destination: &str) -> BTreeMap<String, usize> {
     let (mut ends, prefix) = (BTreeMap::new(), format!("{destination}-"));
     for outcome in site.broker.outcomes().await {
@@ -75,7 +76,7 @@ fn reset(site: &Site, destination: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_calls_back_what_waits_for_minutes_and_so_does_a_check_by_message() {
+async fn a_reset_recalls_what_waits_for_minutes_and_so_does_a_check_by_message() {
     let (mut site, s3) = site("callback").await;
     let first = broken(&mut site, "beta").await;
     park(&site, "beta").await;
@@ -95,13 +96,13 @@ async fn a_reset_calls_back_what_waits_for_minutes_and_so_does_a_check_by_messag
     site.broker.publish_raw("job.scheduled.gamma", question.as_bytes(), properties).await;
     all_flow(&site, "gamma").await;
     site.broker.disown("answers").await;
-    Shop { site, s3, worker }.close().await;
+    AcmeFixture { site, s3, worker }.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_was_started_again_calls_back_what_it_does_not_know_of() {
+async fn a_restarted_worker_recalls_what_it_does_not_know_of() {
     let mut site = Site::embedded("callback");
-    let s3 = crate::shop::furnish(&mut site).await;
+    let s3 = crate::fixture::add_acme(&mut site).await;
     let worker = broken(&mut site, "beta").await;
     for number in 1..COUNT {
         assert!(site.broker.offer("scheduled", &job_for(&site, "beta", number)).await);

@@ -1,12 +1,13 @@
-//! Answers of S3 that say less than they should, or come never: conditions, conflicts, regions, time-outs, denied permissions.
+//! Answers of S3 that say less than they should, or come never: conditions, conflicts, regions,
+//! time-outs, denied permissions.
 
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::shop::{ACME, REGION, Shop, role_destination, site};
+use crate::fixture::{ACME, AcmeFixture, REGION, role_destination, site};
 use crate::testbed::checker::Checker;
-use crate::testbed::proxy::{Proxy, Weather};
+use crate::testbed::proxy::{Condition, Proxy};
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
 use crate::testbed::{MIB, bytes, until};
@@ -15,7 +16,7 @@ const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 
 #[tokio::test]
 async fn put_object_is_all_that_a_delivery_needs() {
-    let shop = Shop::open("putonly").await;
+    let fixture = AcmeFixture::start("putonly").await;
     let denied = [
         "HeadObject",
         "GetObject",
@@ -26,7 +27,7 @@ async fn put_object_is_all_that_a_delivery_needs() {
         "DeleteObject",
     ];
     for operation in denied {
-        shop.s3.on(operation).before(DENIED);
+        fixture.s3.on(operation).before(DENIED);
     }
     for (name, size, fields) in [
         ("small", 5, json!({})),
@@ -35,13 +36,13 @@ async fn put_object_is_all_that_a_delivery_needs() {
         ("keep", 5, json!({"if_exists": "keep"})),
         ("packed", 100_000, json!({"compression": "gzip"})),
     ] {
-        shop.schedule_with(name, &bytes(70, size), &fields).await;
-        shop.delivered(name).await;
+        fixture.schedule_with(name, &bytes(70, size), &fields).await;
+        fixture.delivered(name).await;
     }
     for operation in denied {
-        assert_eq!(shop.s3.calls(operation).len(), 0, "{operation} was asked for, and is not granted");
+        assert_eq!(fixture.s3.calls(operation).len(), 0, "{operation} was asked for, and is not granted");
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -49,25 +50,25 @@ async fn nothing_is_one_put_even_where_everything_is_multipart() {
     let (mut site, s3) = site("zero").await;
     site.set("upload.multipart_threshold", "5MiB");
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.schedule("a", b"").await;
-    let data = shop.delivered("a").await;
-    assert_eq!((&data["bytes"], shop.s3.calls("PutObject").len()), (&json!(0), 1));
-    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 0);
-    shop.close().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule("a", b"").await;
+    let data = fixture.delivered("a").await;
+    assert_eq!((&data["bytes"], fixture.s3.calls("PutObject").len()), (&json!(0), 1));
+    assert_eq!(fixture.s3.calls("CreateMultipartUpload").len(), 0);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn the_owner_is_named_on_every_call() {
-    let shop = Shop::open("owner").await;
-    shop.s3.on("CompleteMultipartUpload").key("lost").nth(1).after(Effect::LostReply);
-    shop.s3.on("UploadPart").key("broken").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
-    shop.schedule("small", b"hello").await;
-    shop.schedule("lost", &bytes(71, 20 * MIB)).await;
-    shop.schedule("broken", &bytes(72, 20 * MIB)).await;
-    shop.delivered("small").await;
-    shop.delivered("lost").await;
-    shop.failed("broken", "unclassified").await;
+    let fixture = AcmeFixture::start("owner").await;
+    fixture.s3.on("CompleteMultipartUpload").key("lost").nth(1).after(Effect::LostReply);
+    fixture.s3.on("UploadPart").key("broken").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
+    fixture.schedule("small", b"hello").await;
+    fixture.schedule("lost", &bytes(71, 20 * MIB)).await;
+    fixture.schedule("broken", &bytes(72, 20 * MIB)).await;
+    fixture.delivered("small").await;
+    fixture.delivered("lost").await;
+    fixture.failed("broken", "unclassified").await;
     let operations = [
         "PutObject",
         "CreateMultipartUpload",
@@ -77,11 +78,11 @@ async fn the_owner_is_named_on_every_call() {
         "ListObjectsV2",
     ];
     for operation in operations {
-        let calls = shop.s3.calls(operation);
+        let calls = fixture.s3.calls(operation);
         let named = calls.iter().all(|call| call.header("x-amz-expected-bucket-owner") == Some(ACME));
         assert!(!calls.is_empty() && named, "{operation}: {} calls", calls.len());
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -103,45 +104,45 @@ async fn a_bucket_of_another_owner_gets_nothing() {
 }
 
 #[tokio::test]
-async fn checksums_go_on_create_and_complete_or_on_neither() {
+async fn checksums_are_on_create_and_complete_or_on_neither() {
     let (mut site, s3) = site("crcs").await;
     let mut plain = role_destination("acme", ACME);
     plain["checksum"] = json!("none");
     site.destination("plain", &plain);
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.schedule("with", &bytes(74, 20 * MIB)).await;
-    shop.schedule_with("without", &bytes(75, 20 * MIB), &json!({"destination": "plain"})).await;
-    shop.delivered("with").await;
-    shop.delivered("without").await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule("with", &bytes(74, 20 * MIB)).await;
+    fixture.schedule_with("without", &bytes(75, 20 * MIB), &json!({"destination": "plain"})).await;
+    fixture.delivered("with").await;
+    fixture.delivered("without").await;
     for (operation, header) in [
         ("CreateMultipartUpload", "x-amz-checksum-algorithm"),
         ("UploadPart", "x-amz-checksum-crc64nvme"),
         ("CompleteMultipartUpload", "x-amz-checksum-crc64nvme"),
         ("CompleteMultipartUpload", "x-amz-mp-object-size"),
     ] {
-        for call in shop.s3.calls(operation) {
+        for call in fixture.s3.calls(operation) {
             assert_eq!(call.header(header).is_some(), call.key == "in/with", "{operation} {header} {}", call.key);
         }
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_region_can_not_point_the_endpoint_elsewhere() {
-    let shop = Shop::open("evilregion").await;
+    let fixture = AcmeFixture::start("evilregion").await;
     for (n, region) in ["x@127.0.0.1/#", "eu-central-1.example.com", "eu-central-1:80", "../x"].into_iter().enumerate()
     {
         let mut inline = role_destination("acme", ACME);
         inline["id"] = json!("inline");
         inline["region"] = json!(region);
         let name = format!("job-{n}");
-        shop.schedule_with(&name, b"hello", &json!({"destination": inline})).await;
-        let data = shop.failed(&name, "invalid_job").await;
+        fixture.schedule_with(&name, b"hello", &json!({"destination": inline})).await;
+        let data = fixture.failed(&name, "invalid_job").await;
         assert!(data["message"].as_str().unwrap().contains("destination.region"), "{data:#}");
     }
-    assert_eq!(shop.s3.calls("Any").len(), 0);
-    shop.close().await;
+    assert_eq!(fixture.s3.calls("Any").len(), 0);
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -158,21 +159,21 @@ async fn every_way_to_say_another_region_is_learnt_from_once() {
         site.destination(name, &role_destination(name, ACME));
     }
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
+    let fixture = AcmeFixture { site, s3, worker };
     for (name, effect) in ways {
-        shop.s3.on("PutObject").bucket(name).first(1).before(effect);
-        shop.s3.on("PutObject").bucket(name).first(1).after(Effect::Header("x-amz-bucket-region", "us-west-2"));
+        fixture.s3.on("PutObject").bucket(name).first(1).before(effect);
+        fixture.s3.on("PutObject").bucket(name).first(1).after(Effect::Header("x-amz-bucket-region", "us-west-2"));
         for n in 0..2 {
             let id = format!("{name}-{n}");
-            shop.schedule_with(&id, b"hello", &json!({"destination": name})).await;
-            assert_eq!(shop.delivered(&id).await["attempts"], 1, "{name}");
+            fixture.schedule_with(&id, b"hello", &json!({"destination": name})).await;
+            assert_eq!(fixture.delivered(&id).await["attempts"], 1, "{name}");
         }
-        let calls: Vec<_> = shop.s3.calls("PutObject").into_iter().filter(|call| call.bucket == name).collect();
+        let calls: Vec<_> = fixture.s3.calls("PutObject").into_iter().filter(|call| call.bucket == name).collect();
         let regions: Vec<_> = calls.iter().map(|call| call.region.as_str()).collect();
         assert_eq!(regions, [REGION, "us-west-2", "us-west-2"], "{name}");
     }
-    assert!(shop.worker.log().contains("the bucket lives in another region"), "the operator is warned");
-    shop.close().await;
+    assert!(fixture.worker.log().contains("the bucket lives in another region"), "the operator is warned");
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -180,12 +181,12 @@ async fn each_missing_permission_of_a_kms_key_is_named() {
     let (mut site, s3) = site("kmsnames").await;
     // One customer each: a refused key of KMS opens the circuit.
     for name in ["first", "second", "third"] {
-        let mut keys = role_destination("acme", crate::shop::ACME);
-        keys["kms_key_arn"] = json!(crate::shop::KMS_KEY);
+        let mut keys = role_destination("acme", crate::fixture::ACME);
+        keys["kms_key_arn"] = json!(crate::fixture::KMS_KEY);
         site.destination(name, &keys);
     }
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
+    let fixture = AcmeFixture { site, s3, worker };
     let denied = |action: &'static str| {
         let message = match action {
             "kms:GenerateDataKey" => {
@@ -199,57 +200,57 @@ async fn each_missing_permission_of_a_kms_key_is_named() {
         };
         Effect::Error(403, "AccessDenied", message)
     };
-    shop.s3.on("CreateMultipartUpload").key("first").before(denied("kms:GenerateDataKey"));
-    shop.s3.on("UploadPart").key("second").before(denied("kms:Decrypt"));
-    shop.s3.on("CompleteMultipartUpload").key("third").before(denied("kms:Decrypt"));
+    fixture.s3.on("CreateMultipartUpload").key("first").before(denied("kms:GenerateDataKey"));
+    fixture.s3.on("UploadPart").key("second").before(denied("kms:Decrypt"));
+    fixture.s3.on("CompleteMultipartUpload").key("third").before(denied("kms:Decrypt"));
     for (name, action) in [("first", "kms:GenerateDataKey"), ("second", "kms:Decrypt"), ("third", "kms:Decrypt")] {
-        shop.schedule_with(name, &bytes(76, 20 * MIB), &json!({"destination": name})).await;
-        shop.site.broker.taken("wait.30s", &format!("\"{name}\"")).await;
-        let log = shop.worker.log();
+        fixture.schedule_with(name, &bytes(76, 20 * MIB), &json!({"destination": name})).await;
+        fixture.site.broker.taken("wait.30s", &format!("\"{name}\"")).await;
+        let log = fixture.worker.log();
         let line = log.lines().find(|line| line.contains("transfer ended") && line.contains(&format!("\"{name}\"")));
         let line = line.unwrap_or_default();
         assert!(line.contains("kms_denied") && line.contains(action), "{name}: {line}");
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
-async fn a_conflict_on_complete_begins_the_upload_anew() {
-    let shop = Shop::open("conflict").await;
+async fn a_conflict_on_complete_restarts_the_upload() {
+    let fixture = AcmeFixture::start("conflict").await;
     let conflict = Effect::Error(409, "ConditionalRequestConflict", "A conflicting operation is in progress.");
-    shop.s3.on("CompleteMultipartUpload").nth(1).before(conflict);
+    fixture.s3.on("CompleteMultipartUpload").nth(1).before(conflict);
     // AWS does not know the upload after that.
-    shop.s3.on("CompleteMultipartUpload").nth(2).before(Effect::UploadGone);
+    fixture.s3.on("CompleteMultipartUpload").nth(2).before(Effect::UploadGone);
     let content = bytes(77, 20 * MIB);
-    shop.schedule_with("a", &content, &json!({"if_exists": "fail"})).await;
-    shop.delivered("a").await;
-    assert_eq!(shop.object("a").unwrap().bytes, content);
-    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 2);
-    shop.close().await;
+    fixture.schedule_with("a", &content, &json!({"if_exists": "fail"})).await;
+    fixture.delivered("a").await;
+    assert_eq!(fixture.object("a").unwrap().bytes, content);
+    assert_eq!(fixture.s3.calls("CreateMultipartUpload").len(), 2);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_conflict_on_put_is_tried_again() {
-    let shop = Shop::open("putconflict").await;
+    let fixture = AcmeFixture::start("putconflict").await;
     let conflict = Effect::Error(409, "ConditionalRequestConflict", "A conflicting operation is in progress.");
-    shop.s3.on("PutObject").nth(1).before(conflict);
-    shop.schedule_with("a", b"hello", &json!({"if_exists": "fail"})).await;
-    assert_eq!(shop.delivered("a").await["attempts"], 1);
-    shop.close().await;
+    fixture.s3.on("PutObject").nth(1).before(conflict);
+    fixture.schedule_with("a", b"hello", &json!({"if_exists": "fail"})).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 1);
+    fixture.close().await;
 }
 
 #[tokio::test]
-async fn an_upload_that_vanished_is_begun_anew() {
-    let shop = Shop::open("vanished").await;
-    shop.s3.on("CompleteMultipartUpload").nth(1).before(Effect::UploadGone);
+async fn an_upload_that_disappeared_is_restarted() {
+    let fixture = AcmeFixture::start("vanished").await;
+    fixture.s3.on("CompleteMultipartUpload").nth(1).before(Effect::UploadGone);
     // Somebody else's object of the same length is there: it is not ours.
-    shop.s3.put("acme", "in/a", bytes(1, 20 * MIB));
+    fixture.s3.put("acme", "in/a", bytes(1, 20 * MIB));
     let content = bytes(78, 20 * MIB);
-    shop.schedule("a", &content).await;
-    shop.delivered("a").await;
-    assert_eq!(shop.object("a").unwrap().bytes, content);
-    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 2);
-    shop.close().await;
+    fixture.schedule("a", &content).await;
+    fixture.delivered("a").await;
+    assert_eq!(fixture.object("a").unwrap().bytes, content);
+    assert_eq!(fixture.s3.calls("CreateMultipartUpload").len(), 2);
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -285,14 +286,14 @@ async fn no_answer_at_all_costs_one_try_and_not_the_job() {
     s3.on("PutObject").nth(1).before(Effect::Delay(Duration::from_secs(300)));
     s3.on("UploadPart").nth(2).before(Effect::Delay(Duration::from_secs(300)));
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.schedule("small", b"hello").await;
-    shop.schedule("large", &bytes(80, 20 * MIB)).await;
-    assert_eq!(shop.delivered("small").await["attempts"], 1);
-    assert_eq!(shop.delivered("large").await["attempts"], 1);
-    assert!(shop.worker.metric("consign_s3_requests_total", "status=\"timeout\"").await >= 2.0);
-    assert_eq!((shop.s3.calls("PutObject").len(), shop.s3.calls("UploadPart").len()), (2, 4));
-    shop.close().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule("small", b"hello").await;
+    fixture.schedule("large", &bytes(80, 20 * MIB)).await;
+    assert_eq!(fixture.delivered("small").await["attempts"], 1);
+    assert_eq!(fixture.delivered("large").await["attempts"], 1);
+    assert!(fixture.worker.metric("consign_s3_requests_total", "status=\"timeout\"").await >= 2.0);
+    assert_eq!((fixture.s3.calls("PutObject").len(), fixture.s3.calls("UploadPart").len()), (2, 4));
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -302,28 +303,28 @@ async fn silence_and_resets_on_the_way_to_s3_are_survived() {
     let proxy = Proxy::before(s3.address).await;
     site.set("aws.s3_endpoint_url", format!("http://{}", proxy.address));
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    for (round, weather) in [
-        Weather::Reset,
-        Weather::HalfClose,
-        Weather::CutReplyAfter(100),
-        Weather::Latency(Duration::from_millis(2)),
-        Weather::BlackHole,
+    let fixture = AcmeFixture { site, s3, worker };
+    for (round, condition) in [
+        Condition::Reset,
+        Condition::HalfClose,
+        Condition::CutReplyAfter(100),
+        Condition::Latency(Duration::from_millis(2)),
+        Condition::BlackHole,
     ]
     .into_iter()
     .enumerate()
     {
         let name = format!("job-{round}");
-        proxy.set(weather);
-        shop.schedule(&name, &bytes(81 + round as u64, 20 * MIB)).await;
+        proxy.set(condition);
+        fixture.schedule(&name, &bytes(81 + round as u64, 20 * MIB)).await;
         // Long enough to break something, shorter than the tries take together.
         tokio::time::sleep(Duration::from_millis(500)).await;
-        proxy.set(Weather::Fair);
-        shop.delivered(&name).await;
-        assert_eq!(shop.object(&name).unwrap().bytes, bytes(81 + round as u64, 20 * MIB), "{weather:?}");
+        proxy.set(Condition::Normal);
+        fixture.delivered(&name).await;
+        assert_eq!(fixture.object(&name).unwrap().bytes, bytes(81 + round as u64, 20 * MIB), "{condition:?}");
     }
-    Checker::new(&shop.site, &shop.s3).worker(&shop.worker).over_a_broken_wire().check().await;
-    shop.site.broker.clean().await;
+    Checker::new(&fixture.site, &fixture.s3).worker(&fixture.worker).over_a_broken_wire().check().await;
+    fixture.site.broker.clean().await;
 }
 
 #[tokio::test]
@@ -334,11 +335,11 @@ async fn a_request_is_signed_when_it_is_sent() {
     s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(1500)));
     s3.on("UploadPart").nth(3).before(Effect::Error(503, "SlowDown", "Please reduce your request rate."));
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.schedule("large", &bytes(90, 36 * MIB)).await;
-    shop.schedule_many("job", 40).await;
-    shop.site.broker.all_ended(41, Duration::from_secs(60)).await;
-    for call in shop.s3.calls("Any") {
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule("large", &bytes(90, 36 * MIB)).await;
+    fixture.schedule_many("job", 40).await;
+    fixture.site.broker.all_ended(41, Duration::from_secs(60)).await;
+    for call in fixture.s3.calls("Any") {
         let waited = call.arrived.duration_since(call.signed().unwrap());
         assert!(
             waited <= jiff::SignedDuration::from_secs(4),
@@ -347,14 +348,14 @@ async fn a_request_is_signed_when_it_is_sent() {
             call.key
         );
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_tag_is_whatever_s3_says() {
-    let shop = Shop::open("opaque").await;
-    shop.s3.on("PutObject").after(Effect::Header("etag", "\"not a digest\""));
-    shop.schedule("a", b"hello").await;
-    assert_eq!(shop.delivered("a").await["etag"], "\"not a digest\"");
-    shop.close().await;
+    let fixture = AcmeFixture::start("opaque").await;
+    fixture.s3.on("PutObject").after(Effect::Header("etag", "\"not a digest\""));
+    fixture.schedule("a", b"hello").await;
+    assert_eq!(fixture.delivered("a").await["etag"], "\"not a digest\"");
+    fixture.close().await;
 }

@@ -1,8 +1,8 @@
-//! The customer must mend something: the job waits, uncharged, and the others pay nothing.
+//! The customer must fix something: the job waits, uncharged, and the others pay nothing.
 
 use serde_json::json;
 
-use crate::shop::{KMS_KEY, REGION, Shop, role_destination, site};
+use crate::fixture::{AcmeFixture, KMS_KEY, REGION, role_destination, site};
 use crate::testbed::broker::Message;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
@@ -10,124 +10,128 @@ use crate::testbed::{MIB, bytes};
 
 const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 
-/// The waiting copy of an uncharged deferral, and nothing told to the customer's queue.
-async fn deferred(shop: &Shop, delay: &str, reason: &str) -> Message {
-    let waiting = shop.site.broker.taken(&format!("wait.{delay}"), "\"a\"").await;
+/// The waiting copy of an uncharged deferral, and no outcome in the customer's queue.
+async fn deferred(fixture: &AcmeFixture, delay: &str, reason: &str) -> Message {
+    let waiting = fixture.site.broker.taken(&format!("wait.{delay}"), "\"a\"").await;
     assert_eq!(waiting.header("x-deferrals"), "1", "{:?}", waiting.headers);
     assert!(["", "0"].contains(&waiting.header("x-attempt")), "an attempt was charged: {:?}", waiting.headers);
     assert!(waiting.header("x-first-failure-at").starts_with("20"), "{:?}", waiting.headers);
-    assert_eq!(shop.failures(reason).await, 1.0, "{reason}");
-    assert_eq!(shop.worker.metric("consign_broker_settlements_total", "action=\"defer\"").await, 1.0);
-    assert_eq!(shop.site.broker.outcomes_of("a").await.len(), 0, "deferrals are not told");
-    assert_eq!(shop.site.broker.take("dead").await.len(), 0);
+    assert_eq!(fixture.failures(reason).await, 1.0, "{reason}");
+    assert_eq!(fixture.worker.metric("consign_broker_settlements_total", "action=\"defer\"").await, 1.0);
+    assert_eq!(fixture.site.broker.outcomes_of("a").await.len(), 0, "deferrals are not reported");
+    assert_eq!(fixture.site.broker.take("dead").await.len(), 0);
     waiting
 }
 
 #[tokio::test]
 async fn a_role_that_does_not_let_us_in_is_asked_once_a_minute() {
-    let shop = Shop::open("roledenied").await;
+    let fixture = AcmeFixture::start("roledenied").await;
     let message = "User is not authorized to perform: sts:AssumeRole on resource";
-    shop.s3.on("AssumeRole").before(Effect::Error(403, "AccessDenied", message));
-    shop.schedule("a", b"hello").await;
-    deferred(&shop, "2m", "assume_role_denied").await;
-    shop.schedule("b", b"hello").await;
-    shop.site.broker.taken("wait.2m", "\"b\"").await;
-    assert_eq!(shop.s3.calls("AssumeRole").len(), 1, "the refusal is remembered");
-    assert!(shop.worker.metric("consign_session_requests_total", "result=\"denied\"").await >= 1.0);
-    shop.close().await;
+    fixture.s3.on("AssumeRole").before(Effect::Error(403, "AccessDenied", message));
+    fixture.schedule("a", b"hello").await;
+    deferred(&fixture, "2m", "assume_role_denied").await;
+    fixture.schedule("b", b"hello").await;
+    fixture.site.broker.taken("wait.2m", "\"b\"").await;
+    assert_eq!(fixture.s3.calls("AssumeRole").len(), 1, "the refusal is remembered");
+    assert!(fixture.worker.metric("consign_session_requests_total", "result=\"denied\"").await >= 1.0);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_bucket_that_is_not_there_is_waited_for() {
     let (mut site, s3) = site("nobucket").await;
-    site.destination("acme", &role_destination("no-such-bucket", crate::shop::ACME));
+    site.destination("acme", &role_destination("no-such-bucket", crate::fixture::ACME));
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.schedule("a", b"hello").await;
-    deferred(&shop, "30s", "bucket_not_found").await;
-    shop.close().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule("a", b"hello").await;
+    deferred(&fixture, "30s", "bucket_not_found").await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_refused_put_is_waited_out() {
-    let shop = Shop::open("putdenied").await;
-    shop.s3.on("PutObject").before(DENIED);
-    shop.schedule("a", b"hello").await;
-    deferred(&shop, "30s", "access_denied").await;
-    shop.close().await;
+    let fixture = AcmeFixture::start("putdenied").await;
+    fixture.s3.on("PutObject").before(DENIED);
+    fixture.schedule("a", b"hello").await;
+    deferred(&fixture, "30s", "access_denied").await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_bucket_in_another_region_heals_itself() {
-    let shop = Shop::open("region").await;
-    shop.s3.bucket("acme", "us-west-2", crate::shop::ACME);
-    shop.schedule("a", b"hello").await;
-    assert_eq!(shop.delivered("a").await["attempts"], 1);
-    shop.schedule("b", &bytes(20, 20 * MIB)).await;
-    shop.delivered("b").await;
+    let fixture = AcmeFixture::start("region").await;
+    fixture.s3.bucket("acme", "us-west-2", crate::fixture::ACME);
+    fixture.schedule("a", b"hello").await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 1);
+    fixture.schedule("b", &bytes(20, 20 * MIB)).await;
+    fixture.delivered("b").await;
     let wrong = |call: &crate::testbed::scripted::Call| call.region == REGION;
-    assert_eq!(shop.s3.calls("PutObject").iter().filter(|call| wrong(call)).count(), 1, "learnt once");
-    assert_eq!(shop.s3.calls("CreateMultipartUpload").iter().filter(|call| wrong(call)).count(), 0, "and remembered");
-    assert!(shop.worker.log().contains("us-west-2"), "the operator is warned");
-    shop.close().await;
+    assert_eq!(fixture.s3.calls("PutObject").iter().filter(|call| wrong(call)).count(), 1, "learnt once");
+    assert_eq!(
+        fixture.s3.calls("CreateMultipartUpload").iter().filter(|call| wrong(call)).count(),
+        0,
+        "and remembered"
+    );
+    assert!(fixture.worker.log().contains("us-west-2"), "the operator is warned");
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_kms_key_goes_with_every_object_that_asks_for_it() {
-    let shop = Shop::open("kms").await;
-    shop.schedule_with("small", b"hello", &json!({"destination": "acme-kms"})).await;
-    shop.schedule_with("large", &bytes(22, 20 * MIB), &json!({"destination": "acme-kms"})).await;
+    let fixture = AcmeFixture::start("kms").await;
+    fixture.schedule_with("small", b"hello", &json!({"destination": "acme-kms"})).await;
+    fixture.schedule_with("large", &bytes(22, 20 * MIB), &json!({"destination": "acme-kms"})).await;
     for name in ["small", "large"] {
-        let data = shop.delivered(name).await;
+        let data = fixture.delivered(name).await;
         assert_eq!(data["encryption"], json!({"algorithm": "aws:kms", "kms_key_arn": KMS_KEY}));
-        let object = shop.object(name).unwrap();
+        let object = fixture.object(name).unwrap();
         assert_eq!(object.header("x-amz-server-side-encryption"), Some("aws:kms"));
         assert_eq!(object.header("x-amz-server-side-encryption-aws-kms-key-id"), Some(KMS_KEY));
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_kms_key_that_may_not_be_used_is_named() {
-    let shop = Shop::open("kmsdenied").await;
+    let fixture = AcmeFixture::start("kmsdenied").await;
     let message = "User: arn:aws:sts::111111111111:assumed-role/consign/consign-acme-kms is not authorized to perform: \
                    kms:GenerateDataKey on the resource associated with this ciphertext";
-    shop.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", message));
-    shop.schedule_with("a", b"hello", &json!({"destination": "acme-kms"})).await;
-    deferred(&shop, "30s", "kms_denied").await;
-    assert!(shop.worker.log().contains("kms:GenerateDataKey"), "the missing permission is named");
-    shop.close().await;
+    fixture.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", message));
+    fixture.schedule_with("a", b"hello", &json!({"destination": "acme-kms"})).await;
+    deferred(&fixture, "30s", "kms_denied").await;
+    assert!(fixture.worker.log().contains("kms:GenerateDataKey"), "the missing permission is named");
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_disabled_kms_key_is_waited_for() {
-    let shop = Shop::open("kmsdisabled").await;
+    let fixture = AcmeFixture::start("kmsdisabled").await;
     let effect = Effect::Error(400, "KMS.DisabledException", "The key is disabled.");
-    shop.s3.on("PutObject").before(effect);
-    shop.schedule_with("a", b"hello", &json!({"destination": "acme-kms"})).await;
-    deferred(&shop, "30s", "kms_unavailable").await;
-    shop.close().await;
+    fixture.s3.on("PutObject").before(effect);
+    fixture.schedule_with("a", b"hello", &json!({"destination": "acme-kms"})).await;
+    deferred(&fixture, "30s", "kms_unavailable").await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn another_encryption_than_asked_is_never_a_success() {
-    let shop = Shop::open("sse").await;
-    shop.s3.on("PutObject").after(Effect::WrongEncryption);
-    shop.schedule_with("a", b"hello", &json!({"destination": "acme-kms"})).await;
-    deferred(&shop, "30s", "encryption_mismatch").await;
-    shop.close().await;
+    let fixture = AcmeFixture::start("sse").await;
+    fixture.s3.on("PutObject").after(Effect::WrongEncryption);
+    fixture.schedule_with("a", b"hello", &json!({"destination": "acme-kms"})).await;
+    deferred(&fixture, "30s", "encryption_mismatch").await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn another_encryption_is_noticed_before_the_first_part() {
-    let shop = Shop::open("ssemulti").await;
-    shop.s3.on("CreateMultipartUpload").after(Effect::WrongEncryption);
-    shop.schedule_with("a", &bytes(21, 20 * MIB), &json!({"destination": "acme-kms"})).await;
-    deferred(&shop, "30s", "encryption_mismatch").await;
-    assert_eq!(shop.s3.calls("CompleteMultipartUpload").len(), 0);
-    assert!(shop.object("a").is_none());
-    assert_eq!(shop.s3.open_uploads(), 0, "it can still be aborted");
-    shop.close().await;
+    let fixture = AcmeFixture::start("ssemulti").await;
+    fixture.s3.on("CreateMultipartUpload").after(Effect::WrongEncryption);
+    fixture.schedule_with("a", &bytes(21, 20 * MIB), &json!({"destination": "acme-kms"})).await;
+    deferred(&fixture, "30s", "encryption_mismatch").await;
+    assert_eq!(fixture.s3.calls("CompleteMultipartUpload").len(), 0);
+    assert!(fixture.object("a").is_none());
+    assert_eq!(fixture.s3.open_uploads(), 0, "it can still be aborted");
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -136,20 +140,20 @@ async fn a_broken_customer_costs_the_others_nothing() {
     s3.bucket("beta", REGION, "222222222222");
     site.destination("beta", &role_destination("beta", "222222222222"));
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.s3.on("PutObject").key("bad").before(DENIED);
-    let url = shop.site.file("f", b"hello");
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.s3.on("PutObject").key("bad").before(DENIED);
+    let url = fixture.site.file("f", b"hello");
     for n in 0..20 {
-        shop.site.broker.schedule(&job(&format!("bad-{n}"), &url, "acme", &format!("bad-{n}"))).await;
-        shop.site.broker.schedule(&job(&format!("good-{n}"), &url, "beta", &format!("good-{n}"))).await;
+        fixture.site.broker.schedule(&job(&format!("bad-{n}"), &url, "acme", &format!("bad-{n}"))).await;
+        fixture.site.broker.schedule(&job(&format!("good-{n}"), &url, "beta", &format!("good-{n}"))).await;
     }
     for n in 0..20 {
-        shop.delivered(&format!("good-{n}")).await;
+        fixture.delivered(&format!("good-{n}")).await;
     }
-    assert_eq!(shop.s3.count("beta"), 20);
-    assert_eq!(shop.s3.count("acme"), 0);
-    assert_eq!(shop.s3.foreign_calls(), Vec::<String>::new(), "each customer is served with its own session");
-    shop.close().await;
+    assert_eq!(fixture.s3.count("beta"), 20);
+    assert_eq!(fixture.s3.count("acme"), 0);
+    assert_eq!(fixture.s3.foreign_calls(), Vec::<String>::new(), "each customer is served with its own session");
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -157,13 +161,13 @@ async fn a_worker_that_may_assume_no_roles_refuses_them_for_good() {
     let (mut site, s3) = site("roleless").await;
     site.set("session.role_auth", false);
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
+    let fixture = AcmeFixture { site, s3, worker };
     for name in ["a", "b"] {
-        shop.schedule(name, b"hello").await;
-        let data = shop.failed(name, "role_auth_off").await;
+        fixture.schedule(name, b"hello").await;
+        let data = fixture.failed(name, "role_auth_off").await;
         assert!(data["hint"].as_str().unwrap().contains("session.role_auth"), "{data:#}");
     }
-    assert_eq!(shop.s3.calls("AssumeRole").len(), 0);
-    assert_eq!(shop.worker.metric("consign_destination_circuit_open", "destination=\"acme\"").await, 0.0);
-    shop.close().await;
+    assert_eq!(fixture.s3.calls("AssumeRole").len(), 0);
+    assert_eq!(fixture.worker.metric("consign_destination_circuit_open", "destination=\"acme\"").await, 0.0);
+    fixture.close().await;
 }

@@ -2,31 +2,32 @@
 
 use std::time::Duration;
 
-use crate::shop::Shop;
+use crate::fixture::AcmeFixture;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
 use crate::testbed::{MIB, bytes, until};
 
-/// Delivers 20 MiB in spite of what `bend` does to Complete; the upload must not have been begun twice.
-async fn completed_in_spite_of(word: &str, effect: Effect) -> Shop {
-    let shop = Shop::open(word).await;
-    shop.s3.on("CompleteMultipartUpload").nth(1).after(effect);
+/// Delivers 20 MiB in spite of what `bend` does to Complete; the upload must not have been begun
+/// twice.
+async fn completed_in_spite_of(word: &str, effect: Effect) -> AcmeFixture {
+    let fixture = AcmeFixture::start(word).await;
+    fixture.s3.on("CompleteMultipartUpload").nth(1).after(effect);
     let content = bytes(9, 20 * MIB);
-    shop.schedule("a", &content).await;
-    let data = shop.delivered("a").await;
+    fixture.schedule("a", &content).await;
+    let data = fixture.delivered("a").await;
     assert_eq!((&data["attempts"], &data["bytes"]), (&1.into(), &content.len().into()), "{data:#}");
-    assert_eq!(shop.object("a").unwrap().bytes, content);
-    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 1, "the upload was not begun again");
-    assert_eq!(shop.s3.open_uploads(), 0);
-    shop
+    assert_eq!(fixture.object("a").unwrap().bytes, content);
+    assert_eq!(fixture.s3.calls("CreateMultipartUpload").len(), 1, "the upload was not begun again");
+    assert_eq!(fixture.s3.open_uploads(), 0);
+    fixture
 }
 
 #[tokio::test]
 async fn a_lost_reply_to_complete_is_reconciled_by_listing_the_key() {
-    let shop = completed_in_spite_of("lostcomplete", Effect::LostReply).await;
-    let listed = shop.s3.calls("ListObjectsV2");
+    let fixture = completed_in_spite_of("lostcomplete", Effect::LostReply).await;
+    let listed = fixture.s3.calls("ListObjectsV2");
     assert_eq!(listed.last().map(|call| call.asked("prefix")), Some("in/a"));
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -36,122 +37,122 @@ async fn a_200_with_nothing_in_it_is_no_proof() {
 
 #[tokio::test]
 async fn a_200_with_an_error_in_it_is_an_error() {
-    let shop = Shop::open("error200").await;
-    shop.s3.on("CompleteMultipartUpload").nth(1).before(Effect::ErrorIn200("InternalError"));
+    let fixture = AcmeFixture::start("error200").await;
+    fixture.s3.on("CompleteMultipartUpload").nth(1).before(Effect::ErrorIn200("InternalError"));
     let content = bytes(10, 20 * MIB);
-    shop.schedule("a", &content).await;
-    assert_eq!(shop.delivered("a").await["attempts"], 1);
-    assert_eq!(shop.object("a").unwrap().bytes, content);
-    assert_eq!(shop.s3.calls("CompleteMultipartUpload").len(), 2);
-    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 1);
-    shop.close().await;
+    fixture.schedule("a", &content).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 1);
+    assert_eq!(fixture.object("a").unwrap().bytes, content);
+    assert_eq!(fixture.s3.calls("CompleteMultipartUpload").len(), 2);
+    assert_eq!(fixture.s3.calls("CreateMultipartUpload").len(), 1);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn where_listing_is_denied_a_lost_reply_costs_a_second_upload() {
-    let shop = Shop::open("nolist").await;
-    shop.s3.on("CompleteMultipartUpload").nth(1).after(Effect::LostReply);
-    shop.s3.on("ListObjectsV2").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    let fixture = AcmeFixture::start("nolist").await;
+    fixture.s3.on("CompleteMultipartUpload").nth(1).after(Effect::LostReply);
+    fixture.s3.on("ListObjectsV2").before(Effect::Error(403, "AccessDenied", "Access Denied"));
     let content = bytes(11, 20 * MIB);
-    shop.schedule("a", &content).await;
-    shop.delivered("a").await;
-    assert_eq!(shop.object("a").unwrap().bytes, content);
-    assert_eq!(shop.s3.count("acme"), 1);
-    assert_eq!(shop.s3.open_uploads(), 0);
-    shop.close().await;
+    fixture.schedule("a", &content).await;
+    fixture.delivered("a").await;
+    assert_eq!(fixture.object("a").unwrap().bytes, content);
+    assert_eq!(fixture.s3.count("acme"), 1);
+    assert_eq!(fixture.s3.open_uploads(), 0);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_failed_upload_is_aborted_and_nothing_is_visible() {
-    let shop = Shop::open("aborted").await;
-    shop.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
-    shop.schedule("a", &bytes(12, 20 * MIB)).await;
-    shop.failed("a", "unclassified").await;
-    assert!(shop.object("a").is_none());
-    assert_eq!(shop.s3.open_uploads(), 0);
-    assert_eq!(shop.worker.metric("consign_multipart_aborted_total", "").await, 1.0);
-    shop.close().await;
+    let fixture = AcmeFixture::start("aborted").await;
+    fixture.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
+    fixture.schedule("a", &bytes(12, 20 * MIB)).await;
+    fixture.failed("a", "unclassified").await;
+    assert!(fixture.object("a").is_none());
+    assert_eq!(fixture.s3.open_uploads(), 0);
+    assert_eq!(fixture.worker.metric("consign_multipart_aborted_total", "").await, 1.0);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn an_upload_that_can_not_be_aborted_now_is_aborted_later() {
-    let shop = Shop::open("abortlater").await;
-    shop.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
+    let fixture = AcmeFixture::start("abortlater").await;
+    fixture.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
     let down = Effect::Error(503, "ServiceUnavailable", "Please try again.");
-    shop.s3.on("AbortMultipartUpload").named("down").before(down);
-    shop.schedule("a", &bytes(12, 20 * MIB)).await;
-    shop.failed("a", "unclassified").await;
-    assert_eq!(shop.s3.open_uploads(), 1);
-    shop.s3.lift("down");
-    until("it is aborted", Duration::from_secs(60), async || (shop.s3.open_uploads() == 0).then_some(())).await;
-    assert_eq!(shop.worker.metric("consign_multipart_orphaned_total", "").await, 0.0);
-    shop.close().await;
+    fixture.s3.on("AbortMultipartUpload").named("down").before(down);
+    fixture.schedule("a", &bytes(12, 20 * MIB)).await;
+    fixture.failed("a", "unclassified").await;
+    assert_eq!(fixture.s3.open_uploads(), 1);
+    fixture.s3.lift("down");
+    until("it is aborted", Duration::from_secs(60), async || (fixture.s3.open_uploads() == 0).then_some(())).await;
+    assert_eq!(fixture.worker.metric("consign_multipart_orphaned_total", "").await, 0.0);
+    fixture.close().await;
 }
 
 #[tokio::test]
-async fn where_another_upload_became_the_object_the_own_one_is_given_up() {
-    let shop = Shop::open("younger").await;
-    shop.s3.on("UploadPart").named("slow").before(Effect::Delay(Duration::from_secs(6)));
-    let url = shop.site.file("a", &bytes(16, 20 * MIB));
-    shop.site.broker.schedule(&job("a", &url, "acme", "same")).await;
-    let begun = until("the upload is open", Duration::from_secs(30), async || shop.s3.why_open().pop()).await;
-    shop.s3.on("CompleteMultipartUpload").form("uploadId", &begun.0).before(Effect::LostReply);
+async fn where_another_upload_became_the_object_the_own_one_is_aborted() {
+    let fixture = AcmeFixture::start("younger").await;
+    fixture.s3.on("UploadPart").named("slow").before(Effect::Delay(Duration::from_secs(6)));
+    let url = fixture.site.file("a", &bytes(16, 20 * MIB));
+    fixture.site.broker.schedule(&job("a", &url, "acme", "same")).await;
+    let begun = until("the upload is open", Duration::from_secs(30), async || fixture.s3.why_open().pop()).await;
+    fixture.s3.on("CompleteMultipartUpload").form("uploadId", &begun.0).before(Effect::LostReply);
     // S3 tells the age of an object in whole seconds.
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    shop.s3.lift("slow");
-    shop.site.broker.schedule(&job("b", &url, "acme", "same")).await;
-    shop.delivered("b").await;
-    assert_eq!(shop.s3.open_uploads(), 1, "the other one came first");
-    shop.delivered("a").await;
-    assert_eq!((shop.s3.count("acme"), shop.s3.open_uploads()), (1, 0));
-    shop.close().await;
+    fixture.s3.lift("slow");
+    fixture.site.broker.schedule(&job("b", &url, "acme", "same")).await;
+    fixture.delivered("b").await;
+    assert_eq!(fixture.s3.open_uploads(), 1, "the other one came first");
+    fixture.delivered("a").await;
+    assert_eq!((fixture.s3.count("acme"), fixture.s3.open_uploads()), (1, 0));
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_denied_abort_is_counted_and_carried() {
-    let shop = Shop::open("abortdenied").await;
-    shop.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
-    shop.s3.on("AbortMultipartUpload").before(Effect::Error(403, "AccessDenied", "Access Denied"));
-    shop.schedule("a", &bytes(13, 20 * MIB)).await;
-    shop.failed("a", "unclassified").await;
-    assert_eq!(shop.worker.metric("consign_multipart_abort_denied_total", "").await, 1.0);
-    assert_eq!(shop.failures("unclassified").await, 1.0, "the abort does not hide why");
-    assert_eq!(shop.failures("access_denied").await, 0.0);
-    shop.close().await;
+    let fixture = AcmeFixture::start("abortdenied").await;
+    fixture.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
+    fixture.s3.on("AbortMultipartUpload").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    fixture.schedule("a", &bytes(13, 20 * MIB)).await;
+    fixture.failed("a", "unclassified").await;
+    assert_eq!(fixture.worker.metric("consign_multipart_abort_denied_total", "").await, 1.0);
+    assert_eq!(fixture.failures("unclassified").await, 1.0, "the abort does not hide why");
+    assert_eq!(fixture.failures("access_denied").await, 0.0);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_wrong_checksum_in_the_reply_is_a_defect_with_one_more_try() {
-    let shop = Shop::open("checksum").await;
-    shop.s3.on("UploadPart").before(Effect::Delay(Duration::ZERO));
-    shop.s3.on("CompleteMultipartUpload").after(Effect::WrongChecksum);
-    shop.schedule("a", &bytes(14, 20 * MIB)).await;
-    let waiting = shop.site.broker.taken("wait.30s", "\"a\"").await;
+    let fixture = AcmeFixture::start("checksum").await;
+    fixture.s3.on("UploadPart").before(Effect::Delay(Duration::ZERO));
+    fixture.s3.on("CompleteMultipartUpload").after(Effect::WrongChecksum);
+    fixture.schedule("a", &bytes(14, 20 * MIB)).await;
+    let waiting = fixture.site.broker.taken("wait.30s", "\"a\"").await;
     assert_eq!(waiting.header("x-defects"), "1", "{:?}", waiting.headers);
-    assert_eq!(shop.failures("checksum_mismatch").await, 1.0);
-    shop.close().await;
+    assert_eq!(fixture.failures("checksum_mismatch").await, 1.0);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn every_byte_is_proven_by_part_and_as_a_whole() {
-    let shop = Shop::open("proven").await;
-    shop.schedule("small", b"hello").await;
-    shop.schedule("large", &bytes(15, 20 * MIB)).await;
-    shop.delivered("small").await;
-    shop.delivered("large").await;
+    let fixture = AcmeFixture::start("proven").await;
+    fixture.schedule("small", b"hello").await;
+    fixture.schedule("large", &bytes(15, 20 * MIB)).await;
+    fixture.delivered("small").await;
+    fixture.delivered("large").await;
     for operation in ["PutObject", "UploadPart", "CompleteMultipartUpload"] {
-        let calls = shop.s3.calls(operation);
+        let calls = fixture.s3.calls(operation);
         assert!(
             !calls.is_empty() && calls.iter().all(|c| c.header("x-amz-checksum-crc64nvme").is_some()),
             "{operation}"
         );
         assert!(
-            calls.iter().all(|c| c.header("x-amz-expected-bucket-owner") == Some(crate::shop::ACME)),
+            calls.iter().all(|c| c.header("x-amz-expected-bucket-owner") == Some(crate::fixture::ACME)),
             "{operation}"
         );
         assert!(calls.iter().all(|c| !c.asks_encryption()), "{operation} asks for encryption that nobody asked for");
     }
-    let complete = &shop.s3.calls("CompleteMultipartUpload")[0];
+    let complete = &fixture.s3.calls("CompleteMultipartUpload")[0];
     assert_eq!(complete.header("x-amz-mp-object-size"), Some((20 * MIB).to_string().as_str()));
-    shop.close().await;
+    fixture.close().await;
 }

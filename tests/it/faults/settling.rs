@@ -1,10 +1,10 @@
-//! What is published counts when the broker has confirmed it and found a queue for it; nothing is fetched without bound.
+//! Publications count once the broker has confirmed and routed them; prefetch is bounded.
 
 use std::time::Duration;
 
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 
-use crate::shop::{Shop, site};
+use crate::fixture::{AcmeFixture, site};
 use crate::testbed::checker::Checker;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
@@ -14,27 +14,27 @@ const SLOW_DOWN: Effect = Effect::Error(503, "SlowDown", "Please reduce your req
 
 #[tokio::test]
 async fn a_copy_that_no_queue_takes_is_not_lost_and_never_taken_for_another() {
-    let shop = Shop::open("unrouted").await;
-    shop.s3.on("PutObject").key("bad").before(SLOW_DOWN);
-    shop.site.broker.disown("wait.5s").await;
-    let url = shop.site.file("f", b"hello");
+    let fixture = AcmeFixture::start("unrouted").await;
+    fixture.s3.on("PutObject").key("bad").before(SLOW_DOWN);
+    fixture.site.broker.disown("wait.5s").await;
+    let url = fixture.site.file("f", b"hello");
     for n in 0..40 {
         let name = format!("{}-{n}", if n % 2 == 0 { "bad" } else { "good" });
-        shop.site.broker.schedule(&job(&name, &url, "acme", &name)).await;
+        fixture.site.broker.schedule(&job(&name, &url, "acme", &name)).await;
     }
-    shop.objects(20).await;
+    fixture.objects(20).await;
     until("a copy is returned", Duration::from_secs(30), async || {
-        shop.worker.log().contains("was not taken").then_some(())
+        fixture.worker.log().contains("was not taken").then_some(())
     })
     .await;
-    let retried = async || shop.worker.metric("consign_broker_settlements_total", "action=\"retry\"").await;
+    let retried = async || fixture.worker.metric("consign_broker_settlements_total", "action=\"retry\"").await;
     assert_eq!(retried().await, 0.0, "what was returned counts as published");
-    assert!(shop.site.consign(&["topology", "apply"]).status.success());
+    assert!(fixture.site.consign(&["topology", "apply"]).status.success());
     until("every copy waits", Duration::from_secs(60), async || (retried().await >= 20.0).then_some(())).await;
-    let waiting = shop.site.broker.take("wait.5s").await;
+    let waiting = fixture.site.broker.take("wait.5s").await;
     assert!(waiting.iter().all(|message| message.text().contains("\"bad-")), "{waiting:?}");
-    shop.s3.calm();
-    shop.close().await;
+    fixture.s3.calm();
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -69,9 +69,9 @@ async fn a_message_that_ends_workers_is_a_dead_letter_and_its_neighbours_are_not
     }
     site.broker.schedule(&job("neighbour", &url, "acme", "neighbour")).await;
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.failed("poison", "crash_loop").await;
-    shop.delivered("neighbour").await;
-    assert_eq!(shop.s3.calls("PutObject").len(), 1, "it was not tried once more");
-    shop.close().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.failed("poison", "crash_loop").await;
+    fixture.delivered("neighbour").await;
+    assert_eq!(fixture.s3.calls("PutObject").len(), 1, "it was not tried once more");
+    fixture.close().await;
 }

@@ -4,24 +4,24 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::shop::{Shop, site};
-use crate::testbed::proxy::{Proxy, Weather, address_of};
+use crate::fixture::{AcmeFixture, site};
+use crate::testbed::proxy::{Condition, Proxy, address_of};
 use crate::testbed::scripted::Effect;
 use crate::testbed::sources::{Content, WebSource};
 use crate::testbed::{MIB, bytes, until};
 
-/// A shop whose jobs may read from a web server.
-async fn shop(word: &str) -> (Shop, WebSource) {
+/// A fixture whose jobs may read from a web server.
+async fn fixture(word: &str) -> (AcmeFixture, WebSource) {
     let (mut site, s3) = site(word).await;
     let web = WebSource::http().await;
     site.set("source.allow_http", true)
         .set("source.schemes", json!(["https", "file"]))
         .set("source.max_bytes", "60MiB");
     let worker = site.worker().await;
-    (Shop { site, s3, worker }, web)
+    (AcmeFixture { site, s3, worker }, web)
 }
 
-impl Shop {
+impl AcmeFixture {
     /// Schedules a job that reads this URL.
     async fn fetch(&self, name: &str, url: &str) {
         self.schedule_with(name, b"", &json!({"source": {"url": url}})).await;
@@ -36,116 +36,116 @@ impl Shop {
 
 #[tokio::test]
 async fn cut_off_it_is_read_on_where_it_broke() {
-    let (shop, web) = shop("srccut").await;
+    let (fixture, web) = fixture("srccut").await;
     let content = bytes(100, 20 * MIB);
     let cut = Content::new(content.clone()).cut_after(9 * MIB);
-    let url = shop.site.can_settle(web.script("f", vec![cut, Content::new(content)]), bytes(100, 20 * MIB));
-    shop.fetch("a", &url).await;
-    assert_eq!(shop.delivered("a").await["attempts"], 1);
+    let url = fixture.site.can_settle(web.script("f", vec![cut, Content::new(content)]), bytes(100, 20 * MIB));
+    fixture.fetch("a", &url).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 1);
     let requests = web.requests("f");
     assert_eq!(requests.len(), 2);
     assert_eq!(requests[1]["range"], format!("bytes={}-", 9 * MIB), "the rest, and no more");
     assert!(requests[1].contains_key("if-range"), "of the same content only");
     assert!(requests.iter().all(|headers| headers["accept-encoding"] == "identity"));
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn cut_off_where_it_cannot_be_read_on_nothing_is_completed() {
-    let (shop, web) = shop("srctrunc").await;
+    let (fixture, web) = fixture("srctrunc").await;
     for (name, size) in [("small", 1000), ("large", 20 * MIB)] {
         let content = Content::new(bytes(101, size)).without_ranges().cut_after(size / 2);
-        shop.fetch(name, &web.put(name, content)).await;
-        shop.site.broker.taken("wait.5s", &format!("\"{name}\"")).await;
-        shop.nothing_of(name);
+        fixture.fetch(name, &web.put(name, content)).await;
+        fixture.site.broker.taken("wait.5s", &format!("\"{name}\"")).await;
+        fixture.nothing_of(name);
     }
-    assert_eq!(shop.failures("source_unavailable").await, 2.0);
-    shop.close().await;
+    assert_eq!(fixture.failures("source_unavailable").await, 2.0);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn changed_while_it_is_read_it_is_never_glued_together() {
-    let (shop, web) = shop("srcchanged").await;
+    let (fixture, web) = fixture("srcchanged").await;
     let first = Content::new(bytes(102, 20 * MIB)).cut_after(9 * MIB);
     let url = web.script("f", vec![first, Content::new(bytes(103, 20 * MIB))]);
-    shop.fetch("a", &url).await;
-    shop.failed("a", "source_changed").await;
-    shop.nothing_of("a");
-    shop.close().await;
+    fixture.fetch("a", &url).await;
+    fixture.failed("a", "source_changed").await;
+    fixture.nothing_of("a");
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn longer_or_shorter_than_it_said_it_is_never_completed() {
-    let (shop, web) = shop("srclength").await;
+    let (fixture, web) = fixture("srclength").await;
     for (name, size) in [("small", 1000), ("large", 20 * MIB)] {
         for (which, said) in [("longer", size - 1), ("shorter", size + 1)] {
             let name = format!("{which}-{name}");
             let url = web.put(&name, Content::of_unknown_length(bytes(104, size)));
-            shop.schedule_with(&name, b"", &json!({"source": {"url": url, "size": said}})).await;
-            shop.failed(&name, "source_mismatch").await;
-            shop.nothing_of(&name);
+            fixture.schedule_with(&name, b"", &json!({"source": {"url": url, "size": said}})).await;
+            fixture.failed(&name, "source_mismatch").await;
+            fixture.nothing_of(&name);
         }
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_file_that_changes_under_the_upload_is_never_completed() {
-    let shop = Shop::open("filechanged").await;
-    shop.s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(2)));
+    let fixture = AcmeFixture::start("filechanged").await;
+    fixture.s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(2)));
     for name in ["rewritten", "truncated", "grown"] {
         let content = bytes(105, 20 * MIB);
-        shop.schedule(name, &content).await;
-        until("the upload is open", Duration::from_secs(30), async || (shop.s3.open_uploads() == 1).then_some(()))
+        fixture.schedule(name, &content).await;
+        until("the upload is open", Duration::from_secs(30), async || (fixture.s3.open_uploads() == 1).then_some(()))
             .await;
-        let path = shop.site.files().join(name);
+        let path = fixture.site.files().join(name);
         match name {
             "rewritten" => std::fs::write(&path, bytes(106, 20 * MIB)).unwrap(),
             "truncated" => std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1000).unwrap(),
             _ => std::fs::write(&path, [content, vec![1]].concat()).unwrap(),
         }
-        shop.failed(name, "source_changed").await;
-        shop.nothing_of(name);
+        fixture.failed(name, "source_changed").await;
+        fixture.nothing_of(name);
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn asked_for_patience_the_job_has_it() {
-    let (shop, web) = shop("srcpatience").await;
+    let (fixture, web) = fixture("srcpatience").await;
     for (name, status, after, delay) in
         [("busy", 429, "100", "2m"), ("down", 503, "20", "30s"), ("absurd", 429, "99999999", "12h")]
     {
         let content = Content::refused(status).with("retry-after", after);
-        shop.fetch(name, &web.put(name, content)).await;
-        let waiting = shop.site.broker.taken(&format!("wait.{delay}"), &format!("\"{name}\"")).await;
+        fixture.fetch(name, &web.put(name, content)).await;
+        let waiting = fixture.site.broker.taken(&format!("wait.{delay}"), &format!("\"{name}\"")).await;
         assert_eq!(waiting.header("x-attempt"), "1", "{name}");
     }
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn slow_it_is_ended_and_the_others_do_not_wait_for_it() {
-    let (shop, web) = shop("srcslow").await;
+    let (fixture, web) = fixture("srcslow").await;
     let slow = Content::new(bytes(107, MIB)).slowly(1000, Duration::from_secs(1));
-    shop.fetch("slow", &web.put("slow", slow)).await;
-    shop.running(1.0).await;
-    shop.schedule_many("job", 50).await;
-    shop.site.broker.all_ended(50, Duration::from_secs(20)).await;
-    assert_eq!(shop.failures("source_slow").await, 0.0, "it was ended before the others were done");
-    shop.site.broker.taken("wait.5s", "\"slow\"").await;
-    assert_eq!(shop.failures("source_slow").await, 1.0);
-    shop.nothing_of("slow");
-    shop.close().await;
+    fixture.fetch("slow", &web.put("slow", slow)).await;
+    fixture.running(1.0).await;
+    fixture.schedule_many("job", 50).await;
+    fixture.site.broker.all_ended(50, Duration::from_secs(20)).await;
+    assert_eq!(fixture.failures("source_slow").await, 0.0, "it was ended before the others were done");
+    fixture.site.broker.taken("wait.5s", "\"slow\"").await;
+    assert_eq!(fixture.failures("source_slow").await, 1.0);
+    fixture.nothing_of("slow");
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn without_end_it_ends_at_the_limit() {
-    let (shop, web) = shop("srcendless").await;
-    shop.fetch("a", &web.put("f", Content::of_unknown_length(bytes(108, 100 * MIB)))).await;
-    shop.failed("a", "too_large").await;
-    shop.nothing_of("a");
-    shop.close().await;
+    let (fixture, web) = fixture("srcendless").await;
+    fixture.fetch("a", &web.put("f", Content::of_unknown_length(bytes(108, 100 * MIB)))).await;
+    fixture.failed("a", "too_large").await;
+    fixture.nothing_of("a");
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -154,60 +154,60 @@ async fn more_than_ten_thousand_parts_are_refused_before_the_first_and_the_setti
     let web = WebSource::http().await;
     site.set("source.allow_http", true);
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.fetch("a", &web.put("f", Content::new(bytes(109, 1000)).announcing(100 << 40))).await;
-    let data = shop.failed("a", "too_large").await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.fetch("a", &web.put("f", Content::new(bytes(109, 1000)).announcing(100 << 40))).await;
+    let data = fixture.failed("a", "too_large").await;
     assert!(data["hint"].as_str().unwrap().contains("worker.memory_budget"), "{data:#}");
-    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 0);
-    shop.close().await;
+    assert_eq!(fixture.s3.calls("CreateMultipartUpload").len(), 0);
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn redirects_are_followed_three_times_and_each_is_checked() {
-    let (shop, web) = shop("srcredirect").await;
+    let (fixture, web) = fixture("srcredirect").await;
     let to = |place: &str| Content::refused(302).with("location", place.to_owned());
-    let last = shop.site.can_settle(web.put("end", Content::new("hello")), "hello");
+    let last = fixture.site.can_settle(web.put("end", Content::new("hello")), "hello");
     let mut next = last;
     for n in 0..4 {
-        next = shop.site.can_settle(web.put(&format!("hop-{n}"), to(&next)), "hello");
+        next = fixture.site.can_settle(web.put(&format!("hop-{n}"), to(&next)), "hello");
         let name = format!("after-{}", n + 1);
-        shop.fetch(&name, &next).await;
+        fixture.fetch(&name, &next).await;
         if n < 3 {
-            shop.delivered(&name).await;
+            fixture.delivered(&name).await;
         } else {
-            shop.failed(&name, "unclassified").await;
+            fixture.failed(&name, "unclassified").await;
         }
     }
-    shop.fetch("elsewhere", &web.put("elsewhere", to("ftp://localhost/f"))).await;
-    shop.failed("elsewhere", "source_forbidden").await;
-    shop.close().await;
+    fixture.fetch("elsewhere", &web.put("elsewhere", to("ftp://localhost/f"))).await;
+    fixture.failed("elsewhere", "source_forbidden").await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn the_network_in_between_breaks_and_the_bytes_are_whole() {
-    let (shop, web) = shop("srcwire").await;
+    let (fixture, web) = fixture("srcwire").await;
     let content = bytes(110, 20 * MIB);
     let direct = web.put("f", Content::new(content.clone()));
     let proxy = Proxy::before(address_of(&direct)).await;
-    let url = shop.site.can_settle(proxy.in_place_of(&direct), content);
-    for (round, weather) in [
-        Weather::CutReplyAfter(3 * MIB),
-        Weather::HalfClose,
-        Weather::Reset,
-        Weather::Latency(Duration::from_millis(1)),
-        Weather::BlackHole,
+    let url = fixture.site.can_settle(proxy.in_place_of(&direct), content);
+    for (round, condition) in [
+        Condition::CutReplyAfter(3 * MIB),
+        Condition::HalfClose,
+        Condition::Reset,
+        Condition::Latency(Duration::from_millis(1)),
+        Condition::BlackHole,
     ]
     .into_iter()
     .enumerate()
     {
         let name = format!("job-{round}");
-        proxy.set(Weather::Latency(Duration::from_millis(2)));
-        shop.fetch(&name, &url).await;
-        shop.running(1.0).await;
-        proxy.set(weather);
+        proxy.set(Condition::Latency(Duration::from_millis(2)));
+        fixture.fetch(&name, &url).await;
+        fixture.running(1.0).await;
+        proxy.set(condition);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        proxy.set(Weather::Fair);
-        shop.delivered(&name).await;
+        proxy.set(Condition::Normal);
+        fixture.delivered(&name).await;
     }
-    shop.close().await;
+    fixture.close().await;
 }

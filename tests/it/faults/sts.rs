@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::shop::{ACME, REGION, Shop, role_destination, site};
+use crate::fixture::{ACME, AcmeFixture, REGION, role_destination, site};
 use crate::testbed::scripted::{Call, Effect};
 use crate::testbed::site::job;
 use crate::testbed::{MIB, bytes, until};
@@ -34,10 +34,10 @@ fn grants(policy: &Value) -> BTreeSet<(String, String)> {
 
 #[tokio::test]
 async fn a_role_is_assumed_for_an_hour_by_name_and_for_the_folder_alone() {
-    let shop = Shop::open("assumed").await;
-    shop.schedule("a", b"hello").await;
-    shop.delivered("a").await;
-    let calls = shop.s3.calls("AssumeRole");
+    let fixture = AcmeFixture::start("assumed").await;
+    fixture.schedule("a", b"hello").await;
+    fixture.delivered("a").await;
+    let calls = fixture.s3.calls("AssumeRole");
     assert_eq!(calls.len(), 1);
     let call = &calls[0];
     assert_eq!(call.asked("DurationSeconds"), "3600", "a chained role gets no more");
@@ -55,7 +55,7 @@ async fn a_role_is_assumed_for_an_hour_by_name_and_for_the_folder_alone() {
         grants.iter().filter(|(a, r)| a.starts_with("s3:") && r.contains('*') && !r.contains("/in/*")).collect();
     assert!(wide.is_empty(), "{wide:?}");
     assert!(call.asked("Policy").contains("s3.*.amazonaws.com"), "the key of a bucket's default encryption");
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -63,11 +63,11 @@ async fn without_a_region_of_its_own_sts_is_asked_in_the_destinations() {
     let (mut site, s3) = site("stsregion").await;
     site.unset("aws.region");
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.schedule("a", b"hello").await;
-    shop.delivered("a").await;
-    assert_eq!(shop.s3.calls("AssumeRole")[0].region, REGION);
-    shop.close().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule("a", b"hello").await;
+    fixture.delivered("a").await;
+    assert_eq!(fixture.s3.calls("AssumeRole")[0].region, REGION);
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -76,12 +76,12 @@ async fn however_many_ask_at_once_sts_is_asked_once() {
     site.set("worker.slots", 50);
     s3.on("AssumeRole").before(Effect::Delay(Duration::from_secs(1)));
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.schedule_many("job", 50).await;
-    shop.site.broker.all_ended(50, Duration::from_secs(60)).await;
-    assert_eq!(shop.s3.calls("AssumeRole").len(), 1);
-    assert!(shop.worker.metric("consign_session_requests_total", "result=\"coalesced\"").await >= 1.0);
-    shop.close().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule_many("job", 50).await;
+    fixture.site.broker.all_ended(50, Duration::from_secs(60)).await;
+    assert_eq!(fixture.s3.calls("AssumeRole").len(), 1);
+    assert!(fixture.worker.metric("consign_session_requests_total", "result=\"coalesced\"").await >= 1.0);
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -96,19 +96,19 @@ async fn sessions_differ_by_tenant_role_external_id_region_and_folder() {
     site.destination("role", &other(&|d| d["auth"]["role_arn"] = json!(format!("arn:aws:iam::{ACME}:role/other"))));
     site.destination("external", &other(&|d| d["auth"]["external_id"] = json!("marked-secret-other")));
     site.destination("folder", &other(&|d| d["prefix"] = json!("out/")));
-    site.destination("key", &other(&|d| d["kms_key_arn"] = json!(crate::shop::KMS_KEY)));
+    site.destination("key", &other(&|d| d["kms_key_arn"] = json!(crate::fixture::KMS_KEY)));
     site.destination("same", &other(&|_| ()));
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
+    let fixture = AcmeFixture { site, s3, worker };
     for id in ["acme", "tenant", "role", "external", "folder", "key", "same"] {
-        shop.schedule_with(id, b"hello", &json!({"destination": id})).await;
-        shop.delivered(id).await;
+        fixture.schedule_with(id, b"hello", &json!({"destination": id})).await;
+        fixture.delivered(id).await;
     }
-    let assumed = shop.s3.calls("AssumeRole");
+    let assumed = fixture.s3.calls("AssumeRole");
     assert_eq!(assumed.len(), 6, "all differ from the first, but for `same`");
     let folders = assumed.iter().filter(|call| call.asked("Policy").contains("acme/out/*")).count();
     assert_eq!(folders, 1, "each folder's session reaches that folder alone");
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -129,24 +129,24 @@ async fn a_hundred_customers_keep_a_hundred_sessions() {
         site.broker.all_ended((round + 1) * 100, Duration::from_secs(90)).await;
     }
     assert_eq!(s3.calls("AssumeRole").len(), 100, "none was forgotten for another");
-    Shop { site, s3, worker }.close().await;
+    AcmeFixture { site, s3, worker }.close().await;
 }
 
 #[tokio::test]
 async fn a_hiccup_of_sts_is_healed_in_the_process_and_a_longer_one_by_waiting() {
-    let shop = Shop::open("hiccup").await;
-    shop.s3.on("AssumeRole").nth(1).before(UNAVAILABLE);
-    shop.s3.on("AssumeRole").nth(2).after(Effect::LostReply);
-    shop.schedule("a", b"hello").await;
-    assert_eq!(shop.delivered("a").await["attempts"], 1);
-    assert_eq!(shop.s3.calls("AssumeRole").len(), 3);
-    shop.s3.expire_sessions();
-    shop.s3.on("AssumeRole").before(UNAVAILABLE);
-    shop.schedule("b", b"hello").await;
-    let waiting = shop.site.broker.taken("wait.5s", "\"b\"").await;
+    let fixture = AcmeFixture::start("hiccup").await;
+    fixture.s3.on("AssumeRole").nth(1).before(UNAVAILABLE);
+    fixture.s3.on("AssumeRole").nth(2).after(Effect::LostReply);
+    fixture.schedule("a", b"hello").await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 1);
+    assert_eq!(fixture.s3.calls("AssumeRole").len(), 3);
+    fixture.s3.expire_sessions();
+    fixture.s3.on("AssumeRole").before(UNAVAILABLE);
+    fixture.schedule("b", b"hello").await;
+    let waiting = fixture.site.broker.taken("wait.5s", "\"b\"").await;
     assert_eq!(waiting.header("x-attempt"), "1");
-    assert_eq!(shop.failures("sts_unavailable").await, 1.0);
-    shop.close().await;
+    assert_eq!(fixture.failures("sts_unavailable").await, 1.0);
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -161,46 +161,50 @@ async fn one_customers_throttled_sts_takes_no_retry_from_another() {
         site.destination(&format!("sick-{n}"), &sick);
     }
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.s3.on("AssumeRole").form("RoleArn", "sick").before(Effect::Error(400, "Throttling", "Rate exceeded"));
-    shop.s3.on("AssumeRole").form("RoleArn", "222222222222").first(2).before(UNAVAILABLE);
-    let url = shop.site.file("f", b"hello");
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.s3.on("AssumeRole").form("RoleArn", "sick").before(Effect::Error(400, "Throttling", "Rate exceeded"));
+    fixture.s3.on("AssumeRole").form("RoleArn", "222222222222").first(2).before(UNAVAILABLE);
+    let url = fixture.site.file("f", b"hello");
     for n in 0..40 {
-        shop.site.broker.schedule(&job(&format!("sick-{n}"), &url, &format!("sick-{n}"), &format!("sick-{n}"))).await;
+        fixture
+            .site
+            .broker
+            .schedule(&job(&format!("sick-{n}"), &url, &format!("sick-{n}"), &format!("sick-{n}")))
+            .await;
     }
     until("all of them failed once", Duration::from_secs(60), async || {
-        (shop.failures("throttled").await >= 40.0).then_some(())
+        (fixture.failures("throttled").await >= 40.0).then_some(())
     })
     .await;
-    shop.site.broker.schedule(&job("good", &url, "beta", "good")).await;
-    assert_eq!(shop.delivered("good").await["attempts"], 1, "its retries were gone");
-    assert_eq!(shop.s3.foreign_calls(), Vec::<String>::new());
-    shop.s3.calm();
-    shop.close().await;
+    fixture.site.broker.schedule(&job("good", &url, "beta", "good")).await;
+    assert_eq!(fixture.delivered("good").await["attempts"], 1, "its retries were gone");
+    assert_eq!(fixture.s3.foreign_calls(), Vec::<String>::new());
+    fixture.s3.calm();
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn every_word_for_a_session_that_is_over_is_one_refresh() {
-    let shop = Shop::open("words").await;
+    let fixture = AcmeFixture::start("words").await;
     for (n, code) in ["ExpiredToken", "TokenRefreshRequired", "InvalidToken"].into_iter().enumerate() {
         let name = format!("job-{n}");
-        shop.s3.on("UploadPart").key(&name).nth(2).before(Effect::Error(400, code, "The token is over."));
-        shop.schedule(&name, &bytes(60 + n as u64, 20 * MIB)).await;
-        assert_eq!(shop.delivered(&name).await["attempts"], 1, "{code}");
-        assert_eq!(shop.s3.calls("AssumeRole").len(), n + 2, "{code}");
+        fixture.s3.on("UploadPart").key(&name).nth(2).before(Effect::Error(400, code, "The token is over."));
+        fixture.schedule(&name, &bytes(60 + n as u64, 20 * MIB)).await;
+        assert_eq!(fixture.delivered(&name).await["attempts"], 1, "{code}");
+        assert_eq!(fixture.s3.calls("AssumeRole").len(), n + 2, "{code}");
     }
-    assert_eq!(shop.s3.calls("CreateMultipartUpload").len(), 3, "the uploads went on");
-    shop.close().await;
+    assert_eq!(fixture.s3.calls("CreateMultipartUpload").len(), 3, "the uploads went on");
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_refusal_without_a_code_is_a_refusal_and_charges_nothing() {
-    let shop = Shop::open("codeless").await;
-    shop.s3.on("AssumeRole").before(Effect::Error(403, "", ""));
-    shop.schedule("a", b"hello").await;
-    let waiting = shop.site.broker.taken("wait.2m", "\"a\"").await;
+    let fixture = AcmeFixture::start("codeless").await;
+    fixture.s3.on("AssumeRole").before(Effect::Error(403, "", ""));
+    fixture.schedule("a", b"hello").await;
+    let waiting = fixture.site.broker.taken("wait.2m", "\"a\"").await;
     assert_eq!(waiting.header("x-last-error-reason"), "assume_role_denied");
     assert_eq!(waiting.header("x-attempt"), "0");
-    shop.s3.calm();
-    shop.close().await;
+    fixture.s3.calm();
+    fixture.close().await;
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-/// What the rows must cover.
+/// Sections that the rows must cover.
 const SECTIONS: [&str; 5] = ["broker", "lease", "s3", "source", "destinations"];
 
 #[derive(Deserialize)]
@@ -28,7 +28,8 @@ fn table() -> Table {
     toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// The text of the module that a test is said to be in: `lib::` stands for the library, everything else is below `tests/it`.
+/// The text of the module that a test is said to be in: `lib::` stands for the library, everything
+/// else is below `tests/it`.
 fn module(test: &str) -> Option<String> {
     let (path, _) = test.rsplit_once("::")?;
     let (root, path) = match path.strip_prefix("lib::") {
@@ -43,7 +44,7 @@ fn module(test: &str) -> Option<String> {
     own.or_else(|| std::fs::read_to_string(file(path.strip_suffix("::tests")?)).ok())
 }
 
-/// Whether there is a function of that name with the attribute of a test, and that is not left out.
+/// True if there is a function of that name with the attribute of a test, not ignored.
 fn is_test(text: &str, name: &str) -> bool {
     let lines: Vec<_> = text.lines().map(str::trim).collect();
     let wanted = [format!("fn {name}("), format!("async fn {name}(")];

@@ -1,4 +1,5 @@
-//! A worker under systemd, or under a person: what it says of itself, unasked and when a signal asks.
+//! A worker under systemd, or under a person: what it says of itself, unasked and when a signal
+//! asks.
 
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
@@ -36,7 +37,7 @@ impl Manager {
 
     /// Waits for a message with this text, from the message `from` on; gives its place.
     async fn hears(&self, from: usize, text: &str) -> usize {
-        until(&format!("systemd is told {text}"), LIMIT, async || {
+        until(&format!("systemd receives {text}"), LIMIT, async || {
             let heard = self.heard();
             heard.iter().skip(from).position(|message| message.contains(text)).map(|place| from + place)
         })

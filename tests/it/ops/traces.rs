@@ -1,4 +1,5 @@
-//! Traces: a collector gets the way of a job, below its producer's span; and without one nothing changes.
+//! Traces: a collector gets the way of a job, below its producer's span; and without one nothing
+//! changes.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
 
-use crate::shop::{Shop, site};
+use crate::fixture::{AcmeFixture, site};
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
 use crate::testbed::{MIB, bytes, free_port, until};
@@ -95,22 +96,22 @@ fn traceparent(flags: &str) -> [(&'static str, String); 1] {
     [("traceparent", format!("00-{TRACE}-{PARENT}-{flags}"))]
 }
 
-async fn shop(word: &str, endpoint: &str) -> Shop {
+async fn fixture(word: &str, endpoint: &str) -> AcmeFixture {
     let (mut site, s3) = site(word).await;
     site.set("log.otlp_endpoint", endpoint).environment("OTEL_BSP_SCHEDULE_DELAY", "200");
     let worker = site.worker().await;
-    Shop { site, s3, worker }
+    AcmeFixture { site, s3, worker }
 }
 
 #[tokio::test]
 async fn a_collector_gets_the_way_of_a_job() {
     let collector = Collector::start().await;
-    let shop = shop("traces", &collector.url).await;
-    let prefix = shop.site.broker.prefix.clone();
-    let url = shop.site.file("big", &bytes(1, 20 * MIB));
-    let query = shop.site.file("small", b"hello");
-    shop.site.broker.schedule_with_headers(&job("big", &url, "acme", "big"), &traceparent("01")).await;
-    let parts = shop.delivered("big").await["parts"].as_i64().unwrap();
+    let fixture = fixture("traces", &collector.url).await;
+    let prefix = fixture.site.broker.prefix.clone();
+    let url = fixture.site.file("big", &bytes(1, 20 * MIB));
+    let query = fixture.site.file("small", b"hello");
+    fixture.site.broker.schedule_with_headers(&job("big", &url, "acme", "big"), &traceparent("01")).await;
+    let parts = fixture.delivered("big").await["parts"].as_i64().unwrap();
     assert!(parts >= 3, "{parts}");
     let spans = collector.of("big").await;
 
@@ -141,8 +142,8 @@ async fn a_collector_gets_the_way_of_a_job() {
     assert_eq!(settle.iter().map(|span| text(span, "messaging.operation.type")).collect::<Vec<_>>(), ["settle"]);
 
     // One that fails says so, and the trace of one without a parent begins here.
-    shop.site.broker.schedule(&job("gone", &format!("{query}-gone"), "acme", "gone")).await;
-    shop.failed("gone", "source_not_found").await;
+    fixture.site.broker.schedule(&job("gone", &format!("{query}-gone"), "acme", "gone")).await;
+    fixture.failed("gone", "source_not_found").await;
     let spans = collector.of("gone").await;
     assert!(spans[0].parent_span_id.is_empty() && hex::encode(&spans[0].trace_id) != TRACE);
     let source = named(&spans, "source")[0];
@@ -151,10 +152,10 @@ async fn a_collector_gets_the_way_of_a_job() {
     }
 
     // Who began the trace decided that it is not recorded.
-    shop.site.broker.schedule_with_headers(&job("unsampled", &query, "acme", "unsampled"), &traceparent("00")).await;
-    shop.delivered("unsampled").await;
-    shop.site.broker.schedule_with_headers(&job("last", &query, "acme", "last"), &traceparent("01")).await;
-    shop.delivered("last").await;
+    fixture.site.broker.schedule_with_headers(&job("unsampled", &query, "acme", "unsampled"), &traceparent("00")).await;
+    fixture.delivered("unsampled").await;
+    fixture.site.broker.schedule_with_headers(&job("last", &query, "acme", "last"), &traceparent("01")).await;
+    fixture.delivered("last").await;
     let spans = collector.of("last").await;
     assert_eq!(named(&spans, "S3/PutObject").len(), 1);
     let all = collector.spans.lock().unwrap().clone();
@@ -162,19 +163,19 @@ async fn a_collector_gets_the_way_of_a_job() {
     assert!(!String::from_utf8_lossy(&collector.raw.lock().unwrap()).contains("marked-secret"));
 
     // From the log to the trace: every line of the job carries it.
-    let log = shop.worker.log();
+    let log = fixture.worker.log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let lines: Vec<_> = lines.filter(|line| line["job_id"] == "big").collect();
     assert!(!lines.is_empty() && lines.iter().all(|line| line["span"]["trace_id"] == TRACE), "{lines:?}");
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]
 async fn a_message_that_is_refused_joined_or_answered_from_memory_has_a_span_of_its_own() {
     let collector = Collector::start().await;
-    let shop = shop("traces-short", &collector.url).await;
-    let url = shop.site.file("f", b"hello");
-    shop.site.broker.schedule_with_headers(&job("bad", &url, "nobody", "k"), &traceparent("01")).await;
+    let fixture = fixture("traces-short", &collector.url).await;
+    let url = fixture.site.file("f", b"hello");
+    fixture.site.broker.schedule_with_headers(&job("bad", &url, "nobody", "k"), &traceparent("01")).await;
     let refused = collector.messages("bad", 1).await.remove(0);
     assert_eq!(
         (hex::encode(&refused.trace_id).as_str(), hex::encode(&refused.parent_span_id).as_str()),
@@ -184,11 +185,11 @@ async fn a_message_that_is_refused_joined_or_answered_from_memory_has_a_span_of_
     let said = ["error.type", "consign.destination"].map(|key| text(&refused, key));
     assert_eq!(said, ["unknown_destination", "nobody"]);
     let settled = collector.of("bad").await;
-    assert_eq!(named(&settled, &format!("settle {}", shop.site.broker.prefix)).len(), 1);
+    assert_eq!(named(&settled, &format!("settle {}", fixture.site.broker.prefix)).len(), 1);
 
-    shop.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(2)));
+    fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(2)));
     for _ in 0..2 {
-        shop.site.broker.schedule_with_headers(&job("twice", &url, "acme", "twice"), &traceparent("01")).await;
+        fixture.site.broker.schedule_with_headers(&job("twice", &url, "acme", "twice"), &traceparent("01")).await;
     }
     let outcomes = |spans: &[Span]| {
         let mut outcomes: Vec<_> = spans.iter().map(|span| text(span, "consign.outcome").to_owned()).collect();
@@ -196,10 +197,10 @@ async fn a_message_that_is_refused_joined_or_answered_from_memory_has_a_span_of_
         outcomes
     };
     assert_eq!(outcomes(&collector.messages("twice", 2).await), ["delivered", "joined"]);
-    shop.site.broker.schedule_with_headers(&job("twice", &url, "acme", "twice"), &traceparent("01")).await;
+    fixture.site.broker.schedule_with_headers(&job("twice", &url, "acme", "twice"), &traceparent("01")).await;
     assert_eq!(outcomes(&collector.messages("twice", 3).await), ["delivered", "delivered", "joined"]);
-    assert_eq!(shop.s3.calls("PutObject").len(), 1);
-    shop.close().await;
+    assert_eq!(fixture.s3.calls("PutObject").len(), 1);
+    fixture.close().await;
 }
 
 #[tokio::test]
@@ -209,28 +210,28 @@ async fn the_last_spans_are_sent_when_the_worker_ends() {
     // Longer than the test: what comes, comes at the end.
     site.set("log.otlp_endpoint", collector.url.as_str()).environment("OTEL_BSP_SCHEDULE_DELAY", "600000");
     let worker = site.worker().await;
-    let shop = Shop { site, s3, worker };
-    shop.schedule("one", b"hello").await;
-    shop.delivered("one").await;
+    let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule("one", b"hello").await;
+    fixture.delivered("one").await;
     assert!(collector.spans.lock().unwrap().is_empty());
-    shop.worker.terminate();
-    assert!(shop.worker.exit(LIMIT).await.success());
+    fixture.worker.terminate();
+    assert!(fixture.worker.exit(LIMIT).await.success());
     assert_eq!(named(&collector.of("one").await, "S3/PutObject").len(), 1);
 }
 
 #[tokio::test]
 async fn a_dead_collector_changes_nothing() {
-    let shop = shop("traces-dead", &format!("http://127.0.0.1:{}", free_port().await)).await;
-    let url = shop.site.file("f", b"hello");
-    shop.site.broker.schedule_with_headers(&job("one", &url, "acme", "one"), &traceparent("01")).await;
-    shop.delivered("one").await;
+    let fixture = fixture("traces-dead", &format!("http://127.0.0.1:{}", free_port().await)).await;
+    let url = fixture.site.file("f", b"hello");
+    fixture.site.broker.schedule_with_headers(&job("one", &url, "acme", "one"), &traceparent("01")).await;
+    fixture.delivered("one").await;
     until("the log says it", LIMIT, async || {
-        shop.worker.log().contains("log.otlp_endpoint does not accept traces").then_some(())
+        fixture.worker.log().contains("log.otlp_endpoint does not accept traces").then_some(())
     })
     .await;
-    shop.site.broker.schedule_with_headers(&job("two", &url, "acme", "two"), &traceparent("01")).await;
-    shop.delivered("two").await;
-    let warnings = shop.worker.log().matches("log.otlp_endpoint does not accept traces").count();
+    fixture.site.broker.schedule_with_headers(&job("two", &url, "acme", "two"), &traceparent("01")).await;
+    fixture.delivered("two").await;
+    let warnings = fixture.worker.log().matches("log.otlp_endpoint does not accept traces").count();
     assert_eq!(warnings, 1, "it is said once");
-    shop.close().await;
+    fixture.close().await;
 }

@@ -37,7 +37,7 @@ const CONTRAST: &str = r#"
     return poor;
 "#;
 
-/// What a screen reader would stumble over.
+/// Defects that a screen reader would meet.
 const STUMBLES: &str = r#"
     const found = [];
     const name = (node) => (node.getAttribute("aria-label") || (node.labels?.[0] ?? node).textContent || "").trim();

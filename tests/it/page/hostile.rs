@@ -1,4 +1,5 @@
-//! Whatever a job, a destination or an error is called: it is shown as text, and nothing of it runs.
+//! Whatever a job, a destination or an error is called: it is shown as text, and nothing of it
+//! runs.
 
 use serde_json::{Value, json};
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{check_picture, complaints};
-use crate::shop::{REGION, role_destination, site};
+use crate::fixture::{REGION, role_destination, site};
 use crate::testbed::browser::Browser;
 use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::worker::Worker;
 use crate::testbed::{MIB, bytes, free_port};
 
-/// What S3 says to a job that it refuses: it gets as far as the page.
+/// Reply of S3 to a job that it refuses: it gets as far as the page.
 const HOSTILE: &str = "<img src=x onerror=window.hacked=1>";
 
 /// Some customers, and an S3 that takes its time, so that there is something to see.
@@ -56,7 +56,7 @@ async fn load(site: &Site) {
     schedule(site, "umbrella/odd/2026-11-22", "small", &[]).await;
 }
 
-/// How far the bar of a job is, in percent.
+/// Position of a job's progress bar, in percent.
 async fn progress(browser: &Browser, job: &str) -> f64 {
     let bar =
         format!("document.querySelector('[role=progressbar][aria-label=\"Progress of {job}\"]')?.ariaValueNow ?? -1");
@@ -64,28 +64,13 @@ async fn progress(browser: &Browser, job: &str) -> f64 {
     shown.as_str().map_or(-1.0, |text| text.parse().unwrap())
 }
 
-#[tokio::test]
-async fn the_page_lives_while_jobs_run() {
-    let (site, s3) = furnished().await;
-    let port = free_port().await;
-    let worker = Worker::start(&site, site.dir.path().join("worker.toml"), port);
-    worker.ready().await;
-    let browser = Browser::start().await;
-    browser.prefers("prefers-color-scheme", "light").await;
-    browser.open(&format!("http://127.0.0.1:{port}/")).await;
-    browser.until("document.getElementById('state').textContent === '✓ Ready for jobs'").await;
-    assert!(browser.text("#running-empty").await.contains("consign enqueue"));
-    assert_eq!(browser.value("document.getElementById('running-empty').checkVisibility()").await, true);
-    // Whatever changes from here on changes in this very document.
-    browser.run("window.same = true").await;
-
-    load(&site).await;
-    browser.until("document.querySelectorAll('#running tbody tr').length >= 3").await;
+/// Bars of running jobs move; a compressed job has none.
+async fn assert_progress(browser: &Browser) {
     let large = "acme/google_ads/2026-11-22";
     browser
         .until(&format!("+(document.querySelector('[aria-label=\"Progress of {large}\"]')?.ariaValueNow ?? 0) > 5"))
         .await;
-    let before = progress(&browser, large).await;
+    let before = progress(browser, large).await;
     let width =
         format!("document.querySelector('[aria-label=\"Progress of {large}\"] .fill').getBoundingClientRect().width");
     let (narrow, moved) = (browser.value(&width).await, before + 10.0);
@@ -106,8 +91,10 @@ async fn the_page_lives_while_jobs_run() {
             .unwrap()
             .ends_with(", compressed from 40 MiB")
     );
+}
 
-    // Failures in plain words, hostile ones as text.
+/// Failures are shown in plain words, hostile ones as text.
+async fn assert_failures(browser: &Browser) {
     browser.until("document.querySelectorAll('#failures tbody tr').length >= 3").await;
     browser.run("document.querySelector('input[value=problems]').click()").await;
     browser.until("[...document.querySelectorAll('#ended tbody tr')].length >= 3").await;
@@ -120,6 +107,27 @@ async fn the_page_lives_while_jobs_run() {
     assert!(states.contains("umbrella") && states.contains("1 failure in a row"), "{states}");
     let worst = browser.text("#destinations tbody th .first").await;
     assert_eq!(worst, "umbrella", "the destination in trouble comes first");
+}
+
+#[tokio::test]
+async fn the_page_lives_while_jobs_run() {
+    let (site, s3) = furnished().await;
+    let port = free_port().await;
+    let worker = Worker::start(&site, site.dir.path().join("worker.toml"), port);
+    worker.ready().await;
+    let browser = Browser::start().await;
+    browser.prefers("prefers-color-scheme", "light").await;
+    browser.open(&format!("http://127.0.0.1:{port}/")).await;
+    browser.until("document.getElementById('state').textContent === '✓ Ready for jobs'").await;
+    assert!(browser.text("#running-empty").await.contains("consign enqueue"));
+    assert_eq!(browser.value("document.getElementById('running-empty').checkVisibility()").await, true);
+    // Whatever changes from here on changes in this very document.
+    browser.run("window.same = true").await;
+
+    load(&site).await;
+    browser.until("document.querySelectorAll('#running tbody tr').length >= 3").await;
+    assert_progress(&browser).await;
+    assert_failures(&browser).await;
 
     // Two steps of the record, so that the chart has a line.
     browser.until("(document.querySelector('#sent-chart polyline')?.points.length ?? 0) >= 3").await;
@@ -129,7 +137,7 @@ async fn the_page_lives_while_jobs_run() {
     s3.calm();
     browser.until("document.querySelectorAll('#running tbody tr').length === 0").await;
     browser.until("document.querySelector('#ended tbody').textContent.includes('acme/google_ads/2026-11-22')").await;
-    assert_eq!(browser.value("window.same").await, true, "the page was loaded anew");
+    assert_eq!(browser.value("window.same").await, true, "the page was reloaded");
     assert_eq!(browser.console().await, Vec::<String>::new());
 
     // The worker dies: the page says so, keeps what it has, and finds the next one by itself.

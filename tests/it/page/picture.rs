@@ -1,12 +1,12 @@
-//! The picture of the README, taken again with
-//! `CONSIGN_TEST_PICTURE=deploy/docs/status-page.png tests/run --run-ignored only -E 'test(the_picture_of_the_readme)'`.
+//! The picture of the README, taken again with `CONSIGN_TEST_PICTURE=deploy/docs/status-page.png
+//! tests/run --run-ignored only -E 'test(the_picture_of_the_readme)'`.
 
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::shop::{REGION, furnish, role_destination};
+use crate::fixture::{REGION, add_acme, role_destination};
 use crate::testbed::broker::Broker;
 use crate::testbed::browser::Browser;
 use crate::testbed::scripted::{Effect, ScriptedS3};
@@ -14,7 +14,7 @@ use crate::testbed::site::{Site, job};
 use crate::testbed::worker::Worker;
 use crate::testbed::{MIB, bytes, exported, free_port};
 
-/// How long the load goes on before the picture: the chart shows two minutes at first.
+/// Seconds of load before the picture: the chart shows two minutes at first.
 const SECONDS: usize = 96;
 /// The most bytes of a picture in the repository.
 const LIMIT: usize = 200_000;
@@ -31,7 +31,7 @@ const LARGE: [(&str, &str); 6] = [
 async fn furnished() -> (Site, ScriptedS3) {
     let broker = Broker::at(exported("CONSIGN_TEST_AMQP_URL"), "consign");
     let mut site = Site::on(broker).await;
-    let s3 = furnish(&mut site).await;
+    let s3 = add_acme(&mut site).await;
     for (id, account) in [("globex", "222222222222"), ("initech", "333333333333"), ("hooli", "555555555555")] {
         s3.bucket(id, REGION, account);
         site.destination(id, &role_destination(id, account));

@@ -9,7 +9,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::testbed::listener;
 
-/// An admin endpoint that shows what it is told. Stops on drop.
+/// An admin endpoint that shows a status of the test's own. Stops on drop.
 pub struct Stub {
     pub url: String,
     status: Arc<Mutex<Value>>,

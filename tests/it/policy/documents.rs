@@ -69,7 +69,7 @@ impl Desk {
     }
 }
 
-/// What somebody else's parsers find in templates, all in one process: cfn-lint takes its time to begin.
+/// Findings of third-party parsers in templates, all in one process: cfn-lint is slow to start.
 fn judged(cases: &[Value]) -> Vec<Value> {
     python("judge.py", &Value::from(cases)).as_array().unwrap().clone()
 }

@@ -1,4 +1,4 @@
-//! The customer's guide shows what the model prints. `CONSIGN_WRITE_GUIDE=1` writes it anew.
+//! The customer's guide shows what the model prints. `CONSIGN_WRITE_GUIDE=1` rewrites it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ const END: &str = "<!-- end -->";
 const KEY: &str = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const ALIAS: &str = "arn:aws:kms:eu-central-1:123456789012:alias/exports";
 const ROLE: &str = "arn:aws:iam::123456789012:role/consign";
-/// What the guide shows, each at least once.
+/// Documents that the guide shows, each at least once.
 const PARTS: [&str; 12] = [
     "permissions",
     "trust",
@@ -99,7 +99,7 @@ fn file() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/docs/customer-guide.md"))
 }
 
-/// The guide with every generated part made anew, and the names of those parts.
+/// The guide with every generated part written again, and the names of those parts.
 fn renewed(guide: &str) -> (String, BTreeSet<String>) {
     let (mut out, mut names, mut inside) = (String::new(), BTreeSet::new(), false);
     for line in guide.lines() {
@@ -127,7 +127,7 @@ fn the_guide_shows_what_the_model_prints() {
     }
     let guide = std::fs::read_to_string(file()).unwrap();
     for (number, (written, printed)) in guide.lines().zip(renewed.lines()).enumerate() {
-        assert_eq!(written, printed, "line {}; CONSIGN_WRITE_GUIDE=1 writes it anew", number + 1);
+        assert_eq!(written, printed, "line {}; CONSIGN_WRITE_GUIDE=1 rewrites it", number + 1);
     }
     assert_eq!(guide, renewed);
     assert_eq!(names, PARTS.map(str::to_owned).into());

@@ -1,4 +1,5 @@
-//! The statements for KMS keys. No server at hand enforces them, so an evaluator by somebody else answers question by question.
+//! The statements for KMS keys. No server at hand enforces them, so an evaluator by somebody else
+//! answers question by question.
 
 use consign::domain::policy::{bucket_policy_grant, document, session_policy};
 use serde_json::{Value, json};
@@ -13,7 +14,8 @@ const VIA_S3: &str = "s3.eu-central-1.amazonaws.com";
 /// An address of S3, which is none of ours.
 const OF_S3: &str = "52.219.0.1";
 
-/// What a destination's role may do with a key: its own policy, our session policy, and the key's policy.
+/// Permissions of a destination's role for a key: its own policy, our session policy, and the key's
+/// policy.
 struct Documents {
     identity: Value,
     session: Value,

@@ -1,4 +1,5 @@
-//! The printed documents in force: transfers pass with them, and are refused without each of their parts.
+//! The printed documents in force: transfers pass with them, and are refused without each of their
+//! parts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,10 +15,11 @@ use crate::testbed::site::{Site, job};
 use crate::testbed::{MIB, bytes, unique, until};
 
 const EXTERNAL_ID: &str = "consign-4711";
-/// Where the tests' calls come from, and where they don't.
+/// Addresses that the tests' calls come from, and that they don't.
 const HERE: &str = "127.0.0.0/8";
 const ELSEWHERE: &str = "192.0.2.0/24";
-/// Where a copy waits that the customer must mend something for, and where one ends that nobody can help.
+/// Queues of copies that wait until the customer has fixed something, and of those that have failed
+/// for good.
 const WAITING: [&str; 7] = ["wait.30s", "wait.2m", "wait.10m", "wait.30m", "wait.2h", "wait.12h", "dead"];
 
 /// The platform in one account, its customer in another, and a site between them.
@@ -30,7 +32,7 @@ struct World {
     site: Site,
 }
 
-/// What a job came to: `delivered`, or the reason it waits for.
+/// Result of a job: `delivered`, or the reason it waits for.
 type Ends = BTreeMap<String, String>;
 
 impl World {
@@ -58,12 +60,13 @@ impl World {
         self.site.destination(id, &self.keys(&auth));
     }
 
-    /// ministack makes a checksum of checksums where that of the whole object is asked for, so none is asked for.
+    /// ministack makes a checksum of checksums where that of the whole object is asked for, so none
+    /// is asked for.
     fn keys(&self, auth: &Value) -> Value {
         json!({"bucket": self.bucket, "region": REGION, "prefix": "in/", "checksum": "none", "auth": auth})
     }
 
-    /// What `consign policy` prints.
+    /// Output of `consign policy`.
     fn printed(&self, arguments: &[&str]) -> Value {
         parsed(&self.site.consign(&[&["policy"], arguments].concat()))
     }
@@ -76,14 +79,16 @@ impl World {
         self.printed(&[&["trust", id, "--principal", &self.platform], options].concat())
     }
 
-    /// The customer's part, done as printed: a destination with its role, each document with these options.
+    /// The customer's part, done as printed: a destination with its role, each document with these
+    /// options.
     async fn made(&mut self, id: &str, permissions: &[&str], trust: &[&str]) {
         self.destination(id);
         let documents = (self.trust(id, trust), self.permissions(id, permissions));
         self.customer.make_role(id, &documents.0, &documents.1).await;
     }
 
-    /// Delivers a small and a large file to each destination, and tells what became of every one of the jobs.
+    /// Delivers a small and a large file to each destination, and tells what became of every one of
+    /// the jobs.
     async fn deliver(&self, destinations: &[&str]) -> Ends {
         let files = [("small", self.site.file("small", b"hello")), ("large", self.site.file("large", &large()))];
         let worker = self.site.worker().await;
@@ -284,7 +289,8 @@ async fn the_fence_in_the_buckets_policy_keeps_out_the_role_alone() {
     world.site.broker.clean().await;
 }
 
-/// moto is another implementation of the same rules, and the only one that goes by access keys with a prefix of its own.
+/// moto is another implementation of the same rules, and the only one that goes by access keys with
+/// a prefix of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_access_key_delivers_with_what_is_printed_and_nothing_more() {
     let moto = Moto::shared();

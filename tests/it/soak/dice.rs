@@ -52,7 +52,8 @@ impl Dice {
     }
 }
 
-/// Cards that are dealt until none is left, then shuffled again: chance without a kind that never comes.
+/// Cards that are dealt until none is left, then shuffled again: chance without a kind that never
+/// comes.
 #[derive(Debug)]
 pub struct Deck<T> {
     all: Vec<T>,

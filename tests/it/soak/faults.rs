@@ -1,10 +1,10 @@
-//! The storm: which fault strikes when and for how long, drawn from the seed before it begins.
+//! Plan of the faults: which one, when and for how long, drawn from the seed before the run.
 
 use std::time::Duration;
 
 use super::dice::{Deck, Dice};
 use super::settings::Settings;
-use crate::testbed::proxy::Weather;
+use crate::testbed::proxy::Condition;
 use crate::testbed::{KIB, MIB};
 
 /// A way to break something.
@@ -34,7 +34,7 @@ pub enum Kind {
     StsDown,
 }
 
-/// How often each comes, between two shufflings.
+/// Count of each kind between two shufflings.
 const DECK: [(Kind, usize); 22] = [
     (Kind::KillWorker, 4),
     (Kind::RollWorker, 3),
@@ -60,7 +60,7 @@ const DECK: [(Kind, usize); 22] = [
     (Kind::StsDown, 1),
 ];
 
-/// Where a fault strikes. What is broken in one place at a time stays broken there alone.
+/// Place of a fault. At most one fault is active in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Place {
     Worker,
@@ -82,9 +82,9 @@ pub struct Strike {
     pub kind: Kind,
     pub place: Place,
     /// Which worker, or whose wire; `None` is everybody's.
-    pub seat: Option<usize>,
-    /// What a wire does to bytes.
-    pub weather: Weather,
+    pub slot: Option<usize>,
+    /// Condition of a connection.
+    pub condition: Condition,
     pub lasts: Duration,
 }
 
@@ -128,24 +128,24 @@ impl Kind {
         }
     }
 
-    fn weather(self, place: Place, dice: &mut Dice) -> Weather {
+    fn condition(self, place: Place, dice: &mut Dice) -> Condition {
         let broker = place == Place::BrokerWire;
         match self {
-            Self::Reset => Weather::Reset,
-            Self::BlackHole => Weather::BlackHole,
-            Self::HalfClose => Weather::HalfClose,
-            Self::Latency if broker => Weather::Latency(dice.millis(50, 300)),
-            Self::Latency => Weather::Latency(dice.millis(2, 12)),
+            Self::Reset => Condition::Reset,
+            Self::BlackHole => Condition::BlackHole,
+            Self::HalfClose => Condition::HalfClose,
+            Self::Latency if broker => Condition::Latency(dice.millis(50, 300)),
+            Self::Latency => Condition::Latency(dice.millis(2, 12)),
             Self::Cut => {
                 let bytes = if broker { dice.between(KIB, 40 * KIB) } else { dice.between(16 * KIB, 4 * MIB) };
                 let towards_client = place == Place::SourceWire || dice.percent(30);
-                if towards_client { Weather::CutReplyAfter(bytes) } else { Weather::CutAfter(bytes) }
+                if towards_client { Condition::CutReplyAfter(bytes) } else { Condition::CutAfter(bytes) }
             }
-            _ => Weather::Fair,
+            _ => Condition::Normal,
         }
     }
 
-    /// How long it lasts; some are over at once.
+    /// Duration; some are over at once.
     fn lasts(self, long: bool, dice: &mut Dice) -> Duration {
         match self {
             Self::KillWorker | Self::RollWorker | Self::CloseConnections | Self::ExpiredSessions => Duration::ZERO,
@@ -158,7 +158,7 @@ impl Kind {
         }
     }
 
-    /// What it takes beside that: processes start and stop, and so does the operator's tool.
+    /// Time it takes beside that: processes start and stop, and so does the operator's tool.
     fn overhead(self) -> Duration {
         Duration::from_secs(match self {
             Self::KillBroker => 14,
@@ -178,15 +178,15 @@ pub fn strikes(settings: &Settings) -> Vec<Strike> {
     let gap = if long { (2000, 5000) } else { (900, 2200) };
     let mut free = std::collections::BTreeMap::new();
     let (mut at, mut strikes) = (Duration::from_secs(1), Vec::new());
-    while at < settings.storm {
+    while at < settings.faults_for {
         let kind = deck.deal(&mut dice);
         let place = kind.place(&mut dice);
         let strike = Strike {
             at,
             kind,
             place,
-            seat: seat(place, settings, &mut dice),
-            weather: kind.weather(place, &mut dice),
+            slot: slot(place, settings, &mut dice),
+            condition: kind.condition(place, &mut dice),
             lasts: kind.lasts(long, &mut dice),
         };
         let there = !settings.is_embedded() || !matches!(place, Place::Broker | Place::BrokerWire);
@@ -201,8 +201,9 @@ pub fn strikes(settings: &Settings) -> Vec<Strike> {
     strikes
 }
 
-/// In long soaks the worker of the last seat is neither killed nor replaced: somebody must grow old, to be measured.
-fn seat(place: Place, settings: &Settings, dice: &mut Dice) -> Option<usize> {
+/// In long soaks the worker of the last slot is neither killed nor replaced: somebody must grow
+/// old, to be measured.
+fn slot(place: Place, settings: &Settings, dice: &mut Dice) -> Option<usize> {
     let all = settings.workers;
     let mortal = if settings.is_long() { all.saturating_sub(1).max(1) } else { all };
     match place {

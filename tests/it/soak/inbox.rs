@@ -1,4 +1,5 @@
-//! What the outside hears while the storm goes on: outcomes, taken off a queue of the soak's own and acknowledged.
+//! Consumer of the outcomes during the faults: they are taken off a queue of the soak's own and
+//! acknowledged.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -18,9 +19,9 @@ use crate::testbed::embedded::File;
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// One outcome as it was told.
+/// One outcome as it was published.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Told {
+pub struct Reported {
     pub job: String,
     /// `delivered`, `failed`, ...
     pub outcome: String,
@@ -32,7 +33,7 @@ pub struct Told {
     pub resumed: bool,
 }
 
-impl Told {
+impl Reported {
     pub fn read(event: &Value) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let time = |name: &str| event["data"][name].as_str().and_then(|time| time.parse().ok());
@@ -47,7 +48,8 @@ impl Told {
         }
     }
 
-    /// The word, and why where it failed: one that expired also says what was wrong last, and that is chance.
+    /// The word, and why where it failed: one that expired also says what was wrong last, and that
+    /// is chance.
     pub fn end(&self) -> (&str, &str) {
         (&self.outcome, if self.outcome == "failed" { &self.reason } else { "" })
     }
@@ -59,7 +61,7 @@ impl Told {
 
 #[derive(Debug, Default)]
 pub struct Inbox {
-    told: Mutex<Vec<Told>>,
+    reported: Mutex<Vec<Reported>>,
     open: watch::Sender<bool>,
 }
 
@@ -77,8 +79,8 @@ impl Inbox {
 
     /// In a file everything stays where it is.
     fn read(&self, file: &File) {
-        let told = file.outcomes().iter().map(|outcome| Told::read(&outcome.json())).collect();
-        *self.told.lock().unwrap() = told;
+        let reported = file.outcomes().iter().map(|outcome| Reported::read(&outcome.json())).collect();
+        *self.reported.lock().unwrap() = reported;
         self.open.send_replace(true);
     }
 
@@ -108,24 +110,30 @@ impl Inbox {
         self.open.send_replace(true);
         while let Some(delivery) = consumer.next().await {
             let delivery = delivery.ok()?;
-            let told = Told::read(&serde_json::from_slice(&delivery.data).ok()?);
-            self.told.lock().unwrap().push(told);
+            let reported = Reported::read(&serde_json::from_slice(&delivery.data).ok()?);
+            self.reported.lock().unwrap().push(reported);
             delivery.acker.ack(BasicAckOptions::default()).await.ok()?;
         }
         None
     }
 
-    /// Waits until the queue is there: what is told before that is not heard.
+    /// Waits until the queue is there: what is published before that is not received.
     pub async fn opened(&self) {
         self.open.subscribe().wait_for(|open| *open).await.unwrap();
     }
 
-    pub fn told(&self) -> Vec<Told> {
-        self.told.lock().unwrap().clone()
+    pub fn reported(&self) -> Vec<Reported> {
+        self.reported.lock().unwrap().clone()
     }
 
     /// The jobs that have ended, one way or another.
     pub fn ended(&self) -> BTreeSet<String> {
-        self.told.lock().unwrap().iter().filter(|told| told.is_end()).map(|told| told.job.clone()).collect()
+        self.reported
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|reported| reported.is_end())
+            .map(|reported| reported.job.clone())
+            .collect()
     }
 }

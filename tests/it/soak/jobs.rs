@@ -10,7 +10,7 @@ use crate::testbed::{KIB, MIB};
 pub const POOL: usize = 8;
 const SMALL: usize = 24 * KIB;
 
-/// What a job is about.
+/// Kind of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Small,
@@ -22,7 +22,7 @@ pub enum Kind {
     /// Brings its destination along.
     Inline,
     Twice,
-    /// For the customer whose role refuses until the storm is over.
+    /// For the customer whose role refuses until the faults are over.
     Sick,
     KeepFree,
     FailFree,
@@ -37,7 +37,7 @@ pub enum Kind {
     SickExpires,
 }
 
-/// How often each comes in a hundred.
+/// Share of each kind in a hundred.
 const DECK: [(Kind, usize); 19] = [
     (Kind::Small, 36),
     (Kind::Large, 14),
@@ -72,7 +72,7 @@ impl Kind {
         format!("{self:?}").to_lowercase()
     }
 
-    /// How it may end. The first is the usual one.
+    /// Outcomes that it may have. The first is the usual one.
     pub fn ends(self) -> &'static [End] {
         match self {
             Self::KeepTaken => &[SKIPPED],
@@ -87,8 +87,8 @@ impl Kind {
         }
     }
 
-    /// How a second delivery of the message may end, where nobody remembers the first: after a crash, or when it was published
-    /// twice. Consumers are told that `delivered` beats these.
+    /// Outcomes of a second delivery of the message, if no worker remembers the first: after a
+    /// crash, or when it was published twice. The contract says that `delivered` beats these.
     pub fn echoes(self) -> &'static [End] {
         match self {
             Self::KeepFree => &[SKIPPED],
@@ -98,7 +98,7 @@ impl Kind {
     }
 }
 
-/// Where its bytes come from.
+/// Source of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     File,
@@ -133,14 +133,14 @@ pub enum Body {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
     pub number: usize,
-    /// When it is published, counted from the beginning of the storm.
+    /// Time of publication, from the first fault.
     pub at: Duration,
     pub kind: Kind,
     pub origin: Origin,
     pub body: Body,
     pub tenant: &'static str,
     pub backfill: bool,
-    /// Whether it says its size.
+    /// True if the job states its size.
     pub sized: bool,
 }
 
@@ -152,7 +152,7 @@ pub const SICK: &str = "sick";
 pub fn drafts(settings: &Settings) -> Vec<Draft> {
     let mut dice = Dice::new(settings.seed, 1);
     let (mut kinds, mut origins) = (Deck::new(&DECK), Deck::new(&ORIGINS));
-    let step = settings.storm.mul_f64(0.95) / u32::try_from(settings.jobs.max(1)).unwrap();
+    let step = settings.faults_for.mul_f64(0.95) / u32::try_from(settings.jobs.max(1)).unwrap();
     let mut drafts = Vec::new();
     for number in 0..settings.jobs {
         let kind = kinds.deal(&mut dice);

@@ -1,4 +1,4 @@
-//! What is left of a soak: a file for machines, and a table for people.
+//! Results of a soak: a file for machines, and a table for people.
 
 #![allow(clippy::cast_precision_loss, reason = "sums for people")]
 
@@ -29,7 +29,7 @@ fn ledger(world: &World, verdict: &Verdict, notes: &Notes) -> Value {
         "seed": settings.seed,
         "replay": settings.replay(),
         "settings": {
-            "queue": format!("{:?}", settings.queue).to_lowercase(), "seconds": settings.storm.as_secs(), "jobs": settings.jobs, "workers": settings.workers,
+            "queue": format!("{:?}", settings.queue).to_lowercase(), "seconds": settings.faults_for.as_secs(), "jobs": settings.jobs, "workers": settings.workers,
             "worker": world.stage.site.toml().lines().collect::<Vec<_>>(),
         },
         "jobs": {
@@ -70,7 +70,7 @@ fn grown(grown: &Grown) -> Value {
 fn life(life: &Life) -> Value {
     let samples = life.samples.iter();
     json!({
-        "seat": life.seat, "begun": seconds(life.begun),
+        "slot": life.slot, "begun": seconds(life.begun),
         "ended": life.ended.map(|(at, how)| json!({"at": seconds(at), "how": format!("{how:?}")})),
         "samples": samples.map(|s| json!([seconds(s.at), s.rss_kib, s.descriptors])).collect::<Vec<_>>(),
     })

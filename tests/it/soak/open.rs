@@ -7,8 +7,9 @@ use super::record::{Notes, TransferResult};
 
 /// `worker.slots` of the soak: what one killed worker can have had open at most.
 const SLOTS: usize = 8;
-/// The cause of those whose Create was answered in vain: each try makes one more, and nobody can know of it.
-const UNTOLD: &str = "its id was never told";
+/// The cause of those whose Create was answered with a lost reply: each try makes one more, and
+/// nobody can know of it.
+const UNKNOWN_ID: &str = "its id was never received";
 /// The cause of those that nobody can be excused for.
 const NONE: &str = "nobody's fault";
 
@@ -27,7 +28,7 @@ pub fn count(world: &World) -> (BTreeMap<&'static str, usize>, Vec<String>) {
         let excused = excuses.remove(&id).flatten().or_else(|| excuse(&by, &ends));
         let why = match excused {
             Some(why) => why,
-            None if !parts.contains(&id) => UNTOLD,
+            None if !parts.contains(&id) => UNKNOWN_ID,
             None => {
                 problems.push(format!("the upload {id} of {key}, begun by {by}, is open and could be aborted"));
                 NONE
@@ -35,15 +36,15 @@ pub fn count(world: &World) -> (BTreeMap<&'static str, usize>, Vec<String>) {
         };
         *causes.entry(why).or_default() += 1;
     }
-    let untold = causes.get(UNTOLD).copied().unwrap_or_default();
-    let (gone, left) = (ends.len(), causes.values().sum::<usize>() - untold);
+    let unknown = causes.get(UNKNOWN_ID).copied().unwrap_or_default();
+    let (gone, left) = (ends.len(), causes.values().sum::<usize>() - unknown);
     if left > (gone + 1) * SLOTS {
         problems.push(format!("{gone} workers that were killed or cut short left {left} uploads open"));
     }
     (causes, problems)
 }
 
-/// Who could not clear up after itself, by identity.
+/// Workers that could not clean up after themselves, by identity.
 fn ends(notes: &Notes) -> BTreeMap<String, TransferResult> {
     let ended = notes.lives.iter().filter_map(|life| Some((life.identity.clone(), life.ended?.1)));
     ended.filter(|(_, how)| *how != TransferResult::Drained(0)).collect()

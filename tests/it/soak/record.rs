@@ -1,4 +1,4 @@
-//! What happened during a soak, as it happened.
+//! Events of a soak, as they happened.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ pub struct Struck {
     pub lasted: Duration,
 }
 
-/// How a worker's process ended.
+/// End of a worker's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransferResult {
     Killed,
@@ -24,7 +24,7 @@ pub enum TransferResult {
     ByItself,
 }
 
-/// What a process held at a moment.
+/// Resources of a process at a moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     pub at: Duration,
@@ -35,7 +35,7 @@ pub struct Sample {
 /// One process of a worker, from start to end.
 #[derive(Debug, Clone)]
 pub struct Life {
-    pub seat: usize,
+    pub slot: usize,
     /// The access key id by which S3 knows it.
     pub identity: String,
     pub begun: Duration,
@@ -47,11 +47,11 @@ pub struct Life {
 pub struct Notes {
     pub struck: Vec<Struck>,
     pub lives: Vec<Life>,
-    /// When the broker could be used again after it was down.
+    /// Times at which the broker could be used again after it was down.
     pub returns: Vec<Timestamp>,
     /// From SIGTERM to the end of the process.
     pub drains: Vec<Duration>,
-    /// When the last fault was over.
+    /// End of the last fault.
     pub calm: Option<Duration>,
     /// From then until the last job had ended and the queues were empty.
     pub drained_in: Option<Duration>,

@@ -1,4 +1,5 @@
-//! How long, how much, and from which seed. `tests/soak` says it by environment variables; without them it is the short form.
+//! Duration, size and seed of a soak, from the environment variables that `tests/soak` sets;
+//! without them, the short form.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -6,12 +7,13 @@ use std::time::{Duration, SystemTime};
 
 /// The short form: what the test suite has time for.
 const SHORT: (u64, usize, usize) = (24, 260, 3);
-/// In longer ones, so many jobs a second unless told otherwise.
+/// In longer ones, so many jobs a second unless asked otherwise.
 const PACE: u64 = 8;
-/// From here on faults may last longer than what a heartbeat needs to find out, and some worker lives long enough to be measured.
+/// From here on faults may last longer than what a heartbeat needs to find out, and some worker
+/// lives long enough to be measured.
 const LONG: Duration = Duration::from_secs(100);
 
-/// Where the jobs queue.
+/// Queue of the jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
     Rabbitmq,
@@ -35,8 +37,8 @@ impl FromStr for Queue {
 pub struct Settings {
     pub seed: u64,
     pub queue: Queue,
-    /// How long the storm lasts; setting up and calming down come on top.
-    pub storm: Duration,
+    /// Time for which faults are injected; setup and recovery come on top.
+    pub faults_for: Duration,
     pub jobs: usize,
     pub workers: usize,
     pub ledger: PathBuf,
@@ -51,7 +53,7 @@ impl Settings {
         Self {
             seed,
             queue: given("QUEUE").unwrap_or(Queue::Rabbitmq),
-            storm: Duration::from_secs(seconds),
+            faults_for: Duration::from_secs(seconds),
             jobs: given("JOBS").unwrap_or(usual),
             workers: given("WORKERS").unwrap_or(SHORT.2).max(1),
             ledger,
@@ -59,26 +61,26 @@ impl Settings {
     }
 
     pub fn is_long(&self) -> bool {
-        self.storm >= LONG
+        self.faults_for >= LONG
     }
 
     pub fn is_embedded(&self) -> bool {
         self.queue == Queue::SqliteQueue
     }
 
-    /// How long the calm may take until everything has ended.
+    /// Longest recovery until every job has ended.
     pub fn patience(&self) -> Duration {
         Duration::from_secs(if self.is_long() { 240 } else { 120 })
     }
 
     /// The command that does the same again.
     pub fn replay(&self) -> String {
-        let Self { seed, storm, jobs, workers, .. } = self;
+        let Self { seed, faults_for, jobs, workers, .. } = self;
         let queue = if self.is_embedded() { " --queue embedded" } else { "" };
-        format!("tests/soak --seed {seed} --seconds {} --jobs {jobs} --workers {workers}{queue}", storm.as_secs())
+        format!("tests/soak --seed {seed} --seconds {} --jobs {jobs} --workers {workers}{queue}", faults_for.as_secs())
     }
 
-    /// Where the logs go when something was wrong.
+    /// Folder for the logs of a failed soak.
     pub fn logs(&self) -> PathBuf {
         self.ledger.with_extension("logs")
     }

@@ -1,4 +1,5 @@
-//! What stands around the workers: a broker node that is the soak's alone, S3 and STS, the sources, the customers.
+//! Surroundings of the workers: a broker node of the soak's own, S3 and STS, the sources, the
+//! customers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use super::dice::Dice;
 use super::jobs::{self, Body, Draft, Kind, Origin};
 use super::settings::Settings;
-use crate::shop::{KMS_KEY, REGION, role_destination};
+use crate::fixture::{KMS_KEY, REGION, role_destination};
 use crate::testbed::broker::Broker;
 use crate::testbed::node::Node;
 use crate::testbed::proxy::Proxy;
@@ -22,18 +23,19 @@ use crate::testbed::{bytes, unique};
 
 /// The sick customer's account, by which its rule finds it.
 const SICK_ACCOUNT: &str = "100000000009";
-/// What the broker's own waits are cut down to: a soak has no time for two minutes. The lower of policy and argument counts.
+/// Upper limit for the broker's own waits: a soak has no time for two minutes. The lower of policy
+/// and argument counts.
 const WAITS: [(&str, u32); 3] =
     [("(lease|owner[.].*)", 6000), ("wait[.](5s|30s)", 1500), ("wait[.](2m|10m|30m|2h|12h)", 3000)];
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
-/// How long S3 takes to answer, so that there is something in flight when a fault strikes.
+/// Delay of S3's answers, so that something is in flight when a fault begins.
 const ANSWER: Duration = Duration::from_millis(60);
 const PART_ANSWER: Duration = Duration::from_millis(200);
 
 pub struct Stage {
     pub site: Site,
     pub s3: ScriptedS3,
-    /// Where there is a broker.
+    /// `None` on the embedded queue.
     pub node: Option<Arc<Node>>,
     /// Between the workers and all http and https sources.
     pub sources: [Proxy; 2],
@@ -55,7 +57,7 @@ impl Stage {
         }
         let s3 = ScriptedS3::start().await;
         s3.thrifty();
-        furnish(&mut site, &s3);
+        add_acme(&mut site, &s3);
         let ca = site.dir.path().join("ca.pem");
         let (web, tls) = (WebSource::http().await, WebSource::https(&ca).await);
         site.environment("SSL_CERT_FILE", &ca.display().to_string());
@@ -86,7 +88,7 @@ impl Stage {
     }
 
     /// The sick customer corrects the trust policy.
-    pub fn mend(&self) {
+    pub fn fix_trust_policy(&self) {
         self.s3.lift("sick");
     }
 
@@ -194,7 +196,7 @@ fn shorten_waits(node: &Node, prefix: &str) {
     }
 }
 
-fn furnish(site: &mut Site, s3: &ScriptedS3) {
+fn add_acme(site: &mut Site, s3: &ScriptedS3) {
     site.set("worker.slots", 8).set("worker.backfill_slots", 4).set("worker.memory_budget", "96MiB");
     site.set("worker.drain_timeout", "8s").set("worker.max_attempts", 200);
     site.set("upload.part_size", "5MiB").set("upload.multipart_threshold", "5MiB").set("upload.part_concurrency", 2);

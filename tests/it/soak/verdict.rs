@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::inbox::Told;
+use super::inbox::Reported;
 use super::jobs::Kind;
 use super::record::{Life, Notes, Sample};
 use super::{Published, World, open};
@@ -14,7 +14,7 @@ use crate::testbed::scripted::ScriptedS3;
 
 /// Younger workers have not lived long enough to be judged by what they hold.
 const GROWN_UP: Duration = Duration::from_secs(60);
-/// What a worker may hold in the last third of its life beyond a quarter more than in the first.
+/// Allowance of a worker in the last third of its life, beyond a quarter more than in the first.
 const MEMORY_SLACK_KIB: u64 = 32 * 1024;
 const DESCRIPTOR_SLACK: u64 = 16;
 
@@ -29,7 +29,8 @@ pub struct Verdict {
     pub half_delivered: usize,
     /// Jobs with two event ids for one kind of end.
     pub duplicates: usize,
-    /// Jobs that were told to have ended in two ways, as may be after a crash; consumers take `delivered`.
+    /// Jobs that were reported to have ended in two ways, as may be after a crash; consumers take
+    /// `delivered`.
     pub echoes: usize,
     /// Outcomes that were sent again with the same id.
     pub resent: usize,
@@ -44,7 +45,7 @@ pub struct Verdict {
     pub grown: Vec<Grown>,
 }
 
-/// What an old worker held.
+/// Resources of an old worker.
 #[derive(Debug, Clone, Copy)]
 pub struct Grown {
     pub lived: Duration,
@@ -54,15 +55,16 @@ pub struct Grown {
 
 /// Counts everything, and notes all that is wrong.
 pub async fn judge(world: &World) -> Verdict {
-    let told: Vec<_> = world.stage.site.broker.outcomes().await.iter().map(|m| Told::read(&Message::json(m))).collect();
+    let reported: Vec<_> =
+        world.stage.site.broker.outcomes().await.iter().map(|m| Reported::read(&Message::json(m))).collect();
     let mut verdict = Verdict::default();
     let mut problems = Vec::new();
     {
         let published = world.published.lock().unwrap();
-        verdict.count_ends(&published, &told, &mut problems);
+        verdict.count_ends(&published, &reported, &mut problems);
         verdict.compare(world, &published, &mut problems);
     }
-    heard_the_same(&told, &world.inbox.told(), &mut problems);
+    received_the_same(&reported, &world.inbox.reported(), &mut problems);
     let (open, still) = open::count(world);
     verdict.open = open;
     problems.extend(still);
@@ -71,7 +73,7 @@ pub async fn judge(world: &World) -> Verdict {
         problems.push("the queue's file is damaged".to_owned());
     }
     world.record.note(|notes| {
-        verdict.returns = returns(notes, &told);
+        verdict.returns = returns(notes, &reported);
         verdict.grown = notes.lives.iter().filter_map(grown).collect();
     });
     for grown in &verdict.grown {
@@ -85,12 +87,17 @@ pub async fn judge(world: &World) -> Verdict {
 }
 
 impl Verdict {
-    fn count_ends(&mut self, published: &BTreeMap<String, Published>, told: &[Told], problems: &mut Vec<String>) {
-        for retry in told.iter().filter(|told| !told.is_end()) {
+    fn count_ends(
+        &mut self,
+        published: &BTreeMap<String, Published>,
+        reported: &[Reported],
+        problems: &mut Vec<String>,
+    ) {
+        for retry in reported.iter().filter(|reported| !reported.is_end()) {
             *self.retries.entry(retry.reason.clone()).or_default() += 1;
         }
-        let mut by_job: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
-        for end in told.iter().filter(|told| told.is_end()) {
+        let mut by_job: BTreeMap<&str, Vec<&Reported>> = BTreeMap::new();
+        for end in reported.iter().filter(|reported| reported.is_end()) {
             by_job.entry(&end.job).or_default().push(end);
         }
         for (id, job) in published {
@@ -100,10 +107,15 @@ impl Verdict {
         for stranger in by_job.keys() {
             problems.push(format!("an outcome of {stranger:?}, which nobody published"));
         }
-        self.resumed = told.iter().filter(|told| told.resumed).map(|told| &told.job).collect::<BTreeSet<_>>().len();
+        self.resumed = reported
+            .iter()
+            .filter(|reported| reported.resumed)
+            .map(|reported| &reported.job)
+            .collect::<BTreeSet<_>>()
+            .len();
     }
 
-    fn count_job(&mut self, id: &str, job: &Published, ends: &[&Told], problems: &mut Vec<String>) {
+    fn count_job(&mut self, id: &str, job: &Published, ends: &[&Reported], problems: &mut Vec<String>) {
         let kinds: BTreeSet<_> = ends.iter().map(|end| end.end()).collect();
         let ids: BTreeSet<_> = ends.iter().map(|end| (&end.outcome, &end.id)).collect();
         let outcomes: BTreeSet<_> = ends.iter().map(|end| &end.outcome).collect();
@@ -126,7 +138,8 @@ impl Verdict {
         }
     }
 
-    /// Everything that S3 ever showed under a job's key, with the job's source; and what was sent for it.
+    /// Everything that S3 ever showed under a job's key, with the job's source; and what was sent
+    /// for it.
     fn compare(&mut self, world: &World, published: &BTreeMap<String, Published>, problems: &mut Vec<String>) {
         let (s3, site) = (&world.stage.s3, &world.stage.site);
         let mut sources: BTreeMap<String, (Kind, Option<Bytes>)> = BTreeMap::new();
@@ -162,11 +175,13 @@ fn stored(s3: &ScriptedS3) -> usize {
 }
 
 /// Two queues were bound to the outcomes; both must have got every one.
-fn heard_the_same(told: &[Told], heard: &[Told], problems: &mut Vec<String>) {
-    let ids = |told: &[Told]| told.iter().map(|told| (told.job.clone(), told.id.clone())).collect::<BTreeSet<_>>();
-    let (told, heard) = (ids(told), ids(heard));
-    // The last ones may have come after nobody listened any more; but what was heard was told.
-    let missing: Vec<_> = heard.difference(&told).collect();
+fn received_the_same(reported: &[Reported], received: &[Reported], problems: &mut Vec<String>) {
+    let ids = |reported: &[Reported]| {
+        reported.iter().map(|reported| (reported.job.clone(), reported.id.clone())).collect::<BTreeSet<_>>()
+    };
+    let (reported, received) = (ids(reported), ids(received));
+    // The last ones may have come after nobody received any more; but what was received was published.
+    let missing: Vec<_> = received.difference(&reported).collect();
     if !missing.is_empty() {
         problems.push(format!("outcomes that one queue got and the other did not: {missing:?}"));
     }
@@ -188,11 +203,11 @@ fn no_panics(world: &World, problems: &mut Vec<String>) {
     }
 }
 
-fn returns(notes: &Notes, told: &[Told]) -> Vec<Duration> {
-    let delivered: Vec<_> = told.iter().filter(|told| told.outcome == "delivered").collect();
+fn returns(notes: &Notes, reported: &[Reported]) -> Vec<Duration> {
+    let delivered: Vec<_> = reported.iter().filter(|reported| reported.outcome == "delivered").collect();
     let first = |back: &jiff::Timestamp| {
-        let after = delivered.iter().filter(|told| told.started.is_some_and(|started| started >= *back));
-        let first = after.filter_map(|told| told.finished).min()?;
+        let after = delivered.iter().filter(|reported| reported.started.is_some_and(|started| started >= *back));
+        let first = after.filter_map(|reported| reported.finished).min()?;
         Duration::try_from(first.duration_since(*back)).ok()
     };
     let mut returns: Vec<_> = notes.returns.iter().filter_map(first).collect();

@@ -1,5 +1,5 @@
-//! The broker as producers and customers see it: jobs in, outcomes out, dead letters, the wait ladder. Where it is a file, jobs can be
-//! offered, and what is in it can be read.
+//! The broker as producers and customers see it: jobs in, outcomes out, dead letters, the wait
+//! queues. Where it is a file, jobs can be offered, and what is in it can be read.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -38,7 +38,7 @@ impl Message {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// Whether it is a copy of the job with this id.
+    /// True if it is a copy of the job with this id.
     pub fn is_of(&self, job_id: &str) -> bool {
         let named = || serde_json::from_slice::<Value>(&self.body).is_ok_and(|body| body["id"] == job_id);
         self.id.as_deref() == Some(job_id) || named()
@@ -50,8 +50,8 @@ impl Message {
     }
 }
 
-/// The queues of the wait ladder are called `wait.` and one of these.
-pub const RUNGS: [&str; 7] = ["5s", "30s", "2m", "10m", "30m", "2h", "12h"];
+/// The wait queues are called `wait.` and one of these.
+pub const RETRY_DELAYS: [&str; 7] = ["5s", "30s", "2m", "10m", "30m", "2h", "12h"];
 
 /// One prefix on one node. Reconnects when the node was restarted.
 #[derive(Debug)]
@@ -129,17 +129,19 @@ impl Broker {
             .unwrap();
     }
 
-    /// Every job that was published so far, in its order; one that was published twice is there twice.
+    /// Every job that was published so far, in its order; one that was published twice is there
+    /// twice.
     pub fn published(&self) -> Vec<Value> {
         self.published.lock().unwrap().clone()
     }
 
-    /// How many messages were published that are not jobs in their plain form.
+    /// Number of published messages that are not jobs in their plain form.
     pub fn published_others(&self) -> usize {
         self.others.load(Ordering::Relaxed)
     }
 
-    /// Every message that this test took off a queue of the worker so far, with the queue's name below the prefix.
+    /// Every message that this test took off a queue of the worker so far, with the queue's name
+    /// below the prefix.
     pub fn all_taken(&self) -> Vec<(String, Message)> {
         self.taken.lock().unwrap().clone()
     }
@@ -159,7 +161,8 @@ impl Broker {
         self.confirmed(&routing_key, &body, properties).await;
     }
 
-    /// Publishes a job once, and says whether the broker confirmed it; it may have it even where it did not.
+    /// Publishes a job once, and says whether the broker confirmed it; it may have it even where it
+    /// did not.
     pub async fn offer(&self, lane: &str, job: &Value) -> bool {
         let (routing_key, body, properties) = self.note(lane, job, &[]);
         if let Some(file) = &self.file {
@@ -203,7 +206,8 @@ impl Broker {
         assert!(matches!(confirmed, Confirmation::Ack(None)), "{routing_key} was not taken: {confirmed:?}");
     }
 
-    /// Puts a message with text headers straight into a queue of this prefix; a job's id becomes the message id.
+    /// Puts a message with text headers straight into a queue of this prefix; a job's id becomes
+    /// the message id.
     pub async fn put_into(&self, queue: &str, body: &[u8], headers: &[(&str, &str)]) {
         let mut table = FieldTable::default();
         for (name, value) in headers {
@@ -291,7 +295,8 @@ impl Broker {
         .await
     }
 
-    /// Waits until so many jobs have a terminal outcome; gives all of them by job id (the first of each).
+    /// Waits until so many jobs have a terminal outcome; gives all of them by job id (the first of
+    /// each).
     pub async fn all_ended(&self, count: usize, limit: Duration) -> BTreeMap<String, Value> {
         until(&format!("{count} terminal outcomes"), limit, async || {
             let mut ended = BTreeMap::new();
@@ -308,7 +313,7 @@ impl Broker {
     /// Deletes the queues of this prefix: a node with thousands of quorum queues is a slow node.
     pub async fn clean(&self) {
         let Some(channel) = self.channel().await else { return };
-        let waits = RUNGS.map(|rung| format!("wait.{rung}"));
+        let waits = RETRY_DELAYS.map(|rung| format!("wait.{rung}"));
         let names =
             ["jobs.scheduled", "jobs.backfill", "jobs.continued", "dead", "lease", "outcomes.unrouted", "control"];
         for name in names.map(str::to_owned).into_iter().chain(waits).chain(["test.outcomes".to_owned()]) {

@@ -1,4 +1,5 @@
-//! A headless Chromium over WebDriver, with nothing of the user's own: a fresh profile, no calls home.
+//! A headless Chromium over WebDriver, with nothing of the user's own: a fresh profile, no calls
+//! home.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use url::{ParseError, Url};
 
-use super::{exported, free_port, until};
+use super::{exported, free_port, http, until};
 
 /// A browser with one window. Ends on drop, with its driver.
 #[derive(Debug)]
@@ -21,7 +22,8 @@ pub struct Browser {
     driver: Driver,
 }
 
-/// The driver's process; it knows the session, so that the browser goes with it even when a test fails.
+/// The driver's process; it knows the session, so that the browser goes with it even when a test
+/// fails.
 #[derive(Debug)]
 struct Driver {
     child: Child,
@@ -43,7 +45,7 @@ impl Driver {
             .unwrap();
         let driver = Self { child, url: format!("http://127.0.0.1:{port}"), session: None, _profile: profile };
         until("the driver answers", Duration::from_secs(60), async || {
-            let answer = reqwest::get(format!("{}/status", driver.url)).await.ok()?;
+            let answer = http().get(format!("{}/status", driver.url)).send().await.ok()?;
             answer.status().is_success().then_some(())
         })
         .await;
@@ -116,13 +118,14 @@ impl Browser {
         browser
     }
 
-    /// The size of the window's inside in CSS pixels; `phone` adds touch and a phone's way of layout.
+    /// The size of the window's inside in CSS pixels; `phone` adds touch and a phone's way of
+    /// layout.
     pub async fn window(&self, width: u32, height: u32, phone: bool) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
         self.devtools("Emulation.setDeviceMetricsOverride", size).await;
     }
 
-    /// What the user prefers, such as `prefers-color-scheme` = `dark`.
+    /// Sets a preference of the user, such as `prefers-color-scheme` = `dark`.
     pub async fn prefers(&self, feature: &str, value: &str) {
         let media = json!({"features": [{"name": feature, "value": value}]});
         self.devtools("Emulation.setEmulatedMedia", media).await;
@@ -163,7 +166,7 @@ impl Browser {
         self.client.active_element().await.unwrap().send_keys(keys).await.unwrap();
     }
 
-    /// What the console was told since the last look: errors, warnings, violations of the page's policy.
+    /// Console entries since the last look: errors, warnings, violations of the page's policy.
     pub async fn console(&self) -> Vec<String> {
         let entries = self.client.issue_cmd(Extra("se/log", json!({"type": "browser"}))).await.unwrap();
         let line = |entry: &Value| format!("{} {}", entry["level"], entry["message"]);
@@ -185,7 +188,7 @@ impl Browser {
     }
 }
 
-/// Where pictures are kept: beside the servers' files, below the target directory.
+/// Folder of pictures: beside the servers' files, below the target directory.
 fn artefacts() -> PathBuf {
     let binary = Path::new(env!("CARGO_BIN_EXE_consign"));
     let dir = binary.ancestors().nth(2).unwrap().join("testbed/pictures");

@@ -1,4 +1,4 @@
-//! What must hold after every fault: the invariants I1-I8 of the promise, asserted on what the outside sees.
+//! Invariants I1-I8 that must hold after every fault, asserted from outside.
 //!
 //! * I1: every job that was published has ended as a complete object equal to its source, or with a reason and where due a dead
 //!   letter; or it waits where it can be found.
@@ -28,13 +28,13 @@ use super::site::Site;
 use super::worker::Worker;
 use promise::{Found, Promise};
 
-/// How long a worker may take to stop when nothing is in progress (I8).
+/// Longest stop of a worker when nothing is in progress (I8).
 const STOPPING: Duration = Duration::from_secs(30);
 const RETRYING: &str = "consign.transfer.retrying.v1";
 const DELIVERED: &str = "consign.transfer.delivered.v1";
 const FAILED: &str = "consign.transfer.failed.v1";
 
-/// What is checked, and what of it can't hold for a reason.
+/// Subjects of the check, and the invariants that can't hold for a reason.
 #[must_use]
 pub struct Checker<'a> {
     site: &'a Site,
@@ -80,7 +80,8 @@ impl<'a> Checker<'a> {
         self
     }
 
-    /// Answers of S3 were lost on their way: an upload whose id nobody was told can't be aborted by anybody.
+    /// Answers of S3 were lost on their way: an upload whose id nobody received can't be aborted by
+    /// anybody.
     pub fn over_a_broken_wire(mut self) -> Self {
         self.broken_wire = true;
         self
@@ -105,7 +106,7 @@ impl<'a> Checker<'a> {
         for worker in &self.workers {
             worker.quiet().await;
         }
-        if let Err(problem) = self.counted_as_told(&promises).await {
+        if let Err(problem) = self.counted_as_reported(&promises).await {
             self.problems.push(problem);
         }
         for worker in self.workers.clone() {

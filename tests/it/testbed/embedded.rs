@@ -1,4 +1,5 @@
-//! The file of an embedded queue as producers and customers see it: jobs in, outcomes and dead letters out, waits cut short.
+//! The file of an embedded queue as producers and customers see it: jobs in, outcomes and dead
+//! letters out, waits cut short.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -51,7 +52,7 @@ impl File {
         look(reader.get_or_insert_with(|| Connection::open(&self.path).unwrap())).unwrap()
     }
 
-    /// All outcomes, each as often as it was told.
+    /// All outcomes, each as often as it was published.
     pub fn outcomes(&self) -> Vec<Message> {
         let sql = "SELECT routing_key, id, body, repeats FROM outcomes WHERE prefix = ?1 ORDER BY seq";
         let rows = self.with(|db| {
@@ -65,7 +66,8 @@ impl File {
         rows.into_iter().flat_map(|(message, repeats)| std::iter::repeat_n(message, repeats as usize + 1)).collect()
     }
 
-    /// What is in the place of a queue: `jobs.<lane>`, `wait.<delay>` or `dead`. It stays there.
+    /// Messages that correspond to a queue: `jobs.<lane>`, `wait.<delay>` or `dead`. They stay
+    /// there.
     pub fn queue(&self, name: &str) -> Vec<Message> {
         let wait = name.strip_prefix("wait.").map_or(0, millis);
         let (table, which) = match name.strip_prefix("jobs.") {
@@ -86,7 +88,7 @@ impl File {
         })
     }
 
-    /// How many jobs are to be worked on, worked on, or waiting.
+    /// Number of jobs that are ready, in progress, or waiting.
     pub fn jobs(&self) -> [(&'static str, u32); 2] {
         ["jobs", "waiting"].map(|table| {
             let sql = format!("SELECT count(*) FROM {table} WHERE prefix = ?1");
@@ -94,7 +96,8 @@ impl File {
         })
     }
 
-    /// Nobody waits longer than this from now on. Best effort: a process that is frozen may hold the file's lock.
+    /// Nobody waits longer than this from now on. Best effort: a process that is frozen may hold
+    /// the file's lock.
     pub fn shorten_waits(&self, most: Duration) {
         let due = jiff::Timestamp::now().as_millisecond() + i64::try_from(most.as_millis()).unwrap();
         let writer = Connection::open(&self.path).unwrap();
@@ -102,7 +105,7 @@ impl File {
         let _ = writer.execute("UPDATE waiting SET due_ms = ?2 WHERE prefix = ?1 AND due_ms > ?2", (&self.prefix, due));
     }
 
-    /// Whether SQLite finds the file whole.
+    /// True if SQLite finds the file intact.
     pub fn is_whole(&self) -> bool {
         self.with(|db| db.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))) == "ok"
     }

@@ -1,4 +1,4 @@
-//! What was broken and what it cost, in numbers: filled by the testbed's own parts, read by the checker.
+//! Faults and their cost, in numbers: filled by the testbed's own parts, read by the checker.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,7 +32,8 @@ impl Ledger {
         Self { jobs, faults, bytes_sent, bytes_again: bytes_sent.saturating_sub(bytes_delivered) }
     }
 
-    /// Appends the sums as a line of JSON to the file that `CONSIGN_TEST_LEDGER` names, if it names one.
+    /// Appends the sums as a line of JSON to the file that `CONSIGN_TEST_LEDGER` names, if it names
+    /// one.
     pub fn write(&self) {
         let Ok(file) = std::env::var("CONSIGN_TEST_LEDGER") else { return };
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap();

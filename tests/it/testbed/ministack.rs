@@ -1,7 +1,8 @@
-//! ministack: S3, STS and IAM by somebody else again, with several accounts and stricter than moto: the principal a role trusts, an
-//! absent external id, session policies, `aws:SourceIp`, policies of buckets (their own account's alone). It knows no policy
-//! variables (`${*}`) and neither permissions of KMS nor the expected owner of a bucket, and it takes no CRC-64/NVME of a whole object in parts, so
-//! destinations here say `checksum = "none"`.
+//! ministack: S3, STS and IAM by somebody else again, with several accounts and stricter than moto:
+//! the principal a role trusts, an absent external id, session policies, `aws:SourceIp`, policies
+//! of buckets (their own account's alone). It knows no policy variables (`${*}`) and neither
+//! permissions of KMS nor the expected owner of a bucket, and it takes no CRC-64/NVME of a whole
+//! object in parts, so destinations here say `checksum = "none"`.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +21,8 @@ pub struct Ministack {
     pub url: String,
 }
 
-/// An account and its administrator's hands. Names are unique in an account, so every test has its own accounts.
+/// An account and its administrator's hands. Names are unique in an account, so every test has its
+/// own accounts.
 #[derive(Debug, Clone)]
 pub struct Account {
     pub id: String,
@@ -108,7 +110,7 @@ impl Account {
         Some(object.body.collect().await.unwrap().into_bytes())
     }
 
-    /// How many uploads in parts are open.
+    /// Number of open multipart uploads.
     pub async fn open_uploads(&self, bucket: &str) -> usize {
         self.s3.list_multipart_uploads().bucket(bucket).send().await.unwrap().uploads().len()
     }

@@ -1,4 +1,5 @@
-//! moto: S3, STS and IAM by somebody else, with IAM enforced. `tests/run` made one administrator before it closed the door.
+//! moto: S3, STS and IAM by somebody else, with IAM enforced. `tests/run` made one administrator
+//! before it closed the door.
 
 use std::time::SystemTime;
 
@@ -9,7 +10,7 @@ use aws_sigv4::sign::v4;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::exported;
+use super::{exported, http};
 
 /// The account that everything in moto belongs to.
 pub const ACCOUNT: &str = "123456789012";
@@ -67,7 +68,8 @@ impl Moto {
         (format!("arn:aws:iam::{ACCOUNT}:user/{name}"), key)
     }
 
-    /// A role that `principal` may assume with this external id, and that may do what `statements` say; gives its ARN.
+    /// A role that `principal` may assume with this external id, and that may do what `statements`
+    /// say; gives its ARN.
     pub async fn make_role(&self, name: &str, principal: &str, external_id: &str, statements: Value) -> String {
         let trust = document(&json!([{
             "Effect": "Allow", "Principal": {"AWS": principal}, "Action": "sts:AssumeRole",
@@ -125,7 +127,7 @@ pub(super) async fn iam(url: &str, admin: &Key, form: &[(&str, &str)]) -> String
     let signable =
         SignableRequest::new("POST", &url, [kind].into_iter(), SignableBody::Bytes(body.as_bytes())).unwrap();
     let (signed, _) = sign(signable, &parameters).unwrap().into_parts();
-    let mut request = reqwest::Client::new().post(&url).header(kind.0, kind.1).body(body);
+    let mut request = http().post(&url).header(kind.0, kind.1).body(body);
     for (name, value) in signed.headers() {
         request = request.header(name, value);
     }
@@ -156,7 +158,7 @@ pub fn customer_policy(bucket: &str) -> Value {
     ])
 }
 
-/// What the platform's own identity may do: assume roles, and read its staging bucket.
+/// Policy of the platform's own identity: assume roles, and read its staging bucket.
 pub fn platform_policy(staging: &str) -> Value {
     json!([
         {"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*"},

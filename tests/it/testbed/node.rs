@@ -1,39 +1,55 @@
-//! Broker nodes that are there to be broken: killed, frozen, alarmed, with other passwords and little patience.
+//! Broker nodes: those that tests may break (kill, freeze, alarm), and the shared one, for settings
+//! that touch one test only.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::{exported, ledger};
+use super::{exported, ledger, unique};
 
 const USER: &str = "consign";
 const PASSWORD: &str = "marked-secret-amqp";
 
-/// The node that tests break, each when it is its turn; with what must be undone when the test is over.
+/// A node, with the commands that undo what a test has set on it.
 #[derive(Debug)]
 pub struct Node {
     dir: PathBuf,
     pub url: String,
     undo: Mutex<Vec<Vec<String>>>,
-    /// Locked while the node is this test's.
-    _turn: File,
+    /// Locked while the node is this test's; `None` for the shared one.
+    turn: Option<File>,
 }
 
 impl Node {
-    /// The node that tests break in turn: whole, and this test's alone until it is dropped. The first one starts it.
+    /// One of two nodes that tests break in turn: intact, and this test's alone until it is
+    /// dropped. The first test starts it.
     pub fn in_turn() -> Self {
-        Self::below(PathBuf::from(exported("CONSIGN_TEST_NODE")))
+        let first = PathBuf::from(exported("CONSIGN_TEST_NODE"));
+        let second = PathBuf::from(format!("{}-2", first.display()));
+        let turn = turn_file(&first);
+        match turn.try_lock() {
+            Ok(()) => Self::locked(first, turn),
+            Err(TryLockError::WouldBlock) => Self::below(second),
+            Err(TryLockError::Error(e)) => panic!("{e}"),
+        }
     }
 
-    /// As [`Node::in_turn`], another one: for whoever would keep the others waiting for too long.
+    /// The node that all tests share, for users and policies that concern the caller's own prefix
+    /// only.
+    pub fn shared() -> Self {
+        let dir = Path::new(&exported("CONSIGN_TEST_NODE")).with_file_name("broker");
+        Self { dir, url: exported("CONSIGN_TEST_AMQP_URL"), undo: Mutex::default(), turn: None }
+    }
+
+    /// A node of its own, for a test that would keep the others waiting for too long.
     pub fn apart(name: &str) -> Self {
         Self::below(PathBuf::from(format!("{}-{name}", exported("CONSIGN_TEST_NODE"))))
     }
 
-    /// As [`Node::apart`], one that demands client certificates on [`Node::tls_port`] as well. `certify` writes `ca.pem`, `server.pem`
-    /// and `server.key` into the folder that it is given.
+    /// As [`Node::apart`], one that demands client certificates on [`Node::tls_port`] as well.
+    /// `certify` writes `ca.pem`, `server.pem` and `server.key` into the folder that it is given.
     pub fn over_tls(certify: impl FnOnce(&Path)) -> Self {
         let dir = PathBuf::from(format!("{}-tls", exported("CONSIGN_TEST_NODE")));
         let files = dir.join("tls");
@@ -47,11 +63,14 @@ impl Node {
     }
 
     fn below(dir: PathBuf) -> Self {
-        std::fs::create_dir_all(&dir).unwrap();
-        let turn = File::create(dir.join("turn")).unwrap();
+        let turn = turn_file(&dir);
         turn.lock().unwrap();
+        Self::locked(dir, turn)
+    }
+
+    fn locked(dir: PathBuf, turn: File) -> Self {
         let url = control(&dir, &["start"]);
-        Self { dir, url, undo: Mutex::default(), _turn: turn }
+        Self { dir, url, undo: Mutex::default(), turn: Some(turn) }
     }
 
     /// As a power cut: kill -9.
@@ -110,15 +129,18 @@ impl Node {
         self.ctl(&["change_password", USER, PASSWORD]);
     }
 
-    /// The URL of a new login that may configure, write and read only what matches; gone after the test.
-    pub fn login(&self, name: &str, may: [&str; 3]) -> String {
+    /// The URL of a new user that may configure, write and read only what matches. The user is
+    /// deleted after the test.
+    pub fn login(&self, may: [&str; 3]) -> String {
+        let name = &unique("user");
         self.ctl(&["add_user", name, PASSWORD]);
         self.undo_by(&["delete_user", name]);
         self.ctl(&[&["set_permissions", name], &may[..]].concat());
         self.url.replace(&format!("//{USER}:"), &format!("//{name}:"))
     }
 
-    /// Channels that are opened from now on are closed when a delivery is not acknowledged within `limit`.
+    /// Channels that are opened from now on are closed when a delivery is not acknowledged within
+    /// `limit`.
     pub fn acknowledge_within(&self, limit: Duration) {
         ledger::fault("low consumer_timeout");
         let set = |name: &str, value: u128| format!("application:set_env(rabbit, {name}, {value}).");
@@ -136,12 +158,14 @@ impl Node {
         self.undo_by(&["clear_policy", "full"]);
     }
 
-    /// The leases of a prefix come back, or go to other workers, after `time`: the lower of policy and declaration counts.
+    /// The leases of a prefix come back, or go to other workers, after `time`: the lower of policy
+    /// and declaration counts.
     pub fn shorten_leases(&self, prefix: &str, time: Duration) {
         let (pattern, definition) =
             (format!("^{prefix}\\.(lease$|owner\\.)"), format!("{{\"message-ttl\":{}}}", time.as_millis()));
-        self.ctl(&["set_policy", "--apply-to", "queues", "short-leases", &pattern, &definition]);
-        self.undo_by(&["clear_policy", "short-leases"]);
+        let name = format!("short-leases-{prefix}");
+        self.ctl(&["set_policy", "--apply-to", "queues", &name, &pattern, &definition]);
+        self.undo_by(&["clear_policy", &name]);
     }
 
     /// Runs rabbitmqctl.
@@ -165,16 +189,23 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// Makes it whole again, for the next test.
+    /// Repairs it for the next test.
     fn drop(&mut self) {
-        control(&self.dir, &["start"]);
-        control(&self.dir, &["thaw"]);
+        if self.turn.is_some() {
+            control(&self.dir, &["start"]);
+            control(&self.dir, &["thaw"]);
+        }
         for arguments in self.undo.lock().unwrap().drain(..) {
             // What the test has undone itself may be gone.
             let arguments: Vec<_> = ["ctl"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
             let _ = try_control(&self.dir, &arguments);
         }
     }
+}
+
+fn turn_file(dir: &Path) -> File {
+    std::fs::create_dir_all(dir).unwrap();
+    File::create(dir.join("turn")).unwrap()
 }
 
 fn control(dir: &Path, what: &[&str]) -> String {

@@ -1,4 +1,5 @@
-//! A TCP proxy that breaks connections: latency, resets, a black hole, a cut after so many bytes, a half close.
+//! A TCP proxy that breaks connections: latency, resets, a black hole, a cut after so many bytes, a
+//! half close.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,29 +11,31 @@ use tokio::sync::watch;
 
 use super::ledger;
 
-/// What happens to the bytes that pass, from now on, on every connection.
+/// Condition of every connection, from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weather {
+pub enum Condition {
     /// They pass.
-    Fair,
+    Normal,
     /// Each read is held back this long.
     Latency(Duration),
     /// Connections are reset, those that are idle as well.
     Reset,
-    /// Connections stay open and nothing passes; what was held back passes when the weather changes.
+    /// Connections stay open and nothing passes; what was held back passes when the condition
+    /// changes.
     BlackHole,
     /// A connection is closed once it has carried so many bytes towards the server.
     CutAfter(usize),
     /// A connection is closed once it has carried so many bytes towards the client.
     CutReplyAfter(usize),
-    /// The server's end says that it is done and takes what comes for ever: the client reads an end, and can go on writing.
+    /// The server's end shuts its write half and keeps reading: the client reads an end, and can
+    /// still write.
     HalfClose,
 }
 
-impl Weather {
+impl Condition {
     fn kind(self) -> Option<&'static str> {
         Some(match self {
-            Self::Fair => return None,
+            Self::Normal => return None,
             Self::Latency(_) => "latency",
             Self::Reset => "connections reset",
             Self::BlackHole => "black hole",
@@ -53,27 +56,27 @@ enum Way {
 #[derive(Debug, Clone)]
 pub struct Proxy {
     pub address: SocketAddr,
-    weather: watch::Sender<Weather>,
+    condition: watch::Sender<Condition>,
 }
 
 impl Proxy {
     pub async fn before(upstream: SocketAddr) -> Self {
         let (listener, address) = super::listener().await;
-        let proxy = Self { address, weather: watch::Sender::new(Weather::Fair) };
-        let weather = proxy.weather.clone();
+        let proxy = Self { address, condition: watch::Sender::new(Condition::Normal) };
+        let condition = proxy.condition.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(weather.subscribe(), client, upstream));
+                tokio::spawn(carry(condition.subscribe(), client, upstream));
             }
         });
         proxy
     }
 
-    pub fn set(&self, weather: Weather) {
-        if let Some(kind) = weather.kind() {
+    pub fn set(&self, condition: Condition) {
+        if let Some(kind) = condition.kind() {
             ledger::fault(kind);
         }
-        self.weather.send_replace(weather);
+        self.condition.send_replace(condition);
     }
 
     /// The URL with this proxy in place of its host and port.
@@ -91,32 +94,32 @@ pub fn address_of(url: &str) -> SocketAddr {
     format!("{}:{}", url.host_str().unwrap(), url.port().unwrap()).parse().unwrap()
 }
 
-async fn carry(weather: watch::Receiver<Weather>, client: TcpStream, upstream: SocketAddr) {
-    if *weather.borrow() == Weather::Reset {
+async fn carry(condition: watch::Receiver<Condition>, client: TcpStream, upstream: SocketAddr) {
+    if *condition.borrow() == Condition::Reset {
         let _ = client.set_zero_linger();
         return;
     }
     let Ok(server) = TcpStream::connect(upstream).await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let up = pump(weather.clone(), from_client, to_server, Way::ToServer);
-    let down = pump(weather, from_server, to_client, Way::ToClient);
+    let up = pump(condition.clone(), from_client, to_server, Way::ToServer);
+    let down = pump(condition, from_server, to_client, Way::ToClient);
     // Either end gone ends both, as a broken network would.
     tokio::select! { () = up => {}, () = down => {} }
 }
 
-async fn pump(mut weather: watch::Receiver<Weather>, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
+async fn pump(mut condition: watch::Receiver<Condition>, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
     let mut carried = 0;
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let read = tokio::select! {
             biased;
-            storm = storm(&mut weather) => Err(storm),
+            interruption = interruption(&mut condition) => Err(interruption),
             read = from.read(&mut buffer) => Ok(read),
         };
         let read = match read {
             Ok(read) => read,
-            Err(Weather::HalfClose) => return half_close(&mut from, to, way).await,
+            Err(Condition::HalfClose) => return half_close(&mut from, to, way).await,
             Err(_) => {
                 let _ = from.as_ref().set_zero_linger();
                 let _ = to.as_ref().set_zero_linger();
@@ -125,12 +128,12 @@ async fn pump(mut weather: watch::Receiver<Weather>, mut from: OwnedReadHalf, mu
         };
         let Ok(read @ 1..) = read else { return };
         carried += read;
-        let now = *weather.borrow();
+        let now = *condition.borrow();
         match now {
-            Weather::Latency(delay) => tokio::time::sleep(delay).await,
-            Weather::BlackHole => drop(weather.wait_for(|now| *now != Weather::BlackHole).await),
-            Weather::CutAfter(limit) if way == Way::ToServer && carried > limit => return,
-            Weather::CutReplyAfter(limit) if way == Way::ToClient && carried > limit => return,
+            Condition::Latency(delay) => tokio::time::sleep(delay).await,
+            Condition::BlackHole => drop(condition.wait_for(|now| *now != Condition::BlackHole).await),
+            Condition::CutAfter(limit) if way == Way::ToServer && carried > limit => return,
+            Condition::CutReplyAfter(limit) if way == Way::ToClient && carried > limit => return,
             _ => {}
         }
         if to.write_all(&buffer[..read]).await.is_err() {
@@ -140,12 +143,13 @@ async fn pump(mut weather: watch::Receiver<Weather>, mut from: OwnedReadHalf, mu
 }
 
 /// Waits for what meets idle connections, too.
-async fn storm(weather: &mut watch::Receiver<Weather>) -> Weather {
-    let storm = weather.wait_for(|now| matches!(now, Weather::Reset | Weather::HalfClose)).await;
-    storm.map_or(Weather::Reset, |now| *now)
+async fn interruption(condition: &mut watch::Receiver<Condition>) -> Condition {
+    let interruption = condition.wait_for(|now| matches!(now, Condition::Reset | Condition::HalfClose)).await;
+    interruption.map_or(Condition::Reset, |now| *now)
 }
 
-/// Towards the client: an end. Towards the server: everything is swallowed until the client hangs up.
+/// Towards the client: an end. Towards the server: everything is swallowed until the client hangs
+/// up.
 async fn half_close(from: &mut OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
     match way {
         Way::ToClient => {

@@ -1,4 +1,5 @@
-//! AMQP 0-9-1 by hand: messages that no client library would write, and that a broker takes all the same.
+//! AMQP 0-9-1 by hand: messages that no client library would write, and that a broker takes all the
+//! same.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -48,7 +49,7 @@ pub async fn publish(broker: &Broker, key: &[u8], properties: &[u8], body: &[u8]
     assert_eq!(line.answer().await[..4], [0, 60, 0, 80], "the broker takes it");
 }
 
-/// Gets a message off a queue of this prefix and is gone, so that it comes again.
+/// Gets a message off a queue of this prefix and disconnects, so that it is redelivered.
 pub async fn get_and_leave(broker: &Broker, queue: &str) {
     let mut line = Line::to(broker).await;
     let queue = format!("{}.{queue}", broker.prefix);

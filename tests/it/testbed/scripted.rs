@@ -1,7 +1,9 @@
-//! S3 and STS in this process, for what no real server does on demand: lost replies, throttling, wrong answers.
+//! S3 and STS in this process, for what no real server does on demand: lost replies, throttling,
+//! wrong answers.
 //!
-//! It checks what a client must get right (checksums, lengths, part lists, sessions) and records every call. Faults are
-//! scripted by operation and call number, before or after the call took effect:
+//! It checks what a client must get right (checksums, lengths, part lists, sessions) and records
+//! every call. Faults are scripted by operation and call number, before or after the call took
+//! effect:
 //!
 //! ```ignore
 //! s3.on("CompleteMultipartUpload").nth(1).after(Effect::LostReply);
@@ -29,7 +31,7 @@ use store::Store;
 
 use super::ledger;
 
-/// What a rule does to a call.
+/// Effect of a rule on a call.
 #[derive(Debug, Clone)]
 pub enum Effect {
     /// An error answer with this status, code and message.
@@ -71,7 +73,7 @@ impl Effect {
 
 #[derive(Debug, Clone)]
 struct Rule {
-    /// What it is lifted by.
+    /// Name by which it is lifted.
     name: &'static str,
     operation: &'static str,
     bucket: Option<String>,
@@ -225,7 +227,8 @@ impl ScriptedS3 {
         self.store().expire_sessions();
     }
 
-    /// Sets the external id that the trust policies of all roles ask for; `None`: they ask for none.
+    /// Sets the external id that the trust policies of all roles ask for; `None`: they ask for
+    /// none.
     pub fn trust(&self, external_id: Option<&str>) {
         self.store().trust = external_id.map(str::to_owned);
     }
@@ -275,7 +278,8 @@ impl ScriptedS3 {
         self.rules.lock().unwrap().retain(|rule| rule.name != name);
     }
 
-    /// From now on equal bodies are kept once: a long test that sends the same few files again and again stays small.
+    /// From now on equal bodies are kept once: a long test that sends the same few files again and
+    /// again stays small.
     pub fn thrifty(&self) {
         self.store().bodies.get_or_insert_default();
     }
@@ -296,7 +300,7 @@ impl ScriptedS3 {
         self.store().object(bucket, key)
     }
 
-    /// How many objects there are in a bucket.
+    /// Number of objects in a bucket.
     pub fn count(&self, bucket: &str) -> usize {
         self.store().count(bucket)
     }
@@ -322,7 +326,8 @@ impl ScriptedS3 {
         self.store().uploads.len()
     }
 
-    /// The ids of those, each with the reason why nobody could abort it: its id was never told, or the abort was refused.
+    /// The ids of those, each with the reason why nobody could abort it: its id was never received,
+    /// or the abort was refused.
     pub fn why_open(&self) -> Vec<(String, Option<&'static str>)> {
         let ids: Vec<_> = self.store().uploads.keys().cloned().collect();
         let calls = self.calls.lock().unwrap();
@@ -334,7 +339,7 @@ impl ScriptedS3 {
         let refused = |id: &String| aborts().any(|abort| abort.asked("uploadId") == id);
         let why = |id: &String| match () {
             () if refused(id) => Some("the abort was refused"),
-            () if created_badly && !told(id) => Some("its id was never told"),
+            () if created_badly && !told(id) => Some("its id was never received"),
             () => None,
         };
         ids.into_iter().map(|id| (id.clone(), why(&id))).collect()
@@ -362,7 +367,8 @@ impl ScriptedS3 {
         self.store().began.get(upload_id).cloned()
     }
 
-    /// Calls that no correct client makes: chunked signing, unknown operations, ACL headers. Must stay empty.
+    /// Calls that no correct client makes: chunked signing, unknown operations, ACL headers. Must
+    /// stay empty.
     pub fn violations(&self) -> Vec<String> {
         self.calls.lock().unwrap().iter().flat_map(Call::violations).collect()
     }

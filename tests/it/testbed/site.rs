@@ -14,7 +14,7 @@ use super::moto::Key;
 use super::worker::Worker;
 use super::{free_port, unique};
 
-/// The directory goes on drop; the workers go with their own handles.
+/// The directory is deleted on drop; the workers end with their own handles.
 #[derive(Debug)]
 pub struct Site {
     pub broker: Broker,
@@ -32,7 +32,8 @@ impl Site {
         Self::on(Broker::shared(&unique(word))).await
     }
 
-    /// A world without a broker: the embedded queue, in the site's directory. `broker` reaches nothing.
+    /// A world without a broker: the embedded queue, in the site's directory. `broker` reaches
+    /// nothing.
     pub fn embedded(word: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("files")).unwrap();
@@ -53,7 +54,7 @@ impl Site {
         site
     }
 
-    /// Declares it, or makes the file: whoever publishes before a worker has started needs that.
+    /// Declares it, or makes the file. Needed to publish before a worker has started.
     pub fn topology(&self) {
         let applied = self.consign(&["topology", "apply"]);
         assert!(applied.status.success(), "topology apply: {}", String::from_utf8_lossy(&applied.stderr));
@@ -148,12 +149,12 @@ impl Site {
         url
     }
 
-    /// What a source holds, as far as it was told.
+    /// Content of a source, where it is known.
     pub fn held(&self, url: &str) -> Option<Bytes> {
         self.sources.lock().unwrap().get(url).cloned()
     }
 
-    /// Where `file:` sources live.
+    /// Folder of the `file:` sources.
     pub fn files(&self) -> PathBuf {
         self.dir.path().join("files")
     }

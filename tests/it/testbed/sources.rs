@@ -1,4 +1,5 @@
-//! Sources over http and https: ranges, unknown lengths, chosen answers, broken ones, and a count of what was asked.
+//! Sources over http and https: ranges, unknown lengths, chosen answers, broken ones, and a count
+//! of what was asked.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,8 +21,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::ledger;
 
-/// How much is sent at a time where a body is sent in pieces.
-const PIECE: usize = 64 * 1024;
+/// Bytes sent at a time where a body is sent in chunks.
+const CHUNK: usize = 64 * 1024;
 const FLUSHING: Duration = Duration::from_millis(100);
 
 /// One file of a source.
@@ -34,7 +35,7 @@ pub struct Content {
     headers: Vec<(&'static str, String)>,
     /// The connection breaks after so many bytes of an answer.
     cut: Option<usize>,
-    /// Pieces of this length come one by one, each after a pause.
+    /// Chunks of this length come one by one, each after a pause.
     pace: Option<(usize, Duration)>,
     /// The length that is announced, in place of the true one.
     announced: Option<u64>,
@@ -83,7 +84,7 @@ impl Content {
         Self { cut: Some(bytes), ..self }
     }
 
-    /// Comes in pieces of `bytes`, each after `pause`.
+    /// Sends chunks of `bytes`, each after `pause`.
     pub fn slowly(self, bytes: usize, pause: Duration) -> Self {
         Self { pace: Some((bytes, pause)), ..self }
     }
@@ -133,11 +134,11 @@ impl Content {
         (first < last).then(|| (first, self.bytes.slice(first..last)))
     }
 
-    /// These bytes in pieces, with the pace and the end that were asked for.
+    /// These bytes in chunks, with the pace and the end that were asked for.
     fn body(&self, bytes: &Bytes) -> Body {
         let cut = self.cut.filter(|cut| *cut < bytes.len());
         let sent = bytes.slice(..cut.unwrap_or(bytes.len()));
-        let (size, pause) = self.pace.unwrap_or((PIECE, Duration::ZERO));
+        let (size, pause) = self.pace.unwrap_or((CHUNK, Duration::ZERO));
         let short = cut.is_some() || self.announced.is_some_and(|length| length > bytes.len() as u64);
         let pieces = stream::unfold((sent, short), move |(mut left, short)| async move {
             if left.is_empty() {
@@ -228,7 +229,7 @@ impl WebSource {
         format!("{}/{path}", self.base)
     }
 
-    /// How often a path was asked for.
+    /// Number of requests for a path.
     pub fn asked(&self, path: &str) -> usize {
         self.requests(path).len()
     }

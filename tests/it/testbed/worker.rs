@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::site::Site;
-use super::{ledger, until};
+use super::{http, ledger, until};
 
 /// Gauges that count what is in progress: all of them are zero when nothing is.
 const GAUGES: [&str; 5] = [
@@ -28,6 +28,7 @@ pub struct Worker {
     child: Mutex<Child>,
     pid: Pid,
     admin: String,
+    http: reqwest::Client,
     config: PathBuf,
     /// Open, so that it can be read when its folder is gone.
     log: File,
@@ -59,7 +60,7 @@ impl Worker {
             .spawn()
             .unwrap();
         let pid = Pid::from_child(&child);
-        Self { child: Mutex::new(child), pid, admin: format!("http://127.0.0.1:{port}"), config, log }
+        Self { child: Mutex::new(child), pid, admin: format!("http://127.0.0.1:{port}"), http: http(), config, log }
     }
 
     /// Waits until it consumes; fails with its log when it ended instead.
@@ -68,7 +69,7 @@ impl Worker {
             if let Some(status) = self.ended() {
                 panic!("the worker ended with {status}:\n{}", self.log());
             }
-            let answer = reqwest::get(format!("{}/readyz", self.admin)).await.ok()?;
+            let answer = self.http.get(format!("{}/readyz", self.admin)).send().await.ok()?;
             answer.status().is_success().then_some(())
         })
         .await;
@@ -123,7 +124,7 @@ impl Worker {
         self.signal(Signal::CONT);
     }
 
-    /// How it ended, once it has.
+    /// Exit status, once it has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.child.lock().unwrap().try_wait().unwrap()
     }
@@ -142,12 +143,12 @@ impl Worker {
 
     /// The text of an admin path.
     pub async fn get(&self, path: &str) -> String {
-        reqwest::get(format!("{}{path}", self.admin)).await.unwrap().text().await.unwrap()
+        self.http.get(format!("{}{path}", self.admin)).send().await.unwrap().text().await.unwrap()
     }
 
     /// As [`Worker::get`], for one that may not listen yet.
     pub async fn try_get(&self, path: &str) -> Option<String> {
-        reqwest::get(format!("{}{path}", self.admin)).await.ok()?.text().await.ok()
+        self.http.get(format!("{}{path}", self.admin)).send().await.ok()?.text().await.ok()
     }
 
     /// Every series with its value.
@@ -160,7 +161,8 @@ impl Worker {
             .collect()
     }
 
-    /// The sum of a metric over all series whose labels contain `labels`, such as `outcome="delivered"`.
+    /// The sum of a metric over all series whose labels contain `labels`, such as
+    /// `outcome="delivered"`.
     pub async fn metric(&self, name: &str, labels: &str) -> f64 {
         let metrics = self.metrics().await;
         let ours = metrics.iter().filter(|(series, _)| {

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{PASTED, all};
 use crate::check::by_role;
 use crate::check::table::{Act, Hands, Setup};
-use crate::shop::{ACME, REGION};
+use crate::fixture::{ACME, REGION};
 use crate::testbed::scripted::Effect;
 
 pub const BUCKETS_THAT_ARE_NOT_WHAT_THEY_SHOULD_BE: &[Setup] = &[

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{CUSTOMER, OTHER_KEY, PASTED, SSE, SSE_KEY, all, by_role_with_key, unauthorized, writes};
 use crate::check::by_role;
 use crate::check::table::Setup;
-use crate::shop::KMS_KEY;
+use crate::fixture::KMS_KEY;
 use crate::testbed::scripted::Effect;
 
 const EXPLICIT: &str = unauthorized!("s3:PutObject", "with an explicit deny in a resource-based policy");

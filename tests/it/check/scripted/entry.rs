@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{CUSTOMER, all};
 use crate::check::table::{Act, Setup};
 use crate::check::{EXTERNAL_ID, by_key, by_role};
-use crate::shop::REGION;
+use crate::fixture::REGION;
 use crate::testbed::moto::Key;
 use crate::testbed::scripted::Effect;
 

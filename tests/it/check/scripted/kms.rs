@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{CUSTOMER, OTHER_KEY, PASTED, SSE_KEY, all, by_role_with_key, unauthorized, writes};
 use crate::check::by_key;
 use crate::check::table::{Act, Hands, Setup};
-use crate::shop::KMS_KEY;
+use crate::fixture::KMS_KEY;
 use crate::testbed::scripted::Effect;
 
 pub const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[

@@ -1,4 +1,4 @@
-//! What was published, and what is found of it.
+//! Published jobs, and their traces.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Checker, RETRYING, text};
-use crate::testbed::broker::{Message, RUNGS};
+use crate::testbed::broker::{Message, RETRY_DELAYS};
 use crate::testbed::unpacked;
 
 /// A job as it was published, and what it must become.
@@ -16,19 +16,20 @@ pub(super) struct Promise {
     pub(super) bucket: String,
     /// The whole key.
     pub(super) key: String,
-    /// What may be under the key: the job's own source, or that of another job for the same key. Empty where nobody told.
+    /// Contents that may be under the key: the job's own source, or that of another job for the
+    /// same key. Empty if unknown.
     pub(super) contents: Vec<Bytes>,
-    /// Whether another job has the same key.
+    /// True if another job has the same key.
     pub(super) shared: bool,
-    /// How often it was published.
+    /// Number of publications.
     pub(super) copies: usize,
 }
 
-/// What the queues and outcomes say of the jobs.
+/// State of the jobs in queues and outcomes.
 pub(super) struct Found {
     pub(super) outcomes: Vec<Value>,
     pub(super) dead: Vec<Message>,
-    /// Jobs that wait: on the ladder, in a job queue, or with the test that took them off one.
+    /// Jobs that wait: in a wait queue, in a job queue, or with the test that took them off one.
     pub(super) waiting: Vec<(String, Message)>,
     /// Of those, what is in a job queue although every worker has stopped.
     pub(super) left: Vec<(String, Message)>,
@@ -75,7 +76,7 @@ impl Checker<'_> {
         for queue in ["jobs.scheduled", "jobs.backfill", "jobs.continued"] {
             left.extend(broker.take(queue).await.into_iter().map(|message| (queue.to_owned(), message)));
         }
-        for delay in RUNGS {
+        for delay in RETRY_DELAYS {
             broker.take(&format!("wait.{delay}")).await;
         }
         broker.take("dead").await;

@@ -73,8 +73,8 @@ impl Checker<'_> {
         }
     }
 
-    /// I3, by the record of the calls: both proofs on Complete where the upload was begun with a checksum, and what became
-    /// visible is the source of a job.
+    /// I3, by the record of the calls: both proofs on Complete where the upload was begun with a
+    /// checksum, and what became visible is the source of a job.
     pub(super) fn proven(&mut self, promises: &BTreeMap<String, Promise>) {
         for complete in self.s3.calls("CompleteMultipartUpload") {
             let id = complete.asked("uploadId").to_owned();
@@ -115,7 +115,8 @@ impl Checker<'_> {
         }
     }
 
-    /// I5; the gauges were looked at before the workers stopped. What waits may have an upload that is to be continued.
+    /// I5; the gauges were looked at before the workers stopped. What waits may have an upload that
+    /// is to be continued.
     pub(super) fn nothing_open(&mut self, found: &Found) {
         let leases = found.waiting.iter().filter(|(_, message)| Lease::is_type(message.content_type.as_deref()));
         let leases = leases.filter_map(|(_, message)| Lease::decode(&message.body).ok()?.checkpoint);

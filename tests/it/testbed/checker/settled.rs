@@ -10,10 +10,10 @@ use super::{Checker, FAILED, RETRYING, text};
 use crate::testbed::broker::Message;
 use crate::testbed::worker::Worker;
 
-/// How long counters may lag behind what the outcomes tell.
+/// Longest lag of the counters behind the outcomes.
 const AGREEING: Duration = Duration::from_secs(10);
 
-/// How many deliveries were settled in which way, as the workers count them or as the outcomes tell.
+/// Settled deliveries by action, as the workers count them or as the outcomes report.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
     acked: f64,
@@ -24,7 +24,7 @@ pub(super) struct Settled {
 
 impl Checker<'_> {
     /// I6: the counters of settlements agree with the outcomes, where nothing has come twice.
-    pub(super) async fn counted_as_told(&self, promises: &BTreeMap<String, Promise>) -> Result<(), String> {
+    pub(super) async fn counted_as_reported(&self, promises: &BTreeMap<String, Promise>) -> Result<(), String> {
         let doubled = promises.values().any(|promise| promise.copies > 1);
         let others = promises.is_empty() || self.site.broker.published_others() > 0;
         if self.uncounted || self.workers.is_empty() || doubled || others {

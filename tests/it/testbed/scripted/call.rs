@@ -23,9 +23,9 @@ pub struct Call {
     /// The query of S3, or the form of STS.
     pub query: BTreeMap<String, String>,
     pub body: Bytes,
-    /// When it was there as a whole.
+    /// Time at which it was complete.
     pub arrived: Timestamp,
-    /// Whether a rule hit it.
+    /// True if a rule hit it.
     pub bent: bool,
     /// The status of the answer; 0 while there is none, and when it was lost.
     pub status: u16,
@@ -64,7 +64,7 @@ impl Call {
         self.query.get(name).map_or("", String::as_str)
     }
 
-    /// When it was signed.
+    /// Time of the signature.
     pub fn signed(&self) -> Option<Timestamp> {
         self.header("x-amz-date")?.parse().ok()
     }
@@ -74,7 +74,7 @@ impl Call {
         self.headers.keys().any(|name| name.starts_with("x-amz-server-side-encryption"))
     }
 
-    /// What is wrong with the call itself, whatever the store says.
+    /// Violations in the call itself, independent of the store.
     pub fn violations(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut note = |wrong: bool, what: &str| {

@@ -10,7 +10,7 @@ use super::call::{Call, Reply, escape};
 use super::store::{Object, Part, Session, Store, Upload, crc, etag, whole_second};
 use crate::testbed::MIB;
 
-/// What AssumeRole grants.
+/// Session that AssumeRole grants.
 const SESSION: Duration = Duration::from_secs(3600);
 const SKEW: SignedDuration = SignedDuration::from_mins(15);
 

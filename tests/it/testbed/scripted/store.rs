@@ -1,4 +1,4 @@
-//! What the scripted S3 and STS hold.
+//! State of the scripted S3 and STS.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -68,11 +68,11 @@ pub struct Store {
     pub sessions: BTreeMap<String, Session>,
     /// Calls with one customer's session for another customer's bucket.
     pub foreign: Vec<String>,
-    /// What the test itself put there.
+    /// Objects that the test itself put there.
     pub given: Vec<String>,
     /// The headers that every upload was begun with.
     pub began: BTreeMap<String, BTreeMap<String, String>>,
-    /// What CompleteMultipartUpload made visible.
+    /// Objects made visible by CompleteMultipartUpload.
     pub completed: Vec<(String, String, Bytes)>,
     pub drawn: u32,
     /// The external id that trust policies ask for.

@@ -1,4 +1,4 @@
-//! What most scenarios start from: one customer, `acme`, on the scripted S3, and one worker.
+//! Starting point of most scenarios: one customer, `acme`, on the scripted S3, and one worker.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub const REGION: &str = "eu-central-1";
 pub const KMS_KEY: &str = "arn:aws:kms:eu-central-1:111111111111:key/0e7e9fb9-6aa2-4a5b-8a0a-3a2d8d6b6a11";
 
 /// A site, its S3, and a running worker.
-pub struct Shop {
+pub struct AcmeFixture {
     pub site: Site,
     pub s3: ScriptedS3,
     pub worker: Worker,
@@ -35,12 +35,12 @@ pub fn role_destination(bucket: &str, account: &str) -> Value {
 /// A site with `acme` (and `acme-kms`, the same bucket with a KMS key), not yet running.
 pub async fn site(word: &str) -> (Site, ScriptedS3) {
     let mut site = Site::new(word).await;
-    let s3 = furnish(&mut site).await;
+    let s3 = add_acme(&mut site).await;
     (site, s3)
 }
 
 /// Gives a site its S3 and its customer.
-pub async fn furnish(site: &mut Site) -> ScriptedS3 {
+pub async fn add_acme(site: &mut Site) -> ScriptedS3 {
     let s3 = ScriptedS3::start().await;
     s3.bucket("acme", REGION, ACME);
     site.aws(&s3.url).destination("acme", &role_destination("acme", ACME));
@@ -50,8 +50,8 @@ pub async fn furnish(site: &mut Site) -> ScriptedS3 {
     s3
 }
 
-impl Shop {
-    pub async fn open(word: &str) -> Self {
+impl AcmeFixture {
+    pub async fn start(word: &str) -> Self {
         let (site, s3) = site(word).await;
         let worker = site.worker().await;
         Self { site, s3, worker }
@@ -62,7 +62,7 @@ impl Shop {
         self.schedule_with(name, bytes, &json!({})).await;
     }
 
-    /// As [`Shop::schedule`], with further or other fields of the job.
+    /// As [`AcmeFixture::schedule`], with further or other fields of the job.
     pub async fn schedule_with(&self, name: &str, bytes: &[u8], fields: &Value) {
         let mut job = job(name, &self.site.file(name, bytes), "acme", name);
         for (field, value) in fields.as_object().unwrap() {
@@ -78,7 +78,8 @@ impl Shop {
         outcome["data"].clone()
     }
 
-    /// Waits for the terminal outcome, which must be `failed` with this reason, and for the dead letter that says the same.
+    /// Waits for the terminal outcome, which must be `failed` with this reason, and for the dead
+    /// letter that says the same.
     pub async fn failed(&self, name: &str, reason: &str) -> Value {
         let outcome = self.site.broker.ended(name).await;
         assert_eq!(outcome["type"], "consign.transfer.failed.v1", "{outcome:#}");
@@ -92,7 +93,7 @@ impl Shop {
         self.s3.object("acme", &format!("in/{name}"))
     }
 
-    /// How many failed attempts were counted for a reason.
+    /// Failed attempts counted for a reason.
     pub async fn failures(&self, reason: &str) -> f64 {
         self.worker.metric("consign_transfer_failures_total", &format!("reason=\"{reason}\"")).await
     }
@@ -122,7 +123,8 @@ impl Shop {
         .await;
     }
 
-    /// Waits until the worker is not ready, for a reason that contains one of these words; gives the reason.
+    /// Waits until the worker is not ready, for a reason that contains one of these words; gives
+    /// the reason.
     pub async fn unready(&self, words: &[&str]) -> String {
         until(&format!("not ready because of {words:?}"), Duration::from_secs(90), async || {
             let said = self.worker.try_get("/readyz").await?;
@@ -131,7 +133,7 @@ impl Shop {
         .await
     }
 
-    /// What holds after every fault: see [`Checker`]. Ends the worker and leaves no queues.
+    /// Checks the invariants (see [`Checker`]), ends the worker, and deletes the queues.
     pub async fn close(self) {
         Checker::new(&self.site, &self.s3).worker(&self.worker).check().await;
         self.site.broker.clean().await;

@@ -1,4 +1,5 @@
-//! The workers: each in a seat with wires of its own to the broker and to S3, killed, stopped and frozen, and replaced.
+//! The workers: each in a slot with wires of its own to the broker and to S3, killed, stopped and
+//! frozen, and replaced.
 
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -15,51 +16,51 @@ use crate::testbed::worker::Worker;
 /// `worker.drain_timeout`, what the broker may cost beside it, and a machine that is busy.
 const STOPPING: Duration = Duration::from_secs(45);
 
-pub struct Seat {
+pub struct Slot {
     pub worker: Arc<Worker>,
     life: usize,
 }
 
-pub struct Crew {
+pub struct Workers {
     pub to_broker: Vec<Proxy>,
     pub to_s3: Vec<Proxy>,
-    seats: Vec<Mutex<Option<Seat>>>,
+    slots: Vec<Mutex<Option<Slot>>>,
 }
 
-impl Crew {
-    /// Seats with their wires, and nobody in them.
-    pub async fn new(stage: &Stage, seats: usize) -> Self {
+impl Workers {
+    /// Slots with their proxies, without workers.
+    pub async fn new(stage: &Stage, slots: usize) -> Self {
         let (mut to_broker, mut to_s3) = (Vec::new(), Vec::new());
-        for _ in 0..seats {
+        for _ in 0..slots {
             if let Some(node) = &stage.node {
                 to_broker.push(Proxy::before(address_of(&node.url)).await);
             }
             to_s3.push(Proxy::before(stage.s3.address).await);
         }
-        Self { to_broker, to_s3, seats: (0..seats).map(|_| Mutex::default()).collect() }
+        Self { to_broker, to_s3, slots: (0..slots).map(|_| Mutex::default()).collect() }
     }
 
     pub fn size(&self) -> usize {
-        self.seats.len()
+        self.slots.len()
     }
 
-    /// Starts a worker in every seat, and waits until all are ready.
+    /// Starts a worker in every slot, and waits until all are ready.
     pub async fn start(&self, stage: &Stage, record: &Record) {
-        for seat in 0..self.size() {
-            *self.seats[seat].lock().await = Some(self.engage(stage, record, seat).await);
+        for slot in 0..self.size() {
+            *self.slots[slot].lock().await = Some(self.engage(stage, record, slot).await);
         }
-        for seat in &self.seats {
-            seat.lock().await.as_ref().unwrap().worker.ready().await;
+        for slot in &self.slots {
+            slot.lock().await.as_ref().unwrap().worker.ready().await;
         }
     }
 
-    async fn engage(&self, stage: &Stage, record: &Record, seat: usize) -> Seat {
+    async fn engage(&self, stage: &Stage, record: &Record, slot: usize) -> Slot {
         let life = record.note(|notes| notes.lives.len());
         let identity = format!("AKIASOAK{life:012}");
-        let s3 = self.to_s3[seat].in_place_of(&stage.s3.url);
+        let s3 = self.to_s3[slot].in_place_of(&stage.s3.url);
         let broker = &stage.site.broker.url;
         let own = [
-            ("CONSIGN__BROKER__URL", self.to_broker.get(seat).map_or(broker.clone(), |wire| wire.in_place_of(broker))),
+            ("CONSIGN__BROKER__URL", self.to_broker.get(slot).map_or(broker.clone(), |wire| wire.in_place_of(broker))),
             ("CONSIGN__AWS__S3_ENDPOINT_URL", s3.clone()),
             ("CONSIGN__AWS__STS_ENDPOINT_URL", s3),
             ("CONSIGN__WORKER__ID", format!("soak-{life}")),
@@ -69,30 +70,30 @@ impl Crew {
         let port = free_port().await;
         let config = stage.site.dir.path().join(format!("worker-{life}.toml"));
         let worker = Arc::new(Worker::start_with(&stage.site, config, port, &own));
-        let life = Life { seat, identity, begun: record.now(), ended: None, samples: Vec::new() };
+        let life = Life { slot, identity, begun: record.now(), ended: None, samples: Vec::new() };
         record.note(|notes| {
             notes.lives.push(life);
-            Seat { worker, life: notes.lives.len() - 1 }
+            Slot { worker, life: notes.lives.len() - 1 }
         })
     }
 
-    async fn seat(&self, seat: usize) -> MutexGuard<'_, Option<Seat>> {
-        self.seats[seat].lock().await
+    async fn slot(&self, slot: usize) -> MutexGuard<'_, Option<Slot>> {
+        self.slots[slot].lock().await
     }
 
-    /// As a crash, and another takes the seat.
-    pub async fn kill(&self, stage: &Stage, record: &Record, seat: usize) {
-        let mut held = self.seat(seat).await;
+    /// As a crash, and another takes the slot.
+    pub async fn kill(&self, stage: &Stage, record: &Record, slot: usize) {
+        let mut held = self.slot(slot).await;
         let old = held.take().unwrap();
         old.worker.kill();
         ended(&old.worker).await;
         end(record, &old, TransferResult::Killed);
-        *held = Some(self.engage(stage, record, seat).await);
+        *held = Some(self.engage(stage, record, slot).await);
     }
 
-    /// As a deployment does it: SIGTERM, and when it has ended, another takes the seat.
-    pub async fn roll(&self, stage: &Stage, record: &Record, seat: usize) {
-        let mut held = self.seat(seat).await;
+    /// As a deployment does it: SIGTERM, and when it has ended, another takes the slot.
+    pub async fn roll(&self, stage: &Stage, record: &Record, slot: usize) {
+        let mut held = self.slot(slot).await;
         let old = held.take().unwrap();
         let begun = Instant::now();
         old.worker.terminate();
@@ -108,12 +109,12 @@ impl Crew {
                 end(record, &old, TransferResult::Killed);
             }
         }
-        *held = Some(self.engage(stage, record, seat).await);
+        *held = Some(self.engage(stage, record, slot).await);
     }
 
     /// As a machine that stands still for a while.
-    pub async fn freeze(&self, seat: usize, time: Duration) {
-        let held = self.seat(seat).await;
+    pub async fn freeze(&self, slot: usize, time: Duration) {
+        let held = self.slot(slot).await;
         let worker = &held.as_ref().unwrap().worker;
         worker.freeze();
         tokio::time::sleep(time).await;
@@ -123,16 +124,17 @@ impl Crew {
     /// Those who sit there at the end.
     pub async fn present(&self) -> Vec<Arc<Worker>> {
         let mut present = Vec::new();
-        for seat in &self.seats {
-            present.push(seat.lock().await.as_ref().unwrap().worker.clone());
+        for slot in &self.slots {
+            present.push(slot.lock().await.as_ref().unwrap().worker.clone());
         }
         present
     }
 
-    /// Looks after everybody who is not being dealt with: notes what they hold, and that nobody has left unasked.
+    /// Looks after everybody who is not being dealt with: notes what they hold, and that nobody has
+    /// left unasked.
     pub async fn look(&self, stage: &Stage, record: &Record) {
-        for (number, seat) in self.seats.iter().enumerate() {
-            let Ok(mut held) = seat.try_lock() else { continue };
+        for (number, slot) in self.slots.iter().enumerate() {
+            let Ok(mut held) = slot.try_lock() else { continue };
             let Some(sitting) = held.as_ref() else { continue };
             if let Some(status) = sitting.worker.ended() {
                 let log = sitting.worker.log();
@@ -147,7 +149,7 @@ impl Crew {
     }
 }
 
-/// How it ended; nothing where it does not.
+/// Exit of the process; `None` where it has not ended.
 async fn ended(worker: &Worker) -> Option<ExitStatus> {
     let begun = Instant::now();
     while begun.elapsed() < STOPPING {
@@ -159,12 +161,12 @@ async fn ended(worker: &Worker) -> Option<ExitStatus> {
     None
 }
 
-fn end(record: &Record, seat: &Seat, how: TransferResult) {
+fn end(record: &Record, slot: &Slot, how: TransferResult) {
     let now = record.now();
-    record.note(|notes| notes.lives[seat.life].ended = Some((now, how)));
+    record.note(|notes| notes.lives[slot.life].ended = Some((now, how)));
 }
 
-/// What the system says about a process; nothing about one that is gone.
+/// Figures of a process from the system; `None` for one that is gone.
 fn sample(record: &Record, id: i32) -> Option<Sample> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

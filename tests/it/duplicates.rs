@@ -1,11 +1,12 @@
-//! Nothing is lost and nothing counts twice: duplicates, two workers, a worker that dies in the middle.
+//! Nothing is lost and nothing counts twice: duplicates, two workers, a worker that dies in the
+//! middle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::shop::{Shop, site};
+use crate::fixture::{AcmeFixture, site};
 use crate::testbed::broker::Message;
 use crate::testbed::checker::Checker;
 use crate::testbed::scripted::Effect;
@@ -38,17 +39,17 @@ async fn settled(workers: &[&crate::testbed::worker::Worker], deliveries: f64) {
 
 #[tokio::test]
 async fn the_same_job_twice_is_one_upload_and_one_outcome_that_counts() {
-    let shop = Shop::open("twice").await;
-    let url = shop.site.file("a", b"hello");
+    let fixture = AcmeFixture::start("twice").await;
+    let url = fixture.site.file("a", b"hello");
     for _ in 0..3 {
-        shop.site.broker.schedule(&job("a", &url, "acme", "a")).await;
+        fixture.site.broker.schedule(&job("a", &url, "acme", "a")).await;
     }
-    shop.delivered("a").await;
-    settled(&[&shop.worker], 3.0).await;
-    assert_eq!(shop.s3.calls("PutObject").len(), 1, "the finished work is remembered");
-    let ids = terminal_ids(&shop.site.broker.outcomes().await);
+    fixture.delivered("a").await;
+    settled(&[&fixture.worker], 3.0).await;
+    assert_eq!(fixture.s3.calls("PutObject").len(), 1, "the finished work is remembered");
+    let ids = terminal_ids(&fixture.site.broker.outcomes().await);
     assert_eq!(ids["a"].len(), 1, "{ids:?}");
-    shop.close().await;
+    fixture.close().await;
 }
 
 #[tokio::test]

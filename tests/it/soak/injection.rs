@@ -12,7 +12,7 @@ use super::World;
 use super::faults::{Kind, PLACES, Place, Strike};
 use super::record::Struck;
 use crate::testbed::node::Node;
-use crate::testbed::proxy::{Proxy, Weather};
+use crate::testbed::proxy::{Condition, Proxy};
 use crate::testbed::scripted::{Effect, ScriptedS3};
 
 const SLOW_DOWN: Effect = Effect::Error(503, "SlowDown", "Please reduce your request rate.");
@@ -21,20 +21,20 @@ const THROTTLED: Effect = Effect::Error(400, "Throttling", "Rate exceeded");
 const DOWN: Effect = Effect::Error(503, "ServiceUnavailable", "Please try again.");
 const WRITES: [&str; 5] =
     ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"];
-/// What the rules of a fault are called, by the place where it strikes.
+/// Names of the rules of a fault, by place.
 const S3_RULES: &str = "fault of S3";
 const STS_RULES: &str = "fault of STS";
 
-/// Lets all strikes happen at their time; returns when the last is undone.
-pub async fn rage(world: &Arc<World>, strikes: Vec<Strike>) {
+/// Injects all faults at their time; returns when the last is undone.
+pub async fn run(world: &Arc<World>, strikes: Vec<Strike>) {
     let places: BTreeMap<Place, Arc<Mutex<()>>> = PLACES.map(|place| (place, Arc::default())).into();
-    let mut raging = JoinSet::new();
+    let mut running = JoinSet::new();
     for strike in strikes {
-        tokio::time::sleep(strike.at.saturating_sub(world.storm_time())).await;
+        tokio::time::sleep(strike.at.saturating_sub(world.elapsed())).await;
         let (world, place) = (world.clone(), places[&strike.place].clone());
-        raging.spawn(happen(world, place, strike));
+        running.spawn(happen(world, place, strike));
     }
-    while let Some(happened) = raging.join_next().await {
+    while let Some(happened) = running.join_next().await {
         happened.unwrap();
     }
 }
@@ -44,16 +44,16 @@ async fn happen(world: Arc<World>, place: Arc<Mutex<()>>, strike: Strike) {
     // The machine may be slower than the plan.
     let _mine = place.lock().await;
     let at = world.record.now();
-    let what = match (strike.seat, strike.weather) {
-        (seat, Weather::Fair) => format!("{} (seat {seat:?}) for {:.1?}", strike.kind.name(), strike.lasts),
-        (seat, weather) => format!("{weather:?} at {:?} (seat {seat:?}) for {:.1?}", strike.place, strike.lasts),
+    let what = match (strike.slot, strike.condition) {
+        (slot, Condition::Normal) => format!("{} (slot {slot:?}) for {:.1?}", strike.kind.name(), strike.lasts),
+        (slot, condition) => format!("{condition:?} at {:?} (slot {slot:?}) for {:.1?}", strike.place, strike.lasts),
     };
     world.record.say(&what);
     match strike.place {
         Place::Worker => worker(world, strike).await,
         Place::Broker => broker(world, strike).await,
-        Place::BrokerWire => wire(&pick(&world.crew.to_broker, strike.seat), strike).await,
-        Place::S3Wire => wire(&pick(&world.crew.to_s3, strike.seat), strike).await,
+        Place::BrokerWire => wire(&pick(&world.workers.to_broker, strike.slot), strike).await,
+        Place::S3Wire => wire(&pick(&world.workers.to_s3, strike.slot), strike).await,
         Place::SourceWire => wire(&world.stage.sources, strike).await,
         Place::S3 | Place::Sts => s3(world, strike).await,
     }
@@ -62,11 +62,11 @@ async fn happen(world: Arc<World>, place: Arc<Mutex<()>>, strike: Strike) {
 }
 
 async fn worker(world: &World, strike: Strike) {
-    let (stage, record, seat) = (&world.stage, &world.record, strike.seat.unwrap());
+    let (stage, record, slot) = (&world.stage, &world.record, strike.slot.unwrap());
     match strike.kind {
-        Kind::KillWorker => world.crew.kill(stage, record, seat).await,
-        Kind::RollWorker => world.crew.roll(stage, record, seat).await,
-        _ => world.crew.freeze(seat, strike.lasts).await,
+        Kind::KillWorker => world.workers.kill(stage, record, slot).await,
+        Kind::RollWorker => world.workers.roll(stage, record, slot).await,
+        _ => world.workers.freeze(slot, strike.lasts).await,
     }
 }
 
@@ -97,20 +97,20 @@ fn end(node: &Node, kind: Kind) {
     }
 }
 
-/// The node's tools block; S3 and the wires must go on meanwhile.
+/// The node's tools block; S3 and the wires must keep running meanwhile.
 async fn control(world: &World, kind: Kind, what: impl Fn(&Node, Kind) + Send + 'static) {
     let node = world.stage.node.clone().unwrap();
     tokio::task::spawn_blocking(move || what(&node, kind)).await.unwrap();
 }
 
-fn pick(wires: &[Proxy], seat: Option<usize>) -> Vec<Proxy> {
-    seat.map_or_else(|| wires.to_vec(), |seat| vec![wires[seat].clone()])
+fn pick(wires: &[Proxy], slot: Option<usize>) -> Vec<Proxy> {
+    slot.map_or_else(|| wires.to_vec(), |slot| vec![wires[slot].clone()])
 }
 
 async fn wire(wires: &[Proxy], strike: Strike) {
-    wires.iter().for_each(|wire| wire.set(strike.weather));
+    wires.iter().for_each(|wire| wire.set(strike.condition));
     tokio::time::sleep(strike.lasts).await;
-    wires.iter().for_each(|wire| wire.set(Weather::Fair));
+    wires.iter().for_each(|wire| wire.set(Condition::Normal));
 }
 
 async fn s3(world: &World, strike: Strike) {

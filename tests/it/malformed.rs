@@ -1,4 +1,5 @@
-//! Messages that a broker takes and a client library can't read: none of them may cost anybody but itself.
+//! Messages that a broker takes and a client library can't read: none of them may cost anybody but
+//! itself.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

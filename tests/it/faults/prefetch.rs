@@ -1,6 +1,8 @@
-//! Long transfers hold every slot: what was fetched ahead must not wait with them until the broker loses its patience.
+//! Long transfers hold every slot: what was fetched ahead must not wait with them until the broker
+//! loses its patience.
 //!
-//! The worker itself, on a clock that is only counted on, between a queue and a transport that pretend.
+//! The worker itself, on a clock that is only counted on, between a queue and a transport that
+//! pretend.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -26,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::testbed::site::job;
 
-/// What happened, and how many seconds after the start.
+/// Events, with the seconds since the start.
 type Story = Arc<Mutex<Vec<(&'static str, u64)>>>;
 
 #[derive(Debug)]
@@ -182,12 +184,12 @@ async fn story(seconds: &[u64]) -> Vec<(&'static str, u64)> {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_minute_without_a_slot_what_was_fetched_goes_back() {
-    let told = story(&[200, 1]).await;
-    assert_eq!(told, [("taken", 0), ("given back", 60), ("consumes again", 200), ("taken", 200)]);
+    let seen = story(&[200, 1]).await;
+    assert_eq!(seen, [("taken", 0), ("given back", 60), ("consumes again", 200), ("taken", 200)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slot_within_the_minute_is_waited_for() {
-    let told = story(&[59, 59, 1]).await;
-    assert_eq!(told, [("taken", 0), ("taken", 59), ("taken", 118)]);
+    let seen = story(&[59, 59, 1]).await;
+    assert_eq!(seen, [("taken", 0), ("taken", 59), ("taken", 118)]);
 }
