@@ -87,7 +87,7 @@ async fn a_section_that_is_corrected_lets_the_jobs_go_that_wait_for_it() {
     })
     .await;
 
-    let stays = "a reload does not take them";
+    let stays = "a reload does not apply them";
     assert!(!shop.worker.log().contains(stays), "nothing but a destination was changed: {}", shop.worker.log());
     wrong["bucket"] = "acme".into();
     shop.site.destination("beta", &wrong).set("worker.slots", 7);
