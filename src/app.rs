@@ -28,6 +28,7 @@ use crate::upload::Uploader;
 use crate::worker::{Worker, WorkerParts};
 use last_reload::LastReload;
 use signals::{ReloadHandler, register};
+use status::StatusInputs;
 
 /// The way a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,11 +88,11 @@ pub async fn run(config: Config, log: LogHandle, reload: Reload) -> Result<Worke
 /// Runs a worker as [`run`] does, in the given environment. Without `reload`, SIGHUP is left to the
 /// holder of the [`Shutdown`].
 pub async fn run_in(
-    ground: WorkerEnvironment,
+    environment: WorkerEnvironment,
     config: Config,
     reload: Option<(LogHandle, Reload)>,
 ) -> Result<WorkerExit, StartError> {
-    let WorkerEnvironment { identity, listener, shutdown } = ground;
+    let WorkerEnvironment { identity, listener, shutdown } = environment;
     let metrics = Arc::new(Metrics::new(config.metrics.max_destinations));
     let (destinations, current) = watch::channel(config.destinations.clone());
     register(&metrics, &config.destinations);
@@ -117,7 +118,14 @@ pub async fn run_in(
     });
     let stop_admin = CancellationToken::new();
     let last_reload = LastReload::default();
-    let state = status::admin_state(&worker, &sessions, &metrics, &config, (current, last_reload.clone()));
+    let state = status::admin_state(StatusInputs {
+        worker: &worker,
+        sessions: &sessions,
+        metrics: &metrics,
+        config: &config,
+        destinations: current,
+        last_reload: last_reload.clone(),
+    });
     let address = listener.local_addr().unwrap_or(config.admin.listen);
     let admin = tokio::spawn(admin::serve(listener, state.clone(), stop_admin.clone()));
     tracing::info!(
@@ -145,11 +153,15 @@ pub async fn run_in(
     };
     stop_admin.cancel();
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), admin).await;
-    Ok(match (drained, shutdown.forced_by()) {
+    Ok(worker_exit(drained, shutdown.forced_by()))
+}
+
+fn worker_exit(drained: Option<bool>, forced_by: Option<TerminationSignal>) -> WorkerExit {
+    match (drained, forced_by) {
         (Some(true), _) => WorkerExit::Drained,
         (None, Some(signal)) => WorkerExit::Forced(signal),
         (Some(false) | None, _) => WorkerExit::TimedOut,
-    })
+    }
 }
 
 /// Prefetch count of each lane: the running jobs, as many again to hide the round trip to the

@@ -66,14 +66,19 @@ struct BrokerName {
     address: Option<String>,
 }
 
+/// The parts of the running worker that the admin endpoint reads.
+pub(super) struct StatusInputs<'a> {
+    pub(super) worker: &'a Arc<Worker>,
+    pub(super) sessions: &'a Arc<Sessions>,
+    pub(super) metrics: &'a Arc<Metrics>,
+    pub(super) config: &'a Config,
+    pub(super) destinations: watch::Receiver<Arc<Destinations>>,
+    pub(super) last_reload: LastReload,
+}
+
 /// Returns the callbacks of the admin endpoint.
-pub(super) fn admin_state(
-    worker: &Arc<Worker>,
-    sessions: &Arc<Sessions>,
-    metrics: &Arc<Metrics>,
-    config: &Config,
-    (destinations, last_reload): (watch::Receiver<Arc<Destinations>>, LastReload),
-) -> AdminState {
+pub(super) fn admin_state(inputs: StatusInputs<'_>) -> AdminState {
+    let StatusInputs { worker, sessions, metrics, config, destinations, last_reload } = inputs;
     let (ready, live) = (worker.clone(), worker.clone());
     let source = StatusSource {
         worker: worker.clone(),

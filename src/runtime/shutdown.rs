@@ -45,12 +45,12 @@ impl Shutdown {
     /// # Errors
     /// The system refuses the handlers.
     pub fn listen() -> io::Result<Self> {
-        let termination = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let (hangup, user) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?);
         let ((reload, reloads), (status_request, status_requests)) = (watch::channel(0), watch::channel(0));
         let (drain, force) = (CancellationToken::new(), CancellationToken::new());
         let shutdown = Self { drain, force, second: Arc::default(), reloads, status_requests };
-        tokio::spawn(shutdown.clone().follow(termination));
+        tokio::spawn(shutdown.clone().follow(terminate, interrupt));
         tokio::spawn(count(hangup, reload));
         tokio::spawn(count(user, status_request));
         Ok(shutdown)
@@ -83,7 +83,7 @@ impl Shutdown {
         next(&mut self.status_requests).await;
     }
 
-    async fn follow(self, (mut terminate, mut interrupt): (SignalStream, SignalStream)) {
+    async fn follow(self, mut terminate: SignalStream, mut interrupt: SignalStream) {
         let first = next_termination(&mut terminate, &mut interrupt).await;
         tracing::info!(signal = ?first, "draining; a second signal stops the program immediately");
         self.drain.cancel();
