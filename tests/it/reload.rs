@@ -87,7 +87,7 @@ async fn a_section_that_is_corrected_lets_the_jobs_go_that_wait_for_it() {
     })
     .await;
 
-    let stays = "a reload does not take them";
+    let stays = "a reload does not apply them";
     assert!(!fixture.worker.log().contains(stays), "nothing but a destination was changed: {}", fixture.worker.log());
     wrong["bucket"] = "acme".into();
     fixture.site.destination("beta", &wrong).set("worker.slots", 7);
