@@ -1,8 +1,10 @@
-//! `consign dev`: the whole way of a file on one machine, for a first look and for trying things. Not for production.
+//! `consign dev`: the whole way of a file on one machine, for a first look and for trying things.
+//! Not for production.
 //!
-//! In one process: an S3 and STS on loopback ([`cloud`]), the embedded queue in a file, and the ordinary worker from the ordinary
-//! composition root ([`crate::app`]), with sample jobs ([`samples`]). Credentials are made up at each start; neither the
-//! environment nor the network is asked for anything.
+//! In one process: an S3 and STS on loopback ([`cloud`]), the embedded queue in a file, and the
+//! ordinary worker from the ordinary composition root ([`crate::app`]), with sample jobs
+//! ([`samples`]). Credentials are made up at each start; neither the environment nor the network is
+//! asked for anything.
 
 pub mod cloud;
 mod home;
@@ -112,7 +114,8 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> DevError {
     move |problem| DevError::System { what, problem }
 }
 
-/// Runs until a signal ends it, or with [`Options::once`] until the jobs have ended. A temporary directory is removed then.
+/// Runs until a signal ends it, or with [`Options::once`] until the jobs have ended. A temporary
+/// directory is removed then.
 pub async fn run(options: Options) -> Result<Ended, DevError> {
     let started = Instant::now();
     let files = options.files.iter().map(|path| readable(path)).collect::<Result<Vec<_>, _>>()?;
@@ -152,7 +155,8 @@ fn greet(report: &Report, home: &Home) {
     ));
 }
 
-/// The path of a file that is to be delivered, absolute and without symbolic links, which sources may not have.
+/// The path of a file that is to be delivered, absolute and without symbolic links, which sources
+/// may not have.
 fn readable(path: &Path) -> Result<PathBuf, DevError> {
     let refused = |why: String| DevError::File { path: path.display().to_string(), why };
     let real = path.canonicalize().map_err(|problem| refused(problem.to_string()))?;

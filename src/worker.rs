@@ -4,11 +4,12 @@
 //! message -> consume -> decode -> in_flight.claim -> admission.acquire -> attempt -> settlement.plan -> settle
 //! ```
 //!
-//! [`consume`] takes a permit first and a delivery second. [`runner`] is the path of one job: it decodes
-//! the message ([`decode`]), claims the job ([`in_flight`]), acquires its permits ([`admission`]), runs
-//! one attempt ([`attempt`], with its lease in [`lease`]), plans the settlement ([`settlement`], pure)
-//! and performs the plan ([`settle`]). Drained means that all tasks have ended, their settlements
-//! included. A panic in a transfer becomes a failed attempt of that job alone.
+//! [`consume`] takes a permit first and a delivery second. [`runner`] is the path of one job: it
+//! decodes the message ([`decode`]), claims the job ([`in_flight`]), acquires its permits
+//! ([`admission`]), runs one attempt ([`attempt`], with its lease in [`lease`]), plans the
+//! settlement ([`settlement`], pure) and performs the plan ([`settle`]). Drained means that all
+//! tasks have ended, their settlements included. A panic in a transfer becomes a failed attempt of
+//! that job alone.
 
 mod activity;
 mod admission;
@@ -53,7 +54,8 @@ use runner::Runner;
 const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Age of the last heartbeat from which on a worker counts as stuck.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Share of the drain time in which transfers may still finish. The rest is for requeueing the others.
+/// Share of the drain time in which transfers may still finish. The rest is for requeueing the
+/// others.
 const FINISHING_SHARE: f64 = 0.8;
 
 /// Consumes jobs from a queue and delivers them until it is drained.
@@ -112,8 +114,8 @@ impl Worker {
         self.admission.view()
     }
 
-    /// Resets a destination: it is configured anew, or an operator says that it is fixed. Its circuit
-    /// breaker closes, cached denials are dropped, and its delayed jobs are released.
+    /// Resets a destination: it is configured anew, or an operator says that it is fixed. Its
+    /// circuit breaker closes, cached denials are dropped, and its delayed jobs are released.
     pub fn reset_circuit(&self, destination: &DestinationId) {
         self.admission.reset(destination);
     }
@@ -134,8 +136,8 @@ impl Worker {
     }
 
     /// Consumes jobs until `drain` is cancelled, then drains within `worker.drain_timeout`: running
-    /// transfers may finish, a transfer that can't finish in time is requeued untouched or handed off,
-    /// and prefetched deliveries are requeued at once.
+    /// transfers may finish, a transfer that can't finish in time is requeued untouched or handed
+    /// off, and prefetched deliveries are requeued at once.
     ///
     /// Returns true when every delivery was settled in time.
     pub async fn run(self: &Arc<Self>, drain: CancellationToken) -> bool {

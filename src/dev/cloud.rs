@@ -1,7 +1,9 @@
-//! S3 and STS on loopback, for `consign dev`: real signatures, sessions, permissions, encryption headers and checksums over a folder.
+//! S3 and STS on loopback, for `consign dev`: real signatures, sessions, permissions, encryption
+//! headers and checksums over a folder.
 //!
-//! It exists so that the worker's own code runs as it runs against AWS, least privilege included: a customer's key may put objects
-//! below its prefix, list there and ask for the region, and is refused everything else. It is no store to keep things in.
+//! It exists so that the worker's own code runs as it runs against AWS, least privilege included: a
+//! customer's key may put objects below its prefix, list there and ask for the region, and is
+//! refused everything else. It is no store to keep things in.
 
 mod body;
 mod grants;
@@ -203,7 +205,8 @@ async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Respon
     Ok(response)
 }
 
-/// What is refused before the route is reached (a wrong signature, an unknown key) comes in the shape of S3.
+/// What is refused before the route is reached (a wrong signature, an unknown key) comes in the
+/// shape of S3.
 async fn in_the_words_of_sts(response: Response<Body>) -> Response<Body> {
     if response.status().is_success() {
         return response;

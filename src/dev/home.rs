@@ -1,4 +1,5 @@
-//! The directory of a `consign dev`: a temporary one that goes with it, or the user's own, which is kept.
+//! The directory of a `consign dev`: a temporary one that goes with it, or the user's own, which is
+//! kept.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -43,7 +44,8 @@ pub enum HomeError {
 }
 
 impl Home {
-    /// Opens `data_dir`, which is made where it is missing and kept, or else makes a temporary directory.
+    /// Opens `data_dir`, which is made where it is missing and kept, or else makes a temporary
+    /// directory.
     pub(super) fn open(data_dir: Option<&Path>) -> Result<Self, HomeError> {
         let name = format!("consign-dev-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let asked = data_dir.map_or_else(|| std::env::temp_dir().join(name), Path::to_owned);

@@ -38,7 +38,8 @@ impl Tone {
 }
 
 impl Report {
-    /// With `json`, outcomes go to stdout as they are, one a line. `id` is the length of the longest job's id.
+    /// With `json`, outcomes go to stdout as they are, one a line. `id` is the length of the
+    /// longest job's id.
     pub(super) fn new(json: bool, id: usize) -> Self {
         let terminal = if json { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

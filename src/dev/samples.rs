@@ -10,7 +10,8 @@ use super::settings::{ACME, GLOBEX};
 use crate::domain::job::Compression;
 use crate::domain::job::wire::{RawDestinationRef, RawJob};
 
-/// The key of the large sample below the prefix of its destination, and the part of it that S3 refuses once.
+/// The key of the large sample below the prefix of its destination, and the part of it that S3
+/// refuses once.
 pub(super) const HICCUP: (&str, i32) = ("samples/telemetry.bin", 3);
 /// The length of a slash and the longest name of a sample.
 pub(super) const LONGEST_NAME: usize = 14;

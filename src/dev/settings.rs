@@ -1,5 +1,5 @@
-//! The customers of `consign dev`, and the configuration they stand in. The worker is run from this very file, so that what an
-//! `enqueue` in another terminal reads is the truth.
+//! The customers of `consign dev`, and the configuration they stand in. The worker is run from this
+//! very file, so that what an `enqueue` in another terminal reads is the truth.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -45,7 +45,8 @@ impl Secrets {
         Self { platform: KeyPair::invented(), viewer: KeyPair::invented(), globex: KeyPair::invented(), external_id }
     }
 
-    /// The cloud these secrets open. `hiccup` is a key below the prefix of `acme`, and the part of it that is refused once.
+    /// The cloud these secrets open. `hiccup` is a key below the prefix of `acme`, and the part of
+    /// it that is refused once.
     pub(super) fn plan(&self, hiccup: Option<(&str, i32)>) -> Plan {
         let acme = Customer {
             bucket: ACME_BUCKET.to_owned(),
@@ -121,8 +122,8 @@ pub(super) fn load(home: &Home) -> Result<Config, Problems> {
     load_from(&[home.config()], [], &[]).map(|loaded| loaded.config)
 }
 
-/// What is logged: what went wrong in the machinery. How transfers ended is shown anyway, and the refusals of the embedded S3 are
-/// what it is there for.
+/// What is logged: what went wrong in the machinery. How transfers ended is shown anyway, and the
+/// refusals of the embedded S3 are what it is there for.
 pub fn log() -> LogConfig {
     let filter = "warn,consign::worker=error,s3s=off,s3s_fs=off".to_owned();
     LogConfig { format: LogFormat::Text, filter, otlp_endpoint: None }

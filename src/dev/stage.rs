@@ -1,4 +1,5 @@
-//! The worker at its jobs, beside it whoever watches: every outcome is shown as it comes, and at last where to look around.
+//! The worker at its jobs, beside it whoever watches: every outcome is shown as it comes, and at
+//! last where to look around.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -74,7 +75,8 @@ impl Stage {
         Ok(Ended { ending, tally })
     }
 
-    /// Publishes the jobs and shows every outcome: with `once` until the jobs have ended, else for ever.
+    /// Publishes the jobs and shows every outcome: with `once` until the jobs have ended, else for
+    /// ever.
     async fn follow(
         &self,
         publisher: &mut Publisher,

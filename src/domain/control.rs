@@ -119,8 +119,8 @@ impl Control {
         serde_json::to_vec(&Raw { version: VERSION, id, at: self.at, kind, backfill, destination }).unwrap_or_default()
     }
 
-    /// Parses a message. An unknown version, kind or field, a field that is missing or belongs to another
-    /// kind, and trailing data are errors, which name the field.
+    /// Parses a message. An unknown version, kind or field, a field that is missing or belongs to
+    /// another kind, and trailing data are errors, which name the field.
     pub fn parse(body: &[u8]) -> Result<Self, Invalid> {
         if body.len() > MAX_BYTES {
             return Err(Invalid::new(

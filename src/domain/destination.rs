@@ -1,7 +1,7 @@
 //! Where a job's object goes: a customer's bucket, how to get in, and what to ask of S3 there.
 //!
-//! A [`Destination`] is valid by construction. It is parsed from the config or from a job by [`raw::RawDestination`],
-//! the one mirror both share.
+//! A [`Destination`] is valid by construction. It is parsed from the config or from a job by
+//! [`raw::RawDestination`], the one mirror both share.
 
 mod names;
 pub mod raw;
@@ -32,7 +32,8 @@ pub struct Destination {
     pub prefix: Prefix,
     /// How to get in.
     pub auth: Auth,
-    /// The KMS key to ask for; `None` sends no encryption header at all, and the bucket's default applies.
+    /// The KMS key to ask for; `None` sends no encryption header at all, and the bucket's default
+    /// applies.
     pub encryption: Option<KmsEncryption>,
     /// The account that must own the bucket; `None` sends no such header.
     pub expected_bucket_owner: Option<AccountId>,
@@ -47,7 +48,8 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Whether what AWS says of the other one holds for this one: they are the same bucket, entered and encrypted in the same way.
+    /// Whether what AWS says of the other one holds for this one: they are the same bucket, entered
+    /// and encrypted in the same way.
     pub fn is_entered_like(&self, other: &Self) -> bool {
         (&self.bucket, &self.region, &self.prefix) == (&other.bucket, &other.region, &other.prefix)
             && (&self.encryption, self.checksum) == (&other.encryption, other.checksum)
@@ -90,7 +92,8 @@ impl Auth {
     }
 }
 
-/// Where a secret is kept. A file is read again when the service refuses the key, so that a rotated secret is picked up.
+/// Where a secret is kept. A file is read again when the service refuses the key, so that a rotated
+/// secret is picked up.
 #[derive(Debug, Clone)]
 pub enum SecretSource {
     /// Given in the config or the environment.
@@ -144,7 +147,8 @@ impl Destination {
     }
 }
 
-/// The partition of a region, by the beginning of its name; one that nobody knows is taken for one of the oldest partition.
+/// The partition of a region, by the beginning of its name; one that nobody knows is taken for one
+/// of the oldest partition.
 pub(crate) fn partition_of(region: &str) -> &'static str {
     const BEGINNINGS: [(&str, &str); 7] = [
         ("cn-", "aws-cn"),

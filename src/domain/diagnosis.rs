@@ -1,8 +1,9 @@
-//! From a refusal to what is wrong and what to do about it: pure, and the one place where both is put into words.
+//! From a refusal to what is wrong and what to do about it: pure, and the one place where both is
+//! put into words.
 //!
-//! The connection test shows a [`Diagnosis`] whole, with the exact statement to paste; the hint of a failed outcome is the
-//! text of its remedy. A text never holds an external id, because outcomes travel further than the answer to a test; the
-//! trust policy in [`Remedy::statement`] does.
+//! The connection test shows a [`Diagnosis`] whole, with the exact statement to paste; the hint of
+//! a failed outcome is the text of its remedy. A text never holds an external id, because outcomes
+//! travel further than the answer to a test; the trust policy in [`Remedy::statement`] does.
 
 mod code;
 mod table;
@@ -26,7 +27,8 @@ pub struct Diagnosis {
     pub code: Code,
     /// What is wrong, in plain words.
     pub cause: String,
-    /// Where the service hides the cause: what it may be, the likeliest first. Empty where the cause is known.
+    /// Where the service hides the cause: what it may be, the likeliest first. Empty where the
+    /// cause is known.
     pub ranked: Vec<String>,
     /// What to do.
     pub remedy: Option<Remedy>,
@@ -77,7 +79,8 @@ pub enum Who {
     /// The worker's.
     #[default]
     Worker,
-    /// That of a command: the credentials of the shell it was started from, which may be others than the worker's.
+    /// That of a command: the credentials of the shell it was started from, which may be others
+    /// than the worker's.
     Command,
 }
 
@@ -167,7 +170,8 @@ struct Found<'a> {
     message: &'a str,
 }
 
-/// The action IAM names in `... is not authorized to perform: kms:GenerateDataKey on resource: ...`.
+/// The action IAM names in `... is not authorized to perform: kms:GenerateDataKey on resource:
+/// ...`.
 pub fn denied_action(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("perform: ")?;
     rest.split_whitespace().next()

@@ -1,6 +1,7 @@
 //! A transfer job, valid by construction.
 //!
-//! Bytes become a [`Job`] in [`wire`] (versioned JSON) or [`compact`] (the bincode form); nothing else makes one.
+//! Bytes become a [`Job`] in [`wire`] (versioned JSON) or [`compact`] (the bincode form); nothing
+//! else makes one.
 
 pub mod compact;
 pub mod lease;
@@ -22,10 +23,11 @@ use crate::domain::destination::{Destination, DestinationId};
 pub use crate::domain::destination::Invalid;
 pub use rejected::Rejected;
 
-/// Reads a message as a job: JSON or the compact form by its `content_type`, everything checked that can be checked without the
-/// configuration.
+/// Reads a message as a job: JSON or the compact form by its `content_type`, everything checked
+/// that can be checked without the configuration.
 ///
-/// `message_id`, if set, must be the job's id; a rejection of a body without a readable id is identified by it.
+/// `message_id`, if set, must be the job's id; a rejection of a body without a readable id is
+/// identified by it.
 pub fn parse(content_type: Option<&str>, message_id: Option<&str>, body: &[u8]) -> Result<Job, Rejected> {
     let parsed = match Form::of(content_type) {
         Some(Form::Json) => wire::parse(body),
@@ -65,13 +67,15 @@ impl Form {
 /// One file to deliver as one object.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// The idempotency identity: the same id delivered twice ends as one object and one outcome that counts.
+    /// The idempotency identity: the same id delivered twice ends as one object and one outcome
+    /// that counts.
     pub id: JobId,
     /// Where the bytes come from.
     pub source: Source,
     /// Where they go.
     pub destination: DestinationRef,
-    /// The key below the destination's prefix, already free of `.` and `..`; joined with the prefix in a transfer.
+    /// The key below the destination's prefix, already free of `.` and `..`; joined with the prefix
+    /// in a transfer.
     pub key: RelativeKey,
     /// Headers of the object.
     pub object: ObjectAttributes,
@@ -180,8 +184,8 @@ impl Location {
     }
 }
 
-/// A key below the destination's prefix. Checked against an empty prefix when the job is parsed; the joined length is
-/// checked again by `Prefix::join`.
+/// A key below the destination's prefix. Checked against an empty prefix when the job is parsed;
+/// the joined length is checked again by `Prefix::join`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelativeKey(Arc<str>);
 

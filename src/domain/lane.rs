@@ -1,6 +1,7 @@
 //! The ways work comes in.
 
-/// The ways work comes in. `continued` is taken first, then `scheduled`; `backfill` has a ceiling of its own.
+/// The ways work comes in. `continued` is taken first, then `scheduled`; `backfill` has a ceiling
+/// of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
     /// Handed-over work.

@@ -1,8 +1,8 @@
 //! Result of a transfer, and the decision that follows from it.
 //!
-//! A transfer ends in a [`Receipt`], as skipped, or in a [`Failure`]. [`decide`] turns a failure and
-//! the history of its job into a [`Disposition`]. [`choose_retry_delay`] is the only function that
-//! chooses a retry delay.
+//! A transfer ends in a [`Receipt`], as skipped, or in a [`Failure`]. [`decide`] turns a failure
+//! and the history of its job into a [`Disposition`]. [`choose_retry_delay`] is the only function
+//! that chooses a retry delay.
 
 mod decide;
 mod event;
@@ -57,7 +57,8 @@ impl Class {
 
 macro_rules! reasons {
     ($($variant:ident $text:literal $class:ident $doc:literal,)*) => {
-        /// Reason of a failed transfer. A closed set; also a metric label. Each reason belongs to one [`Class`].
+        /// Reason of a failed transfer. A closed set; also a metric label. Each reason belongs to
+        /// one [`Class`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Reason {
             $(#[doc = $doc] $variant,)*

@@ -1,8 +1,10 @@
-//! The IAM documents a destination needs, from one model: what consign does, and so what it must be allowed to do.
+//! The IAM documents a destination needs, from one model: what consign does, and so what it must be
+//! allowed to do.
 //!
-//! [`Permission`] is the model: each with its action, the statement that grants it for a destination, and what is weaker
-//! without it. The session policy of every AssumeRole, `consign policy`, the remedies of the connection test and the
-//! customer's guide are all made of it, so that they can't disagree. Pure: no network, no clock, no configuration.
+//! [`Permission`] is the model: each with its action, the statement that grants it for a
+//! destination, and what is weaker without it. The session policy of every AssumeRole, `consign
+//! policy`, the remedies of the connection test and the customer's guide are all made of it, so
+//! that they can't disagree. Pure: no network, no clock, no configuration.
 
 mod bucket;
 mod cloudformation;

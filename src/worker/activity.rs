@@ -1,4 +1,5 @@
-//! Activity of the worker for the status page: running transfers, recently ended ones, and throughput.
+//! Activity of the worker for the status page: running transfers, recently ended ones, and
+//! throughput.
 //!
 //! Everything is bounded: [`ended`] keeps the last transfers and a number of destinations,
 //! [`throughput`] a number of minutes.
@@ -74,9 +75,11 @@ pub struct RunningTransfer {
     pub bytes: u64,
     /// Parts that S3 has accepted.
     pub parts: u32,
-    /// `opening` (session and source), `uploading`, or `finishing`: all bytes are accepted, the object is being completed.
+    /// `opening` (session and source), `uploading`, or `finishing`: all bytes are accepted, the
+    /// object is being completed.
     pub phase: &'static str,
-    /// Bytes that the object will have; `null` while unknown (compressed, or a source without a length).
+    /// Bytes that the object will have; `null` while unknown (compressed, or a source without a
+    /// length).
     pub expected_bytes: Option<u64>,
 }
 

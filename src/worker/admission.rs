@@ -1,8 +1,8 @@
 //! Admission: decides whether a job may start, and who is at fault when one fails.
 //!
-//! [`Admission::acquire`] gives a job its [`Permit`] or a [`Deferral`]. [`Admission::observe`] learns
-//! from the result of each attempt, and is the only place that decides whose fault a failure is: the
-//! destination's (circuit breaker), this worker's (health) or everybody's (outage).
+//! [`Admission::acquire`] gives a job its [`Permit`] or a [`Deferral`]. [`Admission::observe`]
+//! learns from the result of each attempt, and is the only place that decides whose fault a failure
+//! is: the destination's (circuit breaker), this worker's (health) or everybody's (outage).
 
 mod circuit;
 mod health;
@@ -140,7 +140,8 @@ impl Admission {
         &self.slots
     }
 
-    /// Waits until the worker is healthy enough for another job. See [`WorkerHealth::ready_for_job`].
+    /// Waits until the worker is healthy enough for another job. See
+    /// [`WorkerHealth::ready_for_job`].
     pub(super) async fn ready_for_job(&self) -> Option<OwnedSemaphorePermit> {
         self.health.ready_for_job().await
     }
@@ -155,7 +156,8 @@ impl Admission {
         self.health.drain();
     }
 
-    /// Acquires everything that a job needs to start. While the job waits, `permit` gives up its slot.
+    /// Acquires everything that a job needs to start. While the job waits, `permit` gives up its
+    /// slot.
     pub(super) async fn acquire(
         &self,
         delivery: &Delivery,
@@ -273,8 +275,8 @@ impl Admission {
         }
     }
 
-    /// Observes the result of an attempt, and decides who is at fault: everybody, this worker, or the
-    /// destination.
+    /// Observes the result of an attempt, and decides who is at fault: everybody, this worker, or
+    /// the destination.
     pub(super) fn observe(&self, job: &DecodedJob, probe: Option<u64>, result: TransferResult) -> ObservedEnd {
         let destination = &job.destination.id;
         let result = match self.outage.observe(&job.destination, result, self.metrics.roles_assumed()) {
@@ -314,8 +316,8 @@ impl Admission {
         self.limits.record_deferral(destination, delay.duration());
     }
 
-    /// Resets a destination now: it is configured anew, a connection test passed, or an operator says
-    /// so. Its breaker closes, cached denials are dropped, and its delayed jobs are released.
+    /// Resets a destination now: it is configured anew, a connection test passed, or an operator
+    /// says so. Its breaker closes, cached denials are dropped, and its delayed jobs are released.
     pub(super) fn reset(&self, destination: &DestinationId) {
         self.transport.forget_denials();
         let now = (self.clock)();
@@ -323,8 +325,8 @@ impl Admission {
         self.delayed.request(destination, DestinationReset { known, at: now, now });
     }
 
-    /// Performs a reset that was requested at `at` through the control stream. It may be read more than
-    /// once, and long after `at`: it covers what was known of the destination then.
+    /// Performs a reset that was requested at `at` through the control stream. It may be read more
+    /// than once, and long after `at`: it covers what was known of the destination then.
     pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp) {
         let now = (self.clock)();
         let known = self.circuits.reset_as_of(destination, at, now);

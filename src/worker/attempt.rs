@@ -32,8 +32,8 @@ use crate::upload::{Progress, RateLimiter};
 const TRANSFER_DEADLINE: Duration = Duration::from_hours(24);
 /// Time in which a transfer that is stopped must end.
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
-/// Redeliveries from which on a message is a crash loop. The broker itself drops it at 1,000, without
-/// an outcome.
+/// Redeliveries from which on a message is a crash loop. The broker itself drops it at 1,000,
+/// without an outcome.
 pub(super) const MAX_REDELIVERIES: u64 = 500;
 /// Interval at which a probe is checked for its first success.
 const PROBE_CHECK_INTERVAL: Duration = Duration::from_millis(200);
@@ -83,8 +83,8 @@ impl Attempts {
         }
     }
 
-    /// Runs one attempt. Returns its result as admission has observed it. A `delivery` that was lost is
-    /// replaced by a duplicate. The permit is released, but for the quarantine.
+    /// Runs one attempt. Returns its result as admission has observed it. A `delivery` that was
+    /// lost is replaced by a duplicate. The permit is released, but for the quarantine.
     pub(super) async fn run(
         &self,
         delivery: &mut Delivery,
@@ -156,8 +156,8 @@ impl Attempts {
         lease.run(delivery, self.bounded(&job.job, request)).await
     }
 
-    /// Runs the transfer behind its panic boundary and its deadline. At the deadline it is stopped as by
-    /// a drain: an upload that can be resumed is kept.
+    /// Runs the transfer behind its panic boundary and its deadline. At the deadline it is stopped
+    /// as by a drain: an upload that can be resumed is kept.
     async fn bounded(&self, job: &Job, request: TransferRequest<'_>) -> TransferResult {
         let stop = request.stop.clone();
         let mut transfer = pin!(AssertUnwindSafe(self.transport.deliver(job, request)).catch_unwind());
@@ -175,8 +175,9 @@ impl Attempts {
         })
     }
 
-    /// Replaces a delivery that was lost with its channel by a duplicate, if there is one. Not where
-    /// another worker has the job: then the duplicate settles it, and this attempt's end is not the job's.
+    /// Replaces a delivery that was lost with its channel by a duplicate, if there is one. Not
+    /// where another worker has the job: then the duplicate settles it, and this attempt's end is
+    /// not the job's.
     fn replace_lost(&self, delivery: &mut Delivery, owned: OwnedJob<'_>) {
         while owned.state.lease_state() != LeaseState::Lost && !self.queue.can_settle(delivery) {
             let Some(duplicate) = owned.owner.duplicates().take(owned.state.carried_upload()) else { return };
@@ -209,8 +210,8 @@ fn crash_loop(delivery: &Delivery, job: &DecodedJob) -> Option<Failure> {
     Some(Failure::new(Reason::CrashLoop, message))
 }
 
-/// Returns when an earlier attempt of this job may have written its object: known only for a job that
-/// was delivered before.
+/// Returns when an earlier attempt of this job may have written its object: known only for a job
+/// that was delivered before.
 fn earlier_attempt(delivery: &Delivery, job: &DecodedJob) -> Option<SystemTime> {
     let history: &History = &job.headers.history;
     let initiated = |seconds: u64| Timestamp::from_second(i64::try_from(seconds).ok()?).ok();

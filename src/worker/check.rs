@@ -1,11 +1,11 @@
-//! Connection test by message: it takes a slot like a job, and its answer goes to the requester's reply
-//! queue.
+//! Connection test by message: it takes a slot like a job, and its answer goes to the requester's
+//! reply queue.
 //!
 //! The answer is the only result, so the broker confirms it before the request is acknowledged. A
 //! worker that loses its connection in between receives the request again and tests again, so a
-//! requester may see two answers with one correlation id. A request that can't be tested is answered,
-//! too. Without a reply queue, or when it is gone, the request is dead-lettered: no later try would
-//! succeed.
+//! requester may see two answers with one correlation id. A request that can't be tested is
+//! answered, too. Without a reply queue, or when it is gone, the request is dead-lettered: no later
+//! try would succeed.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

@@ -48,9 +48,9 @@ impl Consumer {
         }
     }
 
-    /// Waits for a free slot. Long transfers may hold all slots for hours, and a prefetched delivery must
-    /// not wait here until the broker's acknowledgement time-out: it is requeued, and consumption
-    /// pauses until a slot is free.
+    /// Waits for a free slot. Long transfers may hold all slots for hours, and a prefetched
+    /// delivery must not wait here until the broker's acknowledgement time-out: it is requeued, and
+    /// consumption pauses until a slot is free.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         let slots = self.admission.slots();
         if let Ok(slot) = timeout(PREFETCH_TIMEOUT, slots.slot()).await {

@@ -1,5 +1,5 @@
-//! Table of jobs in flight: one owner per run of a job. Duplicates join the owner, and jobs that were
-//! delivered recently are answered from memory.
+//! Table of jobs in flight: one owner per run of a job. Duplicates join the owner, and jobs that
+//! were delivered recently are answered from memory.
 
 mod duplicates;
 
@@ -37,8 +37,8 @@ pub(super) struct RunId {
     pub(super) run: u32,
 }
 
-/// Attempt of a run. The counters tell a copy that returns from a wait queue from a redelivery of the
-/// same message.
+/// Attempt of a run. The counters tell a copy that returns from a wait queue from a redelivery of
+/// the same message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct AttemptId {
     pub(super) run: RunId,
@@ -74,7 +74,8 @@ pub(super) enum JobEnd {
 pub(super) struct InFlightJob {
     pub(super) started_at: Timestamp,
     pub(super) duplicates: Duplicates,
-    /// True from the moment when a copy of the job may be published, which must not end with this job.
+    /// True from the moment when a copy of the job may be published, which must not end with this
+    /// job.
     settling: AtomicBool,
     end: OnceLock<JobEnd>,
     over: CancellationToken,
@@ -87,8 +88,8 @@ impl InFlightJob {
         self.end.get().cloned().unwrap_or(JobEnd::Open)
     }
 
-    /// Waits for the end, at most [`JOIN_TIMEOUT`]. Only the `same` message can replace the owner's: a
-    /// copy that was made of it elsewhere has other counters.
+    /// Waits for the end, at most [`JOIN_TIMEOUT`]. Only the `same` message can replace the
+    /// owner's: a copy that was made of it elsewhere has other counters.
     pub(super) async fn join(&self, delivery: Delivery, same: bool, upload_id: Option<&str>) -> Joined {
         let tag = delivery.ticket;
         let kept = if same {
@@ -110,7 +111,8 @@ impl InFlightJob {
 pub(super) enum Joined {
     /// The owner took the delivery, and settles it.
     Taken,
-    /// The delivery is still the caller's, which settles it; `None` when the owner is still at work.
+    /// The delivery is still the caller's, which settles it; `None` when the owner is still at
+    /// work.
     Returned(Delivery, Option<JobEnd>),
 }
 
@@ -163,8 +165,8 @@ impl InFlight {
         Arc::new(Self { jobs: Mutex::default(), delivered })
     }
 
-    /// Claims a job, or finds its owner: any delivery of the same run, whatever its counters, unless
-    /// that owner settles and this may be the copy that it published.
+    /// Claims a job, or finds its owner: any delivery of the same run, whatever its counters,
+    /// unless that owner settles and this may be the copy that it published.
     pub(super) fn claim(self: &Arc<Self>, id: AttemptId, now: Timestamp) -> Claim {
         let mut jobs = self.lock();
         let owners = jobs.get(&id.run).into_iter().flatten();

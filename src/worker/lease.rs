@@ -58,7 +58,8 @@ pub(super) enum CopyBody {
     AsDelivered,
     /// The job as it was published.
     Original,
-    /// The job with the checkpoint of its unfinished upload, or as it was published if there is none.
+    /// The job with the checkpoint of its unfinished upload, or as it was published if there is
+    /// none.
     Checkpoint,
 }
 
@@ -163,8 +164,8 @@ impl AttemptState {
         self.lease_state() == LeaseState::Lost
     }
 
-    /// Encodes the lease. One that would be too long goes without its checkpoint: the job then starts
-    /// over.
+    /// Encodes the lease. One that would be too long goes without its checkpoint: the job then
+    /// starts over.
     fn encode(&self, checkpoint: Option<Checkpoint>) -> Bytes {
         let (body, content_type) = (self.body.clone(), self.content_type.clone());
         let lease = Lease { body, content_type, lane: self.lane, checkpoint };
@@ -236,8 +237,8 @@ pub(super) fn key(id: &RunId) -> String {
     Uuid::new_v5(&KEY_NAMESPACE, name.as_bytes()).simple().to_string()
 }
 
-/// Keeps the lease of an attempt: from the start for a job that was taken over or redelivered often, as
-/// soon as a long upload is open, and after `broker.lease_after` for everything.
+/// Keeps the lease of an attempt: from the start for a job that was taken over or redelivered
+/// often, as soon as a long upload is open, and after `broker.lease_after` for everything.
 #[derive(Debug)]
 pub(super) struct LeaseGuard<'a> {
     pub(super) queue: &'a Arc<dyn Queue>,
@@ -247,7 +248,8 @@ pub(super) struct LeaseGuard<'a> {
 }
 
 impl LeaseGuard<'_> {
-    /// Runs `transfer` under the guard. A delivery that turns out to be lost is replaced by a duplicate.
+    /// Runs `transfer` under the guard. A delivery that turns out to be lost is replaced by a
+    /// duplicate.
     pub(super) async fn run(
         &self,
         delivery: &mut Delivery,

@@ -167,7 +167,8 @@ impl Runner {
         }
     }
 
-    /// Answers a job that was delivered before: only its outcome is published, to the new requester.
+    /// Answers a job that was delivered before: only its outcome is published, to the new
+    /// requester.
     async fn answer_again(&self, delivery: Delivery, job: &DecodedJob, event: &OutcomeEvent) {
         tracing::info!(job_id = %job.job.id, "the job was delivered before; its outcome is published again");
         spans::ended(OutcomeKind::Delivered.as_str(), None);
@@ -176,7 +177,8 @@ impl Runner {
         self.settler.settle(delivery, Settlement::Ack, vec![event]).await;
     }
 
-    /// Waits for the owner of a job, though not for ever: a duplicate takes a place of the prefetch.
+    /// Waits for the owner of a job, though not for ever: a duplicate takes a place of the
+    /// prefetch.
     async fn join(&self, in_flight: &InFlightJob, same: bool, delivery: Delivery, job: &DecodedJob) {
         tracing::debug!(job_id = %job.job.id, "the job is in flight here; its duplicate waits");
         let upload_id = job.checkpoint().map(|checkpoint| checkpoint.upload_id.as_str());

@@ -60,8 +60,8 @@ impl Settler {
         })
     }
 
-    /// Performs a plan: aborts the upload that nobody resumes, publishes outcome and copy, acknowledges.
-    /// Returns true if the delivery is settled for certain.
+    /// Performs a plan: aborts the upload that nobody resumes, publishes outcome and copy,
+    /// acknowledges. Returns true if the delivery is settled for certain.
     pub(super) async fn perform(
         &self,
         mut delivery: Delivery,
@@ -77,8 +77,8 @@ impl Settler {
         self.settle(delivery, plan.settlement, events).await
     }
 
-    /// Settles a delivery. Returns true if that is certain. A lost delivery is redelivered: the queue
-    /// promises it, and it is no fault.
+    /// Settles a delivery. Returns true if that is certain. A lost delivery is redelivered: the
+    /// queue promises it, and it is no fault.
     pub(super) async fn settle(&self, delivery: Delivery, settlement: Settlement, events: Vec<OutcomeEvent>) -> bool {
         let action = settlement.action();
         let span = spans::settle(self.queue.system(), &self.prefix, action);
@@ -170,16 +170,17 @@ impl Settler {
         }
     }
 
-    /// Cleans up after an attempt whose delivery may not be settled (the lease is lost, or no copy was
-    /// made for certain): aborts an upload that no message records. What a lease records, and what the
-    /// delivery carried, is known to the worker that gets it, and may be in use there already.
+    /// Cleans up after an attempt whose delivery may not be settled (the lease is lost, or no copy
+    /// was made for certain): aborts an upload that no message records. What a lease records, and
+    /// what the delivery carried, is known to the worker that gets it, and may be in use there
+    /// already.
     pub(super) async fn abort_unrecorded(&self, state: &AttemptState, destination: &Arc<Destination>) {
         self.abort_outdated(state, destination).await;
         self.abort_open_upload(state, destination, |checkpoint| !state.is_recorded(checkpoint)).await;
     }
 
-    /// Aborts the upload that a delivery carried when its job is done elsewhere, unless it is the one
-    /// that is `resumed` there.
+    /// Aborts the upload that a delivery carried when its job is done elsewhere, unless it is the
+    /// one that is `resumed` there.
     pub(super) async fn abort_carried(&self, job: &DecodedJob, resumed: Option<&str>) {
         if let Some(checkpoint) = job.checkpoint().filter(|checkpoint| resumed != Some(&checkpoint.upload_id)) {
             self.transport.abort_upload(&job.destination, checkpoint).await;

@@ -1,4 +1,5 @@
-//! Plans the settlement of a delivery: one pure function from context to plan. Nothing rewrites a plan.
+//! Plans the settlement of a delivery: one pure function from context to plan. Nothing rewrites a
+//! plan.
 
 use std::time::Duration;
 
@@ -86,8 +87,8 @@ pub(super) fn plan(context: &SettlementContext<'_>, conclusion: Conclusion) -> S
     }
 }
 
-/// Plans the settlement of a message that is no job for this worker: it is dead-lettered at once. The
-/// outcome needs an id and a destination that can be read.
+/// Plans the settlement of a message that is no job for this worker: it is dead-lettered at once.
+/// The outcome needs an id and a destination that can be read.
 pub(super) fn reject(prefix: &str, properties: &Properties, rejection: &Rejection, now: Timestamp) -> SettlementPlan {
     let headers = JobHeaders::parse(&properties.headers);
     let mut history = headers.history.clone();
@@ -215,8 +216,8 @@ impl SettlementContext<'_> {
         }
     }
 
-    /// Plan for a decision about a failure. A job that was not attempted is the same attempt when it
-    /// returns.
+    /// Plan for a decision about a failure. A job that was not attempted is the same attempt when
+    /// it returns.
     fn disposed(&self, disposition: Disposition, failure: Failure, attempted: bool) -> SettlementPlan {
         let before = &self.job.headers.history;
         let after = history::after_failure(before, &failure, attempted, self.now);
@@ -264,8 +265,9 @@ impl SettlementContext<'_> {
         }
     }
 
-    /// Plan for a job that is continued elsewhere. Nothing of a lost lease is ours any more: its holder
-    /// has the job, or it arrived here and joined this job, and is then all that is left of it.
+    /// Plan for a job that is continued elsewhere. Nothing of a lost lease is ours any more: its
+    /// holder has the job, or it arrived here and joined this job, and is then all that is left of
+    /// it.
     fn requeue(&self, attempted: bool) -> SettlementPlan {
         match self.lease.state {
             LeaseState::Lost => SettlementPlan { is_final: false, ..SettlementPlan::of(Settlement::Ack) },

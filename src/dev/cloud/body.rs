@@ -1,4 +1,5 @@
-//! A body on its way in: counted, its CRC-64/NVME taken, and refused at its end when it is not what the caller announced.
+//! A body on its way in: counted, its CRC-64/NVME taken, and refused at its end when it is not what
+//! the caller announced.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,7 +48,8 @@ struct Checked {
     witness: Witness,
 }
 
-/// Wraps a body. Nothing of a body with another checksum than `expected` is kept: its stream ends in an error.
+/// Wraps a body. Nothing of a body with another checksum than `expected` is kept: its stream ends
+/// in an error.
 pub(super) fn checked(body: Option<StreamingBlob>, expected: Option<String>) -> S3Result<(StreamingBlob, Witness)> {
     let inner = body.ok_or_else(|| s3_error!(IncompleteBody, "there is no body"))?;
     let witness = Witness::default();
@@ -56,7 +58,8 @@ pub(super) fn checked(body: Option<StreamingBlob>, expected: Option<String>) -> 
     Ok((StreamingBlob::wrap(checked.map(|item| item.map_err(Broken))), witness))
 }
 
-/// Reads a body to its end and forgets it: an answer before that may never reach a client that is still sending.
+/// Reads a body to its end and forgets it: an answer before that may never reach a client that is
+/// still sending.
 pub(super) async fn drained(body: Option<StreamingBlob>) {
     if let Some(mut body) = body {
         while let Some(Ok(_)) = body.next().await {}

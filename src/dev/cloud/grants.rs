@@ -1,5 +1,5 @@
-//! What a signer may do: a customer's key what the customer's policy allows (and the session's, where there is one), the
-//! platform's key nothing, the onlooker's key reading.
+//! What a signer may do: a customer's key what the customer's policy allows (and the session's,
+//! where there is one), the platform's key nothing, the onlooker's key reading.
 
 use std::future::Future;
 use std::pin::Pin;

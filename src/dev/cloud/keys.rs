@@ -1,4 +1,5 @@
-//! Who may sign: the platform's key, the customers' keys, a key for looking on, and the temporary keys of STS.
+//! Who may sign: the platform's key, the customers' keys, a key for looking on, and the temporary
+//! keys of STS.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,10 +15,12 @@ use uuid::Uuid;
 use super::policy::Policy;
 use super::{Customer, Way};
 
-/// Temporary keys are forgotten this long after their end; until then their holder is told that they have expired.
+/// Temporary keys are forgotten this long after their end; until then their holder is told that
+/// they have expired.
 const REMEMBERED: Duration = Duration::from_hours(1);
 
-/// A key pair, made up. Its secret is as worthless as the rest, and is not shown by accident all the same.
+/// A key pair, made up. Its secret is as worthless as the rest, and is not shown by accident all
+/// the same.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyPair {
     /// The public half.
@@ -97,7 +100,8 @@ impl Keys {
         Self { lasting, sessions: Mutex::default(), lives }
     }
 
-    /// Temporary keys of a customer's role, good for what was asked or what this cloud allows, whichever is less.
+    /// Temporary keys of a customer's role, good for what was asked or what this cloud allows,
+    /// whichever is less.
     pub(super) fn issue(&self, customer: Arc<Customer>, policy: Option<Policy>, asked: Duration) -> Issued {
         let pair = KeyPair { id: format!("ASIADEV{}", word(13)), secret: secret() };
         let token = format!("{}{}", secret(), secret());

@@ -9,9 +9,11 @@ use s3s::{S3Result, s3_error};
 use super::body::{Seen, bad_digest};
 use super::memory::Upload;
 
-/// The smallest part but for the last (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>).
+/// The smallest part but for the last
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>).
 const LEAST_PART: u64 = 5 << 20;
-/// The longest name a file may have; the store behind names its notes after bucket and key in base64.
+/// The longest name a file may have; the store behind names its notes after bucket and key in
+/// base64.
 const NAME_LIMIT: usize = 255;
 
 /// A CRC-64/NVME as S3 writes it.

@@ -1,4 +1,5 @@
-//! What the store behind does not keep: how objects were encrypted, and what is known of unfinished uploads.
+//! What the store behind does not keep: how objects were encrypted, and what is known of unfinished
+//! uploads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -41,7 +42,8 @@ pub(super) struct Upload {
     pub(super) sent: u32,
 }
 
-/// Remembers. Encryptions are kept beside the objects, so that they outlive the process; uploads are not.
+/// Remembers. Encryptions are kept beside the objects, so that they outlive the process; uploads
+/// are not.
 #[derive(Debug)]
 pub(super) struct Memory {
     folder: PathBuf,
@@ -121,7 +123,8 @@ impl Memory {
     }
 }
 
-/// Removes what unfinished uploads of an earlier process left in the store: nobody knows their checksums any more.
+/// Removes what unfinished uploads of an earlier process left in the store: nobody knows their
+/// checksums any more.
 pub(super) fn forget_uploads(root: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;

@@ -1,5 +1,5 @@
-//! S3 over a folder, with what the store behind leaves out: encryption, checksums of parts and whole objects, regions, the limits
-//! of names, and one hiccup on purpose.
+//! S3 over a folder, with what the store behind leaves out: encryption, checksums of parts and
+//! whole objects, regions, the limits of names, and one hiccup on purpose.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -75,8 +75,9 @@ impl Objects {
         Ok(Encryption { algorithm: sse.as_str().to_owned(), key: key.cloned(), bucket_key })
     }
 
-    /// What is known of an unfinished upload, or `NoSuchUpload`. The store behind takes an upload off its list before it puts the
-    /// parts together: when the client goes in between, the upload is none any more, and would be refused as somebody else's.
+    /// What is known of an unfinished upload, or `NoSuchUpload`. The store behind takes an upload
+    /// off its list before it puts the parts together: when the client goes in between, the upload
+    /// is none any more, and would be refused as somebody else's.
     fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<Upload> {
         let upload = self.memory.upload(id, bucket, key)?;
         if self.root.join(format!(".upload-{id}.json")).exists() {

@@ -1,4 +1,5 @@
-//! IAM policies as far as this cloud needs them: Allow statements with actions, resources and a condition on the listed prefix.
+//! IAM policies as far as this cloud needs them: Allow statements with actions, resources and a
+//! condition on the listed prefix.
 //!
 //! Everything that is not understood allows nothing.
 

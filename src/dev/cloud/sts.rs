@@ -17,8 +17,9 @@ use crate::domain::policy::SESSION_POLICY_LIMIT;
 
 /// A form larger than this is no call of ours.
 const FORM_LIMIT: usize = 64 << 10;
-/// The shortest and the longest session STS gives (<https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>);
-/// this cloud's roles allow an hour, as roles do by default.
+/// The shortest and the longest session STS gives
+/// (<https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>); this cloud's roles
+/// allow an hour, as roles do by default.
 const DURATION: std::ops::RangeInclusive<u64> = 900..=3600;
 
 /// The route of STS: a form posted to `/`.

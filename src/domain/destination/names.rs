@@ -1,4 +1,5 @@
-//! The newtypes a destination is made of. Each parses once, at the edge; past it no string is checked twice.
+//! The newtypes a destination is made of. Each parses once, at the edge; past it no string is
+//! checked twice.
 
 use std::fmt;
 
@@ -53,7 +54,8 @@ macro_rules! text_newtype {
 }
 
 text_newtype!(
-    /// The name of a destination: `[a-z0-9][a-z0-9-]{0,62}`. Part of routing keys, session names and metric labels.
+    /// The name of a destination: `[a-z0-9][a-z0-9-]{0,62}`. Part of routing keys, session names
+    /// and metric labels.
     DestinationId
 );
 text_newtype!(
@@ -65,7 +67,8 @@ text_newtype!(
     Region
 );
 text_newtype!(
-    /// The folder inside the bucket: empty, or ending in `/`. Nothing is written or tested outside it.
+    /// The folder inside the bucket: empty, or ending in `/`. Nothing is written or tested outside
+    /// it.
     Prefix
 );
 text_newtype!(
@@ -125,7 +128,8 @@ impl Region {
 }
 
 impl Prefix {
-    /// Parses a folder; a missing trailing `/` is added, a leading one is an error. The error's field is `prefix`.
+    /// Parses a folder; a missing trailing `/` is added, a leading one is an error. The error's
+    /// field is `prefix`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         if text.is_empty() {
             return Ok(Self("".into()));
@@ -145,7 +149,8 @@ impl Prefix {
 
     /// The whole key of `relative` below this prefix. The error's field is `key`.
     ///
-    /// The result always begins with the prefix: `.` and `..` segments, a leading `/` and control characters are refused.
+    /// The result always begins with the prefix: `.` and `..` segments, a leading `/` and control
+    /// characters are refused.
     pub fn join(&self, relative: &str) -> Result<ObjectKey, Invalid> {
         if relative.is_empty() {
             return refuse("key", "a key may not be empty");
@@ -248,7 +253,8 @@ pub struct KmsKeyArn {
 }
 
 impl KmsKeyArn {
-    /// Parses `arn:aws:kms:REGION:ACCOUNT:key/ID` or `.../alias/NAME`; the error's field is `kms_key_arn`.
+    /// Parses `arn:aws:kms:REGION:ACCOUNT:key/ID` or `.../alias/NAME`; the error's field is
+    /// `kms_key_arn`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let key = split_arn(text).filter(|arn| arn.service == "kms" && Region::parse(arn.region).is_ok());
         let named = |prefix: &str| {
@@ -275,19 +281,21 @@ impl KmsKeyArn {
         &self.region
     }
 
-    /// True for an alias: S3 replies with the key's own ARN, so only the algorithm of the reply can be compared.
+    /// True for an alias: S3 replies with the key's own ARN, so only the algorithm of the reply can
+    /// be compared.
     pub fn is_alias(&self) -> bool {
         self.is_alias
     }
 }
 
-/// The external id of a trust policy. Not a secret to AWS, yet one tenant's must not be shown to another: it is masked
-/// wherever it might be printed.
+/// The external id of a trust policy. Not a secret to AWS, yet one tenant's must not be shown to
+/// another: it is masked wherever it might be printed.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ExternalId(std::sync::Arc<str>);
 
 impl ExternalId {
-    /// Parses 2-1,224 of `[A-Za-z0-9_+=,.@:/-]` (the limits of STS); the error's field is `external_id`.
+    /// Parses 2-1,224 of `[A-Za-z0-9_+=,.@:/-]` (the limits of STS); the error's field is
+    /// `external_id`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let inner = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);
         if !(2..=1224).contains(&text.len()) || !text.chars().all(inner) {

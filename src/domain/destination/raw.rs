@@ -1,4 +1,5 @@
-//! The serde mirror of a destination, shared by the config (`[destinations.ID]`) and by inline destinations of jobs.
+//! The serde mirror of a destination, shared by the config (`[destinations.ID]`) and by inline
+//! destinations of jobs.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -13,7 +14,8 @@ use super::{
     Prefix, Region, RoleArn, SecretSource, strict,
 };
 
-/// A destination as it is written. Nothing is checked yet but the shape; [`RawDestination::validate`] does the rest.
+/// A destination as it is written. Nothing is checked yet but the shape;
+/// [`RawDestination::validate`] does the rest.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "destination")]
@@ -40,7 +42,8 @@ pub struct RawDestination {
     /// The KMS encryption context.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "strict::unique")]
     pub encryption_context: BTreeMap<String, String>,
-    /// The account that must own the bucket, or "any". Default: the role's account; none for access keys.
+    /// The account that must own the bucket, or "any". Default: the role's account; none for access
+    /// keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_bucket_owner: Option<String>,
     /// The most transfers at once into this destination.
@@ -93,7 +96,8 @@ pub enum RawMethod {
 }
 
 impl RawDestination {
-    /// Checks everything and reports every problem, each with its field relative to this destination.
+    /// Checks everything and reports every problem, each with its field relative to this
+    /// destination.
     pub fn validate(self, id: DestinationId) -> Result<Destination, Vec<Invalid>> {
         let mut problems = Vec::new();
         let mut note = |problem: Invalid| problems.push(problem);
@@ -147,7 +151,8 @@ impl RawDestination {
         Ok(destination)
     }
 
-    /// As [`RawDestination::validate`] for a destination that came inside a job: it carries its own id and no secret.
+    /// As [`RawDestination::validate`] for a destination that came inside a job: it carries its own
+    /// id and no secret.
     pub fn validate_inline(self) -> Result<Destination, Vec<Invalid>> {
         let missing = || Invalid::new("id", "an inline destination needs an id");
         let id = self.id.as_deref().ok_or_else(missing).and_then(DestinationId::parse).map_err(|p| vec![p])?;

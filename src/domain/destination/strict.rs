@@ -1,4 +1,5 @@
-//! Shapes that serde alone would take too kindly: both forms of a job and every destination are read through these.
+//! Shapes that serde alone would take too kindly: both forms of a job and every destination are
+//! read through these.
 
 use std::collections::BTreeMap;
 use std::fmt;

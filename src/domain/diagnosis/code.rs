@@ -10,7 +10,8 @@ use serde::{Serialize, Serializer};
 pub enum Side {
     /// Nobody: all is well, or the step was not needed.
     Nobody,
-    /// The customer, in the account of the bucket; or the configuration of the destination. Exit code 3.
+    /// The customer, in the account of the bucket; or the configuration of the destination. Exit
+    /// code 3.
     Customer,
     /// Whoever runs consign: its own identity is absent or refused. Exit code 77.
     Identity,
@@ -22,7 +23,8 @@ pub enum Side {
 
 macro_rules! codes {
     ($($variant:ident $text:literal $side:ident $doc:literal,)*) => {
-        /// What a step of the connection test found. A closed set and part of the contract: a code never changes its meaning.
+        /// What a step of the connection test found. A closed set and part of the contract: a code
+        /// never changes its meaning.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Code {
             $(#[doc = $doc] $variant,)*

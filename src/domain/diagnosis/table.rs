@@ -1,7 +1,8 @@
 //! The table: from an answer, by code and status, to one of the known problems.
 //!
-//! A message is looked at only where one code of AWS stands for several problems. The words that are looked for are those
-//! of IAM's access denied messages (<https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>).
+//! A message is looked at only where one code of AWS stands for several problems. The words that
+//! are looked for are those of IAM's access denied messages
+//! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>).
 
 use super::{Case, Code, Reads, denied_action};
 use crate::domain::destination::Auth;
@@ -54,7 +55,8 @@ fn s3(answer: &AwsError, reason: Reason, case: &Case<'_>) -> Code {
     }
 }
 
-/// Where no code says more: what the transfer makes of it, which has looked at code and status already.
+/// Where no code says more: what the transfer makes of it, which has looked at code and status
+/// already.
 fn s3_by_meaning(status: u16, reason: Reason, answer: &AwsError, case: &Case<'_>) -> Code {
     match reason {
         Reason::AccessDenied | Reason::KmsDenied => denied(answer, case),
@@ -80,7 +82,8 @@ fn credentials(code: &str, said: &str, case: &Case<'_>) -> Code {
     }
 }
 
-/// How ids of temporary keys begin (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>).
+/// How ids of temporary keys begin
+/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>).
 pub(super) const TEMPORARY: &str = "ASIA";
 
 /// Access denied, with or without a reason.

@@ -1,4 +1,5 @@
-//! Each problem in plain words, with its remedy. Statements come from [`crate::domain::policy`] alone.
+//! Each problem in plain words, with its remedy. Statements come from [`crate::domain::policy`]
+//! alone.
 
 mod access;
 mod entry;

@@ -1,8 +1,10 @@
-//! The job as bytes: `application/vnd.consign.job.v1+bincode`. The only user of `bincode`, which is unmaintained and pinned.
+//! The job as bytes: `application/vnd.consign.job.v1+bincode`. The only user of `bincode`, which is
+//! unmaintained and pinned.
 //!
-//! One version byte, then a [`FrozenJob`] in bincode's standard configuration (little endian, variable-length integers), and
-//! nothing after it. The frozen structs are the format: they are never changed, and the vectors in `tests/golden` say so. A
-//! version 2 gets structs of its own. The way out is `wincode` or `postcard`, behind a new version byte.
+//! One version byte, then a [`FrozenJob`] in bincode's standard configuration (little endian,
+//! variable-length integers), and nothing after it. The frozen structs are the format: they are
+//! never changed, and the vectors in `tests/golden` say so. A version 2 gets structs of its own.
+//! The way out is `wincode` or `postcard`, behind a new version byte.
 
 mod frozen;
 pub(super) mod lease;
@@ -20,7 +22,8 @@ pub const CONTENT_TYPE: &str = "application/vnd.consign.job.v1+bincode";
 
 const VERSION_BYTE: u8 = 1;
 
-/// The limit is charged before anything is allocated, so a length field can't ask for more than a message may have.
+/// The limit is charged before anything is allocated, so a length field can't ask for more than a
+/// message may have.
 const CONFIG: Configuration<LittleEndian, Varint, Limit<MAX_BODY>> =
     bincode::config::standard().with_limit::<MAX_BODY>();
 

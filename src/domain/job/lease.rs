@@ -1,7 +1,8 @@
-//! The lease: a job together with how far the work on it has come, so that another worker can go on there.
+//! The lease: a job together with how far the work on it has come, so that another worker can go on
+//! there.
 //!
-//! It travels as `application/vnd.consign.lease.v1+bincode` (see [`super::compact`]) through any queue that jobs travel
-//! through, and is checked as strictly as a job wherever it comes back.
+//! It travels as `application/vnd.consign.lease.v1+bincode` (see [`super::compact`]) through any
+//! queue that jobs travel through, and is checked as strictly as a job wherever it comes back.
 
 use bytes::Bytes;
 
@@ -14,7 +15,8 @@ pub const CONTENT_TYPE: &str = "application/vnd.consign.lease.v1+bincode";
 /// The longest lease; a longer one is refused, and none is written.
 pub const MAX_LEASE: usize = 2 << 20;
 
-/// A job in work. What comes in is checked by [`Lease::decode`], and the job in it by [`Lease::job`].
+/// A job in work. What comes in is checked by [`Lease::decode`], and the job in it by
+/// [`Lease::job`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// The job's original body, untouched: what a dead letter carries.
@@ -23,11 +25,13 @@ pub struct Lease {
     pub content_type: Option<String>,
     /// The lane the job was published to.
     pub lane: Lane,
-    /// The unfinished upload; `None` where the job has to begin anew (its source can't be gone on with, or nothing is uploaded yet).
+    /// The unfinished upload; `None` where the job has to begin anew (its source can't be gone on
+    /// with, or nothing is uploaded yet).
     pub checkpoint: Option<Checkpoint>,
 }
 
-/// An unfinished multipart upload and where its source stands: everything another worker needs to go on with the next part.
+/// An unfinished multipart upload and where its source stands: everything another worker needs to
+/// go on with the next part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The bucket it was begun in. A destination that was changed meanwhile begins anew.
@@ -61,7 +65,8 @@ pub struct SourceMark {
     pub length: Option<u64>,
 }
 
-/// How an object is cut into parts. It stays what it was when the upload began, whatever the next worker's configuration says.
+/// How an object is cut into parts. It stays what it was when the upload began, whatever the next
+/// worker's configuration says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartSizes {
     /// Parts of equal size; only the last may be shorter.
@@ -78,7 +83,8 @@ pub enum PartSizes {
         /// Bytes of the largest.
         largest: u64,
     },
-    /// Compressed on the way: as `Growing`, but each part is a little longer, because it ends where the compression can begin anew.
+    /// Compressed on the way: as `Growing`, but each part is a little longer, because it ends where
+    /// the compression can begin anew.
     Packed {
         /// The least bytes of the first part.
         first: u64,

@@ -15,8 +15,8 @@ const MAX_URL: usize = 8 * 1024;
 impl Location {
     /// Parses a source URL; the error's field is `source.url`.
     ///
-    /// A file URL is percent-decoded. The key of an `s3` URL is taken as it is written, as the AWS tools do: `%`, `?` and `#` stand
-    /// for themselves.
+    /// A file URL is percent-decoded. The key of an `s3` URL is taken as it is written, as the AWS
+    /// tools do: `%`, `?` and `#` stand for themselves.
     pub fn parse(text: &str) -> Result<Self, Rejected> {
         if text.is_empty() || text.len() > MAX_URL {
             return malformed("is 1-8,192 bytes long");

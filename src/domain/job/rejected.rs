@@ -8,13 +8,15 @@ use crate::domain::outcome::{Failure, Reason};
 
 /// A message that is no job: which field, why, and whatever identity could be read off it.
 ///
-/// Nothing in it is taken from a value of the message: neither an external id nor the query of a URL can leak through it.
+/// Nothing in it is taken from a value of the message: neither an external id nor the query of a
+/// URL can leak through it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct Rejected {
     /// `invalid_job`, `schema_version`, `invalid_key` or `source_forbidden`.
     pub reason: Reason,
-    /// The field as the sender wrote it, dotted (`destination.auth.role_arn`); `body` where there are no fields yet.
+    /// The field as the sender wrote it, dotted (`destination.auth.role_arn`); `body` where there
+    /// are no fields yet.
     pub field: String,
     /// The reason and the remedy.
     pub message: String,
@@ -25,7 +27,8 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    /// A refusal of `problem.field`, without an identity yet. Field names come from outside, so they are cut and cleaned.
+    /// A refusal of `problem.field`, without an identity yet. Field names come from outside, so
+    /// they are cut and cleaned.
     pub fn new(reason: Reason, problem: Invalid) -> Self {
         let field = problem.field.chars().take(160).map(|c| if c.is_control() { '?' } else { c }).collect();
         Self { reason, field, message: problem.problem, job_id: None, destination: None }

@@ -1,4 +1,5 @@
-//! From the shape of a job to a [`Job`]. The first problem found is reported; fields are looked at in the order of the contract.
+//! From the shape of a job to a [`Job`]. The first problem found is reported; fields are looked at
+//! in the order of the contract.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use crate::domain::destination::raw::RawDestination;
 use crate::domain::outcome::Reason;
 
 impl RawJob {
-    /// Checks everything that can be checked without the configuration. A rejection carries the identity if that was readable.
+    /// Checks everything that can be checked without the configuration. A rejection carries the
+    /// identity if that was readable.
     pub fn validate(self) -> Result<Job, Rejected> {
         let id = JobId::parse(&self.id);
         let to = self.destination.id().map(DestinationId::parse);
@@ -169,7 +171,8 @@ fn storage_class(name: String) -> Result<String, Invalid> {
     refuse("storage_class", "is a name of S3 such as STANDARD_IA, INTELLIGENT_TIERING or GLACIER_IR")
 }
 
-/// RFC 3339 alone; jiff by itself would also take week dates, missing seconds and zone names in brackets.
+/// RFC 3339 alone; jiff by itself would also take week dates, missing seconds and zone names in
+/// brackets.
 fn timestamp(field: &str, text: &str) -> Result<Timestamp, Invalid> {
     let b = text.as_bytes();
     let shaped = (20..=40).contains(&b.len()) && matches!(b[10], b'T' | b't') && b[13] == b':' && b[16] == b':';

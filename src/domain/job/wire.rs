@@ -1,7 +1,8 @@
 //! The job as JSON, version 1 (CONTRACT, section 3).
 //!
-//! [`RawJob`] has the shape of the message and nothing more; [`RawJob::validate`] makes a [`Job`] of it. The compact form goes
-//! through the same two steps, so both forms accept exactly the same jobs.
+//! [`RawJob`] has the shape of the message and nothing more; [`RawJob::validate`] makes a [`Job`]
+//! of it. The compact form goes through the same two steps, so both forms accept exactly the same
+//! jobs.
 
 mod check;
 mod explain;
@@ -30,7 +31,8 @@ pub fn parse(body: &[u8]) -> Result<Job, Rejected> {
     read(body)?.validate()
 }
 
-/// Reads the shape of a JSON job: unknown, missing, doubled or mistyped fields and trailing data are refused.
+/// Reads the shape of a JSON job: unknown, missing, doubled or mistyped fields and trailing data
+/// are refused.
 pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
     check_length(body)?;
     let text = std::str::from_utf8(body).map_err(|problem| {
@@ -82,7 +84,8 @@ pub fn render(job: &RawJob) -> Vec<u8> {
     serde_json::to_vec(job).unwrap_or_default()
 }
 
-/// The JSON Schema of a job, for producers. It is as strict as the shape; lengths and contents are checked on arrival.
+/// The JSON Schema of a job, for producers. It is as strict as the shape; lengths and contents are
+/// checked on arrival.
 pub fn schema() -> schemars::Schema {
     without_secrets(schemars::schema_for!(RawJob))
 }

@@ -18,8 +18,8 @@ pub struct History {
     pub defects: u32,
     /// Time of the job's first failure (header `x-first-failure-at`).
     pub first_failure_at: Option<Timestamp>,
-    /// Time of the first deferral for a fault of the destination (header `x-deferred-since`). The age
-    /// limit of deferred jobs counts from here.
+    /// Time of the first deferral for a fault of the destination (header `x-deferred-since`). The
+    /// age limit of deferred jobs counts from here.
     pub deferred_since: Option<Timestamp>,
 }
 
@@ -48,7 +48,8 @@ pub enum Disposition {
     Defer(RetryDelay),
     /// Dead-letters the job with this reason.
     DeadLetter(Reason),
-    /// Ends the job as expired: `expires_at` is past, or would be before the shortest delay is over.
+    /// Ends the job as expired: `expires_at` is past, or would be before the shortest delay is
+    /// over.
     Expire,
     /// Requeues the job untouched.
     Requeue,

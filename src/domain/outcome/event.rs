@@ -95,7 +95,8 @@ pub struct OutcomeData {
     /// Encryption that S3 reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
-    /// Charged attempts, this one included. Of `expired`: those that were charged, which may be none.
+    /// Charged attempts, this one included. Of `expired`: those that were charged, which may be
+    /// none.
     pub attempts: u32,
     /// Start of this attempt.
     #[schemars(with = "Option<String>")]

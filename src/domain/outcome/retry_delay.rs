@@ -25,8 +25,8 @@ pub enum RetryDelay {
 /// Situation for which a retry delay is chosen.
 #[derive(Debug, Clone, Copy)]
 pub enum Wait {
-    /// A charged attempt failed. `retry_after` is the server's own delay, which only lengthens ours: a
-    /// server that always asks for a second must not use up all attempts within a minute.
+    /// A charged attempt failed. `retry_after` is the server's own delay, which only lengthens
+    /// ours: a server that always asks for a second must not use up all attempts within a minute.
     Attempt {
         /// Number of the attempt; 1 is the first.
         number: u32,
@@ -39,7 +39,8 @@ pub enum Wait {
     Destination {
         /// Deferrals so far.
         deferrals: u32,
-        /// Lifetime of the cached denial that caused the failure: an earlier try would meet it again.
+        /// Lifetime of the cached denial that caused the failure: an earlier try would meet it
+        /// again.
         denied_for: Option<Duration>,
     },
     /// The circuit breaker is open; the next probe is due after this time.

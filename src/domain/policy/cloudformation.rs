@@ -6,8 +6,9 @@ use super::document::Scope;
 use super::party::{Party, Pieces};
 use crate::domain::destination::Destination;
 
-/// A template that creates the role (or user) with its permissions. What the customer may change is a parameter; the bucket, the
-/// prefix and who is trusted are not, because consign is configured with them.
+/// A template that creates the role (or user) with its permissions. What the customer may change is
+/// a parameter; the bucket, the prefix and who is trusted are not, because consign is configured
+/// with them.
 pub fn cloudformation(destination: &Destination, scope: &Scope, party: &Party) -> Value {
     let pieces = Pieces::of(destination, scope, &json!({ "Ref": "DefaultKmsKeyArn" }));
     json!({
@@ -102,7 +103,8 @@ fn resources(party: &Party, pieces: &Pieces) -> Value {
     Value::Object(all)
 }
 
-/// A policy of the role, or for a user a managed one: the inline policies of a user hold 2,048 characters together.
+/// A policy of the role, or for a user a managed one: the inline policies of a user hold 2,048
+/// characters together.
 fn policy(party: &Party, name: &str, document: &Value, condition: Option<&str>) -> Value {
     let holder = json!({ "Ref": holder_name(party) });
     let mut policy = match party {

@@ -47,9 +47,11 @@ pub fn document(statements: &[Value]) -> Value {
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
-/// The permissions of the role (or user) of a destination: least privilege, one statement for each purpose.
+/// The permissions of the role (or user) of a destination: least privilege, one statement for each
+/// purpose.
 ///
-/// The source addresses apply to the calls of S3 alone: those of KMS are made by S3 in our name, from S3's addresses.
+/// The source addresses apply to the calls of S3 alone: those of KMS are made by S3 in our name,
+/// from S3's addresses.
 pub fn permissions(destination: &Destination, scope: &Scope) -> Value {
     document(&statements(destination, scope, |_| true))
 }
@@ -78,8 +80,8 @@ pub fn single(permission: Permission, destination: &Destination) -> Value {
     Value::Object(statement(permission, permission.bounds(destination)))
 }
 
-/// As [`single`] for a KMS permission on a key the destination doesn't name: that of the bucket's default encryption, as
-/// a refusal of S3 tells it.
+/// As [`single`] for a KMS permission on a key the destination doesn't name: that of the bucket's
+/// default encryption, as a refusal of S3 tells it.
 pub fn single_on_key(permission: Permission, destination: &Destination, key: &KmsKeyArn) -> Value {
     Value::Object(statement(permission, key_resource(destination, Some(key))))
 }
@@ -103,8 +105,8 @@ fn join(statement: &mut Map<String, Value>, permission: Permission) {
     statement.insert("Action".to_owned(), Value::Array(actions));
 }
 
-/// JSON to paste: keys in the order people write policies, and characters that IAM takes only escaped
-/// (beyond U+00FF) as `\u....`.
+/// JSON to paste: keys in the order people write policies, and characters that IAM takes only
+/// escaped (beyond U+00FF) as `\u....`.
 pub fn pretty(value: &Value) -> String {
     let mut out = String::new();
     write(&mut out, value, 0);

@@ -1,4 +1,5 @@
-//! What the customer's KMS key must allow, on both sides: in the role's own policy and in the key's.
+//! What the customer's KMS key must allow, on both sides: in the role's own policy and in the
+//! key's.
 
 use serde_json::{Value, json};
 
@@ -15,7 +16,8 @@ pub fn kms_statement(destination: &Destination) -> Option<Value> {
     Some(kms_statement_on(destination, &destination.encryption.as_ref()?.key_arn))
 }
 
-/// The same for a key that the destination doesn't name, such as that of the bucket's default encryption.
+/// The same for a key that the destination doesn't name, such as that of the bucket's default
+/// encryption.
 pub fn kms_statement_on(destination: &Destination, key: &KmsKeyArn) -> Value {
     statement_on(destination, Some(key))
 }
@@ -32,9 +34,9 @@ pub(super) fn statement_on(destination: &Destination, key: Option<&KmsKeyArn>) -
 
 /// The statement to add to the key's own policy; `None` for a destination without a key.
 ///
-/// It is needed when key and role (or user) belong to different accounts, or when the key's policy does not leave access to
-/// IAM (the default statement for `:root`, "Enable IAM User Permissions"). Then both statements are needed, this one and
-/// [`kms_statement`].
+/// It is needed when key and role (or user) belong to different accounts, or when the key's policy
+/// does not leave access to IAM (the default statement for `:root`, "Enable IAM User Permissions").
+/// Then both statements are needed, this one and [`kms_statement`].
 pub fn kms_key_policy_statement(destination: &Destination, grantee: &Principal) -> Option<Value> {
     let key = &destination.encryption.as_ref()?.key_arn;
     // In a key's policy the only resource is the key itself, so an alias needs no condition either.

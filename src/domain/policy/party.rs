@@ -1,4 +1,5 @@
-//! What a customer creates in IAM: a role the platform assumes, or a user whose access key it holds.
+//! What a customer creates in IAM: a role the platform assumes, or a user whose access key it
+//! holds.
 
 use serde_json::Value;
 
@@ -42,7 +43,8 @@ impl Party {
         Self::User { name: format!("consign-{}", destination.id).chars().take(NAME_LIMIT).collect() }
     }
 
-    /// The role of a destination with this trust policy, or a user where it is reached by an access key.
+    /// The role of a destination with this trust policy, or a user where it is reached by an access
+    /// key.
     pub fn of(destination: &Destination, trust: Option<Value>) -> Self {
         match (&destination.auth, trust) {
             (Auth::IamRole { role_arn, .. }, Some(trust)) => Self::role(role_arn, trust),
@@ -57,8 +59,8 @@ pub(super) struct Pieces {
     pub(super) required: Value,
     /// What deliveries work without; `None` when nothing of it is granted.
     pub(super) optional: Option<Value>,
-    /// What a KMS key of the bucket's default encryption needs, where the destination names no key; the key's ARN is
-    /// still to be put in its place.
+    /// What a KMS key of the bucket's default encryption needs, where the destination names no key;
+    /// the key's ARN is still to be put in its place.
     pub(super) default_key: Option<Value>,
 }
 

@@ -69,7 +69,8 @@ impl Permission {
         }
     }
 
-    /// The permission of an action as IAM calls it, as refusals name it; `None` for one that consign never needs.
+    /// The permission of an action as IAM calls it, as refusals name it; `None` for one that
+    /// consign never needs.
     pub fn of_action(action: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|permission| permission.action().eq_ignore_ascii_case(action))
     }
@@ -131,7 +132,8 @@ impl Permission {
         }
     }
 
-    /// The statement that grants it for this destination and no more, to paste into a policy of the role or user.
+    /// The statement that grants it for this destination and no more, to paste into a policy of the
+    /// role or user.
     pub fn statement(self, destination: &Destination) -> Value {
         super::single(self, destination)
     }

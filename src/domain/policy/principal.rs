@@ -13,9 +13,9 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// Parses the ARN of a role, a user or an account (`:root`). What GetCallerIdentity says of a session
-    /// (`arn:aws:sts::ACCOUNT:assumed-role/NAME/SESSION`) is taken as its role; a path of that role is not in there and so
-    /// lost. The error's field is `principal`.
+    /// Parses the ARN of a role, a user or an account (`:root`). What GetCallerIdentity says of a
+    /// session (`arn:aws:sts::ACCOUNT:assumed-role/NAME/SESSION`) is taken as its role; a path of
+    /// that role is not in there and so lost. The error's field is `principal`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let arn = split_arn(text).filter(|arn| arn.region.is_empty());
         let text = arn.as_ref().and_then(|arn| match (arn.service, arn.resource.split_once('/')) {

@@ -19,7 +19,8 @@ pub(super) fn test_object_arn(destination: &Destination) -> String {
     format!("{}/{}{TEST_OBJECT}", bucket_arn(destination), literal(destination.prefix.as_str()))
 }
 
-/// Lists below the prefix alone. Without a prefix there is no condition: the key it would compare may be absent then.
+/// Lists below the prefix alone. Without a prefix there is no condition: the key it would compare
+/// may be absent then.
 pub(super) fn list_condition(destination: &Destination) -> Value {
     if destination.prefix.as_str().is_empty() {
         return json!({});
@@ -29,8 +30,8 @@ pub(super) fn list_condition(destination: &Destination) -> Value {
 
 /// A key as a resource, used by S3 in the bucket's region alone.
 ///
-/// IAM can't name a key by its alias as a resource, so there the alias is a condition. Without a key, it is the one the
-/// bucket encrypts with by default: unknown, but in the bucket's region.
+/// IAM can't name a key by its alias as a resource, so there the alias is a condition. Without a
+/// key, it is the one the bucket encrypts with by default: unknown, but in the bucket's region.
 pub(super) fn key_resource(destination: &Destination, key: Option<&KmsKeyArn>) -> (String, Value) {
     let via = json!({ "kms:ViaService": via_service(destination, destination.region.as_str()) });
     match key {

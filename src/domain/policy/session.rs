@@ -1,5 +1,5 @@
-//! The session policy: it narrows an assumed role to exactly this bucket, prefix and key. Whatever else the customer's role may
-//! do, this session may not.
+//! The session policy: it narrows an assumed role to exactly this bucket, prefix and key. Whatever
+//! else the customer's role may do, this session may not.
 
 use serde_json::{Value, json};
 
@@ -12,9 +12,10 @@ use crate::domain::destination::{Auth, Destination, Invalid};
 /// (<https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>).
 pub const SESSION_POLICY_LIMIT: usize = 2048;
 
-/// What is left out, step by step, of a policy that would be too long: what only serves to reconcile an upload whose reply
-/// was lost, what only the connection test asks for, and at last cleaning up and tags. Writing, with the key, always stays,
-/// and no step reaches beyond the prefix.
+/// What is left out, step by step, of a policy that would be too long: what only serves to
+/// reconcile an upload whose reply was lost, what only the connection test asks for, and at last
+/// cleaning up and tags. Writing, with the key, always stays, and no step reaches beyond the
+/// prefix.
 const STEPS: [&[Permission]; 4] = [
     &[],
     &[Permission::ListBucket],
@@ -28,9 +29,9 @@ const STEPS: [&[Permission]; 4] = [
     ],
 ];
 
-/// The compact inline session policy of a destination, within [`SESSION_POLICY_LIMIT`] for every role destination that was
-/// validated. A long prefix costs permissions that deliveries work without: listing first, then the region, then cleaning up,
-/// tags and deleting.
+/// The compact inline session policy of a destination, within [`SESSION_POLICY_LIMIT`] for every
+/// role destination that was validated. A long prefix costs permissions that deliveries work
+/// without: listing first, then the region, then cleaning up, tags and deleting.
 pub fn session_policy(destination: &Destination) -> String {
     let mut policies = STEPS.iter().map(|left_out| policy(destination, left_out)).peekable();
     while let Some(policy) = policies.next() {
@@ -41,8 +42,9 @@ pub fn session_policy(destination: &Destination) -> String {
     String::new()
 }
 
-/// Refuses a role destination whose prefix is too long for any session policy: it is the escaping of `$`, `*`, `?`, quotes and
-/// characters beyond Latin-1 that makes it so. The error's field is `prefix`.
+/// Refuses a role destination whose prefix is too long for any session policy: it is the escaping
+/// of `$`, `*`, `?`, quotes and characters beyond Latin-1 that makes it so. The error's field is
+/// `prefix`.
 pub fn session_policy_fits(destination: &Destination) -> Result<(), Invalid> {
     let least = session_policy(destination);
     if fits(&least) || matches!(destination.auth, Auth::AccessKey { .. }) {

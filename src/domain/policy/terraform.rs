@@ -9,7 +9,8 @@ use crate::domain::destination::Destination;
 /// A stand-in that no policy contains; the reference to the variable takes its place.
 const KEY_MARK: &str = "consign-default-kms-key-arn";
 
-/// Resources that create the role (or user) with its permissions; what the customer may change is a variable.
+/// Resources that create the role (or user) with its permissions; what the customer may change is a
+/// variable.
 pub fn terraform(destination: &Destination, scope: &Scope, party: &Party) -> String {
     let pieces = Pieces::of(destination, scope, &KEY_MARK.into());
     let mut out = format!("# Lets consign write into s3://{}/{}\n", destination.bucket, destination.prefix);
@@ -70,7 +71,8 @@ fn holder(out: &mut String, party: &Party) {
     block(out, "resource \"aws_iam_role\" \"consign\"", &attributes);
 }
 
-/// A policy of the role, or for a user a managed one: the inline policies of a user hold 2,048 characters together.
+/// A policy of the role, or for a user a managed one: the inline policies of a user hold 2,048
+/// characters together.
 fn policy(out: &mut String, party: &Party, label: &str, document: &Value, count: Option<&str>) {
     let name = label.replace('_', "-");
     let counted = || count.map(|count| ("count", count.to_owned())).into_iter();
@@ -112,7 +114,8 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace("${", "$${").replace("%{", "%%{")
 }
 
-/// JSON as Terraform's indented text block. There a backslash stands for itself, and only `${` and `%{` begin something.
+/// JSON as Terraform's indented text block. There a backslash stands for itself, and only `${` and
+/// `%{` begin something.
 fn heredoc(document: &Value) -> String {
     let text = pretty(document).replace("${", "$${").replace("%{", "%%{");
     let text = text.replace(KEY_MARK, "${var.default_kms_key_arn}");

@@ -175,7 +175,8 @@ fn pasted_json_reads_in_the_usual_order_and_holds_only_what_iam_takes() {
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), document);
 }
 
-/// What IAM makes of a resource: `${*}` and its like are characters, everything else stands for itself but the last `*`.
+/// What IAM makes of a resource: `${*}` and its like are characters, everything else stands for
+/// itself but the last `*`.
 fn meant(resource: &str) -> String {
     let folder = resource.strip_suffix('*').unwrap();
     let spared = folder.replace("${*}", "").replace("${?}", "").replace("${$}", "");

@@ -7,11 +7,12 @@ use super::network::from_addresses;
 use super::principal::Principal;
 use crate::domain::destination::ExternalId;
 
-/// The trust policy of the customer's role: only the platform's principal, only with the external id agreed on, and, where
-/// addresses are given, only from there.
+/// The trust policy of the customer's role: only the platform's principal, only with the external
+/// id agreed on, and, where addresses are given, only from there.
 ///
-/// Without an external id the policy has no such condition: anybody who could make the platform use this role's ARN would
-/// write into the bucket (the confused deputy), so one should always be agreed on.
+/// Without an external id the policy has no such condition: anybody who could make the platform use
+/// this role's ARN would write into the bucket (the confused deputy), so one should always be
+/// agreed on.
 pub fn trust(principal: &Principal, external_id: Option<&ExternalId>, source_addresses: &[String]) -> Value {
     document(&[trust_statement(principal.as_str(), external_id.map(ExternalId::expose), source_addresses)])
 }

@@ -15,10 +15,11 @@ use crate::upload::Progress;
 use crate::worker::history;
 use crate::worker::settlement::{SettlementContext, SettlementPlan};
 
-/// Ended attempts that are kept, and as many failed ones: a stream of successes must not displace them.
+/// Ended attempts that are kept, and as many failed ones: a stream of successes must not displace
+/// them.
 const MAX_KEPT: usize = 50;
-/// Destinations that are kept. Beyond, the half that was idle longest is dropped: inline destinations
-/// are unlimited in number.
+/// Destinations that are kept. Beyond, the half that was idle longest is dropped: inline
+/// destinations are unlimited in number.
 const MAX_DESTINATIONS: usize = 2000;
 /// Characters of a message or hint.
 const MAX_TEXT_CHARS: usize = 600;
@@ -36,7 +37,8 @@ pub struct EndedTransfer {
     pub destination: Option<String>,
     /// Lane of the delivery.
     pub lane: &'static str,
-    /// `delivered`, `failed`, `skipped`, `expired`; `retrying` (charged), `deferred` (not charged), `returned` (requeued).
+    /// `delivered`, `failed`, `skipped`, `expired`; `retrying` (charged), `deferred` (not charged),
+    /// `returned` (requeued).
     pub outcome: &'static str,
     /// Number of the attempt; 1 is the first.
     pub attempt: u32,
@@ -80,7 +82,8 @@ pub struct Recent {
 pub struct DestinationRecord {
     /// The destination as it was used last.
     pub destination: Arc<Destination>,
-    /// Failed attempts since the last delivery, as `consign_destination_consecutive_failures` counts them.
+    /// Failed attempts since the last delivery, as `consign_destination_consecutive_failures`
+    /// counts them.
     pub consecutive_failures: u32,
     /// Last failure, even if later attempts succeeded.
     pub last_trouble: Option<Arc<FailureDetail>>,
@@ -195,8 +198,8 @@ impl EndedTransfers {
         }
     }
 
-    /// Records a rejected message. It counts for no destination: names that nobody configured must not use
-    /// up the record.
+    /// Records a rejected message. It counts for no destination: names that nobody configured must
+    /// not use up the record.
     pub(super) fn rejection(&mut self, ended: EndedTransfer) {
         self.keep(ended);
     }

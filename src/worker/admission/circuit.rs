@@ -1,12 +1,12 @@
 //! Circuit breaker of each destination: while the customer has something to fix, one job now and
 //! then probes, and the others wait.
 //!
-//! Closed: jobs run, and evidence is collected. Certain failures (no such bucket, a disabled key) trip
-//! the breaker at once; a denial of STS does when it was given twice at least a minute apart, as a new
-//! role takes a while to propagate; denied keys do when three different ones were denied without a
-//! success. Open: jobs are deferred uncharged until the next probe is due. Half-open: that one job
-//! decides. Delivered, the breaker closes; denied again, the next probe is later. Each worker has
-//! its own breakers.
+//! Closed: jobs run, and evidence is collected. Certain failures (no such bucket, a disabled key)
+//! trip the breaker at once; a denial of STS does when it was given twice at least a minute apart,
+//! as a new role takes a while to propagate; denied keys do when three different ones were denied
+//! without a success. Open: jobs are deferred uncharged until the next probe is due. Half-open:
+//! that one job decides. Delivered, the breaker closes; denied again, the next probe is later. Each
+//! worker has its own breakers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -212,8 +212,8 @@ impl CircuitBreakers {
         self.recovered.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// As [`CircuitBreakers::reset`], for a reset that was requested at `at`, perhaps a while ago: it
-    /// does not cover later failures. Returns true if there was any evidence.
+    /// As [`CircuitBreakers::reset`], for a reset that was requested at `at`, perhaps a while ago:
+    /// it does not cover later failures. Returns true if there was any evidence.
     pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp, now: Timestamp) -> bool {
         let latest = at.checked_add(MAX_CLOCK_SKEW).unwrap_or(at);
         let older =

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::domain::outcome::{Class, Failure, TransferResult};
 
-/// Pause after a fault of the worker. It doubles each time, up to the longest. Each pause ends with a
-/// single job: a job that is requeued too often would reach the broker's delivery limit.
+/// Pause after a fault of the worker. It doubles each time, up to the longest. Each pause ends with
+/// a single job: a job that is requeued too often would reach the broker's delivery limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
@@ -90,8 +90,8 @@ impl WorkerHealth {
         state.fault.as_ref().map(|fault| fault.why.clone())
     }
 
-    /// Waits until a job may be consumed: at once in a healthy worker, else when the pause is over, and then
-    /// with the permit to be the only one until it has ended.
+    /// Waits until a job may be consumed: at once in a healthy worker, else when the pause is over,
+    /// and then with the permit to be the only one until it has ended.
     pub(super) async fn ready_for_job(&self) -> Option<OwnedSemaphorePermit> {
         loop {
             let mut recovered = std::pin::pin!(self.recovered.notified());

@@ -1,14 +1,14 @@
 //! Limits of each destination in this worker: concurrent transfers, and bytes per second.
 //!
-//! A job whose destination has no free permit waits here for seconds, without a slot, if few do, and
-//! in its slot if a permit comes within a second. The others are deferred, uncharged. The length of
-//! the deferral follows from when that destination's deferred jobs return and how fast its transfers
-//! end: ten thousand jobs for a slow customer return over the hours they take, and not every five
-//! seconds.
+//! A job whose destination has no free permit waits here for seconds, without a slot, if few do,
+//! and in its slot if a permit comes within a second. The others are deferred, uncharged. The
+//! length of the deferral follows from when that destination's deferred jobs return and how fast
+//! its transfers end: ten thousand jobs for a slow customer return over the hours they take, and
+//! not every five seconds.
 //!
 //! While others need the slots, a destination whose transfers take far longer than the mean has no
-//! more than its share of them, whatever its own limit. One slow customer would otherwise hold half of
-//! the worker.
+//! more than its share of them, whatever its own limit. One slow customer would otherwise hold half
+//! of the worker.
 
 mod destination_load;
 mod worker_load;
@@ -109,8 +109,8 @@ impl DestinationPermit {
 }
 
 impl Limits {
-    /// `default_limit` is `worker.destination_slots`, `slots` is `worker.slots`; as many jobs may wait
-    /// here.
+    /// `default_limit` is `worker.destination_slots`, `slots` is `worker.slots`; as many jobs may
+    /// wait here.
     pub(super) fn new(default_limit: NonZeroU32, slots: NonZeroU32) -> Arc<Self> {
         let state = LimitState { worker: WorkerLoad::new(slots.get()), ..LimitState::default() };
         Arc::new(Self {
@@ -221,8 +221,8 @@ impl Limits {
         granted
     }
 
-    /// Grants free permits to jobs that wait: by lane, and within a lane first come, first served. The
-    /// permits are sent after the lock is released.
+    /// Grants free permits to jobs that wait: by lane, and within a lane first come, first served.
+    /// The permits are sent after the lock is released.
     fn grant_waiting(
         self: &Arc<Self>,
         id: &DestinationId,

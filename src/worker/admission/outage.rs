@@ -1,6 +1,6 @@
-//! Outage detector: when many destinations begin to fail alike, the cause is our identity, our network
-//! or S3 as a whole, and not each customer. Then no circuit breaker opens, no attempt is charged, and
-//! the worker takes one job at a time until one succeeds.
+//! Outage detector: when many destinations begin to fail alike, the cause is our identity, our
+//! network or S3 as a whole, and not each customer. Then no circuit breaker opens, no attempt is
+//! charged, and the worker takes one job at a time until one succeeds.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,15 +18,16 @@ const WINDOW: Duration = Duration::from_secs(60);
 const STS_WINDOW: Duration = Duration::from_mins(10);
 /// Customers that worked before and fail shared in an outage.
 const MIN_WORKED_OWNERS: usize = 3;
-/// The same when nothing is known of them: after a start, a few customers may each be broken on their
-/// own.
+/// The same when nothing is known of them: after a start, a few customers may each be broken on
+/// their own.
 const MIN_UNKNOWN_OWNERS: usize = 5;
 /// Time without a failure after which an outage is over.
 const IDLE_END: Duration = Duration::from_mins(10);
 /// Longest outage by denials; after it they are judged one by one.
 const MAX_DENIAL_OUTAGE: Duration = Duration::from_mins(30);
 /// Each job deferred in a row lengthens the pause before the next one, up to the longest. With few
-/// destinations, jobs would otherwise circulate between lane and wait queue as fast as the broker can.
+/// destinations, jobs would otherwise circulate between lane and wait queue as fast as the broker
+/// can.
 const DEFERRAL_PAUSE: Duration = Duration::from_millis(10);
 const MAX_DEFERRAL_PAUSE: Duration = Duration::from_millis(250);
 /// Most destinations whose last result is remembered. Inline destinations are unlimited in number;
@@ -121,8 +122,8 @@ impl Symptom {
 pub(super) enum ObservedResult {
     /// The result, or the outage that it is part of.
     Known(TransferResult),
-    /// The outage that starts with this result. Breakers that opened within this time opened because
-    /// of it.
+    /// The outage that starts with this result. Breakers that opened within this time opened
+    /// because of it.
     OutageStarted(TransferResult, Duration),
 }
 

@@ -1,11 +1,11 @@
-//! Release of delayed jobs: when a destination recovers (a reset, or a passed connection test), the jobs
-//! that wait for it return to their lanes at once.
+//! Release of delayed jobs: when a destination recovers (a reset, or a passed connection test), the
+//! jobs that wait for it return to their lanes at once.
 //!
 //! Every worker reads a reset within a second, so a release waits for as long: a job that returned
-//! earlier would meet an open circuit breaker and be deferred again. A release looks through all wait
-//! queues (see [`Queue::release_delayed`]), so there are few: none for a destination that has no
-//! delayed jobs (a scheduler may test all destinations each night), and one for all destinations that
-//! were reset meanwhile.
+//! earlier would meet an open circuit breaker and be deferred again. A release looks through all
+//! wait queues (see [`Queue::release_delayed`]), so there are few: none for a destination that has
+//! no delayed jobs (a scheduler may test all destinations each night), and one for all destinations
+//! that were reset meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -39,9 +39,10 @@ impl Slots {
         self.all.clone().acquire_owned()
     }
 
-    /// Waits until a backfill may start: a backfill permit is free, and so are the slots that backfills
-    /// must not fill. A scheduled job that arrives next must not wait for a transfer to end. The second
-    /// permit holds those slots while the consumer waits for the backfill's delivery.
+    /// Waits until a backfill may start: a backfill permit is free, and so are the slots that
+    /// backfills must not fill. A scheduled job that arrives next must not wait for a transfer to
+    /// end. The second permit holds those slots while the consumer waits for the backfill's
+    /// delivery.
     pub(in crate::worker) async fn backfill(&self) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'_>)> {
         let permit = self.backfill.clone().acquire_owned().await.ok()?;
         let reserved = self.all.acquire_many(self.reserved).await.ok()?;

@@ -113,7 +113,8 @@ fn addresses(case: &Case<'_>) -> String {
     format!("our public addresses {}", case.egress.join(", "))
 }
 
-/// S3 says no more than `Access Denied`: always so across accounts. What it may be, the likeliest first.
+/// S3 says no more than `Access Denied`: always so across accounts. What it may be, the likeliest
+/// first.
 fn unspecified(found: &Found<'_>, case: &Case<'_>) -> Words {
     let destination = case.destination;
     let remedy = grant(permission_of(found.operation), case);

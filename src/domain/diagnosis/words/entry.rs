@@ -12,7 +12,8 @@ pub(super) fn words_of_ours(found: &Found<'_>, who: Who) -> Option<Words> {
     }
 }
 
-/// Whoever runs a command has other credentials than the worker as a rule, and must not look for the fault there.
+/// Whoever runs a command has other credentials than the worker as a rule, and must not look for
+/// the fault there.
 fn words_of_the_command(code: Code) -> Option<Words> {
     let ours = "the customer need not do anything";
     Some(match code {

@@ -9,7 +9,8 @@ pub(super) fn words(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
     denied(found, case).or_else(|| unusable(found, case))
 }
 
-/// The key as it is called in texts: the destination's, else that of the bucket's default encryption, if the refusal names it.
+/// The key as it is called in texts: the destination's, else that of the bucket's default
+/// encryption, if the refusal names it.
 fn name(found: &Found<'_>, case: &Case<'_>) -> String {
     let encryption = case.destination.encryption.as_ref();
     let configured = encryption.map(|kms| kms.key_arn.as_str().to_owned());
@@ -17,7 +18,8 @@ fn name(found: &Found<'_>, case: &Case<'_>) -> String {
     configured.or_else(named).unwrap_or_else(|| "the bucket's default key".to_owned())
 }
 
-/// The key of the bucket's default encryption, where the destination has none and the refusal names it.
+/// The key of the bucket's default encryption, where the destination has none and the refusal names
+/// it.
 fn default_key(found: &Found<'_>, case: &Case<'_>) -> Option<KmsKeyArn> {
     found.resource.filter(|_| case.destination.encryption.is_none()).and_then(|arn| KmsKeyArn::parse(arn).ok())
 }

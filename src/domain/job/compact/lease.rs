@@ -64,7 +64,8 @@ pub(in crate::domain::job) fn encode(lease: &Lease) -> Option<Bytes> {
     (bytes.len() <= MAX_LEASE).then(|| Bytes::from(bytes))
 }
 
-/// Reads a lease: its shape, its bounds, and that its parts are in order. The job in it is not looked at.
+/// Reads a lease: its shape, its bounds, and that its parts are in order. The job in it is not
+/// looked at.
 pub(in crate::domain::job) fn decode(body: &[u8]) -> Result<Lease, Rejected> {
     if body.len() > MAX_LEASE {
         return Err(refused("has more than 2 MiB"));

@@ -19,7 +19,8 @@ pub struct RawCheck {
     pub destination: RawDestinationRef,
 }
 
-/// Reads the message and checks everything that can be checked without the configuration; as strict as a job.
+/// Reads the message and checks everything that can be checked without the configuration; as strict
+/// as a job.
 pub fn read_check(body: &[u8]) -> Result<DestinationRef, Rejected> {
     check_length(body)?;
     let text = std::str::from_utf8(body)

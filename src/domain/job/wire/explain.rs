@@ -80,7 +80,8 @@ fn named<'a>(text: &'a str, before: &str) -> Option<&'a str> {
     text.strip_prefix(before)?.split('`').next()
 }
 
-/// The field `name` in the object at `path`. The tracker may or may not have entered the field already.
+/// The field `name` in the object at `path`. The tracker may or may not have entered the field
+/// already.
 fn below(path: &str, name: &str) -> String {
     match path {
         "." => name.to_owned(),

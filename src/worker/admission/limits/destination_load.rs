@@ -52,8 +52,8 @@ pub(super) struct DestinationLoad<P> {
     /// Start of each running transfer.
     running: Vec<Instant>,
     pub(super) queue: Vec<Waiter<P>>,
-    /// Deferred jobs by the time of their return. Those of other workers are not known, nor need they
-    /// be: each worker sees its share.
+    /// Deferred jobs by the time of their return. Those of other workers are not known, nor need
+    /// they be: each worker sees its share.
     pub(super) deferred: BTreeMap<Instant, u32>,
     /// Mean seconds of a transfer; 0 before the first.
     mean_seconds: f64,
@@ -84,9 +84,9 @@ impl<P> Default for DestinationLoad<P> {
 }
 
 impl<P> DestinationLoad<P> {
-    /// Takes over the destination's current configuration. With a rate, it has as many transfers as can
-    /// each send a part within [`MAX_PART_INTERVAL_SECS`]: more would only make their sources wait, which
-    /// many servers do not.
+    /// Takes over the destination's current configuration. With a rate, it has as many transfers as
+    /// can each send a part within [`MAX_PART_INTERVAL_SECS`]: more would only make their sources
+    /// wait, which many servers do not.
     pub(super) fn configure(&mut self, destination: &Destination, default_limit: u32) {
         let limit = destination.max_concurrency.map_or(default_limit, NonZeroU32::get).max(1);
         let rate = destination.max_bytes_per_second;
@@ -182,7 +182,8 @@ impl<P> DestinationLoad<P> {
     }
 
     /// Returns the shortest wait after which the destination has room for more jobs than return by
-    /// then. Enough jobs return at the end of one wait to last until the end of the next longer one.
+    /// then. Enough jobs return at the end of one wait to last until the end of the next longer
+    /// one.
     fn estimate_wait(&mut self, now: Instant) -> Duration {
         self.still_deferred(now);
         let interval = self.permit_interval();
@@ -208,8 +209,8 @@ impl<P> DestinationLoad<P> {
         Duration::try_from_secs_f64(f64::from(before) * self.permit_interval()).unwrap_or(Duration::MAX)
     }
 
-    /// Returns how many jobs may wait here: enough to last until those return that are deferred for the
-    /// shortest time.
+    /// Returns how many jobs may wait here: enough to last until those return that are deferred for
+    /// the shortest time.
     pub(super) fn share(&self, max_waiting: usize) -> usize {
         let most = u32::try_from(max_waiting / 2).unwrap_or(u32::MAX).max(1);
         let shortest = RetryDelay::S5.duration().as_secs_f64();
@@ -222,8 +223,8 @@ impl<P> DestinationLoad<P> {
         self.running.len() >= self.allowed as usize
     }
 
-    /// Returns the seconds of a transfer: the mean, or the median age of the running ones if that is
-    /// more. One long transfer among short ones does not count.
+    /// Returns the seconds of a transfer: the mean, or the median age of the running ones if that
+    /// is more. One long transfer among short ones does not count.
     fn transfer_seconds(&self) -> f64 {
         let mean = if self.mean_seconds == 0.0 { UNKNOWN_TRANSFER_SECS } else { self.mean_seconds };
         let mut started = self.running.clone();

@@ -125,7 +125,8 @@ async fn a_burst_for_an_unknown_customer_is_not_deferred() {
     );
 }
 
-/// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time: each returns when its wait is over.
+/// Ten thousand jobs at once for a destination that takes one second a transfer, two at a time:
+/// each returns when its wait is over.
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_jobs_for_one_destination_neither_churn_nor_leave_it_idle() {
     const JOBS: u32 = 10_000;

@@ -1,5 +1,5 @@
-//! Load of a whole worker: mean transfer time, and the share of one destination while others need the
-//! slots.
+//! Load of a whole worker: mean transfer time, and the share of one destination while others need
+//! the slots.
 
 use std::collections::HashSet;
 
@@ -58,9 +58,9 @@ impl WorkerLoad {
 
     /// Returns the transfers that a slow destination may have which has `own` of them.
     ///
-    /// A fast destination releases its slots at once, and a slow one would in time hold all that its
-    /// limit allows. So while most slots are taken, it has no more than its share. A quarter of the slots
-    /// belongs to no share.
+    /// A fast destination releases its slots at once, and a slow one would in time hold all that
+    /// its limit allows. So while most slots are taken, it has no more than its share. A quarter of
+    /// the slots belongs to no share.
     pub(super) fn share_of(&self, own: usize) -> u32 {
         let shared = self.slots - self.slots / 4;
         let active = self.active + u32::from(own == 0);
