@@ -29,17 +29,17 @@ use crate::session::Identity;
 use cloud::Cloud;
 use home::Home;
 pub use home::HomeError;
-pub use jobs::Tally;
-use report::Report;
-use samples::Planned;
+pub use jobs::JobTally;
+use report::TransferPrinter;
+use samples::SampleJob;
 pub use settings::log;
 use settings::{REGION, Secrets};
 use stage::{Stage, url};
 
-/// Where the status page is looked for first.
+/// First port that the status page tries.
 const DEFAULT_PORT: u16 = 9464;
 
-/// What `consign dev` is asked to do.
+/// Options of `consign dev`.
 #[derive(Debug, Default)]
 pub struct Options {
     /// End when the jobs have ended.
@@ -54,16 +54,16 @@ pub struct Options {
     pub json: bool,
 }
 
-/// How it ended.
+/// End of `consign dev`.
 #[derive(Debug)]
 pub struct Ended {
-    /// How the worker ended.
+    /// Exit of the worker.
     pub ending: WorkerExit,
-    /// What became of the jobs of this start.
-    pub tally: Tally,
+    /// Results of the jobs of this start.
+    pub tally: JobTally,
 }
 
-/// Why it could not be started, or had to end.
+/// Error that prevents the start, or ends the program.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
     /// A file that is to be delivered can't be read.
@@ -71,7 +71,7 @@ pub enum DevError {
     File {
         /// The file as it was given.
         path: String,
-        /// Why not.
+        /// Reason.
         why: String,
     },
     /// The directory can't be used.
@@ -85,15 +85,15 @@ pub enum DevError {
     Sample {
         /// The directory.
         path: String,
-        /// What the system said.
+        /// Error of the system.
         problem: std::io::Error,
     },
     /// The system refuses ports, files or signals.
     #[error("{what}: {problem}")]
     System {
-        /// What was tried.
+        /// Operation.
         what: &'static str,
-        /// What the system said.
+        /// Error of the system.
         problem: std::io::Error,
     },
     /// The configuration it wrote itself is refused.
@@ -124,12 +124,12 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
     given.iter().zip(&options.files).try_for_each(|(planned, path)| deliverable(planned, path))?;
     let shutdown = Shutdown::listen().map_err(system("the system refuses signal handlers"))?;
     let longest = given.iter().map(|planned| planned.job.id.len()).max();
-    let report = Report::new(options.json, longest.unwrap_or(run.len() + samples::LONGEST_NAME));
+    let report = TransferPrinter::new(options.json, longest.unwrap_or(run.len() + samples::LONGEST_NAME));
     let home = Home::open(options.data_dir.as_deref())?;
     greet(&report, &home);
     let secrets = Secrets::invented();
-    let hiccup = given.is_empty().then_some(samples::HICCUP);
-    let cloud = Cloud::start(&home.buckets(), secrets.plan(hiccup)).await.map_err(system("the embedded S3"))?;
+    let injected_fault = given.is_empty().then_some(samples::INJECTED_FAULT);
+    let cloud = Cloud::start(&home.buckets(), secrets.plan(injected_fault)).await.map_err(system("the embedded S3"))?;
     let listener = listen(options.port, &report).await?;
     let page = listener.local_addr().map_err(system("the status page"))?;
     home.write_config(&secrets.toml(&home, &cloud.url(), page)).map_err(system("consign.toml"))?;
@@ -144,8 +144,8 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
     stage.play(planned, options.once, WorkerEnvironment { identity, listener, shutdown }).await
 }
 
-/// What this is, and what it is not.
-fn greet(report: &Report, home: &Home) {
+/// Purpose and limits of `consign dev`.
+fn greet(report: &TransferPrinter, home: &Home) {
     let fate = if home.kept() { "kept" } else { "removed at the end" };
     report.say(&format!(
         "consign dev: a look at consign on this machine alone, NOT for production.\n\
@@ -169,13 +169,13 @@ fn readable(path: &Path) -> Result<PathBuf, DevError> {
 }
 
 /// Checks a job for a file as the worker will: not every name can be a key.
-fn deliverable(planned: &Planned, path: &Path) -> Result<(), DevError> {
+fn deliverable(planned: &SampleJob, path: &Path) -> Result<(), DevError> {
     let checked = planned.job.clone().validate();
     checked.map(drop).map_err(|refused| DevError::File { path: path.display().to_string(), why: refused.to_string() })
 }
 
 /// The status page's listener: on the port asked for, or another where that is taken.
-async fn listen(port: Option<u16>, report: &Report) -> Result<TcpListener, DevError> {
+async fn listen(port: Option<u16>, report: &TransferPrinter) -> Result<TcpListener, DevError> {
     let asked = port.unwrap_or(DEFAULT_PORT);
     let problem = match TcpListener::bind((Ipv4Addr::LOCALHOST, asked)).await {
         Ok(listener) => return Ok(listener),
@@ -185,7 +185,7 @@ async fn listen(port: Option<u16>, report: &Report) -> Result<TcpListener, DevEr
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(system("the status page finds no port"))
 }
 
-/// The terminal it runs in was closed: nobody looks on any more.
+/// The terminal that it runs in was closed.
 fn hang_up_is_the_end(mut shutdown: Shutdown) {
     tokio::spawn(async move {
         shutdown.reload().await;

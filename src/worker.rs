@@ -47,7 +47,7 @@ pub use admission::{AdmissionView, CircuitView, WaitingJobs};
 use cancellations::Cancellations;
 use consume::Consumer;
 use control::ControlReader;
-pub use parts::{Clock, WorkerParts};
+pub use parts::{WorkerClock, WorkerParts};
 use runner::Runner;
 
 /// Time in which the broker must answer a request to stop consuming, and to close.
@@ -114,7 +114,7 @@ impl Worker {
         self.admission.view()
     }
 
-    /// Resets a destination: it is configured anew, or an operator says that it is fixed. Its
+    /// Resets a destination: its configuration changed, or an operator says that it is fixed. Its
     /// circuit breaker closes, cached denials are dropped, and its delayed jobs are released.
     pub fn reset_circuit(&self, destination: &DestinationId) {
         self.admission.reset(destination);

@@ -78,12 +78,12 @@ fn code(problem: &DevError) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dev::Tally;
+    use crate::dev::JobTally;
     use crate::runtime::shutdown::TerminationSignal;
 
     #[test]
     fn the_exit_code_says_how_it_went() {
-        let with = |delivered, surprises, open| Tally { jobs: 5, delivered, surprises, open };
+        let with = |delivered, surprises, open| JobTally { jobs: 5, delivered, surprises, open };
         let exit = |tally, ending, once, own| exit(&Ended { ending, tally }, once, own);
         assert_eq!(exit(with(4, 0, 0), WorkerExit::Drained, true, false), Exit::Done);
         assert_eq!(exit(with(3, 1, 0), WorkerExit::Drained, true, false), Exit::Failed);

@@ -33,12 +33,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use keys::KeyPair;
-use keys::{Guard, Keys};
+use keys::{KeyGuard, Keys};
 use memory::Memory;
 use objects::Objects;
 use policy::Policy;
 
-/// The account of the platform, which is nobody's.
+/// Account of the platform, which no customer has.
 const PLATFORM_ACCOUNT: &str = "000000000000";
 /// Connections at once; more wait in the listener's backlog.
 const CONNECTIONS: usize = 512;
@@ -56,7 +56,7 @@ pub struct Customer {
     pub region: String,
     /// The account that owns the bucket.
     pub account: String,
-    /// How the platform gets in.
+    /// Access of the platform.
     pub way: Way,
     /// The one KMS key that may be asked for.
     pub kms_key_arn: Option<String>,
@@ -69,7 +69,7 @@ pub enum Way {
     Role {
         /// The role.
         arn: String,
-        /// What its trust policy demands.
+        /// External id that its trust policy requires.
         external_id: String,
     },
     /// A user's key.
@@ -77,7 +77,7 @@ pub enum Way {
 }
 
 impl Customer {
-    /// What the customer allows, and all of it: the least that is asked of customers, with listing.
+    /// Permissions that the customer grants: the minimum that consign asks for, and listing.
     fn grants(&self) -> Policy {
         let bucket = format!("arn:aws:s3:::{}", self.bucket);
         let document = json!({ "Version": "2012-10-17", "Statement": [
@@ -92,26 +92,26 @@ impl Customer {
 
 /// A part that is answered `503 SlowDown` at its first try, once.
 #[derive(Debug, Clone)]
-pub struct Hiccup {
+pub struct InjectedFault {
     /// The object's whole key.
     pub key: String,
     /// The part's number.
     pub part: i32,
 }
 
-/// What a cloud is made of.
+/// Parts of a cloud.
 #[derive(Debug)]
-pub struct Plan {
+pub struct CloudPlan {
     /// The buckets and who owns them.
     pub customers: Vec<Customer>,
     /// The key that may assume the customers' roles.
     pub platform: KeyPair,
     /// A key that may list and read everything.
     pub viewer: KeyPair,
-    /// The longest a session lives, whatever is asked.
+    /// Maximum lifetime of a session, whatever a request asks for.
     pub session_lives: Duration,
     /// Trouble on purpose.
-    pub hiccup: Option<Hiccup>,
+    pub injected_fault: Option<InjectedFault>,
 }
 
 /// A running cloud. Ends when it is dropped.
@@ -127,14 +127,15 @@ impl Cloud {
     ///
     /// # Errors
     /// `root` can't be read and written, or no port be had.
-    pub async fn start(root: &Path, plan: Plan) -> io::Result<Self> {
+    pub async fn start(root: &Path, plan: CloudPlan) -> io::Result<Self> {
         std::fs::create_dir_all(root)?;
-        let Plan { customers, platform, viewer, session_lives, hiccup } = plan;
+        let CloudPlan { customers, platform, viewer, session_lives, injected_fault } = plan;
         let customers: Vec<Arc<Customer>> = customers.into_iter().map(Arc::new).collect();
         let keys = Arc::new(Keys::new(platform, viewer, session_lives, &customers));
         let memory = Arc::new(Memory::open(root.join(".encryption"))?);
-        let mut service = S3ServiceBuilder::new(Objects::open(root, memory.clone(), customers.clone(), hiccup)?);
-        service.set_auth(Guard(keys.clone()));
+        let mut service =
+            S3ServiceBuilder::new(Objects::open(root, memory.clone(), customers.clone(), injected_fault)?);
+        service.set_auth(KeyGuard(keys.clone()));
         service.set_access(grants::Door { keys: keys.clone(), customers: customers.clone() });
         service.set_route(sts::Sts { keys, customers });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -143,12 +144,12 @@ impl Cloud {
         Ok(Self { address, memory, stop })
     }
 
-    /// Where S3 and STS answer.
+    /// Endpoint of S3 and STS.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// How many parts of an object had to be sent more than once. Forgotten once it was asked.
+    /// Takes the number of parts of an object that were sent more than once.
     pub fn take_sent_again(&self, bucket: &str, key: &str) -> u32 {
         self.memory.take_again(bucket, key)
     }
@@ -205,8 +206,8 @@ async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Respon
     Ok(response)
 }
 
-/// What is refused before the route is reached (a wrong signature, an unknown key) comes in the
-/// shape of S3.
+/// Requests that are denied before the route is reached (a wrong signature, an unknown key) are
+/// answered in the shape of S3.
 async fn in_the_words_of_sts(response: Response<Body>) -> Response<Body> {
     if response.status().is_success() {
         return response;

@@ -21,7 +21,7 @@ pub(super) struct Home {
     _lock: File,
 }
 
-/// Why a directory can't be used.
+/// Error of a directory that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
     /// It can't be made, read or written.
@@ -29,7 +29,7 @@ pub enum HomeError {
     Unusable {
         /// The directory.
         path: String,
-        /// What the system said.
+        /// Error of the system.
         problem: io::Error,
     },
     /// Another process is at work in it.
@@ -76,7 +76,7 @@ impl Home {
         &self.path
     }
 
-    /// Whether it outlives the process.
+    /// True if it outlives the process.
     pub(super) fn kept(&self) -> bool {
         self.kept
     }

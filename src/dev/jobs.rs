@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::DevError;
 use super::home::Home;
-use super::samples::Planned;
+use super::samples::SampleJob;
 use crate::config::BrokerConfig;
 use crate::domain::job::wire;
 use crate::domain::outcome::{Outcome, OutcomeKind};
@@ -20,9 +20,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// The name the two ends of the queue are opened under.
 const NAME: &str = "consign dev";
 
-/// What became of the jobs of this start.
+/// Results of the jobs of this start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct JobTally {
     /// All of them.
     pub jobs: usize,
     /// Delivered (or there already).
@@ -34,25 +34,25 @@ pub struct Tally {
 }
 
 /// Puts the jobs into the queue.
-pub(super) struct Publisher {
+pub(super) struct SamplePublisher {
     queue: Arc<dyn Queue>,
-    planned: Vec<Planned>,
+    planned: Vec<SampleJob>,
 }
 
-impl Publisher {
-    pub(super) async fn open(broker: &BrokerConfig, planned: Vec<Planned>) -> Result<Self, DevError> {
+impl SamplePublisher {
+    pub(super) async fn open(broker: &BrokerConfig, planned: Vec<SampleJob>) -> Result<Self, DevError> {
         let queue = queue::start(broker, NAME, Vec::new(), Arc::new(Metrics::new(1)))?;
         queue.wait_connected(CONNECT_LIMIT).await?;
         Ok(Self { queue, planned })
     }
 
-    /// What is to become of each job, by its id.
-    pub(super) fn expected(&self) -> Expected {
+    /// ExpectedOutcomes result of each job, by its id.
+    pub(super) fn expected(&self) -> ExpectedOutcomes {
         let each =
-            self.planned.iter().map(|planned| (planned.job.id.clone(), State::Open { deliver: planned.delivered }));
-        Expected {
+            self.planned.iter().map(|planned| (planned.job.id.clone(), FeedState::Open { deliver: planned.delivered }));
+        ExpectedOutcomes {
             jobs: each.collect(),
-            tally: Tally { jobs: self.planned.len(), open: self.planned.len(), ..Tally::default() },
+            tally: JobTally { jobs: self.planned.len(), open: self.planned.len(), ..JobTally::default() },
         }
     }
 
@@ -73,7 +73,7 @@ impl Publisher {
     }
 }
 
-fn publication(planned: &Planned) -> Publication {
+fn publication(planned: &SampleJob) -> Publication {
     Publication {
         routing_key: format!("job.scheduled.{}", planned.destination()),
         body: Bytes::from(wire::render(&planned.job)),
@@ -86,9 +86,9 @@ fn publication(planned: &Planned) -> Publication {
 }
 
 /// Outcomes as they come, of every job in the queue.
-pub(super) struct Feed(Outcomes);
+pub(super) struct OutcomeFeed(Outcomes);
 
-impl Feed {
+impl OutcomeFeed {
     pub(super) async fn open(broker: &BrokerConfig) -> Result<Self, DevError> {
         Ok(Self(Outcomes::subscribe(broker, NAME).await?))
     }
@@ -106,20 +106,20 @@ impl Feed {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum FeedState {
     Open { deliver: bool },
     TransferResult,
 }
 
-/// How the jobs of this start are to end, and how many have.
+/// ExpectedOutcomes results of the jobs of this start, and the number that has ended.
 #[derive(Debug)]
-pub(super) struct Expected {
-    jobs: BTreeMap<String, State>,
-    tally: Tally,
+pub(super) struct ExpectedOutcomes {
+    jobs: BTreeMap<String, FeedState>,
+    tally: JobTally,
 }
 
-impl Expected {
-    pub(super) fn tally(&self) -> Tally {
+impl ExpectedOutcomes {
+    pub(super) fn tally(&self) -> JobTally {
         self.tally
     }
 
@@ -127,11 +127,11 @@ impl Expected {
     pub(super) fn note(&mut self, outcome: &Outcome) {
         let of_kind = |kind: OutcomeKind| outcome.kind == kind.event_type();
         let Some(state) = self.jobs.get_mut(&outcome.subject) else { return };
-        let State::Open { deliver } = *state else { return };
+        let FeedState::Open { deliver } = *state else { return };
         if of_kind(OutcomeKind::Retrying) {
             return;
         }
-        *state = State::TransferResult;
+        *state = FeedState::TransferResult;
         let delivered = of_kind(OutcomeKind::Delivered) || of_kind(OutcomeKind::Skipped);
         self.tally.open -= 1;
         self.tally.delivered += usize::from(delivered);
@@ -154,8 +154,8 @@ mod tests {
     #[test]
     fn each_job_counts_once_and_a_failure_may_be_what_was_expected() {
         let jobs = [("good", true), ("bad", false), ("unlucky", true)];
-        let jobs: BTreeMap<_, _> = jobs.map(|(id, deliver)| (id.to_owned(), State::Open { deliver })).into();
-        let mut expected = Expected { jobs, tally: Tally { jobs: 3, open: 3, ..Tally::default() } };
+        let jobs: BTreeMap<_, _> = jobs.map(|(id, deliver)| (id.to_owned(), FeedState::Open { deliver })).into();
+        let mut expected = ExpectedOutcomes { jobs, tally: JobTally { jobs: 3, open: 3, ..JobTally::default() } };
         expected.note(&outcome("somebody's", OutcomeKind::Delivered));
         expected.note(&outcome("good", OutcomeKind::Retrying));
         assert_eq!(expected.tally().open, 3);
@@ -163,8 +163,8 @@ mod tests {
             expected.note(&outcome("good", OutcomeKind::Delivered));
             expected.note(&outcome("bad", OutcomeKind::Failed));
         }
-        assert_eq!(expected.tally(), Tally { jobs: 3, delivered: 1, surprises: 0, open: 1 });
+        assert_eq!(expected.tally(), JobTally { jobs: 3, delivered: 1, surprises: 0, open: 1 });
         expected.note(&outcome("unlucky", OutcomeKind::Failed));
-        assert_eq!(expected.tally(), Tally { jobs: 3, delivered: 1, surprises: 1, open: 0 });
+        assert_eq!(expected.tally(), JobTally { jobs: 3, delivered: 1, surprises: 1, open: 0 });
     }
 }

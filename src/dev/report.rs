@@ -1,4 +1,4 @@
-//! What a person sees of `consign dev`: a line for each transfer as it ends, and where to look.
+//! Terminal output of `consign dev`: a line for each transfer that ends, and what to inspect.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
@@ -10,14 +10,14 @@ use crate::domain::outcome::{Outcome, OutcomeData};
 
 /// Writes lines for people to stdout, or to stderr where stdout is for data.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Report {
+pub(super) struct TransferPrinter {
     json: bool,
     colours: bool,
     /// Characters of a job's id, so that columns stand under each other.
     id: usize,
 }
 
-/// What a line is about.
+/// Content of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tone {
     Good,
@@ -37,7 +37,7 @@ impl Tone {
     }
 }
 
-impl Report {
+impl TransferPrinter {
     /// With `json`, outcomes go to stdout as they are, one a line. `id` is the length of the
     /// longest job's id.
     pub(super) fn new(json: bool, id: usize) -> Self {
@@ -185,10 +185,10 @@ mod tests {
 
     #[test]
     fn only_a_terminal_gets_colours() {
-        let report = |colours| Report { json: false, colours, id: 0 };
+        let report = |colours| TransferPrinter { json: false, colours, id: 0 };
         assert_eq!(report(true).painted("delivered", Tone::Good), "\u{1b}[32mdelivered\u{1b}[0m");
         assert_eq!(report(false).painted("delivered", Tone::Good), "delivered");
-        assert!(!Report::new(false, 0).colours || std::io::stdout().is_terminal());
+        assert!(!TransferPrinter::new(false, 0).colours || std::io::stdout().is_terminal());
     }
 
     #[test]

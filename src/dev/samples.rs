@@ -12,7 +12,7 @@ use crate::domain::job::wire::{RawDestinationRef, RawJob};
 
 /// The key of the large sample below the prefix of its destination, and the part of it that S3
 /// refuses once.
-pub(super) const HICCUP: (&str, i32) = ("samples/telemetry.bin", 3);
+pub(super) const INJECTED_FAULT: (&str, i32) = ("samples/telemetry.bin", 3);
 /// The length of a slash and the longest name of a sample.
 pub(super) const LONGEST_NAME: usize = 14;
 const LARGE: u64 = 64 << 20;
@@ -20,15 +20,15 @@ const COMPRESSIBLE: u64 = 8 << 20;
 
 /// A job that is to be published, and how it is to end.
 #[derive(Debug)]
-pub(super) struct Planned {
+pub(super) struct SampleJob {
     pub(super) job: RawJob,
-    /// Whether it is to be delivered; else it is to fail.
+    /// True if the delivery is expected to succeed, false if it is expected to fail.
     pub(super) delivered: bool,
     /// The sample file to make first.
     sample: Option<(Sample, PathBuf)>,
 }
 
-impl Planned {
+impl SampleJob {
     pub(super) fn destination(&self) -> &str {
         self.job.destination.id().unwrap_or_default()
     }
@@ -97,10 +97,10 @@ impl Sample {
         }
     }
 
-    fn planned(self, home: &Home, run: &str, to: &str, key: &str) -> Planned {
+    fn planned(self, home: &Home, run: &str, to: &str, key: &str) -> SampleJob {
         let path = home.files().join(self.name());
         let job = job(format!("{run}/{}", self.name()), &path, to, key.to_owned());
-        Planned { job, delivered: true, sample: Some((self, path)) }
+        SampleJob { job, delivered: true, sample: Some((self, path)) }
     }
 }
 
@@ -130,8 +130,8 @@ fn job(id: String, source: &Path, to: &str, key: String) -> RawJob {
     RawJob::new(id, url, RawDestinationRef::Id(to.to_owned()), key)
 }
 
-/// The samples, the quickest first. `run` tells the ids of one start from those of another.
-pub(super) fn samples(home: &Home, run: &str) -> Vec<Planned> {
+/// The samples, the fastest first. `run` distinguishes the ids of one start from those of another.
+pub(super) fn samples(home: &Home, run: &str) -> Vec<SampleJob> {
     let small = Sample::Orders.planned(home, run, ACME, "samples/orders.csv");
     let by_key = Sample::Contacts.planned(home, run, GLOBEX, "samples/contacts.csv");
     let mut cut_short = Sample::Invoices.planned(home, run, ACME, "samples/invoices.csv");
@@ -141,18 +141,18 @@ pub(super) fn samples(home: &Home, run: &str) -> Vec<Planned> {
     let mut compressed = Sample::Events.planned(home, run, ACME, "samples/events.ndjson.gz");
     compressed.job.compression = Compression::Gzip;
     compressed.job.content_type = Some("application/x-ndjson".to_owned());
-    let large = Sample::Telemetry.planned(home, run, ACME, HICCUP.0);
+    let large = Sample::Telemetry.planned(home, run, ACME, INJECTED_FAULT.0);
     vec![small, by_key, cut_short, compressed, large]
 }
 
-/// One job for each file. The key is the file's name; a name that comes again gets a number.
-pub(super) fn files(paths: &[PathBuf], run: &str) -> Vec<Planned> {
+/// One job for each file. The key is the file's name; a repeated name gets a number.
+pub(super) fn files(paths: &[PathBuf], run: &str) -> Vec<SampleJob> {
     let mut taken = BTreeSet::new();
     let numbered = paths.iter().zip(1..);
     let planned = numbered.map(|(path, number): (_, u32)| {
         let key = free(&name(path), &taken);
         taken.insert(key.clone());
-        Planned { job: job(format!("{run}/{number}"), path, ACME, key), delivered: true, sample: None }
+        SampleJob { job: job(format!("{run}/{number}"), path, ACME, key), delivered: true, sample: None }
     });
     planned.collect()
 }

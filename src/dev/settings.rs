@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::cloud::{Customer, Hiccup, KeyPair, Plan, Way};
+use super::cloud::{CloudPlan, Customer, InjectedFault, KeyPair, Way};
 use super::home::Home;
 use crate::config::{Config, LogConfig, LogFormat, Problems, load_from};
 
@@ -45,9 +45,9 @@ impl Secrets {
         Self { platform: KeyPair::invented(), viewer: KeyPair::invented(), globex: KeyPair::invented(), external_id }
     }
 
-    /// The cloud these secrets open. `hiccup` is a key below the prefix of `acme`, and the part of
-    /// it that is refused once.
-    pub(super) fn plan(&self, hiccup: Option<(&str, i32)>) -> Plan {
+    /// The cloud these secrets open. `injected_fault` is a key below the prefix of `acme`, and the
+    /// part of it that is refused once.
+    pub(super) fn plan(&self, injected_fault: Option<(&str, i32)>) -> CloudPlan {
         let acme = Customer {
             bucket: ACME_BUCKET.to_owned(),
             prefix: ACME_PREFIX.to_owned(),
@@ -64,12 +64,13 @@ impl Secrets {
             way: Way::Key(self.globex.clone()),
             kms_key_arn: None,
         };
-        Plan {
+        CloudPlan {
             customers: vec![acme, globex],
             platform: self.platform.clone(),
             viewer: self.viewer.clone(),
             session_lives: Duration::from_hours(1),
-            hiccup: hiccup.map(|(key, part)| Hiccup { key: format!("{ACME_PREFIX}{key}"), part }),
+            injected_fault: injected_fault
+                .map(|(key, part)| InjectedFault { key: format!("{ACME_PREFIX}{key}"), part }),
         }
     }
 
@@ -122,7 +123,7 @@ pub(super) fn load(home: &Home) -> Result<Config, Problems> {
     load_from(&[home.config()], [], &[]).map(|loaded| loaded.config)
 }
 
-/// What is logged: what went wrong in the machinery. How transfers ended is shown anyway, and the
+/// Log filter: errors of the program itself. Ended transfers are printed anyway, and the
 /// refusals of the embedded S3 are what it is there for.
 pub fn log() -> LogConfig {
     let filter = "warn,consign::worker=error,s3s=off,s3s_fs=off".to_owned();

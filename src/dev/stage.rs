@@ -1,4 +1,4 @@
-//! The worker at its jobs, beside it whoever watches: every outcome is shown as it comes, and at
+//! Runs the worker and prints every outcome as it arrives, and at
 //! last where to look around.
 
 use std::net::SocketAddr;
@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use super::cloud::Cloud;
 use super::home::Home;
-use super::jobs::{Expected, Feed, Publisher, Tally};
-use super::report::{Report, quoted};
-use super::samples::Planned;
+use super::jobs::{ExpectedOutcomes, JobTally, OutcomeFeed, SamplePublisher};
+use super::report::{TransferPrinter, quoted};
+use super::samples::SampleJob;
 use super::settings::{ACME, ACME_BUCKET, REGION, Secrets};
 use super::{DevError, Ended};
 use crate::app::{self, WorkerEnvironment};
@@ -22,7 +22,7 @@ pub(super) struct Stage {
     pub(super) secrets: Secrets,
     pub(super) config: Config,
     pub(super) page: SocketAddr,
-    pub(super) report: Report,
+    pub(super) report: TransferPrinter,
     pub(super) started: Instant,
     /// A source to try the next job with.
     pub(super) example: String,
@@ -34,16 +34,17 @@ impl Stage {
     /// Runs the worker and its jobs to the end.
     pub(super) async fn play(
         self,
-        planned: Vec<Planned>,
+        planned: Vec<SampleJob>,
         once: bool,
         environment: WorkerEnvironment,
     ) -> Result<Ended, DevError> {
         let broker = &self.config.broker;
-        let (mut feed, mut publisher) = (Feed::open(broker).await?, Publisher::open(broker, planned).await?);
+        let (mut feed, mut publisher) =
+            (OutcomeFeed::open(broker).await?, SamplePublisher::open(broker, planned).await?);
         let mut expected = publisher.expected();
         let drain = environment.shutdown.drain();
         if once {
-            // At the end nobody would answer there any more.
+            // At the end nothing answers there any more.
             self.report.say(&format!("{}\n", self.whereabouts().join("\n")));
         }
         let mut worker = std::pin::pin!(app::run_in(environment, self.config.clone(), None));
@@ -62,13 +63,13 @@ impl Stage {
         publisher.close().await;
         let tally = expected.tally();
         if tally.open > 0 {
-            let next = if self.home.kept() { "they go on at the next start" } else { "they are gone" };
+            let next = if self.home.kept() { "they continue at the next start" } else { "they are gone" };
             self.report
                 .say(&format!("\nended early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
         }
         if !once {
             let kept =
-                || format!("\nkept in {}; the same command goes on", quoted(&self.home.path().display().to_string()));
+                || format!("\nkept in {}; the same command continues", quoted(&self.home.path().display().to_string()));
             let removed = || "\nEverything is removed now; --data-dir DIR keeps it.".to_owned();
             self.report.say(&if self.home.kept() { kept() } else { removed() });
         }
@@ -79,9 +80,9 @@ impl Stage {
     /// ever.
     async fn follow(
         &self,
-        publisher: &mut Publisher,
-        feed: &mut Feed,
-        expected: &mut Expected,
+        publisher: &mut SamplePublisher,
+        feed: &mut OutcomeFeed,
+        expected: &mut ExpectedOutcomes,
         once: bool,
     ) -> Result<(), DevError> {
         let shown = async {
@@ -106,7 +107,7 @@ impl Stage {
         }
     }
 
-    async fn show_next(&self, feed: &mut Feed) -> Result<Outcome, DevError> {
+    async fn show_next(&self, feed: &mut OutcomeFeed) -> Result<Outcome, DevError> {
         let (outcome, raw) = feed.next().await?;
         let again = match (&outcome.data.bucket, &outcome.data.key) {
             (Some(bucket), Some(key)) => self.cloud.take_sent_again(bucket, key),
@@ -116,9 +117,9 @@ impl Stage {
         Ok(outcome)
     }
 
-    /// What came of it, and where to look around.
-    fn conclude(&self, tally: Tally, once: bool) {
-        let Tally { jobs, delivered, surprises, .. } = tally;
+    /// Prints the results, and how to inspect them.
+    fn conclude(&self, tally: JobTally, once: bool) {
+        let JobTally { jobs, delivered, surprises, .. } = tally;
         let failed = jobs - delivered;
         let meant = if surprises == 0 && failed > 0 { ", as it was meant to" } else { "" };
         self.report.say(&format!("\n{delivered} of {jobs} delivered, {failed} failed{meant}."));
@@ -159,7 +160,7 @@ impl Stage {
         self.report.say(&[&page[..], &self.whereabouts(), &more].concat().join("\n"));
     }
 
-    /// Where to look while it runs, beside the page.
+    /// Prints what to inspect while it runs, beside the page.
     fn whereabouts(&self) -> [String; 2] {
         let (viewer, cloud) = (&self.secrets.viewer, self.cloud.url());
         [

@@ -1,4 +1,4 @@
-//! Where a job's object goes: a customer's bucket, how to get in, and what to ask of S3 there.
+//! Destination of a job: a customer's bucket, the access to it, and the settings of its requests.
 //!
 //! A [`Destination`] is valid by construction. It is parsed from the config or from a job by
 //! [`raw::RawDestination`], the one mirror both share.
@@ -30,7 +30,7 @@ pub struct Destination {
     pub region: Region,
     /// The subfolder; every key is below it.
     pub prefix: Prefix,
-    /// How to get in.
+    /// Access to the bucket.
     pub auth: Auth,
     /// The KMS key to ask for; `None` sends no encryption header at all, and the bucket's default
     /// applies.
@@ -48,8 +48,8 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Whether what AWS says of the other one holds for this one: they are the same bucket, entered
-    /// and encrypted in the same way.
+    /// Returns true if answers of AWS for the other one hold for this one: they are the same
+    /// bucket, accessed and encrypted in the same way.
     pub fn is_entered_like(&self, other: &Self) -> bool {
         (&self.bucket, &self.region, &self.prefix) == (&other.bucket, &other.region, &other.prefix)
             && (&self.encryption, self.checksum) == (&other.encryption, other.checksum)
@@ -58,14 +58,14 @@ impl Destination {
     }
 }
 
-/// How consign gets into the customer's account.
+/// Access to the customer's account.
 #[derive(Debug, Clone)]
 pub enum Auth {
     /// A role that trusts the worker's identity (recommended).
     IamRole {
         /// The role to assume.
         role_arn: RoleArn,
-        /// What the trust policy demands as `sts:ExternalId`.
+        /// Value of `sts:ExternalId` that the trust policy requires.
         external_id: Option<ExternalId>,
     },
     /// A long-lived key of an IAM user.
@@ -78,7 +78,7 @@ pub enum Auth {
 }
 
 impl Auth {
-    /// Whether the same credentials are meant. What a file holds now is not looked at.
+    /// Returns true if both name the same credentials. The content of files is not read.
     fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::IamRole { role_arn, external_id }, Self::IamRole { role_arn: role, external_id: id }) => {
@@ -92,7 +92,7 @@ impl Auth {
     }
 }
 
-/// Where a secret is kept. A file is read again when the service refuses the key, so that a rotated
+/// Location of a secret. A file is read again when the service refuses the key, so that a rotated
 /// secret is picked up.
 #[derive(Debug, Clone)]
 pub enum SecretSource {

@@ -29,16 +29,17 @@ pub use rejected::Rejected;
 /// `message_id`, if set, must be the job's id; a rejection of a body without a readable id is
 /// identified by it.
 pub fn parse(content_type: Option<&str>, message_id: Option<&str>, body: &[u8]) -> Result<Job, Rejected> {
-    let parsed = match Form::of(content_type) {
-        Some(Form::Json) => wire::parse(body),
-        Some(Form::Compact) => compact::parse(body),
+    let parsed = match JobForm::of(content_type) {
+        Some(JobForm::Json) => wire::parse(body),
+        Some(JobForm::Compact) => compact::parse(body),
         None => Err(Rejected::job("content_type", UNKNOWN_FORM)),
     };
-    let job = parsed.map_err(|rejected| rejected.identified(rejected::Identity::of(message_id, None)))?;
+    let job = parsed.map_err(|rejected| rejected.identified(rejected::JobIdentity::of(message_id, None)))?;
     match message_id {
         Some(given) if given != job.id.as_str() => {
             let rejected = Rejected::job("message_id", "differs from the job's id; set both alike, or leave it out");
-            Err(rejected.identified(rejected::Identity::of(Some(job.id.as_str()), Some(job.destination.id().as_str()))))
+            Err(rejected
+                .identified(rejected::JobIdentity::of(Some(job.id.as_str()), Some(job.destination.id().as_str()))))
         }
         _ => Ok(job),
     }
@@ -48,12 +49,12 @@ const UNKNOWN_FORM: &str =
     "is not known; send application/json (or none) or application/vnd.consign.job.v1+bincode, as the body is";
 
 /// The two forms of a job.
-enum Form {
+enum JobForm {
     Json,
     Compact,
 }
 
-impl Form {
+impl JobForm {
     fn of(content_type: Option<&str>) -> Option<Self> {
         let Some(given) = content_type else { return Some(Self::Json) };
         let essence = given.split(';').next().unwrap_or_default().trim();
@@ -70,20 +71,20 @@ pub struct Job {
     /// The idempotency identity: the same id delivered twice ends as one object and one outcome
     /// that counts.
     pub id: JobId,
-    /// Where the bytes come from.
+    /// Source of the bytes.
     pub source: Source,
-    /// Where they go.
+    /// Destination of the object.
     pub destination: DestinationRef,
     /// The key below the destination's prefix, already free of `.` and `..`; joined with the prefix
     /// in a transfer.
     pub key: RelativeKey,
     /// Headers of the object.
     pub object: ObjectAttributes,
-    /// What is done to the bytes on the way.
+    /// Compression of the bytes.
     pub compression: Compression,
-    /// What happens when the key is taken.
+    /// Behaviour when the object exists.
     pub if_exists: IfExists,
-    /// When the producer made the job.
+    /// Time at which the producer created the job.
     pub created_at: Option<Timestamp>,
     /// Past this instant the job is not delivered any more.
     pub expires_at: Option<Timestamp>,
@@ -217,7 +218,7 @@ pub struct ObjectAttributes {
     pub storage_class: Option<String>,
 }
 
-/// What is done to the bytes on the way.
+/// Compression of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
@@ -230,7 +231,7 @@ pub enum Compression {
     Zstd,
 }
 
-/// What happens when the key is taken.
+/// Behaviour when the object exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IfExists {

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cancellations::Cancellations;
 use super::decode::DecodedJob;
-use super::parts::{Clock, WorkerParts};
+use super::parts::{WorkerClock, WorkerParts};
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, RetryDelay, TransferResult};
@@ -36,7 +36,7 @@ pub use circuit::CircuitView;
 use circuit::{CircuitBreakers, CircuitState, ObservedAttempt};
 use health::WorkerHealth;
 pub use limits::WaitingJobs;
-use limits::{DestinationPermit, IMMINENT_WAIT, LimitDecision, Limits};
+use limits::{DestinationLimits, DestinationPermit, IMMINENT_WAIT, LimitDecision};
 use outage::{ObservedResult, OutageDetector};
 pub(super) use permit::Permit;
 use release::{DelayedJobs, DestinationReset};
@@ -101,7 +101,7 @@ pub struct AdmissionView {
 #[derive(Debug)]
 pub(super) struct Admission {
     slots: Slots,
-    limits: Arc<Limits>,
+    limits: Arc<DestinationLimits>,
     circuits: Arc<CircuitBreakers>,
     outage: OutageDetector,
     health: WorkerHealth,
@@ -111,7 +111,7 @@ pub(super) struct Admission {
     queue: Arc<dyn Queue>,
     transport: Arc<dyn Transport>,
     metrics: Arc<Metrics>,
-    clock: Clock,
+    clock: WorkerClock,
     /// Cancelled when the worker drains.
     draining: CancellationToken,
 }
@@ -120,7 +120,7 @@ impl Admission {
     pub(super) fn new(parts: &WorkerParts, cancellations: Arc<Cancellations>, draining: CancellationToken) -> Self {
         Self {
             slots: Slots::new(&parts.config),
-            limits: Limits::new(parts.config.destination_slots, parts.config.slots),
+            limits: DestinationLimits::new(parts.config.destination_slots, parts.config.slots),
             circuits: CircuitBreakers::new(parts.denied_for, parts.metrics.clone()),
             outage: OutageDetector::default(),
             health: WorkerHealth::default(),
@@ -217,7 +217,8 @@ impl Admission {
     }
 
     /// Jobs over which workers were lost more than once run one at a time, so that the one which
-    /// crashes them is told apart from the others. No job waits long for that with a slot in hand.
+    /// crashes them is distinguished from the others. No job waits long for that with a slot in
+    /// hand.
     async fn quarantine(&self, crashes: u32) -> Result<Option<OwnedSemaphorePermit>, Deferral> {
         if crashes < QUARANTINE_CRASHES {
             return Ok(None);
@@ -316,8 +317,9 @@ impl Admission {
         self.limits.record_deferral(destination, delay.duration());
     }
 
-    /// Resets a destination now: it is configured anew, a connection test passed, or an operator
-    /// says so. Its breaker closes, cached denials are dropped, and its delayed jobs are released.
+    /// Resets a destination now: its configuration changed, a connection test passed, or an
+    /// operator says so. Its breaker closes, cached denials are dropped, and its delayed jobs are
+    /// released.
     pub(super) fn reset(&self, destination: &DestinationId) {
         self.transport.forget_denials();
         let now = (self.clock)();

@@ -18,7 +18,7 @@ use super::admission::{Admission, Permit};
 use super::decode::DecodedJob;
 use super::in_flight::JobOwner;
 use super::lease::{AttemptState, LeaseGuard, LeaseState, MAX_CRASHES};
-use super::parts::{Clock, WorkerParts};
+use super::parts::{WorkerClock, WorkerParts};
 use crate::domain::job::Job;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, History, Reason, TransferResult};
@@ -67,7 +67,7 @@ pub(super) struct Attempts {
     activity: Arc<Activity>,
     metrics: Arc<Metrics>,
     lease_after: Duration,
-    clock: Clock,
+    clock: WorkerClock,
 }
 
 impl Attempts {

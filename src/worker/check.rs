@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{Admission, Permit};
 use super::attempt::MAX_REDELIVERIES;
 use super::decode::{Decoder, Rejection};
-use super::parts::{Clock, WorkerParts};
+use super::parts::{WorkerClock, WorkerParts};
 use super::settle::Settler;
 use crate::check::{Report, Step, StepName};
 use crate::domain::control::{Control, ControlCommand};
@@ -45,7 +45,7 @@ pub(super) struct Checks {
     queue: Arc<dyn Queue>,
     transport: Arc<dyn Transport>,
     egress_addresses: Vec<String>,
-    clock: Clock,
+    clock: WorkerClock,
     cancel: CancellationToken,
 }
 

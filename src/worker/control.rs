@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::Admission;
 use super::cancellations::Cancellations;
-use super::parts::Clock;
+use super::parts::WorkerClock;
 use crate::domain::control::{Control, ControlCommand};
 use crate::queue::{ControlEvent, Queue};
 
@@ -27,7 +27,7 @@ pub(super) struct ControlReader {
     queue: Arc<dyn Queue>,
     admission: Arc<Admission>,
     cancellations: Arc<Cancellations>,
-    clock: Clock,
+    clock: WorkerClock,
 }
 
 impl ControlReader {
@@ -35,7 +35,7 @@ impl ControlReader {
         queue: Arc<dyn Queue>,
         admission: Arc<Admission>,
         cancellations: Arc<Cancellations>,
-        clock: Clock,
+        clock: WorkerClock,
     ) -> Self {
         Self { queue, admission, cancellations, clock }
     }

@@ -14,7 +14,7 @@ use crate::transfer::Transport;
 
 /// Source of the current time. It must advance with tokio's clock, which everything waits by:
 /// `Timestamp::now` does.
-pub type Clock = fn() -> Timestamp;
+pub type WorkerClock = fn() -> Timestamp;
 
 /// Parts of a worker. Built once by the composition root.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct WorkerParts {
     /// Delivers them.
     pub transport: Arc<dyn Transport>,
     /// Current time.
-    pub clock: Clock,
+    pub clock: WorkerClock,
     /// Configured destinations, replaced as a whole by a reload.
     pub destinations: watch::Receiver<Arc<Destinations>>,
     /// Metrics.

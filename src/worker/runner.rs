@@ -14,7 +14,7 @@ use super::decode::{DecodedJob, Decoder};
 use super::history;
 use super::in_flight::{AttemptId, Claim, InFlight, InFlightJob, JobEnd, JobOwner, Joined};
 use super::lease::{AttemptState, LeaseState};
-use super::parts::{Clock, WorkerParts};
+use super::parts::{WorkerClock, WorkerParts};
 use super::settle::Settler;
 use super::settlement::{self, Conclusion, SettlementContext, SettlementPlan};
 use crate::domain::destination::DestinationId;
@@ -41,7 +41,7 @@ pub(super) struct Runner {
     policy: RetryPolicy,
     prefix: String,
     metrics: Arc<Metrics>,
-    clock: Clock,
+    clock: WorkerClock,
     stop: StopSignals,
 }
 

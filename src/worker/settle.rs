@@ -7,7 +7,7 @@ use tracing::Instrument as _;
 use super::activity::Activity;
 use super::decode::{DecodedJob, Rejection};
 use super::lease::AttemptState;
-use super::parts::{Clock, WorkerParts};
+use super::parts::{WorkerClock, WorkerParts};
 use super::settlement::{self, SettlementContext, SettlementPlan};
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::job::JobId;
@@ -28,7 +28,7 @@ pub(super) struct Settler {
     transport: Arc<dyn Transport>,
     activity: Arc<Activity>,
     metrics: Arc<Metrics>,
-    clock: Clock,
+    clock: WorkerClock,
 }
 
 impl Settler {

@@ -13,20 +13,20 @@ use s3s::{S3Error, S3Result, StdError, s3_error};
 
 use super::limits::crc_text;
 
-/// What has come in.
+/// Received bytes.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Seen {
+pub(super) struct ReceivedBody {
     pub(super) crc: u64,
     pub(super) length: u64,
     wrong: bool,
 }
 
-/// What the stream leaves behind.
+/// Totals of the stream.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Witness(Arc<Mutex<Seen>>);
+pub(super) struct Witness(Arc<Mutex<ReceivedBody>>);
 
 impl Witness {
-    pub(super) fn seen(&self) -> Seen {
+    pub(super) fn seen(&self) -> ReceivedBody {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -83,7 +83,7 @@ impl Checked {
     fn end(&mut self) -> Option<Result<Bytes, StdError>> {
         let crc = self.digest.finalize();
         let wrong = self.expected.take().is_some_and(|expected| expected != crc_text(crc));
-        let seen = Seen { crc, length: self.length, wrong };
+        let seen = ReceivedBody { crc, length: self.length, wrong };
         *self.witness.0.lock().unwrap_or_else(PoisonError::into_inner) = seen;
         wrong.then(|| Err("the checksum is another".into()))
     }

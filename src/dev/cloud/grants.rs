@@ -1,5 +1,5 @@
-//! What a signer may do: a customer's key what the customer's policy allows (and the session's,
-//! where there is one), the platform's key nothing, the onlooker's key reading.
+//! Permissions of a signer: a customer's key may do what the customer's policy allows (and the
+//! session's, where there is one), the platform's key nothing, the read-only key reading.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,10 +11,10 @@ use s3s::path::S3Path;
 use s3s::{S3Error, S3Result, s3_error};
 
 use super::Customer;
-use super::keys::{Keys, Principal};
+use super::keys::{Keys, SigningPrincipal};
 use super::policy::Asked;
 
-/// What an onlooker may do.
+/// Actions of a read-only key.
 const READING: [&str; 7] =
     ["ListBuckets", "ListObjects", "ListObjectsV2", "HeadBucket", "HeadObject", "GetObject", "GetBucketLocation"];
 
@@ -31,9 +31,9 @@ impl Door {
         carries(signer.token.as_deref(), cx.headers())?;
         let operation = cx.s3_op().name();
         match signer.principal {
-            Principal::Viewer if READING.contains(&operation) => Ok(()),
-            Principal::Platform | Principal::Viewer => Err(denied()),
-            Principal::Customer(customer, session) => {
+            SigningPrincipal::Viewer if READING.contains(&operation) => Ok(()),
+            SigningPrincipal::Platform | SigningPrincipal::Viewer => Err(denied()),
+            SigningPrincipal::Customer(customer, session) => {
                 let bucket = cx.s3_path().get_bucket_name().ok_or_else(denied)?;
                 self.owned_as_expected(bucket, cx.headers())?;
                 let resource = match cx.s3_path() {

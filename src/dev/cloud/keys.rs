@@ -1,4 +1,4 @@
-//! Who may sign: the platform's key, the customers' keys, a key for looking on, and the temporary
+//! Access keys: the platform's key, the customers' keys, a read-only key, and the temporary
 //! keys of STS.
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::policy::Policy;
 use super::{Customer, Way};
 
-/// Temporary keys are forgotten this long after their end; until then their holder is told that
+/// Time for which expired temporary keys are kept; until then their holder gets the error that
 /// they have expired.
 const REMEMBERED: Duration = Duration::from_hours(1);
 
@@ -53,7 +53,7 @@ fn secret() -> String {
 
 /// Whose key it is.
 #[derive(Debug, Clone)]
-pub(super) enum Principal {
+pub(super) enum SigningPrincipal {
     /// The platform: may assume the customers' roles, and nothing else.
     Platform,
     /// Whoever looks on: may read and list everything.
@@ -64,38 +64,38 @@ pub(super) enum Principal {
 
 /// The keys that are good now.
 pub(super) struct Keys {
-    lasting: HashMap<String, (KeyPair, Principal)>,
-    sessions: Mutex<HashMap<String, Session>>,
+    lasting: HashMap<String, (KeyPair, SigningPrincipal)>,
+    sessions: Mutex<HashMap<String, TemporaryKey>>,
     lives: Duration,
 }
 
-struct Session {
+struct TemporaryKey {
     pair: KeyPair,
     token: String,
     ends: SystemTime,
-    principal: Principal,
+    principal: SigningPrincipal,
 }
 
-/// What AssumeRole gives out.
+/// Credentials that AssumeRole returns.
 pub(super) struct Issued {
     pub(super) pair: KeyPair,
     pub(super) token: String,
     pub(super) ends: SystemTime,
 }
 
-/// Who signs with an access key id, and the token the request must carry.
+/// SigningPrincipal of an access key id, and the token that the request must carry.
 pub(super) struct Signer {
-    pub(super) principal: Principal,
+    pub(super) principal: SigningPrincipal,
     pub(super) token: Option<String>,
 }
 
 impl Keys {
     pub(super) fn new(platform: KeyPair, viewer: KeyPair, lives: Duration, customers: &[Arc<Customer>]) -> Self {
         let users = customers.iter().filter_map(|customer| match &customer.way {
-            Way::Key(pair) => Some((pair.clone(), Principal::Customer(customer.clone(), None))),
+            Way::Key(pair) => Some((pair.clone(), SigningPrincipal::Customer(customer.clone(), None))),
             Way::Role { .. } => None,
         });
-        let own = [(platform, Principal::Platform), (viewer, Principal::Viewer)];
+        let own = [(platform, SigningPrincipal::Platform), (viewer, SigningPrincipal::Viewer)];
         let lasting = users.chain(own).map(|(pair, principal)| (pair.id.clone(), (pair, principal))).collect();
         Self { lasting, sessions: Mutex::default(), lives }
     }
@@ -106,15 +106,15 @@ impl Keys {
         let pair = KeyPair { id: format!("ASIADEV{}", word(13)), secret: secret() };
         let token = format!("{}{}", secret(), secret());
         let ends = SystemTime::now() + asked.min(self.lives);
-        let principal = Principal::Customer(customer, policy);
-        let session = Session { pair: pair.clone(), token: token.clone(), ends, principal };
+        let principal = SigningPrincipal::Customer(customer, policy);
+        let session = TemporaryKey { pair: pair.clone(), token: token.clone(), ends, principal };
         let mut sessions = self.sessions();
         sessions.retain(|_, session| session.ends + REMEMBERED > SystemTime::now());
         sessions.insert(pair.id.clone(), session);
         Issued { pair, token, ends }
     }
 
-    /// Who holds this key; `None` if nobody does.
+    /// Returns the principal of this key; `None` for an unknown key.
     pub(super) fn signer(&self, id: &str) -> Option<Signer> {
         if let Some((_, principal)) = self.lasting.get(id) {
             return Some(Signer { principal: principal.clone(), token: None });
@@ -137,15 +137,15 @@ impl Keys {
         }
     }
 
-    fn sessions(&self) -> MutexGuard<'_, HashMap<String, Session>> {
+    fn sessions(&self) -> MutexGuard<'_, HashMap<String, TemporaryKey>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The signer of requests, for the service.
-pub(super) struct Guard(pub(super) Arc<Keys>);
+pub(super) struct KeyGuard(pub(super) Arc<Keys>);
 
-impl S3Auth for Guard {
+impl S3Auth for KeyGuard {
     fn get_secret_key<'s, 'k, 'f>(
         &'s self,
         access_key: &'k str,

@@ -1,4 +1,4 @@
-//! What S3 checks of names, parts and checksums.
+//! Checks of names, parts and checksums, as S3 makes them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -6,8 +6,8 @@ use crc_fast::{CrcAlgorithm, checksum_combine};
 use s3s::dto::{CompleteMultipartUploadInput, CompletedPart};
 use s3s::{S3Result, s3_error};
 
-use super::body::{Seen, bad_digest};
-use super::memory::Upload;
+use super::body::{ReceivedBody, bad_digest};
+use super::memory::UnfinishedUpload;
 
 /// The smallest part but for the last
 /// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>).
@@ -31,9 +31,9 @@ pub(super) fn fits(bucket: &str, key: &str) -> S3Result<()> {
 }
 
 /// Checks what is to be put together as S3 does, and gives the checksum of the whole.
-pub(super) fn assembled(input: &CompleteMultipartUploadInput, upload: &Upload) -> S3Result<u64> {
+pub(super) fn assembled(input: &CompleteMultipartUploadInput, upload: &UnfinishedUpload) -> S3Result<u64> {
     let listed = input.multipart_upload.as_ref().and_then(|listed| listed.parts.as_deref()).unwrap_or_default();
-    let parts: Vec<Seen> = listed.iter().map(|part| known(part, upload)).collect::<S3Result<_>>()?;
+    let parts: Vec<ReceivedBody> = listed.iter().map(|part| known(part, upload)).collect::<S3Result<_>>()?;
     let (first, rest) = parts.split_first().ok_or_else(|| s3_error!(InvalidPart, "there are no parts"))?;
     if listed.windows(2).any(|two| two[0].part_number >= two[1].part_number) {
         return Err(s3_error!(InvalidPartOrder, "The list of parts was not in ascending order."));
@@ -46,7 +46,8 @@ pub(super) fn assembled(input: &CompleteMultipartUploadInput, upload: &Upload) -
     if input.mpu_object_size.is_some_and(|asked| u64::try_from(asked) != Ok(length)) {
         return Err(s3_error!(InvalidRequest, "The provided x-amz-mp-object-size does not match the parts."));
     }
-    let combine = |whole: u64, part: &Seen| checksum_combine(CrcAlgorithm::Crc64Nvme, whole, part.crc, part.length);
+    let combine =
+        |whole: u64, part: &ReceivedBody| checksum_combine(CrcAlgorithm::Crc64Nvme, whole, part.crc, part.length);
     let crc = rest.iter().fold(first.crc, combine);
     match &input.checksum_crc64nvme {
         Some(asked) if *asked != crc_text(crc) => Err(bad_digest()),
@@ -54,7 +55,7 @@ pub(super) fn assembled(input: &CompleteMultipartUploadInput, upload: &Upload) -
     }
 }
 
-fn known(part: &CompletedPart, upload: &Upload) -> S3Result<Seen> {
+fn known(part: &CompletedPart, upload: &UnfinishedUpload) -> S3Result<ReceivedBody> {
     let seen = part.part_number.and_then(|number| upload.parts.get(&number)).copied();
     let seen = seen.ok_or_else(|| s3_error!(InvalidPart, "One or more of the specified parts could not be found."))?;
     match &part.checksum_crc64nvme {

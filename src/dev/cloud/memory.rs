@@ -1,4 +1,4 @@
-//! What the store behind does not keep: how objects were encrypted, and what is known of unfinished
+//! State that the store behind does not keep: the encryption of objects, and unfinished
 //! uploads.
 
 use std::collections::{BTreeMap, HashMap};
@@ -10,18 +10,18 @@ use s3s::{S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::body::Seen;
+use super::body::ReceivedBody;
 
-/// How an object is encrypted, in the words of the request.
+/// RequestedEncryption of an object, as the request named it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Encryption {
+pub(super) struct RequestedEncryption {
     pub(super) algorithm: String,
     pub(super) key: Option<String>,
     pub(super) bucket_key: Option<bool>,
 }
 
-impl Encryption {
-    /// What a bucket does where nobody asks for anything.
+impl RequestedEncryption {
+    /// Default encryption of a bucket.
     pub(super) fn bucket_default() -> Self {
         Self { algorithm: ServerSideEncryption::AES256.to_owned(), key: None, bucket_key: None }
     }
@@ -33,11 +33,11 @@ impl Encryption {
 
 /// An unfinished upload.
 #[derive(Debug, Clone)]
-pub(super) struct Upload {
+pub(super) struct UnfinishedUpload {
     pub(super) bucket: String,
     pub(super) key: String,
-    pub(super) encryption: Encryption,
-    pub(super) parts: BTreeMap<i32, Seen>,
+    pub(super) encryption: RequestedEncryption,
+    pub(super) parts: BTreeMap<i32, ReceivedBody>,
     /// Parts that were sent, refused ones and repetitions included.
     pub(super) sent: u32,
 }
@@ -47,7 +47,7 @@ pub(super) struct Upload {
 #[derive(Debug)]
 pub(super) struct Memory {
     folder: PathBuf,
-    uploads: Mutex<HashMap<String, Upload>>,
+    uploads: Mutex<HashMap<String, UnfinishedUpload>>,
     again: Mutex<HashMap<(String, String), u32>>,
 }
 
@@ -62,28 +62,28 @@ impl Memory {
         self.folder.join(hex::encode(Sha256::digest(format!("{bucket}/{key}"))))
     }
 
-    pub(super) async fn remember(&self, bucket: &str, key: &str, encryption: &Encryption) -> S3Result<()> {
+    pub(super) async fn remember(&self, bucket: &str, key: &str, encryption: &RequestedEncryption) -> S3Result<()> {
         let text = serde_json::to_vec(encryption).unwrap_or_default();
         let written = tokio::fs::write(self.file(bucket, key), text).await;
         written.map_err(|problem| s3_error!(problem, InternalError, "the encryption can't be noted"))
     }
 
-    pub(super) async fn encryption(&self, bucket: &str, key: &str) -> Encryption {
+    pub(super) async fn encryption(&self, bucket: &str, key: &str) -> RequestedEncryption {
         let text = tokio::fs::read(self.file(bucket, key)).await.ok();
         let known = text.and_then(|text| serde_json::from_slice(&text).ok());
-        known.unwrap_or_else(Encryption::bucket_default)
+        known.unwrap_or_else(RequestedEncryption::bucket_default)
     }
 
-    fn uploads(&self) -> MutexGuard<'_, HashMap<String, Upload>> {
+    fn uploads(&self) -> MutexGuard<'_, HashMap<String, UnfinishedUpload>> {
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn begin(&self, id: String, upload: Upload) {
+    pub(super) fn begin(&self, id: String, upload: UnfinishedUpload) {
         self.uploads().insert(id, upload);
     }
 
     /// A copy of what is known, or `NoSuchUpload`.
-    pub(super) fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<Upload> {
+    pub(super) fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<UnfinishedUpload> {
         let found = self.uploads().get(id).filter(|upload| upload.bucket == bucket && upload.key == key).cloned();
         found.ok_or_else(|| s3_error!(NoSuchUpload, "The specified multipart upload does not exist."))
     }
@@ -95,7 +95,7 @@ impl Memory {
         }
     }
 
-    pub(super) fn part_kept(&self, id: &str, number: i32, seen: Seen) {
+    pub(super) fn part_kept(&self, id: &str, number: i32, seen: ReceivedBody) {
         if let Some(upload) = self.uploads().get_mut(id) {
             upload.parts.insert(number, seen);
         }
@@ -116,14 +116,14 @@ impl Memory {
         }
     }
 
-    /// How many parts of this object were sent more than once; asked once.
+    /// Takes the number of parts of this object that were sent more than once.
     pub(super) fn take_again(&self, bucket: &str, key: &str) -> u32 {
         let mut all = self.again.lock().unwrap_or_else(PoisonError::into_inner);
         all.remove(&(bucket.to_owned(), key.to_owned())).unwrap_or_default()
     }
 }
 
-/// Removes what unfinished uploads of an earlier process left in the store: nobody knows their
+/// Removes what unfinished uploads of an earlier process left in the store: their ids are
 /// checksums any more.
 pub(super) fn forget_uploads(root: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(root)? {

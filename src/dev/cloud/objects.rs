@@ -1,5 +1,5 @@
 //! S3 over a folder, with what the store behind leaves out: encryption, checksums of parts and
-//! whole objects, regions, the limits of names, and one hiccup on purpose.
+//! whole objects, regions, the limits of names, and one fault on purpose.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use s3s_fs::FileSystem;
 
 use super::body;
 use super::limits::{assembled, crc_text, fits};
-use super::memory::{Encryption, Memory, Upload, forget_uploads};
-use super::{Customer, Hiccup};
+use super::memory::{Memory, RequestedEncryption, UnfinishedUpload, forget_uploads};
+use super::{Customer, InjectedFault};
 
 /// The buckets.
 pub(super) struct Objects {
@@ -28,8 +28,8 @@ pub(super) struct Objects {
     files: FileSystem,
     memory: Arc<Memory>,
     customers: Vec<Arc<Customer>>,
-    hiccup: Option<Hiccup>,
-    hiccuped: AtomicBool,
+    injected_fault: Option<InjectedFault>,
+    fault_injected: AtomicBool,
 }
 
 impl Objects {
@@ -38,14 +38,21 @@ impl Objects {
         root: &Path,
         memory: Arc<Memory>,
         customers: Vec<Arc<Customer>>,
-        hiccup: Option<Hiccup>,
+        injected_fault: Option<InjectedFault>,
     ) -> std::io::Result<Self> {
         for customer in &customers {
             std::fs::create_dir_all(root.join(&customer.bucket))?;
         }
         forget_uploads(root)?;
         let files = FileSystem::new(root).map_err(|problem| std::io::Error::other(S3Error::from(problem)))?;
-        Ok(Self { root: root.to_owned(), files, memory, customers, hiccup, hiccuped: AtomicBool::new(false) })
+        Ok(Self {
+            root: root.to_owned(),
+            files,
+            memory,
+            customers,
+            injected_fault,
+            fault_injected: AtomicBool::new(false),
+        })
     }
 
     fn customer(&self, bucket: &str) -> S3Result<&Customer> {
@@ -53,18 +60,19 @@ impl Objects {
         customer.map(AsRef::as_ref).ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))
     }
 
-    /// What was asked for, where the bucket's owner has such a key; else the bucket's default.
+    /// RequestedEncryption that the request asks for, if the bucket's owner has such a key; else
+    /// the bucket's default.
     fn encryption(
         &self,
         bucket: &str,
         sse: Option<&ServerSideEncryption>,
         key: Option<&String>,
         bucket_key: Option<bool>,
-    ) -> S3Result<Encryption> {
+    ) -> S3Result<RequestedEncryption> {
         let customer = self.customer(bucket)?;
-        let Some(sse) = sse else { return Ok(Encryption::bucket_default()) };
+        let Some(sse) = sse else { return Ok(RequestedEncryption::bucket_default()) };
         if sse.as_str() == ServerSideEncryption::AES256 {
-            return Ok(Encryption::bucket_default());
+            return Ok(RequestedEncryption::bucket_default());
         }
         if key.is_some() && key != customer.kms_key_arn.as_ref() {
             let code = S3ErrorCode::Custom("KMS.NotFoundException".into());
@@ -72,13 +80,13 @@ impl Objects {
             error.set_status_code(http::StatusCode::BAD_REQUEST);
             return Err(error);
         }
-        Ok(Encryption { algorithm: sse.as_str().to_owned(), key: key.cloned(), bucket_key })
+        Ok(RequestedEncryption { algorithm: sse.as_str().to_owned(), key: key.cloned(), bucket_key })
     }
 
-    /// What is known of an unfinished upload, or `NoSuchUpload`. The store behind takes an upload
+    /// Returns the unfinished upload, or `NoSuchUpload`. The store behind takes an upload
     /// off its list before it puts the parts together: when the client goes in between, the upload
-    /// is none any more, and would be refused as somebody else's.
-    fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<Upload> {
+    /// is gone, and would deny it as another caller's.
+    fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<UnfinishedUpload> {
         let upload = self.memory.upload(id, bucket, key)?;
         if self.root.join(format!(".upload-{id}.json")).exists() {
             return Ok(upload);
@@ -125,7 +133,7 @@ impl Objects {
         output.server_side_encryption = Some(encryption.sse());
         output.ssekms_key_id.clone_from(&encryption.key);
         output.bucket_key_enabled = encryption.bucket_key;
-        let upload = Upload { bucket, key, encryption, parts: std::collections::BTreeMap::new(), sent: 0 };
+        let upload = UnfinishedUpload { bucket, key, encryption, parts: std::collections::BTreeMap::new(), sent: 0 };
         self.memory.begin(output.upload_id.clone().unwrap_or_default(), upload);
         Ok(response)
     }
@@ -154,8 +162,11 @@ impl Objects {
 
     /// True for the first try of the part that is refused on purpose.
     fn hiccups(&self, key: &str, number: i32) -> bool {
-        let chosen = self.hiccup.as_ref().is_some_and(|hiccup| hiccup.part == number && key == hiccup.key);
-        chosen && !self.hiccuped.swap(true, Ordering::Relaxed)
+        let chosen = self
+            .injected_fault
+            .as_ref()
+            .is_some_and(|injected_fault| injected_fault.part == number && key == injected_fault.key);
+        chosen && !self.fault_injected.swap(true, Ordering::Relaxed)
     }
 
     async fn complete(

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// What a caller wants to do.
+/// Request that a policy is evaluated for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
     /// `s3:PutObject` and its like.
@@ -23,7 +23,7 @@ pub(super) struct Policy(Vec<Statement>);
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-struct Document {
+struct PolicyDocument {
     #[serde(rename = "Version")]
     _version: String,
     statement: Vec<Statement>,
@@ -36,8 +36,8 @@ struct Statement {
     #[serde(rename = "Sid")]
     _sid: Option<String>,
     effect: Effect,
-    action: Words,
-    resource: Words,
+    action: StringOrList,
+    resource: StringOrList,
     #[serde(default)]
     condition: Map<String, Value>,
 }
@@ -50,12 +50,12 @@ enum Effect {
 /// IAM takes one string where it takes a list.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
-enum Words {
+enum StringOrList {
     One(String),
     Many(Vec<String>),
 }
 
-impl Words {
+impl StringOrList {
     fn any_like(&self, text: &str) -> bool {
         match self {
             Self::One(pattern) => like(pattern, text),
@@ -70,10 +70,12 @@ impl Policy {
     /// # Errors
     /// It is no policy, or one with something this cloud does not know.
     pub(super) fn parse(document: &str) -> Result<Self, String> {
-        serde_json::from_str(document).map(|Document { statement, .. }| Self(statement)).map_err(|e| e.to_string())
+        serde_json::from_str(document)
+            .map(|PolicyDocument { statement, .. }| Self(statement))
+            .map_err(|e| e.to_string())
     }
 
-    /// Whether a statement allows it.
+    /// Returns true if a statement allows it.
     pub(super) fn allows(&self, asked: &Asked<'_>) -> bool {
         self.0.iter().any(|statement| statement.allows(asked))
     }
@@ -85,7 +87,7 @@ impl Statement {
         self.action.any_like(asked.action) && self.resource.any_like(asked.resource) && self.can_settle(asked)
     }
 
-    /// Whether every condition holds; only `StringLike` on `s3:prefix` can.
+    /// Returns true if every condition holds; only `StringLike` on `s3:prefix` can.
     fn can_settle(&self, asked: &Asked<'_>) -> bool {
         self.condition.iter().all(|(operator, keys)| {
             let keys = keys.as_object().filter(|_| operator == "StringLike");
@@ -97,7 +99,7 @@ impl Statement {
 }
 
 fn prefix_fits(patterns: &Value, asked: &Asked<'_>) -> bool {
-    let patterns = Words::deserialize(patterns).ok();
+    let patterns = StringOrList::deserialize(patterns).ok();
     patterns.is_some_and(|patterns| patterns.any_like(asked.prefix.unwrap_or_default()))
 }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use s3s::route::S3Route;
 use s3s::{Body, S3Request, S3Response, S3Result, s3_error};
 
-use super::keys::{Issued, Keys, Principal};
+use super::keys::{Issued, Keys, SigningPrincipal};
 use super::policy::Policy;
 use super::{Customer, PLATFORM_ACCOUNT, Way, escape};
 use crate::domain::policy::SESSION_POLICY_LIMIT;
@@ -29,8 +29,8 @@ pub(super) struct Sts {
 }
 
 /// An answer in the making: the body of the result, or status, code and message of the refusal.
-type Answer = Result<String, Refusal>;
-struct Refusal(StatusCode, &'static str, String);
+type StsResponse = Result<String, StsError>;
+struct StsError(StatusCode, &'static str, String);
 
 /// True for what only STS is asked.
 pub(super) fn is_sts(method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
@@ -40,9 +40,9 @@ pub(super) fn is_sts(method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
 }
 
 /// The parameters of a call.
-struct Form(Vec<(String, String)>);
+struct FormFields(Vec<(String, String)>);
 
-impl Form {
+impl FormFields {
     fn parse(body: &[u8]) -> Self {
         Self(url::form_urlencoded::parse(body).into_owned().collect())
     }
@@ -55,11 +55,11 @@ impl Form {
 impl Sts {
     async fn answer(&self, mut request: S3Request<Body>) -> S3Result<S3Response<Body>> {
         let body = request.input.store_all_limited(FORM_LIMIT).await;
-        let form = Form::parse(&body.map_err(|_| s3_error!(InvalidRequest, "the form can't be read"))?);
+        let form = FormFields::parse(&body.map_err(|_| s3_error!(InvalidRequest, "the form can't be read"))?);
         let key = request.credentials.map(|credentials| credentials.access_key).unwrap_or_default();
         let action = form.get("Action").unwrap_or_default();
         let answer = match (action, self.keys.signer(&key).map(|signer| signer.principal)) {
-            ("AssumeRole", Some(Principal::Platform)) => self.assume(&form),
+            ("AssumeRole", Some(SigningPrincipal::Platform)) => self.assume(&form),
             ("AssumeRole", _) => Err(denied("this principal may not assume roles")),
             ("GetCallerIdentity", Some(principal)) => Ok(caller(&principal, &key)),
             _ => Err(invalid(format!("there is no action {action} here"))),
@@ -73,11 +73,11 @@ impl Sts {
                     uuid::Uuid::new_v4()
                 ),
             ),
-            Err(Refusal(status, code, message)) => xml(status, &refusal(code, &message)),
+            Err(StsError(status, code, message)) => xml(status, &refusal(code, &message)),
         })
     }
 
-    fn assume(&self, form: &Form) -> Answer {
+    fn assume(&self, form: &FormFields) -> StsResponse {
         let asked = form.get("RoleArn").unwrap_or_default();
         let role = self.customers.iter().find_map(|customer| match &customer.way {
             Way::Role { arn, external_id } if arn == asked => Some((customer, external_id)),
@@ -100,11 +100,11 @@ impl Sts {
     }
 }
 
-fn session_policy(document: &str) -> Result<Policy, Refusal> {
+fn session_policy(document: &str) -> Result<Policy, StsError> {
     if document.len() > SESSION_POLICY_LIMIT {
         return Err(invalid(format!("Policy must have at most {SESSION_POLICY_LIMIT} characters")));
     }
-    Policy::parse(document).map_err(|why| Refusal(StatusCode::BAD_REQUEST, "MalformedPolicyDocument", why))
+    Policy::parse(document).map_err(|why| StsError(StatusCode::BAD_REQUEST, "MalformedPolicyDocument", why))
 }
 
 fn assumed(role: &str, session: &str, issued: &Issued) -> String {
@@ -122,21 +122,21 @@ fn assumed(role: &str, session: &str, issued: &Issued) -> String {
     )
 }
 
-fn caller(principal: &Principal, key: &str) -> String {
+fn caller(principal: &SigningPrincipal, key: &str) -> String {
     let (account, name) = match principal {
-        Principal::Platform => (PLATFORM_ACCOUNT, "user/platform"),
-        Principal::Viewer => (PLATFORM_ACCOUNT, "user/onlooker"),
-        Principal::Customer(customer, _) => (customer.account.as_str(), "user/customer"),
+        SigningPrincipal::Platform => (PLATFORM_ACCOUNT, "user/platform"),
+        SigningPrincipal::Viewer => (PLATFORM_ACCOUNT, "user/onlooker"),
+        SigningPrincipal::Customer(customer, _) => (customer.account.as_str(), "user/customer"),
     };
     format!("<Arn>arn:aws:iam::{account}:{name}</Arn><UserId>{key}</UserId><Account>{account}</Account>")
 }
 
-fn denied(message: &str) -> Refusal {
-    Refusal(StatusCode::FORBIDDEN, "AccessDenied", message.to_owned())
+fn denied(message: &str) -> StsError {
+    StsError(StatusCode::FORBIDDEN, "AccessDenied", message.to_owned())
 }
 
-fn invalid(message: String) -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, "ValidationError", message)
+fn invalid(message: String) -> StsError {
+    StsError(StatusCode::BAD_REQUEST, "ValidationError", message)
 }
 
 /// An error in the shape of STS, which is not that of S3.

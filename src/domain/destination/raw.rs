@@ -30,13 +30,13 @@ pub struct RawDestination {
     /// The subfolder; a missing trailing "/" is added.
     #[serde(default)]
     pub prefix: String,
-    /// How to get in.
+    /// Access to the bucket.
     #[serde(deserialize_with = "strict::object")]
     pub auth: RawAuth,
     /// A KMS key ARN; absent means the bucket's own default encryption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kms_key_arn: Option<String>,
-    /// Whether S3 should use a bucket key for this object.
+    /// True if S3 is to use a bucket key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_key_enabled: Option<bool>,
     /// The KMS encryption context.

@@ -1,8 +1,9 @@
-//! The lease: a job together with how far the work on it has come, so that another worker can go on
+//! Lease: a job together with the checkpoint of its transfer, so that another worker can continue
 //! there.
 //!
 //! It travels as `application/vnd.consign.lease.v1+bincode` (see [`super::compact`]) through any
-//! queue that jobs travel through, and is checked as strictly as a job wherever it comes back.
+//! queue that jobs travel through, and is validated as strictly as a job on whichever queue it
+//! returns.
 
 use bytes::Bytes;
 
@@ -25,55 +26,55 @@ pub struct Lease {
     pub content_type: Option<String>,
     /// The lane the job was published to.
     pub lane: Lane,
-    /// The unfinished upload; `None` where the job has to begin anew (its source can't be gone on
-    /// with, or nothing is uploaded yet).
+    /// Unfinished upload; `None` if the job must start over (its source can't be resumed, or
+    /// nothing is uploaded yet).
     pub checkpoint: Option<Checkpoint>,
 }
 
-/// An unfinished multipart upload and where its source stands: everything another worker needs to
-/// go on with the next part.
+/// Unfinished multipart upload and the position in its source: everything that another worker needs
+/// to continue with the next part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The bucket it was begun in. A destination that was changed meanwhile begins anew.
+    /// Bucket of the upload. A destination that was changed meanwhile starts over.
     pub bucket: String,
     /// The whole key.
     pub key: String,
     /// S3's id of the upload.
     pub upload_id: String,
-    /// When S3 initiated it, in whole seconds since 1970 on S3's clock.
+    /// Time at which S3 initiated it, in whole seconds since 1970 on S3's clock.
     pub initiated: u64,
     /// The KMS key that was asked for.
     pub kms_key_arn: Option<String>,
-    /// What S3 said about encryption when the upload was created.
+    /// Encryption that S3 reported when the upload was created.
     pub encryption: Encryption,
-    /// Whether the upload was created with CRC-64/NVME checksums.
+    /// True if the upload was created with CRC-64/NVME checksums.
     pub checked: bool,
-    /// How the object is cut.
+    /// Division of the object into parts.
     pub sizes: PartSizes,
-    /// What the source was.
+    /// Source that was read.
     pub source: SourceMark,
     /// The parts that S3 has accepted, in the order of their numbers; there may be gaps.
     pub parts: Vec<PartDone>,
 }
 
-/// What identifies the very content that was read.
+/// Identity of the content that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceMark {
     /// A strong entity tag, or modification time and size of a file.
     pub validator: String,
-    /// The length in bytes, where the origin tells it.
+    /// The length in bytes, where the source reports it.
     pub length: Option<u64>,
 }
 
-/// How an object is cut into parts. It stays what it was when the upload began, whatever the next
-/// worker's configuration says.
+/// Division of an object into parts. It stays as it was when the upload was created, whatever the
+/// next worker's configuration says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartSizes {
     /// Parts of equal size; only the last may be shorter.
     Even {
         /// Bytes of each part.
         part_size: u64,
-        /// How many there are.
+        /// Number of parts.
         parts: u32,
     },
     /// The length shows at the end; sizes grow with the number of the part.
@@ -84,7 +85,7 @@ pub enum PartSizes {
         largest: u64,
     },
     /// Compressed on the way: as `Growing`, but each part is a little longer, because it ends where
-    /// the compression can begin anew.
+    /// the compression can restart.
     Packed {
         /// The least bytes of the first part.
         first: u64,
@@ -104,11 +105,12 @@ pub struct PartDone {
     pub crc: Option<u64>,
     /// S3's tag of the part.
     pub etag: Option<String>,
-    /// Where a compressed part ends in the source.
+    /// End of a compressed part in the source.
     pub packed: Option<PackedEnd>,
 }
 
-/// Where in the source a compressed part ends, and what the compression needs to go on from there.
+/// Position in the source at which a compressed part ends, and the state from which the compression
+/// continues.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PackedEnd {
     /// Bytes of the source up to there.
@@ -139,7 +141,7 @@ impl Lease {
         compact::lease::encode(self)
     }
 
-    /// Whether a message of this content type is a lease.
+    /// Returns true if a message of this content type is a lease.
     pub fn is_type(content_type: Option<&str>) -> bool {
         let essence = content_type.and_then(|given| given.split(';').next()).unwrap_or_default();
         essence.trim().eq_ignore_ascii_case(CONTENT_TYPE)

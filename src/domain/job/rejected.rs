@@ -1,4 +1,4 @@
-//! What is said about a message that is no job.
+//! Rejection of a message that is no job.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use super::{Invalid, JobId};
 use crate::domain::destination::DestinationId;
 use crate::domain::outcome::{Failure, Reason};
 
-/// A message that is no job: which field, why, and whatever identity could be read off it.
+/// Message that is no job: the field, the reason, and the identity as far as it could be read.
 ///
 /// Nothing in it is taken from a value of the message: neither an external id nor the query of a
 /// URL can leak through it.
@@ -41,7 +41,7 @@ impl Rejected {
 
     /// Adds the identity that was found; what is known already stays.
     #[must_use]
-    pub(super) fn identified(mut self, identity: Identity) -> Self {
+    pub(super) fn identified(mut self, identity: JobIdentity) -> Self {
         self.job_id = self.job_id.or(identity.job_id);
         self.destination = self.destination.or(identity.destination);
         self
@@ -61,12 +61,12 @@ impl From<Invalid> for Rejected {
 
 /// Whom a message is about, read without judging the rest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct JobIdentity {
     pub(super) job_id: Option<JobId>,
     pub(super) destination: Option<DestinationId>,
 }
 
-impl Identity {
+impl JobIdentity {
     pub(super) fn of(job_id: Option<&str>, destination: Option<&str>) -> Self {
         Self {
             job_id: job_id.and_then(|id| JobId::parse(id).ok()),

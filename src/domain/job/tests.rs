@@ -6,7 +6,7 @@ use base64::Engine as _;
 use proptest::prelude::*;
 use serde::Deserialize;
 
-use super::wire::{RawDestinationRef, RawJob, RawSource};
+use super::wire::{RawDestinationRef, RawJob, RawJobSource};
 use super::*;
 use crate::domain::destination::Checksum;
 use crate::domain::destination::raw::{RawAuth, RawDestination};
@@ -268,8 +268,8 @@ prop_compose! {
         size: Option<u64>,
         sha256 in prop::option::of("[0-9a-f]{64}"),
         etag in prop::option::of("(W/)?\"[a-z0-9-]{1,40}\""),
-    ) -> RawSource {
-        RawSource { url, size, sha256, etag }
+    ) -> RawJobSource {
+        RawJobSource { url, size, sha256, etag }
     }
 }
 

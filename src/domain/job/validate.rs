@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::rejected::{Identity, counted};
-use super::wire::{RawDestinationRef, RawJob, RawSource};
+use super::rejected::{JobIdentity, counted};
+use super::wire::{RawDestinationRef, RawJob, RawJobSource};
 use super::{DestinationRef, Invalid, Job, JobId, Location, ObjectAttributes, Rejected, RelativeKey, Source};
 use crate::domain::destination::DestinationId;
 use crate::domain::destination::raw::RawDestination;
@@ -21,7 +21,7 @@ impl RawJob {
         let to = self.destination.id().map(DestinationId::parse);
         let job_id = id.as_ref().ok().cloned();
         let destination = to.as_ref().and_then(|to| to.as_ref().ok()).cloned();
-        let identity = Identity { job_id, destination };
+        let identity = JobIdentity { job_id, destination };
         self.validated(id, to).map_err(|rejected| rejected.identified(identity))
     }
 
@@ -76,7 +76,7 @@ fn refuse<T>(field: &str, problem: impl Into<String>) -> Result<T, Invalid> {
     Err(Invalid::new(field, problem))
 }
 
-impl RawSource {
+impl RawJobSource {
     fn validated(self) -> Result<Source, Rejected> {
         let location = Location::parse(&self.url)?;
         let sha256 = self.sha256.as_deref().map(sha256).transpose()?;

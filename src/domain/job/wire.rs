@@ -9,14 +9,14 @@ mod explain;
 mod probe;
 mod raw;
 
-pub use check::{RawCheck, check_schema, read_check};
-pub use raw::{RawDestinationRef, RawJob, RawSource};
+pub use check::{RawCheckRequest, check_schema, read_check};
+pub use raw::{RawDestinationRef, RawJob, RawJobSource};
 
 use serde::de::DeserializeOwned;
 
 use super::{Job, Rejected};
 use crate::domain::destination::strict;
-use probe::Probe;
+use probe::JobProbe;
 
 /// The longest message, in bytes.
 pub const MAX_BODY: usize = 256 * 1024;
@@ -26,7 +26,7 @@ pub const VERSION: u64 = 1;
 
 /// Reads a JSON job and checks everything about it that can be checked without the configuration.
 ///
-/// A document of another version is refused as `schema_version` whatever else is in it.
+/// A document of another version is rejected as `schema_version`, whatever else is in it.
 pub fn parse(body: &[u8]) -> Result<Job, Rejected> {
     read(body)?.validate()
 }
@@ -43,10 +43,10 @@ pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
         Ok(raw) if raw.version == VERSION => Ok(raw),
         Ok(raw) => Err(explain::unknown_version(i128::from(raw.version)).identified(raw.identity())),
         Err((path, problem)) => {
-            let probe = Probe::of(text);
+            let probe = JobProbe::of(text);
             let refused = match probe.version {
                 Some(version) if probe.is_whole && version != i128::from(VERSION) => explain::unknown_version(version),
-                _ => explain::refused(&path, &problem, probe.is_whole, explain::Document("job")),
+                _ => explain::refused(&path, &problem, probe.is_whole, explain::JobDocument("job")),
             };
             Err(refused.identified(probe.identity()))
         }

@@ -1,4 +1,4 @@
-//! What the customer sets on the bucket itself: its policy, where another account must be let in or
+//! Settings of the bucket itself: its policy, where another account must be let in or
 //! addresses shut out, and its lifecycle.
 
 use serde_json::{Value, json};

@@ -3,20 +3,20 @@
 use serde_json::{Map, Value, json};
 
 use super::document::Scope;
-use super::party::{Party, Pieces};
+use super::party::{Party, TemplateDocuments};
 use crate::domain::destination::Destination;
 
 /// A template that creates the role (or user) with its permissions. What the customer may change is
 /// a parameter; the bucket, the prefix and who is trusted are not, because consign is configured
 /// with them.
 pub fn cloudformation(destination: &Destination, scope: &Scope, party: &Party) -> Value {
-    let pieces = Pieces::of(destination, scope, &json!({ "Ref": "DefaultKmsKeyArn" }));
+    let documents = TemplateDocuments::of(destination, scope, &json!({ "Ref": "DefaultKmsKeyArn" }));
     json!({
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": format!("Lets consign write into s3://{}/{}", destination.bucket, ascii(destination.prefix.as_str())),
-        "Parameters": parameters(party, &pieces),
-        "Conditions": conditions(&pieces),
-        "Resources": resources(party, &pieces),
+        "Parameters": parameters(party, &documents),
+        "Conditions": conditions(&documents),
+        "Resources": resources(party, &documents),
         "Outputs": outputs(party),
     })
 }
@@ -26,7 +26,7 @@ fn ascii(text: &str) -> String {
     text.chars().take(900).map(|c| if c.is_ascii() { c } else { '?' }).collect()
 }
 
-fn parameters(party: &Party, pieces: &Pieces) -> Value {
+fn parameters(party: &Party, documents: &TemplateDocuments) -> Value {
     let (parameter, name, what) = match party {
         Party::Role { name, .. } => ("RoleName", name, "The role's name; tell the platform if you change it"),
         Party::User { name } => ("UserName", name, "The user's name"),
@@ -39,7 +39,7 @@ fn parameters(party: &Party, pieces: &Pieces) -> Value {
             "Description": "The ARN of a permissions boundary, if your organisation demands one; else empty",
         },
     });
-    if pieces.optional.is_some() {
+    if documents.optional.is_some() {
         all["OptionalPermissions"] = json!({
             "Type": "String",
             "Default": "true",
@@ -47,7 +47,7 @@ fn parameters(party: &Party, pieces: &Pieces) -> Value {
             "Description": "Whether to grant what deliveries work without: listing, cleaning up, the bucket's region",
         });
     }
-    if pieces.default_key.is_some() {
+    if documents.default_key.is_some() {
         all["DefaultKmsKeyArn"] = json!({
             "Type": "String",
             "Default": "",
@@ -58,19 +58,19 @@ fn parameters(party: &Party, pieces: &Pieces) -> Value {
     all
 }
 
-fn conditions(pieces: &Pieces) -> Value {
+fn conditions(documents: &TemplateDocuments) -> Value {
     let given = |parameter: &str| json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": parameter }, ""] }] });
     let mut all = json!({ "HasBoundary": given("PermissionsBoundaryArn") });
-    if pieces.optional.is_some() {
+    if documents.optional.is_some() {
         all["GrantsOptional"] = json!({ "Fn::Equals": [{ "Ref": "OptionalPermissions" }, "true"] });
     }
-    if pieces.default_key.is_some() {
+    if documents.default_key.is_some() {
         all["HasDefaultKey"] = given("DefaultKmsKeyArn");
     }
     all
 }
 
-fn resources(party: &Party, pieces: &Pieces) -> Value {
+fn resources(party: &Party, documents: &TemplateDocuments) -> Value {
     let boundary = json!({ "Fn::If": ["HasBoundary", { "Ref": "PermissionsBoundaryArn" }, { "Ref": "AWS::NoValue" }] });
     let holder = match party {
         Party::Role { path, trust, .. } => json!({
@@ -91,12 +91,12 @@ fn resources(party: &Party, pieces: &Pieces) -> Value {
     };
     let mut all = Map::new();
     all.insert(holder_name(party).to_owned(), holder);
-    all.insert("Permissions".to_owned(), policy(party, "consign", &pieces.required, None));
-    if let Some(optional) = &pieces.optional {
+    all.insert("Permissions".to_owned(), policy(party, "consign", &documents.required, None));
+    if let Some(optional) = &documents.optional {
         let policy = policy(party, "consign-optional", optional, Some("GrantsOptional"));
         all.insert("OptionalPermissionsPolicy".to_owned(), policy);
     }
-    if let Some(key) = &pieces.default_key {
+    if let Some(key) = &documents.default_key {
         let policy = policy(party, "consign-default-key", key, Some("HasDefaultKey"));
         all.insert("DefaultKeyPermissions".to_owned(), policy);
     }

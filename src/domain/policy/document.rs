@@ -9,7 +9,7 @@ use super::permission::{Need, Permission};
 use super::resource::key_resource;
 use crate::domain::destination::{Destination, KmsKeyArn};
 
-/// How much a permission document grants beyond what is required.
+/// Scope of a permission document beyond the required permissions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scope {
     /// Also what deliveries work without.
@@ -26,12 +26,12 @@ impl Scope {
         Self { optional: true, ..Self::default() }
     }
 
-    /// What is required and nothing else.
+    /// Required permissions only.
     pub fn minimal() -> Self {
         Self::default()
     }
 
-    /// Whether a document of this scope grants the permission.
+    /// Returns true if a document of this scope grants the permission.
     pub fn includes(&self, permission: Permission, destination: &Destination) -> bool {
         match permission.need(destination) {
             Need::Required => true,
@@ -81,7 +81,7 @@ pub fn single(permission: Permission, destination: &Destination) -> Value {
 }
 
 /// As [`single`] for a KMS permission on a key the destination doesn't name: that of the bucket's
-/// default encryption, as a refusal of S3 tells it.
+/// default encryption, as an error of S3 names it.
 pub fn single_on_key(permission: Permission, destination: &Destination, key: &KmsKeyArn) -> Value {
     Value::Object(statement(permission, key_resource(destination, Some(key))))
 }

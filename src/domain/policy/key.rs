@@ -1,4 +1,4 @@
-//! What the customer's KMS key must allow, on both sides: in the role's own policy and in the
+//! Permissions on the customer's KMS key, on both sides: in the role's own policy and in the
 //! key's.
 
 use serde_json::{Value, json};

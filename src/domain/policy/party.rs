@@ -1,5 +1,5 @@
-//! What a customer creates in IAM: a role the platform assumes, or a user whose access key it
-//! holds.
+//! Principal that a customer creates in IAM: a role the platform assumes, or a user whose access
+//! key it holds.
 
 use serde_json::Value;
 
@@ -11,14 +11,14 @@ use crate::domain::destination::{Auth, Destination, RoleArn};
 /// The longest name of a role or user.
 const NAME_LIMIT: usize = 64;
 
-/// Who gets the permissions, as a template creates it.
+/// Principal that gets the permissions, as a template creates it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Party {
     /// A role with its trust policy.
     Role {
         /// The name without its path.
         name: String,
-        /// Where it lives in IAM, `/` or `/.../`.
+        /// Its path in IAM, `/` or `/.../`.
         path: String,
         /// The document that says who may assume it.
         trust: Value,
@@ -53,18 +53,18 @@ impl Party {
     }
 }
 
-/// The permissions in the pieces a template needs: each a whole document.
-pub(super) struct Pieces {
-    /// What is required.
+/// Permissions as a template needs them: each a whole document.
+pub(super) struct TemplateDocuments {
+    /// Required permissions.
     pub(super) required: Value,
-    /// What deliveries work without; `None` when nothing of it is granted.
+    /// Optional permissions; `None` when none is granted.
     pub(super) optional: Option<Value>,
-    /// What a KMS key of the bucket's default encryption needs, where the destination names no key;
-    /// the key's ARN is still to be put in its place.
+    /// Permissions on a KMS key of the bucket's default encryption, where the destination names no
+    /// key; the key's ARN is still to be put in its place.
     pub(super) default_key: Option<Value>,
 }
 
-impl Pieces {
+impl TemplateDocuments {
     /// `key_arn` is how the template refers to the key of the default encryption.
     pub(super) fn of(destination: &Destination, scope: &Scope, key_arn: &Value) -> Self {
         let required = Scope { optional: false, ..scope.clone() };

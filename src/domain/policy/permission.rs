@@ -1,4 +1,4 @@
-//! What consign does in a customer's account: eight actions, and what each of them is good for.
+//! Permissions that consign uses in a customer's account: eight actions, and the purpose of each.
 
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ pub enum Permission {
     KmsDecrypt,
 }
 
-/// When a permission is needed.
+/// Condition under which a permission is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// Nothing, or not everything, can be delivered without it.
@@ -80,7 +80,7 @@ impl Permission {
         matches!(self, Self::KmsGenerateDataKey | Self::KmsDecrypt)
     }
 
-    /// Whether this destination needs it.
+    /// Returns true if this destination needs it.
     pub fn need(self, destination: &Destination) -> Need {
         match self {
             Self::PutObject => Need::Required,
@@ -93,7 +93,7 @@ impl Permission {
         }
     }
 
-    /// What it is used for, in plain words.
+    /// Purpose, in plain words.
     pub fn purpose(self) -> &'static str {
         match self {
             Self::PutObject => "writes the files below the prefix, small ones in one request and large ones in parts",
@@ -107,7 +107,7 @@ impl Permission {
         }
     }
 
-    /// What is weaker without it, in plain words.
+    /// Consequence of its absence, in plain words.
     pub fn without(self) -> &'static str {
         match self {
             Self::PutObject => "nothing can be delivered",
@@ -151,7 +151,7 @@ impl Permission {
         }
     }
 
-    /// What it applies to, and under which condition (an empty object for none).
+    /// Resource that it applies to, and its condition (an empty object for none).
     pub(super) fn bounds(self, destination: &Destination) -> (String, Value) {
         match self {
             Self::PutObject | Self::PutObjectTagging | Self::AbortMultipartUpload => {

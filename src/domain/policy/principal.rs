@@ -1,4 +1,4 @@
-//! Who a policy speaks of: an account, a role or a user.
+//! Principal of a policy: an account, a role or a user.
 
 use std::sync::Arc;
 

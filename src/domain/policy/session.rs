@@ -12,10 +12,10 @@ use crate::domain::destination::{Auth, Destination, Invalid};
 /// (<https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>).
 pub const SESSION_POLICY_LIMIT: usize = 2048;
 
-/// What is left out, step by step, of a policy that would be too long: what only serves to
-/// reconcile an upload whose reply was lost, what only the connection test asks for, and at last
-/// cleaning up and tags. Writing, with the key, always stays, and no step reaches beyond the
-/// prefix.
+/// Permissions that are dropped, one after the other, from a policy that would be too long: those
+/// that only serve to reconcile an upload whose reply was lost, what only the connection test asks
+/// for, and at last cleaning up and tags. Writing, with the key, always stays, and no step reaches
+/// beyond the prefix.
 const STEPS: [&[Permission]; 4] = [
     &[],
     &[Permission::ListBucket],
@@ -84,7 +84,7 @@ fn allow(action: &Value, resource: &str, condition: Value) -> Value {
     statement
 }
 
-/// What an upload does with objects below the prefix.
+/// Actions of an upload on objects below the prefix.
 fn objects(destination: &Destination, kept: impl Fn(&Permission) -> bool) -> Value {
     let all = [
         Permission::PutObject,
@@ -103,7 +103,7 @@ fn kms(destination: &Destination) -> Value {
         Some(key) if !key.is_alias() => allow(&actions, key.as_str(), json!({})),
         // A policy can't name a key by its alias, so the alias' own account and region bound it.
         Some(alias) => allow(&actions, &keys_beside(alias), via),
-        // The bucket's default may be a customer's key that nobody told us.
+        // The bucket's default may be a customer's key that is not configured here.
         None => allow(&actions, "*", via),
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::document::{Scope, pretty};
-use super::party::{Party, Pieces};
+use super::party::{Party, TemplateDocuments};
 use crate::domain::destination::Destination;
 
 /// A stand-in that no policy contains; the reference to the variable takes its place.
@@ -12,15 +12,15 @@ const KEY_MARK: &str = "consign-default-kms-key-arn";
 /// Resources that create the role (or user) with its permissions; what the customer may change is a
 /// variable.
 pub fn terraform(destination: &Destination, scope: &Scope, party: &Party) -> String {
-    let pieces = Pieces::of(destination, scope, &KEY_MARK.into());
+    let documents = TemplateDocuments::of(destination, scope, &KEY_MARK.into());
     let mut out = format!("# Lets consign write into s3://{}/{}\n", destination.bucket, destination.prefix);
-    variables(&mut out, party, &pieces);
+    variables(&mut out, party, &documents);
     holder(&mut out, party);
-    policy(&mut out, party, "consign", &pieces.required, None);
-    if let Some(optional) = &pieces.optional {
+    policy(&mut out, party, "consign", &documents.required, None);
+    if let Some(optional) = &documents.optional {
         policy(&mut out, party, "consign_optional", optional, Some("var.optional_permissions ? 1 : 0"));
     }
-    if let Some(key) = &pieces.default_key {
+    if let Some(key) = &documents.default_key {
         let given = "var.default_kms_key_arn != \"\" ? 1 : 0";
         policy(&mut out, party, "consign_default_key", key, Some(given));
     }
@@ -28,7 +28,7 @@ pub fn terraform(destination: &Destination, scope: &Scope, party: &Party) -> Str
     out
 }
 
-fn variables(out: &mut String, party: &Party, pieces: &Pieces) {
+fn variables(out: &mut String, party: &Party, documents: &TemplateDocuments) {
     let (name, default, what) = match party {
         Party::Role { name, .. } => ("role_name", name, "The role's name; tell the platform if you change it"),
         Party::User { name } => ("user_name", name, "The user's name"),
@@ -36,11 +36,11 @@ fn variables(out: &mut String, party: &Party, pieces: &Pieces) {
     variable(out, name, "string", quoted(default), what);
     let what = "The ARN of a permissions boundary, if your organisation demands one; else null";
     variable(out, "permissions_boundary_arn", "string", "null".to_owned(), what);
-    if pieces.optional.is_some() {
+    if documents.optional.is_some() {
         let what = "Whether to grant what deliveries work without: listing, cleaning up, the bucket's region";
         variable(out, "optional_permissions", "bool", "true".to_owned(), what);
     }
-    if pieces.default_key.is_some() {
+    if documents.default_key.is_some() {
         let what =
             "The ARN of the KMS key of your own that the bucket encrypts with by default; empty if there is none";
         variable(out, "default_kms_key_arn", "string", quoted(""), what);

@@ -90,8 +90,8 @@ fn an_alias_is_a_condition_and_an_unknown_key_is_bounded_by_region_and_service()
     let statement = single(Permission::KmsDecrypt, &unknown);
     assert_eq!(statement["Resource"], "arn:aws:kms:eu-central-1:*:key/*");
     assert_eq!(statement["Condition"]["StringEquals"]["kms:ViaService"], "s3.eu-central-1.amazonaws.com");
-    let told = single_on_key(Permission::KmsDecrypt, &unknown, &KmsKeyArn::parse(KEY).unwrap());
-    assert_eq!(told["Resource"], KEY);
+    let statement = single_on_key(Permission::KmsDecrypt, &unknown, &KmsKeyArn::parse(KEY).unwrap());
+    assert_eq!(statement["Resource"], KEY);
     assert_eq!(kms_statement(&unknown), None);
 }
 
@@ -175,7 +175,7 @@ fn pasted_json_reads_in_the_usual_order_and_holds_only_what_iam_takes() {
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), document);
 }
 
-/// What IAM makes of a resource: `${*}` and its like are characters, everything else stands for
+/// Evaluates a resource as IAM does: `${*}` and its like are characters, everything else stands for
 /// itself but the last `*`.
 fn meant(resource: &str) -> String {
     let folder = resource.strip_suffix('*').unwrap();

@@ -1,4 +1,4 @@
-//! Who may assume the customer's role.
+//! Trust policy of the customer's role.
 
 use serde_json::{Map, Value, json};
 

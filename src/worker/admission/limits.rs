@@ -1,4 +1,5 @@
-//! Limits of each destination in this worker: concurrent transfers, and bytes per second.
+//! DestinationLimits of each destination in this worker: concurrent transfers, and bytes per
+//! second.
 //!
 //! A job whose destination has no free permit waits here for seconds, without a slot, if few do,
 //! and in its slot if a permit comes within a second. The others are deferred, uncharged. The
@@ -26,7 +27,7 @@ use crate::domain::lane::Lane;
 use crate::metrics::DeferCause;
 use crate::upload::RateLimiter;
 pub(super) use destination_load::Deferred;
-use destination_load::Waiter;
+use destination_load::{DestinationLoad, WaitingJob};
 use worker_load::WorkerLoad;
 
 /// Longest time that the bytes of earlier transfers may take before another one starts.
@@ -36,12 +37,11 @@ const MAX_TRACKED: usize = 10_000;
 /// Wait for a permit that is accepted in any case.
 pub(super) const IMMINENT_WAIT: Duration = Duration::from_secs(1);
 
-type DestinationLoad = destination_load::DestinationLoad<DestinationPermit>;
-type Granted = Vec<(Waiter<DestinationPermit>, DestinationPermit)>;
+type Granted = Vec<(WaitingJob<DestinationPermit>, DestinationPermit)>;
 
-/// Limits of one worker, shared by all its transfers.
+/// DestinationLimits of one worker, shared by all its transfers.
 #[derive(Debug)]
-pub(super) struct Limits {
+pub(super) struct DestinationLimits {
     state: Mutex<LimitState>,
     /// Concurrent transfers into a destination that sets no limit of its own.
     default_limit: u32,
@@ -52,7 +52,7 @@ pub(super) struct Limits {
 
 #[derive(Debug, Default)]
 struct LimitState {
-    destinations: HashMap<DestinationId, DestinationLoad>,
+    destinations: HashMap<DestinationId, DestinationLoad<DestinationPermit>>,
     worker: WorkerLoad,
 }
 
@@ -81,7 +81,7 @@ pub struct WaitingJobs {
 /// Permit for one transfer into a destination. Dropping it releases the permit.
 #[derive(Debug)]
 pub(super) struct DestinationPermit {
-    limits: Arc<Limits>,
+    limits: Arc<DestinationLimits>,
     destination: DestinationId,
     since: Instant,
     took: Option<Duration>,
@@ -108,7 +108,7 @@ impl DestinationPermit {
     }
 }
 
-impl Limits {
+impl DestinationLimits {
     /// `default_limit` is `worker.destination_slots`, `slots` is `worker.slots`; as many jobs may
     /// wait here.
     pub(super) fn new(default_limit: NonZeroU32, slots: NonZeroU32) -> Arc<Self> {
@@ -141,7 +141,7 @@ impl Limits {
     fn decide(
         self: &Arc<Self>,
         id: &DestinationId,
-        load: &mut DestinationLoad,
+        load: &mut DestinationLoad<DestinationPermit>,
         worker: &mut WorkerLoad,
         lane: Lane,
     ) -> LimitDecision {
@@ -160,7 +160,7 @@ impl Limits {
             return LimitDecision::Deferred(load.deferral());
         }
         let (grant, granted) = oneshot::channel();
-        load.enqueue(Waiter { lane, in_slot: !without_slot, grant }, worker);
+        load.enqueue(WaitingJob { lane, in_slot: !without_slot, grant }, worker);
         worker.set_slot_bound(id, load.is_slot_bound());
         if without_slot { LimitDecision::Queued(granted) } else { LimitDecision::Imminent(granted) }
     }
@@ -195,7 +195,7 @@ impl Limits {
     fn permit(
         self: &Arc<Self>,
         destination: &DestinationId,
-        load: &mut DestinationLoad,
+        load: &mut DestinationLoad<DestinationPermit>,
         worker: &mut WorkerLoad,
     ) -> DestinationPermit {
         let since = load.start(worker);
@@ -226,7 +226,7 @@ impl Limits {
     fn grant_waiting(
         self: &Arc<Self>,
         id: &DestinationId,
-        load: &mut DestinationLoad,
+        load: &mut DestinationLoad<DestinationPermit>,
         worker: &mut WorkerLoad,
     ) -> Granted {
         load.drop_cancelled(worker);

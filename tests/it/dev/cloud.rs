@@ -10,7 +10,7 @@ use aws_sdk_s3::types::{
     ServerSideEncryption,
 };
 use base64::Engine as _;
-use consign::dev::cloud::{Cloud, Customer, Hiccup, KeyPair, Plan, Way};
+use consign::dev::cloud::{Cloud, CloudPlan, Customer, InjectedFault, KeyPair, Way};
 use tempfile::TempDir;
 
 use crate::testbed::{MIB, bytes};
@@ -46,12 +46,12 @@ async fn stage(session_lives: Duration) -> Stage {
         way: Way::Key(globex.clone()),
         kms_key_arn: None,
     };
-    let plan = Plan {
+    let plan = CloudPlan {
         customers: vec![acme, other],
         platform: platform.clone(),
         viewer: viewer.clone(),
         session_lives,
-        hiccup: Some(Hiccup { key: "in/large".to_owned(), part: 2 }),
+        injected_fault: Some(InjectedFault { key: "in/large".to_owned(), part: 2 }),
     };
     let cloud = Cloud::start(folder.path(), plan).await.unwrap();
     Stage { cloud, platform, globex, viewer, folder }
@@ -327,7 +327,7 @@ async fn an_upload_is_completed_over_a_hiccup_and_a_renewed_session_and_only_whe
     );
     assert!(done.e_tag().unwrap().trim_matches('"').ends_with("-3"));
     assert_eq!(std::fs::read(stage.folder.path().join("acme-exports/in/large")).unwrap(), whole);
-    assert_eq!(stage.cloud.take_sent_again("acme-exports", "in/large"), 2, "the hiccup and the bad digest");
+    assert_eq!(stage.cloud.take_sent_again("acme-exports", "in/large"), 2, "the injected_fault and the bad digest");
     assert_eq!(refused(complete(&sent, crc(&whole), whole.len()).await), (404, "NoSuchUpload".to_owned()));
 }
 

@@ -7,8 +7,8 @@ use bincode::{Decode, Encode};
 
 use crate::domain::destination::Checksum;
 use crate::domain::destination::raw::{RawAuth, RawDestination, RawMethod};
-use crate::domain::job::rejected::Identity;
-use crate::domain::job::wire::{RawDestinationRef, RawJob, RawSource, VERSION};
+use crate::domain::job::rejected::JobIdentity;
+use crate::domain::job::wire::{RawDestinationRef, RawJob, RawJobSource, VERSION};
 use crate::domain::job::{Compression, IfExists, Invalid};
 
 /// Names and values in the order of the names.
@@ -81,12 +81,12 @@ enum FrozenChecksum {
 }
 
 impl FrozenJob {
-    pub(super) fn identity(&self) -> Identity {
+    pub(super) fn identity(&self) -> JobIdentity {
         let destination = match &self.destination {
             FrozenDestination::Id(id) => Some(id.as_str()),
             FrozenDestination::Inline(inline) => inline.id.as_deref(),
         };
-        Identity::of(Some(&self.id), destination)
+        JobIdentity::of(Some(&self.id), destination)
     }
 
     /// The frozen form of `job`; refuses what that form has no place for.
@@ -118,7 +118,7 @@ impl FrozenJob {
 
     pub(super) fn thaw(self) -> Result<RawJob, Invalid> {
         let source =
-            RawSource { url: self.url, size: self.size, sha256: self.sha256.map(hex::encode), etag: self.etag };
+            RawJobSource { url: self.url, size: self.size, sha256: self.sha256.map(hex::encode), etag: self.etag };
         Ok(RawJob {
             version: VERSION,
             id: self.id,

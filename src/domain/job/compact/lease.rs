@@ -157,7 +157,7 @@ impl FrozenCheckpoint {
     }
 }
 
-/// What must be true before anybody plans with it.
+/// Checks the invariants that an upload plan relies on.
 fn sound(checkpoint: &Checkpoint) -> Result<(), &'static str> {
     let ascending = checkpoint.parts.windows(2).all(|pair| pair[0].number < pair[1].number);
     let numbers = checkpoint.parts.iter().all(|part| (1..=MAX_PARTS).contains(&part.number));

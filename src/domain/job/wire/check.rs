@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::probe::Probe;
+use super::probe::JobProbe;
 use super::{RawDestinationRef, VERSION, check_length, explain, strict};
 use crate::domain::job::{DestinationRef, Rejected};
 
@@ -11,7 +11,7 @@ use crate::domain::job::{DestinationRef, Rejected};
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "consign check request")]
-pub struct RawCheck {
+pub struct RawCheckRequest {
     /// 1.
     #[schemars(extend("const" = 1))]
     pub version: u64,
@@ -25,14 +25,14 @@ pub fn read_check(body: &[u8]) -> Result<DestinationRef, Rejected> {
     check_length(body)?;
     let text = std::str::from_utf8(body)
         .map_err(|_| Rejected::job("body", "is not UTF-8; send a connection test as JSON in UTF-8"))?;
-    match strict::<RawCheck>(text) {
+    match strict::<RawCheckRequest>(text) {
         Ok(raw) if raw.version == VERSION => raw.destination.validated(),
         Ok(raw) => Err(explain::unknown_version(i128::from(raw.version))),
         Err((path, problem)) => {
-            let probe = Probe::of(text);
+            let probe = JobProbe::of(text);
             Err(match probe.version {
                 Some(version) if probe.is_whole && version != i128::from(VERSION) => explain::unknown_version(version),
-                _ => explain::refused(&path, &problem, probe.is_whole, explain::Document("check")),
+                _ => explain::refused(&path, &problem, probe.is_whole, explain::JobDocument("check")),
             })
         }
     }
@@ -40,7 +40,7 @@ pub fn read_check(body: &[u8]) -> Result<DestinationRef, Rejected> {
 
 /// The JSON Schema of the message.
 pub fn check_schema() -> schemars::Schema {
-    super::without_secrets(schemars::schema_for!(RawCheck))
+    super::without_secrets(schemars::schema_for!(RawCheckRequest))
 }
 
 #[cfg(test)]

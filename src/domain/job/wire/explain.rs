@@ -7,7 +7,7 @@ use crate::domain::outcome::Reason;
 
 /// The kind of a document, as it is called.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Document(pub(super) &'static str);
+pub(super) struct JobDocument(pub(super) &'static str);
 
 /// An unknown version, named.
 pub(super) fn unknown_version(version: i128) -> Rejected {
@@ -21,7 +21,7 @@ pub(super) fn unknown_version(version: i128) -> Rejected {
 /// `problem` at `path` (`.` is the document itself), in a document that is whole JSON or is not.
 ///
 /// `what` is the kind of document, `a job` or `a check`.
-pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, what: Document) -> Rejected {
+pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, what: JobDocument) -> Rejected {
     let place = format!("line {}, column {}", problem.line(), problem.column());
     let text = problem.to_string();
     match problem.classify() {
@@ -46,7 +46,7 @@ pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, w
     }
 }
 
-fn data(path: &str, text: &str, place: &str, what: Document) -> Rejected {
+fn data(path: &str, text: &str, place: &str, what: JobDocument) -> Rejected {
     if let Some(name) = named(text, "missing field `") {
         return Rejected::job(below(path, name), "is missing; it is required");
     }
@@ -67,7 +67,7 @@ fn data(path: &str, text: &str, place: &str, what: Document) -> Rejected {
     Rejected::job(field, format!("has the wrong type or value ({place}); expected {wanted}"))
 }
 
-/// Names of this program's types say nothing to whoever writes a job.
+/// Replaces names of this program's types, which mean nothing to the author of a job.
 fn plain(wanted: &str) -> &str {
     match wanted {
         "u64" => "a whole number",

@@ -5,11 +5,12 @@ use std::fmt;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::domain::job::rejected::Identity;
+use crate::domain::job::rejected::JobIdentity;
 
-/// What could be read. Whatever is missing, mistyped or behind a syntax error stays `None`.
+/// ProbedFields that could be read. A field that is missing, mistyped or behind a syntax error
+/// stays `None`.
 #[derive(Debug, Default)]
-pub(super) struct Probe {
+pub(super) struct JobProbe {
     /// `version`, if it is an integer.
     pub(super) version: Option<i128>,
     /// True when the text is one JSON object and nothing else.
@@ -18,23 +19,23 @@ pub(super) struct Probe {
     destination: Option<String>,
 }
 
-impl Probe {
+impl JobProbe {
     pub(super) fn of(text: &str) -> Self {
         let mut probe = Self::default();
         let mut json = serde_json::Deserializer::from_str(text);
-        let read = Fields(&mut probe).deserialize(&mut json).is_ok();
+        let read = ProbedFields(&mut probe).deserialize(&mut json).is_ok();
         probe.is_whole = read && json.end().is_ok();
         probe
     }
 
-    pub(super) fn identity(&self) -> Identity {
-        Identity::of(self.id.as_deref(), self.destination.as_deref())
+    pub(super) fn identity(&self) -> JobIdentity {
+        JobIdentity::of(self.id.as_deref(), self.destination.as_deref())
     }
 }
 
-struct Fields<'p>(&'p mut Probe);
+struct ProbedFields<'p>(&'p mut JobProbe);
 
-impl<'de> DeserializeSeed<'de> for Fields<'_> {
+impl<'de> DeserializeSeed<'de> for ProbedFields<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
@@ -42,7 +43,7 @@ impl<'de> DeserializeSeed<'de> for Fields<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Fields<'_> {
+impl<'de> Visitor<'de> for ProbedFields<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,9 +53,9 @@ impl<'de> Visitor<'de> for Fields<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key::<String>()? {
             match name.as_str() {
-                "version" => self.0.version = map.next_value::<Seen>()?.number,
-                "id" => self.0.id = map.next_value::<Seen>()?.text,
-                "destination" => self.0.destination = map.next_value::<Seen>()?.text,
+                "version" => self.0.version = map.next_value::<SeenValue>()?.number,
+                "id" => self.0.id = map.next_value::<SeenValue>()?.text,
+                "destination" => self.0.destination = map.next_value::<SeenValue>()?.text,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -64,12 +65,12 @@ impl<'de> Visitor<'de> for Fields<'_> {
 
 /// A value of which only an integer, a text, or the text `id` of an object is kept.
 #[derive(Default)]
-struct Seen {
+struct SeenValue {
     number: Option<i128>,
     text: Option<String>,
 }
 
-impl<'de> Deserialize<'de> for Seen {
+impl<'de> Deserialize<'de> for SeenValue {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_any(SeenVisitor)
     }
@@ -78,46 +79,46 @@ impl<'de> Deserialize<'de> for Seen {
 struct SeenVisitor;
 
 impl<'de> Visitor<'de> for SeenVisitor {
-    type Value = Seen;
+    type Value = SeenValue;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("anything")
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Seen, E> {
-        Ok(Seen { number: Some(number.into()), text: None })
+    fn visit_u64<E>(self, number: u64) -> Result<SeenValue, E> {
+        Ok(SeenValue { number: Some(number.into()), text: None })
     }
 
-    fn visit_i64<E>(self, number: i64) -> Result<Seen, E> {
-        Ok(Seen { number: Some(number.into()), text: None })
+    fn visit_i64<E>(self, number: i64) -> Result<SeenValue, E> {
+        Ok(SeenValue { number: Some(number.into()), text: None })
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Seen, E> {
-        Ok(Seen::default())
+    fn visit_f64<E>(self, _: f64) -> Result<SeenValue, E> {
+        Ok(SeenValue::default())
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Seen, E> {
-        Ok(Seen::default())
+    fn visit_bool<E>(self, _: bool) -> Result<SeenValue, E> {
+        Ok(SeenValue::default())
     }
 
-    fn visit_unit<E>(self) -> Result<Seen, E> {
-        Ok(Seen::default())
+    fn visit_unit<E>(self) -> Result<SeenValue, E> {
+        Ok(SeenValue::default())
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Seen, E> {
-        Ok(Seen { number: None, text: Some(text.to_owned()) })
+    fn visit_str<E>(self, text: &str) -> Result<SeenValue, E> {
+        Ok(SeenValue { number: None, text: Some(text.to_owned()) })
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Seen, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<SeenValue, A::Error> {
         while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Seen::default())
+        Ok(SeenValue::default())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Seen, A::Error> {
-        let mut seen = Seen::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SeenValue, A::Error> {
+        let mut seen = SeenValue::default();
         while let Some(name) = map.next_key::<String>()? {
             if name == "id" {
-                seen.text = map.next_value::<Seen>()?.text;
+                seen.text = map.next_value::<SeenValue>()?.text;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::destination::raw::RawDestination;
 use crate::domain::destination::strict::{object, unique};
-use crate::domain::job::rejected::Identity;
+use crate::domain::job::rejected::JobIdentity;
 use crate::domain::job::{Compression, IfExists};
 
 /// A job as it is written. Nothing is checked yet but the shape.
@@ -24,9 +24,9 @@ pub struct RawJob {
     /// The idempotency identity: 1-200 of `[A-Za-z0-9._:/=@+-]`.
     #[schemars(regex(pattern = r"^[A-Za-z0-9._:/=@+-]{1,200}$"))]
     pub id: String,
-    /// Where the bytes come from.
+    /// Source of the bytes.
     #[serde(deserialize_with = "object")]
-    pub source: RawSource,
+    pub source: RawJobSource,
     /// A configured destination's id, or an inline destination without secrets.
     pub destination: RawDestinationRef,
     /// The key below the destination's prefix.
@@ -47,13 +47,13 @@ pub struct RawJob {
     /// `x-amz-storage-class`, such as `STANDARD_IA`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
-    /// What is done to the bytes on the way.
+    /// Compression of the bytes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub compression: Compression,
-    /// What happens when the key is taken.
+    /// Behaviour when the object exists.
     #[serde(default, skip_serializing_if = "is_default")]
     pub if_exists: IfExists,
-    /// When the job was made, RFC 3339.
+    /// Time at which the job was created, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub created_at: Option<String>,
@@ -69,7 +69,8 @@ pub struct RawJob {
 /// `source` as it is written.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RawSource {
+#[schemars(rename = "RawSource")]
+pub struct RawJobSource {
     /// `https://...`, `file:///...` or `s3://bucket/key`.
     pub url: String,
     /// The exact length in bytes.
@@ -109,7 +110,7 @@ impl RawJob {
         Self {
             version: super::VERSION,
             id: id.into(),
-            source: RawSource { url: url.into(), ..RawSource::default() },
+            source: RawJobSource { url: url.into(), ..RawJobSource::default() },
             destination: to,
             key: key.into(),
             content_type: None,
@@ -125,8 +126,8 @@ impl RawJob {
         }
     }
 
-    pub(in crate::domain::job) fn identity(&self) -> Identity {
-        Identity::of(Some(&self.id), self.destination.id())
+    pub(in crate::domain::job) fn identity(&self) -> JobIdentity {
+        JobIdentity::of(Some(&self.id), self.destination.id())
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) struct DestinationLoad<P> {
     rate_bound: bool,
     /// Start of each running transfer.
     running: Vec<Instant>,
-    pub(super) queue: Vec<Waiter<P>>,
+    pub(super) queue: Vec<WaitingJob<P>>,
     /// Deferred jobs by the time of their return. Those of other workers are not known, nor need
     /// they be: each worker sees its share.
     pub(super) deferred: BTreeMap<Instant, u32>,
@@ -62,7 +62,7 @@ pub(super) struct DestinationLoad<P> {
 
 /// Job that waits for a permit.
 #[derive(Debug)]
-pub(super) struct Waiter<P> {
+pub(super) struct WaitingJob<P> {
     pub(super) lane: Lane,
     pub(super) in_slot: bool,
     pub(super) grant: oneshot::Sender<P>,
@@ -132,7 +132,7 @@ impl<P> DestinationLoad<P> {
     }
 
     /// Adds a job that waits for a permit.
-    pub(super) fn enqueue(&mut self, waiter: Waiter<P>, worker: &mut WorkerLoad) {
+    pub(super) fn enqueue(&mut self, waiter: WaitingJob<P>, worker: &mut WorkerLoad) {
         worker.waiting += usize::from(!waiter.in_slot);
         self.queue.push(waiter);
     }
@@ -145,7 +145,7 @@ impl<P> DestinationLoad<P> {
     }
 
     /// Removes the next job: by lane, and within a lane first come, first served.
-    pub(super) fn next_waiter(&mut self, worker: &mut WorkerLoad) -> Option<Waiter<P>> {
+    pub(super) fn next_waiter(&mut self, worker: &mut WorkerLoad) -> Option<WaitingJob<P>> {
         let (index, _) = self.queue.iter().enumerate().min_by_key(|(index, waiter)| (waiter.lane, *index))?;
         let waiter = self.queue.remove(index);
         worker.waiting -= usize::from(!waiter.in_slot);

@@ -11,15 +11,15 @@ fn destination(max: Option<u32>, rate: Option<u64>) -> Destination {
     Destination { max_concurrency, max_bytes_per_second, ..destination }
 }
 
-fn new(usual: u32, slots: u32) -> Arc<Limits> {
-    Limits::new(NonZeroU32::new(usual).unwrap(), NonZeroU32::new(slots).unwrap())
+fn new(usual: u32, slots: u32) -> Arc<DestinationLimits> {
+    DestinationLimits::new(NonZeroU32::new(usual).unwrap(), NonZeroU32::new(slots).unwrap())
 }
 
-fn limits() -> Arc<Limits> {
+fn limits() -> Arc<DestinationLimits> {
     new(2, 16)
 }
 
-fn now(limits: &Arc<Limits>, destination: &Destination) -> DestinationPermit {
+fn now(limits: &Arc<DestinationLimits>, destination: &Destination) -> DestinationPermit {
     match limits.acquire(destination, Lane::Scheduled) {
         LimitDecision::Granted(permit) => permit,
         other => panic!("not now: {other:?}"),
@@ -32,7 +32,11 @@ fn delivered(mut permit: DestinationPermit) {
     permit.delivered(took);
 }
 
-fn soon(limits: &Arc<Limits>, destination: &Destination, lane: Lane) -> oneshot::Receiver<DestinationPermit> {
+fn soon(
+    limits: &Arc<DestinationLimits>,
+    destination: &Destination,
+    lane: Lane,
+) -> oneshot::Receiver<DestinationPermit> {
     match limits.acquire(destination, lane) {
         LimitDecision::Queued(called) | LimitDecision::Imminent(called) => called,
         other => panic!("not soon: {other:?}"),
@@ -216,7 +220,7 @@ fn of(name: &str) -> Destination {
 }
 
 /// A worker whose usual transfer takes 20 ms, and that knows how long `slow` takes.
-async fn with_a_slow_one(slow: &Destination) -> Arc<Limits> {
+async fn with_a_slow_one(slow: &Destination) -> Arc<DestinationLimits> {
     let (limits, quick) = (new(8, 16), of("quick"));
     let first = now(&limits, slow);
     tokio::time::advance(Duration::from_secs(2)).await;
