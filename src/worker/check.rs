@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 
 use super::{CRASH_LOOP, Permits, Refusal, Worker};
-use crate::check::{Report, Step, StepName};
+use crate::check::{CheckReport, CheckStep, StepName};
 use crate::domain::control::{Control, ControlCommand};
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::diagnosis::Code;
@@ -56,7 +56,7 @@ impl Worker {
         drop(permits);
         match tested {
             Ok(Some(report)) => {
-                if report.verdict == crate::check::Verdict::Ready {
+                if report.verdict == crate::check::CheckVerdict::Ready {
                     self.mended(&destination.id).await;
                 }
                 self.answer(delivery, to, &report, None).await;
@@ -89,9 +89,9 @@ impl Worker {
             "" => CORRECT,
             hint => hint,
         };
-        let step = Step::broken(StepName::Configuration, Code::Unexpected, failure.message.as_str(), remedy);
-        let report = Report::of_the_worker(None, (self.parts.clock)(), 0.0, vec![step]);
-        self.answer(delivery, to, &Report { destination: asked, ..report }, Some(refusal)).await;
+        let step = CheckStep::failed(StepName::Configuration, Code::Unexpected, failure.message.as_str(), remedy);
+        let report = CheckReport::of_worker(None, (self.parts.clock)(), 0.0, vec![step]);
+        self.answer(delivery, to, &CheckReport { destination: asked, ..report }, Some(refusal)).await;
     }
 
     /// For this worker at once, for the others by the control stream.
@@ -104,7 +104,7 @@ impl Worker {
     }
 
     /// The test behind its panic boundary; it bounds its time itself.
-    async fn test(&self, destination: &Arc<Destination>) -> Result<Report, Failure> {
+    async fn test(&self, destination: &Arc<Destination>) -> Result<CheckReport, Failure> {
         let test = self.parts.transport.test(destination, &self.parts.egress_addresses);
         AssertUnwindSafe(test).catch_unwind().await.map_err(|_| {
             Failure::new(
@@ -115,8 +115,8 @@ impl Worker {
     }
 
     /// `declined` is why nothing was tested.
-    async fn answer(&self, delivery: Delivery, to: String, report: &Report, declined: Option<Box<Refusal>>) {
-        let first = report.steps.iter().find(|step| step.result == crate::check::Mark::Failed);
+    async fn answer(&self, delivery: Delivery, to: String, report: &CheckReport, declined: Option<Box<Refusal>>) {
+        let first = report.steps.iter().find(|step| step.result == crate::check::StepResult::Failed);
         tracing::info!(
             destination = report.destination,
             verdict = report.verdict.as_str(),
