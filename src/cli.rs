@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use clap::builder::Resettable;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::config::{Config, Loaded, LogConfig, LogFormat, Problems, Reload};
+use crate::config::{Config, ConfigProblems, Loaded, LogConfig, LogFormat, Reload};
 use crate::domain::destination::DestinationId;
 use crate::runtime::shutdown::TerminationSignal;
 
@@ -265,7 +265,7 @@ pub fn complain(reason: &str, exit: Exit) -> Exit {
 }
 
 /// Says on stderr what is wrong with the configuration, one line each.
-pub fn complain_about(problems: &Problems) -> Exit {
+pub fn complain_about(problems: &ConfigProblems) -> Exit {
     let _ = writeln!(std::io::stderr(), "{problems}");
     Exit::Config
 }

@@ -21,7 +21,7 @@ use std::time::Instant;
 use tokio::net::TcpListener;
 
 use crate::app::{StartError, WorkerEnvironment, WorkerExit};
-use crate::config::Problems;
+use crate::config::ConfigProblems;
 use crate::domain::destination::{Invalid, Region};
 use crate::queue::QueueError;
 use crate::runtime::shutdown::Shutdown;
@@ -98,7 +98,7 @@ pub enum DevError {
     },
     /// The configuration it wrote itself is refused.
     #[error("its own configuration is refused, which is a fault of this program: {0}")]
-    Config(Problems),
+    Config(ConfigProblems),
     /// A name of its own is refused.
     #[error("its own settings are refused, which is a fault of this program: {0}")]
     Settings(Invalid),

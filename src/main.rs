@@ -45,7 +45,7 @@ fn start(cli: Cli) -> Exit {
         Ok(loaded) => loaded,
         Err(problems) => return cli::complain_about(&problems),
     };
-    reload.running = config::Running::of(&loaded);
+    reload.running = config::RunningSettings::of(&loaded);
     let log = match telemetry::init(&cli.command.log(&loaded)) {
         Ok(log) => log,
         Err(problem) => return cli::complain(&format!("logging can't be started: {problem}"), Exit::Failed),

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
-use crate::check::{Checker, LIMIT, Report};
+use crate::check::{CheckReport, Checker, LIMIT};
 use crate::domain::destination::{Checksum, Destination, ObjectKey};
 use crate::domain::diagnosis::Who;
 use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
@@ -70,7 +70,7 @@ pub trait Transport: Send + Sync + fmt::Debug {
     fn forget_denials(&self) {}
 
     /// Tests a connection; `egress` are the platform's public addresses.
-    fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report>;
+    fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, CheckReport>;
 }
 
 impl Transport for Transfers {
@@ -87,7 +87,7 @@ impl Transport for Transfers {
         self.sessions.forget_denials();
     }
 
-    fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, Report> {
+    fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, CheckReport> {
         Box::pin(async move {
             let checker =
                 Checker { sessions: &self.sessions, uploader: &self.uploader, egress, who: Who::Worker, limit: LIMIT };

@@ -1,16 +1,17 @@
-//! In the bucket: where it is, what may be read, and at last what has to work.
+//! Steps in the bucket: its region, listing, and the uploads that must work.
 
-use super::{CLEANING, Mark, Run, StepName, blocks, is_denied};
+use super::report::{StepName, StepResult};
+use super::run::{CheckRun, blocks, is_denied};
 use crate::domain::destination::Region;
 use crate::domain::diagnosis::{Code, Reads, finding};
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::upload::{Left, Probe};
 
-/// The status of a call that a store does not know.
+/// Status of a call that a store does not support.
 const NOT_IMPLEMENTED: u16 = 501;
 
-impl Run<'_> {
-    /// The steps in the bucket.
+impl CheckRun<'_> {
+    /// Runs the steps in the bucket.
     pub(super) async fn bucket(&mut self, probe: &Probe) {
         self.step(StepName::Region, probe).await;
         self.step(StepName::List, probe).await;
@@ -20,9 +21,9 @@ impl Run<'_> {
     }
 
     async fn step(&mut self, name: StepName, probe: &Probe) {
-        // What was written is deleted whatever has failed meanwhile.
+        // A written object is deleted even if a later step has failed.
         if self.blocked && (name != StepName::Delete || self.left.is_none()) {
-            return self.skip(&[name]);
+            return self.skip_blocked(&[name]);
         }
         match name {
             StepName::Region => self.region(probe).await,
@@ -33,169 +34,168 @@ impl Run<'_> {
         }
     }
 
-    /// The prefix is so long that not even the test file fits below it.
-    pub(super) fn no_room_for_the_key(&mut self) {
+    /// Records a prefix that leaves no room even for the key of the test object.
+    pub(super) fn prefix_too_long(&mut self) {
         let failure = Failure::new(Reason::InvalidKey, "the prefix is so long that no key fits below it; shorten it");
         self.failed(StepName::Region, &failure);
-        self.skip(&[StepName::List, StepName::Multipart, StepName::Write, StepName::Delete]);
+        self.skip_blocked(&[StepName::List, StepName::Multipart, StepName::Write, StepName::Delete]);
     }
 
     async fn region(&mut self, probe: &Probe) {
-        match self.within(probe.region(true)).await {
+        match self.within_limit(probe.region(true)).await {
             Ok(actual) => {
                 self.reads = Reads::Answered;
                 match actual.filter(|actual| *actual != self.destination.region) {
-                    Some(actual) if self.checker.sessions.is_amazons() => self.lives_in(StepName::Region, &actual),
-                    Some(actual) => self.called_otherwise(&actual, probe).await,
-                    None => self.passed(StepName::Region, format!("the bucket lives in {}", self.destination.region)),
+                    Some(actual) if self.sessions.is_amazons() => self.wrong_region(StepName::Region, &actual),
+                    Some(actual) => self.named_otherwise(&actual, probe).await,
+                    None => self.passed(StepName::Region, format!("the bucket is in {}", self.destination.region)),
                 }
             }
             Err(failure) if is_denied(&failure) => {
-                let owner_is_wrong = self.owner_is_wrong(self.within(probe.region(false))).await;
-                self.unreadable(StepName::Region, Code::RegionUnchecked, &failure, owner_is_wrong);
+                let owner_is_wrong = self.owner_is_wrong(self.within_limit(probe.region(false))).await;
+                self.read_denied(StepName::Region, Code::RegionUnchecked, &failure, owner_is_wrong);
             }
-            Err(failure) => self.refused(StepName::Region, Code::RegionUnchecked, &failure),
+            Err(failure) => self.read_failed(StepName::Region, Code::RegionUnchecked, &failure),
         }
     }
 
-    /// A store that is not Amazon's may call the place otherwise than the region that requests are signed for: there only a
-    /// call that is sent elsewhere tells.
-    async fn called_otherwise(&mut self, actual: &Region, probe: &Probe) {
-        match self.within(probe.list(true)).await {
-            Err(failure) if failure.reason == Reason::WrongRegion => self.lives_in(StepName::Region, actual),
+    /// Handles a store that is not Amazon's and reports another region than the one that requests
+    /// are signed for. Only a redirected call proves that region wrong.
+    async fn named_otherwise(&mut self, actual: &Region, probe: &Probe) {
+        match self.within_limit(probe.list(true)).await {
+            Err(failure) if failure.reason == Reason::WrongRegion => self.wrong_region(StepName::Region, actual),
             _ => {
                 let region = &self.destination.region;
-                let what = format!("the store calls the bucket's place {actual}, and sends nobody there from {region}");
-                self.passed(StepName::Region, what);
+                let cause = format!("the store reports the region {actual} and accepts requests for {region}");
+                self.passed(StepName::Region, cause);
             }
         }
     }
 
     async fn list(&mut self, probe: &Probe) {
-        match self.within(probe.list(true)).await {
+        match self.within_limit(probe.list(true)).await {
             Ok(()) => {
                 self.reads = Reads::Answered;
                 self.passed(StepName::List, "the prefix can be listed");
             }
             Err(failure) if is_denied(&failure) => {
-                let owner_is_wrong = self.owner_is_wrong(self.within(probe.list(false))).await;
-                self.unreadable(StepName::List, Code::ListDenied, &failure, owner_is_wrong);
+                let owner_is_wrong = self.owner_is_wrong(self.within_limit(probe.list(false))).await;
+                self.read_denied(StepName::List, Code::ListDenied, &failure, owner_is_wrong);
             }
-            Err(failure) => self.refused(StepName::List, Code::ListDenied, &failure),
+            Err(failure) => self.read_failed(StepName::List, Code::ListDenied, &failure),
         }
     }
 
-    /// S3 says no more than `AccessDenied` of a bucket that is not the expected owner's. The same reading call without the
-    /// expectation tells: it writes nothing, so it does no harm in a stranger's bucket.
+    /// Returns true if the bucket does not belong to the expected owner.
+    ///
+    /// S3 only answers `AccessDenied` in that case. The same call without the expected owner shows
+    /// the difference. It writes nothing, so it does no harm in another account's bucket.
     async fn owner_is_wrong<T>(&self, without_owner: impl Future<Output = Result<T, Failure>>) -> bool {
         self.destination.expected_bucket_owner.is_some() && without_owner.await.is_ok()
     }
 
-    /// A reading call was denied: by the owner, or because it is not granted, which is fine.
-    fn unreadable(&mut self, name: StepName, code: Code, failure: &Failure, owner_is_wrong: bool) {
+    /// Records a denied read: because of the owner, or because it is not granted, which is allowed.
+    fn read_denied(&mut self, name: StepName, code: Code, failure: &Failure, owner_is_wrong: bool) {
         if owner_is_wrong {
             self.blocked = true;
-            return self.remark(name, Mark::Failed, Code::WrongOwner);
+            return self.finding(name, StepResult::Failed, Code::WrongOwner);
         }
         let explicit = failure.answer.as_ref().is_some_and(|answer| answer.said.contains("explicit deny"));
         if explicit && self.reads == Reads::Unknown {
             self.reads = Reads::ExplicitlyDenied;
         }
         let diagnosis = finding(code, &self.case());
-        self.found(name, Mark::Warning, diagnosis, failure.aws_request_id.clone());
+        self.diagnosed(name, StepResult::Warning, diagnosis, failure.aws_request_id.clone());
     }
 
-    /// A reading call failed in another way.
-    fn refused(&mut self, name: StepName, weaker: Code, failure: &Failure) {
+    /// Records a read that failed for another reason than a denial.
+    fn read_failed(&mut self, name: StepName, warning: Code, failure: &Failure) {
         if let Some(actual) = &failure.learnt_region {
-            return self.lives_in(name, actual);
+            return self.wrong_region(name, actual);
         }
-        // A store that does not know the call is no obstacle: a transfer does not need it.
-        let unknown = failure.answer.as_ref().is_some_and(|answer| answer.status == NOT_IMPLEMENTED);
-        if !unknown && (blocks(failure) || failure.reason == Reason::WrongRegion) {
+        // A store without this call is no obstacle: a transfer does not need it.
+        let unsupported = failure.answer.as_ref().is_some_and(|answer| answer.status == NOT_IMPLEMENTED);
+        if !unsupported && (blocks(failure) || failure.reason == Reason::WrongRegion) {
             self.blocked = true;
             return self.failed(name, failure);
         }
-        self.remark(name, Mark::Warning, weaker);
+        self.finding(name, StepResult::Warning, warning);
     }
 
-    /// The bucket lives elsewhere. The steps after this one go there, so that whatever else is wrong shows, too.
-    fn lives_in(&mut self, name: StepName, actual: &Region) {
-        self.learn(actual);
+    /// Records that the bucket is in another region. The steps after this one use that region, so
+    /// that all other problems show, too.
+    fn wrong_region(&mut self, name: StepName, actual: &Region) {
+        self.learn_region(actual);
         let failure = Failure { learnt_region: Some(actual.clone()), ..Failure::new(Reason::WrongRegion, "") };
         let diagnosis = self.diagnose(&failure);
-        self.found(name, Mark::Failed, diagnosis, None);
+        self.diagnosed(name, StepResult::Failed, diagnosis, None);
     }
 
     async fn multipart(&mut self, probe: &Probe) {
-        let (result, left) = probe.multipart(self.until, self.until + CLEANING).await;
+        let (result, left) = probe.multipart(self.deadline, self.cleanup_deadline()).await;
         self.left = Some(left);
         self.left_open = left == Left::OpenUpload;
         match (result, left) {
             (Ok(()), Left::Nothing) => {
-                self.passed(StepName::Multipart, "an upload in parts works, and can be given up");
+                self.passed(StepName::Multipart, "a multipart upload works and can be aborted");
             }
-            (Ok(()), _) => self.remark(StepName::Multipart, Mark::Warning, Code::AbortDenied),
+            (Ok(()), _) => self.finding(StepName::Multipart, StepResult::Warning, Code::AbortDenied),
             (Err(failure), Left::OpenUpload) => {
-                self.may_be_there(&failure);
+                self.note_possible_object(&failure);
                 let mut diagnosis = self.diagnose(&failure);
                 let left = finding(Code::UploadLeftOpen, &self.case());
                 diagnosis.cause = format!("{}; {}", diagnosis.cause, left.cause);
-                self.found(StepName::Multipart, Mark::Failed, diagnosis, failure.aws_request_id.clone());
+                self.diagnosed(StepName::Multipart, StepResult::Failed, diagnosis, failure.aws_request_id.clone());
                 self.blocked |= blocks(&failure);
             }
-            (Err(failure), _) => {
-                self.in_the_bucket_failed(StepName::Multipart, &failure);
-            }
+            (Err(failure), _) => self.write_failed(StepName::Multipart, &failure),
         }
     }
 
     async fn write(&mut self, probe: &Probe) {
-        match self.within(probe.write()).await {
+        match self.within_limit(probe.write()).await {
             Ok(()) => {
                 self.left = Some(Left::Object);
                 self.passed(StepName::Write, format!("an empty file was written: {}", probe.key()));
             }
             Err(failure) => {
-                self.may_be_there(&failure);
-                self.in_the_bucket_failed(StepName::Write, &failure);
+                self.note_possible_object(&failure);
+                self.write_failed(StepName::Write, &failure);
             }
         }
     }
 
-    /// S3 shows an object before its reply can be judged, or though its reply was lost.
-    fn may_be_there(&mut self, failure: &Failure) {
-        let judged = matches!(failure.reason, Reason::EncryptionMismatch | Reason::ChecksumMismatch);
-        if judged || failure.class() == Class::Transient {
+    /// Notes that the object may exist: the reply was lost, or was rejected after S3 had stored it.
+    fn note_possible_object(&mut self, failure: &Failure) {
+        let stored = matches!(failure.reason, Reason::EncryptionMismatch | Reason::ChecksumMismatch);
+        if stored || failure.class() == Class::Transient {
             self.left = Some(Left::Object);
         }
     }
 
-    fn in_the_bucket_failed(&mut self, name: StepName, failure: &Failure) {
+    fn write_failed(&mut self, name: StepName, failure: &Failure) {
         if let Some(actual) = &failure.learnt_region {
-            return self.lives_in(name, actual);
+            return self.wrong_region(name, actual);
         }
         self.blocked |= blocks(failure);
         self.failed(name, failure);
     }
 
-    /// Also after a failure: what the test has written goes, if it may.
+    /// Deletes the object of the test, also after a failure.
     async fn delete(&mut self, probe: &Probe) {
         if self.left != Some(Left::Object) {
             return self.skipped(StepName::Delete, Code::NotTried, "nothing was written");
         }
-        match self.cleaning(probe.delete()).await {
+        match self.within_cleanup(probe.delete()).await {
             Ok(()) => {
                 self.left = Some(Left::Nothing);
-                self.passed(StepName::Delete, "the file is gone again");
-            }
-            Err(failure) if is_denied(&failure) => {
-                let diagnosis = finding(Code::DeleteDenied, &self.case());
-                self.found(StepName::Delete, Mark::Warning, diagnosis, failure.aws_request_id.clone());
+                self.passed(StepName::Delete, "the file was deleted");
             }
             Err(failure) => {
-                let diagnosis = self.diagnose(&failure);
-                self.found(StepName::Delete, Mark::Warning, diagnosis, failure.aws_request_id.clone());
+                let denied = is_denied(&failure);
+                let diagnosis =
+                    if denied { finding(Code::DeleteDenied, &self.case()) } else { self.diagnose(&failure) };
+                self.diagnosed(StepName::Delete, StepResult::Warning, diagnosis, failure.aws_request_id.clone());
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a test found, as data.
+//! The report of a test.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -6,15 +6,16 @@ use serde::Serialize;
 
 use crate::domain::diagnosis::{Code, Diagnosis, Remedy, Side};
 
-/// What a test found. Part of the contract: `consign check --json` prints it, and the answer to a test by message holds it.
+/// The report of a connection test. Part of the contract: `consign check --json` prints it, and the
+/// answer to a test by message contains it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(title = "consign check", rename = "check")]
-pub struct Report {
+pub struct CheckReport {
     /// 1.
     #[schemars(extend("const" = 1))]
     pub version: u32,
-    /// Whether files can be delivered: `ready` when no step failed.
-    pub verdict: Verdict,
+    /// `ready` if files can be delivered: no step failed.
+    pub verdict: CheckVerdict,
     /// The destination's id; absent for a test of the worker itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
@@ -24,50 +25,50 @@ pub struct Report {
     /// The bucket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
-    /// Where the bucket lives, as far as that was learnt; else as configured.
+    /// The region of the bucket: the actual one if the test found it, else the configured one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// The folder that everything is written below.
+    /// The folder below which everything is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// The one object that the test writes.
+    /// The only object that the test writes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_object: Option<String>,
-    /// Whether the test has left something in the bucket.
+    /// True if something of the test remains in the bucket.
     pub left_behind: bool,
-    /// As whom AWS sees us: the principal of the trust policy; for an access key, its user.
+    /// The identity that AWS sees: the principal of the trust policy; for an access key, its user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// When the test began.
+    /// The time at which the test began.
     #[schemars(with = "String")]
     pub checked_at: Timestamp,
-    /// How long it took, in seconds.
+    /// The duration in seconds.
     pub duration_seconds: f64,
-    /// What is weaker than it could be, in plain words: the causes of the warnings.
+    /// The causes of the warnings, in plain words.
     pub weaker: Vec<String>,
-    /// The steps, in the order in which they were made.
-    pub steps: Vec<Step>,
+    /// The steps, in their order.
+    pub steps: Vec<CheckStep>,
 }
 
-/// The end of a test.
+/// The verdict of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "verdict")]
-pub enum Verdict {
+pub enum CheckVerdict {
     /// Files can be delivered.
     #[serde(rename = "ready")]
     Ready,
-    /// They can't, or nobody knows.
+    /// Files can't be delivered, or it is unknown.
     #[serde(rename = "not ready")]
     NotReady,
 }
 
-impl Verdict {
-    /// `ready` unless a step failed.
-    pub fn of(steps: &[Step]) -> Self {
-        if steps.iter().any(|step| step.result == Mark::Failed) { Self::NotReady } else { Self::Ready }
+impl CheckVerdict {
+    /// Returns `ready` unless a step failed.
+    pub fn of(steps: &[CheckStep]) -> Self {
+        if steps.iter().any(|step| step.result == StepResult::Failed) { Self::NotReady } else { Self::Ready }
     }
 
-    /// The word in answers.
+    /// Returns the JSON value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -76,7 +77,7 @@ impl Verdict {
     }
 }
 
-/// What a step tries.
+/// The name of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "step_name")]
@@ -85,21 +86,21 @@ pub enum StepName {
     Configuration,
     /// The broker can be reached.
     Broker,
-    /// Its exchanges and queues are as they must be.
+    /// Its exchanges and queues are declared as required.
     Topology,
     /// The worker has an AWS identity.
     Identity,
-    /// The customer's role lets it in.
+    /// The customer's role can be assumed.
     AssumeRole,
     /// The role can't be assumed without the external id.
     ExternalId,
-    /// The customer's access key is a fitting one.
+    /// The customer's access key is valid.
     AccessKey,
-    /// The bucket lives where the destination says.
+    /// The bucket is in the configured region.
     Region,
     /// The prefix can be listed.
     List,
-    /// An upload in parts can be begun, fed and given up.
+    /// A multipart upload can be created, continued and aborted.
     Multipart,
     /// An empty file can be written under the prefix.
     Write,
@@ -108,7 +109,7 @@ pub enum StepName {
 }
 
 impl StepName {
-    /// The step for a person.
+    /// Returns the title for people.
     pub fn title(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
@@ -120,30 +121,30 @@ impl StepName {
             Self::AccessKey => "access key",
             Self::Region => "region of the bucket",
             Self::List => "list under the prefix",
-            Self::Multipart => "upload in parts",
+            Self::Multipart => "multipart upload",
             Self::Write => "write a file",
             Self::Delete => "delete the file",
         }
     }
 }
 
-/// How a step ended.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "result")]
-pub enum Mark {
-    /// As it should.
+pub enum StepResult {
+    /// The step succeeded.
     Ok,
-    /// Nothing can be delivered, or not everything.
+    /// The step failed: nothing can be delivered, or not everything.
     Failed,
-    /// It was not made.
+    /// The step was not run.
     Skipped,
-    /// Everything can be delivered, and something is weaker than it could be.
+    /// Everything can be delivered, but something is weaker than it could be.
     Warning,
 }
 
-impl Mark {
-    /// The word in answers.
+impl StepResult {
+    /// Returns the JSON value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -154,63 +155,63 @@ impl Mark {
     }
 }
 
-/// One step.
+/// A step of a test.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "step")]
-pub struct Step {
-    /// What was tried.
+pub struct CheckStep {
+    /// The name of the step.
     pub step: StepName,
-    /// How it ended.
-    pub result: Mark,
-    /// What was found; a closed set.
+    /// The result.
+    pub result: StepResult,
+    /// The finding as a code; a closed set.
     pub code: Code,
-    /// What was found, in plain words.
+    /// The finding in plain words.
     pub cause: String,
-    /// Where a service hides the cause: what it may be, the likeliest first.
+    /// If a service hides the cause: the possible causes, the most likely first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ranked: Vec<String>,
-    /// What to do.
+    /// The remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<Remedy>,
-    /// AWS's request id, for their support.
+    /// AWS's request id, for AWS support.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aws_request_id: Option<String>,
 }
 
-impl Step {
-    /// A step that passed.
-    pub fn passed(step: StepName, what: impl Into<String>) -> Self {
-        Self::plain(step, Mark::Ok, Code::Ok, what)
+impl CheckStep {
+    /// Returns a step that passed.
+    pub fn passed(step: StepName, cause: impl Into<String>) -> Self {
+        Self::plain(step, StepResult::Ok, Code::Ok, cause)
     }
 
-    /// A step that was not made.
-    pub fn skipped(step: StepName, code: Code, why: impl Into<String>) -> Self {
-        Self::plain(step, Mark::Skipped, code, why)
+    /// Returns a step that was not run.
+    pub fn skipped(step: StepName, code: Code, cause: impl Into<String>) -> Self {
+        Self::plain(step, StepResult::Skipped, code, cause)
     }
 
-    /// A step that found something.
-    pub fn found(step: StepName, result: Mark, diagnosis: Diagnosis, aws_request_id: Option<String>) -> Self {
+    /// Returns a step with a diagnosis.
+    pub fn diagnosed(step: StepName, result: StepResult, diagnosis: Diagnosis, aws_request_id: Option<String>) -> Self {
         let Diagnosis { code, cause, ranked, remedy } = diagnosis;
         Self { step, result, code, cause, ranked, remedy, aws_request_id }
     }
 
-    /// A step of the worker's own that failed.
-    pub fn broken(step: StepName, code: Code, cause: impl Into<String>, remedy: &str) -> Self {
+    /// Returns a failed step of a test of the worker itself.
+    pub fn failed(step: StepName, code: Code, cause: impl Into<String>, remedy: &str) -> Self {
         let remedy = Remedy { text: remedy.to_owned(), ..Remedy::default() };
-        Self { remedy: Some(remedy), ..Self::plain(step, Mark::Failed, code, cause) }
+        Self { remedy: Some(remedy), ..Self::plain(step, StepResult::Failed, code, cause) }
     }
 
-    fn plain(step: StepName, result: Mark, code: Code, cause: impl Into<String>) -> Self {
+    fn plain(step: StepName, result: StepResult, code: Code, cause: impl Into<String>) -> Self {
         Self { step, result, code, cause: cause.into(), ranked: Vec::new(), remedy: None, aws_request_id: None }
     }
 }
 
-impl Report {
-    /// A test of the worker itself, without a destination.
-    pub fn of_the_worker(principal: Option<String>, checked_at: Timestamp, seconds: f64, steps: Vec<Step>) -> Self {
+impl CheckReport {
+    /// Returns the report of a test of the worker itself, without a destination.
+    pub fn of_worker(principal: Option<String>, checked_at: Timestamp, seconds: f64, steps: Vec<CheckStep>) -> Self {
         Self {
             version: 1,
-            verdict: Verdict::of(&steps),
+            verdict: CheckVerdict::of(&steps),
             destination: None,
             tenant: None,
             bucket: None,
@@ -226,14 +227,14 @@ impl Report {
         }
     }
 
-    /// Who has to do something, by the first step that failed.
+    /// Returns the side that has to act, from the first step that failed.
     pub fn side(&self) -> Side {
-        let failed = self.steps.iter().find(|step| step.result == Mark::Failed);
+        let failed = self.steps.iter().find(|step| step.result == StepResult::Failed);
         failed.map_or(Side::Nobody, |step| step.code.side())
     }
 }
 
-/// The JSON Schema of [`Report`]. The codes in it are all there are.
+/// Returns the JSON Schema of [`CheckReport`], which lists every code.
 pub fn answer_schema() -> schemars::Schema {
-    schemars::schema_for!(Report)
+    schemars::schema_for!(CheckReport)
 }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Exit, complain};
-use crate::check::{Checker, LIMIT, Report, Step, Verdict, Watch};
+use crate::check::{CheckReport, CheckStep, CheckVerdict, Checker, LIMIT, StepObserver};
 use crate::config::Config;
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::diagnosis::{Side, Who};
@@ -102,19 +102,19 @@ impl Kit {
     }
 
     /// The whole test.
-    pub(super) async fn test(&self, destination: &Arc<Destination>, watch: Watch<'_>) -> Report {
+    pub(super) async fn test(&self, destination: &Arc<Destination>, watch: StepObserver<'_>) -> CheckReport {
         let (sessions, uploader) = (&self.sessions, &self.uploader);
         let checker = Checker { sessions, uploader, egress: &self.egress, who: Who::Command, limit: LIMIT };
         Box::pin(checker.run(destination, watch)).await
     }
 }
 
-async fn of_a_destination(kit: Kit, destination: &Arc<Destination>, show: &Show) -> Option<Report> {
+async fn of_a_destination(kit: Kit, destination: &Arc<Destination>, show: &Show) -> Option<CheckReport> {
     show.begin(&format!(
         "connection test of {}: s3://{}/{} in {}",
         destination.id, destination.bucket, destination.prefix, destination.region
     ));
-    let watch = |step: &Step| show.step(step);
+    let watch = |step: &CheckStep| show.step(step);
     tokio::select! {
         report = kit.test(destination, &watch) => return Some(report),
         Ok(()) = tokio::signal::ctrl_c() => {}
@@ -125,18 +125,18 @@ async fn of_a_destination(kit: Kit, destination: &Arc<Destination>, show: &Show)
 }
 
 /// And whether the broker refuses the login: no code of a step tells that from an absent broker.
-async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> (Report, bool) {
+async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> (CheckReport, bool) {
     let started = (Timestamp::now(), Instant::now());
     show.begin("test of this worker");
-    let found = worker::steps(config, sessions, &|step: &Step| show.step(step)).await;
-    let report = Report::of_the_worker(found.principal, started.0, started.1.elapsed().as_secs_f64(), found.steps);
+    let found = worker::steps(config, sessions, &|step: &CheckStep| show.step(step)).await;
+    let report = CheckReport::of_worker(found.principal, started.0, started.1.elapsed().as_secs_f64(), found.steps);
     (report, found.locked_out)
 }
 
 /// A destination that is ready has no open circuit, wherever it was open. Whoever tests on a machine without a broker tests all the
 /// same, and is told what the workers know.
-async fn tell(config: &Config, destination: &Destination, report: &Report) -> Option<String> {
-    if report.verdict != Verdict::Ready {
+async fn tell(config: &Config, destination: &Destination, report: &CheckReport) -> Option<String> {
+    if report.verdict != CheckVerdict::Ready {
         return None;
     }
     let id = &destination.id;
@@ -153,7 +153,7 @@ async fn tell(config: &Config, destination: &Destination, report: &Report) -> Op
     ))
 }
 
-fn exit(report: &Report) -> Exit {
+fn exit(report: &CheckReport) -> Exit {
     match report.side() {
         Side::Nobody => Exit::Done,
         Side::Customer | Side::Operator => Exit::Problem,

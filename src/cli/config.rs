@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
 use super::Exit;
-use crate::config::{Loaded, Place, Problem, Problems, Reload, Setting};
+use crate::config::{ConfigProblem, ConfigProblems, EffectiveSetting, Loaded, Reload, ValueOrigin};
 
 /// What to do with the configuration.
 #[derive(Debug, Clone, Subcommand)]
@@ -50,9 +50,9 @@ fn remarks(loaded: &Loaded, source: &Reload) -> Vec<&'static str> {
     no_file.into_iter().chain(no_broker).collect()
 }
 
-fn refused(problems: &Problems) -> Value {
-    let one = |problem: &Problem| {
-        let mut object = origin(&problem.place);
+fn refused(problems: &ConfigProblems) -> Value {
+    let one = |problem: &ConfigProblem| {
+        let mut object = origin(&problem.origin);
         object.insert("key".to_owned(), problem.key.clone().into());
         object.insert("problem".to_owned(), problem.text.clone().into());
         object
@@ -60,18 +60,18 @@ fn refused(problems: &Problems) -> Value {
     json!({"valid": false, "problems": problems.0.iter().map(one).collect::<Vec<_>>()})
 }
 
-fn origin(place: &Place) -> Map<String, Value> {
+fn origin(place: &ValueOrigin) -> Map<String, Value> {
     let object = match place {
-        Place::Default => json!({"origin": "default"}),
-        Place::File(file, line) => json!({"origin": "file", "file": file, "line": line}),
-        Place::Environment(name) => json!({"origin": "environment", "variable": name}),
-        Place::Flag(flag) => json!({"origin": "flag", "flag": flag}),
+        ValueOrigin::Default => json!({"origin": "default"}),
+        ValueOrigin::File(file, line) => json!({"origin": "file", "file": file, "line": line}),
+        ValueOrigin::Environment(name) => json!({"origin": "environment", "variable": name}),
+        ValueOrigin::Flag(flag) => json!({"origin": "flag", "flag": flag}),
     };
     object.as_object().cloned().unwrap_or_default()
 }
 
-fn shown(settings: &[Setting]) -> Value {
-    let one = |setting: &Setting| {
+fn shown(settings: &[EffectiveSetting]) -> Value {
+    let one = |setting: &EffectiveSetting| {
         let mut object = origin(&setting.origin);
         object.insert("value".to_owned(), setting.value.clone());
         (setting.key.clone(), Value::Object(object))
@@ -80,8 +80,8 @@ fn shown(settings: &[Setting]) -> Value {
 }
 
 /// `key = value  # origin`, the origins in one column as far as that is readable.
-fn lines(settings: &[Setting]) -> String {
-    let text = |setting: &Setting| format!("{} = {}", setting.key, setting.value);
+fn lines(settings: &[EffectiveSetting]) -> String {
+    let text = |setting: &EffectiveSetting| format!("{} = {}", setting.key, setting.value);
     let width = settings.iter().map(|setting| text(setting).len()).filter(|width| *width <= 72).max().unwrap_or(0);
     let line = |setting| format!("{:width$}  # {}", text(setting), setting.origin);
     settings.iter().map(line).collect::<Vec<_>>().join("\n")

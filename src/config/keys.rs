@@ -1,4 +1,5 @@
-//! What the schema knows about a key: its shape, whether it must be given, whether it is a secret, and what a typo meant.
+//! Lookups in the schema of the configuration: type of a key, required keys, secrets, and
+//! suggestions for typos.
 
 use std::sync::LazyLock;
 
@@ -7,13 +8,13 @@ use serde_json::{Map, Value};
 
 use super::raw::RawConfig;
 
-/// The schema with nothing behind a reference, so that a path of keys can be followed.
+/// The schema with all references inlined, so that a path of keys can be followed.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     settings.into_generator().into_root_schema_for::<RawConfig>().to_value()
 });
 
-/// The schema of what stands at `path`; `None` for an unknown key.
+/// Returns the schema of the value at `path`; `None` for an unknown key.
 pub(super) fn schema_at(path: &[String]) -> Option<&'static Value> {
     path.iter().try_fold(&*SCHEMA, |node, key| {
         let known = node.get("properties").and_then(|properties| properties.get(key));
@@ -21,17 +22,17 @@ pub(super) fn schema_at(path: &[String]) -> Option<&'static Value> {
     })
 }
 
-/// The keys that a table must have.
+/// Returns the required keys of a table.
 pub(super) fn required(table: &Value) -> impl Iterator<Item = &str> {
     table.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// True for a table whose keys are all known by name.
+/// Returns true for a table that allows no other keys than those in its schema.
 pub(super) fn is_closed(table: &Value) -> bool {
     table.get("additionalProperties") == Some(&Value::Bool(false))
 }
 
-/// True where the value must not be shown.
+/// Returns true if the value must not be shown.
 pub(super) fn is_secret(path: &[String]) -> bool {
     match path.last().map(String::as_str) {
         Some("secret_access_key" | "external_id") => true,
@@ -40,9 +41,10 @@ pub(super) fn is_secret(path: &[String]) -> bool {
     }
 }
 
-/// Reads the text of a variable or a flag as the schema wants it: what must be text stays text, even if it is all digits.
-/// Text that does not fit stays text too, and is refused later like any other value.
-pub(super) fn read_text(path: &[String], text: &str) -> Value {
+/// Parses the text of a variable or a flag according to the schema. The value of a text key stays
+/// text, even if it is all digits. Text that does not parse stays text, too, and is refused later
+/// as any other value.
+pub(super) fn parse_text(path: &[String], text: &str) -> Value {
     let Some(schema) = schema_at(path) else { return Value::from(text) };
     let is = |kind: &str| match &schema["type"] {
         Value::String(only) => only == kind,
@@ -64,7 +66,7 @@ pub(super) fn read_text(path: &[String], text: &str) -> Value {
     read.unwrap_or_else(|| Value::from(text))
 }
 
-/// What somebody may have meant by the unknown key at `path`, as a remedy.
+/// Suggests a known key for the unknown one at `path`, as a remedy.
 pub(super) fn suggestion(path: &[String]) -> String {
     let Some((wrong, parent)) = path.split_last() else { return String::new() };
     let empty = Map::new();
@@ -92,8 +94,8 @@ mod tests {
     }
 
     #[test]
-    fn text_is_read_as_the_schema_wants_it() {
-        let read = |key: &str, text: &str| read_text(&path(key), text);
+    fn text_is_parsed_according_to_the_schema() {
+        let read = |key: &str, text: &str| parse_text(&path(key), text);
         assert_eq!(read("worker.slots", "4"), json!(4));
         assert_eq!(read("broker.declare", "true"), json!(true));
         assert_eq!(read("broker.declare", "yes"), json!("yes"));
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_typo_finds_its_key() {
+    fn a_typo_gets_a_suggestion() {
         assert_eq!(suggestion(&path("worker.slot")), "did you mean \"slots\"?");
         assert_eq!(suggestion(&path("borker")), "did you mean \"broker\"?");
         assert_eq!(suggestion(&path("memory_budget")), "did you mean \"worker.memory_budget\"?");

@@ -1,4 +1,4 @@
-//! The layers a configuration is made of: files, environment, flags; each knows where its values were written.
+//! The layers of a configuration (files, environment, flags), with the origin of each value.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -10,31 +10,32 @@ use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 
 use super::keys;
-use super::problems::{Place, Problem};
+use super::problems::{ConfigProblem, ValueOrigin};
 
-/// The prefix of environment variables; the words after it are divided by two underscores.
-const ENVIRONMENT: &str = "CONSIGN__";
+/// Prefix of environment variables. Two underscores separate the keys after it.
+const ENVIRONMENT_PREFIX: &str = "CONSIGN__";
 
-/// Schemes of URLs that hold a password, or may.
-const BROKERS: [&str; 2] = ["amqp:", "amqps:"];
-const SECRET: &str = "a secret may not be given on the command line; use the environment or the key with _file";
-/// Here `sqlite:` was mistyped, most likely.
-const NO_BROKER: &str = "is no broker URL; it begins with sqlite:, amqps: or amqp:, and only one with sqlite: may be given on the command \
+/// Schemes of URLs that may contain a password.
+const AMQP_SCHEMES: [&str; 2] = ["amqp:", "amqps:"];
+const SECRET_ON_COMMAND_LINE: &str =
+    "a secret may not be given on the command line; use the environment or the key with _file";
+/// Text for a URL with an unknown scheme: most likely a mistyped `sqlite:`.
+const NOT_A_BROKER_URL: &str = "is not a broker URL; it begins with sqlite:, amqps: or amqp:, and only one with sqlite: may be given on the command \
      line (the others may hold a password: use the environment or broker.url_file)";
 
 /// One source of values.
 #[derive(Debug)]
 struct Layer {
     tree: Value,
-    place: Place,
+    origin: ValueOrigin,
     lines: HashMap<Vec<String>, usize>,
 }
 
 impl Layer {
-    fn place_of(&self, path: &[String]) -> Option<Place> {
+    fn origin_of(&self, path: &[String]) -> Option<ValueOrigin> {
         path.iter().try_fold(&self.tree, |node, key| node.get(key))?;
-        Some(match &self.place {
-            Place::File(file, _) => Place::File(file.clone(), self.lines.get(path).copied()),
+        Some(match &self.origin {
+            ValueOrigin::File(file, _) => ValueOrigin::File(file.clone(), self.lines.get(path).copied()),
             other => other.clone(),
         })
     }
@@ -44,8 +45,9 @@ impl Layer {
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     layers: Vec<Layer>,
-    /// What could not even be read. Unless it is empty, a missing key means nothing.
-    pub(super) problems: Vec<Problem>,
+    /// Files and variables that could not be read. Unless this is empty, a missing key is not a
+    /// problem.
+    pub(super) problems: Vec<ConfigProblem>,
 }
 
 impl Layers {
@@ -54,22 +56,22 @@ impl Layers {
         match std::fs::read_to_string(file) {
             Ok(text) => self.text(file, &text),
             Err(problem) => self.refuse(
-                Place::File(file.to_owned(), None),
+                ValueOrigin::File(file.to_owned(), None),
                 "",
                 format!("cannot be read ({problem}); give the path of a readable TOML file"),
             ),
         }
     }
 
-    /// Adds TOML text that stands in `file`.
+    /// Adds the TOML text of `file`.
     pub(super) fn text(&mut self, file: &Path, text: &str) {
-        let offsets = Lines::of(text);
+        let offsets = LineIndex::of(text);
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
             let line = error.span().map(|span| offsets.at(span.start));
-            let place = Place::File(file.to_owned(), line);
-            // The message alone: the error's Display quotes the line, which may hold a secret.
-            self.refuse(place, "", format!("not valid TOML ({}); correct the syntax", error.message()));
+            let origin = ValueOrigin::File(file.to_owned(), line);
+            // Only the message: the error's Display quotes the line, which may contain a secret.
+            self.refuse(origin, "", format!("not valid TOML ({}); correct the syntax", error.message()));
         }
         if !errors.is_empty() {
             return;
@@ -77,76 +79,77 @@ impl Layers {
         let tree = toml::from_str::<toml::Table>(text).ok().and_then(|table| serde_json::to_value(table).ok());
         let mut lines = HashMap::new();
         offsets.note(table.get_ref(), &mut Vec::new(), &mut lines);
-        let place = Place::File(file.to_owned(), None);
-        self.layers.push(Layer { tree: tree.unwrap_or_default(), place, lines });
+        let origin = ValueOrigin::File(file.to_owned(), None);
+        self.layers.push(Layer { tree: tree.unwrap_or_default(), origin, lines });
     }
 
     /// Adds every variable that begins with `CONSIGN__`, in the order of their names.
     pub(super) fn environment(&mut self, variables: impl IntoIterator<Item = (OsString, OsString)>) {
-        let mut ours: Vec<(String, OsString)> = variables
+        let mut variables: Vec<(String, OsString)> = variables
             .into_iter()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-            .filter(|(name, _)| name.starts_with(ENVIRONMENT))
+            .filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX))
             .collect();
-        ours.sort();
-        for (name, value) in ours {
-            let key = name.trim_start_matches(ENVIRONMENT).to_lowercase();
+        variables.sort();
+        for (name, value) in variables {
+            let key = name.trim_start_matches(ENVIRONMENT_PREFIX).to_lowercase();
             let path: Vec<String> = key.split("__").map(str::to_owned).collect();
-            let place = Place::Environment(name);
+            let origin = ValueOrigin::Environment(name);
             match value.into_string() {
-                Ok(text) => self.scalar(place, &path, &text),
-                Err(_) => self.refuse(place, &path.join("."), "is not UTF-8; give plain text".to_owned()),
+                Ok(text) => self.scalar(origin, &path, &text),
+                Err(_) => self.refuse(origin, &path.join("."), "is not UTF-8; give plain text".to_owned()),
             }
         }
     }
 
     /// Adds a flag: a dotted key and its value.
     pub(super) fn flag(&mut self, key: &str, value: &str) {
-        let place = Place::Flag(format!("--set {key}"));
+        let origin = ValueOrigin::Flag(format!("--set {key}"));
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-        // What stands on a command line is seen by everybody on the machine.
+        // Every user of the machine can see a command line.
         if keys::is_secret(&path) && !value.starts_with("sqlite:") {
-            let mistyped = key == "broker.url" && !BROKERS.iter().any(|scheme| value.starts_with(scheme));
-            let text = if mistyped { NO_BROKER } else { SECRET };
-            return self.refuse(place, key, text.to_owned());
+            let mistyped = key == "broker.url" && !AMQP_SCHEMES.iter().any(|scheme| value.starts_with(scheme));
+            let text = if mistyped { NOT_A_BROKER_URL } else { SECRET_ON_COMMAND_LINE };
+            return self.refuse(origin, key, text.to_owned());
         }
-        self.scalar(place, &path, value);
+        self.scalar(origin, &path, value);
     }
 
-    fn scalar(&mut self, place: Place, path: &[String], text: &str) {
-        let value = keys::read_text(path, text);
+    fn scalar(&mut self, origin: ValueOrigin, path: &[String], text: &str) {
+        let value = keys::parse_text(path, text);
         let nest = |inner, key: &String| Value::Object(Map::from_iter([(key.clone(), inner)]));
         let tree = path.iter().rev().fold(value, nest);
-        self.layers.push(Layer { tree, place, lines: HashMap::new() });
+        self.layers.push(Layer { tree, origin, lines: HashMap::new() });
     }
 
-    fn refuse(&mut self, place: Place, key: &str, text: String) {
-        self.problems.push(Problem { place, key: key.to_owned(), text });
+    fn refuse(&mut self, origin: ValueOrigin, key: &str, text: String) {
+        self.problems.push(ConfigProblem { origin, key: key.to_owned(), text });
     }
 
-    /// All layers in one tree, later ones over earlier ones.
+    /// Merges all layers into one tree. Later layers override earlier ones.
     pub(super) fn merged(&self, defaults: &Value) -> Value {
         let base = Figment::from(Serialized::defaults(defaults));
         let all = self.layers.iter().fold(base, |all, layer| all.merge(Serialized::defaults(&layer.tree)));
         all.extract().unwrap_or_default()
     }
 
-    /// Where the value at `path` was given; `Default` if nowhere.
-    pub(super) fn origin(&self, path: &[String]) -> Place {
-        self.layers.iter().rev().find_map(|layer| layer.place_of(path)).unwrap_or(Place::Default)
+    /// Returns the origin of the value at `path`; `Default` if no layer sets it.
+    pub(super) fn origin(&self, path: &[String]) -> ValueOrigin {
+        self.layers.iter().rev().find_map(|layer| layer.origin_of(path)).unwrap_or(ValueOrigin::Default)
     }
 
-    /// As [`Layers::origin`]; for a value that is missing, where the nearest table around it was opened.
-    pub(super) fn nearest(&self, path: &[String]) -> Place {
+    /// Returns the origin of the value at `path`, or of the nearest table around a missing value.
+    pub(super) fn nearest(&self, path: &[String]) -> ValueOrigin {
         let origins = (1..=path.len()).rev().map(|length| self.origin(&path[..length]));
-        origins.into_iter().find(|place| *place != Place::Default).unwrap_or(Place::Default)
+        origins.into_iter().find(|origin| *origin != ValueOrigin::Default).unwrap_or(ValueOrigin::Default)
     }
 }
 
-/// Finds lines by offset. A scan for each key would be quadratic in a file of ten thousand destinations.
-struct Lines(Vec<usize>);
+/// Line numbers by offset. A scan for each key would be quadratic in a file with ten thousand
+/// destinations.
+struct LineIndex(Vec<usize>);
 
-impl Lines {
+impl LineIndex {
     fn of(text: &str) -> Self {
         Self(text.match_indices('\n').map(|(offset, _)| offset).collect())
     }

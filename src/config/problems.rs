@@ -1,22 +1,22 @@
-//! What is wrong with a configuration, and where it was written.
+//! Problems of a configuration, and the origin of each value.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a value was given.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// Nowhere: it is the program's own default.
+pub enum ValueOrigin {
+    /// The program's default.
     Default,
-    /// In a file, on this line where it is known.
+    /// A file, and the line if it is known.
     File(PathBuf, Option<usize>),
-    /// In this environment variable.
+    /// An environment variable.
     Environment(String),
-    /// On the command line.
+    /// A command-line flag.
     Flag(String),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
@@ -28,21 +28,21 @@ impl fmt::Display for Place {
     }
 }
 
-/// One thing that is wrong. Displays as `FILE:LINE: KEY: reason; remedy`, without secrets.
+/// A problem of the configuration. Displays as `FILE:LINE: KEY: reason; remedy`, without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// Where it was written.
-    pub place: Place,
-    /// The dotted key; empty where a whole file is meant.
+pub struct ConfigProblem {
+    /// Origin of the wrong value.
+    pub origin: ValueOrigin,
+    /// The dotted key; empty if the problem is about a whole file.
     pub key: String,
     /// The reason and the remedy.
     pub text: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.place != Place::Default {
-            write!(f, "{}: ", self.place)?;
+        if self.origin != ValueOrigin::Default {
+            write!(f, "{}: ", self.origin)?;
         }
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
@@ -51,22 +51,22 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong, never empty. Displays one line each.
+/// All problems of a configuration, never empty. Displays one line for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
+pub struct ConfigProblems(pub Vec<ConfigProblem>);
 
-impl Problems {
-    /// In the order of the files and their lines: the way they are mended.
-    pub(super) fn sorted(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|problem| match &problem.place {
-            Place::File(path, line) => (Some(path.clone()), line.unwrap_or(0)),
+impl ConfigProblems {
+    /// Sorts the problems by file and line, the order in which they are corrected.
+    pub(super) fn sorted(mut problems: Vec<ConfigProblem>) -> Self {
+        problems.sort_by_key(|problem| match &problem.origin {
+            ValueOrigin::File(path, line) => (Some(path.clone()), line.unwrap_or(0)),
             _ => (None, 0),
         });
         Self(problems)
     }
 }
 
-impl fmt::Display for Problems {
+impl fmt::Display for ConfigProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {
             if index > 0 {
@@ -78,4 +78,4 @@ impl fmt::Display for Problems {
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for ConfigProblems {}

@@ -1,7 +1,8 @@
-//! The serde mirror of the configuration: the names, shapes and defaults of every key, and nothing else.
+//! The configuration as serde reads it: the name and the type of every key. The defaults are in
+//! `defaults`.
 //!
-//! Its JSON Schema (`consign schema config`) is also what finds unknown and missing keys, and what tells how the text of
-//! an environment variable is to be read.
+//! The JSON Schema of these types (`consign schema config`) is also used to find unknown and
+//! missing keys, and to parse the text of environment variables.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -11,280 +12,208 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::LogFormat;
+use super::sections::LogFormat;
 use super::units::{Size, Span};
 use crate::domain::destination::raw::RawDestination;
 
-/// The configuration as it is written. Nothing is checked yet but the shape.
+/// The configuration as written. Only its shape is checked.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "consign configuration", rename = "config")]
-pub struct RawConfig {
-    /// Where jobs come from.
-    pub broker: RawBroker,
-    /// How much at once.
-    pub worker: RawWorker,
-    /// How objects are cut.
-    pub upload: RawUpload,
+pub(super) struct RawConfig {
+    /// The queue of jobs.
+    pub(super) broker: RawBrokerConfig,
+    /// Concurrency and memory.
+    pub(super) worker: RawWorkerConfig,
+    /// Multipart uploads.
+    pub(super) upload: RawUploadConfig,
     /// Assumed roles.
-    pub session: RawSession,
-    /// Where the services are.
-    pub aws: RawAws,
-    /// What may be read.
-    pub source: RawSource,
+    pub(super) session: RawSessionConfig,
+    /// Region and endpoints.
+    pub(super) aws: RawAwsConfig,
+    /// Sources that may be read.
+    pub(super) source: RawSourceConfig,
     /// The HTTP endpoint for people and Prometheus.
-    pub admin: RawAdmin,
+    pub(super) admin: RawAdminConfig,
     /// Bounds on metrics.
-    pub metrics: RawMetrics,
+    pub(super) metrics: RawMetricsConfig,
     /// The connection test.
-    pub check: RawCheck,
+    pub(super) check: RawCheckConfig,
     /// Log lines and traces.
-    pub log: RawLog,
-    /// The customers' buckets by id.
-    pub destinations: BTreeMap<String, RawDestination>,
+    pub(super) log: RawLogConfig,
+    /// The customers' buckets, by id.
+    pub(super) destinations: BTreeMap<String, RawDestination>,
 }
 
-/// `[broker]` as it is written.
+/// `[broker]` as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawBroker {
-    /// "amqps://..." or "amqp://..." for RabbitMQ, "sqlite:PATH" for the embedded queue of one machine. A broker's URL holds a password,
-    /// so prefer `url_file` or the environment for it.
+#[schemars(rename = "RawBroker")]
+pub(super) struct RawBrokerConfig {
+    /// "amqps://..." or "amqp://..." for RabbitMQ, "sqlite:PATH" for the embedded queue of one
+    /// machine. A broker's URL contains a password, so prefer `url_file` or the environment for it.
     #[serde(skip_serializing)]
     #[schemars(with = "Option<String>")]
-    pub url: Option<SecretString>,
-    /// The file that holds the URL.
+    pub(super) url: Option<SecretString>,
+    /// File that contains the URL.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub url_file: Option<PathBuf>,
-    /// The first word of every exchange and queue.
-    pub prefix: String,
-    /// Whether `run` declares the topology itself; otherwise it only checks it.
-    pub declare: bool,
-    /// After how long a running transfer is put under a lease.
-    pub lease_after: Span,
-    /// A private CA (PEM) for amqps.
+    pub(super) url_file: Option<PathBuf>,
+    /// First word of every exchange and queue name.
+    pub(super) prefix: String,
+    /// True if `run` declares the topology; otherwise it only checks it.
+    pub(super) declare: bool,
+    /// Running time after which a transfer gets a lease.
+    pub(super) lease_after: Span,
+    /// Private CA (PEM) for amqps.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca_file: Option<PathBuf>,
-    /// The client's certificate (PEM) for amqps.
+    pub(super) ca_file: Option<PathBuf>,
+    /// Client certificate (PEM) for amqps.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub client_cert_file: Option<PathBuf>,
-    /// The client's key (PEM) for amqps.
+    pub(super) client_cert_file: Option<PathBuf>,
+    /// Client key (PEM) for amqps.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub client_key_file: Option<PathBuf>,
-    /// Plain amqp beyond loopback.
-    pub allow_plaintext: bool,
+    pub(super) client_key_file: Option<PathBuf>,
+    /// Allows plain amqp to hosts other than loopback.
+    pub(super) allow_plaintext: bool,
 }
 
-impl Default for RawBroker {
-    fn default() -> Self {
-        Self {
-            url: None,
-            url_file: None,
-            prefix: "consign".to_owned(),
-            declare: false,
-            lease_after: Span::seconds(600),
-            ca_file: None,
-            client_cert_file: None,
-            client_key_file: None,
-            allow_plaintext: false,
-        }
-    }
-}
-
-/// `[worker]` as it is written.
+/// `[worker]` as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawWorker {
-    /// Transfers at once.
-    pub slots: NonZeroU32,
-    /// The most of them that backfills may hold. A backfill begins only where one slot in eight stays free for scheduled jobs.
-    pub backfill_slots: u32,
-    /// Bytes that buffered parts may hold together.
-    pub memory_budget: Size,
-    /// How long a drain may take.
-    pub drain_timeout: Span,
-    /// Charged attempts before a job is given up.
-    pub max_attempts: NonZeroU32,
-    /// The most transfers at once into one destination.
-    pub destination_slots: NonZeroU32,
-    /// This process's name; host name and pid unless given.
+#[schemars(rename = "RawWorker")]
+pub(super) struct RawWorkerConfig {
+    /// Concurrent transfers.
+    pub(super) slots: NonZeroU32,
+    /// Slots that backfills may use at most. A backfill job only starts if one slot in eight stays
+    /// free for scheduled jobs.
+    pub(super) backfill_slots: u32,
+    /// Total bytes of all buffered parts.
+    pub(super) memory_budget: Size,
+    /// Time limit of a drain.
+    pub(super) drain_timeout: Span,
+    /// Charged attempts before a job is dead-lettered.
+    pub(super) max_attempts: NonZeroU32,
+    /// Concurrent transfers into one destination.
+    pub(super) destination_slots: NonZeroU32,
+    /// Name of this process; by default host name and pid.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
+    pub(super) id: Option<String>,
 }
 
-impl Default for RawWorker {
-    fn default() -> Self {
-        Self {
-            slots: at_least_one(16),
-            backfill_slots: 8,
-            memory_budget: Size::mib(256),
-            drain_timeout: Span::seconds(30),
-            max_attempts: at_least_one(8),
-            destination_slots: at_least_one(8),
-            id: None,
-        }
-    }
-}
-
-/// `[upload]` as it is written.
+/// `[upload]` as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawUpload {
-    /// Bytes of a part, 5 MiB to 5 GiB.
-    pub part_size: Size,
-    /// From this length on, an object is uploaded in parts.
-    pub multipart_threshold: Size,
-    /// Parts of one upload in flight at once.
-    pub part_concurrency: NonZeroU32,
-    /// Bytes a second below which a request (or a source) counts as stuck.
-    pub min_rate: Size,
+#[schemars(rename = "RawUpload")]
+pub(super) struct RawUploadConfig {
+    /// Part size in bytes, 5 MiB to 5 GiB.
+    pub(super) part_size: Size,
+    /// Length from which an object is uploaded in parts.
+    pub(super) multipart_threshold: Size,
+    /// Concurrent parts of one upload.
+    pub(super) part_concurrency: NonZeroU32,
+    /// Bytes per second below which a request or a source counts as stuck.
+    pub(super) min_rate: Size,
 }
 
-impl Default for RawUpload {
-    fn default() -> Self {
-        Self {
-            part_size: Size::mib(8),
-            multipart_threshold: Size::mib(16),
-            part_concurrency: at_least_one(8),
-            min_rate: Size(64 << 10),
-        }
-    }
-}
-
-/// `[session]` as it is written.
+/// `[session]` as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawSession {
-    /// How long before its end a session is renewed.
-    pub refresh_before: Span,
-    /// Sessions kept at once.
-    pub capacity: u64,
-    /// How long a refusal is remembered.
-    pub denied_for: Span,
-    /// Whether this worker may assume roles at all.
-    pub role_auth: bool,
+#[schemars(rename = "RawSession")]
+pub(super) struct RawSessionConfig {
+    /// Time before its expiry at which a session is renewed.
+    pub(super) refresh_before: Span,
+    /// Cached sessions.
+    pub(super) capacity: u64,
+    /// Time for which a refusal is cached.
+    pub(super) denied_for: Span,
+    /// True if this worker may assume roles.
+    pub(super) role_auth: bool,
 }
 
-impl Default for RawSession {
-    fn default() -> Self {
-        Self { refresh_before: Span::seconds(300), capacity: 10_000, denied_for: Span::seconds(60), role_auth: true }
-    }
-}
-
-/// `[aws]` as it is written.
+/// `[aws]` as written.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawAws {
-    /// The worker's own region: STS is called there.
+#[schemars(rename = "RawAws")]
+pub(super) struct RawAwsConfig {
+    /// The worker's own region, in which STS is called.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub region: Option<String>,
-    /// An S3-compatible store.
+    pub(super) region: Option<String>,
+    /// Endpoint of an S3-compatible store.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub s3_endpoint_url: Option<String>,
-    /// Another STS.
+    pub(super) s3_endpoint_url: Option<String>,
+    /// Endpoint of another STS.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sts_endpoint_url: Option<String>,
-    /// The bucket in the path instead of the host name, for S3-compatible stores.
-    pub force_path_style: bool,
-    /// Assumed first from the standard credential chain: the role that customers trust.
+    pub(super) sts_endpoint_url: Option<String>,
+    /// Puts the bucket into the path instead of the host name, for S3-compatible stores.
+    pub(super) force_path_style: bool,
+    /// Role that customers trust. It is assumed first, with the standard credential chain.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub identity_role_arn: Option<String>,
+    pub(super) identity_role_arn: Option<String>,
 }
 
-/// `[source]` as it is written.
+/// `[source]` as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawSource {
-    /// Allowed schemes, of "https", "file" and "s3".
-    pub schemes: Vec<String>,
-    /// The root of file sources; without it, none may be read.
+#[schemars(rename = "RawSource")]
+pub(super) struct RawSourceConfig {
+    /// Allowed schemes: "https", "file", "s3".
+    pub(super) schemes: Vec<String>,
+    /// Root of file sources. Without it, no file may be read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub file_root: Option<PathBuf>,
-    /// The staging buckets that may be read.
-    pub s3_buckets: Vec<String>,
-    /// Whether http:// may be read.
-    pub allow_http: bool,
-    /// Whether private, loopback and link-local addresses may be read.
-    pub allow_private_networks: bool,
-    /// The longest source.
+    pub(super) file_root: Option<PathBuf>,
+    /// Staging buckets that may be read.
+    pub(super) s3_buckets: Vec<String>,
+    /// Allows http://.
+    pub(super) allow_http: bool,
+    /// Allows private, loopback and link-local addresses.
+    pub(super) allow_private_networks: bool,
+    /// Maximum length of a source.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_bytes: Option<Size>,
+    pub(super) max_bytes: Option<Size>,
 }
 
-impl Default for RawSource {
-    fn default() -> Self {
-        Self {
-            schemes: ["https", "file", "s3"].map(str::to_owned).to_vec(),
-            file_root: None,
-            s3_buckets: Vec::new(),
-            allow_http: false,
-            allow_private_networks: false,
-            max_bytes: None,
-        }
-    }
-}
-
-/// `[admin]` as it is written.
+/// `[admin]` as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawAdmin {
+#[schemars(rename = "RawAdmin")]
+pub(super) struct RawAdminConfig {
     /// Address and port to listen on.
-    pub listen: String,
+    pub(super) listen: String,
 }
 
-impl Default for RawAdmin {
-    fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".to_owned() }
-    }
-}
-
-/// `[metrics]` as it is written.
+/// `[metrics]` as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawMetrics {
-    /// Destination label values; the rest is counted as `_other`.
-    pub max_destinations: usize,
+#[schemars(rename = "RawMetrics")]
+pub(super) struct RawMetricsConfig {
+    /// Maximum number of destination label values; all other destinations are counted as `_other`.
+    pub(super) max_destinations: usize,
 }
 
-impl Default for RawMetrics {
-    fn default() -> Self {
-        Self { max_destinations: 500 }
-    }
-}
-
-/// `[check]` as it is written.
+/// `[check]` as written.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawCheck {
-    /// This platform's public addresses or networks, for policies and diagnoses.
-    pub egress_addresses: Vec<String>,
+#[schemars(rename = "RawCheck")]
+pub(super) struct RawCheckConfig {
+    /// Public addresses or networks of this platform, for policies and diagnoses.
+    pub(super) egress_addresses: Vec<String>,
 }
 
-/// `[log]` as it is written.
+/// `[log]` as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawLog {
+#[schemars(rename = "RawLog")]
+pub(super) struct RawLogConfig {
     /// JSON lines, or text for people.
-    pub format: LogFormat,
-    /// What is logged, such as "info,consign=debug".
-    pub filter: String,
-    /// Where traces are sent, if anywhere.
+    pub(super) format: LogFormat,
+    /// A `tracing` filter such as "info,consign=debug".
+    pub(super) filter: String,
+    /// OTLP endpoint for traces, if they are exported.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub otlp_endpoint: Option<String>,
+    pub(super) otlp_endpoint: Option<String>,
 }
 
-impl Default for RawLog {
-    fn default() -> Self {
-        Self { format: LogFormat::Json, filter: "info".to_owned(), otlp_endpoint: None }
-    }
-}
-
-/// A default that is known not to be zero.
-const fn at_least_one(count: u32) -> NonZeroU32 {
-    NonZeroU32::MIN.saturating_add(count.saturating_sub(1))
-}
-
-/// The JSON Schema of the configuration.
+/// Returns the JSON Schema of the configuration.
 pub fn schema() -> schemars::Schema {
     schemars::schema_for!(RawConfig)
 }

@@ -1,4 +1,4 @@
-//! Every value with its origin, secrets masked: what `consign config show` prints.
+//! Every value with its origin and with secrets masked, for `consign config show`.
 
 use std::fmt;
 
@@ -6,36 +6,36 @@ use serde_json::Value;
 
 use super::keys;
 use super::layers::Layers;
-use super::problems::Place;
+use super::problems::ValueOrigin;
 
-/// What stands in the place of a secret.
+/// Text shown instead of a secret.
 const MASK: &str = "***";
 
 /// One value of the merged configuration.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Setting {
+pub struct EffectiveSetting {
     /// The dotted key.
     pub key: String,
-    /// The value, masked where it is a secret.
+    /// The value; masked if it is a secret.
     pub value: Value,
-    /// Where it was given.
-    pub origin: Place,
+    /// Origin of the value.
+    pub origin: ValueOrigin,
 }
 
-impl fmt::Display for Setting {
+impl fmt::Display for EffectiveSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} = {}  # {}", self.key, self.value, self.origin)
     }
 }
 
-/// The leaves of the tree in the order of their keys.
-pub(super) fn settings(tree: &Value, layers: &Layers) -> Vec<Setting> {
+/// Returns the leaves of the tree in the order of their keys.
+pub(super) fn effective_settings(tree: &Value, layers: &Layers) -> Vec<EffectiveSetting> {
     let mut found = Vec::new();
     collect(tree, &mut Vec::new(), layers, &mut found);
     found
 }
 
-fn collect(node: &Value, path: &mut Vec<String>, layers: &Layers, found: &mut Vec<Setting>) {
+fn collect(node: &Value, path: &mut Vec<String>, layers: &Layers, found: &mut Vec<EffectiveSetting>) {
     if let Some(table) = node.as_object() {
         for (key, inner) in table {
             path.push(key.clone());
@@ -45,10 +45,10 @@ fn collect(node: &Value, path: &mut Vec<String>, layers: &Layers, found: &mut Ve
         return;
     }
     let value = if keys::is_secret(path) { Value::from(masked(path, node)) } else { node.clone() };
-    found.push(Setting { key: path.join("."), value, origin: layers.origin(path) });
+    found.push(EffectiveSetting { key: path.join("."), value, origin: layers.origin(path) });
 }
 
-/// A broker's URL without its password and query; `***` for any other secret.
+/// Masks the password of a broker URL and removes its query. Returns `***` for any other secret.
 fn masked(path: &[String], secret: &Value) -> String {
     let is_url = path.last().is_some_and(|key| key == "url");
     let Some(text) = secret.as_str().filter(|_| is_url) else { return MASK.to_owned() };

@@ -23,7 +23,7 @@ fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
     pairs.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect()
 }
 
-/// The problems of a text, without the name of the file.
+/// Returns the problems of a text, without the name of the file.
 fn problems(text: &str) -> Vec<String> {
     let problems = load_str(text).unwrap_err().to_string();
     problems.lines().map(|line| line.trim_start_matches("text.toml:").to_owned()).collect()
@@ -34,7 +34,7 @@ fn overrides(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn nothing_at_all_is_a_valid_configuration_with_the_defaults_of_the_contract() {
+fn an_empty_configuration_has_the_defaults_of_the_contract() {
     let config = load_str("").unwrap().config;
     assert_eq!((config.worker.slots.get(), config.worker.backfill_slots), (16, 8));
     assert_eq!(config.worker.memory_budget, 256 << 20);
@@ -49,7 +49,7 @@ fn nothing_at_all_is_a_valid_configuration_with_the_defaults_of_the_contract() {
 }
 
 #[test]
-fn the_examples_are_valid() {
+fn the_sample_files_are_valid() {
     let minimal = load_str(MINIMAL).unwrap().config;
     assert_eq!(minimal.destinations.len(), 1);
     let full = load_str(FULL).unwrap().config;
@@ -59,7 +59,7 @@ fn the_examples_are_valid() {
 }
 
 #[test]
-fn the_full_example_shows_the_defaults() {
+fn the_full_sample_shows_the_defaults() {
     let sections = FULL.split("# One section for each").next().unwrap();
     let shown: Value = serde_json::to_value(toml::from_str::<toml::Table>(sections).unwrap()).unwrap();
     let defaults = serde_json::to_value(raw::RawConfig::default()).unwrap();
@@ -73,7 +73,7 @@ fn the_full_example_shows_the_defaults() {
 }
 
 #[test]
-fn the_full_example_mentions_every_key_of_the_schema() {
+fn the_full_sample_mentions_every_key_of_the_schema() {
     fn names(schema: &Value, found: &mut Vec<String>) {
         for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
             found.push(key.clone());
@@ -93,7 +93,7 @@ fn the_full_example_mentions_every_key_of_the_schema() {
 }
 
 #[test]
-fn all_problems_come_at_once_each_with_its_line() {
+fn all_problems_are_reported_at_once_with_their_lines() {
     let found = problems(
         "[broker]\nprefix = \"Not This\"\nlease_after = \"2h\"\nurl = 5\n[worker]\nslot = 4\nslots = 0\n\
          memory_budget = \"1MiB\"\n[destinations.acme]\nbucket = \"B\"\nregion = \"eu-central-1\"\n\
@@ -132,7 +132,7 @@ fn a_broken_file_is_reported_together_with_the_problems_of_others() {
 }
 
 #[test]
-fn flags_beat_the_environment_which_beats_files_which_beat_defaults() {
+fn flags_override_the_environment_which_overrides_files_which_override_defaults() {
     let (_one, first) =
         written("[worker]\nslots = 1\nbackfill_slots = 1\nmax_attempts = 2\n[upload]\nmin_rate = \"1KiB\"\n");
     let (_two, second) = written("[worker]\nslots = 3\nbackfill_slots = 1\n");
@@ -150,7 +150,7 @@ fn flags_beat_the_environment_which_beats_files_which_beat_defaults() {
 }
 
 #[test]
-fn the_environment_can_give_a_whole_destination_and_digits_stay_text() {
+fn the_environment_can_set_a_whole_destination_and_digits_stay_text() {
     let variables = environment(&[
         ("CONSIGN__DESTINATIONS__ACME-EU__BUCKET", "acme-1"),
         ("CONSIGN__DESTINATIONS__ACME-EU__REGION", "eu-central-1"),
@@ -180,11 +180,11 @@ fn problems_name_the_variable_or_the_flag() {
         text.contains("environment CONSIGN__WOKRER__SLOTS: wokrer: unknown key; did you mean \"worker\"?"),
         "{text}"
     );
-    assert!(text.contains("flag --set admin.listen: admin.listen: is no address with a port"), "{text}");
+    assert!(text.contains("flag --set admin.listen: admin.listen: is not an address with a port"), "{text}");
 }
 
 #[test]
-fn contradictions_refuse_to_start() {
+fn invalid_and_conflicting_values_are_refused() {
     let role = "[destinations.a]\nbucket = \"abc\"\nregion = \"eu-central-1\"\nauth = { method = \"iam_role\", ";
     let arn = "role_arn = \"arn:aws:iam::123456789012:role/r\"";
     for (text, line) in [
@@ -194,31 +194,34 @@ fn contradictions_refuse_to_start() {
         ("[worker]\nid = \"a b\"".to_owned(), "2: worker.id: "),
         ("[upload]\npart_size = \"1MiB\"".to_owned(), "2: upload.part_size: 1MiB is outside"),
         ("[upload]\nmultipart_threshold = \"6GiB\"".to_owned(), "2: upload.multipart_threshold: 6GiB is outside"),
-        ("[upload]\npart_size = \"200MiB\"".to_owned(), "worker.memory_budget: 256MiB is too little"),
+        ("[upload]\npart_size = \"200MiB\"".to_owned(), "worker.memory_budget: 256MiB is too small"),
         ("[upload]\nmin_rate = 0".to_owned(), "2: upload.min_rate: "),
         ("[upload]\npart_concurrency = 5000".to_owned(), "2: upload.part_concurrency: "),
         ("[session]\nrefresh_before = \"1h\"".to_owned(), "2: session.refresh_before: "),
         ("[session]\ndenied_for = \"2h\"".to_owned(), "2: session.denied_for: "),
         ("[session]\ncapacity = 0".to_owned(), "2: session.capacity: "),
         ("[broker]\nlease_after = \"31m\"".to_owned(), "2: broker.lease_after: "),
-        ("[broker]\nurl = \"amqp://mq.example.com\"".to_owned(), "2: broker.url: would send the password in the clear"),
-        ("[broker]\nurl = \"http://h\"".to_owned(), "2: broker.url: is no broker URL"),
-        ("[broker]\nurl = \"sqlite:\"".to_owned(), "2: broker.url: names no file"),
+        (
+            "[broker]\nurl = \"amqp://mq.example.com\"".to_owned(),
+            "2: broker.url: would send the password in plain text",
+        ),
+        ("[broker]\nurl = \"http://h\"".to_owned(), "2: broker.url: is not a broker URL"),
+        ("[broker]\nurl = \"sqlite:\"".to_owned(), "2: broker.url: has no file"),
         ("[broker]\nurl = \"sqlite::memory:\"".to_owned(), "2: broker.url: would keep the jobs in memory"),
-        ("[broker]\nurl = \"sqlite://jobs.db\"".to_owned(), "2: broker.url: names a host"),
-        ("[broker]\nurl = \"sqlite:a\"\nurl_file = \"b\"".to_owned(), "3: broker.url_file: contradicts"),
+        ("[broker]\nurl = \"sqlite://jobs.db\"".to_owned(), "2: broker.url: has a host"),
+        ("[broker]\nurl = \"sqlite:a\"\nurl_file = \"b\"".to_owned(), "3: broker.url_file: conflicts"),
         ("[broker]\nurl_file = \"/nonexistent\"".to_owned(), "2: broker.url_file: /nonexistent cannot be read"),
-        ("[broker]\nclient_cert_file = \"/dev/null\"".to_owned(), "2: broker.client_cert_file: is half of a pair"),
-        ("[broker]\nclient_key_file = \"/dev/null\"".to_owned(), "2: broker.client_key_file: is half of a pair"),
+        ("[broker]\nclient_cert_file = \"/dev/null\"".to_owned(), "2: broker.client_cert_file: is only one of a pair"),
+        ("[broker]\nclient_key_file = \"/dev/null\"".to_owned(), "2: broker.client_key_file: is only one of a pair"),
         ("[broker]\nurl = \"amqp://[::1]\"\nca_file = \"/dev/null\"".to_owned(), "3: broker.ca_file: has no effect"),
         ("[broker]\nca_file = \"/nonexistent\"".to_owned(), "2: broker.ca_file: /nonexistent cannot be read"),
         ("[aws]\nregion = \"x@host\"".to_owned(), "2: aws.region: "),
-        ("[aws]\ns3_endpoint_url = \"ftp://h\"".to_owned(), "2: aws.s3_endpoint_url: is no endpoint"),
-        ("[aws]\nsts_endpoint_url = \"https://u:p@h\"".to_owned(), "2: aws.sts_endpoint_url: is no endpoint"),
+        ("[aws]\ns3_endpoint_url = \"ftp://h\"".to_owned(), "2: aws.s3_endpoint_url: is not an endpoint"),
+        ("[aws]\nsts_endpoint_url = \"https://u:p@h\"".to_owned(), "2: aws.sts_endpoint_url: is not an endpoint"),
         ("[aws]\nidentity_role_arn = \"arn\"".to_owned(), "2: aws.identity_role_arn: "),
-        ("[source]\nschemes = [\"http\"]".to_owned(), "2: source.schemes: \"http\" is no scheme of its own"),
+        ("[source]\nschemes = [\"http\"]".to_owned(), "2: source.schemes: \"http\" is not listed here"),
         ("[source]\nschemes = [\"ftp\"]".to_owned(), "2: source.schemes: \"ftp\" is unknown"),
-        ("[source]\nfile_root = \"/dev/null\"".to_owned(), "2: source.file_root: /dev/null is no directory"),
+        ("[source]\nfile_root = \"/dev/null\"".to_owned(), "2: source.file_root: /dev/null is not a directory"),
         ("[source]\ns3_buckets = [\"X\"]".to_owned(), "2: source.s3_buckets: "),
         ("[source]\nmax_bytes = 0".to_owned(), "2: source.max_bytes: "),
         ("[metrics]\nmax_destinations = 0".to_owned(), "2: metrics.max_destinations: "),
@@ -235,7 +238,7 @@ fn contradictions_refuse_to_start() {
 }
 
 #[test]
-fn what_only_looks_like_a_contradiction_is_accepted() {
+fn values_that_only_seem_to_conflict_are_accepted() {
     for text in [
         "[worker]\nslots = 4",
         "[broker]\nurl = \"amqp://localhost/%2f\"",
@@ -283,25 +286,26 @@ fn a_problem_never_quotes_a_secret() {
 }
 
 #[test]
-fn a_mistyped_scheme_on_the_command_line_is_told_which_there_are() {
+fn a_mistyped_scheme_on_the_command_line_lists_the_schemes() {
     for mistyped in ["sqlit:s3cr3t-marker", "s3cr3t-marker", ""] {
         let refused = load_from(&[], [], &overrides(&[("broker.url", mistyped)])).unwrap_err().to_string();
-        let said = "flag --set broker.url: broker.url: is no broker URL; it begins with sqlite:, amqps: or amqp:";
-        assert!(refused.contains(said) && !refused.contains(SECRET), "{refused}");
+        let expected =
+            "flag --set broker.url: broker.url: is not a broker URL; it begins with sqlite:, amqps: or amqp:";
+        assert!(refused.contains(expected) && !refused.contains(SECRET), "{refused}");
     }
     let in_a_file = problems("[broker]\nurl = \"sqlit:q.db\"").concat();
     assert!(in_a_file.contains("it begins with amqps:, amqp: or sqlite:"), "{in_a_file}");
 }
 
 #[test]
-fn the_broker_url_may_stand_in_a_file_of_its_own() {
+fn the_broker_url_can_be_read_from_a_file() {
     let (_folder, file) = written("amqps://me:pw@h/v\n");
     let loaded = load_str(&format!("[broker]\nurl_file = {:?}", file.display().to_string())).unwrap();
     assert_eq!(loaded.config.broker.required_url().unwrap().expose_secret(), "amqps://me:pw@h/v");
 }
 
 #[test]
-fn a_command_that_needs_a_broker_says_so() {
+fn a_command_that_needs_a_broker_requires_its_url() {
     let required = load_str("").unwrap().config.broker.required_url().map(|_| ()).unwrap_err().to_string();
     assert!(required.contains("broker.url: is required by this command"), "{required}");
 }
@@ -315,7 +319,7 @@ fn a_sqlite_url_names_the_file_of_the_embedded_queue() {
 }
 
 #[test]
-fn a_hostile_file_ends_in_a_bounded_list() {
+fn a_hostile_file_is_refused_with_a_bounded_list() {
     let many: String = (0..5000).map(|n| format!("[destinations.d{n}]\nbucket = {n}\n")).collect();
     assert!(load_str(&many).is_err());
     let deep = format!("a = {}{}", "[".repeat(5000), "]".repeat(5000));

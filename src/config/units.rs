@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them.
+//! Sizes and durations in the form that people write.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -8,24 +8,24 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Bytes, written as "8MiB", "64 kB" or a whole number.
+/// A number of bytes, written as "8MiB", "64 kB" or a whole number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size(pub u64);
+pub(super) struct Size(pub(super) u64);
 
 /// A duration, written as "30s" or "1h 30m".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
+pub(super) struct Span(pub(super) Duration);
 
 impl Size {
-    /// This many mebibytes.
-    pub const fn mib(count: u64) -> Self {
+    /// Returns a size in mebibytes.
+    pub(super) const fn mib(count: u64) -> Self {
         Self(count << 20)
     }
 }
 
 impl Span {
-    /// This many seconds.
-    pub const fn seconds(count: u64) -> Self {
+    /// Returns a duration in seconds.
+    pub(super) const fn seconds(count: u64) -> Self {
         Self(Duration::from_secs(count))
     }
 }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_with_and_without_units() {
+    fn sizes_are_parsed_with_and_without_units() {
         assert_eq!(size("\"8MiB\"").unwrap(), Size(8 << 20));
         assert_eq!(size("\"1 kB\"").unwrap(), Size(1000));
         assert_eq!(size("4096").unwrap(), Size(4096));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn both_are_written_as_they_are_read() {
+    fn sizes_and_durations_round_trip() {
         for text in ["1GiB", "256MiB", "64KiB", "1500B", "0B"] {
             assert_eq!(size(&format!("\"{text}\"")).unwrap().to_string(), text);
         }

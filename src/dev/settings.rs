@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::cloud::{CloudPlan, Customer, InjectedFault, KeyPair, Way};
 use super::home::Home;
-use crate::config::{Config, LogConfig, LogFormat, Problems, load_from};
+use crate::config::{Config, ConfigProblems, LogConfig, LogFormat, load_from};
 
 /// The region of the platform and of `acme`.
 pub(super) const REGION: &str = "eu-central-1";
@@ -119,7 +119,7 @@ auth = {{ method = "access_key", access_key_id = "{}", secret_access_key = "{}" 
 }
 
 /// The configuration of that file. The environment has no say in it.
-pub(super) fn load(home: &Home) -> Result<Config, Problems> {
+pub(super) fn load(home: &Home) -> Result<Config, ConfigProblems> {
     load_from(&[home.config()], [], &[]).map(|loaded| loaded.config)
 }
 

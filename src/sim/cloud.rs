@@ -8,7 +8,7 @@ use super::plan::{Act, Fate, Shape, Taken};
 use super::record::End;
 use super::world::{World, note};
 use super::{clock, rules};
-use crate::check::Report;
+use crate::check::CheckReport;
 use crate::domain::destination::Destination;
 use crate::domain::job::Job;
 use crate::domain::job::lease::Checkpoint;
@@ -258,7 +258,7 @@ impl Transport for Cloud {
         })
     }
 
-    fn test<'a>(&'a self, _destination: &'a Arc<Destination>, _egress: &'a [String]) -> BoxFuture<'a, Report> {
-        Box::pin(async { Report::of_the_worker(None, clock::now(), 0.0, Vec::new()) })
+    fn test<'a>(&'a self, _destination: &'a Arc<Destination>, _egress: &'a [String]) -> BoxFuture<'a, CheckReport> {
+        Box::pin(async { CheckReport::of_worker(None, clock::now(), 0.0, Vec::new()) })
     }
 }

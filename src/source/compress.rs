@@ -1,26 +1,26 @@
-//! gzip and zstd on the way. Whoever compresses reads chunks, so that a compressed file is no longer a file.
+//! gzip and zstd compression of a stream. A compressed file is read as chunks, not as a file.
 
 mod packer;
-
-use std::io;
 
 use async_compression::tokio::write::{GzipEncoder, ZstdEncoder};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
-use super::Chunks;
+use super::chunks::Chunks;
 use crate::domain::job::Compression;
-use crate::domain::outcome::{Failure, Reason};
+use crate::domain::outcome::Failure;
+use packer::{STRIDE, encoder_failure};
+
 pub use packer::Packer;
 
-/// Bytes compressed between two chances for other tasks: a millisecond of gzip.
-const STRIDE: usize = 64 * 1024;
-/// Compressed bytes are handed on from this many; one chunk is this much and what one stride adds.
-const CHUNK: usize = 64 * 1024;
+/// Size from which compressed bytes are yielded. A chunk has this size plus what one stride adds.
+const CHUNK_SIZE: usize = 64 * 1024;
 
-/// Compresses a stream, as one gzip member or one zstd frame. A failure of `chunks` comes out as it is, and nothing follows
-/// it. The same bytes in the same chunks give the same output whatever the timing: nothing is flushed before the end.
+/// Compresses a stream as one gzip member or one zstd frame.
+///
+/// A failure of `chunks` passes through unchanged, and nothing follows it. The same bytes in the
+/// same chunks give the same output at any timing: nothing is flushed before the end.
 pub fn compress(chunks: Chunks, compression: Compression) -> Chunks {
     match compression {
         Compression::None => chunks,
@@ -30,43 +30,43 @@ pub fn compress(chunks: Chunks, compression: Compression) -> Chunks {
 }
 
 /// An encoder that writes into memory.
-trait Encoder: AsyncWrite + Send + Unpin {
+trait MemoryEncoder: AsyncWrite + Send + Unpin {
     fn output(&mut self) -> &mut Vec<u8>;
 }
 
-impl Encoder for GzipEncoder<Vec<u8>> {
+impl MemoryEncoder for GzipEncoder<Vec<u8>> {
     fn output(&mut self) -> &mut Vec<u8> {
         self.get_mut()
     }
 }
 
-impl Encoder for ZstdEncoder<Vec<u8>> {
+impl MemoryEncoder for ZstdEncoder<Vec<u8>> {
     fn output(&mut self) -> &mut Vec<u8> {
         self.get_mut()
     }
 }
 
-struct Encoding {
+struct CompressedStream {
     input: Option<Chunks>,
-    /// What of the last chunk is not compressed yet.
+    /// The part of the last chunk that is not compressed yet.
     rest: Bytes,
-    encoder: Box<dyn Encoder>,
+    encoder: Box<dyn MemoryEncoder>,
 }
 
-fn encoded(chunks: Chunks, encoder: Box<dyn Encoder>) -> Chunks {
-    let state = Encoding { input: Some(chunks), rest: Bytes::new(), encoder };
+fn encoded(chunks: Chunks, encoder: Box<dyn MemoryEncoder>) -> Chunks {
+    let state = CompressedStream { input: Some(chunks), rest: Bytes::new(), encoder };
     Box::pin(stream::try_unfold(state, |mut state| async move {
         let chunk = state.next().await?;
         Ok((!chunk.is_empty()).then_some((chunk, state)))
     }))
 }
 
-impl Encoding {
-    /// The next compressed chunk; empty at the end.
+impl CompressedStream {
+    /// Returns the next compressed chunk; empty at the end.
     async fn next(&mut self) -> Result<Bytes, Failure> {
-        while self.encoder.output().len() < CHUNK {
+        while self.encoder.output().len() < CHUNK_SIZE {
             if !self.rest.is_empty() {
-                self.stride().await?;
+                self.compress_stride().await?;
             } else if let Some(input) = &mut self.input {
                 match input.next().await {
                     Some(chunk) => self.rest = chunk?,
@@ -79,22 +79,17 @@ impl Encoding {
         Ok(std::mem::take(self.encoder.output()).into())
     }
 
-    async fn stride(&mut self) -> Result<(), Failure> {
-        let piece = self.rest.split_to(self.rest.len().min(STRIDE));
-        self.encoder.write_all(&piece).await.map_err(|error| broken(&error))?;
+    async fn compress_stride(&mut self) -> Result<(), Failure> {
+        let stride = self.rest.split_to(self.rest.len().min(STRIDE));
+        self.encoder.write_all(&stride).await.map_err(|error| encoder_failure(&error))?;
         tokio::task::yield_now().await;
         Ok(())
     }
 
     async fn finish(&mut self) -> Result<(), Failure> {
         self.input = None;
-        self.encoder.shutdown().await.map_err(|error| broken(&error))
+        self.encoder.shutdown().await.map_err(|error| encoder_failure(&error))
     }
-}
-
-/// Memory does not fail to be written to: this is a rule of ours that broke.
-fn broken(error: &io::Error) -> Failure {
-    Failure::new(Reason::Panic, format!("the compression failed: {error}"))
 }
 
 #[cfg(test)]
@@ -104,6 +99,7 @@ mod tests {
     use tokio::io::{AsyncRead, AsyncReadExt as _};
 
     use super::*;
+    use crate::domain::outcome::Reason;
 
     fn noise(length: usize) -> Vec<u8> {
         let mut state = 88_172_645_463_325_252_u64;
@@ -132,12 +128,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_compressed_can_be_had_back() {
+    async fn compressed_bytes_decompress_to_the_input() {
         let repeated = b"date,campaign,clicks\n".repeat(100_000);
         for compression in [Compression::Gzip, Compression::Zstd] {
             for plain in [Vec::new(), vec![7], noise(600_000), repeated.clone()] {
                 let chunks: Vec<Bytes> = compress(chunked(&plain, 100_000), compression).try_collect().await.unwrap();
-                assert!(chunks.iter().all(|c| (1..=CHUNK + 2 * STRIDE).contains(&c.len())), "{compression:?}");
+                assert!(chunks.iter().all(|c| (1..=CHUNK_SIZE + 2 * STRIDE).contains(&c.len())), "{compression:?}");
                 let whole = chunks.concat();
                 assert_eq!(decoded(compression, &whole).await, plain, "{compression:?} of {} bytes", plain.len());
                 assert!(plain != repeated || whole.len() < plain.len() / 20, "{compression:?} compresses");
@@ -146,20 +142,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_compression_changes_nothing() {
+    async fn without_compression_the_chunks_are_unchanged() {
         let chunks: Vec<Bytes> = compress(chunked(b"abc", 2), Compression::None).try_collect().await.unwrap();
         assert_eq!(chunks, ["ab", "c"]);
     }
 
     #[tokio::test]
-    async fn a_failure_comes_out_as_it_went_in() {
+    async fn a_failure_passes_through() {
         let failure = || Err(Failure::new(Reason::SourceSlow, "slow").hint("hint"));
         for compression in [Compression::Gzip, Compression::Zstd] {
             let input = chunked(b"some bytes", 4).chain(stream::once(async move { failure() }));
             let mut output = compress(Box::pin(input), compression);
             let error = output.by_ref().try_for_each(|_| async { Ok(()) }).await.unwrap_err();
             assert_eq!((error.reason, error.hint.as_str()), (Reason::SourceSlow, "hint"));
-            assert!(output.next().await.is_none(), "nothing follows a failure, least of all a valid end");
+            assert!(output.next().await.is_none(), "nothing follows a failure, in particular no valid end");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Local files below `source.file_root`, and nothing else: no `..`, no symlink, no FIFO, no device, no directory.
+//! Local files below `source.file_root`, and nothing else: no `..`, no symlink, no FIFO, no device,
+//! no directory.
 
 mod open;
 
@@ -15,76 +16,72 @@ use futures_util::stream;
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use super::Chunks;
+use super::chunks::Chunks;
 use crate::domain::outcome::{Failure, Reason};
 use crate::metrics::Metrics;
+use open::FileStamp;
 
-/// Bytes of one chunk of [`FileSource::chunks`].
-const CHUNK: usize = 256 * 1024;
-/// Bytes hashed in one go on a blocking thread; a dropped digest stops after at most this much.
+/// Size of one chunk of [`FileSource::chunks`].
+const CHUNK_SIZE: usize = 256 * 1024;
+/// Bytes hashed in one blocking task. A dropped digest stops after at most this many.
 const DIGEST_STRIDE: u64 = 32 * 1024 * 1024;
 
-/// A regular file that is open for reading, and what it was when it was opened.
+/// A regular file that is open for reading, with its size and modification time at the opening.
 ///
-/// Every range can be read any number of times and from any thread. The file may be unlinked or replaced by a rename
-/// meanwhile (the open one stays what it was); writing into it is found out by [`FileSource::verify_unchanged`].
+/// Every range can be read any number of times and from any thread. Unlinking the file or replacing
+/// it by a rename does not affect the open one. [`FileSource::verify_unchanged`] detects writes.
 pub struct FileSource {
     file: File,
     path: PathBuf,
-    opened: Stamp,
+    opened: FileStamp,
     nowait_unsupported: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
-/// What changes when somebody writes into a file. Not ctime: that also changes when the name is replaced by a rename,
-/// which leaves the open file as it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    size: u64,
-    modified_ns: i128,
-}
-
 impl FileSource {
-    /// Opens a file below `root`. Blocks: a few system calls, on a blocking thread.
+    /// Opens a file below `root`. Blocks for a few system calls: call it on a blocking thread.
     ///
-    /// Fails as `source_forbidden` (outside, or no regular file), `source_not_found`, `source_denied` or
-    /// `source_unavailable`.
+    /// Fails as `source_forbidden` (outside of the root, or not a regular file),
+    /// `source_not_found`, `source_denied` or `source_unavailable`.
     pub fn open(root: &Path, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
-        Self::opened(open::beneath(root, path)?, path, metrics)
+        Self::from_file(open::open_beneath(root, path)?, path, metrics)
     }
 
-    /// The same without waiting for a disk: safe on a runtime worker, and without the two changes of threads that cost more
-    /// than a small file's upload. `None` when it would have to wait, or at any trouble: then [`FileSource::open`] says which.
+    /// Opens a file without waiting for a disk: safe on a runtime worker, and without the two
+    /// thread switches that cost more than the upload of a small file. Returns `None` if it would
+    /// have to wait, and on any error: then call [`FileSource::open`], which reports the error.
     pub fn open_cached(root: &Path, path: &Path, metrics: &Arc<Metrics>) -> Option<Self> {
-        let file = open::beneath_cached(root, path)?;
-        Self::opened(file, path, Arc::clone(metrics)).ok()
+        let file = open::open_beneath_cached(root, path)?;
+        Self::from_file(file, path, Arc::clone(metrics)).ok()
     }
 
-    fn opened(file: File, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
-        let opened = open::regular(&file, path)?;
+    fn from_file(file: File, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
+        let opened = open::regular_file_stamp(&file, path)?;
         Ok(Self { file, path: path.to_owned(), opened, nowait_unsupported: AtomicBool::new(false), metrics })
     }
 
-    /// Bytes of the file when it was opened.
+    /// Returns the length of the file at the opening.
     pub fn length(&self) -> u64 {
         self.opened.size
     }
 
-    /// What identifies this content: modification time in nanoseconds and size, `NS-SIZE`.
+    /// Returns the identifier of this content: modification time in nanoseconds and size,
+    /// `NS-SIZE`.
     pub fn validator(&self) -> String {
         format!("{}-{}", self.opened.modified_ns, self.opened.size)
     }
 
-    /// Reads what is in the page cache at `offset`, without ever waiting for a disk: safe on a runtime worker.
+    /// Reads from the page cache at `offset` and never waits for a disk: safe on a runtime worker.
     ///
-    /// May read less than asked for. `None` when it would have to wait, or where the kernel or the file system can't tell:
-    /// then [`FileSource::read_at`] on a blocking thread is the way.
+    /// May read less than requested. Returns `None` if it would have to wait, or if the kernel or
+    /// the file system does not support it: then call [`FileSource::read_at`] on a blocking thread.
     pub fn read_at_cached(&self, offset: u64, buf: &mut [u8]) -> io::Result<Option<usize>> {
         if self.nowait_unsupported.load(Ordering::Relaxed) {
             return Ok(None);
         }
         match read_nowait(&self.file, offset, buf) {
-            // Some kernels (5.9 to 5.11) answer 0 for a page that is merely absent: only a blocking read knows the end.
+            // Some kernels (5.9 to 5.11) return 0 for a page that is only absent from the cache: only
+            // a blocking read finds the end.
             Ok(0) if offset < self.opened.size => Ok(None),
             Ok(read) => Ok(Some(read)),
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
@@ -96,7 +93,7 @@ impl FileSource {
         }
     }
 
-    /// Reads at `offset` until `buf` is full or the file ends. Blocks: for blocking threads only.
+    /// Reads at `offset` until `buf` is full or the file ends. For blocking threads only.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buf.len() {
@@ -110,10 +107,10 @@ impl FileSource {
         Ok(filled)
     }
 
-    /// Fails as `source_changed` if the file was written to since it was opened. One system call that does not wait on
-    /// local file systems.
+    /// Fails as `source_changed` if the file was written to after the opening. One system call,
+    /// which does not wait on local file systems.
     pub fn verify_unchanged(&self) -> Result<(), Failure> {
-        let now = open::stamp(&self.file).map_err(|error| self.unreadable(&error))?;
+        let now = open::current_stamp(&self.file).map_err(|error| self.unreadable(&error))?;
         if now == self.opened {
             return Ok(());
         }
@@ -127,29 +124,31 @@ impl FileSource {
             .hint("Write the file elsewhere and rename it into place before the job is published."))
     }
 
-    /// Counts bytes that went to an upload; passes for digests and checksums don't count.
+    /// Counts bytes that were read for an upload. Reads for digests and checksums are not counted.
     pub fn count_read(&self, bytes: u64) {
         self.metrics.source_read("file", bytes);
     }
 
-    /// The failure of an I/O error of this file.
+    /// Returns the failure for an I/O error of this file.
     pub fn unreadable(&self, error: &io::Error) -> Failure {
         Failure::new(Reason::SourceUnavailable, format!("{} can't be read: {error}", self.path.display()))
     }
 
-    /// The failure of a file that ended at `offset`, before its length: for readers that find out themselves.
+    /// Returns the failure for a file that ended at `offset`, before its length, for callers that
+    /// read it themselves.
     pub fn ended_early(&self, offset: u64) -> Failure {
         let message = format!("{} ended at byte {offset}; it was {} bytes long", self.path.display(), self.opened.size);
         Failure::new(Reason::SourceChanged, message)
     }
 
-    /// The file from start to end, as [`FileSource::chunks_from`] reads it.
+    /// Reads the file from start to end, as [`FileSource::chunks_from`].
     pub fn chunks(self: Arc<Self>) -> Chunks {
         self.chunks_from(0)
     }
 
-    /// The file from byte `offset` to its end in chunks of 256 KiB, counted. Never blocks a runtime worker. The last chunk,
-    /// or the end where there is none, comes only after the file was found unchanged.
+    /// Reads the file from byte `offset` to its end in chunks of 256 KiB and counts them. Never
+    /// blocks a runtime worker. The last chunk (or the end, if there is none) is only yielded after
+    /// the file was found unchanged.
     pub fn chunks_from(self: Arc<Self>, offset: u64) -> Chunks {
         Box::pin(stream::try_unfold((self, offset), |(file, offset)| async move {
             let chunk = Self::chunk_at(&file, offset).await?;
@@ -164,7 +163,7 @@ impl FileSource {
 
     async fn chunk_at(file: &Arc<Self>, offset: u64) -> Result<Bytes, Failure> {
         let left = file.length().saturating_sub(offset);
-        let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let wanted = usize::try_from(left).unwrap_or(CHUNK_SIZE).min(CHUNK_SIZE);
         if wanted == 0 {
             return Ok(Bytes::new());
         }
@@ -187,7 +186,8 @@ impl FileSource {
         task.await.map_err(io::Error::other).and_then(|read| read).map_err(|error| file.unreadable(&error))
     }
 
-    /// The SHA-256 of the whole file, which must not change meanwhile. Stops soon when dropped.
+    /// Computes the SHA-256 of the whole file. Fails if the file changes meanwhile. When dropped,
+    /// it stops after the current stride.
     pub(super) async fn sha256(file: &Arc<Self>) -> Result<[u8; 32], Failure> {
         let (mut hasher, mut offset) = (Sha256::new(), 0);
         while offset < file.length() {
@@ -201,10 +201,10 @@ impl FileSource {
 
     fn hash_stride(&self, from: u64, mut hasher: Sha256) -> Result<(Sha256, u64), Failure> {
         let end = self.length().min(from + DIGEST_STRIDE);
-        let mut buf = vec![0; CHUNK];
+        let mut buf = vec![0; CHUNK_SIZE];
         let mut offset = from;
         while offset < end {
-            let wanted = usize::try_from(end - offset).unwrap_or(CHUNK).min(CHUNK);
+            let wanted = usize::try_from(end - offset).unwrap_or(CHUNK_SIZE).min(CHUNK_SIZE);
             let read = self.read_at(offset, &mut buf[..wanted]).map_err(|error| self.unreadable(&error))?;
             if read == 0 {
                 return Err(self.ended_early(offset));

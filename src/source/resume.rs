@@ -1,4 +1,5 @@
-//! Reading a body over the network: the least rate, and going on at the byte where a connection broke.
+//! Reading a response body over the network: the minimum rate, and resuming at the byte where a
+//! connection broke.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,163 +10,180 @@ use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::{Instant, timeout};
 
-use super::Chunks;
+use super::chunks::Chunks;
 use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::runtime::retry::Retry;
 
-/// The bytes of one response; an error says in plain words how the connection broke.
-pub(super) type Body = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
+/// Attempts to reopen a source between two advances of [`RETRY_RESET_BYTES`].
+const MAX_REOPENS: u32 = 5;
+/// Bytes read without a break after which the attempts are counted from zero.
+const RETRY_RESET_BYTES: u64 = 8 * 1024 * 1024;
+/// Longest wait before a reopen. If an origin asks for a longer one, the job waits in the queue and
+/// not in a slot.
+const MAX_REOPEN_WAIT: Duration = Duration::from_secs(15);
 
-/// A source as its origin first answered for it.
-pub(super) struct Opened {
-    /// The whole length, where the origin tells it.
+/// Bytes of one response. An error describes how the connection broke.
+pub(super) type ResponseBody = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
+
+/// A source as described by the origin's first response.
+pub(super) struct OpenedSource {
+    /// Length of the whole content, if the origin reports it.
     pub(super) length: Option<u64>,
-    /// The entity tag, weak ones too.
+    /// Entity tag, strong or weak.
     pub(super) etag: Option<String>,
-    /// Whether the origin has ranges and a strong validator.
+    /// True if the origin supports ranges and has a strong validator.
     pub(super) resumable: bool,
-    /// All bytes, or those from the asked byte on.
+    /// All bytes, or those from the requested byte on.
     pub(super) chunks: Chunks,
 }
 
-impl Opened {
-    /// The tag, if equal tags mean equal bytes.
+impl OpenedSource {
+    /// Returns the entity tag if equal tags mean equal bytes.
     pub(super) fn strong_etag(&self) -> Option<&str> {
         self.etag.as_deref().filter(|etag| is_strong(etag))
     }
 
-    /// Itself if it is the content that `mark` names, and can be gone on with once more.
-    pub(super) fn if_is(self, mark: &SourceMark) -> Option<Self> {
-        let same_tag = self.strong_etag() == Some(&mark.validator);
-        let same_length = self.length.is_none() || mark.length.is_none() || self.length == mark.length;
+    /// Returns itself if it is the content that `checkpoint` identifies and is resumable.
+    pub(super) fn matching(self, checkpoint: &SourceMark) -> Option<Self> {
+        let same_tag = self.strong_etag() == Some(&checkpoint.validator);
+        let same_length = self.length.is_none() || checkpoint.length.is_none() || self.length == checkpoint.length;
         (self.resumable && same_tag && same_length).then_some(self)
     }
 }
 
-/// Whether equal tags mean equal bytes.
+/// Returns true if equal tags mean equal bytes.
 pub(super) fn is_strong(etag: &str) -> bool {
     !etag.starts_with("W/")
 }
 
-/// The rest of a content that is proven to be the same.
-pub(super) struct Rest {
-    /// From the asked byte on.
-    pub(super) body: Body,
-    /// The whole length, where the origin tells it.
+/// A response with content: the whole, or a range of the same content.
+pub(super) struct OriginResponse {
+    /// The bytes from the requested one on.
+    pub(super) body: ResponseBody,
+    /// Length of the whole content, if the origin reports it.
     pub(super) length: Option<u64>,
 }
 
-/// Where a body can be had again.
+/// A place from which the same content can be requested again.
 pub(super) trait Origin: Send + Sync {
-    /// What it is called in messages; without a query.
+    /// Returns the name for messages, without a query.
     fn name(&self) -> String;
 
-    /// The same content from byte `from` on. Fails as `source_changed` if it is not the same any more.
-    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<Rest, Failure>>;
+    /// Requests the same content from byte `from` on. Fails as `source_changed` if the content is
+    /// not the same any more.
+    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>>;
 }
 
-/// The patience with an origin.
+/// Time limits for reading from an origin.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    /// Bytes a second below which a source counts as stuck.
+pub(super) struct ReadLimits {
+    /// Minimum rate in bytes per second. A slower source counts as stuck.
     pub(super) min_rate: u64,
-    /// Over which time the rate is taken. Only the time spent waiting for the source counts.
-    pub(super) window: Duration,
-    /// Until the head of a response is there, connecting included.
-    pub(super) head: Duration,
-    /// The first wait before a broken connection is made again.
-    pub(super) first_wait: Duration,
+    /// Period over which the rate is measured. Only the time spent waiting for the source counts.
+    pub(super) rate_window: Duration,
+    /// Timeout for the head of a response, including the connection.
+    pub(super) response_timeout: Duration,
+    /// First wait before a source is reopened.
+    pub(super) first_reopen_wait: Duration,
 }
 
-impl Limits {
-    /// The usual patience.
+impl ReadLimits {
+    /// Returns the limits of production.
     pub(super) fn new(min_rate: u64) -> Self {
-        let seconds = Duration::from_secs;
-        Self { min_rate, window: seconds(30), head: seconds(60), first_wait: Duration::from_millis(500) }
+        Self {
+            min_rate,
+            rate_window: Duration::from_secs(30),
+            response_timeout: Duration::from_secs(60),
+            first_reopen_wait: Duration::from_millis(500),
+        }
     }
 
-    /// The head of a response, unless it takes too long: `source_unavailable`.
+    /// Waits for the head of a response. Fails as `source_unavailable` after the timeout.
     pub(super) async fn in_time<T>(
         &self,
         name: impl fmt::Display,
         request: impl Future<Output = T>,
     ) -> Result<T, Failure> {
-        timeout(self.head, request).await.map_err(|_| {
-            let patience = humantime::format_duration(self.head);
-            Failure::new(Reason::SourceUnavailable, format!("{name} did not answer within {patience}"))
+        timeout(self.response_timeout, request).await.map_err(|_| {
+            let limit = humantime::format_duration(self.response_timeout);
+            Failure::new(Reason::SourceUnavailable, format!("{name} did not answer within {limit}"))
         })
     }
 
     fn retry(&self) -> Retry {
-        Retry::bounded(REOPENINGS, self.first_wait, LONGEST_WAIT)
+        Retry::bounded(MAX_REOPENS, self.first_reopen_wait, MAX_REOPEN_WAIT)
     }
 }
 
-/// Tries to go on without getting at least [`PROGRESS`] bytes further.
-const REOPENINGS: u32 = 5;
-const PROGRESS: u64 = 8 * 1024 * 1024;
-/// An origin that asks for more patience than this gets it from the queue, not from a slot.
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
-
-/// All bytes of a response, which begins at byte `from`. Where the origin is `resumable`, a broken connection is made again
-/// and read on, a few times between two stretches of progress; otherwise it fails as `source_unavailable`. Under the least
-/// rate it fails as `source_slow`.
-pub(super) fn chunks(origin: Box<dyn Origin>, rest: Rest, from: u64, resumable: bool, limits: Limits) -> Chunks {
-    let pace = Pace { limits, waited: Duration::ZERO, bytes: 0 };
-    let reading = Reading { origin, rest, resumable, offset: from, since_break: 0, retry: limits.retry(), pace };
-    Box::pin(stream::try_unfold(reading, |mut reading| async move {
-        Ok(reading.next().await?.map(|chunk| (chunk, reading)))
-    }))
+/// Returns all bytes of a response that begins at byte `from`.
+///
+/// If the origin is `resumable` and the connection breaks, the source is reopened at that byte, a
+/// few times between two advances; otherwise the stream fails as `source_unavailable`. Below the
+/// minimum rate it fails as `source_slow`.
+pub(super) fn chunks(
+    origin: Box<dyn Origin>,
+    response: OriginResponse,
+    from: u64,
+    resumable: bool,
+    limits: ReadLimits,
+) -> Chunks {
+    let throughput = ThroughputMonitor { limits, waited: Duration::ZERO, bytes: 0 };
+    let retry = limits.retry();
+    let reader = ResumingReader { origin, response, resumable, offset: from, since_break: 0, retry, throughput };
+    Box::pin(stream::try_unfold(
+        reader,
+        |mut reader| async move { Ok(reader.next().await?.map(|chunk| (chunk, reader))) },
+    ))
 }
 
-struct Reading {
+struct ResumingReader {
     origin: Box<dyn Origin>,
-    rest: Rest,
+    response: OriginResponse,
     resumable: bool,
     offset: u64,
     since_break: u64,
     retry: Retry,
-    pace: Pace,
+    throughput: ThroughputMonitor,
 }
 
-impl Reading {
+impl ResumingReader {
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
-            let item = self.pace.next(&mut self.rest.body).await.map_err(|failure| self.named(failure))?;
-            let broken = match item {
+            let item = self.throughput.next(&mut self.response.body).await.map_err(|failure| self.named(failure))?;
+            let cause = match item {
                 Some(Ok(chunk)) => {
                     self.advance(chunk.len() as u64);
                     return Ok(Some(chunk));
                 }
-                _ if self.rest.length == Some(self.offset) => return Ok(None),
-                None if self.rest.length.is_none_or(|length| self.offset > length) => return Ok(None),
+                _ if self.response.length == Some(self.offset) => return Ok(None),
+                None if self.response.length.is_none_or(|length| self.offset > length) => return Ok(None),
                 None => "the connection was closed".to_owned(),
                 Some(Err(cause)) => cause,
             };
-            self.resume(&broken).await?;
+            self.reopen(&cause).await?;
         }
     }
 
     fn advance(&mut self, bytes: u64) {
         self.offset += bytes;
         self.since_break += bytes;
-        if self.since_break >= PROGRESS {
-            self.retry = self.pace.limits.retry();
+        if self.since_break >= RETRY_RESET_BYTES {
+            self.retry = self.throughput.limits.retry();
         }
     }
 
-    async fn resume(&mut self, cause: &str) -> Result<(), Failure> {
-        let message = format!("{} broke off after {} bytes: {cause}", self.origin.name(), self.offset);
+    async fn reopen(&mut self, cause: &str) -> Result<(), Failure> {
+        let message = format!("{} disconnected after {} bytes: {cause}", self.origin.name(), self.offset);
         let mut last = Failure::new(Reason::SourceUnavailable, message);
         self.since_break = 0;
-        while self.resumable && last.class() == Class::Transient && last.retry_after.is_none_or(|a| a <= LONGEST_WAIT) {
+        while self.resumable && may_reopen(&last) {
             let Some(wait) = self.retry.next_wait(last.retry_after) else { break };
-            tracing::debug!(source = self.origin.name(), from = self.offset, ?wait, "source is reopened");
+            tracing::debug!(source = self.origin.name(), from = self.offset, ?wait, "reopening the source");
             tokio::time::sleep(wait).await;
             match self.origin.reopen(self.offset).await {
-                Ok(rest) => {
-                    self.rest = Rest { body: rest.body, length: self.rest.length.or(rest.length) };
+                Ok(OriginResponse { body, length }) => {
+                    self.response = OriginResponse { body, length: self.response.length.or(length) };
                     return Ok(());
                 }
                 Err(failure) => last = failure,
@@ -180,24 +198,29 @@ impl Reading {
     }
 }
 
-/// Measures the time spent waiting for the source; while the consumer is busy no time passes here.
-struct Pace {
-    limits: Limits,
+fn may_reopen(failure: &Failure) -> bool {
+    failure.class() == Class::Transient && failure.retry_after.is_none_or(|wait| wait <= MAX_REOPEN_WAIT)
+}
+
+/// Measures the rate of a source over the time spent waiting for it. No time passes here while the
+/// consumer is busy.
+struct ThroughputMonitor {
+    limits: ReadLimits,
     waited: Duration,
     bytes: u64,
 }
 
-impl Pace {
-    async fn next(&mut self, body: &mut Body) -> Result<Option<Result<Bytes, String>>, Failure> {
+impl ThroughputMonitor {
+    async fn next(&mut self, body: &mut ResponseBody) -> Result<Option<Result<Bytes, String>>, Failure> {
         loop {
             let started = Instant::now();
-            let left = self.limits.window.saturating_sub(self.waited);
+            let left = self.limits.rate_window.saturating_sub(self.waited);
             let item = timeout(left, body.next()).await;
-            self.waited = if item.is_ok() { self.waited + started.elapsed() } else { self.limits.window };
+            self.waited = if item.is_ok() { self.waited + started.elapsed() } else { self.limits.rate_window };
             if let Ok(Some(Ok(chunk))) = &item {
                 self.bytes += chunk.len() as u64;
             }
-            if self.waited >= self.limits.window {
+            if self.waited >= self.limits.rate_window {
                 self.end_window()?;
             }
             if let Ok(item) = item {
@@ -207,13 +230,14 @@ impl Pace {
     }
 
     fn end_window(&mut self) -> Result<(), Failure> {
-        let Self { limits, bytes, .. } = self;
-        let least = u128::from(limits.min_rate) * limits.window.as_millis() / 1000;
-        if u128::from(*bytes) < least.max(1) {
+        let ReadLimits { min_rate, rate_window, .. } = self.limits;
+        let bytes = self.bytes;
+        let minimum = u128::from(min_rate) * rate_window.as_millis() / 1000;
+        if u128::from(bytes) < minimum.max(1) {
+            let window = humantime::format_duration(rate_window);
             let message = format!(
-                "is too slow: {bytes} bytes in {} of waiting, at least {} bytes a second are expected (upload.min_rate)",
-                humantime::format_duration(limits.window),
-                limits.min_rate
+                "is too slow: {bytes} bytes in {window} of waiting, the minimum is {min_rate} bytes per second \
+                 (upload.min_rate)"
             );
             return Err(Failure::new(Reason::SourceSlow, message));
         }

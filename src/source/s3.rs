@@ -11,7 +11,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, stream};
 
-use super::resume::{self, Body, Limits, Opened, Origin, Rest};
+use super::resume::{self, OpenedSource, Origin, OriginResponse, ReadLimits, ResponseBody};
 use crate::domain::destination::BucketName;
 use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Failure, Reason};
@@ -22,76 +22,78 @@ use crate::metrics::{self, Metrics};
 pub(super) struct S3Source {
     client: Client,
     buckets: Vec<String>,
-    limits: Limits,
+    limits: ReadLimits,
     metrics: Arc<Metrics>,
 }
 
 impl S3Source {
-    pub(super) fn new(client: Client, buckets: Vec<String>, limits: Limits, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(client: Client, buckets: Vec<String>, limits: ReadLimits, metrics: Arc<Metrics>) -> Self {
         Self { client, buckets, limits, metrics }
     }
 
-    /// Asks for the whole object. A bucket that is not listed is refused without a request.
-    pub(super) async fn open(&self, bucket: &BucketName, key: &str) -> Result<Opened, Failure> {
-        let again = self.again(bucket, key, "")?;
-        let output = again.get(None).await?;
+    /// Requests the whole object. A bucket that is not listed is refused without a request.
+    pub(super) async fn open(&self, bucket: &BucketName, key: &str) -> Result<OpenedSource, Failure> {
+        let origin = self.origin(bucket, key, "")?;
+        let output = origin.get(None).await?;
         let length = output.content_length().and_then(|length| u64::try_from(length).ok());
         let etag = output.e_tag().map(ToOwned::to_owned);
         let resumable = etag.as_deref().is_some_and(resume::is_strong);
-        let again = Again { etag: etag.clone().unwrap_or_default(), ..again };
-        let whole = Rest { body: body(output.body), length };
-        let chunks = resume::chunks(Box::new(again), whole, 0, resumable, self.limits);
-        Ok(Opened { length, etag, resumable, chunks })
+        let origin = S3Origin { etag: etag.clone().unwrap_or_default(), ..origin };
+        let whole = OriginResponse { body: body(output.body), length };
+        let chunks = resume::chunks(Box::new(origin), whole, 0, resumable, self.limits);
+        Ok(OpenedSource { length, etag, resumable, chunks })
     }
 
-    /// Asks for the object that `mark` names from byte `from` on, which must be in it; `None` if it can't be had any more.
+    /// Requests the object that `checkpoint` identifies from byte `from` on, which must be in it.
+    /// Returns `None` if that object is not available any more.
     pub(super) async fn open_at(
         &self,
         bucket: &BucketName,
         key: &str,
-        mark: &SourceMark,
+        checkpoint: &SourceMark,
         from: u64,
-    ) -> Result<Option<Opened>, Failure> {
+    ) -> Result<Option<OpenedSource>, Failure> {
         if from == 0 {
-            return Ok(self.open(bucket, key).await?.if_is(mark));
+            return Ok(self.open(bucket, key).await?.matching(checkpoint));
         }
-        let again = self.again(bucket, key, &mark.validator)?;
-        let output = match again.get(Some(from)).await {
+        let origin = self.origin(bucket, key, &checkpoint.validator)?;
+        let output = match origin.get(Some(from)).await {
             Err(failure) if failure.reason == Reason::SourceChanged => return Ok(None),
             answered => answered?,
         };
         let etag = output.e_tag().map(ToOwned::to_owned);
-        // Whatever is wrong with a part: the object begins anew, and is judged then.
-        let Ok(rest) = again.rest(output, from) else { return Ok(None) };
+        // A wrong range of any kind: the job starts from the beginning, and fails then if it must.
+        let Ok(rest) = origin.range(output, from) else { return Ok(None) };
         let length = rest.length;
-        let chunks = resume::chunks(Box::new(again), rest, from, true, self.limits);
-        Ok(Opened { length, etag, resumable: true, chunks }.if_is(mark))
+        let chunks = resume::chunks(Box::new(origin), rest, from, true, self.limits);
+        Ok(OpenedSource { length, etag, resumable: true, chunks }.matching(checkpoint))
     }
 
-    fn again(&self, bucket: &BucketName, key: &str, etag: &str) -> Result<Again, Failure> {
+    fn origin(&self, bucket: &BucketName, key: &str, etag: &str) -> Result<S3Origin, Failure> {
         if !self.buckets.iter().any(|allowed| allowed == bucket.as_str()) {
-            let message = format!("bucket {bucket} is not one that source.s3_buckets allows to read");
+            let message = format!("source.s3_buckets does not list the bucket {bucket}");
             return Err(Failure::new(Reason::SourceForbidden, message));
         }
-        Ok(Again { source: self.clone(), bucket: bucket.to_string(), key: key.to_owned(), etag: etag.to_owned() })
+        Ok(S3Origin { source: self.clone(), bucket: bucket.to_string(), key: key.to_owned(), etag: etag.to_owned() })
     }
 }
 
-fn body(body: ByteStream) -> Body {
+fn body(body: ByteStream) -> ResponseBody {
     Box::pin(stream::unfold(body, |mut body| async move {
         let item = body.next().await?;
         Some((item.map_err(|error| innermost(&error)), body))
     }))
 }
 
-struct Again {
+/// One object, identified by its entity tag.
+struct S3Origin {
     source: S3Source,
     bucket: String,
     key: String,
     etag: String,
 }
 
-impl Again {
+impl S3Origin {
     async fn get(&self, from: Option<u64>) -> Result<GetObjectOutput, Failure> {
         let mut request = self.source.client.get_object().bucket(&self.bucket).key(&self.key);
         if let Some(from) = from {
@@ -102,40 +104,41 @@ impl Again {
         answered?.map_err(|error| classify(&self.name(), &error))
     }
 
-    /// The answer's body, if it is the part that was asked for. Some stores don't know `If-Match`.
-    fn rest(&self, output: GetObjectOutput, from: u64) -> Result<Rest, Failure> {
+    /// Returns the body, if it is the requested range. The entity tag is checked because some
+    /// stores ignore `If-Match`.
+    fn range(&self, output: GetObjectOutput, from: u64) -> Result<OriginResponse, Failure> {
         if output.e_tag().is_some_and(|etag| etag != self.etag) {
             let message = format!("{} changed while it was read", self.name());
             return Err(Failure::new(Reason::SourceChanged, message));
         }
         let range = output.content_range().unwrap_or_default();
         if !range.starts_with(&format!("bytes {from}-")) {
-            let message = format!("{} answered with another part than the one that was asked for", self.name());
+            let message = format!("{} answered with another range than the requested one", self.name());
             return Err(Failure::new(Reason::Unclassified, message));
         }
         let length = range.rsplit_once('/').and_then(|(_, total)| total.parse().ok());
-        Ok(Rest { body: body(output.body), length })
+        Ok(OriginResponse { body: body(output.body), length })
     }
 }
 
-/// The SDK would check a checksum that S3 keeps for the whole against the part that was asked for; length, tag and the job's
-/// own digest are what we go by.
+/// Sends the request without checksum validation: the SDK would compare the checksum of the whole
+/// object with the requested range. Length, entity tag and the job's digest are checked instead.
 async fn send(request: GetObjectFluentBuilder) -> Result<GetObjectOutput, SdkError<GetObjectError>> {
     let plain = Builder::new().response_checksum_validation(ResponseChecksumValidation::WhenRequired);
     request.customize().config_override(plain).send().await
 }
 
-impl Origin for Again {
+impl Origin for S3Origin {
     fn name(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.key)
     }
 
-    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<Rest, Failure>> {
-        async move { self.rest(self.get(Some(from)).await?, from) }.boxed()
+    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>> {
+        async move { self.range(self.get(Some(from)).await?, from) }.boxed()
     }
 }
 
-/// How a request ended, as the metrics call it; the outer error is that no answer came in time.
+/// Returns the status label of a request for the metrics. The outer error is the response timeout.
 fn status_label<T, E>(answered: &Result<Result<T, SdkError<E>>, Failure>) -> &'static str {
     match answered {
         Ok(Ok(_)) => "2xx",

@@ -1,4 +1,4 @@
-//! An http origin that does what a test tells it, answer by answer: cuts, hangs, never ends. For tests.
+//! A scripted http origin for tests. Its responses can break off, hang or never end.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,65 +8,65 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-/// One step of an answer. After the last one the connection is closed.
+/// One step of a response. After the last one the connection is closed.
 #[derive(Debug, Clone)]
-pub(super) enum Act {
+pub(super) enum ResponseStep {
     /// Sends these bytes.
     Send(Vec<u8>),
-    /// Sends bytes until the other side has enough.
+    /// Sends bytes until the client closes the connection.
     Endless,
-    /// Does nothing any more, and keeps the connection open.
+    /// Sends nothing more and keeps the connection open.
     Hang,
 }
 
-/// The head of an answer and what follows it.
-pub(super) fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<Act> {
+/// Returns the steps of a response with this head and body.
+pub(super) fn response(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<ResponseStep> {
     let mut head = format!("HTTP/1.1 {status} Scripted\r\nconnection: close\r\n");
     for (name, value) in headers {
         head.extend([name, ": ", value, "\r\n"]);
     }
-    vec![Act::Send((head + "\r\n").into_bytes()), Act::Send(body.to_vec())]
+    vec![ResponseStep::Send((head + "\r\n").into_bytes()), ResponseStep::Send(body.to_vec())]
 }
 
-/// What an origin with ranges and a strong tag answers to this head: the whole, the rest that is asked for, or, where another
-/// tag is named, the whole (`If-Range`) or 412 (`If-Match`).
-pub(super) fn ranged(head: &str, etag: &str, content: &[u8]) -> Vec<Act> {
+/// Returns the response of an origin with ranges and a strong tag to this request head: the whole
+/// or the requested range; for another tag the whole (`If-Range`) or 412 (`If-Match`).
+pub(super) fn ranged_response(head: &str, etag: &str, content: &[u8]) -> Vec<ResponseStep> {
     let named = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
     let whole = [("accept-ranges", "bytes"), ("etag", etag), ("content-length", &content.len().to_string())];
     if named("if-match: ").is_some_and(|wanted| wanted != etag) {
-        return answer(412, &[("content-length", "0")], b"");
+        return response(412, &[("content-length", "0")], b"");
     }
     let same = named("if-range: ").is_none_or(|wanted| wanted == etag);
-    let Some(range) = named("range: bytes=").filter(|_| same) else { return answer(200, &whole, content) };
+    let Some(range) = named("range: bytes=").filter(|_| same) else { return response(200, &whole, content) };
     let from: usize = range.trim_end_matches('-').parse().unwrap();
     let (last, length) = (content.len() - 1, content.len());
     if from >= length {
-        return answer(416, &[("content-range", &format!("bytes */{length}")), ("content-length", "0")], b"");
+        return response(416, &[("content-range", &format!("bytes */{length}")), ("content-length", "0")], b"");
     }
     let part = [
         ("etag", etag),
         ("content-range", &format!("bytes {from}-{last}/{length}")),
         ("content-length", &(length - from).to_string()),
     ];
-    answer(206, &part, &content[from..])
+    response(206, &part, &content[from..])
 }
 
-/// Runs until it is dropped.
-pub(super) struct Scripted {
+/// A server that runs until it is dropped.
+pub(super) struct ScriptedOrigin {
     pub(super) address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
 
-impl Scripted {
-    /// `script` gets the number of the request (from 0) and its head.
-    pub(super) async fn start(script: impl Fn(usize, &str) -> Vec<Act> + Send + Sync + 'static) -> Self {
+impl ScriptedOrigin {
+    /// Starts a server without TLS. `script` gets the number of the request (from 0) and its head.
+    pub(super) async fn start(script: impl Fn(usize, &str) -> Vec<ResponseStep> + Send + Sync + 'static) -> Self {
         Self::serve(None, script).await
     }
 
     pub(super) async fn serve(
         tls: Option<TlsAcceptor>,
-        script: impl Fn(usize, &str) -> Vec<Act> + Send + Sync + 'static,
+        script: impl Fn(usize, &str) -> Vec<ResponseStep> + Send + Sync + 'static,
     ) -> Self {
         let listener = listen().await;
         let address = listener.local_addr().unwrap();
@@ -80,9 +80,9 @@ impl Scripted {
                 let (script, seen, tls) = (Arc::clone(&script), Arc::clone(&seen), tls.clone());
                 connections.spawn(async move {
                     match tls {
-                        None => converse(stream, &*script, &seen).await,
+                        None => serve_connection(stream, &*script, &seen).await,
                         Some(tls) => match tls.accept(stream).await {
-                            Ok(stream) => converse(stream, &*script, &seen).await,
+                            Ok(stream) => serve_connection(stream, &*script, &seen).await,
                             Err(_) => None,
                         },
                     }
@@ -92,7 +92,7 @@ impl Scripted {
         Self { address, heads, task }
     }
 
-    /// The heads of all requests so far.
+    /// Returns the heads of all requests so far.
     pub(super) fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
@@ -102,15 +102,15 @@ impl Scripted {
     }
 }
 
-impl Drop for Scripted {
+impl Drop for ScriptedOrigin {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-async fn converse(
+async fn serve_connection(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    script: &(impl Fn(usize, &str) -> Vec<Act> + Sync),
+    script: &(impl Fn(usize, &str) -> Vec<ResponseStep> + Sync),
     seen: &Mutex<Vec<String>>,
 ) -> Option<()> {
     let mut head = Vec::new();
@@ -123,20 +123,20 @@ async fn converse(
         seen.push(head.clone());
         seen.len() - 1
     };
-    for act in script(number, &head) {
-        match act {
-            Act::Send(bytes) => stream.write_all(&bytes).await.ok()?,
-            Act::Endless => loop {
+    for step in script(number, &head) {
+        match step {
+            ResponseStep::Send(bytes) => stream.write_all(&bytes).await.ok()?,
+            ResponseStep::Endless => loop {
                 stream.write_all(&[b'x'; 16 * 1024]).await.ok()?;
             },
-            Act::Hang => std::future::pending().await,
+            ResponseStep::Hang => std::future::pending().await,
         }
         stream.flush().await.ok()?;
     }
     stream.shutdown().await.ok()
 }
 
-/// A port below the range that outgoing connections take theirs from.
+/// Listens on a port below the ephemeral range, which outgoing connections use.
 async fn listen() -> TcpListener {
     for _ in 0..1000 {
         let drawn = uuid::Uuid::new_v4().as_u128() % 12_000;

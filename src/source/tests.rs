@@ -1,7 +1,10 @@
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 
-use super::scripted::{Act, Scripted, answer};
+use super::scripted::{ResponseStep, ScriptedOrigin, response};
 use super::*;
 
 const TEXT: &[u8] = b"0123456789";
@@ -44,8 +47,8 @@ fn counted_as(sources: &Sources, scheme: &str, bytes: u64) -> bool {
 }
 
 #[tokio::test]
-async fn http_is_read_counted_and_proven() {
-    let origin = Scripted::start(|_, _| answer(200, &[LENGTH, ("etag", "\"v1\"")], TEXT)).await;
+async fn http_is_read_counted_and_verified() {
+    let origin = ScriptedOrigin::start(|_, _| response(200, &[LENGTH, ("etag", "\"v1\"")], TEXT)).await;
     let sources = sources(config());
     let good = job::Source {
         size: Some(10),
@@ -68,8 +71,8 @@ async fn http_is_read_counted_and_proven() {
 }
 
 #[tokio::test]
-async fn without_a_length_the_jobs_size_is_planned_with_and_held_to() {
-    let origin = Scripted::start(|_, _| answer(200, &[], TEXT)).await;
+async fn without_a_length_the_size_in_the_job_is_used_and_enforced() {
+    let origin = ScriptedOrigin::start(|_, _| response(200, &[], TEXT)).await;
     let sources = sources(config());
     let source = |size| job::Source { size, ..job(Location::Http(origin.url("/f"))) };
     assert_eq!(sources.open(&source(None)).await.unwrap().length, None);
@@ -81,20 +84,20 @@ async fn without_a_length_the_jobs_size_is_planned_with_and_held_to() {
 
 #[tokio::test]
 async fn an_endless_body_ends_at_max_bytes() {
-    let origin = Scripted::start(|_, _| [answer(200, &[], b""), vec![Act::Endless]].concat()).await;
+    let origin = ScriptedOrigin::start(|_, _| [response(200, &[], b""), vec![ResponseStep::Endless]].concat()).await;
     let sources = sources(SourceConfig { max_bytes: Some(1_000_000), ..config() });
     assert_eq!(reason(&sources, &job(Location::Http(origin.url("/f")))).await, Some(Reason::TooLarge));
 }
 
 #[tokio::test]
-async fn too_long_is_known_before_a_byte_is_read() {
-    let origin = Scripted::start(|_, _| answer(200, &[LENGTH], TEXT)).await;
+async fn a_source_over_max_bytes_is_refused_before_it_is_read() {
+    let origin = ScriptedOrigin::start(|_, _| response(200, &[LENGTH], TEXT)).await;
     let sources = sources(SourceConfig { max_bytes: Some(9), ..config() });
     assert_eq!(sources.open(&job(Location::Http(origin.url("/f")))).await.unwrap_err().reason, Reason::TooLarge);
 }
 
 #[tokio::test]
-async fn files_are_held_to_what_the_job_says() {
+async fn files_are_compared_with_the_job() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("f");
     std::fs::write(&path, TEXT).unwrap();
@@ -104,7 +107,7 @@ async fn files_are_held_to_what_the_job_says() {
     let validator = sources.open(&good).await.unwrap().validator;
     let tagged = job::Source { etag: validator, ..good.clone() };
     assert_eq!(read(&sources, &tagged).await.unwrap(), TEXT);
-    assert!(counted_as(&sources, "file", 10), "the digest's pass is not counted");
+    assert!(counted_as(&sources, "file", 10), "reading for the digest is not counted");
     for bad in [
         job::Source { size: Some(9), ..good.clone() },
         job::Source { sha256: Some([1; 32]), ..good.clone() },
@@ -117,7 +120,7 @@ async fn files_are_held_to_what_the_job_says() {
 }
 
 #[tokio::test]
-async fn what_is_off_is_forbidden_by_name() {
+async fn disabled_sources_are_forbidden_and_the_setting_is_named() {
     let url = |text| Location::Http(url::Url::parse(text).unwrap());
     let bucket = crate::domain::destination::BucketName::parse("staging").unwrap();
     let s3 = Location::S3 { bucket, key: "k".into() };
@@ -139,7 +142,7 @@ async fn what_is_off_is_forbidden_by_name() {
 
 #[tokio::test]
 async fn staging_objects_are_read_and_counted() {
-    let origin = Scripted::start(|_, _| answer(200, &[LENGTH, ("etag", "\"v1\"")], TEXT)).await;
+    let origin = ScriptedOrigin::start(|_, _| response(200, &[LENGTH, ("etag", "\"v1\"")], TEXT)).await;
     let staging = Some(s3::tests::client(&origin));
     let sources = Sources::new(config(), 0, Arc::new(Metrics::new(1)), staging).unwrap();
     let bucket = crate::domain::destination::BucketName::parse("staging").unwrap();
@@ -149,7 +152,7 @@ async fn staging_objects_are_read_and_counted() {
 }
 
 #[tokio::test]
-async fn a_count_follows_the_chunks() {
+async fn bytes_are_counted_before_compression() {
     let items = [Ok(Bytes::from_static(b"abc")), Ok(Bytes::from_static(b"de"))];
     let (chunks, count) = counted(Box::pin(futures_util::stream::iter(items)));
     let compressed = compress::compress(chunks, job::Compression::Gzip);
@@ -157,10 +160,10 @@ async fn a_count_follows_the_chunks() {
     assert_eq!(count.load(Ordering::Relaxed), 5);
 }
 
-/// A transfer is a task of its own, so opening and reading must be able to move between threads.
+/// A transfer is a task of its own, so opening and reading must be `Send`.
 #[tokio::test]
 async fn opening_and_reading_can_be_spawned() {
-    let origin = Scripted::start(|_, _| answer(200, &[LENGTH], TEXT)).await;
+    let origin = ScriptedOrigin::start(|_, _| response(200, &[LENGTH], TEXT)).await;
     let (sources, source) = (sources(config()), job(Location::Http(origin.url("/f"))));
     let task = tokio::spawn(async move { read(&sources, &source).await });
     assert_eq!(task.await.unwrap().unwrap(), TEXT);
@@ -170,7 +173,7 @@ fn mark(validator: &str, length: Option<u64>) -> SourceMark {
     SourceMark { validator: validator.into(), length }
 }
 
-/// The rest from byte `offset` on, as a worker reads it that goes on.
+/// Returns the rest from byte `offset` on, as a worker that resumes reads it.
 async fn rest(
     sources: &Sources,
     source: &job::Source,
@@ -187,9 +190,9 @@ async fn rest(
     Ok(Some(chunks.try_collect::<Vec<_>>().await.map_err(|failure| failure.reason)?.concat()))
 }
 
-/// An origin with ranges, as http and as a staging bucket.
-async fn both() -> (Scripted, Sources, [job::Source; 2]) {
-    let origin = Scripted::start(|_, head| scripted::ranged(head, "\"v1\"", TEXT)).await;
+/// Starts an origin with ranges, and returns it as an http source and as a staging object.
+async fn resumable_sources() -> (ScriptedOrigin, Sources, [job::Source; 2]) {
+    let origin = ScriptedOrigin::start(|_, head| scripted::ranged_response(head, "\"v1\"", TEXT)).await;
     let staging = Some(s3::tests::client(&origin));
     let sources = Sources::new(config(), 0, Arc::new(Metrics::new(1)), staging).unwrap();
     let bucket = crate::domain::destination::BucketName::parse("staging").unwrap();
@@ -198,13 +201,13 @@ async fn both() -> (Scripted, Sources, [job::Source; 2]) {
 }
 
 #[tokio::test]
-async fn a_source_is_gone_on_with_at_every_byte_and_at_its_end() {
-    let (_origin, sources, jobs) = both().await;
+async fn a_source_resumes_at_every_byte_and_at_its_end() {
+    let (_origin, sources, jobs) = resumable_sources().await;
     for source in &jobs {
         let first = sources.open(source).await.unwrap();
         assert!(first.resumable);
-        let told = SourceMark { validator: first.validator.unwrap(), length: first.length };
-        for mark in [told, mark("\"v1\"", None)] {
+        let reported = SourceMark { validator: first.validator.unwrap(), length: first.length };
+        for mark in [reported, mark("\"v1\"", None)] {
             for offset in 0..=10 {
                 let left = &TEXT[usize::try_from(offset).unwrap()..];
                 assert_eq!(
@@ -220,38 +223,38 @@ async fn a_source_is_gone_on_with_at_every_byte_and_at_its_end() {
 }
 
 #[tokio::test]
-async fn what_is_not_the_same_begins_anew() {
-    let (_origin, sources, jobs) = both().await;
+async fn different_content_starts_from_the_beginning() {
+    let (_origin, sources, jobs) = resumable_sources().await;
     for source in &jobs {
         for offset in [0, 4, 10] {
             for other in [mark("\"v2\"", Some(10)), mark("W/\"v1\"", Some(10)), mark("\"v1\"", Some(12))] {
                 assert_eq!(rest(&sources, source, &other, offset).await, Ok(None), "{offset} of {other:?}");
-                let proven = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
-                assert_eq!(rest(&sources, &proven, &other, offset).await, Ok(None), "{offset} of {other:?}");
+                let digested = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
+                assert_eq!(rest(&sources, &digested, &other, offset).await, Ok(None), "{offset} of {other:?}");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn only_the_rest_is_read_and_counted_unless_a_digest_needs_everything() {
-    let (origin, sources, [source, _]) = both().await;
-    let proven = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
+async fn only_the_rest_is_read_unless_a_digest_needs_the_whole() {
+    let (origin, sources, [source, _]) = resumable_sources().await;
+    let digested = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
     let mark = mark("\"v1\"", Some(10));
     assert_eq!(rest(&sources, &source, &mark, 4).await, Ok(Some(TEXT[4..].to_vec())));
     assert!(counted_as(&sources, "http", 6));
     for offset in [4, 10] {
         let left = &TEXT[usize::try_from(offset).unwrap()..];
-        assert_eq!(rest(&sources, &proven, &mark, offset).await, Ok(Some(left.to_vec())));
+        assert_eq!(rest(&sources, &digested, &mark, offset).await, Ok(Some(left.to_vec())));
     }
     assert!(counted_as(&sources, "http", 26));
     let ranges = origin.heads().iter().filter(|head| head.contains("range: ")).count();
-    assert_eq!(ranges, 1, "a digest is taken of the whole");
+    assert_eq!(ranges, 1, "a digest needs the whole");
 }
 
 #[tokio::test]
-async fn a_wrong_digest_is_found_however_little_is_left() {
-    let (_origin, sources, jobs) = both().await;
+async fn a_wrong_digest_is_detected_at_every_offset() {
+    let (_origin, sources, jobs) = resumable_sources().await;
     for source in jobs {
         let wrong = job::Source { sha256: Some([1; 32]), ..source };
         for offset in [0, 4, 10] {
@@ -262,8 +265,8 @@ async fn a_wrong_digest_is_found_however_little_is_left() {
 }
 
 #[tokio::test]
-async fn the_jobs_size_and_max_bytes_hold_for_the_whole() {
-    let (_origin, sources, [source, _]) = both().await;
+async fn the_size_in_the_job_and_max_bytes_apply_to_the_whole() {
+    let (_origin, sources, [source, _]) = resumable_sources().await;
     let same = mark("\"v1\"", Some(10));
     let sized = |size| job::Source { size: Some(size), ..source.clone() };
     assert_eq!(rest(&sources, &sized(10), &same, 4).await, Ok(Some(TEXT[4..].to_vec())));
@@ -272,37 +275,37 @@ async fn the_jobs_size_and_max_bytes_hold_for_the_whole() {
     assert_eq!(rest(&strict, &source, &same, 4).await, Err(Reason::TooLarge));
 }
 
-/// Neither answer tells the length: what was known when the upload began is still held to.
+/// Neither response reports the length: the one known when the upload began still applies.
 #[tokio::test]
-async fn a_length_that_is_not_told_any_more_holds() {
-    let origin = Scripted::start(|_, head| {
+async fn a_length_that_is_not_reported_again_still_applies() {
+    let origin = ScriptedOrigin::start(|_, head| {
         let tag = [("accept-ranges", "bytes"), ("etag", "\"v1\"")];
         if !head.contains("range: ") {
-            return answer(200, &tag, &TEXT[..9]);
+            return response(200, &tag, &TEXT[..9]);
         }
-        answer(206, &[tag[1], ("content-range", "bytes 4-8/*"), ("content-length", "5")], &TEXT[4..9])
+        response(206, &[tag[1], ("content-range", "bytes 4-8/*"), ("content-length", "5")], &TEXT[4..9])
     });
     let (origin, mark) = (origin.await, mark("\"v1\"", Some(10)));
     let source = job(Location::Http(origin.url("/f")));
-    // The second one is asked for the missing byte, and answers with the same part once more.
+    // The second case requests the missing byte and gets the same range again.
     for (offset, reason) in [(0, Reason::SourceUnavailable), (4, Reason::Unclassified)] {
         assert_eq!(rest(&sources(config()), &source, &mark, offset).await, Err(reason), "from {offset}");
     }
 }
 
 #[tokio::test]
-async fn a_cut_in_the_rest_is_mended_before_it_is_proven() {
-    let origin = Scripted::start(|number, head| {
-        let mut acts = scripted::ranged(head, "\"v1\"", TEXT);
-        if let (0 | 2, Some(Act::Send(body))) = (number, acts.last_mut()) {
+async fn a_broken_range_resumes_before_it_is_verified() {
+    let origin = ScriptedOrigin::start(|number, head| {
+        let mut steps = scripted::ranged_response(head, "\"v1\"", TEXT);
+        if let (0 | 2, Some(ResponseStep::Send(body))) = (number, steps.last_mut()) {
             body.truncate(3);
         }
-        acts
+        steps
     });
     let origin = origin.await;
     let source = job(Location::Http(origin.url("/f")));
-    let proven = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
-    for source in [source, proven] {
+    let digested = job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() };
+    for source in [source, digested] {
         let left = rest(&sources(config()), &source, &mark("\"v1\"", Some(10)), 4).await;
         assert_eq!(left, Ok(Some(TEXT[4..].to_vec())));
     }
@@ -311,7 +314,7 @@ async fn a_cut_in_the_rest_is_mended_before_it_is_proven() {
 }
 
 #[tokio::test]
-async fn a_file_is_gone_on_with_as_long_as_nobody_wrote_to_it() {
+async fn a_file_resumes_unless_it_was_written_to() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("f");
     std::fs::write(&path, TEXT).unwrap();
@@ -320,7 +323,7 @@ async fn a_file_is_gone_on_with_as_long_as_nobody_wrote_to_it() {
     let first = sources.open(&source).await.unwrap();
     assert!(first.resumable);
     let same = SourceMark { validator: first.validator.unwrap(), length: first.length };
-    // The digest was taken in the first life; it is not taken again.
+    // The digest was verified by the first open and is not computed again.
     let digested = job::Source { sha256: Some([1; 32]), ..source.clone() };
     for source in [&source, &digested] {
         for offset in [0, 4, 10] {
@@ -342,7 +345,7 @@ async fn a_file_is_gone_on_with_as_long_as_nobody_wrote_to_it() {
 }
 
 #[tokio::test]
-async fn what_may_not_be_read_may_not_be_gone_on_with() {
+async fn a_forbidden_source_is_not_resumed() {
     let only_files = sources(SourceConfig { schemes: vec!["file".into()], allow_http: false, ..config() });
     let url = Location::Http(url::Url::parse("https://example.com/").unwrap());
     for location in [url, Location::File("/x".into())] {

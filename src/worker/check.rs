@@ -19,7 +19,7 @@ use super::attempt::MAX_REDELIVERIES;
 use super::decode::{Decoder, Rejection};
 use super::parts::{WorkerClock, WorkerParts};
 use super::settle::Settler;
-use crate::check::{Report, Step, StepName};
+use crate::check::{CheckReport, CheckStep, StepName};
 use crate::domain::control::{Control, ControlCommand};
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::diagnosis::Code;
@@ -88,7 +88,7 @@ impl Checks {
         drop(permit);
         match tested {
             Ok(Some(report)) => {
-                if report.verdict == crate::check::Verdict::Ready {
+                if report.verdict == crate::check::CheckVerdict::Ready {
                     self.reset(&destination.id).await;
                 }
                 self.answer(delivery, to, &report, None).await;
@@ -121,9 +121,9 @@ impl Checks {
             "" => CORRECT_MESSAGE,
             hint => hint,
         };
-        let step = Step::broken(StepName::Configuration, Code::Unexpected, failure.message.as_str(), remedy);
-        let report = Report::of_the_worker(None, (self.clock)(), 0.0, vec![step]);
-        self.answer(delivery, to, &Report { destination: requested, ..report }, Some(rejection)).await;
+        let step = CheckStep::failed(StepName::Configuration, Code::Unexpected, failure.message.as_str(), remedy);
+        let report = CheckReport::of_worker(None, (self.clock)(), 0.0, vec![step]);
+        self.answer(delivery, to, &CheckReport { destination: requested, ..report }, Some(rejection)).await;
     }
 
     /// Resets the destination in this worker at once, and in the others through the control stream.
@@ -136,7 +136,7 @@ impl Checks {
     }
 
     /// Runs the test behind its panic boundary. It bounds its time itself.
-    async fn test(&self, destination: &Arc<Destination>) -> Result<Report, Failure> {
+    async fn test(&self, destination: &Arc<Destination>) -> Result<CheckReport, Failure> {
         let test = self.transport.test(destination, &self.egress_addresses);
         AssertUnwindSafe(test).catch_unwind().await.map_err(|_| {
             let message = "the worker broke one of its own rules in this connection test; its log says where";
@@ -145,8 +145,8 @@ impl Checks {
     }
 
     /// Publishes the answer and settles the request. `declined` is why nothing was tested.
-    async fn answer(&self, delivery: Delivery, to: String, report: &Report, declined: Option<Box<Rejection>>) {
-        let failed = report.steps.iter().find(|step| step.result == crate::check::Mark::Failed);
+    async fn answer(&self, delivery: Delivery, to: String, report: &CheckReport, declined: Option<Box<Rejection>>) {
+        let failed = report.steps.iter().find(|step| step.result == crate::check::StepResult::Failed);
         tracing::info!(
             destination = report.destination,
             verdict = report.verdict.as_str(),

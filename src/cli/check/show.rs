@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-use crate::check::{Mark, Report, Step, Verdict};
+use crate::check::{CheckReport, CheckStep, CheckVerdict, StepResult};
 use crate::cli::{self, Exit};
 use crate::domain::diagnosis::Remedy;
 use crate::domain::policy;
@@ -27,12 +27,12 @@ impl Show {
     }
 
     /// Data goes to stdout, so with `--json` the progress goes to stderr, in short.
-    pub(super) fn step(&self, step: &Step) {
+    pub(super) fn step(&self, step: &CheckStep) {
         if self.json { self.say(&self.line(step)) } else { self.say(&self.whole(step)) }
     }
 
     /// The end: all of it as JSON, or the verdict.
-    pub(super) fn report(&self, report: &Report) -> Exit {
+    pub(super) fn report(&self, report: &CheckReport) -> Exit {
         if self.json {
             return cli::print_json(report);
         }
@@ -53,15 +53,15 @@ impl Show {
         }
     }
 
-    fn line(&self, step: &Step) -> String {
+    fn line(&self, step: &CheckStep) -> String {
         let mark = self.coloured(step.result, &format!("{:MARK$}", format!("[{}]", step.result.as_str())));
         format!("{mark} {:NAME$} {}", step.step.title(), step.cause)
     }
 
-    fn whole(&self, step: &Step) -> String {
+    fn whole(&self, step: &CheckStep) -> String {
         let mut lines = vec![self.line(step)];
         let mut add = |text: &str| lines.extend(text.lines().map(|line| format!("{:1$}{line}", "", MARK + 1)));
-        if matches!(step.result, Mark::Failed | Mark::Warning) {
+        if matches!(step.result, StepResult::Failed | StepResult::Warning) {
             add(&format!("code: {}", step.code));
             let remedy = step.remedy.as_ref().map(|remedy| format!("remedy: {}", remedy.text)).unwrap_or_default();
             match step.ranked.as_slice() {
@@ -78,12 +78,12 @@ impl Show {
         lines.join("\n")
     }
 
-    fn coloured(&self, mark: Mark, text: &str) -> String {
+    fn coloured(&self, mark: StepResult, text: &str) -> String {
         let colour = match mark {
-            Mark::Ok => "32",
-            Mark::Failed => "31",
-            Mark::Warning => "33",
-            Mark::Skipped => "2",
+            StepResult::Ok => "32",
+            StepResult::Failed => "31",
+            StepResult::Warning => "33",
+            StepResult::Skipped => "2",
         };
         if self.colour { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
@@ -103,13 +103,13 @@ fn paste(remedy: &Remedy) -> String {
     text.trim().to_owned()
 }
 
-fn verdict(report: &Report) -> String {
+fn verdict(report: &CheckReport) -> String {
     let count = |mark| report.steps.iter().filter(|step| step.result == mark).count();
-    let (failed, warnings) = (count(Mark::Failed), count(Mark::Warning));
+    let (failed, warnings) = (count(StepResult::Failed), count(StepResult::Warning));
     let details = match (report.verdict, warnings) {
-        (Verdict::Ready, 0) => String::new(),
-        (Verdict::Ready, _) => format!(" (warnings: {warnings}; files can be delivered, something is weaker)"),
-        (Verdict::NotReady, _) => format!(" (failed: {failed}, warnings: {warnings})"),
+        (CheckVerdict::Ready, 0) => String::new(),
+        (CheckVerdict::Ready, _) => format!(" (warnings: {warnings}; files can be delivered, something is weaker)"),
+        (CheckVerdict::NotReady, _) => format!(" (failed: {failed}, warnings: {warnings})"),
     };
     let left = match &report.test_object {
         Some(key) if report.left_behind => format!("\nleft in the bucket: {key}"),
@@ -134,7 +134,7 @@ mod tests {
         };
         let diagnosis =
             Diagnosis { code: Code::PutDenied, cause: "not allowed".to_owned(), ranked: vec![], remedy: Some(remedy) };
-        let step = Step::found(StepName::Write, Mark::Failed, diagnosis, None);
+        let step = CheckStep::diagnosed(StepName::Write, StepResult::Failed, diagnosis, None);
         let text = Show { json: false, colour: false }.whole(&step);
         for part in ["[failed]  write a file", "not allowed", "code: put_denied", "add to the policy:", "\"Effect\""] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
@@ -148,7 +148,12 @@ mod tests {
             let remedy = Some(Remedy { text: "allow it".to_owned(), ..Remedy::default() });
             let ranked = ranked.iter().map(|cause| (*cause).to_owned()).collect();
             let diagnosis = Diagnosis { code: Code::AbortDenied, cause: "no".to_owned(), ranked, remedy };
-            Show { json: false, colour: false }.whole(&Step::found(StepName::Multipart, Mark::Warning, diagnosis, None))
+            Show { json: false, colour: false }.whole(&CheckStep::diagnosed(
+                StepName::Multipart,
+                StepResult::Warning,
+                diagnosis,
+                None,
+            ))
         };
         assert!(shown(&["a rule"]).contains("remedy: allow it") && shown(&["a rule"]).contains("or: a rule"));
         assert!(shown(&["one", "two"]).contains("1. one") && shown(&["one", "two"]).contains("2. two"));

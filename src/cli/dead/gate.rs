@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use url::Url;
 
-use crate::check::{Mark, Report, Verdict};
+use crate::check::{CheckReport, CheckVerdict, StepResult};
 use crate::cli::check::Kit;
 use crate::cli::status::Asker;
 use crate::config::Config;
@@ -89,7 +89,7 @@ impl<'a> Gate<'a> {
             None => Kit::of(self.config).await,
         };
         let report = self.kit.insert(kit).test(&destination, &|_| {}).await;
-        if report.verdict == Verdict::Ready { Ok(None) } else { Err(why_not(&report)) }
+        if report.verdict == CheckVerdict::Ready { Ok(None) } else { Err(why_not(&report)) }
     }
 
     fn find(&self, name: &str) -> Result<Arc<Destination>, String> {
@@ -104,8 +104,8 @@ fn is_open(status: &Value, destination: &str) -> bool {
 }
 
 /// The first step that failed, which explains those after it.
-fn why_not(report: &Report) -> String {
-    let failed = report.steps.iter().find(|step| step.result == Mark::Failed);
+fn why_not(report: &CheckReport) -> String {
+    let failed = report.steps.iter().find(|step| step.result == StepResult::Failed);
     let cause = failed.map_or_else(String::new, |step| format!(" at `{}`: {}", step.step.title(), step.cause));
     format!("its connection test fails{cause}")
 }

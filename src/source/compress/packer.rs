@@ -1,8 +1,10 @@
-//! Compression in stretches, so that another worker can go on where one of them ended.
+//! Compression in segments, so that another worker can resume at the end of a segment.
 //!
-//! Each stretch is made by an encoder of its own and ends on a whole byte, so nothing but its end in the source (and the CRC-32
-//! up to there) has to be kept. The stretches of zstd are frames (RFC 8878 3: frames may follow each other). Those of gzip are
-//! one member together: members may follow each other, too (RFC 1952 2.2), but browsers and some libraries read only the first.
+//! Each segment has an encoder of its own and ends on a whole byte. A checkpoint therefore only
+//! needs the end of the segment in the source and the CRC-32 up to there. A segment of zstd is
+//! a frame (RFC 8878 3: frames may follow each other). The segments of gzip form one member:
+//! members may follow each other, too (RFC 1952 2.2), but browsers and some libraries read only the
+//! first.
 
 use std::io::{self, Write as _};
 
@@ -12,130 +14,136 @@ use flate2::write::DeflateEncoder;
 use futures_util::StreamExt as _;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
-use super::{STRIDE, broken};
 use crate::domain::job::Compression;
 use crate::domain::job::lease::PackedEnd;
 use crate::domain::outcome::{Failure, Reason};
-use crate::source::Chunks;
+use crate::source::chunks::Chunks;
 
-/// Magic, deflate, no flags, no time, no hints, unknown system.
+/// Bytes compressed before the task yields to others: a millisecond of gzip.
+pub(super) const STRIDE: usize = 64 * 1024;
+
+/// Header of a gzip member: magic, deflate, no flags, no time, no hints, unknown system.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 
-/// Compresses a stream into stretches, each of which ends where the compression can begin anew. All of them, one after the
-/// other, are one gzip member, or zstd frames.
+/// Compresses a stream into segments. The compression can resume at the end of each one. All
+/// segments in sequence are one gzip member, or a sequence of zstd frames.
 ///
-/// The same source and the same sizes give the same stretches, however the source is cut into chunks and whoever goes on where.
-/// The last stretch ends with the source, and no other does: after the end that has the source's length nothing is left to do.
+/// The same source and the same sizes give the same segments, however the source is divided into
+/// chunks and whichever workers resume at whichever ends. Only the last segment ends with the
+/// source: nothing remains to be done after an end that equals the source's length.
 pub struct Packer {
-    pieces: Pieces,
+    input: StrideReader,
     compression: Compression,
     at: PackedEnd,
-    /// CRC-32, as gzip has it, of the source so far.
+    /// CRC-32 (as in gzip) of the source so far.
     crc: Digest,
-    state: State,
+    state: PackerState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum PackerState {
     Ready,
-    /// In the middle of a stretch: where a failure, or dropping the future, leaves it for good.
-    Within,
+    /// Inside a segment. A failure or a dropped future leaves the packer in this state for good.
+    InSegment,
     Done,
 }
 
 impl Packer {
-    /// What a stretch may be longer than asked: what one stride gives (64 KiB), what an encoder holds back before and after it
-    /// (zstd a block of 128 KiB, gzip some 80 KiB), and what frames them. Measured: 192 KiB and 11 bytes with what can't be
-    /// compressed.
+    /// Bytes by which a segment may exceed the requested size: the output of one stride (64 KiB),
+    /// what an encoder buffers before and after it (zstd a block of 128 KiB, gzip about 80 KiB),
+    /// and the framing. Measured with incompressible input: 192 KiB and 11 bytes.
     pub const SLACK: usize = 256 * 1024;
 
-    /// Goes on at `from` (default: at the start): `chunks` begin at byte `from.source` of the source.
+    /// Starts or resumes at `from` (its default is the start): `chunks` begin at byte `from.source`
+    /// of the source.
     pub fn new(chunks: Chunks, compression: Compression, from: PackedEnd) -> Self {
-        let pieces = Pieces { chunks: Some(chunks), rest: Bytes::new() };
-        // The state of a CRC-32 is its value with every bit turned over.
+        let input = StrideReader { chunks: Some(chunks), rest: Bytes::new() };
+        // The state of a CRC-32 is its value with every bit inverted.
         let crc = Digest::new_with_init_state(CrcAlgorithm::Crc32IsoHdlc, (!from.crc32).into());
-        Self { pieces, compression, at: from, crc, state: State::Ready }
+        Self { input, compression, at: from, crc, state: PackerState::Ready }
     }
 
-    /// Appends the next stretch to `out`: at least `size` bytes unless it is the last, at most `size` and [`Packer::SLACK`] (and
-    /// never nothing, so that an empty source gives an empty member or frame). Says where it ends in the source; `None`
-    /// after the last.
+    /// Appends the next segment to `out` and returns its end in the source; `None` after the last.
     ///
-    /// Waits until the source says whether more follows, so that the last stretch is known to be the last.
+    /// A segment has at least `size` bytes unless it is the last, and at most `size` plus
+    /// [`Packer::SLACK`]. It is never empty, so that an empty source gives an empty member or
+    /// frame. The call waits until the source has more bytes or ends, so that the last segment is
+    /// known to be the last.
     ///
     /// # Errors
-    /// A failure of the source comes out as it is. After any, or when the future was dropped, every further call fails.
+    /// A failure of the source passes through unchanged. After a failure, or if the future was
+    /// dropped, every further call fails.
     pub async fn next(&mut self, size: usize, out: &mut BytesMut) -> Result<Option<PackedEnd>, Failure> {
         match self.state {
-            State::Ready => {}
-            State::Done => return Ok(None),
-            State::Within => {
-                return Err(Failure::new(Reason::Panic, "a stretch was to follow one that was broken off"));
+            PackerState::Ready => {}
+            PackerState::Done => return Ok(None),
+            PackerState::InSegment => {
+                return Err(Failure::new(Reason::Panic, "a segment was requested after an unfinished one"));
             }
         }
-        self.state = State::Within;
-        // Compressed, even nothing is something.
+        self.state = PackerState::InSegment;
+        // An empty source still has a compressed form.
         let begun = self.at.source > 0 || self.compression == Compression::None;
-        if begun && !self.pieces.more().await? {
-            self.state = State::Done;
+        if begun && !self.input.has_more().await? {
+            self.state = PackerState::Done;
             return Ok(None);
         }
-        let last = self.stretch(size, out).await?;
-        self.state = if last { State::Done } else { State::Ready };
+        let last = self.write_segment(size, out).await?;
+        self.state = if last { PackerState::Done } else { PackerState::Ready };
         Ok(Some(self.at))
     }
 
-    /// Says whether it was the last.
-    async fn stretch(&mut self, size: usize, out: &mut BytesMut) -> Result<bool, Failure> {
+    /// Returns true if it was the last segment.
+    async fn write_segment(&mut self, size: usize, out: &mut BytesMut) -> Result<bool, Failure> {
         let begin = out.len();
         if self.compression == Compression::Gzip && self.at.source == 0 {
             out.extend_from_slice(&GZIP_HEADER);
         }
-        let mut encoder = Encoder::new(self.compression).map_err(|error| broken(&error))?;
+        let mut encoder = SegmentEncoder::new(self.compression).map_err(|error| encoder_failure(&error))?;
         loop {
-            let piece = self.pieces.next().await?;
-            encoder.write(&piece, out).map_err(|error| broken(&error))?;
-            self.advance(&piece);
-            let last = !self.pieces.more().await?;
+            let stride = self.input.next().await?;
+            encoder.write(&stride, out).map_err(|error| encoder_failure(&error))?;
+            self.advance(&stride);
+            let last = !self.input.has_more().await?;
             if last || out.len() - begin >= size {
-                encoder.end(last, self.at, out).map_err(|error| broken(&error))?;
+                encoder.finish(last, self.at, out).map_err(|error| encoder_failure(&error))?;
                 return Ok(last);
             }
             tokio::task::yield_now().await;
         }
     }
 
-    fn advance(&mut self, piece: &[u8]) {
-        self.at.source += piece.len() as u64;
+    fn advance(&mut self, stride: &[u8]) {
+        self.at.source += stride.len() as u64;
         if self.compression == Compression::Gzip {
-            self.crc.update(piece);
+            self.crc.update(stride);
             self.at.crc32 = u32::try_from(self.crc.finalize()).unwrap_or_default();
         }
     }
 }
 
-/// A stream in pieces of one size, however its chunks are cut.
-struct Pieces {
+/// Reads a stream in strides of one size, independent of its chunk sizes.
+struct StrideReader {
     chunks: Option<Chunks>,
     rest: Bytes,
 }
 
-impl Pieces {
-    /// [`STRIDE`] bytes, fewer only at the end.
+impl StrideReader {
+    /// Returns [`STRIDE`] bytes; fewer only at the end.
     async fn next(&mut self) -> Result<Bytes, Failure> {
         if self.rest.len() >= STRIDE {
             return Ok(self.rest.split_to(STRIDE));
         }
-        let mut piece = BytesMut::new();
-        while piece.len() < STRIDE && self.more().await? {
-            let missing = STRIDE - piece.len();
-            piece.extend_from_slice(&self.rest.split_to(self.rest.len().min(missing)));
+        let mut stride = BytesMut::new();
+        while stride.len() < STRIDE && self.has_more().await? {
+            let missing = STRIDE - stride.len();
+            stride.extend_from_slice(&self.rest.split_to(self.rest.len().min(missing)));
         }
-        Ok(piece.freeze())
+        Ok(stride.freeze())
     }
 
-    /// Waits until it is known whether more follows; then there is some in `rest`.
-    async fn more(&mut self) -> Result<bool, Failure> {
+    /// Waits for more bytes or the end. If it returns true, `rest` is not empty.
+    async fn has_more(&mut self) -> Result<bool, Failure> {
         while self.rest.is_empty() {
             let Some(chunks) = &mut self.chunks else { return Ok(false) };
             match chunks.next().await {
@@ -147,14 +155,14 @@ impl Pieces {
     }
 }
 
-/// What makes one stretch. At the levels that [`compress`](super::compress) has.
-enum Encoder {
+/// Encoder of one segment, at the same levels as `compress`.
+enum SegmentEncoder {
     Plain,
     Gzip(DeflateEncoder<Vec<u8>>),
     Zstd(ZstdEncoder<'static, Vec<u8>>),
 }
 
-impl Encoder {
+impl SegmentEncoder {
     fn new(compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::Plain,
@@ -163,24 +171,24 @@ impl Encoder {
         })
     }
 
-    /// What the encoder does not hold back goes to `out`.
-    fn write(&mut self, piece: &[u8], out: &mut BytesMut) -> io::Result<()> {
+    /// Compresses a stride and appends to `out` what the encoder does not buffer.
+    fn write(&mut self, stride: &[u8], out: &mut BytesMut) -> io::Result<()> {
         match self {
-            Self::Plain => out.extend_from_slice(piece),
+            Self::Plain => out.extend_from_slice(stride),
             Self::Gzip(encoder) => {
-                encoder.write_all(piece)?;
+                encoder.write_all(stride)?;
                 drain(encoder.get_mut(), out);
             }
             Self::Zstd(encoder) => {
-                encoder.write_all(piece)?;
+                encoder.write_all(stride)?;
                 drain(encoder.get_mut(), out);
             }
         }
         Ok(())
     }
 
-    /// Everything goes to `out`, up to a whole byte; after it a new encoder may go on.
-    fn end(self, last: bool, at: PackedEnd, out: &mut BytesMut) -> io::Result<()> {
+    /// Appends the rest to `out`, up to a whole byte. A new encoder can continue after it.
+    fn finish(self, last: bool, at: PackedEnd, out: &mut BytesMut) -> io::Result<()> {
         match self {
             Self::Plain => {}
             Self::Gzip(encoder) if last => {
@@ -202,6 +210,12 @@ impl Encoder {
 fn drain(from: &mut Vec<u8>, to: &mut BytesMut) {
     to.extend_from_slice(from);
     from.clear();
+}
+
+/// Returns the failure of an encoder. Writing to memory cannot fail, so this is a bug in the
+/// worker.
+pub(super) fn encoder_failure(error: &io::Error) -> Failure {
+    Failure::new(Reason::Panic, format!("the compression failed: {error}"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Opening a path so that nothing outside the root, and nothing but a regular file, can be reached.
+//! Opening a path in such a way that only regular files below the root can be reached.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -7,55 +7,72 @@ use std::path::{Component, Path};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Stamp;
 use crate::domain::outcome::{Failure, Reason};
 
-/// `NONBLOCK`, so that a FIFO without a writer can't hold the thread; it means nothing for regular files.
-const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+/// Flags for the file itself. `NONBLOCK` keeps a FIFO without a writer from blocking the thread; it
+/// has no effect on regular files.
+const FILE_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
-/// Nothing above the directory that is opened from, and no link at all.
+/// Rules for path resolution: nothing above the starting directory, and no links.
 #[cfg(target_os = "linux")]
-const RESOLVE: rustix::fs::ResolveFlags = rustix::fs::ResolveFlags::BENEATH
+const RESOLVE_FLAGS: rustix::fs::ResolveFlags = rustix::fs::ResolveFlags::BENEATH
     .union(rustix::fs::ResolveFlags::NO_SYMLINKS)
     .union(rustix::fs::ResolveFlags::NO_MAGICLINKS);
 
-/// Opens `path`, which names a place below `root`, whatever the file turns out to be.
-pub(super) fn beneath(root: &Path, path: &Path) -> Result<File, Failure> {
+/// Size and modification time of a file, which change when it is written to. The ctime is left out:
+/// it also changes when the name is replaced by a rename, which leaves the open file unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileStamp {
+    pub(super) size: u64,
+    pub(super) modified_ns: i128,
+}
+
+impl FileStamp {
+    #[expect(clippy::allow_attributes, reason = "the types of these fields differ between platforms")]
+    #[allow(clippy::cast_lossless, clippy::useless_conversion, reason = "see above")]
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        let modified_ns = i128::from(stat.st_mtime) * 1_000_000_000 + stat.st_mtime_nsec as i128;
+        Self { size: u64::try_from(stat.st_size).unwrap_or(0), modified_ns }
+    }
+}
+
+/// Opens `path`, which must be below `root`. The file may be of any type.
+pub(super) fn open_beneath(root: &Path, path: &Path) -> Result<File, Failure> {
     let inside = relative(root, path)?;
     let directory = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| root_failure(root, error))?;
     match resolve_beneath(&directory, inside) {
-        // A kernel before 5.6, or a container's filter that does not know the call (some answer EPERM).
-        Err(Errno::NOSYS | Errno::PERM) => step_by_step(directory, inside),
+        // A kernel before 5.6, or a container's seccomp filter (some return EPERM).
+        Err(Errno::NOSYS | Errno::PERM) => open_by_component(directory, inside),
         opened => opened,
     }
     .map(File::from)
     .map_err(|error| failure(path, error))
 }
 
-/// The same from what the kernel has in memory, without waiting for a disk: safe on a runtime worker.
+/// Opens `path` from the kernel's caches, without waiting for a disk: safe on a runtime worker.
 ///
-/// `None` when it can't tell without waiting, or at any trouble: then [`beneath`] on a blocking thread is the way, and says
-/// what the trouble is.
+/// Returns `None` if it would have to wait, and on any error: then call [`open_beneath`] on
+/// a blocking thread, which reports the error.
 #[cfg(target_os = "linux")]
-pub(super) fn beneath_cached(root: &Path, path: &Path) -> Option<File> {
+pub(super) fn open_beneath_cached(root: &Path, path: &Path) -> Option<File> {
     use rustix::fs::{CWD, ResolveFlags, openat2};
     let inside = relative(root, path).ok()?;
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = openat2(CWD, root, directory, Mode::empty(), ResolveFlags::CACHED).ok()?;
-    openat2(directory, inside, FLAGS, Mode::empty(), RESOLVE | ResolveFlags::CACHED).ok().map(File::from)
+    openat2(directory, inside, FILE_FLAGS, Mode::empty(), RESOLVE_FLAGS | ResolveFlags::CACHED).ok().map(File::from)
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn beneath_cached(_: &Path, _: &Path) -> Option<File> {
+pub(super) fn open_beneath_cached(_: &Path, _: &Path) -> Option<File> {
     None
 }
 
-/// The file's stamp, if it is a regular file.
-pub(super) fn regular(file: &File, path: &Path) -> Result<Stamp, Failure> {
+/// Returns the stamp of a regular file. Any other type of file is forbidden.
+pub(super) fn regular_file_stamp(file: &File, path: &Path) -> Result<FileStamp, Failure> {
     let stat = rustix::fs::fstat(file).map_err(|error| failure(path, error))?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => return Ok(Stamp::of(&stat)),
+        FileType::RegularFile => return Ok(FileStamp::of(&stat)),
         FileType::Directory => "a directory",
         FileType::Fifo => "a FIFO",
         FileType::Socket => "a socket",
@@ -65,21 +82,13 @@ pub(super) fn regular(file: &File, path: &Path) -> Result<Stamp, Failure> {
     Err(forbidden(path, kind))
 }
 
-/// The file's stamp now.
-pub(super) fn stamp(file: &File) -> std::io::Result<Stamp> {
-    Ok(Stamp::of(&rustix::fs::fstat(file)?))
+/// Returns the current stamp of the file.
+pub(super) fn current_stamp(file: &File) -> std::io::Result<FileStamp> {
+    Ok(FileStamp::of(&rustix::fs::fstat(file)?))
 }
 
-impl Stamp {
-    #[expect(clippy::allow_attributes, reason = "the types of these fields differ between platforms")]
-    #[allow(clippy::cast_lossless, clippy::useless_conversion, reason = "see above")]
-    fn of(stat: &rustix::fs::Stat) -> Self {
-        let modified_ns = i128::from(stat.st_mtime) * 1_000_000_000 + stat.st_mtime_nsec as i128;
-        Self { size: u64::try_from(stat.st_size).unwrap_or(0), modified_ns }
-    }
-}
-
-/// The part of `path` below `root`. The kernel refuses what leaves the root; `..` is refused even where it would not.
+/// Returns the part of `path` below `root`. The kernel refuses a path that leaves the root; `..` is
+/// refused here even if it stays inside.
 fn relative<'a>(root: &Path, path: &'a Path) -> Result<&'a Path, Failure> {
     let inside = path.strip_prefix(root).map_err(|_| forbidden(path, "outside source.file_root"))?;
     if inside.as_os_str().is_empty() {
@@ -93,7 +102,7 @@ fn relative<'a>(root: &Path, path: &'a Path) -> Result<&'a Path, Failure> {
 
 #[cfg(target_os = "linux")]
 fn resolve_beneath(directory: &OwnedFd, inside: &Path) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::openat2(directory, inside, FLAGS, Mode::empty(), RESOLVE)
+    rustix::fs::openat2(directory, inside, FILE_FLAGS, Mode::empty(), RESOLVE_FLAGS)
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -101,14 +110,16 @@ fn resolve_beneath(_: &OwnedFd, _: &Path) -> rustix::io::Result<OwnedFd> {
     Err(Errno::NOSYS)
 }
 
-/// The same without `openat2`: every component is opened below its parent, and none may be a symbolic link.
-fn step_by_step(directory: OwnedFd, inside: &Path) -> rustix::io::Result<OwnedFd> {
+/// Opens `inside` without `openat2`: opens every component below its parent and refuses symbolic
+/// links.
+fn open_by_component(directory: OwnedFd, inside: &Path) -> rustix::io::Result<OwnedFd> {
     let mut parts = inside.components().map(Component::as_os_str).peekable();
     let mut at = directory;
     while let Some(part) = parts.next() {
-        let flags = if parts.peek().is_some() { OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC } else { FLAGS };
+        let flags =
+            if parts.peek().is_some() { OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC } else { FILE_FLAGS };
         at = match rustix::fs::openat(&at, part, flags | OFlags::NOFOLLOW, Mode::empty()) {
-            // A symbolic link in the middle fails as "no directory": it must read as a link, as with openat2.
+            // A symbolic link in the middle fails as ENOTDIR. Report it as a link, as openat2 does.
             Err(Errno::NOTDIR) if is_symlink(&at, part) => return Err(Errno::LOOP),
             opened => opened?,
         };
@@ -132,12 +143,13 @@ fn failure(path: &Path, error: Errno) -> Failure {
         Errno::LOOP => forbidden(path, "behind a symbolic link"),
         Errno::XDEV => forbidden(path, "outside source.file_root"),
         // A socket, or a device without a driver.
-        Errno::NXIO | Errno::NODEV => forbidden(path, "no regular file"),
+        Errno::NXIO | Errno::NODEV => forbidden(path, "not a regular file"),
         _ => Failure::new(Reason::SourceUnavailable, format!("{shown} can't be opened: {error}")),
     }
 }
 
-/// A missing root is the worker's trouble (not mounted yet), not the job's.
+/// Returns the failure for a missing root: a problem of the worker (not mounted yet), not of the
+/// job.
 fn root_failure(root: &Path, error: Errno) -> Failure {
     let message = format!("source.file_root {} can't be opened: {error}", root.display());
     Failure::new(Reason::SourceUnavailable, message)
@@ -154,9 +166,9 @@ mod tests {
 
     use super::*;
 
-    /// Both ways of opening must refuse the same.
+    /// Both implementations must refuse the same paths.
     #[test]
-    fn step_by_step_refuses_what_openat2_refuses() {
+    fn open_by_component_refuses_what_openat2_refuses() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("a/b")).unwrap();
         std::fs::write(root.path().join("a/b/file"), b"x").unwrap();
@@ -170,7 +182,7 @@ mod tests {
             ("a/none", Some(Errno::NOENT)),
             ("a/b/file/x", Some(Errno::NOTDIR)),
         ] {
-            assert_eq!(step_by_step(directory(), Path::new(path)).err(), expected, "{path}");
+            assert_eq!(open_by_component(directory(), Path::new(path)).err(), expected, "{path}");
             #[cfg(target_os = "linux")]
             assert_eq!(resolve_beneath(&directory(), Path::new(path)).err(), expected, "{path}");
         }

@@ -26,7 +26,7 @@ impl Root {
         let metrics = Arc::new(Metrics::new(1));
         let cached = FileSource::open_cached(self.0.path(), path, &metrics);
         let opened = FileSource::open(self.0.path(), path, metrics).map(Arc::new);
-        // The way that never waits may give up, but it must not reach anything that the other one refuses.
+        // The non-blocking open may return None, but must not reach anything that the other refuses.
         assert!(cached.is_none_or(|cached| opened.as_ref().is_ok_and(|opened| opened.opened == cached.opened)));
         opened
     }
@@ -46,9 +46,9 @@ async fn collect(chunks: Chunks) -> Result<Vec<u8>, Failure> {
 }
 
 #[tokio::test]
-async fn reads_every_length_whole_and_counts_it() {
+async fn every_length_is_read_and_counted() {
     let root = Root::new();
-    for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17] {
+    for length in [0, 1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 3 * CHUNK_SIZE + 17] {
         let bytes = pattern(length);
         let file = root.open(&root.write("f", &bytes)).unwrap();
         assert_eq!(file.length(), length as u64);
@@ -59,7 +59,7 @@ async fn reads_every_length_whole_and_counts_it() {
 }
 
 #[test]
-fn escapes_and_odd_files_are_forbidden() {
+fn escapes_and_special_files_are_forbidden() {
     let outside = Root::new();
     let secret = outside.write("secret", b"s");
     let root = Root::new();
@@ -97,17 +97,17 @@ fn missing_files_are_not_found() {
 }
 
 #[test]
-fn a_missing_root_is_no_fault_of_the_job() {
+fn a_missing_root_is_not_a_failure_of_the_job() {
     let gone = Path::new("/nonexistent-root");
     let failure = FileSource::open(gone, &gone.join("x"), Arc::new(Metrics::new(1))).unwrap_err();
     assert_eq!(failure.reason, Reason::SourceUnavailable);
 }
 
 #[tokio::test]
-async fn truncation_and_growth_end_as_changed() {
+async fn truncation_and_growth_fail_as_changed() {
     let root = Root::new();
-    for new_length in [0, CHUNK, 3 * CHUNK - 1, 3 * CHUNK + 1] {
-        let path = root.write("f", &pattern(3 * CHUNK));
+    for new_length in [0, CHUNK_SIZE, 3 * CHUNK_SIZE - 1, 3 * CHUNK_SIZE + 1] {
+        let path = root.write("f", &pattern(3 * CHUNK_SIZE));
         let file = root.open(&path).unwrap();
         let mut chunks = Arc::clone(&file).chunks();
         chunks.next().await.unwrap().unwrap();
@@ -121,7 +121,7 @@ async fn truncation_and_growth_end_as_changed() {
 #[tokio::test]
 async fn a_change_of_the_same_length_is_found_before_the_last_chunk() {
     let root = Root::new();
-    let path = root.write("f", &pattern(2 * CHUNK));
+    let path = root.write("f", &pattern(2 * CHUNK_SIZE));
     let file = root.open(&path).unwrap();
     let mut chunks = Arc::clone(&file).chunks();
     chunks.next().await.unwrap().unwrap();
@@ -133,7 +133,7 @@ async fn a_change_of_the_same_length_is_found_before_the_last_chunk() {
 }
 
 #[tokio::test]
-async fn a_replacement_by_rename_does_not_disturb_the_open_file() {
+async fn a_replacement_by_rename_does_not_affect_the_open_file() {
     let root = Root::new();
     let path = root.write("f", b"old");
     let file = root.open(&path).unwrap();
@@ -142,9 +142,9 @@ async fn a_replacement_by_rename_does_not_disturb_the_open_file() {
 }
 
 #[tokio::test]
-async fn without_nowait_everything_is_read_by_blocking_threads() {
+async fn without_nowait_everything_is_read_on_blocking_threads() {
     let root = Root::new();
-    let bytes = pattern(2 * CHUNK + 5);
+    let bytes = pattern(2 * CHUNK_SIZE + 5);
     let file = root.open(&root.write("f", &bytes)).unwrap();
     file.nowait_unsupported.store(true, Ordering::Relaxed);
     assert_eq!(file.read_at_cached(0, &mut [0; 8]).unwrap(), None);
@@ -173,7 +173,7 @@ fn the_validator_follows_the_content() {
 #[tokio::test]
 async fn the_digest_is_that_of_the_whole_file() {
     let root = Root::new();
-    let bytes = pattern(CHUNK + 100);
+    let bytes = pattern(CHUNK_SIZE + 100);
     let file = root.open(&root.write("f", &bytes)).unwrap();
     assert_eq!(FileSource::sha256(&file).await.unwrap(), <[u8; 32]>::from(Sha256::digest(&bytes)));
     assert!(!file.metrics.render().1.contains("scheme=\"file\"} 2"), "a digest is not counted as reading");
@@ -182,13 +182,13 @@ async fn the_digest_is_that_of_the_whole_file() {
 #[tokio::test]
 async fn chunks_can_begin_anywhere() {
     let root = Root::new();
-    let bytes = pattern(2 * CHUNK + 5);
+    let bytes = pattern(2 * CHUNK_SIZE + 5);
     let file = root.open(&root.write("f", &bytes)).unwrap();
-    for offset in [0, 1, CHUNK, 2 * CHUNK + 4, bytes.len()] {
+    for offset in [0, 1, CHUNK_SIZE, 2 * CHUNK_SIZE + 4, bytes.len()] {
         let rest = collect(Arc::clone(&file).chunks_from(offset as u64)).await.unwrap();
         assert_eq!(rest, &bytes[offset..], "from {offset}");
     }
     File::options().write(true).open(root.path("f")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     let nothing = collect(Arc::clone(&file).chunks_from(bytes.len() as u64)).await;
-    assert_eq!(nothing.unwrap_err().reason, Reason::SourceChanged, "even where nothing is left");
+    assert_eq!(nothing.unwrap_err().reason, Reason::SourceChanged, "even if nothing remains");
 }

@@ -5,28 +5,29 @@ use futures_util::TryStreamExt as _;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::source::scripted::{Act, Scripted, answer, ranged};
+use crate::source::scripted::{ResponseStep, ScriptedOrigin, ranged_response, response};
 
-const OPEN: Guard = Guard { allow_http: true, allow_private_networks: true };
-/// Like the default, but for http, which the scripted origin speaks.
-const STRICT: Guard = Guard { allow_http: true, allow_private_networks: false };
+const OPEN: UrlGuard = UrlGuard { allow_http: true, allow_private_networks: true };
+/// The default, plus http, which the scripted origin speaks.
+const STRICT: UrlGuard = UrlGuard { allow_http: true, allow_private_networks: false };
 const TEXT: &[u8] = b"0123456789";
 
-fn limits() -> Limits {
-    Limits { first_wait: Duration::from_millis(2), ..Limits::new(0) }
+fn limits() -> ReadLimits {
+    ReadLimits { first_reopen_wait: Duration::from_millis(2), ..ReadLimits::new(0) }
 }
 
 fn http() -> HttpSource {
     HttpSource::new(OPEN, limits()).unwrap()
 }
 
-/// A strict client for which `origin.test` is the scripted origin, as if that were out on the internet.
-fn strict(origin: &Scripted) -> HttpSource {
-    let builder = builder(STRICT).resolve("origin.test", origin.address);
-    HttpSource::with(builder, STRICT, limits()).unwrap()
+/// Returns a strict client that resolves `origin.test` to the scripted origin, as if it were on the
+/// internet.
+fn strict(origin: &ScriptedOrigin) -> HttpSource {
+    let builder = client_builder(STRICT).resolve("origin.test", origin.address);
+    HttpSource::with_builder(builder, STRICT, limits()).unwrap()
 }
 
-fn url_of(origin: &Scripted) -> Url {
+fn url_of(origin: &ScriptedOrigin) -> Url {
     Url::parse(&format!("http://origin.test:{}/f?sig=hidden", origin.address.port())).unwrap()
 }
 
@@ -35,7 +36,7 @@ async fn read(http: &HttpSource, url: &Url) -> Result<Vec<u8>, Failure> {
     Ok(chunks.concat())
 }
 
-/// The failure of reading, wherever it happens; its message keeps the query back.
+/// Returns the failure of reading. Its message must not contain the query.
 async fn fails(http: &HttpSource, url: &Url) -> Failure {
     let failure = read(http, url).await.unwrap_err();
     assert!(!failure.message.contains("hidden"), "{}", failure.message);
@@ -45,14 +46,14 @@ async fn fails(http: &HttpSource, url: &Url) -> Failure {
 const RANGES: [(&str, &str); 3] = [("accept-ranges", "bytes"), ("etag", "\"v1\""), ("content-length", "10")];
 
 /// Announces ten bytes, sends four, and closes.
-fn cut(headers: &[(&str, &str)]) -> Vec<Act> {
-    answer(200, headers, &TEXT[..4])
+fn cut(headers: &[(&str, &str)]) -> Vec<ResponseStep> {
+    response(200, headers, &TEXT[..4])
 }
 
 #[tokio::test]
-async fn a_whole_content_comes_as_it_is_sent() {
-    let origin = Scripted::start(|_, _| {
-        answer(200, &[("content-length", "10"), ("etag", "W/\"x\""), ("content-encoding", "gzip")], TEXT)
+async fn the_whole_content_is_read_as_sent() {
+    let origin = ScriptedOrigin::start(|_, _| {
+        response(200, &[("content-length", "10"), ("etag", "W/\"x\""), ("content-encoding", "gzip")], TEXT)
     });
     let origin = origin.await;
     let opened = http().open(&origin.url("/a?b=c")).await.unwrap();
@@ -64,13 +65,13 @@ async fn a_whole_content_comes_as_it_is_sent() {
 }
 
 #[tokio::test]
-async fn statuses_become_reasons() {
-    let origin = Scripted::start(|_, head| {
+async fn each_status_has_its_reason() {
+    let origin = ScriptedOrigin::start(|_, head| {
         let status = head[5..8].parse().unwrap();
-        answer(status, &[("retry-after", "7"), ("content-length", "0")], b"")
+        response(status, &[("retry-after", "7"), ("content-length", "0")], b"")
     });
     let origin = origin.await;
-    for (status, reason, patience) in [
+    for (status, reason, retry_after) in [
         (401, Reason::SourceDenied, None),
         (403, Reason::SourceDenied, None),
         (404, Reason::SourceNotFound, None),
@@ -78,18 +79,18 @@ async fn statuses_become_reasons() {
         (500, Reason::SourceUnavailable, Some(Duration::from_secs(7))),
     ] {
         let failure = fails(&http(), &origin.url(&format!("/{status}?sig=hidden"))).await;
-        assert_eq!((failure.reason, failure.retry_after), (reason, patience), "{status}");
+        assert_eq!((failure.reason, failure.retry_after), (reason, retry_after), "{status}");
     }
-    assert_eq!(origin.heads().len(), 5, "the queue retries, nothing else");
+    assert_eq!(origin.heads().len(), 5, "only the queue retries");
 }
 
 #[tokio::test]
-async fn three_redirects_are_followed_and_a_fourth_is_not() {
-    let origin = Scripted::start(|_, head| match head.split(' ').nth(1).unwrap() {
-        "/0" => answer(200, &[("content-length", "10")], TEXT),
+async fn three_redirects_are_followed_and_a_fourth_is_refused() {
+    let origin = ScriptedOrigin::start(|_, head| match head.split(' ').nth(1).unwrap() {
+        "/0" => response(200, &[("content-length", "10")], TEXT),
         path => {
             let left: u32 = path[1..].parse().unwrap();
-            answer(302, &[("location", &format!("/{}", left - 1)), ("content-length", "0")], b"")
+            response(302, &[("location", &format!("/{}", left - 1)), ("content-length", "0")], b"")
         }
     });
     let origin = origin.await;
@@ -108,7 +109,7 @@ async fn a_redirect_into_the_private_network_is_refused() {
         "ftp://origin.test/",
         "file:///etc/passwd",
     ] {
-        let origin = Scripted::start(move |_, _| answer(307, &[("location", target)], b"")).await;
+        let origin = ScriptedOrigin::start(move |_, _| response(307, &[("location", target)], b"")).await;
         let failure = fails(&strict(&origin), &url_of(&origin)).await;
         assert_eq!(failure.reason, Reason::SourceForbidden, "{target}: {}", failure.message);
         let other = !target.starts_with("http:");
@@ -123,8 +124,8 @@ async fn a_redirect_into_the_private_network_is_refused() {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_to_loopback_is_refused() {
-    let origin = Scripted::start(|_, _| answer(200, &[], TEXT)).await;
+async fn a_name_that_resolves_to_loopback_is_refused() {
+    let origin = ScriptedOrigin::start(|_, _| response(200, &[], TEXT)).await;
     let http = HttpSource::new(STRICT, limits()).unwrap();
     let url = Url::parse(&format!("http://localhost:{}/f", origin.address.port())).unwrap();
     let failure = fails(&http, &url).await;
@@ -134,14 +135,14 @@ async fn a_name_that_leads_to_loopback_is_refused() {
 }
 
 #[tokio::test]
-async fn a_cut_is_mended_by_a_range() {
-    let origin = Scripted::start(|number, head| match number {
+async fn a_broken_connection_resumes_with_a_range_request() {
+    let origin = ScriptedOrigin::start(|number, head| match number {
         0 => cut(&RANGES),
-        1 => answer(503, &[], b""),
+        1 => response(503, &[], b""),
         _ => {
             assert!(head.contains("range: bytes=4-\r\n") && head.contains("if-range: \"v1\"\r\n"), "{head}");
             let headers = [("content-range", "bytes 4-9/10"), ("etag", "\"v1\""), ("content-length", "6")];
-            answer(206, &headers, &TEXT[4..])
+            response(206, &headers, &TEXT[4..])
         }
     });
     let origin = origin.await;
@@ -150,9 +151,9 @@ async fn a_cut_is_mended_by_a_range() {
 }
 
 #[tokio::test]
-async fn another_content_is_never_glued_on() {
-    type Second = (u16, &'static [(&'static str, &'static str)], Reason);
-    let seconds: [Second; 5] = [
+async fn different_content_is_never_appended() {
+    type SecondResponse = (u16, &'static [(&'static str, &'static str)], Reason);
+    let seconds: [SecondResponse; 5] = [
         (200, &[("etag", "\"v2\""), ("content-length", "10")], Reason::SourceChanged),
         (206, &[("etag", "\"v2\""), ("content-range", "bytes 4-9/10")], Reason::SourceChanged),
         (206, &[("etag", "\"v1\""), ("content-range", "bytes 4-9/12")], Reason::SourceChanged),
@@ -160,8 +161,9 @@ async fn another_content_is_never_glued_on() {
         (404, &[], Reason::SourceNotFound),
     ];
     for (status, headers, reason) in seconds {
-        let origin =
-            Scripted::start(move |number, _| if number == 0 { cut(&RANGES) } else { answer(status, headers, TEXT) });
+        let origin = ScriptedOrigin::start(
+            move |number, _| if number == 0 { cut(&RANGES) } else { response(status, headers, TEXT) },
+        );
         let origin = origin.await;
         assert_eq!(fails(&http(), &origin.url("/f")).await.reason, reason, "{status} {headers:?}");
         assert_eq!(origin.heads().len(), 2);
@@ -169,7 +171,7 @@ async fn another_content_is_never_glued_on() {
 }
 
 #[tokio::test]
-async fn without_ranges_or_a_strong_tag_a_cut_is_the_end() {
+async fn without_ranges_or_a_strong_tag_a_broken_connection_is_a_failure() {
     let cases: [&'static [(&str, &str)]; 4] = [
         &[("content-length", "10"), ("etag", "\"v1\"")],
         &[("content-length", "10"), ("accept-ranges", "bytes")],
@@ -177,7 +179,7 @@ async fn without_ranges_or_a_strong_tag_a_cut_is_the_end() {
         &[("content-length", "10"), ("accept-ranges", "none"), ("etag", "\"v1\"")],
     ];
     for headers in cases {
-        let origin = Scripted::start(move |_, _| cut(headers)).await;
+        let origin = ScriptedOrigin::start(move |_, _| cut(headers)).await;
         let failure = fails(&http(), &origin.url("/f?sig=hidden")).await;
         assert_eq!(failure.reason, Reason::SourceUnavailable, "{}", failure.message);
         assert!(failure.message.contains("after 4 bytes"), "{}", failure.message);
@@ -186,34 +188,38 @@ async fn without_ranges_or_a_strong_tag_a_cut_is_the_end() {
 }
 
 #[tokio::test]
-async fn a_chunked_body_that_is_cut_is_not_whole() {
-    let origin = Scripted::start(|_, _| answer(200, &[("transfer-encoding", "chunked")], b"4\r\n0123\r\n")).await;
+async fn a_truncated_chunked_body_is_a_failure() {
+    let origin =
+        ScriptedOrigin::start(|_, _| response(200, &[("transfer-encoding", "chunked")], b"4\r\n0123\r\n")).await;
     assert_eq!(fails(&http(), &origin.url("/f")).await.reason, Reason::SourceUnavailable);
 }
 
 #[tokio::test]
-async fn silence_is_found_out_before_and_after_the_head() {
-    let origin = Scripted::start(|_, head| {
-        let mut acts = if head.contains("/head") { Vec::new() } else { cut(&RANGES) };
-        acts.push(Act::Hang);
-        acts
+async fn silence_is_detected_before_and_after_the_head() {
+    let origin = ScriptedOrigin::start(|_, head| {
+        let mut steps = if head.contains("/head") { Vec::new() } else { cut(&RANGES) };
+        steps.push(ResponseStep::Hang);
+        steps
     });
     let origin = origin.await;
     let short = Duration::from_millis(100);
-    let http = HttpSource::new(OPEN, Limits { head: short, window: short, ..Limits::new(1 << 20) }).unwrap();
+    let http =
+        HttpSource::new(OPEN, ReadLimits { response_timeout: short, rate_window: short, ..ReadLimits::new(1 << 20) })
+            .unwrap();
     assert_eq!(fails(&http, &origin.url("/head?hidden")).await.reason, Reason::SourceUnavailable);
     assert_eq!(fails(&http, &origin.url("/body?hidden")).await.reason, Reason::SourceSlow);
 }
 
 #[tokio::test]
-async fn an_origin_that_is_not_there_is_unavailable() {
-    let gone = Scripted::start(|_, _| Vec::new()).await.url("/f?hidden");
+async fn an_unreachable_origin_is_unavailable() {
+    let gone = ScriptedOrigin::start(|_, _| Vec::new()).await.url("/f?hidden");
     tokio::task::yield_now().await;
     let failure = fails(&http(), &gone).await;
     assert_eq!(failure.reason, Reason::SourceUnavailable, "{}", failure.message);
 }
 
-/// Environment variables are of the whole process, so the reading is done by a child: `reads_with_the_childs_environment`.
+/// Environment variables belong to the whole process, so a child process reads the source:
+/// `reads_with_the_childs_environment`.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_come_from_ssl_cert_file_and_no_proxy_from_the_environment() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -226,7 +232,7 @@ async fn certificates_come_from_ssl_cert_file_and_no_proxy_from_the_environment(
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
     let tls = Some(TlsAcceptor::from(Arc::new(config)));
-    let origin = Scripted::serve(tls, |_, _| answer(200, &[("content-length", "10")], TEXT)).await;
+    let origin = ScriptedOrigin::serve(tls, |_, _| response(200, &[("content-length", "10")], TEXT)).await;
     let trusted = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(trusted.path(), made.cert.pem()).unwrap();
     let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -248,9 +254,9 @@ async fn certificates_come_from_ssl_cert_file_and_no_proxy_from_the_environment(
 }
 
 #[tokio::test]
-#[ignore = "run by the test above, which gives it its environment"]
+#[ignore = "run by the test above, which sets its environment"]
 async fn reads_with_the_childs_environment() {
-    let guard = Guard { allow_http: false, allow_private_networks: true };
+    let guard = UrlGuard { allow_http: false, allow_private_networks: true };
     let http = HttpSource::new(guard, limits()).unwrap();
     let port = std::env::var("CHILD_PORT").unwrap();
     let ended = match read(&http, &Url::parse(&format!("https://localhost:{port}/")).unwrap()).await {
@@ -265,8 +271,8 @@ fn mark(validator: &str, length: Option<u64>) -> SourceMark {
     SourceMark { validator: validator.into(), length }
 }
 
-/// What comes from byte `from` of the content that `mark` names.
-async fn rest(origin: &Scripted, mark: &SourceMark, from: u64) -> Result<Option<Vec<u8>>, Failure> {
+/// Returns the bytes from `from` on of the content that `mark` identifies.
+async fn rest(origin: &ScriptedOrigin, mark: &SourceMark, from: u64) -> Result<Option<Vec<u8>>, Failure> {
     match http().open_at(&origin.url("/f?sig=hidden"), mark, from).await? {
         Some(opened) => Ok(Some(opened.chunks.try_collect::<Vec<_>>().await?.concat())),
         None => Ok(None),
@@ -274,7 +280,7 @@ async fn rest(origin: &Scripted, mark: &SourceMark, from: u64) -> Result<Option<
 }
 
 #[tokio::test]
-async fn only_ranges_and_a_strong_tag_can_be_gone_on_with() {
+async fn only_ranges_and_a_strong_tag_are_resumable() {
     let cases: [(&'static [(&str, &str)], bool); 5] = [
         (&RANGES, true),
         (&[("accept-ranges", "bytes"), ("etag", "\"v1\"")], true),
@@ -283,7 +289,7 @@ async fn only_ranges_and_a_strong_tag_can_be_gone_on_with() {
         (&[("content-length", "10"), ("accept-ranges", "bytes"), ("etag", "W/\"v1\"")], false),
     ];
     for (headers, resumable) in cases {
-        let origin = Scripted::start(move |_, _| answer(200, headers, TEXT)).await;
+        let origin = ScriptedOrigin::start(move |_, _| response(200, headers, TEXT)).await;
         assert_eq!(http().open(&origin.url("/f")).await.unwrap().resumable, resumable, "{headers:?}");
         let again = rest(&origin, &mark("\"v1\"", Some(10)), 0).await.unwrap();
         assert_eq!(again.as_deref(), resumable.then_some(TEXT), "{headers:?}");
@@ -291,8 +297,8 @@ async fn only_ranges_and_a_strong_tag_can_be_gone_on_with() {
 }
 
 #[tokio::test]
-async fn the_same_content_goes_on_at_the_byte() {
-    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+async fn the_same_content_resumes_at_the_byte() {
+    let origin = ScriptedOrigin::start(|_, head| ranged_response(head, "\"v1\"", TEXT)).await;
     for length in [Some(10), None] {
         for from in 0..10 {
             let opened = http().open_at(&origin.url("/f"), &mark("\"v1\"", length), from).await.unwrap().unwrap();
@@ -306,9 +312,9 @@ async fn the_same_content_goes_on_at_the_byte() {
 }
 
 #[tokio::test]
-async fn another_content_is_not_gone_on_with() {
-    type Answered = (u16, &'static [(&'static str, &'static str)]);
-    let answers: [Answered; 8] = [
+async fn different_content_is_not_resumed() {
+    type RangeAnswer = (u16, &'static [(&'static str, &'static str)]);
+    let answers: [RangeAnswer; 8] = [
         (200, &[("etag", "\"v2\""), ("content-length", "10"), ("accept-ranges", "bytes")]),
         (206, &[("etag", "\"v2\""), ("content-range", "bytes 4-9/10")]),
         (206, &[("etag", "W/\"v1\""), ("content-range", "bytes 4-9/10")]),
@@ -319,25 +325,25 @@ async fn another_content_is_not_gone_on_with() {
         (416, &[("content-range", "bytes */3"), ("content-length", "0")]),
     ];
     for (status, headers) in answers {
-        let origin = Scripted::start(move |_, _| answer(status, headers, &TEXT[4..])).await;
+        let origin = ScriptedOrigin::start(move |_, _| response(status, headers, &TEXT[4..])).await;
         assert_eq!(rest(&origin, &mark("\"v1\"", Some(10)), 4).await.unwrap(), None, "{status} {headers:?}");
         assert_eq!(origin.heads().len(), 1);
     }
-    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+    let origin = ScriptedOrigin::start(|_, head| ranged_response(head, "\"v1\"", TEXT)).await;
     for (mark, from) in [(mark("\"v2\"", Some(10)), 0), (mark("\"v1\"", Some(9)), 0), (mark("\"v2\"", Some(10)), 4)] {
         assert_eq!(rest(&origin, &mark, from).await.unwrap(), None, "{mark:?} from {from}");
     }
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_rest_is_a_failure() {
+async fn a_refused_range_is_a_failure() {
     for (status, reason) in [
         (404, Reason::SourceNotFound),
         (403, Reason::SourceDenied),
         (503, Reason::SourceUnavailable),
         (418, Reason::Unclassified),
     ] {
-        let origin = Scripted::start(move |_, _| answer(status, &[("content-length", "0")], b"")).await;
+        let origin = ScriptedOrigin::start(move |_, _| response(status, &[("content-length", "0")], b"")).await;
         for from in [0, 4] {
             let failure = rest(&origin, &mark("\"v1\"", Some(10)), from).await.unwrap_err();
             assert_eq!(failure.reason, reason, "{status}");
@@ -347,25 +353,25 @@ async fn a_refusal_of_the_rest_is_a_failure() {
 }
 
 #[tokio::test]
-async fn the_rest_is_guarded_wherever_it_leads() {
-    let origin = Scripted::start(|_, _| answer(302, &[("location", "http://10.0.0.1/")], b"")).await;
+async fn redirects_of_a_range_request_are_checked() {
+    let origin = ScriptedOrigin::start(|_, _| response(302, &[("location", "http://10.0.0.1/")], b"")).await;
     let refused = strict(&origin).open_at(&url_of(&origin), &mark("\"v1\"", Some(10)), 4).await;
     assert_eq!(refused.err().map(|failure| failure.reason), Some(Reason::SourceForbidden));
-    let origin = Scripted::start(|_, head| match head.split(' ').nth(1).unwrap() {
-        "/to" => ranged(head, "\"v1\"", TEXT),
-        _ => answer(307, &[("location", "/to"), ("content-length", "0")], b""),
+    let origin = ScriptedOrigin::start(|_, head| match head.split(' ').nth(1).unwrap() {
+        "/to" => ranged_response(head, "\"v1\"", TEXT),
+        _ => response(307, &[("location", "/to"), ("content-length", "0")], b""),
     });
     assert_eq!(rest(&origin.await, &mark("\"v1\"", Some(10)), 4).await.unwrap().unwrap(), &TEXT[4..]);
 }
 
 #[tokio::test]
-async fn a_cut_in_the_rest_is_mended_too() {
-    let origin = Scripted::start(|number, head| {
-        let mut acts = ranged(head, "\"v1\"", TEXT);
-        if let (0, Some(Act::Send(body))) = (number, acts.last_mut()) {
+async fn a_broken_range_resumes_too() {
+    let origin = ScriptedOrigin::start(|number, head| {
+        let mut steps = ranged_response(head, "\"v1\"", TEXT);
+        if let (0, Some(ResponseStep::Send(body))) = (number, steps.last_mut()) {
             body.truncate(3);
         }
-        acts
+        steps
     });
     let origin = origin.await;
     assert_eq!(rest(&origin, &mark("\"v1\"", Some(10)), 4).await.unwrap().unwrap(), &TEXT[4..]);

@@ -5,12 +5,12 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use futures_util::TryStreamExt as _;
 
 use super::*;
-use crate::source::scripted::{Act, Scripted, answer, ranged};
+use crate::source::scripted::{ResponseStep, ScriptedOrigin, ranged_response, response};
 
 const TEXT: &[u8] = b"0123456789";
 const WHOLE: [(&str, &str); 2] = [("content-length", "10"), ("etag", "\"v1\"")];
 
-pub(in crate::source) fn client(origin: &Scripted) -> Client {
+pub(in crate::source) fn client(origin: &ScriptedOrigin) -> Client {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .region(Region::new("eu-central-1"))
@@ -22,8 +22,8 @@ pub(in crate::source) fn client(origin: &Scripted) -> Client {
     Client::from_conf(config)
 }
 
-fn staging(origin: &Scripted) -> S3Source {
-    let limits = Limits { first_wait: Duration::from_millis(2), ..Limits::new(0) };
+fn staging(origin: &ScriptedOrigin) -> S3Source {
+    let limits = ReadLimits { first_reopen_wait: Duration::from_millis(2), ..ReadLimits::new(0) };
     S3Source::new(client(origin), vec!["staging".into()], limits, Arc::new(Metrics::new(1)))
 }
 
@@ -33,14 +33,14 @@ async fn read(source: &S3Source, bucket: &str) -> Result<Vec<u8>, Failure> {
     Ok(chunks.concat())
 }
 
-fn error(status: u16, code: &str) -> Vec<Act> {
+fn error(status: u16, code: &str) -> Vec<ResponseStep> {
     let body = format!("<Error><Code>{code}</Code><Message>m</Message><RequestId>R1</RequestId></Error>");
-    answer(status, &[("content-type", "application/xml"), ("x-amz-request-id", "R1")], body.as_bytes())
+    response(status, &[("content-type", "application/xml"), ("x-amz-request-id", "R1")], body.as_bytes())
 }
 
 #[tokio::test]
-async fn an_object_is_read_whole() {
-    let origin = Scripted::start(|_, _| answer(200, &WHOLE, TEXT)).await;
+async fn the_whole_object_is_read() {
+    let origin = ScriptedOrigin::start(|_, _| response(200, &WHOLE, TEXT)).await;
     let opened = staging(&origin).open(&BucketName::parse("staging").unwrap(), "a b/c.csv").await.unwrap();
     assert_eq!((opened.length, opened.strong_etag(), opened.resumable), (Some(10), Some("\"v1\""), true));
     assert_eq!(opened.chunks.try_collect::<Vec<_>>().await.unwrap().concat(), TEXT);
@@ -50,9 +50,9 @@ async fn an_object_is_read_whole() {
 }
 
 #[tokio::test]
-async fn each_request_is_counted_by_how_it_ended() {
-    let origin = Scripted::start(|number, _| match number {
-        0 => answer(200, &WHOLE, TEXT),
+async fn each_request_is_counted_by_its_status() {
+    let origin = ScriptedOrigin::start(|number, _| match number {
+        0 => response(200, &WHOLE, TEXT),
         1 => error(404, "NoSuchKey"),
         _ => error(503, "SlowDown"),
     });
@@ -70,19 +70,19 @@ async fn each_request_is_counted_by_how_it_ended() {
 
 #[tokio::test]
 async fn other_buckets_are_forbidden_without_a_request() {
-    let origin = Scripted::start(|_, _| answer(200, &WHOLE, TEXT)).await;
+    let origin = ScriptedOrigin::start(|_, _| response(200, &WHOLE, TEXT)).await;
     assert_eq!(read(&staging(&origin), "customer").await.unwrap_err().reason, Reason::SourceForbidden);
     assert!(origin.heads().is_empty());
 }
 
 #[tokio::test]
-async fn a_cut_is_mended_by_a_range_of_the_same_object() {
-    let origin = Scripted::start(|number, head| {
+async fn a_broken_connection_resumes_with_a_range_of_the_same_object() {
+    let origin = ScriptedOrigin::start(|number, head| {
         if number == 0 {
-            return answer(200, &WHOLE, &TEXT[..4]);
+            return response(200, &WHOLE, &TEXT[..4]);
         }
         assert!(head.contains("range: bytes=4-\r\n") && head.contains("if-match: \"v1\"\r\n"), "{head}");
-        answer(206, &[("content-length", "6"), ("content-range", "bytes 4-9/10"), ("etag", "\"v1\"")], &TEXT[4..])
+        response(206, &[("content-length", "6"), ("content-range", "bytes 4-9/10"), ("etag", "\"v1\"")], &TEXT[4..])
     });
     let origin = origin.await;
     assert_eq!(read(&staging(&origin), "staging").await.unwrap(), TEXT);
@@ -90,23 +90,23 @@ async fn a_cut_is_mended_by_a_range_of_the_same_object() {
 }
 
 #[tokio::test]
-async fn another_object_is_never_glued_on() {
+async fn a_different_object_is_never_appended() {
     for (status, code, reason) in [
         (412, "PreconditionFailed", Reason::SourceChanged),
         (416, "InvalidRange", Reason::SourceChanged),
         (404, "NoSuchKey", Reason::SourceNotFound),
     ] {
         let script =
-            move |number, _: &str| if number == 0 { answer(200, &WHOLE, &TEXT[..4]) } else { error(status, code) };
-        let origin = Scripted::start(script).await;
+            move |number, _: &str| if number == 0 { response(200, &WHOLE, &TEXT[..4]) } else { error(status, code) };
+        let origin = ScriptedOrigin::start(script).await;
         assert_eq!(read(&staging(&origin), "staging").await.unwrap_err().reason, reason, "{code}");
     }
-    let whole_again = Scripted::start(|_, _| answer(200, &WHOLE, &TEXT[..4])).await;
+    let whole_again = ScriptedOrigin::start(|_, _| response(200, &WHOLE, &TEXT[..4])).await;
     assert_eq!(read(&staging(&whole_again), "staging").await.unwrap_err().reason, Reason::Unclassified);
 }
 
 #[tokio::test]
-async fn refusals_become_reasons() {
+async fn each_refusal_has_its_reason() {
     for (status, code, reason) in [
         (404, "NoSuchKey", Reason::SourceNotFound),
         (404, "NoSuchBucket", Reason::SourceNotFound),
@@ -124,7 +124,9 @@ async fn refusals_become_reasons() {
         (503, "SlowDown", Reason::SourceUnavailable),
     ] {
         let origin =
-            Scripted::start(move |_, _| if code.is_empty() { answer(status, &[], b"") } else { error(status, code) });
+            ScriptedOrigin::start(
+                move |_, _| if code.is_empty() { response(status, &[], b"") } else { error(status, code) },
+            );
         let origin = origin.await;
         let failure = read(&staging(&origin), "staging").await.unwrap_err();
         assert_eq!(failure.reason, reason, "{status} {code}: {}", failure.message);
@@ -134,8 +136,8 @@ async fn refusals_become_reasons() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_not_there_is_unavailable() {
-    let gone = staging(&Scripted::start(|_, _| Vec::new()).await);
+async fn an_unreachable_store_is_unavailable() {
+    let gone = staging(&ScriptedOrigin::start(|_, _| Vec::new()).await);
     tokio::task::yield_now().await;
     let failure = read(&gone, "staging").await.unwrap_err();
     assert_eq!(failure.reason, Reason::SourceUnavailable, "{}", failure.message);
@@ -145,8 +147,8 @@ fn mark(validator: &str, length: Option<u64>) -> SourceMark {
     SourceMark { validator: validator.into(), length }
 }
 
-/// What comes from byte `from` of the object that `mark` names.
-async fn rest(origin: &Scripted, mark: &SourceMark, from: u64) -> Result<Option<Vec<u8>>, Failure> {
+/// Returns the bytes from `from` on of the object that `mark` identifies.
+async fn rest(origin: &ScriptedOrigin, mark: &SourceMark, from: u64) -> Result<Option<Vec<u8>>, Failure> {
     match staging(origin).open_at(&BucketName::parse("staging").unwrap(), "k", mark, from).await? {
         Some(opened) => Ok(Some(opened.chunks.try_collect::<Vec<_>>().await?.concat())),
         None => Ok(None),
@@ -154,8 +156,8 @@ async fn rest(origin: &Scripted, mark: &SourceMark, from: u64) -> Result<Option<
 }
 
 #[tokio::test]
-async fn the_same_object_goes_on_at_the_byte() {
-    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+async fn the_same_object_resumes_at_the_byte() {
+    let origin = ScriptedOrigin::start(|_, head| ranged_response(head, "\"v1\"", TEXT)).await;
     for length in [Some(10), None] {
         for from in 0..10 {
             let read = rest(&origin, &mark("\"v1\"", length), from).await.unwrap().unwrap();
@@ -167,41 +169,41 @@ async fn the_same_object_goes_on_at_the_byte() {
 }
 
 #[tokio::test]
-async fn another_object_is_not_gone_on_with() {
+async fn a_different_object_is_not_resumed() {
     let part = |etag, range| [("content-length", "6"), ("etag", etag), ("content-range", range)];
-    let answers = [
+    let responses = [
         error(412, "PreconditionFailed"),
         error(416, "InvalidRange"),
-        answer(200, &WHOLE, TEXT),
-        answer(206, &part("\"v2\"", "bytes 4-9/10"), &TEXT[4..]),
-        answer(206, &part("\"v1\"", "bytes 4-9/12"), &TEXT[4..]),
-        answer(206, &part("\"v1\"", "bytes 3-9/10"), &TEXT[4..]),
-        answer(206, &[("content-length", "6"), ("content-range", "bytes 4-9/10")], &TEXT[4..]),
+        response(200, &WHOLE, TEXT),
+        response(206, &part("\"v2\"", "bytes 4-9/10"), &TEXT[4..]),
+        response(206, &part("\"v1\"", "bytes 4-9/12"), &TEXT[4..]),
+        response(206, &part("\"v1\"", "bytes 3-9/10"), &TEXT[4..]),
+        response(206, &[("content-length", "6"), ("content-range", "bytes 4-9/10")], &TEXT[4..]),
     ];
-    for acts in answers {
-        let shown = format!("{acts:?}");
-        let origin = Scripted::start(move |_, _| acts.clone()).await;
+    for steps in responses {
+        let shown = format!("{steps:?}");
+        let origin = ScriptedOrigin::start(move |_, _| steps.clone()).await;
         assert_eq!(rest(&origin, &mark("\"v1\"", Some(10)), 4).await.unwrap(), None, "{shown}");
     }
-    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+    let origin = ScriptedOrigin::start(|_, head| ranged_response(head, "\"v1\"", TEXT)).await;
     for (mark, from) in [(mark("\"v2\"", Some(10)), 0), (mark("\"v1\"", Some(9)), 0), (mark("\"v2\"", Some(10)), 4)] {
         assert_eq!(rest(&origin, &mark, from).await.unwrap(), None, "{mark:?} from {from}");
     }
-    let tagless = Scripted::start(|_, _| answer(200, &[("content-length", "10")], TEXT)).await;
+    let tagless = ScriptedOrigin::start(|_, _| response(200, &[("content-length", "10")], TEXT)).await;
     assert_eq!(rest(&tagless, &mark("\"v1\"", Some(10)), 0).await.unwrap(), None);
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_rest_is_a_failure() {
+async fn a_refused_range_is_a_failure() {
     for (status, code, reason) in [
         (404, "NoSuchKey", Reason::SourceNotFound),
         (403, "AccessDenied", Reason::SourceDenied),
         (503, "SlowDown", Reason::SourceUnavailable),
     ] {
-        let origin = Scripted::start(move |_, _| error(status, code)).await;
+        let origin = ScriptedOrigin::start(move |_, _| error(status, code)).await;
         assert_eq!(rest(&origin, &mark("\"v1\"", Some(10)), 4).await.unwrap_err().reason, reason, "{code}");
     }
-    let origin = Scripted::start(|_, head| ranged(head, "\"v1\"", TEXT)).await;
+    let origin = ScriptedOrigin::start(|_, head| ranged_response(head, "\"v1\"", TEXT)).await;
     let other = BucketName::parse("customer").unwrap();
     let refused = staging(&origin).open_at(&other, "k", &mark("\"v1\"", Some(10)), 4).await;
     assert_eq!(refused.err().map(|failure| failure.reason), Some(Reason::SourceForbidden));
@@ -209,16 +211,16 @@ async fn a_refusal_of_the_rest_is_a_failure() {
 }
 
 #[tokio::test]
-async fn a_cut_in_the_rest_is_mended_and_never_by_another_object() {
+async fn a_broken_range_resumes_with_the_same_object_only() {
     for (second, expected) in [("\"v1\"", Ok(Some(TEXT[4..].to_vec()))), ("\"v2\"", Err(Reason::SourceChanged))] {
-        // Like a store that does not know If-Match: the tag of the answer tells.
-        let origin = Scripted::start(move |number, head| {
+        // Like a store that ignores If-Match: the tag in the response differs.
+        let origin = ScriptedOrigin::start(move |number, head| {
             let etag = if number == 0 { "\"v1\"" } else { second };
-            let mut acts = ranged(&head.replace("if-match", "unknown"), etag, TEXT);
-            if let (0, Some(Act::Send(body))) = (number, acts.last_mut()) {
+            let mut steps = ranged_response(&head.replace("if-match", "unknown"), etag, TEXT);
+            if let (0, Some(ResponseStep::Send(body))) = (number, steps.last_mut()) {
                 body.truncate(3);
             }
-            acts
+            steps
         });
         let origin = origin.await;
         let read = rest(&origin, &mark("\"v1\"", Some(10)), 4).await.map_err(|failure| failure.reason);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consign::check::{Checker, Report};
+use consign::check::{CheckReport, Checker};
 use consign::domain::diagnosis::Who;
 use consign::metrics::Metrics;
 use consign::session::{Identity, Sessions};
@@ -20,7 +20,7 @@ const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 
 /// A test of the one destination within so many seconds, in this process. With an access key: it
 /// has no identity.
-async fn within(site: &Site, seconds: u64) -> Report {
+async fn within(site: &Site, seconds: u64) -> CheckReport {
     let config = consign::config::load_str(&site.toml()).unwrap().config;
     let metrics = Arc::new(Metrics::new(1));
     let identity = Identity::load(&config.aws).await;

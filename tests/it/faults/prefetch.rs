@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use consign::check::Report;
+use consign::check::CheckReport;
 use consign::domain::destination::Destination;
 use consign::domain::job::Job;
 use consign::domain::job::lease::Checkpoint;
@@ -121,7 +121,7 @@ impl Transport for Slow {
         async {}.boxed()
     }
 
-    fn test<'a>(&'a self, _: &'a Arc<Destination>, _: &'a [String]) -> BoxFuture<'a, Report> {
+    fn test<'a>(&'a self, _: &'a Arc<Destination>, _: &'a [String]) -> BoxFuture<'a, CheckReport> {
         std::future::pending().boxed()
     }
 }

@@ -1,32 +1,57 @@
-//! What a reload does not take: compared, so that nobody waits for a setting that needs a restart.
+//! Reloading: the sources of the configuration, and the settings that a reload does not apply.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
-use super::load::Loaded;
+use super::load::{Loaded, load};
+use super::problems::ConfigProblems;
 
-/// The settings that run and that only a restart changes: all but `destinations` and `log.filter`.
+/// Sources of the configuration from the command line, kept for SIGHUP.
 #[derive(Debug, Clone, Default)]
-pub struct Running {
+pub struct Reload {
+    /// TOML files; a later one wins.
+    pub files: Vec<PathBuf>,
+    /// Dotted keys and their values.
+    pub overrides: Vec<(String, String)>,
+    /// Settings in use, once the program runs.
+    pub running: RunningSettings,
+}
+
+impl Reload {
+    /// Loads and validates as [`load`]. A reload applies only `destinations` and `log.filter` of
+    /// the result.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load(&self) -> Result<Loaded, ConfigProblems> {
+        load(&self.files, &self.overrides)
+    }
+}
+
+/// Settings in use that only a restart changes: all but `destinations` and `log.filter`.
+#[derive(Debug, Clone, Default)]
+pub struct RunningSettings {
     values: BTreeMap<String, Value>,
-    /// The only secret among them: the shown one is masked, and may come from a file of an unchanged name.
+    /// The only secret among them. Its setting is masked, and may come from a file whose name is
+    /// unchanged.
     broker_url: Option<SecretString>,
 }
 
-impl Running {
-    /// Of the configuration that is started with.
+impl RunningSettings {
+    /// Returns the settings of the configuration that the program starts with.
     pub fn of(loaded: &Loaded) -> Self {
-        let stays = |key: &str| key != "log.filter" && !key.starts_with("destinations.");
-        let values = loaded.settings.iter().filter(|setting| stays(&setting.key));
+        let needs_restart = |key: &str| key != "log.filter" && !key.starts_with("destinations.");
+        let values = loaded.settings.iter().filter(|setting| needs_restart(&setting.key));
         Self {
             values: values.map(|setting| (setting.key.clone(), setting.value.clone())).collect(),
             broker_url: loaded.config.broker.url.clone(),
         }
     }
 
-    /// The dotted keys that are otherwise in `newer`, in their order.
+    /// Returns the dotted keys that differ in `newer`, sorted.
     pub fn differing(&self, newer: &Loaded) -> Vec<String> {
         let newer = Self::of(newer);
         let keys: BTreeSet<_> = self.values.keys().chain(newer.values.keys()).collect();
@@ -42,18 +67,18 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
-    use super::super::load_str;
+    use super::super::load::load_str;
     use super::*;
 
     fn differing(before: &str, after: &str) -> Vec<String> {
-        Running::of(&load_str(before).unwrap()).differing(&load_str(after).unwrap())
+        RunningSettings::of(&load_str(before).unwrap()).differing(&load_str(after).unwrap())
     }
 
     #[test]
-    fn what_needs_a_restart_is_named_and_what_a_reload_takes_is_not() {
-        let taken = "log.filter = \"debug\"\n[destinations.a]\nbucket = \"bucket-a\"\nregion = \"eu-west-1\"\n\
+    fn settings_that_need_a_restart_are_named_and_reloadable_ones_are_not() {
+        let reloadable = "log.filter = \"debug\"\n[destinations.a]\nbucket = \"bucket-a\"\nregion = \"eu-west-1\"\n\
                      auth = {method = \"access_key\", access_key_id = \"AKIAEXAMPLE\", secret_access_key = \"s\"}\n";
-        assert_eq!(differing("", taken), [""; 0]);
+        assert_eq!(differing("", reloadable), [""; 0]);
         let other = "[worker]\nslots = 3\nid = \"w\"\n[source]\nfile_root = \"/\"\nschemes = [\"file\"]\n";
         let keys = ["source.file_root", "source.schemes", "worker.id", "worker.slots"];
         assert_eq!(
@@ -64,14 +89,14 @@ mod tests {
     }
 
     #[test]
-    fn another_password_of_the_broker_is_noticed() {
+    fn a_changed_broker_password_is_detected() {
         let url = |password: &str| format!("broker.url = \"amqps://consign:{password}@mq.example/v\"\n");
         assert_eq!(differing(&url("one"), &url("two")), ["broker.url"]);
         assert_eq!(differing(&url("one"), &url("one")), [""; 0]);
         let file = tempfile::NamedTempFile::new().unwrap();
         let by_file = format!("broker.url_file = {:?}\n", file.path().display().to_string());
         std::fs::write(file.path(), "amqps://consign:one@mq.example/v").unwrap();
-        let before = Running::of(&load_str(&by_file).unwrap());
+        let before = RunningSettings::of(&load_str(&by_file).unwrap());
         std::fs::write(file.path(), "amqps://consign:two@mq.example/v").unwrap();
         assert_eq!(before.differing(&load_str(&by_file).unwrap()), ["broker.url"]);
     }

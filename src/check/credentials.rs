@@ -1,18 +1,20 @@
-//! Getting in: our identity and the customer's role, or the customer's access key.
+//! Steps up to a session: the worker's identity and the customer's role, or the customer's access
+//! key.
 
-use super::{Mark, Run, StepName};
+use super::report::{StepName, StepResult};
+use super::run::CheckRun;
 use crate::domain::destination::Auth;
 use crate::domain::diagnosis::Code;
 use crate::domain::outcome::{AwsError, Failure, Reason};
 use crate::domain::policy::Principal;
 
-impl Run<'_> {
-    /// The steps up to a session. When one fails, the rest is blocked.
-    pub(super) async fn entry(&mut self) {
+impl CheckRun<'_> {
+    /// Runs the steps up to a session. If one fails, the rest of the test is blocked.
+    pub(super) async fn credentials(&mut self) {
         match &self.destination.auth {
             Auth::IamRole { external_id, .. } => {
                 self.identity().await;
-                self.assume().await;
+                self.assume_role().await;
                 self.external_id(external_id.is_some()).await;
                 self.skipped(StepName::AccessKey, Code::NotNeeded, "the destination has a role");
             }
@@ -27,19 +29,19 @@ impl Run<'_> {
     }
 
     async fn identity(&mut self) {
-        let sessions = self.checker.sessions;
+        let sessions = self.sessions;
         if !sessions.role_auth() {
             self.blocked = true;
-            return self.remark(StepName::Identity, Mark::Failed, Code::RoleAuthOff);
+            return self.finding(StepName::Identity, StepResult::Failed, Code::RoleAuthOff);
         }
-        match self.within(sessions.own_arn(Some(self.destination))).await {
+        match self.within_limit(sessions.own_arn(Some(self.destination))).await {
             Ok(arn) => {
-                // What a trust policy names is the role behind a session.
+                // A trust policy names the role behind a session.
                 let principal = Principal::parse(&arn).map_or(arn, |principal| principal.as_str().to_owned());
                 let principal = sessions.identity_role().unwrap_or(principal);
-                let what = format!("we come as {principal}");
+                let cause = format!("the worker's identity is {principal}");
                 self.principal = Some(principal);
-                self.passed(StepName::Identity, what);
+                self.passed(StepName::Identity, cause);
             }
             Err(failure) => {
                 self.blocked = true;
@@ -48,74 +50,76 @@ impl Run<'_> {
         }
     }
 
-    async fn assume(&mut self) {
+    async fn assume_role(&mut self) {
         if self.blocked {
-            return self.skip(&[StepName::AssumeRole]);
+            return self.skip_blocked(&[StepName::AssumeRole]);
         }
-        match self.within(self.checker.sessions.fresh(self.destination)).await {
-            Ok(_) => self.passed(StepName::AssumeRole, "the role lets us in"),
+        match self.within_limit(self.sessions.fresh(self.destination)).await {
+            Ok(_) => self.passed(StepName::AssumeRole, "the role can be assumed"),
             Err(failure) => {
                 self.blocked = true;
-                self.failed(StepName::AssumeRole, &sts(failure));
+                self.failed(StepName::AssumeRole, &as_sts_failure(failure));
             }
         }
     }
 
     async fn external_id(&mut self, agreed: bool) {
         if self.blocked {
-            return self.skip(&[StepName::ExternalId]);
+            return self.skip_blocked(&[StepName::ExternalId]);
         }
         if !agreed {
-            return self.remark(StepName::ExternalId, Mark::Warning, Code::ExternalIdAbsent);
+            return self.finding(StepName::ExternalId, StepResult::Warning, Code::ExternalIdAbsent);
         }
-        match self.within(self.checker.sessions.open_without_external_id(self.destination)).await {
-            Ok(true) => self.remark(StepName::ExternalId, Mark::Warning, Code::ExternalIdNotEnforced),
-            Ok(false) => self.passed(StepName::ExternalId, "without the external id the role does not let us in"),
-            Err(_) => self.skipped(StepName::ExternalId, Code::NotTried, "STS gave no clear answer"),
+        match self.within_limit(self.sessions.open_without_external_id(self.destination)).await {
+            Ok(true) => self.finding(StepName::ExternalId, StepResult::Warning, Code::ExternalIdNotEnforced),
+            Ok(false) => self.passed(StepName::ExternalId, "the role can't be assumed without the external id"),
+            Err(_) => self.skipped(StepName::ExternalId, Code::NotTried, "STS gave no conclusive answer"),
         }
     }
 
-    /// The session of an access key needs no call; only its secret may be unreadable.
+    /// Opens the session of an access key. That needs no call; it fails only if the secret cannot
+    /// be read.
     async fn key_session(&mut self) {
         if self.blocked {
             return;
         }
-        if let Err(failure) = self.within(self.checker.sessions.fresh(self.destination)).await {
+        if let Err(failure) = self.within_limit(self.sessions.fresh(self.destination)).await {
             self.blocked = true;
             self.failed(StepName::AccessKey, &failure);
         }
     }
 
     async fn access_key(&mut self, id: &str) {
-        if self.checker.sessions.has_sts() && id.starts_with("ASIA") {
+        if self.sessions.has_sts() && id.starts_with("ASIA") {
             self.blocked = true;
-            return self.remark(StepName::AccessKey, Mark::Failed, Code::AccessKeyTemporary);
+            return self.finding(StepName::AccessKey, StepResult::Failed, Code::AccessKeyTemporary);
         }
-        match self.within(self.checker.sessions.key_arn(self.destination)).await {
+        match self.within_limit(self.sessions.key_arn(self.destination)).await {
             Ok(None) => self.skipped(StepName::AccessKey, Code::NotNeeded, "the store has no STS to ask"),
             Ok(Some(arn)) if arn.ends_with(":root") => {
                 self.principal = Some(arn);
-                self.remark(StepName::AccessKey, Mark::Warning, Code::AccessKeyRoot);
+                self.finding(StepName::AccessKey, StepResult::Warning, Code::AccessKeyRoot);
             }
             Ok(Some(arn)) => {
-                let what = format!("the key is that of {arn}");
+                let cause = format!("the key belongs to {arn}");
                 self.principal = Some(arn);
-                self.passed(StepName::AccessKey, what);
+                self.passed(StepName::AccessKey, cause);
             }
             Err(failure) if is_about_the_key(&failure) => {
                 self.blocked = true;
                 self.failed(StepName::AccessKey, &failure);
             }
-            // A transfer with an access key never asks STS, so that it is away, or not for us, is no obstacle.
+            // A transfer with an access key never calls STS, so an unavailable or closed STS is no
+            // obstacle.
             Err(_) => {
-                self.skipped(StepName::AccessKey, Code::NotTried, "STS gives no answer; deliveries don't need it");
+                self.skipped(StepName::AccessKey, Code::NotTried, "STS did not answer; deliveries don't need it");
             }
         }
     }
 }
 
-/// Whether STS has judged the key, or its secret can't be read. That STS itself is closed to us (by an endpoint's policy, or in
-/// this region) says nothing of the key.
+/// Returns true if STS has rejected the key, or if its secret cannot be read. An STS that denies
+/// all access (by an endpoint's policy, or in this region) says nothing about the key.
 fn is_about_the_key(failure: &Failure) -> bool {
     let closed = |answer: &AwsError| matches!(answer.code.as_str(), "AccessDenied" | "AccessDeniedException");
     match failure.reason {
@@ -125,8 +129,8 @@ fn is_about_the_key(failure: &Failure) -> bool {
     }
 }
 
-/// A call of STS that took too long is one of STS, not of S3.
-fn sts(failure: Failure) -> Failure {
+/// Attributes a timeout to STS instead of S3.
+fn as_sts_failure(failure: Failure) -> Failure {
     match failure.reason {
         Reason::Timeout => Failure { reason: Reason::StsUnavailable, ..failure },
         _ => failure,

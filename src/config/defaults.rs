@@ -1,0 +1,107 @@
+//! All defaults of the configuration, in the order of the sections.
+//!
+//! Not listed: keys without a default, and `worker.id`, which [`with_process_id`] sets. The
+//! sections `[aws]` and `[check]` have empty and false values only and derive them. The defaults of
+//! `[destinations.ID]` are those of a job's inline destination, in `domain::destination::raw`.
+
+use std::num::NonZeroU32;
+
+use super::raw::{
+    RawAdminConfig, RawBrokerConfig, RawConfig, RawLogConfig, RawMetricsConfig, RawSessionConfig, RawSourceConfig,
+    RawUploadConfig, RawWorkerConfig,
+};
+use super::sections::LogFormat;
+use super::units::{Size, Span};
+
+impl Default for RawBrokerConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            url_file: None,
+            prefix: "consign".to_owned(),
+            declare: false,
+            lease_after: Span::seconds(600),
+            ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
+            allow_plaintext: false,
+        }
+    }
+}
+
+impl Default for RawWorkerConfig {
+    fn default() -> Self {
+        Self {
+            slots: non_zero(16),
+            backfill_slots: 8,
+            memory_budget: Size::mib(256),
+            drain_timeout: Span::seconds(30),
+            max_attempts: non_zero(8),
+            destination_slots: non_zero(8),
+            id: None,
+        }
+    }
+}
+
+impl Default for RawUploadConfig {
+    fn default() -> Self {
+        Self {
+            part_size: Size::mib(8),
+            multipart_threshold: Size::mib(16),
+            part_concurrency: non_zero(8),
+            min_rate: Size(64 << 10),
+        }
+    }
+}
+
+impl Default for RawSessionConfig {
+    fn default() -> Self {
+        Self { refresh_before: Span::seconds(300), capacity: 10_000, denied_for: Span::seconds(60), role_auth: true }
+    }
+}
+
+impl Default for RawSourceConfig {
+    fn default() -> Self {
+        Self {
+            schemes: ["https", "file", "s3"].map(str::to_owned).to_vec(),
+            file_root: None,
+            s3_buckets: Vec::new(),
+            allow_http: false,
+            allow_private_networks: false,
+            max_bytes: None,
+        }
+    }
+}
+
+impl Default for RawAdminConfig {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9464".to_owned() }
+    }
+}
+
+impl Default for RawMetricsConfig {
+    fn default() -> Self {
+        Self { max_destinations: 500 }
+    }
+}
+
+impl Default for RawLogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, filter: "info".to_owned(), otlp_endpoint: None }
+    }
+}
+
+/// Returns the defaults with `worker.id`: this host's name and this process's pid.
+pub(super) fn with_process_id() -> RawConfig {
+    let mut raw = RawConfig::default();
+    let host = gethostname::gethostname().to_string_lossy().into_owned();
+    let fits = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let host: String = host.chars().map(fits).take(80).collect();
+    raw.worker.id = Some(format!("{host}-{}", std::process::id()));
+    raw
+}
+
+/// Returns a default that is known not to be zero.
+const fn non_zero(count: u32) -> NonZeroU32 {
+    NonZeroU32::MIN.saturating_add(count.saturating_sub(1))
+}

@@ -1,0 +1,104 @@
+//! Validation of `[broker]`.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::findings::Findings;
+use crate::config::raw::RawBrokerConfig;
+use crate::config::sections::BrokerConfig;
+
+/// Longest `lease_after`: by default a broker closes the channel of a delivery that is not
+/// acknowledged within 30 minutes.
+const MAX_LEASE_AFTER: Duration = Duration::from_mins(30);
+
+const NOT_A_BROKER_URL: &str = "is not a broker URL; it begins with amqps:, amqp: or sqlite:, such as \"amqps://user:password@host/vhost\" or \
+     \"sqlite:PATH\"";
+
+pub(super) fn broker(raw: RawBrokerConfig, findings: &mut Findings) -> BrokerConfig {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+    let fits = (1..=40).contains(&raw.prefix.len()) && raw.prefix.chars().all(inner);
+    let starts = raw.prefix.starts_with(|c: char| c.is_ascii_lowercase());
+    let problem = "is not valid; give 1-40 of a-z, 0-9, \".\", \"_\" and \"-\" that begin with a letter";
+    findings.require(fits && starts, "broker.prefix", problem);
+    let lease_after = raw.lease_after.0;
+    let problem =
+        "is out of range; give more than 0 and at most 30m, the default time after which a broker requeues a delivery";
+    findings.require(!lease_after.is_zero() && lease_after <= MAX_LEASE_AFTER, "broker.lease_after", problem);
+    let url = broker_url(&raw, findings);
+    for (key, file, pair) in [
+        ("broker.client_cert_file", &raw.client_cert_file, &raw.client_key_file),
+        ("broker.client_key_file", &raw.client_key_file, &raw.client_cert_file),
+        ("broker.ca_file", &raw.ca_file, &raw.ca_file),
+    ] {
+        findings.require_readable(key, file.as_deref());
+        let problem = "is only one of a pair; give client_cert_file and client_key_file together";
+        findings.require(file.is_none() || pair.is_some(), key, problem);
+        let tls = url.as_ref().is_none_or(|url| url.expose_secret().starts_with("amqps:"));
+        findings.require(file.is_none() || tls, key, "has no effect without TLS; use an amqps:// URL or remove it");
+    }
+    BrokerConfig {
+        url,
+        prefix: raw.prefix,
+        declare: raw.declare,
+        lease_after,
+        ca_file: raw.ca_file,
+        client_cert_file: raw.client_cert_file,
+        client_key_file: raw.client_key_file,
+        allow_plaintext: raw.allow_plaintext,
+    }
+}
+
+/// Returns the URL from its key or its file. No problem quotes it, because it contains a password.
+fn broker_url(raw: &RawBrokerConfig, findings: &mut Findings) -> Option<SecretString> {
+    let (key, url) = match (&raw.url, &raw.url_file) {
+        (Some(_), Some(_)) => {
+            findings.add("broker.url_file", "conflicts with broker.url; give only one of them");
+            return None;
+        }
+        (Some(url), None) => ("broker.url", url.clone()),
+        (None, Some(file)) => {
+            findings.require_readable("broker.url_file", Some(file));
+            let text = std::fs::read_to_string(file).ok()?;
+            ("broker.url_file", SecretString::from(text.trim()))
+        }
+        (None, None) => return None,
+    };
+    match check_broker_url(url.expose_secret(), raw.allow_plaintext) {
+        Ok(()) => Some(url),
+        Err(problem) => {
+            findings.add(key, problem);
+            None
+        }
+    }
+}
+
+fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static str> {
+    if let Some(path) = text.strip_prefix("sqlite:") {
+        return check_embedded_file(path);
+    }
+    let url = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "amqp" | "amqps"));
+    let url = url.ok_or(NOT_A_BROKER_URL)?;
+    let host = url.host_str().filter(|host| !host.is_empty());
+    let host = host.ok_or("has no host; write \"amqps://user:password@host/vhost\"")?;
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    if url.scheme() == "amqp" && !loopback && !allow_plaintext {
+        return Err("would send the password in plain text; use amqps://, or set broker.allow_plaintext = true");
+    }
+    Ok(())
+}
+
+fn check_embedded_file(path: &str) -> Result<(), &'static str> {
+    if path.is_empty() {
+        Err("has no file; write \"sqlite:/var/lib/consign/queue.db\"")
+    } else if path.starts_with(":memory:") {
+        Err("would keep the jobs in memory and lose them; name a file on a local disk")
+    } else if path.starts_with("//") && !path.starts_with("///") {
+        Err("has a host, which the embedded queue does not support; write \"sqlite:/absolute/path\" or \
+             \"sqlite:relative/path\"")
+    } else {
+        Ok(())
+    }
+}

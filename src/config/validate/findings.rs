@@ -1,0 +1,62 @@
+//! The problems found so far, and the checks that several sections share.
+
+use std::path::Path;
+
+use crate::domain::destination::Invalid;
+
+/// Problems of the values, each with its key, reason and remedy.
+#[derive(Default)]
+pub(super) struct Findings(Vec<Invalid>);
+
+impl Findings {
+    pub(super) fn into_problems(self) -> Vec<Invalid> {
+        self.0
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn add(&mut self, key: &str, problem: impl Into<String>) {
+        self.0.push(Invalid::new(key, problem));
+    }
+
+    pub(super) fn extend(&mut self, problems: impl IntoIterator<Item = Invalid>) {
+        self.0.extend(problems);
+    }
+
+    pub(super) fn require(&mut self, holds: bool, key: &str, problem: &str) {
+        if !holds {
+            self.add(key, problem);
+        }
+    }
+
+    /// Returns the value, or adds the problem under `key`.
+    pub(super) fn parsed<T>(&mut self, key: &str, parsed: Option<Result<T, Invalid>>) -> Option<T> {
+        match parsed? {
+            Ok(value) => Some(value),
+            Err(invalid) => {
+                self.add(key, invalid.problem);
+                None
+            }
+        }
+    }
+
+    pub(super) fn require_readable(&mut self, key: &str, file: Option<&Path>) {
+        let Some(file) = file else { return };
+        if let Err(problem) = std::fs::File::open(file) {
+            self.add(key, format!("{} cannot be read ({problem}); give the path of a readable file", file.display()));
+        }
+    }
+
+    pub(super) fn endpoint(&mut self, key: &str, text: Option<&str>) -> Option<url::Url> {
+        let url = url::Url::parse(text?).ok().filter(|url| {
+            let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+            matches!(url.scheme(), "http" | "https") && url.has_host() && bare
+        });
+        if url.is_none() {
+            self.add(key, "is not an endpoint; give a URL such as \"https://s3.example.com\" without user and query");
+        }
+        url
+    }
+}

@@ -1,0 +1,166 @@
+//! Addresses that no job may read from: everything that is not the public internet.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// IPv4 networks that are not the public internet (IANA's special-purpose registry): network,
+/// prefix length, name.
+const NON_PUBLIC_V4: [(Ipv4Addr, u32, &str); 17] = [
+    (Ipv4Addr::UNSPECIFIED, 8, "an unspecified address"),
+    (Ipv4Addr::new(10, 0, 0, 0), 8, "a private address"),
+    (Ipv4Addr::new(100, 64, 0, 0), 10, "a carrier-grade NAT address"),
+    (Ipv4Addr::new(127, 0, 0, 0), 8, "a loopback address"),
+    (Ipv4Addr::new(169, 254, 0, 0), 16, "a link-local address"),
+    (Ipv4Addr::new(172, 16, 0, 0), 12, "a private address"),
+    (Ipv4Addr::new(192, 0, 0, 0), 24, "a protocol assignment address"),
+    (Ipv4Addr::new(192, 0, 2, 0), 24, "a documentation address"),
+    (Ipv4Addr::new(192, 31, 196, 0), 24, "a reserved address"),
+    (Ipv4Addr::new(192, 52, 193, 0), 24, "a reserved address"),
+    (Ipv4Addr::new(192, 88, 99, 0), 24, "a 6to4 relay address"),
+    (Ipv4Addr::new(192, 168, 0, 0), 16, "a private address"),
+    (Ipv4Addr::new(198, 18, 0, 0), 15, "a benchmark address"),
+    (Ipv4Addr::new(198, 51, 100, 0), 24, "a documentation address"),
+    (Ipv4Addr::new(203, 0, 113, 0), 24, "a documentation address"),
+    (Ipv4Addr::new(224, 0, 0, 0), 4, "a multicast address"),
+    (Ipv4Addr::new(240, 0, 0, 0), 4, "a reserved address"),
+];
+
+/// IPv6 networks inside `2000::/3` that are not the public internet, or that carry an IPv4 address.
+/// Everything outside of `2000::/3` is refused; those networks are listed only for the message.
+const NON_PUBLIC_V6: [(Ipv6Addr, u32, &str); 16] = [
+    (Ipv6Addr::UNSPECIFIED, 128, "an unspecified address"),
+    (Ipv6Addr::LOCALHOST, 128, "a loopback address"),
+    (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96, "an IPv4-mapped address"),
+    (Ipv6Addr::UNSPECIFIED, 96, "an IPv4-compatible address"),
+    (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96, "a NAT64 address"),
+    (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48, "a NAT64 address"),
+    (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64, "a discard address"),
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32, "a Teredo address"),
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32, "a documentation address"),
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23, "a protocol assignment address"),
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16, "a 6to4 address"),
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, "a documentation address"),
+    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7, "a unique local address"),
+    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "a link-local address"),
+    (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10, "a site-local address"),
+    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast address"),
+];
+
+/// Returns the kind of a forbidden address; `None` for an address of the public internet.
+pub(super) fn forbidden_kind(ip: IpAddr) -> Option<&'static str> {
+    match ip {
+        IpAddr::V4(ip) => forbidden_v4(ip),
+        IpAddr::V6(ip) => forbidden_v6(ip),
+    }
+}
+
+fn forbidden_v4(ip: Ipv4Addr) -> Option<&'static str> {
+    let inside = |net: &Ipv4Addr, length: u32| (ip.to_bits() ^ net.to_bits()) >> (32 - length) == 0;
+    NON_PUBLIC_V4.iter().find(|(net, length, _)| inside(net, *length)).map(|(.., kind)| *kind)
+}
+
+fn forbidden_v6(ip: Ipv6Addr) -> Option<&'static str> {
+    let inside = |net: &Ipv6Addr, length: u32| (ip.to_bits() ^ net.to_bits()) >> (128 - length) == 0;
+    let listed = NON_PUBLIC_V6.iter().find(|(net, length, _)| inside(net, *length)).map(|(.., kind)| *kind);
+    let global = inside(&Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+    // ISATAP: an interface id of 0:5efe or 200:5efe carries an IPv4 address in its last 32 bits.
+    let isatap = matches!(ip.segments(), [_, _, _, _, 0 | 0x200, 0x5efe, ..]);
+    listed.or_else(|| isatap.then_some("an ISATAP address")).or_else(|| (!global).then_some("a reserved address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_outside_the_public_internet_are_forbidden_kind() {
+        let table = [
+            ("0.0.0.0", "unspecified"),
+            ("0.1.2.3", "unspecified"),
+            ("10.0.0.0", "private"),
+            ("10.255.255.255", "private"),
+            ("100.64.0.1", "carrier"),
+            ("100.127.255.255", "carrier"),
+            ("127.0.0.1", "loopback"),
+            ("127.255.255.254", "loopback"),
+            ("169.254.169.254", "link-local"),
+            ("169.254.170.2", "link-local"),
+            ("169.254.170.23", "link-local"),
+            ("172.16.0.1", "private"),
+            ("172.31.255.255", "private"),
+            ("192.0.0.8", "protocol"),
+            ("192.0.2.1", "documentation"),
+            ("192.88.99.1", "6to4"),
+            ("192.168.0.1", "private"),
+            ("192.168.255.255", "private"),
+            ("198.18.0.1", "benchmark"),
+            ("198.19.255.255", "benchmark"),
+            ("198.51.100.7", "documentation"),
+            ("203.0.113.9", "documentation"),
+            ("224.0.0.1", "multicast"),
+            ("239.255.255.255", "multicast"),
+            ("240.0.0.1", "reserved"),
+            ("255.255.255.255", "reserved"),
+            ("::", "unspecified"),
+            ("::1", "loopback"),
+            ("::ffff:169.254.169.254", "IPv4-mapped"),
+            ("::ffff:8.8.8.8", "IPv4-mapped"),
+            ("::127.0.0.1", "IPv4-compatible"),
+            ("64:ff9b::a9fe:a9fe", "NAT64"),
+            ("64:ff9b:1::a00:1", "NAT64"),
+            ("100::1", "discard"),
+            ("2001::1", "Teredo"),
+            ("2001:0:4136:e378:8000:63bf:3fff:fdd2", "Teredo"),
+            ("2001:10::1", "protocol"),
+            ("2001:db8::1", "documentation"),
+            ("2002:a9fe:a9fe::1", "6to4"),
+            ("2002:7f00:1::", "6to4"),
+            ("2600:1f18::200:5efe:a00:1", "ISATAP"),
+            ("3fff:1::1", "documentation"),
+            ("4000::1", "reserved"),
+            ("fc00::1", "unique local"),
+            ("fd00:ec2::254", "unique local"),
+            ("fd00:ec2::23", "unique local"),
+            ("fe80::1", "link-local"),
+            ("febf::1", "link-local"),
+            ("fec0::1", "site-local"),
+            ("ff02::1", "multicast"),
+        ];
+        for (address, kind) in table {
+            let found = forbidden_kind(address.parse().unwrap()).unwrap_or("public");
+            assert!(found.contains(kind), "{address} is {found}, not {kind}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_are_allowed() {
+        let table = [
+            "1.1.1.1",
+            "8.8.8.8",
+            "9.255.255.255",
+            "11.0.0.0",
+            "52.218.0.1",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.0.0.1",
+            "128.0.0.1",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.1",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "223.255.255.255",
+            "2600:1f18::1",
+            "2606:4700::1111",
+            "2a00:1450:4001::200e",
+            "2001:4860:4860::8888",
+            "2003::1",
+        ];
+        for address in table {
+            assert_eq!(forbidden_kind(address.parse().unwrap()), None, "{address}");
+        }
+    }
+}
