@@ -104,7 +104,7 @@ fn vendors_stay_in_their_rooms() {
 }
 
 /// The uses between those of a set of nodes that are in one cycle, each as a line for the reader.
-fn cyclic(program: &[Module], edges: Vec<(usize, usize, &Use)>) -> Vec<String> {
+fn cyclic(program: &[Module], edges: &[(usize, usize, &Use)]) -> Vec<String> {
     let groups = graph::cycles(&edges.iter().map(|(from, to, _)| (*from, *to)).collect());
     let together = |from: &usize, to: &usize| groups.iter().any(|group| group.contains(from) && group.contains(to));
     let mut lines: Vec<_> = edges
@@ -128,7 +128,7 @@ fn modules_of_one_layer_have_no_cycle() {
     let top = |at: usize| tops.iter().position(|top| program[at].names.first() == Some(top));
     let uses = graph::uses(&program);
     let edges = uses.iter().filter_map(|uses| Some((top(uses.from)?, top(uses.to)?, uses)));
-    let lines = cyclic(&program, edges.filter(|(from, to, _)| from != to).collect());
+    let lines = cyclic(&program, &edges.filter(|(from, to, _)| from != to).collect::<Vec<_>>());
     assert!(lines.is_empty(), "these modules use each other; move what both need down:\n{}", lines.join("\n"));
 }
 
@@ -139,7 +139,7 @@ fn cycles_in_rooms(left_out: impl Fn(&Module, &Module) -> bool) -> Vec<String> {
     let room = |at: usize| program[at].names.first();
     let edges = uses.iter().filter(|uses| room(uses.from).is_some() && room(uses.from) == room(uses.to));
     let edges = edges.filter(|uses| !left_out(&program[uses.from], &program[uses.to]));
-    cyclic(&program, edges.map(|uses| (uses.from, uses.to, uses)).collect())
+    cyclic(&program, &edges.map(|uses| (uses.from, uses.to, uses)).collect::<Vec<_>>())
 }
 
 #[test]

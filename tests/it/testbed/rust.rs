@@ -49,10 +49,9 @@ impl Source {
         while at < text.len() {
             let token = Token::at(&text, at);
             match token.kind {
-                Kind::Code => {}
                 Kind::Comment => comments.push(at),
                 Kind::String => strings.push((at, text[token.content.clone()].to_owned())),
-                Kind::Char => {}
+                Kind::Code | Kind::Char => {}
             }
             for byte in &mut code[token.content] {
                 if *byte != b'\n' {
@@ -79,7 +78,7 @@ impl Source {
             let line = (self.line(at), comment[marker.len()..].to_owned());
             match docs.last_mut() {
                 Some((last, doc)) if *last == marker && doc.lines.last().unwrap().0 + 1 == line.0 => {
-                    doc.lines.push(line)
+                    doc.lines.push(line);
                 }
                 _ => docs.push((marker, Doc { lines: vec![line] })),
             }
@@ -116,8 +115,8 @@ impl Token {
             let end = start + text[start..].find(&close).unwrap();
             return Self { kind: Kind::String, content: start..end, end: end + close.len() };
         }
-        if rest.starts_with('"') {
-            let end = at + 1 + closing_quote(&rest[1..], '"');
+        if let Some(after) = rest.strip_prefix('"') {
+            let end = at + 1 + closing_quote(after, '"');
             return Self { kind: Kind::String, content: at + 1..end, end: end + 1 };
         }
         if let Some(length) = char_literal(rest) {
@@ -228,7 +227,7 @@ fn add_module(modules: &mut Vec<Module>, file: &Path, folder: &Path, names: Vec<
     let source = Source::read(file);
     let code = without_tests(&source.code);
     for child in declared(&code) {
-        let names = [&names[..], &[child.clone()]].concat();
+        let names = [&names[..], std::slice::from_ref(&child)].concat();
         add_module(modules, &folder.join(format!("{child}.rs")), &folder.join(&child), names);
     }
     modules.push(Module { names, source, code });
