@@ -1,26 +1,49 @@
 //! consign delivers files into buckets that belong to other people.
 //!
-//! # The way of the data
+//! # The path of a job
 //!
 //! ```text
-//! bytes -> job::wire -> Job -> session + source -> upload -> Receipt | Failure
-//!       -> Outcome -> decide() -> Disposition -> queue::settle, outcome event, metrics
+//! message -> consume -> decode -> in_flight.claim -> admission.acquire -> attempt -> settlement.plan -> settle
+//!            (prefetch)  (Job)     (one per id)       (Permit | Deferral)  (transfer)  (one plan, by value)
+//!
+//! attempt:   session + source -> upload -> Receipt | Failure -> TransferResult
 //! ```
 //!
-//! One way, no back and forth. Nothing below [`worker`] knows that a delivery exists. Nothing below [`transfer`] knows that a
-//! job has attempts. Only `queue/` imports lapin and rusqlite; only `session`, `upload` and `source::s3` import an AWS SDK; only
-//! [`metrics`] names a metric; only `dev`, which may be left out of a build, has an S3 of its own.
+//! 1. [`queue::Queue::next`] delivers a message of a lane; [`worker`]'s `consume` takes a permit first.
+//! 2. `worker::decode` reads the job, its destination and its headers ([`domain::headers`], once).
+//! 3. `worker::in_flight` claims it: one owner per run, duplicates join.
+//! 4. `worker::admission` acquires its permits, or defers it: circuit breaker, limits, outage, health.
+//! 5. `worker::attempt` runs [`transfer::Transport::deliver`] under its lease.
+//! 6. [`transfer`] opens the session and the source, and [`upload`] sends the bytes.
+//! 7. `worker::settlement` plans the settlement, as a pure function.
+//! 8. [`queue::Queue::settle`] publishes the outcome, publishes the copy, acknowledges.
 //!
-//! # Layers (imports go downward only; `tests/it/layering.rs` holds the program to it)
+//! A reader never returns to a station left behind. Nothing below [`worker`] knows that a delivery
+//! exists. Nothing below [`transfer`] knows that a job has attempts.
 //!
-//! | layer | modules | what they are |
+//! # Where to find ...
+//!
+//! | question | file |
+//! |---|---|
+//! | the class of a 503 of S3 | `aws/errors.rs` |
+//! | the choice of a retry delay | `domain/outcome/retry_delay.rs`, `choose` |
+//! | the refresh of a session | `session/cache.rs` |
+//! | the choice of the part size | `upload/plan.rs` |
+//! | outcome, then copy, then acknowledgement | `queue/rabbitmq/settle.rs`, `queue/sqlite` |
+//! | the opening of a circuit breaker | `worker/admission/circuit.rs`, `trips` |
+//! | the default of a setting | `config/defaults.rs` |
+//! | the definition of a metric | `metrics/families.rs` |
+//!
+//! # Layers (imports go downward only; `tests/it/layering.rs` enforces it)
+//!
+//! | layer | modules | content |
 //! |---|---|---|
-//! | L6 | `app`, `cli`, `dev`, `sim` | the composition root, one file per command, and everything on one machine for a first look |
-//! | L5 | `worker` | permit, delivery, transfer, disposition, settle; drain |
-//! | L4 | `transfer`, `check` | one job from start to outcome; the connection test, by the same session and upload path |
-//! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
+//! | L6 | `app`, `cli`, `dev`, `sim` | composition root, one file per command, everything on one machine, and the simulation for tests |
+//! | L5 | `worker` | the path of a job, and the drain |
+//! | L4 | `transfer`, `check` | one job from start to result; the connection test, by the same session and upload path |
+//! | L3 | `upload` | single or multipart upload, abort, proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
-//! | L1b | `runtime`, `metrics`, `telemetry` | ground services |
+//! | L1b | `runtime`, `metrics`, `telemetry` | services of the process |
 //! | L1a | `config` | sections, validated |
 //! | L0 | `domain` | the vocabulary: pure, valid by construction |
 
