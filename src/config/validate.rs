@@ -154,7 +154,7 @@ fn source(raw: RawSourceConfig, findings: &mut Findings) -> SourceConfig {
             "http" => findings
                 .add("source.schemes", "\"http\" is not listed here; remove it and set source.allow_http = true"),
             other => {
-                findings.add("source.schemes", format!("{other:?} is unknown; give \"https\", \"file\" or \"s3\""))
+                findings.add("source.schemes", format!("{other:?} is unknown; give \"https\", \"file\" or \"s3\""));
             }
         }
     }

@@ -9,8 +9,8 @@ use super::findings::Findings;
 use crate::config::raw::RawBrokerConfig;
 use crate::config::sections::BrokerConfig;
 
-/// Longest `lease_after`: by default a broker closes the channel of a delivery that is not
-/// acknowledged within 30 minutes.
+/// Maximum of `broker.lease_after`: the default consumer_timeout of RabbitMQ, after which the broker
+/// requeues an unacknowledged delivery.
 const MAX_LEASE_AFTER: Duration = Duration::from_mins(30);
 
 const NOT_A_BROKER_URL: &str = "is not a broker URL; it begins with amqps:, amqp: or sqlite:, such as \"amqps://user:password@host/vhost\" or \
@@ -23,8 +23,7 @@ pub(super) fn broker(raw: RawBrokerConfig, findings: &mut Findings) -> BrokerCon
     let problem = "is not valid; give 1-40 of a-z, 0-9, \".\", \"_\" and \"-\" that begin with a letter";
     findings.require(fits && starts, "broker.prefix", problem);
     let lease_after = raw.lease_after.0;
-    let problem =
-        "is out of range; give more than 0 and at most 30m, the default time after which a broker requeues a delivery";
+    let problem = "is out of range; give more than 0 and at most 30m (the default consumer_timeout of RabbitMQ)";
     findings.require(!lease_after.is_zero() && lease_after <= MAX_LEASE_AFTER, "broker.lease_after", problem);
     let url = broker_url(&raw, findings);
     for (key, file, pair) in [

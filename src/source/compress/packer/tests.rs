@@ -39,7 +39,7 @@ fn content(runs: &[(ContentKind, usize)]) -> Vec<u8> {
             match kind {
                 ContentKind::Zeros => all.extend([0; 1024]),
                 ContentKind::Text => {
-                    all.extend(format!("2026-01-01,campaign-{},{}\n", next() % 100, next() % 1000).bytes())
+                    all.extend(format!("2026-01-01,campaign-{},{}\n", next() % 100, next() % 1000).bytes());
                 }
                 ContentKind::Noise => all.extend(next().to_le_bytes()),
                 ContentKind::Words => {
