@@ -12,14 +12,14 @@
 //!
 //! Contract of every implementation:
 //! * A settlement is performed once, by value, in this order: the events (confirmed), the copy
-//!   (confirmed), the acknowledgement. An error on the way leaves the delivery unacknowledged, so the
-//!   queue delivers it again.
+//!   (confirmed), the acknowledgement. An error on the way leaves the delivery unacknowledged, so
+//!   the queue delivers it again.
 //! * Dropping a [`Delivery`] without a settlement settles nothing: the queue delivers it again when
 //!   the channel ends.
 //! * [`Queue::next`] is cancel safe: no delivery is lost when its future is dropped.
-//! * A delivery may be put under a [lease](Queue::lease). Then a message of its own keeps the job, not
-//!   the channel. The queue renews it with the state in [`LeaseHolder::message`], and another worker
-//!   receives it in lane `continued` when this one disappears.
+//! * A delivery may be put under a [lease](Queue::lease). Then a message of its own keeps the job,
+//!   not the channel. The queue renews it with the state in [`LeaseHolder::message`], and another
+//!   worker receives it in lane `continued` when this one disappears.
 
 mod broker;
 mod dead_letter;

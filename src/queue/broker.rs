@@ -39,14 +39,14 @@ macro_rules! on_either {
 
 /// Starts the queue that `broker.url` names: RabbitMQ, or the embedded one for `sqlite:PATH`.
 ///
-/// `worker_id` names the process; `lanes` gives each lane's prefetch. Without lanes it only publishes.
-/// An unreachable broker, or a locked file, is retried in the background: see
-/// [`Queue::wait_connected`](super::Queue::wait_connected) and [`Queue::ready`](super::Queue::ready).
-/// Must be called within a tokio runtime.
+/// `worker_id` names the process; `lanes` gives each lane's prefetch. Without lanes it only
+/// publishes. An unreachable broker, or a locked file, is retried in the background: see
+/// [`Queue::wait_connected`](super::Queue::wait_connected) and
+/// [`Queue::ready`](super::Queue::ready). Must be called within a tokio runtime.
 ///
 /// # Errors
-/// Errors that waiting does not resolve: an invalid URL, or a file that is damaged or not a queue of
-/// consign.
+/// Errors that waiting does not resolve: an invalid URL, or a file that is damaged or not a queue
+/// of consign.
 pub fn start(
     config: &BrokerConfig,
     worker_id: &str,
@@ -87,8 +87,8 @@ pub async fn control_messages(broker: &BrokerConfig, client: &str) -> Result<Vec
 /// instead.
 ///
 /// # Errors
-/// `Unavailable`, `Refused` or `Topology` when they can't be read (any more). A repeated call begins
-/// with the oldest again.
+/// `Unavailable`, `Refused` or `Topology` when they can't be read (any more). A repeated call
+/// begins with the oldest again.
 pub async fn follow_control(
     broker: &BrokerConfig,
     client: &str,
@@ -128,7 +128,8 @@ impl BackfillOutcomes {
     /// Declares the stream. Idempotent.
     ///
     /// # Errors
-    /// `Topology` when the broker refuses it: outcomes are published as usual, but not retained here.
+    /// `Topology` when the broker refuses it: outcomes are published as usual, but not retained
+    /// here.
     pub async fn prepare(&self) -> Result<(), QueueError> {
         match configured(&self.broker) {
             Broker::RabbitMq(()) => rabbitmq::declare_outcomes(&self.broker, &self.client, &self.address).await,
@@ -190,14 +191,14 @@ impl Outcomes {
 /// One pass over the dead letters of one `broker.prefix`: they are read one by one, requeued,
 /// discarded, exported and imported.
 ///
-/// The pass returns each letter that existed when it was opened once, and no later one: a job that is
-/// requeued and fails again at once does not come round. On RabbitMQ a quorum queue can't be peeked,
-/// so the pass holds the letters it has read until it is closed. Meanwhile a second pass is refused,
-/// and the order may differ from one pass to the next. On the embedded queue letters come oldest
-/// first, and passes do not hinder each other.
+/// The pass returns each letter that existed when it was opened once, and no later one: a job that
+/// is requeued and fails again at once does not come round. On RabbitMQ a quorum queue can't be
+/// peeked, so the pass holds the letters it has read until it is closed. Meanwhile a second pass is
+/// refused, and the order may differ from one pass to the next. On the embedded queue letters come
+/// oldest first, and passes do not hinder each other.
 ///
-/// [`DeadLetters::requeue`] and [`DeadLetters::discard`] act on the letter that [`DeadLetters::next`]
-/// returned last. All others stay, also when this is dropped.
+/// [`DeadLetters::requeue`] and [`DeadLetters::discard`] act on the letter that
+/// [`DeadLetters::next`] returned last. All others stay, also when this is dropped.
 ///
 /// A kill loses nothing: a letter is removed only after its replacement is confirmed. A kill in
 /// between leaves the letter, and requeuing it again gives its job the same run number: the same
@@ -208,8 +209,8 @@ impl DeadLetters {
     /// Begins a pass. `name` names the connection.
     ///
     /// # Errors
-    /// `Busy` while another pass is running on RabbitMQ; `Topology` without the queue of dead letters;
-    /// `Unavailable` when the broker is unreachable; `Unusable` as [`start`].
+    /// `Busy` while another pass is running on RabbitMQ; `Topology` without the queue of dead
+    /// letters; `Unavailable` when the broker is unreachable; `Unusable` as [`start`].
     pub async fn open(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         Ok(Self(match configured(config) {
             Broker::RabbitMq(()) => {
@@ -232,8 +233,8 @@ impl DeadLetters {
         on_either!(&mut self.0, letters => letters.next().await)
     }
 
-    /// Publishes the job of the last letter to its lane as a new run: the same identity, `consign-run`
-    /// raised by one, no attempt charged. Then removes the letter.
+    /// Publishes the job of the last letter to its lane as a new run: the same identity,
+    /// `consign-run` raised by one, no attempt charged. Then removes the letter.
     ///
     /// # Errors
     /// The letter stays. After `Lost` or `Unavailable` the job may be in its lane nevertheless.
@@ -252,8 +253,8 @@ impl DeadLetters {
     /// Publishes a letter to the dead letters, confirmed. The caller checks for duplicates.
     ///
     /// # Errors
-    /// `Refused` also for a routing key that no lane is bound to: the letter could never be requeued.
-    /// `Unavailable`.
+    /// `Refused` also for a routing key that no lane is bound to: the letter could never be
+    /// requeued. `Unavailable`.
     pub async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
         if !letter.can_be_requeued() {
             let key = letter.routing_key();

@@ -14,8 +14,8 @@ use crate::domain::lane::Lane;
 use crate::domain::outcome::Reason;
 use crate::domain::{headers, routing_key};
 
-/// Identifier of a letter: a hash of its whole content except the times at which a queue took it. So
-/// it is the same on every pass, on both brokers, and after export and import. Identical letters
+/// Identifier of a letter: a hash of its whole content except the times at which a queue took it.
+/// So it is the same on every pass, on both brokers, and after export and import. Identical letters
 /// share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LetterId(String);
@@ -66,8 +66,8 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// Builds a letter. `routing_key` is the job's own (`job.scheduled.acme`); `died_at` is the time at
-    /// which a queue took it, if known.
+    /// Builds a letter. `routing_key` is the job's own (`job.scheduled.acme`); `died_at` is the
+    /// time at which a queue took it, if known.
     pub fn new(routing_key: String, body: Bytes, properties: Properties, died_at: Option<Timestamp>) -> Self {
         let id = LetterId::of(&routing_key, &body, &properties);
         let (job_id, destination, inline) = match parsed(&properties, &body) {
@@ -151,7 +151,8 @@ impl DeadLetter {
         self.inline
     }
 
-    /// Returns the reason: one of the contract, or the broker's own (`delivery_limit`). Empty if unknown.
+    /// Returns the reason: one of the contract, or the broker's own (`delivery_limit`). Empty if
+    /// unknown.
     pub fn reason(&self) -> &str {
         self.header(headers::ERROR_REASON)
     }

@@ -92,14 +92,15 @@ pub struct Reply {
 
 /// Settlement of a delivery. Consumed by value, performed once.
 ///
-/// A copy has the body and the content type that the [`Delivery`] has when it is settled. The caller
-/// may have replaced them, to carry a checkpoint or to restore the original. Everything else is
-/// copied unchanged.
+/// A copy has the body and the content type that the [`Delivery`] has when it is settled. The
+/// caller may have replaced them, to carry a checkpoint or to restore the original. Everything else
+/// is copied unchanged.
 #[derive(Debug)]
 pub enum Settlement {
     /// Acknowledges the delivery.
     Ack,
-    /// Publishes a copy that waits for `delay` and then returns to its lane. The attempt was charged.
+    /// Publishes a copy that waits for `delay` and then returns to its lane. The attempt was
+    /// charged.
     Retry {
         /// Delay.
         delay: RetryDelay,

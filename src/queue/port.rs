@@ -1,5 +1,5 @@
-//! Traits of a queue: [`Queue`] is everything that a worker needs, [`JobPublisher`] adds the publish
-//! that commands need.
+//! Traits of a queue: [`Queue`] is everything that a worker needs, [`JobPublisher`] adds the
+//! publish that commands need.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,8 +22,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Running transfer under a lease. The queue reads its state for every renewal and notifies it of a
 /// lost lease.
 pub trait LeaseHolder: Send + Sync + fmt::Debug {
-    /// Returns the message that another worker receives if this one disappears now: body and content
-    /// type. Called often; must not block.
+    /// Returns the message that another worker receives if this one disappears now: body and
+    /// content type. Called often; must not block.
     fn message(&self) -> LeaseMessage;
 
     /// Notifies the transfer that another worker owns the job, or that the queue offers it to one.
@@ -41,9 +41,9 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// Waits until the queue is usable, at most `limit`.
     ///
     /// # Errors
-    /// `Unavailable` with the reason of the last attempt; `Unusable` at once, where waiting does not
-    /// help; `Denied` at once for a queue that was started without lanes. A queue with lanes keeps
-    /// trying: a worker survives a change of its password.
+    /// `Unavailable` with the reason of the last attempt; `Unusable` at once, where waiting does
+    /// not help; `Denied` at once for a queue that was started without lanes. A queue with lanes
+    /// keeps trying: a worker survives a change of its password.
     fn wait_connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>>;
 
     /// Returns the next delivery of a lane. Waits while there is none or the queue is disconnected.
@@ -63,13 +63,14 @@ pub trait Queue: Send + Sync + fmt::Debug {
 
     /// Puts a delivery under a lease: records the holder's message and renews it until the delivery
     /// is settled. After `Ok`, a closed channel does not redeliver the message, no broker timeout
-    /// applies to it, and [`Queue::settle`] works across reconnections. When this process disappears
-    /// or is disconnected for minutes, another worker receives the message in lane `continued`.
+    /// applies to it, and [`Queue::settle`] works across reconnections. When this process
+    /// disappears or is disconnected for minutes, another worker receives the message in lane
+    /// `continued`.
     ///
-    /// `key` names the run of the job and is the same for every worker that processes it, so that an
-    /// outdated lease reaches the current owner and ends there. A delivery that is a lease itself is
-    /// taken over: its former owner is notified as soon as it is reachable ([`LeaseHolder::lost`]).
-    /// Leasing a delivery twice renews the lease.
+    /// `key` names the run of the job and is the same for every worker that processes it, so that
+    /// an outdated lease reaches the current owner and ends there. A delivery that is a lease
+    /// itself is taken over: its former owner is notified as soon as it is reachable
+    /// ([`LeaseHolder::lost`]). Leasing a delivery twice renews the lease.
     ///
     /// # Errors
     /// `Lost` when the channel of the delivery is closed: the message is redelivered. For any other
@@ -98,8 +99,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
         Box::pin(async move { Err(QueueError::Refused(refused.to_owned())) })
     }
 
-    /// Publishes one control message to every worker, confirmed: to those that run, and to those that
-    /// start within the next 7 days.
+    /// Publishes one control message to every worker, confirmed: to those that run, and to those
+    /// that start within the next 7 days.
     ///
     /// # Errors
     /// `Refused` or `Topology` when this queue has no control messages (the stream is missing);
@@ -111,20 +112,20 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// Returns the next control message: first all of the last 7 days, oldest first, then
     /// [`ControlEvent::CaughtUp`], then live ones. Every queue with lanes reads all of them.
     ///
-    /// At least once: a reconnection may repeat some, so acting on one must be idempotent. When they
-    /// can't be read, a warning is logged, `CaughtUp` follows within 5 s of being connected, and the
-    /// rest follows once they are readable again: no delivery may depend on them. Cancel safe. `None`
-    /// once the queue is closed, and at once for a queue without lanes.
+    /// At least once: a reconnection may repeat some, so acting on one must be idempotent. When
+    /// they can't be read, a warning is logged, `CaughtUp` follows within 5 s of being connected,
+    /// and the rest follows once they are readable again: no delivery may depend on them. Cancel
+    /// safe. `None` once the queue is closed, and at once for a queue without lanes.
     fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
         Box::pin(async { None })
     }
 
-    /// Returns copies that wait for the recovery of these destinations to their lanes: each copy in a
-    /// wait queue whose routing key names one of them and that has a header
-    /// [`DEFERRED_SINCE`](crate::domain::headers::DEFERRED_SINCE). Body, properties, headers and key
-    /// are unchanged, and the order is about that in which the copies would have returned. Retries,
-    /// jobs that wait for a permit, and jobs of other destinations keep waiting. A copy with the
-    /// shortest delay may be left to return by itself.
+    /// Returns copies that wait for the recovery of these destinations to their lanes: each copy in
+    /// a wait queue whose routing key names one of them and that has a header
+    /// [`DEFERRED_SINCE`](crate::domain::headers::DEFERRED_SINCE). Body, properties, headers and
+    /// key are unchanged, and the order is about that in which the copies would have returned.
+    /// Retries, jobs that wait for a permit, and jobs of other destinations keep waiting. A copy
+    /// with the shortest delay may be left to return by itself.
     ///
     /// At least once: a process that is killed, or loses the broker, in the middle may leave a copy
     /// in its lane that also returns when its delay is over. Bounded in time and in the number of
@@ -138,7 +139,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
         Box::pin(async { Ok(Released::default()) })
     }
 
-    /// Stops consuming for good: cancels the consumers and requeues prefetched deliveries unchanged.
+    /// Stops consuming for good: cancels the consumers and requeues prefetched deliveries
+    /// unchanged.
     fn stop_consuming(&self) -> BoxFuture<'_, ()>;
 
     /// Stops consuming for a while: requeues prefetched deliveries unchanged, for other workers.

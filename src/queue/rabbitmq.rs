@@ -21,11 +21,11 @@
 //!
 //! Deliveries carry the generation of their session. When a session ends,
 //! * prefetched deliveries are dropped: the broker delivers them again;
-//! * running transfers continue. Their settlement still publishes its events (they carry stable ids),
-//!   publishes no copy, and returns [`QueueError::Lost`](crate::queue::QueueError::Lost); the
+//! * running transfers continue. Their settlement still publishes its events (they carry stable
+//!   ids), publishes no copy, and returns [`QueueError::Lost`](crate::queue::QueueError::Lost); the
 //!   redelivery completes the job;
-//! * leased jobs are not affected: the lease is a message of its own, which the next session renews and
-//!   settles.
+//! * leased jobs are not affected: the lease is a message of its own, which the next session renews
+//!   and settles.
 
 mod backfill_outcomes;
 mod channel;

@@ -29,8 +29,8 @@ pub(in crate::queue) async fn declare_outcomes(
     declared
 }
 
-/// Reads the stream up to its end at the time of the call, and possibly a little further. Returns false
-/// when the stream does not exist.
+/// Reads the stream up to its end at the time of the call, and possibly a little further. Returns
+/// false when the stream does not exist.
 pub(in crate::queue) async fn read_outcomes(
     config: &BrokerConfig,
     client: &str,
@@ -49,9 +49,9 @@ pub(in crate::queue) async fn read_outcomes(
     result
 }
 
-/// Reads all messages. The broker does not mark the end of a stream, and a stream under constant writes
-/// is never silent. So the end is the newest chunk at the start, plus the messages that arrive within a
-/// moment after its first message.
+/// Reads all messages. The broker does not mark the end of a stream, and a stream under constant
+/// writes is never silent. So the end is the newest chunk at the start, plus the messages that
+/// arrive within a moment after its first message.
 async fn read_to_end(
     connection: &Connection,
     name: &str,

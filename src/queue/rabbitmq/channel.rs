@@ -59,8 +59,9 @@ pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u64, QueueEr
     Ok(call("counting a queue", declared).await?.message_count().into())
 }
 
-/// Takes a lock that lasts until the connection ends: an exclusive queue of this name. While another
-/// connection holds it, fails as `Busy` with the text `busy`, and the broker closes the channel.
+/// Takes a lock that lasts until the connection ends: an exclusive queue of this name. While
+/// another connection holds it, fails as `Busy` with the text `busy`, and the broker closes the
+/// channel.
 pub(super) async fn lock(channel: &Channel, queue: &str, busy: &str) -> Result<(), QueueError> {
     let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(short(queue)?, own, FieldTable::default());

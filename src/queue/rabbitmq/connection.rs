@@ -17,9 +17,9 @@ use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
 const HEARTBEAT_SECONDS: u16 = 15;
-/// Frame size in bytes: RabbitMQ's own default. Proposed from the start, because lapin's buffers of 32
-/// such frames in each direction cost no memory before they are used. When the size comes from the
-/// broker, they grow and all of it is written to: 8 MiB per connection.
+/// Frame size in bytes: RabbitMQ's own default. Proposed from the start, because lapin's buffers of
+/// 32 such frames in each direction cost no memory before they are used. When the size comes from
+/// the broker, they grow and all of it is written to: 8 MiB per connection.
 const FRAME_MAX: u32 = 128 * 1024;
 /// Limit for TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -49,7 +49,8 @@ impl fmt::Debug for Endpoint {
 impl Endpoint {
     /// Parses `[broker]`. The broker shows `name` as the connection's name.
     ///
-    /// With a client certificate and no user in the URL, the certificate authenticates (SASL EXTERNAL).
+    /// With a client certificate and no user in the URL, the certificate authenticates (SASL
+    /// EXTERNAL).
     pub(super) fn parse(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         let url = config.url.as_ref().ok_or_else(|| wrong("is missing; set broker.url"))?;
         let (mut uri, names_user) = parse_url(url.expose_secret())?;
@@ -161,7 +162,8 @@ impl ScopedConnection {
         Ok(Self { connection: endpoint.connect(role).await?, channels: Mutex::default() })
     }
 
-    /// Opens a channel that stays open until [`ScopedConnection::close`], unless the broker closes it.
+    /// Opens a channel that stays open until [`ScopedConnection::close`], unless the broker closes
+    /// it.
     pub(super) async fn open_channel(&self) -> Result<Channel, QueueError> {
         let channel = open_channel(&self.connection).await?;
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());

@@ -1,6 +1,6 @@
-//! Reader of the control stream. It has a connection of its own, because a refusal (the stream is missing,
-//! or down after its node was killed) is an error of the whole connection, and must not end the session
-//! that delivers jobs.
+//! Reader of the control stream. It has a connection of its own, because a refusal (the stream is
+//! missing, or down after its node was killed) is an error of the whole connection, and must not
+//! end the session that delivers jobs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,8 +21,8 @@ const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Duration of a connection after which the back-off starts again.
 const STABLE_CONNECTION: Duration = Duration::from_mins(1);
-/// Silence that marks the end of the backlog: the broker does not mark it, and existing messages arrive at
-/// once.
+/// Silence that marks the end of the backlog: the broker does not mark it, and existing messages
+/// arrive at once.
 const SILENCE: Duration = Duration::from_millis(500);
 /// Time after which the reader reports `CaughtUp`, whatever still arrives.
 const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,8 +118,8 @@ impl ControlReader {
         Ok(())
     }
 
-    /// Reads from the last message on. It must still be at its offset; otherwise the stream was replaced,
-    /// and its offsets are meaningless.
+    /// Reads from the last message on. It must still be at its offset; otherwise the stream was
+    /// replaced, and its offsets are meaningless.
     async fn resume(&mut self, connection: &Connection) -> Result<Result<QueueError, StreamReplaced>, NoReceiver> {
         let (name, last) = (self.context.names.control(), self.last.clone());
         let start = last.as_ref().map_or(StreamStart::Oldest, |(offset, _)| StreamStart::Offset(*offset));

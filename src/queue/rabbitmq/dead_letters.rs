@@ -1,15 +1,16 @@
 //! Pass over the dead letters on RabbitMQ.
 //!
-//! A quorum queue can't be peeked. So each letter is fetched with `basic.get` and held, unacknowledged,
-//! until the pass ends; then all of them are requeued at once. A consumer would have to hold every letter
-//! that does not match, so it could have no prefetch limit, and the client would buffer every body of the
-//! queue. A get costs a round trip and holds one body at a time.
+//! A quorum queue can't be peeked. So each letter is fetched with `basic.get` and held,
+//! unacknowledged, until the pass ends; then all of them are requeued at once. A consumer would
+//! have to hold every letter that does not match, so it could have no prefetch limit, and the
+//! client would buffer every body of the queue. A get costs a round trip and holds one body at a
+//! time.
 //!
-//! Consequences: `x-delivery-count` of each letter rises by one per pass (the queue's limit is a million),
-//! and two passes at once would each see a part. An exclusive queue of a fixed name is the lock; the
-//! broker deletes it with its connection, however that ends. The broker closes a channel that holds a
-//! message for 30 minutes, so a long pass requeues everything before that and continues with the letters
-//! that it has not returned yet.
+//! Consequences: `x-delivery-count` of each letter rises by one per pass (the queue's limit is a
+//! million), and two passes at once would each see a part. An exclusive queue of a fixed name is
+//! the lock; the broker deletes it with its connection, however that ends. The broker closes a
+//! channel that holds a message for 30 minutes, so a long pass requeues everything before that and
+//! continues with the letters that it has not returned yet.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,8 +37,8 @@ use crate::metrics::Metrics;
 use crate::queue::{DeadLetter, LetterId, QueueError};
 use crate::runtime::failpoints;
 
-/// Time for which letters are held before they are requeued and fetched again. Far below the broker's 30
-/// minutes: the caller may pause between two letters.
+/// Time for which letters are held before they are requeued and fetched again. Far below the
+/// broker's 30 minutes: the caller may pause between two letters.
 const HOLD_TIME: Duration = Duration::from_mins(10);
 /// Limit for requeued letters to be counted again.
 const REQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -116,8 +117,8 @@ impl RabbitMqDeadLetters {
         self.count
     }
 
-    /// Returns the next letter. Later letters are behind those of the pass in the queue, and are not
-    /// returned.
+    /// Returns the next letter. Later letters are behind those of the pass in the queue, and are
+    /// not returned.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
         self.keep();
         loop {
@@ -206,7 +207,8 @@ impl RabbitMqDeadLetters {
         Ok(())
     }
 
-    /// Requeues everything. Returns when the queue counts it again: the next pass must not find a part.
+    /// Requeues everything. Returns when the queue counts it again: the next pass must not find a
+    /// part.
     async fn requeue_all(&mut self) {
         self.keep();
         let held = self.fetched - self.removed_here;

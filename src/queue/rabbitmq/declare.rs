@@ -13,8 +13,8 @@ use super::topology::{Argument, Arguments, Binding, ExchangeDeclaration, Exchang
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
-/// Remedy for missing permissions. An exchange or queue that routes messages on requires read on it, and
-/// write on its target.
+/// Remedy for missing permissions. An exchange or queue that routes messages on requires read on
+/// it, and write on its target.
 const GRANT: &str =
     "; use a login that may declare (configure, write and read on all of `broker.prefix`), or grant it that";
 const DECLARE_QUEUE: QueueDeclareOptions =
@@ -25,8 +25,8 @@ const DECLARE_EXCHANGE: ExchangeDeclareOptions =
 /// Declares the whole topology of `[broker] prefix`. Idempotent.
 ///
 /// # Errors
-/// `Topology` names every part that exists with other arguments; `Denied` those that the login may not
-/// declare; `Unavailable` when the broker is unreachable.
+/// `Topology` names every part that exists with other arguments; `Denied` those that the login may
+/// not declare; `Unavailable` when the broker is unreachable.
 pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
     let connection = ScopedConnection::connect(&Endpoint::parse(config, name)?, "topology").await?;
     let applied = apply(&connection, &Topology::new(&config.prefix)).await;
@@ -34,8 +34,8 @@ pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), Que
     complete(&applied?)
 }
 
-/// Checks that the broker is reachable and has every exchange and queue of `[broker] prefix`; changes
-/// nothing.
+/// Checks that the broker is reachable and has every exchange and queue of `[broker] prefix`;
+/// changes nothing.
 ///
 /// # Errors
 /// `Unavailable` when it is unreachable or refuses the login; `Topology` names every missing part.
@@ -59,9 +59,9 @@ pub fn vhost(config: &BrokerConfig) -> Result<String, QueueError> {
     Ok(Endpoint::parse(config, "")?.vhost().to_owned())
 }
 
-/// Declares everything. An existing part with the same arguments is unchanged; other arguments are an
-/// error, and every such error is reported, not only the first. Returns the problems of parts that
-/// deliveries do not need.
+/// Declares everything. An existing part with the same arguments is unchanged; other arguments are
+/// an error, and every such error is reported, not only the first. Returns the problems of parts
+/// that deliveries do not need.
 pub(super) async fn apply(
     connection: &ScopedConnection,
     topology: &Topology,
@@ -82,9 +82,9 @@ pub(super) async fn apply(
     )
 }
 
-/// Checks that every exchange and queue exists, without changing anything. AMQP can't look up bindings;
-/// a missing one shows as a returned message. Returns the problems of parts that deliveries do not
-/// need.
+/// Checks that every exchange and queue exists, without changing anything. AMQP can't look up
+/// bindings; a missing one shows as a returned message. Returns the problems of parts that
+/// deliveries do not need.
 pub(super) async fn check(
     connection: &ScopedConnection,
     topology: &Topology,
@@ -139,8 +139,8 @@ enum DeclareMode {
     Passive,
 }
 
-/// Sequence of declarations. The broker closes the channel of a refused one, so the next opens a new
-/// channel.
+/// Sequence of declarations. The broker closes the channel of a refused one, so the next opens a
+/// new channel.
 struct Declarations<'a> {
     connection: &'a ScopedConnection,
     channel: Option<Channel>,

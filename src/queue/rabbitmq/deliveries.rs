@@ -54,7 +54,8 @@ impl PrefetchedDelivery {
     }
 }
 
-/// Delivery that the worker has: its acker, and its properties as received, so that a copy loses none.
+/// Delivery that the worker has: its acker, and its properties as received, so that a copy loses
+/// none.
 #[derive(Debug)]
 pub(super) struct UnackedDelivery {
     pub(super) acker: Acker,
@@ -104,8 +105,8 @@ impl Deliveries {
         self.unacked().remove(&tag)
     }
 
-    /// Drops everything: the session ended. The broker redelivers all of it, and deliveries that the
-    /// worker has can't be settled any more.
+    /// Drops everything: the session ended. The broker redelivers all of it, and deliveries that
+    /// the worker has can't be settled any more.
     pub(super) fn clear(&self) {
         self.prefetched.clear();
         self.unacked().clear();

@@ -1,6 +1,6 @@
-//! Replies to requesters without a queue of their own (RabbitMQ's direct reply-to). The broker treats
-//! an invented name as an error of the whole connection that carries the reply, so these replies have
-//! a connection of their own: such an error must not end the session.
+//! Replies to requesters without a queue of their own (RabbitMQ's direct reply-to). The broker
+//! treats an invented name as an error of the whole connection that carries the reply, so these
+//! replies have a connection of their own: such an error must not end the session.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use super::errors;
 use super::publisher::{self, OutgoingMessage, PublishProblem};
 use crate::queue::QueueError;
 
-/// Prefix of the names of such requesters. The broker delivers a mandatory reply to one and yet returns
-/// it as unroutable (<https://www.rabbitmq.com/docs/direct-reply-to>).
+/// Prefix of the names of such requesters. The broker delivers a mandatory reply to one and yet
+/// returns it as unroutable (<https://www.rabbitmq.com/docs/direct-reply-to>).
 const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
 /// Limit for one confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,8 +24,8 @@ pub(super) fn is_direct(to: &str) -> bool {
     to.starts_with(DIRECT_REPLY_PREFIX)
 }
 
-/// Connection for direct replies, opened by the first one. Replies are sent one at a time, so that it is
-/// known which of them ended the connection.
+/// Connection for direct replies, opened by the first one. Replies are sent one at a time, so that
+/// it is known which of them ended the connection.
 #[derive(Default)]
 pub(super) struct DirectReplies(Mutex<Option<DirectReplyChannel>>);
 

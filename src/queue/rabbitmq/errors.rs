@@ -16,7 +16,8 @@ const CONNECTION_FORCED: u16 = 320;
 /// AMQP 0-9-1 `RESOURCE_LOCKED`: another connection owns an exclusive queue.
 const RESOURCE_LOCKED: u16 = 405;
 
-/// Classifies the error of the call `what`: missing topology, denied access, or a broken connection.
+/// Classifies the error of the call `what`: missing topology, denied access, or a broken
+/// connection.
 pub(super) fn of_call(what: &str, error: &lapin::Error) -> QueueError {
     match reply_code(error) {
         Some(NOT_FOUND) => missing(error),
@@ -55,8 +56,8 @@ pub(super) fn missing(error: &lapin::Error) -> QueueError {
     QueueError::Topology(format!("{}; run `consign topology apply`", text(error)))
 }
 
-/// Returns a closure for `map_err` that names the permission a denied call requires: the broker names
-/// only the resource.
+/// Returns a closure for `map_err` that names the permission a denied call requires: the broker
+/// names only the resource.
 pub(super) fn requires(permission: String) -> impl FnOnce(QueueError) -> QueueError {
     move |problem| match problem {
         QueueError::Denied(why) => QueueError::Denied(format!("{why}; this takes the permission {permission}")),

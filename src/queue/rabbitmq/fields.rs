@@ -8,14 +8,14 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use crate::domain::headers::{DELIVERY_COUNT, Headers, LEASE_SEQ, LEFT_OUT, WAIT, is_broker_bookkeeping};
 use crate::queue::{Properties, QueueError};
 
-/// Size of all headers of a copy, in bytes. They share one frame with the other properties (14 texts
-/// of at most 255 bytes), and a broker allows 128 KiB by default: it closes the connection of a client
-/// that sends more, and with it the work of all jobs.
+/// Size of all headers of a copy, in bytes. They share one frame with the other properties (14
+/// texts of at most 255 bytes), and a broker allows 128 KiB by default: it closes the connection of
+/// a client that sends more, and with it the work of all jobs.
 const MAX_HEADER_BYTES: usize = 96 * 1024;
 /// Length of the list of omitted headers, in bytes, beyond which no name is added.
 const MAX_LEFT_OUT_BYTES: usize = 1024;
-/// Bytes of a header in addition to name and value, at most: the length of the name, the type and the
-/// length of the value.
+/// Bytes of a header in addition to name and value, at most: the length of the name, the type and
+/// the length of the value.
 const OVERHEAD: usize = 6;
 
 /// Returns an AMQP short string.
@@ -109,7 +109,8 @@ pub(super) fn retain_headers(original: &BasicProperties, wanted: impl Fn(&str) -
     original.clone().with_headers(FieldTable::from(kept))
 }
 
-/// Removes headers until the rest fits beside `others` bytes. Returns their names as a bounded text.
+/// Removes headers until the rest fits beside `others` bytes. Returns their names as a bounded
+/// text.
 fn leave_out(kept: &mut BTreeMap<&ShortString, &AMQPValue>, others: usize) -> String {
     let mut weights: Vec<_> =
         kept.iter().map(|(name, value)| (!is_ours(name.as_str()), weight(name.as_str(), value), *name)).collect();

@@ -1,5 +1,5 @@
-//! Messages that consign publishes: copies of jobs, which keep all of the producer's headers and none of
-//! the broker's, leases, outcomes, replies and control messages.
+//! Messages that consign publishes: copies of jobs, which keep all of the producer's headers and
+//! none of the broker's, leases, outcomes, replies and control messages.
 
 use bytes::Bytes;
 use lapin::BasicProperties;
@@ -21,9 +21,9 @@ use crate::queue::{DeadLetter, Delivery, OutcomeEvent, Properties, Publication, 
 /// AMQP `delivery_mode` of a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
-/// Returns the job's own routing key. Handed-off work arrives under the key of its lease and carries the
-/// job's key in a header. A job that was published straight into the queue has none: it gets one of its
-/// lane, so that a waiting copy returns there.
+/// Returns the job's own routing key. Handed-off work arrives under the key of its lease and
+/// carries the job's key in a header. A job that was published straight into the queue has none: it
+/// gets one of its lane, so that a waiting copy returns there.
 pub(super) fn job_key(routing_key: &str, lane: Lane, headers: Option<&FieldTable>) -> String {
     if bound_lane(routing_key).is_some() {
         return routing_key.to_owned();
@@ -31,7 +31,8 @@ pub(super) fn job_key(routing_key: &str, lane: Lane, headers: Option<&FieldTable
     original_key(headers).unwrap_or_else(|| unaddressed(lane))
 }
 
-/// Returns the job's own routing key of a dead letter: the recorded one, else the one it arrived under.
+/// Returns the job's own routing key of a dead letter: the recorded one, else the one it arrived
+/// under.
 pub(super) fn letter_key(routing_key: &str, headers: Option<&FieldTable>) -> String {
     original_key(headers).unwrap_or_else(|| job_key(routing_key, Lane::Scheduled, None))
 }
@@ -40,8 +41,8 @@ fn original_key(headers: Option<&FieldTable>) -> Option<String> {
     text_of(headers, ORIGINAL_ROUTING_KEY).filter(|key| bound_lane(key).is_some())
 }
 
-/// Copy of a job: its routing key, its content, the original's properties, and headers that override
-/// those of the original.
+/// Copy of a job: its routing key, its content, the original's properties, and headers that
+/// override those of the original.
 #[derive(Debug)]
 pub(super) struct JobCopy<'a> {
     pub(super) routing_key: &'a str,
@@ -127,7 +128,8 @@ pub(super) fn requeued(
     copy.message(names.jobs_exchange())
 }
 
-/// Exported dead letter, to publish to the dead letters again. Keeps every header: they identify it.
+/// Exported dead letter, to publish to the dead letters again. Keeps every header: they identify
+/// it.
 pub(super) fn imported(names: &Names, letter: &DeadLetter) -> Result<OutgoingMessage, QueueError> {
     let mut headers = FieldTable::default();
     for (name, value) in &letter.properties().headers {
@@ -164,8 +166,8 @@ pub(super) fn forwarded(names: &Names, lease: &lapin::message::Delivery) -> Resu
     copy.message(names.orphans_exchange())
 }
 
-/// Notice to the former owner's address that another worker has taken the job over. It is not a job:
-/// any worker that receives it elsewhere drops it.
+/// Notice to the former owner's address that another worker has taken the job over. It is not a
+/// job: any worker that receives it elsewhere drops it.
 pub(super) fn notice(names: &Names, former: &str, key: &str, set: Headers) -> Result<OutgoingMessage, QueueError> {
     let mut headers = merged(None, set)?;
     headers.insert(LEASE_NOTICE.into(), AMQPValue::Boolean(true));
@@ -182,8 +184,8 @@ pub(super) fn notice(names: &Names, former: &str, key: &str, set: Headers) -> Re
 /// Setter of a text property.
 type SetText = fn(BasicProperties, ShortString) -> BasicProperties;
 
-/// Returns all properties but `content_type` (it belongs to the body), `expiration` (it would end the wait
-/// early), `user_id` (the broker compares it with the login) and `cluster_id`.
+/// Returns all properties but `content_type` (it belongs to the body), `expiration` (it would end
+/// the wait early), `user_id` (the broker compares it with the login) and `cluster_id`.
 fn producer_properties(original: &BasicProperties) -> BasicProperties {
     let mut copy = BasicProperties::default();
     let texts: [(&Option<ShortString>, SetText); 6] = [
@@ -230,8 +232,8 @@ pub(super) fn outcome_copy(event: &OutcomeEvent) -> Option<OutgoingMessage> {
     Some(OutgoingMessage { exchange, routing_key, body, properties, mandatory: false })
 }
 
-/// Reply to a request. Mandatory where the broker's return is meaningful: a requester that has gone must
-/// be noticed.
+/// Reply to a request. Mandatory where the broker's return is meaningful: a requester that has gone
+/// must be noticed.
 pub(super) fn reply(reply: Reply) -> Result<OutgoingMessage, QueueError> {
     let mut properties = json_properties().with_type(short(&reply.kind)?);
     if let Some(id) = &reply.correlation_id {

@@ -1,8 +1,8 @@
-//! Publisher with confirms: a message counts as published when the broker has acknowledged it and has
-//! not returned it.
+//! Publisher with confirms: a message counts as published when the broker has acknowledged it and
+//! has not returned it.
 //!
-//! With several mandatory publishes in flight on one channel, lapin can attach a return to the wrong
-//! confirm. So a channel carries one at a time, and a small pool of channels carries many.
+//! With several mandatory publishes in flight on one channel, lapin can attach a return to the
+//! wrong confirm. So a channel carries one at a time, and a small pool of channels carries many.
 
 use std::future::Future;
 use std::pin::pin;
@@ -63,8 +63,8 @@ impl Publisher {
     /// without a limit.
     ///
     /// # Errors
-    /// `Refused`: returned or nacked. `Denied`: the login may not write there. `Topology`: the exchange
-    /// does not exist. `Unavailable`: the result is unknown.
+    /// `Refused`: returned or nacked. `Denied`: the login may not write there. `Topology`: the
+    /// exchange does not exist. `Unavailable`: the result is unknown.
     pub(super) async fn publish(&self, message: &OutgoingMessage) -> Result<(), QueueError> {
         let _permit = self.permits.acquire().await.map_err(|_| closed())?;
         let channel = self.channel().await?;

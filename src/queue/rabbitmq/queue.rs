@@ -49,11 +49,12 @@ impl fmt::Debug for RabbitMqQueue {
 }
 
 impl RabbitMqQueue {
-    /// Starts to connect in the background. An unreachable broker is retried, and [`Queue::ready`] returns
-    /// the reason.
+    /// Starts to connect in the background. An unreachable broker is retried, and [`Queue::ready`]
+    /// returns the reason.
     ///
-    /// `worker_id` names the connections; `consume` gives each lane's prefetch. Without lanes the queue only
-    /// publishes, and does not check the topology. Must be called within a tokio runtime.
+    /// `worker_id` names the connections; `consume` gives each lane's prefetch. Without lanes the
+    /// queue only publishes, and does not check the topology. Must be called within a tokio
+    /// runtime.
     ///
     /// # Errors
     /// An invalid URL, at once.
@@ -125,8 +126,8 @@ impl RabbitMqQueue {
         renewer.acquire(delivery, properties, key, holder).await
     }
 
-    /// Cancels the consumers first, then requeues: otherwise the broker would deliver the same messages
-    /// here again.
+    /// Cancels the consumers first, then requeues: otherwise the broker would deliver the same
+    /// messages here again.
     async fn requeue(&self, prefetched: Vec<PrefetchedDelivery>) {
         if let Some(session) = self.sessions.current() {
             session.cancel_consumers().await;

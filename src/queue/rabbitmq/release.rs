@@ -1,18 +1,20 @@
 //! Release of delayed copies on RabbitMQ.
 //!
-//! A quorum queue delivers only from its head. So a release consumes the messages of each wait queue in
-//! order; publishes the wanted ones, as the broker would at the end of their delay, and acknowledges them;
-//! and requeues the others by closing its channel. They then have their old places, each with its own
-//! expiry. (A `nack` would not keep the order: 3.10 reorders more than 32 messages at once, and an expiry
-//! counts only at the head.) The bodies of the others are dropped at once.
+//! A quorum queue delivers only from its head. So a release consumes the messages of each wait
+//! queue in order; publishes the wanted ones, as the broker would at the end of their delay, and
+//! acknowledges them; and requeues the others by closing its channel. They then have their old
+//! places, each with its own expiry. (A `nack` would not keep the order: 3.10 reorders more than 32
+//! messages at once, and an expiry counts only at the head.) The bodies of the others are dropped
+//! at once.
 //!
-//! A consumer with a large prefetch would fill the client's memory with bodies that wait to be examined. So
-//! each consumer has a small prefetch, and when it holds that many messages of others, it stays as it is
-//! and the next consumer continues behind it.
+//! A consumer with a large prefetch would fill the client's memory with bodies that wait to be
+//! examined. So each consumer has a small prefetch, and when it holds that many messages of others,
+//! it stays as it is and the next consumer continues behind it.
 //!
-//! Each message of others counts one more delivery, of a million that its queue allows. Two releases at once
-//! would mix up the order; an exclusive queue of a fixed name is the lock, as for the dead letters. A release
-//! has a connection of its own: a refusal here must not end the session that delivers jobs.
+//! Each message of others counts one more delivery, of a million that its queue allows. Two
+//! releases at once would mix up the order; an exclusive queue of a fixed name is the lock, as for
+//! the dead letters. A release has a connection of its own: a refusal here must not end the session
+//! that delivers jobs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -52,15 +54,16 @@ const SILENCE: Duration = Duration::from_millis(500);
 /// Limit for requeued messages to be back in their queue.
 const REQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEUE_POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Messages of others that one consumer holds; as many bodies of up to 256 KiB may be in the client.
+/// Messages of others that one consumer holds; as many bodies of up to 256 KiB may be in the
+/// client.
 const PREFETCH: u16 = 250;
 /// Publishes in flight at once. They leave room for the settlements of the released jobs.
 const MAX_PUBLISHES: usize = 8;
 /// Limit for the publishes in flight when the queue closes.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Releases copies as [`crate::queue::Queue::release_delayed`]. It runs as a task, so that it closes its
-/// connection however the caller ends: a remaining lock would block all others.
+/// Releases copies as [`crate::queue::Queue::release_delayed`]. It runs as a task, so that it
+/// closes its connection however the caller ends: a remaining lock would block all others.
 pub(super) async fn release_delayed(
     context: &Arc<QueueContext>,
     publisher: &Arc<Publisher>,
@@ -153,8 +156,8 @@ impl WaitQueueScan {
 }
 
 impl Scan<'_> {
-    /// Scans the shorter delays first: their copies return soon anyway, and are held for the shortest
-    /// time. Skips the shortest delay.
+    /// Scans the shorter delays first: their copies return soon anyway, and are held for the
+    /// shortest time. Skips the shortest delay.
     async fn run(mut self) -> Result<Released, QueueError> {
         for delay in RetryDelay::ALL.into_iter().skip(1) {
             let queue = self.names.wait(delay);

@@ -70,7 +70,8 @@ impl Replies {
         })
     }
 
-    /// Waits for the replies in flight, at most `limit`, and closes the connection of direct replies.
+    /// Waits for the replies in flight, at most `limit`, and closes the connection of direct
+    /// replies.
     pub(super) async fn close(&self, limit: Duration) {
         let _ = tokio::time::timeout(limit, self.permits.acquire_many(MAX_COPIES)).await;
         let _ = tokio::time::timeout(limit, self.direct.close()).await;

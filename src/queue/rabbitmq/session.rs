@@ -1,5 +1,5 @@
-//! One session with the broker: two connections, the channels and the consumers. It ends as a whole at
-//! the first error, and the supervisor builds the next one. Running transfers outlive it.
+//! One session with the broker: two connections, the channels and the consumers. It ends as a whole
+//! at the first error, and the supervisor builds the next one. Running transfers outlive it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -111,8 +111,8 @@ impl BrokerSession {
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Consumes again after [`BrokerSession::cancel_consumers`]. A refusal ends the session, and the next
-    /// one consumes.
+    /// Consumes again after [`BrokerSession::cancel_consumers`]. A refusal ends the session, and
+    /// the next one consumes.
     pub(super) async fn restart_consumers(&self) {
         let Some(renewer) = &self.renewer else { return };
         for old in self.consumers() {
@@ -139,8 +139,8 @@ impl BrokerSession {
     }
 }
 
-/// Uses a connection of its own: a refusal closes the channel, and lapin reports that as an error of the
-/// connection.
+/// Uses a connection of its own: a refusal closes the channel, and lapin reports that as an error
+/// of the connection.
 async fn ensure_topology(context: &QueueContext) -> Result<(), QueueError> {
     let connection = ScopedConnection::connect(&context.endpoint, "topology").await?;
     let ensured = if context.declare {

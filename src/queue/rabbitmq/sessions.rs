@@ -1,5 +1,5 @@
-//! Supervision of the sessions: each is built as a whole, and after its end the next one is built after a
-//! back-off with full jitter, without end.
+//! Supervision of the sessions: each is built as a whole, and after its end the next one is built
+//! after a back-off with full jitter, without end.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -119,7 +119,8 @@ impl Sessions {
         }
     }
 
-    /// Publishes once: reports a refusal at once, and an unreachable broker after [`PUBLISH_TIMEOUT`].
+    /// Publishes once: reports a refusal at once, and an unreachable broker after
+    /// [`PUBLISH_TIMEOUT`].
     pub(super) async fn publish_once(&self, message: &OutgoingMessage) -> Result<(), QueueError> {
         self.wait(Instant::now() + PUBLISH_TIMEOUT).await?.publisher.publish(message).await
     }

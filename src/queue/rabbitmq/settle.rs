@@ -1,7 +1,7 @@
 //! Settlement of a delivery: outcomes, then the copy, then the acknowledgement.
 //!
-//! All messages are confirmed and mandatory. While the broker blocks publishers (an alarm), a settlement
-//! waits; otherwise it publishes for up to 30 s, or 10 min under a lease.
+//! All messages are confirmed and mandatory. While the broker blocks publishers (an alarm), a
+//! settlement waits; otherwise it publishes for up to 30 s, or 10 min under a lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,10 +57,10 @@ impl Settler {
         &self.replies
     }
 
-    /// Settles a delivery, under a lease or not. The order of every settlement is stated here only: the
-    /// outcomes are published and confirmed, then the copy is published and confirmed, and only then is
-    /// the delivery acknowledged. An error on the way leaves the job to a redelivery, or releases its
-    /// lease.
+    /// Settles a delivery, under a lease or not. The order of every settlement is stated here only:
+    /// the outcomes are published and confirmed, then the copy is published and confirmed, and only
+    /// then is the delivery acknowledged. An error on the way leaves the job to a redelivery, or
+    /// releases its lease.
     pub(super) async fn settle(
         &self,
         delivery: Delivery,
@@ -89,7 +89,7 @@ impl Settler {
     }
 
     async fn publish_outcomes(&self, kept_by: &KeptBy, outcomes: &[OutcomeEvent]) -> Result<(), QueueError> {
-        // A delivery is a fact, whoever owns the job by now; any other outcome is up to the new owner.
+        // A delivery is a fact even if another worker owns the job by now. Other outcomes are up to it.
         let delivered = outcomes.iter().any(|event| is_outcome(&event.routing_key, "delivered"));
         if !delivered && matches!(kept_by, KeptBy::Lease(leased) if leased.lost) {
             return Err(QueueError::Lost);
@@ -120,8 +120,8 @@ impl Settler {
         Ok(())
     }
 
-    /// Returns the copy that a settlement publishes. Copies of a leased delivery name its owner, except a
-    /// dead letter.
+    /// Returns the copy that a settlement publishes. Copies of a leased delivery name its owner,
+    /// except a dead letter.
     fn copy(
         &self,
         kept_by: &KeptBy,

@@ -60,8 +60,8 @@ impl StreamEntry {
 }
 
 impl StreamReader {
-    /// Reads `name` on a channel of its own. A refusal (the stream is missing or down) is reported as an
-    /// error of the whole `connection`.
+    /// Reads `name` on a channel of its own. A refusal (the stream is missing or down) is reported
+    /// as an error of the whole `connection`.
     pub(super) async fn open(connection: &Connection, name: &str, from: StreamStart) -> Result<Self, QueueError> {
         let channel = channel::with_prefetch(connection, PREFETCH).await?;
         let mut arguments = FieldTable::default();
@@ -72,8 +72,8 @@ impl StreamReader {
         Ok(Self { name: name.to_owned(), consumer })
     }
 
-    /// Returns the next message. Cancel safe. Without [`StreamEntry::acknowledge`], no more follow after
-    /// some messages.
+    /// Returns the next message. Cancel safe. Without [`StreamEntry::acknowledge`], no more follow
+    /// after some messages.
     pub(super) async fn next(&mut self) -> Result<StreamEntry, QueueError> {
         let ended = || QueueError::Unavailable(format!("the broker ended the reading of {}", self.name));
         let delivery = self.consumer.next().await.ok_or_else(ended)?;

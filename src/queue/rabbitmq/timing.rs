@@ -7,8 +7,8 @@ use std::time::Duration;
 pub struct Timing {
     /// Time that an expired lease waits for its owner before it goes to other workers.
     pub owner_ttl: Duration,
-    /// Maximum number of consumers, of some 250 messages each, that hold messages of other destinations
-    /// while one wait queue is examined.
+    /// Maximum number of consumers, of some 250 messages each, that hold messages of other
+    /// destinations while one wait queue is examined.
     pub max_release_consumers: u16,
 }
 

@@ -16,16 +16,17 @@ use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 use crate::domain::routing_key;
 
-/// Deliveries of a job before the broker dead-letters it; far above the number that a worker permits.
+/// Deliveries of a job before the broker dead-letters it; far above the number that a worker
+/// permits.
 const JOB_DELIVERY_LIMIT: i64 = 1000;
-/// Delivery limit of every other queue. RabbitMQ 4 defaults to 20 and drops the message where there is
-/// no dead-letter exchange; -1 loses messages on 3.10.
+/// Delivery limit of every other queue. RabbitMQ 4 defaults to 20 and drops the message where there
+/// is no dead-letter exchange; -1 loses messages on 3.10.
 const DELIVERY_LIMIT: i64 = 1_000_000;
 /// Time until an unrenewed lease expires.
 const LEASE_TTL_MS: i64 = 120_000;
-/// Time without use after which an owner's queue is deleted. The broker deletes it with its messages,
-/// and an outage counts as time without use (seen on 3.10). So the queue of a dead worker must outlive
-/// every outage during which it may contain leases.
+/// Time without use after which an owner's queue is deleted. The broker deletes it with its
+/// messages, and an outage counts as time without use (seen on 3.10). So the queue of a dead worker
+/// must outlive every outage during which it may contain leases.
 const OWNER_EXPIRES_MS: i64 = 24 * 3600 * 1000;
 /// Message TTL of the queue that discards settled leases.
 const DISCARD_TTL_MS: i64 = 1000;
@@ -188,7 +189,8 @@ pub(super) struct QueueDeclaration {
 }
 
 impl QueueDeclaration {
-    /// Lease queue of one owner. A lease that the owner does not take within `ttl` goes to other workers.
+    /// Lease queue of one owner. A lease that the owner does not take within `ttl` goes to other
+    /// workers.
     pub(super) fn owner(names: &Names, process: &str, ttl: Duration) -> Self {
         let mut arguments = dead_lettered(names.orphans_exchange());
         arguments.insert("x-message-ttl", millis(ttl).into());
@@ -196,16 +198,16 @@ impl QueueDeclaration {
         Self::quorum(names.owner(process), DELIVERY_LIMIT, arguments)
     }
 
-    /// Queue that discards the settled leases of an owner that has closed. The broker deletes it once
-    /// all of them have expired.
+    /// Queue that discards the settled leases of an owner that has closed. The broker deletes it
+    /// once all of them have expired.
     pub(super) fn discarded_leases(names: &Names, process: &str) -> Self {
         let arguments =
             Arguments::from([("x-message-ttl", DISCARD_TTL_MS.into()), ("x-expires", DISCARD_EXPIRES_MS.into())]);
         Self::quorum(names.discarded_leases(process), DELIVERY_LIMIT, arguments)
     }
 
-    /// Outcome stream of one backfill. The broker deletes old messages by the segment, so a segment is
-    /// small compared with the stream.
+    /// Outcome stream of one backfill. The broker deletes old messages by the segment, so a segment
+    /// is small compared with the stream.
     pub(super) fn backfill_outcomes(name: &str) -> Self {
         let arguments = Arguments::from([
             ("x-queue-type", "stream".into()),
@@ -223,8 +225,8 @@ impl QueueDeclaration {
     }
 
     /// Returns true when jobs pass through the queue. The control stream only speeds up commands of
-    /// operators, and a stream may stay down after its node was killed (seen on 3.10), which must not
-    /// stop a delivery.
+    /// operators, and a stream may stay down after its node was killed (seen on 3.10), which must
+    /// not stop a delivery.
     pub(super) fn is_needed_to_deliver(&self) -> bool {
         self.arguments.get("x-queue-type") != Some(&"stream".into())
     }
@@ -273,8 +275,8 @@ impl Topology {
         }
     }
 
-    /// Wait queues have no `x-dead-letter-routing-key`: a copy keeps the job's own key and so returns to
-    /// its lane.
+    /// Wait queues have no `x-dead-letter-routing-key`: a copy keeps the job's own key and so
+    /// returns to its lane.
     fn waits(&mut self, names: &Names) {
         self.exchange(names.wait_exchange(), ExchangeType::Headers);
         for delay in RetryDelay::ALL {

@@ -1,8 +1,8 @@
-//! Filter between the broker's socket and lapin: rewrites frames that lapin can't parse into ones that
-//! it can (see [`frames`]).
+//! Filter between the broker's socket and lapin: rewrites frames that lapin can't parse into ones
+//! that it can (see [`frames`]).
 //!
-//! A message that a client can't parse closes its whole connection, and the broker redelivers it on the
-//! next one: a single such message would stop every worker for good.
+//! A message that a client can't parse closes its whole connection, and the broker redelivers it on
+//! the next one: a single such message would stop every worker for good.
 
 mod frame_reader;
 mod frames;

@@ -16,8 +16,8 @@ use crate::runtime::failpoints;
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl LeaseRenewer {
-    /// Acquires a lease: binds the key, publishes the first lease (confirmed), acknowledges the delivery,
-    /// and notifies a former owner. After an error the delivery still keeps the job.
+    /// Acquires a lease: binds the key, publishes the first lease (confirmed), acknowledges the
+    /// delivery, and notifies a former owner. After an error the delivery still keeps the job.
     pub(in crate::queue::rabbitmq) async fn acquire(
         &self,
         delivery: &Delivery,
@@ -59,8 +59,8 @@ impl LeaseRenewer {
 }
 
 impl LeaseContext {
-    /// Acknowledges a leased delivery: the lease keeps the job. A closed channel redelivers it, and the
-    /// worker joins the duplicate.
+    /// Acknowledges a leased delivery: the lease keeps the job. A closed channel redelivers it, and
+    /// the worker joins the duplicate.
     pub(in crate::queue::rabbitmq) async fn acknowledge_leased(&self, delivery: &Delivery) {
         let Some(unacked) = self.deliveries.take(delivery.ticket) else { return };
         if acknowledge(&unacked.acker).await.is_err() {
@@ -68,8 +68,8 @@ impl LeaseContext {
         }
     }
 
-    /// Ends all leases: none is renewed any more, and running transfers are notified. Then retires the
-    /// owner's queue, if connected.
+    /// Ends all leases: none is renewed any more, and running transfers are notified. Then retires
+    /// the owner's queue, if connected.
     pub(in crate::queue::rabbitmq) async fn close(&self, renewer: Option<&LeaseRenewer>) {
         let closed = self.table.close();
         for holder in closed.holders {

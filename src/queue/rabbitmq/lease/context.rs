@@ -22,8 +22,8 @@ pub(in crate::queue::rabbitmq) struct LeaseContext {
 }
 
 impl LeaseContext {
-    /// Returns the headers by which a copy of a leased delivery names its owner, so that the worker that
-    /// takes it over can notify this one.
+    /// Returns the headers by which a copy of a leased delivery names its owner, so that the worker
+    /// that takes it over can notify this one.
     pub(in crate::queue::rabbitmq) fn owner_headers(&self, leased: &LeasedDelivery) -> Headers {
         Headers::from([
             (LEASE_EPOCH.to_owned(), leased.epoch.to_string()),

@@ -91,9 +91,9 @@ pub(super) struct KnownLease {
     pub(super) state: LeaseState,
 }
 
-/// Classification of a message that has returned. The action depends on the queue: the owner's queue
-/// receives leases and copies of them, while in lane `continued` the message may be the only one that
-/// keeps the job.
+/// Classification of a message that has returned. The action depends on the queue: the owner's
+/// queue receives leases and copies of them, while in lane `continued` the message may be the only
+/// one that keeps the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LeaseDecision {
     /// Lease of a running transfer: renew it.
@@ -102,10 +102,11 @@ pub(super) enum LeaseDecision {
     Settled,
     /// Superseded by a newer lease of this process: acknowledge it.
     Outdated,
-    /// Older than the known epoch, but this process does not own the job: acknowledge it in the owner's
-    /// queue; a job in `continued`.
+    /// Older than the known epoch, but this process does not own the job: acknowledge it in the
+    /// owner's queue; a job in `continued`.
     Superseded,
-    /// Another worker has taken the job over: acknowledge it in the owner's queue; a job in `continued`.
+    /// Another worker has taken the job over: acknowledge it in the owner's queue; a job in
+    /// `continued`.
     TakenOver,
     /// The job is for other workers: forward it; a job in `continued`.
     HandOff,
@@ -113,9 +114,9 @@ pub(super) enum LeaseDecision {
     Unknown,
 }
 
-/// Classifies a message that has returned to `us`. The highest epoch owns the job; of two equal ones, the
-/// greater name: so all workers that see two leases agree on one. Only certain knowledge leads to
-/// `Settled` or `Outdated`, because these acknowledge the message in every queue.
+/// Classifies a message that has returned to `us`. The highest epoch owns the job; of two equal
+/// ones, the greater name: so all workers that see two leases agree on one. Only certain knowledge
+/// leads to `Settled` or `Outdated`, because these acknowledge the message in every queue.
 pub(super) fn decide(us: &str, known: Option<KnownLease>, mark: &LeaseMark) -> LeaseDecision {
     let Some(known) = known else { return LeaseDecision::Unknown };
     match (mark.epoch, mark.name()).cmp(&(known.epoch, us)) {

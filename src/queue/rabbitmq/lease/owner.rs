@@ -7,8 +7,8 @@ use uuid::Uuid;
 /// Characters of the worker's id in the name.
 const MAX_ID_CHARS: usize = 40;
 
-/// Unique name of this process, and the address of its lease queue. The address equals the name until
-/// that queue stops responding.
+/// Unique name of this process, and the address of its lease queue. The address equals the name
+/// until that queue stops responding.
 #[derive(Debug)]
 pub(in crate::queue::rabbitmq) struct OwnerIdentity {
     name: String,
@@ -16,7 +16,8 @@ pub(in crate::queue::rabbitmq) struct OwnerIdentity {
 }
 
 impl OwnerIdentity {
-    /// Creates a unique name: two processes may share a worker id, and a restarted process is a new owner.
+    /// Creates a unique name: two processes may share a worker id, and a restarted process is a new
+    /// owner.
     pub(in crate::queue::rabbitmq) fn new(worker_id: &str) -> Self {
         let id: String = worker_id.chars().take(MAX_ID_CHARS).collect();
         Self { name: format!("{id}.{}", Uuid::new_v4().simple()), changes: AtomicU32::new(0) }

@@ -1,5 +1,5 @@
-//! Renewal of the leases of this process, for the time of one session: returned messages are renewed,
-//! forwarded or acknowledged.
+//! Renewal of the leases of this process, for the time of one session: returned messages are
+//! renewed, forwarded or acknowledged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +29,9 @@ const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Limit for one notice: a queue that does not confirm must not end this session.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Limit for the broker to bring the owner's queue up. A queue that was declared moments before its broker
-/// was killed can stay without a leader for ever (seen on 3.10). The process then changes its address.
+/// Limit for the broker to bring the owner's queue up. A queue that was declared moments before its
+/// broker was killed can stay without a leader for ever (seen on 3.10). The process then changes
+/// its address.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses tried in one session.
 const MAX_ADDRESSES: usize = 2;
@@ -43,8 +44,8 @@ pub(in crate::queue::rabbitmq) struct LeaseRenewer {
 }
 
 impl LeaseRenewer {
-    /// Opens the owner's queue. It is declared whatever `broker.declare` says, because it belongs to this
-    /// process.
+    /// Opens the owner's queue. It is declared whatever `broker.declare` says, because it belongs
+    /// to this process.
     pub(in crate::queue::rabbitmq) async fn open(
         context: &Arc<LeaseContext>,
         connection: &Connection,
@@ -125,8 +126,8 @@ impl LeaseRenewer {
         self.unbind_unwanted(key).await;
     }
 
-    /// Examines a delivery of lane `continued`. Leases of running transfers, outdated leases and notices
-    /// end here. Returns everything that is a job for the worker.
+    /// Examines a delivery of lane `continued`. Leases of running transfers, outdated leases and
+    /// notices end here. Returns everything that is a job for the worker.
     pub(in crate::queue::rabbitmq) async fn filter(&self, delivery: PrefetchedDelivery) -> Option<PrefetchedDelivery> {
         let message = delivery.message();
         let mark = LeaseMark::read(message.properties.headers().as_ref());
@@ -174,8 +175,8 @@ impl LeaseRenewer {
         decision
     }
 
-    /// Publishes the next lease, then acknowledges the returned one. Requeues it after a pause when that
-    /// fails.
+    /// Publishes the next lease, then acknowledges the returned one. Requeues it after a pause when
+    /// that fails.
     async fn renew(&self, key: &str, returned: &Acker) {
         match self.publish_renewal(key).await {
             // No transfer is running any more: decide about the message again.
@@ -248,7 +249,8 @@ impl LeaseRenewer {
         self.queue.unbind_former(former, key).await
     }
 
-    /// Unbinds a key whose leases need not return here any more. The next session repeats a failure.
+    /// Unbinds a key whose leases need not return here any more. The next session repeats a
+    /// failure.
     pub(super) async fn unbind_unwanted(&self, key: &str) {
         if self.context.table.is_wanted(key) {
             return;

@@ -10,8 +10,8 @@ use lapin::BasicProperties;
 use super::decision::{KnownLease, LeaseDecision, LeaseMark, LeaseState, decide};
 use crate::queue::{DeliveryTag, LeaseHolder, QueueError};
 
-/// Time for which an ended job is remembered while the broker is connected: its last lease, and leases of
-/// other workers that were under way, return within minutes.
+/// Time for which an ended job is remembered while the broker is connected: its last lease, and
+/// leases of other workers that were under way, return within minutes.
 const RETENTION: Duration = Duration::from_mins(10);
 
 /// Leased job.
@@ -226,8 +226,8 @@ impl LeaseTable {
         }
     }
 
-    /// Classifies a returned message and records the consequences. With `TakenOver`, returns the holder
-    /// that has lost its job.
+    /// Classifies a returned message and records the consequences. With `TakenOver`, returns the
+    /// holder that has lost its job.
     pub(super) fn decide(
         &self,
         us: &str,
@@ -295,8 +295,8 @@ impl LeaseTable {
         active.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Removes jobs that ended long enough ago. Returns those of their keys that are still bound. Time
-    /// without a broker does not count.
+    /// Removes jobs that ended long enough ago. Returns those of their keys that are still bound.
+    /// Time without a broker does not count.
     pub(super) fn prune(&self) -> Vec<String> {
         let mut entries = self.lock();
         let Some(connected) = entries.connected else { return Vec::new() };

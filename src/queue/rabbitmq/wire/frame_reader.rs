@@ -1,10 +1,10 @@
-//! Reader of the raw fields of a frame. It makes texts and tables readable in place, without changing
-//! their length.
+//! Reader of the raw fields of a frame. It makes texts and tables readable in place, without
+//! changing their length.
 
 /// Replacement for bytes that are not UTF-8.
 const REPLACEMENT: u8 = b'?';
-/// Nesting depth of lists and tables. lapin parses them by recursion, and its stack overflows far below
-/// the depth that fits into a frame.
+/// Nesting depth of lists and tables. lapin parses them by recursion, and its stack overflows far
+/// below the depth that fits into a frame.
 const MAX_DEPTH: u32 = 16;
 /// Type of an opaque byte array.
 const BYTE_ARRAY: u8 = b'x';

@@ -139,8 +139,8 @@ fn smaller(one: usize, other: usize) -> usize {
     if one == 0 || other == 0 { one.max(other) } else { one.min(other) }
 }
 
-/// Reads the texts of the methods that carry or quote texts of a producer. Returns the frame size that
-/// `connection.tune` sets.
+/// Reads the texts of the methods that carry or quote texts of a producer. Returns the frame size
+/// that `connection.tune` sets.
 fn method(fields: &mut FrameReader<'_>) -> Option<usize> {
     match fields.u32()? {
         TUNE => {
@@ -181,9 +181,9 @@ enum PropertyKind {
     Bytes(usize),
 }
 
-/// Properties from the highest flag on: `content_type`, `content_encoding`, `headers`, `delivery_mode`,
-/// `priority`, `correlation_id`, `reply_to`, `expiration`, `message_id`, `timestamp`, `type`, `user_id`,
-/// `app_id`, `cluster_id`.
+/// Properties from the highest flag on: `content_type`, `content_encoding`, `headers`,
+/// `delivery_mode`, `priority`, `correlation_id`, `reply_to`, `expiration`, `message_id`,
+/// `timestamp`, `type`, `user_id`, `app_id`, `cluster_id`.
 const PROPERTIES: [PropertyKind; 14] = {
     use PropertyKind::{Bytes, Headers, Text};
     [Text, Text, Headers, Bytes(1), Bytes(1), Text, Text, Text, Text, Bytes(8), Text, Text, Text, Text]

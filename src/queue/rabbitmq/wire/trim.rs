@@ -14,8 +14,8 @@ const ENVELOPE: usize = 8;
 /// Bytes before the text of a long string: type and length.
 const TEXT_PREFIX: usize = 5;
 
-/// Removes headers of a frame, the largest first, until it has at most `max` bytes, and lists them in a
-/// header. `table` is the position of the table's length.
+/// Removes headers of a frame, the largest first, until it has at most `max` bytes, and lists them
+/// in a header. `table` is the position of the table's length.
 pub(super) fn trim(frame: &mut Vec<u8>, table: usize, max: usize) {
     let Some((entries, end)) = entries(&mut frame[table..]) else { return };
     let (mut length, mut names, mut gone) = (frame.len(), String::new(), HashSet::new());
