@@ -14,7 +14,7 @@ use bytes::Bytes;
 use consign::domain::lane::Lane;
 use consign::metrics::Metrics;
 use consign::queue::sqlite::SqliteQueue;
-use consign::queue::{OutcomeEvent, Properties, Publication, Queue, Settlement};
+use consign::queue::{JobPublisher, OutcomeEvent, Properties, Publication, Queue, Settlement};
 use futures_util::stream::{self, StreamExt as _};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
@@ -65,7 +65,7 @@ async fn measure(what: &str, count: usize, work: impl Future<Output = Fallible<(
     Ok(())
 }
 
-async fn publish(queue: &dyn Queue, count: usize, at_once: usize) -> Fallible<()> {
+async fn publish(queue: &dyn JobPublisher, count: usize, at_once: usize) -> Fallible<()> {
     let sent = stream::iter(0..count).map(|n| {
         queue.publish(Publication {
             routing_key: "job.scheduled.acme".to_owned(),

@@ -9,7 +9,7 @@ use super::{Exit, complain};
 use crate::config::{BrokerConfig, Config};
 use crate::domain::control::{Control, ControlCommand};
 use crate::metrics::Metrics;
-use crate::queue::{self, Queue, QueueError};
+use crate::queue::{self, JobPublisher, QueueError};
 
 /// How long a broker is waited for.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub(super) fn name(config: &Config, word: &str) -> String {
 }
 
 /// The queue, connected, to publish to; `word` is the command's.
-pub(super) async fn connect(config: &Config, word: &str) -> Result<Arc<dyn Queue>, QueueError> {
+pub(super) async fn connect(config: &Config, word: &str) -> Result<Arc<dyn JobPublisher>, QueueError> {
     if let Some(problem) = absent(&config.broker) {
         return Err(problem);
     }

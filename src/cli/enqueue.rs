@@ -20,7 +20,7 @@ use super::{Exit, broker, complain, configured, note};
 use crate::config::Config;
 use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
-use crate::queue::{Queue, QueueError};
+use crate::queue::{JobPublisher, QueueError};
 use input::{Input, Prepared, Refusal};
 use progress::{Report, Shown};
 use wait::Waiter;
@@ -176,7 +176,7 @@ impl Sent {
 }
 
 /// Publishes until the input ends, has a bad line, or the broker is gone; after that nothing more is published.
-async fn publish(queue: &dyn Queue, input: Input, waiter: Option<&Waiter>, report: &Report) -> Sent {
+async fn publish(queue: &dyn JobPublisher, input: Input, waiter: Option<&Waiter>, report: &Report) -> Sent {
     let mut sent = Sent::default();
     let jobs = input.jobs().map(|job| async move {
         let job = job?;
@@ -212,7 +212,7 @@ async fn publish(queue: &dyn Queue, input: Input, waiter: Option<&Waiter>, repor
     sent
 }
 
-async fn send(queue: &dyn Queue, mut job: Prepared) -> (Prepared, Result<(), QueueError>) {
+async fn send(queue: &dyn JobPublisher, mut job: Prepared) -> (Prepared, Result<(), QueueError>) {
     let result = match job.publication.take() {
         Some(publication) => queue.publish(publication).await,
         None => Ok(()),

@@ -13,7 +13,7 @@ use crate::config::BrokerConfig;
 use crate::domain::job::wire;
 use crate::domain::outcome::{Outcome, OutcomeKind};
 use crate::metrics::Metrics;
-use crate::queue::{self, Outcomes, Properties, Publication, Queue};
+use crate::queue::{self, JobPublisher, Outcomes, Properties, Publication};
 
 /// The queue is a file beside us: it is there, or something is wrong.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -35,7 +35,7 @@ pub struct JobTally {
 
 /// Puts the jobs into the queue.
 pub(super) struct SamplePublisher {
-    queue: Arc<dyn Queue>,
+    queue: Arc<dyn JobPublisher>,
     planned: Vec<SampleJob>,
 }
 

@@ -42,7 +42,6 @@ mod dead;
 mod depths;
 mod engine;
 mod file;
-mod intake;
 mod jobs;
 mod outcomes;
 mod owner;
@@ -73,14 +72,15 @@ pub(super) use outcomes::replies;
 
 use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
+use crate::domain::routing_key;
 use crate::metrics::Metrics;
+use crate::queue::prefetch::PrefetchBuffer;
 use crate::queue::{
-    self, BoxFuture, ControlEvent, Delivery, DeliveryTag, OutcomeEvent, Publication, Queue, QueueError, Released,
+    self, BoxFuture, ControlEvent, Delivery, JobPublisher, OutcomeEvent, Publication, Queue, QueueError, Released,
     Settlement,
 };
 use engine::{Engine, Phase, Shared};
 use file::Store;
-use intake::Intake;
 use trouble::Trouble;
 use work::{Command, LeaseContent, Pending, WriteOp};
 
@@ -164,7 +164,7 @@ impl SqliteQueue {
             worker_id: worker_id.to_owned(),
             lanes: consume,
             metrics,
-            intake: Intake::default(),
+            prefetched: PrefetchBuffer::default(),
             phase: watch::Sender::new(Phase::Down(QueueError::Unavailable("opening".to_owned()))),
         });
         let (commands, received) = mpsc::channel();
@@ -221,17 +221,18 @@ impl SqliteQueue {
 
     /// They are due at once, and come as ever, in the order in which they began to wait.
     async fn call_back(&self, destinations: &BTreeSet<DestinationId>) -> Result<Released, QueueError> {
-        let (keys, count) = (queue::recalled::keys(destinations), Arc::new(AtomicU64::new(0)));
+        let (keys, count) = (destinations.iter().flat_map(routing_key::jobs_of).collect(), Arc::new(AtomicU64::new(0)));
         self.ask(WriteOp::Recall { keys, count: Arc::clone(&count) }, Some(self.patience)).await?;
         Ok(Released { count: count.load(Ordering::Relaxed), partly: false })
     }
 
     /// What was fetched and not handed out goes back untouched. A file that can't be written now gets it later; the worker, which
     /// has slots to fill, does not wait for that.
-    async fn give_back(&self, tickets: Vec<DeliveryTag>) {
-        if tickets.is_empty() {
+    async fn give_back(&self, prefetched: Vec<Delivery>) {
+        if prefetched.is_empty() {
             return;
         }
+        let tickets = prefetched.iter().map(|delivery| delivery.ticket).collect();
         match tokio::time::timeout(CLOSE_TIMEOUT, self.ask(WriteOp::GiveBack { tickets, counted: false }, None)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => tracing::debug!("the queue is closed; what was fetched is given back with it"),
@@ -301,7 +302,7 @@ impl Queue for SqliteQueue {
     }
 
     fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
-        Box::pin(self.shared.intake.next(lane))
+        Box::pin(self.shared.prefetched.next(lane, std::convert::identity))
     }
 
     fn settle(
@@ -322,10 +323,6 @@ impl Queue for SqliteQueue {
         Box::pin(self.take_lease(delivery, work))
     }
 
-    fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(Self::publish(self, publication))
-    }
-
     fn publish_control(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(self.ask(WriteOp::Announce(control), Some(self.patience)))
     }
@@ -340,21 +337,19 @@ impl Queue for SqliteQueue {
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let left = self.shared.intake.close();
-            self.give_back(left).await;
+            self.give_back(self.shared.prefetched.close()).await;
         })
     }
 
     fn pause(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let left = self.shared.intake.pause();
-            self.give_back(left).await;
+            self.give_back(self.shared.prefetched.pause()).await;
         })
     }
 
     fn resume(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            self.shared.intake.resume();
+            self.shared.prefetched.resume();
             // Without its thread there is nothing to take.
             let _ = self.send(Command::Wake);
         })
@@ -373,8 +368,14 @@ impl Queue for SqliteQueue {
             Phase::Down(QueueError::Unavailable(why) | QueueError::Unusable(why)) => Err(why.clone()),
             Phase::Down(problem) => Err(problem.to_string()),
             Phase::Closed => Err("the queue is closed".to_owned()),
-            Phase::Up if self.shared.intake.is_closed() => Err("no more work is taken".to_owned()),
+            Phase::Up if self.shared.prefetched.is_closed() => Err("no more work is taken".to_owned()),
             Phase::Up => Ok(()),
         }
+    }
+}
+
+impl JobPublisher for SqliteQueue {
+    fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(Self::publish(self, publication))
     }
 }

@@ -9,9 +9,7 @@ use super::world::{World, note};
 use super::{clock, held, rules};
 use crate::domain::job::lease::Lease;
 use crate::domain::lane::Lane;
-use crate::queue::{
-    BoxFuture, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Publication, Queue, QueueError, Settlement,
-};
+use crate::queue::{BoxFuture, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Queue, QueueError, Settlement};
 
 /// A worker's end of the line.
 #[derive(Debug)]
@@ -384,10 +382,6 @@ impl Queue for Link {
         let state = self.world.lock();
         let lent = state.members[self.member].loan(delivery.ticket).is_some();
         lent || state.leases.values().any(|held| (held.member, held.ticket) == (self.member, delivery.ticket))
-    }
-
-    fn publish(&self, _publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(async { Err(QueueError::Refused("a worker publishes no jobs".to_owned())) })
     }
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {

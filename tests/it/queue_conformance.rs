@@ -1,9 +1,9 @@
 //! What every queue must do, whatever it is made of: one suite, run against RabbitMQ and against the embedded queue.
 
 mod control;
-pub mod dead;
+pub mod dead_letters;
 pub mod leases;
-pub mod recall;
+pub mod release;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use consign::config::BrokerConfig;
 use consign::domain::lane::Lane;
 use consign::domain::outcome::RetryDelay;
-use consign::queue::{Delivery, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement};
+use consign::queue::{Delivery, JobPublisher, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement};
 
 /// Only keeps a broken queue from hanging the suite.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ pub trait Fixture: Sync {
     /// What the queue is opened with.
     fn config(&self) -> BrokerConfig;
     /// Opens the queue; several times in a row over the same messages.
-    fn open(&self) -> impl Future<Output = Arc<dyn Queue>> + Send;
+    fn open(&self) -> impl Future<Output = Arc<dyn JobPublisher>> + Send;
     /// Takes one outcome off, as routing key and body, waiting for it.
     fn outcome(&self) -> impl Future<Output = (String, Vec<u8>)> + Send;
     /// Takes one dead letter off, waiting for it.
@@ -46,32 +46,32 @@ pub struct Letter {
 
 /// A queue that can be cut off and may come back.
 pub struct Doomed {
-    pub queue: Arc<dyn Queue>,
+    pub queue: Arc<dyn JobPublisher>,
     pub cut: Box<dyn Fn() + Send + Sync>,
     pub mend: Box<dyn Fn() + Send + Sync>,
 }
 
 /// All of it, each part on a queue of its own.
 pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
-    everything_of_the_producer_arrives(&make("arrives").await).await;
+    all_properties_of_the_producer_arrive(&make("arrives").await).await;
     an_acknowledged_message_is_gone(&make("acked").await).await;
-    a_retry_comes_back_to_its_lane_with_new_headers(&make("retry").await).await;
-    a_dead_letter_keeps_the_body_and_says_why(&make("dead").await).await;
-    a_returned_message_comes_again(&make("returned").await).await;
-    an_unsettled_message_comes_again(&make("unsettled").await).await;
+    a_retry_returns_to_its_lane_with_new_headers(&make("retry").await).await;
+    a_dead_letter_keeps_the_body_and_has_a_reason(&make("dead").await).await;
+    a_requeued_message_is_redelivered(&make("returned").await).await;
+    an_unsettled_message_is_redelivered(&make("unsettled").await).await;
     a_dropped_next_loses_nothing(&make("dropped").await).await;
-    outcomes_are_out_when_the_settlement_is_done(&make("outcomes").await).await;
-    stopping_gives_back_and_still_settles(&make("stopping").await).await;
-    a_pause_leaves_the_work_to_others(&make("pause").await).await;
-    a_job_that_goes_nowhere_is_refused(&make("nowhere").await).await;
+    outcomes_are_published_when_the_settlement_is_done(&make("outcomes").await).await;
+    a_stopped_queue_requeues_and_still_settles(&make("stopping").await).await;
+    a_pause_leaves_the_jobs_to_others(&make("pause").await).await;
+    an_unroutable_job_is_refused(&make("nowhere").await).await;
     a_name_too_long_is_refused(&make("long").await).await;
-    copies_come_back_to_their_own_lanes_in_their_order(&make("order").await).await;
+    copies_return_to_their_lanes_in_order(&make("order").await).await;
     two_queues_share_the_work(&make("share").await).await;
     many_settle_at_once_and_none_is_lost_or_doubled(&make("many").await).await;
     control::suite(&make("control").await).await;
 }
 
-pub async fn everything_of_the_producer_arrives(fixture: &impl Fixture) {
+pub async fn all_properties_of_the_producer_arrive(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     let sent = Publication {
         routing_key: "job.backfill.acme".to_owned(),
@@ -109,7 +109,7 @@ pub async fn an_acknowledged_message_is_gone(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-pub async fn a_retry_comes_back_to_its_lane_with_new_headers(fixture: &impl Fixture) {
+pub async fn a_retry_returns_to_its_lane_with_new_headers(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     let mut sent = job("again");
     sent.properties.headers = headers(&[("mine", "kept"), ("x-attempt", "1")]);
@@ -133,7 +133,7 @@ pub async fn a_retry_comes_back_to_its_lane_with_new_headers(fixture: &impl Fixt
     queue.close().await;
 }
 
-pub async fn a_dead_letter_keeps_the_body_and_says_why(fixture: &impl Fixture) {
+pub async fn a_dead_letter_keeps_the_body_and_has_a_reason(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     let mut sent = job("bad");
     sent.body = Bytes::from_static(b"\x00 no job at all");
@@ -155,7 +155,7 @@ pub async fn a_dead_letter_keeps_the_body_and_says_why(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-pub async fn a_returned_message_comes_again(fixture: &impl Fixture) {
+pub async fn a_requeued_message_is_redelivered(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     queue.publish(job("back")).await.unwrap();
     let got = next(&*queue, Lane::Scheduled).await;
@@ -168,7 +168,7 @@ pub async fn a_returned_message_comes_again(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-pub async fn an_unsettled_message_comes_again(fixture: &impl Fixture) {
+pub async fn an_unsettled_message_is_redelivered(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     queue.publish(job("held")).await.unwrap();
     drop(next(&*queue, Lane::Scheduled).await);
@@ -206,7 +206,7 @@ pub async fn a_dropped_next_loses_nothing(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-pub async fn outcomes_are_out_when_the_settlement_is_done(fixture: &impl Fixture) {
+pub async fn outcomes_are_published_when_the_settlement_is_done(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     queue.publish(job("told")).await.unwrap();
     let got = next(&*queue, Lane::Scheduled).await;
@@ -220,7 +220,7 @@ pub async fn outcomes_are_out_when_the_settlement_is_done(fixture: &impl Fixture
     queue.close().await;
 }
 
-pub async fn stopping_gives_back_and_still_settles(fixture: &impl Fixture) {
+pub async fn a_stopped_queue_requeues_and_still_settles(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     for name in ["first", "second", "third"] {
         queue.publish(job(name)).await.unwrap();
@@ -245,7 +245,7 @@ pub async fn stopping_gives_back_and_still_settles(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-pub async fn a_pause_leaves_the_work_to_others(fixture: &impl Fixture) {
+pub async fn a_pause_leaves_the_jobs_to_others(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     for name in ["first", "second", "third"] {
         queue.publish(job(name)).await.unwrap();
@@ -268,7 +268,7 @@ pub async fn a_pause_leaves_the_work_to_others(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-pub async fn a_job_that_goes_nowhere_is_refused(fixture: &impl Fixture) {
+pub async fn an_unroutable_job_is_refused(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     let lost = Publication { routing_key: "job.nowhere.acme".to_owned(), ..job("x") };
     assert!(matches!(queue.publish(lost).await, Err(QueueError::Refused(_))));
@@ -286,7 +286,7 @@ pub async fn a_name_too_long_is_refused(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-pub async fn copies_come_back_to_their_own_lanes_in_their_order(fixture: &impl Fixture) {
+pub async fn copies_return_to_their_lanes_in_order(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     for n in 0..4 {
         let word = if n % 2 == 0 { "scheduled" } else { "backfill" };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use consign::config::BrokerConfig;
 use consign::domain::lane::Lane;
 use consign::metrics::Metrics;
-use consign::queue::Queue;
+use consign::queue::JobPublisher;
 use rusqlite::{Connection, OptionalExtension as _};
 use tempfile::TempDir;
 
@@ -45,7 +45,7 @@ impl File {
         }
     }
 
-    fn start(&self) -> Arc<dyn Queue> {
+    fn start(&self) -> Arc<dyn JobPublisher> {
         let lanes = Lane::ALL.map(|lane| (lane, 20)).to_vec();
         consign::queue::start(&self.config(), "worker", lanes, Arc::new(Metrics::new(10))).unwrap()
     }
@@ -87,7 +87,7 @@ impl Fixture for File {
         File::config(self)
     }
 
-    async fn open(&self) -> Arc<dyn Queue> {
+    async fn open(&self) -> Arc<dyn JobPublisher> {
         let queue = self.start();
         queue.wait_connected(LIMIT).await.unwrap();
         queue
@@ -147,7 +147,7 @@ async fn the_embedded_queue_does_what_every_queue_must_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_queue_keeps_its_dead_letters_as_every_queue_must() {
-    queue_conformance::dead::suite(async |_| File::new()).await;
+    queue_conformance::dead_letters::suite(async |_| File::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,5 +157,5 @@ async fn the_embedded_queue_leases_as_every_queue_must() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_queue_calls_back_as_every_queue_must() {
-    queue_conformance::recall::suite(&File::new()).await;
+    queue_conformance::release::suite(&File::new()).await;
 }

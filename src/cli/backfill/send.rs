@@ -14,7 +14,7 @@ use crate::cli::enqueue::input::Prepared;
 use crate::cli::enqueue::progress::Report;
 use crate::cli::rate::Rate;
 use crate::domain::control::{BACKFILL_BEGUN_HEADER, BACKFILL_HEADER};
-use crate::queue::{Publication, Queue, QueueError};
+use crate::queue::{JobPublisher, Publication, QueueError};
 
 /// How publishing went.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ pub(super) struct Marks<'a> {
 
 /// Publishes until the end or the first failure, where the same command goes on; or until it is cancelled, which goes on record.
 pub(super) async fn publish(
-    queue: &dyn Queue,
+    queue: &dyn JobPublisher,
     (plan, record): (&Plan, &mut Record),
     marks: &Marks<'_>,
     (rate, cancelled): (Option<Rate>, impl Future<Output = Timestamp>),
@@ -119,7 +119,7 @@ fn marked(plan: &Plan, publication: Option<Publication>, marks: &Marks<'_>) -> O
     Some(publication)
 }
 
-async fn send(queue: &dyn Queue, publication: Option<Publication>) -> Result<(), QueueError> {
+async fn send(queue: &dyn JobPublisher, publication: Option<Publication>) -> Result<(), QueueError> {
     match publication {
         Some(publication) => queue.publish(publication).await,
         None => Ok(()),
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use crate::cli::enqueue::progress::Shown;
     use crate::domain::lane::Lane;
-    use crate::queue::{BoxFuture, Delivery, LeaseHolder, OutcomeEvent, Settlement};
+    use crate::queue::{BoxFuture, Delivery, LeaseHolder, OutcomeEvent, Queue, Settlement};
 
     const JOB: &str = r#"{"version": 1, "id": "a/{date}", "source": {"url": "file:///{date}"}, "destination": "acme",
         "key": "k/{date}"}"#;
@@ -180,17 +180,6 @@ mod tests {
             Box::pin(async { Ok(()) })
         }
 
-        fn publish(&self, job: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
-            Box::pin(async move {
-                let mut taken = self.taken.lock().unwrap();
-                if taken.len() >= self.most {
-                    return Err(QueueError::Unavailable("gone".to_owned()));
-                }
-                taken.push((job, Instant::now()));
-                Ok(())
-            })
-        }
-
         fn stop_consuming(&self) -> BoxFuture<'_, ()> {
             Box::pin(async {})
         }
@@ -209,6 +198,19 @@ mod tests {
 
         fn ready(&self) -> Result<(), String> {
             Ok(())
+        }
+    }
+
+    impl JobPublisher for Fake {
+        fn publish(&self, job: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
+            Box::pin(async move {
+                let mut taken = self.taken.lock().unwrap();
+                if taken.len() >= self.most {
+                    return Err(QueueError::Unavailable("gone".to_owned()));
+                }
+                taken.push((job, Instant::now()));
+                Ok(())
+            })
         }
     }
 

@@ -67,7 +67,7 @@ fn made_by_itself() -> CheckStep {
 
 async fn rabbitmq(config: &Config) -> ([CheckStep; 2], bool) {
     let name = format!("{} check", config.worker.id);
-    let looked = tokio::time::timeout(BROKER, rabbitmq::look(&config.broker, &name)).await;
+    let looked = tokio::time::timeout(BROKER, rabbitmq::check_topology(&config.broker, &name)).await;
     let reached = || CheckStep::passed(StepName::Broker, "it can be reached, and takes the login");
     let locked_out = matches!(looked, Ok(Err(QueueError::Denied(_))));
     let steps = match looked {

@@ -1,4 +1,4 @@
-//! Where the broker is, and one connection to it.
+//! Endpoint of the broker, and connections to it.
 
 use std::fmt;
 use std::future::Future;
@@ -9,30 +9,27 @@ use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
+use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::ExposeSecret as _;
 
-use super::{tls, wire};
+use super::{errors, wire};
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
 const HEARTBEAT_SECONDS: u16 = 15;
-/// Bytes: RabbitMQ's own default. Asked for from the start, as lapin's buffers of 32 such frames each way cost no memory before they
-/// are used; where the size is learnt from the broker they grow, and all of it is written to: 8 MiB a connection.
+/// Frame size in bytes: RabbitMQ's own default. Proposed from the start, because lapin's buffers of
+/// 32 such frames in each direction cost no memory before they are used. When the size comes from
+/// the broker, they grow and all of it is written to: 8 MiB per connection.
 const FRAME_MAX: u32 = 128 * 1024;
-/// Codes of AMQP 0-9-1: NOT_FOUND, ACCESS_REFUSED, and NOT_ALLOWED, which is how a virtual host is refused.
-const MISSING: u16 = 404;
-const DENIED: u16 = 403;
-const NOT_ALLOWED: u16 = 530;
-/// CONNECTION_FORCED: an operator ends the connection, or the broker.
-const STOPPED: u16 = 320;
-/// For TCP, TLS and the AMQP handshake together.
+/// Limit for TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// For opening a channel, declaring, binding, cancelling.
+/// Limit for opening a channel, declaring, binding, cancelling.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Limit for the close handshake of a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A broker's address, credentials and TLS files. Files are read at every connection, so renewed certificates are taken up.
+/// Address of a broker, credentials and TLS files. Files are read at every connection, so renewed
+/// certificates are used.
 #[derive(Clone)]
 pub(super) struct Endpoint {
     uri: AMQPUri,
@@ -50,9 +47,10 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// Reads `[broker]`. `name` is shown by the broker as the connection's name.
+    /// Parses `[broker]`. The broker shows `name` as the connection's name.
     ///
-    /// Who has a client certificate, and no user in the URL, is known by the certificate (SASL EXTERNAL).
+    /// With a client certificate and no user in the URL, the certificate authenticates (SASL
+    /// EXTERNAL).
     pub(super) fn parse(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         let url = config.url.as_ref().ok_or_else(|| wrong("is missing; set broker.url"))?;
         let (mut uri, names_user) = parse_url(url.expose_secret())?;
@@ -68,12 +66,12 @@ impl Endpoint {
         Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity })
     }
 
-    /// The virtual host.
+    /// Returns the virtual host.
     pub(super) fn vhost(&self) -> &str {
         &self.uri.vhost
     }
 
-    /// Connects within a bounded time. `role` tells this worker's connections apart.
+    /// Connects within a bounded time. `role` distinguishes the connections of this process.
     pub(super) async fn connect(&self, role: &str) -> Result<Connection, QueueError> {
         let name = format!("{} {role}", self.name);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
@@ -83,7 +81,7 @@ impl Endpoint {
 
     async fn tls(&self) -> Result<OwnedTLSConfig, QueueError> {
         let cert_chain = match &self.ca_file {
-            Some(file) => Some(authorities(file).await?),
+            Some(file) => Some(trusted_certificates(file).await?),
             None => None,
         };
         let identity = match &self.identity {
@@ -97,8 +95,8 @@ impl Endpoint {
     }
 }
 
-/// A file without certificates would only show as a broker that is not trusted.
-async fn authorities(file: &Path) -> Result<String, QueueError> {
+/// Reads the CA file. A file without certificates would only show as an untrusted broker.
+async fn trusted_certificates(file: &Path) -> Result<String, QueueError> {
     let pem = String::from_utf8_lossy(&read("ca_file", file).await?).into_owned();
     if pem.contains("-----BEGIN CERTIFICATE-----") {
         return Ok(pem);
@@ -116,20 +114,20 @@ fn mechanism(asked: Option<SASLMechanism>, user: bool, certificate: bool) -> Res
     }
 }
 
-/// The URL, and whether it names a user.
+/// Returns the URL, and true when it names a user.
 fn parse_url(text: &str) -> Result<(AMQPUri, bool), QueueError> {
     // The parser's own messages may quote the URL, and with it the password.
     let malformed = || wrong("is no AMQP URL; it reads amqps://user:password@host:5671/vhost");
     let mut uri: AMQPUri = text.parse().map_err(|_| malformed())?;
     let url = url::Url::parse(text).map_err(|_| malformed())?;
     match url.host() {
-        // The parser takes an IPv6 address for an absent host, and would go to localhost.
+        // The parser treats an IPv6 address as an absent host, and would connect to localhost.
         Some(url::Host::Ipv6(address)) => uri.authority.host = address.to_string(),
         Some(_) => {}
         None => return Err(wrong("names no host")),
     }
     if uri.vhost.is_empty() {
-        // What `amqp://host/` means to nearly everybody who writes it.
+        // Nearly everybody means the default virtual host by `amqp://host/`.
         "/".clone_into(&mut uri.vhost);
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
@@ -151,27 +149,28 @@ fn wrong(what: &str) -> QueueError {
     QueueError::Unavailable(format!("broker.url {what}"))
 }
 
-/// A connection for one errand, and its channels for as long: one that is dropped is still closing when the connection is to close, and
-/// lapin reports that as an error.
-pub(super) struct Line {
+/// Short-lived connection, with its channels. A channel that is dropped is still closing when the
+/// connection closes, which lapin reports as an error, so channels live as long as the connection.
+pub(super) struct ScopedConnection {
     connection: Connection,
     channels: Mutex<Vec<Channel>>,
 }
 
-impl Line {
+impl ScopedConnection {
     /// As [`Endpoint::connect`].
     pub(super) async fn connect(endpoint: &Endpoint, role: &str) -> Result<Self, QueueError> {
         Ok(Self { connection: endpoint.connect(role).await?, channels: Mutex::default() })
     }
 
-    /// A channel that stays open until [`Line::close`], unless the broker closes it.
+    /// Opens a channel that stays open until [`ScopedConnection::close`], unless the broker closes
+    /// it.
     pub(super) async fn open_channel(&self) -> Result<Channel, QueueError> {
         let channel = open_channel(&self.connection).await?;
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
         Ok(channel)
     }
 
-    /// As [`close`].
+    /// Closes the connection as [`close`].
     pub(super) async fn close(self) {
         close(&self.connection).await;
     }
@@ -182,7 +181,7 @@ pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, Que
     call("opening a channel", connection.create_channel()).await
 }
 
-/// One call to the broker within a bounded time.
+/// Performs one call to the broker within a bounded time.
 pub(super) async fn call<T>(what: &str, future: impl Future<Output = lapin::Result<T>>) -> Result<T, QueueError> {
     within(CALL_TIMEOUT, what, future).await
 }
@@ -193,78 +192,18 @@ async fn within<T>(
     future: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, QueueError> {
     match tokio::time::timeout(limit, future).await {
-        Ok(result) => result.map_err(|e| refused_or_away(what, &e)),
+        Ok(result) => result.map_err(|e| errors::of_call(what, &e)),
         Err(_) => Err(QueueError::Unavailable(format!("{what}: no answer within {} s", limit.as_secs()))),
     }
 }
 
-/// What a missing part of the topology leads to, or a broken connection.
-fn refused_or_away(what: &str, error: &lapin::Error) -> QueueError {
-    match refusal(error) {
-        Some(MISSING) => missing(error),
-        Some(DENIED | NOT_ALLOWED) => QueueError::Denied(format!("{what}: {}", text(error))),
-        _ => QueueError::Unavailable(format!("{what}: {}", text(error))),
-    }
-}
-
-/// The broker's code for what it refuses.
-fn refusal(error: &lapin::Error) -> Option<u16> {
-    if let ErrorKind::ProtocolError(refusal) = error.kind() { Some(refusal.get_id()) } else { None }
-}
-
-/// True for the broker's 403.
-pub(super) fn is_denied(error: &lapin::Error) -> bool {
-    refusal(error) == Some(DENIED)
-}
-
-/// For `map_err`: says which permission a denied call takes, as the broker says only what it guards.
-pub(super) fn takes(permission: String) -> impl FnOnce(QueueError) -> QueueError {
-    move |problem| match problem {
-        QueueError::Denied(why) => QueueError::Denied(format!("{why}; this takes the permission {permission}")),
-        problem => problem,
-    }
-}
-
-/// Whether the broker finds fault with what it was given, and is not just being stopped.
-pub(super) fn blames(error: &lapin::Error) -> bool {
-    refusal(error).is_some_and(|code| code != STOPPED)
-}
-
-/// True for the broker's 404.
-pub(super) fn is_missing(error: &lapin::Error) -> bool {
-    refusal(error) == Some(MISSING)
-}
-
-/// The broker's 404, with the remedy.
-pub(super) fn missing(error: &lapin::Error) -> QueueError {
-    QueueError::Topology(format!("{}; run `consign topology apply`", text(error)))
-}
-
-/// Says goodbye, but doesn't wait long for an answer.
+/// Closes a connection. Waits for the reply within a bounded time.
 pub(super) async fn close(connection: &Connection) {
     if connection.status().connected() {
-        let goodbye = connection.close(200, "OK".into());
-        if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await, Ok(Ok(()))) {
+        let closed = connection.close(200, "OK".into());
+        if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, closed).await, Ok(Ok(()))) {
             tracing::debug!("the broker did not answer the close of a connection");
         }
-    }
-}
-
-/// A lapin error as an unavailable broker.
-pub(super) fn unavailable(error: &lapin::Error) -> QueueError {
-    QueueError::Unavailable(text(error))
-}
-
-/// A lapin error in words, with the broker's own text and without internals.
-pub(super) fn text(error: &lapin::Error) -> String {
-    match error.kind() {
-        ErrorKind::ProtocolError(refusal) => refusal.get_message().to_string(),
-        ErrorKind::IOError(io) => tls::explained(io).unwrap_or_else(|| io.to_string()),
-        ErrorKind::MissingHeartbeatError => "the broker stopped answering heartbeats".to_owned(),
-        ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannel(_) => {
-            "the connection is closed".to_owned()
-        }
-        _ => error.to_string(),
     }
 }
 
@@ -290,18 +229,6 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_let_in_is_told_from_an_absent_broker() {
-        let answered = |code| {
-            let refusal = lapin::protocol::AMQPError::from_id(code, "no".into()).unwrap();
-            refused_or_away("connecting", &ErrorKind::ProtocolError(refusal).into())
-        };
-        assert!(matches!(answered(403), QueueError::Denied(_)), "the login");
-        assert!(matches!(answered(530), QueueError::Denied(_)), "the virtual host");
-        assert!(matches!(answered(404), QueueError::Topology(_)));
-        assert!(matches!(answered(320), QueueError::Unavailable(_)), "it is being stopped");
-    }
-
-    #[test]
     fn plain_amqp_stays_on_loopback() {
         for url in ["amqp://127.0.0.1:5672", "amqp://localhost/x", "amqp://[::1]:5672/%2f", "amqps://mq.example.com"] {
             assert!(parse(url).is_ok(), "{url}");
@@ -314,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_host_is_not_taken_for_localhost() {
+    fn an_ipv6_host_is_not_localhost() {
         let endpoint = parse("amqps://[2001:db8::7]:5671/v").unwrap();
         assert_eq!(endpoint.uri.authority.host, "2001:db8::7");
     }
@@ -351,8 +278,9 @@ mod tests {
         let half = BrokerConfig { client_cert_file: Some("c.pem".into()), ..config("amqps://h") };
         assert!(Endpoint::parse(&half, "w").unwrap_err().to_string().contains("client_key_file"));
     }
+
     #[test]
-    fn a_certificate_stands_for_a_user_that_the_url_does_not_name() {
+    fn a_certificate_authenticates_when_the_url_names_no_user() {
         let mechanism = |url: &str, certified: bool| {
             let file = |name: &str| certified.then(|| name.into());
             let (client_cert_file, client_key_file) = (file("c.pem"), file("k.pem"));

@@ -1,5 +1,6 @@
-//! Following the stream of control messages. It has a connection of its own, because a refusal (the stream is missing, or down after
-//! its node was killed) is an error of the whole connection, and must not end the session by which jobs come.
+//! Reader of the control stream. It has a connection of its own, because a refusal (the stream is
+//! missing, or down after its node was killed) is an error of the whole connection, and must not
+//! end the session that delivers jobs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,158 +11,169 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinHandle;
 
 use super::connection;
-use super::session::{Phase, Shared, unless_stopped};
-use super::stream::{From, Stream};
+use super::context::QueueContext;
+use super::sessions::Sessions;
+use super::stream::{StreamReader, StreamStart};
 use crate::queue::{ControlEvent, QueueError};
 use crate::runtime::retry::Retry;
 
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// A reader that lasted this long starts the back-off anew.
-const STABLE: Duration = Duration::from_mins(1);
-/// The broker does not say where a stream ends. What is there comes at once, so a silence of this length is its end.
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Duration of a connection after which the back-off starts again.
+const STABLE_CONNECTION: Duration = Duration::from_mins(1);
+/// Silence that marks the end of the backlog: the broker does not mark it, and existing messages
+/// arrive at once.
 const SILENCE: Duration = Duration::from_millis(500);
-/// The reading counts as up to date by now, whatever still comes.
-const LATEST: Duration = Duration::from_secs(5);
+/// Time after which the reader reports `CaughtUp`, whatever still arrives.
+const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Control messages that the worker has not taken yet.
-const AHEAD: usize = 256;
+const MAX_BUFFERED: usize = 256;
 
-/// Starts the follower, where lanes are consumed. It ends with the queue, or with whoever receives.
-pub(super) fn start(shared: &Arc<Shared>) -> (Receiver<ControlEvent>, Option<JoinHandle<()>>) {
-    let (inbox, received) = mpsc::channel(AHEAD);
-    if shared.lanes.is_empty() {
+/// Starts the reader, if lanes are consumed. It ends with the queue, or with the receiver.
+pub(super) fn start(
+    context: &Arc<QueueContext>,
+    sessions: &Arc<Sessions>,
+) -> (Receiver<ControlEvent>, Option<JoinHandle<()>>) {
+    let (events, received) = mpsc::channel(MAX_BUFFERED);
+    if context.lanes.is_empty() {
         return (received, None);
     }
-    let follower = Follower { shared: Arc::clone(shared), inbox, last: None, up_to_date: false, known: String::new() };
-    (received, Some(tokio::spawn(follower.run())))
+    let reader = ControlReader {
+        context: Arc::clone(context),
+        sessions: Arc::clone(sessions),
+        events,
+        last: None,
+        caught_up: false,
+        last_problem: String::new(),
+    };
+    (received, Some(tokio::spawn(reader.run())))
 }
 
-struct Follower {
-    shared: Arc<Shared>,
-    inbox: Sender<ControlEvent>,
-    /// The last message and its offset.
+struct ControlReader {
+    context: Arc<QueueContext>,
+    sessions: Arc<Sessions>,
+    events: Sender<ControlEvent>,
+    /// Last message and its offset.
     last: Option<(u64, Bytes)>,
-    up_to_date: bool,
-    /// The last complaint: it is not repeated.
-    known: String,
+    caught_up: bool,
+    /// Last reported problem: it is not repeated.
+    last_problem: String,
 }
 
-/// Nobody listens any more.
-struct Unheard;
+/// The receiver is gone.
+struct NoReceiver;
 
 /// The stream is not the one that was read before.
-struct Replaced;
+struct StreamReplaced;
 
-impl Follower {
+impl ControlReader {
     async fn run(mut self) {
-        let mut retry = Retry::endless(FIRST_WAIT, LONGEST_WAIT);
-        let shared = Arc::clone(&self.shared);
+        let mut retry = Retry::endless(MIN_BACKOFF, MAX_BACKOFF);
+        let context = Arc::clone(&self.context);
         loop {
             let since = Instant::now();
-            let Some(Ok(())) = self.read().await else { return };
-            if since.elapsed() >= STABLE {
+            let Some(Ok(())) = self.connect_and_read().await else { return };
+            if since.elapsed() >= STABLE_CONNECTION {
                 retry.reset();
             }
-            let wait = retry.next_wait(None).unwrap_or(LONGEST_WAIT);
-            if unless_stopped(&shared.stop, tokio::time::sleep(wait)).await.is_none() {
+            let wait = retry.next_wait(None).unwrap_or(MAX_BACKOFF);
+            if context.unless_stopped(tokio::time::sleep(wait)).await.is_none() {
                 return;
             }
         }
     }
 
-    /// Reads until it can't; `None` when the queue is closed.
-    async fn read(&mut self) -> Option<Result<(), Unheard>> {
-        let shared = Arc::clone(&self.shared);
-        // The session says why the broker can't be reached, and declares the stream where it may.
-        let mut phases = shared.phase.subscribe();
-        let up = async { phases.wait_for(|phase| matches!(phase, Phase::Up(_))).await.is_ok() };
-        unless_stopped(&shared.stop, up).await.filter(|up| *up)?;
-        let connection = match unless_stopped(&shared.stop, shared.endpoint.connect("control")).await? {
+    /// Reads until an error; `None` when the queue is closed.
+    async fn connect_and_read(&mut self) -> Option<Result<(), NoReceiver>> {
+        let (context, sessions) = (Arc::clone(&self.context), Arc::clone(&self.sessions));
+        // The session reports an unreachable broker, and declares the stream if it may.
+        context.unless_stopped(sessions.connected()).await.filter(|up| *up)?;
+        let connection = match context.unless_stopped(context.endpoint.connect("control")).await? {
             Ok(connection) => connection,
             Err(problem) => {
                 tracing::debug!(%problem, "not connected for control messages");
                 return Some(Ok(()));
             }
         };
-        let ended = unless_stopped(&shared.stop, self.follow(&connection)).await;
+        let ended = context.unless_stopped(self.read(&connection)).await;
         connection::close(&connection).await;
         ended
     }
 
-    async fn follow(&mut self, connection: &Connection) -> Result<(), Unheard> {
+    async fn read(&mut self, connection: &Connection) -> Result<(), NoReceiver> {
         let problem = loop {
-            match self.go_on(connection).await? {
-                // Another stream by that name: everything in it is new.
-                Err(Replaced) => self.last = None,
+            match self.resume(connection).await? {
+                // Another stream of that name: all its messages are new.
+                Err(StreamReplaced) => self.last = None,
                 Ok(problem) => break problem.to_string(),
             }
         };
-        self.caught_up().await?;
-        if problem == self.known {
+        self.report_caught_up().await?;
+        if problem == self.last_problem {
             tracing::debug!(problem, "control messages still can't be read");
         } else {
             tracing::warn!(problem, "control messages can't be read; jobs are delivered, cancelled or not");
-            self.known = problem;
+            self.last_problem = problem;
         }
         Ok(())
     }
 
-    /// Reads from the last message on: it must be there again, or the stream is another one by now, whose offsets say nothing.
-    async fn go_on(&mut self, connection: &Connection) -> Result<Result<QueueError, Replaced>, Unheard> {
-        let (name, last) = (self.shared.names.control(), self.last.clone());
-        let mut stream =
-            match Stream::open(connection, &name, last.as_ref().map_or(From::Start, |last| From::Offset(last.0))).await
-            {
-                Ok(stream) => stream,
-                Err(problem) => return Ok(Ok(problem)),
-            };
+    /// Reads from the last message on. It must still be at its offset; otherwise the stream was
+    /// replaced, and its offsets are meaningless.
+    async fn resume(&mut self, connection: &Connection) -> Result<Result<QueueError, StreamReplaced>, NoReceiver> {
+        let (name, last) = (self.context.names.control(), self.last.clone());
+        let start = last.as_ref().map_or(StreamStart::Oldest, |(offset, _)| StreamStart::Offset(*offset));
+        let mut stream = match StreamReader::open(connection, &name, start).await {
+            Ok(stream) => stream,
+            Err(problem) => return Ok(Ok(problem)),
+        };
         if let Some((offset, body)) = last {
             match tokio::time::timeout(SILENCE, stream.next()).await {
                 Ok(Ok(entry)) if entry.offset == Some(offset) && entry.body[..] == body[..] => {
-                    if let Err(problem) = entry.done().await {
+                    if let Err(problem) = entry.acknowledge().await {
                         return Ok(Ok(problem));
                     }
                 }
                 Ok(Err(problem)) => return Ok(Ok(problem)),
-                Ok(Ok(_)) | Err(_) => return Ok(Err(Replaced)),
+                Ok(Ok(_)) | Err(_) => return Ok(Err(StreamReplaced)),
             }
         }
-        self.pass_on(&mut stream).await.map(Ok)
+        self.forward(&mut stream).await.map(Ok)
     }
 
-    async fn pass_on(&mut self, stream: &mut Stream) -> Result<QueueError, Unheard> {
-        let latest = Instant::now() + LATEST;
+    async fn forward(&mut self, stream: &mut StreamReader) -> Result<QueueError, NoReceiver> {
+        let latest = Instant::now() + CAUGHT_UP_TIMEOUT;
         loop {
             let silence = SILENCE.min(latest.saturating_duration_since(Instant::now()));
-            let entry = if self.up_to_date {
+            let entry = if self.caught_up {
                 stream.next().await
             } else if !silence.is_zero()
                 && let Ok(entry) = tokio::time::timeout(silence, stream.next()).await
             {
                 entry
             } else {
-                self.caught_up().await?;
+                self.report_caught_up().await?;
                 continue;
             };
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(problem) => return Ok(problem),
             };
-            if let Err(problem) = entry.done().await {
+            if let Err(problem) = entry.acknowledge().await {
                 return Ok(problem);
             }
             let (offset, body) = (entry.offset, Bytes::from(entry.body));
-            self.tell(ControlEvent::Message(body.clone())).await?;
+            self.send(ControlEvent::Message(body.clone())).await?;
             self.last = offset.map(|offset| (offset, body));
         }
     }
 
-    /// Once: after a reconnection, what was there before is known.
-    async fn caught_up(&mut self) -> Result<(), Unheard> {
-        if std::mem::replace(&mut self.up_to_date, true) { Ok(()) } else { self.tell(ControlEvent::CaughtUp).await }
+    /// Reports it once: after a reconnection the backlog is known.
+    async fn report_caught_up(&mut self) -> Result<(), NoReceiver> {
+        if std::mem::replace(&mut self.caught_up, true) { Ok(()) } else { self.send(ControlEvent::CaughtUp).await }
     }
 
-    async fn tell(&self, what: ControlEvent) -> Result<(), Unheard> {
-        self.inbox.send(what).await.map_err(|_| Unheard)
+    async fn send(&self, event: ControlEvent) -> Result<(), NoReceiver> {
+        self.events.send(event).await.map_err(|_| NoReceiver)
     }
 }

@@ -1,16 +1,20 @@
-//! Declares the topology, or looks whether it is there.
+//! Declaration of the topology, and the check that it exists.
 
 use std::fmt;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 
-use super::connection::{self, Line, call};
-use super::topology::{Argument, Arguments, Binding, Exchange, Kind, Queue, Topology};
+use super::connection::{Endpoint, ScopedConnection, call};
+use super::errors;
+use super::fields::short;
+use super::topology::{Argument, Arguments, Binding, ExchangeDeclaration, ExchangeType, QueueDeclaration, Topology};
+use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
-/// Where permissions are missing. What passes messages on takes more than to be configured: read on it, and write on where they go.
+/// Remedy for missing permissions. An exchange or queue that routes messages on requires read on
+/// it, and write on its target.
 const GRANT: &str =
     "; use a login that may declare (configure, write and read on all of `broker.prefix`), or grant it that";
 const DECLARE_QUEUE: QueueDeclareOptions =
@@ -18,61 +22,106 @@ const DECLARE_QUEUE: QueueDeclareOptions =
 const DECLARE_EXCHANGE: ExchangeDeclareOptions =
     ExchangeDeclareOptions { passive: false, durable: true, auto_delete: false, internal: false, nowait: false };
 
-/// Declares all of it. What is there already with the same arguments stays as it is; other arguments are an error, and every
-/// such error is reported, not only the first. Answers what is wrong with parts that deliveries do without.
-pub(super) async fn apply(line: &Line, topology: &Topology) -> Result<Vec<Problem>, QueueError> {
-    let mut steps = Steps::new(line, "can't be declared", Mode::Declare);
+/// Declares the whole topology of `[broker] prefix`. Idempotent.
+///
+/// # Errors
+/// `Topology` names every part that exists with other arguments; `Denied` those that the login may
+/// not declare; `Unavailable` when the broker is unreachable.
+pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
+    let connection = ScopedConnection::connect(&Endpoint::parse(config, name)?, "topology").await?;
+    let applied = apply(&connection, &Topology::new(&config.prefix)).await;
+    connection.close().await;
+    complete(&applied?)
+}
+
+/// Checks that the broker is reachable and has every exchange and queue of `[broker] prefix`;
+/// changes nothing.
+///
+/// # Errors
+/// `Unavailable` when it is unreachable or refuses the login; `Topology` names every missing part.
+pub async fn check_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
+    let connection = ScopedConnection::connect(&Endpoint::parse(config, name)?, "check").await?;
+    let found = check(&connection, &Topology::new(&config.prefix)).await;
+    connection.close().await;
+    complete(&found?)
+}
+
+/// A session runs without some parts; these commands require all of them.
+fn complete(missing: &[TopologyProblem]) -> Result<(), QueueError> {
+    if missing.is_empty() { Ok(()) } else { Err(combined(missing, "")) }
+}
+
+/// Returns the virtual host that `broker.url` names.
+///
+/// # Errors
+/// An invalid URL.
+pub fn vhost(config: &BrokerConfig) -> Result<String, QueueError> {
+    Ok(Endpoint::parse(config, "")?.vhost().to_owned())
+}
+
+/// Declares everything. An existing part with the same arguments is unchanged; other arguments are
+/// an error, and every such error is reported, not only the first. Returns the problems of parts
+/// that deliveries do not need.
+pub(super) async fn apply(
+    connection: &ScopedConnection,
+    topology: &Topology,
+) -> Result<Vec<TopologyProblem>, QueueError> {
+    let mut declarations = Declarations::new(connection, "can't be declared", DeclareMode::Declare);
     for exchange in &topology.exchanges {
-        steps.exchange(exchange).await?;
+        declarations.exchange(exchange).await?;
     }
     for queue in &topology.queues {
-        steps.queue(queue).await?;
+        declarations.queue(queue).await?;
     }
     for binding in &topology.bindings {
-        steps.bind(binding).await?;
+        declarations.bind(binding).await?;
     }
-    steps.finish(
+    declarations.finish(
         "; where the arguments differ, delete what is left of an older topology (when it is empty) or use another \
-         broker.prefix; what the broker calls down or inaccessible is its own to mend",
+         broker.prefix; a part that the broker calls down or inaccessible must be repaired on the broker",
     )
 }
 
-/// Looks whether every exchange and queue is there, without changing anything. Bindings can't be looked up by AMQP; a missing
-/// one shows as a returned message. Answers what is wrong with parts that deliveries do without.
-pub(super) async fn check(line: &Line, topology: &Topology) -> Result<Vec<Problem>, QueueError> {
-    let mut steps = Steps::new(line, "is not there", Mode::Look);
+/// Checks that every exchange and queue exists, without changing anything. AMQP can't look up
+/// bindings; a missing one shows as a returned message. Returns the problems of parts that
+/// deliveries do not need.
+pub(super) async fn check(
+    connection: &ScopedConnection,
+    topology: &Topology,
+) -> Result<Vec<TopologyProblem>, QueueError> {
+    let mut declarations = Declarations::new(connection, "is not there", DeclareMode::Passive);
     for exchange in &topology.exchanges {
-        steps.exchange(exchange).await?;
+        declarations.exchange(exchange).await?;
     }
     for queue in &topology.queues {
-        steps.queue(queue).await?;
+        declarations.queue(queue).await?;
     }
-    steps.finish("; run `consign topology apply`, or set broker.declare = true")
+    declarations.finish("; run `consign topology apply`, or set broker.declare = true")
 }
 
-/// Declares one queue. What is there already with the same arguments stays as it is.
-pub(super) async fn one(line: &Line, queue: &Queue) -> Result<(), QueueError> {
-    let mut steps = Steps::new(line, "can't be declared", Mode::Declare);
-    steps.queue(queue).await?;
-    let problems = [steps.problems, steps.minor].concat();
-    if problems.is_empty() { Ok(()) } else { Err(broken(&problems, "")) }
+/// Declares one queue. An existing one with the same arguments is unchanged.
+pub(super) async fn declare_queue(connection: &ScopedConnection, queue: &QueueDeclaration) -> Result<(), QueueError> {
+    let mut declarations = Declarations::new(connection, "can't be declared", DeclareMode::Declare);
+    declarations.queue(queue).await?;
+    complete(&[declarations.problems, declarations.minor].concat())
 }
 
-/// What is wrong with one part.
+/// Problem of one part.
 #[derive(Debug, Clone)]
-pub(super) struct Problem {
+pub(super) struct TopologyProblem {
     text: String,
     denied: bool,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for TopologyProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-/// All problems as one. Where one of them is a missing permission, that comes first: who has it can mend the rest.
-pub(super) fn broken(problems: &[Problem], remedy: &str) -> QueueError {
+/// Combines all problems into one error. It is `Denied` when any of them is: the permission is
+/// required to fix the others.
+fn combined(problems: &[TopologyProblem], remedy: &str) -> QueueError {
     let all: Vec<_> = problems.iter().map(|problem| problem.text.as_str()).collect();
     let all = all.join("; ");
     if problems.iter().any(|problem| problem.denied) {
@@ -81,48 +130,49 @@ pub(super) fn broken(problems: &[Problem], remedy: &str) -> QueueError {
     QueueError::Topology(format!("{all}{remedy}"))
 }
 
-/// Missing parts that are named.
-const NAMED: usize = 3;
+/// Number of missing parts that the error names.
+const NAMED_PARTS: usize = 3;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum DeclareMode {
     Declare,
-    Look,
+    Passive,
 }
 
-/// A row of declarations. A refused one costs its channel, so the next gets a new one.
-struct Steps<'a> {
-    line: &'a Line,
+/// Sequence of declarations. The broker closes the channel of a refused one, so the next opens a
+/// new channel.
+struct Declarations<'a> {
+    connection: &'a ScopedConnection,
     channel: Option<Channel>,
-    verdict: &'static str,
-    mode: Mode,
-    problems: Vec<Problem>,
-    /// Problems of what deliveries do without.
-    minor: Vec<Problem>,
+    failure: &'static str,
+    mode: DeclareMode,
+    problems: Vec<TopologyProblem>,
+    /// Problems of parts that deliveries do not need.
+    minor: Vec<TopologyProblem>,
 }
 
-impl<'a> Steps<'a> {
-    fn new(line: &'a Line, verdict: &'static str, mode: Mode) -> Self {
-        Self { line, channel: None, verdict, mode, problems: Vec::new(), minor: Vec::new() }
+impl<'a> Declarations<'a> {
+    fn new(connection: &'a ScopedConnection, failure: &'static str, mode: DeclareMode) -> Self {
+        Self { connection, channel: None, failure, mode, problems: Vec::new(), minor: Vec::new() }
     }
 
-    async fn exchange(&mut self, exchange: &Exchange) -> Result<(), QueueError> {
-        let options = ExchangeDeclareOptions { passive: self.mode == Mode::Look, ..DECLARE_EXCHANGE };
+    async fn exchange(&mut self, exchange: &ExchangeDeclaration) -> Result<(), QueueError> {
+        let options = ExchangeDeclareOptions { passive: self.mode == DeclareMode::Passive, ..DECLARE_EXCHANGE };
         let (name, arguments) = (short(&exchange.name)?, table(&exchange.arguments));
         let channel = self.channel().await?;
         let declared = channel.exchange_declare(name, exchange_kind(exchange.kind), options, arguments);
-        let result = call("declaring an exchange", answered(declared)).await?;
+        let result = call("declaring an exchange", soft_error(declared)).await?;
         let problem = self.problem("exchange", &exchange.name, result, "configure on it");
         self.problems.extend(problem);
         Ok(())
     }
 
-    async fn queue(&mut self, queue: &Queue) -> Result<(), QueueError> {
-        let options = QueueDeclareOptions { passive: self.mode == Mode::Look, ..DECLARE_QUEUE };
+    async fn queue(&mut self, queue: &QueueDeclaration) -> Result<(), QueueError> {
+        let options = QueueDeclareOptions { passive: self.mode == DeclareMode::Passive, ..DECLARE_QUEUE };
         let (name, arguments) = (short(&queue.name)?, table(&queue.arguments));
         let channel = self.channel().await?;
         let declared = channel.queue_declare(name, options, arguments);
-        let result = call("declaring a queue", answered(declared)).await?;
+        let result = call("declaring a queue", soft_error(declared)).await?;
         let problem = self.problem("queue", &queue.name, result.map(drop), "configure on it");
         let found = if queue.is_needed_to_deliver() { &mut self.problems } else { &mut self.minor };
         found.extend(problem);
@@ -134,7 +184,7 @@ impl<'a> Steps<'a> {
         let (options, arguments) = (QueueBindOptions::default(), table(&binding.arguments));
         let channel = self.channel().await?;
         let bound = channel.queue_bind(queue, exchange, key, options, arguments);
-        let result = call("binding a queue", answered(bound)).await?;
+        let result = call("binding a queue", soft_error(bound)).await?;
         let permission = format!("write on it, and read on `{}`", binding.exchange);
         let problem = self.problem("binding of", &binding.queue, result, &permission);
         self.problems.extend(problem);
@@ -145,44 +195,51 @@ impl<'a> Steps<'a> {
         if let Some(channel) = &self.channel {
             return Ok(channel.clone());
         }
-        let channel = self.line.open_channel().await?;
+        let channel = self.connection.open_channel().await?;
         self.channel = Some(channel.clone());
         Ok(channel)
     }
 
-    /// `permission` is what it takes.
-    fn problem(&mut self, what: &str, name: &str, result: lapin::Result<()>, permission: &str) -> Option<Problem> {
+    /// Records a failed declaration; `permission` is the one it requires.
+    fn problem(
+        &mut self,
+        what: &str,
+        name: &str,
+        result: lapin::Result<()>,
+        permission: &str,
+    ) -> Option<TopologyProblem> {
         let error = result.err()?;
         self.channel = None;
-        let denied = connection::is_denied(&error);
+        let denied = errors::is_denied(&error);
         let takes = if denied { format!("; this takes the permission {permission}") } else { String::new() };
-        let text = format!("{what} `{name}` {} ({}{takes})", self.verdict, connection::text(&error));
-        Some(Problem { text, denied })
+        let text = format!("{what} `{name}` {} ({}{takes})", self.failure, errors::text(&error));
+        Some(TopologyProblem { text, denied })
     }
 
-    fn finish(self, remedy: &str) -> Result<Vec<Problem>, QueueError> {
+    fn finish(self, remedy: &str) -> Result<Vec<TopologyProblem>, QueueError> {
         if self.problems.is_empty() {
             return Ok(self.minor);
         }
         let all = [self.problems, self.minor].concat();
-        let all = if self.mode == Mode::Look { in_short(all) } else { all };
-        Err(broken(&all, remedy))
+        let all = if self.mode == DeclareMode::Passive { abbreviated(all) } else { all };
+        Err(combined(&all, remedy))
     }
 }
 
-/// The first of them, and how many more there are: where nothing is there, each of some twenty would say the same.
-fn in_short(mut problems: Vec<Problem>) -> Vec<Problem> {
+/// Returns the first problems and the number of the others: without any topology, some twenty parts
+/// would report the same.
+fn abbreviated(mut problems: Vec<TopologyProblem>) -> Vec<TopologyProblem> {
     problems.sort_by_key(|problem| !problem.denied);
-    let more = problems.len().saturating_sub(NAMED);
-    problems.truncate(NAMED);
+    let more = problems.len().saturating_sub(NAMED_PARTS);
+    problems.truncate(NAMED_PARTS);
     if more > 0 {
-        problems.push(Problem { text: format!("and {more} more like these"), denied: false });
+        problems.push(TopologyProblem { text: format!("and {more} more like these"), denied: false });
     }
     problems
 }
 
-/// Tells a refusal (404, 405, 406, 403: the channel is gone, the connection is not) from a broken connection.
-async fn answered<T>(future: impl Future<Output = lapin::Result<T>>) -> lapin::Result<lapin::Result<T>> {
+/// Separates a refusal (404, 405, 406, 403: only the channel is closed) from a broken connection.
+async fn soft_error<T>(future: impl Future<Output = lapin::Result<T>>) -> lapin::Result<lapin::Result<T>> {
     match future.await {
         Ok(value) => Ok(Ok(value)),
         Err(error) if error.is_amqp_soft_error() => Ok(Err(error)),
@@ -190,15 +247,16 @@ async fn answered<T>(future: impl Future<Output = lapin::Result<T>>) -> lapin::R
     }
 }
 
-fn exchange_kind(kind: Kind) -> ExchangeKind {
+fn exchange_kind(kind: ExchangeType) -> ExchangeKind {
     match kind {
-        Kind::Direct => ExchangeKind::Direct,
-        Kind::Fanout => ExchangeKind::Fanout,
-        Kind::Headers => ExchangeKind::Headers,
-        Kind::Topic => ExchangeKind::Topic,
+        ExchangeType::Direct => ExchangeKind::Direct,
+        ExchangeType::Fanout => ExchangeKind::Fanout,
+        ExchangeType::Headers => ExchangeKind::Headers,
+        ExchangeType::Topic => ExchangeKind::Topic,
     }
 }
 
+/// Returns the arguments as an AMQP table.
 pub(super) fn table(arguments: &Arguments) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in arguments {
@@ -211,22 +269,16 @@ pub(super) fn table(arguments: &Arguments) -> FieldTable {
     table
 }
 
-/// AMQP's short strings hold at most 255 bytes; lapin's own conversion panics beyond.
-pub(super) fn short(text: &str) -> Result<ShortString, QueueError> {
-    ShortString::try_new(text)
-        .map_err(|_| QueueError::Refused(format!("a name of {} bytes; AMQP takes 255", text.len())))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn of_many_missing_parts_some_are_named_and_what_is_denied_comes_first() {
-        let problem = |n: usize| Problem { text: format!("queue {n} is not there"), denied: n == 5 };
-        let told = |count| broken(&in_short((1..=count).map(problem).collect()), "; mend it").to_string();
-        assert!(told(3).ends_with("queue 1 is not there; queue 2 is not there; queue 3 is not there; mend it"));
-        let all = told(22);
+    fn some_of_many_missing_parts_are_named_and_denied_ones_come_first() {
+        let problem = |n: usize| TopologyProblem { text: format!("queue {n} is not there"), denied: n == 5 };
+        let error = |count| combined(&abbreviated((1..=count).map(problem).collect()), "; fix it").to_string();
+        assert!(error(3).ends_with("queue 1 is not there; queue 2 is not there; queue 3 is not there; fix it"));
+        let all = error(22);
         let named = "queue 5 is not there; queue 1 is not there; queue 2 is not there; and 19 more like these";
         assert!(all.contains(named), "{all}");
     }

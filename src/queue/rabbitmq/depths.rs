@@ -1,41 +1,30 @@
-//! How much is in the queues: passive declarations count the messages that wait.
+//! Number of messages in the queues: passive declarations return it.
 
-use lapin::Channel;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
-
-use super::connection::{Endpoint, Line, call};
-use super::declare::short;
+use super::channel::depth;
+use super::connection::{Endpoint, ScopedConnection};
 use super::topology::Names;
 use crate::config::BrokerConfig;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 use crate::queue::{Depths, QueueError};
 
-/// As [`fn@crate::queue::depths`].
+/// Counts the messages as [`fn@crate::queue::depths`].
 pub async fn depths(config: &BrokerConfig, name: &str) -> Result<Depths, QueueError> {
-    let line = Line::connect(&Endpoint::parse(config, name)?, "status").await?;
-    let counted = count(&line, &Names::new(&config.prefix)).await;
-    line.close().await;
+    let connection = ScopedConnection::connect(&Endpoint::parse(config, name)?, "status").await?;
+    let counted = count(&connection, &Names::new(&config.prefix)).await;
+    connection.close().await;
     counted
 }
 
-async fn count(line: &Line, names: &Names) -> Result<Depths, QueueError> {
-    let channel = line.open_channel().await?;
+async fn count(connection: &ScopedConnection, names: &Names) -> Result<Depths, QueueError> {
+    let channel = connection.open_channel().await?;
     let mut depths = Depths { lanes: Vec::new(), waiting: Vec::new(), dead: 0 };
     for lane in Lane::ALL {
         depths.lanes.push((lane, depth(&channel, &names.jobs(lane)).await?));
     }
-    for step in RetryDelay::ALL {
-        depths.waiting.push((step, depth(&channel, &names.wait(step)).await?));
+    for delay in RetryDelay::ALL {
+        depths.waiting.push((delay, depth(&channel, &names.wait(delay)).await?));
     }
     depths.dead = depth(&channel, &names.dead()).await?;
     Ok(depths)
-}
-
-/// How many messages of a queue nobody holds.
-pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u64, QueueError> {
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(short(queue)?, passive, FieldTable::default());
-    Ok(call("counting a queue", declared).await?.message_count().into())
 }

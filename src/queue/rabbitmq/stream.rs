@@ -1,84 +1,86 @@
-//! Reading a stream: from an offset on, whoever else reads it.
+//! Reader of a stream, from an offset on. Several readers do not affect each other.
 
 use futures_util::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Connection, Consumer};
 
-use super::connection::{self, call};
-use super::consumer::as_text;
-use super::declare::short;
-use super::session::lane_channel;
+use super::channel;
+use super::connection::call;
+use super::errors;
+use super::fields::{short, text_of};
 use crate::queue::QueueError;
 
-/// What the broker sends ahead. A stream takes no reader without a bound.
+/// Messages that the broker sends ahead. A stream requires a limit.
 const PREFETCH: u16 = 100;
+/// Argument of a consumer, and header of a message: the offset in the stream.
 const OFFSET: &str = "x-stream-offset";
 
-/// Where a reader begins.
+/// First message of a reader.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum From {
-    /// With the oldest that is still there.
-    Start,
-    /// With this one.
+pub(super) enum StreamStart {
+    /// Oldest message that still exists.
+    Oldest,
+    /// Message at this offset.
     Offset(u64),
-    /// With the last lot that was written: some of the newest.
-    Last,
+    /// First message of the newest chunk.
+    NewestChunk,
 }
 
-impl From {
+impl StreamStart {
     fn argument(self) -> AMQPValue {
         match self {
             Self::Offset(offset) => AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX)),
-            Self::Start => AMQPValue::LongString("first".into()),
-            Self::Last => AMQPValue::LongString("last".into()),
+            Self::Oldest => AMQPValue::LongString("first".into()),
+            Self::NewestChunk => AMQPValue::LongString("last".into()),
         }
     }
 }
 
-/// A reader of one stream.
-pub(super) struct Stream {
+/// Reader of one stream.
+pub(super) struct StreamReader {
     name: String,
     consumer: Consumer,
 }
 
-/// A message and its place in the stream.
+/// Message and its offset in the stream.
 #[derive(Debug)]
-pub(super) struct Entry {
-    /// None: this is no stream, but some other queue by its name.
+pub(super) struct StreamEntry {
+    /// `None` when the queue of this name is not a stream.
     pub(super) offset: Option<u64>,
     pub(super) body: Vec<u8>,
     acker: Acker,
 }
 
-impl Entry {
-    /// Asks for more; what was read stays in the stream.
-    pub(super) async fn done(&self) -> Result<(), QueueError> {
-        self.acker.ack(BasicAckOptions::default()).await.map(drop).map_err(|error| connection::unavailable(&error))
+impl StreamEntry {
+    /// Acknowledges the message, which requests more. It stays in the stream.
+    pub(super) async fn acknowledge(&self) -> Result<(), QueueError> {
+        self.acker.ack(BasicAckOptions::default()).await.map(drop).map_err(|error| errors::unavailable(&error))
     }
 }
 
-impl Stream {
-    /// Reads `name` on a channel of its own. A refusal (there is no such stream, it is down)
-    /// shows up as an error of the whole `connection`.
-    pub(super) async fn open(connection: &Connection, name: &str, from: From) -> Result<Self, QueueError> {
-        let channel = lane_channel(connection, PREFETCH).await?;
+impl StreamReader {
+    /// Reads `name` on a channel of its own. A refusal (the stream is missing or down) is reported
+    /// as an error of the whole `connection`.
+    pub(super) async fn open(connection: &Connection, name: &str, from: StreamStart) -> Result<Self, QueueError> {
+        let channel = channel::with_prefetch(connection, PREFETCH).await?;
         let mut arguments = FieldTable::default();
         arguments.insert(OFFSET.into(), from.argument());
         let consumer = channel.basic_consume(short(name)?, "".into(), BasicConsumeOptions::default(), arguments);
         let consumer = call(&format!("reading {name}"), consumer).await;
-        let consumer = consumer.map_err(connection::takes(format!("read on the queue `{name}`")))?;
+        let consumer = consumer.map_err(errors::requires(format!("read on the queue `{name}`")))?;
         Ok(Self { name: name.to_owned(), consumer })
     }
 
-    /// The next message; cancel safe. After some that are not [`Entry::done`], no more come.
-    pub(super) async fn next(&mut self) -> Result<Entry, QueueError> {
+    /// Returns the next message. Cancel safe. Without [`StreamEntry::acknowledge`], no more follow
+    /// after some messages.
+    pub(super) async fn next(&mut self) -> Result<StreamEntry, QueueError> {
         let ended = || QueueError::Unavailable(format!("the broker ended the reading of {}", self.name));
         let delivery = self.consumer.next().await.ok_or_else(ended)?;
-        let delivery = delivery.map_err(|error| connection::unavailable(&error))?;
+        let delivery = delivery.map_err(|error| errors::unavailable(&error))?;
         let headers = delivery.properties.headers().as_ref();
-        let offset = headers.and_then(|table| table.inner().get(OFFSET)).and_then(as_text);
+        let offset = text_of(headers, OFFSET);
         let offset = offset.and_then(|text| text.parse().ok());
-        Ok(Entry { offset, body: delivery.data, acker: delivery.acker })
+        Ok(StreamEntry { offset, body: delivery.data, acker: delivery.acker })
     }
 }

@@ -1,18 +1,19 @@
-//! What tests may shorten.
+//! Times that tests shorten.
 
 use std::time::Duration;
 
-/// Times that the broker keeps for this process. Everybody but tests has the default.
+/// Times of the broker's side. Everything but tests uses the default.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// How long a lease waits for its owner before it goes to others.
+    /// Time that an expired lease waits for its owner before it goes to other workers.
     pub owner_ttl: Duration,
-    /// Thousands of messages of others that a recall holds in each rung; 32 at most, as the broker gives back in order only up to there.
-    pub recall_holds: u16,
+    /// Maximum number of consumers, of some 250 messages each, that hold messages of other
+    /// destinations while one wait queue is examined.
+    pub max_release_consumers: u16,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { owner_ttl: Duration::from_mins(1), recall_holds: 120 }
+        Self { owner_ttl: Duration::from_mins(1), max_release_consumers: 120 }
     }
 }

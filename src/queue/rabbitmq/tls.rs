@@ -1,10 +1,10 @@
-//! What goes wrong with TLS on the way to the broker, in words, each with the remedy.
+//! TLS errors of the connection to the broker, each explained with the remedy.
 
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};
 
-/// The TLS error in an I/O error, explained; none where it is something else.
+/// Explains the TLS error in an I/O error; `None` for other errors.
 pub(super) fn explained(error: &io::Error) -> Option<String> {
     let inner = error.get_ref()?;
     match inner.downcast_ref::<io::Error>() {
@@ -18,24 +18,24 @@ fn explain(error: &Error) -> String {
         Error::InvalidCertificate(refused) => certificate(refused),
         Error::AlertReceived(alert) => alerted(*alert),
         Error::InvalidMessage(_) => {
-            "what answers there does not speak TLS; correct the port, or the scheme, of broker.url".to_owned()
+            "the server does not speak TLS; correct the port, or the scheme, of broker.url".to_owned()
         }
         other => format!("TLS: {other}"),
     }
 }
 
-/// Why we do not accept the broker.
+/// Explains why this side rejects the broker.
 fn certificate(refused: &CertificateError) -> String {
     match refused {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "the broker's certificate is signed by a CA that is not trusted here; give that CA's certificate as broker.ca_file".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
-            "the broker's certificate is for another host than that of broker.url ({refused}); use a host name that is in it, or have \
-             it issued for this one"
+            "the broker's certificate is for another host than that of broker.url ({refused}); use a host name that \
+             the certificate names, or a certificate for this one"
         ),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            format!("the broker's certificate has run out ({refused}); renew it, or set this machine's clock")
+            format!("the broker's certificate has expired ({refused}); renew it, or set this machine's clock")
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             format!("the broker's certificate is not valid yet ({refused}); set this machine's clock")
@@ -44,11 +44,12 @@ fn certificate(refused: &CertificateError) -> String {
     }
 }
 
-/// Why the broker does not accept us.
+/// Explains why the broker rejects this side.
 fn alerted(alert: AlertDescription) -> String {
     match alert {
         AlertDescription::CertificateRequired => {
-            "the broker wants a client certificate; set broker.client_cert_file and broker.client_key_file".to_owned()
+            "the broker requires a client certificate; set broker.client_cert_file and broker.client_key_file"
+                .to_owned()
         }
         AlertDescription::UnknownCA
         | AlertDescription::BadCertificate
@@ -57,16 +58,16 @@ fn alerted(alert: AlertDescription) -> String {
         | AlertDescription::CertificateRevoked
         | AlertDescription::UnsupportedCertificate
         | AlertDescription::DecryptError => format!(
-            "the broker does not accept the client certificate ({alert:?}); give one in broker.client_cert_file that is signed by a CA it \
+            "the broker does not accept the client certificate ({alert:?}); set broker.client_cert_file to one that is signed by a CA it \
              trusts"
         ),
-        // Before TLS 1.3 that is all it says when there is no client certificate.
+        // Before TLS 1.3 this is the only sign of a missing client certificate.
         AlertDescription::HandshakeFailure => {
-            "the broker broke the TLS handshake off; it may want a client certificate (broker.client_cert_file and \
+            "the broker aborted the TLS handshake; it may require a client certificate (broker.client_cert_file and \
              broker.client_key_file), or other TLS versions"
                 .to_owned()
         }
-        other => format!("the broker broke TLS off: {other:?}"),
+        other => format!("the broker aborted TLS: {other:?}"),
     }
 }
 
@@ -74,8 +75,8 @@ fn alerted(alert: AlertDescription) -> String {
 mod tests {
     use super::*;
 
-    fn said(error: Error) -> String {
-        // As the connection gives it: once more wrapped.
+    fn explanation(error: Error) -> String {
+        // Wrapped twice, as the connection returns it.
         explained(&io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error))).unwrap()
     }
 
@@ -90,13 +91,13 @@ mod tests {
             (Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType), "port"),
         ];
         for (error, remedy) in cases {
-            let text = said(error.clone());
+            let text = explanation(error.clone());
             assert!(text.contains(remedy), "{error:?}: {text}");
         }
     }
 
     #[test]
-    fn what_is_no_tls_error_is_left_alone() {
+    fn other_errors_have_no_explanation() {
         assert_eq!(explained(&io::ErrorKind::ConnectionRefused.into()), None);
         assert_eq!(explained(&io::Error::other("x")), None);
     }

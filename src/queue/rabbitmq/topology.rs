@@ -1,8 +1,9 @@
-//! Every exchange, queue and binding that consign uses on RabbitMQ: one model for `topology print`, `topology apply`, the check
-//! at start, and the names that the adapter publishes to and consumes from.
+//! Exchanges, queues and bindings of consign on RabbitMQ: one model for `topology print`, `topology
+//! apply`, the check at start, and the names that the adapter publishes to and consumes from.
 //!
-//! Beside it there are queues that their users declare when they need them: a worker's own ([`Queue::owner`]), and for each backfill a
-//! stream of its outcomes ([`Queue::kept`]).
+//! Two kinds of queues are declared by their users when they need them, beside this topology: the
+//! lease queue of each worker ([`QueueDeclaration::owner`]), and a stream of outcomes for each
+//! backfill ([`QueueDeclaration::backfill_outcomes`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,103 +11,113 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::domain::control::KEPT_DAYS;
+use crate::domain::headers::WAIT;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
+use crate::domain::routing_key;
 
-/// Deliveries of a job before the broker itself gives it up; far above what a worker lets happen.
+/// Deliveries of a job before the broker dead-letters it; far above the number that a worker
+/// permits.
 const JOB_DELIVERY_LIMIT: i64 = 1000;
-/// For every other queue: RabbitMQ 4 defaults to 20 and drops where there is no dead-letter exchange; -1 loses messages on 3.10.
+/// Delivery limit of every other queue. RabbitMQ 4 defaults to 20 and drops the message where there
+/// is no dead-letter exchange; -1 loses messages on 3.10.
 const DELIVERY_LIMIT: i64 = 1_000_000;
+/// Time until an unrenewed lease expires.
 const LEASE_TTL_MS: i64 = 120_000;
-/// The broker deletes an unused queue together with what is in it, and an outage counts as time without use (seen on 3.10). So
-/// a dead worker's queue must outlive any outage in which its leases might be caught.
+/// Time without use after which an owner's queue is deleted. The broker deletes it with its
+/// messages, and an outage counts as time without use (seen on 3.10). So the queue of a dead worker
+/// must outlive every outage during which it may contain leases.
 const OWNER_EXPIRES_MS: i64 = 24 * 3600 * 1000;
-const ENDED_TTL_MS: i64 = 1000;
-/// Longer than a lease, and far shorter than any owner's queue.
-const ENDED_EXPIRES_MS: i64 = 5 * 60 * 1000;
+/// Message TTL of the queue that discards settled leases.
+const DISCARD_TTL_MS: i64 = 1000;
+/// Lifetime of that queue: longer than a lease, and far shorter than an owner's queue.
+const DISCARD_EXPIRES_MS: i64 = 5 * 60 * 1000;
+/// Length limit of the queue of unrouted outcomes.
 const UNROUTED_MAX: i64 = 100_000;
-const KEPT_BYTES: i64 = 4 << 30;
-const KEPT_SEGMENT: i64 = 32 << 20;
+/// Size limit of the outcome stream of one backfill.
+const BACKFILL_STREAM_BYTES: i64 = 4 << 30;
+/// Segment size of that stream.
+const BACKFILL_SEGMENT_BYTES: i64 = 32 << 20;
 
-/// The names of one installation, all made of its prefix.
+/// Names of one installation, all derived from its prefix.
 #[derive(Debug, Clone)]
-pub struct Names {
+pub(super) struct Names {
     prefix: String,
 }
 
 impl Names {
-    /// The names under `broker.prefix`.
-    pub fn new(prefix: &str) -> Self {
+    /// Names under `broker.prefix`.
+    pub(super) fn new(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned() }
     }
 
-    /// The exchange that producers publish to.
-    pub fn jobs_exchange(&self) -> String {
+    /// Exchange to which producers publish.
+    pub(super) fn jobs_exchange(&self) -> String {
         self.prefix.clone()
     }
 
-    /// The queue of a lane.
-    pub fn jobs(&self, lane: Lane) -> String {
+    /// Queue of a lane.
+    pub(super) fn jobs(&self, lane: Lane) -> String {
         format!("{}.jobs.{}", self.prefix, lane.as_str())
     }
 
-    /// The headers exchange before the wait ladder.
-    pub fn wait_exchange(&self) -> String {
+    /// Headers exchange of the wait queues.
+    pub(super) fn wait_exchange(&self) -> String {
         self.named("wait")
     }
 
-    /// One delay of the wait ladder.
-    pub fn wait(&self, step: RetryDelay) -> String {
-        format!("{}.wait.{}", self.prefix, step.as_str())
+    /// Wait queue of a retry delay.
+    pub(super) fn wait(&self, delay: RetryDelay) -> String {
+        format!("{}.wait.{}", self.prefix, delay.as_str())
     }
 
-    /// The exchange before the dead letters.
-    pub fn dead_exchange(&self) -> String {
+    /// Exchange of the dead letters.
+    pub(super) fn dead_exchange(&self) -> String {
         self.named("dlx")
     }
 
-    /// The dead letters.
-    pub fn dead(&self) -> String {
+    /// Queue of the dead letters.
+    pub(super) fn dead(&self) -> String {
         self.named("dead")
     }
 
-    /// What keeps two passes over the dead letters apart: an exclusive queue for as long as one lasts.
-    pub fn dead_lock(&self) -> String {
+    /// Exclusive queue that serves as the lock of a pass over the dead letters.
+    pub(super) fn dead_lock(&self) -> String {
         self.named("dead.lock")
     }
 
-    /// The exchange that outcomes are published to.
-    pub fn outcomes_exchange(&self) -> String {
+    /// Exchange of the outcomes.
+    pub(super) fn outcomes_exchange(&self) -> String {
         self.named("outcomes")
     }
 
-    /// The stream of control messages.
-    pub fn control(&self) -> String {
+    /// Stream of control messages.
+    pub(super) fn control(&self) -> String {
         self.named("control")
     }
 
-    /// The exchange before the leases.
-    pub fn lease_exchange(&self) -> String {
+    /// Exchange of the leases.
+    pub(super) fn lease_exchange(&self) -> String {
         self.named("lease")
     }
 
-    /// The exchange that a lease comes to when its time is over: it leads to the owner by the lease's key.
-    pub fn owners_exchange(&self) -> String {
+    /// Exchange of expired leases: routes each to its owner by the lease's key.
+    pub(super) fn owners_exchange(&self) -> String {
         self.named("owners")
     }
 
-    /// The exchange of work that nobody owns.
-    pub fn orphans_exchange(&self) -> String {
+    /// Exchange of jobs without an owner.
+    pub(super) fn orphans_exchange(&self) -> String {
         self.named("orphans")
     }
 
-    /// The queue of one process, to which its leases come back.
-    pub fn owner(&self, process: &str) -> String {
+    /// Queue of one owner, to which its leases return.
+    pub(super) fn owner(&self, process: &str) -> String {
         format!("{}.owner.{process}", self.prefix)
     }
 
-    /// Where the last leases of a process go that has ended: to nothing.
-    pub fn ended(&self, process: &str) -> String {
+    /// Queue that discards the settled leases of an owner that has closed.
+    pub(super) fn discarded_leases(&self, process: &str) -> String {
         format!("{}.owner.{process}.ended", self.prefix)
     }
 
@@ -115,7 +126,7 @@ impl Names {
     }
 }
 
-/// An argument of a declaration.
+/// Argument of a declaration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Argument {
     Text(String),
@@ -142,16 +153,16 @@ impl From<i64> for Argument {
 
 pub(super) type Arguments = BTreeMap<&'static str, Argument>;
 
-/// The routing algorithm of an exchange.
+/// Exchange type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ExchangeType {
     Direct,
     Fanout,
     Headers,
     Topic,
 }
 
-impl Kind {
+impl ExchangeType {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -162,23 +173,24 @@ impl Kind {
     }
 }
 
-/// A durable exchange.
+/// Durable exchange.
 #[derive(Debug, Clone)]
-pub(super) struct Exchange {
+pub(super) struct ExchangeDeclaration {
     pub(super) name: String,
-    pub(super) kind: Kind,
+    pub(super) kind: ExchangeType,
     pub(super) arguments: Arguments,
 }
 
-/// A durable queue.
+/// Durable queue.
 #[derive(Debug, Clone)]
-pub(super) struct Queue {
+pub(super) struct QueueDeclaration {
     pub(super) name: String,
     pub(super) arguments: Arguments,
 }
 
-impl Queue {
-    /// The queue to which the leases of one process come back. What is not taken there within `ttl` is for others.
+impl QueueDeclaration {
+    /// Lease queue of one owner. A lease that the owner does not take within `ttl` goes to other
+    /// workers.
     pub(super) fn owner(names: &Names, process: &str, ttl: Duration) -> Self {
         let mut arguments = dead_lettered(names.orphans_exchange());
         arguments.insert("x-message-ttl", millis(ttl).into());
@@ -186,20 +198,22 @@ impl Queue {
         Self::quorum(names.owner(process), DELIVERY_LIMIT, arguments)
     }
 
-    /// The queue in which the last leases of a process that has ended vanish. It vanishes itself once they are over.
-    pub(super) fn ended(names: &Names, process: &str) -> Self {
+    /// Queue that discards the settled leases of an owner that has closed. The broker deletes it
+    /// once all of them have expired.
+    pub(super) fn discarded_leases(names: &Names, process: &str) -> Self {
         let arguments =
-            Arguments::from([("x-message-ttl", ENDED_TTL_MS.into()), ("x-expires", ENDED_EXPIRES_MS.into())]);
-        Self::quorum(names.ended(process), DELIVERY_LIMIT, arguments)
+            Arguments::from([("x-message-ttl", DISCARD_TTL_MS.into()), ("x-expires", DISCARD_EXPIRES_MS.into())]);
+        Self::quorum(names.discarded_leases(process), DELIVERY_LIMIT, arguments)
     }
 
-    /// The stream of the outcomes of one backfill. Old ones go by the segment, so a segment is small beside the whole.
-    pub(super) fn kept(name: &str) -> Self {
+    /// Outcome stream of one backfill. The broker deletes old messages by the segment, so a segment
+    /// is small compared with the stream.
+    pub(super) fn backfill_outcomes(name: &str) -> Self {
         let arguments = Arguments::from([
             ("x-queue-type", "stream".into()),
             ("x-max-age", "30D".into()),
-            ("x-max-length-bytes", KEPT_BYTES.into()),
-            ("x-stream-max-segment-size-bytes", KEPT_SEGMENT.into()),
+            ("x-max-length-bytes", BACKFILL_STREAM_BYTES.into()),
+            ("x-stream-max-segment-size-bytes", BACKFILL_SEGMENT_BYTES.into()),
         ]);
         Self { name: name.to_owned(), arguments }
     }
@@ -210,14 +224,15 @@ impl Queue {
         Self { name, arguments }
     }
 
-    /// Whether jobs pass through it. The stream of control messages only speeds operators' wishes up, and a stream may stay down
-    /// after its node was killed (seen on 3.10): that must not stop a single delivery.
+    /// Returns true when jobs pass through the queue. The control stream only speeds up commands of
+    /// operators, and a stream may stay down after its node was killed (seen on 3.10), which must
+    /// not stop a delivery.
     pub(super) fn is_needed_to_deliver(&self) -> bool {
         self.arguments.get("x-queue-type") != Some(&"stream".into())
     }
 }
 
-/// From an exchange to a queue.
+/// Binding of a queue to an exchange.
 #[derive(Debug, Clone)]
 pub(super) struct Binding {
     pub(super) exchange: String,
@@ -226,16 +241,16 @@ pub(super) struct Binding {
     pub(super) arguments: Arguments,
 }
 
-/// The whole topology of one prefix. Declaring it twice changes nothing.
+/// Topology of one prefix. Declaring it twice changes nothing.
 #[derive(Debug, Clone)]
 pub struct Topology {
-    pub(super) exchanges: Vec<Exchange>,
-    pub(super) queues: Vec<Queue>,
+    pub(super) exchanges: Vec<ExchangeDeclaration>,
+    pub(super) queues: Vec<QueueDeclaration>,
     pub(super) bindings: Vec<Binding>,
 }
 
 impl Topology {
-    /// The topology of `prefix`, as the contract has it.
+    /// Topology of `prefix` as in the contract.
     pub fn new(prefix: &str) -> Self {
         let names = Names::new(prefix);
         let mut topology = Self { exchanges: Vec::new(), queues: Vec::new(), bindings: Vec::new() };
@@ -249,36 +264,37 @@ impl Topology {
     }
 
     fn jobs(&mut self, names: &Names) {
-        self.exchange(names.jobs_exchange(), Kind::Topic);
+        self.exchange(names.jobs_exchange(), ExchangeType::Topic);
         for lane in Lane::ALL {
             let dead = dead_lettered(names.dead_exchange());
             self.quorum(names.jobs(lane), JOB_DELIVERY_LIMIT, dead);
         }
         for lane in [Lane::Scheduled, Lane::Backfill] {
-            let key = format!("job.{}.*", lane.as_str());
+            let key = routing_key::job_pattern(lane);
             self.bind(names.jobs_exchange(), names.jobs(lane), &key, Arguments::new());
         }
     }
 
-    /// A delay has no `x-dead-letter-routing-key`: a copy keeps the job's own key and so comes back to its lane.
+    /// Wait queues have no `x-dead-letter-routing-key`: a copy keeps the job's own key and so
+    /// returns to its lane.
     fn waits(&mut self, names: &Names) {
-        self.exchange(names.wait_exchange(), Kind::Headers);
-        for step in RetryDelay::ALL {
+        self.exchange(names.wait_exchange(), ExchangeType::Headers);
+        for delay in RetryDelay::ALL {
             let mut arguments = dead_lettered(names.jobs_exchange());
-            arguments.insert("x-message-ttl", millis(step.duration()).into());
-            self.quorum(names.wait(step), DELIVERY_LIMIT, arguments);
-            let on = Arguments::from([("x-match", "all".into()), ("consign-wait", step.as_str().into())]);
-            self.bind(names.wait_exchange(), names.wait(step), "", on);
+            arguments.insert("x-message-ttl", millis(delay.duration()).into());
+            self.quorum(names.wait(delay), DELIVERY_LIMIT, arguments);
+            let on = Arguments::from([("x-match", "all".into()), (WAIT, delay.as_str().into())]);
+            self.bind(names.wait_exchange(), names.wait(delay), "", on);
         }
     }
 
     fn leases(&mut self, names: &Names) {
         let (lease, owners, orphans) = (names.lease_exchange(), names.owners_exchange(), names.orphans_exchange());
-        self.exchange(lease.clone(), Kind::Fanout);
-        self.exchange(orphans.clone(), Kind::Fanout);
+        self.exchange(lease.clone(), ExchangeType::Fanout);
+        self.exchange(orphans.clone(), ExchangeType::Fanout);
         self.exchange_with(
             owners.clone(),
-            Kind::Direct,
+            ExchangeType::Direct,
             Arguments::from([("alternate-exchange", orphans.clone().into())]),
         );
         let mut arguments = dead_lettered(owners);
@@ -289,16 +305,16 @@ impl Topology {
     }
 
     fn dead_letters(&mut self, names: &Names) {
-        self.exchange(names.dead_exchange(), Kind::Fanout);
+        self.exchange(names.dead_exchange(), ExchangeType::Fanout);
         self.quorum(names.dead(), DELIVERY_LIMIT, Arguments::new());
         self.bind(names.dead_exchange(), names.dead(), "", Arguments::new());
     }
 
     fn outcomes(&mut self, names: &Names) {
         let unrouted = names.named("outcomes.unrouted");
-        self.exchange(unrouted.clone(), Kind::Fanout);
+        self.exchange(unrouted.clone(), ExchangeType::Fanout);
         let alternate = Arguments::from([("alternate-exchange", unrouted.clone().into())]);
-        self.exchange_with(names.outcomes_exchange(), Kind::Topic, alternate);
+        self.exchange_with(names.outcomes_exchange(), ExchangeType::Topic, alternate);
         let bounded = Arguments::from([("x-max-length", UNROUTED_MAX.into()), ("x-overflow", "drop-head".into())]);
         self.quorum(unrouted.clone(), DELIVERY_LIMIT, bounded);
         self.bind(unrouted.clone(), unrouted, "", Arguments::new());
@@ -307,26 +323,27 @@ impl Topology {
     fn control(&mut self, names: &Names) {
         let arguments =
             Arguments::from([("x-queue-type", "stream".into()), ("x-max-age", format!("{KEPT_DAYS}D").into())]);
-        self.queues.push(Queue { name: names.control(), arguments });
+        self.queues.push(QueueDeclaration { name: names.control(), arguments });
     }
 
-    fn exchange(&mut self, name: String, kind: Kind) {
+    fn exchange(&mut self, name: String, kind: ExchangeType) {
         self.exchange_with(name, kind, Arguments::new());
     }
 
-    fn exchange_with(&mut self, name: String, kind: Kind, arguments: Arguments) {
-        self.exchanges.push(Exchange { name, kind, arguments });
+    fn exchange_with(&mut self, name: String, kind: ExchangeType, arguments: Arguments) {
+        self.exchanges.push(ExchangeDeclaration { name, kind, arguments });
     }
 
     fn quorum(&mut self, name: String, limit: i64, arguments: Arguments) {
-        self.queues.push(Queue::quorum(name, limit, arguments));
+        self.queues.push(QueueDeclaration::quorum(name, limit, arguments));
     }
 
     fn bind(&mut self, exchange: String, queue: String, key: &str, arguments: Arguments) {
         self.bindings.push(Binding { exchange, queue, key: key.to_owned(), arguments });
     }
 
-    /// RabbitMQ's definitions format, for `rabbitmqctl import_definitions` and `load_definitions`.
+    /// Returns RabbitMQ's definitions format, for `rabbitmqctl import_definitions` and
+    /// `load_definitions`.
     pub fn definitions(&self, vhost: &str) -> Value {
         let exchanges: Vec<_> = self.exchanges.iter().map(|e| exchange_definition(e, vhost)).collect();
         let queues: Vec<_> = self.queues.iter().map(|q| queue_definition(q, vhost)).collect();
@@ -334,7 +351,7 @@ impl Topology {
         json!({ "exchanges": exchanges, "queues": queues, "bindings": bindings })
     }
 
-    /// One line for each part, for people.
+    /// Returns one readable line per declaration.
     pub fn lines(&self) -> Vec<String> {
         let exchanges =
             self.exchanges.iter().map(|e| format!("exchange  {}  {}{}", e.name, e.kind.as_str(), listed(&e.arguments)));
@@ -347,7 +364,8 @@ impl Topology {
     }
 }
 
-/// At-least-once dead-lettering; it needs `reject-publish`, because a dropped head would be lost.
+/// Arguments of at-least-once dead-lettering. It requires `reject-publish`, because a dropped head
+/// would be lost.
 fn dead_lettered(exchange: String) -> Arguments {
     Arguments::from([
         ("x-dead-letter-exchange", exchange.into()),
@@ -360,14 +378,14 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn exchange_definition(exchange: &Exchange, vhost: &str) -> Value {
+fn exchange_definition(exchange: &ExchangeDeclaration, vhost: &str) -> Value {
     json!({
         "name": exchange.name, "vhost": vhost, "type": exchange.kind.as_str(), "durable": true, "auto_delete": false,
         "internal": false, "arguments": object(&exchange.arguments),
     })
 }
 
-fn queue_definition(queue: &Queue, vhost: &str) -> Value {
+fn queue_definition(queue: &QueueDeclaration, vhost: &str) -> Value {
     json!({
         "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false, "arguments": object(&queue.arguments),
     })
@@ -406,12 +424,12 @@ fn listed(arguments: &Arguments) -> String {
 mod tests {
     use super::*;
 
-    fn queue<'a>(topology: &'a Topology, name: &str) -> &'a Queue {
+    fn queue<'a>(topology: &'a Topology, name: &str) -> &'a QueueDeclaration {
         topology.queues.iter().find(|q| q.name == name).unwrap_or_else(|| panic!("no queue {name}"))
     }
 
     #[test]
-    fn every_quorum_queue_limits_deliveries_and_none_drops_at_the_first_return() {
+    fn every_quorum_queue_has_a_delivery_limit_of_the_contract() {
         let topology = Topology::new("consign");
         for queue in &topology.queues {
             if queue.arguments["x-queue-type"] == Argument::from("stream") {
@@ -432,15 +450,15 @@ mod tests {
     }
 
     #[test]
-    fn each_rung_returns_to_the_jobs_exchange_after_its_time() {
+    fn each_wait_queue_returns_to_the_jobs_exchange_after_its_delay() {
         let topology = Topology::new("p");
-        for (step, ttl) in RetryDelay::ALL.into_iter().zip([5, 30, 120, 600, 1800, 7200, 43200]) {
-            let delay = queue(&topology, &format!("p.wait.{}", step.as_str()));
-            assert_eq!(delay.arguments["x-message-ttl"], Argument::Number(ttl * 1000));
-            assert_eq!(delay.arguments["x-dead-letter-exchange"], "p".into());
-            let binding = topology.bindings.iter().find(|b| b.queue == delay.name).unwrap();
+        for (delay, ttl) in RetryDelay::ALL.into_iter().zip([5, 30, 120, 600, 1800, 7200, 43200]) {
+            let wait = queue(&topology, &format!("p.wait.{}", delay.as_str()));
+            assert_eq!(wait.arguments["x-message-ttl"], Argument::Number(ttl * 1000));
+            assert_eq!(wait.arguments["x-dead-letter-exchange"], "p".into());
+            let binding = topology.bindings.iter().find(|b| b.queue == wait.name).unwrap();
             assert_eq!(binding.exchange, "p.wait");
-            assert_eq!(binding.arguments["consign-wait"], step.as_str().into());
+            assert_eq!(binding.arguments["consign-wait"], delay.as_str().into());
         }
     }
 
@@ -457,9 +475,9 @@ mod tests {
     }
 
     #[test]
-    fn an_owners_queue_gives_to_others_and_outlives_any_lease_in_it() {
+    fn an_owners_queue_hands_leases_to_others_and_outlives_any_of_them() {
         let names = Names::new("p");
-        let owner = Queue::owner(&names, "w", Duration::from_secs(60));
+        let owner = QueueDeclaration::owner(&names, "w", Duration::from_secs(60));
         assert_eq!((owner.name.as_str(), &owner.arguments["x-message-ttl"]), ("p.owner.w", &60_000.into()));
         for (name, value) in [
             ("x-dead-letter-exchange", "p.orphans"),
@@ -469,15 +487,15 @@ mod tests {
         ] {
             assert_eq!(owner.arguments[name], value.into(), "{name}");
         }
-        let number = |queue: &Queue, name| match queue.arguments[name] {
+        let number = |queue: &QueueDeclaration, name| match queue.arguments[name] {
             Argument::Number(number) => number,
             Argument::Text(_) => 0,
         };
-        let ended = Queue::ended(&names, "w");
-        assert!(!ended.arguments.contains_key("x-dead-letter-exchange"), "what comes to it is over");
-        // The queue that swallows must be gone long before the one that gives to others.
-        let (swallows, lease) = (number(&ended, "x-expires"), LEASE_TTL_MS);
-        assert!(lease < swallows && 10 * swallows < number(&owner, "x-expires"));
+        let discard = QueueDeclaration::discarded_leases(&names, "w");
+        assert!(!discard.arguments.contains_key("x-dead-letter-exchange"), "its messages are settled");
+        // The queue that discards must be deleted long before the one that hands over.
+        let (discard_expires, lease) = (number(&discard, "x-expires"), LEASE_TTL_MS);
+        assert!(lease < discard_expires && 10 * discard_expires < number(&owner, "x-expires"));
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! What stands between the broker's socket and lapin: frames that lapin could not read reach it in a form that it can (see [`frames`]).
+//! Filter between the broker's socket and lapin: rewrites frames that lapin can't parse into ones
+//! that it can (see [`frames`]).
 //!
-//! A message that a client can't read costs its whole connection, and the broker sends it again on the next one: one of them would
-//! stop every worker, for good.
+//! A message that a client can't parse closes its whole connection, and the broker redelivers it on
+//! the next one: a single such message would stop every worker for good.
 
-mod fields;
+mod frame_reader;
 mod frames;
 mod trim;
 
@@ -24,34 +25,34 @@ use lapin::tcp::{AMQPUriTcpExt as _, AsyncTcpStream, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 
-use frames::Mender;
+use frames::FrameSanitizer;
 
-/// Bytes asked of the socket at once.
+/// Read size of the socket, in bytes.
 const CHUNK: usize = 16 * 1024;
 
-/// A connection that is read through a [`Mender`], below TLS or without it.
+/// Opens a connection that is read through a [`FrameSanitizer`], above TLS if there is any.
 pub(super) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
     tls: OwnedTLSConfig,
 ) -> lapin::Result<Connection> {
-    let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Mending(Tokio::current())));
+    let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), SanitizingReactor(Tokio::current())));
     let connect = async move |uri: AMQPUri, _: Runtime<_>| {
         let frame_max = uri.query.frame_max.unwrap_or_default();
         let inner = uri.connect_with_config_async(tls.as_ref(), &Runtime::tokio_current()).await?;
-        Ok(AsyncTcpStream::Plain(Mended::new(inner, frame_max)))
+        Ok(AsyncTcpStream::Plain(SanitizedStream::new(inner, frame_max)))
     };
     Connection::connector(uri, runtime, connect, properties).await
 }
 
-type Inner = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+type PlainStream = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
-/// Tokio's reactor, with streams that mend what they read.
+/// Tokio's reactor, with streams that sanitize frames.
 #[derive(Debug, Clone)]
-struct Mending(Tokio);
+struct SanitizingReactor(Tokio);
 
-impl Reactor for Mending {
-    type TcpStream = Mended<Inner>;
+impl Reactor for SanitizingReactor {
+    type TcpStream = SanitizedStream<PlainStream>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: Read + Write + AsFd + AsRawFd + Send + 'static>(
@@ -74,43 +75,43 @@ impl Reactor for Mending {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async move { Ok(Mended::new(AsyncTcpStream::Plain(connecting.await?), 0)) }
+        async move { Ok(SanitizedStream::new(AsyncTcpStream::Plain(connecting.await?), 0)) }
     }
 }
 
-/// A stream whose frames are mended as they are read.
-struct Mended<S> {
+/// Stream whose frames are sanitized as they are read.
+struct SanitizedStream<S> {
     inner: S,
     chunk: Box<[u8]>,
-    mender: Mender,
+    sanitizer: FrameSanitizer,
 }
 
-impl<S> Mended<S> {
+impl<S> SanitizedStream<S> {
     fn new(inner: S, frame_max: u32) -> Self {
-        Self { inner, chunk: vec![0; CHUNK].into(), mender: Mender::new(frame_max) }
+        Self { inner, chunk: vec![0; CHUNK].into(), sanitizer: FrameSanitizer::new(frame_max) }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for SanitizedStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let Self { inner, chunk, mender } = self.get_mut();
+        let Self { inner, chunk, sanitizer } = self.get_mut();
         if buffer.is_empty() {
             return Poll::Ready(Ok(0));
         }
         loop {
-            let given = mender.take(buffer);
+            let given = sanitizer.take(buffer);
             if given > 0 {
                 return Poll::Ready(Ok(given));
             }
             match ready!(Pin::new(&mut *inner).poll_read(cx, chunk))? {
                 0 => return Poll::Ready(Ok(0)),
-                read => mender.feed(&chunk[..read]),
+                read => sanitizer.feed(&chunk[..read]),
             }
         }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for SanitizedStream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
     }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::jobs::{self, json};
 use super::schema::JOB;
 use super::visit::Visit;
-use crate::queue::dead::is_of_the_past;
+use crate::domain::headers::belongs_to_run;
 use crate::queue::{DeadLetter, QueueError};
 use crate::runtime::failpoints;
 
@@ -52,7 +52,7 @@ impl DeadLetters {
     /// Moves the job to its lane.
     pub async fn requeue(&mut self) -> Result<(), QueueError> {
         let (seq, letter) = self.current.take().ok_or(QueueError::Lost)?;
-        let kept = letter.properties().headers.iter().filter(|(name, _)| !is_of_the_past(name));
+        let kept = letter.properties().headers.iter().filter(|(name, _)| !belongs_to_run(name));
         let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
         let headers: BTreeMap<_, _> = kept.chain(letter.next_run()).collect();
         let moved = self.visit.write(move |db| revive(db, seq, &headers)).await?;

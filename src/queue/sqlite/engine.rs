@@ -16,13 +16,13 @@ use tokio::sync::watch;
 
 use super::control::Reader;
 use super::file::Store;
-use super::intake::Intake;
 use super::owner;
 use super::trouble::Trouble;
 use super::work::{Command, Pending, WriteOp};
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
-use crate::queue::{ControlEvent, QueueError};
+use crate::queue::prefetch::PrefetchBuffer;
+use crate::queue::{ControlEvent, Delivery, QueueError};
 use crate::runtime::retry::Retry;
 use leases::Leases;
 use session::{BEAT, Session};
@@ -40,7 +40,7 @@ pub(super) struct Shared {
     /// Each lane with its prefetch; none: this queue only publishes.
     pub(super) lanes: Vec<(Lane, u16)>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) intake: Intake,
+    pub(super) prefetched: PrefetchBuffer<Delivery>,
     pub(super) phase: watch::Sender<Phase>,
 }
 
@@ -230,7 +230,7 @@ impl Engine {
         self.generation += 1;
         self.held.clear();
         self.leases.lose_all();
-        self.shared.intake.forget();
+        self.shared.prefetched.clear();
         if let Err(trouble) = session.enter(&self.shared) {
             // Without an owner it is no session.
             self.session = None;
@@ -288,7 +288,7 @@ impl Engine {
         self.generation += 1;
         self.held.clear();
         self.leases.lose_all();
-        self.shared.intake.forget();
+        self.shared.prefetched.clear();
         self.control.iter_mut().for_each(Reader::start_over);
     }
 
@@ -318,7 +318,7 @@ impl Engine {
 
     /// Does what is left, gives everything back, and leaves the file. What can't be done now, others find out.
     fn close(&mut self) {
-        let fetched = self.shared.intake.close();
+        let fetched = self.shared.prefetched.close().into_iter().map(|delivery| delivery.ticket).collect();
         self.pending.push_back(Pending {
             work: WriteOp::GiveBack { tickets: fetched, counted: false },
             deadline: None,
@@ -343,7 +343,7 @@ impl Drop for Engine {
     /// However the thread ends, nobody waits for it in vain.
     fn drop(&mut self) {
         self.leases.lose_all();
-        self.shared.intake.close();
+        self.shared.prefetched.close();
         self.shared.metrics.set_broker_connected(false);
         self.shared.phase.send_replace(Phase::Closed);
     }

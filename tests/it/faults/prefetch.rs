@@ -17,7 +17,7 @@ use consign::domain::lane::Lane;
 use consign::domain::outcome::{Receipt, TransferResult};
 use consign::metrics::Metrics;
 use consign::queue::{
-    BoxFuture, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement,
+    BoxFuture, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Queue, QueueError, Settlement,
 };
 use consign::transfer::{TransferRequest, Transport};
 use consign::worker::{Worker, WorkerParts};
@@ -75,10 +75,6 @@ impl Queue for Fake {
         _: &'a str,
         _: Arc<dyn LeaseHolder>,
     ) -> BoxFuture<'a, Result<(), QueueError>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn publish(&self, _: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
         async { Ok(()) }.boxed()
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use consign::queue::{ControlEvent, Queue};
+use consign::queue::{ControlEvent, JobPublisher};
 
 use super::{Fixture, LIMIT};
 
@@ -40,6 +40,6 @@ fn message(name: &str) -> Bytes {
     format!("{{\"name\": \"{name}\"}}").into()
 }
 
-async fn next(queue: &Arc<dyn Queue>) -> ControlEvent {
+async fn next(queue: &Arc<dyn JobPublisher>) -> ControlEvent {
     tokio::time::timeout(LIMIT, queue.next_control()).await.expect("nothing came").expect("the queue is closed")
 }

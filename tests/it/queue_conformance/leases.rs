@@ -78,36 +78,36 @@ pub fn body(step: &str) -> Bytes {
 /// All of it at once (it is mostly waiting), each part on a queue of its own.
 pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
     tokio::join!(
-        async { a_leased_job_is_nobody_elses_and_settled_it_is_gone(&make("leased").await).await },
-        async { a_lease_that_nobody_keeps_comes_to_another_with_the_newest_message(&make("orphaned").await).await },
+        async { a_leased_job_has_one_owner_and_is_gone_once_settled(&make("leased").await).await },
+        async { an_unrenewed_lease_goes_to_another_worker_with_the_newest_message(&make("orphaned").await).await },
         async { leasing_again_renews(&make("again").await).await },
-        async { work_that_is_handed_over_comes_to_another_at_once(&make("handed").await).await },
-        async { a_leased_job_that_is_returned_comes_to_another(&make("back").await).await },
-        async { copies_of_leased_jobs_carry_what_the_delivery_carries(&make("copies").await).await },
+        async { a_handed_off_job_goes_to_another_worker_at_once(&make("handed").await).await },
+        async { a_requeued_leased_job_goes_to_another_worker(&make("back").await).await },
+        async { copies_of_leased_jobs_have_the_content_of_the_delivery(&make("copies").await).await },
         async { a_lost_delivery_can_not_be_leased(&make("late").await).await },
-        async { a_lease_that_is_broken_off_harms_nothing(&make("broken").await).await },
-        async { closing_tells_the_work_and_gives_the_job_away(&make("closing").await).await },
+        async { an_interrupted_lease_harms_nothing(&make("broken").await).await },
+        async { closing_notifies_the_holder_and_hands_the_job_off(&make("closing").await).await },
     );
 }
 
-pub async fn a_leased_job_is_nobody_elses_and_settled_it_is_gone(fixture: &impl Fixture) {
+pub async fn a_leased_job_has_one_owner_and_is_gone_once_settled(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     queue.publish(job("long")).await.unwrap();
     let got = next(&*queue, Lane::Scheduled).await;
     let steps = Steps::at("1");
     queue.lease(&got, "run-1", steps.clone()).await.unwrap();
     let other = fixture.open().await;
-    nothing_comes(&*other, fixture.lease_time()).await;
+    nothing_arrives(&*other, fixture.lease_time()).await;
     queue.settle(got, Settlement::Ack, vec![event("delivered", "e")]).await.unwrap();
     assert_eq!(fixture.outcome().await.0, "transfer.delivered.acme");
-    nothing_comes(&*other, fixture.lease_time()).await;
+    nothing_arrives(&*other, fixture.lease_time()).await;
     queue.close().await;
-    nothing_comes(&*other, fixture.lease_time()).await;
+    nothing_arrives(&*other, fixture.lease_time()).await;
     assert_eq!(steps.lost(), 0);
     other.close().await;
 }
 
-pub async fn a_lease_that_nobody_keeps_comes_to_another_with_the_newest_message(fixture: &impl Fixture) {
+pub async fn an_unrenewed_lease_goes_to_another_worker_with_the_newest_message(fixture: &impl Fixture) {
     let Doomed { queue, cut, mend } = fixture.doomed().await;
     let mut sent = job("orphan");
     sent.properties.message_id = Some("orphan".to_owned());
@@ -133,11 +133,11 @@ pub async fn a_lease_that_nobody_keeps_comes_to_another_with_the_newest_message(
     steps.is_lost().await;
     let retry = Settlement::Retry { delay: RetryDelay::S5, headers: BTreeMap::new() };
     assert!(matches!(queue.settle(got, retry, vec![]).await, Err(QueueError::Lost)));
-    nothing_comes(&*queue, fixture.lease_time() + Duration::from_secs(6)).await;
+    nothing_arrives(&*queue, fixture.lease_time() + Duration::from_secs(6)).await;
     assert_eq!((steps.lost(), theirs.lost()), (1, 0));
     other.settle(taken, Settlement::Ack, vec![]).await.unwrap();
     other.close().await;
-    nothing_comes(&*queue, fixture.lease_time()).await;
+    nothing_arrives(&*queue, fixture.lease_time()).await;
     queue.close().await;
 }
 
@@ -155,7 +155,7 @@ pub async fn leasing_again_renews(fixture: &impl Fixture) {
     other.close().await;
 }
 
-pub async fn work_that_is_handed_over_comes_to_another_at_once(fixture: &impl Fixture) {
+pub async fn a_handed_off_job_goes_to_another_worker_at_once(fixture: &impl Fixture) {
     let (queue, other) = (fixture.open().await, fixture.open().await);
     for leased in [true, false] {
         let mut sent = job("drained");
@@ -185,16 +185,16 @@ pub async fn work_that_is_handed_over_comes_to_another_at_once(fixture: &impl Fi
         let theirs = Steps::at("3");
         taker.lease(&taken, "run-4", theirs.clone()).await.unwrap();
         holder.resume().await;
-        nothing_comes(&**holder, fixture.lease_time()).await;
+        nothing_arrives(&**holder, fixture.lease_time()).await;
         assert_eq!((steps.lost(), theirs.lost()), (0, 0), "it was given, not taken");
         taker.settle(taken, Settlement::Ack, vec![]).await.unwrap();
-        nothing_comes(&**holder, fixture.lease_time()).await;
+        nothing_arrives(&**holder, fixture.lease_time()).await;
     }
     queue.close().await;
     other.close().await;
 }
 
-pub async fn a_leased_job_that_is_returned_comes_to_another(fixture: &impl Fixture) {
+pub async fn a_requeued_leased_job_goes_to_another_worker(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     queue.publish(job("returned")).await.unwrap();
     let mut got = next(&*queue, Lane::Scheduled).await;
@@ -210,11 +210,11 @@ pub async fn a_leased_job_that_is_returned_comes_to_another(fixture: &impl Fixtu
     let again = next(&*queue, Lane::Continued).await;
     assert_eq!((&again.body, again.redelivered, again.delivery_count), (&body("2"), true, 1));
     queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
-    nothing_comes(&*queue, fixture.lease_time()).await;
+    nothing_arrives(&*queue, fixture.lease_time()).await;
     queue.close().await;
 }
 
-pub async fn copies_of_leased_jobs_carry_what_the_delivery_carries(fixture: &impl Fixture) {
+pub async fn copies_of_leased_jobs_have_the_content_of_the_delivery(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     let mut sent = Publication { routing_key: "job.backfill.acme".to_owned(), ..job("copied") };
     sent.properties.content_type = Some("application/json".to_owned());
@@ -241,7 +241,7 @@ pub async fn copies_of_leased_jobs_carry_what_the_delivery_carries(fixture: &imp
     assert_eq!(letter.headers.get("x-attempt").map(String::as_str), Some("2"));
     let lease: Vec<_> = letter.headers.keys().filter(|name| name.starts_with("consign-lease")).collect();
     assert!(lease.is_empty(), "{lease:?}");
-    nothing_comes(&*queue, fixture.lease_time()).await;
+    nothing_arrives(&*queue, fixture.lease_time()).await;
     queue.close().await;
 }
 
@@ -256,12 +256,12 @@ pub async fn a_lost_delivery_can_not_be_leased(fixture: &impl Fixture) {
     let late = queue.lease(&got, "run-7", Steps::at("1")).await;
     assert!(matches!(late, Err(QueueError::Lost)), "{late:?}");
     other.settle(again, Settlement::Ack, vec![]).await.unwrap();
-    nothing_comes(&*other, fixture.lease_time()).await;
+    nothing_arrives(&*other, fixture.lease_time()).await;
     queue.close().await;
     other.close().await;
 }
 
-pub async fn a_lease_that_is_broken_off_harms_nothing(fixture: &impl Fixture) {
+pub async fn an_interrupted_lease_harms_nothing(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     let mut all = Vec::new();
     for round in 0..20 {
@@ -273,14 +273,14 @@ pub async fn a_lease_that_is_broken_off_harms_nothing(fixture: &impl Fixture) {
         queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
         all.push(steps);
     }
-    nothing_comes(&*queue, fixture.lease_time()).await;
+    nothing_arrives(&*queue, fixture.lease_time()).await;
     let asked: Vec<_> = all.iter().map(|steps| steps.asked()).collect();
-    nothing_comes(&*queue, fixture.lease_time()).await;
+    nothing_arrives(&*queue, fixture.lease_time()).await;
     assert_eq!(all.iter().map(|steps| steps.asked()).collect::<Vec<_>>(), asked, "what is settled is renewed");
     queue.close().await;
 }
 
-pub async fn closing_tells_the_work_and_gives_the_job_away(fixture: &impl Fixture) {
+pub async fn closing_notifies_the_holder_and_hands_the_job_off(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     queue.publish(job("closed")).await.unwrap();
     let got = next(&*queue, Lane::Scheduled).await;
@@ -296,7 +296,7 @@ pub async fn closing_tells_the_work_and_gives_the_job_away(fixture: &impl Fixtur
 }
 
 /// On no lane, for so long.
-pub async fn nothing_comes(queue: &dyn Queue, time: Duration) {
+pub async fn nothing_arrives(queue: &dyn Queue, time: Duration) {
     let came = tokio::select! {
         () = tokio::time::sleep(time) => None,
         got = queue.next(Lane::Continued) => got,

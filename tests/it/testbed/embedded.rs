@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use consign::metrics::Metrics;
 use consign::queue::sqlite::SqliteQueue;
-use consign::queue::{Properties, Publication, Queue as _};
+use consign::queue::{JobPublisher as _, Properties, Publication};
 use rusqlite::{Connection, Row};
 
 use super::broker::Message;

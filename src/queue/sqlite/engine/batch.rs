@@ -57,7 +57,7 @@ impl Engine {
 
     /// The lanes with room, and how much, after the settlements that are pending.
     fn wanted(&self, due: bool) -> Vec<(Lane, usize)> {
-        if !self.shared.intake.takes() {
+        if !self.shared.prefetched.accepts() {
             return Vec::new();
         }
         let batch = || self.pending.iter().take(BATCH).map(|pending| &pending.work);
@@ -103,7 +103,8 @@ impl Engine {
         let mut unwanted = Vec::new();
         for delivery in fetched {
             self.held.insert(delivery.ticket.tag, delivery.lane);
-            unwanted.extend(self.shared.intake.put(delivery));
+            let refused = self.shared.prefetched.push(delivery.lane, delivery).err();
+            unwanted.extend(refused.map(|delivery| delivery.ticket));
         }
         if !unwanted.is_empty() {
             let work = WriteOp::GiveBack { tickets: unwanted, counted: false };

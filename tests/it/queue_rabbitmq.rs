@@ -1,9 +1,9 @@
 //! The queue on a real RabbitMQ: the suite of all queues, and what only a broker can do to it.
 
 mod control;
-mod dead;
+mod dead_letters;
 mod leases;
-mod recall;
+mod release;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use consign::config::BrokerConfig;
 use consign::domain::lane::Lane;
 use consign::domain::outcome::RetryDelay;
 use consign::metrics::Metrics;
-use consign::queue::rabbitmq::{Outcomes, RabbitMqQueue, Timing, Topology, apply_topology};
-use consign::queue::{Delivery, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement};
+use consign::queue::rabbitmq::{RabbitMqOutcomes, RabbitMqQueue, Timing, Topology, apply_topology};
+use consign::queue::{Delivery, JobPublisher, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -114,7 +114,7 @@ impl Fixture for Rabbit {
         self.config.clone()
     }
 
-    async fn open(&self) -> Arc<dyn Queue> {
+    async fn open(&self) -> Arc<dyn JobPublisher> {
         let queue = self.start();
         queue.wait_connected(LIMIT).await.unwrap();
         queue
@@ -154,7 +154,7 @@ async fn rabbitmq_does_what_every_queue_must_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_queue_ends_the_session_and_the_next_one_goes_on() {
+async fn a_deleted_queue_ends_the_session_and_the_next_one_continues() {
     let rabbit = Rabbit::new("deleted").await;
     let queue = Rabbit::start_as(&BrokerConfig { declare: true, ..rabbit.config.clone() });
     queue.publish(job("job.scheduled.acme")).await.unwrap();
@@ -228,7 +228,7 @@ async fn a_broken_control_stream_stops_no_delivery() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_absent_broker_is_waited_for_and_ready_says_so() {
+async fn an_absent_broker_is_awaited_and_reported_by_ready() {
     let rabbit = Rabbit::new("absent").await;
     let nobody = config("amqp://guest:s3cr3t-marker@127.0.0.1:9/%2f", &rabbit.config.prefix);
     let queue = Rabbit::start_as(&nobody);
@@ -239,7 +239,7 @@ async fn an_absent_broker_is_waited_for_and_ready_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outcome_without_a_listener_is_kept_and_a_reply_is_sent() {
+async fn an_outcome_without_a_subscriber_is_retained_and_a_reply_is_sent() {
     let rabbit = Rabbit::new("unrouted").await;
     let (seen, from) = (rabbit.name("seen"), rabbit.name("outcomes"));
     rabbit.channel.queue_unbind(seen.into(), from.into(), "transfer.#".into(), FieldTable::default()).await.unwrap();
@@ -280,7 +280,7 @@ async fn direct_reply_to_works_from_a_connection_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_text_survives_a_wait_and_the_brokers_marks_do_not() {
+async fn binary_headers_survive_a_delay_and_the_brokers_headers_do_not() {
     let rabbit = Rabbit::new("binary").await;
     let queue = rabbit.start();
     queue.wait_connected(LIMIT).await.unwrap();
@@ -307,7 +307,7 @@ async fn what_is_no_text_survives_a_wait_and_the_brokers_marks_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_metrics_come_back_to_zero() {
+async fn the_gauges_return_to_zero() {
     let rabbit = Rabbit::new("gauges").await;
     let metrics = Arc::new(Metrics::new(10));
     let queue =
@@ -324,9 +324,9 @@ async fn the_metrics_come_back_to_zero() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn outcomes_can_be_listened_to() {
+async fn outcomes_can_be_subscribed_to() {
     let rabbit = Rabbit::new("listen").await;
-    let mut outcomes = Outcomes::subscribe(&rabbit.config, "enqueue").await.unwrap();
+    let mut outcomes = RabbitMqOutcomes::subscribe(&rabbit.config, "enqueue").await.unwrap();
     let queue = rabbit.start();
     queue.publish(job("job.scheduled.acme")).await.unwrap();
     let got = next(&queue, Lane::Scheduled).await;

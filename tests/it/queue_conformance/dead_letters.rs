@@ -6,22 +6,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use consign::domain::lane::Lane;
 use consign::domain::outcome::RetryDelay;
-use consign::queue::{DeadLetter, DeadLetters, Properties, Publication, Queue, QueueError, Settlement, depths};
+use consign::queue::{DeadLetter, DeadLetters, JobPublisher, Properties, Publication, QueueError, Settlement, depths};
 
 use super::{Fixture, headers, job, next};
 
 /// All of it, each part on a queue of its own.
 pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
-    looking_changes_nothing(&make("look").await).await;
+    reading_changes_nothing(&make("look").await).await;
     a_requeued_job_begins_a_new_run(&make("requeue").await).await;
-    what_was_not_removed_stays_however_the_pass_ends(&make("stays").await).await;
-    a_pass_does_not_meet_what_comes_later(&make("later").await).await;
-    a_letter_that_is_put_back_is_the_same(&make("back").await).await;
-    everything_that_waits_is_counted(&make("depths").await).await;
+    remaining_letters_stay_however_the_pass_ends(&make("stays").await).await;
+    a_pass_does_not_return_later_letters(&make("later").await).await;
+    an_imported_letter_is_the_same(&make("back").await).await;
+    all_waiting_messages_are_counted(&make("depths").await).await;
 }
 
 /// Has jobs given up, each under its name and with what a worker would write.
-async fn bury(queue: &dyn Queue, names: &[&str]) {
+async fn bury(queue: &dyn JobPublisher, names: &[&str]) {
     for name in names {
         queue.publish(published(name)).await.unwrap();
         let got = next(queue, Lane::Backfill).await;
@@ -80,7 +80,7 @@ async fn find(letters: &mut DeadLetters, name: &str) -> DeadLetter {
     }
 }
 
-async fn looking_changes_nothing(fixture: &impl Fixture) {
+async fn reading_changes_nothing(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     assert!(all(fixture).await.is_empty());
     bury(&*queue, &["a", "b", "c"]).await;
@@ -131,7 +131,7 @@ async fn a_requeued_job_begins_a_new_run(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-async fn what_was_not_removed_stays_however_the_pass_ends(fixture: &impl Fixture) {
+async fn remaining_letters_stay_however_the_pass_ends(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     bury(&*queue, &["a", "b", "c", "d"]).await;
     let mut letters = open(fixture).await;
@@ -152,7 +152,7 @@ async fn what_was_not_removed_stays_however_the_pass_ends(fixture: &impl Fixture
     queue.close().await;
 }
 
-async fn a_pass_does_not_meet_what_comes_later(fixture: &impl Fixture) {
+async fn a_pass_does_not_return_later_letters(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     bury(&*queue, &["a", "b"]).await;
     let mut letters = open(fixture).await;
@@ -171,7 +171,7 @@ async fn a_pass_does_not_meet_what_comes_later(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-async fn a_letter_that_is_put_back_is_the_same(fixture: &impl Fixture) {
+async fn an_imported_letter_is_the_same(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     bury(&*queue, &["a"]).await;
     let mut letters = open(fixture).await;
@@ -197,7 +197,7 @@ async fn a_letter_that_is_put_back_is_the_same(fixture: &impl Fixture) {
     queue.close().await;
 }
 
-async fn everything_that_waits_is_counted(fixture: &impl Fixture) {
+async fn all_waiting_messages_are_counted(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     bury(&*queue, &["a", "b"]).await;
     queue.publish(job("waits")).await.unwrap();

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::queue_conformance::leases::{LEASE, Steps, body, nothing_comes};
+use crate::queue_conformance::leases::{LEASE, Steps, body, nothing_arrives};
 use crate::testbed;
 use crate::testbed::node::Node;
 
@@ -139,7 +139,7 @@ async fn rabbitmq_leases_as_every_queue_must() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_says_whose_it_is_and_leads_to_its_owner() {
+async fn a_lease_names_its_owner_and_returns_to_it() {
     let rabbit = Rabbit::leasing("marked").await;
     let queue = rabbit.worker("worker").await;
     let (got, steps) = rabbit.leased(&queue, "run-1").await;
@@ -168,7 +168,7 @@ async fn a_lease_says_whose_it_is_and_leads_to_its_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_its_owner_does_not_know_is_given_to_others() {
+async fn a_lease_unknown_to_its_owner_is_handed_to_others() {
     let rabbit = Rabbit::leasing("unknown").await;
     let queue = rabbit.worker("worker").await;
     let (got, _) = rabbit.leased(&queue, "run-1").await;
@@ -194,7 +194,7 @@ async fn a_lease_that_its_owner_does_not_know_is_given_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_takes_over_raises_the_epoch_and_the_old_one_hears_at_once() {
+async fn a_take_over_raises_the_epoch_and_notifies_the_former_owner_at_once() {
     let rabbit = Rabbit::leasing("epochs").await;
     let old = rabbit.worker("old").await;
     let (got, steps) = rabbit.leased(&old, "run-1").await;
@@ -224,7 +224,7 @@ async fn whoever_takes_over_raises_the_epoch_and_the_old_one_hears_at_once() {
     let third = third.unwrap();
     assert_eq!((third.body.clone(), header(&third, "consign-lease-epoch").as_str()), (body("3"), "2"));
     assert!(owner(&third).starts_with("new."));
-    nothing_comes(&*old, 2 * LEASE_TTL + OWNER_TTL).await;
+    nothing_arrives(&*old, 2 * LEASE_TTL + OWNER_TTL).await;
     assert_eq!((steps.lost(), theirs.lost()), (1, 0));
     old.close().await;
     new.close().await;
@@ -259,17 +259,17 @@ async fn a_dead_owners_queue_brings_no_copies_of_the_new_owners_leases() {
     let theirs = Steps::at("2");
     new.lease(&taken, "run-1", theirs.clone()).await.unwrap();
     let third = rabbit.worker("third").await;
-    nothing_comes(&*third, 3 * (LEASE_TTL + OWNER_TTL)).await;
+    nothing_arrives(&*third, 3 * (LEASE_TTL + OWNER_TTL)).await;
     assert!(theirs.asked() >= 3, "renewed {} times", theirs.asked());
     assert_eq!(theirs.lost(), 0);
     new.settle(taken, Settlement::Ack, vec![]).await.unwrap();
     new.close().await;
-    nothing_comes(&*third, LEASE_TTL + OWNER_TTL).await;
+    nothing_arrives(&*third, LEASE_TTL + OWNER_TTL).await;
     third.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_left_behind_by_a_drain_ends_with_the_one_who_has_the_job() {
+async fn a_lease_left_by_a_drain_ends_with_the_current_owner() {
     let rabbit = Rabbit::leasing("behind").await;
     let Doomed { queue, cut, .. } = rabbit.doomed().await;
     queue.publish(job("job.scheduled.acme")).await.unwrap();
@@ -283,14 +283,14 @@ async fn a_lease_left_behind_by_a_drain_ends_with_the_one_who_has_the_job() {
     cut();
     new.lease(&taken, "run-1", Steps::at("2")).await.unwrap();
     let third = rabbit.worker("third").await;
-    nothing_comes(&*third, 2 * (LEASE_TTL + OWNER_TTL)).await;
+    nothing_arrives(&*third, 2 * (LEASE_TTL + OWNER_TTL)).await;
     new.settle(taken, Settlement::Ack, vec![]).await.unwrap();
     new.close().await;
     third.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_closes_leaves_no_ghosts_of_what_it_settled() {
+async fn a_worker_that_closes_leaves_no_leases_of_settled_jobs() {
     let rabbit = Rabbit::leasing("ghosts").await;
     let (queue, other) = (rabbit.worker("worker").await, rabbit.worker("other").await);
     other.pause().await;
@@ -311,7 +311,7 @@ async fn a_worker_that_closes_leaves_no_ghosts_of_what_it_settled() {
     let retried = next(&other, Lane::Scheduled).await;
     // The one of its jobs that is still to be done may be leased at once, and its lease is not led to nothing.
     other.lease(&drained, "run-2", Steps::at("2")).await.unwrap();
-    nothing_comes(&*other, 2 * (LEASE_TTL + OWNER_TTL)).await;
+    nothing_arrives(&*other, 2 * (LEASE_TTL + OWNER_TTL)).await;
     for got in [drained, retried] {
         other.settle(got, Settlement::Ack, vec![]).await.unwrap();
     }
@@ -331,7 +331,7 @@ async fn a_lease_outlives_its_session_and_is_settled_in_another() {
     // Its queue, and with it every binding, is gone: the next session makes them anew.
     rabbit.delete(&format!("owner.{process}")).await;
     let asked = steps.asked();
-    nothing_comes(&*other, 2 * (LEASE_TTL + OWNER_TTL)).await;
+    nothing_arrives(&*other, 2 * (LEASE_TTL + OWNER_TTL)).await;
     assert!(steps.asked() >= asked + 2, "renewed {} times", steps.asked() - asked);
     let retry = Settlement::Retry { delay: RetryDelay::S5, headers: [].into() };
     queue.settle(got, retry, vec![event(None)]).await.unwrap();
@@ -340,13 +340,13 @@ async fn a_lease_outlives_its_session_and_is_settled_in_another() {
         tokio::select! { got = queue.next(Lane::Scheduled) => got, got = other.next(Lane::Scheduled) => got }.unwrap();
     assert_eq!((header(&again, "consign-lease-epoch").as_str(), owner(&again)), ("1", process));
     assert_eq!(steps.lost(), 0);
-    nothing_comes(&*other, LEASE_TTL + OWNER_TTL).await;
+    nothing_arrives(&*other, LEASE_TTL + OWNER_TTL).await;
     queue.close().await;
     other.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_comes_out_while_its_owner_is_away_finds_it_again() {
+async fn a_lease_that_expires_while_its_owner_is_disconnected_returns_to_it() {
     let rabbit = Rabbit::leasing("away").await;
     let Doomed { queue, cut, mend } = rabbit.doomed().await;
     queue.publish(job("job.scheduled.acme")).await.unwrap();
@@ -361,15 +361,15 @@ async fn a_lease_that_comes_out_while_its_owner_is_away_finds_it_again() {
     let asked = steps.asked();
     mend();
     queue.wait_connected(LIMIT).await.unwrap();
-    nothing_comes(&*queue, 2 * (LEASE_TTL + OWNER_TTL)).await;
+    nothing_arrives(&*queue, 2 * (LEASE_TTL + OWNER_TTL)).await;
     assert!(steps.asked() >= asked + 2, "renewed {} times", steps.asked() - asked);
     queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
-    nothing_comes(&*queue, LEASE_TTL + OWNER_TTL).await;
+    nothing_arrives(&*queue, LEASE_TTL + OWNER_TTL).await;
     queue.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_is_not_taken_changes_nothing() {
+async fn a_refused_lease_changes_nothing() {
     let rabbit = Rabbit::leasing("refused").await;
     let queue = rabbit.worker("worker").await;
     queue.publish(job("job.scheduled.acme")).await.unwrap();
@@ -388,12 +388,12 @@ async fn a_lease_that_is_not_taken_changes_nothing() {
     rabbit.channel.queue_bind(from, to, "".into(), bind, FieldTable::default()).await.unwrap();
     queue.lease(&got, "run-1", Steps::at("2")).await.unwrap();
     queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
-    nothing_comes(&*queue, LEASE_TTL + OWNER_TTL).await;
+    nothing_arrives(&*queue, LEASE_TTL + OWNER_TTL).await;
     queue.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leased_job_that_can_not_be_settled_comes_to_others() {
+async fn a_leased_job_that_can_not_be_settled_goes_to_others() {
     let rabbit = Rabbit::leasing("unsettled").await;
     let queue = rabbit.worker("worker").await;
     let (got, steps) = rabbit.leased(&queue, "run-1").await;
@@ -405,12 +405,12 @@ async fn a_leased_job_that_can_not_be_settled_comes_to_others() {
     assert_eq!(steps.lost(), 0, "it has ended by itself");
     queue.lease(&again, "run-1", Steps::at("2")).await.unwrap();
     queue.settle(again, Settlement::Ack, vec![]).await.unwrap();
-    nothing_comes(&*queue, LEASE_TTL + OWNER_TTL).await;
+    nothing_arrives(&*queue, LEASE_TTL + OWNER_TTL).await;
     queue.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_lease_acknowledges_is_counted() {
+async fn acknowledgements_of_leases_are_counted() {
     let rabbit = Rabbit::leasing("counted").await;
     let metrics = Arc::new(Metrics::new(10));
     let queue =
@@ -444,16 +444,16 @@ async fn a_broker_that_is_killed_and_comes_back_keeps_the_leases() {
     killed_and_back(&node);
     queue.wait_connected(LIMIT).await.unwrap();
     let asked = steps.asked();
-    nothing_comes(&*queue, 3 * (LEASE_TTL + OWNER_TTL)).await;
+    nothing_arrives(&*queue, 3 * (LEASE_TTL + OWNER_TTL)).await;
     assert!(steps.asked() >= asked + 2, "renewed {} times", steps.asked() - asked);
     assert_eq!(steps.lost(), 0);
     queue.settle(got, Settlement::Ack, vec![event(None)]).await.unwrap();
-    nothing_comes(&*queue, LEASE_TTL + OWNER_TTL).await;
+    nothing_arrives(&*queue, LEASE_TTL + OWNER_TTL).await;
     queue.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_owners_queue_that_comes_back_sick_is_left_for_another() {
+async fn an_owners_queue_that_stops_responding_is_replaced() {
     let node = Node::in_turn();
     let rabbit = Rabbit::at(&node.url, "sick").await.with_short_leases().await;
     tokio::time::sleep(WRITTEN_DOWN).await;
@@ -461,10 +461,10 @@ async fn an_owners_queue_that_comes_back_sick_is_left_for_another() {
     killed_and_back(&node);
     queue.wait_connected(LIMIT).await.unwrap();
     let (got, steps) = rabbit.leased(&queue, "run-1").await;
-    nothing_comes(&*queue, 3 * LEASE_TTL).await;
+    nothing_arrives(&*queue, 3 * LEASE_TTL).await;
     assert!(steps.asked() >= 3, "renewed {} times", steps.asked());
     queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
-    nothing_comes(&*queue, LEASE_TTL + OWNER_TTL).await;
+    nothing_arrives(&*queue, LEASE_TTL + OWNER_TTL).await;
     queue.close().await;
 }
 

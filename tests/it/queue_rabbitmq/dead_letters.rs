@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use consign::queue::rabbitmq::{DeadLetters, depths};
+use consign::queue::rabbitmq::{RabbitMqDeadLetters, depths};
 use consign::queue::{self, QueueError};
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions};
@@ -15,7 +15,7 @@ use crate::testbed::until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rabbitmq_keeps_its_dead_letters_as_every_queue_must() {
-    queue_conformance::dead::suite(Rabbit::new).await;
+    queue_conformance::dead_letters::suite(Rabbit::new).await;
 }
 
 impl Rabbit {
@@ -36,23 +36,23 @@ impl Rabbit {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_passes_at_once_would_each_see_a_part_so_the_second_is_refused() {
+async fn a_second_pass_at_the_same_time_is_refused() {
     let rabbit = Rabbit::new("alone").await;
     let first = queue::DeadLetters::open(&rabbit.config, "test").await.unwrap();
     let second = queue::DeadLetters::open(&rabbit.config, "test").await;
     let Err(QueueError::Busy(said)) = second else { panic!("two at once") };
-    assert!(said.contains("another `consign dead` is at work"), "{said}");
+    assert!(said.contains("another `consign dead` is working on"), "{said}");
     first.close().await;
     queue::DeadLetters::open(&rabbit.config, "test").await.unwrap().close().await;
 }
 
 /// The broker takes a channel for dead that holds a message for too long.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_pass_gives_back_what_it_holds_and_sees_each_letter_once_all_the_same() {
+async fn a_long_pass_requeues_its_letters_and_still_returns_each_once() {
     let rabbit = Rabbit::new("long").await;
     let names: Vec<_> = (0..30).map(|n| format!("job-{n}")).collect();
     rabbit.bury(&names).await;
-    let mut letters = DeadLetters::open_for(Duration::from_millis(40), &rabbit.config, "test").await.unwrap();
+    let mut letters = RabbitMqDeadLetters::open_for(Duration::from_millis(40), &rabbit.config, "test").await.unwrap();
     let (mut seen, mut requeued) = (Vec::new(), 0);
     while let Some(letter) = letters.next().await.unwrap() {
         seen.push(letter.job_id().unwrap().to_owned());
@@ -78,7 +78,7 @@ async fn a_long_pass_gives_back_what_it_holds_and_sees_each_letter_once_all_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_broker_gave_up_itself_is_read_and_requeued_with_all_that_is_no_text() {
+async fn a_letter_of_the_broker_is_read_and_requeued_with_its_binary_headers() {
     let rabbit = Rabbit::new("expired").await;
     let mut arguments = FieldTable::default();
     arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(0));

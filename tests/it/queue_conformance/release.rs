@@ -8,7 +8,7 @@ use bytes::Bytes;
 use consign::domain::destination::DestinationId;
 use consign::domain::lane::Lane;
 use consign::domain::outcome::RetryDelay;
-use consign::queue::{DEFERRED_SINCE, Delivery, Properties, Publication, Queue, Released, Settlement};
+use consign::queue::{DEFERRED_SINCE, Delivery, JobPublisher, Properties, Publication, Released, Settlement};
 use tokio::time::Instant;
 
 use super::{Fixture, headers, next};
@@ -94,7 +94,7 @@ fn untouched(got: &Delivery) -> usize {
 }
 
 /// Publishes them, takes them, and lets them wait.
-async fn park(queue: &Arc<dyn Queue>, delay: RetryDelay, numbers: std::ops::Range<usize>) {
+async fn park(queue: &Arc<dyn JobPublisher>, delay: RetryDelay, numbers: std::ops::Range<usize>) {
     let mut tasks = Vec::new();
     for number in numbers.clone() {
         let queue = Arc::clone(queue);
@@ -113,7 +113,7 @@ async fn park(queue: &Arc<dyn Queue>, delay: RetryDelay, numbers: std::ops::Rang
     }
 }
 
-async fn release_delayed(queue: &Arc<dyn Queue>, destinations: &[&str]) -> Released {
+async fn release_delayed(queue: &Arc<dyn JobPublisher>, destinations: &[&str]) -> Released {
     let destinations = destinations.iter().map(|id| DestinationId::parse(id).unwrap()).collect();
     queue.release_delayed(destinations).await.unwrap()
 }

@@ -40,7 +40,7 @@ async fn a_reconnection_loses_no_control_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_stream_a_worker_is_up_to_date_and_reads_it_once_it_is_there() {
+async fn without_the_stream_a_worker_has_caught_up_and_reads_it_once_it_exists() {
     let rabbit = Rabbit::new("missing-stream").await;
     rabbit.delete("control").await;
     let queue = rabbit.start();

@@ -1,4 +1,4 @@
-//! One dead letter, and what of it a new run of its job carries on.
+//! One dead letter, and the headers that a new run of its job carries.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,57 +7,21 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
+use super::message::Properties;
 use crate::domain::job::lease::Lease;
 use crate::domain::job::{self, DestinationRef, Job, Rejected};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::Reason;
-use crate::queue::Properties;
+use crate::domain::{headers, routing_key};
 
-/// The headers of dead letters that this module reads or writes.
-pub(in crate::queue) mod names {
-    pub(in crate::queue) const REASON: &str = "x-error-reason";
-    pub(in crate::queue) const CLASS: &str = "x-error-class";
-    pub(in crate::queue) const MESSAGE: &str = "x-error-message";
-    pub(in crate::queue) const ATTEMPTS: &str = "x-attempts";
-    pub(in crate::queue) const FIRST_FAILURE: &str = "x-first-failure-at";
-    pub(in crate::queue) const LAST_FAILURE: &str = "x-last-failure-at";
-    pub(in crate::queue) const ORIGINAL_KEY: &str = "x-original-routing-key";
-    pub(in crate::queue) const RUN: &str = "consign-run";
-    pub(in crate::queue) const BEGUN: &str = "x-begun-at";
-}
-
-/// The history of the run that ended here. A new run begins without it.
-const PAST: [&str; 16] = [
-    names::REASON,
-    names::CLASS,
-    names::MESSAGE,
-    names::ATTEMPTS,
-    names::FIRST_FAILURE,
-    names::LAST_FAILURE,
-    names::ORIGINAL_KEY,
-    names::RUN,
-    names::BEGUN,
-    "x-attempt",
-    "x-deferrals",
-    "x-defects",
-    "x-turns",
-    "x-deferred-since",
-    "x-last-error-reason",
-    "x-last-error-message",
-];
-
-/// Whether a header belongs to the run that ended, and so not to the next one.
-pub(crate) fn is_of_the_past(name: &str) -> bool {
-    PAST.contains(&name) || matches!(name, "x-crashes" | "consign-wait") || name.starts_with("consign-lease")
-}
-
-/// What a letter is called: made of everything in it but the times at which a queue took it. So it is the same on every look, on both
-/// kinds of queue, and after export and import. Letters that are the same in everything share it.
+/// Identifier of a letter: a hash of its whole content except the times at which a queue took it.
+/// So it is the same on every pass, on both brokers, and after export and import. Identical letters
+/// share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LetterId(String);
 
 impl LetterId {
-    /// 16 hexadecimal digits.
+    /// Returns 16 hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -88,7 +52,7 @@ impl fmt::Display for LetterId {
     }
 }
 
-/// A job that was given up, with the reason.
+/// Dead-lettered job, with the reason.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
     id: LetterId,
@@ -102,8 +66,8 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// A letter of these parts. `routing_key` is the job's own (`job.scheduled.acme`); `died_at` is when a queue took it, where that
-    /// is known.
+    /// Builds a letter. `routing_key` is the job's own (`job.scheduled.acme`); `died_at` is the
+    /// time at which a queue took it, if known.
     pub fn new(routing_key: String, body: Bytes, properties: Properties, died_at: Option<Timestamp>) -> Self {
         let id = LetterId::of(&routing_key, &body, &properties);
         let (job_id, destination, inline) = match parsed(&properties, &body) {
@@ -116,7 +80,7 @@ impl DeadLetter {
                 (job_id.map(|id| id.to_string()), destination.map(|id| id.to_string()), false)
             }
         };
-        let by_key = || routing_key.rsplit('.').next().filter(|word| *word != "_direct").map(str::to_owned);
+        let by_key = || routing_key::destination(&routing_key).map(str::to_owned);
         Self {
             id,
             job_id: job_id.or_else(|| properties.message_id.clone()),
@@ -129,112 +93,113 @@ impl DeadLetter {
         }
     }
 
-    /// What the letter is called.
+    /// Returns the identifier.
     pub fn id(&self) -> &LetterId {
         &self.id
     }
 
-    /// The job's own routing key.
+    /// Returns the job's own routing key.
     pub fn routing_key(&self) -> &str {
         &self.routing_key
     }
 
-    /// The lane that the job goes to when it is requeued.
+    /// Returns the lane to which a requeue publishes the job.
     pub fn lane(&self) -> Lane {
-        if self.routing_key.starts_with("job.backfill.") { Lane::Backfill } else { Lane::Scheduled }
+        routing_key::published_lane(&self.routing_key)
     }
 
-    /// Whether the routing key leads to a lane.
+    /// Returns true when a lane is bound to the routing key.
     pub fn can_be_requeued(&self) -> bool {
-        let lanes = ["job.scheduled.", "job.backfill."];
-        let word = lanes.iter().find_map(|lead| self.routing_key.strip_prefix(lead));
-        word.is_some_and(|word| !word.contains('.'))
+        routing_key::bound_lane(&self.routing_key).is_some()
     }
 
-    /// The job as it was published. May hold secrets, such as presigned URLs.
+    /// Returns the job as it was published. May hold secrets, such as presigned URLs.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
 
-    /// What came with it.
+    /// Returns the message properties.
     pub fn properties(&self) -> &Properties {
         &self.properties
     }
 
-    /// When it was given up: the last failure, or when a queue took it.
+    /// Returns the time of the last failure, else the time at which a queue took the letter.
     pub fn died_at(&self) -> Option<Timestamp> {
         self.last_failure_at().or(self.died_at)
     }
 
-    /// Reads the job again, as a worker would.
+    /// Parses the job as a worker does.
     ///
     /// # Errors
-    /// What a worker would say of it.
+    /// The rejection that a worker would report.
     pub fn job(&self) -> Result<Job, Rejected> {
         parsed(&self.properties, &self.body)
     }
 
-    /// The job's id, from the body, else from the message id.
+    /// Returns the job's id, from the body, else from the message id.
     pub fn job_id(&self) -> Option<&str> {
         self.job_id.as_deref()
     }
 
-    /// The destination's id, from the body, else from the routing key.
+    /// Returns the destination's id, from the body, else from the routing key.
     pub fn destination(&self) -> Option<&str> {
         self.destination.as_deref()
     }
 
-    /// Whether the job brought its destination along.
+    /// Returns true when the job contains its destination.
     pub fn is_inline(&self) -> bool {
         self.inline
     }
 
-    /// Why the job was given up: a reason of the contract, or the broker's own (`delivery_limit`). Empty where nobody said.
+    /// Returns the reason: one of the contract, or the broker's own (`delivery_limit`). Empty if
+    /// unknown.
     pub fn reason(&self) -> &str {
-        self.header(names::REASON)
+        self.header(headers::ERROR_REASON)
     }
 
-    /// The class of the reason; `broker` where the broker itself gave the job up.
+    /// Returns the class of the reason; `broker` where the broker itself dead-lettered the job.
     pub fn class(&self) -> &str {
-        self.header(names::CLASS)
+        self.header(headers::ERROR_CLASS)
     }
 
-    /// What happened, with what can be done about it.
+    /// Returns the message: the failure and its remedy.
     pub fn message(&self) -> &str {
-        self.header(names::MESSAGE)
+        self.header(headers::ERROR_MESSAGE)
     }
 
-    /// Charged attempts.
+    /// Returns the number of charged attempts.
     pub fn attempts(&self) -> u32 {
-        self.header(names::ATTEMPTS).parse().unwrap_or(0)
+        self.header(headers::ATTEMPTS).parse().unwrap_or(0)
     }
 
-    /// How often the job was requeued before.
+    /// Returns the number of earlier requeues.
     pub fn run(&self) -> u32 {
-        self.header(names::RUN).parse().unwrap_or(0)
+        self.header(headers::RUN).parse().unwrap_or(0)
     }
 
-    /// When the first attempt failed.
+    /// Returns the time of the first failure.
     pub fn first_failure_at(&self) -> Option<Timestamp> {
-        self.instant(names::FIRST_FAILURE)
+        self.instant(headers::FIRST_FAILURE_AT)
     }
 
-    /// When the last attempt failed.
+    /// Returns the time of the last failure.
     pub fn last_failure_at(&self) -> Option<Timestamp> {
-        self.instant(names::LAST_FAILURE)
+        self.instant(headers::LAST_FAILURE_AT)
     }
 
-    /// What a new run carries beside the headers that are not [of the past](is_of_the_past).
+    /// Returns the headers that a new run carries in addition to those that do not
+    /// [belong to a run](headers::belongs_to_run).
     ///
-    /// An attempt of an earlier run may have written the object and lost the answer. With `if_exists` = `keep` or `fail` a worker must
-    /// know that to tell its own object from somebody else's, so when the work began travels on. Not after `object_exists`: then a
-    /// worker has judged that the object is somebody else's, and a second look, which knows less, must not take it for ours.
+    /// An attempt of an earlier run may have written the object and lost the response. With
+    /// `if_exists` = `keep` or `fail` a worker must know that to recognize its own object, so the
+    /// start of the work is carried over. Not after `object_exists`: a worker has found that the
+    /// object belongs to somebody else, and a later run, which knows less, must not claim it.
     pub(in crate::queue) fn next_run(&self) -> BTreeMap<String, String> {
-        let before = [self.instant(names::BEGUN), self.first_failure_at()];
+        let before = [self.instant(headers::STARTED_AT), self.first_failure_at()];
         let begun = before.into_iter().flatten().min().or(self.died_at());
         let begun = begun.filter(|_| self.reason() != Reason::ObjectExists.as_str());
-        let run = (names::RUN.to_owned(), self.run().saturating_add(1).to_string());
-        let begun = begun.map(|begun| (names::BEGUN.to_owned(), begun.to_string()));
+        let run = (headers::RUN.to_owned(), self.run().saturating_add(1).to_string());
+        let begun = begun.map(|begun| (headers::STARTED_AT.to_owned(), begun.to_string()));
         std::iter::once(run).chain(begun).collect()
     }
 
@@ -247,7 +212,7 @@ impl DeadLetter {
     }
 }
 
-/// A job whose deliveries the broker counted out may be under a lease still.
+/// A job that reached the delivery limit may still be under a lease.
 fn parsed(properties: &Properties, body: &[u8]) -> Result<Job, Rejected> {
     let (content_type, id) = (properties.content_type.as_deref(), properties.message_id.as_deref());
     if Lease::is_type(content_type) { Lease::decode(body)?.job(id) } else { job::parse(content_type, id, body) }
@@ -277,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_was_counted_out_under_a_lease_is_read_out_of_it() {
+    fn a_job_that_was_dead_lettered_under_a_lease_is_read_from_the_lease() {
         let body = Bytes::from_static(JOB.as_bytes());
         let lease = Lease { body, content_type: None, lane: Lane::Scheduled, checkpoint: None }.encode().unwrap();
         let content_type = Some(crate::domain::job::lease::CONTENT_TYPE.to_owned());
@@ -287,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_makes_the_name_and_the_time_of_the_queue_does_not() {
+    fn the_id_depends_on_the_whole_content_and_not_on_the_time() {
         let plain = letter(JOB, &[("a", "b")]);
         let (key, body) = (plain.routing_key.clone(), plain.body.clone());
         let later = DeadLetter::new(key, body, plain.properties.clone(), Some(Timestamp::UNIX_EPOCH));
@@ -299,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_run_knows_when_the_work_began() {
+    fn the_next_run_carries_the_start_of_the_work() {
         let (early, late) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
         let next = |headers: &[(&str, &str)]| letter(JOB, headers).next_run();
         let run = next(&[("consign-run", "2"), ("x-begun-at", early), ("x-first-failure-at", late)]);
@@ -307,18 +272,18 @@ mod tests {
         assert_eq!(run["x-begun-at"], early);
         assert_eq!(next(&[("x-first-failure-at", late)])["x-begun-at"], late);
         let taken = next(&[("x-error-reason", "object_exists"), ("x-begun-at", early)]);
-        assert!(!taken.contains_key("x-begun-at"), "somebody else's object would pass for ours");
+        assert!(!taken.contains_key("x-begun-at"), "a foreign object would be taken for ours");
         let unknown = next(&[]);
         assert_eq!((unknown["consign-run"].as_str(), unknown.contains_key("x-begun-at")), ("1", false));
     }
 
     #[test]
-    fn the_producers_headers_are_not_of_the_past() {
+    fn a_new_run_keeps_the_headers_of_the_producer() {
         for name in ["traceparent", "mine", "x-tenant", "x-last-mile"] {
-            assert!(!is_of_the_past(name), "{name}");
+            assert!(!headers::belongs_to_run(name), "{name}");
         }
         for name in ["x-attempt", "x-crashes", "consign-lease-epoch", "x-error-reason", "x-last-error-reason"] {
-            assert!(is_of_the_past(name), "{name}");
+            assert!(headers::belongs_to_run(name), "{name}");
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::testbed::until;
 const COUNT: usize = 3000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rabbitmq_calls_back_as_every_queue_must() {
-    queue_conformance::recall::suite(&Rabbit::new("recall").await).await;
+async fn rabbitmq_releases_as_every_queue_must() {
+    queue_conformance::release::suite(&Rabbit::new("recall").await).await;
 }
 
 /// Every hundredth is for `acme`.
@@ -61,7 +61,7 @@ impl Rabbit {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thousands_that_wait_for_others_go_back_in_their_order_and_come_at_their_time() {
+async fn thousands_of_copies_of_others_keep_their_order_and_their_delay() {
     let rabbit = Rabbit::new("others").await;
     let begun = tokio::time::Instant::now();
     rabbit.park("30s").await;
@@ -84,10 +84,10 @@ async fn thousands_that_wait_for_others_go_back_in_their_order_and_come_at_their
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_recall_that_is_broken_off_leaves_everything_and_one_that_must_hold_too_much_says_so() {
+async fn an_interrupted_release_loses_nothing_and_one_beyond_the_limit_is_partial() {
     let rabbit = Rabbit::new("broken").await;
     rabbit.park("12h").await;
-    let timing = Timing { recall_holds: 8, ..Timing::default() };
+    let timing = Timing { max_release_consumers: 8, ..Timing::default() };
     let queue =
         RabbitMqQueue::start_with(timing, &rabbit.config, "worker", vec![], Arc::new(Metrics::new(10))).unwrap();
     queue.wait_connected(LIMIT).await.unwrap();

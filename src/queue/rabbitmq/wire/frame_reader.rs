@@ -1,30 +1,34 @@
-//! The fields of a frame, where they stand: texts and tables are made readable without changing their length.
+//! Reader of the raw fields of a frame. It makes texts and tables readable in place, without
+//! changing their length.
 
-/// Bytes that stand where a text has others than UTF-8.
-const INSTEAD: u8 = b'?';
-/// Lists and tables in each other. lapin reads them by recursion, and the stack of its thread ends far below what a frame holds.
-const DEEPEST: u32 = 16;
-/// The type of a value that nobody looks into.
-const BYTES: u8 = b'x';
+/// Replacement for bytes that are not UTF-8.
+const REPLACEMENT: u8 = b'?';
+/// Nesting depth of lists and tables. lapin parses them by recursion, and its stack overflows far
+/// below the depth that fits into a frame.
+const MAX_DEPTH: u32 = 16;
+/// Type of an opaque byte array.
+const BYTE_ARRAY: u8 = b'x';
 
-/// A place in a frame. Every step answers `None` at its end, or at what can't be a field.
-pub(super) struct Fields<'a> {
+/// Cursor in a frame. Every method returns `None` at the end, or where there is no valid field.
+pub(super) struct FrameReader<'a> {
     bytes: &'a mut [u8],
     at: usize,
-    /// Whether something was unreadable and is not any more.
-    pub(super) mended: bool,
+    /// True once something unreadable was replaced.
+    pub(super) changed: bool,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> FrameReader<'a> {
+    /// Starts at the beginning.
     pub(super) fn new(bytes: &'a mut [u8]) -> Self {
-        Self { bytes, at: 0, mended: false }
+        Self { bytes, at: 0, changed: false }
     }
 
-    /// How far it is read.
+    /// Returns the position.
     pub(super) fn at(&self) -> usize {
         self.at
     }
 
+    /// Skips bytes.
     pub(super) fn skip(&mut self, count: usize) -> Option<()> {
         let to = self.at.checked_add(count).filter(|to| *to <= self.bytes.len())?;
         self.at = to;
@@ -37,36 +41,38 @@ impl<'a> Fields<'a> {
         self.bytes[from..self.at].try_into().ok()
     }
 
+    /// Reads a big-endian number.
     pub(super) fn u16(&mut self) -> Option<u16> {
         self.read().map(u16::from_be_bytes)
     }
 
+    /// Reads a big-endian number.
     pub(super) fn u32(&mut self) -> Option<u32> {
         self.read().map(u32::from_be_bytes)
     }
 
-    /// A short string: lapin takes nothing but UTF-8, though neither AMQP nor RabbitMQ asks for it.
+    /// Reads a short string. lapin requires UTF-8, though neither AMQP nor RabbitMQ does.
     pub(super) fn text(&mut self) -> Option<()> {
         let [length] = self.read()?;
         let from = self.at;
         self.skip(length.into())?;
-        self.mended |= readable(&mut self.bytes[from..self.at]);
+        self.changed |= make_utf8(&mut self.bytes[from..self.at]);
         Some(())
     }
 
-    /// A table from its length on.
+    /// Reads a table, beginning with its length.
     pub(super) fn table(&mut self) -> Option<()> {
         let end = self.length()?;
         self.entries(end, 1)
     }
 
-    /// One entry of a table: its name and its value.
+    /// Reads one entry of a table: its name and its value.
     pub(super) fn entry(&mut self, depth: u32) -> Option<()> {
         self.text()?;
         self.value(depth)
     }
 
-    /// Reads the length of what follows; answers where that ends.
+    /// Reads a length; returns the end of the bytes that follow.
     pub(super) fn length(&mut self) -> Option<usize> {
         let length = usize::try_from(self.u32()?).ok()?;
         self.at.checked_add(length).filter(|end| *end <= self.bytes.len())
@@ -80,7 +86,7 @@ impl<'a> Fields<'a> {
     }
 
     fn value(&mut self, depth: u32) -> Option<()> {
-        let place = self.at;
+        let type_at = self.at;
         let [kind] = self.read()?;
         match kind {
             b't' | b'b' | b'B' => self.skip(1),
@@ -88,14 +94,14 @@ impl<'a> Fields<'a> {
             b'i' | b'I' | b'f' => self.skip(4),
             b'l' | b'L' | b'd' | b'T' => self.skip(8),
             b'D' => self.skip(5),
-            b'S' | BYTES => {
+            b'S' | BYTE_ARRAY => {
                 let end = self.length()?;
                 self.skip(end - self.at)
             }
             b'V' => Some(()),
-            b'A' | b'F' if depth >= DEEPEST => {
-                self.bytes[place] = BYTES;
-                self.mended = true;
+            b'A' | b'F' if depth >= MAX_DEPTH => {
+                self.bytes[type_at] = BYTE_ARRAY;
+                self.changed = true;
                 let end = self.length()?;
                 self.skip(end - self.at)
             }
@@ -115,17 +121,17 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Makes UTF-8 of it; whether that took anything.
-fn readable(mut text: &mut [u8]) -> bool {
-    let mut mended = false;
+/// Replaces bytes that are not UTF-8; returns true when there were any.
+fn make_utf8(mut text: &mut [u8]) -> bool {
+    let mut changed = false;
     while let Err(problem) = std::str::from_utf8(text) {
         let from = problem.valid_up_to();
         let to = problem.error_len().map_or(text.len(), |length| from + length);
-        text[from..to].fill(INSTEAD);
+        text[from..to].fill(REPLACEMENT);
         text = &mut text[to..];
-        mended = true;
+        changed = true;
     }
-    mended
+    changed
 }
 
 #[cfg(test)]
@@ -142,18 +148,18 @@ mod tests {
             (b"", ""),
         ] {
             let mut text = given.to_vec();
-            let mended = readable(&mut text);
-            assert_eq!((String::from_utf8(text).unwrap().as_str(), mended), (expected, given != expected.as_bytes()));
+            let changed = make_utf8(&mut text);
+            assert_eq!((String::from_utf8(text).unwrap().as_str(), changed), (expected, given != expected.as_bytes()));
         }
     }
 
     #[test]
-    fn what_is_no_field_is_left_alone_and_nothing_is_read_beyond_the_end() {
+    fn invalid_fields_stay_unchanged_and_nothing_is_read_beyond_the_end() {
         for bad in
             [&b"\0\0\0\x05\x01a?"[..], b"\xff\xff\xff\xff", b"\0\0\0\x08\x01aS\0\0\0\x09x", b"\0\0\0\x03\x05ab", b""]
         {
             let mut bytes = bad.to_vec();
-            assert_eq!(Fields::new(&mut bytes).table(), None, "{bad:?}");
+            assert_eq!(FrameReader::new(&mut bytes).table(), None, "{bad:?}");
             assert_eq!(bytes, bad);
         }
     }

@@ -1,0 +1,223 @@
+//! Messages that enter and leave a queue, the settlements of a delivery, and the errors.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::domain::lane::Lane;
+use crate::domain::outcome::RetryDelay;
+
+/// Message properties. Broker bookkeeping such as `x-death` is not in `headers`, and copies do not
+/// carry it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// Media type; absent means JSON.
+    pub content_type: Option<String>,
+    /// Must equal the job's id when set.
+    pub message_id: Option<String>,
+    /// Queue to which the producer wants a copy of the outcomes.
+    pub reply_to: Option<String>,
+    /// Identifier that correlates a reply with its request; returned in the reply.
+    pub correlation_id: Option<String>,
+    /// AMQP `type`; `consign.check.v1` requests a connection test.
+    pub kind: Option<String>,
+    /// Text headers. Numbers and booleans are given as text. Names are case-sensitive.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// One unacknowledged message. Settle it exactly once with [`Queue::settle`](super::Queue::settle).
+#[derive(Debug)]
+pub struct Delivery {
+    /// Lane that delivered it.
+    pub lane: Lane,
+    /// Body, unchanged.
+    pub body: Bytes,
+    /// Message properties.
+    pub properties: Properties,
+    /// Routing key of the first publish (`job.scheduled.acme`).
+    pub routing_key: String,
+    /// True when the queue has delivered this message before.
+    pub redelivered: bool,
+    /// Number of earlier deliveries without a settlement (`x-delivery-count`).
+    pub delivery_count: u64,
+    /// Handle of the delivery in the queue.
+    pub ticket: DeliveryTag,
+}
+
+/// Handle of a delivery in the queue: the channel's generation, and the tag within it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeliveryTag {
+    /// Generation of the channel. A settlement for an older generation is lost.
+    pub generation: u64,
+    /// Lane of the channel.
+    pub lane: Lane,
+    /// Delivery tag.
+    pub tag: u64,
+}
+
+/// Outcome to publish to `consign.outcomes` and, best effort, to `reply_to`.
+#[derive(Debug, Clone)]
+pub struct OutcomeEvent {
+    /// `transfer.<outcome>.<dest>`.
+    pub routing_key: String,
+    /// CloudEvents id, which is also the AMQP message id.
+    pub id: String,
+    /// Structured JSON.
+    pub body: Bytes,
+    /// Queue that the job's `reply_to` names, with its correlation id.
+    pub reply_to: Option<(String, Option<String>)>,
+}
+
+/// Outcome as it was published.
+#[derive(Debug, Clone)]
+pub struct OutcomeMessage {
+    /// `transfer.<outcome>.<dest>`.
+    pub routing_key: String,
+    /// Structured JSON.
+    pub body: Vec<u8>,
+}
+
+/// Reply to a request. Unlike the copy of an outcome, it is the only result.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// Queue that the request names.
+    pub to: String,
+    /// Correlation id of the request.
+    pub correlation_id: Option<String>,
+    /// AMQP `type` of the request.
+    pub kind: String,
+    /// JSON.
+    pub body: Bytes,
+}
+
+/// Settlement of a delivery. Consumed by value, performed once.
+///
+/// A copy has the body and the content type that the [`Delivery`] has when it is settled. The
+/// caller may have replaced them, to carry a checkpoint or to restore the original. Everything else
+/// is copied unchanged.
+#[derive(Debug)]
+pub enum Settlement {
+    /// Acknowledges the delivery.
+    Ack,
+    /// Publishes a copy that waits for `delay` and then returns to its lane. The attempt was
+    /// charged.
+    Retry {
+        /// Delay.
+        delay: RetryDelay,
+        /// Headers to set on the copy, such as the attempt counters.
+        headers: BTreeMap<String, String>,
+    },
+    /// As `Retry`, for an attempt that was not charged (metric action `defer`).
+    Defer {
+        /// Delay.
+        delay: RetryDelay,
+        /// Headers to set on the copy.
+        headers: BTreeMap<String, String>,
+    },
+    /// Publishes a copy to the dead letters. The body is unchanged.
+    DeadLetter {
+        /// Headers to set on the copy: `x-error-reason` and related ones.
+        headers: BTreeMap<String, String>,
+    },
+    /// Publishes a copy to lane `continued`, so that the next free worker resumes the job.
+    HandOff {
+        /// Headers to set on the copy.
+        headers: BTreeMap<String, String>,
+    },
+    /// Requeues the delivery unchanged for another worker. Under a lease: as `HandOff`, without new
+    /// headers.
+    Requeue,
+}
+
+impl Settlement {
+    /// Returns the `action` label of `consign_broker_settlements_total`.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::Ack => "ack",
+            Self::Retry { .. } => "retry",
+            Self::Defer { .. } => "defer",
+            Self::DeadLetter { .. } => "dead",
+            Self::HandOff { .. } => "lease",
+            Self::Requeue => "return",
+        }
+    }
+}
+
+/// Message that keeps a job under a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseMessage {
+    /// Encoded lease.
+    pub body: Bytes,
+    /// Media type of the lease.
+    pub content_type: String,
+    /// Headers to set in addition to those of the delivery.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// Item of the control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlEvent {
+    /// Control message as it was published.
+    Message(Bytes),
+    /// End of the backlog: all messages that existed at the start of reading have been returned.
+    /// Later ones follow as they are published.
+    CaughtUp,
+}
+
+/// Message as a producer publishes it.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// `job.scheduled.<dest>` or `job.backfill.<dest>`.
+    pub routing_key: String,
+    /// Body.
+    pub body: Bytes,
+    /// Properties. The queue sets `delivery_mode` 2.
+    pub properties: Properties,
+}
+
+/// Result of [`Queue::release_delayed`](super::Queue::release_delayed).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Number of copies that returned to their lanes.
+    pub count: u64,
+    /// True when not all waiting messages were examined. The rest return when their delay is over.
+    pub partly: bool,
+}
+
+/// Number of messages in the queues of one `broker.prefix` at one moment. Unacknowledged messages
+/// are not counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Depths {
+    /// Jobs that a worker may take, by lane.
+    pub lanes: Vec<(Lane, u64)>,
+    /// Copies in the wait queues, by delay.
+    pub waiting: Vec<(RetryDelay, u64)>,
+    /// Dead letters.
+    pub dead: u64,
+}
+
+/// Error of a queue operation.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QueueError {
+    /// The channel of the delivery is closed; the queue delivers the message again.
+    #[error("the delivery's channel is gone; the queue delivers it again")]
+    Lost,
+    /// The broker did not accept or confirm a message in time.
+    #[error("the broker is unavailable: {0}")]
+    Unavailable(String),
+    /// The broker refuses the login or a permission.
+    #[error("the broker denies access: {0}")]
+    Denied(String),
+    /// The broker refused a message (returned or nacked): a queue or binding is missing, or full.
+    #[error("the broker refused the message: {0}")]
+    Refused(String),
+    /// The topology differs from the expected one.
+    #[error("the topology is not as it must be: {0}")]
+    Topology(String),
+    /// Another process holds a resource that only one may hold at a time.
+    #[error("{0}")]
+    Busy(String),
+    /// The queue can't be used as configured, and waiting does not help: an operator must act.
+    #[error("the queue can't be used: {0}")]
+    Unusable(String),
+}

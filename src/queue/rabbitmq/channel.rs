@@ -1,0 +1,77 @@
+//! Operations on one channel: prefetch, acknowledgements, message counts and locks.
+
+use std::time::Duration;
+
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Acker, Channel, Connection};
+
+use super::connection::{call, open_channel};
+use super::errors;
+use super::fields::short;
+use crate::queue::QueueError;
+
+const REQUEUE: BasicNackOptions = BasicNackOptions { multiple: false, requeue: true };
+/// Limit for one acknowledgement.
+const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Opens a channel whose consumers hold at most `prefetch` unacknowledged messages each.
+pub(super) async fn with_prefetch(connection: &Connection, prefetch: u16) -> Result<Channel, QueueError> {
+    set_prefetch(open_channel(connection).await?, prefetch).await
+}
+
+/// Sets the number of unacknowledged messages of each consumer.
+pub(super) async fn set_prefetch(channel: Channel, prefetch: u16) -> Result<Channel, QueueError> {
+    // A prefetch of 0 means "no limit" to the broker.
+    call("setting the prefetch", channel.basic_qos(prefetch.max(1), BasicQosOptions::default())).await?;
+    Ok(channel)
+}
+
+/// Acknowledges a delivery. `Lost` when its channel is closed.
+pub(super) async fn acknowledge(acker: &Acker) -> Result<(), QueueError> {
+    answered(acker.ack(BasicAckOptions::default())).await
+}
+
+/// Requeues a delivery (`basic.nack`). `Lost` when its channel is closed.
+pub(super) async fn requeue(acker: &Acker) -> Result<(), QueueError> {
+    answered(acker.nack(REQUEUE)).await
+}
+
+/// Requeues a delivery; a closed channel has requeued it anyway.
+pub(super) async fn requeue_or_lose(acker: &Acker) {
+    if requeue(acker).await.is_err() {
+        tracing::debug!("a delivery was not requeued; its channel is closed");
+    }
+}
+
+async fn answered(sending: impl Future<Output = lapin::Result<bool>>) -> Result<(), QueueError> {
+    match tokio::time::timeout(ACK_TIMEOUT, sending).await {
+        Ok(Ok(true)) => Ok(()),
+        // `Ok(false)` is lapin's result for a closed channel.
+        Ok(Ok(false) | Err(_)) | Err(_) => Err(QueueError::Lost),
+    }
+}
+
+/// Returns the number of messages in a queue that are not delivered.
+pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u64, QueueError> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(short(queue)?, passive, FieldTable::default());
+    Ok(call("counting a queue", declared).await?.message_count().into())
+}
+
+/// Takes a lock that lasts until the connection ends: an exclusive queue of this name. While
+/// another connection holds it, fails as `Busy` with the text `busy`, and the broker closes the
+/// channel.
+pub(super) async fn lock(channel: &Channel, queue: &str, busy: &str) -> Result<(), QueueError> {
+    let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(short(queue)?, own, FieldTable::default());
+    call(&format!("reserving {queue}"), async {
+        match declared.await {
+            Ok(_) => Ok(Ok(())),
+            Err(error) if errors::is_locked(&error) => Ok(Err(QueueError::Busy(busy.to_owned()))),
+            Err(error) => Err(error),
+        }
+    })
+    .await
+    .map_err(errors::requires(format!("configure on `{queue}`")))?
+}

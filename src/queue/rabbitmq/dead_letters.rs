@@ -1,0 +1,309 @@
+//! Pass over the dead letters on RabbitMQ.
+//!
+//! A quorum queue can't be peeked. So each letter is fetched with `basic.get` and held,
+//! unacknowledged, until the pass ends; then all of them are requeued at once. A consumer would
+//! have to hold every letter that does not match, so it could have no prefetch limit, and the
+//! client would buffer every body of the queue. A get costs a round trip and holds one body at a
+//! time.
+//!
+//! Consequences: `x-delivery-count` of each letter rises by one per pass (the queue's limit is a
+//! million), and two passes at once would each see a part. An exclusive queue of a fixed name is
+//! the lock; the broker deletes it with its connection, however that ends. The broker closes a
+//! channel that holds a message for 30 minutes, so a long pass requeues everything before that and
+//! continues with the letters that it has not returned yet.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use lapin::options::{BasicGetOptions, BasicNackOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Acker, BasicProperties, Channel, Connection};
+use tokio::time::Instant;
+
+use super::channel::{acknowledge, depth, lock};
+use super::connection::{self, Endpoint, call};
+use super::errors;
+use super::fields::{as_text, short, visible};
+use super::health::SessionHealth;
+use super::messages;
+use super::publisher::{OutgoingMessage, Publisher};
+use super::topology::Names;
+use crate::config::BrokerConfig;
+use crate::domain::headers::{ERROR_CLASS, ERROR_MESSAGE, ERROR_REASON, LAST_FAILURE_AT};
+use crate::metrics::Metrics;
+use crate::queue::{DeadLetter, LetterId, QueueError};
+use crate::runtime::failpoints;
+
+/// Time for which letters are held before they are requeued and fetched again. Far below the
+/// broker's 30 minutes: the caller may pause between two letters.
+const HOLD_TIME: Duration = Duration::from_mins(10);
+/// Limit for requeued letters to be counted again.
+const REQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval of that check.
+const REQUEUE_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Pass over the dead letters, see [`crate::queue::DeadLetters`].
+pub struct RabbitMqDeadLetters {
+    endpoint: Endpoint,
+    names: Names,
+    connection: Connection,
+    /// Channel of the lock.
+    _lock: Channel,
+    channel: Channel,
+    publisher: Option<Publisher>,
+    count: u64,
+    removed: u64,
+    /// Time at which the channel was opened.
+    opened_at: Instant,
+    /// Letters fetched by this channel.
+    fetched: u64,
+    /// Letters removed by this channel.
+    removed_here: u64,
+    current: Option<CurrentLetter>,
+    /// Letters that were returned to the caller and kept.
+    kept: HashMap<LetterId, u32>,
+    /// Those of them that this channel will fetch again.
+    repeated: HashMap<LetterId, u32>,
+    hold_time: Duration,
+}
+
+struct CurrentLetter {
+    letter: DeadLetter,
+    properties: BasicProperties,
+    acker: Acker,
+}
+
+impl RabbitMqDeadLetters {
+    /// Connects, takes the lock, and counts.
+    pub(in crate::queue) async fn open(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
+        Self::open_for(HOLD_TIME, config, name).await
+    }
+
+    /// Opens a pass with another hold time: for tests.
+    #[doc(hidden)]
+    pub async fn open_for(hold_time: Duration, config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
+        let endpoint = Endpoint::parse(config, name)?;
+        let names = Names::new(&config.prefix);
+        let connection = endpoint.connect("dead letters").await?;
+        let lock_channel = connection::open_channel(&connection).await?;
+        let busy = "another `consign dead` is working on these dead letters; wait for it, or end it";
+        lock(&lock_channel, &names.dead_lock(), busy).await?;
+        let channel = connection::open_channel(&connection).await?;
+        let count = depth(&channel, &names.dead()).await?;
+        Ok(Self {
+            endpoint,
+            names,
+            connection,
+            _lock: lock_channel,
+            channel,
+            publisher: None,
+            count,
+            removed: 0,
+            opened_at: Instant::now(),
+            fetched: 0,
+            removed_here: 0,
+            current: None,
+            kept: HashMap::new(),
+            repeated: HashMap::new(),
+            hold_time,
+        })
+    }
+
+    /// Returns the number of letters at the beginning.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Returns the next letter. Later letters are behind those of the pass in the queue, and are
+    /// not returned.
+    pub async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
+        self.keep();
+        loop {
+            if self.opened_at.elapsed() >= self.hold_time {
+                self.reopen().await?;
+            }
+            if self.fetched >= self.count - self.removed + self.removed_here {
+                return Ok(None);
+            }
+            let got = self.channel.basic_get(short(&self.names.dead())?, BasicGetOptions { no_ack: false });
+            let got = call("fetching a dead letter", got).await;
+            let got = got.map_err(errors::requires(format!("read on the queue `{}`", self.names.dead())))?;
+            let Some(message) = got else { return Ok(None) };
+            self.fetched += 1;
+            let lapin::message::Delivery { routing_key, properties, data, acker, .. } = message.delivery;
+            let letter = read(routing_key.as_str(), &properties, data);
+            if self.was_returned(letter.id()) {
+                continue;
+            }
+            self.current = Some(CurrentLetter { letter: letter.clone(), properties, acker });
+            return Ok(Some(letter));
+        }
+    }
+
+    fn was_returned(&mut self, id: &LetterId) -> bool {
+        match self.repeated.get_mut(id) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Keeps the letter that was returned last.
+    fn keep(&mut self) {
+        if let Some(current) = self.current.take() {
+            *self.kept.entry(current.letter.id().clone()).or_default() += 1;
+        }
+    }
+
+    /// Publishes a copy to the job's lane, then removes the letter.
+    pub async fn requeue(&mut self) -> Result<(), QueueError> {
+        let current = self.current.as_ref().ok_or(QueueError::Lost)?;
+        let message = messages::requeued(&self.names, &current.letter, &current.properties)?;
+        self.publish(&message).await?;
+        failpoints::hit("requeued");
+        self.discard().await
+    }
+
+    /// Removes the letter.
+    pub async fn discard(&mut self) -> Result<(), QueueError> {
+        let current = self.current.take().ok_or(QueueError::Lost)?;
+        acknowledge(&current.acker).await?;
+        self.removed += 1;
+        self.removed_here += 1;
+        Ok(())
+    }
+
+    /// Publishes a letter to the dead letters.
+    pub async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
+        let message = messages::imported(&self.names, letter)?;
+        self.publish(&message).await?;
+        failpoints::hit("put_back");
+        Ok(())
+    }
+
+    /// Uses a connection of its own: the broker would not read acknowledgements from a blocked one.
+    async fn publish(&mut self, message: &OutgoingMessage) -> Result<(), QueueError> {
+        let publisher = if let Some(publisher) = &self.publisher {
+            publisher
+        } else {
+            let connection = self.endpoint.connect("requeue").await?;
+            let (health, metrics) = (Arc::new(SessionHealth::default()), Arc::new(Metrics::new(1)));
+            self.publisher.insert(Publisher::new(connection, health, metrics))
+        };
+        publisher.publish(message).await
+    }
+
+    /// Requeues everything and continues with a new channel.
+    async fn reopen(&mut self) -> Result<(), QueueError> {
+        self.requeue_all().await;
+        self.channel = connection::open_channel(&self.connection).await?;
+        (self.opened_at, self.fetched, self.removed_here) = (Instant::now(), 0, 0);
+        self.repeated.clone_from(&self.kept);
+        Ok(())
+    }
+
+    /// Requeues everything. Returns when the queue counts it again: the next pass must not find a
+    /// part.
+    async fn requeue_all(&mut self) {
+        self.keep();
+        let held = self.fetched - self.removed_here;
+        let all = BasicNackOptions { multiple: true, requeue: true };
+        if held == 0 || self.channel.basic_nack(0, all).await.is_err() {
+            return;
+        }
+        let end = Instant::now() + REQUEUE_TIMEOUT;
+        while Instant::now() < end {
+            match depth(&self.channel, &self.names.dead()).await {
+                Ok(depth) if depth < held => tokio::time::sleep(REQUEUE_POLL_INTERVAL).await,
+                _ => break,
+            }
+        }
+    }
+
+    /// Requeues everything and disconnects.
+    pub async fn close(mut self) {
+        self.requeue_all().await;
+        if let Some(publisher) = &self.publisher {
+            connection::close(publisher.connection()).await;
+        }
+        connection::close(&self.connection).await;
+    }
+}
+
+fn read(routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> DeadLetter {
+    let mut shown = visible(properties);
+    let death = properties.headers().as_ref().and_then(BrokerDeath::of);
+    if let Some(death) = death.as_ref().filter(|_| !shown.headers.contains_key(ERROR_REASON)) {
+        shown.headers.extend(death.headers());
+    }
+    let key = messages::letter_key(routing_key, properties.headers().as_ref());
+    DeadLetter::new(key, Bytes::from(body), shown, death.and_then(|death| death.at))
+}
+
+/// Entry of `x-death` of a message that the broker dead-lettered.
+struct BrokerDeath {
+    reason: String,
+    queue: String,
+    at: Option<Timestamp>,
+}
+
+impl BrokerDeath {
+    /// Reads the newest entry, which is the first.
+    fn of(headers: &FieldTable) -> Option<Self> {
+        let Some(AMQPValue::FieldArray(entries)) = headers.inner().get("x-death") else { return None };
+        let Some(AMQPValue::FieldTable(entry)) = entries.as_slice().first() else { return None };
+        let text = |name: &str| entry.inner().get(name).and_then(as_text).unwrap_or_default();
+        let at = match entry.inner().get(&ShortString::from("time")) {
+            Some(AMQPValue::Timestamp(seconds)) => i64::try_from(*seconds).ok(),
+            _ => None,
+        };
+        let at = at.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        Some(Self { reason: text("reason"), queue: text("queue"), at })
+    }
+
+    /// Returns the headers that a worker would have written.
+    fn headers(&self) -> impl Iterator<Item = (String, String)> {
+        let limit = if self.reason == "delivery_limit" { " after too many deliveries" } else { "" };
+        let message = format!("the broker dead-lettered it in {}{limit} ({})", self.queue, self.reason);
+        let at = self.at.map(|at| (LAST_FAILURE_AT.to_owned(), at.to_string()));
+        let reason = (ERROR_REASON.to_owned(), self.reason.clone());
+        [reason, (ERROR_CLASS.to_owned(), "broker".to_owned()), (ERROR_MESSAGE.to_owned(), message)]
+            .into_iter()
+            .chain(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::FieldArray;
+
+    use super::*;
+
+    #[test]
+    fn a_letter_of_the_broker_has_its_reason_and_time() {
+        let mut entry = FieldTable::default();
+        entry.insert("reason".into(), AMQPValue::LongString("delivery_limit".into()));
+        entry.insert("queue".into(), AMQPValue::LongString("consign.jobs.scheduled".into()));
+        entry.insert("time".into(), AMQPValue::Timestamp(1_800_000_000));
+        let mut headers = FieldTable::default();
+        headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(entry)])));
+        let properties = BasicProperties::default().with_headers(headers.clone());
+        let letter = read("job.scheduled.acme", &properties, b"{}".to_vec());
+        assert_eq!((letter.reason(), letter.class()), ("delivery_limit", "broker"));
+        assert!(letter.message().contains("consign.jobs.scheduled"), "{}", letter.message());
+        assert_eq!(letter.died_at(), Timestamp::from_second(1_800_000_000).ok());
+
+        headers.insert("x-error-reason".into(), AMQPValue::LongString("source_not_found".into()));
+        let letter = read("job.scheduled.acme", &BasicProperties::default().with_headers(headers), vec![]);
+        assert_eq!(
+            (letter.reason(), letter.class()),
+            ("source_not_found", ""),
+            "the worker's reason overrides that of the broker"
+        );
+    }
+}

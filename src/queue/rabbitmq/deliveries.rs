@@ -1,0 +1,139 @@
+//! Deliveries of all lanes: prefetched ones, and unacknowledged ones that the worker has.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use lapin::{Acker, BasicProperties};
+
+use super::channel::requeue_or_lose;
+use super::fields::{delivery_count, visible};
+use super::messages;
+use crate::domain::lane::Lane;
+use crate::queue::prefetch::PrefetchBuffer;
+use crate::queue::{Delivery, DeliveryTag};
+
+/// Delivery that the worker has not asked for yet.
+#[derive(Debug)]
+pub(super) struct PrefetchedDelivery {
+    generation: u64,
+    inner: lapin::message::Delivery,
+}
+
+impl PrefetchedDelivery {
+    /// Wraps a delivery of a session.
+    pub(super) fn new(generation: u64, inner: lapin::message::Delivery) -> Self {
+        Self { generation, inner }
+    }
+
+    /// Returns the delivery as the broker sent it.
+    pub(super) fn message(&self) -> &lapin::message::Delivery {
+        &self.inner
+    }
+
+    /// Requeues the delivery unchanged.
+    pub(super) async fn requeue(self) {
+        requeue_or_lose(&self.inner.acker).await;
+    }
+
+    /// Splits into the worker's part, and the part that settles it.
+    fn hand_out(self, lane: Lane) -> (Delivery, UnackedDelivery) {
+        let lapin::message::Delivery { delivery_tag, routing_key, redelivered, properties, data, acker, .. } =
+            self.inner;
+        let headers = properties.headers().as_ref();
+        let delivery = Delivery {
+            lane,
+            body: Bytes::from(data),
+            routing_key: messages::job_key(routing_key.as_str(), lane, headers),
+            redelivered,
+            delivery_count: delivery_count(headers),
+            properties: visible(&properties),
+            ticket: DeliveryTag { generation: self.generation, lane, tag: delivery_tag },
+        };
+        (delivery, UnackedDelivery { acker, properties })
+    }
+}
+
+/// Delivery that the worker has: its acker, and its properties as received, so that a copy loses
+/// none.
+#[derive(Debug)]
+pub(super) struct UnackedDelivery {
+    pub(super) acker: Acker,
+    properties: BasicProperties,
+}
+
+/// Prefetched and unacknowledged deliveries. Outlives the sessions.
+#[derive(Debug, Default)]
+pub(super) struct Deliveries {
+    prefetched: PrefetchBuffer<PrefetchedDelivery>,
+    unacked: Mutex<HashMap<DeliveryTag, UnackedDelivery>>,
+}
+
+impl Deliveries {
+    fn unacked(&self) -> MutexGuard<'_, HashMap<DeliveryTag, UnackedDelivery>> {
+        self.unacked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the buffer of prefetched deliveries.
+    pub(super) fn prefetched(&self) -> &PrefetchBuffer<PrefetchedDelivery> {
+        &self.prefetched
+    }
+
+    /// Returns the next delivery of a lane, unacknowledged from now on; `None` once closed. Cancel
+    /// safe.
+    pub(super) async fn next(&self, lane: Lane) -> Option<Delivery> {
+        let hand_out = |prefetched: PrefetchedDelivery| {
+            let (delivery, unacked) = prefetched.hand_out(lane);
+            self.unacked().insert(delivery.ticket, unacked);
+            delivery
+        };
+        self.prefetched.next(lane, hand_out).await
+    }
+
+    /// Returns the properties of an unacknowledged delivery as received; `None` after its session.
+    pub(super) fn properties(&self, tag: DeliveryTag) -> Option<BasicProperties> {
+        self.unacked().get(&tag).map(|unacked| unacked.properties.clone())
+    }
+
+    /// Returns true while a delivery is unacknowledged and its session lasts.
+    pub(super) fn is_unacked(&self, tag: DeliveryTag) -> bool {
+        self.unacked().contains_key(&tag)
+    }
+
+    /// Removes an unacknowledged delivery, to acknowledge or requeue it; `None` after its session.
+    pub(super) fn take(&self, tag: DeliveryTag) -> Option<UnackedDelivery> {
+        self.unacked().remove(&tag)
+    }
+
+    /// Drops everything: the session ended. The broker redelivers all of it, and deliveries that
+    /// the worker has can't be settled any more.
+    pub(super) fn clear(&self) {
+        self.prefetched.clear();
+        self.unacked().clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefetched(generation: u64, tag: u64) -> PrefetchedDelivery {
+        let inner =
+            lapin::message::Delivery::mock(tag, "consign".into(), "job.scheduled.a".into(), false, b"{}".to_vec());
+        PrefetchedDelivery::new(generation, inner)
+    }
+
+    #[tokio::test]
+    async fn a_new_session_has_none_of_the_deliveries_of_the_old_one() {
+        let deliveries = Deliveries::default();
+        deliveries.prefetched.push(Lane::Scheduled, prefetched(1, 1)).unwrap();
+        deliveries.prefetched.push(Lane::Scheduled, prefetched(1, 2)).unwrap();
+        let old = deliveries.next(Lane::Scheduled).await.unwrap();
+        deliveries.clear();
+        deliveries.prefetched.push(Lane::Scheduled, prefetched(2, 1)).unwrap();
+        assert!(deliveries.take(old.ticket).is_none());
+        let next = deliveries.next(Lane::Scheduled).await.unwrap();
+        assert_eq!((next.ticket.generation, next.ticket.tag), (2, 1));
+        assert!(deliveries.take(next.ticket).is_some());
+    }
+}

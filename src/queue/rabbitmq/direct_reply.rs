@@ -1,0 +1,79 @@
+//! Replies to requesters without a queue of their own (RabbitMQ's direct reply-to). The broker
+//! treats an invented name as an error of the whole connection that carries the reply, so these
+//! replies have a connection of their own: such an error must not end the session.
+
+use std::time::Duration;
+
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
+use tokio::sync::Mutex;
+
+use super::connection::{Endpoint, ScopedConnection, call};
+use super::errors;
+use super::publisher::{self, OutgoingMessage, PublishProblem};
+use crate::queue::QueueError;
+
+/// Prefix of the names of such requesters. The broker delivers a mandatory reply to one and yet
+/// returns it as unroutable (<https://www.rabbitmq.com/docs/direct-reply-to>).
+const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
+/// Limit for one confirm.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Returns true for the address of a requester without a queue.
+pub(super) fn is_direct(to: &str) -> bool {
+    to.starts_with(DIRECT_REPLY_PREFIX)
+}
+
+/// Connection for direct replies, opened by the first one. Replies are sent one at a time, so that
+/// it is known which of them ended the connection.
+#[derive(Default)]
+pub(super) struct DirectReplies(Mutex<Option<DirectReplyChannel>>);
+
+struct DirectReplyChannel {
+    connection: ScopedConnection,
+    channel: Channel,
+}
+
+impl DirectReplyChannel {
+    async fn new(endpoint: &Endpoint) -> Result<Self, QueueError> {
+        let connection = ScopedConnection::connect(endpoint, "replies").await?;
+        let channel = connection.open_channel().await?;
+        call("switching confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(Self { connection, channel })
+    }
+}
+
+impl DirectReplies {
+    /// Publishes and awaits the confirm.
+    ///
+    /// # Errors
+    /// `Refused` when the broker rejects the name, `Unavailable` when it is unreachable.
+    pub(super) async fn publish(&self, endpoint: &Endpoint, message: &OutgoingMessage) -> Result<(), QueueError> {
+        let mut held = self.0.lock().await;
+        let open = match held.take().filter(|open| open.channel.status().connected()) {
+            Some(open) => open,
+            None => DirectReplyChannel::new(endpoint).await?,
+        };
+        let problem = match tokio::time::timeout(CONFIRM_TIMEOUT, publisher::send(&open.channel, message)).await {
+            Ok(Ok(confirmation)) => {
+                *held = Some(open);
+                return publisher::confirmed(confirmation);
+            }
+            Ok(Err(PublishProblem::Name(problem))) => problem,
+            Ok(Err(PublishProblem::Broker(error))) if errors::is_rejection(&error) => {
+                QueueError::Refused(errors::text(&error))
+            }
+            Ok(Err(PublishProblem::Broker(error))) => errors::unavailable(&error),
+            Err(_) => QueueError::Unavailable(format!("no confirm within {} s", CONFIRM_TIMEOUT.as_secs())),
+        };
+        open.connection.close().await;
+        Err(problem)
+    }
+
+    /// Closes the connection.
+    pub(super) async fn close(&self) {
+        if let Some(open) = self.0.lock().await.take() {
+            open.connection.close().await;
+        }
+    }
+}

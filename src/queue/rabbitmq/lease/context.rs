@@ -1,0 +1,33 @@
+//! State of all leases of this process. Outlives the sessions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::owner::OwnerIdentity;
+use super::table::{LeaseTable, LeasedDelivery};
+use crate::domain::headers::{Headers, LEASE_EPOCH, LEASE_OWNER};
+use crate::metrics::Metrics;
+use crate::queue::rabbitmq::deliveries::Deliveries;
+use crate::queue::rabbitmq::topology::Names;
+
+/// Leases of this process, its identity as their owner, and what is needed to renew them.
+pub(in crate::queue::rabbitmq) struct LeaseContext {
+    pub(in crate::queue::rabbitmq) names: Names,
+    pub(in crate::queue::rabbitmq) owner: OwnerIdentity,
+    /// Time that an expired lease waits in the owner's queue before it goes to other workers.
+    pub(in crate::queue::rabbitmq) owner_ttl: Duration,
+    pub(in crate::queue::rabbitmq) table: LeaseTable,
+    pub(in crate::queue::rabbitmq) deliveries: Arc<Deliveries>,
+    pub(in crate::queue::rabbitmq) metrics: Arc<Metrics>,
+}
+
+impl LeaseContext {
+    /// Returns the headers by which a copy of a leased delivery names its owner, so that the worker
+    /// that takes it over can notify this one.
+    pub(in crate::queue::rabbitmq) fn owner_headers(&self, leased: &LeasedDelivery) -> Headers {
+        Headers::from([
+            (LEASE_EPOCH.to_owned(), leased.epoch.to_string()),
+            (LEASE_OWNER.to_owned(), self.owner.address()),
+        ])
+    }
+}

@@ -1,0 +1,269 @@
+//! Renewal of the leases of this process, for the time of one session: returned messages are
+//! renewed, forwarded or acknowledged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use lapin::message::Delivery as Message;
+use lapin::{Acker, Connection, Consumer};
+
+use super::context::LeaseContext;
+use super::decision::{LeaseDecision, LeaseMark};
+use super::owner_queue::OwnerQueue;
+use crate::domain::headers::{Headers, LEASE_EPOCH, LEASE_OWNER, LEASE_SEQ};
+use crate::queue::QueueError;
+use crate::queue::rabbitmq::channel::{acknowledge, requeue_or_lose, with_prefetch};
+use crate::queue::rabbitmq::deliveries::PrefetchedDelivery;
+use crate::queue::rabbitmq::errors;
+use crate::queue::rabbitmq::health::SessionHealth;
+use crate::queue::rabbitmq::messages::{self, JobCopy};
+use crate::queue::rabbitmq::publisher::Publisher;
+
+/// Returned leases that are not answered yet. Each may have 2 MiB.
+const PREFETCH: u16 = 8;
+/// Interval of the removal of jobs that ended long ago.
+const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
+/// Delay before a lease that could not be renewed or forwarded is requeued.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Limit for one notice: a queue that does not confirm must not end this session.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limit for the broker to bring the owner's queue up. A queue that was declared moments before its
+/// broker was killed can stay without a leader for ever (seen on 3.10). The process then changes
+/// its address.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses tried in one session.
+const MAX_ADDRESSES: usize = 2;
+
+/// Renewer of the leases of one session.
+pub(in crate::queue::rabbitmq) struct LeaseRenewer {
+    pub(super) context: Arc<LeaseContext>,
+    pub(super) queue: OwnerQueue,
+    publisher: Arc<Publisher>,
+}
+
+impl LeaseRenewer {
+    /// Opens the owner's queue. It is declared whatever `broker.declare` says, because it belongs
+    /// to this process.
+    pub(in crate::queue::rabbitmq) async fn open(
+        context: &Arc<LeaseContext>,
+        connection: &Connection,
+        publisher: &Arc<Publisher>,
+    ) -> Result<(Arc<Self>, Consumer), QueueError> {
+        for _ in 0..MAX_ADDRESSES {
+            // A channel with an unanswered call is not usable any more.
+            let queue = OwnerQueue::new(context, with_prefetch(connection, PREFETCH).await?);
+            if let Ok(consumer) = tokio::time::timeout(QUEUE_TIMEOUT, queue.consume()).await {
+                let (context, publisher) = (Arc::clone(context), Arc::clone(publisher));
+                return Ok((Arc::new(Self { context, queue, publisher }), consumer?));
+            }
+            tracing::warn!(queue = queue.name(), "the queue for leases does not respond; using another");
+            context.owner.change_address();
+        }
+        Err(QueueError::Unavailable("no queue for leases answers".to_owned()))
+    }
+
+    /// Returns true while the channel of the owner's queue is open.
+    pub(in crate::queue::rabbitmq) fn is_connected(&self) -> bool {
+        self.queue.is_connected()
+    }
+
+    /// Handles returned messages until the session ends.
+    pub(in crate::queue::rabbitmq) async fn run(self: Arc<Self>, mut consumer: Consumer, health: Arc<SessionHealth>) {
+        if self.context.owner.previous_address().is_some() {
+            self.renew_all().await;
+        }
+        let mut prune = tokio::time::interval(PRUNE_INTERVAL);
+        loop {
+            tokio::select! {
+                item = consumer.next() => match item {
+                    Some(Ok(message)) => self.returned(message).await,
+                    Some(Err(error)) => return health.end(&errors::text(&error)),
+                    None => break,
+                },
+                _ = prune.tick() => {
+                    for key in self.context.table.prune() {
+                        let _ = self.queue.unbind(&key).await;
+                    }
+                }
+            }
+        }
+        if !self.queue.is_cancelled() {
+            let queue = self.queue.name();
+            health.end(&format!("the broker ended the consumer of {queue} (was the queue deleted?)"));
+        }
+    }
+
+    /// After a change of address, leases in the previous queue may be lost.
+    async fn renew_all(&self) {
+        for key in self.context.table.active_keys() {
+            if let Err(error) = self.publish_renewal(&key).await {
+                tracing::warn!(%error, key, "a lease could not be renewed at the new address");
+            }
+        }
+    }
+
+    /// Handles a message of the owner's queue.
+    async fn returned(&self, message: Message) {
+        let mark = LeaseMark::read(message.properties.headers().as_ref());
+        let routing_key = message.routing_key.to_string();
+        let Some((mark, key)) = mark.as_ref().and_then(|mark| Some((mark, mark.key(&routing_key)?))) else {
+            return self.forward(&message, None).await;
+        };
+        match self.decide(key, mark) {
+            LeaseDecision::Renew => self.renew(key, &message.acker).await,
+            LeaseDecision::HandOff | LeaseDecision::Unknown if !mark.is_notice() => {
+                self.forward(&message, Some((key, mark))).await;
+            }
+            decision => {
+                if decision == LeaseDecision::Outdated && !mark.is_notice() {
+                    self.notify_outdated(key, &message);
+                }
+                acknowledge_or_lose(&message.acker).await;
+            }
+        }
+        self.unbind_unwanted(key).await;
+    }
+
+    /// Examines a delivery of lane `continued`. Leases of running transfers, outdated leases and
+    /// notices end here. Returns everything that is a job for the worker.
+    pub(in crate::queue::rabbitmq) async fn filter(&self, delivery: PrefetchedDelivery) -> Option<PrefetchedDelivery> {
+        let message = delivery.message();
+        let mark = LeaseMark::read(message.properties.headers().as_ref());
+        let routing_key = message.routing_key.to_string();
+        let Some((mark, key)) = mark.as_ref().and_then(|mark| Some((mark, mark.key(&routing_key)?))) else {
+            return Some(delivery);
+        };
+        let decision = self.decide(key, mark);
+        let is_job = match decision {
+            _ if mark.is_notice() => false,
+            // Without a running transfer to notify, the worker examines it.
+            LeaseDecision::Outdated => !self.notify_outdated(key, message),
+            LeaseDecision::Renew | LeaseDecision::Settled => false,
+            LeaseDecision::Superseded | LeaseDecision::TakenOver | LeaseDecision::HandOff | LeaseDecision::Unknown => {
+                true
+            }
+        };
+        if decision == LeaseDecision::Renew {
+            self.renew(key, &message.acker).await;
+        } else if !is_job {
+            acknowledge_or_lose(&message.acker).await;
+        }
+        if decision != LeaseDecision::Unknown {
+            self.unbind_unwanted(key).await;
+        }
+        is_job.then_some(delivery)
+    }
+
+    /// Passes an outdated lease to the running transfer; false without one.
+    fn notify_outdated(&self, key: &str, message: &Message) -> bool {
+        let holder = self.context.table.holder(key);
+        if let Some(holder) = &holder {
+            holder.outdated(Bytes::copy_from_slice(&message.data));
+        }
+        holder.is_some()
+    }
+
+    fn decide(&self, key: &str, mark: &LeaseMark) -> LeaseDecision {
+        let (decision, lost) = self.context.table.decide(self.context.owner.name(), key, mark);
+        tracing::debug!(key, ?mark, ?decision, "a lease returned");
+        if let Some(holder) = lost {
+            tracing::warn!(key, owner = mark.owner, "another worker has taken over a job that was leased here");
+            holder.lost();
+        }
+        decision
+    }
+
+    /// Publishes the next lease, then acknowledges the returned one. Requeues it after a pause when
+    /// that fails.
+    async fn renew(&self, key: &str, returned: &Acker) {
+        match self.publish_renewal(key).await {
+            // No transfer is running any more: decide about the message again.
+            Ok(false) => requeue_or_lose(returned).await,
+            Ok(true) => acknowledge_or_lose(returned).await,
+            Err(error) => {
+                tracing::warn!(%error, key, "a lease could not be renewed; trying again");
+                tokio::time::sleep(RETRY_PAUSE).await;
+                requeue_or_lose(returned).await;
+            }
+        }
+        self.notify_former_owner(key).await;
+    }
+
+    /// Publishes the next lease of a key, confirmed. False when no transfer is running.
+    pub(super) async fn publish_renewal(&self, key: &str) -> Result<bool, QueueError> {
+        let Some(renewal) = self.context.table.next_renewal(key) else { return Ok(false) };
+        let message = renewal.holder.message();
+        let mut headers = message.headers;
+        headers.insert(LEASE_EPOCH.to_owned(), renewal.epoch.to_string());
+        headers.insert(LEASE_OWNER.to_owned(), self.queue.address().to_owned());
+        headers.insert(LEASE_SEQ.to_owned(), renewal.seq.to_string());
+        let copy = JobCopy {
+            routing_key: &renewal.job_key,
+            body: &message.body,
+            content_type: Some(&message.content_type),
+            original: &renewal.properties,
+            headers,
+        };
+        self.publisher.publish(&messages::lease(&self.context.names, key, copy)?).await?;
+        self.context.table.confirmed(key, renewal.epoch, renewal.seq);
+        Ok(true)
+    }
+
+    /// Forwards a message to other workers. `known` is its lease.
+    async fn forward(&self, message: &Message, known: Option<(&str, &LeaseMark)>) {
+        let forwarded = match messages::forwarded(&self.context.names, message) {
+            Ok(copy) => self.publisher.publish(&copy).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = forwarded {
+            tracing::warn!(%error, "a job could not be forwarded to other workers; trying again");
+            tokio::time::sleep(RETRY_PAUSE).await;
+            return requeue_or_lose(&message.acker).await;
+        }
+        if let Some((key, mark)) = known {
+            self.context.table.forwarded(key, mark);
+        }
+        acknowledge_or_lose(&message.acker).await;
+    }
+
+    /// Notifies the former owner of a take-over, and unbinds its queues. The next renewal repeats a
+    /// notice that failed.
+    pub(super) async fn notify_former_owner(&self, key: &str) {
+        let Some((epoch, former)) = self.context.table.former_owner(key) else { return };
+        match tokio::time::timeout(NOTICE_TIMEOUT, self.publish_notice(key, epoch, &former)).await {
+            Ok(Ok(())) => self.context.table.former_owner_notified(key, epoch),
+            Ok(Err(error)) => tracing::debug!(%error, key, former, "the former owner is not notified yet"),
+            Err(_) => tracing::debug!(key, former, "the former owner's queue does not respond; it is not notified yet"),
+        }
+    }
+
+    /// The notice comes first: it reaches a living owner by its address, not by the key.
+    async fn publish_notice(&self, key: &str, epoch: u32, former: &str) -> Result<(), QueueError> {
+        let headers = Headers::from([
+            (LEASE_EPOCH.to_owned(), epoch.to_string()),
+            (LEASE_OWNER.to_owned(), self.queue.address().to_owned()),
+        ]);
+        self.publisher.publish(&messages::notice(&self.context.names, former, key, headers)?).await?;
+        self.queue.unbind_former(former, key).await
+    }
+
+    /// Unbinds a key whose leases need not return here any more. The next session repeats a
+    /// failure.
+    pub(super) async fn unbind_unwanted(&self, key: &str) {
+        if self.context.table.is_wanted(key) {
+            return;
+        }
+        match self.queue.unbind(key).await {
+            Ok(()) => self.context.table.unbound(key),
+            Err(error) => tracing::debug!(%error, key, "the key of a lease is still bound"),
+        }
+    }
+}
+
+async fn acknowledge_or_lose(acker: &Acker) {
+    if acknowledge(acker).await.is_err() {
+        tracing::debug!("a finished lease will be redelivered; its channel is closed");
+    }
+}

@@ -1,0 +1,183 @@
+//! Publisher with confirms: a message counts as published when the broker has acknowledged it and
+//! has not returned it.
+//!
+//! With several mandatory publishes in flight on one channel, lapin can attach a return to the
+//! wrong confirm. So a channel carries one at a time, and a small pool of channels carries many.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use tokio::sync::Semaphore;
+
+use super::connection::{self, call};
+use super::errors;
+use super::fields::short;
+use super::health::SessionHealth;
+use crate::metrics::Metrics;
+use crate::queue::QueueError;
+
+/// Publishes in flight at once.
+const MAX_CHANNELS: usize = 16;
+/// Limit for one confirm, unless the broker blocks publishers.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Wait for the confirm of a message whose session has ended.
+const LATE_CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Message to publish to an exchange.
+#[derive(Debug, Clone)]
+pub(super) struct OutgoingMessage {
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
+    pub(super) body: Bytes,
+    pub(super) properties: BasicProperties,
+    /// True when the broker must return an unroutable message.
+    pub(super) mandatory: bool,
+}
+
+/// Publishing connection of one session, and its channels.
+pub(super) struct Publisher {
+    connection: Connection,
+    free: Mutex<Vec<Channel>>,
+    permits: Semaphore,
+    health: Arc<SessionHealth>,
+    metrics: Arc<Metrics>,
+}
+
+impl Publisher {
+    /// Builds a publisher on a connection of its own.
+    pub(super) fn new(connection: Connection, health: Arc<SessionHealth>, metrics: Arc<Metrics>) -> Self {
+        Self { connection, free: Mutex::default(), permits: Semaphore::new(MAX_CHANNELS), health, metrics }
+    }
+
+    /// Returns the connection, to close it.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Publishes and awaits the confirm. While the broker blocks publishers (an alarm), this waits
+    /// without a limit.
+    ///
+    /// # Errors
+    /// `Refused`: returned or nacked. `Denied`: the login may not write there. `Topology`: the
+    /// exchange does not exist. `Unavailable`: the result is unknown.
+    pub(super) async fn publish(&self, message: &OutgoingMessage) -> Result<(), QueueError> {
+        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
+        let channel = self.channel().await?;
+        let _unconfirmed = self.metrics.unconfirmed();
+        match self.while_healthy(send(&channel, message)).await? {
+            Ok(confirmation) => {
+                // Only after a confirm: a channel with an interrupted publish may still receive its return.
+                self.free.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
+                confirmed(confirmation)
+            }
+            Err(PublishProblem::Name(error)) => Err(error),
+            Err(PublishProblem::Broker(error)) if errors::is_missing(&error) => Err(errors::missing(&error)),
+            Err(PublishProblem::Broker(error)) if errors::is_denied(&error) => Err(denied(message, &error)),
+            Err(PublishProblem::Broker(error)) if error.is_amqp_soft_error() => {
+                Err(QueueError::Refused(errors::text(&error)))
+            }
+            Err(PublishProblem::Broker(error)) => {
+                if !self.connection.status().connected() {
+                    self.health.end(&errors::text(&error));
+                }
+                Err(errors::unavailable(&error))
+            }
+        }
+    }
+
+    /// Resolves when no publish is in flight.
+    pub(super) async fn drained(&self) {
+        let all = u32::try_from(MAX_CHANNELS).unwrap_or(u32::MAX);
+        drop(self.permits.acquire_many(all).await);
+    }
+
+    async fn channel(&self) -> Result<Channel, QueueError> {
+        loop {
+            let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match free {
+                Some(channel) if channel.status().connected() => return Ok(channel),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let channel = connection::open_channel(&self.connection).await?;
+        call("switching confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    }
+
+    async fn while_healthy<T>(&self, future: impl Future<Output = T>) -> Result<T, QueueError> {
+        let mut future = pin!(future);
+        loop {
+            let limited = tokio::time::timeout(CONFIRM_TIMEOUT, &mut future);
+            let answer = tokio::select! {
+                answer = limited => answer,
+                // A refusal of this very message ends the session as well, and may be reported there first.
+                () = self.health.ended() => {
+                    let answer = tokio::time::timeout(LATE_CONFIRM_TIMEOUT, &mut future).await;
+                    return answer.map_err(|_| self.health.error());
+                }
+            };
+            if let Ok(value) = answer {
+                return Ok(value);
+            }
+            if self.health.blocked().is_none() {
+                let why = format!("no confirm within {} s", CONFIRM_TIMEOUT.as_secs());
+                self.health.end(&why);
+                return Err(QueueError::Unavailable(why));
+            }
+        }
+    }
+}
+
+/// Error of one publish.
+pub(super) enum PublishProblem {
+    /// A name in the message is too long for AMQP.
+    Name(QueueError),
+    /// The broker, or the connection to it.
+    Broker(lapin::Error),
+}
+
+impl From<lapin::Error> for PublishProblem {
+    fn from(error: lapin::Error) -> Self {
+        Self::Broker(error)
+    }
+}
+
+/// Publishes on a channel that carries no other publish meanwhile.
+pub(super) async fn send(channel: &Channel, message: &OutgoingMessage) -> Result<Confirmation, PublishProblem> {
+    let exchange = short(&message.exchange).map_err(PublishProblem::Name)?;
+    let key = short(&message.routing_key).map_err(PublishProblem::Name)?;
+    let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
+    let confirm = channel.basic_publish(exchange, key, options, &message.body, message.properties.clone()).await?;
+    Ok(confirm.await?)
+}
+
+fn denied(message: &OutgoingMessage, error: &lapin::Error) -> QueueError {
+    // The name of the default exchange in the broker's permissions.
+    let exchange = if message.exchange.is_empty() { "amq.default" } else { &message.exchange };
+    errors::requires(format!("write on the exchange `{exchange}`"))(QueueError::Denied(errors::text(error)))
+}
+
+/// Interprets the broker's confirm.
+pub(super) fn confirmed(confirmation: Confirmation) -> Result<(), QueueError> {
+    match confirmation {
+        Confirmation::Ack(None) => Ok(()),
+        Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => Err(QueueError::Refused(format!(
+            "{} (exchange `{}`, routing key `{}`)",
+            returned.reply_text, returned.delivery.exchange, returned.delivery.routing_key
+        ))),
+        Confirmation::Nack(None) => {
+            Err(QueueError::Refused("not accepted: a queue is full or has no leader".to_owned()))
+        }
+        Confirmation::NotRequested => Err(QueueError::Unavailable("confirms are off".to_owned())),
+    }
+}
+
+fn closed() -> QueueError {
+    QueueError::Unavailable("the publisher is closed".to_owned())
+}

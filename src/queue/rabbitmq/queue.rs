@@ -1,0 +1,249 @@
+//! The queue on RabbitMQ: each operation is passed on to the part that owns its state.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Endpoint;
+use super::context::QueueContext;
+use super::control;
+use super::deliveries::{Deliveries, PrefetchedDelivery};
+use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
+use super::messages;
+use super::release;
+use super::sessions::{PUBLISH_TIMEOUT, Sessions};
+use super::settle::Settler;
+use super::timing::Timing;
+use super::topology::{Names, Topology};
+use crate::config::BrokerConfig;
+use crate::domain::destination::DestinationId;
+use crate::domain::lane::Lane;
+use crate::metrics::Metrics;
+use crate::queue::{
+    BoxFuture, ControlEvent, Delivery, JobPublisher, LeaseHolder, OutcomeEvent, Publication, Queue, QueueError,
+    Released, Reply, Settlement,
+};
+
+/// Limit for each step of closing: confirms, replies, connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The queue on RabbitMQ.
+pub struct RabbitMqQueue {
+    context: Arc<QueueContext>,
+    sessions: Arc<Sessions>,
+    settler: Settler,
+    control: AsyncMutex<mpsc::Receiver<ControlEvent>>,
+    control_reader: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for RabbitMqQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitMqQueue").field("broker", &self.context.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl RabbitMqQueue {
+    /// Starts to connect in the background. An unreachable broker is retried, and [`Queue::ready`]
+    /// returns the reason.
+    ///
+    /// `worker_id` names the connections; `consume` gives each lane's prefetch. Without lanes the
+    /// queue only publishes, and does not check the topology. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// An invalid URL, at once.
+    pub fn start(
+        config: &BrokerConfig,
+        worker_id: &str,
+        consume: Vec<(Lane, u16)>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, QueueError> {
+        Self::start_with(Timing::default(), config, worker_id, consume, metrics)
+    }
+
+    /// Starts as [`RabbitMqQueue::start`], with other times: for tests.
+    #[doc(hidden)]
+    pub fn start_with(
+        timing: Timing,
+        config: &BrokerConfig,
+        worker_id: &str,
+        consume: Vec<(Lane, u16)>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, QueueError> {
+        let deliveries = Arc::new(Deliveries::default());
+        let leases = LeaseContext {
+            names: Names::new(&config.prefix),
+            owner: OwnerIdentity::new(worker_id),
+            owner_ttl: timing.owner_ttl,
+            table: LeaseTable::default(),
+            deliveries: Arc::clone(&deliveries),
+            metrics: Arc::clone(&metrics),
+        };
+        let context = Arc::new(QueueContext {
+            endpoint: Endpoint::parse(config, worker_id)?,
+            names: Names::new(&config.prefix),
+            topology: Topology::new(&config.prefix),
+            declare: config.declare,
+            worker_id: worker_id.to_owned(),
+            lanes: consume,
+            metrics,
+            deliveries,
+            leases: Arc::new(leases),
+            max_release_consumers: timing.max_release_consumers,
+            stop: CancellationToken::new(),
+        });
+        let sessions = Sessions::start(Arc::clone(&context));
+        let (control, reader) = control::start(&context, &sessions);
+        let settler = Settler::new(Arc::clone(&context), Arc::clone(&sessions));
+        let (control, control_reader) = (AsyncMutex::new(control), Mutex::new(reader));
+        Ok(Arc::new(Self { context, sessions, settler, control, control_reader }))
+    }
+
+    async fn acquire_lease(
+        &self,
+        delivery: &Delivery,
+        key: &str,
+        holder: Arc<dyn LeaseHolder>,
+    ) -> Result<(), QueueError> {
+        let (tag, table) = (delivery.ticket, &self.context.leases.table);
+        if let Some(leased) = table.leased(tag) {
+            if leased.lost {
+                return Err(QueueError::Lost);
+            }
+            table.replace_holder(tag, holder);
+            let renewer = self.sessions.current().and_then(|session| session.renewer());
+            let renewer = renewer.ok_or_else(|| QueueError::Unavailable("not connected to the broker".to_owned()))?;
+            return renewer.renew_now(&leased).await;
+        }
+        let properties = self.context.deliveries.properties(tag).ok_or(QueueError::Lost)?;
+        let renewer = self.sessions.renewer_of(tag.generation).await?;
+        renewer.acquire(delivery, properties, key, holder).await
+    }
+
+    /// Cancels the consumers first, then requeues: otherwise the broker would deliver the same
+    /// messages here again.
+    async fn requeue(&self, prefetched: Vec<PrefetchedDelivery>) {
+        if let Some(session) = self.sessions.current() {
+            session.cancel_consumers().await;
+        }
+        for delivery in prefetched {
+            delivery.requeue().await;
+        }
+    }
+
+    async fn shut_down(&self) {
+        self.stop_consuming().await;
+        let renewer = self.sessions.current().and_then(|session| session.renewer());
+        self.context.leases.close(renewer.as_deref()).await;
+        self.settler.replies().close(CLOSE_TIMEOUT).await;
+        if let Some(session) = self.sessions.current() {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.drained()).await;
+        }
+        self.sessions.stop().await;
+        let reader = self.control_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(reader) = reader {
+            let _ = tokio::time::timeout(3 * CLOSE_TIMEOUT, reader).await;
+        }
+    }
+}
+
+impl Queue for RabbitMqQueue {
+    fn wait_connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move { self.sessions.wait(Instant::now() + limit).await.map(drop) })
+    }
+
+    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
+        Box::pin(self.context.deliveries.next(lane))
+    }
+
+    fn settle(
+        &self,
+        delivery: Delivery,
+        settlement: Settlement,
+        events: Vec<OutcomeEvent>,
+    ) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move { self.settler.settle(delivery, settlement, &events).await })
+    }
+
+    fn lease<'a>(
+        &'a self,
+        delivery: &'a Delivery,
+        key: &'a str,
+        work: Arc<dyn LeaseHolder>,
+    ) -> BoxFuture<'a, Result<(), QueueError>> {
+        Box::pin(self.acquire_lease(delivery, key, work))
+    }
+
+    fn can_settle(&self, delivery: &Delivery) -> bool {
+        let tag = delivery.ticket;
+        self.context.deliveries.is_unacked(tag) || self.context.leases.table.leased(tag).is_some()
+    }
+
+    fn reply(&self, reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(self.settler.replies().send(reply))
+    }
+
+    fn publish_control(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let message = messages::control(&self.context.names, control);
+            self.sessions.publish_once(&message).await.map_err(|problem| match problem {
+                QueueError::Refused(why) => QueueError::Topology(format!(
+                    "the stream `{}` takes no control message ({why}); run `consign topology apply`",
+                    message.routing_key
+                )),
+                problem => problem,
+            })
+        })
+    }
+
+    fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
+        Box::pin(async { self.control.lock().await.recv().await })
+    }
+
+    fn release_delayed(&self, destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Released, QueueError>> {
+        Box::pin(async move {
+            let session = self.sessions.wait(Instant::now() + PUBLISH_TIMEOUT).await?;
+            release::release_delayed(&self.context, &session.publisher, destinations).await
+        })
+    }
+
+    fn stop_consuming(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.requeue(self.context.deliveries.prefetched().close()).await })
+    }
+
+    fn pause(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.requeue(self.context.deliveries.prefetched().pause()).await })
+    }
+
+    fn resume(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.context.deliveries.prefetched().resume();
+            if let Some(session) = self.sessions.current() {
+                session.restart_consumers().await;
+            }
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.shut_down())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.sessions.ready()
+    }
+}
+
+impl JobPublisher for RabbitMqQueue {
+    fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let message = messages::job(&self.context.names, publication)?;
+            self.sessions.publish_once(&message).await
+        })
+    }
+}

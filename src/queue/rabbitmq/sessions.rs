@@ -1,0 +1,213 @@
+//! Supervision of the sessions: each is built as a whole, and after its end the next one is built
+//! after a back-off with full jitter, without end.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::context::QueueContext;
+use super::lease::LeaseRenewer;
+use super::publisher::OutgoingMessage;
+use super::session::BrokerSession;
+use crate::queue::QueueError;
+use crate::runtime::retry::Retry;
+
+/// Duration of a session after which the back-off starts again.
+const STABLE_SESSION: Duration = Duration::from_mins(1);
+const MIN_BACKOFF: Duration = Duration::from_millis(500);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Pause before a publish is repeated.
+const PUBLISH_RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Limit of a publish over reconnects, unless its caller has another one.
+pub(super) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit for the end of the supervisor: it closes two connections.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// State of the supervisor.
+#[derive(Clone)]
+enum SessionState {
+    /// Not connected, with the reason.
+    Down(QueueError),
+    /// Connected.
+    Up(Arc<BrokerSession>),
+    /// Closed for good.
+    Closed,
+}
+
+/// Current session, and the supervisor that replaces it.
+pub(super) struct Sessions {
+    context: Arc<QueueContext>,
+    state: watch::Sender<SessionState>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Sessions {
+    /// Starts the supervisor. Must be called within a tokio runtime.
+    pub(super) fn start(context: Arc<QueueContext>) -> Arc<Self> {
+        let connecting = QueueError::Unavailable("connecting".to_owned());
+        let state = watch::Sender::new(SessionState::Down(connecting));
+        let sessions = Arc::new(Self { context, state, supervisor: Mutex::default() });
+        let supervisor = tokio::spawn(supervise(Arc::clone(&sessions)));
+        *sessions.supervisor.lock().unwrap_or_else(PoisonError::into_inner) = Some(supervisor);
+        sessions
+    }
+
+    /// Returns the session, at the latest at the deadline.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Denied` with the reason of the last attempt.
+    pub(super) async fn wait(&self, deadline: Instant) -> Result<Arc<BrokerSession>, QueueError> {
+        let mut states = self.state.subscribe();
+        // The user of a command can fix a denial; a worker waits until somebody has fixed it.
+        let fails_on_denial = self.context.lanes.is_empty();
+        let decided = states.wait_for(|state| match state {
+            SessionState::Down(QueueError::Denied(_)) => fails_on_denial,
+            SessionState::Down(_) => false,
+            SessionState::Up(_) | SessionState::Closed => true,
+        });
+        let state = match tokio::time::timeout_at(deadline.into(), decided).await {
+            Ok(Ok(state)) => state.clone(),
+            Ok(Err(_)) => SessionState::Closed,
+            Err(_) => self.state.borrow().clone(),
+        };
+        match state {
+            SessionState::Up(session) => Ok(session),
+            SessionState::Down(problem @ (QueueError::Unavailable(_) | QueueError::Denied(_))) => Err(problem),
+            // It may be resolved while the worker retries.
+            SessionState::Down(problem) => Err(QueueError::Unavailable(problem.to_string())),
+            SessionState::Closed => Err(closed()),
+        }
+    }
+
+    /// Waits until a session is up; false once the queue is closed for good.
+    pub(super) async fn connected(&self) -> bool {
+        self.state.subscribe().wait_for(|state| matches!(state, SessionState::Up(_))).await.is_ok()
+    }
+
+    /// Returns the session, if connected.
+    pub(super) fn current(&self) -> Option<Arc<BrokerSession>> {
+        match &*self.state.borrow() {
+            SessionState::Up(session) => Some(Arc::clone(session)),
+            SessionState::Down(_) | SessionState::Closed => None,
+        }
+    }
+
+    /// Returns the lease renewer of a generation.
+    ///
+    /// # Errors
+    /// `Lost` when the session of that generation has ended.
+    pub(super) async fn renewer_of(&self, generation: u64) -> Result<Arc<LeaseRenewer>, QueueError> {
+        let session = self.wait(Instant::now() + PUBLISH_TIMEOUT).await?;
+        if session.generation() != generation {
+            return Err(QueueError::Lost);
+        }
+        session.renewer().ok_or(QueueError::Lost)
+    }
+
+    /// Returns `Ok` while consuming, else the reason.
+    pub(super) fn ready(&self) -> Result<(), String> {
+        match &*self.state.borrow() {
+            SessionState::Down(problem) => Err(problem.to_string()),
+            SessionState::Closed => Err("the queue is closed".to_owned()),
+            SessionState::Up(session) => match session.problem() {
+                Some(problem) => Err(problem),
+                None if self.context.deliveries.prefetched().is_closed() => Err("no more work is taken".to_owned()),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Publishes once: reports a refusal at once, and an unreachable broker after
+    /// [`PUBLISH_TIMEOUT`].
+    pub(super) async fn publish_once(&self, message: &OutgoingMessage) -> Result<(), QueueError> {
+        self.wait(Instant::now() + PUBLISH_TIMEOUT).await?.publisher.publish(message).await
+    }
+
+    /// Publishes and awaits the confirm. Repeats it, over reconnects, up to the limit.
+    pub(super) async fn publish(&self, message: &OutgoingMessage, limit: Duration) -> Result<(), QueueError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let problem = match self.wait(deadline).await?.publisher.publish(message).await {
+                Ok(()) => return Ok(()),
+                Err(problem) => problem,
+            };
+            if Instant::now() + PUBLISH_RETRY_PAUSE >= deadline {
+                return Err(problem);
+            }
+            tracing::debug!(%problem, exchange = message.exchange, "a message was not accepted; trying again");
+            tokio::time::sleep(PUBLISH_RETRY_PAUSE).await;
+        }
+    }
+
+    /// Closes the session and ends the supervisor.
+    pub(super) async fn stop(&self) {
+        self.context.stop.cancel();
+        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(supervisor) = supervisor {
+            let _ = tokio::time::timeout(STOP_TIMEOUT, supervisor).await;
+        }
+    }
+
+    /// Runs a session from connected to lost; returns the reason of its end.
+    async fn run(&self, session: BrokerSession) -> QueueError {
+        let context = &self.context;
+        let session = Arc::new(session);
+        tracing::info!(broker = ?context.endpoint, "connected to the broker");
+        context.metrics.set_broker_connected(true);
+        if session.generation() > 1 {
+            context.metrics.broker_reconnected();
+        }
+        self.state.send_replace(SessionState::Up(Arc::clone(&session)));
+        if !context.deliveries.prefetched().accepts() {
+            session.cancel_consumers().await;
+        }
+        context.unless_stopped(session.health.ended()).await;
+        let problem = session.health.error();
+        self.state.send_replace(SessionState::Down(problem.clone()));
+        context.metrics.set_broker_connected(false);
+        session.health.end(&session.health.reason());
+        session.close().await;
+        context.deliveries.clear();
+        problem
+    }
+}
+
+/// Error of operations after the close.
+pub(super) fn closed() -> QueueError {
+    QueueError::Unavailable("the queue is closed".to_owned())
+}
+
+/// Runs one session after another until the queue closes.
+async fn supervise(sessions: Arc<Sessions>) {
+    let context = &sessions.context;
+    let mut retry = Retry::endless(MIN_BACKOFF, MAX_BACKOFF);
+    let mut generation = 0;
+    while !context.stop.is_cancelled() {
+        generation += 1;
+        let problem = match context.unless_stopped(BrokerSession::open(context, generation)).await {
+            Some(Ok(session)) => {
+                let since = Instant::now();
+                let problem = sessions.run(session).await;
+                if since.elapsed() >= STABLE_SESSION {
+                    retry.reset();
+                }
+                problem
+            }
+            Some(Err(error)) => {
+                // A lane that was consumed already may have prefetched deliveries.
+                context.deliveries.clear();
+                error
+            }
+            None => break,
+        };
+        if !context.stop.is_cancelled() {
+            let wait = retry.next_wait(None).unwrap_or(MAX_BACKOFF);
+            tracing::warn!(reason = %problem, wait_ms = wait.as_millis(), "not connected to the broker; trying again");
+            sessions.state.send_replace(SessionState::Down(problem));
+            context.unless_stopped(tokio::time::sleep(wait)).await;
+        }
+    }
+    sessions.state.send_replace(SessionState::Closed);
+}
