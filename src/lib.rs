@@ -16,8 +16,8 @@
 //! | layer | modules | what they are |
 //! |---|---|---|
 //! | L6 | `app`, `cli`, `dev`, `sim` | the composition root, one file per command, and everything on one machine for a first look |
-//! | L5 | `worker` | permit, delivery, transfer, disposition, settle; drain |
-//! | L4 | `transfer`, `check` | one job from start to outcome; the connection test, by the same session and upload path |
+//! | L5 | `worker`, `backfill`, `dead_letter` | permit, delivery, transfer, disposition, settle, drain; what commands do with many jobs and dead letters |
+//! | L4 | `transfer`, `check`, `producer` | one job from start to outcome; the connection test, by the same session and upload path; published jobs and their outcomes |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
 //! | L1b | `runtime`, `metrics`, `telemetry` | ground services |
@@ -26,13 +26,16 @@
 
 pub mod admin;
 pub mod app;
+pub mod backfill;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod dead_letter;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod domain;
 pub mod metrics;
+pub mod producer;
 pub mod queue;
 pub mod runtime;
 pub mod session;
