@@ -1,6 +1,6 @@
-//! The command line: one file per command, each with its arguments and its `execute`.
+//! Command line: one file per command, each with its arguments and its `execute`.
 //!
-//! With `--json`, stdout carries data and nothing else; progress, logs and errors go to stderr.
+//! With `--json`, stdout carries data only; progress, logs and errors go to stderr.
 
 pub mod backfill;
 mod broker;
@@ -11,44 +11,46 @@ pub mod dead;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod enqueue;
-mod left;
 pub mod man;
+mod output;
+mod pending;
 pub mod policy;
-mod rate;
 pub mod run;
 pub mod schema;
 pub mod status;
-mod text;
 pub mod topology;
+mod wait;
+mod workers;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::builder::Resettable;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::config::{Config, ConfigProblems, Loaded, LogConfig, LogFormat, Reload};
+use crate::config::{Config, Loaded, LogConfig, LogFormat, Reload};
 use crate::domain::destination::DestinationId;
+use crate::queue::QueueError;
 use crate::runtime::shutdown::TerminationSignal;
+pub use output::{fail, fail_config, notice, print, print_json};
 
-/// Names the configuration's file where `-c` is left out.
+/// Environment variable with the configuration file, used without `-c`.
 const CONFIG_VARIABLE: &str = "CONSIGN_CONFIG";
 
-/// How a command ended, and so what the process exits with.
+/// End of a command, which decides the exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// 0: everything was done.
     Done,
     /// 1: it failed.
     Failed,
-    /// 2: the arguments make no sense.
+    /// 2: the arguments are invalid.
     Usage,
     /// 3: a check found a problem.
     Problem,
     /// 69: the broker or a source is unavailable.
     Unavailable,
-    /// 75: partly done; the same command again may do the rest.
+    /// 75: partly done; repeating the command may do the rest.
     Partly,
     /// 77: access was denied.
     Denied,
@@ -59,7 +61,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The code of the contract.
+    /// Returns the exit code of the contract.
     pub fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -85,23 +87,23 @@ impl From<Exit> for std::process::ExitCode {
 #[derive(Debug, Parser)]
 #[command(name = "consign", version, max_term_width = 110, arg_required_else_help = true)]
 pub struct Cli {
-    /// What holds for every command.
+    /// Flags of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// Command.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
-    /// Parses a command line, the program's name first.
+    /// Parses a command line that begins with the program's name.
     ///
     /// # Errors
-    /// Usage, or a help text that was asked for.
+    /// A usage error, or the help text where it was requested.
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         if !named_by_environment() {
-            // Set to nothing is not set, as with most programs; clap would take it for a file without a name.
+            // An empty variable counts as not set, as in most programs. clap would use it as a file name.
             command = command.mut_arg("config", |config| config.env(Resettable::Reset));
         }
         let mut matches = command.clone().try_get_matches_from(globals_first(arguments))?;
@@ -109,13 +111,13 @@ impl Cli {
     }
 }
 
-/// Whether the environment names a file for where none is given.
+/// Returns true where the environment names a configuration file.
 fn named_by_environment() -> bool {
     std::env::var_os(CONFIG_VARIABLE).is_some_and(|value| !value.is_empty())
 }
 
-/// Moves the flags of [`Global`] before the command. clap forgets a global flag that stands before a command when it is
-/// given again after it, and a file given with `-c` must never be dropped in silence.
+/// Moves the flags of [`Global`] before the command. clap drops a global flag before the command when
+/// it is repeated after it, and a file given with `-c` must never be dropped silently.
 fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments = arguments.into_iter().peekable();
     let (mut first, mut rest) = (Vec::from_iter(arguments.next()), Vec::new());
@@ -140,13 +142,13 @@ fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString>
     first
 }
 
-/// What holds for every command.
+/// Flags of every command.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
-    /// A TOML file; may be given again, a later one wins
+    /// Configuration file (TOML); may be repeated, later files take precedence
     #[arg(short, long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
     pub config: Vec<PathBuf>,
-    /// A single setting; beats the environment and the files
+    /// A single setting; takes precedence over the environment and the files
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
     /// Write JSON to stdout; everything else goes to stderr
@@ -155,30 +157,30 @@ pub struct Global {
 }
 
 impl Global {
-    /// Where the configuration comes from, for now and for every reload.
+    /// Returns the sources of the configuration, for the start and every reload.
     pub fn reload(&self) -> Reload {
         Reload { files: self.config.clone(), overrides: self.set.clone(), ..Reload::default() }
     }
 }
 
-/// The commands.
+/// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the worker
     Run(run::RunArgs),
-    /// Try it all on this machine alone: no broker, no AWS, sample jobs; not for production
+    /// Try everything on this machine: no broker, no AWS, sample jobs; not for production
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
-    /// Test the connection to a destination, or this worker itself
+    /// Test the connection to a destination, or the worker itself
     Check(check::CheckArgs),
     /// Publish jobs
     Enqueue(enqueue::EnqueueArgs),
-    /// Look through the jobs that were given up, requeue, discard, export and import them
+    /// List, show, requeue, discard, export and import dead letters: jobs that were not delivered
     #[command(subcommand)]
     Dead(dead::DeadArgs),
-    /// Show how workers, queues and destinations are
+    /// Show the state of workers, queues and destinations
     Status(status::StatusArgs),
-    /// Publish one job for each day (hour, week, month) of a range, newest first; tell how it goes, or cancel it
+    /// Publish one job for each day (hour, week, month) of a range, newest first; show its status, or cancel it
     Backfill(backfill::BackfillArgs),
     /// Print the IAM documents a customer needs for a destination
     Policy(policy::PolicyArgs),
@@ -188,16 +190,17 @@ pub enum Command {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(config::ConfigArgs),
-    /// Print a machine-readable description of what goes in and out
+    /// Print a machine-readable description of messages or configuration
     Schema(schema::SchemaArgs),
-    /// Print what makes a shell complete commands and flags
+    /// Print a shell completion script
     Completions(completions::CompletionsArgs),
     /// Print a manual page, or write all of them
     Man(man::ManArgs),
 }
 
 impl Command {
-    /// The log of this command: a worker logs as configured, everything else speaks to a person unless told otherwise.
+    /// Returns the log settings of this command. The worker logs as configured; all other commands
+    /// log text for people unless configured otherwise.
     pub fn log(&self, loaded: &Loaded) -> LogConfig {
         let mut log = loaded.config.log.clone();
         if matches!(self, Self::Run(_)) {
@@ -209,7 +212,7 @@ impl Command {
             log.format = LogFormat::Text;
         }
         if !loaded.is_given("log.filter") {
-            // The answers of a connection test say all that the warnings under them say, in order.
+            // The result of a connection test contains what the warnings say.
             let filter = if matches!(self, Self::Check(_) | Self::Dead(_)) { "error" } else { "warn" };
             filter.clone_into(&mut log.filter);
         }
@@ -222,52 +225,43 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
-/// Writes data to stdout. A reader that has gone away (`| head`) is no failure.
-pub fn print(text: &str) -> Exit {
-    let mut stdout = std::io::stdout().lock();
-    match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
-        Err(problem) if problem.kind() != std::io::ErrorKind::BrokenPipe => {
-            complain(&format!("stdout: {problem}"), Exit::Failed)
-        }
-        _ => Exit::Done,
-    }
-}
-
-/// Writes JSON to stdout, readably.
-pub fn print_json(value: &impl serde::Serialize) -> Exit {
-    match serde_json::to_string_pretty(value) {
-        Ok(text) => print(&text),
-        Err(problem) => complain(&format!("the answer can't be written as JSON: {problem}"), Exit::Failed),
-    }
-}
-
-/// Says something on stderr that is no data.
-pub fn note(text: &str) {
-    // Standard error may be closed; that ends nothing.
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// The destinations of the configuration, for whoever mistyped one.
-pub(crate) fn configured(config: &Config) -> String {
-    const SHOWN: usize = 20;
-    let known: Vec<_> = config.destinations.keys().take(SHOWN).map(DestinationId::as_str).collect();
+/// Returns the configured destinations as text, for messages about an unknown one.
+fn configured_destinations(config: &Config) -> String {
+    const MAX_SHOWN: usize = 20;
+    let known: Vec<_> = config.destinations.keys().take(MAX_SHOWN).map(DestinationId::as_str).collect();
     match known.len() {
         0 => "it has none; name your file with -c".to_owned(),
-        count if count < config.destinations.len() => format!("there are: {}, ...", known.join(", ")),
-        _ => format!("there are: {}", known.join(", ")),
+        count if count < config.destinations.len() => format!("configured: {}, ...", known.join(", ")),
+        _ => format!("configured: {}", known.join(", ")),
     }
 }
 
-/// Says on stderr why a command ends with `exit`.
-pub fn complain(reason: &str, exit: Exit) -> Exit {
-    let _ = writeln!(std::io::stderr(), "consign: {reason}");
-    exit
+/// Error that ends a command before it has done anything.
+#[derive(Debug)]
+enum CommandError {
+    /// The arguments contradict each other.
+    Usage(String),
+    /// Any other problem.
+    Failed(String),
+    /// The broker.
+    Queue(QueueError),
 }
 
-/// Says on stderr what is wrong with the configuration, one line each.
-pub fn complain_about(problems: &ConfigProblems) -> Exit {
-    let _ = writeln!(std::io::stderr(), "{problems}");
-    Exit::Config
+impl From<QueueError> for CommandError {
+    fn from(problem: QueueError) -> Self {
+        Self::Queue(problem)
+    }
+}
+
+impl CommandError {
+    /// Reports the error and returns its exit.
+    fn report(&self) -> Exit {
+        match self {
+            Self::Usage(problem) => fail(problem, Exit::Usage),
+            Self::Failed(problem) => fail(problem, Exit::Failed),
+            Self::Queue(problem) => broker::fail_queue(problem),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -279,12 +273,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn global_flags_may_stand_anywhere() {
+    fn global_flags_may_appear_anywhere() {
         let cli = parse("consign -c a.toml config --json show -c b.toml --set worker.slots=4").unwrap();
         assert_eq!(cli.global.config, [PathBuf::from("a.toml"), PathBuf::from("b.toml")]);
         assert_eq!(cli.global.set, [("worker.slots".to_owned(), "4".to_owned())]);
@@ -294,22 +288,24 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_two_dashes_is_no_flag() {
+    fn arguments_after_two_dashes_are_not_flags() {
         let Command::Enqueue(args) = parse("consign enqueue -- --json").unwrap().command else { panic!("not enqueue") };
         assert_eq!(args.file, Some(PathBuf::from("--json")));
     }
 
     #[test]
-    fn rates_and_workers_are_written_alike_in_every_command() {
+    fn rates_and_workers_have_one_format_in_every_command() {
         let backfill = "consign backfill --template t --from 2026-01-01 --to 2026-01-02 --wait";
         for command in [backfill, "consign dead requeue --all"] {
             for good in ["--rate 30/s", "--rate 30/min", "--rate 30/m", "--rate 30/h", "--admin localhost:9464"] {
                 parse(&format!("{command} {good}")).unwrap();
             }
-            for (wrong, said) in [("--rate 30", "30/s, 30/min or 30/h"), ("--admin ftp://x", "http://127.0.0.1:9464")] {
+            for (wrong, expected) in
+                [("--rate 30", "30/s, 30/min or 30/h"), ("--admin ftp://x", "http://127.0.0.1:9464")]
+            {
                 let refused = parse(&format!("{command} {wrong}")).unwrap_err();
                 assert_eq!(refused.exit_code(), i32::from(Exit::Usage.code()));
-                assert!(refused.to_string().contains(said), "{refused}");
+                assert!(refused.to_string().contains(expected), "{refused}");
             }
         }
         for command in ["consign status", "consign enqueue - --wait", "consign backfill status b"] {
@@ -318,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_a_usage_error() {
+    fn invalid_arguments_are_a_usage_error() {
         for line in [
             "consign fly",
             "consign run --slots 4",

@@ -39,8 +39,8 @@
 //! | layer | modules | content |
 //! |---|---|---|
 //! | L6 | `app`, `cli`, `dev`, `sim` | composition root, one file per command, everything on one machine, and the simulation for tests |
-//! | L5 | `worker` | the path of a job, and the drain |
-//! | L4 | `transfer`, `check` | one job from start to result; the connection test, by the same session and upload path |
+//! | L5 | `worker`, `backfill`, `dead_letter` | the path of a job, and the drain; what commands do with many jobs and letters |
+//! | L4 | `transfer`, `check`, `producer` | one job from start to result; the connection test, by the same session and upload path; publishing of jobs |
 //! | L3 | `upload` | single or multipart upload, abort, proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
 //! | L1b | `runtime`, `metrics`, `telemetry` | services of the process |
@@ -49,13 +49,16 @@
 
 pub mod admin;
 pub mod app;
+pub mod backfill;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod dead_letter;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod domain;
 pub mod metrics;
+pub mod producer;
 pub mod queue;
 pub mod runtime;
 pub mod session;

@@ -43,12 +43,12 @@ fn start(cli: Cli) -> Exit {
     }
     let loaded = match reload.load() {
         Ok(loaded) => loaded,
-        Err(problems) => return cli::complain_about(&problems),
+        Err(problems) => return cli::fail_config(&problems),
     };
     reload.running = config::RunningSettings::of(&loaded);
     let log = match telemetry::init(&cli.command.log(&loaded)) {
         Ok(log) => log,
-        Err(problem) => return cli::complain(&format!("logging can't be started: {problem}"), Exit::Failed),
+        Err(problem) => return cli::fail(&format!("logging can't be started: {problem}"), Exit::Failed),
     };
     let exit = run_to_end(execute(cli, loaded.config, reload, log.clone()));
     log.close();
@@ -59,7 +59,7 @@ fn start(cli: Cli) -> Exit {
 fn run_to_end(command: impl Future<Output = Exit>) -> Exit {
     let runtime = match build_runtime() {
         Ok(runtime) => runtime,
-        Err(problem) => return cli::complain(&format!("threads can't be started: {problem}"), Exit::Failed),
+        Err(problem) => return cli::fail(&format!("threads can't be started: {problem}"), Exit::Failed),
     };
     let exit = runtime.block_on(command);
     // A thread blocked on stdin or a slow disk must not delay the exit.

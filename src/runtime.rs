@@ -1,6 +1,9 @@
-//! Services of the process: retry delays, signals, systemd notifications, failpoints.
+//! Services of the process: retry delays, signals, systemd notifications, failpoints,
+//! output and publishing rate of long operations.
 
 pub mod failpoints;
+pub mod output;
+pub mod rate;
 pub mod retry;
 pub mod shutdown;
 pub mod systemd;

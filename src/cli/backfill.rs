@@ -1,14 +1,9 @@
-//! `consign backfill`: one job for each step of a range, newest first; how it goes, and its end before its time.
+//! `consign backfill`: publishes one job for each step of a range, newest first; shows the status of
+//! a backfill, or cancels it.
 
 mod args;
-mod heed;
-mod plan;
-mod range;
-mod record;
-mod send;
-mod status;
-mod table;
-mod template;
+mod preview;
+mod show;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,136 +12,136 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::enqueue::progress::{Report, Shown};
-use super::enqueue::wait::Waiter;
-use super::left::Workers;
-use super::{Exit, broker, complain, note};
+use super::output::Progress;
+use super::wait::{OutcomeWaiter, ShownOutcomes, WaitOptions};
+use super::workers::Workers;
+use super::{CommandError, Exit, broker, fail, notice, print, print_json};
+use crate::backfill::calendar::CalendarRange;
+use crate::backfill::cancellation::{BackfillRun, CancellationWatcher};
+use crate::backfill::journal::{self, Journal, JournalHeader};
+use crate::backfill::plan::BackfillPlan;
+use crate::backfill::publish::{BackfillPublisher, BackfillResult, StopCause, prepare_outcomes};
+use crate::backfill::status::{BackfillRecords, StatusError};
+use crate::backfill::template::Template;
 use crate::config::{BrokerConfig, Config};
 use crate::domain::control::{BackfillId, ControlCommand};
-use crate::queue::{self, BackfillOutcomes, QueueError};
+use crate::queue::BackfillOutcomes;
+use crate::runtime::output::Output as _;
 pub use args::BackfillArgs;
-use args::{Action, OneArgs, RunArgs, StatusArgs};
-use heed::Heed;
-use plan::Plan;
-use range::Range;
-use record::{Head, Record};
-use send::{Marks, Sent, Stopped};
-use template::Template;
+use args::{BackfillAction, BackfillIdArgs, BackfillRunArgs, BackfillStatusArgs};
 
-/// What the command calls itself at the broker.
-const WORD: &str = "backfill";
-/// How long it may take to find out whether anything is known of a backfill.
-const LOOKING: Duration = Duration::from_secs(10);
+/// Name of the command in the names of its connections.
+const COMMAND: &str = "backfill";
+/// Time-out of the search for retained outcomes of a cancelled backfill.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a command ends before its time.
-enum Stop {
-    /// The arguments contradict each other.
-    Usage(String),
-    /// Nothing was published; each line is a problem.
-    Input(Vec<String>),
-    Queue(QueueError),
-}
-
-impl From<QueueError> for Stop {
-    fn from(problem: QueueError) -> Self {
-        Self::Queue(problem)
-    }
-}
-
-impl From<String> for Stop {
-    fn from(problem: String) -> Self {
-        Self::Input(vec![problem])
+impl From<StatusError> for CommandError {
+    fn from(error: StatusError) -> Self {
+        match error {
+            StatusError::Journal(problem) => Self::Failed(problem),
+            StatusError::Queue(problem) => Self::Queue(problem),
+        }
     }
 }
 
 /// Runs the command.
 pub async fn execute(args: BackfillArgs, config: Config, json: bool) -> Exit {
     let result = match (args.action, args.run) {
-        (Some(Action::Status(one)), _) => status(one, &config, json).await,
-        (Some(Action::Cancel(one)), _) => cancel(one, &config, json).await,
+        (Some(BackfillAction::Status(args)), _) => status(args, &config, json).await,
+        (Some(BackfillAction::Cancel(args)), _) => cancel(args, &config, json).await,
         (None, Some(run)) => publish(run, &config, json).await,
         (None, None) => {
-            return complain("give --template, --from and --to, or `status ID`, or `cancel ID`", Exit::Usage);
+            return fail("give --template, --from and --to, or `status ID`, or `cancel ID`", Exit::Usage);
         }
     };
-    match result {
-        Ok(exit) => exit,
-        Err(Stop::Usage(problem)) => complain(&problem, Exit::Usage),
-        Err(Stop::Input(problems)) => complain(&problems.join("\n  "), Exit::Failed),
-        Err(Stop::Queue(problem)) => broker::complain_of(&problem),
-    }
+    result.unwrap_or_else(|problem| problem.report())
 }
 
-fn plan(args: &RunArgs) -> Result<Plan, Stop> {
-    let range = Range { from: args.from, to: args.to, every: args.every, zone: args.time_zone.clone() };
-    range.in_order().map_err(Stop::Usage)?;
+fn plan(args: &BackfillRunArgs) -> Result<BackfillPlan, CommandError> {
+    let range = CalendarRange { from: args.from, to: args.to, every: args.every, zone: args.time_zone.clone() };
+    range.check_order().map_err(CommandError::Usage)?;
     let file = args.template.display();
-    let text = std::fs::read_to_string(&args.template).map_err(|problem| format!("{file} can't be read: {problem}"))?;
+    let text = std::fs::read_to_string(&args.template)
+        .map_err(|problem| CommandError::Failed(format!("{file} can't be read: {problem}")))?;
     let mut variables = BTreeMap::new();
     for (name, value) in &args.var {
         if variables.insert(name.clone(), value.clone()).is_some() {
-            return Err(Stop::Usage(format!("--var {name}: is given twice")));
+            return Err(CommandError::Usage(format!("--var {name}: is given twice")));
         }
     }
-    let refused = |problems: Vec<String>| {
-        let head = format!("{file}: nothing was published; mend these first:");
-        Stop::Input(std::iter::once(head).chain(problems).collect())
+    let invalid = |problems: Vec<String>| {
+        let problems = problems.join("\n  ");
+        CommandError::Failed(format!("{file}: nothing was published; fix these first:\n  {problems}"))
     };
-    let template = Template::parse(&text, &variables).map_err(refused)?;
-    // Texts in a map: serde_json has nothing to refuse here.
+    let template = Template::parse(&text, &variables).map_err(invalid)?;
+    // serde_json can't fail on a map of strings.
     let variables = serde_json::to_string(&variables).unwrap_or_default();
-    Plan::make(template, &range, &variables, args.id.clone()).map_err(refused)
+    BackfillPlan::new(template, &range, &variables, args.id.clone()).map_err(invalid)
 }
 
-async fn publish(args: RunArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
+async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
     let plan = plan(&args)?;
     if args.dry_run {
         return dry_run(&plan, json);
     }
-    if let Some(exit) = broker::missing(&config.broker) {
+    if let Some(exit) = broker::fail_if_missing(&config.broker) {
         return Ok(exit);
     }
-    let begun = Timestamp::now();
-    let place = place(args.record, &config.broker, &plan.backfill)?;
-    let head = Head {
+    let started_at = Timestamp::now();
+    let path = journal_path(args.record, &config.broker, &plan.backfill).map_err(CommandError::Failed)?;
+    let header = JournalHeader {
         backfill: plan.backfill.to_string(),
         digest: plan.digest.clone(),
-        jobs: plan.len(),
+        jobs: plan.job_count(),
         destination: plan.destination(),
-        begun_at: begun,
+        started_at,
         again: args.again,
     };
-    let mut record = Record::open(&place, &head, args.again)?;
-    let (queue, name) = (broker::connect(config, WORD).await?, broker::name(config, WORD));
-    let report = Arc::new(Report::new(u64::try_from(plan.len()).ok(), json, Shown::Trouble));
-    let kept = BackfillOutcomes::new(&config.broker, &name, &plan.backfill);
-    let is_kept = prepare(&kept, &report).await?;
-    let waiter =
-        if args.wait { Some(listen((&plan, &record), &kept, (&config.broker, &name), &report).await?) } else { None };
-    report.say(&format!("backfill {}: {} jobs; record {}", plan.backfill, plan.len(), place.display()));
-    let marks = Marks { begun, reply_to: is_kept.then(|| kept.address()) };
-    let about = (plan.backfill.clone(), begun);
-    let mut heed = Heed::start(config.broker.clone(), name, about, Arc::clone(&report));
-    let sent = send::publish(&*queue, (&plan, &mut record), &marks, (args.rate, heed.cancelled()), &report).await;
-    tokio::join!(heed.close(), queue.close());
+    let mut journal = Journal::open(&path, &header, args.again).map_err(CommandError::Failed)?;
+    let (queue, client) = (broker::connect(config, COMMAND).await?, broker::client_name(config, COMMAND));
+    let progress = Arc::new(Progress::new(u64::try_from(plan.job_count()).ok(), json, "publishing"));
+    let outcomes = BackfillOutcomes::new(&config.broker, &client, &plan.backfill);
+    let retained = prepare_outcomes(&outcomes, &*progress).await?;
+    let waiter = if args.wait {
+        let broker = &config.broker;
+        let waiter = OutcomeWaiter::subscribe(broker, &client, Arc::clone(&progress), ShownOutcomes::Failures).await?;
+        expect_all(&waiter, &plan, &journal, &outcomes).await?;
+        Some(waiter)
+    } else {
+        None
+    };
+    progress.notice(&format!("backfill {}: {} jobs; record {}", plan.backfill, plan.job_count(), path.display()));
+    let run = BackfillRun { backfill: plan.backfill.clone(), started_at };
+    let mut watcher = CancellationWatcher::start(config.broker.clone(), client, run, progress.clone());
+    let publisher = BackfillPublisher {
+        plan: &plan,
+        publish: &|publication| queue.publish(publication),
+        started_at,
+        reply_to: retained.then(|| outcomes.address()),
+        rate: args.rate,
+        output: &*progress,
+    };
+    let result = publisher.run(&mut journal, watcher.cancelled()).await;
+    tokio::join!(watcher.close(), queue.close());
     Ok(match waiter {
-        Some(waiter) if sent.stopped.is_none() => {
-            waiter.finish(args.wait_timeout, 0, &Workers::of(config, args.admin)).await
+        Some(waiter) if result.stopped.is_none() => {
+            let workers = &Workers::new(config, args.admin);
+            waiter.finish(WaitOptions { timeout: args.wait_timeout, unpublished: 0, workers }).await
         }
-        _ => end(&sent, &plan, &report),
+        _ => finish(&result, &plan, &progress),
     })
 }
 
-fn place(record: Option<PathBuf>, broker: &BrokerConfig, backfill: &BackfillId) -> Result<PathBuf, String> {
-    record.map_or_else(|| record::usual_place(broker, backfill), Ok)
+fn journal_path(given: Option<PathBuf>, broker: &BrokerConfig, backfill: &BackfillId) -> Result<PathBuf, String> {
+    given.map_or_else(|| journal::default_path(broker, backfill), Ok)
 }
 
-fn dry_run(plan: &Plan, json: bool) -> Result<Exit, Stop> {
+fn dry_run(plan: &BackfillPlan, json: bool) -> Result<Exit, CommandError> {
     if !json {
-        return Ok(super::print(&table::table(plan)?));
+        return Ok(print(&preview::table(plan).map_err(CommandError::Failed)?));
     }
     for job in plan.jobs() {
-        let exit = super::print(&String::from_utf8_lossy(&job?.body));
+        let exit = print(&String::from_utf8_lossy(&job.map_err(CommandError::Failed)?.body));
         if exit != Exit::Done {
             return Ok(exit);
         }
@@ -154,122 +149,105 @@ fn dry_run(plan: &Plan, json: bool) -> Result<Exit, Stop> {
     Ok(Exit::Done)
 }
 
-/// Whether outcomes will be kept. A broker that refuses that delivers all the same.
-async fn prepare(kept: &BackfillOutcomes, report: &Report) -> Result<bool, QueueError> {
-    match kept.prepare().await {
-        Ok(()) => Ok(true),
-        Err(QueueError::Topology(why) | QueueError::Refused(why) | QueueError::Denied(why)) => {
-            report.say(&format!("`backfill status` will know nothing of this run: {why}"));
-            Ok(false)
-        }
-        Err(problem) => Err(problem),
-    }
-}
-
-/// Listens for all jobs of the plan, those of earlier runs included: what has ended before is read from what was kept.
-async fn listen(
-    (plan, record): (&Plan, &Record),
-    kept: &BackfillOutcomes,
-    (broker, name): (&BrokerConfig, &str),
-    report: &Arc<Report>,
-) -> Result<Waiter, Stop> {
-    let waiter = Waiter::subscribe(broker, name, Arc::clone(report)).await?;
+/// Expects the outcomes of all jobs of the plan. Those of jobs that ended before are read from the
+/// retained outcomes.
+async fn expect_all(
+    waiter: &OutcomeWaiter,
+    plan: &BackfillPlan,
+    journal: &Journal,
+    outcomes: &BackfillOutcomes,
+) -> Result<(), CommandError> {
     for job in plan.jobs() {
-        let job = job?.prepared;
+        let job = job.map_err(CommandError::Failed)?.prepared;
         waiter.expect(&job.id, &job.destination);
     }
-    let since = record.head().since();
-    kept.read(&mut |body| waiter.earlier(body, since)).await?;
-    Ok(waiter)
+    let since = journal.header().since();
+    outcomes.read(&mut |body| waiter.record_earlier(body, since)).await?;
+    Ok(())
 }
 
-fn end(sent: &Sent, plan: &Plan, report: &Report) -> Exit {
-    let before = if sent.before > 0 { format!(", {} by an earlier run", sent.before) } else { String::new() };
-    let Some(stopped) = &sent.stopped else {
-        report.end(&format!("{} published{before} (backfill {})", sent.published, plan.backfill));
+fn finish(result: &BackfillResult, plan: &BackfillPlan, progress: &Progress) -> Exit {
+    let BackfillResult { published, published_before, stopped } = result;
+    let before = if *published_before > 0 { format!(", {published_before} by an earlier run") } else { String::new() };
+    let backfill = &plan.backfill;
+    let Some(cause) = stopped else {
+        progress.finish(&format!("{published} published{before} (backfill {backfill})"));
         return Exit::Done;
     };
-    match stopped {
-        Stopped::Cancelled(_) => {
-            let left = u64::try_from(plan.len()).unwrap_or(u64::MAX).saturating_sub(sent.published + sent.before);
-            let counts = format!("{} published{before}, {left} not", sent.published);
-            report.say(&format!(
-                "backfill {} {stopped}, so publishing stopped: {counts}; what has not begun is skipped. With --again all of it is \
-                 published anew",
-                plan.backfill
-            ));
-            report.end(&format!("{counts} (backfill {}, cancelled)", plan.backfill));
-        }
-        _ => report.end(&format!("{} published{before}; the same command goes on here: {stopped}", sent.published)),
+    let total = published + published_before;
+    if let StopCause::Cancelled(_) = cause {
+        let rest = u64::try_from(plan.job_count()).unwrap_or(u64::MAX).saturating_sub(total);
+        let counts = format!("{published} published{before}, {rest} not");
+        progress.notice(&format!(
+            "backfill {backfill} {cause}, so publishing stopped: {counts}; jobs that have not started are skipped. \
+             --again publishes all jobs again"
+        ));
+        progress.finish(&format!("{counts} (backfill {backfill}, cancelled)"));
+    } else {
+        progress.finish(&format!("{published} published{before}; the same command continues from here: {cause}"));
     }
-    match stopped {
-        _ if sent.published + sent.before > 0 => Exit::Partly,
-        Stopped::Queue(problem) => broker::exit(problem),
-        Stopped::Record(_) | Stopped::Cancelled(_) => Exit::Failed,
+    match cause {
+        _ if total > 0 => Exit::Partly,
+        StopCause::Queue(problem) => broker::exit(problem),
+        StopCause::Journal(_) | StopCause::Cancelled(_) => Exit::Failed,
     }
 }
 
-async fn status(args: StatusArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
-    if let Some(exit) = broker::missing(&config.broker) {
+async fn status(args: BackfillStatusArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
+    if let Some(exit) = broker::fail_if_missing(&config.broker) {
         return Ok(exit);
     }
-    let (StatusArgs { one, admin }, to) = (args, &config.broker);
-    let (name, id) = (broker::name(config, WORD), &one.id);
-    let place = place(one.record, to, id).ok();
-    let look = || place.as_ref().map_or(Ok(None), |place| record::look(place, id));
-    let mut digest = status::Digest::since(look()?.and_then(|told| told.head?.since()));
-    let found = BackfillOutcomes::new(to, &name, id).read(&mut |body| digest.note(body)).await?;
-    // Once more: a run that goes on may have published more meanwhile, and there must be no outcome of what was not published.
-    let told = look()?;
-    if !found && told.is_none() {
-        return Err(format!(
-            "there is no outcome of a backfill {id}, and no record of its publishing here: check the spelling, or give the record with \
-             --record FILE"
-        )
-        .into());
-    }
-    let control = queue::control_messages(to, &name).await?;
-    let heard = Workers::of(config, admin).troubles(&digest.destinations(told.as_ref())).await;
-    let status = digest.status(id, told.as_ref(), &control, &heard);
-    Ok(if json { super::print_json(&status) } else { super::print(&status.to_string()) })
+    let BackfillStatusArgs { backfill: BackfillIdArgs { id, record }, admin } = args;
+    let path = journal_path(record, &config.broker, &id).ok();
+    let client = broker::client_name(config, COMMAND);
+    let Some(records) = BackfillRecords::read(&config.broker, &client, &id, path.as_deref()).await? else {
+        return Err(CommandError::Failed(format!(
+            "there is no outcome of a backfill {id}, and no record of its publishing here: check the spelling, or give \
+             the record with --record FILE"
+        )));
+    };
+    let workers = Workers::new(config, admin).reports(&records.pending_destinations()).await;
+    let status = records.status(&id, &workers);
+    Ok(if json { print_json(&status) } else { print(&show::text(&status)) })
 }
 
-async fn cancel(args: OneArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
-    if let Some(exit) = broker::missing(&config.broker) {
+async fn cancel(args: BackfillIdArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
+    if let Some(exit) = broker::fail_if_missing(&config.broker) {
         return Ok(exit);
     }
-    let (id, place) = (&args.id, place(args.record, &config.broker, &args.id).ok());
-    if let Some(place) = &place {
-        record::look(place, id)?;
+    let (id, path) = (&args.id, journal_path(args.record, &config.broker, &args.id).ok());
+    if let Some(path) = &path {
+        journal::read(path, id).map_err(CommandError::Failed)?;
     }
-    let control = broker::announce(config, WORD, ControlCommand::CancelBackfill(id.clone())).await?;
-    let recorded = place.is_some_and(|place| note_cancelled(&place, id, control.at));
+    let control = broker::announce(config, COMMAND, ControlCommand::CancelBackfill(id.clone())).await?;
+    let recorded = path.is_some_and(|path| record_cancellation(&path, id, control.at));
     if !recorded && !is_known(config, id).await {
-        note(&format!(
-            "nothing is known of a backfill {id}: no outcome is kept, and nothing was published from here. Check the spelling; the \
-             cancellation was sent all the same, in case jobs of it are queued"
+        notice(&format!(
+            "nothing is known of a backfill {id}: no outcome is retained, and nothing was published from here. Check the \
+             spelling; the cancellation was sent nevertheless, as jobs of it may be queued"
         ));
     }
     Ok(if json {
-        super::print(&String::from_utf8_lossy(&control.render()))
+        print(&String::from_utf8_lossy(&control.render()))
     } else {
-        super::print(&format!("backfill {id} is cancelled: what has not begun is skipped, what runs finishes"))
+        print(&format!("backfill {id} is cancelled: jobs that have not started are skipped, running jobs finish"))
     })
 }
 
-/// Whether there is a record of it now.
-fn note_cancelled(place: &Path, id: &BackfillId, at: Timestamp) -> bool {
-    record::cancel(place, id, at).unwrap_or_else(|problem| {
-        complain(&format!("the cancellation is not on record: {problem}"), Exit::Done);
+/// Records the cancellation. Returns true where there is a journal.
+fn record_cancellation(path: &Path, id: &BackfillId, at: Timestamp) -> bool {
+    journal::record_cancelled(path, id, at).unwrap_or_else(|problem| {
+        fail(&format!("the cancellation is not on record: {problem}"), Exit::Done);
         true
     })
 }
 
-/// Whether outcomes of it were ever kept; also where that can't be found out in time, as then there is nothing to warn of.
+/// Returns true where outcomes of the backfill were ever retained, and also where that can't be
+/// determined in time, as a warning would be wrong then.
 async fn is_known(config: &Config, id: &BackfillId) -> bool {
-    let kept = BackfillOutcomes::new(&config.broker, &broker::name(config, WORD), id);
+    let outcomes = BackfillOutcomes::new(&config.broker, &broker::client_name(config, COMMAND), id);
     let mut ignored = |_: &[u8]| {};
-    let found = tokio::time::timeout(LOOKING, kept.read(&mut ignored)).await;
+    let found = tokio::time::timeout(LOOKUP_TIMEOUT, outcomes.read(&mut ignored)).await;
     !matches!(found, Ok(Ok(false)))
 }
 
@@ -281,12 +259,12 @@ mod tests {
     use crate::cli::{Cli, Command};
 
     #[test]
-    fn arguments_that_contradict_each_other_are_a_wrong_use() {
+    fn contradicting_arguments_are_a_usage_error() {
         for wrong in ["--from 2026-01-02 --to 2026-01-01", "--from 2026-01-01 --to 2026-01-02 --var a=1 --var a=2"] {
             let line = format!("consign backfill --template Cargo.toml {wrong}");
             let cli = Cli::from_arguments(line.split(' ').map(OsString::from)).unwrap();
             let Command::Backfill(BackfillArgs { run: Some(run), .. }) = cli.command else { panic!("no run: {line}") };
-            assert!(matches!(plan(&run), Err(Stop::Usage(_))), "{line}");
+            assert!(matches!(plan(&run), Err(CommandError::Usage(_))), "{line}");
         }
     }
 }

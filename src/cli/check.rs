@@ -1,4 +1,4 @@
-//! `consign check [DEST]`: the connection test, and without a destination the test of this worker itself.
+//! `consign check [DEST]`: the connection test; without a destination, the test of this worker.
 
 mod show;
 mod worker;
@@ -10,7 +10,7 @@ use clap::Args;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Exit, complain};
+use super::{Exit, fail};
 use crate::check::{CheckReport, CheckStep, CheckVerdict, Checker, LIMIT, StepObserver};
 use crate::config::Config;
 use crate::domain::destination::{Destination, DestinationId};
@@ -19,52 +19,54 @@ use crate::metrics::Metrics;
 use crate::runtime::shutdown::TerminationSignal;
 use crate::session::{Identity, Sessions};
 use crate::upload::Uploader;
-use show::Show;
+use show::TestPrinter;
 
-/// How long an interrupted test may give up what it had begun.
-pub(super) const GIVING_UP: Duration = Duration::from_secs(2);
-/// How long a broker may take to hear of a success.
-const TELLING: Duration = Duration::from_secs(10);
-const INTERRUPTED: &str = "interrupted; an upload that was open has been given up, where that is allowed";
+/// Time for an interrupted test to abort its upload.
+pub(super) const ABORT_TIME: Duration = Duration::from_secs(2);
+/// Time-out of the notification of the workers.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(10);
+const INTERRUPTED: &str = "interrupted; an open upload was aborted, where that is allowed";
 
-/// What to test.
+/// Arguments of `consign check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// A configured destination; without one, the broker and the own identity are tested. The AWS identity is that of this shell
+    /// A configured destination; without one, the broker and the worker's own identity are tested. The AWS identity is that of
+    /// this shell
     #[arg(value_name = "DEST")]
     destination: Option<String>,
 }
 
-/// Runs the test. It ends 0 when all is ready, 3 when something has to be mended, 77 when AWS refuses this command's own
-/// identity or the broker its login, and 69 when a service does not answer.
+/// Runs the test. Exits with 0 when everything is ready, 3 for a problem to fix, 77 when AWS denies
+/// this command's own identity or the broker its login, and 69 when a service does not answer.
 pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
-    let show = Show::new(json);
+    let show = TestPrinter::new(json);
     let metrics = Arc::new(Metrics::new(1));
     let identity = Identity::load(&config.aws).await;
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
-    let (mut told, mut locked_out) = (None, false);
+    let (mut notified, mut login_denied) = (None, false);
     let report = match args.destination {
         None => {
-            let (report, refused) = of_the_worker(&config, &sessions, &show).await;
-            locked_out = refused;
+            let (report, denied) = test_worker(&config, &sessions, &show).await;
+            login_denied = denied;
             report
         }
         Some(name) => match find(&config, &name) {
-            Ok(destination) => match of_a_destination(Kit::with(&config, sessions, metrics), &destination, &show).await
-            {
-                Some(report) => {
-                    told = tell(&config, &destination, &report).await;
-                    report
+            Ok(destination) => {
+                match test_destination(DestinationChecker::new(&config, sessions, metrics), &destination, &show).await {
+                    Some(report) => {
+                        notified = notify_workers(&config, &destination, &report).await;
+                        report
+                    }
+                    None => return fail(INTERRUPTED, Exit::Signal(TerminationSignal::Interrupt)),
                 }
-                None => return complain(INTERRUPTED, Exit::Signal(TerminationSignal::Interrupt)),
-            },
-            Err(problem) => return complain(&problem, Exit::Usage),
+            }
+            Err(problem) => return fail(&problem, Exit::Usage),
         },
     };
     match show.report(&report) {
         Exit::Done => {
-            told.iter().for_each(|told| show.after(told));
-            if locked_out { Exit::Denied } else { exit(&report) }
+            notified.iter().for_each(|text| show.print(text));
+            if login_denied { Exit::Denied } else { exit(&report) }
         }
         unwritable => unwritable,
     }
@@ -72,84 +74,87 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
 
 fn find(config: &Config, name: &str) -> Result<Arc<Destination>, String> {
     let id = DestinationId::parse(name).map_err(|problem| format!("{name}: {}", problem.problem))?;
-    config
-        .destinations
-        .get(&id)
-        .cloned()
-        .ok_or_else(|| format!("there is no destination {id} in the configuration; {}", super::configured(config)))
+    config.destinations.get(&id).cloned().ok_or_else(|| {
+        format!("there is no destination {id} in the configuration; {}", super::configured_destinations(config))
+    })
 }
 
-/// What connection tests are made with.
-pub(super) struct Kit {
+/// Connection test of destinations.
+pub(super) struct DestinationChecker {
     sessions: Arc<Sessions>,
     uploader: Uploader,
     egress: Vec<String>,
 }
 
-impl Kit {
-    /// Loads this process's own identity; asks nobody yet.
-    pub(super) async fn of(config: &Config) -> Self {
+impl DestinationChecker {
+    /// Loads this process's own identity; makes no calls yet.
+    pub(super) async fn load(config: &Config) -> Self {
         let metrics = Arc::new(Metrics::new(1));
         let identity = Identity::load(&config.aws).await;
         let sessions = Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone());
-        Self::with(config, Arc::new(sessions), metrics)
+        Self::new(config, Arc::new(sessions), metrics)
     }
 
-    fn with(config: &Config, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
+    fn new(config: &Config, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
         let budget = config.worker.memory_budget;
         let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics);
         Self { sessions, uploader, egress: config.check.egress_addresses.clone() }
     }
 
-    /// The whole test.
-    pub(super) async fn test(&self, destination: &Arc<Destination>, watch: StepObserver<'_>) -> CheckReport {
+    /// Runs the test. `watch` receives each step as it ends.
+    pub(super) async fn check(&self, destination: &Arc<Destination>, watch: StepObserver<'_>) -> CheckReport {
         let (sessions, uploader) = (&self.sessions, &self.uploader);
         let checker = Checker { sessions, uploader, egress: &self.egress, who: Who::Command, limit: LIMIT };
         Box::pin(checker.run(destination, watch)).await
     }
 }
 
-async fn of_a_destination(kit: Kit, destination: &Arc<Destination>, show: &Show) -> Option<CheckReport> {
-    show.begin(&format!(
+async fn test_destination(
+    checker: DestinationChecker,
+    destination: &Arc<Destination>,
+    show: &TestPrinter,
+) -> Option<CheckReport> {
+    show.print_title(&format!(
         "connection test of {}: s3://{}/{} in {}",
         destination.id, destination.bucket, destination.prefix, destination.region
     ));
     let watch = |step: &CheckStep| show.step(step);
     tokio::select! {
-        report = kit.test(destination, &watch) => return Some(report),
+        report = checker.check(destination, &watch) => return Some(report),
         Ok(()) = tokio::signal::ctrl_c() => {}
     }
-    // The test is dropped by now, and an upload it had open is given up in the background.
-    tokio::time::sleep(GIVING_UP).await;
+    // The test was dropped, and its open upload is aborted in the background.
+    tokio::time::sleep(ABORT_TIME).await;
     None
 }
 
-/// And whether the broker refuses the login: no code of a step tells that from an absent broker.
-async fn of_the_worker(config: &Config, sessions: &Sessions, show: &Show) -> (CheckReport, bool) {
+/// Tests this worker. Returns also true where the broker denies the login: the code of the step is the
+/// same for an unreachable broker.
+async fn test_worker(config: &Config, sessions: &Sessions, show: &TestPrinter) -> (CheckReport, bool) {
     let started = (Timestamp::now(), Instant::now());
-    show.begin("test of this worker");
-    let found = worker::steps(config, sessions, &|step: &CheckStep| show.step(step)).await;
+    show.print_title("test of this worker");
+    let found = worker::run(config, sessions, &|step: &CheckStep| show.step(step)).await;
     let report = CheckReport::of_worker(found.principal, started.0, started.1.elapsed().as_secs_f64(), found.steps);
-    (report, found.locked_out)
+    (report, found.login_denied)
 }
 
-/// A destination that is ready has no open circuit, wherever it was open. Whoever tests on a machine without a broker tests all the
-/// same, and is told what the workers know.
-async fn tell(config: &Config, destination: &Destination, report: &CheckReport) -> Option<String> {
+/// Resets the circuit of a destination that is ready, in all workers. Returns the text for the user;
+/// the test also runs on machines without a broker.
+async fn notify_workers(config: &Config, destination: &Destination, report: &CheckReport) -> Option<String> {
     if report.verdict != CheckVerdict::Ready {
         return None;
     }
     let id = &destination.id;
     if config.broker.url.is_none() {
-        return Some("no worker was told, as no broker.url is configured here".to_owned());
+        return Some("no worker was notified, as no broker.url is configured here".to_owned());
     }
-    let why = match tokio::time::timeout(TELLING, super::status::mended(config, id)).await {
-        Ok(Ok(_)) => return Some(format!("every worker is told: what waits for {id} is tried again")),
+    let cause = match tokio::time::timeout(NOTIFY_TIMEOUT, super::status::reset_circuit(config, id)).await {
+        Ok(Ok(_)) => return Some(format!("every worker is notified: jobs that wait for {id} are retried")),
         Ok(Err(problem)) => problem.to_string(),
-        Err(_) => format!("the broker does not answer within {} s", TELLING.as_secs()),
+        Err(_) => format!("the broker does not answer within {} s", NOTIFY_TIMEOUT.as_secs()),
     };
     Some(format!(
-        "the workers could not be told ({why}); `consign status reset {id}` tells them, or they find out within 10 minutes"
+        "the workers could not be notified ({cause}); run `consign status reset {id}`, or wait: they detect it within 10 minutes"
     ))
 }
 

@@ -1,14 +1,14 @@
-//! `consign completions`: what makes a shell complete our commands and flags.
+//! `consign completions`: shell completion scripts.
 
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
 use super::{Cli, Exit};
 
-/// For which shell.
+/// Arguments of `consign completions`.
 #[derive(Debug, Clone, Args)]
 pub struct CompletionsArgs {
-    /// The shell that is to complete
+    /// Shell
     #[arg(value_enum)]
     pub shell: Shell,
 }

@@ -1,4 +1,4 @@
-//! `consign config`: is it right, and what is in force?
+//! `consign config`: validates and shows the configuration.
 
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
@@ -6,16 +6,16 @@ use serde_json::{Map, Value, json};
 use super::Exit;
 use crate::config::{ConfigProblem, ConfigProblems, EffectiveSetting, Loaded, Reload, ValueOrigin};
 
-/// What to do with the configuration.
+/// Actions on the configuration.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ConfigArgs {
-    /// Report every problem at once
+    /// Report all problems
     Validate,
-    /// Print every value and where it was given; secrets as ***
+    /// Print every value with its origin; secrets as ***
     Show,
 }
 
-/// Loads the configuration and reports. It needs no broker and no network.
+/// Loads the configuration and reports. Needs no broker and no network.
 pub fn execute(args: &ConfigArgs, source: &Reload, json: bool) -> Exit {
     match (args, source.load(), json) {
         (ConfigArgs::Validate, Ok(loaded), _) => validated(&loaded, source, json),
@@ -25,7 +25,7 @@ pub fn execute(args: &ConfigArgs, source: &Reload, json: bool) -> Exit {
             super::print_json(&refused(&problems));
             Exit::Config
         }
-        (_, Err(problems), _) => super::complain_about(&problems),
+        (_, Err(problems), _) => super::fail_config(&problems),
     }
 }
 
@@ -36,11 +36,11 @@ fn validated(loaded: &Loaded, source: &Reload, json: bool) -> Exit {
     } else {
         super::print(&format!("the configuration is valid; destinations: {count}"))
     };
-    remarks(loaded, source).into_iter().for_each(super::note);
+    remarks(loaded, source).into_iter().for_each(super::notice);
     printed
 }
 
-/// What is valid and yet perhaps not meant so: commands that need no broker do without one.
+/// Warnings about a valid configuration that may not be intended: some commands need no broker.
 fn remarks(loaded: &Loaded, source: &Reload) -> Vec<&'static str> {
     let no_file = source.files.is_empty().then_some("no file was read; name one with -c");
     let no_broker = loaded.config.broker.required_url().is_err();
@@ -110,20 +110,20 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_read_and_what_a_worker_lacks_is_said() {
-        let said = |text: &str, files: &[&str]| {
+    fn a_missing_file_and_a_missing_broker_are_reported() {
+        let reported = |text: &str, files: &[&str]| {
             let source = Reload { files: files.iter().map(Into::into).collect(), ..Reload::default() };
             remarks(&load_str(text).unwrap(), &source).join("\n")
         };
-        let nothing = said("", &[]);
+        let nothing = reported("", &[]);
         assert!(nothing.contains("no file was read; name one with -c") && nothing.contains("broker.url"), "{nothing}");
-        let file = said("", &["consign.toml"]);
+        let file = reported("", &["consign.toml"]);
         assert!(!file.contains("no file") && file.contains("`consign run` needs it"), "{file}");
-        assert_eq!(said("[broker]\nurl = \"sqlite:q.db\"", &["consign.toml"]), "");
+        assert_eq!(reported("[broker]\nurl = \"sqlite:q.db\"", &["consign.toml"]), "");
     }
 
     #[test]
-    fn problems_are_data_too() {
+    fn problems_have_a_json_form() {
         let problems = load_str("[worker]\nslot = 4\n").unwrap_err();
         let json = refused(&problems);
         assert_eq!(json["problems"][0]["line"], 2);

@@ -1,48 +1,47 @@
-//! `consign dead`: the jobs that were given up. Looked at, requeued, discarded, exported, put back.
-//!
-//! A kill at any moment loses nothing, and doubles nothing that counts: see [`DeadLetters`].
+//! `consign dead`: lists, shows, requeues, discards, exports and imports dead letters.
 
+mod args;
 mod discard;
 mod export;
-mod filter;
-mod gate;
 mod import;
-mod line;
 mod list;
-mod report;
+mod probe;
+mod redact;
 mod requeue;
 mod show;
-mod words;
 
 use clap::Subcommand;
 
-use super::{Exit, broker, complain};
+use super::output::Progress;
+use super::{CommandError, Exit, broker};
 use crate::config::Config;
-use crate::queue::{DeadLetters, QueueError};
+use crate::dead_letter::filter::LetterFilter;
+use crate::dead_letter::run::LetterCounts;
+use crate::dead_letter::{DeadLetterError, LetterSource};
 
-/// What to do with dead letters.
+/// Actions on dead letters.
 #[derive(Debug, Clone, Subcommand)]
 pub enum DeadArgs {
     /// List them, and count them by reason
     List(list::ListArgs),
     /// Show one with its history and its job; queries of URLs and external ids as ***
     Show(show::ShowArgs),
-    /// Put their jobs back into their lanes: the same ids, no attempt charged
+    /// Return their jobs to their lanes: the same ids, no attempt charged
     Requeue(requeue::RequeueArgs),
     /// Remove them for good
     Discard(discard::DiscardArgs),
-    /// Write them to a file that `import` reads; nothing is removed. The file holds the jobs as they are, secrets included
+    /// Write them to a file for `import`; nothing is removed. The file contains the complete jobs, including secrets
     Export(export::ExportArgs),
-    /// Put exported letters back among the dead letters; those that are there already are left out
+    /// Add exported letters to the dead letters; those that exist already are skipped
     Import(import::ImportArgs),
 }
 
 /// Runs the command.
 pub async fn execute(args: DeadArgs, config: Config, json: bool) -> Exit {
-    if let Some(exit) = broker::missing(&config.broker) {
+    if let Some(exit) = broker::fail_if_missing(&config.broker) {
         return exit;
     }
-    let ended = match args {
+    let result = match args {
         DeadArgs::List(args) => list::execute(args, &config, json).await,
         DeadArgs::Show(args) => show::execute(args, &config, json).await,
         DeadArgs::Requeue(args) => requeue::execute(args, &config, json).await,
@@ -50,36 +49,90 @@ pub async fn execute(args: DeadArgs, config: Config, json: bool) -> Exit {
         DeadArgs::Export(args) => export::execute(args, &config).await,
         DeadArgs::Import(args) => import::execute(args, &config, json).await,
     };
-    ended.unwrap_or_else(|problem| match problem {
-        Stop::Queue(problem) => broker::complain_of(&problem),
-        Stop::Usage(what) => complain(&what, Exit::Usage),
-        Stop::Failed(what) => complain(&what, Exit::Failed),
-    })
+    result.unwrap_or_else(|problem| problem.report())
 }
 
-/// Nothing was done.
-enum Stop {
-    Queue(QueueError),
-    Usage(String),
-    Failed(String),
-}
-
-impl From<QueueError> for Stop {
-    fn from(problem: QueueError) -> Self {
-        Self::Queue(problem)
+impl From<DeadLetterError> for CommandError {
+    fn from(error: DeadLetterError) -> Self {
+        match error {
+            DeadLetterError::Queue(problem) => Self::Queue(problem),
+            DeadLetterError::File(problem) => Self::Failed(problem),
+        }
     }
 }
 
-async fn open(config: &Config) -> Result<DeadLetters, QueueError> {
-    DeadLetters::open(&config.broker, &broker::name(config, "dead")).await
+fn source(config: &Config) -> LetterSource<'_> {
+    LetterSource { broker: &config.broker, client: broker::client_name(config, "dead") }
 }
 
-/// Whoever acts on letters says on which, or that all are meant.
-fn demand_a_choice(filter: &filter::Filter, all: bool) -> Result<(), Stop> {
+/// Requires a filter or `--all` of a command that changes letters.
+fn require_filter(filter: &LetterFilter, all: bool) -> Result<(), CommandError> {
     if all || !filter.is_empty() {
         return Ok(());
     }
-    let what = "say which dead letters, by --reason, --class, --destination, --lane, --job, --older-than, --newer-than or --id; \
-                --all takes them all";
-    Err(Stop::Usage(what.to_owned()))
+    let usage = "select dead letters with --reason, --class, --destination, --lane, --job, --older-than, --newer-than or \
+                 --id; --all selects all of them";
+    Err(CommandError::Usage(usage.to_owned()))
+}
+
+/// Ends an operation on selected letters. `verb` is its participle.
+fn finish(progress: &Progress, counts: &LetterCounts, letters: u64, verb: &str) -> Exit {
+    if counts.is_empty() {
+        progress.finish(if letters == 0 { "there are no dead letters" } else { "no dead letter matches" });
+        return exit(counts);
+    }
+    finish_with_counts(progress, counts, verb)
+}
+
+/// As [`finish`], with counts even where no letter was selected.
+fn finish_with_counts(progress: &Progress, counts: &LetterCounts, verb: &str) -> Exit {
+    let LetterCounts { done, refused, failed, stopped_by } = counts;
+    let refused = if *refused > 0 { format!(", {refused} refused") } else { String::new() };
+    let failed = if *failed > 0 { format!(", {failed} failed") } else { String::new() };
+    let partial = if stopped_by.is_some() { "; not all were examined" } else { "" };
+    progress.finish(&format!("{done} {verb}{refused}{failed}{partial}"));
+    exit(counts)
+}
+
+fn exit(counts: &LetterCounts) -> Exit {
+    match (counts.done, counts.refused, counts.failed, &counts.stopped_by) {
+        (_, 0, 0, None) => Exit::Done,
+        (0, 0, _, Some(problem)) => broker::exit(problem),
+        (0, 0, _, None) => Exit::Failed,
+        (0, _, 0, None) => Exit::Problem,
+        _ => Exit::Partly,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::dead_letter::run::LetterRun;
+    use crate::queue::{DeadLetter, Properties, QueueError};
+    use crate::runtime::output::NoOutput;
+
+    #[test]
+    fn the_exit_says_whether_all_some_or_no_letters_were_processed() {
+        let letter = DeadLetter::new("job.scheduled.a".to_owned(), Bytes::new(), Properties::default(), None);
+        let run = || LetterRun::new(&NoOutput, "requeued");
+        let lost = || QueueError::Unavailable("away".to_owned());
+        assert_eq!(exit(run().counts()), Exit::Done);
+        let mut refused = run();
+        refused.refused(&letter, "");
+        assert_eq!(exit(refused.counts()), Exit::Problem);
+        refused.done(&letter, None);
+        assert_eq!(exit(refused.counts()), Exit::Partly);
+        let mut full = run();
+        assert!(full.failed(&letter, &QueueError::Refused("full".to_owned())), "another one may fit");
+        assert_eq!(exit(full.counts()), Exit::Failed);
+        let mut unavailable = run();
+        assert!(!unavailable.failed(&letter, &lost()));
+        assert_eq!(exit(unavailable.counts()), Exit::Unavailable);
+        let mut half = run();
+        half.done(&letter, None);
+        half.stopped(lost());
+        assert_eq!(exit(half.counts()), Exit::Partly);
+    }
 }

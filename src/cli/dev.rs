@@ -1,45 +1,46 @@
-//! `consign dev`: everything on this machine, for a first look.
+//! `consign dev`: everything on this machine, for trying consign out.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Exit, Global, complain};
+use super::{Exit, Global, fail};
 use crate::app::{StartError, WorkerExit};
 use crate::dev::{self, DevError, Ended, Options};
 use crate::telemetry;
 
-/// What `dev` can be told. It has a configuration of its own.
+/// Arguments of `consign dev`. It has its own configuration.
 #[derive(Debug, Clone, Args)]
 pub struct DevArgs {
-    /// End when the jobs have ended: 0 when all ended as they should (with --file: 75 when some failed, 1 when all did)
+    /// Exit when the jobs have ended: with 0 when all ended as expected (with --file: 75 when some failed, 1 when all failed)
     #[arg(long)]
     once: bool,
-    /// Deliver this file instead of the samples; may be given again. The key is the file's name
+    /// Deliver this file instead of the samples; may be repeated. The key is the file's name
     #[arg(long, value_name = "PATH")]
     file: Vec<PathBuf>,
-    /// Keep buckets, queue and configuration in this directory, and go on with what is there [default: a temporary one]
+    /// Keep buckets, queue and configuration in this directory, and continue with its contents [default: a temporary one]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// The port of the status page; another one where it is taken [default: 9464]
+    /// Port of the status page; another one is used where it is taken [default: 9464]
     #[arg(long, value_name = "N")]
     port: Option<u16>,
 }
 
-/// Refuses flags that can't apply, and begins logging. Other commands load a configuration here; this one has its own.
+/// Rejects flags that have no effect, and starts logging. Other commands load a configuration here.
 ///
 /// # Errors
-/// What to exit with; the reason is said.
+/// The exit; the reason was reported.
 pub fn prepare(global: &Global) -> Result<(), Exit> {
-    if let Some(flag) = foreign(global, super::named_by_environment()) {
-        return Err(complain(&format!("consign dev has a configuration of its own; leave {flag} out"), Exit::Usage));
+    if let Some(flag) = unsupported(global, super::named_by_environment()) {
+        return Err(fail(&format!("consign dev has its own configuration; omit {flag}"), Exit::Usage));
     }
-    let begun = telemetry::init(&dev::log());
-    begun.map(drop).map_err(|problem| complain(&format!("logging can't begin: {problem}"), Exit::Failed))
+    let started = telemetry::init(&dev::log());
+    started.map(drop).map_err(|problem| fail(&format!("logging can't be started: {problem}"), Exit::Failed))
 }
 
-/// A flag that was given and can't have an effect. Files named by the environment are for other commands, and passed over.
-fn foreign(global: &Global, by_environment: bool) -> Option<&'static str> {
+/// Returns a given flag that has no effect. Files named by the environment are for other commands,
+/// and ignored.
+fn unsupported(global: &Global, by_environment: bool) -> Option<&'static str> {
     if !global.set.is_empty() {
         return Some("--set");
     }
@@ -52,7 +53,7 @@ pub async fn execute(args: DevArgs, json: bool) -> Exit {
     let own_files = !file.is_empty();
     match dev::run(Options { once, files: file, data_dir, port, json }).await {
         Ok(ended) => exit(&ended, once, own_files),
-        Err(problem) => complain(&problem.to_string(), code(&problem)),
+        Err(problem) => fail(&problem.to_string(), code(&problem)),
     }
 }
 
@@ -82,7 +83,7 @@ mod tests {
     use crate::runtime::shutdown::TerminationSignal;
 
     #[test]
-    fn the_exit_code_says_how_it_went() {
+    fn the_exit_code_depends_on_the_outcomes() {
         let with = |delivered, surprises, open| JobTally { jobs: 5, delivered, surprises, open };
         let exit = |tally, ending, once, own| exit(&Ended { ending, tally }, once, own);
         assert_eq!(exit(with(4, 0, 0), WorkerExit::Drained, true, false), Exit::Done);
@@ -97,14 +98,14 @@ mod tests {
     }
 
     #[test]
-    fn flags_without_effect_are_refused_and_the_environments_file_is_passed_over() {
+    fn flags_without_effect_are_rejected_and_the_environments_file_is_ignored() {
         let global = |config: &[&str], set: &[(&str, &str)]| Global {
             config: config.iter().map(PathBuf::from).collect(),
             set: set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             json: false,
         };
-        assert_eq!(foreign(&global(&["a.toml"], &[]), false), Some("-c"));
-        assert_eq!(foreign(&global(&["a.toml"], &[]), true), None);
-        assert_eq!(foreign(&global(&[], &[("broker.url", "amqps://x")]), true), Some("--set"));
+        assert_eq!(unsupported(&global(&["a.toml"], &[]), false), Some("-c"));
+        assert_eq!(unsupported(&global(&["a.toml"], &[]), true), None);
+        assert_eq!(unsupported(&global(&[], &[("broker.url", "amqps://x")]), true), Some("--set"));
     }
 }

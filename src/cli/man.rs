@@ -1,4 +1,4 @@
-//! `consign man`: the manual pages, made of what `--help` says.
+//! `consign man`: manual pages, generated from the help texts.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,18 @@ use clap_mangen::Man;
 
 use super::{Cli, Exit};
 
-/// Which pages, and where to.
+/// Arguments of `consign man`.
 #[derive(Debug, Clone, Args)]
 pub struct ManArgs {
-    /// The command to print the page of, such as `dead requeue`; without one, the page of consign itself
+    /// Command whose page is printed, such as `dead requeue`; without one, the page of consign itself
     #[arg(value_name = "COMMAND", conflicts_with = "out")]
     pub of: Vec<String>,
-    /// Write every page into this directory (such as /usr/local/share/man/man1) instead
+    /// Write all pages to this directory (such as /usr/local/share/man/man1) instead
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
 
-/// Prints one page, or writes all of them; needs no configuration.
+/// Prints one page, or writes all pages; needs no configuration.
 pub fn execute(args: &ManArgs) -> Exit {
     match &args.out {
         Some(directory) => write(directory),
@@ -31,22 +31,22 @@ fn write(directory: &Path) -> Exit {
     let written = std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
     match written {
         Ok(()) => Exit::Done,
-        Err(problem) => super::complain(&format!("--out {}: {problem}", directory.display()), Exit::Failed),
+        Err(problem) => super::fail(&format!("--out {}: {problem}", directory.display()), Exit::Failed),
     }
 }
 
 fn show(of: &[String]) -> Exit {
     let Some(command) = find(of) else {
         let reason = format!("there is no command `{}`; `consign --help` lists them", of.join(" "));
-        return super::complain(&reason, Exit::Usage);
+        return super::fail(&reason, Exit::Usage);
     };
     match page(command) {
         Ok(text) => super::print(&text),
-        Err(problem) => super::complain(&format!("the page can't be made: {problem}"), Exit::Failed),
+        Err(problem) => super::fail(&format!("the page can't be generated: {problem}"), Exit::Failed),
     }
 }
 
-/// The command of these words below consign; none where a word names none.
+/// Returns the subcommand with these words; `None` where there is none.
 fn find(words: &[String]) -> Option<Command> {
     let mut all = Cli::command().disable_help_subcommand(true);
     all.build();
@@ -68,14 +68,14 @@ mod tests {
     }
 
     #[test]
-    fn a_page_says_which_command_it_is_about() {
+    fn a_page_names_its_command() {
         let requeue = page(find(&words("dead requeue")).unwrap()).unwrap();
         assert!(requeue.contains(r"consign\-dead\-requeue") && requeue.contains(r"\-\-dry\-run"), "{requeue}");
         assert!(page(find(&[]).unwrap()).unwrap().contains(r"consign\-backfill(1)"));
     }
 
     #[test]
-    fn a_word_that_names_no_command_has_no_page() {
+    fn an_unknown_command_has_no_page() {
         assert!(find(&words("dead fly")).is_none() && find(&words("help")).is_none());
     }
 }

@@ -1,36 +1,34 @@
-//! `consign policy`: the IAM documents of a destination, ready to paste, and on stderr what they are for.
+//! `consign policy`: IAM documents of a destination, ready to paste; notes about them on stderr.
 
 mod subject;
-
-use std::io::Write as _;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use self::subject::{Subject, SubjectArgs};
-use super::{Exit, complain};
+use self::subject::{PolicySubject, PolicySubjectArgs};
+use super::{Exit, fail, notice};
 use crate::config::{CheckConfig, Config};
 use crate::domain::destination::{Auth, Destination, Invalid};
 use crate::domain::policy::{self, Need, Party, Permission, Principal, Scope};
 
-/// Which document, for whom, and how much it grants.
+/// Arguments of `consign policy`.
 #[derive(Debug, Clone, Args)]
 pub struct PolicyArgs {
-    /// Which document
+    /// PolicyDocument
     #[arg(value_enum)]
-    kind: Kind,
+    kind: DocumentKind,
     #[command(flatten)]
-    subject: SubjectArgs,
-    /// Who is trusted: the ARN of the platform's role, user or account [default: aws.identity_role_arn]
+    subject: PolicySubjectArgs,
+    /// Trusted principal: the ARN of the platform's role, user or account [default: aws.identity_role_arn]
     #[arg(long, value_name = "ARN")]
     principal: Option<String>,
-    /// Only what is required
+    /// Only the required permissions
     #[arg(long)]
     minimal: bool,
     /// Jobs for this destination carry tags
     #[arg(long)]
     tags: bool,
-    /// The only address or network the platform calls from; may be given again; "any" for no such condition
+    /// The only address or network that the platform calls from; may be repeated; "any" for no such condition
     /// [default: check.egress_addresses]
     #[arg(long, value_name = "ADDRESS")]
     source_address: Vec<String>,
@@ -39,13 +37,14 @@ pub struct PolicyArgs {
     identity: bool,
 }
 
+/// Kinds of documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    /// What the role (or user) may do
+enum DocumentKind {
+    /// Permissions of the role (or user)
     Permissions,
-    /// Who may assume the role
+    /// Trust policy of the role
     Trust,
-    /// What the KMS key's own policy needs
+    /// Statement for the KMS key's own policy
     Kms,
     /// Role and permissions as a CloudFormation template
     Cloudformation,
@@ -53,96 +52,98 @@ enum Kind {
     Terraform,
 }
 
-/// What goes to stdout, and what is said about it.
-struct Printed {
-    document: Document,
+/// PolicyDocument for stdout, and notes about it.
+struct PrintedPolicy {
+    document: PolicyDocument,
     notes: Vec<String>,
 }
 
-enum Document {
+enum PolicyDocument {
     Json(Value),
     Text(String),
 }
 
-/// Why there is no document.
+/// Error that prevents a document.
 #[derive(Debug)]
-enum Refusal {
-    /// The arguments are wrong.
+enum PolicyError {
+    /// The arguments are invalid.
     Usage(String),
-    /// The configuration lacks something.
+    /// The configuration is incomplete.
     Config(String),
 }
 
-impl Refusal {
-    /// A value given by a flag was refused.
+impl PolicyError {
+    /// Error of the value of a flag.
     fn flag(problem: &Invalid) -> Self {
         Self::Usage(format!("--{}: {}", problem.field.replace('_', "-"), problem.problem))
     }
 }
 
-/// Prints the document. It needs no network and no broker.
+/// Prints the document. Needs no network and no broker.
 pub fn execute(args: &PolicyArgs, config: &Config, json: bool) -> Exit {
     match print(args, config) {
         Ok(printed) if json => super::print_json(&envelope(args.kind, &printed)),
         Ok(printed) => {
-            let notes = printed.notes.iter().map(|note| format!("{note}\n")).collect::<String>();
-            let _ = std::io::stderr().write_all(notes.as_bytes());
+            printed.notes.iter().for_each(|note| notice(note));
             match printed.document {
-                Document::Json(document) => super::print(&policy::pretty(&document)),
-                Document::Text(text) => super::print(&text),
+                PolicyDocument::Json(document) => super::print(&policy::pretty(&document)),
+                PolicyDocument::Text(text) => super::print(&text),
             }
         }
-        Err(Refusal::Usage(problem)) => complain(&problem, Exit::Usage),
-        Err(Refusal::Config(problem)) => complain(&problem, Exit::Config),
+        Err(PolicyError::Usage(problem)) => fail(&problem, Exit::Usage),
+        Err(PolicyError::Config(problem)) => fail(&problem, Exit::Config),
     }
 }
 
-/// With --json, the notes are data as well.
-fn envelope(kind: Kind, printed: &Printed) -> Value {
+/// PolicyDocument and notes as JSON.
+fn envelope(kind: DocumentKind, printed: &PrintedPolicy) -> Value {
     let kind = kind.to_possible_value().map(|kind| kind.get_name().to_owned());
     let document = match &printed.document {
-        Document::Json(document) => document.clone(),
-        Document::Text(text) => text.as_str().into(),
+        PolicyDocument::Json(document) => document.clone(),
+        PolicyDocument::Text(text) => text.as_str().into(),
     };
     json!({ "kind": kind, "document": document, "notes": printed.notes })
 }
 
-fn print(args: &PolicyArgs, config: &Config) -> Result<Printed, Refusal> {
-    let subject = args.subject.resolve(config, args.kind == Kind::Trust)?;
+fn print(args: &PolicyArgs, config: &Config) -> Result<PrintedPolicy, PolicyError> {
+    let subject = args.subject.resolve(config, args.kind == DocumentKind::Trust)?;
     let scope = scope(args, &config.check)?;
     match args.kind {
-        Kind::Permissions => {
+        DocumentKind::Permissions => {
             let document = policy::permissions(&subject.destination, &scope);
-            Ok(Printed { document: Document::Json(document), notes: permission_notes(&subject.destination, &scope) })
+            Ok(PrintedPolicy {
+                document: PolicyDocument::Json(document),
+                notes: permission_notes(&subject.destination, &scope),
+            })
         }
-        Kind::Trust => trust(args, config, &subject, &scope),
-        Kind::Kms => kms(args, &subject),
-        Kind::Cloudformation | Kind::Terraform => template(args, config, &subject, &scope),
+        DocumentKind::Trust => trust(args, config, &subject, &scope),
+        DocumentKind::Kms => kms(args, &subject),
+        DocumentKind::Cloudformation | DocumentKind::Terraform => template(args, config, &subject, &scope),
     }
 }
 
-fn scope(args: &PolicyArgs, check: &CheckConfig) -> Result<Scope, Refusal> {
+fn scope(args: &PolicyArgs, check: &CheckConfig) -> Result<Scope, PolicyError> {
     let source_addresses = match args.source_address.as_slice() {
         [] => check.egress_addresses.clone(),
         [any] if any == "any" => Vec::new(),
-        told => told.to_vec(),
+        given => given.to_vec(),
     };
     for address in &source_addresses {
-        let named = |problem| Refusal::Usage(format!("--source-address: {problem}, or \"any\" alone"));
+        let named = |problem| PolicyError::Usage(format!("--source-address: {problem}, or \"any\" alone"));
         crate::config::check_network(address).map_err(named)?;
     }
     Ok(Scope { optional: !args.minimal, tags: args.tags, source_addresses })
 }
 
-/// The platform's principal: as told, else the role that is configured. No call is made to find out.
-fn principal(args: &PolicyArgs, config: &Config, subject: &Subject) -> Result<Principal, Refusal> {
+/// Principal of the platform: the given one, or else the configured role. Makes no calls.
+fn principal(args: &PolicyArgs, config: &Config, subject: &PolicySubject) -> Result<Principal, PolicyError> {
     let principal = match (&args.principal, &config.aws.identity_role_arn) {
-        (Some(text), _) => Principal::parse(text).map_err(|problem| Refusal::flag(&problem))?,
+        (Some(text), _) => Principal::parse(text).map_err(|problem| PolicyError::flag(&problem))?,
         (None, Some(role)) => Principal::from(role),
         (None, None) => {
             let problem = "the platform's own principal is not known here; give --principal with the ARN of the role or user that \
-                           the workers run as (`aws sts get-caller-identity` on a worker says it), or set aws.identity_role_arn";
-            return Err(Refusal::Config(problem.to_owned()));
+                           the workers run as (`aws sts get-caller-identity` on a worker shows it), or set aws.identity_role_arn";
+            return Err(PolicyError::Config(problem.to_owned()));
         }
     };
     let partition = subject.destination.partition();
@@ -154,32 +155,37 @@ fn principal(args: &PolicyArgs, config: &Config, subject: &Subject) -> Result<Pr
         "{arn} belongs to the partition {ours}, the destination to {partition}; no role can be assumed across partitions: give a \
          principal of {partition}, or use an access key"
     );
-    Err(if args.principal.is_some() { Refusal::Usage(problem) } else { Refusal::Config(problem) })
+    Err(if args.principal.is_some() { PolicyError::Usage(problem) } else { PolicyError::Config(problem) })
 }
 
 fn trust_policy(
     args: &PolicyArgs,
     config: &Config,
-    subject: &Subject,
+    subject: &PolicySubject,
     scope: &Scope,
-) -> Result<Option<Value>, Refusal> {
+) -> Result<Option<Value>, PolicyError> {
     let Auth::IamRole { external_id, .. } = &subject.destination.auth else { return Ok(None) };
     let principal = principal(args, config, subject)?;
     Ok(Some(policy::trust(&principal, external_id.as_ref(), &scope.source_addresses)))
 }
 
-fn trust(args: &PolicyArgs, config: &Config, subject: &Subject, scope: &Scope) -> Result<Printed, Refusal> {
+fn trust(
+    args: &PolicyArgs,
+    config: &Config,
+    subject: &PolicySubject,
+    scope: &Scope,
+) -> Result<PrintedPolicy, PolicyError> {
     let Some(document) = trust_policy(args, config, subject, scope)? else {
-        let problem = "a trust policy belongs to a role; this destination uses the access key of a user, and its user needs \
-                       `consign policy permissions` alone";
-        return Err(Refusal::Usage(problem.to_owned()));
+        let problem = "a trust policy belongs to a role; this destination uses the access key of a user, and its user only needs \
+                       `consign policy permissions`";
+        return Err(PolicyError::Usage(problem.to_owned()));
     };
-    Ok(Printed { document: Document::Json(document), notes: trust_notes(&subject.destination, scope) })
+    Ok(PrintedPolicy { document: PolicyDocument::Json(document), notes: trust_notes(&subject.destination, scope) })
 }
 
-fn kms(args: &PolicyArgs, subject: &Subject) -> Result<Printed, Refusal> {
+fn kms(args: &PolicyArgs, subject: &PolicySubject) -> Result<PrintedPolicy, PolicyError> {
     let missing = || {
-        Refusal::Config(
+        PolicyError::Config(
             "this destination names no KMS key, so there is nothing to allow; if the bucket's default encryption is a key of your \
              own, set kms_key_arn (or give --kms-key-arn) to see what it needs"
                 .to_owned(),
@@ -188,7 +194,7 @@ fn kms(args: &PolicyArgs, subject: &Subject) -> Result<Printed, Refusal> {
     let identity = policy::kms_statement(&subject.destination).ok_or_else(missing)?;
     if args.identity {
         let note = "one statement, for the policy of the role or user; `consign policy permissions` contains it";
-        return Ok(Printed { document: Document::Json(identity), notes: vec![note.to_owned()] });
+        return Ok(PrintedPolicy { document: PolicyDocument::Json(identity), notes: vec![note.to_owned()] });
     }
     let grantee = subject.grantee()?;
     let statement = policy::kms_key_policy_statement(&subject.destination, &grantee).ok_or_else(missing)?;
@@ -198,16 +204,23 @@ fn kms(args: &PolicyArgs, subject: &Subject) -> Result<Printed, Refusal> {
          leaves access to IAM (Principal arn:...:root, Action kms:*)",
         "the role's or user's own policy needs its part as well: `consign policy permissions`, or this with --identity",
     ];
-    Ok(Printed { document: Document::Json(statement), notes: notes.map(str::to_owned).to_vec() })
+    Ok(PrintedPolicy { document: PolicyDocument::Json(statement), notes: notes.map(str::to_owned).to_vec() })
 }
 
-fn template(args: &PolicyArgs, config: &Config, subject: &Subject, scope: &Scope) -> Result<Printed, Refusal> {
+fn template(
+    args: &PolicyArgs,
+    config: &Config,
+    subject: &PolicySubject,
+    scope: &Scope,
+) -> Result<PrintedPolicy, PolicyError> {
     let destination = &subject.destination;
     let party = Party::of(destination, trust_policy(args, config, subject, scope)?);
     let mut notes = permission_notes(destination, scope);
     match &party {
         Party::Role { .. } => notes.extend(trust_notes(destination, scope)),
-        Party::User { .. } => notes.push("the access key is made by hand: a template would keep its secret".to_owned()),
+        Party::User { .. } => {
+            notes.push("the access key is created by hand: a template would store its secret".to_owned());
+        }
     }
     if destination.encryption.is_some() {
         let note = "if the key belongs to another account or its policy does not leave access to IAM, its policy needs a \
@@ -215,13 +228,13 @@ fn template(args: &PolicyArgs, config: &Config, subject: &Subject, scope: &Scope
         notes.push(note.to_owned());
     }
     let document = match args.kind {
-        Kind::Cloudformation => Document::Json(policy::cloudformation(destination, scope, &party)),
-        _ => Document::Text(policy::terraform(destination, scope, &party)),
+        DocumentKind::Cloudformation => PolicyDocument::Json(policy::cloudformation(destination, scope, &party)),
+        _ => PolicyDocument::Text(policy::terraform(destination, scope, &party)),
     };
-    Ok(Printed { document, notes })
+    Ok(PrintedPolicy { document, notes })
 }
 
-/// One line for each permission: whether it is in the document, what for, and what is weaker without it.
+/// One line for each permission: presence in the document, purpose, and effect of its absence.
 fn permission_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
     let mut notes: Vec<_> =
         Permission::ALL.into_iter().map(|permission| permission_note(permission, destination, scope)).collect();

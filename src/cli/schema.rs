@@ -1,4 +1,4 @@
-//! `consign schema`: machine-readable descriptions of what goes in and out.
+//! `consign schema`: machine-readable descriptions of messages and configuration.
 
 mod asyncapi;
 
@@ -7,24 +7,24 @@ use serde_json::Value;
 
 use super::Exit;
 
-/// Which description to print.
+/// Arguments of `consign schema`.
 #[derive(Debug, Clone, Args)]
 pub struct SchemaArgs {
-    /// What to describe
+    /// Subject of the description
     #[arg(value_enum)]
-    pub what: Described,
+    pub what: SchemaSubject,
 }
 
-/// What can be described.
+/// Subjects of descriptions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Described {
+pub enum SchemaSubject {
     /// A job, as JSON Schema
     Job,
     /// An outcome, as JSON Schema
     Outcome,
-    /// The message that asks for a connection test, as JSON Schema
+    /// A request for a connection test, as JSON Schema
     Check,
-    /// The answer to a connection test, as JSON Schema
+    /// A reply to a connection test, as JSON Schema
     CheckAnswer,
     /// The configuration, as JSON Schema
     Config,
@@ -32,19 +32,19 @@ pub enum Described {
     Asyncapi,
 }
 
-/// Prints it; needs no configuration.
+/// Prints a description; needs no configuration.
 pub fn execute(args: &SchemaArgs) -> Exit {
     super::print_json(&describe(args.what))
 }
 
-fn describe(what: Described) -> Value {
+fn describe(what: SchemaSubject) -> Value {
     match what {
-        Described::Job => crate::domain::job::wire::schema().to_value(),
-        Described::Outcome => crate::domain::outcome::outcome_schema().to_value(),
-        Described::Check => crate::domain::job::wire::check_schema().to_value(),
-        Described::CheckAnswer => crate::check::answer_schema().to_value(),
-        Described::Config => crate::config::schema().to_value(),
-        Described::Asyncapi => asyncapi::document(),
+        SchemaSubject::Job => crate::domain::job::wire::schema().to_value(),
+        SchemaSubject::Outcome => crate::domain::outcome::outcome_schema().to_value(),
+        SchemaSubject::Check => crate::domain::job::wire::check_schema().to_value(),
+        SchemaSubject::CheckAnswer => crate::check::answer_schema().to_value(),
+        SchemaSubject::Config => crate::config::schema().to_value(),
+        SchemaSubject::Asyncapi => asyncapi::document(),
     }
 }
 
@@ -54,7 +54,13 @@ mod tests {
 
     #[test]
     fn each_schema_names_its_subject() {
-        for what in [Described::Job, Described::Outcome, Described::Check, Described::CheckAnswer, Described::Config] {
+        for what in [
+            SchemaSubject::Job,
+            SchemaSubject::Outcome,
+            SchemaSubject::Check,
+            SchemaSubject::CheckAnswer,
+            SchemaSubject::Config,
+        ] {
             let schema = describe(what);
             assert_eq!(schema["type"], "object", "{what:?}");
             assert!(schema["title"].as_str().unwrap().starts_with("consign "), "{schema}");

@@ -10,16 +10,16 @@ use crate::config::{BrokerConfig, Config};
 use crate::queue::rabbitmq::{self, Topology};
 use crate::queue::sqlite;
 
-/// What to do with the topology.
+/// Actions on the topology.
 #[derive(Debug, Clone, Subcommand)]
 pub enum TopologyArgs {
-    /// Show it; with --json as a definitions file of RabbitMQ, for `rabbitmqctl import_definitions`
+    /// Print it; with --json as a definitions file of RabbitMQ, for `rabbitmqctl import_definitions`
     Print {
-        /// The virtual host in the definitions [default: that of broker.url, or /]
+        /// Virtual host in the definitions [default: that of broker.url, or /]
         #[arg(long)]
         vhost: Option<String>,
     },
-    /// Declare it on the broker, or create the embedded queue's file; what is there already must be the same, and nothing is deleted
+    /// Declare it on the broker, or create the embedded queue's file; existing parts must be the same, and nothing is deleted
     Apply,
 }
 
@@ -55,7 +55,7 @@ fn print_tables(file: &Path, json: bool) -> Exit {
 }
 
 async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
-    if let Some(exit) = super::broker::unconfigured(broker) {
+    if let Some(exit) = super::broker::fail_if_unconfigured(broker) {
         return exit;
     }
     let (applied, done) = match broker.embedded_file() {
@@ -67,6 +67,6 @@ async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
     match applied {
         Ok(()) if json => super::print(&json!({ "prefix": broker.prefix, "applied": true }).to_string()),
         Ok(()) => super::print(&done),
-        Err(problem) => super::broker::complain_of(&problem),
+        Err(problem) => super::broker::fail_queue(&problem),
     }
 }

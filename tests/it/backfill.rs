@@ -238,7 +238,7 @@ async fn jobs_that_are_left_are_reported_with_what_they_wait_for() {
         let output = consign(&site, &[&base[..], &["20s"]].concat());
         exits(&output, 75);
         let summary = String::from_utf8_lossy(&output.stdout);
-        assert!(summary.contains("10 left (the time is over)") && summary.contains(waits), "{summary}");
+        assert!(summary.contains("10 left (timed out)") && summary.contains(waits), "{summary}");
         let meanwhile = said(&output);
         assert_eq!(meanwhile.matches(&format!("waiting:\n  {waits}")).count(), 1, "once, as it stays so: {meanwhile}");
         let output = consign(&site, &[&base[..], &["1s", "--json"]].concat());
@@ -253,7 +253,7 @@ async fn jobs_that_are_left_are_reported_with_what_they_wait_for() {
         let nobody = ["backfill", "status", "left", "--admin", "127.0.0.1:1"];
         let output = String::from_utf8(consign(&site, &nobody).stdout).unwrap();
         assert!(
-            output.contains("\n  no worker of this queue answers at http://127.0.0.1:1; with --admin URL"),
+            output.contains("\n  no worker of this queue answers at http://127.0.0.1:1; name one with --admin URL"),
             "{output}"
         );
         let output = consign(&site, &[&nobody[..], &["--json"]].concat());
@@ -397,8 +397,9 @@ async fn a_run_that_could_not_hear_of_its_cancellation_says_so_and_publishes() {
     ];
     let mut run = spawned(&site, &slowly.concat()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(run.stderr.take().unwrap()).lines();
-    let said_it =
-        tokio::task::block_in_place(|| lines.map_while(Result::ok).find(|line| line.contains("would not be heard")));
+    let said_it = tokio::task::block_in_place(|| {
+        lines.map_while(Result::ok).find(|line| line.contains("are not received while"))
+    });
     until("it publishes all the same", LIMIT, async || (recorded(&record) == 1).then_some(())).await;
     run.kill().unwrap();
     run.wait().unwrap();

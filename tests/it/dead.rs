@@ -124,10 +124,10 @@ async fn nothing_is_done_without_a_choice_and_a_dry_run_does_nothing() {
         world.bury(&["a", "b"]).await;
         for command in ["requeue", "discard"] {
             let said = world.dead_ends(2, &[command, "--limit", "1"]);
-            assert!(said.contains("--all takes them all"), "{said}");
+            assert!(said.contains("--all selects all of them"), "{said}");
         }
         let said = world.dead_ends(2, &["discard", "--all"]);
-        assert!(said.contains("--yes says that this is meant"), "{said}");
+        assert!(said.contains("confirm with --yes"), "{said}");
         for command in ["requeue", "discard"] {
             let said = world.dead_ends(0, &[command, "--all", "--dry-run"]);
             assert!(said.contains("2 would be"), "{said}");
@@ -157,7 +157,7 @@ async fn exported_discarded_and_imported_letters_are_what_they_were() {
         let path = file.to_str().unwrap();
         assert!(world.dead_ends(0, &["export", path]).contains("3 exported"));
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "it holds presigned URLs");
-        assert!(world.dead_ends(1, &["export", path]).contains("is there already"));
+        assert!(world.dead_ends(1, &["export", path]).contains("exists already"));
         let piped = world.dead(&["export", "-", "--job", "b"]);
         assert_eq!(text(&piped.stdout).lines().count(), 1, "{}", text(&piped.stderr));
         assert!(world.dead_ends(0, &["discard", "--all", "--yes"]).contains("3 discarded"));
@@ -167,11 +167,11 @@ async fn exported_discarded_and_imported_letters_are_what_they_were() {
         let bad = world.site.dir.path().join("bad.ndjson");
         std::fs::write(&bad, format!("{good}\nno letter\n")).unwrap();
         let said = world.dead_ends(1, &["import", bad.to_str().unwrap()]);
-        assert!(said.contains("nothing was put back") && said.contains("line 5: "), "{said}");
+        assert!(said.contains("nothing was imported") && said.contains("line 5: "), "{said}");
         assert!(world.listed(&[]).is_empty());
 
-        assert!(world.dead_ends(0, &["import", path]).contains("3 put back, 0 there already"));
-        assert!(world.dead_ends(0, &["import", path]).contains("0 put back, 3 there already"));
+        assert!(world.dead_ends(0, &["import", path]).contains("3 imported, 0 exist already"));
+        assert!(world.dead_ends(0, &["import", path]).contains("0 imported, 3 exist already"));
         let names = |letters: &[Value]| letters.iter().map(|letter| letter["letter"].to_string()).collect::<Vec<_>>();
         let after = world.listed(&[]);
         assert_eq!(names(&after), names(&before));
@@ -217,7 +217,7 @@ async fn without_a_queue_every_command_says_so_and_makes_none() {
     let file = world.site.dir.path().join("queue.db");
     std::fs::remove_file(&file).unwrap();
     let said = world.dead_ends(78, &["list"]);
-    assert!(said.contains("queue.db is not there"), "{said}");
+    assert!(said.contains("queue.db does not exist"), "{said}");
     assert!(!file.exists());
     world.site.unset("broker.url");
     assert!(world.dead_ends(78, &["list"]).contains("broker.url"));

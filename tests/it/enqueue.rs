@@ -61,15 +61,15 @@ async fn a_deferred_job_is_reported_with_its_workers_last_failure() {
     let output = enqueue("acme", "denied", "12s");
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(75), "{said}");
-    let waits = "1 for acme waits for another try or its turn (access_denied: ";
-    assert!(said.contains("1 left (the time is over)") && said.contains(waits), "{said}");
+    let waits = "1 for acme waits for a retry or a free slot (access_denied: ";
+    assert!(said.contains("1 left (timed out)") && said.contains(waits), "{said}");
     let meanwhile = String::from_utf8_lossy(&output.stderr);
     assert!(meanwhile.contains(&format!("waiting:\n  {waits}")) && !meanwhile.contains("not in"), "{meanwhile}");
     assert_eq!(fixture.worker.metric("consign_destination_circuit_open", "destination=\"acme\"").await, 0.0);
 
     let output = enqueue("nosuch", "nosuch", "60s");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("nosuch is not in the configuration (there are: acme, acme-kms)"), "{said}");
+    assert!(said.contains("nosuch is not in the configuration (configured: acme, acme-kms)"), "{said}");
     assert!(said.contains("unknown_destination"), "it was published all the same: {said}");
     fixture.close().await;
 }

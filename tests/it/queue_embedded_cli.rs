@@ -195,7 +195,7 @@ async fn only_a_worker_and_topology_apply_make_the_file() {
         assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", stderr(&output));
         let said = stderr(&output);
         assert!(
-            said.contains("queue.db is not there") && said.contains("consign topology apply"),
+            said.contains("queue.db does not exist") && said.contains("consign topology apply"),
             "{arguments:?}: {said}"
         );
     }
@@ -231,10 +231,10 @@ async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
     site.topology();
     let output = consign(&site, &["status", "reset", "brokn"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let warned = "brokn is not in the configuration (there are: acme, acme-kms); sent all the same";
+    let warned = "brokn is not in the configuration (configured: acme, acme-kms); sent nevertheless";
     assert!(stderr(&output).contains(warned), "{}", stderr(&output));
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(shown.contains("every worker is told to close the circuit of brokn"), "{shown}");
+    assert!(shown.contains("every worker is notified to close the circuit of brokn"), "{shown}");
     let output = consign(&site, &["status", "reset", "acme"]);
     assert!(output.status.success() && !stderr(&output).contains("not configured"), "{}", stderr(&output));
 }

@@ -1,4 +1,4 @@
-//! The arguments of `consign backfill`.
+//! Arguments of `consign backfill`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,94 +7,96 @@ use clap::{Args, Subcommand};
 use jiff::tz::TimeZone;
 use url::Url;
 
-use super::range::{self, Border, Every};
-use crate::cli::rate::Rate;
-use crate::cli::status::worker_url;
+use crate::backfill::calendar::{self, Bound, Interval};
+use crate::cli::workers::worker_url;
 use crate::domain::control::BackfillId;
+use crate::runtime::rate::PublishRate;
 
-/// A backfill to publish, or something to be done with one.
+/// Arguments of `consign backfill`: a backfill to publish, or an action on a published one.
 #[derive(Debug, Clone, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct BackfillArgs {
     #[command(subcommand)]
-    pub(super) action: Option<Action>,
+    pub(super) action: Option<BackfillAction>,
     #[command(flatten)]
-    pub(super) run: Option<RunArgs>,
+    pub(super) run: Option<BackfillRunArgs>,
 }
 
-/// What can be done with a backfill that was published.
+/// Action on a published backfill.
 #[derive(Debug, Clone, Subcommand)]
-pub(super) enum Action {
-    /// Show what became of its jobs, from the outcomes that were kept (30 days)
-    Status(StatusArgs),
-    /// Have every worker drop its jobs that have not begun, with the outcome `skipped`; running ones finish
-    Cancel(OneArgs),
+pub(super) enum BackfillAction {
+    /// Show the outcomes of its jobs, from those retained (30 days)
+    Status(BackfillStatusArgs),
+    /// Make every worker skip its jobs that have not started (outcome `skipped`); running jobs finish
+    Cancel(BackfillIdArgs),
 }
 
+/// Backfill and its record.
 #[derive(Debug, Clone, Args)]
-pub(super) struct OneArgs {
-    /// The backfill's id
+pub(super) struct BackfillIdArgs {
+    /// Id of the backfill
     #[arg(value_parser = backfill_id)]
     pub(super) id: BackfillId,
-    /// The record of the run that published it [default: as for the run]
+    /// Record of the run that published it [default: as for the run]
     #[arg(long, value_name = "FILE")]
     pub(super) record: Option<PathBuf>,
 }
 
+/// Arguments of `consign backfill status`.
 #[derive(Debug, Clone, Args)]
-pub(super) struct StatusArgs {
+pub(super) struct BackfillStatusArgs {
     #[command(flatten)]
-    pub(super) one: OneArgs,
-    /// A worker's admin endpoint, to be asked why jobs are left; may be given again [default: admin.listen]
+    pub(super) backfill: BackfillIdArgs,
+    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default: admin.listen]
     #[arg(long, value_name = "URL", value_parser = worker_url)]
     pub(super) admin: Vec<Url>,
 }
 
-/// A range of jobs.
+/// Arguments of a run.
 #[derive(Debug, Clone, Args)]
-pub(super) struct RunArgs {
-    /// One job in JSON; every text in it may have {date} {year} {month} {day} {hour} {minute} {offset} {stamp} {backfill} and
-    /// those of --var; {{ and }} are the signs themselves. Without an id each job gets {backfill}/{stamp}
+pub(super) struct BackfillRunArgs {
+    /// File with one job in JSON. Its strings may contain {date} {year} {month} {day} {hour} {minute} {offset} {stamp} {backfill}
+    /// and the placeholders of --var; write {{ and }} for the characters themselves. Without an id each job gets {backfill}/{stamp}
     #[arg(long, value_name = "FILE")]
     pub(super) template: PathBuf,
-    /// The first step: 2026-01-31, or 2026-01-31T06:00
-    #[arg(long, value_name = "DATE", value_parser = Border::parse)]
-    pub(super) from: Border,
-    /// The last step, inclusive; a day is the whole day
-    #[arg(long, value_name = "DATE", value_parser = Border::parse)]
-    pub(super) to: Border,
-    /// 1h, 6h, 1d, 1w or 1month
-    #[arg(long, value_name = "STEP", default_value = "1d", value_parser = Every::parse)]
-    pub(super) every: Every,
-    /// The time zone of the range, an IANA name
-    #[arg(long, value_name = "ZONE", default_value = "UTC", value_parser = range::zone)]
+    /// First step: 2026-01-31, or 2026-01-31T06:00
+    #[arg(long, value_name = "DATE", value_parser = Bound::parse)]
+    pub(super) from: Bound,
+    /// Last step, inclusive; a day includes all its hours
+    #[arg(long, value_name = "DATE", value_parser = Bound::parse)]
+    pub(super) to: Bound,
+    /// Interval between two steps: 1h, 6h, 1d, 1w or 1month
+    #[arg(long, value_name = "STEP", default_value = "1d", value_parser = Interval::parse)]
+    pub(super) every: Interval,
+    /// Time zone of the range, an IANA name
+    #[arg(long, value_name = "ZONE", default_value = "UTC", value_parser = calendar::zone)]
     pub(super) time_zone: TimeZone,
-    /// A placeholder of your own; may be given again
+    /// A placeholder of your own; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) var: Vec<(String, String)>,
-    /// The backfill's id [default: made of template, variables and range, so that the same command is the same backfill]
+    /// Id of the backfill [default: derived from template, variables and range, so that the same command is the same backfill]
     #[arg(long, value_parser = backfill_id)]
     pub(super) id: Option<BackfillId>,
     /// Publish no faster than this, such as 30/s, 30/min or 30/h
-    #[arg(long, value_name = "N/UNIT", value_parser = Rate::parse)]
-    pub(super) rate: Option<Rate>,
-    /// Show the jobs and publish nothing; with --json all of them, one per line
+    #[arg(long, value_name = "N/UNIT", value_parser = PublishRate::parse)]
+    pub(super) rate: Option<PublishRate>,
+    /// Show the jobs and publish nothing; with --json all jobs, one per line
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Publish all of it anew, also what an earlier run has published
+    /// Publish all jobs again, also those that an earlier run has published
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) again: bool,
-    /// Where it is written down what was published [default: $XDG_STATE_HOME/consign/backfills/QUEUE/ID.ndjson, and without that
+    /// File that records the published jobs [default: $XDG_STATE_HOME/consign/backfills/QUEUE/ID.ndjson, and without that
     /// variable below ~/.local/state]
     #[arg(long, value_name = "FILE")]
     pub(super) record: Option<PathBuf>,
-    /// Wait for the outcome of every job; ends 0 when all are delivered or skipped, 1 when all failed, else 75
+    /// Wait for the outcome of every job; exits with 0 when all are delivered or skipped, 1 when all failed, else 75
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) wait: bool,
-    /// Give up waiting after this time; ends 75 if a job has no outcome by then [default: no limit]
+    /// Stop waiting after this time; exits with 75 if a job has no outcome by then [default: no limit]
     #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
     pub(super) wait_timeout: Option<Duration>,
-    /// A worker's admin endpoint, to be asked why jobs are left; may be given again [default: admin.listen]
+    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default: admin.listen]
     #[arg(long, value_name = "URL", requires = "wait", value_parser = worker_url)]
     pub(super) admin: Vec<Url>,
 }
@@ -107,7 +109,7 @@ fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     if name.is_empty() || !name.bytes().all(fits) {
-        return Err("a name is made of letters, digits and _".to_owned());
+        return Err("a name consists of letters, digits and _".to_owned());
     }
     Ok((name.to_owned(), value.to_owned()))
 }

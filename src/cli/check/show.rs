@@ -1,37 +1,40 @@
-//! A test as a person sees it: one line for each step as it ends, with the cause and what to paste.
+//! Text of a test: one line for each step as it ends, with the cause and the document to paste.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 
 use crate::check::{CheckReport, CheckStep, CheckVerdict, StepResult};
 use crate::cli::{self, Exit};
 use crate::domain::diagnosis::Remedy;
 use crate::domain::policy;
 
-/// The width of the marks and of the steps' names.
-const MARK: usize = 9;
-const NAME: usize = 24;
+/// Width of the marks.
+const MARK_WIDTH: usize = 9;
+/// Width of the names of steps.
+const NAME_WIDTH: usize = 24;
 
-pub(super) struct Show {
+/// Printer of a test.
+pub(super) struct TestPrinter {
     json: bool,
     colour: bool,
 }
 
-impl Show {
+impl TestPrinter {
     pub(super) fn new(json: bool) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { json, colour: !json && !plain && std::io::stdout().is_terminal() }
     }
 
-    pub(super) fn begin(&self, what: &str) {
-        self.say(&format!("{what}\n"));
+    /// Prints the title.
+    pub(super) fn print_title(&self, title: &str) {
+        self.print(&format!("{title}\n"));
     }
 
-    /// Data goes to stdout, so with `--json` the progress goes to stderr, in short.
+    /// Prints a step: with `--json`, one line.
     pub(super) fn step(&self, step: &CheckStep) {
-        if self.json { self.say(&self.line(step)) } else { self.say(&self.whole(step)) }
+        self.print(&if self.json { self.line(step) } else { self.details(step) });
     }
 
-    /// The end: all of it as JSON, or the verdict.
+    /// Prints the report: as JSON, or the verdict.
     pub(super) fn report(&self, report: &CheckReport) -> Exit {
         if self.json {
             return cli::print_json(report);
@@ -39,28 +42,23 @@ impl Show {
         cli::print(&verdict(report))
     }
 
-    /// What is no part of the report.
-    pub(super) fn after(&self, text: &str) {
-        self.say(text);
-    }
-
-    fn say(&self, text: &str) {
+    /// Prints a text: to stdout, or to stderr with `--json`.
+    pub(super) fn print(&self, text: &str) {
         if self.json {
-            // Standard error may be closed; that ends nothing.
-            let _ = writeln!(std::io::stderr(), "{text}");
+            cli::notice(text);
         } else {
             cli::print(text);
         }
     }
 
     fn line(&self, step: &CheckStep) -> String {
-        let mark = self.coloured(step.result, &format!("{:MARK$}", format!("[{}]", step.result.as_str())));
-        format!("{mark} {:NAME$} {}", step.step.title(), step.cause)
+        let mark = self.coloured(step.result, &format!("{:MARK_WIDTH$}", format!("[{}]", step.result.as_str())));
+        format!("{mark} {:NAME_WIDTH$} {}", step.step.title(), step.cause)
     }
 
-    fn whole(&self, step: &CheckStep) -> String {
+    fn details(&self, step: &CheckStep) -> String {
         let mut lines = vec![self.line(step)];
-        let mut add = |text: &str| lines.extend(text.lines().map(|line| format!("{:1$}{line}", "", MARK + 1)));
+        let mut add = |text: &str| lines.extend(text.lines().map(|line| format!("{:1$}{line}", "", MARK_WIDTH + 1)));
         if matches!(step.result, StepResult::Failed | StepResult::Warning) {
             add(&format!("code: {}", step.code));
             let remedy = step.remedy.as_ref().map(|remedy| format!("remedy: {}", remedy.text)).unwrap_or_default();
@@ -68,7 +66,7 @@ impl Show {
                 [] => add(&remedy),
                 [other] => add(&format!("{remedy}\nor: {other}")),
                 causes => {
-                    add("what it may be, and the remedy, the likeliest first:");
+                    add("possible causes and remedies, most likely first:");
                     causes.iter().zip(1..).for_each(|(cause, n)| add(&format!("{n}. {cause}")));
                 }
             }
@@ -89,11 +87,11 @@ impl Show {
     }
 }
 
-/// What is to be pasted, and where.
+/// Document to paste, and its place.
 fn paste(remedy: &Remedy) -> String {
     let mut text = String::new();
     if let (Some(place), Some(statement)) = (&remedy.place, &remedy.statement) {
-        // A whole document replaces what is there; a single statement or rule is added.
+        // A complete document replaces the existing one; a single statement or rule is added.
         let how = if statement.get("Version").is_some() { "replace" } else { "add to" };
         text = format!("{how} {place}:\n{}", policy::pretty(statement));
     }
@@ -135,11 +133,14 @@ mod tests {
         let diagnosis =
             Diagnosis { code: Code::PutDenied, cause: "not allowed".to_owned(), ranked: vec![], remedy: Some(remedy) };
         let step = CheckStep::diagnosed(StepName::Write, StepResult::Failed, diagnosis, None);
-        let text = Show { json: false, colour: false }.whole(&step);
+        let text = TestPrinter { json: false, colour: false }.details(&step);
         for part in ["[failed]  write a file", "not allowed", "code: put_denied", "add to the policy:", "\"Effect\""] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
-        assert!(Show { json: false, colour: true }.whole(&step).contains("\u{1b}[31m[failed]"), "words and colour");
+        assert!(
+            TestPrinter { json: false, colour: true }.details(&step).contains("\u{1b}[31m[failed]"),
+            "words and colour"
+        );
     }
 
     #[test]
@@ -148,7 +149,7 @@ mod tests {
             let remedy = Some(Remedy { text: "allow it".to_owned(), ..Remedy::default() });
             let ranked = ranked.iter().map(|cause| (*cause).to_owned()).collect();
             let diagnosis = Diagnosis { code: Code::AbortDenied, cause: "no".to_owned(), ranked, remedy };
-            Show { json: false, colour: false }.whole(&CheckStep::diagnosed(
+            TestPrinter { json: false, colour: false }.details(&CheckStep::diagnosed(
                 StepName::Multipart,
                 StepResult::Warning,
                 diagnosis,

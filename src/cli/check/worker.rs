@@ -1,4 +1,4 @@
-//! The test of the worker itself: configuration, broker, topology, own identity.
+//! Test of the worker itself: configuration, broker, topology, AWS identity.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,111 +14,116 @@ use crate::metrics::Metrics;
 use crate::queue::{self, QueueError, rabbitmq};
 use crate::session::Sessions;
 
-/// The longest the broker is waited for.
-const BROKER: Duration = Duration::from_secs(30);
-/// The longest the embedded queue's file is waited for: another process may hold it for a moment.
-const EMBEDDED: Duration = Duration::from_secs(10);
+/// Time-out of the broker.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time-out of the embedded queue's file, which another process may lock for a moment.
+const FILE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a test of the worker finds.
-pub(super) struct Found {
-    /// As whom AWS sees it.
+/// Result of a test of the worker.
+pub(super) struct WorkerTest {
+    /// AWS principal of the worker.
     pub(super) principal: Option<String>,
     pub(super) steps: Vec<CheckStep>,
-    /// The broker is there, and refuses the login.
-    pub(super) locked_out: bool,
+    /// True where the broker denies the login.
+    pub(super) login_denied: bool,
 }
 
-/// Makes the steps.
-pub(super) async fn steps(config: &Config, sessions: &Sessions, watch: &(dyn Fn(&CheckStep) + Send + Sync)) -> Found {
+/// Runs the test. `watch` receives each step as it ends.
+pub(super) async fn run(
+    config: &Config,
+    sessions: &Sessions,
+    watch: &(dyn Fn(&CheckStep) + Send + Sync),
+) -> WorkerTest {
     let mut steps = Vec::new();
-    let mut note = |step: CheckStep| {
+    let mut add = |step: CheckStep| {
         watch(&step);
         steps.push(step);
     };
     let count = config.destinations.len();
-    note(CheckStep::passed(StepName::Configuration, format!("it is valid; destinations: {count}")));
-    let (broker, locked_out) = broker(config).await;
-    broker.into_iter().for_each(&mut note);
+    add(CheckStep::passed(StepName::Configuration, format!("it is valid; destinations: {count}")));
+    let (broker, login_denied) = broker(config).await;
+    broker.into_iter().for_each(&mut add);
     let (principal, step) = identity(config, sessions).await;
-    note(step);
-    Found { principal, steps, locked_out }
+    add(step);
+    WorkerTest { principal, steps, login_denied }
 }
 
-/// And whether the login is refused.
+/// Tests broker and topology. Returns also true where the login is denied.
 async fn broker(config: &Config) -> ([CheckStep; 2], bool) {
     let Err(problem) = config.broker.required_url() else {
         return match config.broker.embedded_file() {
-            Some(file) => ([embedded(config, &file).await, made_by_itself()], false),
+            Some(file) => ([embedded(config, &file).await, not_needed()], false),
             None => rabbitmq(config).await,
         };
     };
     let remedy = "set broker.url, or CONSIGN__BROKER__URL";
     let cause = format!("{} {}", problem.field, problem.problem);
-    ([CheckStep::failed(StepName::Broker, Code::BrokerNotConfigured, cause, remedy), untried()], false)
+    ([CheckStep::failed(StepName::Broker, Code::BrokerNotConfigured, cause, remedy), not_tried()], false)
 }
 
-fn untried() -> CheckStep {
+fn not_tried() -> CheckStep {
     CheckStep::skipped(StepName::Topology, Code::NotTried, "an earlier step failed that this one needs")
 }
 
-fn made_by_itself() -> CheckStep {
-    CheckStep::skipped(StepName::Topology, Code::NotNeeded, "the embedded queue makes its tables itself")
+fn not_needed() -> CheckStep {
+    CheckStep::skipped(StepName::Topology, Code::NotNeeded, "the embedded queue creates its tables itself")
 }
 
 async fn rabbitmq(config: &Config) -> ([CheckStep; 2], bool) {
     let name = format!("{} check", config.worker.id);
-    let looked = tokio::time::timeout(BROKER, rabbitmq::check_topology(&config.broker, &name)).await;
-    let reached = || CheckStep::passed(StepName::Broker, "it can be reached, and takes the login");
-    let locked_out = matches!(looked, Ok(Err(QueueError::Denied(_))));
-    let steps = match looked {
-        Ok(Ok(())) => {
-            [reached(), CheckStep::passed(StepName::Topology, format!("that of `{}` is there", config.broker.prefix))]
-        }
-        Ok(Err(QueueError::Unavailable(why) | QueueError::Denied(why))) => [unreachable(&why), untried()],
+    let checked = tokio::time::timeout(BROKER_TIMEOUT, rabbitmq::check_topology(&config.broker, &name)).await;
+    let reached = || CheckStep::passed(StepName::Broker, "it is reachable, and accepts the login");
+    let login_denied = matches!(checked, Ok(Err(QueueError::Denied(_))));
+    let steps = match checked {
+        Ok(Ok(())) => [
+            reached(),
+            CheckStep::passed(StepName::Topology, format!("the topology of `{}` exists", config.broker.prefix)),
+        ],
+        Ok(Err(QueueError::Unavailable(cause) | QueueError::Denied(cause))) => [unreachable(&cause), not_tried()],
         Ok(Err(problem)) => [reached(), topology(&problem, config.broker.declare)],
-        Err(_) => [unreachable(&format!("no answer within {} s", BROKER.as_secs())), untried()],
+        Err(_) => [unreachable(&format!("no answer within {} s", BROKER_TIMEOUT.as_secs())), not_tried()],
     };
-    (steps, locked_out)
+    (steps, login_denied)
 }
 
-fn may_be_made(file: &Path) -> bool {
+fn can_be_created(file: &Path) -> bool {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
-/// Opens the file of the embedded queue, if it is there; a test makes none.
+/// Opens the file of the embedded queue, if it exists; a test does not create it.
 async fn embedded(config: &Config, file: &Path) -> CheckStep {
     if !file.exists() {
         return match file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
             Some(folder) => {
-                let cause = format!("the folder {} of the embedded queue is not there", folder.display());
+                let cause = format!("the directory {} of the embedded queue does not exist", folder.display());
                 CheckStep::failed(
                     StepName::Broker,
                     Code::BrokerUnavailable,
                     cause,
-                    "make the folder, or correct broker.url",
+                    "create the directory, or correct broker.url",
                 )
             }
-            None if !may_be_made(file) => {
-                let cause = format!("{} can't be made: its folder can't be written by this user", file.display());
-                let remedy = "let this user write the folder, or correct broker.url";
+            None if !can_be_created(file) => {
+                let cause = format!("{} can't be created: this user can't write to its directory", file.display());
+                let remedy = "allow this user to write to the directory, or correct broker.url";
                 CheckStep::failed(StepName::Broker, Code::BrokerNotConfigured, cause, remedy)
             }
             None => {
-                CheckStep::passed(StepName::Broker, "it is the embedded queue; its file is made at the first start")
+                CheckStep::passed(StepName::Broker, "it is the embedded queue; its file is created at the first start")
             }
         };
     }
     let opened = async {
         let queue = queue::start(&config.broker, "check", Vec::new(), Arc::new(Metrics::new(1)))?;
-        let opened = queue.wait_connected(EMBEDDED).await;
+        let opened = queue.wait_connected(FILE_TIMEOUT).await;
         queue.close().await;
         opened
     };
     match opened.await {
-        Ok(()) => CheckStep::passed(StepName::Broker, "it is the embedded queue, and its file can be used"),
+        Ok(()) => CheckStep::passed(StepName::Broker, "it is the embedded queue, and its file is usable"),
         Err(problem) => {
-            let remedy = "mend what is said, or set broker.url to another file";
+            let remedy = "fix the cause, or set broker.url to another file";
             let code = match problem {
                 QueueError::Unusable(_) => Code::BrokerNotConfigured,
                 _ => Code::BrokerUnavailable,
@@ -128,16 +133,16 @@ async fn embedded(config: &Config, file: &Path) -> CheckStep {
     }
 }
 
-fn unreachable(why: &str) -> CheckStep {
-    let remedy = "check that the broker runs, that broker.url names it with the right login and virtual host, and that the \
-                  network lets this machine through";
-    CheckStep::failed(StepName::Broker, Code::BrokerUnavailable, why, remedy)
+fn unreachable(cause: &str) -> CheckStep {
+    let remedy = "check that the broker runs, that broker.url has the right address, login and virtual host, and that the \
+                  network allows the connection";
+    CheckStep::failed(StepName::Broker, Code::BrokerUnavailable, cause, remedy)
 }
 
 fn topology(problem: &QueueError, declares: bool) -> CheckStep {
     let remedy = "run `consign topology apply`, or set broker.declare = true";
     let step = CheckStep::failed(StepName::Topology, Code::TopologyMissing, problem.to_string(), remedy);
-    // `run` declares what is missing.
+    // `run` declares missing queues.
     if declares { CheckStep { result: StepResult::Warning, ..step } } else { step }
 }
 
@@ -149,7 +154,7 @@ async fn identity(config: &Config, sessions: &Sessions) -> (Option<String>, Chec
         Ok(arn) => {
             let principal = Principal::parse(&arn).map_or(arn, |principal| principal.as_str().to_owned());
             let principal = sessions.identity_role().unwrap_or(principal);
-            let what = format!("we come as {principal}");
+            let what = format!("this worker is {principal}");
             (Some(principal), CheckStep::passed(StepName::Identity, what))
         }
         Err(failure) => (None, refused(config, &failure)),

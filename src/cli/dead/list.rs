@@ -6,80 +6,80 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::filter::{Filter, age};
-use super::words::summary;
-use super::{Stop, open};
-use crate::cli::text::{columns, plain, span};
-use crate::cli::{Exit, print};
+use super::args::FilterArgs;
+use super::redact::summary;
+use super::source;
+use crate::cli::output::text::{UNKNOWN, duration, table};
+use crate::cli::{CommandError, Exit, notice, print};
 use crate::config::Config;
+use crate::dead_letter::filter::{LetterFilter, age};
 use crate::queue::DeadLetter;
+use crate::runtime::output::printable;
 
 const HEADS: [&str; 8] = ["LETTER", "REASON", "CLASS", "DESTINATION", "LANE", "ATTEMPTS", "AGE", "JOB"];
-/// What stands where nothing is known.
-const NOTHING: &str = "-";
 
-/// What to list.
+/// Arguments of `consign dead list`.
 #[derive(Debug, Clone, Args)]
 pub struct ListArgs {
     #[command(flatten)]
-    filter: Filter,
+    filter: FilterArgs,
 }
 
-/// Lists. Only the lines are kept, not the letters.
-pub(super) async fn execute(args: ListArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
-    let mut letters = open(config).await?;
-    let mut choice = args.filter.choice();
+/// Lists letters. Only their lines are kept in memory.
+pub(super) async fn execute(args: ListArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
+    let mut letters = source(config).open().await?;
+    let mut selection = LetterFilter::from(args.filter).select();
     let (mut rows, mut reasons) = (Vec::new(), BTreeMap::<String, u64>::new());
     while let Some(letter) = letters.next().await? {
-        if !choice.takes(&letter) {
+        if !selection.takes(&letter) {
             continue;
         }
-        *reasons.entry(named(letter.reason())).or_default() += 1;
+        *reasons.entry(or_unknown(letter.reason())).or_default() += 1;
         if json {
-            print(&Value::Object(summary(&letter, choice.now())).to_string());
+            print(&Value::Object(summary(&letter, selection.now())).to_string());
         } else {
-            rows.push(row(&letter, choice.now()));
+            rows.push(row(&letter, selection.now()));
         }
-        if choice.is_complete() {
+        if selection.is_complete() {
             break;
         }
     }
-    let others = letters.count() > 0;
+    let any = letters.count() > 0;
     letters.close().await;
-    let counts = counted(reasons, others);
+    let counts = summarize(reasons, any);
     if json {
-        crate::cli::note(&counts);
+        notice(&counts);
         return Ok(Exit::Done);
     }
-    let table = if rows.is_empty() { String::new() } else { format!("{}\n\n", columns(HEADS, &rows)) };
-    Ok(print(&format!("{table}{counts}")))
+    let rows = if rows.is_empty() { String::new() } else { format!("{}\n\n", table(HEADS, &rows)) };
+    Ok(print(&format!("{rows}{counts}")))
 }
 
-fn named(text: &str) -> String {
-    if text.is_empty() { NOTHING.to_owned() } else { plain(text) }
+fn or_unknown(text: &str) -> String {
+    if text.is_empty() { UNKNOWN.to_owned() } else { printable(text) }
 }
 
 fn row(letter: &DeadLetter, now: Timestamp) -> [String; 8] {
     [
         letter.id().to_string(),
-        named(letter.reason()),
-        named(letter.class()),
-        named(letter.destination().unwrap_or_default()),
+        or_unknown(letter.reason()),
+        or_unknown(letter.class()),
+        or_unknown(letter.destination().unwrap_or_default()),
         letter.lane().as_str().to_owned(),
         letter.attempts().to_string(),
-        age(letter, now).map_or_else(|| NOTHING.to_owned(), span),
-        named(letter.job_id().unwrap_or_default()),
+        age(letter, now).map_or_else(|| UNKNOWN.to_owned(), duration),
+        or_unknown(letter.job_id().unwrap_or_default()),
     ]
 }
 
-/// The most frequent reason first.
-fn counted(reasons: BTreeMap<String, u64>, others: bool) -> String {
+/// Counts by reason, the most frequent first. `any` is true where there are letters.
+fn summarize(reasons: BTreeMap<String, u64>, any: bool) -> String {
     let mut reasons: Vec<_> = reasons.into_iter().collect();
     reasons.sort_by(|(_, a), (_, b)| b.cmp(a));
     let total: u64 = reasons.iter().map(|(_, count)| count).sum();
     let listed: Vec<_> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     match total {
-        0 if others => "no dead letter matches".to_owned(),
+        0 if any => "no dead letter matches".to_owned(),
         0 => "there are no dead letters".to_owned(),
         1 => format!("1 dead letter: {}", listed.join(", ")),
         _ => format!("{total} dead letters: {}", listed.join(", ")),
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn the_most_frequent_reason_is_first() {
         let reasons = BTreeMap::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
-        assert_eq!(counted(reasons, true), "3 dead letters: b 2, a 1");
-        assert_eq!(counted(BTreeMap::new(), true), "no dead letter matches");
-        assert_eq!(counted(BTreeMap::new(), false), "there are no dead letters");
+        assert_eq!(summarize(reasons, true), "3 dead letters: b 2, a 1");
+        assert_eq!(summarize(BTreeMap::new(), true), "no dead letter matches");
+        assert_eq!(summarize(BTreeMap::new(), false), "there are no dead letters");
     }
 }

@@ -4,27 +4,28 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::filter::age;
-use super::words::{masked, masked_text, summary};
-use super::{Stop, open};
-use crate::cli::text::{plain, span};
-use crate::cli::{Exit, complain, print, print_json};
+use super::redact::{redacted, redacted_text, summary};
+use super::source;
+use crate::cli::output::text::{UNKNOWN, duration};
+use crate::cli::{CommandError, Exit, fail, print, print_json};
 use crate::config::Config;
+use crate::dead_letter::filter::age;
 use crate::domain::job::compact;
 use crate::domain::job::lease::Lease;
 use crate::queue::DeadLetter;
+use crate::runtime::output::printable;
 
-/// Which letter.
+/// Arguments of `consign dead show`.
 #[derive(Debug, Clone, Args)]
 pub struct ShowArgs {
-    /// The letter's name (first column of `list`) or its beginning, or a job's id
+    /// Id of a letter (first column of `list`) or its beginning, or id of a job
     #[arg(value_name = "LETTER|JOB")]
     id: String,
 }
 
-/// Shows every letter of that name: a job may have more than one.
-pub(super) async fn execute(args: ShowArgs, config: &Config, json: bool) -> Result<Exit, Stop> {
-    let mut letters = open(config).await?;
+/// Shows every letter with this id. A job may have more than one.
+pub(super) async fn execute(args: ShowArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
+    let mut letters = source(config).open().await?;
     let (now, mut found) = (Timestamp::now(), 0);
     while let Some(letter) = letters.next().await? {
         if letter.job_id() != Some(&args.id) && !letter.id().as_str().starts_with(&args.id) {
@@ -41,15 +42,15 @@ pub(super) async fn execute(args: ShowArgs, config: &Config, json: bool) -> Resu
     }
     letters.close().await;
     if found == 0 {
-        let what = format!("there is no dead letter {}; `consign dead list` shows those there are", args.id);
-        return Ok(complain(&what, Exit::Failed));
+        let problem = format!("there is no dead letter {}; `consign dead list` shows all", args.id);
+        return Ok(fail(&problem, Exit::Failed));
     }
     Ok(Exit::Done)
 }
 
 fn data(letter: &DeadLetter, now: Timestamp) -> Value {
     let p = letter.properties();
-    let headers = p.headers.iter().map(|(name, value)| (name.clone(), masked_text(value).into()));
+    let headers = p.headers.iter().map(|(name, value)| (name.clone(), redacted_text(value).into()));
     let mut data = summary(letter, now);
     data.insert("routing_key".to_owned(), letter.routing_key().into());
     for (name, value) in [
@@ -63,20 +64,20 @@ fn data(letter: &DeadLetter, now: Timestamp) -> Value {
     }
     data.insert("headers".to_owned(), Value::Object(headers.collect::<Map<_, _>>()));
     data.insert("bytes".to_owned(), letter.body().len().into());
-    data.insert("job".to_owned(), document(letter).map_or(Value::Null, masked));
+    data.insert("job".to_owned(), document(letter).map_or(Value::Null, redacted));
     data.insert("problem".to_owned(), json!(letter.job().err().map(|rejected| rejected.to_string())));
     Value::Object(data)
 }
 
-/// The job as a document, in whatever form it came; `None` where it is none.
+/// Decodes the job from its JSON or compact form; `None` where it is neither.
 fn document(letter: &DeadLetter) -> Option<Value> {
-    of_body(letter.properties().content_type.as_deref(), letter.body())
+    decode(letter.properties().content_type.as_deref(), letter.body())
 }
 
-fn of_body(content_type: Option<&str>, body: &[u8]) -> Option<Value> {
+fn decode(content_type: Option<&str>, body: &[u8]) -> Option<Value> {
     if Lease::is_type(content_type) {
         let lease = Lease::decode(body).ok()?;
-        return of_body(lease.content_type.as_deref(), &lease.body);
+        return decode(lease.content_type.as_deref(), &lease.body);
     }
     if content_type.is_some_and(|given| given.starts_with(compact::CONTENT_TYPE)) {
         return serde_json::to_value(compact::decode(body).ok()?).ok();
@@ -85,9 +86,10 @@ fn of_body(content_type: Option<&str>, body: &[u8]) -> Option<Value> {
 }
 
 fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
-    let known = |value: Option<&str>| value.filter(|text| !text.is_empty()).map_or_else(|| "-".to_owned(), plain);
-    let at = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| format!("{at:.0}"));
-    let ago = age(letter, now).map_or_else(String::new, |age| format!(" ({} ago)", span(age)));
+    let known =
+        |value: Option<&str>| value.filter(|text| !text.is_empty()).map_or_else(|| UNKNOWN.to_owned(), printable);
+    let at = |at: Option<Timestamp>| at.map_or_else(|| UNKNOWN.to_owned(), |at| format!("{at:.0}"));
+    let ago = age(letter, now).map_or_else(String::new, |age| format!(" ({} ago)", duration(age)));
     let runs = if letter.run() == 0 { String::new() } else { format!(", requeued {} times before", letter.run()) };
     let mut lines = vec![
         format!("letter         {}", letter.id()),
@@ -97,8 +99,8 @@ fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
         format!("message        {}", known(Some(letter.message()))),
         format!("attempts       {}{runs}", letter.attempts()),
         format!("first failure  {}", at(letter.first_failure_at())),
-        format!("given up       {}{ago}", at(letter.died_at())),
-        format!("routing key    {}", plain(letter.routing_key())),
+        format!("dead-lettered  {}{ago}", at(letter.died_at())),
+        format!("routing key    {}", printable(letter.routing_key())),
     ];
     let labels = [
         ("content_type", "content type   "),
@@ -106,22 +108,20 @@ fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
         ("correlation_id", "correlation id "),
         ("type", "type           "),
     ];
-    let given = labels.iter().filter_map(|(name, label)| Some(format!("{label}{}", plain(data[*name].as_str()?))));
+    let given = labels.iter().filter_map(|(name, label)| Some(format!("{label}{}", printable(data[*name].as_str()?))));
     lines.extend(given);
     let headers = data["headers"].as_object().into_iter().flatten();
-    let told = ["x-error-", "x-attempts", "x-first-failure-at", "x-last-failure-at", "x-original-routing-key"];
-    let others = headers.filter(|(name, _)| !told.iter().any(|start| name.starts_with(start)));
-    lines.extend(
-        others.map(|(name, value)| {
-            format!("header         {}: {}", plain(name), plain(value.as_str().unwrap_or_default()))
-        }),
-    );
+    let shown = ["x-error-", "x-attempts", "x-first-failure-at", "x-last-failure-at", "x-original-routing-key"];
+    let others = headers.filter(|(name, _)| !shown.iter().any(|start| name.starts_with(start)));
+    lines.extend(others.map(|(name, value)| {
+        format!("header         {}: {}", printable(name), printable(value.as_str().unwrap_or_default()))
+    }));
     if let Some(problem) = data["problem"].as_str() {
-        lines.push(format!("not a job      {}", plain(problem)));
+        lines.push(format!("not a job      {}", printable(problem)));
     }
     lines.push(match &data["job"] {
-        Value::Null => format!("body           {} bytes, which are no document", letter.body().len()),
-        job => format!("{job:#}").lines().map(plain).collect::<Vec<_>>().join("\n"),
+        Value::Null => format!("body           {} bytes, not a JSON document", letter.body().len()),
+        job => format!("{job:#}").lines().map(printable).collect::<Vec<_>>().join("\n"),
     });
     lines.join("\n")
 }
@@ -155,7 +155,7 @@ mod tests {
             let text = text(&letter, &data, now);
             assert!(text.contains("\"url\": \"https://host/f?***\"") && text.contains("kms_denied"), "{text}");
             assert!(text.contains("first failure  2026-11-27T04:52:46Z\n"), "{text}");
-            assert!(data["first_failure_at"].to_string().contains(".123456789Z"), "data stay exact: {data}");
+            assert!(data["first_failure_at"].to_string().contains(".123456789Z"), "JSON stays exact: {data}");
             assert!(text.contains("header         hook: https://h/?***"), "{text}");
             assert!(!text.contains("marked") && !data.to_string().contains("marked"), "{text}");
             assert_eq!(data["problem"], Value::Null);
@@ -163,12 +163,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_job_is_shown_as_far_as_it_can_be() {
+    fn an_invalid_job_is_shown_as_far_as_possible() {
         let now = Timestamp::now();
         let half = letter(None, br#"{"password": "marked", "version": 1}"#.to_vec());
         let shown = text(&half, &data(&half, now), now);
         assert!(shown.contains("not a job") && shown.contains("\"password\": \"***\""), "{shown}");
         let none = letter(None, vec![0, 1, 2]);
-        assert!(text(&none, &data(&none, now), now).contains("3 bytes, which are no document"));
+        assert!(text(&none, &data(&none, now), now).contains("3 bytes, not a JSON document"));
     }
 }

@@ -1,152 +1,148 @@
-//! Where the jobs come from, each checked as the worker will check it.
+//! Input of jobs: a file, standard input or flags. Each job is validated as the worker will do.
 
 use std::fmt;
 use std::path::Path;
 use std::pin::Pin;
 
-use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
-use super::until_refused;
+use crate::cli::CommandError;
+use crate::cli::output::text::problem_lines;
 use crate::domain::job::wire::{self, RawDestinationRef, RawJob};
-use crate::domain::job::{Invalid, compact};
-use crate::domain::lane::Lane;
-use crate::queue::{Properties, Publication};
+use crate::producer::job::{PreparedJob, PublishFormat};
 
-/// Which queue the jobs go to, and in which form.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::cli) struct Form {
-    pub(in crate::cli) lane: Lane,
-    pub(in crate::cli) compact: bool,
-}
+/// Upper bound of the invalid lines of a file that are shown.
+const MAX_SHOWN_PROBLEMS: usize = 20;
 
-/// A job that is fit to be published.
-#[derive(Debug)]
-pub(in crate::cli) struct Prepared {
-    pub(in crate::cli) id: String,
-    pub(in crate::cli) destination: String,
-    /// Taken when it is published.
-    pub(in crate::cli) publication: Option<Publication>,
-}
-
-/// Why an input can't be published, with its line where there is one.
+/// Problem of an input, with its line number where there is one.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::cli) struct Refusal {
+pub(super) struct InputError {
     line: Option<usize>,
-    what: String,
+    problem: String,
 }
 
-impl Refusal {
-    /// A refusal of the input as a whole.
-    pub(in crate::cli) fn whole(what: impl Into<String>) -> Self {
-        Self { line: None, what: what.into() }
+impl InputError {
+    /// Problem of the input as a whole.
+    fn whole(problem: impl Into<String>) -> Self {
+        Self { line: None, problem: problem.into() }
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for InputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
-            Some(line) => write!(f, "line {line}: {}", self.what),
-            None => f.write_str(&self.what),
+            Some(line) => write!(f, "line {line}: {}", self.problem),
+            None => f.write_str(&self.problem),
         }
     }
 }
 
-/// So many bad lines of a file are shown.
-pub(in crate::cli) const SHOWN: usize = 20;
+impl From<InputError> for CommandError {
+    fn from(error: InputError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
 
-type Jobs = Pin<Box<dyn Stream<Item = Result<Prepared, Refusal>> + Send>>;
+type JobStream = Pin<Box<dyn Stream<Item = Result<PreparedJob, InputError>> + Send>>;
 
-/// A row of jobs.
-pub(in crate::cli) struct Input {
-    jobs: Jobs,
+/// Sequence of jobs.
+pub(super) struct JobInput {
+    jobs: JobStream,
     length: Option<u64>,
 }
 
-impl Input {
+impl JobInput {
     /// One job from flags.
-    pub(in crate::cli) fn one(
-        form: Form,
+    pub(super) fn one(
+        format: PublishFormat,
         id: Option<String>,
         source: &str,
         to: String,
         key: String,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, InputError> {
         let id = id.unwrap_or_else(|| format!("cli/{}", uuid::Uuid::new_v4()));
         let raw = RawJob::new(id, source, RawDestinationRef::Id(to), key);
         let body = wire::render(&raw);
-        Ok(Self::whole(vec![prepare(form, &body, None)?]))
+        Ok(Self::complete(vec![prepare(format, &body, None)?]))
     }
 
-    /// All jobs of a file; nothing of it is published when one of them is bad.
-    pub(in crate::cli) async fn file(form: Form, path: &Path) -> Result<Self, Refusal> {
+    /// All jobs of a file. If one of them is invalid, none is published.
+    pub(super) async fn file(format: PublishFormat, path: &Path) -> Result<Self, InputError> {
         let text = tokio::fs::read(path)
             .await
-            .map_err(|problem| Refusal::whole(format!("{} can't be read: {problem}", path.display())))?;
-        let jobs: Vec<_> = read(form, BufReader::new(std::io::Cursor::new(text))).await?.collect().await;
-        let (good, bad): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Result::is_ok);
-        let refused: Vec<_> = bad.into_iter().filter_map(Result::err).map(|refusal| refusal.to_string()).collect();
-        if !refused.is_empty() {
-            return Err(Refusal::whole(summary(path, &refused)));
+            .map_err(|problem| InputError::whole(format!("{} can't be read: {problem}", path.display())))?;
+        let jobs: Vec<_> = read(format, BufReader::new(std::io::Cursor::new(text))).await?.collect().await;
+        let (valid, invalid): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Result::is_ok);
+        let problems: Vec<_> = invalid.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+        if problems.is_empty() {
+            return Ok(Self::complete(valid.into_iter().filter_map(Result::ok).collect()));
         }
-        Ok(Self::whole(good.into_iter().filter_map(Result::ok).collect()))
+        let lines = problem_lines(&problems, MAX_SHOWN_PROBLEMS);
+        Err(InputError::whole(format!("{}: nothing was published; fix these first:{lines}", path.display())))
     }
 
-    /// Standard input, published as it comes. It ends at the first bad line.
-    pub(in crate::cli) async fn stdin(form: Form) -> Result<Self, Refusal> {
-        let jobs = read(form, BufReader::new(tokio::io::stdin())).await?;
-        Ok(Self { jobs: Box::pin(until_refused(jobs)), length: None })
+    /// Standard input, published as it arrives. It ends at the first invalid line.
+    pub(super) async fn stdin(format: PublishFormat) -> Result<Self, InputError> {
+        let jobs = read(format, BufReader::new(tokio::io::stdin())).await?;
+        Ok(Self { jobs: Box::pin(until_first_error(jobs)), length: None })
     }
 
-    fn whole(jobs: Vec<Prepared>) -> Self {
+    fn complete(jobs: Vec<PreparedJob>) -> Self {
         let length = u64::try_from(jobs.len()).ok();
         Self { jobs: Box::pin(stream::iter(jobs.into_iter().map(Ok))), length }
     }
 
-    /// How many jobs there are, where that is known.
-    pub(in crate::cli) fn known_length(&self) -> Option<u64> {
+    /// Returns the number of jobs, where it is known.
+    pub(super) fn known_length(&self) -> Option<u64> {
         self.length
     }
 
-    /// The jobs, up to the first bad one.
-    pub(in crate::cli) fn jobs(self) -> Jobs {
+    /// Returns the jobs up to the first invalid one.
+    pub(super) fn jobs(self) -> JobStream {
         self.jobs
     }
 }
 
-/// What is wrong with a file, one line each, the first of many.
-fn summary(path: &Path, refused: &[String]) -> String {
-    let shown = refused.iter().take(SHOWN).map(|refusal| format!("\n  {refusal}"));
-    let more = refused.len().saturating_sub(SHOWN);
-    let rest = if more > 0 { format!("\n  ... and {more} more") } else { String::new() };
-    format!("{}: nothing was published; mend these first:{}{rest}", path.display(), shown.collect::<String>())
+/// Ends a stream of results after its first error.
+fn until_first_error(
+    jobs: impl Stream<Item = Result<PreparedJob, InputError>>,
+) -> impl Stream<Item = Result<PreparedJob, InputError>> {
+    jobs.scan(false, |ended, job| {
+        let next = (!*ended).then_some(job);
+        *ended |= matches!(next, Some(Err(_)));
+        std::future::ready(next)
+    })
 }
 
-/// One JSON document over many lines, or one per line: told apart by the first line, which is a whole document or is not.
-async fn read(form: Form, mut from: impl AsyncBufRead + Unpin + Send + 'static) -> Result<Jobs, Refusal> {
+/// Reads one JSON document over several lines, or one document per line. The first line decides: it
+/// is a complete document or not.
+async fn read(
+    format: PublishFormat,
+    mut from: impl AsyncBufRead + Unpin + Send + 'static,
+) -> Result<JobStream, InputError> {
     let (mut first, mut line) = (Vec::new(), 0);
     while first.trim_ascii().is_empty() {
         first.clear();
         line += 1;
         if from.read_until(b'\n', &mut first).await.map_err(|problem| unreadable(&problem))? == 0 {
-            return Err(Refusal::whole("there is no job in it"));
+            return Err(InputError::whole("there is no job in it"));
         }
     }
     if serde_json::from_slice::<serde::de::IgnoredAny>(&first).is_err() {
         from.read_to_end(&mut first).await.map_err(|problem| unreadable(&problem))?;
-        let whole = prepare(form, first.trim_ascii(), None);
-        return Ok(Box::pin(stream::iter([whole])));
+        let job = prepare(format, first.trim_ascii(), None);
+        return Ok(Box::pin(stream::iter([job])));
     }
-    let head = stream::iter([prepare(form, first.trim_ascii(), Some(line))]);
-    Ok(Box::pin(head.chain(lines(form, from, line))))
+    let head = stream::iter([prepare(format, first.trim_ascii(), Some(line))]);
+    Ok(Box::pin(head.chain(lines(format, from, line))))
 }
 
 fn lines(
-    form: Form,
+    format: PublishFormat,
     from: impl AsyncBufRead + Unpin + Send + 'static,
     before: usize,
-) -> impl Stream<Item = Result<Prepared, Refusal>> + Send {
+) -> impl Stream<Item = Result<PreparedJob, InputError>> + Send {
     stream::unfold((from, before), move |(mut from, mut line)| async move {
         loop {
             let mut text = Vec::new();
@@ -154,53 +150,34 @@ fn lines(
             match from.read_until(b'\n', &mut text).await {
                 Ok(0) => return None,
                 Ok(_) if text.trim_ascii().is_empty() => {}
-                Ok(_) => return Some((prepare(form, text.trim_ascii(), Some(line)), (from, line))),
+                Ok(_) => return Some((prepare(format, text.trim_ascii(), Some(line)), (from, line))),
                 Err(problem) => return Some((Err(unreadable(&problem)), (from, line))),
             }
         }
     })
 }
 
-fn unreadable(problem: &std::io::Error) -> Refusal {
-    Refusal::whole(format!("the input can't be read: {problem}"))
+fn unreadable(problem: &std::io::Error) -> InputError {
+    InputError::whole(format!("the input can't be read: {problem}"))
 }
 
-/// A job as it is written, checked as the worker will check it.
-pub(in crate::cli) fn prepare(form: Form, body: &[u8], line: Option<usize>) -> Result<Prepared, Refusal> {
-    let refusal = |what: String| Refusal { line, what };
-    let raw = wire::read(body).map_err(|rejected| refusal(rejected.to_string()))?;
-    let compact = if form.compact {
-        Some(compact::encode(&raw).map_err(|Invalid { field, problem }| refusal(format!("{field}: {problem}")))?)
-    } else {
-        None
-    };
-    let job = raw.validate().map_err(|rejected| refusal(rejected.to_string()))?;
-    let (id, destination) = (job.id.to_string(), job.destination.id().to_string());
-    let content_type = if compact.is_some() { compact::CONTENT_TYPE } else { "application/json" };
-    let publication = Publication {
-        routing_key: format!("job.{}.{destination}", form.lane.as_str()),
-        body: compact.map_or_else(|| Bytes::copy_from_slice(body), Bytes::from),
-        properties: Properties {
-            content_type: Some(content_type.to_owned()),
-            message_id: Some(id.clone()),
-            ..Properties::default()
-        },
-    };
-    Ok(Prepared { id, destination, publication: Some(publication) })
+fn prepare(format: PublishFormat, body: &[u8], line: Option<usize>) -> Result<PreparedJob, InputError> {
+    PreparedJob::new(format, body).map_err(|problem| InputError { line, problem })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::lane::Lane;
 
-    const FORM: Form = Form { lane: Lane::Scheduled, compact: false };
+    const FORMAT: PublishFormat = PublishFormat { lane: Lane::Scheduled, compact: false };
 
     fn job(id: &str) -> String {
         format!(r#"{{"version":1,"id":"{id}","source":{{"url":"file:///a"}},"destination":"acme","key":"k"}}"#)
     }
 
-    async fn all(text: String) -> Result<Vec<Result<Prepared, Refusal>>, Refusal> {
-        Ok(read(FORM, BufReader::new(std::io::Cursor::new(text.into_bytes()))).await?.collect().await)
+    async fn all(text: String) -> Result<Vec<Result<PreparedJob, InputError>>, InputError> {
+        Ok(read(FORMAT, BufReader::new(std::io::Cursor::new(text.into_bytes()))).await?.collect().await)
     }
 
     #[tokio::test]
@@ -208,7 +185,7 @@ mod tests {
         let text = job("a").replace(',', ",\n  ");
         let jobs = all(text).await.unwrap();
         let [Ok(job)] = jobs.as_slice() else { panic!("{jobs:?}") };
-        let publication = job.publication.as_ref().unwrap();
+        let publication = &job.publication;
         assert_eq!(publication.routing_key, "job.scheduled.acme");
         assert_eq!(publication.properties.message_id.as_deref(), Some("a"));
     }
@@ -221,13 +198,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bad_line_is_named_and_nothing_after_it_is_taken() {
+    async fn an_invalid_line_is_named_and_nothing_after_it_is_read() {
         let text = format!("{}\n\n{{\"version\":1}}\n{}\n", job("a"), job("b"));
-        let read = read(FORM, BufReader::new(std::io::Cursor::new(text.into_bytes()))).await.unwrap();
-        let jobs: Vec<_> = until_refused(read).collect().await;
+        let read = read(FORMAT, BufReader::new(std::io::Cursor::new(text.into_bytes()))).await.unwrap();
+        let jobs: Vec<_> = until_first_error(read).collect().await;
         assert_eq!(jobs.len(), 2);
-        let refusal = jobs[1].as_ref().unwrap_err().to_string();
-        assert!(refusal.starts_with("line 3: "), "{refusal}");
+        let error = jobs[1].as_ref().unwrap_err().to_string();
+        assert!(error.starts_with("line 3: "), "{error}");
     }
 
     #[tokio::test]
@@ -236,31 +213,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_with_bad_jobs_publishes_none_and_names_them_all() {
+    async fn a_file_with_invalid_jobs_publishes_none_and_names_them_all() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{}\nnonsense\n{{\"version\":1}}\n", job("a"))).unwrap();
-        let refusal = Input::file(FORM, file.path()).await.err().unwrap().to_string();
-        assert!(refusal.starts_with(&file.path().display().to_string()), "{refusal}");
-        assert!(refusal.contains("\n  line 2: body") && refusal.contains("\n  line 3: "), "{refusal}");
+        let error = JobInput::file(FORMAT, file.path()).await.err().unwrap().to_string();
+        assert!(error.starts_with(&file.path().display().to_string()), "{error}");
+        assert!(error.contains("\n  line 2: body") && error.contains("\n  line 3: "), "{error}");
     }
 
     #[test]
-    fn flags_make_a_job_with_an_id_of_its_own() {
+    fn flags_make_a_job_with_a_generated_id() {
         let id = || {
-            let input = Input::one(FORM, None, "file:///a", "acme".to_owned(), "k".to_owned()).unwrap();
+            let input = JobInput::one(FORMAT, None, "file:///a", "acme".to_owned(), "k".to_owned()).unwrap();
             futures_util::FutureExt::now_or_never(input.jobs().next()).unwrap().unwrap().unwrap().id
         };
         assert!(id().starts_with("cli/"));
         assert_ne!(id(), id());
-        assert!(Input::one(FORM, Some("a b".to_owned()), "file:///a", "acme".to_owned(), "k".to_owned()).is_err());
-    }
-
-    #[test]
-    fn the_compact_form_says_so() {
-        let form = Form { lane: Lane::Backfill, compact: true };
-        let publication = prepare(form, job("a").as_bytes(), None).unwrap().publication.unwrap();
-        assert_eq!(publication.routing_key, "job.backfill.acme");
-        assert_eq!(publication.properties.content_type.as_deref(), Some(compact::CONTENT_TYPE));
-        assert_eq!(compact::parse(&publication.body).unwrap().id.as_str(), "a");
+        assert!(JobInput::one(FORMAT, Some("a b".to_owned()), "file:///a", "acme".to_owned(), "k".to_owned()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What is printed for whom, and what is refused.
+//! Documents, notes and errors.
 
 use clap::Parser;
 
@@ -25,33 +25,33 @@ auth = { method = "iam_role", role_arn = "arn:aws-cn:iam::123456789012:role/expo
 "#;
 
 #[derive(Debug, Parser)]
-struct Line {
+struct PolicyLine {
     #[command(flatten)]
     args: PolicyArgs,
 }
 
-fn printed(config: &str, line: &str) -> Result<Printed, Refusal> {
-    let args = Line::try_parse_from(format!("policy {line}").split(' ')).unwrap().args;
+fn printed(config: &str, line: &str) -> Result<PrintedPolicy, PolicyError> {
+    let args = PolicyLine::try_parse_from(format!("policy {line}").split(' ')).unwrap().args;
     print(&args, &load_str(config).unwrap().config)
 }
 
 fn json_of(line: &str) -> (Value, Vec<String>) {
     match printed(CONFIG, line).unwrap() {
-        Printed { document: Document::Json(document), notes } => (document, notes),
-        Printed { document: Document::Text(text), .. } => panic!("{text}"),
+        PrintedPolicy { document: PolicyDocument::Json(document), notes } => (document, notes),
+        PrintedPolicy { document: PolicyDocument::Text(text), .. } => panic!("{text}"),
     }
 }
 
 fn usage(line: &str) -> String {
     match printed(CONFIG, line).err() {
-        Some(Refusal::Usage(problem)) => problem,
+        Some(PolicyError::Usage(problem)) => problem,
         other => panic!("{line}: {other:?}"),
     }
 }
 
 fn misconfigured(config: &str, line: &str) -> String {
     match printed(config, line).err() {
-        Some(Refusal::Config(problem)) => problem,
+        Some(PolicyError::Config(problem)) => problem,
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -66,7 +66,7 @@ fn a_configured_destination_and_the_same_by_flags_give_the_same_documents() {
 }
 
 #[test]
-fn notes_say_what_is_optional_and_why() {
+fn notes_explain_optional_permissions() {
     let (_, notes) = json_of("permissions acme");
     let note = |action: &str| notes.iter().find(|note| note.starts_with(action)).unwrap();
     assert!(note("s3:PutObject ").contains("required"), "{notes:?}");
@@ -80,11 +80,11 @@ fn notes_say_what_is_optional_and_why() {
 }
 
 #[test]
-fn the_principal_is_told_or_configured_and_never_guessed() {
+fn the_principal_is_given_or_configured_and_never_guessed() {
     let (configured, _) = json_of("trust acme");
     assert_eq!(configured["Statement"][0]["Principal"]["AWS"], "arn:aws:iam::999999999999:role/consign");
-    let (told, _) = json_of("trust acme --principal arn:aws:sts::888888888888:assumed-role/w/session");
-    assert_eq!(told["Statement"][0]["Principal"]["AWS"], "arn:aws:iam::888888888888:role/w");
+    let (given, _) = json_of("trust acme --principal arn:aws:sts::888888888888:assumed-role/w/session");
+    assert_eq!(given["Statement"][0]["Principal"]["AWS"], "arn:aws:iam::888888888888:role/w");
     let without = CONFIG.replace("identity_role_arn", "# identity_role_arn");
     let problem = misconfigured(&without, "trust acme");
     assert!(problem.contains("--principal") && problem.contains("aws.identity_role_arn"), "{problem}");
@@ -94,7 +94,7 @@ fn the_principal_is_told_or_configured_and_never_guessed() {
 }
 
 #[test]
-fn a_trust_policy_needs_no_bucket_and_misses_an_external_id() {
+fn a_trust_policy_needs_no_bucket_and_warns_without_an_external_id() {
     let (policy, notes) = json_of("trust --external-id 4711");
     assert_eq!(policy["Statement"][0]["Condition"]["StringEquals"]["sts:ExternalId"], "4711");
     assert!(notes.is_empty(), "{notes:?}");
@@ -114,7 +114,7 @@ fn an_access_key_has_permissions_and_a_user_and_no_trust() {
 }
 
 #[test]
-fn the_key_policy_names_whoever_writes() {
+fn the_key_policy_names_the_writing_principal() {
     let (statement, _) = json_of("kms acme");
     assert_eq!(statement["Principal"]["AWS"], "arn:aws:iam::123456789012:role/team/export");
     let (statement, _) = json_of("kms acme --identity");
@@ -132,7 +132,7 @@ fn the_key_policy_names_whoever_writes() {
 fn addresses_come_from_flags_or_the_configuration() {
     let config = format!("{CONFIG}[check]\negress_addresses = [\"192.0.2.1\"]\n");
     let address = |line: &str| {
-        let Printed { document: Document::Json(document), .. } = printed(&config, line).unwrap() else {
+        let PrintedPolicy { document: PolicyDocument::Json(document), .. } = printed(&config, line).unwrap() else {
             panic!("text")
         };
         document["Statement"][0]["Condition"]["IpAddress"]["aws:SourceIp"].clone()
@@ -144,7 +144,7 @@ fn addresses_come_from_flags_or_the_configuration() {
 }
 
 #[test]
-fn what_is_wrong_is_named_by_its_flag() {
+fn problems_name_their_flag() {
     let problem = usage("permissions --bucket B --region eu-central-1 --prefix /x");
     assert!(problem.contains("--bucket: ") && problem.contains("--prefix: "), "{problem}");
     assert!(usage("permissions --bucket b-b --region eu --external-id 4711 --account 12").contains("--account"));
@@ -153,7 +153,7 @@ fn what_is_wrong_is_named_by_its_flag() {
 }
 
 #[test]
-fn partitions_go_through_every_document() {
+fn every_document_has_the_partition_of_the_destination() {
     let (document, _) = json_of("permissions china");
     assert_eq!(document["Statement"][0]["Resource"], "arn:aws-cn:s3:::china/*");
     let (document, _) = json_of("permissions --bucket gov-bucket --region us-gov-west-1");

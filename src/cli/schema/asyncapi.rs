@@ -1,14 +1,15 @@
-//! The AsyncAPI 3.0 document: what producers publish and what consumers can listen to.
+//! AsyncAPI 3.0 document of the messages of producers and consumers.
 
 use serde_json::{Map, Value, json};
 
-use crate::domain::control::{BACKFILL_BEGUN_HEADER, BACKFILL_HEADER};
+use crate::domain::headers;
 use crate::domain::outcome::OutcomeKind;
 
-/// The default of `broker.prefix`; the document says that another one renames everything.
+/// Default of `broker.prefix`. The document explains that another prefix changes all names.
 const PREFIX: &str = "consign";
 
-/// The whole document. Written from consign's side, as AsyncAPI demands: it receives jobs and sends outcomes.
+/// Returns the document. As AsyncAPI requires, it is written from consign's side: it receives jobs and
+/// sends outcomes.
 pub(super) fn document() -> Value {
     let mut schemas = Map::new();
     adopt("job", crate::domain::job::wire::schema().to_value(), &mut schemas);
@@ -55,7 +56,7 @@ fn channels() -> Value {
         },
         "outcomes": {
             "address": "transfer.{outcome}.{destination}",
-            "description": "Bind a queue of your own; what nobody is bound to is kept in consign.outcomes.unrouted for a while.",
+            "description": "Bind your own queue; outcomes without a bound queue are retained in consign.outcomes.unrouted for a while.",
             "parameters": {"outcome": {"enum": kinds.map(OutcomeKind::as_str)}, "destination": destination},
             "messages": {"outcome": reference("messages/outcome")},
             "bindings": exchange(&format!("{PREFIX}.outcomes")),
@@ -72,7 +73,7 @@ fn channels() -> Value {
         },
         "deadLetters": {
             "address": format!("{PREFIX}.dead"),
-            "description": "Jobs that were given up, their bodies untouched.",
+            "description": "Dead letters: jobs that were not delivered, their bodies unchanged.",
             "messages": {"deadLetter": reference("messages/deadLetter")},
             "bindings": {"amqp": {
                 "is": "queue",
@@ -106,9 +107,9 @@ fn operations() -> Value {
                 "messages": [{"$ref": "#/channels/checkAnswers/messages/checkAnswer"}],
             },
         }),
-        "obey": operation("receive", "control", "Does what operators ask of every worker."),
-        "reportOutcome": operation("send", "outcomes", "Says what became of a job; also sent to the job's reply_to."),
-        "giveUp": operation("send", "deadLetters", "Keeps a job that was given up, with the reason."),
+        "obey": operation("receive", "control", "Executes the commands of operators to every worker."),
+        "reportOutcome": operation("send", "outcomes", "Reports the outcome of a job; also sent to the job's reply_to."),
+        "giveUp": operation("send", "deadLetters", "Dead-letters a job, with the reason."),
     })
 }
 
@@ -123,7 +124,7 @@ fn messages() -> Value {
             "name": "job",
             "summary": "One file to deliver as one object. message_id, if set, equals the job's id.",
             "contentType": "application/json",
-            "headers": text(&["traceparent", "tracestate", BACKFILL_HEADER, BACKFILL_BEGUN_HEADER]),
+            "headers": text(&[headers::TRACEPARENT, headers::TRACESTATE, headers::BACKFILL, headers::BACKFILL_STARTED_AT]),
             "payload": reference("schemas/job"),
         },
         "control": {
@@ -134,7 +135,7 @@ fn messages() -> Value {
         },
         "check": {
             "name": "check",
-            "summary": "Asks for a connection test. The AMQP type is consign.check.v1, reply_to is required, correlation_id comes back.",
+            "summary": "Asks for a connection test. The AMQP type is consign.check.v1, reply_to is required, correlation_id is returned.",
             "contentType": "application/json",
             "correlationId": {"location": "$message.header#/correlation_id"},
             "payload": reference("schemas/check"),
@@ -156,14 +157,14 @@ fn messages() -> Value {
             "name": "deadLetter",
             "summary": "The job as it was published, with the reason in headers.",
             "headers": text(&[
-                "x-error-reason",
-                "x-error-class",
-                "x-error-message",
-                "x-attempts",
-                "x-first-failure-at",
-                "x-last-failure-at",
-                "x-original-routing-key",
-                "x-headers-left-out",
+                headers::ERROR_REASON,
+                headers::ERROR_CLASS,
+                headers::ERROR_MESSAGE,
+                headers::ATTEMPTS,
+                headers::FIRST_FAILURE_AT,
+                headers::LAST_FAILURE_AT,
+                headers::ORIGINAL_ROUTING_KEY,
+                headers::LEFT_OUT,
             ]),
             "payload": reference("schemas/job"),
         },
@@ -174,7 +175,7 @@ fn reference(to: &str) -> Value {
     json!({"$ref": format!("#/components/{to}")})
 }
 
-/// Moves a schema and what it defines under `components/schemas`, references included.
+/// Moves a schema and its definitions under `components/schemas`, references included.
 fn adopt(name: &str, mut schema: Value, schemas: &mut Map<String, Value>) {
     let prefix = format!("{name}.");
     redirect(&mut schema, &prefix);
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reference_leads_somewhere() {
+    fn every_reference_can_be_resolved() {
         let document = document();
         let mut found = Vec::new();
         references(&document, &mut found);

@@ -1,44 +1,46 @@
-//! `consign status reset DEST`: closes the circuit of a destination in every worker, by `consign.control` alone. The workers call
-//! back what waits for it.
+//! `consign status reset DEST`: closes the circuit of a destination in every worker, by a message in
+//! `consign.control`. The workers release its delayed jobs.
 
-use crate::cli::{Exit, broker, complain, configured, note, print};
+use crate::cli::{Exit, broker, configured_destinations, fail, notice, print};
 use crate::config::Config;
 use crate::domain::control::{Control, ControlCommand};
 use crate::domain::destination::DestinationId;
 use crate::queue::QueueError;
 
 pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Exit {
-    if let Some(exit) = broker::missing(&config.broker) {
+    if let Some(exit) = broker::fail_if_missing(&config.broker) {
         return exit;
     }
-    // Not only configured ones: jobs bring their own.
+    // It need not be configured: jobs may define their own.
     let destination = match DestinationId::parse(name) {
         Ok(destination) => destination,
-        Err(problem) => return complain(&format!("{name}: {}", problem.problem), Exit::Usage),
+        Err(problem) => return fail(&format!("{name}: {}", problem.problem), Exit::Usage),
     };
-    unknown(config, &destination).iter().for_each(|warning| note(warning));
-    match mended(config, &destination).await {
+    unknown_destination(config, &destination).iter().for_each(|warning| notice(warning));
+    match reset_circuit(config, &destination).await {
         Ok(control) if json => print(&String::from_utf8_lossy(&control.render())),
         Ok(_) => print(&format!(
-            "every worker is told to close the circuit of {destination} and to call back what waits for it"
+            "every worker is notified to close the circuit of {destination} and to release its delayed jobs"
         )),
-        Err(problem) => broker::complain_of(&problem),
+        Err(problem) => broker::fail_queue(&problem),
     }
 }
 
-/// What to say of a destination that is perhaps mistyped.
-fn unknown(config: &Config, destination: &DestinationId) -> Option<String> {
+/// Warning about a destination that may be mistyped.
+fn unknown_destination(config: &Config, destination: &DestinationId) -> Option<String> {
     if config.destinations.contains_key(destination) {
         return None;
     }
-    let known = configured(config);
-    Some(format!("{destination} is not in the configuration ({known}); sent all the same, as jobs may bring their own"))
+    let known = configured_destinations(config);
+    Some(format!(
+        "{destination} is not in the configuration ({known}); sent nevertheless, as jobs may define their own"
+    ))
 }
 
-/// Tells every worker that a destination is mended. Those that start later find nothing to do.
+/// Notifies every worker that a destination has recovered. Later workers have nothing to reset.
 ///
 /// # Errors
-/// What the broker says; then nobody was told.
-pub(in crate::cli) async fn mended(config: &Config, destination: &DestinationId) -> Result<Control, QueueError> {
+/// The error of the broker. No worker was notified then.
+pub(in crate::cli) async fn reset_circuit(config: &Config, destination: &DestinationId) -> Result<Control, QueueError> {
     broker::announce(config, "reset", ControlCommand::ResetCircuit(destination.clone())).await
 }

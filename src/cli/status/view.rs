@@ -1,4 +1,4 @@
-//! What was found out, as text and as data.
+//! Status report, as text and as JSON.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -7,28 +7,28 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::cli::text::{columns, plain, span};
+use crate::cli::output::text::{UNKNOWN, duration, table};
 use crate::domain::lane::Lane;
 use crate::queue::Depths;
+use crate::runtime::output::printable;
 
-/// Destinations that are shown to people; `--json` has all that the workers tell of.
-const SHOWN: usize = 20;
-/// What stands where nothing is known.
-const NOTHING: &str = "-";
+/// Upper bound of the destinations in the text. The JSON has all that the workers report.
+const MAX_SHOWN: usize = 20;
 
 const NOT_COUNTED: &str =
-    "what is queued, waiting and dead is not known: that takes a configuration with broker.url (-c FILE)";
+    "queued, delayed and dead-lettered jobs are not counted: that needs a configuration with broker.url (-c FILE)";
 
-/// One look at everything.
-pub(super) struct View {
-    /// Each worker's `/status`, or why it does not answer.
+/// Answers of the workers and counts of the queues.
+pub(super) struct StatusReport {
+    /// `/status` of each worker, or the error of the query.
     pub(super) workers: Vec<(Url, Result<Value, String>)>,
-    /// What is in the queues, or why nobody knows; `None` where no broker is configured.
+    /// Counts of the queues, or the error of the query; `None` where no broker is configured.
     pub(super) queue: Option<Result<Depths, String>>,
 }
 
-impl View {
-    pub(super) fn anybody_answers(&self) -> bool {
+impl StatusReport {
+    /// Returns true where a worker has answered.
+    pub(super) fn is_answered(&self) -> bool {
         self.answers().next().is_some()
     }
 
@@ -36,19 +36,19 @@ impl View {
         self.workers.iter().filter_map(|(_, answer)| answer.as_ref().ok())
     }
 
-    /// As data: `workers[]`, `queue`, `destinations[]` (those in trouble, worst first).
-    pub(super) fn data(&self) -> Value {
+    /// Returns JSON: `workers[]`, `queue`, `destinations[]` (failing ones, worst first).
+    pub(super) fn json(&self) -> Value {
         let workers: Vec<_> = self.workers.iter().map(|(url, answer)| worker_data(url, answer)).collect();
         let queue = match &self.queue {
             None => Value::Null,
-            Some(Err(why)) => json!({ "problem": why }),
+            Some(Err(problem)) => json!({ "problem": problem }),
             Some(Ok(depths)) => queue_data(depths),
         };
-        let troubled: Vec<_> = self.troubled().into_iter().map(Troubled::data).collect();
-        json!({ "time": Timestamp::now(), "workers": workers, "queue": queue, "destinations": troubled })
+        let failing: Vec<_> = self.failing().into_iter().map(FailingDestination::json).collect();
+        json!({ "time": Timestamp::now(), "workers": workers, "queue": queue, "destinations": failing })
     }
 
-    /// For people.
+    /// Returns text.
     pub(super) fn text(&self) -> String {
         let parts = [Some(self.workers_text()), Some(self.queue_text()), self.destinations_text()];
         parts.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
@@ -56,72 +56,74 @@ impl View {
 
     fn workers_text(&self) -> String {
         let rows: Vec<_> = self.workers.iter().map(|(url, answer)| worker_row(url, answer)).collect();
-        let refused: String = self.answers().filter_map(refused_reload).collect();
-        columns(["WORKER", "AT", "SLOTS", "UPTIME", "STATE"], &rows) + &refused
+        let rejected: String = self.answers().filter_map(rejected_reload).collect();
+        table(["WORKER", "AT", "SLOTS", "UPTIME", "STATE"], &rows) + &rejected
     }
 
     fn queue_text(&self) -> String {
         let depths = self.queue.as_ref().and_then(|counted| counted.as_ref().ok());
         let lanes = Lane::ALL.map(|lane| {
             let waits = depths.and_then(|depths| depths.lanes.iter().find(|(known, _)| *known == lane));
-            let waits = waits.map_or_else(|| NOTHING.to_owned(), |(_, count)| count.to_string());
+            let waits = waits.map_or_else(|| UNKNOWN.to_owned(), |(_, count)| count.to_string());
             [lane.as_str().to_owned(), waits, self.sum(lane, "running"), self.sum(lane, "slots")]
         });
-        let table = columns(["LANE", "QUEUED", "RUNNING", "SLOTS"], &lanes);
+        let lanes = table(["LANE", "QUEUED", "RUNNING", "SLOTS"], &lanes);
         match &self.queue {
-            Some(Ok(depths)) => format!("{table}\n\n{}", rest(depths)),
-            Some(Err(why)) => format!("{table}\n\nthe queues can't be counted: {}", plain(why)),
-            None => format!("{table}\n\n{NOT_COUNTED}"),
+            Some(Ok(depths)) => format!("{lanes}\n\n{}", rest(depths)),
+            Some(Err(problem)) => format!("{lanes}\n\nthe queues can't be counted: {}", printable(problem)),
+            None => format!("{lanes}\n\n{NOT_COUNTED}"),
         }
     }
 
-    /// A number of a lane, over the workers that answer.
+    /// Sum of a number of a lane over the workers that answered.
     fn sum(&self, lane: Lane, field: &str) -> String {
-        if !self.anybody_answers() {
-            return NOTHING.to_owned();
+        if !self.is_answered() {
+            return UNKNOWN.to_owned();
         }
         self.answers().map(|status| of_lane(status, lane.as_str(), field)).sum::<u64>().to_string()
     }
 
     fn destinations_text(&self) -> Option<String> {
-        let troubled = self.troubled();
-        if !self.anybody_answers() {
+        let failing = self.failing();
+        if !self.is_answered() {
             return None;
         }
-        if troubled.is_empty() {
-            return Some("no destination is in trouble".to_owned());
+        if failing.is_empty() {
+            return Some("no destination is failing".to_owned());
         }
-        let rows: Vec<_> = troubled.iter().take(SHOWN).map(Troubled::row).collect();
-        let table = columns(["DESTINATION", "CIRCUIT", "FAILURES", "LAST", "REASON", "WORKER"], &rows);
-        let said = troubled.iter().take(SHOWN).filter_map(Troubled::said).collect::<Vec<_>>().join("\n");
-        let more = troubled.len().saturating_sub(SHOWN);
+        let rows: Vec<_> = failing.iter().take(MAX_SHOWN).map(FailingDestination::row).collect();
+        let rows = table(["DESTINATION", "CIRCUIT", "FAILURES", "LAST", "REASON", "WORKER"], &rows);
+        let details =
+            failing.iter().take(MAX_SHOWN).filter_map(FailingDestination::details).collect::<Vec<_>>().join("\n");
+        let more = failing.len().saturating_sub(MAX_SHOWN);
         let more = if more > 0 { format!("\n... and {more} more") } else { String::new() };
-        Some(format!("{table}{more}\n\n{said}").trim_end().to_owned())
+        Some(format!("{rows}{more}\n\n{details}").trim_end().to_owned())
     }
 
-    /// Worst first: an open circuit, then the most failures in a row; last those that are mended and wait for their next job.
-    fn troubled(&self) -> Vec<Troubled<'_>> {
-        let mut troubled: Vec<_> = self
+    /// Failing destinations, worst first: open circuits, then the most consecutive failures; last the
+    /// recovered ones, which wait for their next job.
+    fn failing(&self) -> Vec<FailingDestination<'_>> {
+        let mut failing: Vec<_> = self
             .answers()
             .flat_map(|status| {
                 let states = status["destination_states"]["shown"].as_array().into_iter().flatten();
-                states.map(|state| Troubled { state, worker: status["worker"].as_str().unwrap_or(NOTHING) })
+                states.map(|state| FailingDestination { state, worker: status["worker"].as_str().unwrap_or(UNKNOWN) })
             })
-            .filter(|troubled| troubled.is_open() || troubled.failures() > 0)
+            .filter(|failing| failing.is_open() || failing.failures() > 0)
             .collect();
-        troubled
-            .sort_by_key(|troubled| Reverse((troubled.is_open(), troubled.mended_at().is_none(), troubled.failures())));
-        troubled
+        failing
+            .sort_by_key(|failing| Reverse((failing.is_open(), failing.recovered_at().is_none(), failing.failures())));
+        failing
     }
 }
 
-/// A destination as one worker sees it.
-struct Troubled<'a> {
+/// A destination as one worker reports it.
+struct FailingDestination<'a> {
     state: &'a Value,
     worker: &'a str,
 }
 
-impl Troubled<'_> {
+impl FailingDestination<'_> {
     fn is_open(&self) -> bool {
         self.state["circuit_open"] == true
     }
@@ -130,20 +132,20 @@ impl Troubled<'_> {
         self.state["consecutive_failures"].as_u64().unwrap_or(0)
     }
 
-    /// When it was reset or took something, where nothing failed since.
-    fn mended_at(&self) -> Option<&str> {
+    /// Time at which it was reset or accepted an object, where nothing has failed since.
+    fn recovered_at(&self) -> Option<&str> {
         self.state["mended_at"].as_str()
     }
 
     fn id(&self) -> String {
-        plain(self.state["id"].as_str().unwrap_or(NOTHING))
+        printable(self.state["id"].as_str().unwrap_or(UNKNOWN))
     }
 
     fn row(&self) -> [String; 6] {
         let last = &self.state["last_failure"];
-        let circuit = match (self.is_open(), self.mended_at()) {
+        let circuit = match (self.is_open(), self.recovered_at()) {
             (true, _) => "open",
-            (false, Some(_)) => "mended",
+            (false, Some(_)) => "recovered",
             (false, None) => "closed",
         };
         [
@@ -151,24 +153,27 @@ impl Troubled<'_> {
             circuit.to_owned(),
             self.failures().to_string(),
             ago(last["at"].as_str()),
-            plain(last["reason"].as_str().unwrap_or(NOTHING)),
-            plain(self.worker),
+            printable(last["reason"].as_str().unwrap_or(UNKNOWN)),
+            printable(self.worker),
         ]
     }
 
-    /// The last failure with its remedy, unless somebody followed it.
-    fn said(&self) -> Option<String> {
-        if let Some(at) = self.mended_at() {
+    /// Last failure with its remedy; the recovery where there was one.
+    fn details(&self) -> Option<String> {
+        if let Some(at) = self.recovered_at() {
             let ago = ago(Some(at));
-            return Some(format!("{}: mended {ago}; nothing failed since, and nothing was delivered yet", self.id()));
+            return Some(format!(
+                "{}: recovered {ago}; nothing has failed since, and nothing was delivered yet",
+                self.id()
+            ));
         }
         let last = &self.state["last_failure"];
         let hint =
             last["hint"].as_str().filter(|hint| !hint.is_empty()).map_or_else(String::new, |hint| format!("; {hint}"));
-        Some(plain(&format!("{}: {}{hint}", self.id(), last["message"].as_str()?)))
+        Some(printable(&format!("{}: {}{hint}", self.id(), last["message"].as_str()?)))
     }
 
-    fn data(self) -> Value {
+    fn json(self) -> Value {
         let mut data = self.state.clone();
         data["worker"] = self.worker.into();
         data
@@ -178,28 +183,31 @@ impl Troubled<'_> {
 fn ago(at: Option<&str>) -> String {
     let at: Option<Timestamp> = at.and_then(|at| at.parse().ok());
     let since = at.map(|at| Duration::try_from(Timestamp::now().duration_since(at)).unwrap_or_default());
-    since.map_or_else(|| NOTHING.to_owned(), |since| format!("{} ago", span(since)))
+    since.map_or_else(|| UNKNOWN.to_owned(), |since| format!("{} ago", duration(since)))
 }
 
 fn worker_row(url: &Url, answer: &Result<Value, String>) -> [String; 5] {
-    let at = plain(url.as_str().trim_end_matches('/'));
-    let nothing = || NOTHING.to_owned();
+    let at = printable(url.as_str().trim_end_matches('/'));
+    let nothing = || UNKNOWN.to_owned();
     let status = match answer {
         Ok(status) => status,
-        Err(why) => return [nothing(), at, nothing(), nothing(), format!("does not answer: {}", plain(why))],
+        Err(problem) => {
+            return [nothing(), at, nothing(), nothing(), format!("does not answer: {}", printable(problem))];
+        }
     };
     let slots = format!("{}/{}", status["slots"]["busy"], status["slots"]["total"]);
-    let uptime = status["uptime_seconds"].as_u64().map_or_else(nothing, |seconds| span(Duration::from_secs(seconds)));
-    [plain(status["worker"].as_str().unwrap_or(NOTHING)), at, slots, uptime, state(status)]
+    let uptime =
+        status["uptime_seconds"].as_u64().map_or_else(nothing, |seconds| duration(Duration::from_secs(seconds)));
+    [printable(status["worker"].as_str().unwrap_or(UNKNOWN)), at, slots, uptime, state(status)]
 }
 
-/// A worker whose last reload was refused, and why: what it does is not what is written.
-fn refused_reload(status: &Value) -> Option<String> {
+/// Worker whose last reload was rejected, with the cause: it does not run the written configuration.
+fn rejected_reload(status: &Value) -> Option<String> {
     let problem = status["reload_refused"]["problem"].as_str()?;
-    let worker = plain(status["worker"].as_str().unwrap_or(NOTHING));
+    let worker = printable(status["worker"].as_str().unwrap_or(UNKNOWN));
     let ago = ago(status["reload_refused"]["at"].as_str());
-    let lines: String = problem.lines().map(|line| format!("\n  {}", plain(line))).collect();
-    Some(format!("\n\n{worker}: its reload was refused {ago}; it runs on with the configuration before it:{lines}"))
+    let lines: String = problem.lines().map(|line| format!("\n  {}", printable(line))).collect();
+    Some(format!("\n\n{worker}: its reload was rejected {ago}; it still runs the previous configuration:{lines}"))
 }
 
 fn state(status: &Value) -> String {
@@ -207,7 +215,7 @@ fn state(status: &Value) -> String {
         return "draining".to_owned();
     }
     match status["not_ready_because"].as_str() {
-        Some(why) => format!("not ready: {}", plain(why)),
+        Some(cause) => format!("not ready: {}", printable(cause)),
         None => "ready".to_owned(),
     }
 }
@@ -215,7 +223,7 @@ fn state(status: &Value) -> String {
 fn worker_data(url: &Url, answer: &Result<Value, String>) -> Value {
     let status = match answer {
         Ok(status) => status,
-        Err(why) => return json!({ "url": url, "answers": false, "problem": why }),
+        Err(problem) => return json!({ "url": url, "answers": false, "problem": problem }),
     };
     let mut data = json!({ "url": url, "answers": true });
     for field in [
@@ -247,17 +255,17 @@ fn queue_data(depths: &Depths) -> Value {
     let lanes: serde_json::Map<_, _> =
         depths.lanes.iter().map(|(lane, count)| (lane.as_str().to_owned(), (*count).into())).collect();
     let waiting: serde_json::Map<_, _> =
-        depths.waiting.iter().map(|(step, count)| (step.as_str().to_owned(), (*count).into())).collect();
+        depths.waiting.iter().map(|(delay, count)| (delay.as_str().to_owned(), (*count).into())).collect();
     json!({ "lanes": lanes, "waiting": waiting, "dead": depths.dead })
 }
 
-/// What is not in a lane.
+/// Jobs that are not in a lane.
 fn rest(depths: &Depths) -> String {
-    let rungs: Vec<_> = depths.waiting.iter().filter(|(_, count)| *count > 0).collect();
-    let rungs: Vec<_> = rungs.iter().map(|(step, count)| format!("{} {count}", step.as_str())).collect();
-    let waiting = if rungs.is_empty() { "none".to_owned() } else { rungs.join(", ") };
+    let waiting = depths.waiting.iter().filter(|(_, count)| *count > 0);
+    let waiting: Vec<_> = waiting.map(|(delay, count)| format!("{} {count}", delay.as_str())).collect();
+    let waiting = if waiting.is_empty() { "none".to_owned() } else { waiting.join(", ") };
     let dead = if depths.dead > 0 { format!("{} (`consign dead list`)", depths.dead) } else { "none".to_owned() };
-    format!("waiting for another try: {waiting}\ndead letters: {dead}")
+    format!("waiting for a retry: {waiting}\ndead letters: {dead}")
 }
 
 #[cfg(test)]
@@ -282,18 +290,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reset_is_no_trouble_any_more() {
-        let mut mended = destination("mended", false, 9);
-        mended["mended_at"] = "2026-01-01T00:00:01Z".into();
-        let (url, status) = worker("w", &json!([mended, destination("few", false, 1)]));
-        let view = View { workers: vec![(url, status)], queue: None };
-        assert_eq!(view.troubled().iter().map(Troubled::id).collect::<Vec<_>>(), ["few", "mended"]);
+    fn a_recovered_destination_is_listed_last() {
+        let mut fixed = destination("fixed", false, 9);
+        fixed["mended_at"] = "2026-01-01T00:00:01Z".into();
+        let (url, status) = worker("w", &json!([fixed, destination("few", false, 1)]));
+        let view = StatusReport { workers: vec![(url, status)], queue: None };
+        assert_eq!(view.failing().iter().map(FailingDestination::id).collect::<Vec<_>>(), ["few", "fixed"]);
         let text = view.text();
-        assert!(text.contains("mended: mended ") && text.contains("ago; nothing failed since"), "{text}");
-        assert!(text.contains("few: no; allow it") && !text.contains("mended: no; allow it"), "{text}");
+        assert!(text.contains("fixed: recovered ") && text.contains("ago; nothing has failed since"), "{text}");
+        assert!(text.contains("few: no; allow it") && !text.contains("fixed: no; allow it"), "{text}");
     }
 
-    fn view() -> View {
+    fn view() -> StatusReport {
         let first = worker("w-1", &json!([destination("few", false, 1), destination("fine", false, 0)]));
         let second = worker("w-2", &json!([destination("many", false, 9), destination("open", true, 0)]));
         let gone = (Url::parse("http://127.0.0.1:1/").unwrap(), Err("refused".to_owned()));
@@ -302,14 +310,14 @@ mod tests {
             waiting: vec![(RetryDelay::S5, 0), (RetryDelay::M2, 4)],
             dead: 2,
         };
-        View { workers: vec![first, second, gone], queue: Some(Ok(depths)) }
+        StatusReport { workers: vec![first, second, gone], queue: Some(Ok(depths)) }
     }
 
     #[test]
-    fn the_worst_destination_is_first_and_those_that_are_fine_are_left_out() {
-        let ids: Vec<_> = view().troubled().iter().map(Troubled::id).collect();
+    fn the_worst_destination_is_first_and_healthy_ones_are_left_out() {
+        let ids: Vec<_> = view().failing().iter().map(FailingDestination::id).collect();
         assert_eq!(ids, ["open", "many", "few"]);
-        let data = view().data();
+        let data = view().json();
         assert_eq!(
             (&data["destinations"][0]["id"], &data["destinations"][0]["worker"]),
             (&json!("open"), &json!("w-2"))
@@ -323,7 +331,7 @@ mod tests {
             "w-1     http://127.0.0.1:9464  2/16   2h 0m   ready",
             "does not answer: refused",
             "scheduled  12      2        8",
-            "waiting for another try: 2m 4",
+            "waiting for a retry: 2m 4",
             "dead letters: 2 (",
             "open: no; allow it",
         ] {
@@ -332,31 +340,31 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_whose_reload_was_refused_says_so() {
+    fn a_rejected_reload_is_shown() {
         assert!(!view().text().contains("reload"), "{}", view().text());
         let mut view = view();
         let status = view.workers[1].1.as_mut().unwrap();
         status["reload_refused"] =
             json!({ "at": "2026-01-01T00:00:00Z", "problem": "a.toml:1: wrong\na.toml:2: no \u{1b}" });
         let text = view.text();
-        let lines = " ago; it runs on with the configuration before it:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
-        assert!(text.contains("\n\nw-2: its reload was refused ") && text.contains(lines), "{text}");
-        let data = view.data();
+        let lines = " ago; it still runs the previous configuration:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
+        assert!(text.contains("\n\nw-2: its reload was rejected ") && text.contains(lines), "{text}");
+        let data = view.json();
         assert_eq!(data["workers"][1]["reload_refused"]["at"], "2026-01-01T00:00:00Z");
         assert!(data["workers"][0].get("reload_refused").is_none());
     }
 
     #[test]
-    fn what_is_not_known_is_said() {
-        let away = View { queue: Some(Err("away".to_owned())), ..view() };
+    fn unknown_values_are_marked() {
+        let away = StatusReport { queue: Some(Err("away".to_owned())), ..view() };
         let text = away.text();
         assert!(text.contains("the queues can't be counted: away") && text.contains("scheduled  -       2"), "{text}");
-        assert_eq!(away.data()["queue"]["problem"], "away");
-        let none = View { queue: None, ..view() };
+        assert_eq!(away.json()["queue"]["problem"], "away");
+        let none = StatusReport { queue: None, ..view() };
         assert!(none.text().contains("scheduled  -       2        8"), "{}", none.text());
         assert!(none.text().contains(NOT_COUNTED) && !view().text().contains("broker.url"), "{}", none.text());
         let mut nobody = view();
         nobody.workers.drain(..2);
-        assert!(!nobody.anybody_answers() && !nobody.text().contains("DESTINATION"));
+        assert!(!nobody.is_answered() && !nobody.text().contains("DESTINATION"));
     }
 }

@@ -244,16 +244,16 @@ async fn a_passing_check_says_whether_the_workers_were_notified() {
     };
     let [shown, _] = said(&site, &["check", "acme"]);
     let (_, after) = shown.split_once("verdict: ready").unwrap();
-    for part in ["the workers could not be told (", "queue.db is not there", "`consign status reset acme` tells them"] {
+    for part in ["the workers could not be notified (", "queue.db does not exist", "run `consign status reset acme`"] {
         assert!(after.contains(part), "`{part}` is not in: {shown}");
     }
     site.topology();
     let [shown, _] = said(&site, &["check", "acme"]);
-    assert!(shown.trim_end().ends_with("every worker is told: what waits for acme is tried again"), "{shown}");
+    assert!(shown.trim_end().ends_with("every worker is notified: jobs that wait for acme are retried"), "{shown}");
     let [answer, noted] = said(&site, &["check", "acme", "--json"]);
     assert!(serde_json::from_str::<Value>(&answer).is_ok(), "data alone: {answer}");
-    assert!(noted.contains("every worker is told"), "{noted}");
+    assert!(noted.contains("every worker is notified"), "{noted}");
     site.unset("broker.url");
     let [shown, _] = said(&site, &["check", "acme"]);
-    assert!(shown.contains("no worker was told, as no broker.url is configured here"), "{shown}");
+    assert!(shown.contains("no worker was notified, as no broker.url is configured here"), "{shown}");
 }

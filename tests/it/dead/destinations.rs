@@ -24,7 +24,7 @@ async fn a_destination_whose_connection_test_fails_keeps_its_letters_unless_forc
         assert_eq!(world.listed(&[]).len(), 2);
         world.site.without_identity();
         let said = world.dead_ends(3, &["requeue", "--all"]);
-        for part in ["`own AWS identity`", "this command has no AWS credentials", "--force requeues them all the same"]
+        for part in ["`own AWS identity`", "this command has no AWS credentials", "--force requeues them nevertheless"]
         {
             assert!(said.contains(part) && !said.contains("this worker"), "`{part}` is not in: {said}");
         }
@@ -73,7 +73,7 @@ async fn an_inline_destination_is_not_tested_and_that_is_said() {
     super::end(worker).await;
     let output = world.dead(&["requeue", "--all", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("brought: came with its job"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("brought: is defined in its job"), "{}", text(&output.stderr));
     let line: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&line["requeued"], &line["run"], &line["job_id"]), (&json!(true), &json!(1), &json!("a")));
 }
@@ -86,7 +86,7 @@ async fn a_job_past_its_time_keeps_its_letter_unless_forced() {
     world.site.broker.put_into("dead", job.to_string().as_bytes(), &[("x-error-reason", "exhausted")]).await;
     until("it is there", Duration::from_secs(30), async || (world.listed(&[]).len() == 1).then_some(())).await;
     let said = world.dead_ends(3, &["requeue", "--all"]);
-    assert!(said.contains("a: its expires_at (2026-01-01T00:00:00Z) is past"), "{said}");
+    assert!(said.contains("a: its expires_at (2026-01-01T00:00:00Z) has passed"), "{said}");
     world.dead_ends(0, &["requeue", "--all", "--force"]);
     let worker = world.site.worker().await;
     assert_eq!(world.ended("a").await.outcome, "expired");

@@ -137,7 +137,7 @@ async fn an_import_that_was_killed_is_begun_again_and_doubles_nothing() {
         world.dead_ends(0, &["discard", "--all", "--yes"]);
         killed(&mut world, "put_back:2", &["import", path]);
         there_are(&world, 2).await;
-        assert!(world.dead_ends(0, &["import", path]).contains("1 put back, 2 there already"));
+        assert!(world.dead_ends(0, &["import", path]).contains("1 imported, 2 exist already"));
         assert_eq!(world.listed(&[]).len(), 3);
         world.close().await;
     }

@@ -1,47 +1,52 @@
-//! The steps of a range, by the calendar and the clocks of a time zone.
+//! Steps of a range, by the calendar and the clocks of a time zone.
 //!
-//! * Days, weeks and months are counted from the first step: 31 January, then 28 February, then 31 March.
-//! * Hours follow the wall clock: `6h` is 00, 06, 12 and 18 also on the days on which the clocks are changed. `1h` is every hour
-//!   there is: 23 on the day on which one is left out, 25 on the day on which one comes twice.
-//! * A step whose time of day does not exist is taken at the time to which the clocks are put, once.
+//! * Days, weeks and months are counted from the first step: 31 January, then 28 February, then
+//!   31 March.
+//! * Hours follow the wall clock: `6h` is 00, 06, 12 and 18, also on the days on which the clocks
+//!   change. `1h` is every hour that exists: 23 on the day that skips one, 25 on the day that repeats
+//!   one.
+//! * A step at a time that the clocks skip is taken at the time to which they jump, once.
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{Span, ZonedDateTime};
 
-/// The most steps; whoever needs more takes longer steps or several backfills.
-const MOST: usize = 1_000_000;
+/// Upper bound of steps. Larger backfills take longer steps or several ids.
+const MAX_STEPS: usize = 1_000_000;
 
-/// How far apart the steps are.
+/// Interval between two steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Every {
+pub struct Interval {
     count: i64,
-    unit: Unit,
+    unit: IntervalUnit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unit {
+enum IntervalUnit {
     Hour,
     Day,
     Week,
     Month,
 }
 
-impl Every {
-    /// Reads `1d`, `6h`, `2w`, `1month`.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || "write 1h, 6h, 1d, 1w or 1month".to_owned();
+impl Interval {
+    /// Parses `1d`, `6h`, `2w`, `1month`.
+    ///
+    /// # Errors
+    /// A description of the format.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let invalid = || "write 1h, 6h, 1d, 1w or 1month".to_owned();
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (count, unit) = text.split_at(digits);
         let unit = match unit {
-            "h" | "hour" | "hours" => Unit::Hour,
-            "d" | "day" | "days" => Unit::Day,
-            "w" | "week" | "weeks" => Unit::Week,
-            "month" | "months" => Unit::Month,
-            "m" => return Err("write 1month for a month; steps of minutes there are none".to_owned()),
-            _ => return Err(wrong()),
+            "h" | "hour" | "hours" => IntervalUnit::Hour,
+            "d" | "day" | "days" => IntervalUnit::Day,
+            "w" | "week" | "weeks" => IntervalUnit::Week,
+            "month" | "months" => IntervalUnit::Month,
+            "m" => return Err("write 1month for a month; minutes are not supported".to_owned()),
+            _ => return Err(invalid()),
         };
-        let count = if digits == 0 { 1 } else { count.parse().map_err(|_| wrong())? };
+        let count = if digits == 0 { 1 } else { count.parse().map_err(|_| invalid())? };
         if (1..=10_000).contains(&count) {
             Ok(Self { count, unit })
         } else {
@@ -49,50 +54,55 @@ impl Every {
         }
     }
 
-    /// The time from the first step to the one of this number.
-    fn times(self, number: i64) -> Option<Span> {
+    /// Returns the time from the first step to step `number`.
+    fn offset_of(self, number: i64) -> Option<Span> {
         let count = self.count.checked_mul(number)?;
         let span = Span::new();
         match self.unit {
-            Unit::Hour => span.try_hours(count),
-            Unit::Day => span.try_days(count),
-            Unit::Week => span.try_weeks(count),
-            Unit::Month => span.try_months(count),
+            IntervalUnit::Hour => span.try_hours(count),
+            IntervalUnit::Day => span.try_days(count),
+            IntervalUnit::Week => span.try_weeks(count),
+            IntervalUnit::Month => span.try_months(count),
         }
         .ok()
     }
 }
 
-impl std::fmt::Display for Every {
+impl std::fmt::Display for Interval {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let unit = match self.unit {
-            Unit::Hour => "h",
-            Unit::Day => "d",
-            Unit::Week => "w",
-            Unit::Month => "month",
+            IntervalUnit::Hour => "h",
+            IntervalUnit::Day => "d",
+            IntervalUnit::Week => "w",
+            IntervalUnit::Month => "month",
         };
         write!(f, "{}{unit}", self.count)
     }
 }
 
-/// A border of the range: a day, or a time of day.
+/// Bound of a range: a day, or a time of day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Border {
+pub enum Bound {
+    /// A whole day.
     Day(Date),
+    /// A time in the zone of the range.
     Time(DateTime),
 }
 
-impl Border {
-    /// Reads `2026-01-31` or `2026-01-31T06:00`.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let wrong =
+impl Bound {
+    /// Parses `2026-01-31` or `2026-01-31T06:00`.
+    ///
+    /// # Errors
+    /// A description of the format.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let invalid =
             |why: String| format!("{why}; write 2026-01-31, or 2026-01-31T06:00 in the time zone of --time-zone");
         match text.split_once(['T', ' ']) {
-            None => text.parse().map(Self::Day).map_err(|problem: jiff::Error| wrong(problem.to_string())),
+            None => text.parse().map(Self::Day).map_err(|problem: jiff::Error| invalid(problem.to_string())),
             Some((date, time)) => {
-                let date: Date = date.parse().map_err(|problem: jiff::Error| wrong(problem.to_string()))?;
+                let date: Date = date.parse().map_err(|problem: jiff::Error| invalid(problem.to_string()))?;
                 let time = if time.len() == 2 { format!("{time}:00") } else { time.to_owned() };
-                let time: Time = time.parse().map_err(|problem: jiff::Error| wrong(problem.to_string()))?;
+                let time: Time = time.parse().map_err(|problem: jiff::Error| invalid(problem.to_string()))?;
                 Ok(Self::Time(date.to_datetime(time)))
             }
         }
@@ -105,7 +115,7 @@ impl Border {
         }
     }
 
-    /// Inclusive: the whole of a day.
+    /// Inclusive: the end of a day.
     fn last(self) -> DateTime {
         match self {
             Self::Day(day) => day.to_datetime(Time::MAX),
@@ -114,7 +124,7 @@ impl Border {
     }
 }
 
-impl std::fmt::Display for Border {
+impl std::fmt::Display for Bound {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Day(day) => day.fmt(f),
@@ -123,28 +133,28 @@ impl std::fmt::Display for Border {
     }
 }
 
-/// One step.
+/// One step of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Step {
+pub struct CalendarStep {
     at: ZonedDateTime,
     hourly: bool,
 }
 
-impl Step {
-    /// When it is, by the clocks of its time zone.
-    pub(super) fn at(&self) -> &ZonedDateTime {
+impl CalendarStep {
+    /// Returns its time in the zone of the range.
+    pub fn at(&self) -> &ZonedDateTime {
         &self.at
     }
 
-    /// From UTC, as `+02:00`.
-    pub(super) fn offset(&self) -> String {
+    /// Returns the offset from UTC: `+02:00`.
+    pub fn offset(&self) -> String {
         let seconds = self.at.offset().seconds();
         let (sign, minutes) = (if seconds < 0 { '-' } else { '+' }, seconds.unsigned_abs() / 60);
         format!("{sign}{:02}:{:02}", minutes / 60, minutes % 60)
     }
 
-    /// What tells it from all others: the day, and of hours the time with its offset.
-    pub(super) fn stamp(&self) -> String {
+    /// Returns the unique name of the step: the date, and for hours also the time with its offset.
+    pub fn stamp(&self) -> String {
         let date = self.at.date();
         if self.hourly || self.at.time() != Time::midnight() {
             format!("{date}T{:02}:{:02}{}", self.at.hour(), self.at.minute(), self.offset())
@@ -154,35 +164,39 @@ impl Step {
     }
 }
 
-/// A range of time, cut into steps.
+/// Range of time, divided into steps.
 #[derive(Debug, Clone)]
-pub(super) struct Range {
-    pub(super) from: Border,
-    pub(super) to: Border,
-    pub(super) every: Every,
-    pub(super) zone: TimeZone,
+pub struct CalendarRange {
+    /// First step.
+    pub from: Bound,
+    /// Last step, inclusive.
+    pub to: Bound,
+    /// Interval between two steps.
+    pub every: Interval,
+    /// Time zone of the bounds and steps.
+    pub zone: TimeZone,
 }
 
-impl Range {
-    /// All steps, newest first.
+impl CalendarRange {
+    /// Returns all steps, newest first.
     ///
     /// # Errors
-    /// None at all, or too many.
-    pub(super) fn steps(&self) -> Result<Vec<Step>, String> {
-        self.in_order()?;
+    /// The range is empty, or has too many steps.
+    pub fn steps(&self) -> Result<Vec<CalendarStep>, String> {
+        self.check_order()?;
         let (first, last) = (self.from.first(), self.to.last());
-        let mut steps: Vec<Step> = Vec::new();
+        let mut steps: Vec<CalendarStep> = Vec::new();
         for number in 0.. {
-            let civil = self.every.times(number).and_then(|span| first.checked_add(span).ok());
+            let civil = self.every.offset_of(number).and_then(|span| first.checked_add(span).ok());
             let Some(civil) = civil.filter(|civil| *civil <= last) else { break };
             for at in self.instants(civil)? {
                 if steps.last().is_none_or(|before| before.at < at) {
-                    steps.push(Step { at, hourly: self.every.unit == Unit::Hour });
+                    steps.push(CalendarStep { at, hourly: self.every.unit == IntervalUnit::Hour });
                 }
             }
-            if steps.len() > MOST {
+            if steps.len() > MAX_STEPS {
                 return Err(format!(
-                    "{} to {} in steps of {} is more than {MOST} jobs",
+                    "{} to {} in steps of {} is more than {MAX_STEPS} jobs",
                     self.from, self.to, self.every
                 ));
             }
@@ -191,21 +205,21 @@ impl Range {
         Ok(steps)
     }
 
-    /// Whether there is a step in it at all.
+    /// Checks that the range is not empty.
     ///
     /// # Errors
     /// It ends before it begins.
-    pub(super) fn in_order(&self) -> Result<(), String> {
+    pub fn check_order(&self) -> Result<(), String> {
         if self.from.first() <= self.to.last() {
             return Ok(());
         }
         Err(format!("--from {} is after --to {}; give the earlier one first", self.from, self.to))
     }
 
-    /// When the clocks of the zone show this.
+    /// Returns the instants at which the clocks of the zone show this time.
     fn instants(&self, civil: DateTime) -> Result<Vec<ZonedDateTime>, String> {
         let ambiguous = self.zone.to_ambiguous_zoned_datetime(civil);
-        let every_hour = self.every == Every { count: 1, unit: Unit::Hour };
+        let every_hour = self.every == Interval { count: 1, unit: IntervalUnit::Hour };
         let twice = every_hour && matches!(ambiguous.offset(), AmbiguousOffset::Fold { .. });
         let later = if twice { Some(ambiguous.clone().later()) } else { None };
         std::iter::once(ambiguous.compatible())
@@ -215,40 +229,43 @@ impl Range {
     }
 }
 
-/// A time zone by its IANA name.
-pub(super) fn zone(name: &str) -> Result<TimeZone, String> {
-    TimeZone::get(name).map_err(|_| format!("`{name}` is no time zone; write an IANA name, such as Europe/Berlin"))
+/// Returns the time zone with this IANA name.
+///
+/// # Errors
+/// The name is unknown.
+pub fn zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name).map_err(|_| format!("`{name}` is not a time zone; write an IANA name, such as Europe/Berlin"))
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(in crate::cli::backfill) fn range(from: &str, to: &str, every: &str, name: &str) -> Range {
-        let (from, to) = (Border::parse(from).unwrap(), Border::parse(to).unwrap());
-        Range { from, to, every: Every::parse(every).unwrap(), zone: zone(name).unwrap() }
+    pub(in crate::backfill) fn range(from: &str, to: &str, every: &str, name: &str) -> CalendarRange {
+        let (from, to) = (Bound::parse(from).unwrap(), Bound::parse(to).unwrap());
+        CalendarRange { from, to, every: Interval::parse(every).unwrap(), zone: zone(name).unwrap() }
     }
 
     /// Oldest first, which is easier to read.
-    pub(in crate::cli::backfill) fn steps(from: &str, to: &str, every: &str, name: &str) -> Vec<Step> {
+    pub(in crate::backfill) fn steps(from: &str, to: &str, every: &str, name: &str) -> Vec<CalendarStep> {
         let mut steps = range(from, to, every, name).steps().unwrap();
         steps.reverse();
         steps
     }
 
     fn stamps(from: &str, to: &str, every: &str, name: &str) -> Vec<String> {
-        steps(from, to, every, name).iter().map(Step::stamp).collect()
+        steps(from, to, every, name).iter().map(CalendarStep::stamp).collect()
     }
 
     /// In seconds.
-    fn apart(one: &Step, other: &Step) -> i64 {
+    fn apart(one: &CalendarStep, other: &CalendarStep) -> i64 {
         other.at.timestamp().as_second() - one.at.timestamp().as_second()
     }
 
     #[test]
     fn both_ends_are_included_and_the_newest_is_first() {
         let newest_first: Vec<_> = range("2026-01-30", "2026-02-02", "1d", "UTC").steps().unwrap();
-        let newest_first: Vec<_> = newest_first.iter().map(Step::stamp).collect();
+        let newest_first: Vec<_> = newest_first.iter().map(CalendarStep::stamp).collect();
         assert_eq!(newest_first, ["2026-02-02", "2026-02-01", "2026-01-31", "2026-01-30"]);
         assert_eq!(stamps("2026-01-01", "2026-01-01", "1d", "UTC"), ["2026-01-01"]);
         assert_eq!(stamps("2026-01-01", "2026-01-16", "1w", "UTC"), ["2026-01-01", "2026-01-08", "2026-01-15"]);
@@ -271,7 +288,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_hour_is_every_hour_there_is() {
+    fn one_hour_steps_cover_every_hour_that_exists() {
         let spring = stamps("2026-03-29", "2026-03-29", "1h", "Europe/Berlin");
         assert_eq!(spring.len(), 23);
         assert_eq!(spring[1..3], ["2026-03-29T01:00+01:00", "2026-03-29T03:00+02:00"]);
@@ -297,22 +314,22 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn days_are_those_of_the_calendar_whatever_the_clocks_do() {
+    fn days_follow_the_calendar_when_the_clocks_change() {
         let days = steps("2026-03-28", "2026-03-30", "1d", "Europe/Berlin");
         assert!(days.iter().all(|step| step.at.hour() == 0));
         assert_eq!([apart(&days[0], &days[1]), apart(&days[1], &days[2])], [24 * 3600, 23 * 3600]);
-        // Midnight does not exist here on 4 November 2018, nor the whole of 30 December 2011 there.
+        // Sao Paulo has no midnight on 4 November 2018, and Apia no 30 December 2011.
         assert_eq!(steps("2018-11-03", "2018-11-05", "1d", "America/Sao_Paulo")[1].at.hour(), 1);
         assert_eq!(stamps("2011-12-29", "2011-12-31", "1d", "Pacific/Apia"), ["2011-12-29", "2011-12-31"]);
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_texts_and_ranges_are_rejected() {
         for text in ["", "d1", "0d", "1m", "1y", "-1d", "1.5h", "99999d"] {
-            assert!(Every::parse(text).is_err(), "{text}");
+            assert!(Interval::parse(text).is_err(), "{text}");
         }
         for text in ["", "2026-13-01", "2026-02-30", "yesterday", "2026-01-01T25:00", "2026-01-01T06:00Z"] {
-            assert!(Border::parse(text).is_err(), "{text}");
+            assert!(Bound::parse(text).is_err(), "{text}");
         }
         assert!(zone("Mars/Olympus").unwrap_err().contains("IANA"));
         let backwards = range("2026-01-02", "2026-01-01", "1d", "UTC").steps().unwrap_err();

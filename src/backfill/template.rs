@@ -1,19 +1,19 @@
-//! The template of a backfill's jobs: a job in JSON whose texts have holes.
+//! Template of a backfill's jobs: a job in JSON with placeholders in its strings.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::range::Step;
+use super::calendar::CalendarStep;
 use crate::domain::control::BackfillId;
 use crate::domain::job::wire::{self, RawJob};
 
-/// What a template without an id gets.
+/// Id field of a template that has none.
 const DEFAULT_ID: &str = "\"id\":\"{backfill}/{stamp}\",";
 
-/// The holes that every template may have.
+/// Predefined placeholders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hole {
+enum Placeholder {
     Date,
     Year,
     Month,
@@ -25,7 +25,7 @@ enum Hole {
     Backfill,
 }
 
-impl Hole {
+impl Placeholder {
     const ALL: [(&'static str, Self); 9] = [
         ("date", Self::Date),
         ("year", Self::Year),
@@ -39,10 +39,10 @@ impl Hole {
     ];
 
     fn of(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, hole)| hole)
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, placeholder)| placeholder)
     }
 
-    fn fill(self, step: &Step, backfill: &BackfillId) -> String {
+    fn fill(self, step: &CalendarStep, backfill: &BackfillId) -> String {
         let at = step.at();
         match self {
             Self::Date => at.date().to_string(),
@@ -59,68 +59,72 @@ impl Hole {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
+enum Segment {
     Text(String),
-    Hole(Hole),
+    Placeholder(Placeholder),
 }
 
 #[derive(Debug, Clone)]
-enum Node {
+enum TemplateNode {
     Plain(Value),
-    Text(Vec<Piece>),
-    Object(Vec<(String, Node)>),
-    List(Vec<Node>),
+    Text(Vec<Segment>),
+    Object(Vec<(String, TemplateNode)>),
+    List(Vec<TemplateNode>),
 }
 
-/// A template that was read: its shape is that of a job, and every hole is known.
+/// Parsed template: it has the shape of a job, and every placeholder is known.
 #[derive(Debug, Clone)]
-pub(super) struct Template {
-    root: Node,
+pub struct Template {
+    root: TemplateNode,
     canonical: String,
 }
 
 impl Template {
-    /// Reads a template and puts the variables in.
+    /// Parses a template and substitutes the variables.
     ///
     /// # Errors
-    /// Everything that is wrong with it, each with its field.
-    pub(super) fn parse(text: &str, variables: &BTreeMap<String, String>) -> Result<Self, Vec<String>> {
-        let given: Value = serde_json::from_str(text).map_err(|problem| vec![format!("is no JSON: {problem}")])?;
+    /// All problems, each with its field.
+    pub fn parse(text: &str, variables: &BTreeMap<String, String>) -> Result<Self, Vec<String>> {
+        let given: Value = serde_json::from_str(text).map_err(|problem| vec![format!("is not JSON: {problem}")])?;
         let has_id = match &given {
             Value::Object(fields) if !fields.is_empty() => fields.contains_key("id"),
-            _ => return Err(vec!["is no job: write one JSON object, as `consign schema job` describes it".to_owned()]),
+            _ => {
+                return Err(vec![
+                    "is not a job: write one JSON object, as `consign schema job` describes it".to_owned(),
+                ]);
+            }
         };
         let text = if has_id { text.to_owned() } else { text.replacen('{', &format!("{{{DEFAULT_ID}"), 1) };
         let raw = wire::read(text.as_bytes()).map_err(|rejected| vec![rejected.to_string()])?;
-        let whole = serde_json::to_value(&raw).map_err(|problem| vec![problem.to_string()])?;
-        let canonical = whole.to_string();
-        let mut reading = Reading { variables, used: BTreeSet::new(), problems: Vec::new() };
-        let root = reading.node("", whole);
-        reading.finish().map(|()| Self { root, canonical })
+        let job = serde_json::to_value(&raw).map_err(|problem| vec![problem.to_string()])?;
+        let canonical = job.to_string();
+        let mut parser = TemplateParser { variables, used: BTreeSet::new(), problems: Vec::new() };
+        let root = parser.node("", job);
+        parser.finish().map(|()| Self { root, canonical })
     }
 
-    /// The same for templates that mean the same, however they are written.
-    pub(super) fn canonical(&self) -> &str {
+    /// Returns the template in canonical form, which does not depend on whitespace and field order.
+    pub fn canonical(&self) -> &str {
         &self.canonical
     }
 
-    /// The job of one step, as it is written. Not yet checked.
+    /// Returns the job of one step, not validated yet.
     ///
     /// # Errors
-    /// What came out has no longer the shape of a job.
-    pub(super) fn fill(&self, step: &Step, backfill: &BackfillId) -> Result<RawJob, String> {
+    /// The result does not have the shape of a job.
+    pub fn fill(&self, step: &CalendarStep, backfill: &BackfillId) -> Result<RawJob, String> {
         serde_json::from_value(self.root.fill(step, backfill)).map_err(|problem| problem.to_string())
     }
 }
 
-impl Node {
-    fn fill(&self, step: &Step, backfill: &BackfillId) -> Value {
+impl TemplateNode {
+    fn fill(&self, step: &CalendarStep, backfill: &BackfillId) -> Value {
         match self {
             Self::Plain(value) => value.clone(),
-            Self::Text(pieces) => {
-                let texts = pieces.iter().map(|piece| match piece {
-                    Piece::Text(text) => text.clone(),
-                    Piece::Hole(hole) => hole.fill(step, backfill),
+            Self::Text(segments) => {
+                let texts = segments.iter().map(|segment| match segment {
+                    Segment::Text(text) => text.clone(),
+                    Segment::Placeholder(placeholder) => placeholder.fill(step, backfill),
                 });
                 Value::String(texts.collect())
             }
@@ -132,22 +136,22 @@ impl Node {
     }
 }
 
-/// A template that is being read.
-struct Reading<'a> {
+/// Parser of a template.
+struct TemplateParser<'a> {
     variables: &'a BTreeMap<String, String>,
     used: BTreeSet<String>,
     problems: Vec<String>,
 }
 
-impl Reading<'_> {
-    fn node(&mut self, field: &str, value: Value) -> Node {
+impl TemplateParser<'_> {
+    fn node(&mut self, field: &str, value: Value) -> TemplateNode {
         let below = |name: &str| if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") };
         match value {
-            Value::String(text) => match self.pieces(&text) {
-                Ok(pieces) => Node::Text(pieces),
+            Value::String(text) => match self.segments(&text) {
+                Ok(segments) => TemplateNode::Text(segments),
                 Err(problem) => {
                     self.problems.push(format!("{field}: {problem}"));
-                    Node::Plain(Value::Null)
+                    TemplateNode::Plain(Value::Null)
                 }
             },
             Value::Object(fields) => {
@@ -155,15 +159,15 @@ impl Reading<'_> {
                     let node = self.node(&below(&name), value);
                     (name, node)
                 });
-                Node::Object(nodes.collect())
+                TemplateNode::Object(nodes.collect())
             }
-            Value::Array(items) => Node::List(items.into_iter().map(|item| self.node(field, item)).collect()),
-            other => Node::Plain(other),
+            Value::Array(items) => TemplateNode::List(items.into_iter().map(|item| self.node(field, item)).collect()),
+            other => TemplateNode::Plain(other),
         }
     }
 
-    fn pieces(&mut self, text: &str) -> Result<Vec<Piece>, String> {
-        let (mut pieces, mut plain, mut rest) = (Vec::new(), String::new(), text);
+    fn segments(&mut self, text: &str) -> Result<Vec<Segment>, String> {
+        let (mut segments, mut plain, mut rest) = (Vec::new(), String::new(), text);
         while let Some(at) = rest.find(['{', '}']) {
             plain.push_str(&rest[..at]);
             let brace = &rest[at..=at];
@@ -174,11 +178,11 @@ impl Reading<'_> {
                 continue;
             }
             let Some((name, after)) = rest.split_once('}').filter(|_| brace == "{") else {
-                return Err(format!("a single `{brace}`; write `{brace}{brace}` for the sign itself"));
+                return Err(format!("a single `{brace}`; write `{brace}{brace}` for the character itself"));
             };
-            match (Hole::of(name), self.variables.get(name)) {
-                (Some(hole), _) => {
-                    pieces.extend([Piece::Text(std::mem::take(&mut plain)), Piece::Hole(hole)]);
+            match (Placeholder::of(name), self.variables.get(name)) {
+                (Some(placeholder), _) => {
+                    segments.extend([Segment::Text(std::mem::take(&mut plain)), Segment::Placeholder(placeholder)]);
                 }
                 (None, Some(value)) => {
                     self.used.insert(name.to_owned());
@@ -189,23 +193,23 @@ impl Reading<'_> {
             rest = after;
         }
         plain.push_str(rest);
-        pieces.push(Piece::Text(plain));
-        Ok(pieces)
+        segments.push(Segment::Text(plain));
+        Ok(segments)
     }
 
     fn unknown(&self, name: &str) -> String {
         let known: Vec<_> =
-            Hole::ALL.iter().map(|(name, _)| *name).chain(self.variables.keys().map(String::as_str)).collect();
-        format!("{{{name}}} is no placeholder; there are {}; give others with --var {name}=VALUE", known.join(", "))
+            Placeholder::ALL.iter().map(|(name, _)| *name).chain(self.variables.keys().map(String::as_str)).collect();
+        format!("{{{name}}} is not a placeholder; use {}, or define it with --var {name}=VALUE", known.join(", "))
     }
 
     fn finish(self) -> Result<(), Vec<String>> {
         let mut problems = self.problems;
         for name in self.variables.keys() {
-            if Hole::of(name).is_some() {
-                problems.push(format!("--var {name}: every template has a placeholder of this name; choose another"));
+            if Placeholder::of(name).is_some() {
+                problems.push(format!("--var {name}: this placeholder is predefined; choose another name"));
             } else if problems.is_empty() && !self.used.contains(name) {
-                problems.push(format!("--var {name}: the template has no {{{name}}}"));
+                problems.push(format!("--var {name}: the template does not contain {{{name}}}"));
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }
@@ -214,7 +218,7 @@ impl Reading<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::range::tests::steps;
+    use super::super::calendar::tests::steps;
     use super::*;
 
     fn variables(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -241,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn every_text_of_a_job_may_have_holes() {
+    fn every_string_of_a_job_may_have_placeholders() {
         let template = r#"{"version": 1, "id": "acme/{date}T{hour}", "destination": "{dest}",
             "source": {"url": "https://e.example/{year}/{month}/{day}/{hour}{minute}{offset}.csv?r={region}", "size": 7},
             "key": "{{{date}}}", "metadata": {"day": "{date}"}, "labels": {"of": "{backfill} {stamp}"}}"#;
@@ -261,29 +265,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_by_its_field() {
+    fn problems_name_their_field() {
         for (template, pairs, expected) in [
-            (job("key", "{dat}"), &[][..], "key: {dat} is no placeholder; there are date, year"),
+            (job("key", "{dat}"), &[][..], "key: {dat} is not a placeholder; use date, year"),
             (job("key", "a}b"), &[], "key: a single `}`"),
             (job("key", "{date"), &[], "key: a single `{`"),
-            (job("id", "x"), &[("region", "eu")], "--var region: the template has no {region}"),
-            (job("id", "x"), &[("date", "eu")], "--var date: every template has a placeholder of this name"),
+            (job("id", "x"), &[("region", "eu")], "--var region: the template does not contain {region}"),
+            (job("id", "x"), &[("date", "eu")], "--var date: this placeholder is predefined"),
             (job("kay", "x"), &[], "kay"),
             (job("id", "x").replace("\"version\":1", "\"version\":2"), &[], "version"),
             (job("id", "x").replacen('{', "{\"key\":\"twice\",", 1), &[], "key"),
-            ("[]".to_owned(), &[], "is no job"),
-            ("{}".to_owned(), &[], "is no job"),
-            ("{".to_owned(), &[], "is no JSON"),
+            ("[]".to_owned(), &[], "is not a job"),
+            ("{}".to_owned(), &[], "is not a job"),
+            ("{".to_owned(), &[], "is not JSON"),
         ] {
-            let said = problems(&template, pairs);
-            assert!(said.contains(expected), "{template}: {said}");
+            let found = problems(&template, pairs);
+            assert!(found.contains(expected), "{template}: {found}");
         }
         let both = problems(&job("key", "{x}").replace("x/{date}", "{y}"), &[]);
         assert!(both.contains("id: {y}") && both.contains("key: {x}"), "all at once: {both}");
     }
 
     #[test]
-    fn the_way_it_is_written_does_not_matter() {
+    fn formatting_does_not_change_the_canonical_form() {
         let canonical = |text: &str| Template::parse(text, &BTreeMap::new()).unwrap().canonical().to_owned();
         let (a, b) = (job("key", "{date}"), serde_json::from_str::<Value>(&job("key", "{date}")).unwrap());
         assert_eq!(canonical(&a), canonical(&format!("\n{b:#}\n")));

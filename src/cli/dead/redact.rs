@@ -1,17 +1,17 @@
-//! A letter as data, without what must not be shown.
+//! Letters as JSON, with secrets redacted.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::filter::age;
+use crate::dead_letter::filter::age;
 use crate::queue::DeadLetter;
 
-/// What stands for a secret.
+/// Replacement of a secret.
 const HIDDEN: &str = "***";
-/// Fields whose values are not shown, wherever they stand: an invalid job may carry anything.
+/// Parts of the names of fields with secrets, at any depth: an invalid job may contain anything.
 const SECRETS: [&str; 7] = ["secret", "password", "token", "external_id", "signature", "credential", "api_key"];
 
-/// What `list` shows of a letter, as data.
+/// Returns the fields of a letter that `list` shows.
 pub(super) fn summary(letter: &DeadLetter, now: Timestamp) -> Map<String, Value> {
     let data = json!({
         "letter": letter.id().as_str(),
@@ -31,30 +31,30 @@ pub(super) fn summary(letter: &DeadLetter, now: Timestamp) -> Map<String, Value>
     if let Value::Object(map) = data { map } else { Map::new() }
 }
 
-/// The same document without secrets: no queries and no credentials of URLs, no external ids.
-pub(super) fn masked(value: Value) -> Value {
+/// Redacts a document: queries and credentials of URLs, external ids and other secrets.
+pub(super) fn redacted(value: Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(map.into_iter().map(|(name, value)| field(name, value)).collect()),
-        Value::Array(values) => Value::Array(values.into_iter().map(masked).collect()),
-        Value::String(text) => Value::String(masked_text(&text)),
+        Value::Array(values) => Value::Array(values.into_iter().map(redacted).collect()),
+        Value::String(text) => Value::String(redacted_text(&text)),
         other => other,
     }
 }
 
 fn field(name: String, value: Value) -> (String, Value) {
     let lower = name.to_lowercase();
-    // The path of a file is no secret.
+    // The path of a file is not a secret.
     let secret = SECRETS.iter().any(|word| lower.contains(word)) && !lower.ends_with("_file");
     let value = match value {
         _ if secret => Value::String(HIDDEN.to_owned()),
         Value::String(text) if lower == "url" => Value::String(without_query(&text)),
-        other => masked(other),
+        other => redacted(other),
     };
     (name, value)
 }
 
-/// A text that may hold a URL.
-pub(super) fn masked_text(text: &str) -> String {
+/// Redacts a text that may be a URL.
+pub(super) fn redacted_text(text: &str) -> String {
     if text.contains("://") { without_query(text) } else { text.to_owned() }
 }
 
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_is_shown_without_its_secrets() {
+    fn a_document_is_redacted() {
         let marked = json!({
             "source": { "url": "https://me:marked@host/a.csv?X-Amz-Signature=marked", "etag": "e" },
             "destination": { "id": "d", "auth": { "external_id": "marked", "secret_access_key_file": "/run/key" } },
@@ -84,7 +84,7 @@ mod tests {
             "list": ["s3://bucket/key?marked"],
             "url": "https:/host?marked",
         });
-        let shown = masked(marked);
+        let shown = redacted(marked);
         assert!(!shown.to_string().contains("marked"), "{shown:#}");
         assert_eq!(shown["source"]["url"], "https://***@host/a.csv?***");
         assert_eq!(shown["source"]["etag"], "e");

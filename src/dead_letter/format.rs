@@ -1,4 +1,5 @@
-//! A letter as a line of an exported file. Format version 1; lines of other versions are refused.
+//! Format of exported letters: one line of JSON each. Version 1; lines of other versions are
+//! rejected.
 
 use std::collections::BTreeMap;
 
@@ -12,25 +13,25 @@ use crate::queue::{DeadLetter, Properties};
 
 const VERSION: u32 = 1;
 
-/// Everything that makes a letter, and a few words for whoever looks for one. Headers that are no text (lists, tables, bytes) are not
-/// in it, nor are AMQP properties that consign does not look at.
+/// All parts of a letter, and a summary for searching. Headers that are not text (lists, tables,
+/// bytes) and AMQP properties that consign does not use are left out.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Line {
+pub struct ExportLine {
     version: u32,
     routing_key: String,
     died_at: Option<Timestamp>,
     #[serde(flatten)]
-    parts: Parts,
+    properties: ExportedProperties,
     headers: BTreeMap<String, String>,
     #[serde(flatten)]
-    body: Body,
-    /// Not read again: it follows from the rest.
+    body: ExportedBody,
+    /// Not parsed, as it follows from the rest.
     #[serde(flatten, skip_deserializing)]
-    about: About,
+    summary: LetterSummary,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Parts {
+struct ExportedProperties {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     content_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,33 +45,34 @@ struct Parts {
 }
 
 #[derive(Debug, Default, Serialize)]
-struct About {
+struct LetterSummary {
     letter: String,
     job_id: Option<String>,
     destination: Option<String>,
     reason: String,
 }
 
-/// A body of text is written as it is.
+/// Body, as text where it is UTF-8.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Body {
+enum ExportedBody {
     Body(String),
     BodyBase64(String),
 }
 
-impl Line {
-    pub(super) fn of(letter: &DeadLetter) -> Self {
+impl ExportLine {
+    /// Line of a letter.
+    pub fn new(letter: &DeadLetter) -> Self {
         let p = letter.properties().clone();
         let body = match std::str::from_utf8(letter.body()) {
-            Ok(text) => Body::Body(text.to_owned()),
-            Err(_) => Body::BodyBase64(STANDARD.encode(letter.body())),
+            Ok(text) => ExportedBody::Body(text.to_owned()),
+            Err(_) => ExportedBody::BodyBase64(STANDARD.encode(letter.body())),
         };
         Self {
             version: VERSION,
             routing_key: letter.routing_key().to_owned(),
             died_at: letter.died_at(),
-            parts: Parts {
+            properties: ExportedProperties {
                 content_type: p.content_type,
                 message_id: p.message_id,
                 reply_to: p.reply_to,
@@ -79,7 +81,7 @@ impl Line {
             },
             headers: p.headers,
             body,
-            about: About {
+            summary: LetterSummary {
                 letter: letter.id().to_string(),
                 job_id: letter.job_id().map(str::to_owned),
                 destination: letter.destination().map(str::to_owned),
@@ -88,20 +90,23 @@ impl Line {
         }
     }
 
-    /// Reads a line; the error says what is wrong with it.
-    pub(super) fn read(text: &str) -> Result<DeadLetter, String> {
+    /// Parses a line.
+    ///
+    /// # Errors
+    /// The problem of the line.
+    pub fn parse(text: &str) -> Result<DeadLetter, String> {
         let line: Self =
-            serde_json::from_str(text).map_err(|problem| format!("it is no exported letter: {problem}"))?;
+            serde_json::from_str(text).map_err(|problem| format!("it is not an exported letter: {problem}"))?;
         if line.version != VERSION {
             return Err(format!("its version is {}, and this program reads {VERSION}", line.version));
         }
         let body = match line.body {
-            Body::Body(text) => Bytes::from(text),
-            Body::BodyBase64(text) => {
+            ExportedBody::Body(text) => Bytes::from(text),
+            ExportedBody::BodyBase64(text) => {
                 Bytes::from(STANDARD.decode(text).map_err(|problem| format!("body_base64: {problem}"))?)
             }
         };
-        let Parts { content_type, message_id, reply_to, correlation_id, kind } = line.parts;
+        let ExportedProperties { content_type, message_id, reply_to, correlation_id, kind } = line.properties;
         let properties = Properties { content_type, message_id, reply_to, correlation_id, kind, headers: line.headers };
         let letter = DeadLetter::new(line.routing_key, body, properties, line.died_at);
         letter
@@ -127,27 +132,27 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_comes_back_as_it_was() {
+    fn a_letter_survives_export_and_import() {
         for body in [&b"{\"a\": \"\\u0000 \xc3\xbc\"}\n "[..], b"\xff\x00\x01", b""] {
             let letter = letter(body);
-            let text = serde_json::to_string(&Line::of(&letter)).unwrap();
+            let text = serde_json::to_string(&ExportLine::new(&letter)).unwrap();
             assert!(!text.contains('\n') && text.contains("\"reason\":\"timeout\""), "{text}");
-            let back = Line::read(&text).unwrap();
+            let back = ExportLine::parse(&text).unwrap();
             assert_eq!((back.id(), back.body()), (letter.id(), letter.body()));
             assert_eq!((back.properties(), back.died_at()), (letter.properties(), letter.died_at()));
         }
     }
 
     #[test]
-    fn what_is_no_letter_is_refused() {
-        let good = serde_json::to_value(Line::of(&letter(b"x"))).unwrap();
+    fn invalid_lines_are_rejected() {
+        let good = serde_json::to_value(ExportLine::new(&letter(b"x"))).unwrap();
         for (field, value) in [("version", 2.into()), ("routing_key", "nowhere".into()), ("headers", 1.into())] {
             let mut bad = good.clone();
             bad[field] = value;
-            assert!(Line::read(&bad.to_string()).is_err(), "{field}");
+            assert!(ExportLine::parse(&bad.to_string()).is_err(), "{field}");
         }
         for text in ["", "{}", "[]", r#"{"version":1,"routing_key":"job.scheduled.a","headers":{}}"#] {
-            assert!(Line::read(text).is_err(), "{text}");
+            assert!(ExportLine::parse(text).is_err(), "{text}");
         }
     }
 }

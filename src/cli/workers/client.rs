@@ -1,4 +1,4 @@
-//! Asking a worker's admin endpoint.
+//! HTTP client of the admin endpoints of workers.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -6,81 +6,79 @@ use std::time::Duration;
 use serde_json::Value;
 use url::Url;
 
-const CONNECT: Duration = Duration::from_secs(3);
-const ANSWER: Duration = Duration::from_secs(10);
-/// What `/status` may hold: its lists are bounded, at some hundred KiB.
-const LONGEST: usize = 8 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Upper bound of the bytes of `/status`. Its lists are bounded, at some hundred KiB.
+const MAX_STATUS_BYTES: usize = 8 << 20;
 
-/// Reads the address of a worker's admin endpoint. Without a scheme it is http.
+/// Parses the address of a worker's admin endpoint. Without a scheme it is http.
 ///
 /// # Errors
-/// How one is written.
+/// A description of the format.
 pub(in crate::cli) fn worker_url(text: &str) -> Result<Url, String> {
-    let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = Url::parse(&whole).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url = Url::parse(&full).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
     url.ok_or_else(|| "write a worker's HOST:PORT, or its URL, such as http://127.0.0.1:9464".to_owned())
 }
 
-/// A client of admin endpoints. No proxy, no redirects: they are near.
+/// Client without proxy and redirects, as workers are in the same network.
 #[derive(Debug, Clone)]
-pub(in crate::cli) struct Asker(reqwest::Client);
+pub(in crate::cli) struct StatusClient(reqwest::Client);
 
-impl Asker {
+impl StatusClient {
     /// # Errors
-    /// What the system lacks.
+    /// A missing feature of the system.
     pub(in crate::cli) fn new() -> Result<Self, String> {
-        let builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).timeout(ANSWER);
+        let builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT);
         let built = builder.redirect(reqwest::redirect::Policy::none()).build();
-        built.map(Self).map_err(|problem| format!("workers can't be asked: {problem}"))
+        built.map(Self).map_err(|problem| format!("workers can't be queried: {problem}"))
     }
 
-    /// `/status` of a worker, narrowed to destinations whose id contains a text.
+    /// Returns `/status` of a worker, filtered to destinations whose id contains `destination`.
     ///
     /// # Errors
-    /// Why there is no answer, in words.
+    /// The cause, for people.
     pub(in crate::cli) async fn status(&self, worker: &Url, destination: &str) -> Result<Value, String> {
-        let mut url = worker.join("status").map_err(|problem| format!("no URL of a worker: {problem}"))?;
+        let mut url = worker.join("status").map_err(|problem| format!("not the URL of a worker: {problem}"))?;
         if !destination.is_empty() {
             url.query_pairs_mut().append_pair("destination", destination);
         }
         let mut response = match self.0.get(url.clone()).send().await {
             Ok(response) => response,
-            Err(problem) => return Err(self.unanswered(&url, &problem).await),
+            Err(problem) => return Err(self.explain(&url, &problem).await),
         };
         if !response.status().is_success() {
             return Err(format!("it answers {}; is it the admin endpoint of a worker?", response.status()));
         }
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|problem| cause(&problem))? {
+        while let Some(chunk) = response.chunk().await.map_err(|problem| root_cause(&problem))? {
             body.extend_from_slice(&chunk);
-            if body.len() > LONGEST {
+            if body.len() > MAX_STATUS_BYTES {
                 return Err("its answer is too long for that of a worker".to_owned());
             }
         }
         let status: Value = serde_json::from_slice(&body).unwrap_or_default();
         if status["worker"].is_string() { Ok(status) } else { Err("its answer is not that of a worker".to_owned()) }
     }
-}
 
-impl Asker {
-    async fn unanswered(&self, url: &Url, problem: &reqwest::Error) -> String {
-        match without_tls(url) {
-            Some(plain) if problem.is_connect() && self.lives(&plain).await => {
+    async fn explain(&self, url: &Url, problem: &reqwest::Error) -> String {
+        match livez_without_tls(url) {
+            Some(plain) if problem.is_connect() && self.is_live(&plain).await => {
                 let host = plain.host_str().unwrap_or_default();
                 let port = plain.port().map_or_else(String::new, |port| format!(":{port}"));
                 format!("it answers without TLS; write http://{host}{port} instead of https")
             }
-            _ => cause(problem),
+            _ => root_cause(problem),
         }
     }
 
-    async fn lives(&self, worker: &Url) -> bool {
+    async fn is_live(&self, worker: &Url) -> bool {
         self.0.get(worker.clone()).send().await.is_ok_and(|answer| answer.status().is_success())
     }
 }
 
-/// The same address, to be asked for signs of life without TLS; without a password that was meant for TLS.
-fn without_tls(url: &Url) -> Option<Url> {
+/// Returns `/livez` at the same address without TLS, and without the password that was meant for TLS.
+fn livez_without_tls(url: &Url) -> Option<Url> {
     let port = url.port_or_known_default().filter(|_| url.scheme() == "https")?;
     let mut plain = Url::parse("http://worker/livez").ok()?;
     plain.set_host(url.host_str()).ok()?;
@@ -88,8 +86,8 @@ fn without_tls(url: &Url) -> Option<Url> {
     Some(plain)
 }
 
-/// The innermost cause says most.
-fn cause(problem: &reqwest::Error) -> String {
+/// Innermost cause, which is the most specific one.
+fn root_cause(problem: &reqwest::Error) -> String {
     if problem.is_timeout() {
         return "no answer in time".to_owned();
     }
@@ -106,7 +104,7 @@ mod tests {
 
     #[test]
     fn without_tls_the_address_is_the_same_and_the_password_is_left_out() {
-        let plain = |url: &str| without_tls(&worker_url(url).unwrap()).map(String::from);
+        let plain = |url: &str| livez_without_tls(&worker_url(url).unwrap()).map(String::from);
         assert_eq!(plain("https://me:pw@[::1]:9464/status?x").unwrap(), "http://[::1]:9464/livez");
         assert_eq!(plain("https://w.example/").unwrap(), "http://w.example:443/livez");
         assert_eq!(plain("http://w.example/"), None);
@@ -124,8 +122,8 @@ mod tests {
             assert_eq!(worker_url(text).unwrap().as_str(), url);
         }
         for wrong in ["", "ftp://host", "unix:///run/consign", "host:port", "http://"] {
-            let said = worker_url(wrong).unwrap_err();
-            assert!(said.contains("http://127.0.0.1:9464"), "{wrong}: {said}");
+            let error = worker_url(wrong).unwrap_err();
+            assert!(error.contains("http://127.0.0.1:9464"), "{wrong}: {error}");
         }
     }
 }

@@ -1,0 +1,105 @@
+//! Cancellations that arrive while a run publishes. Workers would skip everything published after
+//! them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::BrokerConfig;
+use crate::domain::control::{BackfillId, Control, ControlCommand};
+use crate::queue;
+use crate::runtime::output::Output;
+use crate::runtime::retry::Retry;
+
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+
+/// One run of a backfill.
+#[derive(Debug, Clone)]
+pub struct BackfillRun {
+    /// Id of the backfill.
+    pub backfill: BackfillId,
+    /// Start of the run.
+    pub started_at: Timestamp,
+}
+
+/// Task that watches the control messages for the cancellation of one backfill.
+pub struct CancellationWatcher {
+    at: watch::Receiver<Option<Timestamp>>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl CancellationWatcher {
+    /// Starts to watch. Control messages that can't be read are reported once and retried.
+    pub fn start(broker: BrokerConfig, client: String, run: BackfillRun, output: Arc<dyn Output>) -> Self {
+        let (notify, at) = watch::channel(None);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let mut receive = |body: &[u8]| {
+                if let Some(at) = cancelled_at(body, &run) {
+                    notify.send_replace(Some(at));
+                }
+            };
+            let (mut retry, mut reported) = (Retry::endless(MIN_RETRY_DELAY, MAX_RETRY_DELAY), false);
+            while let Err(problem) = queue::follow_control(&broker, &client, &mut receive, &stopped).await {
+                if !stopped.is_cancelled() && !std::mem::replace(&mut reported, true) {
+                    output.notice(&format!("cancellations are not received while this publishes: {problem}"));
+                }
+                let wait = tokio::time::sleep(retry.next_wait(None).unwrap_or(MAX_RETRY_DELAY));
+                tokio::select! {
+                    () = stopped.cancelled() => return,
+                    () = wait => {}
+                }
+            }
+        });
+        Self { at, stop, task }
+    }
+
+    /// Returns the time of the cancellation, as soon as it is known. Cancel safe.
+    pub async fn cancelled(&mut self) -> Timestamp {
+        match self.at.wait_for(Option::is_some).await.map(|at| *at) {
+            Ok(Some(at)) => at,
+            // The task has ended.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Ends the task.
+    pub async fn close(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+    }
+}
+
+/// Time at which this message cancels the run. As in workers, a run that started later was repeated
+/// on purpose.
+fn cancelled_at(body: &[u8], run: &BackfillRun) -> Option<Timestamp> {
+    let control = Control::parse(body).ok()?;
+    let ours = matches!(&control.command, ControlCommand::CancelBackfill(backfill) if *backfill == run.backfill);
+    (ours && control.at >= run.started_at).then_some(control.at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::destination::DestinationId;
+
+    #[test]
+    fn a_cancellation_ends_earlier_runs_of_its_backfill() {
+        let id = |name: &str| BackfillId::parse(name).unwrap();
+        let second = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let run = BackfillRun { backfill: id("b"), started_at: second(10) };
+        let at = |command, at| cancelled_at(&Control::new(command, second(at)).render(), &run);
+        assert_eq!(at(ControlCommand::CancelBackfill(id("b")), 10), Some(second(10)));
+        assert_eq!(at(ControlCommand::CancelBackfill(id("b")), 9), None, "repeated on purpose");
+        assert_eq!(at(ControlCommand::CancelBackfill(id("c")), 11), None);
+        assert_eq!(at(ControlCommand::ResetCircuit(DestinationId::parse("b").unwrap()), 11), None);
+        assert_eq!(cancelled_at(b"not a control message", &BackfillRun { started_at: second(0), ..run }), None);
+    }
+}

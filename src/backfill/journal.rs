@@ -1,0 +1,373 @@
+//! Journal of a backfill: a file of the jobs that this machine has published, so that an interrupted
+//! run continues where it stopped.
+//!
+//! A line is written for each confirm as it arrives, so that a kill loses only the publishes in
+//! flight. It is synced to the disk at intervals and at the end. No other machine has the file: a
+//! backfill that is run there starts from the beginning, and delivers again to the same keys and with
+//! the same outcome ids.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::config::BrokerConfig;
+use crate::domain::control::BackfillId;
+
+/// Confirms between two syncs.
+const SYNC_INTERVAL: u32 = 256;
+
+/// First line of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalHeader {
+    /// Id of the backfill.
+    pub backfill: String,
+    /// Digest of template, variables and range.
+    pub digest: String,
+    /// Number of jobs.
+    pub jobs: usize,
+    /// Destination, if all jobs have the same. Older journals don't have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    /// Start of the run.
+    #[serde(rename = "begun_at")]
+    pub started_at: Timestamp,
+    /// True where all jobs were published again, with `--again`.
+    pub again: bool,
+}
+
+impl JournalHeader {
+    /// Returns the start of the repeated run. Outcomes before it belong to an earlier run.
+    pub fn since(&self) -> Option<Timestamp> {
+        self.again.then_some(self.started_at)
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum JournalLine {
+    Published { published: String },
+    Cancelled { cancelled_at: Timestamp },
+    Header(JournalHeader),
+}
+
+/// Contents of a journal.
+#[derive(Debug, Default)]
+pub struct JournalContents {
+    /// First line.
+    pub header: Option<JournalHeader>,
+    /// Ids of the published jobs.
+    pub published: HashSet<String>,
+    /// Time of the last cancellation.
+    pub cancelled_at: Option<Timestamp>,
+    /// Bytes of complete lines. The last line may be incomplete.
+    pub complete: u64,
+}
+
+/// Open journal of a run.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+    header: JournalHeader,
+    published: HashSet<String>,
+    unsynced: u32,
+}
+
+impl Journal {
+    /// Opens and locks the journal of a backfill, or creates it. With `again` its contents are
+    /// discarded.
+    ///
+    /// # Errors
+    /// Another run has locked it; it belongs to another backfill, template or range; the backfill was
+    /// cancelled; an I/O error. Nothing is written then.
+    pub fn open(path: &Path, header: &JournalHeader, again: bool) -> Result<Self, String> {
+        let failed = |problem: std::io::Error| unwritable(path, &problem);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).append(true).create(true).mode(0o600).open(path).map_err(failed)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| format!("another run of backfill {} has locked {}", header.backfill, path.display()))?;
+        let contents = parse(&file).map_err(|problem| format!("{}: {problem}", path.display()))?;
+        contents.check_backfill(&header.backfill, path)?;
+        let contents = if again { JournalContents::default() } else { contents };
+        contents.check_run(header)?;
+        file.set_len(contents.complete).and_then(|()| file.seek(SeekFrom::End(0)).map(drop)).map_err(failed)?;
+        let is_new = contents.header.is_none();
+        let header = contents.header.unwrap_or_else(|| header.clone());
+        let mut journal = Self { file, path: path.to_owned(), header, published: contents.published, unsynced: 0 };
+        if is_new {
+            journal.write(&JournalLine::Header(journal.header.clone())).and_then(|()| journal.sync())?;
+        }
+        Ok(journal)
+    }
+
+    /// Returns the first line.
+    pub fn header(&self) -> &JournalHeader {
+        &self.header
+    }
+
+    /// Returns true for a job that an earlier run has published and the broker has confirmed.
+    pub fn contains(&self, id: &str) -> bool {
+        self.published.contains(id)
+    }
+
+    /// Records a confirm.
+    pub fn record_published(&mut self, id: &str) -> Result<(), String> {
+        self.write(&JournalLine::Published { published: id.to_owned() })?;
+        self.unsynced += 1;
+        if self.unsynced >= SYNC_INTERVAL { self.sync() } else { Ok(()) }
+    }
+
+    /// Records a cancellation, so that the next run does not continue by accident.
+    pub fn record_cancelled(&mut self, at: Timestamp) -> Result<(), String> {
+        self.write(&JournalLine::Cancelled { cancelled_at: at })
+    }
+
+    /// Syncs all lines to the disk.
+    pub fn sync(&mut self) -> Result<(), String> {
+        self.unsynced = 0;
+        self.file.sync_data().map_err(|problem| unwritable(&self.path, &problem))
+    }
+
+    fn write(&mut self, line: &JournalLine) -> Result<(), String> {
+        append(&mut self.file, line).map_err(|problem| unwritable(&self.path, &problem))
+    }
+}
+
+impl JournalContents {
+    fn check_backfill(&self, backfill: &str, path: &Path) -> Result<(), String> {
+        match &self.header {
+            Some(header) if header.backfill != backfill => Err(format!(
+                "{} is the record of backfill {}, not of {backfill}; give another --record (nothing was written)",
+                path.display(),
+                header.backfill
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_run(&self, header: &JournalHeader) -> Result<(), String> {
+        let Some(known) = &self.header else { return Ok(()) };
+        if known.digest != header.digest {
+            return Err(format!(
+                "backfill {} was started at {:.0} with another template, variables or range; give another --id, or --again to \
+                 publish all jobs again",
+                header.backfill, known.started_at
+            ));
+        }
+        match self.cancelled_at {
+            Some(at) => {
+                Err(format!("backfill {} was cancelled at {at:.0}; --again publishes all jobs again", header.backfill))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads the journal of a backfill; `None` where there is none.
+///
+/// # Errors
+/// It belongs to another backfill.
+pub fn read(path: &Path, backfill: &BackfillId) -> Result<Option<JournalContents>, String> {
+    let Some(contents) = File::open(path).ok().and_then(|file| parse(&file).ok()) else { return Ok(None) };
+    contents.check_backfill(backfill.as_str(), path)?;
+    Ok(Some(contents))
+}
+
+/// Records a cancellation in the journal of a backfill. Returns false where there is no journal.
+///
+/// # Errors
+/// It belongs to another backfill, or can't be written.
+pub fn record_cancelled(path: &Path, backfill: &BackfillId, at: Timestamp) -> Result<bool, String> {
+    if read(path, backfill)?.is_none() {
+        return Ok(false);
+    }
+    let line = JournalLine::Cancelled { cancelled_at: at };
+    let file = OpenOptions::new().append(true).open(path);
+    let written = file.and_then(|mut file| append(&mut file, &line).and_then(|()| file.sync_data()));
+    written.map(|()| true).map_err(|problem| unwritable(path, &problem))
+}
+
+fn unwritable(path: &Path, problem: &std::io::Error) -> String {
+    format!("the record {} can't be written: {problem}", path.display())
+}
+
+fn append(file: &mut File, line: &JournalLine) -> std::io::Result<()> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    file.write_all(&bytes)
+}
+
+fn parse(file: &File) -> std::io::Result<JournalContents> {
+    let mut contents = JournalContents::default();
+    let mut lines = BufReader::new(file);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        if line.last() != Some(&b'\n') {
+            break;
+        }
+        contents.complete += u64::try_from(line.len()).unwrap_or(u64::MAX);
+        match serde_json::from_slice(&line) {
+            Ok(JournalLine::Published { published }) => drop(contents.published.insert(published)),
+            Ok(JournalLine::Cancelled { cancelled_at }) => contents.cancelled_at = Some(cancelled_at),
+            Ok(JournalLine::Header(header)) => contents.header = Some(header),
+            Err(problem) => {
+                let text = format!(
+                    "this is not the record of a backfill ({problem}); give another --record (nothing was written)"
+                );
+                return Err(std::io::Error::other(text));
+            }
+        }
+        line.clear();
+    }
+    Ok(contents)
+}
+
+/// Returns the default path of the journal of a backfill: below the user's state directory, one
+/// directory per queue.
+///
+/// # Errors
+/// `HOME` is not set.
+pub fn default_path(broker: &BrokerConfig, backfill: &BackfillId) -> Result<PathBuf, String> {
+    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = of("XDG_STATE_HOME").filter(|path| path.is_absolute());
+    let state = state.or_else(|| of("HOME").map(|home| home.join(".local/state")));
+    let state = state.ok_or("there is no directory for the record (HOME is not set); give one with --record FILE")?;
+    Ok(state.join("consign/backfills").join(queue_name(broker)).join(format!("{backfill}.ndjson")))
+}
+
+/// Name of a queue, the same for every login.
+fn queue_name(broker: &BrokerConfig) -> String {
+    let url = broker.url.as_ref().map(|url| url.expose_secret().to_owned()).unwrap_or_default();
+    let place = url::Url::parse(&url).ok().map(|url| {
+        let port = url.port().map(|port| port.to_string()).unwrap_or_default();
+        format!("{}://{}:{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+    });
+    let name = format!("{}\n{}", place.unwrap_or(url), broker.prefix);
+    hex::encode(&Sha256::digest(name.as_bytes())[..6])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(digest: &str) -> JournalHeader {
+        JournalHeader {
+            backfill: "b".to_owned(),
+            digest: digest.to_owned(),
+            jobs: 3,
+            destination: Some("acme".to_owned()),
+            started_at: Timestamp::UNIX_EPOCH,
+            again: false,
+        }
+    }
+
+    fn id(name: &str) -> BackfillId {
+        BackfillId::parse(name).unwrap()
+    }
+
+    fn contents(path: &Path) -> JournalContents {
+        read(path, &id("b")).unwrap().unwrap()
+    }
+
+    fn path(folder: &tempfile::TempDir) -> PathBuf {
+        folder.path().join("some/where/b.ndjson")
+    }
+
+    #[test]
+    fn confirmed_jobs_are_known_to_the_next_run_and_the_file_is_locked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(&folder);
+        let mut journal = Journal::open(&path, &header("d"), false).unwrap();
+        journal.record_published("a/1").unwrap();
+        assert!(Journal::open(&path, &header("d"), false).unwrap_err().contains("another run"));
+        drop(journal);
+        let journal = Journal::open(&path, &header("d"), false).unwrap();
+        assert!(journal.contains("a/1") && !journal.contains("a/2"));
+        drop(journal);
+        assert!(!Journal::open(&path, &header("d"), true).unwrap().contains("a/1"), "published again");
+        assert_eq!(contents(&path).header, Some(header("d")));
+    }
+
+    #[test]
+    fn an_incomplete_line_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(&folder);
+        Journal::open(&path, &header("d"), false).unwrap().record_published("a/1").unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"published\":\"a/").unwrap();
+        Journal::open(&path, &header("d"), false).unwrap().record_published("a/2").unwrap();
+        let contents = contents(&path);
+        assert_eq!(contents.published, HashSet::from(["a/1".to_owned(), "a/2".to_owned()]));
+    }
+
+    #[test]
+    fn another_plan_a_cancellation_and_other_files_are_rejected() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(&folder);
+        assert!(!record_cancelled(&path, &id("b"), Timestamp::UNIX_EPOCH).unwrap());
+        assert!(!path.exists(), "there is none");
+        drop(Journal::open(&path, &header("d"), false).unwrap());
+        assert!(Journal::open(&path, &header("e"), false).unwrap_err().contains("another --id"));
+        assert!(record_cancelled(&path, &id("b"), Timestamp::UNIX_EPOCH).unwrap());
+        let error = Journal::open(&path, &header("d"), false).unwrap_err();
+        assert!(error.contains("cancelled at 1970") && error.contains("--again"), "{error}");
+        drop(Journal::open(&path, &header("e"), true).unwrap());
+        drop(Journal::open(&path, &header("e"), false).unwrap());
+        std::fs::write(&path, "notes\n").unwrap();
+        for again in [false, true] {
+            let error = Journal::open(&path, &header("d"), again).unwrap_err();
+            assert!(error.contains("not the record of a backfill"), "{error}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "notes\n");
+    }
+
+    #[test]
+    fn the_journal_of_another_backfill_is_not_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(&folder);
+        Journal::open(&path, &header("d"), false).unwrap().record_published("a/1").unwrap();
+        let before = std::fs::read_to_string(&path).unwrap();
+        let other = JournalHeader { backfill: "c".to_owned(), ..header("d") };
+        let errors = [
+            Journal::open(&path, &other, false).unwrap_err(),
+            Journal::open(&path, &other, true).unwrap_err(),
+            read(&path, &id("c")).unwrap_err(),
+            record_cancelled(&path, &id("c"), Timestamp::UNIX_EPOCH).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.contains("the record of backfill b, not of c; give another --record"), "{error}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_journal_without_a_destination_can_be_read() {
+        let line = r#"{"backfill":"b","digest":"d","jobs":3,"begun_at":"1970-01-01T00:00:00Z","again":false}"#;
+        assert_eq!(
+            serde_json::from_str::<JournalHeader>(line).unwrap(),
+            JournalHeader { destination: None, ..header("d") }
+        );
+    }
+
+    #[test]
+    fn the_password_does_not_change_the_path() {
+        let name = |url: &str| {
+            let broker =
+                BrokerConfig { url: Some(url.to_owned().into()), ..crate::config::load_str("").unwrap().config.broker };
+            queue_name(&broker)
+        };
+        assert_eq!(name("amqps://u:old@mq.example/v"), name("amqps://u:new@mq.example/v"));
+        assert_ne!(name("amqps://mq.example/v"), name("amqps://mq.example/w"));
+        assert_ne!(name("sqlite:/a.db"), name("sqlite:/b.db"));
+    }
+}

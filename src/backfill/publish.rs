@@ -1,0 +1,270 @@
+//! Publishing of a plan: jobs that are not in the journal, newest first, at a limited rate.
+
+use std::future::Future;
+use std::sync::OnceLock;
+
+use futures_util::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::journal::Journal;
+use super::plan::BackfillPlan;
+use crate::domain::headers::{BACKFILL, BACKFILL_STARTED_AT};
+use crate::producer::CONFIRM_WINDOW;
+use crate::producer::job::PreparedJob;
+use crate::queue::{BackfillOutcomes, BoxFuture, Publication, QueueError};
+use crate::runtime::output::Output;
+use crate::runtime::rate::PublishRate;
+
+/// Result of a run.
+#[derive(Debug, Default)]
+pub struct BackfillResult {
+    /// Jobs that this run published.
+    pub published: u64,
+    /// Jobs that earlier runs published.
+    pub published_before: u64,
+    /// Cause of an early end.
+    pub stopped: Option<StopCause>,
+}
+
+/// Cause of the early end of a run.
+#[derive(Debug)]
+pub enum StopCause {
+    /// The broker.
+    Queue(QueueError),
+    /// The journal.
+    Journal(String),
+    /// A cancellation, at this time.
+    Cancelled(Timestamp),
+}
+
+impl std::fmt::Display for StopCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Queue(problem) => problem.fmt(f),
+            Self::Journal(problem) => f.write_str(problem),
+            Self::Cancelled(at) => write!(f, "was cancelled at {at:.0}"),
+        }
+    }
+}
+
+/// Publishes one message, confirmed.
+pub type PublishFn<'a> = &'a (dyn Fn(Publication) -> BoxFuture<'a, Result<(), QueueError>> + Sync);
+
+/// Everything that publishing a plan needs.
+pub struct BackfillPublisher<'a> {
+    /// Jobs.
+    pub plan: &'a BackfillPlan,
+    /// Broker.
+    pub publish: PublishFn<'a>,
+    /// Start of the run, which every job carries.
+    pub started_at: Timestamp,
+    /// Address of the retained outcomes.
+    pub reply_to: Option<&'a str>,
+    /// Upper bound of the rate.
+    pub rate: Option<PublishRate>,
+    /// Receiver of progress, notices and events.
+    pub output: &'a dyn Output,
+}
+
+/// Declares the retained outcomes of a backfill. Returns false where the broker refuses that: jobs are
+/// delivered all the same.
+///
+/// # Errors
+/// The broker is lost.
+pub async fn prepare_outcomes(outcomes: &BackfillOutcomes, output: &dyn Output) -> Result<bool, QueueError> {
+    match outcomes.prepare().await {
+        Ok(()) => Ok(true),
+        Err(QueueError::Topology(cause) | QueueError::Refused(cause) | QueueError::Denied(cause)) => {
+            output.notice(&format!("`backfill status` will not have the outcomes of this run: {cause}"));
+            Ok(false)
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+impl BackfillPublisher<'_> {
+    /// Publishes until the end, the first failure, or the cancellation, which goes into the journal.
+    /// After a failure the same command continues.
+    pub async fn run(&self, journal: &mut Journal, cancelled: impl Future<Output = Timestamp>) -> BackfillResult {
+        let mut result = BackfillResult::default();
+        let plan = self.plan;
+        let known: Vec<_> = plan.jobs().filter_map(Result::ok).map(|job| journal.contains(&job.prepared.id)).collect();
+        result.published_before = u64::try_from(known.iter().filter(|known| **known).count()).unwrap_or(u64::MAX);
+        self.output.advance(result.published_before);
+        let started = Instant::now();
+        let numbers = known.into_iter().enumerate().filter(|(_, known)| !known).map(|(number, _)| number);
+        let jobs = stream::iter((0..).zip(numbers)).then(|(nth, number)| async move {
+            if let Some(rate) = self.rate {
+                tokio::time::sleep_until(started + rate.due(nth)).await;
+            }
+            plan.job(number)
+        });
+        let publishing = jobs.filter_map(|job| std::future::ready(job.ok())).map(|job| {
+            let PreparedJob { id, destination, publication } = job.prepared;
+            let published = (self.publish)(self.with_headers(publication));
+            async move { (published.await, id, destination) }
+        });
+        let cancelled_at = OnceLock::new();
+        let stop = async {
+            let _ = cancelled_at.set(cancelled.await);
+        };
+        let mut publishing = std::pin::pin!(publishing.buffer_unordered(CONFIRM_WINDOW).take_until(stop));
+        while let Some((confirm, id, destination)) = publishing.next().await {
+            let recorded = match confirm {
+                Ok(()) => journal.record_published(&id).map_err(StopCause::Journal),
+                Err(problem) => Err(StopCause::Queue(problem)),
+            };
+            if let Err(cause) = recorded {
+                let error = cause.to_string();
+                self.output.notice(&format!("{id}: {error}"));
+                let event = json!({ "id": id, "destination": destination, "published": false, "error": error });
+                self.output.event(&event);
+                result.stopped = Some(cause);
+                break;
+            }
+            result.published += 1;
+            self.output.advance(1);
+            self.output.event(&json!({ "id": id, "destination": destination, "published": true }));
+        }
+        self.finish(&mut result, journal, cancelled_at.get().copied());
+        result
+    }
+
+    fn finish(&self, result: &mut BackfillResult, journal: &mut Journal, cancelled_at: Option<Timestamp>) {
+        if let Some(at) = cancelled_at {
+            result.stopped.get_or_insert(StopCause::Cancelled(at));
+            if let Err(problem) = journal.record_cancelled(at) {
+                self.output.notice(&format!("the cancellation is not on record: {problem}"));
+            }
+        }
+        if let Err(problem) = journal.sync() {
+            result.stopped.get_or_insert(StopCause::Journal(problem));
+        }
+    }
+
+    fn with_headers(&self, mut publication: Publication) -> Publication {
+        let properties = &mut publication.properties;
+        properties.reply_to = self.reply_to.map(str::to_owned);
+        properties.headers.insert(BACKFILL.to_owned(), self.plan.backfill.to_string());
+        properties.headers.insert(BACKFILL_STARTED_AT.to_owned(), self.started_at.to_string());
+        publication
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use super::super::journal::JournalHeader;
+    use super::super::plan::tests::plan;
+    use super::*;
+    use crate::runtime::output::NoOutput;
+
+    const JOB: &str = r#"{"version": 1, "id": "a/{date}", "source": {"url": "file:///{date}"}, "destination": "acme",
+        "key": "k/{date}"}"#;
+
+    /// Broker that takes a limited number of jobs.
+    #[derive(Debug)]
+    struct FakeBroker {
+        taken: Mutex<Vec<(Publication, Instant)>>,
+        limit: usize,
+    }
+
+    impl FakeBroker {
+        fn new(limit: usize) -> Self {
+            Self { taken: Mutex::default(), limit }
+        }
+
+        fn publish(&self, job: Publication) -> Result<(), QueueError> {
+            let mut taken = self.taken.lock().unwrap();
+            if taken.len() >= self.limit {
+                return Err(QueueError::Unavailable("gone".to_owned()));
+            }
+            taken.push((job, Instant::now()));
+            Ok(())
+        }
+
+        fn ids(&self) -> Vec<String> {
+            self.taken.lock().unwrap().iter().map(|(job, _)| job.properties.message_id.clone().unwrap()).collect()
+        }
+    }
+
+    async fn run(broker: &FakeBroker, folder: &tempfile::TempDir, rate: Option<&str>) -> BackfillResult {
+        run_until(broker, folder, rate, std::future::pending()).await
+    }
+
+    async fn run_until(
+        broker: &FakeBroker,
+        folder: &tempfile::TempDir,
+        rate: Option<&str>,
+        cancelled: impl Future<Output = Timestamp>,
+    ) -> BackfillResult {
+        let plan = plan(JOB, "2026-01-01", "2026-01-10").unwrap();
+        let started_at = Timestamp::UNIX_EPOCH;
+        let header = JournalHeader {
+            backfill: "b".to_owned(),
+            digest: "d".to_owned(),
+            jobs: 10,
+            destination: None,
+            started_at,
+            again: false,
+        };
+        let mut journal = Journal::open(&folder.path().join("b.ndjson"), &header, false).unwrap();
+        let publish = |job: Publication| -> BoxFuture<'_, Result<(), QueueError>> {
+            Box::pin(async move { broker.publish(job) })
+        };
+        let publisher = BackfillPublisher {
+            plan: &plan,
+            publish: &publish,
+            started_at,
+            reply_to: Some("kept"),
+            rate: rate.map(|rate| PublishRate::parse(rate).unwrap()),
+            output: &NoOutput,
+        };
+        publisher.run(&mut journal, cancelled).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_are_published_newest_first_at_the_given_rate() {
+        let (broker, folder, started) = (FakeBroker::new(99), tempfile::tempdir().unwrap(), Instant::now());
+        let result = run(&broker, &folder, Some("2/s")).await;
+        assert_eq!((result.published, result.published_before), (10, 0));
+        assert_eq!(broker.ids()[..2], ["a/2026-01-10", "a/2026-01-09"]);
+        let taken = broker.taken.lock().unwrap();
+        for (nth, (_, at)) in (0..).zip(taken.iter()) {
+            assert!(*at - started >= Duration::from_millis(500 * nth), "number {nth} was early");
+        }
+        let properties = &taken[0].0.properties;
+        assert_eq!(properties.headers["consign-backfill-at"], "1970-01-01T00:00:00Z");
+        assert_eq!((properties.headers["consign-backfill"].len(), properties.reply_to.as_deref()), (12, Some("kept")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancellation_ends_a_run_and_is_recorded() {
+        let (broker, folder) = (FakeBroker::new(99), tempfile::tempdir().unwrap());
+        let cancelled = async {
+            tokio::time::sleep(Duration::from_millis(1750)).await;
+            Timestamp::UNIX_EPOCH
+        };
+        let result = run_until(&broker, &folder, Some("2/s"), cancelled).await;
+        assert_eq!((result.published, broker.ids().len()), (4, 4));
+        assert!(matches!(result.stopped, Some(StopCause::Cancelled(at)) if at == Timestamp::UNIX_EPOCH), "{result:?}");
+        let text = std::fs::read_to_string(folder.path().join("b.ndjson")).unwrap();
+        assert!(text.ends_with("{\"cancelled_at\":\"1970-01-01T00:00:00Z\"}\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_ends_a_run_and_the_next_run_publishes_the_rest() {
+        let (broker, folder) = (FakeBroker::new(4), tempfile::tempdir().unwrap());
+        let result = run(&broker, &folder, None).await;
+        assert_eq!(result.published, 4);
+        assert!(matches!(result.stopped, Some(StopCause::Queue(QueueError::Unavailable(_)))));
+        let rest = FakeBroker::new(99);
+        let result = run(&rest, &folder, None).await;
+        assert_eq!((result.published, result.published_before, result.stopped.is_none()), (6, 4, true));
+        assert_eq!(rest.ids(), ["06", "05", "04", "03", "02", "01"].map(|day| format!("a/2026-01-{day}")));
+    }
+}

@@ -1,0 +1,116 @@
+//! Arguments that select letters.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::cli::enqueue::LaneArg;
+use crate::dead_letter::filter::{BROKER_CLASS, BROKER_REASONS, LetterFilter};
+use crate::domain::outcome::{Class, Reason};
+
+/// Criteria of letters. A letter must match all of them; of a repeated flag, one value.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters")]
+pub(super) struct FilterArgs {
+    /// Reason, such as source_not_found; may be repeated
+    #[arg(long, value_name = "REASON", value_parser = reason)]
+    reason: Vec<String>,
+    /// Class of the reason, such as destination; may be repeated
+    #[arg(long, value_name = "CLASS", value_parser = class)]
+    class: Vec<String>,
+    /// Destination; may be repeated
+    #[arg(long, value_name = "DEST")]
+    destination: Vec<String>,
+    /// Lane of the job
+    #[arg(long, value_enum)]
+    lane: Option<LaneArg>,
+    /// Id of the job; with a `*` at the end, a prefix of ids; may be repeated
+    #[arg(long, value_name = "ID|PREFIX*")]
+    job: Vec<String>,
+    /// Dead-lettered longer ago than this, such as 2h
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Dead-lettered within this time
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+    /// Id of the letter (first column of `list`), or its beginning; may be repeated
+    #[arg(long, value_name = "LETTER")]
+    id: Vec<String>,
+    /// Upper bound of the number of letters
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let mut known = Reason::ALL.iter().map(|reason| reason.as_str()).chain(BROKER_REASONS);
+    known
+        .any(|known| known == text)
+        .then(|| text.to_owned())
+        .ok_or_else(|| "there is no such reason; `consign dead list` counts the letters by reason".to_owned())
+}
+
+fn class(text: &str) -> Result<String, String> {
+    let mut known = Class::ALL.iter().map(|class| class.as_str()).chain([BROKER_CLASS]);
+    let all = || format!("it is one of {}, {BROKER_CLASS}", Class::ALL.map(Class::as_str).join(", "));
+    known.any(|known| known == text).then(|| text.to_owned()).ok_or_else(all)
+}
+
+impl From<FilterArgs> for LetterFilter {
+    fn from(args: FilterArgs) -> Self {
+        let FilterArgs { reason, class, destination, lane, job, older_than, newer_than, id, limit } = args;
+        Self {
+            reasons: reason,
+            classes: class,
+            destinations: destination,
+            lane: lane.map(Into::into),
+            jobs: job,
+            older_than,
+            newer_than,
+            ids: id,
+            limit,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::domain::lane::Lane;
+
+    #[derive(Parser)]
+    struct FilterLine {
+        #[command(flatten)]
+        filter: FilterArgs,
+    }
+
+    fn parse(line: &str) -> Result<LetterFilter, clap::Error> {
+        let words = std::iter::once("dead").chain(line.split_whitespace());
+        FilterLine::try_parse_from(words).map(|line| line.filter.into())
+    }
+
+    #[test]
+    fn every_flag_is_a_criterion() {
+        let hours = |hours| Some(Duration::from_hours(hours));
+        let filter = parse(
+            "--reason kms_denied --reason timeout --class destination --destination acme --lane backfill --job a/* \
+             --older-than 1h --newer-than 2h --id 0a --limit 3",
+        )
+        .unwrap();
+        let first = [&filter.reasons, &filter.classes, &filter.destinations, &filter.jobs, &filter.ids]
+            .map(|list| list.join(" "));
+        assert_eq!(first, ["kms_denied timeout", "destination", "acme", "a/*", "0a"]);
+        assert_eq!((filter.older_than, filter.newer_than), (hours(1), hours(2)));
+        assert_eq!((filter.lane, filter.limit), (Some(Lane::Backfill), Some(3)));
+        assert!(parse("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn values_that_no_letter_can_have_are_usage_errors() {
+        for line in ["--reason typo", "--class typo", "--older-than soon", "--lane continued"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert!(!parse("--reason delivery_limit --class broker").unwrap().is_empty());
+    }
+}

@@ -1,0 +1,57 @@
+//! Dead letters: jobs that were not delivered, with the reason.
+//!
+//! A kill at any moment loses no letter and delivers no job twice: see [`DeadLetters`].
+//!
+//! | module | content |
+//! |---|---|
+//! | [`filter`] | the selection of letters |
+//! | [`run`] | counts and output of an operation on many letters |
+//! | [`gate`] | the decision whether a destination may receive its jobs |
+//! | [`requeue`], [`discard`] | the operations |
+//! | [`export`], [`import`], [`format`] | files of letters |
+
+pub mod discard;
+pub mod export;
+pub mod filter;
+pub mod format;
+pub mod gate;
+pub mod import;
+pub mod requeue;
+pub mod run;
+
+use crate::config::BrokerConfig;
+use crate::queue::{DeadLetters, QueueError};
+
+/// Error that ends an operation before it has acted on a letter.
+#[derive(Debug)]
+pub enum DeadLetterError {
+    /// The broker.
+    Queue(QueueError),
+    /// A file.
+    File(String),
+}
+
+impl From<QueueError> for DeadLetterError {
+    fn from(problem: QueueError) -> Self {
+        Self::Queue(problem)
+    }
+}
+
+/// Broker of the dead letters, and the name of the connection.
+#[derive(Debug, Clone)]
+pub struct LetterSource<'a> {
+    /// Broker.
+    pub broker: &'a BrokerConfig,
+    /// Name of the connection.
+    pub client: String,
+}
+
+impl LetterSource<'_> {
+    /// Opens a pass over the dead letters.
+    ///
+    /// # Errors
+    /// As [`DeadLetters::open`].
+    pub async fn open(&self) -> Result<DeadLetters, QueueError> {
+        DeadLetters::open(self.broker, &self.client).await
+    }
+}

@@ -1,0 +1,50 @@
+//! Discarding of letters: they are removed for good.
+
+use std::collections::HashSet;
+
+use super::LetterSource;
+use super::filter::LetterSelection;
+use super::run::LetterRun;
+use crate::queue::{DeadLetters, LetterId, QueueError};
+
+/// Returns the ids of the selected letters.
+///
+/// # Errors
+/// The broker is lost.
+pub async fn find(source: &LetterSource<'_>, mut selection: LetterSelection) -> Result<HashSet<LetterId>, QueueError> {
+    let mut letters = source.open().await?;
+    let mut ids = HashSet::new();
+    while let Some(letter) = letters.next().await? {
+        if selection.takes(&letter) {
+            ids.insert(letter.id().clone());
+        }
+    }
+    letters.close().await;
+    Ok(ids)
+}
+
+/// Discards the selected letters; with `dry_run` they are only counted.
+pub async fn discard(
+    letters: &mut DeadLetters,
+    mut selection: LetterSelection,
+    dry_run: bool,
+    run: &mut LetterRun<'_>,
+) {
+    while !selection.is_complete() {
+        let letter = match letters.next().await {
+            Ok(Some(letter)) => letter,
+            Ok(None) => return,
+            Err(problem) => return run.stopped(problem),
+        };
+        run.read();
+        if !selection.takes(&letter) {
+            continue;
+        }
+        let discarded = if dry_run { Ok(()) } else { letters.discard().await };
+        match discarded {
+            Ok(()) => run.done(&letter, None),
+            Err(problem) if run.failed(&letter, &problem) => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Requeuing of letters: their jobs return to their lanes.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::filter::LetterSelection;
+use super::gate::{DestinationProbe, RequeueGate};
+use super::run::LetterRun;
+use crate::queue::{DeadLetter, DeadLetters};
+use crate::runtime::output::printable;
+
+/// Options of a requeue.
+#[derive(Debug, Clone, Copy)]
+pub struct RequeueOptions {
+    /// True where nothing is requeued.
+    pub dry_run: bool,
+    /// True where jobs past their `expires_at` are requeued, too.
+    pub force: bool,
+    /// Time between two jobs.
+    pub interval: Option<Duration>,
+}
+
+/// Requeue of many letters.
+pub struct Requeue<P> {
+    options: RequeueOptions,
+    /// `None` where every destination may receive its jobs.
+    gate: Option<RequeueGate<P>>,
+    next_at: Option<Instant>,
+    /// True once an expired job was reported.
+    expiry_reported: bool,
+}
+
+impl<P: DestinationProbe> Requeue<P> {
+    /// A requeue. Without a gate no destination is probed.
+    pub fn new(options: RequeueOptions, gate: Option<RequeueGate<P>>) -> Self {
+        Self { options, gate, next_at: None, expiry_reported: false }
+    }
+
+    /// Requeues the selected letters. Dropped halfway, it leaves every letter either where it was or
+    /// requeued.
+    pub async fn run(mut self, letters: &mut DeadLetters, mut selection: LetterSelection, run: &mut LetterRun<'_>) {
+        while !selection.is_complete() {
+            let letter = match letters.next().await {
+                Ok(Some(letter)) => letter,
+                Ok(None) => return,
+                Err(problem) => return run.stopped(problem),
+            };
+            run.read();
+            if selection.takes(&letter) && !self.requeue(letters, &letter, run).await {
+                return;
+            }
+        }
+    }
+
+    /// Requeues one letter. Returns true where the next letter may succeed.
+    async fn requeue(&mut self, letters: &mut DeadLetters, letter: &DeadLetter, run: &mut LetterRun<'_>) -> bool {
+        if let Some(reason) = self.refusal(letter, run).await {
+            run.refused(letter, &reason);
+            return true;
+        }
+        let new_run = letter.run().saturating_add(1);
+        if self.options.dry_run {
+            run.done(letter, Some(new_run));
+            return true;
+        }
+        self.wait().await;
+        match letters.requeue().await {
+            Ok(()) => {
+                run.done(letter, Some(new_run));
+                true
+            }
+            Err(problem) => run.failed(letter, &problem),
+        }
+    }
+
+    async fn refusal(&mut self, letter: &DeadLetter, run: &LetterRun<'_>) -> Option<String> {
+        if let Some(reason) = self.expired(letter) {
+            if !std::mem::replace(&mut self.expiry_reported, true) {
+                run.notice(&format!(
+                    "{reason}; the letters of all such jobs stay (--force requeues them nevertheless)"
+                ));
+            }
+            return Some(reason);
+        }
+        let decision = self.gate.as_mut()?.decide(letter).await;
+        if decision.is_new {
+            let name = letter.destination().map_or_else(|| "a destination without a name".to_owned(), printable);
+            let hint = if decision.refusal.is_some() {
+                "; its letters stay (--force requeues them nevertheless, without a test)"
+            } else {
+                ""
+            };
+            let texts = decision.refusal.iter().chain(&decision.remark);
+            texts.for_each(|text| run.notice(&format!("{name}: {text}{hint}")));
+        }
+        decision.refusal
+    }
+
+    /// Reason against a job past its `expires_at`: a worker would end it as expired at once, and
+    /// nothing would remain of it.
+    fn expired(&self, letter: &DeadLetter) -> Option<String> {
+        let expires_at = letter.job().ok()?.expires_at?;
+        if self.options.force || expires_at > Timestamp::now() {
+            return None;
+        }
+        let job = letter.job_id().map_or_else(String::new, printable);
+        Some(format!("{job}: its expires_at ({expires_at:.0}) has passed"))
+    }
+
+    async fn wait(&mut self) {
+        let Some(interval) = self.options.interval else { return };
+        if let Some(at) = self.next_at {
+            tokio::time::sleep_until(at).await;
+        }
+        self.next_at = Some(Instant::now() + interval);
+    }
+}

@@ -1,0 +1,110 @@
+//! Counts and output of an operation on many letters.
+
+use serde_json::{Value, json};
+
+use crate::queue::{DeadLetter, QueueError};
+use crate::runtime::output::{Output, printable};
+
+/// Counts of an operation, reported letter by letter.
+pub struct LetterRun<'a> {
+    output: &'a dyn Output,
+    /// Participle of the operation: `requeued`.
+    verb: &'static str,
+    /// Name of the boolean in events.
+    key: String,
+    counts: LetterCounts,
+}
+
+/// Result of an operation on many letters.
+#[derive(Debug, Clone, Default)]
+pub struct LetterCounts {
+    /// Letters that were processed.
+    pub done: u64,
+    /// Letters that were left alone.
+    pub refused: u64,
+    /// Letters at which the operation failed.
+    pub failed: u64,
+    /// Error that ended the operation early.
+    pub stopped_by: Option<QueueError>,
+}
+
+impl LetterCounts {
+    /// Returns true where no letter was selected and nothing failed.
+    pub fn is_empty(&self) -> bool {
+        self.done + self.refused + self.failed == 0 && self.stopped_by.is_none()
+    }
+}
+
+impl<'a> LetterRun<'a> {
+    /// A run without letters.
+    pub fn new(output: &'a dyn Output, verb: &'static str) -> Self {
+        Self { output, verb, key: verb.replace(' ', "_"), counts: LetterCounts::default() }
+    }
+
+    /// Replaces the name of the boolean in events, which is the verb otherwise.
+    #[must_use]
+    pub fn with_key(self, key: &str) -> Self {
+        Self { key: key.to_owned(), ..self }
+    }
+
+    /// Returns the counts so far.
+    pub fn counts(&self) -> &LetterCounts {
+        &self.counts
+    }
+
+    /// Counts a letter that was read.
+    pub fn read(&self) {
+        self.output.advance(1);
+    }
+
+    /// Counts a processed letter. `run` is the new run of its job.
+    pub fn done(&mut self, letter: &DeadLetter, run: Option<u32>) {
+        self.counts.done += 1;
+        self.output.label(format!("{} {}", self.counts.done, self.verb));
+        self.event(letter, true, run.map(|run| ("run", run.into())));
+    }
+
+    /// Counts a letter that is left alone. The reason is reported once for all such letters.
+    pub fn refused(&mut self, letter: &DeadLetter, reason: &str) {
+        self.counts.refused += 1;
+        self.event(letter, false, Some(("error", reason.into())));
+    }
+
+    /// Counts a letter at which the operation failed. Returns true where the next letter may succeed.
+    pub fn failed(&mut self, letter: &DeadLetter, problem: &QueueError) -> bool {
+        self.counts.failed += 1;
+        let name = letter.job_id().map_or_else(|| letter.id().to_string(), printable);
+        self.output.notice(&format!("{name}: {problem}"));
+        self.event(letter, false, Some(("error", problem.to_string().into())));
+        let fatal = matches!(
+            problem,
+            QueueError::Unavailable(_) | QueueError::Denied(_) | QueueError::Lost | QueueError::Topology(_)
+        );
+        if fatal {
+            self.counts.stopped_by = Some(problem.clone());
+        }
+        !fatal
+    }
+
+    /// Records that no more letters can be read.
+    pub fn stopped(&mut self, problem: QueueError) {
+        self.output.notice(&problem.to_string());
+        self.counts.stopped_by = Some(problem);
+    }
+
+    /// Reports a notice.
+    pub fn notice(&self, text: &str) {
+        self.output.notice(text);
+    }
+
+    fn event(&self, letter: &DeadLetter, done: bool, more: Option<(&str, Value)>) {
+        let mut event = json!({
+            "letter": letter.id().as_str(), "job_id": letter.job_id(), "destination": letter.destination(),
+        });
+        event[&*self.key] = done.into();
+        if let Some((name, value)) = more {
+            event[name] = value;
+        }
+        self.output.event(&event);
+    }
+}

@@ -1,0 +1,72 @@
+//! Jobs that are ready to be published.
+
+use bytes::Bytes;
+
+use crate::domain::job::wire;
+use crate::domain::job::{Invalid, compact};
+use crate::domain::lane::Lane;
+use crate::domain::routing_key;
+use crate::queue::{Properties, Publication};
+
+/// Lane and encoding of published jobs.
+#[derive(Debug, Clone, Copy)]
+pub struct PublishFormat {
+    /// Lane that the jobs are published to.
+    pub lane: Lane,
+    /// True for the compact binary form.
+    pub compact: bool,
+}
+
+/// Job that a worker will accept.
+#[derive(Debug)]
+pub struct PreparedJob {
+    /// Id of the job.
+    pub id: String,
+    /// Id of its destination.
+    pub destination: String,
+    /// Message to publish.
+    pub publication: Publication,
+}
+
+impl PreparedJob {
+    /// Validates a job in JSON as the worker will.
+    ///
+    /// # Errors
+    /// The problem, with the name of the field.
+    pub fn new(format: PublishFormat, body: &[u8]) -> Result<Self, String> {
+        let raw = wire::read(body).map_err(|rejected| rejected.to_string())?;
+        let compact = if format.compact {
+            Some(compact::encode(&raw).map_err(|Invalid { field, problem }| format!("{field}: {problem}"))?)
+        } else {
+            None
+        };
+        let job = raw.validate().map_err(|rejected| rejected.to_string())?;
+        let (id, destination) = (job.id.to_string(), job.destination.id().to_string());
+        let content_type = if compact.is_some() { compact::CONTENT_TYPE } else { "application/json" };
+        let publication = Publication {
+            routing_key: routing_key::job(format.lane, &destination),
+            body: compact.map_or_else(|| Bytes::copy_from_slice(body), Bytes::from),
+            properties: Properties {
+                content_type: Some(content_type.to_owned()),
+                message_id: Some(id.clone()),
+                ..Properties::default()
+            },
+        };
+        Ok(Self { id, destination, publication })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compact_form_is_marked_by_its_content_type() {
+        let job = r#"{"version":1,"id":"a","source":{"url":"file:///a"},"destination":"acme","key":"k"}"#;
+        let format = PublishFormat { lane: Lane::Backfill, compact: true };
+        let publication = PreparedJob::new(format, job.as_bytes()).unwrap().publication;
+        assert_eq!(publication.routing_key, "job.backfill.acme");
+        assert_eq!(publication.properties.content_type.as_deref(), Some(compact::CONTENT_TYPE));
+        assert_eq!(compact::parse(&publication.body).unwrap().id.as_str(), "a");
+    }
+}
