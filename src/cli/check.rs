@@ -30,8 +30,8 @@ const INTERRUPTED: &str = "interrupted; an open upload was aborted, where that i
 /// Arguments of `consign check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// A configured destination; without one, the broker and the worker's own identity are tested. The AWS identity is that of
-    /// this shell
+    /// A configured destination; without one, the broker and the worker's own identity are tested.
+    /// The AWS identity is that of this shell
     #[arg(value_name = "DEST")]
     destination: Option<String>,
 }
@@ -128,8 +128,8 @@ async fn test_destination(
     None
 }
 
-/// Tests this worker. Returns also true where the broker denies the login: the code of the step is the
-/// same for an unreachable broker.
+/// Tests this worker. Returns also true where the broker denies the login: the code of the step is
+/// the same for an unreachable broker.
 async fn test_worker(config: &Config, sessions: &Sessions, show: &TestPrinter) -> (Report, bool) {
     let started = (Timestamp::now(), Instant::now());
     show.print_title("test of this worker");
@@ -138,8 +138,8 @@ async fn test_worker(config: &Config, sessions: &Sessions, show: &TestPrinter) -
     (report, found.login_denied)
 }
 
-/// Resets the circuit of a destination that is ready, in all workers. Returns the text for the user;
-/// the test also runs on machines without a broker.
+/// Resets the circuit of a destination that is ready, in all workers. Returns the text for the
+/// user; the test also runs on machines without a broker.
 async fn notify_workers(config: &Config, destination: &Destination, report: &Report) -> Option<String> {
     if report.verdict != Verdict::Ready {
         return None;
