@@ -116,8 +116,8 @@ fn named_by_environment() -> bool {
     std::env::var_os(CONFIG_VARIABLE).is_some_and(|value| !value.is_empty())
 }
 
-/// Moves the flags of [`Global`] before the command. clap drops a global flag before the command when
-/// it is repeated after it, and a file given with `-c` must never be dropped silently.
+/// Moves the flags of [`Global`] before the command. clap drops a global flag before the command
+/// when it is repeated after it, and a file given with `-c` must never be dropped silently.
 fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments = arguments.into_iter().peekable();
     let (mut first, mut rest) = (Vec::from_iter(arguments.next()), Vec::new());
@@ -180,7 +180,8 @@ pub enum Command {
     Dead(dead::DeadArgs),
     /// Show the state of workers, queues and destinations
     Status(status::StatusArgs),
-    /// Publish one job for each day (hour, week, month) of a range, newest first; show its status, or cancel it
+    /// Publish one job for each day (hour, week, month) of a range, newest first; show its status,
+    /// or cancel it
     Backfill(backfill::BackfillArgs),
     /// Print the IAM documents a customer needs for a destination
     Policy(policy::PolicyArgs),

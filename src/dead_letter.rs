@@ -50,7 +50,7 @@ impl LetterSource<'_> {
     /// Opens a pass over the dead letters.
     ///
     /// # Errors
-    /// As [`DeadLetters::open`].
+    /// The errors of [`DeadLetters::open`].
     pub async fn open(&self) -> Result<DeadLetters, QueueError> {
         DeadLetters::open(self.broker, &self.client).await
     }

@@ -1,10 +1,10 @@
-//! Journal of a backfill: a file of the jobs that this machine has published, so that an interrupted
-//! run continues where it stopped.
+//! Journal of a backfill: a file of the jobs that this machine has published, so that an
+//! interrupted run continues where it stopped.
 //!
 //! A line is written for each confirm as it arrives, so that a kill loses only the publishes in
 //! flight. It is synced to the disk at intervals and at the end. No other machine has the file: a
-//! backfill that is run there starts from the beginning, and delivers again to the same keys and with
-//! the same outcome ids.
+//! backfill that is run there starts from the beginning, and delivers again to the same keys and
+//! with the same outcome ids.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -86,8 +86,8 @@ impl Journal {
     /// discarded.
     ///
     /// # Errors
-    /// Another run has locked it; it belongs to another backfill, template or range; the backfill was
-    /// cancelled; an I/O error. Nothing is written then.
+    /// Another run has locked it; it belongs to another backfill, template or range; the backfill
+    /// was cancelled; an I/O error. Nothing is written then.
     pub fn open(path: &Path, header: &JournalHeader, again: bool) -> Result<Self, String> {
         let failed = |problem: std::io::Error| unwritable(path, &problem);
         if let Some(folder) = path.parent() {

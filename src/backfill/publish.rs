@@ -68,8 +68,8 @@ pub struct BackfillPublisher<'a> {
     pub output: &'a dyn Output,
 }
 
-/// Declares the retained outcomes of a backfill. Returns false where the broker refuses that: jobs are
-/// delivered all the same.
+/// Declares the retained outcomes of a backfill. Returns false where the broker refuses that: jobs
+/// are delivered all the same.
 ///
 /// # Errors
 /// The broker is lost.
@@ -85,8 +85,8 @@ pub async fn prepare_outcomes(outcomes: &BackfillOutcomes, output: &dyn Output) 
 }
 
 impl BackfillPublisher<'_> {
-    /// Publishes until the end, the first failure, or the cancellation, which goes into the journal.
-    /// After a failure the same command continues.
+    /// Publishes until the end, the first failure, or the cancellation, which goes into the
+    /// journal. After a failure the same command continues.
     pub async fn run(&self, journal: &mut Journal, cancelled: impl Future<Output = Timestamp>) -> BackfillResult {
         let mut result = BackfillResult::default();
         let plan = self.plan;

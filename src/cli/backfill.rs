@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::output::Progress;
+use super::output::ProgressReporter;
 use super::wait::{OutcomeWaiter, ShownOutcomes, WaitOptions};
 use super::workers::Workers;
 use super::{CommandError, Exit, broker, fail, notice, print, print_json};
@@ -99,7 +99,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     };
     let mut journal = Journal::open(&path, &header, args.again).map_err(CommandError::Failed)?;
     let (queue, client) = (broker::connect(config, COMMAND).await?, broker::client_name(config, COMMAND));
-    let progress = Arc::new(Progress::new(u64::try_from(plan.job_count()).ok(), json, "publishing"));
+    let progress = Arc::new(ProgressReporter::new(u64::try_from(plan.job_count()).ok(), json, "publishing"));
     let outcomes = BackfillOutcomes::new(&config.broker, &client, &plan.backfill);
     let retained = prepare_outcomes(&outcomes, &*progress).await?;
     let waiter = if args.wait {
@@ -166,7 +166,7 @@ async fn expect_all(
     Ok(())
 }
 
-fn finish(result: &BackfillResult, plan: &BackfillPlan, progress: &Progress) -> Exit {
+fn finish(result: &BackfillResult, plan: &BackfillPlan, progress: &ProgressReporter) -> Exit {
     let BackfillResult { published, published_before, stopped } = result;
     let before = if *published_before > 0 { format!(", {published_before} by an earlier run") } else { String::new() };
     let backfill = &plan.backfill;

@@ -12,7 +12,7 @@ mod show;
 
 use clap::Subcommand;
 
-use super::output::Progress;
+use super::output::ProgressReporter;
 use super::{CommandError, Exit, broker};
 use crate::config::Config;
 use crate::dead_letter::filter::LetterFilter;
@@ -30,7 +30,8 @@ pub enum DeadArgs {
     Requeue(requeue::RequeueArgs),
     /// Remove them for good
     Discard(discard::DiscardArgs),
-    /// Write them to a file for `import`; nothing is removed. The file contains the complete jobs, including secrets
+    /// Write them to a file for `import`; nothing is removed. The file contains the complete jobs,
+    /// including secrets
     Export(export::ExportArgs),
     /// Add exported letters to the dead letters; those that exist already are skipped
     Import(import::ImportArgs),
@@ -76,7 +77,7 @@ fn require_filter(filter: &LetterFilter, all: bool) -> Result<(), CommandError> 
 }
 
 /// Ends an operation on selected letters. `verb` is its participle.
-fn finish(progress: &Progress, counts: &LetterCounts, letters: u64, verb: &str) -> Exit {
+fn finish(progress: &ProgressReporter, counts: &LetterCounts, letters: u64, verb: &str) -> Exit {
     if counts.is_empty() {
         progress.finish(if letters == 0 { "there are no dead letters" } else { "no dead letter matches" });
         return exit(counts);
@@ -84,8 +85,8 @@ fn finish(progress: &Progress, counts: &LetterCounts, letters: u64, verb: &str) 
     finish_with_counts(progress, counts, verb)
 }
 
-/// As [`finish`], with counts even where no letter was selected.
-fn finish_with_counts(progress: &Progress, counts: &LetterCounts, verb: &str) -> Exit {
+/// Ends an operation as [`finish`] does, with counts even where no letter was selected.
+fn finish_with_counts(progress: &ProgressReporter, counts: &LetterCounts, verb: &str) -> Exit {
     let LetterCounts { done, refused, failed, stopped_by } = counts;
     let refused = if *refused > 0 { format!(", {refused} refused") } else { String::new() };
     let failed = if *failed > 0 { format!(", {failed} failed") } else { String::new() };

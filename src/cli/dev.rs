@@ -12,13 +12,15 @@ use crate::telemetry;
 /// Arguments of `consign dev`. It has its own configuration.
 #[derive(Debug, Clone, Args)]
 pub struct DevArgs {
-    /// Exit when the jobs have ended: with 0 when all ended as expected (with --file: 75 when some failed, 1 when all failed)
+    /// Exit when the jobs have ended: with 0 when all ended as expected (with --file: 75 when some
+    /// failed, 1 when all failed)
     #[arg(long)]
     once: bool,
     /// Deliver this file instead of the samples; may be repeated. The key is the file's name
     #[arg(long, value_name = "PATH")]
     file: Vec<PathBuf>,
-    /// Keep buckets, queue and configuration in this directory, and continue with its contents [default: a temporary one]
+    /// Keep buckets, queue and configuration in this directory, and continue with its contents
+    /// [default: a temporary one]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Port of the status page; another one is used where it is taken [default: 9464]

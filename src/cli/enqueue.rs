@@ -11,7 +11,7 @@ use futures_util::stream::StreamExt as _;
 use serde_json::json;
 use url::Url;
 
-use super::output::Progress;
+use super::output::ProgressReporter;
 use super::wait::{OutcomeWaiter, ShownOutcomes, WaitOptions};
 use super::workers::{Workers, worker_url};
 use super::{CommandError, Exit, broker, configured_destinations, fail, notice};
@@ -27,7 +27,8 @@ use input::{InputError, JobInput};
 /// Arguments of `consign enqueue`.
 #[derive(Debug, Clone, Args)]
 pub struct EnqueueArgs {
-    /// One job, or one job per line (NDJSON); `-` is standard input. A file is checked completely before anything is published
+    /// One job, or one job per line (NDJSON); `-` is standard input. A file is checked completely
+    /// before anything is published
     #[arg(value_name = "FILE|-", conflicts_with_all = ["source", "to", "key", "id"])]
     pub(super) file: Option<PathBuf>,
     /// URL of the source: https://, file:/// or s3://
@@ -48,13 +49,16 @@ pub struct EnqueueArgs {
     /// Publish in the compact binary form
     #[arg(long)]
     compact: bool,
-    /// Wait for the outcome of every job; exits with 0 when all are delivered or skipped, 1 when all failed, else 75
+    /// Wait for the outcome of every job; exits with 0 when all are delivered or skipped, 1 when
+    /// all failed, else 75
     #[arg(long)]
     wait: bool,
-    /// Stop waiting after this time; exits with 75 if a job has no outcome by then [default: no limit]
+    /// Stop waiting after this time; exits with 75 if a job has no outcome by then [default: no
+    /// limit]
     #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
     wait_timeout: Option<Duration>,
-    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default: admin.listen]
+    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default:
+    /// admin.listen]
     #[arg(long, value_name = "URL", requires = "wait", value_parser = worker_url)]
     admin: Vec<Url>,
 }
@@ -97,7 +101,7 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Comm
     };
     warning.iter().for_each(|warning| notice(warning));
     let (queue, client) = (broker::connect(&config, "enqueue").await?, broker::client_name(&config, "enqueue"));
-    let progress = Progress::new(input.known_length(), json, "publishing");
+    let progress = ProgressReporter::new(input.known_length(), json, "publishing");
     let progress = Arc::new(if input.known_length() == Some(1) { progress.without_bar() } else { progress });
     let waiter = if args.wait {
         let subscribed =
@@ -121,8 +125,8 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Comm
     }
 }
 
-/// Warning about a destination that may be mistyped. Where none is configured, only the workers know
-/// theirs.
+/// Warning about a destination that may be mistyped. Where none is configured, only the workers
+/// know theirs.
 fn unknown_destination(config: &Config, to: &str) -> Option<String> {
     let id = DestinationId::parse(to).ok()?;
     if config.destinations.is_empty() || config.destinations.contains_key(&id) {
@@ -151,7 +155,7 @@ impl EnqueueResult {
         (self.published == 1 && self.failed == 0).then(|| printable(&self.last_id))
     }
 
-    fn finish(&self, progress: &Progress) -> Exit {
+    fn finish(&self, progress: &ProgressReporter) -> Exit {
         let counts = || format!("{} published, {} not", self.published, self.failed);
         progress.finish(&self.only_id().map_or_else(counts, |id| format!("published {id}")));
         match (self.published, self.failed) {
@@ -168,7 +172,7 @@ async fn publish(
     queue: &dyn JobPublisher,
     input: JobInput,
     waiter: Option<&OutcomeWaiter>,
-    progress: &Progress,
+    progress: &ProgressReporter,
 ) -> EnqueueResult {
     let mut result = EnqueueResult::default();
     let jobs = input.jobs().map(|job| async move {
@@ -193,7 +197,7 @@ async fn publish(
                 if result.refused != Some(Exit::Denied) {
                     result.refused = Some(broker::exit(&problem));
                 }
-                report_unpublished(progress, (&id, &destination), &problem);
+                report_unpublished(progress, &id, &destination, &problem);
                 if let Some(waiter) = waiter {
                     waiter.forget(&id);
                 }
@@ -207,7 +211,7 @@ async fn publish(
     result
 }
 
-fn report_unpublished(progress: &Progress, (id, destination): (&str, &str), problem: &QueueError) {
+fn report_unpublished(progress: &ProgressReporter, id: &str, destination: &str, problem: &QueueError) {
     let error = problem.to_string();
     progress.notice(&format!("{id}: {error}"));
     progress.event(&json!({ "id": id, "destination": destination, "published": false, "error": error }));

@@ -49,14 +49,14 @@ pub fn fail_config(problems: &ConfigProblems) -> Exit {
     Exit::Config
 }
 
-/// Progress of a long command: a bar on a terminal, one line of JSON per event with `--json`, and a
+/// Reporter of a long command: a bar on a terminal, one line of JSON per event with `--json`, and a
 /// summary at the end.
-pub(super) struct Progress {
+pub(super) struct ProgressReporter {
     bar: ProgressBar,
     json: bool,
 }
 
-impl Progress {
+impl ProgressReporter {
     /// `length` is the number of items, where it is known.
     pub(super) fn new(length: Option<u64>, json: bool, label: impl Into<String>) -> Self {
         let bar = length.map_or_else(ProgressBar::no_length, ProgressBar::new);
@@ -84,7 +84,7 @@ impl Progress {
         self.json
     }
 
-    /// Begins again at 0 of `length` items.
+    /// Resets the bar to 0 of `length` items.
     pub(super) fn restart(&self, length: u64, label: &'static str) {
         self.bar.set_message(label);
         self.bar.set_length(length);
@@ -102,7 +102,7 @@ impl Progress {
     }
 }
 
-impl Output for Progress {
+impl Output for ProgressReporter {
     fn advance(&self, count: u64) {
         self.bar.inc(count);
     }

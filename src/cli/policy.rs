@@ -14,12 +14,13 @@ use crate::domain::policy::{self, Need, Party, Permission, Principal, Scope};
 /// Arguments of `consign policy`.
 #[derive(Debug, Clone, Args)]
 pub struct PolicyArgs {
-    /// PolicyDocument
+    /// Document
     #[arg(value_enum)]
     kind: DocumentKind,
     #[command(flatten)]
     subject: PolicySubjectArgs,
-    /// Trusted principal: the ARN of the platform's role, user or account [default: aws.identity_role_arn]
+    /// Trusted principal: the ARN of the platform's role, user or account [default:
+    /// aws.identity_role_arn]
     #[arg(long, value_name = "ARN")]
     principal: Option<String>,
     /// Only the required permissions
@@ -28,11 +29,12 @@ pub struct PolicyArgs {
     /// Jobs for this destination carry tags
     #[arg(long)]
     tags: bool,
-    /// The only address or network that the platform calls from; may be repeated; "any" for no such condition
-    /// [default: check.egress_addresses]
+    /// The only address or network that the platform calls from; may be repeated; "any" for no such
+    /// condition [default: check.egress_addresses]
     #[arg(long, value_name = "ADDRESS")]
     source_address: Vec<String>,
-    /// With kms: the statement for the role's or user's own policy instead of the one for the key's policy
+    /// With kms: the statement for the role's or user's own policy instead of the one for the key's
+    /// policy
     #[arg(long)]
     identity: bool,
 }
@@ -52,7 +54,7 @@ enum DocumentKind {
     Terraform,
 }
 
-/// PolicyDocument for stdout, and notes about it.
+/// Document for stdout, and notes about it.
 struct PrintedPolicy {
     document: PolicyDocument,
     notes: Vec<String>,
@@ -275,7 +277,7 @@ fn permission_note(permission: Permission, destination: &Destination, scope: &Sc
 fn trust_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
     let mut notes = Vec::new();
     if let Auth::IamRole { external_id: None, .. } = &destination.auth {
-        let note = "warning: no external id; agree on one (auth.external_id, or --external-id), or anybody who can make the platform \
+        let note = "warning: no external id; agree on one (auth.external_id, or --external-id), or anyone who can make the platform \
                     use this role's ARN writes into the bucket";
         notes.push(note.to_owned());
     }

@@ -31,7 +31,8 @@ const CLEAR_SCREEN: &str = "\u{1b}[H\u{1b}[2J";
 pub struct StatusArgs {
     #[command(subcommand)]
     action: Option<StatusAction>,
-    /// Admin endpoint of a worker, such as http://127.0.0.1:9464; may be repeated [default: admin.listen]
+    /// Admin endpoint of a worker, such as http://127.0.0.1:9464; may be repeated [default:
+    /// admin.listen]
     #[arg(long, value_name = "URL", value_parser = worker_url)]
     admin: Vec<Url>,
     /// Repeat every 2 seconds until a signal; with --json one line each time
@@ -42,7 +43,8 @@ pub struct StatusArgs {
 /// Action on the status.
 #[derive(Debug, Clone, Subcommand)]
 enum StatusAction {
-    /// Close a destination's circuit in every worker once its problem is fixed; its jobs are retried
+    /// Close a destination's circuit in every worker once its problem is fixed; its jobs are
+    /// retried
     Reset {
         /// Destination
         #[arg(value_name = "DEST")]

@@ -13,13 +13,15 @@ use crate::queue::sqlite;
 /// Actions on the topology.
 #[derive(Debug, Clone, Subcommand)]
 pub enum TopologyArgs {
-    /// Print it; with --json as a definitions file of RabbitMQ, for `rabbitmqctl import_definitions`
+    /// Print it; with --json as a definitions file of RabbitMQ, for `rabbitmqctl
+    /// import_definitions`
     Print {
         /// Virtual host in the definitions [default: that of broker.url, or /]
         #[arg(long)]
         vhost: Option<String>,
     },
-    /// Declare it on the broker, or create the embedded queue's file; existing parts must be the same, and nothing is deleted
+    /// Declare it on the broker, or create the embedded queue's file; existing parts must be the
+    /// same, and nothing is deleted
     Apply,
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Exit;
-use super::output::Progress;
+use super::output::ProgressReporter;
 use super::output::text::timestamp;
 use super::pending::{destination_lines, lines};
 use super::workers::Workers;
@@ -57,7 +57,7 @@ struct WaitState {
     tracker: Mutex<OutcomeTracker>,
     /// Error that ended the subscription.
     lost: Mutex<Option<String>>,
-    progress: Arc<Progress>,
+    progress: Arc<ProgressReporter>,
     shown: ShownOutcomes,
     /// Time of the last line of counts.
     counts_shown_at: Mutex<Instant>,
@@ -128,7 +128,7 @@ impl OutcomeWaiter {
     pub(super) async fn subscribe(
         broker: &BrokerConfig,
         client: &str,
-        progress: Arc<Progress>,
+        progress: Arc<ProgressReporter>,
         shown: ShownOutcomes,
     ) -> Result<Self, QueueError> {
         let outcomes = Outcomes::subscribe(broker, client).await?;

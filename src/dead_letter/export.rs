@@ -10,8 +10,8 @@ use super::filter::LetterFilter;
 use super::format::ExportLine;
 use crate::queue::DeadLetters;
 
-/// Writes the selected letters to a new file that only its owner can read. Returns their number. The
-/// file gets its name when it is complete, so that nobody relies on a partial export.
+/// Writes the selected letters to a new file that only its owner can read. Returns their number.
+/// The file gets its name when it is complete, so that nobody relies on a partial export.
 ///
 /// # Errors
 /// The file exists or can't be written; the broker is lost.

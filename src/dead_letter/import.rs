@@ -40,8 +40,8 @@ impl ExportFile {
         &self.path
     }
 
-    /// Returns the letters one by one, as the file may be larger than the memory. An error names its
-    /// line.
+    /// Returns the letters one by one, as the file may be larger than the memory. An error names
+    /// its line.
     fn letters(&self) -> Result<impl Iterator<Item = Result<DeadLetter, String>>, DeadLetterError> {
         let unreadable = |problem: std::io::Error| {
             DeadLetterError::File(format!("{} can't be read: {problem}", self.path.display()))
@@ -55,8 +55,8 @@ impl ExportFile {
     }
 
     /// Adds the letters of the file to the dead letters. Those that exist are skipped: a letter is
-    /// identified by its contents, so that an interrupted import can be repeated. Returns the number
-    /// of those.
+    /// identified by its contents, so that an interrupted import can be repeated. Returns the
+    /// number of those.
     ///
     /// # Errors
     /// The file can't be read, or the existing letters can't.

@@ -38,8 +38,8 @@ impl<P: DestinationProbe> Requeue<P> {
         Self { options, gate, next_at: None, expiry_reported: false }
     }
 
-    /// Requeues the selected letters. Dropped halfway, it leaves every letter either where it was or
-    /// requeued.
+    /// Requeues the selected letters. Dropped halfway, it leaves every letter either where it was
+    /// or requeued.
     pub async fn run(mut self, letters: &mut DeadLetters, mut selection: LetterSelection, run: &mut LetterRun<'_>) {
         while !selection.is_complete() {
             let letter = match letters.next().await {

@@ -70,7 +70,8 @@ impl<'a> LetterRun<'a> {
         self.event(letter, false, Some(("error", reason.into())));
     }
 
-    /// Counts a letter at which the operation failed. Returns true where the next letter may succeed.
+    /// Counts a letter at which the operation failed. Returns true where the next letter may
+    /// succeed.
     pub fn failed(&mut self, letter: &DeadLetter, problem: &QueueError) -> bool {
         self.counts.failed += 1;
         let name = letter.job_id().map_or_else(|| letter.id().to_string(), printable);

@@ -1,8 +1,7 @@
 //! Jobs that have not ended yet, grouped by cause: from their last outcomes, and from the status of
 //! workers.
 //!
-//! A deferred job has no outcome that says so, as no attempt is charged. Only a worker knows its
-//! cause.
+//! A deferral has no outcome, as no attempt is charged. Only a worker knows its cause.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -52,8 +52,8 @@ impl OutcomeTracker {
         }
     }
 
-    /// Records an outcome. Returns true unless a terminal outcome of the job came before; `None` for
-    /// a job that is not tracked.
+    /// Records an outcome. Returns true unless a terminal outcome of the job came before; `None`
+    /// for a job that is not tracked.
     pub fn record(&mut self, id: &str, kind: OutcomeKind, details: &OutcomeDetails) -> Option<bool> {
         let job = self.by_id.get_mut(id)?;
         let first = job.kind.is_none_or(|known| !known.is_terminal());

@@ -27,7 +27,8 @@ pub struct BackfillArgs {
 pub(super) enum BackfillAction {
     /// Show the outcomes of its jobs, from those retained (30 days)
     Status(BackfillStatusArgs),
-    /// Make every worker skip its jobs that have not started (outcome `skipped`); running jobs finish
+    /// Make every worker skip its jobs that have not started (outcome `skipped`); running jobs
+    /// finish
     Cancel(BackfillIdArgs),
 }
 
@@ -47,7 +48,8 @@ pub(super) struct BackfillIdArgs {
 pub(super) struct BackfillStatusArgs {
     #[command(flatten)]
     pub(super) backfill: BackfillIdArgs,
-    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default: admin.listen]
+    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default:
+    /// admin.listen]
     #[arg(long, value_name = "URL", value_parser = worker_url)]
     pub(super) admin: Vec<Url>,
 }
@@ -55,8 +57,9 @@ pub(super) struct BackfillStatusArgs {
 /// Arguments of a run.
 #[derive(Debug, Clone, Args)]
 pub(super) struct BackfillRunArgs {
-    /// File with one job in JSON. Its strings may contain {date} {year} {month} {day} {hour} {minute} {offset} {stamp} {backfill}
-    /// and the placeholders of --var; write {{ and }} for the characters themselves. Without an id each job gets {backfill}/{stamp}
+    /// File with one job in JSON. Its strings may contain {date} {year} {month} {day} {hour}
+    /// {minute} {offset} {stamp} {backfill} and the placeholders of --var; write {{ and }} for the
+    /// characters themselves. Without an id each job gets {backfill}/{stamp}
     #[arg(long, value_name = "FILE")]
     pub(super) template: PathBuf,
     /// First step: 2026-01-31, or 2026-01-31T06:00
@@ -74,7 +77,8 @@ pub(super) struct BackfillRunArgs {
     /// A placeholder of your own; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) var: Vec<(String, String)>,
-    /// Id of the backfill [default: derived from template, variables and range, so that the same command is the same backfill]
+    /// Id of the backfill [default: derived from template, variables and range, so that the same
+    /// command is the same backfill]
     #[arg(long, value_parser = backfill_id)]
     pub(super) id: Option<BackfillId>,
     /// Publish no faster than this, such as 30/s, 30/min or 30/h
@@ -86,17 +90,21 @@ pub(super) struct BackfillRunArgs {
     /// Publish all jobs again, also those that an earlier run has published
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) again: bool,
-    /// File that records the published jobs [default: $XDG_STATE_HOME/consign/backfills/QUEUE/ID.ndjson, and without that
-    /// variable below ~/.local/state]
+    /// File that records the published jobs [default:
+    /// $XDG_STATE_HOME/consign/backfills/QUEUE/ID.ndjson, and without that variable below
+    /// ~/.local/state]
     #[arg(long, value_name = "FILE")]
     pub(super) record: Option<PathBuf>,
-    /// Wait for the outcome of every job; exits with 0 when all are delivered or skipped, 1 when all failed, else 75
+    /// Wait for the outcome of every job; exits with 0 when all are delivered or skipped, 1 when
+    /// all failed, else 75
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) wait: bool,
-    /// Stop waiting after this time; exits with 75 if a job has no outcome by then [default: no limit]
+    /// Stop waiting after this time; exits with 75 if a job has no outcome by then [default: no
+    /// limit]
     #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
     pub(super) wait_timeout: Option<Duration>,
-    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default: admin.listen]
+    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default:
+    /// admin.listen]
     #[arg(long, value_name = "URL", requires = "wait", value_parser = worker_url)]
     pub(super) admin: Vec<Url>,
 }

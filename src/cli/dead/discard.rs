@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::args::FilterArgs;
 use super::{finish, require_filter, source};
-use crate::cli::output::Progress;
+use crate::cli::output::ProgressReporter;
 use crate::cli::{CommandError, Exit, notice};
 use crate::config::Config;
 use crate::dead_letter::discard;
@@ -63,7 +63,7 @@ async fn discard(config: &Config, selection: LetterSelection, dry_run: bool, jso
     let verb = if dry_run { "would be discarded" } else { "discarded" };
     let mut letters = source(config).open().await?;
     let count = letters.count();
-    let progress = Progress::new(Some(count), json, format!("0 {verb}"));
+    let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));
     let mut run = LetterRun::new(&progress, verb);
     discard::discard(&mut letters, selection, dry_run, &mut run).await;
     letters.close().await;

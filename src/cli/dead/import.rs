@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{finish_with_counts, source};
-use crate::cli::output::Progress;
+use crate::cli::output::ProgressReporter;
 use crate::cli::output::text::problem_lines;
 use crate::cli::{CommandError, Exit};
 use crate::config::Config;
@@ -33,7 +33,7 @@ pub(super) async fn execute(args: ImportArgs, config: &Config, json: bool) -> Re
         return Err(CommandError::Failed(format!("{file}: nothing was imported; fix these first:{lines}")));
     }
     let mut letters = source(config).open().await?;
-    let progress = Progress::new(Some(count), json, "0 imported");
+    let progress = ProgressReporter::new(Some(count), json, "0 imported");
     let mut run = LetterRun::new(&progress, "imported").with_key("put_back");
     let skipped = file.import(&mut letters, &mut run).await?;
     letters.close().await;

@@ -9,7 +9,7 @@ use super::args::FilterArgs;
 use super::probe::CommandProbe;
 use super::{finish, finish_with_counts, require_filter, source};
 use crate::cli::check::ABORT_TIME;
-use crate::cli::output::Progress;
+use crate::cli::output::ProgressReporter;
 use crate::cli::workers::{StatusClient, worker_url};
 use crate::cli::{CommandError, Exit};
 use crate::config::Config;
@@ -36,10 +36,12 @@ pub struct RequeueArgs {
     /// Requeue no faster than this, such as 30/s, 30/min or 30/h
     #[arg(long, value_name = "N/UNIT", value_parser = PublishRate::parse)]
     rate: Option<PublishRate>,
-    /// Admin endpoint of a worker, such as http://127.0.0.1:9464, to ask for open circuits; may be repeated
+    /// Admin endpoint of a worker, such as http://127.0.0.1:9464, to ask for open circuits; may be
+    /// repeated
     #[arg(long, value_name = "URL", value_parser = worker_url)]
     admin: Vec<Url>,
-    /// Also to destinations whose circuit is open or whose connection test fails (none is tested), and jobs past their expires_at
+    /// Also to destinations whose circuit is open or whose connection test fails (none is tested),
+    /// and jobs past their expires_at
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -61,7 +63,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     let mut letters = source(config).open().await?;
     let count = letters.count();
     let verb = if dry_run { "would be requeued" } else { "requeued" };
-    let progress = Progress::new(Some(count), json, format!("0 {verb}"));
+    let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));
     let mut run = LetterRun::new(&progress, verb);
     let gate = (!force).then(|| RequeueGate::new(CommandProbe::new(config, &admin, client, dry_run)));
     let requeue = Requeue::new(RequeueOptions { dry_run, force, interval }, gate);

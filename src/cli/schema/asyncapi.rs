@@ -8,8 +8,8 @@ use crate::domain::outcome::OutcomeKind;
 /// Default of `broker.prefix`. The document explains that another prefix changes all names.
 const PREFIX: &str = "consign";
 
-/// Returns the document. As AsyncAPI requires, it is written from consign's side: it receives jobs and
-/// sends outcomes.
+/// Returns the document. As AsyncAPI requires, it is written from consign's side: it receives jobs
+/// and sends outcomes.
 pub(super) fn document() -> Value {
     let mut schemas = Map::new();
     adopt("job", crate::domain::job::wire::schema().to_value(), &mut schemas);

@@ -100,8 +100,8 @@ impl StatusReport {
         Some(format!("{rows}{more}\n\n{details}").trim_end().to_owned())
     }
 
-    /// Failing destinations, worst first: open circuits, then the most consecutive failures; last the
-    /// recovered ones, which wait for their next job.
+    /// Failing destinations, worst first: open circuits, then the most consecutive failures; last
+    /// the recovered ones, which wait for their next job.
     fn failing(&self) -> Vec<FailingDestination<'_>> {
         let mut failing: Vec<_> = self
             .answers()
@@ -201,7 +201,8 @@ fn worker_row(url: &Url, answer: &Result<Value, String>) -> [String; 5] {
     [printable(status["worker"].as_str().unwrap_or(UNKNOWN)), at, slots, uptime, state(status)]
 }
 
-/// Worker whose last reload was rejected, with the cause: it does not run the written configuration.
+/// Worker whose last reload was rejected, with the cause: it does not run the written
+/// configuration.
 fn rejected_reload(status: &Value) -> Option<String> {
     let problem = status["reload_refused"]["problem"].as_str()?;
     let worker = printable(status["worker"].as_str().unwrap_or(UNKNOWN));
@@ -363,8 +364,8 @@ mod tests {
         let none = StatusReport { queue: None, ..view() };
         assert!(none.text().contains("scheduled  -       2        8"), "{}", none.text());
         assert!(none.text().contains(NOT_COUNTED) && !view().text().contains("broker.url"), "{}", none.text());
-        let mut nobody = view();
-        nobody.workers.drain(..2);
-        assert!(!nobody.is_answered() && !nobody.text().contains("DESTINATION"));
+        let mut unanswered = view();
+        unanswered.workers.drain(..2);
+        assert!(!unanswered.is_answered() && !unanswered.text().contains("DESTINATION"));
     }
 }

@@ -77,7 +77,8 @@ impl StatusClient {
     }
 }
 
-/// Returns `/livez` at the same address without TLS, and without the password that was meant for TLS.
+/// Returns `/livez` at the same address without TLS, and without the password that was meant for
+/// TLS.
 fn livez_without_tls(url: &Url) -> Option<Url> {
     let port = url.port_or_known_default().filter(|_| url.scheme() == "https")?;
     let mut plain = Url::parse("http://worker/livez").ok()?;
