@@ -1,8 +1,12 @@
 //! The map in `src/lib.rs` is the truth: imports go downward only, and each vendor stays in its
 //! room.
 
+mod graph;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+
+use crate::testbed::rust::{self, Module};
+use graph::Use;
 
 /// Which files may name a crate.
 const ROOMS: [(&str, &[&str]); 18] = [
@@ -26,24 +30,9 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("s3s_fs", &["dev"]),
 ];
 
-fn source(below: &Path) -> Vec<(PathBuf, String)> {
-    let entries = std::fs::read_dir(below).unwrap().map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|path| {
-            if path.is_dir() { source(&path) } else { vec![(path.clone(), std::fs::read_to_string(path).unwrap())] }
-        })
-        .collect()
-}
-
 fn files() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let name = |path: PathBuf| path.strip_prefix(&root).unwrap().with_extension("").display().to_string();
-    source(&root).into_iter().map(|(path, text)| (name(path), code(&text))).collect()
-}
-
-/// The lines that are neither comment nor documentation.
-fn code(text: &str) -> String {
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    let name = |path: &str| path.trim_start_matches("src/").trim_end_matches(".rs").to_owned();
+    rust::files("src").into_iter().map(|file| (name(&file.path), file.code)).collect()
 }
 
 /// Module to height, from the table in the crate documentation; the first row is the highest.
@@ -112,4 +101,95 @@ fn vendors_stay_in_their_rooms() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Uses that may be part of a cycle: path of the file, path of the used file. Empty, and to stay so.
+const ALLOWED: &[(&str, &str)] = &[];
+
+/// Lines for the reader: the uses that are part of a cycle.
+fn cyclic(program: &[Module], edges: &[(usize, usize, &Use)]) -> Vec<String> {
+    let paths = |uses: &Use| {
+        let path = |at: usize| program[at].source.path.as_str();
+        (path(uses.from), path(uses.to))
+    };
+    let edges: Vec<_> = edges.iter().filter(|(_, _, uses)| !ALLOWED.contains(&paths(uses))).collect();
+    let groups = graph::cycles(&edges.iter().map(|(from, to, _)| (*from, *to)).collect());
+    let together = |from: &usize, to: &usize| groups.iter().any(|group| group.contains(from) && group.contains(to));
+    let mut lines: Vec<_> = edges
+        .iter()
+        .filter(|(from, to, _)| together(from, to))
+        .map(|(_, _, uses)| {
+            let (from, to) = paths(uses);
+            format!("{from}:{} uses {to} ({})", uses.line, uses.path)
+        })
+        .collect();
+    lines.sort();
+    lines.dedup();
+    lines
+}
+
+#[test]
+fn modules_of_one_layer_have_no_cycle() {
+    let program = rust::program();
+    let layers = layers();
+    let tops: Vec<_> = layers.keys().collect();
+    let top = |at: usize| tops.iter().position(|top| program[at].names.first() == Some(top));
+    let uses = graph::uses(&program);
+    let edges = uses.iter().filter_map(|uses| Some((top(uses.from)?, top(uses.to)?, uses)));
+    let lines = cyclic(&program, &edges.filter(|(from, to, _)| from != to).collect::<Vec<_>>());
+    assert!(lines.is_empty(), "these modules use each other; move what both need down:\n{}", lines.join("\n"));
+}
+
+/// Cycles between the files of each top-level module, without the uses that `left_out` holds for.
+fn cycles_in_rooms(left_out: impl Fn(&Module, &Module) -> bool) -> Vec<String> {
+    let program = rust::program();
+    let uses = graph::uses(&program);
+    let room = |at: usize| program[at].names.first();
+    let edges = uses.iter().filter(|uses| room(uses.from).is_some() && room(uses.from) == room(uses.to));
+    let edges = edges.filter(|uses| !left_out(&program[uses.from], &program[uses.to]));
+    cyclic(&program, &edges.map(|uses| (uses.from, uses.to, uses)).collect::<Vec<_>>())
+}
+
+#[test]
+fn files_beside_each_other_have_no_cycle() {
+    // What a file takes from those above it is for the next test.
+    let lines = cycles_in_rooms(|from, to| from.names.starts_with(&to.names));
+    assert!(
+        lines.is_empty(),
+        "these files of one room use each other; move what both need into a file below them:\n{}",
+        lines.join("\n")
+    );
+}
+
+#[test]
+fn files_take_nothing_from_a_parent_that_uses_them() {
+    let lines = cycles_in_rooms(|_, _| false);
+    assert!(
+        lines.is_empty(),
+        "a parent that its children import only declares and re-exports; move its items into a file of their own:\n{}",
+        lines.join("\n")
+    );
+}
+
+#[test]
+fn the_worker_and_the_rabbitmq_queue_are_implemented_in_one_file_each() {
+    let program = rust::program();
+    let mut wrong = Vec::new();
+    for name in ["Worker", "RabbitMqQueue"] {
+        let files: Vec<_> = program.iter().filter(|module| implements(&module.code, name)).collect();
+        if files.len() != 1 {
+            let files: Vec<_> = files.iter().map(|module| module.source.path.as_str()).collect();
+            wrong.push(format!("`impl {name}` is in {} files: {}", files.len(), files.join(", ")));
+        }
+    }
+    assert!(wrong.is_empty(), "the state of these types belongs to one file each:\n{}", wrong.join("\n"));
+}
+
+/// True if there is `impl Name` or `impl Trait for Name`.
+fn implements(code: &str, name: &str) -> bool {
+    let blocks = rust::words(code, "impl").map(|at| &code[at..]);
+    blocks.map(|block| block[..block.find('{').unwrap_or(0)].trim_end()).any(|head| {
+        let of = head.rsplit(" for ").next().unwrap().trim_start_matches("impl").trim();
+        of.rsplit("::").next() == Some(name)
+    })
 }

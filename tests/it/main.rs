@@ -41,6 +41,8 @@ mod reload;
 mod resume;
 mod rolling;
 mod secrets;
+mod sizes;
 mod soak;
 mod status;
 mod testbed;
+mod words;

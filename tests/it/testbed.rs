@@ -11,6 +11,7 @@ pub mod moto;
 pub mod node;
 pub mod proxy;
 pub mod raw;
+pub mod rust;
 pub mod scripted;
 pub mod site;
 pub mod sources;
