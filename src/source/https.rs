@@ -76,7 +76,7 @@ impl HttpSource {
             return Ok(self.open(url).await?.matching(checkpoint));
         }
         let etag = &checkpoint.validator;
-        let (at, response) = self.get(url, Some((from, etag))).await?;
+        let (at, response) = self.get(url, Some(RangeRequest { from, etag })).await?;
         let (status, headers) = (response.status(), response.headers());
         let length = match response::check_range(&at, status, headers, from, etag, checkpoint.length) {
             Ok(length) => length,
@@ -97,7 +97,7 @@ impl HttpSource {
     }
 
     /// Sends the request and follows redirects. Each URL is checked before the request to it.
-    async fn get(&self, url: &Url, range: Option<(u64, &str)>) -> Result<(Url, Response), Failure> {
+    async fn get(&self, url: &Url, range: Option<RangeRequest<'_>>) -> Result<(Url, Response), Failure> {
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             self.guard.check(&at)?;
@@ -111,9 +111,9 @@ impl HttpSource {
         Err(Failure::new(Reason::Unclassified, message))
     }
 
-    async fn send(&self, at: &Url, range: Option<(u64, &str)>) -> Result<Response, Failure> {
+    async fn send(&self, at: &Url, range: Option<RangeRequest<'_>>) -> Result<Response, Failure> {
         let mut request = self.client.get(at.clone()).header(ACCEPT_ENCODING, "identity");
-        if let Some((from, etag)) = range {
+        if let Some(RangeRequest { from, etag }) = range {
             request = request.header(RANGE, format!("bytes={from}-")).header(IF_RANGE, etag);
         }
         let answered = self.limits.in_time(RedactedUrl(at), request.send()).await?;
@@ -137,6 +137,13 @@ fn body(response: Response) -> ResponseBody {
     Box::pin(response.bytes_stream().map_err(|error| innermost_cause(&error)))
 }
 
+/// A request for the content with this entity tag from byte `from` on.
+#[derive(Clone, Copy)]
+struct RangeRequest<'a> {
+    from: u64,
+    etag: &'a str,
+}
+
 /// The origin of one content, identified by its entity tag.
 struct HttpOrigin {
     source: HttpSource,
@@ -153,7 +160,7 @@ impl Origin for HttpOrigin {
 
     fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>> {
         async move {
-            let (at, response) = self.source.get(&self.url, Some((from, &self.etag))).await?;
+            let (at, response) = self.source.get(&self.url, Some(RangeRequest { from, etag: &self.etag })).await?;
             let (status, headers) = (response.status(), response.headers());
             let length = response::check_range(&at, status, headers, from, &self.etag, self.length)?;
             Ok(OriginResponse { body: body(response), length })

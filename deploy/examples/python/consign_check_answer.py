@@ -39,7 +39,7 @@ class Remedy(TypedDict):
 
 class Step(TypedDict):
     """
-    One step.
+    A step of a test.
     """
 
     aws_request_id: NotRequired[str | None]
@@ -53,7 +53,8 @@ class Step(TypedDict):
 
 class ConsignCheck(TypedDict):
     """
-    What a test found. Part of the contract: `consign check --json` prints it, and the answer to a test by message holds it.
+    The report of a connection test. Part of the contract: `consign check --json` prints it, and the
+    answer to a test by message contains it.
     """
 
     bucket: NotRequired[str | None]

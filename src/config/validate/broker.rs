@@ -9,8 +9,8 @@ use super::findings::Findings;
 use crate::config::raw::RawBrokerConfig;
 use crate::config::sections::BrokerConfig;
 
-/// Maximum of `broker.lease_after`: the default consumer_timeout of RabbitMQ, after which the broker
-/// requeues an unacknowledged delivery.
+/// Maximum of `broker.lease_after`: the default consumer_timeout of RabbitMQ, after which the
+/// broker requeues an unacknowledged delivery.
 const MAX_LEASE_AFTER: Duration = Duration::from_mins(30);
 
 const NOT_A_BROKER_URL: &str = "is not a broker URL; it begins with amqps:, amqp: or sqlite:, such as \"amqps://user:password@host/vhost\" or \

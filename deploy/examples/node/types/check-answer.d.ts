@@ -6,7 +6,8 @@
  */
 
 /**
- * What a test found. Part of the contract: `consign check --json` prints it, and the answer to a test by message holds it.
+ * The report of a connection test. Part of the contract: `consign check --json` prints it, and the
+ * answer to a test by message contains it.
  */
 export interface ConsignCheck {
   /**
@@ -14,7 +15,7 @@ export interface ConsignCheck {
    */
   bucket?: string | null;
   /**
-   * When the test began.
+   * The time at which the test began.
    */
   checked_at: string;
   /**
@@ -22,27 +23,27 @@ export interface ConsignCheck {
    */
   destination?: string | null;
   /**
-   * How long it took, in seconds.
+   * The duration in seconds.
    */
   duration_seconds: number;
   /**
-   * Whether the test has left something in the bucket.
+   * True if something of the test remains in the bucket.
    */
   left_behind: boolean;
   /**
-   * The folder that everything is written below.
+   * The folder below which everything is written.
    */
   prefix?: string | null;
   /**
-   * As whom AWS sees us: the principal of the trust policy; for an access key, its user.
+   * The identity that AWS sees: the principal of the trust policy; for an access key, its user.
    */
   principal?: string | null;
   /**
-   * Where the bucket lives, as far as that was learnt; else as configured.
+   * The region of the bucket: the actual one if the test found it, else the configured one.
    */
   region?: string | null;
   /**
-   * The steps, in the order in which they were made.
+   * The steps, in their order.
    */
   steps: Step[];
   /**
@@ -50,11 +51,11 @@ export interface ConsignCheck {
    */
   tenant?: string | null;
   /**
-   * The one object that the test writes.
+   * The only object that the test writes.
    */
   test_object?: string | null;
   /**
-   * Whether files can be delivered: `ready` when no step failed.
+   * `ready` if files can be delivered: no step failed.
    */
   verdict: "ready" | "not ready";
   /**
@@ -62,25 +63,25 @@ export interface ConsignCheck {
    */
   version: 1;
   /**
-   * What is weaker than it could be, in plain words: the causes of the warnings.
+   * The causes of the warnings, in plain words.
    */
   weaker: string[];
   [k: string]: unknown;
 }
 /**
- * One step.
+ * A step of a test.
  */
 export interface Step {
   /**
-   * AWS's request id, for their support.
+   * AWS's request id, for AWS support.
    */
   aws_request_id?: string | null;
   /**
-   * What was found, in plain words.
+   * The finding in plain words.
    */
   cause: string;
   /**
-   * What was found; a closed set.
+   * The finding as a code; a closed set.
    */
   code: (
     | "ok"
@@ -148,19 +149,19 @@ export interface Step {
   ) &
     string;
   /**
-   * Where a service hides the cause: what it may be, the likeliest first.
+   * If a service hides the cause: the possible causes, the most likely first.
    */
   ranked: string[];
   /**
-   * What to do.
-   */
+   * The remedy.
+ *    */
   remedy?: Remedy | null;
   /**
-   * How it ended.
+   * The result.
    */
   result: "ok" | "failed" | "skipped" | "warning";
   /**
-   * What was tried.
+   * The name of the step.
    */
   step:
     | "configuration"
