@@ -46,7 +46,7 @@ use admission::Admission;
 pub use admission::{AdmissionView, CircuitView, WaitingJobs};
 use cancellations::Cancellations;
 use consume::Consumer;
-use control::ControlReader;
+use control::ControlListener;
 pub use parts::{WorkerClock, WorkerParts};
 use runner::Runner;
 
@@ -64,7 +64,7 @@ pub struct Worker {
     queue: Arc<dyn Queue>,
     admission: Arc<Admission>,
     runner: Arc<Runner>,
-    control: ControlReader,
+    control: ControlListener,
     lifecycle: Lifecycle,
 }
 
@@ -92,7 +92,7 @@ impl Worker {
         Arc::new(Self {
             queue: parts.queue.clone(),
             runner: Arc::new(Runner::new(&parts, admission.clone(), activity.clone(), stop.clone())),
-            control: ControlReader::new(parts.queue, admission.clone(), cancellations, parts.clock),
+            control: ControlListener::new(parts.queue, admission.clone(), cancellations, parts.clock),
             admission,
             lifecycle: Lifecycle {
                 activity,

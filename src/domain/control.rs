@@ -83,7 +83,7 @@ struct Raw {
     /// Time of the request, RFC 3339.
     #[schemars(with = "String", extend("format" = "date-time"))]
     at: Timestamp,
-    /// What is asked for.
+    /// Command.
     #[schemars(extend("enum" = ["cancel_backfill", "reset_circuit"]))]
     kind: String,
     /// With `cancel_backfill` alone: the backfill's id.

@@ -156,7 +156,7 @@ impl Admission {
         self.health.drain();
     }
 
-    /// Acquires everything that a job needs to start. While the job waits, `permit` gives up its
+    /// Acquires everything that a job needs to start. While the job waits, `permit` releases its
     /// slot.
     pub(super) async fn acquire(
         &self,

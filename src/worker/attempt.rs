@@ -17,7 +17,7 @@ use super::activity::{Activity, TransferEntry};
 use super::admission::{Admission, Permit};
 use super::decode::DecodedJob;
 use super::in_flight::JobOwner;
-use super::lease::{AttemptState, LeaseGuard, LeaseState, MAX_CRASHES};
+use super::lease::{AttemptState, LeaseGuard, LeaseStatus, MAX_CRASHES};
 use super::parts::{WorkerClock, WorkerParts};
 use crate::domain::job::Job;
 use crate::domain::lane::Lane;
@@ -179,7 +179,7 @@ impl Attempts {
     /// where another worker has the job: then the duplicate settles it, and this attempt's end is
     /// not the job's.
     fn replace_lost(&self, delivery: &mut Delivery, owned: OwnedJob<'_>) {
-        while owned.state.lease_state() != LeaseState::Lost && !self.queue.can_settle(delivery) {
+        while owned.state.lease_state() != LeaseStatus::Lost && !self.queue.can_settle(delivery) {
             let Some(duplicate) = owned.owner.duplicates().take(owned.state.carried_upload()) else { return };
             tracing::debug!("the delivery was lost; its redelivery is settled instead");
             *delivery = duplicate;

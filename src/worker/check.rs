@@ -18,7 +18,7 @@ use super::admission::{Admission, Permit};
 use super::attempt::MAX_REDELIVERIES;
 use super::decode::{Decoder, Rejection};
 use super::parts::{WorkerClock, WorkerParts};
-use super::settle::Settler;
+use super::settle::JobSettler;
 use crate::check::{CheckReport, CheckStep, StepName};
 use crate::domain::control::{Control, ControlCommand};
 use crate::domain::destination::{Destination, DestinationId};
@@ -41,7 +41,7 @@ const ASK_OPERATOR: &str =
 pub(super) struct Checks {
     decoder: Arc<Decoder>,
     admission: Arc<Admission>,
-    settler: Arc<Settler>,
+    settler: Arc<JobSettler>,
     queue: Arc<dyn Queue>,
     transport: Arc<dyn Transport>,
     egress_addresses: Vec<String>,
@@ -55,7 +55,7 @@ impl Checks {
         parts: &WorkerParts,
         decoder: Arc<Decoder>,
         admission: Arc<Admission>,
-        settler: Arc<Settler>,
+        settler: Arc<JobSettler>,
         cancel: CancellationToken,
     ) -> Self {
         Self {

@@ -23,14 +23,14 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reader of control messages.
 #[derive(Debug, Clone)]
-pub(super) struct ControlReader {
+pub(super) struct ControlListener {
     queue: Arc<dyn Queue>,
     admission: Arc<Admission>,
     cancellations: Arc<Cancellations>,
     clock: WorkerClock,
 }
 
-impl ControlReader {
+impl ControlListener {
     pub(super) fn new(
         queue: Arc<dyn Queue>,
         admission: Arc<Admission>,

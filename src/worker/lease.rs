@@ -42,7 +42,7 @@ const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c
 
 /// State of the lease of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LeaseState {
+pub(super) enum LeaseStatus {
     /// The job is not leased.
     Absent,
     /// This worker holds the lease.
@@ -65,8 +65,8 @@ pub(super) enum CopyBody {
 
 /// Lease and unfinished upload of the job when it is settled.
 #[derive(Debug, Clone)]
-pub(super) struct LeaseContext {
-    pub(super) state: LeaseState,
+pub(super) struct LeaseSnapshot {
+    pub(super) state: LeaseStatus,
     /// Unfinished upload that can be resumed.
     pub(super) upload_id: Option<Arc<str>>,
     /// Start of the first attempt.
@@ -135,19 +135,19 @@ impl AttemptState {
         })
     }
 
-    pub(super) fn lease_state(&self) -> LeaseState {
+    pub(super) fn lease_state(&self) -> LeaseStatus {
         if self.lost.load(Ordering::Acquire) {
-            LeaseState::Lost
+            LeaseStatus::Lost
         } else if self.leased.load(Ordering::Acquire) {
-            LeaseState::Held
+            LeaseStatus::Held
         } else {
-            LeaseState::Absent
+            LeaseStatus::Absent
         }
     }
 
     /// Lease and unfinished upload, for the settlement plan.
-    pub(super) fn lease_context(&self) -> LeaseContext {
-        LeaseContext {
+    pub(super) fn lease_context(&self) -> LeaseSnapshot {
+        LeaseSnapshot {
             state: self.lease_state(),
             upload_id: self.open_upload.checkpoint().map(|checkpoint| checkpoint.upload_id.into()),
             first_started_at: self.first_started_at,
@@ -161,7 +161,7 @@ impl AttemptState {
     }
 
     fn is_lost(&self) -> bool {
-        self.lease_state() == LeaseState::Lost
+        self.lease_state() == LeaseStatus::Lost
     }
 
     /// Encodes the lease. One that would be too long goes without its checkpoint: the job then

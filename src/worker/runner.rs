@@ -13,9 +13,9 @@ use super::check::{CHECK_TYPE, Checks};
 use super::decode::{DecodedJob, Decoder};
 use super::history;
 use super::in_flight::{AttemptId, Claim, InFlight, InFlightJob, JobEnd, JobOwner, Joined};
-use super::lease::{AttemptState, LeaseState};
+use super::lease::{AttemptState, LeaseStatus};
 use super::parts::{WorkerClock, WorkerParts};
-use super::settle::Settler;
+use super::settle::JobSettler;
 use super::settlement::{self, Conclusion, SettlementContext, SettlementPlan};
 use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
@@ -36,7 +36,7 @@ pub(super) struct Runner {
     in_flight: Arc<InFlight>,
     admission: Arc<Admission>,
     attempts: Attempts,
-    settler: Arc<Settler>,
+    settler: Arc<JobSettler>,
     checks: Checks,
     policy: RetryPolicy,
     prefix: String,
@@ -53,7 +53,7 @@ impl Runner {
         stop: StopSignals,
     ) -> Self {
         let decoder = Arc::new(Decoder::new(parts.destinations.clone()));
-        let settler = Arc::new(Settler::new(parts, activity.clone()));
+        let settler = Arc::new(JobSettler::new(parts, activity.clone()));
         Self {
             checks: Checks::new(parts, decoder.clone(), admission.clone(), settler.clone(), stop.cancel.clone()),
             in_flight: InFlight::new(),
@@ -150,7 +150,7 @@ impl Runner {
         let is_final = plan.is_final;
         let resumable = state.lease_context().upload_id.filter(|_| !plan.abort_upload);
         let settled = self.settler.perform(delivery, plan, state, &job.destination).await;
-        if attempted && (!settled || state.lease_state() == LeaseState::Lost) {
+        if attempted && (!settled || state.lease_state() == LeaseStatus::Lost) {
             self.settler.abort_unrecorded(state, &job.destination).await;
         }
         if settled && is_final { JobEnd::Settled(resumable) } else { JobEnd::Open }

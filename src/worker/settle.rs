@@ -22,7 +22,7 @@ use crate::upload::Progress;
 
 /// Settles deliveries.
 #[derive(Debug)]
-pub(super) struct Settler {
+pub(super) struct JobSettler {
     prefix: String,
     queue: Arc<dyn Queue>,
     transport: Arc<dyn Transport>,
@@ -31,7 +31,7 @@ pub(super) struct Settler {
     clock: WorkerClock,
 }
 
-impl Settler {
+impl JobSettler {
     pub(super) fn new(parts: &WorkerParts, activity: Arc<Activity>) -> Self {
         Self {
             prefix: parts.prefix.clone(),

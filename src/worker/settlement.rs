@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::admission::Deferral;
 use super::decode::{DecodedJob, Rejection};
 use super::history;
-use super::lease::{CopyBody, LeaseContext, LeaseState};
+use super::lease::{CopyBody, LeaseSnapshot, LeaseStatus};
 use crate::domain::destination::DestinationId;
 use crate::domain::headers::{Headers, JobHeaders};
 use crate::domain::lane::Lane;
@@ -46,7 +46,7 @@ pub(super) struct SettlementContext<'a> {
     pub(super) next_probe: Option<Duration>,
     /// Last success of the destination, as far as it is known.
     pub(super) last_success_at: Option<Timestamp>,
-    pub(super) lease: LeaseContext,
+    pub(super) lease: LeaseSnapshot,
 }
 
 /// Plan for a delivery. It is performed once, by value.
@@ -270,10 +270,10 @@ impl SettlementContext<'_> {
     /// it.
     fn requeue(&self, attempted: bool) -> SettlementPlan {
         match self.lease.state {
-            LeaseState::Lost => SettlementPlan { is_final: false, ..SettlementPlan::of(Settlement::Ack) },
-            LeaseState::Held => self.hand_off(),
-            LeaseState::Absent if attempted && self.lease.upload_id.is_some() => self.hand_off(),
-            LeaseState::Absent => SettlementPlan::of(Settlement::Requeue),
+            LeaseStatus::Lost => SettlementPlan { is_final: false, ..SettlementPlan::of(Settlement::Ack) },
+            LeaseStatus::Held => self.hand_off(),
+            LeaseStatus::Absent if attempted && self.lease.upload_id.is_some() => self.hand_off(),
+            LeaseStatus::Absent => SettlementPlan::of(Settlement::Requeue),
         }
     }
 
@@ -298,7 +298,7 @@ impl SettlementContext<'_> {
     fn terminal(&self, kind: OutcomeKind, data: OutcomeData, settlement: Settlement) -> SettlementPlan {
         SettlementPlan {
             body: CopyBody::Original,
-            abort_upload: self.lease.state != LeaseState::Lost,
+            abort_upload: self.lease.state != LeaseStatus::Lost,
             outcome: Some(self.source().outcome(kind, data)),
             ..SettlementPlan::of(settlement)
         }

@@ -1,6 +1,8 @@
 //! A body on its way in: counted, its CRC-64/NVME taken, and refused at its end when it is not what
 //! the caller announced.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -10,8 +12,6 @@ use crc_fast::{CrcAlgorithm, Digest};
 use futures_util::{Stream, StreamExt as _};
 use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3Result, StdError, s3_error};
-
-use super::limits::crc_text;
 
 /// Received bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -93,3 +93,8 @@ impl Checked {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Broken(StdError);
+
+/// A CRC-64/NVME as S3 writes it.
+pub(super) fn crc_text(crc: u64) -> String {
+    STANDARD.encode(crc.to_be_bytes())
+}

@@ -56,7 +56,7 @@ fn secret() -> String {
 pub(super) enum SigningPrincipal {
     /// The platform: may assume the customers' roles, and nothing else.
     Platform,
-    /// Whoever looks on: may read and list everything.
+    /// Viewer: may read and list everything.
     Viewer,
     /// A customer's user, or a session of a customer's role with the policy it was narrowed by.
     Customer(Arc<Customer>, Option<Policy>),

@@ -1,12 +1,10 @@
 //! Checks of names, parts and checksums, as S3 makes them.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use crc_fast::{CrcAlgorithm, checksum_combine};
 use s3s::dto::{CompleteMultipartUploadInput, CompletedPart};
 use s3s::{S3Result, s3_error};
 
-use super::body::{ReceivedBody, bad_digest};
+use super::body::{ReceivedBody, bad_digest, crc_text};
 use super::memory::UnfinishedUpload;
 
 /// The smallest part but for the last
@@ -15,11 +13,6 @@ const LEAST_PART: u64 = 5 << 20;
 /// The longest name a file may have; the store behind names its notes after bucket and key in
 /// base64.
 const NAME_LIMIT: usize = 255;
-
-/// A CRC-64/NVME as S3 writes it.
-pub(super) fn crc_text(crc: u64) -> String {
-    STANDARD.encode(crc.to_be_bytes())
-}
 
 /// S3 takes 1,024 bytes; the store behind less.
 pub(super) fn fits(bucket: &str, key: &str) -> S3Result<()> {

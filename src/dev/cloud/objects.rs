@@ -18,7 +18,8 @@ use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 
 use super::body;
-use super::limits::{assembled, crc_text, fits};
+use super::body::crc_text;
+use super::limits::{assembled, fits};
 use super::memory::{Memory, RequestedEncryption, UnfinishedUpload, forget_uploads};
 use super::{Customer, InjectedFault};
 

@@ -23,7 +23,7 @@ pub(super) struct Policy(Vec<Statement>);
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-struct PolicyDocument {
+struct ParsedPolicy {
     #[serde(rename = "Version")]
     _version: String,
     statement: Vec<Statement>,
@@ -70,9 +70,7 @@ impl Policy {
     /// # Errors
     /// It is no policy, or one with something this cloud does not know.
     pub(super) fn parse(document: &str) -> Result<Self, String> {
-        serde_json::from_str(document)
-            .map(|PolicyDocument { statement, .. }| Self(statement))
-            .map_err(|e| e.to_string())
+        serde_json::from_str(document).map(|ParsedPolicy { statement, .. }| Self(statement)).map_err(|e| e.to_string())
     }
 
     /// Returns true if a statement allows it.

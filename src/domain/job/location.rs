@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn schemes_are_told_apart() {
+    fn schemes_are_distinguished() {
         let scheme = |text: &str| Location::parse(text).map(|l| l.scheme());
         assert_eq!(scheme("https://host/a?X-Amz-Signature=1"), Ok("https"));
         assert_eq!(scheme("http://host/a"), Ok("http"));

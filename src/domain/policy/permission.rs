@@ -5,9 +5,6 @@ use serde_json::{Value, json};
 use super::resource::{bucket_arn, key_resource, list_condition, objects_arn, test_object_arn};
 use crate::domain::destination::Destination;
 
-/// The name of the one object the connection test writes, below the destination's prefix.
-pub const TEST_OBJECT: &str = "consign-connection-test";
-
 /// Something a customer may allow. Only [`Permission::PutObject`] is always required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Permission {
@@ -19,7 +16,7 @@ pub enum Permission {
     GetBucketLocation,
     /// List below the prefix.
     ListBucket,
-    /// Give up an upload in parts.
+    /// Abort a multipart upload.
     AbortMultipartUpload,
     /// Remove the connection test's own file, and nothing else.
     DeleteObject,
@@ -130,12 +127,6 @@ impl Permission {
                  together"
             }
         }
-    }
-
-    /// The statement that grants it for this destination and no more, to paste into a policy of the
-    /// role or user.
-    pub fn statement(self, destination: &Destination) -> Value {
-        super::single(self, destination)
     }
 
     /// The statement's name.

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::TEST_OBJECT;
+/// The name of the one object the connection test writes, below the destination's prefix.
+pub const TEST_OBJECT: &str = "consign-connection-test";
+
 use crate::domain::destination::{Destination, KmsKeyArn};
 
 pub(super) fn bucket_arn(destination: &Destination) -> String {

@@ -69,7 +69,7 @@ fn a_single_statement_is_the_one_of_the_whole_document() {
     let destination = destination("a*b/", Some(KEY));
     let whole = permissions(&destination, &Scope { tags: true, ..Scope::whole() });
     for permission in Permission::ALL {
-        let single = permission.statement(&destination);
+        let single = super::single(permission, &destination);
         let found = whole["Statement"].as_array().unwrap().iter().find(|s| s["Sid"] == single["Sid"]).unwrap();
         assert_eq!(single["Resource"], found["Resource"], "{permission:?}");
         assert_eq!(single["Condition"], found["Condition"], "{permission:?}");

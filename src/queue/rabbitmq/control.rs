@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::connection;
 use super::context::QueueContext;
-use super::sessions::Sessions;
+use super::sessions::BrokerSessions;
 use super::stream::{StreamReader, StreamStart};
 use crate::queue::{ControlEvent, QueueError};
 use crate::runtime::retry::Retry;
@@ -32,7 +32,7 @@ const MAX_BUFFERED: usize = 256;
 /// Starts the reader, if lanes are consumed. It ends with the queue, or with the receiver.
 pub(super) fn start(
     context: &Arc<QueueContext>,
-    sessions: &Arc<Sessions>,
+    sessions: &Arc<BrokerSessions>,
 ) -> (Receiver<ControlEvent>, Option<JoinHandle<()>>) {
     let (events, received) = mpsc::channel(MAX_BUFFERED);
     if context.lanes.is_empty() {
@@ -51,7 +51,7 @@ pub(super) fn start(
 
 struct ControlReader {
     context: Arc<QueueContext>,
-    sessions: Arc<Sessions>,
+    sessions: Arc<BrokerSessions>,
     events: Sender<ControlEvent>,
     /// Last message and its offset.
     last: Option<(u64, Bytes)>,

@@ -17,7 +17,7 @@ use super::deliveries::{Deliveries, PrefetchedDelivery};
 use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
 use super::messages;
 use super::release;
-use super::sessions::{PUBLISH_TIMEOUT, Sessions};
+use super::sessions::{BrokerSessions, PUBLISH_TIMEOUT};
 use super::settle::Settler;
 use super::timing::Timing;
 use super::topology::{Names, Topology};
@@ -36,7 +36,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The queue on RabbitMQ.
 pub struct RabbitMqQueue {
     context: Arc<QueueContext>,
-    sessions: Arc<Sessions>,
+    sessions: Arc<BrokerSessions>,
     settler: Settler,
     control: AsyncMutex<mpsc::Receiver<ControlEvent>>,
     control_reader: Mutex<Option<JoinHandle<()>>>,
@@ -98,7 +98,7 @@ impl RabbitMqQueue {
             max_release_consumers: timing.max_release_consumers,
             stop: CancellationToken::new(),
         });
-        let sessions = Sessions::start(Arc::clone(&context));
+        let sessions = BrokerSessions::start(Arc::clone(&context));
         let (control, reader) = control::start(&context, &sessions);
         let settler = Settler::new(Arc::clone(&context), Arc::clone(&sessions));
         let (control, control_reader) = (AsyncMutex::new(control), Mutex::new(reader));

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use super::context::QueueContext;
 use super::direct_reply::{DirectReplies, is_direct};
 use super::messages;
-use super::sessions::{PUBLISH_TIMEOUT, Sessions};
+use super::sessions::{BrokerSessions, PUBLISH_TIMEOUT};
 use crate::queue::{OutcomeEvent, QueueError, Reply};
 
 /// Copies of outcomes in flight at once. Further ones are dropped.
@@ -19,14 +19,14 @@ const COPY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sender of replies.
 pub(super) struct Replies {
     context: Arc<QueueContext>,
-    sessions: Arc<Sessions>,
+    sessions: Arc<BrokerSessions>,
     permits: Arc<Semaphore>,
     direct: Arc<DirectReplies>,
 }
 
 impl Replies {
     /// Builds a sender that publishes by the current session.
-    pub(super) fn new(context: Arc<QueueContext>, sessions: Arc<Sessions>) -> Self {
+    pub(super) fn new(context: Arc<QueueContext>, sessions: Arc<BrokerSessions>) -> Self {
         Self { context, sessions, permits: Arc::new(Semaphore::new(MAX_COPIES as usize)), direct: Arc::default() }
     }
 

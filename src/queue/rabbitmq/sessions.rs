@@ -27,7 +27,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// State of the supervisor.
 #[derive(Clone)]
-enum SessionState {
+enum SupervisorState {
     /// Not connected, with the reason.
     Down(QueueError),
     /// Connected.
@@ -37,17 +37,17 @@ enum SessionState {
 }
 
 /// Current session, and the supervisor that replaces it.
-pub(super) struct Sessions {
+pub(super) struct BrokerSessions {
     context: Arc<QueueContext>,
-    state: watch::Sender<SessionState>,
+    state: watch::Sender<SupervisorState>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Sessions {
+impl BrokerSessions {
     /// Starts the supervisor. Must be called within a tokio runtime.
     pub(super) fn start(context: Arc<QueueContext>) -> Arc<Self> {
         let connecting = QueueError::Unavailable("connecting".to_owned());
-        let state = watch::Sender::new(SessionState::Down(connecting));
+        let state = watch::Sender::new(SupervisorState::Down(connecting));
         let sessions = Arc::new(Self { context, state, supervisor: Mutex::default() });
         let supervisor = tokio::spawn(supervise(Arc::clone(&sessions)));
         *sessions.supervisor.lock().unwrap_or_else(PoisonError::into_inner) = Some(supervisor);
@@ -63,34 +63,34 @@ impl Sessions {
         // The user of a command can fix a denial; a worker waits until somebody has fixed it.
         let fails_on_denial = self.context.lanes.is_empty();
         let decided = states.wait_for(|state| match state {
-            SessionState::Down(QueueError::Denied(_)) => fails_on_denial,
-            SessionState::Down(_) => false,
-            SessionState::Up(_) | SessionState::Closed => true,
+            SupervisorState::Down(QueueError::Denied(_)) => fails_on_denial,
+            SupervisorState::Down(_) => false,
+            SupervisorState::Up(_) | SupervisorState::Closed => true,
         });
         let state = match tokio::time::timeout_at(deadline.into(), decided).await {
             Ok(Ok(state)) => state.clone(),
-            Ok(Err(_)) => SessionState::Closed,
+            Ok(Err(_)) => SupervisorState::Closed,
             Err(_) => self.state.borrow().clone(),
         };
         match state {
-            SessionState::Up(session) => Ok(session),
-            SessionState::Down(problem @ (QueueError::Unavailable(_) | QueueError::Denied(_))) => Err(problem),
+            SupervisorState::Up(session) => Ok(session),
+            SupervisorState::Down(problem @ (QueueError::Unavailable(_) | QueueError::Denied(_))) => Err(problem),
             // It may be resolved while the worker retries.
-            SessionState::Down(problem) => Err(QueueError::Unavailable(problem.to_string())),
-            SessionState::Closed => Err(closed()),
+            SupervisorState::Down(problem) => Err(QueueError::Unavailable(problem.to_string())),
+            SupervisorState::Closed => Err(closed()),
         }
     }
 
     /// Waits until a session is up; false once the queue is closed for good.
     pub(super) async fn connected(&self) -> bool {
-        self.state.subscribe().wait_for(|state| matches!(state, SessionState::Up(_))).await.is_ok()
+        self.state.subscribe().wait_for(|state| matches!(state, SupervisorState::Up(_))).await.is_ok()
     }
 
     /// Returns the session, if connected.
     pub(super) fn current(&self) -> Option<Arc<BrokerSession>> {
         match &*self.state.borrow() {
-            SessionState::Up(session) => Some(Arc::clone(session)),
-            SessionState::Down(_) | SessionState::Closed => None,
+            SupervisorState::Up(session) => Some(Arc::clone(session)),
+            SupervisorState::Down(_) | SupervisorState::Closed => None,
         }
     }
 
@@ -109,9 +109,9 @@ impl Sessions {
     /// Returns `Ok` while consuming, else the reason.
     pub(super) fn ready(&self) -> Result<(), String> {
         match &*self.state.borrow() {
-            SessionState::Down(problem) => Err(problem.to_string()),
-            SessionState::Closed => Err("the queue is closed".to_owned()),
-            SessionState::Up(session) => match session.problem() {
+            SupervisorState::Down(problem) => Err(problem.to_string()),
+            SupervisorState::Closed => Err("the queue is closed".to_owned()),
+            SupervisorState::Up(session) => match session.problem() {
                 Some(problem) => Err(problem),
                 None if self.context.deliveries.prefetched().is_closed() => Err("no more work is taken".to_owned()),
                 None => Ok(()),
@@ -159,13 +159,13 @@ impl Sessions {
         if session.generation() > 1 {
             context.metrics.broker_reconnected();
         }
-        self.state.send_replace(SessionState::Up(Arc::clone(&session)));
+        self.state.send_replace(SupervisorState::Up(Arc::clone(&session)));
         if !context.deliveries.prefetched().accepts() {
             session.cancel_consumers().await;
         }
         context.unless_stopped(session.health.ended()).await;
         let problem = session.health.error();
-        self.state.send_replace(SessionState::Down(problem.clone()));
+        self.state.send_replace(SupervisorState::Down(problem.clone()));
         context.metrics.set_broker_connected(false);
         session.health.end(&session.health.reason());
         session.close().await;
@@ -180,7 +180,7 @@ pub(super) fn closed() -> QueueError {
 }
 
 /// Runs one session after another until the queue closes.
-async fn supervise(sessions: Arc<Sessions>) {
+async fn supervise(sessions: Arc<BrokerSessions>) {
     let context = &sessions.context;
     let mut retry = Retry::endless(MIN_BACKOFF, MAX_BACKOFF);
     let mut generation = 0;
@@ -205,9 +205,9 @@ async fn supervise(sessions: Arc<Sessions>) {
         if !context.stop.is_cancelled() {
             let wait = retry.next_wait(None).unwrap_or(MAX_BACKOFF);
             tracing::warn!(reason = %problem, wait_ms = wait.as_millis(), "not connected to the broker; trying again");
-            sessions.state.send_replace(SessionState::Down(problem));
+            sessions.state.send_replace(SupervisorState::Down(problem));
             context.unless_stopped(tokio::time::sleep(wait)).await;
         }
     }
-    sessions.state.send_replace(SessionState::Closed);
+    sessions.state.send_replace(SupervisorState::Closed);
 }

@@ -12,7 +12,7 @@ use super::lease::LeasedDelivery;
 use super::messages::{self, JobCopy};
 use super::publisher::OutgoingMessage;
 use super::replies::Replies;
-use super::sessions::{PUBLISH_TIMEOUT, Sessions};
+use super::sessions::{BrokerSessions, PUBLISH_TIMEOUT};
 use crate::domain::headers::Headers;
 use crate::domain::routing_key::is_outcome;
 use crate::queue::{Delivery, DeliveryTag, OutcomeEvent, QueueError, Settlement};
@@ -24,7 +24,7 @@ const LEASED_PUBLISH_TIMEOUT: Duration = Duration::from_mins(10);
 /// Performs settlements.
 pub(super) struct Settler {
     context: Arc<QueueContext>,
-    sessions: Arc<Sessions>,
+    sessions: Arc<BrokerSessions>,
     replies: Replies,
 }
 
@@ -47,7 +47,7 @@ impl KeptBy {
 
 impl Settler {
     /// Builds a settler that publishes by the current session.
-    pub(super) fn new(context: Arc<QueueContext>, sessions: Arc<Sessions>) -> Self {
+    pub(super) fn new(context: Arc<QueueContext>, sessions: Arc<BrokerSessions>) -> Self {
         let replies = Replies::new(Arc::clone(&context), Arc::clone(&sessions));
         Self { context, sessions, replies }
     }

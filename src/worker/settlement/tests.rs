@@ -10,7 +10,7 @@ const POLICY: RetryPolicy = RetryPolicy {
     max_deferral_age: RetryPolicy::MAX_DEFERRAL_AGE,
 };
 const LANES: [Lane; 3] = Lane::ALL;
-const LEASES: [LeaseState; 3] = [LeaseState::Absent, LeaseState::Held, LeaseState::Lost];
+const LEASES: [LeaseStatus; 3] = [LeaseStatus::Absent, LeaseStatus::Held, LeaseStatus::Lost];
 
 fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
@@ -27,7 +27,7 @@ fn decoded(history: History) -> DecodedJob {
 #[derive(Debug, Clone, Copy)]
 struct Case {
     lane: Lane,
-    lease: LeaseState,
+    lease: LeaseStatus,
     upload: bool,
 }
 
@@ -50,7 +50,7 @@ fn plan_of(case: Case, job: &DecodedJob, conclusion: Conclusion) -> SettlementPl
         took: Duration::from_secs(1),
         next_probe: None,
         last_success_at: None,
-        lease: LeaseContext {
+        lease: LeaseSnapshot {
             state: case.lease,
             upload_id: case.upload.then(|| "upload".into()),
             first_started_at: now(),
@@ -68,9 +68,9 @@ fn failed(case: Case, history: History, reason: Reason) -> SettlementPlan {
 /// The table: metric action and outcome of a first attempt that failed with this reason.
 fn expected(reason: Reason, case: Case) -> (&'static str, Option<OutcomeKind>) {
     let requeued = match (case.lease, case.upload) {
-        (LeaseState::Lost, _) => "ack",
-        (LeaseState::Held, _) | (LeaseState::Absent, true) => "lease",
-        (LeaseState::Absent, false) => "return",
+        (LeaseStatus::Lost, _) => "ack",
+        (LeaseStatus::Held, _) | (LeaseStatus::Absent, true) => "lease",
+        (LeaseStatus::Absent, false) => "return",
     };
     match reason.class() {
         Class::Transient | Class::Session => ("retry", Some(OutcomeKind::Retrying)),
@@ -100,9 +100,9 @@ fn every_reason_in_every_lane_and_lease_state_has_its_settlement() {
             );
             let terminal = plan.kind().is_some_and(OutcomeKind::is_terminal);
             assert_eq!(plan.body == CopyBody::Original, terminal, "a dead letter has the original body: {reason:?}");
-            assert_eq!(plan.abort_upload, terminal && case.lease != LeaseState::Lost, "{reason:?} {case:?}");
+            assert_eq!(plan.abort_upload, terminal && case.lease != LeaseStatus::Lost, "{reason:?} {case:?}");
             let elsewhere =
-                matches!(planned.0, "return" | "lease") || case.lease == LeaseState::Lost && planned.0 == "ack";
+                matches!(planned.0, "return" | "lease") || case.lease == LeaseStatus::Lost && planned.0 == "ack";
             assert_eq!(plan.is_final, !elsewhere, "{reason:?} {case:?}");
             assert_eq!(plan.deferred.is_some(), planned.0 == "defer", "{reason:?}");
         }
@@ -137,7 +137,7 @@ fn a_result_without_failure_is_acknowledged_with_its_outcome() {
         for (result, kind) in results() {
             let plan = plan_of(case, &decoded(History::default()), Conclusion::Attempted(result));
             assert_eq!((plan.settlement.action(), plan.kind(), plan.is_final), ("ack", Some(kind), true));
-            assert_eq!(plan.abort_upload, case.lease != LeaseState::Lost);
+            assert_eq!(plan.abort_upload, case.lease != LeaseStatus::Lost);
             assert!(plan.counted.is_none() && plan.deferred.is_none());
         }
     }
@@ -148,7 +148,7 @@ fn a_job_that_did_not_start_is_settled_as_it_came() {
     let failure = || Box::new(Failure::new(Reason::BucketNotFound, "no"));
     let limited = || Deferral::Limited { wait: Duration::from_secs(40), cause: DeferCause::Concurrency };
     let unhealthy = || Deferral::Unhealthy { failure: failure(), next_probe: Duration::from_secs(600) };
-    for case in cases().filter(|case| case.lease == LeaseState::Absent) {
+    for case in cases().filter(|case| case.lease == LeaseStatus::Absent) {
         let planned = |deferral| plan_of(case, &decoded(History::default()), Conclusion::Deferred(deferral));
         for (deferral, action, delay, cause) in [
             (limited(), "defer", Some(RetryDelay::S30), Some(DeferCause::Concurrency)),
@@ -178,7 +178,7 @@ fn a_job_that_did_not_start_is_settled_as_it_came() {
 fn an_expired_job_that_waits_for_a_permit_ends_with_its_charged_attempts() {
     let mut job = decoded(History { attempts: 3, ..History::default() });
     job.job.expires_at = Some(now());
-    let case = Case { lane: Lane::Scheduled, lease: LeaseState::Absent, upload: false };
+    let case = Case { lane: Lane::Scheduled, lease: LeaseStatus::Absent, upload: false };
     let limited = Deferral::Limited { wait: Duration::ZERO, cause: DeferCause::Rate };
     let plan = plan_of(case, &job, Conclusion::Deferred(limited));
     assert_eq!((plan.settlement.action(), plan.kind()), ("ack", Some(OutcomeKind::Expired)));
@@ -202,7 +202,7 @@ fn a_survived_crash_is_no_longer_counted_in_a_copy() {
         took: Duration::ZERO,
         next_probe: None,
         last_success_at: None,
-        lease: LeaseContext { state: LeaseState::Held, upload_id: None, first_started_at: now(), crashes: 2 },
+        lease: LeaseSnapshot { state: LeaseStatus::Held, upload_id: None, first_started_at: now(), crashes: 2 },
     };
     let interrupted = TransferResult::Failed(Failure::new(Reason::Shutdown, "drain"));
     let plan = plan(&context, Conclusion::Attempted(interrupted));

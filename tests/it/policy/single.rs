@@ -4,7 +4,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Tag, Tagging};
 use consign::domain::destination::raw::{RawAuth, RawDestination, RawMethod};
 use consign::domain::destination::{Destination, DestinationId};
-use consign::domain::policy::{Permission, TEST_OBJECT, document};
+use consign::domain::policy::{Permission, TEST_OBJECT, document, single};
 
 use crate::testbed::ministack::{Account, Ministack, REGION};
 use crate::testbed::moto::{Key, s3_client};
@@ -51,7 +51,7 @@ impl World {
     }
 
     async fn user_with(&self, permission: Permission) -> Key {
-        let policy = document(&[permission.statement(&destination(&self.bucket))]);
+        let policy = document(&[single(permission, &destination(&self.bucket))]);
         self.account.make_user(&unique("user"), &policy).await.1
     }
 
