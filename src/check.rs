@@ -20,11 +20,11 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::domain::destination::{Destination, Region};
-use crate::domain::diagnosis::{Case, Code, Diagnosis, Reads, Who, diagnose, finding};
+use crate::domain::diagnosis::{Code, Diagnosis, DiagnosisContext, Reads, Who, diagnose, finding};
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::domain::policy::TEST_OBJECT;
 use crate::session::Sessions;
-use crate::upload::{Left, Uploader};
+use crate::upload::{ProbeResidue, Uploader};
 
 pub use report::{Mark, Report, Step, StepName, Verdict, answer_schema};
 
@@ -95,14 +95,14 @@ struct Run<'a> {
     /// Where the bucket really lives.
     learnt: Option<Region>,
     /// What the writing steps have left so far.
-    left: Option<Left>,
+    left: Option<ProbeResidue>,
     /// An upload of the probe is open, whatever became of the file.
     left_open: bool,
 }
 
 impl Run<'_> {
-    fn case(&self) -> Case<'_> {
-        Case {
+    fn case(&self) -> DiagnosisContext<'_> {
+        DiagnosisContext {
             destination: self.destination,
             principal: self.principal.as_deref(),
             egress: self.checker.egress,
@@ -189,7 +189,7 @@ impl Run<'_> {
             region: Some(self.learnt.as_ref().unwrap_or(&destination.region).to_string()),
             prefix: Some(destination.prefix.to_string()),
             test_object: Some(format!("{}{TEST_OBJECT}", destination.prefix)),
-            left_behind: self.left_open || self.left.is_some_and(|left| left != Left::Nothing),
+            left_behind: self.left_open || self.left.is_some_and(|left| left != ProbeResidue::Nothing),
             principal: self.principal,
             checked_at,
             duration_seconds: started.elapsed().as_secs_f64(),

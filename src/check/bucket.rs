@@ -4,14 +4,14 @@ use super::{CLEANING, Mark, Run, StepName, blocks, is_denied};
 use crate::domain::destination::Region;
 use crate::domain::diagnosis::{Code, Reads, finding};
 use crate::domain::outcome::{Class, Failure, Reason};
-use crate::upload::{Left, Probe};
+use crate::upload::{BucketProbe, ProbeResidue};
 
 /// The status of a call that a store does not know.
 const NOT_IMPLEMENTED: u16 = 501;
 
 impl Run<'_> {
     /// The steps in the bucket.
-    pub(super) async fn bucket(&mut self, probe: &Probe) {
+    pub(super) async fn bucket(&mut self, probe: &BucketProbe) {
         self.step(StepName::Region, probe).await;
         self.step(StepName::List, probe).await;
         self.step(StepName::Multipart, probe).await;
@@ -19,7 +19,7 @@ impl Run<'_> {
         self.step(StepName::Delete, probe).await;
     }
 
-    async fn step(&mut self, name: StepName, probe: &Probe) {
+    async fn step(&mut self, name: StepName, probe: &BucketProbe) {
         // What was written is deleted whatever has failed meanwhile.
         if self.blocked && (name != StepName::Delete || self.left.is_none()) {
             return self.skip(&[name]);
@@ -40,12 +40,12 @@ impl Run<'_> {
         self.skip(&[StepName::List, StepName::Multipart, StepName::Write, StepName::Delete]);
     }
 
-    async fn region(&mut self, probe: &Probe) {
+    async fn region(&mut self, probe: &BucketProbe) {
         match self.within(probe.region(true)).await {
             Ok(actual) => {
                 self.reads = Reads::Answered;
                 match actual.filter(|actual| *actual != self.destination.region) {
-                    Some(actual) if self.checker.sessions.is_amazons() => self.lives_in(StepName::Region, &actual),
+                    Some(actual) if self.checker.sessions.is_aws() => self.lives_in(StepName::Region, &actual),
                     Some(actual) => self.called_otherwise(&actual, probe).await,
                     None => self.passed(StepName::Region, format!("the bucket lives in {}", self.destination.region)),
                 }
@@ -60,7 +60,7 @@ impl Run<'_> {
 
     /// A store that is not Amazon's may call the place otherwise than the region that requests are signed for: there only a
     /// call that is sent elsewhere tells.
-    async fn called_otherwise(&mut self, actual: &Region, probe: &Probe) {
+    async fn called_otherwise(&mut self, actual: &Region, probe: &BucketProbe) {
         match self.within(probe.list(true)).await {
             Err(failure) if failure.reason == Reason::WrongRegion => self.lives_in(StepName::Region, actual),
             _ => {
@@ -71,7 +71,7 @@ impl Run<'_> {
         }
     }
 
-    async fn list(&mut self, probe: &Probe) {
+    async fn list(&mut self, probe: &BucketProbe) {
         match self.within(probe.list(true)).await {
             Ok(()) => {
                 self.reads = Reads::Answered;
@@ -97,7 +97,7 @@ impl Run<'_> {
             self.blocked = true;
             return self.remark(name, Mark::Failed, Code::WrongOwner);
         }
-        let explicit = failure.answer.as_ref().is_some_and(|answer| answer.said.contains("explicit deny"));
+        let explicit = failure.answer.as_ref().is_some_and(|answer| answer.message.contains("explicit deny"));
         if explicit && self.reads == Reads::Unknown {
             self.reads = Reads::ExplicitlyDenied;
         }
@@ -127,16 +127,16 @@ impl Run<'_> {
         self.found(name, Mark::Failed, diagnosis, None);
     }
 
-    async fn multipart(&mut self, probe: &Probe) {
+    async fn multipart(&mut self, probe: &BucketProbe) {
         let (result, left) = probe.multipart(self.until, self.until + CLEANING).await;
         self.left = Some(left);
-        self.left_open = left == Left::OpenUpload;
+        self.left_open = left == ProbeResidue::OpenUpload;
         match (result, left) {
-            (Ok(()), Left::Nothing) => {
+            (Ok(()), ProbeResidue::Nothing) => {
                 self.passed(StepName::Multipart, "an upload in parts works, and can be given up");
             }
             (Ok(()), _) => self.remark(StepName::Multipart, Mark::Warning, Code::AbortDenied),
-            (Err(failure), Left::OpenUpload) => {
+            (Err(failure), ProbeResidue::OpenUpload) => {
                 self.may_be_there(&failure);
                 let mut diagnosis = self.diagnose(&failure);
                 let left = finding(Code::UploadLeftOpen, &self.case());
@@ -150,10 +150,10 @@ impl Run<'_> {
         }
     }
 
-    async fn write(&mut self, probe: &Probe) {
+    async fn write(&mut self, probe: &BucketProbe) {
         match self.within(probe.write()).await {
             Ok(()) => {
-                self.left = Some(Left::Object);
+                self.left = Some(ProbeResidue::Object);
                 self.passed(StepName::Write, format!("an empty file was written: {}", probe.key()));
             }
             Err(failure) => {
@@ -167,7 +167,7 @@ impl Run<'_> {
     fn may_be_there(&mut self, failure: &Failure) {
         let judged = matches!(failure.reason, Reason::EncryptionMismatch | Reason::ChecksumMismatch);
         if judged || failure.class() == Class::Transient {
-            self.left = Some(Left::Object);
+            self.left = Some(ProbeResidue::Object);
         }
     }
 
@@ -180,13 +180,13 @@ impl Run<'_> {
     }
 
     /// Also after a failure: what the test has written goes, if it may.
-    async fn delete(&mut self, probe: &Probe) {
-        if self.left != Some(Left::Object) {
+    async fn delete(&mut self, probe: &BucketProbe) {
+        if self.left != Some(ProbeResidue::Object) {
             return self.skipped(StepName::Delete, Code::NotTried, "nothing was written");
         }
         match self.cleaning(probe.delete()).await {
             Ok(()) => {
-                self.left = Some(Left::Nothing);
+                self.left = Some(ProbeResidue::Nothing);
                 self.passed(StepName::Delete, "the file is gone again");
             }
             Err(failure) if is_denied(&failure) => {

@@ -17,7 +17,7 @@ use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::diagnosis::{Side, Who};
 use crate::metrics::Metrics;
 use crate::runtime::shutdown::TerminationSignal;
-use crate::session::{Identity, Sessions};
+use crate::session::{Sessions, WorkerIdentity};
 use crate::upload::Uploader;
 use show::Show;
 
@@ -40,7 +40,7 @@ pub struct CheckArgs {
 pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     let show = Show::new(json);
     let metrics = Arc::new(Metrics::new(1));
-    let identity = Identity::load(&config.aws).await;
+    let identity = WorkerIdentity::load(&config.aws).await;
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
     let (mut told, mut locked_out) = (None, false);
     let report = match args.destination {
@@ -90,7 +90,7 @@ impl Kit {
     /// Loads this process's own identity; asks nobody yet.
     pub(super) async fn of(config: &Config) -> Self {
         let metrics = Arc::new(Metrics::new(1));
-        let identity = Identity::load(&config.aws).await;
+        let identity = WorkerIdentity::load(&config.aws).await;
         let sessions = Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone());
         Self::with(config, Arc::new(sessions), metrics)
     }

@@ -1,4 +1,4 @@
-//! From an error of S3 or KMS to a [`Failure`]: by code AND status, because some servers send no code.
+//! Classification of S3 and KMS errors by code and status, because some servers send no code.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use crate::domain::destination::{Auth, Destination, Region};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Failure, Reason};
 
-/// A failed call: the failure, what the upload itself must tell apart, and whether the request may have taken effect.
+/// Failed call: the failure, the signal for the upload, and if the request may have taken effect.
 #[derive(Debug)]
 pub(super) struct CallError {
     pub(super) failure: Failure,
-    pub(super) signal: Signal,
-    /// No clear answer came: S3 may have done what was asked.
+    pub(super) signal: ErrorSignal,
+    /// True if no clear answer came: S3 may have done what was asked.
     pub(super) ambiguous: bool,
 }
 
-/// Answers that mean something to the upload beyond their class.
+/// Answers that change the sequence of an upload, beyond the class of the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Signal {
+pub(super) enum ErrorSignal {
     /// The upload id is unknown: completed already, aborted, or never there.
     NoSuchUpload,
     /// A part is not what it was: somebody else sent it again.
@@ -40,49 +40,50 @@ pub(super) enum Signal {
 
 impl CallError {
     pub(super) fn new(failure: Failure) -> Self {
-        Self { failure, signal: Signal::None, ambiguous: false }
+        Self { failure, signal: ErrorSignal::None, ambiguous: false }
     }
 }
 
-/// One row of the table: codes (and the status when no code came), and what they mean.
-struct Meaning {
+/// Result of a row of the table.
+struct Classification {
     reason: Reason,
-    signal: Signal,
+    signal: ErrorSignal,
 }
 
-const fn means(reason: Reason) -> Meaning {
-    Meaning { reason, signal: Signal::None }
+const fn means(reason: Reason) -> Classification {
+    Classification { reason, signal: ErrorSignal::None }
 }
 
-const fn signals(reason: Reason, signal: Signal) -> Meaning {
-    Meaning { reason, signal }
+const fn signals(reason: Reason, signal: ErrorSignal) -> Classification {
+    Classification { reason, signal }
 }
 
-/// The table. Sources: the S3 error code list (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>) and what
-/// S3-compatible stores were seen to answer.
+/// Table of S3 and KMS error codes. Sources: the S3 error code list
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>) and the observed answers
+/// of S3-compatible stores.
 #[expect(clippy::match_same_arms, reason = "a table: one commented row for each cause")]
-fn meaning(code: &str, status: u16, destination: &Destination) -> Meaning {
+fn meaning(code: &str, status: u16, destination: &Destination) -> Classification {
     match code {
         // The token ran out, or was made by a session that was revoked.
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
-            signals(Reason::SessionExpired, Signal::Credentials)
+            signals(Reason::SessionExpired, ErrorSignal::Credentials)
         }
         // A long-lived key: the customer rotated or disabled it. One re-read of a secret kept in a file is worth a try.
         "InvalidAccessKeyId" | "SignatureDoesNotMatch" => match destination.auth {
-            Auth::AccessKey { .. } => signals(Reason::AccessKeyInvalid, Signal::Credentials),
-            Auth::IamRole { .. } => signals(Reason::SessionExpired, Signal::Credentials),
+            Auth::AccessKey { .. } => signals(Reason::AccessKeyInvalid, ErrorSignal::Credentials),
+            Auth::IamRole { .. } => signals(Reason::SessionExpired, ErrorSignal::Credentials),
         },
         "RequestTimeTooSkewed" | "RequestExpired" => means(Reason::ClockSkew),
         "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "UnauthorizedAccess" | "AccessDeniedException" => {
-            signals(Reason::AccessDenied, Signal::Denied)
+            signals(Reason::AccessDenied, ErrorSignal::Denied)
         }
-        "KMS.AccessDeniedException" => signals(Reason::KmsDenied, Signal::Denied),
+        "KMS.AccessDeniedException" => signals(Reason::KmsDenied, ErrorSignal::Denied),
         "KMS.DisabledException"
         | "KMS.NotFoundException"
         | "KMS.KMSInvalidStateException"
         | "KMS.InvalidKeyUsageException"
         | "KMS.InvalidArnException" => means(Reason::KmsUnavailable),
-        // Whatever else KMS says of the key is for its owner to mend, and never the job's fault.
+        // Any other KMS error is for the owner of the key to fix, and never a fault of the job.
         code if code.starts_with("KMS.") && !code.contains("Throttl") => means(Reason::KmsUnavailable),
         "NoSuchBucket" => means(Reason::BucketNotFound),
         "PermanentRedirect"
@@ -90,15 +91,15 @@ fn meaning(code: &str, status: u16, destination: &Destination) -> Meaning {
         | "Redirect"
         | "AuthorizationHeaderMalformed"
         | "IllegalLocationConstraintException" => means(Reason::WrongRegion),
-        "NoSuchUpload" => signals(Reason::S3Unavailable, Signal::NoSuchUpload),
-        "PreconditionFailed" => signals(Reason::ObjectExists, Signal::PreconditionFailed),
-        // Somebody writes the same key: the upload starts anew.
+        "NoSuchUpload" => signals(Reason::S3Unavailable, ErrorSignal::NoSuchUpload),
+        "PreconditionFailed" => signals(Reason::ObjectExists, ErrorSignal::PreconditionFailed),
+        // Another client writes the same key: the upload starts again.
         "ConditionalRequestConflict" | "OperationAborted" => means(Reason::S3Unavailable),
         "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest" | "IncompleteBody" => {
-            signals(Reason::Connection, Signal::BadDigest)
+            signals(Reason::Connection, ErrorSignal::BadDigest)
         }
         // A part was replaced or lost under us; a new upload is the remedy.
-        "InvalidPart" | "InvalidPartOrder" => signals(Reason::S3Unavailable, Signal::InvalidPart),
+        "InvalidPart" | "InvalidPartOrder" => signals(Reason::S3Unavailable, ErrorSignal::InvalidPart),
         // Also inside the 200 of a CompleteMultipartUpload.
         "InternalError" | "InternalServerError" | "ServiceUnavailable" | "Busy" => means(Reason::S3Unavailable),
         "SlowDown" | "ReduceYourRate" => means(Reason::SlowDown),
@@ -110,11 +111,11 @@ fn meaning(code: &str, status: u16, destination: &Destination) -> Meaning {
     }
 }
 
-fn by_status(status: u16) -> Meaning {
+fn by_status(status: u16) -> Classification {
     match status {
         301 | 307 => means(Reason::WrongRegion),
-        401 | 403 => signals(Reason::AccessDenied, Signal::Denied),
-        412 => signals(Reason::ObjectExists, Signal::PreconditionFailed),
+        401 | 403 => signals(Reason::AccessDenied, ErrorSignal::Denied),
+        412 => signals(Reason::ObjectExists, ErrorSignal::PreconditionFailed),
         429 => means(Reason::Throttled),
         408 => means(Reason::Timeout),
         200..=299 | 500..=599 => means(Reason::S3Unavailable),
@@ -153,7 +154,7 @@ where
     }
 }
 
-impl Meaning {
+impl Classification {
     /// A 2xx whose body can't be read is a broken reply, not a refusal.
     fn reason_or_broken(&self, status: u16) -> Reason {
         if status < 300 { Reason::Connection } else { self.reason }
@@ -173,7 +174,7 @@ fn answered(
     let status = raw.status().as_u16();
     let code = meta.code().unwrap_or_default();
     let said = meta.message().unwrap_or_default();
-    let Meaning { mut reason, signal } = meaning(code, status, destination);
+    let Classification { mut reason, signal } = meaning(code, status, destination);
     if reason == Reason::AccessDenied && diagnosis::denied_action(said).is_some_and(|action| action.starts_with("kms:"))
     {
         reason = Reason::KmsDenied;
@@ -195,7 +196,8 @@ fn answered(
     CallError { failure, signal, ambiguous: !(300..500).contains(&status) }
 }
 
-/// The header is the rule; AuthorizationHeaderMalformed says it only in its text: `expecting 'eu-west-1'`.
+/// Returns the region of the bucket. The header names it; AuthorizationHeaderMalformed names it in
+/// its text alone: `expecting 'eu-west-1'`.
 fn learnt_region(raw: &HttpResponse, said: &str) -> Option<Region> {
     let quoted = || said.split_once("expecting '").and_then(|(_, rest)| rest.split_once('\'')).map(|(name, _)| name);
     raw.headers().get("x-amz-bucket-region").or_else(quoted).and_then(|name| Region::parse(name).ok())
@@ -302,7 +304,7 @@ mod tests {
         for code in ["InvalidAccessKeyId", "SignatureDoesNotMatch"] {
             let error = answer_to(&destination, 403, code, "", &[]);
             assert_eq!(error.failure.reason, Reason::AccessKeyInvalid);
-            assert_eq!(error.signal, Signal::Credentials);
+            assert_eq!(error.signal, ErrorSignal::Credentials);
         }
     }
 
