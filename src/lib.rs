@@ -8,7 +8,7 @@
 //! ```
 //!
 //! One way, no back and forth. Nothing below [`worker`] knows that a delivery exists. Nothing below [`transfer`] knows that a
-//! job has attempts. Only `queue/` imports lapin and rusqlite; only `session`, `upload` and `source::s3` import an AWS SDK; only
+//! job has attempts. Only `queue/` imports lapin and rusqlite; only `session`, `upload`, `source::s3` and `aws` import an AWS SDK; only
 //! [`metrics`] names a metric; only `dev`, which may be left out of a build, has an S3 of its own.
 //!
 //! # Layers (imports go downward only; `tests/it/layering.rs` holds the program to it)
@@ -20,12 +20,14 @@
 //! | L4 | `transfer`, `check` | one job from start to outcome; the connection test, by the same session and upload path |
 //! | L3 | `upload` | single or multipart, the abort guarantee, the proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
+//! | L1c | `aws` | tables of AWS error codes |
 //! | L1b | `runtime`, `metrics`, `telemetry` | ground services |
 //! | L1a | `config` | sections, validated |
 //! | L0 | `domain` | the vocabulary: pure, valid by construction |
 
 pub mod admin;
 pub mod app;
+mod aws;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -10,6 +10,7 @@ use aws_sdk_sts::operation::RequestId;
 use tokio::time::Instant;
 
 use super::{WorkerIdentity, endpoint};
+use crate::aws::errors::{AssumedRole, error_response, sts_table};
 use crate::config::AwsConfig;
 use crate::domain::destination::{Destination, ExternalId, Region, RoleArn};
 use crate::domain::diagnosis;
@@ -98,22 +99,26 @@ pub(super) fn refused<E>(operation: &'static str, error: &SdkError<E>, role: Opt
 where
     E: ProvideErrorMetadata + std::error::Error + RequestId + 'static,
 {
-    let status = error.raw_response().map_or(0, |raw| raw.status().as_u16());
-    let code = error.code().filter(|code| !code.is_empty()).map(str::to_owned);
-    let code = code.or_else(|| written(error, "Code").filter(|code| is_code(code)));
-    let mut failure = match code.or_else(|| matches!(status, 401 | 403 | 429).then(String::new)) {
-        Some(code) => {
-            let said = error.message().map(str::to_owned).or_else(|| written(error, "Message"));
-            let answer = AwsError::new(operation, status, Some(&code), said.as_deref());
-            let (reason, message) = by_code(&answer, role);
+    let mut answer = error_response(operation, error);
+    if answer.code.is_empty() {
+        answer.code = written(error, "Code").filter(|code| is_code(code)).unwrap_or_default();
+    }
+    let mut failure = match &answer {
+        AwsError { code, status, .. } if !code.is_empty() || matches!(status, 401 | 403 | 429) => {
+            if error.message().is_none() {
+                let message = written(error, "Message");
+                answer = AwsError::new(operation, answer.status, Some(&answer.code), message.as_deref());
+            }
+            let assumed = role.map(|role| AssumedRole { arn: role.arn, region: role.region });
+            let (reason, message) = sts_table(&answer, assumed);
             let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
         }
-        None if own_credentials_failed(error) => {
+        _ if own_credentials_failed(error) => {
             Failure::new(Reason::IdentityDenied, "the worker has no AWS credentials of its own")
                 .hint("give the worker a role or a key in the standard AWS way; the customer need not do anything")
         }
-        None => Failure::new(Reason::StsUnavailable, "STS could not be reached, or answered without a reason"),
+        _ => Failure::new(Reason::StsUnavailable, "STS could not be reached, or answered without a reason"),
     };
     failure.aws_request_id = error.request_id().map(str::to_owned);
     failure
@@ -131,53 +136,6 @@ fn written<E>(error: &SdkError<E>, element: &str) -> Option<String> {
 /// alone.
 fn is_code(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
-}
-
-fn by_code(answer: &AwsError, role: Option<&RoleRequest<'_>>) -> (Reason, String) {
-    let (code, status, said) = (answer.code.as_str(), answer.status, answer.message.as_str());
-    match code {
-        "AccessDenied" | "AccessDeniedException" => denied(role),
-        // Some servers send no code at all.
-        "" if matches!(status, 401 | 403) => denied(role),
-        // The token or key that signed this call is the worker's own.
-        "ExpiredToken"
-        | "ExpiredTokenException"
-        | "InvalidClientTokenId"
-        | "UnrecognizedClientException"
-        | "MissingAuthenticationToken"
-        | "InvalidAccessKeyId"
-        | "IncompleteSignature" => {
-            (Reason::IdentityDenied, format!("STS refuses the worker's own credentials ({code})"))
-        }
-        "RequestTimeTooSkewed" | "RequestExpired" => (Reason::ClockSkew, format!("the worker's clock is off ({code})")),
-        // STS tells a clock that is off by the words of a signature that is not of now.
-        "SignatureDoesNotMatch" if said.starts_with("Signature expired") || said.starts_with("Signature not yet") => {
-            (Reason::ClockSkew, "the worker's clock is off".to_owned())
-        }
-        "SignatureDoesNotMatch" => (
-            Reason::IdentityDenied,
-            "the worker's own secret key does not match its key id, or its clock is off".to_owned(),
-        ),
-        "RegionDisabledException" => {
-            let region = role.map_or("this region", |role| role.region.as_str());
-            (Reason::AssumeRoleDenied, format!("STS is not enabled in {region} for the account of the role"))
-        }
-        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" | "MalformedPolicyDocument" | "ValidationError" => {
-            (Reason::AssumeRoleDenied, format!("STS refuses the request for the role: {said}"))
-        }
-        code if code.contains("Throttl") || status == 429 => {
-            (Reason::Throttled, "STS throttles the request".to_owned())
-        }
-        _ if status >= 500 || status == 0 => (Reason::StsUnavailable, format!("STS answered {status} {code}")),
-        _ => (Reason::AssumeRoleDenied, format!("STS refuses the role: {code}")),
-    }
-}
-
-fn denied(role: Option<&RoleRequest<'_>>) -> (Reason, String) {
-    match role {
-        Some(role) => (Reason::AssumeRoleDenied, format!("the role {} does not let us in", role.arn.as_str())),
-        None => (Reason::IdentityDenied, "STS denies access to the worker's own credentials".to_owned()),
-    }
 }
 
 fn own_credentials_failed(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -12,9 +12,10 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use tokio::time::timeout;
 
 use super::classify::{CallError, ErrorSignal, classify, unanswered};
+use crate::aws::errors::status_label;
 use crate::domain::destination::Destination;
 use crate::domain::outcome::{Class, Failure, Reason};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::runtime::retry::Retry;
 use crate::session::{S3Session, Sessions};
 
@@ -117,17 +118,6 @@ impl Calls {
             Ok(Err(error)) => Err(classify(operation, &error, &self.destination)),
             Err(_) => Err(unanswered(operation, Reason::Timeout, "no answer in time")),
         }
-    }
-}
-
-fn status_label<T, E>(
-    answer: &Result<Result<T, SdkError<E, HttpResponse>>, tokio::time::error::Elapsed>,
-) -> &'static str {
-    match answer {
-        Ok(Ok(_)) => "2xx",
-        Ok(Err(SdkError::DispatchFailure(broken))) if broken.is_timeout() => "timeout",
-        Ok(Err(SdkError::TimeoutError(_))) | Err(_) => "timeout",
-        Ok(Err(error)) => error.raw_response().map_or("connection", |raw| metrics::status_label(raw.status().as_u16())),
     }
 }
 

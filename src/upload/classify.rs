@@ -6,7 +6,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use crate::domain::destination::{Auth, Destination, Region};
+pub(super) use crate::aws::errors::ErrorSignal;
+use crate::aws::errors::{S3Classification, error_response, s3_status, s3_table};
+use crate::domain::destination::{Destination, Region};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Failure, Reason};
 
@@ -19,107 +21,9 @@ pub(super) struct CallError {
     pub(super) ambiguous: bool,
 }
 
-/// Answers that change the sequence of an upload, beyond the class of the failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ErrorSignal {
-    /// The upload id is unknown: completed already, aborted, or never there.
-    NoSuchUpload,
-    /// A part is not what it was: somebody else sent it again.
-    InvalidPart,
-    /// The key is taken (`If-None-Match`).
-    PreconditionFailed,
-    /// Bytes arrived that don't fit their checksum.
-    BadDigest,
-    /// The credentials are refused: worth one renewal.
-    Credentials,
-    /// Not allowed.
-    Denied,
-    /// Nothing special.
-    None,
-}
-
 impl CallError {
     pub(super) fn new(failure: Failure) -> Self {
         Self { failure, signal: ErrorSignal::None, ambiguous: false }
-    }
-}
-
-/// Result of a row of the table.
-struct Classification {
-    reason: Reason,
-    signal: ErrorSignal,
-}
-
-const fn means(reason: Reason) -> Classification {
-    Classification { reason, signal: ErrorSignal::None }
-}
-
-const fn signals(reason: Reason, signal: ErrorSignal) -> Classification {
-    Classification { reason, signal }
-}
-
-/// Table of S3 and KMS error codes. Sources: the S3 error code list
-/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>) and the observed answers
-/// of S3-compatible stores.
-#[expect(clippy::match_same_arms, reason = "a table: one commented row for each cause")]
-fn meaning(code: &str, status: u16, destination: &Destination) -> Classification {
-    match code {
-        // The token ran out, or was made by a session that was revoked.
-        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
-            signals(Reason::SessionExpired, ErrorSignal::Credentials)
-        }
-        // A long-lived key: the customer rotated or disabled it. One re-read of a secret kept in a file is worth a try.
-        "InvalidAccessKeyId" | "SignatureDoesNotMatch" => match destination.auth {
-            Auth::AccessKey { .. } => signals(Reason::AccessKeyInvalid, ErrorSignal::Credentials),
-            Auth::IamRole { .. } => signals(Reason::SessionExpired, ErrorSignal::Credentials),
-        },
-        "RequestTimeTooSkewed" | "RequestExpired" => means(Reason::ClockSkew),
-        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "UnauthorizedAccess" | "AccessDeniedException" => {
-            signals(Reason::AccessDenied, ErrorSignal::Denied)
-        }
-        "KMS.AccessDeniedException" => signals(Reason::KmsDenied, ErrorSignal::Denied),
-        "KMS.DisabledException"
-        | "KMS.NotFoundException"
-        | "KMS.KMSInvalidStateException"
-        | "KMS.InvalidKeyUsageException"
-        | "KMS.InvalidArnException" => means(Reason::KmsUnavailable),
-        // Any other KMS error is for the owner of the key to fix, and never a fault of the job.
-        code if code.starts_with("KMS.") && !code.contains("Throttl") => means(Reason::KmsUnavailable),
-        "NoSuchBucket" => means(Reason::BucketNotFound),
-        "PermanentRedirect"
-        | "TemporaryRedirect"
-        | "Redirect"
-        | "AuthorizationHeaderMalformed"
-        | "IllegalLocationConstraintException" => means(Reason::WrongRegion),
-        "NoSuchUpload" => signals(Reason::S3Unavailable, ErrorSignal::NoSuchUpload),
-        "PreconditionFailed" => signals(Reason::ObjectExists, ErrorSignal::PreconditionFailed),
-        // Another client writes the same key: the upload starts again.
-        "ConditionalRequestConflict" | "OperationAborted" => means(Reason::S3Unavailable),
-        "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest" | "IncompleteBody" => {
-            signals(Reason::Connection, ErrorSignal::BadDigest)
-        }
-        // A part was replaced or lost under us; a new upload is the remedy.
-        "InvalidPart" | "InvalidPartOrder" => signals(Reason::S3Unavailable, ErrorSignal::InvalidPart),
-        // Also inside the 200 of a CompleteMultipartUpload.
-        "InternalError" | "InternalServerError" | "ServiceUnavailable" | "Busy" => means(Reason::S3Unavailable),
-        "SlowDown" | "ReduceYourRate" => means(Reason::SlowDown),
-        "RequestTimeout" | "RequestTimeoutException" => means(Reason::Timeout),
-        "EntityTooLarge" => means(Reason::TooLarge),
-        "KeyTooLongError" => means(Reason::InvalidKey),
-        code if code.contains("Throttl") => means(Reason::Throttled),
-        _ => by_status(status),
-    }
-}
-
-fn by_status(status: u16) -> Classification {
-    match status {
-        301 | 307 => means(Reason::WrongRegion),
-        401 | 403 => signals(Reason::AccessDenied, ErrorSignal::Denied),
-        412 => signals(Reason::ObjectExists, ErrorSignal::PreconditionFailed),
-        429 => means(Reason::Throttled),
-        408 => means(Reason::Timeout),
-        200..=299 | 500..=599 => means(Reason::S3Unavailable),
-        _ => means(Reason::Unclassified),
     }
 }
 
@@ -133,13 +37,15 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     match error {
-        SdkError::ServiceError(answer) => answered(operation, answer.err().meta(), answer.raw(), destination),
+        SdkError::ServiceError(answer) => {
+            answered(error_response(operation, error), answer.err().meta().request_id(), answer.raw(), destination)
+        }
         SdkError::ResponseError(answer) => {
             let status = answer.raw().status().as_u16();
             let message = format!("{operation}: S3 answered {status} with a body that can't be read");
             CallError {
                 ambiguous: true,
-                ..CallError::new(Failure::new(by_status(status).reason_or_broken(status), message))
+                ..CallError::new(Failure::new(s3_status(status).reason_or_broken(status), message))
             }
         }
         SdkError::TimeoutError(_) => unanswered(operation, Reason::Timeout, "no answer in time"),
@@ -154,44 +60,31 @@ where
     }
 }
 
-impl Classification {
-    /// A 2xx whose body can't be read is a broken reply, not a refusal.
-    fn reason_or_broken(&self, status: u16) -> Reason {
-        if status < 300 { Reason::Connection } else { self.reason }
-    }
-}
-
 pub(super) fn unanswered(operation: &'static str, reason: Reason, what: &str) -> CallError {
     CallError { ambiguous: true, ..CallError::new(Failure::new(reason, format!("{operation}: {what}"))) }
 }
 
-fn answered(
-    operation: &'static str,
-    meta: &aws_sdk_s3::error::ErrorMetadata,
-    raw: &HttpResponse,
-    destination: &Destination,
-) -> CallError {
-    let status = raw.status().as_u16();
-    let code = meta.code().unwrap_or_default();
-    let said = meta.message().unwrap_or_default();
-    let Classification { mut reason, signal } = meaning(code, status, destination);
-    if reason == Reason::AccessDenied && diagnosis::denied_action(said).is_some_and(|action| action.starts_with("kms:"))
+fn answered(answer: AwsError, request_id: Option<&str>, raw: &HttpResponse, destination: &Destination) -> CallError {
+    let AwsError { operation, status, .. } = answer;
+    let (code, message) = (answer.code.as_str(), answer.message.as_str());
+    let S3Classification { mut reason, signal } = s3_table(code, status, destination);
+    if reason == Reason::AccessDenied
+        && diagnosis::denied_action(message).is_some_and(|action| action.starts_with("kms:"))
     {
         reason = Reason::KmsDenied;
     }
     let shown = if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
     let mut failure = Failure::new(reason, format!("{operation}: S3 answered {shown}"));
-    let answer = AwsError::new(operation, status, meta.code(), meta.message());
     failure.hint = diagnosis::hint(reason, &answer, destination);
-    failure.answer = Some(Box::new(answer));
-    failure.aws_request_id = meta.request_id().map(str::to_owned);
+    failure.aws_request_id = request_id.map(str::to_owned);
     failure.retry_after = raw.headers().get("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
     if reason == Reason::WrongRegion {
-        failure.learnt_region = learnt_region(raw, said);
+        failure.learnt_region = learnt_region(raw, message);
     }
-    if reason == Reason::Unclassified && !said.is_empty() {
-        failure.message = format!("{}: {}", failure.message, said.chars().take(300).collect::<String>());
+    if reason == Reason::Unclassified && !message.is_empty() {
+        failure.message = format!("{}: {}", failure.message, message.chars().take(300).collect::<String>());
     }
+    failure.answer = Some(Box::new(answer));
     // A 5xx after the request was read may have taken effect; a refusal has not.
     CallError { failure, signal, ambiguous: !(300..500).contains(&status) }
 }
