@@ -10,7 +10,7 @@ use consign::config::{AwsConfig, SessionConfig};
 use consign::domain::destination::raw::{RawAuth, RawDestination, RawMethod};
 use consign::domain::destination::{Destination, DestinationId, Region};
 use consign::metrics::Metrics;
-use consign::session::{Identity, Sessions};
+use consign::session::{Sessions, WorkerIdentity};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tokio::runtime::Runtime;
 
@@ -44,7 +44,7 @@ fn cached_lookup(c: &mut Criterion) {
         denied_for: Duration::from_secs(60),
         role_auth: true,
     };
-    let identity = runtime.block_on(Identity::load(&aws));
+    let identity = runtime.block_on(WorkerIdentity::load(&aws));
     let sessions = Sessions::new(config, aws, identity, Arc::new(Metrics::new(10)));
     let destination = destination();
     c.bench_function("session, cached", |b| {

@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::queue::{self, QueueError};
 use crate::runtime::shutdown::{Shutdown, TerminationSignal};
 use crate::runtime::systemd::ServiceManager;
-use crate::session::{Identity, Sessions};
+use crate::session::{Sessions, WorkerIdentity};
 use crate::source::Sources;
 use crate::telemetry::LogHandle;
 use crate::transfer::Transfers;
@@ -67,7 +67,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct WorkerEnvironment {
     /// AWS identity of the worker.
-    pub identity: Identity,
+    pub identity: WorkerIdentity,
     /// Listener of the admin endpoint; `admin.listen` is ignored.
     pub listener: TcpListener,
     /// The signals that stop it.
@@ -81,7 +81,7 @@ pub async fn run(config: Config, log: LogHandle, reload: Reload) -> Result<Worke
     let shutdown = Shutdown::listen().map_err(StartError::Signals)?;
     let address = config.admin.listen;
     let listener = TcpListener::bind(address).await.map_err(|error| StartError::Admin { address, error })?;
-    let identity = Identity::load(&config.aws).await;
+    let identity = WorkerIdentity::load(&config.aws).await;
     run_in(WorkerEnvironment { identity, listener, shutdown }, config, Some((log, reload))).await
 }
 

@@ -25,7 +25,7 @@ use crate::config::ConfigProblems;
 use crate::domain::destination::{Invalid, Region};
 use crate::queue::QueueError;
 use crate::runtime::shutdown::Shutdown;
-use crate::session::Identity;
+use crate::session::WorkerIdentity;
 use cloud::Cloud;
 use home::Home;
 pub use home::HomeError;
@@ -136,7 +136,7 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
     let config = settings::load(&home).map_err(DevError::Config)?;
     report.say(&format!("status page {}\n", url(page, "/")));
     let region = Region::parse(REGION).map_err(DevError::Settings)?;
-    let identity = Identity::fixed(&secrets.platform.id, &secrets.platform.secret, &region);
+    let identity = WorkerIdentity::fixed(&secrets.platform.id, &secrets.platform.secret, &region);
     hang_up_is_the_end(shutdown.clone());
     let planned = if given.is_empty() { samples::samples(&home, &run) } else { given };
     let example = planned.first().map(|planned| planned.job.source.url.clone()).unwrap_or_default();

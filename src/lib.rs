@@ -43,12 +43,14 @@
 //! | L4 | `transfer`, `check`, `producer` | one job from start to result; the connection test, by the same session and upload path; publishing of jobs |
 //! | L3 | `upload` | single or multipart upload, abort, proof |
 //! | L2 | `source`, `session`, `queue`, `admin` | adapters; none imports another |
+//! | L1c | `aws` | tables of AWS error codes |
 //! | L1b | `runtime`, `metrics`, `telemetry` | services of the process |
 //! | L1a | `config` | sections, validated |
 //! | L0 | `domain` | the vocabulary: pure, valid by construction |
 
 pub mod admin;
 pub mod app;
+mod aws;
 pub mod backfill;
 pub mod check;
 pub mod cli;

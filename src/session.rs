@@ -1,9 +1,11 @@
-//! Sessions: an S3 client per destination, made from an assumed role or an access key, kept as long as it is good.
+//! Sessions: an S3 client per destination, made from an assumed role or an access key, and cached
+//! while it is valid.
 //!
-//! Contract: any number of callers may ask for the same destination at once and STS is asked once (single flight). A session
-//! is renewed `refresh_before` its end; if STS is away then, the old one serves until a minute before its end. A refusal is
-//! remembered for `denied_for`. No lock is held for more than one destination. Sessions are never shared between tenants,
-//! roles, external ids, regions or session policies: all of them are the cache key.
+//! Contract: any number of callers may ask for the same destination at once, and STS is called once
+//! (single flight). A session is renewed `refresh_before` its expiry; if STS does not answer then,
+//! the old one is used until a minute before its expiry. A denial is cached for `denied_for`. No
+//! lock is held for more than one destination. Sessions are never shared between tenants, roles,
+//! external ids, regions or session policies: all of them are the cache key.
 
 mod assume;
 mod cache;
@@ -28,31 +30,31 @@ use crate::domain::destination::{
 };
 use crate::domain::outcome::{Failure, Reason};
 use crate::metrics::{Metrics, SessionRequest};
-pub use cache::Known;
-use cache::{Cache, Fetched, How};
-pub use identity::Identity;
+pub use cache::SessionStatus;
+use cache::{Cache, CacheLookup, FetchedValue};
+pub use identity::WorkerIdentity;
 
-/// The longest a TCP and TLS connection to S3 or STS may take to be made. One value for all clients: different ones would
-/// split the connection pool.
+/// Time-out for making a TCP and TLS connection to S3 or STS. One value for all clients: different
+/// ones would split the connection pool.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A session that nobody asked for this long is forgotten.
-const IDLE: Duration = Duration::from_hours(2);
+/// Time after which an unused session is evicted.
+const IDLE_TIMEOUT: Duration = Duration::from_hours(2);
 
-/// Regions that are remembered against the configuration.
-const LEARNT: usize = 10_000;
+/// Largest number of learnt regions that differ from the configuration.
+const MAX_LEARNT_REGIONS: usize = 10_000;
 
 /// An S3 client with the credentials of one destination.
 #[derive(Debug)]
-pub struct Session {
-    /// The client. Retries are off: whoever calls knows what may be repeated.
+pub struct S3Session {
+    /// Client without retries: the caller knows which requests may be retried.
     pub client: aws_sdk_s3::Client,
-    /// When the credentials end; `None` for access keys.
+    /// Expiry of the credentials; `None` for access keys.
     pub expires_at: Option<SystemTime>,
 }
 
-/// What tells sessions apart. Everything that goes into AssumeRole or its policy is part of it.
+/// Cache key of a session: every input of AssumeRole and of its policy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
+struct SessionKey {
     tenant: Option<String>,
     /// The role's ARN, or the access key id.
     principal: Arc<str>,
@@ -62,7 +64,8 @@ struct Key {
     bucket: BucketName,
     prefix: Prefix,
     kms: Option<Arc<str>>,
-    /// Two destinations that agree in all the rest share one; two with the same access key id and other secrets must not.
+    /// Destination of an access key. Roles that agree in all other fields share a session;
+    /// destinations with the same access key id and different secrets must not.
     owner: Option<DestinationId>,
 }
 
@@ -71,42 +74,44 @@ struct Key {
 pub struct Sessions {
     config: SessionConfig,
     aws: AwsConfig,
-    identity: Identity,
-    cache: Cache<Key, Arc<Session>>,
+    identity: WorkerIdentity,
+    cache: Cache<SessionKey, Arc<S3Session>>,
     learnt: RwLock<HashMap<(DestinationId, BucketName), Region>>,
     metrics: Arc<Metrics>,
 }
 
 impl Sessions {
     /// An empty cache. Nothing is called yet.
-    pub fn new(config: SessionConfig, aws: AwsConfig, identity: Identity, metrics: Arc<Metrics>) -> Self {
-        let cache = Cache::new(config.capacity, IDLE, config.refresh_before, config.denied_for);
+    pub fn new(config: SessionConfig, aws: AwsConfig, identity: WorkerIdentity, metrics: Arc<Metrics>) -> Self {
+        let cache = Cache::new(config.capacity, IDLE_TIMEOUT, config.refresh_before, config.denied_for);
         Self { config, aws, identity, cache, learnt: RwLock::default(), metrics }
     }
 
-    /// The session of a destination: from the cache, or by one call of STS however many ask at once.
+    /// Returns the session of a destination: from the cache, or by one call of STS for all
+    /// concurrent callers.
     ///
-    /// Errors: `assume_role_denied`, `role_auth_off`, `access_key_invalid` (destination), `sts_unavailable`, `throttled`
-    /// (transient), `identity_denied`, `clock_skew` (worker).
-    pub async fn get(&self, destination: &Destination) -> Result<Arc<Session>, Failure> {
+    /// Errors: `assume_role_denied`, `role_auth_off`, `access_key_invalid` (destination),
+    /// `sts_unavailable`, `throttled` (transient), `identity_denied`, `clock_skew` (worker).
+    pub async fn get(&self, destination: &Destination) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
         let answer = self.cache.get(Self::key(destination, &region), || self.fetch(destination, &region)).await;
         self.count(answer)
     }
 
-    /// Another session than `stale`, which S3 has refused: fetched anew unless somebody else already did.
-    pub async fn renew(&self, destination: &Destination, stale: &Arc<Session>) -> Result<Arc<Session>, Failure> {
+    /// Replaces the session `stale`, which S3 has refused: fetches a new one unless another caller
+    /// already did.
+    pub async fn renew(&self, destination: &Destination, stale: &Arc<S3Session>) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
         let key = Self::key(destination, &region);
-        let is_stale = |current: &Arc<Session>| Arc::ptr_eq(current, stale);
+        let is_stale = |current: &Arc<S3Session>| Arc::ptr_eq(current, stale);
         let answer = self.cache.renew(key, is_stale, || self.fetch(destination, &region)).await;
         self.count(answer)
     }
 
-    /// Remembers where the bucket really lives; later sessions of this destination go there.
+    /// Caches the actual region of a bucket; later sessions of this destination use it.
     pub fn learn_region(&self, destination: &Destination, region: &Region) {
         let Ok(mut learnt) = self.learnt.write() else { return };
-        if learnt.len() >= LEARNT {
+        if learnt.len() >= MAX_LEARNT_REGIONS {
             // Inline destinations come without end. What is forgotten is learnt again by one request.
             learnt.clear();
         }
@@ -122,13 +127,14 @@ impl Sessions {
         known.unwrap_or_else(|| destination.region.clone())
     }
 
-    /// What is known about the sessions of these destinations, in their order. Nothing is fetched, and looking keeps none alive.
-    pub fn look(&self, destinations: &[&Destination]) -> Vec<Known> {
+    /// Returns the status of the sessions of these destinations, in their order. Nothing is
+    /// fetched, and this does not count as use.
+    pub fn status(&self, destinations: &[&Destination]) -> Vec<SessionStatus> {
         let keys: Vec<_> = destinations.iter().map(|one| Self::key(one, &self.region(one))).collect();
-        self.cache.look(&keys)
+        self.cache.status(&keys)
     }
 
-    /// How many sessions are kept.
+    /// Number of cached sessions.
     pub fn len(&self) -> u64 {
         self.cache.len()
     }
@@ -138,7 +144,7 @@ impl Sessions {
         self.len() == 0
     }
 
-    /// Whether roles may be assumed at all (`session.role_auth`).
+    /// Returns true if roles may be assumed (`session.role_auth`).
     pub fn role_auth(&self) -> bool {
         self.config.role_auth
     }
@@ -148,27 +154,31 @@ impl Sessions {
         self.aws.identity_role_arn.as_ref().map(|role| role.as_str().to_owned())
     }
 
-    /// Whether S3 is Amazon's own, and not a store behind `aws.s3_endpoint_url`.
-    pub fn is_amazons(&self) -> bool {
+    /// Returns true if S3 is that of AWS, and not a store behind `aws.s3_endpoint_url`.
+    pub fn is_aws(&self) -> bool {
         self.aws.s3_endpoint_url.is_none()
     }
 
-    /// Whether there is an STS to ask about access keys: an S3-compatible store without one named has none.
+    /// Returns true if an STS can check access keys: an S3-compatible store has none unless one is
+    /// configured.
     pub fn has_sts(&self) -> bool {
         self.aws.s3_endpoint_url.is_none() || self.aws.sts_endpoint_url.is_some()
     }
 
-    /// Who the worker is: an ARN by GetCallerIdentity, which needs no permission. Without a destination STS is asked in the
-    /// worker's own region.
+    /// Returns the ARN of the worker by GetCallerIdentity, which needs no permission. Without a
+    /// destination STS is called in the worker's own region.
     ///
-    /// Errors: `identity_denied`, `clock_skew` (worker), `sts_unavailable`, `throttled` (transient).
+    /// Errors: `identity_denied`, `clock_skew` (worker), `sts_unavailable`, `throttled`
+    /// (transient).
     pub async fn own_arn(&self, destination: Option<&Destination>) -> Result<String, Failure> {
         caller::caller(&self.identity, &self.aws, destination.map(|to| &to.region), None).await
     }
 
-    /// Whose the access key of a destination is: an ARN; `None` for a role, and where S3 is not Amazon's and no STS is named.
+    /// Returns the ARN of the owner of the destination's access key; `None` for a role, and for a
+    /// store without an STS.
     ///
-    /// Errors: as [`Sessions::own_arn`], meant of the customer's key; `access_key_invalid` for a secret that can't be read.
+    /// Errors: as [`Sessions::own_arn`], about the customer's key; `access_key_invalid` for a
+    /// secret that can't be read.
     pub async fn key_arn(&self, destination: &Destination) -> Result<Option<String>, Failure> {
         let Auth::AccessKey { access_key_id, secret } = &destination.auth else { return Ok(None) };
         if !self.has_sts() {
@@ -178,12 +188,13 @@ impl Sessions {
         caller::caller(&self.identity, &self.aws, Some(&destination.region), Some(key)).await.map(Some)
     }
 
-    /// Whether the role of a destination can be assumed without its external id. What STS grants is thrown away.
+    /// Returns true if the role of a destination can be assumed without its external id. The
+    /// granted credentials are discarded.
     ///
-    /// Errors: whatever is neither a yes nor a no.
+    /// Errors: any failure but a denial.
     pub async fn open_without_external_id(&self, destination: &Destination) -> Result<bool, Failure> {
         let Auth::IamRole { role_arn, .. } = &destination.auth else { return Ok(false) };
-        let role = assume::Role { arn: role_arn, external_id: None, destination, region: &destination.region };
+        let role = assume::RoleRequest { arn: role_arn, external_id: None, destination, region: &destination.region };
         match assume::request(&self.identity, &self.aws, &role).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.reason == Reason::AssumeRoleDenied => Ok(false),
@@ -191,43 +202,43 @@ impl Sessions {
         }
     }
 
-    /// A session made anew, for the connection test: neither a remembered refusal nor a session from before a change counts. A
-    /// failure takes nothing away from transfers that have a session.
-    pub async fn fresh(&self, destination: &Destination) -> Result<Arc<Session>, Failure> {
+    /// Fetches a new session for the connection test, past cached denials and cached sessions. A
+    /// failure does not affect transfers that have a session.
+    pub async fn fresh(&self, destination: &Destination) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
         let answer = self.cache.refresh(Self::key(destination, &region), || self.fetch(destination, &region)).await;
         self.count(answer)
     }
 
-    /// Forgets where the bucket of a destination was found.
+    /// Removes the learnt region of a destination.
     pub fn forget_region(&self, destination: &Destination) {
         if let Ok(mut learnt) = self.learnt.write() {
             learnt.remove(&(destination.id.clone(), destination.bucket.clone()));
         }
     }
 
-    /// Forgets everything that was remembered about refusals, after a reload or a repair.
+    /// Removes all cached denials, after a reload or a fix.
     pub fn forget_denials(&self) {
         self.cache.forget_denials();
     }
 
-    fn count(&self, answer: (How, Result<Arc<Session>, Failure>)) -> Result<Arc<Session>, Failure> {
+    fn count(&self, answer: (CacheLookup, Result<Arc<S3Session>, Failure>)) -> Result<Arc<S3Session>, Failure> {
         let (how, result) = answer;
         let denied = result.as_ref().is_err_and(|f| f.class() == crate::domain::outcome::Class::Destination);
         self.metrics.session_request(match how {
             _ if denied => SessionRequest::Denied,
-            How::Hit => SessionRequest::Hit,
-            How::Fetched => SessionRequest::Miss,
-            How::Waited => SessionRequest::Coalesced,
+            CacheLookup::Hit => SessionRequest::Hit,
+            CacheLookup::Fetched => SessionRequest::Miss,
+            CacheLookup::Waited => SessionRequest::Coalesced,
         });
-        if how == How::Fetched {
+        if how == CacheLookup::Fetched {
             self.metrics.set_sessions(self.cache.len());
         }
         result
     }
 
-    fn key(destination: &Destination, region: &Region) -> Key {
-        let mut key = Key {
+    fn key(destination: &Destination, region: &Region) -> SessionKey {
+        let mut key = SessionKey {
             tenant: destination.tenant.clone(),
             principal: "".into(),
             external_id: None,
@@ -254,11 +265,12 @@ impl Sessions {
         key
     }
 
-    async fn fetch(&self, destination: &Destination, region: &Region) -> Result<Fetched<Arc<Session>>, Failure> {
+    async fn fetch(&self, destination: &Destination, region: &Region) -> Result<FetchedValue<Arc<S3Session>>, Failure> {
         let credentials = match &destination.auth {
             Auth::IamRole { .. } if !self.config.role_auth => return Err(role_auth_off()),
             Auth::IamRole { role_arn, external_id } => {
-                let role = assume::Role { arn: role_arn, external_id: external_id.as_ref(), destination, region };
+                let role =
+                    assume::RoleRequest { arn: role_arn, external_id: external_id.as_ref(), destination, region };
                 assume::assume(&self.identity, &self.aws, &role, &self.metrics).await?
             }
             Auth::AccessKey { access_key_id, secret } => static_key::credentials(access_key_id, secret).await?,
@@ -266,7 +278,7 @@ impl Sessions {
         let expires_at = credentials.expiry();
         let lives = expires_at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
         let client = self.client(credentials, region);
-        Ok(Fetched { value: Arc::new(Session { client, expires_at }), lives })
+        Ok(FetchedValue { value: Arc::new(S3Session { client, expires_at }), lives })
     }
 
     fn client(&self, credentials: Credentials, region: &Region) -> aws_sdk_s3::Client {
@@ -277,7 +289,7 @@ impl Sessions {
     }
 }
 
-/// What every S3 client of this program has in common; credentials are still missing.
+/// Returns the settings that all S3 clients of this program share, without credentials.
 fn s3_config(
     aws: &AwsConfig,
     http: aws_smithy_runtime_api::client::http::SharedHttpClient,

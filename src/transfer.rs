@@ -1,4 +1,4 @@
-//! One job from start to end: session, source, upload. Knows no queue and no attempts.
+//! One job from start to result: session, source, upload. Knows no queue and no attempts.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use crate::source::compress::{self, Packer};
 use crate::source::{SourceBody, SourceStream, Sources, counted};
 use crate::telemetry::spans;
 use crate::upload::{
-    Course, Feed, OpenUpload, Progress, RateLimiter, StopSignals, Target, Uploaded, Uploader, fits, next_offset,
+    OpenUpload, Progress, RateLimiter, StopSignals, Target, UploadBody, UploadControl, Uploaded, Uploader, fits,
+    next_offset,
 };
 
 /// Everything a transfer uses. Built once, shared by all.
@@ -29,47 +30,50 @@ use crate::upload::{
 pub struct Transfers {
     /// Clients by destination.
     pub sessions: Arc<Sessions>,
-    /// Where bytes come from.
+    /// Sources of the bytes.
     pub sources: Sources,
-    /// Where they go.
+    /// Uploads into the destinations.
     pub uploader: Uploader,
-    /// What is counted.
+    /// Metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// What one attempt is told beside the job.
+/// Inputs of one attempt, beside the job.
 #[derive(Debug)]
 pub struct TransferRequest<'a> {
     /// The job's destination, resolved.
     pub destination: &'a Arc<Destination>,
-    /// When an earlier attempt may have written the object; `None` if there was none.
+    /// Time since which an earlier attempt may have written the object; `None` if there was none.
     pub earlier: Option<SystemTime>,
     /// Ends the attempt early, as `shutdown`.
     pub stop: &'a StopSignals,
-    /// What S3 has accepted so far, for the status page.
+    /// Bytes that S3 has accepted so far, for the status page.
     pub progress: &'a Progress,
-    /// What an earlier attempt left unfinished. It is continued where source and destination are still the same; else it is given up.
+    /// Checkpoint of an unfinished earlier attempt. It is resumed if source and destination are
+    /// unchanged, else aborted.
     pub resume: Option<Checkpoint>,
-    /// How far this attempt's upload has come. What is in it at the end of a failed attempt is still open on S3.
-    pub journal: &'a OpenUpload,
-    /// Holds the destination to its bytes a second, all its transfers together.
-    pub pace: Option<&'a Arc<RateLimiter>>,
+    /// Checkpoint of this attempt's upload. Its content at the end of a failed attempt is still
+    /// open on S3.
+    pub open_upload: &'a OpenUpload,
+    /// Rate limiter of the destination, shared by all its transfers.
+    pub rate_limiter: Option<&'a Arc<RateLimiter>>,
 }
 
-/// What a worker delivers with. The worker's own rules are tested against one that only pretends.
+/// Transfers of a worker. The tests of the worker use a simulated implementation.
 pub trait Transport: Send + Sync + fmt::Debug {
-    /// Makes one attempt.
+    /// Makes one attempt. Nothing is read from the source before the session exists.
     ///
-    /// What drop does: the requests in flight end; an open upload is aborted in the background, and its journal closed.
+    /// If the future is dropped, the requests in flight end; an open upload is aborted in the
+    /// background, and the [`OpenUpload`] is cleared.
     fn deliver<'a>(&'a self, job: &'a Job, attempt: TransferRequest<'a>) -> BoxFuture<'a, TransferResult>;
 
-    /// Gives up an upload that nobody will continue. Best effort: a refusal is counted.
+    /// Aborts an upload that nobody will resume. Best effort: a refusal is counted.
     fn abort_upload<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()>;
 
-    /// Somebody says that a destination is mended: what is remembered of refusals does not count any more.
+    /// Clears the cached denials, once a destination is reported as fixed.
     fn forget_denials(&self) {}
 
-    /// Tests a connection; `egress` are the platform's public addresses.
+    /// Tests a connection; `egress` holds the public addresses of the platform.
     fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, CheckReport>;
 }
 
@@ -97,9 +101,10 @@ impl Transport for Transfers {
 }
 
 impl Transfers {
-    /// Makes one attempt. Nothing is read from the source before the session is there.
+    /// Makes one attempt. Nothing is read from the source before the session exists.
     ///
-    /// What drop does: the requests in flight end; an open multipart upload is aborted in the background.
+    /// If the future is dropped, the requests in flight end; an open upload is aborted in the
+    /// background, and the [`OpenUpload`] is cleared.
     pub async fn run(&self, job: &Job, attempt: TransferRequest<'_>) -> TransferResult {
         if job.expires_at.is_some_and(|at| at <= Timestamp::now()) {
             return TransferResult::Expired;
@@ -111,9 +116,9 @@ impl Transfers {
         let destination = attempt.destination;
         let key = destination.prefix.join(job.key.as_str());
         let key = key.map_err(|invalid| Failure::new(Reason::InvalidKey, invalid.to_string()))?;
-        // On record from here on: whatever happens now, it is continued or given up, and not forgotten.
+        // Recorded first, so that every later failure resumes or aborts it.
         if let Some(checkpoint) = &attempt.resume {
-            attempt.journal.open(checkpoint.clone());
+            attempt.open_upload.open(checkpoint.clone());
         }
         let used = self.sessions.region(destination);
         let first = self.upload(job, attempt, &key).await;
@@ -127,25 +132,25 @@ impl Transfers {
         self.upload(job, attempt, &key).await
     }
 
-    /// Continues what is on record, where it is still the same; else begins anew.
+    /// Resumes the recorded upload if it still matches; else starts a new one.
     async fn upload(
         &self,
         job: &Job,
         attempt: &TransferRequest<'_>,
         key: &ObjectKey,
     ) -> Result<TransferResult, Failure> {
-        if let Some(checkpoint) = attempt.journal.checkpoint()
-            && let Some(ended) = self.go_on(job, attempt, key, checkpoint).await?
+        if let Some(checkpoint) = attempt.open_upload.checkpoint()
+            && let Some(ended) = self.resume(job, attempt, key, checkpoint).await?
         {
             return Ok(ended);
         }
         let source = self.opened(attempt, (job.source.location.scheme(), self.sources.open(&job.source))).await?;
         let ended = self.send(job, attempt, key, (source, None)).await?;
-        ended.ok_or_else(|| Failure::new(Reason::S3Unavailable, "the upload vanished while it was written"))
+        ended.ok_or_else(|| Failure::new(Reason::S3Unavailable, "the upload disappeared while it was written"))
     }
 
-    /// `None` where nothing can be continued, and nothing is left of it.
-    async fn go_on(
+    /// Resumes the upload of `checkpoint`; `None` if that is impossible and nothing of it is left.
+    async fn resume(
         &self,
         job: &Job,
         attempt: &TransferRequest<'_>,
@@ -163,21 +168,21 @@ impl Transfers {
             source = self.opened(attempt, (job.source.location.scheme(), opening)).await?;
         }
         let Some(source) = source else {
-            tracing::info!(job_id = %job.id, "source or destination are not what they were; the upload begins anew");
-            attempt.journal.close();
+            tracing::info!(job_id = %job.id, "source or destination changed; the upload starts again from the beginning");
+            attempt.open_upload.close();
             self.uploader.abort_upload(attempt.destination, &checkpoint).await;
             return Ok(None);
         };
         let (parts, bytes) = (checkpoint.parts.len(), checkpoint.bytes());
-        tracing::info!(job_id = %job.id, parts, bytes, "an unfinished upload is continued");
+        tracing::info!(job_id = %job.id, parts, bytes, "resuming an unfinished upload");
         let ended = self.send(job, attempt, key, (source, Some(checkpoint))).await?;
         if ended.is_none() {
-            tracing::info!(job_id = %job.id, "the unfinished upload is there no more; it begins anew");
+            tracing::info!(job_id = %job.id, "the unfinished upload no longer exists; it starts again from the beginning");
         }
         Ok(ended)
     }
 
-    /// What `opening` gives, once the session is there.
+    /// Returns the result of `opening`, once the session exists.
     async fn opened<T>(
         &self,
         attempt: &TransferRequest<'_>,
@@ -196,7 +201,7 @@ impl Transfers {
         }
     }
 
-    /// `None` where what was to be continued is gone.
+    /// Uploads the source; `None` if the upload to resume no longer exists.
     async fn send(
         &self,
         job: &Job,
@@ -212,11 +217,11 @@ impl Transfers {
         // Stores without checksums are not S3, and some of them want all parts of one length: a compressed upload can't have that
         // and be continued.
         let equal_parts = attempt.destination.checksum == Checksum::None;
-        let (feed, mark, read) = match job.compression {
+        let (body, mark, read) = match job.compression {
             Compression::None => (plain(source), mark, None),
             compression if mark.is_none() || equal_parts => {
-                let (feed, read) = compressed(source, compression);
-                (feed, None, Some(read))
+                let (body, read) = compressed(source, compression);
+                (body, None, Some(read))
             }
             compression => (packed(source, compression, resume.as_ref()), mark, None),
         };
@@ -229,15 +234,15 @@ impl Transfers {
             started: SystemTime::now(),
             earlier: attempt.earlier,
             progress: attempt.progress,
-            pace: attempt.pace,
+            rate_limiter: attempt.rate_limiter,
         };
-        let course = Course { stop: attempt.stop, journal: attempt.journal, mark, resume };
-        Ok(match (self.uploader.upload(&target, feed, course).await?, read) {
+        let control = UploadControl { stop: attempt.stop, open_upload: attempt.open_upload, mark, resume };
+        Ok(match (self.uploader.upload(&target, body, control).await?, read) {
             (Uploaded::Stored(receipt), Some(read)) => {
                 Some(TransferResult::Delivered(Receipt { source_bytes: read.load(Ordering::Relaxed), ..receipt }))
             }
             (Uploaded::Stored(receipt), None) => Some(TransferResult::Delivered(receipt)),
-            (Uploaded::BackfillOutcomes, _) => Some(TransferResult::Skipped),
+            (Uploaded::KeptExisting, _) => Some(TransferResult::Skipped),
             (Uploaded::Stale, _) => None,
         })
     }
@@ -256,30 +261,30 @@ fn attributes(job: &Job) -> ObjectAttributes {
 }
 
 /// The bytes as they are.
-fn plain(source: SourceStream) -> Feed {
+fn plain(source: SourceStream) -> UploadBody {
     match source.body {
-        SourceBody::File(file) => Feed::File(file),
-        SourceBody::Chunks(chunks) => Feed::Chunks { chunks, length: source.length },
+        SourceBody::File(file) => UploadBody::File(file),
+        SourceBody::Chunks(chunks) => UploadBody::Chunks { chunks, length: source.length },
     }
 }
 
-/// Puts the compression between source and upload; the counter then tells how much was read.
-fn compressed(source: SourceStream, compression: Compression) -> (Feed, Arc<AtomicU64>) {
+/// Compresses the source on the way; the counter holds the bytes read.
+fn compressed(source: SourceStream, compression: Compression) -> (UploadBody, Arc<AtomicU64>) {
     let chunks = match source.body {
         SourceBody::File(file) => file.chunks(),
         SourceBody::Chunks(chunks) => chunks,
     };
     let (chunks, read) = counted(chunks);
-    (Feed::Chunks { chunks: compress::compress(chunks, compression), length: None }, read)
+    (UploadBody::Chunks { chunks: compress::compress(chunks, compression), length: None }, read)
 }
 
-/// As [`compressed`], so that it can be gone on with after every part; where `resume` says, it does.
-fn packed(source: SourceStream, compression: Compression, resume: Option<&Checkpoint>) -> Feed {
+/// Like [`compressed`], but resumable after every part; with `resume` it starts at the checkpoint.
+fn packed(source: SourceStream, compression: Compression, resume: Option<&Checkpoint>) -> UploadBody {
     let from = resume.and_then(|checkpoint| checkpoint.unbroken().last()).and_then(|part| part.packed);
     let from = from.unwrap_or_default();
     let chunks = match source.body {
         SourceBody::File(file) => file.chunks_from(from.source),
         SourceBody::Chunks(chunks) => chunks,
     };
-    Feed::Packed(Box::new(Packer::new(chunks, compression, from)))
+    UploadBody::Packed(Box::new(Packer::new(chunks, compression, from)))
 }

@@ -1,19 +1,21 @@
-//! The upload: single or multipart, the abort guarantee, and the proof that what was asked is what is there.
+//! Uploads of one object: single or multipart, with a guaranteed abort and a verified result.
 //!
-//! Contract: [`Uploader::upload`] ends with a complete object of proven length (and checksum) and a [`Receipt`], or fails. A failed
-//! multipart upload leaves nothing visible. A failed PutObject may: S3 shows the object before its reply (with the wrong
-//! encryption or checksum in it) can be judged. After every multipart failure the upload is aborted, or counted where the customer does
-//! not allow that. Requests are repeated inside (per part, a few times); a whole upload is not.
+//! Contract: [`Uploader::upload`] ends with a complete object of verified length (and checksum) and
+//! a [`Receipt`], or fails. A failed multipart upload leaves nothing visible. A failed PutObject
+//! may: S3 shows the object before its reply (which may report the wrong encryption or checksum)
+//! can be verified. After every multipart failure the upload is aborted; where the customer does
+//! not allow the abort, that is counted. Single requests are retried here (per part, a few times);
+//! a whole upload is not.
 
 mod budget;
 mod call;
 mod classify;
 mod multipart;
-mod pace;
 mod packed;
 mod part;
 mod plan;
 mod probe;
+mod rate_limiter;
 mod reader;
 mod reconcile;
 mod resume;
@@ -40,32 +42,32 @@ use crate::source::file::FileSource;
 use crate::telemetry::spans;
 use budget::Budget;
 use call::Calls;
-use multipart::{Pieces, Record};
-pub use pace::RateLimiter;
-use pace::{not_needed, paced};
+use multipart::{PartStream, UploadRecord};
 use packed::PackedReader;
 use part::{Part, PartReader, Pool};
-use plan::{Limits, Plan};
-pub use probe::{Left, Probe};
-use reader::{Reader, remaining};
+use plan::{PlanLimits, UploadPlan};
+pub use probe::{BucketProbe, ProbeResidue};
+pub use rate_limiter::RateLimiter;
+use rate_limiter::{return_unused, wait_for_rate};
+use reader::{StreamReader, remaining};
 pub use resume::{OpenUpload, fits, next_offset};
 use resume::{done, unbroken};
 
 /// Files up to this length are read whole before they are sent.
-const SMALL_FILE: u64 = part::CHUNK as u64;
+const MAX_SMALL_FILE: u64 = part::CHUNK as u64;
 
 /// Uploads objects. Built once; holds the one budget of all buffered parts.
 #[derive(Debug)]
 pub struct Uploader {
     config: UploadConfig,
-    limits: Limits,
+    limits: PlanLimits,
     sessions: Arc<Sessions>,
     budget: Budget,
     pool: Pool,
     metrics: Arc<Metrics>,
 }
 
-/// What is to be there in the end.
+/// Object to write: destination, key, headers and conditions.
 #[derive(Debug)]
 pub struct Target<'a> {
     /// The bucket and how it is entered.
@@ -74,23 +76,25 @@ pub struct Target<'a> {
     pub key: &'a ObjectKey,
     /// The object's headers; `content_encoding` is final.
     pub attributes: &'a ObjectAttributes,
-    /// What happens when the key is taken.
+    /// Action when an object with the key exists.
     pub if_exists: IfExists,
-    /// When this attempt began.
+    /// Start of this attempt.
     pub started: SystemTime,
-    /// When an earlier attempt of the same job may have written the object; `None` if there was none.
+    /// Time since which an earlier attempt of the same job may have written the object; `None` if
+    /// there was none.
     pub earlier: Option<SystemTime>,
     /// Counts what was accepted, for the status page.
     pub progress: &'a Progress,
     /// Holds the destination to its bytes a second.
-    pub pace: Option<&'a Arc<RateLimiter>>,
+    pub rate_limiter: Option<&'a Arc<RateLimiter>>,
 }
 
-/// What ends an attempt early, in two steps. The first is for a worker that drains, the second for one that has no time left.
+/// Signals that end an attempt early, in two steps: the first for a worker that drains, the second
+/// for one whose drain time is over.
 #[derive(Debug, Clone, Default)]
 pub struct StopSignals {
-    /// An upload that another worker can continue sends no new part, lets those in flight end (for seconds at most) and leaves the
-    /// rest in the [`OpenUpload`]; everything else goes on.
+    /// An upload that another worker can continue sends no new part, waits a few seconds for the
+    /// parts in flight, and keeps its checkpoint in the [`OpenUpload`]. Everything else continues.
     pub hand_off: CancellationToken,
     /// The attempt ends as soon as it can.
     pub cancel: CancellationToken,
@@ -105,7 +109,7 @@ impl StopSignals {
 }
 
 /// The bytes of an object.
-pub enum Feed {
+pub enum UploadBody {
     /// A file: any range can be read any number of times, so no part needs a buffer.
     File(Arc<FileSource>),
     /// A stream, read once.
@@ -119,46 +123,49 @@ pub enum Feed {
     Packed(Box<Packer>),
 }
 
-/// How one upload goes beside what it is to be.
+/// Control of one upload: its stop signals, its checkpoint, and the state to resume from.
 #[derive(Debug)]
-pub struct Course<'a> {
+pub struct UploadControl<'a> {
     /// Ends it early.
     pub stop: &'a StopSignals,
-    /// How far it has come.
-    pub journal: &'a OpenUpload,
-    /// What is read, where somebody else could read it on: without it the upload can't be continued.
+    /// Checkpoint of the upload, for the lease.
+    pub open_upload: &'a OpenUpload,
+    /// Validator of the source, if another worker could read the same bytes; without it the upload
+    /// can't be resumed.
     pub mark: Option<SourceMark>,
-    /// What an earlier attempt left unfinished and this one continues.
+    /// Checkpoint of an unfinished earlier attempt, which this one resumes.
     pub resume: Option<Checkpoint>,
 }
 
-/// What all ways of one upload share.
-struct Work<'a> {
+/// Inputs shared by single and multipart uploads.
+struct UploadContext<'a> {
     calls: &'a Calls,
     target: &'a Target<'a>,
     mark: Option<SourceMark>,
     checked: bool,
 }
 
-impl Work<'_> {
-    fn pieces<S>(&self, parts: S, concurrency: usize, sizes: PartSizes) -> Pieces<S> {
-        let record = self.mark.clone().map(|source| Record { sizes, source });
-        Pieces { parts, concurrency, record }
+impl UploadContext<'_> {
+    fn parts_to_send<S>(&self, parts: S, concurrency: usize, sizes: PartSizes) -> PartStream<S> {
+        let record = self.mark.clone().map(|source| UploadRecord { sizes, source });
+        PartStream { parts, concurrency, record }
     }
 }
 
-/// How an upload ended well.
+/// Result of a successful upload.
 #[derive(Debug)]
 pub enum Uploaded {
-    /// The object is there. `source_bytes` of the receipt is what was uploaded; compression makes it differ.
+    /// The object is stored. `source_bytes` of the receipt counts the uploaded bytes; with
+    /// compression the caller replaces it.
     Stored(Receipt),
-    /// The key was taken, and the job wants to keep what is there.
-    BackfillOutcomes,
-    /// What was to be continued is there no more, and nothing shows that it was completed: to be begun anew.
+    /// An object with the key exists, and the job keeps it.
+    KeptExisting,
+    /// The upload to resume no longer exists, and nothing shows that it was completed: the caller
+    /// starts a new one.
     Stale,
 }
 
-/// What S3 has accepted so far.
+/// Bytes and parts that S3 has accepted so far.
 #[derive(Debug, Default)]
 pub struct Progress {
     bytes: AtomicU64,
@@ -168,7 +175,7 @@ pub struct Progress {
     source: OnceLock<u64>,
 }
 
-/// How long the object will be.
+/// Length of the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     /// So many bytes.
@@ -188,12 +195,13 @@ impl Progress {
         self.parts.load(Ordering::Relaxed)
     }
 
-    /// How long the object will be; `None` until the source is open and the upload begins.
+    /// Length of the object; `None` until the source is open and the upload begins.
     pub fn length(&self) -> Option<Length> {
         self.length.get().copied()
     }
 
-    /// Bytes of the source, once it is open and if it says so. They are those of the object, unless it is compressed on the way.
+    /// Length of the source, once it is open and if it states one. It is the length of the object,
+    /// unless the bytes are compressed on the way.
     pub fn source(&self) -> Option<u64> {
         self.source.get().copied()
     }
@@ -208,7 +216,7 @@ impl Progress {
         self.length.get_or_init(|| length.map_or(Length::Unknown, Length::Known));
     }
 
-    /// Whether S3 has accepted anything of this very attempt.
+    /// True once S3 has accepted bytes of this attempt.
     pub(crate) fn has_sent(&self) -> bool {
         self.sent.load(Ordering::Relaxed)
     }
@@ -241,44 +249,50 @@ impl Target<'_> {
 impl Uploader {
     /// An uploader with a budget of `memory_budget` bytes for parts that must be held in memory.
     pub fn new(config: UploadConfig, memory_budget: u64, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
-        let limits = Limits::new(&config, memory_budget);
+        let limits = PlanLimits::new(&config, memory_budget);
         let budget = Budget::new(memory_budget, metrics.clone());
         Self { config, limits, sessions, budget, pool: Pool::default(), metrics }
     }
 
-    /// Uploads `feed` to `target`, or, with `course.resume`, the rest of it: then its source was opened at [`next_offset`] of the
-    /// checkpoint, whose [`fits`] was asked before.
+    /// Uploads `body` to `target`. With `control.resume` it uploads the rest: the caller has
+    /// checked the checkpoint with [`fits`] and opened the source at its [`next_offset`].
     ///
-    /// `course.stop` ends it early as `shutdown`. After an error nothing is left open, but for what the journal says.
-    pub async fn upload(&self, target: &Target<'_>, feed: Feed, course: Course<'_>) -> Result<Uploaded, Failure> {
+    /// `control.stop` ends it early as `shutdown`. After an error no upload is left open, except
+    /// the one in `control.open_upload`.
+    pub async fn upload(
+        &self,
+        target: &Target<'_>,
+        body: UploadBody,
+        control: UploadControl<'_>,
+    ) -> Result<Uploaded, Failure> {
         let calls = self.calls(target.destination);
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
-        let work = Work { calls: &calls, target, mark: course.mark.clone(), checked };
-        let after = course.resume.as_ref().map_or(0, unbroken);
-        let (reader, length) = match feed {
-            Feed::File(file) => {
+        let context = UploadContext { calls: &calls, target, mark: control.mark.clone(), checked };
+        let after = control.resume.as_ref().map_or(0, unbroken);
+        let (reader, length) = match body {
+            UploadBody::File(file) => {
                 target.progress.begin(Some(file.length()));
-                return self.file(&work, file, course).await;
+                return self.file(&context, file, control).await;
             }
-            Feed::Chunks { chunks, length } => {
-                (Reader::Raw(PartReader::new(chunks, self.budget.clone(), checked, after)), length)
+            UploadBody::Chunks { chunks, length } => {
+                (StreamReader::Raw(PartReader::new(chunks, self.budget.clone(), checked, after)), length)
             }
-            Feed::Packed(packer) => {
-                (Reader::Packed(Box::new(PackedReader::new(*packer, self.budget.clone(), after))), None)
+            UploadBody::Packed(packer) => {
+                (StreamReader::Packed(Box::new(PackedReader::new(*packer, self.budget.clone(), after))), None)
             }
         };
         target.progress.begin(length);
-        self.chunks(&work, reader, length, course).await
+        self.chunks(&context, reader, length, control).await
     }
 
-    /// Gives up an upload that nobody will continue. Best effort: a refusal is counted.
+    /// Aborts an upload that nobody will resume. Best effort: a refusal is counted.
     pub async fn abort_upload(&self, destination: &Arc<Destination>, checkpoint: &Checkpoint) {
         multipart::abort_upload(&self.calls(destination), checkpoint).await;
     }
 
     /// The calls of the connection test: those of an upload to `key`, one at a time.
-    pub fn probe(&self, destination: &Arc<Destination>, key: ObjectKey) -> Probe {
-        Probe::new(self.calls(destination), key)
+    pub fn probe(&self, destination: &Arc<Destination>, key: ObjectKey) -> BucketProbe {
+        BucketProbe::new(self.calls(destination), key)
     }
 
     fn calls(&self, destination: &Arc<Destination>) -> Calls {
@@ -290,40 +304,46 @@ impl Uploader {
         }
     }
 
-    async fn file(&self, work: &Work<'_>, file: Arc<FileSource>, course: Course<'_>) -> Result<Uploaded, Failure> {
+    async fn file(
+        &self,
+        context: &UploadContext<'_>,
+        file: Arc<FileSource>,
+        control: UploadControl<'_>,
+    ) -> Result<Uploaded, Failure> {
         let length = file.length();
-        let planned = match course.resume.as_ref().map(|checkpoint| checkpoint.sizes) {
-            Some(PartSizes::Even { part_size, parts }) => Plan::Even { part_size, parts },
+        let planned = match control.resume.as_ref().map(|checkpoint| checkpoint.sizes) {
+            Some(PartSizes::Even { part_size, parts }) => UploadPlan::Even { part_size, parts },
             _ => plan::plan(Some(length), false, &self.limits)?,
         };
         match planned {
-            Plan::Even { part_size, parts } => {
-                let done = done(course.resume.as_ref());
+            UploadPlan::Even { part_size, parts } => {
+                let done = done(control.resume.as_ref());
                 let missing = (1..=parts).filter(move |number| !done.contains(number));
-                let (pace, checked) = (work.target.pace.cloned(), work.checked);
-                let pieces = stream::iter(missing).then(|number| {
+                let (rate_limiter, checked) = (context.target.rate_limiter.cloned(), context.checked);
+                let parts_to_send = stream::iter(missing).then(|number| {
                     let offset = u64::from(number - 1) * part_size;
                     let size = part_size.min(length - offset);
                     let part = Part::of_file(file.clone(), self.pool.clone(), number, offset, size, checked);
-                    let pace = pace.clone();
+                    let rate_limiter = rate_limiter.clone();
                     async move {
-                        paced(pace.as_ref(), size).await;
+                        wait_for_rate(rate_limiter.as_ref(), size).await;
                         part.await
                     }
                 });
-                let pieces = work.pieces(pieces, self.concurrency(), PartSizes::Even { part_size, parts });
+                let parts_to_send =
+                    context.parts_to_send(parts_to_send, self.concurrency(), PartSizes::Even { part_size, parts });
                 let prove = async |sent| proven(sent, length).and_then(|()| file.verify_unchanged());
-                multipart::upload(work.calls, work.target, pieces, course, prove).await
+                multipart::upload(context.calls, context.target, parts_to_send, control, prove).await
             }
-            Plan::Single(_) | Plan::Growing(_) => {
-                first_turn(course.stop, work.target.pace, length).await?;
-                let part = if length <= SMALL_FILE {
-                    part::read_small(&file, &self.pool, work.checked).await?
+            UploadPlan::Single(_) | UploadPlan::Growing(_) => {
+                first_turn(control.stop, context.target.rate_limiter, length).await?;
+                let part = if length <= MAX_SMALL_FILE {
+                    part::read_small(&file, &self.pool, context.checked).await?
                 } else {
-                    Part::of_file(file.clone(), self.pool.clone(), 1, 0, length, work.checked).await?
+                    Part::of_file(file.clone(), self.pool.clone(), 1, 0, length, context.checked).await?
                 };
                 file.verify_unchanged()?;
-                let stored = self.put(work, &part, course.stop).await?;
+                let stored = self.put(context, &part, control.stop).await?;
                 file.count_read(length);
                 Ok(stored)
             }
@@ -332,67 +352,68 @@ impl Uploader {
 
     async fn chunks(
         &self,
-        work: &Work<'_>,
-        mut reader: Reader,
+        context: &UploadContext<'_>,
+        mut reader: StreamReader,
         length: Option<u64>,
-        course: Course<'_>,
+        control: UploadControl<'_>,
     ) -> Result<Uploaded, Failure> {
-        if let Some(sizes) = course.resume.as_ref().map(|checkpoint| checkpoint.sizes) {
-            return self.parts(work, (None, reader), sizes, length, course).await;
+        if let Some(sizes) = control.resume.as_ref().map(|checkpoint| checkpoint.sizes) {
+            return self.parts(context, (None, reader), sizes, length, control).await;
         }
         let plan = plan::plan(length, true, &self.limits)?;
         let (first_size, sizes) = match plan {
             // One byte more than announced is asked for, so that a longer source shows.
-            Plan::Single(size) => (size.max(1), None),
-            Plan::Even { part_size, parts } => (part_size, Some(PartSizes::Even { part_size, parts })),
-            Plan::Growing(growing) => (growing.size(1)?, Some(reader.sizes(growing))),
+            UploadPlan::Single(size) => (size.max(1), None),
+            UploadPlan::Even { part_size, parts } => (part_size, Some(PartSizes::Even { part_size, parts })),
+            UploadPlan::Growing(growing) => (growing.size(1)?, Some(reader.sizes(growing))),
         };
-        let cancel = &course.stop.cancel;
+        let cancel = &control.stop.cancel;
         let booked = length.map_or(first_size, |length| length.min(first_size));
-        first_turn(course.stop, work.target.pace, booked).await?;
+        first_turn(control.stop, context.target.rate_limiter, booked).await?;
         let first = cancellable(cancel, reader.next(first_size)).await?;
-        not_needed(work.target.pace, booked, first.as_ref().map_or(0, |part| part.length));
+        return_unused(context.target.rate_limiter, booked, first.as_ref().map_or(0, |part| part.length));
         match sizes {
             Some(sizes) if first.is_some() && !reader.ended() => {
-                self.parts(work, (first, reader), sizes, length, course).await
+                self.parts(context, (first, reader), sizes, length, control).await
             }
             _ => {
                 cancellable(cancel, reader.expect_end()).await?;
                 let part =
-                    first.unwrap_or_else(|| Part::of_memory(1, bytes::Bytes::new(), empty_crc(work.target), None));
+                    first.unwrap_or_else(|| Part::of_memory(1, bytes::Bytes::new(), empty_crc(context.target), None));
                 length.map_or(Ok(()), |length| proven(part.length, length))?;
-                self.put(work, &part, course.stop).await
+                self.put(context, &part, control.stop).await
             }
         }
     }
 
-    /// The parts of a stream, of which the first may have been read already; those that S3 has are read over.
+    /// Uploads the parts of a stream, of which the first may have been read already. Parts that S3
+    /// has are read and skipped.
     async fn parts(
         &self,
-        work: &Work<'_>,
-        (first, reader): (Option<Part>, Reader),
+        context: &UploadContext<'_>,
+        (first, reader): (Option<Part>, StreamReader),
         sizes: PartSizes,
         length: Option<u64>,
-        course: Course<'_>,
+        control: UploadControl<'_>,
     ) -> Result<Uploaded, Failure> {
-        let done = done(course.resume.as_ref());
-        let missing = stream::iter(first.map(Ok)).chain(remaining(reader, sizes, work.target.pace.cloned()));
-        let pace = work.target.pace.cloned();
+        let done = done(control.resume.as_ref());
+        let missing = stream::iter(first.map(Ok)).chain(remaining(reader, sizes, context.target.rate_limiter.cloned()));
+        let rate_limiter = context.target.rate_limiter.cloned();
         let missing = missing.try_filter(move |part| {
             let there = done.contains(&part.number);
-            not_needed(pace.as_ref(), if there { part.length } else { 0 }, 0);
+            return_unused(rate_limiter.as_ref(), if there { part.length } else { 0 }, 0);
             std::future::ready(!there)
         });
-        let pieces = work.pieces(missing, self.buffered_concurrency(), sizes);
+        let parts_to_send = context.parts_to_send(missing, self.buffered_concurrency(), sizes);
         let prove = async |sent| length.map_or(Ok(()), |length| proven(sent, length));
-        multipart::upload(work.calls, work.target, pieces, course, prove).await
+        multipart::upload(context.calls, context.target, parts_to_send, control, prove).await
     }
 
-    async fn put(&self, work: &Work<'_>, part: &Part, stop: &StopSignals) -> Result<Uploaded, Failure> {
-        let span = work.target.span("PutObject");
-        let put = spans::within(span, single::put(work.calls, work.target, part));
+    async fn put(&self, context: &UploadContext<'_>, part: &Part, stop: &StopSignals) -> Result<Uploaded, Failure> {
+        let span = context.target.span("PutObject");
+        let put = spans::within(span, single::put(context.calls, context.target, part));
         let stored = cancellable(&stop.cancel, put).await?;
-        work.target.progress.add(part.length, 0);
+        context.target.progress.add(part.length, 0);
         Ok(stored)
     }
 
@@ -400,8 +421,8 @@ impl Uploader {
         self.config.part_concurrency.get() as usize
     }
 
-    /// Parts in flight of an upload whose parts are held in memory: one upload into a slow bucket must not take the whole
-    /// budget, so beyond two parts it gets an eighth.
+    /// Concurrency of an upload whose parts are held in memory. One upload into a slow bucket must
+    /// not take the whole budget, so beyond two parts it gets an eighth.
     fn buffered_concurrency(&self) -> usize {
         let share = self.limits.largest_buffer / 2 / self.config.part_size.max(1);
         usize::try_from(share).unwrap_or(usize::MAX).clamp(2, self.concurrency().max(2))
@@ -423,8 +444,9 @@ fn proven(sent: u64, expected: u64) -> Result<(), Failure> {
     Err(Failure::new(Reason::SourceChanged, message))
 }
 
-/// Waits until the destination may have the first bytes. Nothing was sent yet: a worker that drains need not wait for it.
-async fn first_turn(stop: &StopSignals, pace: Option<&Arc<RateLimiter>>, bytes: u64) -> Result<(), Failure> {
+/// Waits until the rate limit admits the first bytes. Nothing was sent yet, so a worker that drains
+/// does not wait.
+async fn first_turn(stop: &StopSignals, rate_limiter: Option<&Arc<RateLimiter>>, bytes: u64) -> Result<(), Failure> {
     let draining = async {
         tokio::select! {
             () = stop.hand_off.cancelled() => {}
@@ -433,30 +455,33 @@ async fn first_turn(stop: &StopSignals, pace: Option<&Arc<RateLimiter>>, bytes: 
     };
     tokio::select! {
         biased;
-        () = paced(pace, bytes) => Ok(()),
+        () = wait_for_rate(rate_limiter, bytes) => Ok(()),
         () = draining => Err(Failure::new(Reason::Shutdown, "the worker is draining")),
     }
 }
 
 async fn cancellable<T>(
     cancel: &CancellationToken,
-    work: impl Future<Output = Result<T, Failure>>,
+    context: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(Failure::new(Reason::Shutdown, "the worker is draining")),
-        result = work => result,
+        result = context => result,
     }
 }
 
-/// `*` where the key must be free: the condition goes on PutObject and CompleteMultipartUpload.
+/// Value of `If-None-Match`: `*` where the key must be free. PutObject and CompleteMultipartUpload
+/// send it.
 fn conditional(target: &Target<'_>) -> Option<String> {
     (target.if_exists != IfExists::Replace).then(|| "*".to_owned())
 }
 
-/// What PutObject and CreateMultipartUpload have in common; their builders have no trait that says so.
+/// Sets the headers that PutObject and CreateMultipartUpload share; their builders have no common
+/// trait.
 ///
-/// Without a key no encryption header is sent at all, and without tags no tagging header: it would need a permission.
+/// Without a key no encryption header is sent, and without tags no tagging header, which would need
+/// a permission.
 macro_rules! object_headers {
     ($request:expr, $target:expr) => {{
         let attributes = $target.attributes;

@@ -5,14 +5,14 @@ use super::run::{CheckRun, blocks, is_denied};
 use crate::domain::destination::Region;
 use crate::domain::diagnosis::{Code, Reads, finding};
 use crate::domain::outcome::{Class, Failure, Reason};
-use crate::upload::{Left, Probe};
+use crate::upload::{BucketProbe, ProbeResidue};
 
 /// Status of a call that a store does not support.
 const NOT_IMPLEMENTED: u16 = 501;
 
 impl CheckRun<'_> {
     /// Runs the steps in the bucket.
-    pub(super) async fn bucket(&mut self, probe: &Probe) {
+    pub(super) async fn bucket(&mut self, probe: &BucketProbe) {
         self.step(StepName::Region, probe).await;
         self.step(StepName::List, probe).await;
         self.step(StepName::Multipart, probe).await;
@@ -20,7 +20,7 @@ impl CheckRun<'_> {
         self.step(StepName::Delete, probe).await;
     }
 
-    async fn step(&mut self, name: StepName, probe: &Probe) {
+    async fn step(&mut self, name: StepName, probe: &BucketProbe) {
         // A written object is deleted even if a later step has failed.
         if self.blocked && (name != StepName::Delete || self.left.is_none()) {
             return self.skip_blocked(&[name]);
@@ -41,12 +41,12 @@ impl CheckRun<'_> {
         self.skip_blocked(&[StepName::List, StepName::Multipart, StepName::Write, StepName::Delete]);
     }
 
-    async fn region(&mut self, probe: &Probe) {
+    async fn region(&mut self, probe: &BucketProbe) {
         match self.within_limit(probe.region(true)).await {
             Ok(actual) => {
                 self.reads = Reads::Answered;
                 match actual.filter(|actual| *actual != self.destination.region) {
-                    Some(actual) if self.sessions.is_amazons() => self.wrong_region(StepName::Region, &actual),
+                    Some(actual) if self.sessions.is_aws() => self.wrong_region(StepName::Region, &actual),
                     Some(actual) => self.named_otherwise(&actual, probe).await,
                     None => self.passed(StepName::Region, format!("the bucket is in {}", self.destination.region)),
                 }
@@ -61,7 +61,7 @@ impl CheckRun<'_> {
 
     /// Handles a store that is not Amazon's and reports another region than the one that requests
     /// are signed for. Only a redirected call proves that region wrong.
-    async fn named_otherwise(&mut self, actual: &Region, probe: &Probe) {
+    async fn named_otherwise(&mut self, actual: &Region, probe: &BucketProbe) {
         match self.within_limit(probe.list(true)).await {
             Err(failure) if failure.reason == Reason::WrongRegion => self.wrong_region(StepName::Region, actual),
             _ => {
@@ -72,7 +72,7 @@ impl CheckRun<'_> {
         }
     }
 
-    async fn list(&mut self, probe: &Probe) {
+    async fn list(&mut self, probe: &BucketProbe) {
         match self.within_limit(probe.list(true)).await {
             Ok(()) => {
                 self.reads = Reads::Answered;
@@ -100,7 +100,7 @@ impl CheckRun<'_> {
             self.blocked = true;
             return self.finding(name, StepResult::Failed, Code::WrongOwner);
         }
-        let explicit = failure.answer.as_ref().is_some_and(|answer| answer.said.contains("explicit deny"));
+        let explicit = failure.answer.as_ref().is_some_and(|answer| answer.message.contains("explicit deny"));
         if explicit && self.reads == Reads::Unknown {
             self.reads = Reads::ExplicitlyDenied;
         }
@@ -131,16 +131,16 @@ impl CheckRun<'_> {
         self.diagnosed(name, StepResult::Failed, diagnosis, None);
     }
 
-    async fn multipart(&mut self, probe: &Probe) {
+    async fn multipart(&mut self, probe: &BucketProbe) {
         let (result, left) = probe.multipart(self.deadline, self.cleanup_deadline()).await;
         self.left = Some(left);
-        self.left_open = left == Left::OpenUpload;
+        self.left_open = left == ProbeResidue::OpenUpload;
         match (result, left) {
-            (Ok(()), Left::Nothing) => {
+            (Ok(()), ProbeResidue::Nothing) => {
                 self.passed(StepName::Multipart, "a multipart upload works and can be aborted");
             }
             (Ok(()), _) => self.finding(StepName::Multipart, StepResult::Warning, Code::AbortDenied),
-            (Err(failure), Left::OpenUpload) => {
+            (Err(failure), ProbeResidue::OpenUpload) => {
                 self.note_possible_object(&failure);
                 let mut diagnosis = self.diagnose(&failure);
                 let left = finding(Code::UploadLeftOpen, &self.case());
@@ -152,10 +152,10 @@ impl CheckRun<'_> {
         }
     }
 
-    async fn write(&mut self, probe: &Probe) {
+    async fn write(&mut self, probe: &BucketProbe) {
         match self.within_limit(probe.write()).await {
             Ok(()) => {
-                self.left = Some(Left::Object);
+                self.left = Some(ProbeResidue::Object);
                 self.passed(StepName::Write, format!("an empty file was written: {}", probe.key()));
             }
             Err(failure) => {
@@ -169,7 +169,7 @@ impl CheckRun<'_> {
     fn note_possible_object(&mut self, failure: &Failure) {
         let stored = matches!(failure.reason, Reason::EncryptionMismatch | Reason::ChecksumMismatch);
         if stored || failure.class() == Class::Transient {
-            self.left = Some(Left::Object);
+            self.left = Some(ProbeResidue::Object);
         }
     }
 
@@ -182,13 +182,13 @@ impl CheckRun<'_> {
     }
 
     /// Deletes the object of the test, also after a failure.
-    async fn delete(&mut self, probe: &Probe) {
-        if self.left != Some(Left::Object) {
+    async fn delete(&mut self, probe: &BucketProbe) {
+        if self.left != Some(ProbeResidue::Object) {
             return self.skipped(StepName::Delete, Code::NotTried, "nothing was written");
         }
         match self.within_cleanup(probe.delete()).await {
             Ok(()) => {
-                self.left = Some(Left::Nothing);
+                self.left = Some(ProbeResidue::Nothing);
                 self.passed(StepName::Delete, "the file was deleted");
             }
             Err(failure) => {

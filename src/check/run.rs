@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use super::report::{CheckReport, CheckStep, CheckVerdict, StepName, StepResult};
 use crate::domain::destination::{Destination, Region};
-use crate::domain::diagnosis::{Case, Code, Diagnosis, Reads, Who, diagnose, finding};
+use crate::domain::diagnosis::{Code, Diagnosis, DiagnosisContext, Reads, Who, diagnose, finding};
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::domain::policy::TEST_OBJECT;
 use crate::session::Sessions;
-use crate::upload::Left;
+use crate::upload::ProbeResidue;
 
 /// Time limit of the cleanup, in addition to the limit of the test.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
@@ -38,7 +38,7 @@ pub(super) struct CheckRun<'a> {
     /// Actual region of the bucket, if it differs from the configured one.
     actual_region: Option<Region>,
     /// Remains of the writing steps so far.
-    pub(super) left: Option<Left>,
+    pub(super) left: Option<ProbeResidue>,
     /// True if a multipart upload of the test stays open, independent of the object.
     pub(super) left_open: bool,
 }
@@ -73,8 +73,8 @@ impl<'a> CheckRun<'a> {
     }
 
     /// Returns the facts that a diagnosis is based on.
-    pub(super) fn case(&self) -> Case<'_> {
-        Case {
+    pub(super) fn case(&self) -> DiagnosisContext<'_> {
+        DiagnosisContext {
             destination: self.destination,
             principal: self.principal.as_deref(),
             egress: self.egress,
@@ -165,7 +165,7 @@ impl<'a> CheckRun<'a> {
             region: Some(self.actual_region.as_ref().unwrap_or(&destination.region).to_string()),
             prefix: Some(destination.prefix.to_string()),
             test_object: Some(format!("{}{TEST_OBJECT}", destination.prefix)),
-            left_behind: self.left_open || self.left.is_some_and(|left| left != Left::Nothing),
+            left_behind: self.left_open || self.left.is_some_and(|left| left != ProbeResidue::Nothing),
             principal: self.principal,
             checked_at: self.checked_at,
             duration_seconds: self.started.elapsed().as_secs_f64(),

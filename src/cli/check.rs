@@ -17,7 +17,7 @@ use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::diagnosis::{Side, Who};
 use crate::metrics::Metrics;
 use crate::runtime::shutdown::TerminationSignal;
-use crate::session::{Identity, Sessions};
+use crate::session::{Sessions, WorkerIdentity};
 use crate::upload::Uploader;
 use show::TestPrinter;
 
@@ -41,7 +41,7 @@ pub struct CheckArgs {
 pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
     let show = TestPrinter::new(json);
     let metrics = Arc::new(Metrics::new(1));
-    let identity = Identity::load(&config.aws).await;
+    let identity = WorkerIdentity::load(&config.aws).await;
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
     let (mut notified, mut login_denied) = (None, false);
     let report = match args.destination {
@@ -90,7 +90,7 @@ impl DestinationChecker {
     /// Loads this process's own identity; makes no calls yet.
     pub(super) async fn load(config: &Config) -> Self {
         let metrics = Arc::new(Metrics::new(1));
-        let identity = Identity::load(&config.aws).await;
+        let identity = WorkerIdentity::load(&config.aws).await;
         let sessions = Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone());
         Self::new(config, Arc::new(sessions), metrics)
     }

@@ -1,7 +1,7 @@
-//! From a refusal to what is wrong and what to do about it: pure, and the one place where both is
-//! put into words.
+//! Diagnosis of a failure: its cause and its remedy, in plain words. Pure; no other module writes
+//! these texts.
 //!
-//! The connection test shows a [`Diagnosis`] whole, with the exact statement to paste; the hint of
+//! The connection test shows a whole [`Diagnosis`], with the exact statement to paste; the hint of
 //! a failed outcome is the text of its remedy. A text never holds an external id, because outcomes
 //! travel further than the answer to a test; the trust policy in [`Remedy::statement`] does.
 
@@ -20,27 +20,27 @@ use crate::domain::outcome::{AwsError, Failure, Reason};
 
 pub use code::{Code, Side};
 
-/// What is wrong, and what to do about it.
+/// Cause of a failure, and its remedy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Diagnosis {
-    /// Which of the known problems it is.
+    /// Code of the known problem.
     pub code: Code,
-    /// What is wrong, in plain words.
+    /// Cause in plain words.
     pub cause: String,
-    /// Where the service hides the cause: what it may be, the likeliest first. Empty where the
-    /// cause is known.
+    /// Possible causes, the likeliest first, if the service hides the cause. Empty if the cause is
+    /// known.
     pub ranked: Vec<String>,
-    /// What to do.
+    /// Remedy, if there is one.
     pub remedy: Option<Remedy>,
 }
 
-/// What to do about a problem.
+/// Remedy of a problem.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 #[schemars(rename = "remedy")]
 pub struct Remedy {
-    /// What to do, in plain words.
+    /// Remedy in plain words.
     pub text: String,
-    /// Where the statement belongs, such as `the permissions policy of the role`.
+    /// Place of the statement, such as `the permissions policy of the role`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
     /// The exact statement, policy or rule to paste there.
@@ -48,20 +48,20 @@ pub struct Remedy {
     pub statement: Option<Value>,
     /// The setting of the destination that is to be changed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub setting: Option<Setting>,
+    pub setting: Option<DestinationSetting>,
 }
 
 /// A setting of the destination and the value it should have.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[schemars(rename = "setting")]
-pub struct Setting {
+pub struct DestinationSetting {
     /// The key, dotted, below `[destinations.ID]`.
     pub key: String,
     /// The value it should have.
     pub value: String,
 }
 
-/// What calls that only read have shown about the bucket so far.
+/// Result of the read-only calls about the bucket so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Reads {
     /// Nothing: none was made, or none was clear.
@@ -73,57 +73,57 @@ pub enum Reads {
     ExplicitlyDenied,
 }
 
-/// Whose own AWS identity it is that a test or a transfer uses.
+/// Owner of the AWS identity that a test or a transfer uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Who {
     /// The worker's.
     #[default]
     Worker,
-    /// That of a command: the credentials of the shell it was started from, which may be others
-    /// than the worker's.
+    /// Identity of a command: the credentials of its shell, which may differ from those of the
+    /// worker.
     Command,
 }
 
-/// What a diagnosis is made from beside the refusal itself.
+/// Inputs of a diagnosis, beside the failure itself.
 #[derive(Debug, Clone, Copy)]
-pub struct Case<'a> {
+pub struct DiagnosisContext<'a> {
     /// The bucket and how it is entered.
     pub destination: &'a Destination,
     /// The principal that customers trust, where it is known.
     pub principal: Option<&'a str>,
     /// This platform's public addresses.
     pub egress: &'a [String],
-    /// What reading calls have shown.
+    /// Result of the read-only calls.
     pub reads: Reads,
-    /// Whose identity meets the destination.
+    /// Owner of the identity that accesses the destination.
     pub who: Who,
 }
 
-impl<'a> Case<'a> {
-    /// A case of which nothing is known but the destination.
+impl<'a> DiagnosisContext<'a> {
+    /// Returns a context with the destination alone.
     pub fn of(destination: &'a Destination) -> Self {
         Self { destination, principal: None, egress: &[], reads: Reads::Unknown, who: Who::Worker }
     }
 }
 
-/// What a failure means.
-pub fn diagnose(failure: &Failure, case: &Case<'_>) -> Diagnosis {
+/// Diagnoses a failure.
+pub fn diagnose(failure: &Failure, context: &DiagnosisContext<'_>) -> Diagnosis {
     let code = match failure.answer.as_deref() {
-        Some(answer) => table::code(answer, failure.reason, case),
+        Some(answer) => table::code(answer, failure.reason, context),
         None => table::without_answer(failure.reason),
     };
-    let found = Found {
+    let evidence = Evidence {
         code,
-        action: failure.answer.as_deref().and_then(|answer| denied_action(&answer.said)),
-        resource: failure.answer.as_deref().and_then(|answer| denied_resource(&answer.said)),
+        action: failure.answer.as_deref().and_then(|answer| denied_action(&answer.message)),
+        resource: failure.answer.as_deref().and_then(|answer| denied_resource(&answer.message)),
         operation: failure.answer.as_deref().map_or("", |answer| answer.operation),
         region: failure.learnt_region.as_ref(),
         message: &failure.message,
     };
-    words::explain(&found, case)
+    words::explain(&evidence, context)
 }
 
-/// What a failure of a command's own identity means, for a test without a destination.
+/// Diagnoses a failure of a command's own identity, for a test without a destination.
 pub fn diagnose_ours(failure: &Failure) -> Diagnosis {
     let code = match failure.reason {
         Reason::ClockSkew => Code::ClockSkew,
@@ -135,18 +135,19 @@ pub fn diagnose_ours(failure: &Failure) -> Diagnosis {
     words::of_ours(code, &failure.message)
 }
 
-/// The diagnosis of a code that no refusal stands behind.
-pub fn finding(code: Code, case: &Case<'_>) -> Diagnosis {
-    words::explain(&Found { code, action: None, resource: None, operation: "", region: None, message: "" }, case)
+/// Returns the diagnosis of a code without a failure.
+pub fn finding(code: Code, context: &DiagnosisContext<'_>) -> Diagnosis {
+    words::explain(&Evidence { code, action: None, resource: None, operation: "", region: None, message: "" }, context)
 }
 
-/// The hint of a failed outcome: the remedy in words, or nothing where the customer can do nothing.
+/// Returns the hint of a failed outcome: the text of the remedy, or nothing if the customer can do
+/// nothing.
 pub fn hint(reason: Reason, answer: &AwsError, destination: &Destination) -> String {
     if reason == Reason::ObjectExists {
         return "use another key, or if_exists = \"replace\"".to_owned();
     }
     let failure = Failure { answer: Some(Box::new(answer.clone())), ..Failure::new(reason, "") };
-    let diagnosis = diagnose(&failure, &Case::of(destination));
+    let diagnosis = diagnose(&failure, &DiagnosisContext::of(destination));
     match (diagnosis.code, diagnosis.code.side()) {
         // A session that was refused is renewed by the next try.
         (Code::SessionRefused, _) | (_, Side::Nobody | Side::Service) => String::new(),
@@ -154,30 +155,30 @@ pub fn hint(reason: Reason, answer: &AwsError, destination: &Destination) -> Str
     }
 }
 
-/// A finding on its way to be put into words.
+/// Facts of a failure that go into its explanation.
 #[derive(Debug, Clone, Copy)]
-struct Found<'a> {
+struct Evidence<'a> {
     code: Code,
     /// The action that the service names as denied.
     action: Option<&'a str>,
-    /// What the service names it denied on.
+    /// Resource that the service names as denied.
     resource: Option<&'a str>,
     /// The API that was called; empty where none was.
     operation: &'a str,
-    /// Where the bucket really lives, if that was learnt.
+    /// Actual region of the bucket, if learnt.
     region: Option<&'a Region>,
-    /// What was said about the failure already.
+    /// Message of the failure.
     message: &'a str,
 }
 
-/// The action IAM names in `... is not authorized to perform: kms:GenerateDataKey on resource:
-/// ...`.
+/// Returns the action that IAM names in `... is not authorized to perform: kms:GenerateDataKey on
+/// resource: ...`.
 pub fn denied_action(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("perform: ")?;
     rest.split_whitespace().next()
 }
 
-/// The resource in the same sentence.
+/// Returns the resource in the same sentence.
 fn denied_resource(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("on resource: ")?;
     rest.split_whitespace().next().map(|resource| resource.trim_matches('"'))

@@ -166,17 +166,17 @@ pub struct AwsError {
     /// The error code; empty where the server sent none.
     pub code: String,
     /// The message, cut to a bounded length; empty where there was none.
-    pub said: String,
+    pub message: String,
 }
 
 impl AwsError {
     /// The most characters of a message that are kept.
-    const LIMIT: usize = 2000;
+    const MAX_MESSAGE_LENGTH: usize = 2000;
 
     /// An answer; an absent code or message is empty.
-    pub fn new(operation: &'static str, status: u16, code: Option<&str>, said: Option<&str>) -> Self {
-        let said = said.unwrap_or_default().chars().take(Self::LIMIT).collect();
-        Self { operation, status, code: code.unwrap_or_default().to_owned(), said }
+    pub fn new(operation: &'static str, status: u16, code: Option<&str>, message: Option<&str>) -> Self {
+        let message = message.unwrap_or_default().chars().take(Self::MAX_MESSAGE_LENGTH).collect();
+        Self { operation, status, code: code.unwrap_or_default().to_owned(), message }
     }
 }
 

@@ -1,4 +1,4 @@
-//! One call of AssumeRole, and what its refusals mean.
+//! One call of AssumeRole, and the classification of its errors.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::RequestId;
 use tokio::time::Instant;
 
-use super::{Identity, endpoint};
+use super::{WorkerIdentity, endpoint};
+use crate::aws::errors::{AssumedRole, error_response, sts_table};
 use crate::config::AwsConfig;
 use crate::domain::destination::{Destination, ExternalId, Region, RoleArn};
 use crate::domain::diagnosis;
@@ -19,13 +20,13 @@ use crate::metrics::Metrics;
 
 /// An assumed role that assumes another one gets an hour at most
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html#iam-term-role-chaining>).
-const SESSION_SECONDS: i32 = 3600;
-/// The longest an AssumeRole may take, its repetitions included.
+const SESSION_DURATION_SECONDS: i32 = 3600;
+/// Time-out of AssumeRole, its retries included.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// The longest role session name STS takes.
-const NAME_LIMIT: usize = 64;
+/// Longest role session name that STS accepts.
+const MAX_SESSION_NAME_LENGTH: usize = 64;
 
-pub(super) struct Role<'a> {
+pub(super) struct RoleRequest<'a> {
     pub(super) arn: &'a RoleArn,
     pub(super) external_id: Option<&'a ExternalId>,
     pub(super) destination: &'a Destination,
@@ -34,9 +35,9 @@ pub(super) struct Role<'a> {
 
 /// Assumes the role with a session policy that allows no more than this destination needs.
 pub(super) async fn assume(
-    identity: &Identity,
+    identity: &WorkerIdentity,
     aws: &AwsConfig,
-    role: &Role<'_>,
+    role: &RoleRequest<'_>,
     metrics: &Metrics,
 ) -> Result<Credentials, Failure> {
     let started = Instant::now();
@@ -52,14 +53,19 @@ pub(super) async fn assume(
     result
 }
 
-pub(super) async fn request(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> Result<Credentials, Failure> {
-    let session_name: String = format!("consign-{}", role.destination.id).chars().take(NAME_LIMIT).collect();
+pub(super) async fn request(
+    identity: &WorkerIdentity,
+    aws: &AwsConfig,
+    role: &RoleRequest<'_>,
+) -> Result<Credentials, Failure> {
+    let session_name: String =
+        format!("consign-{}", role.destination.id).chars().take(MAX_SESSION_NAME_LENGTH).collect();
     let request = client(identity, aws, role)
         .assume_role()
         .role_arn(role.arn.as_str())
         .role_session_name(session_name)
         .set_external_id(role.external_id.map(|id| id.expose().to_owned()))
-        .duration_seconds(SESSION_SECONDS)
+        .duration_seconds(SESSION_DURATION_SECONDS)
         .policy(policy::session_policy(role.destination));
     let reply = request.send().await.map_err(|error| refused("AssumeRole", &error, Some(role)))?;
     let given =
@@ -69,16 +75,17 @@ pub(super) async fn request(identity: &Identity, aws: &AwsConfig, role: &Role<'_
     Ok(Credentials::new(id, secret, Some(token), expires, "consign assumed role"))
 }
 
-/// The region STS is called in: the platform's, else the destination's, else that of the environment.
-pub(super) fn sts_region(aws: &AwsConfig, of_destination: Option<&Region>, identity: &Identity) -> String {
+/// Returns the region in which STS is called: the platform's, else the destination's, else that of
+/// the environment.
+pub(super) fn sts_region(aws: &AwsConfig, of_destination: Option<&Region>, identity: &WorkerIdentity) -> String {
     let named = aws.region.as_ref().or(of_destination).map(|region| region.as_str().to_owned());
     let ours = || identity.sdk().region().map(|region| region.as_ref().to_owned());
     named.or_else(ours).unwrap_or_else(|| "us-east-1".to_owned())
 }
 
-/// A client for this one call. Its retry budget is the destination's own: the SDK shares one per region by default, and a sick
-/// tenant would starve the others.
-fn client(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> aws_sdk_sts::Client {
+/// Returns a client for this one call. Its retry budget is the destination's own: the SDK shares
+/// one per region by default, so that one failing tenant would starve the others.
+fn client(identity: &WorkerIdentity, aws: &AwsConfig, role: &RoleRequest<'_>) -> aws_sdk_sts::Client {
     let mut config = aws_sdk_sts::config::Builder::from(identity.sdk())
         .region(aws_sdk_sts::config::Region::new(sts_region(aws, Some(role.region), identity)))
         .retry_config(RetryConfig::standard().with_max_attempts(3))
@@ -87,89 +94,48 @@ fn client(identity: &Identity, aws: &AwsConfig, role: &Role<'_>) -> aws_sdk_sts:
     aws_sdk_sts::Client::from_conf(config.build())
 }
 
-/// STS's answers. Whose fault is it: the customer's trust policy, our own identity, or nobody's?
-pub(super) fn refused<E>(operation: &'static str, error: &SdkError<E>, role: Option<&Role<'_>>) -> Failure
+/// Classifies an error of STS: the fault of the trust policy, of the worker's identity, or of STS.
+pub(super) fn refused<E>(operation: &'static str, error: &SdkError<E>, role: Option<&RoleRequest<'_>>) -> Failure
 where
     E: ProvideErrorMetadata + std::error::Error + RequestId + 'static,
 {
-    let status = error.raw_response().map_or(0, |raw| raw.status().as_u16());
-    let code = error.code().filter(|code| !code.is_empty()).map(str::to_owned);
-    let code = code.or_else(|| written(error, "Code").filter(|code| is_code(code)));
-    let mut failure = match code.or_else(|| matches!(status, 401 | 403 | 429).then(String::new)) {
-        Some(code) => {
-            let said = error.message().map(str::to_owned).or_else(|| written(error, "Message"));
-            let answer = AwsError::new(operation, status, Some(&code), said.as_deref());
-            let (reason, message) = by_code(&answer, role);
+    let mut answer = error_response(operation, error);
+    if answer.code.is_empty() {
+        answer.code = written(error, "Code").filter(|code| is_code(code)).unwrap_or_default();
+    }
+    let mut failure = match &answer {
+        AwsError { code, status, .. } if !code.is_empty() || matches!(status, 401 | 403 | 429) => {
+            if error.message().is_none() {
+                let message = written(error, "Message");
+                answer = AwsError::new(operation, answer.status, Some(&answer.code), message.as_deref());
+            }
+            let assumed = role.map(|role| AssumedRole { arn: role.arn, region: role.region });
+            let (reason, message) = sts_table(&answer, assumed);
             let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
         }
-        None if own_credentials_failed(error) => {
+        _ if own_credentials_failed(error) => {
             Failure::new(Reason::IdentityDenied, "the worker has no AWS credentials of its own")
                 .hint("give the worker a role or a key in the standard AWS way; the customer need not do anything")
         }
-        None => Failure::new(Reason::StsUnavailable, "STS could not be reached, or answered without a reason"),
+        _ => Failure::new(Reason::StsUnavailable, "STS could not be reached, or answered without a reason"),
     };
     failure.aws_request_id = error.request_id().map(str::to_owned);
     failure
 }
 
-/// An element of the refusal's body. Some servers wrap code and message otherwise than AWS does, and the SDK finds neither.
+/// Returns an element of the error body. Some servers wrap code and message differently from AWS,
+/// and the SDK finds neither.
 fn written<E>(error: &SdkError<E>, element: &str) -> Option<String> {
     let body = std::str::from_utf8(error.raw_response()?.body().bytes()?).ok()?;
     let (_, rest) = body.split_once(&format!("<{element}>"))?;
     rest.split_once(&format!("</{element}>")).map(|(text, _)| text.trim().to_owned())
 }
 
-/// A code is shown to people, and this text was found by nothing but its tag.
+/// Returns true if the text looks like an error code. It is shown to users and was found by its tag
+/// alone.
 fn is_code(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
-}
-
-fn by_code(answer: &AwsError, role: Option<&Role<'_>>) -> (Reason, String) {
-    let (code, status, said) = (answer.code.as_str(), answer.status, answer.said.as_str());
-    match code {
-        "AccessDenied" | "AccessDeniedException" => denied(role),
-        // Some servers send no code at all.
-        "" if matches!(status, 401 | 403) => denied(role),
-        // The token or key that signed this call is the worker's own.
-        "ExpiredToken"
-        | "ExpiredTokenException"
-        | "InvalidClientTokenId"
-        | "UnrecognizedClientException"
-        | "MissingAuthenticationToken"
-        | "InvalidAccessKeyId"
-        | "IncompleteSignature" => {
-            (Reason::IdentityDenied, format!("STS refuses the worker's own credentials ({code})"))
-        }
-        "RequestTimeTooSkewed" | "RequestExpired" => (Reason::ClockSkew, format!("the worker's clock is off ({code})")),
-        // STS tells a clock that is off by the words of a signature that is not of now.
-        "SignatureDoesNotMatch" if said.starts_with("Signature expired") || said.starts_with("Signature not yet") => {
-            (Reason::ClockSkew, "the worker's clock is off".to_owned())
-        }
-        "SignatureDoesNotMatch" => (
-            Reason::IdentityDenied,
-            "the worker's own secret key does not match its key id, or its clock is off".to_owned(),
-        ),
-        "RegionDisabledException" => {
-            let region = role.map_or("this region", |role| role.region.as_str());
-            (Reason::AssumeRoleDenied, format!("STS is not enabled in {region} for the account of the role"))
-        }
-        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" | "MalformedPolicyDocument" | "ValidationError" => {
-            (Reason::AssumeRoleDenied, format!("STS refuses the request for the role: {said}"))
-        }
-        code if code.contains("Throttl") || status == 429 => {
-            (Reason::Throttled, "STS throttles the request".to_owned())
-        }
-        _ if status >= 500 || status == 0 => (Reason::StsUnavailable, format!("STS answered {status} {code}")),
-        _ => (Reason::AssumeRoleDenied, format!("STS refuses the role: {code}")),
-    }
-}
-
-fn denied(role: Option<&Role<'_>>) -> (Reason, String) {
-    match role {
-        Some(role) => (Reason::AssumeRoleDenied, format!("the role {} does not let us in", role.arn.as_str())),
-        None => (Reason::IdentityDenied, "STS denies access to the worker's own credentials".to_owned()),
-    }
 }
 
 fn own_credentials_failed(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -1,4 +1,5 @@
-//! A keyed cache with single flight per key, early renewal, idle eviction, a capacity and brief memory of refusals.
+//! Keyed cache with single flight per key, early renewal, idle eviction, a capacity, and briefly
+//! cached denials.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,22 +14,22 @@ use tokio::time::Instant;
 
 use crate::domain::outcome::{Class, Failure, Reason};
 
-/// An old value still serves while a renewal is under way or has failed, but not in the last minute of its life.
-const LAST_MINUTE: Duration = Duration::from_secs(60);
-/// After a renewal that failed, the next one is tried this much later, not at each use.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
+/// Least remaining lifetime of a value that is used while a renewal is in progress or has failed.
+const MIN_REMAINING_LIFETIME: Duration = Duration::from_secs(60);
+/// Delay before the next renewal after one that failed.
+const RENEWAL_RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// A value and how long it is good; `None` is for ever.
+/// Value and its lifetime; `None` is unlimited.
 #[derive(Debug)]
-pub(super) struct Fetched<V> {
+pub(super) struct FetchedValue<V> {
     pub(super) value: V,
     pub(super) lives: Option<Duration>,
 }
 
-/// How an answer came about.
+/// Result of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
-    /// It was there.
+pub(super) enum CacheLookup {
+    /// The value was cached.
     Hit,
     /// This caller fetched it.
     Fetched,
@@ -36,35 +37,35 @@ pub(super) enum How {
     Waited,
 }
 
-/// What is known about a key.
+/// Status of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
-    /// Nobody asked for it lately, or it has run out.
-    Nothing,
-    /// It is kept.
-    BackfillOutcomes {
-        /// How long it has been there.
+pub enum SessionStatus {
+    /// Not requested recently, or expired.
+    Absent,
+    /// A value is cached.
+    Cached {
+        /// Age of the value.
         age: Duration,
-        /// How long it is good; `None` is for ever.
+        /// Remaining lifetime; `None` is unlimited.
         left: Option<Duration>,
     },
-    /// It was refused.
-    Refused {
-        /// Why.
+    /// A denial is cached.
+    Denied {
+        /// Reason of the denial.
         reason: Reason,
-        /// When it is asked for again.
+        /// Time until the next request.
         left: Duration,
     },
 }
 
 pub(super) struct Cache<K, V> {
-    slots: moka::sync::Cache<K, Arc<Slot<V>>>,
+    slots: moka::sync::Cache<K, Arc<CacheSlot<V>>>,
     refresh_before: Duration,
     denied_for: Duration,
     clock: Clock,
 }
 
-/// The time, which tests may put forward.
+/// Clock that tests can advance.
 #[derive(Debug, Default)]
 struct Clock {
     #[cfg(test)]
@@ -89,12 +90,12 @@ impl Clock {
     }
 }
 
-/// One key's place. `flight` is held by the one who fetches; `state` only for moments.
-struct Slot<V> {
-    /// Counts the flights, so that who waited for one knows that its failure is the answer.
+/// State of one key. `flight` is held during a fetch, `state` only for moments.
+struct CacheSlot<V> {
+    /// Fetches so far, so that callers that waited for one share its failure.
     flight: Mutex<Flights>,
     waited_for: AtomicU64,
-    state: RwLock<State<V>>,
+    state: RwLock<CacheState<V>>,
 }
 
 #[derive(Default)]
@@ -104,10 +105,10 @@ struct Flights {
     next_renewal: Option<Instant>,
 }
 
-enum State<V> {
+enum CacheState<V> {
     Empty,
-    BackfillOutcomes { value: V, since: Instant, ends: Option<Instant> },
-    Refused { failure: Failure, until: Instant },
+    Cached { value: V, since: Instant, ends: Option<Instant> },
+    Denied { failure: Failure, until: Instant },
 }
 
 impl<K, V> Cache<K, V>
@@ -130,8 +131,8 @@ where
         self.slots.entry_count()
     }
 
-    /// What is known about each of `keys`, in their order. Looking does not count as use.
-    pub(super) fn look(&self, keys: &[K]) -> Vec<Known> {
+    /// Returns the status of each of `keys`, in their order. This does not count as use.
+    pub(super) fn status(&self, keys: &[K]) -> Vec<SessionStatus> {
         let wanted: HashMap<&K, usize> = keys.iter().enumerate().map(|(place, key)| (key, place)).collect();
         let mut found = HashMap::new();
         for (key, slot) in &self.slots {
@@ -139,30 +140,30 @@ where
                 found.insert(key, slot.known(self.clock.now()));
             }
         }
-        keys.iter().map(|key| found.get(key).copied().unwrap_or(Known::Nothing)).collect()
+        keys.iter().map(|key| found.get(key).copied().unwrap_or(SessionStatus::Absent)).collect()
     }
 
-    /// A value fetched anew whatever is known; it replaces what is kept. When that fails, a value that is still good stays, while
-    /// a remembered refusal is replaced by the new one.
-    pub(super) async fn refresh<F, Fut>(&self, key: K, fetch: F) -> (How, Result<V, Failure>)
+    /// Fetches a value whatever is cached, and replaces it. If that fails, a value that is still
+    /// valid stays, while a cached denial is replaced by the new one.
+    pub(super) async fn refresh<F, Fut>(&self, key: K, fetch: F) -> (CacheLookup, Result<V, Failure>)
     where
         F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<Fetched<V>, Failure>>,
+        Fut: Future<Output = Result<FetchedValue<V>, Failure>>,
     {
         let slot = self.slot(key);
         let mut flights = slot.flight.lock().await;
         let fetched = fetch().await;
         slot.forget_refusal();
-        // Until then, and after a failure, whoever has a good value goes on with it.
+        // Until then, and after a failure, callers keep using a valid value.
         let answer = match fetched {
-            Err(failure) if slot.is_kept() => {
+            Err(failure) if slot.is_cached() => {
                 flights.count += 1;
                 slot.waited_for.store(flights.count, Ordering::Release);
                 Err(failure)
             }
             fetched => self.fetch_into(&slot, &mut flights, || std::future::ready(fetched)).await,
         };
-        (How::Fetched, answer)
+        (CacheLookup::Fetched, answer)
     }
 
     pub(super) fn forget_denials(&self) {
@@ -171,125 +172,130 @@ where
         }
     }
 
-    /// The value of `key`, fetched at most once however many ask.
-    pub(super) async fn get<F, Fut>(&self, key: K, fetch: F) -> (How, Result<V, Failure>)
+    /// Returns the value of `key`, fetched at most once for all concurrent callers.
+    pub(super) async fn get<F, Fut>(&self, key: K, fetch: F) -> (CacheLookup, Result<V, Failure>)
     where
         F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<Fetched<V>, Failure>>,
+        Fut: Future<Output = Result<FetchedValue<V>, Failure>>,
     {
         let slot = self.slot(key);
         if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
-            return (How::Hit, answer);
+            return (CacheLookup::Hit, answer);
         }
-        let old = slot.answer(self.clock.now() + LAST_MINUTE, self.clock.now());
+        let old = slot.answer(self.clock.now() + MIN_REMAINING_LIFETIME, self.clock.now());
         let waited_for = slot.waited_for.load(Ordering::Acquire);
         let mut flights = match (slot.flight.try_lock(), old) {
             (Ok(flights), Some(old)) if flights.next_renewal.is_some_and(|at| at > self.clock.now()) => {
-                return (How::Hit, old);
+                return (CacheLookup::Hit, old);
             }
             (Ok(flights), _) => flights,
             // Somebody renews it; until then the old one is good.
-            (Err(_), Some(old)) => return (How::Hit, old),
+            (Err(_), Some(old)) => return (CacheLookup::Hit, old),
             (Err(_), None) => slot.flight.lock().await,
         };
         if let Some(answer) = slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
-            return (How::Waited, answer);
+            return (CacheLookup::Waited, answer);
         }
         if let Some(failure) = flights.failure.clone().filter(|_| flights.count > waited_for) {
-            return (How::Waited, Err(failure));
+            return (CacheLookup::Waited, Err(failure));
         }
-        (How::Fetched, self.fetch_into(&slot, &mut flights, fetch).await)
+        (CacheLookup::Fetched, self.fetch_into(&slot, &mut flights, fetch).await)
     }
 
-    /// A value that is not `stale`, fetched unless another caller already replaced it. A remembered refusal stands.
-    pub(super) async fn renew<F, Fut>(&self, key: K, stale: impl Fn(&V) -> bool, fetch: F) -> (How, Result<V, Failure>)
+    /// Returns a value that is not `stale`; fetches one unless another caller already replaced it.
+    /// A cached denial is returned.
+    pub(super) async fn renew<F, Fut>(
+        &self,
+        key: K,
+        stale: impl Fn(&V) -> bool,
+        fetch: F,
+    ) -> (CacheLookup, Result<V, Failure>)
     where
         F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<Fetched<V>, Failure>>,
+        Fut: Future<Output = Result<FetchedValue<V>, Failure>>,
     {
         let slot = self.slot(key);
         let mut flights = slot.flight.lock().await;
         match slot.answer(self.clock.now() + self.refresh_before, self.clock.now()) {
             Some(Ok(value)) if stale(&value) => {}
-            Some(answer) => return (How::Waited, answer),
+            Some(answer) => return (CacheLookup::Waited, answer),
             None => {}
         }
-        slot.set(State::Empty);
-        (How::Fetched, self.fetch_into(&slot, &mut flights, fetch).await)
+        slot.set(CacheState::Empty);
+        (CacheLookup::Fetched, self.fetch_into(&slot, &mut flights, fetch).await)
     }
 
-    fn slot(&self, key: K) -> Arc<Slot<V>> {
+    fn slot(&self, key: K) -> Arc<CacheSlot<V>> {
         self.slots.get(&key).unwrap_or_else(|| {
             self.slots.get_with(key, || {
-                Arc::new(Slot {
+                Arc::new(CacheSlot {
                     flight: Mutex::default(),
                     waited_for: AtomicU64::new(0),
-                    state: RwLock::new(State::Empty),
+                    state: RwLock::new(CacheState::Empty),
                 })
             })
         })
     }
 
-    async fn fetch_into<F, Fut>(&self, slot: &Slot<V>, flights: &mut Flights, fetch: F) -> Result<V, Failure>
+    async fn fetch_into<F, Fut>(&self, slot: &CacheSlot<V>, flights: &mut Flights, fetch: F) -> Result<V, Failure>
     where
         F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<Fetched<V>, Failure>>,
+        Fut: Future<Output = Result<FetchedValue<V>, Failure>>,
     {
         let fetched = fetch().await;
         flights.count += 1;
         flights.failure = fetched.as_ref().err().cloned();
-        flights.next_renewal = fetched.is_err().then(|| self.clock.now() + RENEWAL_PAUSE);
+        flights.next_renewal = fetched.is_err().then(|| self.clock.now() + RENEWAL_RETRY_DELAY);
         slot.waited_for.store(flights.count, Ordering::Release);
         match fetched {
-            Ok(Fetched { value, lives }) => {
+            Ok(FetchedValue { value, lives }) => {
                 let since = self.clock.now();
-                slot.set(State::BackfillOutcomes {
-                    value: value.clone(),
-                    since,
-                    ends: lives.map(|lives| since + lives),
-                });
+                slot.set(CacheState::Cached { value: value.clone(), since, ends: lives.map(|lives| since + lives) });
                 Ok(value)
             }
             Err(failure) if failure.class() == Class::Destination => {
-                slot.set(State::Refused { failure: failure.clone(), until: self.clock.now() + self.denied_for });
+                slot.set(CacheState::Denied { failure: failure.clone(), until: self.clock.now() + self.denied_for });
                 Err(failure)
             }
-            Err(failure) => slot.answer(self.clock.now() + LAST_MINUTE, self.clock.now()).unwrap_or(Err(failure)),
+            Err(failure) => {
+                slot.answer(self.clock.now() + MIN_REMAINING_LIFETIME, self.clock.now()).unwrap_or(Err(failure))
+            }
         }
     }
 }
 
-impl<V: Clone> Slot<V> {
-    /// What is known: a value if it is still good at `good_until`, a refusal if it stands `now`.
+impl<V: Clone> CacheSlot<V> {
+    /// Returns the cached answer: a value that is still valid at `good_until`, or a denial that is
+    /// valid `now`.
     fn answer(&self, good_until: Instant, now: Instant) -> Option<Result<V, Failure>> {
         match &*self.state.read().ok()? {
-            State::BackfillOutcomes { value, ends, .. } if ends.is_none_or(|ends| ends > good_until) => {
+            CacheState::Cached { value, ends, .. } if ends.is_none_or(|ends| ends > good_until) => {
                 Some(Ok(value.clone()))
             }
-            State::Refused { failure, until } if *until > now => {
+            CacheState::Denied { failure, until } if *until > now => {
                 Some(Err(Failure { remembered: true, ..failure.clone() }))
             }
             _ => None,
         }
     }
 
-    fn known(&self, now: Instant) -> Known {
+    fn known(&self, now: Instant) -> SessionStatus {
         match self.state.read().as_deref() {
-            Ok(State::BackfillOutcomes { since, ends, .. }) if ends.is_none_or(|ends| ends > now) => {
-                Known::BackfillOutcomes { age: now - *since, left: ends.map(|ends| ends - now) }
+            Ok(CacheState::Cached { since, ends, .. }) if ends.is_none_or(|ends| ends > now) => {
+                SessionStatus::Cached { age: now - *since, left: ends.map(|ends| ends - now) }
             }
-            Ok(State::Refused { failure, until }) if *until > now => {
-                Known::Refused { reason: failure.reason, left: *until - now }
+            Ok(CacheState::Denied { failure, until }) if *until > now => {
+                SessionStatus::Denied { reason: failure.reason, left: *until - now }
             }
-            _ => Known::Nothing,
+            _ => SessionStatus::Absent,
         }
     }
 
-    fn is_kept(&self) -> bool {
-        self.state.read().is_ok_and(|state| matches!(*state, State::BackfillOutcomes { .. }))
+    fn is_cached(&self) -> bool {
+        self.state.read().is_ok_and(|state| matches!(*state, CacheState::Cached { .. }))
     }
 
-    fn set(&self, state: State<V>) {
+    fn set(&self, state: CacheState<V>) {
         if let Ok(mut current) = self.state.write() {
             *current = state;
         }
@@ -297,9 +303,9 @@ impl<V: Clone> Slot<V> {
 
     fn forget_refusal(&self) {
         if let Ok(mut current) = self.state.write()
-            && matches!(*current, State::Refused { .. })
+            && matches!(*current, CacheState::Denied { .. })
         {
-            *current = State::Empty;
+            *current = CacheState::Empty;
         }
     }
 }
@@ -322,10 +328,10 @@ mod tests {
         Cache::new(100, 120 * MINUTE, 5 * MINUTE, MINUTE)
     }
 
-    async fn slowly(calls: &AtomicU32, answer: Result<Duration, Reason>) -> Result<Fetched<u32>, Failure> {
+    async fn slowly(calls: &AtomicU32, answer: Result<Duration, Reason>) -> Result<FetchedValue<u32>, Failure> {
         let value = calls.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(5)).await;
-        answer.map(|lives| Fetched { value, lives: Some(lives) }).map_err(|reason| Failure::new(reason, "no"))
+        answer.map(|lives| FetchedValue { value, lives: Some(lives) }).map_err(|reason| Failure::new(reason, "no"))
     }
 
     #[tokio::test]
@@ -341,7 +347,7 @@ mod tests {
         for caller in callers {
             let (how, value) = caller.await.unwrap();
             assert_eq!(value.unwrap(), 0);
-            fetched += u32::from(how == How::Fetched);
+            fetched += u32::from(how == CacheLookup::Fetched);
         }
         assert_eq!((calls.load(Ordering::SeqCst), fetched), (1, 1));
     }
@@ -353,10 +359,10 @@ mod tests {
             assert_eq!(cache.get(key, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), value);
         }
         cache.clock.advance(54 * MINUTE);
-        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.0, How::Hit);
+        assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.0, CacheLookup::Hit);
         cache.clock.advance(MINUTE);
         let (how, value) = cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await;
-        assert_eq!((how, value.unwrap()), (How::Fetched, 2));
+        assert_eq!((how, value.unwrap()), (CacheLookup::Fetched, 2));
     }
 
     #[tokio::test]
@@ -380,7 +386,7 @@ mod tests {
             assert_eq!(cache.get(1, || slowly(&calls, Err(Reason::StsUnavailable))).await.1.unwrap(), 0);
         }
         assert_eq!(calls.load(Ordering::SeqCst), 2);
-        cache.clock.advance(RENEWAL_PAUSE);
+        cache.clock.advance(RENEWAL_RETRY_DELAY);
         assert_eq!(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap(), 2);
     }
 
@@ -406,16 +412,16 @@ mod tests {
         cache.get(1, || slowly(&calls, Ok(60 * MINUTE))).await.1.unwrap();
         cache.get(2, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
         cache.clock.advance(MINUTE / 2);
-        let known = cache.look(&[3, 2, 1]);
-        assert_eq!(known[0], Known::Nothing);
+        let known = cache.status(&[3, 2, 1]);
+        assert_eq!(known[0], SessionStatus::Absent);
         assert!(
-            matches!(known[1], Known::Refused { reason: Reason::AssumeRoleDenied, left } if left <= MINUTE / 2),
+            matches!(known[1], SessionStatus::Denied { reason: Reason::AssumeRoleDenied, left } if left <= MINUTE / 2),
             "{known:?}"
         );
-        let Known::BackfillOutcomes { age, left: Some(left) } = known[2] else { panic!("{known:?}") };
+        let SessionStatus::Cached { age, left: Some(left) } = known[2] else { panic!("{known:?}") };
         assert!(age >= MINUTE / 2 && left + MINUTE / 2 <= 60 * MINUTE, "{known:?}");
         cache.clock.advance(60 * MINUTE);
-        assert_eq!(cache.look(&[1, 2]), [Known::Nothing, Known::Nothing]);
+        assert_eq!(cache.status(&[1, 2]), [SessionStatus::Absent, SessionStatus::Absent]);
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Who we are, as AWS sees it: GetCallerIdentity, which needs no permission.
+//! Identity of a caller, by GetCallerIdentity, which needs no permission.
 
 use std::time::Duration;
 
@@ -7,17 +7,17 @@ use aws_sdk_s3::config::IdentityCache;
 use aws_sdk_sts::config::retry::RetryConfig;
 
 use super::assume::{refused, sts_region};
-use super::{Identity, endpoint};
+use super::{WorkerIdentity, endpoint};
 use crate::config::AwsConfig;
 use crate::domain::destination::Region;
 use crate::domain::outcome::{Failure, Reason};
 
-/// The longest it may take, repetitions included.
+/// Time-out of the call, its retries included.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Asks STS whose credentials these are: the worker's own, or, with `key`, those. Gives an ARN.
+/// Returns the ARN of the owner of the credentials: the worker's own, or those of `key`.
 pub(super) async fn caller(
-    identity: &Identity,
+    identity: &WorkerIdentity,
     aws: &AwsConfig,
     region: Option<&Region>,
     key: Option<Credentials>,

@@ -1,4 +1,5 @@
-//! The worker's own identity: the standard AWS chain, and the role that customers trust if one is configured.
+//! Identity of the worker: the standard AWS chain, and the role that customers trust, if
+//! configured.
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
@@ -16,15 +17,16 @@ use super::{CONNECT_TIMEOUT, endpoint, s3_config};
 use crate::config::AwsConfig;
 use crate::domain::destination::Region;
 
-/// Who the worker is, and the one HTTP client that everything that speaks to AWS shares.
+/// Identity of the worker, and the HTTP client that all AWS clients share.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub struct WorkerIdentity {
     sdk: SdkConfig,
     http: SharedHttpClient,
 }
 
-impl Identity {
-    /// Finds the identity's source. Nothing is called before the first AssumeRole; a missing identity shows up there.
+impl WorkerIdentity {
+    /// Finds the source of the identity. Nothing is called before the first AssumeRole, which
+    /// reports a missing identity.
     pub async fn load(aws: &AwsConfig) -> Self {
         let http = https();
         let mut loader =
@@ -52,7 +54,8 @@ impl Identity {
         Self { sdk, http }
     }
 
-    /// The identity of a known key in a known region. Neither environment, profile files nor metadata services are asked.
+    /// Identity of a known key in a known region. Environment, profile files and metadata services
+    /// are not read.
     pub fn fixed(access_key_id: &str, secret_access_key: &str, region: &Region) -> Self {
         let http = https();
         let key = Credentials::new(access_key_id, secret_access_key, None, None, "consign fixed identity");
@@ -76,9 +79,11 @@ impl Identity {
         self.http.clone()
     }
 
-    /// An S3 client with the worker's own credentials, for the platform's staging buckets.
+    /// Returns an S3 client with the worker's own credentials, for the staging buckets of the
+    /// platform.
     ///
-    /// It is made for the worker's own region: `aws.region`, else what the environment says, else `us-east-1`.
+    /// Its region is that of the worker: `aws.region`, else that of the environment, else
+    /// `us-east-1`.
     pub fn staging_client(&self, aws: &AwsConfig) -> aws_sdk_s3::Client {
         let named = self.sdk.region().and_then(|region| Region::parse(region.as_ref()).ok());
         let region = aws.region.clone().or(named).or_else(|| Region::parse("us-east-1").ok());
@@ -94,7 +99,7 @@ impl Identity {
     }
 }
 
-/// The HTTP client. It goes straight to its peer: no proxy of the environment is asked.
+/// Returns the HTTP client. It connects directly and ignores proxies of the environment.
 fn https() -> SharedHttpClient {
     Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https()
 }

@@ -1,4 +1,5 @@
-//! Credentials of an access key. A secret kept in a file is read again at each fetch, so that a rotated one is picked up.
+//! Credentials of an access key. A secret kept in a file is read again at each fetch, so that a
+//! rotated one is picked up.
 
 use aws_sdk_s3::config::Credentials;
 use secrecy::{ExposeSecret as _, SecretString};

@@ -89,7 +89,7 @@ impl Run<'_> {
     async fn play(&self) -> TransferResult {
         // On record from here on: it is continued or given up, and not forgotten.
         if let Some(checkpoint) = &self.attempt.resume {
-            self.attempt.journal.open(checkpoint.clone());
+            self.attempt.open_upload.open(checkpoint.clone());
         }
         let work = async {
             let opening = self.cloud.world.lock().latency();
@@ -161,7 +161,7 @@ impl Run<'_> {
 
     /// Whether the attempt is to end here, for another worker to go on.
     pub(super) fn gives_over(&self) -> bool {
-        self.attempt.stop.hand_off.is_cancelled() && self.attempt.journal.is_open()
+        self.attempt.stop.hand_off.is_cancelled() && self.attempt.open_upload.is_open()
     }
 
     async fn single(&self, takes: Duration) -> TransferResult {
@@ -199,12 +199,12 @@ impl Run<'_> {
     /// What a failed attempt leaves behind: an upload that can be continued stays in the journal, another is aborted.
     async fn tidy(&self, ended: &TransferResult) {
         let Some(id) = self.open().take() else { return };
-        if matches!(ended, TransferResult::Failed(_)) && self.attempt.journal.is_open() {
+        if matches!(ended, TransferResult::Failed(_)) && self.attempt.open_upload.is_open() {
             return;
         }
         let wait = self.cloud.world.lock().latency();
         self.cloud.step(wait).await;
-        self.attempt.journal.close();
+        self.attempt.open_upload.close();
         self.cloud.world.lock().abort(&id);
     }
 }
@@ -221,7 +221,7 @@ impl Drop for Run<'_> {
         let alive = state.members[self.cloud.member].alive;
         drop(state);
         if let Some(id) = self.open().take().filter(|_| alive) {
-            self.attempt.journal.close();
+            self.attempt.open_upload.close();
             if tokio::runtime::Handle::try_current().is_ok() {
                 self.cloud.world.after(Duration::from_millis(30), move |world| world.lock().abort(&id));
             }

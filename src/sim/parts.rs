@@ -62,13 +62,13 @@ impl Run<'_> {
     /// The upload is there no more.
     fn forget(&self) {
         self.open().take();
-        self.attempt.journal.close();
+        self.attempt.open_upload.close();
     }
 
     fn take_up(&self, checkpoint: Checkpoint) -> (String, Vec<u32>) {
         let id = checkpoint.upload_id.clone();
         let done = checkpoint.parts.iter().map(|part| part.number).collect();
-        self.attempt.journal.open(checkpoint);
+        self.attempt.open_upload.open(checkpoint);
         *self.open() = Some(id.clone());
         let mut state = self.cloud.world.lock();
         note!(state, "worker {} goes on with {id}", self.cloud.member);
@@ -91,7 +91,7 @@ impl Run<'_> {
         drop(state);
         *self.open() = Some(id.clone());
         if let Shape::Parts { count, part_size, resumable: true, .. } = shape {
-            self.attempt.journal.open(self.checkpoint(&id, part_size, count));
+            self.attempt.open_upload.open(self.checkpoint(&id, part_size, count));
         }
         id
     }
@@ -124,7 +124,7 @@ impl Run<'_> {
         drop(state);
         self.attempt.progress.add(1, 1);
         if let Some(length) = recorded {
-            self.attempt.journal.part(PartDone {
+            self.attempt.open_upload.part(PartDone {
                 number,
                 length,
                 crc: Some(number.into()),

@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 pub(super) use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, ResponseChecksumValidation};
-use aws_sdk_s3::error::{ProvideErrorMetadata as _, SdkError};
+use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
-use aws_sdk_s3::operation::{RequestId as _, get_object::builders::GetObjectFluentBuilder};
 use aws_sdk_s3::primitives::ByteStream;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, stream};
 
 use super::resume::{self, OpenedSource, Origin, OriginResponse, ReadLimits, ResponseBody};
+use crate::aws::errors::{innermost, staging_failure, status_label};
 use crate::domain::destination::BucketName;
 use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Failure, Reason};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 
 /// Reads from the staging buckets; one for all jobs.
 #[derive(Debug, Clone)]
@@ -101,7 +102,7 @@ impl S3Origin {
         }
         let answered = self.source.limits.in_time(self.name(), send(request)).await;
         self.source.metrics.s3_request("GetObject", status_label(&answered));
-        answered?.map_err(|error| classify(&self.name(), &error))
+        answered?.map_err(|error| staging_failure(&self.name(), &error))
     }
 
     /// Returns the body, if it is the requested range. The entity tag is checked because some
@@ -136,70 +137,6 @@ impl Origin for S3Origin {
     fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>> {
         async move { self.range(self.get(Some(from)).await?, from) }.boxed()
     }
-}
-
-/// Returns the status label of a request for the metrics. The outer error is the response timeout.
-fn status_label<T, E>(answered: &Result<Result<T, SdkError<E>>, Failure>) -> &'static str {
-    match answered {
-        Ok(Ok(_)) => "2xx",
-        Ok(Err(SdkError::DispatchFailure(broken))) if broken.is_timeout() => "timeout",
-        Ok(Err(SdkError::TimeoutError(_))) | Err(_) => "timeout",
-        Ok(Err(error)) => error.raw_response().map_or("connection", |raw| metrics::status_label(raw.status().as_u16())),
-    }
-}
-
-/// What a refusal of the staging bucket means. By code and by status: some stores send no code.
-fn classify(name: &str, error: &SdkError<GetObjectError>) -> Failure {
-    let code = error.code().unwrap_or_default();
-    let status = error.raw_response().map(|response| response.status().as_u16());
-    let failure = |reason, what: &str| Failure::new(reason, format!("{name} {what}{}", shown(code, status)));
-    let mut failure = match (code, status) {
-        ("NoSuchKey" | "NoSuchBucket" | "NoSuchVersion", _) => failure(Reason::SourceNotFound, "does not exist"),
-        ("PreconditionFailed", _) | (_, Some(412)) => failure(Reason::SourceChanged, "changed while it was read"),
-        ("InvalidRange", _) | (_, Some(416)) => failure(Reason::SourceChanged, "is shorter than it was"),
-        ("RequestTimeTooSkewed", _) => failure(Reason::ClockSkew, "refuses this worker's clock"),
-        ("InvalidAccessKeyId" | "SignatureDoesNotMatch", _) => {
-            failure(Reason::IdentityDenied, "does not accept this worker's own credentials")
-        }
-        // The SDK renews what has run out before the next try.
-        ("ExpiredToken" | "TokenRefreshRequired" | "InvalidToken", _) => {
-            failure(Reason::SourceUnavailable, "refused credentials that had run out")
-        }
-        ("InvalidObjectState", _) => failure(Reason::SourceDenied, "is archived; restore it first"),
-        (code, _) if code.contains("Throttl") || matches!(code, "SlowDown" | "RequestTimeout") => {
-            failure(Reason::SourceUnavailable, "asks for patience")
-        }
-        (_, Some(401 | 403)) => failure(Reason::SourceDenied, "may not be read")
-            .hint("Allow the worker's own identity s3:GetObject (and kms:Decrypt) on the staging bucket."),
-        (_, Some(404 | 410)) => failure(Reason::SourceNotFound, "does not exist"),
-        (_, Some(408 | 429 | 500..=599)) => failure(Reason::SourceUnavailable, "is unavailable"),
-        // The platform's own setting is wrong, not the job.
-        (_, Some(301 | 307)) | ("AuthorizationHeaderMalformed", _) => failure(
-            Reason::SourceUnavailable,
-            "lives in another region than aws.region; correct this worker's configuration",
-        ),
-        (_, Some(300..=499)) => failure(Reason::Unclassified, "refuses the request"),
-        _ => failure(Reason::SourceUnavailable, &format!("can't be reached: {}", innermost(error))),
-    };
-    failure.aws_request_id = error.request_id().map(ToOwned::to_owned);
-    failure
-}
-
-fn shown(code: &str, status: Option<u16>) -> String {
-    match (code, status) {
-        ("", None) => String::new(),
-        ("", Some(status)) => format!(" (HTTP {status})"),
-        (code, _) => format!(" ({code})"),
-    }
-}
-
-/// The innermost cause, which is the one in plain words.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(inner) = innermost.source() {
-        innermost = inner;
-    }
-    innermost.to_string()
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use crate::metrics::{GaugeGuard, Metrics};
 /// Permits are counted in KiB, so that the count fits the semaphore.
 const UNIT: u64 = 1024;
 
-/// Bytes that buffered parts may hold together. Back-pressure is in the type: who has no [`Reservation`] has no buffer.
+/// Memory budget that all buffered parts share. Back-pressure is in the type: without a
+/// [`Reservation`] there is no buffer.
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
     permits: Arc<Semaphore>,
@@ -32,9 +33,10 @@ impl Budget {
         Self { permits: Arc::new(Semaphore::new(total as usize)), total, metrics }
     }
 
-    /// Waits for `bytes`; a share larger than the whole budget waits for all of it. Served in the order of asking.
+    /// Reserves `bytes`, in order of arrival. A share larger than the whole budget waits for all of
+    /// it.
     ///
-    /// A caller must not wait here while it holds a share that only its own progress gives back.
+    /// A caller must not wait here while it holds a share that only its own progress releases.
     pub(super) async fn reserve(&self, bytes: u64) -> Reservation {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.total);
         // The semaphore is never closed; without a permit the guard would still count the bytes.

@@ -1,7 +1,7 @@
-//! One call of S3 with everything that may be repeated: transient answers, and credentials that ran out.
+//! One call of S3 with its retries: transient answers, and expired credentials.
 //!
-//! This is the only layer that repeats a request; the SDK's own retries are off, so that it is known here whether an earlier
-//! try may have taken effect.
+//! This is the only layer that retries a request. The retries of the SDK are off, so that it is
+//! known here whether an earlier try may have taken effect.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,19 +11,21 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use tokio::time::timeout;
 
-use super::classify::{CallError, Signal, classify, unanswered};
+use super::classify::{CallError, ErrorSignal, classify, unanswered};
+use crate::aws::errors::status_label;
 use crate::domain::destination::Destination;
 use crate::domain::outcome::{Class, Failure, Reason};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::runtime::retry::Retry;
-use crate::session::{Session, Sessions};
+use crate::session::{S3Session, Sessions};
 
-/// Repetitions of one call inside the process, after the first try.
-const REPEATS: u32 = 3;
-/// The mean of the first wait, and the longest; a server that asks for more gets its wish from the wait ladder.
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// What every call may take beside the time for its bytes.
+/// Retries of one call inside the process, after the first try.
+const MAX_RETRIES: u32 = 3;
+/// Mean of the first retry delay. A server that asks for more than [`MAX_RETRY_DELAY`] is retried
+/// by a delayed redelivery instead.
+const BASE_RETRY_DELAY: Duration = Duration::from_millis(200);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Time-out of every call, beside the time for its bytes.
 const BASE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Calls into one destination.
@@ -37,10 +39,10 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Calls until there is an answer, the repetitions are used up, or the failure can't be healed by repeating.
+    /// Calls until there is an answer, the retries are used up, or a retry can't help.
     ///
-    /// `bytes` is the length of the body: the time-out allows for it at `min_rate`. The error's `ambiguous` says whether any
-    /// of the tries may have taken effect.
+    /// `bytes` is the length of the body: the time-out allows for it at `min_rate`. `ambiguous` of
+    /// the error is true if any of the tries may have taken effect.
     pub(super) async fn call<T, E, F, Fut>(&self, operation: &'static str, bytes: u64, send: F) -> Result<T, CallError>
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -63,7 +65,7 @@ impl Calls {
         F: Fn(aws_sdk_s3::Client) -> Fut,
         Fut: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     {
-        let mut retry = Retry::bounded(REPEATS, FIRST_WAIT, LONGEST_WAIT);
+        let mut retry = Retry::bounded(MAX_RETRIES, BASE_RETRY_DELAY, MAX_RETRY_DELAY);
         let (mut ambiguous, mut renewed) = (false, false);
         let mut session = self.session().await?;
         loop {
@@ -73,14 +75,14 @@ impl Calls {
             };
             ambiguous |= error.ambiguous;
             error.ambiguous = ambiguous;
-            if error.signal == Signal::Credentials && !renewed {
+            if error.signal == ErrorSignal::Credentials && !renewed {
                 renewed = true;
                 session = self.sessions.renew(&self.destination, &session).await.map_err(CallError::new)?;
                 continue;
             }
-            let final_word = matches!(error.signal, Signal::NoSuchUpload | Signal::InvalidPart);
+            let final_word = matches!(error.signal, ErrorSignal::NoSuchUpload | ErrorSignal::InvalidPart);
             let healable = error.failure.class() == Class::Transient && !final_word;
-            let too_long = error.failure.retry_after.is_some_and(|asked| asked > LONGEST_WAIT);
+            let too_long = error.failure.retry_after.is_some_and(|asked| asked > MAX_RETRY_DELAY);
             match retry.next_wait(error.failure.retry_after) {
                 Some(wait) if healable && !too_long => tokio::time::sleep(wait).await,
                 _ => return Err(error),
@@ -93,7 +95,7 @@ impl Calls {
         }
     }
 
-    async fn session(&self) -> Result<Arc<Session>, CallError> {
+    async fn session(&self) -> Result<Arc<S3Session>, CallError> {
         self.sessions.get(&self.destination).await.map_err(CallError::new)
     }
 
@@ -101,7 +103,7 @@ impl Calls {
         &self,
         operation: &'static str,
         limit: Duration,
-        session: &Session,
+        session: &S3Session,
         send: &F,
     ) -> Result<T, CallError>
     where
@@ -116,17 +118,6 @@ impl Calls {
             Ok(Err(error)) => Err(classify(operation, &error, &self.destination)),
             Err(_) => Err(unanswered(operation, Reason::Timeout, "no answer in time")),
         }
-    }
-}
-
-fn status_label<T, E>(
-    answer: &Result<Result<T, SdkError<E, HttpResponse>>, tokio::time::error::Elapsed>,
-) -> &'static str {
-    match answer {
-        Ok(Ok(_)) => "2xx",
-        Ok(Err(SdkError::DispatchFailure(broken))) if broken.is_timeout() => "timeout",
-        Ok(Err(SdkError::TimeoutError(_))) | Err(_) => "timeout",
-        Ok(Err(error)) => error.raw_response().map_or("connection", |raw| metrics::status_label(raw.status().as_u16())),
     }
 }
 

@@ -1,4 +1,4 @@
-//! From an error of S3 or KMS to a [`Failure`]: by code AND status, because some servers send no code.
+//! Classification of S3 and KMS errors by code and status, because some servers send no code.
 
 use std::time::Duration;
 
@@ -6,119 +6,24 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use crate::domain::destination::{Auth, Destination, Region};
+pub(super) use crate::aws::errors::ErrorSignal;
+use crate::aws::errors::{S3Classification, error_response, s3_status, s3_table};
+use crate::domain::destination::{Destination, Region};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Failure, Reason};
 
-/// A failed call: the failure, what the upload itself must tell apart, and whether the request may have taken effect.
+/// Failed call: the failure, the signal for the upload, and if the request may have taken effect.
 #[derive(Debug)]
 pub(super) struct CallError {
     pub(super) failure: Failure,
-    pub(super) signal: Signal,
-    /// No clear answer came: S3 may have done what was asked.
+    pub(super) signal: ErrorSignal,
+    /// True if no clear answer came: S3 may have done what was asked.
     pub(super) ambiguous: bool,
-}
-
-/// Answers that mean something to the upload beyond their class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Signal {
-    /// The upload id is unknown: completed already, aborted, or never there.
-    NoSuchUpload,
-    /// A part is not what it was: somebody else sent it again.
-    InvalidPart,
-    /// The key is taken (`If-None-Match`).
-    PreconditionFailed,
-    /// Bytes arrived that don't fit their checksum.
-    BadDigest,
-    /// The credentials are refused: worth one renewal.
-    Credentials,
-    /// Not allowed.
-    Denied,
-    /// Nothing special.
-    None,
 }
 
 impl CallError {
     pub(super) fn new(failure: Failure) -> Self {
-        Self { failure, signal: Signal::None, ambiguous: false }
-    }
-}
-
-/// One row of the table: codes (and the status when no code came), and what they mean.
-struct Meaning {
-    reason: Reason,
-    signal: Signal,
-}
-
-const fn means(reason: Reason) -> Meaning {
-    Meaning { reason, signal: Signal::None }
-}
-
-const fn signals(reason: Reason, signal: Signal) -> Meaning {
-    Meaning { reason, signal }
-}
-
-/// The table. Sources: the S3 error code list (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>) and what
-/// S3-compatible stores were seen to answer.
-#[expect(clippy::match_same_arms, reason = "a table: one commented row for each cause")]
-fn meaning(code: &str, status: u16, destination: &Destination) -> Meaning {
-    match code {
-        // The token ran out, or was made by a session that was revoked.
-        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
-            signals(Reason::SessionExpired, Signal::Credentials)
-        }
-        // A long-lived key: the customer rotated or disabled it. One re-read of a secret kept in a file is worth a try.
-        "InvalidAccessKeyId" | "SignatureDoesNotMatch" => match destination.auth {
-            Auth::AccessKey { .. } => signals(Reason::AccessKeyInvalid, Signal::Credentials),
-            Auth::IamRole { .. } => signals(Reason::SessionExpired, Signal::Credentials),
-        },
-        "RequestTimeTooSkewed" | "RequestExpired" => means(Reason::ClockSkew),
-        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "UnauthorizedAccess" | "AccessDeniedException" => {
-            signals(Reason::AccessDenied, Signal::Denied)
-        }
-        "KMS.AccessDeniedException" => signals(Reason::KmsDenied, Signal::Denied),
-        "KMS.DisabledException"
-        | "KMS.NotFoundException"
-        | "KMS.KMSInvalidStateException"
-        | "KMS.InvalidKeyUsageException"
-        | "KMS.InvalidArnException" => means(Reason::KmsUnavailable),
-        // Whatever else KMS says of the key is for its owner to mend, and never the job's fault.
-        code if code.starts_with("KMS.") && !code.contains("Throttl") => means(Reason::KmsUnavailable),
-        "NoSuchBucket" => means(Reason::BucketNotFound),
-        "PermanentRedirect"
-        | "TemporaryRedirect"
-        | "Redirect"
-        | "AuthorizationHeaderMalformed"
-        | "IllegalLocationConstraintException" => means(Reason::WrongRegion),
-        "NoSuchUpload" => signals(Reason::S3Unavailable, Signal::NoSuchUpload),
-        "PreconditionFailed" => signals(Reason::ObjectExists, Signal::PreconditionFailed),
-        // Somebody writes the same key: the upload starts anew.
-        "ConditionalRequestConflict" | "OperationAborted" => means(Reason::S3Unavailable),
-        "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest" | "IncompleteBody" => {
-            signals(Reason::Connection, Signal::BadDigest)
-        }
-        // A part was replaced or lost under us; a new upload is the remedy.
-        "InvalidPart" | "InvalidPartOrder" => signals(Reason::S3Unavailable, Signal::InvalidPart),
-        // Also inside the 200 of a CompleteMultipartUpload.
-        "InternalError" | "InternalServerError" | "ServiceUnavailable" | "Busy" => means(Reason::S3Unavailable),
-        "SlowDown" | "ReduceYourRate" => means(Reason::SlowDown),
-        "RequestTimeout" | "RequestTimeoutException" => means(Reason::Timeout),
-        "EntityTooLarge" => means(Reason::TooLarge),
-        "KeyTooLongError" => means(Reason::InvalidKey),
-        code if code.contains("Throttl") => means(Reason::Throttled),
-        _ => by_status(status),
-    }
-}
-
-fn by_status(status: u16) -> Meaning {
-    match status {
-        301 | 307 => means(Reason::WrongRegion),
-        401 | 403 => signals(Reason::AccessDenied, Signal::Denied),
-        412 => signals(Reason::ObjectExists, Signal::PreconditionFailed),
-        429 => means(Reason::Throttled),
-        408 => means(Reason::Timeout),
-        200..=299 | 500..=599 => means(Reason::S3Unavailable),
-        _ => means(Reason::Unclassified),
+        Self { failure, signal: ErrorSignal::None, ambiguous: false }
     }
 }
 
@@ -132,13 +37,15 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     match error {
-        SdkError::ServiceError(answer) => answered(operation, answer.err().meta(), answer.raw(), destination),
+        SdkError::ServiceError(answer) => {
+            answered(error_response(operation, error), answer.err().meta().request_id(), answer.raw(), destination)
+        }
         SdkError::ResponseError(answer) => {
             let status = answer.raw().status().as_u16();
             let message = format!("{operation}: S3 answered {status} with a body that can't be read");
             CallError {
                 ambiguous: true,
-                ..CallError::new(Failure::new(by_status(status).reason_or_broken(status), message))
+                ..CallError::new(Failure::new(s3_status(status).reason_or_broken(status), message))
             }
         }
         SdkError::TimeoutError(_) => unanswered(operation, Reason::Timeout, "no answer in time"),
@@ -153,49 +60,37 @@ where
     }
 }
 
-impl Meaning {
-    /// A 2xx whose body can't be read is a broken reply, not a refusal.
-    fn reason_or_broken(&self, status: u16) -> Reason {
-        if status < 300 { Reason::Connection } else { self.reason }
-    }
-}
-
 pub(super) fn unanswered(operation: &'static str, reason: Reason, what: &str) -> CallError {
     CallError { ambiguous: true, ..CallError::new(Failure::new(reason, format!("{operation}: {what}"))) }
 }
 
-fn answered(
-    operation: &'static str,
-    meta: &aws_sdk_s3::error::ErrorMetadata,
-    raw: &HttpResponse,
-    destination: &Destination,
-) -> CallError {
-    let status = raw.status().as_u16();
-    let code = meta.code().unwrap_or_default();
-    let said = meta.message().unwrap_or_default();
-    let Meaning { mut reason, signal } = meaning(code, status, destination);
-    if reason == Reason::AccessDenied && diagnosis::denied_action(said).is_some_and(|action| action.starts_with("kms:"))
+fn answered(answer: AwsError, request_id: Option<&str>, raw: &HttpResponse, destination: &Destination) -> CallError {
+    let AwsError { operation, status, .. } = answer;
+    let (code, message) = (answer.code.as_str(), answer.message.as_str());
+    let S3Classification { mut reason, signal } = s3_table(code, status, destination);
+    if reason == Reason::AccessDenied
+        && diagnosis::denied_action(message).is_some_and(|action| action.starts_with("kms:"))
     {
         reason = Reason::KmsDenied;
     }
     let shown = if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
     let mut failure = Failure::new(reason, format!("{operation}: S3 answered {shown}"));
-    let answer = AwsError::new(operation, status, meta.code(), meta.message());
     failure.hint = diagnosis::hint(reason, &answer, destination);
-    failure.answer = Some(Box::new(answer));
-    failure.aws_request_id = meta.request_id().map(str::to_owned);
+    failure.aws_request_id = request_id.map(str::to_owned);
     failure.retry_after = raw.headers().get("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
     if reason == Reason::WrongRegion {
-        failure.learnt_region = learnt_region(raw, said);
+        failure.learnt_region = learnt_region(raw, message);
     }
-    if reason == Reason::Unclassified && !said.is_empty() {
-        failure.message = format!("{}: {}", failure.message, said.chars().take(300).collect::<String>());
+    if reason == Reason::Unclassified && !message.is_empty() {
+        failure.message = format!("{}: {}", failure.message, message.chars().take(300).collect::<String>());
     }
+    failure.answer = Some(Box::new(answer));
     // A 5xx after the request was read may have taken effect; a refusal has not.
     CallError { failure, signal, ambiguous: !(300..500).contains(&status) }
 }
 
-/// The header is the rule; AuthorizationHeaderMalformed says it only in its text: `expecting 'eu-west-1'`.
+/// Returns the region of the bucket. The header names it; AuthorizationHeaderMalformed names it in
+/// its text alone: `expecting 'eu-west-1'`.
 fn learnt_region(raw: &HttpResponse, said: &str) -> Option<Region> {
     let quoted = || said.split_once("expecting '").and_then(|(_, rest)| rest.split_once('\'')).map(|(name, _)| name);
     raw.headers().get("x-amz-bucket-region").or_else(quoted).and_then(|name| Region::parse(name).ok())
@@ -302,7 +197,7 @@ mod tests {
         for code in ["InvalidAccessKeyId", "SignatureDoesNotMatch"] {
             let error = answer_to(&destination, 403, code, "", &[]);
             assert_eq!(error.failure.reason, Reason::AccessKeyInvalid);
-            assert_eq!(error.signal, Signal::Credentials);
+            assert_eq!(error.signal, ErrorSignal::Credentials);
         }
     }
 

@@ -1,5 +1,6 @@
-//! A multipart upload: create or go on, bounded parallel parts, complete; on every failing path after create it is aborted, or left
-//! with its checkpoint in the journal where another attempt can continue it.
+//! Multipart upload: create or resume, bounded parallel parts, complete. On every failure after
+//! create it is aborted, or left open with its checkpoint in the [`super::OpenUpload`] if another
+//! attempt can resume it.
 
 mod abort;
 mod date;
@@ -12,64 +13,65 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 
 use super::call::Calls;
 use super::part::Part;
-use super::{Course, Target, Uploaded};
+use super::{Target, UploadControl, Uploaded};
 use crate::domain::job::lease::{PartDone, PartSizes, SourceMark};
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::telemetry::spans;
 pub(super) use abort::{Aborted, abort_upload};
-pub(super) use open::Open;
+pub(super) use open::MultipartUpload;
 
-/// How long parts in flight may still take when the upload is handed over.
-const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
+/// Time that parts in flight get when the upload is handed off.
+const HAND_OFF_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What another worker needs to know beside the upload itself.
+/// Data that another worker needs to resume, beside the upload itself.
 #[derive(Debug, Clone)]
-pub(super) struct Record {
+pub(super) struct UploadRecord {
     pub(super) sizes: PartSizes,
     pub(super) source: SourceMark,
 }
 
-/// The parts to be sent, and how.
-pub(super) struct Pieces<S> {
-    /// Those that S3 does not have yet, in order.
+/// Parts to send, and their concurrency.
+pub(super) struct PartStream<S> {
+    /// Parts that S3 does not have yet, in order.
     pub(super) parts: S,
-    /// The most in flight.
+    /// Largest number of parts in flight.
     pub(super) concurrency: usize,
-    /// What makes the upload one that can be continued; `None` where nobody could.
-    pub(super) record: Option<Record>,
+    /// Record of a resumable upload; `None` if nobody could resume it.
+    pub(super) record: Option<UploadRecord>,
 }
 
-/// Uploads `pieces` as one object, or the rest of one. `prove` runs when all parts are there and before anything becomes
-/// visible: its error is the upload's.
+/// Uploads `parts_to_send` as one object, or as the rest of one. `prove` runs once all parts are
+/// accepted and before the object becomes visible; its error fails the upload.
 pub(super) async fn upload<S, P>(
     calls: &Calls,
     target: &Target<'_>,
-    pieces: Pieces<S>,
-    course: Course<'_>,
+    parts_to_send: PartStream<S>,
+    control: UploadControl<'_>,
     prove: P,
 ) -> Result<Uploaded, Failure>
 where
     S: Stream<Item = Result<Part, Failure>>,
     P: AsyncFnOnce(u64) -> Result<(), Failure>,
 {
-    let continuable = pieces.record.is_some();
-    let mut open = match course.resume {
-        Some(checkpoint) => Open::again(calls, course.journal, checkpoint),
+    let continuable = parts_to_send.record.is_some();
+    let mut open = match control.resume {
+        Some(checkpoint) => MultipartUpload::again(calls, control.open_upload, checkpoint),
         // Nothing is begun any more that would only be handed over.
-        None if continuable && course.stop.hand_off.is_cancelled() => return Err(draining()),
+        None if continuable && control.stop.hand_off.is_cancelled() => return Err(draining()),
         None => {
-            let created = Open::create(calls, target, Some((course.journal, pieces.record.as_ref())));
+            let created =
+                MultipartUpload::create(calls, target, Some((control.open_upload, parts_to_send.record.as_ref())));
             spans::within(target.span("CreateMultipartUpload"), created).await?
         }
     };
     target.progress.had(open.done().iter().map(|part| part.length).sum(), count(open.done()));
-    let stop = course.stop;
+    let stop = control.stop;
     let hasty = async {
         stop.hand_off.cancelled().await;
-        tokio::time::sleep(HAND_OVER_PATIENCE).await;
+        tokio::time::sleep(HAND_OFF_TIMEOUT).await;
     };
     let sending = async {
-        let sent = send_all(&open, target, pieces, stop).await?;
+        let sent = send_all(&open, target, parts_to_send, stop).await?;
         prove(sent.iter().map(|part| part.length).sum()).await?;
         Ok::<_, Failure>(sent)
     };
@@ -84,12 +86,12 @@ where
             let span = open.span("CompleteMultipartUpload", None);
             tokio::select! {
                 biased;
-                // S3 may take minutes; whoever goes on asks again, and finds the object where it was completed meanwhile.
+                // S3 may take minutes; the next attempt completes again, and finds the object if it was completed meanwhile.
                 () = stop.cancel.cancelled(), if continuable => Err(draining()),
                 ended = spans::within(span, open.complete(target, sent)) => ended,
             }
         }
-        Err(_) if open.is_gone() => open.vanished(target).await,
+        Err(_) if open.is_gone() => open.missing(target).await,
         Err(failure) => Err(failure),
     };
     if let Err(failure) = &ended {
@@ -106,7 +108,7 @@ fn count(parts: &[PartDone]) -> u32 {
     u32::try_from(parts.len()).unwrap_or(u32::MAX)
 }
 
-/// Whether a later attempt may still do better with the same bytes.
+/// Returns true if a later attempt may succeed with the same bytes.
 fn waits(failure: &Failure) -> bool {
     match failure.class() {
         Class::Transient | Class::Session | Class::Destination | Class::Interrupted | Class::Worker => true,
@@ -114,12 +116,12 @@ fn waits(failure: &Failure) -> bool {
     }
 }
 
-/// Sends what is missing; answers with all parts in order, those of earlier attempts included. Cut short by a hand-over, it fails
-/// as `shutdown` once the parts in flight have ended.
+/// Sends the missing parts and returns all parts in order, those of earlier attempts included.
+/// Interrupted by a hand-off, it fails as `shutdown` once the parts in flight have ended.
 async fn send_all<S>(
-    open: &Open<'_>,
+    open: &MultipartUpload<'_>,
     target: &Target<'_>,
-    pieces: Pieces<S>,
+    parts_to_send: PartStream<S>,
     stop: &super::StopSignals,
 ) -> Result<Vec<PartDone>, Failure>
 where
@@ -127,13 +129,13 @@ where
 {
     let cut_short = AtomicBool::new(false);
     let hand_off = async {
-        if pieces.record.is_none() {
+        if parts_to_send.record.is_none() {
             return std::future::pending().await;
         }
         stop.hand_off.cancelled().await;
         cut_short.store(true, Ordering::Relaxed);
     };
-    let sent: Vec<PartDone> = pieces
+    let sent: Vec<PartDone> = parts_to_send
         .parts
         .take_until(hand_off)
         .map(|part| async move {
@@ -143,7 +145,7 @@ where
             target.progress.add(sent.length, 1);
             Ok::<_, Failure>(sent)
         })
-        .buffer_unordered(pieces.concurrency)
+        .buffer_unordered(parts_to_send.concurrency)
         .try_collect()
         .await?;
     let mut all = open.done().to_vec();

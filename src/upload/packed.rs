@@ -1,5 +1,5 @@
-//! Parts of a stream that is compressed on the way. Each ends where the compression can begin anew, so that another worker can go on
-//! there.
+//! Parts of a stream that is compressed on the way. Each part ends where the compression can
+//! restart, so that another worker can resume there.
 
 use bytes::BytesMut;
 use crc_fast::CrcAlgorithm;
@@ -33,9 +33,10 @@ impl PackedReader {
         self.number + 1
     }
 
-    /// The next part, of at least `size` bytes unless it is the last; `None` when the source has ended.
+    /// Returns the next part, of at least `size` bytes unless it is the last; `None` when the
+    /// source has ended.
     ///
-    /// Its share of the budget is taken before the first byte is read and rides in the part.
+    /// Its share of the budget is reserved before the first byte is read and is held by the part.
     pub(super) async fn next(&mut self, size: u64) -> Result<Option<Part>, Failure> {
         let held = self.budget.reserve(size.saturating_add(Packer::SLACK as u64)).await;
         let least = usize::try_from(size).unwrap_or(usize::MAX);

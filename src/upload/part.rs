@@ -20,7 +20,8 @@ use crate::domain::outcome::{Failure, Reason};
 use crate::source::Chunks;
 use crate::source::file::FileSource;
 
-/// How much of a file is read at once while the connection pulls. Larger chunks cost cache, smaller ones calls.
+/// Bytes of a file that are read at once while the connection pulls. Larger chunks pollute the
+/// cache, smaller ones cost calls.
 pub(super) const CHUNK: usize = 128 * 1024;
 
 /// Bytes that can be sent any number of times.
@@ -31,7 +32,7 @@ pub(super) struct Part {
     pub(super) length: u64,
     /// CRC-64/NVME of the bytes; `None` where the destination wants no checksum.
     pub(super) crc: Option<u64>,
-    /// Where a compressed part ends in the source, if it could be gone on with there.
+    /// Position in the source at which a compressed part ends, if the upload could resume there.
     pub(super) packed: Option<PackedEnd>,
     bytes: PartBytes,
 }
@@ -43,8 +44,9 @@ enum PartBytes {
 }
 
 impl Part {
-    /// A range of a file. Its checksum takes a pass of its own, before the bytes are sent from the page cache: the
-    /// checksum goes into a header, and Object Lock buckets demand it there.
+    /// Part of a range of a file. Its checksum takes a pass of its own before the bytes are sent
+    /// from the page cache: the checksum is sent as a header, and Object Lock buckets require it
+    /// there.
     pub(super) async fn of_file(
         file: Arc<FileSource>,
         pool: Pool,
@@ -64,7 +66,7 @@ impl Part {
         Self { number, length, crc, packed: None, bytes }
     }
 
-    /// As a part after which the compression can be gone on with.
+    /// Marks the end of the part as a position at which the compression can resume.
     pub(super) fn ending_at(self, end: PackedEnd) -> Self {
         Self { packed: Some(end), ..self }
     }
@@ -109,7 +111,7 @@ pub(super) async fn read_small(file: &Arc<FileSource>, pool: &Pool, checked: boo
         buffer = filled;
     }
     let crc = checked.then(|| crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &buffer[..length]));
-    Ok(Part::of_memory(1, pool.lend(buffer, length), crc, None))
+    Ok(Part::of_memory(1, pool.wrap(buffer, length), crc, None))
 }
 
 async fn crc_of_range(file: Arc<FileSource>, pool: Pool, offset: u64, length: u64) -> Result<u64, Failure> {
@@ -142,7 +144,7 @@ async fn crc_of_range(file: Arc<FileSource>, pool: Pool, offset: u64, length: u6
 pub(super) struct Pool(Arc<Mutex<Vec<Box<[u8]>>>>);
 
 /// More than this many idle buffers are not kept.
-const IDLE_BUFFERS: usize = 64;
+const MAX_IDLE_BUFFERS: usize = 64;
 
 impl Pool {
     fn take(&self) -> Box<[u8]> {
@@ -152,36 +154,36 @@ impl Pool {
 
     fn give(&self, buffer: Box<[u8]>) {
         if let Ok(mut idle) = self.0.lock()
-            && idle.len() < IDLE_BUFFERS
+            && idle.len() < MAX_IDLE_BUFFERS
         {
             idle.push(buffer);
         }
     }
 
-    /// The first `n` bytes of a buffer that comes back here when they are sent.
-    fn lend(&self, buffer: Box<[u8]>, n: usize) -> Bytes {
-        Bytes::from_owner(Lent { buffer, pool: self.clone() }).slice(..n)
+    /// Wraps the first `n` bytes of a buffer, which returns to the pool when they are sent.
+    fn wrap(&self, buffer: Box<[u8]>, n: usize) -> Bytes {
+        Bytes::from_owner(PooledBuffer { buffer, pool: self.clone() }).slice(..n)
     }
 }
 
-struct Lent {
+struct PooledBuffer {
     buffer: Box<[u8]>,
     pool: Pool,
 }
 
-impl AsRef<[u8]> for Lent {
+impl AsRef<[u8]> for PooledBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.buffer
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         self.pool.give(std::mem::take(&mut self.buffer));
     }
 }
 
-type Reading = JoinHandle<io::Result<(Box<[u8]>, usize)>>;
+type PendingRead = JoinHandle<io::Result<(Box<[u8]>, usize)>>;
 
 /// A range of a file as a request body: read in passing, while the connection pulls.
 struct FileBody {
@@ -189,7 +191,7 @@ struct FileBody {
     pool: Pool,
     offset: u64,
     left: u64,
-    reading: Option<Reading>,
+    reading: Option<PendingRead>,
 }
 
 impl FileBody {
@@ -197,7 +199,7 @@ impl FileBody {
         CHUNK.min(usize::try_from(self.left).unwrap_or(usize::MAX))
     }
 
-    /// What the page cache has, without waiting for the disk.
+    /// Reads from the page cache, without waiting for the disk.
     fn cached(&mut self) -> Option<io::Result<Bytes>> {
         let mut buffer = self.pool.take();
         let want = self.want();
@@ -213,7 +215,7 @@ impl FileBody {
     }
 
     /// A read that may wait for the disk, on a thread that may block.
-    fn uncached(&self) -> Reading {
+    fn uncached(&self) -> PendingRead {
         let (file, offset, want, mut buffer) = (self.file.clone(), self.offset, self.want(), self.pool.take());
         tokio::task::spawn_blocking(move || file.read_at(offset, &mut buffer[..want]).map(|n| (buffer, n)))
     }
@@ -221,7 +223,7 @@ impl FileBody {
     fn advance(&mut self, buffer: Box<[u8]>, n: usize) -> Bytes {
         self.offset += n as u64;
         self.left -= n as u64;
-        self.pool.lend(buffer, n)
+        self.pool.wrap(buffer, n)
     }
 }
 

@@ -1,28 +1,30 @@
-//! How an object is cut into parts. Pure.
+//! Plan of an upload: single or multipart, and the part sizes. Pure.
 
 use crate::config::UploadConfig;
 use crate::domain::job::lease::PartSizes;
 use crate::domain::outcome::{Failure, Reason};
 
 const MIB: u64 = 1 << 20;
-/// The limits of multipart uploads (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>).
+/// Largest number of parts of a multipart upload
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>).
 pub(super) const MAX_PARTS: u32 = 10_000;
 const MAX_PART: u64 = 5 << 30;
 /// The largest object a PutObject can carry.
 const MAX_SINGLE: u64 = 5 << 30;
-/// Of an object of unknown length this many parts have the configured size; then each run of as many doubles it.
+/// Number of parts of each size for an object of unknown length: the first run has the configured
+/// size, and every further run doubles it.
 const PARTS_PER_STEP: u32 = 1000;
 
-/// How the bytes are sent.
+/// Requests that send the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Plan {
+pub(super) enum UploadPlan {
     /// One PutObject of so many bytes.
     Single(u64),
     /// Parts of equal size; only the last may be shorter.
     Even {
         /// Bytes of each part.
         part_size: u64,
-        /// How many there are.
+        /// Number of parts.
         parts: u32,
     },
     /// The length shows at the end: sizes grow as [`Growing`] says.
@@ -36,18 +38,19 @@ pub(super) struct Growing {
     largest: u64,
 }
 
-/// What the plan may use.
+/// Limits of a plan.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct PlanLimits {
     /// `upload.part_size`.
     pub(super) part_size: u64,
     /// `upload.multipart_threshold`.
     pub(super) multipart_threshold: u64,
-    /// The largest part that may be held in memory; parts of files need none and may be as large as S3 allows.
+    /// Largest part that may be held in memory. Parts of files are not buffered and may be as large
+    /// as S3 allows.
     pub(super) largest_buffer: u64,
 }
 
-impl Limits {
+impl PlanLimits {
     /// The limits of a worker: a buffered part may take a quarter of the memory budget.
     pub(super) fn new(config: &UploadConfig, memory_budget: u64) -> Self {
         Self {
@@ -58,17 +61,18 @@ impl Limits {
     }
 }
 
-/// Plans an upload. `buffered` says that parts must be held in memory.
+/// Plans an upload. With `buffered`, parts must be held in memory.
 ///
-/// Errors: `too_large` when the object would need more than 10,000 parts of the largest size allowed.
-pub(super) fn plan(length: Option<u64>, buffered: bool, limits: &Limits) -> Result<Plan, Failure> {
+/// Errors: `too_large` when the object would need more than 10,000 parts of the largest size
+/// allowed.
+pub(super) fn plan(length: Option<u64>, buffered: bool, limits: &PlanLimits) -> Result<UploadPlan, Failure> {
     let largest = if buffered { limits.largest_buffer.min(MAX_PART) } else { MAX_PART };
     let Some(length) = length else {
-        return Ok(Plan::Growing(Growing { first: limits.part_size.min(largest), largest }));
+        return Ok(UploadPlan::Growing(Growing { first: limits.part_size.min(largest), largest }));
     };
     let fits_memory = !buffered || length <= limits.largest_buffer;
     if length == 0 || (length < limits.multipart_threshold && length <= MAX_SINGLE && fits_memory) {
-        return Ok(Plan::Single(length));
+        return Ok(UploadPlan::Single(length));
     }
     let needed = length.div_ceil(u64::from(MAX_PARTS)).next_multiple_of(MIB);
     let part_size = limits.part_size.max(needed);
@@ -76,7 +80,7 @@ pub(super) fn plan(length: Option<u64>, buffered: bool, limits: &Limits) -> Resu
         return Err(too_large(length, buffered));
     }
     let parts = u32::try_from(length.div_ceil(part_size)).unwrap_or(MAX_PARTS);
-    Ok(Plan::Even { part_size, parts })
+    Ok(UploadPlan::Even { part_size, parts })
 }
 
 fn too_large(length: u64, buffered: bool) -> Failure {
@@ -127,27 +131,28 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { part_size: 8 * MIB, multipart_threshold: 16 * MIB, largest_buffer: 64 * MIB };
+    const LIMITS: PlanLimits =
+        PlanLimits { part_size: 8 * MIB, multipart_threshold: 16 * MIB, largest_buffer: 64 * MIB };
 
     #[test]
     fn small_objects_go_in_one_piece() {
         for length in [0, 1, 16 * MIB - 1] {
-            assert_eq!(plan(Some(length), false, &LIMITS).unwrap(), Plan::Single(length));
+            assert_eq!(plan(Some(length), false, &LIMITS).unwrap(), UploadPlan::Single(length));
         }
-        let even = Plan::Even { part_size: 8 * MIB, parts: 2 };
+        let even = UploadPlan::Even { part_size: 8 * MIB, parts: 2 };
         assert_eq!(plan(Some(16 * MIB), true, &LIMITS).unwrap(), even);
     }
 
     #[test]
     fn nothing_is_an_object_too() {
-        let always = Limits { multipart_threshold: 0, ..LIMITS };
-        assert_eq!(plan(Some(0), true, &always).unwrap(), Plan::Single(0));
+        let always = PlanLimits { multipart_threshold: 0, ..LIMITS };
+        assert_eq!(plan(Some(0), true, &always).unwrap(), UploadPlan::Single(0));
     }
 
     #[test]
     fn the_largest_object_of_s3_fits_from_a_file_and_not_from_a_stream() {
         let largest = u64::from(MAX_PARTS) * MAX_PART;
-        assert!(matches!(plan(Some(largest), false, &LIMITS).unwrap(), Plan::Even { parts: MAX_PARTS, .. }));
+        assert!(matches!(plan(Some(largest), false, &LIMITS).unwrap(), UploadPlan::Even { parts: MAX_PARTS, .. }));
         assert_eq!(plan(Some(largest + 1), false, &LIMITS).unwrap_err().reason, Reason::TooLarge);
         let failure = plan(Some(largest), true, &LIMITS).unwrap_err();
         assert!(failure.hint.contains("worker.memory_budget"));
@@ -155,7 +160,7 @@ mod tests {
 
     #[test]
     fn unknown_length_grows_in_steps_up_to_the_buffer() {
-        let Plan::Growing(growing) = plan(None, true, &LIMITS).unwrap() else { panic!("not growing") };
+        let UploadPlan::Growing(growing) = plan(None, true, &LIMITS).unwrap() else { panic!("not growing") };
         let sizes = [1, 1000, 1001, 2001, 9999].map(|n| growing.size(n).unwrap() / MIB);
         assert_eq!(sizes, [8, 8, 16, 32, 64]);
         assert_eq!(growing.size(10_001).unwrap_err().reason, Reason::TooLarge);
@@ -164,17 +169,17 @@ mod tests {
     proptest! {
         #[test]
         fn parts_cover_the_object_exactly(length in 0u64..(48u64 << 40), buffered: bool, part_mib in 5u64..512) {
-            let limits = Limits { part_size: part_mib * MIB, largest_buffer: 1024 * MIB, ..LIMITS };
+            let limits = PlanLimits { part_size: part_mib * MIB, largest_buffer: 1024 * MIB, ..LIMITS };
             match plan(Some(length), buffered, &limits) {
-                Ok(Plan::Single(n)) => prop_assert!(n == length && n <= MAX_SINGLE),
-                Ok(Plan::Even { part_size, parts }) => {
+                Ok(UploadPlan::Single(n)) => prop_assert!(n == length && n <= MAX_SINGLE),
+                Ok(UploadPlan::Even { part_size, parts }) => {
                     prop_assert!((1..=MAX_PARTS).contains(&parts));
                     prop_assert!((5 * MIB..=MAX_PART).contains(&part_size));
                     prop_assert!(part_size * u64::from(parts) >= length);
                     prop_assert!(part_size * u64::from(parts - 1) < length);
                     prop_assert!(!buffered || part_size <= limits.largest_buffer);
                 }
-                Ok(Plan::Growing(_)) => prop_assert!(false, "the length is known"),
+                Ok(UploadPlan::Growing(_)) => prop_assert!(false, "the length is known"),
                 Err(failure) => {
                     prop_assert_eq!(failure.reason, Reason::TooLarge);
                     prop_assert!(buffered && length > limits.largest_buffer * 9_999);

@@ -1,7 +1,8 @@
-//! The calls of the connection test: the very ones of a transfer, one at a time, and what they leave behind.
+//! Calls of the connection test: those of a transfer, one at a time, and what they leave in the
+//! bucket.
 //!
-//! Everything it writes is the one object it was made for. An upload in parts is aborted, or, where that is denied, completed as
-//! a tiny object under the same key, which the last write then replaces by an empty one.
+//! They write one object alone. A multipart upload is aborted, or, where that is denied, completed
+//! as a one-byte object under the same key, which the last write replaces by an empty one.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::call::Calls;
-use super::multipart::{Aborted, Open};
+use super::multipart::{Aborted, MultipartUpload};
 use super::part::Part;
 use super::{Progress, Target, Uploaded, empty_crc, single};
 use crate::domain::destination::{Checksum, Destination, ObjectKey, Region};
@@ -20,21 +21,21 @@ use crate::domain::outcome::{Failure, Reason};
 /// The one part of the probe.
 const BYTE: &[u8] = b"0";
 
-/// Boxed: a chain of calls of the SDK is a type so deep that the compiler gives up on it.
+/// Boxed future: the type of a sequence of SDK calls is too deep for the compiler.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Calls into one destination, for one key.
 #[derive(Debug)]
-pub struct Probe {
+pub struct BucketProbe {
     calls: Calls,
     key: ObjectKey,
     attributes: ObjectAttributes,
     progress: Progress,
 }
 
-/// What a probe of a multipart upload has left behind.
+/// Residue of a multipart upload that the connection test made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
+pub enum ProbeResidue {
     /// Nothing.
     Nothing,
     /// An object of one byte: the upload could not be aborted, so it was completed.
@@ -43,7 +44,7 @@ pub enum Left {
     OpenUpload,
 }
 
-impl Probe {
+impl BucketProbe {
     pub(super) fn new(calls: Calls, key: ObjectKey) -> Self {
         Self { calls, key, attributes: ObjectAttributes::default(), progress: Progress::default() }
     }
@@ -66,16 +67,17 @@ impl Probe {
             started: SystemTime::now(),
             earlier: None,
             progress: &self.progress,
-            pace: None,
+            rate_limiter: None,
         }
     }
 
-    /// The expected owner, unless a call is made to find out whether it is the owner that is wrong.
+    /// Returns the expected owner if the call should check it.
     fn owner(&self, demanded: bool) -> Option<String> {
         self.target().owner().filter(|_| demanded)
     }
 
-    /// Where the bucket lives; `None` where the server names no region. Without `owner` the expected owner is not demanded.
+    /// Returns the region of the bucket; `None` if the server names none. Without `owner` the
+    /// expected owner is not checked.
     pub fn region(&self, owner: bool) -> Boxed<'_, Result<Option<Region>, Failure>> {
         Box::pin(async move {
             let bucket = self.destination().bucket.as_str();
@@ -88,7 +90,7 @@ impl Probe {
             let named = reply.location_constraint.as_ref().map(|region| region.as_str().to_owned()).unwrap_or_default();
             Ok(match named.as_str() {
                 // Amazon's oldest region has no name there; another store may just not know.
-                "" if self.calls.sessions.is_amazons() => Region::parse("us-east-1").ok(),
+                "" if self.calls.sessions.is_aws() => Region::parse("us-east-1").ok(),
                 "" => None,
                 // What the oldest buckets of Ireland say.
                 "EU" => Region::parse("eu-west-1").ok(),
@@ -97,7 +99,7 @@ impl Probe {
         })
     }
 
-    /// Lists the one key. Without `owner` the expected owner is not demanded.
+    /// Lists the one key. Without `owner` the expected owner is not checked.
     pub fn list(&self, owner: bool) -> Boxed<'_, Result<(), Failure>> {
         Box::pin(async move {
             let bucket = self.destination().bucket.as_str();
@@ -116,27 +118,28 @@ impl Probe {
         })
     }
 
-    /// Begins an upload in parts and sends one until `until`, and gives it up; what was begun is given up until `given_up`.
-    pub fn multipart(&self, until: Instant, given_up: Instant) -> Boxed<'_, (Result<(), Failure>, Left)> {
+    /// Creates a multipart upload and sends one part before `until`, then aborts it before
+    /// `abort_until`.
+    pub fn multipart(&self, until: Instant, abort_until: Instant) -> Boxed<'_, (Result<(), Failure>, ProbeResidue)> {
         Box::pin(async move {
             let target = self.target();
-            let created = within(until, Open::create(&self.calls, &target, None)).await;
+            let created = within(until, MultipartUpload::create(&self.calls, &target, None)).await;
             let mut open = match created {
                 Ok(open) => open,
-                Err(failure) => return (Err(failure), Left::Nothing),
+                Err(failure) => return (Err(failure), ProbeResidue::Nothing),
             };
             let checked = self.destination().checksum == Checksum::Crc64Nvme;
             let crc = checked.then(|| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, BYTE));
             let part = Part::of_memory(1, bytes::Bytes::from_static(BYTE), crc, None);
             let sent = within(until, open.send(&part)).await;
-            let aborted = within(given_up, async { Ok(open.try_abort().await) }).await.unwrap_or(Aborted::Unknown);
+            let aborted = within(abort_until, async { Ok(open.try_abort().await) }).await.unwrap_or(Aborted::Unknown);
             match (sent, aborted) {
-                (Ok(_), Aborted::Gone) => (Ok(()), Left::Nothing),
-                (Err(failure), Aborted::Gone) => (Err(failure), Left::Nothing),
-                (Err(failure), _) => (Err(failure), Left::OpenUpload),
-                (Ok(sent), _) => match within(given_up, open.complete(&target, vec![sent])).await {
-                    Ok(_) => (Ok(()), Left::Object),
-                    Err(failure) => (Err(failure), Left::OpenUpload),
+                (Ok(_), Aborted::Gone) => (Ok(()), ProbeResidue::Nothing),
+                (Err(failure), Aborted::Gone) => (Err(failure), ProbeResidue::Nothing),
+                (Err(failure), _) => (Err(failure), ProbeResidue::OpenUpload),
+                (Ok(sent), _) => match within(abort_until, open.complete(&target, vec![sent])).await {
+                    Ok(_) => (Ok(()), ProbeResidue::Object),
+                    Err(failure) => (Err(failure), ProbeResidue::OpenUpload),
                 },
             }
         })
@@ -148,12 +151,12 @@ impl Probe {
             let target = self.target();
             let nothing = Part::of_memory(1, bytes::Bytes::new(), empty_crc(&target), None);
             match single::put(&self.calls, &target, &nothing).await? {
-                Uploaded::Stored(_) | Uploaded::BackfillOutcomes | Uploaded::Stale => Ok(()),
+                Uploaded::Stored(_) | Uploaded::KeptExisting | Uploaded::Stale => Ok(()),
             }
         })
     }
 
-    /// Deletes the object again.
+    /// Deletes the object.
     pub fn delete(&self) -> Boxed<'_, Result<(), Failure>> {
         Box::pin(async move {
             let bucket = self.destination().bucket.as_str();

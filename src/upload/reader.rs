@@ -4,20 +4,20 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, Stream};
 
-use super::pace::{RateLimiter, not_needed, paced};
 use super::packed::PackedReader;
 use super::part::{Part, PartReader};
 use super::plan::{self, Growing};
+use super::rate_limiter::{RateLimiter, return_unused, wait_for_rate};
 use crate::domain::job::lease::PartSizes;
 use crate::domain::outcome::Failure;
 
-/// Where the parts of a stream come from.
-pub(super) enum Reader {
+/// Reader of the parts of a stream.
+pub(super) enum StreamReader {
     Raw(PartReader),
     Packed(Box<PackedReader>),
 }
 
-impl Reader {
+impl StreamReader {
     pub(super) async fn next(&mut self, size: u64) -> Result<Option<Part>, Failure> {
         match self {
             Self::Raw(reader) => reader.next(size).await,
@@ -39,7 +39,7 @@ impl Reader {
         }
     }
 
-    /// That nothing comes after a part that is the whole.
+    /// Fails if bytes follow a part that should be the whole object.
     pub(super) async fn expect_end(&mut self) -> Result<(), Failure> {
         match self {
             Self::Raw(reader) => reader.expect_end().await,
@@ -55,20 +55,21 @@ impl Reader {
     }
 }
 
-/// The parts that are still to be read, each when there is room for it, and when the destination may have it.
+/// Stream of the parts that remain to be read. Each waits for the memory budget and the rate
+/// limiter.
 pub(super) fn remaining(
-    reader: Reader,
+    reader: StreamReader,
     sizes: PartSizes,
-    pace: Option<Arc<RateLimiter>>,
+    rate_limiter: Option<Arc<RateLimiter>>,
 ) -> impl Stream<Item = Result<Part, Failure>> {
-    stream::try_unfold((reader, pace), move |(mut reader, pace)| async move {
+    stream::try_unfold((reader, rate_limiter), move |(mut reader, rate_limiter)| async move {
         let size = plan::size(sizes, reader.next_number())?;
         if !reader.ended() {
-            paced(pace.as_ref(), size).await;
+            wait_for_rate(rate_limiter.as_ref(), size).await;
         }
         let booked = if reader.ended() { 0 } else { size };
         let part = reader.next(size).await?;
-        not_needed(pace.as_ref(), booked, part.as_ref().map_or(0, |part| part.length));
-        Ok(part.map(|part| (part, (reader, pace))))
+        return_unused(rate_limiter.as_ref(), booked, part.as_ref().map_or(0, |part| part.length));
+        Ok(part.map(|part| (part, (reader, rate_limiter))))
     })
 }

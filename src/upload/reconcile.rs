@@ -1,4 +1,5 @@
-//! When the answer was lost: is the object that is there ours?
+//! Reconciliation after a lost reply: finds out if the object under the key is the one that we
+//! wrote.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,18 +14,20 @@ use crate::domain::outcome::{Failure, Receipt};
 /// Seconds by which our clock may be ahead of S3's and the comparison still holds.
 const CLOCK_SLACK: u64 = 2;
 
-/// What an object of ours must look like.
+/// Properties of the object that we would have written.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Expected {
+pub(super) struct ExpectedObject {
     pub(super) length: u64,
     /// `Some` for a multipart upload: the ETag ends in `-<parts>`.
     pub(super) parts: Option<u32>,
-    /// Not older than this. For multipart objects S3 reports the time of initiation, in whole seconds, on its own clock.
+    /// Earliest modification time. For multipart objects S3 reports the time of initiation, in
+    /// whole seconds of its own clock.
     pub(super) since: SystemTime,
 }
 
-/// The object under the very key if it is what we would have written. `None` when it is not, or listing is not allowed.
-pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &Expected) -> Option<Object> {
+/// Returns the object under the exact key if it is the one that we would have written; `None` when
+/// it is not, or listing is not allowed.
+pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &ExpectedObject) -> Option<Object> {
     let listed = calls
         .call("ListObjectsV2", 0, |client| {
             client
@@ -41,7 +44,7 @@ pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &Expected
     is_ours(&found, expected).then_some(found)
 }
 
-fn is_ours(object: &Object, expected: &Expected) -> bool {
+fn is_ours(object: &Object, expected: &ExpectedObject) -> bool {
     let length = object.size().and_then(|size| u64::try_from(size).ok());
     let etag = object.e_tag().unwrap_or_default().trim_matches('"');
     let shape = match expected.parts {
@@ -52,12 +55,14 @@ fn is_ours(object: &Object, expected: &Expected) -> bool {
     length == Some(expected.length) && shape && written.is_some_and(|at| at >= expected.since)
 }
 
-/// Whether the object is of a multipart upload that was initiated after `instant`: S3 reports that time, in whole seconds.
+/// Returns true if the object belongs to a multipart upload that was initiated after `instant`: S3
+/// reports that time, in whole seconds.
 pub(super) fn is_younger(object: &Object, instant: SystemTime) -> bool {
     object.last_modified().and_then(|at| SystemTime::try_from(*at).ok()).is_some_and(|at| at > instant)
 }
 
-/// A conditional write was refused because the key is taken: by us in an earlier try, or by somebody else?
+/// Handles a conditional write that failed because the key exists: either an earlier try of ours
+/// wrote the object, or another client did.
 pub(super) async fn taken(
     calls: &Calls,
     target: &Target<'_>,
@@ -70,13 +75,13 @@ pub(super) async fn taken(
     let since = multipart.filter(|_| error.ambiguous).map(|(_, since)| since).or(own_try);
     let since = [since, target.earlier.map(no_later_than)].into_iter().flatten().min();
     if let Some(since) = since {
-        let expected = Expected { length, parts: multipart.map(|(parts, _)| parts), since };
+        let expected = ExpectedObject { length, parts: multipart.map(|(parts, _)| parts), since };
         if let Some(object) = find(calls, target, &expected).await {
             return Ok(Uploaded::Stored(receipt(object, &expected, crc)));
         }
     }
     match target.if_exists {
-        IfExists::Keep => Ok(Uploaded::BackfillOutcomes),
+        IfExists::Keep => Ok(Uploaded::KeptExisting),
         IfExists::Fail | IfExists::Replace => Err(error.failure),
     }
 }
@@ -88,7 +93,7 @@ pub(super) fn no_later_than(instant: SystemTime) -> SystemTime {
 }
 
 /// A receipt from a listing: it knows no version and no encryption.
-pub(super) fn receipt(object: Object, expected: &Expected, crc: Option<String>) -> Receipt {
+pub(super) fn receipt(object: Object, expected: &ExpectedObject, crc: Option<String>) -> Receipt {
     Receipt {
         bytes: expected.length,
         source_bytes: expected.length,
@@ -113,7 +118,7 @@ mod tests {
 
     #[test]
     fn only_an_object_of_the_same_shape_and_time_is_ours() {
-        let expected = Expected { length: 10, parts: Some(3), since: SystemTime::UNIX_EPOCH + AT };
+        let expected = ExpectedObject { length: 10, parts: Some(3), since: SystemTime::UNIX_EPOCH + AT };
         assert!(is_ours(&object(10, "\"abc-3\"", 1_800_000_000), &expected));
         for other in [
             object(11, "\"abc-3\"", 1_800_000_000),
@@ -124,7 +129,7 @@ mod tests {
         ] {
             assert!(!is_ours(&other, &expected), "{other:?}");
         }
-        let single = Expected { parts: None, ..expected };
+        let single = ExpectedObject { parts: None, ..expected };
         assert!(is_ours(&object(10, "\"abc\"", 1_800_000_000), &single));
         assert!(!is_ours(&object(10, "\"abc-3\"", 1_800_000_000), &single));
     }

@@ -1,4 +1,4 @@
-//! How far an upload has come: written by the upload, read by whoever keeps the lease of its job.
+//! Checkpoint of an upload: written by the upload, read by the lease of its job.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,9 @@ use crate::domain::destination::{Checksum, Destination, ObjectKey};
 use crate::domain::job::Compression;
 use crate::domain::job::lease::{Checkpoint, PartDone, PartSizes};
 
-/// Whether an unfinished upload is still what `job` asks of `destination`: bucket, key, encryption and checksums may have been
-/// configured anew, and a worker may cut other parts.
+/// Returns true if an unfinished upload still matches `destination`, `key` and `compression`:
+/// bucket, key, encryption and checksums may have been reconfigured, and another worker may plan
+/// other part sizes.
 pub fn fits(checkpoint: &Checkpoint, destination: &Destination, key: &ObjectKey, compression: Compression) -> bool {
     let kms = destination.encryption.as_ref().map(|kms| kms.key_arn.as_str());
     let cut = match checkpoint.sizes {
@@ -29,14 +30,15 @@ pub fn fits(checkpoint: &Checkpoint, destination: &Destination, key: &ObjectKey,
         && checkpoint.checked == (destination.checksum == Checksum::Crc64Nvme)
 }
 
-/// Whether each part is as long as the plan has it.
+/// Returns true if each part has its planned length.
 fn even(checkpoint: &Checkpoint, length: u64) -> bool {
     let PartSizes::Even { part_size, .. } = checkpoint.sizes else { return true };
     let due = |number: u32| part_size.min(length.saturating_sub(u64::from(number - 1) * part_size));
     checkpoint.parts.iter().all(|part| part.length == due(part.number))
 }
 
-/// Where in the source the first part begins that is still to be sent; a file is read by ranges, whatever the offset.
+/// Returns the offset in the source of the first part that remains to be sent. Files are read by
+/// ranges, whatever the offset.
 pub fn next_offset(checkpoint: &Checkpoint) -> u64 {
     let done = checkpoint.unbroken();
     match checkpoint.sizes {
@@ -45,18 +47,19 @@ pub fn next_offset(checkpoint: &Checkpoint) -> u64 {
     }
 }
 
-/// What of a checkpoint's parts need not be sent again.
+/// Returns the numbers of the parts that need not be sent again.
 pub(super) fn done(resume: Option<&Checkpoint>) -> HashSet<u32> {
     resume.into_iter().flat_map(|checkpoint| &checkpoint.parts).map(|part| part.number).collect()
 }
 
-/// The number of the last part before the first gap.
+/// Returns the number of the last part before the first gap.
 pub(super) fn unbroken(checkpoint: &Checkpoint) -> u32 {
     u32::try_from(checkpoint.unbroken().len()).unwrap_or(u32::MAX)
 }
 
-/// The checkpoint of one attempt's upload. Empty until an upload that can be continued is open, and again when it is completed or
-/// given up. What is in it after a failed attempt is still open on S3: whoever does not hand it on must abandon it.
+/// Checkpoint of the upload of one attempt. Empty until a resumable upload is open, and again once
+/// it is completed or aborted. After a failed attempt its content is still open on S3: the owner
+/// must hand it off or abort it.
 #[derive(Debug, Default)]
 pub struct OpenUpload {
     checkpoint: Mutex<Option<Checkpoint>>,
@@ -66,12 +69,12 @@ pub struct OpenUpload {
 }
 
 impl OpenUpload {
-    /// The checkpoint as of now, its parts in order.
+    /// Returns the current checkpoint, its parts in order.
     pub fn checkpoint(&self) -> Option<Checkpoint> {
         self.lock().clone()
     }
 
-    /// Resolves when an upload is on record that is `wanted`: the moment to write its id down.
+    /// Waits until the recorded upload satisfies `wanted`: the moment to persist its id.
     pub async fn begun(&self, wanted: impl Fn(&Checkpoint) -> bool) {
         loop {
             let begun = self.begun.notified();
@@ -82,24 +85,25 @@ impl OpenUpload {
         }
     }
 
-    /// Whether an upload is on record.
+    /// Returns true while an upload is recorded.
     pub fn is_open(&self) -> bool {
         self.lock().is_some()
     }
 
-    /// An upload is open on S3.
+    /// Records an upload that is open on S3.
     pub fn open(&self, checkpoint: Checkpoint) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).push(checkpoint.upload_id.clone());
         *self.lock() = Some(checkpoint);
         self.begun.notify_waiters();
     }
 
-    /// Whether this attempt has had to do with an upload: then it is continued, completed or given up already.
+    /// Returns true if this attempt has recorded the upload, which is then already resumed,
+    /// completed or aborted.
     pub fn knows(&self, upload_id: &str) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == upload_id)
     }
 
-    /// S3 has accepted a part; a second one of the same number takes the place of the first.
+    /// Adds a part that S3 has accepted. A part with the same number replaces the earlier one.
     pub fn part(&self, part: PartDone) {
         if let Some(checkpoint) = self.lock().as_mut() {
             match checkpoint.parts.binary_search_by_key(&part.number, |known| known.number) {
@@ -109,7 +113,7 @@ impl OpenUpload {
         }
     }
 
-    /// The upload is completed or given up.
+    /// Clears the checkpoint once the upload is completed or aborted.
     pub fn close(&self) {
         *self.lock() = None;
     }

@@ -1,13 +1,14 @@
 //! One PutObject.
 
 use super::call::Calls;
-use super::classify::Signal;
+use super::classify::ErrorSignal;
 use super::part::Part;
 use super::{Target, Uploaded, conditional, object_headers, reconcile, verify};
 use crate::domain::outcome::{Failure, Reason, Receipt};
 use crate::runtime::failpoints;
 
-/// Puts `part` as the whole object. `aws-sdk-s3` gets the checksum ready made and does not sign the payload.
+/// Puts `part` as the whole object. The SDK receives a precomputed checksum and does not sign the
+/// payload.
 pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Result<Uploaded, Failure> {
     let crc = part.crc.map(verify::crc_text);
     let sent = calls
@@ -27,7 +28,7 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
         .await;
     let reply = match sent {
         Ok(reply) => reply,
-        Err(error) if error.signal == Signal::PreconditionFailed => {
+        Err(error) if error.signal == ErrorSignal::PreconditionFailed => {
             return reconcile::taken(calls, target, error, part.length, crc, None).await;
         }
         Err(error) => return Err(changed_or(error.failure, error.signal, part)),
@@ -51,9 +52,10 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
     }))
 }
 
-/// Bytes that don't fit their checksum: either the file changed between the two passes, or the network did it.
-pub(super) fn changed_or(failure: Failure, signal: Signal, part: &Part) -> Failure {
-    let suspicious = signal == Signal::BadDigest || failure.reason == Reason::Connection;
+/// Maps a checksum mismatch: either the file changed between the two passes, or the network
+/// corrupted it.
+pub(super) fn changed_or(failure: Failure, signal: ErrorSignal, part: &Part) -> Failure {
+    let suspicious = signal == ErrorSignal::BadDigest || failure.reason == Reason::Connection;
     match part.file().filter(|_| suspicious).map(crate::source::file::FileSource::verify_unchanged) {
         Some(Err(changed)) => changed,
         _ => failure,

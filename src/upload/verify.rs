@@ -15,9 +15,10 @@ pub(super) fn crc_text(crc: u64) -> String {
     STANDARD.encode(crc.to_be_bytes())
 }
 
-/// Compares the encryption of a reply with what the destination asks for.
+/// Compares the encryption of a reply with the one that the destination asks for.
 ///
-/// With an alias only the algorithm can be compared: S3 answers with the key behind it. Without a key anything is right.
+/// For an alias only the algorithm can be compared: S3 replies with the key behind it. Without a
+/// configured key any encryption is accepted.
 pub(super) fn encryption(
     destination: &Destination,
     algorithm: Option<&ServerSideEncryption>,

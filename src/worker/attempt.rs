@@ -149,8 +149,8 @@ impl Attempts {
             stop: &state.stop,
             progress,
             resume: job.checkpoint().cloned(),
-            journal: &state.open_upload,
-            pace: rate_limiter,
+            open_upload: &state.open_upload,
+            rate_limiter,
         };
         let lease = LeaseGuard { queue: &self.queue, lease_after: self.lease_after, owner, state };
         lease.run(delivery, self.bounded(&job.job, request)).await

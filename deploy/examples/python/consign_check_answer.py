@@ -28,7 +28,7 @@ Verdict: TypeAlias = Literal['ready', 'not ready']
 
 class Remedy(TypedDict):
     """
-    What to do about a problem.
+    Remedy of a problem.
     """
 
     place: NotRequired[str | None]

@@ -131,7 +131,7 @@ pub(super) fn states(inputs: &DestinationInputs<'_>) -> DestinationStates {
     let matching = candidates.len();
     candidates.truncate(MAX_SHOWN);
     let destinations: Vec<_> = candidates.iter().map(|candidate| candidate.destination).collect();
-    let sessions = inputs.sessions.look(&destinations);
+    let sessions = inputs.sessions.status(&destinations);
     let shown = candidates.into_iter().zip(sessions).map(|(candidate, session)| state(&candidate, session)).collect();
     DestinationStates { shown, matching, filter: inputs.filter.to_owned() }
 }
@@ -159,7 +159,7 @@ fn candidates<'a>(inputs: &'a DestinationInputs<'_>) -> Vec<Candidate<'a>> {
         .collect()
 }
 
-fn state(candidate: &Candidate<'_>, session: session::Known) -> DestinationState {
+fn state(candidate: &Candidate<'_>, session: session::SessionStatus) -> DestinationState {
     let Candidate {
         destination,
         configured,
@@ -196,14 +196,14 @@ fn state(candidate: &Candidate<'_>, session: session::Known) -> DestinationState
     }
 }
 
-fn session_state(session: session::Known) -> SessionState {
+fn session_state(session: session::SessionStatus) -> SessionState {
     let seconds = |duration: Duration| duration.as_secs();
     match session {
-        session::Known::Nothing => SessionState::None,
-        session::Known::BackfillOutcomes { age, left } => {
+        session::SessionStatus::Absent => SessionState::None,
+        session::SessionStatus::Cached { age, left } => {
             SessionState::Open { age_seconds: seconds(age), seconds_left: left.map(seconds) }
         }
-        session::Known::Refused { reason, left } => {
+        session::SessionStatus::Denied { reason, left } => {
             SessionState::Refused { reason: reason.as_str(), seconds_left: seconds(left) }
         }
     }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
-/// Who has to do something about a finding, and so what `consign check` exits with.
+/// Party that has to act on a finding; it decides the exit code of `consign check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Nobody: all is well, or the step was not needed.
@@ -23,7 +23,7 @@ pub enum Side {
 
 macro_rules! codes {
     ($($variant:ident $text:literal $side:ident $doc:literal,)*) => {
-        /// What a step of the connection test found. A closed set and part of the contract: a code
+        /// Finding of a step of the connection test. A closed set and part of the contract: a code
         /// never changes its meaning.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Code {
@@ -39,12 +39,12 @@ macro_rules! codes {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// Who has to do something about it.
+            /// Returns the party that has to act.
             pub fn side(self) -> Side {
                 match self { $(Self::$variant => Side::$side,)* }
             }
 
-            /// What it means, in one sentence.
+            /// Returns the meaning in one sentence.
             pub fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => $doc,)* }
             }

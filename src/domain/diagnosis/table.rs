@@ -1,19 +1,19 @@
-//! The table: from an answer, by code and status, to one of the known problems.
+//! Table of known problems, by code and status of an answer.
 //!
-//! A message is looked at only where one code of AWS stands for several problems. The words that
-//! are looked for are those of IAM's access denied messages
+//! A message is examined only where one code of AWS stands for several problems. The words are
+//! those of IAM's access denied messages
 //! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>).
 
-use super::{Case, Code, Reads, denied_action};
+use super::{Code, DiagnosisContext, Reads, denied_action};
 use crate::domain::destination::Auth;
 use crate::domain::outcome::{AwsError, Reason};
 
 /// The problem behind an answer; `reason` is what the transfer makes of it.
-pub(super) fn code(answer: &AwsError, reason: Reason, case: &Case<'_>) -> Code {
-    match (answer.operation, &case.destination.auth) {
+pub(super) fn code(answer: &AwsError, reason: Reason, context: &DiagnosisContext<'_>) -> Code {
+    match (answer.operation, &context.destination.auth) {
         ("AssumeRole", _) | ("GetCallerIdentity", Auth::IamRole { .. }) => sts(answer, reason),
         ("GetCallerIdentity", Auth::AccessKey { .. }) => sts_of_a_key(answer, reason),
-        _ => s3(answer, reason, case),
+        _ => s3(answer, reason, context),
     }
 }
 
@@ -33,15 +33,15 @@ pub(super) fn without_answer(reason: Reason) -> Code {
     }
 }
 
-fn s3(answer: &AwsError, reason: Reason, case: &Case<'_>) -> Code {
-    let (code, status, said) = (answer.code.as_str(), answer.status, answer.said.as_str());
+fn s3(answer: &AwsError, reason: Reason, context: &DiagnosisContext<'_>) -> Code {
+    let (code, status, said) = (answer.code.as_str(), answer.status, answer.message.as_str());
     match code {
         "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "TokenRefreshRequired" | "InvalidToken" => {
-            credentials(code, said, case)
+            credentials(code, said, context)
         }
         "RequestTimeTooSkewed" | "RequestExpired" => Code::ClockSkew,
         "AllAccessDisabled" | "AccountProblem" | "NotSignedUp" => Code::AccountDisabled,
-        "KMS.AccessDeniedException" => denied(answer, case),
+        "KMS.AccessDeniedException" => denied(answer, context),
         "KMS.DisabledException" => Code::KmsKeyDisabled,
         // S3 looks the key up in the bucket's own region, and says `Invalid arn REGION` of a key elsewhere.
         "KMS.NotFoundException" if said.starts_with("Invalid arn") => Code::KmsKeyOtherRegion,
@@ -51,15 +51,15 @@ fn s3(answer: &AwsError, reason: Reason, case: &Case<'_>) -> Code {
         "NoSuchBucket" => Code::BucketNotFound,
         "InvalidRequest" if said.contains("Object Lock") => Code::ObjectLockNeedsChecksum,
         "NotImplemented" => Code::StoreLacksFeature,
-        _ => s3_by_meaning(status, reason, answer, case),
+        _ => s3_by_meaning(status, reason, answer, context),
     }
 }
 
-/// Where no code says more: what the transfer makes of it, which has looked at code and status
-/// already.
-fn s3_by_meaning(status: u16, reason: Reason, answer: &AwsError, case: &Case<'_>) -> Code {
+/// Maps the reason of the transfer, which has considered code and status, where the code says no
+/// more.
+fn s3_by_meaning(status: u16, reason: Reason, answer: &AwsError, context: &DiagnosisContext<'_>) -> Code {
     match reason {
-        Reason::AccessDenied | Reason::KmsDenied => denied(answer, case),
+        Reason::AccessDenied | Reason::KmsDenied => denied(answer, context),
         Reason::WrongRegion => Code::WrongRegion,
         Reason::BucketNotFound => Code::BucketNotFound,
         Reason::KmsUnavailable => Code::KmsKeyUnusable,
@@ -71,8 +71,8 @@ fn s3_by_meaning(status: u16, reason: Reason, answer: &AwsError, case: &Case<'_>
     }
 }
 
-fn credentials(code: &str, said: &str, case: &Case<'_>) -> Code {
-    let Auth::AccessKey { access_key_id, .. } = &case.destination.auth else { return Code::SessionRefused };
+fn credentials(code: &str, said: &str, context: &DiagnosisContext<'_>) -> Code {
+    let Auth::AccessKey { access_key_id, .. } = &context.destination.auth else { return Code::SessionRefused };
     match code {
         _ if access_key_id.starts_with(TEMPORARY) => Code::AccessKeyTemporary,
         "SignatureDoesNotMatch" => Code::AccessKeySecretWrong,
@@ -82,13 +82,13 @@ fn credentials(code: &str, said: &str, case: &Case<'_>) -> Code {
     }
 }
 
-/// How ids of temporary keys begin
+/// Prefix of the ids of temporary keys
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>).
 pub(super) const TEMPORARY: &str = "ASIA";
 
 /// Access denied, with or without a reason.
-fn denied(answer: &AwsError, case: &Case<'_>) -> Code {
-    let said = answer.said.as_str();
+fn denied(answer: &AwsError, context: &DiagnosisContext<'_>) -> Code {
+    let said = answer.message.as_str();
     let explicit = said.contains("explicit deny");
     match denied_action(said) {
         Some("kms:Decrypt") => {
@@ -96,7 +96,7 @@ fn denied(answer: &AwsError, case: &Case<'_>) -> Code {
         }
         Some(action) if action.starts_with("kms:") => kms_encrypt(said),
         None if answer.code == "KMS.AccessDeniedException" => kms_encrypt(said),
-        _ if explicit => explicit_deny(said, case),
+        _ if explicit => explicit_deny(said, context),
         Some("s3:PutObject") => Code::PutDenied,
         Some(_) => Code::PermissionDenied,
         None => Code::AccessDeniedUnspecified,
@@ -117,7 +117,7 @@ fn kms(said: &str, [unsaid, identity, key_policy]: [Code; 3]) -> Code {
     }
 }
 
-fn explicit_deny(said: &str, case: &Case<'_>) -> Code {
+fn explicit_deny(said: &str, context: &DiagnosisContext<'_>) -> Code {
     let by = |kind: &str| said.contains(kind);
     if by("service control policy") || by("resource control policy") {
         Code::ExplicitDenyOrganization
@@ -125,9 +125,9 @@ fn explicit_deny(said: &str, case: &Case<'_>) -> Code {
         Code::ExplicitDenyEndpoint
     } else if by("identity-based policy") || by("permissions boundary") || by("session policy") {
         Code::ExplicitDenyIdentity
-    } else if case.reads == Reads::ExplicitlyDenied {
+    } else if context.reads == Reads::ExplicitlyDenied {
         Code::ExplicitDenySourceAddress
-    } else if case.destination.encryption.is_none() {
+    } else if context.destination.encryption.is_none() {
         Code::ExplicitDenyUnencrypted
     } else {
         Code::ExplicitDenyEncryption
@@ -135,7 +135,7 @@ fn explicit_deny(said: &str, case: &Case<'_>) -> Code {
 }
 
 fn sts(answer: &AwsError, reason: Reason) -> Code {
-    let said = answer.said.as_str();
+    let said = answer.message.as_str();
     match answer.code.as_str() {
         "AccessDenied" | "AccessDeniedException" if said.contains("explicit deny") => Code::RoleExplicitDeny,
         "AccessDenied" | "AccessDeniedException" if said.contains("no identity-based policy allows") => {
@@ -157,7 +157,7 @@ fn sts(answer: &AwsError, reason: Reason) -> Code {
     }
 }
 
-/// What STS says of a customer's access key.
+/// Maps an error of STS about a customer's access key.
 fn sts_of_a_key(answer: &AwsError, reason: Reason) -> Code {
     match answer.code.as_str() {
         "InvalidClientTokenId" | "UnrecognizedClientException" | "InvalidAccessKeyId" => Code::AccessKeyUnknown,

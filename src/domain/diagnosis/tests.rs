@@ -40,7 +40,7 @@ fn role() -> Destination {
     destination(RawMethod::IamRole, None)
 }
 
-/// What IAM says of a denied action.
+/// Message of IAM for a denied action.
 fn denied(action: &str, why: &str) -> String {
     format!(
         "User: arn:aws:sts::123456789012:assumed-role/r/s is not authorized to perform: {action} on resource: x {why}"
@@ -53,9 +53,9 @@ type Row = (u16, &'static str, &'static str, Reason, Code);
 fn rows_hold(rows: &[Row]) {
     let role = role();
     for (status, code, said, reason, expected) in rows {
-        let found = diagnose(&failure("PutObject", *reason, *status, code, said), &Case::of(&role));
-        assert_eq!(found.code, *expected, "{status} {code} {said}");
-        assert!(!found.cause.is_empty(), "{expected}");
+        let evidence = diagnose(&failure("PutObject", *reason, *status, code, said), &DiagnosisContext::of(&role));
+        assert_eq!(evidence.code, *expected, "{status} {code} {said}");
+        assert!(!evidence.cause.is_empty(), "{expected}");
     }
 }
 
@@ -118,7 +118,7 @@ fn words_of_a_refusal_row_by_row() {
         ("kms:GenerateDataKey", "with an explicit deny in a resource-based policy", Code::KmsEncryptDeniedKeyPolicy),
     ] {
         let refused = failure("PutObject", Reason::AccessDenied, 403, "AccessDenied", &denied(action, why));
-        assert_eq!(diagnose(&refused, &Case::of(&role)).code, expected, "{action} {why}");
+        assert_eq!(diagnose(&refused, &DiagnosisContext::of(&role)).code, expected, "{action} {why}");
     }
 }
 
@@ -154,8 +154,8 @@ fn sts_row_by_row() {
     ];
     let role = role();
     for (code, reason, said, expected) in rows {
-        let found = diagnose(&failure("AssumeRole", reason, 403, code, &said), &Case::of(&role));
-        assert_eq!(found.code, expected, "{code} {said}");
+        let evidence = diagnose(&failure("AssumeRole", reason, 403, code, &said), &DiagnosisContext::of(&role));
+        assert_eq!(evidence.code, expected, "{code} {said}");
     }
     let key = destination(RawMethod::AccessKey, None);
     for (code, reason, expected) in [
@@ -163,8 +163,8 @@ fn sts_row_by_row() {
         ("SignatureDoesNotMatch", Reason::IdentityDenied, Code::AccessKeySecretWrong),
         ("SignatureDoesNotMatch", Reason::ClockSkew, Code::ClockSkew),
     ] {
-        let found = diagnose(&failure("GetCallerIdentity", reason, 403, code, ""), &Case::of(&key));
-        assert_eq!(found.code, expected, "{code}");
+        let evidence = diagnose(&failure("GetCallerIdentity", reason, 403, code, ""), &DiagnosisContext::of(&key));
+        assert_eq!(evidence.code, expected, "{code}");
     }
 }
 
@@ -173,12 +173,13 @@ fn what_reads_have_shown_decides_between_address_and_encryption() {
     let said = denied("s3:PutObject", "with an explicit deny in a resource-based policy");
     let refused = failure("PutObject", Reason::AccessDenied, 403, "AccessDenied", &said);
     let (plain, keyed) = (role(), destination(RawMethod::IamRole, Some(KEY)));
-    let code = |destination, reads| diagnose(&refused, &Case { reads, ..Case::of(destination) }).code;
+    let code =
+        |destination, reads| diagnose(&refused, &DiagnosisContext { reads, ..DiagnosisContext::of(destination) }).code;
     assert_eq!(code(&plain, Reads::ExplicitlyDenied), Code::ExplicitDenySourceAddress);
     assert_eq!(code(&plain, Reads::Answered), Code::ExplicitDenyUnencrypted);
     assert_eq!(code(&keyed, Reads::Answered), Code::ExplicitDenyEncryption);
     let hidden = failure("PutObject", Reason::AccessDenied, 403, "AccessDenied", "Access Denied");
-    let ranked = |reads| diagnose(&hidden, &Case { reads, ..Case::of(&keyed) }).ranked;
+    let ranked = |reads| diagnose(&hidden, &DiagnosisContext { reads, ..DiagnosisContext::of(&keyed) }).ranked;
     assert!(ranked(Reads::Unknown)[0].contains("s3:PutObject") && ranked(Reads::Unknown)[1].contains("kms:Decrypt"));
     assert!(ranked(Reads::Unknown).iter().any(|cause| cause.contains("belong to account")));
     assert!(!ranked(Reads::Answered).iter().any(|cause| cause.contains("belong to account")), "the owner was right");
@@ -206,15 +207,18 @@ fn hints_name_the_permission_and_hold_no_external_id() {
 #[test]
 fn the_trust_policy_to_paste_names_us_and_the_external_id_and_no_text_does() {
     let role = role();
-    let case = Case { principal: Some("arn:aws:sts::999999999999:assumed-role/worker/i-1"), ..Case::of(&role) };
-    let found = diagnose(&failure("AssumeRole", Reason::AssumeRoleDenied, 403, "AccessDenied", ""), &case);
-    let remedy = found.remedy.unwrap();
+    let context = DiagnosisContext {
+        principal: Some("arn:aws:sts::999999999999:assumed-role/worker/i-1"),
+        ..DiagnosisContext::of(&role)
+    };
+    let evidence = diagnose(&failure("AssumeRole", Reason::AssumeRoleDenied, 403, "AccessDenied", ""), &context);
+    let remedy = evidence.remedy.unwrap();
     let statement = remedy.statement.unwrap().to_string();
     assert!(
         statement.contains("arn:aws:iam::999999999999:role/worker") && statement.contains(EXTERNAL_ID),
         "{statement}"
     );
-    assert!(!format!("{} {}", found.cause, remedy.text).contains(EXTERNAL_ID));
+    assert!(!format!("{} {}", evidence.cause, remedy.text).contains(EXTERNAL_ID));
 }
 
 #[test]
@@ -223,8 +227,11 @@ fn every_problem_has_words_and_a_remedy() {
     let without = [Code::Ok, Code::NotNeeded, Code::NotTried, Code::Unexpected];
     let elsewhere = [Code::BrokerNotConfigured, Code::BrokerUnavailable, Code::TopologyMissing];
     for code in Code::ALL.iter().filter(|code| !without.contains(code) && !elsewhere.contains(code)) {
-        let found = [&role, &key].map(|to| finding(*code, &Case::of(to)));
-        let said = found.iter().find(|found| found.remedy.is_some()).unwrap_or_else(|| panic!("{code} has no remedy"));
+        let evidence = [&role, &key].map(|to| finding(*code, &DiagnosisContext::of(to)));
+        let said = evidence
+            .iter()
+            .find(|evidence| evidence.remedy.is_some())
+            .unwrap_or_else(|| panic!("{code} has no remedy"));
         let remedy = said.remedy.as_ref().unwrap();
         assert!(said.cause.len() > 10 && remedy.text.len() > 10, "{code}: {said:?}");
         assert!(!remedy.text.contains(EXTERNAL_ID) && !said.cause.contains(EXTERNAL_ID), "{code}");
@@ -236,8 +243,8 @@ fn a_command_does_not_blame_the_worker_for_its_own_identity() {
     let role = role();
     for code in [Code::IdentityAbsent, Code::IdentityRefused, Code::IdentityMayNotAssume] {
         let said = |who| {
-            let found = finding(code, &Case { who, ..Case::of(&role) });
-            (found.cause, found.remedy.unwrap().text)
+            let evidence = finding(code, &DiagnosisContext { who, ..DiagnosisContext::of(&role) });
+            (evidence.cause, evidence.remedy.unwrap().text)
         };
         let (cause, remedy) = said(Who::Command);
         assert!(cause.contains("this command") && cause.contains("shell"), "{cause}");
@@ -255,10 +262,10 @@ fn the_key_of_a_buckets_default_encryption_is_taken_from_the_refusal() {
          the kms:GenerateDataKey action"
     );
     let refused = failure("PutObject", Reason::KmsDenied, 403, "AccessDenied", &said);
-    let found = diagnose(&refused, &Case::of(&role()));
-    assert_eq!(found.code, Code::KmsEncryptDeniedIdentity);
-    let remedy = found.remedy.unwrap();
-    assert!(found.cause.contains(KEY) && remedy.text.contains(KEY), "{remedy:?}");
+    let evidence = diagnose(&refused, &DiagnosisContext::of(&role()));
+    assert_eq!(evidence.code, Code::KmsEncryptDeniedIdentity);
+    let remedy = evidence.remedy.unwrap();
+    assert!(evidence.cause.contains(KEY) && remedy.text.contains(KEY), "{remedy:?}");
     let statement = remedy.statement.unwrap();
     assert_eq!(statement["Resource"], KEY);
     assert_eq!(

@@ -7,19 +7,19 @@ use crate::domain::outcome::Failure;
 use crate::runtime::failpoints;
 use crate::runtime::retry::Retry;
 use crate::upload::call::Calls;
-use crate::upload::classify::Signal;
+use crate::upload::classify::ErrorSignal;
 
 /// Later tries, for about eight minutes.
 const LATER: u32 = 7;
-const FIRST_WAIT: Duration = Duration::from_secs(5);
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
+const BASE_RETRY_DELAY: Duration = Duration::from_secs(5);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(300);
 
-/// Gives up an upload of an earlier attempt.
+/// Aborts an upload of an earlier attempt.
 pub(in crate::upload) async fn abort_upload(calls: &Calls, checkpoint: &Checkpoint) {
     abort(calls, &checkpoint.bucket, &checkpoint.key, &checkpoint.upload_id).await;
 }
 
-/// What came of giving an upload up.
+/// Result of an abort.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::upload) enum Aborted {
     /// Nothing is left behind.
@@ -30,8 +30,8 @@ pub(in crate::upload) enum Aborted {
     Unknown,
 }
 
-/// Gives an upload up. What cannot be done now, because S3 or STS does not answer, is tried again in the background for some
-/// minutes: most likely it is what ended the upload, too.
+/// Aborts an upload. If S3 or STS does not answer, which is most likely what ended the upload, the
+/// abort is retried in the background for some minutes.
 pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> Aborted {
     match once(calls, bucket, key, id).await {
         Ok(aborted) => aborted,
@@ -39,14 +39,14 @@ pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> A
             tracing::info!(destination = %calls.destination.id, %cause, "an unfinished upload is aborted later");
             let (calls, bucket) = (calls.clone(), bucket.to_owned());
             let (key, id) = (key.to_owned(), id.to_owned());
-            tokio::spawn(async move { insist(&calls, &bucket, &key, &id).await });
+            tokio::spawn(async move { abort_with_retries(&calls, &bucket, &key, &id).await });
             Aborted::Unknown
         }
     }
 }
 
-async fn insist(calls: &Calls, bucket: &str, key: &str, id: &str) {
-    let mut retry = Retry::bounded(LATER, FIRST_WAIT, LONGEST_WAIT);
+async fn abort_with_retries(calls: &Calls, bucket: &str, key: &str, id: &str) {
+    let mut retry = Retry::bounded(LATER, BASE_RETRY_DELAY, MAX_RETRY_DELAY);
     while let Some(wait) = retry.next_wait(None) {
         tokio::time::sleep(wait).await;
         if once(calls, bucket, key, id).await.is_ok() {
@@ -77,11 +77,11 @@ async fn once(calls: &Calls, bucket: &str, key: &str, id: &str) -> Result<Aborte
             Ok(Aborted::Gone)
         }
         // Completed or aborted by an earlier try whose answer was lost: nothing is left behind.
-        Err(error) if error.signal == Signal::NoSuchUpload => {
+        Err(error) if error.signal == ErrorSignal::NoSuchUpload => {
             calls.metrics.multipart_aborted();
             Ok(Aborted::Gone)
         }
-        Err(error) if error.signal == Signal::Denied => {
+        Err(error) if error.signal == ErrorSignal::Denied => {
             tracing::warn!(
                 destination = %calls.destination.id,
                 "an unfinished upload could not be aborted; allow s3:AbortMultipartUpload, or give the bucket a lifecycle \

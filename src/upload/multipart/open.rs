@@ -1,4 +1,4 @@
-//! An upload that is open on S3: create, send, complete, and what became of it when an answer was lost.
+//! Open multipart upload: create, send, complete, and reconciliation when a reply was lost.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_s3::operation::complete_multipart_upload::CompleteMultipartUploadOutput;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 
-use super::Record;
+use super::UploadRecord;
 use super::abort::{Aborted, abort};
 use super::date::DateHeader;
 use crate::domain::destination::Checksum;
@@ -16,51 +16,54 @@ use crate::metrics::GaugeGuard;
 use crate::runtime::failpoints;
 use crate::telemetry::spans;
 use crate::upload::call::Calls;
-use crate::upload::classify::{CallError, Signal};
+use crate::upload::classify::{CallError, ErrorSignal};
 use crate::upload::part::{Part, combined_crc};
-use crate::upload::reconcile::{self, Expected};
+use crate::upload::reconcile::{self, ExpectedObject};
 use crate::upload::single::changed_or;
 use crate::upload::{OpenUpload, Target, Uploaded, conditional, object_headers, verify};
 
-/// Tries of CompleteMultipartUpload whose reply says nothing, each with the same arguments.
-const EMPTY_REPLIES: u32 = 3;
-/// Assembling many parts may take S3 minutes
-/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>): a try gets this long at least, and more
-/// for each part.
+/// Tries of CompleteMultipartUpload while the reply has no ETag, each with the same arguments.
+const MAX_COMPLETE_TRIES: u32 = 3;
+/// Time-out of a CompleteMultipartUpload, and its addition per part: assembling many parts may take
+/// S3 minutes (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>).
 const COMPLETE_TIMEOUT: Duration = Duration::from_secs(300);
 const COMPLETE_PER_PART: Duration = Duration::from_millis(100);
-/// Waits between looks at what became of an upload whose answer was lost: it may still be assembled.
-const LOOKS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(6)];
+/// Delays before each listing that looks for the object after a lost reply: S3 may still be
+/// assembling it.
+const RECONCILE_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(6)];
 
-/// An upload that is open on S3. It ends in [`Open::complete`], [`Open::try_abort`] or [`Open::end`]; dropped in between (a panic,
-/// a cancelled task), it aborts itself in the background.
-pub(in crate::upload) struct Open<'a> {
+/// Multipart upload that is open on S3. It ends in [`MultipartUpload::complete`],
+/// [`MultipartUpload::try_abort`] or [`MultipartUpload::end`]. Dropped before that (a panic, a
+/// cancelled task), it aborts itself in the background.
+pub(in crate::upload) struct MultipartUpload<'a> {
     calls: Calls,
     bucket: String,
     key: String,
     id: String,
     encryption: Encryption,
-    /// When it was initiated, on S3's clock: what S3 will report as the object's time.
+    /// Time of its initiation on the clock of S3, which S3 will report as the modification time of
+    /// the object.
     initiated: SystemTime,
     /// Parts of earlier attempts.
     done: Vec<PartDone>,
-    /// Where it is on record for other workers; `None` where nobody could go on with it.
-    journal: Option<&'a OpenUpload>,
-    /// Length and number of parts of the whole, where they are known beforehand.
+    /// Checkpoint for other workers; `None` if nobody could resume the upload.
+    open_upload: Option<&'a OpenUpload>,
+    /// Length and number of parts of the whole object, if known beforehand.
     whole: Option<(u64, u32)>,
-    /// An earlier attempt began it: somebody else may be at it, or have been.
+    /// True if an earlier attempt created the upload: another worker may be using it, or have used
+    /// it.
     again: bool,
     gone: AtomicBool,
     settled: bool,
     _counted: GaugeGuard,
 }
 
-impl<'a> Open<'a> {
-    /// Begins an upload. With `record` it is written into the journal and can be continued from there.
+impl<'a> MultipartUpload<'a> {
+    /// Creates an upload. With `record`, its checkpoint is recorded, so that it can be resumed.
     pub(in crate::upload) async fn create(
         calls: &Calls,
         target: &Target<'_>,
-        record: Option<(&'a OpenUpload, Option<&Record>)>,
+        record: Option<(&'a OpenUpload, Option<&UploadRecord>)>,
     ) -> Result<Self, Failure> {
         let checked = target.destination.checksum == Checksum::Crc64Nvme;
         let date = DateHeader::default();
@@ -88,7 +91,7 @@ impl<'a> Open<'a> {
             encryption: Encryption::default(),
             initiated: date.get().unwrap_or_else(|| reconcile::no_later_than(target.started)),
             done: Vec::new(),
-            journal: None,
+            open_upload: None,
             whole: None,
             again: false,
             gone: AtomicBool::new(false),
@@ -103,19 +106,20 @@ impl<'a> Open<'a> {
                 return Err(mismatch);
             }
         }
-        if let Some((journal, Some(record))) = record {
-            journal.open(open.checkpoint(record, checked));
-            open.journal = Some(journal);
+        if let Some((open_upload, Some(record))) = record {
+            open_upload.open(open.checkpoint(record, checked));
+            open.open_upload = Some(open_upload);
             open.whole = whole(record.sizes, record.source.length);
             failpoints::hit("recorded");
         }
         Ok(open)
     }
 
-    /// Goes on with the upload of an earlier attempt. S3 is not asked: most customers would not let us.
-    pub(super) fn again(calls: &Calls, journal: &'a OpenUpload, checkpoint: Checkpoint) -> Self {
+    /// Resumes the upload of an earlier attempt. S3 is not asked: most customers would not allow
+    /// that.
+    pub(super) fn again(calls: &Calls, open_upload: &'a OpenUpload, checkpoint: Checkpoint) -> Self {
         calls.metrics.multipart_resumed();
-        journal.open(checkpoint.clone());
+        open_upload.open(checkpoint.clone());
         Self {
             calls: calls.clone(),
             whole: whole(checkpoint.sizes, checkpoint.source.length),
@@ -125,7 +129,7 @@ impl<'a> Open<'a> {
             encryption: checkpoint.encryption,
             initiated: SystemTime::UNIX_EPOCH + Duration::from_secs(checkpoint.initiated),
             done: checkpoint.parts,
-            journal: Some(journal),
+            open_upload: Some(open_upload),
             again: true,
             gone: AtomicBool::new(false),
             settled: false,
@@ -133,7 +137,7 @@ impl<'a> Open<'a> {
         }
     }
 
-    fn checkpoint(&self, record: &Record, checked: bool) -> Checkpoint {
+    fn checkpoint(&self, record: &UploadRecord, checked: bool) -> Checkpoint {
         let kms = self.calls.destination.encryption.as_ref();
         Checkpoint {
             bucket: self.bucket.clone(),
@@ -149,7 +153,7 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Of a call that belongs to this upload.
+    /// Returns the span of a call that belongs to this upload.
     pub(super) fn span(&self, operation: &'static str, part: Option<u32>) -> tracing::Span {
         let upload_id = Some(self.id.as_str());
         spans::s3(operation, &spans::S3RequestAttributes { bucket: &self.bucket, key: &self.key, upload_id, part })
@@ -160,12 +164,12 @@ impl<'a> Open<'a> {
         &self.done
     }
 
-    /// Whether so many parts are all of them. False where nobody can know.
+    /// Returns true if so many parts are all of them; false if the number is unknown.
     pub(super) fn has_all(&self, parts: u32) -> bool {
         self.whole.is_some_and(|(_, count)| count == parts)
     }
 
-    /// Whether S3 does not know the upload any more.
+    /// Returns true if S3 no longer knows the upload.
     pub(super) fn is_gone(&self) -> bool {
         self.again && self.gone.load(Ordering::Relaxed)
     }
@@ -196,7 +200,7 @@ impl<'a> Open<'a> {
             Ok(reply) => reply,
             Err(error) => {
                 self.calls.metrics.part_failed();
-                self.gone.fetch_or(error.signal == Signal::NoSuchUpload, Ordering::Relaxed);
+                self.gone.fetch_or(error.signal == ErrorSignal::NoSuchUpload, Ordering::Relaxed);
                 return Err(changed_or(error.failure, error.signal, part));
             }
         };
@@ -212,16 +216,17 @@ impl<'a> Open<'a> {
             etag: reply.e_tag,
             packed: part.packed,
         };
-        if let Some(journal) = self.journal {
-            journal.part(done.clone());
+        if let Some(open_upload) = self.open_upload {
+            open_upload.part(done.clone());
         }
         failpoints::hit("part");
         Ok(done)
     }
 
-    /// Completes the upload, and reconciles when the answer was lost.
+    /// Completes the upload, and reconciles when the reply was lost.
     ///
-    /// After an error the upload is still open, unless S3 said otherwise: [`Open::end`] decides what becomes of it.
+    /// After an error the upload is still open, unless S3 replied otherwise;
+    /// [`MultipartUpload::end`] then aborts it or leaves it open.
     pub(in crate::upload) async fn complete(
         &mut self,
         target: &Target<'_>,
@@ -231,7 +236,7 @@ impl<'a> Open<'a> {
         let length = sent.iter().map(|part| part.length).sum();
         let crc = combined_crc(sent.iter().map(|part| (part.crc, part.length))).map(verify::crc_text);
         let count = u32::try_from(sent.len()).unwrap_or(u32::MAX);
-        let expected = Expected { length, parts: Some(count), since: self.initiated };
+        let expected = ExpectedObject { length, parts: Some(count), since: self.initiated };
         let read = sent.last().and_then(|last| last.packed).map_or(length, |end| end.source);
         let uploaded = match self.ask_to_complete(target, &sent, length, crc.as_deref()).await {
             Ok(receipt) => {
@@ -240,7 +245,7 @@ impl<'a> Open<'a> {
                 verify::checksum(crc.as_deref(), receipt.checksum_crc64nvme.as_deref())?;
                 Uploaded::Stored(Receipt { checksum_crc64nvme: crc, ..receipt })
             }
-            Err(error) if error.signal == Signal::PreconditionFailed => {
+            Err(error) if error.signal == ErrorSignal::PreconditionFailed => {
                 // What takes the key may be what an earlier attempt completed.
                 let error = CallError { ambiguous: error.ambiguous || self.again, ..error };
                 self.try_abort().await;
@@ -257,53 +262,55 @@ impl<'a> Open<'a> {
         })
     }
 
-    /// The upload was not completed by this call, as far as we know: perhaps it was by an earlier one, or by another worker.
+    /// Reconciles after a failed complete: an earlier call or another worker may have completed the
+    /// upload.
     async fn reconciled(
         &mut self,
         target: &Target<'_>,
-        expected: &Expected,
+        expected: &ExpectedObject,
         crc: Option<String>,
         error: CallError,
     ) -> Result<Uploaded, Failure> {
-        let vanished = error.signal == Signal::NoSuchUpload;
+        let missing = error.signal == ErrorSignal::NoSuchUpload;
         // Two workers that send the same part get different tags where KMS encrypts; the later one stays.
-        let overwritten = self.again && error.signal == Signal::InvalidPart;
-        let unknown = error.ambiguous || vanished || overwritten;
+        let overwritten = self.again && error.signal == ErrorSignal::InvalidPart;
+        let unknown = error.ambiguous || missing || overwritten;
         let found = if unknown { self.look_for(target, expected).await } else { None };
         if let Some(object) = found {
             // A younger one is what another worker completed: then this upload is still open.
-            if !vanished && reconcile::is_younger(&object, self.initiated) {
+            if !missing && reconcile::is_younger(&object, self.initiated) {
                 self.try_abort().await;
             }
             self.settle();
             return Ok(Uploaded::Stored(self.found(object, expected, crc)));
         }
-        if vanished {
+        if missing {
             self.settle();
         } else if overwritten {
             self.try_abort().await;
         }
-        if self.again && (vanished || overwritten) { Ok(Uploaded::Stale) } else { Err(error.failure) }
+        if self.again && (missing || overwritten) { Ok(Uploaded::Stale) } else { Err(error.failure) }
     }
 
-    /// S3 does not know the upload any more that was to be continued: it was completed by somebody else, or aborted.
-    pub(super) async fn vanished(&mut self, target: &Target<'_>) -> Result<Uploaded, Failure> {
+    /// Reconciles when S3 no longer knows the upload to resume: another worker completed it, or it
+    /// was aborted.
+    pub(super) async fn missing(&mut self, target: &Target<'_>) -> Result<Uploaded, Failure> {
         self.settle();
         let Some((length, parts)) = self.whole else { return Ok(Uploaded::Stale) };
-        let expected = Expected { length, parts: Some(parts), since: self.initiated };
+        let expected = ExpectedObject { length, parts: Some(parts), since: self.initiated };
         let found = self.look_for(target, &expected).await;
         Ok(found.map_or(Uploaded::Stale, |object| {
             Uploaded::Stored(Receipt { resumed: true, ..self.found(object, &expected, None) })
         }))
     }
 
-    fn found(&self, object: aws_sdk_s3::types::Object, expected: &Expected, crc: Option<String>) -> Receipt {
+    fn found(&self, object: aws_sdk_s3::types::Object, expected: &ExpectedObject, crc: Option<String>) -> Receipt {
         Receipt { encryption: Some(self.encryption.clone()), ..reconcile::receipt(object, expected, crc) }
     }
 
-    /// What became of the upload, by a listing; `None` when it is not there, or listing is not allowed.
-    async fn look_for(&self, target: &Target<'_>, expected: &Expected) -> Option<aws_sdk_s3::types::Object> {
-        for wait in LOOKS {
+    /// Lists the object; `None` when it is not there, or listing is not allowed.
+    async fn look_for(&self, target: &Target<'_>, expected: &ExpectedObject) -> Option<aws_sdk_s3::types::Object> {
+        for wait in RECONCILE_DELAYS {
             tokio::time::sleep(wait).await;
             if let Some(object) = reconcile::find(&self.calls, target, expected).await {
                 return Some(object);
@@ -312,7 +319,7 @@ impl<'a> Open<'a> {
         None
     }
 
-    /// Asks until there is an answer with an ETag in it: an empty 200 says nothing.
+    /// Retries until a reply has an ETag: an empty 200 proves nothing.
     async fn ask_to_complete(
         &self,
         target: &Target<'_>,
@@ -324,7 +331,7 @@ impl<'a> Open<'a> {
         let each = COMPLETE_PER_PART * u32::try_from(sent.len()).unwrap_or(u32::MAX);
         let limit = COMPLETE_TIMEOUT.max(each);
         let mut ambiguous = false;
-        for _ in 0..EMPTY_REPLIES {
+        for _ in 0..MAX_COMPLETE_TRIES {
             let answer = self
                 .calls
                 .call_within("CompleteMultipartUpload", limit, |client| {
@@ -365,25 +372,27 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// After a failure: left open with its checkpoint in the journal where that is wanted and somebody could go on, else given up.
-    /// A refusal to abort is expected where the customer grants s3:PutObject alone: it is counted, and the bucket's lifecycle rule
-    /// has to clean up.
+    /// Ends the upload after a failure: leaves it open with its checkpoint recorded if that is
+    /// wanted and another attempt could resume it, else aborts it. A refused abort is expected
+    /// where the customer grants s3:PutObject alone: it is counted, and the lifecycle rule of the
+    /// bucket has to clean up.
     pub(super) async fn end(&mut self, leave: bool) {
         if self.settled {
             return;
         }
-        if leave && self.journal.is_some_and(OpenUpload::is_open) {
+        if leave && self.open_upload.is_some_and(OpenUpload::is_open) {
             self.settled = true;
         } else {
             self.try_abort().await;
         }
     }
 
-    /// Gives the upload up, and says what came of it; where it is denied, the upload can still be completed.
+    /// Aborts the upload and returns the result. If the abort is denied, the upload can still be
+    /// completed.
     pub(in crate::upload) async fn try_abort(&mut self) -> Aborted {
-        // Nobody is to go on with it from here on; broken off in the middle, the abort is made once more in the background.
-        if let Some(journal) = self.journal {
-            journal.close();
+        // No other attempt may resume it from here on. If this is cancelled, drop aborts it in the background.
+        if let Some(open_upload) = self.open_upload {
+            open_upload.close();
         }
         let aborted = abort(&self.calls, &self.bucket, &self.key, &self.id).await;
         self.settled = true;
@@ -393,8 +402,8 @@ impl<'a> Open<'a> {
     /// Nothing is left to be done about it, by anybody.
     fn settle(&mut self) {
         self.settled = true;
-        if let Some(journal) = self.journal {
-            journal.close();
+        if let Some(open_upload) = self.open_upload {
+            open_upload.close();
         }
     }
 
@@ -403,7 +412,7 @@ impl<'a> Open<'a> {
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for MultipartUpload<'_> {
     fn drop(&mut self) {
         if self.settled {
             return;
@@ -416,7 +425,7 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Length and number of parts, where both are known before the end.
+/// Length and number of parts of the whole object, if known beforehand.
 fn whole(sizes: PartSizes, length: Option<u64>) -> Option<(u64, u32)> {
     match sizes {
         PartSizes::Even { parts, .. } => length.map(|length| (length, parts)),

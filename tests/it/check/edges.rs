@@ -7,7 +7,7 @@ use std::time::Duration;
 use consign::check::{CheckReport, Checker};
 use consign::domain::diagnosis::Who;
 use consign::metrics::Metrics;
-use consign::session::{Identity, Sessions};
+use consign::session::{Sessions, WorkerIdentity};
 use consign::upload::Uploader;
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ const DENIED: Effect = Effect::Error(403, "AccessDenied", "Access Denied");
 async fn within(site: &Site, seconds: u64) -> CheckReport {
     let config = consign::config::load_str(&site.toml()).unwrap().config;
     let metrics = Arc::new(Metrics::new(1));
-    let identity = Identity::load(&config.aws).await;
+    let identity = WorkerIdentity::load(&config.aws).await;
     let sessions = Arc::new(Sessions::new(config.session, config.aws, identity, metrics.clone()));
     let uploader = Uploader::new(config.upload, config.worker.memory_budget, sessions.clone(), metrics);
     let limit = Duration::from_secs(seconds);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use consign::check::Checker;
 use consign::domain::diagnosis::{Side, Who};
 use consign::metrics::Metrics;
-use consign::session::{Identity, Sessions};
+use consign::session::{Sessions, WorkerIdentity};
 use consign::upload::Uploader;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -131,7 +131,7 @@ async fn a_server_that_never_answers_ends_the_test_in_bounded_time() {
     s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(300)));
     let config = consign::config::load_str(&site.toml()).unwrap().config;
     let metrics = Arc::new(Metrics::new(1));
-    let identity = Identity::load(&config.aws).await;
+    let identity = WorkerIdentity::load(&config.aws).await;
     let sessions = Arc::new(Sessions::new(config.session, config.aws, identity, metrics.clone()));
     let uploader = Uploader::new(config.upload, config.worker.memory_budget, sessions.clone(), metrics);
     let checker = Checker {

@@ -179,11 +179,11 @@ export interface Step {
   [k: string]: unknown;
 }
 /**
- * What to do about a problem.
+ * Remedy of a problem.
  */
 export interface Remedy {
   /**
-   * Where the statement belongs, such as `the permissions policy of the role`.
+   * Place of the statement, such as `the permissions policy of the role`.
    */
   place?: string | null;
   /**
@@ -197,7 +197,7 @@ export interface Remedy {
     [k: string]: unknown;
   };
   /**
-   * What to do, in plain words.
+   * Remedy in plain words.
    */
   text: string;
   [k: string]: unknown;

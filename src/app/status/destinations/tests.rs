@@ -5,7 +5,7 @@ use crate::config::{AwsConfig, SessionConfig};
 use crate::domain::destination::Region;
 use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::metrics::Metrics;
-use crate::session::Identity;
+use crate::session::WorkerIdentity;
 
 fn destination(id: &str) -> (DestinationId, Arc<Destination>) {
     let auth = RawAuth {
@@ -41,7 +41,7 @@ async fn sessions(metrics: &Arc<Metrics>) -> Sessions {
         denied_for: Duration::from_secs(60),
         role_auth: false,
     };
-    let identity = Identity::load(&aws).await;
+    let identity = WorkerIdentity::load(&aws).await;
     Sessions::new(config, aws, identity, metrics.clone())
 }
 

@@ -1,80 +1,85 @@
-//! What the bucket allows and denies.
+//! Explanation of permissions and denials of the bucket.
 
-use super::{Words, advice, grant, own_policy, told};
+use super::{Explanation, advice, explained, grant, own_policy};
 use crate::domain::destination::Auth;
-use crate::domain::diagnosis::{Case, Code, Found, Reads, Remedy};
+use crate::domain::diagnosis::{Code, DiagnosisContext, Evidence, Reads, Remedy};
 use crate::domain::policy::{Permission, lifecycle};
 
-pub(super) fn words(found: &Found<'_>, case: &Case<'_>) -> Option<Words> {
-    let bucket = &case.destination.bucket;
-    Some(match found.code {
-        Code::PutDenied => told(
-            format!("s3:PutObject is not allowed under {bucket}/{}", case.destination.prefix),
-            grant(Permission::PutObject, case),
+pub(super) fn words(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<Explanation> {
+    let bucket = &context.destination.bucket;
+    Some(match evidence.code {
+        Code::PutDenied => explained(
+            format!("s3:PutObject is not allowed under {bucket}/{}", context.destination.prefix),
+            grant(Permission::PutObject, context),
         ),
-        Code::PermissionDenied => permission_denied(found, case),
-        Code::AccessDeniedUnspecified => unspecified(found, case),
-        Code::RegionUnchecked => weaker(Permission::GetBucketLocation, "the bucket's region can't be looked up", case),
-        Code::ListDenied => weaker(Permission::ListBucket, "the prefix can't be listed", case),
-        Code::DeleteDenied => weaker(Permission::DeleteObject, "the test file can't be deleted; it stays, empty", case),
-        Code::AbortDenied => {
-            let mut said = weaker(Permission::AbortMultipartUpload, "an unfinished upload can't be aborted", case);
-            said.ranked = vec![format!(
-                "instead of the permission, a lifecycle rule of the bucket serves: {}",
-                lifecycle(case.destination)
-            )];
-            said
+        Code::PermissionDenied => permission_denied(evidence, context),
+        Code::AccessDeniedUnspecified => unspecified(evidence, context),
+        Code::RegionUnchecked => {
+            weaker(Permission::GetBucketLocation, "the bucket's region can't be looked up", context)
         }
-        Code::UploadLeftOpen => told(
+        Code::ListDenied => weaker(Permission::ListBucket, "the prefix can't be listed", context),
+        Code::DeleteDenied => {
+            weaker(Permission::DeleteObject, "the test file can't be deleted; it stays, empty", context)
+        }
+        Code::AbortDenied => {
+            let mut explanation =
+                weaker(Permission::AbortMultipartUpload, "an unfinished upload can't be aborted", context);
+            explanation.ranked = vec![format!(
+                "instead of the permission, a lifecycle rule of the bucket serves: {}",
+                lifecycle(context.destination)
+            )];
+            explanation
+        }
+        Code::UploadLeftOpen => explained(
             "the probe of a multipart upload failed and could not be aborted; it is left open, unseen, with a byte at most",
-            grant(Permission::AbortMultipartUpload, case),
+            grant(Permission::AbortMultipartUpload, context),
         ),
-        code => return explicit_deny(code, case),
+        code => return explicit_deny(code, context),
     })
 }
 
 /// An optional permission is missing: what is weaker without it.
-fn weaker(permission: Permission, what: &str, case: &Case<'_>) -> Words {
-    let mut remedy = grant(permission, case);
+fn weaker(permission: Permission, what: &str, context: &DiagnosisContext<'_>) -> Explanation {
+    let mut remedy = grant(permission, context);
     remedy.text = format!("optional: {}", remedy.text);
-    told(format!("{what} ({} is not allowed): {}", permission.action(), permission.without()), remedy)
+    explained(format!("{what} ({} is not allowed): {}", permission.action(), permission.without()), remedy)
 }
 
-fn permission_denied(found: &Found<'_>, case: &Case<'_>) -> Words {
-    let action = found.action.unwrap_or("an action");
-    let bucket = &case.destination.bucket;
+fn permission_denied(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation {
+    let action = evidence.action.unwrap_or("an action");
+    let bucket = &context.destination.bucket;
     let remedy = Permission::of_action(action).map_or_else(
-        || advice(format!("allow {action} on the bucket {bucket}, in {}", own_policy(case))),
-        |permission| grant(permission, case),
+        || advice(format!("allow {action} on the bucket {bucket}, in {}", own_policy(context))),
+        |permission| grant(permission, context),
     );
-    told(format!("{action} is not allowed"), remedy)
+    explained(format!("{action} is not allowed"), remedy)
 }
 
-fn explicit_deny(code: Code, case: &Case<'_>) -> Option<Words> {
-    let (bucket, prefix) = (&case.destination.bucket, &case.destination.prefix);
+fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanation> {
+    let (bucket, prefix) = (&context.destination.bucket, &context.destination.prefix);
     Some(match code {
-        Code::ExplicitDenySourceAddress => told(
+        Code::ExplicitDenySourceAddress => explained(
             format!(
                 "a Deny in the policy of the bucket {bucket} hits every call of ours, most likely by its source address"
             ),
-            advice(format!("let {} through in the Deny of the bucket policy", addresses(case))),
+            advice(format!("let {} through in the Deny of the bucket policy", addresses(context))),
         ),
         Code::ExplicitDenyUnencrypted => {
-            let mut said = told(
+            let mut explanation = explained(
                 format!(
                     "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands encryption"
                 ),
                 advice("set kms_key_arn of the destination to the key that the bucket policy demands"),
             );
-            said.ranked = vec![
+            explanation.ranked = vec![
                 "the bucket policy refuses uploads that ask for no encryption, or for none with a KMS key".to_owned(),
-                format!("the bucket policy denies by source address, and does not let {} through", addresses(case)),
+                format!("the bucket policy denies by source address, and does not let {} through", addresses(context)),
                 "the bucket policy denies this prefix, or this principal".to_owned(),
             ];
-            said
+            explanation
         }
         Code::ExplicitDenyEncryption => {
-            let mut said = told(
+            let mut explanation = explained(
                 format!(
                     "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands another KMS key"
                 ),
@@ -82,22 +87,25 @@ fn explicit_deny(code: Code, case: &Case<'_>) -> Option<Words> {
                     "set kms_key_arn of the destination to the key that the bucket policy demands, as the ARN of the key itself",
                 ),
             );
-            said.ranked = vec![
+            explanation.ranked = vec![
                 "the bucket policy demands another KMS key, or writes the same key in another form".to_owned(),
-                format!("the bucket policy denies by source address, and does not let {} through", addresses(case)),
+                format!("the bucket policy denies by source address, and does not let {} through", addresses(context)),
                 "the bucket policy denies this prefix, or this principal".to_owned(),
             ];
-            said
+            explanation
         }
-        Code::ExplicitDenyIdentity => told(
+        Code::ExplicitDenyIdentity => explained(
             "an explicit Deny on our side of the bucket hits the upload: in a policy or the permissions boundary of the role or user",
-            advice(format!("look for a Deny of s3:PutObject in {} and in its permissions boundary", own_policy(case))),
+            advice(format!(
+                "look for a Deny of s3:PutObject in {} and in its permissions boundary",
+                own_policy(context)
+            )),
         ),
-        Code::ExplicitDenyOrganization => told(
+        Code::ExplicitDenyOrganization => explained(
             "a service or resource control policy of the customer's organization explicitly denies the upload",
             advice("ask the administrators of the AWS organization to let this role or user write to the bucket"),
         ),
-        Code::ExplicitDenyEndpoint => told(
+        Code::ExplicitDenyEndpoint => explained(
             "the policy of the VPC endpoint that this worker uses explicitly denies the upload",
             advice("allow s3:PutObject on the customer's bucket in the policy of the worker's VPC endpoint"),
         ),
@@ -106,18 +114,18 @@ fn explicit_deny(code: Code, case: &Case<'_>) -> Option<Words> {
 }
 
 /// This platform's addresses, where they are configured.
-fn addresses(case: &Case<'_>) -> String {
-    if case.egress.is_empty() {
+fn addresses(context: &DiagnosisContext<'_>) -> String {
+    if context.egress.is_empty() {
         return "the public addresses of this platform".to_owned();
     }
-    format!("our public addresses {}", case.egress.join(", "))
+    format!("our public addresses {}", context.egress.join(", "))
 }
 
-/// S3 says no more than `Access Denied`: always so across accounts. What it may be, the likeliest
-/// first.
-fn unspecified(found: &Found<'_>, case: &Case<'_>) -> Words {
-    let destination = case.destination;
-    let remedy = grant(permission_of(found.operation), case);
+/// Explains a bare `Access Denied`, which S3 always answers across accounts: the possible causes,
+/// the likeliest first.
+fn unspecified(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation {
+    let destination = context.destination;
+    let remedy = grant(permission_of(evidence.operation), context);
     let mut ranked = vec![remedy.text.clone()];
     if let Some(key) = &destination.encryption {
         let key = key.key_arn.as_str();
@@ -125,7 +133,7 @@ fn unspecified(found: &Found<'_>, case: &Case<'_>) -> Words {
             "allow kms:GenerateDataKey and kms:Decrypt on {key}, in the same policy and in the key's own policy"
         ));
     }
-    if let (Some(owner), true) = (&destination.expected_bucket_owner, case.reads != Reads::Answered) {
+    if let (Some(owner), true) = (&destination.expected_bucket_owner, context.reads != Reads::Answered) {
         ranked.push(format!("the bucket must belong to account {owner}, or expected_bucket_owner must be corrected"));
     }
     if let (Auth::IamRole { role_arn, .. }, Some(owner)) = (&destination.auth, &destination.expected_bucket_owner)
@@ -138,10 +146,10 @@ fn unspecified(found: &Found<'_>, case: &Case<'_>) -> Words {
     }
     ranked.push(format!(
         "look for a bucket policy that denies it, by encryption or by source address ({} must be let through)",
-        addresses(case)
+        addresses(context)
     ));
     let text = ranked.join("; or ");
-    Words {
+    Explanation {
         cause: format!("S3 denies access to {}/{} and does not say why", destination.bucket, destination.prefix),
         ranked,
         remedy: Some(Remedy { text, ..remedy }),

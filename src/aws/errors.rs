@@ -1,0 +1,241 @@
+//! Errors of AWS: the tables of error codes of S3, KMS, STS and the staging buckets, one commented
+//! row per cause, and the parsed error response.
+
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::RequestId as _;
+use aws_sdk_s3::operation::get_object::GetObjectError;
+
+use crate::domain::destination::{Auth, Destination, Region, RoleArn};
+use crate::domain::outcome::{AwsError, Failure, Reason};
+use crate::metrics;
+
+/// Returns the label of a request in the metrics; the outer error is a time-out of the caller.
+pub(crate) fn status_label<T, E, X>(answer: &Result<Result<T, SdkError<E>>, X>) -> &'static str {
+    match answer {
+        Ok(Ok(_)) => "2xx",
+        Ok(Err(SdkError::DispatchFailure(broken))) if broken.is_timeout() => "timeout",
+        Ok(Err(SdkError::TimeoutError(_))) | Err(_) => "timeout",
+        Ok(Err(error)) => error.raw_response().map_or("connection", |raw| metrics::status_label(raw.status().as_u16())),
+    }
+}
+
+/// Builds the error response of a failed call of `operation`. The status is 0 if there was no
+/// answer.
+pub(crate) fn error_response<E: ProvideErrorMetadata>(operation: &'static str, error: &SdkError<E>) -> AwsError {
+    let status = error.raw_response().map_or(0, |raw| raw.status().as_u16());
+    AwsError::new(operation, status, error.code(), error.message())
+}
+
+/// Answers that change the sequence of an upload, beyond the class of the failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorSignal {
+    /// The upload id is unknown: completed already, aborted, or never there.
+    NoSuchUpload,
+    /// A part is not what it was: somebody else sent it again.
+    InvalidPart,
+    /// The key is taken (`If-None-Match`).
+    PreconditionFailed,
+    /// Bytes arrived that don't fit their checksum.
+    BadDigest,
+    /// The credentials are refused: worth one renewal.
+    Credentials,
+    /// Not allowed.
+    Denied,
+    /// Nothing special.
+    None,
+}
+
+/// Result of a row of the table.
+pub(crate) struct S3Classification {
+    pub(crate) reason: Reason,
+    pub(crate) signal: ErrorSignal,
+}
+
+const fn means(reason: Reason) -> S3Classification {
+    S3Classification { reason, signal: ErrorSignal::None }
+}
+
+const fn signals(reason: Reason, signal: ErrorSignal) -> S3Classification {
+    S3Classification { reason, signal }
+}
+
+/// Table of S3 and KMS error codes. Sources: the S3 error code list
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>) and the observed answers
+/// of S3-compatible stores.
+#[expect(clippy::match_same_arms, reason = "a table: one commented row for each cause")]
+pub(crate) fn s3_table(code: &str, status: u16, destination: &Destination) -> S3Classification {
+    match code {
+        // The token ran out, or was made by a session that was revoked.
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
+            signals(Reason::SessionExpired, ErrorSignal::Credentials)
+        }
+        // A long-lived key: the customer rotated or disabled it. One re-read of a secret kept in a file is worth a try.
+        "InvalidAccessKeyId" | "SignatureDoesNotMatch" => match destination.auth {
+            Auth::AccessKey { .. } => signals(Reason::AccessKeyInvalid, ErrorSignal::Credentials),
+            Auth::IamRole { .. } => signals(Reason::SessionExpired, ErrorSignal::Credentials),
+        },
+        "RequestTimeTooSkewed" | "RequestExpired" => means(Reason::ClockSkew),
+        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "UnauthorizedAccess" | "AccessDeniedException" => {
+            signals(Reason::AccessDenied, ErrorSignal::Denied)
+        }
+        "KMS.AccessDeniedException" => signals(Reason::KmsDenied, ErrorSignal::Denied),
+        "KMS.DisabledException"
+        | "KMS.NotFoundException"
+        | "KMS.KMSInvalidStateException"
+        | "KMS.InvalidKeyUsageException"
+        | "KMS.InvalidArnException" => means(Reason::KmsUnavailable),
+        // Any other KMS error is for the owner of the key to fix, and never a fault of the job.
+        code if code.starts_with("KMS.") && !code.contains("Throttl") => means(Reason::KmsUnavailable),
+        "NoSuchBucket" => means(Reason::BucketNotFound),
+        "PermanentRedirect"
+        | "TemporaryRedirect"
+        | "Redirect"
+        | "AuthorizationHeaderMalformed"
+        | "IllegalLocationConstraintException" => means(Reason::WrongRegion),
+        "NoSuchUpload" => signals(Reason::S3Unavailable, ErrorSignal::NoSuchUpload),
+        "PreconditionFailed" => signals(Reason::ObjectExists, ErrorSignal::PreconditionFailed),
+        // Another client writes the same key: the upload starts again.
+        "ConditionalRequestConflict" | "OperationAborted" => means(Reason::S3Unavailable),
+        "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest" | "IncompleteBody" => {
+            signals(Reason::Connection, ErrorSignal::BadDigest)
+        }
+        // A part was replaced or lost under us; a new upload is the remedy.
+        "InvalidPart" | "InvalidPartOrder" => signals(Reason::S3Unavailable, ErrorSignal::InvalidPart),
+        // Also inside the 200 of a CompleteMultipartUpload.
+        "InternalError" | "InternalServerError" | "ServiceUnavailable" | "Busy" => means(Reason::S3Unavailable),
+        "SlowDown" | "ReduceYourRate" => means(Reason::SlowDown),
+        "RequestTimeout" | "RequestTimeoutException" => means(Reason::Timeout),
+        "EntityTooLarge" => means(Reason::TooLarge),
+        "KeyTooLongError" => means(Reason::InvalidKey),
+        code if code.contains("Throttl") => means(Reason::Throttled),
+        _ => s3_status(status),
+    }
+}
+
+pub(crate) fn s3_status(status: u16) -> S3Classification {
+    match status {
+        301 | 307 => means(Reason::WrongRegion),
+        401 | 403 => signals(Reason::AccessDenied, ErrorSignal::Denied),
+        412 => signals(Reason::ObjectExists, ErrorSignal::PreconditionFailed),
+        429 => means(Reason::Throttled),
+        408 => means(Reason::Timeout),
+        200..=299 | 500..=599 => means(Reason::S3Unavailable),
+        _ => means(Reason::Unclassified),
+    }
+}
+
+impl S3Classification {
+    /// A 2xx whose body can't be read is a broken reply, not a refusal.
+    pub(crate) fn reason_or_broken(&self, status: u16) -> Reason {
+        if status < 300 { Reason::Connection } else { self.reason }
+    }
+}
+
+/// Role of an AssumeRole call; `None` in its place for GetCallerIdentity.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AssumedRole<'a> {
+    pub(crate) arn: &'a RoleArn,
+    pub(crate) region: &'a Region,
+}
+
+/// Table of STS error codes: the reason of a failure and its message.
+pub(crate) fn sts_table(answer: &AwsError, role: Option<AssumedRole<'_>>) -> (Reason, String) {
+    let (code, status, said) = (answer.code.as_str(), answer.status, answer.message.as_str());
+    match code {
+        "AccessDenied" | "AccessDeniedException" => sts_denied(role),
+        // Some servers send no code at all.
+        "" if matches!(status, 401 | 403) => sts_denied(role),
+        // The token or key that signed this call is the worker's own.
+        "ExpiredToken"
+        | "ExpiredTokenException"
+        | "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "MissingAuthenticationToken"
+        | "InvalidAccessKeyId"
+        | "IncompleteSignature" => {
+            (Reason::IdentityDenied, format!("STS refuses the worker's own credentials ({code})"))
+        }
+        "RequestTimeTooSkewed" | "RequestExpired" => (Reason::ClockSkew, format!("the worker's clock is off ({code})")),
+        // STS tells a clock that is off by the words of a signature that is not of now.
+        "SignatureDoesNotMatch" if said.starts_with("Signature expired") || said.starts_with("Signature not yet") => {
+            (Reason::ClockSkew, "the worker's clock is off".to_owned())
+        }
+        "SignatureDoesNotMatch" => (
+            Reason::IdentityDenied,
+            "the worker's own secret key does not match its key id, or its clock is off".to_owned(),
+        ),
+        "RegionDisabledException" => {
+            let region = role.map_or("this region", |role| role.region.as_str());
+            (Reason::AssumeRoleDenied, format!("STS is not enabled in {region} for the account of the role"))
+        }
+        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" | "MalformedPolicyDocument" | "ValidationError" => {
+            (Reason::AssumeRoleDenied, format!("STS refuses the request for the role: {said}"))
+        }
+        code if code.contains("Throttl") || status == 429 => {
+            (Reason::Throttled, "STS throttles the request".to_owned())
+        }
+        _ if status >= 500 || status == 0 => (Reason::StsUnavailable, format!("STS answered {status} {code}")),
+        _ => (Reason::AssumeRoleDenied, format!("STS refuses the role: {code}")),
+    }
+}
+
+fn sts_denied(role: Option<AssumedRole<'_>>) -> (Reason, String) {
+    match role {
+        Some(role) => (Reason::AssumeRoleDenied, format!("the role {} does not let us in", role.arn.as_str())),
+        None => (Reason::IdentityDenied, "STS denies access to the worker's own credentials".to_owned()),
+    }
+}
+
+/// Table of error codes of the staging buckets, by code and by status: some stores send no code.
+pub(crate) fn staging_failure(name: &str, error: &SdkError<GetObjectError>) -> Failure {
+    let code = error.code().unwrap_or_default();
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    let failure = |reason, what: &str| Failure::new(reason, format!("{name} {what}{}", shown(code, status)));
+    let mut failure = match (code, status) {
+        ("NoSuchKey" | "NoSuchBucket" | "NoSuchVersion", _) => failure(Reason::SourceNotFound, "does not exist"),
+        ("PreconditionFailed", _) | (_, Some(412)) => failure(Reason::SourceChanged, "changed while it was read"),
+        ("InvalidRange", _) | (_, Some(416)) => failure(Reason::SourceChanged, "is shorter than it was"),
+        ("RequestTimeTooSkewed", _) => failure(Reason::ClockSkew, "refuses this worker's clock"),
+        ("InvalidAccessKeyId" | "SignatureDoesNotMatch", _) => {
+            failure(Reason::IdentityDenied, "does not accept this worker's own credentials")
+        }
+        // The SDK renews what has run out before the next try.
+        ("ExpiredToken" | "TokenRefreshRequired" | "InvalidToken", _) => {
+            failure(Reason::SourceUnavailable, "refused credentials that had run out")
+        }
+        ("InvalidObjectState", _) => failure(Reason::SourceDenied, "is archived; restore it first"),
+        (code, _) if code.contains("Throttl") || matches!(code, "SlowDown" | "RequestTimeout") => {
+            failure(Reason::SourceUnavailable, "asks for patience")
+        }
+        (_, Some(401 | 403)) => failure(Reason::SourceDenied, "may not be read")
+            .hint("Allow the worker's own identity s3:GetObject (and kms:Decrypt) on the staging bucket."),
+        (_, Some(404 | 410)) => failure(Reason::SourceNotFound, "does not exist"),
+        (_, Some(408 | 429 | 500..=599)) => failure(Reason::SourceUnavailable, "is unavailable"),
+        // The platform's own setting is wrong, not the job.
+        (_, Some(301 | 307)) | ("AuthorizationHeaderMalformed", _) => failure(
+            Reason::SourceUnavailable,
+            "lives in another region than aws.region; correct this worker's configuration",
+        ),
+        (_, Some(300..=499)) => failure(Reason::Unclassified, "refuses the request"),
+        _ => failure(Reason::SourceUnavailable, &format!("can't be reached: {}", innermost(error))),
+    };
+    failure.aws_request_id = error.request_id().map(ToOwned::to_owned);
+    failure
+}
+
+fn shown(code: &str, status: Option<u16>) -> String {
+    match (code, status) {
+        ("", None) => String::new(),
+        ("", Some(status)) => format!(" (HTTP {status})"),
+        (code, _) => format!(" ({code})"),
+    }
+}
+
+/// The innermost cause, which is the one in plain words.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(inner) = innermost.source() {
+        innermost = inner;
+    }
+    innermost.to_string()
+}
