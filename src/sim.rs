@@ -1,175 +1,203 @@
-//! The worker against a model of all that it works with: broker, S3, STS, source and clock.
+//! Simulation of the worker: a seeded test of the real [`Worker`](crate::worker::Worker) with a
+//! simulated broker, S3, STS, source and clock.
 //!
-//! A story is drawn from a seed: workers, jobs, faults, crashes, rolling restarts; then a calm in which all must come to an end.
-//! It is played by the real [`Worker`](crate::worker::Worker) on tokio's paused clock, in one thread, so that a seed is the same story every
-//! time, and hours take milliseconds. Rules are checked at every step ([`rules`]), at rest, and at the end ([`check`]).
+//! A [`Scenario`] is drawn from a seed: workers, jobs, faults, crashes and rolling restarts. After
+//! [`Scenario::faults_end`] no new fault occurs, and every job must reach its end. The scenario
+//! runs on tokio's paused clock in one thread. The same seed therefore gives the same history every
+//! time, and hours of simulated time take milliseconds. [`invariants`] are checked at each step;
+//! the [`oracle`] checks the workers at rest, each worker that stops, and the final state.
 //!
-//! * `CONSIGN_SEED=123 cargo test --lib model::stories -- --nocapture` plays one story and prints what happens.
-//! * `CONSIGN_SEEDS=50000` plays more than the usual ones; `CONSIGN_SEEDS=50000..90000` others. The crate is not optimised for tests;
-//!   `cargo rustc --lib --profile test -- -C opt-level=1` makes a binary (in `target/debug/deps`) that plays five times as many a second.
+//! * `CONSIGN_SEED=123 cargo test --lib sim::scenarios -- --nocapture` runs one seed and prints its
+//!   history.
+//! * `CONSIGN_SEEDS=50000` runs more seeds than the default; `CONSIGN_SEEDS=50000..90000` runs a
+//!   range. Tests are built without optimisation;
+//!   `cargo rustc --lib --profile test -- -C opt-level=1` builds a binary (in `target/debug/deps`)
+//!   that runs five times as many seeds per second.
 //!
-//! What is real time or chance in the worker, and harmless here: delivered jobs are forgotten after an hour of real time, and the
-//! status page shows the real date. Everything else goes by [`WorkerParts::clock`](crate::worker::WorkerParts) and tokio's clock.
+//! Two things in the worker use real time or real randomness and do not affect a scenario:
+//! delivered jobs are remembered for one hour of real time, and the status page shows the real
+//! date. Everything else uses [`WorkerParts::clock`](crate::worker::WorkerParts) and tokio's clock.
 #![allow(
     clippy::struct_excessive_bools,
     clippy::needless_pass_by_value,
     clippy::cast_precision_loss,
     clippy::unused_async,
-    reason = "a model for tests: a process has many states, and a broken rule is told by value"
+    reason = "test code: a simulated process has many flags, and violations are passed by value"
 )]
 
 mod broker;
-mod bucket;
-mod check;
 mod clock;
-mod cloud;
-mod dice;
-mod held;
-mod link;
-mod member;
+mod fake_s3;
+mod invariants;
+mod job_plan;
+mod job_record;
+mod lease;
 mod message;
-mod parts;
-mod plan;
-mod play;
-mod record;
-mod rules;
+mod multipart;
+mod oracle;
+mod queue;
+mod rng;
+mod runner;
+mod scenario;
 mod scripted;
-mod story;
-mod tally;
+mod statistics;
+mod transport;
+mod worker;
 mod world;
 
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use play::Ending;
-use story::Story;
-use tally::Tally;
-use world::Log;
+use runner::ScenarioResult;
+use scenario::Scenario;
+use statistics::Statistics;
+use world::LogMode;
 
-/// So many stories are played in every run of the tests.
-const USUAL: u64 = 2000;
-/// A story that takes longer than this, in real time, hangs.
-const STUCK: Duration = Duration::from_secs(60);
+/// Number of seeds in an ordinary test run.
+const DEFAULT_SEEDS: u64 = 2000;
+/// Real time after which a scenario counts as hung.
+const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 const THREADS: usize = 2;
 
-/// Plays the story of a seed.
-fn tell(seed: u64, log: Log) -> Ending {
-    perform(|| Story::new(seed), log)
+/// Runs the scenario of a seed.
+fn run_seed(seed: u64, log: LogMode) -> ScenarioResult {
+    run_scenario(|| Scenario::new(seed), log)
 }
 
-/// Plays one story.
-fn perform(story: impl FnOnce() -> Story, log: Log) -> Ending {
+/// Runs one scenario. A panic outside the workers is reported as a violation.
+fn run_scenario(scenario: impl FnOnce() -> Scenario, log: LogMode) -> ScenarioResult {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let ending = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(play::play(story, log))));
-    ending.unwrap_or_else(|_| Ending {
-        wrong: vec!["the model itself panicked".to_owned()],
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(runner::run(scenario, log))));
+    result.unwrap_or_else(|_| ScenarioResult {
+        violations: vec!["the simulation itself panicked".to_owned()],
         log: Vec::new(),
-        tally: Tally::default(),
+        statistics: Statistics::default(),
     })
 }
 
-/// Plays all of them on a few threads; the first that breaks a rule ends it.
-fn tell_all(seeds: Range<u64>) -> Result<Tally, String> {
-    let next = AtomicU64::new(seeds.start);
-    let total = Mutex::new(Tally::default());
-    let (begun, heard) = mpsc::channel();
+/// Runs all seeds on [`THREADS`] threads. The first violation stops the run.
+fn run_seeds(seeds: Range<u64>) -> Result<Statistics, String> {
+    let queue = SeedQueue { next: AtomicU64::new(seeds.start), end: seeds.end };
+    let total = Mutex::new(Statistics::default());
+    let (sender, progress) = mpsc::channel();
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (begun, next, total, end) = (begun.clone(), &next, &total, seeds.end);
-            scope.spawn(move || tell_some(thread, (next, end), total, &begun));
+            let (sender, queue, total) = (sender.clone(), &queue, &total);
+            scope.spawn(move || run_queued(thread, queue, total, &sender));
         }
-        drop(begun);
-        listen(&heard)
+        drop(sender);
+        watch_progress(&progress)
     })?;
     Ok(total.into_inner().unwrap())
 }
 
-/// What a thread says of its work: the seed it begins, or what was wrong with one.
-type Word = (usize, Result<u64, String>);
+/// Seeds that no thread has taken yet.
+struct SeedQueue {
+    next: AtomicU64,
+    end: u64,
+}
 
-fn tell_some(thread: usize, (next, end): (&AtomicU64, u64), total: &Mutex<Tally>, say: &Sender<Word>) {
-    loop {
-        let seed = next.fetch_add(1, Ordering::Relaxed);
-        if seed >= end || say.send((thread, Ok(seed))).is_err() {
+impl SeedQueue {
+    fn take(&self) -> Option<u64> {
+        let seed = self.next.fetch_add(1, Ordering::Relaxed);
+        (seed < self.end).then_some(seed)
+    }
+
+    fn clear(&self) {
+        self.next.store(self.end, Ordering::Relaxed);
+    }
+}
+
+/// Progress of a thread: the seed that it starts, or the report of a violation.
+struct SeedProgress {
+    thread: usize,
+    state: Result<u64, String>,
+}
+
+/// Runs seeds on one thread until the queue is empty or a seed breaks an invariant.
+fn run_queued(thread: usize, queue: &SeedQueue, total: &Mutex<Statistics>, progress: &Sender<SeedProgress>) {
+    while let Some(seed) = queue.take() {
+        if progress.send(SeedProgress { thread, state: Ok(seed) }).is_err() {
             return;
         }
-        let ending = tell(seed, Log::Off);
-        total.lock().unwrap().add(&ending.tally);
-        if !ending.wrong.is_empty() {
-            // The others stop, too.
-            next.store(end, Ordering::Relaxed);
-            let _ = say.send((thread, Err(report(seed, &ending.wrong))));
+        let result = run_seed(seed, LogMode::Off);
+        total.lock().unwrap().add(&result.statistics);
+        if !result.violations.is_empty() {
+            // The other threads stop after their current seed.
+            queue.clear();
+            let _ = progress.send(SeedProgress { thread, state: Err(report(seed, &result.violations)) });
             return;
         }
     }
 }
 
-/// Hears what the threads say, until all have ended. A story that does not end can't be ended: then the process is.
-fn listen(heard: &mpsc::Receiver<Word>) -> Result<(), String> {
-    let mut at_work = [None; THREADS];
-    let mut wrong = Ok(());
+/// Follows the threads until all have stopped. A hung scenario can't be cancelled, so it aborts the
+/// process.
+fn watch_progress(progress: &Receiver<SeedProgress>) -> Result<(), String> {
+    let mut current = [None; THREADS];
+    let mut outcome = Ok(());
     loop {
-        match heard.recv_timeout(Duration::from_secs(1)) {
-            Ok((thread, Ok(seed))) => at_work[thread] = Some((seed, Instant::now())),
-            Ok((_, Err(report))) => wrong = wrong.and(Err(report)),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return wrong,
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        match progress.recv_timeout(Duration::from_secs(1)) {
+            Ok(SeedProgress { thread, state: Ok(seed) }) => current[thread] = Some((seed, Instant::now())),
+            Ok(SeedProgress { state: Err(report), .. }) => outcome = outcome.and(Err(report)),
+            Err(RecvTimeoutError::Disconnected) => return outcome,
+            Err(RecvTimeoutError::Timeout) => {}
         }
-        let stuck = at_work.iter().flatten().find(|(_, since)| since.elapsed() > STUCK);
-        if let Some((seed, _)) = stuck {
-            eprintln!("{}", report(*seed, &["it does not end".to_owned()]));
+        let hung = current.iter().flatten().find(|(_, since)| since.elapsed() > HANG_TIMEOUT);
+        if let Some((seed, _)) = hung {
+            eprintln!("{}", report(*seed, &["it hangs".to_owned()]));
             std::process::abort();
         }
     }
 }
 
-fn report(seed: u64, wrong: &[String]) -> String {
-    let first: Vec<_> = wrong.iter().take(10).map(|what| format!("  {what}")).collect();
+fn report(seed: u64, violations: &[String]) -> String {
+    let first: Vec<_> = violations.iter().take(10).map(|violation| format!("  {violation}")).collect();
     format!(
-        "seed {seed} breaks {} rules:\n{}\nreplay it with\n  CONSIGN_SEED={seed} cargo test --lib model::stories -- --nocapture",
-        wrong.len(),
+        "seed {seed} breaks {} invariants:\n{}\nreplay it with\n  CONSIGN_SEED={seed} cargo test --lib sim::scenarios -- --nocapture",
+        violations.len(),
         first.join("\n")
     )
 }
 
 fn seeds() -> Range<u64> {
-    let Ok(asked) = std::env::var("CONSIGN_SEEDS") else { return 0..USUAL };
+    let Ok(range) = std::env::var("CONSIGN_SEEDS") else { return 0..DEFAULT_SEEDS };
     let number = |text: &str| text.trim().parse().expect("CONSIGN_SEEDS is a number, or a range like 5000..9000");
-    match asked.split_once("..") {
+    match range.split_once("..") {
         Some((first, end)) => number(first)..number(end),
-        None => 0..number(&asked),
+        None => 0..number(&range),
     }
 }
 
 #[test]
-fn stories_end_well() {
+fn scenarios_keep_every_invariant() {
     if let Ok(seed) = std::env::var("CONSIGN_SEED") {
         let seed = seed.parse().expect("CONSIGN_SEED is a number");
         let lines = tracing_subscriber::fmt().without_time().with_writer(std::io::stdout).with_ansi(false).finish();
-        let ending = tracing::subscriber::with_default(lines, || tell(seed, Log::Printed));
-        assert!(ending.wrong.is_empty(), "{}", report(seed, &ending.wrong));
-        return println!("{}", ending.tally);
+        let result = tracing::subscriber::with_default(lines, || run_seed(seed, LogMode::Printed));
+        assert!(result.violations.is_empty(), "{}", report(seed, &result.violations));
+        return println!("{}", result.statistics);
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     let seeds = seeds();
     let count = seeds.end.saturating_sub(seeds.start);
-    match tell_all(seeds) {
-        Ok(tally) => {
-            let took = begun.elapsed().as_secs_f64();
-            println!("{count} seeds in {took:.1} s, {:.0} a second\n{tally}", count as f64 / took);
+    match run_seeds(seeds) {
+        Ok(statistics) => {
+            let took = start.elapsed().as_secs_f64();
+            println!("{count} seeds in {took:.1} s, {:.0} per second\n{statistics}", count as f64 / took);
         }
         Err(report) => panic!("{report}"),
     }
 }
 
 #[test]
-fn a_seed_is_the_same_story_every_time() {
+fn a_seed_gives_the_same_history_every_time() {
     for seed in 0..60 {
-        let [first, second] = [0, 1].map(|_| tell(seed, Log::BackfillOutcomes(Vec::new())).log);
+        let [first, second] = [0, 1].map(|_| run_seed(seed, LogMode::Collected(Vec::new())).log);
         assert!(first.len() > 20, "seed {seed}: nothing happens in it");
         let differs = first.iter().zip(&second).find(|(one, other)| one != other);
         assert_eq!(differs, None, "seed {seed}");

@@ -1,56 +1,63 @@
-//! The embedded queue: one SQLite file, for one machine, for as long as that serves (`broker.url = "sqlite:PATH"`). The only place
-//! that imports rusqlite.
+//! Queue in one SQLite file, for one machine (`broker.url = "sqlite:PATH"`). The only module that
+//! imports rusqlite.
 //!
-//! It does what the queue on RabbitMQ does (one suite of tests holds both to it): lanes with a prefetch, a wait ladder, dead letters,
-//! outcomes. Several processes may open the file at once (`run`, `enqueue`), several workers share its work, and
-//! `broker.prefix` keeps several installations in one file apart. The file must be on a local disk: SQLite's log is shared
-//! through memory, which no network file system can do.
+//! It provides what the queue on RabbitMQ provides, and one conformance suite tests both: lanes
+//! with a prefetch, retry delays, dead letters, outcomes. Several processes may open the file at
+//! once (`run`, `enqueue`), several workers share its jobs, and `broker.prefix` keeps several
+//! installations in one file apart. The file must be on a local disk: SQLite's write-ahead log uses
+//! shared memory, which no network file system provides.
 //!
-//! # What is promised
-//! * A job that was published, and a settlement that was performed, is on the disk (`synchronous = FULL`). Events, copy and
-//!   acknowledgement of a settlement are one transaction. Settlements and publishes that meet share one commit.
-//! * A process that ends, however it ends, loses nothing: what it held is delivered again, within a second or so where the
-//!   system shows that the process is gone, else after half a minute without a sign of life (see `owner`). A settlement that
-//!   comes after that ends in [`QueueError::Lost`]: its events are recorded (they carry stable ids), its copy is not made.
-//! * A lease is the job's own row: it is moved to lane `continued` and says what another worker would get, from the start on the
-//!   disk, and within ten seconds of every change. It stays its owner's while that lives, and nothing else limits it. When others
-//!   took this process for dead, or the file is gone, all work under leases is told that it has lost its job.
+//! # Guarantees
+//! * A published job, and a settlement that was performed, is on the disk (`synchronous = FULL`).
+//!   Events, copy and acknowledgement of a settlement are one transaction. Concurrent settlements
+//!   and publishes share one commit.
+//! * A process that ends in any way loses nothing. Its unsettled jobs are delivered again, within
+//!   about a second if the system shows that the process is gone, else after half a minute without
+//!   heartbeats (see `owner`). A later settlement fails with [`QueueError::Lost`]: its events are
+//!   recorded (they carry stable ids), its copy is not made.
+//! * A lease is the job's own row. The row moves to lane `continued` and holds what another worker
+//!   would get, which is on the disk from the start and updated within ten seconds of a change. It
+//!   stays with its owner as long as the owner lives, without any other limit. If other processes
+//!   have expired this owner, or the file is gone, all lease holders are notified of the loss.
 //! * Jobs of other processes are seen within 50 ms; those published through the same queue at once.
-//! * A file that is locked, or a full disk: not ready, with the reason; everything is tried again. A settlement or publish that
-//!   can't be done within 30 s fails, and the delivery comes again.
-//! * A file that is damaged, not ours, of a newer version, or read-only is refused, and left as it is.
-//! * The same job id may be published again while it is queued, as on RabbitMQ: each is a delivery of its own, and the worker
-//!   joins them.
+//! * While the file is locked or the disk is full, the queue is not ready, with the reason, and every
+//!   operation is retried. A settlement or publish that can't be performed within 30 s fails, and
+//!   the delivery is redelivered.
+//! * A file that is damaged, foreign, of a newer version or read-only is refused and not changed.
+//! * The same job id may be published again while it is queued, as on RabbitMQ. Each is a delivery
+//!   of its own, and the worker joins them.
 //!
-//! # What people may read
+//! # Reading the file
 //! `sqlite3 FILE "SELECT recorded_at, job_id, outcome, reason, message FROM outcomes ORDER BY seq DESC LIMIT 20"`
 //!
 //! | table | columns |
 //! |---|---|
-//! | `outcomes` | `seq`, `recorded_at` (RFC 3339), `prefix`, `id` (the CloudEvents id, unique), `repeats` (how often the same outcome came again), `outcome`, `job_id`, `destination`, `bytes`, `attempts`, `reason`, `message`, `routing_key`, `reply_to`, `correlation_id`, `body` (the whole event, JSON) |
+//! | `outcomes` | `seq`, `recorded_at` (RFC 3339), `prefix`, `id` (the CloudEvents id, unique), `repeats` (number of times the same outcome was recorded again), `outcome`, `job_id`, `destination`, `bytes`, `attempts`, `reason`, `message`, `routing_key`, `reply_to`, `correlation_id`, `body` (the whole event, JSON) |
 //! | `dead_letters` | `seq`, `died_at`, `prefix`, `lane`, `routing_key`, `reason`, `class`, `message`, `attempts`, `first_failure_at`, `last_failure_at`, `published_at`, `message_id`, `content_type`, `reply_to`, `correlation_id`, `type`, `headers` (JSON), `body` |
-//! | `jobs` | those to be worked on, and worked on (`owner`), under a lease in lane `continued`: `seq`, `prefix`, `lane`, `routing_key`, `published_at`, `message_id`, `redelivered`, `delivery_count`, `headers`, `body` ... |
-//! | `waiting` | copies on the wait ladder: the same, and `due_at` |
+//! | `jobs` | ready jobs and jobs in progress (`owner`), under a lease in lane `continued`: `seq`, `prefix`, `lane`, `routing_key`, `published_at`, `message_id`, `redelivered`, `delivery_count`, `headers`, `body` ... |
+//! | `waiting` | copies that wait for their retry delay: the same, and `due_at` |
 //! | `control` | control messages of the last 7 days: `seq`, `announced_at`, `prefix`, `body` (JSON) |
 //! | `owners` | processes that consume: `id`, `worker`, `pid`, `started_at`, `beats` |
 //!
-//! The newest 100,000 outcomes are kept. A terminal outcome that comes twice is one row. An outcome for `reply_to` is not sent
-//! anywhere: the one who asked finds it here. Reading with other tools harms nothing; a long write transaction makes the queue wait.
+//! The newest 100,000 outcomes are kept. A terminal outcome that is recorded twice is one row. An
+//! outcome for `reply_to` is not sent anywhere: its receiver reads it here. Reading with other
+//! tools is harmless; a long write transaction makes the queue wait.
 
 mod control;
-mod dead;
+mod dead_letters;
 mod depths;
 mod engine;
+mod errors;
 mod file;
 mod jobs;
+mod limits;
 mod outcomes;
 mod owner;
+mod retrying_store;
 mod schema;
 #[cfg(test)]
 mod tests;
-mod trouble;
-mod visit;
-mod work;
+mod write_op;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -65,7 +72,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
 pub(super) use control::follow_control;
-pub use dead::DeadLetters;
+pub use dead_letters::DeadLetters;
 pub use depths::depths;
 pub use outcomes::Outcomes;
 pub(super) use outcomes::replies;
@@ -76,54 +83,50 @@ use crate::domain::routing_key;
 use crate::metrics::Metrics;
 use crate::queue::prefetch::PrefetchBuffer;
 use crate::queue::{
-    self, BoxFuture, ControlEvent, Delivery, JobPublisher, OutcomeEvent, Publication, Queue, QueueError, Released,
-    Settlement,
+    self, BoxFuture, ControlEvent, Delivery, DeliveryTag, JobPublisher, OutcomeEvent, Publication, Queue, QueueError,
+    Released, Settlement,
 };
-use engine::{Engine, Phase, Shared};
+use engine::{Engine, EngineShared, FilePhase};
+use errors::FileError;
 use file::Store;
-use trouble::Trouble;
-use work::{Command, LeaseContent, Pending, WriteOp};
+use write_op::{EngineCommand, LeaseContent, PendingWrite, WriteOp};
 
-/// How long a settlement or a publish is tried.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How long closing, and giving back, wait for what is under way.
+/// Time for which a settlement or a publish is retried.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for which closing, pausing and stopping wait for pending operations.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest name or property; RabbitMQ's bound, so that what works here works there.
-const LONGEST_NAME: usize = 255;
-/// The longest message; that of RabbitMQ 4.
-const LONGEST_BODY: usize = 16 << 20;
 
-/// The tables, each with what it holds.
+/// Tables of the file, with their content.
 pub const TABLES: [(&str, &str); 6] = [
-    ("jobs", "jobs to be worked on, and worked on"),
-    ("waiting", "copies on the wait ladder"),
-    ("dead_letters", "jobs that were given up, with the reason"),
+    ("jobs", "ready jobs and jobs in progress"),
+    ("waiting", "copies that wait for their retry delay"),
+    ("dead_letters", "jobs that failed for good, with the reason"),
     ("outcomes", "the newest 100,000 outcomes"),
     ("control", "control messages of the last 7 days"),
     ("owners", "processes that consume"),
 ];
 
-/// Makes the file and its tables, where they are not there yet. A queue that is started does so itself.
+/// Creates the file and its tables unless they exist. Starting a queue does the same.
 ///
 /// # Errors
 /// As [`SqliteQueue::start`]; `Unavailable` for a file that is locked or can't grow.
 pub fn apply(file: &Path) -> Result<(), QueueError> {
-    Store::open(file).map(drop).map_err(Trouble::into_error)
+    Store::open(file).map(drop).map_err(FileError::into_queue_error)
 }
 
-/// The control messages of the last 7 days, oldest first.
+/// Returns the control messages of the last 7 days, oldest first.
 pub(super) async fn control_messages(file: &Path, prefix: &str) -> Result<Vec<Bytes>, QueueError> {
-    let owned = prefix.to_owned();
-    let found = outcomes::patiently(file, move |store| control::after(store.connection(), &owned, 0)).await?;
-    Ok(found.into_iter().map(|(_, body)| body).collect())
+    let prefix = prefix.to_owned();
+    let messages = retrying_store::open_and(file, move |store| control::after(store.connection(), &prefix, 0)).await?;
+    Ok(messages.into_iter().map(|(_, body)| body).collect())
 }
 
 /// The queue in a SQLite file.
 pub struct SqliteQueue {
-    shared: Arc<Shared>,
-    commands: Mutex<Sender<Command>>,
+    shared: Arc<EngineShared>,
+    commands: Mutex<Sender<EngineCommand>>,
     control: AsyncMutex<UnboundedReceiver<ControlEvent>>,
-    patience: Duration,
+    write_timeout: Duration,
 }
 
 impl fmt::Debug for SqliteQueue {
@@ -133,13 +136,15 @@ impl fmt::Debug for SqliteQueue {
 }
 
 impl SqliteQueue {
-    /// Opens the file, and creates it (readable for its owner alone) where there is none. Blocks for milliseconds as a rule, for 2 s
-    /// where another process holds a lock; then it goes on trying in the background, and [`Queue::ready`] says why.
+    /// Opens the file, or creates it with mode 0600. Blocks, usually for milliseconds, and for 2 s
+    /// if another process holds a lock. Then the thread retries in the background, and
+    /// [`Queue::ready`] returns the reason.
     ///
-    /// `worker_id` names the process among the owners; `consume` gives each lane's prefetch. With no lanes it only publishes.
+    /// `worker_id` names the process among the owners; `consume` gives each lane's prefetch.
+    /// Without lanes the queue only publishes.
     ///
     /// # Errors
-    /// `Unusable`: damaged, not ours, of a newer version, read-only, in no directory.
+    /// `Unusable`: damaged, foreign, of a newer version, read-only, or without a directory.
     pub fn start(
         file: &Path,
         prefix: &str,
@@ -147,44 +152,48 @@ impl SqliteQueue {
         consume: Vec<(Lane, u16)>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, QueueError> {
-        Self::start_with(PATIENCE, file, prefix, worker_id, consume, metrics)
+        Self::start_with(WRITE_TIMEOUT, file, prefix, worker_id, consume, metrics)
     }
 
     fn start_with(
-        patience: Duration,
+        write_timeout: Duration,
         file: &Path,
         prefix: &str,
         worker_id: &str,
         consume: Vec<(Lane, u16)>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, QueueError> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EngineShared {
             file: file.to_owned(),
             prefix: prefix.to_owned(),
             worker_id: worker_id.to_owned(),
             lanes: consume,
             metrics,
             prefetched: PrefetchBuffer::default(),
-            phase: watch::Sender::new(Phase::Down(QueueError::Unavailable("opening".to_owned()))),
+            phase: watch::Sender::new(FilePhase::Down(QueueError::Unavailable("opening".to_owned()))),
         });
-        let (commands, received) = mpsc::channel();
-        let (announced, control) = unbounded_channel();
-        let engine = Engine::start(Arc::clone(&shared), received, announced)?;
+        let (commands, command_receiver) = mpsc::channel();
+        let (control_inbox, control) = unbounded_channel();
+        let engine = Engine::start(Arc::clone(&shared), command_receiver, control_inbox)?;
         let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(move || engine.run());
         thread.map_err(|error| QueueError::Unavailable(format!("a thread can't be started: {error}")))?;
         let (commands, control) = (Mutex::new(commands), AsyncMutex::new(control));
-        Ok(Arc::new(Self { shared, commands, control, patience }))
+        Ok(Arc::new(Self { shared, commands, control, write_timeout }))
     }
 
-    fn send(&self, command: Command) -> Result<(), QueueError> {
+    fn send(&self, command: EngineCommand) -> Result<(), QueueError> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command).map_err(|_| closed())
     }
 
-    async fn ask(&self, work: WriteOp, patience: Option<Duration>) -> Result<(), QueueError> {
-        let (reply, answer) = oneshot::channel();
-        let deadline = patience.map(|patience| Instant::now() + patience);
-        self.send(Command::Do(Pending { work, deadline, reply: Some(reply) }))?;
-        answer.await.unwrap_or_else(|_| Err(closed()))
+    /// Performs a write operation, which fails after [`SqliteQueue::write_timeout`].
+    async fn write(&self, op: WriteOp) -> Result<(), QueueError> {
+        self.write_until(op, Some(Instant::now() + self.write_timeout)).await
+    }
+
+    async fn write_until(&self, op: WriteOp, deadline: Option<Instant>) -> Result<(), QueueError> {
+        let (reply, result) = oneshot::channel();
+        self.send(EngineCommand::Write(PendingWrite { op, deadline, reply: Some(reply) }))?;
+        result.await.unwrap_or_else(|_| Err(closed()))
     }
 
     async fn perform(
@@ -194,88 +203,55 @@ impl SqliteQueue {
         events: Vec<OutcomeEvent>,
     ) -> Result<(), QueueError> {
         let action = settlement.action();
-        for event in &events {
-            check_lengths(&[Some(&event.routing_key), Some(&event.id)])?;
-        }
+        limits::check_outcomes(&events)?;
         let delivery = Box::new(delivery);
-        self.ask(WriteOp::Settle { delivery, settlement, events }, Some(self.patience)).await?;
+        self.write(WriteOp::Settle { delivery, settlement, events }).await?;
         self.shared.metrics.settled(action);
         Ok(())
     }
 
-    /// The job's row is its lease: there is nobody else to be told by a key.
-    async fn take_lease(&self, delivery: &Delivery, work: Arc<dyn queue::LeaseHolder>) -> Result<(), QueueError> {
-        let (ticket, headers, message) = (delivery.ticket, delivery.properties.headers.clone(), work.message());
-        check_lengths(&[Some(&message.content_type)])?;
-        message.headers.keys().try_for_each(|name| check_lengths(&[Some(name)]))?;
+    /// Puts a job under a lease. The row is the lease, so the key of the run is not needed.
+    async fn take_lease(&self, delivery: &Delivery, holder: Arc<dyn queue::LeaseHolder>) -> Result<(), QueueError> {
+        let (ticket, headers, message) = (delivery.ticket, delivery.properties.headers.clone(), holder.message());
+        limits::check_lease(&message)?;
         let content = LeaseContent { ticket, headers, message };
-        self.ask(WriteOp::Lease { content, work }, Some(self.patience)).await
+        self.write(WriteOp::Lease { content, holder }).await
     }
 
     async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
-        let lane = check(&publication)?;
+        let lane = limits::check_publication(&publication)?;
         let _unconfirmed = self.shared.metrics.unconfirmed();
         let publication = Box::new(publication);
-        self.ask(WriteOp::Publish { lane, publication }, Some(self.patience)).await
+        self.write(WriteOp::Publish { lane, publication }).await
     }
 
-    /// They are due at once, and come as ever, in the order in which they began to wait.
-    async fn call_back(&self, destinations: &BTreeSet<DestinationId>) -> Result<Released, QueueError> {
+    /// Makes the copies due at once. They go to their lanes in the order in which their waits
+    /// began.
+    async fn release_copies(&self, destinations: &BTreeSet<DestinationId>) -> Result<Released, QueueError> {
         let (keys, count) = (destinations.iter().flat_map(routing_key::jobs_of).collect(), Arc::new(AtomicU64::new(0)));
-        self.ask(WriteOp::Recall { keys, count: Arc::clone(&count) }, Some(self.patience)).await?;
+        self.write(WriteOp::ReleaseDelayed { keys, count: Arc::clone(&count) }).await?;
         Ok(Released { count: count.load(Ordering::Relaxed), partly: false })
     }
 
-    /// What was fetched and not handed out goes back untouched. A file that can't be written now gets it later; the worker, which
-    /// has slots to fill, does not wait for that.
-    async fn give_back(&self, prefetched: Vec<Delivery>) {
-        if prefetched.is_empty() {
+    /// Requeues jobs that were prefetched and not handed out. If the file can't be written now, the
+    /// thread retries; the worker, which has slots to fill, does not wait for that.
+    async fn requeue_prefetched(&self, tickets: Vec<DeliveryTag>) {
+        if tickets.is_empty() {
             return;
         }
-        let tickets = prefetched.iter().map(|delivery| delivery.ticket).collect();
-        match tokio::time::timeout(CLOSE_TIMEOUT, self.ask(WriteOp::GiveBack { tickets, counted: false }, None)).await {
+        let requeued = self.write_until(WriteOp::Requeue { tickets, delivered: false }, None);
+        match tokio::time::timeout(CLOSE_TIMEOUT, requeued).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => tracing::debug!("the queue is closed; what was fetched is given back with it"),
-            Err(_) => tracing::debug!("the file can't be written now; what was fetched is given back later"),
+            Ok(Err(_)) => tracing::debug!("the queue is closed, which requeues all prefetched jobs"),
+            Err(_) => tracing::debug!("the file can't be written now; prefetched jobs are requeued later"),
         }
     }
 
     async fn shut_down(&self) {
         let (reply, closed) = oneshot::channel();
-        if self.send(Command::Close(reply)).is_ok() {
+        if self.send(EngineCommand::Close(reply)).is_ok() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
         }
-    }
-}
-
-/// The lane of a job that is to be published.
-fn check(publication: &Publication) -> Result<Lane, QueueError> {
-    let Publication { routing_key, body, properties: p } = publication;
-    let lane = jobs::lane_of(routing_key).ok_or_else(|| {
-        QueueError::Refused(format!(
-            "no queue takes the routing key `{routing_key}`; publish with `job.scheduled.DEST` or `job.backfill.DEST`"
-        ))
-    })?;
-    let texts = [&p.content_type, &p.message_id, &p.reply_to, &p.correlation_id, &p.kind];
-    check_lengths(&[Some(routing_key)])?;
-    check_lengths(&texts.map(Option::as_ref))?;
-    p.headers.keys().try_for_each(|name| check_lengths(&[Some(name)]))?;
-    if body.len() > LONGEST_BODY {
-        return Err(QueueError::Refused(format!(
-            "the body has {} bytes, and at most {LONGEST_BODY} are taken",
-            body.len()
-        )));
-    }
-    Ok(lane)
-}
-
-fn check_lengths(names: &[Option<&String>]) -> Result<(), QueueError> {
-    match names.iter().flatten().find(|name| name.len() > LONGEST_NAME) {
-        Some(name) => {
-            let start: String = name.chars().take(40).collect();
-            Err(QueueError::Refused(format!("`{start}...` has {} bytes; at most {LONGEST_NAME} fit", name.len())))
-        }
-        None => Ok(()),
     }
 }
 
@@ -287,16 +263,16 @@ impl Queue for SqliteQueue {
     fn wait_connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async move {
             let mut phases = self.shared.phase.subscribe();
-            let settled = |phase: &Phase| !matches!(phase, Phase::Down(QueueError::Unavailable(_)));
-            let phase = match tokio::time::timeout(limit, phases.wait_for(settled)).await {
+            let is_final = |phase: &FilePhase| !matches!(phase, FilePhase::Down(QueueError::Unavailable(_)));
+            let phase = match tokio::time::timeout(limit, phases.wait_for(is_final)).await {
                 Ok(Ok(phase)) => phase.clone(),
-                Ok(Err(_)) => Phase::Closed,
+                Ok(Err(_)) => FilePhase::Closed,
                 Err(_) => self.shared.phase.borrow().clone(),
             };
             match phase {
-                Phase::Up => Ok(()),
-                Phase::Down(problem) => Err(problem),
-                Phase::Closed => Err(closed()),
+                FilePhase::Up => Ok(()),
+                FilePhase::Down(problem) => Err(problem),
+                FilePhase::Closed => Err(closed()),
             }
         })
     }
@@ -324,7 +300,7 @@ impl Queue for SqliteQueue {
     }
 
     fn publish_control(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(self.ask(WriteOp::Announce(control), Some(self.patience)))
+        Box::pin(self.write(WriteOp::PublishControl(control)))
     }
 
     fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
@@ -332,26 +308,28 @@ impl Queue for SqliteQueue {
     }
 
     fn release_delayed(&self, destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Released, QueueError>> {
-        Box::pin(async move { self.call_back(&destinations).await })
+        Box::pin(async move { self.release_copies(&destinations).await })
     }
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            self.give_back(self.shared.prefetched.close()).await;
+            let left = self.shared.prefetched.close().into_iter().map(|delivery| delivery.ticket).collect();
+            self.requeue_prefetched(left).await;
         })
     }
 
     fn pause(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            self.give_back(self.shared.prefetched.pause()).await;
+            let left = self.shared.prefetched.pause().into_iter().map(|delivery| delivery.ticket).collect();
+            self.requeue_prefetched(left).await;
         })
     }
 
     fn resume(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.shared.prefetched.resume();
-            // Without its thread there is nothing to take.
-            let _ = self.send(Command::Wake);
+            // Fails only without the thread, and then there are no jobs to fetch.
+            let _ = self.send(EngineCommand::Wake);
         })
     }
 
@@ -365,11 +343,11 @@ impl Queue for SqliteQueue {
 
     fn ready(&self) -> Result<(), String> {
         match &*self.shared.phase.borrow() {
-            Phase::Down(QueueError::Unavailable(why) | QueueError::Unusable(why)) => Err(why.clone()),
-            Phase::Down(problem) => Err(problem.to_string()),
-            Phase::Closed => Err("the queue is closed".to_owned()),
-            Phase::Up if self.shared.prefetched.is_closed() => Err("no more work is taken".to_owned()),
-            Phase::Up => Ok(()),
+            FilePhase::Down(QueueError::Unavailable(why) | QueueError::Unusable(why)) => Err(why.clone()),
+            FilePhase::Down(problem) => Err(problem.to_string()),
+            FilePhase::Closed => Err("the queue is closed".to_owned()),
+            FilePhase::Up if self.shared.prefetched.is_closed() => Err("the queue has stopped consuming".to_owned()),
+            FilePhase::Up => Ok(()),
         }
     }
 }

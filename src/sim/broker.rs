@@ -1,22 +1,22 @@
-//! The broker: queues, who gets what, sessions that are lost.
+//! Simulated broker: queues, dispatch to workers, and lost connections.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::{Message, index};
-use super::world::{State, World, note};
+use super::message::{SimMessage, index};
+use super::world::{SimState, SimWorld, note};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 use crate::queue::DeliveryTag;
 
-impl State {
-    /// Puts a message into a queue and hands on what can be handed on.
-    pub(super) fn enqueue(&mut self, lane: Lane, message: Message, front: bool) {
-        let shuffled = self.story.weather.shuffled && !self.calm;
+impl SimState {
+    /// Puts a message into a queue and dispatches what is ready.
+    pub(super) fn enqueue(&mut self, lane: Lane, message: SimMessage, front: bool) {
+        let reordered = self.scenario.fault_rates.reordered && !self.faults_over;
         let queue = &mut self.ready[index(lane)];
-        if shuffled {
-            let place = self.dice.index(queue.len() + 1);
-            queue.insert(place, message);
+        if reordered {
+            let position = self.rng.index(queue.len() + 1);
+            queue.insert(position, message);
         } else if front {
             queue.push_front(message);
         } else {
@@ -25,164 +25,171 @@ impl State {
         self.dispatch();
     }
 
-    /// A message comes back without a settlement.
-    pub(super) fn requeue(&mut self, lane: Lane, message: Message) {
-        let front = !self.story.weather.to_the_back;
+    /// Requeues a message that was not settled.
+    pub(super) fn requeue(&mut self, lane: Lane, message: SimMessage) {
+        let front = !self.scenario.fault_rates.requeue_to_back;
         if (400..500).contains(&message.delivery_count) {
-            self.wrong(format!("{} came back {} times", self.plan(message.job).id, message.delivery_count));
+            self.report_violation(format!(
+                "{} was redelivered {} times",
+                self.plan(message.job).id,
+                message.delivery_count
+            ));
         }
-        self.enqueue(lane, message.returned(), front);
+        self.enqueue(lane, message.into_redelivery(), front);
     }
 
-    /// Sends what is ready to whoever has room.
+    /// Dispatches ready messages to workers with free prefetch. The worker is chosen at random.
     pub(super) fn dispatch(&mut self) {
         for lane in Lane::ALL {
-            while !self.away && !self.ready[index(lane)].is_empty() {
-                let able = |member: &(usize, &super::member::Member)| member.1.has_room(lane);
-                let able: Vec<_> = self.members.iter().enumerate().filter(able).map(|(number, _)| number).collect();
-                if able.is_empty() {
+            while !self.broker_down && !self.ready[index(lane)].is_empty() {
+                let has_room = |worker: &(usize, &super::worker::SimWorker)| worker.1.has_room(lane);
+                let candidates: Vec<_> =
+                    self.workers.iter().enumerate().filter(has_room).map(|(number, _)| number).collect();
+                if candidates.is_empty() {
                     break;
                 }
-                let to = *self.dice.pick(&able);
-                let tag = self.number();
+                let to = *self.rng.choose(&candidates);
+                let tag = self.next_number();
                 let Some(message) = self.ready[index(lane)].pop_front() else { break };
-                let member = &mut self.members[to];
-                member.fetched[index(lane)].push_back((tag, message));
-                member.changed[index(lane)].notify_waiters();
+                let worker = &mut self.workers[to];
+                worker.prefetched[index(lane)].push_back((tag, message));
+                worker.changed[index(lane)].notify_waiters();
             }
         }
     }
 
-    /// What a worker fetched and has not handed out goes back.
-    pub(super) fn give_back(&mut self, member: usize) {
-        for (lane, message) in self.members[member].take_fetched() {
+    /// Requeues what a worker has prefetched and not handed out.
+    pub(super) fn requeue_prefetched(&mut self, worker: usize) {
+        for (lane, message) in self.workers[worker].take_prefetched() {
             self.requeue(lane, message);
         }
     }
 
-    /// Everything that a worker holds without a lease comes again; its session is over.
-    fn end_session(&mut self, member: usize) {
-        note!(self, "worker {member} has no session any more");
-        self.happened("sessions lost");
-        let gone = &mut self.members[member];
-        gone.connected = false;
-        gone.generation += 1;
-        let mut back = gone.take_fetched();
-        back.extend(std::mem::take(&mut gone.loans).into_values());
+    /// Ends a worker's connection. Its unacked messages are requeued; messages under a lease are
+    /// not.
+    fn drop_connection(&mut self, worker: usize) {
+        note!(self, "worker {worker} is disconnected");
+        self.count_fault("connections lost");
+        let process = &mut self.workers[worker];
+        process.connected = false;
+        process.generation += 1;
+        let mut back = process.take_prefetched();
+        back.extend(std::mem::take(&mut process.unacked).into_values());
         for (lane, message) in back {
-            self.records[message.job].doubled = true;
+            self.records[message.job].duplicated = true;
             self.requeue(lane, message);
         }
     }
 
-    /// A worker's process is gone.
-    pub(super) fn kill(&mut self, member: usize) {
-        note!(self, "worker {member} is gone");
-        self.members[member].alive = false;
+    /// Ends a worker's process.
+    pub(super) fn kill(&mut self, worker: usize) {
+        note!(self, "worker {worker} has stopped");
+        self.workers[worker].alive = false;
         for record in &mut self.records {
-            record.crashes += u32::from(record.running.contains(&member));
-            record.running.retain(|other| *other != member);
+            record.crashes += u32::from(record.running.contains(&worker));
+            record.running.retain(|other| *other != worker);
         }
-        self.leases.retain(|_, held| held.member != member || !held.passed_on);
-        self.end_session(member);
-        self.forgive_uploads(member);
-        self.members[member].changed.iter().for_each(tokio::sync::Notify::notify_waiters);
+        self.leases.retain(|_, lease| lease.worker != worker || !lease.superseded);
+        self.drop_connection(worker);
+        self.allow_unrecorded_uploads(worker);
+        self.workers[worker].changed.iter().for_each(tokio::sync::Notify::notify_waiters);
     }
 
-    /// Takes a loan back into its queue, if it is still one.
-    pub(super) fn return_loan(&mut self, member: usize, ticket: DeliveryTag) -> bool {
-        let Some(message) = self.members[member].take_loan(ticket) else { return false };
+    /// Requeues an unacked message. Returns false if it is not unacked any more.
+    pub(super) fn requeue_unacked(&mut self, worker: usize, ticket: DeliveryTag) -> bool {
+        let Some(message) = self.workers[worker].take_unacked(ticket) else { return false };
         self.requeue(ticket.lane, message);
         true
     }
 }
 
-impl World {
-    /// A worker loses its session, and gets another soon.
-    pub(super) fn lose(self: &Arc<Self>, member: usize) {
+impl SimWorld {
+    /// Drops a worker's connection. It reconnects soon after.
+    pub(super) fn lose_connection(self: &Arc<Self>, worker: usize) {
         let wait = {
             let mut state = self.lock();
-            if !state.members[member].alive || !state.members[member].connected {
+            if !state.workers[worker].alive || !state.workers[worker].connected {
                 return;
             }
-            state.end_session(member);
-            state.dice.millis(100, 20_000)
+            state.drop_connection(worker);
+            state.rng.millis(100, 20_000)
         };
-        self.after(wait, move |world| world.reconnect(member));
+        self.schedule(wait, move |world| world.reconnect(worker));
     }
 
-    /// A worker has a session again, unless the broker is away: then it gets one when the broker is back.
-    pub(super) fn reconnect(self: &Arc<Self>, member: usize) {
-        let told = {
+    /// Reconnects a worker. During a broker outage this does nothing: the end of the outage
+    /// reconnects it.
+    pub(super) fn reconnect(self: &Arc<Self>, worker: usize) {
+        let superseded = {
             let mut state = self.lock();
-            if state.away || !state.members[member].alive {
+            if state.broker_down || !state.workers[worker].alive {
                 return;
             }
-            note!(state, "worker {member} has a session");
-            state.members[member].connected = true;
+            note!(state, "worker {worker} is connected");
+            state.workers[worker].connected = true;
             state.dispatch();
-            state.out_of_date(member)
+            state.take_superseded(worker)
         };
-        told.iter().for_each(|work| work.lost());
+        superseded.iter().for_each(|work| work.lost());
         self.changed.notify_one();
     }
 
-    /// The broker is gone for a while.
-    pub(super) fn go_away(self: &Arc<Self>, wait: Duration) {
+    /// Makes the broker unreachable for a while.
+    pub(super) fn start_broker_outage(self: &Arc<Self>, wait: Duration) {
         {
             let mut state = self.lock();
-            if state.away {
+            if state.broker_down {
                 return;
             }
-            note!(state, "the broker is away for {wait:?}");
-            state.happened("broker away");
-            state.away = true;
-            for member in 0..state.members.len() {
-                if state.members[member].alive && state.members[member].connected {
-                    state.end_session(member);
+            note!(state, "the broker is down for {wait:?}");
+            state.count_fault("broker outages");
+            state.broker_down = true;
+            for worker in 0..state.workers.len() {
+                if state.workers[worker].alive && state.workers[worker].connected {
+                    state.drop_connection(worker);
                 }
             }
         }
-        self.after(wait, Self::come_back);
+        self.schedule(wait, Self::end_broker_outage);
     }
 
-    /// The broker is there again.
-    pub(super) fn come_back(self: &Arc<Self>) {
-        let without = {
+    /// Ends a broker outage.
+    pub(super) fn end_broker_outage(self: &Arc<Self>) {
+        let disconnected = {
             let mut state = self.lock();
-            if !state.away {
+            if !state.broker_down {
                 return;
             }
-            note!(state, "the broker is back");
-            state.away = false;
-            let members = state.members.iter().enumerate();
-            members.filter(|(_, member)| member.alive && !member.connected).map(|(n, _)| n).collect::<Vec<_>>()
+            note!(state, "the broker is up");
+            state.broker_down = false;
+            let workers = state.workers.iter().enumerate();
+            workers.filter(|(_, worker)| worker.alive && !worker.connected).map(|(n, _)| n).collect::<Vec<_>>()
         };
-        for member in without {
-            let wait = self.lock().dice.millis(10, 5000);
-            self.after(wait, move |world| world.reconnect(member));
+        for worker in disconnected {
+            let wait = self.lock().rng.millis(10, 5000);
+            self.schedule(wait, move |world| world.reconnect(worker));
         }
     }
 
-    /// A copy enters the wait ladder.
-    pub(super) fn wait(self: &Arc<Self>, delay: RetryDelay, message: Message) {
+    /// Puts a copy into a wait queue. After `delay` it goes to its lane.
+    pub(super) fn delay(self: &Arc<Self>, delay: RetryDelay, message: SimMessage) {
         let number = {
             let mut state = self.lock();
             note!(state, "{} waits {} ({:?})", state.plan(message.job).id, delay.as_str(), message.properties.headers);
-            let number = state.number();
+            let number = state.next_number();
             state.waiting.insert(number, message);
             number
         };
-        self.after(delay.duration(), move |world| {
+        self.schedule(delay.duration(), move |world| {
             let mut state = world.lock();
             let Some(message) = state.waiting.remove(&number) else { return };
-            let twice = state.story.weather.doubled;
-            if state.strikes("doubled", twice) {
-                note!(state, "{} comes out of its wait twice", state.plan(message.job).id);
-                state.records[message.job].doubled = true;
-                state.enqueue(message.home(), message.clone(), false);
+            let percent = state.scenario.fault_rates.duplicate_release;
+            if state.fault_occurs("copies released twice", percent) {
+                note!(state, "the copy of {} is released twice", state.plan(message.job).id);
+                state.records[message.job].duplicated = true;
+                state.enqueue(message.lane(), message.clone(), false);
             }
-            state.enqueue(message.home(), message, false);
+            state.enqueue(message.lane(), message, false);
         });
     }
 }

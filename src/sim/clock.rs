@@ -1,4 +1,4 @@
-//! The time of a story: tokio's paused clock, and the calendar that goes with it.
+//! Simulated time: tokio's paused clock and the matching calendar.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -6,30 +6,30 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// When every story begins, in seconds since 1970.
-const BEGINNING: i64 = 1_800_000_000;
+/// Start of every scenario, in seconds since 1970.
+const EPOCH_SECONDS: i64 = 1_800_000_000;
 
 thread_local! {
     static START: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// A story begins on this thread.
+/// Starts the clock of this thread's scenario.
 pub(super) fn start() {
     START.set(Some(Instant::now()));
 }
 
-/// How long the story of this thread goes on.
+/// Time since the start of this thread's scenario.
 pub(super) fn elapsed() -> Duration {
     START.get().map(|start| start.elapsed()).unwrap_or_default()
 }
 
-/// The date and time of the story.
+/// Simulated date and time.
 pub(super) fn now() -> Timestamp {
     at(elapsed())
 }
 
-/// The date and time at `elapsed`.
+/// Date and time after `elapsed`.
 pub(super) fn at(elapsed: Duration) -> Timestamp {
     let since = jiff::SignedDuration::try_from(elapsed).unwrap_or_default();
-    Timestamp::new(BEGINNING, 0).and_then(|begin| begin.checked_add(since)).unwrap_or_default()
+    Timestamp::new(EPOCH_SECONDS, 0).and_then(|begin| begin.checked_add(since)).unwrap_or_default()
 }

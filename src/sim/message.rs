@@ -1,16 +1,16 @@
-//! Messages as the broker keeps them.
-
-use std::collections::BTreeMap;
+//! Messages in the simulated broker.
 
 use bytes::Bytes;
 
+use crate::domain::headers::Headers;
 use crate::domain::lane::Lane;
+use crate::domain::{headers, routing_key};
 use crate::queue::{Delivery, DeliveryTag, Properties};
 
 /// A message in a queue.
 #[derive(Debug, Clone)]
-pub(super) struct Message {
-    /// Which job of the story it is about.
+pub(super) struct SimMessage {
+    /// Job that the message belongs to.
     pub(super) job: usize,
     pub(super) body: Bytes,
     pub(super) properties: Properties,
@@ -19,19 +19,19 @@ pub(super) struct Message {
     pub(super) delivery_count: u64,
 }
 
-impl Message {
-    /// The lane that its routing key leads to.
-    pub(super) fn home(&self) -> Lane {
-        if self.routing_key.starts_with("job.backfill.") { Lane::Backfill } else { Lane::Scheduled }
+impl SimMessage {
+    /// Lane that the routing key leads to.
+    pub(super) fn lane(&self) -> Lane {
+        routing_key::published_lane(&self.routing_key)
     }
 
-    /// The unfinished upload that it carries on.
+    /// Unfinished upload that the message resumes.
     pub(super) fn upload(&self) -> Option<String> {
-        super::held::checkpoint(self.properties.content_type.as_deref(), &self.body)
+        super::lease::checkpoint(self.properties.content_type.as_deref(), &self.body)
     }
 
-    /// A fresh message with the delivery's body and these headers set.
-    pub(super) fn copy(&self, delivery: &Delivery, headers: BTreeMap<String, String>) -> Self {
+    /// Returns a copy with the delivery's body and these headers set.
+    pub(super) fn copy(&self, delivery: &Delivery, headers: Headers) -> Self {
         let mut copy = Self { body: delivery.body.clone(), redelivered: false, delivery_count: 0, ..self.clone() };
         copy.properties.content_type.clone_from(&delivery.properties.content_type);
         copy.properties.headers.extend(headers);
@@ -50,20 +50,20 @@ impl Message {
         }
     }
 
-    /// It comes back without a settlement.
-    pub(super) fn returned(mut self) -> Self {
+    /// Returns the message as it is redelivered after a requeue.
+    pub(super) fn into_redelivery(mut self) -> Self {
         self.redelivered = true;
         self.delivery_count += 1;
         self
     }
 }
 
-/// A counter in the headers; zero where there is none.
-pub(super) fn counter(headers: &BTreeMap<String, String>, name: &str) -> u32 {
-    headers.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
+/// Counter in the headers; zero if absent.
+pub(super) fn counter(headers: &Headers, name: &str) -> u32 {
+    headers::parsed(headers, name).unwrap_or(0)
 }
 
-/// The place of a lane in a table of all.
+/// Index of a lane in a per-lane table.
 pub(super) fn index(lane: Lane) -> usize {
     match lane {
         Lane::Continued => 0,

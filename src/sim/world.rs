@@ -1,4 +1,4 @@
-//! The world of one story: what the broker has, what is in the buckets, which workers live, and what went wrong so far.
+//! State of one scenario: broker, buckets, workers, and the violations found so far.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,66 +6,67 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::bucket::Buckets;
-use super::dice::Dice;
-use super::held::{Ghost, Held};
-use super::member::Member;
-use super::message::Message;
-use super::play::Ending;
-use super::record::Record;
-use super::story::Story;
-use super::tally::Tally;
-use super::{clock, plan};
+use super::clock;
+use super::fake_s3::FakeS3;
+use super::job_plan::JobPlan;
+use super::job_record::JobRecord;
+use super::lease::{SimLease, StaleMessage};
+use super::message::SimMessage;
+use super::rng::Rng;
+use super::runner::ScenarioResult;
+use super::scenario::Scenario;
+use super::statistics::Statistics;
+use super::worker::SimWorker;
 
-/// Shared by everything in a story.
+/// State shared by all parts of a scenario.
 #[derive(Debug)]
-pub(super) struct World {
-    state: Mutex<State>,
-    /// Something came to an end: the player looks whether all did.
+pub(super) struct SimWorld {
+    state: Mutex<SimState>,
+    /// Notified when something has ended: the runner then checks for the end of the scenario.
     pub(super) changed: Notify,
 }
 
-/// All that can change.
+/// All mutable state.
 #[derive(Debug)]
-pub(super) struct State {
-    pub(super) story: Arc<Story>,
-    pub(super) dice: Dice,
-    /// Nothing fails any more.
-    pub(super) calm: bool,
-    /// The broker can't be reached.
-    pub(super) away: bool,
-    pub(super) ready: [VecDeque<Message>; 3],
-    pub(super) waiting: BTreeMap<u64, Message>,
-    pub(super) dead: Vec<Message>,
-    pub(super) leases: BTreeMap<u64, Held>,
-    pub(super) ghosts: BTreeMap<u64, Ghost>,
-    pub(super) members: Vec<Member>,
-    pub(super) buckets: Buckets,
-    pub(super) records: Vec<Record>,
-    /// What is under way and can't be seen elsewhere: messages between two queues, aborts in the background.
-    pub(super) limbo: usize,
-    /// Calls of the queue.
+pub(super) struct SimState {
+    pub(super) scenario: Arc<Scenario>,
+    pub(super) rng: Rng,
+    /// True once no more faults occur.
+    pub(super) faults_over: bool,
+    /// True while the broker is unreachable.
+    pub(super) broker_down: bool,
+    pub(super) ready: [VecDeque<SimMessage>; 3],
+    pub(super) waiting: BTreeMap<u64, SimMessage>,
+    pub(super) dead: Vec<SimMessage>,
+    pub(super) leases: BTreeMap<u64, SimLease>,
+    pub(super) stale_messages: BTreeMap<u64, StaleMessage>,
+    pub(super) workers: Vec<SimWorker>,
+    pub(super) s3: FakeS3,
+    pub(super) records: Vec<JobRecord>,
+    /// Work that is visible nowhere else: messages between two queues, aborts in the background.
+    pub(super) in_transit: usize,
+    /// Number of queue calls.
     pub(super) operations: u64,
-    /// Faults that happened, by name.
+    /// Number of faults by name.
     pub(super) faults: BTreeMap<&'static str, u64>,
-    /// Rules that were broken.
-    pub(super) wrong: Vec<String>,
-    log: Log,
+    /// Violated invariants.
+    pub(super) violations: Vec<String>,
+    log: LogMode,
     next: u64,
 }
 
-/// What becomes of the lines of a story's log.
+/// Destination of the scenario's log lines.
 #[derive(Debug)]
-pub(super) enum Log {
+pub(super) enum LogMode {
     /// None are written.
     Off,
-    /// They are kept, to be compared.
-    BackfillOutcomes(Vec<String>),
-    /// They are printed as they come.
+    /// They are collected, to be compared.
+    Collected(Vec<String>),
+    /// They are printed at once.
     Printed,
 }
 
-/// Writes a line into the story's log, if there is one.
+/// Writes a line to the scenario's log, if it has one.
 macro_rules! note {
     ($state:expr, $($text:tt)*) => {
         if $state.logs() {
@@ -76,126 +77,130 @@ macro_rules! note {
 }
 pub(super) use note;
 
-impl World {
-    pub(super) fn new(story: Story, log: Log) -> Arc<Self> {
-        let records = story.jobs.iter().map(|_| Record::default()).collect();
-        let state = State {
-            dice: story.dice.clone(),
-            buckets: Buckets::new(&story),
-            story: Arc::new(story),
-            calm: false,
-            away: false,
+impl SimWorld {
+    pub(super) fn new(scenario: Scenario, log: LogMode) -> Arc<Self> {
+        let records = scenario.jobs.iter().map(|_| JobRecord::default()).collect();
+        let state = SimState {
+            rng: scenario.rng.clone(),
+            s3: FakeS3::new(&scenario),
+            scenario: Arc::new(scenario),
+            faults_over: false,
+            broker_down: false,
             ready: Default::default(),
             waiting: BTreeMap::new(),
             dead: Vec::new(),
             leases: BTreeMap::new(),
-            ghosts: BTreeMap::new(),
-            members: Vec::new(),
+            stale_messages: BTreeMap::new(),
+            workers: Vec::new(),
             records,
-            limbo: 0,
+            in_transit: 0,
             operations: 0,
             faults: BTreeMap::new(),
-            wrong: Vec::new(),
+            violations: Vec::new(),
             log,
             next: 0,
         };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SimState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What came of the story. What could keep it in memory is let go.
-    pub(super) fn ending(&self) -> Ending {
+    /// Takes the result of the scenario and breaks reference cycles.
+    pub(super) fn result(&self) -> ScenarioResult {
         let mut state = self.lock();
         state.leases.clear();
         let kept = match &mut state.log {
-            Log::BackfillOutcomes(lines) => std::mem::take(lines),
-            Log::Off | Log::Printed => Vec::new(),
+            LogMode::Collected(lines) => std::mem::take(lines),
+            LogMode::Off | LogMode::Printed => Vec::new(),
         };
-        Ending { wrong: std::mem::take(&mut state.wrong), log: kept, tally: Tally::of(&state) }
+        ScenarioResult {
+            violations: std::mem::take(&mut state.violations),
+            log: kept,
+            statistics: Statistics::of(&state),
+        }
     }
 
-    /// Does something later, and counts it as under way until then.
-    pub(super) fn after(self: &Arc<Self>, wait: Duration, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
-        self.lock().limbo += 1;
+    /// Runs `then` later, and counts it as in transit until then.
+    pub(super) fn schedule(self: &Arc<Self>, wait: Duration, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        self.lock().in_transit += 1;
         let world = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            world.lock().limbo -= 1;
+            world.lock().in_transit -= 1;
             then(&world);
             world.changed.notify_one();
         });
     }
 }
 
-impl State {
+impl SimState {
     pub(super) fn logs(&self) -> bool {
-        !matches!(self.log, Log::Off)
+        !matches!(self.log, LogMode::Off)
     }
 
     pub(super) fn write(&mut self, line: String) {
         let line = format!("{:>12.3} {line}", clock::elapsed().as_secs_f64());
         match &mut self.log {
-            Log::Off => {}
-            Log::BackfillOutcomes(lines) => lines.push(line),
-            Log::Printed => println!("{line}"),
+            LogMode::Off => {}
+            LogMode::Collected(lines) => lines.push(line),
+            LogMode::Printed => println!("{line}"),
         }
     }
 
-    /// A rule was broken: the story goes on, so that the log shows what came of it.
-    pub(super) fn wrong(&mut self, what: String) {
-        note!(self, "WRONG: {what}");
-        self.wrong.push(format!("at {:.3} s: {what}", clock::elapsed().as_secs_f64()));
+    /// Records a violation. The scenario continues, so that the log shows the consequences.
+    pub(super) fn report_violation(&mut self, what: String) {
+        note!(self, "VIOLATION: {what}");
+        self.violations.push(format!("at {:.3} s: {what}", clock::elapsed().as_secs_f64()));
     }
 
-    /// A number that nothing else has.
-    pub(super) fn number(&mut self) -> u64 {
+    /// Returns a number that is used once.
+    pub(super) fn next_number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
-    /// Whether a fault of this likelihood happens now.
-    pub(super) fn strikes(&mut self, fault: &'static str, percent: u32) -> bool {
-        let strikes = percent > 0 && !self.calm && self.dice.percent(percent);
-        if strikes {
-            self.happened(fault);
+    /// Returns true if a fault of this probability occurs now, and counts it.
+    pub(super) fn fault_occurs(&mut self, fault: &'static str, percent: u32) -> bool {
+        let occurs = percent > 0 && !self.faults_over && self.rng.percent(percent);
+        if occurs {
+            self.count_fault(fault);
         }
-        strikes
+        occurs
     }
 
-    pub(super) fn happened(&mut self, fault: &'static str) {
+    pub(super) fn count_fault(&mut self, fault: &'static str) {
         *self.faults.entry(fault).or_default() += 1;
     }
 
-    /// How long something on a network takes.
+    /// Draws the duration of a network operation.
     pub(super) fn latency(&mut self) -> Duration {
-        if self.strikes("slow", self.story.weather.slow) {
-            self.dice.millis(1000, 20_000)
+        if self.fault_occurs("slow", self.scenario.fault_rates.slow) {
+            self.rng.millis(1000, 20_000)
         } else {
-            self.dice.millis(1, 20)
+            self.rng.millis(1, 20)
         }
     }
 
-    pub(super) fn plan(&self, job: usize) -> &plan::Plan {
-        &self.story.jobs[job]
+    pub(super) fn plan(&self, job: usize) -> &JobPlan {
+        &self.scenario.jobs[job]
     }
 
-    /// How many messages of this job the broker has, wherever they are.
-    pub(super) fn held(&self, job: usize) -> usize {
+    /// Number of messages of this job in the broker, in any queue or lease.
+    pub(super) fn message_count(&self, job: usize) -> usize {
         let queued = self.ready.iter().flatten().chain(self.waiting.values());
-        let lent = self.members.iter().flat_map(Member::messages);
-        let ghosts = self.ghosts.values().map(|ghost| &ghost.message);
-        let all = queued.chain(lent).chain(ghosts);
+        let unacked = self.workers.iter().flat_map(SimWorker::messages);
+        let stale_messages = self.stale_messages.values().map(|stale| &stale.message);
+        let all = queued.chain(unacked).chain(stale_messages);
         all.filter(|message| message.job == job).count()
-            + self.leases.values().filter(|held| held.base.job == job).count()
+            + self.leases.values().filter(|lease| lease.base.job == job).count()
     }
 
-    /// Whether nothing is left to do.
+    /// Returns true if no work is left.
     pub(super) fn is_done(&self) -> bool {
         let queues_empty = self.ready.iter().all(VecDeque::is_empty) && self.waiting.is_empty();
-        let leases_over = self.leases.is_empty() && self.ghosts.is_empty();
-        queues_empty && leases_over && self.limbo == 0 && self.members.iter().all(Member::is_idle)
+        let leases_over = self.leases.is_empty() && self.stale_messages.is_empty();
+        queues_empty && leases_over && self.in_transit == 0 && self.workers.iter().all(SimWorker::is_idle)
     }
 }

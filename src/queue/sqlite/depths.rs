@@ -1,18 +1,18 @@
-//! How much is in the file.
+//! Number of messages in the file.
 
 use std::path::Path;
 
 use rusqlite::{Connection, params};
 
-use super::visit::Visit;
+use super::retrying_store::RetryingStore;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 use crate::queue::{Depths, QueueError};
 
-/// As [`fn@crate::queue::depths`].
+/// Counts messages as [`fn@crate::queue::depths`] does.
 pub async fn depths(file: &Path, prefix: &str) -> Result<Depths, QueueError> {
     let prefix = prefix.to_owned();
-    Visit::begin(file).await?.read(move |db| count(db, &prefix)).await
+    RetryingStore::open(file).await?.read(move |db| count(db, &prefix)).await
 }
 
 fn count(db: &Connection, prefix: &str) -> rusqlite::Result<Depths> {
@@ -24,10 +24,10 @@ fn count(db: &Connection, prefix: &str) -> rusqlite::Result<Depths> {
         let sql = "SELECT count(*) FROM jobs WHERE prefix = ?1 AND lane = ?2 AND owner IS NULL";
         depths.lanes.push((lane, number(sql, params![prefix, lane.as_str()])?));
     }
-    for step in RetryDelay::ALL {
-        let delay = i64::try_from(step.duration().as_millis()).unwrap_or(i64::MAX);
+    for delay in RetryDelay::ALL {
+        let millis = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
         let sql = "SELECT count(*) FROM waiting WHERE prefix = ?1 AND rung_ms = ?2";
-        depths.waiting.push((step, number(sql, params![prefix, delay])?));
+        depths.waiting.push((delay, number(sql, params![prefix, millis])?));
     }
     depths.dead = number("SELECT count(*) FROM dead_letters WHERE prefix = ?1", params![prefix])?;
     Ok(depths)

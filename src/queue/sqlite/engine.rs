@@ -1,8 +1,9 @@
-//! The thread that owns the connection. What was asked meanwhile is done in one transaction (a commit costs the same for one job
-//! as for a hundred), together with taking new jobs; then the answers go out.
+//! The thread that owns the connection. It performs all pending operations in one transaction (a
+//! commit costs the same for one job as for a hundred), together with claiming the next jobs, and
+//! then answers the callers.
 
 mod batch;
-mod leases;
+mod leased_jobs;
 mod session;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,108 +13,108 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use super::control::Reader;
+use super::control::ControlReader;
+use super::errors::FileError;
 use super::file::Store;
 use super::owner;
-use super::trouble::Trouble;
-use super::work::{Command, Pending, WriteOp};
+use super::write_op::{EngineCommand, PendingWrite, WriteOp};
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::prefetch::PrefetchBuffer;
 use crate::queue::{ControlEvent, Delivery, QueueError};
 use crate::runtime::retry::Retry;
-use leases::Leases;
-use session::{BEAT, Session};
+use leased_jobs::LeasedJobs;
+use session::{FileSession, HEARTBEAT_INTERVAL};
 
-/// How late jobs of other processes are seen.
-const POLL: Duration = Duration::from_millis(50);
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// Interval at which the thread looks for jobs of other processes.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// What the thread and the queue's users share.
-pub(super) struct Shared {
+/// State shared by the thread and the queue's users.
+pub(super) struct EngineShared {
     pub(super) file: PathBuf,
     pub(super) prefix: String,
     pub(super) worker_id: String,
-    /// Each lane with its prefetch; none: this queue only publishes.
+    /// Each lane with its prefetch. Empty: this queue only publishes.
     pub(super) lanes: Vec<(Lane, u16)>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) prefetched: PrefetchBuffer<Delivery>,
-    pub(super) phase: watch::Sender<Phase>,
+    pub(super) phase: watch::Sender<FilePhase>,
 }
 
-/// Where the thread stands.
+/// State of the file.
 #[derive(Debug, Clone)]
-pub(super) enum Phase {
-    /// The file can't be worked with, and why. It is tried again.
+pub(super) enum FilePhase {
+    /// The file can't be used, with the reason. The thread retries.
     Down(QueueError),
     /// The file is open.
     Up,
-    /// Given up for good.
+    /// The queue is closed.
     Closed,
 }
 
-/// The thread's own.
+/// State of the thread.
 pub(super) struct Engine {
-    shared: Arc<Shared>,
-    commands: Receiver<Command>,
-    session: Option<Session>,
+    shared: Arc<EngineShared>,
+    commands: Receiver<EngineCommand>,
+    session: Option<FileSession>,
     generation: u64,
-    /// What is on loan or in the backlog, by row.
-    held: BTreeMap<u64, Lane>,
-    leases: Leases,
-    /// Lanes that may have jobs which nobody holds.
-    more: Vec<Lane>,
+    /// Lane of each job that is prefetched or handed out, by row.
+    unsettled: BTreeMap<u64, Lane>,
+    leased_jobs: LeasedJobs,
+    /// Lanes that may have jobs without an owner.
+    ready_lanes: Vec<Lane>,
     next_due: Option<i64>,
-    pending: VecDeque<Pending>,
+    pending: VecDeque<PendingWrite>,
     retry: Retry,
-    again_at: Option<Instant>,
+    retry_at: Option<Instant>,
     was_up: bool,
-    /// None: this queue only publishes.
-    control: Option<Reader>,
+    /// `None`: this queue only publishes.
+    control: Option<ControlReader>,
 }
 
 impl Engine {
-    /// Opens the file, once.
+    /// Tries once to open the file.
     ///
     /// # Errors
-    /// What waiting does not mend; a file that is only locked or full is tried again by [`Engine::run`].
+    /// Errors that waiting does not resolve. [`Engine::run`] retries a file that is locked or full.
     pub(super) fn start(
-        shared: Arc<Shared>,
-        commands: Receiver<Command>,
-        announced: UnboundedSender<ControlEvent>,
+        shared: Arc<EngineShared>,
+        commands: Receiver<EngineCommand>,
+        control_inbox: UnboundedSender<ControlEvent>,
     ) -> Result<Self, QueueError> {
-        let control = (!shared.lanes.is_empty()).then(|| Reader::new(announced));
+        let control = (!shared.lanes.is_empty()).then(|| ControlReader::new(control_inbox));
         let mut engine = Self {
             shared,
             commands,
             session: None,
             generation: 0,
-            held: BTreeMap::new(),
-            leases: Leases::default(),
-            more: Vec::new(),
+            unsettled: BTreeMap::new(),
+            leased_jobs: LeasedJobs::default(),
+            ready_lanes: Vec::new(),
             next_due: None,
             pending: VecDeque::new(),
-            retry: Retry::endless(FIRST_WAIT, LONGEST_WAIT),
-            again_at: None,
+            retry: Retry::endless(MIN_RETRY_DELAY, MAX_RETRY_DELAY),
+            retry_at: None,
             was_up: false,
             control,
         };
         match engine.open() {
-            Err(Trouble::Lasting(why)) => return Err(QueueError::Unusable(why)),
-            Err(trouble) => engine.down(trouble),
-            Ok(()) => engine.up(),
+            Err(FileError::Permanent(reason)) => return Err(QueueError::Unusable(reason)),
+            Err(error) => engine.set_down(error),
+            Ok(()) => engine.set_up(),
         }
         Ok(engine)
     }
 
-    /// Works until it is closed, or everybody who could ask has gone.
+    /// Runs until the queue is closed or all its users are dropped.
     pub(super) fn run(mut self) {
         let closed = loop {
             match self.receive() {
-                Ok(()) => self.work(),
+                Ok(()) => self.step(),
                 Err(closed) => break closed,
             }
         };
@@ -123,10 +124,11 @@ impl Engine {
         }
     }
 
-    /// Waits for something to do; then takes everything that is there. `Err` when it is time to end.
-    fn receive(&mut self) -> Result<(), Option<tokio::sync::oneshot::Sender<()>>> {
-        let first = match self.patience() {
-            Some(patience) => self.commands.recv_timeout(patience),
+    /// Waits for a command or a timeout, then takes all commands that are there. Returns `Err` when
+    /// the thread must end.
+    fn receive(&mut self) -> Result<(), Option<oneshot::Sender<()>>> {
+        let first = match self.receive_timeout() {
+            Some(timeout) => self.commands.recv_timeout(timeout),
             None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         let mut next = match first {
@@ -136,11 +138,11 @@ impl Engine {
         };
         while let Some(command) = next {
             match command {
-                Command::Do(pending) => self.pending.push_back(pending),
-                Command::Wake => self.look_everywhere(),
-                Command::Close(reply) => return Err(Some(reply)),
+                EngineCommand::Write(pending) => self.pending.push_back(pending),
+                EngineCommand::Wake => self.check_everything(),
+                EngineCommand::Close(reply) => return Err(Some(reply)),
                 #[cfg(test)]
-                Command::Limit(pages) => {
+                EngineCommand::LimitPages(pages) => {
                     self.session.iter().for_each(|session| session.store.limit_pages(pages));
                 }
             }
@@ -149,41 +151,42 @@ impl Engine {
         Ok(())
     }
 
-    /// How long to wait for a command; `None`: until there is one.
-    fn patience(&self) -> Option<Duration> {
-        if let Some(at) = self.again_at {
+    /// Time to wait for a command; `None` means without a limit.
+    fn receive_timeout(&self) -> Option<Duration> {
+        if let Some(at) = self.retry_at {
             return Some(at.saturating_duration_since(Instant::now()));
         }
         if !self.pending.is_empty() {
             return Some(Duration::ZERO);
         }
-        (!self.shared.lanes.is_empty()).then_some(POLL)
+        (!self.shared.lanes.is_empty()).then_some(POLL_INTERVAL)
     }
 
-    fn work(&mut self) {
-        if self.again_at.is_none_or(|at| at <= Instant::now()) {
+    fn step(&mut self) {
+        if self.retry_at.is_none_or(|at| at <= Instant::now()) {
             let result = self
                 .open()
-                .and_then(|()| self.keep_house())
-                .and_then(|()| self.turn())
+                .and_then(|()| self.run_maintenance())
+                .and_then(|()| self.commit_batch())
                 .and_then(|()| self.read_control());
             match result {
-                Ok(()) => self.up(),
-                Err(trouble) => self.down(trouble),
+                Ok(()) => self.set_up(),
+                Err(error) => self.set_down(error),
             }
         }
-        self.expire();
+        self.expire_pending();
     }
 
-    fn read_control(&mut self) -> Result<(), Trouble> {
+    fn read_control(&mut self) -> Result<(), FileError> {
         let (Some(reader), Some(session)) = (&mut self.control, &self.session) else { return Ok(()) };
-        reader.read(&session.store, (&self.shared.file, &self.shared.prefix))
+        let read = reader.read(&session.store, &self.shared.prefix);
+        read.map_err(|error| FileError::from_sqlite(&self.shared.file, &error))
     }
 
-    fn up(&mut self) {
-        self.again_at = None;
+    fn set_up(&mut self) {
+        self.retry_at = None;
         self.retry.reset();
-        if matches!(&*self.shared.phase.borrow(), Phase::Up) {
+        if matches!(&*self.shared.phase.borrow(), FilePhase::Up) {
             return;
         }
         self.shared.metrics.set_broker_connected(true);
@@ -192,159 +195,167 @@ impl Engine {
         }
         self.was_up = true;
         tracing::info!(file = %self.shared.file.display(), "the queue is open");
-        self.shared.phase.send_replace(Phase::Up);
+        self.shared.phase.send_replace(FilePhase::Up);
     }
 
-    fn down(&mut self, trouble: Trouble) {
-        self.again_at = Some(Instant::now() + self.retry.next_wait(None).unwrap_or(LONGEST_WAIT));
-        if matches!(trouble, Trouble::Lasting(_)) {
-            // Opened anew, it is checked anew; what this owner held comes again then.
+    fn set_down(&mut self, error: FileError) {
+        self.retry_at = Some(Instant::now() + self.retry.next_wait(None).unwrap_or(MAX_RETRY_DELAY));
+        if matches!(error, FileError::Permanent(_)) {
+            // Opening the file checks it again. The jobs of this owner are delivered again then.
             self.session = None;
         }
-        // Reading may work where writing does not: only a sign of life that was written shows that the trouble is over.
+        // Reading may work while writing does not: only a heartbeat that was written shows that the
+        // file is usable again.
         if let Some(session) = &mut self.session {
-            session.beats_at = Instant::now();
+            session.heartbeat_at = Instant::now();
         }
-        let problem = trouble.into_error();
+        let problem = error.into_queue_error();
         let text = problem.to_string();
-        if !matches!(&*self.shared.phase.borrow(), Phase::Down(known) if known.to_string() == text) {
-            tracing::warn!(%problem, "the queue can't be worked with; trying again");
+        if !matches!(&*self.shared.phase.borrow(), FilePhase::Down(known) if known.to_string() == text) {
+            tracing::warn!(%problem, "the queue is unavailable; retrying");
         }
         self.shared.metrics.set_broker_connected(false);
-        self.shared.phase.send_replace(Phase::Down(problem));
+        self.shared.phase.send_replace(FilePhase::Down(problem));
     }
 
-    /// Opens the file where it is not open, and makes this process known as an owner where it consumes.
-    fn open(&mut self) -> Result<(), Trouble> {
+    /// Opens the file unless it is open, and registers this process as an owner if it consumes.
+    fn open(&mut self) -> Result<(), FileError> {
         if self.session.is_some() {
             return Ok(());
         }
         let store = Store::open(&self.shared.file)?;
-        self.session = Some(Session::new(store));
-        if self.shared.lanes.is_empty() { Ok(()) } else { self.begin_generation() }
+        self.session = Some(FileSession::new(store));
+        if self.shared.lanes.is_empty() { Ok(()) } else { self.start_generation() }
     }
 
-    /// A new owner: what the last one held comes again, and can't be settled any more.
-    fn begin_generation(&mut self) -> Result<(), Trouble> {
+    /// Registers a new owner. The jobs of the last one are delivered again, and their old
+    /// deliveries can't be settled any more.
+    fn start_generation(&mut self) -> Result<(), FileError> {
+        self.lose_deliveries();
         let Some(session) = &mut self.session else { return Ok(()) };
-        self.generation += 1;
-        self.held.clear();
-        self.leases.lose_all();
-        self.shared.prefetched.clear();
-        if let Err(trouble) = session.enter(&self.shared) {
-            // Without an owner it is no session.
+        if let Err(error) = session.register(&self.shared) {
+            // A session without an owner is of no use.
             self.session = None;
-            return Err(trouble);
+            return Err(error);
         }
-        self.look_everywhere();
+        self.check_everything();
         Ok(())
     }
 
-    fn look_everywhere(&mut self) {
-        self.more = self.shared.lanes.iter().map(|(lane, _)| *lane).collect();
-        self.next_due = Some(0);
-        self.control.iter_mut().for_each(Reader::wake);
+    /// Invalidates all deliveries and leases of the current generation.
+    fn lose_deliveries(&mut self) {
+        self.generation += 1;
+        self.unsettled.clear();
+        self.leased_jobs.lose_all();
+        self.shared.prefetched.clear();
     }
 
-    /// Signs of life, the work of the dead, and what other processes did.
-    fn keep_house(&mut self) -> Result<(), Trouble> {
+    fn check_everything(&mut self) {
+        self.ready_lanes = self.shared.lanes.iter().map(|(lane, _)| *lane).collect();
+        self.next_due = Some(0);
+        self.control.iter_mut().for_each(ControlReader::wake);
+    }
+
+    /// Renews leases, writes the heartbeat, requeues jobs of dead owners, and looks for changes of
+    /// other processes.
+    fn run_maintenance(&mut self) -> Result<(), FileError> {
         if self.shared.lanes.is_empty() {
             return Ok(());
         }
         let now = Instant::now();
-        self.refresh_leases(now);
+        self.renew_leases(now);
         let Some(session) = &mut self.session else { return Ok(()) };
         let file = &self.shared.file;
-        if now >= session.beats_at {
+        if now >= session.heartbeat_at {
             if !session.store.is_in_place(file) {
-                self.abort_upload();
-                let why = format!("{} was deleted or replaced while it was in use", self.shared.file.display());
-                return Err(Trouble::Passing(why));
+                self.discard_file();
+                let reason = format!("{} was deleted or replaced while it was in use", self.shared.file.display());
+                return Err(FileError::Transient(reason));
             }
-            session.beats_at = now + BEAT;
-            let alive = session.beat().map_err(|error| Trouble::of(file, &error))?;
+            session.heartbeat_at = now + HEARTBEAT_INTERVAL;
+            let alive = session.heartbeat().map_err(|error| FileError::from_sqlite(file, &error))?;
             if !alive {
-                tracing::warn!("others took this process for dead and have its jobs; what it still works on is lost");
-                return self.begin_generation();
+                tracing::warn!(
+                    "this process missed its heartbeats, and other workers have its jobs; its current work is lost"
+                );
+                return self.start_generation();
             }
         }
-        let buried = if now >= session.looks_at { session.bury_the_dead(file)? } else { 0 };
-        let clock = session.follow_the_clock(&self.shared.prefix);
+        let requeued = if now >= session.lock_check_at { session.release_dead_owners(file)? } else { 0 };
+        let clock = session.check_clock(&self.shared.prefix);
         let version = session.store.version();
-        let changed = clock.and_then(|moved| version.map(|version| (moved, version)));
-        let (moved, version) = changed.map_err(|error| Trouble::of(file, &error))?;
-        if std::mem::replace(&mut session.version, version) != version || buried > 0 || moved {
-            self.look_everywhere();
+        let changed = clock.and_then(|set_back| version.map(|version| (set_back, version)));
+        let (set_back, version) = changed.map_err(|error| FileError::from_sqlite(file, &error))?;
+        if std::mem::replace(&mut session.version, version) != version || requeued > 0 || set_back {
+            self.check_everything();
         }
         Ok(())
     }
 
-    /// Everything known of the file is void.
-    fn abort_upload(&mut self) {
-        tracing::error!(file = %self.shared.file.display(), "the queue's file was deleted or replaced; what was in it is lost");
+    /// Discards all state of a file that was deleted or replaced.
+    fn discard_file(&mut self) {
+        tracing::error!(file = %self.shared.file.display(), "the queue's file was deleted or replaced; its content is lost");
         if let Some(owner) = self.session.take().and_then(|session| session.owner) {
             owner.remove_lock();
         }
-        self.generation += 1;
-        self.held.clear();
-        self.leases.lose_all();
-        self.shared.prefetched.clear();
-        self.control.iter_mut().for_each(Reader::start_over);
+        self.lose_deliveries();
+        self.control.iter_mut().for_each(ControlReader::rewind);
     }
 
-    /// Ends the waiting of those whose time is over. A delivery that could not be settled goes back as soon as that is possible.
-    fn expire(&mut self) {
+    /// Fails operations past their deadline. Their deliveries are requeued as soon as possible.
+    fn expire_pending(&mut self) {
         let now = Instant::now();
-        if !self.pending.iter().any(|pending| pending.deadline.is_some_and(|deadline| deadline <= now)) {
+        let is_expired = |pending: &PendingWrite| pending.deadline.is_some_and(|deadline| deadline <= now);
+        if !self.pending.iter().any(is_expired) {
             return;
         }
         let problem = match &*self.shared.phase.borrow() {
-            Phase::Down(problem) => problem.clone(),
-            Phase::Up | Phase::Closed => QueueError::Unavailable("the disk is too slow".to_owned()),
+            FilePhase::Down(problem) => problem.clone(),
+            FilePhase::Up | FilePhase::Closed => QueueError::Unavailable("the disk is too slow".to_owned()),
         };
-        let (over, left): (Vec<_>, _) = std::mem::take(&mut self.pending)
-            .into_iter()
-            .partition(|pending| pending.deadline.is_some_and(|deadline| deadline <= now));
+        let (expired, left): (Vec<_>, _) = std::mem::take(&mut self.pending).into_iter().partition(is_expired);
         self.pending = left.into();
-        for pending in over {
-            let tickets: Vec<_> = pending.work.ends(self.generation).collect();
+        for pending in expired {
+            let tickets: Vec<_> = pending.op.settled_tags(self.generation).collect();
             if !tickets.is_empty() {
-                let work = WriteOp::GiveBack { tickets, counted: true };
-                self.pending.push_back(Pending { work, deadline: None, reply: None });
+                let op = WriteOp::Requeue { tickets, delivered: true };
+                self.pending.push_back(PendingWrite::background(op));
             }
             pending.answer(Err(problem.clone()));
         }
     }
 
-    /// Does what is left, gives everything back, and leaves the file. What can't be done now, others find out.
+    /// Performs pending operations, requeues everything unsettled, and closes the file. If the file
+    /// can't be written now, other processes find out that this owner is dead.
     fn close(&mut self) {
-        let fetched = self.shared.prefetched.close().into_iter().map(|delivery| delivery.ticket).collect();
-        self.pending.push_back(Pending {
-            work: WriteOp::GiveBack { tickets: fetched, counted: false },
-            deadline: None,
-            reply: None,
-        });
-        while !self.pending.is_empty() && self.session.is_some() && self.turn().is_ok() {}
-        if let Some(Session { mut store, owner: Some(owner), .. }) = self.session.take() {
-            match store.transact(false, |db| owner::forget(db, owner.id())) {
+        let op = WriteOp::Requeue {
+            tickets: self.shared.prefetched.close().into_iter().map(|delivery| delivery.ticket).collect(),
+            delivered: false,
+        };
+        self.pending.push_back(PendingWrite::background(op));
+        while !self.pending.is_empty() && self.session.is_some() && self.commit_batch().is_ok() {}
+        if let Some(FileSession { mut store, owner: Some(owner), .. }) = self.session.take() {
+            match store.transact(false, |db| owner::remove(db, owner.id())) {
                 Ok(_) => owner.remove_lock(),
-                Err(error) => tracing::debug!(%error, "this process could not say goodbye; others find out"),
+                Err(error) => {
+                    tracing::debug!(%error, "this owner could not be removed; other processes will expire it");
+                }
             }
         }
         for pending in std::mem::take(&mut self.pending) {
             pending.answer(Err(QueueError::Unavailable("the queue is closed".to_owned())));
         }
-        // With the owner gone, its jobs are everybody's.
-        self.leases.lose_all();
+        // With the owner removed, other workers get its jobs.
+        self.leased_jobs.lose_all();
     }
 }
 
 impl Drop for Engine {
-    /// However the thread ends, nobody waits for it in vain.
+    /// However the thread ends, no user keeps waiting for it.
     fn drop(&mut self) {
-        self.leases.lose_all();
+        self.leased_jobs.lose_all();
         self.shared.prefetched.close();
         self.shared.metrics.set_broker_connected(false);
-        self.shared.phase.send_replace(Phase::Closed);
+        self.shared.phase.send_replace(FilePhase::Closed);
     }
 }

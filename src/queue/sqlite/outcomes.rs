@@ -1,28 +1,27 @@
-//! Outcomes: recorded once for each id, bounded, and listened to.
+//! Outcomes: each recorded once per id, limited in number, and read by subscribers.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
 
+use super::errors::FileError;
 use super::file::Store;
+use super::retrying_store::{RETRY_INTERVAL, blocking, open_and};
 use super::schema::OUTCOMES_KEPT;
-use super::trouble::Trouble;
 use crate::queue::{OutcomeEvent, OutcomeMessage, QueueError};
 
-/// How late a listener may learn of an outcome.
-const POLL: Duration = Duration::from_millis(50);
-/// How long a file that can't be read is tried.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(250);
-/// Outcomes read at once.
-const PAGE: i64 = 256;
+/// Interval at which a subscriber looks for new outcomes.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Number of outcomes per read.
+const PAGE_SIZE: i64 = 256;
 
-/// Records an outcome. One that is there already moves to the end, so that listeners see it, and its `repeats` counts it.
+/// Records an outcome. An outcome that exists already moves to the end, so that subscribers see it
+/// again, and its `repeats` is incremented.
 pub(super) fn record(db: &Connection, prefix: &str, event: &OutcomeEvent) -> rusqlite::Result<()> {
     let (reply_to, correlation_id) = event.reply_to.clone().unzip();
     let mut statement = db.prepare_cached(
@@ -43,7 +42,7 @@ pub(super) fn record(db: &Connection, prefix: &str, event: &OutcomeEvent) -> rus
     Ok(())
 }
 
-/// Drops the oldest where there are too many.
+/// Deletes the oldest outcomes beyond [`OUTCOMES_KEPT`].
 pub(super) fn trim(db: &Connection) -> rusqlite::Result<()> {
     let sql = "DELETE FROM outcomes WHERE seq <= (SELECT max(seq) FROM outcomes) - ?1";
     db.prepare_cached(sql)?.execute([OUTCOMES_KEPT])?;
@@ -66,12 +65,12 @@ impl fmt::Debug for Outcomes {
 }
 
 impl Outcomes {
-    /// Subscribes; outcomes recorded after this returns are seen. A file that is locked is tried for 30 s.
+    /// Subscribes to all outcomes recorded after this returns. Retries a locked file for 30 s.
     ///
     /// # Errors
-    /// `Unavailable` when the file stays locked, `Unusable` when it is no queue of ours.
+    /// `Unavailable` if the file stays locked, `Unusable` if it is not a queue.
     pub async fn subscribe(file: &Path, prefix: &str) -> Result<Self, QueueError> {
-        let (store, last) = patiently(file, |store| {
+        let (store, last) = open_and(file, |store| {
             let last = last(store.connection())?;
             Ok((store, last))
         })
@@ -81,7 +80,7 @@ impl Outcomes {
         Ok(Self { store, file, prefix, last, ready: VecDeque::new() })
     }
 
-    /// The next outcome. A file that is locked is waited for.
+    /// Returns the next outcome. Waits while the file is locked.
     ///
     /// # Errors
     /// The file can't be read any more.
@@ -91,20 +90,20 @@ impl Outcomes {
                 return Ok(message);
             }
             match self.read().await? {
-                Ok(()) if self.ready.is_empty() => tokio::time::sleep(POLL).await,
+                Ok(()) if self.ready.is_empty() => tokio::time::sleep(POLL_INTERVAL).await,
                 Ok(()) => {}
-                Err(Trouble::Passing(_)) => tokio::time::sleep(PAUSE).await,
-                Err(trouble) => return Err(trouble.into_error()),
+                Err(FileError::Transient(_)) => tokio::time::sleep(RETRY_INTERVAL).await,
+                Err(error) => return Err(error.into_queue_error()),
             }
         }
     }
 
-    async fn read(&mut self) -> Result<Result<(), Trouble>, QueueError> {
+    async fn read(&mut self) -> Result<Result<(), FileError>, QueueError> {
         let (store, file) = (Arc::clone(&self.store), self.file.clone());
         let (prefix, last) = (self.prefix.clone(), self.last);
         let page = blocking(move || {
             let store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            page(store.connection(), &prefix, last).map_err(|error| Trouble::of(&file, &error))
+            page(store.connection(), &prefix, last).map_err(|error| FileError::from_sqlite(&file, &error))
         });
         Ok(page.await?.map(|page| {
             for (seq, message) in page {
@@ -115,28 +114,8 @@ impl Outcomes {
     }
 }
 
-/// Opens the file and works on it; one that is locked is tried for 30 s.
-pub(super) async fn patiently<T: Send + 'static>(
-    file: &Path,
-    work: impl Fn(Store) -> rusqlite::Result<T> + Clone + Send + 'static,
-) -> Result<T, QueueError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (path, work) = (file.to_owned(), work.clone());
-        let done = blocking(move || {
-            let store = Store::open(&path)?;
-            work(store).map_err(|error| Trouble::of(&path, &error))
-        });
-        match done.await? {
-            Ok(value) => return Ok(value),
-            Err(Trouble::Passing(_)) if Instant::now() + PAUSE < deadline => tokio::time::sleep(PAUSE).await,
-            Err(trouble) => return Err(trouble.into_error()),
-        }
-    }
-}
-
-/// Gives each outcome that was to be sent to `address` to `each`, in the order in which they were recorded last; whether there
-/// was any.
+/// Passes each outcome whose `reply_to` is `address` to `each`, in the order in which they were
+/// last recorded. Returns true if there was any.
 pub(in crate::queue) async fn replies(
     file: &Path,
     prefix: &str,
@@ -146,7 +125,7 @@ pub(in crate::queue) async fn replies(
     let mut last = None;
     loop {
         let (prefix, address) = (prefix.to_owned(), address.to_owned());
-        let page = patiently(file, move |store| replied(store.connection(), &prefix, &address, last.unwrap_or(0)));
+        let page = open_and(file, move |store| reply_page(store.connection(), &prefix, &address, last.unwrap_or(0)));
         let page = page.await?;
         let Some((newest, _)) = page.last() else { return Ok(last.is_some()) };
         last = Some(*newest);
@@ -154,18 +133,13 @@ pub(in crate::queue) async fn replies(
     }
 }
 
-fn replied(db: &Connection, prefix: &str, address: &str, last: i64) -> rusqlite::Result<Vec<(i64, Vec<u8>)>> {
+fn reply_page(db: &Connection, prefix: &str, address: &str, last: i64) -> rusqlite::Result<Vec<(i64, Vec<u8>)>> {
     let sql = "SELECT seq, body FROM outcomes WHERE seq > ?1 AND prefix = ?2 AND reply_to = ?3 ORDER BY seq LIMIT ?4";
     let mut statement = db.prepare_cached(sql)?;
-    let rows = statement.query_map(params![last, prefix, address, 4 * PAGE], |row| {
+    let rows = statement.query_map(params![last, prefix, address, 4 * PAGE_SIZE], |row| {
         Ok((row.get(0)?, row.get::<_, String>(1)?.into_bytes()))
     })?;
     rows.collect()
-}
-
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, QueueError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| QueueError::Unavailable("reading outcomes was broken off".to_owned()))
 }
 
 fn last(db: &Connection) -> rusqlite::Result<i64> {
@@ -177,7 +151,7 @@ fn page(db: &Connection, prefix: &str, last: i64) -> rusqlite::Result<Vec<(i64, 
         "SELECT seq, routing_key, body FROM outcomes
          WHERE seq > ?1 AND prefix = ?2 AND routing_key LIKE 'transfer.%' ORDER BY seq LIMIT ?3",
     )?;
-    let rows = statement.query_map(params![last, prefix, PAGE], |row| {
+    let rows = statement.query_map(params![last, prefix, PAGE_SIZE], |row| {
         let body: String = row.get(2)?;
         Ok((row.get(0)?, OutcomeMessage { routing_key: row.get(1)?, body: body.into_bytes() }))
     })?;

@@ -1,9 +1,11 @@
-//! Who works on what. Each queue that consumes is an owner: a row in `owners`, and a small file beside the database whose lock
-//! goes with the process, however it ends. So what a dead process held comes again at once.
+//! Owners of jobs. Each queue that consumes is an owner: a row in `owners`, and a lock file beside
+//! the database. The system releases the lock when the process ends, so the jobs of a crashed
+//! process are redelivered within about a second.
 //!
-//! Where the lock can't tell (a process that is stopped, a file system without locks, a copied database), the row does: a live
-//! owner raises `beats`. Who sees the same number at [`LOOKS`] looks of his own calls that owner gone. Looks are counted, not the
-//! time of day: a clock that jumps, or a machine that slept, costs nobody his work.
+//! If the lock shows nothing (a stopped process, a file system without locks, a copied database),
+//! the row does: a live owner increments `beats`. An owner whose number is the same at more than
+//! [`MAX_MISSED_HEARTBEATS`] checks in a row is expired. Checks are counted and the time of day is
+//! not used, so neither a clock that jumps nor a suspended machine expires an owner.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -17,10 +19,11 @@ use uuid::Uuid;
 
 use super::jobs;
 
-/// Looks at an owner without a sign of life before its work is given to others; with a look every five seconds, half a minute.
-const LOOKS: u32 = 6;
+/// Checks without a heartbeat before an owner's jobs are requeued. With a check every five seconds
+/// this is half a minute.
+const MAX_MISSED_HEARTBEATS: u32 = 6;
 
-/// This queue as an owner. Its lock ends with it.
+/// This queue as an owner. Its lock is released when it is dropped.
 #[derive(Debug)]
 pub(super) struct Owner {
     id: String,
@@ -29,13 +32,17 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// A new owner with its lock; not yet known to others.
+    /// Creates an owner and its lock file. It is not registered yet.
     pub(super) fn new(database: &Path) -> std::io::Result<Self> {
         let id = Uuid::new_v4().simple().to_string();
         let lock = lock_file(database, &id);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&lock)?;
         if let Err(problem) = file.try_lock() {
-            tracing::warn!(%problem, file = %lock.display(), "no file locks here; a crash is noticed after half a minute");
+            tracing::warn!(
+                %problem,
+                file = %lock.display(),
+                "the file system has no file locks; a crash is detected after half a minute"
+            );
         }
         Ok(Self { id, lock, _locked: file })
     }
@@ -44,81 +51,91 @@ impl Owner {
         &self.id
     }
 
-    /// Makes it known. What nobody holds any more is free from then on.
-    pub(super) fn enter(&self, db: &Connection, worker: &str) -> rusqlite::Result<()> {
+    /// Registers the owner, and requeues jobs whose owner is not registered.
+    pub(super) fn register(&self, db: &Connection, worker: &str) -> rusqlite::Result<()> {
         let sql = "INSERT INTO owners (id, worker, pid, started_at) VALUES (?1, ?2, ?3, ?4)";
         db.execute(sql, params![self.id, worker, std::process::id(), Timestamp::now().to_string()])?;
-        jobs::release_orphans(db)?;
+        jobs::requeue_orphans(db)?;
         Ok(())
     }
 
-    /// A sign of life. False when others have called it gone.
-    pub(super) fn beat(&self, db: &Connection) -> rusqlite::Result<bool> {
+    /// Writes a heartbeat. Returns false if other processes have expired this owner.
+    pub(super) fn heartbeat(&self, db: &Connection) -> rusqlite::Result<bool> {
         Ok(db.prepare_cached("UPDATE owners SET beats = beats + 1 WHERE id = ?1")?.execute([&self.id])? > 0)
     }
 
-    /// Takes the lock's file away.
+    /// Deletes the lock file.
     pub(super) fn remove_lock(&self) {
         let _ = fs::remove_file(&self.lock);
     }
 }
 
-/// Another owner's last known number of beats, and at how many looks it was that.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Watch(HashMap<String, (i64, u32)>);
+/// Last heartbeat of another owner, and the number of checks that have seen no newer one.
+#[derive(Debug, Clone, Copy)]
+struct LastHeartbeat {
+    beats: i64,
+    missed: u32,
+}
 
-impl Watch {
-    /// Counts a look at everybody else; those without a sign of life for too long.
-    pub(super) fn look(&mut self, db: &Connection, own: &str) -> rusqlite::Result<Vec<String>> {
-        let now: HashMap<_, _> = others(db, own)?.into_iter().collect();
+/// Heartbeats of all other owners, as seen by this process.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HeartbeatMonitor(HashMap<String, LastHeartbeat>);
+
+impl HeartbeatMonitor {
+    /// Counts one check of all other owners. Returns the ids of those that have expired.
+    pub(super) fn check(&mut self, db: &Connection, own: &str) -> rusqlite::Result<Vec<String>> {
+        let now: HashMap<_, _> = other_owners(db, own)?.into_iter().collect();
         self.0.retain(|id, _| now.contains_key(id));
         for (id, beats) in now {
-            let seen = self.0.entry(id).or_insert((beats, 0));
-            *seen = if seen.0 == beats { (beats, seen.1 + 1) } else { (beats, 0) };
+            let last = self.0.entry(id).or_insert(LastHeartbeat { beats, missed: 0 });
+            let missed = if last.beats == beats { last.missed + 1 } else { 0 };
+            *last = LastHeartbeat { beats, missed };
         }
-        Ok(self.0.iter().filter(|(_, (_, looks))| *looks > LOOKS).map(|(id, _)| id.clone()).collect())
+        let expired = self.0.iter().filter(|(_, last)| last.missed > MAX_MISSED_HEARTBEATS);
+        Ok(expired.map(|(id, _)| id.clone()).collect())
     }
 }
 
-/// Everybody else, with their beats.
-fn others(db: &Connection, own: &str) -> rusqlite::Result<Vec<(String, i64)>> {
+/// Returns all other owners with their heartbeat counts.
+fn other_owners(db: &Connection, own: &str) -> rusqlite::Result<Vec<(String, i64)>> {
     let mut statement = db.prepare_cached("SELECT id, beats FROM owners WHERE id <> ?1")?;
     statement.query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// An owner whose process is gone: its lock is free, and held here until its work is given back.
+/// An owner whose process has ended. Its lock was free, and is held here until its jobs are
+/// requeued.
 #[derive(Debug)]
-pub(super) struct Dead {
+pub(super) struct DeadOwner {
     pub(super) id: String,
     lock: PathBuf,
-    _held: File,
+    _locked: File,
 }
 
-impl Dead {
-    /// Takes the lock's file away, when the row is gone.
+impl DeadOwner {
+    /// Deletes the lock file, after the row is gone.
     pub(super) fn remove_lock(&self) {
         let _ = fs::remove_file(&self.lock);
     }
 }
 
-/// Everybody else whose lock is free.
-pub(super) fn dead(db: &Connection, database: &Path, own: &str) -> rusqlite::Result<Vec<Dead>> {
-    let others = others(db, own)?.into_iter();
+/// Returns all other owners whose lock is free, and locks them.
+pub(super) fn dead_owners(db: &Connection, database: &Path, own: &str) -> rusqlite::Result<Vec<DeadOwner>> {
+    let others = other_owners(db, own)?.into_iter();
     Ok(others
         .filter_map(|(id, _)| {
             let lock = lock_file(database, &id);
-            let held = File::open(&lock).ok()?;
-            held.try_lock().ok()?;
-            Some(Dead { id, lock, _held: held })
+            let locked = File::open(&lock).ok()?;
+            locked.try_lock().ok()?;
+            Some(DeadOwner { id, lock, _locked: locked })
         })
         .collect())
 }
 
-/// Forgets an owner and gives back what it held; how many jobs.
-pub(super) fn forget(db: &Connection, id: &str) -> rusqlite::Result<usize> {
-    let released = jobs::release_all_of(db, id)?;
+/// Removes an owner and requeues its jobs. Returns the number of jobs.
+pub(super) fn remove(db: &Connection, id: &str) -> rusqlite::Result<usize> {
+    let requeued = jobs::requeue_all_of(db, id)?;
     db.execute("DELETE FROM owners WHERE id = ?1", [id])?;
-    Ok(released)
+    Ok(requeued)
 }
 
 fn lock_file(database: &Path, id: &str) -> PathBuf {

@@ -1,18 +1,18 @@
-//! The tables of the file. What people read of them is documented in the module's parent.
+//! Tables of the file. The columns meant for reading are documented in the parent module.
 
-/// "CNSG": the mark of our files in SQLite's header.
+/// "CNSG", in the SQLite header of our files.
 pub(super) const APPLICATION_ID: i32 = 0x434e_5347;
-/// Raised with every change of the tables. A file of a higher version is refused.
+/// Version of the tables, incremented with each change. A file of a newer version is refused.
 pub(super) const VERSION: i32 = 2;
 
-/// What a job is made of, in every table that holds jobs.
+/// Columns of a job, in each table that holds jobs.
 pub(super) const JOB: &str = "prefix, lane, routing_key, published_at, content_type, message_id, reply_to, \
                               correlation_id, type, headers, body";
 
-/// What brings a file of each older version one version further, from 1 on.
+/// Upgrades by one version each, from version 1 on.
 pub(super) const UPGRADES: [&str; 1] = [CONTROL];
 
-/// Since version 2.
+/// Table added in version 2.
 pub(super) const CONTROL: &str = "
 CREATE TABLE control (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -23,10 +23,11 @@ CREATE TABLE control (
 CREATE INDEX control_by_prefix ON control (prefix, seq);
 ";
 
-/// The most outcomes that are kept.
+/// Maximum number of outcomes kept.
 pub(super) const OUTCOMES_KEPT: i64 = 100_000;
 
-/// All of version 1; the upgrades follow. `jobs` is in the order of arrival: a job that comes back from `waiting` arrives anew, as on RabbitMQ.
+/// Tables of version 1; the upgrades follow. `jobs` is in the order of arrival: a job that returns
+/// from `waiting` goes to the end, as on RabbitMQ.
 pub(super) const TABLES: &str = r#"
 CREATE TABLE jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,114 +1,126 @@
-//! One transaction with all that is to be done: settlements and publishes that meet, copies that are due, and new jobs.
+//! One transaction per batch: settlements and publishes, copies that are due, and the next jobs.
 
 use super::Engine;
 use crate::domain::lane::Lane;
-use crate::queue::sqlite::control::Reader;
+use crate::queue::sqlite::control::ControlReader;
+use crate::queue::sqlite::errors::FileError;
+use crate::queue::sqlite::jobs::Claim;
 use crate::queue::sqlite::owner::Owner;
-use crate::queue::sqlite::trouble::Trouble;
-use crate::queue::sqlite::work::{Context, Pending, WriteOp};
+use crate::queue::sqlite::write_op::{PendingWrite, WriteContext, WriteOp};
 use crate::queue::sqlite::{jobs, outcomes};
 use crate::queue::{Delivery, QueueError};
 
-/// Pieces of work in one transaction.
-const BATCH: usize = 256;
+/// Maximum number of write operations in one transaction.
+const MAX_BATCH: usize = 256;
 
-/// What a transaction did.
-struct Done {
-    answers: Vec<Result<(), QueueError>>,
-    fetched: Vec<(Lane, usize, Vec<Delivery>)>,
-    arrived: usize,
+/// Free prefetch of a lane.
+#[derive(Clone, Copy)]
+struct Demand {
+    lane: Lane,
+    limit: usize,
+}
+
+/// Result of a transaction.
+struct BatchResult {
+    results: Vec<Result<(), QueueError>>,
+    claimed: Vec<(Demand, Vec<Delivery>)>,
+    released: usize,
     next_due: Option<i64>,
 }
 
 impl Engine {
-    /// One transaction with all that is to be done.
-    pub(super) fn turn(&mut self) -> Result<(), Trouble> {
+    /// Commits one batch of everything that is pending, if there is anything.
+    pub(super) fn commit_batch(&mut self) -> Result<(), FileError> {
         let due = self.next_due.is_some_and(|due| due <= jobs::now_ms());
-        let wanted = self.wanted(due);
-        if self.pending.is_empty() && wanted.is_empty() && !due {
+        let demand = self.demand(due);
+        if self.pending.is_empty() && demand.is_empty() && !due {
             return Ok(());
         }
         let Some(session) = &mut self.session else { return Ok(()) };
-        let batch = || self.pending.iter().take(BATCH).map(|pending| &pending.work);
+        let batch = || self.pending.iter().take(MAX_BATCH).map(|pending| &pending.op);
         let prefix = self.shared.prefix.as_str();
-        let owner = (session.owner.as_ref().map_or("", Owner::id), self.generation);
+        let (owner, generation) = (session.owner.as_ref().map_or("", Owner::id), self.generation);
         let context =
-            Context { prefix, owner: owner.0, generation: owner.1, leased: &|ticket| self.leases.has(ticket) };
-        let recorded = batch().any(|work| matches!(work, WriteOp::Settle { events, .. } if !events.is_empty()));
-        let work = |db: &rusqlite::Transaction<'_>| {
-            let answers = batch().map(|work| work.apply(db, context)).collect::<rusqlite::Result<_>>()?;
-            if recorded {
+            WriteContext { prefix, owner, generation, is_leased: &|ticket| self.leased_jobs.contains(ticket) };
+        let has_outcomes = batch().any(|op| matches!(op, WriteOp::Settle { events, .. } if !events.is_empty()));
+        let transaction = |db: &rusqlite::Transaction<'_>| {
+            let results = batch().map(|op| op.apply(db, context)).collect::<rusqlite::Result<_>>()?;
+            if has_outcomes {
                 outcomes::trim(db)?;
             }
-            let arrived = if due { jobs::arrive(db, prefix)? } else { 0 };
-            let fetched = wanted
-                .iter()
-                .map(|(lane, room)| Ok((*lane, *room, jobs::claim(db, prefix, *lane, owner, *room)?)))
-                .collect::<rusqlite::Result<_>>()?;
-            Ok(Done { answers, fetched, arrived, next_due: jobs::next_due(db, prefix)? })
+            let released = if due { jobs::release_due(db, prefix)? } else { 0 };
+            let claim = |Demand { lane, limit }| jobs::claim(db, Claim { prefix, lane, owner, generation, limit });
+            let claimed =
+                demand.iter().map(|demand| Ok((*demand, claim(*demand)?))).collect::<rusqlite::Result<_>>()?;
+            Ok(BatchResult { results, claimed, released, next_due: jobs::next_due(db, prefix)? })
         };
-        let done = session.store.transact(batch().any(WriteOp::is_durable), work);
+        let done = session.store.transact(batch().any(WriteOp::must_be_durable), transaction);
         match done {
-            Ok(done) => self.finish(done),
-            Err(error) => return Err(Trouble::of(&self.shared.file, &error)),
+            Ok(result) => self.finish_batch(result),
+            Err(error) => return Err(FileError::from_sqlite(&self.shared.file, &error)),
         }
         Ok(())
     }
 
-    /// The lanes with room, and how much, after the settlements that are pending.
-    fn wanted(&self, due: bool) -> Vec<(Lane, usize)> {
+    /// Returns the lanes with free prefetch once the pending settlements are committed.
+    fn demand(&self, due: bool) -> Vec<Demand> {
         if !self.shared.prefetched.accepts() {
             return Vec::new();
         }
-        let batch = || self.pending.iter().take(BATCH).map(|pending| &pending.work);
-        let brings = due || batch().any(WriteOp::brings_jobs);
-        let ending: Vec<_> = batch().flat_map(|work| work.ends(self.generation)).map(|ticket| ticket.lane).collect();
-        let lanes = self.shared.lanes.iter().filter(|(lane, _)| brings || self.more.contains(lane));
-        let room = |(lane, prefetch): &(Lane, u16)| {
-            let held = self.held.values().filter(|held| *held == lane).count();
-            let ending = ending.iter().filter(|ending| *ending == lane).count();
-            (*lane, usize::from((*prefetch).max(1)).saturating_sub(held.saturating_sub(ending)))
+        let batch = || self.pending.iter().take(MAX_BATCH).map(|pending| &pending.op);
+        let all = due || batch().any(WriteOp::makes_jobs_ready);
+        let settled: Vec<_> =
+            batch().flat_map(|op| op.settled_tags(self.generation)).map(|ticket| ticket.lane).collect();
+        let lanes = self.shared.lanes.iter().filter(|(lane, _)| all || self.ready_lanes.contains(lane));
+        let demand = |(lane, prefetch): &(Lane, u16)| {
+            let unsettled = self.unsettled.values().filter(|other| *other == lane).count();
+            let settled = settled.iter().filter(|other| *other == lane).count();
+            let unsettled = unsettled.saturating_sub(settled);
+            Demand { lane: *lane, limit: usize::from((*prefetch).max(1)).saturating_sub(unsettled) }
         };
-        lanes.map(room).filter(|(_, room)| *room > 0).collect()
+        lanes.map(demand).filter(|demand| demand.limit > 0).collect()
     }
 
-    fn finish(&mut self, done: Done) {
-        if done.answers.iter().any(Result::is_err) {
-            tracing::debug!("a settlement came too late; its delivery is somebody else's by now");
+    fn finish_batch(&mut self, batch: BatchResult) {
+        if batch.results.iter().any(Result::is_err) {
+            tracing::debug!("a settlement came too late: its delivery belongs to another worker");
         }
-        if self.pending.iter().take(done.answers.len()).any(|pending| pending.work.brings_jobs()) || done.arrived > 0 {
-            self.more = self.shared.lanes.iter().map(|(lane, _)| *lane).collect();
+        let written = || self.pending.iter().take(batch.results.len()).map(|pending| &pending.op);
+        let control_published = written().any(|op| matches!(op, WriteOp::PublishControl(_)));
+        if written().any(WriteOp::makes_jobs_ready) || batch.released > 0 {
+            self.ready_lanes = self.shared.lanes.iter().map(|(lane, _)| *lane).collect();
         }
-        self.next_due = done.next_due;
-        if self.pending.iter().take(done.answers.len()).any(|pending| matches!(pending.work, WriteOp::Announce(_))) {
-            self.control.iter_mut().for_each(Reader::wake);
+        self.next_due = batch.next_due;
+        if control_published {
+            self.control.iter_mut().for_each(ControlReader::wake);
         }
-        for answer in done.answers {
+        for result in batch.results {
             let Some(mut pending) = self.pending.pop_front() else { break };
-            for ticket in pending.work.ends(self.generation) {
-                self.held.remove(&ticket.tag);
+            for ticket in pending.op.settled_tags(self.generation) {
+                self.unsettled.remove(&ticket.tag);
             }
-            self.leased(&mut pending.work, &answer);
-            pending.answer(answer);
+            self.update_leases(&mut pending.op, &result);
+            pending.answer(result);
         }
-        for (lane, room, fetched) in done.fetched {
-            if fetched.len() < room {
-                self.more.retain(|other| *other != lane);
+        for (demand, claimed) in batch.claimed {
+            if claimed.len() < demand.limit {
+                self.ready_lanes.retain(|other| *other != demand.lane);
             }
-            self.hand_off(fetched);
+            self.prefetch(claimed);
         }
     }
 
-    fn hand_off(&mut self, fetched: Vec<Delivery>) {
-        let mut unwanted = Vec::new();
-        for delivery in fetched {
-            self.held.insert(delivery.ticket.tag, delivery.lane);
-            let refused = self.shared.prefetched.push(delivery.lane, delivery).err();
-            unwanted.extend(refused.map(|delivery| delivery.ticket));
+    /// Puts claimed jobs into the prefetch buffer. What it refuses is requeued.
+    fn prefetch(&mut self, claimed: Vec<Delivery>) {
+        let mut refused = Vec::new();
+        for delivery in claimed {
+            self.unsettled.insert(delivery.ticket.tag, delivery.lane);
+            let full = self.shared.prefetched.push(delivery.lane, delivery).err();
+            refused.extend(full.map(|delivery| delivery.ticket));
         }
-        if !unwanted.is_empty() {
-            let work = WriteOp::GiveBack { tickets: unwanted, counted: false };
-            self.pending.push_back(Pending { work, deadline: None, reply: None });
+        if !refused.is_empty() {
+            let op = WriteOp::Requeue { tickets: refused, delivered: false };
+            self.pending.push_back(PendingWrite::background(op));
         }
     }
 }

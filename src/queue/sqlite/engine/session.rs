@@ -1,46 +1,54 @@
-//! The file, open, and this process's part in it as an owner: signs of life, and the work of the dead.
+//! The open file, and this process's registration in it as an owner: heartbeats, and the jobs of
+//! owners that are gone.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::Shared;
+use super::EngineShared;
+use crate::queue::sqlite::errors::FileError;
 use crate::queue::sqlite::file::Store;
 use crate::queue::sqlite::jobs;
-use crate::queue::sqlite::owner::{self, Owner, Watch};
-use crate::queue::sqlite::trouble::Trouble;
+use crate::queue::sqlite::owner::{self, HeartbeatMonitor, Owner};
 
-/// How often locks of other owners are tried.
-const LOOK: Duration = Duration::from_secs(1);
-/// How often this owner gives a sign of life.
-pub(super) const BEAT: Duration = Duration::from_secs(5);
+/// Interval at which the locks of other owners are tried.
+const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of this owner's heartbeats.
+pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The file, open, and this process's part in it.
-pub(super) struct Session {
+/// The open file, and this process's registration in it.
+pub(super) struct FileSession {
     pub(super) store: Store,
     pub(super) owner: Option<Owner>,
-    watch: Watch,
+    monitor: HeartbeatMonitor,
     pub(super) version: i64,
-    pub(super) looks_at: Instant,
-    pub(super) beats_at: Instant,
+    pub(super) lock_check_at: Instant,
+    pub(super) heartbeat_at: Instant,
     clock_ms: i64,
 }
 
-impl Session {
-    /// Not yet known to others.
+impl FileSession {
+    /// A session without an owner.
     pub(super) fn new(store: Store) -> Self {
         let now = Instant::now();
-        let (owner, watch) = (None, Watch::default());
-        // No clock is that late: the first look finds that it went back, and shortens what a clock of earlier days prolonged.
+        // Later than any clock: the first check caps waits that an earlier, wrong clock made long.
         let clock_ms = i64::MAX;
-        Self { store, owner, watch, version: -1, looks_at: now, beats_at: now + BEAT, clock_ms }
+        Self {
+            store,
+            owner: None,
+            monitor: HeartbeatMonitor::default(),
+            version: -1,
+            lock_check_at: now,
+            heartbeat_at: now + HEARTBEAT_INTERVAL,
+            clock_ms,
+        }
     }
 
-    /// Makes this process known under a new name.
-    pub(super) fn enter(&mut self, shared: &Shared) -> Result<(), Trouble> {
-        let owner = Owner::new(&shared.file).map_err(|error| Trouble::creating(&shared.file, &error))?;
-        if let Err(error) = self.store.transact(false, |db| owner.enter(db, &shared.worker_id)) {
+    /// Registers this process as a new owner.
+    pub(super) fn register(&mut self, shared: &EngineShared) -> Result<(), FileError> {
+        let owner = Owner::new(&shared.file).map_err(|error| FileError::from_create(&shared.file, &error))?;
+        if let Err(error) = self.store.transact(false, |db| owner.register(db, &shared.worker_id)) {
             owner.remove_lock();
-            return Err(Trouble::of(&shared.file, &error));
+            return Err(FileError::from_sqlite(&shared.file, &error));
         }
         if let Some(old) = self.owner.replace(owner) {
             old.remove_lock();
@@ -48,62 +56,62 @@ impl Session {
         Ok(())
     }
 
-    /// A sign of life, and a look at everybody else. False when others have called this owner gone.
-    pub(super) fn beat(&mut self) -> rusqlite::Result<bool> {
+    /// Writes a heartbeat and checks those of all other owners. Returns false if other processes
+    /// have expired this owner.
+    pub(super) fn heartbeat(&mut self) -> rusqlite::Result<bool> {
         let Some(owner) = &self.owner else { return Ok(true) };
-        // A look counts with the sign of life given then: on a full disk nobody can give one, and nobody is dead for that.
-        let mut watch = self.watch.clone();
-        let mut released = 0;
+        // A check counts only together with the heartbeat written in the same transaction: on a
+        // full disk no owner can write one, and none must expire for that.
+        let mut monitor = self.monitor.clone();
+        let mut requeued = 0;
         let alive = self.store.transact(false, |db| {
-            if !owner.beat(db)? {
+            if !owner.heartbeat(db)? {
                 return Ok(false);
             }
-            for id in watch.look(db, owner.id())? {
-                released += owner::forget(db, &id)?;
+            for id in monitor.check(db, owner.id())? {
+                requeued += owner::remove(db, &id)?;
             }
             Ok(true)
         })?;
-        self.watch = watch;
-        if released > 0 {
+        self.monitor = monitor;
+        if requeued > 0 {
             self.version = -1;
             tracing::warn!(
-                jobs = released,
-                "a process gave no sign of life for half a minute; its jobs are delivered again"
+                jobs = requeued,
+                "a process wrote no heartbeat for half a minute; its jobs are delivered again"
             );
         }
         Ok(alive)
     }
 
-    /// Gives back what owners held whose processes are gone; how many jobs.
-    pub(super) fn bury_the_dead(&mut self, file: &Path) -> Result<usize, Trouble> {
+    /// Requeues the jobs of owners whose processes have ended. Returns the number of jobs.
+    pub(super) fn release_dead_owners(&mut self, file: &Path) -> Result<usize, FileError> {
         let Some(owner) = &self.owner else { return Ok(0) };
-        let trouble = |error| Trouble::of(file, &error);
-        let dead = owner::dead(self.store.connection(), file, owner.id()).map_err(trouble)?;
-        let mut released = 0;
+        let file_error = |error| FileError::from_sqlite(file, &error);
+        let dead = owner::dead_owners(self.store.connection(), file, owner.id()).map_err(file_error)?;
+        let mut requeued = 0;
         for dead in dead {
-            released += self.store.transact(false, |db| owner::forget(db, &dead.id)).map_err(trouble)?;
+            requeued += self.store.transact(false, |db| owner::remove(db, &dead.id)).map_err(file_error)?;
             dead.remove_lock();
         }
-        if released > 0 {
-            tracing::info!(
-                jobs = released,
-                "a process has ended without giving its jobs back; they are delivered again"
-            );
+        if requeued > 0 {
+            tracing::info!(jobs = requeued, "a process ended without requeuing its jobs; they are delivered again");
         }
-        self.looks_at = Instant::now() + LOOK;
-        Ok(released)
+        self.lock_check_at = Instant::now() + LOCK_CHECK_INTERVAL;
+        Ok(requeued)
     }
 
-    /// Whether the clock went back, which would make copies wait too long.
-    pub(super) fn follow_the_clock(&mut self, prefix: &str) -> rusqlite::Result<bool> {
+    /// Returns true if the clock was set back. That would make copies wait too long, so their waits
+    /// are capped.
+    pub(super) fn check_clock(&mut self, prefix: &str) -> rusqlite::Result<bool> {
         let now = jobs::now_ms();
-        let back = now < self.clock_ms.saturating_sub(1000);
-        if back {
-            self.store.transact(false, |db| jobs::shorten_waits(db, prefix))?;
+        let set_back = now < self.clock_ms.saturating_sub(1000);
+        if set_back {
+            self.store.transact(false, |db| jobs::cap_waits(db, prefix))?;
         }
-        // Only now: what could not be written is tried again.
+        // Only now: a failed write is retried.
         self.clock_ms = now;
-        Ok(back)
+        Ok(set_back)
     }
 }
 
@@ -111,13 +119,13 @@ impl Session {
 mod tests {
     use super::*;
 
-    /// A session whose commits fail, and another owner that gives no sign of life.
-    fn stuck(folder: &Path) -> Session {
+    /// A session whose commits fail, and another owner without heartbeats.
+    fn session_with_failing_commits(folder: &Path) -> FileSession {
         let file = folder.join("queue.db");
-        let mut session = Session::new(Store::open(&file).unwrap());
+        let mut session = FileSession::new(Store::open(&file).unwrap());
         let owner = Owner::new(&file).unwrap();
-        let entered = session.store.transact(false, |db| {
-            owner.enter(db, "this")?;
+        let registered = session.store.transact(false, |db| {
+            owner.register(db, "this")?;
             db.execute_batch(
                 "INSERT INTO owners (id, worker, pid, started_at) VALUES ('other', 'other', 1, '');
                  CREATE TABLE parent (id INTEGER PRIMARY KEY);
@@ -126,45 +134,45 @@ mod tests {
                  CREATE TRIGGER fail_wait AFTER UPDATE ON waiting BEGIN INSERT INTO child VALUES (1); END;",
             )
         });
-        entered.unwrap();
+        registered.unwrap();
         session.store.connection().pragma_update(None, "foreign_keys", true).unwrap();
         session.owner = Some(owner);
         session
     }
 
-    fn mend(session: &Session) {
+    fn remove_triggers(session: &FileSession) {
         session.store.connection().execute_batch("DROP TRIGGER fail_beat; DROP TRIGGER fail_wait").unwrap();
     }
 
-    fn number(session: &Session, sql: &str) -> i64 {
+    fn number(session: &FileSession, sql: &str) -> i64 {
         session.store.connection().query_row(sql, [], |row| row.get(0)).unwrap()
     }
 
     #[test]
-    fn looks_while_nothing_can_be_written_call_nobody_dead() {
+    fn no_owner_expires_while_nothing_can_be_written() {
         let folder = tempfile::tempdir().unwrap();
-        let mut session = stuck(folder.path());
+        let mut session = session_with_failing_commits(folder.path());
         for _ in 0..20 {
-            assert!(session.beat().is_err());
+            assert!(session.heartbeat().is_err());
         }
-        mend(&session);
-        assert!(session.beat().unwrap());
+        remove_triggers(&session);
+        assert!(session.heartbeat().unwrap());
         assert_eq!(number(&session, "SELECT count(*) FROM owners WHERE id = 'other'"), 1);
     }
 
     #[test]
-    fn a_clock_that_went_back_is_remembered_until_the_waits_are_shortened() {
+    fn a_clock_set_back_is_remembered_until_the_waits_are_capped() {
         let folder = tempfile::tempdir().unwrap();
-        let mut session = stuck(folder.path());
+        let mut session = session_with_failing_commits(folder.path());
         let far = jobs::now_ms() + 3_600_000;
         let sql = format!(
             "INSERT INTO waiting (due_ms, rung_ms, prefix, lane, routing_key, published_at, headers, body)
              VALUES ({far}, 5000, 'consign', 'scheduled', 'job.scheduled.acme', '', '{{}}', x'')"
         );
         session.store.connection().execute_batch(&sql).unwrap();
-        assert!(session.follow_the_clock("consign").is_err());
-        mend(&session);
-        assert!(session.follow_the_clock("consign").unwrap());
+        assert!(session.check_clock("consign").is_err());
+        remove_triggers(&session);
+        assert!(session.check_clock("consign").unwrap());
         assert!(number(&session, "SELECT due_ms FROM waiting") < far);
     }
 }

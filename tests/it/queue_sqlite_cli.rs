@@ -1,4 +1,4 @@
-//! The commands on the embedded queue: `run`, `enqueue`, `topology`; and what they say when the file can't be used.
+//! Commands on the SQLite queue: `run`, `enqueue`, `topology`, and their errors when the file can't be used.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -50,15 +50,15 @@ async fn enqueue_waits_for_the_outcome_also_of_a_job_that_was_delivered_before()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_makes_a_new_queue_says_so_and_where() {
+async fn a_worker_that_creates_a_queue_logs_its_path() {
     let mut site = Site::embedded("new");
     let _s3 = add_acme(&mut site).await;
-    let said = "a new, empty queue was made";
+    let message = "a new, empty queue was made";
     for made in [1, 0] {
         let worker = site.worker().await;
         let log = worker.log();
-        assert_eq!(log.matches(said).count(), made, "{log}");
-        let line = log.lines().find(|line| line.contains(said));
+        assert_eq!(log.matches(message).count(), made, "{log}");
+        let line = log.lines().find(|line| line.contains(message));
         let place = file(&site).display().to_string();
         assert!(line.is_none_or(|line| line.contains(&place) && line.contains("broker.url")), "{log}");
         worker.terminate();
@@ -67,7 +67,7 @@ async fn a_worker_that_makes_a_new_queue_says_so_and_where() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_job_is_a_dead_letter_that_says_why() {
+async fn a_bad_job_is_a_dead_letter_with_a_reason() {
     let mut site = Site::embedded("dead");
     let _s3 = add_acme(&mut site).await;
     let worker = site.worker().await;
@@ -85,7 +85,7 @@ async fn a_bad_job_is_a_dead_letter_that_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_cannot_be_used_ends_every_command_with_the_reason() {
     let mut site = Site::embedded("foreign");
-    // Somebody else may have the usual port.
+    // Another process may use the default port.
     site.set("admin.listen", "127.0.0.1:0");
     std::fs::write(file(&site), b"some notes, and no database at all\n".repeat(100)).unwrap();
     let url = site.file("f", b"hello");
@@ -93,14 +93,17 @@ async fn a_file_that_cannot_be_used_ends_every_command_with_the_reason() {
     for arguments in [&["run"][..], &["topology", "apply"], &enqueue] {
         let output = consign(&site, arguments);
         assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", stderr(&output));
-        let said = stderr(&output);
-        assert!(said.contains("queue.db is no SQLite database") && said.contains("broker"), "{arguments:?}: {said}");
+        let message = stderr(&output);
+        assert!(
+            message.contains("queue.db is no SQLite database") && message.contains("broker"),
+            "{arguments:?}: {message}"
+        );
     }
     assert!(std::fs::read(file(&site)).unwrap().starts_with(b"some notes"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_locked_file_makes_a_worker_unready_and_enqueue_give_up_with_69() {
+async fn a_locked_file_makes_a_worker_unready_and_enqueue_exit_with_69() {
     let mut site = Site::embedded("locked");
     let s3 = add_acme(&mut site).await;
     let worker = site.worker().await;
@@ -110,8 +113,8 @@ async fn a_locked_file_makes_a_worker_unready_and_enqueue_give_up_with_69() {
     let output = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "k"]);
     assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
     assert!(stderr(&output).contains("queue.db is locked by another process"), "{}", stderr(&output));
-    let said = worker.get("/readyz").await;
-    assert!(said.contains("queue.db is locked by another process"), "{said}");
+    let message = worker.get("/readyz").await;
+    assert!(message.contains("queue.db is locked by another process"), "{message}");
     db.execute_batch("COMMIT").unwrap();
     worker.ready().await;
     let output = consign(&site, &["enqueue", "--source", &url, "--to", "acme", "--key", "k", "--wait"]);
@@ -124,7 +127,7 @@ async fn a_disk_without_room_refuses_jobs_and_keeps_those_it_has() {
     let mut site = Site::embedded("full");
     let s3 = add_acme(&mut site).await;
     let Some(small) = Mount::small(&site) else {
-        println!("SKIPPED: a small file system can't be mounted here; the same is shown with a page limit elsewhere");
+        println!("SKIPPED: a small file system can't be mounted here; a unit test covers the same with a page limit");
         return;
     };
     site.set("broker.url", format!("sqlite:{}", small.0.join("queue.db").display()));
@@ -139,9 +142,9 @@ async fn a_disk_without_room_refuses_jobs_and_keeps_those_it_has() {
     assert_eq!(refused.status.code(), Some(69), "{}", stderr(&refused));
     assert!(stderr(&refused).contains("disk is full"), "{}", stderr(&refused));
     let worker = site.starting_worker().await;
-    until("readyz says so", Duration::from_secs(60), async || {
-        let said = worker.try_get("/readyz").await?;
-        (said.contains("queue.db") && said.contains("disk is full")).then_some(())
+    until("readyz reports it", Duration::from_secs(60), async || {
+        let message = worker.try_get("/readyz").await?;
+        (message.contains("queue.db") && message.contains("disk is full")).then_some(())
     })
     .await;
     std::fs::remove_file(&filler).unwrap();
@@ -151,7 +154,7 @@ async fn a_disk_without_room_refuses_jobs_and_keeps_those_it_has() {
     assert!(worker.exit(Duration::from_secs(30)).await.success());
 }
 
-/// A file system of 1 MiB, for as long as this lives.
+/// A file system of 1 MiB, unmounted on drop.
 struct Mount(PathBuf);
 
 impl Mount {
@@ -171,9 +174,9 @@ impl Drop for Mount {
     }
 }
 
-/// A name that is mistyped must not become a queue that nobody reads.
+/// A mistyped name must not create a queue that no worker consumes.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_worker_and_topology_apply_make_the_file() {
+async fn only_a_worker_and_topology_apply_create_the_file() {
     let site = Site::embedded("typo");
     let url = site.file("f", b"hello");
     let template = site.dir.path().join("t.json");
@@ -193,15 +196,15 @@ async fn only_a_worker_and_topology_apply_make_the_file() {
     ] {
         let output = consign(&site, arguments);
         assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", stderr(&output));
-        let said = stderr(&output);
+        let message = stderr(&output);
         assert!(
-            said.contains("queue.db does not exist") && said.contains("consign topology apply"),
-            "{arguments:?}: {said}"
+            message.contains("queue.db does not exist") && message.contains("consign topology apply"),
+            "{arguments:?}: {message}"
         );
     }
-    let looked = consign(&site, &["status"]);
-    let shown = String::from_utf8_lossy(&looked.stdout).into_owned();
-    assert!(shown.contains("the queues can't be counted") && shown.contains("queue.db is not there"), "{shown}");
+    let status = consign(&site, &["status"]);
+    let shown = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(shown.contains("the queues can't be counted") && shown.contains("queue.db does not exist"), "{shown}");
     assert!(!file(&site).exists());
     site.topology();
     let output = consign(&site, &enqueue);
@@ -240,7 +243,7 @@ async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_id_that_was_made_is_said() {
+async fn a_generated_id_is_printed() {
     let mut site = Site::embedded("made");
     let _s3 = add_acme(&mut site).await;
     site.topology();
@@ -262,7 +265,7 @@ async fn the_id_that_was_made_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_wait_says_that_the_jobs_stay_and_ends_with_130() {
+async fn an_interrupted_wait_reports_that_the_jobs_stay_and_exits_with_130() {
     let mut site = Site::embedded("interrupted");
     let _s3 = add_acme(&mut site).await;
     site.topology();

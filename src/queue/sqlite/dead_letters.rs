@@ -1,6 +1,6 @@
-//! Looking through the dead letters in the file. Each change is one transaction; passes of several commands may overlap.
+//! Iteration over the dead letters in the file. Each change is one transaction; iterations of
+//! several commands may overlap.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -8,83 +8,85 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::jobs::{self, json};
+use super::retrying_store::RetryingStore;
 use super::schema::JOB;
-use super::visit::Visit;
-use crate::domain::headers::belongs_to_run;
+use crate::domain::headers::{Headers, belongs_to_run};
+use crate::domain::routing_key;
 use crate::queue::{DeadLetter, QueueError};
 use crate::runtime::failpoints;
 
-/// As [`crate::queue::DeadLetters`].
+/// An iteration over the dead letters, as [`crate::queue::DeadLetters`].
 #[derive(Debug)]
 pub struct DeadLetters {
-    visit: Visit,
+    store: RetryingStore,
     prefix: String,
     count: u64,
-    /// The newest row of the pass.
+    /// Newest row of the iteration.
     bound: i64,
     last: i64,
     current: Option<(i64, DeadLetter)>,
 }
 
 impl DeadLetters {
-    /// Opens the file and counts.
+    /// Opens the file and counts the dead letters.
     pub(in crate::queue) async fn open(file: &Path, prefix: &str) -> Result<Self, QueueError> {
-        let visit = Visit::begin(file).await?;
-        let of = prefix.to_owned();
-        let (count, bound) = visit.read(move |db| extent(db, &of)).await?;
-        Ok(Self { visit, prefix: prefix.to_owned(), count, bound, last: 0, current: None })
+        let store = RetryingStore::open(file).await?;
+        let own = prefix.to_owned();
+        let (count, bound) = store.read(move |db| count_and_bound(db, &own)).await?;
+        Ok(Self { store, prefix: prefix.to_owned(), count, bound, last: 0, current: None })
     }
 
-    /// How many letters there were at the beginning.
+    /// Number of dead letters at the start.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The next letter, the oldest first.
+    /// Returns the next dead letter, oldest first.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
         let (prefix, last, bound) = (self.prefix.clone(), self.last, self.bound);
-        self.current = self.visit.read(move |db| row_after(db, &prefix, last, bound)).await?;
+        self.current = self.store.read(move |db| row_after(db, &prefix, last, bound)).await?;
         let Some((seq, letter)) = &self.current else { return Ok(None) };
         self.last = *seq;
         Ok(Some(letter.clone()))
     }
 
-    /// Moves the job to its lane.
+    /// Moves the job of the last dead letter to its lane.
     pub async fn requeue(&mut self) -> Result<(), QueueError> {
         let (seq, letter) = self.current.take().ok_or(QueueError::Lost)?;
         let kept = letter.properties().headers.iter().filter(|(name, _)| !belongs_to_run(name));
         let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
-        let headers: BTreeMap<_, _> = kept.chain(letter.next_run()).collect();
-        let moved = self.visit.write(move |db| revive(db, seq, &headers)).await?;
+        let headers: Headers = kept.chain(letter.next_run()).collect();
+        let moved = self.store.write(move |db| requeue(db, seq, &headers)).await?;
         failpoints::hit("requeued");
-        still_there(moved)
+        require_found(moved)
     }
 
-    /// Deletes the letter.
+    /// Deletes the last dead letter.
     pub async fn discard(&mut self) -> Result<(), QueueError> {
         let (seq, _) = self.current.take().ok_or(QueueError::Lost)?;
-        still_there(self.visit.write(move |db| remove(db, seq)).await?)
+        require_found(self.store.write(move |db| remove(db, seq)).await?)
     }
 
-    /// Adds a letter.
+    /// Adds a dead letter.
     pub async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
         let key = letter.routing_key();
-        let Some(lane) = jobs::lane_of(key) else {
+        let Some(lane) = routing_key::bound_lane(key) else {
             return Err(QueueError::Refused(format!("no queue takes the routing key `{key}`")));
         };
         let (prefix, letter) = (self.prefix.clone(), letter.clone());
-        self.visit.write(move |db| add(db, &prefix, lane.as_str(), &letter)).await?;
+        self.store.write(move |db| add(db, &prefix, lane.as_str(), &letter)).await?;
         failpoints::hit("put_back");
         Ok(())
     }
 }
 
-fn still_there(found: bool) -> Result<(), QueueError> {
-    let gone = || QueueError::Refused("the dead letter is gone: another command has dealt with it".to_owned());
+fn require_found(found: bool) -> Result<(), QueueError> {
+    let gone =
+        || QueueError::Refused("the dead letter is gone: another command has requeued or discarded it".to_owned());
     found.then_some(()).ok_or_else(gone)
 }
 
-fn extent(db: &Connection, prefix: &str) -> rusqlite::Result<(u64, i64)> {
+fn count_and_bound(db: &Connection, prefix: &str) -> rusqlite::Result<(u64, i64)> {
     let sql = "SELECT count(*), coalesce(max(seq), 0) FROM dead_letters WHERE prefix = ?1";
     db.query_row(sql, [prefix], |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?)))
 }
@@ -103,7 +105,7 @@ fn letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
     Ok(DeadLetter::new(row.get(2)?, body, jobs::properties(row, 3)?, died_at.parse().ok()))
 }
 
-fn revive(db: &Connection, seq: i64, headers: &BTreeMap<String, String>) -> rusqlite::Result<bool> {
+fn requeue(db: &Connection, seq: i64, headers: &Headers) -> rusqlite::Result<bool> {
     let columns = JOB.replace("headers", "?2");
     let sql = format!("INSERT INTO jobs ({JOB}) SELECT {columns} FROM dead_letters WHERE seq = ?1");
     let copied = db.prepare_cached(&sql)?.execute(params![seq, json(headers)])?;

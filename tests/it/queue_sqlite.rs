@@ -1,4 +1,4 @@
-//! The queue in a SQLite file: the suite of all queues, and what only a file can do.
+//! Conformance of the queue in a SQLite file.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -16,14 +16,14 @@ use crate::queue_conformance::{self, Doomed, Fixture, Letter};
 const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A file of its own, and a look into it.
-struct File {
+/// A queue file and a reader of its tables.
+struct QueueFile {
     dir: TempDir,
     reader: Mutex<Option<Connection>>,
     outcomes_seen: Mutex<i64>,
 }
 
-impl File {
+impl QueueFile {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), reader: Mutex::default(), outcomes_seen: Mutex::default() }
     }
@@ -50,10 +50,10 @@ impl File {
         consign::queue::start(&self.config(), "worker", lanes, Arc::new(Metrics::new(10))).unwrap()
     }
 
-    /// As anybody with sqlite3 would read it.
-    fn read<T>(&self, look: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> T {
+    /// Reads the file as a user with sqlite3 would.
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> T {
         let mut reader = self.reader.lock().unwrap();
-        look(reader.get_or_insert_with(|| Connection::open(self.path()).unwrap())).unwrap()
+        query(reader.get_or_insert_with(|| Connection::open(self.path()).unwrap())).unwrap()
     }
 
     fn next_outcome(&self) -> Option<(String, Vec<u8>)> {
@@ -82,9 +82,9 @@ impl File {
     }
 }
 
-impl Fixture for File {
+impl Fixture for QueueFile {
     fn config(&self) -> BrokerConfig {
-        File::config(self)
+        QueueFile::config(self)
     }
 
     async fn open(&self) -> Arc<dyn JobPublisher> {
@@ -111,7 +111,7 @@ impl Fixture for File {
         }
     }
 
-    /// Cut off: what others do with a process that gives no sign of life.
+    /// Cut off as other processes expire an owner without heartbeats.
     async fn doomed(&self) -> Doomed {
         let queue = self.open().await;
         let db = Mutex::new(Connection::open(self.path()).unwrap());
@@ -141,21 +141,21 @@ impl Fixture for File {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_embedded_queue_does_what_every_queue_must_do() {
-    queue_conformance::suite(async |_| File::new()).await;
+async fn deliveries_and_settlements_conform() {
+    queue_conformance::suite(async |_| QueueFile::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_embedded_queue_keeps_its_dead_letters_as_every_queue_must() {
-    queue_conformance::dead_letters::suite(async |_| File::new()).await;
+async fn dead_letters_conform() {
+    queue_conformance::dead_letters::suite(async |_| QueueFile::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_embedded_queue_leases_as_every_queue_must() {
-    queue_conformance::leases::suite(async |_| File::new()).await;
+async fn leases_conform() {
+    queue_conformance::leases::suite(async |_| QueueFile::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_embedded_queue_calls_back_as_every_queue_must() {
-    queue_conformance::release::suite(&File::new()).await;
+async fn release_of_delayed_copies_conforms() {
+    queue_conformance::release::suite(&QueueFile::new()).await;
 }

@@ -1,4 +1,4 @@
-//! The embedded queue under real workers that are killed: nothing is lost, nothing is half delivered, nothing counts twice.
+//! The SQLite queue with real workers that are killed: no job is lost, no object is incomplete, and no outcome counts twice.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -13,13 +13,13 @@ use crate::testbed::scripted::{Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::{KIB, MIB, bytes, until};
 
-/// A site whose `broker.url` is a file, and what is in the file.
-struct SqliteQueue {
+/// A site whose `broker.url` is a file, with access to its tables.
+struct SqliteSite {
     site: Site,
     s3: ScriptedS3,
 }
 
-impl SqliteQueue {
+impl SqliteSite {
     async fn new(word: &str) -> Self {
         let mut site = Site::embedded(word);
         let s3 = add_acme(&mut site).await;
@@ -70,9 +70,9 @@ impl SqliteQueue {
         .await;
     }
 
-    /// Every job has one outcome that counts, and nothing is left of it.
+    /// Waits for the end, and checks that each job has one delivered outcome and nothing else is left.
     async fn complete(&self, count: usize) {
-        until("nothing is left to do", Duration::from_secs(60), async || {
+        until("no job is left", Duration::from_secs(60), async || {
             (self.query::<i64>("SELECT count(*) FROM jobs") == 0).then_some(())
         })
         .await;
@@ -86,11 +86,11 @@ impl SqliteQueue {
     }
 }
 
-/// Random numbers from a seed: the same seed, the same kills.
-struct Dice(u64);
+/// Seeded random numbers: the same seed gives the same kills.
+struct Rng(u64);
 
-impl Dice {
-    /// A seed of the day, printed; or the one of an earlier run in CONSIGN_TEST_SEED.
+impl Rng {
+    /// Uses the seed in CONSIGN_TEST_SEED, or a new one, and prints it.
     fn new() -> Self {
         let given = std::env::var("CONSIGN_TEST_SEED").ok().and_then(|text| text.parse().ok());
         let seed = given.unwrap_or_else(|| u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap());
@@ -98,7 +98,7 @@ impl Dice {
         Self(seed | 1)
     }
 
-    fn roll(&mut self, range: std::ops::Range<u64>) -> u64 {
+    fn next(&mut self, range: std::ops::Range<u64>) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -110,65 +110,65 @@ impl Dice {
 async fn a_thousand_jobs_survive_twenty_kills() {
     const JOBS: usize = 1000;
     const KILLS: usize = 20;
-    let mut dice = Dice::new();
-    let mut world = SqliteQueue::new("kills").await;
-    world.site.set("worker.slots", 8).set("upload.multipart_threshold", "5MiB").set("upload.part_size", "5MiB");
-    // So that kills meet transfers in every state.
-    world.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(30)));
+    let mut rng = Rng::new();
+    let mut site = SqliteSite::new("kills").await;
+    site.site.set("worker.slots", 8).set("upload.multipart_threshold", "5MiB").set("upload.part_size", "5MiB");
+    // So that kills hit transfers in every state.
+    site.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(30)));
     let mut sources = BTreeMap::new();
     for n in 0..20_u64 {
         // One in twenty is uploaded in parts.
-        let length = if n == 7 { 6 * MIB } else { usize::try_from(dice.roll(1..64)).unwrap() * KIB + 1 };
+        let length = if n == 7 { 6 * MIB } else { usize::try_from(rng.next(1..64)).unwrap() * KIB + 1 };
         let content = bytes(n + 1, length);
-        sources.insert(n, (world.site.file(&format!("source-{n}"), &content), content));
+        sources.insert(n, (site.site.file(&format!("source-{n}"), &content), content));
     }
     let source = |n: usize| &sources[&(n as u64 % 20)];
     let jobs: Vec<_> = (0..JOBS).map(|n| job(&format!("job-{n}"), &source(n).0, "acme", &format!("k-{n}"))).collect();
-    world.enqueue(&jobs).await;
-    assert_eq!(world.query::<i64>("SELECT count(*) FROM jobs"), i64::try_from(JOBS).unwrap());
+    site.enqueue(&jobs).await;
+    assert_eq!(site.query::<i64>("SELECT count(*) FROM jobs"), i64::try_from(JOBS).unwrap());
 
     for kill in 0..KILLS {
-        let worker = world.site.starting_worker().await;
-        let before = world.s3.count("acme");
-        // At most half of what would be this kill's share, so that the last one still finds work.
+        let worker = site.site.starting_worker().await;
+        let before = site.s3.count("acme");
+        // At most half of this kill's share, so that the last one still finds jobs.
         let share = (JOBS - before) / (KILLS - kill) / 2;
-        let more = usize::try_from(dice.roll(1..share.max(2) as u64)).unwrap();
+        let more = usize::try_from(rng.next(1..share.max(2) as u64)).unwrap();
         until("the worker delivers", Duration::from_secs(60), async || {
-            (world.s3.count("acme") >= before + more).then_some(())
+            (site.s3.count("acme") >= before + more).then_some(())
         })
         .await;
-        tokio::time::sleep(Duration::from_micros(dice.roll(0..40_000))).await;
+        tokio::time::sleep(Duration::from_micros(rng.next(0..40_000))).await;
         worker.kill();
         worker.exit(Duration::from_secs(10)).await;
-        assert!(world.s3.count("acme") < JOBS, "kill {kill} came too late to show anything");
+        assert!(site.s3.count("acme") < JOBS, "kill {kill} came too late to show anything");
     }
-    let redelivered: i64 = world.query("SELECT count(*) FROM jobs WHERE owner IS NOT NULL OR redelivered = 1");
-    assert!(redelivered > 0, "no kill met a job that was held");
-    let worker = world.site.worker().await;
-    world.all_delivered(JOBS).await;
+    let redelivered: i64 = site.query("SELECT count(*) FROM jobs WHERE owner IS NOT NULL OR redelivered = 1");
+    assert!(redelivered > 0, "no kill hit a job in progress");
+    let worker = site.site.worker().await;
+    site.all_delivered(JOBS).await;
     worker.quiet().await;
-    world.complete(JOBS).await;
-    assert_eq!(world.s3.count("acme"), JOBS);
+    site.complete(JOBS).await;
+    assert_eq!(site.s3.count("acme"), JOBS);
     for n in 0..JOBS {
-        let object = world.s3.object("acme", &format!("in/k-{n}")).unwrap_or_else(|| panic!("job-{n} is lost"));
-        assert_eq!(object.bytes, source(n).1, "job-{n} is half delivered");
+        let object = site.s3.object("acme", &format!("in/k-{n}")).unwrap_or_else(|| panic!("job-{n} is lost"));
+        assert_eq!(object.bytes, source(n).1, "job-{n} is incomplete");
     }
-    assert!(world.s3.calls("CompleteMultipartUpload").len() >= JOBS / 20, "one in twenty is uploaded in parts");
-    assert_eq!(world.s3.violations(), Vec::<String>::new());
-    let repeats: i64 = world.query("SELECT sum(repeats) FROM outcomes");
-    println!("{KILLS} kills; {redelivered} jobs were held at the last one; {repeats} outcomes came again");
+    assert!(site.s3.calls("CompleteMultipartUpload").len() >= JOBS / 20, "one in twenty is uploaded in parts");
+    assert_eq!(site.s3.violations(), Vec::<String>::new());
+    let repeats: i64 = site.query("SELECT sum(repeats) FROM outcomes");
+    println!("{KILLS} kills; {redelivered} jobs were in progress at the last one; {repeats} outcomes were repeated");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_workers_share_one_file_and_what_a_killed_one_held_goes_to_the_other() {
+async fn two_workers_share_one_file_and_the_jobs_of_a_killed_one_go_to_the_other() {
     const JOBS: usize = 300;
-    let mut world = SqliteQueue::new("pair").await;
-    world.site.set("worker.slots", 4);
-    world.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(100)));
-    let url = world.site.file("f", b"hello");
-    let (first, second) = (world.site.worker().await, world.site.worker().await);
+    let mut site = SqliteSite::new("pair").await;
+    site.site.set("worker.slots", 4);
+    site.s3.on("PutObject").before(Effect::Delay(Duration::from_millis(100)));
+    let url = site.site.file("f", b"hello");
+    let (first, second) = (site.site.worker().await, site.site.worker().await);
     let jobs: Vec<_> = (0..JOBS).map(|n| job(&format!("job-{n}"), &url, "acme", &format!("k-{n}"))).collect();
-    world.enqueue(&jobs).await;
+    site.enqueue(&jobs).await;
     let delivered = async |worker: &crate::testbed::worker::Worker| {
         worker.metric("consign_transfers_total", "outcome=\"delivered\"").await
     };
@@ -177,10 +177,10 @@ async fn two_workers_share_one_file_and_what_a_killed_one_held_goes_to_the_other
     })
     .await;
     first.kill();
-    assert!(world.s3.count("acme") < JOBS, "the first worker was killed too late to show anything");
-    world.all_delivered(JOBS).await;
+    assert!(site.s3.count("acme") < JOBS, "the first worker was killed too late to show anything");
+    site.all_delivered(JOBS).await;
     second.quiet().await;
-    world.complete(JOBS).await;
-    assert_eq!(world.s3.count("acme"), JOBS);
-    assert_eq!(world.query::<i64>("SELECT count(*) FROM owners"), 1, "the dead one is forgotten");
+    site.complete(JOBS).await;
+    assert_eq!(site.s3.count("acme"), JOBS);
+    assert_eq!(site.query::<i64>("SELECT count(*) FROM owners"), 1, "the dead owner is removed");
 }

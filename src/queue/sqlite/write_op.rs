@@ -1,0 +1,202 @@
+//! Write operations on the file, each applied within a transaction and repeatable after a rollback.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::control;
+use super::jobs::{self, JobContent};
+use super::outcomes;
+use crate::domain::headers::Headers;
+use crate::domain::lane::Lane;
+use crate::queue::{self, Delivery, DeliveryTag, LeaseMessage, OutcomeEvent, Publication, QueueError, Settlement};
+
+/// Channel for the result of a write operation.
+pub(super) type WriteReply = oneshot::Sender<Result<(), QueueError>>;
+
+/// Command to the engine's thread.
+pub(super) enum EngineCommand {
+    /// Performs a write operation.
+    Write(PendingWrite),
+    /// Looks for jobs again.
+    Wake,
+    /// Requeues everything that is not settled, and ends the thread.
+    Close(oneshot::Sender<()>),
+    /// Behaves as if the disk had this many pages.
+    #[cfg(test)]
+    LimitPages(i64),
+}
+
+/// A write operation that has not been committed yet.
+pub(super) struct PendingWrite {
+    pub(super) op: WriteOp,
+    /// `None`: the operation is retried until it succeeds.
+    pub(super) deadline: Option<Instant>,
+    pub(super) reply: Option<WriteReply>,
+}
+
+impl PendingWrite {
+    /// An operation without a deadline, whose result nobody waits for.
+    pub(super) fn background(op: WriteOp) -> Self {
+        Self { op, deadline: None, reply: None }
+    }
+
+    pub(super) fn answer(self, result: Result<(), QueueError>) {
+        if let Some(reply) = self.reply {
+            // The caller may have stopped waiting.
+            let _ = reply.send(result);
+        }
+    }
+}
+
+/// Content of a lease, as it is written to the job's row.
+pub(super) struct LeaseContent {
+    pub(super) ticket: DeliveryTag,
+    /// The headers that the delivery came with.
+    pub(super) headers: Headers,
+    pub(super) message: LeaseMessage,
+}
+
+/// Owner on whose behalf a transaction runs.
+#[derive(Clone, Copy)]
+pub(super) struct WriteContext<'a> {
+    pub(super) prefix: &'a str,
+    pub(super) owner: &'a str,
+    pub(super) generation: u64,
+    /// Returns true if a job of this generation is under a lease.
+    pub(super) is_leased: &'a dyn Fn(DeliveryTag) -> bool,
+}
+
+/// A write operation.
+pub(super) enum WriteOp {
+    Publish {
+        lane: Lane,
+        publication: Box<Publication>,
+    },
+    Settle {
+        delivery: Box<Delivery>,
+        settlement: Settlement,
+        events: Vec<OutcomeEvent>,
+    },
+    /// Publishes a control message.
+    PublishControl(Bytes),
+    /// Puts a job under a lease.
+    Lease {
+        content: LeaseContent,
+        holder: Arc<dyn queue::LeaseHolder>,
+    },
+    /// Writes the current content of a lease.
+    RenewLease(LeaseContent),
+    /// Makes waiting copies with one of these routing keys due, and counts them in `count`.
+    ReleaseDelayed {
+        keys: BTreeSet<String>,
+        count: Arc<AtomicU64>,
+    },
+    /// Requeues jobs. `delivered`: they were handed out, so they count as redeliveries.
+    Requeue {
+        tickets: Vec<DeliveryTag>,
+        delivered: bool,
+    },
+}
+
+impl WriteOp {
+    /// Tags of `generation` that this operation settles.
+    pub(super) fn settled_tags(&self, generation: u64) -> impl Iterator<Item = DeliveryTag> {
+        let tickets = match self {
+            Self::Publish { .. }
+            | Self::PublishControl(_)
+            | Self::Lease { .. }
+            | Self::RenewLease(_)
+            | Self::ReleaseDelayed { .. } => &[],
+            Self::Settle { delivery, .. } => std::slice::from_ref(&delivery.ticket),
+            Self::Requeue { tickets, .. } => tickets.as_slice(),
+        };
+        tickets.iter().copied().filter(move |ticket| ticket.generation == generation)
+    }
+
+    /// Returns true if the operation must be on the disk before it is reported as done. A requeue
+    /// need not be: a job whose requeue is lost in a power failure is delivered again anyway.
+    pub(super) fn must_be_durable(&self) -> bool {
+        match self {
+            Self::Publish { .. } | Self::PublishControl(_) | Self::Lease { .. } | Self::ReleaseDelayed { .. } => true,
+            Self::Settle { settlement, events, .. } => !matches!(settlement, Settlement::Requeue) || !events.is_empty(),
+            Self::Requeue { .. } | Self::RenewLease(_) => false,
+        }
+    }
+
+    /// Returns true if a lane may have jobs ready after this operation.
+    pub(super) fn makes_jobs_ready(&self) -> bool {
+        match self {
+            Self::Publish { .. } | Self::Requeue { .. } => true,
+            Self::Settle { settlement, .. } => matches!(settlement, Settlement::Requeue | Settlement::HandOff { .. }),
+            Self::PublishControl(_) | Self::Lease { .. } | Self::RenewLease(_) | Self::ReleaseDelayed { .. } => false,
+        }
+    }
+
+    /// Applies the operation within a transaction. The inner result is for the caller; the outer
+    /// error rolls the transaction back.
+    pub(super) fn apply(&self, db: &Connection, context: WriteContext<'_>) -> rusqlite::Result<Result<(), QueueError>> {
+        let WriteContext { prefix, owner, generation, .. } = context;
+        let is_owned = match self {
+            Self::Publish { lane, publication } => return jobs::publish(db, prefix, *lane, publication).map(Ok),
+            Self::PublishControl(body) => return control::publish(db, prefix, body).map(Ok),
+            Self::ReleaseDelayed { keys, count } => {
+                let released = jobs::release_delayed(db, prefix, keys)?;
+                count.store(u64::try_from(released).unwrap_or(u64::MAX), Ordering::Relaxed);
+                true
+            }
+            Self::Settle { delivery, settlement, events } => {
+                for event in events {
+                    outcomes::record(db, prefix, event)?;
+                }
+                delivery.ticket.generation == generation && settle(db, delivery, settlement, context)?
+            }
+            Self::Lease { content, .. } | Self::RenewLease(content) => {
+                content.ticket.generation == generation && write_lease(db, content, owner)?
+            }
+            Self::Requeue { delivered, .. } => {
+                for ticket in self.settled_tags(generation) {
+                    jobs::requeue(db, jobs::seq_of(ticket), owner, *delivered)?;
+                }
+                true
+            }
+        };
+        Ok(if is_owned { Ok(()) } else { Err(QueueError::Lost) })
+    }
+}
+
+fn write_lease(db: &Connection, lease: &LeaseContent, owner: &str) -> rusqlite::Result<bool> {
+    let message = &lease.message;
+    let content = JobContent {
+        body: &message.body,
+        content_type: Some(&message.content_type),
+        headers: jobs::copied_headers(&lease.headers, &message.headers),
+    };
+    jobs::lease(db, jobs::seq_of(lease.ticket), owner, &content)
+}
+
+fn settle(
+    db: &Connection,
+    delivery: &Delivery,
+    settlement: &Settlement,
+    context: WriteContext<'_>,
+) -> rusqlite::Result<bool> {
+    let (seq, owner) = (jobs::seq_of(delivery.ticket), context.owner);
+    match settlement {
+        Settlement::Ack => jobs::acknowledge(db, seq, owner),
+        Settlement::Requeue if (context.is_leased)(delivery.ticket) => {
+            jobs::hand_off(db, seq, owner, &JobContent::of(delivery, &Headers::new()))
+        }
+        Settlement::Requeue => jobs::requeue(db, seq, owner, true),
+        Settlement::HandOff { headers } => jobs::hand_off(db, seq, owner, &JobContent::of(delivery, headers)),
+        Settlement::Retry { delay, headers } | Settlement::Defer { delay, headers } => {
+            jobs::delay(db, delivery, owner, *delay, headers)
+        }
+        Settlement::DeadLetter { headers } => jobs::dead_letter(db, delivery, owner, headers),
+    }
+}

@@ -1,0 +1,93 @@
+//! Simulated customer buckets.
+
+use std::collections::BTreeMap;
+
+use super::scenario::Scenario;
+use super::world::{SimState, note};
+
+/// Objects and multipart uploads.
+#[derive(Debug, Default)]
+pub(super) struct FakeS3 {
+    /// Visible objects by key.
+    pub(super) objects: BTreeMap<String, SimObject>,
+    /// Every upload of the scenario, open or not, by id.
+    pub(super) uploads: BTreeMap<String, SimUpload>,
+    /// Number of accepted parts, and of those that had been accepted before for the same object.
+    pub(super) parts: u64,
+    pub(super) repeated_parts: u64,
+}
+
+/// A visible object.
+#[derive(Debug, Clone)]
+pub(super) struct SimObject {
+    /// Job whose content the object has; `None` for an object of another writer.
+    pub(super) job: Option<usize>,
+    /// Upload that created the object.
+    pub(super) upload: Option<String>,
+}
+
+/// A multipart upload.
+#[derive(Debug)]
+pub(super) struct SimUpload {
+    pub(super) job: usize,
+    pub(super) key: String,
+    pub(super) open: bool,
+    /// Number of times each part was accepted.
+    pub(super) parts: BTreeMap<u32, u32>,
+    /// Worker that last worked on the upload.
+    pub(super) worker: usize,
+    /// Reason why the upload may stay open, if it may.
+    pub(super) allowed_open: Option<&'static str>,
+}
+
+/// Key of a job's object.
+pub(super) fn key(job: usize) -> String {
+    format!("in/job-{job}.csv")
+}
+
+impl FakeS3 {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        let taken = scenario.jobs.iter().enumerate().filter(|(_, plan)| plan.existing.is_present());
+        let objects = taken.map(|(job, _)| (key(job), SimObject { job: None, upload: None })).collect();
+        Self { objects, ..Self::default() }
+    }
+
+    /// Returns true if the job's own content is visible.
+    pub(super) fn has(&self, job: usize) -> bool {
+        self.objects.get(&key(job)).is_some_and(|object| object.job == Some(job))
+    }
+
+    /// Returns the upload with this id if it is open.
+    pub(super) fn open(&mut self, id: &str) -> Option<&mut SimUpload> {
+        self.uploads.get_mut(id).filter(|upload| upload.open)
+    }
+}
+
+impl SimState {
+    /// Aborts an upload, unless the scenario denies that.
+    pub(super) fn abort(&mut self, id: &str) {
+        let denied = self.scenario.fault_rates.abort_denied;
+        note!(self, "{id} is aborted{}", if denied { ", which is denied" } else { "" });
+        if let Some(upload) = self.s3.open(id) {
+            if denied {
+                upload.allowed_open = Some("AbortMultipartUpload is denied");
+            } else {
+                upload.open = false;
+            }
+        }
+    }
+
+    /// Allows a stopped worker's open uploads whose ids it had not recorded: no other worker can
+    /// know them.
+    pub(super) fn allow_unrecorded_uploads(&mut self, worker: usize) {
+        let open = self.s3.uploads.iter().filter(|(_, upload)| upload.open && upload.worker == worker);
+        let open: Vec<_> = open.map(|(id, _)| id.clone()).collect();
+        for id in open {
+            if !self.is_on_record(&id)
+                && let Some(upload) = self.s3.open(&id)
+            {
+                upload.allowed_open = Some("its worker stopped before the id was recorded");
+            }
+        }
+    }
+}
