@@ -9,10 +9,12 @@
 //! attempt:   session + source -> upload -> Receipt | Failure -> TransferResult
 //! ```
 //!
-//! 1. [`queue::Queue::next`] delivers a message of a lane; [`worker`]'s `consume` takes a permit first.
+//! 1. [`queue::Queue::next`] delivers a message of a lane; [`worker`]'s `consume` takes a permit
+//!    first.
 //! 2. `worker::decode` reads the job, its destination and its headers ([`domain::headers`], once).
 //! 3. `worker::in_flight` claims it: one owner per run, duplicates join.
-//! 4. `worker::admission` acquires its permits, or defers it: circuit breaker, limits, outage, health.
+//! 4. `worker::admission` acquires its permits, or defers it: circuit breaker, limits, outage,
+//!    health.
 //! 5. `worker::attempt` runs [`transfer::Transport::deliver`] under its lease.
 //! 6. [`transfer`] opens the session and the source, and [`upload`] sends the bytes.
 //! 7. `worker::settlement` plans the settlement, as a pure function.

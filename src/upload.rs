@@ -15,6 +15,7 @@ mod packed;
 mod part;
 mod plan;
 mod probe;
+mod progress;
 mod rate_limiter;
 mod reader;
 mod reconcile;
@@ -22,8 +23,7 @@ mod resume;
 mod single;
 mod verify;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -47,9 +47,10 @@ use packed::PackedReader;
 use part::{Part, PartReader, Pool};
 use plan::{PlanLimits, UploadPlan};
 pub use probe::{BucketProbe, ProbeResidue};
+pub use progress::{Length, Progress};
 pub use rate_limiter::RateLimiter;
 use rate_limiter::{return_unused, wait_for_rate};
-use reader::{StreamReader, remaining};
+use reader::{ChunkReader, remaining};
 pub use resume::{OpenUpload, fits, next_offset};
 use resume::{done, unbroken};
 
@@ -165,75 +166,6 @@ pub enum Uploaded {
     Stale,
 }
 
-/// Bytes and parts that S3 has accepted so far.
-#[derive(Debug, Default)]
-pub struct Progress {
-    bytes: AtomicU64,
-    parts: AtomicU32,
-    sent: AtomicBool,
-    length: OnceLock<Length>,
-    source: OnceLock<u64>,
-}
-
-/// Length of the object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Length {
-    /// So many bytes.
-    Known(u64),
-    /// It shows at the end: the source does not say, or the bytes are compressed on the way.
-    Unknown,
-}
-
-impl Progress {
-    /// Bytes accepted.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Parts accepted.
-    pub fn parts(&self) -> u32 {
-        self.parts.load(Ordering::Relaxed)
-    }
-
-    /// Length of the object; `None` until the source is open and the upload begins.
-    pub fn length(&self) -> Option<Length> {
-        self.length.get().copied()
-    }
-
-    /// Length of the source, once it is open and if it states one. It is the length of the object,
-    /// unless the bytes are compressed on the way.
-    pub fn source(&self) -> Option<u64> {
-        self.source.get().copied()
-    }
-
-    /// The source is open and has this length.
-    pub(crate) fn source_opened(&self, length: u64) {
-        self.source.get_or_init(|| length);
-    }
-
-    /// The upload begins. A second one of the same attempt sends the same bytes.
-    pub(crate) fn begin(&self, length: Option<u64>) {
-        self.length.get_or_init(|| length.map_or(Length::Unknown, Length::Known));
-    }
-
-    /// True once S3 has accepted bytes of this attempt.
-    pub(crate) fn has_sent(&self) -> bool {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    /// S3 has accepted so much more.
-    pub(crate) fn add(&self, bytes: u64, parts: u32) {
-        self.had(bytes, parts);
-        self.sent.store(true, Ordering::Relaxed);
-    }
-
-    /// S3 has so much from an earlier attempt.
-    pub(crate) fn had(&self, bytes: u64, parts: u32) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.parts.fetch_add(parts, Ordering::Relaxed);
-    }
-}
-
 impl Target<'_> {
     /// Of a call about the object that belongs to no upload in parts.
     fn span(&self, operation: &'static str) -> tracing::Span {
@@ -275,10 +207,10 @@ impl Uploader {
                 return self.file(&context, file, control).await;
             }
             UploadBody::Chunks { chunks, length } => {
-                (StreamReader::Raw(PartReader::new(chunks, self.budget.clone(), checked, after)), length)
+                (ChunkReader::Raw(PartReader::new(chunks, self.budget.clone(), checked, after)), length)
             }
             UploadBody::Packed(packer) => {
-                (StreamReader::Packed(Box::new(PackedReader::new(*packer, self.budget.clone(), after))), None)
+                (ChunkReader::Packed(Box::new(PackedReader::new(*packer, self.budget.clone(), after))), None)
             }
         };
         target.progress.begin(length);
@@ -353,7 +285,7 @@ impl Uploader {
     async fn chunks(
         &self,
         context: &UploadContext<'_>,
-        mut reader: StreamReader,
+        mut reader: ChunkReader,
         length: Option<u64>,
         control: UploadControl<'_>,
     ) -> Result<Uploaded, Failure> {
@@ -391,7 +323,7 @@ impl Uploader {
     async fn parts(
         &self,
         context: &UploadContext<'_>,
-        (first, reader): (Option<Part>, StreamReader),
+        (first, reader): (Option<Part>, ChunkReader),
         sizes: PartSizes,
         length: Option<u64>,
         control: UploadControl<'_>,

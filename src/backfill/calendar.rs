@@ -3,8 +3,8 @@
 //! * Days, weeks and months are counted from the first step: 31 January, then 28 February, then
 //!   31 March.
 //! * Hours follow the wall clock: `6h` is 00, 06, 12 and 18, also on the days on which the clocks
-//!   change. `1h` is every hour that exists: 23 on the day that skips one, 25 on the day that repeats
-//!   one.
+//!   change. `1h` is every hour that exists: 23 on the day that skips one, 25 on the day that
+//!   repeats one.
 //! * A step at a time that the clocks skip is taken at the time to which they jump, once.
 
 use jiff::civil::{Date, DateTime, Time};

@@ -1,5 +1,5 @@
-//! `consign backfill`: publishes one job for each step of a range, newest first; shows the status of
-//! a backfill, or cancels it.
+//! `consign backfill`: publishes one job for each step of a range, newest first; shows the status
+//! of a backfill, or cancels it.
 
 mod args;
 mod preview;

@@ -128,8 +128,8 @@ async fn test_destination(
     None
 }
 
-/// Tests this worker. Returns also true where the broker denies the login: the code of the step is the
-/// same for an unreachable broker.
+/// Tests this worker. Returns also true where the broker denies the login: the code of the step is
+/// the same for an unreachable broker.
 async fn test_worker(config: &Config, sessions: &Sessions, show: &TestPrinter) -> (CheckReport, bool) {
     let started = (Timestamp::now(), Instant::now());
     show.print_title("test of this worker");
@@ -138,8 +138,8 @@ async fn test_worker(config: &Config, sessions: &Sessions, show: &TestPrinter) -
     (report, found.login_denied)
 }
 
-/// Resets the circuit of a destination that is ready, in all workers. Returns the text for the user;
-/// the test also runs on machines without a broker.
+/// Resets the circuit of a destination that is ready, in all workers. Returns the text for the
+/// user; the test also runs on machines without a broker.
 async fn notify_workers(config: &Config, destination: &Destination, report: &CheckReport) -> Option<String> {
     if report.verdict != CheckVerdict::Ready {
         return None;

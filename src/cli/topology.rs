@@ -1,4 +1,5 @@
-//! `consign topology print | apply`: the exchanges and queues on RabbitMQ, or the tables of the embedded queue.
+//! `consign topology print | apply`: the exchanges and queues on RabbitMQ, or the tables of the
+//! embedded queue.
 
 use std::path::Path;
 

@@ -154,7 +154,7 @@ impl BackfillOutcomes {
 ///
 /// On RabbitMQ, outcomes published during a lost connection are missed. The embedded queue stores
 /// outcomes, so none is missed.
-pub struct Outcomes(Broker<Box<rabbitmq::RabbitMqOutcomes>, sqlite::Outcomes>);
+pub struct Outcomes(Broker<Box<rabbitmq::RabbitMqOutcomes>, sqlite::SqliteOutcomes>);
 
 impl Outcomes {
     /// Subscribes to all outcomes published after this returns. `name` names the connection.
@@ -167,7 +167,7 @@ impl Outcomes {
             Broker::RabbitMq(()) => {
                 Broker::RabbitMq(Box::new(rabbitmq::RabbitMqOutcomes::subscribe(config, name).await?))
             }
-            Broker::Sqlite(file) => Broker::Sqlite(sqlite::Outcomes::subscribe(&file, &config.prefix).await?),
+            Broker::Sqlite(file) => Broker::Sqlite(sqlite::SqliteOutcomes::subscribe(&file, &config.prefix).await?),
         }))
     }
 
@@ -203,7 +203,7 @@ impl Outcomes {
 /// A kill loses nothing: a letter is removed only after its replacement is confirmed. A kill in
 /// between leaves the letter, and requeuing it again gives its job the same run number: the same
 /// outcome, which counts once.
-pub struct DeadLetters(Broker<Box<rabbitmq::RabbitMqDeadLetters>, Box<sqlite::DeadLetters>>);
+pub struct DeadLetters(Broker<Box<rabbitmq::RabbitMqDeadLetters>, Box<sqlite::SqliteDeadLetters>>);
 
 impl DeadLetters {
     /// Begins a pass. `name` names the connection.
@@ -216,7 +216,9 @@ impl DeadLetters {
             Broker::RabbitMq(()) => {
                 Broker::RabbitMq(Box::new(rabbitmq::RabbitMqDeadLetters::open(config, name).await?))
             }
-            Broker::Sqlite(file) => Broker::Sqlite(Box::new(sqlite::DeadLetters::open(&file, &config.prefix).await?)),
+            Broker::Sqlite(file) => {
+                Broker::Sqlite(Box::new(sqlite::SqliteDeadLetters::open(&file, &config.prefix).await?))
+            }
         }))
     }
 

@@ -20,15 +20,16 @@
 //!   stays with its owner as long as the owner lives, without any other limit. If other processes
 //!   have expired this owner, or the file is gone, all lease holders are notified of the loss.
 //! * Jobs of other processes are seen within 50 ms; those published through the same queue at once.
-//! * While the file is locked or the disk is full, the queue is not ready, with the reason, and every
-//!   operation is retried. A settlement or publish that can't be performed within 30 s fails, and
-//!   the delivery is redelivered.
+//! * While the file is locked or the disk is full, the queue is not ready, with the reason, and
+//!   every operation is retried. A settlement or publish that can't be performed within 30 s fails,
+//!   and the delivery is redelivered.
 //! * A file that is damaged, foreign, of a newer version or read-only is refused and not changed.
 //! * The same job id may be published again while it is queued, as on RabbitMQ. Each is a delivery
 //!   of its own, and the worker joins them.
 //!
 //! # Reading the file
-//! `sqlite3 FILE "SELECT recorded_at, job_id, outcome, reason, message FROM outcomes ORDER BY seq DESC LIMIT 20"`
+//! `sqlite3 FILE "SELECT recorded_at, job_id, outcome, reason, message FROM outcomes ORDER BY seq
+//! DESC LIMIT 20"`
 //!
 //! | table | columns |
 //! |---|---|
@@ -72,9 +73,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
 pub(super) use control::follow_control;
-pub use dead_letters::DeadLetters;
+pub use dead_letters::SqliteDeadLetters;
 pub use depths::depths;
-pub use outcomes::Outcomes;
+pub use outcomes::SqliteOutcomes;
 pub(super) use outcomes::replies;
 
 use crate::domain::destination::DestinationId;

@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_that_gives_up_does_not_block_the_next() {
+    async fn a_cancelled_caller_does_not_block_the_next() {
         let (cache, calls) = (cache(), AtomicU32::new(0));
         let mut hasty = Box::pin(cache.get(1, || slowly(&calls, Ok(60 * MINUTE))));
         assert!(futures_util::poll!(&mut hasty).is_pending());

@@ -2,7 +2,7 @@
 
 use super::clock;
 use super::job_plan::{DESTINATIONS, JobBehavior};
-use super::job_record::AttemptEnd;
+use super::job_record::{AttemptEnd, JobRecord};
 use super::message::{SimMessage, counter};
 use super::world::{SimState, note};
 use crate::domain::headers::{ATTEMPT, DEFERRALS, DEFERRED_SINCE, ERROR_REASON, LAST_ERROR_REASON};
@@ -61,30 +61,10 @@ fn unjustified(
     }
     let record = &mut state.records[job];
     match settlement {
-        Settlement::Ack => match kinds {
-            [] => {
-                // An attempt whose job now belongs to another worker has no consequences, however
-                // it ended.
-                let _ = lost_lease && record.settle(worker, |end| end != AttemptEnd::Delivered);
-                None
-            }
-            ["delivered"] if record.settle(worker, |end| end == AttemptEnd::Delivered) || record.delivered => None,
-            ["skipped"] if record.settle(worker, |end| end == AttemptEnd::Skipped) => None,
-            ["expired"] if record.settle(worker, |end| end == AttemptEnd::Expired) => None,
-            ["expired"]
-                if record.settle(worker, |end| matches!(end, AttemptEnd::Failed(_)) && !end.is_interrupted()) =>
-            {
-                None
-            }
-            ["expired"]
-                if record.settle(worker, AttemptEnd::is_interrupted) || poison || record.crashes >= MAX_CRASHES =>
-            {
-                None
-            }
-            // It was deferred: its destination was down, or at its concurrency limit.
-            ["expired"] if known_down || expires => None,
-            _ => Some("no attempt ended like this"),
-        },
+        Settlement::Ack => {
+            let facts = AckFacts { lost_lease, poison, deferrable: known_down || expires };
+            unjustified_ack(record, worker, kinds, facts)
+        }
         Settlement::Retry { headers, .. } => {
             if counter(headers, ATTEMPT) != counter(before, ATTEMPT) + 1 {
                 return Some("the attempt is not counted exactly once");
@@ -121,6 +101,41 @@ fn unjustified(
             record.settle(worker, AttemptEnd::is_interrupted);
             None
         }
+    }
+}
+
+/// Circumstances of an acknowledgement.
+#[derive(Clone, Copy)]
+struct AckFacts {
+    /// The worker lost the lease of the job.
+    lost_lease: bool,
+    poison: bool,
+    /// The job may have been deferred until it expired.
+    deferrable: bool,
+}
+
+fn unjustified_ack(record: &mut JobRecord, worker: usize, kinds: &[&str], facts: AckFacts) -> Option<&'static str> {
+    match kinds {
+        [] => {
+            // An attempt whose job now belongs to another worker has no consequences, however
+            // it ended.
+            let _ = facts.lost_lease && record.settle(worker, |end| end != AttemptEnd::Delivered);
+            None
+        }
+        ["delivered"] if record.settle(worker, |end| end == AttemptEnd::Delivered) || record.delivered => None,
+        ["skipped"] if record.settle(worker, |end| end == AttemptEnd::Skipped) => None,
+        ["expired"] if record.settle(worker, |end| end == AttemptEnd::Expired) => None,
+        ["expired"] if record.settle(worker, |end| matches!(end, AttemptEnd::Failed(_)) && !end.is_interrupted()) => {
+            None
+        }
+        ["expired"]
+            if record.settle(worker, AttemptEnd::is_interrupted) || facts.poison || record.crashes >= MAX_CRASHES =>
+        {
+            None
+        }
+        // It was deferred: its destination was down, or at its concurrency limit.
+        ["expired"] if facts.deferrable => None,
+        _ => Some("no attempt ended like this"),
     }
 }
 

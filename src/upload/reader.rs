@@ -12,12 +12,12 @@ use crate::domain::job::lease::PartSizes;
 use crate::domain::outcome::Failure;
 
 /// Reader of the parts of a stream.
-pub(super) enum StreamReader {
+pub(super) enum ChunkReader {
     Raw(PartReader),
     Packed(Box<PackedReader>),
 }
 
-impl StreamReader {
+impl ChunkReader {
     pub(super) async fn next(&mut self, size: u64) -> Result<Option<Part>, Failure> {
         match self {
             Self::Raw(reader) => reader.next(size).await,
@@ -58,7 +58,7 @@ impl StreamReader {
 /// Stream of the parts that remain to be read. Each waits for the memory budget and the rate
 /// limiter.
 pub(super) fn remaining(
-    reader: StreamReader,
+    reader: ChunkReader,
     sizes: PartSizes,
     rate_limiter: Option<Arc<RateLimiter>>,
 ) -> impl Stream<Item = Result<Part, Failure>> {

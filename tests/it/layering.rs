@@ -103,7 +103,8 @@ fn vendors_stay_in_their_rooms() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Uses that may be part of a cycle: path of the file, path of the used file. Empty, and to stay so.
+/// Uses that may be part of a cycle: path of the file, path of the used file. Empty, and to stay
+/// so.
 const ALLOWED: &[(&str, &str)] = &[];
 
 /// Lines for the reader: the uses that are part of a cycle.

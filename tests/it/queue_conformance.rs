@@ -1,4 +1,5 @@
-//! What every queue must do, whatever it is made of: one suite, run against RabbitMQ and against the embedded queue.
+//! What every queue must do, whatever it is made of: one suite, run against RabbitMQ and against
+//! the embedded queue.
 
 mod control;
 pub mod dead_letters;
@@ -19,7 +20,8 @@ use consign::queue::{Delivery, JobPublisher, OutcomeEvent, Properties, Publicati
 /// Only keeps a broken queue from hanging the suite.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A queue under test, with all three lanes consumed at a prefetch of at least 10, and eyes for what the trait does not show.
+/// A queue under test, with all three lanes consumed at a prefetch of at least 10, and eyes for
+/// what the trait does not show.
 pub trait Fixture: Sync {
     /// What the queue is opened with.
     fn config(&self) -> BrokerConfig;
@@ -29,7 +31,8 @@ pub trait Fixture: Sync {
     fn outcome(&self) -> impl Future<Output = (String, Vec<u8>)> + Send;
     /// Takes one dead letter off, waiting for it.
     fn dead_letter(&self) -> impl Future<Output = Letter> + Send;
-    /// Opens a queue that can be cut off from its messages, as if its process were dead or out of reach.
+    /// Opens a queue that can be cut off from its messages, as if its process were dead or out of
+    /// reach.
     fn doomed(&self) -> impl Future<Output = Doomed> + Send;
     /// How long a lease that nobody keeps may take to come to others, and then some.
     fn lease_time(&self) -> Duration;

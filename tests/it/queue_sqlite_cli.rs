@@ -1,4 +1,5 @@
-//! Commands on the SQLite queue: `run`, `enqueue`, `topology`, and their errors when the file can't be used.
+//! Commands on the SQLite queue: `run`, `enqueue`, `topology`, and their errors when the file can't
+//! be used.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;

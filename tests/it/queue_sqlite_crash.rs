@@ -1,4 +1,5 @@
-//! The SQLite queue with real workers that are killed: no job is lost, no object is incomplete, and no outcome counts twice.
+//! The SQLite queue with real workers that are killed: no job is lost, no object is incomplete, and
+//! no outcome counts twice.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -70,7 +71,8 @@ impl SqliteSite {
         .await;
     }
 
-    /// Waits for the end, and checks that each job has one delivered outcome and nothing else is left.
+    /// Waits for the end, and checks that each job has one delivered outcome and nothing else is
+    /// left.
     async fn complete(&self, count: usize) {
         until("no job is left", Duration::from_secs(60), async || {
             (self.query::<i64>("SELECT count(*) FROM jobs") == 0).then_some(())

@@ -1,5 +1,5 @@
-//! `consign status reset DEST`: closes the circuit of a destination in every worker, by a message in
-//! `consign.control`. The workers release its delayed jobs.
+//! `consign status reset DEST`: closes the circuit of a destination in every worker, by a message
+//! in `consign.control`. The workers release its delayed jobs.
 
 use crate::cli::{Exit, broker, configured_destinations, fail, notice, print};
 use crate::config::Config;

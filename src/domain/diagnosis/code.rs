@@ -13,9 +13,9 @@ pub enum Side {
     /// The customer, in the account of the bucket; or the configuration of the destination. Exit
     /// code 3.
     Customer,
-    /// Whoever runs consign: its own identity is absent or refused. Exit code 77.
+    /// The operator of consign: its own identity is absent or refused. Exit code 77.
     Identity,
-    /// Whoever runs consign, in another way. Exit code 3.
+    /// The operator of consign, in another way. Exit code 3.
     Operator,
     /// A service does not answer. Exit code 69.
     Service,

@@ -239,7 +239,7 @@ fn every_problem_has_words_and_a_remedy() {
 }
 
 #[test]
-fn a_command_does_not_blame_the_worker_for_its_own_identity() {
+fn a_command_does_not_attribute_its_own_identity_to_the_worker() {
     let role = role();
     for code in [Code::IdentityAbsent, Code::IdentityRefused, Code::IdentityMayNotAssume] {
         let said = |who| {

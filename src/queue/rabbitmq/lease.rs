@@ -13,9 +13,9 @@
 //! consumed for a minute, its messages expire to lane `continued` as well.
 //!
 //! # Key, owner, epoch
-//! * The **key** is the routing key of the lease and names the run of the job. The worker that takes the
-//!   job over binds the key to its own queue before it publishes its first lease. So an outdated
-//!   lease returns to the current owner and ends there.
+//! * The **key** is the routing key of the lease and names the run of the job. The worker that
+//!   takes the job over binds the key to its own queue before it publishes its first lease. So an
+//!   outdated lease returns to the current owner and ends there.
 //! * The **owner** (`consign-lease-owner`) is the address of the owner's queue: a unique name per
 //!   process, with a suffix after a change of address. A process changes its address when the
 //!   broker does not bring its queue up ([`owner`]).

@@ -69,20 +69,20 @@ pub(in crate::queue) async fn follow_control(
 }
 
 /// Reader of a consuming process, which remembers its position.
-pub(super) struct ControlReader {
+pub(super) struct ControlCursor {
     inbox: UnboundedSender<ControlEvent>,
     last: i64,
     due: bool,
     caught_up: bool,
 }
 
-impl ControlReader {
+impl ControlCursor {
     /// A reader at the start of the table.
     pub(super) fn new(inbox: UnboundedSender<ControlEvent>) -> Self {
         Self { inbox, last: 0, due: true, caught_up: false }
     }
 
-    /// Makes the next [`ControlReader::read`] look for new messages.
+    /// Makes the next [`ControlCursor::read`] look for new messages.
     pub(super) fn wake(&mut self) {
         self.due = true;
     }

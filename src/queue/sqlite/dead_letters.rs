@@ -15,9 +15,9 @@ use crate::domain::routing_key;
 use crate::queue::{DeadLetter, QueueError};
 use crate::runtime::failpoints;
 
-/// An iteration over the dead letters, as [`crate::queue::DeadLetters`].
+/// An iteration over the dead letters, as [`crate::queue::SqliteDeadLetters`].
 #[derive(Debug)]
-pub struct DeadLetters {
+pub struct SqliteDeadLetters {
     store: RetryingStore,
     prefix: String,
     count: u64,
@@ -27,7 +27,7 @@ pub struct DeadLetters {
     current: Option<(i64, DeadLetter)>,
 }
 
-impl DeadLetters {
+impl SqliteDeadLetters {
     /// Opens the file and counts the dead letters.
     pub(in crate::queue) async fn open(file: &Path, prefix: &str) -> Result<Self, QueueError> {
         let store = RetryingStore::open(file).await?;

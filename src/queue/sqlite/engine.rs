@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{oneshot, watch};
 
-use super::control::ControlReader;
+use super::control::ControlCursor;
 use super::errors::FileError;
 use super::file::Store;
 use super::owner;
@@ -73,7 +73,7 @@ pub(super) struct Engine {
     retry_at: Option<Instant>,
     was_up: bool,
     /// `None`: this queue only publishes.
-    control: Option<ControlReader>,
+    control: Option<ControlCursor>,
 }
 
 impl Engine {
@@ -86,7 +86,7 @@ impl Engine {
         commands: Receiver<EngineCommand>,
         control_inbox: UnboundedSender<ControlEvent>,
     ) -> Result<Self, QueueError> {
-        let control = (!shared.lanes.is_empty()).then(|| ControlReader::new(control_inbox));
+        let control = (!shared.lanes.is_empty()).then(|| ControlCursor::new(control_inbox));
         let mut engine = Self {
             shared,
             commands,
@@ -253,7 +253,7 @@ impl Engine {
     fn check_everything(&mut self) {
         self.ready_lanes = self.shared.lanes.iter().map(|(lane, _)| *lane).collect();
         self.next_due = Some(0);
-        self.control.iter_mut().for_each(ControlReader::wake);
+        self.control.iter_mut().for_each(ControlCursor::wake);
     }
 
     /// Renews leases, writes the heartbeat, requeues jobs of dead owners, and looks for changes of
@@ -299,7 +299,7 @@ impl Engine {
             owner.remove_lock();
         }
         self.lose_deliveries();
-        self.control.iter_mut().for_each(ControlReader::rewind);
+        self.control.iter_mut().for_each(ControlCursor::rewind);
     }
 
     /// Fails operations past their deadline. Their deliveries are requeued as soon as possible.

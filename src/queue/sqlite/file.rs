@@ -16,8 +16,8 @@ use super::schema::{APPLICATION_ID, TABLES, UPGRADES, VERSION};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Size to which the write-ahead log is truncated after a checkpoint.
 const WAL_SIZE_LIMIT: i64 = 16 << 20;
-/// Minimum size of a SQLite file that is not empty. SQLite itself treats a shorter file as empty and
-/// overwrites it.
+/// Minimum size of a SQLite file that is not empty. SQLite itself treats a shorter file as empty
+/// and overwrites it.
 const MIN_DATABASE_SIZE: u64 = 512;
 /// Maximum size of a file that is checked as a whole on opening. In a larger one, damage is found
 /// when a damaged page is read.

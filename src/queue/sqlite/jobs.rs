@@ -38,7 +38,7 @@ pub(super) fn publish(db: &Connection, prefix: &str, lane: Lane, job: &Publicati
 
 /// Request for jobs of one lane.
 #[derive(Clone, Copy)]
-pub(super) struct Claim<'a> {
+pub(super) struct JobClaim<'a> {
     pub(super) prefix: &'a str,
     pub(super) lane: Lane,
     pub(super) owner: &'a str,
@@ -47,8 +47,8 @@ pub(super) struct Claim<'a> {
 }
 
 /// Claims up to `limit` jobs, oldest first; none if other processes have expired this owner.
-pub(super) fn claim(db: &Connection, claim: Claim<'_>) -> rusqlite::Result<Vec<Delivery>> {
-    let Claim { prefix, lane, owner, generation, limit } = claim;
+pub(super) fn claim(db: &Connection, claim: JobClaim<'_>) -> rusqlite::Result<Vec<Delivery>> {
+    let JobClaim { prefix, lane, owner, generation, limit } = claim;
     let mut statement = db.prepare_cached(
         "UPDATE jobs SET owner = ?1 WHERE seq IN
              (SELECT seq FROM jobs WHERE prefix = ?2 AND lane = ?3 AND owner IS NULL ORDER BY seq LIMIT ?4)

@@ -1,4 +1,4 @@
-//! Outcomes: each recorded once per id, limited in number, and read by subscribers.
+//! SqliteOutcomes: each recorded once per id, limited in number, and read by subscribers.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -50,7 +50,7 @@ pub(super) fn trim(db: &Connection) -> rusqlite::Result<()> {
 }
 
 /// A subscription to the outcomes of one prefix in the file, from the moment it was made.
-pub struct Outcomes {
+pub struct SqliteOutcomes {
     store: Arc<Mutex<Store>>,
     file: PathBuf,
     prefix: String,
@@ -58,13 +58,13 @@ pub struct Outcomes {
     ready: VecDeque<OutcomeMessage>,
 }
 
-impl fmt::Debug for Outcomes {
+impl fmt::Debug for SqliteOutcomes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outcomes").field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("SqliteOutcomes").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
-impl Outcomes {
+impl SqliteOutcomes {
     /// Subscribes to all outcomes recorded after this returns. Retries a locked file for 30 s.
     ///
     /// # Errors

@@ -179,7 +179,7 @@ async fn an_owner_without_heartbeats_expires_after_seven_checks() {
 async fn prefixes_keep_installations_apart() {
     let database = TestFile::new();
     let (one, two) = (database.try_queue("one").unwrap(), database.try_queue("two").unwrap());
-    let mut subscription = Outcomes::subscribe(&database.file, "two").await.unwrap();
+    let mut subscription = SqliteOutcomes::subscribe(&database.file, "two").await.unwrap();
     one.publish(job("of one")).await.unwrap();
     two.publish(job("of two")).await.unwrap();
     for (queue, body) in [(&one, "of one"), (&two, "of two")] {
@@ -198,7 +198,7 @@ async fn prefixes_keep_installations_apart() {
 async fn the_same_outcome_twice_is_one_row_that_subscribers_see_twice() {
     let database = TestFile::new();
     let queue = database.queue();
-    let mut subscription = Outcomes::subscribe(&database.file, "p").await.unwrap();
+    let mut subscription = SqliteOutcomes::subscribe(&database.file, "p").await.unwrap();
     for _ in 0..2 {
         queue.publish(job("x")).await.unwrap();
         let got = next(&queue).await;

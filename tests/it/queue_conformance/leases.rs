@@ -1,4 +1,5 @@
-//! Leases, whatever the queue is made of: work that goes on is nobody else's, and work that is gone is somebody's at once.
+//! Leases, whatever the queue is made of: work that goes on is nobody else's, and work that is gone
+//! is somebody's at once.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

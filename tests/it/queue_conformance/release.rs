@@ -1,4 +1,5 @@
-//! Calling back what waits: for some destinations now and untouched, for the others at its own time.
+//! Calling back what waits: for some destinations now and untouched, for the others at its own
+//! time.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

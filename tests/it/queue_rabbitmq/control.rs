@@ -1,4 +1,5 @@
-//! Control messages on RabbitMQ: a stream that is read over reconnections, and done without where it is missing.
+//! Control messages on RabbitMQ: a stream that is read over reconnections, and done without where
+//! it is missing.
 
 use consign::queue::ControlEvent;
 

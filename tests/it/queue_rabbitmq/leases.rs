@@ -1,4 +1,5 @@
-//! Leases on RabbitMQ: the round of their messages, and what becomes of them when queues, workers and the broker go.
+//! Leases on RabbitMQ: the round of their messages, and what becomes of them when queues, workers
+//! and the broker go.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -429,7 +430,8 @@ async fn acknowledgements_of_leases_are_counted() {
     }
 }
 
-/// 3.10 writes down within seconds what queues it has. Killed before, it brings one up empty, or one that never answers.
+/// 3.10 writes down within seconds what queues it has. Killed before, it brings one up empty, or
+/// one that never answers.
 const WRITTEN_DOWN: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,5 @@
-//! Calling back on RabbitMQ: the suite of all queues, and what a queue that gives out from its head alone makes hard.
+//! Calling back on RabbitMQ: the suite of all queues, and what a queue that gives out from its head
+//! alone makes hard.
 
 use consign::domain::destination::DestinationId;
 use consign::queue::Released;
@@ -47,7 +48,8 @@ impl Rabbit {
         .await;
     }
 
-    /// Takes so many from the lane: number, and whether the broker brought it at the end of its wait.
+    /// Takes so many from the lane: number, and whether the broker brought it at the end of its
+    /// wait.
     async fn arrived(&self, count: usize) -> Vec<(usize, bool)> {
         let mut arrived = Vec::new();
         for _ in 0..count {

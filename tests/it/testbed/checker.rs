@@ -1,7 +1,7 @@
 //! Invariants I1-I8 that must hold after every fault, asserted from outside.
 //!
-//! * I1: every job that was published has ended as a complete object equal to its source, or with a reason and where due a dead
-//!   letter; or it waits where it can be found.
+//! * I1: every job that was published has ended as a complete object equal to its source, or with a
+//!   reason and where due a dead letter; or it waits where it can be found.
 //! * I2: one visible object per key and job, one event id per terminal outcome.
 //! * I3: no upload was completed whose length and checksum were unproven.
 //! * I4: no call with one customer's credentials for another customer's bucket.

@@ -2,9 +2,9 @@
 
 use super::Engine;
 use crate::domain::lane::Lane;
-use crate::queue::sqlite::control::ControlReader;
+use crate::queue::sqlite::control::ControlCursor;
 use crate::queue::sqlite::errors::FileError;
-use crate::queue::sqlite::jobs::Claim;
+use crate::queue::sqlite::jobs::JobClaim;
 use crate::queue::sqlite::owner::Owner;
 use crate::queue::sqlite::write_op::{PendingWrite, WriteContext, WriteOp};
 use crate::queue::sqlite::{jobs, outcomes};
@@ -49,7 +49,7 @@ impl Engine {
                 outcomes::trim(db)?;
             }
             let released = if due { jobs::release_due(db, prefix)? } else { 0 };
-            let claim = |Demand { lane, limit }| jobs::claim(db, Claim { prefix, lane, owner, generation, limit });
+            let claim = |Demand { lane, limit }| jobs::claim(db, JobClaim { prefix, lane, owner, generation, limit });
             let claimed =
                 demand.iter().map(|demand| Ok((*demand, claim(*demand)?))).collect::<rusqlite::Result<_>>()?;
             Ok(BatchResult { results, claimed, released, next_due: jobs::next_due(db, prefix)? })
@@ -92,7 +92,7 @@ impl Engine {
         }
         self.next_due = batch.next_due;
         if control_published {
-            self.control.iter_mut().for_each(ControlReader::wake);
+            self.control.iter_mut().for_each(ControlCursor::wake);
         }
         for result in batch.results {
             let Some(mut pending) = self.pending.pop_front() else { break };

@@ -123,7 +123,7 @@ async fn a_file_of_a_newer_version_is_refused() {
     database.connect().pragma_update(None, "user_version", 3).unwrap();
     let why = database.refusal();
     assert!(why.contains("written by a newer version of consign (format 3, this one knows 2)"), "{why}");
-    let outcomes = Outcomes::subscribe(&database.file, "p").await.unwrap_err();
+    let outcomes = SqliteOutcomes::subscribe(&database.file, "p").await.unwrap_err();
     assert!(matches!(outcomes, QueueError::Unusable(_)));
 }
 
