@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::cancellations::Cancellations;
 use super::decode::DecodedJob;
 use super::parts::{WorkerClock, WorkerParts};
+use crate::domain::control::BackfillId;
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, RetryDelay, TransferResult};
@@ -69,7 +70,7 @@ pub(super) enum Deferral {
     /// Another job that may be crashing workers runs.
     Quarantined,
     /// The backfill of the job was cancelled.
-    Cancelled(TransferResult),
+    Cancelled(BackfillId),
     /// The worker drains.
     Draining,
 }
@@ -165,8 +166,8 @@ impl Admission {
         mut permit: Permit,
     ) -> Result<Permit, Deferral> {
         permit.quarantine = self.quarantine(job.headers.crashes).await?;
-        if let Some(cancelled) = self.cancellations.result_of(&job.headers) {
-            return Err(Deferral::Cancelled(cancelled));
+        if let Some(backfill) = self.cancellations.covering(&job.headers) {
+            return Err(Deferral::Cancelled(backfill));
         }
         let id = &job.destination.id;
         if let Some((failure, pause)) = self.outage.defers(id) {

@@ -7,7 +7,6 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::domain::control::{BackfillId, KEPT_DAYS};
 use crate::domain::headers::JobHeaders;
-use crate::domain::outcome::TransferResult;
 
 /// Most cancellations that are remembered; beyond, the oldest are dropped.
 const MAX_CANCELLATIONS: usize = 10_000;
@@ -18,13 +17,8 @@ pub(super) struct Cancellations {
 }
 
 impl Cancellations {
-    /// Returns the result of a job whose backfill was cancelled, if it was.
-    pub(super) fn result_of(&self, headers: &JobHeaders) -> Option<TransferResult> {
-        self.covering(headers).map(TransferResult::Cancelled)
-    }
-
     /// Returns the job's backfill if it was cancelled after the job was published.
-    fn covering(&self, headers: &JobHeaders) -> Option<BackfillId> {
+    pub(super) fn covering(&self, headers: &JobHeaders) -> Option<BackfillId> {
         let backfill = headers.backfill.as_ref()?;
         let at = *self.lock().get(backfill)?;
         headers.backfill_started_at.is_none_or(|started| started <= at).then(|| backfill.clone())

@@ -100,7 +100,7 @@ impl InFlightJob {
         };
         let end = timeout(JOIN_TIMEOUT, self.end()).await.ok();
         match kept.or_else(|| self.duplicates.reclaim(tag)) {
-            Some(delivery) => Joined::Returned(delivery, end),
+            Some(delivery) => Joined::Returned(Box::new(delivery), end),
             None => Joined::Taken,
         }
     }
@@ -113,7 +113,7 @@ pub(super) enum Joined {
     Taken,
     /// The delivery is still the caller's, which settles it; `None` when the owner is still at
     /// work.
-    Returned(Delivery, Option<JobEnd>),
+    Returned(Box<Delivery>, Option<JobEnd>),
 }
 
 /// Owners of one run: more than one only while the first settles.

@@ -184,7 +184,7 @@ impl Runner {
         let upload_id = job.checkpoint().map(|checkpoint| checkpoint.upload_id.as_str());
         let (delivery, end) = match in_flight.join(delivery, same, upload_id).await {
             Joined::Taken => return spans::ended(JOINED_OUTCOME, None),
-            Joined::Returned(delivery, end) => (delivery, end),
+            Joined::Returned(delivery, end) => (*delivery, end),
         };
         let settlement = match end {
             Some(JobEnd::Settled(resumed)) => {

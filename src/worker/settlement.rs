@@ -177,7 +177,7 @@ impl SettlementContext<'_> {
                 _ => self.ended(TransferResult::Expired, false),
             },
             Deferral::Quarantined => self.next_turn(RetryDelay::S30),
-            Deferral::Cancelled(result) => self.ended(result, false),
+            Deferral::Cancelled(backfill) => self.ended(TransferResult::Cancelled(backfill), false),
             Deferral::Draining => SettlementPlan::of(Settlement::Requeue),
         }
     }
@@ -240,9 +240,10 @@ impl SettlementContext<'_> {
                     // A copy must never be taken for its original.
                     headers.extend(history::next_turn(&self.job.headers));
                 }
-                let (headers, body) = match attempted {
-                    true => (self.copy_headers(headers), CopyBody::Checkpoint),
-                    false => (headers, CopyBody::AsDelivered),
+                let (headers, body) = if attempted {
+                    (self.copy_headers(headers), CopyBody::Checkpoint)
+                } else {
+                    (headers, CopyBody::AsDelivered)
                 };
                 SettlementPlan {
                     body,
@@ -307,7 +308,7 @@ impl SettlementContext<'_> {
     /// Adds the headers of a copy that is made after an attempt. An attempt that ended, however it
     /// ended, did not crash the worker.
     fn copy_headers(&self, headers: Headers) -> Headers {
-        let survived = (self.lease.crashes > 0).then(|| history::crashes(0)).unwrap_or_default();
+        let survived = if self.lease.crashes > 0 { history::crashes(0) } else { Headers::new() };
         headers.into_iter().chain(history::started_at(self.lease.first_started_at)).chain(survived).collect()
     }
 

@@ -73,13 +73,11 @@ fn expected(reason: Reason, case: Case) -> (&'static str, Option<OutcomeKind>) {
         (LeaseStatus::Absent, false) => "return",
     };
     match reason.class() {
-        Class::Transient | Class::Session => ("retry", Some(OutcomeKind::Retrying)),
-        Class::Destination if reason == Reason::RoleAuthOff => ("dead", Some(OutcomeKind::Failed)),
+        _ if matches!(reason, Reason::RoleAuthOff | Reason::CrashLoop) => ("dead", Some(OutcomeKind::Failed)),
+        _ if reason == Reason::Outage => ("defer", None),
+        Class::Transient | Class::Session | Class::Defect => ("retry", Some(OutcomeKind::Retrying)),
         Class::Destination => ("defer", None),
         Class::Job => ("dead", Some(OutcomeKind::Failed)),
-        Class::Defect if reason == Reason::CrashLoop => ("dead", Some(OutcomeKind::Failed)),
-        Class::Defect => ("retry", Some(OutcomeKind::Retrying)),
-        Class::Worker if reason == Reason::Outage => ("defer", None),
         Class::Interrupted | Class::Worker => (requeued, None),
     }
 }
@@ -164,8 +162,7 @@ fn a_job_that_did_not_start_is_settled_as_it_came() {
                 assert_eq!(headers["x-turns"], "1", "a copy must never be taken for its original");
             }
         }
-        let cancelled = TransferResult::Cancelled(BackfillId::parse("b").unwrap());
-        let plan = planned(Deferral::Cancelled(cancelled));
+        let plan = planned(Deferral::Cancelled(BackfillId::parse("b").unwrap()));
         assert_eq!(
             (plan.settlement.action(), plan.kind(), plan.body),
             ("ack", Some(OutcomeKind::Skipped), CopyBody::Original)
