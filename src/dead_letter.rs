@@ -8,7 +8,7 @@
 //! | [`run`] | counts and output of an operation on many letters |
 //! | [`gate`] | the decision whether a destination may receive its jobs |
 //! | [`requeue`], [`discard`] | the operations |
-//! | [`export`], [`import`], [`format`] | files of letters |
+//! | [`export`], [`import`], [`mod@format`] | files of letters |
 
 pub mod discard;
 pub mod export;

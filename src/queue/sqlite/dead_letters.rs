@@ -15,7 +15,7 @@ use crate::domain::routing_key;
 use crate::queue::{DeadLetter, QueueError};
 use crate::runtime::failpoints;
 
-/// An iteration over the dead letters, as [`crate::queue::SqliteDeadLetters`].
+/// An iteration over the dead letters, as [`crate::queue::DeadLetters`].
 #[derive(Debug)]
 pub struct SqliteDeadLetters {
     store: RetryingStore,
