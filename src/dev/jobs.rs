@@ -108,7 +108,7 @@ impl OutcomeFeed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FeedState {
     Open { deliver: bool },
-    TransferResult,
+    Ended,
 }
 
 /// ExpectedOutcomes results of the jobs of this start, and the number that has ended.
@@ -131,7 +131,7 @@ impl ExpectedOutcomes {
         if of_kind(OutcomeKind::Retrying) {
             return;
         }
-        *state = FeedState::TransferResult;
+        *state = FeedState::Ended;
         let delivered = of_kind(OutcomeKind::Delivered) || of_kind(OutcomeKind::Skipped);
         self.tally.open -= 1;
         self.tally.delivered += usize::from(delivered);

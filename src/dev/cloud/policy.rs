@@ -82,11 +82,11 @@ impl Policy {
 impl Statement {
     fn allows(&self, asked: &Asked<'_>) -> bool {
         let Effect::Allow = self.effect;
-        self.action.any_like(asked.action) && self.resource.any_like(asked.resource) && self.can_settle(asked)
+        self.action.any_like(asked.action) && self.resource.any_like(asked.resource) && self.conditions_hold(asked)
     }
 
     /// Returns true if every condition holds; only `StringLike` on `s3:prefix` can.
-    fn can_settle(&self, asked: &Asked<'_>) -> bool {
+    fn conditions_hold(&self, asked: &Asked<'_>) -> bool {
         self.condition.iter().all(|(operator, keys)| {
             let keys = keys.as_object().filter(|_| operator == "StringLike");
             keys.is_some_and(|keys| {

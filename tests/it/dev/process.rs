@@ -341,7 +341,7 @@ async fn a_data_directory_has_one_user_and_a_closed_terminal_ends_it() {
     assert_eq!(second.status.code(), Some(1));
     assert!(text(&second.stderr).contains("in use by another consign dev"), "{}", text(&second.stderr));
     assert_eq!(running.end(Signal::HUP).await.code(), Some(0), "{}", running.said());
-    let kept = format!("kept in {}; the same command goes on", place.path("d").canonicalize().unwrap().display());
+    let kept = format!("kept in {}; the same command continues", place.path("d").canonicalize().unwrap().display());
     assert!(running.said().contains(&kept), "{}", running.said());
     let mut stderr = String::new();
     std::fs::File::open(place.path("stderr")).unwrap().read_to_string(&mut stderr).unwrap();
@@ -390,7 +390,7 @@ async fn flags_that_have_no_effect_are_refused() {
         command.args(flags);
         let output = output(command).await;
         assert_eq!(output.status.code(), Some(2));
-        assert!(text(&output.stderr).contains(&format!("leave {} out", flags[0])), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(&format!("omit {}", flags[0])), "{}", text(&output.stderr));
     }
 }
 
