@@ -200,7 +200,7 @@ async fn full_of_dead_letters_it_refuses_one_and_the_job_is_not_lost() {
         fixture.site.broker.schedule(&job(&name, &missing, "acme", &name)).await;
         fixture.site.broker.ended(&name).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        fixture.worker.log().contains("was not taken").then_some(())
+        fixture.worker.log().contains("was not accepted").then_some(())
     })
     .await;
     assert!(dead().await < f64::from(count), "a refused dead letter counts as settled");

@@ -24,7 +24,7 @@ async fn a_copy_that_no_queue_takes_is_not_lost_and_never_taken_for_another() {
     }
     fixture.objects(20).await;
     until("a copy is returned", Duration::from_secs(30), async || {
-        fixture.worker.log().contains("was not taken").then_some(())
+        fixture.worker.log().contains("was not accepted").then_some(())
     })
     .await;
     let retried = async || fixture.worker.metric("consign_broker_settlements_total", "action=\"retry\"").await;
