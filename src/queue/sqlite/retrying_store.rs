@@ -31,7 +31,7 @@ impl RetryingStore {
         if !file.exists() {
             let name = file.display();
             return Err(QueueError::Unusable(format!(
-                "{name} is not there; name the file that the workers use, or make it with `consign topology apply`"
+                "{name} does not exist; name the file that the workers use, or create it with `consign topology apply`"
             )));
         }
         let store = open_and(file, Ok).await?;
