@@ -99,7 +99,8 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     };
     let mut journal = Journal::open(&path, &header, args.again).map_err(CommandError::Failed)?;
     let (queue, client) = (broker::connect(config, COMMAND).await?, broker::client_name(config, COMMAND));
-    let progress = Arc::new(ProgressReporter::new(u64::try_from(plan.job_count()).ok(), json, "publishing"));
+    let progress = ProgressReporter::new(u64::try_from(plan.job_count()).ok(), json, "publishing");
+    let progress = Arc::new(if plan.job_count() == 1 { progress.without_bar() } else { progress });
     let outcomes = BackfillOutcomes::new(&config.broker, &client, &plan.backfill);
     let retained = prepare_outcomes(&outcomes, &*progress).await?;
     let waiter = if args.wait {

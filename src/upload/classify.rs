@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ErrorMetadata, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
@@ -38,7 +38,7 @@ where
 {
     match error {
         SdkError::ServiceError(answer) => {
-            answered(error_response(operation, error), answer.err().meta().request_id(), answer.raw(), destination)
+            answered(error_response(operation, error), answer.err().meta(), answer.raw(), destination)
         }
         SdkError::ResponseError(answer) => {
             let status = answer.raw().status().as_u16();
@@ -64,9 +64,10 @@ pub(super) fn unanswered(operation: &'static str, reason: Reason, what: &str) ->
     CallError { ambiguous: true, ..CallError::new(Failure::new(reason, format!("{operation}: {what}"))) }
 }
 
-fn answered(answer: AwsError, request_id: Option<&str>, raw: &HttpResponse, destination: &Destination) -> CallError {
+fn answered(answer: AwsError, meta: &ErrorMetadata, raw: &HttpResponse, destination: &Destination) -> CallError {
     let AwsError { operation, status, .. } = answer;
-    let (code, message) = (answer.code.as_str(), answer.message.as_str());
+    // The whole message: the one in `answer` is cut.
+    let (code, message) = (answer.code.as_str(), meta.message().unwrap_or_default());
     let S3Classification { mut reason, signal } = s3_table(code, status, destination);
     if reason == Reason::AccessDenied
         && diagnosis::denied_action(message).is_some_and(|action| action.starts_with("kms:"))
@@ -76,7 +77,7 @@ fn answered(answer: AwsError, request_id: Option<&str>, raw: &HttpResponse, dest
     let shown = if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
     let mut failure = Failure::new(reason, format!("{operation}: S3 answered {shown}"));
     failure.hint = diagnosis::hint(reason, &answer, destination);
-    failure.aws_request_id = request_id.map(str::to_owned);
+    failure.aws_request_id = meta.request_id().map(str::to_owned);
     failure.retry_after = raw.headers().get("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
     if reason == Reason::WrongRegion {
         failure.learnt_region = learnt_region(raw, message);

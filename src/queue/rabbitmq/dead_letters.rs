@@ -268,8 +268,9 @@ impl BrokerDeath {
 
     /// Returns the headers that a worker would have written.
     fn headers(&self) -> impl Iterator<Item = (String, String)> {
-        let limit = if self.reason == "delivery_limit" { " after too many deliveries" } else { "" };
-        let message = format!("the broker dead-lettered it in {}{limit} ({})", self.queue, self.reason);
+        // The id of a letter is made of its headers: this text never changes.
+        let often = if self.reason == "delivery_limit" { "came back too often without an end, and " } else { "" };
+        let message = format!("it {often}was given up by the broker in {} ({})", self.queue, self.reason);
         let at = self.at.map(|at| (LAST_FAILURE_AT.to_owned(), at.to_string()));
         let reason = (ERROR_REASON.to_owned(), self.reason.clone());
         [reason, (ERROR_CLASS.to_owned(), "broker".to_owned()), (ERROR_MESSAGE.to_owned(), message)]

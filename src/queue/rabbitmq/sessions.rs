@@ -113,7 +113,9 @@ impl BrokerSessions {
             SupervisorState::Closed => Err("the queue is closed".to_owned()),
             SupervisorState::Up(session) => match session.problem() {
                 Some(problem) => Err(problem),
-                None if self.context.deliveries.prefetched().is_closed() => Err("no more work is taken".to_owned()),
+                None if self.context.deliveries.prefetched().is_closed() => {
+                    Err("the queue has stopped consuming".to_owned())
+                }
                 None => Ok(()),
             },
         }
