@@ -169,7 +169,13 @@ impl Worker {
     /// Spawns a task for each delivery.
     async fn consume(&self, drain: &CancellationToken, tasks: &TaskTracker) {
         let consumer = Consumer::new(self.queue.clone(), self.admission.clone());
-        while let Some(Some((delivery, permit))) = drain.run_until_cancelled(consumer.next()).await {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = drain.cancelled() => return,
+                next = consumer.next() => next,
+            };
+            let Some((delivery, permit)) = next else { return };
             tasks.spawn(self.runner.clone().handle(delivery, permit));
         }
     }

@@ -61,10 +61,7 @@ impl Trace {
             return Self { span, log_span: Span::none() };
         }
         // At the highest level, so that every log filter keeps it.
-        Self {
-            span,
-            log_span: tracing::error_span!(target: "consign::domain::job", parent: None, "job", trace_id = %id),
-        }
+        Self { span, log_span: tracing::error_span!(target: "consign::job", parent: None, "job", trace_id = %id) }
     }
 
     /// Runs `work` in the span. Log lines of it carry the trace id, with or without an exporter.

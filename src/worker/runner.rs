@@ -103,7 +103,8 @@ impl Runner {
 
     /// Runs a job that this delivery owns: acquire, attempt, plan, settle.
     async fn run(&self, mut delivery: Delivery, job: &DecodedJob, owner: JobOwner, permit: Permit) {
-        let lane = delivery.lane;
+        // A duplicate may replace the delivery: the outcome answers the first one.
+        let (lane, properties) = (delivery.lane, delivery.properties.clone());
         let acquired = self.admission.acquire(&delivery, job, permit).await;
         let started_at = (self.clock)();
         let state = AttemptState::new(&delivery, job, &self.stop, started_at);
@@ -121,7 +122,7 @@ impl Runner {
             prefix: &self.prefix,
             policy: &self.policy,
             lane,
-            properties: &delivery.properties,
+            properties: &properties,
             job,
             started_at,
             now: attempt.as_ref().map_or(started_at, |facts| facts.finished_at),

@@ -141,9 +141,14 @@ impl SettlementPlan {
         self.outcome.as_ref().map(|outcome| outcome.kind)
     }
 
-    /// Word for log lines and traces: the outcome, else the settlement's action.
+    /// Word for log lines and traces: the outcome, else the settlement's action. A job that another
+    /// worker continues counts as returned, whether it is requeued, handed off or lost.
     pub(super) fn word(&self) -> &'static str {
-        self.kind().map_or_else(|| self.settlement.action(), OutcomeKind::as_str)
+        match self.kind() {
+            Some(kind) => kind.as_str(),
+            None if self.is_final => self.settlement.action(),
+            None => Settlement::Requeue.action(),
+        }
     }
 
     /// Delay of the copy, if one waits.

@@ -26,7 +26,8 @@ class RawAuth(TypedDict):
 
 class RawDestination(TypedDict):
     """
-    A destination as it is written. Nothing is checked yet but the shape; [`RawDestination::validate`] does the rest.
+    A destination as it is written. Nothing is checked yet but the shape;
+    [`RawDestination::validate`] does the rest.
     """
 
     auth: RawAuth

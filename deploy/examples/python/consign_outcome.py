@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 
 class Encryption(TypedDict):
     """
-    What S3 said about the encryption of an object.
+    Encryption of an object, as S3 reports it.
     """
 
     algorithm: NotRequired[str | None]
@@ -48,7 +48,7 @@ OutcomeData = TypedDict(
 
 class ConsignOutcome(TypedDict):
     """
-    The envelope.
+    Envelope.
     """
 
     data: OutcomeData

@@ -10,7 +10,6 @@ use super::throughput::TransferTotals;
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, Failure, OutcomeKind};
-use crate::queue::Settlement;
 use crate::upload::Progress;
 use crate::worker::history;
 use crate::worker::settlement::{SettlementContext, SettlementPlan};
@@ -147,10 +146,10 @@ fn shared<S: serde::Serializer>(trouble: &Option<Arc<FailureDetail>>, to: S) -> 
 }
 
 fn outcome(plan: &SettlementPlan) -> &'static str {
-    match (plan.kind(), &plan.settlement) {
-        (Some(kind), _) => kind.as_str(),
-        (None, Settlement::Requeue) => "returned",
-        (None, _) => "deferred",
+    match plan.kind() {
+        Some(kind) => kind.as_str(),
+        None if plan.is_final => "deferred",
+        None => "returned",
     }
 }
 

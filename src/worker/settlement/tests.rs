@@ -103,6 +103,7 @@ fn every_reason_in_every_lane_and_lease_state_has_its_settlement() {
                 matches!(planned.0, "return" | "lease") || case.lease == LeaseStatus::Lost && planned.0 == "ack";
             assert_eq!(plan.is_final, !elsewhere, "{reason:?} {case:?}");
             assert_eq!(plan.deferred.is_some(), planned.0 == "defer", "{reason:?}");
+            assert_eq!(plan.word() == "return", elsewhere, "it is reported as returned: {reason:?} {case:?}");
         }
     }
 }

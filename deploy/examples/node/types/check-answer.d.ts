@@ -154,7 +154,7 @@ export interface Step {
   ranked: string[];
   /**
    * The remedy.
- *    */
+   */
   remedy?: Remedy | null;
   /**
    * The result.

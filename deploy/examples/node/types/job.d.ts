@@ -10,7 +10,7 @@
  */
 export interface ConsignJob {
   /**
-   * What is done to the bytes on the way.
+   * Compression of the bytes.
    */
   compression?: "none" | "gzip" | "zstd";
   /**
@@ -22,7 +22,7 @@ export interface ConsignJob {
    */
   content_type?: string | null;
   /**
-   * When the job was made, RFC 3339.
+   * Time at which the job was created, RFC 3339.
    */
   created_at?: string | null;
   /**
@@ -38,7 +38,7 @@ export interface ConsignJob {
    */
   id: string;
   /**
-   * What happens when the key is taken.
+   * Behaviour when the object exists.
    */
   if_exists?: "replace" | "keep" | "fail";
   /**
@@ -83,7 +83,7 @@ export interface Destination {
    */
   bucket: string;
   /**
-   * Whether S3 should use a bucket key for this object.
+   * True if S3 is to use a bucket key.
    */
   bucket_key_enabled?: boolean | null;
   /**
@@ -97,7 +97,8 @@ export interface Destination {
     [k: string]: string;
   };
   /**
-   * The account that must own the bucket, or "any". Default: the role's account; none for access keys.
+   * The account that must own the bucket, or "any". Default: the role's account; none for access
+   * keys.
    */
   expected_bucket_owner?: string | null;
   /**
@@ -130,7 +131,7 @@ export interface Destination {
   tenant?: string | null;
 }
 /**
- * How to get in.
+ * Access to the bucket.
  */
 export interface RawAuth {
   /**
@@ -144,7 +145,7 @@ export interface RawAuth {
   role_arn?: string | null;
 }
 /**
- * Where the bytes come from.
+ * Source of the bytes.
  */
 export interface RawSource {
   /**

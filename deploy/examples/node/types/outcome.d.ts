@@ -6,7 +6,7 @@
  */
 
 /**
- * The envelope.
+ * Envelope.
  */
 export interface ConsignOutcome {
   data: OutcomeData;
@@ -31,7 +31,7 @@ export interface ConsignOutcome {
    */
   subject: string;
   /**
-   * When it was made.
+   * Time at which it was made.
    */
   time: string;
   /**
@@ -45,11 +45,12 @@ export interface ConsignOutcome {
   [k: string]: unknown;
 }
 /**
- * What became of the transfer.
+ * Data of the outcome.
  */
 export interface OutcomeData {
   /**
-   * Charged attempts, this one included. Of `expired`: those that were charged, which may be none.
+   * Charged attempts, this one included. Of `expired`: those that were charged, which may be
+   * none.
    */
   attempts?: number;
   /**
@@ -77,11 +78,11 @@ export interface OutcomeData {
    */
   destination?: string;
   /**
-   * How long it took, in seconds.
+   * Duration of this attempt in seconds.
    */
   duration_seconds?: number | null;
   /**
-   * What S3 said about encryption.
+   * Encryption that S3 reports.
    */
   encryption?: Encryption | null;
   /**
@@ -89,11 +90,11 @@ export interface OutcomeData {
    */
   etag?: string | null;
   /**
-   * When it ended.
+   * End of this attempt.
    */
   finished_at?: string | null;
   /**
-   * On failure: what the customer can do.
+   * On failure: remedy for the customer.
    */
   hint?: string | null;
   /**
@@ -111,7 +112,8 @@ export interface OutcomeData {
     [k: string]: string;
   };
   /**
-   * What happened, in plain words: on failure, and where a job was skipped because its backfill was cancelled.
+   * Description in plain words: on failure, and where a job was skipped because its backfill was
+   * cancelled.
    */
   message?: string | null;
   /**
@@ -123,11 +125,11 @@ export interface OutcomeData {
    */
   reason?: string | null;
   /**
-   * Whether an unfinished upload was continued.
+   * True when an unfinished upload was resumed.
    */
   resumed?: boolean;
   /**
-   * On failure: when the next try begins.
+   * On failure: time of the next attempt.
    */
   retry_at?: string | null;
   /**
@@ -135,11 +137,11 @@ export interface OutcomeData {
    */
   source_bytes?: number | null;
   /**
-   * When this attempt began.
+   * Start of this attempt.
    */
   started_at?: string | null;
   /**
-   * The platform's name of the customer.
+   * Name of the customer at the platform.
    */
   tenant?: string | null;
   /**
@@ -149,7 +151,7 @@ export interface OutcomeData {
   [k: string]: unknown;
 }
 /**
- * What S3 said about the encryption of an object.
+ * Encryption of an object, as S3 reports it.
  */
 export interface Encryption {
   /**

@@ -1,6 +1,7 @@
 use super::*;
 use crate::domain::headers::Headers;
 use crate::domain::outcome::{Reason, RetryDelay};
+use crate::queue::Settlement;
 use crate::worker::sample;
 
 fn destination(id: &str) -> Arc<Destination> {
