@@ -1,4 +1,4 @@
-//! consign delivers files into buckets that belong to other people.
+//! consign delivers files into buckets that belong to customers.
 //!
 //! # The path of a job
 //!
@@ -20,8 +20,8 @@
 //! 7. `worker::settlement` plans the settlement, as a pure function.
 //! 8. [`queue::Queue::settle`] publishes the outcome, publishes the copy, acknowledges.
 //!
-//! A reader never returns to a station left behind. Nothing below [`worker`] knows that a delivery
-//! exists. Nothing below [`transfer`] knows that a job has attempts.
+//! [`transfer`] and [`upload`] know nothing of deliveries and settlements: [`worker`] hands them a
+//! job, and they return a result.
 //!
 //! # Where to find ...
 //!

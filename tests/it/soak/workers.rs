@@ -95,6 +95,8 @@ impl Workers {
     pub async fn roll(&self, stage: &Stage, record: &Record, slot: usize) {
         let mut held = self.slot(slot).await;
         let old = held.take().unwrap();
+        // Before its signal handlers are installed, SIGTERM ends any process at once.
+        started(&old.worker).await;
         let begun = Instant::now();
         old.worker.terminate();
         let status = ended(&old.worker).await;
@@ -104,8 +106,10 @@ impl Workers {
             Some(Some(code @ 0..=1)) => end(record, &old, TransferResult::Drained(code)),
             other => {
                 record.problem(format!("after SIGTERM a worker ended with {other:?} in {:?}", begun.elapsed()));
-                old.worker.kill();
-                ended(&old.worker).await;
+                if other.is_none() {
+                    old.worker.kill();
+                    ended(&old.worker).await;
+                }
                 end(record, &old, TransferResult::Killed);
             }
         }
@@ -146,6 +150,15 @@ impl Workers {
                 record.note(|notes| notes.lives[sitting.life].samples.push(sample));
             }
         }
+    }
+}
+
+/// Waits until the process has logged its start, or has ended.
+async fn started(worker: &Worker) {
+    let begun = Instant::now();
+    while !worker.log().contains("worker started") && worker.ended().is_none() {
+        assert!(begun.elapsed() < STOPPING, "the worker has not started:\n{}", worker.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
