@@ -405,3 +405,20 @@ fn what_was_expected_is_said_in_plain_words() {
         assert!(sized(wrong).ends_with("expected a whole number"), "{}", sized(wrong));
     }
 }
+
+#[test]
+fn a_field_with_an_empty_name_is_named_by_its_quotes() {
+    let field = |json: &str| wire::parse(json.as_bytes()).unwrap_err().field;
+    assert_eq!(
+        field(r#"{"version":1,"":1,"id":"a","source":{"url":"file:///a"},"destination":"acme","key":"k"}"#),
+        r#""""#
+    );
+    assert_eq!(
+        field(r#"{"version":1,"id":"a","source":{"url":"file:///a","":1},"destination":"acme","key":"k"}"#),
+        r#"source."""#
+    );
+    assert_eq!(
+        field(r#"{"version":1,"id":"a","source":{"url":"file:///a"},"destination":{"":1},"key":"k"}"#),
+        r#"destination."""#
+    );
+}
