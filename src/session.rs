@@ -10,6 +10,7 @@
 mod assume;
 mod cache;
 mod caller;
+mod home;
 mod identity;
 mod static_key;
 
@@ -29,9 +30,11 @@ use crate::domain::destination::{
     Auth, BucketName, Destination, DestinationId, ExternalId, Prefix, Region, SecretSource,
 };
 use crate::domain::outcome::{Failure, Reason};
+use crate::domain::policy;
 use crate::metrics::{Metrics, SessionRequest};
 pub use cache::SessionStatus;
 use cache::{Cache, CacheLookup, FetchedValue};
+use home::Home;
 pub use identity::WorkerIdentity;
 
 /// Time-out for making a TCP and TLS connection to S3 or STS. One value for all clients: different
@@ -42,6 +45,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_hours(2);
 
 /// Largest number of learnt regions that differ from the configuration.
 const MAX_LEARNT_REGIONS: usize = 10_000;
+/// Largest number of sessions whose usual policy left no room for session tags.
+const MAX_SMALLER_POLICIES: u64 = 10_000;
 
 /// An S3 client with the credentials of one destination.
 #[derive(Debug)]
@@ -76,7 +81,10 @@ pub struct Sessions {
     aws: AwsConfig,
     identity: WorkerIdentity,
     cache: Cache<SessionKey, Arc<S3Session>>,
+    home: Home,
     learnt: RwLock<HashMap<(DestinationId, BucketName), Region>>,
+    /// Sessions that get the smaller policy.
+    smaller_policies: moka::sync::Cache<SessionKey, ()>,
     metrics: Arc<Metrics>,
 }
 
@@ -84,14 +92,15 @@ impl Sessions {
     /// An empty cache. Nothing is called yet.
     pub fn new(config: SessionConfig, aws: AwsConfig, identity: WorkerIdentity, metrics: Arc<Metrics>) -> Self {
         let cache = Cache::new(config.capacity, IDLE_TIMEOUT, config.refresh_before, config.denied_for);
-        Self { config, aws, identity, cache, learnt: RwLock::default(), metrics }
+        let smaller_policies = moka::sync::Cache::new(MAX_SMALLER_POLICIES);
+        Self { config, aws, identity, cache, home: Home::new(), learnt: RwLock::default(), smaller_policies, metrics }
     }
 
     /// Returns the session of a destination: from the cache, or by one call of STS for all
     /// concurrent callers.
     ///
-    /// Errors: `assume_role_denied`, `role_auth_off`, `access_key_invalid` (destination),
-    /// `sts_unavailable`, `throttled` (transient), `identity_denied`, `clock_skew` (worker).
+    /// Errors: `assume_role_denied`, `wrong_region`, `role_auth_off`, `access_key_invalid`
+    /// (destination), `sts_unavailable`, `throttled` (transient), `identity_denied`, `clock_skew` (worker).
     pub async fn get(&self, destination: &Destination) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
         let answer = self.cache.get(Self::key(destination, &region), || self.fetch(destination, &region)).await;
@@ -168,10 +177,14 @@ impl Sessions {
     /// Returns the ARN of the worker by GetCallerIdentity, which needs no permission. Without a
     /// destination STS is called in the worker's own region.
     ///
-    /// Errors: `identity_denied`, `clock_skew` (worker), `sts_unavailable`, `throttled`
-    /// (transient).
+    /// Errors: `identity_denied`, `clock_skew` (worker), `wrong_region` (destination),
+    /// `sts_unavailable`, `throttled` (transient).
     pub async fn own_arn(&self, destination: Option<&Destination>) -> Result<String, Failure> {
-        caller::caller(&self.identity, &self.aws, destination.map(|to| &to.region), None).await
+        let answer = caller::caller(&self.identity, &self.aws, destination.map(|to| &to.region), None).await;
+        match (answer, destination) {
+            (Err(failure), Some(to)) => Err(self.judged(failure, to, &to.region).await),
+            (answer, _) => answer,
+        }
     }
 
     /// Returns the ARN of the owner of the destination's access key; `None` for a role, and for a
@@ -194,7 +207,8 @@ impl Sessions {
     /// Errors: any failure but a denial.
     pub async fn open_without_external_id(&self, destination: &Destination) -> Result<bool, Failure> {
         let Auth::IamRole { role_arn, .. } = &destination.auth else { return Ok(false) };
-        let role = assume::RoleRequest { arn: role_arn, external_id: None, destination, region: &destination.region };
+        let (region, policy) = (&destination.region, self.session_policy(destination, &destination.region));
+        let role = assume::RoleRequest { arn: role_arn, external_id: None, destination, region, policy };
         match assume::request(&self.identity, &self.aws, &role).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.reason == Reason::AssumeRoleDenied => Ok(false),
@@ -269,9 +283,10 @@ impl Sessions {
         let credentials = match &destination.auth {
             Auth::IamRole { .. } if !self.config.role_auth => return Err(role_auth_off()),
             Auth::IamRole { role_arn, external_id } => {
-                let role =
-                    assume::RoleRequest { arn: role_arn, external_id: external_id.as_ref(), destination, region };
-                assume::assume(&self.identity, &self.aws, &role, &self.metrics).await?
+                let (external_id, policy) = (external_id.as_ref(), self.session_policy(destination, region));
+                let role = assume::RoleRequest { arn: role_arn, external_id, destination, region, policy };
+                // Boxed: rare, and large inside the future of every request to S3.
+                Box::pin(self.assume(role)).await?
             }
             Auth::AccessKey { access_key_id, secret } => static_key::credentials(access_key_id, secret).await?,
         };
@@ -279,6 +294,37 @@ impl Sessions {
         let lives = expires_at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
         let client = self.client(credentials, region);
         Ok(FetchedValue { value: Arc::new(S3Session { client, expires_at }), lives })
+    }
+
+    /// Assumes a role, unless the partitions say that it is in vain. A session policy that is too
+    /// large beside session tags is replaced once by the next smaller one, for good.
+    async fn assume(&self, mut role: assume::RoleRequest<'_>) -> Result<Credentials, Failure> {
+        if let Some(conflict) = self.partition_conflict(role.arn, role.region) {
+            return Err(home::with_remedy(conflict, role.destination));
+        }
+        let assume = async |role: &_| assume::assume(&self.identity, &self.aws, role, &self.metrics).await;
+        let mut granted = assume(&role).await;
+        let smaller = policy::smaller_session_policy(role.destination);
+        if granted.as_ref().is_err_and(assume::is_policy_too_large) && smaller.len() < role.policy.len() {
+            self.smaller_policies.insert(Self::key(role.destination, role.region), ());
+            role.policy = smaller;
+            granted = assume(&role).await;
+        }
+        match granted {
+            Ok(credentials) => {
+                self.home.granted(role.arn, role.region);
+                Ok(credentials)
+            }
+            Err(failure) => Err(self.judged(failure, role.destination, role.region).await),
+        }
+    }
+
+    fn session_policy(&self, destination: &Destination, region: &Region) -> String {
+        if self.smaller_policies.contains_key(&Self::key(destination, region)) {
+            policy::smaller_session_policy(destination)
+        } else {
+            policy::session_policy(destination)
+        }
     }
 
     fn client(&self, credentials: Credentials, region: &Region) -> aws_sdk_s3::Client {

@@ -13,7 +13,7 @@ use crate::domain::destination::{Checksum, Destination, ObjectKey};
 use crate::domain::diagnosis::Who;
 use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
 use crate::domain::job::{Compression, Job, ObjectAttributes};
-use crate::domain::outcome::{Failure, Reason, Receipt, TransferResult};
+use crate::domain::outcome::{Failure, Reason, Receipt, Symptom, TransferResult};
 use crate::metrics::Metrics;
 use crate::runtime::failpoints;
 use crate::session::Sessions;
@@ -73,6 +73,12 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// Clears the cached denials, once a destination is reported as fixed.
     fn forget_denials(&self) {}
 
+    /// Confirms by calls of our own that a failure which many destinations share is not theirs. See
+    /// [`Sessions::confirm_outage`]. A transport that can't ask confirms nothing.
+    fn confirm_outage<'a>(&'a self, _symptom: Symptom, _controls: &'a [Arc<Destination>]) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
     /// Tests a connection; `egress` holds the public addresses of the platform.
     fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, CheckReport>;
 }
@@ -89,6 +95,10 @@ impl Transport for Transfers {
 
     fn forget_denials(&self) {
         self.sessions.forget_denials();
+    }
+
+    fn confirm_outage<'a>(&'a self, symptom: Symptom, controls: &'a [Arc<Destination>]) -> BoxFuture<'a, bool> {
+        Box::pin(self.sessions.confirm_outage(symptom, controls))
     }
 
     fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, CheckReport> {
@@ -109,7 +119,10 @@ impl Transfers {
         if job.expires_at.is_some_and(|at| at <= Timestamp::now()) {
             return TransferResult::Expired;
         }
-        self.attempt(job, &attempt).await.unwrap_or_else(TransferResult::Failed)
+        match self.attempt(job, &attempt).await {
+            Ok(result) => result,
+            Err(failure) => TransferResult::Failed(self.sessions.judged_at_home(failure).await),
+        }
     }
 
     async fn attempt(&self, job: &Job, attempt: &TransferRequest<'_>) -> Result<TransferResult, Failure> {

@@ -6,7 +6,7 @@ use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 
 use crate::domain::destination::{Auth, Destination, Region, RoleArn};
-use crate::domain::outcome::{AwsError, Failure, Reason};
+use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
 use crate::metrics;
 
 /// Returns the label of a request in the metrics; the outer error is a time-out of the caller.
@@ -142,6 +142,10 @@ pub(crate) struct AssumedRole<'a> {
 pub(crate) fn sts_table(answer: &AwsError, role: Option<AssumedRole<'_>>) -> (Reason, String) {
     let (code, status, said) = (answer.code.as_str(), answer.status, answer.message.as_str());
     match code {
+        // The tags are those of the worker's own identity: no customer asked for them.
+        "AccessDenied" | "AccessDeniedException" if denied_action(said) == Some("sts:TagSession") => {
+            (Reason::IdentityDenied, "STS denies the session tags of the worker's own identity (sts:TagSession)".to_owned())
+        }
         "AccessDenied" | "AccessDeniedException" => sts_denied(role),
         // Some servers send no code at all.
         "" if matches!(status, 401 | 403) => sts_denied(role),

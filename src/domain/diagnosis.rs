@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::domain::destination::{Destination, Region};
-use crate::domain::outcome::{AwsError, Failure, Reason};
+use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
 
 pub use code::{Code, Side};
 
@@ -171,12 +171,6 @@ struct Evidence<'a> {
     message: &'a str,
 }
 
-/// Returns the action that IAM names in `... is not authorized to perform: kms:GenerateDataKey on
-/// resource: ...`.
-pub fn denied_action(said: &str) -> Option<&str> {
-    let (_, rest) = said.split_once("perform: ")?;
-    rest.split_whitespace().next()
-}
 
 /// Returns the resource in the same sentence.
 fn denied_resource(said: &str) -> Option<&str> {

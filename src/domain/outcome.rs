@@ -7,12 +7,14 @@
 mod decide;
 mod event;
 mod retry_delay;
+mod symptom;
 
 use std::time::Duration;
 
 pub use decide::{DecisionContext, Disposition, History, RetryPolicy, decide};
 pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
 pub use retry_delay::{RetryDelay, Wait, choose as choose_retry_delay};
+pub use symptom::Symptom;
 
 use crate::domain::control::BackfillId;
 
@@ -101,7 +103,7 @@ reasons! {
     AccessDenied "access_denied" Destination "A permission is missing in the bucket.",
     BucketNotFound "bucket_not_found" Destination "There is no such bucket.",
     WrongOwner "wrong_owner" Destination "The bucket belongs to another account.",
-    WrongRegion "wrong_region" Destination "The bucket lives in another region.",
+    WrongRegion "wrong_region" Destination "The bucket lives in another region, or the role where this worker's identity is not valid.",
     KmsDenied "kms_denied" Destination "The KMS key may not be used.",
     KmsUnavailable "kms_unavailable" Destination "The KMS key is missing, disabled or pending deletion.",
     AccessKeyInvalid "access_key_invalid" Destination "The access key is unknown, disabled or does not match.",
@@ -180,6 +182,13 @@ impl AwsError {
     }
 }
 
+/// Returns the action that IAM names in `... is not authorized to perform: kms:GenerateDataKey on
+/// resource: ...`.
+pub fn denied_action(said: &str) -> Option<&str> {
+    let (_, rest) = said.split_once("perform: ")?;
+    rest.split_whitespace().next()
+}
+
 impl Failure {
     /// A failure with a message and nothing else yet.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
@@ -205,6 +214,19 @@ impl Failure {
     /// The class of the reason.
     pub fn class(&self) -> Class {
         self.reason.class()
+    }
+
+    /// Returns true for a denial of STS, which is cached (`session.denied_for`).
+    pub fn is_denied_by_sts(&self) -> bool {
+        let asked = || self.answer.as_deref().is_some_and(|answer| answer.operation == "AssumeRole");
+        self.reason == Reason::AssumeRoleDenied || (self.class() == Class::Destination && asked())
+    }
+
+    /// Returns true if STS denied the session tags of the worker's own identity. That is for the
+    /// platform to fix, yet other roles may allow them.
+    pub fn is_about_session_tags(&self) -> bool {
+        let denied = self.answer.as_deref().and_then(|answer| denied_action(&answer.message));
+        self.reason == Reason::IdentityDenied && denied == Some("sts:TagSession")
     }
 }
 

@@ -15,7 +15,6 @@ use crate::config::AwsConfig;
 use crate::domain::destination::{Destination, ExternalId, Region, RoleArn};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Class, Failure, Reason};
-use crate::domain::policy;
 use crate::metrics::Metrics;
 
 /// An assumed role that assumes another one gets an hour at most
@@ -31,6 +30,8 @@ pub(super) struct RoleRequest<'a> {
     pub(super) external_id: Option<&'a ExternalId>,
     pub(super) destination: &'a Destination,
     pub(super) region: &'a Region,
+    /// Session policy.
+    pub(super) policy: String,
 }
 
 /// Assumes the role with a session policy that allows no more than this destination needs.
@@ -66,13 +67,18 @@ pub(super) async fn request(
         .role_session_name(session_name)
         .set_external_id(role.external_id.map(|id| id.expose().to_owned()))
         .duration_seconds(SESSION_DURATION_SECONDS)
-        .policy(policy::session_policy(role.destination));
+        .policy(role.policy.as_str());
     let reply = request.send().await.map_err(|error| refused("AssumeRole", &error, Some(role)))?;
     let given =
         reply.credentials.ok_or_else(|| Failure::new(Reason::StsUnavailable, "STS answered without credentials"))?;
     let expires = std::time::SystemTime::try_from(given.expiration).ok();
     let (id, secret, token) = (given.access_key_id, given.secret_access_key, given.session_token);
     Ok(Credentials::new(id, secret, Some(token), expires, "consign assumed role"))
+}
+
+/// Returns true if the session policy and the tags of the session are too large together.
+pub(super) fn is_policy_too_large(failure: &Failure) -> bool {
+    failure.answer.as_deref().is_some_and(|answer| answer.code.starts_with("PackedPolicyTooLarge"))
 }
 
 /// Returns the region in which STS is called: the platform's, else the destination's, else that of

@@ -16,6 +16,8 @@ use crate::domain::outcome::{Failure, Reason};
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Returns the ARN of the owner of the credentials: the worker's own, or those of `key`.
+///
+/// Errors: as of [`refused`]; a refusal is not judged yet.
 pub(super) async fn caller(
     identity: &WorkerIdentity,
     aws: &AwsConfig,

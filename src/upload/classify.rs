@@ -10,7 +10,7 @@ pub(super) use crate::aws::errors::ErrorSignal;
 use crate::aws::errors::{S3Classification, error_response, s3_status, s3_table};
 use crate::domain::destination::{Destination, Region};
 use crate::domain::diagnosis;
-use crate::domain::outcome::{AwsError, Failure, Reason};
+use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
 
 /// Failed call: the failure, the signal for the upload, and if the request may have taken effect.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ fn answered(answer: AwsError, meta: &ErrorMetadata, raw: &HttpResponse, destinat
     let (code, message) = (answer.code.as_str(), meta.message().unwrap_or_default());
     let S3Classification { mut reason, signal } = s3_table(code, status, destination);
     if reason == Reason::AccessDenied
-        && diagnosis::denied_action(message).is_some_and(|action| action.starts_with("kms:"))
+        && denied_action(message).is_some_and(|action| action.starts_with("kms:"))
     {
         reason = Reason::KmsDenied;
     }

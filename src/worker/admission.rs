@@ -28,7 +28,7 @@ use super::parts::{WorkerClock, WorkerParts};
 use crate::domain::control::BackfillId;
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::lane::Lane;
-use crate::domain::outcome::{Failure, RetryDelay, TransferResult};
+use crate::domain::outcome::{Failure, RetryDelay, Symptom, TransferResult};
 use crate::domain::routing_key;
 use crate::metrics::{DeferCause, Metrics};
 use crate::queue::{Delivery, Queue};
@@ -105,6 +105,9 @@ pub(super) struct Admission {
     limits: Arc<DestinationLimits>,
     circuits: Arc<CircuitBreakers>,
     outage: OutageDetector,
+    /// Held while calls of our own confirm an outage: results that are suspicious meanwhile wait for
+    /// the same verdict.
+    confirming: tokio::sync::Mutex<()>,
     health: WorkerHealth,
     quarantine: Arc<Semaphore>,
     delayed: DelayedJobs,
@@ -124,6 +127,7 @@ impl Admission {
             limits: DestinationLimits::new(parts.config.destination_slots, parts.config.slots),
             circuits: CircuitBreakers::new(parts.denied_for, parts.metrics.clone()),
             outage: OutageDetector::default(),
+            confirming: tokio::sync::Mutex::default(),
             health: WorkerHealth::default(),
             quarantine: Arc::new(Semaphore::new(1)),
             delayed: DelayedJobs::new(),
@@ -268,7 +272,7 @@ impl Admission {
     }
 
     /// Observes that S3 accepted data of an attempt: no other job waits for the end of this probe.
-    pub(super) fn destination_accepts(&self, destination: &Destination, permit: &mut Permit) {
+    pub(super) fn destination_accepts(&self, destination: &Arc<Destination>, permit: &mut Permit) {
         self.circuits.succeeded(&destination.id, (self.clock)());
         self.outage.succeeded(destination, self.metrics.roles_assumed());
         if !self.outage.is_outage() {
@@ -279,18 +283,18 @@ impl Admission {
 
     /// Observes the result of an attempt, and decides who is at fault: everybody, this worker, or
     /// the destination.
-    pub(super) fn observe(&self, job: &DecodedJob, probe: Option<u64>, result: TransferResult) -> ObservedEnd {
+    pub(super) async fn observe(&self, job: &DecodedJob, probe: Option<u64>, result: TransferResult) -> ObservedEnd {
         let destination = &job.destination.id;
         let result = match self.outage.observe(&job.destination, result, self.metrics.roles_assumed()) {
             ObservedResult::Known(result) => result,
-            ObservedResult::OutageStarted(result, evidence) => {
-                self.circuits.close_recent(evidence);
-                result
+            ObservedResult::Suspicious(result, symptom) => {
+                self.confirm_outage(symptom).await;
+                self.outage.covered(&job.destination, result)
             }
         };
         // Where STS denies every role, a delivery with a session from before proves nothing.
         let delivered = matches!(result, TransferResult::Delivered(_) | TransferResult::Skipped);
-        if !delivered || !self.outage.is_outage() {
+        if (!delivered || !self.outage.is_outage()) && !self.is_about_one_trust_policy(&result) {
             self.health.observe(&result);
         }
         let attempt = ObservedAttempt { destination, key: job.job.key.as_str(), probe };
@@ -301,6 +305,25 @@ impl Admission {
             return ObservedEnd { result, next_probe: None };
         }
         ObservedEnd { result, next_probe }
+    }
+
+    /// Confirms by calls of our own that a failure which many destinations share is not theirs, once
+    /// for all results that are suspicious at the same time.
+    async fn confirm_outage(&self, symptom: Symptom) {
+        let _confirming = self.confirming.lock().await;
+        let Some(controls) = self.outage.controls(symptom) else { return };
+        let confirmed = self.transport.confirm_outage(symptom, &controls).await;
+        tracing::info!(?symptom, confirmed, "several destinations fail alike; calls of our own say if it is an outage");
+        if let Some(evidence) = self.outage.conclude(symptom, confirmed) {
+            self.circuits.close_recent(evidence);
+        }
+    }
+
+    /// Returns true for a denial of session tags while STS grants other roles: it is for the
+    /// platform to fix, but the worker is not sick.
+    fn is_about_one_trust_policy(&self, result: &TransferResult) -> bool {
+        let denied = matches!(result, TransferResult::Failed(failure) if failure.is_about_session_tags());
+        denied && self.metrics.roles_assumed() > 0
     }
 
     /// Returns the last success of a destination, as far as it is known.

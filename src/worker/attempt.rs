@@ -111,7 +111,7 @@ impl Attempts {
             permit.delivered(started.elapsed());
         }
         let finished_at = (self.clock)();
-        let observed = self.admission.observe(owned.job, probe, result);
+        let observed = self.admission.observe(owned.job, probe, result).await;
         let facts = AttemptFacts {
             next_probe: observed.next_probe,
             took: started.elapsed(),

@@ -4,9 +4,9 @@
 //! those of IAM's access denied messages
 //! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>).
 
-use super::{Code, DiagnosisContext, Reads, denied_action};
+use super::{Code, DiagnosisContext, Reads};
 use crate::domain::destination::Auth;
-use crate::domain::outcome::{AwsError, Reason};
+use crate::domain::outcome::{AwsError, Reason, denied_action};
 
 /// The problem behind an answer; `reason` is what the transfer makes of it.
 pub(super) fn code(answer: &AwsError, reason: Reason, context: &DiagnosisContext<'_>) -> Code {
@@ -26,7 +26,8 @@ pub(super) fn without_answer(reason: Reason) -> Code {
         Reason::RoleAuthOff => Code::RoleAuthOff,
         Reason::AccessKeyInvalid => Code::AccessKeySecretUnreadable,
         Reason::WrongOwner => Code::WrongOwner,
-        Reason::WrongRegion => Code::WrongRegion,
+        // No request is made where the partitions say that it is in vain.
+        Reason::WrongRegion => Code::OtherPartition,
         Reason::EncryptionMismatch => Code::EncryptionMismatch,
         Reason::S3Unavailable | Reason::SlowDown | Reason::Throttled => Code::S3Unavailable,
         _ => Code::Unexpected,
@@ -137,6 +138,9 @@ fn explicit_deny(said: &str, context: &DiagnosisContext<'_>) -> Code {
 fn sts(answer: &AwsError, reason: Reason) -> Code {
     let said = answer.message.as_str();
     match answer.code.as_str() {
+        "AccessDenied" | "AccessDeniedException" if denied_action(said) == Some("sts:TagSession") => {
+            Code::IdentityMayNotTag
+        }
         "AccessDenied" | "AccessDeniedException" if said.contains("explicit deny") => Code::RoleExplicitDeny,
         "AccessDenied" | "AccessDeniedException" if said.contains("no identity-based policy allows") => {
             Code::IdentityMayNotAssume
@@ -144,12 +148,13 @@ fn sts(answer: &AwsError, reason: Reason) -> Code {
         "AccessDenied" | "AccessDeniedException" if answer.operation == "AssumeRole" => Code::RoleDenied,
         "NoSuchEntity" | "NoSuchEntityException" => Code::RoleNotFound,
         "RegionDisabledException" => Code::StsRegionDisabled,
-        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" | "MalformedPolicyDocument" | "ValidationError" => {
-            Code::RoleRequestRefused
-        }
+        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" => Code::SessionPolicyTooLarge,
+        "MalformedPolicyDocument" | "ValidationError" => Code::RoleRequestRefused,
         _ => match reason {
             Reason::ClockSkew => Code::ClockSkew,
             Reason::IdentityDenied => Code::IdentityRefused,
+            // The identity is valid at home.
+            Reason::WrongRegion => Code::IdentityUnknownInRegion,
             Reason::StsUnavailable | Reason::Throttled => Code::StsUnavailable,
             _ if answer.operation == "AssumeRole" => Code::RoleRequestRefused,
             _ => Code::IdentityRefused,

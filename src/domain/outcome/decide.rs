@@ -97,7 +97,9 @@ pub fn decide(failure: &Failure, history: &History, policy: &RetryPolicy, contex
     match failure.class() {
         Class::Job => Disposition::DeadLetter(failure.reason),
         // Another destination must be tried next: a job that is requeued at once would be in its way.
-        Class::Worker if failure.reason == Reason::Outage => context.defer(Wait::Other),
+        Class::Worker if failure.reason == Reason::Outage || failure.is_about_session_tags() => {
+            context.defer(Wait::Other)
+        }
         Class::Interrupted | Class::Worker => Disposition::Requeue,
         Class::Transient | Class::Session => charge(failure, history, policy, context),
         // This worker's own setting refuses every role. Neither time nor the customer changes that.
@@ -128,7 +130,7 @@ fn defer(failure: &Failure, history: &History, policy: &RetryPolicy, context: &D
         Some(next) => Wait::Probe(next),
         None => Wait::Destination {
             deferrals: history.deferrals,
-            denied_for: (failure.reason == Reason::AssumeRoleDenied).then_some(policy.denied_for),
+            denied_for: failure.is_denied_by_sts().then_some(policy.denied_for),
         },
     })
 }

@@ -33,13 +33,20 @@ const STEPS: [&[Permission]; 4] = [
 /// role destination that was validated. A long prefix costs permissions that deliveries work
 /// without: listing first, then the region, then cleaning up, tags and deleting.
 pub fn session_policy(destination: &Destination) -> String {
-    let mut policies = STEPS.iter().map(|left_out| policy(destination, left_out)).peekable();
-    while let Some(policy) = policies.next() {
-        if fits(&policy) || policies.peek().is_none() {
-            return policy;
-        }
-    }
-    String::new()
+    size_of_policy(destination, 0)
+}
+
+/// The next smaller session policy than [`session_policy`], for session tags that leave no room for
+/// that one. The smallest of all where there is none.
+pub fn smaller_session_policy(destination: &Destination) -> String {
+    size_of_policy(destination, 1)
+}
+
+/// The policy that is `smaller` sizes below the largest one that fits.
+fn size_of_policy(destination: &Destination, smaller: usize) -> String {
+    let policies = STEPS.iter().map(|left_out| policy(destination, left_out));
+    let mut fitting = policies.skip_while(|policy| !fits(policy)).skip(smaller);
+    fitting.next().unwrap_or_else(|| policy(destination, STEPS[STEPS.len() - 1]))
 }
 
 /// Refuses a role destination whose prefix is too long for any session policy: it is the escaping
@@ -186,6 +193,20 @@ mod tests {
         assert!(region.len() == 6 && !region.contains(&"s3:GetBucketLocation"), "{region:?}");
         let least = actions(&"$".repeat(435));
         assert_eq!(least, ["s3:PutObject", "kms:GenerateDataKey", "kms:Decrypt"]);
+    }
+
+    #[test]
+    fn the_smaller_policy_is_one_size_below_and_never_reaches_further() {
+        let listing = |policy: &str| policy.contains("s3:ListBucket");
+        let usual = destination("exports", None);
+        let (policy, smaller) = (session_policy(&usual), smaller_session_policy(&usual));
+        assert!(listing(&policy) && !listing(&smaller) && smaller.contains("s3:GetBucketLocation"), "{smaller}");
+        assert!(smaller.len() < policy.len() && smaller.contains("acme-exports/exports/*"));
+        let long = destination(&"p".repeat(990), None);
+        let smaller = smaller_session_policy(&long);
+        assert!(!smaller.contains("s3:GetBucketLocation") && smaller.contains("s3:AbortMultipartUpload"), "{smaller}");
+        let least = destination(&"$".repeat(435), None);
+        assert_eq!(smaller_session_policy(&least), session_policy(&least), "there is none below");
     }
 
     #[test]

@@ -324,8 +324,8 @@ impl CircuitBreaker {
     fn trips(&mut self, key: &str, failure: &Failure) -> bool {
         match failure.reason {
             // A cached denial is no new answer.
-            Reason::AssumeRoleDenied if failure.remembered => false,
-            Reason::AssumeRoleDenied => {
+            _ if failure.is_denied_by_sts() && failure.remembered => false,
+            _ if failure.is_denied_by_sts() => {
                 let first = *self.first_denial.get_or_insert_with(Instant::now);
                 first.elapsed() >= MIN_DENIAL_SPACING
             }
@@ -357,8 +357,7 @@ impl OpenCircuit {
         self.probing = None;
         self.failure = failure.clone();
         let interval = RetryDelay::probe_interval(self.probes).duration();
-        let cached =
-            if failure.reason == Reason::AssumeRoleDenied { denied_for + Duration::from_secs(1) } else { interval };
+        let cached = if failure.is_denied_by_sts() { denied_for + Duration::from_secs(1) } else { interval };
         self.next_probe = Instant::now() + interval.max(cached);
     }
 

@@ -1,26 +1,31 @@
-//! Outage detector: when many destinations begin to fail alike, the cause is our identity, our
-//! network or S3 as a whole, and not each customer. Then no circuit breaker opens, no attempt is
-//! charged, and the worker takes one job at a time until one succeeds.
+//! Outage detector: when many destinations begin to fail alike, the cause may be our identity, our
+//! network or S3 as a whole, and not each customer.
+//!
+//! Evidence are only destinations that worked before: a role that somebody made up costs its own
+//! job alone. They are suspicious when several customers fail alike, and more than half of those
+//! tried meanwhile do. Where none ever worked, after a start, all that fail alike are. A suspicion
+//! counts once calls of our own confirm it: see [`crate::transfer::Transport::confirm_outage`].
+//! Then no circuit breaker opens, no attempt is charged, and the worker takes one job at a time
+//! until one succeeds.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::domain::destination::{Auth, Destination, DestinationId};
-use crate::domain::outcome::{Failure, Reason, TransferResult};
+use crate::domain::outcome::{Failure, Reason, Symptom, TransferResult};
 
 /// Failures within this time count together.
 const WINDOW: Duration = Duration::from_secs(60);
 /// The same for STS: destinations with a session deliver for up to an hour, so failures come one by
 /// one.
 const STS_WINDOW: Duration = Duration::from_mins(10);
-/// Customers that worked before and fail shared in an outage.
-const MIN_WORKED_OWNERS: usize = 3;
-/// The same when nothing is known of them: after a start, a few customers may each be broken on
-/// their own.
-const MIN_UNKNOWN_OWNERS: usize = 5;
+/// Customers that fail alike in an outage.
+const MIN_OWNERS: usize = 3;
+/// Time for which a suspicion that was not confirmed is not raised again.
+const REFUTED_FOR: Duration = Duration::from_secs(30);
 /// Time without a failure after which an outage is over.
 const IDLE_END: Duration = Duration::from_mins(10);
 /// Longest outage by denials; after it they are judged one by one.
@@ -33,6 +38,8 @@ const MAX_DEFERRAL_PAUSE: Duration = Duration::from_millis(250);
 /// Most destinations whose last result is remembered. Inline destinations are unlimited in number;
 /// beyond this, all are dropped.
 const MAX_REMEMBERED: usize = 10_000;
+/// Most customers with a destination that worked lately, to be asked about an outage.
+const MAX_WITNESSES: usize = 8;
 
 /// Results of all destinations of this worker.
 #[derive(Debug, Default)]
@@ -42,21 +49,32 @@ pub(super) struct OutageDetector {
 
 #[derive(Debug, Default)]
 struct OutageState {
-    /// True where the last result was a success.
-    last: HashMap<DestinationId, bool>,
-    /// Destinations that began to fail since the last success of any.
+    last: HashMap<DestinationId, LastResult>,
+    /// Destinations that worked lately, the latest last; one for each customer.
+    witnesses: VecDeque<Arc<Destination>>,
+    /// True once any destination has worked.
+    any_worked: bool,
+    /// Destinations that began to fail, and whose failure counts as evidence.
     newly_failing: Vec<NewFailure>,
+    /// Suspicions that were not confirmed.
+    refuted: Vec<(Symptom, Instant)>,
     current: Option<CurrentOutage>,
 }
 
 #[derive(Debug)]
+struct LastResult {
+    worked: bool,
+    at: Instant,
+    owner: Arc<str>,
+}
+
+#[derive(Debug)]
 struct NewFailure {
-    destination: DestinationId,
+    destination: Arc<Destination>,
     /// Customer: failures of all buckets of one customer are no outage.
-    owner: String,
+    owner: Arc<str>,
     symptom: Symptom,
     at: Instant,
-    worked: bool,
     /// Number of successful AssumeRole calls at that time.
     granted: u64,
 }
@@ -72,84 +90,68 @@ struct CurrentOutage {
     deferred: u32,
 }
 
-/// Failure that has one cause when many destinations have it at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Symptom {
-    /// S3 is unreachable or answers with errors only.
-    S3,
-    /// STS is unreachable or answers with errors only.
-    Sts,
-    /// The same denial for every destination.
-    Denial(Reason),
-}
-
-impl Symptom {
-    fn of(reason: Reason) -> Option<Self> {
-        match reason {
-            Reason::S3Unavailable | Reason::Connection | Reason::Timeout => Some(Self::S3),
-            Reason::StsUnavailable => Some(Self::Sts),
-            Reason::AssumeRoleDenied | Reason::AccessDenied | Reason::BucketNotFound | Reason::AccessKeyInvalid => {
-                Some(Self::Denial(reason))
-            }
-            _ => None,
-        }
-    }
-
-    /// Returns true when sessions from before hide it.
-    fn is_of_sts(self) -> bool {
-        matches!(self, Self::Sts | Self::Denial(Reason::AssumeRoleDenied))
-    }
-
-    fn window(self) -> Duration {
-        if self.is_of_sts() { STS_WINDOW } else { WINDOW }
-    }
-
-    /// Remedy for the operator.
-    fn remedy(self) -> &'static str {
-        match self {
-            Self::S3 => "check this worker's network, aws.s3_endpoint_url and the state of S3",
-            Self::Sts => "check this worker's network, aws.sts_endpoint_url and the state of STS",
-            Self::Denial(Reason::AssumeRoleDenied) => {
-                "check that this worker's own role still allows sts:AssumeRole and is the one that customers trust"
-            }
-            Self::Denial(_) => "check aws.s3_endpoint_url, and whether this worker talks to the right S3",
-        }
-    }
-}
-
 /// Result of an attempt, seen beside those of all destinations.
 #[derive(Debug)]
 pub(super) enum ObservedResult {
     /// The result, or the outage that it is part of.
     Known(TransferResult),
-    /// The outage that starts with this result. Breakers that opened within this time opened
-    /// because of it.
-    OutageStarted(TransferResult, Duration),
+    /// The result, which may be part of an outage: a call of our own must confirm it.
+    Suspicious(TransferResult, Symptom),
 }
 
 impl OutageDetector {
-    /// Observes the result of an attempt. A failure that many destinations share becomes
+    /// Observes the result of an attempt. A failure that is part of the current outage becomes
     /// [`Reason::Outage`]. `granted` is the number of successful AssumeRole calls so far.
-    pub(super) fn observe(&self, destination: &Destination, result: TransferResult, granted: u64) -> ObservedResult {
+    pub(super) fn observe(
+        &self,
+        destination: &Arc<Destination>,
+        result: TransferResult,
+        granted: u64,
+    ) -> ObservedResult {
         match &result {
-            TransferResult::Delivered(_) | TransferResult::Skipped => {
-                self.succeeded(destination, granted);
-                ObservedResult::Known(result)
+            TransferResult::Delivered(_) | TransferResult::Skipped => self.succeeded(destination, granted),
+            TransferResult::Failed(failure) => {
+                if let Some(symptom) = Symptom::of(failure.reason) {
+                    let mut state = self.state();
+                    state.failure(destination, symptom, failure.remembered, granted);
+                    if state.current.is_none() && state.is_suspicious(symptom) {
+                        return ObservedResult::Suspicious(result, symptom);
+                    }
+                    return ObservedResult::Known(state.covered(destination, result));
+                }
             }
-            TransferResult::Failed(failure) => match Symptom::of(failure.reason) {
-                Some(symptom) => self
-                    .state()
-                    .failure(destination, symptom, failure, granted)
-                    .unwrap_or(ObservedResult::Known(result)),
-                None => ObservedResult::Known(result),
-            },
-            TransferResult::Expired | TransferResult::Cancelled(_) => ObservedResult::Known(result),
+            TransferResult::Expired | TransferResult::Cancelled(_) => {}
         }
+        ObservedResult::Known(result)
+    }
+
+    /// Returns the destinations to ask about a suspicion: some that worked and don't share it, else
+    /// those that worked before it, else none. `None` if the suspicion is over or decided.
+    pub(super) fn controls(&self, symptom: Symptom) -> Option<Vec<Arc<Destination>>> {
+        let state = self.state();
+        (state.current.is_none() && state.is_suspicious(symptom)).then(|| state.controls(symptom))
+    }
+
+    /// Concludes a suspicion. Returns the age of the evidence if the outage starts: breakers that
+    /// opened within this time opened because of it.
+    pub(super) fn conclude(&self, symptom: Symptom, confirmed: bool) -> Option<Duration> {
+        let mut state = self.state();
+        if confirmed && state.current.is_none() && state.is_suspicious(symptom) {
+            return Some(state.start(symptom));
+        }
+        state.refuted.retain(|(other, _)| *other != symptom);
+        state.refuted.push((symptom, Instant::now()));
+        None
+    }
+
+    /// Returns the outage that a result is part of, else the result.
+    pub(super) fn covered(&self, destination: &Arc<Destination>, result: TransferResult) -> TransferResult {
+        self.state().covered(destination, result)
     }
 
     /// Observes that a destination accepted data.
-    pub(super) fn succeeded(&self, destination: &Destination, granted: u64) {
-        self.state().success(&destination.id, granted);
+    pub(super) fn succeeded(&self, destination: &Arc<Destination>, granted: u64) {
+        self.state().success(destination, granted);
     }
 
     /// Returns true during an outage.
@@ -185,64 +187,131 @@ impl OutageDetector {
 }
 
 impl OutageState {
-    fn success(&mut self, destination: &DestinationId, granted: u64) {
+    fn success(&mut self, destination: &Arc<Destination>, granted: u64) {
         // A session from before proves nothing about STS; a role that was assumed does.
         let over = |symptom: Symptom, before: u64| !symptom.is_of_sts() || granted > before;
         if self.current.take_if(|current| over(current.symptom, current.granted)).is_some() {
-            tracing::info!(%destination, "the outage is over: a job was delivered");
+            tracing::info!(destination = %destination.id, "the outage is over: a job was delivered");
         }
-        // Failures beside a success are the destinations' own; they are observed from the start.
-        self.newly_failing.retain(|new| new.destination != *destination && !over(new.symptom, new.granted));
+        if !self.any_worked {
+            // What failed before any destination worked is no evidence any more.
+            self.any_worked = true;
+            self.newly_failing.clear();
+        }
+        self.newly_failing.retain(|new| {
+            new.destination.id != destination.id && !(new.symptom.is_of_sts() && over(new.symptom, new.granted))
+        });
         self.remember(destination, true);
+        if self.witnesses.back().is_none_or(|last| last.id != destination.id) {
+            let owner = owner(destination);
+            self.witnesses.retain(|witness| self::owner(witness) != owner);
+            self.witnesses.push_back(destination.clone());
+            if self.witnesses.len() > MAX_WITNESSES {
+                self.witnesses.pop_front();
+            }
+        }
     }
 
-    fn failure(&mut self, to: &Destination, symptom: Symptom, cause: &Failure, granted: u64) -> Option<ObservedResult> {
+    fn failure(&mut self, destination: &Arc<Destination>, symptom: Symptom, remembered: bool, granted: u64) {
         self.age();
-        let destination = &to.id;
-        self.newly_failing.retain(|new| new.at.elapsed() <= new.symptom.window());
+        self.newly_failing.retain(|new| new.at.elapsed() <= window(new.symptom));
         self.newly_failing.retain(|new| !new.symptom.is_of_sts() || new.granted == granted);
-        let known = self.last.get(destination).copied();
-        if !cause.remembered && known != Some(false) {
-            let worked = known == Some(true);
-            self.newly_failing.retain(|new| new.destination != *destination);
-            let (destination, owner) = (destination.clone(), owner(to));
-            self.newly_failing.push(NewFailure { destination, owner, symptom, at: Instant::now(), worked, granted });
-            self.remember(&to.id, false);
+        let known = self.last.get(&destination.id).map(|last| last.worked);
+        let is_evidence = if self.any_worked { known == Some(true) } else { known.is_none() };
+        if remembered || known == Some(false) {
+            return;
         }
-        let started = self.current.is_none() && self.is_shared(symptom);
-        if started {
-            let shared = self.newly_failing.iter().filter(|new| new.symptom == symptom);
-            let failed: HashMap<_, _> = shared.map(|new| (new.destination.clone(), new.at)).collect();
-            let since = failed.values().min().copied().unwrap_or_else(Instant::now);
-            self.newly_failing.retain(|new| new.symptom != symptom);
-            self.current =
-                Some(CurrentOutage { symptom, since, granted, last_seen: Instant::now(), failed, deferred: 0 });
+        self.remember(destination, false);
+        if is_evidence {
+            let (destination, owner) = (destination.clone(), owner(destination).into());
+            self.newly_failing.push(NewFailure { destination, owner, symptom, at: Instant::now(), granted });
         }
-        let current = self.current.as_mut().filter(|current| current.symptom == symptom)?;
+    }
+
+    /// Returns true if several customers fail alike, more than half of those that were tried, and
+    /// no call of our own has refuted it lately.
+    fn is_suspicious(&self, symptom: Symptom) -> bool {
+        if self.refuted.iter().any(|(other, at)| *other == symptom && at.elapsed() < REFUTED_FOR) {
+            return false;
+        }
+        let failing = self.failing(symptom);
+        if failing.len() < MIN_OWNERS {
+            return false;
+        }
+        let tried = self.newly_failing.iter().map(|new| &new.owner).chain(self.well(symptom));
+        failing.len() * 2 > tried.collect::<HashSet<_>>().len()
+    }
+
+    /// Customers that fail alike and have no destination that works.
+    fn failing(&self, symptom: Symptom) -> HashSet<&Arc<str>> {
+        let well: HashSet<_> = self.well(symptom).collect();
+        let alike = self.newly_failing.iter().filter(|new| new.symptom == symptom);
+        alike.map(|new| &new.owner).filter(|owner| !well.contains(owner)).collect()
+    }
+
+    /// Customers with a destination that worked within the window. Deliveries with a session from
+    /// before prove nothing about STS, and roles that it granted have ended all evidence.
+    fn well(&self, symptom: Symptom) -> impl Iterator<Item = &Arc<str>> {
+        let lately = move |last: &&LastResult| last.worked && last.at.elapsed() <= window(symptom);
+        self.last.values().filter(move |_| !symptom.is_of_sts()).filter(lately).map(|last| &last.owner)
+    }
+
+    fn controls(&self, symptom: Symptom) -> Vec<Arc<Destination>> {
+        let suited = |destination: &&Arc<Destination>| {
+            !symptom.is_of_sts() || matches!(destination.auth, Auth::IamRole { .. })
+        };
+        let failing = self.failing(symptom);
+        let beside = |witness: &&Arc<Destination>| failing.iter().all(|failing| ***failing != *owner(witness));
+        // What does not answer is asked itself; who is denied may be denied rightly, so others are asked first.
+        let witnesses: Vec<_> = match symptom {
+            Symptom::Denial(_) => self.witnesses.iter().rev().filter(suited).filter(beside).cloned().collect(),
+            Symptom::S3 | Symptom::Sts => Vec::new(),
+        };
+        if !witnesses.is_empty() || !self.any_worked {
+            return witnesses;
+        }
+        let mut seen = HashSet::new();
+        let alike = self.newly_failing.iter().filter(|new| new.symptom == symptom && seen.insert(&new.owner));
+        alike.map(|new| &new.destination).filter(suited).cloned().collect()
+    }
+
+    /// Starts the outage. Returns the age of its evidence.
+    fn start(&mut self, symptom: Symptom) -> Duration {
+        let shared = self.newly_failing.extract_if(.., |new| new.symptom == symptom);
+        let (mut failed, mut granted) = (HashMap::new(), 0);
+        for new in shared {
+            granted = granted.max(new.granted);
+            failed.insert(new.destination.id.clone(), new.at);
+        }
+        let since = failed.values().min().copied().unwrap_or_else(Instant::now);
+        self.current = Some(CurrentOutage { symptom, since, granted, last_seen: Instant::now(), failed, deferred: 0 });
+        since.elapsed()
+    }
+
+    /// Returns the outage that a result is part of, else the result.
+    fn covered(&mut self, destination: &Arc<Destination>, result: TransferResult) -> TransferResult {
+        let TransferResult::Failed(cause) = &result else { return result };
+        let symptom = Symptom::of(cause.reason);
+        let Some(current) = self.current.as_mut().filter(|current| Some(current.symptom) == symptom) else {
+            return result;
+        };
         current.last_seen = Instant::now();
         current.deferred = 0;
-        current.failed.insert(destination.clone(), Instant::now());
-        let result = TransferResult::Failed(failure(symptom, &format!("{}: {cause}", cause.reason.as_str())));
-        Some(if started {
-            ObservedResult::OutageStarted(result, current.since.elapsed())
-        } else {
-            ObservedResult::Known(result)
-        })
+        current.failed.insert(destination.id.clone(), Instant::now());
+        TransferResult::Failed(failure(current.symptom, &format!("{}: {cause}", cause.reason.as_str())))
     }
 
-    fn is_shared(&self, symptom: Symptom) -> bool {
-        let shared = || self.newly_failing.iter().filter(|new| new.symptom == symptom);
-        let owners =
-            |new: &mut dyn Iterator<Item = &NewFailure>| new.map(|one| &one.owner).collect::<HashSet<_>>().len();
-        owners(&mut shared()) >= MIN_UNKNOWN_OWNERS
-            || owners(&mut shared().filter(|new| new.worked)) >= MIN_WORKED_OWNERS
-    }
-
-    fn remember(&mut self, destination: &DestinationId, good: bool) {
-        if self.last.len() >= MAX_REMEMBERED && !self.last.contains_key(destination) {
+    fn remember(&mut self, destination: &Destination, worked: bool) {
+        let at = Instant::now();
+        if let Some(last) = self.last.get_mut(&destination.id) {
+            (last.worked, last.at) = (worked, at);
+            return;
+        }
+        if self.last.len() >= MAX_REMEMBERED {
             self.last.clear();
         }
-        self.last.insert(destination.clone(), good);
+        let owner = owner(destination).into();
+        self.last.insert(destination.id.clone(), LastResult { worked, at, owner });
     }
 
     fn age(&mut self) {
@@ -254,11 +323,16 @@ impl OutageState {
     }
 }
 
+/// Time within which failures of a symptom count together.
+fn window(symptom: Symptom) -> Duration {
+    if symptom.is_of_sts() { STS_WINDOW } else { WINDOW }
+}
+
 /// Customer of a destination: the account of its role, or its access key.
-fn owner(destination: &Destination) -> String {
+fn owner(destination: &Destination) -> &str {
     match &destination.auth {
-        Auth::IamRole { role_arn, .. } => role_arn.account().to_string(),
-        Auth::AccessKey { access_key_id, .. } => access_key_id.clone(),
+        Auth::IamRole { role_arn, .. } => role_arn.account().as_str(),
+        Auth::AccessKey { access_key_id, .. } => access_key_id,
     }
 }
 

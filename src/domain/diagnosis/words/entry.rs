@@ -61,6 +61,15 @@ fn words_of_the_worker(evidence: &Evidence<'_>) -> Option<Explanation> {
                 "allow sts:AssumeRole on the customers' roles in the policy of the worker's identity; {ours}"
             )),
         ),
+        Code::IdentityMayNotTag => explained(
+            "the session tags that EKS Pod Identity adds to this worker's own identity need sts:TagSession, which is denied; the \
+             trust policy of the role is right without it",
+            advice(format!(
+                "create the pod identity association with session tags disabled (aws eks create-pod-identity-association \
+                 --disable-session-tags); or allow sts:TagSession both in the policy of the worker's identity and in the trust \
+                 policy of every customer's role; {ours}"
+            )),
+        ),
         Code::RoleAuthOff => explained(
             "this worker has no AWS identity of its own and may not assume roles (session.role_auth = false)",
             advice("use an access key for this destination, or deliver it with a worker where session.role_auth is on"),
@@ -109,6 +118,28 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
         Code::RoleRequestRefused => explained(
             super::said(evidence, "STS refuses the request for the role as invalid"),
             advice("correct the role's ARN; if that is right, shorten the prefix of the destination"),
+        ),
+        Code::SessionPolicyTooLarge => explained(
+            super::said(evidence, "the session policy and the session tags together are too large for STS"),
+            advice(
+                "shorten the prefix of the destination; on EKS Pod Identity the session tags take most of the space: create the \
+                 association with session tags disabled",
+            ),
+        ),
+        Code::OtherPartition => explained(
+            super::said(evidence, "the role belongs to another partition than the region or the worker's identity"),
+            advice(
+                "correct the role's ARN or the region of the destination if one of them is wrong; no role can be assumed across \
+                 partitions: use an access key, or a worker with an identity in the partition of the role",
+            ),
+        ),
+        Code::IdentityUnknownInRegion => explained(
+            super::said(evidence, "STS of the region refuses the worker's credentials, which are valid elsewhere"),
+            advice(format!(
+                "correct the region of the destination if {0} is wrong; if it is an opt-in region, enable it in the account of the \
+                 worker, or set aws.region to a region where the worker's credentials are valid, so that STS is called there",
+                context.destination.region
+            )),
         ),
         Code::StsRegionDisabled => explained(
             format!("STS is not activated in {} for the account of the role", context.destination.region),

@@ -1,0 +1,239 @@
+//! Calls of our own, which say who is at fault: the worker asks who it is where it is at home, and
+//! what STS and S3 say to others.
+//!
+//! A region refuses credentials that are valid elsewhere: an opt-in region that is off, or one of
+//! another partition. So a refusal blames the worker only if STS at home refuses it, too.
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use aws_sdk_s3::error::SdkError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::assume::sts_region;
+use super::cache::{Cache, FetchedValue};
+use super::{Sessions, caller, s3_config};
+use crate::domain::destination::{Auth, Destination, Region, RoleArn, partition_of, split_arn};
+use crate::domain::diagnosis;
+use crate::domain::outcome::{Class, Failure, Reason, Symptom};
+
+/// Time for which an accepted identity is cached. Short: credentials that are revoked meanwhile
+/// must not be taken for a fault of the destinations.
+const ACCEPTED_FOR: Duration = Duration::from_secs(15);
+/// Time-out of each call that confirms an outage. One that is not answered by then is failed.
+const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// Most destinations that are asked about an outage.
+const MAX_ASKED: usize = 3;
+
+/// The worker's own identity, as STS at home knows it.
+#[derive(Debug)]
+pub(super) struct Home {
+    /// The worker's ARN.
+    arn: Cache<(), String>,
+    /// Region of the STS that accepted the worker last.
+    last_accepted_in: RwLock<Option<Region>>,
+    partition: OnceLock<Arc<str>>,
+}
+
+impl Home {
+    pub(super) fn new() -> Self {
+        let arn = Cache::new(1, ACCEPTED_FOR * 2, Duration::ZERO, Duration::ZERO);
+        Self { arn, last_accepted_in: RwLock::default(), partition: OnceLock::new() }
+    }
+
+    /// Observes that STS of a region granted a role: our identity is valid there, and of the role's
+    /// partition.
+    pub(super) fn granted(&self, role: &RoleArn, region: &Region) {
+        self.partition.get_or_init(|| role.partition().into());
+        let known = self.last_accepted_in.read().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(region);
+        if !known {
+            *self.last_accepted_in.write().unwrap_or_else(PoisonError::into_inner) = Some(region.clone());
+        }
+    }
+
+    fn last_accepted_in(&self) -> Option<Region> {
+        self.last_accepted_in.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Sessions {
+    /// The region where the worker is at home: `aws.region`, else that of its environment or
+    /// profile, else the one whose STS accepted it last, else `us-east-1`.
+    fn home_region(&self) -> String {
+        let accepted = self.home.last_accepted_in().filter(|_| self.identity.sdk().region().is_none());
+        sts_region(&self.aws, accepted.as_ref(), &self.identity)
+    }
+
+    /// Returns the worker's ARN by GetCallerIdentity at home; cached briefly, with single flight.
+    async fn home_arn(&self) -> Result<String, Failure> {
+        self.home.arn.get((), || self.ask_home()).await.1
+    }
+
+    async fn ask_home(&self) -> Result<FetchedValue<String>, Failure> {
+        let region = Region::parse(&self.home_region()).ok();
+        let arn = caller::caller(&self.identity, &self.aws, region.as_ref(), None).await?;
+        if let Some(parsed) = split_arn(&arn) {
+            self.home.partition.get_or_init(|| parsed.partition.into());
+        }
+        Ok(FetchedValue { value: arn, lives: Some(ACCEPTED_FOR) })
+    }
+
+    /// Returns the failure of a role destination whose partition is another than that of its region
+    /// or of our identity, as far as that is known: no role can be assumed across partitions.
+    pub(super) fn partition_conflict(&self, role: &RoleArn, region: &Region) -> Option<Failure> {
+        let theirs = role.partition();
+        let of_identity = || self.aws.identity_role_arn.as_ref().map(RoleArn::partition);
+        let ours = of_identity().or_else(|| self.home.partition.get().map(AsRef::as_ref));
+        let what = match ours {
+            // The names of regions say nothing in an S3-compatible store.
+            _ if self.is_aws() && partition_of(region.as_str()) != theirs => {
+                format!("the region {region} belongs to the partition {}", partition_of(region.as_str()))
+            }
+            Some(ours) if ours != theirs => format!("this worker's identity belongs to the partition {ours}"),
+            _ => return None,
+        };
+        Some(Failure::new(Reason::WrongRegion, format!("the role belongs to the partition {theirs}, and {what}")))
+    }
+
+    /// Judges a failure of STS in `region` that seems to be of the worker's own making: it is, if
+    /// STS at home says the same.
+    pub(super) async fn judged(&self, failure: Failure, destination: &Destination, region: &Region) -> Failure {
+        let refused = failure.class() == Class::Worker && failure.answer.is_some();
+        if !refused || failure.is_about_session_tags() {
+            return failure;
+        }
+        let asked = sts_region(&self.aws, Some(region), &self.identity);
+        match self.home_arn().await {
+            Err(home) if home.class() == Class::Worker => failure,
+            Err(home) => {
+                let message = format!("{failure} in {asked}, and at home no answer says if it is valid: {home}");
+                Failure::new(Reason::StsUnavailable, message)
+            }
+            Ok(_) if asked == self.home_region() => {
+                let message = format!("STS refused the worker's credentials in {asked}, and accepts them otherwise");
+                Failure::new(Reason::StsUnavailable, message)
+            }
+            Ok(_) => self.wrong_region(failure, destination, region, &asked),
+        }
+    }
+
+    fn wrong_region(&self, failure: Failure, destination: &Destination, region: &Region, asked: &str) -> Failure {
+        let role = match &destination.auth {
+            Auth::IamRole { role_arn, .. } => Some(role_arn),
+            Auth::AccessKey { .. } => None,
+        };
+        if let Some(conflict) = role.and_then(|role| self.partition_conflict(role, region)) {
+            return with_remedy(conflict, destination);
+        }
+        let message = format!(
+            "STS in {asked} does not know this worker's credentials, which STS in {} accepts",
+            self.home_region()
+        );
+        let answer = failure.answer.as_deref();
+        let hint = answer.map(|answer| diagnosis::hint(Reason::WrongRegion, answer, destination)).unwrap_or_default();
+        Failure { reason: Reason::WrongRegion, message, hint, ..failure }
+    }
+
+    /// Judges a failure that S3, of a destination or of the source, explains by the worker's clock or
+    /// identity: STS at home knows both. The failure stands where there is no STS, or no identity of
+    /// the worker's own, to ask.
+    pub async fn judged_at_home(&self, failure: Failure) -> Failure {
+        let operation = failure.answer.as_deref().map(|answer| answer.operation);
+        let of_s3 = failure.class() == Class::Worker && operation != Some("AssumeRole");
+        if !of_s3 || !self.has_sts() || self.home_arn().await.is_err() {
+            return failure;
+        }
+        let message = format!("{failure}; STS at home accepts clock and credentials of this worker");
+        let reason = if operation.is_some() { Reason::S3Unavailable } else { Reason::SourceUnavailable };
+        Failure { reason, message, ..failure }
+    }
+
+    /// Returns true if calls of our own show that a failure which many destinations share is not
+    /// theirs.
+    ///
+    /// `controls` are destinations that worked before, best of all some that do not share the
+    /// failure; empty if none ever worked. What each call proves:
+    ///
+    /// - STS does not answer: GetCallerIdentity at home, which needs no permission. If that is
+    ///   answered, the trouble is that of a region.
+    /// - STS denies roles: at home it accepts us and yet denies every control's role. If it grants
+    ///   one, the denials are those of their own trust policies.
+    /// - S3 does not answer: an unsigned HeadBucket for each control, or ListBuckets at home. Any
+    ///   answer below 500, a refusal too, proves network, TLS and the front of S3; it does not prove
+    ///   that S3 can write.
+    /// - S3 denies: an unsigned HeadBucket for each control. 404 for all of them is another S3 than
+    ///   the one where they worked. Other answers show that the bucket is known, so the denials are
+    ///   those of policies; whether they all deny our address can't be seen from here.
+    pub async fn confirm_outage(&self, symptom: Symptom, controls: &[Arc<Destination>]) -> bool {
+        let controls = controls.get(..MAX_ASKED).unwrap_or(controls);
+        match symptom {
+            Symptom::Sts => {
+                let asked = timeout(CALL_TIMEOUT, self.home.arn.refresh((), || self.ask_home())).await;
+                !matches!(asked, Ok((_, Ok(_))))
+            }
+            Symptom::Denial(Reason::AssumeRoleDenied) => {
+                let asked = timeout(CALL_TIMEOUT, self.home.arn.refresh((), || self.ask_home())).await;
+                let refused = matches!(asked, Ok((_, Err(failure))) if failure.class() == Class::Worker);
+                refused || self.all(controls, |control| self.denies_role(control)).await
+            }
+            Symptom::S3 if controls.is_empty() => {
+                let Ok(home) = Region::parse(&self.home_region()) else { return false };
+                is_unavailable(status(self.anonymous(&home).list_buckets().send()).await)
+            }
+            Symptom::S3 => self.all(controls, |control| self.head_bucket(control).map(is_unavailable)).await,
+            Symptom::Denial(_) => self.all(controls, |control| self.head_bucket(control).map(is_unknown)).await,
+        }
+    }
+
+    /// Returns true if `shows` is true for all controls, and there is one.
+    async fn all<'a, F>(&self, controls: &'a [Arc<Destination>], shows: impl Fn(&'a Arc<Destination>) -> F) -> bool
+    where
+        F: Future<Output = bool>,
+    {
+        !controls.is_empty() && join_all(controls.iter().map(shows)).await.into_iter().all(|shown| shown)
+    }
+
+    /// Returns true if STS denies the role of a destination anew.
+    async fn denies_role(&self, destination: &Destination) -> bool {
+        let fetched = timeout(CALL_TIMEOUT, self.fetch(destination, &self.region(destination))).await;
+        matches!(fetched, Ok(Err(failure)) if failure.reason == Reason::AssumeRoleDenied)
+    }
+
+    /// The status of an unsigned HeadBucket; `None` if there was no answer.
+    async fn head_bucket(&self, destination: &Destination) -> Option<u16> {
+        let client = self.anonymous(&self.region(destination));
+        status(client.head_bucket().bucket(destination.bucket.as_str()).send()).await
+    }
+
+    /// A client whose requests are not signed.
+    fn anonymous(&self, region: &Region) -> aws_sdk_s3::Client {
+        let config = s3_config(&self.aws, self.identity.http_client(), region).allow_no_auth();
+        aws_sdk_s3::Client::from_conf(config.build())
+    }
+}
+
+/// Adds the remedy to a conflict of partitions.
+pub(super) fn with_remedy(conflict: Failure, destination: &Destination) -> Failure {
+    let context = diagnosis::DiagnosisContext::of(destination);
+    let remedy = diagnosis::diagnose(&conflict, &context).remedy.map(|remedy| remedy.text).unwrap_or_default();
+    conflict.hint(remedy)
+}
+
+/// The status of the answer to a request without credentials; `None` if there was none in time.
+async fn status<T, E>(request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>) -> Option<u16> {
+    match timeout(CALL_TIMEOUT, request).await.ok()? {
+        Ok(_) => Some(200),
+        Err(error) => error.raw_response().map(|raw| raw.status().as_u16()),
+    }
+}
+
+fn is_unknown(status: Option<u16>) -> bool {
+    status == Some(404)
+}
+
+fn is_unavailable(status: Option<u16>) -> bool {
+    status.is_none_or(|status| status >= 500)
+}
