@@ -30,6 +30,7 @@
 //! | the class of a 503 of S3 | `aws/errors.rs` |
 //! | the choice of a retry delay | `domain/outcome/retry_delay.rs`, `choose` |
 //! | the refresh of a session | `session/cache.rs` |
+//! | the test of the worker's own identity, at home | `session/home.rs` |
 //! | the choice of the part size | `upload/plan.rs` |
 //! | outcome, then copy, then acknowledgement | `queue/rabbitmq/settle.rs`, `queue/sqlite` |
 //! | the opening of a circuit breaker | `worker/admission/circuit.rs`, `trips` |

@@ -34,7 +34,7 @@ use crate::domain::policy;
 use crate::metrics::{Metrics, SessionRequest};
 pub use cache::SessionStatus;
 use cache::{Cache, CacheLookup, FetchedValue};
-use home::Home;
+use home::HomeIdentity;
 pub use identity::WorkerIdentity;
 
 /// Time-out for making a TCP and TLS connection to S3 or STS. One value for all clients: different
@@ -81,7 +81,7 @@ pub struct Sessions {
     aws: AwsConfig,
     identity: WorkerIdentity,
     cache: Cache<SessionKey, Arc<S3Session>>,
-    home: Home,
+    home: HomeIdentity,
     learnt: RwLock<HashMap<(DestinationId, BucketName), Region>>,
     /// Sessions that get the smaller policy.
     smaller_policies: moka::sync::Cache<SessionKey, ()>,
@@ -93,14 +93,24 @@ impl Sessions {
     pub fn new(config: SessionConfig, aws: AwsConfig, identity: WorkerIdentity, metrics: Arc<Metrics>) -> Self {
         let cache = Cache::new(config.capacity, IDLE_TIMEOUT, config.refresh_before, config.denied_for);
         let smaller_policies = moka::sync::Cache::new(MAX_SMALLER_POLICIES);
-        Self { config, aws, identity, cache, home: Home::new(), learnt: RwLock::default(), smaller_policies, metrics }
+        Self {
+            config,
+            aws,
+            identity,
+            cache,
+            home: HomeIdentity::new(),
+            learnt: RwLock::default(),
+            smaller_policies,
+            metrics,
+        }
     }
 
     /// Returns the session of a destination: from the cache, or by one call of STS for all
     /// concurrent callers.
     ///
     /// Errors: `assume_role_denied`, `wrong_region`, `role_auth_off`, `access_key_invalid`
-    /// (destination), `sts_unavailable`, `throttled` (transient), `identity_denied`, `clock_skew` (worker).
+    /// (destination), `sts_unavailable`, `throttled` (transient), `identity_denied`, `clock_skew`
+    /// (worker).
     pub async fn get(&self, destination: &Destination) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
         let answer = self.cache.get(Self::key(destination, &region), || self.fetch(destination, &region)).await;
@@ -180,7 +190,11 @@ impl Sessions {
     /// Errors: `identity_denied`, `clock_skew` (worker), `wrong_region` (destination),
     /// `sts_unavailable`, `throttled` (transient).
     pub async fn own_arn(&self, destination: Option<&Destination>) -> Result<String, Failure> {
-        let answer = caller::caller(&self.identity, &self.aws, destination.map(|to| &to.region), None).await;
+        let answer =
+            caller::caller(&self.identity, &self.aws, destination.map(|to| &to.region), None, caller::TRIES).await;
+        if let Ok(arn) = &answer {
+            self.home.accepted_as(arn);
+        }
         match (answer, destination) {
             (Err(failure), Some(to)) => Err(self.judged(failure, to, &to.region).await),
             (answer, _) => answer,
@@ -198,7 +212,7 @@ impl Sessions {
             return Ok(None);
         }
         let key = static_key::credentials(access_key_id, secret).await?;
-        caller::caller(&self.identity, &self.aws, Some(&destination.region), Some(key)).await.map(Some)
+        caller::caller(&self.identity, &self.aws, Some(&destination.region), Some(key), caller::TRIES).await.map(Some)
     }
 
     /// Returns true if the role of a destination can be assumed without its external id. The
@@ -296,7 +310,7 @@ impl Sessions {
         Ok(FetchedValue { value: Arc::new(S3Session { client, expires_at }), lives })
     }
 
-    /// Assumes a role, unless the partitions say that it is in vain. A session policy that is too
+    /// Assumes a role, but never across partitions. A session policy that is too
     /// large beside session tags is replaced once by the next smaller one, for good.
     async fn assume(&self, mut role: assume::RoleRequest<'_>) -> Result<Credentials, Failure> {
         if let Some(conflict) = self.partition_conflict(role.arn, role.region) {

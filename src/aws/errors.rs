@@ -143,9 +143,10 @@ pub(crate) fn sts_table(answer: &AwsError, role: Option<AssumedRole<'_>>) -> (Re
     let (code, status, said) = (answer.code.as_str(), answer.status, answer.message.as_str());
     match code {
         // The tags are those of the worker's own identity: no customer asked for them.
-        "AccessDenied" | "AccessDeniedException" if denied_action(said) == Some("sts:TagSession") => {
-            (Reason::IdentityDenied, "STS denies the session tags of the worker's own identity (sts:TagSession)".to_owned())
-        }
+        "AccessDenied" | "AccessDeniedException" if denied_action(said) == Some("sts:TagSession") => (
+            Reason::IdentityDenied,
+            "STS denies the session tags of the worker's own identity (sts:TagSession)".to_owned(),
+        ),
         "AccessDenied" | "AccessDeniedException" => sts_denied(role),
         // Some servers send no code at all.
         "" if matches!(status, 401 | 403) => sts_denied(role),
@@ -242,4 +243,25 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         innermost = inner;
     }
     innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_of_sts_is_the_roles_unless_it_is_about_our_session_tags() {
+        let role = RoleArn::parse("arn:aws:iam::123456789012:role/r").unwrap();
+        let region = Region::parse("eu-west-1").unwrap();
+        let denied = |action: &str| {
+            let said =
+                format!("User: arn:aws:sts::999999999999:assumed-role/w/s is not authorized to perform: {action} on r");
+            let answer = AwsError::new("AssumeRole", 403, Some("AccessDenied"), Some(&said));
+            sts_table(&answer, Some(AssumedRole { arn: &role, region: &region }))
+        };
+        assert_eq!(denied("sts:AssumeRole").0, Reason::AssumeRoleDenied);
+        let (reason, message) = denied("sts:TagSession");
+        assert_eq!(reason, Reason::IdentityDenied);
+        assert!(message.contains("sts:TagSession") && !message.contains("role/r"), "{message}");
+    }
 }

@@ -110,6 +110,7 @@ impl<'a> DiagnosisContext<'a> {
 pub fn diagnose(failure: &Failure, context: &DiagnosisContext<'_>) -> Diagnosis {
     let code = match failure.answer.as_deref() {
         Some(answer) => table::code(answer, failure.reason, context),
+        None if failure.learnt_region.is_some() => Code::WrongRegion,
         None => table::without_answer(failure.reason),
     };
     let evidence = Evidence {
@@ -170,7 +171,6 @@ struct Evidence<'a> {
     /// Message of the failure.
     message: &'a str,
 }
-
 
 /// Returns the resource in the same sentence.
 fn denied_resource(said: &str) -> Option<&str> {

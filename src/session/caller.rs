@@ -14,8 +14,12 @@ use crate::domain::outcome::{Failure, Reason};
 
 /// Time-out of the call, its retries included.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// Tries where the clock is not in question.
+pub(super) const TRIES: u32 = 3;
 
 /// Returns the ARN of the owner of the credentials: the worker's own, or those of `key`.
+///
+/// With more than one try the SDK corrects a wrong clock by the answer to the one before.
 ///
 /// Errors: as of [`refused`]; a refusal is not judged yet.
 pub(super) async fn caller(
@@ -23,9 +27,10 @@ pub(super) async fn caller(
     aws: &AwsConfig,
     region: Option<&Region>,
     key: Option<Credentials>,
+    tries: u32,
 ) -> Result<String, Failure> {
-    let mut config =
-        aws_sdk_sts::config::Builder::from(identity.sdk()).retry_config(RetryConfig::standard().with_max_attempts(3));
+    let mut config = aws_sdk_sts::config::Builder::from(identity.sdk())
+        .retry_config(RetryConfig::standard().with_max_attempts(tries));
     let mut asked_in = sts_region(aws, region, identity);
     if let Some(key) = key {
         // Only the partition of the bucket knows the key, and the platform's own region may be in another one.

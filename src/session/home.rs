@@ -1,8 +1,8 @@
-//! Calls of our own, which say who is at fault: the worker asks who it is where it is at home, and
-//! what STS and S3 say to others.
+//! Calls of our own, which say who is at fault: who the worker is where it is at home, and what STS
+//! and S3 answer about other destinations.
 //!
 //! A region refuses credentials that are valid elsewhere: an opt-in region that is off, or one of
-//! another partition. So a refusal blames the worker only if STS at home refuses it, too.
+//! another partition. So the worker is at fault only if STS at home refuses it, too.
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -30,18 +30,25 @@ const MAX_ASKED: usize = 3;
 
 /// The worker's own identity, as STS at home knows it.
 #[derive(Debug)]
-pub(super) struct Home {
-    /// The worker's ARN.
-    arn: Cache<(), String>,
+pub(super) struct HomeIdentity {
+    /// Answer of STS at home.
+    accepted: Cache<(), ()>,
     /// Region of the STS that accepted the worker last.
     last_accepted_in: RwLock<Option<Region>>,
     partition: OnceLock<Arc<str>>,
 }
 
-impl Home {
+impl HomeIdentity {
     pub(super) fn new() -> Self {
-        let arn = Cache::new(1, ACCEPTED_FOR * 2, Duration::ZERO, Duration::ZERO);
-        Self { arn, last_accepted_in: RwLock::default(), partition: OnceLock::new() }
+        let accepted = Cache::new(1, ACCEPTED_FOR * 2, Duration::ZERO, Duration::ZERO);
+        Self { accepted, last_accepted_in: RwLock::default(), partition: OnceLock::new() }
+    }
+
+    /// Observes the worker's ARN. The partition of an identity never changes.
+    pub(super) fn accepted_as(&self, arn: &str) {
+        if let Some(arn) = split_arn(arn) {
+            self.partition.get_or_init(|| arn.partition.into());
+        }
     }
 
     /// Observes that STS of a region granted a role: our identity is valid there, and of the role's
@@ -67,18 +74,33 @@ impl Sessions {
         sts_region(&self.aws, accepted.as_ref(), &self.identity)
     }
 
-    /// Returns the worker's ARN by GetCallerIdentity at home; cached briefly, with single flight.
-    async fn home_arn(&self) -> Result<String, Failure> {
-        self.home.arn.get((), || self.ask_home()).await.1
+    /// Asks STS at home if it accepts the worker; cached briefly, with single flight.
+    async fn accepted_at_home(&self) -> Result<(), Failure> {
+        self.home.accepted.get((), || self.ask_home()).await.1
     }
 
-    async fn ask_home(&self) -> Result<FetchedValue<String>, Failure> {
+    /// As [`Sessions::accepted_at_home`] without the cache.
+    async fn accepted_at_home_now(&self) -> Result<(), Failure> {
+        let asked = timeout(CALL_TIMEOUT, self.home.accepted.refresh((), || self.ask_home())).await;
+        asked.map_or_else(|_| Err(Failure::new(Reason::StsUnavailable, "no answer in time")), |(_, answer)| answer)
+    }
+
+    /// Calls GetCallerIdentity at home. It needs no permission, but the policy of a VPC endpoint may
+    /// deny it: then STS knows who we are, too.
+    async fn ask_home(&self) -> Result<FetchedValue<()>, Failure> {
         let region = Region::parse(&self.home_region()).ok();
-        let arn = caller::caller(&self.identity, &self.aws, region.as_ref(), None).await?;
-        if let Some(parsed) = split_arn(&arn) {
-            self.home.partition.get_or_init(|| parsed.partition.into());
+        // One try each: retries of the SDK would correct the clock, which may be what is in question.
+        let ask = || caller::caller(&self.identity, &self.aws, region.as_ref(), None, 1);
+        let answer = match ask().await {
+            Err(failure) if failure.class() == Class::Transient => ask().await,
+            answer => answer,
+        };
+        match answer {
+            Ok(arn) => self.home.accepted_as(&arn),
+            Err(failure) if is_about_permission(&failure) => {}
+            Err(failure) => return Err(failure),
         }
-        Ok(FetchedValue { value: arn, lives: Some(ACCEPTED_FOR) })
+        Ok(FetchedValue { value: (), lives: Some(ACCEPTED_FOR) })
     }
 
     /// Returns the failure of a role destination whose partition is another than that of its region
@@ -106,14 +128,16 @@ impl Sessions {
             return failure;
         }
         let asked = sts_region(&self.aws, Some(region), &self.identity);
-        match self.home_arn().await {
-            Err(home) if home.class() == Class::Worker => failure,
-            Err(home) => {
-                let message = format!("{failure} in {asked}, and at home no answer says if it is valid: {home}");
+        match self.accepted_at_home().await {
+            Err(home) if home.class() == Class::Transient => {
+                let message = format!("{failure}; so says STS in {asked}, and STS at home does not answer: {home}");
                 Failure::new(Reason::StsUnavailable, message)
             }
-            Ok(_) if asked == self.home_region() => {
-                let message = format!("STS refused the worker's credentials in {asked}, and accepts them otherwise");
+            // It refuses us as well, or does not know the question.
+            Err(_) => failure,
+            // STS of the region contradicts the clocks of others, or itself.
+            Ok(_) if failure.reason == Reason::ClockSkew || asked == self.home_region() => {
+                let message = format!("{failure}; so says STS in {asked}, and STS at home accepts the worker");
                 Failure::new(Reason::StsUnavailable, message)
             }
             Ok(_) => self.wrong_region(failure, destination, region, &asked),
@@ -137,18 +161,18 @@ impl Sessions {
         Failure { reason: Reason::WrongRegion, message, hint, ..failure }
     }
 
-    /// Judges a failure that S3, of a destination or of the source, explains by the worker's clock or
-    /// identity: STS at home knows both. The failure stands where there is no STS, or no identity of
-    /// the worker's own, to ask.
+    /// Judges a failure that S3, of a destination or of the source, explains by the worker's clock
+    /// or identity: STS at home knows both. The failure stands where there is no STS, or no
+    /// identity of the worker's own, to ask.
     pub async fn judged_at_home(&self, failure: Failure) -> Failure {
         let operation = failure.answer.as_deref().map(|answer| answer.operation);
         let of_s3 = failure.class() == Class::Worker && operation != Some("AssumeRole");
-        if !of_s3 || !self.has_sts() || self.home_arn().await.is_err() {
+        if !of_s3 || !self.has_sts() || self.accepted_at_home().await.is_err() {
             return failure;
         }
         let message = format!("{failure}; STS at home accepts clock and credentials of this worker");
         let reason = if operation.is_some() { Reason::S3Unavailable } else { Reason::SourceUnavailable };
-        Failure { reason, message, ..failure }
+        Failure { reason, message, hint: String::new(), ..failure }
     }
 
     /// Returns true if calls of our own show that a failure which many destinations share is not
@@ -162,22 +186,22 @@ impl Sessions {
     /// - STS denies roles: at home it accepts us and yet denies every control's role. If it grants
     ///   one, the denials are those of their own trust policies.
     /// - S3 does not answer: an unsigned HeadBucket for each control, or ListBuckets at home. Any
-    ///   answer below 500, a refusal too, proves network, TLS and the front of S3; it does not prove
-    ///   that S3 can write.
+    ///   answer below 500, a refusal too, proves network, TLS and the front of S3; it does not
+    ///   prove that S3 can write.
     /// - S3 denies: an unsigned HeadBucket for each control. 404 for all of them is another S3 than
     ///   the one where they worked. Other answers show that the bucket is known, so the denials are
-    ///   those of policies; whether they all deny our address can't be seen from here.
+    ///   those of policies. It can't be seen from here if all policies deny our address.
     pub async fn confirm_outage(&self, symptom: Symptom, controls: &[Arc<Destination>]) -> bool {
         let controls = controls.get(..MAX_ASKED).unwrap_or(controls);
         match symptom {
-            Symptom::Sts => {
-                let asked = timeout(CALL_TIMEOUT, self.home.arn.refresh((), || self.ask_home())).await;
-                !matches!(asked, Ok((_, Ok(_))))
-            }
+            Symptom::Sts => match self.accepted_at_home_now().await {
+                Err(failure) => matches!(failure.class(), Class::Transient | Class::Worker),
+                Ok(()) => false,
+            },
             Symptom::Denial(Reason::AssumeRoleDenied) => {
-                let asked = timeout(CALL_TIMEOUT, self.home.arn.refresh((), || self.ask_home())).await;
-                let refused = matches!(asked, Ok((_, Err(failure))) if failure.class() == Class::Worker);
-                refused || self.all(controls, |control| self.denies_role(control)).await
+                let refused = |failure: Failure| failure.class() == Class::Worker;
+                self.accepted_at_home_now().await.is_err_and(refused)
+                    || self.all(controls, |control| self.denies_role(control)).await
             }
             Symptom::S3 if controls.is_empty() => {
                 let Ok(home) = Region::parse(&self.home_region()) else { return false };
@@ -196,7 +220,7 @@ impl Sessions {
         !controls.is_empty() && join_all(controls.iter().map(shows)).await.into_iter().all(|shown| shown)
     }
 
-    /// Returns true if STS denies the role of a destination anew.
+    /// Returns true if STS denies the role of a destination now, whatever is cached.
     async fn denies_role(&self, destination: &Destination) -> bool {
         let fetched = timeout(CALL_TIMEOUT, self.fetch(destination, &self.region(destination))).await;
         matches!(fetched, Ok(Err(failure)) if failure.reason == Reason::AssumeRoleDenied)
@@ -213,6 +237,11 @@ impl Sessions {
         let config = s3_config(&self.aws, self.identity.http_client(), region).allow_no_auth();
         aws_sdk_s3::Client::from_conf(config.build())
     }
+}
+
+/// Returns true if STS has read who we are, and denies the call.
+fn is_about_permission(failure: &Failure) -> bool {
+    failure.answer.as_deref().is_some_and(|answer| answer.code.starts_with("AccessDenied"))
 }
 
 /// Adds the remedy to a conflict of partitions.
@@ -236,4 +265,81 @@ fn is_unknown(status: Option<u16>) -> bool {
 
 fn is_unavailable(status: Option<u16>) -> bool {
     status.is_none_or(|status| status >= 500)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AwsConfig, SessionConfig};
+    use crate::metrics::Metrics;
+    use crate::session::WorkerIdentity;
+
+    fn sessions(aws: AwsConfig) -> Sessions {
+        let config = SessionConfig {
+            refresh_before: Duration::from_mins(5),
+            capacity: 10,
+            denied_for: Duration::from_mins(1),
+            role_auth: true,
+        };
+        let identity = WorkerIdentity::fixed("AKIA", "secret", &region("eu-central-1"));
+        Sessions::new(config, aws, identity, Arc::new(Metrics::new(1)))
+    }
+
+    fn region(name: &str) -> Region {
+        Region::parse(name).unwrap()
+    }
+
+    fn role(partition: &str) -> RoleArn {
+        RoleArn::parse(&format!("arn:{partition}:iam::123456789012:role/r")).unwrap()
+    }
+
+    #[test]
+    fn a_role_of_another_partition_than_region_or_identity_is_not_assumed() {
+        let sessions = sessions(AwsConfig::default());
+        let conflict = |partition, name| {
+            let conflict = sessions.partition_conflict(&role(partition), &region(name))?;
+            assert_eq!(conflict.reason, Reason::WrongRegion);
+            Some(conflict.message)
+        };
+        assert_eq!(conflict("aws", "eu-west-1"), None);
+        assert!(conflict("aws", "cn-north-1").unwrap().contains("cn-north-1 belongs to the partition aws-cn"));
+        assert_eq!(conflict("aws-cn", "cn-north-1"), None, "who we are is not known yet");
+        sessions.home.accepted_as("arn:aws:sts::999999999999:assumed-role/worker/i-1");
+        assert!(conflict("aws-cn", "cn-north-1").unwrap().contains("identity belongs to the partition aws"));
+        assert_eq!(conflict("aws", "eu-west-1"), None);
+    }
+
+    #[test]
+    fn the_partition_is_that_of_the_configured_identity_or_of_a_role_that_was_granted() {
+        let identity_role_arn = Some(role("aws-us-gov"));
+        let configured = sessions(AwsConfig { identity_role_arn, ..AwsConfig::default() });
+        assert!(configured.partition_conflict(&role("aws"), &region("eu-west-1")).is_some());
+        let learnt = sessions(AwsConfig::default());
+        learnt.home.granted(&role("aws-cn"), &region("cn-north-1"));
+        assert!(learnt.partition_conflict(&role("aws"), &region("eu-west-1")).is_some());
+        let store = url::Url::parse("http://store.example").ok();
+        let store = sessions(AwsConfig { s3_endpoint_url: store, ..AwsConfig::default() });
+        assert_eq!(
+            store.partition_conflict(&role("aws"), &region("cn-anything")).map(|conflict| conflict.message),
+            None
+        );
+    }
+
+    #[test]
+    fn home_is_the_configured_region_else_that_of_the_environment() {
+        let ours = sessions(AwsConfig { region: Some(region("us-west-2")), ..AwsConfig::default() });
+        assert_eq!(ours.home_region(), "us-west-2");
+        let environment = sessions(AwsConfig::default());
+        environment.home.granted(&role("aws"), &region("ap-south-1"));
+        assert_eq!(environment.home_region(), "eu-central-1");
+    }
+
+    #[test]
+    fn unavailable_is_what_gives_no_answer_or_an_error_of_its_own() {
+        for (status, unavailable) in
+            [(None, true), (Some(500), true), (Some(503), true), (Some(403), false), (Some(404), false)]
+        {
+            assert_eq!((is_unavailable(status), is_unknown(status)), (unavailable, status == Some(404)), "{status:?}");
+        }
+    }
 }

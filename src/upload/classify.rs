@@ -69,9 +69,7 @@ fn answered(answer: AwsError, meta: &ErrorMetadata, raw: &HttpResponse, destinat
     // The whole message: the one in `answer` is cut.
     let (code, message) = (answer.code.as_str(), meta.message().unwrap_or_default());
     let S3Classification { mut reason, signal } = s3_table(code, status, destination);
-    if reason == Reason::AccessDenied
-        && denied_action(message).is_some_and(|action| action.starts_with("kms:"))
-    {
+    if reason == Reason::AccessDenied && denied_action(message).is_some_and(|action| action.starts_with("kms:")) {
         reason = Reason::KmsDenied;
     }
     let shown = if code.is_empty() { status.to_string() } else { format!("{status} {code}") };

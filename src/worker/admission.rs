@@ -105,8 +105,8 @@ pub(super) struct Admission {
     limits: Arc<DestinationLimits>,
     circuits: Arc<CircuitBreakers>,
     outage: OutageDetector,
-    /// Held while calls of our own confirm an outage: results that are suspicious meanwhile wait for
-    /// the same verdict.
+    /// Held while calls of our own confirm an outage: results that are suspicious meanwhile wait
+    /// for the same verdict.
     confirming: tokio::sync::Mutex<()>,
     health: WorkerHealth,
     quarantine: Arc<Semaphore>,

@@ -245,11 +245,11 @@ async fn when_everything_fails_alike_no_circuit_opens_and_the_worker_says_why() 
         schedule(&site, "scheduled", name, named(name, 1)).await;
         site.broker.ended(&format!("{name}-0")).await;
     }
-    s3.on("PutObject").named("outage").before(Effect::Error(
-        404,
-        "NoSuchBucket",
-        "The specified bucket does not exist",
-    ));
+    // As another S3 says it, to our own question, too.
+    for operation in ["PutObject", "HeadBucket"] {
+        let unknown = Effect::Error(404, "NoSuchBucket", "The specified bucket does not exist");
+        s3.on(operation).named("outage").before(unknown);
+    }
     for name in names {
         schedule(&site, "scheduled", name, (10..20).map(|n| format!("{name}-{n}"))).await;
     }

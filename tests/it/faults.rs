@@ -7,6 +7,7 @@ mod answers;
 mod broker;
 mod clock;
 mod destination;
+mod home;
 mod if_exists;
 mod job;
 mod limits;

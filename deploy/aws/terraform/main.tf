@@ -51,6 +51,8 @@ data "aws_iam_policy_document" "trust" {
     for_each = var.trusted_service == null ? [] : [var.trusted_service]
 
     content {
+      # TagSession is for the agent on the node alone. Create the association with session tags disabled: passed on to customers' roles
+      # they would need sts:TagSession there and below.
       actions = var.trusted_service == "pods.eks.amazonaws.com" ? ["sts:AssumeRole", "sts:TagSession"] : ["sts:AssumeRole"]
 
       principals {

@@ -76,7 +76,6 @@ codes! {
     RoleNotFound "role_not_found" Customer "The role does not exist.",
     RoleExplicitDeny "role_explicit_deny" Customer "A policy explicitly denies that the role is assumed.",
     RoleRequestRefused "role_request_refused" Customer "STS refuses the request for the role as invalid.",
-    SessionPolicyTooLarge "session_policy_too_large" Customer "Session policy and session tags are too large for STS.",
     OtherPartition "other_partition" Customer "The role belongs to another partition than the region or this worker's identity.",
     StsRegionDisabled "sts_region_disabled" Customer "STS is not activated in this region.",
     ExternalIdNotEnforced "external_id_not_enforced" Customer "The role can also be assumed without the external id.",

@@ -26,7 +26,7 @@ pub(super) fn without_answer(reason: Reason) -> Code {
         Reason::RoleAuthOff => Code::RoleAuthOff,
         Reason::AccessKeyInvalid => Code::AccessKeySecretUnreadable,
         Reason::WrongOwner => Code::WrongOwner,
-        // No request is made where the partitions say that it is in vain.
+        // No request is made across partitions.
         Reason::WrongRegion => Code::OtherPartition,
         Reason::EncryptionMismatch => Code::EncryptionMismatch,
         Reason::S3Unavailable | Reason::SlowDown | Reason::Throttled => Code::S3Unavailable,
@@ -148,8 +148,9 @@ fn sts(answer: &AwsError, reason: Reason) -> Code {
         "AccessDenied" | "AccessDeniedException" if answer.operation == "AssumeRole" => Code::RoleDenied,
         "NoSuchEntity" | "NoSuchEntityException" => Code::RoleNotFound,
         "RegionDisabledException" => Code::StsRegionDisabled,
-        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" => Code::SessionPolicyTooLarge,
-        "MalformedPolicyDocument" | "ValidationError" => Code::RoleRequestRefused,
+        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" | "MalformedPolicyDocument" | "ValidationError" => {
+            Code::RoleRequestRefused
+        }
         _ => match reason {
             Reason::ClockSkew => Code::ClockSkew,
             Reason::IdentityDenied => Code::IdentityRefused,

@@ -145,6 +145,14 @@ fn sts_row_by_row() {
             assume("with an explicit deny in a service control policy"),
             Code::RoleExplicitDeny,
         ),
+        ("AccessDenied", Reason::IdentityDenied, denied("sts:TagSession", ""), Code::IdentityMayNotTag),
+        (
+            "AccessDenied",
+            Reason::IdentityDenied,
+            denied("sts:TagSession", "with an explicit deny in a resource-based policy"),
+            Code::IdentityMayNotTag,
+        ),
+        ("InvalidClientTokenId", Reason::WrongRegion, String::new(), Code::IdentityUnknownInRegion),
         ("NoSuchEntity", Reason::AssumeRoleDenied, String::new(), Code::RoleNotFound),
         ("RegionDisabledException", Reason::AssumeRoleDenied, String::new(), Code::StsRegionDisabled),
         ("ValidationError", Reason::AssumeRoleDenied, String::new(), Code::RoleRequestRefused),
@@ -166,6 +174,28 @@ fn sts_row_by_row() {
         let evidence = diagnose(&failure("GetCallerIdentity", reason, 403, code, ""), &DiagnosisContext::of(&key));
         assert_eq!(evidence.code, expected, "{code}");
     }
+}
+
+#[test]
+fn who_we_are_is_never_for_the_customer_to_fix() {
+    let role = role();
+    let tags = failure("AssumeRole", Reason::IdentityDenied, 403, "AccessDenied", &denied("sts:TagSession", ""));
+    let evidence = diagnose(&tags, &DiagnosisContext::of(&role));
+    let remedy = evidence.remedy.unwrap().text;
+    assert!(remedy.contains("--disable-session-tags") && remedy.contains("sts:TagSession"), "{remedy}");
+    assert!(remedy.contains("the customer need not do anything"), "{remedy}");
+    assert_eq!(evidence.code.side(), Side::Identity);
+    let region = failure("AssumeRole", Reason::WrongRegion, 403, "InvalidClientTokenId", "");
+    let evidence = diagnose(&region, &DiagnosisContext::of(&role));
+    let remedy = evidence.remedy.unwrap().text;
+    assert!(
+        remedy.contains("opt-in region") && remedy.contains("aws.region") && remedy.contains("eu-west-1"),
+        "{remedy}"
+    );
+    assert_eq!(evidence.code.side(), Side::Operator);
+    let partition = diagnose(&Failure::new(Reason::WrongRegion, "what happened"), &DiagnosisContext::of(&role));
+    assert_eq!((partition.code, partition.cause.as_str()), (Code::OtherPartition, "what happened"));
+    assert!(partition.remedy.unwrap().text.contains("access key"));
 }
 
 #[test]

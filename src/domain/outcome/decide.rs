@@ -203,6 +203,22 @@ mod tests {
     }
 
     #[test]
+    fn what_sts_denies_one_role_is_no_job_for_the_worker_that_comes_next() {
+        let answered = |reason, operation, said| {
+            let answer = crate::domain::outcome::AwsError::new(operation, 403, Some("AccessDenied"), Some(said));
+            let failure = Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, "x") };
+            decide(&failure, &History::default(), &POLICY, &context(None))
+        };
+        let tags = "User: u is not authorized to perform: sts:TagSession on resource: r";
+        assert_eq!(answered(Reason::IdentityDenied, "AssumeRole", tags), Disposition::Defer(RetryDelay::S30));
+        let other = "User: u is not authorized to perform: sts:AssumeRole on resource: r";
+        assert_eq!(answered(Reason::IdentityDenied, "AssumeRole", other), Disposition::Requeue);
+        // It outlasts the cached denial of STS, and S3 caches none.
+        assert_eq!(answered(Reason::WrongRegion, "AssumeRole", ""), Disposition::Defer(RetryDelay::M2));
+        assert_eq!(answered(Reason::WrongRegion, "PutObject", ""), Disposition::Defer(RetryDelay::S30));
+    }
+
+    #[test]
     fn with_an_open_circuit_the_delay_ends_about_when_the_next_probe_is_due() {
         let waits = |seconds, left: Option<i64>, history: &History| {
             let next_probe = Some(Duration::from_secs(seconds));

@@ -217,12 +217,12 @@ impl OutageState {
         self.newly_failing.retain(|new| new.at.elapsed() <= window(new.symptom));
         self.newly_failing.retain(|new| !new.symptom.is_of_sts() || new.granted == granted);
         let known = self.last.get(&destination.id).map(|last| last.worked);
-        let is_evidence = if self.any_worked { known == Some(true) } else { known.is_none() };
-        if remembered || known == Some(false) {
+        if remembered || (self.any_worked && known == Some(false)) {
             return;
         }
         self.remember(destination, false);
-        if is_evidence {
+        if !self.any_worked || known == Some(true) {
+            self.newly_failing.retain(|new| new.destination.id != destination.id);
             let (destination, owner) = (destination.clone(), owner(destination).into());
             self.newly_failing.push(NewFailure { destination, owner, symptom, at: Instant::now(), granted });
         }
@@ -257,9 +257,8 @@ impl OutageState {
     }
 
     fn controls(&self, symptom: Symptom) -> Vec<Arc<Destination>> {
-        let suited = |destination: &&Arc<Destination>| {
-            !symptom.is_of_sts() || matches!(destination.auth, Auth::IamRole { .. })
-        };
+        let suited =
+            |destination: &&Arc<Destination>| !symptom.is_of_sts() || matches!(destination.auth, Auth::IamRole { .. });
         let failing = self.failing(symptom);
         let beside = |witness: &&Arc<Destination>| failing.iter().all(|failing| ***failing != *owner(witness));
         // What does not answer is asked itself; who is denied may be denied rightly, so others are asked first.

@@ -9,7 +9,9 @@ use std::time::Duration;
 async fn a_worker_whose_identity_is_refused_pauses_and_resumes_when_it_is_fixed() {
     let fixture = AcmeFixture::start("identity").await;
     let message = "The security token included in the request is invalid.";
-    fixture.s3.on("AssumeRole").before(Effect::Error(403, "InvalidClientTokenId", message));
+    for operation in ["AssumeRole", "GetCallerIdentity"] {
+        fixture.s3.on(operation).before(Effect::Error(403, "InvalidClientTokenId", message));
+    }
     fixture.schedule("a", b"hello").await;
     let why = until("not ready", Duration::from_secs(20), async || {
         Some(fixture.worker.get("/readyz").await).filter(|text| text.contains("identity_denied"))

@@ -78,6 +78,8 @@ struct Rule {
     operation: &'static str,
     bucket: Option<String>,
     key: Option<String>,
+    /// Only calls that are signed for this region.
+    region: Option<String>,
     /// Only calls whose query or form has this in a field.
     form: Option<(&'static str, String)>,
     /// Only calls with this header; only calls without it, or with another value.
@@ -98,6 +100,7 @@ impl Rule {
         });
         ["Any", call.operation].contains(&self.operation)
             && self.bucket.as_ref().is_none_or(|bucket| call.bucket == *bucket)
+            && self.region.as_ref().is_none_or(|region| call.region == *region)
             && self.form.as_ref().is_none_or(|(name, part)| call.asked(name).contains(part.as_str()))
             && self.key.as_ref().is_none_or(|key| call.key.contains(key.as_str()))
             && self.with.as_ref().is_none_or(|name| call.header(name).is_some())
@@ -116,6 +119,12 @@ impl When<'_> {
     /// Only calls for this bucket.
     pub fn bucket(mut self, bucket: &str) -> Self {
         self.rule.bucket = Some(bucket.to_owned());
+        self
+    }
+
+    /// Only calls that are signed for this region.
+    pub fn region(mut self, region: &str) -> Self {
+        self.rule.region = Some(region.to_owned());
         self
     }
 
@@ -257,6 +266,7 @@ impl ScriptedS3 {
             operation,
             bucket: None,
             key: None,
+            region: None,
             form: None,
             with: None,
             unless: None,

@@ -85,6 +85,7 @@ fn words_of_the_worker(evidence: &Evidence<'_>) -> Option<Explanation> {
 pub(super) fn words(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<Explanation> {
     words_of_ours(evidence, context.who)
         .or_else(|| words_of_the_role(evidence, context))
+        .or_else(|| words_of_regions(evidence, context))
         .or_else(|| words_of_the_key(evidence.code))
 }
 
@@ -117,29 +118,10 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
         ),
         Code::RoleRequestRefused => explained(
             super::said(evidence, "STS refuses the request for the role as invalid"),
-            advice("correct the role's ARN; if that is right, shorten the prefix of the destination"),
-        ),
-        Code::SessionPolicyTooLarge => explained(
-            super::said(evidence, "the session policy and the session tags together are too large for STS"),
             advice(
-                "shorten the prefix of the destination; on EKS Pod Identity the session tags take most of the space: create the \
-                 association with session tags disabled",
+                "correct the role's ARN; if that is right, shorten the prefix of the destination; on EKS Pod Identity session tags \
+                 take most of the space of a session policy: create the association with session tags disabled",
             ),
-        ),
-        Code::OtherPartition => explained(
-            super::said(evidence, "the role belongs to another partition than the region or the worker's identity"),
-            advice(
-                "correct the role's ARN or the region of the destination if one of them is wrong; no role can be assumed across \
-                 partitions: use an access key, or a worker with an identity in the partition of the role",
-            ),
-        ),
-        Code::IdentityUnknownInRegion => explained(
-            super::said(evidence, "STS of the region refuses the worker's credentials, which are valid elsewhere"),
-            advice(format!(
-                "correct the region of the destination if {0} is wrong; if it is an opt-in region, enable it in the account of the \
-                 worker, or set aws.region to a region where the worker's credentials are valid, so that STS is called there",
-                context.destination.region
-            )),
         ),
         Code::StsRegionDisabled => explained(
             format!("STS is not activated in {} for the account of the role", context.destination.region),
@@ -161,6 +143,28 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
                 "test again in a minute; if it stays so, look for a policy that revokes older sessions of the role, and check \
                  that the bucket's partition and account are those of the role",
             ),
+        ),
+        _ => return None,
+    })
+}
+
+/// Explains regions and partitions where the worker's own identity is not valid.
+fn words_of_regions(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<Explanation> {
+    Some(match evidence.code {
+        Code::OtherPartition => explained(
+            super::said(evidence, "the role belongs to another partition than the region or the worker's identity"),
+            advice(
+                "correct the role's ARN or the region of the destination if one of them is wrong; no role can be assumed across \
+                 partitions: use an access key, or a worker with an identity in the partition of the role",
+            ),
+        ),
+        Code::IdentityUnknownInRegion => explained(
+            super::said(evidence, "STS of the region refuses the worker's credentials, which are valid elsewhere"),
+            advice(format!(
+                "correct the region of the destination if {0} is wrong; if it is an opt-in region, enable it in the account of the \
+                 worker, or set aws.region to a region where the worker's credentials are valid, so that STS is called there",
+                context.destination.region
+            )),
         ),
         _ => return None,
     })

@@ -88,6 +88,21 @@ async fn sts_must_deny_twice_a_minute_apart_and_cached_denials_do_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_region_that_refuses_our_identity_must_say_so_twice_and_another_partition_once() {
+    let (circuits, id) = (circuits(), acme());
+    let answer = crate::domain::outcome::AwsError::new("AssumeRole", 403, Some("InvalidClientTokenId"), None);
+    let refused = Failure { answer: Some(Box::new(answer)), ..Failure::new(Reason::WrongRegion, "no") };
+    let cached = TransferResult::Failed(Failure { remembered: true, ..refused.clone() });
+    let refused = TransferResult::Failed(refused);
+    assert_eq!(observe(&circuits, &id, "a", None, &refused, NOW), None);
+    pass(61).await;
+    assert_eq!(observe(&circuits, &id, "a", None, &cached, NOW), None);
+    assert_eq!(seconds(observe(&circuits, &id, "a", None, &refused, NOW)), Some(61));
+    circuits.clear(&id);
+    assert_eq!(seconds(observe(&circuits, &id, "a", None, &failed(Reason::WrongRegion), NOW)), Some(30));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_success_between_clears_the_evidence() {
     let circuits = circuits();
     let (id, denied) = (acme(), failed(Reason::AssumeRoleDenied));

@@ -7,21 +7,53 @@ fn id(name: &str) -> DestinationId {
 }
 
 /// Destination of a customer by the name's first letter.
-fn of(name: &str) -> Destination {
-    sample::destination(name, &format!("{:012}", u32::from(name.as_bytes()[0])))
+fn of(name: &str) -> Arc<Destination> {
+    sample::destination(name, &format!("{:012}", u32::from(name.as_bytes()[0]))).into()
 }
 
 fn succeed(outage: &OutageDetector, name: &str) {
     outage.observe(&of(name), TransferResult::Delivered(Receipt::default()), 0);
 }
 
-/// Returns the observed reason, and whether the outage started with it.
-fn fail(outage: &OutageDetector, name: &str, reason: Reason) -> (Reason, bool) {
-    match outage.observe(&of(name), TransferResult::Failed(Failure::new(reason, "no")), 0) {
-        ObservedResult::Known(TransferResult::Failed(failure)) => (failure.reason, false),
-        ObservedResult::OutageStarted(TransferResult::Failed(failure), _) => (failure.reason, true),
+/// A failure as it is observed.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    As(Reason),
+    Suspicious,
+}
+use Seen::{As, Suspicious};
+
+fn fail(outage: &OutageDetector, name: &str, reason: Reason) -> Seen {
+    fail_after(outage, name, reason, 0)
+}
+
+fn fail_after(outage: &OutageDetector, name: &str, reason: Reason, granted: u64) -> Seen {
+    match outage.observe(&of(name), TransferResult::Failed(Failure::new(reason, "no")), granted) {
+        ObservedResult::Known(TransferResult::Failed(failure)) => As(failure.reason),
+        ObservedResult::Suspicious(TransferResult::Failed(_), _) => Suspicious,
         other => panic!("{other:?}"),
     }
+}
+
+/// Names of the destinations that are asked; `None` if nobody is.
+fn asked(outage: &OutageDetector, reason: Reason) -> Option<Vec<String>> {
+    let controls = outage.controls(Symptom::of(reason).unwrap())?;
+    Some(controls.iter().map(|control| control.id.to_string()).collect())
+}
+
+fn conclude(outage: &OutageDetector, reason: Reason, confirmed: bool) -> Option<Duration> {
+    outage.conclude(Symptom::of(reason).unwrap(), confirmed)
+}
+
+/// An outage that began with the failure of these destinations, which worked before.
+fn started(names: &[&str], reason: Reason) -> OutageDetector {
+    let outage = OutageDetector::default();
+    names.iter().for_each(|name| succeed(&outage, name));
+    for name in names {
+        fail(&outage, name, reason);
+    }
+    assert!(conclude(&outage, reason, true).is_some(), "{names:?} are not suspicious");
+    outage
 }
 
 #[tokio::test(start_paused = true)]
@@ -31,25 +63,67 @@ async fn three_that_worked_and_fail_alike_are_an_outage_until_one_succeeds() {
         succeed(&outage, name);
     }
     let denied = Reason::BucketNotFound;
-    assert_eq!(fail(&outage, "a", denied), (denied, false));
-    assert_eq!(fail(&outage, "a", denied), (denied, false));
-    assert_eq!(fail(&outage, "b", denied), (denied, false));
-    assert_eq!(fail(&outage, "b", Reason::SourceNotFound), (Reason::SourceNotFound, false));
-    assert_eq!(fail(&outage, "c", denied), (Reason::Outage, true));
-    assert_eq!(fail(&outage, "d", denied), (Reason::Outage, false));
-    assert_eq!(fail(&outage, "d", Reason::KmsDenied), (Reason::KmsDenied, false));
+    assert_eq!(fail(&outage, "a", denied), As(denied));
+    assert_eq!(fail(&outage, "a", denied), As(denied));
+    assert_eq!(fail(&outage, "b", denied), As(denied));
+    assert_eq!(fail(&outage, "b", Reason::SourceNotFound), As(Reason::SourceNotFound));
+    assert_eq!(fail(&outage, "c", denied), Suspicious);
+    let result = TransferResult::Failed(Failure::new(denied, "no"));
+    assert!(!outage.covers(&result), "nothing has confirmed it");
+    assert!(conclude(&outage, denied, true).is_some() && outage.covers(&result));
+    let covered = outage.covered(&of("c"), result);
+    assert!(matches!(covered, TransferResult::Failed(failure) if failure.reason == Reason::Outage));
+    assert_eq!(fail(&outage, "d", denied), As(Reason::Outage));
+    assert_eq!(fail(&outage, "d", Reason::KmsDenied), As(Reason::KmsDenied));
     assert!(outage.defers(&id("a")).is_some() && outage.defers(&id("e")).is_none());
     succeed(&outage, "e");
     assert!(outage.defers(&id("a")).is_none());
-    assert_eq!(fail(&outage, "d", denied), (denied, false));
+    assert_eq!(fail(&outage, "d", denied), As(denied));
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_start_more_failures_are_needed() {
+async fn a_suspicion_that_is_refuted_is_not_raised_again_at_once() {
     let outage = OutageDetector::default();
-    let names = ["a", "b", "c", "d"];
-    assert!(names.iter().all(|name| fail(&outage, name, Reason::Timeout).0 == Reason::Timeout));
-    assert_eq!(fail(&outage, "e", Reason::S3Unavailable), (Reason::Outage, true));
+    for name in ["a", "b", "c"] {
+        succeed(&outage, name);
+    }
+    let broken = Reason::Connection;
+    fail(&outage, "a", broken);
+    fail(&outage, "b", broken);
+    assert_eq!(fail(&outage, "c", broken), Suspicious);
+    assert_eq!(fail(&outage, "c", broken), Suspicious, "no verdict yet");
+    assert_eq!(conclude(&outage, broken, false), None);
+    assert_eq!(fail(&outage, "c", broken), As(broken));
+    assert!(asked(&outage, broken).is_none() && !outage.is_outage());
+    tokio::time::advance(REFUTED_FOR).await;
+    assert_eq!(fail(&outage, "c", broken), Suspicious);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_never_worked_is_no_evidence_once_anybody_has() {
+    let outage = OutageDetector::default();
+    succeed(&outage, "z");
+    for round in 0..3 {
+        for name in ["a", "b", "c", "d", "e", "f"] {
+            for reason in [Reason::AssumeRoleDenied, Reason::Connection, Reason::StsUnavailable] {
+                assert_eq!(fail(&outage, &format!("{name}-{round}"), reason), As(reason));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_start_all_that_fail_alike_are_suspicious_and_nobody_of_them_is_asked() {
+    for reason in [Reason::Timeout, Reason::StsUnavailable, Reason::AssumeRoleDenied] {
+        let outage = OutageDetector::default();
+        assert_eq!(fail(&outage, "a", reason), As(reason));
+        assert_eq!(fail(&outage, "b", reason), As(reason));
+        assert_eq!(fail(&outage, "c", reason), Suspicious);
+        assert_eq!(asked(&outage, reason), Some(Vec::new()), "{reason:?}");
+        succeed(&outage, "z");
+        assert_eq!(asked(&outage, reason), None, "one has worked meanwhile");
+        assert_eq!(conclude(&outage, reason, true), None);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,44 +133,77 @@ async fn destinations_that_were_broken_before_count_once() {
         fail(&outage, name, Reason::BucketNotFound);
     }
     succeed(&outage, "e");
-    for name in ["a", "b", "c", "d"] {
-        assert_eq!(fail(&outage, name, Reason::BucketNotFound).0, Reason::BucketNotFound);
+    for name in ["a", "b", "c", "d", "f"] {
+        assert_eq!(fail(&outage, name, Reason::BucketNotFound), As(Reason::BucketNotFound));
     }
-    assert_eq!(fail(&outage, "f", Reason::BucketNotFound).0, Reason::BucketNotFound);
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_with_a_success_or_much_time_between_are_no_outage() {
+async fn most_of_those_that_were_tried_must_fail_within_the_window() {
     let outage = OutageDetector::default();
-    let names = ["a", "b", "c", "d"];
+    let names = ["a", "b", "c", "d", "e", "f"];
     names.iter().for_each(|name| succeed(&outage, name));
-    fail(&outage, "a", Reason::Connection);
-    fail(&outage, "b", Reason::Connection);
+    for name in ["a", "b", "c"] {
+        assert_eq!(fail(&outage, name, Reason::Connection), As(Reason::Connection), "{name}: three of six");
+    }
+    assert_eq!(fail(&outage, "d", Reason::Connection), Suspicious);
     succeed(&outage, "d");
-    assert_eq!(fail(&outage, "c", Reason::Connection).0, Reason::Connection);
+    assert_eq!(asked(&outage, Reason::Connection), None, "it works again");
     let outage = OutageDetector::default();
     names.iter().for_each(|name| succeed(&outage, name));
     for name in names {
-        assert_eq!(fail(&outage, name, Reason::Connection).0, Reason::Connection);
+        assert_eq!(fail(&outage, name, Reason::Connection), As(Reason::Connection));
         tokio::time::advance(Duration::from_secs(40)).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_are_denied_are_asked_last_and_those_that_get_no_answer_first() {
+    let outage = OutageDetector::default();
+    for name in ["a", "b", "c", "c-2", "d"] {
+        succeed(&outage, name);
+    }
+    for name in ["a", "b", "c"] {
+        fail(&outage, name, Reason::AssumeRoleDenied);
+    }
+    assert_eq!(asked(&outage, Reason::AssumeRoleDenied).unwrap(), ["d"], "it shares nothing with them");
+    fail(&outage, "d", Reason::AssumeRoleDenied);
+    assert_eq!(asked(&outage, Reason::AssumeRoleDenied).unwrap(), ["a", "b", "c", "d"], "nobody else is left");
+    let outage = OutageDetector::default();
+    for name in ["a", "b", "c", "d"] {
+        succeed(&outage, name);
+    }
+    for name in ["a", "b", "c"] {
+        fail(&outage, name, Reason::Timeout);
+    }
+    assert_eq!(asked(&outage, Reason::Timeout).unwrap(), ["a", "b", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_customer_with_another_destination_that_works_is_no_evidence() {
+    let outage = OutageDetector::default();
+    for name in ["a", "b", "c", "c-2"] {
+        succeed(&outage, name);
+    }
+    for name in ["a", "b", "c"] {
+        assert_eq!(fail(&outage, name, Reason::BucketNotFound), As(Reason::BucketNotFound));
+    }
+    assert_eq!(fail(&outage, "c-2", Reason::BucketNotFound), Suspicious);
 }
 
 #[tokio::test(start_paused = true)]
 async fn cached_denials_are_no_evidence_and_an_old_outage_is_over() {
     let outage = OutageDetector::default();
     for name in ["a", "b", "c", "d", "e", "f"] {
+        succeed(&outage, name);
         let remembered = Failure { remembered: true, ..Failure::new(Reason::AssumeRoleDenied, "no") };
-        assert!(
-            matches!(outage.observe(&of(name), TransferResult::Failed(remembered), 0), ObservedResult::Known(TransferResult::Failed(f)) if f.reason != Reason::Outage)
-        );
+        let seen = outage.observe(&of(name), TransferResult::Failed(remembered), 0);
+        assert!(matches!(seen, ObservedResult::Known(_)), "{seen:?}");
     }
-    for name in ["a", "b", "c", "d", "e"] {
-        fail(&outage, name, Reason::StsUnavailable);
-    }
+    let outage = started(&["a", "b", "c"], Reason::StsUnavailable);
     assert!(outage.defers(&id("a")).is_some());
     tokio::time::advance(IDLE_END + Duration::from_secs(1)).await;
-    assert_eq!(fail(&outage, "a", Reason::StsUnavailable).0, Reason::StsUnavailable);
+    assert_eq!(fail(&outage, "a", Reason::StsUnavailable), As(Reason::StsUnavailable));
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +212,7 @@ async fn failures_of_one_customer_are_no_outage() {
     let his = ["a-1", "a-2", "a-3", "a-4", "a-5", "a-6"];
     his.iter().for_each(|name| succeed(&outage, name));
     for name in his {
-        assert_eq!(fail(&outage, name, Reason::BucketNotFound).0, Reason::BucketNotFound);
+        assert_eq!(fail(&outage, name, Reason::BucketNotFound), As(Reason::BucketNotFound));
     }
 }
 
@@ -117,45 +224,45 @@ async fn during_denials_of_sts_only_a_new_session_proves_recovery() {
         succeed(&outage, name);
     }
     for name in ["a", "b"] {
-        assert_eq!(fail(&outage, name, denied).0, denied);
+        assert_eq!(fail(&outage, name, denied), As(denied));
         tokio::time::advance(Duration::from_secs(150)).await;
         succeed(&outage, "d");
     }
-    let met = outage.observe(&of("c"), TransferResult::Failed(Failure::new(denied, "no")), 0);
-    assert!(matches!(met, ObservedResult::OutageStarted(_, since) if since == Duration::from_secs(300)), "{met:?}");
+    assert_eq!(fail(&outage, "c", denied), Suspicious);
+    assert_eq!(conclude(&outage, denied, true), Some(Duration::from_secs(300)), "the age of the evidence");
     succeed(&outage, "d");
     assert!(outage.is_outage(), "its session is an old one");
     outage.succeeded(&of("d"), 1);
     assert!(!outage.is_outage(), "a role was assumed");
-    let later = |name| outage.observe(&of(name), TransferResult::Failed(Failure::new(denied, "no")), 1);
     for name in ["a", "b", "c"] {
-        assert!(
-            matches!(later(name), ObservedResult::Known(TransferResult::Failed(failure)) if failure.reason == denied)
-        );
+        assert_eq!(fail_after(&outage, name, denied, 1), As(denied));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_that_is_granted_ends_the_evidence_against_sts() {
+    let outage = OutageDetector::default();
+    let names = ["a", "b", "c", "d"];
+    names.iter().for_each(|name| succeed(&outage, name));
+    for (granted, name) in (0..).zip(names) {
+        assert_eq!(fail_after(&outage, name, Reason::AssumeRoleDenied, granted), As(Reason::AssumeRoleDenied));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn long_denials_are_judged_one_by_one_in_the_end() {
-    let outage = OutageDetector::default();
-    let names = ["a", "b", "c", "d", "e"];
-    for name in names {
-        fail(&outage, name, Reason::AccessDenied);
-    }
+    let outage = started(&["a", "b", "c"], Reason::AccessDenied);
     for _ in 0..31 {
         assert!(outage.is_outage());
         tokio::time::advance(Duration::from_secs(59)).await;
         fail(&outage, "a", Reason::AccessDenied);
     }
-    assert_eq!(fail(&outage, "a", Reason::AccessDenied).0, Reason::AccessDenied);
+    assert_eq!(fail(&outage, "a", Reason::AccessDenied), As(Reason::AccessDenied));
 }
 
 #[tokio::test(start_paused = true)]
 async fn jobs_deferred_in_a_row_are_paused_ever_longer() {
-    let outage = OutageDetector::default();
-    for name in ["a", "b", "c", "d", "e"] {
-        fail(&outage, name, Reason::Timeout);
-    }
+    let outage = started(&["a", "b", "c"], Reason::Timeout);
     let pause = || outage.defers(&id("a")).unwrap().1.as_millis();
     let pauses: Vec<_> = (0..30).map(|_| pause()).collect();
     assert_eq!(pauses[..3], [0, 10, 20]);

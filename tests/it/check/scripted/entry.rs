@@ -50,6 +50,35 @@ pub const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
         mended: CUSTOMER,
     },
     Setup {
+        code: "identity_may_not_tag",
+        shows: "assume_role: failed",
+        exit: 77,
+        to: by_role,
+        broken: |hands| {
+            let message = "User: arn:aws:sts::999999999999:assumed-role/consign/eks is not authorized to perform: sts:TagSession on \
+                           resource: arn:aws:iam::111111111111:role/consign";
+            hands.s3.on("AssumeRole").before(Effect::Error(403, "AccessDenied", message));
+        },
+        says: &["EKS Pod Identity", "--disable-session-tags", "the customer need not do anything"],
+        mended: CUSTOMER,
+    },
+    Setup {
+        code: "identity_unknown_in_region",
+        shows: "identity: failed",
+        exit: 3,
+        to: by_role,
+        broken: |hands| {
+            hands.site.unset("aws.region").environment("AWS_REGION", "us-east-1");
+            let effect =
+                Effect::Error(403, "InvalidClientTokenId", "The security token included in the request is invalid.");
+            hands.s3.on("GetCallerIdentity").region(REGION).before(effect);
+        },
+        says: &["opt-in region", "aws.region", REGION, "us-east-1"],
+        mended: |hands| {
+            hands.site.set("aws.region", "us-east-1");
+        },
+    },
+    Setup {
         code: "role_auth_off",
         shows: "identity: failed",
         exit: 3,
@@ -188,6 +217,17 @@ pub const ROLES_THAT_DO_NOT_LET_US_IN_AS_THEY_SHOULD: &[Setup] = &[
         },
         says: &["shorten the prefix"],
         mended: CUSTOMER,
+    },
+    Setup {
+        code: "other_partition",
+        shows: "assume_role: failed",
+        exit: 3,
+        to: by_role,
+        broken: |hands| {
+            hands.to["auth"]["role_arn"] = json!("arn:aws-us-gov:iam::111111111111:role/consign");
+        },
+        says: &["aws-us-gov", "this worker's identity belongs to the partition aws", "use an access key"],
+        mended: |hands| *hands.to = by_role(),
     },
     Setup {
         code: "sts_region_disabled",

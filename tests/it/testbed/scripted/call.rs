@@ -50,7 +50,10 @@ impl Call {
         let mut scope = scope.split(',').next().unwrap_or_default().split('/');
         let access_key_id = scope.next().unwrap_or_default().to_owned();
         let region = scope.nth(1).unwrap_or_default().to_owned();
-        let operation = operation(head.method.as_str(), key, &query, form);
+        let operation = match operation(head.method.as_str(), key, &query, form) {
+            "ListObjectsV2" if bucket.is_empty() => "ListBuckets",
+            operation => operation,
+        };
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
         let arrived = Timestamp::now();
         Self { operation, bucket, key, access_key_id, region, headers, query, body, arrived, bent: false, status: 0 }
@@ -74,6 +77,11 @@ impl Call {
         self.headers.keys().any(|name| name.starts_with("x-amz-server-side-encryption"))
     }
 
+    /// A call that confirms an outage: it is made in nobody's name.
+    pub fn is_about_an_outage(&self) -> bool {
+        self.access_key_id.is_empty() && ["HeadBucket", "ListBuckets"].contains(&self.operation)
+    }
+
     /// Violations in the call itself, independent of the store.
     pub fn violations(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -85,7 +93,7 @@ impl Call {
         let sha = self.header("x-amz-content-sha256").unwrap_or_default();
         let bytes = matches!(self.operation, "PutObject" | "UploadPart");
         note(self.operation == "Unknown", "unknown operation");
-        note(self.access_key_id.is_empty(), "unsigned");
+        note(self.access_key_id.is_empty() && !self.is_about_an_outage(), "unsigned");
         note(bytes && sha != "UNSIGNED-PAYLOAD", &format!("the payload is signed: {sha}"));
         note(self.header("x-amz-trailer").is_some(), "a trailer");
         note(self.header("content-encoding").is_some_and(|e| e.contains("aws-chunked")), "aws-chunked");

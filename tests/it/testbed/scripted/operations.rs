@@ -23,6 +23,7 @@ impl Store {
                 let message = "Signature expired: it is not of now";
                 Err(Reply::error(call, 403, "SignatureDoesNotMatch", message))
             }
+            "ListBuckets" => Err(Reply::error(call, 403, "AccessDenied", "Access Denied")),
             "AssumeRole" => Ok(self.assume_role(call)),
             "GetCallerIdentity" => Ok(caller(call)),
             _ if is_skewed(call) => {
