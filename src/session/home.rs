@@ -85,8 +85,8 @@ impl Sessions {
         asked.map_or_else(|_| Err(Failure::new(Reason::StsUnavailable, "no answer in time")), |(_, answer)| answer)
     }
 
-    /// Calls GetCallerIdentity at home. It needs no permission, but the policy of a VPC endpoint may
-    /// deny it: then STS knows who we are, too.
+    /// Calls GetCallerIdentity at home. It needs no permission, but the policy of a VPC endpoint
+    /// may deny it: then STS knows who we are, too.
     async fn ask_home(&self) -> Result<FetchedValue<()>, Failure> {
         let region = Region::parse(&self.home_region()).ok();
         // One try each: retries of the SDK would correct the clock, which may be what is in question.
@@ -136,11 +136,11 @@ impl Sessions {
             // It refuses us as well, or does not know the question.
             Err(_) => failure,
             // STS of the region contradicts the clocks of others, or itself.
-            Ok(_) if failure.reason == Reason::ClockSkew || asked == self.home_region() => {
+            Ok(()) if failure.reason == Reason::ClockSkew || asked == self.home_region() => {
                 let message = format!("{failure}; so says STS in {asked}, and STS at home accepts the worker");
                 Failure::new(Reason::StsUnavailable, message)
             }
-            Ok(_) => self.wrong_region(failure, destination, region, &asked),
+            Ok(()) => self.wrong_region(failure, destination, region, &asked),
         }
     }
 

@@ -307,8 +307,8 @@ impl Admission {
         ObservedEnd { result, next_probe }
     }
 
-    /// Confirms by calls of our own that a failure which many destinations share is not theirs, once
-    /// for all results that are suspicious at the same time.
+    /// Confirms by calls of our own that a failure which many destinations share is not theirs,
+    /// once for all results that are suspicious at the same time.
     async fn confirm_outage(&self, symptom: Symptom) {
         let _confirming = self.confirming.lock().await;
         let Some(controls) = self.outage.controls(symptom) else { return };

@@ -1,4 +1,4 @@
-//! Who is at fault, by what we are told at home: a region, a role or a customer that fails costs its
+//! Who is at fault, by what STS says at home: a region, a role or a customer that fails costs its
 //! own jobs, and never the worker.
 
 use std::time::Duration;
