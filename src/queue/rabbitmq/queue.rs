@@ -17,6 +17,8 @@ use super::deliveries::{Deliveries, PrefetchedDelivery};
 use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
 use super::messages;
 use super::release;
+use super::replies::Replies;
+use super::reply_addresses::ReplyAddresses;
 use super::sessions::{BrokerSessions, PUBLISH_TIMEOUT};
 use super::settle::Settler;
 use super::timing::Timing;
@@ -81,6 +83,7 @@ impl RabbitMqQueue {
             names: Names::new(&config.prefix),
             owner: OwnerIdentity::new(worker_id),
             owner_ttl: timing.owner_ttl,
+            max_leases: consume.iter().fold(0, |sum, (_, prefetch)| u16::saturating_add(sum, *prefetch)),
             table: LeaseTable::default(),
             deliveries: Arc::clone(&deliveries),
             metrics: Arc::clone(&metrics),
@@ -100,7 +103,8 @@ impl RabbitMqQueue {
         });
         let sessions = BrokerSessions::start(Arc::clone(&context));
         let (control, reader) = control::start(&context, &sessions);
-        let settler = Settler::new(Arc::clone(&context), Arc::clone(&sessions));
+        let replies = Replies::new(Arc::clone(&context), ReplyAddresses::new(config));
+        let settler = Settler::new(Arc::clone(&context), Arc::clone(&sessions), replies);
         let (control, control_reader) = (AsyncMutex::new(control), Mutex::new(reader));
         Ok(Arc::new(Self { context, sessions, settler, control, control_reader }))
     }
