@@ -24,7 +24,11 @@ pub struct Exported {
 ///
 /// # Errors
 /// The file exists or can't be written; the broker is lost.
-pub async fn to_file(letters: &mut DeadLetters, filter: LetterFilter, file: &Path) -> Result<Exported, DeadLetterError> {
+pub async fn to_file(
+    letters: &mut DeadLetters,
+    filter: LetterFilter,
+    file: &Path,
+) -> Result<Exported, DeadLetterError> {
     let failed =
         |what: &str, problem: &std::io::Error| DeadLetterError::File(format!("{} {what}: {problem}", file.display()));
     if file.exists() {

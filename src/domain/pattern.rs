@@ -32,9 +32,16 @@ mod tests {
         ] {
             assert!(matches(pattern, text), "{pattern} {text}");
         }
-        for (pattern, text) in
-            [("a", "ab"), ("a.*", "a"), ("a*a", "a"), ("*ab", "abc"), ("a*b*c", "acb"), ("", "a"), ("?", "a"), ("A", "a")]
-        {
+        for (pattern, text) in [
+            ("a", "ab"),
+            ("a.*", "a"),
+            ("a*a", "a"),
+            ("*ab", "abc"),
+            ("a*b*c", "acb"),
+            ("", "a"),
+            ("?", "a"),
+            ("A", "a"),
+        ] {
             assert!(!matches(pattern, text), "{pattern} {text}");
         }
     }

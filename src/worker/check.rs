@@ -194,5 +194,8 @@ fn undeliverable(problem: QueueError) -> Box<Rejection> {
         problem => problem.to_string(),
     };
     let message = format!("reply_to: the answer to the connection test can't be delivered: {why}");
-    Rejection::new(Failure::new(Reason::InvalidJob, message).hint("name a reply queue that broker.reply_to permits, and keep it until the answer is there"))
+    Rejection::new(
+        Failure::new(Reason::InvalidJob, message)
+            .hint("name a reply queue that broker.reply_to permits, and keep it until the answer is there"),
+    )
 }

@@ -4,6 +4,7 @@ mod control;
 mod dead_letters;
 mod leases;
 mod release;
+mod renewals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

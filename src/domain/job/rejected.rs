@@ -43,7 +43,8 @@ impl Rejected {
 
     /// A refusal of a message whose body of `size` bytes was too large to be read.
     pub fn unread(size: u64, message_id: Option<&str>) -> Self {
-        let problem = format!("has {size} bytes, and a job at most {MAX_BODY}; more than {MAX_LEASE} are not even read");
+        let problem =
+            format!("has {size} bytes, and a job at most {MAX_BODY}; more than {MAX_LEASE} are not even read");
         Self::job("body", problem).identified(JobIdentity::of(message_id, None))
     }
 

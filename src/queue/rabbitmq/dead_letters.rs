@@ -43,6 +43,8 @@ use crate::runtime::failpoints;
 const HOLD_TIME: Duration = Duration::from_mins(10);
 /// Limit for requeued letters to be counted again.
 const REQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reason of the broker for a message that a worker rejected.
+const REJECTED: &str = "rejected";
 /// Interval of that check.
 const REQUEUE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -244,7 +246,7 @@ fn read(routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> DeadL
     let death = properties.headers().as_ref().and_then(BrokerDeath::of);
     if let Some(death) = death.as_ref().filter(|_| !shown.headers.contains_key(ERROR_REASON)) {
         shown.headers.extend(death.headers());
-        if let Some(size) = shown.unread {
+        if let Some(size) = shown.unread.filter(|_| death.reason == REJECTED) {
             shown.headers.extend(rejection(size, shown.message_id.as_deref()));
         }
     }

@@ -53,24 +53,21 @@ pub(super) struct Publisher {
     lease_permits: Semaphore,
     channels: usize,
     health: Arc<SessionHealth>,
-    metrics: Arc<Metrics>,
+    /// Counts unconfirmed messages, if they are to be counted.
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Publisher {
     /// Builds a publisher on a connection of its own.
     pub(super) fn new(connection: Connection, health: Arc<SessionHealth>, metrics: Arc<Metrics>) -> Self {
-        Self::with_channels(MAX_CHANNELS, connection, health, metrics)
+        Self { metrics: Some(metrics), ..Self::with_channels(MAX_CHANNELS, connection, health) }
     }
 
-    /// Builds a publisher with at most `channels` publishes in flight, leases not counted.
-    pub(super) fn with_channels(
-        channels: usize,
-        connection: Connection,
-        health: Arc<SessionHealth>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    /// Builds a publisher with at most `channels` publishes in flight, leases not counted. No
+    /// metric counts them.
+    pub(super) fn with_channels(channels: usize, connection: Connection, health: Arc<SessionHealth>) -> Self {
         let (permits, lease_permits) = (Semaphore::new(channels), Semaphore::new(MAX_LEASE_CHANNELS));
-        Self { connection, free: Mutex::default(), permits, lease_permits, channels, health, metrics }
+        Self { connection, free: Mutex::default(), permits, lease_permits, channels, health, metrics: None }
     }
 
     /// Returns the connection, to close it.
@@ -121,7 +118,7 @@ impl Publisher {
         message: &OutgoingMessage,
     ) -> Result<(), QueueError> {
         let channel = self.channel().await?;
-        let _unconfirmed = self.metrics.unconfirmed();
+        let _unconfirmed = self.metrics.as_deref().map(Metrics::unconfirmed);
         match self.while_healthy(send(&channel, message)).await? {
             Ok(confirmation) => {
                 // Only after a confirm: a channel with an interrupted publish may still receive its return.

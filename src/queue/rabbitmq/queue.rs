@@ -32,8 +32,10 @@ use crate::queue::{
     Released, Reply, Settlement,
 };
 
-/// Limit for each step of closing: confirms, replies, connections.
+/// Limit for each step of closing: confirms, connections.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit for the replies in flight. A reply queue that does not confirm must not use up the time.
+const REPLY_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The queue on RabbitMQ.
 pub struct RabbitMqQueue {
@@ -145,7 +147,7 @@ impl RabbitMqQueue {
         self.stop_consuming().await;
         let renewer = self.sessions.current().and_then(|session| session.renewer());
         self.context.leases.close(renewer.as_deref()).await;
-        self.settler.replies().close(CLOSE_TIMEOUT).await;
+        self.settler.replies().close(REPLY_CLOSE_TIMEOUT).await;
         if let Some(session) = self.sessions.current() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.drained()).await;
         }

@@ -48,7 +48,8 @@ mod tests {
     #[test]
     fn replies_go_where_a_pattern_permits_and_to_no_queue_of_consign() {
         let usual = addresses(&["amq.rabbitmq.reply-to.*", "consign.reply.*"]);
-        for queue in ["amq.rabbitmq.reply-to.g1h2.eIX==", "consign.reply.scheduler-a", "consign.backfill.0123456789ab"] {
+        for queue in ["amq.rabbitmq.reply-to.g1h2.eIX==", "consign.reply.scheduler-a", "consign.backfill.0123456789ab"]
+        {
             assert_eq!(usual.refusal(queue), None, "{queue}");
         }
         for queue in ["answers", "amq.gen-1", "", "consign.replyx", "xconsign.reply.a", "amq.rabbitmq.reply-to"] {

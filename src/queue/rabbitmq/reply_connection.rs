@@ -50,8 +50,8 @@ impl ReplyConnection {
         };
         let (health, mut tasks) = (Arc::<SessionHealth>::default(), JoinSet::new());
         health::watch(&mut tasks, &connection, &health);
-        let metrics = Arc::clone(&context.metrics);
-        let publisher = Arc::new(Publisher::with_channels(MAX_CHANNELS, connection, health, metrics));
+        // Not counted as unconfirmed: a reply queue that does not confirm is no fault of the broker.
+        let publisher = Arc::new(Publisher::with_channels(MAX_CHANNELS, connection, health));
         *state = ReplyConnectionState::Open(Arc::clone(&publisher), tasks);
         Ok(publisher)
     }

@@ -117,11 +117,7 @@ impl LeaseRenewer {
                 },
                 Some(stray) = strays.recv() => handled.push(Box::pin(self.renew(stray.key, stray.acker))),
                 Some(()) = handled.next() => {}
-                _ = prune.tick() => {
-                    for key in self.context.table.prune() {
-                        let _ = self.queue.unbind(&key).await;
-                    }
-                }
+                _ = prune.tick() => handled.push(Box::pin(self.prune())),
             }
         }
         if !self.queue.is_cancelled() {
@@ -130,6 +126,12 @@ impl LeaseRenewer {
         }
         // Until the session ends.
         while handled.next().await.is_some() {}
+    }
+
+    async fn prune(&self) {
+        for key in self.context.table.prune() {
+            let _ = self.queue.unbind(&key).await;
+        }
     }
 
     /// After a change of address, leases in the previous queue may be lost.

@@ -410,7 +410,11 @@ mod tests {
         let closed = frame(METHOD, &[0, 20, 0, 40, 1, 148, 0, 0, 0, 0, 0]);
         let after = [content(3, None), part(3)].concat();
         let came = sanitized(&[content(large, None), part(5), closed.clone(), after.clone()].concat());
-        assert_eq!(came, [content(0, Some(b"consign-unread:2097153")), closed, after].concat(), "the channel was closed");
+        assert_eq!(
+            came,
+            [content(0, Some(b"consign-unread:2097153")), closed, after].concat(),
+            "the channel was closed"
+        );
     }
 
     #[test]
