@@ -220,7 +220,7 @@ impl DeadLetter {
 fn parsed(properties: &Properties, body: &[u8]) -> Result<Job, Rejected> {
     let (content_type, id) = (properties.content_type.as_deref(), properties.message_id.as_deref());
     if let Some(size) = properties.unread {
-        return Err(Rejected::unread(size, id));
+        return Err(job::unread(size, id));
     }
     if Lease::is_type(content_type) { Lease::decode(body)?.job(id) } else { job::parse(content_type, id, body) }
 }

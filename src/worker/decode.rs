@@ -122,7 +122,7 @@ impl Decoder {
 
 /// Rejects a message whose body was too large to be read.
 pub(super) fn require_body(properties: &Properties) -> Result<(), Rejected> {
-    properties.unread.map_or(Ok(()), |size| Err(Rejected::unread(size, properties.message_id.as_deref())))
+    properties.unread.map_or(Ok(()), |size| Err(job::unread(size, properties.message_id.as_deref())))
 }
 
 /// Takes the destination from the routing key when the body does not tell it: without one, nobody

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use super::lease::MAX_LEASE;
-use super::wire::MAX_BODY;
 use super::{Invalid, JobId};
 use crate::domain::destination::DestinationId;
 use crate::domain::outcome::{Failure, Reason};
@@ -39,13 +37,6 @@ impl Rejected {
     /// A refusal with reason `invalid_job`.
     pub(super) fn job(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::new(Reason::InvalidJob, Invalid::new(field, problem))
-    }
-
-    /// A refusal of a message whose body of `size` bytes was too large to be read.
-    pub fn unread(size: u64, message_id: Option<&str>) -> Self {
-        let problem =
-            format!("has {size} bytes, and a job at most {MAX_BODY}; more than {MAX_LEASE} are not even read");
-        Self::job("body", problem).identified(JobIdentity::of(message_id, None))
     }
 
     /// Adds the identity that was found; what is known already stays.

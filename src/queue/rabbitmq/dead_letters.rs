@@ -33,7 +33,7 @@ use super::publisher::{OutgoingMessage, Publisher};
 use super::topology::Names;
 use crate::config::BrokerConfig;
 use crate::domain::headers::{ERROR_CLASS, ERROR_MESSAGE, ERROR_REASON, Headers, LAST_FAILURE_AT};
-use crate::domain::job::Rejected;
+use crate::domain::job;
 use crate::metrics::Metrics;
 use crate::queue::{DeadLetter, LetterId, QueueError};
 use crate::runtime::failpoints;
@@ -254,9 +254,9 @@ fn read(routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> DeadL
     DeadLetter::new(key, Bytes::from(body), shown, death.and_then(|death| death.at))
 }
 
-/// Returns the headers of a body that was too large to be read, as a worker would have written them.
+/// Returns the headers for a body that was too large to be read, as a worker would write them.
 fn rejection(size: u64, message_id: Option<&str>) -> Headers {
-    let rejected = Rejected::unread(size, message_id).to_failure();
+    let rejected = job::unread(size, message_id).to_failure();
     Headers::from([
         (ERROR_REASON.to_owned(), rejected.reason.as_str().to_owned()),
         (ERROR_CLASS.to_owned(), rejected.class().as_str().to_owned()),

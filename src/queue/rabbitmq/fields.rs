@@ -14,8 +14,9 @@ use crate::queue::{Properties, QueueError};
 const MAX_HEADER_BYTES: usize = 96 * 1024;
 /// Length of the list of omitted headers, in bytes, beyond which no name is added.
 const MAX_LEFT_OUT_BYTES: usize = 1024;
-/// Beginning of the `cluster_id` of a message whose body was too large to be read; its size follows.
-/// The filter of the socket sets it, and lets none from outside pass. No copy has a `cluster_id`.
+/// Beginning of the `cluster_id` of a message whose body was too large to be read; the size
+/// follows. The filter of the socket sets it, and lets none from outside pass. No copy has a
+/// `cluster_id`.
 pub(super) const UNREAD_MARK: &str = "consign-unread:";
 /// Bytes of a header in addition to name and value, at most: the length of the name, the type and
 /// the length of the value.

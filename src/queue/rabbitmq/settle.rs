@@ -3,7 +3,8 @@
 //! All messages are confirmed and mandatory. While the broker blocks publishers (an alarm), a
 //! settlement waits; otherwise it publishes for up to 30 s, or 10 min under a lease.
 //!
-//! A message whose body was too large to be read is dead-lettered by the broker, which has the body.
+//! A message whose body was too large to be read is dead-lettered by the broker, which has the
+//! body.
 
 use std::sync::Arc;
 use std::time::Duration;

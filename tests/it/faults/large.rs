@@ -33,6 +33,7 @@ fn dead(site: &Site, arguments: &[&str]) -> std::process::Output {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_beyond_the_bound_cost_no_memory_and_stay_in_the_broker() {
     let node = Node::in_turn();
+    node.take_large_messages();
     let mut site = Site::on(Broker::at(node.url.clone(), &unique("large"))).await;
     let s3 = add_acme(&mut site).await;
     let worker = site.worker().await;
@@ -88,7 +89,7 @@ async fn is_shown_and_kept(site: &Site) {
     assert!(shown.status.success() && text.contains(&format!("body           {SIZE} bytes, too large")), "{text}");
     let shown: Value = serde_json::from_slice(&dead(site, &["show", "large-3", "--json"]).stdout).unwrap();
     assert_eq!((&shown["bytes"], &shown["job_id"]), (&SIZE.into(), &"large-3".into()), "{shown:#}");
-    let refused = dead(site, &["requeue", "--job", "large-3", "--force", "--yes"]);
+    let refused = dead(site, &["requeue", "--job", "large-3", "--force"]);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("too large to be read"), "{said}");
     let exported = dead(site, &["export", "-"]);

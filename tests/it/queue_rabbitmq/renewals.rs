@@ -10,6 +10,9 @@ use super::*;
 /// More than a publisher has channels for leases.
 const COUNT: usize = 24;
 
+/// Time in which each lease is renewed again, the longest pause before a repetition included.
+const RENEWED: Duration = Duration::from_secs(20);
+
 struct Leased {
     rabbit: Rabbit,
     owner: Arc<RabbitMqQueue>,
@@ -31,7 +34,7 @@ impl Leased {
     /// Nothing has reached the other worker, and each lease is renewed again.
     async fn are_kept(self) {
         let asked: Vec<_> = self.leases.iter().map(|(_, steps)| steps.asked()).collect();
-        nothing_arrives(&*self.other, 3 * LEASE_TTL).await;
+        nothing_arrives(&*self.other, RENEWED).await;
         for ((_, steps), asked) in self.leases.iter().zip(asked) {
             assert_eq!(steps.lost(), 0);
             assert!(steps.asked() > asked, "a lease is not renewed any more");

@@ -1,5 +1,5 @@
-//! Mark of a message whose body is dropped: the size of the body in the property `cluster_id`, which
-//! AMQP has abolished. It is the last property, so it is easy to set.
+//! Mark of a message whose body is dropped: the size of the body in the property `cluster_id`,
+//! which AMQP has abolished. It is the last property, so it is easy to set.
 
 use std::ops::Range;
 
