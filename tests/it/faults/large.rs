@@ -96,7 +96,7 @@ async fn is_shown_and_kept(site: &Site) {
     let said = String::from_utf8_lossy(&exported.stderr);
     assert!(exported.status.code() == Some(75) && said.contains("24 left out"), "{said}");
     let discarded = dead(site, &["discard", "--all", "--yes"]);
-    assert!(String::from_utf8_lossy(&discarded.stderr).contains("24 discarded"), "{discarded:?}");
+    assert!(String::from_utf8_lossy(&discarded.stdout).contains("24 discarded"), "{discarded:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -166,7 +166,8 @@ impl FrameSanitizer {
         let is_dropped = body_size > MAX_BODY;
         if is_dropped {
             self.dropped.insert(channel, body_size);
-            tracing::warn!(bytes = body_size, "a message is too large to be read; its body is dropped");
+            // The worker reports the rejection; a command may meet the same message often.
+            tracing::debug!(bytes = body_size, "a message is too large to be read; its body is dropped");
             mark::set(&mut self.partial, cluster_id, body_size);
         } else {
             mark::make_unlike(&mut self.partial[cluster_id]);
