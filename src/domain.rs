@@ -7,5 +7,6 @@ pub mod headers;
 pub mod job;
 pub mod lane;
 pub mod outcome;
+pub mod pattern;
 pub mod policy;
 pub mod routing_key;

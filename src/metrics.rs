@@ -20,7 +20,7 @@ use prometheus::TextEncoder;
 
 pub use destinations::DestinationMetrics;
 pub use guard::GaugeGuard;
-pub use labels::{DeferCause, SessionRequest, status_label};
+pub use labels::{DeferCause, ReplyResult, SessionRequest, status_label};
 pub use snapshot::{FailureCount, LaneSnapshot, Snapshot};
 
 use crate::domain::destination::DestinationId;
@@ -219,6 +219,11 @@ impl Metrics {
     /// Counts a settled delivery. `action` is that of `Settlement::action`.
     pub fn settled(&self, action: &'static str) {
         self.families.broker.settlements.with_label_values(&[action]).inc();
+    }
+
+    /// Counts a reply.
+    pub fn replied(&self, result: ReplyResult) {
+        self.families.broker.replies.with_label_values(&[result.as_str()]).inc();
     }
 
     /// Counts an unconfirmed message while the guard is held.

@@ -25,6 +25,7 @@ impl Default for RawBrokerConfig {
             client_cert_file: None,
             client_key_file: None,
             allow_plaintext: false,
+            reply_to: ["amq.rabbitmq.reply-to.*", "<prefix>.reply.*"].map(str::to_owned).to_vec(),
         }
     }
 }

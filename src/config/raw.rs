@@ -75,6 +75,9 @@ pub(super) struct RawBrokerConfig {
     pub(super) client_key_file: Option<PathBuf>,
     /// Allows plain amqp to hosts other than loopback.
     pub(super) allow_plaintext: bool,
+    /// Names that replies may go to; `*` stands for any characters, `<prefix>` for the prefix. The
+    /// queues and exchanges of consign itself are refused in any case.
+    pub(super) reply_to: Vec<String>,
 }
 
 /// `[worker]` as written.

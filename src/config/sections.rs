@@ -57,6 +57,8 @@ pub struct BrokerConfig {
     pub client_key_file: Option<PathBuf>,
     /// Allows plain amqp to hosts other than loopback.
     pub allow_plaintext: bool,
+    /// Names that replies may go to; `*` stands for any characters.
+    pub reply_to: Vec<String>,
 }
 
 impl BrokerConfig {

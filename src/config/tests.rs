@@ -42,6 +42,7 @@ fn an_empty_configuration_has_the_defaults_of_the_contract() {
     assert_eq!(config.upload.min_rate, 64 << 10);
     assert_eq!(config.session.refresh_before.as_secs(), 300);
     assert_eq!(config.broker.lease_after.as_secs(), 600);
+    assert_eq!(config.broker.reply_to, ["amq.rabbitmq.reply-to.*", "consign.reply.*"]);
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9464");
     assert_eq!(config.log.filter, "info");
     assert!(config.worker.id.ends_with(&std::process::id().to_string()));
@@ -201,6 +202,10 @@ fn invalid_and_conflicting_values_are_refused() {
         ("[session]\ndenied_for = \"2h\"".to_owned(), "2: session.denied_for: "),
         ("[session]\ncapacity = 0".to_owned(), "2: session.capacity: "),
         ("[broker]\nlease_after = \"31m\"".to_owned(), "2: broker.lease_after: "),
+        (
+            "[broker]\nreply_to = [\"a.*\", \"<prefix>.answers\"]".to_owned(),
+            "2: broker.reply_to: has \"consign.answers\"",
+        ),
         (
             "[broker]\nurl = \"amqp://mq.example.com\"".to_owned(),
             "2: broker.url: would send the password in plain text",

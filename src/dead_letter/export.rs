@@ -10,12 +10,25 @@ use super::filter::LetterFilter;
 use super::format::ExportLine;
 use crate::queue::DeadLetters;
 
+/// Number of letters of an export.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Exported {
+    /// Letters that were written.
+    pub written: u64,
+    /// Letters that were left out, because their bodies are too large to be read.
+    pub unread: u64,
+}
+
 /// Writes the selected letters to a new file that only its owner can read. Returns their number.
 /// The file gets its name when it is complete, so that nobody relies on a partial export.
 ///
 /// # Errors
 /// The file exists or can't be written; the broker is lost.
-pub async fn to_file(letters: &mut DeadLetters, filter: LetterFilter, file: &Path) -> Result<u64, DeadLetterError> {
+pub async fn to_file(
+    letters: &mut DeadLetters,
+    filter: LetterFilter,
+    file: &Path,
+) -> Result<Exported, DeadLetterError> {
     let failed =
         |what: &str, problem: &std::io::Error| DeadLetterError::File(format!("{} {what}: {problem}", file.display()));
     if file.exists() {
@@ -42,16 +55,25 @@ fn create(part: &Path) -> std::io::Result<File> {
 ///
 /// # Errors
 /// `to` can't be written; the broker is lost.
-pub async fn write(letters: &mut DeadLetters, filter: LetterFilter, to: impl Write) -> Result<u64, DeadLetterError> {
+pub async fn write(
+    letters: &mut DeadLetters,
+    filter: LetterFilter,
+    to: impl Write,
+) -> Result<Exported, DeadLetterError> {
     let failed =
         |problem: &dyn std::fmt::Display| DeadLetterError::File(format!("the letters can't be written: {problem}"));
-    let (mut to, mut selection, mut count) = (BufWriter::new(to), filter.select(), 0);
+    let (mut to, mut selection, mut count) = (BufWriter::new(to), filter.select(), Exported::default());
     while !selection.is_complete() {
         let Some(letter) = letters.next().await? else { break };
-        if selection.takes(&letter) {
+        if !selection.takes(&letter) {
+            continue;
+        }
+        if letter.properties().unread.is_some() {
+            count.unread += 1;
+        } else {
             let line = serde_json::to_string(&ExportLine::new(&letter)).map_err(|problem| failed(&problem))?;
             writeln!(to, "{line}").map_err(|problem| failed(&problem))?;
-            count += 1;
+            count.written += 1;
         }
     }
     to.flush().map_err(|problem| failed(&problem))?;

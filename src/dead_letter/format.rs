@@ -107,7 +107,9 @@ impl ExportLine {
             }
         };
         let ExportedProperties { content_type, message_id, reply_to, correlation_id, kind } = line.properties;
-        let properties = Properties { content_type, message_id, reply_to, correlation_id, kind, headers: line.headers };
+        let headers = line.headers;
+        let properties =
+            Properties { content_type, message_id, reply_to, correlation_id, kind, headers, ..Properties::default() };
         let letter = DeadLetter::new(line.routing_key, body, properties, line.died_at);
         letter
             .can_be_requeued()

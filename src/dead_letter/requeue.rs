@@ -76,6 +76,9 @@ impl<P: DestinationProbe> Requeue<P> {
     }
 
     async fn refusal(&mut self, letter: &DeadLetter, run: &LetterRun<'_>) -> Option<String> {
+        if let Some(size) = letter.properties().unread {
+            return Some(format!("its body of {size} bytes is too large to be read, and is not a job"));
+        }
         if let Some(reason) = self.expired(letter) {
             if !std::mem::replace(&mut self.expiry_reported, true) {
                 run.notice(&format!(

@@ -45,6 +45,13 @@ pub fn parse(content_type: Option<&str>, message_id: Option<&str>, body: &[u8]) 
     }
 }
 
+/// Rejection of a message whose body of `size` bytes was too large to be read.
+pub fn unread(size: u64, message_id: Option<&str>) -> Rejected {
+    let (job, lease) = (wire::MAX_BODY, lease::MAX_LEASE);
+    let problem = format!("has {size} bytes, and a job at most {job}; more than {lease} are not even read");
+    Rejected::job("body", problem).identified(rejected::JobIdentity::of(message_id, None))
+}
+
 const UNKNOWN_FORM: &str =
     "is not known; send application/json (or none) or application/vnd.consign.job.v1+bincode, as the body is";
 

@@ -7,8 +7,8 @@ use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntG
 
 use super::destinations::DestinationMetrics;
 use super::labels::{
-    ASSUME_ROLE, DECODE_FAILURES, DeferCause, LANES, OPERATIONS, OUTCOMES, PARTS, SCHEMES, SETTLEMENTS, STATUSES,
-    SessionRequest,
+    ASSUME_ROLE, DECODE_FAILURES, DeferCause, LANES, OPERATIONS, OUTCOMES, PARTS, ReplyResult, SCHEMES, SETTLEMENTS,
+    STATUSES, SessionRequest,
 };
 use super::registry::Builder;
 use crate::domain::outcome::Reason;
@@ -207,6 +207,7 @@ pub(super) struct BrokerFamilies {
     pub(super) connected: IntGauge,
     pub(super) reconnects: IntCounter,
     pub(super) settlements: IntCounterVec,
+    pub(super) replies: IntCounterVec,
     pub(super) unconfirmed: IntGauge,
 }
 
@@ -216,10 +217,16 @@ impl BrokerFamilies {
             connected: b.gauge("consign_broker_connected", "1 while the worker is connected to the broker."),
             reconnects: b.counter("consign_broker_reconnects_total", "Connections to the broker after the first one."),
             settlements: b.counters("consign_broker_settlements_total", "Settled deliveries.", &["action"]),
+            replies: b.counters(
+                "consign_replies_total",
+                "Copies of outcomes, and answers to connection tests, for the queue that reply_to names.",
+                &["result"],
+            ),
             unconfirmed: b
                 .gauge("consign_broker_unconfirmed", "Published messages that the broker has not confirmed yet."),
         };
         initialize(&families.settlements, SETTLEMENTS);
+        initialize(&families.replies, ReplyResult::ALL.map(ReplyResult::as_str));
         families
     }
 }

@@ -37,6 +37,29 @@ pub(super) const PARTS: [&str; 3] = ["ok", "failed", "retried"];
 /// The results of calling AssumeRole: `result`.
 pub(super) const ASSUME_ROLE: [&str; 3] = ["ok", "denied", "error"];
 
+/// The results of a reply: `result` of `consign_replies_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyResult {
+    /// The broker has it.
+    Sent,
+    /// Its address is not permitted.
+    Refused,
+    /// The queue does not exist, is full, or did not confirm in time.
+    Failed,
+}
+
+impl ReplyResult {
+    pub(super) const ALL: [Self; 3] = [Self::Sent, Self::Refused, Self::Failed];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// The source of the answer to a session request: `result` of `consign_session_requests_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionRequest {

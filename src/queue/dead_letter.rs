@@ -34,6 +34,9 @@ impl LetterId {
         };
         add(routing_key.as_bytes());
         add(body);
+        if let Some(size) = properties.unread {
+            add(&size.to_be_bytes());
+        }
         let p = properties;
         for text in [&p.content_type, &p.message_id, &p.reply_to, &p.correlation_id, &p.kind] {
             add(text.as_deref().unwrap_or_default().as_bytes());
@@ -113,7 +116,8 @@ impl DeadLetter {
         routing_key::bound_lane(&self.routing_key).is_some()
     }
 
-    /// Returns the job as it was published. May hold secrets, such as presigned URLs.
+    /// Returns the job as it was published; nothing for a body that was too large to be read
+    /// ([`Properties::unread`]). May hold secrets, such as presigned URLs.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
@@ -215,6 +219,9 @@ impl DeadLetter {
 /// A job that reached the delivery limit may still be under a lease.
 fn parsed(properties: &Properties, body: &[u8]) -> Result<Job, Rejected> {
     let (content_type, id) = (properties.content_type.as_deref(), properties.message_id.as_deref());
+    if let Some(size) = properties.unread {
+        return Err(job::unread(size, id));
+    }
     if Lease::is_type(content_type) { Lease::decode(body)?.job(id) } else { job::parse(content_type, id, body) }
 }
 

@@ -23,6 +23,9 @@ pub struct Properties {
     pub kind: Option<String>,
     /// Text headers. Numbers and booleans are given as text. Names are case-sensitive.
     pub headers: BTreeMap<String, String>,
+    /// Size in bytes of a body that was too large to be read. The body is empty then, and only the
+    /// queue has the original one.
+    pub unread: Option<u64>,
 }
 
 /// One unacknowledged message. Settle it exactly once with [`Queue::settle`](super::Queue::settle).

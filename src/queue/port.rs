@@ -87,13 +87,13 @@ pub trait Queue: Send + Sync + fmt::Debug {
         true
     }
 
-    /// Publishes a reply to the requester's own queue, confirmed. The caller settles the request
-    /// afterwards, so that a lost reply leads to a redelivery of the request.
+    /// Publishes a reply to the requester's own queue, confirmed, within a bounded time. The caller
+    /// settles the request afterwards.
     ///
     /// # Errors
-    /// `Refused` when there is no such queue, it is not writable, or the broker has no replies: a
-    /// repetition would not help. `Denied` when the login is refused; `Unavailable` when the result
-    /// is unknown.
+    /// `Refused` when there is no such queue, it is not writable, the configuration does not permit
+    /// it, or the broker has no replies: a repetition would not help. `Unavailable` when the queue
+    /// is full, or the result is unknown.
     fn reply(&self, _reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
         let refused = "this kind of queue has no reply queues; run `consign check DEST` instead";
         Box::pin(async move { Err(QueueError::Refused(refused.to_owned())) })

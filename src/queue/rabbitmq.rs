@@ -7,7 +7,7 @@
 //! | `queue` | [`RabbitMqQueue`] |
 //! | `settle` | order of a settlement: outcomes, copy, acknowledgement |
 //! | `replies`, `control`, `release` | replies, control messages, release of delayed jobs |
-//! | `sessions` | supervision of the sessions, publishing across them |
+//! | `sessions`, `reply_connection` | supervision of the sessions, publishing across them; connection of the replies |
 //! | `session` | one session: two connections, consumers, lease renewer |
 //! | `consumer`, `context` | consumer of a lane; state that outlives the sessions |
 //! | `lease` | protocol of the leases |
@@ -17,7 +17,7 @@
 //! | `publisher`, `health` | publisher with confirms; end and block of a session |
 //! | `declare`, `stream`, `channel` | declaration of the topology; streams; operations on a channel |
 //! | `connection` | endpoint and connections |
-//! | `errors`, `tls`, `wire`, `fields`, `topology`, `timing` | errors, frames, fields, names |
+//! | `errors`, `tls`, `wire`, `fields`, `topology`, `timing`, `reply_addresses` | errors, frames, fields, names |
 //!
 //! Deliveries carry the generation of their session. When a session ends,
 //! * prefetched deliveries are dropped: the broker delivers them again;
@@ -48,6 +48,8 @@ mod publisher;
 mod queue;
 mod release;
 mod replies;
+mod reply_addresses;
+mod reply_connection;
 mod session;
 mod sessions;
 mod settle;

@@ -4,8 +4,8 @@
 //! The answer is the only result, so the broker confirms it before the request is acknowledged. A
 //! worker that loses its connection in between receives the request again and tests again, so a
 //! requester may see two answers with one correlation id. A request that can't be tested is
-//! answered, too. Without a reply queue, or when it is gone, the request is dead-lettered: no later
-//! try would succeed.
+//! answered, too. Without a reply queue, or when the answer can't be delivered within its time
+//! limit, the request is dead-lettered: it never circulates, and no later try would do better.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Permit};
 use super::attempt::MAX_REDELIVERIES;
-use super::decode::{Decoder, Rejection};
+use super::decode::{Decoder, Rejection, require_body};
 use super::parts::{WorkerClock, WorkerParts};
 use super::settle::JobSettler;
 use crate::check::{CheckReport, CheckStep, StepName};
@@ -104,6 +104,7 @@ impl Checks {
             let message = format!("the message was redelivered {count} times without an end; it crashes workers");
             return Err(Rejection::new(Failure::new(Reason::CrashLoop, message)));
         }
+        require_body(&delivery.properties).map_err(Rejection::of)?;
         let wanted = read_check(&delivery.body).map_err(Rejection::of)?;
         self.decoder.resolve(&wanted).map_err(Rejection::new)
     }
@@ -161,19 +162,23 @@ impl Checks {
             // Texts, numbers and lists: serde_json always serializes them.
             body: Bytes::from(serde_json::to_vec(report).unwrap_or_default()),
         };
-        match self.queue.reply(reply).await {
+        let replied = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(None),
+            replied = self.queue.reply(reply) => replied.map_err(Some),
+        };
+        match replied {
             Ok(()) => match declined.filter(|rejection| rejection.failure.class() == Class::Defect) {
                 // A message that crashes workers is kept for their developers.
                 Some(defect) => self.settler.reject(delivery, *defect).await,
                 None => drop(self.settler.settle(delivery, Settlement::Ack, Vec::new()).await),
             },
-            Err(QueueError::Refused(why) | QueueError::Topology(why)) => {
-                self.settler.reject(delivery, *declined.unwrap_or_else(|| undeliverable(&why))).await;
+            Err(Some(problem)) if self.queue.can_settle(&delivery) => {
+                tracing::warn!(%problem, "the answer to a connection test can't be delivered");
+                self.settler.reject(delivery, *declined.unwrap_or_else(|| undeliverable(problem))).await;
             }
-            Err(error) => {
-                tracing::warn!(%error, "the answer to a connection test is not confirmed; the request is requeued");
-                self.settler.settle(delivery, Settlement::Requeue, Vec::new()).await;
-            }
+            // A drain interrupts it, or the request is redelivered anyway.
+            Err(_) => drop(self.settler.settle(delivery, Settlement::Requeue, Vec::new()).await),
         }
     }
 }
@@ -183,7 +188,14 @@ fn without_reply_queue() -> Box<Rejection> {
     Rejection::new(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
 }
 
-fn undeliverable(why: &str) -> Box<Rejection> {
+fn undeliverable(problem: QueueError) -> Box<Rejection> {
+    let why = match problem {
+        QueueError::Refused(why) | QueueError::Topology(why) | QueueError::Unavailable(why) => why,
+        problem => problem.to_string(),
+    };
     let message = format!("reply_to: the answer to the connection test can't be delivered: {why}");
-    Rejection::new(Failure::new(Reason::InvalidJob, message).hint("keep the reply queue until the answer is there"))
+    Rejection::new(
+        Failure::new(Reason::InvalidJob, message)
+            .hint("name a reply queue that broker.reply_to permits, and keep it until the answer is there"),
+    )
 }

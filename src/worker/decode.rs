@@ -11,7 +11,7 @@ use crate::domain::job::lease::{Checkpoint, Lease};
 use crate::domain::job::{self, DestinationRef, Job, JobId, Rejected};
 use crate::domain::outcome::{Failure, Reason};
 use crate::domain::routing_key;
-use crate::queue::Delivery;
+use crate::queue::{Delivery, Properties};
 
 /// Job of a delivery, with everything that came with it.
 #[derive(Debug)]
@@ -81,6 +81,7 @@ impl Decoder {
     pub(super) fn decode(&self, delivery: &Delivery) -> Result<DecodedJob, Box<Rejection>> {
         let properties = &delivery.properties;
         let (content_type, id) = (properties.content_type.as_deref(), properties.message_id.as_deref());
+        require_body(properties).map_err(|rejected| Rejection::of(with_destination(rejected, delivery)))?;
         let leased = Lease::is_type(content_type);
         let lease = leased.then(|| Lease::decode(&delivery.body)).transpose().map_err(Rejection::of)?;
         let parsed = match &lease {
@@ -117,6 +118,11 @@ impl Decoder {
             DestinationRef::Inline(destination) => Ok(destination.clone()),
         }
     }
+}
+
+/// Rejects a message whose body was too large to be read.
+pub(super) fn require_body(properties: &Properties) -> Result<(), Rejected> {
+    properties.unread.map_or(Ok(()), |size| Err(job::unread(size, properties.message_id.as_deref())))
 }
 
 /// Takes the destination from the routing key when the body does not tell it: without one, nobody

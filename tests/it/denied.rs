@@ -81,7 +81,7 @@ async fn a_queue_that_a_worker_may_not_write_to_is_as_good_as_none_for_a_reply()
     let config = consign::config::load_str(&config).unwrap().config.broker;
     let queue = queue::start(&config, "mute", vec![(Lane::Scheduled, 1)], Metrics::new(1).into()).unwrap();
     queue.wait_connected(Duration::from_secs(60)).await.unwrap();
-    let to = site.broker.own("answers").await;
+    let to = site.broker.own("reply.answers").await;
     let reply = Reply { to, correlation_id: None, kind: "k".to_owned(), body: "{}".into() };
     let answered = queue.reply(reply).await;
     assert!(matches!(&answered, Err(QueueError::Refused(why)) if why.contains("ACCESS_REFUSED")), "{answered:?}");

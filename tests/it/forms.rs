@@ -70,8 +70,8 @@ async fn the_outcome_is_also_sent_to_reply_to() {
     let fixture = AcmeFixture::start("replyto").await;
     let channel = fixture.site.broker.reachable().await;
     let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
-    let answers = queue.name().to_string();
+    let answers = format!("{}.reply.answers", fixture.site.broker.prefix);
+    channel.queue_declare(answers.as_str().into(), options, FieldTable::default()).await.unwrap();
     let wanted = job("a", &fixture.site.file("a", b"hello"), "acme", "a");
     let properties =
         BasicProperties::default().with_reply_to(answers.as_str().into()).with_correlation_id("c-7".into());

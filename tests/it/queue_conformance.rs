@@ -86,6 +86,7 @@ pub async fn all_properties_of_the_producer_arrive(fixture: &impl Fixture) {
             correlation_id: Some("c-1".to_owned()),
             kind: Some("consign.check.v1".to_owned()),
             headers: headers(&[("traceparent", "00-aa"), ("mine", "1")]),
+            ..Properties::default()
         },
     };
     queue.publish(sent.clone()).await.unwrap();

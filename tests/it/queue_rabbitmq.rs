@@ -4,6 +4,7 @@ mod control;
 mod dead_letters;
 mod leases;
 mod release;
+mod renewals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -97,7 +98,7 @@ impl Drop for Rabbit {
     /// A node with thousands of quorum queues is a slow node.
     fn drop(&mut self) {
         let definitions = Topology::new(&self.config.prefix).definitions("/");
-        let own = ["seen", "answers"].map(|last| self.name(last));
+        let own = ["seen", "reply.answers"].map(|last| self.name(last));
         let names =
             definitions["queues"].as_array().unwrap().iter().map(|queue| queue["name"].as_str().unwrap().to_owned());
         let delete = async {
@@ -243,7 +244,7 @@ async fn an_outcome_without_a_subscriber_is_retained_and_a_reply_is_sent() {
     let rabbit = Rabbit::new("unrouted").await;
     let (seen, from) = (rabbit.name("seen"), rabbit.name("outcomes"));
     rabbit.channel.queue_unbind(seen.into(), from.into(), "transfer.#".into(), FieldTable::default()).await.unwrap();
-    let answers = rabbit.name("answers");
+    let answers = rabbit.name("reply.answers");
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     rabbit.channel.queue_declare(answers.as_str().into(), durable, FieldTable::default()).await.unwrap();
     let queue = rabbit.start();
@@ -351,6 +352,7 @@ fn config(url: &str, prefix: &str) -> BrokerConfig {
         client_cert_file: None,
         client_key_file: None,
         allow_plaintext: false,
+        reply_to: vec!["amq.rabbitmq.reply-to.*".to_owned(), format!("{prefix}.reply.*")],
     }
 }
 

@@ -42,6 +42,7 @@ impl QueueFile {
             client_cert_file: None,
             client_key_file: None,
             allow_plaintext: false,
+            reply_to: Vec::new(),
         }
     }
 

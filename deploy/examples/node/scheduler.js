@@ -83,8 +83,8 @@ async function outcomes(channel, queue, use) {
  * @returns {Promise<Answer>}
  */
 async function check(channel, destination, seconds = 120) {
-  const { queue } = await channel.assertQueue("", { exclusive: true });
   const asked = randomUUID();
+  const { queue } = await channel.assertQueue(`${prefix}.reply.${asked}`, { exclusive: true });
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("no worker has answered")), seconds * 1000);
     const listening = channel.consume(queue, (message) => {

@@ -72,8 +72,8 @@ class Scheduler:
 
     def check(self, destination: str, timeout: float = 120) -> ConsignCheck:
         """Asks a worker for a connection test, and waits for the answer."""
-        reply_to = self.channel.queue_declare("", exclusive=True).method.queue
         asked = str(uuid.uuid4())
+        reply_to = self.channel.queue_declare(f"{PREFIX}.reply.{asked}", exclusive=True).method.queue
         properties = pika.BasicProperties(content_type="application/json", type="consign.check.v1", reply_to=reply_to, correlation_id=asked)
         self.channel.basic_publish(
             exchange=PREFIX, routing_key=f"job.scheduled.{destination}", properties=properties, mandatory=True,

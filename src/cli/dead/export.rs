@@ -29,6 +29,11 @@ pub(super) async fn execute(args: ExportArgs, config: &Config) -> Result<Exit, C
         export::to_file(&mut letters, args.filter.into(), &args.file).await
     };
     letters.close().await;
-    notice(&format!("{} exported; nothing was removed", written?));
+    let exported = written?;
+    notice(&format!("{} exported; nothing was removed", exported.written));
+    if exported.unread > 0 {
+        notice(&format!("{} left out: their bodies are too large to be read", exported.unread));
+        return Ok(Exit::Partly);
+    }
     Ok(Exit::Done)
 }

@@ -63,7 +63,8 @@ fn data(letter: &DeadLetter, now: Timestamp) -> Value {
         data.insert(name.to_owned(), json!(value));
     }
     data.insert("headers".to_owned(), Value::Object(headers.collect::<Map<_, _>>()));
-    data.insert("bytes".to_owned(), letter.body().len().into());
+    let bytes = p.unread.or_else(|| u64::try_from(letter.body().len()).ok());
+    data.insert("bytes".to_owned(), json!(bytes));
     data.insert("job".to_owned(), document(letter).map_or(Value::Null, redacted));
     data.insert("problem".to_owned(), json!(letter.job().err().map(|rejected| rejected.to_string())));
     Value::Object(data)
@@ -120,6 +121,9 @@ fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
         lines.push(format!("not a job      {}", printable(problem)));
     }
     lines.push(match &data["job"] {
+        _ if letter.properties().unread.is_some() => {
+            format!("body           {} bytes, too large to be read here; the broker has it", data["bytes"])
+        }
         Value::Null => format!("body           {} bytes, not a JSON document", letter.body().len()),
         job => format!("{job:#}").lines().map(printable).collect::<Vec<_>>().join("\n"),
     });

@@ -37,6 +37,7 @@ pub(super) fn broker(raw: RawBrokerConfig, findings: &mut Findings) -> BrokerCon
         let tls = url.as_ref().is_none_or(|url| url.expose_secret().starts_with("amqps:"));
         findings.require(file.is_none() || tls, key, "has no effect without TLS; use an amqps:// URL or remove it");
     }
+    let reply_to = reply_to(&raw, findings);
     BrokerConfig {
         url,
         prefix: raw.prefix,
@@ -46,7 +47,20 @@ pub(super) fn broker(raw: RawBrokerConfig, findings: &mut Findings) -> BrokerCon
         client_cert_file: raw.client_cert_file,
         client_key_file: raw.client_key_file,
         allow_plaintext: raw.allow_plaintext,
+        reply_to,
     }
+}
+
+/// Returns the patterns with the prefix filled in.
+fn reply_to(raw: &RawBrokerConfig, findings: &mut Findings) -> Vec<String> {
+    let patterns: Vec<_> = raw.reply_to.iter().map(|pattern| pattern.replace("<prefix>", &raw.prefix)).collect();
+    let (own, replies) = (format!("{}.", raw.prefix), format!("{}.reply.", raw.prefix));
+    let useless = |pattern: &&String| pattern.is_empty() || pattern.starts_with(&own) && !pattern.starts_with(&replies);
+    if let Some(useless) = patterns.iter().find(useless) {
+        let problem = format!("has \"{useless}\", which permits nothing; the names below {replies} are for replies");
+        findings.add("broker.reply_to", problem);
+    }
+    patterns
 }
 
 /// Returns the URL from its key or its file. No problem quotes it, because it contains a password.

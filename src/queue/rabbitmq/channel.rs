@@ -12,6 +12,7 @@ use super::fields::short;
 use crate::queue::QueueError;
 
 const REQUEUE: BasicNackOptions = BasicNackOptions { multiple: false, requeue: true };
+const REJECT: BasicNackOptions = BasicNackOptions { multiple: false, requeue: false };
 /// Limit for one acknowledgement.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -35,6 +36,11 @@ pub(super) async fn acknowledge(acker: &Acker) -> Result<(), QueueError> {
 /// Requeues a delivery (`basic.nack`). `Lost` when its channel is closed.
 pub(super) async fn requeue(acker: &Acker) -> Result<(), QueueError> {
     answered(acker.nack(REQUEUE)).await
+}
+
+/// Passes a delivery to the dead-letter exchange of its queue. `Lost` when its channel is closed.
+pub(super) async fn reject(acker: &Acker) -> Result<(), QueueError> {
+    answered(acker.nack(REJECT)).await
 }
 
 /// Requeues a delivery; a closed channel has requeued it anyway.

@@ -221,6 +221,7 @@ mod tests {
             client_cert_file: None,
             client_key_file: None,
             allow_plaintext: false,
+            reply_to: Vec::new(),
         }
     }
 

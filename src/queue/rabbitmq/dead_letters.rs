@@ -32,7 +32,8 @@ use super::messages;
 use super::publisher::{OutgoingMessage, Publisher};
 use super::topology::Names;
 use crate::config::BrokerConfig;
-use crate::domain::headers::{ERROR_CLASS, ERROR_MESSAGE, ERROR_REASON, LAST_FAILURE_AT};
+use crate::domain::headers::{ERROR_CLASS, ERROR_MESSAGE, ERROR_REASON, Headers, LAST_FAILURE_AT};
+use crate::domain::job;
 use crate::metrics::Metrics;
 use crate::queue::{DeadLetter, LetterId, QueueError};
 use crate::runtime::failpoints;
@@ -42,6 +43,8 @@ use crate::runtime::failpoints;
 const HOLD_TIME: Duration = Duration::from_mins(10);
 /// Limit for requeued letters to be counted again.
 const REQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reason of the broker for a message that a worker rejected.
+const REJECTED: &str = "rejected";
 /// Interval of that check.
 const REQUEUE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -163,6 +166,9 @@ impl RabbitMqDeadLetters {
     /// Publishes a copy to the job's lane, then removes the letter.
     pub async fn requeue(&mut self) -> Result<(), QueueError> {
         let current = self.current.as_ref().ok_or(QueueError::Lost)?;
+        if current.letter.properties().unread.is_some() {
+            return Err(QueueError::Refused("its body is too large to be read".to_owned()));
+        }
         let message = messages::requeued(&self.names, &current.letter, &current.properties)?;
         self.publish(&message).await?;
         failpoints::hit("requeued");
@@ -240,9 +246,22 @@ fn read(routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> DeadL
     let death = properties.headers().as_ref().and_then(BrokerDeath::of);
     if let Some(death) = death.as_ref().filter(|_| !shown.headers.contains_key(ERROR_REASON)) {
         shown.headers.extend(death.headers());
+        if let Some(size) = shown.unread.filter(|_| death.reason == REJECTED) {
+            shown.headers.extend(rejection(size, shown.message_id.as_deref()));
+        }
     }
     let key = messages::letter_key(routing_key, properties.headers().as_ref());
     DeadLetter::new(key, Bytes::from(body), shown, death.and_then(|death| death.at))
+}
+
+/// Returns the headers for a body that was too large to be read, as a worker would write them.
+fn rejection(size: u64, message_id: Option<&str>) -> Headers {
+    let rejected = job::unread(size, message_id).to_failure();
+    Headers::from([
+        (ERROR_REASON.to_owned(), rejected.reason.as_str().to_owned()),
+        (ERROR_CLASS.to_owned(), rejected.class().as_str().to_owned()),
+        (ERROR_MESSAGE.to_owned(), rejected.message),
+    ])
 }
 
 /// Entry of `x-death` of a message that the broker dead-lettered.

@@ -14,6 +14,10 @@ use crate::queue::{Properties, QueueError};
 const MAX_HEADER_BYTES: usize = 96 * 1024;
 /// Length of the list of omitted headers, in bytes, beyond which no name is added.
 const MAX_LEFT_OUT_BYTES: usize = 1024;
+/// Beginning of the `cluster_id` of a message whose body was too large to be read; the size
+/// follows. The filter of the socket sets it, and lets none from outside pass. No copy has a
+/// `cluster_id`.
+pub(super) const UNREAD_MARK: &str = "consign-unread:";
 /// Bytes of a header in addition to name and value, at most: the length of the name, the type and
 /// the length of the value.
 const OVERHEAD: usize = 6;
@@ -67,7 +71,13 @@ pub(super) fn visible(properties: &BasicProperties) -> Properties {
         correlation_id: owned(properties.correlation_id()),
         kind: owned(properties.kind()),
         headers: properties.headers().as_ref().map(text_headers).unwrap_or_default(),
+        unread: unread(properties),
     }
+}
+
+/// Returns the size of a body that was too large to be read.
+pub(super) fn unread(properties: &BasicProperties) -> Option<u64> {
+    properties.cluster_id().as_ref()?.as_str().strip_prefix(UNREAD_MARK)?.parse().ok()
 }
 
 fn text_headers(table: &FieldTable) -> Headers {

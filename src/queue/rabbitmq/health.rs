@@ -1,10 +1,12 @@
 //! Health of one session: its end, the reason, and the broker's block of publishers.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt as _};
 use lapin::{Connection, Event};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +21,22 @@ const WATCHDOG_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct SessionHealth {
     ended: CancellationToken,
     reason: OnceLock<String>,
-    blocked: Mutex<Option<String>>,
+    block: watch::Sender<PublisherBlock>,
+}
+
+/// The broker's block of publishers.
+#[derive(Debug, Default)]
+struct PublisherBlock {
+    /// The broker's reason, and the time of the beginning; `None` while publishers are not blocked.
+    current: Option<(String, Instant)>,
+    /// Duration of the earlier blocks of this session.
+    earlier: Duration,
+}
+
+impl PublisherBlock {
+    fn time(&self) -> Duration {
+        self.earlier + self.current.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
 }
 
 impl SessionHealth {
@@ -51,11 +68,47 @@ impl SessionHealth {
 
     /// Returns the broker's reason for blocking publishers (a memory or disk alarm).
     pub(super) fn blocked(&self) -> Option<String> {
-        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.block.borrow().current.as_ref().map(|(reason, _)| reason.clone())
+    }
+
+    /// Returns the time for which the broker has blocked publishers in this session.
+    pub(super) fn blocked_time(&self) -> Duration {
+        self.block.borrow().time()
+    }
+
+    /// Resolves when the broker does not block publishers.
+    pub(super) async fn unblocked(&self) {
+        // Its sender is here, so it can't be closed.
+        let _ = self.block.subscribe().wait_for(|block| block.current.is_none()).await;
+    }
+
+    /// Runs a future for at most `limit`, without the time for which the broker blocks publishers.
+    /// Returns `None` when the time is over.
+    pub(super) async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        let (start, blocked_before) = (Instant::now(), self.blocked_time());
+        loop {
+            tokio::select! {
+                biased;
+                value = &mut future => return Some(value),
+                () = self.unblocked() => {}
+            }
+            let blocked = self.blocked_time().saturating_sub(blocked_before);
+            let left = limit.saturating_sub(start.elapsed().saturating_sub(blocked));
+            if left.is_zero() {
+                return None;
+            }
+            if let Ok(value) = tokio::time::timeout(left, &mut future).await {
+                return Some(value);
+            }
+        }
     }
 
     fn set_blocked(&self, reason: Option<String>) {
-        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        self.block.send_modify(|block| {
+            block.earlier = block.time();
+            block.current = reason.map(|reason| (reason, Instant::now()));
+        });
     }
 }
 
@@ -83,5 +136,30 @@ async fn listen(mut events: impl Stream<Item = Event> + Unpin, health: Arc<Sessi
             Event::ConnectionUnblocked => health.set_blocked(None),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn a_limit_excludes_the_time_for_which_the_broker_blocks_publishers() {
+        let health = SessionHealth::default();
+        assert_eq!(health.within(LIMIT, std::future::pending::<()>()).await, None);
+        health.set_blocked(Some("memory".to_owned()));
+        let slow = tokio::time::sleep(3 * LIMIT);
+        let ends = async {
+            tokio::time::sleep(2 * LIMIT).await;
+            health.set_blocked(None);
+        };
+        let (slow, ()) = tokio::join!(health.within(2 * LIMIT, slow), ends);
+        assert_eq!(slow, Some(()), "it took longer than the limit, but not while publishers were allowed");
+        assert!(health.blocked_time() >= 2 * LIMIT);
+        health.set_blocked(Some("disk".to_owned()));
+        assert_eq!(health.within(LIMIT, std::future::ready(7)).await, Some(7), "a result needs no unblocking");
+        assert_eq!(health.blocked().as_deref(), Some("disk"));
     }
 }

@@ -221,15 +221,16 @@ pub(super) fn outcome(names: &Names, event: &OutcomeEvent) -> Result<OutgoingMes
     })
 }
 
-/// Copy of an outcome for `reply_to`. Not mandatory: the requester may have gone.
+/// Copy of an outcome for `reply_to`. Mandatory as a reply is.
 pub(super) fn outcome_copy(event: &OutcomeEvent) -> Option<OutgoingMessage> {
     let (queue, correlation_id) = event.reply_to.as_ref()?;
     let mut properties = event_properties(event).ok()?;
     if let Some(id) = correlation_id {
         properties = properties.with_correlation_id(short(id).ok()?);
     }
+    let mandatory = !is_direct(queue);
     let (exchange, routing_key, body) = (String::new(), queue.clone(), event.body.clone());
-    Some(OutgoingMessage { exchange, routing_key, body, properties, mandatory: false })
+    Some(OutgoingMessage { exchange, routing_key, body, properties, mandatory })
 }
 
 /// Reply to a request. Mandatory where the broker's return is meaningful: a requester that has gone

@@ -3,6 +3,10 @@
 //!
 //! With several mandatory publishes in flight on one channel, lapin can attach a return to the
 //! wrong confirm. So a channel carries one at a time, and a small pool of channels carries many.
+//! Leases have channels that no other message may use.
+//!
+//! While the broker blocks publishers (an alarm) nothing is sent, no channel is opened, and no time
+//! limit runs.
 
 use std::future::Future;
 use std::pin::pin;
@@ -12,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::connection::{self, call};
 use super::errors;
@@ -21,8 +25,10 @@ use super::health::SessionHealth;
 use crate::metrics::Metrics;
 use crate::queue::QueueError;
 
-/// Publishes in flight at once.
+/// Publishes in flight at once, without leases.
 const MAX_CHANNELS: usize = 16;
+/// Leases in flight at once.
+const MAX_LEASE_CHANNELS: usize = 16;
 /// Limit for one confirm, unless the broker blocks publishers.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Wait for the confirm of a message whose session has ended.
@@ -44,19 +50,34 @@ pub(super) struct Publisher {
     connection: Connection,
     free: Mutex<Vec<Channel>>,
     permits: Semaphore,
+    lease_permits: Semaphore,
+    channels: usize,
     health: Arc<SessionHealth>,
-    metrics: Arc<Metrics>,
+    /// Counts unconfirmed messages, if they are to be counted.
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Publisher {
     /// Builds a publisher on a connection of its own.
     pub(super) fn new(connection: Connection, health: Arc<SessionHealth>, metrics: Arc<Metrics>) -> Self {
-        Self { connection, free: Mutex::default(), permits: Semaphore::new(MAX_CHANNELS), health, metrics }
+        Self { metrics: Some(metrics), ..Self::with_channels(MAX_CHANNELS, connection, health) }
+    }
+
+    /// Builds a publisher with at most `channels` publishes in flight, leases not counted. No
+    /// metric counts them.
+    pub(super) fn with_channels(channels: usize, connection: Connection, health: Arc<SessionHealth>) -> Self {
+        let (permits, lease_permits) = (Semaphore::new(channels), Semaphore::new(MAX_LEASE_CHANNELS));
+        Self { connection, free: Mutex::default(), permits, lease_permits, channels, health, metrics: None }
     }
 
     /// Returns the connection, to close it.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Returns true while messages can be published.
+    pub(super) fn is_usable(&self) -> bool {
+        self.connection.status().connected() && !self.health.is_ended()
     }
 
     /// Publishes and awaits the confirm. While the broker blocks publishers (an alarm), this waits
@@ -66,9 +87,38 @@ impl Publisher {
     /// `Refused`: returned or nacked. `Denied`: the login may not write there. `Topology`: the
     /// exchange does not exist. `Unavailable`: the result is unknown.
     pub(super) async fn publish(&self, message: &OutgoingMessage) -> Result<(), QueueError> {
-        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
+        let permit = self.permit(&self.permits).await?;
+        self.publish_with(permit, message).await
+    }
+
+    /// Publishes as [`Publisher::publish`], by a channel for leases.
+    pub(super) async fn publish_lease(&self, message: &OutgoingMessage) -> Result<(), QueueError> {
+        let permit = self.lease_permit().await?;
+        self.publish_with(permit, message).await
+    }
+
+    /// Waits until a lease can be published.
+    pub(super) async fn lease_permit(&self) -> Result<SemaphorePermit<'_>, QueueError> {
+        self.permit(&self.lease_permits).await
+    }
+
+    async fn permit<'a>(&self, permits: &'a Semaphore) -> Result<SemaphorePermit<'a>, QueueError> {
+        let permit = permits.acquire().await.map_err(|_| closed())?;
+        tokio::select! {
+            biased;
+            () = self.health.ended() => Err(self.health.error()),
+            () = self.health.unblocked() => Ok(permit),
+        }
+    }
+
+    /// Publishes with a permit that was acquired before, as [`Publisher::publish`].
+    pub(super) async fn publish_with(
+        &self,
+        _permit: SemaphorePermit<'_>,
+        message: &OutgoingMessage,
+    ) -> Result<(), QueueError> {
         let channel = self.channel().await?;
-        let _unconfirmed = self.metrics.unconfirmed();
+        let _unconfirmed = self.metrics.as_deref().map(Metrics::unconfirmed);
         match self.while_healthy(send(&channel, message)).await? {
             Ok(confirmation) => {
                 // Only after a confirm: a channel with an interrupted publish may still receive its return.
@@ -90,10 +140,16 @@ impl Publisher {
         }
     }
 
+    /// Runs a future within a limit, as [`SessionHealth::within`].
+    pub(super) async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        self.health.within(limit, future).await
+    }
+
     /// Resolves when no publish is in flight.
     pub(super) async fn drained(&self) {
-        let all = u32::try_from(MAX_CHANNELS).unwrap_or(u32::MAX);
-        drop(self.permits.acquire_many(all).await);
+        for (permits, count) in [(&self.permits, self.channels), (&self.lease_permits, MAX_LEASE_CHANNELS)] {
+            drop(permits.acquire_many(u32::try_from(count).unwrap_or(u32::MAX)).await);
+        }
     }
 
     async fn channel(&self) -> Result<Channel, QueueError> {
@@ -112,25 +168,19 @@ impl Publisher {
 
     async fn while_healthy<T>(&self, future: impl Future<Output = T>) -> Result<T, QueueError> {
         let mut future = pin!(future);
-        loop {
-            let limited = tokio::time::timeout(CONFIRM_TIMEOUT, &mut future);
-            let answer = tokio::select! {
-                answer = limited => answer,
-                // A refusal of this very message ends the session as well, and may be reported there first.
-                () = self.health.ended() => {
-                    let answer = tokio::time::timeout(LATE_CONFIRM_TIMEOUT, &mut future).await;
-                    return answer.map_err(|_| self.health.error());
-                }
-            };
-            if let Ok(value) = answer {
-                return Ok(value);
+        let answer = tokio::select! {
+            answer = self.health.within(CONFIRM_TIMEOUT, &mut future) => answer,
+            // A refusal of this very message ends the session as well, and may be reported there first.
+            () = self.health.ended() => {
+                let answer = tokio::time::timeout(LATE_CONFIRM_TIMEOUT, &mut future).await;
+                return answer.map_err(|_| self.health.error());
             }
-            if self.health.blocked().is_none() {
-                let why = format!("no confirm within {} s", CONFIRM_TIMEOUT.as_secs());
-                self.health.end(&why);
-                return Err(QueueError::Unavailable(why));
-            }
-        }
+        };
+        answer.ok_or_else(|| {
+            let why = format!("no confirm within {} s", CONFIRM_TIMEOUT.as_secs());
+            self.health.end(&why);
+            QueueError::Unavailable(why)
+        })
     }
 }
 

@@ -17,6 +17,8 @@ use super::deliveries::{Deliveries, PrefetchedDelivery};
 use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
 use super::messages;
 use super::release;
+use super::replies::Replies;
+use super::reply_addresses::ReplyAddresses;
 use super::sessions::{BrokerSessions, PUBLISH_TIMEOUT};
 use super::settle::Settler;
 use super::timing::Timing;
@@ -30,8 +32,10 @@ use crate::queue::{
     Released, Reply, Settlement,
 };
 
-/// Limit for each step of closing: confirms, replies, connections.
+/// Limit for each step of closing: confirms, connections.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit for the replies in flight. A reply queue that does not confirm must not use up the time.
+const REPLY_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The queue on RabbitMQ.
 pub struct RabbitMqQueue {
@@ -81,6 +85,7 @@ impl RabbitMqQueue {
             names: Names::new(&config.prefix),
             owner: OwnerIdentity::new(worker_id),
             owner_ttl: timing.owner_ttl,
+            max_leases: consume.iter().fold(0, |sum, (_, prefetch)| u16::saturating_add(sum, *prefetch)),
             table: LeaseTable::default(),
             deliveries: Arc::clone(&deliveries),
             metrics: Arc::clone(&metrics),
@@ -100,7 +105,8 @@ impl RabbitMqQueue {
         });
         let sessions = BrokerSessions::start(Arc::clone(&context));
         let (control, reader) = control::start(&context, &sessions);
-        let settler = Settler::new(Arc::clone(&context), Arc::clone(&sessions));
+        let replies = Replies::new(Arc::clone(&context), ReplyAddresses::new(config));
+        let settler = Settler::new(Arc::clone(&context), Arc::clone(&sessions), replies);
         let (control, control_reader) = (AsyncMutex::new(control), Mutex::new(reader));
         Ok(Arc::new(Self { context, sessions, settler, control, control_reader }))
     }
@@ -141,7 +147,7 @@ impl RabbitMqQueue {
         self.stop_consuming().await;
         let renewer = self.sessions.current().and_then(|session| session.renewer());
         self.context.leases.close(renewer.as_deref()).await;
-        self.settler.replies().close(CLOSE_TIMEOUT).await;
+        self.settler.replies().close(REPLY_CLOSE_TIMEOUT).await;
         if let Some(session) = self.sessions.current() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.drained()).await;
         }

@@ -33,7 +33,7 @@ use super::channel::{acknowledge, depth, lock, set_prefetch};
 use super::connection::{ScopedConnection, call};
 use super::context::QueueContext;
 use super::errors;
-use super::fields::short;
+use super::fields::{self, short};
 use super::messages;
 use super::publisher::{OutgoingMessage, Publisher};
 use super::sessions::closed;
@@ -242,7 +242,9 @@ impl Scan<'_> {
         let waiting = received.ok_or_else(ended)?.map_err(|error| errors::unavailable(&error))?;
         scan.examined += 1;
         let wanted = self.wanted.contains(waiting.routing_key.as_str());
-        if !(wanted && messages::waits_for_recovery(&waiting.properties)) {
+        // A body that was not read can't be copied.
+        let copied = wanted && fields::unread(&waiting.properties).is_none();
+        if !(copied && messages::waits_for_recovery(&waiting.properties)) {
             return Ok(None);
         }
         let acker = waiting.acker.clone();

@@ -127,14 +127,18 @@ impl BrokerSessions {
         self.wait(Instant::now() + PUBLISH_TIMEOUT).await?.publisher.publish(message).await
     }
 
-    /// Publishes and awaits the confirm. Repeats it, over reconnects, up to the limit.
+    /// Publishes and awaits the confirm. Repeats it, over reconnects, up to the limit. The time for
+    /// which the broker blocks publishers does not count.
     pub(super) async fn publish(&self, message: &OutgoingMessage, limit: Duration) -> Result<(), QueueError> {
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         loop {
-            let problem = match self.wait(deadline).await?.publisher.publish(message).await {
+            let session = self.wait(deadline).await?;
+            let blocked_before = session.health.blocked_time();
+            let problem = match session.publisher.publish(message).await {
                 Ok(()) => return Ok(()),
                 Err(problem) => problem,
             };
+            deadline += session.health.blocked_time().saturating_sub(blocked_before);
             if Instant::now() + PUBLISH_RETRY_PAUSE >= deadline {
                 return Err(problem);
             }

@@ -2,11 +2,14 @@
 //!
 //! All messages are confirmed and mandatory. While the broker blocks publishers (an alarm), a
 //! settlement waits; otherwise it publishes for up to 30 s, or 10 min under a lease.
+//!
+//! A message whose body was too large to be read is dead-lettered by the broker, which has the
+//! body.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::channel::{acknowledge, requeue, requeue_or_lose};
+use super::channel::{acknowledge, reject, requeue, requeue_or_lose};
 use super::context::QueueContext;
 use super::lease::LeasedDelivery;
 use super::messages::{self, JobCopy};
@@ -25,7 +28,25 @@ const LEASED_PUBLISH_TIMEOUT: Duration = Duration::from_mins(10);
 pub(super) struct Settler {
     context: Arc<QueueContext>,
     sessions: Arc<BrokerSessions>,
-    replies: Replies,
+    replies: Arc<Replies>,
+}
+
+/// End of an unacknowledged delivery.
+enum DeliveryEnd {
+    Ack,
+    Requeue,
+    /// The broker dead-letters it.
+    Reject,
+}
+
+impl DeliveryEnd {
+    fn of(delivery: &Delivery, settlement: &Settlement) -> Self {
+        match settlement {
+            Settlement::Requeue => Self::Requeue,
+            Settlement::DeadLetter { .. } if delivery.properties.unread.is_some() => Self::Reject,
+            _ => Self::Ack,
+        }
+    }
 }
 
 /// Owner of the job until the acknowledgement.
@@ -47,8 +68,7 @@ impl KeptBy {
 
 impl Settler {
     /// Builds a settler that publishes by the current session.
-    pub(super) fn new(context: Arc<QueueContext>, sessions: Arc<BrokerSessions>) -> Self {
-        let replies = Replies::new(Arc::clone(&context), Arc::clone(&sessions));
+    pub(super) fn new(context: Arc<QueueContext>, sessions: Arc<BrokerSessions>, replies: Arc<Replies>) -> Self {
         Self { context, sessions, replies }
     }
 
@@ -67,13 +87,13 @@ impl Settler {
         settlement: Settlement,
         outcomes: &[OutcomeEvent],
     ) -> Result<(), QueueError> {
-        let (action, requeues) = (settlement.action(), matches!(settlement, Settlement::Requeue));
+        let (action, end) = (settlement.action(), DeliveryEnd::of(&delivery, &settlement));
         let kept_by = self.kept_by(delivery.ticket);
         let published = match self.publish_outcomes(&kept_by, outcomes).await {
             Ok(()) => self.publish_copy(&kept_by, &delivery, settlement).await,
             Err(problem) => Err(problem),
         };
-        self.acknowledge(&kept_by, &delivery, published, requeues).await?;
+        self.end(&kept_by, &delivery, published, end).await?;
         self.context.metrics.settled(action);
         Ok(())
     }
@@ -131,6 +151,11 @@ impl Settler {
         if matches!((&settlement, kept_by), (Settlement::Ack, _) | (Settlement::Requeue, KeptBy::Channel)) {
             return Ok(None);
         }
+        if delivery.properties.unread.is_some() {
+            // A copy would have no body.
+            let rejected = matches!(settlement, Settlement::DeadLetter { .. });
+            return if rejected { Ok(None) } else { Err(QueueError::Refused("its body was not read".to_owned())) };
+        }
         let (original, owner) = match kept_by {
             KeptBy::Channel => {
                 let original = self.context.deliveries.properties(delivery.ticket).ok_or(QueueError::Lost)?;
@@ -157,13 +182,14 @@ impl Settler {
         .map(Some)
     }
 
-    /// Acknowledges or requeues the delivery, or ends its lease, by the result of the publishes.
-    async fn acknowledge(
+    /// Acknowledges, requeues or rejects the delivery, or ends its lease, by the result of the
+    /// publishes.
+    async fn end(
         &self,
         kept_by: &KeptBy,
         delivery: &Delivery,
         published: Result<(), QueueError>,
-        requeues: bool,
+        end: DeliveryEnd,
     ) -> Result<(), QueueError> {
         let (tag, leases) = (delivery.ticket, &self.context.leases);
         if matches!(kept_by, KeptBy::Lease(_)) {
@@ -181,6 +207,10 @@ impl Settler {
             requeue_or_lose(&unacked.acker).await;
             return published;
         }
-        if requeues { requeue(&unacked.acker).await } else { acknowledge(&unacked.acker).await }
+        match end {
+            DeliveryEnd::Ack => acknowledge(&unacked.acker).await,
+            DeliveryEnd::Requeue => requeue(&unacked.acker).await,
+            DeliveryEnd::Reject => reject(&unacked.acker).await,
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod frame_reader;
 mod frames;
+mod mark;
 mod trim;
 
 use std::future::Future;

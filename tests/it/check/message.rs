@@ -35,13 +35,13 @@ async fn ask(fixture: &AcmeFixture, body: &Value, reply_to: Option<&str>) {
 }
 
 async fn answered(fixture: &AcmeFixture) -> Message {
-    until("an answer", Duration::from_secs(60), async || fixture.site.broker.take("answers").await.pop()).await
+    until("an answer", Duration::from_secs(60), async || fixture.site.broker.take("reply.answers").await.pop()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_test_by_message_is_answered_with_what_the_command_prints() {
     let fixture = fixture("checked").await;
-    let answers = fixture.site.broker.own("answers").await;
+    let answers = fixture.site.broker.own("reply.answers").await;
     ask(&fixture, &json!({"version": 1, "destination": "acme"}), Some(&answers)).await;
     let message = answered(&fixture).await;
     assert_eq!(message.correlation_id.as_deref(), Some("button-7"));
@@ -60,7 +60,7 @@ async fn a_test_by_message_is_answered_with_what_the_command_prints() {
     .await;
     assert_eq!(fixture.site.broker.outcomes().await.len(), 0, "a test is no transfer");
     assert_eq!(fixture.s3.keys(), Vec::<String>::new());
-    fixture.site.broker.disown("answers").await;
+    fixture.site.broker.disown("reply.answers").await;
     fixture.close().await;
 }
 
@@ -103,7 +103,7 @@ async fn an_asker_without_a_queue_of_its_own_is_answered_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repair_shows_at_the_next_press_of_the_button() {
     let fixture = fixture("repaired").await;
-    let answers = fixture.site.broker.own("answers").await;
+    let answers = fixture.site.broker.own("reply.answers").await;
     let body = json!({"version": 1, "destination": "acme"});
     fixture.s3.trust(Some("another"));
     // A transfer was refused just before: that is remembered for a minute.
@@ -118,14 +118,14 @@ async fn a_repair_shows_at_the_next_press_of_the_button() {
     assert_eq!(answer["verdict"], "ready", "{answer:#}");
     fixture.schedule("b", b"hello").await;
     fixture.delivered("b").await;
-    fixture.site.broker.disown("answers").await;
+    fixture.site.broker.disown("reply.answers").await;
     fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_test_takes_no_session_from_running_transfers_and_a_moved_bucket_is_found() {
     let fixture = fixture("harmless").await;
-    let answers = fixture.site.broker.own("answers").await;
+    let answers = fixture.site.broker.own("reply.answers").await;
     let body = json!({"version": 1, "destination": "acme"});
     fixture.schedule("a", b"hello").await;
     fixture.delivered("a").await;
@@ -144,7 +144,7 @@ async fn a_failed_test_takes_no_session_from_running_transfers_and_a_moved_bucke
     ask(&fixture, &body, Some(&answers)).await;
     let answer = answered(&fixture).await.json();
     assert_eq!((answer["verdict"].as_str(), answer["region"].as_str()), (Some("ready"), Some(REGION)), "{answer:#}");
-    fixture.site.broker.disown("answers").await;
+    fixture.site.broker.disown("reply.answers").await;
     fixture.close().await;
 }
 
@@ -153,7 +153,7 @@ async fn an_inline_destination_is_tested_before_it_is_saved() {
     let fixture = fixture("inlinecheck").await;
     fixture.s3.bucket("beta", REGION, ACME);
     fixture.s3.on("PutObject").before(Effect::Error(403, "AccessDenied", "Access Denied"));
-    let answers = fixture.site.broker.own("answers").await;
+    let answers = fixture.site.broker.own("reply.answers").await;
     let mut inline = by_role();
     inline["id"] = json!("beta");
     inline["bucket"] = json!("beta");
@@ -161,14 +161,14 @@ async fn an_inline_destination_is_tested_before_it_is_saved() {
     let answer = answered(&fixture).await.json();
     assert_eq!((answer["destination"].as_str(), answer["bucket"].as_str()), (Some("beta"), Some("beta")));
     assert_eq!(codes(&answer, "failed"), ["access_denied_unspecified"], "{answer:#}");
-    fixture.site.broker.disown("answers").await;
+    fixture.site.broker.disown("reply.answers").await;
     fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_question_that_makes_no_sense_is_answered_with_its_field() {
     let fixture = fixture("badcheck").await;
-    let answers = fixture.site.broker.own("answers").await;
+    let answers = fixture.site.broker.own("reply.answers").await;
     let mut stolen = by_role();
     stolen["id"] = json!("acme");
     let questions = [
@@ -200,7 +200,7 @@ async fn a_question_that_makes_no_sense_is_answered_with_its_field() {
     })
     .await;
     assert_eq!(fixture.site.broker.take("dead").await.len(), 0, "whoever asked was told");
-    fixture.site.broker.disown("answers").await;
+    fixture.site.broker.disown("reply.answers").await;
     fixture.close().await;
 }
 
@@ -209,7 +209,7 @@ async fn a_question_that_nobody_can_be_answered_is_dead_lettered() {
     let fixture = fixture("unanswered").await;
     let good = json!({"version": 1, "destination": "acme"});
     let unknown = json!({"version": 1, "destination": "nobody"});
-    let gone = format!("{}.gone", fixture.site.broker.prefix);
+    let gone = format!("{}.reply.gone", fixture.site.broker.prefix);
     let there = Some(gone.as_str());
     let questions = [
         (&good, None, "invalid_job", "reply_to: is missing"),
@@ -231,7 +231,7 @@ async fn a_question_that_nobody_can_be_answered_is_dead_lettered() {
 async fn a_check_that_ends_workers_is_answered_and_dead_lettered() {
     let (mut site, s3) = site("poisoncheck").await;
     site.without_destination("acme").destination("acme", &by_role());
-    let answers = site.broker.own("answers").await;
+    let answers = site.broker.own("reply.answers").await;
     let question = json!({"version": 1, "destination": "acme"});
     let properties = BasicProperties::default().with_type(KIND.into()).with_reply_to(answers.as_str().into());
     site.broker.publish_raw("job.scheduled.acme", question.to_string().as_bytes(), properties).await;
@@ -249,7 +249,7 @@ async fn a_check_that_ends_workers_is_answered_and_dead_lettered() {
     );
     assert!(answer["steps"][0]["remedy"]["text"].as_str().unwrap().contains("dead letters"), "{answer:#}");
     assert_eq!(fixture.site.broker.taken("dead", "acme").await.header("x-error-reason"), "crash_loop");
-    fixture.site.broker.disown("answers").await;
+    fixture.site.broker.disown("reply.answers").await;
     fixture.close().await;
 }
 
@@ -260,7 +260,7 @@ async fn a_test_that_a_drain_interrupts_goes_back_to_the_queue() {
     s3.on("CreateMultipartUpload").before(Effect::Delay(Duration::from_secs(50)));
     let worker = site.worker().await;
     let fixture = AcmeFixture { site, s3, worker };
-    let answers = fixture.site.broker.own("answers").await;
+    let answers = fixture.site.broker.own("reply.answers").await;
     ask(&fixture, &json!({"version": 1, "destination": "acme"}), Some(&answers)).await;
     until("the test is under way", Duration::from_secs(60), async || {
         (!fixture.s3.calls("ListObjectsV2").is_empty()).then_some(())
@@ -270,7 +270,7 @@ async fn a_test_that_a_drain_interrupts_goes_back_to_the_queue() {
     assert!(fixture.worker.exit(Duration::from_secs(30)).await.success(), "drained in time:\n{}", fixture.worker.log());
     let question = fixture.site.broker.taken("jobs.scheduled", "\"acme\"").await;
     assert_eq!(question.kind.as_deref(), Some(KIND));
-    assert_eq!(fixture.site.broker.take("answers").await.len(), 0);
-    fixture.site.broker.disown("answers").await;
+    assert_eq!(fixture.site.broker.take("reply.answers").await.len(), 0);
+    fixture.site.broker.disown("reply.answers").await;
     fixture.site.broker.clean().await;
 }

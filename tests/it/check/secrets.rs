@@ -21,7 +21,7 @@ async fn keys_and_tokens_are_in_no_answer_and_no_log() {
     keyed["bucket"] = json!("keyed");
     site.destination("keyed", &keyed).set("log.filter", "trace");
     let worker = site.worker().await;
-    let answers = site.broker.own("answers").await;
+    let answers = site.broker.own("reply.answers").await;
     s3.on("PutObject").before(Effect::Error(403, "SignatureDoesNotMatch", "The request signature does not match."));
     let mut said = String::new();
     for id in ["acme", "keyed"] {
@@ -30,7 +30,7 @@ async fn keys_and_tokens_are_in_no_answer_and_no_log() {
         let body = json!({"version": 1, "destination": id}).to_string();
         site.broker.publish_raw(&format!("job.scheduled.{id}"), body.as_bytes(), properties).await;
         let answer =
-            until("an answer", Duration::from_secs(60), async || site.broker.take("answers").await.pop()).await;
+            until("an answer", Duration::from_secs(60), async || site.broker.take("reply.answers").await.pop()).await;
         assert_eq!(answer.json()["verdict"], "not ready", "{}", answer.text());
         said.push_str(&answer.text());
         let printed = run(&site, &["check", id]);
@@ -51,7 +51,7 @@ async fn keys_and_tokens_are_in_no_answer_and_no_log() {
             .collect();
         assert!(hits.is_empty(), "{place}: {hits:#?}");
     }
-    site.broker.disown("answers").await;
+    site.broker.disown("reply.answers").await;
     worker.quiet().await;
     site.broker.clean().await;
 }

@@ -89,13 +89,13 @@ async fn a_reset_recalls_what_waits_for_minutes_and_so_does_a_check_by_message()
     let worker = broken(&mut site, "gamma").await;
     park(&site, "gamma").await;
     s3.bucket("gamma", REGION, "222222222222");
-    let answers = site.broker.own("answers").await;
+    let answers = site.broker.own("reply.answers").await;
     let properties =
         BasicProperties::default().with_type("consign.check.v1".into()).with_reply_to(answers.as_str().into());
     let question = json!({"version": 1, "destination": "gamma"}).to_string();
     site.broker.publish_raw("job.scheduled.gamma", question.as_bytes(), properties).await;
     all_flow(&site, "gamma").await;
-    site.broker.disown("answers").await;
+    site.broker.disown("reply.answers").await;
     AcmeFixture { site, s3, worker }.close().await;
 }
 

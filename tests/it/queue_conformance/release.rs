@@ -79,6 +79,7 @@ fn sent(number: usize) -> Publication {
             correlation_id: Some(format!("c-{number}")),
             kind: Some("kind".to_owned()),
             headers: headers(&[("mine", "1"), ("x-attempt", "1")]),
+            ..Properties::default()
         },
     }
 }

@@ -22,6 +22,10 @@ impl Rabbit {
         Self::new(name).await.with_short_leases().await
     }
 
+    pub(super) async fn leasing_at(url: &str, name: &str) -> Self {
+        Self::at(url, name).await.with_short_leases().await
+    }
+
     async fn with_short_leases(mut self) -> Self {
         self.delete("lease").await;
         let mut arguments = FieldTable::default();
@@ -44,14 +48,14 @@ impl Rabbit {
         self
     }
 
-    async fn worker(&self, id: &str) -> Arc<RabbitMqQueue> {
+    pub(super) async fn worker(&self, id: &str) -> Arc<RabbitMqQueue> {
         let queue = self.start_named(id, &self.config);
         queue.wait_connected(LIMIT).await.unwrap();
         queue
     }
 
     /// Publishes a job and leases it.
-    async fn leased(&self, queue: &Arc<RabbitMqQueue>, key: &str) -> (Delivery, Arc<Steps>) {
+    pub(super) async fn leased(&self, queue: &Arc<RabbitMqQueue>, key: &str) -> (Delivery, Arc<Steps>) {
         queue.publish(job("job.scheduled.acme")).await.unwrap();
         let got = next(queue, Lane::Scheduled).await;
         let steps = Steps::at("1");

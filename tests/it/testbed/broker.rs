@@ -236,6 +236,18 @@ impl Broker {
         queue
     }
 
+    /// As [`Broker::own`], a quorum queue that holds `most` messages and refuses further ones.
+    pub async fn own_bounded(&self, name: &str, most: i64) -> String {
+        let queue = format!("{}.{name}", self.prefix);
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(most));
+        let channel = self.reachable().await;
+        channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), arguments).await.unwrap();
+        queue
+    }
+
     /// Deletes a queue, of the test's own or of the worker.
     pub async fn disown(&self, name: &str) {
         let queue = format!("{}.{name}", self.prefix);

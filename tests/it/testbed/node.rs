@@ -158,6 +158,25 @@ impl Node {
         self.undo_by(&["clear_policy", "full"]);
     }
 
+    /// Channels that are opened from now on take messages of up to 128 MiB, as 3.10 does by itself.
+    pub fn take_large_messages(&self) {
+        let set = "application:set_env(rabbit, max_message_size, 134217728), \
+                   persistent_term:put(max_message_size, 134217728).";
+        self.ctl(&["eval", set]);
+    }
+
+    /// A queue confirms nothing from now on, as one without a majority.
+    pub fn silence(&self, queue: &str) {
+        ledger::fault("queue silent");
+        self.ctl(&["eval", &format!("sys:suspend('%2F_{queue}').")]);
+        self.undo_by(&["eval", &format!("catch sys:resume('%2F_{queue}').")]);
+    }
+
+    /// A queue that was silent confirms again, all that came meanwhile as well.
+    pub fn give_voice(&self, queue: &str) {
+        self.ctl(&["eval", &format!("sys:resume('%2F_{queue}').")]);
+    }
+
     /// The leases of a prefix come back, or go to other workers, after `time`: the lower of policy
     /// and declaration counts.
     pub fn shorten_leases(&self, prefix: &str, time: Duration) {

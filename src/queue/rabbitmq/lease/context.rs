@@ -16,6 +16,8 @@ pub(in crate::queue::rabbitmq) struct LeaseContext {
     pub(in crate::queue::rabbitmq) owner: OwnerIdentity,
     /// Time that an expired lease waits in the owner's queue before it goes to other workers.
     pub(in crate::queue::rabbitmq) owner_ttl: Duration,
+    /// Leases that may return at once: each keeps one of the deliveries that the lanes may have.
+    pub(in crate::queue::rabbitmq) max_leases: u16,
     pub(in crate::queue::rabbitmq) table: LeaseTable,
     pub(in crate::queue::rabbitmq) deliveries: Arc<Deliveries>,
     pub(in crate::queue::rabbitmq) metrics: Arc<Metrics>,

@@ -1,32 +1,47 @@
 //! Renewal of the leases of this process, for the time of one session: returned messages are
 //! renewed, forwarded or acknowledged.
+//!
+//! All of them at once: a message that waits here unacknowledged does not expire, and one that is
+//! slow does not delay the others. So the prefetch has room for all leases of the process, and
+//! leases have channels that nothing else uses. What can't be published is tried again with the
+//! message kept: requeued, it would count as a delivery, and expire to another worker, which would
+//! upload the same object beside this one.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use lapin::message::Delivery as Message;
 use lapin::{Acker, Connection, Consumer};
+use tokio::sync::mpsc;
 
 use super::context::LeaseContext;
 use super::decision::{LeaseDecision, LeaseMark};
 use super::owner_queue::OwnerQueue;
 use crate::domain::headers::{Headers, LEASE_EPOCH, LEASE_OWNER, LEASE_SEQ};
 use crate::queue::QueueError;
-use crate::queue::rabbitmq::channel::{acknowledge, requeue_or_lose, with_prefetch};
+use crate::queue::rabbitmq::channel::{acknowledge, reject, requeue_or_lose, with_prefetch};
 use crate::queue::rabbitmq::deliveries::PrefetchedDelivery;
 use crate::queue::rabbitmq::errors;
+use crate::queue::rabbitmq::fields::unread;
 use crate::queue::rabbitmq::health::SessionHealth;
 use crate::queue::rabbitmq::messages::{self, JobCopy};
 use crate::queue::rabbitmq::publisher::Publisher;
+use crate::runtime::retry::Retry;
 
-/// Returned leases that are not answered yet. Each may have 2 MiB.
-const PREFETCH: u16 = 8;
+/// Notices and leases of other processes that may be here beside the own leases.
+const EXTRA_PREFETCH: u16 = 8;
 /// Interval of the removal of jobs that ended long ago.
 const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
-/// Delay before a lease that could not be renewed or forwarded is requeued.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Bounds of the delay before a lease that could not be renewed or forwarded is tried again.
+const MIN_RETRY_PAUSE: Duration = Duration::from_millis(500);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(15);
+/// Time for which a returned message is kept while it can't be renewed or forwarded. Below the
+/// broker's acknowledgement timeout, which would end the session.
+const HOLD_TIMEOUT: Duration = Duration::from_mins(20);
 /// Limit for one notice: a queue that does not confirm must not end this session.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit for the broker to bring the owner's queue up. A queue that was declared moments before its
@@ -41,7 +56,19 @@ pub(in crate::queue::rabbitmq) struct LeaseRenewer {
     pub(super) context: Arc<LeaseContext>,
     pub(super) queue: OwnerQueue,
     publisher: Arc<Publisher>,
+    /// Leases that reached lane `continued` and are to be renewed here.
+    strays: mpsc::UnboundedSender<StrayLease>,
+    received_strays: Mutex<Option<mpsc::UnboundedReceiver<StrayLease>>>,
 }
+
+/// Lease of a running transfer that was delivered by lane `continued`.
+struct StrayLease {
+    key: String,
+    acker: Acker,
+}
+
+/// Handling of one returned message.
+type Handling<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 impl LeaseRenewer {
     /// Opens the owner's queue. It is declared whatever `broker.declare` says, because it belongs
@@ -53,10 +80,13 @@ impl LeaseRenewer {
     ) -> Result<(Arc<Self>, Consumer), QueueError> {
         for _ in 0..MAX_ADDRESSES {
             // A channel with an unanswered call is not usable any more.
-            let queue = OwnerQueue::new(context, with_prefetch(connection, PREFETCH).await?);
+            let prefetch = context.max_leases.saturating_add(EXTRA_PREFETCH);
+            let queue = OwnerQueue::new(context, with_prefetch(connection, prefetch).await?);
             if let Ok(consumer) = tokio::time::timeout(QUEUE_TIMEOUT, queue.consume()).await {
                 let (context, publisher) = (Arc::clone(context), Arc::clone(publisher));
-                return Ok((Arc::new(Self { context, queue, publisher }), consumer?));
+                let (strays, received) = mpsc::unbounded_channel();
+                let received_strays = Mutex::new(Some(received));
+                return Ok((Arc::new(Self { context, queue, publisher, strays, received_strays }), consumer?));
             }
             tracing::warn!(queue = queue.name(), "the queue for leases does not respond; using another");
             context.owner.change_address();
@@ -71,48 +101,63 @@ impl LeaseRenewer {
 
     /// Handles returned messages until the session ends.
     pub(in crate::queue::rabbitmq) async fn run(self: Arc<Self>, mut consumer: Consumer, health: Arc<SessionHealth>) {
+        let strays = self.received_strays.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut strays) = strays else { return };
+        let mut handled: FuturesUnordered<Handling<'_>> = FuturesUnordered::new();
         if self.context.owner.previous_address().is_some() {
-            self.renew_all().await;
+            self.context.table.active_keys().into_iter().for_each(|key| handled.push(Box::pin(self.readdress(key))));
         }
         let mut prune = tokio::time::interval(PRUNE_INTERVAL);
         loop {
             tokio::select! {
                 item = consumer.next() => match item {
-                    Some(Ok(message)) => self.returned(message).await,
+                    Some(Ok(message)) => handled.push(Box::pin(self.returned(message))),
                     Some(Err(error)) => return health.end(&errors::text(&error)),
                     None => break,
                 },
-                _ = prune.tick() => {
-                    for key in self.context.table.prune() {
-                        let _ = self.queue.unbind(&key).await;
-                    }
-                }
+                Some(stray) = strays.recv() => handled.push(Box::pin(self.renew(stray.key, stray.acker))),
+                Some(()) = handled.next() => {}
+                _ = prune.tick() => handled.push(Box::pin(self.prune())),
             }
         }
         if !self.queue.is_cancelled() {
             let queue = self.queue.name();
-            health.end(&format!("the broker ended the consumer of {queue} (was the queue deleted?)"));
+            return health.end(&format!("the broker ended the consumer of {queue} (was the queue deleted?)"));
+        }
+        // Until the session ends.
+        while handled.next().await.is_some() {}
+    }
+
+    async fn prune(&self) {
+        for key in self.context.table.prune() {
+            let _ = self.queue.unbind(&key).await;
         }
     }
 
     /// After a change of address, leases in the previous queue may be lost.
-    async fn renew_all(&self) {
-        for key in self.context.table.active_keys() {
-            if let Err(error) = self.publish_renewal(&key).await {
-                tracing::warn!(%error, key, "a lease could not be renewed at the new address");
-            }
+    async fn readdress(&self, key: String) {
+        if let Err(error) = self.publish_renewal(&key).await {
+            tracing::warn!(%error, key, "a lease could not be renewed at the new address");
         }
     }
 
     /// Handles a message of the owner's queue.
     async fn returned(&self, message: Message) {
+        if unread(&message.properties).is_some() {
+            return self.forward(&message, None).await;
+        }
         let mark = LeaseMark::read(message.properties.headers().as_ref());
         let routing_key = message.routing_key.to_string();
         let Some((mark, key)) = mark.as_ref().and_then(|mark| Some((mark, mark.key(&routing_key)?))) else {
             return self.forward(&message, None).await;
         };
         match self.decide(key, mark) {
-            LeaseDecision::Renew => self.renew(key, &message.acker).await,
+            LeaseDecision::Renew => {
+                let (key, acker) = (key.to_owned(), message.acker.clone());
+                // The next lease has a newer body.
+                drop(message);
+                return self.renew(key, acker).await;
+            }
             LeaseDecision::HandOff | LeaseDecision::Unknown if !mark.is_notice() => {
                 self.forward(&message, Some((key, mark))).await;
             }
@@ -130,6 +175,9 @@ impl LeaseRenewer {
     /// notices end here. Returns everything that is a job for the worker.
     pub(in crate::queue::rabbitmq) async fn filter(&self, delivery: PrefetchedDelivery) -> Option<PrefetchedDelivery> {
         let message = delivery.message();
+        if unread(&message.properties).is_some() {
+            return Some(delivery);
+        }
         let mark = LeaseMark::read(message.properties.headers().as_ref());
         let routing_key = message.routing_key.to_string();
         let Some((mark, key)) = mark.as_ref().and_then(|mark| Some((mark, mark.key(&routing_key)?))) else {
@@ -146,8 +194,11 @@ impl LeaseRenewer {
             }
         };
         if decision == LeaseDecision::Renew {
-            self.renew(key, &message.acker).await;
-        } else if !is_job {
+            // The lane must not wait for it. The renewer receives it while the session lasts.
+            let _ = self.strays.send(StrayLease { key: key.to_owned(), acker: message.acker.clone() });
+            return None;
+        }
+        if !is_job {
             acknowledge_or_lose(&message.acker).await;
         }
         if decision != LeaseDecision::Unknown {
@@ -175,24 +226,41 @@ impl LeaseRenewer {
         decision
     }
 
-    /// Publishes the next lease, then acknowledges the returned one. Requeues it after a pause when
-    /// that fails.
-    async fn renew(&self, key: &str, returned: &Acker) {
-        match self.publish_renewal(key).await {
-            // No transfer is running any more: decide about the message again.
-            Ok(false) => requeue_or_lose(returned).await,
-            Ok(true) => acknowledge_or_lose(returned).await,
-            Err(error) => {
-                tracing::warn!(%error, key, "a lease could not be renewed; trying again");
-                tokio::time::sleep(RETRY_PAUSE).await;
-                requeue_or_lose(returned).await;
-            }
+    /// Publishes the next lease, then acknowledges the returned one.
+    async fn renew(&self, key: String, returned: Acker) {
+        let renewed = self.persist(|| self.publish_renewal(&key), "a lease could not be renewed").await;
+        if renewed == Some(true) {
+            acknowledge_or_lose(&returned).await;
+        } else {
+            // No transfer is running any more, or not in time: decide about the message again.
+            requeue_or_lose(&returned).await;
         }
-        self.notify_former_owner(key).await;
+        self.notify_former_owner(&key).await;
+        self.unbind_unwanted(&key).await;
+    }
+
+    /// Repeats a publish with growing pauses until it succeeds; `None` after [`HOLD_TIMEOUT`].
+    async fn persist<T, F>(&self, publish: impl Fn() -> F, failed: &str) -> Option<T>
+    where
+        F: Future<Output = Result<T, QueueError>>,
+    {
+        let persisting = async {
+            let mut retry = Retry::endless(MIN_RETRY_PAUSE, MAX_RETRY_PAUSE);
+            loop {
+                match publish().await {
+                    Ok(done) => return done,
+                    Err(error) => tracing::warn!(%error, "{failed}; trying again"),
+                }
+                tokio::time::sleep(retry.next_wait(None).unwrap_or(MAX_RETRY_PAUSE)).await;
+            }
+        };
+        tokio::time::timeout(HOLD_TIMEOUT, persisting).await.ok()
     }
 
     /// Publishes the next lease of a key, confirmed. False when no transfer is running.
     pub(super) async fn publish_renewal(&self, key: &str) -> Result<bool, QueueError> {
+        // First: a lease that waits for its turn would carry an old checkpoint.
+        let permit = self.publisher.lease_permit().await?;
         let Some(renewal) = self.context.table.next_renewal(key) else { return Ok(false) };
         let message = renewal.holder.message();
         let mut headers = message.headers;
@@ -206,20 +274,22 @@ impl LeaseRenewer {
             original: &renewal.properties,
             headers,
         };
-        self.publisher.publish(&messages::lease(&self.context.names, key, copy)?).await?;
+        self.publisher.publish_with(permit, &messages::lease(&self.context.names, key, copy)?).await?;
         self.context.table.confirmed(key, renewal.epoch, renewal.seq);
         Ok(true)
     }
 
     /// Forwards a message to other workers. `known` is its lease.
     async fn forward(&self, message: &Message, known: Option<(&str, &LeaseMark)>) {
-        let forwarded = match messages::forwarded(&self.context.names, message) {
-            Ok(copy) => self.publisher.publish(&copy).await,
-            Err(error) => Err(error),
+        if unread(&message.properties).is_some() {
+            // The broker has the body.
+            return reject_or_lose(&message.acker).await;
+        }
+        let publish = async || {
+            let copy = messages::forwarded(&self.context.names, message)?;
+            self.publisher.publish_lease(&copy).await
         };
-        if let Err(error) = forwarded {
-            tracing::warn!(%error, "a job could not be forwarded to other workers; trying again");
-            tokio::time::sleep(RETRY_PAUSE).await;
+        if self.persist(publish, "a job could not be forwarded to other workers").await.is_none() {
             return requeue_or_lose(&message.acker).await;
         }
         if let Some((key, mark)) = known {
@@ -259,6 +329,12 @@ impl LeaseRenewer {
             Ok(()) => self.context.table.unbound(key),
             Err(error) => tracing::debug!(%error, key, "the key of a lease is still bound"),
         }
+    }
+}
+
+async fn reject_or_lose(acker: &Acker) {
+    if reject(acker).await.is_err() {
+        tracing::debug!("a message will be redelivered; its channel is closed");
     }
 }
 

@@ -5,11 +5,17 @@
 //! | a short string (property, routing key, name of a header) that is not UTF-8 | closes the connection | `?` for each wrong byte |
 //! | lists and tables in headers, nested hundreds of levels deep | overflows its stack, and the process aborts | opaque bytes from the 16th level on |
 //! | headers that no longer fit into a frame with those that the broker added | closes the connection | the largest are removed, and listed |
+//! | a body beyond [`MAX_BODY`] | holds all of it in memory | dropped as it arrives, and marked ([`mark`]) |
 //!
 //! RabbitMQ accepts all of this from a producer. Frames that can't be parsed pass unchanged.
 
+use std::collections::HashMap;
+use std::ops::Range;
+
 use super::frame_reader::FrameReader;
+use super::mark;
 use super::trim::trim;
+use crate::domain::job::lease::MAX_LEASE;
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -19,6 +25,8 @@ const HEARTBEAT: u8 = 8;
 const PREFIX: usize = 7;
 /// Bytes around the content of a frame, with the end mark.
 const ENVELOPE: usize = PREFIX + 1;
+/// Largest body that is read: that of a lease. Every other message of consign is smaller.
+const MAX_BODY: u64 = MAX_LEASE as u64;
 /// Largest method or header; a longer one is not a frame of a broker.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
 
@@ -43,6 +51,10 @@ pub(super) struct FrameSanitizer {
     taken: usize,
     /// Remaining bytes of a body and its end mark, which pass unchanged.
     passing: usize,
+    /// Remaining bytes of a part of a dropped body and its end mark.
+    dropping: usize,
+    /// Remaining bytes of the dropped body of each channel.
+    dropped: HashMap<u16, u64>,
     /// Largest frame in bytes that both sides agreed on; 0 without a limit.
     frame_max: usize,
     /// True when this is not AMQP: everything passes unchanged.
@@ -70,13 +82,15 @@ impl FrameSanitizer {
     /// Adds bytes from the socket.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let count = match (self.pass_all, self.passing) {
+            let count = match (self.pass_all, self.passing + self.dropping) {
                 (true, _) => bytes.len(),
                 (false, 0) => self.missing().min(bytes.len()),
-                (false, passing) => passing.min(bytes.len()),
+                (false, known) => known.min(bytes.len()),
             };
             let (now, later) = bytes.split_at(count);
-            if self.pass_all || self.passing > 0 {
+            if self.dropping > 0 {
+                self.dropping -= count;
+            } else if self.pass_all || self.passing > 0 {
                 self.ready.extend_from_slice(now);
                 self.passing = self.passing.saturating_sub(count);
             } else {
@@ -100,18 +114,40 @@ impl FrameSanitizer {
     /// Decides about the partial frame as soon as it is known well enough.
     fn classify(&mut self) {
         let Some(size) = self.size() else { return };
-        match self.partial[0] {
+        let kind = self.partial[0];
+        match kind {
             METHOD | HEADER if size <= MAX_FRAME && self.missing() > 0 => return,
             METHOD | HEADER if size <= MAX_FRAME => self.sanitize(),
+            BODY if self.drops(size) => {
+                self.partial.clear();
+                self.dropping = size + 1;
+            }
             BODY | HEARTBEAT => self.passing = size + 1,
             _ => self.pass_all = true,
         }
         self.ready.append(&mut self.partial);
     }
 
+    fn channel(&self) -> u16 {
+        u16::from_be_bytes([self.partial[1], self.partial[2]])
+    }
+
+    /// Returns true for a part of a dropped body.
+    fn drops(&mut self, size: usize) -> bool {
+        let channel = self.channel();
+        let Some(left) = self.dropped.get_mut(&channel) else { return false };
+        *left = left.saturating_sub(u64::try_from(size).unwrap_or(u64::MAX));
+        if *left == 0 {
+            self.dropped.remove(&channel);
+        }
+        true
+    }
+
     /// Sanitizes a complete method or header frame.
     fn sanitize(&mut self) {
-        let (kind, end) = (self.partial[0], self.partial.len() - 1);
+        let (kind, end, channel) = (self.partial[0], self.partial.len() - 1, self.channel());
+        // Such a frame begins the next message, or ends the channel.
+        self.dropped.remove(&channel);
         let mut fields = FrameReader::new(&mut self.partial[PREFIX..end]);
         if kind == METHOD {
             if let Some(limit) = method(&mut fields) {
@@ -119,11 +155,22 @@ impl FrameSanitizer {
             }
             return;
         }
-        let table = header(&mut fields);
+        let parts = header(&mut fields);
         if fields.changed {
             tracing::warn!(
                 "a message has texts that are not UTF-8, or headers that are nested too deeply; they are replaced"
             );
+        }
+        let Some(ContentHeader { body_size, table, cluster_id }) = parts else { return };
+        let cluster_id = PREFIX + cluster_id.start..PREFIX + cluster_id.end;
+        let is_dropped = body_size > MAX_BODY;
+        if is_dropped {
+            self.dropped.insert(channel, body_size);
+            // The worker reports the rejection; a command may meet the same message often.
+            tracing::debug!(bytes = body_size, "a message is too large to be read; its body is dropped");
+            mark::set(&mut self.partial, cluster_id, body_size);
+        } else {
+            mark::make_unlike(&mut self.partial[cluster_id]);
         }
         if let Some(table) = table
             && self.frame_max > 0
@@ -189,13 +236,25 @@ const PROPERTIES: [PropertyKind; 14] = {
     [Text, Text, Headers, Bytes(1), Bytes(1), Text, Text, Text, Text, Bytes(8), Text, Text, Text, Text]
 };
 
-/// Reads a content header; returns the position of its table of headers, if it has one.
-fn header(fields: &mut FrameReader<'_>) -> Option<usize> {
-    // Class, weight and the size of the body.
-    fields.skip(12)?;
+/// Parts of a content header.
+struct ContentHeader {
+    body_size: u64,
+    /// Position of the table of headers, if there is one.
+    table: Option<usize>,
+    /// Position of the last property, `cluster_id`; empty without one.
+    cluster_id: Range<usize>,
+}
+
+/// Reads a content header.
+fn header(fields: &mut FrameReader<'_>) -> Option<ContentHeader> {
+    // Class and weight.
+    fields.skip(4)?;
+    let body_size = u64::from(fields.u32()?) << 32 | u64::from(fields.u32()?);
     let flags = fields.u16()?;
     let mut table = None;
+    let mut last = fields.at();
     for (bit, kind) in (2..16).rev().zip(PROPERTIES) {
+        last = fields.at();
         if flags & 1 << bit == 0 {
             continue;
         }
@@ -208,7 +267,7 @@ fn header(fields: &mut FrameReader<'_>) -> Option<usize> {
             }
         }
     }
-    table
+    Some(ContentHeader { body_size, table, cluster_id: last..fields.at() })
 }
 
 #[cfg(test)]
@@ -310,6 +369,59 @@ mod tests {
         let tune = frame(METHOD, &[0, 10, 0, 30, 0, 0, 0, 0, 4, 0, 0, 60]);
         let after = sanitized_within(4096, &[tune.clone(), headers(&all)].concat());
         assert_eq!(after, [tune, headers(&expected)].concat(), "the limit of the broker is lower");
+    }
+
+    fn content(body_size: u64, cluster_id: Option<&[u8]>) -> Vec<u8> {
+        let flags = 1_u16 << 13 | 1 << 7 | u16::from(cluster_id.is_some()) << 2;
+        let start = [&[0, 60, 0, 0][..], &body_size.to_be_bytes(), &flags.to_be_bytes(), &long(b""), &text(b"id")];
+        frame(HEADER, &[start.concat(), cluster_id.map(text).unwrap_or_default()].concat())
+    }
+
+    #[test]
+    fn a_body_beyond_the_bound_is_dropped_and_its_message_is_marked() {
+        let on = |channel: u8, mut frame: Vec<u8>| {
+            frame[2] = channel;
+            frame
+        };
+        let part = |size: usize| frame(BODY, &vec![7; size]);
+        let (large, small) = (MAX_BODY + 1, MAX_BODY);
+        let halves = [usize::try_from(large).unwrap() - 9, 9];
+        let came = [
+            on(1, content(large, None)),
+            on(1, part(halves[0])),
+            // Frames of other channels come in between.
+            on(2, content(3, Some(b"mine"))),
+            on(2, part(3)),
+            frame(HEARTBEAT, b""),
+            on(1, part(halves[1])),
+            on(1, content(small, None)),
+            on(1, part(9)),
+        ];
+        let expected = [
+            on(1, content(0, Some(format!("consign-unread:{large}").as_bytes()))),
+            on(2, content(3, Some(b"mine"))),
+            on(2, part(3)),
+            frame(HEARTBEAT, b""),
+            on(1, content(small, None)),
+            on(1, part(9)),
+        ];
+        assert_eq!(sanitized(&came.concat()), expected.concat());
+        let (own, marked) = (content(large, Some(b"own")), content(0, Some(b"consign-unread:2097153")));
+        assert_eq!(sanitized(&own), marked, "it takes the place of another one");
+        let closed = frame(METHOD, &[0, 20, 0, 40, 1, 148, 0, 0, 0, 0, 0]);
+        let after = [content(3, None), part(3)].concat();
+        let came = sanitized(&[content(large, None), part(5), closed.clone(), after.clone()].concat());
+        assert_eq!(
+            came,
+            [content(0, Some(b"consign-unread:2097153")), closed, after].concat(),
+            "the channel was closed"
+        );
+    }
+
+    #[test]
+    fn a_mark_from_outside_does_not_pass() {
+        let forged = content(2, Some(b"consign-unread:9"));
+        assert_eq!(sanitized(&forged), content(2, Some(b"?onsign-unread:9")));
     }
 
     #[test]
