@@ -6,7 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
@@ -145,7 +145,7 @@ impl Attempts {
         });
         let request = TransferRequest {
             destination: &job.destination,
-            earlier: earlier_attempt(delivery, job),
+            may_be_written: may_have_begun(delivery, job).into(),
             stop: &state.stop,
             progress,
             resume: job.checkpoint().cloned(),
@@ -210,16 +210,13 @@ fn crash_loop(delivery: &Delivery, job: &DecodedJob) -> Option<Failure> {
     Some(Failure::new(Reason::CrashLoop, message))
 }
 
-/// Returns when an earlier attempt of this job may have written its object: known only for a job
-/// that was delivered before.
-fn earlier_attempt(delivery: &Delivery, job: &DecodedJob) -> Option<SystemTime> {
-    let history: &History = &job.headers.history;
-    let initiated = |seconds: u64| Timestamp::from_second(i64::try_from(seconds).ok()?).ok();
-    let initiated = job.checkpoint().and_then(|checkpoint| initiated(checkpoint.initiated));
-    let before = [job.headers.started_at, history.first_failure_at, initiated];
+/// Returns true unless this is the first delivery of a job as it was published: then an earlier attempt
+/// may have written the object, and an object that takes the key is compared with the job's content.
+/// It proves nothing more: a message that was only requeued looks the same, and so does a copy of a
+/// message that was redelivered as well.
+fn may_have_begun(delivery: &Delivery, job: &DecodedJob) -> bool {
     let redelivered = delivery.redelivered || delivery.delivery_count > 0 || delivery.lane == Lane::Continued;
-    let again = redelivered || before.iter().any(Option::is_some);
-    let since = before.into_iter().chain([job.job.created_at]).flatten().min();
-    let since = since.filter(|_| again)?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
+    let headers = &job.headers;
+    let copied = headers.turns > 0 || headers.history != History::default() || headers.started_at.is_some();
+    redelivered || copied || job.checkpoint().is_some()
 }

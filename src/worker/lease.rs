@@ -15,6 +15,7 @@ use super::decode::DecodedJob;
 use super::history;
 use super::in_flight::{JobOwner, RunId};
 use crate::domain::headers::Headers;
+use crate::domain::job::IfExists;
 use crate::domain::job::lease::{self, Checkpoint, Lease};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, Reason, TransferResult};
@@ -94,6 +95,8 @@ pub(super) struct AttemptState {
     crashes: u32,
     /// Parts that the delivery's checkpoint had.
     carried_parts: usize,
+    /// True if the object must not replace another one.
+    conditional: bool,
     /// Upload that the last lease records.
     leased_upload: Mutex<Option<String>>,
     /// Outdated leases of the same job.
@@ -128,6 +131,7 @@ impl AttemptState {
             stop: stop.child(),
             crashes: job.headers.crashes,
             carried_parts: job.checkpoint().map_or(0, |checkpoint| checkpoint.parts.len()),
+            conditional: job.job.if_exists != IfExists::Replace,
             leased_upload: Mutex::default(),
             outdated: Mutex::default(),
             leased: AtomicBool::new(false),
@@ -178,6 +182,15 @@ impl AttemptState {
         let leased_upload = || self.leased_upload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let id = Some(&checkpoint.upload_id);
         self.carried_upload.as_ref() == id || self.leased.load(Ordering::Acquire) && leased_upload().as_ref() == id
+    }
+
+    /// Returns true for an upload that must be recorded as soon as it is open: it is long, or an
+    /// object that it leaves could be recognised by the time of its initiation alone, as no ETag under
+    /// a KMS key is a digest.
+    fn is_leased_at_once(&self, checkpoint: &Checkpoint) -> bool {
+        let encryption = checkpoint.encryption.algorithm.as_deref();
+        checkpoint.source.length.is_some_and(|length| length > LEASE_AT_ONCE_BYTES)
+            || self.conditional && encryption.is_some_and(|algorithm| algorithm.starts_with("aws:kms"))
     }
 
     /// Takes the uploads that outdated leases record, and that are not this attempt's.
@@ -238,7 +251,7 @@ pub(super) fn key(id: &RunId) -> String {
 }
 
 /// Keeps the lease of an attempt: from the start for a job that was taken over or redelivered
-/// often, as soon as a long upload is open, and after `broker.lease_after` for everything.
+/// often, as soon as an upload is open that must be recorded, and after `broker.lease_after` for everything.
 #[derive(Debug)]
 pub(super) struct LeaseGuard<'a> {
     pub(super) queue: &'a Arc<dyn Queue>,
@@ -281,7 +294,7 @@ impl LeaseGuard<'_> {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(self.lease_after) => {}
-                () = self.long_upload() => {}
+                () = self.unrecorded_upload() => {}
             }
         };
         if over.run_until_cancelled(due).await.is_none() {
@@ -294,7 +307,7 @@ impl LeaseGuard<'_> {
                     failpoints::hit("leased");
                     self.state.leased.store(true, Ordering::Release);
                     // A long upload that is opened only now must be recorded at once, too.
-                    if over.run_until_cancelled(self.long_upload()).await.is_none() {
+                    if over.run_until_cancelled(self.unrecorded_upload()).await.is_none() {
                         return;
                     }
                     continue;
@@ -315,11 +328,11 @@ impl LeaseGuard<'_> {
         }
     }
 
-    /// Resolves when a long upload is open that no lease records.
-    async fn long_upload(&self) {
-        let long =
-            |checkpoint: &Checkpoint| checkpoint.source.length.is_some_and(|length| length > LEASE_AT_ONCE_BYTES);
-        let unrecorded = |checkpoint: &Checkpoint| long(checkpoint) && !self.state.is_recorded(checkpoint);
+    /// Resolves when an upload is open that a lease must record, and that none does.
+    async fn unrecorded_upload(&self) {
+        let state = self.state;
+        let unrecorded =
+            |checkpoint: &Checkpoint| state.is_leased_at_once(checkpoint) && !state.is_recorded(checkpoint);
         self.state.open_upload.begun(unrecorded).await;
     }
 }
