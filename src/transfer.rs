@@ -2,8 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -43,8 +42,9 @@ pub struct Transfers {
 pub struct TransferRequest<'a> {
     /// The job's destination, resolved.
     pub destination: &'a Arc<Destination>,
-    /// Time since which an earlier attempt may have written the object; `None` if there was none.
-    pub earlier: Option<SystemTime>,
+    /// True if an earlier attempt may have written the object, or a try of this one whose reply was
+    /// lost.
+    pub may_be_written: AtomicBool,
     /// Ends the attempt early, as `shutdown`.
     pub stop: &'a StopSignals,
     /// Bytes that S3 has accepted so far, for the status page.
@@ -244,8 +244,7 @@ impl Transfers {
             key,
             attributes: &attributes,
             if_exists: job.if_exists,
-            started: SystemTime::now(),
-            earlier: attempt.earlier,
+            may_be_written: &attempt.may_be_written,
             progress: attempt.progress,
             rate_limiter: attempt.rate_limiter,
         };

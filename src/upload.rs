@@ -24,7 +24,7 @@ mod single;
 mod verify;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +51,8 @@ pub use progress::{Length, Progress};
 pub use rate_limiter::RateLimiter;
 use rate_limiter::{return_unused, wait_for_rate};
 use reader::{ChunkReader, remaining};
+#[cfg(test)]
+pub(crate) use reconcile::{ExpectedObject, ListedObject, Provenance, judge};
 pub use resume::{OpenUpload, fits, next_offset};
 use resume::{done, unbroken};
 
@@ -79,11 +81,9 @@ pub struct Target<'a> {
     pub attributes: &'a ObjectAttributes,
     /// Action when an object with the key exists.
     pub if_exists: IfExists,
-    /// Start of this attempt.
-    pub started: SystemTime,
-    /// Time since which an earlier attempt of the same job may have written the object; `None` if
-    /// there was none.
-    pub earlier: Option<SystemTime>,
+    /// True if an earlier try or attempt of the same job may have written the object. A lost reply
+    /// sets it, for everything that follows in this attempt.
+    pub may_be_written: &'a AtomicBool,
     /// Counts what was accepted, for the status page.
     pub progress: &'a Progress,
     /// Holds the destination to its bytes a second.
@@ -171,6 +171,15 @@ impl Target<'_> {
     fn span(&self, operation: &'static str) -> tracing::Span {
         let (bucket, key) = (self.destination.bucket.as_str(), self.key.as_str());
         spans::s3(operation, &spans::S3RequestAttributes { bucket, key, upload_id: None, part: None })
+    }
+
+    fn may_be_written(&self) -> bool {
+        self.may_be_written.load(Ordering::Relaxed)
+    }
+
+    /// Remembers a write that may have taken effect.
+    fn record_write(&self, ambiguous: bool) {
+        self.may_be_written.fetch_or(ambiguous, Ordering::Relaxed);
     }
 
     fn owner(&self) -> Option<String> {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::job_plan::JobPlan;
 use super::scenario::Scenario;
 use super::world::{SimState, note};
+use crate::upload::{ExpectedObject, ListedObject};
 
 /// Objects and multipart uploads.
 #[derive(Debug, Default)]
@@ -24,6 +26,30 @@ pub(super) struct SimObject {
     pub(super) job: Option<usize>,
     /// Upload that created the object.
     pub(super) upload: Option<String>,
+    /// Properties that a listing shows.
+    pub(super) listed: ListedObject,
+}
+
+/// Returns the object that a job would write. No bucket of a scenario encrypts with a KMS key:
+/// ETags are digests.
+pub(super) fn written(job: usize, plan: &JobPlan) -> ExpectedObject {
+    let parts = plan.shape.parts();
+    let etag = parts.map_or_else(|| format!("content{job}"), |parts| format!("content{job}-{parts}"));
+    ExpectedObject { length: 1000, parts, etag: Some(etag), digests: parts.is_some(), initiated: None }
+}
+
+/// Returns an object of these properties as a listing shows it.
+pub(super) fn listed(object: ExpectedObject) -> ListedObject {
+    ListedObject { length: Some(object.length), etag: object.etag.unwrap_or_default(), modified: None }
+}
+
+/// Returns the object of another writer at the key of a job: half of them have the size and the
+/// parts of the job's own.
+fn foreign(job: usize, plan: &JobPlan) -> SimObject {
+    let ours = written(job, plan);
+    let length = if job.is_multiple_of(2) { ours.length } else { ours.length + 1 };
+    let etag = ours.etag.map(|etag| etag.replace("content", "foreign"));
+    SimObject { job: None, upload: None, listed: listed(ExpectedObject { length, etag, ..ours }) }
 }
 
 /// A multipart upload.
@@ -48,7 +74,7 @@ pub(super) fn key(job: usize) -> String {
 impl FakeS3 {
     pub(super) fn new(scenario: &Scenario) -> Self {
         let taken = scenario.jobs.iter().enumerate().filter(|(_, plan)| plan.existing.is_present());
-        let objects = taken.map(|(job, _)| (key(job), SimObject { job: None, upload: None })).collect();
+        let objects = taken.map(|(job, plan)| (key(job), foreign(job, plan))).collect();
         Self { objects, ..Self::default() }
     }
 

@@ -52,7 +52,9 @@ fn unjustified(
     let before = &delivery.properties.headers;
     let poison = state.plan(job).behavior == JobBehavior::Poison;
     let destination = state.plan(job).destination;
-    let known_down = state.workers[worker].refused.contains(&destination);
+    // A worker observes the end of an attempt only when the lease that it is taking is there, or lost.
+    let unobserved = state.workers[worker].leasing > 0;
+    let known_down = state.workers[worker].refused.contains(&destination) || unobserved;
     let expires = state.plan(job).expires.is_some();
     let failing = state.workers[worker].failed.len();
     let lost_lease = state.workers[worker].lost_leases.contains(&job);
@@ -303,7 +305,7 @@ pub(super) fn check_abort(state: &mut SimState, worker: usize, checkpoint: &Chec
     let former = &state.workers[worker];
     let over = former.lost_leases.contains(&job) || former.unsettled_uploads.contains(id);
     let foreign = over && (former.resumed_uploads.contains(id) || former.lease_uploads.contains(id));
-    if busy && foreign {
+    if busy && foreign && !state.records[job].released_twice {
         state.report_violation(format!("worker {worker} aborts {id} of job-{job}, which worker {other} continues"));
     }
 }

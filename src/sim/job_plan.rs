@@ -101,6 +101,16 @@ pub(super) enum ExistingObject {
     Fail(bool),
 }
 
+impl UploadShape {
+    /// Returns the number of parts; `None` for a single request.
+    pub(super) fn parts(self) -> Option<u32> {
+        match self {
+            Self::Single(_) => None,
+            Self::Multipart { count, .. } => Some(count),
+        }
+    }
+}
+
 impl ExistingObject {
     pub(super) fn is_present(self) -> bool {
         matches!(self, Self::Keep(true) | Self::Fail(true))

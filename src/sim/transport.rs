@@ -1,9 +1,10 @@
 //! [`Transport`] of one simulated worker. It reads and sends nothing.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::fake_s3::{SimObject, key};
+use super::fake_s3::{SimObject, key, listed, written};
 use super::job_plan::{ExistingObject, JobBehavior, ScriptedAttempt, UploadShape};
 use super::job_record::AttemptEnd;
 use super::world::{SimWorld, note};
@@ -15,6 +16,7 @@ use crate::domain::job::lease::Checkpoint;
 use crate::domain::outcome::{Class, Failure, Reason, Receipt, TransferResult};
 use crate::queue::BoxFuture;
 use crate::transfer::{TransferRequest, Transport};
+use crate::upload::{Provenance, judge};
 
 /// Transfers of one worker.
 #[derive(Debug)]
@@ -181,17 +183,18 @@ impl SimAttempt<'_> {
         let existing = state.plan(self.job).existing;
         let key = key(self.job);
         let found = state.s3.objects.get(&key).cloned();
-        let known = self.attempt.earlier.is_some() || self.attempt.resume.is_some();
+        let ours = written(self.job, state.plan(self.job));
+        let reconciles = self.attempt.may_be_written.load(Ordering::Relaxed);
         match (existing, found) {
             (ExistingObject::Keep(_) | ExistingObject::Fail(_), Some(found))
-                if found.job == Some(self.job) && known => {}
+                if reconciles && judge(&found.listed, &ours) == Provenance::Ours => {}
             (ExistingObject::Keep(_), Some(_)) => return TransferResult::Skipped,
             (ExistingObject::Fail(_), Some(_)) => {
                 return TransferResult::Failed(Failure::new(Reason::ObjectExists, "the key is taken"));
             }
             _ => {
                 note!(state, "{key} is visible");
-                state.s3.objects.insert(key, SimObject { job: Some(self.job), upload });
+                state.s3.objects.insert(key, SimObject { job: Some(self.job), upload, listed: listed(ours) });
             }
         }
         if matches!(self.scripted, ScriptedAttempt::LostReply) {

@@ -77,7 +77,8 @@ impl Calls {
             error.ambiguous = ambiguous;
             if error.signal == ErrorSignal::Credentials && !renewed {
                 renewed = true;
-                session = self.sessions.renew(&self.destination, &session).await.map_err(CallError::new)?;
+                let renewed = self.sessions.renew(&self.destination, &session).await;
+                session = renewed.map_err(|failure| CallError { ambiguous, ..CallError::new(failure) })?;
                 continue;
             }
             let final_word = matches!(error.signal, ErrorSignal::NoSuchUpload | ErrorSignal::InvalidPart);
@@ -90,8 +91,9 @@ impl Calls {
             if operation == "UploadPart" {
                 self.metrics.part_retried();
             }
-            // A long transfer outlives its session: each try asks the cache again.
-            session = self.session().await?;
+            // A long transfer outlives its session: each try asks the cache again. Without one, it stays
+            // unknown if an earlier try took effect.
+            session = self.session().await.map_err(|error| CallError { ambiguous, ..error })?;
         }
     }
 

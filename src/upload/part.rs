@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest};
 use futures_util::StreamExt as _;
 use http_body::{Frame, SizeHint};
+use md5::{Digest as _, Md5};
 use tokio::task::JoinHandle;
 
 use super::budget::{Budget, Reservation};
@@ -55,7 +56,13 @@ impl Part {
         length: u64,
         checked: bool,
     ) -> Result<Self, Failure> {
-        let crc = if checked { Some(crc_of_range(file.clone(), pool.clone(), offset, length).await?) } else { None };
+        let crc = if checked {
+            let digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+            let digest = digest_of_range((&file, &pool), (offset, length), digest, Digest::update).await?;
+            Some(digest.finalize())
+        } else {
+            None
+        };
         Ok(Self { number, length, crc, packed: None, bytes: PartBytes::File { file, offset, pool } })
     }
 
@@ -83,6 +90,23 @@ impl Part {
                 reading: None,
             })),
         }
+    }
+
+    /// MD5 of the bytes, in hexadecimal; they are read once more. Where no KMS key encrypts, it is
+    /// the ETag of an object that one PutObject wrote.
+    pub(super) async fn md5(&self) -> Result<String, Failure> {
+        let digest = match &self.bytes {
+            PartBytes::Memory { bytes, .. } => {
+                let bytes = bytes.clone();
+                let digest = tokio::task::spawn_blocking(move || Md5::new_with_prefix(bytes)).await;
+                digest.map_err(|_| Failure::new(Reason::Panic, "the bytes could not be hashed"))?
+            }
+            PartBytes::File { file, offset, pool } => {
+                let update = |digest: &mut Md5, bytes: &[u8]| digest.update(bytes);
+                digest_of_range((file, pool), (*offset, self.length), Md5::new(), update).await?
+            }
+        };
+        Ok(hex::encode(digest.finalize()))
     }
 
     /// The file the bytes come from, if any: it may have changed under us.
@@ -114,11 +138,16 @@ pub(super) async fn read_small(file: &Arc<FileSource>, pool: &Pool, checked: boo
     Ok(Part::of_memory(1, pool.wrap(buffer, length), crc, None))
 }
 
-async fn crc_of_range(file: Arc<FileSource>, pool: Pool, offset: u64, length: u64) -> Result<u64, Failure> {
-    let reader = file.clone();
+/// Feeds the bytes of a file from `offset` on to a digest.
+async fn digest_of_range<D: Send + 'static>(
+    (file, pool): (&Arc<FileSource>, &Pool),
+    (offset, length): (u64, u64),
+    mut digest: D,
+    update: fn(&mut D, &[u8]),
+) -> Result<D, Failure> {
+    let (reader, pool) = (file.clone(), pool.clone());
     let pass = tokio::task::spawn_blocking(move || {
         let mut buffer = pool.take();
-        let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
         let mut done = 0;
         while done < length {
             let want = buffer.len().min(usize::try_from(length - done).unwrap_or(usize::MAX));
@@ -126,14 +155,14 @@ async fn crc_of_range(file: Arc<FileSource>, pool: Pool, offset: u64, length: u6
             if n == 0 {
                 return Ok(Err(offset + done));
             }
-            digest.update(&buffer[..n]);
+            update(&mut digest, &buffer[..n]);
             done += n as u64;
         }
         pool.give(buffer);
-        Ok(Ok(digest.finalize()))
+        Ok(Ok(digest))
     });
     match pass.await.map_err(io::Error::other).and_then(|read| read) {
-        Ok(Ok(crc)) => Ok(crc),
+        Ok(Ok(digest)) => Ok(digest),
         Ok(Err(end)) => Err(file.ended_early(end)),
         Err(error) => Err(file.unreadable(&error)),
     }
@@ -346,4 +375,25 @@ pub(super) fn combined_crc(parts: impl Iterator<Item = (Option<u64>, u64)>) -> O
         let crc = crc?;
         Some(Some(whole.map_or(crc, |whole| crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, whole, crc, length))))
     })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn the_md5_of_a_part_is_that_of_its_bytes_in_memory_and_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, bytes) = (folder.path().join("f"), vec![7; 3 * CHUNK + 1]);
+        std::fs::write(&path, &bytes).unwrap();
+        let file = Arc::new(FileSource::open(folder.path(), &path, Arc::new(Metrics::new(1))).unwrap());
+        let length = bytes.len() as u64 - 5;
+        let part = Part::of_file(file, Pool::default(), 2, 5, length, true).await.unwrap();
+        let memory = Part::of_memory(2, Bytes::from(bytes).slice(5..), None, None);
+        assert_eq!(part.md5().await.unwrap(), memory.md5().await.unwrap());
+        assert_eq!(part.crc, Some(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &vec![7; 3 * CHUNK - 4])));
+        let hello = Part::of_memory(1, Bytes::from_static(b"hello"), None, None);
+        assert_eq!(hello.md5().await.unwrap(), "5d41402abc4b2a76b9719d911017c592");
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::AtomicBool;
 
 use tokio::time::Instant;
 
@@ -31,6 +31,7 @@ pub struct BucketProbe {
     key: ObjectKey,
     attributes: ObjectAttributes,
     progress: Progress,
+    written: AtomicBool,
 }
 
 /// Residue of a multipart upload that the connection test made.
@@ -46,7 +47,8 @@ pub enum ProbeResidue {
 
 impl BucketProbe {
     pub(super) fn new(calls: Calls, key: ObjectKey) -> Self {
-        Self { calls, key, attributes: ObjectAttributes::default(), progress: Progress::default() }
+        let (attributes, progress) = (ObjectAttributes::default(), Progress::default());
+        Self { calls, key, attributes, progress, written: AtomicBool::new(false) }
     }
 
     /// The key that is written.
@@ -64,8 +66,7 @@ impl BucketProbe {
             key: &self.key,
             attributes: &self.attributes,
             if_exists: IfExists::Replace,
-            started: SystemTime::now(),
-            earlier: None,
+            may_be_written: &self.written,
             progress: &self.progress,
             rate_limiter: None,
         }

@@ -3,7 +3,8 @@
 use super::call::Calls;
 use super::classify::ErrorSignal;
 use super::part::Part;
-use super::{Target, Uploaded, conditional, object_headers, reconcile, verify};
+use super::reconcile::{self, ExpectedObject};
+use super::{Target, Uploaded, conditional, object_headers, verify};
 use crate::domain::outcome::{Failure, Reason, Receipt};
 use crate::runtime::failpoints;
 
@@ -28,10 +29,14 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
         .await;
     let reply = match sent {
         Ok(reply) => reply,
-        Err(error) if error.signal == ErrorSignal::PreconditionFailed => {
-            return reconcile::taken(calls, target, error, part.length, crc, None).await;
+        Err(error) => {
+            target.record_write(error.ambiguous);
+            if error.signal != ErrorSignal::PreconditionFailed {
+                return Err(changed_or(error.failure, error.signal, part));
+            }
+            let expected = ExpectedObject { length: part.length, ..ExpectedObject::default() };
+            return reconcile::taken(calls, target, error, (expected, crc), Some(part)).await;
         }
-        Err(error) => return Err(changed_or(error.failure, error.signal, part)),
     };
     failpoints::hit("put");
     if let Some(file) = part.file() {

@@ -6,7 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
@@ -145,7 +145,7 @@ impl Attempts {
         });
         let request = TransferRequest {
             destination: &job.destination,
-            earlier: earlier_attempt(delivery, job),
+            may_be_written: may_have_begun(delivery, job).into(),
             stop: &state.stop,
             progress,
             resume: job.checkpoint().cloned(),
@@ -210,16 +210,64 @@ fn crash_loop(delivery: &Delivery, job: &DecodedJob) -> Option<Failure> {
     Some(Failure::new(Reason::CrashLoop, message))
 }
 
-/// Returns when an earlier attempt of this job may have written its object: known only for a job
-/// that was delivered before.
-fn earlier_attempt(delivery: &Delivery, job: &DecodedJob) -> Option<SystemTime> {
-    let history: &History = &job.headers.history;
-    let initiated = |seconds: u64| Timestamp::from_second(i64::try_from(seconds).ok()?).ok();
-    let initiated = job.checkpoint().and_then(|checkpoint| initiated(checkpoint.initiated));
-    let before = [job.headers.started_at, history.first_failure_at, initiated];
+/// Returns true unless this is the first delivery of a job as it was published: then an earlier
+/// attempt may have written the object, and an object that takes the key is compared with the job's
+/// content. It proves nothing more: a message that was only requeued looks the same, and so does a
+/// copy of a message that was redelivered as well.
+fn may_have_begun(delivery: &Delivery, job: &DecodedJob) -> bool {
     let redelivered = delivery.redelivered || delivery.delivery_count > 0 || delivery.lane == Lane::Continued;
-    let again = redelivered || before.iter().any(Option::is_some);
-    let since = before.into_iter().chain([job.job.created_at]).flatten().min();
-    let since = since.filter(|_| again)?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::try_from(since.as_duration()).ok()?)
+    let headers = &job.headers;
+    let copied = headers.turns > 0 || headers.history != History::default() || headers.started_at.is_some();
+    redelivered || copied || job.checkpoint().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::headers::{Headers, JobHeaders};
+    use crate::domain::job;
+    use crate::queue::{DeliveryTag, Properties};
+    use crate::worker::sample;
+
+    fn first_delivery() -> Delivery {
+        Delivery {
+            lane: Lane::Scheduled,
+            body: Bytes::new(),
+            properties: Properties::default(),
+            routing_key: "job.scheduled.acme".to_owned(),
+            redelivered: false,
+            delivery_count: 0,
+            ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag: 1 },
+        }
+    }
+
+    fn with_header(name: &str, value: &str) -> DecodedJob {
+        let body = br#"{"version":1,"id":"a","source":{"url":"https://example.com/a"},"destination":"acme","key":"a",
+            "created_at":"2026-11-22T00:00:00Z"}"#;
+        let headers = JobHeaders::parse(&Headers::from([(name.to_owned(), value.to_owned())]));
+        let destination = Arc::new(sample::destination("acme", "123456789012"));
+        DecodedJob { job: job::parse(None, None, body).unwrap(), destination, lease: None, headers }
+    }
+
+    #[test]
+    fn only_the_first_delivery_of_a_published_job_has_no_attempt_before_it() {
+        let published = with_header("traceparent", "");
+        assert!(!may_have_begun(&first_delivery(), &published), "that it was created says nothing");
+        for delivery in [
+            Delivery { redelivered: true, ..first_delivery() },
+            Delivery { delivery_count: 1, ..first_delivery() },
+            Delivery { lane: Lane::Continued, ..first_delivery() },
+        ] {
+            assert!(may_have_begun(&delivery, &published), "{delivery:?}");
+        }
+        let at = "2026-11-22T00:00:00Z";
+        for (name, value) in
+            [("x-turns", "1"), ("x-attempt", "1"), ("x-deferrals", "1"), ("x-begun-at", at), ("x-first-failure-at", at)]
+        {
+            assert!(may_have_begun(&first_delivery(), &with_header(name, value)), "{name}");
+        }
+        assert!(!may_have_begun(&first_delivery(), &with_header("consign-run", "1")), "a run of its own");
+    }
 }

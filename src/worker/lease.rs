@@ -9,12 +9,12 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::decode::DecodedJob;
 use super::history;
 use super::in_flight::{JobOwner, RunId};
 use crate::domain::headers::Headers;
+use crate::domain::job::IfExists;
 use crate::domain::job::lease::{self, Checkpoint, Lease};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, Reason, TransferResult};
@@ -37,8 +37,6 @@ const CRASH_SUSPICION: Duration = Duration::from_secs(60);
 const MAX_OUTDATED: usize = 4;
 /// Interval between tries to lease a job from a broker that does not answer.
 const LEASE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
-/// Namespace of lease keys, drawn once.
-const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c_e771);
 
 /// State of the lease of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +92,8 @@ pub(super) struct AttemptState {
     crashes: u32,
     /// Parts that the delivery's checkpoint had.
     carried_parts: usize,
+    /// True if the object must not replace another one.
+    conditional: bool,
     /// Upload that the last lease records.
     leased_upload: Mutex<Option<String>>,
     /// Outdated leases of the same job.
@@ -128,6 +128,7 @@ impl AttemptState {
             stop: stop.child(),
             crashes: job.headers.crashes,
             carried_parts: job.checkpoint().map_or(0, |checkpoint| checkpoint.parts.len()),
+            conditional: job.job.if_exists != IfExists::Replace,
             leased_upload: Mutex::default(),
             outdated: Mutex::default(),
             leased: AtomicBool::new(false),
@@ -178,6 +179,15 @@ impl AttemptState {
         let leased_upload = || self.leased_upload.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let id = Some(&checkpoint.upload_id);
         self.carried_upload.as_ref() == id || self.leased.load(Ordering::Acquire) && leased_upload().as_ref() == id
+    }
+
+    /// Returns true for an upload that must be recorded as soon as it is open: it is long, or an
+    /// object that it leaves could be recognised by the time of its initiation alone, as no ETag
+    /// under a KMS key is a digest.
+    fn is_leased_at_once(&self, checkpoint: &Checkpoint) -> bool {
+        let encryption = checkpoint.encryption.algorithm.as_deref();
+        checkpoint.source.length.is_some_and(|length| length > LEASE_AT_ONCE_BYTES)
+            || self.conditional && encryption.is_some_and(|algorithm| algorithm.starts_with("aws:kms"))
     }
 
     /// Takes the uploads that outdated leases record, and that are not this attempt's.
@@ -233,12 +243,12 @@ impl LeaseHolder for AttemptState {
 
 /// Returns the key that names a run of a job to every worker.
 pub(super) fn key(id: &RunId) -> String {
-    let name = format!("{}\n{}\n{}", id.job, id.destination, id.run);
-    Uuid::new_v5(&KEY_NAMESPACE, name.as_bytes()).simple().to_string()
+    id.digest().simple().to_string()
 }
 
 /// Keeps the lease of an attempt: from the start for a job that was taken over or redelivered
-/// often, as soon as a long upload is open, and after `broker.lease_after` for everything.
+/// often, as soon as an upload is open that must be recorded, and after `broker.lease_after` for
+/// everything.
 #[derive(Debug)]
 pub(super) struct LeaseGuard<'a> {
     pub(super) queue: &'a Arc<dyn Queue>,
@@ -281,7 +291,7 @@ impl LeaseGuard<'_> {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(self.lease_after) => {}
-                () = self.long_upload() => {}
+                () = self.unrecorded_upload() => {}
             }
         };
         if over.run_until_cancelled(due).await.is_none() {
@@ -294,7 +304,7 @@ impl LeaseGuard<'_> {
                     failpoints::hit("leased");
                     self.state.leased.store(true, Ordering::Release);
                     // A long upload that is opened only now must be recorded at once, too.
-                    if over.run_until_cancelled(self.long_upload()).await.is_none() {
+                    if over.run_until_cancelled(self.unrecorded_upload()).await.is_none() {
                         return;
                     }
                     continue;
@@ -315,11 +325,11 @@ impl LeaseGuard<'_> {
         }
     }
 
-    /// Resolves when a long upload is open that no lease records.
-    async fn long_upload(&self) {
-        let long =
-            |checkpoint: &Checkpoint| checkpoint.source.length.is_some_and(|length| length > LEASE_AT_ONCE_BYTES);
-        let unrecorded = |checkpoint: &Checkpoint| long(checkpoint) && !self.state.is_recorded(checkpoint);
+    /// Resolves when an upload is open that a lease must record, and that none does.
+    async fn unrecorded_upload(&self) {
+        let state = self.state;
+        let unrecorded =
+            |checkpoint: &Checkpoint| state.is_leased_at_once(checkpoint) && !state.is_recorded(checkpoint);
         self.state.open_upload.begun(unrecorded).await;
     }
 }

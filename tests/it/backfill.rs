@@ -1,6 +1,8 @@
 //! `consign backfill` on both queues: published once however often it is interrupted, waited for,
 //! cancelled, reported on.
 
+mod again;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -297,6 +299,8 @@ async fn a_cancellation_skips_what_waits_and_lets_what_runs_finish() {
         let output = consign(&site, &[&again[..], &["--again", "--wait"]].concat());
         exits(&output, 0);
         assert_eq!(s3.count("acme"), 20, "{}", said(&output));
+        // The one that was delivered before the cancellation is remembered, and delivered again.
+        assert_eq!(s3.calls("PutObject").len(), 21, "{}", said(&output));
         assert!(status(&site, "days")["cancelled_at"].is_null(), "it was cancelled before it was begun anew");
         worker.quiet().await;
         site.broker_clean().await;
@@ -464,7 +468,7 @@ impl Site {
         if self.broker.url.starts_with("sqlite:") {
             return;
         }
-        for id in ["days", "some", "gone", "stays", "half", "years", "left", "stops"] {
+        for id in ["days", "some", "gone", "stays", "half", "years", "left", "stops", "again", "skewed"] {
             self.broker.disown(&format!("backfill.{id}")).await;
         }
         self.broker.clean().await;

@@ -89,7 +89,7 @@ impl<'a> MultipartUpload<'a> {
             key: target.key.as_str().to_owned(),
             id,
             encryption: Encryption::default(),
-            initiated: date.get().unwrap_or_else(|| reconcile::no_later_than(target.started)),
+            initiated: date.get().unwrap_or_else(SystemTime::now),
             done: Vec::new(),
             open_upload: None,
             whole: None,
@@ -235,8 +235,7 @@ impl<'a> MultipartUpload<'a> {
         failpoints::hit("parts");
         let length = sent.iter().map(|part| part.length).sum();
         let crc = combined_crc(sent.iter().map(|part| (part.crc, part.length))).map(verify::crc_text);
-        let count = u32::try_from(sent.len()).unwrap_or(u32::MAX);
-        let expected = ExpectedObject { length, parts: Some(count), since: self.initiated };
+        let expected = ExpectedObject::of_parts(&sent, &self.encryption, self.initiated);
         let read = sent.last().and_then(|last| last.packed).map_or(length, |end| end.source);
         let uploaded = match self.ask_to_complete(target, &sent, length, crc.as_deref()).await {
             Ok(receipt) => {
@@ -245,14 +244,17 @@ impl<'a> MultipartUpload<'a> {
                 verify::checksum(crc.as_deref(), receipt.checksum_crc64nvme.as_deref())?;
                 Uploaded::Stored(Receipt { checksum_crc64nvme: crc, ..receipt })
             }
-            Err(error) if error.signal == ErrorSignal::PreconditionFailed => {
+            Err(error) => {
                 // What takes the key may be what an earlier attempt completed.
-                let error = CallError { ambiguous: error.ambiguous || self.again, ..error };
-                self.try_abort().await;
-                let multipart = Some((count, self.initiated));
-                reconcile::taken(&self.calls, target, error, length, crc, multipart).await?
+                target.record_write(error.ambiguous || self.again);
+                if error.signal == ErrorSignal::PreconditionFailed {
+                    let taken = reconcile::taken(&self.calls, target, error, (expected, crc), None).await?;
+                    self.try_abort().await;
+                    taken
+                } else {
+                    self.reconciled(target, &expected, crc, error).await?
+                }
             }
-            Err(error) => self.reconciled(target, &expected, crc, error).await?,
         };
         Ok(match uploaded {
             Uploaded::Stored(receipt) => {
@@ -297,7 +299,9 @@ impl<'a> MultipartUpload<'a> {
     pub(super) async fn missing(&mut self, target: &Target<'_>) -> Result<Uploaded, Failure> {
         self.settle();
         let Some((length, parts)) = self.whole else { return Ok(Uploaded::Stale) };
-        let expected = ExpectedObject { length, parts: Some(parts), since: self.initiated };
+        let known = ExpectedObject::of_parts(&self.done, &self.encryption, self.initiated);
+        let etag = known.etag.filter(|_| known.parts == Some(parts));
+        let expected = ExpectedObject { length, parts: Some(parts), etag, ..known };
         let found = self.look_for(target, &expected).await;
         Ok(found.map_or(Uploaded::Stale, |object| {
             Uploaded::Stored(Receipt { resumed: true, ..self.found(object, &expected, None) })
