@@ -208,6 +208,7 @@ pub(super) struct BrokerFamilies {
     pub(super) reconnects: IntCounter,
     pub(super) settlements: IntCounterVec,
     pub(super) unconfirmed: IntGauge,
+    pub(super) consuming: IntGaugeVec,
 }
 
 impl BrokerFamilies {
@@ -218,7 +219,15 @@ impl BrokerFamilies {
             settlements: b.counters("consign_broker_settlements_total", "Settled deliveries.", &["action"]),
             unconfirmed: b
                 .gauge("consign_broker_unconfirmed", "Published messages that the broker has not confirmed yet."),
+            consuming: b.gauges(
+                "consign_consuming",
+                "1 while the worker consumes the lane, 0 while it is paused.",
+                &["lane"],
+            ),
         };
+        for lane in LANES {
+            families.consuming.with_label_values(&[lane]);
+        }
         initialize(&families.settlements, SETTLEMENTS);
         families
     }

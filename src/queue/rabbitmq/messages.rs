@@ -166,6 +166,27 @@ pub(super) fn forwarded(names: &Names, lease: &lapin::message::Delivery) -> Resu
     copy.message(names.orphans_exchange())
 }
 
+/// Copy that takes the place of a message in its lane: the broker counts its redeliveries anew.
+pub(super) fn renewed(
+    names: &Names,
+    lane: Lane,
+    message: &lapin::message::Delivery,
+) -> Result<OutgoingMessage, QueueError> {
+    if lane == Lane::Continued {
+        return forwarded(names, message);
+    }
+    let headers = message.properties.headers().as_ref();
+    let wait = text_of(headers, WAIT);
+    let copy = JobCopy {
+        routing_key: &job_key(message.routing_key.as_str(), lane, headers),
+        body: &Bytes::copy_from_slice(&message.data),
+        content_type: message.properties.content_type().as_ref().map(ShortString::as_str),
+        original: &message.properties,
+        headers: wait.map(|wait| (WAIT.to_owned(), wait)).into_iter().collect(),
+    };
+    copy.message(names.jobs_exchange())
+}
+
 /// Notice to the former owner's address that another worker has taken the job over. It is not a
 /// job: any worker that receives it elsewhere drops it.
 pub(super) fn notice(names: &Names, former: &str, key: &str, set: Headers) -> Result<OutgoingMessage, QueueError> {
