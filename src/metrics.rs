@@ -116,6 +116,11 @@ impl Metrics {
         self.families.transfers.slots.with_label_values(&[lane.as_str()]).set(i64::from(slots));
     }
 
+    /// Records that a lane is consumed, or paused.
+    pub fn set_consuming(&self, lane: Lane, consuming: bool) {
+        self.families.broker.consuming.with_label_values(&[lane.as_str()]).set(i64::from(consuming));
+    }
+
     /// Sets the age of the oldest running transfer.
     pub fn set_oldest_in_flight(&self, age: Duration) {
         self.families.transfers.oldest_in_flight.set(age.as_secs_f64());

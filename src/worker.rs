@@ -168,7 +168,8 @@ impl Worker {
 
     /// Spawns a task for each delivery.
     async fn consume(&self, drain: &CancellationToken, tasks: &TaskTracker) {
-        let consumer = Consumer::new(self.queue.clone(), self.admission.clone());
+        let metrics = self.lifecycle.metrics.clone();
+        let mut consumer = Consumer::new(self.queue.clone(), self.admission.clone(), metrics);
         loop {
             let next = tokio::select! {
                 biased;

@@ -209,6 +209,7 @@ pub(super) struct BrokerFamilies {
     pub(super) settlements: IntCounterVec,
     pub(super) replies: IntCounterVec,
     pub(super) unconfirmed: IntGauge,
+    pub(super) consuming: IntGaugeVec,
 }
 
 impl BrokerFamilies {
@@ -224,7 +225,15 @@ impl BrokerFamilies {
             ),
             unconfirmed: b
                 .gauge("consign_broker_unconfirmed", "Published messages that the broker has not confirmed yet."),
+            consuming: b.gauges(
+                "consign_consuming",
+                "1 while the worker consumes the lane, 0 while it is paused.",
+                &["lane"],
+            ),
         };
+        for lane in LANES {
+            families.consuming.with_label_values(&[lane]);
+        }
         initialize(&families.settlements, SETTLEMENTS);
         initialize(&families.replies, ReplyResult::ALL.map(ReplyResult::as_str));
         families

@@ -89,6 +89,7 @@ fn promised() -> BTreeSet<String> {
         "consign_delivered_bytes_total",
         "consign_transfers_in_flight",
         "consign_slots",
+        "consign_consuming",
     ] {
         one(name, "lane", LANE);
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::message::{
     ControlEvent, Delivery, LeaseMessage, OutcomeEvent, Publication, QueueError, Released, Reply, Settlement,
@@ -143,12 +144,18 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// unchanged.
     fn stop_consuming(&self) -> BoxFuture<'_, ()>;
 
-    /// Stops consuming for a while: requeues prefetched deliveries unchanged, for other workers.
-    /// Deliveries that were handed out can be settled as usual.
-    fn pause(&self) -> BoxFuture<'_, ()>;
+    /// Stops consuming a lane for a while: cancels its consumer and requeues its prefetched
+    /// deliveries unchanged, for other workers. Deliveries that were handed out can be settled as
+    /// usual.
+    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()>;
 
-    /// Consumes again after [`Queue::pause`].
-    fn resume(&self) -> BoxFuture<'_, ()>;
+    /// Consumes a lane again, or with another limit: up to `room` deliveries beside those that are
+    /// unsettled now, at least one, and never more than the configured prefetch.
+    fn resume(&self, lane: Lane, room: u16) -> BoxFuture<'_, ()>;
+
+    /// Returns the lane whose oldest prefetched delivery waits longest, and the time of its arrival
+    /// here.
+    fn oldest_prefetched(&self) -> Option<(Lane, Instant)>;
 
     /// Closes the queue: waits briefly for pending confirms, then closes the connections.
     fn close(&self) -> BoxFuture<'_, ()>;

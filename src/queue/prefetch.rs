@@ -4,14 +4,36 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::domain::lane::Lane;
 
+/// State of one lane.
+#[derive(Debug)]
+struct LaneBuffer<T> {
+    /// Deliveries with the time of their arrival.
+    fetched: VecDeque<(Instant, T)>,
+    paused: bool,
+    /// Limit of the deliveries of the lane's consumer; `None` for the configured prefetch.
+    room: Option<u16>,
+}
+
+impl<T> Default for LaneBuffer<T> {
+    fn default() -> Self {
+        Self { fetched: VecDeque::new(), paused: false, room: None }
+    }
+}
+
+impl<T> LaneBuffer<T> {
+    fn drain(&mut self) -> Vec<T> {
+        self.fetched.drain(..).map(|(_, delivery)| delivery).collect()
+    }
+}
+
 #[derive(Debug)]
 struct Buffered<T> {
-    lanes: [VecDeque<T>; 3],
+    lanes: [LaneBuffer<T>; 3],
     closed: bool,
-    paused: bool,
 }
 
 /// One FIFO per lane. The prefetch of each lane bounds its length.
@@ -23,8 +45,8 @@ pub(in crate::queue) struct PrefetchBuffer<T> {
 
 impl<T> Default for PrefetchBuffer<T> {
     fn default() -> Self {
-        let lanes = std::array::from_fn(|_| VecDeque::new());
-        Self { buffered: Mutex::new(Buffered { lanes, closed: false, paused: false }), changed: Default::default() }
+        let buffered = Buffered { lanes: Default::default(), closed: false };
+        Self { buffered: Mutex::new(buffered), changed: Default::default() }
     }
 }
 
@@ -41,14 +63,14 @@ impl<T> PrefetchBuffer<T> {
         self.buffered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends a delivery. A closed or paused buffer returns it, and the caller requeues it.
+    /// Appends a delivery. A closed buffer or a paused lane returns it, and the caller requeues it.
     pub(in crate::queue) fn push(&self, lane: Lane, delivery: T) -> Result<(), T> {
         let lane = index(lane);
         let mut buffered = self.lock();
-        if buffered.closed || buffered.paused {
+        if buffered.closed || buffered.lanes[lane].paused {
             return Err(delivery);
         }
-        buffered.lanes[lane].push_back(delivery);
+        buffered.lanes[lane].fetched.push_back((Instant::now(), delivery));
         drop(buffered);
         self.changed[lane].notify_one();
         Ok(())
@@ -67,7 +89,7 @@ impl<T> PrefetchBuffer<T> {
                 if buffered.closed {
                     return None;
                 }
-                if let Some(delivery) = buffered.lanes[lane].pop_front() {
+                if let Some((_, delivery)) = buffered.lanes[lane].fetched.pop_front() {
                     return Some(hand_out(delivery));
                 }
             }
@@ -75,47 +97,56 @@ impl<T> PrefetchBuffer<T> {
         }
     }
 
+    /// Returns the lane whose oldest delivery waits longest, and the time of its arrival.
+    pub(in crate::queue) fn oldest(&self) -> Option<(Lane, Instant)> {
+        let buffered = self.lock();
+        let first = |lane: Lane| Some((lane, buffered.lanes[index(lane)].fetched.front()?.0));
+        Lane::ALL.into_iter().filter_map(first).min_by_key(|(_, at)| *at)
+    }
+
     /// Ends every [`PrefetchBuffer::next`] for good. Returns the buffered deliveries.
     pub(in crate::queue) fn close(&self) -> Vec<T> {
         let mut buffered = self.lock();
         buffered.closed = true;
-        let rest = drain(&mut buffered);
+        let rest = buffered.lanes.iter_mut().flat_map(LaneBuffer::drain).collect();
         drop(buffered);
         self.changed.iter().for_each(Notify::notify_waiters);
         rest
     }
 
-    /// Refuses deliveries until [`PrefetchBuffer::resume`]. Returns the buffered ones.
-    pub(in crate::queue) fn pause(&self) -> Vec<T> {
+    /// Refuses deliveries of a lane until [`PrefetchBuffer::resume`]. Returns the buffered ones.
+    pub(in crate::queue) fn pause(&self, lane: Lane) -> Vec<T> {
         let mut buffered = self.lock();
-        buffered.paused = true;
-        drain(&mut buffered)
+        let buffer = &mut buffered.lanes[index(lane)];
+        buffer.paused = true;
+        buffer.drain()
     }
 
-    /// Accepts deliveries again.
-    pub(in crate::queue) fn resume(&self) {
-        self.lock().paused = false;
+    /// Accepts deliveries of a lane again, from a consumer with this limit.
+    pub(in crate::queue) fn resume(&self, lane: Lane, room: u16) {
+        let mut buffered = self.lock();
+        let buffer = &mut buffered.lanes[index(lane)];
+        (buffer.paused, buffer.room) = (false, Some(room.max(1)));
+    }
+
+    /// Returns the limit of a lane's consumer, at most the configured prefetch; `None` while the
+    /// lane accepts no deliveries.
+    pub(in crate::queue) fn room(&self, lane: Lane, configured: u16) -> Option<u16> {
+        let buffered = self.lock();
+        let buffer = &buffered.lanes[index(lane)];
+        let room = buffer.room.map_or(configured, |room| room.min(configured));
+        (!buffered.closed && !buffer.paused).then_some(room)
     }
 
     /// Drops the buffered deliveries: their session ended, and the broker delivers them again.
     pub(in crate::queue) fn clear(&self) {
-        drain(&mut self.lock());
-    }
-
-    /// Returns true when deliveries are accepted: neither closed nor paused.
-    pub(in crate::queue) fn accepts(&self) -> bool {
-        let buffered = self.lock();
-        !buffered.closed && !buffered.paused
+        self.lock().lanes.iter_mut().for_each(|lane| lane.fetched.clear());
     }
 
     /// Returns true after [`PrefetchBuffer::close`].
     pub(in crate::queue) fn is_closed(&self) -> bool {
         self.lock().closed
     }
-}
-
-fn drain<T>(buffered: &mut Buffered<T>) -> Vec<T> {
-    buffered.lanes.iter_mut().flat_map(|lane| lane.drain(..)).collect()
 }
 
 #[cfg(test)]
@@ -173,12 +204,34 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_buffer_returns_what_it_has_and_accepts_again_when_resumed() {
+    fn a_paused_lane_returns_what_it_has_and_leaves_the_others_alone() {
         let buffer = PrefetchBuffer::default();
         buffer.push(Lane::Backfill, 1).unwrap();
-        assert_eq!(buffer.pause(), [1]);
-        assert_eq!((buffer.push(Lane::Backfill, 2), buffer.accepts()), (Err(2), false));
-        buffer.resume();
-        assert_eq!((buffer.push(Lane::Backfill, 2), buffer.accepts()), (Ok(()), true));
+        buffer.push(Lane::Scheduled, 2).unwrap();
+        assert_eq!(buffer.room(Lane::Backfill, 8), Some(8));
+        assert_eq!(buffer.pause(Lane::Backfill), [1]);
+        assert_eq!((buffer.push(Lane::Backfill, 3), buffer.room(Lane::Backfill, 8)), (Err(3), None));
+        assert_eq!((buffer.push(Lane::Scheduled, 4), buffer.room(Lane::Scheduled, 8)), (Ok(()), Some(8)));
+        for (room, expected) in [(0, 1), (3, 3), (100, 8)] {
+            buffer.resume(Lane::Backfill, room);
+            assert_eq!((buffer.push(Lane::Backfill, 3), buffer.room(Lane::Backfill, 8)), (Ok(()), Some(expected)));
+        }
+        assert_eq!(buffer.close(), [2, 4, 3, 3, 3]);
+        assert_eq!(buffer.room(Lane::Scheduled, 8), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_delivery_of_all_lanes_is_known() {
+        let buffer = PrefetchBuffer::default();
+        assert_eq!(buffer.oldest(), None);
+        let first = Instant::now();
+        buffer.push(Lane::Backfill, 1).unwrap();
+        tokio::time::advance(std::time::Duration::from_secs(5)).await;
+        buffer.push(Lane::Continued, 2).unwrap();
+        assert_eq!(buffer.oldest(), Some((Lane::Backfill, first)));
+        assert_eq!(buffer.next(Lane::Backfill, identity).await, Some(1));
+        assert_eq!(buffer.oldest(), Some((Lane::Continued, Instant::now())));
+        buffer.clear();
+        assert_eq!(buffer.oldest(), None);
     }
 }

@@ -319,19 +319,25 @@ impl Queue for SqliteQueue {
         })
     }
 
-    fn pause(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            let left = self.shared.prefetched.pause().into_iter().map(|delivery| delivery.ticket).collect();
+    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let left = self.shared.prefetched.pause(lane).into_iter().map(|delivery| delivery.ticket).collect();
             self.requeue_prefetched(left).await;
         })
     }
 
-    fn resume(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.shared.prefetched.resume();
+    fn resume(&self, lane: Lane, room: u16) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let (done, resumed) = oneshot::channel();
             // Fails only without the thread, and then there are no jobs to fetch.
-            let _ = self.send(EngineCommand::Wake);
+            if self.send(EngineCommand::Resume { lane, room, done }).is_ok() {
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, resumed).await;
+            }
         })
+    }
+
+    fn oldest_prefetched(&self) -> Option<(Lane, tokio::time::Instant)> {
+        self.shared.prefetched.oldest()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

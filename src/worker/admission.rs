@@ -71,8 +71,8 @@ pub(super) enum Deferral {
     Quarantined,
     /// The backfill of the job was cancelled.
     Cancelled(BackfillId),
-    /// The worker drains.
-    Draining,
+    /// The worker drains, or has a fault of its own.
+    Stopped,
 }
 
 /// Result of an attempt after admission has observed it.
@@ -161,9 +161,42 @@ impl Admission {
         self.health.drain();
     }
 
-    /// Acquires everything that a job needs to start. While the job waits, `permit` releases its
-    /// slot.
+    /// Resolves while the worker has a fault of its own.
+    pub(super) async fn sick(&self) {
+        self.health.sick().await;
+    }
+
+    /// Returns true while the worker has a fault of its own.
+    pub(super) fn is_sick(&self) -> bool {
+        self.health.is_sick()
+    }
+
+    /// Acquires everything that a job needs to start, within [`PERMIT_TIMEOUT`]. While the job
+    /// waits, `permit` releases its slot. A worker with a fault of its own starts nothing but its
+    /// probe.
     pub(super) async fn acquire(
+        &self,
+        delivery: &Delivery,
+        job: &DecodedJob,
+        permit: Permit,
+    ) -> Result<Permit, Deferral> {
+        let is_probe = permit.is_sole();
+        let unfit = async {
+            if is_probe {
+                std::future::pending::<()>().await;
+            }
+            self.sick().await;
+        };
+        tokio::select! {
+            biased;
+            () = unfit => Err(Deferral::Stopped),
+            acquired = timeout(PERMIT_TIMEOUT, self.acquire_permits(delivery, job, permit)) => {
+                acquired.unwrap_or_else(|_| Err(self.limited(&job.destination.id)))
+            }
+        }
+    }
+
+    async fn acquire_permits(
         &self,
         delivery: &Delivery,
         job: &DecodedJob,
@@ -266,7 +299,7 @@ impl Admission {
     async fn unless_draining<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Deferral> {
         tokio::select! {
             biased;
-            () = self.draining.cancelled() => Err(Deferral::Draining),
+            () = self.draining.cancelled() => Err(Deferral::Stopped),
             done = waiting => Ok(done),
         }
     }

@@ -32,9 +32,6 @@ use crate::upload::{Progress, RateLimiter};
 const TRANSFER_DEADLINE: Duration = Duration::from_hours(24);
 /// Time in which a transfer that is stopped must end.
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
-/// Redeliveries from which on a message is a crash loop. The broker itself drops it at 1,000,
-/// without an outcome.
-pub(super) const MAX_REDELIVERIES: u64 = 500;
 /// Interval at which a probe is checked for its first success.
 const PROBE_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -105,6 +102,7 @@ impl Attempts {
                 }
             }
         };
+        owned.state.end();
         self.replace_lost(delivery, owned);
         failpoints::hit("ended");
         if matches!(result, TransferResult::Delivered(_)) {
@@ -131,7 +129,7 @@ impl Attempts {
         rate_limiter: Option<&Arc<RateLimiter>>,
     ) -> TransferResult {
         let OwnedJob { job, owner, state } = owned;
-        if let Some(failure) = crash_loop(delivery, job) {
+        if let Some(failure) = crash_loop(job) {
             return TransferResult::Failed(failure);
         }
         let _in_flight = self.metrics.transfer_running(delivery.lane);
@@ -197,17 +195,14 @@ async fn first_success(permit: &Permit, progress: &Progress) {
     }
 }
 
-/// Returns the failure of a job that crashes workers.
-fn crash_loop(delivery: &Delivery, job: &DecodedJob) -> Option<Failure> {
+/// Returns the failure of a job that crashes workers. Only workers that were lost while they worked
+/// on it count: redeliveries alone say nothing about the job.
+fn crash_loop(job: &DecodedJob) -> Option<Failure> {
     let crashes = job.headers.crashes;
-    let message = if crashes >= MAX_CRASHES {
+    let message = || {
         format!("{crashes} workers in a row were lost or cut off while they worked on this job, and nothing came of it")
-    } else if delivery.redelivered && delivery.delivery_count >= MAX_REDELIVERIES {
-        format!("the message was redelivered {} times without an end; it crashes workers", delivery.delivery_count)
-    } else {
-        return None;
     };
-    Some(Failure::new(Reason::CrashLoop, message))
+    (crashes >= MAX_CRASHES).then(|| Failure::new(Reason::CrashLoop, message()))
 }
 
 /// Returns true unless this is the first delivery of a job as it was published: then an earlier

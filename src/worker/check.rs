@@ -15,7 +15,6 @@ use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Permit};
-use super::attempt::MAX_REDELIVERIES;
 use super::decode::{Decoder, Rejection, require_body};
 use super::parts::{WorkerClock, WorkerParts};
 use super::settle::JobSettler;
@@ -30,6 +29,9 @@ use crate::transfer::Transport;
 
 /// AMQP `type` of a connection test, and of its answer.
 pub(super) const CHECK_TYPE: &str = "consign.check.v1";
+/// Redeliveries from which on a request is taken for one that crashes workers. The queue replaces
+/// messages that were redelivered still more often.
+const MAX_REDELIVERIES: u64 = 400;
 /// Remedy for a message whose error names its own field.
 const CORRECT_MESSAGE: &str = "correct the message; `consign schema check` describes it";
 /// Remedy for a defect of the workers.

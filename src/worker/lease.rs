@@ -90,6 +90,8 @@ pub(super) struct AttemptState {
     pub(super) stop: StopSignals,
     /// Workers lost over this job so far.
     crashes: u32,
+    /// True once the attempt has ended: a worker that is lost later did not crash over this job.
+    ended: AtomicBool,
     /// Parts that the delivery's checkpoint had.
     carried_parts: usize,
     /// True if the object must not replace another one.
@@ -127,6 +129,7 @@ impl AttemptState {
             open_upload,
             stop: stop.child(),
             crashes: job.headers.crashes,
+            ended: AtomicBool::new(false),
             carried_parts: job.checkpoint().map_or(0, |checkpoint| checkpoint.parts.len()),
             conditional: job.job.if_exists != IfExists::Replace,
             leased_upload: Mutex::default(),
@@ -134,6 +137,11 @@ impl AttemptState {
             leased: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
+    }
+
+    /// Records that the attempt has ended.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
     }
 
     pub(super) fn lease_state(&self) -> LeaseStatus {
@@ -216,10 +224,10 @@ impl LeaseHolder for AttemptState {
         let upload_id = checkpoint.as_ref().map(|checkpoint| checkpoint.upload_id.clone());
         *self.leased_upload.lock().unwrap_or_else(PoisonError::into_inner) = upload_id;
         // Another worker gets this message only if this one is lost or cut off. That counts, unless the
-        // attempt got further, or runs too long to be what crashes workers.
+        // attempt has ended, got further, or runs too long to be what crashes workers.
         let further = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.parts.len() > self.carried_parts);
         let crashes = match further {
-            _ if self.started.elapsed() >= CRASH_SUSPICION => 0,
+            _ if self.ended.load(Ordering::Acquire) || self.started.elapsed() >= CRASH_SUSPICION => 0,
             true => 1,
             false => self.crashes.saturating_add(1),
         };
@@ -331,5 +339,49 @@ impl LeaseGuard<'_> {
         let unrecorded =
             |checkpoint: &Checkpoint| state.is_leased_at_once(checkpoint) && !state.is_recorded(checkpoint);
         self.state.open_upload.begun(unrecorded).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::headers::{self, JobHeaders};
+    use crate::domain::job;
+    use crate::queue::{DeliveryTag, Properties};
+    use crate::worker::sample;
+
+    /// State of an attempt over which so many workers were lost before.
+    fn after(crashes: u32) -> Arc<AttemptState> {
+        let body = br#"{"version":1,"id":"a","source":{"url":"https://example.com/a"},"destination":"acme","key":"a"}"#;
+        let delivery = Delivery {
+            lane: Lane::Continued,
+            body: Bytes::from_static(body),
+            properties: Properties::default(),
+            routing_key: "job.scheduled.acme".to_owned(),
+            redelivered: false,
+            delivery_count: 0,
+            ticket: DeliveryTag { generation: 1, lane: Lane::Continued, tag: 1 },
+        };
+        let job = DecodedJob {
+            job: job::parse(None, None, body).unwrap(),
+            destination: Arc::new(sample::destination("acme", "123456789012")),
+            lease: None,
+            headers: JobHeaders { crashes, ..JobHeaders::default() },
+        };
+        AttemptState::new(&delivery, &job, &StopSignals::default(), Timestamp::UNIX_EPOCH)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_worker_counts_as_a_crash_only_while_its_attempt_runs() {
+        let crashes = |state: &AttemptState| state.message().headers[headers::CRASHES].clone();
+        for before in [0, 5] {
+            let state = after(before);
+            assert_eq!(crashes(&state), (before + 1).to_string());
+            state.end();
+            assert_eq!(crashes(&state), "0", "an attempt that has ended crashed nothing");
+        }
+        let state = after(5);
+        tokio::time::advance(CRASH_SUSPICION).await;
+        assert_eq!(crashes(&state), "0", "a job that crashes workers does so soon");
     }
 }

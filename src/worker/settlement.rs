@@ -197,7 +197,7 @@ impl SettlementContext<'_> {
             },
             Deferral::Quarantined => self.next_turn(RetryDelay::S30),
             Deferral::Cancelled(backfill) => self.ended(TransferResult::Cancelled(backfill), false),
-            Deferral::Draining => SettlementPlan::of(Settlement::Requeue),
+            Deferral::Stopped => SettlementPlan::of(Settlement::Requeue),
         }
     }
 

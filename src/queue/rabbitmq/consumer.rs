@@ -8,40 +8,58 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio_util::sync::CancellationToken;
 
+use super::channel::set_prefetch;
 use super::connection::call;
 use super::context::QueueContext;
 use super::deliveries::PrefetchedDelivery;
 use super::errors;
-use super::fields::short;
+use super::fields::{delivery_count, short};
 use super::health::SessionHealth;
 use super::lease::LeaseRenewer;
+use super::messages;
+use super::publisher::Publisher;
 use crate::domain::lane::Lane;
 use crate::queue::QueueError;
+
+/// Redeliveries after which a message that has not begun is replaced by a copy. The delivery limit
+/// is twice as high.
+const RENEWED_COUNT: u64 = 500;
 
 /// Handle of one lane's consumer.
 #[derive(Clone)]
 pub(super) struct LaneConsumer {
     pub(super) lane: Lane,
-    pub(super) channel: Channel,
+    channel: Channel,
     tag: ShortString,
+    number: u64,
     /// Distinguishes the cancellation by [`LaneConsumer::cancel`] from one by the broker.
     cancelled: CancellationToken,
 }
 
 impl LaneConsumer {
-    /// Starts to consume a lane.
-    pub(super) async fn start(
-        context: &QueueContext,
-        channel: Channel,
-        lane: Lane,
-    ) -> Result<(Self, Consumer), QueueError> {
-        let queue = context.names.jobs(lane);
-        let tag = short(&format!("{} {}", context.worker_id, lane.as_str()))?;
+    /// First consumer of a lane on its channel, not started yet.
+    pub(super) fn new(context: &QueueContext, channel: Channel, lane: Lane) -> Result<Self, QueueError> {
+        Self::numbered(context, channel, lane, 1)
+    }
+
+    /// Consumer that replaces this one. It has a tag of its own: a quorum queue counts what the old
+    /// one has not acknowledged towards the limit of a new one with the same tag.
+    pub(super) fn successor(&self, context: &QueueContext) -> Result<Self, QueueError> {
+        Self::numbered(context, self.channel.clone(), self.lane, self.number + 1)
+    }
+
+    fn numbered(context: &QueueContext, channel: Channel, lane: Lane, number: u64) -> Result<Self, QueueError> {
+        let tag = short(&format!("{} {} {number}", context.worker_id, lane.as_str()))?;
+        Ok(Self { lane, channel, tag, number, cancelled: CancellationToken::new() })
+    }
+
+    /// Starts to consume the lane, with at most `room` unacknowledged deliveries.
+    pub(super) async fn start(&self, context: &QueueContext, room: u16) -> Result<Consumer, QueueError> {
+        let channel = set_prefetch(self.channel.clone(), room).await?;
+        let (queue, tag) = (context.names.jobs(self.lane), self.tag.clone());
         let consumer =
             channel.basic_consume(short(&queue)?, tag, BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = call(&format!("consuming from {queue}"), consumer).await?;
-        let tag = consumer.tag();
-        Ok((Self { lane, channel, tag, cancelled: CancellationToken::new() }, consumer))
+        call(&format!("consuming from {queue}"), consumer).await
     }
 
     /// Returns true while the channel is open.
@@ -49,10 +67,26 @@ impl LaneConsumer {
         self.channel.status().connected()
     }
 
-    /// Stops the deliveries. Unacknowledged ones can still be settled.
-    pub(super) async fn cancel(self) {
+    /// Returns true for a consumer that was cancelled or never started.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.is_cancelled()
+    }
+
+    /// Records that the lane is not consumed: its successor starts.
+    pub(super) fn skip(&self) {
         self.cancelled.cancel();
-        let cancelled = self.channel.basic_cancel(self.tag, BasicCancelOptions::default());
+    }
+
+    /// Stops the deliveries. Unacknowledged ones can still be settled.
+    pub(super) async fn cancel(&self) {
+        if !self.is_cancelled() {
+            self.skip();
+            self.cancel_now().await;
+        }
+    }
+
+    async fn cancel_now(&self) {
+        let cancelled = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
         if let Err(error) = call("cancelling a consumer", cancelled).await {
             tracing::debug!(%error, "a consumer was not cancelled; its deliveries are requeued");
         }
@@ -64,10 +98,26 @@ pub(super) struct PrefetchTask {
     pub(super) context: Arc<QueueContext>,
     pub(super) health: Arc<SessionHealth>,
     pub(super) renewer: Arc<LeaseRenewer>,
+    pub(super) publisher: Arc<Publisher>,
     pub(super) generation: u64,
 }
 
 impl PrefetchTask {
+    /// Starts the consumer, and runs until it ends. A refusal ends the session, and the next one
+    /// consumes.
+    pub(super) async fn start(self, lane: LaneConsumer, room: u16) {
+        match lane.start(&self.context, room).await {
+            Ok(consumer) => {
+                if lane.is_cancelled() {
+                    // Before the broker knew it.
+                    lane.cancel_now().await;
+                }
+                self.run(consumer, lane).await;
+            }
+            Err(error) => self.health.end(&error.to_string()),
+        }
+    }
+
     /// Runs until the consumer ends. Any other end than a cancellation ends the session.
     pub(super) async fn run(self, mut consumer: Consumer, lane: LaneConsumer) {
         while let Some(item) = consumer.next().await {
@@ -76,7 +126,7 @@ impl PrefetchTask {
                 Err(error) => return self.health.end(&errors::text(&error)),
             }
         }
-        if !lane.cancelled.is_cancelled() {
+        if !lane.is_cancelled() {
             let queue = self.context.names.jobs(lane.lane);
             self.health.end(&format!("the broker ended the consumer of {queue} (was the queue deleted?)"));
         }
@@ -85,8 +135,31 @@ impl PrefetchTask {
     async fn prefetch(&self, lane: Lane, delivery: PrefetchedDelivery) {
         let job = if lane == Lane::Continued { self.renewer.filter(delivery).await } else { Some(delivery) };
         let Some(job) = job else { return };
+        let Some(job) = self.with_low_count(lane, job).await else { return };
         if let Err(refused) = self.context.deliveries.prefetched().push(lane, job) {
             refused.requeue().await;
         }
+    }
+
+    /// Replaces a message that was requeued very often by a copy whose count starts again: at its
+    /// delivery limit the broker would drop a job that never began. Returns a delivery that could
+    /// not be replaced; its next redelivery is.
+    async fn with_low_count(&self, lane: Lane, delivery: PrefetchedDelivery) -> Option<PrefetchedDelivery> {
+        let message = delivery.message();
+        let count = delivery_count(message.properties.headers().as_ref());
+        if count < RENEWED_COUNT {
+            return Some(delivery);
+        }
+        let copied = match messages::renewed(&self.context.names, lane, message) {
+            Ok(copy) => self.publisher.publish(&copy).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = copied {
+            tracing::warn!(%error, count, "a message that was requeued often could not be replaced by a copy");
+            return Some(delivery);
+        }
+        tracing::info!(count, "a message that was requeued often is replaced by a copy");
+        delivery.acknowledge().await;
+        None
     }
 }

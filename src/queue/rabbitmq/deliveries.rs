@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use lapin::{Acker, BasicProperties};
 
-use super::channel::requeue_or_lose;
+use super::channel::{acknowledge, requeue_or_lose};
 use super::fields::{delivery_count, visible};
 use super::messages;
 use crate::domain::lane::Lane;
@@ -34,6 +34,14 @@ impl PrefetchedDelivery {
     /// Requeues the delivery unchanged.
     pub(super) async fn requeue(self) {
         requeue_or_lose(&self.inner.acker).await;
+    }
+
+    /// Acknowledges the delivery: a copy has replaced it. A closed channel redelivers it, and the
+    /// worker joins the duplicate.
+    pub(super) async fn acknowledge(self) {
+        if acknowledge(&self.inner.acker).await.is_err() {
+            tracing::debug!("a delivery that a copy has replaced will be redelivered; its channel is closed");
+        }
     }
 
     /// Splits into the worker's part, and the part that settles it.

@@ -132,17 +132,6 @@ impl RabbitMqQueue {
         renewer.acquire(delivery, properties, key, holder).await
     }
 
-    /// Cancels the consumers first, then requeues: otherwise the broker would deliver the same
-    /// messages here again.
-    async fn requeue(&self, prefetched: Vec<PrefetchedDelivery>) {
-        if let Some(session) = self.sessions.current() {
-            session.cancel_consumers().await;
-        }
-        for delivery in prefetched {
-            delivery.requeue().await;
-        }
-    }
-
     async fn shut_down(&self) {
         self.stop_consuming().await;
         let renewer = self.sessions.current().and_then(|session| session.renewer());
@@ -156,6 +145,12 @@ impl RabbitMqQueue {
         if let Some(reader) = reader {
             let _ = tokio::time::timeout(3 * CLOSE_TIMEOUT, reader).await;
         }
+    }
+}
+
+async fn requeue(prefetched: Vec<PrefetchedDelivery>) {
+    for delivery in prefetched {
+        delivery.requeue().await;
     }
 }
 
@@ -220,20 +215,37 @@ impl Queue for RabbitMqQueue {
     }
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async { self.requeue(self.context.deliveries.prefetched().close()).await })
-    }
-
-    fn pause(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async { self.requeue(self.context.deliveries.prefetched().pause()).await })
-    }
-
-    fn resume(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            self.context.deliveries.prefetched().resume();
+            let prefetched = self.context.deliveries.prefetched().close();
+            // Consumers first: otherwise the broker would deliver the same messages here again.
             if let Some(session) = self.sessions.current() {
-                session.restart_consumers().await;
+                session.cancel_consumers().await;
+            }
+            requeue(prefetched).await;
+        })
+    }
+
+    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let prefetched = self.context.deliveries.prefetched().pause(lane);
+            if let Some(session) = self.sessions.current() {
+                session.cancel(lane).await;
+            }
+            requeue(prefetched).await;
+        })
+    }
+
+    fn resume(&self, lane: Lane, room: u16) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.context.deliveries.prefetched().resume(lane, room);
+            if let Some(session) = self.sessions.current() {
+                session.consume(lane).await;
             }
         })
+    }
+
+    fn oldest_prefetched(&self) -> Option<(Lane, tokio::time::Instant)> {
+        self.context.deliveries.prefetched().oldest()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::join_all;
-use lapin::{Connection, Consumer};
+use lapin::Connection;
 use tokio::task::JoinSet;
 
 use super::channel;
@@ -15,6 +15,7 @@ use super::declare;
 use super::health::{self, SessionHealth};
 use super::lease::LeaseRenewer;
 use super::publisher::Publisher;
+use crate::domain::lane::Lane;
 use crate::queue::QueueError;
 
 /// Session with two connections: one consumes and acknowledges, one publishes.
@@ -62,27 +63,42 @@ impl BrokerSession {
         health::watch(tasks, &connection, &self.health);
         let (renewer, consumer) = LeaseRenewer::open(&context.leases, &connection, &self.publisher).await?;
         tasks.spawn(Arc::clone(&renewer).run(consumer, Arc::clone(&self.health)));
+        self.renewer = Some(renewer);
         for (lane, prefetch) in &context.lanes {
-            let channel = channel::with_prefetch(&connection, *prefetch).await?;
-            let (lane, consumer) = LaneConsumer::start(&context, channel, *lane).await?;
-            self.prefetch(&renewer, lane, consumer);
+            let lane = LaneConsumer::new(&context, channel::with_prefetch(&connection, *prefetch).await?, *lane)?;
+            self.open_lane(lane, *prefetch).await?;
         }
-        (self.renewer, self.consuming) = (Some(renewer), Some(connection));
+        self.consuming = Some(connection);
         Ok(())
     }
 
-    /// Spawns the task of a consumer, which replaces an earlier consumer of the lane.
-    fn prefetch(&self, renewer: &Arc<LeaseRenewer>, lane: LaneConsumer, consumer: Consumer) {
+    /// Starts the first consumer of a lane, unless the lane is paused.
+    async fn open_lane(&self, lane: LaneConsumer, prefetch: u16) -> Result<(), QueueError> {
+        match self.context.deliveries.prefetched().room(lane.lane, prefetch) {
+            Some(room) => {
+                let consumer = lane.start(&self.context, room).await?;
+                self.spawn(|task| task.run(consumer, lane.clone()));
+            }
+            None => lane.skip(),
+        }
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
+        Ok(())
+    }
+
+    /// Spawns the task of a consumer.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, run: impl FnOnce(PrefetchTask) -> F) {
+        let Some(renewer) = &self.renewer else { return };
         let task = PrefetchTask {
             context: Arc::clone(&self.context),
             health: Arc::clone(&self.health),
             renewer: Arc::clone(renewer),
+            publisher: Arc::clone(&self.publisher),
             generation: self.generation,
         };
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task.run(consumer, lane.clone()));
-        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
-        consumers.retain(|other| other.lane != lane.lane);
-        consumers.push(lane);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Consumers are replaced often.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(run(task));
     }
 
     /// Returns the generation, which its deliveries carry.
@@ -111,21 +127,49 @@ impl BrokerSession {
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Consumes again after [`BrokerSession::cancel_consumers`]. A refusal ends the session, and
-    /// the next one consumes.
-    pub(super) async fn restart_consumers(&self) {
-        let Some(renewer) = &self.renewer else { return };
-        for old in self.consumers() {
-            match LaneConsumer::start(&self.context, old.channel, old.lane).await {
-                Ok((lane, consumer)) => self.prefetch(renewer, lane, consumer),
-                Err(error) => return self.health.end(&error.to_string()),
+    fn consumer(&self, lane: Lane) -> Option<LaneConsumer> {
+        self.consumers().into_iter().find(|consumer| consumer.lane == lane)
+    }
+
+    /// Replaces the consumer of a lane by one with the lane's limit of now.
+    pub(super) async fn consume(&self, lane: Lane) {
+        let Some(before) = self.consumer(lane) else { return };
+        before.cancel().await;
+        let configured = self.context.lanes.iter().find(|(other, _)| *other == lane).map_or(1, |(_, count)| *count);
+        let Some(room) = self.context.deliveries.prefetched().room(lane, configured) else { return };
+        let consumer = match before.successor(&self.context) {
+            Ok(consumer) => consumer,
+            Err(error) => return self.health.end(&error.to_string()),
+        };
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.retain(|other| other.lane != lane);
+        consumers.push(consumer.clone());
+        drop(consumers);
+        self.spawn(|task| task.start(consumer, room));
+    }
+
+    /// Stops the deliveries of a lane. Unacknowledged ones can still be settled.
+    pub(super) async fn cancel(&self, lane: Lane) {
+        if let Some(consumer) = self.consumer(lane) {
+            consumer.cancel().await;
+        }
+    }
+
+    /// Follows what was paused and resumed while the session was opened.
+    pub(super) async fn follow(&self) {
+        for consumer in self.consumers() {
+            let accepted = self.context.deliveries.prefetched().room(consumer.lane, 1).is_some();
+            match (accepted, consumer.is_cancelled()) {
+                (false, false) => consumer.cancel().await,
+                (true, true) => self.consume(consumer.lane).await,
+                _ => {}
             }
         }
     }
 
-    /// Stops the deliveries. Unacknowledged ones can still be settled.
+    /// Stops the deliveries of all lanes. Unacknowledged ones can still be settled.
     pub(super) async fn cancel_consumers(&self) {
-        join_all(self.consumers().into_iter().map(LaneConsumer::cancel)).await;
+        join_all(self.consumers().iter().map(LaneConsumer::cancel)).await;
     }
 
     /// Ends the tasks, then the connections. The broker redelivers unsettled deliveries.

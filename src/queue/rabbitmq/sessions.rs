@@ -166,9 +166,7 @@ impl BrokerSessions {
             context.metrics.broker_reconnected();
         }
         self.state.send_replace(SupervisorState::Up(Arc::clone(&session)));
-        if !context.deliveries.prefetched().accepts() {
-            session.cancel_consumers().await;
-        }
+        session.follow().await;
         context.unless_stopped(session.health.ended()).await;
         let problem = session.health.error();
         self.state.send_replace(SupervisorState::Down(problem.clone()));

@@ -139,7 +139,11 @@ impl Engine {
         while let Some(command) = next {
             match command {
                 EngineCommand::Write(pending) => self.pending.push_back(pending),
-                EngineCommand::Wake => self.check_everything(),
+                EngineCommand::Resume { lane, room, done } => {
+                    self.resume(lane, room);
+                    // The caller may have stopped waiting.
+                    let _ = done.send(());
+                }
                 EngineCommand::Close(reply) => return Err(Some(reply)),
                 #[cfg(test)]
                 EngineCommand::LimitPages(pages) => {
@@ -160,6 +164,13 @@ impl Engine {
             return Some(Duration::ZERO);
         }
         (!self.shared.lanes.is_empty()).then_some(POLL_INTERVAL)
+    }
+
+    fn resume(&mut self, lane: Lane, room: u16) {
+        let unsettled = self.unsettled.values().filter(|other| **other == lane).count();
+        let limit = u16::try_from(unsettled).unwrap_or(u16::MAX).saturating_add(room);
+        self.shared.prefetched.resume(lane, limit);
+        self.check_everything();
     }
 
     fn step(&mut self) {

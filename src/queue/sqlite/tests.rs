@@ -277,10 +277,14 @@ async fn at_most_the_prefetch_is_claimed_and_prefetched_jobs_are_requeued_untouc
     let first = next(&queue).await;
     let owned = "jobs WHERE owner IS NOT NULL";
     assert_eq!(database.count(owned), 5);
-    queue.pause().await;
+    queue.pause(Lane::Scheduled).await;
     assert_eq!(database.count(owned), 1);
     assert_eq!(database.count("jobs WHERE redelivered = 1 OR delivery_count > 0"), 0);
-    queue.resume().await;
+    queue.resume(Lane::Scheduled, 2).await;
+    let again = next(&queue).await;
+    assert_eq!(database.count(owned), 3, "two beside the unsettled one");
+    queue.settle(again, Settlement::Requeue, vec![]).await.unwrap();
+    queue.resume(Lane::Scheduled, u16::MAX).await;
     queue.settle(first, Settlement::Ack, vec![]).await.unwrap();
     drained(&queue, 7).await;
     queue.close().await;

@@ -23,8 +23,8 @@ pub(super) type WriteReply = oneshot::Sender<Result<(), QueueError>>;
 pub(super) enum EngineCommand {
     /// Performs a write operation.
     Write(PendingWrite),
-    /// Looks for jobs again.
-    Wake,
+    /// Fetches jobs of a lane again: up to `room` beside those that are unsettled then.
+    Resume { lane: Lane, room: u16, done: oneshot::Sender<()> },
     /// Requeues everything that is not settled, and ends the thread.
     Close(oneshot::Sender<()>),
     /// Behaves as if the disk had this many pages.

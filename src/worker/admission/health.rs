@@ -1,5 +1,5 @@
-//! Health of the worker itself: a fault of its own pauses consumption, and leaves the jobs in the
-//! queue.
+//! Health of the worker itself: a fault of its own ends consumption, and leaves the jobs in the
+//! queue to healthy workers. In an outage, which all workers see, jobs run one at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::domain::outcome::{Class, Failure, TransferResult};
+use crate::domain::outcome::{Class, Failure, Reason, TransferResult};
 
 /// Pause after a fault of the worker. It doubles each time, up to the longest. Each pause ends with
 /// a single job: a job that is requeued too often would reach the broker's delivery limit.
@@ -19,7 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 pub(super) struct WorkerHealth {
     state: Mutex<HealthState>,
     probe: Arc<Semaphore>,
-    recovered: Notify,
+    /// Notified when the fault begins or ends.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -33,11 +34,13 @@ struct WorkerFault {
     pause: Duration,
     until: Instant,
     why: String,
+    /// False in an outage: no worker is healthier than this one.
+    own: bool,
 }
 
 impl Default for WorkerHealth {
     fn default() -> Self {
-        Self { state: Mutex::default(), probe: Arc::new(Semaphore::new(1)), recovered: Notify::new() }
+        Self { state: Mutex::default(), probe: Arc::new(Semaphore::new(1)), changed: Notify::new() }
     }
 }
 
@@ -57,14 +60,15 @@ impl WorkerHealth {
     /// Ends the pause.
     pub(super) fn recover(&self) {
         self.state().fault = None;
-        self.recovered.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     fn pause(&self, failure: &Failure) {
         let mut state = self.state();
+        let own = failure.reason != Reason::Outage;
         let pause = match &state.fault {
             // Failures at the same time are no new evidence.
-            Some(fault) if fault.until > Instant::now() => return,
+            Some(fault) if fault.until > Instant::now() && (fault.own || !own) => return,
             Some(fault) => (fault.pause * 2).min(LONGEST_PAUSE),
             None => FIRST_PAUSE,
         };
@@ -73,7 +77,26 @@ impl WorkerHealth {
             "this worker has a fault of its own; it pauses consumption"
         );
         let why = format!("{}: {failure}", failure.reason.as_str());
-        state.fault = Some(WorkerFault { pause, until: Instant::now() + pause, why });
+        state.fault = Some(WorkerFault { pause, until: Instant::now() + pause, why, own });
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns true while the worker has a fault of its own.
+    pub(super) fn is_sick(&self) -> bool {
+        self.state().fault.as_ref().is_some_and(|fault| fault.own)
+    }
+
+    /// Resolves while the worker has a fault of its own.
+    pub(super) async fn sick(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.is_sick() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Stops consumption for good.
@@ -94,19 +117,19 @@ impl WorkerHealth {
     /// and then with the permit to be the only one until it has ended.
     pub(super) async fn ready_for_job(&self) -> Option<OwnedSemaphorePermit> {
         loop {
-            let mut recovered = std::pin::pin!(self.recovered.notified());
-            recovered.as_mut().enable();
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
             let fault = self.state().fault.clone()?;
             if fault.until > Instant::now() {
                 tokio::select! {
                     () = tokio::time::sleep_until(fault.until) => {}
-                    () = &mut recovered => {}
+                    () = &mut changed => {}
                 }
                 continue;
             }
             let probe = tokio::select! {
                 biased;
-                () = &mut recovered => continue,
+                () = &mut changed => continue,
                 probe = self.probe.clone().acquire_owned() => probe.ok()?,
             };
             // The probe before this one may have ended the pause or started another.
@@ -155,6 +178,22 @@ mod tests {
         assert!(health.ready_for_job().await.is_none());
         health.drain();
         assert_eq!(health.fault().as_deref(), Some("draining"));
+    }
+
+    #[tokio::test]
+    async fn only_a_fault_of_its_own_makes_the_worker_sick() {
+        let health = WorkerHealth::default();
+        let outage = TransferResult::Failed(Failure::new(Reason::Outage, "everybody's"));
+        let mut sick = Box::pin(health.sick());
+        health.observe(&outage);
+        assert!(futures_util::poll!(&mut sick).is_pending() && !health.is_sick());
+        assert!(futures_util::poll!(Box::pin(health.ready_for_job())).is_pending(), "one job at a time");
+        health.observe(&ours());
+        assert!(futures_util::poll!(&mut sick).is_ready() && health.is_sick());
+        health.observe(&outage);
+        assert!(health.is_sick(), "an outage is no recovery");
+        health.recover();
+        assert!(!health.is_sick() && futures_util::poll!(Box::pin(health.sick())).is_pending());
     }
 
     #[test]

@@ -45,6 +45,11 @@ impl Permit {
         self.probe.as_ref().map(CircuitProbe::number)
     }
 
+    /// Returns true for the only job of a worker that probes whether its fault is over.
+    pub(super) fn is_sole(&self) -> bool {
+        self.sole.is_some()
+    }
+
     /// Returns true if other jobs wait for this one's first success.
     pub(in crate::worker) fn is_probe(&self) -> bool {
         self.sole.is_some() || self.probe.is_some()

@@ -9,6 +9,7 @@ use futures_util::poll;
 use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::config::WorkerConfig;
+use crate::domain::lane::Lane;
 
 /// One slot in so many is for scheduled jobs alone.
 const RESERVED_SHARE: u32 = 8;
@@ -19,6 +20,8 @@ pub(in crate::worker) struct Slots {
     all: Arc<Semaphore>,
     backfill: Arc<Semaphore>,
     reserved: u32,
+    count: u16,
+    backfill_count: u16,
     /// Notified when a job waits for a slot that the consumer holds while it waits for a delivery.
     wanted: Notify,
 }
@@ -30,6 +33,8 @@ impl Slots {
             all: Arc::new(Semaphore::new(slots as usize)),
             backfill: Arc::new(Semaphore::new(config.backfill_slots.min(slots) as usize)),
             reserved: slots / RESERVED_SHARE,
+            count: u16::try_from(slots).unwrap_or(u16::MAX),
+            backfill_count: u16::try_from(config.backfill_slots.min(slots)).unwrap_or(u16::MAX),
             wanted: Notify::new(),
         }
     }
@@ -73,6 +78,23 @@ impl Slots {
         }
         self.wanted.notify_one();
         claim.await.ok()
+    }
+
+    /// Number of jobs of a lane that could start now beside the next one.
+    pub(in crate::worker) fn free_for(&self, lane: Lane) -> u16 {
+        let all = self.all.available_permits();
+        let free = if lane == Lane::Backfill { all.min(self.backfill.available_permits()) } else { all };
+        u16::try_from(free).unwrap_or(u16::MAX)
+    }
+
+    /// Number of jobs of a lane that can run at the same time.
+    pub(in crate::worker) fn count(&self, lane: Lane) -> u16 {
+        if lane == Lane::Backfill { self.backfill_count } else { self.count }
+    }
+
+    /// Returns a backfill permit if one is free.
+    pub(in crate::worker) fn try_backfill(&self) -> Option<OwnedSemaphorePermit> {
+        self.backfill.clone().try_acquire_owned().ok()
     }
 
     /// Free slots and free backfill permits.

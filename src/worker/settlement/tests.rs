@@ -153,7 +153,7 @@ fn a_job_that_did_not_start_is_settled_as_it_came() {
             (limited(), "defer", Some(RetryDelay::S30), Some(DeferCause::Concurrency)),
             (unhealthy(), "defer", Some(RetryDelay::M10), Some(DeferCause::Circuit)),
             (Deferral::Quarantined, "defer", Some(RetryDelay::S30), None),
-            (Deferral::Draining, "return", None, None),
+            (Deferral::Stopped, "return", None, None),
         ] {
             let plan = planned(deferral);
             assert_eq!((plan.settlement.action(), plan.delay(), plan.deferred), (action, delay, cause));

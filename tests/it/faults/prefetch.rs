@@ -82,12 +82,24 @@ impl Queue for Fake {
         async {}.boxed()
     }
 
-    fn pause(&self) -> BoxFuture<'_, ()> {
+    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()> {
+        assert_eq!(lane, Lane::Scheduled, "no other lane has deliveries");
         async { self.tell("given back") }.boxed()
     }
 
-    fn resume(&self) -> BoxFuture<'_, ()> {
-        async { self.tell("consumes again") }.boxed()
+    fn resume(&self, _: Lane, room: u16) -> BoxFuture<'_, ()> {
+        async move { self.tell(if room == 1 { "consumes again" } else { "has all its room" }) }.boxed()
+    }
+
+    fn oldest_prefetched(&self) -> Option<(Lane, Instant)> {
+        // All arrived when the job before them was taken, or when the lane was resumed.
+        let at = match self.story.lock().unwrap().last() {
+            Some(("given back", _)) => return None,
+            Some((_, at)) => *at,
+            None => 0,
+        };
+        let waits = !self.waiting.lock().unwrap().is_empty();
+        waits.then(|| (Lane::Scheduled, self.begun + Duration::from_secs(at)))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -181,7 +193,9 @@ async fn story(seconds: &[u64]) -> Vec<(&'static str, u64)> {
 #[tokio::test(start_paused = true)]
 async fn after_a_minute_without_a_slot_what_was_fetched_goes_back() {
     let seen = story(&[200, 1]).await;
-    assert_eq!(seen, [("taken", 0), ("given back", 60), ("consumes again", 200), ("taken", 200)]);
+    let expected =
+        [("taken", 0), ("given back", 60), ("consumes again", 200), ("taken", 200), ("has all its room", 201)];
+    assert_eq!(seen, expected);
 }
 
 #[tokio::test(start_paused = true)]

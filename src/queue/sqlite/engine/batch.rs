@@ -64,9 +64,6 @@ impl Engine {
 
     /// Returns the lanes with free prefetch once the pending settlements are committed.
     fn demand(&self, due: bool) -> Vec<Demand> {
-        if !self.shared.prefetched.accepts() {
-            return Vec::new();
-        }
         let batch = || self.pending.iter().take(MAX_BATCH).map(|pending| &pending.op);
         let all = due || batch().any(WriteOp::makes_jobs_ready);
         let settled: Vec<_> =
@@ -76,7 +73,8 @@ impl Engine {
             let unsettled = self.unsettled.values().filter(|other| *other == lane).count();
             let settled = settled.iter().filter(|other| *other == lane).count();
             let unsettled = unsettled.saturating_sub(settled);
-            Demand { lane: *lane, limit: usize::from((*prefetch).max(1)).saturating_sub(unsettled) }
+            let room = self.shared.prefetched.room(*lane, (*prefetch).max(1)).unwrap_or(0);
+            Demand { lane: *lane, limit: usize::from(room).saturating_sub(unsettled) }
         };
         lanes.map(demand).filter(|demand| demand.limit > 0).collect()
     }

@@ -54,7 +54,7 @@ async fn a_pause_does_not_wait_for_a_locked_file_and_still_requeues() {
     let delivery = next(&queue).await;
     let other = database.connect();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    tokio::time::timeout(LIMIT, queue.pause()).await.expect("a pause waits for the lock");
+    tokio::time::timeout(LIMIT, queue.pause(Lane::Scheduled)).await.expect("a pause waits for the lock");
     other.execute_batch("COMMIT").unwrap();
     let second = database.queue();
     assert_eq!(next(&second).await.body, "two", "prefetched jobs are requeued for other workers");
