@@ -3,6 +3,7 @@
 pub mod control;
 pub mod destination;
 pub mod diagnosis;
+pub mod fleet;
 pub mod headers;
 pub mod job;
 pub mod lane;

@@ -14,6 +14,7 @@ mod labels;
 mod registry;
 mod snapshot;
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use prometheus::TextEncoder;
@@ -114,6 +115,11 @@ impl Metrics {
     /// Sets the number of transfers of a lane that can run at the same time.
     pub fn set_slots(&self, lane: Lane, slots: u32) {
         self.families.transfers.slots.with_label_values(&[lane.as_str()]).set(i64::from(slots));
+    }
+
+    /// Sets the number of live workers in the fleet.
+    pub fn set_fleet_workers(&self, workers: NonZeroU32) {
+        self.families.process.fleet_workers.set(i64::from(workers.get()));
     }
 
     /// Sets the age of the oldest running transfer.

@@ -157,9 +157,8 @@ impl JobHeaders {
 }
 
 fn last_failure(headers: &Headers) -> Option<Failure> {
-    let reason = headers.get(LAST_ERROR_REASON)?;
-    let reason = Reason::ALL.iter().find(|known| known.as_str() == reason)?;
-    Some(Failure::new(*reason, headers.get(LAST_ERROR_MESSAGE).cloned().unwrap_or_default()))
+    let reason = Reason::parse(headers.get(LAST_ERROR_REASON)?)?;
+    Some(Failure::new(reason, headers.get(LAST_ERROR_MESSAGE).cloned().unwrap_or_default()))
 }
 
 /// Returns the value of a header that parses as `T`.

@@ -68,6 +68,11 @@ macro_rules! reasons {
             /// Every reason there is.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
+            /// The reason of this name.
+            pub fn parse(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+            }
+
             /// The label value, also `x-error-reason` and the outcome's `reason`.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
@@ -135,7 +140,7 @@ reasons! {
 /// A failed attempt: a closed reason, and plain words for the customer.
 ///
 /// `Display` is the message alone; causes are in it already and in no `source()`.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
     /// Reason.

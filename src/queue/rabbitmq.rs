@@ -7,6 +7,7 @@
 //! | `queue` | [`RabbitMqQueue`] |
 //! | `settle` | order of a settlement: outcomes, copy, acknowledgement |
 //! | `replies`, `control`, `release` | replies, control messages, release of delayed jobs |
+//! | `roster` | live workers of the fleet |
 //! | `sessions` | supervision of the sessions, publishing across them |
 //! | `session` | one session: two connections, consumers, lease renewer |
 //! | `consumer`, `context` | consumer of a lane; state that outlives the sessions |
@@ -48,6 +49,7 @@ mod publisher;
 mod queue;
 mod release;
 mod replies;
+mod roster;
 mod session;
 mod sessions;
 mod settle;
