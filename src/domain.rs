@@ -1,5 +1,6 @@
 //! The vocabulary: pure, valid by construction, without clock, queue or network.
 
+pub mod backfill_id;
 pub mod control;
 pub mod destination;
 pub mod diagnosis;

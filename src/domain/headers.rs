@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::control::BackfillId;
+use super::backfill_id::BackfillId;
 use super::outcome::{Failure, History, Reason};
 
 /// Text headers by name.

@@ -14,7 +14,7 @@ pub use decide::{DecisionContext, Disposition, History, RetryPolicy, decide};
 pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
 pub use retry_delay::{RetryDelay, Wait, choose as choose_retry_delay};
 
-use crate::domain::control::BackfillId;
+use crate::domain::backfill_id::BackfillId;
 
 /// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
 /// metric label.

@@ -359,7 +359,7 @@ impl Admission {
     /// Applies this worker's share of the fleet: limits of destinations hold for all workers
     /// together.
     pub(super) fn set_share(&self, share: FleetShare) {
-        tracing::info!(workers = share.workers, index = share.index, "the fleet changed; limits are divided anew");
+        tracing::info!(workers = share.workers, index = share.index, "the fleet changed; limits are divided again");
         self.metrics.set_fleet_workers(share.workers);
         self.limits.set_share(share);
     }

@@ -463,7 +463,8 @@ impl OpenCircuit {
     }
 }
 
-/// Returns the time until the next probe after `probes` failed ones. It comes after a cached denial.
+/// Returns the time until the next probe after `probes` failed ones. It comes after a cached
+/// denial.
 fn probe_interval(probes: u32, failure: &Failure, denied_for: Duration) -> Duration {
     let interval = RetryDelay::probe_interval(probes).duration();
     let denied = failure.reason == Reason::AssumeRoleDenied;

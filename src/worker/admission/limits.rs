@@ -170,7 +170,7 @@ impl DestinationLimits {
         if without_slot { LimitDecision::Queued(granted) } else { LimitDecision::Imminent(granted) }
     }
 
-    /// Divides the limits of destinations anew. Running transfers keep their permits; their rate
+    /// Divides the limits of destinations again. Running transfers keep their permits; their rate
     /// changes at once.
     pub(super) fn set_share(&self, share: FleetShare) {
         let mut state = self.state();

@@ -32,7 +32,7 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time in which a claim comes back on the stream.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time after which a probe of another worker is no longer awaited.
-const CLAIM_TTL: Duration = Duration::from_mins(2);
+const CLAIM_TTL: Duration = Duration::from_mins(1);
 
 /// Sender of reports to the other workers.
 #[derive(Debug, Clone)]
