@@ -1,8 +1,10 @@
 //! The vocabulary: pure, valid by construction, without clock, queue or network.
 
+pub mod backfill_id;
 pub mod control;
 pub mod destination;
 pub mod diagnosis;
+pub mod fleet;
 pub mod headers;
 pub mod job;
 pub mod lane;

@@ -14,6 +14,7 @@ mod labels;
 mod registry;
 mod snapshot;
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use prometheus::TextEncoder;
@@ -119,6 +120,11 @@ impl Metrics {
     /// Records that a lane is consumed, or paused.
     pub fn set_consuming(&self, lane: Lane, consuming: bool) {
         self.families.broker.consuming.with_label_values(&[lane.as_str()]).set(i64::from(consuming));
+    }
+
+    /// Sets the number of live workers in the fleet.
+    pub fn set_fleet_workers(&self, workers: NonZeroU32) {
+        self.families.process.fleet_workers.set(i64::from(workers.get()));
     }
 
     /// Sets the age of the oldest running transfer.

@@ -29,6 +29,7 @@ mod sample;
 mod settle;
 mod settlement;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ struct Lifecycle {
     stop: StopSignals,
     drain_timeout: Duration,
     heartbeat: Mutex<Instant>,
+    /// True once control messages of the past are read and jobs are consumed.
+    started: AtomicBool,
 }
 
 impl Worker {
@@ -100,6 +103,7 @@ impl Worker {
                 stop,
                 drain_timeout: parts.config.drain_timeout,
                 heartbeat: Mutex::new(Instant::now()),
+                started: AtomicBool::new(false),
             },
         })
     }
@@ -122,7 +126,9 @@ impl Worker {
 
     /// Returns `Ok` while jobs are consumed, else the reason why not.
     pub fn ready(&self) -> Result<(), String> {
-        self.admission.fault().map_or_else(|| self.queue.ready(), Err)
+        self.admission.fault().map_or_else(|| self.queue.ready(), Err)?;
+        let started = self.lifecycle.started.load(Ordering::Acquire);
+        started.then_some(()).ok_or_else(|| "control messages of the past are being read".to_owned())
     }
 
     /// Returns `Ok` while the queue delivers, else the reason why not.
@@ -147,6 +153,7 @@ impl Worker {
             async move { worker.admission.release_until(&drain).await }
         });
         let control = self.control.start(&drain).await;
+        self.lifecycle.started.store(true, Ordering::Release);
         let drained = self.serve(&drain).await;
         control.abort();
         releases.abort();

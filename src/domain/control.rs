@@ -1,15 +1,19 @@
-//! Control messages: commands of an operator for every worker of a fleet, published to the stream
-//! `consign.control` alone.
+//! Control messages: commands of an operator for every worker of a fleet, and what the workers
+//! report to each other, published to the stream `consign.control` alone.
 //!
 //! Every worker reads the messages of the last 7 days and then live ones. It may read one more than
-//! once, so performing a command must be idempotent.
+//! once, so performing a command must be idempotent. All workers read them in the same order.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use super::backfill_id::BackfillId;
 use crate::domain::destination::{DestinationId, Invalid, strict};
+use crate::domain::outcome::{Failure, Reason};
 
 /// Version that this program reads and writes.
 pub const VERSION: u64 = 1;
@@ -22,34 +26,8 @@ pub const BACKFILL_HEADER: &str = "consign-backfill";
 pub const BACKFILL_BEGUN_HEADER: &str = "consign-backfill-at";
 /// Most bytes of a control message.
 const MAX_BYTES: usize = 4096;
-
-/// Id of a backfill: 1-64 of `[A-Za-z0-9._-]`, valid in the names of queues and files.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BackfillId(String);
-
-impl BackfillId {
-    /// Parses an id; the error's field is `backfill`.
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        // It becomes a file name: neither hidden nor a parent directory.
-        if text.is_empty() || text.len() > 64 || text.starts_with('.') || !text.bytes().all(inner) {
-            let problem = "a backfill's id is 1-64 of A-Z, a-z, 0-9 and ._- and does not begin with a dot";
-            return Err(Invalid::new("backfill", problem));
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Returns the id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for BackfillId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+/// Most characters of a message, a hint and a key that workers report to each other.
+const MAX_TEXT_CHARS: usize = 300;
 
 /// Cancellations of a backfill that were published before a command started. They do not cover the
 /// jobs that it publishes, and every other cancellation does, whatever any clock says.
@@ -93,6 +71,37 @@ pub enum ControlCommand {
     CancelBackfill(BackfillId),
     /// Closes the circuit breaker of this destination, and releases its delayed jobs.
     ResetCircuit(DestinationId),
+    /// A worker with this address reads control messages from here on.
+    WorkerStarted(String),
+    /// The worker with this address stops.
+    WorkerStopped(String),
+    /// A worker observed this of a destination.
+    Circuit(DestinationId, CircuitChange),
+}
+
+/// Observation of one worker that the circuit breakers of all others share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CircuitChange {
+    /// The destination denied a job. That is evidence, and not yet enough of it.
+    Denied {
+        /// Denial.
+        failure: Box<Failure>,
+        /// Key of the denied object, below the destination's prefix.
+        key: String,
+    },
+    /// The breaker opened, or its probe ended.
+    Opened {
+        /// Last failure.
+        failure: Box<Failure>,
+        /// Failed probes so far.
+        probes: u32,
+        /// Time until the next probe.
+        next_probe: Duration,
+    },
+    /// A worker claims the probe that is due. The first claim in the stream's order has it.
+    Probing,
+    /// The breaker closed: the destination accepted data.
+    Closed,
 }
 
 /// Control message.
@@ -106,7 +115,7 @@ pub struct Control {
     pub command: ControlCommand,
 }
 
-#[derive(Deserialize, Serialize, JsonSchema)]
+#[derive(Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "consign control message")]
 struct Raw {
@@ -119,14 +128,42 @@ struct Raw {
     #[schemars(with = "String", extend("format" = "date-time"))]
     at: Timestamp,
     /// Command.
-    #[schemars(extend("enum" = ["cancel_backfill", "reset_circuit"]))]
+    #[schemars(extend("enum" = KINDS))]
     kind: String,
     /// With `cancel_backfill` alone: the backfill's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backfill: Option<String>,
-    /// With `reset_circuit` alone: the destination's id.
+    /// With `reset_circuit` and the kinds of a circuit breaker: the destination's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     destination: Option<String>,
+    /// With `worker_started` and `worker_stopped` alone: the worker's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    worker: Option<String>,
+    /// With `circuit_denied` and `circuit_opened`: the failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    failure: Option<RawFailure>,
+    /// With `circuit_denied` alone: the key of the denied object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    /// With `circuit_opened` alone: failed probes so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    probes: Option<u32>,
+    /// With `circuit_opened` alone: seconds until the next probe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_probe_seconds: Option<u32>,
+}
+
+/// Failure of a job that workers report to each other.
+#[derive(Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RawFailure {
+    /// Reason, as in outcomes.
+    reason: String,
+    /// Description in plain words.
+    message: String,
+    /// Remedy for the customer.
+    #[serde(default)]
+    hint: String,
 }
 
 /// Returns the JSON Schema of a control message.
@@ -136,6 +173,22 @@ pub fn schema() -> schemars::Schema {
 
 const CANCEL_BACKFILL: &str = "cancel_backfill";
 const RESET_CIRCUIT: &str = "reset_circuit";
+const WORKER_STARTED: &str = "worker_started";
+const WORKER_STOPPED: &str = "worker_stopped";
+const CIRCUIT_DENIED: &str = "circuit_denied";
+const CIRCUIT_OPENED: &str = "circuit_opened";
+const CIRCUIT_PROBING: &str = "circuit_probing";
+const CIRCUIT_CLOSED: &str = "circuit_closed";
+const KINDS: [&str; 8] = [
+    CANCEL_BACKFILL,
+    RESET_CIRCUIT,
+    WORKER_STARTED,
+    WORKER_STOPPED,
+    CIRCUIT_DENIED,
+    CIRCUIT_OPENED,
+    CIRCUIT_PROBING,
+    CIRCUIT_CLOSED,
+];
 
 impl Control {
     /// Creates a message with a new id.
@@ -150,13 +203,9 @@ impl Control {
 
     /// Renders it as JSON.
     pub fn render(&self) -> Vec<u8> {
-        let (kind, backfill, destination) = match &self.command {
-            ControlCommand::CancelBackfill(id) => (CANCEL_BACKFILL, Some(id.to_string()), None),
-            ControlCommand::ResetCircuit(id) => (RESET_CIRCUIT, None, Some(id.to_string())),
-        };
-        let (id, kind) = (self.id.to_string(), kind.to_owned());
+        let raw = Raw { version: VERSION, id: self.id.to_string(), at: self.at, ..Raw::of(&self.command) };
         // Strings and numbers: serde_json always serializes them.
-        serde_json::to_vec(&Raw { version: VERSION, id, at: self.at, kind, backfill, destination }).unwrap_or_default()
+        serde_json::to_vec(&raw).unwrap_or_default()
     }
 
     /// Parses a message. An unknown version, kind or field, a field that is missing or belongs to
@@ -181,17 +230,101 @@ impl Control {
 }
 
 impl Raw {
-    fn command(&self) -> Result<ControlCommand, Invalid> {
-        match (self.kind.as_str(), self.backfill.as_deref(), self.destination.as_deref()) {
-            (CANCEL_BACKFILL, Some(id), None) => BackfillId::parse(id).map(ControlCommand::CancelBackfill),
-            (RESET_CIRCUIT, None, Some(id)) => DestinationId::parse(id).map(ControlCommand::ResetCircuit),
-            (CANCEL_BACKFILL, ..) => Err(Invalid::new("kind", "cancel_backfill takes the field `backfill` alone")),
-            (RESET_CIRCUIT, ..) => Err(Invalid::new("kind", "reset_circuit takes the field `destination` alone")),
-            (kind, ..) => {
-                Err(Invalid::new("kind", format!("`{kind}` is neither {CANCEL_BACKFILL} nor {RESET_CIRCUIT}")))
+    /// Fields of a command; the others are empty.
+    fn of(command: &ControlCommand) -> Self {
+        let raw = |kind: &str| Self { kind: kind.to_owned(), ..Self::default() };
+        match command {
+            ControlCommand::CancelBackfill(id) => Self { backfill: Some(id.to_string()), ..raw(CANCEL_BACKFILL) },
+            ControlCommand::ResetCircuit(id) => Self { destination: Some(id.to_string()), ..raw(RESET_CIRCUIT) },
+            ControlCommand::WorkerStarted(worker) => Self { worker: Some(worker.clone()), ..raw(WORKER_STARTED) },
+            ControlCommand::WorkerStopped(worker) => Self { worker: Some(worker.clone()), ..raw(WORKER_STOPPED) },
+            ControlCommand::Circuit(id, change) => {
+                let raw = match change {
+                    CircuitChange::Denied { failure, key } => Self {
+                        failure: Some(RawFailure::of(failure)),
+                        key: Some(shortened(key)),
+                        ..raw(CIRCUIT_DENIED)
+                    },
+                    CircuitChange::Opened { failure, probes, next_probe } => Self {
+                        failure: Some(RawFailure::of(failure)),
+                        probes: Some(*probes),
+                        next_probe_seconds: Some(u32::try_from(next_probe.as_secs()).unwrap_or(u32::MAX)),
+                        ..raw(CIRCUIT_OPENED)
+                    },
+                    CircuitChange::Probing => raw(CIRCUIT_PROBING),
+                    CircuitChange::Closed => raw(CIRCUIT_CLOSED),
+                };
+                Self { destination: Some(id.to_string()), ..raw }
             }
         }
     }
+
+    fn command(&self) -> Result<ControlCommand, Invalid> {
+        let command = match self.kind.as_str() {
+            CANCEL_BACKFILL => {
+                ControlCommand::CancelBackfill(BackfillId::parse(given(self.backfill.as_deref(), "backfill")?)?)
+            }
+            RESET_CIRCUIT => ControlCommand::ResetCircuit(self.destination()?),
+            WORKER_STARTED => ControlCommand::WorkerStarted(given(self.worker.clone(), "worker")?),
+            WORKER_STOPPED => ControlCommand::WorkerStopped(given(self.worker.clone(), "worker")?),
+            CIRCUIT_DENIED => {
+                let (failure, key) = (self.failure()?, given(self.key.clone(), "key")?);
+                ControlCommand::Circuit(self.destination()?, CircuitChange::Denied { failure, key })
+            }
+            CIRCUIT_OPENED => {
+                let (failure, probes) = (self.failure()?, given(self.probes, "probes")?);
+                let next_probe = Duration::from_secs(given(self.next_probe_seconds, "next_probe_seconds")?.into());
+                ControlCommand::Circuit(self.destination()?, CircuitChange::Opened { failure, probes, next_probe })
+            }
+            CIRCUIT_PROBING => ControlCommand::Circuit(self.destination()?, CircuitChange::Probing),
+            CIRCUIT_CLOSED => ControlCommand::Circuit(self.destination()?, CircuitChange::Closed),
+            kind => return Err(Invalid::new("kind", format!("`{kind}` is none of {}", KINDS.join(", ")))),
+        };
+        // A message says nothing beside its command.
+        if Self::of(&command).fields() == self.fields() {
+            Ok(command)
+        } else {
+            Err(Invalid::new("kind", format!("`{}` takes only the fields of its kind", self.kind)))
+        }
+    }
+
+    /// Which optional fields are present.
+    fn fields(&self) -> [bool; 7] {
+        [
+            self.backfill.is_some(),
+            self.destination.is_some(),
+            self.worker.is_some(),
+            self.failure.is_some(),
+            self.key.is_some(),
+            self.probes.is_some(),
+            self.next_probe_seconds.is_some(),
+        ]
+    }
+
+    fn destination(&self) -> Result<DestinationId, Invalid> {
+        DestinationId::parse(given(self.destination.as_deref(), "destination")?)
+    }
+
+    fn failure(&self) -> Result<Box<Failure>, Invalid> {
+        let RawFailure { reason, message, hint } = given(self.failure.as_ref(), "failure")?;
+        let reason = Reason::parse(reason).ok_or_else(|| Invalid::new("failure.reason", "is not known here"))?;
+        Ok(Box::new(Failure::new(reason, message.clone()).hint(hint.clone())))
+    }
+}
+
+impl RawFailure {
+    fn of(failure: &Failure) -> Self {
+        let (message, hint) = (shortened(&failure.message), shortened(&failure.hint));
+        Self { reason: failure.reason.as_str().to_owned(), message, hint }
+    }
+}
+
+fn given<T>(field: Option<T>, name: &'static str) -> Result<T, Invalid> {
+    field.ok_or_else(|| Invalid::new("kind", format!("takes the field `{name}`")))
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_TEXT_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -200,11 +333,40 @@ mod tests {
 
     const CANCEL: &str = r#"{"version":1,"id":"0f0c5d3e-8f7a-4d0e-9a39-1d1f0c3c2b1a","at":"2026-11-22T10:00:00Z","kind":"cancel_backfill","backfill":"b-1"}"#;
 
+    fn circuit(change: CircuitChange) -> ControlCommand {
+        ControlCommand::Circuit(DestinationId::parse("acme").unwrap(), change)
+    }
+
+    fn failure() -> Failure {
+        Failure::new(Reason::AccessDenied, "denied").hint("allow it")
+    }
+
+    #[test]
+    fn a_long_failure_is_shortened_and_still_read() {
+        let failure = Box::new(Failure::new(Reason::AccessDenied, "ä".repeat(5000)).hint("ä".repeat(5000)));
+        let denied = circuit(CircuitChange::Denied { failure, key: "ä".repeat(1000) });
+        let read = Control::parse(&Control::new(denied, Timestamp::UNIX_EPOCH).render()).unwrap();
+        let ControlCommand::Circuit(_, CircuitChange::Denied { failure, .. }) = read.command else {
+            panic!("{read:?}")
+        };
+        assert_eq!(failure.message.chars().count(), MAX_TEXT_CHARS);
+    }
+
     #[test]
     fn what_is_written_is_read() {
         let commands = [
             ControlCommand::CancelBackfill(BackfillId::parse("nightly.2026_11-22").unwrap()),
             ControlCommand::ResetCircuit(DestinationId::parse("acme").unwrap()),
+            ControlCommand::WorkerStarted("host-1.0f".to_owned()),
+            ControlCommand::WorkerStopped("host-1.0f".to_owned()),
+            circuit(CircuitChange::Denied { failure: Box::new(failure()), key: "a/b.csv".to_owned() }),
+            circuit(CircuitChange::Opened {
+                failure: Box::new(failure()),
+                probes: 2,
+                next_probe: Duration::from_secs(120),
+            }),
+            circuit(CircuitChange::Probing),
+            circuit(CircuitChange::Closed),
         ];
         for command in commands {
             let control = Control::new(command, Timestamp::from_second(1_800_000_000).unwrap());
@@ -256,15 +418,5 @@ mod tests {
         assert_eq!(earlier.to_string().parse(), Ok(earlier));
         assert_eq!("".parse(), Ok(EarlierCancellations::default()));
         assert!("b".parse::<EarlierCancellations>().is_err());
-    }
-
-    #[test]
-    fn a_backfills_id_is_fit_for_a_file_and_a_queue() {
-        for good in ["a", "A-1_b.c", &"x".repeat(64)] {
-            assert!(BackfillId::parse(good).is_ok(), "{good}");
-        }
-        for bad in ["", ".", "..", ".hidden", "a/b", "a b", "ä", &"x".repeat(65)] {
-            assert!(BackfillId::parse(bad).is_err(), "{bad}");
-        }
     }
 }

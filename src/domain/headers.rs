@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::control::{BackfillId, EarlierCancellations};
+use super::backfill_id::BackfillId;
+use super::control::EarlierCancellations;
 use super::outcome::{Failure, History, Reason};
 
 /// Text headers by name.
@@ -162,9 +163,8 @@ impl JobHeaders {
 }
 
 fn last_failure(headers: &Headers) -> Option<Failure> {
-    let reason = headers.get(LAST_ERROR_REASON)?;
-    let reason = Reason::ALL.iter().find(|known| known.as_str() == reason)?;
-    Some(Failure::new(*reason, headers.get(LAST_ERROR_MESSAGE).cloned().unwrap_or_default()))
+    let reason = Reason::parse(headers.get(LAST_ERROR_REASON)?)?;
+    Some(Failure::new(reason, headers.get(LAST_ERROR_MESSAGE).cloned().unwrap_or_default()))
 }
 
 /// Returns the value of a header that parses as `T`.

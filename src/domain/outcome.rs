@@ -16,7 +16,7 @@ pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome
 pub use retry_delay::{RetryDelay, Wait, choose as choose_retry_delay};
 pub use symptom::Symptom;
 
-use crate::domain::control::BackfillId;
+use crate::domain::backfill_id::BackfillId;
 
 /// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
 /// metric label.
@@ -69,6 +69,11 @@ macro_rules! reasons {
         impl Reason {
             /// Every reason there is.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The reason of this name.
+            pub fn parse(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+            }
 
             /// The label value, also `x-error-reason` and the outcome's `reason`.
             pub fn as_str(self) -> &'static str {
@@ -137,7 +142,7 @@ reasons! {
 /// A failed attempt: a closed reason, and plain words for the customer.
 ///
 /// `Display` is the message alone; causes are in it already and in no `source()`.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
     /// Reason.

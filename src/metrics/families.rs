@@ -245,6 +245,7 @@ impl BrokerFamilies {
 pub(super) struct ProcessFamilies {
     pub(super) reload_successful: IntGauge,
     pub(super) draining: IntGauge,
+    pub(super) fleet_workers: IntGauge,
 }
 
 impl ProcessFamilies {
@@ -255,6 +256,7 @@ impl ProcessFamilies {
                 "1 unless the last reload of the configuration failed.",
             ),
             draining: b.gauge("consign_draining", "1 while the worker is draining."),
+            fleet_workers: b.gauge("consign_fleet_workers", "Live workers of the fleet, this one included."),
         };
         families.reload_successful.set(1);
         families

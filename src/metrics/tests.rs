@@ -76,6 +76,7 @@ const PLAIN: &[&str] = &[
     "consign_broker_unconfirmed",
     "consign_config_last_reload_successful",
     "consign_draining",
+    "consign_fleet_workers",
 ];
 
 /// Every series of the contract, with sorted labels.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 
@@ -165,6 +166,8 @@ pub enum ControlEvent {
     /// End of the backlog: all messages that existed at the start of reading have been returned.
     /// Later ones follow as they are published.
     CaughtUp,
+    /// Number of live workers, and this one's place among them, whenever either changes.
+    Fleet(FleetShare),
 }
 
 /// Message as a producer publishes it.

@@ -7,6 +7,7 @@
 //! | `queue` | [`RabbitMqQueue`] |
 //! | `settle` | order of a settlement: outcomes, copy, acknowledgement |
 //! | `replies`, `control`, `release` | replies, control messages, release of delayed jobs |
+//! | `roster` | live workers of the fleet |
 //! | `sessions`, `reply_connection` | supervision of the sessions, publishing across them; connection of the replies |
 //! | `session` | one session: two connections, consumers, lease renewer |
 //! | `consumer`, `context` | consumer of a lane; state that outlives the sessions |
@@ -50,6 +51,7 @@ mod release;
 mod replies;
 mod reply_addresses;
 mod reply_connection;
+mod roster;
 mod session;
 mod sessions;
 mod settle;

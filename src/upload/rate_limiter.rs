@@ -1,6 +1,7 @@
 //! Rate limit of one destination, shared by all its transfers.
 
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ const MAX_BURST: Duration = Duration::from_secs(1);
 /// again.
 #[derive(Debug)]
 pub struct RateLimiter {
-    rate: NonZeroU64,
+    /// Bytes a second; never 0.
+    rate: AtomicU64,
     /// Time at which all admitted bytes are paid for.
     paid: Mutex<Instant>,
 }
@@ -26,12 +28,12 @@ impl RateLimiter {
     /// `rate` bytes a second.
     pub fn new(rate: NonZeroU64) -> Arc<Self> {
         let start = Instant::now().checked_sub(MAX_BURST).unwrap_or_else(Instant::now);
-        Arc::new(Self { rate, paid: Mutex::new(start) })
+        Arc::new(Self { rate: AtomicU64::new(rate.get()), paid: Mutex::new(start) })
     }
 
-    /// Bytes a second.
-    pub fn rate(&self) -> NonZeroU64 {
-        self.rate
+    /// Changes the rate, for bytes that ask from now on.
+    pub fn set_rate(&self, rate: NonZeroU64) {
+        self.rate.store(rate.get(), Ordering::Relaxed);
     }
 
     /// Returns the wait of a part that asks now.
@@ -54,7 +56,7 @@ impl RateLimiter {
 
     #[expect(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
     fn lasts(&self, bytes: u64) -> Duration {
-        Duration::try_from_secs_f64(bytes as f64 / self.rate.get() as f64).unwrap_or(Duration::MAX)
+        Duration::try_from_secs_f64(bytes as f64 / self.rate.load(Ordering::Relaxed) as f64).unwrap_or(Duration::MAX)
     }
 
     fn book(&self, bytes: u64) -> Instant {
@@ -119,6 +121,15 @@ mod tests {
         let begun = Instant::now();
         rate_limiter.take(1).await;
         assert_eq!(begun.elapsed(), Duration::from_secs(9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_rate_holds_for_running_transfers() {
+        let rate_limiter = rate_limiter(1000);
+        rate_limiter.take(1000).await;
+        rate_limiter.set_rate(NonZeroU64::new(100).unwrap());
+        rate_limiter.take(1000).await;
+        assert_eq!(rate_limiter.debt(), Duration::from_secs(10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ mod slots;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -27,6 +27,7 @@ use super::decode::DecodedJob;
 use super::parts::{WorkerClock, WorkerParts};
 use crate::domain::control::BackfillId;
 use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, RetryDelay, Symptom, TransferResult};
 use crate::domain::routing_key;
@@ -34,7 +35,8 @@ use crate::metrics::{DeferCause, Metrics};
 use crate::queue::{Delivery, Queue};
 use crate::transfer::Transport;
 pub use circuit::CircuitView;
-use circuit::{CircuitBreakers, CircuitState, ObservedAttempt};
+pub(super) use circuit::SharedChange;
+use circuit::{CircuitBreakers, CircuitReports, CircuitState, ObservedAttempt, PendingReports, publish_reports};
 use health::WorkerHealth;
 pub use limits::WaitingJobs;
 use limits::{DestinationLimits, DestinationPermit, IMMINENT_WAIT, LimitDecision};
@@ -104,6 +106,8 @@ pub(super) struct Admission {
     slots: Slots,
     limits: Arc<DestinationLimits>,
     circuits: Arc<CircuitBreakers>,
+    /// Reports to other workers; taken by the task that publishes them.
+    reports: Mutex<Option<PendingReports>>,
     outage: OutageDetector,
     /// Held while calls of our own confirm an outage: results that are suspicious meanwhile wait
     /// for the same verdict.
@@ -122,10 +126,13 @@ pub(super) struct Admission {
 
 impl Admission {
     pub(super) fn new(parts: &WorkerParts, cancellations: Arc<Cancellations>, draining: CancellationToken) -> Self {
+        let (reports, pending) = CircuitReports::new();
+        parts.metrics.set_fleet_workers(FleetShare::default().workers);
         Self {
             slots: Slots::new(&parts.config),
             limits: DestinationLimits::new(parts.config.destination_slots, parts.config.slots),
-            circuits: CircuitBreakers::new(parts.denied_for, parts.metrics.clone()),
+            circuits: CircuitBreakers::new(parts.denied_for, parts.metrics.clone(), reports),
+            reports: Mutex::new(Some(pending)),
             outage: OutageDetector::default(),
             confirming: tokio::sync::Mutex::default(),
             health: WorkerHealth::default(),
@@ -211,7 +218,7 @@ impl Admission {
             self.unless_draining(sleep(pause)).await?;
             return Err(Deferral::Unhealthy { failure: Box::new(failure), next_probe: Duration::ZERO });
         }
-        self.ask_circuit(id, &mut permit)?;
+        self.ask_circuit(id, &mut permit).await?;
         if routing_key::published_lane(&delivery.routing_key) == Lane::Backfill && permit.backfill.is_none() {
             // The ceiling holds for backfills that another worker started, too. It comes first, as no
             // other job waits for it.
@@ -221,7 +228,7 @@ impl Admission {
         let waited = self.acquire_limits(&job.destination, delivery.lane, &mut permit).await?;
         // The breaker may have opened meanwhile.
         if waited && permit.probe.is_none() {
-            self.ask_circuit(id, &mut permit)?;
+            self.ask_circuit(id, &mut permit).await?;
         }
         Ok(permit)
     }
@@ -265,8 +272,13 @@ impl Admission {
         acquired.map(Result::ok).map_err(|_| Deferral::Quarantined)
     }
 
-    fn ask_circuit(&self, destination: &DestinationId, permit: &mut Permit) -> Result<(), Deferral> {
-        match self.circuits.state(destination) {
+    async fn ask_circuit(&self, destination: &DestinationId, permit: &mut Permit) -> Result<(), Deferral> {
+        let state = if self.circuits.is_probe_due(destination) {
+            self.circuits.claim(destination, &*self.queue, (self.clock)()).await
+        } else {
+            self.circuits.state(destination)
+        };
+        match state {
             CircuitState::Closed => Ok(()),
             CircuitState::HalfOpen(probe) => {
                 permit.probe = Some(probe);
@@ -395,12 +407,32 @@ impl Admission {
         self.delayed.request(destination, DestinationReset { known, at, now: (self.clock)() });
     }
 
-    /// Releases delayed jobs of destinations that recovered, until `drain`.
+    /// Applies what a worker of the fleet observed of a destination.
+    pub(super) fn apply(&self, shared: SharedChange) {
+        self.circuits.apply(shared, (self.clock)());
+    }
+
+    /// Applies this worker's share of the fleet: limits of destinations hold for all workers
+    /// together.
+    pub(super) fn set_share(&self, share: FleetShare) {
+        tracing::info!(workers = share.workers, index = share.index, "the fleet changed; limits are divided again");
+        self.metrics.set_fleet_workers(share.workers);
+        self.limits.set_share(share);
+    }
+
+    /// Releases delayed jobs of destinations that recovered, and reports circuit breakers to other
+    /// workers, until `drain`.
     pub(super) async fn release_until(&self, drain: &CancellationToken) {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let publishing = async {
+            if let Some(mut pending) = reports {
+                publish_reports(&*self.queue, &mut pending, self.clock).await;
+            }
+        };
         tokio::select! {
             biased;
             () = drain.cancelled() => {}
-            () = self.delayed.run(&self.queue) => {}
+            ((), ()) = async { tokio::join!(self.delayed.run(&self.queue), publishing) } => {}
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::Admission;
+use super::admission::{Admission, SharedChange};
 use super::cancellations::Cancellations;
 use super::parts::WorkerClock;
 use crate::domain::control::{Control, ControlCommand};
@@ -69,6 +69,7 @@ impl ControlListener {
             match event {
                 ControlEvent::Message(body) => self.perform(&body),
                 ControlEvent::CaughtUp => drop(caught_up.take()),
+                ControlEvent::Fleet(share) => self.admission.set_share(share),
             }
         }
     }
@@ -85,6 +86,11 @@ impl ControlListener {
                 }
             }
             ControlCommand::ResetCircuit(destination) => self.admission.reset_as_of(&destination, at),
+            ControlCommand::Circuit(destination, change) => {
+                self.admission.apply(SharedChange { id, destination, change, at });
+            }
+            // The queue keeps the roster.
+            ControlCommand::WorkerStarted(_) | ControlCommand::WorkerStopped(_) => {}
         }
     }
 }

@@ -24,6 +24,7 @@ mod enqueue;
 mod fair;
 mod faults;
 mod fixture;
+mod fleet;
 mod forms;
 mod harness;
 mod layering;

@@ -46,10 +46,10 @@ pub struct RawDestination {
     /// keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_bucket_owner: Option<String>,
-    /// The most transfers at once into this destination.
+    /// The most transfers at once into this destination, of the whole fleet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_concurrency: Option<NonZeroU32>,
-    /// The most bytes a second into this destination.
+    /// The most bytes a second into this destination, of the whole fleet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes_per_second: Option<NonZeroU64>,
     /// The checksum sent with the bytes.

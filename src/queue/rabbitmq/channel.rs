@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Acker, Channel, Connection};
+use lapin::{Acker, Channel, Connection, Queue};
 
 use super::connection::{call, open_channel};
 use super::errors;
@@ -60,9 +60,19 @@ async fn answered(sending: impl Future<Output = lapin::Result<bool>>) -> Result<
 
 /// Returns the number of messages in a queue that are not delivered.
 pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u64, QueueError> {
+    Ok(inspect(channel, queue).await?.message_count().into())
+}
+
+/// Returns the number of consumers of a queue. `Topology` when it does not exist; the broker then
+/// closes the channel.
+pub(super) async fn consumers(channel: &Channel, queue: &str) -> Result<u32, QueueError> {
+    Ok(inspect(channel, queue).await?.consumer_count())
+}
+
+async fn inspect(channel: &Channel, queue: &str) -> Result<Queue, QueueError> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(short(queue)?, passive, FieldTable::default());
-    Ok(call("counting a queue", declared).await?.message_count().into())
+    call("counting a queue", declared).await
 }
 
 /// Takes a lock that lasts until the connection ends: an exclusive queue of this name. While

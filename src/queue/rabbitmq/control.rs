@@ -1,19 +1,30 @@
 //! Reader of the control stream. It has a connection of its own, because a refusal (the stream is
 //! missing, or down after its node was killed) is an error of the whole connection, and must not
 //! end the session that delivers jobs.
+//!
+//! The broker does not mark the end of a stream. So the reader publishes a message of its own, by
+//! which this worker joins the [`roster`](super::roster) of the fleet: when it is read, everything
+//! before it is.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use lapin::Connection;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection;
+use super::channel::consumers;
+use super::connection::{self, open_channel};
 use super::context::QueueContext;
+use super::messages;
+use super::roster::{Liveness, Roster};
 use super::sessions::BrokerSessions;
-use super::stream::{StreamReader, StreamStart};
+use super::stream::{StreamEntry, StreamReader, StreamStart};
+use crate::domain::control::{Control, ControlCommand};
+use crate::domain::fleet::FleetShare;
 use crate::queue::{ControlEvent, QueueError};
 use crate::runtime::retry::Retry;
 
@@ -21,11 +32,13 @@ const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Duration of a connection after which the back-off starts again.
 const STABLE_CONNECTION: Duration = Duration::from_mins(1);
-/// Silence that marks the end of the backlog: the broker does not mark it, and existing messages
-/// arrive at once.
+/// Silence that marks the end of the backlog where this worker may not write to the stream:
+/// existing messages arrive at once.
 const SILENCE: Duration = Duration::from_millis(500);
 /// Time after which the reader reports `CaughtUp`, whatever still arrives.
 const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit of the announcement that this worker stops.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Control messages that the worker has not taken yet.
 const MAX_BUFFERED: usize = 256;
 
@@ -43,7 +56,10 @@ pub(super) fn start(
         sessions: Arc::clone(sessions),
         events,
         last: None,
+        marker: None,
         caught_up: false,
+        roster: Roster::default(),
+        share: None,
         last_problem: String::new(),
     };
     (received, Some(tokio::spawn(reader.run())))
@@ -55,7 +71,12 @@ struct ControlReader {
     events: Sender<ControlEvent>,
     /// Last message and its offset.
     last: Option<(u64, Bytes)>,
+    /// Message that this reader has published: the end of the backlog.
+    marker: Option<Bytes>,
     caught_up: bool,
+    roster: Roster,
+    /// Last reported share of the fleet.
+    share: Option<FleetShare>,
     /// Last reported problem: it is not repeated.
     last_problem: String,
 }
@@ -128,7 +149,7 @@ impl ControlReader {
             Err(problem) => return Ok(Ok(problem)),
         };
         if let Some((offset, body)) = last {
-            match tokio::time::timeout(SILENCE, stream.next()).await {
+            match timeout(SILENCE, stream.next()).await {
                 Ok(Ok(entry)) if entry.offset == Some(offset) && entry.body[..] == body[..] => {
                     if let Err(problem) = entry.acknowledge().await {
                         return Ok(Ok(problem));
@@ -138,34 +159,99 @@ impl ControlReader {
                 Ok(Ok(_)) | Err(_) => return Ok(Err(StreamReplaced)),
             }
         }
-        self.forward(&mut stream).await.map(Ok)
+        self.marker = self.announce().await;
+        self.forward(&mut stream, connection).await.map(Ok)
     }
 
-    async fn forward(&mut self, stream: &mut StreamReader) -> Result<QueueError, NoReceiver> {
+    /// Joins the fleet. Returns the published message; `None` where this worker may not write to
+    /// the stream.
+    async fn announce(&self) -> Option<Bytes> {
+        let command = ControlCommand::WorkerStarted(self.context.leases.owner.address());
+        let marker = Bytes::from(Control::new(command, Timestamp::now()).render());
+        let message = messages::control(&self.context.names, marker.clone());
+        let published = self.sessions.publish_once(&message).await;
+        if let Err(problem) = &published {
+            tracing::debug!(%problem, "this worker could not join the fleet's roster");
+        }
+        published.is_ok().then_some(marker)
+    }
+
+    async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<QueueError, NoReceiver> {
         let latest = Instant::now() + CAUGHT_UP_TIMEOUT;
-        loop {
-            let silence = SILENCE.min(latest.saturating_duration_since(Instant::now()));
-            let entry = if self.caught_up {
-                stream.next().await
-            } else if !silence.is_zero()
-                && let Ok(entry) = tokio::time::timeout(silence, stream.next()).await
-            {
-                entry
-            } else {
+        while !self.caught_up {
+            let limit = if self.marker.is_some() { latest } else { latest.min(Instant::now() + SILENCE) };
+            let Ok(entry) = timeout_at(limit, stream.next()).await else {
                 self.report_caught_up().await?;
-                continue;
+                break;
             };
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(problem) => return Ok(problem),
-            };
-            if let Err(problem) = entry.acknowledge().await {
+            if let Err(problem) = self.observe(entry).await? {
                 return Ok(problem);
             }
-            let (offset, body) = (entry.offset, Bytes::from(entry.body));
-            self.send(ControlEvent::Message(body.clone())).await?;
-            self.last = offset.map(|offset| (offset, body));
         }
+        let mut next_check = Instant::now();
+        loop {
+            tokio::select! {
+                entry = stream.next() => if let Err(problem) = self.observe(entry).await? {
+                    return Ok(problem);
+                },
+                () = tokio::time::sleep_until(next_check) => {
+                    if let Err(problem) = self.check_workers(connection).await {
+                        return Ok(problem);
+                    }
+                    next_check = Instant::now() + self.roster.check_interval();
+                }
+            }
+            self.report_share().await?;
+        }
+    }
+
+    /// Passes a message on, unless it concerns the roster alone.
+    async fn observe(&mut self, entry: Result<StreamEntry, QueueError>) -> Result<Result<(), QueueError>, NoReceiver> {
+        let acknowledged = match &entry {
+            Ok(entry) => entry.acknowledge().await,
+            Err(problem) => Err(problem.clone()),
+        };
+        let entry = match (entry, acknowledged) {
+            (Ok(entry), Ok(())) => entry,
+            (_, Err(problem)) | (Err(problem), _) => return Ok(Err(problem)),
+        };
+        let (offset, body) = (entry.offset, Bytes::from(entry.body));
+        if !self.roster.observe(&body) {
+            self.send(ControlEvent::Message(body.clone())).await?;
+        }
+        if self.marker.as_ref() == Some(&body) {
+            self.report_caught_up().await?;
+        }
+        self.last = offset.map(|offset| (offset, body));
+        Ok(Ok(()))
+    }
+
+    /// Asks the broker which workers live.
+    async fn check_workers(&mut self, connection: &Connection) -> Result<(), QueueError> {
+        let mut channel = open_channel(connection).await?;
+        for worker in self.roster.addresses() {
+            let liveness = match consumers(&channel, &self.context.names.owner(&worker)).await {
+                Ok(0) => Liveness::Absent,
+                Ok(_) => Liveness::Alive,
+                Err(QueueError::Topology(_)) => {
+                    // A refusal closes the channel.
+                    channel = open_channel(connection).await?;
+                    Liveness::Gone
+                }
+                Err(problem) => return Err(problem),
+            };
+            self.roster.checked(&worker, liveness);
+        }
+        let _ = channel.close(0, "".into()).await;
+        Ok(())
+    }
+
+    async fn report_share(&mut self) -> Result<(), NoReceiver> {
+        let share = self.roster.share(&self.context.leases.owner.address());
+        if self.share.replace(share) == Some(share) {
+            return Ok(());
+        }
+        self.send(ControlEvent::Fleet(share)).await
     }
 
     /// Reports it once: after a reconnection the backlog is known.
@@ -176,4 +262,12 @@ impl ControlReader {
     async fn send(&self, event: ControlEvent) -> Result<(), NoReceiver> {
         self.events.send(event).await.map_err(|_| NoReceiver)
     }
+}
+
+/// Announces that this worker stops, so that the others need not find out.
+pub(super) async fn leave_fleet(context: &QueueContext, sessions: &BrokerSessions) {
+    let Some(session) = sessions.current().filter(|_| !context.lanes.is_empty()) else { return };
+    let command = ControlCommand::WorkerStopped(context.leases.owner.address());
+    let message = messages::control(&context.names, Control::new(command, Timestamp::now()).render().into());
+    let _ = timeout(FAREWELL_TIMEOUT, session.publisher.publish(&message)).await;
 }

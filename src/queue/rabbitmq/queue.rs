@@ -134,6 +134,7 @@ impl RabbitMqQueue {
 
     async fn shut_down(&self) {
         self.stop_consuming().await;
+        control::leave_fleet(&self.context, &self.sessions).await;
         let renewer = self.sessions.current().and_then(|session| session.renewer());
         self.context.leases.close(renewer.as_deref()).await;
         self.settler.replies().close(REPLY_CLOSE_TIMEOUT).await;

@@ -5,8 +5,12 @@
 //! trip the breaker at once; a denial of STS does when it was given twice at least a minute apart,
 //! as a new role takes a while to propagate; denied keys do when three different ones were denied
 //! without a success. Open: jobs are deferred uncharged until the next probe is due. Half-open:
-//! that one job decides. Delivered, the breaker closes; denied again, the next probe is later. Each
-//! worker has its own breakers.
+//! that one job decides. Delivered, the breaker closes; denied again, the next probe is later.
+//!
+//! The workers of a fleet share their breakers ([`shared`]), so that a broken destination is asked
+//! as often by many workers as by one.
+
+mod shared;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,10 +21,14 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::domain::control::CircuitChange;
 use crate::domain::destination::DestinationId;
 use crate::domain::outcome::{Class, Failure, Reason, RetryDelay, TransferResult};
 use crate::metrics::Metrics;
 use crate::worker::history::time_after;
+use shared::ProbeClaims;
+pub(in crate::worker) use shared::SharedChange;
+pub(super) use shared::{CircuitReports, PendingReports, publish_reports};
 
 /// Least time between two denials of STS that count as two.
 const MIN_DENIAL_SPACING: Duration = Duration::from_secs(60);
@@ -45,6 +53,8 @@ pub(super) struct CircuitBreakers {
     /// Last reset, passed connection test or success of each destination. For display only.
     recovered: Mutex<HashMap<DestinationId, Timestamp>>,
     next_probe_number: AtomicU64,
+    claims: ProbeClaims,
+    reports: CircuitReports,
     denied_for: Duration,
     metrics: Arc<Metrics>,
 }
@@ -66,8 +76,19 @@ struct OpenCircuit {
     /// Failed probes.
     probes: u32,
     next_probe: Instant,
-    /// Number of the probe that runs.
-    probing: Option<u64>,
+    /// Probe that runs.
+    probe: Option<RunningProbe>,
+    /// True while the evidence does not suffice: another worker was denied once, and the next
+    /// answer decides. Not shown as open.
+    suspected: bool,
+}
+
+/// Probe of this worker or of another one.
+#[derive(Debug, Clone, Copy)]
+struct RunningProbe {
+    number: u64,
+    /// Time until which its result is awaited; `None` for a probe of this worker.
+    until: Option<Instant>,
 }
 
 /// Answer of a circuit breaker to a job that is about to start.
@@ -132,15 +153,24 @@ pub struct CircuitView {
 
 impl CircuitBreakers {
     /// `denied_for` is the lifetime of a cached denial of STS: a probe must come after it.
-    pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>, reports: CircuitReports) -> Arc<Self> {
         Arc::new(Self {
             breakers: Mutex::default(),
             last_success: Mutex::default(),
             recovered: Mutex::default(),
             next_probe_number: AtomicU64::new(1),
+            claims: ProbeClaims::default(),
+            reports,
             denied_for,
             metrics,
         })
+    }
+
+    /// Returns true when the next job probes the destination. Fleets claim the probe first.
+    pub(super) fn is_probe_due(&self, destination: &DestinationId) -> bool {
+        let breakers = self.lock();
+        let open = breakers.get(destination).and_then(|breaker| breaker.open.as_ref());
+        open.is_some_and(|open| !open.is_probed() && open.next_probe <= Instant::now())
     }
 
     /// Returns the state for a job that is about to start. When a probe is due, the job becomes it.
@@ -149,15 +179,19 @@ impl CircuitBreakers {
         let Some(breaker) = breakers.get_mut(destination) else { return CircuitState::Closed };
         let Some(open) = &mut breaker.open else { return CircuitState::Closed };
         let left = open.next_probe.saturating_duration_since(Instant::now());
-        if open.probing.is_some() || !left.is_zero() {
+        if open.is_probed() || !left.is_zero() {
             // While a probe runs, its answer comes first.
-            let next_probe = if open.probing.is_some() { INCONCLUSIVE_PROBE_INTERVAL.max(left) } else { left };
+            let next_probe = if open.is_probed() { INCONCLUSIVE_PROBE_INTERVAL.max(left) } else { left };
             return CircuitState::Open { failure: Box::new(open.failure.clone()), next_probe };
         }
-        let number = self.next_probe_number.fetch_add(1, Ordering::Relaxed);
-        open.probing = Some(number);
+        let number = self.next_number();
+        open.probe = Some(RunningProbe { number, until: None });
         tracing::info!(%destination, reason = open.failure.reason.as_str(), "circuit breaker half-open: a job probes the destination");
         CircuitState::HalfOpen(CircuitProbe { breakers: self.clone(), destination: destination.clone(), number })
+    }
+
+    fn next_number(&self) -> u64 {
+        self.next_probe_number.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Observes the result of an attempt. Returns the time until the next probe when the breaker is
@@ -186,7 +220,9 @@ impl CircuitBreakers {
     pub(super) fn succeeded(&self, destination: &DestinationId, now: Timestamp) {
         record_time(&self.last_success, destination, now);
         record_time(&self.recovered, destination, now);
-        self.close(destination, "the destination accepted data");
+        if self.close(destination, "the destination accepted data") {
+            self.reports.send(destination, CircuitChange::Closed);
+        }
     }
 
     /// Returns the last success of a destination, as far as it is known.
@@ -194,15 +230,17 @@ impl CircuitBreakers {
         self.last_success.lock().unwrap_or_else(PoisonError::into_inner).get(destination).copied()
     }
 
-    /// Closes a breaker and drops the evidence. Returns true if there was any.
-    pub(super) fn clear(&self, destination: &DestinationId) -> bool {
-        self.close(destination, "reset")
+    /// Closes a breaker whose evidence is part of an outage.
+    pub(super) fn clear(&self, destination: &DestinationId) {
+        if self.close(destination, "the failure is part of an outage") {
+            self.reports.send(destination, CircuitChange::Closed);
+        }
     }
 
     /// Resets a breaker now: an operator asked for it, or a connection test passed. Returns true if
     /// there was any evidence.
     pub(super) fn reset(&self, destination: &DestinationId, now: Timestamp) -> bool {
-        let known = self.clear(destination);
+        let known = self.close(destination, "reset");
         record_time(&self.recovered, destination, now);
         known
     }
@@ -219,7 +257,7 @@ impl CircuitBreakers {
         let older =
             |breaker: &CircuitBreaker| breaker.open.as_ref().map_or(breaker.failed_at, |open| open.since) <= latest;
         let covered = self.lock().get(destination).is_some_and(older);
-        let known = covered && self.clear(destination);
+        let known = covered && self.close(destination, "reset");
         // Whatever the requester's clock shows, the reset covers everything that is known here.
         record_time(&self.recovered, destination, if covered { at.max(now) } else { at });
         known
@@ -232,6 +270,7 @@ impl CircuitBreakers {
             let recent = breaker.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
             if recent && breaker.open.is_some() {
                 self.metrics.destinations().set_circuit_open(destination, false);
+                self.reports.send(destination, CircuitChange::Closed);
                 tracing::info!(%destination, "circuit breaker closed: the failure is part of an outage");
             }
             !recent
@@ -241,7 +280,8 @@ impl CircuitBreakers {
     /// Returns all breakers that are not closed.
     pub(super) fn view(&self, now: Timestamp) -> HashMap<DestinationId, CircuitView> {
         let breakers = self.lock();
-        breakers.iter().filter_map(|(id, breaker)| Some((id.clone(), breaker.open.as_ref()?.view(now)))).collect()
+        let open = |breaker: &CircuitBreaker| Some(breaker.open.as_ref().filter(|open| !open.suspected)?.view(now));
+        breakers.iter().filter_map(|(id, breaker)| Some((id.clone(), open(breaker)?))).collect()
     }
 
     fn close(&self, destination: &DestinationId, why: &str) -> bool {
@@ -257,25 +297,48 @@ impl CircuitBreakers {
     fn failed(&self, attempt: ObservedAttempt<'_>, failure: &Failure, now: Timestamp) -> Option<Duration> {
         let destination = attempt.destination;
         let mut breakers = self.lock();
+        let breaker = self.tracked(&mut breakers, destination)?;
+        breaker.failed_at = now;
+        let is_open = breaker.open.as_ref().is_some_and(|open| !open.suspected);
+        let is_new = breaker.is_new_evidence(attempt.key, failure);
+        if !is_open && breaker.trips(attempt.key, failure) {
+            self.opened(destination, failure);
+            breaker.open = Some(OpenCircuit::new(failure, now));
+        } else if !is_open && is_new {
+            let (failure, key) = (Box::new(failure.clone()), attempt.key.to_owned());
+            self.reports.send(destination, CircuitChange::Denied { failure, key });
+        }
+        let open = breaker.open.as_mut()?;
+        if open.failed(failure, attempt.probe, self.denied_for) && !open.suspected {
+            self.reports.send(destination, open.change());
+        }
+        Some(open.next_probe.saturating_duration_since(Instant::now()))
+    }
+
+    /// Returns the breaker of a destination; `None` where there are too many.
+    fn tracked<'a>(
+        &self,
+        breakers: &'a mut HashMap<DestinationId, CircuitBreaker>,
+        destination: &DestinationId,
+    ) -> Option<&'a mut CircuitBreaker> {
         if !breakers.contains_key(destination) {
-            self.make_room(&mut breakers);
+            self.make_room(breakers);
             if breakers.len() >= MAX_TRACKED {
                 return None;
             }
         }
         let breaker = breakers.entry(destination.clone()).or_insert_with(CircuitBreaker::new);
-        (breaker.touched, breaker.failed_at) = (Instant::now(), now);
-        if breaker.open.is_none() && breaker.trips(attempt.key, failure) {
-            self.metrics.destinations().set_circuit_open(destination, true);
-            tracing::warn!(
-                %destination, reason = failure.reason.as_str(), cause = %failure, hint = failure.hint,
-                "circuit breaker open: jobs of this destination wait, and one at a time probes it"
-            );
-            breaker.open = Some(OpenCircuit::new(failure, now));
-        }
-        let open = breaker.open.as_mut()?;
-        open.failed(failure, attempt.probe, self.denied_for);
-        Some(open.next_probe.saturating_duration_since(Instant::now()))
+        breaker.touched = Instant::now();
+        Some(breaker)
+    }
+
+    /// Records that a breaker opens.
+    fn opened(&self, destination: &DestinationId, failure: &Failure) {
+        self.metrics.destinations().set_circuit_open(destination, true);
+        tracing::warn!(
+            %destination, reason = failure.reason.as_str(), cause = %failure, hint = failure.hint,
+            "circuit breaker open: jobs of this destination wait, and one at a time probes it"
+        );
     }
 
     fn make_room(&self, breakers: &mut HashMap<DestinationId, CircuitBreaker>) {
@@ -320,6 +383,15 @@ impl CircuitBreaker {
         }
     }
 
+    /// Returns true for a denial that tells other workers something.
+    fn is_new_evidence(&self, key: &str, failure: &Failure) -> bool {
+        match failure.reason {
+            _ if failure.is_denied_by_sts() => !failure.remembered && self.first_denial.is_none(),
+            Reason::AccessDenied => !self.denied_keys.contains(key),
+            _ => false,
+        }
+    }
+
     /// Adds a failure to the evidence. Returns true when it suffices.
     fn trips(&mut self, key: &str, failure: &Failure) -> bool {
         match failure.reason {
@@ -339,32 +411,48 @@ impl CircuitBreaker {
 }
 
 impl OpenCircuit {
-    fn new(failure: &Failure, now: Timestamp) -> Self {
+    fn new(failure: &Failure, since: Timestamp) -> Self {
         let opened = Instant::now();
-        Self { failure: failure.clone(), since: now, opened, probes: 0, next_probe: opened, probing: None }
+        let failure = failure.clone();
+        Self { failure, since, opened, probes: 0, next_probe: opened, probe: None, suspected: false }
+    }
+
+    /// Returns true while a probe runs whose result is awaited.
+    fn is_probed(&self) -> bool {
+        self.probe.is_some_and(|probe| probe.until.is_none_or(|until| until > Instant::now()))
+    }
+
+    fn is_probed_by(&self, number: Option<u64>) -> bool {
+        number.is_some() && self.probe.map(|probe| probe.number) == number
     }
 
     /// The destination failed once more. Only the first failure and that of a probe move the next
-    /// probe: jobs that were in flight when the breaker opened are no new evidence.
-    fn failed(&mut self, failure: &Failure, probe: Option<u64>, denied_for: Duration) {
+    /// probe, and then this returns true: jobs that were in flight when the breaker opened are no
+    /// new evidence.
+    fn failed(&mut self, failure: &Failure, probe: Option<u64>, denied_for: Duration) -> bool {
         let first = self.next_probe == self.opened;
-        if !first && (probe.is_none() || probe != self.probing) {
-            return;
+        if !first && !self.is_probed_by(probe) {
+            return false;
         }
         if !first {
             self.probes = self.probes.saturating_add(1);
         }
-        self.probing = None;
+        self.probe = None;
         self.failure = failure.clone();
-        let interval = RetryDelay::probe_interval(self.probes).duration();
-        let cached = if failure.is_denied_by_sts() { denied_for + Duration::from_secs(1) } else { interval };
-        self.next_probe = Instant::now() + interval.max(cached);
+        self.next_probe = Instant::now() + probe_interval(self.probes, failure, denied_for);
+        true
+    }
+
+    /// State for other workers.
+    fn change(&self) -> CircuitChange {
+        let next_probe = self.next_probe.saturating_duration_since(Instant::now());
+        CircuitChange::Opened { failure: Box::new(self.failure.clone()), probes: self.probes, next_probe }
     }
 
     fn view(&self, now: Timestamp) -> CircuitView {
         let left = self.next_probe.saturating_duration_since(Instant::now());
         CircuitView {
-            state: if self.probing.is_some() { "half_open" } else { "open" },
+            state: if self.is_probed() { "half_open" } else { "open" },
             since: self.since,
             next_probe_at: time_after(now, left),
             probes: self.probes,
@@ -375,13 +463,23 @@ impl OpenCircuit {
     }
 }
 
+/// Returns the time until the next probe after `probes` failed ones. It comes after a cached
+/// denial.
+fn probe_interval(probes: u32, failure: &Failure, denied_for: Duration) -> Duration {
+    let interval = RetryDelay::probe_interval(probes).duration();
+    if failure.is_denied_by_sts() { interval.max(denied_for + Duration::from_secs(1)) } else { interval }
+}
+
 impl Drop for CircuitProbe {
     fn drop(&mut self) {
         let mut breakers = self.breakers.lock();
         let open = breakers.get_mut(&self.destination).and_then(|breaker| breaker.open.as_mut());
-        if let Some(open) = open.filter(|open| open.probing == Some(self.number)) {
-            open.probing = None;
+        if let Some(open) = open.filter(|open| open.is_probed_by(Some(self.number))) {
+            open.probe = None;
             open.next_probe = Instant::now() + INCONCLUSIVE_PROBE_INTERVAL;
+            if !open.suspected {
+                self.breakers.reports.send(&self.destination, open.change());
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::metrics::DeferCause;
 use crate::upload::RateLimiter;
@@ -52,6 +53,7 @@ pub(super) struct DestinationLimits {
 
 #[derive(Debug, Default)]
 struct LimitState {
+    share: FleetShare,
     destinations: HashMap<DestinationId, DestinationLoad<DestinationPermit>>,
     worker: WorkerLoad,
 }
@@ -124,12 +126,12 @@ impl DestinationLimits {
     /// Asks for a permit for a job that is about to start.
     pub(super) fn acquire(self: &Arc<Self>, destination: &Destination, lane: Lane) -> LimitDecision {
         let mut state = self.state();
-        let LimitState { destinations, worker } = &mut *state;
+        let LimitState { share, destinations, worker } = &mut *state;
         if destinations.len() >= MAX_TRACKED {
             destinations.retain(|_, load| !load.is_idle());
         }
         let load = destinations.entry(destination.id.clone()).or_default();
-        load.configure(destination, self.default_limit);
+        load.configure(destination, self.default_limit, *share);
         // A limit that was raised is first for those who wait already.
         let granted = self.grant_waiting(&destination.id, load, worker);
         let decision = self.decide(&destination.id, load, worker, lane);
@@ -150,6 +152,9 @@ impl DestinationLimits {
             let wait = debt.max(load.deferral().wait);
             return LimitDecision::Deferred(Deferred { wait, cause: DeferCause::Rate });
         }
+        if load.has_no_share() {
+            return LimitDecision::Deferred(load.deferral());
+        }
         if !load.is_full() {
             return LimitDecision::Granted(self.permit(id, load, worker));
         }
@@ -163,6 +168,14 @@ impl DestinationLimits {
         load.enqueue(WaitingJob { lane, in_slot: !without_slot, grant }, worker);
         worker.set_slot_bound(id, load.is_slot_bound());
         if without_slot { LimitDecision::Queued(granted) } else { LimitDecision::Imminent(granted) }
+    }
+
+    /// Divides the limits of destinations again. Running transfers keep their permits; their rate
+    /// changes at once.
+    pub(super) fn set_share(&self, share: FleetShare) {
+        let mut state = self.state();
+        state.share = share;
+        state.destinations.values_mut().for_each(|load| load.set_share(share));
     }
 
     /// Records a deferred job of this destination, which returns after `wait`.
@@ -210,7 +223,7 @@ impl DestinationLimits {
     /// Releases a permit, and grants it to the next job that waits, be it for another destination.
     fn release(self: &Arc<Self>, permit: &DestinationPermit) -> Granted {
         let mut state = self.state();
-        let LimitState { destinations, worker } = &mut *state;
+        let LimitState { destinations, worker, .. } = &mut *state;
         let Some(load) = destinations.get_mut(&permit.destination) else { return Vec::new() };
         load.finish(worker, permit.since, permit.took);
         let mut granted = self.grant_waiting(&permit.destination, load, worker);

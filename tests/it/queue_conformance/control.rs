@@ -40,6 +40,13 @@ fn message(name: &str) -> Bytes {
     format!("{{\"name\": \"{name}\"}}").into()
 }
 
+/// The next event about messages: the size of the fleet is another matter.
 async fn next(queue: &Arc<dyn JobPublisher>) -> ControlEvent {
-    tokio::time::timeout(LIMIT, queue.next_control()).await.expect("nothing came").expect("the queue is closed")
+    loop {
+        let next = tokio::time::timeout(LIMIT, queue.next_control()).await.expect("nothing came");
+        match next.expect("the queue is closed") {
+            ControlEvent::Fleet(_) => {}
+            event => return event,
+        }
+    }
 }

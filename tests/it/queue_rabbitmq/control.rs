@@ -10,8 +10,10 @@ impl Rabbit {
     async fn control(queue: &dyn Queue, seen: &[&'static str]) -> ControlEvent {
         loop {
             let next = tokio::time::timeout(LIMIT, queue.next_control()).await.expect("nothing came").expect("closed");
-            if !matches!(&next, ControlEvent::Message(body) if seen.iter().any(|seen| body == seen)) {
-                return next;
+            match &next {
+                ControlEvent::Message(body) if seen.iter().any(|seen| body == seen) => {}
+                ControlEvent::Fleet(_) => {}
+                _ => return next,
             }
         }
     }
@@ -59,4 +61,33 @@ async fn without_the_stream_a_worker_has_caught_up_and_reads_it_once_it_exists()
     queue.publish_control(message("c")).await.unwrap();
     assert_eq!(Rabbit::control(&*queue, &["b"]).await, ControlEvent::Message(message("c")));
     queue.close().await;
+}
+
+/// Waits until a queue reports a fleet of this size. Returns its place in it.
+async fn place_among(queue: &dyn Queue, workers: u32) -> u32 {
+    loop {
+        let next = tokio::time::timeout(LIMIT, queue.next_control()).await.expect("the fleet does not change");
+        match next.expect("closed") {
+            ControlEvent::Fleet(share) if share.workers.get() == workers => return share.index,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_know_how_many_they_are_and_their_places() {
+    let rabbit = Rabbit::new("fleet").await;
+    let first = rabbit.open().await;
+    assert_eq!(place_among(&*first, 1).await, 0);
+    let second = rabbit.open().await;
+    let Doomed { queue: third, cut, .. } = rabbit.doomed().await;
+    let mut places = [place_among(&*first, 3).await, place_among(&*second, 3).await, place_among(&*third, 3).await];
+    places.sort_unstable();
+    assert_eq!(places, [0, 1, 2]);
+    second.close().await;
+    place_among(&*first, 2).await;
+    // It says nothing any more; the broker knows.
+    cut();
+    assert_eq!(place_among(&*first, 1).await, 0);
+    first.close().await;
 }

@@ -1,7 +1,7 @@
 //! Load of one destination: its running transfers, its waiting jobs, and its permits.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::worker_load::WorkerLoad;
 use crate::domain::destination::Destination;
+use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 use crate::metrics::DeferCause;
@@ -44,6 +45,7 @@ pub(in crate::worker::admission) struct Deferred {
 /// Transfers of one destination. `P` is the permit that its jobs wait for.
 #[derive(Debug)]
 pub(super) struct DestinationLoad<P> {
+    configured: ConfiguredLimits,
     limit: u32,
     /// Transfers that it may have now: its limit, or its share of the worker.
     allowed: u32,
@@ -60,6 +62,17 @@ pub(super) struct DestinationLoad<P> {
     pub(super) rate_limiter: Option<Arc<RateLimiter>>,
 }
 
+/// Limits of a destination as configured, for the whole fleet.
+#[derive(Debug, Clone, Copy, Default)]
+struct ConfiguredLimits {
+    concurrency: Option<NonZeroU32>,
+    bytes_per_second: Option<NonZeroU64>,
+    /// `worker.destination_slots`: of each worker, where the destination sets no limit.
+    default_limit: u32,
+    /// Differs between destinations.
+    salt: u32,
+}
+
 /// Job that waits for a permit.
 #[derive(Debug)]
 pub(super) struct WaitingJob<P> {
@@ -71,6 +84,7 @@ pub(super) struct WaitingJob<P> {
 impl<P> Default for DestinationLoad<P> {
     fn default() -> Self {
         Self {
+            configured: ConfiguredLimits::default(),
             limit: 0,
             allowed: 0,
             rate_bound: false,
@@ -84,12 +98,24 @@ impl<P> Default for DestinationLoad<P> {
 }
 
 impl<P> DestinationLoad<P> {
-    /// Takes over the destination's current configuration. With a rate, it has as many transfers as
-    /// can each send a part within [`MAX_PART_INTERVAL_SECS`]: more would only make their sources
-    /// wait, which many servers do not.
-    pub(super) fn configure(&mut self, destination: &Destination, default_limit: u32) {
-        let limit = destination.max_concurrency.map_or(default_limit, NonZeroU32::get).max(1);
-        let rate = destination.max_bytes_per_second;
+    /// Takes over the destination's current configuration, of which this worker has its `share`.
+    pub(super) fn configure(&mut self, destination: &Destination, default_limit: u32, share: FleetShare) {
+        self.configured = ConfiguredLimits {
+            concurrency: destination.max_concurrency,
+            bytes_per_second: destination.max_bytes_per_second,
+            default_limit,
+            salt: destination.id.as_str().bytes().fold(0, |salt, byte| salt.wrapping_mul(31).wrapping_add(byte.into())),
+        };
+        self.set_share(share);
+    }
+
+    /// Applies this worker's share of the limits. With a rate, the destination has as many
+    /// transfers as can each send a part within [`MAX_PART_INTERVAL_SECS`]: more would only make
+    /// their sources wait, which many servers do not.
+    pub(super) fn set_share(&mut self, share: FleetShare) {
+        let ConfiguredLimits { concurrency, bytes_per_second, default_limit, salt } = self.configured;
+        let limit = concurrency.map_or(default_limit, |limit| share.transfers(limit.get(), salt));
+        let rate = bytes_per_second.map(|rate| share.rate(rate));
         let by_rate = rate.map(|rate| {
             let parts = rate.get().saturating_mul(MAX_PART_INTERVAL_SECS) / PART_BYTES;
             u32::try_from(parts).unwrap_or(u32::MAX).max(1)
@@ -97,9 +123,15 @@ impl<P> DestinationLoad<P> {
         self.limit = by_rate.map_or(limit, |by_rate| by_rate.min(limit));
         self.rate_bound = self.limit < limit;
         self.allowed = self.limit;
-        if self.rate_limiter.as_ref().map(|limiter| limiter.rate()) != rate {
-            self.rate_limiter = rate.map(RateLimiter::new);
+        match (&self.rate_limiter, rate) {
+            (Some(limiter), Some(rate)) => limiter.set_rate(rate),
+            (_, rate) => self.rate_limiter = rate.map(RateLimiter::new),
         }
+    }
+
+    /// Returns true when other workers have the destination's few transfers, and this one has none.
+    pub(super) fn has_no_share(&self) -> bool {
+        self.limit == 0
     }
 
     /// Records the start of a transfer. The returned time identifies it.

@@ -364,3 +364,40 @@ async fn play(steps: &[(usize, u8, u64)]) {
 fn take_granted(waiting: &mut Vec<oneshot::Receiver<DestinationPermit>>, running: &mut Vec<DestinationPermit>) {
     waiting.retain_mut(|called| called.try_recv().map(|permit| running.push(permit)).is_err());
 }
+
+fn share(workers: u32, index: u32) -> FleetShare {
+    FleetShare { workers: NonZeroU32::new(workers).unwrap(), index }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_holds_for_all_workers_of_the_fleet_together() {
+    let acme = destination(Some(3), None);
+    let mut started = 0;
+    for index in 0..8 {
+        let limits = limits();
+        limits.set_share(share(8, index));
+        let decision = limits.acquire(&acme, Lane::Scheduled);
+        started += u32::from(matches!(decision, LimitDecision::Granted(_)));
+        if !matches!(decision, LimitDecision::Granted(_)) {
+            assert!(matches!(decision, LimitDecision::Deferred(Deferred { cause: DeferCause::Concurrency, .. })));
+        }
+    }
+    assert_eq!(started, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_is_divided_by_the_workers_and_follows_the_fleet() {
+    let (limits, acme) = (limits(), destination(None, Some(8 << 20)));
+    let permit = now(&limits, &acme);
+    permit.rate_limiter().unwrap().take(8 << 20).await;
+    limits.set_share(share(8, 0));
+    permit.rate_limiter().unwrap().take(1 << 20).await;
+    assert_eq!(permit.rate_limiter().unwrap().debt().as_secs(), 1, "an eighth of the rate, in a running transfer too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_of_each_worker_is_not_divided() {
+    let limits = new(4, 16);
+    limits.set_share(share(8, 7));
+    let _running: Vec<_> = (0..4).map(|_| now(&limits, &destination(None, None))).collect();
+}

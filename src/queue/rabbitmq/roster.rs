@@ -1,0 +1,144 @@
+//! Roster of the workers of a fleet.
+//!
+//! A worker announces its address on the control stream when it starts to read that, and again when
+//! it stops. In between, the broker knows whether it lives: its lease queue has a consumer. So the
+//! roster costs a message per start and stop, and one passive declaration per worker and
+//! [`check_interval`].
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::domain::control::{Control, ControlCommand};
+use crate::domain::fleet::FleetShare;
+
+/// Interval of the check for the first [`WORKERS_PER_INTERVAL`] workers.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Workers for each of which another [`CHECK_INTERVAL`] passes, so that a large fleet does not load
+/// the broker by its checks.
+const WORKERS_PER_INTERVAL: u32 = 10;
+/// Checks in a row after which a worker without a consumer counts as gone: a worker that reconnects
+/// has none for a moment.
+const MISSED_CHECKS: u32 = 2;
+/// Most workers that are known; further ones are not counted.
+const MAX_WORKERS: usize = 1000;
+
+/// Answer of the broker about one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Liveness {
+    /// Its lease queue has a consumer.
+    Alive,
+    /// Its lease queue has none: it is gone, or reconnects.
+    Absent,
+    /// It has no lease queue.
+    Gone,
+}
+
+/// Known workers by address, each with the number of checks that it has missed.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    workers: BTreeMap<String, u32>,
+}
+
+impl Roster {
+    /// Observes a control message. Returns true when it concerns the roster alone.
+    pub(super) fn observe(&mut self, message: &[u8]) -> bool {
+        match Control::parse(message).map(|control| control.command) {
+            Ok(ControlCommand::WorkerStarted(worker)) => {
+                if self.workers.len() < MAX_WORKERS {
+                    self.workers.insert(worker, 0);
+                }
+            }
+            Ok(ControlCommand::WorkerStopped(worker)) => drop(self.workers.remove(&worker)),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Addresses of all workers to check.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.workers.keys().cloned().collect()
+    }
+
+    /// Observes the broker's answer about a worker.
+    pub(super) fn checked(&mut self, worker: &str, liveness: Liveness) {
+        if liveness == Liveness::Gone {
+            self.workers.remove(worker);
+        } else if let Some(missed) = self.workers.get_mut(worker) {
+            *missed = if liveness == Liveness::Alive { 0 } else { missed.saturating_add(1) };
+        }
+    }
+
+    /// Returns the place of the worker `own` among the live ones. It is live itself, whatever the
+    /// broker says.
+    pub(super) fn share(&self, own: &str) -> FleetShare {
+        let live = |(worker, missed): &(&String, &u32)| **missed < MISSED_CHECKS && *worker != own;
+        let others = || self.workers.iter().filter(live);
+        let before = others().filter(|(worker, _)| worker.as_str() < own).count();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        FleetShare { workers: NonZeroU32::MIN.saturating_add(count(others().count())), index: count(before) }
+    }
+
+    /// Returns the time until the next check of all workers.
+    pub(super) fn check_interval(&self) -> Duration {
+        let workers = u32::try_from(self.workers.len()).unwrap_or(u32::MAX);
+        CHECK_INTERVAL * (1 + workers / WORKERS_PER_INTERVAL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn roster(workers: &[&str]) -> Roster {
+        let mut roster = Roster::default();
+        for worker in workers {
+            observe(&mut roster, ControlCommand::WorkerStarted((*worker).to_owned()));
+        }
+        roster
+    }
+
+    fn observe(roster: &mut Roster, command: ControlCommand) {
+        assert!(roster.observe(&Control::new(command, Timestamp::UNIX_EPOCH).render()));
+    }
+
+    fn share(roster: &Roster, own: &str) -> (u32, u32) {
+        let FleetShare { workers, index } = roster.share(own);
+        (index, workers.get())
+    }
+
+    #[test]
+    fn each_worker_has_its_place_among_all() {
+        let mut roster = roster(&["b", "a", "c", "b"]);
+        assert_eq!(["a", "b", "c"].map(|own| share(&roster, own)), [(0, 3), (1, 3), (2, 3)]);
+        observe(&mut roster, ControlCommand::WorkerStopped("a".to_owned()));
+        assert!(!roster.observe(b"no control message"));
+        assert_eq!(["b", "c"].map(|own| share(&roster, own)), [(0, 2), (1, 2)]);
+        assert_eq!(share(&Roster::default(), "a"), (0, 1), "one that could not announce itself is alone");
+    }
+
+    #[test]
+    fn a_worker_without_a_consumer_is_gone_after_two_checks_and_back_after_one() {
+        let mut roster = roster(&["a", "b"]);
+        roster.checked("a", Liveness::Absent);
+        assert_eq!(share(&roster, "b"), (1, 2), "it may reconnect");
+        roster.checked("a", Liveness::Absent);
+        roster.checked("b", Liveness::Absent);
+        roster.checked("b", Liveness::Absent);
+        assert_eq!(share(&roster, "b"), (0, 1), "the worker itself is live");
+        roster.checked("a", Liveness::Alive);
+        assert_eq!(share(&roster, "b"), (1, 2));
+        roster.checked("a", Liveness::Gone);
+        assert_eq!(roster.addresses(), ["b"]);
+    }
+
+    #[test]
+    fn a_large_fleet_is_checked_less_often() {
+        let names: Vec<_> = (0..100).map(|n| n.to_string()).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        assert_eq!(roster(&names[..9]).check_interval(), CHECK_INTERVAL);
+        assert_eq!(roster(&names).check_interval(), CHECK_INTERVAL * 11);
+    }
+}
