@@ -11,8 +11,6 @@ mod guard;
 mod https;
 mod resume;
 mod s3;
-#[cfg(test)]
-mod scripted;
 mod stream;
 mod verify;
 
