@@ -3,11 +3,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 use uuid::Uuid;
@@ -145,16 +144,9 @@ impl Keys {
 /// The signer of requests, for the service.
 pub(super) struct KeyGuard(pub(super) Arc<Keys>);
 
+#[async_trait]
 impl S3Auth for KeyGuard {
-    fn get_secret_key<'s, 'k, 'f>(
-        &'s self,
-        access_key: &'k str,
-    ) -> Pin<Box<dyn Future<Output = S3Result<SecretKey>> + Send + 'f>>
-    where
-        's: 'f,
-        'k: 'f,
-        Self: 'f,
-    {
-        Box::pin(std::future::ready(self.0.secret(access_key)))
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        self.0.secret(access_key)
     }
 }

@@ -1,10 +1,9 @@
 //! STS: AssumeRole with its external id, and GetCallerIdentity.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use jiff::Timestamp;
 use s3s::route::S3Route;
@@ -156,39 +155,24 @@ fn xml(status: StatusCode, body: &str) -> S3Response<Body> {
     response
 }
 
+#[async_trait]
 impl S3Route for Sts {
     fn is_match(&self, method: &Method, uri: &Uri, headers: &HeaderMap, _: &mut Extensions) -> bool {
         is_sts(method, uri, headers)
     }
 
-    fn check_access<'s, 'r, 'f>(
-        &'s self,
-        request: &'r mut S3Request<Body>,
-    ) -> Pin<Box<dyn Future<Output = S3Result<()>> + Send + 'f>>
-    where
-        's: 'f,
-        'r: 'f,
-        Self: 'f,
-    {
+    async fn check_access(&self, request: &mut S3Request<Body>) -> S3Result<()> {
         let signer = request.credentials.as_ref().and_then(|credentials| self.keys.signer(&credentials.access_key));
-        let checked = match signer {
+        match signer {
             Some(_) if request.service.as_deref() != Some("sts") => {
                 Err(s3_error!(SignatureDoesNotMatch, "Credential should be scoped to correct service: 'sts'."))
             }
             Some(signer) => super::grants::carries(signer.token.as_deref(), &request.headers),
             None => Err(s3_error!(AccessDenied, "Request is missing Authentication Token")),
-        };
-        Box::pin(std::future::ready(checked))
+        }
     }
 
-    fn call<'s, 'f>(
-        &'s self,
-        request: S3Request<Body>,
-    ) -> Pin<Box<dyn Future<Output = S3Result<S3Response<Body>>> + Send + 'f>>
-    where
-        's: 'f,
-        Self: 'f,
-    {
-        Box::pin(self.answer(request))
+    async fn call(&self, request: S3Request<Body>) -> S3Result<S3Response<Body>> {
+        self.answer(request).await
     }
 }
