@@ -23,18 +23,14 @@ use crate::config::BrokerConfig;
 use crate::queue::{DeadLetters, QueueError};
 
 /// Error that ends an operation before it has acted on a letter.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
     /// The broker.
-    Queue(QueueError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// A file.
+    #[error("{0}")]
     File(String),
-}
-
-impl From<QueueError> for DeadLetterError {
-    fn from(problem: QueueError) -> Self {
-        Self::Queue(problem)
-    }
 }
 
 /// Broker of the dead letters, and the name of the connection.

@@ -46,13 +46,10 @@ pub async fn write(letters: &mut DeadLetters, filter: LetterFilter, to: impl Wri
     let failed =
         |problem: &dyn std::fmt::Display| DeadLetterError::File(format!("the letters can't be written: {problem}"));
     let (mut to, mut selection, mut count) = (BufWriter::new(to), filter.select(), 0);
-    while !selection.is_complete() {
-        let Some(letter) = letters.next().await? else { break };
-        if selection.takes(&letter) {
-            let line = serde_json::to_string(&ExportLine::new(&letter)).map_err(|problem| failed(&problem))?;
-            writeln!(to, "{line}").map_err(|problem| failed(&problem))?;
-            count += 1;
-        }
+    while let Some(letter) = selection.next(letters, || ()).await? {
+        let line = serde_json::to_string(&ExportLine::new(&letter)).map_err(|problem| failed(&problem))?;
+        writeln!(to, "{line}").map_err(|problem| failed(&problem))?;
+        count += 1;
     }
     to.flush().map_err(|problem| failed(&problem))?;
     Ok(count)
