@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::domain::destination::{DestinationId, Invalid, strict};
+use crate::domain::destination::{DestinationId, Invalid, strict, text_newtype};
 
 /// Version that this program reads and writes.
 pub const VERSION: u64 = 1;
@@ -23,9 +23,10 @@ pub const BACKFILL_BEGUN_HEADER: &str = "consign-backfill-at";
 /// Most bytes of a control message.
 const MAX_BYTES: usize = 4096;
 
-/// Id of a backfill: 1-64 of `[A-Za-z0-9._-]`, valid in the names of queues and files.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BackfillId(String);
+text_newtype!(
+    /// Id of a backfill: 1-64 of `[A-Za-z0-9._-]`, valid in the names of queues and files.
+    BackfillId
+);
 
 impl BackfillId {
     /// Parses an id; the error's field is `backfill`.
@@ -36,18 +37,7 @@ impl BackfillId {
             let problem = "a backfill's id is 1-64 of A-Z, a-z, 0-9 and ._- and does not begin with a dot";
             return Err(Invalid::new("backfill", problem));
         }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Returns the id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for BackfillId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        Ok(Self(text.into()))
     }
 }
 
@@ -71,6 +61,7 @@ pub struct Control {
     pub command: ControlCommand,
 }
 
+#[serde_with::skip_serializing_none]
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "consign control message")]
@@ -87,10 +78,8 @@ struct Raw {
     #[schemars(extend("enum" = ["cancel_backfill", "reset_circuit"]))]
     kind: String,
     /// With `cancel_backfill` alone: the backfill's id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     backfill: Option<String>,
     /// With `reset_circuit` alone: the destination's id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     destination: Option<String>,
 }
 
