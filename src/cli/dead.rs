@@ -39,18 +39,19 @@ pub enum DeadArgs {
 
 /// Runs the command.
 pub async fn execute(args: DeadArgs, config: Config, json: bool) -> Exit {
-    if let Some(exit) = broker::fail_if_missing(&config.broker) {
-        return exit;
+    run(args, &config, json).await.unwrap_or_else(|problem| problem.report())
+}
+
+async fn run(args: DeadArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
+    broker::require(&config.broker)?;
+    match args {
+        DeadArgs::List(args) => list::execute(args, config, json).await,
+        DeadArgs::Show(args) => show::execute(args, config, json).await,
+        DeadArgs::Requeue(args) => requeue::execute(args, config, json).await,
+        DeadArgs::Discard(args) => discard::execute(args, config, json).await,
+        DeadArgs::Export(args) => export::execute(args, config).await,
+        DeadArgs::Import(args) => import::execute(args, config, json).await,
     }
-    let result = match args {
-        DeadArgs::List(args) => list::execute(args, &config, json).await,
-        DeadArgs::Show(args) => show::execute(args, &config, json).await,
-        DeadArgs::Requeue(args) => requeue::execute(args, &config, json).await,
-        DeadArgs::Discard(args) => discard::execute(args, &config, json).await,
-        DeadArgs::Export(args) => export::execute(args, &config).await,
-        DeadArgs::Import(args) => import::execute(args, &config, json).await,
-    };
-    result.unwrap_or_else(|problem| problem.report())
 }
 
 impl From<DeadLetterError> for CommandError {

@@ -55,7 +55,7 @@ enum StatusAction {
 /// Runs the command. Exits with 69 when no worker answers.
 pub async fn execute(args: StatusArgs, config: Config, json: bool) -> Exit {
     if let Some(StatusAction::Reset { destination }) = args.action {
-        return reset::execute(&destination, &config, json).await;
+        return reset::execute(&destination, &config, json).await.unwrap_or_else(|problem| problem.report());
     }
     let client = match StatusClient::new() {
         Ok(client) => client,
