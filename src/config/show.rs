@@ -1,7 +1,5 @@
 //! Every value with its origin and with secrets masked, for `consign config show`.
 
-use std::fmt;
-
 use serde_json::Value;
 
 use super::keys;
@@ -20,12 +18,6 @@ pub struct EffectiveSetting {
     pub value: Value,
     /// Origin of the value.
     pub origin: ValueOrigin,
-}
-
-impl fmt::Display for EffectiveSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}  # {}", self.key, self.value, self.origin)
-    }
 }
 
 /// Returns the leaves of the tree in the order of their keys.
