@@ -153,17 +153,6 @@ impl SqliteQueue {
         consume: Vec<(Lane, u16)>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, QueueError> {
-        Self::start_with(WRITE_TIMEOUT, file, prefix, worker_id, consume, metrics)
-    }
-
-    fn start_with(
-        write_timeout: Duration,
-        file: &Path,
-        prefix: &str,
-        worker_id: &str,
-        consume: Vec<(Lane, u16)>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Arc<Self>, QueueError> {
         let shared = Arc::new(EngineShared {
             file: file.to_owned(),
             prefix: prefix.to_owned(),
@@ -179,7 +168,7 @@ impl SqliteQueue {
         let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(move || engine.run());
         thread.map_err(|error| QueueError::Unavailable(format!("a thread can't be started: {error}")))?;
         let (commands, control) = (Mutex::new(commands), AsyncMutex::new(control));
-        Ok(Arc::new(Self { shared, commands, control, write_timeout }))
+        Ok(Arc::new(Self { shared, commands, control, write_timeout: WRITE_TIMEOUT }))
     }
 
     fn send(&self, command: EngineCommand) -> Result<(), QueueError> {
