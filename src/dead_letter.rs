@@ -1,6 +1,6 @@
 //! Dead letters: jobs that were not delivered, with the reason.
 //!
-//! A kill at any moment loses no letter and delivers no job twice: see [`DeadLetters`].
+//! A kill at any moment loses no letter and delivers no job twice: see [`crate::queue::DeadLetters`].
 //!
 //! | module | content |
 //! |---|---|
@@ -19,8 +19,7 @@ pub mod import;
 pub mod requeue;
 pub mod run;
 
-use crate::config::BrokerConfig;
-use crate::queue::{DeadLetters, QueueError};
+use crate::queue::QueueError;
 
 /// Error that ends an operation before it has acted on a letter.
 #[derive(Debug, thiserror::Error)]
@@ -31,23 +30,4 @@ pub enum DeadLetterError {
     /// A file.
     #[error("{0}")]
     File(String),
-}
-
-/// Broker of the dead letters, and the name of the connection.
-#[derive(Debug, Clone)]
-pub struct LetterSource<'a> {
-    /// Broker.
-    pub broker: &'a BrokerConfig,
-    /// Name of the connection.
-    pub client: String,
-}
-
-impl LetterSource<'_> {
-    /// Opens a pass over the dead letters.
-    ///
-    /// # Errors
-    /// The errors of [`DeadLetters::open`].
-    pub async fn open(&self) -> Result<DeadLetters, QueueError> {
-        DeadLetters::open(self.broker, &self.client).await
-    }
 }

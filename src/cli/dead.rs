@@ -15,9 +15,10 @@ use clap::Subcommand;
 use super::output::ProgressReporter;
 use super::{CommandError, Exit, broker};
 use crate::config::Config;
+use crate::dead_letter::DeadLetterError;
 use crate::dead_letter::filter::LetterFilter;
 use crate::dead_letter::run::LetterCounts;
-use crate::dead_letter::{DeadLetterError, LetterSource};
+use crate::queue::{DeadLetters, QueueError};
 
 /// Actions on dead letters.
 #[derive(Debug, Clone, Subcommand)]
@@ -63,8 +64,9 @@ impl From<DeadLetterError> for CommandError {
     }
 }
 
-fn source(config: &Config) -> LetterSource<'_> {
-    LetterSource { broker: &config.broker, client: broker::client_name(config, "dead") }
+/// Begins a pass over the dead letters.
+async fn open(config: &Config) -> Result<DeadLetters, QueueError> {
+    DeadLetters::open(&config.broker, &broker::client_name(config, "dead")).await
 }
 
 /// Requires a filter or `--all` of a command that changes letters.

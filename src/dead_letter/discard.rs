@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use super::LetterSource;
 use super::filter::LetterSelection;
 use super::run::LetterRun;
 use crate::queue::{DeadLetters, LetterId, QueueError};
@@ -11,13 +10,11 @@ use crate::queue::{DeadLetters, LetterId, QueueError};
 ///
 /// # Errors
 /// The broker is lost.
-pub async fn find(source: &LetterSource<'_>, mut selection: LetterSelection) -> Result<HashSet<LetterId>, QueueError> {
-    let mut letters = source.open().await?;
+pub async fn find(letters: &mut DeadLetters, mut selection: LetterSelection) -> Result<HashSet<LetterId>, QueueError> {
     let mut ids = HashSet::new();
-    while let Some(letter) = selection.next(&mut letters, || ()).await? {
+    while let Some(letter) = selection.next(letters, || ()).await? {
         ids.insert(letter.id().clone());
     }
-    letters.close().await;
     Ok(ids)
 }
 

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::args::FilterArgs;
+use super::open;
 use super::redact::summary;
-use super::source;
 use crate::cli::output::text::{UNKNOWN, duration, table};
 use crate::cli::{CommandError, Exit, notice, print};
 use crate::config::Config;
@@ -27,7 +27,7 @@ pub struct ListArgs {
 
 /// Lists letters. Only their lines are kept in memory.
 pub(super) async fn execute(args: ListArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let mut letters = source(config).open().await?;
+    let mut letters = open(config).await?;
     let mut selection = LetterFilter::from(args.filter).select();
     let (mut rows, mut reasons) = (Vec::new(), BTreeMap::<String, u64>::new());
     while let Some(letter) = selection.next(&mut letters, || ()).await? {
