@@ -169,8 +169,7 @@ pub enum Uploaded {
 impl Target<'_> {
     /// Of a call about the object that belongs to no upload in parts.
     fn span(&self, operation: &'static str) -> tracing::Span {
-        let (bucket, key) = (self.destination.bucket.as_str(), self.key.as_str());
-        spans::s3(operation, &spans::S3RequestAttributes { bucket, key, upload_id: None, part: None })
+        spans::s3(operation, self.destination.bucket.as_str(), self.key.as_str(), None, None)
     }
 
     fn owner(&self) -> Option<String> {
