@@ -15,11 +15,6 @@ use crate::domain::destination::{DestinationId, Invalid, strict, text_newtype};
 pub const VERSION: u64 = 1;
 /// Days for which messages are kept, and for which their commands hold.
 pub const KEPT_DAYS: u64 = 7;
-/// Header of a backfill's jobs: the backfill's id.
-pub const BACKFILL_HEADER: &str = "consign-backfill";
-/// Header beside it: start of the command that published them (RFC 3339). A cancellation covers
-/// commands that started before it.
-pub const BACKFILL_BEGUN_HEADER: &str = "consign-backfill-at";
 /// Most bytes of a control message.
 const MAX_BYTES: usize = 4096;
 
