@@ -1,5 +1,6 @@
 //! Every value with its origin and with secrets masked, for `consign config show`.
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::keys;
@@ -10,13 +11,15 @@ use super::problems::ValueOrigin;
 const MASK: &str = "***";
 
 /// One value of the merged configuration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EffectiveSetting {
     /// The dotted key.
+    #[serde(skip)]
     pub key: String,
     /// The value; masked if it is a secret.
     pub value: Value,
     /// Origin of the value.
+    #[serde(flatten)]
     pub origin: ValueOrigin,
 }
 
