@@ -9,7 +9,7 @@ use crate::domain::diagnosis::{Code, Diagnosis, Remedy, Side};
 /// The report of a connection test. Part of the contract: `consign check --json` prints it, and the
 /// answer to a test by message contains it.
 #[serde_with::skip_serializing_none]
-#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 #[schemars(title = "consign check", rename = "check")]
 pub struct CheckReport {
     /// 1.
@@ -45,13 +45,14 @@ pub struct CheckReport {
 }
 
 /// The verdict of a test.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "verdict")]
 pub enum CheckVerdict {
     /// Files can be delivered.
     #[serde(rename = "ready")]
     Ready,
     /// Files can't be delivered, or it is unknown.
+    #[default]
     #[serde(rename = "not ready")]
     NotReady,
 }
@@ -202,22 +203,8 @@ impl CheckStep {
 impl CheckReport {
     /// Returns the report of a test of the worker itself, without a destination.
     pub fn of_worker(principal: Option<String>, checked_at: Timestamp, seconds: f64, steps: Vec<CheckStep>) -> Self {
-        Self {
-            version: 1,
-            verdict: CheckVerdict::of(&steps),
-            destination: None,
-            tenant: None,
-            bucket: None,
-            region: None,
-            prefix: None,
-            test_object: None,
-            left_behind: false,
-            principal,
-            checked_at,
-            duration_seconds: seconds,
-            weaker: Vec::new(),
-            steps,
-        }
+        let verdict = CheckVerdict::of(&steps);
+        Self { version: 1, verdict, principal, checked_at, duration_seconds: seconds, steps, ..Self::default() }
     }
 
     /// Returns the side that has to act, from the first step that failed.
