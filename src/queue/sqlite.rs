@@ -118,7 +118,7 @@ pub fn apply(file: &Path) -> Result<(), QueueError> {
 /// Returns the control messages of the last 7 days, oldest first.
 pub(super) async fn control_messages(file: &Path, prefix: &str) -> Result<Vec<Bytes>, QueueError> {
     let prefix = prefix.to_owned();
-    let messages = retrying_store::open_and(file, move |store| control::after(store.connection(), &prefix, 0)).await?;
+    let messages = retrying_store::open_and(file, move |store| store.read(|db| control::after(db, &prefix, 0))).await?;
     Ok(messages.into_iter().map(|(_, body)| body).collect())
 }
 

@@ -71,7 +71,7 @@ impl SqliteOutcomes {
     /// `Unavailable` if the file stays locked, `Unusable` if it is not a queue.
     pub async fn subscribe(file: &Path, prefix: &str) -> Result<Self, QueueError> {
         let (store, last) = open_and(file, |store| {
-            let last = last(store.connection())?;
+            let last = store.read(last)?;
             Ok((store, last))
         })
         .await?;
@@ -99,11 +99,10 @@ impl SqliteOutcomes {
     }
 
     async fn read(&mut self) -> Result<Result<(), FileError>, QueueError> {
-        let (store, file) = (Arc::clone(&self.store), self.file.clone());
-        let (prefix, last) = (self.prefix.clone(), self.last);
+        let (store, prefix, last) = (Arc::clone(&self.store), self.prefix.clone(), self.last);
         let page = blocking(move || {
             let store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            page(store.connection(), &prefix, last).map_err(|error| FileError::from_sqlite(&file, &error))
+            store.read(|db| page(db, &prefix, last))
         });
         Ok(page.await?.map(|page| {
             for (seq, message) in page {
@@ -125,7 +124,7 @@ pub(in crate::queue) async fn replies(
     let mut last = None;
     loop {
         let (prefix, address) = (prefix.to_owned(), address.to_owned());
-        let page = open_and(file, move |store| reply_page(store.connection(), &prefix, &address, last.unwrap_or(0)));
+        let page = open_and(file, move |store| store.read(|db| reply_page(db, &prefix, &address, last.unwrap_or(0))));
         let page = page.await?;
         let Some((newest, _)) = page.last() else { return Ok(last.is_some()) };
         last = Some(*newest);
