@@ -68,18 +68,13 @@ pub(super) struct Keys {
     lives: Duration,
 }
 
-struct TemporaryKey {
-    pair: KeyPair,
-    token: String,
-    ends: SystemTime,
-    principal: SigningPrincipal,
-}
-
-/// Credentials that AssumeRole returns.
-pub(super) struct Issued {
+/// Temporary credentials, as AssumeRole returns them.
+#[derive(Clone)]
+pub(super) struct TemporaryKey {
     pub(super) pair: KeyPair,
     pub(super) token: String,
     pub(super) ends: SystemTime,
+    principal: SigningPrincipal,
 }
 
 /// SigningPrincipal of an access key id, and the token that the request must carry.
@@ -101,16 +96,16 @@ impl Keys {
 
     /// Temporary keys of a customer's role, good for what was asked or what this cloud allows,
     /// whichever is less.
-    pub(super) fn issue(&self, customer: Arc<Customer>, policy: Option<Policy>, asked: Duration) -> Issued {
+    pub(super) fn issue(&self, customer: Arc<Customer>, policy: Option<Policy>, asked: Duration) -> TemporaryKey {
         let pair = KeyPair { id: format!("ASIADEV{}", word(13)), secret: secret() };
         let token = format!("{}{}", secret(), secret());
         let ends = SystemTime::now() + asked.min(self.lives);
         let principal = SigningPrincipal::Customer(customer, policy);
-        let session = TemporaryKey { pair: pair.clone(), token: token.clone(), ends, principal };
+        let session = TemporaryKey { pair, token, ends, principal };
         let mut sessions = self.sessions();
         sessions.retain(|_, session| session.ends + REMEMBERED > SystemTime::now());
-        sessions.insert(pair.id.clone(), session);
-        Issued { pair, token, ends }
+        sessions.insert(session.pair.id.clone(), session.clone());
+        session
     }
 
     /// Returns the principal of this key; `None` for an unknown key.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use s3s::route::S3Route;
 use s3s::{Body, S3Request, S3Response, S3Result, s3_error};
 
-use super::keys::{Issued, Keys, SigningPrincipal};
+use super::keys::{Keys, SigningPrincipal, TemporaryKey};
 use super::policy::Policy;
 use super::{Customer, PLATFORM_ACCOUNT, Way, escape};
 use crate::domain::policy::SESSION_POLICY_LIMIT;
@@ -106,7 +106,7 @@ fn session_policy(document: &str) -> Result<Policy, StsError> {
     Policy::parse(document).map_err(|why| StsError(StatusCode::BAD_REQUEST, "MalformedPolicyDocument", why))
 }
 
-fn assumed(role: &str, session: &str, issued: &Issued) -> String {
+fn assumed(role: &str, session: &str, issued: &TemporaryKey) -> String {
     let ends = Timestamp::try_from(issued.ends).unwrap_or_default();
     let user = format!("{}/{session}", role.replacen(":iam:", ":sts:", 1).replacen(":role/", ":assumed-role/", 1));
     format!(
