@@ -1,6 +1,7 @@
 //! Dead letters: jobs that were not delivered, with the reason.
 //!
-//! A kill at any moment loses no letter and delivers no job twice: see [`crate::queue::DeadLetters`].
+//! A kill at any moment loses no letter and delivers no job twice: see
+//! [`crate::queue::DeadLetters`].
 //!
 //! | module | content |
 //! |---|---|

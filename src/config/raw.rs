@@ -1,5 +1,5 @@
-//! The configuration as serde reads it: the whole, and the sections that are not read into their own
-//! types in `sections`. The defaults are in `defaults`.
+//! The configuration as serde reads it: the whole, and the sections that are not read into their
+//! own types in `sections`. The defaults are in `defaults`.
 //!
 //! The JSON Schema of these types (`consign schema config`) is also used to find unknown and
 //! missing keys, and to parse the text of environment variables.

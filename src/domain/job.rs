@@ -169,8 +169,8 @@ impl Location {
 }
 
 text_newtype!(
-    /// A key below the destination's prefix. Checked against an empty prefix when the job is parsed;
-    /// the joined length is checked again by `Prefix::join`.
+    /// A key below the destination's prefix. Checked against an empty prefix when the job is
+    /// parsed; the joined length is checked again by `Prefix::join`.
     RelativeKey
 );
 

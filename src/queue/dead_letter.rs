@@ -15,9 +15,9 @@ use crate::domain::outcome::Reason;
 use crate::domain::{headers, routing_key};
 
 text_newtype!(
-    /// Identifier of a letter: a hash of its whole content except the times at which a queue took it.
-    /// So it is the same on every pass, on both brokers, and after export and import. Identical letters
-    /// share it. 16 hexadecimal digits.
+    /// Identifier of a letter: a hash of its whole content except the times at which a queue took
+    /// it. So it is the same on every pass, on both brokers, and after export and import. Identical
+    /// letters share it. 16 hexadecimal digits.
     LetterId
 );
 

@@ -22,7 +22,8 @@ use crate::source::chunks::Chunks;
 /// Bytes compressed before the task yields to others: a millisecond of gzip.
 pub(super) const STRIDE: usize = 64 * 1024;
 
-/// Size from which a chunk of [`Packer::whole`] is yielded. It has this size plus what one stride adds.
+/// Size from which a chunk of [`Packer::whole`] is yielded. It has this size plus what one stride
+/// adds.
 pub(super) const CHUNK_SIZE: usize = 64 * 1024;
 /// Header of a gzip member: magic, deflate, no flags, no time, no hints, unknown system.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
