@@ -40,7 +40,6 @@ use crate::metrics::Metrics;
 use crate::session::Sessions;
 use crate::worker::Worker;
 
-/// Maximum number of running transfers in the list.
 const MAX_RUNNING: usize = 500;
 
 /// Everything that the status is read from.

@@ -11,7 +11,6 @@ use crate::domain::control::{Control, ControlCommand};
 use crate::metrics::Metrics;
 use crate::queue::{self, JobPublisher, QueueError};
 
-/// Upper bound of the time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Requires `broker.url`, and the file of the embedded queue.

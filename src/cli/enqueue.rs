@@ -134,7 +134,6 @@ fn unknown_destination(config: &Config, to: &str) -> Option<String> {
     Some(format!("{id} is not in the configuration ({known}); published nevertheless, as the workers may have it"))
 }
 
-/// Result of publishing.
 #[derive(Debug, Default)]
 struct EnqueueResult {
     published: u64,

@@ -60,7 +60,6 @@ struct PrintedPolicy {
     notes: Vec<String>,
 }
 
-/// Error of the value of a flag.
 fn flag_error(problem: &Invalid) -> CommandError {
     CommandError::Usage(format!("--{}: {}", problem.field.replace('_', "-"), problem.problem))
 }
@@ -80,7 +79,6 @@ pub fn execute(args: &PolicyArgs, config: &Config, json: bool) -> Exit {
     }
 }
 
-/// Document and notes as JSON.
 fn envelope(kind: DocumentKind, printed: &PrintedPolicy) -> Value {
     let kind = kind.to_possible_value().map(|kind| kind.get_name().to_owned());
     json!({ "kind": kind, "document": printed.document, "notes": printed.notes })

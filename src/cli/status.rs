@@ -18,9 +18,7 @@ use crate::config::Config;
 use crate::queue::{self, Depths};
 use view::StatusReport;
 
-/// Interval of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// Time-out of the broker's counts.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Moves the cursor home and clears the screen; the scrollback stays.
 const CLEAR_SCREEN: &str = "\u{1b}[H\u{1b}[2J";

@@ -12,7 +12,6 @@ use crate::session;
 use crate::session::Sessions;
 use crate::worker::{CircuitView, DestinationRecord, FailureDetail, RunningTransfer, WaitingJobs};
 
-/// Maximum number of destinations in the list.
 const MAX_SHOWN: usize = 100;
 
 /// The data that the states are computed from.
@@ -44,7 +43,6 @@ pub(super) struct DestinationStates {
     filter: String,
 }
 
-/// The state of one destination.
 #[derive(Debug, Serialize)]
 struct DestinationState {
     id: String,
@@ -81,7 +79,6 @@ struct DestinationState {
     delivered_bytes: u64,
 }
 
-/// The state of a destination's session.
 #[derive(Debug, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 enum SessionState {

@@ -6,9 +6,7 @@ use crate::domain::diagnosis::Remedy;
 use crate::domain::policy;
 use crate::runtime::output::colours;
 
-/// Width of the marks.
 const MARK_WIDTH: usize = 9;
-/// Width of the names of steps.
 const NAME_WIDTH: usize = 24;
 
 /// Printer of a test.

@@ -23,7 +23,6 @@ pub(super) struct InputError {
 }
 
 impl InputError {
-    /// Problem of the input as a whole.
     fn whole(problem: impl Into<String>) -> Self {
         Self { line: None, problem: problem.into() }
     }

@@ -11,7 +11,6 @@ use crate::domain::policy::Principal;
 
 /// Placeholder for an unknown account. It appears in no document that needs the account.
 const UNKNOWN_ACCOUNT: &str = "000000000000";
-/// Upper bound of the characters of a role's name.
 const MAX_ROLE_NAME: usize = 64;
 
 /// Id of a destination, or its settings as flags.

@@ -17,7 +17,6 @@ use crate::queue::{OutcomeEvent, OutcomeMessage, QueueError};
 
 /// Interval at which a subscriber looks for new outcomes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Number of outcomes per read.
 const PAGE_SIZE: i64 = 256;
 
 /// Records an outcome. An outcome that exists already moves to the end, so that subscribers see it

@@ -20,7 +20,6 @@ struct Demand {
     limit: usize,
 }
 
-/// Result of a transaction.
 struct BatchResult {
     results: Vec<Result<(), QueueError>>,
     claimed: Vec<(Demand, Vec<Delivery>)>,
