@@ -28,9 +28,7 @@ use crate::metrics::Metrics;
 const MAX_CONNECTIONS: usize = 64;
 /// Maximum size of a request's head, in bytes.
 const MAX_HEAD_BYTES: usize = 16 << 10;
-/// Time limit for receiving a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time limit for a whole connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The data behind the endpoint. The closures are called for each request and must not block.

@@ -28,7 +28,7 @@ use crate::upload::Uploader;
 use crate::worker::{Worker, WorkerParts};
 use last_reload::LastReload;
 use signals::{ReloadHandler, register};
-use status::StatusInputs;
+use status::StatusSource;
 
 /// The way a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,13 +118,15 @@ pub async fn run_in(
     });
     let stop_admin = CancellationToken::new();
     let last_reload = LastReload::default();
-    let state = status::admin_state(StatusInputs {
-        worker: &worker,
-        sessions: &sessions,
-        metrics: &metrics,
-        config: &config,
+    let state = status::admin_state(StatusSource {
+        worker: worker.clone(),
+        sessions: sessions.clone(),
+        metrics: metrics.clone(),
         destinations: current,
         last_reload: last_reload.clone(),
+        settings: config.worker.clone(),
+        broker: config.broker.clone(),
+        started: jiff::Timestamp::now(),
     });
     let address = listener.local_addr().unwrap_or(config.admin.listen);
     let admin = tokio::spawn(admin::serve(listener, state.clone(), stop_admin.clone()));

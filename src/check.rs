@@ -58,7 +58,7 @@ impl Checker<'_> {
     /// When dropped, an open upload of the test is aborted in the background.
     pub async fn run(&self, destination: &Arc<Destination>, observer: StepObserver<'_>) -> CheckReport {
         self.sessions.forget_region(destination);
-        let mut run = CheckRun::new(destination, self.sessions, self.who, self.egress, observer, self.limit);
+        let mut run = CheckRun::new(*self, destination, observer);
         run.credentials().await;
         if let Ok(key) = destination.prefix.join(TEST_OBJECT) {
             run.bucket(&self.uploader.probe(destination, key)).await;

@@ -238,20 +238,18 @@ fn configured_destinations(config: &Config) -> String {
 }
 
 /// Error that ends a command before it has done anything.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 enum CommandError {
     /// The arguments contradict each other.
     Usage(String),
+    /// The configuration is incomplete.
+    Config(String),
     /// Any other problem.
     Failed(String),
     /// The broker.
-    Queue(QueueError),
-}
-
-impl From<QueueError> for CommandError {
-    fn from(problem: QueueError) -> Self {
-        Self::Queue(problem)
-    }
+    #[error(transparent)]
+    Queue(#[from] QueueError),
 }
 
 impl CommandError {
@@ -259,6 +257,7 @@ impl CommandError {
     fn report(&self) -> Exit {
         match self {
             Self::Usage(problem) => fail(problem, Exit::Usage),
+            Self::Config(problem) => fail(problem, Exit::Config),
             Self::Failed(problem) => fail(problem, Exit::Failed),
             Self::Queue(problem) => broker::fail_queue(problem),
         }

@@ -1,6 +1,7 @@
 //! Dead letters: jobs that were not delivered, with the reason.
 //!
-//! A kill at any moment loses no letter and delivers no job twice: see [`DeadLetters`].
+//! A kill at any moment loses no letter and delivers no job twice: see
+//! [`crate::queue::DeadLetters`].
 //!
 //! | module | content |
 //! |---|---|
@@ -19,39 +20,15 @@ pub mod import;
 pub mod requeue;
 pub mod run;
 
-use crate::config::BrokerConfig;
-use crate::queue::{DeadLetters, QueueError};
+use crate::queue::QueueError;
 
 /// Error that ends an operation before it has acted on a letter.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
     /// The broker.
-    Queue(QueueError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// A file.
+    #[error("{0}")]
     File(String),
-}
-
-impl From<QueueError> for DeadLetterError {
-    fn from(problem: QueueError) -> Self {
-        Self::Queue(problem)
-    }
-}
-
-/// Broker of the dead letters, and the name of the connection.
-#[derive(Debug, Clone)]
-pub struct LetterSource<'a> {
-    /// Broker.
-    pub broker: &'a BrokerConfig,
-    /// Name of the connection.
-    pub client: String,
-}
-
-impl LetterSource<'_> {
-    /// Opens a pass over the dead letters.
-    ///
-    /// # Errors
-    /// The errors of [`DeadLetters::open`].
-    pub async fn open(&self) -> Result<DeadLetters, QueueError> {
-        DeadLetters::open(self.broker, &self.client).await
-    }
 }

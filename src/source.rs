@@ -11,8 +11,6 @@ mod guard;
 mod https;
 mod resume;
 mod s3;
-#[cfg(test)]
-mod scripted;
 mod stream;
 mod verify;
 
@@ -76,7 +74,16 @@ impl Sources {
     /// digest of a file is computed before this returns; a caller that reads a file by ranges calls
     /// [`FileSource::verify_unchanged`] and [`FileSource::count_read`].
     pub async fn open(&self, source: &job::Source) -> Result<SourceStream, Failure> {
-        self.open_whole(source).await.map_err(name_job_field)
+        let opened = async {
+            self.check_scheme(source.location.scheme())?;
+            let opened = match &source.location {
+                Location::File(path) => return self.open_file(source, path).await,
+                Location::Http(url) => self.http()?.open(url).await?,
+                Location::S3 { bucket, key } => self.s3()?.open(bucket, key).await?,
+            };
+            self.stream(source, opened, 0)
+        };
+        opened.await.map_err(name_job_field)
     }
 
     /// Opens a source to resume at byte `offset` of the content that `checkpoint` identifies. The
@@ -98,38 +105,22 @@ impl Sources {
         if checkpoint.length.is_some_and(|length| offset > length) {
             return Ok(None);
         }
-        self.open_rest(source, checkpoint, offset).await.map_err(name_job_field)
-    }
-
-    async fn open_whole(&self, source: &job::Source) -> Result<SourceStream, Failure> {
-        self.check_scheme(source.location.scheme())?;
-        let opened = match &source.location {
-            Location::File(path) => return self.open_file(source, path).await,
-            Location::Http(url) => self.http()?.open(url).await?,
-            Location::S3 { bucket, key } => self.s3()?.open(bucket, key).await?,
+        let opened = async {
+            self.check_scheme(source.location.scheme())?;
+            let from = first_byte(source, checkpoint, offset);
+            let opened = match &source.location {
+                Location::File(path) => return self.reopen_file(source, path, checkpoint).await,
+                Location::Http(url) => self.http()?.open_at(url, checkpoint, from).await?,
+                Location::S3 { bucket, key } => self.s3()?.open_at(bucket, key, checkpoint, from).await?,
+            };
+            let Some(mut opened) = opened else { return Ok(None) };
+            // The length that the origin reported first holds for the same content, even if it reports
+            // none now. A size in the job is enforced anyway.
+            opened.length = opened.length.or(checkpoint.length.filter(|_| source.size.is_none()));
+            let stream = self.stream(source, opened, from)?;
+            Ok(Some(stream.skip(offset - from)))
         };
-        self.stream(source, opened, 0)
-    }
-
-    async fn open_rest(
-        &self,
-        source: &job::Source,
-        checkpoint: &SourceMark,
-        offset: u64,
-    ) -> Result<Option<SourceStream>, Failure> {
-        self.check_scheme(source.location.scheme())?;
-        let from = first_byte(source, checkpoint, offset);
-        let opened = match &source.location {
-            Location::File(path) => return self.reopen_file(source, path, checkpoint).await,
-            Location::Http(url) => self.http()?.open_at(url, checkpoint, from).await?,
-            Location::S3 { bucket, key } => self.s3()?.open_at(bucket, key, checkpoint, from).await?,
-        };
-        let Some(mut opened) = opened else { return Ok(None) };
-        // The length that the origin reported first holds for the same content, even if it reports
-        // none now. A size in the job is enforced anyway.
-        opened.length = opened.length.or(checkpoint.length.filter(|_| source.size.is_none()));
-        let stream = self.stream(source, opened, from)?;
-        Ok(Some(stream.skip(offset - from)))
+        opened.await.map_err(name_job_field)
     }
 
     fn http(&self) -> Result<&HttpSource, Failure> {

@@ -6,7 +6,6 @@
 mod export;
 pub mod spans;
 
-use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 
 use tracing::level_filters::LevelFilter;
@@ -17,6 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::config::{LogConfig, LogFormat};
+use crate::runtime::output::colours;
 use export::Export;
 
 /// Crates whose debug and trace lines contain secrets.
@@ -97,7 +97,7 @@ where
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer: Sink = match format {
         LogFormat::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
-        LogFormat::Text => layer.with_ansi(colours()).with_target(false).boxed(),
+        LogFormat::Text => layer.with_ansi(colours(&std::io::stderr())).with_target(false).boxed(),
     };
     (layer.with_filter(filter.and(own)).boxed(), handle)
 }
@@ -113,12 +113,6 @@ fn traces(export: &Export) -> Sink {
         .with_tracked_inactivity(false)
         .with_filter(ours)
         .boxed()
-}
-
-/// Returns true if stderr is a terminal and `NO_COLOR` is not set (<https://no-color.org>).
-fn colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    std::io::stderr().is_terminal() && !refused
 }
 
 /// A target whose warnings repeat, unformatted, a failure that the worker logs itself.

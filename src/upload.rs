@@ -169,8 +169,7 @@ pub enum Uploaded {
 impl Target<'_> {
     /// Of a call about the object that belongs to no upload in parts.
     fn span(&self, operation: &'static str) -> tracing::Span {
-        let (bucket, key) = (self.destination.bucket.as_str(), self.key.as_str());
-        spans::s3(operation, &spans::S3RequestAttributes { bucket, key, upload_id: None, part: None })
+        spans::s3(operation, self.destination.bucket.as_str(), self.key.as_str(), None, None)
     }
 
     fn may_be_written(&self) -> bool {
@@ -253,11 +252,11 @@ impl Uploader {
     ) -> Result<Uploaded, Failure> {
         let length = file.length();
         let planned = match control.resume.as_ref().map(|checkpoint| checkpoint.sizes) {
-            Some(PartSizes::Even { part_size, parts }) => UploadPlan::Even { part_size, parts },
+            Some(sizes @ PartSizes::Even { .. }) => UploadPlan::Parts(sizes),
             _ => plan::plan(Some(length), false, &self.limits)?,
         };
         match planned {
-            UploadPlan::Even { part_size, parts } => {
+            UploadPlan::Parts(sizes @ PartSizes::Even { part_size, parts }) => {
                 let done = done(control.resume.as_ref());
                 let missing = (1..=parts).filter(move |number| !done.contains(number));
                 let (rate_limiter, checked) = (context.target.rate_limiter.cloned(), context.checked);
@@ -271,12 +270,11 @@ impl Uploader {
                         part.await
                     }
                 });
-                let parts_to_send =
-                    context.parts_to_send(parts_to_send, self.concurrency(), PartSizes::Even { part_size, parts });
+                let parts_to_send = context.parts_to_send(parts_to_send, self.concurrency(), sizes);
                 let prove = async |sent| proven(sent, length).and_then(|()| file.verify_unchanged());
                 multipart::upload(context.calls, context.target, parts_to_send, control, prove).await
             }
-            UploadPlan::Single(_) | UploadPlan::Growing(_) => {
+            UploadPlan::Single(_) | UploadPlan::Parts(_) => {
                 first_turn(control.stop, context.target.rate_limiter, length).await?;
                 let part = if length <= MAX_SMALL_FILE {
                     part::read_small(&file, &self.pool, context.checked).await?
@@ -305,8 +303,7 @@ impl Uploader {
         let (first_size, sizes) = match plan {
             // One byte more than announced is asked for, so that a longer source shows.
             UploadPlan::Single(size) => (size.max(1), None),
-            UploadPlan::Even { part_size, parts } => (part_size, Some(PartSizes::Even { part_size, parts })),
-            UploadPlan::Growing(growing) => (growing.size(1)?, Some(reader.sizes(growing))),
+            UploadPlan::Parts(sizes) => (plan::size(sizes, 1)?, Some(reader.sizes(sizes))),
         };
         let cancel = &control.stop.cancel;
         let booked = length.map_or(first_size, |length| length.min(first_size));

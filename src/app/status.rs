@@ -34,83 +34,48 @@ use tokio::sync::watch;
 
 use super::last_reload::LastReload;
 use crate::admin::AdminState;
-use crate::config::Config;
+use crate::config::{BrokerConfig, WorkerConfig};
 use crate::domain::destination::Destinations;
 use crate::metrics::Metrics;
 use crate::session::Sessions;
 use crate::worker::Worker;
 
-/// Maximum number of running transfers in the list.
 const MAX_RUNNING: usize = 500;
 
 /// Everything that the status is read from.
-struct StatusSource {
-    worker: Arc<Worker>,
-    sessions: Arc<Sessions>,
-    metrics: Arc<Metrics>,
-    destinations: watch::Receiver<Arc<Destinations>>,
-    last_reload: LastReload,
-    id: String,
-    prefix: String,
-    slots: u32,
-    backfill_slots: u32,
-    broker: BrokerName,
-    started: Timestamp,
-}
-
-/// Kind and address of the queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct BrokerName {
-    kind: &'static str,
-    /// Host and port, without credentials. `None` for the embedded queue.
-    address: Option<String>,
-}
-
-/// The parts of the running worker that the admin endpoint reads.
-pub(super) struct StatusInputs<'a> {
-    pub(super) worker: &'a Arc<Worker>,
-    pub(super) sessions: &'a Arc<Sessions>,
-    pub(super) metrics: &'a Arc<Metrics>,
-    pub(super) config: &'a Config,
+pub(super) struct StatusSource {
+    pub(super) worker: Arc<Worker>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) destinations: watch::Receiver<Arc<Destinations>>,
     pub(super) last_reload: LastReload,
+    pub(super) settings: WorkerConfig,
+    pub(super) broker: BrokerConfig,
+    pub(super) started: Timestamp,
 }
 
 /// Returns the callbacks of the admin endpoint.
-pub(super) fn admin_state(inputs: StatusInputs<'_>) -> AdminState {
-    let StatusInputs { worker, sessions, metrics, config, destinations, last_reload } = inputs;
-    let (ready, live) = (worker.clone(), worker.clone());
-    let source = StatusSource {
-        worker: worker.clone(),
-        sessions: sessions.clone(),
-        metrics: metrics.clone(),
-        destinations,
-        last_reload,
-        id: config.worker.id.clone(),
-        prefix: config.broker.prefix.clone(),
-        slots: config.worker.slots.get(),
-        backfill_slots: config.worker.backfill_slots,
-        broker: broker_name(config.broker.url.as_ref().map_or("", |url| url.expose_secret())),
-        started: Timestamp::now(),
-    };
+pub(super) fn admin_state(source: StatusSource) -> AdminState {
+    let (ready, live) = (source.worker.clone(), source.worker.clone());
     AdminState {
-        metrics: metrics.clone(),
+        metrics: source.metrics.clone(),
         ready: Arc::new(move || ready.ready()),
         live: Arc::new(move || live.alive()),
         status: Arc::new(move |filter| source.status(filter)),
     }
 }
 
-fn broker_name(url: &str) -> BrokerName {
+/// Kind of the queue, and its host and port without credentials; the embedded queue has none.
+fn broker_name(url: &str) -> (&'static str, Option<String>) {
     if url.starts_with("sqlite:") {
-        return BrokerName { kind: "embedded", address: None };
+        return ("embedded", None);
     }
     let parsed = url::Url::parse(url).ok();
     let address = parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port()))).map(|(host, port)| match port {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
     });
-    BrokerName { kind: "rabbitmq", address }
+    ("rabbitmq", address)
 }
 
 impl StatusSource {
@@ -135,15 +100,15 @@ impl StatusSource {
         running.truncate(MAX_RUNNING);
         let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "worker": self.id,
-            "prefix": self.prefix,
+            "worker": self.settings.id,
+            "prefix": self.broker.prefix,
             "time": now,
             "started_at": self.started,
             "uptime_seconds": now.duration_since(self.started).as_secs().max(0),
             "ready": not_ready.is_none(),
             "not_ready_because": not_ready,
             "draining": counts.draining,
-            "slots": { "total": self.slots, "busy": busy, "backfill": self.backfill_slots },
+            "slots": { "total": self.settings.slots, "busy": busy, "backfill": self.settings.backfill_slots },
             "lanes": counts.lanes,
             "buffer": { "bytes": counts.buffer_bytes, "limit_bytes": counts.buffer_limit_bytes },
             "broker": self.broker(counts.broker_connected, counts.broker_unconfirmed, counts.broker_reconnects),
@@ -166,9 +131,10 @@ impl StatusSource {
 
     fn broker(&self, connected: bool, unconfirmed: u64, reconnects: u64) -> Value {
         let problem = self.worker.queue_ready().err();
+        let (kind, address) = broker_name(self.broker.url.as_ref().map_or("", |url| url.expose_secret()));
         json!({
-            "kind": self.broker.kind,
-            "address": self.broker.address,
+            "kind": kind,
+            "address": address,
             "connected": connected || problem.is_none(),
             "problem": problem,
             "unconfirmed": unconfirmed,
@@ -184,7 +150,7 @@ mod tests {
     #[test]
     fn the_broker_is_named_without_credentials() {
         let named = |url| {
-            let BrokerName { kind, address } = broker_name(url);
+            let (kind, address) = broker_name(url);
             (kind, address.unwrap_or_default())
         };
         assert_eq!(

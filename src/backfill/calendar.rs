@@ -9,7 +9,7 @@
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::{AmbiguousOffset, TimeZone};
-use jiff::{Span, ZonedDateTime};
+use jiff::{Span, Unit, ZonedDateTime};
 
 /// Upper bound of steps. Larger backfills take longer steps or several ids.
 const MAX_STEPS: usize = 1_000_000;
@@ -18,15 +18,8 @@ const MAX_STEPS: usize = 1_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interval {
     count: i64,
-    unit: IntervalUnit,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum IntervalUnit {
-    Hour,
-    Day,
-    Week,
-    Month,
+    /// Hour, day, week or month.
+    unit: Unit,
 }
 
 impl Interval {
@@ -39,10 +32,10 @@ impl Interval {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (count, unit) = text.split_at(digits);
         let unit = match unit {
-            "h" | "hour" | "hours" => IntervalUnit::Hour,
-            "d" | "day" | "days" => IntervalUnit::Day,
-            "w" | "week" | "weeks" => IntervalUnit::Week,
-            "month" | "months" => IntervalUnit::Month,
+            "h" | "hour" | "hours" => Unit::Hour,
+            "d" | "day" | "days" => Unit::Day,
+            "w" | "week" | "weeks" => Unit::Week,
+            "month" | "months" => Unit::Month,
             "m" => return Err("write 1month for a month; minutes are not supported".to_owned()),
             _ => return Err(invalid()),
         };
@@ -59,10 +52,10 @@ impl Interval {
         let count = self.count.checked_mul(number)?;
         let span = Span::new();
         match self.unit {
-            IntervalUnit::Hour => span.try_hours(count),
-            IntervalUnit::Day => span.try_days(count),
-            IntervalUnit::Week => span.try_weeks(count),
-            IntervalUnit::Month => span.try_months(count),
+            Unit::Hour => span.try_hours(count),
+            Unit::Day => span.try_days(count),
+            Unit::Week => span.try_weeks(count),
+            _ => span.try_months(count),
         }
         .ok()
     }
@@ -71,10 +64,10 @@ impl Interval {
 impl std::fmt::Display for Interval {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let unit = match self.unit {
-            IntervalUnit::Hour => "h",
-            IntervalUnit::Day => "d",
-            IntervalUnit::Week => "w",
-            IntervalUnit::Month => "month",
+            Unit::Hour => "h",
+            Unit::Day => "d",
+            Unit::Week => "w",
+            _ => "month",
         };
         write!(f, "{}{unit}", self.count)
     }
@@ -191,7 +184,7 @@ impl CalendarRange {
             let Some(civil) = civil.filter(|civil| *civil <= last) else { break };
             for at in self.instants(civil)? {
                 if steps.last().is_none_or(|before| before.at < at) {
-                    steps.push(CalendarStep { at, hourly: self.every.unit == IntervalUnit::Hour });
+                    steps.push(CalendarStep { at, hourly: self.every.unit == Unit::Hour });
                 }
             }
             if steps.len() > MAX_STEPS {
@@ -219,7 +212,7 @@ impl CalendarRange {
     /// Returns the instants at which the clocks of the zone show this time.
     fn instants(&self, civil: DateTime) -> Result<Vec<ZonedDateTime>, String> {
         let ambiguous = self.zone.to_ambiguous_zoned_datetime(civil);
-        let every_hour = self.every == Interval { count: 1, unit: IntervalUnit::Hour };
+        let every_hour = self.every == Interval { count: 1, unit: Unit::Hour };
         let twice = every_hour && matches!(ambiguous.offset(), AmbiguousOffset::Fold { .. });
         let later = if twice { Some(ambiguous.clone().later()) } else { None };
         std::iter::once(ambiguous.compatible())

@@ -30,24 +30,17 @@ pub struct BackfillResult {
 }
 
 /// Cause of the early end of a run.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StopCause {
     /// The broker.
+    #[error("{0}")]
     Queue(QueueError),
     /// The journal.
+    #[error("{0}")]
     Journal(String),
     /// A cancellation, at this time.
+    #[error("was cancelled at {0:.0}")]
     Cancelled(Timestamp),
-}
-
-impl std::fmt::Display for StopCause {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Queue(problem) => problem.fmt(f),
-            Self::Journal(problem) => f.write_str(problem),
-            Self::Cancelled(at) => write!(f, "was cancelled at {at:.0}"),
-        }
-    }
 }
 
 /// Publishes one message, confirmed.

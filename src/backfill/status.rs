@@ -31,18 +31,16 @@ pub struct FailureGroup {
 }
 
 /// Status of a backfill.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Serialize)]
 pub struct BackfillStatus {
     /// Id of the backfill.
     pub backfill: String,
     /// Jobs of the plan; known where it was published from here.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<usize>,
     /// Jobs that were published from here.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub published: Option<usize>,
     /// Time of the last cancellation.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cancelled_at: Option<Timestamp>,
     /// Jobs by outcome.
     pub outcomes: OutcomeCounts,
@@ -52,10 +50,8 @@ pub struct BackfillStatus {
     /// Failures by reason.
     pub failures: BTreeMap<String, FailureGroup>,
     /// Time of the first outcome.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub first_outcome_at: Option<Timestamp>,
     /// Time of the last outcome.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_outcome_at: Option<Timestamp>,
 }
 

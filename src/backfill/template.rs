@@ -11,57 +11,30 @@ use crate::domain::job::wire::{self, RawJob};
 /// Id field of a template that has none.
 const DEFAULT_ID: &str = "\"id\":\"{backfill}/{stamp}\",";
 
+/// Text of a predefined placeholder.
+type FillFn = fn(&CalendarStep, &BackfillId) -> String;
+
 /// Predefined placeholders.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Placeholder {
-    Date,
-    Year,
-    Month,
-    Day,
-    Hour,
-    Minute,
-    Offset,
-    Stamp,
-    Backfill,
+const PLACEHOLDERS: [(&str, FillFn); 9] = [
+    ("date", |step, _| step.at().date().to_string()),
+    ("year", |step, _| format!("{:04}", step.at().year())),
+    ("month", |step, _| format!("{:02}", step.at().month())),
+    ("day", |step, _| format!("{:02}", step.at().day())),
+    ("hour", |step, _| format!("{:02}", step.at().hour())),
+    ("minute", |step, _| format!("{:02}", step.at().minute())),
+    ("offset", |step, _| step.offset().replace(':', "")),
+    ("stamp", |step, _| step.stamp()),
+    ("backfill", |_, backfill| backfill.to_string()),
+];
+
+fn placeholder(name: &str) -> Option<FillFn> {
+    PLACEHOLDERS.into_iter().find(|(known, _)| *known == name).map(|(_, fill)| fill)
 }
 
-impl Placeholder {
-    const ALL: [(&'static str, Self); 9] = [
-        ("date", Self::Date),
-        ("year", Self::Year),
-        ("month", Self::Month),
-        ("day", Self::Day),
-        ("hour", Self::Hour),
-        ("minute", Self::Minute),
-        ("offset", Self::Offset),
-        ("stamp", Self::Stamp),
-        ("backfill", Self::Backfill),
-    ];
-
-    fn of(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, placeholder)| placeholder)
-    }
-
-    fn fill(self, step: &CalendarStep, backfill: &BackfillId) -> String {
-        let at = step.at();
-        match self {
-            Self::Date => at.date().to_string(),
-            Self::Year => format!("{:04}", at.year()),
-            Self::Month => format!("{:02}", at.month()),
-            Self::Day => format!("{:02}", at.day()),
-            Self::Hour => format!("{:02}", at.hour()),
-            Self::Minute => format!("{:02}", at.minute()),
-            Self::Offset => step.offset().replace(':', ""),
-            Self::Stamp => step.stamp(),
-            Self::Backfill => backfill.to_string(),
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Segment {
     Text(String),
-    Placeholder(Placeholder),
+    Placeholder(FillFn),
 }
 
 #[derive(Debug, Clone)]
@@ -124,7 +97,7 @@ impl TemplateNode {
             Self::Text(segments) => {
                 let texts = segments.iter().map(|segment| match segment {
                     Segment::Text(text) => text.clone(),
-                    Segment::Placeholder(placeholder) => placeholder.fill(step, backfill),
+                    Segment::Placeholder(fill) => fill(step, backfill),
                 });
                 Value::String(texts.collect())
             }
@@ -180,9 +153,9 @@ impl TemplateParser<'_> {
             let Some((name, after)) = rest.split_once('}').filter(|_| brace == "{") else {
                 return Err(format!("a single `{brace}`; write `{brace}{brace}` for the character itself"));
             };
-            match (Placeholder::of(name), self.variables.get(name)) {
-                (Some(placeholder), _) => {
-                    segments.extend([Segment::Text(std::mem::take(&mut plain)), Segment::Placeholder(placeholder)]);
+            match (placeholder(name), self.variables.get(name)) {
+                (Some(fill), _) => {
+                    segments.extend([Segment::Text(std::mem::take(&mut plain)), Segment::Placeholder(fill)]);
                 }
                 (None, Some(value)) => {
                     self.used.insert(name.to_owned());
@@ -199,14 +172,14 @@ impl TemplateParser<'_> {
 
     fn unknown(&self, name: &str) -> String {
         let known: Vec<_> =
-            Placeholder::ALL.iter().map(|(name, _)| *name).chain(self.variables.keys().map(String::as_str)).collect();
+            PLACEHOLDERS.iter().map(|(name, _)| *name).chain(self.variables.keys().map(String::as_str)).collect();
         format!("{{{name}}} is not a placeholder; use {}, or define it with --var {name}=VALUE", known.join(", "))
     }
 
     fn finish(self) -> Result<(), Vec<String>> {
         let mut problems = self.problems;
         for name in self.variables.keys() {
-            if Placeholder::of(name).is_some() {
+            if placeholder(name).is_some() {
                 problems.push(format!("--var {name}: this placeholder is predefined; choose another name"));
             } else if problems.is_empty() && !self.used.contains(name) {
                 problems.push(format!("--var {name}: the template does not contain {{{name}}}"));

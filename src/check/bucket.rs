@@ -46,7 +46,7 @@ impl CheckRun<'_> {
             Ok(actual) => {
                 self.reads = Reads::Answered;
                 match actual.filter(|actual| *actual != self.destination.region) {
-                    Some(actual) if self.sessions.is_aws() => self.wrong_region(StepName::Region, &actual),
+                    Some(actual) if self.checker.sessions.is_aws() => self.wrong_region(StepName::Region, &actual),
                     Some(actual) => self.named_otherwise(&actual, probe).await,
                     None => self.passed(StepName::Region, format!("the bucket is in {}", self.destination.region)),
                 }

@@ -29,7 +29,7 @@ impl CheckRun<'_> {
     }
 
     async fn identity(&mut self) {
-        let sessions = self.sessions;
+        let sessions = self.checker.sessions;
         if !sessions.role_auth() {
             self.blocked = true;
             return self.finding(StepName::Identity, StepResult::Failed, Code::RoleAuthOff);
@@ -54,7 +54,7 @@ impl CheckRun<'_> {
         if self.blocked {
             return self.skip_blocked(&[StepName::AssumeRole]);
         }
-        match self.within_limit(self.sessions.fresh(self.destination)).await {
+        match self.within_limit(self.checker.sessions.fresh(self.destination)).await {
             Ok(_) => self.passed(StepName::AssumeRole, "the role can be assumed"),
             Err(failure) => {
                 self.blocked = true;
@@ -70,7 +70,7 @@ impl CheckRun<'_> {
         if !agreed {
             return self.finding(StepName::ExternalId, StepResult::Warning, Code::ExternalIdAbsent);
         }
-        match self.within_limit(self.sessions.open_without_external_id(self.destination)).await {
+        match self.within_limit(self.checker.sessions.open_without_external_id(self.destination)).await {
             Ok(true) => self.finding(StepName::ExternalId, StepResult::Warning, Code::ExternalIdNotEnforced),
             Ok(false) => self.passed(StepName::ExternalId, "the role can't be assumed without the external id"),
             Err(_) => self.skipped(StepName::ExternalId, Code::NotTried, "STS gave no conclusive answer"),
@@ -83,18 +83,18 @@ impl CheckRun<'_> {
         if self.blocked {
             return;
         }
-        if let Err(failure) = self.within_limit(self.sessions.fresh(self.destination)).await {
+        if let Err(failure) = self.within_limit(self.checker.sessions.fresh(self.destination)).await {
             self.blocked = true;
             self.failed(StepName::AccessKey, &failure);
         }
     }
 
     async fn access_key(&mut self, id: &str) {
-        if self.sessions.has_sts() && id.starts_with("ASIA") {
+        if self.checker.sessions.has_sts() && id.starts_with("ASIA") {
             self.blocked = true;
             return self.finding(StepName::AccessKey, StepResult::Failed, Code::AccessKeyTemporary);
         }
-        match self.within_limit(self.sessions.key_arn(self.destination)).await {
+        match self.within_limit(self.checker.sessions.key_arn(self.destination)).await {
             Ok(None) => self.skipped(StepName::AccessKey, Code::NotNeeded, "the store has no STS to ask"),
             Ok(Some(arn)) if arn.ends_with(":root") => {
                 self.principal = Some(arn);

@@ -8,7 +8,8 @@ use crate::domain::diagnosis::{Code, Diagnosis, Remedy, Side};
 
 /// The report of a connection test. Part of the contract: `consign check --json` prints it, and the
 /// answer to a test by message contains it.
-#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde_with::skip_serializing_none]
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 #[schemars(title = "consign check", rename = "check")]
 pub struct CheckReport {
     /// 1.
@@ -17,27 +18,20 @@ pub struct CheckReport {
     /// `ready` if files can be delivered: no step failed.
     pub verdict: CheckVerdict,
     /// The destination's id; absent for a test of the worker itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
     /// The platform's name of the customer.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
     /// The bucket.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
     /// The region of the bucket: the actual one if the test found it, else the configured one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     /// The folder below which everything is written.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// The only object that the test writes.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub test_object: Option<String>,
     /// True if something of the test remains in the bucket.
     pub left_behind: bool,
     /// The identity that AWS sees: the principal of the trust policy; for an access key, its user.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
     /// The time at which the test began.
     #[schemars(with = "String")]
@@ -51,13 +45,14 @@ pub struct CheckReport {
 }
 
 /// The verdict of a test.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "verdict")]
 pub enum CheckVerdict {
     /// Files can be delivered.
     #[serde(rename = "ready")]
     Ready,
     /// Files can't be delivered, or it is unknown.
+    #[default]
     #[serde(rename = "not ready")]
     NotReady,
 }
@@ -156,6 +151,7 @@ impl StepResult {
 }
 
 /// A step of a test.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "step")]
 pub struct CheckStep {
@@ -171,10 +167,8 @@ pub struct CheckStep {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ranked: Vec<String>,
     /// The remedy.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<Remedy>,
     /// AWS's request id, for AWS support.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub aws_request_id: Option<String>,
 }
 
@@ -209,22 +203,8 @@ impl CheckStep {
 impl CheckReport {
     /// Returns the report of a test of the worker itself, without a destination.
     pub fn of_worker(principal: Option<String>, checked_at: Timestamp, seconds: f64, steps: Vec<CheckStep>) -> Self {
-        Self {
-            version: 1,
-            verdict: CheckVerdict::of(&steps),
-            destination: None,
-            tenant: None,
-            bucket: None,
-            region: None,
-            prefix: None,
-            test_object: None,
-            left_behind: false,
-            principal,
-            checked_at,
-            duration_seconds: seconds,
-            weaker: Vec::new(),
-            steps,
-        }
+        let verdict = CheckVerdict::of(&steps);
+        Self { version: 1, verdict, principal, checked_at, duration_seconds: seconds, steps, ..Self::default() }
     }
 
     /// Returns the side that has to act, from the first step that failed.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::Checker;
 use super::report::{CheckReport, CheckStep, CheckVerdict, StepName, StepResult};
 use crate::domain::destination::{Destination, Region};
-use crate::domain::diagnosis::{Code, Diagnosis, DiagnosisContext, Reads, Who, diagnose, finding};
+use crate::domain::diagnosis::{Code, Diagnosis, DiagnosisContext, Reads, diagnose, finding};
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::domain::policy::TEST_OBJECT;
-use crate::session::Sessions;
 use crate::upload::ProbeResidue;
 
 /// Time limit of the cleanup, in addition to the limit of the test.
@@ -22,10 +22,8 @@ pub type StepObserver<'a> = &'a (dyn Fn(&CheckStep) + Send + Sync);
 
 /// A running test.
 pub(super) struct CheckRun<'a> {
+    pub(super) checker: Checker<'a>,
     pub(super) destination: &'a Arc<Destination>,
-    pub(super) sessions: &'a Sessions,
-    who: Who,
-    egress: &'a [String],
     observer: StepObserver<'a>,
     checked_at: Timestamp,
     started: Instant,
@@ -44,24 +42,15 @@ pub(super) struct CheckRun<'a> {
 }
 
 impl<'a> CheckRun<'a> {
-    pub(super) fn new(
-        destination: &'a Arc<Destination>,
-        sessions: &'a Sessions,
-        who: Who,
-        egress: &'a [String],
-        observer: StepObserver<'a>,
-        limit: Duration,
-    ) -> Self {
+    pub(super) fn new(checker: Checker<'a>, destination: &'a Arc<Destination>, observer: StepObserver<'a>) -> Self {
         let started = Instant::now();
         Self {
+            checker,
             destination,
-            sessions,
-            who,
-            egress,
             observer,
             checked_at: Timestamp::now(),
             started,
-            deadline: started + limit,
+            deadline: started + checker.limit,
             steps: Vec::new(),
             blocked: false,
             principal: None,
@@ -77,9 +66,9 @@ impl<'a> CheckRun<'a> {
         DiagnosisContext {
             destination: self.destination,
             principal: self.principal.as_deref(),
-            egress: self.egress,
+            egress: self.checker.egress,
             reads: self.reads,
-            who: self.who,
+            who: self.checker.who,
         }
     }
 
@@ -149,7 +138,7 @@ impl<'a> CheckRun<'a> {
     /// Remembers the actual region of the bucket, as a transfer does. The steps after this one use
     /// it.
     pub(super) fn learn_region(&mut self, region: &Region) {
-        self.sessions.learn_region(self.destination, region);
+        self.checker.sessions.learn_region(self.destination, region);
         self.actual_region = Some(region.clone());
     }
 

@@ -84,9 +84,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     if args.dry_run {
         return dry_run(&plan, json);
     }
-    if let Some(exit) = broker::fail_if_missing(&config.broker) {
-        return Ok(exit);
-    }
+    broker::require(&config.broker)?;
     let started_at = Timestamp::now();
     let path = journal_path(args.record, &config.broker, &plan.backfill).map_err(CommandError::Failed)?;
     let client = broker::client_name(config, COMMAND);
@@ -202,9 +200,7 @@ fn finish(result: &BackfillResult, plan: &BackfillPlan, progress: &ProgressRepor
 }
 
 async fn status(args: BackfillStatusArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
-    if let Some(exit) = broker::fail_if_missing(&config.broker) {
-        return Ok(exit);
-    }
+    broker::require(&config.broker)?;
     let BackfillStatusArgs { backfill: BackfillIdArgs { id, record }, admin } = args;
     let path = journal_path(record, &config.broker, &id).ok();
     let client = broker::client_name(config, COMMAND);
@@ -220,9 +216,7 @@ async fn status(args: BackfillStatusArgs, config: &Config, json: bool) -> Result
 }
 
 async fn cancel(args: BackfillIdArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
-    if let Some(exit) = broker::fail_if_missing(&config.broker) {
-        return Ok(exit);
-    }
+    broker::require(&config.broker)?;
     let (id, path) = (&args.id, journal_path(args.record, &config.broker, &args.id).ok());
     if let Some(path) = &path {
         journal::read(path, id).map_err(CommandError::Failed)?;

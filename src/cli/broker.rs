@@ -5,23 +5,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Exit, fail};
+use super::{CommandError, Exit, fail};
 use crate::config::{BrokerConfig, Config};
 use crate::domain::control::{Control, ControlCommand};
 use crate::metrics::Metrics;
 use crate::queue::{self, JobPublisher, QueueError};
 
-/// Upper bound of the time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reports a missing `broker.url`.
-pub(super) fn fail_if_unconfigured(config: &BrokerConfig) -> Option<Exit> {
-    config.required_url().err().map(|problem| fail(&problem.to_string(), Exit::Config))
-}
-
-/// Reports a missing `broker.url`, or a missing file of the embedded queue.
-pub(super) fn fail_if_missing(config: &BrokerConfig) -> Option<Exit> {
-    fail_if_unconfigured(config).or_else(|| missing_file(config).map(|problem| fail_queue(&problem)))
+/// Requires `broker.url`, and the file of the embedded queue.
+pub(super) fn require(config: &BrokerConfig) -> Result<(), CommandError> {
+    config.required_url().map_err(|problem| CommandError::Config(problem.to_string()))?;
+    missing_file(config).map_or(Ok(()), |problem| Err(problem.into()))
 }
 
 /// Error of an embedded queue without a file. Only a worker and `topology apply` create the file:
@@ -94,12 +89,12 @@ mod tests {
         let file = folder.path().join("typo.db");
         let config = crate::config::load_str(&format!("[broker]\nurl = \"sqlite:{}\"", file.display())).unwrap().config;
         let Err(problem) = connect(&config, "enqueue").await else { panic!("it exists") };
-        assert_eq!((exit(&problem), fail_if_missing(&config.broker)), (Exit::Config, Some(Exit::Config)));
+        assert_eq!((exit(&problem), require(&config.broker).unwrap_err().report()), (Exit::Config, Exit::Config));
         let text = problem.to_string();
         assert!(text.contains("typo.db") && text.contains("consign topology apply"), "{text}");
         assert!(!file.exists());
         std::fs::write(&file, "").unwrap();
-        assert!(missing_file(&config.broker).is_none() && fail_if_missing(&config.broker).is_none());
+        assert!(missing_file(&config.broker).is_none() && require(&config.broker).is_ok());
         let remote = crate::config::load_str("[broker]\nurl = \"amqps://mq.example\"").unwrap().config.broker;
         assert!(missing_file(&remote).is_none());
     }

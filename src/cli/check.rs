@@ -23,7 +23,6 @@ use show::TestPrinter;
 
 /// Time for an interrupted test to abort its upload.
 pub(super) const ABORT_TIME: Duration = Duration::from_secs(2);
-/// Time-out of the notification of the workers.
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 const INTERRUPTED: &str = "interrupted; an open upload was aborted, where that is allowed";
 

@@ -1,10 +1,10 @@
 //! `consign config`: validates and shows the configuration.
 
 use clap::Subcommand;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Exit;
-use crate::config::{ConfigProblem, ConfigProblems, EffectiveSetting, Loaded, Reload, ValueOrigin};
+use crate::config::{ConfigProblems, EffectiveSetting, Loaded, Reload};
 
 /// Actions on the configuration.
 #[derive(Debug, Clone, Subcommand)]
@@ -51,32 +51,11 @@ fn remarks(loaded: &Loaded, source: &Reload) -> Vec<&'static str> {
 }
 
 fn refused(problems: &ConfigProblems) -> Value {
-    let one = |problem: &ConfigProblem| {
-        let mut object = origin(&problem.origin);
-        object.insert("key".to_owned(), problem.key.clone().into());
-        object.insert("problem".to_owned(), problem.text.clone().into());
-        object
-    };
-    json!({"valid": false, "problems": problems.0.iter().map(one).collect::<Vec<_>>()})
-}
-
-fn origin(place: &ValueOrigin) -> Map<String, Value> {
-    let object = match place {
-        ValueOrigin::Default => json!({"origin": "default"}),
-        ValueOrigin::File(file, line) => json!({"origin": "file", "file": file, "line": line}),
-        ValueOrigin::Environment(name) => json!({"origin": "environment", "variable": name}),
-        ValueOrigin::Flag(flag) => json!({"origin": "flag", "flag": flag}),
-    };
-    object.as_object().cloned().unwrap_or_default()
+    json!({"valid": false, "problems": problems.0})
 }
 
 fn shown(settings: &[EffectiveSetting]) -> Value {
-    let one = |setting: &EffectiveSetting| {
-        let mut object = origin(&setting.origin);
-        object.insert("value".to_owned(), setting.value.clone());
-        (setting.key.clone(), Value::Object(object))
-    };
-    Value::Object(settings.iter().map(one).collect())
+    Value::Object(settings.iter().map(|setting| (setting.key.clone(), json!(setting))).collect())
 }
 
 /// `key = value  # origin`, the origins in one column as far as that is readable.

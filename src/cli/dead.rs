@@ -15,9 +15,10 @@ use clap::Subcommand;
 use super::output::ProgressReporter;
 use super::{CommandError, Exit, broker};
 use crate::config::Config;
+use crate::dead_letter::DeadLetterError;
 use crate::dead_letter::filter::LetterFilter;
 use crate::dead_letter::run::LetterCounts;
-use crate::dead_letter::{DeadLetterError, LetterSource};
+use crate::queue::{DeadLetters, QueueError};
 
 /// Actions on dead letters.
 #[derive(Debug, Clone, Subcommand)]
@@ -39,18 +40,19 @@ pub enum DeadArgs {
 
 /// Runs the command.
 pub async fn execute(args: DeadArgs, config: Config, json: bool) -> Exit {
-    if let Some(exit) = broker::fail_if_missing(&config.broker) {
-        return exit;
+    run(args, &config, json).await.unwrap_or_else(|problem| problem.report())
+}
+
+async fn run(args: DeadArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
+    broker::require(&config.broker)?;
+    match args {
+        DeadArgs::List(args) => list::execute(args, config, json).await,
+        DeadArgs::Show(args) => show::execute(args, config, json).await,
+        DeadArgs::Requeue(args) => requeue::execute(args, config, json).await,
+        DeadArgs::Discard(args) => discard::execute(args, config, json).await,
+        DeadArgs::Export(args) => export::execute(args, config).await,
+        DeadArgs::Import(args) => import::execute(args, config, json).await,
     }
-    let result = match args {
-        DeadArgs::List(args) => list::execute(args, &config, json).await,
-        DeadArgs::Show(args) => show::execute(args, &config, json).await,
-        DeadArgs::Requeue(args) => requeue::execute(args, &config, json).await,
-        DeadArgs::Discard(args) => discard::execute(args, &config, json).await,
-        DeadArgs::Export(args) => export::execute(args, &config).await,
-        DeadArgs::Import(args) => import::execute(args, &config, json).await,
-    };
-    result.unwrap_or_else(|problem| problem.report())
 }
 
 impl From<DeadLetterError> for CommandError {
@@ -62,8 +64,9 @@ impl From<DeadLetterError> for CommandError {
     }
 }
 
-fn source(config: &Config) -> LetterSource<'_> {
-    LetterSource { broker: &config.broker, client: broker::client_name(config, "dead") }
+/// Begins a pass over the dead letters.
+async fn open(config: &Config) -> Result<DeadLetters, QueueError> {
+    DeadLetters::open(&config.broker, &broker::client_name(config, "dead")).await
 }
 
 /// Requires a filter or `--all` of a command that changes letters.

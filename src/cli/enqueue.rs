@@ -84,13 +84,11 @@ pub async fn execute(args: EnqueueArgs, config: Config, json: bool) -> Exit {
     if args.file.is_none() && args.source.is_none() {
         return fail("give a file of jobs, `-` for standard input, or --source, --to and --key", Exit::Usage);
     }
-    if let Some(exit) = broker::fail_if_missing(&config.broker) {
-        return exit;
-    }
     run(args, config, json).await.unwrap_or_else(|problem| problem.report())
 }
 
 async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, CommandError> {
+    broker::require(&config.broker)?;
     let format = PublishFormat { lane: args.lane.into(), compact: args.compact };
     let warning = args.to.as_deref().and_then(|to| unknown_destination(&config, to));
     let input = match (args.file, args.source, args.to, args.key) {
@@ -136,7 +134,6 @@ fn unknown_destination(config: &Config, to: &str) -> Option<String> {
     Some(format!("{id} is not in the configuration ({known}); published nevertheless, as the workers may have it"))
 }
 
-/// Result of publishing.
 #[derive(Debug, Default)]
 struct EnqueueResult {
     published: u64,

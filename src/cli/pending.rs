@@ -4,7 +4,6 @@ use super::output::text::timestamp;
 use crate::producer::pending::{PendingCause, PendingGroup, PendingReport, PendingState};
 use crate::runtime::output::printable;
 
-/// Upper bound of lines.
 const MAX_LINES: usize = 5;
 /// Upper bound of the characters of a remedy, so that it fits in one line.
 const MAX_REMEDY: usize = 160;

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use self::subject::{PolicySubject, PolicySubjectArgs};
-use super::{Exit, fail, notice};
+use super::{CommandError, Exit, notice};
 use crate::config::{CheckConfig, Config};
 use crate::domain::destination::{Auth, Destination, Invalid};
 use crate::domain::policy::{self, Need, Party, Permission, Principal, Scope};
@@ -54,31 +54,14 @@ enum DocumentKind {
     Terraform,
 }
 
-/// Document for stdout, and notes about it.
+/// Document for stdout (JSON, or a text as a string), and notes about it.
 struct PrintedPolicy {
-    document: PolicyDocument,
+    document: Value,
     notes: Vec<String>,
 }
 
-enum PolicyDocument {
-    Json(Value),
-    Text(String),
-}
-
-/// Error that prevents a document.
-#[derive(Debug)]
-enum PolicyError {
-    /// The arguments are invalid.
-    Usage(String),
-    /// The configuration is incomplete.
-    Config(String),
-}
-
-impl PolicyError {
-    /// Error of the value of a flag.
-    fn flag(problem: &Invalid) -> Self {
-        Self::Usage(format!("--{}: {}", problem.field.replace('_', "-"), problem.problem))
-    }
+fn flag_error(problem: &Invalid) -> CommandError {
+    CommandError::Usage(format!("--{}: {}", problem.field.replace('_', "-"), problem.problem))
 }
 
 /// Prints the document. Needs no network and no broker.
@@ -88,152 +71,139 @@ pub fn execute(args: &PolicyArgs, config: &Config, json: bool) -> Exit {
         Ok(printed) => {
             printed.notes.iter().for_each(|note| notice(note));
             match printed.document {
-                PolicyDocument::Json(document) => super::print(&policy::pretty(&document)),
-                PolicyDocument::Text(text) => super::print(&text),
+                Value::String(text) => super::print(&text),
+                document => super::print(&policy::pretty(&document)),
             }
         }
-        Err(PolicyError::Usage(problem)) => fail(&problem, Exit::Usage),
-        Err(PolicyError::Config(problem)) => fail(&problem, Exit::Config),
+        Err(problem) => problem.report(),
     }
 }
 
-/// PolicyDocument and notes as JSON.
 fn envelope(kind: DocumentKind, printed: &PrintedPolicy) -> Value {
     let kind = kind.to_possible_value().map(|kind| kind.get_name().to_owned());
-    let document = match &printed.document {
-        PolicyDocument::Json(document) => document.clone(),
-        PolicyDocument::Text(text) => text.as_str().into(),
-    };
-    json!({ "kind": kind, "document": document, "notes": printed.notes })
+    json!({ "kind": kind, "document": printed.document, "notes": printed.notes })
 }
 
-fn print(args: &PolicyArgs, config: &Config) -> Result<PrintedPolicy, PolicyError> {
+fn print(args: &PolicyArgs, config: &Config) -> Result<PrintedPolicy, CommandError> {
     let subject = args.subject.resolve(config, args.kind == DocumentKind::Trust)?;
-    let scope = scope(args, &config.check)?;
+    let request = PolicyRequest { args, config, subject, scope: scope(args, &config.check)? };
     match args.kind {
         DocumentKind::Permissions => {
-            let document = policy::permissions(&subject.destination, &scope);
-            Ok(PrintedPolicy {
-                document: PolicyDocument::Json(document),
-                notes: permission_notes(&subject.destination, &scope),
-            })
+            let (destination, scope) = (&request.subject.destination, &request.scope);
+            let document = policy::permissions(destination, scope);
+            Ok(PrintedPolicy { document, notes: permission_notes(destination, scope) })
         }
-        DocumentKind::Trust => trust(args, config, &subject, &scope),
-        DocumentKind::Kms => kms(args, &subject),
-        DocumentKind::Cloudformation | DocumentKind::Terraform => template(args, config, &subject, &scope),
+        DocumentKind::Trust => request.trust(),
+        DocumentKind::Kms => request.kms(),
+        DocumentKind::Cloudformation | DocumentKind::Terraform => request.template(),
     }
 }
 
-fn scope(args: &PolicyArgs, check: &CheckConfig) -> Result<Scope, PolicyError> {
+fn scope(args: &PolicyArgs, check: &CheckConfig) -> Result<Scope, CommandError> {
     let source_addresses = match args.source_address.as_slice() {
         [] => check.egress_addresses.clone(),
         [any] if any == "any" => Vec::new(),
         given => given.to_vec(),
     };
     for address in &source_addresses {
-        let named = |problem| PolicyError::Usage(format!("--source-address: {problem}, or \"any\" alone"));
+        let named = |problem| CommandError::Usage(format!("--source-address: {problem}, or \"any\" alone"));
         crate::config::check_network(address).map_err(named)?;
     }
     Ok(Scope { optional: !args.minimal, tags: args.tags, source_addresses })
 }
 
-/// Principal of the platform: the given one, or else the configured role. Makes no calls.
-fn principal(args: &PolicyArgs, config: &Config, subject: &PolicySubject) -> Result<Principal, PolicyError> {
-    let principal = match (&args.principal, &config.aws.identity_role_arn) {
-        (Some(text), _) => Principal::parse(text).map_err(|problem| PolicyError::flag(&problem))?,
-        (None, Some(role)) => Principal::from(role),
-        (None, None) => {
-            let problem = "the platform's own principal is not known here; give --principal with the ARN of the role or user that \
-                           the workers run as (`aws sts get-caller-identity` on a worker shows it), or set aws.identity_role_arn";
-            return Err(PolicyError::Config(problem.to_owned()));
+/// A document that was asked for.
+struct PolicyRequest<'a> {
+    args: &'a PolicyArgs,
+    config: &'a Config,
+    subject: PolicySubject,
+    scope: Scope,
+}
+
+impl PolicyRequest<'_> {
+    /// Principal of the platform: the given one, or else the configured role. Makes no calls.
+    fn principal(&self) -> Result<Principal, CommandError> {
+        let principal = match (&self.args.principal, &self.config.aws.identity_role_arn) {
+            (Some(text), _) => Principal::parse(text).map_err(|problem| flag_error(&problem))?,
+            (None, Some(role)) => Principal::from(role),
+            (None, None) => {
+                let problem = "the platform's own principal is not known here; give --principal with the ARN of the role or user that \
+                               the workers run as (`aws sts get-caller-identity` on a worker shows it), or set aws.identity_role_arn";
+                return Err(CommandError::Config(problem.to_owned()));
+            }
+        };
+        let partition = self.subject.destination.partition();
+        if principal.partition() == partition {
+            return Ok(principal);
         }
-    };
-    let partition = subject.destination.partition();
-    if principal.partition() == partition {
-        return Ok(principal);
+        let (ours, arn) = (principal.partition(), principal.as_str());
+        let problem = format!(
+            "{arn} belongs to the partition {ours}, the destination to {partition}; no role can be assumed across partitions: give a \
+             principal of {partition}, or use an access key"
+        );
+        Err(if self.args.principal.is_some() { CommandError::Usage(problem) } else { CommandError::Config(problem) })
     }
-    let (ours, arn) = (principal.partition(), principal.as_str());
-    let problem = format!(
-        "{arn} belongs to the partition {ours}, the destination to {partition}; no role can be assumed across partitions: give a \
-         principal of {partition}, or use an access key"
-    );
-    Err(if args.principal.is_some() { PolicyError::Usage(problem) } else { PolicyError::Config(problem) })
-}
 
-fn trust_policy(
-    args: &PolicyArgs,
-    config: &Config,
-    subject: &PolicySubject,
-    scope: &Scope,
-) -> Result<Option<Value>, PolicyError> {
-    let Auth::IamRole { external_id, .. } = &subject.destination.auth else { return Ok(None) };
-    let principal = principal(args, config, subject)?;
-    Ok(Some(policy::trust(&principal, external_id.as_ref(), &scope.source_addresses)))
-}
-
-fn trust(
-    args: &PolicyArgs,
-    config: &Config,
-    subject: &PolicySubject,
-    scope: &Scope,
-) -> Result<PrintedPolicy, PolicyError> {
-    let Some(document) = trust_policy(args, config, subject, scope)? else {
-        let problem = "a trust policy belongs to a role; this destination uses the access key of a user, and its user only needs \
-                       `consign policy permissions`";
-        return Err(PolicyError::Usage(problem.to_owned()));
-    };
-    Ok(PrintedPolicy { document: PolicyDocument::Json(document), notes: trust_notes(&subject.destination, scope) })
-}
-
-fn kms(args: &PolicyArgs, subject: &PolicySubject) -> Result<PrintedPolicy, PolicyError> {
-    let missing = || {
-        PolicyError::Config(
-            "this destination names no KMS key, so there is nothing to allow; if the bucket's default encryption is a key of your \
-             own, set kms_key_arn (or give --kms-key-arn) to see what it needs"
-                .to_owned(),
-        )
-    };
-    let identity = policy::kms_statement(&subject.destination).ok_or_else(missing)?;
-    if args.identity {
-        let note = "one statement, for the policy of the role or user; `consign policy permissions` contains it";
-        return Ok(PrintedPolicy { document: PolicyDocument::Json(identity), notes: vec![note.to_owned()] });
+    fn trust_policy(&self) -> Result<Option<Value>, CommandError> {
+        let Auth::IamRole { external_id, .. } = &self.subject.destination.auth else { return Ok(None) };
+        let principal = self.principal()?;
+        Ok(Some(policy::trust(&principal, external_id.as_ref(), &self.scope.source_addresses)))
     }
-    let grantee = subject.grantee()?;
-    let statement = policy::kms_key_policy_statement(&subject.destination, &grantee).ok_or_else(missing)?;
-    let notes = [
-        "one statement, to add to the list \"Statement\" of the key's own policy",
-        "needed when the key belongs to another account than the role or user, or when the key's policy has no statement that \
-         leaves access to IAM (Principal arn:...:root, Action kms:*)",
-        "the role's or user's own policy needs its part as well: `consign policy permissions`, or this with --identity",
-    ];
-    Ok(PrintedPolicy { document: PolicyDocument::Json(statement), notes: notes.map(str::to_owned).to_vec() })
-}
 
-fn template(
-    args: &PolicyArgs,
-    config: &Config,
-    subject: &PolicySubject,
-    scope: &Scope,
-) -> Result<PrintedPolicy, PolicyError> {
-    let destination = &subject.destination;
-    let party = Party::of(destination, trust_policy(args, config, subject, scope)?);
-    let mut notes = permission_notes(destination, scope);
-    match &party {
-        Party::Role { .. } => notes.extend(trust_notes(destination, scope)),
-        Party::User { .. } => {
-            notes.push("the access key is created by hand: a template would store its secret".to_owned());
+    fn trust(&self) -> Result<PrintedPolicy, CommandError> {
+        let Some(document) = self.trust_policy()? else {
+            let problem = "a trust policy belongs to a role; this destination uses the access key of a user, and its user only needs \
+                           `consign policy permissions`";
+            return Err(CommandError::Usage(problem.to_owned()));
+        };
+        Ok(PrintedPolicy { document, notes: trust_notes(&self.subject.destination, &self.scope) })
+    }
+
+    fn kms(&self) -> Result<PrintedPolicy, CommandError> {
+        let missing = || {
+            CommandError::Config(
+                "this destination names no KMS key, so there is nothing to allow; if the bucket's default encryption is a key of your \
+                 own, set kms_key_arn (or give --kms-key-arn) to see what it needs"
+                    .to_owned(),
+            )
+        };
+        let identity = policy::kms_statement(&self.subject.destination).ok_or_else(missing)?;
+        if self.args.identity {
+            let note = "one statement, for the policy of the role or user; `consign policy permissions` contains it";
+            return Ok(PrintedPolicy { document: identity, notes: vec![note.to_owned()] });
         }
+        let grantee = self.subject.grantee()?;
+        let statement = policy::kms_key_policy_statement(&self.subject.destination, &grantee).ok_or_else(missing)?;
+        let notes = [
+            "one statement, to add to the list \"Statement\" of the key's own policy",
+            "needed when the key belongs to another account than the role or user, or when the key's policy has no statement that \
+             leaves access to IAM (Principal arn:...:root, Action kms:*)",
+            "the role's or user's own policy needs its part as well: `consign policy permissions`, or this with --identity",
+        ];
+        Ok(PrintedPolicy { document: statement, notes: notes.map(str::to_owned).to_vec() })
     }
-    if destination.encryption.is_some() {
-        let note = "if the key belongs to another account or its policy does not leave access to IAM, its policy needs a \
-                    statement, too: `consign policy kms`";
-        notes.push(note.to_owned());
+
+    fn template(&self) -> Result<PrintedPolicy, CommandError> {
+        let (destination, scope) = (&self.subject.destination, &self.scope);
+        let party = Party::of(destination, self.trust_policy()?);
+        let mut notes = permission_notes(destination, scope);
+        match &party {
+            Party::Role { .. } => notes.extend(trust_notes(destination, scope)),
+            Party::User { .. } => {
+                notes.push("the access key is created by hand: a template would store its secret".to_owned());
+            }
+        }
+        if destination.encryption.is_some() {
+            let note = "if the key belongs to another account or its policy does not leave access to IAM, its policy needs a \
+                        statement, too: `consign policy kms`";
+            notes.push(note.to_owned());
+        }
+        let document = match self.args.kind {
+            DocumentKind::Cloudformation => policy::cloudformation(destination, scope, &party),
+            _ => policy::terraform(destination, scope, &party).into(),
+        };
+        Ok(PrintedPolicy { document, notes })
     }
-    let document = match args.kind {
-        DocumentKind::Cloudformation => PolicyDocument::Json(policy::cloudformation(destination, scope, &party)),
-        _ => PolicyDocument::Text(policy::terraform(destination, scope, &party)),
-    };
-    Ok(PrintedPolicy { document, notes })
 }
 
 /// One line for each permission: presence in the document, purpose, and effect of its absence.

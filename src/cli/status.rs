@@ -18,9 +18,7 @@ use crate::config::Config;
 use crate::queue::{self, Depths};
 use view::StatusReport;
 
-/// Interval of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// Time-out of the broker's counts.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Moves the cursor home and clears the screen; the scrollback stays.
 const CLEAR_SCREEN: &str = "\u{1b}[H\u{1b}[2J";
@@ -55,7 +53,7 @@ enum StatusAction {
 /// Runs the command. Exits with 69 when no worker answers.
 pub async fn execute(args: StatusArgs, config: Config, json: bool) -> Exit {
     if let Some(StatusAction::Reset { destination }) = args.action {
-        return reset::execute(&destination, &config, json).await;
+        return reset::execute(&destination, &config, json).await.unwrap_or_else(|problem| problem.report());
     }
     let client = match StatusClient::new() {
         Ok(client) => client,

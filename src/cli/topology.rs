@@ -58,8 +58,8 @@ fn print_tables(file: &Path, json: bool) -> Exit {
 }
 
 async fn apply(broker: &BrokerConfig, name: &str, json: bool) -> Exit {
-    if let Some(exit) = super::broker::fail_if_unconfigured(broker) {
-        return exit;
+    if let Err(problem) = broker.required_url() {
+        return super::fail(&problem.to_string(), Exit::Config);
     }
     let (applied, done) = match broker.embedded_file() {
         Some(file) => (sqlite::apply(&file), format!("the embedded queue {} is ready", file.display())),

@@ -5,13 +5,12 @@
 //! `[destinations.ID]` are those of a job's inline destination, in `domain::destination::raw`.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
-use super::raw::{
-    RawAdminConfig, RawBrokerConfig, RawConfig, RawLogConfig, RawMetricsConfig, RawSessionConfig, RawSourceConfig,
-    RawUploadConfig, RawWorkerConfig,
-};
-use super::sections::LogFormat;
-use super::units::{Size, Span};
+use super::raw::{RawAdminConfig, RawBrokerConfig, RawConfig, RawLogConfig};
+use super::sections::{LogFormat, MetricsConfig, SessionConfig, SourceConfig, UploadConfig, WorkerConfig};
+
+const MIB: u64 = 1 << 20;
 
 impl Default for RawBrokerConfig {
     fn default() -> Self {
@@ -20,7 +19,7 @@ impl Default for RawBrokerConfig {
             url_file: None,
             prefix: "consign".to_owned(),
             declare: false,
-            lease_after: Span::seconds(600),
+            lease_after: Duration::from_secs(600),
             ca_file: None,
             client_cert_file: None,
             client_key_file: None,
@@ -30,38 +29,38 @@ impl Default for RawBrokerConfig {
     }
 }
 
-impl Default for RawWorkerConfig {
+impl Default for WorkerConfig {
     fn default() -> Self {
         Self {
             slots: non_zero(16),
             backfill_slots: 8,
-            memory_budget: Size::mib(256),
-            drain_timeout: Span::seconds(30),
+            memory_budget: 256 * MIB,
+            drain_timeout: Duration::from_secs(30),
             max_attempts: non_zero(8),
             destination_slots: non_zero(8),
-            id: None,
+            id: String::new(),
         }
     }
 }
 
-impl Default for RawUploadConfig {
+impl Default for UploadConfig {
+    fn default() -> Self {
+        Self { part_size: 8 * MIB, multipart_threshold: 16 * MIB, part_concurrency: non_zero(8), min_rate: 64 << 10 }
+    }
+}
+
+impl Default for SessionConfig {
     fn default() -> Self {
         Self {
-            part_size: Size::mib(8),
-            multipart_threshold: Size::mib(16),
-            part_concurrency: non_zero(8),
-            min_rate: Size(64 << 10),
+            refresh_before: Duration::from_secs(300),
+            capacity: 10_000,
+            denied_for: Duration::from_secs(60),
+            role_auth: true,
         }
     }
 }
 
-impl Default for RawSessionConfig {
-    fn default() -> Self {
-        Self { refresh_before: Span::seconds(300), capacity: 10_000, denied_for: Span::seconds(60), role_auth: true }
-    }
-}
-
-impl Default for RawSourceConfig {
+impl Default for SourceConfig {
     fn default() -> Self {
         Self {
             schemes: ["https", "file", "s3"].map(str::to_owned).to_vec(),
@@ -80,7 +79,7 @@ impl Default for RawAdminConfig {
     }
 }
 
-impl Default for RawMetricsConfig {
+impl Default for MetricsConfig {
     fn default() -> Self {
         Self { max_destinations: 500 }
     }
@@ -98,7 +97,7 @@ pub(super) fn with_process_id() -> RawConfig {
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let fits = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
     let host: String = host.chars().map(fits).take(80).collect();
-    raw.worker.id = Some(format!("{host}-{}", std::process::id()));
+    raw.worker.id = format!("{host}-{}", std::process::id());
     raw
 }
 

@@ -35,7 +35,9 @@ impl Layer {
     fn origin_of(&self, path: &[String]) -> Option<ValueOrigin> {
         path.iter().try_fold(&self.tree, |node, key| node.get(key))?;
         Some(match &self.origin {
-            ValueOrigin::File(file, _) => ValueOrigin::File(file.clone(), self.lines.get(path).copied()),
+            ValueOrigin::File { file, .. } => {
+                ValueOrigin::File { file: file.clone(), line: self.lines.get(path).copied() }
+            }
             other => other.clone(),
         })
     }
@@ -56,7 +58,7 @@ impl Layers {
         match std::fs::read_to_string(file) {
             Ok(text) => self.text(file, &text),
             Err(problem) => self.refuse(
-                ValueOrigin::File(file.to_owned(), None),
+                ValueOrigin::File { file: file.to_owned(), line: None },
                 "",
                 format!("cannot be read ({problem}); give the path of a readable TOML file"),
             ),
@@ -69,7 +71,7 @@ impl Layers {
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
             let line = error.span().map(|span| offsets.at(span.start));
-            let origin = ValueOrigin::File(file.to_owned(), line);
+            let origin = ValueOrigin::File { file: file.to_owned(), line };
             // Only the message: the error's Display quotes the line, which may contain a secret.
             self.refuse(origin, "", format!("not valid TOML ({}); correct the syntax", error.message()));
         }
@@ -79,7 +81,7 @@ impl Layers {
         let tree = toml::from_str::<toml::Table>(text).ok().and_then(|table| serde_json::to_value(table).ok());
         let mut lines = HashMap::new();
         offsets.note(table.get_ref(), &mut Vec::new(), &mut lines);
-        let origin = ValueOrigin::File(file.to_owned(), None);
+        let origin = ValueOrigin::File { file: file.to_owned(), line: None };
         self.layers.push(Layer { tree: tree.unwrap_or_default(), origin, lines });
     }
 
@@ -94,7 +96,7 @@ impl Layers {
         for (name, value) in variables {
             let key = name.trim_start_matches(ENVIRONMENT_PREFIX).to_lowercase();
             let path: Vec<String> = key.split("__").map(str::to_owned).collect();
-            let origin = ValueOrigin::Environment(name);
+            let origin = ValueOrigin::Environment { variable: name };
             match value.into_string() {
                 Ok(text) => self.scalar(origin, &path, &text),
                 Err(_) => self.refuse(origin, &path.join("."), "is not UTF-8; give plain text".to_owned()),
@@ -104,7 +106,7 @@ impl Layers {
 
     /// Adds a flag: a dotted key and its value.
     pub(super) fn flag(&mut self, key: &str, value: &str) {
-        let origin = ValueOrigin::Flag(format!("--set {key}"));
+        let origin = ValueOrigin::Flag { flag: format!("--set {key}") };
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         // Every user of the machine can see a command line.
         if keys::is_secret(&path) && !value.starts_with("sqlite:") {

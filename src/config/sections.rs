@@ -1,4 +1,7 @@
 //! The validated configuration, one type for each section.
+//!
+//! A section whose values need no parsing is read into its type as it is written; the others have a
+//! type of their own in `raw`.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -6,8 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
 
+use super::units::{Size, Span};
 use crate::domain::destination::{Destinations, Invalid, Region, RoleArn};
 
 /// The whole configuration.
@@ -78,46 +84,62 @@ impl BrokerConfig {
     }
 }
 
-/// `[worker]`: concurrency and memory.
-#[derive(Debug, Clone)]
+/// `[worker]` as written.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawWorker")]
 pub struct WorkerConfig {
     /// Concurrent transfers.
     pub slots: NonZeroU32,
-    /// Slots that backfills may use at most.
+    /// Slots that backfills may use at most. A backfill job only starts if one slot in eight stays
+    /// free for scheduled jobs.
     pub backfill_slots: u32,
     /// Total bytes of all buffered parts.
+    #[serde(with = "Size")]
     pub memory_budget: u64,
     /// Time limit of a drain.
+    #[serde(with = "Span")]
     pub drain_timeout: Duration,
     /// Charged attempts before a job is dead-lettered.
     pub max_attempts: NonZeroU32,
     /// Concurrent transfers into one destination.
     pub destination_slots: NonZeroU32,
-    /// Name of this process (by default host name and pid).
+    /// Name of this process; by default host name and pid.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(with = "Option<String>")]
     pub id: String,
 }
 
-/// `[upload]`: multipart uploads.
-#[derive(Debug, Clone)]
+/// `[upload]` as written.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawUpload")]
 pub struct UploadConfig {
     /// Part size in bytes, 5 MiB to 5 GiB.
+    #[serde(with = "Size")]
     pub part_size: u64,
-    /// Length in bytes from which an object is uploaded in parts.
+    /// Length from which an object is uploaded in parts.
+    #[serde(with = "Size")]
     pub multipart_threshold: u64,
     /// Concurrent parts of one upload.
     pub part_concurrency: NonZeroU32,
     /// Bytes per second below which a request or a source counts as stuck.
+    #[serde(with = "Size")]
     pub min_rate: u64,
 }
 
-/// `[session]`: assumed roles.
-#[derive(Debug, Clone)]
+/// `[session]` as written.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawSession")]
 pub struct SessionConfig {
     /// Time before its expiry at which a session is renewed.
+    #[serde(with = "Span")]
     pub refresh_before: Duration,
     /// Cached sessions.
     pub capacity: u64,
     /// Time for which a refusal is cached.
+    #[serde(with = "Span")]
     pub denied_for: Duration,
     /// True if this worker may assume roles.
     pub role_auth: bool,
@@ -138,20 +160,26 @@ pub struct AwsConfig {
     pub identity_role_arn: Option<RoleArn>,
 }
 
-/// `[source]`: sources that may be read.
-#[derive(Debug, Clone)]
+/// `[source]` as written.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawSource")]
 pub struct SourceConfig {
-    /// Allowed schemes: `https`, `file`, `s3`.
+    /// Allowed schemes: "https", "file", "s3".
     pub schemes: Vec<String>,
     /// Root of file sources. Without it, no file may be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub file_root: Option<PathBuf>,
     /// Staging buckets that may be read.
     pub s3_buckets: Vec<String>,
-    /// Allows `http://`.
+    /// Allows http://.
     pub allow_http: bool,
     /// Allows private, loopback and link-local addresses.
     pub allow_private_networks: bool,
-    /// Maximum length of a source in bytes.
+    /// Maximum length of a source.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "Size::serialize")]
+    #[serde(deserialize_with = "Size::deserialize")]
+    #[schemars(with = "Option<Size>")]
     pub max_bytes: Option<u64>,
 }
 
@@ -162,15 +190,19 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
 }
 
-/// `[metrics]`: bounds on metrics.
-#[derive(Debug, Clone)]
+/// `[metrics]` as written.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawMetrics")]
 pub struct MetricsConfig {
-    /// Maximum number of destination label values; all other destinations are `_other`.
+    /// Maximum number of destination label values; all other destinations are counted as `_other`.
     pub max_destinations: usize,
 }
 
-/// `[check]`: the connection test.
-#[derive(Debug, Clone, Default)]
+/// `[check]` as written.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawCheck")]
 pub struct CheckConfig {
     /// Public addresses or networks of this platform, for policies and diagnoses.
     pub egress_addresses: Vec<String>,
@@ -188,7 +220,7 @@ pub struct LogConfig {
 }
 
 /// Format of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object per line.

@@ -1,7 +1,6 @@
 //! Every value with its origin and with secrets masked, for `consign config show`.
 
-use std::fmt;
-
+use serde::Serialize;
 use serde_json::Value;
 
 use super::keys;
@@ -12,20 +11,16 @@ use super::problems::ValueOrigin;
 const MASK: &str = "***";
 
 /// One value of the merged configuration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EffectiveSetting {
     /// The dotted key.
+    #[serde(skip)]
     pub key: String,
     /// The value; masked if it is a secret.
     pub value: Value,
     /// Origin of the value.
+    #[serde(flatten)]
     pub origin: ValueOrigin,
-}
-
-impl fmt::Display for EffectiveSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}  # {}", self.key, self.value, self.origin)
-    }
 }
 
 /// Returns the leaves of the tree in the order of their keys.

@@ -267,7 +267,11 @@ fn a_secret_is_never_shown() {
     );
     let loaded = load_from(&[file], [], &[]).unwrap();
     assert_eq!(loaded.config.broker.url.as_ref().unwrap().expose_secret().matches(SECRET).count(), 2);
-    let shown: String = loaded.settings.iter().map(|setting| format!("{setting}\n")).collect();
+    let shown: String = loaded
+        .settings
+        .iter()
+        .map(|setting| format!("{} = {}  # {}\n", setting.key, setting.value, setting.origin))
+        .collect();
     assert!(shown.contains("broker.url = \"amqps://me:***@h/v\""), "{shown}");
     assert!(!shown.contains(SECRET) && !format!("{loaded:?}").contains(SECRET), "{shown}");
 }

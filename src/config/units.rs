@@ -6,27 +6,55 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serializer};
 
 /// A number of bytes, written as "8MiB", "64 kB" or a whole number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size(pub(super) u64);
 
-/// A duration, written as "30s" or "1h 30m".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span(pub(super) Duration);
+/// The form of a duration: "30s" or "1h 30m".
+pub(super) struct Span;
 
+/// Serialization of plain numbers as sizes: `#[serde(with = "Size")]`.
 impl Size {
-    /// Returns a size in mebibytes.
-    pub(super) const fn mib(count: u64) -> Self {
-        Self(count << 20)
+    /// Serializes a number of bytes; `None` is skipped by its field.
+    pub(super) fn serialize<B, S: Serializer>(bytes: &B, serializer: S) -> Result<S::Ok, S::Error>
+    where
+        B: Copy + Into<Option<u64>>,
+    {
+        serializer.collect_str(&Self((*bytes).into().unwrap_or_default()))
+    }
+
+    /// Deserializes a number of bytes.
+    pub(super) fn deserialize<'de, B: From<u64>, D: Deserializer<'de>>(deserializer: D) -> Result<B, D::Error> {
+        <Self as Deserialize>::deserialize(deserializer).map(|size| size.0.into())
     }
 }
 
+/// Serialization of plain durations: `#[serde(with = "Span")]`.
 impl Span {
-    /// Returns a duration in seconds.
-    pub(super) const fn seconds(count: u64) -> Self {
-        Self(Duration::from_secs(count))
+    /// Serializes a duration.
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    /// Deserializes a duration.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        struct SpanVisitor;
+
+        impl Visitor<'_> for SpanVisitor {
+            type Value = Duration;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a duration such as \"30s\" or \"5m\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+                humantime::parse_duration(text).map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+
+        deserializer.deserialize_any(SpanVisitor)
     }
 }
 
@@ -37,24 +65,6 @@ impl std::fmt::Display for Size {
             Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
             None => write!(f, "{}B", self.0),
         }
-    }
-}
-
-impl std::fmt::Display for Span {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        humantime::format_duration(self.0).fmt(f)
-    }
-}
-
-impl Serialize for Size {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 
@@ -78,25 +88,6 @@ impl<'de> Deserialize<'de> for Size {
             }
         }
         deserializer.deserialize_any(SizeVisitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct SpanVisitor;
-        impl Visitor<'_> for SpanVisitor {
-            type Value = Span;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a duration such as \"30s\" or \"5m\"")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
-                let duration = humantime::parse_duration(text);
-                duration.map(Span).map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
-            }
-        }
-        deserializer.deserialize_any(SpanVisitor)
     }
 }
 
@@ -141,8 +132,8 @@ mod tests {
 
     #[test]
     fn durations_need_a_unit() {
-        let span = |json: &str| serde_json::from_str::<Span>(json);
-        assert_eq!(span("\"1h 30m\"").unwrap(), Span::seconds(5400));
+        let span = |json: &str| Span::deserialize(&mut serde_json::Deserializer::from_str(json));
+        assert_eq!(span("\"1h 30m\"").unwrap(), Duration::from_secs(5400));
         for bad in ["\"30\"", "30", "\"soon\""] {
             assert!(span(bad).unwrap_err().to_string().contains("a duration such as"), "{bad}");
         }
@@ -153,6 +144,7 @@ mod tests {
         for text in ["1GiB", "256MiB", "64KiB", "1500B", "0B"] {
             assert_eq!(size(&format!("\"{text}\"")).unwrap().to_string(), text);
         }
-        assert_eq!(Span::seconds(600).to_string(), "10m");
+        assert_eq!(Span::serialize(&Duration::from_secs(600), serde_json::value::Serializer).unwrap(), "10m");
+        assert_eq!(Size::serialize(&(8_u64 << 20), serde_json::value::Serializer).unwrap(), "8MiB");
     }
 }

@@ -1,5 +1,5 @@
-//! Validation: from the serde types to the validated sections. Each section adds its problems and
-//! continues with a placeholder, so that all problems are found at once.
+//! Validation: from the serde types to the validated sections. Each section adds its problems; one
+//! that parses its values continues with a placeholder, so that all problems are found at once.
 
 mod broker;
 mod findings;
@@ -10,13 +10,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::raw::{
-    RawAdminConfig, RawAwsConfig, RawCheckConfig, RawConfig, RawLogConfig, RawMetricsConfig, RawSessionConfig,
-    RawSourceConfig, RawUploadConfig, RawWorkerConfig,
-};
+use super::raw::{RawAdminConfig, RawAwsConfig, RawConfig, RawLogConfig};
 use super::sections::{
-    AdminConfig, AwsConfig, CheckConfig, Config, LogConfig, MetricsConfig, SessionConfig, SourceConfig, UploadConfig,
-    WorkerConfig,
+    AdminConfig, AwsConfig, Config, LogConfig, SessionConfig, SourceConfig, UploadConfig, WorkerConfig,
 };
 use super::units::Size;
 use crate::domain::destination::raw::RawDestination;
@@ -37,103 +33,74 @@ const PLACEHOLDER_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Add
 /// `raw.worker.id` must be set.
 pub(super) fn validate(raw: RawConfig, is_set: impl Fn(&str) -> bool) -> Result<Config, Vec<Invalid>> {
     let mut findings = Findings::default();
-    let upload = upload(&raw.upload, &mut findings);
-    let config = Config {
-        broker: broker::broker(raw.broker, &mut findings),
-        worker: worker(raw.worker, &upload, is_set("worker.backfill_slots"), &mut findings),
-        upload,
-        session: session(&raw.session, &mut findings),
-        aws: aws(&raw.aws, &mut findings),
-        source: source(raw.source, &mut findings),
-        admin: admin(&raw.admin, &mut findings),
-        metrics: metrics(&raw.metrics, &mut findings),
-        check: check(raw.check, &mut findings),
-        log: log(raw.log, &mut findings),
-        destinations: Arc::new(destinations(raw.destinations, &mut findings)),
-    };
-    if findings.is_empty() { Ok(config) } else { Err(findings.into_problems()) }
+    let RawConfig { broker, mut worker, upload, session, aws, source, admin, metrics, check, log, destinations } = raw;
+    // The default is a maximum: lowering `slots` alone is not a conflict.
+    if !is_set("worker.backfill_slots") {
+        worker.backfill_slots = worker.backfill_slots.min(worker.slots.get());
+    }
+    check_upload(&upload, &mut findings);
+    let broker = broker::broker(broker, &mut findings);
+    check_worker(&worker, &upload, &mut findings);
+    check_session(&session, &mut findings);
+    let aws = self::aws(&aws, &mut findings);
+    check_source(&source, &mut findings);
+    let admin = self::admin(&admin, &mut findings);
+    let problem = "is out of range; give 1 to 100000 (every destination adds a dozen series)";
+    findings.require((1..=100_000).contains(&metrics.max_destinations), "metrics.max_destinations", problem);
+    check.egress_addresses.iter().filter_map(|text| check_network(text).err()).for_each(|problem| {
+        findings.add("check.egress_addresses", problem);
+    });
+    let log = self::log(log, &mut findings);
+    let destinations = Arc::new(self::destinations(destinations, &mut findings));
+    if !findings.is_empty() {
+        return Err(findings.into_problems());
+    }
+    Ok(Config { broker, worker, upload, session, aws, source, admin, metrics, check, log, destinations })
 }
 
-fn worker(
-    raw: RawWorkerConfig,
-    upload: &UploadConfig,
-    backfill_slots_set: bool,
-    findings: &mut Findings,
-) -> WorkerConfig {
-    let slots = raw.slots.get();
+fn check_worker(worker: &WorkerConfig, upload: &UploadConfig, findings: &mut Findings) {
+    let (slots, backfill_slots) = (worker.slots.get(), worker.backfill_slots);
     findings.require(slots <= 10_000, "worker.slots", "is more than 10000; run more workers instead");
-    // The default is a maximum: lowering `slots` alone is not a conflict.
-    let backfill_slots = if backfill_slots_set { raw.backfill_slots } else { raw.backfill_slots.min(slots) };
     if backfill_slots > slots {
         findings
             .add("worker.backfill_slots", format!("{backfill_slots} is more than worker.slots = {slots}; lower it"));
     }
     let minimum = upload.multipart_threshold.max(upload.part_size.saturating_mul(2));
     let valid = PART_SIZES.contains(&upload.multipart_threshold) && PART_SIZES.contains(&upload.part_size);
-    if valid && raw.memory_budget.0 < minimum {
-        let minimum = Size(minimum);
+    if valid && worker.memory_budget < minimum {
+        let (budget, minimum) = (Size(worker.memory_budget), Size(minimum));
         let problem = format!(
-            "{} is too small: a buffered source needs upload.multipart_threshold and twice upload.part_size; give at \
-             least {minimum} or lower those",
-            raw.memory_budget
+            "{budget} is too small: a buffered source needs upload.multipart_threshold and twice upload.part_size; give \
+             at least {minimum} or lower those"
         );
         findings.add("worker.memory_budget", problem);
     }
+    let timeout = worker.drain_timeout;
     let problem = "is out of range; give more than 0 and at most 1h, for example \"30s\"";
-    findings.require(
-        !raw.drain_timeout.0.is_zero() && raw.drain_timeout.0 <= MAX_DRAIN_TIMEOUT,
-        "worker.drain_timeout",
-        problem,
-    );
-    let id = raw.id.unwrap_or_default();
+    findings.require(!timeout.is_zero() && timeout <= MAX_DRAIN_TIMEOUT, "worker.drain_timeout", problem);
     let inner = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let fits = (1..=100).contains(&id.len()) && id.chars().all(inner);
+    let fits = (1..=100).contains(&worker.id.len()) && worker.id.chars().all(inner);
     findings.require(fits, "worker.id", "is not valid; give 1-100 of A-Z, a-z, 0-9, \".\", \"_\" and \"-\"");
-    WorkerConfig {
-        slots: raw.slots,
-        backfill_slots,
-        memory_budget: raw.memory_budget.0,
-        drain_timeout: raw.drain_timeout.0,
-        max_attempts: raw.max_attempts,
-        destination_slots: raw.destination_slots,
-        id,
-    }
 }
 
-fn upload(raw: &RawUploadConfig, findings: &mut Findings) -> UploadConfig {
-    for (key, size) in [("upload.part_size", raw.part_size), ("upload.multipart_threshold", raw.multipart_threshold)] {
-        if !PART_SIZES.contains(&size.0) {
-            findings.add(key, format!("{size} is outside the limits of S3; give 5MiB to 5GiB"));
-        }
+fn check_upload(upload: &UploadConfig, findings: &mut Findings) {
+    let sizes = [("upload.part_size", upload.part_size), ("upload.multipart_threshold", upload.multipart_threshold)];
+    for (key, size) in sizes.into_iter().filter(|(_, size)| !PART_SIZES.contains(size)) {
+        findings.add(key, format!("{} is outside the limits of S3; give 5MiB to 5GiB", Size(size)));
     }
-    findings.require(
-        raw.min_rate.0 > 0,
-        "upload.min_rate",
-        "is 0, so a stuck request would never end; give at least 1B",
-    );
-    let parts = raw.part_concurrency.get() <= 1000;
+    let problem = "is 0, so a stuck request would never end; give at least 1B";
+    findings.require(upload.min_rate > 0, "upload.min_rate", problem);
+    let parts = upload.part_concurrency.get() <= 1000;
     findings.require(parts, "upload.part_concurrency", "is more than 1000; give a number from 1 to 1000");
-    UploadConfig {
-        part_size: raw.part_size.0,
-        multipart_threshold: raw.multipart_threshold.0,
-        part_concurrency: raw.part_concurrency,
-        min_rate: raw.min_rate.0,
-    }
 }
 
-fn session(raw: &RawSessionConfig, findings: &mut Findings) -> SessionConfig {
+fn check_session(session: &SessionConfig, findings: &mut Findings) {
     let hour = Duration::from_hours(1);
     let problem = "is not below 1h, which is all that a session of a chained role lasts; give for example \"5m\"";
-    findings.require(raw.refresh_before.0 < hour, "session.refresh_before", problem);
+    findings.require(session.refresh_before < hour, "session.refresh_before", problem);
     let problem = "is more than 1h: a corrected role would stay refused; give for example \"1m\"";
-    findings.require(raw.denied_for.0 <= hour, "session.denied_for", problem);
-    findings.require(raw.capacity > 0, "session.capacity", "is 0, so no session could be cached; give at least 1");
-    SessionConfig {
-        refresh_before: raw.refresh_before.0,
-        capacity: raw.capacity,
-        denied_for: raw.denied_for.0,
-        role_auth: raw.role_auth,
-    }
+    findings.require(session.denied_for <= hour, "session.denied_for", problem);
+    findings.require(session.capacity > 0, "session.capacity", "is 0, so no session could be cached; give at least 1");
 }
 
 fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
@@ -147,8 +114,8 @@ fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
     }
 }
 
-fn source(raw: RawSourceConfig, findings: &mut Findings) -> SourceConfig {
-    for scheme in &raw.schemes {
+fn check_source(source: &SourceConfig, findings: &mut Findings) {
+    for scheme in &source.schemes {
         match scheme.as_str() {
             "https" | "file" | "s3" => {}
             "http" => findings
@@ -158,25 +125,17 @@ fn source(raw: RawSourceConfig, findings: &mut Findings) -> SourceConfig {
             }
         }
     }
-    if let Some(root) = raw.file_root.as_deref().filter(|root| !root.is_absolute()) {
+    if let Some(root) = source.file_root.as_deref().filter(|root| !root.is_absolute()) {
         findings.add("source.file_root", format!("{} is relative; give an absolute path", root.display()));
-    } else if let Some(root) = raw.file_root.as_deref().filter(|root| !root.is_dir()) {
+    } else if let Some(root) = source.file_root.as_deref().filter(|root| !root.is_dir()) {
         findings
             .add("source.file_root", format!("{} is not a directory; create it or remove this key", root.display()));
     }
-    for bucket in &raw.s3_buckets {
+    for bucket in &source.s3_buckets {
         findings.parsed("source.s3_buckets", Some(BucketName::parse(bucket)));
     }
-    let max = raw.max_bytes.map(|size| size.0);
-    findings.require(max != Some(0), "source.max_bytes", "is 0, so nothing could be read; remove it for no limit");
-    SourceConfig {
-        schemes: raw.schemes,
-        file_root: raw.file_root,
-        s3_buckets: raw.s3_buckets,
-        allow_http: raw.allow_http,
-        allow_private_networks: raw.allow_private_networks,
-        max_bytes: max,
-    }
+    let problem = "is 0, so nothing could be read; remove it for no limit";
+    findings.require(source.max_bytes != Some(0), "source.max_bytes", problem);
 }
 
 fn admin(raw: &RawAdminConfig, findings: &mut Findings) -> AdminConfig {
@@ -184,21 +143,6 @@ fn admin(raw: &RawAdminConfig, findings: &mut Findings) -> AdminConfig {
     let problem = "is not an address with a port; write for example \"127.0.0.1:9464\" or \"[::1]:9464\"";
     findings.require(listen.is_ok(), "admin.listen", problem);
     AdminConfig { listen: listen.unwrap_or(PLACEHOLDER_ADDRESS) }
-}
-
-fn metrics(raw: &RawMetricsConfig, findings: &mut Findings) -> MetricsConfig {
-    let problem = "is out of range; give 1 to 100000 (every destination adds a dozen series)";
-    findings.require((1..=100_000).contains(&raw.max_destinations), "metrics.max_destinations", problem);
-    MetricsConfig { max_destinations: raw.max_destinations }
-}
-
-fn check(raw: RawCheckConfig, findings: &mut Findings) -> CheckConfig {
-    for text in &raw.egress_addresses {
-        if let Err(problem) = check_network(text) {
-            findings.add("check.egress_addresses", problem);
-        }
-    }
-    CheckConfig { egress_addresses: raw.egress_addresses }
 }
 
 /// Checks that the text is an IP address or a network. The error has the reason and the remedy.

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use super::LetterSource;
 use super::filter::LetterSelection;
 use super::run::LetterRun;
 use crate::queue::{DeadLetters, LetterId, QueueError};
@@ -11,15 +10,11 @@ use crate::queue::{DeadLetters, LetterId, QueueError};
 ///
 /// # Errors
 /// The broker is lost.
-pub async fn find(source: &LetterSource<'_>, mut selection: LetterSelection) -> Result<HashSet<LetterId>, QueueError> {
-    let mut letters = source.open().await?;
+pub async fn find(letters: &mut DeadLetters, mut selection: LetterSelection) -> Result<HashSet<LetterId>, QueueError> {
     let mut ids = HashSet::new();
-    while let Some(letter) = letters.next().await? {
-        if selection.takes(&letter) {
-            ids.insert(letter.id().clone());
-        }
+    while let Some(letter) = selection.next(letters, || ()).await? {
+        ids.insert(letter.id().clone());
     }
-    letters.close().await;
     Ok(ids)
 }
 
@@ -30,16 +25,7 @@ pub async fn discard(
     dry_run: bool,
     run: &mut LetterRun<'_>,
 ) {
-    while !selection.is_complete() {
-        let letter = match letters.next().await {
-            Ok(Some(letter)) => letter,
-            Ok(None) => return,
-            Err(problem) => return run.stopped(problem),
-        };
-        run.read();
-        if !selection.takes(&letter) {
-            continue;
-        }
+    while let Some(letter) = run.next(letters, &mut selection).await {
         let discarded = if dry_run { Ok(()) } else { letters.discard().await };
         match discarded {
             Ok(()) => run.done(&letter, None),

@@ -63,18 +63,14 @@ pub async fn write(
     let failed =
         |problem: &dyn std::fmt::Display| DeadLetterError::File(format!("the letters can't be written: {problem}"));
     let (mut to, mut selection, mut count) = (BufWriter::new(to), filter.select(), Exported::default());
-    while !selection.is_complete() {
-        let Some(letter) = letters.next().await? else { break };
-        if !selection.takes(&letter) {
-            continue;
-        }
+    while let Some(letter) = selection.next(letters, || ()).await? {
         if letter.properties().unread.is_some() {
             count.unread += 1;
-        } else {
-            let line = serde_json::to_string(&ExportLine::new(&letter)).map_err(|problem| failed(&problem))?;
-            writeln!(to, "{line}").map_err(|problem| failed(&problem))?;
-            count.written += 1;
+            continue;
         }
+        let line = serde_json::to_string(&ExportLine::new(&letter)).map_err(|problem| failed(&problem))?;
+        writeln!(to, "{line}").map_err(|problem| failed(&problem))?;
+        count.written += 1;
     }
     to.flush().map_err(|problem| failed(&problem))?;
     Ok(count)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::domain::lane::Lane;
-use crate::queue::{DeadLetter, LetterId};
+use crate::queue::{DeadLetter, DeadLetters, LetterId, QueueError};
 
 /// Class of the letters that the broker dead-lettered itself.
 pub const BROKER_CLASS: &str = "broker";
@@ -101,16 +101,27 @@ impl LetterSelection {
     }
 
     /// Returns true for a letter that is selected, and counts it.
-    pub fn takes(&mut self, letter: &DeadLetter) -> bool {
+    fn takes(&mut self, letter: &DeadLetter) -> bool {
         let allowed = self.only.as_ref().is_none_or(|ids| ids.contains(letter.id()));
         let taken = self.remaining > 0 && allowed && self.filter.matches(letter, self.now);
         self.remaining -= u64::from(taken);
         taken
     }
 
-    /// Returns true when the limit is reached.
-    pub fn is_complete(&self) -> bool {
-        self.remaining == 0
+    /// Returns the next letter that is selected; `None` at the end, or when the limit is reached.
+    /// `read` is called for each letter that is read.
+    ///
+    /// # Errors
+    /// The errors of [`DeadLetters::next`].
+    pub async fn next(&mut self, letters: &mut DeadLetters, read: impl Fn()) -> Result<Option<DeadLetter>, QueueError> {
+        while self.remaining > 0 {
+            let Some(letter) = letters.next().await? else { break };
+            read();
+            if self.takes(&letter) {
+                return Ok(Some(letter));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the time of the selection.
@@ -201,7 +212,7 @@ mod tests {
         let mut selection = filter.select();
         let taken: Vec<_> = ["a1", "b", "a2", "a3"].map(|job| selection.takes(&letter(job, 0))).into();
         assert_eq!(taken, [true, false, true, false]);
-        assert!(selection.is_complete());
+        assert_eq!(selection.remaining, 0);
     }
 
     #[test]

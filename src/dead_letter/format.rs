@@ -1,8 +1,6 @@
 //! Format of exported letters: one line of JSON each. Version 1; lines of other versions are
 //! rejected.
 
-use std::collections::BTreeMap;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -21,27 +19,12 @@ pub struct ExportLine {
     routing_key: String,
     died_at: Option<Timestamp>,
     #[serde(flatten)]
-    properties: ExportedProperties,
-    headers: BTreeMap<String, String>,
+    properties: Properties,
     #[serde(flatten)]
     body: ExportedBody,
     /// Not parsed, as it follows from the rest.
     #[serde(flatten, skip_deserializing)]
     summary: LetterSummary,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct ExportedProperties {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    content_type: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    message_id: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    reply_to: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    correlation_id: Option<String>,
-    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
-    kind: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -63,7 +46,6 @@ enum ExportedBody {
 impl ExportLine {
     /// Line of a letter.
     pub fn new(letter: &DeadLetter) -> Self {
-        let p = letter.properties().clone();
         let body = match std::str::from_utf8(letter.body()) {
             Ok(text) => ExportedBody::Body(text.to_owned()),
             Err(_) => ExportedBody::BodyBase64(STANDARD.encode(letter.body())),
@@ -72,14 +54,7 @@ impl ExportLine {
             version: VERSION,
             routing_key: letter.routing_key().to_owned(),
             died_at: letter.died_at(),
-            properties: ExportedProperties {
-                content_type: p.content_type,
-                message_id: p.message_id,
-                reply_to: p.reply_to,
-                correlation_id: p.correlation_id,
-                kind: p.kind,
-            },
-            headers: p.headers,
+            properties: letter.properties().clone(),
             body,
             summary: LetterSummary {
                 letter: letter.id().to_string(),
@@ -106,11 +81,7 @@ impl ExportLine {
                 Bytes::from(STANDARD.decode(text).map_err(|problem| format!("body_base64: {problem}"))?)
             }
         };
-        let ExportedProperties { content_type, message_id, reply_to, correlation_id, kind } = line.properties;
-        let headers = line.headers;
-        let properties =
-            Properties { content_type, message_id, reply_to, correlation_id, kind, headers, ..Properties::default() };
-        let letter = DeadLetter::new(line.routing_key, body, properties, line.died_at);
+        let letter = DeadLetter::new(line.routing_key, body, line.properties, line.died_at);
         letter
             .can_be_requeued()
             .then_some(letter)
@@ -120,6 +91,8 @@ impl ExportLine {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn letter(body: &[u8]) -> DeadLetter {

@@ -41,14 +41,8 @@ impl<P: DestinationProbe> Requeue<P> {
     /// Requeues the selected letters. Dropped halfway, it leaves every letter either where it was
     /// or requeued.
     pub async fn run(mut self, letters: &mut DeadLetters, mut selection: LetterSelection, run: &mut LetterRun<'_>) {
-        while !selection.is_complete() {
-            let letter = match letters.next().await {
-                Ok(Some(letter)) => letter,
-                Ok(None) => return,
-                Err(problem) => return run.stopped(problem),
-            };
-            run.read();
-            if selection.takes(&letter) && !self.requeue(letters, &letter, run).await {
+        while let Some(letter) = run.next(letters, &mut selection).await {
+            if !self.requeue(letters, &letter, run).await {
                 return;
             }
         }

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::queue::{DeadLetter, QueueError};
+use super::filter::LetterSelection;
+use crate::queue::{DeadLetter, DeadLetters, QueueError};
 use crate::runtime::output::{Output, printable};
 
 /// Counts of an operation, reported letter by letter.
@@ -52,6 +53,21 @@ impl<'a> LetterRun<'a> {
         &self.counts
     }
 
+    /// Returns the next selected letter; `None` at the end, or when no more letters can be read.
+    pub async fn next(&mut self, letters: &mut DeadLetters, selection: &mut LetterSelection) -> Option<DeadLetter> {
+        let next = selection.next(letters, || self.output.advance(1)).await;
+        next.unwrap_or_else(|problem| {
+            self.stopped(problem);
+            None
+        })
+    }
+
+    /// Records that no more letters can be read.
+    pub fn stopped(&mut self, problem: QueueError) {
+        self.output.notice(&problem.to_string());
+        self.counts.stopped_by = Some(problem);
+    }
+
     /// Counts a letter that was read.
     pub fn read(&self) {
         self.output.advance(1);
@@ -85,12 +101,6 @@ impl<'a> LetterRun<'a> {
             self.counts.stopped_by = Some(problem.clone());
         }
         !fatal
-    }
-
-    /// Records that no more letters can be read.
-    pub fn stopped(&mut self, problem: QueueError) {
-        self.output.notice(&problem.to_string());
-        self.counts.stopped_by = Some(problem);
     }
 
     /// Reports a notice.

@@ -46,12 +46,10 @@ impl SamplePublisher {
         Ok(Self { queue, planned })
     }
 
-    /// ExpectedOutcomes result of each job, by its id.
+    /// Expected result of each job, by its id.
     pub(super) fn expected(&self) -> ExpectedOutcomes {
-        let each =
-            self.planned.iter().map(|planned| (planned.job.id.clone(), FeedState::Open { deliver: planned.delivered }));
         ExpectedOutcomes {
-            jobs: each.collect(),
+            open: self.planned.iter().map(|planned| (planned.job.id.clone(), planned.delivered)).collect(),
             tally: JobTally { jobs: self.planned.len(), open: self.planned.len(), ..JobTally::default() },
         }
     }
@@ -85,36 +83,27 @@ fn publication(planned: &SampleJob) -> Publication {
     }
 }
 
-/// Outcomes as they come, of every job in the queue.
-pub(super) struct OutcomeFeed(Outcomes);
+/// Subscribes to the outcomes of every job in the queue.
+pub(super) async fn subscribe(broker: &BrokerConfig) -> Result<Outcomes, DevError> {
+    Ok(Outcomes::subscribe(broker, NAME).await?)
+}
 
-impl OutcomeFeed {
-    pub(super) async fn open(broker: &BrokerConfig) -> Result<Self, DevError> {
-        Ok(Self(Outcomes::subscribe(broker, NAME).await?))
-    }
-
-    /// The next outcome, read and as it is.
-    pub(super) async fn next(&mut self) -> Result<(Outcome, Vec<u8>), DevError> {
-        loop {
-            let body = self.0.next().await?.body;
-            // What is no outcome was not made by this program.
-            if let Ok(outcome) = serde_json::from_slice(&body) {
-                return Ok((outcome, body));
-            }
+/// The next outcome, read and as it is.
+pub(super) async fn next_outcome(feed: &mut Outcomes) -> Result<(Outcome, Vec<u8>), DevError> {
+    loop {
+        let body = feed.next().await?.body;
+        // What is no outcome was not made by this program.
+        if let Ok(outcome) = serde_json::from_slice(&body) {
+            return Ok((outcome, body));
         }
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FeedState {
-    Open { deliver: bool },
-    Ended,
-}
-
-/// ExpectedOutcomes results of the jobs of this start, and the number that has ended.
+/// Expected results of the jobs of this start, and the number that has ended.
 #[derive(Debug)]
 pub(super) struct ExpectedOutcomes {
-    jobs: BTreeMap<String, FeedState>,
+    /// Jobs without a terminal outcome, each with true where it is to be delivered.
+    open: BTreeMap<String, bool>,
     tally: JobTally,
 }
 
@@ -126,12 +115,10 @@ impl ExpectedOutcomes {
     /// Counts the first terminal outcome of a job of ours.
     pub(super) fn note(&mut self, outcome: &Outcome) {
         let of_kind = |kind: OutcomeKind| outcome.kind == kind.event_type();
-        let Some(state) = self.jobs.get_mut(&outcome.subject) else { return };
-        let FeedState::Open { deliver } = *state else { return };
         if of_kind(OutcomeKind::Retrying) {
             return;
         }
-        *state = FeedState::Ended;
+        let Some(deliver) = self.open.remove(&outcome.subject) else { return };
         let delivered = of_kind(OutcomeKind::Delivered) || of_kind(OutcomeKind::Skipped);
         self.tally.open -= 1;
         self.tally.delivered += usize::from(delivered);
@@ -154,8 +141,8 @@ mod tests {
     #[test]
     fn each_job_counts_once_and_a_failure_may_be_what_was_expected() {
         let jobs = [("good", true), ("bad", false), ("unlucky", true)];
-        let jobs: BTreeMap<_, _> = jobs.map(|(id, deliver)| (id.to_owned(), FeedState::Open { deliver })).into();
-        let mut expected = ExpectedOutcomes { jobs, tally: JobTally { jobs: 3, open: 3, ..JobTally::default() } };
+        let open = jobs.map(|(id, deliver)| (id.to_owned(), deliver)).into();
+        let mut expected = ExpectedOutcomes { open, tally: JobTally { jobs: 3, open: 3, ..JobTally::default() } };
         expected.note(&outcome("somebody's", OutcomeKind::Delivered));
         expected.note(&outcome("good", OutcomeKind::Retrying));
         assert_eq!(expected.tally().open, 3);

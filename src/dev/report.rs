@@ -1,12 +1,13 @@
 //! Terminal output of `consign dev`: a line for each transfer that ends, and what to inspect.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
 use crate::domain::outcome::{Outcome, OutcomeData};
+use crate::runtime::output::colours;
 
 /// Writes lines for people to stdout, or to stderr where stdout is for data.
 #[derive(Debug, Clone, Copy)]
@@ -17,33 +18,18 @@ pub(super) struct TransferPrinter {
     id: usize,
 }
 
-/// Content of a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tone {
-    Good,
-    Bad,
-    Waiting,
-    Faint,
-}
-
-impl Tone {
-    fn code(self) -> &'static str {
-        match self {
-            Self::Good => "32",
-            Self::Bad => "31",
-            Self::Waiting => "33",
-            Self::Faint => "2",
-        }
-    }
-}
+/// Colours of a terminal (SGR parameters).
+const GREEN: &str = "32";
+const RED: &str = "31";
+const YELLOW: &str = "33";
+const FAINT: &str = "2";
 
 impl TransferPrinter {
     /// With `json`, outcomes go to stdout as they are, one a line. `id` is the length of the
     /// longest job's id.
     pub(super) fn new(json: bool, id: usize) -> Self {
-        let terminal = if json { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { json, colours: terminal && !refused, id }
+        let colours = if json { colours(&std::io::stderr()) } else { colours(&std::io::stdout()) };
+        Self { json, colours, id }
     }
 
     /// Lines for a person. A reader that has gone away is no failure.
@@ -62,10 +48,10 @@ impl TransferPrinter {
             let mut stdout = std::io::stdout().lock();
             let _ = stdout.write_all(raw).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
         }
-        let (word, tone) = word(&outcome.kind);
+        let (word, colour) = word(&outcome.kind);
         let id = printable(&outcome.subject);
         let data = &outcome.data;
-        let (word_painted, width) = (self.painted(&format!("{word:<9}"), tone), self.id);
+        let (word_painted, width) = (self.painted(&format!("{word:<9}"), colour), self.id);
         self.say(&format!("{word_painted}  {id:<width$}  {}", summary(data, word, again)));
         let details = [("", &data.message), ("hint: ", &data.hint)].into_iter();
         for (label, text) in details.filter_map(|(label, text)| text.as_deref().map(|text| (label, text))) {
@@ -77,22 +63,22 @@ impl TransferPrinter {
 
     /// A remark on the line before.
     pub(super) fn remark(&self, text: &str) {
-        self.say(&format!("           {}", self.painted(text, Tone::Faint)));
+        self.say(&format!("           {}", self.painted(text, FAINT)));
     }
 
-    fn painted(self, text: &str, tone: Tone) -> String {
-        if self.colours { format!("\x1b[{}m{text}\x1b[0m", tone.code()) } else { text.to_owned() }
+    fn painted(self, text: &str, colour: &str) -> String {
+        if self.colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
-fn word(kind: &str) -> (&str, Tone) {
+fn word(kind: &str) -> (&str, &str) {
     let word = kind.strip_prefix("consign.transfer.").and_then(|rest| rest.strip_suffix(".v1")).unwrap_or(kind);
-    let tone = match word {
-        "delivered" => Tone::Good,
-        "failed" | "expired" => Tone::Bad,
-        _ => Tone::Waiting,
+    let colour = match word {
+        "delivered" => GREEN,
+        "failed" | "expired" => RED,
+        _ => YELLOW,
     };
-    (word, tone)
+    (word, colour)
 }
 
 fn summary(data: &OutcomeData, word: &str, again: u32) -> String {
@@ -154,6 +140,8 @@ pub(super) fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IsTerminal as _;
+
     use super::*;
 
     #[test]
@@ -180,14 +168,14 @@ mod tests {
         let data =
             OutcomeData { destination: "acme".to_owned(), reason: Some("x".to_owned()), ..OutcomeData::default() };
         assert_eq!(summary(&data, "failed", 0), "x, attempt 1 -> acme");
-        assert_eq!(word("consign.transfer.failed.v1"), ("failed", Tone::Bad));
+        assert_eq!(word("consign.transfer.failed.v1"), ("failed", RED));
     }
 
     #[test]
     fn only_a_terminal_gets_colours() {
         let report = |colours| TransferPrinter { json: false, colours, id: 0 };
-        assert_eq!(report(true).painted("delivered", Tone::Good), "\u{1b}[32mdelivered\u{1b}[0m");
-        assert_eq!(report(false).painted("delivered", Tone::Good), "delivered");
+        assert_eq!(report(true).painted("delivered", GREEN), "\u{1b}[32mdelivered\u{1b}[0m");
+        assert_eq!(report(false).painted("delivered", GREEN), "delivered");
         assert!(!TransferPrinter::new(false, 0).colours || std::io::stdout().is_terminal());
     }
 

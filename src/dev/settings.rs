@@ -79,41 +79,24 @@ impl Secrets {
         let queue = json!(format!("sqlite:{}", home.queue().display()));
         let admin = json!(admin.to_string());
         format!(
-            r#"# Written by `consign dev` at each start. The keys are made up and open nothing but its own S3 and STS.
-
-[broker]
-url = {queue}
-
-[aws]
-region = "{REGION}"
-s3_endpoint_url = "{cloud}"
-sts_endpoint_url = "{cloud}"
-force_path_style = true
-
-[source]
-# Any file this user can read: what is delivered stays on this machine.
-file_root = "/"
-
-[admin]
-listen = {admin}
-
-# A customer who trusts the platform's identity together with an external id, and wants a key of his own.
-[destinations.{ACME}]
-bucket = "{ACME_BUCKET}"
-region = "{REGION}"
-prefix = "{ACME_PREFIX}"
-kms_key_arn = "{ACME_KMS_KEY}"
-auth = {{ method = "iam_role", role_arn = "{ACME_ROLE}", external_id = "{}" }}
-
-# A customer who gave a long-lived key.
-[destinations.{GLOBEX}]
-bucket = "{GLOBEX_BUCKET}"
-region = "{GLOBEX_REGION}"
-prefix = "{GLOBEX_PREFIX}"
-expected_bucket_owner = "{GLOBEX_ACCOUNT}"
-auth = {{ method = "access_key", access_key_id = "{}", secret_access_key = "{}" }}
-"#,
-            self.external_id, self.globex.id, self.globex.secret
+            include_str!("settings.toml"),
+            queue = queue,
+            region = REGION,
+            cloud = cloud,
+            admin = admin,
+            acme = ACME,
+            acme_bucket = ACME_BUCKET,
+            acme_prefix = ACME_PREFIX,
+            acme_kms_key = ACME_KMS_KEY,
+            acme_role = ACME_ROLE,
+            external_id = self.external_id,
+            globex = GLOBEX,
+            globex_bucket = GLOBEX_BUCKET,
+            globex_region = GLOBEX_REGION,
+            globex_prefix = GLOBEX_PREFIX,
+            globex_account = GLOBEX_ACCOUNT,
+            key_id = self.globex.id,
+            key_secret = self.globex.secret,
         )
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::cloud::Cloud;
 use super::home::Home;
-use super::jobs::{ExpectedOutcomes, JobTally, OutcomeFeed, SamplePublisher};
+use super::jobs::{ExpectedOutcomes, JobTally, SamplePublisher, next_outcome, subscribe};
 use super::report::{TransferPrinter, quoted};
 use super::samples::SampleJob;
 use super::settings::{ACME, ACME_BUCKET, REGION, Secrets};
@@ -15,6 +15,7 @@ use super::{DevError, Ended};
 use crate::app::{self, WorkerEnvironment};
 use crate::config::Config;
 use crate::domain::outcome::Outcome;
+use crate::queue::Outcomes;
 
 /// Everything that runs beside the worker.
 pub(super) struct Stage {
@@ -39,8 +40,7 @@ impl Stage {
         environment: WorkerEnvironment,
     ) -> Result<Ended, DevError> {
         let broker = &self.config.broker;
-        let (mut feed, mut publisher) =
-            (OutcomeFeed::open(broker).await?, SamplePublisher::open(broker, planned).await?);
+        let (mut feed, mut publisher) = (subscribe(broker).await?, SamplePublisher::open(broker, planned).await?);
         let mut expected = publisher.expected();
         let drain = environment.shutdown.drain();
         if once {
@@ -81,7 +81,7 @@ impl Stage {
     async fn follow(
         &self,
         publisher: &mut SamplePublisher,
-        feed: &mut OutcomeFeed,
+        feed: &mut Outcomes,
         expected: &mut ExpectedOutcomes,
         once: bool,
     ) -> Result<(), DevError> {
@@ -107,8 +107,8 @@ impl Stage {
         }
     }
 
-    async fn show_next(&self, feed: &mut OutcomeFeed) -> Result<Outcome, DevError> {
-        let (outcome, raw) = feed.next().await?;
+    async fn show_next(&self, feed: &mut Outcomes) -> Result<Outcome, DevError> {
+        let (outcome, raw) = next_outcome(feed).await?;
         let again = match (&outcome.data.bucket, &outcome.data.key) {
             (Some(bucket), Some(key)) => self.cloud.take_sent_again(bucket, key),
             _ => 0,

@@ -1,10 +1,11 @@
 //! Id of a backfill.
 
-use super::destination::Invalid;
+use super::destination::{Invalid, text_newtype};
 
-/// Id of a backfill: 1-64 of `[A-Za-z0-9._-]`, valid in the names of queues and files.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BackfillId(String);
+text_newtype!(
+    /// Id of a backfill: 1-64 of `[A-Za-z0-9._-]`, valid in the names of queues and files.
+    BackfillId
+);
 
 impl BackfillId {
     /// Parses an id; the error's field is `backfill`.
@@ -15,18 +16,7 @@ impl BackfillId {
             let problem = "a backfill's id is 1-64 of A-Z, a-z, 0-9 and ._- and does not begin with a dot";
             return Err(Invalid::new("backfill", problem));
         }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Returns the id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for BackfillId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        Ok(Self(text.into()))
     }
 }
 

@@ -19,11 +19,6 @@ use crate::domain::outcome::{Failure, Reason};
 pub const VERSION: u64 = 1;
 /// Days for which messages are kept, and for which their commands hold.
 pub const KEPT_DAYS: u64 = 7;
-/// Header of a backfill's jobs: the backfill's id.
-pub const BACKFILL_HEADER: &str = "consign-backfill";
-/// Header beside it: start of the command that published them (RFC 3339). A cancellation covers
-/// commands that started before it.
-pub const BACKFILL_BEGUN_HEADER: &str = "consign-backfill-at";
 /// Most bytes of a control message.
 const MAX_BYTES: usize = 4096;
 /// Most characters of a message, a hint and a key that workers report to each other.
@@ -115,6 +110,7 @@ pub struct Control {
     pub command: ControlCommand,
 }
 
+#[serde_with::skip_serializing_none]
 #[derive(Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "consign control message")]
@@ -131,25 +127,18 @@ struct Raw {
     #[schemars(extend("enum" = KINDS))]
     kind: String,
     /// With `cancel_backfill` alone: the backfill's id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     backfill: Option<String>,
     /// With `reset_circuit` and the kinds of a circuit breaker: the destination's id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     destination: Option<String>,
     /// With `worker_started` and `worker_stopped` alone: the worker's address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     worker: Option<String>,
     /// With `circuit_denied` and `circuit_opened`: the failure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     failure: Option<RawFailure>,
     /// With `circuit_denied` alone: the key of the denied object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<String>,
     /// With `circuit_opened` alone: failed probes so far.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     probes: Option<u32>,
     /// With `circuit_opened` alone: seconds until the next probe.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     next_probe_seconds: Option<u32>,
 }
 

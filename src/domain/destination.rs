@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-pub(crate) use names::split_arn;
 pub use names::{
     AccountId, BucketName, DestinationId, ExternalId, Invalid, KmsKeyArn, ObjectKey, Prefix, Region, RoleArn,
 };
+pub(crate) use names::{split_arn, text_newtype};
 
 /// One customer's bucket or subfolder, with everything a transfer into it needs to know.
 #[derive(Debug, Clone)]

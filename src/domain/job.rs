@@ -13,12 +13,11 @@ mod validate;
 pub mod wire;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::destination::{Destination, DestinationId, text_newtype};
 
 pub use crate::domain::destination::Invalid;
 pub use rejected::Rejected;
@@ -99,9 +98,10 @@ pub struct Job {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A job's id: 1-200 of `[A-Za-z0-9._:/=@+-]`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct JobId(Arc<str>);
+text_newtype!(
+    /// A job's id: 1-200 of `[A-Za-z0-9._:/=@+-]`.
+    JobId
+);
 
 impl JobId {
     /// Parses an id; the error's field is `id`.
@@ -112,23 +112,6 @@ impl JobId {
             return Err(Invalid::new("id", "a job id is 1-200 of A-Z, a-z, 0-9 and ._:/=@+-"));
         }
         Ok(Self(text.into()))
-    }
-
-    /// The id as it was given.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
     }
 }
 
@@ -192,21 +175,17 @@ impl Location {
     }
 }
 
-/// A key below the destination's prefix. Checked against an empty prefix when the job is parsed;
-/// the joined length is checked again by `Prefix::join`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RelativeKey(Arc<str>);
+text_newtype!(
+    /// A key below the destination's prefix. Checked against an empty prefix when the job is
+    /// parsed; the joined length is checked again by `Prefix::join`.
+    RelativeKey
+);
 
 impl RelativeKey {
     /// Parses a key; the error's field is `key`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         crate::domain::destination::Prefix::parse("")?.join(text)?;
         Ok(Self(text.into()))
-    }
-
-    /// The key as it was given.
-    pub fn as_str(&self) -> &str {
-        &self.0
     }
 }
 

@@ -15,7 +15,7 @@ impl Builder {
     pub(super) fn new() -> Self {
         let builder = Self { registry: Registry::new() };
         #[cfg(target_os = "linux")]
-        builder.register(&ProcessCollector::new());
+        builder.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
         let version = Opts::new("consign_build_info", "Version of the running worker.")
             .const_label("version", env!("CARGO_PKG_VERSION"));
         let info = builder.registered(IntGauge::with_opts(version));
@@ -62,39 +62,16 @@ impl Builder {
     fn registered<C: Collector + Clone + 'static>(&self, collector: prometheus::Result<C>) -> C {
         match collector {
             Ok(collector) => {
-                self.register(&collector);
+                self.register(Box::new(collector.clone()));
                 collector
             }
             Err(problem) => panic!("invalid definition of a metric: {problem}"),
         }
     }
 
-    fn register<C: Collector + Clone + 'static>(&self, collector: &C) {
-        if let Err(problem) = self.registry.register(Box::new(collector.clone())) {
+    fn register(&self, collector: Box<dyn Collector>) {
+        if let Err(problem) = self.registry.register(collector) {
             tracing::error!(%problem, "failed to register a metric");
         }
-    }
-}
-
-/// The process collector of the prometheus crate, with the `Clone` that it lacks.
-#[cfg(target_os = "linux")]
-#[derive(Clone)]
-struct ProcessCollector(std::sync::Arc<prometheus::process_collector::ProcessCollector>);
-
-#[cfg(target_os = "linux")]
-impl ProcessCollector {
-    fn new() -> Self {
-        Self(std::sync::Arc::new(prometheus::process_collector::ProcessCollector::for_self()))
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Collector for ProcessCollector {
-    fn desc(&self) -> Vec<&prometheus::core::Desc> {
-        self.0.desc()
-    }
-
-    fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
-        self.0.collect()
     }
 }

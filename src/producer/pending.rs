@@ -22,12 +22,12 @@ pub struct PendingJobs<'a> {
 }
 
 /// Jobs that wait for the same cause.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PendingGroup {
     /// Number of jobs.
     pub jobs: usize,
     /// Id of their destination, where it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
     /// State of the jobs.
     pub state: PendingState,
@@ -35,7 +35,6 @@ pub struct PendingGroup {
     #[serde(flatten)]
     pub cause: PendingCause,
     /// Time of the earliest next attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub next_try_at: Option<String>,
 }
 
@@ -55,16 +54,14 @@ pub enum PendingState {
 }
 
 /// Reason of a failure with its texts.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PendingCause {
     /// Reason of the contract.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Message of the failure.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// Remedy.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 

@@ -1,31 +1,27 @@
 //! One dead letter, and the headers that a new run of its job carries.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::message::Properties;
+use crate::domain::destination::text_newtype;
 use crate::domain::job::lease::Lease;
 use crate::domain::job::{self, DestinationRef, Job, Rejected};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::Reason;
 use crate::domain::{headers, routing_key};
 
-/// Identifier of a letter: a hash of its whole content except the times at which a queue took it.
-/// So it is the same on every pass, on both brokers, and after export and import. Identical letters
-/// share it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LetterId(String);
+text_newtype!(
+    /// Identifier of a letter: a hash of its whole content except the times at which a queue took
+    /// it. So it is the same on every pass, on both brokers, and after export and import. Identical
+    /// letters share it. 16 hexadecimal digits.
+    LetterId
+);
 
 impl LetterId {
-    /// Returns 16 hexadecimal digits.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     fn of(routing_key: &str, body: &[u8], properties: &Properties) -> Self {
         let mut hash = Sha256::new();
         let mut add = |bytes: &[u8]| {
@@ -45,13 +41,7 @@ impl LetterId {
             add(name.as_bytes());
             add(value.as_bytes());
         }
-        Self(hex::encode(hash.finalize()).chars().take(16).collect())
-    }
-}
-
-impl fmt::Display for LetterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        Self(hex::encode(&hash.finalize()[..8]).into())
     }
 }
 

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 
-/// Message properties. Broker bookkeeping such as `x-death` is not in `headers`, and copies do not
-/// carry it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Message properties, also as exported dead letters hold them. Broker bookkeeping such as
+/// `x-death` is not in `headers`, and copies do not carry it.
+#[serde_with::skip_serializing_none]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Properties {
     /// Media type; absent means JSON.
     pub content_type: Option<String>,
@@ -21,11 +23,13 @@ pub struct Properties {
     /// Identifier that correlates a reply with its request; returned in the reply.
     pub correlation_id: Option<String>,
     /// AMQP `type`; `consign.check.v1` requests a connection test.
+    #[serde(rename = "type")]
     pub kind: Option<String>,
     /// Text headers. Numbers and booleans are given as text. Names are case-sensitive.
     pub headers: BTreeMap<String, String>,
     /// Size in bytes of a body that was too large to be read. The body is empty then, and only the
     /// queue has the original one.
+    #[serde(skip)]
     pub unread: Option<u64>,
 }
 

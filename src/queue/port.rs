@@ -3,12 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::message::{
@@ -16,9 +15,6 @@ use super::message::{
 };
 use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
-
-/// Boxed future, which keeps the traits usable behind `dyn`.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Running transfer under a lease. The queue reads its state for every renewal and notifies it of a
 /// lost lease.

@@ -118,7 +118,7 @@ pub fn apply(file: &Path) -> Result<(), QueueError> {
 /// Returns the control messages of the last 7 days, oldest first.
 pub(super) async fn control_messages(file: &Path, prefix: &str) -> Result<Vec<Bytes>, QueueError> {
     let prefix = prefix.to_owned();
-    let messages = retrying_store::open_and(file, move |store| control::after(store.connection(), &prefix, 0)).await?;
+    let messages = retrying_store::open_and(file, move |store| store.read(|db| control::after(db, &prefix, 0))).await?;
     Ok(messages.into_iter().map(|(_, body)| body).collect())
 }
 
@@ -153,17 +153,6 @@ impl SqliteQueue {
         consume: Vec<(Lane, u16)>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, QueueError> {
-        Self::start_with(WRITE_TIMEOUT, file, prefix, worker_id, consume, metrics)
-    }
-
-    fn start_with(
-        write_timeout: Duration,
-        file: &Path,
-        prefix: &str,
-        worker_id: &str,
-        consume: Vec<(Lane, u16)>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Arc<Self>, QueueError> {
         let shared = Arc::new(EngineShared {
             file: file.to_owned(),
             prefix: prefix.to_owned(),
@@ -179,7 +168,7 @@ impl SqliteQueue {
         let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(move || engine.run());
         thread.map_err(|error| QueueError::Unavailable(format!("a thread can't be started: {error}")))?;
         let (commands, control) = (Mutex::new(commands), AsyncMutex::new(control));
-        Ok(Arc::new(Self { shared, commands, control, write_timeout }))
+        Ok(Arc::new(Self { shared, commands, control, write_timeout: WRITE_TIMEOUT }))
     }
 
     fn send(&self, command: EngineCommand) -> Result<(), QueueError> {
@@ -197,43 +186,6 @@ impl SqliteQueue {
         result.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    async fn perform(
-        &self,
-        delivery: Delivery,
-        settlement: Settlement,
-        events: Vec<OutcomeEvent>,
-    ) -> Result<(), QueueError> {
-        let action = settlement.action();
-        limits::check_outcomes(&events)?;
-        let delivery = Box::new(delivery);
-        self.write(WriteOp::Settle { delivery, settlement, events }).await?;
-        self.shared.metrics.settled(action);
-        Ok(())
-    }
-
-    /// Puts a job under a lease. The row is the lease, so the key of the run is not needed.
-    async fn take_lease(&self, delivery: &Delivery, holder: Arc<dyn queue::LeaseHolder>) -> Result<(), QueueError> {
-        let (ticket, headers, message) = (delivery.ticket, delivery.properties.headers.clone(), holder.message());
-        limits::check_lease(&message)?;
-        let content = LeaseContent { ticket, headers, message };
-        self.write(WriteOp::Lease { content, holder }).await
-    }
-
-    async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
-        let lane = limits::check_publication(&publication)?;
-        let _unconfirmed = self.shared.metrics.unconfirmed();
-        let publication = Box::new(publication);
-        self.write(WriteOp::Publish { lane, publication }).await
-    }
-
-    /// Makes the copies due at once. They go to their lanes in the order in which their waits
-    /// began.
-    async fn release_copies(&self, destinations: &BTreeSet<DestinationId>) -> Result<Released, QueueError> {
-        let (keys, count) = (destinations.iter().flat_map(routing_key::jobs_of).collect(), Arc::new(AtomicU64::new(0)));
-        self.write(WriteOp::ReleaseDelayed { keys, count: Arc::clone(&count) }).await?;
-        Ok(Released { count: count.load(Ordering::Relaxed), partly: false })
-    }
-
     /// Requeues jobs that were prefetched and not handed out. If the file can't be written now, the
     /// thread retries; the worker, which has slots to fill, does not wait for that.
     async fn requeue_prefetched(&self, tickets: Vec<DeliveryTag>) {
@@ -245,13 +197,6 @@ impl SqliteQueue {
             Ok(Ok(())) => {}
             Ok(Err(_)) => tracing::debug!("the queue is closed, which requeues all prefetched jobs"),
             Err(_) => tracing::debug!("the file can't be written now; prefetched jobs are requeued later"),
-        }
-    }
-
-    async fn shut_down(&self) {
-        let (reply, closed) = oneshot::channel();
-        if self.send(EngineCommand::Close(reply)).is_ok() {
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
         }
     }
 }
@@ -288,16 +233,29 @@ impl Queue for SqliteQueue {
         settlement: Settlement,
         events: Vec<OutcomeEvent>,
     ) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(self.perform(delivery, settlement, events))
+        Box::pin(async move {
+            let action = settlement.action();
+            limits::check_outcomes(&events)?;
+            let delivery = Box::new(delivery);
+            self.write(WriteOp::Settle { delivery, settlement, events }).await?;
+            self.shared.metrics.settled(action);
+            Ok(())
+        })
     }
 
     fn lease<'a>(
         &'a self,
         delivery: &'a Delivery,
         _key: &'a str,
-        work: Arc<dyn queue::LeaseHolder>,
+        holder: Arc<dyn queue::LeaseHolder>,
     ) -> BoxFuture<'a, Result<(), QueueError>> {
-        Box::pin(self.take_lease(delivery, work))
+        // The row is the lease, so the key of the run is not needed.
+        Box::pin(async move {
+            let (ticket, headers, message) = (delivery.ticket, delivery.properties.headers.clone(), holder.message());
+            limits::check_lease(&message)?;
+            let content = LeaseContent { ticket, headers, message };
+            self.write(WriteOp::Lease { content, holder }).await
+        })
     }
 
     fn publish_control(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
@@ -309,7 +267,13 @@ impl Queue for SqliteQueue {
     }
 
     fn release_delayed(&self, destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Released, QueueError>> {
-        Box::pin(async move { self.release_copies(&destinations).await })
+        // They go to their lanes in the order in which their waits began.
+        Box::pin(async move {
+            let keys = destinations.iter().flat_map(routing_key::jobs_of).collect();
+            let count = Arc::new(AtomicU64::new(0));
+            self.write(WriteOp::ReleaseDelayed { keys, count: Arc::clone(&count) }).await?;
+            Ok(Released { count: count.load(Ordering::Relaxed), partly: false })
+        })
     }
 
     fn stop_consuming(&self) -> BoxFuture<'_, ()> {
@@ -341,7 +305,12 @@ impl Queue for SqliteQueue {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.shut_down())
+        Box::pin(async {
+            let (reply, closed) = oneshot::channel();
+            if self.send(EngineCommand::Close(reply)).is_ok() {
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+            }
+        })
     }
 
     fn system(&self) -> &'static str {
@@ -361,6 +330,11 @@ impl Queue for SqliteQueue {
 
 impl JobPublisher for SqliteQueue {
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(Self::publish(self, publication))
+        Box::pin(async move {
+            let lane = limits::check_publication(&publication)?;
+            let _unconfirmed = self.shared.metrics.unconfirmed();
+            let publication = Box::new(publication);
+            self.write(WriteOp::Publish { lane, publication }).await
+        })
     }
 }

@@ -1,5 +1,7 @@
 //! Output of long operations: progress, notices and events. The commands decide how it is shown.
 
+use std::io::IsTerminal;
+
 use serde_json::Value;
 
 /// Receiver of the output of a long operation.
@@ -15,6 +17,12 @@ pub trait Output: Send + Sync {
 
     /// Reports one event as data for programs.
     fn event(&self, event: &Value);
+}
+
+/// Returns true if the stream is a terminal and `NO_COLOR` is not set (<https://no-color.org>).
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !refused
 }
 
 /// Returns `text` with a `?` for each control character. Ids, headers and messages come from

@@ -2,104 +2,32 @@
 
 mod packer;
 
-use async_compression::tokio::write::{GzipEncoder, ZstdEncoder};
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-
 use super::chunks::Chunks;
 use crate::domain::job::Compression;
-use crate::domain::outcome::Failure;
-use packer::{STRIDE, encoder_failure};
-
+use crate::domain::job::lease::PackedEnd;
 pub use packer::Packer;
-
-/// Size from which compressed bytes are yielded. A chunk has this size plus what one stride adds.
-const CHUNK_SIZE: usize = 64 * 1024;
 
 /// Compresses a stream as one gzip member or one zstd frame.
 ///
-/// A failure of `chunks` passes through unchanged, and nothing follows it. The same bytes in the
-/// same chunks give the same output at any timing: nothing is flushed before the end.
+/// A failure of `chunks` passes through unchanged, and nothing follows it. The same bytes give the
+/// same output at any timing: nothing is flushed before the end.
 pub fn compress(chunks: Chunks, compression: Compression) -> Chunks {
     match compression {
         Compression::None => chunks,
-        Compression::Gzip => encoded(chunks, Box::new(GzipEncoder::new(Vec::new()))),
-        Compression::Zstd => encoded(chunks, Box::new(ZstdEncoder::new(Vec::new()))),
-    }
-}
-
-/// An encoder that writes into memory.
-trait MemoryEncoder: AsyncWrite + Send + Unpin {
-    fn output(&mut self) -> &mut Vec<u8>;
-}
-
-impl MemoryEncoder for GzipEncoder<Vec<u8>> {
-    fn output(&mut self) -> &mut Vec<u8> {
-        self.get_mut()
-    }
-}
-
-impl MemoryEncoder for ZstdEncoder<Vec<u8>> {
-    fn output(&mut self) -> &mut Vec<u8> {
-        self.get_mut()
-    }
-}
-
-struct CompressedStream {
-    input: Option<Chunks>,
-    /// The part of the last chunk that is not compressed yet.
-    rest: Bytes,
-    encoder: Box<dyn MemoryEncoder>,
-}
-
-fn encoded(chunks: Chunks, encoder: Box<dyn MemoryEncoder>) -> Chunks {
-    let state = CompressedStream { input: Some(chunks), rest: Bytes::new(), encoder };
-    Box::pin(stream::try_unfold(state, |mut state| async move {
-        let chunk = state.next().await?;
-        Ok((!chunk.is_empty()).then_some((chunk, state)))
-    }))
-}
-
-impl CompressedStream {
-    /// Returns the next compressed chunk; empty at the end.
-    async fn next(&mut self) -> Result<Bytes, Failure> {
-        while self.encoder.output().len() < CHUNK_SIZE {
-            if !self.rest.is_empty() {
-                self.compress_stride().await?;
-            } else if let Some(input) = &mut self.input {
-                match input.next().await {
-                    Some(chunk) => self.rest = chunk?,
-                    None => self.finish().await?,
-                }
-            } else {
-                break;
-            }
-        }
-        Ok(std::mem::take(self.encoder.output()).into())
-    }
-
-    async fn compress_stride(&mut self) -> Result<(), Failure> {
-        let stride = self.rest.split_to(self.rest.len().min(STRIDE));
-        self.encoder.write_all(&stride).await.map_err(|error| encoder_failure(&error))?;
-        tokio::task::yield_now().await;
-        Ok(())
-    }
-
-    async fn finish(&mut self) -> Result<(), Failure> {
-        self.input = None;
-        self.encoder.shutdown().await.map_err(|error| encoder_failure(&error))
+        compression => Packer::new(chunks, compression, PackedEnd::default()).whole(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
-    use futures_util::TryStreamExt as _;
+    use bytes::Bytes;
+    use futures_util::{StreamExt as _, TryStreamExt as _, stream};
     use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+    use super::packer::{CHUNK_SIZE, STRIDE};
     use super::*;
-    use crate::domain::outcome::Reason;
+    use crate::domain::outcome::{Failure, Reason};
 
     fn noise(length: usize) -> Vec<u8> {
         let mut state = 88_172_645_463_325_252_u64;

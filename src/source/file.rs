@@ -21,7 +21,6 @@ use crate::domain::outcome::{Failure, Reason};
 use crate::metrics::Metrics;
 use open::FileStamp;
 
-/// Size of one chunk of [`FileSource::chunks`].
 const CHUNK_SIZE: usize = 256 * 1024;
 /// Bytes hashed in one blocking task. A dropped digest stops after at most this many.
 const DIGEST_STRIDE: u64 = 32 * 1024 * 1024;

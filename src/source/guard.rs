@@ -77,31 +77,17 @@ impl Resolve for UrlGuard {
 }
 
 /// An address that may not be read from. Travels inside the http client's error.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the host is at {ip}, {kind}, and source.allow_private_networks is false")]
 pub(super) struct ForbiddenAddress {
     ip: IpAddr,
     kind: &'static str,
 }
 
-impl fmt::Display for ForbiddenAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the host is at {}, {}, and source.allow_private_networks is false", self.ip, self.kind)
-    }
-}
-
-impl Error for ForbiddenAddress {}
-
 impl ForbiddenAddress {
     /// Returns the forbidden address that caused an error of the http client, if one did.
     pub(super) fn behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            if let Some(forbidden) = error.downcast_ref() {
-                return Some(forbidden);
-            }
-            cause = error.source();
-        }
-        None
+        std::iter::successors(Some(error), |error| (*error).source()).find_map(|error| error.downcast_ref())
     }
 }
 

@@ -21,7 +21,6 @@ use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Failure, Reason};
 use response::header_text;
 
-/// Redirects that are followed.
 const MAX_REDIRECTS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -4,8 +4,10 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 
-use super::scripted::{ResponseStep, ScriptedOrigin, response};
 use super::*;
+use scripted::{ResponseStep, ScriptedOrigin, response};
+
+pub(in crate::source) mod scripted;
 
 const TEXT: &[u8] = b"0123456789";
 const LENGTH: (&str, &str) = ("content-length", "10");

@@ -14,9 +14,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use url::Url;
 
-/// Time limit for a connection to the collector.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time limit for a request to the collector.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit for sending the last spans at the end of the program.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,7 +60,6 @@ impl Export {
     }
 }
 
-/// Returns the URL for traces below the endpoint.
 fn traces_url(endpoint: &Url) -> String {
     let base = endpoint.as_str().trim_end_matches('/');
     if base.ends_with(PATH) { base.to_owned() } else { format!("{base}{PATH}") }

@@ -131,21 +131,9 @@ pub fn source(scheme: &str) -> Span {
     tracing::info_span!(target: TARGET, "source", url.scheme = scheme, otel.status_code = Empty, error.type = Empty)
 }
 
-/// The attributes of an S3 request.
-#[derive(Debug)]
-pub struct S3RequestAttributes<'a> {
-    /// Name of the bucket.
-    pub bucket: &'a str,
-    /// Key of the object, including the prefix.
-    pub key: &'a str,
-    /// Upload id, for requests of a multipart upload.
-    pub upload_id: Option<&'a str>,
-    /// Part number, starting at 1.
-    pub part: Option<u32>,
-}
-
-/// Creates the span of an S3 request, including its retries.
-pub fn s3(operation: &'static str, object: &S3RequestAttributes<'_>) -> Span {
+/// Creates the span of an S3 request, including its retries. `upload` is the id of a multipart
+/// upload, `part` the number of a part, starting at 1; `key` includes the prefix.
+pub fn s3(operation: &'static str, bucket: &str, key: &str, upload: Option<&str>, part: Option<u32>) -> Span {
     tracing::info_span!(
         target: TARGET,
         "s3",
@@ -155,11 +143,11 @@ pub fn s3(operation: &'static str, object: &S3RequestAttributes<'_>) -> Span {
         rpc.system = "aws-api",
         rpc.service = "S3",
         rpc.method = operation,
-        aws.s3.bucket = object.bucket,
-        aws.s3.key = object.key,
-        aws.s3.upload_id = object.upload_id,
+        aws.s3.bucket = bucket,
+        aws.s3.key = key,
+        aws.s3.upload_id = upload,
         // Signed, because the layer would record an unsigned number as text.
-        aws.s3.part_number = object.part.map(i64::from),
+        aws.s3.part_number = part.map(i64::from),
         error.type = Empty,
     )
 }

@@ -69,9 +69,12 @@ impl Calls {
         let (mut ambiguous, mut renewed) = (false, false);
         let mut session = self.session().await?;
         loop {
-            let mut error = match self.attempt(operation, limit, &session, &send).await {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
+            let answer = timeout(limit, send(session.client.clone())).await;
+            self.metrics.s3_request(operation, status_label(&answer));
+            let mut error = match answer {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => classify(operation, &error, &self.destination),
+                Err(_) => unanswered(operation, Reason::Timeout, "no answer in time"),
             };
             ambiguous |= error.ambiguous;
             error.ambiguous = ambiguous;
@@ -99,27 +102,6 @@ impl Calls {
 
     async fn session(&self) -> Result<Arc<S3Session>, CallError> {
         self.sessions.get(&self.destination).await.map_err(CallError::new)
-    }
-
-    async fn attempt<T, E, F, Fut>(
-        &self,
-        operation: &'static str,
-        limit: Duration,
-        session: &S3Session,
-        send: &F,
-    ) -> Result<T, CallError>
-    where
-        E: ProvideErrorMetadata + std::error::Error + 'static,
-        F: Fn(aws_sdk_s3::Client) -> Fut,
-        Fut: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-    {
-        let answer = timeout(limit, send(session.client.clone())).await;
-        self.metrics.s3_request(operation, status_label(&answer));
-        match answer {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(classify(operation, &error, &self.destination)),
-            Err(_) => Err(unanswered(operation, Reason::Timeout, "no answer in time")),
-        }
     }
 }
 

@@ -20,22 +20,8 @@ const PARTS_PER_STEP: u32 = 1000;
 pub(super) enum UploadPlan {
     /// One PutObject of so many bytes.
     Single(u64),
-    /// Parts of equal size; only the last may be shorter.
-    Even {
-        /// Bytes of each part.
-        part_size: u64,
-        /// Number of parts.
-        parts: u32,
-    },
-    /// The length shows at the end: sizes grow as [`Growing`] says.
-    Growing(Growing),
-}
-
-/// Part sizes for a length that nobody knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Growing {
-    first: u64,
-    largest: u64,
+    /// Parts of equal size, or growing ones where the length shows at the end.
+    Parts(PartSizes),
 }
 
 /// Limits of a plan.
@@ -68,7 +54,7 @@ impl PlanLimits {
 pub(super) fn plan(length: Option<u64>, buffered: bool, limits: &PlanLimits) -> Result<UploadPlan, Failure> {
     let largest = if buffered { limits.largest_buffer.min(MAX_PART) } else { MAX_PART };
     let Some(length) = length else {
-        return Ok(UploadPlan::Growing(Growing { first: limits.part_size.min(largest), largest }));
+        return Ok(UploadPlan::Parts(PartSizes::Growing { first: limits.part_size.min(largest), largest }));
     };
     let fits_memory = !buffered || length <= limits.largest_buffer;
     if length == 0 || (length < limits.multipart_threshold && length <= MAX_SINGLE && fits_memory) {
@@ -80,7 +66,7 @@ pub(super) fn plan(length: Option<u64>, buffered: bool, limits: &PlanLimits) -> 
         return Err(too_large(length, buffered));
     }
     let parts = u32::try_from(length.div_ceil(part_size)).unwrap_or(MAX_PARTS);
-    Ok(UploadPlan::Even { part_size, parts })
+    Ok(UploadPlan::Parts(PartSizes::Even { part_size, parts }))
 }
 
 fn too_large(length: u64, buffered: bool) -> Failure {
@@ -95,34 +81,19 @@ fn too_large(length: u64, buffered: bool) -> Failure {
 
 /// The size of the part with this number, 1 being the first; only the last may be shorter.
 ///
-/// Errors: as [`Growing::size`].
+/// Errors: `too_large` past part 10,000 of growing parts.
 pub(super) fn size(sizes: PartSizes, number: u32) -> Result<u64, Failure> {
-    match sizes {
-        PartSizes::Even { part_size, .. } => Ok(part_size),
-        PartSizes::Growing { first, largest } | PartSizes::Packed { first, largest } => {
-            Growing { first, largest }.size(number)
-        }
+    let (first, largest) = match sizes {
+        PartSizes::Even { part_size, .. } => return Ok(part_size),
+        PartSizes::Growing { first, largest } | PartSizes::Packed { first, largest } => (first, largest),
+    };
+    if number > MAX_PARTS {
+        let reached = format!("the source did not end within {MAX_PARTS} parts of up to {largest} bytes");
+        return Err(Failure::new(Reason::TooLarge, reached)
+            .hint("raise worker.memory_budget: a part of a source of unknown length may take a quarter of it"));
     }
-}
-
-impl Growing {
-    /// As it is kept in a checkpoint.
-    pub(super) fn sizes(self) -> PartSizes {
-        PartSizes::Growing { first: self.first, largest: self.largest }
-    }
-
-    /// The size of the part with this number, 1 being the first.
-    ///
-    /// Errors: `too_large` past part 10,000.
-    pub(super) fn size(&self, number: u32) -> Result<u64, Failure> {
-        if number > MAX_PARTS {
-            let reached = format!("the source did not end within {MAX_PARTS} parts of up to {} bytes", self.largest);
-            return Err(Failure::new(Reason::TooLarge, reached)
-                .hint("raise worker.memory_budget: a part of a source of unknown length may take a quarter of it"));
-        }
-        let doublings = number.saturating_sub(1) / PARTS_PER_STEP;
-        Ok((self.first << doublings.min(20)).min(self.largest))
-    }
+    let doublings = number.saturating_sub(1) / PARTS_PER_STEP;
+    Ok((first << doublings.min(20)).min(largest))
 }
 
 #[cfg(test)]
@@ -139,7 +110,7 @@ mod tests {
         for length in [0, 1, 16 * MIB - 1] {
             assert_eq!(plan(Some(length), false, &LIMITS).unwrap(), UploadPlan::Single(length));
         }
-        let even = UploadPlan::Even { part_size: 8 * MIB, parts: 2 };
+        let even = UploadPlan::Parts(PartSizes::Even { part_size: 8 * MIB, parts: 2 });
         assert_eq!(plan(Some(16 * MIB), true, &LIMITS).unwrap(), even);
     }
 
@@ -152,7 +123,8 @@ mod tests {
     #[test]
     fn the_largest_object_of_s3_fits_from_a_file_and_not_from_a_stream() {
         let largest = u64::from(MAX_PARTS) * MAX_PART;
-        assert!(matches!(plan(Some(largest), false, &LIMITS).unwrap(), UploadPlan::Even { parts: MAX_PARTS, .. }));
+        let planned = plan(Some(largest), false, &LIMITS).unwrap();
+        assert!(matches!(planned, UploadPlan::Parts(PartSizes::Even { parts: MAX_PARTS, .. })));
         assert_eq!(plan(Some(largest + 1), false, &LIMITS).unwrap_err().reason, Reason::TooLarge);
         let failure = plan(Some(largest), true, &LIMITS).unwrap_err();
         assert!(failure.hint.contains("worker.memory_budget"));
@@ -160,10 +132,10 @@ mod tests {
 
     #[test]
     fn unknown_length_grows_in_steps_up_to_the_buffer() {
-        let UploadPlan::Growing(growing) = plan(None, true, &LIMITS).unwrap() else { panic!("not growing") };
-        let sizes = [1, 1000, 1001, 2001, 9999].map(|n| growing.size(n).unwrap() / MIB);
+        let UploadPlan::Parts(growing) = plan(None, true, &LIMITS).unwrap() else { panic!("not growing") };
+        let sizes = [1, 1000, 1001, 2001, 9999].map(|n| size(growing, n).unwrap() / MIB);
         assert_eq!(sizes, [8, 8, 16, 32, 64]);
-        assert_eq!(growing.size(10_001).unwrap_err().reason, Reason::TooLarge);
+        assert_eq!(size(growing, 10_001).unwrap_err().reason, Reason::TooLarge);
     }
 
     proptest! {
@@ -172,14 +144,14 @@ mod tests {
             let limits = PlanLimits { part_size: part_mib * MIB, largest_buffer: 1024 * MIB, ..LIMITS };
             match plan(Some(length), buffered, &limits) {
                 Ok(UploadPlan::Single(n)) => prop_assert!(n == length && n <= MAX_SINGLE),
-                Ok(UploadPlan::Even { part_size, parts }) => {
+                Ok(UploadPlan::Parts(PartSizes::Even { part_size, parts })) => {
                     prop_assert!((1..=MAX_PARTS).contains(&parts));
                     prop_assert!((5 * MIB..=MAX_PART).contains(&part_size));
                     prop_assert!(part_size * u64::from(parts) >= length);
                     prop_assert!(part_size * u64::from(parts - 1) < length);
                     prop_assert!(!buffered || part_size <= limits.largest_buffer);
                 }
-                Ok(UploadPlan::Growing(_)) => prop_assert!(false, "the length is known"),
+                Ok(UploadPlan::Parts(_)) => prop_assert!(false, "the length is known"),
                 Err(failure) => {
                     prop_assert_eq!(failure.reason, Reason::TooLarge);
                     prop_assert!(buffered && length > limits.largest_buffer * 9_999);

@@ -6,7 +6,7 @@ use futures_util::stream::{self, Stream};
 
 use super::packed::PackedReader;
 use super::part::{Part, PartReader};
-use super::plan::{self, Growing};
+use super::plan;
 use super::rate_limiter::{RateLimiter, return_unused, wait_for_rate};
 use crate::domain::job::lease::PartSizes;
 use crate::domain::outcome::Failure;
@@ -47,8 +47,8 @@ impl ChunkReader {
         }
     }
 
-    pub(super) fn sizes(&self, growing: Growing) -> PartSizes {
-        match (self, growing.sizes()) {
+    pub(super) fn sizes(&self, sizes: PartSizes) -> PartSizes {
+        match (self, sizes) {
             (Self::Packed(_), PartSizes::Growing { first, largest }) => PartSizes::Packed { first, largest },
             (_, sizes) => sizes,
         }

@@ -25,7 +25,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("opentelemetry_otlp", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("tracing_opentelemetry", &["telemetry"]),
-    ("rustls", &["queue/rabbitmq", "source/scripted", "source/https/tests"]),
+    ("rustls", &["queue/rabbitmq", "source/tests/scripted", "source/https/tests"]),
     ("s3s", &["dev"]),
     ("s3s_fs", &["dev"]),
 ];

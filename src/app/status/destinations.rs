@@ -12,7 +12,6 @@ use crate::session;
 use crate::session::Sessions;
 use crate::worker::{CircuitView, DestinationRecord, FailureDetail, RunningTransfer, WaitingJobs};
 
-/// Maximum number of destinations in the list.
 const MAX_SHOWN: usize = 100;
 
 /// The data that the states are computed from.
@@ -44,7 +43,6 @@ pub(super) struct DestinationStates {
     filter: String,
 }
 
-/// The state of one destination.
 #[derive(Debug, Serialize)]
 struct DestinationState {
     id: String,
@@ -81,7 +79,6 @@ struct DestinationState {
     delivered_bytes: u64,
 }
 
-/// The state of a destination's session.
 #[derive(Debug, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 enum SessionState {
@@ -160,39 +157,29 @@ fn candidates<'a>(inputs: &'a DestinationInputs<'_>) -> Vec<Candidate<'a>> {
 }
 
 fn state(candidate: &Candidate<'_>, session: session::SessionStatus) -> DestinationState {
-    let Candidate {
-        destination,
-        configured,
-        record,
-        circuit,
-        in_flight,
-        waiting: WaitingJobs { queued: waiting, deferred },
-        awaiting_repair,
-        ..
-    } = *candidate;
     DestinationState {
-        id: destination.id.to_string(),
-        bucket: destination.bucket.to_string(),
-        region: destination.region.to_string(),
-        auth: match destination.auth {
+        id: candidate.destination.id.to_string(),
+        bucket: candidate.destination.bucket.to_string(),
+        region: candidate.destination.region.to_string(),
+        auth: match candidate.destination.auth {
             Auth::IamRole { .. } => "iam_role",
             Auth::AccessKey { .. } => "access_key",
         },
-        configured,
+        configured: candidate.configured,
         session: session_state(session),
-        circuit_open: circuit.is_some(),
-        circuit: circuit.cloned(),
-        in_flight,
-        waiting,
-        deferred,
-        awaiting_repair,
-        max_concurrency: destination.max_concurrency.map(std::num::NonZeroU32::get),
+        circuit_open: candidate.circuit.is_some(),
+        circuit: candidate.circuit.cloned(),
+        in_flight: candidate.in_flight,
+        waiting: candidate.waiting.queued,
+        deferred: candidate.waiting.deferred,
+        awaiting_repair: candidate.awaiting_repair,
+        max_concurrency: candidate.destination.max_concurrency.map(std::num::NonZeroU32::get),
         consecutive_failures: candidate.failures(),
-        last_failure: record.and_then(|record| record.last_trouble.as_deref().cloned()),
+        last_failure: candidate.record.and_then(|record| record.last_trouble.as_deref().cloned()),
         recovered_at: candidate.recovered_at(),
-        last_delivered_at: record.and_then(|record| record.last_delivered_at),
-        delivered: record.map_or(0, |record| record.delivered),
-        delivered_bytes: record.map_or(0, |record| record.delivered_bytes),
+        last_delivered_at: candidate.record.and_then(|record| record.last_delivered_at),
+        delivered: candidate.record.map_or(0, |record| record.delivered),
+        delivered_bytes: candidate.record.map_or(0, |record| record.delivered_bytes),
     }
 }
 

@@ -1,15 +1,12 @@
 //! Text of a test: one line for each step as it ends, with the cause and the document to paste.
 
-use std::io::IsTerminal as _;
-
 use crate::check::{CheckReport, CheckStep, CheckVerdict, StepResult};
 use crate::cli::{self, Exit};
 use crate::domain::diagnosis::Remedy;
 use crate::domain::policy;
+use crate::runtime::output::colours;
 
-/// Width of the marks.
 const MARK_WIDTH: usize = 9;
-/// Width of the names of steps.
 const NAME_WIDTH: usize = 24;
 
 /// Printer of a test.
@@ -20,8 +17,7 @@ pub(super) struct TestPrinter {
 
 impl TestPrinter {
     pub(super) fn new(json: bool) -> Self {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { json, colour: !json && !plain && std::io::stdout().is_terminal() }
+        Self { json, colour: !json && colours(&std::io::stdout()) }
     }
 
     /// Prints the title.

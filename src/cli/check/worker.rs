@@ -14,7 +14,6 @@ use crate::metrics::Metrics;
 use crate::queue::{self, QueueError, rabbitmq};
 use crate::session::Sessions;
 
-/// Time-out of the broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time-out of the embedded queue's file, which another process may lock for a moment.
 const FILE_TIMEOUT: Duration = Duration::from_secs(10);

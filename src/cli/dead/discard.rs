@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use clap::Args;
 
 use super::args::FilterArgs;
-use super::{finish, require_filter, source};
+use super::{finish, open, require_filter};
 use crate::cli::output::ProgressReporter;
 use crate::cli::{CommandError, Exit, notice};
 use crate::config::Config;
@@ -39,7 +39,9 @@ pub(super) async fn execute(args: DiscardArgs, config: &Config, json: bool) -> R
             let usage = "they would be removed for good: confirm with --yes (`consign dead export` keeps a copy)";
             return Err(CommandError::Usage(usage.to_owned()));
         }
-        let ids = discard::find(&source(config), filter.select()).await?;
+        let mut letters = open(config).await?;
+        let ids = discard::find(&mut letters, filter.select()).await?;
+        letters.close().await;
         if ids.is_empty() || !confirmed(ids.len()).await {
             notice(if ids.is_empty() { "no dead letter matches" } else { "nothing was discarded" });
             return Ok(Exit::Done);
@@ -61,7 +63,7 @@ async fn confirmed(count: usize) -> bool {
 
 async fn discard(config: &Config, selection: LetterSelection, dry_run: bool, json: bool) -> Result<Exit, CommandError> {
     let verb = if dry_run { "would be discarded" } else { "discarded" };
-    let mut letters = source(config).open().await?;
+    let mut letters = open(config).await?;
     let count = letters.count();
     let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));
     let mut run = LetterRun::new(&progress, verb);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::args::FilterArgs;
-use super::source;
+use super::open;
 use crate::cli::{CommandError, Exit, notice};
 use crate::config::Config;
 use crate::dead_letter::export;
@@ -22,7 +22,7 @@ pub struct ExportArgs {
 
 /// Exports letters.
 pub(super) async fn execute(args: ExportArgs, config: &Config) -> Result<Exit, CommandError> {
-    let mut letters = source(config).open().await?;
+    let mut letters = open(config).await?;
     let written = if args.file.as_os_str() == "-" {
         export::write(&mut letters, args.filter.into(), std::io::stdout()).await
     } else {

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{finish_with_counts, source};
+use super::{finish_with_counts, open};
 use crate::cli::output::ProgressReporter;
 use crate::cli::output::text::problem_lines;
 use crate::cli::{CommandError, Exit};
 use crate::config::Config;
-use crate::dead_letter::import::ExportFile;
+use crate::dead_letter::import;
 use crate::dead_letter::run::LetterRun;
 
 /// Upper bound of the invalid lines of a file that are shown.
@@ -25,17 +25,16 @@ pub struct ImportArgs {
 
 /// Imports letters.
 pub(super) async fn execute(args: ImportArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let file = ExportFile::new(args.file);
-    let (count, problems) = file.check()?;
+    let (count, problems) = import::check(&args.file)?;
     if !problems.is_empty() {
         let lines = problem_lines(&problems, MAX_SHOWN_PROBLEMS);
-        let file = file.path().display();
+        let file = args.file.display();
         return Err(CommandError::Failed(format!("{file}: nothing was imported; fix these first:{lines}")));
     }
-    let mut letters = source(config).open().await?;
+    let mut letters = open(config).await?;
     let progress = ProgressReporter::new(Some(count), json, "0 imported");
     let mut run = LetterRun::new(&progress, "imported").with_key("put_back");
-    let skipped = file.import(&mut letters, &mut run).await?;
+    let skipped = import::import(&args.file, &mut letters, &mut run).await?;
     letters.close().await;
     Ok(finish_with_counts(&progress, run.counts(), &format!("imported, {skipped} exist already")))
 }

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::args::FilterArgs;
+use super::open;
 use super::redact::summary;
-use super::source;
 use crate::cli::output::text::{UNKNOWN, duration, table};
 use crate::cli::{CommandError, Exit, notice, print};
 use crate::config::Config;
@@ -27,21 +27,15 @@ pub struct ListArgs {
 
 /// Lists letters. Only their lines are kept in memory.
 pub(super) async fn execute(args: ListArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let mut letters = source(config).open().await?;
+    let mut letters = open(config).await?;
     let mut selection = LetterFilter::from(args.filter).select();
     let (mut rows, mut reasons) = (Vec::new(), BTreeMap::<String, u64>::new());
-    while let Some(letter) = letters.next().await? {
-        if !selection.takes(&letter) {
-            continue;
-        }
+    while let Some(letter) = selection.next(&mut letters, || ()).await? {
         *reasons.entry(or_unknown(letter.reason())).or_default() += 1;
         if json {
             print(&Value::Object(summary(&letter, selection.now())).to_string());
         } else {
             rows.push(row(&letter, selection.now()));
-        }
-        if selection.is_complete() {
-            break;
         }
     }
     let any = letters.count() > 0;

@@ -6,7 +6,6 @@ use serde_json::{Map, Value, json};
 use crate::dead_letter::filter::age;
 use crate::queue::DeadLetter;
 
-/// Replacement of a secret.
 const HIDDEN: &str = "***";
 /// Parts of the names of fields with secrets, at any depth: an invalid job may contain anything.
 const SECRETS: [&str; 7] = ["secret", "password", "token", "external_id", "signature", "credential", "api_key"];

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::args::FilterArgs;
 use super::probe::CommandProbe;
-use super::{finish, finish_with_counts, require_filter, source};
+use super::{finish, finish_with_counts, open, require_filter};
 use crate::cli::check::ABORT_TIME;
 use crate::cli::output::ProgressReporter;
 use crate::cli::workers::{StatusClient, worker_url};
@@ -60,7 +60,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
         return Err(CommandError::Usage(usage.to_owned()));
     }
     let client = StatusClient::new().map_err(CommandError::Failed)?;
-    let mut letters = source(config).open().await?;
+    let mut letters = open(config).await?;
     let count = letters.count();
     let verb = if dry_run { "would be requeued" } else { "requeued" };
     let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));

@@ -4,8 +4,8 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::open;
 use super::redact::{redacted, redacted_text, summary};
-use super::source;
 use crate::cli::output::text::{UNKNOWN, duration};
 use crate::cli::{CommandError, Exit, fail, print, print_json};
 use crate::config::Config;
@@ -25,7 +25,7 @@ pub struct ShowArgs {
 
 /// Shows every letter with this id. A job may have more than one.
 pub(super) async fn execute(args: ShowArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let mut letters = source(config).open().await?;
+    let mut letters = open(config).await?;
     let (now, mut found) = (Timestamp::now(), 0);
     while let Some(letter) = letters.next().await? {
         if letter.job_id() != Some(&args.id) && !letter.id().as_str().starts_with(&args.id) {

@@ -1,6 +1,5 @@
 //! Input of jobs: a file, standard input or flags. Each job is validated as the worker will do.
 
-use std::fmt;
 use std::path::Path;
 use std::pin::Pin;
 
@@ -16,25 +15,16 @@ use crate::producer::job::{PreparedJob, PublishFormat};
 const MAX_SHOWN_PROBLEMS: usize = 20;
 
 /// Problem of an input, with its line number where there is one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{problem}", .line.map_or_else(String::new, |line| format!("line {line}: ")))]
 pub(super) struct InputError {
     line: Option<usize>,
     problem: String,
 }
 
 impl InputError {
-    /// Problem of the input as a whole.
     fn whole(problem: impl Into<String>) -> Self {
         Self { line: None, problem: problem.into() }
-    }
-}
-
-impl fmt::Display for InputError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "line {line}: {}", self.problem),
-            None => f.write_str(&self.problem),
-        }
     }
 }
 

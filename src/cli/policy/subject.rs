@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::PolicyError;
+use super::flag_error;
+use crate::cli::CommandError;
 use crate::config::Config;
 use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::domain::destination::{Auth, Destination, DestinationId, Invalid, partition_of};
@@ -10,7 +11,6 @@ use crate::domain::policy::Principal;
 
 /// Placeholder for an unknown account. It appears in no document that needs the account.
 const UNKNOWN_ACCOUNT: &str = "000000000000";
-/// Upper bound of the characters of a role's name.
 const MAX_ROLE_NAME: usize = 64;
 
 /// Id of a destination, or its settings as flags.
@@ -54,7 +54,7 @@ pub(super) struct PolicySubject {
 
 impl PolicySubjectArgs {
     /// Returns the subject. `anywhere` is true for documents that don't depend on the bucket.
-    pub(super) fn resolve(&self, config: &Config, anywhere: bool) -> Result<PolicySubject, PolicyError> {
+    pub(super) fn resolve(&self, config: &Config, anywhere: bool) -> Result<PolicySubject, CommandError> {
         let user = self.user_arn.as_deref().map(user).transpose()?;
         let (destination, known) = match (&self.dest, &self.bucket) {
             (Some(name), _) => (configured(name, config)?, true),
@@ -62,7 +62,7 @@ impl PolicySubjectArgs {
             (None, None) if anywhere => (self.described("any-bucket")?, false),
             (None, None) => {
                 let problem = "name a configured destination, or describe one with --bucket and --region";
-                return Err(PolicyError::Usage(problem.to_owned()));
+                return Err(CommandError::Usage(problem.to_owned()));
             }
         };
         let role = match &destination.auth {
@@ -72,7 +72,7 @@ impl PolicySubjectArgs {
         Ok(PolicySubject { destination, grantee: user.or(role) })
     }
 
-    fn described(&self, bucket: &str) -> Result<Destination, PolicyError> {
+    fn described(&self, bucket: &str) -> Result<Destination, CommandError> {
         let region = self.region.clone().unwrap_or_else(|| "us-east-1".to_owned());
         let role_arn = self.role_arn.clone().map_or_else(|| self.future_role(bucket, &region), Ok)?;
         let auth = RawAuth { role_arn: Some(role_arn), external_id: self.external_id.clone(), ..RawAuth::default() };
@@ -84,19 +84,19 @@ impl PolicySubjectArgs {
             auth,
             ..RawDestination::default()
         };
-        let id = DestinationId::parse("described").map_err(|problem| PolicyError::flag(&problem))?;
+        let id = DestinationId::parse("described").map_err(|problem| flag_error(&problem))?;
         raw.validate(id).map_err(|problems| {
             let flag = |field: &str| field.trim_start_matches("auth.").replace('_', "-");
             let lines = problems.iter().map(|problem| format!("--{}: {}", flag(&problem.field), problem.problem));
-            PolicyError::Usage(lines.collect::<Vec<_>>().join("\nconsign: "))
+            CommandError::Usage(lines.collect::<Vec<_>>().join("\nconsign: "))
         })
     }
 
     /// ARN of the role that the customer will create, named after the bucket.
-    fn future_role(&self, bucket: &str, region: &str) -> Result<String, PolicyError> {
+    fn future_role(&self, bucket: &str, region: &str) -> Result<String, CommandError> {
         let account = self.account.as_deref().unwrap_or(UNKNOWN_ACCOUNT);
         if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(PolicyError::Usage("--account: an account is 12 digits".to_owned()));
+            return Err(CommandError::Usage("--account: an account is 12 digits".to_owned()));
         }
         let partition = partition_of(region);
         let name: String = format!("consign-{bucket}").chars().take(MAX_ROLE_NAME).collect();
@@ -106,31 +106,31 @@ impl PolicySubjectArgs {
 
 impl PolicySubject {
     /// Returns the grantee, for documents that must name the role or user.
-    pub(super) fn grantee(&self) -> Result<Principal, PolicyError> {
+    pub(super) fn grantee(&self) -> Result<Principal, CommandError> {
         let problem = match &self.destination.auth {
             Auth::IamRole { .. } => {
                 "the statement names the role; give --role-arn (or --account, if our template creates the role)"
             }
             Auth::AccessKey { .. } => "the statement names the user whose access key this is; give --user-arn",
         };
-        self.grantee.clone().ok_or_else(|| PolicyError::Usage(problem.to_owned()))
+        self.grantee.clone().ok_or_else(|| CommandError::Usage(problem.to_owned()))
     }
 }
 
-fn configured(name: &str, config: &Config) -> Result<Destination, PolicyError> {
-    let id = DestinationId::parse(name).map_err(|problem| PolicyError::Usage(problem.problem))?;
+fn configured(name: &str, config: &Config) -> Result<Destination, CommandError> {
+    let id = DestinationId::parse(name).map_err(|problem| CommandError::Usage(problem.problem))?;
     let found = config.destinations.get(&id).map(|destination| Destination::clone(destination));
     found.ok_or_else(|| {
         let known = config.destinations.keys().take(10).map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let known = if known.is_empty() { "none is".to_owned() } else { format!("these are: {known}") };
-        PolicyError::Usage(format!(
+        CommandError::Usage(format!(
             "the destination {name} is not configured ({known}); add [destinations.{name}], or give --bucket"
         ))
     })
 }
 
-fn user(text: &str) -> Result<Principal, PolicyError> {
-    let refused = |problem: &str| PolicyError::flag(&Invalid::new("user_arn", problem));
+fn user(text: &str) -> Result<Principal, CommandError> {
+    let refused = |problem: &str| flag_error(&Invalid::new("user_arn", problem));
     let form = "a user ARN looks like \"arn:aws:iam::123456789012:user/name\"";
     let principal = Principal::parse(text).map_err(|_| refused(form))?;
     if principal.user().is_none() { Err(refused(form)) } else { Ok(principal) }

@@ -30,28 +30,27 @@ struct PolicyLine {
     args: PolicyArgs,
 }
 
-fn printed(config: &str, line: &str) -> Result<PrintedPolicy, PolicyError> {
+fn printed(config: &str, line: &str) -> Result<PrintedPolicy, CommandError> {
     let args = PolicyLine::try_parse_from(format!("policy {line}").split(' ')).unwrap().args;
     print(&args, &load_str(config).unwrap().config)
 }
 
 fn json_of(line: &str) -> (Value, Vec<String>) {
-    match printed(CONFIG, line).unwrap() {
-        PrintedPolicy { document: PolicyDocument::Json(document), notes } => (document, notes),
-        PrintedPolicy { document: PolicyDocument::Text(text), .. } => panic!("{text}"),
-    }
+    let PrintedPolicy { document, notes } = printed(CONFIG, line).unwrap();
+    assert!(!document.is_string(), "{document}");
+    (document, notes)
 }
 
 fn usage(line: &str) -> String {
     match printed(CONFIG, line).err() {
-        Some(PolicyError::Usage(problem)) => problem,
+        Some(CommandError::Usage(problem)) => problem,
         other => panic!("{line}: {other:?}"),
     }
 }
 
 fn misconfigured(config: &str, line: &str) -> String {
     match printed(config, line).err() {
-        Some(PolicyError::Config(problem)) => problem,
+        Some(CommandError::Config(problem)) => problem,
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -132,9 +131,7 @@ fn the_key_policy_names_the_writing_principal() {
 fn addresses_come_from_flags_or_the_configuration() {
     let config = format!("{CONFIG}[check]\negress_addresses = [\"192.0.2.1\"]\n");
     let address = |line: &str| {
-        let PrintedPolicy { document: PolicyDocument::Json(document), .. } = printed(&config, line).unwrap() else {
-            panic!("text")
-        };
+        let PrintedPolicy { document, .. } = printed(&config, line).unwrap();
         document["Statement"][0]["Condition"]["IpAddress"]["aws:SourceIp"].clone()
     };
     assert_eq!(address("permissions acme"), json!(["192.0.2.1"]));

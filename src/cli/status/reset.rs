@@ -1,29 +1,25 @@
 //! `consign status reset DEST`: closes the circuit of a destination in every worker, by a message
 //! in `consign.control`. The workers release its delayed jobs.
 
-use crate::cli::{Exit, broker, configured_destinations, fail, notice, print};
+use crate::cli::{CommandError, Exit, broker, configured_destinations, notice, print};
 use crate::config::Config;
 use crate::domain::control::{Control, ControlCommand};
 use crate::domain::destination::DestinationId;
 use crate::queue::QueueError;
 
-pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Exit {
-    if let Some(exit) = broker::fail_if_missing(&config.broker) {
-        return exit;
-    }
+pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Result<Exit, CommandError> {
+    broker::require(&config.broker)?;
     // It need not be configured: jobs may define their own.
-    let destination = match DestinationId::parse(name) {
-        Ok(destination) => destination,
-        Err(problem) => return fail(&format!("{name}: {}", problem.problem), Exit::Usage),
-    };
+    let destination =
+        DestinationId::parse(name).map_err(|problem| CommandError::Usage(format!("{name}: {}", problem.problem)))?;
     unknown_destination(config, &destination).iter().for_each(|warning| notice(warning));
-    match reset_circuit(config, &destination).await {
-        Ok(control) if json => print(&String::from_utf8_lossy(&control.render())),
-        Ok(_) => print(&format!(
-            "every worker is notified to close the circuit of {destination} and to release its delayed jobs"
-        )),
-        Err(problem) => broker::fail_queue(&problem),
+    let control = reset_circuit(config, &destination).await?;
+    if json {
+        return Ok(print(&String::from_utf8_lossy(&control.render())));
     }
+    Ok(print(&format!(
+        "every worker is notified to close the circuit of {destination} and to release its delayed jobs"
+    )))
 }
 
 /// Warning about a destination that may be mistyped.

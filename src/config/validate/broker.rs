@@ -22,7 +22,7 @@ pub(super) fn broker(raw: RawBrokerConfig, findings: &mut Findings) -> BrokerCon
     let starts = raw.prefix.starts_with(|c: char| c.is_ascii_lowercase());
     let problem = "is not valid; give 1-40 of a-z, 0-9, \".\", \"_\" and \"-\" that begin with a letter";
     findings.require(fits && starts, "broker.prefix", problem);
-    let lease_after = raw.lease_after.0;
+    let lease_after = raw.lease_after;
     let problem = "is out of range; give more than 0 and at most 30m (the default consumer_timeout of RabbitMQ)";
     findings.require(!lease_after.is_zero() && lease_after <= MAX_LEASE_AFTER, "broker.lease_after", problem);
     let url = broker_url(&raw, findings);

@@ -1,10 +1,9 @@
 //! Permissions of a signer: a customer's key may do what the customer's policy allows (and the
 //! session's, where there is one), the platform's key nothing, the read-only key reading.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use http::HeaderMap;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::path::S3Path;
@@ -104,17 +103,9 @@ fn denied() -> S3Error {
     s3_error!(AccessDenied, "Access Denied")
 }
 
+#[async_trait]
 impl S3Access for Door {
-    fn check<'s, 'c, 'x, 'f>(
-        &'s self,
-        cx: &'c mut S3AccessContext<'x>,
-    ) -> Pin<Box<dyn Future<Output = S3Result<()>> + Send + 'f>>
-    where
-        's: 'f,
-        'c: 'f,
-        'x: 'f,
-        Self: 'f,
-    {
-        Box::pin(std::future::ready(self.judge(cx)))
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        self.judge(cx)
     }
 }

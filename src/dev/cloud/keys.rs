@@ -3,11 +3,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 use uuid::Uuid;
@@ -69,18 +68,13 @@ pub(super) struct Keys {
     lives: Duration,
 }
 
-struct TemporaryKey {
-    pair: KeyPair,
-    token: String,
-    ends: SystemTime,
-    principal: SigningPrincipal,
-}
-
-/// Credentials that AssumeRole returns.
-pub(super) struct Issued {
+/// Temporary credentials, as AssumeRole returns them.
+#[derive(Clone)]
+pub(super) struct TemporaryKey {
     pub(super) pair: KeyPair,
     pub(super) token: String,
     pub(super) ends: SystemTime,
+    principal: SigningPrincipal,
 }
 
 /// SigningPrincipal of an access key id, and the token that the request must carry.
@@ -102,16 +96,16 @@ impl Keys {
 
     /// Temporary keys of a customer's role, good for what was asked or what this cloud allows,
     /// whichever is less.
-    pub(super) fn issue(&self, customer: Arc<Customer>, policy: Option<Policy>, asked: Duration) -> Issued {
+    pub(super) fn issue(&self, customer: Arc<Customer>, policy: Option<Policy>, asked: Duration) -> TemporaryKey {
         let pair = KeyPair { id: format!("ASIADEV{}", word(13)), secret: secret() };
         let token = format!("{}{}", secret(), secret());
         let ends = SystemTime::now() + asked.min(self.lives);
         let principal = SigningPrincipal::Customer(customer, policy);
-        let session = TemporaryKey { pair: pair.clone(), token: token.clone(), ends, principal };
+        let session = TemporaryKey { pair, token, ends, principal };
         let mut sessions = self.sessions();
         sessions.retain(|_, session| session.ends + REMEMBERED > SystemTime::now());
-        sessions.insert(pair.id.clone(), session);
-        Issued { pair, token, ends }
+        sessions.insert(session.pair.id.clone(), session.clone());
+        session
     }
 
     /// Returns the principal of this key; `None` for an unknown key.
@@ -145,16 +139,9 @@ impl Keys {
 /// The signer of requests, for the service.
 pub(super) struct KeyGuard(pub(super) Arc<Keys>);
 
+#[async_trait]
 impl S3Auth for KeyGuard {
-    fn get_secret_key<'s, 'k, 'f>(
-        &'s self,
-        access_key: &'k str,
-    ) -> Pin<Box<dyn Future<Output = S3Result<SecretKey>> + Send + 'f>>
-    where
-        's: 'f,
-        'k: 'f,
-        Self: 'f,
-    {
-        Box::pin(std::future::ready(self.0.secret(access_key)))
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        self.0.secret(access_key)
     }
 }

@@ -1,12 +1,11 @@
 //! S3 over a folder, with what the store behind leaves out: encryption, checksums of parts and
 //! whole objects, regions, the limits of names, and one fault on purpose.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_trait::async_trait;
 use s3s::dto::{
     BucketLocationConstraint, ChecksumType, CompleteMultipartUploadInput, CompleteMultipartUploadOutput,
     CreateMultipartUploadInput, CreateMultipartUploadOutput, GetBucketLocationInput, GetBucketLocationOutput,
@@ -96,7 +95,34 @@ impl Objects {
         self.memory.upload(id, bucket, key)
     }
 
-    async fn put(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+    /// True for the first try of the part that is refused on purpose.
+    fn hiccups(&self, key: &str, number: i32) -> bool {
+        let chosen = self
+            .injected_fault
+            .as_ref()
+            .is_some_and(|injected_fault| injected_fault.part == number && key == injected_fault.key);
+        chosen && !self.fault_injected.swap(true, Ordering::Relaxed)
+    }
+
+    async fn head(&self, bucket: &str, key: String) -> S3Result<S3Response<HeadObjectOutput>> {
+        let input = HeadObjectInput { bucket: bucket.to_owned(), key, ..HeadObjectInput::default() };
+        self.files.head_object(plain(input)).await
+    }
+}
+
+/// States the encryption of an object in an answer: the outputs have the same fields and no trait.
+macro_rules! encrypted {
+    ($output:expr, $encryption:expr) => {
+        let encryption = $encryption;
+        $output.server_side_encryption = Some(encryption.sse());
+        $output.ssekms_key_id = encryption.key;
+        $output.bucket_key_enabled = encryption.bucket_key;
+    };
+}
+
+#[async_trait]
+impl S3 for Objects {
+    async fn put_object(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let input = &mut request.input;
         let (bucket, key) = (input.bucket.clone(), input.key.clone());
         fits(&bucket, &key)?;
@@ -111,13 +137,11 @@ impl Objects {
         let output = &mut response.output;
         output.checksum_crc64nvme = Some(crc_text(witness.seen().crc));
         output.checksum_type = Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT));
-        output.server_side_encryption = Some(encryption.sse());
-        output.ssekms_key_id = encryption.key;
-        output.bucket_key_enabled = encryption.bucket_key;
+        encrypted!(output, encryption);
         Ok(response)
     }
 
-    async fn create(
+    async fn create_multipart_upload(
         &self,
         request: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
@@ -131,15 +155,13 @@ impl Objects {
         let output = &mut response.output;
         output.checksum_algorithm = algorithm;
         output.checksum_type = kind;
-        output.server_side_encryption = Some(encryption.sse());
-        output.ssekms_key_id.clone_from(&encryption.key);
-        output.bucket_key_enabled = encryption.bucket_key;
+        encrypted!(output, encryption.clone());
         let upload = UnfinishedUpload { bucket, key, encryption, parts: std::collections::BTreeMap::new(), sent: 0 };
         self.memory.begin(output.upload_id.clone().unwrap_or_default(), upload);
         Ok(response)
     }
 
-    async fn part(&self, mut request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+    async fn upload_part(&self, mut request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         let input = &mut request.input;
         let (id, number) = (input.upload_id.clone(), input.part_number);
         let upload = self.upload(&id, &input.bucket, &input.key)?;
@@ -155,22 +177,11 @@ impl Objects {
         self.memory.part_kept(&id, number, seen);
         let output = &mut response.output;
         output.checksum_crc64nvme = Some(crc_text(seen.crc));
-        output.server_side_encryption = Some(upload.encryption.sse());
-        output.ssekms_key_id = upload.encryption.key;
-        output.bucket_key_enabled = upload.encryption.bucket_key;
+        encrypted!(output, upload.encryption);
         Ok(response)
     }
 
-    /// True for the first try of the part that is refused on purpose.
-    fn hiccups(&self, key: &str, number: i32) -> bool {
-        let chosen = self
-            .injected_fault
-            .as_ref()
-            .is_some_and(|injected_fault| injected_fault.part == number && key == injected_fault.key);
-        chosen && !self.fault_injected.swap(true, Ordering::Relaxed)
-    }
-
-    async fn complete(
+    async fn complete_multipart_upload(
         &self,
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
@@ -188,13 +199,14 @@ impl Objects {
         let output = &mut response.output;
         output.checksum_crc64nvme = Some(crc_text(crc));
         output.checksum_type = Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT));
-        output.server_side_encryption = Some(upload.encryption.sse());
-        output.ssekms_key_id = upload.encryption.key;
-        output.bucket_key_enabled = upload.encryption.bucket_key;
+        encrypted!(output, upload.encryption);
         Ok(response)
     }
 
-    async fn list(&self, request: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
         let bucket = request.input.bucket.clone();
         let mut response = self.files.list_objects_v2(request).await?;
         for object in response.output.contents.iter_mut().flatten() {
@@ -204,34 +216,40 @@ impl Objects {
         Ok(response)
     }
 
-    async fn head(&self, bucket: &str, key: String) -> S3Result<S3Response<HeadObjectOutput>> {
-        let input = HeadObjectInput { bucket: bucket.to_owned(), key, ..HeadObjectInput::default() };
-        self.files.head_object(plain(input)).await
+    async fn list_objects(&self, request: S3Request<ListObjectsInput>) -> S3Result<S3Response<ListObjectsOutput>> {
+        self.files.list_objects(request).await
     }
 
-    async fn headed(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+    async fn list_buckets(&self, request: S3Request<ListBucketsInput>) -> S3Result<S3Response<ListBucketsOutput>> {
+        self.files.list_buckets(request).await
+    }
+
+    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.files.head_bucket(request).await
+    }
+
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let (bucket, key) = (request.input.bucket.clone(), request.input.key.clone());
         let mut response = self.files.head_object(request).await?;
         let encryption = self.memory.encryption(&bucket, &key).await;
-        response.output.server_side_encryption = Some(encryption.sse());
-        response.output.ssekms_key_id = encryption.key;
-        response.output.bucket_key_enabled = encryption.bucket_key;
+        encrypted!(response.output, encryption);
         Ok(response)
     }
 
-    async fn got(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let (bucket, key) = (request.input.bucket.clone(), request.input.key.clone());
         let mut response = self.files.get_object(request).await?;
         let encryption = self.memory.encryption(&bucket, &key).await;
-        response.output.server_side_encryption = Some(encryption.sse());
-        response.output.ssekms_key_id = encryption.key;
-        response.output.bucket_key_enabled = encryption.bucket_key;
+        encrypted!(response.output, encryption);
         Ok(response)
     }
 
     /// `us-east-1` is the one region S3 gives no name.
-    fn location(&self, bucket: &str) -> S3Result<S3Response<GetBucketLocationOutput>> {
-        let region = self.customer(bucket)?.region.clone();
+    async fn get_bucket_location(
+        &self,
+        request: S3Request<GetBucketLocationInput>,
+    ) -> S3Result<S3Response<GetBucketLocationOutput>> {
+        let region = self.customer(&request.input.bucket)?.region.clone();
         let named = (region != "us-east-1").then(|| BucketLocationConstraint::from(region));
         Ok(S3Response::new(GetBucketLocationOutput { location_constraint: named }))
     }
@@ -264,43 +282,4 @@ fn plain<T>(input: T) -> S3Request<T> {
         service: None,
         trailing_headers: None,
     }
-}
-
-/// A method of [`S3`], which is declared with boxed futures.
-macro_rules! operation {
-    ($name:ident, $input:ty, $output:ty, |$self:ident, $request:ident| $work:expr) => {
-        fn $name<'s, 'f>(
-            &'s self,
-            request: S3Request<$input>,
-        ) -> Pin<Box<dyn Future<Output = S3Result<S3Response<$output>>> + Send + 'f>>
-        where
-            's: 'f,
-            Self: 'f,
-        {
-            let ($self, $request) = (self, request);
-            Box::pin(async move { $work })
-        }
-    };
-}
-
-impl S3 for Objects {
-    operation!(put_object, PutObjectInput, PutObjectOutput, |it, request| it.put(request).await);
-    operation!(create_multipart_upload, CreateMultipartUploadInput, CreateMultipartUploadOutput, |it, request| it
-        .create(request)
-        .await);
-    operation!(upload_part, UploadPartInput, UploadPartOutput, |it, request| it.part(request).await);
-    operation!(
-        complete_multipart_upload,
-        CompleteMultipartUploadInput,
-        CompleteMultipartUploadOutput,
-        |it, request| it.complete(request).await
-    );
-    operation!(list_objects_v2, ListObjectsV2Input, ListObjectsV2Output, |it, request| it.list(request).await);
-    operation!(list_objects, ListObjectsInput, ListObjectsOutput, |it, request| it.files.list_objects(request).await);
-    operation!(list_buckets, ListBucketsInput, ListBucketsOutput, |it, request| it.files.list_buckets(request).await);
-    operation!(head_bucket, HeadBucketInput, HeadBucketOutput, |it, request| it.files.head_bucket(request).await);
-    operation!(head_object, HeadObjectInput, HeadObjectOutput, |it, request| it.headed(request).await);
-    operation!(get_object, GetObjectInput, GetObjectOutput, |it, request| it.got(request).await);
-    operation!(get_bucket_location, GetBucketLocationInput, GetBucketLocationOutput, |it, request| it
-        .location(&request.input.bucket));
 }

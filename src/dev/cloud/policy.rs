@@ -3,6 +3,7 @@
 //!
 //! Everything that is not understood allows nothing.
 
+use regex_lite::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -103,63 +104,11 @@ fn prefix_fits(patterns: &Value, asked: &Asked<'_>) -> bool {
 
 /// IAM's wildcards: `*` and `?`, and `${*}`, `${?}`, `${$}` for the characters themselves.
 fn like(pattern: &str, text: &str) -> bool {
-    let (tokens, text) = (tokens(pattern), text.chars().collect::<Vec<_>>());
-    let (mut at, mut read, mut star) = (0, 0, None);
-    while read < text.len() {
-        match tokens.get(at) {
-            Some(Token::Any) => {
-                star = Some((at, read));
-                at += 1;
-            }
-            Some(token) if token.fits(text[read]) => (at, read) = (at + 1, read + 1),
-            // What the last star has taken was too little: give it one more.
-            _ => match star {
-                Some((star_at, taken)) => {
-                    star = Some((star_at, taken + 1));
-                    (at, read) = (star_at + 1, taken + 1);
-                }
-                None => return false,
-            },
-        }
-    }
-    tokens[at..].iter().all(|token| matches!(token, Token::Any))
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Token {
-    Any,
-    One,
-    Literal(char),
-}
-
-impl Token {
-    fn fits(self, c: char) -> bool {
-        match self {
-            Self::Any => false,
-            Self::One => true,
-            Self::Literal(literal) => literal == c,
-        }
-    }
-}
-
-fn tokens(pattern: &str) -> Vec<Token> {
-    let mut rest = pattern;
-    let mut tokens = Vec::new();
-    while let Some(c) = rest.chars().next() {
-        let escaped = rest.strip_prefix("${").and_then(|inner| inner.strip_prefix(['*', '?', '$'])?.strip_prefix('}'));
-        if let Some(after) = escaped {
-            tokens.extend(rest.chars().nth(2).map(Token::Literal));
-            rest = after;
-            continue;
-        }
-        tokens.push(match c {
-            '*' => Token::Any,
-            '?' => Token::One,
-            literal => Token::Literal(literal),
-        });
-        rest = &rest[c.len_utf8()..];
-    }
-    tokens
+    let literal = [(r"\$\{\*\}", "[*]"), (r"\$\{\?\}", "[?]"), (r"\$\{\$\}", "[$]")];
+    let wild = [(r"\*", ".*"), (r"\?", ".")];
+    let replaced = |pattern: String, (from, to): (&str, &str)| pattern.replace(from, to);
+    let pattern = literal.into_iter().chain(wild).fold(regex_lite::escape(pattern), replaced);
+    Regex::new(&format!("(?s)^{pattern}$")).is_ok_and(|pattern| pattern.is_match(text))
 }
 
 #[cfg(test)]

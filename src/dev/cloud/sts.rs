@@ -1,16 +1,15 @@
 //! STS: AssumeRole with its external id, and GetCallerIdentity.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use jiff::Timestamp;
 use s3s::route::S3Route;
 use s3s::{Body, S3Request, S3Response, S3Result, s3_error};
 
-use super::keys::{Issued, Keys, SigningPrincipal};
+use super::keys::{Keys, SigningPrincipal, TemporaryKey};
 use super::policy::Policy;
 use super::{Customer, PLATFORM_ACCOUNT, Way, escape};
 use crate::domain::policy::SESSION_POLICY_LIMIT;
@@ -107,7 +106,7 @@ fn session_policy(document: &str) -> Result<Policy, StsError> {
     Policy::parse(document).map_err(|why| StsError(StatusCode::BAD_REQUEST, "MalformedPolicyDocument", why))
 }
 
-fn assumed(role: &str, session: &str, issued: &Issued) -> String {
+fn assumed(role: &str, session: &str, issued: &TemporaryKey) -> String {
     let ends = Timestamp::try_from(issued.ends).unwrap_or_default();
     let user = format!("{}/{session}", role.replacen(":iam:", ":sts:", 1).replacen(":role/", ":assumed-role/", 1));
     format!(
@@ -156,39 +155,24 @@ fn xml(status: StatusCode, body: &str) -> S3Response<Body> {
     response
 }
 
+#[async_trait]
 impl S3Route for Sts {
     fn is_match(&self, method: &Method, uri: &Uri, headers: &HeaderMap, _: &mut Extensions) -> bool {
         is_sts(method, uri, headers)
     }
 
-    fn check_access<'s, 'r, 'f>(
-        &'s self,
-        request: &'r mut S3Request<Body>,
-    ) -> Pin<Box<dyn Future<Output = S3Result<()>> + Send + 'f>>
-    where
-        's: 'f,
-        'r: 'f,
-        Self: 'f,
-    {
+    async fn check_access(&self, request: &mut S3Request<Body>) -> S3Result<()> {
         let signer = request.credentials.as_ref().and_then(|credentials| self.keys.signer(&credentials.access_key));
-        let checked = match signer {
+        match signer {
             Some(_) if request.service.as_deref() != Some("sts") => {
                 Err(s3_error!(SignatureDoesNotMatch, "Credential should be scoped to correct service: 'sts'."))
             }
             Some(signer) => super::grants::carries(signer.token.as_deref(), &request.headers),
             None => Err(s3_error!(AccessDenied, "Request is missing Authentication Token")),
-        };
-        Box::pin(std::future::ready(checked))
+        }
     }
 
-    fn call<'s, 'f>(
-        &'s self,
-        request: S3Request<Body>,
-    ) -> Pin<Box<dyn Future<Output = S3Result<S3Response<Body>>> + Send + 'f>>
-    where
-        's: 'f,
-        Self: 'f,
-    {
-        Box::pin(self.answer(request))
+    async fn call(&self, request: S3Request<Body>) -> S3Result<S3Response<Body>> {
+        self.answer(request).await
     }
 }

@@ -16,12 +16,12 @@ use super::{
 
 /// A destination as it is written. Nothing is checked yet but the shape;
 /// [`RawDestination::validate`] does the rest.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "destination")]
 pub struct RawDestination {
     /// The name; required inline, given by the section's own name in the config.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The bucket's name.
     pub bucket: String,
@@ -34,53 +34,44 @@ pub struct RawDestination {
     #[serde(deserialize_with = "strict::object")]
     pub auth: RawAuth,
     /// A KMS key ARN; absent means the bucket's own default encryption.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kms_key_arn: Option<String>,
     /// True if S3 is to use a bucket key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_key_enabled: Option<bool>,
     /// The KMS encryption context.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "strict::unique")]
     pub encryption_context: BTreeMap<String, String>,
     /// The account that must own the bucket, or "any". Default: the role's account; none for access
     /// keys.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_bucket_owner: Option<String>,
     /// The most transfers at once into this destination, of the whole fleet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_concurrency: Option<NonZeroU32>,
     /// The most bytes a second into this destination, of the whole fleet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes_per_second: Option<NonZeroU64>,
     /// The checksum sent with the bytes.
     #[serde(default)]
     pub checksum: Checksum,
     /// The platform's own name of the customer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
 }
 
 /// `auth` as it is written: flat, so that every problem can name its field.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawAuth {
     /// "iam_role" (recommended) or "access_key".
     pub method: RawMethod,
     /// With iam_role: the role to assume.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role_arn: Option<String>,
     /// With iam_role: what the trust policy demands.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
     /// With access_key: the public half.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_key_id: Option<String>,
     /// With access_key: the secret half.
     #[serde(default, skip_serializing)]
     #[schemars(with = "Option<String>")]
     pub secret_access_key: Option<SecretString>,
     /// With access_key: the file that holds the secret half.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_access_key_file: Option<PathBuf>,
 }
 

@@ -58,6 +58,7 @@ pub struct Encryption {
 }
 
 /// The `data` of an outcome. Fields that don't apply are left out.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OutcomeData {
@@ -66,48 +67,35 @@ pub struct OutcomeData {
     /// The destination's id.
     pub destination: String,
     /// Name of the customer at the platform.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
     /// The bucket.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
     /// The whole key, prefix included.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// Bytes stored.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     /// Bytes read from the source.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub source_bytes: Option<u64>,
     /// Parts of the multipart upload; 0 for one PutObject.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub parts: Option<u32>,
     /// The ETag, opaque.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
     /// The version, where the bucket keeps versions.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub version_id: Option<String>,
     /// The CRC-64/NVME of the whole object, as S3 writes it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub checksum_crc64nvme: Option<String>,
     /// Encryption that S3 reports.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
     /// Charged attempts, this one included. Of `expired`: those that were charged, which may be
     /// none.
     pub attempts: u32,
     /// Start of this attempt.
     #[schemars(with = "Option<String>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// End of this attempt.
     #[schemars(with = "Option<String>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
     /// Duration of this attempt in seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
     /// True when an unfinished upload was resumed.
     pub resumed: bool,
@@ -115,24 +103,18 @@ pub struct OutcomeData {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// On failure: the class.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
     /// On failure: the reason.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Description in plain words: on failure, and where a job was skipped because its backfill was
     /// cancelled.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// On failure: remedy for the customer.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// On failure: AWS's request id.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub aws_request_id: Option<String>,
     /// On failure: time of the next attempt.
     #[schemars(with = "Option<String>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Timestamp>,
 }
 

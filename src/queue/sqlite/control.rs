@@ -56,9 +56,9 @@ pub(in crate::queue) async fn follow_control(
         let (store, prefix) = (Arc::clone(&store), prefix.to_owned());
         let new = blocking(move || {
             let store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            after(store.connection(), &prefix, last)
+            store.read(|db| after(db, &prefix, last))
         });
-        for (seq, body) in new.await?.map_err(|error| FileError::from_sqlite(file, &error).into_queue_error())? {
+        for (seq, body) in new.await?.map_err(FileError::into_queue_error)? {
             last = seq;
             each(&body);
         }
@@ -93,11 +93,11 @@ impl ControlCursor {
     }
 
     /// Sends new messages to the inbox, and `CaughtUp` after the first read.
-    pub(super) fn read(&mut self, store: &Store, prefix: &str) -> rusqlite::Result<()> {
+    pub(super) fn read(&mut self, store: &Store, prefix: &str) -> Result<(), FileError> {
         if !std::mem::take(&mut self.due) {
             return Ok(());
         }
-        let new = after(store.connection(), prefix, self.last).inspect_err(|_| self.due = true)?;
+        let new = store.read(|db| after(db, prefix, self.last)).inspect_err(|_| self.due = true)?;
         for (seq, body) in new {
             self.last = seq;
             // The receiver may be gone.

@@ -190,8 +190,7 @@ impl Engine {
 
     fn read_control(&mut self) -> Result<(), FileError> {
         let (Some(reader), Some(session)) = (&mut self.control, &self.session) else { return Ok(()) };
-        let read = reader.read(&session.store, &self.shared.prefix);
-        read.map_err(|error| FileError::from_sqlite(&self.shared.file, &error))
+        reader.read(&session.store, &self.shared.prefix)
     }
 
     fn set_up(&mut self) {
@@ -276,27 +275,23 @@ impl Engine {
         let now = Instant::now();
         self.renew_leases(now);
         let Some(session) = &mut self.session else { return Ok(()) };
-        let file = &self.shared.file;
         if now >= session.heartbeat_at {
-            if !session.store.is_in_place(file) {
+            if !session.store.is_in_place() {
                 self.discard_file();
                 let reason = format!("{} was deleted or replaced while it was in use", self.shared.file.display());
                 return Err(FileError::Transient(reason));
             }
             session.heartbeat_at = now + HEARTBEAT_INTERVAL;
-            let alive = session.heartbeat().map_err(|error| FileError::from_sqlite(file, &error))?;
-            if !alive {
+            if !session.heartbeat()? {
                 tracing::warn!(
                     "this process missed its heartbeats, and other workers have its jobs; its current work is lost"
                 );
                 return self.start_generation();
             }
         }
-        let requeued = if now >= session.lock_check_at { session.release_dead_owners(file)? } else { 0 };
-        let clock = session.check_clock(&self.shared.prefix);
-        let version = session.store.version();
-        let changed = clock.and_then(|set_back| version.map(|version| (set_back, version)));
-        let (set_back, version) = changed.map_err(|error| FileError::from_sqlite(file, &error))?;
+        let requeued = if now >= session.lock_check_at { session.release_dead_owners(&self.shared.file)? } else { 0 };
+        let set_back = session.check_clock(&self.shared.prefix)?;
+        let version = session.store.version()?;
         if std::mem::replace(&mut session.version, version) != version || requeued > 0 || set_back {
             self.check_everything();
         }
@@ -349,7 +344,7 @@ impl Engine {
             match store.transact(false, |db| owner::remove(db, owner.id())) {
                 Ok(_) => owner.remove_lock(),
                 Err(error) => {
-                    tracing::debug!(%error, "this owner could not be removed; other processes will expire it");
+                    tracing::debug!(?error, "this owner could not be removed; other processes will expire it");
                 }
             }
         }

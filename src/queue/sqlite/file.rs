@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ const MAX_CHECKED_SIZE: u64 = 16 << 20;
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Store {
+    file: PathBuf,
     connection: Connection,
     durable: bool,
     inode: (u64, u64),
@@ -45,11 +46,12 @@ impl Store {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection =
             Connection::open_with_flags(file, flags).map_err(|error| FileError::from_sqlite(file, &error))?;
-        let mut store = Self { connection, durable: false, inode: inode(file).unwrap_or_default() };
+        let inode = inode(file).unwrap_or_default();
+        let mut store = Self { file: file.to_owned(), connection, durable: false, inode };
         match store.prepare(file) {
             Ok(Ok(())) => Ok(store),
             Ok(Err(error)) => Err(error),
-            Err(error) => Err(FileError::from_sqlite(file, &error)),
+            Err(error) => Err(store.error(&error)),
         }
     }
 
@@ -77,9 +79,26 @@ impl Store {
         check_integrity(connection, file)
     }
 
+    fn error(&self, error: &rusqlite::Error) -> FileError {
+        FileError::from_sqlite(&self.file, error)
+    }
+
+    /// Reads.
+    pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, FileError> {
+        query(self.connection()).map_err(|error| self.error(&error))
+    }
+
     /// Runs one transaction. With `durable` it is on the disk when this returns. Without, it
     /// survives the end of this process but not a power failure.
     pub(super) fn transact<T>(
+        &mut self,
+        durable: bool,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, FileError> {
+        self.try_transact(durable, work).map_err(|error| self.error(&error))
+    }
+
+    fn try_transact<T>(
         &mut self,
         durable: bool,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
@@ -94,19 +113,19 @@ impl Store {
         Ok(value)
     }
 
-    /// Connection for reading.
+    /// Connection to the open file.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
 
     /// Returns a number that changes when another connection has committed.
-    pub(super) fn version(&self) -> rusqlite::Result<i64> {
-        self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+    pub(super) fn version(&self) -> Result<i64, FileError> {
+        self.read(|db| db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0)))
     }
 
     /// Returns true if the path still leads to this file.
-    pub(super) fn is_in_place(&self, file: &Path) -> bool {
-        inode(file) == Some(self.inode)
+    pub(super) fn is_in_place(&self) -> bool {
+        inode(&self.file) == Some(self.inode)
     }
 
     /// Limits the size of the file, as a full disk would.

@@ -17,7 +17,6 @@ use crate::queue::{OutcomeEvent, OutcomeMessage, QueueError};
 
 /// Interval at which a subscriber looks for new outcomes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Number of outcomes per read.
 const PAGE_SIZE: i64 = 256;
 
 /// Records an outcome. An outcome that exists already moves to the end, so that subscribers see it
@@ -71,7 +70,7 @@ impl SqliteOutcomes {
     /// `Unavailable` if the file stays locked, `Unusable` if it is not a queue.
     pub async fn subscribe(file: &Path, prefix: &str) -> Result<Self, QueueError> {
         let (store, last) = open_and(file, |store| {
-            let last = last(store.connection())?;
+            let last = store.read(last)?;
             Ok((store, last))
         })
         .await?;
@@ -99,11 +98,10 @@ impl SqliteOutcomes {
     }
 
     async fn read(&mut self) -> Result<Result<(), FileError>, QueueError> {
-        let (store, file) = (Arc::clone(&self.store), self.file.clone());
-        let (prefix, last) = (self.prefix.clone(), self.last);
+        let (store, prefix, last) = (Arc::clone(&self.store), self.prefix.clone(), self.last);
         let page = blocking(move || {
             let store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            page(store.connection(), &prefix, last).map_err(|error| FileError::from_sqlite(&file, &error))
+            store.read(|db| page(db, &prefix, last))
         });
         Ok(page.await?.map(|page| {
             for (seq, message) in page {
@@ -125,7 +123,7 @@ pub(in crate::queue) async fn replies(
     let mut last = None;
     loop {
         let (prefix, address) = (prefix.to_owned(), address.to_owned());
-        let page = open_and(file, move |store| reply_page(store.connection(), &prefix, &address, last.unwrap_or(0)));
+        let page = open_and(file, move |store| store.read(|db| reply_page(db, &prefix, &address, last.unwrap_or(0))));
         let page = page.await?;
         let Some((newest, _)) = page.last() else { return Ok(last.is_some()) };
         last = Some(*newest);

@@ -23,7 +23,8 @@ use super::jobs;
 /// this is half a minute.
 const MAX_MISSED_HEARTBEATS: u32 = 6;
 
-/// This queue as an owner. Its lock is released when it is dropped.
+/// An owner whose lock this process holds: this queue, or a dead one. The lock is released when it
+/// is dropped.
 #[derive(Debug)]
 pub(super) struct Owner {
     id: String,
@@ -64,7 +65,7 @@ impl Owner {
         Ok(db.prepare_cached("UPDATE owners SET beats = beats + 1 WHERE id = ?1")?.execute([&self.id])? > 0)
     }
 
-    /// Deletes the lock file.
+    /// Deletes the lock file: of a dead owner after its row is gone.
     pub(super) fn remove_lock(&self) {
         let _ = fs::remove_file(&self.lock);
     }
@@ -102,31 +103,16 @@ fn other_owners(db: &Connection, own: &str) -> rusqlite::Result<Vec<(String, i64
     statement.query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// An owner whose process has ended. Its lock was free, and is held here until its jobs are
-/// requeued.
-#[derive(Debug)]
-pub(super) struct DeadOwner {
-    pub(super) id: String,
-    lock: PathBuf,
-    _locked: File,
-}
-
-impl DeadOwner {
-    /// Deletes the lock file, after the row is gone.
-    pub(super) fn remove_lock(&self) {
-        let _ = fs::remove_file(&self.lock);
-    }
-}
-
-/// Returns all other owners whose lock is free, and locks them.
-pub(super) fn dead_owners(db: &Connection, database: &Path, own: &str) -> rusqlite::Result<Vec<DeadOwner>> {
+/// Returns all other owners whose processes have ended: their locks were free, and are held here
+/// until their jobs are requeued.
+pub(super) fn dead_owners(db: &Connection, database: &Path, own: &str) -> rusqlite::Result<Vec<Owner>> {
     let others = other_owners(db, own)?.into_iter();
     Ok(others
         .filter_map(|(id, _)| {
             let lock = lock_file(database, &id);
             let locked = File::open(&lock).ok()?;
             locked.try_lock().ok()?;
-            Some(DeadOwner { id, lock, _locked: locked })
+            Some(Owner { id, lock, _locked: locked })
         })
         .collect())
 }

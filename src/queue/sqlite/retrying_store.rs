@@ -1,6 +1,6 @@
 //! Access to the file for commands: each operation is retried while the file is locked.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,6 @@ pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct RetryingStore {
     store: Arc<Mutex<Store>>,
-    file: PathBuf,
 }
 
 impl RetryingStore {
@@ -35,7 +34,7 @@ impl RetryingStore {
             )));
         }
         let store = open_and(file, Ok).await?;
-        Ok(Self { store: Arc::new(Mutex::new(store)), file: file.to_owned() })
+        Ok(Self { store: Arc::new(Mutex::new(store)) })
     }
 
     /// Reads.
@@ -43,7 +42,7 @@ impl RetryingStore {
         &self,
         query: impl Fn(&Connection) -> rusqlite::Result<T> + Send + Sync + 'static,
     ) -> Result<T, QueueError> {
-        self.with(move |store| query(store.connection())).await
+        self.with(move |store| store.read(&query)).await
     }
 
     /// Writes in one transaction, which is on the disk when this returns.
@@ -56,14 +55,10 @@ impl RetryingStore {
 
     async fn with<T: Send + 'static>(
         &self,
-        op: impl Fn(&mut Store) -> rusqlite::Result<T> + Send + Sync + 'static,
+        op: impl Fn(&mut Store) -> Result<T, FileError> + Send + Sync + 'static,
     ) -> Result<T, QueueError> {
-        let (store, file) = (Arc::clone(&self.store), self.file.clone());
-        retry_while_locked(move || {
-            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            op(&mut store).map_err(|error| FileError::from_sqlite(&file, &error))
-        })
-        .await
+        let store = Arc::clone(&self.store);
+        retry_while_locked(move || op(&mut store.lock().unwrap_or_else(PoisonError::into_inner))).await
     }
 }
 
@@ -71,14 +66,10 @@ impl RetryingStore {
 /// [`RETRY_TIMEOUT`].
 pub(super) async fn open_and<T: Send + 'static>(
     file: &Path,
-    op: impl Fn(Store) -> rusqlite::Result<T> + Send + Sync + 'static,
+    op: impl Fn(Store) -> Result<T, FileError> + Send + Sync + 'static,
 ) -> Result<T, QueueError> {
     let file = file.to_owned();
-    retry_while_locked(move || {
-        let store = Store::open(&file)?;
-        op(store).map_err(|error| FileError::from_sqlite(&file, &error))
-    })
-    .await
+    retry_while_locked(move || op(Store::open(&file)?)).await
 }
 
 async fn retry_while_locked<T: Send + 'static>(

@@ -20,6 +20,12 @@ use crate::queue::Properties;
 /// Time limit, so that a broken queue does not hang a test.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// The queue, whose writes time out after a second.
+fn impatient(mut queue: Arc<SqliteQueue>) -> Arc<SqliteQueue> {
+    Arc::get_mut(&mut queue).unwrap().write_timeout = Duration::from_secs(1);
+    queue
+}
+
 struct TestFile {
     _dir: TempDir,
     file: PathBuf,
@@ -39,7 +45,7 @@ impl TestFile {
     /// Starts a queue whose writes time out after a second.
     fn try_queue(&self, prefix: &str) -> Result<Arc<SqliteQueue>, QueueError> {
         let (lanes, metrics) = (vec![(Lane::Scheduled, 5)], Arc::new(Metrics::new(10)));
-        SqliteQueue::start_with(Duration::from_secs(1), &self.file, prefix, "worker", lanes, metrics)
+        Ok(impatient(SqliteQueue::start(&self.file, prefix, "worker", lanes, metrics)?))
     }
 
     fn refusal(&self) -> String {

@@ -11,7 +11,7 @@ use std::io::{self, Write as _};
 use bytes::{Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest};
 use flate2::write::DeflateEncoder;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use zstd::stream::write::Encoder as ZstdEncoder;
 
 use crate::domain::job::Compression;
@@ -22,6 +22,9 @@ use crate::source::chunks::Chunks;
 /// Bytes compressed before the task yields to others: a millisecond of gzip.
 pub(super) const STRIDE: usize = 64 * 1024;
 
+/// Size from which a chunk of [`Packer::whole`] is yielded. It has this size plus what one stride
+/// adds.
+pub(super) const CHUNK_SIZE: usize = 64 * 1024;
 /// Header of a gzip member: magic, deflate, no flags, no time, no hints, unknown system.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 
@@ -96,21 +99,53 @@ impl Packer {
     /// Returns true if it was the last segment.
     async fn write_segment(&mut self, size: usize, out: &mut BytesMut) -> Result<bool, Failure> {
         let begin = out.len();
-        if self.compression == Compression::Gzip && self.at.source == 0 {
-            out.extend_from_slice(&GZIP_HEADER);
-        }
-        let mut encoder = SegmentEncoder::new(self.compression).map_err(|error| encoder_failure(&error))?;
+        let mut encoder = self.begin(out)?;
         loop {
-            let stride = self.input.next().await?;
-            encoder.write(&stride, out).map_err(|error| encoder_failure(&error))?;
-            self.advance(&stride);
-            let last = !self.input.has_more().await?;
+            let last = self.write_stride(&mut encoder, out).await?;
             if last || out.len() - begin >= size {
                 encoder.finish(last, self.at, out).map_err(|error| encoder_failure(&error))?;
                 return Ok(last);
             }
-            tokio::task::yield_now().await;
         }
+    }
+
+    /// Begins a segment: the first one of gzip with the header of the member.
+    fn begin(&self, out: &mut BytesMut) -> Result<SegmentEncoder, Failure> {
+        if self.compression == Compression::Gzip && self.at.source == 0 {
+            out.extend_from_slice(&GZIP_HEADER);
+        }
+        SegmentEncoder::new(self.compression).map_err(|error| encoder_failure(&error))
+    }
+
+    /// Compresses the next stride. Returns true if it was the last.
+    async fn write_stride(&mut self, encoder: &mut SegmentEncoder, out: &mut BytesMut) -> Result<bool, Failure> {
+        let stride = self.input.next().await?;
+        encoder.write(&stride, out).map_err(|error| encoder_failure(&error))?;
+        self.advance(&stride);
+        tokio::task::yield_now().await;
+        Ok(!self.input.has_more().await?)
+    }
+
+    /// Compresses everything as one segment, and yields it in chunks.
+    pub(super) fn whole(self) -> Chunks {
+        Box::pin(stream::try_unfold((self, None), |(mut packer, begun)| async move {
+            if packer.state == PackerState::Done {
+                return Ok(None);
+            }
+            let mut out = BytesMut::new();
+            let mut encoder = match begun {
+                Some(encoder) => encoder,
+                None => packer.begin(&mut out)?,
+            };
+            while out.len() < CHUNK_SIZE {
+                if packer.write_stride(&mut encoder, &mut out).await? {
+                    encoder.finish(true, packer.at, &mut out).map_err(|error| encoder_failure(&error))?;
+                    packer.state = PackerState::Done;
+                    return Ok(Some((out.freeze(), (packer, None))));
+                }
+            }
+            Ok(Some((out.freeze(), (packer, Some(encoder)))))
+        }))
     }
 
     fn advance(&mut self, stride: &[u8]) {
@@ -155,7 +190,7 @@ impl StrideReader {
     }
 }
 
-/// Encoder of one segment, at the same levels as `compress`.
+/// Encoder of one segment, at the default levels.
 enum SegmentEncoder {
     Plain,
     Gzip(DeflateEncoder<Vec<u8>>),
@@ -214,7 +249,7 @@ fn drain(from: &mut Vec<u8>, to: &mut BytesMut) {
 
 /// Returns the failure of an encoder. Writing to memory cannot fail, so this is a bug in the
 /// worker.
-pub(super) fn encoder_failure(error: &io::Error) -> Failure {
+fn encoder_failure(error: &io::Error) -> Failure {
     Failure::new(Reason::Panic, format!("the compression failed: {error}"))
 }
 

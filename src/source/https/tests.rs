@@ -5,7 +5,7 @@ use futures_util::TryStreamExt as _;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::source::scripted::{ResponseStep, ScriptedOrigin, ranged_response, response};
+use crate::source::tests::scripted::{ResponseStep, ScriptedOrigin, ranged_response, response};
 
 const OPEN: UrlGuard = UrlGuard { allow_http: true, allow_private_networks: true };
 /// The default, plus http, which the scripted origin speaks.

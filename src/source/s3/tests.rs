@@ -5,7 +5,7 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use futures_util::TryStreamExt as _;
 
 use super::*;
-use crate::source::scripted::{ResponseStep, ScriptedOrigin, ranged_response, response};
+use crate::source::tests::scripted::{ResponseStep, ScriptedOrigin, ranged_response, response};
 
 const TEXT: &[u8] = b"0123456789";
 const WHOLE: [(&str, &str); 2] = [("content-length", "10"), ("etag", "\"v1\"")];

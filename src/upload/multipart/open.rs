@@ -155,8 +155,7 @@ impl<'a> MultipartUpload<'a> {
 
     /// Returns the span of a call that belongs to this upload.
     pub(super) fn span(&self, operation: &'static str, part: Option<u32>) -> tracing::Span {
-        let upload_id = Some(self.id.as_str());
-        spans::s3(operation, &spans::S3RequestAttributes { bucket: &self.bucket, key: &self.key, upload_id, part })
+        spans::s3(operation, &self.bucket, &self.key, Some(&self.id), part)
     }
 
     /// Parts that earlier attempts have sent.

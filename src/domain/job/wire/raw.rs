@@ -14,6 +14,7 @@ use crate::domain::job::rejected::JobIdentity;
 use crate::domain::job::{Compression, IfExists};
 
 /// A job as it is written. Nothing is checked yet but the shape.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "consign job")]
@@ -33,10 +34,8 @@ pub struct RawJob {
     #[schemars(length(min = 1, max = 1024))]
     pub key: String,
     /// `Content-Type` of the object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
     /// `Content-Encoding` of the object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_encoding: Option<String>,
     /// `x-amz-meta-*`: lower-case names, 2,048 bytes in all.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
@@ -45,7 +44,6 @@ pub struct RawJob {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
     pub tags: BTreeMap<String, String>,
     /// `x-amz-storage-class`, such as `STANDARD_IA`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
     /// Compression of the bytes.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -54,11 +52,9 @@ pub struct RawJob {
     #[serde(default, skip_serializing_if = "is_default")]
     pub if_exists: IfExists,
     /// Time at which the job was created, RFC 3339.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub created_at: Option<String>,
     /// Past this instant the job is not delivered any more, RFC 3339.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub expires_at: Option<String>,
     /// Echoed in the outcome: at most 64.
@@ -67,6 +63,7 @@ pub struct RawJob {
 }
 
 /// `source` as it is written.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "RawSource")]
@@ -74,13 +71,10 @@ pub struct RawJobSource {
     /// `https://...`, `file:///...` or `s3://bucket/key`.
     pub url: String,
     /// The exact length in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
     /// The SHA-256 of the bytes, 64 hexadecimal digits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// The entity tag.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
 

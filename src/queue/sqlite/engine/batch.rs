@@ -20,7 +20,6 @@ struct Demand {
     limit: usize,
 }
 
-/// Result of a transaction.
 struct BatchResult {
     results: Vec<Result<(), QueueError>>,
     claimed: Vec<(Demand, Vec<Delivery>)>,
@@ -54,11 +53,8 @@ impl Engine {
                 demand.iter().map(|demand| Ok((*demand, claim(*demand)?))).collect::<rusqlite::Result<_>>()?;
             Ok(BatchResult { results, claimed, released, next_due: jobs::next_due(db, prefix)? })
         };
-        let done = session.store.transact(batch().any(WriteOp::must_be_durable), transaction);
-        match done {
-            Ok(result) => self.finish_batch(result),
-            Err(error) => return Err(FileError::from_sqlite(&self.shared.file, &error)),
-        }
+        let result = session.store.transact(batch().any(WriteOp::must_be_durable), transaction)?;
+        self.finish_batch(result);
         Ok(())
     }
 

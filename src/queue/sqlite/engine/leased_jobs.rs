@@ -12,7 +12,6 @@ use crate::queue::{self, DeliveryTag, LeaseMessage, QueueError};
 /// Maximum age of the content in the file.
 const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A job under a lease.
 struct LeasedJob {
     ticket: DeliveryTag,
     headers: Headers,

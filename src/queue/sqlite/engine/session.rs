@@ -48,7 +48,7 @@ impl FileSession {
         let owner = Owner::new(&shared.file).map_err(|error| FileError::from_create(&shared.file, &error))?;
         if let Err(error) = self.store.transact(false, |db| owner.register(db, &shared.worker_id)) {
             owner.remove_lock();
-            return Err(FileError::from_sqlite(&shared.file, &error));
+            return Err(error);
         }
         if let Some(old) = self.owner.replace(owner) {
             old.remove_lock();
@@ -58,7 +58,7 @@ impl FileSession {
 
     /// Writes a heartbeat and checks those of all other owners. Returns false if other processes
     /// have expired this owner.
-    pub(super) fn heartbeat(&mut self) -> rusqlite::Result<bool> {
+    pub(super) fn heartbeat(&mut self) -> Result<bool, FileError> {
         let Some(owner) = &self.owner else { return Ok(true) };
         // A check counts only together with the heartbeat written in the same transaction: on a
         // full disk no owner can write one, and none must expire for that.
@@ -87,11 +87,10 @@ impl FileSession {
     /// Requeues the jobs of owners whose processes have ended. Returns the number of jobs.
     pub(super) fn release_dead_owners(&mut self, file: &Path) -> Result<usize, FileError> {
         let Some(owner) = &self.owner else { return Ok(0) };
-        let file_error = |error| FileError::from_sqlite(file, &error);
-        let dead = owner::dead_owners(self.store.connection(), file, owner.id()).map_err(file_error)?;
+        let dead = self.store.read(|db| owner::dead_owners(db, file, owner.id()))?;
         let mut requeued = 0;
         for dead in dead {
-            requeued += self.store.transact(false, |db| owner::remove(db, &dead.id)).map_err(file_error)?;
+            requeued += self.store.transact(false, |db| owner::remove(db, dead.id()))?;
             dead.remove_lock();
         }
         if requeued > 0 {
@@ -103,7 +102,7 @@ impl FileSession {
 
     /// Returns true if the clock was set back. That would make copies wait too long, so their waits
     /// are capped.
-    pub(super) fn check_clock(&mut self, prefix: &str) -> rusqlite::Result<bool> {
+    pub(super) fn check_clock(&mut self, prefix: &str) -> Result<bool, FileError> {
         let now = jobs::now_ms();
         let set_back = now < self.clock_ms.saturating_sub(1000);
         if set_back {

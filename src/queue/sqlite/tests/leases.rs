@@ -81,7 +81,7 @@ async fn a_leased_job_whose_settlement_cannot_be_written_is_redelivered() {
     let database = TestFile::new();
     let lanes = Lane::ALL.map(|lane| (lane, 5)).to_vec();
     let metrics = Arc::new(Metrics::new(10));
-    let queue = SqliteQueue::start_with(Duration::from_secs(1), &database.file, "p", "worker", lanes, metrics).unwrap();
+    let queue = impatient(SqliteQueue::start(&database.file, "p", "worker", lanes, metrics).unwrap());
     queue.publish(job("x")).await.unwrap();
     let got = next(&queue).await;
     let holder = Arc::new(TestHolder::default());

@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 
 /// One step of a response. After the last one the connection is closed.
 #[derive(Debug, Clone)]
-pub(super) enum ResponseStep {
+pub(in crate::source) enum ResponseStep {
     /// Sends these bytes.
     Send(Vec<u8>),
     /// Sends bytes until the client closes the connection.
@@ -20,7 +20,7 @@ pub(super) enum ResponseStep {
 }
 
 /// Returns the steps of a response with this head and body.
-pub(super) fn response(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<ResponseStep> {
+pub(in crate::source) fn response(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<ResponseStep> {
     let mut head = format!("HTTP/1.1 {status} Scripted\r\nconnection: close\r\n");
     for (name, value) in headers {
         head.extend([name, ": ", value, "\r\n"]);
@@ -30,7 +30,7 @@ pub(super) fn response(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Ve
 
 /// Returns the response of an origin with ranges and a strong tag to this request head: the whole
 /// or the requested range; for another tag the whole (`If-Range`) or 412 (`If-Match`).
-pub(super) fn ranged_response(head: &str, etag: &str, content: &[u8]) -> Vec<ResponseStep> {
+pub(in crate::source) fn ranged_response(head: &str, etag: &str, content: &[u8]) -> Vec<ResponseStep> {
     let named = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
     let whole = [("accept-ranges", "bytes"), ("etag", etag), ("content-length", &content.len().to_string())];
     if named("if-match: ").is_some_and(|wanted| wanted != etag) {
@@ -52,19 +52,21 @@ pub(super) fn ranged_response(head: &str, etag: &str, content: &[u8]) -> Vec<Res
 }
 
 /// A server that runs until it is dropped.
-pub(super) struct ScriptedOrigin {
-    pub(super) address: SocketAddr,
+pub(in crate::source) struct ScriptedOrigin {
+    pub(in crate::source) address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
 
 impl ScriptedOrigin {
     /// Starts a server without TLS. `script` gets the number of the request (from 0) and its head.
-    pub(super) async fn start(script: impl Fn(usize, &str) -> Vec<ResponseStep> + Send + Sync + 'static) -> Self {
+    pub(in crate::source) async fn start(
+        script: impl Fn(usize, &str) -> Vec<ResponseStep> + Send + Sync + 'static,
+    ) -> Self {
         Self::serve(None, script).await
     }
 
-    pub(super) async fn serve(
+    pub(in crate::source) async fn serve(
         tls: Option<TlsAcceptor>,
         script: impl Fn(usize, &str) -> Vec<ResponseStep> + Send + Sync + 'static,
     ) -> Self {
@@ -93,11 +95,11 @@ impl ScriptedOrigin {
     }
 
     /// Returns the heads of all requests so far.
-    pub(super) fn heads(&self) -> Vec<String> {
+    pub(in crate::source) fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
 
-    pub(super) fn url(&self, path: &str) -> url::Url {
+    pub(in crate::source) fn url(&self, path: &str) -> url::Url {
         url::Url::parse(&format!("http://{}{path}", self.address)).unwrap()
     }
 }
