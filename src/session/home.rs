@@ -23,7 +23,7 @@ use crate::domain::outcome::{Class, Failure, Reason, Symptom};
 /// Time for which an accepted identity is cached. Short: credentials that are revoked meanwhile
 /// must not be taken for a fault of the destinations.
 const ACCEPTED_FOR: Duration = Duration::from_secs(15);
-/// Time-out of each call that confirms an outage. One that is not answered by then is failed.
+/// Time-out of each call of our own. One that is not answered by then is failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 /// Most destinations that are asked about an outage.
 const MAX_ASKED: usize = 3;
@@ -76,13 +76,12 @@ impl Sessions {
 
     /// Asks STS at home if it accepts the worker; cached briefly, with single flight.
     async fn accepted_at_home(&self) -> Result<(), Failure> {
-        self.home.accepted.get((), || self.ask_home()).await.1
+        in_time(self.home.accepted.get((), || self.ask_home())).await
     }
 
     /// As [`Sessions::accepted_at_home`] without the cache.
     async fn accepted_at_home_now(&self) -> Result<(), Failure> {
-        let asked = timeout(CALL_TIMEOUT, self.home.accepted.refresh((), || self.ask_home())).await;
-        asked.map_or_else(|_| Err(Failure::new(Reason::StsUnavailable, "no answer in time")), |(_, answer)| answer)
+        in_time(self.home.accepted.refresh((), || self.ask_home())).await
     }
 
     /// Calls GetCallerIdentity at home. It needs no permission, but the policy of a VPC endpoint
@@ -242,6 +241,12 @@ impl Sessions {
 /// Returns true if STS has read who we are, and denies the call.
 fn is_about_permission(failure: &Failure) -> bool {
     failure.answer.as_deref().is_some_and(|answer| answer.code.starts_with("AccessDenied"))
+}
+
+/// Returns the answer of STS at home, or a failure if there is none in time.
+async fn in_time<L>(asking: impl Future<Output = (L, Result<(), Failure>)>) -> Result<(), Failure> {
+    let late = |_| Err(Failure::new(Reason::StsUnavailable, "no answer in time"));
+    timeout(CALL_TIMEOUT, asking).await.map_or_else(late, |(_, answer)| answer)
 }
 
 /// Adds the remedy to a conflict of partitions.
