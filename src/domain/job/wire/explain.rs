@@ -84,7 +84,8 @@ fn named<'a>(text: &'a str, before: &str) -> Option<&'a str> {
 /// already.
 fn below(path: &str, name: &str) -> String {
     match path {
-        "" | "." if name.is_empty() => "\"\"".to_owned(),
+        "" | "." if name.is_empty() => r#""""#.to_owned(),
+        _ if name.is_empty() => format!(r#"{}."""#, path.trim_end_matches('.')),
         "." => name.to_owned(),
         _ if path == name || path.strip_suffix(name).is_some_and(|parent| parent.ends_with('.')) => path.to_owned(),
         _ => format!("{path}.{name}"),

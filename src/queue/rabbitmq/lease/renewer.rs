@@ -129,9 +129,8 @@ impl LeaseRenewer {
     }
 
     async fn prune(&self) {
-        let _ = self.queue.declare_discard().await;
         for key in self.context.table.prune() {
-            let _ = self.queue.forget(&key).await;
+            let _ = self.queue.unbind(&key).await;
         }
     }
 
