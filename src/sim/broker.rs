@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::message::{SimMessage, index};
 use super::world::{SimState, SimWorld, note};
 use crate::domain::lane::Lane;
@@ -52,9 +54,16 @@ impl SimState {
                 let tag = self.next_number();
                 let Some(message) = self.ready[index(lane)].pop_front() else { break };
                 let worker = &mut self.workers[to];
-                worker.prefetched[index(lane)].push_back((tag, message));
+                worker.prefetched[index(lane)].push_back((tag, Instant::now(), message));
                 worker.changed[index(lane)].notify_waiters();
             }
+        }
+    }
+
+    /// Requeues what a worker has prefetched of a lane and not handed out.
+    pub(super) fn requeue_lane(&mut self, worker: usize, lane: Lane) {
+        for (lane, message) in self.workers[worker].take_lane(lane) {
+            self.requeue(lane, message);
         }
     }
 

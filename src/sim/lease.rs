@@ -65,7 +65,7 @@ impl SimState {
     pub(super) fn loses_to_rival(&mut self, worker: usize, ticket: DeliveryTag) -> bool {
         let receiver = &self.workers[worker];
         let Some(job) = receiver.unacked_message(ticket).map(|message| message.job) else { return false };
-        let prefetched = receiver.prefetched[index(Lane::Continued)].iter().map(|(_, message)| message);
+        let prefetched = receiver.prefetched[index(Lane::Continued)].iter().map(|(_, _, message)| message);
         let unacked =
             receiver.unacked.values().filter(|(lane, _)| *lane == Lane::Continued).map(|(_, message)| message);
         let leased = |message: &SimMessage| Lease::is_type(message.properties.content_type.as_deref());

@@ -289,23 +289,27 @@ impl Queue for SimQueue {
         })
     }
 
-    fn pause(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
+    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
             self.count_call();
-            self.world.lock().workers[self.worker].paused = true;
+            self.world.lock().workers[self.worker].paused[index(lane)] = true;
             self.network_delay().await;
-            self.world.lock().requeue_prefetched(self.worker);
+            self.world.lock().requeue_lane(self.worker, lane);
         })
     }
 
-    fn resume(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
+    fn resume(&self, lane: Lane, room: u16) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
             self.count_call();
             self.while_alive().await;
             let mut state = self.world.lock();
-            state.workers[self.worker].paused = false;
+            state.workers[self.worker].resume(lane, room);
             state.dispatch();
         })
+    }
+
+    fn oldest_prefetched(&self) -> Option<(Lane, tokio::time::Instant)> {
+        self.world.lock().workers[self.worker].oldest_prefetched()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

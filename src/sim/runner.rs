@@ -20,9 +20,10 @@ use super::{clock, oracle};
 use crate::config::WorkerConfig;
 use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::domain::destination::{DestinationId, Destinations};
-use crate::domain::routing_key;
+use crate::domain::{headers, routing_key};
 use crate::metrics::Metrics;
 use crate::queue::Properties;
+use crate::worker::lease::MAX_CRASHES;
 use crate::worker::{Worker, WorkerParts};
 
 /// Time limit for the remaining work after the faults end: the longest wait of a job that always
@@ -139,17 +140,20 @@ fn publish(world: &Arc<SimWorld>, job: usize) {
     let plan = state.plan(job);
     let (lane, id) = (plan.lane, plan.id.clone());
     let poison = plan.behavior == JobBehavior::Poison;
+    // As a lease that six workers in turn left behind.
+    let crashes = poison.then(|| (headers::CRASHES.to_owned(), MAX_CRASHES.to_string()));
     let message = SimMessage {
         job,
         body: plan.body.clone(),
         properties: Properties {
             content_type: plan.content_type().map(str::to_owned),
             message_id: Some(id.clone()),
+            headers: crashes.into_iter().collect(),
             ..Properties::default()
         },
         routing_key: routing_key::job(lane, DESTINATIONS[plan.destination]),
         redelivered: poison,
-        delivery_count: if poison { 500 } else { 0 },
+        delivery_count: 0,
     };
     note!(state, "{id} is published to {lane:?}");
     state.records[job].published += 1;

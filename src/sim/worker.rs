@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::job_record::AttemptEnd;
@@ -23,15 +24,18 @@ pub(super) struct SimWorker {
     pub(super) alive: bool,
     pub(super) connected: bool,
     pub(super) stopped: bool,
-    pub(super) paused: bool,
+    pub(super) paused: [bool; 3],
     pub(super) draining: bool,
     /// Time until which its own identity is refused.
     pub(super) identity_refused_until: Duration,
     /// Number of the current connection.
     pub(super) generation: u64,
-    pub(super) prefetched: [VecDeque<(u64, SimMessage)>; 3],
+    /// Messages by tag, with the time of their arrival.
+    pub(super) prefetched: [VecDeque<(u64, Instant, SimMessage)>; 3],
     pub(super) unacked: BTreeMap<u64, (Lane, SimMessage)>,
     pub(super) prefetch_limit: [usize; 3],
+    /// Limit of a lane that was resumed.
+    pub(super) limit: [Option<usize>; 3],
     pub(super) running: u32,
     /// Destinations that refused it since the last delivery there.
     pub(super) refused: BTreeSet<usize>,
@@ -62,7 +66,8 @@ impl SimWorker {
             alive: true,
             connected: true,
             stopped: false,
-            paused: false,
+            paused: [false; 3],
+            limit: [None; 3],
             draining: false,
             identity_refused_until: Duration::ZERO,
             generation: 0,
@@ -87,7 +92,7 @@ impl SimWorker {
 
     /// Returns all messages that it was sent and has not settled.
     pub(super) fn messages(&self) -> impl Iterator<Item = &SimMessage> {
-        let prefetched = self.prefetched.iter().flatten().map(|(_, message)| message);
+        let prefetched = self.prefetched.iter().flatten().map(|(_, _, message)| message);
         prefetched.chain(self.unacked.values().map(|(_, message)| message))
     }
 
@@ -114,14 +119,30 @@ impl SimWorker {
 
     /// Returns true if the broker may send it another message of this lane.
     pub(super) fn has_room(&self, lane: Lane) -> bool {
-        let unacked = self.unacked.values().filter(|(of, _)| *of == lane).count();
-        let open = self.alive && self.connected && !self.stopped && !self.paused;
-        open && self.prefetched[index(lane)].len() + unacked < self.prefetch_limit[index(lane)]
+        let open = self.alive && self.connected && !self.stopped && !self.paused[index(lane)];
+        let limit = self.prefetch_limit[index(lane)];
+        open && self.unsettled(lane) < self.limit[index(lane)].map_or(limit, |room| room.min(limit))
+    }
+
+    fn unsettled(&self, lane: Lane) -> usize {
+        self.prefetched[index(lane)].len() + self.unacked.values().filter(|(of, _)| *of == lane).count()
+    }
+
+    /// Accepts messages of a lane again: so many beside those that are unsettled now.
+    pub(super) fn resume(&mut self, lane: Lane, room: u16) {
+        self.paused[index(lane)] = false;
+        self.limit[index(lane)] = Some(self.unsettled(lane) + usize::from(room));
+    }
+
+    /// Returns the lane whose oldest message waits longest, and the time of its arrival.
+    pub(super) fn oldest_prefetched(&self) -> Option<(Lane, Instant)> {
+        let first = |lane: Lane| Some((lane, self.prefetched[index(lane)].front()?.1));
+        Lane::ALL.into_iter().filter_map(first).min_by_key(|(_, at)| *at)
     }
 
     /// Hands out the next prefetched delivery, which is unacked from then on.
     pub(super) fn deliver_next(&mut self, lane: Lane) -> Option<Delivery> {
-        let (tag, message) = self.prefetched[index(lane)].pop_front()?;
+        let (tag, _, message) = self.prefetched[index(lane)].pop_front()?;
         let ticket = DeliveryTag { generation: self.generation, lane, tag };
         let delivery = message.delivery(lane, ticket);
         self.unacked.insert(tag, (lane, message));
@@ -139,9 +160,13 @@ impl SimWorker {
         self.unacked.remove(&ticket.tag).map(|(_, message)| message)
     }
 
+    /// Removes everything prefetched of a lane and not handed out.
+    pub(super) fn take_lane(&mut self, lane: Lane) -> Vec<(Lane, SimMessage)> {
+        self.prefetched[index(lane)].drain(..).map(|(_, _, message)| (lane, message)).collect()
+    }
+
     /// Removes everything prefetched and not handed out, with its lane.
     pub(super) fn take_prefetched(&mut self) -> Vec<(Lane, SimMessage)> {
-        let all = Lane::ALL.into_iter().zip(&mut self.prefetched);
-        all.flat_map(|(lane, prefetched)| prefetched.drain(..).map(move |(_, message)| (lane, message))).collect()
+        Lane::ALL.into_iter().flat_map(|lane| self.take_lane(lane)).collect()
     }
 }

@@ -102,6 +102,7 @@ impl Attempts {
                 }
             }
         };
+        owned.state.end();
         self.replace_lost(delivery, owned);
         failpoints::hit("ended");
         if matches!(result, TransferResult::Delivered(_)) {
@@ -199,9 +200,7 @@ async fn first_success(permit: &Permit, progress: &Progress) {
 fn crash_loop(job: &DecodedJob) -> Option<Failure> {
     let crashes = job.headers.crashes;
     let message = || {
-        format!(
-            "{crashes} workers in a row were lost or cut off while they worked on this job, and nothing came of it"
-        )
+        format!("{crashes} workers in a row were lost or cut off while they worked on this job, and nothing came of it")
     };
     (crashes >= MAX_CRASHES).then(|| Failure::new(Reason::CrashLoop, message()))
 }

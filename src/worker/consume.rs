@@ -34,7 +34,7 @@ pub(super) struct Consumer {
 /// Next thing to do.
 enum Step {
     /// Run this delivery.
-    Run(Lane, Delivery, Permit),
+    Run(Lane, Box<(Delivery, Permit)>),
     /// Pause a lane: its deliveries wait too long.
     Pause(Lane),
     /// Make room for deliveries of a lane, which has a permit.
@@ -63,9 +63,9 @@ impl Consumer {
             };
             let step = if matches!(step, Step::Stop) { self.stop().await? } else { step };
             match step {
-                Step::Run(lane, delivery, permit) => {
+                Step::Run(lane, taken) => {
                     self.state(lane).taken();
-                    return Some((delivery, permit));
+                    return Some(*taken);
                 }
                 Step::Pause(lane) => {
                     let seconds = PREFETCH_TIMEOUT.as_secs();
@@ -95,8 +95,8 @@ impl Consumer {
             let backfill = async {
                 let (permit, _reserved) = slots.backfill().await?;
                 match self.wanted_room(Lane::Backfill) {
-                    Some(room) => Some(Err(Step::Resume(Lane::Backfill, room))),
-                    None => queue.next(Lane::Backfill).await.map(|delivery| Ok((delivery, permit))),
+                    Some(room) => Some(Err(room)),
+                    None => queue.next(Lane::Backfill).await.map(|delivery| Ok((Box::new(delivery), permit))),
                 }
             };
             let (lane, delivery, backfill) = tokio::select! {
@@ -106,11 +106,11 @@ impl Consumer {
                 delivery = queue.next(Lane::Continued) => (Lane::Continued, delivery?, None),
                 delivery = queue.next(Lane::Scheduled) => (Lane::Scheduled, delivery?, None),
                 taken = backfill => match taken? {
-                    Ok((delivery, permit)) => (Lane::Backfill, delivery, Some(permit)),
-                    Err(step) => return Some(step),
+                    Ok((delivery, permit)) => (Lane::Backfill, *delivery, Some(permit)),
+                    Err(room) => return Some(Step::Resume(Lane::Backfill, room)),
                 },
             };
-            return Some(Step::Run(lane, delivery, Permit::new(slot, backfill, sole)));
+            return Some(Step::Run(lane, Box::new((delivery, Permit::new(slot, backfill, sole)))));
         }
     }
 
@@ -146,7 +146,8 @@ impl Consumer {
             let taken = timeout(PROBE_LANE_TIMEOUT, self.queue.next(lane)).await;
             if let Ok(taken) = taken {
                 // Before the next message is asked for, the lane is paused again.
-                return taken.map(|delivery| Step::Run(lane, delivery, Permit::new(slot, backfill, Some(sole))));
+                let permit = Permit::new(slot, backfill, Some(sole));
+                return taken.map(|delivery| Step::Run(lane, Box::new((delivery, permit))));
             }
             self.pause(lane).await;
             if !self.admission.is_sick() {

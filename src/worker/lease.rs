@@ -92,6 +92,8 @@ pub(super) struct AttemptState {
     pub(super) stop: StopSignals,
     /// Workers lost over this job so far.
     crashes: u32,
+    /// True once the attempt has ended: from then on no loss of the worker is a crash over this job.
+    ended: AtomicBool,
     /// Parts that the delivery's checkpoint had.
     carried_parts: usize,
     /// Upload that the last lease records.
@@ -127,12 +129,18 @@ impl AttemptState {
             open_upload,
             stop: stop.child(),
             crashes: job.headers.crashes,
+            ended: AtomicBool::new(false),
             carried_parts: job.checkpoint().map_or(0, |checkpoint| checkpoint.parts.len()),
             leased_upload: Mutex::default(),
             outdated: Mutex::default(),
             leased: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
+    }
+
+    /// Records that the attempt has ended.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
     }
 
     pub(super) fn lease_state(&self) -> LeaseStatus {
@@ -206,10 +214,10 @@ impl LeaseHolder for AttemptState {
         let upload_id = checkpoint.as_ref().map(|checkpoint| checkpoint.upload_id.clone());
         *self.leased_upload.lock().unwrap_or_else(PoisonError::into_inner) = upload_id;
         // Another worker gets this message only if this one is lost or cut off. That counts, unless the
-        // attempt got further, or runs too long to be what crashes workers.
+        // attempt has ended, got further, or runs too long to be what crashes workers.
         let further = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.parts.len() > self.carried_parts);
         let crashes = match further {
-            _ if self.started.elapsed() >= CRASH_SUSPICION => 0,
+            _ if self.ended.load(Ordering::Acquire) || self.started.elapsed() >= CRASH_SUSPICION => 0,
             true => 1,
             false => self.crashes.saturating_add(1),
         };

@@ -6,6 +6,7 @@
 mod answers;
 mod broker;
 mod clock;
+mod consumption;
 mod destination;
 mod if_exists;
 mod job;

@@ -65,7 +65,8 @@ pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
     a_dropped_next_loses_nothing(&make("dropped").await).await;
     outcomes_are_published_when_the_settlement_is_done(&make("outcomes").await).await;
     a_stopped_queue_requeues_and_still_settles(&make("stopping").await).await;
-    a_pause_leaves_the_jobs_to_others(&make("pause").await).await;
+    a_paused_lane_leaves_its_jobs_to_others(&make("pause").await).await;
+    a_resumed_lane_fetches_no_more_than_its_room(&make("room").await).await;
     an_unroutable_job_is_refused(&make("nowhere").await).await;
     a_name_too_long_is_refused(&make("long").await).await;
     copies_return_to_their_lanes_in_order(&make("order").await).await;
@@ -248,13 +249,20 @@ pub async fn a_stopped_queue_requeues_and_still_settles(fixture: &impl Fixture) 
     queue.close().await;
 }
 
-pub async fn a_pause_leaves_the_jobs_to_others(fixture: &impl Fixture) {
+pub async fn a_paused_lane_leaves_its_jobs_to_others(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     for name in ["first", "second", "third"] {
         queue.publish(job(name)).await.unwrap();
     }
     let first = next(&*queue, Lane::Scheduled).await;
-    queue.pause().await;
+    let fetched = tokio::time::Instant::now();
+    while queue.oldest_prefetched().is_none() {
+        assert!(fetched.elapsed() < LIMIT, "nothing is fetched ahead");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(queue.oldest_prefetched().is_some_and(|(lane, _)| lane == Lane::Scheduled));
+    queue.pause(Lane::Scheduled).await;
+    assert_eq!(queue.oldest_prefetched(), None);
     queue.settle(first, Settlement::Ack, vec![]).await.unwrap();
     let other = fixture.open().await;
     for _ in 0..2 {
@@ -263,11 +271,45 @@ pub async fn a_pause_leaves_the_jobs_to_others(fixture: &impl Fixture) {
     }
     other.close().await;
     queue.publish(job("fourth")).await.unwrap();
-    queue.resume().await;
+    queue.publish(Publication { routing_key: "job.backfill.acme".to_owned(), ..job("fifth") }).await.unwrap();
+    let backfill = next(&*queue, Lane::Backfill).await;
+    queue.settle(backfill, Settlement::Ack, vec![]).await.unwrap();
+    assert!(queue.ready().is_ok(), "another lane is consumed");
+    assert_eq!(queue.oldest_prefetched(), None, "the paused one is not");
+    queue.resume(Lane::Scheduled, 5).await;
     let got = next(&*queue, Lane::Scheduled).await;
     assert!(got.body.windows(6).any(|word| word == b"fourth"));
     queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
-    assert!(queue.ready().is_ok());
+    queue.close().await;
+}
+
+pub async fn a_resumed_lane_fetches_no_more_than_its_room(fixture: &impl Fixture) {
+    let queue = fixture.open().await;
+    for n in 0..8 {
+        queue.publish(job(&n.to_string())).await.unwrap();
+    }
+    // Two are unsettled and stay so: they take no room.
+    let held = [next(&*queue, Lane::Scheduled).await, next(&*queue, Lane::Scheduled).await];
+    queue.pause(Lane::Scheduled).await;
+    queue.resume(Lane::Scheduled, 1).await;
+    let one = next(&*queue, Lane::Scheduled).await;
+    let more = tokio::time::timeout(Duration::from_secs(1), queue.next(Lane::Scheduled)).await;
+    assert!(more.is_err(), "more than one beside those that were unsettled");
+    // Room for more, while the first is still unsettled.
+    queue.resume(Lane::Scheduled, 2).await;
+    let two = [next(&*queue, Lane::Scheduled).await, next(&*queue, Lane::Scheduled).await];
+    let more = tokio::time::timeout(Duration::from_secs(1), queue.next(Lane::Scheduled)).await;
+    assert!(more.is_err(), "more than two beside those that were unsettled");
+    queue.resume(Lane::Scheduled, u16::MAX).await;
+    let mut all: Vec<_> = held.into_iter().chain([one]).chain(two).collect();
+    for _ in 0..3 {
+        all.push(next(&*queue, Lane::Scheduled).await);
+    }
+    let bodies: BTreeSet<_> = all.iter().map(|got| got.body.clone()).collect();
+    assert_eq!(bodies.len(), 8, "each came once");
+    for got in all {
+        queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    }
     queue.close().await;
 }
 
@@ -368,6 +410,20 @@ pub async fn many_settle_at_once_and_none_is_lost_or_doubled(fixture: &impl Fixt
         fixture.outcome().await;
     }
     queue.close().await;
+}
+
+/// Pauses every lane.
+pub async fn pause(queue: &dyn Queue) {
+    for lane in Lane::ALL {
+        queue.pause(lane).await;
+    }
+}
+
+/// Resumes every lane with all the prefetch that it is configured with.
+pub async fn resume(queue: &dyn Queue) {
+    for lane in Lane::ALL {
+        queue.resume(lane, u16::MAX).await;
+    }
 }
 
 async fn next(queue: &dyn Queue, lane: Lane) -> Delivery {

@@ -37,9 +37,8 @@ impl LaneState {
     /// them started promptly.
     pub(super) fn wanted_room(&self, free: u16, now: Instant) -> Option<u16> {
         match self {
-            Self::Paused => Some(free.max(1)),
             Self::Limited { room, left: 0, since } if now < *since + PROMPT => Some(free.max(room.saturating_mul(2))),
-            Self::Limited { left: 0, .. } => Some(free.max(1)),
+            Self::Paused | Self::Limited { left: 0, .. } => Some(free.max(1)),
             Self::Full | Self::Limited { .. } => None,
         }
     }

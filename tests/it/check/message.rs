@@ -236,7 +236,7 @@ async fn a_check_that_ends_workers_is_answered_and_dead_lettered() {
     let properties = BasicProperties::default().with_type(KIND.into()).with_reply_to(answers.as_str().into());
     site.broker.publish_raw("job.scheduled.acme", question.to_string().as_bytes(), properties).await;
     let (channel, queue) = (site.broker.reachable().await, format!("{}.jobs.scheduled", site.broker.prefix));
-    for _ in 0..500 {
+    for _ in 0..400 {
         let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
         got.delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
     }

@@ -82,12 +82,22 @@ impl Queue for Fake {
         async {}.boxed()
     }
 
-    fn pause(&self) -> BoxFuture<'_, ()> {
+    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()> {
+        assert_eq!(lane, Lane::Scheduled, "no other lane has deliveries");
         async { self.tell("given back") }.boxed()
     }
 
-    fn resume(&self) -> BoxFuture<'_, ()> {
+    fn resume(&self, _: Lane, room: u16) -> BoxFuture<'_, ()> {
+        assert_eq!(room, 1, "one slot is free");
         async { self.tell("consumes again") }.boxed()
+    }
+
+    fn oldest_prefetched(&self) -> Option<(Lane, Instant)> {
+        // All arrived when the job before them was taken.
+        let taken = self.story.lock().unwrap().iter().rev().find(|(what, _)| *what == "taken").map(|(_, at)| *at);
+        let given_back = self.story.lock().unwrap().last().is_some_and(|(what, _)| *what == "given back");
+        let waits = !given_back && !self.waiting.lock().unwrap().is_empty();
+        waits.then(|| (Lane::Scheduled, self.begun + Duration::from_secs(taken.unwrap_or_default())))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

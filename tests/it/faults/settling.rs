@@ -56,17 +56,38 @@ async fn no_more_is_fetched_than_is_soon_begun() {
 }
 
 #[tokio::test]
-async fn a_message_that_ends_workers_is_a_dead_letter_and_its_neighbours_are_not() {
+async fn a_job_that_was_requeued_up_to_the_delivery_limit_is_delivered() {
+    let (site, s3) = site("requeued").await;
+    let url = site.file("f", b"hello");
+    let channel = site.broker.reachable().await;
+    for (lane, limit) in [("scheduled", 990), ("backfill", 510)] {
+        site.broker.publish(lane, &job(lane, &url, "acme", lane)).await;
+        let queue = format!("{}.jobs.{lane}", site.broker.prefix);
+        // As workers that had no slot for it, again and again.
+        for _ in 0..limit {
+            let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
+            got.delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
+        }
+    }
+    let worker = site.worker().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    for lane in ["scheduled", "backfill"] {
+        assert_eq!(fixture.delivered(lane).await["attempts"], 1);
+    }
+    assert_eq!(fixture.s3.calls("PutObject").len(), 2);
+    assert!(fixture.worker.log().contains("is replaced by a copy"), "its count begins anew");
+    assert_eq!(fixture.site.broker.take("dead").await.len(), 0);
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn a_job_that_ends_workers_is_a_dead_letter_and_its_neighbours_are_not() {
     let (site, s3) = site("poison").await;
     let url = site.file("f", b"hello");
-    site.broker.schedule(&job("poison", &url, "acme", "poison")).await;
-    let channel = site.broker.reachable().await;
-    let queue = format!("{}.jobs.scheduled", site.broker.prefix);
-    // As workers that died with it, again and again.
-    for _ in 0..500 {
-        let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
-        got.delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
-    }
+    // As a lease that the sixth worker left behind.
+    let poison = job("poison", &url, "acme", "poison").to_string();
+    let headers = [("x-crashes", "6"), ("x-original-routing-key", "job.scheduled.acme")];
+    site.broker.put_into("jobs.continued", poison.as_bytes(), &headers).await;
     site.broker.schedule(&job("neighbour", &url, "acme", "neighbour")).await;
     let worker = site.worker().await;
     let fixture = AcmeFixture { site, s3, worker };

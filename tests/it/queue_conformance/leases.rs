@@ -170,7 +170,7 @@ pub async fn a_handed_off_job_goes_to_another_worker_at_once(fixture: &impl Fixt
         if leased {
             holder.lease(&got, "run-4", steps.clone()).await.unwrap();
         }
-        holder.pause().await;
+        pause(&**holder).await;
         got.body = body("half");
         got.properties.content_type = Some(LEASE.to_owned());
         let set = headers(&[("x-attempt", "2")]);
@@ -185,7 +185,7 @@ pub async fn a_handed_off_job_goes_to_another_worker_at_once(fixture: &impl Fixt
         }
         let theirs = Steps::at("3");
         taker.lease(&taken, "run-4", theirs.clone()).await.unwrap();
-        holder.resume().await;
+        resume(&**holder).await;
         nothing_arrives(&**holder, fixture.lease_time()).await;
         assert_eq!((steps.lost(), theirs.lost()), (0, 0), "it was given, not taken");
         taker.settle(taken, Settlement::Ack, vec![]).await.unwrap();

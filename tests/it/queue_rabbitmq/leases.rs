@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::queue_conformance::leases::{LEASE, Steps, body, nothing_arrives};
+use crate::queue_conformance::{pause, resume};
 use crate::testbed;
 use crate::testbed::node::Node;
 
@@ -199,7 +200,7 @@ async fn a_take_over_raises_the_epoch_and_notifies_the_former_owner_at_once() {
     let rabbit = Rabbit::leasing("epochs").await;
     let old = rabbit.worker("old").await;
     let (got, steps) = rabbit.leased(&old, "run-1").await;
-    old.pause().await;
+    pause(&*old).await;
     let new = rabbit.worker("new").await;
     let lease = rabbit.take(&rabbit.name("lease")).await;
     // As if it had come out while the old one was out of reach, which it is not.
@@ -220,7 +221,7 @@ async fn a_take_over_raises_the_epoch_and_notifies_the_former_owner_at_once() {
     let mut given = taken;
     given.body = body("3");
     new.settle(given, Settlement::HandOff { headers: [].into() }, vec![]).await.unwrap();
-    old.resume().await;
+    resume(&*old).await;
     let third = tokio::select! { got = old.next(Lane::Continued) => got, got = new.next(Lane::Continued) => got };
     let third = third.unwrap();
     assert_eq!((third.body.clone(), header(&third, "consign-lease-epoch").as_str()), (body("3"), "2"));
@@ -276,7 +277,7 @@ async fn a_lease_left_by_a_drain_ends_with_the_current_owner() {
     queue.publish(job("job.scheduled.acme")).await.unwrap();
     let got = next_of(&*queue, Lane::Scheduled).await;
     queue.lease(&got, "run-1", Steps::at("1")).await.unwrap();
-    queue.pause().await;
+    pause(&*queue).await;
     let new = rabbit.worker("new").await;
     queue.settle(got, Settlement::HandOff { headers: [].into() }, vec![]).await.unwrap();
     let taken = next(&new, Lane::Continued).await;
@@ -291,10 +292,33 @@ async fn a_lease_left_by_a_drain_ends_with_the_current_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_after_a_settlement_leaves_no_lease_of_the_job() {
+    let rabbit = Rabbit::leasing("killed").await;
+    let Doomed { queue, cut, .. } = rabbit.doomed().await;
+    queue.publish(job("job.scheduled.acme")).await.unwrap();
+    let got = next_of(&*queue, Lane::Scheduled).await;
+    queue.lease(&got, "run-1", Steps::at("1")).await.unwrap();
+    queue.settle(got, Settlement::Ack, vec![event(None)]).await.unwrap();
+    // Its last lease is still on its way.
+    cut();
+    let other = rabbit.worker("other").await;
+    nothing_arrives(&*other, 2 * (LEASE_TTL + OWNER_TTL)).await;
+    // The same run again is leased as any other, and is not led to nothing.
+    other.publish(job("job.scheduled.acme")).await.unwrap();
+    let again = next(&other, Lane::Scheduled).await;
+    let steps = Steps::at("2");
+    other.lease(&again, "run-1", steps.clone()).await.unwrap();
+    nothing_arrives(&*other, 2 * LEASE_TTL).await;
+    assert!(steps.asked() >= 2, "its lease returns to its owner: renewed {} times", steps.asked());
+    other.settle(again, Settlement::Ack, vec![]).await.unwrap();
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_closes_leaves_no_leases_of_settled_jobs() {
     let rabbit = Rabbit::leasing("ghosts").await;
     let (queue, other) = (rabbit.worker("worker").await, rabbit.worker("other").await);
-    other.pause().await;
+    pause(&*other).await;
     let (delivered, _) = rabbit.leased(&queue, "run-1").await;
     let (drained, _) = rabbit.leased(&queue, "run-2").await;
     let (retried, _) = rabbit.leased(&queue, "run-3").await;
@@ -307,7 +331,7 @@ async fn a_worker_that_closes_leaves_no_leases_of_settled_jobs() {
     queue.settle(retried, Settlement::Retry { delay: RetryDelay::S5, headers: [].into() }, vec![]).await.unwrap();
     queue.close().await;
     assert_eq!(rabbit.consumers(&rabbit.name(&format!("owner.{process}"))).await, None, "its queue goes with it");
-    other.resume().await;
+    resume(&*other).await;
     let drained = next(&other, Lane::Continued).await;
     let retried = next(&other, Lane::Scheduled).await;
     // The one of its jobs that is still to be done may be leased at once, and its lease is not led to nothing.

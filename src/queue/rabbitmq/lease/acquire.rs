@@ -12,7 +12,7 @@ use crate::queue::rabbitmq::channel::acknowledge;
 use crate::queue::{Delivery, LeaseHolder, QueueError};
 use crate::runtime::failpoints;
 
-/// Limit for discarding settled leases on close.
+/// Limit for discarding settled leases, at their settlement and on close.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl LeaseRenewer {
@@ -55,6 +55,18 @@ impl LeaseRenewer {
     /// Renews the lease of a delivery at once, with a new holder.
     pub(in crate::queue::rabbitmq) async fn renew_now(&self, leased: &LeasedDelivery) -> Result<(), QueueError> {
         if self.publish_renewal(&leased.key).await? { Ok(()) } else { Err(QueueError::Lost) }
+    }
+}
+
+impl LeaseRenewer {
+    /// Discards the last leases of a job that is settled, while they are still under way. They must
+    /// not reach another worker if this one is killed before they return.
+    pub(in crate::queue::rabbitmq) async fn discard_settled(&self, key: &str) {
+        match tokio::time::timeout(RETIRE_TIMEOUT, self.queue.discard(key)).await {
+            Ok(Ok(())) => self.context.table.discarded(key),
+            Ok(Err(error)) => tracing::debug!(%error, key, "the last lease of a settled job is not discarded yet"),
+            Err(_) => tracing::debug!(key, "the last lease of a settled job is not discarded yet"),
+        }
     }
 }
 

@@ -117,6 +117,21 @@ impl OwnerQueue {
         call("unbinding a lease", unbound).await
     }
 
+    /// Discards the leases of a key from now on, also those that expire after this process: they are
+    /// routed to a queue that drops them. The queue is declared each time, because the broker deletes
+    /// it some minutes after its last declaration.
+    pub(super) async fn discard(&self, key: &str) -> Result<(), QueueError> {
+        let discard = QueueDeclaration::discarded_leases(&self.context.names, &self.address);
+        self.declare(&discard).await?;
+        self.bind_queue(&discard.name, key).await?;
+        self.unbind(key).await
+    }
+
+    /// Stops routing leases of this key anywhere. Idempotent.
+    pub(super) async fn forget(&self, key: &str) -> Result<(), QueueError> {
+        self.unbind_former(&self.address, key).await
+    }
+
     /// Closes the queue: leases of `settled` keys are discarded, and `unfinished` ones go to other
     /// workers. Deletes the queue when none is unfinished.
     pub(super) async fn retire(&self, settled: &[String], unfinished: bool) -> Result<(), QueueError> {

@@ -84,7 +84,7 @@ impl LeaseRenewer {
                 },
                 _ = prune.tick() => {
                     for key in self.context.table.prune() {
-                        let _ = self.queue.unbind(&key).await;
+                        let _ = self.queue.forget(&key).await;
                     }
                 }
             }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use lapin::BasicProperties;
 
 use super::decision::{KnownLease, LeaseDecision, LeaseMark, LeaseState, decide};
+use crate::queue::rabbitmq::fields::delivery_count;
 use crate::queue::{DeliveryTag, LeaseHolder, QueueError};
 
 /// Time for which an ended job is remembered while the broker is connected: its last lease, and
@@ -35,6 +36,8 @@ struct LeaseEntry {
     wanted: bool,
     /// True while the key may be bound to this queue.
     bound: bool,
+    /// True while the key is bound to the queue that discards leases.
+    discarded: bool,
     ended: Option<Instant>,
 }
 
@@ -80,7 +83,7 @@ pub(super) struct LeaseRenewal {
 /// Lease of a delivery.
 #[derive(Debug, Clone)]
 pub(in crate::queue::rabbitmq) struct LeasedDelivery {
-    pub(super) key: String,
+    pub(in crate::queue::rabbitmq) key: String,
     pub(in crate::queue::rabbitmq) epoch: u32,
     pub(in crate::queue::rabbitmq) properties: Arc<BasicProperties>,
     /// True when another worker owns the job, or another delivery replaced this one.
@@ -114,6 +117,9 @@ impl LeaseTable {
         let before = entries.by_key.remove(new.key);
         let known = before.as_ref().map_or(0, |entry| entry.epoch);
         let epoch = mark.as_ref().map_or(0, |mark| mark.epoch).max(known).saturating_add(1);
+        // The worker that had the message before may have published a lease that was never confirmed.
+        let redeliveries = delivery_count(new.properties.headers().as_ref());
+        let epoch = epoch.saturating_add(u32::try_from(redeliveries).unwrap_or(u32::MAX));
         let entry = LeaseEntry {
             ticket: new.ticket,
             epoch,
@@ -126,6 +132,7 @@ impl LeaseTable {
             former_owner: mark.filter(|mark| mark.name() != us).map(|mark| mark.owner),
             wanted: true,
             bound: true,
+            discarded: before.as_ref().is_some_and(|entry| entry.discarded),
             ended: None,
         };
         entries.by_key.insert(new.key.to_owned(), entry);
@@ -183,11 +190,11 @@ impl LeaseTable {
         }
     }
 
-    /// Records that the first lease is not confirmed: the delivery still keeps the job.
+    /// Records that the first lease is not confirmed: the delivery still keeps the job. The broker
+    /// may have the lease all the same: it must return here, and not reach another worker.
     pub(in crate::queue::rabbitmq) fn cancel(&self, ticket: DeliveryTag) {
         self.close_entry(ticket, |entry| {
             entry.end(LeaseState::Unconfirmed);
-            entry.wanted = false;
         });
     }
 
@@ -213,6 +220,13 @@ impl LeaseTable {
         let entry = entries.by_key.get_mut(&key);
         if let Some(entry) = entry.filter(|entry| entry.ticket == ticket && entry.state == LeaseState::Active) {
             end(entry);
+        }
+    }
+
+    /// Records that the leases of a settled job are discarded, and do not return here.
+    pub(super) fn discarded(&self, key: &str) {
+        if let Some(entry) = self.lock().by_key.get_mut(key).filter(|entry| entry.state == LeaseState::Settled) {
+            (entry.wanted, entry.bound, entry.discarded) = (false, false, true);
         }
     }
 
@@ -247,6 +261,9 @@ impl LeaseTable {
             }
             // A lease whose confirm was lost may still return.
             LeaseDecision::Settled => entry.wanted &= mark.seq() < Some(entry.tried),
+            LeaseDecision::Outdated if entry.state == LeaseState::Unconfirmed => {
+                entry.wanted &= (mark.epoch, mark.seq()) < (entry.epoch, Some(entry.tried));
+            }
             _ => {}
         }
         (decision, None)
@@ -304,7 +321,7 @@ impl LeaseTable {
         let mut bound = Vec::new();
         entries.by_key.retain(|key, entry| {
             let expired = entry.ended.is_some_and(over);
-            if expired && entry.bound {
+            if expired && (entry.bound || entry.discarded) {
                 bound.push(key.clone());
             }
             !expired
@@ -466,16 +483,51 @@ mod tests {
         insert(&table, 1, Some(lease_headers(1, "them", Some(4))));
         table.next_renewal("k").unwrap();
         table.cancel(ticket(1));
-        assert!(table.leased(ticket(1)).is_none() && !table.is_wanted("k"));
+        assert!(table.leased(ticket(1)).is_none() && table.is_wanted("k"), "it may have been accepted");
         assert_eq!(
             decision(&table, &mark(1, "them", 4)),
             LeaseDecision::Unknown,
             "the delivery itself, when it is redelivered"
         );
         assert_eq!(decision(&table, &mark(2, "us", 1)), LeaseDecision::Outdated, "confirmed after all");
+        assert!(!table.is_wanted("k"), "no other can come");
         insert(&table, 1, Some(lease_headers(1, "them", Some(4))));
         assert_eq!(renew(&table), Some((3, 1)), "a second request is a lease of its own");
         assert_eq!(decision(&table, &mark(1, "them", 4)), LeaseDecision::Outdated);
+    }
+
+    #[test]
+    fn a_redelivery_is_leased_above_the_unconfirmed_lease_of_the_worker_before() {
+        let redelivered = |count: i64| {
+            let mut headers = FieldTable::default();
+            headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(count));
+            headers
+        };
+        let table = LeaseTable::default();
+        insert(&table, 1, Some(redelivered(1)));
+        assert_eq!(renew(&table), Some((2, 1)));
+        assert_eq!(decision(&table, &mark(1, "zoe", 1)), LeaseDecision::Outdated, "it does not own the job");
+    }
+
+    #[test]
+    fn a_discarded_key_is_neither_bound_again_nor_forgotten() {
+        let table = LeaseTable::default();
+        insert(&table, 1, None);
+        renew(&table);
+        table.discarded("k");
+        assert!(table.is_wanted("k"), "it is not settled");
+        table.finish(ticket(1), LeaseState::Settled);
+        table.discarded("k");
+        assert!(!table.is_wanted("k"));
+        assert_eq!(table.session_started(), (vec![], vec![]));
+        assert_eq!(table.close().ended, Vec::<String>::new());
+        {
+            let mut entries = table.lock();
+            let long_ago = Instant::now().checked_sub(RETENTION);
+            entries.by_key.get_mut("k").unwrap().ended = long_ago;
+            entries.connected = long_ago;
+        }
+        assert_eq!(table.prune(), ["k"]);
     }
 
     #[test]
