@@ -216,6 +216,7 @@ pub(super) fn check_dead_letter(state: &mut SimState, letter: &SimMessage) {
         Some((Reason::Exhausted, _)) if record.charged < state.scenario.max_attempts => {
             Some(format!("exhausted after {} failures", record.charged))
         }
+        Some((Reason::CrashLoop, _)) if record.delivered => Some("it was delivered".to_owned()),
         Some((Reason::CrashLoop, _)) if poison && record.attempts == 0 => None,
         Some((Reason::CrashLoop, _)) if record.crashes >= MAX_CRASHES => None,
         Some((Reason::CrashLoop, _)) => Some(format!("{} workers crashed on it", record.crashes)),

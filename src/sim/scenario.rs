@@ -52,6 +52,8 @@ pub(super) struct FaultRates {
     pub(super) ack_lost: u32,
     /// An acknowledgement arrives, and the worker sees it as lost.
     pub(super) ack_unknown: u32,
+    /// A worker loses its connection when an upload is complete, before its settlement.
+    pub(super) lost_at_end: u32,
     /// The broker or a network takes seconds instead of milliseconds.
     pub(super) slow: u32,
     /// A copy leaves its wait queue twice.
@@ -216,6 +218,7 @@ fn fault_rates(kind: ScenarioKind, rng: &mut Rng) -> FaultRates {
         unconfirmed: chance(),
         ack_lost: chance(),
         ack_unknown: chance(),
+        lost_at_end: chance(),
         slow: chance(),
         duplicate_release: chance(),
         requeue_to_back: rng.percent(50),

@@ -120,6 +120,11 @@ impl SimAttempt<'_> {
         let destination = state.plan(self.job).destination;
         state.workers[self.transport.worker].record_end(destination, end);
         state.records[self.job].ended(self.transport.worker, end, clock::elapsed());
+        let percent = state.scenario.fault_rates.lost_at_end;
+        if end == AttemptEnd::Delivered && state.fault_occurs("connections lost before a settlement", percent) {
+            drop(state);
+            self.transport.world.lose_connection(self.transport.worker);
+        }
     }
 
     pub(super) fn upload_shape(&self) -> UploadShape {

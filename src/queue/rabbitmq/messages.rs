@@ -10,7 +10,7 @@ use super::fields::{merged, retain_headers, short, text_of};
 use super::publisher::OutgoingMessage;
 use super::topology::Names;
 use crate::domain::headers::{
-    DEFERRED_SINCE, Headers, LEASE_EPOCH, LEASE_KEY, LEASE_NOTICE, LEASE_OWNER, ORIGINAL_ROUTING_KEY, WAIT,
+    DEFERRED_SINCE, Headers, LEASE_EPOCH, LEASE_KEY, LEASE_NOTICE, LEASE_OWNER, ORIGINAL_ROUTING_KEY, TURNS, WAIT,
     belongs_to_run,
 };
 use crate::domain::lane::Lane;
@@ -166,7 +166,9 @@ pub(super) fn forwarded(names: &Names, lease: &lapin::message::Delivery) -> Resu
     copy.message(names.orphans_exchange())
 }
 
-/// Copy that takes the place of a message in its lane: the broker counts its redeliveries anew.
+/// Copy that takes the place of a message in its lane: the broker counts its redeliveries anew. It
+/// counts as one more deferral, which keeps it apart from the message, and tells that the job may have
+/// begun before.
 pub(super) fn renewed(
     names: &Names,
     lane: Lane,
@@ -176,13 +178,14 @@ pub(super) fn renewed(
         return forwarded(names, message);
     }
     let headers = message.properties.headers().as_ref();
-    let wait = text_of(headers, WAIT);
+    let turns = text_of(headers, TURNS).and_then(|turns| turns.parse().ok()).unwrap_or(0_u32);
+    let wait = text_of(headers, WAIT).map(|wait| (WAIT.to_owned(), wait));
     let copy = JobCopy {
         routing_key: &job_key(message.routing_key.as_str(), lane, headers),
         body: &Bytes::copy_from_slice(&message.data),
         content_type: message.properties.content_type().as_ref().map(ShortString::as_str),
         original: &message.properties,
-        headers: wait.map(|wait| (WAIT.to_owned(), wait)).into_iter().collect(),
+        headers: wait.into_iter().chain([(TURNS.to_owned(), turns.saturating_add(1).to_string())]).collect(),
     };
     copy.message(names.jobs_exchange())
 }
@@ -357,6 +360,31 @@ mod tests {
             headers.insert(name.into(), AMQPValue::LongString("3".into()));
         }
         original().with_headers(headers)
+    }
+
+    #[test]
+    fn a_renewed_message_stays_in_its_lane_and_is_counted_anew() {
+        let message = |key: &str, properties: BasicProperties| lapin::message::Delivery {
+            properties,
+            ..lapin::message::Delivery::mock(1, "p".into(), key.into(), true, b"{}".to_vec())
+        };
+        for (lane, key, exchange, sent) in [
+            (Lane::Scheduled, "job.scheduled.a", "p", "job.scheduled.a"),
+            (Lane::Backfill, "odd", "p", unaddressed(Lane::Backfill).as_str()),
+            (Lane::Continued, "key-of-a-lease", "p.orphans", "key-of-a-lease"),
+        ] {
+            let copy = renewed(&names(), lane, &message(key, leased())).unwrap();
+            assert_eq!(
+                (copy.exchange.as_str(), copy.routing_key.as_str(), &copy.body[..]),
+                (exchange, sent, &b"{}"[..])
+            );
+            let headers = copy.properties.headers().as_ref();
+            assert_eq!(text_of(headers, "x-delivery-count"), None);
+            assert_eq!(text_of(headers, "x-attempt").as_deref(), Some("1"));
+            assert_eq!(text_of(headers, TURNS).as_deref(), (lane != Lane::Continued).then_some("1"));
+            assert_eq!(copy.properties.message_id().as_ref().map(ShortString::as_str), Some("a/1"));
+            assert!(copy.mandatory);
+        }
     }
 
     #[test]
