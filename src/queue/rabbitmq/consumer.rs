@@ -67,15 +67,20 @@ impl LaneConsumer {
         self.channel.status().connected()
     }
 
-    /// Returns true after [`LaneConsumer::cancel`].
+    /// Returns true for a consumer that was cancelled or never started.
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.is_cancelled()
+    }
+
+    /// Records that the lane is not consumed: its successor starts.
+    pub(super) fn skip(&self) {
+        self.cancelled.cancel();
     }
 
     /// Stops the deliveries. Unacknowledged ones can still be settled.
     pub(super) async fn cancel(&self) {
         if !self.is_cancelled() {
-            self.cancelled.cancel();
+            self.skip();
             self.cancel_now().await;
         }
     }

@@ -166,9 +166,9 @@ pub(super) fn forwarded(names: &Names, lease: &lapin::message::Delivery) -> Resu
     copy.message(names.orphans_exchange())
 }
 
-/// Copy that takes the place of a message in its lane: the broker counts its redeliveries anew. It
-/// counts as one more deferral, which keeps it apart from the message, and tells that the job may have
-/// begun before.
+/// Copy that takes the place of a message in its lane, with a delivery count of zero. It counts as
+/// one more deferral, which keeps it apart from the message, and shows that the job may have begun
+/// before.
 pub(super) fn renewed(
     names: &Names,
     lane: Lane,
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewed_message_stays_in_its_lane_and_is_counted_anew() {
+    fn a_renewed_message_stays_in_its_lane_without_its_delivery_count() {
         let message = |key: &str, properties: BasicProperties| lapin::message::Delivery {
             properties,
             ..lapin::message::Delivery::mock(1, "p".into(), key.into(), true, b"{}".to_vec())

@@ -79,7 +79,7 @@ impl BrokerSession {
                 let consumer = lane.start(&self.context, room).await?;
                 self.spawn(|task| task.run(consumer, lane.clone()));
             }
-            None => lane.cancel().await,
+            None => lane.skip(),
         }
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
         Ok(())

@@ -58,7 +58,7 @@ async fn jobs_beside_a_sick_worker_are_delivered_by_a_healthy_one_within_a_minut
     assert_eq!(s3.count("acme"), 40, "after {:?}", begun.elapsed());
     assert_eq!(ill.metric("consign_broker_reconnects_total", "").await, 0.0);
 
-    // Alone again, it probes with one message, fails and waits; mended, it delivers.
+    // Alone again, it probes with one message, fails and waits; once that is fixed, it delivers.
     healthy.terminate();
     assert!(healthy.exit(Duration::from_secs(30)).await.success());
     sick.calm();

@@ -292,29 +292,6 @@ async fn a_lease_left_by_a_drain_ends_with_the_current_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_killed_after_a_settlement_leaves_no_lease_of_the_job() {
-    let rabbit = Rabbit::leasing("killed").await;
-    let Doomed { queue, cut, .. } = rabbit.doomed().await;
-    queue.publish(job("job.scheduled.acme")).await.unwrap();
-    let got = next_of(&*queue, Lane::Scheduled).await;
-    queue.lease(&got, "run-1", Steps::at("1")).await.unwrap();
-    queue.settle(got, Settlement::Ack, vec![event(None)]).await.unwrap();
-    // Its last lease is still on its way.
-    cut();
-    let other = rabbit.worker("other").await;
-    nothing_arrives(&*other, 2 * (LEASE_TTL + OWNER_TTL)).await;
-    // The same run again is leased as any other, and is not led to nothing.
-    other.publish(job("job.scheduled.acme")).await.unwrap();
-    let again = next(&other, Lane::Scheduled).await;
-    let steps = Steps::at("2");
-    other.lease(&again, "run-1", steps.clone()).await.unwrap();
-    nothing_arrives(&*other, 2 * LEASE_TTL).await;
-    assert!(steps.asked() >= 2, "its lease returns to its owner: renewed {} times", steps.asked());
-    other.settle(again, Settlement::Ack, vec![]).await.unwrap();
-    other.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_closes_leaves_no_leases_of_settled_jobs() {
     let rabbit = Rabbit::leasing("ghosts").await;
     let (queue, other) = (rabbit.worker("worker").await, rabbit.worker("other").await);
