@@ -92,7 +92,7 @@ pub(super) struct AttemptState {
     pub(super) stop: StopSignals,
     /// Workers lost over this job so far.
     crashes: u32,
-    /// True once the attempt has ended: from then on no loss of the worker is a crash over this job.
+    /// True once the attempt has ended: a worker that is lost later did not crash over this job.
     ended: AtomicBool,
     /// Parts that the delivery's checkpoint had.
     carried_parts: usize,
@@ -329,5 +329,49 @@ impl LeaseGuard<'_> {
             |checkpoint: &Checkpoint| checkpoint.source.length.is_some_and(|length| length > LEASE_AT_ONCE_BYTES);
         let unrecorded = |checkpoint: &Checkpoint| long(checkpoint) && !self.state.is_recorded(checkpoint);
         self.state.open_upload.begun(unrecorded).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::headers::{self, JobHeaders};
+    use crate::domain::job;
+    use crate::queue::{DeliveryTag, Properties};
+    use crate::worker::sample;
+
+    /// State of an attempt over which so many workers were lost before.
+    fn after(crashes: u32) -> Arc<AttemptState> {
+        let body = br#"{"version":1,"id":"a","source":{"url":"https://example.com/a"},"destination":"acme","key":"a"}"#;
+        let delivery = Delivery {
+            lane: Lane::Continued,
+            body: Bytes::from_static(body),
+            properties: Properties::default(),
+            routing_key: "job.scheduled.acme".to_owned(),
+            redelivered: false,
+            delivery_count: 0,
+            ticket: DeliveryTag { generation: 1, lane: Lane::Continued, tag: 1 },
+        };
+        let job = DecodedJob {
+            job: job::parse(None, None, body).unwrap(),
+            destination: Arc::new(sample::destination("acme", "123456789012")),
+            lease: None,
+            headers: JobHeaders { crashes, ..JobHeaders::default() },
+        };
+        AttemptState::new(&delivery, &job, &StopSignals::default(), Timestamp::UNIX_EPOCH)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_worker_counts_as_a_crash_only_while_its_attempt_runs() {
+        let crashes = |state: &AttemptState| state.message().headers[headers::CRASHES].clone();
+        for before in [0, 5] {
+            let state = after(before);
+            assert_eq!(crashes(&state), (before + 1).to_string());
+            state.end();
+            assert_eq!(crashes(&state), "0", "an attempt that has ended crashed nothing");
+        }
+        let state = after(5);
+        tokio::time::advance(CRASH_SUSPICION).await;
+        assert_eq!(crashes(&state), "0", "a job that crashes workers does so soon");
     }
 }

@@ -84,11 +84,13 @@ async fn backfills_that_can_t_start_in_one_worker_are_delivered_by_another() {
     let mut slow = role_destination("acme", ACME);
     // 16 MiB take longer than the test waits.
     slow["max_bytes_per_second"] = json!(64 << 10);
-    site.destination("slow", &slow);
+    // Each on its own: a destination at its rate starts no second transfer.
+    site.destination("slow-0", &slow).destination("slow-1", &slow);
     let busy = site.worker().await;
     let large = site.file("large", &vec![7; 16 << 20]);
     for n in 0..2 {
-        site.broker.publish("backfill", &job(&format!("slow-{n}"), &large, "slow", &format!("slow-{n}"))).await;
+        let name = format!("slow-{n}");
+        site.broker.publish("backfill", &job(&name, &large, &name, &name)).await;
     }
     until("both backfill permits are taken", Duration::from_secs(30), async || {
         (busy.metric("consign_transfers_in_flight", "lane=\"backfill\"").await >= 2.0).then_some(())

@@ -93,11 +93,14 @@ impl Queue for Fake {
     }
 
     fn oldest_prefetched(&self) -> Option<(Lane, Instant)> {
-        // All arrived when the job before them was taken.
-        let taken = self.story.lock().unwrap().iter().rev().find(|(what, _)| *what == "taken").map(|(_, at)| *at);
-        let given_back = self.story.lock().unwrap().last().is_some_and(|(what, _)| *what == "given back");
-        let waits = !given_back && !self.waiting.lock().unwrap().is_empty();
-        waits.then(|| (Lane::Scheduled, self.begun + Duration::from_secs(taken.unwrap_or_default())))
+        // All arrived when the job before them was taken, or when the lane was resumed.
+        let at = match self.story.lock().unwrap().last() {
+            Some(("given back", _)) => return None,
+            Some((_, at)) => *at,
+            None => 0,
+        };
+        let waits = !self.waiting.lock().unwrap().is_empty();
+        waits.then(|| (Lane::Scheduled, self.begun + Duration::from_secs(at)))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -83,12 +83,12 @@ impl LeaseContext {
     /// Ends all leases: none is renewed any more, and running transfers are notified. Then retires
     /// the owner's queue, if connected.
     pub(in crate::queue::rabbitmq) async fn close(&self, renewer: Option<&LeaseRenewer>) {
-        let closed = self.table.close();
-        for holder in closed.holders {
+        let mut closed = self.table.close();
+        for holder in std::mem::take(&mut closed.holders) {
             holder.lost();
         }
         let Some(renewer) = renewer else { return };
-        let retired = tokio::time::timeout(RETIRE_TIMEOUT, renewer.queue.retire(&closed.ended, closed.unfinished));
+        let retired = tokio::time::timeout(RETIRE_TIMEOUT, renewer.queue.retire(&closed));
         if !matches!(retired.await, Ok(Ok(()))) {
             tracing::debug!("leases of settled jobs may be redelivered to other workers");
         }

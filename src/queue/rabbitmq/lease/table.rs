@@ -95,6 +95,8 @@ pub(in crate::queue::rabbitmq) struct LeasedDelivery {
 pub(super) struct ClosedLeases {
     /// Keys whose last lease may still return.
     pub(super) ended: Vec<String>,
+    /// True when leases may still be under way to the queue that discards them.
+    pub(super) discarded: bool,
     /// True when leases remain that must reach other workers.
     pub(super) unfinished: bool,
     /// Holders whose leases are no longer renewed.
@@ -299,7 +301,7 @@ impl LeaseTable {
     pub(super) fn session_started(&self) -> (Vec<String>, Vec<String>) {
         let mut entries = self.lock();
         entries.connected = Some(Instant::now());
-        let bound = entries.by_key.iter().filter(|(_, entry)| entry.bound);
+        let bound = entries.by_key.iter().filter(|(_, entry)| entry.bound || entry.discarded);
         let (bind, unbind): (Vec<_>, Vec<_>) = bound.partition(|(_, entry)| entry.wanted);
         let keys = |from: Vec<(&String, &LeaseEntry)>| from.into_iter().map(|(key, _)| key.clone()).collect();
         (keys(bind), keys(unbind))
@@ -337,6 +339,7 @@ impl LeaseTable {
         entries.closed = true;
         let mut closing = ClosedLeases::default();
         for (key, entry) in &mut entries.by_key {
+            closing.discarded |= entry.discarded;
             match entry.state {
                 LeaseState::Active => {
                     closing.unfinished = true;
@@ -519,8 +522,9 @@ mod tests {
         table.finish(ticket(1), LeaseState::Settled);
         table.discarded("k");
         assert!(!table.is_wanted("k"));
-        assert_eq!(table.session_started(), (vec![], vec![]));
-        assert_eq!(table.close().ended, Vec::<String>::new());
+        assert_eq!(table.session_started(), (vec![], vec!["k".to_owned()]), "a queue of another address");
+        let closed = table.close();
+        assert_eq!((closed.ended, closed.discarded), (vec![], true));
         {
             let mut entries = table.lock();
             let long_ago = Instant::now().checked_sub(RETENTION);
