@@ -95,7 +95,10 @@ impl BrokerSession {
             publisher: Arc::clone(&self.publisher),
             generation: self.generation,
         };
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(run(task));
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Consumers are replaced often.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(run(task));
     }
 
     /// Returns the generation, which its deliveries carry.
