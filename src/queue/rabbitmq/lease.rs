@@ -40,16 +40,18 @@
 //!
 //! # Hand-off and end
 //! A settlement publishes its outcomes and its copy like any other. Then the lease is finished in
-//! memory, and its key is bound to a queue that discards its last messages
-//! (`consign.owner.<address>.ended`): they must not reach another worker, even if this process is
-//! killed before they expire. Without a session they return here, and end then. A settlement that
-//! fails releases the lease: the returned message is forwarded to lane `continued`, once.
+//! memory, and its last message is acknowledged when it returns. A settlement that fails releases
+//! the lease: the returned message is forwarded to lane `continued`, once.
 //!
 //! A first lease that is not confirmed may be in the broker all the same. Its key stays bound to
 //! this process, where it ends, and a redelivery is leased with a higher epoch.
 //!
-//! On close, running transfers lose their leases, which then expire to other workers. The owner's
-//! queue is deleted on close unless leases remain that other workers must receive.
+//! On close, running transfers lose their leases, which then expire to other workers. The keys of
+//! settled jobs are bound to a queue that discards their last leases
+//! (`consign.owner.<address>.ended`), so that no job that was delivered or handed off reaches
+//! another worker. A process that is killed within two minutes of a settlement can't do that: the
+//! job is delivered again, as any redelivery may be. The owner's queue is deleted on close unless
+//! leases remain that other workers must receive.
 //!
 //! # Departures from the contract, section 4
 //! * "The routing key is the owner": here it is the key of the job's run. Under the owner's name,

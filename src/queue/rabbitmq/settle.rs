@@ -166,12 +166,11 @@ impl Settler {
         requeues: bool,
     ) -> Result<(), QueueError> {
         let (tag, leases) = (delivery.ticket, &self.context.leases);
-        if let KeptBy::Lease(leased) = kept_by {
+        if matches!(kept_by, KeptBy::Lease(_)) {
             // An interrupted acquisition may have left the delivery unacknowledged.
             leases.acknowledge_leased(delivery).await;
             if published.is_ok() {
                 leases.table.settled(tag);
-                self.discard_last_leases(leased).await;
             } else {
                 leases.table.released(tag);
             }
@@ -183,13 +182,5 @@ impl Settler {
             return published;
         }
         if requeues { requeue(&unacked.acker).await } else { acknowledge(&unacked.acker).await }
-    }
-
-    /// Without a session the last lease returns here, and ends then.
-    async fn discard_last_leases(&self, leased: &LeasedDelivery) {
-        let renewer = self.sessions.current().and_then(|session| session.renewer());
-        if let Some(renewer) = renewer.filter(|_| !leased.lost) {
-            renewer.discard_settled(&leased.key).await;
-        }
     }
 }

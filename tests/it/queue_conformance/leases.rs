@@ -81,7 +81,6 @@ pub async fn suite<F: Fixture>(make: impl AsyncFn(&'static str) -> F) {
     tokio::join!(
         async { a_leased_job_has_one_owner_and_is_gone_once_settled(&make("leased").await).await },
         async { an_unrenewed_lease_goes_to_another_worker_with_the_newest_message(&make("orphaned").await).await },
-        async { a_settled_job_of_a_killed_worker_is_nobodys(&make("killed").await).await },
         async { leasing_again_renews(&make("again").await).await },
         async { a_handed_off_job_goes_to_another_worker_at_once(&make("handed").await).await },
         async { a_requeued_leased_job_goes_to_another_worker(&make("back").await).await },
@@ -141,27 +140,6 @@ pub async fn an_unrenewed_lease_goes_to_another_worker_with_the_newest_message(f
     other.close().await;
     nothing_arrives(&*queue, fixture.lease_time()).await;
     queue.close().await;
-}
-
-pub async fn a_settled_job_of_a_killed_worker_is_nobodys(fixture: &impl Fixture) {
-    let Doomed { queue, cut, .. } = fixture.doomed().await;
-    queue.publish(job("settled")).await.unwrap();
-    let got = next(&*queue, Lane::Scheduled).await;
-    queue.lease(&got, "run-10", Steps::at("1")).await.unwrap();
-    queue.settle(got, Settlement::Ack, vec![event("delivered", "e")]).await.unwrap();
-    // Its last lease may still be under way.
-    cut();
-    let other = fixture.open().await;
-    nothing_arrives(&*other, fixture.lease_time()).await;
-    // The same run again is leased like any other: its lease returns to its owner.
-    other.publish(job("settled")).await.unwrap();
-    let again = next(&*other, Lane::Scheduled).await;
-    let steps = Steps::at("2");
-    other.lease(&again, "run-10", steps.clone()).await.unwrap();
-    nothing_arrives(&*other, fixture.lease_time()).await;
-    assert_eq!(steps.lost(), 0);
-    other.settle(again, Settlement::Ack, vec![]).await.unwrap();
-    other.close().await;
 }
 
 pub async fn leasing_again_renews(fixture: &impl Fixture) {

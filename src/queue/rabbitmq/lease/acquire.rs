@@ -12,7 +12,7 @@ use crate::queue::rabbitmq::channel::acknowledge;
 use crate::queue::{Delivery, LeaseHolder, QueueError};
 use crate::runtime::failpoints;
 
-/// Limit for discarding settled leases, at their settlement and on close.
+/// Limit for discarding settled leases on close.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl LeaseRenewer {
@@ -58,18 +58,6 @@ impl LeaseRenewer {
     }
 }
 
-impl LeaseRenewer {
-    /// Discards the last leases of a job that is settled, while they are still under way. They must
-    /// not reach another worker if this one is killed before they return.
-    pub(in crate::queue::rabbitmq) async fn discard_settled(&self, key: &str) {
-        match tokio::time::timeout(RETIRE_TIMEOUT, self.queue.discard(key)).await {
-            Ok(Ok(())) => self.context.table.discarded(key),
-            Ok(Err(error)) => tracing::debug!(%error, key, "the last lease of a settled job is not discarded yet"),
-            Err(_) => tracing::debug!(key, "the last lease of a settled job is not discarded yet"),
-        }
-    }
-}
-
 impl LeaseContext {
     /// Acknowledges a leased delivery: the lease keeps the job. A closed channel redelivers it, and
     /// the worker joins the duplicate.
@@ -83,12 +71,12 @@ impl LeaseContext {
     /// Ends all leases: none is renewed any more, and running transfers are notified. Then retires
     /// the owner's queue, if connected.
     pub(in crate::queue::rabbitmq) async fn close(&self, renewer: Option<&LeaseRenewer>) {
-        let mut closed = self.table.close();
-        for holder in std::mem::take(&mut closed.holders) {
+        let closed = self.table.close();
+        for holder in closed.holders {
             holder.lost();
         }
         let Some(renewer) = renewer else { return };
-        let retired = tokio::time::timeout(RETIRE_TIMEOUT, renewer.queue.retire(&closed));
+        let retired = tokio::time::timeout(RETIRE_TIMEOUT, renewer.queue.retire(&closed.ended, closed.unfinished));
         if !matches!(retired.await, Ok(Ok(()))) {
             tracing::debug!("leases of settled jobs may be redelivered to other workers");
         }

@@ -10,7 +10,6 @@ use lapin::{Channel, Consumer};
 use tokio_util::sync::CancellationToken;
 
 use super::context::LeaseContext;
-use super::table::ClosedLeases;
 use crate::queue::QueueError;
 use crate::queue::rabbitmq::connection::call;
 use crate::queue::rabbitmq::declare;
@@ -38,12 +37,11 @@ impl OwnerQueue {
         if let Some(previous) = self.context.owner.previous_address() {
             // A queue that does not respond would hold the leases of all its keys.
             for key in bind.iter().chain(&unbind) {
-                self.unbind_former(&previous, key).await?;
+                self.unbind_queue(&self.context.names.owner(&previous), key).await?;
             }
         }
         let (names, ttl) = (&self.context.names, self.context.owner_ttl);
         self.declare(&QueueDeclaration::owner(names, &self.address, ttl)).await?;
-        self.declare_discard().await?;
         // Its address, for notices.
         self.bind_queue(&self.name(), &self.name()).await?;
         for key in &bind {
@@ -119,52 +117,27 @@ impl OwnerQueue {
         call("unbinding a lease", unbound).await
     }
 
-    /// Declares the queue that drops leases. The broker deletes it some minutes after its last
-    /// declaration, so this is repeated.
-    pub(super) async fn declare_discard(&self) -> Result<(), QueueError> {
-        self.declare(&QueueDeclaration::discarded_leases(&self.context.names, &self.address)).await
-    }
-
-    /// Discards the leases of a key from now on, also those that expire after this process has
-    /// ended.
-    pub(super) async fn discard(&self, key: &str) -> Result<(), QueueError> {
-        self.declare_discard().await?;
-        self.bind_queue(&self.context.names.discarded_leases(&self.address), key).await?;
-        self.unbind(key).await
-    }
-
-    /// Stops routing leases of this key anywhere. Idempotent.
-    pub(super) async fn forget(&self, key: &str) -> Result<(), QueueError> {
-        self.unbind_former(&self.address, key).await
-    }
-
-    /// Closes the queue: leases of ended jobs are discarded, and unfinished ones go to other
+    /// Closes the queue: leases of `settled` keys are discarded, and `unfinished` ones go to other
     /// workers. Deletes the queue when none is unfinished.
-    pub(super) async fn retire(&self, closed: &ClosedLeases) -> Result<(), QueueError> {
+    pub(super) async fn retire(&self, settled: &[String], unfinished: bool) -> Result<(), QueueError> {
         self.cancelled.cancel();
         let cancelled = self.channel.basic_cancel(self.consumer_tag()?, BasicCancelOptions::default());
         call("cancelling a consumer", cancelled).await?;
-        let discard = self.context.names.discarded_leases(&self.address);
-        if !closed.ended.is_empty() {
-            self.declare_discard().await?;
-            for key in &closed.ended {
-                self.bind_queue(&discard, key).await?;
+        if !settled.is_empty() {
+            let discard = QueueDeclaration::discarded_leases(&self.context.names, &self.address);
+            self.declare(&discard).await?;
+            for key in settled {
+                self.bind_queue(&discard.name, key).await?;
             }
-        } else if !closed.discarded {
-            self.delete(&discard).await?;
         }
-        if closed.unfinished {
-            for key in &closed.ended {
+        if unfinished {
+            for key in settled {
                 self.unbind(key).await?;
             }
             return Ok(());
         }
         // It has no message that another worker needs, and none will be routed to it.
-        self.delete(&self.name()).await
-    }
-
-    async fn delete(&self, queue: &str) -> Result<(), QueueError> {
-        let deleted = self.channel.queue_delete(short(queue)?, QueueDeleteOptions::default());
+        let deleted = self.channel.queue_delete(short(&self.name())?, QueueDeleteOptions::default());
         call("deleting a queue", deleted).await.map(drop)
     }
 }

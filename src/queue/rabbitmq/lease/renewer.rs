@@ -83,9 +83,8 @@ impl LeaseRenewer {
                     None => break,
                 },
                 _ = prune.tick() => {
-                    let _ = self.queue.declare_discard().await;
                     for key in self.context.table.prune() {
-                        let _ = self.queue.forget(&key).await;
+                        let _ = self.queue.unbind(&key).await;
                     }
                 }
             }

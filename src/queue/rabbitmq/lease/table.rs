@@ -36,8 +36,6 @@ struct LeaseEntry {
     wanted: bool,
     /// True while the key may be bound to this queue.
     bound: bool,
-    /// True while the key is bound to the queue that discards leases.
-    discarded: bool,
     ended: Option<Instant>,
 }
 
@@ -83,7 +81,7 @@ pub(super) struct LeaseRenewal {
 /// Lease of a delivery.
 #[derive(Debug, Clone)]
 pub(in crate::queue::rabbitmq) struct LeasedDelivery {
-    pub(in crate::queue::rabbitmq) key: String,
+    pub(super) key: String,
     pub(in crate::queue::rabbitmq) epoch: u32,
     pub(in crate::queue::rabbitmq) properties: Arc<BasicProperties>,
     /// True when another worker owns the job, or another delivery replaced this one.
@@ -95,8 +93,6 @@ pub(in crate::queue::rabbitmq) struct LeasedDelivery {
 pub(super) struct ClosedLeases {
     /// Keys whose last lease may still return.
     pub(super) ended: Vec<String>,
-    /// True when leases may still be under way to the queue that discards them.
-    pub(super) discarded: bool,
     /// True when leases remain that must reach other workers.
     pub(super) unfinished: bool,
     /// Holders whose leases are no longer renewed.
@@ -134,7 +130,6 @@ impl LeaseTable {
             former_owner: mark.filter(|mark| mark.name() != us).map(|mark| mark.owner),
             wanted: true,
             bound: true,
-            discarded: before.as_ref().is_some_and(|entry| entry.discarded),
             ended: None,
         };
         entries.by_key.insert(new.key.to_owned(), entry);
@@ -225,13 +220,6 @@ impl LeaseTable {
         }
     }
 
-    /// Records that the leases of a settled job are discarded, and do not return here.
-    pub(super) fn discarded(&self, key: &str) {
-        if let Some(entry) = self.lock().by_key.get_mut(key).filter(|entry| entry.state == LeaseState::Settled) {
-            (entry.wanted, entry.bound, entry.discarded) = (false, false, true);
-        }
-    }
-
     /// Records that a released job was forwarded to other workers.
     pub(super) fn forwarded(&self, key: &str, mark: &LeaseMark) {
         let mut entries = self.lock();
@@ -301,7 +289,7 @@ impl LeaseTable {
     pub(super) fn session_started(&self) -> (Vec<String>, Vec<String>) {
         let mut entries = self.lock();
         entries.connected = Some(Instant::now());
-        let bound = entries.by_key.iter().filter(|(_, entry)| entry.bound || entry.discarded);
+        let bound = entries.by_key.iter().filter(|(_, entry)| entry.bound);
         let (bind, unbind): (Vec<_>, Vec<_>) = bound.partition(|(_, entry)| entry.wanted);
         let keys = |from: Vec<(&String, &LeaseEntry)>| from.into_iter().map(|(key, _)| key.clone()).collect();
         (keys(bind), keys(unbind))
@@ -323,7 +311,7 @@ impl LeaseTable {
         let mut bound = Vec::new();
         entries.by_key.retain(|key, entry| {
             let expired = entry.ended.is_some_and(over);
-            if expired && (entry.bound || entry.discarded) {
+            if expired && entry.bound {
                 bound.push(key.clone());
             }
             !expired
@@ -339,7 +327,6 @@ impl LeaseTable {
         entries.closed = true;
         let mut closing = ClosedLeases::default();
         for (key, entry) in &mut entries.by_key {
-            closing.discarded |= entry.discarded;
             match entry.state {
                 LeaseState::Active => {
                     closing.unfinished = true;
@@ -510,28 +497,6 @@ mod tests {
         insert(&table, 1, Some(redelivered(1)));
         assert_eq!(renew(&table), Some((2, 1)));
         assert_eq!(decision(&table, &mark(1, "zoe", 1)), LeaseDecision::Outdated, "it does not own the job");
-    }
-
-    #[test]
-    fn a_discarded_key_is_neither_bound_again_nor_forgotten() {
-        let table = LeaseTable::default();
-        insert(&table, 1, None);
-        renew(&table);
-        table.discarded("k");
-        assert!(table.is_wanted("k"), "it is not settled");
-        table.finish(ticket(1), LeaseState::Settled);
-        table.discarded("k");
-        assert!(!table.is_wanted("k"));
-        assert_eq!(table.session_started(), (vec![], vec!["k".to_owned()]), "a queue of another address");
-        let closed = table.close();
-        assert_eq!((closed.ended, closed.discarded), (vec![], true));
-        {
-            let mut entries = table.lock();
-            let long_ago = Instant::now().checked_sub(RETENTION);
-            entries.by_key.get_mut("k").unwrap().ended = long_ago;
-            entries.connected = long_ago;
-        }
-        assert_eq!(table.prune(), ["k"]);
     }
 
     #[test]
