@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::BrokerConfig;
-use crate::domain::control::{BackfillId, Control, ControlCommand};
+use crate::domain::control::{BackfillId, Control, EarlierCancellations};
 use crate::queue;
 use crate::runtime::output::Output;
 use crate::runtime::retry::Retry;
@@ -25,6 +25,8 @@ pub struct BackfillRun {
     pub backfill: BackfillId,
     /// Start of the run.
     pub started_at: Timestamp,
+    /// Cancellations that were published before; `None` if they could not be read.
+    pub earlier: Option<EarlierCancellations>,
 }
 
 /// Task that watches the control messages for the cancellation of one backfill.
@@ -77,29 +79,49 @@ impl CancellationWatcher {
     }
 }
 
-/// Time at which this message cancels the run. As in workers, a run that started later was repeated
-/// on purpose.
+/// Returns the cancellations of a backfill so far; `None` if they can't be read.
+pub async fn earlier_cancellations(
+    broker: &BrokerConfig,
+    client: &str,
+    backfill: &BackfillId,
+) -> Option<EarlierCancellations> {
+    let messages = queue::control_messages(broker, client).await.ok()?;
+    Some(EarlierCancellations::of(backfill, messages.iter().map(AsRef::as_ref)))
+}
+
+/// Time at which this message cancels the run. As in workers, a run that started after it was
+/// repeated on purpose.
 fn cancelled_at(body: &[u8], run: &BackfillRun) -> Option<Timestamp> {
-    let control = Control::parse(body).ok()?;
-    let ours = matches!(&control.command, ControlCommand::CancelBackfill(backfill) if *backfill == run.backfill);
-    (ours && control.at >= run.started_at).then_some(control.at)
+    let control = Control::parse(body).ok().filter(|control| control.cancels(&run.backfill))?;
+    let covers = match &run.earlier {
+        Some(earlier) => !earlier.contains(control.id),
+        None => control.at >= run.started_at,
+    };
+    covers.then_some(control.at)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::control::ControlCommand;
     use crate::domain::destination::DestinationId;
 
     #[test]
     fn a_cancellation_ends_earlier_runs_of_its_backfill() {
         let id = |name: &str| BackfillId::parse(name).unwrap();
         let second = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
-        let run = BackfillRun { backfill: id("b"), started_at: second(10) };
+        let run = BackfillRun { backfill: id("b"), started_at: second(10), earlier: None };
         let at = |command, at| cancelled_at(&Control::new(command, second(at)).render(), &run);
         assert_eq!(at(ControlCommand::CancelBackfill(id("b")), 10), Some(second(10)));
         assert_eq!(at(ControlCommand::CancelBackfill(id("b")), 9), None, "repeated on purpose");
         assert_eq!(at(ControlCommand::CancelBackfill(id("c")), 11), None);
         assert_eq!(at(ControlCommand::ResetCircuit(DestinationId::parse("b").unwrap()), 11), None);
-        assert_eq!(cancelled_at(b"not a control message", &BackfillRun { started_at: second(0), ..run }), None);
+        let earlier = Some(EarlierCancellations::default());
+        let first = BackfillRun { earlier, ..run };
+        assert_eq!(cancelled_at(b"not a control message", &first), None);
+        let cancel = Control::new(ControlCommand::CancelBackfill(id("b")), second(1)).render();
+        assert_eq!(cancelled_at(&cancel, &first), Some(second(1)), "the clock of that machine is behind");
+        let earlier = Some(EarlierCancellations::of(&id("b"), [cancel.as_slice()]));
+        assert_eq!(cancelled_at(&cancel, &BackfillRun { earlier, ..first }), None, "repeated on purpose");
     }
 }

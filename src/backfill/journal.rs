@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::BrokerConfig;
-use crate::domain::control::BackfillId;
+use crate::domain::control::{BackfillId, EarlierCancellations};
 
 /// Confirms between two syncs.
 const SYNC_INTERVAL: u32 = 256;
@@ -41,12 +41,27 @@ pub struct JournalHeader {
     pub started_at: Timestamp,
     /// True where all jobs were published again, with `--again`.
     pub again: bool,
+    /// Cancellations that were published before, as text. Older journals don't have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancellations: Option<String>,
 }
 
 impl JournalHeader {
     /// Returns the start of the repeated run. Outcomes before it belong to an earlier run.
     pub fn since(&self) -> Option<Timestamp> {
         self.again.then_some(self.started_at)
+    }
+
+    /// Returns the run of the jobs of a repeated backfill: the second in which it started. It is
+    /// higher than that of earlier runs, and the same when an interrupted command continues.
+    pub fn run(&self) -> Option<u32> {
+        self.since().and_then(|since| u32::try_from(since.as_second()).ok())
+    }
+
+    /// Returns the cancellations that were published before the backfill started, if they could be
+    /// read.
+    pub fn cancellations(&self) -> Option<EarlierCancellations> {
+        self.cancellations.as_ref().and_then(|text| text.parse().ok())
     }
 }
 
@@ -269,6 +284,7 @@ mod tests {
             destination: Some("acme".to_owned()),
             started_at: Timestamp::UNIX_EPOCH,
             again: false,
+            cancellations: None,
         }
     }
 

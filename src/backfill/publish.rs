@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::journal::Journal;
 use super::plan::BackfillPlan;
-use crate::domain::headers::{BACKFILL, BACKFILL_STARTED_AT};
+use crate::domain::control::EarlierCancellations;
+use crate::domain::headers::{BACKFILL, BACKFILL_CANCELLATIONS, BACKFILL_STARTED_AT, RUN};
 use crate::producer::CONFIRM_WINDOW;
 use crate::producer::job::PreparedJob;
 use crate::queue::{BackfillOutcomes, BoxFuture, Publication, QueueError};
@@ -60,6 +61,10 @@ pub struct BackfillPublisher<'a> {
     pub publish: PublishFn<'a>,
     /// Start of the run, which every job carries.
     pub started_at: Timestamp,
+    /// Cancellations that were published before the run, which every job carries, too.
+    pub earlier: Option<&'a EarlierCancellations>,
+    /// Run of the jobs, where they are delivered again.
+    pub run: Option<u32>,
     /// Address of the retained outcomes.
     pub reply_to: Option<&'a str>,
     /// Upper bound of the rate.
@@ -149,6 +154,9 @@ impl BackfillPublisher<'_> {
         properties.reply_to = self.reply_to.map(str::to_owned);
         properties.headers.insert(BACKFILL.to_owned(), self.plan.backfill.to_string());
         properties.headers.insert(BACKFILL_STARTED_AT.to_owned(), self.started_at.to_string());
+        let earlier = self.earlier.map(|earlier| (BACKFILL_CANCELLATIONS.to_owned(), earlier.to_string()));
+        let run = self.run.map(|run| (RUN.to_owned(), run.to_string()));
+        properties.headers.extend(earlier.into_iter().chain(run));
         publication
     }
 }
@@ -210,7 +218,8 @@ mod tests {
             jobs: 10,
             destination: None,
             started_at,
-            again: false,
+            again: true,
+            cancellations: None,
         };
         let mut journal = Journal::open(&folder.path().join("b.ndjson"), &header, false).unwrap();
         let publish = |job: Publication| -> BoxFuture<'_, Result<(), QueueError>> {
@@ -220,6 +229,8 @@ mod tests {
             plan: &plan,
             publish: &publish,
             started_at,
+            earlier: Some(&EarlierCancellations::default()),
+            run: journal.header().run(),
             reply_to: Some("kept"),
             rate: rate.map(|rate| PublishRate::parse(rate).unwrap()),
             output: &NoOutput,
@@ -239,6 +250,8 @@ mod tests {
         }
         let properties = &taken[0].0.properties;
         assert_eq!(properties.headers["consign-backfill-at"], "1970-01-01T00:00:00Z");
+        assert_eq!(properties.headers["consign-backfill-cancelled"], "", "it knows that there are none");
+        assert_eq!(properties.headers["consign-run"], "0", "the second in which it started");
         assert_eq!((properties.headers["consign-backfill"].len(), properties.reply_to.as_deref()), (12, Some("kept")));
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::journal::{self, JournalContents};
 use crate::config::BrokerConfig;
-use crate::domain::control::{BackfillId, Control, ControlCommand};
+use crate::domain::control::{BackfillId, Control};
 use crate::domain::outcome::OutcomeKind;
 use crate::producer::counts::OutcomeCounts;
 use crate::producer::outcome::{ObservedOutcome, OutcomeDetails};
@@ -124,11 +124,15 @@ impl BackfillRecords {
 
     fn cancelled_at(&self, backfill: &BackfillId) -> Option<Timestamp> {
         let messages = self.control.iter().filter_map(|body| Control::parse(body).ok());
-        let ours = messages.filter(|control| control.command == ControlCommand::CancelBackfill(backfill.clone()));
-        let announced = ours.map(|control| control.at).max();
-        let last = announced.max(self.journal.as_ref().and_then(|journal| journal.cancelled_at));
+        let journal = self.journal.as_ref();
+        let earlier = journal.and_then(|journal| journal.header.as_ref()?.cancellations());
         // A cancellation before a repeated run does not apply to it.
-        last.filter(|at| self.outcomes.since.is_none_or(|since| *at >= since))
+        let applies = |control: &Control| match &earlier {
+            Some(earlier) => !earlier.contains(control.id),
+            None => self.outcomes.since.is_none_or(|since| control.at >= since),
+        };
+        let ours = messages.filter(|control| control.cancels(backfill) && applies(control));
+        ours.map(|control| control.at).max().max(journal.and_then(|journal| journal.cancelled_at))
     }
 
     /// Computes the status, with what workers report of destinations.
@@ -171,7 +175,7 @@ struct OutcomeDigest {
 }
 
 impl OutcomeDigest {
-    /// Digest without the outcomes before `since`, except `delivered`.
+    /// Digest without the outcomes before `since`.
     fn since(since: Option<Timestamp>) -> Self {
         Self { since, ..Self::default() }
     }
@@ -196,6 +200,7 @@ impl OutcomeDigest {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::domain::control::ControlCommand;
 
     fn outcome(job: &str, kind: &str, second: i64, reason: Option<&str>) -> Vec<u8> {
         let time = Timestamp::new(1_800_000_000 + second, 123_456_789).unwrap();

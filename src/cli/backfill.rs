@@ -17,7 +17,7 @@ use super::wait::{OutcomeWaiter, ShownOutcomes, WaitOptions};
 use super::workers::Workers;
 use super::{CommandError, Exit, broker, fail, notice, print, print_json};
 use crate::backfill::calendar::CalendarRange;
-use crate::backfill::cancellation::{BackfillRun, CancellationWatcher};
+use crate::backfill::cancellation::{BackfillRun, CancellationWatcher, earlier_cancellations};
 use crate::backfill::journal::{self, Journal, JournalHeader};
 use crate::backfill::plan::BackfillPlan;
 use crate::backfill::publish::{BackfillPublisher, BackfillResult, StopCause, prepare_outcomes};
@@ -89,6 +89,8 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     }
     let started_at = Timestamp::now();
     let path = journal_path(args.record, &config.broker, &plan.backfill).map_err(CommandError::Failed)?;
+    let client = broker::client_name(config, COMMAND);
+    let earlier = earlier_cancellations(&config.broker, &client, &plan.backfill).await;
     let header = JournalHeader {
         backfill: plan.backfill.to_string(),
         digest: plan.digest.clone(),
@@ -96,9 +98,10 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
         destination: plan.destination(),
         started_at,
         again: args.again,
+        cancellations: earlier.map(|earlier| earlier.to_string()),
     };
     let mut journal = Journal::open(&path, &header, args.again).map_err(CommandError::Failed)?;
-    let (queue, client) = (broker::connect(config, COMMAND).await?, broker::client_name(config, COMMAND));
+    let queue = broker::connect(config, COMMAND).await?;
     let progress = ProgressReporter::new(u64::try_from(plan.job_count()).ok(), json, "publishing");
     let progress = Arc::new(if plan.job_count() == 1 { progress.without_bar() } else { progress });
     let outcomes = BackfillOutcomes::new(&config.broker, &client, &plan.backfill);
@@ -112,12 +115,16 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
         None
     };
     progress.notice(&format!("backfill {}: {} jobs; record {}", plan.backfill, plan.job_count(), path.display()));
-    let run = BackfillRun { backfill: plan.backfill.clone(), started_at };
-    let mut watcher = CancellationWatcher::start(config.broker.clone(), client, run, progress.clone());
+    // Those of the first command: one that continues was not repeated on purpose.
+    let (earlier, run) = (journal.header().cancellations(), journal.header().run());
+    let watched = BackfillRun { backfill: plan.backfill.clone(), started_at, earlier: earlier.clone() };
+    let mut watcher = CancellationWatcher::start(config.broker.clone(), client, watched, progress.clone());
     let publisher = BackfillPublisher {
         plan: &plan,
         publish: &|publication| queue.publish(publication),
         started_at,
+        earlier: earlier.as_ref(),
+        run,
         reply_to: retained.then(|| outcomes.address()),
         rate: args.rate,
         output: &*progress,

@@ -83,7 +83,7 @@ impl WaitState {
         PendingReport::new(self.tracker().pending(), &reports)
     }
 
-    /// Records and shows an outcome. Of those before `since` only `delivered` counts.
+    /// Records and shows an outcome. Those before `since` do not count.
     fn receive(&self, body: &[u8], since: Option<Timestamp>) {
         let Ok(event) = serde_json::from_slice::<Value>(body) else { return };
         let Ok(outcome) = ObservedOutcome::deserialize(&event) else { return };
@@ -154,8 +154,8 @@ impl OutcomeWaiter {
         self.state.tracker().forget(id);
     }
 
-    /// Records an outcome from before the subscription. Of those before `since` only `delivered`
-    /// counts: the others belong to an earlier run.
+    /// Records an outcome from before the subscription. Those before `since` belong to an earlier run,
+    /// and do not count.
     pub(super) fn record_earlier(&self, body: &[u8], since: Option<Timestamp>) {
         self.state.receive(body, since);
     }

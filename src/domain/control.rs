@@ -51,6 +51,41 @@ impl std::fmt::Display for BackfillId {
     }
 }
 
+/// Cancellations of a backfill that were published before a command started. They do not cover the
+/// jobs that it publishes, and every other cancellation does, whatever any clock says.
+///
+/// As text, in a header and in the record: their ids with spaces between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EarlierCancellations(Vec<Uuid>);
+
+impl EarlierCancellations {
+    /// Collects those of `backfill` from control messages.
+    pub fn of<'a>(backfill: &BackfillId, messages: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let messages = messages.into_iter().filter_map(|body| Control::parse(body).ok());
+        let ours = messages.filter(|control| control.cancels(backfill));
+        Self(ours.map(|control| control.id).collect())
+    }
+
+    /// Returns true for the id of one of them.
+    pub fn contains(&self, id: Uuid) -> bool {
+        self.0.contains(&id)
+    }
+}
+
+impl std::fmt::Display for EarlierCancellations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.iter().map(Uuid::to_string).collect::<Vec<_>>().join(" "))
+    }
+}
+
+impl std::str::FromStr for EarlierCancellations {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.split_whitespace().map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// Command for every worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlCommand {
@@ -106,6 +141,11 @@ impl Control {
     /// Creates a message with a new id.
     pub fn new(command: ControlCommand, at: Timestamp) -> Self {
         Self { id: Uuid::new_v4(), at, command }
+    }
+
+    /// Returns true for a cancellation of this backfill.
+    pub fn cancels(&self, backfill: &BackfillId) -> bool {
+        matches!(&self.command, ControlCommand::CancelBackfill(id) if id == backfill)
     }
 
     /// Renders it as JSON.
@@ -201,6 +241,21 @@ mod tests {
             br#"[1,"0f0c5d3e-8f7a-4d0e-9a39-1d1f0c3c2b1a","2026-11-22T10:00:00Z","cancel_backfill","b-1"]"#;
         assert_eq!(Control::parse(by_position).unwrap_err().field, "body");
         assert_eq!(Control::parse(&[b' '; MAX_BYTES + 1]).unwrap_err().field, "body");
+    }
+
+    #[test]
+    fn earlier_cancellations_are_those_of_the_backfill_and_survive_as_text() {
+        let cancel = |id: &str| {
+            let command = ControlCommand::CancelBackfill(BackfillId::parse(id).unwrap());
+            Control::new(command, Timestamp::UNIX_EPOCH)
+        };
+        let (first, other, second) = (cancel("b"), cancel("c"), cancel("b"));
+        let messages = [first.render(), other.render(), b"no message".to_vec(), second.render()];
+        let earlier = EarlierCancellations::of(&BackfillId::parse("b").unwrap(), messages.iter().map(Vec::as_slice));
+        assert_eq!([first.id, other.id, second.id].map(|id| earlier.contains(id)), [true, false, true]);
+        assert_eq!(earlier.to_string().parse(), Ok(earlier));
+        assert_eq!("".parse(), Ok(EarlierCancellations::default()));
+        assert!("b".parse::<EarlierCancellations>().is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::control::BackfillId;
+use super::control::{BackfillId, EarlierCancellations};
 use super::outcome::{Failure, History, Reason};
 
 /// Text headers by name.
@@ -35,7 +35,7 @@ pub const STARTED_AT: &str = "x-begun-at";
 pub const DEFERRED_SINCE: &str = "x-deferred-since";
 /// Workers lost in a row while they worked on this job.
 pub const CRASHES: &str = "x-crashes";
-/// Number of times the job was requeued from the dead letters.
+/// Run of the job: raised by a requeue from the dead letters, and by `consign backfill --again`.
 pub const RUN: &str = "consign-run";
 /// Retry delay of a copy: the wait queues are bound on it.
 pub const WAIT: &str = "consign-wait";
@@ -67,6 +67,8 @@ const LEASE_PREFIX: &str = "consign-lease";
 pub const BACKFILL: &str = "consign-backfill";
 /// Start of the backfill command that published a job.
 pub const BACKFILL_STARTED_AT: &str = "consign-backfill-at";
+/// Ids of the cancellations of a backfill that were published before that command started.
+pub const BACKFILL_CANCELLATIONS: &str = "consign-backfill-cancelled";
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
 /// W3C trace state.
@@ -115,7 +117,7 @@ pub fn is_broker_bookkeeping(name: &str) -> bool {
 pub struct JobHeaders {
     /// Counters of earlier attempts.
     pub history: History,
-    /// Number of times the job was requeued from the dead letters.
+    /// Run of the job. Each run is delivered by itself.
     pub run: u32,
     /// Deferrals before an attempt.
     pub turns: u32,
@@ -129,6 +131,8 @@ pub struct JobHeaders {
     pub backfill: Option<BackfillId>,
     /// Start of the command that published it.
     pub backfill_started_at: Option<Timestamp>,
+    /// Cancellations that were published before that command started, if it could read them.
+    pub backfill_cancellations: Option<EarlierCancellations>,
     /// W3C trace context of the producer.
     pub traceparent: Option<String>,
 }
@@ -151,6 +155,7 @@ impl JobHeaders {
             last_failure: last_failure(headers),
             backfill: headers.get(BACKFILL).and_then(|id| BackfillId::parse(id).ok()),
             backfill_started_at: parsed(headers, BACKFILL_STARTED_AT),
+            backfill_cancellations: parsed(headers, BACKFILL_CANCELLATIONS),
             traceparent: headers.get(TRACEPARENT).cloned(),
         }
     }

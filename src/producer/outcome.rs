@@ -42,10 +42,10 @@ impl ObservedOutcome {
         [Delivered, Failed, Retrying, Skipped, Expired].into_iter().find(|kind| kind.event_type() == self.kind)
     }
 
-    /// Returns true for an outcome of jobs published at `since` or later. Of earlier runs only
-    /// `delivered` counts.
+    /// Returns true for an outcome of jobs published at `since` or later. Those of earlier runs do not
+    /// count.
     pub fn counts(&self, since: Option<Timestamp>) -> bool {
-        since.is_none_or(|since| self.time >= since) || self.kind() == Some(OutcomeKind::Delivered)
+        since.is_none_or(|since| self.time >= since)
     }
 }
 
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_an_earlier_run_only_delivered_counts() {
+    fn outcomes_of_an_earlier_run_do_not_count() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let counts = |kind: &str, second| {
             let kind = format!("consign.transfer.{kind}.v1");
@@ -62,7 +62,7 @@ mod tests {
             let outcome: ObservedOutcome = serde_json::from_value(event).unwrap();
             (outcome.counts(Some(at(100))), outcome.counts(None))
         };
-        assert_eq!([counts("skipped", 100), counts("failed", 101), counts("delivered", 1)], [(true, true); 3]);
-        assert_eq!([counts("skipped", 99), counts("failed", 1)], [(false, true); 2]);
+        assert_eq!([counts("skipped", 100), counts("failed", 101), counts("delivered", 100)], [(true, true); 3]);
+        assert_eq!([counts("skipped", 99), counts("failed", 1), counts("delivered", 99)], [(false, true); 3]);
     }
 }

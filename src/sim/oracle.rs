@@ -1,6 +1,6 @@
 //! Checks at certain moments: of idle workers, of a worker that stops, and of the final state.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,35 +22,45 @@ pub(super) fn active_workers(state: &SimState) -> Vec<usize> {
     workers.filter(|(_, worker)| worker.alive && !worker.draining).map(|(number, _)| number).collect()
 }
 
-/// Checks the workers' slots from time to time, between events: only transfers may hold one.
+/// Checks the workers' slots from time to time, between events: only transfers may hold one. A job
+/// whose permit is imminent waits for it with its slot, for up to two seconds: what is held longer is
+/// a violation.
 pub(super) async fn watch_slots(world: Arc<SimWorld>) {
-    loop {
-        tokio::time::sleep(Duration::from_millis(53_003)).await;
+    const INTERVALS: [u64; 4] = [53_003, 2_503, 3_301, 4_507];
+    let mut held = BTreeMap::<usize, usize>::new();
+    for (nth, interval) in INTERVALS.into_iter().cycle().enumerate() {
+        tokio::time::sleep(Duration::from_millis(interval)).await;
         // Tasks woken at the same moment run first.
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
         let mut state = world.lock();
+        let first = nth.is_multiple_of(INTERVALS.len());
+        let before = std::mem::take(&mut held);
         for number in 0..state.workers.len() {
-            check_slots(&mut state, number);
+            let times = if first { 1 } else { before.get(&number).map_or(0, |times| times + 1) };
+            match held_slots(&state, number).filter(|_| times > 0) {
+                Some(problem) if times == INTERVALS.len() => state.report_violation(problem),
+                Some(_) => drop(held.insert(number, times)),
+                None => {}
+            }
         }
     }
 }
 
-fn check_slots(state: &mut SimState, number: usize) {
+/// Returns a violation if a worker holds more slots than its transfers need.
+fn held_slots(state: &SimState, number: usize) -> Option<String> {
     let process = &state.workers[number];
-    let Some(worker) = process.instance.upgrade().filter(|_| process.alive) else { return };
+    let worker = process.instance.upgrade().filter(|_| process.alive)?;
     let (free, _, unquarantined) = worker.free_permits();
     if !unquarantined {
         // Other jobs may wait for the quarantine permit, for up to ten seconds and with a slot.
-        return;
+        return None;
     }
     let in_use = state.scenario.slots as usize - free;
     // The consume loop holds one slot. A lease that is being taken keeps its slot.
     let limit = (process.running + process.leasing) as usize + 1;
-    if in_use > limit {
-        state.report_violation(format!("worker {number} holds {in_use} slots, and {} are in use", limit - 1));
-    }
+    (in_use > limit).then(|| format!("worker {number} holds {in_use} slots, and {} are in use", limit - 1))
 }
 
 /// Checks a worker that stopped by itself. Returns its metrics for reuse if it drained.

@@ -376,3 +376,24 @@ pub(super) fn combined_crc(parts: impl Iterator<Item = (Option<u64>, u64)>) -> O
         Some(Some(whole.map_or(crc, |whole| crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, whole, crc, length))))
     })?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn the_md5_of_a_part_is_that_of_its_bytes_in_memory_and_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, bytes) = (folder.path().join("f"), vec![7; 3 * CHUNK + 1]);
+        std::fs::write(&path, &bytes).unwrap();
+        let file = Arc::new(FileSource::open(folder.path(), &path, Arc::new(Metrics::new(1))).unwrap());
+        let length = bytes.len() as u64 - 5;
+        let part = Part::of_file(file, Pool::default(), 2, 5, length, true).await.unwrap();
+        let memory = Part::of_memory(2, Bytes::from(bytes).slice(5..), None, None);
+        assert_eq!(part.md5().await.unwrap(), memory.md5().await.unwrap());
+        assert_eq!(part.crc, Some(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &vec![7; 3 * CHUNK - 4])));
+        let hello = Part::of_memory(1, Bytes::from_static(b"hello"), None, None);
+        assert_eq!(hello.md5().await.unwrap(), "5d41402abc4b2a76b9719d911017c592");
+    }
+}

@@ -226,3 +226,91 @@ pub(super) fn receipt(object: Object, expected: &ExpectedObject, crc: Option<Str
         ..Receipt::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_smithy_types::DateTime;
+
+    use super::*;
+
+    const SECOND: u64 = 1_800_000_000;
+
+    fn at(second: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(second)
+    }
+
+    fn listed(length: i64, etag: &str, second: u64) -> ListedObject {
+        let modified = DateTime::from_secs(i64::try_from(second).unwrap());
+        ListedObject::of(&Object::builder().key("k").size(length).e_tag(etag).last_modified(modified).build())
+    }
+
+    fn part(number: u32, bytes: &[u8], etag: Option<&str>) -> PartDone {
+        let length = bytes.len() as u64;
+        PartDone { number, length, crc: None, etag: etag.map(str::to_owned), packed: None }
+    }
+
+    fn encryption(algorithm: Option<&str>) -> Encryption {
+        Encryption { algorithm: algorithm.map(str::to_owned), kms_key_arn: None }
+    }
+
+    /// Two parts as S3 reports them, and the ETag of their object.
+    fn parts() -> ([PartDone; 2], &'static str) {
+        let first = part(1, b"hello ", Some("\"f814893777bcc2295fff05f00e508da6\""));
+        let second = part(2, b"world", Some("\"7d793037a0760186574b0282f2f435e7\""));
+        ([first, second], "\"e09e4fd6265b36115fe3db32df945d84-2\"")
+    }
+
+    #[test]
+    fn a_single_put_is_recognised_by_its_digest_alone() {
+        let etag = Some("5d41402abc4b2a76b9719d911017c592".to_owned());
+        let expected = ExpectedObject { length: 5, etag, ..ExpectedObject::default() };
+        let judged = |length, etag: &str| judge(&listed(length, etag, SECOND), &expected);
+        assert_eq!(judged(5, "\"5d41402abc4b2a76b9719d911017c592\""), Provenance::Ours);
+        assert_eq!(judged(6, "\"5d41402abc4b2a76b9719d911017c592\""), Provenance::Foreign);
+        assert_eq!(judged(5, "\"5d41402abc4b2a76b9719d911017c592-1\""), Provenance::Foreign, "it was put in parts");
+        assert_eq!(judged(5, "\"7d793037a0760186574b0282f2f435e7\""), Provenance::Undecidable, "a key may encrypt");
+        let unlisted = ListedObject { length: None, ..listed(5, "", SECOND) };
+        assert_eq!(judge(&unlisted, &expected), Provenance::Foreign);
+    }
+
+    #[test]
+    fn an_upload_in_parts_is_recognised_by_the_digest_of_its_parts() {
+        let (parts, etag) = parts();
+        for algorithm in [Some("AES256"), Some("aws:kms"), None] {
+            let expected = ExpectedObject::of_parts(&parts, &encryption(algorithm), at(SECOND));
+            let judged = |length, etag: &str, second| judge(&listed(length, etag, second), &expected);
+            assert_eq!(judged(11, etag, SECOND + 500), Provenance::Ours, "whenever it was initiated");
+            assert_eq!(judged(12, etag, SECOND), Provenance::Foreign);
+            assert_eq!(judged(11, &etag.replace("-2", "-3"), SECOND), Provenance::Foreign);
+            assert_eq!(judged(11, &etag.replace("-2", ""), SECOND), Provenance::Foreign);
+        }
+    }
+
+    #[test]
+    fn the_time_of_initiation_counts_only_where_etags_are_no_digests() {
+        let (parts, _) = parts();
+        let other = "\"00000000000000000000000000000000-2\"";
+        for (algorithm, second, judged) in [
+            (Some("AES256"), SECOND, Provenance::Foreign),
+            (Some("aws:kms"), SECOND, Provenance::Ours),
+            (Some("aws:kms"), SECOND - 1, Provenance::Ours),
+            (Some("aws:kms"), SECOND + 1, Provenance::Ours),
+            (Some("aws:kms"), SECOND - 2, Provenance::Undecidable),
+            (Some("aws:kms"), SECOND + 2, Provenance::Undecidable),
+            (None, SECOND, Provenance::Ours),
+            (None, SECOND + 2, Provenance::Undecidable),
+        ] {
+            let expected = ExpectedObject::of_parts(&parts, &encryption(algorithm), at(SECOND));
+            assert_eq!(judge(&listed(11, other, second), &expected), judged, "{algorithm:?} {second}");
+        }
+        let expected = ExpectedObject::of_parts(&parts, &encryption(Some("aws:kms")), at(SECOND));
+        let timeless = ListedObject { modified: None, ..listed(11, other, SECOND) };
+        assert_eq!(judge(&timeless, &expected), Provenance::Undecidable);
+    }
+
+    #[test]
+    fn tags_of_parts_that_are_no_digests_give_no_etag() {
+        assert_eq!(etag_of_parts(&[part(1, b"a", None)]), None);
+        assert_eq!(etag_of_parts(&[part(1, b"a", Some("\"opaque\""))]), None);
+    }
+}

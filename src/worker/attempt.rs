@@ -220,3 +220,54 @@ fn may_have_begun(delivery: &Delivery, job: &DecodedJob) -> bool {
     let copied = headers.turns > 0 || headers.history != History::default() || headers.started_at.is_some();
     redelivered || copied || job.checkpoint().is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::headers::{Headers, JobHeaders};
+    use crate::domain::job;
+    use crate::queue::{DeliveryTag, Properties};
+    use crate::worker::sample;
+
+    fn first_delivery() -> Delivery {
+        Delivery {
+            lane: Lane::Scheduled,
+            body: Bytes::new(),
+            properties: Properties::default(),
+            routing_key: "job.scheduled.acme".to_owned(),
+            redelivered: false,
+            delivery_count: 0,
+            ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag: 1 },
+        }
+    }
+
+    fn with_header(name: &str, value: &str) -> DecodedJob {
+        let body = br#"{"version":1,"id":"a","source":{"url":"https://example.com/a"},"destination":"acme","key":"a",
+            "created_at":"2026-11-22T00:00:00Z"}"#;
+        let headers = JobHeaders::parse(&Headers::from([(name.to_owned(), value.to_owned())]));
+        let destination = Arc::new(sample::destination("acme", "123456789012"));
+        DecodedJob { job: job::parse(None, None, body).unwrap(), destination, lease: None, headers }
+    }
+
+    #[test]
+    fn only_the_first_delivery_of_a_published_job_has_no_attempt_before_it() {
+        let published = with_header("traceparent", "");
+        assert!(!may_have_begun(&first_delivery(), &published), "that it was created says nothing");
+        for delivery in [
+            Delivery { redelivered: true, ..first_delivery() },
+            Delivery { delivery_count: 1, ..first_delivery() },
+            Delivery { lane: Lane::Continued, ..first_delivery() },
+        ] {
+            assert!(may_have_begun(&delivery, &published), "{delivery:?}");
+        }
+        let at = "2026-11-22T00:00:00Z";
+        for (name, value) in
+            [("x-turns", "1"), ("x-attempt", "1"), ("x-deferrals", "1"), ("x-begun-at", at), ("x-first-failure-at", at)]
+        {
+            assert!(may_have_begun(&first_delivery(), &with_header(name, value)), "{name}");
+        }
+        assert!(!may_have_begun(&first_delivery(), &with_header("consign-run", "1")), "a run of its own");
+    }
+}

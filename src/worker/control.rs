@@ -74,13 +74,13 @@ impl ControlListener {
     }
 
     fn perform(&self, body: &[u8]) {
-        let Control { at, command, .. } = match Control::parse(body) {
+        let Control { id, at, command } = match Control::parse(body) {
             Ok(control) => control,
             Err(error) => return tracing::warn!(%error, "a control message can't be read; it is ignored"),
         };
         match command {
             ControlCommand::CancelBackfill(backfill) => {
-                if self.cancellations.cancel(backfill.clone(), at, (self.clock)()) {
+                if self.cancellations.cancel(backfill.clone(), id, at, (self.clock)()) {
                     tracing::info!(%backfill, %at, "backfill cancelled; its jobs that have not started are skipped");
                 }
             }

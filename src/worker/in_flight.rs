@@ -1,6 +1,7 @@
 //! Table of jobs in flight: one owner per run of a job. Duplicates join the owner, and jobs that
 //! were delivered recently are answered from memory.
 
+mod delivered;
 mod duplicates;
 
 use std::collections::HashMap;
@@ -11,30 +12,36 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::decode::DecodedJob;
 use crate::domain::destination::DestinationId;
 use crate::domain::job::JobId;
 use crate::queue::{Delivery, OutcomeEvent};
+use delivered::Delivered;
 pub(super) use duplicates::Duplicates;
 
-/// Time for which a delivered job is remembered.
-const DELIVERED_TTL: Duration = Duration::from_hours(1);
-/// Bytes of remembered outcomes. Beyond, the oldest are dropped: a duplicate of such a job is
-/// delivered again, to the same key and with the same outcome id.
-const DELIVERED_MAX_BYTES: u64 = 12 << 20;
-/// Bytes of a remembered job beside its outcome.
-const DELIVERED_ENTRY_BYTES: usize = 400;
 /// Time that a duplicate waits for the owner. Each takes a place of the prefetch meanwhile.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Run of a job (`dead requeue` raises it). The destination is part of it: an id that jobs of two
+/// Namespace of the digests of runs, drawn once.
+const RUN_NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c_e771);
+
+/// Run of a job (`dead requeue` and `backfill --again` raise it). The destination is part of it: an id that jobs of two
 /// customers share by mistake must not answer one with the outcome of the other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RunId {
     pub(super) job: JobId,
     pub(super) destination: DestinationId,
     pub(super) run: u32,
+}
+
+impl RunId {
+    /// Returns a digest, the same in every worker.
+    pub(super) fn digest(&self) -> Uuid {
+        let name = format!("{}\n{}\n{}", self.job, self.destination, self.run);
+        Uuid::new_v5(&RUN_NAMESPACE, name.as_bytes())
+    }
 }
 
 /// Attempt of a run. The counters tell a copy that returns from a wait queue from a redelivery of
@@ -123,7 +130,7 @@ type Owners = Vec<(AttemptId, Arc<InFlightJob>)>;
 #[derive(Debug)]
 pub(super) struct InFlight {
     jobs: Mutex<HashMap<RunId, Owners>>,
-    delivered: moka::sync::Cache<RunId, Arc<OutcomeEvent>>,
+    delivered: Delivered,
 }
 
 /// Result of claiming a job.
@@ -138,8 +145,8 @@ pub(super) enum Claim {
         /// True for the very same message; false for a copy of it, or one of which it is a copy.
         same: bool,
     },
-    /// It was delivered recently, with this outcome.
-    Delivered(Arc<OutcomeEvent>),
+    /// It was delivered recently, with this outcome; `None` if its details are no longer remembered.
+    Delivered(Option<Arc<OutcomeEvent>>),
 }
 
 /// Ownership of a job in flight. Released on drop, so that a panic leaves no owner.
@@ -152,17 +159,7 @@ pub(super) struct JobOwner {
 
 impl InFlight {
     pub(super) fn new() -> Arc<Self> {
-        let weigh = |id: &RunId, event: &Arc<OutcomeEvent>| {
-            let bytes = DELIVERED_ENTRY_BYTES + id.job.as_str().len() + event.body.len() + event.routing_key.len();
-            u32::try_from(bytes).unwrap_or(u32::MAX)
-        };
-        let delivered = moka::sync::Cache::builder()
-            .max_capacity(DELIVERED_MAX_BYTES)
-            .weigher(weigh)
-            .eviction_policy(moka::policy::EvictionPolicy::lru())
-            .time_to_live(DELIVERED_TTL)
-            .build();
-        Arc::new(Self { jobs: Mutex::default(), delivered })
+        Arc::new(Self { jobs: Mutex::default(), delivered: Delivered::new() })
     }
 
     /// Claims a job, or finds its owner: any delivery of the same run, whatever its counters,
@@ -175,7 +172,7 @@ impl InFlight {
         if let Some((other, job)) = owners.into_iter().find(joins) {
             return Claim::Duplicate { job: job.clone(), same: *other == id };
         }
-        if let Some(event) = self.delivered.get(&id.run) {
+        if let Some(event) = self.delivered.get(id.run.digest()) {
             return Claim::Delivered(event);
         }
         let job = Arc::new(InFlightJob {
@@ -213,7 +210,7 @@ impl JobOwner {
     /// Remembers the job as delivered, before its delivery is settled: from here on it is never
     /// uploaded again.
     pub(super) fn delivered(&self, event: OutcomeEvent) {
-        self.table.delivered.insert(self.id.run.clone(), Arc::new(event));
+        self.table.delivered.insert(self.id.run.digest(), event);
     }
 
     /// Notifies the duplicates of the end, and releases the job.
@@ -300,6 +297,6 @@ mod tests {
         mine.delivered(event());
         mine.release(JobEnd::Open);
         let Claim::Delivered(again) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("forgotten") };
-        assert_eq!(again.id, "i");
+        assert_eq!(again.unwrap().id, "i");
     }
 }

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::decode::DecodedJob;
 use super::history;
@@ -38,8 +37,6 @@ const CRASH_SUSPICION: Duration = Duration::from_secs(60);
 const MAX_OUTDATED: usize = 4;
 /// Interval between tries to lease a job from a broker that does not answer.
 const LEASE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
-/// Namespace of lease keys, drawn once.
-const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c_e771);
 
 /// State of the lease of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,8 +243,7 @@ impl LeaseHolder for AttemptState {
 
 /// Returns the key that names a run of a job to every worker.
 pub(super) fn key(id: &RunId) -> String {
-    let name = format!("{}\n{}\n{}", id.job, id.destination, id.run);
-    Uuid::new_v5(&KEY_NAMESPACE, name.as_bytes()).simple().to_string()
+    id.digest().simple().to_string()
 }
 
 /// Keeps the lease of an attempt: from the start for a job that was taken over or redelivered

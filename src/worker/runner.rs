@@ -92,7 +92,7 @@ impl Runner {
             Claim::Owned(owner) => trace.run(self.run(delivery, &job, owner, permit)).await,
             Claim::Delivered(event) => {
                 drop(permit);
-                trace.run(self.answer_again(delivery, &job, &event)).await;
+                trace.run(self.answer_again(delivery, &job, event.as_deref())).await;
             }
             Claim::Duplicate { job: in_flight, same } => {
                 drop(permit);
@@ -170,11 +170,13 @@ impl Runner {
 
     /// Answers a job that was delivered before: only its outcome is published, to the new
     /// requester.
-    async fn answer_again(&self, delivery: Delivery, job: &DecodedJob, event: &OutcomeEvent) {
+    async fn answer_again(&self, delivery: Delivery, job: &DecodedJob, event: Option<&OutcomeEvent>) {
         tracing::info!(job_id = %job.job.id, "the job was delivered before; its outcome is published again");
         spans::ended(OutcomeKind::Delivered.as_str(), None);
         self.settler.abort_carried(job, None).await;
-        let event = OutcomeEvent { reply_to: settlement::reply_to(&delivery.properties), ..event.clone() };
+        let reply_to = settlement::reply_to(&delivery.properties);
+        let without_details = || settlement::delivered_before(&self.prefix, &delivery.properties, job, (self.clock)());
+        let event = OutcomeEvent { reply_to, ..event.cloned().unwrap_or_else(without_details) };
         self.settler.settle(delivery, Settlement::Ack, vec![event]).await;
     }
 

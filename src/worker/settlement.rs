@@ -112,6 +112,20 @@ pub(super) fn reject(prefix: &str, properties: &Properties, rejection: &Rejectio
     SettlementPlan { outcome, failure: Some(failure.clone()), ..SettlementPlan::of(settlement) }
 }
 
+/// Returns the outcome of a job that was delivered before, and of which no details are remembered.
+pub(super) fn delivered_before(
+    prefix: &str,
+    properties: &Properties,
+    job: &DecodedJob,
+    now: Timestamp,
+) -> OutcomeEvent {
+    let message = "delivered before; the worker no longer remembers the details";
+    let attempts = job.headers.history.attempts.saturating_add(1);
+    let data = OutcomeData { attempts, message: Some(message.to_owned()), ..data_of(job) };
+    let source = EventSource { prefix, destination: &job.destination.id, headers: &job.headers, properties, now };
+    source.outcome(OutcomeKind::Delivered, data).event
+}
+
 impl SettlementPlan {
     fn of(settlement: Settlement) -> Self {
         let is_final = !matches!(settlement, Settlement::Requeue | Settlement::HandOff { .. });
@@ -318,18 +332,11 @@ impl SettlementContext<'_> {
     }
 
     fn data(&self) -> OutcomeData {
-        let DecodedJob { job, destination, .. } = self.job;
         OutcomeData {
-            job_id: job.id.to_string(),
-            destination: destination.id.to_string(),
-            tenant: destination.tenant.clone(),
-            bucket: Some(destination.bucket.to_string()),
-            key: destination.prefix.join(job.key.as_str()).ok().map(|key| key.to_string()),
             started_at: Some(self.started_at),
             finished_at: Some(self.now),
             duration_seconds: Some(self.took.as_secs_f64()),
-            labels: job.labels.clone(),
-            ..OutcomeData::default()
+            ..data_of(self.job)
         }
     }
 
@@ -341,6 +348,19 @@ impl SettlementContext<'_> {
             properties: self.properties,
             now: self.now,
         }
+    }
+}
+
+fn data_of(job: &DecodedJob) -> OutcomeData {
+    let DecodedJob { job, destination, .. } = job;
+    OutcomeData {
+        job_id: job.id.to_string(),
+        destination: destination.id.to_string(),
+        tenant: destination.tenant.clone(),
+        bucket: Some(destination.bucket.to_string()),
+        key: destination.prefix.join(job.key.as_str()).ok().map(|key| key.to_string()),
+        labels: job.labels.clone(),
+        ..OutcomeData::default()
     }
 }
 

@@ -19,6 +19,7 @@ mod dev;
 mod docs;
 mod drain;
 mod duplicates;
+mod earlier;
 mod enqueue;
 mod fair;
 mod faults;

@@ -87,7 +87,8 @@ pub(super) struct BackfillRunArgs {
     /// Show the jobs and publish nothing; with --json all jobs, one per line
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Publish all jobs again, also those that an earlier run has published
+    /// Publish all jobs again as a new run: each is delivered again, also those that an earlier run
+    /// has delivered
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) again: bool,
     /// File that records the published jobs [default:

@@ -124,7 +124,7 @@ fn messages() -> Value {
             "name": "job",
             "summary": "One file to deliver as one object. message_id, if set, equals the job's id.",
             "contentType": "application/json",
-            "headers": text(&[headers::TRACEPARENT, headers::TRACESTATE, headers::BACKFILL, headers::BACKFILL_STARTED_AT]),
+            "headers": text(&[headers::TRACEPARENT, headers::TRACESTATE, headers::BACKFILL, headers::BACKFILL_STARTED_AT, headers::BACKFILL_CANCELLATIONS]),
             "payload": reference("schemas/job"),
         },
         "control": {

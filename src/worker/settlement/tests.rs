@@ -185,6 +185,18 @@ fn an_expired_job_that_waits_for_a_permit_ends_with_its_charged_attempts() {
 }
 
 #[test]
+fn an_outcome_without_details_is_the_same_outcome() {
+    let job = decoded(History::default());
+    let case = Case { lane: Lane::Scheduled, lease: LeaseStatus::Absent, upload: false };
+    let first = plan_of(case, &job, Conclusion::Attempted(TransferResult::Delivered(Receipt::default())));
+    let first = first.outcome.unwrap().event;
+    let again = delivered_before("consign", &Properties::default(), &job, now());
+    assert_eq!((&again.id, &again.routing_key), (&first.id, &first.routing_key));
+    let body: serde_json::Value = serde_json::from_slice(&again.body).unwrap();
+    assert_eq!((&body["type"], &body["data"]["key"]), (&"consign.transfer.delivered.v1".into(), &"a.csv".into()));
+}
+
+#[test]
 fn a_survived_crash_is_no_longer_counted_in_a_copy() {
     let mut job = decoded(History::default());
     job.headers.crashes = 2;

@@ -50,3 +50,92 @@ async fn after_a_lost_reply_our_own_object_is_recognised() {
     assert_eq!(fixture.object("a").unwrap().bytes, content);
     fixture.close().await;
 }
+
+/// The first try of the write is lost with its reply, as `operation` says; the object is `theirs`.
+async fn lost_before(fixture: &AcmeFixture, name: &str, operation: &'static str, theirs: &[u8], parts: Option<usize>) {
+    let key = format!("in/{name}");
+    fixture.s3.on(operation).key(name).nth(1).before(Effect::LostReply);
+    match parts {
+        None => fixture.s3.put("acme", &key, theirs.to_vec()),
+        Some(parts) => fixture.s3.put_in_parts("acme", &key, theirs.to_vec(), parts),
+    }
+}
+
+#[tokio::test]
+async fn after_a_lost_reply_a_foreign_object_of_the_same_size_and_time_is_not_claimed() {
+    let fixture = AcmeFixture::start("sametime").await;
+    for (name, size) in SIZES {
+        for if_exists in ["keep", "fail"] {
+            let (name, theirs) = (format!("{name}-{if_exists}"), bytes(43, size));
+            let (operation, parts) =
+                if size < MIB { ("PutObject", None) } else { ("CompleteMultipartUpload", Some(3)) };
+            lost_before(&fixture, &name, operation, &theirs, parts).await;
+            fixture.schedule_with(&name, &bytes(44, size), &json!({"if_exists": if_exists})).await;
+            if if_exists == "keep" {
+                let kept = fixture.site.broker.ended(&name).await;
+                assert_eq!(kept["type"], "consign.transfer.skipped.v1", "{kept:#}");
+            } else {
+                fixture.failed(&name, "object_exists").await;
+            }
+            assert_eq!(fixture.object(&name).unwrap().bytes, theirs);
+            assert!(fixture.s3.calls(operation).iter().filter(|call| call.key.ends_with(&name)).count() >= 2);
+        }
+    }
+    fixture.close().await;
+}
+
+/// Under a KMS key no ETag is a digest: an upload in parts is recognised by its initiation, a single
+/// put by nothing.
+#[tokio::test]
+async fn under_a_kms_key_what_cannot_be_told_is_not_claimed() {
+    let fixture = AcmeFixture::start("kmsours").await;
+    let fields = json!({"if_exists": "fail", "destination": "acme-kms"});
+    fixture.s3.on("PutObject").nth(1).after(Effect::LostReply);
+    fixture.s3.on("CompleteMultipartUpload").nth(1).after(Effect::LostReply);
+    fixture.schedule_with("large", &bytes(45, 20 * MIB), &fields).await;
+    fixture.delivered("large").await;
+    fixture.schedule_with("small", b"hello", &fields).await;
+    let data = fixture.failed("small", "object_exists").await;
+    assert!(data["hint"].as_str().unwrap().contains("KMS key"), "{data:#}");
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_listed_now_is_judged_by_the_next_attempt() {
+    let fixture = AcmeFixture::start("nolistnow").await;
+    fixture.s3.on("PutObject").nth(1).after(Effect::LostReply);
+    fixture.s3.on("ListObjectsV2").first(4).before(Effect::Error(503, "SlowDown", "Reduce your rate."));
+    fixture.schedule_with("a", b"hello", &json!({"if_exists": "fail"})).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 2);
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn where_listing_is_denied_the_failure_says_what_cannot_be_told() {
+    let fixture = AcmeFixture::start("nolistatall").await;
+    fixture.s3.on("PutObject").nth(1).after(Effect::LostReply);
+    fixture.s3.on("ListObjectsV2").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    fixture.schedule_with("a", b"hello", &json!({"if_exists": "fail"})).await;
+    let data = fixture.failed("a", "object_exists").await;
+    assert!(data["hint"].as_str().unwrap().contains("s3:ListBucket"), "{data:#}");
+    fixture.close().await;
+}
+
+/// The reply is lost, and then STS gives no session for the next try.
+#[tokio::test]
+async fn a_lost_reply_is_not_forgotten_when_the_session_can_not_be_renewed() {
+    let fixture = AcmeFixture::start("lostsession").await;
+    for (name, size, operation) in [("small", 5, "PutObject"), ("large", 20 * MIB, "CompleteMultipartUpload")] {
+        fixture.s3.on(operation).key(name).nth(1).after(Effect::LostReply);
+        fixture.s3.on(operation).key(name).nth(2).before(Effect::Error(400, "ExpiredToken", "Too old."));
+        fixture.schedule_with(&format!("warm-{size}"), b"the session is there", &json!({})).await;
+        fixture.delivered(&format!("warm-{size}")).await;
+        fixture.s3.on("AssumeRole").first(6).before(Effect::Error(500, "InternalFailure", "Not now."));
+        let content = bytes(46, size);
+        fixture.schedule_with(name, &content, &json!({"if_exists": "fail"})).await;
+        let data = fixture.delivered(name).await;
+        assert!(data["attempts"].as_u64().unwrap() > 1, "{name}: the session was there: {data:#}");
+        assert_eq!(fixture.object(name).unwrap().bytes, content);
+    }
+    fixture.close().await;
+}

@@ -291,6 +291,15 @@ impl ScriptedS3 {
         store.given.push(format!("{bucket}/{key}"));
     }
 
+    /// As [`ScriptedS3::put`], as an upload in so many parts that was initiated now.
+    pub fn put_in_parts(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>, parts: usize) {
+        let object = Object::plain(bytes.into());
+        let etag = format!("{}-{parts}", object.etag);
+        let mut store = self.store();
+        store.put(bucket, key, Object { etag, ..object });
+        store.given.push(format!("{bucket}/{key}"));
+    }
+
     /// Every object that the test put there, as `bucket/key`.
     pub fn given(&self) -> Vec<String> {
         self.store().given.clone()

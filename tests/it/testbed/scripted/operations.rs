@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use jiff::{SignedDuration, Timestamp};
 
 use super::call::{Call, Reply, escape};
-use super::store::{Object, Part, Session, Store, Upload, crc, etag, whole_second};
+use super::store::{Object, Part, Session, Store, Upload, crc, tag, whole_second};
 use crate::testbed::MIB;
 
 /// Session that AssumeRole grants.
@@ -105,7 +105,8 @@ impl Store {
     fn put_object(&mut self, call: &Call) -> Answer {
         self.unless_taken(call)?;
         checked(call)?;
-        let object = Object { headers: call.headers.clone(), ..Object::plain(call.body.clone()) };
+        let etag = tag(&call.headers, &call.body);
+        let object = Object { etag, headers: call.headers.clone(), ..Object::plain(call.body.clone()) };
         let reply = encrypted(Reply::ok(), call).with("etag", format!("\"{}\"", object.etag));
         let reply = match call.header("x-amz-checksum-crc64nvme") {
             Some(_) => {
@@ -147,8 +148,8 @@ impl Store {
         checked(call)?;
         let upload = self.upload(call)?;
         let number = call.asked("partNumber").parse().unwrap_or(0);
-        let part = Part { bytes: call.body.clone(), etag: etag(&call.body) };
         let headers = upload.headers.clone();
+        let part = Part { bytes: call.body.clone(), etag: tag(&headers, &call.body) };
         let tag = format!("\"{}\"", part.etag);
         upload.parts.insert(number, part);
         let created = Call { headers, ..call.clone() };
@@ -162,9 +163,12 @@ impl Store {
     fn complete(&mut self, call: &Call) -> Answer {
         self.unless_taken(call)?;
         let upload = self.upload(call)?;
-        let (bytes, listed) = assembled(call, upload)?;
+        let (bytes, tags) = assembled(call, upload)?;
         let (modified, headers) = (upload.initiated, upload.headers.clone());
-        let object = Object { etag: format!("{}-{listed}", etag(&bytes)), modified, headers, bytes: self.once(bytes) };
+        // The digest of the digests of the parts.
+        let listed: Vec<_> = tags.iter().flat_map(|tag| hex::decode(tag).expect("our own tag")).collect();
+        let etag = format!("{}-{}", tag(&headers, &listed), tags.len());
+        let object = Object { etag, modified, headers, bytes: self.once(bytes) };
         self.uploads.remove(call.asked("uploadId"));
         self.completed.push((call.bucket.clone(), call.key.clone(), object.bytes.clone()));
         let created = Call { headers: object.headers.clone(), ..call.clone() };
@@ -309,7 +313,7 @@ fn encrypted(mut reply: Reply, call: &Call) -> Reply {
 }
 
 /// Checks the part list, the checksums and the announced size as S3 does, and joins the parts.
-fn assembled(call: &Call, upload: &Upload) -> Result<(bytes::Bytes, usize), Reply> {
+fn assembled(call: &Call, upload: &Upload) -> Result<(bytes::Bytes, Vec<String>), Reply> {
     let invalid = |message: &str| Reply::error(call, 400, "InvalidPart", message);
     let listed = listed_parts(&String::from_utf8_lossy(&call.body));
     let with_checksums = upload.headers.contains_key("x-amz-checksum-algorithm");
@@ -346,7 +350,7 @@ fn assembled(call: &Call, upload: &Upload) -> Result<(bytes::Bytes, usize), Repl
             Err(Reply::error(call, 400, "InvalidRequest", "The object size does not match."))
         }
         _ if listed.is_empty() => Err(Reply::error(call, 400, "MalformedXML", "You must specify at least one part")),
-        _ => Ok((joined, listed.len())),
+        _ => Ok((joined, listed.into_iter().map(|(_, tag, _)| tag.trim_matches('"').to_owned()).collect())),
     }
 }
 

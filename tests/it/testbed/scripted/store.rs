@@ -118,10 +118,22 @@ impl Store {
     }
 }
 
-/// Opaque, and a function of the bytes.
+/// The MD5 of the bytes, as S3 gives it where no KMS key encrypts.
 pub fn etag(bytes: &[u8]) -> String {
+    use md5::Digest as _;
+    hex::encode(md5::Md5::digest(bytes))
+}
+
+/// As under a KMS key: no digest of the bytes.
+pub fn opaque(bytes: &[u8]) -> String {
     use sha2::Digest as _;
     hex::encode(&sha2::Sha256::digest(bytes)[..16])
+}
+
+/// The tag of an object or part that was made with these headers.
+pub fn tag(headers: &BTreeMap<String, String>, bytes: &[u8]) -> String {
+    let kms = headers.get("x-amz-server-side-encryption").is_some_and(|algorithm| algorithm.starts_with("aws:kms"));
+    if kms { opaque(bytes) } else { etag(bytes) }
 }
 
 /// The CRC-64/NVME as S3 writes it.
