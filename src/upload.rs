@@ -81,8 +81,8 @@ pub struct Target<'a> {
     pub attributes: &'a ObjectAttributes,
     /// Action when an object with the key exists.
     pub if_exists: IfExists,
-    /// True if an earlier try or attempt of the same job may have written the object. A lost reply sets
-    /// it, for everything that follows in this attempt.
+    /// True if an earlier try or attempt of the same job may have written the object. A lost reply
+    /// sets it, for everything that follows in this attempt.
     pub may_be_written: &'a AtomicBool,
     /// Counts what was accepted, for the status page.
     pub progress: &'a Progress,

@@ -154,8 +154,8 @@ impl OutcomeWaiter {
         self.state.tracker().forget(id);
     }
 
-    /// Records an outcome from before the subscription. Those before `since` belong to an earlier run,
-    /// and do not count.
+    /// Records an outcome from before the subscription. Those before `since` belong to an earlier
+    /// run, and do not count.
     pub(super) fn record_earlier(&self, body: &[u8], since: Option<Timestamp>) {
         self.state.receive(body, since);
     }

@@ -42,8 +42,8 @@ impl ObservedOutcome {
         [Delivered, Failed, Retrying, Skipped, Expired].into_iter().find(|kind| kind.event_type() == self.kind)
     }
 
-    /// Returns true for an outcome of jobs published at `since` or later. Those of earlier runs do not
-    /// count.
+    /// Returns true for an outcome of jobs published at `since` or later. Those of earlier runs do
+    /// not count.
     pub fn counts(&self, since: Option<Timestamp>) -> bool {
         since.is_none_or(|since| self.time >= since)
     }

@@ -30,8 +30,8 @@ pub(super) struct SimObject {
     pub(super) listed: ListedObject,
 }
 
-/// Returns the object that a job would write. No bucket of a scenario encrypts with a KMS key: ETags
-/// are digests.
+/// Returns the object that a job would write. No bucket of a scenario encrypts with a KMS key:
+/// ETags are digests.
 pub(super) fn written(job: usize, plan: &JobPlan) -> ExpectedObject {
     let parts = plan.shape.parts();
     let etag = parts.map_or_else(|| format!("content{job}"), |parts| format!("content{job}-{parts}"));
@@ -43,8 +43,8 @@ pub(super) fn listed(object: ExpectedObject) -> ListedObject {
     ListedObject { length: Some(object.length), etag: object.etag.unwrap_or_default(), modified: None }
 }
 
-/// Returns the object of another writer at the key of a job: half of them have the size and the parts
-/// of the job's own.
+/// Returns the object of another writer at the key of a job: half of them have the size and the
+/// parts of the job's own.
 fn foreign(job: usize, plan: &JobPlan) -> SimObject {
     let ours = written(job, plan);
     let length = if job.is_multiple_of(2) { ours.length } else { ours.length + 1 };

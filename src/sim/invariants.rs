@@ -52,7 +52,9 @@ fn unjustified(
     let before = &delivery.properties.headers;
     let poison = state.plan(job).behavior == JobBehavior::Poison;
     let destination = state.plan(job).destination;
-    let known_down = state.workers[worker].refused.contains(&destination);
+    // A worker observes the end of an attempt only when the lease that it is taking is there, or lost.
+    let unobserved = state.workers[worker].leasing > 0;
+    let known_down = state.workers[worker].refused.contains(&destination) || unobserved;
     let expires = state.plan(job).expires.is_some();
     let failing = state.workers[worker].failed.len();
     let lost_lease = state.workers[worker].lost_leases.contains(&job);

@@ -23,8 +23,8 @@ pub(super) fn active_workers(state: &SimState) -> Vec<usize> {
 }
 
 /// Checks the workers' slots from time to time, between events: only transfers may hold one. A job
-/// whose permit is imminent waits for it with its slot, for up to two seconds: what is held longer is
-/// a violation.
+/// whose permit is imminent waits for it with its slot, for up to two seconds: what is held longer
+/// is a violation.
 pub(super) async fn watch_slots(world: Arc<SimWorld>) {
     const INTERVALS: [u64; 4] = [53_003, 2_503, 3_301, 4_507];
     let mut held = BTreeMap::<usize, usize>::new();

@@ -1,8 +1,9 @@
-//! Reconciliation: finds out if the object under a key is one that this job wrote, by its content as
-//! a listing shows it.
+//! Reconciliation: finds out if the object under a key is one that this job wrote, by its content
+//! as a listing shows it.
 //!
-//! It is asked after a lost reply, and when a conditional write finds the key taken while an earlier
-//! attempt of the job may have written the object. Size, number of parts and time are never enough:
+//! It is asked after a lost reply, and when a conditional write finds the key taken while an
+//! earlier attempt of the job may have written the object. Size, number of parts and time are never
+//! enough:
 //!
 //! | the listed object | is judged |
 //! |---|---|
@@ -13,8 +14,8 @@
 //! | everything else of the same size | undecidable |
 //!
 //! Undecidable are single puts under a KMS key, uploads in parts under one by a worker that was
-//! killed before its lease recorded them, and everything where listing is denied. An earlier attempt
-//! that cut the object into parts of another size counts as foreign.
+//! killed before its lease recorded them, and everything where listing is denied. An earlier
+//! attempt that cut the object into parts of another size counts as foreign.
 
 use std::time::{Duration, SystemTime};
 
@@ -44,8 +45,8 @@ pub(crate) struct ExpectedObject {
     pub(crate) etag: Option<String>,
     /// True if S3 reported an encryption under which ETags are digests.
     pub(crate) digests: bool,
-    /// Time at which S3 initiated the upload in parts: its clock, in whole seconds. It reports that as
-    /// the modification time of the object.
+    /// Time at which S3 initiated the upload in parts: its clock, in whole seconds. It reports that
+    /// as the modification time of the object.
     pub(crate) initiated: Option<SystemTime>,
 }
 
@@ -67,7 +68,7 @@ pub(crate) enum Provenance {
     Ours,
     /// Another writer.
     Foreign,
-    /// It can't be told from a listing.
+    /// A listing does not show it.
     Undecidable,
 }
 
@@ -119,8 +120,8 @@ pub(crate) fn judge(listed: &ListedObject, expected: &ExpectedObject) -> Provena
     }
 }
 
-/// Returns the ETag of an object of these parts where ETags are digests; `None` if those of the parts
-/// are none.
+/// Returns the ETag of an object of these parts where ETags are digests; `None` if those of the
+/// parts are none.
 fn etag_of_parts(parts: &[PartDone]) -> Option<String> {
     let mut whole = Md5::new();
     for part in parts {
@@ -157,12 +158,12 @@ pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &Expected
 /// Returns true if the object belongs to a multipart upload that was initiated after `instant`: S3
 /// reports that time, in whole seconds.
 pub(super) fn is_younger(object: &Object, instant: SystemTime) -> bool {
-    ListedObject::of(object).modified.is_some_and(|at| at > instant + INITIATION_TOLERANCE)
+    ListedObject::of(object).modified.is_some_and(|at| at > instant)
 }
 
 /// Handles a conditional write that failed because the key exists: either an earlier try or attempt
-/// of ours wrote the object, or another client did. The bytes of a single put are in `part`, and are
-/// read again only if the object has their size.
+/// of ours wrote the object, or another client did. The bytes of a single put are in `part`, and
+/// are read again only if the object has their size.
 pub(super) async fn taken(
     calls: &Calls,
     target: &Target<'_>,

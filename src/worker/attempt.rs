@@ -210,10 +210,10 @@ fn crash_loop(delivery: &Delivery, job: &DecodedJob) -> Option<Failure> {
     Some(Failure::new(Reason::CrashLoop, message))
 }
 
-/// Returns true unless this is the first delivery of a job as it was published: then an earlier attempt
-/// may have written the object, and an object that takes the key is compared with the job's content.
-/// It proves nothing more: a message that was only requeued looks the same, and so does a copy of a
-/// message that was redelivered as well.
+/// Returns true unless this is the first delivery of a job as it was published: then an earlier
+/// attempt may have written the object, and an object that takes the key is compared with the job's
+/// content. It proves nothing more: a message that was only requeued looks the same, and so does a
+/// copy of a message that was redelivered as well.
 fn may_have_begun(delivery: &Delivery, job: &DecodedJob) -> bool {
     let redelivered = delivery.redelivered || delivery.delivery_count > 0 || delivery.lane == Lane::Continued;
     let headers = &job.headers;

@@ -26,8 +26,8 @@ struct Cancellation {
 
 impl Cancellations {
     /// Returns the job's backfill if it was cancelled after the command that published the job had
-    /// started: by a cancellation that this command did not know. No clocks are compared, unless the
-    /// command could not read the cancellations before it.
+    /// started: by a cancellation that this command did not know. No clocks are compared, unless
+    /// the command could not read the cancellations before it.
     pub(super) fn covering(&self, headers: &JobHeaders) -> Option<BackfillId> {
         let backfill = headers.backfill.as_ref()?;
         let covers = |cancellation: &Cancellation| match &headers.backfill_cancellations {

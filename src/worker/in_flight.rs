@@ -27,8 +27,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Namespace of the digests of runs, drawn once.
 const RUN_NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c_e771);
 
-/// Run of a job (`dead requeue` and `backfill --again` raise it). The destination is part of it: an id that jobs of two
-/// customers share by mistake must not answer one with the outcome of the other.
+/// Run of a job (`dead requeue` and `backfill --again` raise it). The destination is part of it: an
+/// id that jobs of two customers share by mistake must not answer one with the outcome of the
+/// other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RunId {
     pub(super) job: JobId,
@@ -145,7 +146,8 @@ pub(super) enum Claim {
         /// True for the very same message; false for a copy of it, or one of which it is a copy.
         same: bool,
     },
-    /// It was delivered recently, with this outcome; `None` if its details are no longer remembered.
+    /// It was delivered recently, with this outcome; `None` if its details are no longer
+    /// remembered.
     Delivered(Option<Arc<OutcomeEvent>>),
 }
 

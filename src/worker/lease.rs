@@ -182,8 +182,8 @@ impl AttemptState {
     }
 
     /// Returns true for an upload that must be recorded as soon as it is open: it is long, or an
-    /// object that it leaves could be recognised by the time of its initiation alone, as no ETag under
-    /// a KMS key is a digest.
+    /// object that it leaves could be recognised by the time of its initiation alone, as no ETag
+    /// under a KMS key is a digest.
     fn is_leased_at_once(&self, checkpoint: &Checkpoint) -> bool {
         let encryption = checkpoint.encryption.algorithm.as_deref();
         checkpoint.source.length.is_some_and(|length| length > LEASE_AT_ONCE_BYTES)
@@ -247,7 +247,8 @@ pub(super) fn key(id: &RunId) -> String {
 }
 
 /// Keeps the lease of an attempt: from the start for a job that was taken over or redelivered
-/// often, as soon as an upload is open that must be recorded, and after `broker.lease_after` for everything.
+/// often, as soon as an upload is open that must be recorded, and after `broker.lease_after` for
+/// everything.
 #[derive(Debug)]
 pub(super) struct LeaseGuard<'a> {
     pub(super) queue: &'a Arc<dyn Queue>,

@@ -1,10 +1,14 @@
-//! Earlier attempts: whether an object that takes the key is this job's own. Real servers, and workers
-//! that are killed: on RabbitMQ a requeue and a killed worker look the same.
+//! Earlier attempts: whether an object that takes the key is this job's own. Real servers, and
+//! workers that are killed: on RabbitMQ a requeue and a killed worker look the same.
+
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::crash::world::World;
+use crate::testbed::broker::Broker;
 use crate::testbed::moto::{Moto, customer_policy};
+use crate::testbed::node::Node;
 use crate::testbed::site::{Site, job};
 use crate::testbed::{MIB, bytes, unique};
 
@@ -16,11 +20,17 @@ struct MotoSite {
     moto: Moto,
     site: Site,
     bucket: String,
+    /// Node whose policy shortens the leases: an upload under a KMS key is leased as soon as it is
+    /// open.
+    _node: Node,
 }
 
 impl MotoSite {
     async fn new(word: &str) -> Self {
-        let (moto, mut site, bucket) = (Moto::shared(), Site::new(word).await, unique(word));
+        let (moto, node, prefix) = (Moto::shared(), Node::shared(), unique(word));
+        node.shorten_leases(&prefix, Duration::from_secs(1));
+        let mut site = Site::on(Broker::at(node.url.clone(), &prefix)).await;
+        let bucket = unique(word);
         moto.make_bucket(&bucket).await;
         let (_, key) = moto.make_user(&unique("user"), customer_policy(&bucket)).await;
         let auth = json!({"method": "access_key", "access_key_id": key.id, "secret_access_key": key.secret});
@@ -30,7 +40,7 @@ impl MotoSite {
         site.destination("kms", &destination);
         // One job at a time: the failpoint is passed by this one.
         site.set("worker.slots", 1).set("worker.backfill_slots", 1);
-        Self { moto, site, bucket }
+        Self { moto, site, bucket, _node: node }
     }
 
     fn job(&self, name: &str, destination: &str, if_exists: &str, content: &[u8]) -> Value {
@@ -45,7 +55,7 @@ impl MotoSite {
         self.site.environment("CONSIGN_FAILPOINT", point);
         let doomed = self.site.worker().await;
         self.site.broker.schedule(job).await;
-        doomed.exit(std::time::Duration::from_secs(60)).await;
+        doomed.exit(Duration::from_secs(60)).await;
         self.site.environment("CONSIGN_FAILPOINT", "");
         self.site.worker().await
     }
@@ -111,7 +121,7 @@ async fn the_embedded_queue_recognises_the_object_of_a_killed_worker_too() {
         world.site.environment("CONSIGN_FAILPOINT", if size == "small" { "put" } else { "completed" });
         let doomed = world.site.worker().await;
         world.publish(&job).await;
-        doomed.exit(std::time::Duration::from_secs(60)).await;
+        doomed.exit(Duration::from_secs(60)).await;
         world.site.environment("CONSIGN_FAILPOINT", "");
         let _next = world.site.worker().await;
         assert_eq!(world.ended(size).await.outcome, "delivered");

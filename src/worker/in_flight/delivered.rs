@@ -77,8 +77,8 @@ impl Delivered {
         }
     }
 
-    /// Returns the outcome of a job that was delivered within the last hour; the inner `None` if only
-    /// its id is remembered.
+    /// Returns the outcome of a job that was delivered within the last hour; the inner `None` if
+    /// only its id is remembered.
     pub(super) fn get(&self, id: Uuid) -> Option<Option<Arc<OutcomeEvent>>> {
         let now = self.second();
         let remembered = self.ids.lock().unwrap_or_else(PoisonError::into_inner).contains(id, now);

@@ -84,8 +84,8 @@ async fn after_a_lost_reply_a_foreign_object_of_the_same_size_and_time_is_not_cl
     fixture.close().await;
 }
 
-/// Under a KMS key no ETag is a digest: an upload in parts is recognised by its initiation, a single
-/// put by nothing.
+/// Under a KMS key no ETag is a digest: an upload in parts is recognised by its initiation, a
+/// single put by nothing.
 #[tokio::test]
 async fn under_a_kms_key_what_cannot_be_told_is_not_claimed() {
     let fixture = AcmeFixture::start("kmsours").await;
@@ -134,7 +134,8 @@ async fn a_lost_reply_is_not_forgotten_when_the_session_can_not_be_renewed() {
         let content = bytes(46, size);
         fixture.schedule_with(name, &content, &json!({"if_exists": "fail"})).await;
         let data = fixture.delivered(name).await;
-        assert!(data["attempts"].as_u64().unwrap() > 1, "{name}: the session was there: {data:#}");
+        // An upload in parts is looked for by the same attempt, as soon as there is a session.
+        assert_eq!(data["attempts"].as_u64().unwrap() > 1, name == "small", "{data:#}");
         assert_eq!(fixture.object(name).unwrap().bytes, content);
     }
     fixture.close().await;
