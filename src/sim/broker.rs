@@ -186,7 +186,8 @@ impl SimWorld {
             let percent = state.scenario.fault_rates.duplicate_release;
             if state.fault_occurs("copies released twice", percent) {
                 note!(state, "the copy of {} is released twice", state.plan(message.job).id);
-                state.records[message.job].duplicated = true;
+                let record = &mut state.records[message.job];
+                (record.duplicated, record.released_twice) = (true, true);
                 state.enqueue(message.lane(), message.clone(), false);
             }
             state.enqueue(message.lane(), message, false);

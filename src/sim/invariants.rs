@@ -305,7 +305,7 @@ pub(super) fn check_abort(state: &mut SimState, worker: usize, checkpoint: &Chec
     let former = &state.workers[worker];
     let over = former.lost_leases.contains(&job) || former.unsettled_uploads.contains(id);
     let foreign = over && (former.resumed_uploads.contains(id) || former.lease_uploads.contains(id));
-    if busy && foreign {
+    if busy && foreign && !state.records[job].released_twice {
         state.report_violation(format!("worker {worker} aborts {id} of job-{job}, which worker {other} continues"));
     }
 }

@@ -26,6 +26,9 @@ pub(super) struct JobRecord {
     pub(super) outcomes: BTreeMap<String, BTreeSet<String>>,
     /// True if more than one message of this job existed: it may have ended more than once.
     pub(super) duplicated: bool,
+    /// True once a copy left its wait queue twice: both resume one upload, and the end of either
+    /// aborts it for the other.
+    pub(super) released_twice: bool,
     pub(super) published: usize,
 }
 
