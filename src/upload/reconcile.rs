@@ -175,9 +175,7 @@ pub(super) async fn taken(
         return conflict(target, error.failure);
     }
     let found = match list(calls, target).await {
-        Ok(Some(found)) => found,
-        // It was deleted meanwhile.
-        Ok(None) => return conflict(target, error.failure),
+        Ok(found) => found,
         Err(denied) if denied.signal == ErrorSignal::Denied => {
             let hint =
                 "if an earlier attempt of this job wrote it, this can't be told: allow s3:ListBucket for the prefix";
@@ -185,8 +183,10 @@ pub(super) async fn taken(
         }
         // Without a listing nothing is decided: the next attempt finds the key taken again.
         Err(unlisted) if unlisted.failure.class() != Class::Job => return Err(unlisted.failure),
-        Err(_) => return conflict(target, error.failure),
+        Err(_) => None,
     };
+    // It was deleted meanwhile, or the store has no listings.
+    let Some(found) = found else { return conflict(target, error.failure) };
     let listed = ListedObject::of(&found);
     if let Some(part) = part.filter(|_| expected.has_shape_of(&listed)) {
         expected.etag = Some(part.md5().await?);

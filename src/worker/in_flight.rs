@@ -174,8 +174,9 @@ impl InFlight {
         if let Some((other, job)) = owners.into_iter().find(joins) {
             return Claim::Duplicate { job: job.clone(), same: *other == id };
         }
-        if let Some(event) = self.delivered.get(id.run.digest()) {
-            return Claim::Delivered(event);
+        let digest = id.run.digest();
+        if self.delivered.contains(digest) {
+            return Claim::Delivered(self.delivered.outcome(digest));
         }
         let job = Arc::new(InFlightJob {
             started_at: now,

@@ -111,7 +111,7 @@ async fn a_redelivered_job_does_not_claim_a_foreign_object_of_its_size() {
 #[tokio::test]
 async fn under_a_kms_key_an_upload_of_a_killed_worker_is_recognised_by_its_lease() {
     let mut world = World::short_leases("earlierkms").await;
-    world.site.set("broker.lease_after", "1h");
+    world.site.set("broker.lease_after", "10m");
     // Long enough for the lease.
     world.s3.on("UploadPart").before(Effect::Delay(Duration::from_millis(500)));
     let content = bytes(81, 20 * MIB);

@@ -77,12 +77,15 @@ impl Delivered {
         }
     }
 
-    /// Returns the outcome of a job that was delivered within the last hour; the inner `None` if
-    /// only its id is remembered.
-    pub(super) fn get(&self, id: Uuid) -> Option<Option<Arc<OutcomeEvent>>> {
+    /// Returns true for a job that was delivered within the last hour.
+    pub(super) fn contains(&self, id: Uuid) -> bool {
         let now = self.second();
-        let remembered = self.ids.lock().unwrap_or_else(PoisonError::into_inner).contains(id, now);
-        remembered.then(|| self.outcomes.get(&id))
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).contains(id, now)
+    }
+
+    /// Returns the outcome of such a job; `None` if only its id is remembered.
+    pub(super) fn outcome(&self, id: Uuid) -> Option<Arc<OutcomeEvent>> {
+        self.outcomes.get(&id)
     }
 
     fn second(&self) -> u32 {
@@ -202,9 +205,9 @@ mod tests {
             delivered.insert(id(number), event(number));
         }
         delivered.outcomes.run_pending_tasks();
-        assert!(matches!(delivered.get(id(0)), Some(None)));
-        assert_eq!(delivered.get(id(4999)).flatten().unwrap().id, "4999");
-        assert!(delivered.get(id(5000)).is_none());
+        assert!(delivered.contains(id(0)) && delivered.outcome(id(0)).is_none());
+        assert_eq!(delivered.outcome(id(4999)).unwrap().id, "4999");
+        assert!(!delivered.contains(id(5000)));
         assert!(delivered.outcomes.weighted_size() <= OUTCOMES_MAX_BYTES);
     }
 }

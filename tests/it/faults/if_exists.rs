@@ -52,7 +52,7 @@ async fn after_a_lost_reply_our_own_object_is_recognised() {
 }
 
 /// The first try of the write is lost with its reply, as `operation` says; the object is `theirs`.
-async fn lost_before(fixture: &AcmeFixture, name: &str, operation: &'static str, theirs: &[u8], parts: Option<usize>) {
+fn lost_before(fixture: &AcmeFixture, name: &str, operation: &'static str, theirs: &[u8], parts: Option<usize>) {
     let key = format!("in/{name}");
     fixture.s3.on(operation).key(name).nth(1).before(Effect::LostReply);
     match parts {
@@ -69,7 +69,7 @@ async fn after_a_lost_reply_a_foreign_object_of_the_same_size_and_time_is_not_cl
             let (name, theirs) = (format!("{name}-{if_exists}"), bytes(43, size));
             let (operation, parts) =
                 if size < MIB { ("PutObject", None) } else { ("CompleteMultipartUpload", Some(3)) };
-            lost_before(&fixture, &name, operation, &theirs, parts).await;
+            lost_before(&fixture, &name, operation, &theirs, parts);
             fixture.schedule_with(&name, &bytes(44, size), &json!({"if_exists": if_exists})).await;
             if if_exists == "keep" {
                 let kept = fixture.site.broker.ended(&name).await;
