@@ -23,6 +23,7 @@ mod history;
 mod in_flight;
 pub(crate) mod lease;
 mod parts;
+mod reports;
 mod runner;
 #[cfg(test)]
 mod sample;
@@ -47,8 +48,9 @@ use admission::Admission;
 pub use admission::{AdmissionView, CircuitView, WaitingJobs};
 use cancellations::Cancellations;
 use consume::Consumer;
-use control::ControlListener;
+use control::{ControlEffects, ControlListener};
 pub use parts::{WorkerClock, WorkerParts};
+use reports::FleetReports;
 use runner::Runner;
 
 /// Time in which the broker must answer a request to stop consuming, and to close.
@@ -66,6 +68,7 @@ pub struct Worker {
     admission: Arc<Admission>,
     runner: Arc<Runner>,
     control: ControlListener,
+    reports: FleetReports,
     lifecycle: Lifecycle,
 }
 
@@ -91,12 +94,17 @@ impl Worker {
         }
         let (stop, activity, cancellations) =
             (StopSignals::default(), Arc::<Activity>::default(), Arc::<Cancellations>::default());
-        let admission = Arc::new(Admission::new(&parts, cancellations.clone(), stop.hand_off.clone()));
+        let reports = FleetReports::new();
+        let admission = Arc::new(Admission::new(&parts, cancellations.clone(), reports.clone(), stop.hand_off.clone()));
+        let runner = Arc::new(Runner::new(&parts, admission.clone(), activity.clone(), reports.clone(), stop.clone()));
+        let effects =
+            ControlEffects { admission: admission.clone(), cancellations, in_flight: runner.in_flight().clone() };
         Arc::new(Self {
             queue: parts.queue.clone(),
-            runner: Arc::new(Runner::new(&parts, admission.clone(), activity.clone(), stop.clone())),
-            control: ControlListener::new(parts.queue, admission.clone(), cancellations, parts.clock),
+            runner,
+            control: ControlListener::new(parts.queue, effects, parts.clock),
             admission,
+            reports,
             lifecycle: Lifecycle {
                 activity,
                 metrics: parts.metrics,
@@ -152,10 +160,12 @@ impl Worker {
             let (worker, drain) = (self.clone(), drain.clone());
             async move { worker.admission.release_until(&drain).await }
         });
+        let reports = tokio::spawn(self.reports.clone().publish(self.queue.clone(), self.control.clock()));
         let control = self.control.start(&drain).await;
         self.lifecycle.started.store(true, Ordering::Release);
         let drained = self.serve(&drain).await;
         control.abort();
+        reports.abort();
         releases.abort();
         heartbeat.abort();
         drained

@@ -70,6 +70,8 @@ pub enum ControlCommand {
     WorkerStarted(String),
     /// The worker with this address stops.
     WorkerStopped(String),
+    /// The run with this digest was delivered, and its message or lease may come again.
+    JobDelivered(Uuid),
     /// A worker observed this of a destination.
     Circuit(DestinationId, CircuitChange),
 }
@@ -132,6 +134,8 @@ struct Raw {
     destination: Option<String>,
     /// With `worker_started` and `worker_stopped` alone: the worker's address.
     worker: Option<String>,
+    /// With `job_delivered` alone: digest of the job's run.
+    run: Option<String>,
     /// With `circuit_denied` and `circuit_opened`: the failure.
     failure: Option<RawFailure>,
     /// With `circuit_denied` alone: the key of the denied object.
@@ -164,15 +168,17 @@ const CANCEL_BACKFILL: &str = "cancel_backfill";
 const RESET_CIRCUIT: &str = "reset_circuit";
 const WORKER_STARTED: &str = "worker_started";
 const WORKER_STOPPED: &str = "worker_stopped";
+const JOB_DELIVERED: &str = "job_delivered";
 const CIRCUIT_DENIED: &str = "circuit_denied";
 const CIRCUIT_OPENED: &str = "circuit_opened";
 const CIRCUIT_PROBING: &str = "circuit_probing";
 const CIRCUIT_CLOSED: &str = "circuit_closed";
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 9] = [
     CANCEL_BACKFILL,
     RESET_CIRCUIT,
     WORKER_STARTED,
     WORKER_STOPPED,
+    JOB_DELIVERED,
     CIRCUIT_DENIED,
     CIRCUIT_OPENED,
     CIRCUIT_PROBING,
@@ -227,6 +233,7 @@ impl Raw {
             ControlCommand::ResetCircuit(id) => Self { destination: Some(id.to_string()), ..raw(RESET_CIRCUIT) },
             ControlCommand::WorkerStarted(worker) => Self { worker: Some(worker.clone()), ..raw(WORKER_STARTED) },
             ControlCommand::WorkerStopped(worker) => Self { worker: Some(worker.clone()), ..raw(WORKER_STOPPED) },
+            ControlCommand::JobDelivered(run) => Self { run: Some(run.to_string()), ..raw(JOB_DELIVERED) },
             ControlCommand::Circuit(id, change) => {
                 let raw = match change {
                     CircuitChange::Denied { failure, key } => Self {
@@ -256,6 +263,10 @@ impl Raw {
             RESET_CIRCUIT => ControlCommand::ResetCircuit(self.destination()?),
             WORKER_STARTED => ControlCommand::WorkerStarted(given(self.worker.clone(), "worker")?),
             WORKER_STOPPED => ControlCommand::WorkerStopped(given(self.worker.clone(), "worker")?),
+            JOB_DELIVERED => {
+                let run = given(self.run.as_deref(), "run")?.parse();
+                ControlCommand::JobDelivered(run.map_err(|_| Invalid::new("run", "is no UUID"))?)
+            }
             CIRCUIT_DENIED => {
                 let (failure, key) = (self.failure()?, given(self.key.clone(), "key")?);
                 ControlCommand::Circuit(self.destination()?, CircuitChange::Denied { failure, key })
@@ -278,11 +289,12 @@ impl Raw {
     }
 
     /// Which optional fields are present.
-    fn fields(&self) -> [bool; 7] {
+    fn fields(&self) -> [bool; 8] {
         [
             self.backfill.is_some(),
             self.destination.is_some(),
             self.worker.is_some(),
+            self.run.is_some(),
             self.failure.is_some(),
             self.key.is_some(),
             self.probes.is_some(),
@@ -348,6 +360,7 @@ mod tests {
             ControlCommand::ResetCircuit(DestinationId::parse("acme").unwrap()),
             ControlCommand::WorkerStarted("host-1.0f".to_owned()),
             ControlCommand::WorkerStopped("host-1.0f".to_owned()),
+            ControlCommand::JobDelivered(Uuid::from_u128(7)),
             circuit(CircuitChange::Denied { failure: Box::new(failure()), key: "a/b.csv".to_owned() }),
             circuit(CircuitChange::Opened {
                 failure: Box::new(failure()),

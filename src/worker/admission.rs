@@ -14,7 +14,7 @@ mod slots;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::cancellations::Cancellations;
 use super::decode::DecodedJob;
 use super::parts::{WorkerClock, WorkerParts};
+use super::reports::FleetReports;
 use crate::domain::control::BackfillId;
 use crate::domain::destination::{Destination, DestinationId};
 use crate::domain::fleet::FleetShare;
@@ -36,7 +37,7 @@ use crate::queue::{Delivery, Queue};
 use crate::transfer::Transport;
 pub use circuit::CircuitView;
 pub(super) use circuit::SharedChange;
-use circuit::{CircuitBreakers, CircuitReports, CircuitState, ObservedAttempt, PendingReports, publish_reports};
+use circuit::{CircuitBreakers, CircuitState, ObservedAttempt};
 use health::WorkerHealth;
 pub use limits::WaitingJobs;
 use limits::{DestinationLimits, DestinationPermit, IMMINENT_WAIT, LimitDecision};
@@ -106,8 +107,6 @@ pub(super) struct Admission {
     slots: Slots,
     limits: Arc<DestinationLimits>,
     circuits: Arc<CircuitBreakers>,
-    /// Reports to other workers; taken by the task that publishes them.
-    reports: Mutex<Option<PendingReports>>,
     outage: OutageDetector,
     /// Held while calls of our own confirm an outage: results that are suspicious meanwhile wait
     /// for the same verdict.
@@ -125,14 +124,17 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    pub(super) fn new(parts: &WorkerParts, cancellations: Arc<Cancellations>, draining: CancellationToken) -> Self {
-        let (reports, pending) = CircuitReports::new();
+    pub(super) fn new(
+        parts: &WorkerParts,
+        cancellations: Arc<Cancellations>,
+        reports: FleetReports,
+        draining: CancellationToken,
+    ) -> Self {
         parts.metrics.set_fleet_workers(FleetShare::default().workers);
         Self {
             slots: Slots::new(&parts.config),
             limits: DestinationLimits::new(parts.config.destination_slots, parts.config.slots),
             circuits: CircuitBreakers::new(parts.denied_for, parts.metrics.clone(), reports),
-            reports: Mutex::new(Some(pending)),
             outage: OutageDetector::default(),
             confirming: tokio::sync::Mutex::default(),
             health: WorkerHealth::default(),
@@ -420,19 +422,12 @@ impl Admission {
         self.limits.set_share(share);
     }
 
-    /// Releases delayed jobs of destinations that recovered, and reports circuit breakers to other
-    /// workers, until `drain`.
+    /// Releases delayed jobs of destinations that recovered, until `drain`.
     pub(super) async fn release_until(&self, drain: &CancellationToken) {
-        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let publishing = async {
-            if let Some(mut pending) = reports {
-                publish_reports(&*self.queue, &mut pending, self.clock).await;
-            }
-        };
         tokio::select! {
             biased;
             () = drain.cancelled() => {}
-            ((), ()) = async { tokio::join!(self.delayed.run(&self.queue), publishing) } => {}
+            () = self.delayed.run(&self.queue) => {}
         }
     }
 

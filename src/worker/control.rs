@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, SharedChange};
 use super::cancellations::Cancellations;
+use super::in_flight::InFlight;
 use super::parts::WorkerClock;
 use crate::domain::control::{Control, ControlCommand};
 use crate::queue::{ControlEvent, Queue};
@@ -21,23 +22,30 @@ use crate::queue::{ControlEvent, Queue};
 /// within 5 s.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Parts of the worker that control messages change.
+#[derive(Debug, Clone)]
+pub(super) struct ControlEffects {
+    pub(super) admission: Arc<Admission>,
+    pub(super) cancellations: Arc<Cancellations>,
+    pub(super) in_flight: Arc<InFlight>,
+}
+
 /// Reader of control messages.
 #[derive(Debug, Clone)]
 pub(super) struct ControlListener {
     queue: Arc<dyn Queue>,
-    admission: Arc<Admission>,
-    cancellations: Arc<Cancellations>,
+    effects: ControlEffects,
     clock: WorkerClock,
 }
 
 impl ControlListener {
-    pub(super) fn new(
-        queue: Arc<dyn Queue>,
-        admission: Arc<Admission>,
-        cancellations: Arc<Cancellations>,
-        clock: WorkerClock,
-    ) -> Self {
-        Self { queue, admission, cancellations, clock }
+    pub(super) fn new(queue: Arc<dyn Queue>, effects: ControlEffects, clock: WorkerClock) -> Self {
+        Self { queue, effects, clock }
+    }
+
+    /// Clock of the worker.
+    pub(super) fn clock(&self) -> WorkerClock {
+        self.clock
     }
 
     /// Starts the task that reads control messages. Returns when those of the past are read, or at
@@ -69,7 +77,7 @@ impl ControlListener {
             match event {
                 ControlEvent::Message(body) => self.perform(&body),
                 ControlEvent::CaughtUp => drop(caught_up.take()),
-                ControlEvent::Fleet(share) => self.admission.set_share(share),
+                ControlEvent::Fleet(share) => self.effects.admission.set_share(share),
             }
         }
     }
@@ -81,14 +89,15 @@ impl ControlListener {
         };
         match command {
             ControlCommand::CancelBackfill(backfill) => {
-                if self.cancellations.cancel(backfill.clone(), id, at, (self.clock)()) {
+                if self.effects.cancellations.cancel(backfill.clone(), id, at, (self.clock)()) {
                     tracing::info!(%backfill, %at, "backfill cancelled; its jobs that have not started are skipped");
                 }
             }
-            ControlCommand::ResetCircuit(destination) => self.admission.reset_as_of(&destination, at),
+            ControlCommand::ResetCircuit(destination) => self.effects.admission.reset_as_of(&destination, at),
             ControlCommand::Circuit(destination, change) => {
-                self.admission.apply(SharedChange { id, destination, change, at });
+                self.effects.admission.apply(SharedChange { id, destination, change, at });
             }
+            ControlCommand::JobDelivered(run) => self.effects.in_flight.delivered_elsewhere(run, at, (self.clock)()),
             // The queue keeps the roster.
             ControlCommand::WorkerStarted(_) | ControlCommand::WorkerStopped(_) => {}
         }

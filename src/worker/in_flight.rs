@@ -189,6 +189,12 @@ impl InFlight {
         Claim::Owned(JobOwner { table: self.clone(), id, job })
     }
 
+    /// Remembers a run that another worker delivered at `at`.
+    pub(super) fn delivered_elsewhere(&self, run: Uuid, at: Timestamp, now: Timestamp) {
+        let age = Duration::try_from(now.duration_since(at)).unwrap_or_default();
+        self.delivered.insert_id(run, age);
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Owners>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }

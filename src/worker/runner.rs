@@ -15,8 +15,10 @@ use super::history;
 use super::in_flight::{AttemptId, Claim, InFlight, InFlightJob, JobEnd, JobOwner, Joined};
 use super::lease::{AttemptState, LeaseStatus};
 use super::parts::{WorkerClock, WorkerParts};
+use super::reports::FleetReports;
 use super::settle::JobSettler;
 use super::settlement::{self, Conclusion, SettlementContext, SettlementPlan};
+use crate::domain::control::ControlCommand;
 use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, History, OutcomeKind, RetryDelay, RetryPolicy};
@@ -38,6 +40,7 @@ pub(super) struct Runner {
     attempts: Attempts,
     settler: Arc<JobSettler>,
     checks: Checks,
+    reports: FleetReports,
     policy: RetryPolicy,
     prefix: String,
     metrics: Arc<Metrics>,
@@ -50,6 +53,7 @@ impl Runner {
         parts: &WorkerParts,
         admission: Arc<Admission>,
         activity: Arc<Activity>,
+        reports: FleetReports,
         stop: StopSignals,
     ) -> Self {
         let decoder = Arc::new(Decoder::new(parts.destinations.clone()));
@@ -57,6 +61,7 @@ impl Runner {
         Self {
             checks: Checks::new(parts, decoder.clone(), admission.clone(), settler.clone(), stop.cancel.clone()),
             in_flight: InFlight::new(),
+            reports,
             attempts: Attempts::new(parts, admission.clone(), activity),
             policy: RetryPolicy {
                 max_attempts: parts.config.max_attempts.get(),
@@ -71,6 +76,11 @@ impl Runner {
             settler,
             stop,
         }
+    }
+
+    /// Jobs that run in this worker, and those that were delivered.
+    pub(super) fn in_flight(&self) -> &Arc<InFlight> {
+        &self.in_flight
     }
 
     /// Handles one delivery until it is settled.
@@ -143,14 +153,22 @@ impl Runner {
     /// Settles a job, and returns its end for the duplicates.
     async fn settle(&self, delivery: Delivery, plan: SettlementPlan, owned: OwnedJob<'_>, attempted: bool) -> JobEnd {
         let OwnedJob { job, owner, state } = owned;
-        if let Some(outcome) = plan.outcome.as_ref().filter(|outcome| outcome.kind == OutcomeKind::Delivered) {
-            owner.delivered(outcome.event.clone());
+        let delivered = plan.outcome.as_ref().filter(|outcome| outcome.kind == OutcomeKind::Delivered);
+        let delivered = delivered.inspect(|outcome| owner.delivered(outcome.event.clone())).is_some();
+        // A lease may reach another worker although its job has ended here.
+        let leased = state.lease_state() != LeaseStatus::Absent;
+        if delivered && leased {
+            self.reports.send(ControlCommand::JobDelivered(owner.run().digest()));
         }
         self.record_deferral(&job.destination.id, &plan);
         owner.settling();
         let is_final = plan.is_final;
         let resumable = state.lease_context().upload_id.filter(|_| !plan.abort_upload);
         let settled = self.settler.perform(delivery, plan, state, &job.destination).await;
+        if delivered && !settled && !leased {
+            // The message is redelivered, and perhaps to another worker.
+            self.reports.send(ControlCommand::JobDelivered(owner.run().digest()));
+        }
         if attempted && (!settled || state.lease_state() == LeaseStatus::Lost) {
             self.settler.abort_unrecorded(state, &job.destination).await;
         }

@@ -184,6 +184,33 @@ async fn another_worker_continues_what_a_killed_one_had_under_a_lease() {
 }
 
 #[tokio::test]
+async fn the_last_lease_of_a_killed_worker_does_not_start_a_delivered_job_again() {
+    let node = Node::shared();
+    let (site, s3) = short_leases(&node, "leaselast").await;
+    node.shorten_leases(&site.broker.prefix, Duration::from_secs(4));
+    s3.on("PutObject").before(Effect::Delay(Duration::from_secs(3)));
+    let url = site.file("a", b"hello");
+    let first = site.worker().await;
+    site.broker.schedule(&job("a", &url, "acme", "a")).await;
+    until("a lease", Duration::from_secs(30), async || {
+        (first.metric("consign_broker_settlements_total", "action=\"lease\"").await > 0.0).then_some(())
+    })
+    .await;
+    let second = site.worker().await;
+    assert_eq!(site.broker.ended("a").await["type"], "consign.transfer.delivered.v1");
+    // Its lease is still in the broker, and goes to the other worker.
+    first.kill();
+    until("the lease reaches the other worker", Duration::from_secs(60), async || {
+        (second.metric("consign_broker_settlements_total", "action=\"ack\"").await > 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(s3.calls("PutObject").len(), 1, "it knows that the job was delivered");
+    let ids: BTreeSet<_> = site.broker.outcomes_of("a").await.iter().map(|outcome| outcome["id"].to_string()).collect();
+    assert_eq!(ids.len(), 1, "one outcome that counts");
+    site.broker.clean().await;
+}
+
+#[tokio::test]
 async fn a_worker_that_was_cut_off_leaves_its_job_to_the_one_that_has_it_now() {
     let node = Node::shared();
     let (mut site, s3) = short_leases(&node, "leaselost").await;

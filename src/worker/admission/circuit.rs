@@ -21,14 +21,14 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::domain::control::CircuitChange;
+use crate::domain::control::{CircuitChange, ControlCommand};
 use crate::domain::destination::DestinationId;
 use crate::domain::outcome::{Class, Failure, Reason, RetryDelay, TransferResult};
 use crate::metrics::Metrics;
 use crate::worker::history::time_after;
+use crate::worker::reports::FleetReports;
 use shared::ProbeClaims;
 pub(in crate::worker) use shared::SharedChange;
-pub(super) use shared::{CircuitReports, PendingReports, publish_reports};
 
 /// Least time between two denials of STS that count as two.
 const MIN_DENIAL_SPACING: Duration = Duration::from_secs(60);
@@ -54,7 +54,7 @@ pub(super) struct CircuitBreakers {
     recovered: Mutex<HashMap<DestinationId, Timestamp>>,
     next_probe_number: AtomicU64,
     claims: ProbeClaims,
-    reports: CircuitReports,
+    reports: FleetReports,
     denied_for: Duration,
     metrics: Arc<Metrics>,
 }
@@ -153,7 +153,7 @@ pub struct CircuitView {
 
 impl CircuitBreakers {
     /// `denied_for` is the lifetime of a cached denial of STS: a probe must come after it.
-    pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>, reports: CircuitReports) -> Arc<Self> {
+    pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>, reports: FleetReports) -> Arc<Self> {
         Arc::new(Self {
             breakers: Mutex::default(),
             last_success: Mutex::default(),
@@ -221,7 +221,7 @@ impl CircuitBreakers {
         record_time(&self.last_success, destination, now);
         record_time(&self.recovered, destination, now);
         if self.close(destination, "the destination accepted data") {
-            self.reports.send(destination, CircuitChange::Closed);
+            self.report(destination, CircuitChange::Closed);
         }
     }
 
@@ -233,7 +233,7 @@ impl CircuitBreakers {
     /// Closes a breaker whose evidence is part of an outage.
     pub(super) fn clear(&self, destination: &DestinationId) {
         if self.close(destination, "the failure is part of an outage") {
-            self.reports.send(destination, CircuitChange::Closed);
+            self.report(destination, CircuitChange::Closed);
         }
     }
 
@@ -270,7 +270,7 @@ impl CircuitBreakers {
             let recent = breaker.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
             if recent && breaker.open.is_some() {
                 self.metrics.destinations().set_circuit_open(destination, false);
-                self.reports.send(destination, CircuitChange::Closed);
+                self.report(destination, CircuitChange::Closed);
                 tracing::info!(%destination, "circuit breaker closed: the failure is part of an outage");
             }
             !recent
@@ -306,11 +306,11 @@ impl CircuitBreakers {
             breaker.open = Some(OpenCircuit::new(failure, now));
         } else if !is_open && is_new {
             let (failure, key) = (Box::new(failure.clone()), attempt.key.to_owned());
-            self.reports.send(destination, CircuitChange::Denied { failure, key });
+            self.report(destination, CircuitChange::Denied { failure, key });
         }
         let open = breaker.open.as_mut()?;
         if open.failed(failure, attempt.probe, self.denied_for) && !open.suspected {
-            self.reports.send(destination, open.change());
+            self.report(destination, open.change());
         }
         Some(open.next_probe.saturating_duration_since(Instant::now()))
     }
@@ -330,6 +330,10 @@ impl CircuitBreakers {
         let breaker = breakers.entry(destination.clone()).or_insert_with(CircuitBreaker::new);
         breaker.touched = Instant::now();
         Some(breaker)
+    }
+
+    fn report(&self, destination: &DestinationId, change: CircuitChange) {
+        self.reports.send(ControlCommand::Circuit(destination.clone(), change));
     }
 
     /// Records that a breaker opens.
@@ -478,7 +482,7 @@ impl Drop for CircuitProbe {
             open.probe = None;
             open.next_probe = Instant::now() + INCONCLUSIVE_PROBE_INTERVAL;
             if !open.suspected {
-                self.breakers.reports.send(&self.destination, open.change());
+                self.breakers.report(&self.destination, open.change());
             }
         }
     }

@@ -68,6 +68,14 @@ impl Delivered {
     /// Remembers a job with its outcome.
     pub(super) fn insert(&self, id: Uuid, event: OutcomeEvent) {
         self.outcomes.insert(id, Arc::new(event));
+        self.insert_id(id, Duration::ZERO);
+    }
+
+    /// Remembers a job that was delivered `age` ago, without its outcome.
+    pub(super) fn insert_id(&self, id: Uuid, age: Duration) {
+        if age >= DELIVERED_TTL {
+            return;
+        }
         let now = self.second();
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         if ids.insert(id, now) {

@@ -110,11 +110,11 @@ export interface Destination {
    */
   kms_key_arn?: string | null;
   /**
-   * The most bytes a second into this destination.
+   * The most bytes a second into this destination, of the whole fleet.
    */
   max_bytes_per_second?: number | null;
   /**
-   * The most transfers at once into this destination.
+   * The most transfers at once into this destination, of the whole fleet.
    */
   max_concurrency?: number | null;
   /**

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
@@ -24,52 +24,10 @@ use crate::domain::destination::DestinationId;
 use crate::domain::outcome::{Failure, Reason};
 use crate::queue::Queue;
 
-/// Reports that are not published yet. Further ones are dropped: each worker has breakers of its
-/// own.
-const MAX_REPORTS: usize = 1024;
-/// Limit for publishing one report or claim.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time in which a claim comes back on the stream.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time after which a probe of another worker is no longer awaited.
 const CLAIM_TTL: Duration = Duration::from_mins(1);
-
-/// Sender of reports to the other workers.
-#[derive(Debug, Clone)]
-pub(in crate::worker::admission) struct CircuitReports(mpsc::Sender<(DestinationId, CircuitChange)>);
-
-/// Receiver of the reports, to publish them.
-pub(in crate::worker::admission) type PendingReports = mpsc::Receiver<(DestinationId, CircuitChange)>;
-
-impl CircuitReports {
-    /// Creates the sender, and the receiver for [`publish_reports`].
-    pub(in crate::worker::admission) fn new() -> (Self, PendingReports) {
-        let (sender, pending) = mpsc::channel(MAX_REPORTS);
-        (Self(sender), pending)
-    }
-
-    /// Reports a change. Never waits.
-    pub(super) fn send(&self, destination: &DestinationId, change: CircuitChange) {
-        if self.0.try_send((destination.clone(), change)).is_err() {
-            tracing::debug!(%destination, "a change of a circuit breaker is not reported to other workers");
-        }
-    }
-}
-
-/// Publishes reports until the queue closes.
-pub(in crate::worker::admission) async fn publish_reports(
-    queue: &dyn Queue,
-    pending: &mut PendingReports,
-    clock: fn() -> Timestamp,
-) {
-    while let Some((destination, change)) = pending.recv().await {
-        let control = Control::new(ControlCommand::Circuit(destination, change), clock());
-        let published = timeout(PUBLISH_TIMEOUT, queue.publish_control(control.render().into())).await;
-        if !matches!(published, Ok(Ok(()))) {
-            tracing::debug!("a change of a circuit breaker did not reach the other workers");
-        }
-    }
-}
 
 /// Claims of this worker that are not answered yet. The answer is the number of the probe; `None`
 /// when another worker has it.

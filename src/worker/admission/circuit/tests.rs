@@ -4,7 +4,7 @@ use crate::domain::outcome::Receipt;
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 fn circuits() -> Arc<CircuitBreakers> {
-    CircuitBreakers::new(Duration::from_secs(60), Arc::new(Metrics::new(10)), CircuitReports::new().0)
+    CircuitBreakers::new(Duration::from_secs(60), Arc::new(Metrics::new(10)), FleetReports::new())
 }
 
 fn acme() -> DestinationId {
@@ -218,7 +218,7 @@ async fn accepted_data_closes_it_at_once_and_an_old_probe_does_not_end_a_new_one
 #[tokio::test(start_paused = true)]
 async fn the_gauge_follows() {
     let metrics = Arc::new(Metrics::new(10));
-    let circuits = CircuitBreakers::new(Duration::from_secs(60), metrics.clone(), CircuitReports::new().0);
+    let circuits = CircuitBreakers::new(Duration::from_secs(60), metrics.clone(), FleetReports::new());
     observe(&circuits, &acme(), "a", None, &failed(Reason::WrongOwner), NOW);
     assert!(metrics.destinations().circuit_open(&acme()));
     circuits.clear(&acme());

@@ -2,19 +2,20 @@ use super::*;
 use crate::domain::outcome::TransferResult;
 use crate::metrics::Metrics;
 use crate::worker::admission::circuit::ObservedAttempt;
+use crate::worker::reports::FleetReports;
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 /// Breakers of a fleet on one stream.
 struct Fleet {
-    workers: Vec<(Arc<CircuitBreakers>, PendingReports)>,
+    workers: Vec<(Arc<CircuitBreakers>, FleetReports)>,
 }
 
 impl Fleet {
     fn new(workers: usize) -> Self {
         let worker = |_| {
-            let (reports, pending) = CircuitReports::new();
-            (CircuitBreakers::new(Duration::from_secs(60), Arc::new(Metrics::new(10)), reports), pending)
+            let reports = FleetReports::new();
+            (CircuitBreakers::new(Duration::from_secs(60), Arc::new(Metrics::new(10)), reports.clone()), reports)
         };
         Self { workers: (0..workers).map(worker).collect() }
     }
@@ -24,19 +25,17 @@ impl Fleet {
     }
 
     /// One worker's job fails.
-    fn fails(&mut self, worker: usize, reason: Reason, key: &str, probe: Option<u64>) {
+    fn fails(&self, worker: usize, reason: Reason, key: &str, probe: Option<u64>) {
         let result = TransferResult::Failed(Failure::new(reason, "denied"));
         self.breakers(worker).observe(ObservedAttempt { destination: &acme(), key, probe }, &result, NOW);
         self.publish();
     }
 
     /// Every worker reads what was reported.
-    fn publish(&mut self) {
-        let mut published = Vec::new();
-        for (_, pending) in &mut self.workers {
-            published.extend(std::iter::from_fn(|| pending.try_recv().ok()));
-        }
-        for (destination, change) in published {
+    fn publish(&self) {
+        let published: Vec<_> = self.workers.iter().flat_map(|(_, reports)| reports.drain()).collect();
+        for report in published {
+            let ControlCommand::Circuit(destination, change) = report else { panic!("{report:?}") };
             self.read(&destination, &change, Uuid::new_v4());
         }
     }
@@ -57,7 +56,7 @@ impl Fleet {
     }
 
     fn states(&self) -> Vec<&'static str> {
-        let name = |(breakers, _): &(Arc<CircuitBreakers>, PendingReports)| match breakers {
+        let name = |(breakers, _): &(Arc<CircuitBreakers>, FleetReports)| match breakers {
             breakers if breakers.is_probe_due(&acme()) => "due",
             breakers => match breakers.state(&acme()) {
                 CircuitState::Closed => "closed",
@@ -83,7 +82,7 @@ async fn pass(seconds: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn a_breaker_opens_is_probed_and_closes_once_for_all() {
-    let mut fleet = Fleet::new(3);
+    let fleet = Fleet::new(3);
     fleet.fails(0, Reason::BucketNotFound, "a", None);
     assert_eq!((fleet.states(), fleet.shown()), (vec!["open"; 3], vec![1; 3]));
     pass(30).await;
@@ -103,7 +102,7 @@ async fn a_breaker_opens_is_probed_and_closes_once_for_all() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_is_gone_leaves_the_probe_to_the_next() {
-    let mut fleet = Fleet::new(2);
+    let fleet = Fleet::new(2);
     fleet.fails(0, Reason::BucketNotFound, "a", None);
     pass(30).await;
     fleet.claim(0).unwrap();
@@ -115,7 +114,7 @@ async fn a_worker_that_is_gone_leaves_the_probe_to_the_next() {
 
 #[tokio::test(start_paused = true)]
 async fn a_denial_of_sts_holds_the_others_back_and_opens_nothing_until_it_is_repeated() {
-    let mut fleet = Fleet::new(3);
+    let fleet = Fleet::new(3);
     fleet.fails(0, Reason::AssumeRoleDenied, "a", None);
     assert_eq!((fleet.states(), fleet.shown()), (vec!["open"; 3], vec![0; 3]), "suspected, and not open");
     fleet.fails(2, Reason::AssumeRoleDenied, "b", None);
@@ -127,7 +126,7 @@ async fn a_denial_of_sts_holds_the_others_back_and_opens_nothing_until_it_is_rep
 
 #[tokio::test(start_paused = true)]
 async fn a_denial_of_sts_that_was_passing_is_forgotten() {
-    let mut fleet = Fleet::new(2);
+    let fleet = Fleet::new(2);
     fleet.fails(0, Reason::AssumeRoleDenied, "a", None);
     pass(61).await;
     fleet.claim(1).unwrap();
@@ -138,7 +137,7 @@ async fn a_denial_of_sts_that_was_passing_is_forgotten() {
 
 #[tokio::test(start_paused = true)]
 async fn keys_that_different_workers_are_denied_count_together() {
-    let mut fleet = Fleet::new(3);
+    let fleet = Fleet::new(3);
     for (worker, key) in [(0, "a"), (1, "b"), (1, "b")] {
         fleet.fails(worker, Reason::AccessDenied, key, None);
     }
@@ -162,7 +161,7 @@ async fn a_new_worker_learns_what_is_open_and_for_how_long() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_without_a_result_is_repeated_soon_by_any_worker() {
-    let mut fleet = Fleet::new(2);
+    let fleet = Fleet::new(2);
     fleet.fails(0, Reason::BucketNotFound, "a", None);
     pass(30).await;
     let number = fleet.claim(0).unwrap();
