@@ -70,7 +70,7 @@ pub enum ControlCommand {
     WorkerStarted(String),
     /// The worker with this address stops.
     WorkerStopped(String),
-    /// The run with this digest was delivered, and its message or lease may come again.
+    /// The run with this digest was delivered, and its message or lease may be redelivered.
     JobDelivered(Uuid),
     /// A worker observed this of a destination.
     Circuit(DestinationId, CircuitChange),

@@ -21,7 +21,9 @@ async fn sick_worker(site: &mut Site, healthy: &ScriptedS3) -> (Worker, Scripted
     let sick = ScriptedS3::start().await;
     sick.bucket("acme", REGION, ACME);
     let message = "The security token included in the request is invalid.";
-    sick.on("AssumeRole").before(Effect::Error(403, "InvalidClientTokenId", message));
+    for operation in ["AssumeRole", "GetCallerIdentity"] {
+        sick.on(operation).before(Effect::Error(403, "InvalidClientTokenId", message));
+    }
     site.aws(&sick.url);
     let worker = site.worker().await;
     site.aws(&healthy.url);

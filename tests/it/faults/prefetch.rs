@@ -17,12 +17,14 @@ use consign::domain::lane::Lane;
 use consign::domain::outcome::{Receipt, TransferResult};
 use consign::metrics::Metrics;
 use consign::queue::{
-    BoxFuture, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Queue, QueueError, Settlement,
+    BoxFuture, ControlEvent, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Queue, QueueError,
+    Settlement,
 };
 use consign::transfer::{TransferRequest, Transport};
 use consign::worker::{Worker, WorkerParts};
 use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -37,9 +39,17 @@ struct Fake {
     changed: Notify,
     story: Story,
     begun: Instant,
+    /// Notified when the control messages of the past are read; `None` without any.
+    past: Option<Notify>,
 }
 
 impl Fake {
+    fn new(seconds: &[u64], past: Option<Notify>) -> Arc<Self> {
+        let waiting = seconds.iter().zip(1..).map(|(seconds, tag)| delivery(tag, *seconds)).collect();
+        let (waiting, story) = (Mutex::new(waiting), Story::default());
+        Arc::new(Self { waiting, changed: Notify::new(), story, begun: Instant::now(), past })
+    }
+
     fn tell(&self, what: &'static str) {
         self.story.lock().unwrap().push((what, self.begun.elapsed().as_secs()));
     }
@@ -102,6 +112,14 @@ impl Queue for Fake {
         waits.then(|| (Lane::Scheduled, self.begun + Duration::from_secs(at)))
     }
 
+    fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
+        async {
+            self.past.as_ref()?.notified().await;
+            Some(ControlEvent::CaughtUp)
+        }
+        .boxed()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         async {}.boxed()
     }
@@ -159,12 +177,8 @@ region = "us-east-1"
 auth = { method = "iam_role", role_arn = "arn:aws:iam::111111111111:role/consign" }
 "#;
 
-/// Lets a worker of one slot work on jobs that take so many seconds each.
-async fn story(seconds: &[u64]) -> Vec<(&'static str, u64)> {
-    let story = Story::default();
-    let waiting = seconds.iter().zip(1..).map(|(seconds, tag)| delivery(tag, *seconds)).collect();
-    let waiting = Mutex::new(waiting);
-    let queue = Arc::new(Fake { waiting, changed: Notify::new(), story: story.clone(), begun: Instant::now() });
+/// A worker of one slot that runs until the token is cancelled.
+fn run(queue: Arc<Fake>) -> (Arc<Worker>, JoinHandle<bool>, CancellationToken) {
     let config = consign::config::load_str(CONFIG).unwrap().config;
     let (_keep, destinations) = watch::channel(config.destinations);
     let worker = Worker::new(WorkerParts {
@@ -181,13 +195,36 @@ async fn story(seconds: &[u64]) -> Vec<(&'static str, u64)> {
     });
     let drain = CancellationToken::new();
     let running = tokio::spawn({
-        let drain = drain.clone();
+        let (worker, drain) = (worker.clone(), drain.clone());
         async move { worker.run(drain).await }
     });
+    (worker, running, drain)
+}
+
+/// Lets a worker of one slot work on jobs that take so many seconds each.
+async fn story(seconds: &[u64]) -> Vec<(&'static str, u64)> {
+    let queue = Fake::new(seconds, None);
+    let (_worker, running, drain) = run(queue.clone());
     tokio::time::sleep(Duration::from_secs(seconds.iter().sum::<u64>() + 5)).await;
     drain.cancel();
     assert!(running.await.unwrap());
-    story.lock().unwrap().clone()
+    queue.story.lock().unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_ready_once_it_has_read_the_control_messages_of_the_past() {
+    let queue = Fake::new(&[1], Some(Notify::new()));
+    let (worker, running, drain) = run(queue.clone());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(worker.ready().unwrap_err().contains("control messages"));
+    assert_eq!(queue.story.lock().unwrap().len(), 0, "it takes nothing yet");
+    queue.past.as_ref().unwrap().notify_one();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(worker.ready(), Ok(()));
+    assert_eq!(queue.story.lock().unwrap().len(), 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    drain.cancel();
+    assert!(running.await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]

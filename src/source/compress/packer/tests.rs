@@ -292,3 +292,12 @@ async fn external_programs_read_the_output_of_two_workers() {
         assert!(decompress_with(program, &whole).is_none_or(|read| read == plain), "{program} reads something else");
     }
 }
+
+#[tokio::test]
+async fn incompressible_bytes_after_compressible_ones_survive_a_flush() {
+    let plain = content(&[(ContentKind::Words, 218_124), (ContentKind::Noise, 44_021)]);
+    for size in [11, 1] {
+        let segments = packed(chunked(&plain, 0, &[1000]), Compression::Gzip, PackedEnd::default(), &[size]).await;
+        assert!(unpacked(Compression::Gzip, &joined(&segments)) == plain, "{size}");
+    }
+}
