@@ -42,6 +42,8 @@ const INCONCLUSIVE_PROBE_INTERVAL: Duration = Duration::from_secs(30);
 const MAX_TRACKED: usize = 10_000;
 /// Greatest difference of two machines' clocks.
 const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
+/// Age from which a report of another worker is one of the past.
+const PAST: Duration = Duration::from_secs(60);
 /// Age at which evidence makes room for others.
 const EVIDENCE_TTL: Duration = Duration::from_hours(1);
 
@@ -287,7 +289,7 @@ impl CircuitBreakers {
     fn close(&self, destination: &DestinationId, why: &str) -> bool {
         let removed = self.lock().remove(destination);
         let known = removed.is_some();
-        if removed.is_some_and(|breaker| breaker.open.is_some()) {
+        if removed.is_some_and(|breaker| breaker.open.is_some_and(|open| !open.suspected)) {
             self.metrics.destinations().set_circuit_open(destination, false);
             tracing::info!(%destination, why, "circuit breaker closed");
         }
@@ -302,7 +304,7 @@ impl CircuitBreakers {
         let is_open = breaker.open.as_ref().is_some_and(|open| !open.suspected);
         let is_new = breaker.is_new_evidence(attempt.key, failure);
         if !is_open && breaker.trips(attempt.key, failure) {
-            self.opened(destination, failure);
+            self.opened(destination, failure, Duration::ZERO);
             breaker.open = Some(OpenCircuit::new(failure, now));
         } else if !is_open && is_new {
             let (failure, key) = (Box::new(failure.clone()), attempt.key.to_owned());
@@ -336,9 +338,14 @@ impl CircuitBreakers {
         self.reports.send(ControlCommand::Circuit(destination.clone(), change));
     }
 
-    /// Records that a breaker opens.
-    fn opened(&self, destination: &DestinationId, failure: &Failure) {
+    /// Records that a breaker opened `age` ago. A worker that starts reads of many, which may have
+    /// closed since.
+    fn opened(&self, destination: &DestinationId, failure: &Failure, age: Duration) {
         self.metrics.destinations().set_circuit_open(destination, true);
+        if age >= PAST {
+            tracing::debug!(%destination, reason = failure.reason.as_str(), "circuit breaker open");
+            return;
+        }
         tracing::warn!(
             %destination, reason = failure.reason.as_str(), cause = %failure, hint = failure.hint,
             "circuit breaker open: jobs of this destination wait, and one at a time probes it"

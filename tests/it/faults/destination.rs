@@ -33,7 +33,7 @@ async fn a_role_that_does_not_let_us_in_is_asked_once_a_minute() {
     fixture.schedule("b", b"hello").await;
     fixture.site.broker.taken("wait.30s", "\"b\"").await;
     assert_eq!(fixture.s3.calls("AssumeRole").len(), 1, "the refusal is remembered");
-    assert_eq!(fixture.worker.metric("consign_deferred_total", "cause=\"circuit\"").await, 1.0);
+    assert_eq!(fixture.worker.metric("consign_deferred_total", "cause=\"circuit\"").await, 2.0, "both of them");
     fixture.close().await;
 }
 

@@ -26,6 +26,8 @@ use crate::queue::Queue;
 
 /// Time in which a claim comes back on the stream.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Age of a report that says nothing any more: no job is deferred that long.
+const REPORT_TTL: Duration = Duration::from_hours(24);
 /// Time after which a probe of another worker is no longer awaited.
 const CLAIM_TTL: Duration = Duration::from_mins(1);
 
@@ -89,6 +91,9 @@ impl CircuitBreakers {
     pub(in crate::worker::admission) fn apply(&self, shared: SharedChange, now: Timestamp) {
         let SharedChange { id, destination, change, at } = shared;
         let age = Duration::try_from(now.duration_since(at)).unwrap_or_default();
+        if age >= REPORT_TTL {
+            return;
+        }
         match change {
             CircuitChange::Denied { failure, key } => self.denied_elsewhere(&destination, &failure, &key, (at, age)),
             CircuitChange::Opened { failure, probes, next_probe } => {
@@ -96,7 +101,7 @@ impl CircuitBreakers {
                 let Some(breaker) = self.tracked(&mut breakers, &destination) else { return };
                 let before = breaker.open.take();
                 if before.as_ref().is_none_or(|open| open.suspected) {
-                    self.opened(&destination, &failure);
+                    self.opened(&destination, &failure, age);
                 }
                 let since = before.as_ref().filter(|open| !open.suspected).map_or(at, |open| open.since);
                 let next_probe = Instant::now() + next_probe.saturating_sub(age);
@@ -137,7 +142,7 @@ impl CircuitBreakers {
         if suspected {
             breaker.first_denial = breaker.first_denial.or_else(|| Instant::now().checked_sub(age));
         } else {
-            self.opened(destination, failure);
+            self.opened(destination, failure, age);
         }
         breaker.open = Some(OpenCircuit { next_probe, suspected, ..OpenCircuit::new(failure, at) });
     }
