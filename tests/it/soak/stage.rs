@@ -87,9 +87,12 @@ impl Stage {
         }
     }
 
-    /// The sick customer corrects the trust policy.
+    /// The sick customer corrects the trust policy, and its circuit breaker is reset: the next probe
+    /// may be ten minutes away, however often workers were replaced.
     pub fn fix_trust_policy(&self) {
         self.s3.lift("sick");
+        let reset = self.site.consign(&["status", "reset", "sick"]);
+        assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
     }
 
     /// The id of its job.
