@@ -110,6 +110,7 @@ pub async fn run_in(
         lease_after: config.broker.lease_after,
         denied_for: config.session.denied_for,
         egress_addresses: config.check.egress_addresses.clone(),
+        inline: config.inline.clone(),
         queue,
         transport: Arc::new(Transfers { sessions: sessions.clone(), sources, uploader, metrics: metrics.clone() }),
         clock: jiff::Timestamp::now,

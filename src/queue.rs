@@ -34,7 +34,7 @@ pub use crate::domain::lane::Lane;
 pub use broker::{BackfillOutcomes, DeadLetters, Outcomes, control_messages, depths, follow_control, start};
 pub use dead_letter::{DeadLetter, LetterId};
 pub use message::{
-    ControlEvent, Delivery, DeliveryTag, Depths, LeaseMessage, OutcomeEvent, OutcomeMessage, Properties, Publication,
-    QueueError, Released, Reply, Settlement,
+    ControlEvent, Delivery, DeliveryOrigin, DeliveryTag, Depths, LeaseMessage, OutcomeEvent, OutcomeMessage,
+    Properties, Publication, QueueError, Released, Reply, Settlement,
 };
 pub use port::{BoxFuture, JobPublisher, LeaseHolder, Queue};

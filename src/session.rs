@@ -27,7 +27,7 @@ use aws_sdk_s3::config::{
 
 use crate::config::{AwsConfig, SessionConfig};
 use crate::domain::destination::{
-    Auth, BucketName, Destination, DestinationId, ExternalId, Prefix, Region, SecretSource,
+    Auth, BucketName, Destination, DestinationIdentity, ExternalId, Prefix, Region, SecretSource,
 };
 use crate::domain::outcome::{Failure, Reason};
 use crate::domain::policy;
@@ -71,7 +71,7 @@ struct SessionKey {
     kms: Option<Arc<str>>,
     /// Destination of an access key. Roles that agree in all other fields share a session;
     /// destinations with the same access key id and different secrets must not.
-    owner: Option<DestinationId>,
+    owner: Option<DestinationIdentity>,
 }
 
 /// The cache of sessions. Built once.
@@ -82,7 +82,7 @@ pub struct Sessions {
     identity: WorkerIdentity,
     cache: Cache<SessionKey, Arc<S3Session>>,
     home: HomeIdentity,
-    learnt: RwLock<HashMap<(DestinationId, BucketName), Region>>,
+    learnt: RwLock<HashMap<(DestinationIdentity, BucketName), Region>>,
     /// Sessions that get the smaller policy.
     smaller_policies: moka::sync::Cache<SessionKey, ()>,
     metrics: Arc<Metrics>,
@@ -134,7 +134,7 @@ impl Sessions {
             // Inline destinations come without end. What is forgotten is learnt again by one request.
             learnt.clear();
         }
-        learnt.insert((destination.id.clone(), destination.bucket.clone()), region.clone());
+        learnt.insert((destination.identity.clone(), destination.bucket.clone()), region.clone());
     }
 
     /// The region requests of this destination go to: the learnt one, else the configured one.
@@ -142,7 +142,7 @@ impl Sessions {
         let learnt = self.learnt.read().ok();
         let known = learnt
             .filter(|learnt| !learnt.is_empty())
-            .and_then(|learnt| learnt.get(&(destination.id.clone(), destination.bucket.clone())).cloned());
+            .and_then(|learnt| learnt.get(&(destination.identity.clone(), destination.bucket.clone())).cloned());
         known.unwrap_or_else(|| destination.region.clone())
     }
 
@@ -241,7 +241,7 @@ impl Sessions {
     /// Removes the learnt region of a destination.
     pub fn forget_region(&self, destination: &Destination) {
         if let Ok(mut learnt) = self.learnt.write() {
-            learnt.remove(&(destination.id.clone(), destination.bucket.clone()));
+            learnt.remove(&(destination.identity.clone(), destination.bucket.clone()));
         }
     }
 
@@ -284,7 +284,7 @@ impl Sessions {
             }
             Auth::AccessKey { access_key_id, secret } => {
                 key.principal = access_key_id.as_str().into();
-                key.owner = Some(destination.id.clone());
+                key.owner = Some(destination.identity.clone());
                 if let SecretSource::File(path) = secret {
                     key.secret_file = Some(path.clone());
                 }

@@ -225,8 +225,13 @@ impl Uploader {
         self.chunks(&context, reader, length, control).await
     }
 
-    /// Aborts an upload that nobody will resume. Best effort: a refusal is counted.
+    /// Aborts an upload that nobody will resume. Best effort: a refusal is counted. No call is made
+    /// for a checkpoint outside of the destination's bucket and prefix, whoever wrote it.
     pub async fn abort_upload(&self, destination: &Arc<Destination>, checkpoint: &Checkpoint) {
+        if !destination.holds(&checkpoint.bucket, &checkpoint.key) {
+            tracing::warn!(destination = %destination.id, "a checkpoint names an upload outside of the destination; it is not aborted");
+            return self.metrics.multipart_orphaned();
+        }
         multipart::abort_upload(&self.calls(destination), checkpoint).await;
     }
 

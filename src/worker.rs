@@ -38,7 +38,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
@@ -128,7 +128,7 @@ impl Worker {
 
     /// Resets a destination: its configuration changed, or an operator says that it is fixed. Its
     /// circuit breaker closes, cached denials are dropped, and its delayed jobs are released.
-    pub fn reset_circuit(&self, destination: &DestinationId) {
+    pub fn reset_circuit(&self, destination: &DestinationIdentity) {
         self.admission.reset(destination);
     }
 

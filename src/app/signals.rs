@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::last_reload::LastReload;
 use crate::admin::AdminState;
 use crate::config::{Config, Reload};
-use crate::domain::destination::{Destination, DestinationId, Destinations};
+use crate::domain::destination::{Destination, DestinationId, DestinationIdentity, Destinations};
 use crate::metrics::Metrics;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::systemd::ServiceManager;
@@ -56,7 +56,7 @@ impl ReloadHandler<'_> {
                 self.sessions.forget_denials();
                 let changed = changed(&before, &now);
                 tracing::info!(destinations = count, changed = changed.len(), "configuration reloaded");
-                changed.into_iter().for_each(|id| self.worker.reset_circuit(id));
+                changed.into_iter().for_each(|destination| self.worker.reset_circuit(destination));
                 self.metrics.set_reload_successful(true);
                 self.last.succeeded();
             }
@@ -83,11 +83,11 @@ fn warn_of_unapplied(keys: &[String]) {
 }
 
 /// Returns the destinations whose entries changed. New ones are not included.
-fn changed<'a>(before: &Destinations, now: &'a Destinations) -> Vec<&'a DestinationId> {
+fn changed<'a>(before: &Destinations, now: &'a Destinations) -> Vec<&'a DestinationIdentity> {
     let other = |(id, one): &(&DestinationId, &Arc<Destination>)| {
         before.get(*id).is_some_and(|before| !before.is_entered_like(one))
     };
-    now.iter().filter(other).map(|(id, _)| id).collect()
+    now.iter().filter(other).map(|(_, destination)| &destination.identity).collect()
 }
 
 /// Creates the metric series of all destinations, so that they start at zero.

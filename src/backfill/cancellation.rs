@@ -104,7 +104,7 @@ fn cancelled_at(body: &[u8], run: &BackfillRun) -> Option<Timestamp> {
 mod tests {
     use super::*;
     use crate::domain::control::ControlCommand;
-    use crate::domain::destination::DestinationId;
+    use crate::domain::destination::DestinationIdentity;
 
     #[test]
     fn a_cancellation_ends_earlier_runs_of_its_backfill() {
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(at(ControlCommand::CancelBackfill(id("b")), 10), Some(second(10)));
         assert_eq!(at(ControlCommand::CancelBackfill(id("b")), 9), None, "repeated on purpose");
         assert_eq!(at(ControlCommand::CancelBackfill(id("c")), 11), None);
-        assert_eq!(at(ControlCommand::ResetCircuit(DestinationId::parse("b").unwrap()), 11), None);
+        assert_eq!(at(ControlCommand::ResetCircuit(DestinationIdentity::parse("b").unwrap()), 11), None);
         let earlier = Some(EarlierCancellations::default());
         let first = BackfillRun { earlier, ..run };
         assert_eq!(cancelled_at(b"not a control message", &first), None);

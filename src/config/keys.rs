@@ -35,7 +35,8 @@ pub(super) fn is_closed(table: &Value) -> bool {
 /// Returns true if the value must not be shown.
 pub(super) fn is_secret(path: &[String]) -> bool {
     match path.last().map(String::as_str) {
-        Some("secret_access_key" | "external_id") => true,
+        Some("secret_access_key") => true,
+        Some("external_id") => path[0] != "inline",
         Some("url") => path.len() == 2 && path[0] == "broker",
         _ => false,
     }

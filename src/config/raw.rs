@@ -33,6 +33,8 @@ pub(super) struct RawConfig {
     pub(super) aws: RawAwsConfig,
     /// Sources that may be read.
     pub(super) source: SourceConfig,
+    /// Destinations that come in jobs.
+    pub(super) inline: RawInlineConfig,
     /// The HTTP endpoint for people and Prometheus.
     pub(super) admin: RawAdminConfig,
     /// Bounds on metrics.
@@ -94,6 +96,39 @@ pub(super) struct RawAwsConfig {
     pub(super) force_path_style: bool,
     /// Role that customers trust. It is assumed first, with the standard credential chain.
     pub(super) identity_role_arn: Option<String>,
+}
+
+/// `[inline]` as written.
+#[serde_with::skip_serializing_none]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawInline")]
+pub(super) struct RawInlineConfig {
+    /// True if jobs may bring destinations of their own. Whoever may publish can then have data
+    /// sent to every role that trusts the worker.
+    pub(super) enabled: bool,
+    /// "required" if each must have an external id, else "optional".
+    pub(super) external_id: RawExternalIdRule,
+    /// Pattern of their external ids: `*` stands for any characters, `{tenant}` for the tenant that
+    /// the job names.
+    pub(super) external_id_pattern: Option<String>,
+    /// Patterns of their roles, likewise; empty for all.
+    pub(super) role_arns: Vec<String>,
+    /// Accounts of their roles; empty for all.
+    pub(super) accounts: Vec<String>,
+    /// Pattern of their prefixes, likewise.
+    pub(super) prefix_pattern: Option<String>,
+}
+
+/// `inline.external_id`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawExternalIdRule {
+    /// Each must have one.
+    #[default]
+    Required,
+    /// None is needed.
+    Optional,
 }
 
 /// `[admin]` as written.

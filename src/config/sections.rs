@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::units::{Size, Span};
-use crate::domain::destination::{Destinations, Invalid, Region, RoleArn};
+use crate::domain::destination::{Destinations, InlinePolicy, Invalid, Region, RoleArn};
 
 /// The whole configuration.
 #[derive(Debug, Clone)]
@@ -31,6 +31,8 @@ pub struct Config {
     pub aws: AwsConfig,
     /// `[source]`.
     pub source: SourceConfig,
+    /// `[inline]`.
+    pub inline: InlinePolicy,
     /// `[admin]`.
     pub admin: AdminConfig,
     /// `[metrics]`.

@@ -3,6 +3,7 @@
 
 mod broker;
 mod findings;
+mod inline;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -33,7 +34,20 @@ const PLACEHOLDER_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Add
 /// `raw.worker.id` must be set.
 pub(super) fn validate(raw: RawConfig, is_set: impl Fn(&str) -> bool) -> Result<Config, Vec<Invalid>> {
     let mut findings = Findings::default();
-    let RawConfig { broker, mut worker, upload, session, aws, source, admin, metrics, check, log, destinations } = raw;
+    let RawConfig {
+        broker,
+        mut worker,
+        upload,
+        session,
+        aws,
+        source,
+        inline,
+        admin,
+        metrics,
+        check,
+        log,
+        destinations,
+    } = raw;
     // The default is a maximum: lowering `slots` alone is not a conflict.
     if !is_set("worker.backfill_slots") {
         worker.backfill_slots = worker.backfill_slots.min(worker.slots.get());
@@ -44,6 +58,7 @@ pub(super) fn validate(raw: RawConfig, is_set: impl Fn(&str) -> bool) -> Result<
     check_session(&session, &mut findings);
     let aws = self::aws(&aws, &mut findings);
     check_source(&source, &mut findings);
+    let inline = inline::inline(inline, &mut findings);
     let admin = self::admin(&admin, &mut findings);
     let problem = "is out of range; give 1 to 100000 (every destination adds a dozen series)";
     findings.require((1..=100_000).contains(&metrics.max_destinations), "metrics.max_destinations", problem);
@@ -52,10 +67,11 @@ pub(super) fn validate(raw: RawConfig, is_set: impl Fn(&str) -> bool) -> Result<
     });
     let log = self::log(log, &mut findings);
     let destinations = Arc::new(self::destinations(destinations, &mut findings));
+    inline::check_publishers(&broker, &destinations, &mut findings);
     if !findings.is_empty() {
         return Err(findings.into_problems());
     }
-    Ok(Config { broker, worker, upload, session, aws, source, admin, metrics, check, log, destinations })
+    Ok(Config { broker, worker, upload, session, aws, source, inline, admin, metrics, check, log, destinations })
 }
 
 fn check_worker(worker: &WorkerConfig, upload: &UploadConfig, findings: &mut Findings) {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use super::backfill_id::BackfillId;
-use crate::domain::destination::{DestinationId, Invalid, strict};
+use crate::domain::destination::{DestinationIdentity, Invalid, strict};
 use crate::domain::outcome::{Failure, Reason};
 
 /// Version that this program reads and writes.
@@ -64,8 +64,9 @@ impl std::str::FromStr for EarlierCancellations {
 pub enum ControlCommand {
     /// Ends the jobs of this backfill that have not started as `skipped`.
     CancelBackfill(BackfillId),
-    /// Closes the circuit breaker of this destination, and releases its delayed jobs.
-    ResetCircuit(DestinationId),
+    /// Closes the circuit breaker of this destination, and releases its delayed jobs. A bare id
+    /// stands for all destinations of that id ([`DestinationIdentity::covers`]).
+    ResetCircuit(DestinationIdentity),
     /// A worker with this address reads control messages from here on.
     WorkerStarted(String),
     /// The worker with this address stops.
@@ -73,7 +74,7 @@ pub enum ControlCommand {
     /// The run with this digest was delivered, and its message or lease may be redelivered.
     JobDelivered(Uuid),
     /// A worker observed this of a destination.
-    Circuit(DestinationId, CircuitChange),
+    Circuit(DestinationIdentity, CircuitChange),
 }
 
 /// Observation of one worker that the circuit breakers of all others share.
@@ -130,7 +131,8 @@ struct Raw {
     kind: String,
     /// With `cancel_backfill` alone: the backfill's id.
     backfill: Option<String>,
-    /// With `reset_circuit` and the kinds of a circuit breaker: the destination's id.
+    /// With `reset_circuit` and the kinds of a circuit breaker: the destination's identity. That is
+    /// its id, and for one that came with a job also `~` and a digest.
     destination: Option<String>,
     /// With `worker_started` and `worker_stopped` alone: the worker's address.
     worker: Option<String>,
@@ -302,8 +304,8 @@ impl Raw {
         ]
     }
 
-    fn destination(&self) -> Result<DestinationId, Invalid> {
-        DestinationId::parse(given(self.destination.as_deref(), "destination")?)
+    fn destination(&self) -> Result<DestinationIdentity, Invalid> {
+        DestinationIdentity::parse(given(self.destination.as_deref(), "destination")?)
     }
 
     fn failure(&self) -> Result<Box<Failure>, Invalid> {
@@ -335,7 +337,7 @@ mod tests {
     const CANCEL: &str = r#"{"version":1,"id":"0f0c5d3e-8f7a-4d0e-9a39-1d1f0c3c2b1a","at":"2026-11-22T10:00:00Z","kind":"cancel_backfill","backfill":"b-1"}"#;
 
     fn circuit(change: CircuitChange) -> ControlCommand {
-        ControlCommand::Circuit(DestinationId::parse("acme").unwrap(), change)
+        ControlCommand::Circuit(DestinationIdentity::parse("acme").unwrap(), change)
     }
 
     fn failure() -> Failure {
@@ -357,7 +359,7 @@ mod tests {
     fn what_is_written_is_read() {
         let commands = [
             ControlCommand::CancelBackfill(BackfillId::parse("nightly.2026_11-22").unwrap()),
-            ControlCommand::ResetCircuit(DestinationId::parse("acme").unwrap()),
+            ControlCommand::ResetCircuit(DestinationIdentity::parse("acme").unwrap()),
             ControlCommand::WorkerStarted("host-1.0f".to_owned()),
             ControlCommand::WorkerStopped("host-1.0f".to_owned()),
             ControlCommand::JobDelivered(Uuid::from_u128(7)),

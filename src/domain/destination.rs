@@ -3,6 +3,8 @@
 //! A [`Destination`] is valid by construction. It is parsed from the config or from a job by
 //! [`raw::RawDestination`], the one mirror both share.
 
+mod identity;
+mod inline_policy;
 mod names;
 pub mod raw;
 pub(crate) mod strict;
@@ -14,6 +16,8 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub use identity::DestinationIdentity;
+pub use inline_policy::InlinePolicy;
 pub use names::{
     AccountId, BucketName, DestinationId, ExternalId, Invalid, KmsKeyArn, ObjectKey, Prefix, Region, RoleArn,
 };
@@ -24,6 +28,8 @@ pub(crate) use names::{split_arn, text_newtype};
 pub struct Destination {
     /// The name used in routing keys, session names, metrics and logs.
     pub id: DestinationId,
+    /// What keeps it apart from every other destination.
+    pub identity: DestinationIdentity,
     /// The bucket.
     pub bucket: BucketName,
     /// The region of the bucket as the customer gave it.
@@ -45,9 +51,16 @@ pub struct Destination {
     pub checksum: Checksum,
     /// The platform's own name of the customer; part of the session key and echoed in outcomes.
     pub tenant: Option<String>,
+    /// Users of the broker whose jobs are accepted; empty for all.
+    pub publishers: Vec<String>,
 }
 
 impl Destination {
+    /// Returns true for a key of its bucket below its prefix.
+    pub fn holds(&self, bucket: &str, key: &str) -> bool {
+        self.bucket.as_str() == bucket && key.strip_prefix(self.prefix.as_str()).is_some_and(|rest| !rest.is_empty())
+    }
+
     /// Returns true if answers of AWS for the other one hold for this one: they are the same
     /// bucket, accessed and encrypted in the same way.
     pub fn is_entered_like(&self, other: &Self) -> bool {

@@ -34,6 +34,11 @@ pub const STARTED_AT: &str = "x-begun-at";
 /// Start of the wait for a destination's recovery. Retries, and jobs that wait for a permit, have
 /// none.
 pub const DEFERRED_SINCE: &str = "x-deferred-since";
+/// Identity of the destination that a delayed copy waits for.
+pub const DESTINATION: &str = "consign-destination";
+/// User of the broker that published the job first, as consign's own copies carry it. It counts
+/// only in a message whose `user_id` is the workers' own.
+pub const PUBLISHER: &str = "consign-publisher";
 /// Workers lost in a row while they worked on this job.
 pub const CRASHES: &str = "x-crashes";
 /// Run of the job: raised by a requeue from the dead letters, and by `consign backfill --again`.
@@ -78,7 +83,7 @@ pub const TRACESTATE: &str = "tracestate";
 pub const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// Headers that one run of a job writes. The next run starts without them.
-const OF_THE_RUN: [&str; 18] = [
+const OF_THE_RUN: [&str; 19] = [
     ERROR_REASON,
     ERROR_CLASS,
     ERROR_MESSAGE,
@@ -93,6 +98,7 @@ const OF_THE_RUN: [&str; 18] = [
     DEFECTS,
     TURNS,
     DEFERRED_SINCE,
+    DESTINATION,
     LAST_ERROR_REASON,
     LAST_ERROR_MESSAGE,
     CRASHES,
@@ -101,7 +107,12 @@ const OF_THE_RUN: [&str; 18] = [
 
 /// Returns true for a header that belongs to one run of a job: `consign dead requeue` drops it.
 pub fn belongs_to_run(name: &str) -> bool {
-    OF_THE_RUN.contains(&name) || name.starts_with(LEASE_PREFIX)
+    OF_THE_RUN.contains(&name) || is_of_lease(name)
+}
+
+/// Returns true for a header of a lease.
+pub fn is_of_lease(name: &str) -> bool {
+    name.starts_with(LEASE_PREFIX)
 }
 
 /// Returns true for a header that the broker writes, or that would make it route or drop a copy. An

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::domain::destination::{Destination, DestinationId, text_newtype};
+use crate::domain::destination::{Destination, DestinationId, DestinationIdentity, text_newtype};
 
 pub use crate::domain::destination::Invalid;
 pub use rejected::Rejected;
@@ -49,6 +49,12 @@ pub fn unread(size: u64, message_id: Option<&str>) -> Rejected {
     let (job, lease) = (wire::MAX_BODY, lease::MAX_LEASE);
     let problem = format!("has {size} bytes, and a job at most {job}; more than {lease} are not even read");
     Rejected::job("body", problem).identified(rejected::JobIdentity::of(message_id, None))
+}
+
+/// Rejection of a lease that a producer has published.
+pub fn forged_lease(message_id: Option<&str>) -> Rejected {
+    let problem = "is that of a lease, which workers alone publish; send the job as application/json";
+    Rejected::job("content_type", problem).identified(rejected::JobIdentity::of(message_id, None))
 }
 
 const UNKNOWN_FORM: &str =
@@ -130,6 +136,14 @@ impl DestinationRef {
         match self {
             Self::Configured(id) => id,
             Self::Inline(destination) => &destination.id,
+        }
+    }
+
+    /// What keeps it apart from every other destination.
+    pub fn identity(&self) -> DestinationIdentity {
+        match self {
+            Self::Configured(id) => DestinationIdentity::configured(id.clone()),
+            Self::Inline(destination) => destination.identity.clone(),
         }
     }
 }

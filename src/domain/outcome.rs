@@ -116,6 +116,7 @@ reasons! {
     RoleAuthOff "role_auth_off" Destination "This worker may not assume roles.",
     InvalidJob "invalid_job" Job "The job can't be read.",
     SchemaVersion "schema_version" Job "The job's version is not known here.",
+    DestinationForbidden "destination_forbidden" Job "The destination may not be used by this job.",
     UnknownDestination "unknown_destination" Job "No such destination is configured.",
     InvalidKey "invalid_key" Job "The key is not allowed.",
     SourceNotFound "source_not_found" Job "There is no such source.",

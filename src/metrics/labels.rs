@@ -23,11 +23,12 @@ pub(super) const OPERATIONS: [&str; 8] = [
 /// The classes of an S3 response: `status`.
 pub(super) const STATUSES: [&str; 6] = ["2xx", "3xx", "4xx", "5xx", "timeout", "connection"];
 /// The reasons for rejecting a message before it becomes a job: `reason` of the decode failures.
-pub(super) const DECODE_FAILURES: [Reason; 5] = [
+pub(super) const DECODE_FAILURES: [Reason; 6] = [
     Reason::InvalidJob,
     Reason::SchemaVersion,
     Reason::InvalidKey,
     Reason::SourceForbidden,
+    Reason::DestinationForbidden,
     Reason::UnknownDestination,
 ];
 /// The settlements of a delivery: `action`.

@@ -42,6 +42,7 @@ const FAILURES: &[(&str, &[&str])] = &[
         &[
             "invalid_job",
             "schema_version",
+            "destination_forbidden",
             "unknown_destination",
             "invalid_key",
             "source_not_found",
@@ -111,7 +112,14 @@ fn promised() -> BTreeSet<String> {
     one("consign_sts_assume_role_total", "result", &["ok", "denied", "error"]);
     one("consign_broker_settlements_total", "action", &["ack", "retry", "defer", "dead", "lease", "return"]);
     one("consign_replies_total", "result", &["sent", "refused", "failed"]);
-    let refusals = ["invalid_job", "schema_version", "invalid_key", "source_forbidden", "unknown_destination"];
+    let refusals = [
+        "invalid_job",
+        "schema_version",
+        "invalid_key",
+        "source_forbidden",
+        "destination_forbidden",
+        "unknown_destination",
+    ];
     one("consign_decode_failures_total", "reason", &refusals);
     one("consign_build_info", "version", &[env!("CARGO_PKG_VERSION")]);
     for outcome in OUTCOME {

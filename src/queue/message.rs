@@ -42,6 +42,8 @@ pub struct Delivery {
     pub body: Bytes,
     /// Message properties.
     pub properties: Properties,
+    /// Who published this message.
+    pub origin: DeliveryOrigin,
     /// Routing key of the first publish (`job.scheduled.acme`).
     pub routing_key: String,
     /// True when the queue has delivered this message before.
@@ -50,6 +52,18 @@ pub struct Delivery {
     pub delivery_count: u64,
     /// Handle of the delivery in the queue.
     pub ticket: DeliveryTag,
+}
+
+/// Who published a message, as far as the queue can verify it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryOrigin {
+    /// A worker: the message is a copy of a job that was accepted, or the queue has no producers
+    /// that could forge one.
+    Worker,
+    /// A producer.
+    Producer,
+    /// Not known.
+    Unknown,
 }
 
 /// Handle of a delivery in the queue: the channel's generation, and the tag within it.

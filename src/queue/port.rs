@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::message::{
     ControlEvent, Delivery, LeaseMessage, OutcomeEvent, Publication, QueueError, Released, Reply, Settlement,
 };
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
 
 /// Running transfer under a lease. The queue reads its state for every renewal and notifies it of a
@@ -132,7 +132,10 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Busy` when others held the lock for too long; `Unavailable`, `Denied`, `Refused` or
     /// `Topology` when the queue can't do it. The remaining copies return when their delay is over.
-    fn release_delayed(&self, _destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Released, QueueError>> {
+    fn release_delayed(
+        &self,
+        _destinations: BTreeSet<DestinationIdentity>,
+    ) -> BoxFuture<'_, Result<Released, QueueError>> {
         Box::pin(async { Ok(Released::default()) })
     }
 

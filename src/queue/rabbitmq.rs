@@ -44,6 +44,7 @@ mod fields;
 mod health;
 mod lease;
 mod messages;
+mod origin;
 mod outcomes;
 mod publisher;
 mod queue;

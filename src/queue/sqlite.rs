@@ -78,9 +78,8 @@ pub use depths::depths;
 pub use outcomes::SqliteOutcomes;
 pub(super) use outcomes::replies;
 
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
-use crate::domain::routing_key;
 use crate::metrics::Metrics;
 use crate::queue::prefetch::PrefetchBuffer;
 use crate::queue::{
@@ -266,12 +265,14 @@ impl Queue for SqliteQueue {
         Box::pin(async { self.control.lock().await.recv().await })
     }
 
-    fn release_delayed(&self, destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Released, QueueError>> {
+    fn release_delayed(
+        &self,
+        destinations: BTreeSet<DestinationIdentity>,
+    ) -> BoxFuture<'_, Result<Released, QueueError>> {
         // They go to their lanes in the order in which their waits began.
         Box::pin(async move {
-            let keys = destinations.iter().flat_map(routing_key::jobs_of).collect();
             let count = Arc::new(AtomicU64::new(0));
-            self.write(WriteOp::ReleaseDelayed { keys, count: Arc::clone(&count) }).await?;
+            self.write(WriteOp::ReleaseDelayed { destinations, count: Arc::clone(&count) }).await?;
             Ok(Released { count: count.load(Ordering::Relaxed), partly: false })
         })
     }

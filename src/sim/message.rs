@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::domain::headers::Headers;
 use crate::domain::lane::Lane;
 use crate::domain::{headers, routing_key};
-use crate::queue::{Delivery, DeliveryTag, Properties};
+use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag, Properties};
 
 /// A message in a queue.
 #[derive(Debug, Clone)]
@@ -44,6 +44,7 @@ impl SimMessage {
             body: self.body.clone(),
             properties: self.properties.clone(),
             routing_key: self.routing_key.clone(),
+            origin: DeliveryOrigin::Worker,
             redelivered: self.redelivered,
             delivery_count: self.delivery_count,
             ticket,

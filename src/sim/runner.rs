@@ -19,7 +19,7 @@ use super::world::{LogMode, SimWorld, note};
 use super::{clock, oracle};
 use crate::config::WorkerConfig;
 use crate::domain::destination::raw::{RawAuth, RawDestination};
-use crate::domain::destination::{DestinationId, Destinations};
+use crate::domain::destination::{DestinationId, Destinations, InlinePolicy};
 use crate::domain::{headers, routing_key};
 use crate::metrics::Metrics;
 use crate::queue::Properties;
@@ -177,6 +177,7 @@ fn start_worker(world: &Arc<SimWorld>, destinations: &watch::Receiver<Arc<Destin
         lease_after: scenario.lease_after,
         denied_for: Duration::from_secs(60),
         egress_addresses: Vec::new(),
+        inline: InlinePolicy::default(),
         queue: Arc::new(SimQueue { world: Arc::clone(world), worker: number }),
         transport: Arc::new(SimTransport { world: Arc::clone(world), worker: number }),
         clock: clock::now,

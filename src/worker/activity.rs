@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::settlement::{SettlementContext, SettlementPlan};
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::{DestinationId, DestinationIdentity};
 use crate::domain::lane::Lane;
 use crate::upload::{Length, Progress};
 use ended::EndedTransfers;
@@ -43,7 +43,7 @@ struct RunningTransfers {
 #[derive(Debug)]
 struct RunningEntry {
     job_id: String,
-    destination: String,
+    destination: DestinationIdentity,
     lane: Lane,
     attempt: u32,
     started_at: Timestamp,
@@ -61,6 +61,9 @@ pub struct RunningTransfer {
     pub job_id: String,
     /// Id of its destination.
     pub destination: String,
+    /// Identity of its destination.
+    #[serde(skip)]
+    pub identity: DestinationIdentity,
     /// Lane of the delivery.
     pub lane: &'static str,
     /// Number of the attempt; 1 is the first.
@@ -94,7 +97,7 @@ pub(super) struct ActivityGuard {
 #[derive(Debug)]
 pub(super) struct TransferEntry<'a> {
     pub(super) job_id: &'a str,
-    pub(super) destination: &'a str,
+    pub(super) destination: DestinationIdentity,
     pub(super) lane: Lane,
     pub(super) attempt: u32,
     pub(super) size: Option<u64>,
@@ -118,7 +121,7 @@ impl Activity {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         let running = RunningEntry {
             job_id: entry.job_id.to_owned(),
-            destination: entry.destination.to_owned(),
+            destination: entry.destination,
             lane: entry.lane,
             attempt: entry.attempt,
             started_at: Timestamp::now(),
@@ -181,7 +184,7 @@ impl Activity {
     }
 
     /// Returns the record of each recently used destination.
-    pub fn destinations(&self) -> BTreeMap<DestinationId, DestinationRecord> {
+    pub fn destinations(&self) -> BTreeMap<DestinationIdentity, DestinationRecord> {
         lock(&self.ended).destinations()
     }
 
@@ -204,7 +207,8 @@ impl RunningEntry {
         RunningTransfer {
             number,
             job_id: self.job_id.clone(),
-            destination: self.destination.clone(),
+            destination: self.destination.id().to_string(),
+            identity: self.destination.clone(),
             lane: self.lane.as_str(),
             attempt: self.attempt,
             started_at: self.started_at,

@@ -12,7 +12,7 @@ mod permit;
 mod release;
 mod slots;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use super::decode::DecodedJob;
 use super::parts::{WorkerClock, WorkerParts};
 use super::reports::FleetReports;
 use crate::domain::control::BackfillId;
-use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::destination::{Destination, DestinationIdentity};
 use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, RetryDelay, Symptom, TransferResult};
@@ -91,14 +91,14 @@ pub(super) struct ObservedEnd {
 #[derive(Debug, Default)]
 pub struct AdmissionView {
     /// Circuit breakers that are not closed.
-    pub circuits: HashMap<DestinationId, CircuitView>,
+    pub circuits: HashMap<DestinationIdentity, CircuitView>,
     /// Last reset, passed connection test or success of each destination.
-    pub recovered_at: HashMap<DestinationId, Timestamp>,
+    pub recovered_at: HashMap<DestinationIdentity, Timestamp>,
     /// Jobs that wait for a permit of their destination.
-    pub waiting: HashMap<DestinationId, WaitingJobs>,
+    pub waiting: HashMap<DestinationIdentity, WaitingJobs>,
     /// Jobs that this worker deferred until their destination recovers, and that have not returned.
     /// Those of other workers, and of the time before this worker's start, are not counted.
-    pub awaiting_recovery: HashMap<DestinationId, u32>,
+    pub awaiting_recovery: HashMap<DestinationIdentity, u32>,
 }
 
 /// Admission of one worker.
@@ -200,7 +200,7 @@ impl Admission {
             biased;
             () = unfit => Err(Deferral::Stopped),
             acquired = timeout(PERMIT_TIMEOUT, self.acquire_permits(delivery, job, permit)) => {
-                acquired.unwrap_or_else(|_| Err(self.limited(&job.destination.id)))
+                acquired.unwrap_or_else(|_| Err(self.limited(&job.destination.identity)))
             }
         }
     }
@@ -215,7 +215,7 @@ impl Admission {
         if let Some(backfill) = self.cancellations.covering(&job.headers) {
             return Err(Deferral::Cancelled(backfill));
         }
-        let id = &job.destination.id;
+        let id = &job.destination.identity;
         if let Some((failure, pause)) = self.outage.defers(id) {
             self.unless_draining(sleep(pause)).await?;
             return Err(Deferral::Unhealthy { failure: Box::new(failure), next_probe: Duration::ZERO });
@@ -245,11 +245,11 @@ impl Admission {
         let (granted, waited) = match self.limits.acquire(destination, lane) {
             LimitDecision::Granted(granted) => (granted, false),
             LimitDecision::Imminent(granted) => {
-                (self.granted(&destination.id, IMMINENT_WAIT * 2, granted).await?, true)
+                (self.granted(&destination.identity, IMMINENT_WAIT * 2, granted).await?, true)
             }
             LimitDecision::Queued(granted) => {
                 permit.release_slot();
-                (self.granted(&destination.id, PERMIT_TIMEOUT, granted).await?, true)
+                (self.granted(&destination.identity, PERMIT_TIMEOUT, granted).await?, true)
             }
             LimitDecision::Deferred(deferred) => {
                 return Err(Deferral::Limited { wait: deferred.wait, cause: deferred.cause });
@@ -257,7 +257,7 @@ impl Admission {
         };
         let granted = permit.destination.insert(granted);
         if permit.slot.is_none() {
-            permit.slot = self.in_time(&destination.id, self.slots.claim_slot()).await?;
+            permit.slot = self.in_time(&destination.identity, self.slots.claim_slot()).await?;
             granted.restart();
         }
         Ok(waited)
@@ -274,7 +274,7 @@ impl Admission {
         acquired.map(Result::ok).map_err(|_| Deferral::Quarantined)
     }
 
-    async fn ask_circuit(&self, destination: &DestinationId, permit: &mut Permit) -> Result<(), Deferral> {
+    async fn ask_circuit(&self, destination: &DestinationIdentity, permit: &mut Permit) -> Result<(), Deferral> {
         let state = if self.circuits.is_probe_due(destination) {
             self.circuits.claim(destination, &*self.queue, (self.clock)()).await
         } else {
@@ -292,7 +292,7 @@ impl Admission {
 
     async fn granted(
         &self,
-        destination: &DestinationId,
+        destination: &DestinationIdentity,
         limit: Duration,
         granted: oneshot::Receiver<DestinationPermit>,
     ) -> Result<DestinationPermit, Deferral> {
@@ -300,12 +300,16 @@ impl Admission {
         granted.ok().and_then(Result::ok).ok_or_else(|| self.limited(destination))
     }
 
-    async fn in_time<T>(&self, destination: &DestinationId, claim: impl Future<Output = T>) -> Result<T, Deferral> {
+    async fn in_time<T>(
+        &self,
+        destination: &DestinationIdentity,
+        claim: impl Future<Output = T>,
+    ) -> Result<T, Deferral> {
         let claimed = self.unless_draining(timeout(PERMIT_TIMEOUT, claim)).await?;
         claimed.map_err(|_| self.limited(destination))
     }
 
-    fn limited(&self, destination: &DestinationId) -> Deferral {
+    fn limited(&self, destination: &DestinationIdentity) -> Deferral {
         let deferred = self.limits.deferral(destination);
         Deferral::Limited { wait: deferred.wait, cause: deferred.cause }
     }
@@ -320,7 +324,7 @@ impl Admission {
 
     /// Observes that S3 accepted data of an attempt: no other job waits for the end of this probe.
     pub(super) fn destination_accepts(&self, destination: &Arc<Destination>, permit: &mut Permit) {
-        self.circuits.succeeded(&destination.id, (self.clock)());
+        self.circuits.succeeded(&destination.identity, (self.clock)());
         self.outage.succeeded(destination, self.metrics.roles_assumed());
         if !self.outage.is_outage() {
             self.health.recover();
@@ -331,7 +335,7 @@ impl Admission {
     /// Observes the result of an attempt, and decides who is at fault: everybody, this worker, or
     /// the destination.
     pub(super) async fn observe(&self, job: &DecodedJob, probe: Option<u64>, result: TransferResult) -> ObservedEnd {
-        let destination = &job.destination.id;
+        let destination = &job.destination.identity;
         let result = match self.outage.observe(&job.destination, result, self.metrics.roles_assumed()) {
             ObservedResult::Known(result) => result,
             ObservedResult::Suspicious(result, symptom) => {
@@ -374,39 +378,50 @@ impl Admission {
     }
 
     /// Returns the last success of a destination, as far as it is known.
-    pub(super) fn last_success_at(&self, destination: &DestinationId) -> Option<Timestamp> {
+    pub(super) fn last_success_at(&self, destination: &DestinationIdentity) -> Option<Timestamp> {
         self.circuits.last_success_at(destination)
     }
 
     /// Records a job that was deferred until its destination recovers.
-    pub(super) fn record_delayed(&self, destination: &DestinationId, delay: RetryDelay) {
+    pub(super) fn record_delayed(&self, destination: &DestinationIdentity, delay: RetryDelay) {
         self.delayed.record(destination, delay.duration());
     }
 
     /// Records a job that was deferred until its destination has a free permit.
-    pub(super) fn record_limited(&self, destination: &DestinationId, delay: RetryDelay) {
+    pub(super) fn record_limited(&self, destination: &DestinationIdentity, delay: RetryDelay) {
         self.limits.record_deferral(destination, delay.duration());
     }
 
     /// Resets a destination now: its configuration changed, a connection test passed, or an
     /// operator says so. Its breaker closes, cached denials are dropped, and its delayed jobs are
     /// released.
-    pub(super) fn reset(&self, destination: &DestinationId) {
+    pub(super) fn reset(&self, destination: &DestinationIdentity) {
         self.transport.forget_denials();
         let now = (self.clock)();
-        let known = self.circuits.reset(destination, now);
-        self.delayed.request(destination, DestinationReset { known, at: now, now });
+        for destination in self.covered(destination) {
+            let known = self.circuits.reset(&destination, now);
+            self.delayed.request(&destination, DestinationReset { known, at: now, now });
+        }
     }
 
     /// Performs a reset that was requested at `at` through the control stream. It may be read more
     /// than once, and long after `at`: it covers what was known of the destination then.
-    pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp) {
+    pub(super) fn reset_as_of(&self, destination: &DestinationIdentity, at: Timestamp) {
         let now = (self.clock)();
-        let known = self.circuits.reset_as_of(destination, at, now);
-        if known {
-            self.transport.forget_denials();
+        for destination in self.covered(destination) {
+            let known = self.circuits.reset_as_of(&destination, at, now);
+            if known {
+                self.transport.forget_denials();
+            }
+            self.delayed.request(&destination, DestinationReset { known, at, now });
         }
-        self.delayed.request(destination, DestinationReset { known, at, now: (self.clock)() });
+    }
+
+    /// Returns the destinations that a reset is meant for: the named one, and known ones of that id
+    /// that came with jobs, where an operator named the id alone.
+    fn covered(&self, named: &DestinationIdentity) -> BTreeSet<DestinationIdentity> {
+        let known = self.circuits.covered(named).into_iter().chain(self.delayed.covered(named));
+        known.chain([named.clone()]).collect()
     }
 
     /// Applies what a worker of the fleet observed of a destination.

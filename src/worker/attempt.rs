@@ -135,7 +135,7 @@ impl Attempts {
         let _in_flight = self.metrics.transfer_running(delivery.lane);
         let _entry = self.activity.enter(TransferEntry {
             job_id: job.job.id.as_str(),
-            destination: job.destination.id.as_str(),
+            destination: job.destination.identity.clone(),
             lane: delivery.lane,
             attempt: job.headers.history.attempts.saturating_add(1),
             size: job.job.source.size,
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::domain::headers::{Headers, JobHeaders};
     use crate::domain::job;
-    use crate::queue::{DeliveryTag, Properties};
+    use crate::queue::{DeliveryOrigin, DeliveryTag, Properties};
     use crate::worker::sample;
 
     fn first_delivery() -> Delivery {
@@ -232,6 +232,7 @@ mod tests {
             body: Bytes::new(),
             properties: Properties::default(),
             routing_key: "job.scheduled.acme".to_owned(),
+            origin: DeliveryOrigin::Worker,
             redelivered: false,
             delivery_count: 0,
             ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag: 1 },

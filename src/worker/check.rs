@@ -20,7 +20,7 @@ use super::parts::{WorkerClock, WorkerParts};
 use super::settle::JobSettler;
 use crate::check::{CheckReport, CheckStep, StepName};
 use crate::domain::control::{Control, ControlCommand};
-use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::destination::{Destination, DestinationIdentity};
 use crate::domain::diagnosis::Code;
 use crate::domain::job::wire::read_check;
 use crate::domain::outcome::{Class, Failure, Reason};
@@ -91,7 +91,7 @@ impl Checks {
         match tested {
             Ok(Some(report)) => {
                 if report.verdict == crate::check::CheckVerdict::Ready {
-                    self.reset(&destination.id).await;
+                    self.reset(&destination.identity).await;
                 }
                 self.answer(delivery, to, &report, None).await;
             }
@@ -106,9 +106,9 @@ impl Checks {
             let message = format!("the message was redelivered {count} times without an end; it crashes workers");
             return Err(Rejection::new(Failure::new(Reason::CrashLoop, message)));
         }
-        require_body(&delivery.properties).map_err(Rejection::of)?;
-        let wanted = read_check(&delivery.body).map_err(Rejection::of)?;
-        self.decoder.resolve(&wanted).map_err(Rejection::new)
+        require_body(&delivery.properties).map_err(|rejected| Rejection::of(&rejected))?;
+        let wanted = read_check(&delivery.body).map_err(|rejected| Rejection::of(&rejected))?;
+        self.decoder.admit(&wanted, delivery).map_err(Rejection::new)
     }
 
     /// Answers a request that can't be tested.
@@ -130,11 +130,11 @@ impl Checks {
     }
 
     /// Resets the destination in this worker at once, and in the others through the control stream.
-    async fn reset(&self, destination: &DestinationId) {
+    async fn reset(&self, destination: &DestinationIdentity) {
         self.admission.reset(destination);
         let control = Control::new(ControlCommand::ResetCircuit(destination.clone()), (self.clock)());
         if let Err(error) = self.queue.publish_control(control.render().into()).await {
-            tracing::warn!(%destination, %error, "the other workers were not notified that a destination is ready");
+            tracing::warn!(destination = %destination.id(), %error, "the other workers were not notified that a destination is ready");
         }
     }
 

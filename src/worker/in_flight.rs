@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::decode::DecodedJob;
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::job::JobId;
 use crate::queue::{Delivery, OutcomeEvent};
 use delivered::Delivered;
@@ -33,7 +33,7 @@ const RUN_NAMESPACE: Uuid = Uuid::from_u128(0x1f5b_86c2_7b0d_4a53_8f0e_94d2_6a3c
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RunId {
     pub(super) job: JobId,
-    pub(super) destination: DestinationId,
+    pub(super) destination: DestinationIdentity,
     pub(super) run: u32,
 }
 
@@ -59,7 +59,7 @@ impl AttemptId {
     pub(super) fn of(decoded: &DecodedJob) -> Self {
         let DecodedJob { job, destination, headers, .. } = decoded;
         Self {
-            run: RunId { job: job.id.clone(), destination: destination.id.clone(), run: headers.run },
+            run: RunId { job: job.id.clone(), destination: destination.identity.clone(), run: headers.run },
             attempts: headers.history.attempts,
             deferrals: headers.history.deferrals,
             turns: headers.turns,
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     fn id(run: u32) -> AttemptId {
-        let destination = DestinationId::parse("acme").unwrap();
+        let destination = DestinationIdentity::parse("acme").unwrap();
         AttemptId {
             run: RunId { job: JobId::parse("a").unwrap(), destination, run },
             attempts: 0,

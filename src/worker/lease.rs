@@ -347,7 +347,7 @@ mod tests {
     use super::*;
     use crate::domain::headers::{self, JobHeaders};
     use crate::domain::job;
-    use crate::queue::{DeliveryTag, Properties};
+    use crate::queue::{DeliveryOrigin, DeliveryTag, Properties};
     use crate::worker::sample;
 
     /// State of an attempt over which so many workers were lost before.
@@ -358,6 +358,7 @@ mod tests {
             body: Bytes::from_static(body),
             properties: Properties::default(),
             routing_key: "job.scheduled.acme".to_owned(),
+            origin: DeliveryOrigin::Worker,
             redelivered: false,
             delivery_count: 0,
             ticket: DeliveryTag { generation: 1, lane: Lane::Continued, tag: 1 },

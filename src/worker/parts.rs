@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::config::WorkerConfig;
-use crate::domain::destination::Destinations;
+use crate::domain::destination::{Destinations, InlinePolicy};
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::transfer::Transport;
@@ -37,6 +37,8 @@ pub struct WorkerParts {
     pub clock: WorkerClock,
     /// Configured destinations, replaced as a whole by a reload.
     pub destinations: watch::Receiver<Arc<Destinations>>,
+    /// Rules for destinations that come in jobs.
+    pub inline: InlinePolicy,
     /// Metrics.
     pub metrics: Arc<Metrics>,
 }

@@ -19,7 +19,7 @@ use super::reports::FleetReports;
 use super::settle::JobSettler;
 use super::settlement::{self, Conclusion, SettlementContext, SettlementPlan};
 use crate::domain::control::ControlCommand;
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, History, OutcomeKind, RetryDelay, RetryPolicy};
 use crate::metrics::{DeferCause, Metrics};
@@ -56,7 +56,7 @@ impl Runner {
         reports: FleetReports,
         stop: StopSignals,
     ) -> Self {
-        let decoder = Arc::new(Decoder::new(parts.destinations.clone()));
+        let decoder = Arc::new(Decoder::new(parts.destinations.clone(), parts.inline.clone()));
         let settler = Arc::new(JobSettler::new(parts, activity.clone()));
         Self {
             checks: Checks::new(parts, decoder.clone(), admission.clone(), settler.clone(), stop.cancel.clone()),
@@ -138,7 +138,7 @@ impl Runner {
             now: attempt.as_ref().map_or(started_at, |facts| facts.finished_at),
             took: attempt.as_ref().map_or(Duration::ZERO, |facts| facts.took),
             next_probe: attempt.as_ref().and_then(|facts| facts.next_probe),
-            last_success_at: self.admission.last_success_at(&job.destination.id),
+            last_success_at: self.admission.last_success_at(&job.destination.identity),
             lease: state.lease_context(),
         };
         let plan = settlement::plan(&context, conclusion);
@@ -160,7 +160,7 @@ impl Runner {
         if delivered && leased {
             self.reports.send(ControlCommand::JobDelivered(owner.run().digest()));
         }
-        self.record_deferral(&job.destination.id, &plan);
+        self.record_deferral(&job.destination.identity, &plan);
         owner.settling();
         let is_final = plan.is_final;
         let resumable = state.lease_context().upload_id.filter(|_| !plan.abort_upload);
@@ -176,7 +176,7 @@ impl Runner {
     }
 
     /// Informs admission of a deferred job.
-    fn record_deferral(&self, destination: &DestinationId, plan: &SettlementPlan) {
+    fn record_deferral(&self, destination: &DestinationIdentity, plan: &SettlementPlan) {
         let Settlement::Defer { delay, .. } = plan.settlement else { return };
         if plan.failure.as_ref().is_some_and(|failure| failure.class() == Class::Destination) {
             self.admission.record_delayed(destination, delay);

@@ -99,7 +99,7 @@ impl JobSettler {
 
     /// Dead-letters a message that is no job for this worker, with the job as it was published.
     pub(super) async fn reject(&self, delivery: Delivery, rejection: Rejection) {
-        let (job_id, destination) = rejection.identity();
+        let (job_id, destination) = (rejection.job_id.as_ref(), rejection.destination.as_ref());
         let id = job_id.map(JobId::as_str).or(delivery.properties.message_id.as_deref());
         let trace = self.trace(&delivery, id, destination);
         trace.run(self.rejected(delivery, rejection)).await;
@@ -114,7 +114,7 @@ impl JobSettler {
             }
         }
         let failure = &rejection.failure;
-        let (job_id, destination) = rejection.identity();
+        let (job_id, destination) = (rejection.job_id.as_ref(), rejection.destination.as_ref());
         self.metrics.decode_failed(delivery.lane, failure.reason);
         tracing::warn!(
             job_id = job_id.map(tracing::field::display), lane = delivery.lane.as_str(),

@@ -11,7 +11,7 @@ use super::decode::{DecodedJob, Rejection};
 use super::history;
 use super::lease::{CopyBody, LeaseSnapshot, LeaseStatus};
 use crate::domain::destination::DestinationId;
-use crate::domain::headers::{Headers, JobHeaders};
+use crate::domain::headers::{DESTINATION, Headers, JobHeaders};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{
     DecisionContext, Disposition, Failure, OutcomeData, OutcomeKind, Reason, Receipt, RetryDelay, RetryPolicy,
@@ -94,17 +94,17 @@ pub(super) fn reject(prefix: &str, properties: &Properties, rejection: &Rejectio
     let mut history = headers.history.clone();
     history.attempts = history.attempts.saturating_add(1);
     let failure = &rejection.failure;
-    let (job_id, destination) = rejection.identity();
-    let outcome = job_id.zip(destination).map(|(job_id, destination)| {
+    let outcome = rejection.job_id.as_ref().zip(rejection.destination.as_ref()).map(|(job_id, destination)| {
         let data = OutcomeData {
             job_id: job_id.to_string(),
             destination: destination.to_string(),
             attempts: history.attempts,
             finished_at: Some(now),
-            labels: rejection.job().map(|job| job.labels.clone()).unwrap_or_default(),
+            labels: rejection.labels.clone(),
             ..OutcomeData::default()
         };
-        let source = EventSource { prefix, destination, headers: &headers, properties, now };
+        let identity = rejection.event_identity.clone();
+        let source = EventSource { prefix, destination, identity, headers: &headers, properties, now };
         source.outcome(OutcomeKind::Failed, with_failure(data, failure))
     });
     let settlement =
@@ -122,7 +122,8 @@ pub(super) fn delivered_before(
     let message = "delivered before; the worker no longer remembers the details";
     let attempts = job.headers.history.attempts.saturating_add(1);
     let data = OutcomeData { attempts, message: Some(message.to_owned()), ..data_of(job) };
-    let source = EventSource { prefix, destination: &job.destination.id, headers: &job.headers, properties, now };
+    let (destination, identity) = (&job.destination.id, job.destination.identity.to_string());
+    let source = EventSource { prefix, destination, identity, headers: &job.headers, properties, now };
     source.outcome(OutcomeKind::Delivered, data).event
 }
 
@@ -255,6 +256,7 @@ impl SettlementContext<'_> {
             }
             Disposition::Defer(delay) => {
                 let mut headers = history::of_waiting_copy(&after, &failure, self.now);
+                headers.insert(DESTINATION.to_owned(), self.job.destination.identity.to_string());
                 if (after.attempts, after.deferrals) == (before.attempts, before.deferrals) {
                     // A copy must never be taken for its original.
                     headers.extend(history::next_turn(&self.job.headers));
@@ -344,6 +346,7 @@ impl SettlementContext<'_> {
         EventSource {
             prefix: self.prefix,
             destination: &self.job.destination.id,
+            identity: self.job.destination.identity.to_string(),
             headers: &self.job.headers,
             properties: self.properties,
             now: self.now,
@@ -393,6 +396,8 @@ fn with_failure(data: OutcomeData, failure: &Failure) -> OutcomeData {
 struct EventSource<'a> {
     prefix: &'a str,
     destination: &'a DestinationId,
+    /// Text that stands for the destination in the ids of events.
+    identity: String,
     headers: &'a JobHeaders,
     properties: &'a Properties,
     now: Timestamp,
@@ -400,7 +405,7 @@ struct EventSource<'a> {
 
 impl EventSource<'_> {
     fn outcome(&self, kind: OutcomeKind, data: OutcomeData) -> PlannedOutcome {
-        let id = event_id(&data.job_id, self.headers.run, kind, data.attempts);
+        let id = event_id(&self.identity, &data.job_id, self.headers.run, kind, data.attempts);
         let body = render(self.prefix, kind, id.clone(), self.now, self.headers.traceparent.clone(), data);
         let event = OutcomeEvent {
             routing_key: routing_key::outcome(kind.as_str(), self.destination),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::domain::destination::{Auth, Destination, DestinationId, Destinations};
+use crate::domain::destination::{Auth, Destination, DestinationIdentity, Destinations};
 use crate::session;
 use crate::session::Sessions;
 use crate::worker::{CircuitView, DestinationRecord, FailureDetail, RunningTransfer, WaitingJobs};
@@ -18,17 +18,17 @@ const MAX_SHOWN: usize = 100;
 pub(super) struct DestinationInputs<'a> {
     pub(super) configured: &'a Destinations,
     /// Configured and inline destinations that had a job.
-    pub(super) worked_for: BTreeMap<DestinationId, DestinationRecord>,
+    pub(super) worked_for: BTreeMap<DestinationIdentity, DestinationRecord>,
     pub(super) running: &'a [RunningTransfer],
     pub(super) sessions: &'a Sessions,
-    pub(super) circuits: &'a HashMap<DestinationId, CircuitView>,
+    pub(super) circuits: &'a HashMap<DestinationIdentity, CircuitView>,
     /// The time at which each circuit breaker was last reset.
-    pub(super) recovered: &'a HashMap<DestinationId, Timestamp>,
+    pub(super) recovered: &'a HashMap<DestinationIdentity, Timestamp>,
     /// Jobs that wait in the worker for a permit, and jobs that were deferred because the
     /// destination is at a limit.
-    pub(super) waiting: &'a HashMap<DestinationId, WaitingJobs>,
+    pub(super) waiting: &'a HashMap<DestinationIdentity, WaitingJobs>,
     /// Jobs that were deferred until the destination recovers.
-    pub(super) awaiting_repair: &'a HashMap<DestinationId, u32>,
+    pub(super) awaiting_repair: &'a HashMap<DestinationIdentity, u32>,
     /// Substring that ids must contain.
     pub(super) filter: &'a str,
 }
@@ -117,7 +117,7 @@ impl Candidate<'_> {
 
     fn rank(&self) -> impl Ord + use<'_> {
         let last = self.record.map_or(0, |record| record.last_active);
-        (Reverse((self.circuit.is_some(), self.is_failing(), self.in_flight, last)), &self.destination.id)
+        (Reverse((self.circuit.is_some(), self.is_failing(), self.in_flight, last)), &self.destination.identity)
     }
 }
 
@@ -134,14 +134,14 @@ pub(super) fn states(inputs: &DestinationInputs<'_>) -> DestinationStates {
 }
 
 fn candidates<'a>(inputs: &'a DestinationInputs<'_>) -> Vec<Candidate<'a>> {
-    let mut in_flight: HashMap<&str, usize> = HashMap::new();
+    let mut in_flight: HashMap<&DestinationIdentity, usize> = HashMap::new();
     for transfer in inputs.running {
-        *in_flight.entry(&transfer.destination).or_default() += 1;
+        *in_flight.entry(&transfer.identity).or_default() += 1;
     }
-    let configured = inputs.configured.iter().map(|(id, destination)| (id, destination, true));
-    let inline = inputs.worked_for.iter().filter(|(id, _)| !inputs.configured.contains_key(*id));
-    let inline = inline.map(|(id, record)| (id, &record.destination, false));
-    let matching = configured.chain(inline).filter(|(id, ..)| id.as_str().contains(inputs.filter));
+    let configured = inputs.configured.values().map(|destination| (&destination.identity, destination, true));
+    let inline = inputs.worked_for.iter().filter(|(known, _)| !inputs.configured.contains_key(known.id()));
+    let inline = inline.map(|(known, record)| (known, &record.destination, false));
+    let matching = configured.chain(inline).filter(|(known, ..)| known.id().as_str().contains(inputs.filter));
     matching
         .map(|(id, destination, configured)| Candidate {
             destination,
@@ -149,7 +149,7 @@ fn candidates<'a>(inputs: &'a DestinationInputs<'_>) -> Vec<Candidate<'a>> {
             record: inputs.worked_for.get(id),
             circuit: inputs.circuits.get(id),
             recovered: inputs.recovered.get(id).copied(),
-            in_flight: in_flight.get(id.as_str()).copied().unwrap_or(0),
+            in_flight: in_flight.get(id).copied().unwrap_or(0),
             waiting: inputs.waiting.get(id).copied().unwrap_or_default(),
             awaiting_repair: inputs.awaiting_repair.get(id).copied().unwrap_or_default(),
         })

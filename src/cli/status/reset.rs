@@ -4,7 +4,7 @@
 use crate::cli::{CommandError, Exit, broker, configured_destinations, notice, print};
 use crate::config::Config;
 use crate::domain::control::{Control, ControlCommand};
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::{DestinationId, DestinationIdentity};
 use crate::queue::QueueError;
 
 pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Result<Exit, CommandError> {
@@ -33,10 +33,16 @@ fn unknown_destination(config: &Config, destination: &DestinationId) -> Option<S
     ))
 }
 
-/// Notifies every worker that a destination has recovered. Later workers have nothing to reset.
+/// Notifies every worker that a destination has recovered, and all that jobs bring under the same
+/// id. Later workers have nothing to reset.
 ///
 /// # Errors
 /// The error of the broker. No worker was notified then.
 pub(in crate::cli) async fn reset_circuit(config: &Config, destination: &DestinationId) -> Result<Control, QueueError> {
-    broker::announce(config, "reset", ControlCommand::ResetCircuit(destination.clone())).await
+    broker::announce(
+        config,
+        "reset",
+        ControlCommand::ResetCircuit(DestinationIdentity::configured(destination.clone())),
+    )
+    .await
 }

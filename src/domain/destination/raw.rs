@@ -10,8 +10,8 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AccountId, Auth, BucketName, Checksum, Destination, DestinationId, ExternalId, Invalid, KmsEncryption, KmsKeyArn,
-    Prefix, Region, RoleArn, SecretSource, strict,
+    AccountId, Auth, BucketName, Checksum, Destination, DestinationId, DestinationIdentity, ExternalId, Invalid,
+    KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, strict,
 };
 
 /// A destination as it is written. Nothing is checked yet but the shape;
@@ -52,6 +52,9 @@ pub struct RawDestination {
     pub checksum: Checksum,
     /// The platform's own name of the customer.
     pub tenant: Option<String>,
+    /// Users of the broker whose jobs are accepted, by the `user_id` that the broker has verified.
+    /// Absent means all. Not in jobs.
+    pub publishers: Option<Vec<String>>,
 }
 
 /// `auth` as it is written: flat, so that every problem can name its field.
@@ -111,6 +114,9 @@ impl RawDestination {
             let field = if self.bucket_key_enabled.is_some() { "bucket_key_enabled" } else { "encryption_context" };
             note(Invalid::new(field, "has no effect without kms_key_arn; give the key or leave this out"));
         }
+        if let Some(problem) = self.publishers.as_deref().and_then(publishers_problem) {
+            note(Invalid::new("publishers", problem));
+        }
         let (Some(bucket), Some(region), Some(prefix), Some(auth), true) =
             (bucket, region, prefix, auth, problems.is_empty())
         else {
@@ -126,6 +132,7 @@ impl RawDestination {
             context: self.encryption_context,
         });
         let destination = Destination {
+            identity: DestinationIdentity::configured(id.clone()),
             id,
             bucket,
             region,
@@ -137,6 +144,7 @@ impl RawDestination {
             max_bytes_per_second: self.max_bytes_per_second,
             checksum: self.checksum,
             tenant: self.tenant,
+            publishers: self.publishers.unwrap_or_default(),
         };
         crate::domain::policy::session_policy_fits(&destination).map_err(|problem| vec![problem])?;
         Ok(destination)
@@ -151,8 +159,22 @@ impl RawDestination {
             let problem = "an inline destination may carry no secret; use iam_role, or configure the destination";
             return Err(vec![Invalid::new("auth.method", problem)]);
         }
-        self.validate(id)
+        if self.publishers.is_some() {
+            let problem = "belongs to a configured destination; leave it out";
+            return Err(vec![Invalid::new("publishers", problem)]);
+        }
+        let destination = self.validate(id)?;
+        Ok(Destination { identity: DestinationIdentity::inline(&destination), ..destination })
     }
+}
+
+/// Returns the problem of a list of users, if there is one.
+fn publishers_problem(users: &[String]) -> Option<&'static str> {
+    if users.is_empty() {
+        return Some("is an empty list, so no job could be accepted; name users of the broker, or leave it out");
+    }
+    let named = |user: &String| (1..=255).contains(&user.len()) && !user.chars().any(char::is_control);
+    (!users.iter().all(named)).then_some("holds names of users of the broker: 1-255 bytes, no control characters")
 }
 
 impl RawAuth {

@@ -289,6 +289,7 @@ prop_compose! {
     ) -> RawDestination {
         let role_arn = Some("arn:aws:iam::123456789012:role/consign".to_owned());
         RawDestination {
+            publishers: None,
             id: Some(id),
             bucket: "acme-analytics".into(),
             region: "eu-west-1".into(),

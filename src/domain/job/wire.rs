@@ -96,5 +96,8 @@ fn without_secrets(mut schema: schemars::Schema) -> schemars::Schema {
         auth.retain(|name, _| matches!(name.as_str(), "method" | "role_arn" | "external_id"));
         auth.insert("method".into(), serde_json::json!({ "const": "iam_role" }));
     }
+    if let Some(inline) = schema.pointer_mut("/$defs/RawDestination/properties").and_then(|all| all.as_object_mut()) {
+        inline.remove("publishers");
+    }
     schema
 }

@@ -148,11 +148,12 @@ pub struct Outcome {
 /// Returns the CloudEvents id of an outcome: the same for each copy, so that consumers can drop
 /// duplicates.
 ///
-/// `run` is the `consign-run` header (0 unless requeued). `.retrying` outcomes of one run
+/// `destination` is its identity: two customers may give their jobs the same id. `run` is the `consign-run` header (0 unless requeued). `.retrying` outcomes of one run
 /// differ by their attempt.
-pub fn event_id(job_id: &str, run: u32, kind: OutcomeKind, attempt: u32) -> String {
+pub fn event_id(destination: &str, job_id: &str, run: u32, kind: OutcomeKind, attempt: u32) -> String {
     let attempt = if kind.is_terminal() { 0 } else { attempt };
-    Uuid::new_v5(&NAMESPACE, format!("{job_id}\n{run}\n{}\n{attempt}", kind.event_type()).as_bytes()).to_string()
+    let name = format!("{destination}\n{job_id}\n{run}\n{}\n{attempt}", kind.event_type());
+    Uuid::new_v5(&NAMESPACE, name.as_bytes()).to_string()
 }
 
 /// Renders an outcome. `prefix` is `broker.prefix`; `id` comes from [`event_id`].
@@ -190,7 +191,9 @@ mod tests {
 
     #[test]
     fn copies_of_a_terminal_outcome_share_their_id() {
-        let id = |run, kind, attempt| event_id("a/b", run, kind, attempt);
+        let id = |run, kind, attempt| event_id("acme", "a/b", run, kind, attempt);
+        let other = event_id("acme~00", "a/b", 0, OutcomeKind::Delivered, 1);
+        assert_ne!(id(0, OutcomeKind::Delivered, 1), other, "another destination of the same id");
         assert_eq!(id(0, OutcomeKind::Delivered, 1), id(0, OutcomeKind::Delivered, 4));
         assert_ne!(id(0, OutcomeKind::Delivered, 1), id(1, OutcomeKind::Delivered, 1));
         assert_ne!(id(0, OutcomeKind::Delivered, 1), id(0, OutcomeKind::Failed, 1));
@@ -199,6 +202,6 @@ mod tests {
 
     #[test]
     fn ids_never_change() {
-        assert_eq!(event_id("acme/1", 0, OutcomeKind::Delivered, 1), "a39ba0bb-ce36-5039-aaa9-ed1651973bbb");
+        assert_eq!(event_id("acme", "acme/1", 0, OutcomeKind::Delivered, 1), "fa7f67a0-e300-5f9a-a376-2623e6cca69c");
     }
 }

@@ -8,10 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::ExposeSecret as _;
 
+use super::fields::short;
 use super::{errors, wire};
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
@@ -36,6 +38,7 @@ pub(super) struct Endpoint {
     name: String,
     ca_file: Option<PathBuf>,
     identity: Option<(PathBuf, PathBuf)>,
+    user: Option<ShortString>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -63,7 +66,14 @@ impl Endpoint {
             _ => return Err(wrong("needs broker.client_cert_file and broker.client_key_file together")),
         };
         uri.query.auth_mechanism = mechanism(uri.query.auth_mechanism, names_user, identity.is_some())?;
-        Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity })
+        let unnamed = matches!(uri.query.auth_mechanism, Some(SASLMechanism::External)) && !names_user;
+        let user = (!unnamed).then(|| short(&uri.authority.userinfo.username)).transpose()?;
+        Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity, user })
+    }
+
+    /// Returns the user of the broker; `None` where only a certificate names it.
+    pub(super) fn user(&self) -> Option<&ShortString> {
+        self.user.as_ref()
     }
 
     /// Returns the virtual host.
@@ -294,6 +304,14 @@ mod tests {
         assert_eq!(mechanism("amqps://u:p@h?auth_mechanism=external", true).unwrap(), external);
         assert_eq!(mechanism("amqps://h?auth_mechanism=plain", true).unwrap(), Some(SASLMechanism::Plain));
         assert_eq!(mechanism("amqps://h", false).unwrap(), None);
+        let user = |url: &str| {
+            let (client_cert_file, client_key_file) = (Some("c.pem".into()), Some("k.pem".into()));
+            let endpoint = Endpoint::parse(&BrokerConfig { client_cert_file, client_key_file, ..config(url) }, "w");
+            endpoint.unwrap().user().map(ToString::to_string)
+        };
+        assert_eq!(user("amqps://h"), None, "the broker takes it from the certificate");
+        assert_eq!(user("amqps://u@h?auth_mechanism=external").as_deref(), Some("u"));
+        assert_eq!(user("amqps://u%2B:p@h").as_deref(), Some("u+"));
         let error = mechanism("amqps://h?auth_mechanism=external", false).unwrap_err().to_string();
         assert!(error.contains("client_cert_file"), "{error}");
     }

@@ -122,7 +122,11 @@ impl PrefetchTask {
     pub(super) async fn run(self, mut consumer: Consumer, lane: LaneConsumer) {
         while let Some(item) = consumer.next().await {
             match item {
-                Ok(delivery) => self.prefetch(lane.lane, PrefetchedDelivery::new(self.generation, delivery)).await,
+                Ok(delivery) => {
+                    let us = self.context.endpoint.user();
+                    let delivery = PrefetchedDelivery::new(self.generation, lane.lane, us, delivery);
+                    self.prefetch(lane.lane, delivery).await;
+                }
                 Err(error) => return self.health.end(&errors::text(&error)),
             }
         }
@@ -147,7 +151,7 @@ impl PrefetchTask {
     async fn with_low_count(&self, lane: Lane, delivery: PrefetchedDelivery) -> Option<PrefetchedDelivery> {
         let message = delivery.message();
         let count = delivery_count(message.properties.headers().as_ref());
-        if count < RENEWED_COUNT {
+        if count < RENEWED_COUNT || delivery.is_forged_lease() {
             return Some(delivery);
         }
         let copied = match messages::renewed(&self.context.names, lane, message) {

@@ -29,6 +29,7 @@ use super::errors;
 use super::fields::{as_text, short, visible};
 use super::health::SessionHealth;
 use super::messages;
+use super::origin;
 use super::publisher::{OutgoingMessage, Publisher};
 use super::topology::Names;
 use crate::config::BrokerConfig;
@@ -169,7 +170,8 @@ impl RabbitMqDeadLetters {
         if current.letter.properties().unread.is_some() {
             return Err(QueueError::Refused("its body is too large to be read".to_owned()));
         }
-        let message = messages::requeued(&self.names, &current.letter, &current.properties)?;
+        let original = origin::trusted(current.properties.clone(), self.endpoint.user());
+        let message = messages::requeued(&self.names, &current.letter, &original)?;
         self.publish(&message).await?;
         failpoints::hit("requeued");
         self.discard().await
@@ -199,7 +201,7 @@ impl RabbitMqDeadLetters {
         } else {
             let connection = self.endpoint.connect("requeue").await?;
             let (health, metrics) = (Arc::new(SessionHealth::default()), Arc::new(Metrics::new(1)));
-            self.publisher.insert(Publisher::new(connection, health, metrics))
+            self.publisher.insert(Publisher::new(connection, self.endpoint.user(), health, metrics))
         };
         publisher.publish(message).await
     }

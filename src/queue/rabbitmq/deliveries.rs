@@ -4,26 +4,46 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use lapin::types::ShortString;
 use lapin::{Acker, BasicProperties};
 
 use super::channel::{acknowledge, requeue_or_lose};
 use super::fields::{delivery_count, visible};
 use super::messages;
+use super::origin;
 use crate::domain::lane::Lane;
 use crate::queue::prefetch::PrefetchBuffer;
-use crate::queue::{Delivery, DeliveryTag};
+use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag};
 
 /// Delivery that the worker has not asked for yet.
 #[derive(Debug)]
 pub(super) struct PrefetchedDelivery {
     generation: u64,
+    origin: DeliveryOrigin,
     inner: lapin::message::Delivery,
 }
 
 impl PrefetchedDelivery {
-    /// Wraps a delivery of a session.
-    pub(super) fn new(generation: u64, inner: lapin::message::Delivery) -> Self {
-        Self { generation, inner }
+    /// Wraps a delivery of a session, and verifies its publisher. `us` is the login of the session.
+    /// Producers publish to the lanes that the exchange binds; the other one has workers' messages.
+    pub(super) fn new(
+        generation: u64,
+        lane: Lane,
+        us: Option<&ShortString>,
+        mut inner: lapin::message::Delivery,
+    ) -> Self {
+        let properties = std::mem::take(&mut inner.properties);
+        let (origin, properties) = match lane {
+            Lane::Continued => (DeliveryOrigin::Worker, origin::trusted(properties, us)),
+            Lane::Scheduled | Lane::Backfill => origin::verify(properties, us),
+        };
+        inner.properties = properties;
+        Self { generation, origin, inner }
+    }
+
+    /// Returns true for a lease that no worker has published.
+    pub(super) fn is_forged_lease(&self) -> bool {
+        origin::is_forged_lease(self.origin, &self.inner.properties)
     }
 
     /// Returns the delivery as the broker sent it.
@@ -53,6 +73,7 @@ impl PrefetchedDelivery {
             lane,
             body: Bytes::from(data),
             routing_key: messages::job_key(routing_key.as_str(), lane, headers),
+            origin: self.origin,
             redelivered,
             delivery_count: delivery_count(headers),
             properties: visible(&properties),
@@ -128,7 +149,7 @@ mod tests {
     fn prefetched(generation: u64, tag: u64) -> PrefetchedDelivery {
         let inner =
             lapin::message::Delivery::mock(tag, "consign".into(), "job.scheduled.a".into(), false, b"{}".to_vec());
-        PrefetchedDelivery::new(generation, inner)
+        PrefetchedDelivery::new(generation, Lane::Scheduled, None, inner)
     }
 
     #[tokio::test]

@@ -9,9 +9,10 @@ use super::direct_reply::is_direct;
 use super::fields::{merged, retain_headers, short, text_of};
 use super::publisher::OutgoingMessage;
 use super::topology::Names;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::headers::{
-    DEFERRED_SINCE, Headers, LEASE_EPOCH, LEASE_KEY, LEASE_NOTICE, LEASE_OWNER, ORIGINAL_ROUTING_KEY, TURNS, WAIT,
-    belongs_to_run,
+    DEFERRED_SINCE, DESTINATION, Headers, LEASE_EPOCH, LEASE_KEY, LEASE_NOTICE, LEASE_OWNER, ORIGINAL_ROUTING_KEY,
+    PUBLISHER, TURNS, WAIT, belongs_to_run,
 };
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
@@ -70,7 +71,11 @@ impl<'a> JobCopy<'a> {
         self
     }
 
-    fn message(self, exchange: String) -> Result<OutgoingMessage, QueueError> {
+    fn message(mut self, exchange: String) -> Result<OutgoingMessage, QueueError> {
+        // Set anew, so that no size of the other headers can displace it.
+        if let Some(publisher) = text_of(self.original.headers().as_ref(), PUBLISHER) {
+            self.headers.insert(PUBLISHER.to_owned(), publisher);
+        }
         let headers = merged(self.original.headers().as_ref(), self.headers)?;
         let mut properties = producer_properties(self.original).with_headers(headers).with_delivery_mode(PERSISTENT);
         if let Some(content_type) = self.content_type {
@@ -90,6 +95,11 @@ pub(super) fn waiting(names: &Names, delay: RetryDelay, mut copy: JobCopy<'_>) -
 /// Returns true for a waiting copy that waits for the recovery of its destination.
 pub(super) fn waits_for_recovery(properties: &BasicProperties) -> bool {
     text_of(properties.headers().as_ref(), DEFERRED_SINCE).is_some_and(|since| !since.is_empty())
+}
+
+/// Returns the identity of the destination that a waiting copy names, if it does.
+pub(super) fn waits_for(properties: &BasicProperties) -> Option<DestinationIdentity> {
+    DestinationIdentity::parse(&text_of(properties.headers().as_ref(), DESTINATION)?).ok()
 }
 
 /// Copy that has waited, as the broker would send it at the end of its delay.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -53,26 +54,39 @@ pub(super) struct Publisher {
     lease_permits: Semaphore,
     channels: usize,
     health: Arc<SessionHealth>,
+    /// Login that its messages name as their `user_id`: see `origin`.
+    user: Option<ShortString>,
     /// Counts unconfirmed messages, if they are to be counted.
     metrics: Option<Arc<Metrics>>,
 }
 
 impl Publisher {
-    /// Builds a publisher on a connection of its own.
-    pub(super) fn new(connection: Connection, health: Arc<SessionHealth>, metrics: Arc<Metrics>) -> Self {
-        Self { metrics: Some(metrics), ..Self::with_channels(MAX_CHANNELS, connection, health) }
+    /// Builds a publisher on a connection of its own, whose login is `user`.
+    pub(super) fn new(
+        connection: Connection,
+        user: Option<&ShortString>,
+        health: Arc<SessionHealth>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let publisher = Self::with_channels(MAX_CHANNELS, connection, health);
+        Self { user: user.cloned(), metrics: Some(metrics), ..publisher }
     }
 
     /// Builds a publisher with at most `channels` publishes in flight, leases not counted. No
-    /// metric counts them.
+    /// metric counts them, and they name no user.
     pub(super) fn with_channels(channels: usize, connection: Connection, health: Arc<SessionHealth>) -> Self {
         let (permits, lease_permits) = (Semaphore::new(channels), Semaphore::new(MAX_LEASE_CHANNELS));
-        Self { connection, free: Mutex::default(), permits, lease_permits, channels, health, metrics: None }
+        Self { connection, free: Mutex::default(), permits, lease_permits, channels, health, user: None, metrics: None }
     }
 
     /// Returns the connection, to close it.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Returns the login that its messages name.
+    pub(super) fn user(&self) -> Option<&ShortString> {
+        self.user.as_ref()
     }
 
     /// Returns true while messages can be published.
@@ -119,7 +133,7 @@ impl Publisher {
     ) -> Result<(), QueueError> {
         let channel = self.channel().await?;
         let _unconfirmed = self.metrics.as_deref().map(Metrics::unconfirmed);
-        match self.while_healthy(send(&channel, message)).await? {
+        match self.while_healthy(self.send(&channel, message)).await? {
             Ok(confirmation) => {
                 // Only after a confirm: a channel with an interrupted publish may still receive its return.
                 self.free.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
@@ -164,6 +178,12 @@ impl Publisher {
         let channel = connection::open_channel(&self.connection).await?;
         call("switching confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
+    }
+
+    async fn send(&self, channel: &Channel, message: &OutgoingMessage) -> Result<Confirmation, PublishProblem> {
+        let Some(user) = &self.user else { return send(channel, message).await };
+        let properties = message.properties.clone().with_user_id(user.clone());
+        send(channel, &OutgoingMessage { properties, ..message.clone() }).await
     }
 
     async fn while_healthy<T>(&self, future: impl Future<Output = T>) -> Result<T, QueueError> {

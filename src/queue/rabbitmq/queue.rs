@@ -24,7 +24,7 @@ use super::settle::Settler;
 use super::timing::Timing;
 use super::topology::{Names, Topology};
 use crate::config::BrokerConfig;
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{
@@ -208,7 +208,10 @@ impl Queue for RabbitMqQueue {
         Box::pin(async { self.control.lock().await.recv().await })
     }
 
-    fn release_delayed(&self, destinations: BTreeSet<DestinationId>) -> BoxFuture<'_, Result<Released, QueueError>> {
+    fn release_delayed(
+        &self,
+        destinations: BTreeSet<DestinationIdentity>,
+    ) -> BoxFuture<'_, Result<Released, QueueError>> {
         Box::pin(async move {
             let session = self.sessions.wait(Instant::now() + PUBLISH_TIMEOUT).await?;
             release::release_delayed(&self.context, &session.publisher, destinations).await

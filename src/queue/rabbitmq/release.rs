@@ -16,7 +16,7 @@
 //! the dead letters. A release has a connection of its own: a refusal here must not end the session
 //! that delivers jobs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use lapin::message::Delivery as Waiting;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Acker, Channel, Consumer};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -35,10 +35,11 @@ use super::context::QueueContext;
 use super::errors;
 use super::fields::{self, short};
 use super::messages;
+use super::origin;
 use super::publisher::{OutgoingMessage, Publisher};
 use super::sessions::closed;
 use super::topology::Names;
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::outcome::RetryDelay;
 use crate::domain::routing_key::jobs_of;
 use crate::queue::{QueueError, Released};
@@ -67,7 +68,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) async fn release_delayed(
     context: &Arc<QueueContext>,
     publisher: &Arc<Publisher>,
-    destinations: BTreeSet<DestinationId>,
+    destinations: BTreeSet<DestinationIdentity>,
 ) -> Result<Released, QueueError> {
     let cancelled = context.stop.child_token();
     let _guard = cancelled.clone().drop_guard();
@@ -78,7 +79,7 @@ pub(super) async fn release_delayed(
 async fn release(
     context: Arc<QueueContext>,
     publisher: Arc<Publisher>,
-    destinations: BTreeSet<DestinationId>,
+    destinations: BTreeSet<DestinationIdentity>,
     cancelled: CancellationToken,
 ) -> Result<Released, QueueError> {
     let connection = ScopedConnection::connect(&context.endpoint, "recall").await?;
@@ -89,7 +90,8 @@ async fn release(
             connection: &connection,
             cancelled: &cancelled,
             lock: locked_channel(&connection, &context.names).await?,
-            wanted: destinations.iter().flat_map(jobs_of).collect(),
+            us: context.endpoint.user(),
+            wanted: Wanted::new(destinations),
             max_consumers: context.max_release_consumers,
             released: Released::default(),
         };
@@ -133,11 +135,36 @@ struct Scan<'a> {
     cancelled: &'a CancellationToken,
     /// Channel that holds the lock, and counts messages.
     lock: Channel,
-    /// Routing keys of the jobs to release.
-    wanted: BTreeSet<String>,
+    /// Login of this worker.
+    us: Option<&'a ShortString>,
+    /// Copies to release.
+    wanted: Wanted,
     /// Limit of the consumers of one wait queue.
     max_consumers: u16,
     released: Released,
+}
+
+/// Destinations whose copies are released, by the routing keys of their jobs.
+struct Wanted(BTreeMap<String, Vec<DestinationIdentity>>);
+
+impl Wanted {
+    fn new(destinations: BTreeSet<DestinationIdentity>) -> Self {
+        let mut by_key: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for destination in destinations {
+            for key in jobs_of(destination.id()) {
+                by_key.entry(key).or_default().push(destination.clone());
+            }
+        }
+        Self(by_key)
+    }
+
+    /// Returns true for a copy that waits for one of them, or may: older copies do not name the
+    /// identity.
+    fn has(&self, waiting: &Waiting) -> bool {
+        let Some(wanted) = self.0.get(waiting.routing_key.as_str()) else { return false };
+        let named = messages::waits_for(&waiting.properties);
+        named.is_none_or(|named| wanted.iter().any(|wanted| wanted.covers(&named)))
+    }
 }
 
 /// Progress in one wait queue.
@@ -239,12 +266,14 @@ impl Scan<'_> {
         scan: &mut WaitQueueScan,
     ) -> Result<Option<(OutgoingMessage, Acker)>, QueueError> {
         let ended = || QueueError::Unavailable(format!("the broker ended the consumer of {}", scan.queue));
-        let waiting = received.ok_or_else(ended)?.map_err(|error| errors::unavailable(&error))?;
+        let mut waiting = received.ok_or_else(ended)?.map_err(|error| errors::unavailable(&error))?;
         scan.examined += 1;
-        let wanted = self.wanted.contains(waiting.routing_key.as_str());
-        // A body that was not read can't be copied.
-        let copied = wanted && fields::unread(&waiting.properties).is_none();
-        if !(copied && messages::waits_for_recovery(&waiting.properties)) {
+        let (origin, properties) = origin::verify(std::mem::take(&mut waiting.properties), self.us);
+        waiting.properties = properties;
+        // A body that was not read can't be copied, and a copy of a forged lease would be a worker's.
+        let can_copy =
+            fields::unread(&waiting.properties).is_none() && !origin::is_forged_lease(origin, &waiting.properties);
+        if !(can_copy && self.wanted.has(&waiting) && messages::waits_for_recovery(&waiting.properties)) {
             return Ok(None);
         }
         let acker = waiting.acker.clone();

@@ -37,7 +37,12 @@ impl BrokerSession {
         let mut tasks = JoinSet::new();
         let publishing = context.endpoint.connect("publisher").await?;
         health::watch(&mut tasks, &publishing, &health);
-        let publisher = Arc::new(Publisher::new(publishing, Arc::clone(&health), Arc::clone(&context.metrics)));
+        let publisher = Arc::new(Publisher::new(
+            publishing,
+            context.endpoint.user(),
+            Arc::clone(&health),
+            Arc::clone(&context.metrics),
+        ));
         let mut session = Self {
             publisher,
             health,

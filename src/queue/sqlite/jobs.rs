@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, ToSql, params};
 
 use super::schema::JOB;
-use crate::domain::headers::{DEFERRED_SINCE, Headers, ORIGINAL_ROUTING_KEY, WAIT};
+use crate::domain::destination::DestinationIdentity;
+use crate::domain::headers::{DEFERRED_SINCE, DESTINATION, Headers, ORIGINAL_ROUTING_KEY, WAIT};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 use crate::domain::routing_key;
-use crate::queue::{Delivery, DeliveryTag, Properties, Publication};
+use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag, Properties, Publication};
 
 /// Maximum number of copies released in one transaction.
 const MAX_RELEASED_PER_COMMIT: i64 = 500;
@@ -84,6 +85,8 @@ fn delivery(row: &Row<'_>, lane: Lane, generation: u64) -> rusqlite::Result<Deli
     Ok(Delivery {
         lane,
         routing_key: row.get(1)?,
+        // Who can write the file needs no message to do so.
+        origin: DeliveryOrigin::Worker,
         redelivered: row.get(2)?,
         delivery_count: row.get::<_, i64>(3)?.unsigned_abs(),
         properties: properties(row, 4)?,
@@ -198,16 +201,26 @@ pub(super) fn release_due(db: &Connection, prefix: &str) -> rusqlite::Result<usi
     Ok(released)
 }
 
-/// Makes copies with one of these routing keys due that wait for a destination's recovery. Returns
-/// their number.
-pub(super) fn release_delayed(db: &Connection, prefix: &str, keys: &BTreeSet<String>) -> rusqlite::Result<usize> {
+/// Makes copies due that wait for the recovery of these destinations. Returns their number. A copy
+/// that names no identity may wait for any destination of its id.
+pub(super) fn release_delayed(
+    db: &Connection,
+    prefix: &str,
+    destinations: &BTreeSet<DestinationIdentity>,
+) -> rusqlite::Result<usize> {
+    let named = |destination: &DestinationIdentity| destination.is_inline().then(|| destination.to_string());
+    let wanted: Vec<_> = destinations
+        .iter()
+        .flat_map(|destination| routing_key::jobs_of(destination.id()).map(|key| (key, named(destination))))
+        .collect();
     // A list of strings always has a JSON form.
-    let keys = serde_json::to_string(keys).unwrap_or_default();
+    let wanted = serde_json::to_string(&wanted).unwrap_or_default();
     let sql = "UPDATE waiting SET due_ms = ?2
-               WHERE prefix = ?1 AND due_ms > ?2 AND routing_key IN (SELECT value FROM json_each(?3))
-                 AND ifnull(headers ->> ?4, '') <> ''";
-    let header = format!("$.\"{DEFERRED_SINCE}\"");
-    db.prepare_cached(sql)?.execute(params![prefix, now_ms(), keys, header])
+               WHERE prefix = ?1 AND due_ms > ?2 AND ifnull(headers ->> ?4, '') <> ''
+                 AND EXISTS (SELECT 1 FROM json_each(?3) WHERE value ->> 0 = routing_key
+                             AND (value ->> 1 IS NULL OR ifnull(headers ->> ?5, value ->> 1) = value ->> 1))";
+    let header = |name: &str| format!("$.\"{name}\"");
+    db.prepare_cached(sql)?.execute(params![prefix, now_ms(), wanted, header(DEFERRED_SINCE), header(DESTINATION)])
 }
 
 /// Returns the time at which the next copy is due, in milliseconds since 1970.

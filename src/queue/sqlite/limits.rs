@@ -1,5 +1,6 @@
 //! Limits on messages, the same as on RabbitMQ, so that a job accepted here is accepted there.
 
+use crate::domain::job::lease::Lease;
 use crate::domain::lane::Lane;
 use crate::domain::routing_key;
 use crate::queue::{LeaseMessage, OutcomeEvent, Publication, QueueError};
@@ -21,6 +22,9 @@ pub(super) fn check_publication(publication: &Publication) -> Result<Lane, Queue
     check_names([routing_key])?;
     check_names(texts.into_iter().flatten())?;
     check_names(p.headers.keys())?;
+    if Lease::is_type(p.content_type.as_deref()) {
+        return Err(QueueError::Refused("a lease can't be published; publish the job".to_owned()));
+    }
     if body.len() > MAX_BODY_BYTES {
         return Err(QueueError::Refused(format!(
             "the body has {} bytes, and at most {MAX_BODY_BYTES} are taken",

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::control;
 use super::jobs::{self, JobContent};
 use super::outcomes;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::headers::Headers;
 use crate::domain::lane::Lane;
 use crate::queue::{self, Delivery, DeliveryTag, LeaseMessage, OutcomeEvent, Publication, QueueError, Settlement};
@@ -92,9 +93,9 @@ pub(super) enum WriteOp {
     },
     /// Writes the current content of a lease.
     RenewLease(LeaseContent),
-    /// Makes waiting copies with one of these routing keys due, and counts them in `count`.
+    /// Makes copies that wait for these destinations due, and counts them in `count`.
     ReleaseDelayed {
-        keys: BTreeSet<String>,
+        destinations: BTreeSet<DestinationIdentity>,
         count: Arc<AtomicU64>,
     },
     /// Requeues jobs. `delivered`: they were handed out, so they count as redeliveries.
@@ -145,8 +146,8 @@ impl WriteOp {
         let is_owned = match self {
             Self::Publish { lane, publication } => return jobs::publish(db, prefix, *lane, publication).map(Ok),
             Self::PublishControl(body) => return control::publish(db, prefix, body).map(Ok),
-            Self::ReleaseDelayed { keys, count } => {
-                let released = jobs::release_delayed(db, prefix, keys)?;
+            Self::ReleaseDelayed { destinations, count } => {
+                let released = jobs::release_delayed(db, prefix, destinations)?;
                 count.store(u64::try_from(released).unwrap_or(u64::MAX), Ordering::Relaxed);
                 true
             }

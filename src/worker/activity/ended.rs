@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::throughput::TransferTotals;
-use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::destination::{Destination, DestinationId, DestinationIdentity};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, Failure, OutcomeKind};
 use crate::upload::Progress;
@@ -102,7 +102,7 @@ pub(super) struct EndedTransfers {
     next: u64,
     ended: VecDeque<EndedTransfer>,
     problems: VecDeque<EndedTransfer>,
-    destinations: HashMap<DestinationId, DestinationRecord>,
+    destinations: HashMap<DestinationIdentity, DestinationRecord>,
     counts: TransferTotals,
 }
 
@@ -219,7 +219,7 @@ impl EndedTransfers {
     }
 
     fn record(&mut self, destination: &Arc<Destination>) -> &mut DestinationRecord {
-        if self.destinations.len() >= MAX_DESTINATIONS && !self.destinations.contains_key(&destination.id) {
+        if self.destinations.len() >= MAX_DESTINATIONS && !self.destinations.contains_key(&destination.identity) {
             self.drop_idle();
         }
         let fresh = || DestinationRecord {
@@ -231,7 +231,7 @@ impl EndedTransfers {
             delivered_bytes: 0,
             last_active: 0,
         };
-        let record = self.destinations.entry(destination.id.clone()).or_insert_with(fresh);
+        let record = self.destinations.entry(destination.identity.clone()).or_insert_with(fresh);
         if !Arc::ptr_eq(&record.destination, destination) {
             record.destination = destination.clone();
         }
@@ -254,7 +254,7 @@ impl EndedTransfers {
         Recent { ended: self.ended.iter().cloned().collect(), problems: self.problems.iter().cloned().collect() }
     }
 
-    pub(super) fn destinations(&self) -> BTreeMap<DestinationId, DestinationRecord> {
+    pub(super) fn destinations(&self) -> BTreeMap<DestinationIdentity, DestinationRecord> {
         self.destinations.iter().map(|(id, record)| (id.clone(), record.clone())).collect()
     }
 }

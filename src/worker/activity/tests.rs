@@ -1,7 +1,8 @@
 use super::*;
 
 fn entry(job_id: &str, progress: Arc<Progress>) -> TransferEntry<'_> {
-    TransferEntry { job_id, destination: "acme", lane: Lane::Scheduled, attempt: 1, size: None, progress }
+    let destination = DestinationIdentity::parse("acme").unwrap();
+    TransferEntry { job_id, destination, lane: Lane::Scheduled, attempt: 1, size: None, progress }
 }
 
 #[test]

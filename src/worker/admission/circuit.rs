@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::domain::control::{CircuitChange, ControlCommand};
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::outcome::{Class, Failure, Reason, RetryDelay, TransferResult};
 use crate::metrics::Metrics;
 use crate::worker::history::time_after;
@@ -50,10 +50,10 @@ const EVIDENCE_TTL: Duration = Duration::from_hours(1);
 /// Circuit breakers of one worker.
 #[derive(Debug)]
 pub(super) struct CircuitBreakers {
-    breakers: Mutex<HashMap<DestinationId, CircuitBreaker>>,
-    last_success: Mutex<HashMap<DestinationId, Timestamp>>,
+    breakers: Mutex<HashMap<DestinationIdentity, CircuitBreaker>>,
+    last_success: Mutex<HashMap<DestinationIdentity, Timestamp>>,
     /// Last reset, passed connection test or success of each destination. For display only.
-    recovered: Mutex<HashMap<DestinationId, Timestamp>>,
+    recovered: Mutex<HashMap<DestinationIdentity, Timestamp>>,
     next_probe_number: AtomicU64,
     claims: ProbeClaims,
     reports: FleetReports,
@@ -113,7 +113,7 @@ pub(super) enum CircuitState {
 #[derive(Debug)]
 pub(super) struct CircuitProbe {
     breakers: Arc<CircuitBreakers>,
-    destination: DestinationId,
+    destination: DestinationIdentity,
     number: u64,
 }
 
@@ -127,7 +127,7 @@ impl CircuitProbe {
 /// Attempt whose result a breaker observes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ObservedAttempt<'a> {
-    pub(super) destination: &'a DestinationId,
+    pub(super) destination: &'a DestinationIdentity,
     /// Key of the object, below the destination's prefix.
     pub(super) key: &'a str,
     /// Number of the probe, when the attempt was one.
@@ -169,14 +169,14 @@ impl CircuitBreakers {
     }
 
     /// Returns true when the next job probes the destination. Fleets claim the probe first.
-    pub(super) fn is_probe_due(&self, destination: &DestinationId) -> bool {
+    pub(super) fn is_probe_due(&self, destination: &DestinationIdentity) -> bool {
         let breakers = self.lock();
         let open = breakers.get(destination).and_then(|breaker| breaker.open.as_ref());
         open.is_some_and(|open| !open.is_probed() && open.next_probe <= Instant::now())
     }
 
     /// Returns the state for a job that is about to start. When a probe is due, the job becomes it.
-    pub(super) fn state(self: &Arc<Self>, destination: &DestinationId) -> CircuitState {
+    pub(super) fn state(self: &Arc<Self>, destination: &DestinationIdentity) -> CircuitState {
         let mut breakers = self.lock();
         let Some(breaker) = breakers.get_mut(destination) else { return CircuitState::Closed };
         let Some(open) = &mut breaker.open else { return CircuitState::Closed };
@@ -188,7 +188,7 @@ impl CircuitBreakers {
         }
         let number = self.next_number();
         open.probe = Some(RunningProbe { number, until: None });
-        tracing::info!(%destination, reason = open.failure.reason.as_str(), "circuit breaker half-open: a job probes the destination");
+        tracing::info!(destination = %destination.id(), reason = open.failure.reason.as_str(), "circuit breaker half-open: a job probes the destination");
         CircuitState::HalfOpen(CircuitProbe { breakers: self.clone(), destination: destination.clone(), number })
     }
 
@@ -219,7 +219,7 @@ impl CircuitBreakers {
     }
 
     /// Closes the breaker: the destination accepted data.
-    pub(super) fn succeeded(&self, destination: &DestinationId, now: Timestamp) {
+    pub(super) fn succeeded(&self, destination: &DestinationIdentity, now: Timestamp) {
         record_time(&self.last_success, destination, now);
         record_time(&self.recovered, destination, now);
         if self.close(destination, "the destination accepted data") {
@@ -228,12 +228,12 @@ impl CircuitBreakers {
     }
 
     /// Returns the last success of a destination, as far as it is known.
-    pub(super) fn last_success_at(&self, destination: &DestinationId) -> Option<Timestamp> {
+    pub(super) fn last_success_at(&self, destination: &DestinationIdentity) -> Option<Timestamp> {
         self.last_success.lock().unwrap_or_else(PoisonError::into_inner).get(destination).copied()
     }
 
     /// Closes a breaker whose evidence is part of an outage.
-    pub(super) fn clear(&self, destination: &DestinationId) {
+    pub(super) fn clear(&self, destination: &DestinationIdentity) {
         if self.close(destination, "the failure is part of an outage") {
             self.report(destination, CircuitChange::Closed);
         }
@@ -241,20 +241,20 @@ impl CircuitBreakers {
 
     /// Resets a breaker now: an operator asked for it, or a connection test passed. Returns true if
     /// there was any evidence.
-    pub(super) fn reset(&self, destination: &DestinationId, now: Timestamp) -> bool {
+    pub(super) fn reset(&self, destination: &DestinationIdentity, now: Timestamp) -> bool {
         let known = self.close(destination, "reset");
         record_time(&self.recovered, destination, now);
         known
     }
 
     /// Returns when each destination recovered last.
-    pub(super) fn recovered(&self) -> HashMap<DestinationId, Timestamp> {
+    pub(super) fn recovered(&self) -> HashMap<DestinationIdentity, Timestamp> {
         self.recovered.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// As [`CircuitBreakers::reset`], for a reset that was requested at `at`, perhaps a while ago:
     /// it does not cover later failures. Returns true if there was any evidence.
-    pub(super) fn reset_as_of(&self, destination: &DestinationId, at: Timestamp, now: Timestamp) -> bool {
+    pub(super) fn reset_as_of(&self, destination: &DestinationIdentity, at: Timestamp, now: Timestamp) -> bool {
         let latest = at.checked_add(MAX_CLOCK_SKEW).unwrap_or(at);
         let older =
             |breaker: &CircuitBreaker| breaker.open.as_ref().map_or(breaker.failed_at, |open| open.since) <= latest;
@@ -268,32 +268,44 @@ impl CircuitBreakers {
     /// Closes every breaker that opened within the last `window`: an outage was the cause, and not
     /// its destination.
     pub(super) fn close_recent(&self, window: Duration) {
-        self.lock().retain(|destination, breaker| {
-            let recent = breaker.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
-            if recent && breaker.open.is_some() {
-                self.metrics.destinations().set_circuit_open(destination, false);
-                self.report(destination, CircuitChange::Closed);
-                tracing::info!(%destination, "circuit breaker closed: the failure is part of an outage");
-            }
-            !recent
-        });
+        let mut breakers = self.lock();
+        let is_recent =
+            |breaker: &CircuitBreaker| breaker.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
+        let recent: Vec<_> = breakers.extract_if(|_, breaker| is_recent(breaker)).collect();
+        for (destination, _) in recent.iter().filter(|(_, breaker)| breaker.open.is_some()) {
+            self.show(&breakers, destination);
+            self.report(destination, CircuitChange::Closed);
+            tracing::info!(destination = %destination.id(), "circuit breaker closed: the failure is part of an outage");
+        }
     }
 
     /// Returns all breakers that are not closed.
-    pub(super) fn view(&self, now: Timestamp) -> HashMap<DestinationId, CircuitView> {
+    pub(super) fn view(&self, now: Timestamp) -> HashMap<DestinationIdentity, CircuitView> {
         let breakers = self.lock();
         let open = |breaker: &CircuitBreaker| Some(breaker.open.as_ref().filter(|open| !open.suspected)?.view(now));
         breakers.iter().filter_map(|(id, breaker)| Some((id.clone(), open(breaker)?))).collect()
     }
 
-    fn close(&self, destination: &DestinationId, why: &str) -> bool {
-        let removed = self.lock().remove(destination);
+    fn close(&self, destination: &DestinationIdentity, why: &str) -> bool {
+        let mut breakers = self.lock();
+        let removed = breakers.remove(destination);
         let known = removed.is_some();
-        if removed.is_some_and(|breaker| breaker.open.is_some_and(|open| !open.suspected)) {
-            self.metrics.destinations().set_circuit_open(destination, false);
-            tracing::info!(%destination, why, "circuit breaker closed");
+        if removed.is_some_and(|breaker| breaker.is_open()) {
+            self.show(&breakers, destination);
+            tracing::info!(destination = %destination.id(), why, "circuit breaker closed");
         }
         known
+    }
+
+    /// Sets the gauge of a breaker that closed. It is that of all destinations with the same id.
+    fn show(&self, breakers: &HashMap<DestinationIdentity, CircuitBreaker>, closed: &DestinationIdentity) {
+        let open = breakers.iter().any(|(other, breaker)| other.id() == closed.id() && breaker.is_open());
+        self.metrics.destinations().set_circuit_open(closed.id(), open);
+    }
+
+    /// Returns the destinations that a command for `named` is meant for.
+    pub(super) fn covered(&self, named: &DestinationIdentity) -> Vec<DestinationIdentity> {
+        self.lock().keys().filter(|known| named.covers(known)).cloned().collect()
     }
 
     fn failed(&self, attempt: ObservedAttempt<'_>, failure: &Failure, now: Timestamp) -> Option<Duration> {
@@ -320,8 +332,8 @@ impl CircuitBreakers {
     /// Returns the breaker of a destination; `None` where there are too many.
     fn tracked<'a>(
         &self,
-        breakers: &'a mut HashMap<DestinationId, CircuitBreaker>,
-        destination: &DestinationId,
+        breakers: &'a mut HashMap<DestinationIdentity, CircuitBreaker>,
+        destination: &DestinationIdentity,
     ) -> Option<&'a mut CircuitBreaker> {
         if !breakers.contains_key(destination) {
             self.make_room(breakers);
@@ -334,44 +346,48 @@ impl CircuitBreakers {
         Some(breaker)
     }
 
-    fn report(&self, destination: &DestinationId, change: CircuitChange) {
+    fn report(&self, destination: &DestinationIdentity, change: CircuitChange) {
         self.reports.send(ControlCommand::Circuit(destination.clone(), change));
     }
 
     /// Records that a breaker opened `age` ago. A worker that starts reads of many, which may have
     /// closed since.
-    fn opened(&self, destination: &DestinationId, failure: &Failure, age: Duration) {
-        self.metrics.destinations().set_circuit_open(destination, true);
+    fn opened(&self, destination: &DestinationIdentity, failure: &Failure, age: Duration) {
+        self.metrics.destinations().set_circuit_open(destination.id(), true);
         if age >= PAST {
-            tracing::debug!(%destination, reason = failure.reason.as_str(), "circuit breaker open");
+            tracing::debug!(destination = %destination.id(), reason = failure.reason.as_str(), "circuit breaker open");
             return;
         }
         tracing::warn!(
-            %destination, reason = failure.reason.as_str(), cause = %failure, hint = failure.hint,
+            destination = %destination.id(), reason = failure.reason.as_str(), cause = %failure, hint = failure.hint,
             "circuit breaker open: jobs of this destination wait, and one at a time probes it"
         );
     }
 
-    fn make_room(&self, breakers: &mut HashMap<DestinationId, CircuitBreaker>) {
+    fn make_room(&self, breakers: &mut HashMap<DestinationIdentity, CircuitBreaker>) {
         if breakers.len() < MAX_TRACKED {
             return;
         }
         breakers.retain(|destination, breaker| {
             let kept = breaker.touched.elapsed() < EVIDENCE_TTL;
             if !kept && breaker.open.is_some() {
-                self.metrics.destinations().set_circuit_open(destination, false);
+                self.metrics.destinations().set_circuit_open(destination.id(), false);
             }
             kept
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<DestinationId, CircuitBreaker>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<DestinationIdentity, CircuitBreaker>> {
         self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Records the latest of two times. Bounded: beyond, all are dropped.
-fn record_time(times: &Mutex<HashMap<DestinationId, Timestamp>>, destination: &DestinationId, at: Timestamp) {
+fn record_time(
+    times: &Mutex<HashMap<DestinationIdentity, Timestamp>>,
+    destination: &DestinationIdentity,
+    at: Timestamp,
+) {
     let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = times.get_mut(destination) {
         *known = at.max(*known);
@@ -392,6 +408,11 @@ impl CircuitBreaker {
             denied_keys: BTreeSet::new(),
             open: None,
         }
+    }
+
+    /// Returns true unless it is closed, or only suspected to be open.
+    fn is_open(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.suspected)
     }
 
     /// Returns true for a denial that tells other workers something.

@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::destination::{Destination, DestinationIdentity};
 use crate::domain::fleet::FleetShare;
 use crate::domain::lane::Lane;
 use crate::metrics::DeferCause;
@@ -54,7 +54,7 @@ pub(super) struct DestinationLimits {
 #[derive(Debug, Default)]
 struct LimitState {
     share: FleetShare,
-    destinations: HashMap<DestinationId, DestinationLoad<DestinationPermit>>,
+    destinations: HashMap<DestinationIdentity, DestinationLoad<DestinationPermit>>,
     worker: WorkerLoad,
 }
 
@@ -84,7 +84,7 @@ pub struct WaitingJobs {
 #[derive(Debug)]
 pub(super) struct DestinationPermit {
     limits: Arc<DestinationLimits>,
-    destination: DestinationId,
+    destination: DestinationIdentity,
     since: Instant,
     took: Option<Duration>,
     rate_limiter: Option<Arc<RateLimiter>>,
@@ -130,11 +130,11 @@ impl DestinationLimits {
         if destinations.len() >= MAX_TRACKED {
             destinations.retain(|_, load| !load.is_idle());
         }
-        let load = destinations.entry(destination.id.clone()).or_default();
+        let load = destinations.entry(destination.identity.clone()).or_default();
         load.configure(destination, self.default_limit, *share);
         // A limit that was raised is first for those who wait already.
-        let granted = self.grant_waiting(&destination.id, load, worker);
-        let decision = self.decide(&destination.id, load, worker, lane);
+        let granted = self.grant_waiting(&destination.identity, load, worker);
+        let decision = self.decide(&destination.identity, load, worker, lane);
         drop(state);
         send(granted);
         decision
@@ -142,7 +142,7 @@ impl DestinationLimits {
 
     fn decide(
         self: &Arc<Self>,
-        id: &DestinationId,
+        id: &DestinationIdentity,
         load: &mut DestinationLoad<DestinationPermit>,
         worker: &mut WorkerLoad,
         lane: Lane,
@@ -179,7 +179,7 @@ impl DestinationLimits {
     }
 
     /// Records a deferred job of this destination, which returns after `wait`.
-    pub(super) fn record_deferral(&self, destination: &DestinationId, wait: Duration) {
+    pub(super) fn record_deferral(&self, destination: &DestinationIdentity, wait: Duration) {
         if let Some(load) = self.state().destinations.get_mut(destination) {
             // In whole seconds, so that ten thousand of them are counted quickly.
             let due = self.epoch + Duration::from_secs((self.epoch.elapsed() + wait).as_secs());
@@ -188,14 +188,14 @@ impl DestinationLimits {
     }
 
     /// Returns the deferral of a job whose wait here timed out.
-    pub(super) fn deferral(&self, destination: &DestinationId) -> Deferred {
+    pub(super) fn deferral(&self, destination: &DestinationIdentity) -> Deferred {
         let mut state = self.state();
         let none = Deferred { wait: Duration::ZERO, cause: DeferCause::Concurrency };
         state.destinations.get_mut(destination).map_or(none, DestinationLoad::deferral)
     }
 
     /// Returns the jobs of each destination that wait for a permit.
-    pub(super) fn waiting(&self) -> HashMap<DestinationId, WaitingJobs> {
+    pub(super) fn waiting(&self) -> HashMap<DestinationIdentity, WaitingJobs> {
         let now = Instant::now();
         let mut state = self.state();
         let jobs = state.destinations.iter_mut().map(|(id, load)| {
@@ -207,7 +207,7 @@ impl DestinationLimits {
 
     fn permit(
         self: &Arc<Self>,
-        destination: &DestinationId,
+        destination: &DestinationIdentity,
         load: &mut DestinationLoad<DestinationPermit>,
         worker: &mut WorkerLoad,
     ) -> DestinationPermit {
@@ -238,7 +238,7 @@ impl DestinationLimits {
     /// The permits are sent after the lock is released.
     fn grant_waiting(
         self: &Arc<Self>,
-        id: &DestinationId,
+        id: &DestinationIdentity,
         load: &mut DestinationLoad<DestinationPermit>,
         worker: &mut WorkerLoad,
     ) -> Granted {

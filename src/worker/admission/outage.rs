@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::destination::{Auth, Destination, DestinationId};
+use crate::domain::destination::{Auth, Destination, DestinationIdentity};
 use crate::domain::outcome::{Failure, Reason, Symptom, TransferResult};
 
 /// Failures within this time count together.
@@ -49,7 +49,7 @@ pub(super) struct OutageDetector {
 
 #[derive(Debug, Default)]
 struct OutageState {
-    last: HashMap<DestinationId, LastResult>,
+    last: HashMap<DestinationIdentity, LastResult>,
     /// Destinations that worked lately, the latest last; one for each customer.
     witnesses: VecDeque<Arc<Destination>>,
     /// True once any destination has worked.
@@ -85,7 +85,7 @@ struct CurrentOutage {
     since: Instant,
     granted: u64,
     last_seen: Instant,
-    failed: HashMap<DestinationId, Instant>,
+    failed: HashMap<DestinationIdentity, Instant>,
     /// Jobs deferred since the last attempt.
     deferred: u32,
 }
@@ -171,7 +171,7 @@ impl OutageDetector {
 
     /// During an outage: returns the failure for a job whose destination was tried within the last
     /// minute, so that the next attempt is for another one. The job is deferred after the pause.
-    pub(super) fn defers(&self, destination: &DestinationId) -> Option<(Failure, Duration)> {
+    pub(super) fn defers(&self, destination: &DestinationIdentity) -> Option<(Failure, Duration)> {
         let mut state = self.state();
         state.age();
         let current = state.current.as_mut()?;
@@ -199,10 +199,11 @@ impl OutageState {
             self.newly_failing.clear();
         }
         self.newly_failing.retain(|new| {
-            new.destination.id != destination.id && !(new.symptom.is_of_sts() && over(new.symptom, new.granted))
+            new.destination.identity != destination.identity
+                && !(new.symptom.is_of_sts() && over(new.symptom, new.granted))
         });
         self.remember(destination, true);
-        if self.witnesses.back().is_none_or(|last| last.id != destination.id) {
+        if self.witnesses.back().is_none_or(|last| last.identity != destination.identity) {
             let owner = owner(destination);
             self.witnesses.retain(|witness| self::owner(witness) != owner);
             self.witnesses.push_back(destination.clone());
@@ -216,13 +217,13 @@ impl OutageState {
         self.age();
         self.newly_failing.retain(|new| new.at.elapsed() <= window(new.symptom));
         self.newly_failing.retain(|new| !new.symptom.is_of_sts() || new.granted == granted);
-        let known = self.last.get(&destination.id).map(|last| last.worked);
+        let known = self.last.get(&destination.identity).map(|last| last.worked);
         if remembered || (self.any_worked && known == Some(false)) {
             return;
         }
         self.remember(destination, false);
         if !self.any_worked || known == Some(true) {
-            self.newly_failing.retain(|new| new.destination.id != destination.id);
+            self.newly_failing.retain(|new| new.destination.identity != destination.identity);
             let (destination, owner) = (destination.clone(), owner(destination).into());
             self.newly_failing.push(NewFailure { destination, owner, symptom, at: Instant::now(), granted });
         }
@@ -280,7 +281,7 @@ impl OutageState {
         let (mut failed, mut granted) = (HashMap::new(), 0);
         for new in shared {
             granted = granted.max(new.granted);
-            failed.insert(new.destination.id.clone(), new.at);
+            failed.insert(new.destination.identity.clone(), new.at);
         }
         let since = failed.values().min().copied().unwrap_or_else(Instant::now);
         self.current = Some(CurrentOutage { symptom, since, granted, last_seen: Instant::now(), failed, deferred: 0 });
@@ -296,13 +297,13 @@ impl OutageState {
         };
         current.last_seen = Instant::now();
         current.deferred = 0;
-        current.failed.insert(destination.id.clone(), Instant::now());
+        current.failed.insert(destination.identity.clone(), Instant::now());
         TransferResult::Failed(failure(current.symptom, &format!("{}: {cause}", cause.reason.as_str())))
     }
 
     fn remember(&mut self, destination: &Destination, worked: bool) {
         let at = Instant::now();
-        if let Some(last) = self.last.get_mut(&destination.id) {
+        if let Some(last) = self.last.get_mut(&destination.identity) {
             (last.worked, last.at) = (worked, at);
             return;
         }
@@ -310,7 +311,7 @@ impl OutageState {
             self.last.clear();
         }
         let owner = owner(destination).into();
-        self.last.insert(destination.id.clone(), LastResult { worked, at, owner });
+        self.last.insert(destination.identity.clone(), LastResult { worked, at, owner });
     }
 
     fn age(&mut self) {

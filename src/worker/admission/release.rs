@@ -15,7 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::queue::{Queue, Released};
 
 /// Time after which every worker has read a reset.
@@ -38,9 +38,9 @@ const MAX_LOGGED: usize = 10;
 /// Delayed jobs that this worker deferred, and the destinations whose jobs are to be released.
 #[derive(Debug)]
 pub(super) struct DelayedJobs {
-    requested: Mutex<BTreeSet<DestinationId>>,
+    requested: Mutex<BTreeSet<DestinationIdentity>>,
     changed: Notify,
-    delayed: Mutex<HashMap<DestinationId, ReturnTimes>>,
+    delayed: Mutex<HashMap<DestinationIdentity, ReturnTimes>>,
     since: Instant,
 }
 
@@ -66,13 +66,13 @@ impl DelayedJobs {
     }
 
     /// Records a job that was deferred for `delay` because of its destination's fault.
-    pub(super) fn record(&self, destination: &DestinationId, delay: Duration) {
+    pub(super) fn record(&self, destination: &DestinationIdentity, delay: Duration) {
         let due = self.since.elapsed() + delay;
         let returns = self.since + Duration::from_secs(due.as_secs() + u64::from(due.subsec_nanos() > 0));
         self.add(destination, &ReturnTimes::from([(returns, 1)]));
     }
 
-    fn add(&self, destination: &DestinationId, more: &ReturnTimes) {
+    fn add(&self, destination: &DestinationIdentity, more: &ReturnTimes) {
         let (now, mut delayed) = (Instant::now(), self.delayed());
         if delayed.len() >= MAX_TRACKED && !delayed.contains_key(destination) {
             delayed.retain(|_, jobs| drop_returned(jobs, now));
@@ -85,21 +85,26 @@ impl DelayedJobs {
     }
 
     /// Returns the delayed jobs of each destination that have not returned yet.
-    pub(super) fn counts(&self) -> HashMap<DestinationId, u32> {
+    pub(super) fn counts(&self) -> HashMap<DestinationIdentity, u32> {
         let (now, mut delayed) = (Instant::now(), self.delayed());
         delayed.retain(|_, jobs| drop_returned(jobs, now));
         delayed.iter().map(|(destination, jobs)| (destination.clone(), jobs.values().sum())).collect()
     }
 
+    /// Returns the destinations with delayed jobs that a command for `named` is meant for.
+    pub(super) fn covered(&self, named: &DestinationIdentity) -> Vec<DestinationIdentity> {
+        self.delayed().keys().filter(|known| named.covers(known)).cloned().collect()
+    }
+
     /// Returns true if jobs of this destination may be delayed, as far as is known here.
-    fn may_have(&self, destination: &DestinationId) -> bool {
+    fn may_have(&self, destination: &DestinationIdentity) -> bool {
         let now = Instant::now();
         let deferred = || self.delayed().get_mut(destination).is_some_and(|jobs| drop_returned(jobs, now));
         self.since.elapsed() < MAX_DELAY || deferred()
     }
 
     /// Requests the release of a destination's jobs, if it may have any.
-    pub(super) fn request(&self, destination: &DestinationId, reset: DestinationReset) {
+    pub(super) fn request(&self, destination: &DestinationIdentity, reset: DestinationReset) {
         let recent = reset.now.duration_since(reset.at) <= MAX_RESET_AGE;
         let jobs_wait = reset.known || (recent && self.may_have(destination));
         if !jobs_wait {
@@ -113,7 +118,7 @@ impl DelayedJobs {
     }
 
     /// Waits for requests, and until every worker knows of them.
-    async fn next_request(&self) -> BTreeSet<DestinationId> {
+    async fn next_request(&self) -> BTreeSet<DestinationIdentity> {
         self.changed.notified().await;
         sleep(RESET_PROPAGATION).await;
         std::mem::take(&mut *self.requested())
@@ -121,27 +126,27 @@ impl DelayedJobs {
 
     /// Takes the delayed jobs of these destinations before a release: jobs that are deferred
     /// meanwhile are recorded apart.
-    fn take(&self, destinations: &BTreeSet<DestinationId>) -> HashMap<DestinationId, ReturnTimes> {
+    fn take(&self, destinations: &BTreeSet<DestinationIdentity>) -> HashMap<DestinationIdentity, ReturnTimes> {
         self.delayed().extract_if(|destination, _| destinations.contains(destination)).collect()
     }
 
     /// Restores them after a release that was not complete.
-    fn restore(&self, taken: HashMap<DestinationId, ReturnTimes>) {
+    fn restore(&self, taken: HashMap<DestinationIdentity, ReturnTimes>) {
         for (destination, jobs) in taken {
             self.add(&destination, &jobs);
         }
     }
 
-    fn request_again(&self, destinations: BTreeSet<DestinationId>) {
+    fn request_again(&self, destinations: BTreeSet<DestinationIdentity>) {
         self.requested().extend(destinations);
         self.changed.notify_one();
     }
 
-    fn requested(&self) -> MutexGuard<'_, BTreeSet<DestinationId>> {
+    fn requested(&self) -> MutexGuard<'_, BTreeSet<DestinationIdentity>> {
         self.requested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn delayed(&self) -> MutexGuard<'_, HashMap<DestinationId, ReturnTimes>> {
+    fn delayed(&self) -> MutexGuard<'_, HashMap<DestinationIdentity, ReturnTimes>> {
         self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -164,10 +169,10 @@ impl DelayedJobs {
     }
 
     /// Releases the jobs of these destinations. Returns false if it failed; `tries` are left.
-    async fn release(&self, queue: &Arc<dyn Queue>, requested: &BTreeSet<DestinationId>, tries: u32) -> bool {
+    async fn release(&self, queue: &Arc<dyn Queue>, requested: &BTreeSet<DestinationIdentity>, tries: u32) -> bool {
         let taken = self.take(requested);
         let released = queue.release_delayed(requested.clone()).await;
-        let names: Vec<_> = requested.iter().take(MAX_LOGGED).map(DestinationId::as_str).collect();
+        let names: Vec<_> = requested.iter().take(MAX_LOGGED).map(|identity| identity.id().as_str()).collect();
         let (count, destinations) = (requested.len(), names.join(", "));
         if !matches!(released, Ok(Released { partly: false, .. })) {
             self.restore(taken);

@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
     use crate::domain::lane::Lane;
-    use crate::queue::Properties;
+    use crate::queue::{DeliveryOrigin, Properties};
 
     fn delivery(tag: u64) -> Delivery {
         Delivery {
@@ -84,6 +84,7 @@ mod tests {
             body: Bytes::new(),
             properties: Properties::default(),
             routing_key: "job.scheduled.acme".to_owned(),
+            origin: DeliveryOrigin::Worker,
             redelivered: true,
             delivery_count: 1,
             ticket: DeliveryTag { generation: 2, lane: Lane::Scheduled, tag },

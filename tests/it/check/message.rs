@@ -31,7 +31,9 @@ async fn ask(fixture: &AcmeFixture, body: &Value, reply_to: Option<&str>) {
     if let Some(queue) = reply_to {
         properties = properties.with_reply_to(queue.into());
     }
-    fixture.site.broker.publish_raw("job.scheduled.acme", body.to_string().as_bytes(), properties).await;
+    let to = &body["destination"];
+    let id = to.as_str().or(to["id"].as_str()).unwrap_or("acme");
+    fixture.site.broker.publish_raw(&format!("job.scheduled.{id}"), body.to_string().as_bytes(), properties).await;
 }
 
 async fn answered(fixture: &AcmeFixture) -> Message {

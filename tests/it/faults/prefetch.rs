@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consign::check::CheckReport;
-use consign::domain::destination::Destination;
+use consign::domain::destination::{Destination, InlinePolicy};
 use consign::domain::job::Job;
 use consign::domain::job::lease::Checkpoint;
 use consign::domain::lane::Lane;
 use consign::domain::outcome::{Receipt, TransferResult};
 use consign::metrics::Metrics;
 use consign::queue::{
-    BoxFuture, ControlEvent, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Queue, QueueError,
-    Settlement,
+    BoxFuture, ControlEvent, Delivery, DeliveryOrigin, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Queue,
+    QueueError, Settlement,
 };
 use consign::transfer::{TransferRequest, Transport};
 use consign::worker::{Worker, WorkerParts};
@@ -159,6 +159,7 @@ fn delivery(tag: u64, seconds: u64) -> Delivery {
         body: Bytes::from(serde_json::to_vec(&body).unwrap()),
         properties: Properties::default(),
         routing_key: "job.scheduled.acme".to_owned(),
+        origin: DeliveryOrigin::Worker,
         redelivered: false,
         delivery_count: 0,
         ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag },
@@ -187,6 +188,7 @@ fn run(queue: Arc<Fake>) -> (Arc<Worker>, JoinHandle<bool>, CancellationToken) {
         lease_after: Duration::from_hours(1),
         denied_for: Duration::from_secs(60),
         egress_addresses: Vec::new(),
+        inline: InlinePolicy::default(),
         queue,
         transport: Arc::new(Slow),
         clock: jiff::Timestamp::now,

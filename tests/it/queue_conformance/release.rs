@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use consign::domain::destination::DestinationId;
+use consign::domain::destination::DestinationIdentity;
 use consign::domain::lane::Lane;
 use consign::domain::outcome::RetryDelay;
 use consign::queue::{DEFERRED_SINCE, Delivery, JobPublisher, Properties, Publication, Released, Settlement};
@@ -116,6 +116,6 @@ async fn park(queue: &Arc<dyn JobPublisher>, delay: RetryDelay, numbers: std::op
 }
 
 async fn release_delayed(queue: &Arc<dyn JobPublisher>, destinations: &[&str]) -> Released {
-    let destinations = destinations.iter().map(|id| DestinationId::parse(id).unwrap()).collect();
+    let destinations = destinations.iter().map(|id| DestinationIdentity::parse(id).unwrap()).collect();
     queue.release_delayed(destinations).await.unwrap()
 }

@@ -1,7 +1,7 @@
 //! Calling back on RabbitMQ: the suite of all queues, and what a queue that gives out from its head
 //! alone makes hard.
 
-use consign::domain::destination::DestinationId;
+use consign::domain::destination::DestinationIdentity;
 use consign::queue::Released;
 use consign::queue::rabbitmq::depths;
 
@@ -21,7 +21,7 @@ fn destination(number: usize) -> &'static str {
 }
 
 async fn release_delayed(queue: &Arc<RabbitMqQueue>) -> Released {
-    queue.release_delayed([DestinationId::parse("acme").unwrap()].into()).await.unwrap()
+    queue.release_delayed([DestinationIdentity::parse("acme").unwrap()].into()).await.unwrap()
 }
 
 impl Rabbit {

@@ -73,6 +73,8 @@ impl Site {
         self.set("worker.destination_slots", 64);
         self.set("source.file_root", files).set("source.allow_private_networks", true);
         self.set("aws.region", "us-east-1").set("aws.force_path_style", true);
+        // Many tests bring a destination along.
+        self.set("inline.enabled", true);
         self.set("log.format", "json").set("log.filter", "info,consign=debug");
         self.environment("AWS_EC2_METADATA_DISABLED", "true").environment("RUST_BACKTRACE", "1");
         self.identity(&Key { id: "AKIAPLATFORM00000001".into(), secret: "marked-secret-platform-key".into() });

@@ -2,12 +2,12 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::{AwsConfig, SessionConfig};
-use crate::domain::destination::Region;
 use crate::domain::destination::raw::{RawAuth, RawDestination};
+use crate::domain::destination::{DestinationId, Region};
 use crate::metrics::Metrics;
 use crate::session::WorkerIdentity;
 
-fn destination(id: &str) -> (DestinationId, Arc<Destination>) {
+fn destination(id: &str) -> (DestinationIdentity, Arc<Destination>) {
     let auth = RawAuth {
         role_arn: Some("arn:aws:iam::123456789012:role/r".into()),
         external_id: Some("marked-secret-external-id".into()),
@@ -15,11 +15,11 @@ fn destination(id: &str) -> (DestinationId, Arc<Destination>) {
     };
     let raw =
         RawDestination { bucket: "exports".into(), region: "eu-central-1".into(), auth, ..RawDestination::default() };
-    let id = DestinationId::parse(id).unwrap();
-    (id.clone(), Arc::new(raw.validate(id).unwrap()))
+    let destination = raw.validate(DestinationId::parse(id).unwrap()).unwrap();
+    (destination.identity.clone(), Arc::new(destination))
 }
 
-fn record(id: &str, failures: u32, last_active: u64) -> (DestinationId, DestinationRecord) {
+fn record(id: &str, failures: u32, last_active: u64) -> (DestinationIdentity, DestinationRecord) {
     let (id, destination) = destination(id);
     let record = DestinationRecord {
         destination,
@@ -47,19 +47,19 @@ async fn sessions(metrics: &Arc<Metrics>) -> Sessions {
 
 struct StatusFixture {
     configured: Destinations,
-    worked_for: BTreeMap<DestinationId, DestinationRecord>,
+    worked_for: BTreeMap<DestinationIdentity, DestinationRecord>,
     running: Vec<RunningTransfer>,
-    circuits: HashMap<DestinationId, CircuitView>,
-    recovered: HashMap<DestinationId, Timestamp>,
-    waiting: HashMap<DestinationId, WaitingJobs>,
-    awaiting_repair: HashMap<DestinationId, u32>,
+    circuits: HashMap<DestinationIdentity, CircuitView>,
+    recovered: HashMap<DestinationIdentity, Timestamp>,
+    waiting: HashMap<DestinationIdentity, WaitingJobs>,
+    awaiting_repair: HashMap<DestinationIdentity, u32>,
     sessions: Sessions,
 }
 
 impl StatusFixture {
     async fn new(configured: impl Iterator<Item = String>) -> Self {
         Self {
-            configured: configured.map(|id| destination(&id)).collect(),
+            configured: configured.map(|id| (DestinationId::parse(&id).unwrap(), destination(&id).1)).collect(),
             worked_for: BTreeMap::new(),
             running: Vec::new(),
             sessions: sessions(&Arc::new(Metrics::new(5))).await,
@@ -94,6 +94,7 @@ fn running(destination: &str) -> RunningTransfer {
         number: 1,
         job_id: "a".to_owned(),
         destination: destination.to_owned(),
+        identity: DestinationIdentity::parse(destination).unwrap(),
         lane: "scheduled",
         attempt: 1,
         started_at: Timestamp::UNIX_EPOCH,
@@ -121,9 +122,9 @@ async fn failing_ones_come_first_then_the_busiest_then_the_latest() {
         message: String::new(),
         hint: String::new(),
     };
-    fixture.circuits.insert(DestinationId::parse("closed").unwrap(), circuit);
-    fixture.waiting.insert(DestinationId::parse("busy").unwrap(), WaitingJobs { queued: 3, deferred: 40 });
-    fixture.awaiting_repair.insert(DestinationId::parse("closed").unwrap(), 7);
+    fixture.circuits.insert(DestinationIdentity::parse("closed").unwrap(), circuit);
+    fixture.waiting.insert(DestinationIdentity::parse("busy").unwrap(), WaitingJobs { queued: 3, deferred: 40 });
+    fixture.awaiting_repair.insert(DestinationIdentity::parse("closed").unwrap(), 7);
     assert_eq!(fixture.ids(""), ["closed", "inline-failing", "busy", "early", "late", "idle"]);
     let shown = serde_json::to_value(fixture.states("")).unwrap();
     assert_eq!(shown["shown"][0]["circuit_open"], true);

@@ -159,6 +159,10 @@ impl FrozenDestination {
             let problem = "an inline destination may carry no secret; use iam_role, or configure the destination";
             return Err(Invalid::new("destination.auth", problem));
         }
+        if to.publishers.is_some() {
+            let problem = "belongs to a configured destination; leave it out";
+            return Err(Invalid::new("destination.publishers", problem));
+        }
         Ok(Self::Inline(Box::new(FrozenInline {
             id: to.id,
             bucket: to.bucket,
@@ -197,6 +201,7 @@ impl FrozenDestination {
             max_bytes_per_second: frozen.max_bytes_per_second,
             checksum: frozen.checksum.into(),
             tenant: frozen.tenant,
+            publishers: None,
         })))
     }
 }

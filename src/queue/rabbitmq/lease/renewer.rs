@@ -29,6 +29,7 @@ use crate::queue::rabbitmq::errors;
 use crate::queue::rabbitmq::fields::unread;
 use crate::queue::rabbitmq::health::SessionHealth;
 use crate::queue::rabbitmq::messages::{self, JobCopy};
+use crate::queue::rabbitmq::origin;
 use crate::queue::rabbitmq::publisher::Publisher;
 use crate::runtime::retry::Retry;
 
@@ -111,7 +112,11 @@ impl LeaseRenewer {
         loop {
             tokio::select! {
                 item = consumer.next() => match item {
-                    Some(Ok(message)) => handled.push(Box::pin(self.returned(message))),
+                    Some(Ok(mut message)) => {
+                        let properties = std::mem::take(&mut message.properties);
+                        message.properties = origin::trusted(properties, self.publisher.user());
+                        handled.push(Box::pin(self.returned(message)));
+                    }
                     Some(Err(error)) => return health.end(&errors::text(&error)),
                     None => break,
                 },

@@ -50,7 +50,7 @@ fn consecutive_failures_are_those_of_the_destination_and_end_with_a_delivery() {
     for reason in [Reason::AccessDenied, Reason::Timeout, Reason::SourceNotFound, Reason::Shutdown] {
         end(&mut transfers, "acme", &failed(reason));
     }
-    let id = DestinationId::parse("acme").unwrap();
+    let id = DestinationIdentity::parse("acme").unwrap();
     assert_eq!(transfers.destinations()[&id].consecutive_failures, 2);
     assert!(transfers.destinations()[&id].last_delivered_at.is_none());
     end(&mut transfers, "acme", &delivered());
@@ -67,7 +67,7 @@ fn the_latest_of_many_destinations_are_kept() {
     }
     let kept = transfers.destinations();
     assert!((MAX_DESTINATIONS / 2..=MAX_DESTINATIONS).contains(&kept.len()), "{}", kept.len());
-    assert!(kept.contains_key(&DestinationId::parse(&format!("d{}", MAX_DESTINATIONS * 2 - 1)).unwrap()));
+    assert!(kept.contains_key(&DestinationIdentity::parse(&format!("d{}", MAX_DESTINATIONS * 2 - 1)).unwrap()));
 }
 
 #[test]

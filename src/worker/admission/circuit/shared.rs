@@ -20,7 +20,7 @@ use super::{
     RunningProbe, probe_interval,
 };
 use crate::domain::control::{CircuitChange, Control, ControlCommand};
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 use crate::domain::outcome::{Failure, Reason};
 use crate::queue::Queue;
 
@@ -53,7 +53,7 @@ impl ProbeClaims {
 pub(in crate::worker) struct SharedChange {
     /// Id of the control message.
     pub(in crate::worker) id: Uuid,
-    pub(in crate::worker) destination: DestinationId,
+    pub(in crate::worker) destination: DestinationIdentity,
     pub(in crate::worker) change: CircuitChange,
     /// Time of the report, by the clock of its worker.
     pub(in crate::worker) at: Timestamp,
@@ -63,7 +63,7 @@ impl CircuitBreakers {
     /// Claims the probe that is due. Returns [`CircuitState::HalfOpen`] to the worker that has it.
     pub(in crate::worker::admission) async fn claim(
         self: &Arc<Self>,
-        destination: &DestinationId,
+        destination: &DestinationIdentity,
         queue: &dyn Queue,
         now: Timestamp,
     ) -> CircuitState {
@@ -117,7 +117,7 @@ impl CircuitBreakers {
 
     fn denied_elsewhere(
         &self,
-        destination: &DestinationId,
+        destination: &DestinationIdentity,
         failure: &Failure,
         key: &str,
         (at, age): (Timestamp, Duration),
@@ -148,7 +148,7 @@ impl CircuitBreakers {
     }
 
     /// Gives the probe that is due to the worker of this claim.
-    fn probed_elsewhere(&self, destination: &DestinationId, id: Uuid, age: Duration) {
+    fn probed_elsewhere(&self, destination: &DestinationIdentity, id: Uuid, age: Duration) {
         let mine = self.claims.take(id);
         let mut breakers = self.lock();
         let open = breakers.get_mut(destination).and_then(|breaker: &mut CircuitBreaker| breaker.open.as_mut());
@@ -162,7 +162,7 @@ impl CircuitBreakers {
         drop(breakers);
         if let Some(mine) = mine {
             if number.is_some() {
-                tracing::info!(%destination, "circuit breaker half-open: a job of this worker probes the destination");
+                tracing::info!(destination = %destination.id(), "circuit breaker half-open: a job of this worker probes the destination");
             }
             let _ = mine.send(number);
         }

@@ -7,8 +7,8 @@ fn circuits() -> Arc<CircuitBreakers> {
     CircuitBreakers::new(Duration::from_secs(60), Arc::new(Metrics::new(10)), FleetReports::new())
 }
 
-fn acme() -> DestinationId {
-    DestinationId::parse("acme").unwrap()
+fn acme() -> DestinationIdentity {
+    DestinationIdentity::parse("acme").unwrap()
 }
 
 fn failed(reason: Reason) -> TransferResult {
@@ -21,7 +21,7 @@ fn cached() -> TransferResult {
 
 fn observe(
     circuits: &CircuitBreakers,
-    destination: &DestinationId,
+    destination: &DestinationIdentity,
     key: &str,
     probe: Option<u64>,
     result: &TransferResult,
@@ -220,7 +220,7 @@ async fn the_gauge_follows() {
     let metrics = Arc::new(Metrics::new(10));
     let circuits = CircuitBreakers::new(Duration::from_secs(60), metrics.clone(), FleetReports::new());
     observe(&circuits, &acme(), "a", None, &failed(Reason::WrongOwner), NOW);
-    assert!(metrics.destinations().circuit_open(&acme()));
+    assert!(metrics.destinations().circuit_open(acme().id()));
     circuits.clear(&acme());
-    assert!(!metrics.destinations().circuit_open(&acme()));
+    assert!(!metrics.destinations().circuit_open(acme().id()));
 }

@@ -69,6 +69,8 @@ struct ConfiguredLimits {
     bytes_per_second: Option<NonZeroU64>,
     /// `worker.destination_slots`: of each worker, where the destination sets no limit.
     default_limit: u32,
+    /// True for a destination that came in a job: it can only lower the limit of each worker.
+    inline: bool,
     /// Differs between destinations.
     salt: u32,
 }
@@ -104,6 +106,7 @@ impl<P> DestinationLoad<P> {
             concurrency: destination.max_concurrency,
             bytes_per_second: destination.max_bytes_per_second,
             default_limit,
+            inline: destination.identity.is_inline(),
             salt: destination.id.as_str().bytes().fold(0, |salt, byte| salt.wrapping_mul(31).wrapping_add(byte.into())),
         };
         self.set_share(share);
@@ -113,8 +116,9 @@ impl<P> DestinationLoad<P> {
     /// transfers as can each send a part within [`MAX_PART_INTERVAL_SECS`]: more would only make
     /// their sources wait, which many servers do not.
     pub(super) fn set_share(&mut self, share: FleetShare) {
-        let ConfiguredLimits { concurrency, bytes_per_second, default_limit, salt } = self.configured;
-        let limit = concurrency.map_or(default_limit, |limit| share.transfers(limit.get(), salt));
+        let ConfiguredLimits { concurrency, bytes_per_second, default_limit, inline, salt } = self.configured;
+        let most = if inline { default_limit } else { u32::MAX };
+        let limit = concurrency.map_or(default_limit, |limit| share.transfers(limit.get(), salt).min(most));
         let rate = bytes_per_second.map(|rate| share.rate(rate));
         let by_rate = rate.map(|rate| {
             let parts = rate.get().saturating_mul(MAX_PART_INTERVAL_SECS) / PART_BYTES;

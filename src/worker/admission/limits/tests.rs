@@ -159,7 +159,7 @@ async fn ten_thousand_jobs_for_one_destination_neither_churn_nor_leave_it_idle()
                 LimitDecision::Queued(call) | LimitDecision::Imminent(call) => called.push(call),
                 LimitDecision::Deferred(Deferred { wait, cause: DeferCause::Concurrency }) => {
                     let delay = RetryDelay::within(wait).duration();
-                    limits.record_deferral(&acme.id, delay);
+                    limits.record_deferral(&acme.identity, delay);
                     *coming.entry(now + delay).or_default() += 1;
                     deferrals += 1;
                 }

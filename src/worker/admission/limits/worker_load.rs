@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use crate::domain::destination::DestinationId;
+use crate::domain::destination::DestinationIdentity;
 
 /// Multiple of the mean transfer time from which on a destination counts as slow.
 const SLOW_FACTOR: f64 = 4.0;
@@ -25,7 +25,7 @@ pub(super) struct WorkerLoad {
     mean_seconds: Option<f64>,
     /// Destinations whose jobs wait for slots that others need. They are reconsidered whenever a
     /// transfer ends.
-    slot_bound: HashSet<DestinationId>,
+    slot_bound: HashSet<DestinationIdentity>,
 }
 
 impl WorkerLoad {
@@ -70,7 +70,7 @@ impl WorkerLoad {
     }
 
     /// Records whether a destination has jobs that wait for slots which others need.
-    pub(super) fn set_slot_bound(&mut self, destination: &DestinationId, slot_bound: bool) {
+    pub(super) fn set_slot_bound(&mut self, destination: &DestinationIdentity, slot_bound: bool) {
         if !slot_bound {
             self.slot_bound.remove(destination);
         } else if !self.slot_bound.contains(destination) {
@@ -78,7 +78,7 @@ impl WorkerLoad {
         }
     }
 
-    pub(super) fn slot_bound(&self) -> Vec<DestinationId> {
+    pub(super) fn slot_bound(&self) -> Vec<DestinationIdentity> {
         self.slot_bound.iter().cloned().collect()
     }
 

@@ -2,8 +2,8 @@ use super::*;
 use crate::domain::outcome::Receipt;
 use crate::worker::sample;
 
-fn id(name: &str) -> DestinationId {
-    DestinationId::parse(name).unwrap()
+fn id(name: &str) -> DestinationIdentity {
+    DestinationIdentity::parse(name).unwrap()
 }
 
 /// Destination of a customer by the name's first letter.

@@ -1,14 +1,14 @@
 use super::*;
 
-fn id(name: &str) -> DestinationId {
-    DestinationId::parse(name).unwrap()
+fn id(name: &str) -> DestinationIdentity {
+    DestinationIdentity::parse(name).unwrap()
 }
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-fn set(names: &[&str]) -> BTreeSet<DestinationId> {
+fn set(names: &[&str]) -> BTreeSet<DestinationIdentity> {
     names.iter().map(|name| id(name)).collect()
 }
 

@@ -40,7 +40,7 @@ impl Fleet {
         }
     }
 
-    fn read(&self, destination: &DestinationId, change: &CircuitChange, id: Uuid) {
+    fn read(&self, destination: &DestinationIdentity, change: &CircuitChange, id: Uuid) {
         for (breakers, _) in &self.workers {
             let (destination, change) = (destination.clone(), change.clone());
             breakers.apply(SharedChange { id, destination, change, at: NOW }, NOW);
@@ -72,8 +72,8 @@ impl Fleet {
     }
 }
 
-fn acme() -> DestinationId {
-    DestinationId::parse("acme").unwrap()
+fn acme() -> DestinationIdentity {
+    DestinationIdentity::parse("acme").unwrap()
 }
 
 async fn pass(seconds: u64) {
