@@ -48,7 +48,8 @@ impl Worker {
     /// Returns when the worker is ready.
     pub async fn start(around: &Surroundings<'_>) -> Fallible<Self> {
         let admin = ports::free().await?;
-        let (config, log) = (around.root.join("consign.toml"), around.root.join("consign.log"));
+        let file = |end: &str| around.root.join(format!("consign-{}.{end}", admin.port()));
+        let (config, log) = (file("toml"), file("log"));
         fs::write(&config, around.config(admin))?;
         let begun = Instant::now();
         let process = Process::spawn(&mut around.command(&config, &log)?)?;

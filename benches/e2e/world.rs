@@ -1,4 +1,4 @@
-//! Queues, customers and the outcomes of one worker.
+//! Queues, customers and outcomes that the workers of one measurement share.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::stream::Arrivals;
 use crate::Fallible;
+use crate::arrivals::Arrivals;
 use crate::broker::{Broker, Message};
 use crate::children::NullServer;
 use crate::worker::{Surroundings, Worker};
@@ -18,7 +18,12 @@ const BACKFILLING: u32 = 10;
 /// The customers with something wrong, and their buckets.
 pub const SLOW: &str = "slow";
 pub const DEAD: &str = "dead";
+/// A customer with a limit of bytes a second, and that limit.
+pub const LIMITED: &str = "limited";
+pub const LIMIT: u32 = 4 << 20;
 const BYTES: usize = 1024;
+/// Size of the files for the customer with a limit.
+const LIMITED_BYTES: usize = 256 << 10;
 
 pub struct World<'a> {
     pub broker: Broker,
@@ -36,7 +41,8 @@ impl<'a> World<'a> {
         let root = root.join(name);
         fs::create_dir(&root)?;
         fs::write(root.join("source"), vec![b'x'; BYTES])?;
-        let prefix = format!("consign-fair-{name}-{}", std::process::id());
+        fs::write(root.join("limited"), vec![b'x'; LIMITED_BYTES])?;
+        let prefix = format!("consign-bench-{name}-{}", std::process::id());
         let extra = format!("{extra}\n{}", destinations());
         let around = Surroundings { amqp, prefix: &prefix, server, root: &root, extra: &extra };
         around.consign(&["topology", "apply"]).await?;
@@ -65,7 +71,8 @@ impl<'a> World<'a> {
     }
 
     pub fn job(&self, lane: &str, destination: &str, id: &str) -> Message {
-        let source = json!({ "url": format!("file://{}", self.root.join("source").display()), "size": BYTES });
+        let (file, size) = if destination == LIMITED { ("limited", LIMITED_BYTES) } else { ("source", BYTES) };
+        let source = json!({ "url": format!("file://{}", self.root.join(file).display()), "size": size });
         let job = json!({ "version": 1, "id": id, "source": source, "destination": destination, "key": id });
         Message { id: id.to_owned(), to: format!("{lane}.{destination}"), body: job.to_string().into_bytes() }
     }
@@ -79,13 +86,15 @@ impl<'a> World<'a> {
 fn destinations() -> String {
     let healthy = (0..HEALTHY).map(|n| format!("healthy-{n}"));
     let backfilling = (0..BACKFILLING).map(|n| format!("backfill-{n}"));
-    let odd = [SLOW, DEAD].map(str::to_owned);
-    healthy.chain(backfilling).chain(odd).fold(String::new(), |mut text, name| {
+    let odd = [SLOW, DEAD, LIMITED].map(str::to_owned);
+    let text = healthy.chain(backfilling).chain(odd).fold(String::new(), |mut text, name| {
         let _ = writeln!(
             text,
             "[destinations.{name}]\nbucket = \"{name}\"\nregion = \"eu-central-1\"\n\
              auth = {{ method = \"iam_role\", role_arn = \"arn:aws:iam::123456789012:role/{name}\" }}"
         );
         text
-    })
+    });
+    // The last section is the customer's with a limit.
+    format!("{text}\nmax_bytes_per_second = {LIMIT}\n")
 }
