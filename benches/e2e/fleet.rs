@@ -7,11 +7,13 @@
 //!
 //! `scaling` publishes jobs in proportion to the workers, and compares throughput with that of the
 //! first number of workers. `broken` counts the requests to a bucket that does not exist. `limited`
-//! measures the bytes a second to a customer with a limit. Every number of workers has queues and a
-//! null server of its own.
+//! measures the bytes a second to a customer with a limit. `mixed` (only by name) counts the
+//! reconnects that an acknowledgement timeout of a minute causes among all kinds of customers. Every
+//! number of workers has queues and a null server of its own.
 
 mod broken;
 mod limited;
+mod mixed;
 mod scaling;
 
 use std::path::Path;
@@ -52,6 +54,7 @@ enum Part {
     Scaling,
     Broken,
     Limited,
+    Mixed,
 }
 
 /// Prints a line for each number of workers.
@@ -68,6 +71,9 @@ pub async fn run(args: &FleetArgs, amqp: &str) -> Fallible<()> {
         }
         if args.wants(Part::Limited) {
             rates.push(fleet.limited().await?);
+        }
+        if args.only == Some(Part::Mixed) {
+            fleet.mixed().await?;
         }
     }
     report(&throughput, &refused, &rates);
@@ -105,8 +111,8 @@ struct Fleet<'a> {
 
 impl Fleet<'_> {
     async fn server(&self) -> Fallible<NullServer> {
-        let missing = Some(world::DEAD.to_owned());
-        NullServer::start_with(None, &Manners { latency: self.args.latency, slow: None, missing }).await
+        let (slow, missing) = (Some(world::SLOW.to_owned()), Some(world::DEAD.to_owned()));
+        NullServer::start_with(None, &Manners { latency: self.args.latency, slow, missing }).await
     }
 
     async fn world<'a>(&'a self, part: &str, server: &'a NullServer) -> Fallible<World<'a>> {

@@ -170,7 +170,11 @@ async fn measure_all(cli: &Cli, amqp: &str, broker: &Broker, root: &Path, prefix
     for scenario in scenarios(cli) {
         let folder = scenario.write_files(root)?;
         for (_, name, server) in servers.iter().filter(|(scheme, ..)| cli.scheme.is_none_or(|only| only == *scheme)) {
-            let bench = Bench { server, broker, around: Surroundings { amqp, prefix, server, root, extra: &extra } };
+            let bench = Bench {
+                server,
+                broker,
+                around: Surroundings { amqp, prefix, server, root, lease_after: worker::LEASE_AFTER, extra: &extra },
+            };
             let mut one = Measured { scenario, scheme: name, pairs: Vec::new() };
             for round in 0..if cli.short { 1 } else { cli.rounds } {
                 one.pairs.push(bench.pair(&scenario, &folder, round).await?);

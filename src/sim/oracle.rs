@@ -148,7 +148,8 @@ pub(super) fn check_final_state(state: &mut SimState) {
             ));
         }
     }
-    let doubled = state.faults.get("copies released twice").copied().unwrap_or_default();
+    let count = |fault| state.faults.get(fault).copied().unwrap_or_default();
+    let doubled = count("copies released twice") + count("confirms lost");
     let limit = MAX_CALLS_PER_JOB * state.records.len() as u64 + MAX_CALLS_PER_DOUBLED_COPY * doubled;
     if state.operations > limit {
         violations.push(format!("{} calls of the queue for {} jobs", state.operations, state.records.len()));
