@@ -196,7 +196,7 @@ async fn publish(
                 }
                 report_unpublished(progress, &id, &destination, &problem);
                 if let Some(waiter) = waiter {
-                    waiter.forget(&id);
+                    waiter.forget(&id, &destination);
                 }
             }
             Err(invalid) => {

@@ -150,8 +150,8 @@ impl OutcomeWaiter {
     }
 
     /// Removes a job that was not published.
-    pub(super) fn forget(&self, id: &str) {
-        self.state.tracker().forget(id);
+    pub(super) fn forget(&self, id: &str, destination: &str) {
+        self.state.tracker().forget(id, destination);
     }
 
     /// Records an outcome from before the subscription. Those before `since` belong to an earlier

@@ -10,7 +10,8 @@ use crate::domain::outcome::OutcomeKind;
 /// Jobs whose outcomes are waited for.
 #[derive(Debug, Default)]
 pub struct OutcomeTracker {
-    by_id: HashMap<String, TrackedJob>,
+    /// By id and destination: an id of another customer's job is another job.
+    by_id: HashMap<(String, String), TrackedJob>,
     counts: OutcomeCounts,
 }
 
@@ -40,14 +41,14 @@ impl OutcomeTracker {
     /// Adds a job that is about to be published.
     pub fn expect(&mut self, id: &str, destination: &str) {
         let job = TrackedJob { destination: destination.to_owned(), ..TrackedJob::default() };
-        if self.by_id.insert(id.to_owned(), job).is_none() {
+        if self.by_id.insert(key(id, destination), job).is_none() {
             self.counts.left += 1;
         }
     }
 
     /// Removes a job that was not published.
-    pub fn forget(&mut self, id: &str) {
-        if let Some(job) = self.by_id.remove(id) {
+    pub fn forget(&mut self, id: &str, destination: &str) {
+        if let Some(job) = self.by_id.remove(&key(id, destination)) {
             *self.counts.of(job.kind) -= 1;
         }
     }
@@ -55,7 +56,7 @@ impl OutcomeTracker {
     /// Records an outcome. Returns true unless a terminal outcome of the job came before; `None`
     /// for a job that is not tracked.
     pub fn record(&mut self, id: &str, kind: OutcomeKind, details: &OutcomeDetails) -> Option<bool> {
-        let job = self.by_id.get_mut(id)?;
+        let job = self.by_id.get_mut(&key(id, details.destination.as_deref().unwrap_or_default()))?;
         let first = job.kind.is_none_or(|known| !known.is_terminal());
         if job.kind != Some(OutcomeKind::Delivered) && (first || kind.is_terminal()) {
             *self.counts.of(job.kind) -= 1;
@@ -77,6 +78,10 @@ impl OutcomeTracker {
     }
 }
 
+fn key(id: &str, destination: &str) -> (String, String) {
+    (id.to_owned(), destination.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,11 +89,13 @@ mod tests {
     #[test]
     fn delivered_overrides_every_other_outcome() {
         let mut tracker = OutcomeTracker::default();
-        let nothing = OutcomeDetails::default();
+        let of = |to: &str| OutcomeDetails { destination: Some(to.to_owned()), ..OutcomeDetails::default() };
+        let (nothing, others) = (of("acme"), of("beta"));
         tracker.expect("a", "acme");
         tracker.expect("a", "acme");
         let mut counts = Vec::new();
         assert_eq!(tracker.record("b", OutcomeKind::Delivered, &nothing), None);
+        assert_eq!(tracker.record("a", OutcomeKind::Delivered, &others), None, "another customer's job");
         for (kind, first) in [
             (OutcomeKind::Retrying, true),
             (OutcomeKind::Failed, true),
@@ -101,7 +108,7 @@ mod tests {
         }
         let failed = "0 delivered, 1 failed";
         assert_eq!(counts, ["0 delivered, 1 retrying", failed, failed, "1 delivered", "1 delivered"]);
-        tracker.forget("a");
+        tracker.forget("a", "acme");
         assert_eq!(tracker.counts(), OutcomeCounts::default());
     }
 }

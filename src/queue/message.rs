@@ -44,6 +44,8 @@ pub struct Delivery {
     pub properties: Properties,
     /// Who published this message.
     pub origin: DeliveryOrigin,
+    /// User of the broker that published the job first, verified; empty where it is not known.
+    pub publisher: String,
     /// Routing key of the first publish (`job.scheduled.acme`).
     pub routing_key: String,
     /// True when the queue has delivered this message before.

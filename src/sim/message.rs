@@ -45,6 +45,7 @@ impl SimMessage {
             properties: self.properties.clone(),
             routing_key: self.routing_key.clone(),
             origin: DeliveryOrigin::Worker,
+            publisher: String::new(),
             redelivered: self.redelivered,
             delivery_count: self.delivery_count,
             ticket,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::domain::destination::{Destination, DestinationId, Destinations, InlinePolicy, Invalid};
-use crate::domain::headers::{self, JobHeaders};
+use crate::domain::headers::JobHeaders;
 use crate::domain::job::lease::{Checkpoint, Lease};
 use crate::domain::job::{self, DestinationRef, Job, JobId, Rejected};
 use crate::domain::lane::Lane;
@@ -208,7 +208,7 @@ fn require_routing_key(wanted: &DestinationId, delivery: &Delivery) -> Result<()
 
 /// User of the broker that published the job first.
 fn publisher(delivery: &Delivery) -> &str {
-    delivery.properties.headers.get(headers::PUBLISHER).map_or("", String::as_str)
+    &delivery.publisher
 }
 
 fn may_publish(destination: &Destination, delivery: &Delivery) -> bool {
@@ -231,3 +231,6 @@ fn forbidden(destination: &Destination, delivery: &Delivery) -> Failure {
 pub(super) fn require_body(properties: &Properties) -> Result<(), Rejected> {
     properties.unread.map_or(Ok(()), |size| Err(job::unread(size, properties.message_id.as_deref())))
 }
+
+#[cfg(test)]
+mod tests;

@@ -278,6 +278,33 @@ mod tests {
         assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Duplicate { same: true, .. }));
     }
 
+    /// Everything that goes by a run is another thing for another destination of the same id.
+    #[tokio::test]
+    async fn equal_ids_of_two_tenants_are_two_jobs() {
+        let table = InFlight::new();
+        let of = |tenant| {
+            let destination = crate::worker::sample::inline("acme", tenant).identity;
+            AttemptId { run: RunId { destination, ..id(0).run }, ..id(0) }
+        };
+        let Claim::Owned(mine) = table.claim(of("a"), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let Claim::Owned(theirs) = table.claim(of("b"), Timestamp::UNIX_EPOCH) else { panic!("not theirs") };
+        assert_ne!(mine.run().digest(), theirs.run().digest(), "leases and reports");
+        mine.delivered(event());
+        mine.release(JobEnd::Settled(None));
+        theirs.release(JobEnd::Open);
+        assert!(matches!(table.claim(of("a"), Timestamp::UNIX_EPOCH), Claim::Delivered(Some(_))));
+        assert!(matches!(table.claim(of("b"), Timestamp::UNIX_EPOCH), Claim::Owned(_)));
+        table.delivered_elsewhere(of("c").run.digest(), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
+        assert!(matches!(table.claim(of("c"), Timestamp::UNIX_EPOCH), Claim::Delivered(None)));
+        assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Owned(_)), "nor the configured one");
+    }
+
+    /// Leases and reports of earlier versions are those of configured destinations still.
+    #[test]
+    fn the_digest_of_a_run_never_changes() {
+        assert_eq!(id(0).run.digest().to_string(), "67f19461-c4f8-5c7f-888f-fba80bfa449b");
+    }
+
     fn event() -> OutcomeEvent {
         OutcomeEvent { routing_key: "r".into(), id: "i".into(), body: "b".into(), reply_to: None }
     }

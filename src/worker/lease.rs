@@ -359,6 +359,7 @@ mod tests {
             properties: Properties::default(),
             routing_key: "job.scheduled.acme".to_owned(),
             origin: DeliveryOrigin::Worker,
+            publisher: String::new(),
             redelivered: false,
             delivery_count: 0,
             ticket: DeliveryTag { generation: 1, lane: Lane::Continued, tag: 1 },

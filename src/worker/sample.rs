@@ -10,3 +10,11 @@ pub(super) fn destination(id: &str, account: &str) -> Destination {
     let raw = RawDestination { bucket, region, auth, ..RawDestination::default() };
     raw.validate(DestinationId::parse(id).unwrap()).unwrap()
 }
+
+/// Returns a destination that came with a job of this tenant.
+pub(super) fn inline(id: &str, tenant: &str) -> Destination {
+    let auth = RawAuth { role_arn: Some("arn:aws:iam::123456789012:role/r".to_owned()), ..RawAuth::default() };
+    let (bucket, region, tenant) = ("acme-exports".to_owned(), "eu-central-1".to_owned(), Some(tenant.to_owned()));
+    let raw = RawDestination { id: Some(id.to_owned()), bucket, region, auth, tenant, ..RawDestination::default() };
+    raw.validate_inline().unwrap()
+}

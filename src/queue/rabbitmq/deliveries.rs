@@ -11,6 +11,7 @@ use super::channel::{acknowledge, requeue_or_lose};
 use super::fields::{delivery_count, visible};
 use super::messages;
 use super::origin;
+use crate::domain::headers::PUBLISHER;
 use crate::domain::lane::Lane;
 use crate::queue::prefetch::PrefetchBuffer;
 use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag};
@@ -69,6 +70,7 @@ impl PrefetchedDelivery {
         let lapin::message::Delivery { delivery_tag, routing_key, redelivered, properties, data, acker, .. } =
             self.inner;
         let headers = properties.headers().as_ref();
+        let mut shown = visible(&properties);
         let delivery = Delivery {
             lane,
             body: Bytes::from(data),
@@ -76,7 +78,8 @@ impl PrefetchedDelivery {
             origin: self.origin,
             redelivered,
             delivery_count: delivery_count(headers),
-            properties: visible(&properties),
+            publisher: shown.headers.remove(PUBLISHER).unwrap_or_default(),
+            properties: shown,
             ticket: DeliveryTag { generation: self.generation, lane, tag: delivery_tag },
         };
         (delivery, UnackedDelivery { acker, properties })

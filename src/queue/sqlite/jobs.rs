@@ -87,6 +87,7 @@ fn delivery(row: &Row<'_>, lane: Lane, generation: u64) -> rusqlite::Result<Deli
         routing_key: row.get(1)?,
         // Who can write the file needs no message to do so.
         origin: DeliveryOrigin::Worker,
+        publisher: String::new(),
         redelivered: row.get(2)?,
         delivery_count: row.get::<_, i64>(3)?.unsigned_abs(),
         properties: properties(row, 4)?,

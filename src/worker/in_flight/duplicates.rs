@@ -85,6 +85,7 @@ mod tests {
             properties: Properties::default(),
             routing_key: "job.scheduled.acme".to_owned(),
             origin: DeliveryOrigin::Worker,
+            publisher: String::new(),
             redelivered: true,
             delivery_count: 1,
             ticket: DeliveryTag { generation: 2, lane: Lane::Scheduled, tag },

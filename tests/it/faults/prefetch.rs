@@ -160,6 +160,7 @@ fn delivery(tag: u64, seconds: u64) -> Delivery {
         properties: Properties::default(),
         routing_key: "job.scheduled.acme".to_owned(),
         origin: DeliveryOrigin::Worker,
+        publisher: String::new(),
         redelivered: false,
         delivery_count: 0,
         ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag },

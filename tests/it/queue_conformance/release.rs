@@ -55,7 +55,26 @@ pub async fn suite(fixture: &impl Fixture) {
         queue.settle(got, Settlement::Retry { delay: RetryDelay::M10, headers: headers(&set) }, vec![]).await.unwrap();
     }
     assert_eq!(release_delayed(&queue, &["acme"]).await, Released::default(), "a retry waits for something else");
+    one_of_two_with_an_id(&queue).await;
     queue.close().await;
+}
+
+/// Copies name the destination that they wait for: others of the same id keep waiting.
+async fn one_of_two_with_an_id(queue: &Arc<dyn JobPublisher>) {
+    let digests = ["0".repeat(32), "1".repeat(32)];
+    let ids = digests.each_ref().map(|digest| format!("acme~{digest}"));
+    for (number, id) in [0, 4].into_iter().zip(&ids) {
+        queue.publish(sent(number)).await.unwrap();
+        let got = next(&**queue, Lane::Scheduled).await;
+        let headers = headers(&[(DEFERRED_SINCE, SINCE), ("consign-destination", id)]);
+        queue.settle(got, Settlement::Defer { delay: RetryDelay::M10, headers }, vec![]).await.unwrap();
+    }
+    assert_eq!(release_delayed(queue, &[&ids[1]]).await.count, 1);
+    let got = next(&**queue, Lane::Scheduled).await;
+    assert_eq!(got.properties.message_id.as_deref(), Some("4"));
+    queue.settle(got, Settlement::Ack, vec![]).await.unwrap();
+    assert_eq!(release_delayed(queue, &["acme"]).await.count, 1, "a bare id is that of all");
+    queue.settle(next(&**queue, Lane::Scheduled).await, Settlement::Ack, vec![]).await.unwrap();
 }
 
 /// The destination and the lane of a number.

@@ -215,6 +215,11 @@ impl Broker {
         }
         let id = serde_json::from_slice::<Value>(body).ok().and_then(|body| Some(body["id"].as_str()?.to_owned()));
         let properties = BasicProperties::default().with_headers(table).with_message_id(id.unwrap_or_default().into());
+        self.put_form(queue, body, properties).await;
+    }
+
+    /// As [`Broker::put_into`], a message of any form with this id.
+    pub async fn put_form(&self, queue: &str, body: &[u8], properties: BasicProperties) {
         let (queue, options) = (format!("{}.{queue}", self.prefix), BasicPublishOptions::default());
         let channel = self.reachable().await;
         let sent = channel.basic_publish("".into(), queue.into(), options, body, properties).await.unwrap();

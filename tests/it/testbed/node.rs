@@ -117,6 +117,12 @@ impl Node {
         self.ctl(&["close_all_connections", "for a test"]);
     }
 
+    /// Lets a user publish to the jobs of `prefix`, and bind to its outcomes, under these keys only.
+    pub fn topic_permissions(&self, user: &str, prefix: &str, [write, read]: [&str; 2]) {
+        self.ctl(&["set_topic_permissions", user, prefix, write, "^$"]);
+        self.ctl(&["set_topic_permissions", user, &format!("{prefix}.outcomes"), "^$", read]);
+    }
+
     /// From now on new connections need another password than that of the URL.
     pub fn change_password(&self) {
         ledger::fault("password changed");

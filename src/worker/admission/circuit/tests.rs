@@ -1,5 +1,6 @@
 use super::*;
 use crate::domain::outcome::Receipt;
+use crate::worker::sample;
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -223,4 +224,22 @@ async fn the_gauge_follows() {
     assert!(metrics.destinations().circuit_open(acme().id()));
     circuits.clear(&acme());
     assert!(!metrics.destinations().circuit_open(acme().id()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_tenants_with_one_id_have_two_breakers_and_share_the_gauge() {
+    let metrics = Arc::new(Metrics::new(10));
+    let circuits = CircuitBreakers::new(Duration::from_secs(60), metrics.clone(), FleetReports::new());
+    let [one, other] = ["a", "b"].map(|tenant| sample::inline("acme", tenant).identity);
+    observe(&circuits, &one, "k", None, &failed(Reason::WrongOwner), NOW);
+    assert!(matches!(circuits.state(&other), CircuitState::Closed));
+    observe(&circuits, &other, "k", None, &failed(Reason::WrongOwner), NOW);
+    circuits.succeeded(&other, NOW);
+    assert!(matches!(circuits.state(&one), CircuitState::Open { .. }));
+    assert_eq!((circuits.last_success_at(&one), circuits.last_success_at(&other)), (None, Some(NOW)));
+    assert!(metrics.destinations().circuit_open(one.id()), "one of them is open");
+    assert_eq!(circuits.covered(&acme()), [one.clone()]);
+    assert_eq!(circuits.covered(&other), []);
+    circuits.reset(&one, NOW);
+    assert!(!metrics.destinations().circuit_open(one.id()));
 }

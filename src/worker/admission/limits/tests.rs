@@ -401,3 +401,15 @@ async fn the_limit_of_each_worker_is_not_divided() {
     limits.set_share(share(8, 7));
     let _running: Vec<_> = (0..4).map(|_| now(&limits, &destination(None, None))).collect();
 }
+
+#[tokio::test(start_paused = true)]
+async fn tenants_with_one_id_have_limits_of_their_own_that_none_can_raise() {
+    let limits = limits();
+    let greedy = |tenant| Destination { max_concurrency: NonZeroU32::new(1000), ..sample::inline("acme", tenant) };
+    let modest = Destination { max_concurrency: NonZeroU32::new(1), ..sample::inline("acme", "c") };
+    let permits: Vec<_> = ["a", "a", "b", "b"].into_iter().map(|tenant| now(&limits, &greedy(tenant))).collect();
+    assert!(!matches!(limits.acquire(&greedy("a"), Lane::Scheduled), LimitDecision::Granted(_)), "2 of the worker");
+    let _one = now(&limits, &modest);
+    assert!(!matches!(limits.acquire(&modest, Lane::Scheduled), LimitDecision::Granted(_)), "it lowers its own");
+    assert_eq!(permits.len(), 4);
+}
