@@ -26,6 +26,7 @@ mod faults;
 mod fixture;
 mod fleet;
 mod forms;
+mod fuzz;
 mod harness;
 mod layering;
 mod leases;

@@ -6,7 +6,7 @@
 //! (what the machine does in between is its own). `tests/soak` runs it, `tests/soak --seconds 24`
 //! in its short form. Afterwards a ledger lies in `target/soak`.
 
-mod dice;
+pub mod dice;
 mod faults;
 mod inbox;
 mod injection;
