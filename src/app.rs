@@ -126,6 +126,7 @@ pub async fn run_in(
         last_reload: last_reload.clone(),
         settings: config.worker.clone(),
         broker: config.broker.clone(),
+        admin: config.admin.clone(),
         started: jiff::Timestamp::now(),
     });
     let address = listener.local_addr().unwrap_or(config.admin.listen);
