@@ -27,7 +27,7 @@ fn destination() -> Destination {
         region: "eu-central-1".to_owned(),
         prefix: "platform/exports/".to_owned(),
         auth,
-        kms_key_arn: Some("arn:aws:kms:eu-central-1:123456789012:key/1234abcd".to_owned()),
+        kms_key_arn: Some("arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned()),
         tenant: Some("acme".to_owned()),
         ..RawDestination::default()
     };

@@ -1,37 +1,48 @@
 //! The HTTP endpoint for people, probes and Prometheus. GET only, read-only, without secrets.
 //!
-//! It has no authentication, so it listens on loopback by default. Each connection serves one
-//! request and has a deadline, so slow clients hold at most [`MAX_CONNECTIONS`] connections for at
-//! most [`CONNECTION_TIMEOUT`]. The status page polls, with a new connection for each request.
+//! It listens on loopback by default, answers only under its own names, and may want a token for the
+//! status ([`AdminAccess`]). Each connection serves one request and has a deadline. When there are
+//! more than [`MAX_CONNECTIONS`], the oldest is closed: a probe takes milliseconds, so slow clients
+//! never keep one out. Metrics and status are rendered on threads of their own, few at a time. The
+//! status page polls, with a new connection for each request.
 
+mod access;
 mod page;
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+pub use access::AdminAccess;
+use access::LocalAddress;
 
-/// Maximum of concurrent connections; more wait in the listener's backlog.
-const MAX_CONNECTIONS: usize = 64;
+/// Maximum of concurrent connections.
+const MAX_CONNECTIONS: usize = 256;
+/// Answers of `/metrics` and `/status` that are rendered at the same time.
+const MAX_RENDERING: usize = 2;
 /// Maximum size of a request's head, in bytes.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The data behind the endpoint. The closures are called for each request and must not block.
+/// The data behind the endpoint. The closures are called for each request. `ready` and `live` must
+/// not block.
 #[derive(Clone)]
 pub struct AdminState {
     /// Content of `/metrics`.
@@ -42,6 +53,8 @@ pub struct AdminState {
     pub live: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Content of `/status`, for destinations whose id contains the text.
     pub status: Arc<dyn Fn(&str) -> serde_json::Value + Send + Sync>,
+    /// Names and token.
+    pub access: AdminAccess,
 }
 
 impl fmt::Debug for AdminState {
@@ -54,21 +67,20 @@ impl fmt::Debug for AdminState {
 /// deadline.
 pub async fn serve(listener: TcpListener, state: AdminState, stop: CancellationToken) {
     let router = router(state);
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let listen = listener.local_addr().map_or(IpAddr::from(Ipv4Addr::LOCALHOST), |address| address.ip());
     let connections = tokio_util::task::TaskTracker::new();
+    let mut open = VecDeque::new();
     loop {
-        let next = async { (permits.clone().acquire_owned().await, listener.accept().await) };
-        let (permit, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            next = next => next,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
-                let router = router.clone();
-                connections.spawn(async move {
-                    serve_connection(stream, router, HEAD_TIMEOUT).await;
-                    drop(permit);
-                });
+                make_room(&mut open);
+                let connection = stream.local_addr().map_or(listen, |address| address.ip());
+                let router = router.clone().layer(Extension(LocalAddress { listen, connection }));
+                open.push_back(connections.spawn(serve_connection(stream, router, HEAD_TIMEOUT)).abort_handle());
             }
             Err(problem) => {
                 // Usually "too many open files": wait for some to be closed instead of spinning.
@@ -79,6 +91,14 @@ pub async fn serve(listener: TcpListener, state: AdminState, stop: CancellationT
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Closes the oldest connections where there are too many.
+fn make_room(open: &mut VecDeque<AbortHandle>) {
+    open.retain(|connection| !connection.is_finished());
+    while open.len() >= MAX_CONNECTIONS {
+        open.pop_front().iter().for_each(AbortHandle::abort);
+    }
 }
 
 async fn serve_connection(stream: TcpStream, router: Router, head_timeout: Duration) {
@@ -97,20 +117,37 @@ async fn serve_connection(stream: TcpStream, router: Router, head_timeout: Durat
 }
 
 fn router(state: AdminState) -> Router {
+    let access = state.access.clone();
     page::routes(Router::new())
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .layer(middleware::from_fn_with_state(access, access::guard))
         .layer(middleware::map_response(page::harden))
-        .with_state(state)
+        .with_state(EndpointState { state, rendering: Arc::new(Semaphore::new(MAX_RENDERING)) })
 }
 
-async fn live(State(state): State<AdminState>) -> Response {
+/// State of the routes.
+#[derive(Clone)]
+struct EndpointState {
+    state: AdminState,
+    rendering: Arc<Semaphore>,
+}
+
+impl EndpointState {
+    /// Renders an answer on a thread of its own, so that probes do not wait for it.
+    async fn render<T: Send + 'static>(self, render: impl FnOnce(&AdminState) -> T + Send + 'static) -> Option<T> {
+        let _permit = self.rendering.acquire().await.ok()?;
+        tokio::task::spawn_blocking(move || render(&self.state)).await.ok()
+    }
+}
+
+async fn live(State(EndpointState { state, .. }): State<EndpointState>) -> Response {
     if (state.live)() { "ok\n".into_response() } else { unavailable("a loop of the worker is stalled") }
 }
 
-async fn ready(State(state): State<AdminState>) -> Response {
+async fn ready(State(EndpointState { state, .. }): State<EndpointState>) -> Response {
     match (state.ready)() {
         Ok(()) => "ok\n".into_response(),
         Err(reason) => unavailable(&reason),
@@ -121,13 +158,18 @@ fn unavailable(reason: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
 }
 
-async fn metrics(State(state): State<AdminState>) -> Response {
-    let (content_type, text) = state.metrics.render();
-    ([(header::CONTENT_TYPE, content_type)], text).into_response()
+async fn metrics(State(endpoint): State<EndpointState>) -> Response {
+    let rendered = endpoint.render(|state| state.metrics.render()).await;
+    rendered.map_or_else(failed, |(content_type, text)| ([(header::CONTENT_TYPE, content_type)], text).into_response())
 }
 
-async fn status(State(state): State<AdminState>, uri: Uri) -> Response {
-    axum::Json((state.status)(&filter(&uri))).into_response()
+async fn status(State(endpoint): State<EndpointState>, uri: Uri) -> Response {
+    let rendered = endpoint.render(move |state| (state.status)(&filter(&uri)).to_string()).await;
+    rendered.map_or_else(failed, |text| ([(header::CONTENT_TYPE, "application/json")], text).into_response())
+}
+
+fn failed() -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, "this answer failed; the log has the reason\n").into_response()
 }
 
 /// Returns the value of `?destination=`, in lower case and at most as long as an id.

@@ -96,7 +96,7 @@ pub async fn run_in(
     let metrics = Arc::new(Metrics::new(config.metrics.max_destinations));
     let (destinations, current) = watch::channel(config.destinations.clone());
     register(&metrics, &config.destinations);
-    let staging = (!config.source.s3_buckets.is_empty()).then(|| identity.staging_client(&config.aws));
+    let staging = (!config.source.s3.is_empty()).then(|| identity.staging_client(&config.aws));
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
     let sources = Sources::new(config.source.clone(), config.upload.min_rate, metrics.clone(), staging);
     let sources = sources.map_err(StartError::Sources)?;
@@ -127,6 +127,7 @@ pub async fn run_in(
         last_reload: last_reload.clone(),
         settings: config.worker.clone(),
         broker: config.broker.clone(),
+        admin: config.admin.clone(),
         started: jiff::Timestamp::now(),
     });
     let address = listener.local_addr().unwrap_or(config.admin.listen);

@@ -145,8 +145,8 @@ fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString>
 /// Flags of every command.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
-    /// Configuration file (TOML); may be repeated, later files take precedence
-    #[arg(short, long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
+    /// Configuration file (TOML), or a directory of *.toml; may be repeated, later ones take precedence
+    #[arg(short, long, global = true, value_name = "FILE|DIR", env = CONFIG_VARIABLE)]
     pub config: Vec<PathBuf>,
     /// A single setting; takes precedence over the environment and the files
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE", value_parser = setting)]
@@ -159,7 +159,7 @@ pub struct Global {
 impl Global {
     /// Returns the sources of the configuration, for the start and every reload.
     pub fn reload(&self) -> Reload {
-        Reload { files: self.config.clone(), overrides: self.set.clone(), ..Reload::default() }
+        Reload::new(self.config.clone(), self.set.clone())
     }
 }
 

@@ -6,18 +6,23 @@
 //!
 //! | file | step |
 //! |---|---|
-//! | `layers` | reads files, environment and flags, and records where each value was set |
+//! | `files` | reads the files, and those of directories |
+//! | `layers` | merges files, environment and flags into a `tree` that knows where each value was set |
 //! | `decode` | turns the merged tree into the serde types in `raw`; `keys` looks up the schema |
 //! | `validate` | turns these into the validated types in `sections` |
 //! | `show` | lists every value with its origin |
 //!
-//! `reload` compares a new configuration with the one in use. Each module of the program receives
+//! `reload` loads again while the program runs, without the files that are broken then (a start
+//! refuses any), and compares the new configuration with the one in use; `watch` notices changed
+//! files. Each module of the program receives
 //! its own section by value, never the whole configuration.
 
 mod decode;
 mod defaults;
+mod files;
 mod keys;
 mod layers;
+mod lines;
 mod load;
 mod problems;
 mod raw;
@@ -26,16 +31,21 @@ mod sections;
 mod show;
 #[cfg(test)]
 mod tests;
+mod token;
+mod tree;
 mod units;
 mod validate;
+mod watch;
 
 pub use load::{Loaded, load, load_from, load_str};
 pub use problems::{ConfigProblem, ConfigProblems, ValueOrigin};
 pub use raw::schema;
-pub use reload::{Reload, RunningSettings};
+pub use reload::{Reload, Reloaded, RunningSettings};
 pub use sections::{
     AdminConfig, AwsConfig, BrokerConfig, CheckConfig, Config, LogConfig, LogFormat, MetricsConfig, SessionConfig,
     SourceConfig, UploadConfig, WorkerConfig,
 };
 pub use show::EffectiveSetting;
-pub use validate::check_network;
+pub use token::read_token;
+pub use validate::parse_network;
+pub use watch::WATCH_INTERVAL;

@@ -12,3 +12,4 @@ pub mod outcome;
 pub mod pattern;
 pub mod policy;
 pub mod routing_key;
+pub mod staging;

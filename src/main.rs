@@ -41,11 +41,10 @@ fn start(cli: Cli) -> Exit {
         }
         _ => {}
     }
-    let loaded = match reload.load() {
+    let loaded = match reload.start() {
         Ok(loaded) => loaded,
         Err(problems) => return cli::fail_config(&problems),
     };
-    reload.running = config::RunningSettings::of(&loaded);
     let log = match telemetry::init(&cli.command.log(&loaded)) {
         Ok(log) => log,
         Err(problem) => return cli::fail(&format!("logging can't be started: {problem}"), Exit::Failed),

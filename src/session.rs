@@ -245,7 +245,12 @@ impl Sessions {
         }
     }
 
-    /// Removes all cached denials, after a reload or a fix.
+    /// Removes the cached denial of a destination that was reconfigured.
+    pub fn forget_denial(&self, destination: &Destination) {
+        self.cache.forget_denial(&Self::key(destination, &self.region(destination)));
+    }
+
+    /// Removes all cached denials, after a fix.
     pub fn forget_denials(&self) {
         self.cache.forget_denials();
     }

@@ -23,6 +23,7 @@ use crate::config::SourceConfig;
 use crate::domain::job::lease::SourceMark;
 use crate::domain::job::{self, Location};
 use crate::domain::outcome::{Failure, Reason};
+use crate::domain::staging::{SourceReader, TenantFolder};
 use crate::metrics::Metrics;
 use file::FileSource;
 use guard::UrlGuard;
@@ -38,7 +39,7 @@ pub use stream::{SourceBody, SourceStream};
 #[derive(Debug)]
 pub struct Sources {
     config: SourceConfig,
-    root: Option<Arc<Path>>,
+    root: Option<FileRoot>,
     http: Option<HttpSource>,
     s3: Option<S3Source>,
     metrics: Arc<Metrics>,
@@ -57,15 +58,19 @@ impl Sources {
         staging: Option<s3::Client>,
     ) -> Result<Self, String> {
         let limits = ReadLimits::new(min_rate);
-        let guard = UrlGuard { allow_http: config.allow_http, allow_private_networks: config.allow_private_networks };
+        let guard = UrlGuard {
+            allow_http: config.allow_http,
+            allow_private_networks: config.allow_private_networks,
+            allow_networks: config.allow_networks.clone(),
+        };
         let wants_http = config.allow_http || config.schemes.iter().any(|scheme| scheme == "https");
         let http = wants_http.then(|| HttpSource::new(guard, limits)).transpose()?;
-        let s3 = staging.map(|client| S3Source::new(client, config.s3_buckets.clone(), limits, metrics.clone()));
-        let root = config.file_root.as_deref().map(Arc::from);
+        let s3 = staging.map(|client| S3Source::new(client, config.s3.clone(), limits, metrics.clone()));
+        let root = config.file_root.clone().map(FileRoot::new);
         Ok(Self { config, root, http, s3, metrics })
     }
 
-    /// Opens a source and compares it with what the job declares.
+    /// Opens a source for `reader` and compares it with what the job declares.
     ///
     /// The stream ends without an error only if the whole source was read and matches the origin
     /// and the job: its length (against the job `source_mismatch`, against the origin
@@ -73,13 +78,13 @@ impl Sources {
     /// `source.max_bytes` (`too_large`). The last chunk is only yielded after these checks. The
     /// digest of a file is computed before this returns; a caller that reads a file by ranges calls
     /// [`FileSource::verify_unchanged`] and [`FileSource::count_read`].
-    pub async fn open(&self, source: &job::Source) -> Result<SourceStream, Failure> {
+    pub async fn open(&self, source: &job::Source, reader: SourceReader<'_>) -> Result<SourceStream, Failure> {
         let opened = async {
             self.check_scheme(source.location.scheme())?;
             let opened = match &source.location {
-                Location::File(path) => return self.open_file(source, path).await,
+                Location::File(path) => return self.open_file(source, path, reader).await,
                 Location::Http(url) => self.http()?.open(url).await?,
-                Location::S3 { bucket, key } => self.s3()?.open(bucket, key).await?,
+                Location::S3 { bucket, key } => self.s3()?.open(bucket, key, reader).await?,
             };
             self.stream(source, opened, 0)
         };
@@ -99,6 +104,7 @@ impl Sources {
     pub async fn open_at(
         &self,
         source: &job::Source,
+        reader: SourceReader<'_>,
         checkpoint: &SourceMark,
         offset: u64,
     ) -> Result<Option<SourceStream>, Failure> {
@@ -109,9 +115,9 @@ impl Sources {
             self.check_scheme(source.location.scheme())?;
             let from = first_byte(source, checkpoint, offset);
             let opened = match &source.location {
-                Location::File(path) => return self.reopen_file(source, path, checkpoint).await,
+                Location::File(path) => return self.reopen_file(source, path, reader, checkpoint).await,
                 Location::Http(url) => self.http()?.open_at(url, checkpoint, from).await?,
-                Location::S3 { bucket, key } => self.s3()?.open_at(bucket, key, checkpoint, from).await?,
+                Location::S3 { bucket, key } => self.s3()?.open_at(bucket, key, reader, checkpoint, from).await?,
             };
             let Some(mut opened) = opened else { return Ok(None) };
             // The length that the origin reported first holds for the same content, even if it reports
@@ -140,8 +146,13 @@ impl Sources {
         if allowed { Ok(()) } else { Err(forbidden(&format!("{setting} does not allow {scheme} sources"))) }
     }
 
-    async fn open_file(&self, source: &job::Source, path: &Path) -> Result<SourceStream, Failure> {
-        let file = self.file(path).await?;
+    async fn open_file(
+        &self,
+        source: &job::Source,
+        path: &Path,
+        reader: SourceReader<'_>,
+    ) -> Result<SourceStream, Failure> {
+        let file = self.file(path, reader).await?;
         let expected = self.expected_of_file(source, &file)?;
         if let Some(declared) = &expected.sha256 {
             verify::check_digest(declared, &FileSource::sha256(&file).await?)?;
@@ -154,9 +165,10 @@ impl Sources {
         &self,
         source: &job::Source,
         path: &Path,
+        reader: SourceReader<'_>,
         checkpoint: &SourceMark,
     ) -> Result<Option<SourceStream>, Failure> {
-        let file = self.file(path).await?;
+        let file = self.file(path, reader).await?;
         let same_length = checkpoint.length.is_none_or(|length| length == file.length());
         if file.validator() != checkpoint.validator || !same_length {
             return Ok(None);
@@ -169,8 +181,11 @@ impl Sources {
         ExpectedContent::new(source, self.config.max_bytes, Some(file.length()), Some(&file.validator()))
     }
 
-    async fn file(&self, path: &Path) -> Result<Arc<FileSource>, Failure> {
-        let root = self.root.clone().ok_or_else(|| forbidden("source.file_root is not set, so no file may be read"))?;
+    async fn file(&self, path: &Path, reader: SourceReader<'_>) -> Result<Arc<FileSource>, Failure> {
+        let root =
+            self.root.as_ref().ok_or_else(|| forbidden("source.file_root is not set, so no file may be read"))?;
+        root.check(path, reader)?;
+        let root = Arc::clone(&root.opened);
         Ok(Arc::new(match FileSource::open_cached(&root, path, &self.metrics) {
             Some(file) => file,
             None => self.open_blocking(root, path.to_owned()).await?,
@@ -198,6 +213,30 @@ impl Sources {
         });
         let chunks = verify::verified(Box::pin(counted), expected, from);
         Ok(SourceStream { length, validator, resumable: opened.resumable, body: SourceBody::Chunks(chunks) })
+    }
+}
+
+/// The root of file sources: one folder for all, or one for each tenant.
+#[derive(Debug)]
+struct FileRoot {
+    folder: TenantFolder,
+    /// The folder that is opened. Below it no link is followed, so a tenant's link leads nowhere.
+    opened: Arc<Path>,
+}
+
+impl FileRoot {
+    fn new(folder: TenantFolder) -> Self {
+        Self { opened: Arc::from(Path::new(folder.shared())), folder }
+    }
+
+    /// Refuses a path outside of the reader's own folder.
+    fn check(&self, path: &Path, reader: SourceReader<'_>) -> Result<(), Failure> {
+        let own = self.folder.filled(reader).map_err(|why| forbidden(&format!("source.file_root {why}")))?;
+        if self.folder.is_bound() && !path.starts_with(own) {
+            let message = format!("{} is outside of the folder of the destination's tenant", path.display());
+            return Err(forbidden(&format!("{message} (source.file_root)")));
+        }
+        Ok(())
     }
 }
 

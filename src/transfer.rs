@@ -11,8 +11,9 @@ use crate::check::{CheckReport, Checker, LIMIT};
 use crate::domain::destination::{Checksum, Destination, ObjectKey};
 use crate::domain::diagnosis::Who;
 use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
-use crate::domain::job::{Compression, Job, ObjectAttributes};
+use crate::domain::job::{Compression, DestinationRef, Job, ObjectAttributes};
 use crate::domain::outcome::{Failure, Reason, Receipt, Symptom, TransferResult};
+use crate::domain::staging::SourceReader;
 use crate::metrics::Metrics;
 use crate::runtime::failpoints;
 use crate::session::Sessions;
@@ -157,7 +158,12 @@ impl Transfers {
         {
             return Ok(ended);
         }
-        let source = self.opened(attempt, (job.source.location.scheme(), self.sources.open(&job.source))).await?;
+        let source = self
+            .opened(
+                attempt,
+                (job.source.location.scheme(), self.sources.open(&job.source, reader(job, attempt.destination))),
+            )
+            .await?;
         let ended = self.send(job, attempt, key, (source, None)).await?;
         ended.ok_or_else(|| Failure::new(Reason::S3Unavailable, "the upload disappeared while it was written"))
     }
@@ -177,7 +183,8 @@ impl Transfers {
         let mut source = None;
         if fits(&checkpoint, attempt.destination, key, job.compression) {
             let offset = next_offset(&checkpoint);
-            let opening = self.sources.open_at(&job.source, &checkpoint.source, offset);
+            let opening =
+                self.sources.open_at(&job.source, reader(job, attempt.destination), &checkpoint.source, offset);
             source = self.opened(attempt, (job.source.location.scheme(), opening)).await?;
         }
         let Some(source) = source else {
@@ -257,6 +264,14 @@ impl Transfers {
             (Uploaded::KeptExisting, _) => Some(TransferResult::Skipped),
             (Uploaded::Stale, _) => None,
         })
+    }
+}
+
+/// The destination that the source is read for. Only what is configured says whose it is.
+fn reader<'a>(job: &Job, destination: &'a Destination) -> SourceReader<'a> {
+    match job.destination {
+        DestinationRef::Configured(_) => SourceReader::Configured(destination.tenant.as_deref()),
+        DestinationRef::Inline(_) => SourceReader::Inline,
     }
 }
 

@@ -11,6 +11,10 @@ struct Server {
 }
 
 async fn server(ready: Result<(), String>, live: bool) -> Server {
+    guarded(ready, live, crate::config::load_str("").unwrap().config.admin).await
+}
+
+async fn guarded(ready: Result<(), String>, live: bool, config: crate::config::AdminConfig) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
@@ -19,6 +23,7 @@ async fn server(ready: Result<(), String>, live: bool) -> Server {
         ready: Arc::new(move || ready.clone()),
         live: Arc::new(move || live),
         status: Arc::new(|filter| serde_json::json!({"in_flight": 2, "filter": filter})),
+        access: AdminAccess::new(&config),
     };
     let task = tokio::spawn(serve(listener, state, stop.clone()));
     Server { address, stop, task }
@@ -35,7 +40,7 @@ impl Server {
     }
 
     async fn get(&self, path: &str) -> String {
-        self.send(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n")).await
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")).await
     }
 }
 
@@ -133,7 +138,7 @@ async fn not_ready_and_not_live_are_503_with_the_reason() {
 #[tokio::test]
 async fn only_get_and_only_known_paths() {
     let server = server(Ok(()), true).await;
-    let post = server.send("POST /metrics HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n").await;
+    let post = server.send("POST /metrics HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n").await;
     assert!(post.starts_with("HTTP/1.1 405 "), "{post}");
     assert!(server.get("/secrets").await.starts_with("HTTP/1.1 404 "));
 }
@@ -141,8 +146,9 @@ async fn only_get_and_only_known_paths() {
 #[tokio::test]
 async fn a_long_head_is_refused() {
     let server = server(Ok(()), true).await;
-    let reply =
-        server.send(&format!("GET / HTTP/1.1\r\nhost: h\r\nx: {}\r\n\r\n", "y".repeat(2 * MAX_HEAD_BYTES))).await;
+    let reply = server
+        .send(&format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(2 * MAX_HEAD_BYTES)))
+        .await;
     assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 431 "), "{reply}");
 }
 
@@ -165,4 +171,101 @@ async fn it_stops_on_cancellation() {
     server.stop.cancel();
     (&mut server.task).await.unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+#[tokio::test]
+async fn only_known_names_are_answered() {
+    let config = crate::config::load_str("[admin]\nhosts = [\"Consign.example\"]").unwrap().config.admin;
+    let server = guarded(Ok(()), true, config).await;
+    let named = async |host: &str| server.send(&format!("GET /livez HTTP/1.1\r\nhost: {host}\r\n\r\n")).await;
+    for host in ["localhost", "127.0.0.1:9464", "[::1]", "consign.example:80"] {
+        assert!(named(host).await.starts_with("HTTP/1.1 200 "), "{host}");
+    }
+    for path in ["/", "/status", "/metrics", "/livez", "/page.js", "/nothing"] {
+        let reply = server.send(&format!("GET {path} HTTP/1.1\r\nhost: rebound.example\r\n\r\n")).await;
+        has(&reply, 421, "text/plain; charset=utf-8");
+        assert!(reply.contains("admin.hosts") && reply.contains("x-content-type-options: nosniff"), "{reply}");
+    }
+    let absolute = server.send("GET http://rebound.example/status HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert!(absolute.starts_with("HTTP/1.1 421 "), "{absolute}");
+    let old = server.send("GET /livez HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200 "), "a probe without a name: {old}");
+}
+
+#[tokio::test]
+async fn the_status_needs_the_token_and_probes_do_not() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "0123456789abcdef").unwrap();
+    let text = format!("[admin]\ntoken_file = {:?}", file.path().display().to_string());
+    let server = guarded(Ok(()), true, crate::config::load_str(&text).unwrap().config.admin).await;
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert!(server.get(path).await.starts_with("HTTP/1.1 200 "), "{path}");
+    }
+    for path in ["/", "/status", "/page.js", "/nothing"] {
+        let refused = server.get(path).await;
+        has(&refused, 401, "text/plain; charset=utf-8");
+        assert!(
+            refused.contains("www-authenticate: Bearer ") && refused.contains("www-authenticate: Basic "),
+            "{refused}"
+        );
+        assert!(!refused.contains("in_flight") && !refused.contains("<html"), "{refused}");
+    }
+    let with = async |token: &str| {
+        server.send(&format!("GET /status HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n")).await
+    };
+    has(&with("0123456789abcdef").await, 200, "application/json");
+    assert!(with("0123456789abcdeF").await.starts_with("HTTP/1.1 401 "));
+}
+
+/// Some send half a head, some ask for the status and never read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_slow_clients_keep_no_probe_out() {
+    let server = server(Ok(()), true).await;
+    let mut clients = Vec::new();
+    for number in 0..500 {
+        let mut client = TcpStream::connect(server.address).await.unwrap();
+        let sent = ["GET /livez HTT", "GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n", "\0\0", ""][number % 4];
+        client.write_all(sent.as_bytes()).await.unwrap();
+        clients.push(client);
+    }
+    for _ in 0..20 {
+        let live = tokio::time::timeout(HEAD_TIMEOUT / 2, server.get("/livez")).await.expect("a probe waits");
+        assert!(live.starts_with("HTTP/1.1 200 "), "{live}");
+    }
+    assert_eq!(clients.len(), 500);
+}
+
+/// Answers that take long do not delay those that do not.
+#[tokio::test]
+async fn a_status_that_takes_long_delays_no_probe() {
+    let (entered, gate) = (Arc::new(Semaphore::new(0)), Arc::new(std::sync::Mutex::new(())));
+    let mut server = server(Ok(()), true).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    server.address = listener.local_addr().unwrap();
+    let (inside, waits) = (entered.clone(), gate.clone());
+    let state = AdminState {
+        metrics: Arc::new(Metrics::new(1)),
+        ready: Arc::new(|| Ok(())),
+        live: Arc::new(|| true),
+        status: Arc::new(move |_| {
+            inside.add_permits(1);
+            drop(waits.lock());
+            serde_json::json!({})
+        }),
+        access: AdminAccess::default(),
+    };
+    tokio::spawn(serve(listener, state, server.stop.clone()));
+    let held = gate.lock().unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        let mut client = TcpStream::connect(server.address).await.unwrap();
+        client.write_all(b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        clients.push(client);
+    }
+    entered.acquire_many(u32::try_from(MAX_RENDERING).unwrap()).await.unwrap().forget();
+    assert!(server.get("/livez").await.starts_with("HTTP/1.1 200 "));
+    drop(held);
+    let mut reply = String::new();
+    clients[49].read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
 }

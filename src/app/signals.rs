@@ -1,4 +1,4 @@
-//! The reactions to SIGHUP and SIGUSR1 while the worker runs.
+//! The reactions to SIGHUP, SIGUSR1 and changed files while the worker runs.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::last_reload::LastReload;
 use crate::admin::AdminState;
-use crate::config::{Config, Reload};
+use crate::config::{ConfigProblems, Reload, Reloaded, RunningSettings, WATCH_INTERVAL};
 use crate::domain::destination::{Destination, DestinationId, DestinationIdentity, Destinations};
 use crate::metrics::Metrics;
 use crate::runtime::shutdown::Shutdown;
@@ -30,42 +30,74 @@ pub(super) struct ReloadHandler<'a> {
 }
 
 impl ReloadHandler<'_> {
-    /// Reloads the destinations and the log filter on each SIGHUP. An invalid file changes nothing.
-    /// Never returns.
+    /// Reloads the destinations and the log filter on each SIGHUP, and when files have changed.
+    /// What is broken keeps its last valid content. Never returns.
     pub(super) async fn follow(self, mut shutdown: Shutdown, reload: Option<(LogHandle, Reload)>) {
-        let Some((log, reload)) = reload else { return std::future::pending().await };
+        let Some((log, mut reload)) = reload else { return std::future::pending().await };
         loop {
-            shutdown.reload().await;
-            self.service_manager.reloading();
-            let loaded = reload.load().map_err(|problems| problems.to_string());
-            let loaded = loaded.and_then(|loaded| log.set_filter(&loaded.config.log.filter).map(|()| loaded));
-            if let Ok(loaded) = &loaded {
-                warn_of_unapplied(&reload.running.differing(loaded));
+            let requested = tokio::select! {
+                () = shutdown.reload() => true,
+                () = tokio::time::sleep(WATCH_INTERVAL) => false,
+            };
+            // Files may be many, or on a slow disk. One call at a time: this is the only caller.
+            let look = tokio::task::spawn_blocking(move || {
+                let reloaded = (requested || reload.has_changed()).then(|| reload.again());
+                (reload, reloaded)
+            });
+            let Ok((back, reloaded)) = look.await else { return std::future::pending().await };
+            reload = back;
+            if let Some(reloaded) = reloaded {
+                self.service_manager.reloading();
+                self.apply(reloaded, &reload.running, &log);
+                self.service_manager.ready();
             }
-            self.apply(loaded.map(|loaded| loaded.config));
-            self.service_manager.ready();
         }
     }
 
-    fn apply(&self, loaded: Result<Config, String>) {
-        match loaded {
-            Ok(config) => {
-                register(self.metrics, &config.destinations);
-                let (count, now) = (config.destinations.len(), config.destinations.clone());
-                let before = self.destinations.send_replace(config.destinations);
-                self.sessions.forget_denials();
-                let changed = changed(&before, &now);
-                tracing::info!(destinations = count, changed = changed.len(), "configuration reloaded");
-                changed.into_iter().for_each(|destination| self.worker.reset_circuit(destination));
-                self.metrics.set_reload_successful(true);
-                self.last.succeeded();
-            }
+    fn apply(&self, reloaded: Result<Reloaded, ConfigProblems>, running: &RunningSettings, log: &LogHandle) {
+        match reloaded {
             Err(problems) => {
+                let problems = problems.to_string();
                 tracing::error!(%problems, "failed to reload the configuration; the previous one stays in effect");
-                self.metrics.set_reload_successful(false);
-                self.last.failed(&problems, Timestamp::now());
+                self.refused(&problems);
+            }
+            Ok(Reloaded { loaded, refused }) => {
+                warn_of_unapplied(&running.differing(&loaded));
+                self.take_over(loaded.config.destinations);
+                let filter =
+                    log.set_filter(&loaded.config.log.filter).err().map(|problem| format!("log.filter: {problem}"));
+                if let Some(problems) = refused.map(|problems| problems.to_string()).or(filter) {
+                    tracing::error!(
+                        %problems,
+                        "failed to reload a part of the configuration; the last valid content of these files stays in effect"
+                    );
+                    self.refused(&problems);
+                } else {
+                    self.metrics.set_reload_successful(true);
+                    self.last.succeeded();
+                }
             }
         }
+    }
+
+    /// Replaces the destinations. Those that have not changed keep their sessions, circuit
+    /// breakers and cached denials.
+    fn take_over(&self, now: Arc<Destinations>) {
+        register(self.metrics, &now);
+        let before = self.destinations.send_replace(now.clone());
+        let changed = changed(&before, &now);
+        let added = now.keys().filter(|id| !before.contains_key(*id)).count();
+        let removed = before.keys().filter(|id| !now.contains_key(*id)).count();
+        tracing::info!(destinations = now.len(), changed = changed.len(), added, removed, "configuration reloaded");
+        for id in changed {
+            now.get(id.id()).into_iter().for_each(|destination| self.sessions.forget_denial(destination));
+            self.worker.reset_circuit(id);
+        }
+    }
+
+    fn refused(&self, problems: &str) {
+        self.metrics.set_reload_successful(false);
+        self.last.failed(problems, Timestamp::now());
     }
 }
 

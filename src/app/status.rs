@@ -33,8 +33,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::last_reload::LastReload;
-use crate::admin::AdminState;
-use crate::config::{BrokerConfig, WorkerConfig};
+use crate::admin::{AdminAccess, AdminState};
+use crate::config::{AdminConfig, BrokerConfig, WorkerConfig};
 use crate::domain::destination::Destinations;
 use crate::metrics::Metrics;
 use crate::session::Sessions;
@@ -51,6 +51,7 @@ pub(super) struct StatusSource {
     pub(super) last_reload: LastReload,
     pub(super) settings: WorkerConfig,
     pub(super) broker: BrokerConfig,
+    pub(super) admin: AdminConfig,
     pub(super) started: Timestamp,
 }
 
@@ -61,6 +62,7 @@ pub(super) fn admin_state(source: StatusSource) -> AdminState {
         metrics: source.metrics.clone(),
         ready: Arc::new(move || ready.ready()),
         live: Arc::new(move || live.alive()),
+        access: AdminAccess::new(&source.admin),
         status: Arc::new(move |filter| source.status(filter)),
     }
 }

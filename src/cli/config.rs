@@ -19,8 +19,8 @@ pub enum ConfigArgs {
 pub fn execute(args: &ConfigArgs, source: &Reload, json: bool) -> Exit {
     match (args, source.load(), json) {
         (ConfigArgs::Validate, Ok(loaded), _) => validated(&loaded, source, json),
-        (ConfigArgs::Show, Ok(loaded), true) => super::print_json(&shown(&loaded.settings)),
-        (ConfigArgs::Show, Ok(loaded), false) => super::print(&lines(&loaded.settings)),
+        (ConfigArgs::Show, Ok(loaded), true) => super::print_json(&shown(&loaded.settings())),
+        (ConfigArgs::Show, Ok(loaded), false) => super::print(&lines(&loaded.settings())),
         (ConfigArgs::Validate, Err(problems), true) => {
             super::print_json(&refused(&problems));
             Exit::Config
@@ -76,14 +76,14 @@ mod tests {
     #[test]
     fn values_are_shown_with_their_origins_and_without_secrets() {
         let loaded = load_str("[broker]\nurl = \"amqps://me:s3cr3t-marker@mq/v\"\n[worker]\nslots = 4\n").unwrap();
-        let text = lines(&loaded.settings);
+        let text = lines(&loaded.settings());
         assert!(text.contains("broker.url = \"amqps://me:***@mq/v\""), "{text}");
         assert!(
             text.lines().any(|line| line.starts_with("worker.slots = 4 ") && line.ends_with("# text.toml:4")),
             "{text}"
         );
         assert!(text.lines().any(|line| line.starts_with("admin.listen = ") && line.ends_with("# default")), "{text}");
-        let json = shown(&loaded.settings);
+        let json = shown(&loaded.settings());
         assert_eq!(json["worker.slots"], json!({"value": 4, "origin": "file", "file": "text.toml", "line": 4}));
         assert!(!text.contains(SECRET) && !json.to_string().contains(SECRET));
     }
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn a_missing_file_and_a_missing_broker_are_reported() {
         let reported = |text: &str, files: &[&str]| {
-            let source = Reload { files: files.iter().map(Into::into).collect(), ..Reload::default() };
+            let source = Reload::new(files.iter().map(Into::into).collect(), Vec::new());
             remarks(&load_str(text).unwrap(), &source).join("\n")
         };
         let nothing = reported("", &[]);

@@ -106,8 +106,8 @@ fn scope(args: &PolicyArgs, check: &CheckConfig) -> Result<Scope, CommandError> 
         given => given.to_vec(),
     };
     for address in &source_addresses {
-        let named = |problem| CommandError::Usage(format!("--source-address: {problem}, or \"any\" alone"));
-        crate::config::check_network(address).map_err(named)?;
+        let named = |problem| CommandError::Usage(format!("--source-address: {address:?} {problem}, or \"any\" alone"));
+        crate::config::parse_network(address).map_err(named)?;
     }
     Ok(Scope { optional: !args.minimal, tags: args.tags, source_addresses })
 }

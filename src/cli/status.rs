@@ -55,7 +55,7 @@ pub async fn execute(args: StatusArgs, config: Config, json: bool) -> Exit {
     if let Some(StatusAction::Reset { destination }) = args.action {
         return reset::execute(&destination, &config, json).await.unwrap_or_else(|problem| problem.report());
     }
-    let client = match StatusClient::new() {
+    let client = match StatusClient::new(config.admin.token_file.as_deref()) {
         Ok(client) => client,
         Err(problem) => return fail(&problem, Exit::Failed),
     };

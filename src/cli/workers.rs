@@ -4,6 +4,7 @@ mod client;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -22,18 +23,20 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Workers {
     urls: Vec<Url>,
     prefix: String,
+    token_file: Option<PathBuf>,
 }
 
 impl Workers {
     /// The workers in `named`, or else the worker of this configuration.
     pub(super) fn new(config: &Config, named: Vec<Url>) -> Self {
-        Self { urls: worker_urls(config, named), prefix: config.broker.prefix.clone() }
+        let token_file = config.admin.token_file.clone();
+        Self { urls: worker_urls(config, named), prefix: config.broker.prefix.clone(), token_file }
     }
 
     /// Returns the issues of `destinations`, as far as workers of this queue answer. Without
     /// destinations no worker is queried.
     pub(super) async fn reports(&self, destinations: &BTreeSet<&str>) -> WorkerReports {
-        let (Some(first), Ok(client)) = (destinations.first(), StatusClient::new()) else {
+        let (Some(first), Ok(client)) = (destinations.first(), StatusClient::new(self.token_file.as_deref())) else {
             return WorkerReports::default();
         };
         // Without a filter the failing ones come first.
@@ -84,7 +87,7 @@ mod tests {
     #[test]
     fn a_password_is_not_part_of_an_address() {
         let urls = ["http://me:pw@w.example:9464/", "https://[::1]/"].map(|url| Url::parse(url).unwrap()).to_vec();
-        let workers = Workers { urls, prefix: String::new() };
+        let workers = Workers { urls, prefix: String::new(), token_file: None };
         assert_eq!(workers.addresses(), "http://w.example:9464, https://[::1]");
     }
 }

@@ -1,11 +1,15 @@
 //! Decoding of the merged tree into the serde types. Collects every error instead of stopping at
 //! the first.
 
+use std::collections::HashSet;
+
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use serde_path_to_error::Segment;
 
 use super::keys;
 use super::raw::RawConfig;
+use super::tree::TreeNode;
 
 /// A value with the wrong shape, an unknown key or a missing key.
 #[derive(Debug)]
@@ -16,10 +20,11 @@ pub(super) struct DecodeError {
     pub(super) text: String,
 }
 
-/// Errors after which decoding stops. Bounds the work on a hostile file.
+/// Errors of one table after which its decoding stops. Bounds the work on a hostile file.
 const MAX_ERRORS: usize = 200;
 
 /// The result of decoding a tree.
+#[derive(Default)]
 pub(super) struct Decoded {
     /// The decoded configuration. If there are errors, it contains defaults and placeholders in
     /// their places, so that the rest can still be validated. It must not be used for anything
@@ -28,33 +33,57 @@ pub(super) struct Decoded {
     /// The errors found.
     pub(super) errors: Vec<DecodeError>,
     /// Paths at which a default or a placeholder replaces a wrong or missing value.
-    pub(super) replaced: Vec<Vec<String>>,
+    pub(super) replaced: HashSet<Vec<String>>,
 }
 
-/// Decodes the tree. Unless it is `complete` (that is, if a file could not be read), a missing key
-/// is not an error.
-pub(super) fn decode(mut tree: Value, complete: bool) -> Decoded {
-    let (mut errors, mut missing) = (Vec::new(), Vec::new());
-    remove_unknown(&mut tree, &mut Vec::new(), &mut errors);
-    fill_missing(&mut tree, &mut Vec::new(), &mut missing);
-    let mut replaced: Vec<_> = missing.iter().chain(&errors).map(|error| error.path.clone()).collect();
-    if complete {
-        errors.append(&mut missing);
-    }
-    let raw = loop {
-        let error = match serde_path_to_error::deserialize::<_, RawConfig>(&tree) {
-            Ok(raw) => break raw,
-            Err(error) => error,
-        };
-        let path = keys_of(error.path());
-        let text = plain_text(&error.inner().to_string(), keys::is_secret(&path));
-        errors.push(DecodeError { path: path.clone(), text });
-        if errors.len() > MAX_ERRORS || !repair(&mut tree, &path) {
-            break RawConfig::default();
+/// Decodes the tree, each destination by itself: a wrong one costs the others no second pass.
+/// Unless the tree is `complete` (that is, if a file could not be read), a missing key is not an
+/// error.
+pub(super) fn decode(root: &TreeNode, complete: bool) -> Decoded {
+    let mut decoded = Decoded::default();
+    let is_table = |node: &TreeNode| node.entries().is_some();
+    let destinations = root.at(&["destinations".to_owned()]).filter(|node| is_table(node));
+    let left_out = destinations.map(|_| "destinations");
+    decoded.raw = decoded.decode_table(root.value_without(left_out), &[], complete).unwrap_or_default();
+    for (id, node) in destinations.and_then(TreeNode::entries).into_iter().flatten() {
+        let path = ["destinations".to_owned(), id.clone()];
+        if let Some(destination) = decoded.decode_table(node.value(), &path, complete) {
+            decoded.raw.destinations.insert(id.clone(), destination);
         }
-        replaced.push(path);
-    };
-    Decoded { raw, errors, replaced }
+    }
+    decoded
+}
+
+impl Decoded {
+    /// Decodes the table at `path`. Returns `None` if nothing of it can be used.
+    fn decode_table<T: DeserializeOwned>(&mut self, mut table: Value, path: &[String], complete: bool) -> Option<T> {
+        // Most tables are right. Unknown and missing keys are errors of serde, too.
+        if let Ok(whole) = T::deserialize(&table) {
+            return Some(whole);
+        }
+        let (mut errors, mut missing) = (Vec::new(), Vec::new());
+        remove_unknown(&mut table, &mut path.to_vec(), &mut errors);
+        fill_missing(&mut table, &mut path.to_vec(), &mut missing);
+        self.replaced.extend(missing.iter().chain(&errors).map(|error| error.path.clone()));
+        if complete {
+            errors.append(&mut missing);
+        }
+        let decoded = loop {
+            let error = match serde_path_to_error::deserialize::<_, T>(&table) {
+                Ok(whole) => break Some(whole),
+                Err(error) => error,
+            };
+            let inner = keys_of(error.path());
+            let at = [path, &inner].concat();
+            errors.push(DecodeError { path: at.clone(), text: plain_text(&error.inner().to_string()) });
+            if errors.len() > MAX_ERRORS || !repair(&mut table, path, &inner) {
+                break None;
+            }
+            self.replaced.insert(at);
+        };
+        self.errors.append(&mut errors);
+        decoded
+    }
 }
 
 fn keys_of(path: &serde_path_to_error::Path) -> Vec<String> {
@@ -65,22 +94,53 @@ fn keys_of(path: &serde_path_to_error::Path) -> Vec<String> {
     keys.collect()
 }
 
-/// Translates a message of serde into plain text. Leaves out the value of a secret.
-fn plain_text(message: &str, secret: bool) -> String {
-    let rest = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
-    let Some((found, wanted)) = rest.and_then(|rest| rest.split_once(", expected ")) else {
-        return if secret { "does not fit; give text in quotes".to_owned() } else { message.to_owned() };
-    };
-    let wanted = match wanted {
-        "u32" | "u64" | "usize" => "a whole number",
+/// Translates a message of serde into plain text. Only its constant parts are kept: the value that
+/// it quotes may be a secret at the wrong place.
+fn plain_text(message: &str) -> String {
+    let (found, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+    if let Some(found) = found.strip_prefix("invalid type: ").or_else(|| found.strip_prefix("invalid value: ")) {
+        return format!("{} does not fit; give {}", kind(found), wanted(expected));
+    }
+    if found.starts_with("unknown variant ") {
+        return format!(
+            "is none of the known words; give {}",
+            expected.trim_start_matches("one of ").replace('`', "\"")
+        );
+    }
+    if found.starts_with("unknown field ") {
+        return format!("has an unknown key; known here: {}", expected.trim_start_matches("one of ").replace('`', ""));
+    }
+    match message.strip_prefix("missing field ") {
+        Some(field) => format!("lacks the key {}; add it", field.replace('`', "")),
+        None => "does not fit; `consign schema config` describes it".to_owned(),
+    }
+}
+
+/// The kind of a value, from the words of serde.
+fn kind(found: &str) -> &'static str {
+    const KINDS: [(&str, &str); 7] = [
+        ("string", "text"),
+        ("integer", "this number"),
+        ("floating point", "a number with a fraction"),
+        ("boolean", "true or false"),
+        ("sequence", "a list"),
+        ("map", "a table"),
+        ("null", "nothing"),
+    ];
+    KINDS.iter().find(|(word, _)| found.starts_with(word)).map_or("the value", |(_, kind)| kind)
+}
+
+fn wanted(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
         "a nonzero u32" | "a nonzero u64" => "a whole number of at least 1",
-        "path string" | "a string" => "text in quotes",
+        "path string" | "a string" | "a borrowed string" | "string or map" => "text in quotes",
         "a boolean" => "true or false",
         "a sequence" => "a list",
-        other if other.starts_with("struct ") || other == "a map" => "a table",
+        "a map" | "an object" | "an object of strings" => "a table",
+        other if other.starts_with("struct ") => "a table",
         other => other,
-    };
-    if secret { format!("does not fit; give {wanted}") } else { format!("{found} does not fit; give {wanted}") }
+    }
 }
 
 fn remove_unknown(node: &mut Value, path: &mut Vec<String>, errors: &mut Vec<DecodeError>) {
@@ -89,8 +149,7 @@ fn remove_unknown(node: &mut Value, path: &mut Vec<String>, errors: &mut Vec<Dec
         path.push(key.clone());
         let known = !keys::is_closed(schema) || keys::schema_at(path).is_some();
         if !known {
-            let text = format!("unknown key; {}", keys::suggestion(path));
-            errors.push(DecodeError { path: path.clone(), text });
+            errors.push(DecodeError { path: path.clone(), text: keys::unknown(path) });
         }
         path.pop();
         known
@@ -116,13 +175,14 @@ fn fill_missing(node: &mut Value, path: &mut Vec<String>, errors: &mut Vec<Decod
     }
 }
 
-/// Removes the value at `path`, or replaces a required one by a placeholder. Returns false if there
-/// was nothing to remove or replace.
-fn repair(tree: &mut Value, path: &[String]) -> bool {
-    let Some((key, parent)) = path.split_last() else { return false };
-    let table = parent.iter().try_fold(tree, |node, key| node.get_mut(key)).and_then(Value::as_object_mut);
+/// Removes the value at `inner` in the table at `path`, or replaces a required one by a placeholder.
+/// Returns false if there was nothing to remove or replace.
+fn repair(table: &mut Value, path: &[String], inner: &[String]) -> bool {
+    let Some((key, parent)) = inner.split_last() else { return false };
+    let table = parent.iter().try_fold(table, |node, key| node.get_mut(key)).and_then(Value::as_object_mut);
     let Some(table) = table else { return false };
-    let required = keys::schema_at(parent).is_some_and(|schema| keys::required(schema).any(|name| name == key));
+    let required =
+        keys::schema_at(&[path, parent].concat()).is_some_and(|schema| keys::required(schema).any(|name| name == key));
     let old = if required { table.insert(key.clone(), placeholder(key)) } else { table.remove(key) };
     old.is_some_and(|old| !required || old != placeholder(key))
 }

@@ -7,8 +7,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::raw::{RawAdminConfig, RawBrokerConfig, RawConfig, RawLogConfig};
-use super::sections::{LogFormat, MetricsConfig, SessionConfig, SourceConfig, UploadConfig, WorkerConfig};
+use super::raw::{RawAdminConfig, RawBrokerConfig, RawConfig, RawLogConfig, RawSourceConfig};
+use super::sections::{LogFormat, MetricsConfig, SessionConfig, UploadConfig, WorkerConfig};
 
 const MIB: u64 = 1 << 20;
 
@@ -60,14 +60,15 @@ impl Default for SessionConfig {
     }
 }
 
-impl Default for SourceConfig {
+impl Default for RawSourceConfig {
     fn default() -> Self {
         Self {
             schemes: ["https", "file", "s3"].map(str::to_owned).to_vec(),
             file_root: None,
-            s3_buckets: Vec::new(),
+            s3: Vec::new(),
             allow_http: false,
             allow_private_networks: false,
+            allow_networks: Vec::new(),
             max_bytes: None,
         }
     }
@@ -75,7 +76,7 @@ impl Default for SourceConfig {
 
 impl Default for RawAdminConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".to_owned() }
+        Self { listen: "127.0.0.1:9464".to_owned(), hosts: Vec::new(), token_file: None }
     }
 }
 

@@ -67,8 +67,29 @@ pub(super) fn parse_text(path: &[String], text: &str) -> Value {
     read.unwrap_or_else(|| Value::from(text))
 }
 
+/// Keys that are no more: path, remedy.
+const RENAMED: [(&[&str], &str); 1] = [(
+    &["source", "s3_buckets"],
+    "is called s3 now; write s3 = [{ bucket = \"NAME\" }], with a prefix for less than all of it",
+)];
+
+/// Describes the unknown key at `path`, with a remedy.
+pub(super) fn unknown(path: &[String]) -> String {
+    match RENAMED.iter().find(|(renamed, _)| path == *renamed) {
+        Some((_, remedy)) => (*remedy).to_owned(),
+        None => format!("unknown key; {}", suggestion(path)),
+    }
+}
+
+/// The dotted key of a problem. A key in quotes may be a value at the wrong place: it is not
+/// shown.
+pub(super) fn shown(path: &[String]) -> String {
+    let bare = |key: &str| !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    path.iter().map(|key| if bare(key) { key } else { "\"...\"" }).collect::<Vec<_>>().join(".")
+}
+
 /// Suggests a known key for the unknown one at `path`, as a remedy.
-pub(super) fn suggestion(path: &[String]) -> String {
+fn suggestion(path: &[String]) -> String {
     let Some((wrong, parent)) = path.split_last() else { return String::new() };
     let empty = Map::new();
     let known = schema_at(parent).and_then(|table| table["properties"].as_object()).unwrap_or(&empty);

@@ -1,16 +1,17 @@
-//! The layers of a configuration (files, environment, flags), with the origin of each value.
+//! The layers of a configuration (files, environment, flags), merged, with the origin of each value.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use figment::Figment;
-use figment::providers::Serialized;
 use serde_json::{Map, Value};
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
+use super::files::ConfigFiles;
 use super::keys;
+use super::lines::LineIndex;
 use super::problems::{ConfigProblem, ValueOrigin};
+use super::tree::{Place, TreeNode};
 
 /// Prefix of environment variables. Two underscores separate the keys after it.
 const ENVIRONMENT_PREFIX: &str = "CONSIGN__";
@@ -23,66 +24,86 @@ const SECRET_ON_COMMAND_LINE: &str =
 const NOT_A_BROKER_URL: &str = "is not a broker URL; it begins with sqlite:, amqps: or amqp:, and only one with sqlite: may be given on the command \
      line (the others may hold a password: use the environment or broker.url_file)";
 
-/// One source of values.
-#[derive(Debug)]
-struct Layer {
-    tree: Value,
-    origin: ValueOrigin,
-    lines: HashMap<Vec<String>, usize>,
-}
-
-impl Layer {
-    fn origin_of(&self, path: &[String]) -> Option<ValueOrigin> {
-        path.iter().try_fold(&self.tree, |node, key| node.get(key))?;
-        Some(match &self.origin {
-            ValueOrigin::File { file, .. } => {
-                ValueOrigin::File { file: file.clone(), line: self.lines.get(path).copied() }
-            }
-            other => other.clone(),
-        })
-    }
-}
-
-/// All layers, lowest first.
-#[derive(Debug, Default)]
+/// All layers merged, the defaults lowest.
+#[derive(Debug, Clone)]
 pub(super) struct Layers {
-    layers: Vec<Layer>,
+    /// The merged tree.
+    pub(super) root: TreeNode,
+    /// Origin of each layer, without the line.
+    origins: Vec<ValueOrigin>,
+    /// Definitions of destinations, of which each directory may have one: by id the argument, the
+    /// file and the line.
+    defined: HashMap<String, (usize, PathBuf, usize)>,
     /// Files and variables that could not be read. Unless this is empty, a missing key is not a
     /// problem.
     pub(super) problems: Vec<ConfigProblem>,
 }
 
 impl Layers {
-    /// Adds a TOML file.
-    pub(super) fn file(&mut self, file: &Path) {
-        match std::fs::read_to_string(file) {
-            Ok(text) => self.text(file, &text),
-            Err(problem) => self.refuse(
-                ValueOrigin::File { file: file.to_owned(), line: None },
-                "",
-                format!("cannot be read ({problem}); give the path of a readable TOML file"),
-            ),
+    /// The defaults alone.
+    pub(super) fn of_defaults(defaults: Value) -> Self {
+        let root = TreeNode::of_value(defaults, Place { layer: 0, line: 0 });
+        Self { root, origins: vec![ValueOrigin::Default], defined: HashMap::new(), problems: Vec::new() }
+    }
+
+    /// Adds files, a later one above the earlier ones.
+    pub(super) fn files(&mut self, found: &ConfigFiles) {
+        self.problems.extend(found.problems.iter().cloned());
+        for file in &found.files {
+            match &file.text {
+                Ok(text) => self.text(&file.path, file.argument, text),
+                Err(problem) => self.refuse(ValueOrigin::file(&file.path, None), "", problem.clone()),
+            }
         }
     }
 
-    /// Adds the TOML text of `file`.
-    pub(super) fn text(&mut self, file: &Path, text: &str) {
-        let offsets = LineIndex::of(text);
+    /// Adds the TOML text of `file`, which `argument` names.
+    pub(super) fn text(&mut self, file: &Path, argument: usize, text: &str) {
+        let lines = LineIndex::of(text);
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
-            let line = error.span().map(|span| offsets.at(span.start));
-            let origin = ValueOrigin::File { file: file.to_owned(), line };
+            let origin = ValueOrigin::file(file, error.span().map(|span| lines.at(span.start)));
             // Only the message: the error's Display quotes the line, which may contain a secret.
             self.refuse(origin, "", format!("not valid TOML ({}); correct the syntax", error.message()));
         }
         if !errors.is_empty() {
             return;
         }
-        let tree = toml::from_str::<toml::Table>(text).ok().and_then(|table| serde_json::to_value(table).ok());
-        let mut lines = HashMap::new();
-        offsets.note(table.get_ref(), &mut Vec::new(), &mut lines);
-        let origin = ValueOrigin::File { file: file.to_owned(), line: None };
-        self.layers.push(Layer { tree: tree.unwrap_or_default(), origin, lines });
+        let place = Place { layer: self.origins.len(), line: 0 };
+        match TreeNode::of_toml(table.get_ref(), place, &lines) {
+            Ok(mut tree) => {
+                self.check_unique(&mut tree, file, argument);
+                self.push(ValueOrigin::file(file, None), tree);
+            }
+            Err(line) => {
+                let problem = "has a number that is out of range; give one of at most 64 bits";
+                self.refuse(ValueOrigin::file(file, Some(line)), "", problem.to_owned());
+            }
+        }
+    }
+
+    /// Removes destinations that another file of the same directory defines, and refuses them.
+    fn check_unique(&mut self, tree: &mut TreeNode, file: &Path, argument: usize) {
+        let destinations = tree.entries_mut().and_then(|keys| keys.get_mut("destinations")?.entries_mut());
+        let Some(destinations) = destinations else { return };
+        destinations.retain(|id, node| {
+            let here = (argument, file.to_owned(), node.place.line);
+            match self.defined.get(id) {
+                Some((other, path, line)) if *other == argument => {
+                    let text = format!("is also defined in {}:{line}; keep one of the two", path.display());
+                    let origin = ValueOrigin::file(file, Some(node.place.line));
+                    let mut problem =
+                        ConfigProblem::new(origin, keys::shown(&["destinations".to_owned(), id.clone()]), text);
+                    problem.other_file = Some(path.clone());
+                    self.problems.push(problem);
+                    false
+                }
+                _ => {
+                    self.defined.insert(id.clone(), here);
+                    true
+                }
+            }
+        });
     }
 
     /// Adds every variable that begins with `CONSIGN__`, in the order of their names.
@@ -121,53 +142,36 @@ impl Layers {
         let value = keys::parse_text(path, text);
         let nest = |inner, key: &String| Value::Object(Map::from_iter([(key.clone(), inner)]));
         let tree = path.iter().rev().fold(value, nest);
-        self.layers.push(Layer { tree, origin, lines: HashMap::new() });
+        let place = Place { layer: self.origins.len(), line: 0 };
+        self.push(origin, TreeNode::of_value(tree, place));
+    }
+
+    fn push(&mut self, origin: ValueOrigin, tree: TreeNode) {
+        self.origins.push(origin);
+        self.root.merge(tree);
     }
 
     fn refuse(&mut self, origin: ValueOrigin, key: &str, text: String) {
-        self.problems.push(ConfigProblem { origin, key: key.to_owned(), text });
+        self.problems.push(ConfigProblem::new(origin, key, text));
     }
 
-    /// Merges all layers into one tree. Later layers override earlier ones.
-    pub(super) fn merged(&self, defaults: &Value) -> Value {
-        let base = Figment::from(Serialized::defaults(defaults));
-        let all = self.layers.iter().fold(base, |all, layer| all.merge(Serialized::defaults(&layer.tree)));
-        all.extract().unwrap_or_default()
-    }
-
-    /// Returns the origin of the value at `path`; `Default` if no layer sets it.
-    pub(super) fn origin(&self, path: &[String]) -> ValueOrigin {
-        self.layers.iter().rev().find_map(|layer| layer.origin_of(path)).unwrap_or(ValueOrigin::Default)
-    }
-
-    /// Returns the origin of the value at `path`, or of the nearest table around a missing value.
-    pub(super) fn nearest(&self, path: &[String]) -> ValueOrigin {
-        let origins = (1..=path.len()).rev().map(|length| self.origin(&path[..length]));
-        origins.into_iter().find(|origin| *origin != ValueOrigin::Default).unwrap_or(ValueOrigin::Default)
-    }
-}
-
-/// Line numbers by offset. A scan for each key would be quadratic in a file with ten thousand
-/// destinations.
-struct LineIndex(Vec<usize>);
-
-impl LineIndex {
-    fn of(text: &str) -> Self {
-        Self(text.match_indices('\n').map(|(offset, _)| offset).collect())
-    }
-
-    fn at(&self, offset: usize) -> usize {
-        self.0.partition_point(|newline| *newline < offset) + 1
-    }
-
-    fn note(&self, table: &DeTable<'_>, path: &mut Vec<String>, found: &mut HashMap<Vec<String>, usize>) {
-        for (key, value) in table {
-            path.push(key.get_ref().to_string());
-            found.insert(path.clone(), self.at(key.span().start));
-            if let DeValue::Table(inner) = value.get_ref() {
-                self.note(inner, path, found);
-            }
-            path.pop();
+    /// Returns the origin of a node of the merged tree.
+    pub(super) fn origin_of(&self, node: &TreeNode) -> ValueOrigin {
+        match &self.origins[node.place.layer] {
+            ValueOrigin::File { file, .. } => ValueOrigin::file(file, Some(node.place.line).filter(|line| *line > 0)),
+            other => other.clone(),
         }
+    }
+
+    /// Returns true if a layer above the defaults sets the value at `path`.
+    pub(super) fn is_set(&self, path: &[String]) -> bool {
+        self.root.at(path).is_some_and(|node| node.place.layer > 0)
+    }
+
+    /// Returns the origin of the value at `path`, or of the nearest table around a missing value;
+    /// `Default` if no layer sets either.
+    pub(super) fn nearest(&self, path: &[String]) -> ValueOrigin {
+        let nodes = (1..=path.len()).rev().filter_map(|length| self.root.at(&path[..length]));
+        nodes.into_iter().find(|node| node.place.layer > 0).map_or(ValueOrigin::Default, |node| self.origin_of(node))
     }
 }

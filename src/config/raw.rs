@@ -12,8 +12,8 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::sections::{CheckConfig, LogFormat, MetricsConfig, SessionConfig, SourceConfig, UploadConfig, WorkerConfig};
-use super::units::Span;
+use super::sections::{CheckConfig, LogFormat, MetricsConfig, SessionConfig, UploadConfig, WorkerConfig};
+use super::units::{Size, Span};
 use crate::domain::destination::raw::RawDestination;
 
 /// The configuration as written. Only its shape is checked.
@@ -32,7 +32,7 @@ pub(super) struct RawConfig {
     /// Region and endpoints.
     pub(super) aws: RawAwsConfig,
     /// Sources that may be read.
-    pub(super) source: SourceConfig,
+    pub(super) source: RawSourceConfig,
     /// Destinations that come in jobs.
     pub(super) inline: RawInlineConfig,
     /// The HTTP endpoint for people and Prometheus.
@@ -131,13 +131,58 @@ pub(super) enum RawExternalIdRule {
     Optional,
 }
 
+/// `[source]` as written.
+#[serde_with::skip_serializing_none]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawSource")]
+pub(super) struct RawSourceConfig {
+    /// Allowed schemes: "https", "file", "s3".
+    pub(super) schemes: Vec<String>,
+    /// Root of file sources. Without it, no file may be read. A segment `{tenant}` stands for the
+    /// tenant of the job's configured destination.
+    pub(super) file_root: Option<String>,
+    /// Staging places on S3 that may be read.
+    pub(super) s3: Vec<RawStagingPlace>,
+    /// Allows http://.
+    pub(super) allow_http: bool,
+    /// Allows private and loopback addresses. Link-local addresses and those of cloud metadata
+    /// services stay refused.
+    pub(super) allow_private_networks: bool,
+    /// Networks that may be read though they are not public, such as "10.1.0.0/16".
+    pub(super) allow_networks: Vec<String>,
+    /// Maximum length of a source.
+    #[serde(serialize_with = "Size::serialize", deserialize_with = "Size::deserialize")]
+    #[schemars(with = "Option<Size>")]
+    pub(super) max_bytes: Option<u64>,
+}
+
+/// A staging place as written.
+#[serde_with::skip_serializing_none]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawStagingPlace {
+    /// The bucket's name.
+    pub(super) bucket: String,
+    /// The folder. A segment `{tenant}` stands for the tenant of the job's configured destination.
+    #[serde(default)]
+    pub(super) prefix: String,
+    /// The account that must own the bucket.
+    pub(super) owner: Option<String>,
+}
+
 /// `[admin]` as written.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawAdmin")]
 pub(super) struct RawAdminConfig {
     /// Address and port to listen on.
     pub(super) listen: String,
+    /// Further names that the Host header may have, without a port.
+    pub(super) hosts: Vec<String>,
+    /// File that contains the bearer token for the status and its page.
+    pub(super) token_file: Option<PathBuf>,
 }
 
 /// `[log]` as written.

@@ -1,33 +1,142 @@
 //! Reloading: the sources of the configuration, and the settings that a reload does not apply.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
-use super::load::{Loaded, load};
-use super::problems::ConfigProblems;
+use super::files::{ConfigFiles, fingerprint};
+use super::load::{Loaded, load, load_files};
+use super::problems::{ConfigProblem, ConfigProblems, ValueOrigin};
+use super::watch::FileWatch;
 
-/// Sources of the configuration from the command line, kept for SIGHUP.
+/// Sources of the configuration from the command line, and what was read from them last.
 #[derive(Debug, Clone, Default)]
 pub struct Reload {
-    /// TOML files; a later one wins.
+    /// TOML files and directories of them; a later one wins.
     pub files: Vec<PathBuf>,
     /// Dotted keys and their values.
     pub overrides: Vec<(String, String)>,
     /// Settings in use, once the program runs.
     pub running: RunningSettings,
+    /// The texts in force.
+    in_force: ConfigFiles,
+    watch: FileWatch,
+}
+
+/// A configuration of which some files may be older than those on the disk.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// What is in force from now on.
+    pub loaded: Loaded,
+    /// The problems of the files whose last valid content stays in force; `None` if every file is
+    /// as it is on the disk.
+    pub refused: Option<ConfigProblems>,
 }
 
 impl Reload {
-    /// Loads and validates as [`load`]. A reload applies only `destinations` and `log.filter` of
-    /// the result.
+    /// Names the sources of the configuration. Nothing is read yet.
+    pub fn new(files: Vec<PathBuf>, overrides: Vec<(String, String)>) -> Self {
+        Self { files, overrides, ..Self::default() }
+    }
+
+    /// Loads and validates as [`load`].
     ///
     /// # Errors
     /// As [`load`].
     pub fn load(&self) -> Result<Loaded, ConfigProblems> {
         load(&self.files, &self.overrides)
+    }
+
+    /// Loads and validates as [`load`], and remembers what is in force: at a start, every file must
+    /// be valid.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn start(&mut self) -> Result<Loaded, ConfigProblems> {
+        self.watch.took(fingerprint(&self.files));
+        let found = ConfigFiles::read(&self.files);
+        let loaded = load_files(&found, std::env::vars_os(), &self.overrides)?;
+        self.running = RunningSettings::of(&loaded);
+        self.in_force = found;
+        Ok(loaded)
+    }
+
+    /// Returns true once when files have changed and have stayed the same since the last call. Call
+    /// it every [`super::WATCH_INTERVAL`].
+    pub fn has_changed(&mut self) -> bool {
+        self.watch.poll(fingerprint(&self.files))
+    }
+
+    /// Loads again. A broken file keeps its last valid content in force, or is left out if it has
+    /// none; the other files are taken as they are now. Only destinations and `log.filter` of the
+    /// result apply without a restart.
+    ///
+    /// # Errors
+    /// Problems that no file alone is to blame for. Everything stays as it is.
+    pub fn again(&mut self) -> Result<Reloaded, ConfigProblems> {
+        self.again_in(std::env::vars_os)
+    }
+
+    fn again_in<E>(&mut self, environment: impl Fn() -> E) -> Result<Reloaded, ConfigProblems>
+    where
+        E: IntoIterator<Item = (OsString, OsString)>,
+    {
+        self.watch.took(fingerprint(&self.files));
+        let mut found = ConfigFiles::read(&self.files);
+        let mut refused = self.keep_lost_directories(&mut found);
+        loop {
+            let problems = match load_files(&found, environment(), &self.overrides) {
+                Ok(loaded) => {
+                    self.in_force = found;
+                    let refused = (!refused.is_empty()).then(|| ConfigProblems::sorted(refused));
+                    return Ok(Reloaded { loaded, refused });
+                }
+                Err(problems) => problems.0,
+            };
+            let broken: HashSet<_> = problems.iter().filter_map(|problem| self.broken_file(problem, &found)).collect();
+            if broken.is_empty() {
+                refused.extend(problems);
+                return Err(ConfigProblems::sorted(refused));
+            }
+            // A problem without a file of its own may have gone with those files, else it comes again.
+            refused.extend(problems.into_iter().filter(|problem| self.broken_file(problem, &found).is_some()));
+            broken.iter().for_each(|path| self.take_back(path, &mut found));
+        }
+    }
+
+    /// Returns the file that a problem is about, if its content is not the one in force.
+    fn broken_file(&self, problem: &ConfigProblem, found: &ConfigFiles) -> Option<PathBuf> {
+        let is_new = |path: &&Path| found.text_of(path).is_some_and(|text| self.in_force.text_of(path) != Some(text));
+        problem.file().into_iter().chain(problem.other_file.as_deref()).find(is_new).map(Path::to_owned)
+    }
+
+    /// Replaces a broken file by its content in force, or leaves it out if there is none.
+    fn take_back(&self, path: &Path, found: &mut ConfigFiles) {
+        match self.in_force.text_of(path) {
+            Some(text) => found.set_text(path, text),
+            None => found.remove(path),
+        }
+    }
+
+    /// Keeps the files of a directory that is gone or empty, such as a volume that is not mounted.
+    fn keep_lost_directories(&self, found: &mut ConfigFiles) -> Vec<ConfigProblem> {
+        let mut refused = std::mem::take(&mut found.problems);
+        for (argument, path) in self.files.iter().enumerate() {
+            let kept = self.in_force.members(argument, path);
+            if kept.is_empty() || !found.members(argument, path).is_empty() {
+                continue;
+            }
+            found.replace_argument(argument, kept);
+            if !refused.iter().any(|problem| problem.file() == Some(path)) {
+                let problem =
+                    "has no *.toml any more; its last ones stay in force until there is one, or until a restart";
+                refused.push(ConfigProblem::new(ValueOrigin::file(path, None), "", problem));
+            }
+        }
+        refused
     }
 }
 
@@ -43,10 +152,10 @@ pub struct RunningSettings {
 impl RunningSettings {
     /// Returns the settings of the configuration that the program starts with.
     pub fn of(loaded: &Loaded) -> Self {
-        let needs_restart = |key: &str| key != "log.filter" && !key.starts_with("destinations.");
-        let values = loaded.settings.iter().filter(|setting| needs_restart(&setting.key));
+        let needs_restart = |key: &str| key != "log.filter";
+        let settings = loaded.settings_of_sections().into_iter();
         Self {
-            values: values.map(|setting| (setting.key.clone(), setting.value.clone())).collect(),
+            values: settings.filter(|one| needs_restart(&one.key)).map(|one| (one.key, one.value)).collect(),
             broker_url: loaded.config.broker.url.clone(),
         }
     }
@@ -66,38 +175,4 @@ impl RunningSettings {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::load::load_str;
-    use super::*;
-
-    fn differing(before: &str, after: &str) -> Vec<String> {
-        RunningSettings::of(&load_str(before).unwrap()).differing(&load_str(after).unwrap())
-    }
-
-    #[test]
-    fn settings_that_need_a_restart_are_named_and_reloadable_ones_are_not() {
-        let reloadable = "log.filter = \"debug\"\n[destinations.a]\nbucket = \"bucket-a\"\nregion = \"eu-west-1\"\n\
-                     auth = {method = \"access_key\", access_key_id = \"AKIAEXAMPLE\", secret_access_key = \"s\"}\n";
-        assert_eq!(differing("", reloadable), [""; 0]);
-        let other = "[worker]\nslots = 3\nid = \"w\"\n[source]\nfile_root = \"/\"\nschemes = [\"file\"]\n";
-        let keys = ["source.file_root", "source.schemes", "worker.id", "worker.slots"];
-        assert_eq!(
-            (differing("", other), differing(other, "")),
-            (keys.map(String::from).to_vec(), keys.map(String::from).to_vec())
-        );
-        assert_eq!(differing(other, other), [""; 0]);
-    }
-
-    #[test]
-    fn a_changed_broker_password_is_detected() {
-        let url = |password: &str| format!("broker.url = \"amqps://consign:{password}@mq.example/v\"\n");
-        assert_eq!(differing(&url("one"), &url("two")), ["broker.url"]);
-        assert_eq!(differing(&url("one"), &url("one")), [""; 0]);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let by_file = format!("broker.url_file = {:?}\n", file.path().display().to_string());
-        std::fs::write(file.path(), "amqps://consign:one@mq.example/v").unwrap();
-        let before = RunningSettings::of(&load_str(&by_file).unwrap());
-        std::fs::write(file.path(), "amqps://consign:two@mq.example/v").unwrap();
-        assert_eq!(before.differing(&load_str(&by_file).unwrap()), ["broker.url"]);
-    }
-}
+mod tests;

@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::units::{Size, Span};
 use crate::domain::destination::{Destinations, InlinePolicy, Invalid, Region, RoleArn};
+use crate::domain::staging::{StagingPlace, TenantFolder};
 
 /// The whole configuration.
 #[derive(Debug, Clone)]
@@ -162,26 +164,22 @@ pub struct AwsConfig {
     pub identity_role_arn: Option<RoleArn>,
 }
 
-/// `[source]` as written.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(rename = "RawSource")]
+/// `[source]`: what may be read.
+#[derive(Debug, Clone)]
 pub struct SourceConfig {
     /// Allowed schemes: "https", "file", "s3".
     pub schemes: Vec<String>,
-    /// Root of file sources. Without it, no file may be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub file_root: Option<PathBuf>,
-    /// Staging buckets that may be read.
-    pub s3_buckets: Vec<String>,
+    /// Root of file sources, an absolute path. Without it, no file may be read.
+    pub file_root: Option<TenantFolder>,
+    /// Staging places on S3 that may be read.
+    pub s3: Vec<StagingPlace>,
     /// Allows http://.
     pub allow_http: bool,
-    /// Allows private, loopback and link-local addresses.
+    /// Allows private and loopback addresses.
     pub allow_private_networks: bool,
+    /// Networks that may be read though they are not public.
+    pub allow_networks: Vec<IpNet>,
     /// Maximum length of a source.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "Size::serialize")]
-    #[serde(deserialize_with = "Size::deserialize")]
-    #[schemars(with = "Option<Size>")]
     pub max_bytes: Option<u64>,
 }
 
@@ -190,6 +188,10 @@ pub struct SourceConfig {
 pub struct AdminConfig {
     /// Address and port to listen on.
     pub listen: SocketAddr,
+    /// Further names that the Host header may have, in lower case.
+    pub hosts: Vec<String>,
+    /// File that contains the bearer token for the status and its page.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[metrics]` as written.

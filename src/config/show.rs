@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::keys;
 use super::layers::Layers;
 use super::problems::ValueOrigin;
+use super::tree::TreeNode;
 
 /// Text shown instead of a secret.
 const MASK: &str = "***";
@@ -23,24 +24,28 @@ pub struct EffectiveSetting {
     pub origin: ValueOrigin,
 }
 
-/// Returns the leaves of the tree in the order of their keys.
-pub(super) fn effective_settings(tree: &Value, layers: &Layers) -> Vec<EffectiveSetting> {
+/// Returns the leaves of the merged tree in the order of their keys, without one section.
+pub(super) fn effective_settings(layers: &Layers, left_out: Option<&str>) -> Vec<EffectiveSetting> {
     let mut found = Vec::new();
-    collect(tree, &mut Vec::new(), layers, &mut found);
+    let sections = layers.root.entries().into_iter().flatten();
+    for (key, section) in sections.filter(|(key, _)| Some(key.as_str()) != left_out) {
+        collect(section, &mut vec![key.clone()], layers, &mut found);
+    }
     found
 }
 
-fn collect(node: &Value, path: &mut Vec<String>, layers: &Layers, found: &mut Vec<EffectiveSetting>) {
-    if let Some(table) = node.as_object() {
-        for (key, inner) in table {
-            path.push(key.clone());
-            collect(inner, path, layers, found);
-            path.pop();
-        }
+fn collect(node: &TreeNode, path: &mut Vec<String>, layers: &Layers, found: &mut Vec<EffectiveSetting>) {
+    for (key, inner) in node.entries().into_iter().flatten() {
+        path.push(key.clone());
+        collect(inner, path, layers, found);
+        path.pop();
+    }
+    if node.entries().is_some() {
         return;
     }
-    let value = if keys::is_secret(path) { Value::from(masked(path, node)) } else { node.clone() };
-    found.push(EffectiveSetting { key: path.join("."), value, origin: layers.origin(path) });
+    let value = node.value();
+    let value = if keys::is_secret(path) { Value::from(masked(path, &value)) } else { value };
+    found.push(EffectiveSetting { key: path.join("."), value, origin: layers.origin_of(node) });
 }
 
 /// Masks the password of a broker URL and removes its query. Returns `***` for any other secret.

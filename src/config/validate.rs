@@ -1,23 +1,25 @@
 //! Validation: from the serde types to the validated sections. Each section adds its problems; one
 //! that parses its values continues with a placeholder, so that all problems are found at once.
 
+mod admin;
 mod broker;
 mod findings;
 mod inline;
+mod source;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::raw::{RawAdminConfig, RawAwsConfig, RawConfig, RawLogConfig};
-use super::sections::{
-    AdminConfig, AwsConfig, Config, LogConfig, SessionConfig, SourceConfig, UploadConfig, WorkerConfig,
-};
+use ipnet::IpNet;
+
+use super::raw::{RawAwsConfig, RawConfig, RawLogConfig};
+use super::sections::{AwsConfig, Config, LogConfig, SessionConfig, UploadConfig, WorkerConfig};
 use super::units::Size;
 use crate::domain::destination::raw::RawDestination;
-use crate::domain::destination::{BucketName, DestinationId, Destinations, Invalid, Region, RoleArn};
+use crate::domain::destination::{DestinationId, Destinations, Invalid, Region, RoleArn};
 use findings::Findings;
 
 const MIB: u64 = 1 << 20;
@@ -26,9 +28,6 @@ const MIB: u64 = 1 << 20;
 const PART_SIZES: RangeInclusive<u64> = 5 * MIB..=5 << 30;
 
 const MAX_DRAIN_TIMEOUT: Duration = Duration::from_hours(1);
-
-/// Replaces an address that does not parse, until the problems are reported.
-const PLACEHOLDER_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 
 /// Validates the whole configuration. `is_set` returns false for a key that has its default.
 /// `raw.worker.id` must be set.
@@ -57,14 +56,12 @@ pub(super) fn validate(raw: RawConfig, is_set: impl Fn(&str) -> bool) -> Result<
     check_worker(&worker, &upload, &mut findings);
     check_session(&session, &mut findings);
     let aws = self::aws(&aws, &mut findings);
-    check_source(&source, &mut findings);
+    let source = source::source(source, &mut findings);
     let inline = inline::inline(inline, &mut findings);
-    let admin = self::admin(&admin, &mut findings);
+    let admin = admin::admin(admin, &mut findings);
     let problem = "is out of range; give 1 to 100000 (every destination adds a dozen series)";
     findings.require((1..=100_000).contains(&metrics.max_destinations), "metrics.max_destinations", problem);
-    check.egress_addresses.iter().filter_map(|text| check_network(text).err()).for_each(|problem| {
-        findings.add("check.egress_addresses", problem);
-    });
+    findings.networks("check.egress_addresses", &check.egress_addresses);
     let log = self::log(log, &mut findings);
     let destinations = Arc::new(self::destinations(destinations, &mut findings));
     inline::check_publishers(&broker, &destinations, &mut findings);
@@ -130,58 +127,17 @@ fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
     }
 }
 
-fn check_source(source: &SourceConfig, findings: &mut Findings) {
-    for scheme in &source.schemes {
-        match scheme.as_str() {
-            "https" | "file" | "s3" => {}
-            "http" => findings
-                .add("source.schemes", "\"http\" is not listed here; remove it and set source.allow_http = true"),
-            other => {
-                findings.add("source.schemes", format!("{other:?} is unknown; give \"https\", \"file\" or \"s3\""));
-            }
-        }
-    }
-    if let Some(root) = source.file_root.as_deref().filter(|root| !root.is_absolute()) {
-        findings.add("source.file_root", format!("{} is relative; give an absolute path", root.display()));
-    } else if let Some(root) = source.file_root.as_deref().filter(|root| !root.is_dir()) {
-        findings
-            .add("source.file_root", format!("{} is not a directory; create it or remove this key", root.display()));
-    }
-    for bucket in &source.s3_buckets {
-        findings.parsed("source.s3_buckets", Some(BucketName::parse(bucket)));
-    }
-    let problem = "is 0, so nothing could be read; remove it for no limit";
-    findings.require(source.max_bytes != Some(0), "source.max_bytes", problem);
-}
-
-fn admin(raw: &RawAdminConfig, findings: &mut Findings) -> AdminConfig {
-    let listen = raw.listen.parse::<SocketAddr>();
-    let problem = "is not an address with a port; write for example \"127.0.0.1:9464\" or \"[::1]:9464\"";
-    findings.require(listen.is_ok(), "admin.listen", problem);
-    AdminConfig { listen: listen.unwrap_or(PLACEHOLDER_ADDRESS) }
-}
-
-/// Checks that the text is an IP address or a network. The error has the reason and the remedy.
-pub fn check_network(text: &str) -> Result<(), String> {
-    if is_network(text) {
-        Ok(())
-    } else {
-        Err(format!("{text:?} is not an address or a network; write \"192.0.2.1\" or \"192.0.2.0/24\""))
-    }
-}
-
-/// Returns true for an IP address, alone or with the prefix length of its network.
-fn is_network(text: &str) -> bool {
-    let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
-    let Ok(address) = address.parse::<IpAddr>() else { return false };
-    let max = if address.is_ipv4() { 32 } else { 128 };
-    length.is_none_or(|length| length.parse::<u8>().is_ok_and(|length| length <= max))
+/// Parses an IP address or a network. The error has the reason and the remedy.
+pub fn parse_network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>()
+        .or_else(|_| address())
+        .map_err(|_| "is not an address or a network; write \"192.0.2.1\" or \"192.0.2.0/24\"".to_owned())
 }
 
 fn log(raw: RawLogConfig, findings: &mut Findings) -> LogConfig {
-    if let Err(problem) = raw.filter.parse::<tracing_subscriber::EnvFilter>() {
-        findings.add("log.filter", format!("does not parse ({problem}); write for example \"info,consign=debug\""));
-    }
+    let parses = raw.filter.parse::<tracing_subscriber::EnvFilter>().is_ok();
+    findings.require(parses, "log.filter", "is not a filter; write for example \"info,consign=debug\"");
     let otlp_endpoint = findings.endpoint("log.otlp_endpoint", raw.otlp_endpoint.as_deref());
     LogConfig { format: raw.format, filter: raw.filter, otlp_endpoint }
 }

@@ -3,6 +3,7 @@
 //! A [`Destination`] is valid by construction. It is parsed from the config or from a job by
 //! [`raw::RawDestination`], the one mirror both share.
 
+mod arn;
 mod identity;
 mod inline_policy;
 mod names;
@@ -16,12 +17,12 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub use arn::{KmsKeyArn, RoleArn};
+pub(crate) use arn::{is_iam_name, split_arn};
 pub use identity::DestinationIdentity;
 pub use inline_policy::InlinePolicy;
-pub use names::{
-    AccountId, BucketName, DestinationId, ExternalId, Invalid, KmsKeyArn, ObjectKey, Prefix, Region, RoleArn,
-};
-pub(crate) use names::{split_arn, text_newtype};
+pub(crate) use names::text_newtype;
+pub use names::{AccountId, BucketName, DestinationId, ExternalId, Invalid, ObjectKey, Prefix, Region};
 
 /// One customer's bucket or subfolder, with everything a transfer into it needs to know.
 #[derive(Debug, Clone)]

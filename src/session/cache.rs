@@ -166,6 +166,12 @@ where
         (CacheLookup::Fetched, answer)
     }
 
+    pub(super) fn forget_denial(&self, key: &K) {
+        if let Some(slot) = self.slots.get(key) {
+            slot.forget_refusal();
+        }
+    }
+
     pub(super) fn forget_denials(&self) {
         for (_, slot) in &self.slots {
             slot.forget_refusal();
@@ -437,6 +443,10 @@ mod tests {
             cache.get(1, || slowly(&calls, Err(Reason::Throttled))).await.1.unwrap_err();
         }
         assert_eq!(calls.load(Ordering::SeqCst), 3);
+        cache.get(2, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
+        cache.get(3, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
+        cache.forget_denial(&2);
+        cache.get(3, || slowly(&calls, Ok(MINUTE * 60))).await.1.unwrap_err();
         cache.get(2, || slowly(&calls, Err(Reason::AssumeRoleDenied))).await.1.unwrap_err();
         cache.forget_denials();
         cache.get(2, || slowly(&calls, Ok(MINUTE * 60))).await.1.unwrap();

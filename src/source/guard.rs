@@ -11,25 +11,28 @@ use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
 use crate::domain::outcome::{Failure, Reason};
-use addresses::forbidden_kind;
+use addresses::{carried_v4, forbidden_kind, never_allowed};
 
-/// The rules of `[source]` for URLs. Cheap to copy; also the resolver of the http client.
-#[derive(Debug, Clone, Copy)]
+/// The rules of `[source]` for URLs. Also the resolver of the http client.
+#[derive(Debug, Clone)]
 pub(super) struct UrlGuard {
     /// Allows `http://`.
     pub(super) allow_http: bool,
-    /// Allows every address.
+    /// Allows every address but those that are never read from.
     pub(super) allow_private_networks: bool,
+    /// Networks that are allowed though they are not public, with the same exception.
+    pub(super) allow_networks: Vec<IpNet>,
 }
 
 impl UrlGuard {
     /// Checks the URL of a job or of a redirect. Any port is allowed. An address in the URL is
     /// checked here, a name when it is resolved. Fails as `source_forbidden`.
-    pub(super) fn check(self, url: &Url) -> Result<(), Failure> {
+    pub(super) fn check(&self, url: &Url) -> Result<(), Failure> {
         let refuse = |why: &str| Err(Failure::new(Reason::SourceForbidden, format!("{}: {why}", RedactedUrl(url))));
         match url.scheme() {
             "https" => {}
@@ -50,16 +53,30 @@ impl UrlGuard {
         self.check_address(ip).or_else(|error| refuse(&error.to_string()))
     }
 
-    fn check_address(self, ip: IpAddr) -> Result<(), ForbiddenAddress> {
+    /// Checks an address, and the IPv4 address that it may carry: whoever connects to the one
+    /// reaches the other.
+    fn check_address(&self, ip: IpAddr) -> Result<(), ForbiddenAddress> {
+        if let Some(kind) = never_allowed(ip) {
+            return Err(ForbiddenAddress { ip, kind, setting: "which no setting allows" });
+        }
+        self.check_kind(ip)?;
+        let carried = carried_v4(ip).map_or(Ok(()), |carried| self.check_address(carried.into()));
+        carried.map_err(|inner| ForbiddenAddress { ip, ..inner })
+    }
+
+    fn check_kind(&self, ip: IpAddr) -> Result<(), ForbiddenAddress> {
         match forbidden_kind(ip) {
-            Some(kind) if !self.allow_private_networks => Err(ForbiddenAddress { ip, kind }),
+            Some(kind) if !self.allow_private_networks && !self.allow_networks.iter().any(|net| net.contains(&ip)) => {
+                let setting = "and neither source.allow_networks nor source.allow_private_networks allows it";
+                Err(ForbiddenAddress { ip, kind, setting })
+            }
             _ => Ok(()),
         }
     }
 
     /// Refuses a name with a single forbidden address: a name that points both outside and inside
     /// is an attack.
-    fn check_addresses(self, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, ForbiddenAddress> {
+    fn check_addresses(&self, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, ForbiddenAddress> {
         addresses.iter().try_for_each(|address| self.check_address(address.ip()))?;
         Ok(addresses)
     }
@@ -67,7 +84,7 @@ impl UrlGuard {
 
 impl Resolve for UrlGuard {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = *self;
+        let guard = self.clone();
         Box::pin(async move {
             let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             let checked: Addrs = Box::new(guard.check_addresses(found)?.into_iter());
@@ -78,10 +95,11 @@ impl Resolve for UrlGuard {
 
 /// An address that may not be read from. Travels inside the http client's error.
 #[derive(Debug, thiserror::Error)]
-#[error("the host is at {ip}, {kind}, and source.allow_private_networks is false")]
+#[error("the host is at {ip}, {kind}, {setting}")]
 pub(super) struct ForbiddenAddress {
     ip: IpAddr,
     kind: &'static str,
+    setting: &'static str,
 }
 
 impl ForbiddenAddress {
@@ -111,7 +129,7 @@ impl fmt::Display for RedactedUrl<'_> {
 mod tests {
     use super::*;
 
-    const STRICT: UrlGuard = UrlGuard { allow_http: false, allow_private_networks: false };
+    const STRICT: UrlGuard = UrlGuard { allow_http: false, allow_private_networks: false, allow_networks: Vec::new() };
 
     fn check(guard: UrlGuard, url: &str) -> Option<String> {
         guard.check(&Url::parse(url).unwrap()).err().map(|failure| {
@@ -141,11 +159,11 @@ mod tests {
 
     #[test]
     fn enabled_settings_allow_the_url() {
-        let open = UrlGuard { allow_http: true, allow_private_networks: true };
+        let open = UrlGuard { allow_http: true, allow_private_networks: true, ..STRICT };
         assert_eq!(check(STRICT, "https://example.com:8443/f?x"), None);
         assert_eq!(check(STRICT, "https://8.8.8.8/f"), None);
-        assert_eq!(check(open, "http://127.0.0.1:80/f"), None);
-        assert!(check(UrlGuard { allow_private_networks: false, ..open }, "http://10.0.0.1/").is_some());
+        assert_eq!(check(open.clone(), "http://127.0.0.1:80/f"), None);
+        assert!(check(UrlGuard { allow_private_networks: false, ..open.clone() }, "http://10.0.0.1/").is_some());
         assert!(check(UrlGuard { allow_http: false, ..open }, "http://10.0.0.1/").is_some());
     }
 

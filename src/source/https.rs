@@ -36,7 +36,7 @@ pub(super) struct HttpSource {
 impl HttpSource {
     /// Builds the client. Fails without root certificates, because then no TLS is possible.
     pub(super) fn new(guard: UrlGuard, limits: ReadLimits) -> Result<Self, String> {
-        Self::with_builder(client_builder(guard), guard, limits)
+        Self::with_builder(client_builder(guard.clone()), guard, limits)
     }
 
     fn with_builder(builder: ClientBuilder, guard: UrlGuard, limits: ReadLimits) -> Result<Self, String> {

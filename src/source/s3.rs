@@ -13,28 +13,34 @@ use futures_util::{FutureExt as _, stream};
 
 use super::resume::{self, OpenedSource, Origin, OriginResponse, ReadLimits, ResponseBody};
 use crate::aws::errors::{innermost, staging_failure, status_label};
-use crate::domain::destination::BucketName;
+use crate::domain::destination::{AccountId, BucketName};
 use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Failure, Reason};
+use crate::domain::staging::{SourceReader, StagingPlace};
 use crate::metrics::Metrics;
 
 /// Reads from the staging buckets; one for all jobs.
 #[derive(Debug, Clone)]
 pub(super) struct S3Source {
     client: Client,
-    buckets: Vec<String>,
+    places: Vec<StagingPlace>,
     limits: ReadLimits,
     metrics: Arc<Metrics>,
 }
 
 impl S3Source {
-    pub(super) fn new(client: Client, buckets: Vec<String>, limits: ReadLimits, metrics: Arc<Metrics>) -> Self {
-        Self { client, buckets, limits, metrics }
+    pub(super) fn new(client: Client, places: Vec<StagingPlace>, limits: ReadLimits, metrics: Arc<Metrics>) -> Self {
+        Self { client, places, limits, metrics }
     }
 
-    /// Requests the whole object. A bucket that is not listed is refused without a request.
-    pub(super) async fn open(&self, bucket: &BucketName, key: &str) -> Result<OpenedSource, Failure> {
-        let origin = self.origin(bucket, key, "")?;
+    /// Requests the whole object. What is in no place of the reader is refused without a request.
+    pub(super) async fn open(
+        &self,
+        bucket: &BucketName,
+        key: &str,
+        reader: SourceReader<'_>,
+    ) -> Result<OpenedSource, Failure> {
+        let origin = self.origin(bucket, key, reader, "")?;
         let output = origin.get(None).await?;
         let length = output.content_length().and_then(|length| u64::try_from(length).ok());
         let etag = output.e_tag().map(ToOwned::to_owned);
@@ -51,13 +57,14 @@ impl S3Source {
         &self,
         bucket: &BucketName,
         key: &str,
+        reader: SourceReader<'_>,
         checkpoint: &SourceMark,
         from: u64,
     ) -> Result<Option<OpenedSource>, Failure> {
         if from == 0 {
-            return Ok(self.open(bucket, key).await?.matching(checkpoint));
+            return Ok(self.open(bucket, key, reader).await?.matching(checkpoint));
         }
-        let origin = self.origin(bucket, key, &checkpoint.validator)?;
+        let origin = self.origin(bucket, key, reader, &checkpoint.validator)?;
         let output = match origin.get(Some(from)).await {
             Err(failure) if failure.reason == Reason::SourceChanged => return Ok(None),
             answered => answered?,
@@ -70,12 +77,30 @@ impl S3Source {
         Ok(OpenedSource { length, etag, resumable: true, chunks }.matching(checkpoint))
     }
 
-    fn origin(&self, bucket: &BucketName, key: &str, etag: &str) -> Result<S3Origin, Failure> {
-        if !self.buckets.iter().any(|allowed| allowed == bucket.as_str()) {
-            let message = format!("source.s3_buckets does not list the bucket {bucket}");
-            return Err(Failure::new(Reason::SourceForbidden, message));
+    fn origin(
+        &self,
+        bucket: &BucketName,
+        key: &str,
+        reader: SourceReader<'_>,
+        etag: &str,
+    ) -> Result<S3Origin, Failure> {
+        let owner = self.place(bucket, key, reader)?.owner.clone();
+        let (bucket, key, etag) = (bucket.to_string(), key.to_owned(), etag.to_owned());
+        Ok(S3Origin { source: self.clone(), bucket, key, etag, owner })
+    }
+
+    /// Returns the place of an object that the reader may read.
+    fn place(&self, bucket: &BucketName, key: &str, reader: SourceReader<'_>) -> Result<&StagingPlace, Failure> {
+        let refused = |message: String| Failure::new(Reason::SourceForbidden, message);
+        let mut denied = format!("source.s3 does not list the bucket {bucket}");
+        for place in self.places.iter().filter(|place| place.bucket == *bucket) {
+            match place.prefix.filled(reader) {
+                Ok(prefix) if key.starts_with(&prefix) => return Ok(place),
+                Ok(_) => denied = format!("the object is outside of the folders of source.s3 in the bucket {bucket}"),
+                Err(why) => denied = format!("the place in the bucket {bucket} (source.s3) {why}"),
+            }
         }
-        Ok(S3Origin { source: self.clone(), bucket: bucket.to_string(), key: key.to_owned(), etag: etag.to_owned() })
+        Err(refused(denied))
     }
 }
 
@@ -92,11 +117,13 @@ struct S3Origin {
     bucket: String,
     key: String,
     etag: String,
+    owner: Option<AccountId>,
 }
 
 impl S3Origin {
     async fn get(&self, from: Option<u64>) -> Result<GetObjectOutput, Failure> {
         let mut request = self.source.client.get_object().bucket(&self.bucket).key(&self.key);
+        request = request.set_expected_bucket_owner(self.owner.as_ref().map(ToString::to_string));
         if let Some(from) = from {
             request = request.range(format!("bytes={from}-")).if_match(&self.etag);
         }

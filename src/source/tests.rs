@@ -5,6 +5,7 @@ use futures_util::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
+use crate::domain::staging::StagingPlace;
 use scripted::{ResponseStep, ScriptedOrigin, response};
 
 pub(in crate::source) mod scripted;
@@ -16,11 +17,18 @@ fn config() -> SourceConfig {
     SourceConfig {
         schemes: ["https", "file", "s3"].map(Into::into).to_vec(),
         file_root: None,
-        s3_buckets: vec!["staging".into()],
+        s3: vec![StagingPlace::parse("staging", "", None).unwrap()],
         allow_http: true,
         allow_private_networks: true,
+        allow_networks: Vec::new(),
         max_bytes: None,
     }
+}
+
+const ANYONE: SourceReader<'_> = SourceReader::Inline;
+
+fn folder(root: &Path, below: &str) -> TenantFolder {
+    TenantFolder::parse(&format!("{}{below}", root.display())).unwrap()
 }
 
 fn sources(config: SourceConfig) -> Sources {
@@ -32,7 +40,7 @@ fn job(location: Location) -> job::Source {
 }
 
 async fn read(sources: &Sources, source: &job::Source) -> Result<Vec<u8>, Failure> {
-    let chunks = match sources.open(source).await?.body {
+    let chunks = match sources.open(source, ANYONE).await?.body {
         SourceBody::File(file) => file.chunks(),
         SourceBody::Chunks(chunks) => chunks,
     };
@@ -58,7 +66,7 @@ async fn http_is_read_counted_and_verified() {
         etag: Some("v1".into()),
         ..job(Location::Http(origin.url("/f")))
     };
-    let opened = sources.open(&good).await.unwrap();
+    let opened = sources.open(&good, ANYONE).await.unwrap();
     assert_eq!((opened.length, opened.validator.as_deref()), (Some(10), Some("\"v1\"")));
     drop(opened);
     assert_eq!(read(&sources, &good).await.unwrap(), TEXT);
@@ -77,8 +85,8 @@ async fn without_a_length_the_size_in_the_job_is_used_and_enforced() {
     let origin = ScriptedOrigin::start(|_, _| response(200, &[], TEXT)).await;
     let sources = sources(config());
     let source = |size| job::Source { size, ..job(Location::Http(origin.url("/f"))) };
-    assert_eq!(sources.open(&source(None)).await.unwrap().length, None);
-    assert_eq!(sources.open(&source(Some(10))).await.unwrap().length, Some(10));
+    assert_eq!(sources.open(&source(None), ANYONE).await.unwrap().length, None);
+    assert_eq!(sources.open(&source(Some(10)), ANYONE).await.unwrap().length, Some(10));
     assert_eq!(reason(&sources, &source(Some(10))).await, None);
     assert_eq!(reason(&sources, &source(Some(9))).await, Some(Reason::SourceMismatch));
     assert_eq!(reason(&sources, &source(Some(11))).await, Some(Reason::SourceMismatch));
@@ -95,7 +103,10 @@ async fn an_endless_body_ends_at_max_bytes() {
 async fn a_source_over_max_bytes_is_refused_before_it_is_read() {
     let origin = ScriptedOrigin::start(|_, _| response(200, &[LENGTH], TEXT)).await;
     let sources = sources(SourceConfig { max_bytes: Some(9), ..config() });
-    assert_eq!(sources.open(&job(Location::Http(origin.url("/f")))).await.unwrap_err().reason, Reason::TooLarge);
+    assert_eq!(
+        sources.open(&job(Location::Http(origin.url("/f"))), ANYONE).await.unwrap_err().reason,
+        Reason::TooLarge
+    );
 }
 
 #[tokio::test]
@@ -103,10 +114,10 @@ async fn files_are_compared_with_the_job() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("f");
     std::fs::write(&path, TEXT).unwrap();
-    let sources = sources(SourceConfig { file_root: Some(root.path().into()), max_bytes: Some(10), ..config() });
+    let sources = sources(SourceConfig { file_root: Some(folder(root.path(), "")), max_bytes: Some(10), ..config() });
     let good =
         job::Source { size: Some(10), sha256: Some(Sha256::digest(TEXT).into()), ..job(Location::File(path.clone())) };
-    let validator = sources.open(&good).await.unwrap().validator;
+    let validator = sources.open(&good, ANYONE).await.unwrap().validator;
     let tagged = job::Source { etag: validator, ..good.clone() };
     assert_eq!(read(&sources, &tagged).await.unwrap(), TEXT);
     assert!(counted_as(&sources, "file", 10), "reading for the digest is not counted");
@@ -115,7 +126,7 @@ async fn files_are_compared_with_the_job() {
         job::Source { sha256: Some([1; 32]), ..good.clone() },
         job::Source { etag: Some("v2".into()), ..good.clone() },
     ] {
-        assert_eq!(sources.open(&bad).await.unwrap_err().reason, Reason::SourceMismatch, "{bad:?}");
+        assert_eq!(sources.open(&bad, ANYONE).await.unwrap_err().reason, Reason::SourceMismatch, "{bad:?}");
     }
     std::fs::write(&path, [0; 11]).unwrap();
     assert_eq!(reason(&sources, &job(Location::File(path))).await, Some(Reason::TooLarge));
@@ -136,7 +147,7 @@ async fn disabled_sources_are_forbidden_and_the_setting_is_named() {
         (only("s3"), s3, "identity"),
         (SourceConfig { allow_private_networks: false, ..config() }, url("https://10.0.0.1/"), "private"),
     ] {
-        let failure = sources(config).open(&job(location.clone())).await.unwrap_err();
+        let failure = sources(config).open(&job(location.clone()), ANYONE).await.unwrap_err();
         assert_eq!(failure.reason, Reason::SourceForbidden, "{location:?}");
         assert!(failure.message.contains(setting), "{}", failure.message);
     }
@@ -182,7 +193,7 @@ async fn rest(
     mark: &SourceMark,
     offset: u64,
 ) -> Result<Option<Vec<u8>>, Reason> {
-    let opened = sources.open_at(source, mark, offset).await.map_err(|failure| failure.reason)?;
+    let opened = sources.open_at(source, ANYONE, mark, offset).await.map_err(|failure| failure.reason)?;
     let Some(stream) = opened else { return Ok(None) };
     assert_eq!((stream.length, stream.validator.as_ref(), stream.resumable), (Some(10), Some(&mark.validator), true));
     let chunks = match stream.body {
@@ -206,7 +217,7 @@ async fn resumable_sources() -> (ScriptedOrigin, Sources, [job::Source; 2]) {
 async fn a_source_resumes_at_every_byte_and_at_its_end() {
     let (_origin, sources, jobs) = resumable_sources().await;
     for source in &jobs {
-        let first = sources.open(source).await.unwrap();
+        let first = sources.open(source, ANYONE).await.unwrap();
         assert!(first.resumable);
         let reported = SourceMark { validator: first.validator.unwrap(), length: first.length };
         for mark in [reported, mark("\"v1\"", None)] {
@@ -320,9 +331,9 @@ async fn a_file_resumes_unless_it_was_written_to() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("f");
     std::fs::write(&path, TEXT).unwrap();
-    let sources = sources(SourceConfig { file_root: Some(root.path().into()), ..config() });
+    let sources = sources(SourceConfig { file_root: Some(folder(root.path(), "")), ..config() });
     let source = job(Location::File(path.clone()));
-    let first = sources.open(&source).await.unwrap();
+    let first = sources.open(&source, ANYONE).await.unwrap();
     assert!(first.resumable);
     let same = SourceMark { validator: first.validator.unwrap(), length: first.length };
     // The digest was verified by the first open and is not computed again.

@@ -290,7 +290,7 @@ mod tests {
         let Claim::Owned(theirs) = table.claim(of("b"), Timestamp::UNIX_EPOCH) else { panic!("not theirs") };
         assert_ne!(mine.run().digest(), theirs.run().digest(), "leases and reports");
         mine.delivered(event());
-        mine.release(JobEnd::Settled(None));
+        mine.release(JobEnd::Ended(None));
         theirs.release(JobEnd::Open);
         assert!(matches!(table.claim(of("a"), Timestamp::UNIX_EPOCH), Claim::Delivered(Some(_))));
         assert!(matches!(table.claim(of("b"), Timestamp::UNIX_EPOCH), Claim::Owned(_)));

@@ -59,7 +59,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
             "--rate: at least 4/h, as each letter stays unacknowledged until its job is due; use --limit for fewer";
         return Err(CommandError::Usage(usage.to_owned()));
     }
-    let client = StatusClient::new().map_err(CommandError::Failed)?;
+    let client = StatusClient::new(config.admin.token_file.as_deref()).map_err(CommandError::Failed)?;
     let mut letters = open(config).await?;
     let count = letters.count();
     let verb = if dry_run { "would be requeued" } else { "requeued" };

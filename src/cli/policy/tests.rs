@@ -12,7 +12,7 @@ identity_role_arn = "arn:aws:iam::999999999999:role/consign"
 bucket = "acme-exports"
 region = "eu-central-1"
 prefix = "in/"
-kms_key_arn = "arn:aws:kms:eu-central-1:123456789012:key/k"
+kms_key_arn = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 auth = { method = "iam_role", role_arn = "arn:aws:iam::123456789012:role/team/export", external_id = "4711" }
 [destinations.keyed]
 bucket = "keyed"
@@ -58,7 +58,7 @@ fn misconfigured(config: &str, line: &str) -> String {
 #[test]
 fn a_configured_destination_and_the_same_by_flags_give_the_same_documents() {
     let flags = "--bucket acme-exports --region eu-central-1 --prefix in/ --external-id 4711 --kms-key-arn \
-                 arn:aws:kms:eu-central-1:123456789012:key/k --role-arn arn:aws:iam::123456789012:role/team/export";
+                 arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab --role-arn arn:aws:iam::123456789012:role/team/export";
     for kind in ["permissions", "trust", "kms", "cloudformation", "permissions --minimal --tags"] {
         assert_eq!(json_of(&format!("{kind} acme")), json_of(&format!("{kind} {flags}")), "{kind}");
     }
@@ -119,7 +119,7 @@ fn the_key_policy_names_the_writing_principal() {
     let (statement, _) = json_of("kms acme --identity");
     assert!(statement.get("Principal").is_none());
     assert!(misconfigured(CONFIG, "kms keyed").contains("kms_key_arn"));
-    let key = "--bucket b-b --region eu-central-1 --kms-key-arn arn:aws:kms:eu-central-1:123456789012:key/k";
+    let key = "--bucket b-b --region eu-central-1 --kms-key-arn arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
     assert!(usage(&format!("kms {key}")).contains("--role-arn"));
     let (statement, _) = json_of(&format!("kms {key} --account 123456789012"));
     assert_eq!(statement["Principal"]["AWS"], "arn:aws:iam::123456789012:role/consign-b-b");

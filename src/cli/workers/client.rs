@@ -1,10 +1,15 @@
 //! HTTP client of the admin endpoints of workers.
 
 use std::error::Error as _;
+use std::path::Path;
 use std::time::Duration;
 
+use reqwest::StatusCode;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use url::Url;
+
+use crate::config::read_token;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,15 +28,22 @@ pub(in crate::cli) fn worker_url(text: &str) -> Result<Url, String> {
 
 /// Client without proxy and redirects, as workers are in the same network.
 #[derive(Debug, Clone)]
-pub(in crate::cli) struct StatusClient(reqwest::Client);
+pub(in crate::cli) struct StatusClient {
+    client: reqwest::Client,
+    token: Option<SecretString>,
+}
 
 impl StatusClient {
+    /// Builds a client that sends the token of `token_file`, if there is one.
+    ///
     /// # Errors
-    /// A missing feature of the system.
-    pub(in crate::cli) fn new() -> Result<Self, String> {
+    /// A missing feature of the system, or a file without a token.
+    pub(in crate::cli) fn new(token_file: Option<&Path>) -> Result<Self, String> {
+        let token = token_file.map(read_token).transpose().map_err(|problem| format!("admin.token_file: {problem}"))?;
         let builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT);
         let built = builder.redirect(reqwest::redirect::Policy::none()).build();
-        built.map(Self).map_err(|problem| format!("workers can't be queried: {problem}"))
+        let client = built.map_err(|problem| format!("workers can't be queried: {problem}"))?;
+        Ok(Self { client, token })
     }
 
     /// Returns `/status` of a worker, filtered to destinations whose id contains `destination`.
@@ -43,10 +55,31 @@ impl StatusClient {
         if !destination.is_empty() {
             url.query_pairs_mut().append_pair("destination", destination);
         }
-        let mut response = match self.0.get(url.clone()).send().await {
+        let request = self.client.get(url.clone());
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token.expose_secret()),
+            None => request,
+        };
+        let mut response = match request.send().await {
             Ok(response) => response,
             Err(problem) => return Err(self.explain(&url, &problem).await),
         };
+        match response.status() {
+            StatusCode::UNAUTHORIZED if self.token.is_some() => {
+                return Err(
+                    "it refuses the token of admin.token_file; give the file with that worker's token".to_owned()
+                );
+            }
+            StatusCode::UNAUTHORIZED => {
+                return Err("it requires a token; set admin.token_file to the file with that worker's token".to_owned());
+            }
+            StatusCode::MISDIRECTED_REQUEST => {
+                return Err(
+                    "it does not know this name; use its address, or add the name to its admin.hosts".to_owned()
+                );
+            }
+            _ => {}
+        }
         if !response.status().is_success() {
             return Err(format!("it answers {}; is it the admin endpoint of a worker?", response.status()));
         }
@@ -73,7 +106,7 @@ impl StatusClient {
     }
 
     async fn is_live(&self, worker: &Url) -> bool {
-        self.0.get(worker.clone()).send().await.is_ok_and(|answer| answer.status().is_success())
+        self.client.get(worker.clone()).send().await.is_ok_and(|answer| answer.status().is_success())
     }
 }
 

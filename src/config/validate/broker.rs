@@ -6,8 +6,10 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::findings::Findings;
+use crate::config::files::reason;
 use crate::config::raw::RawBrokerConfig;
 use crate::config::sections::BrokerConfig;
+use crate::domain::destination::Invalid;
 
 /// Maximum of `broker.lease_after`: the default consumer_timeout of RabbitMQ, after which the
 /// broker requeues an unacknowledged delivery.
@@ -55,11 +57,9 @@ pub(super) fn broker(raw: RawBrokerConfig, findings: &mut Findings) -> BrokerCon
 fn reply_to(raw: &RawBrokerConfig, findings: &mut Findings) -> Vec<String> {
     let patterns: Vec<_> = raw.reply_to.iter().map(|pattern| pattern.replace("<prefix>", &raw.prefix)).collect();
     let (own, replies) = (format!("{}.", raw.prefix), format!("{}.reply.", raw.prefix));
-    let useless = |pattern: &&String| pattern.is_empty() || pattern.starts_with(&own) && !pattern.starts_with(&replies);
-    if let Some(useless) = patterns.iter().find(useless) {
-        let problem = format!("has \"{useless}\", which permits nothing; the names below {replies} are for replies");
-        findings.add("broker.reply_to", problem);
-    }
+    let useless = |pattern: &String| pattern.is_empty() || pattern.starts_with(&own) && !pattern.starts_with(&replies);
+    let problem = "has a pattern that permits nothing; the names below \"<prefix>.reply.\" are for replies";
+    findings.require(!patterns.iter().any(useless), "broker.reply_to", problem);
     patterns
 }
 
@@ -72,8 +72,12 @@ fn broker_url(raw: &RawBrokerConfig, findings: &mut Findings) -> Option<SecretSt
         }
         (Some(url), None) => ("broker.url", url.clone()),
         (None, Some(file)) => {
-            findings.require_readable("broker.url_file", Some(file));
-            let text = std::fs::read_to_string(file).ok()?;
+            let read = std::fs::read_to_string(file).map_err(|problem| {
+                let reason = reason(&problem);
+                let problem = format!("names a file that cannot be read ({reason}); give the path of a readable file");
+                Invalid::new("broker.url_file", problem)
+            });
+            let text = findings.parsed("broker.url_file", Some(read))?;
             ("broker.url_file", SecretString::from(text.trim()))
         }
         (None, None) => return None,

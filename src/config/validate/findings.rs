@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use ipnet::IpNet;
+
 use crate::domain::destination::Invalid;
 
 /// Problems of the values, each with its key, reason and remedy.
@@ -42,11 +44,21 @@ impl Findings {
         }
     }
 
+    /// The path is not quoted: it may be a secret that belongs to another key.
     pub(super) fn require_readable(&mut self, key: &str, file: Option<&Path>) {
         let Some(file) = file else { return };
         if let Err(problem) = std::fs::File::open(file) {
-            self.add(key, format!("{} cannot be read ({problem}); give the path of a readable file", file.display()));
+            self.add(key, format!("names a file that cannot be read ({problem}); give the path of a readable file"));
         }
+    }
+
+    /// Returns the networks, or adds a problem.
+    pub(super) fn networks(&mut self, key: &str, texts: &[String]) -> Vec<IpNet> {
+        let parsed: Result<Vec<_>, _> = texts.iter().map(|text| super::parse_network(text)).collect();
+        parsed.unwrap_or_else(|problem| {
+            self.add(key, format!("has an entry that {problem}"));
+            Vec::new()
+        })
     }
 
     pub(super) fn endpoint(&mut self, key: &str, text: Option<&str>) -> Option<url::Url> {

@@ -83,7 +83,7 @@ text_newtype!(
     AccountId
 );
 
-fn refuse<T>(field: &str, problem: impl Into<String>) -> Result<T, Invalid> {
+pub(super) fn refuse<T>(field: &str, problem: impl Into<String>) -> Result<T, Invalid> {
     Err(Invalid::new(field, problem))
 }
 
@@ -187,107 +187,6 @@ impl AccountId {
             return refuse("expected_bucket_owner", "an account is 12 digits, or \"any\" for no check");
         }
         Ok(Self(text.into()))
-    }
-}
-
-/// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`, split and no further judged.
-pub(crate) struct Arn<'a> {
-    pub(crate) partition: &'a str,
-    pub(crate) service: &'a str,
-    pub(crate) region: &'a str,
-    pub(crate) account: &'a str,
-    pub(crate) resource: &'a str,
-}
-
-pub(crate) fn split_arn(text: &str) -> Option<Arn<'_>> {
-    let graphic = text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic());
-    let mut parts = text.splitn(6, ':');
-    let mut next = || parts.next();
-    let (head, partition, service) = (next()?, next()?, next()?);
-    let (region, account, resource) = (next()?, next()?, next()?);
-    let known = partition == "aws" || partition.strip_prefix("aws-").is_some_and(|p| !p.is_empty());
-    let digits = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
-    (graphic && head == "arn" && known && digits).then_some(Arn { partition, service, region, account, resource })
-}
-
-/// The ARN of the customer's IAM role.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct RoleArn {
-    text: std::sync::Arc<str>,
-    partition: std::sync::Arc<str>,
-    account: AccountId,
-}
-
-impl RoleArn {
-    /// Parses `arn:aws:iam::ACCOUNT:role/NAME` of any partition; the error's field is `role_arn`.
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let role = split_arn(text).filter(|arn| {
-            let name = arn.resource.strip_prefix("role/").unwrap_or_default();
-            arn.service == "iam" && arn.region.is_empty() && !name.is_empty() && !name.ends_with('/')
-        });
-        let Some(arn) = role else {
-            return refuse("role_arn", "a role ARN looks like \"arn:aws:iam::123456789012:role/name\"");
-        };
-        Ok(Self { text: text.into(), partition: arn.partition.into(), account: AccountId(arn.account.into()) })
-    }
-
-    /// The ARN as it was given.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// `aws`, `aws-cn`, `aws-us-gov`: the partition every other ARN of this customer is built with.
-    pub fn partition(&self) -> &str {
-        &self.partition
-    }
-
-    /// The customer's account, and so by default the expected owner of the bucket.
-    pub fn account(&self) -> &AccountId {
-        &self.account
-    }
-}
-
-/// The ARN of a KMS key, or of an alias of one.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct KmsKeyArn {
-    text: std::sync::Arc<str>,
-    region: std::sync::Arc<str>,
-    is_alias: bool,
-}
-
-impl KmsKeyArn {
-    /// Parses `arn:aws:kms:REGION:ACCOUNT:key/ID` or `.../alias/NAME`; the error's field is
-    /// `kms_key_arn`.
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let key = split_arn(text).filter(|arn| arn.service == "kms" && Region::parse(arn.region).is_ok());
-        let named = |prefix: &str| {
-            key.as_ref().is_some_and(|arn| arn.resource.strip_prefix(prefix).is_some_and(|id| !id.is_empty()))
-        };
-        let (is_key, is_alias) = (named("key/"), named("alias/"));
-        let Some(arn) = key.filter(|_| is_key || is_alias) else {
-            return refuse(
-                "kms_key_arn",
-                "a KMS key ARN looks like \"arn:aws:kms:eu-central-1:123456789012:key/1234abcd-...\"; leave it out \
-                 for the bucket's own default encryption",
-            );
-        };
-        Ok(Self { text: text.into(), region: arn.region.into(), is_alias })
-    }
-
-    /// The ARN as it was given.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// The region the key lives in; S3 demands that of the bucket.
-    pub fn region(&self) -> &str {
-        &self.region
-    }
-
-    /// True for an alias: S3 replies with the key's own ARN, so only the algorithm of the reply can
-    /// be compared.
-    pub fn is_alias(&self) -> bool {
-        self.is_alias
     }
 }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::domain::destination::DestinationId;
 use crate::domain::destination::raw::{RawAuth, RawDestination, RawMethod};
 
-const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/k";
+const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const EXTERNAL_ID: &str = "the-external-id";
 
 fn destination(method: RawMethod, key: Option<&str>) -> Destination {

@@ -278,7 +278,7 @@ prop_compose! {
         id in "[a-z0-9][a-z0-9-]{0,62}",
         prefix in "([a-zä ]{1,9}/){0,3}",
         external_id in prop::option::of("[A-Za-z0-9_+=,.@:/-]{2,60}"),
-        kms in prop::option::of("arn:aws:kms:eu-west-1:123456789012:key/[0-9a-f]{8}"),
+        kms in prop::option::of("arn:aws:kms:eu-west-1:123456789012:key/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
         bucket_key: Option<bool>,
         context in pairs("[a-z]{1,8}", "\\PC{0,8}", 3),
         owner in prop::option::of(prop_oneof!["[0-9]{12}", Just("any".to_owned())]),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::destination::{Invalid, RoleArn, split_arn};
+use crate::domain::destination::{Invalid, RoleArn, is_iam_name, split_arn};
 
 /// The ARN of a role, a user or a whole account, as the `Principal` of a policy takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,9 +20,9 @@ impl Principal {
         let arn = split_arn(text).filter(|arn| arn.region.is_empty());
         let text = arn.as_ref().and_then(|arn| match (arn.service, arn.resource.split_once('/')) {
             ("iam", None) if arn.resource == "root" => Some(text.to_owned()),
-            ("iam", Some(("role" | "user", name))) if !name.is_empty() && !name.ends_with('/') => Some(text.to_owned()),
+            ("iam", Some(("role" | "user", name))) if is_iam_name(name) => Some(text.to_owned()),
             ("sts", Some(("assumed-role", session))) => {
-                let (role, _) = session.split_once('/').filter(|(role, _)| !role.is_empty())?;
+                let (role, _) = session.split_once('/').filter(|(role, _)| is_iam_name(role))?;
                 Some(format!("arn:{}:iam::{}:role/{role}", arn.partition, arn.account))
             }
             _ => None,
@@ -94,6 +94,9 @@ mod tests {
             "123456789012",
             "arn:aws:iam::12345:role/name",
             "arn:aws:iam::123456789012:role/",
+            "arn:aws:iam::123456789012:role/*",
+            "arn:aws:iam::123456789012:user/${aws:username}",
+            "arn:aws:sts::123456789012:assumed-role/*/session",
             "arn:aws:iam::123456789012:group/g",
             "arn:aws:s3:::bucket",
             "arn:aws:sts::123456789012:assumed-role/",

@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_key_is_named_or_bounded_by_the_service() {
-        let key = "arn:aws-cn:kms:cn-north-1:123456789012:key/k";
+        let key = "arn:aws-cn:kms:cn-north-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
         assert_eq!(parsed(&destination("", Some(key)))["Statement"][2]["Resource"], key);
         let alias = parsed(&destination("", Some("arn:aws-cn:kms:cn-north-1:123456789012:alias/x")));
         assert_eq!(alias["Statement"][2]["Resource"], "arn:aws-cn:kms:cn-north-1:123456789012:key/*");

@@ -210,4 +210,41 @@ proptest::proptest! {
             }
         }
     }
+
+    /// Arbitrary ARNs, of which some are valid: what is accepted reaches no further than the bucket,
+    /// the prefix and the one key.
+    #[test]
+    fn whatever_is_accepted_narrows_every_policy(
+        role in "(arn:(aws|aws-cn|a[a-z*-]{0,3}):iam::([0-9]{12}|[0-9*]{11,12}):role/)[a-zA-Z0-9+=,.@_/$*?{}:-]{1,12}",
+        key in proptest::option::of(
+            "arn:(aws|aws-cn|aws-.):kms:(eu-central-1|[a-z*?-]{1,6}):[0-9]{11}[0-9*]:(key/([0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}\
+             |mrk-[0-9a-f]{32}|[a-f0-9*?$-]{1,40})|alias/[a-zA-Z0-9_/*?$.-]{1,12})"
+        ),
+        prefix in "[a-z*?$/{}\"\\\\]{0,40}",
+        bucket in "[a-z0-9.*?$-]{3,12}",
+    ) {
+        let auth = RawAuth { role_arn: Some(role), ..RawAuth::default() };
+        let raw = RawDestination {
+            bucket, region: "eu-central-1".into(), prefix, auth, kms_key_arn: key, ..RawDestination::default()
+        };
+        let Ok(destination) = raw.validate(DestinationId::parse("acme").unwrap()) else { return Ok(()) };
+        let objects = format!("{}/{}", super::resource::bucket_arn(&destination), destination.prefix);
+        let text = session_policy(&destination);
+        proptest::prop_assert!(text.chars().count() <= SESSION_POLICY_LIMIT);
+        for document in [serde_json::from_str(&text).unwrap(), permissions(&destination, &Scope::minimal())] {
+            for statement in document["Statement"].as_array().unwrap() {
+                let resource = statement["Resource"].as_str().unwrap();
+                let spared = resource.replace("${*}", "").replace("${?}", "").replace("${$}", "");
+                let beneath = spared.strip_suffix('*').unwrap_or(&spared);
+                proptest::prop_assert!(!beneath.contains(['*', '?', '$']), "{}", resource);
+                let is_key = statement["Action"].to_string().contains("kms:");
+                let via_s3 = statement["Condition"].to_string().contains("kms:ViaService");
+                let inside = match is_key {
+                    true => !resource.contains('*') || via_s3,
+                    false => resource == super::resource::bucket_arn(&destination) || meant(resource) == objects,
+                };
+                proptest::prop_assert!(inside, "{}", resource);
+            }
+        }
+    }
 }

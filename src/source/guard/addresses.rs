@@ -45,6 +45,60 @@ const NON_PUBLIC_V6: [(Ipv6Addr, u32, &str); 16] = [
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast address"),
 ];
 
+/// Networks that no setting opens: services of the cloud that hand out credentials, link-local
+/// neighbours, and addresses that are no single host.
+const NEVER_V4: [(Ipv4Addr, u32, &str); 7] = [
+    (Ipv4Addr::UNSPECIFIED, 8, "an unspecified address"),
+    (Ipv4Addr::new(169, 254, 0, 0), 16, "a link-local address"),
+    (Ipv4Addr::new(100, 100, 100, 200), 32, "a cloud metadata address"),
+    (Ipv4Addr::new(168, 63, 129, 16), 32, "a cloud metadata address"),
+    (Ipv4Addr::new(192, 0, 0, 192), 32, "a cloud metadata address"),
+    (Ipv4Addr::new(224, 0, 0, 0), 4, "a multicast address"),
+    (Ipv4Addr::new(240, 0, 0, 0), 4, "a reserved address"),
+];
+const NEVER_V6: [(Ipv6Addr, u32, &str); 5] = [
+    (Ipv6Addr::UNSPECIFIED, 128, "an unspecified address"),
+    (Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32, "a cloud metadata (unique local) address"),
+    (Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0), 64, "a cloud metadata (unique local) address"),
+    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10, "a link-local address"),
+    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "a multicast address"),
+];
+
+/// Returns the kind of an address that is forbidden whatever the settings say.
+pub(super) fn never_allowed(ip: IpAddr) -> Option<&'static str> {
+    match ip {
+        IpAddr::V4(ip) => NEVER_V4.iter().find(|(net, length, _)| in_v4(ip, *net, *length)).map(|(.., kind)| *kind),
+        IpAddr::V6(ip) => NEVER_V6.iter().find(|(net, length, _)| in_v6(ip, *net, *length)).map(|(.., kind)| *kind),
+    }
+}
+
+/// Returns the IPv4 address that an IPv6 address carries: mapped, compatible, NAT64, 6to4, Teredo,
+/// ISATAP.
+pub(super) fn carried_v4(ip: IpAddr) -> Option<Ipv4Addr> {
+    let IpAddr::V6(ip) = ip else { return None };
+    if ip.is_loopback() || ip.is_unspecified() {
+        return None;
+    }
+    let pair = |high: u16, low: u16| Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
+    match ip.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => pair(high, low),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => pair(high, low),
+        [0x64, 0xff9b, 1, .., high, low] => pair(high, low),
+        [0x2002, high, low, ..] => pair(high, low),
+        [0x2001, 0, .., high, low] => pair(!high, !low),
+        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => pair(high, low),
+        _ => None,
+    }
+}
+
+fn in_v4(ip: Ipv4Addr, net: Ipv4Addr, length: u32) -> bool {
+    (ip.to_bits() ^ net.to_bits()) >> (32 - length) == 0
+}
+
+fn in_v6(ip: Ipv6Addr, net: Ipv6Addr, length: u32) -> bool {
+    (ip.to_bits() ^ net.to_bits()) >> (128 - length) == 0
+}
+
 /// Returns the kind of a forbidden address; `None` for an address of the public internet.
 pub(super) fn forbidden_kind(ip: IpAddr) -> Option<&'static str> {
     match ip {
@@ -54,14 +108,12 @@ pub(super) fn forbidden_kind(ip: IpAddr) -> Option<&'static str> {
 }
 
 fn forbidden_v4(ip: Ipv4Addr) -> Option<&'static str> {
-    let inside = |net: &Ipv4Addr, length: u32| (ip.to_bits() ^ net.to_bits()) >> (32 - length) == 0;
-    NON_PUBLIC_V4.iter().find(|(net, length, _)| inside(net, *length)).map(|(.., kind)| *kind)
+    NON_PUBLIC_V4.iter().find(|(net, length, _)| in_v4(ip, *net, *length)).map(|(.., kind)| *kind)
 }
 
 fn forbidden_v6(ip: Ipv6Addr) -> Option<&'static str> {
-    let inside = |net: &Ipv6Addr, length: u32| (ip.to_bits() ^ net.to_bits()) >> (128 - length) == 0;
-    let listed = NON_PUBLIC_V6.iter().find(|(net, length, _)| inside(net, *length)).map(|(.., kind)| *kind);
-    let global = inside(&Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+    let listed = NON_PUBLIC_V6.iter().find(|(net, length, _)| in_v6(ip, *net, *length)).map(|(.., kind)| *kind);
+    let global = in_v6(ip, Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
     // ISATAP: an interface id of 0:5efe or 200:5efe carries an IPv4 address in its last 32 bits.
     let isatap = matches!(ip.segments(), [_, _, _, _, 0 | 0x200, 0x5efe, ..]);
     listed.or_else(|| isatap.then_some("an ISATAP address")).or_else(|| (!global).then_some("a reserved address"))

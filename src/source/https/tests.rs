@@ -7,9 +7,9 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::source::tests::scripted::{ResponseStep, ScriptedOrigin, ranged_response, response};
 
-const OPEN: UrlGuard = UrlGuard { allow_http: true, allow_private_networks: true };
+const OPEN: UrlGuard = UrlGuard { allow_http: true, allow_private_networks: true, allow_networks: Vec::new() };
 /// The default, plus http, which the scripted origin speaks.
-const STRICT: UrlGuard = UrlGuard { allow_http: true, allow_private_networks: false };
+const STRICT: UrlGuard = UrlGuard { allow_http: true, allow_private_networks: false, allow_networks: Vec::new() };
 const TEXT: &[u8] = b"0123456789";
 
 fn limits() -> ReadLimits {
@@ -256,7 +256,7 @@ async fn certificates_come_from_ssl_cert_file_and_no_proxy_from_the_environment(
 #[tokio::test]
 #[ignore = "run by the test above, which sets its environment"]
 async fn reads_with_the_childs_environment() {
-    let guard = UrlGuard { allow_http: false, allow_private_networks: true };
+    let guard = UrlGuard { allow_http: false, ..OPEN };
     let http = HttpSource::new(guard, limits()).unwrap();
     let port = std::env::var("CHILD_PORT").unwrap();
     let ended = match read(&http, &Url::parse(&format!("https://localhost:{port}/")).unwrap()).await {

@@ -24,11 +24,16 @@ pub(in crate::source) fn client(origin: &ScriptedOrigin) -> Client {
 
 fn staging(origin: &ScriptedOrigin) -> S3Source {
     let limits = ReadLimits { first_reopen_wait: Duration::from_millis(2), ..ReadLimits::new(0) };
-    S3Source::new(client(origin), vec!["staging".into()], limits, Arc::new(Metrics::new(1)))
+    S3Source::new(
+        client(origin),
+        vec![StagingPlace::parse("staging", "", None).unwrap()],
+        limits,
+        Arc::new(Metrics::new(1)),
+    )
 }
 
 async fn read(source: &S3Source, bucket: &str) -> Result<Vec<u8>, Failure> {
-    let opened = source.open(&BucketName::parse(bucket).unwrap(), "a b/c.csv").await?;
+    let opened = source.open(&BucketName::parse(bucket).unwrap(), "a b/c.csv", SourceReader::Inline).await?;
     let chunks: Vec<_> = opened.chunks.try_collect().await?;
     Ok(chunks.concat())
 }
@@ -41,7 +46,8 @@ fn error(status: u16, code: &str) -> Vec<ResponseStep> {
 #[tokio::test]
 async fn the_whole_object_is_read() {
     let origin = ScriptedOrigin::start(|_, _| response(200, &WHOLE, TEXT)).await;
-    let opened = staging(&origin).open(&BucketName::parse("staging").unwrap(), "a b/c.csv").await.unwrap();
+    let opened =
+        staging(&origin).open(&BucketName::parse("staging").unwrap(), "a b/c.csv", SourceReader::Inline).await.unwrap();
     assert_eq!((opened.length, opened.strong_etag(), opened.resumable), (Some(10), Some("\"v1\""), true));
     assert_eq!(opened.chunks.try_collect::<Vec<_>>().await.unwrap().concat(), TEXT);
     let head = &origin.heads()[0];
@@ -149,7 +155,8 @@ fn mark(validator: &str, length: Option<u64>) -> SourceMark {
 
 /// Returns the bytes from `from` on of the object that `mark` identifies.
 async fn rest(origin: &ScriptedOrigin, mark: &SourceMark, from: u64) -> Result<Option<Vec<u8>>, Failure> {
-    match staging(origin).open_at(&BucketName::parse("staging").unwrap(), "k", mark, from).await? {
+    match staging(origin).open_at(&BucketName::parse("staging").unwrap(), "k", SourceReader::Inline, mark, from).await?
+    {
         Some(opened) => Ok(Some(opened.chunks.try_collect::<Vec<_>>().await?.concat())),
         None => Ok(None),
     }
@@ -205,7 +212,7 @@ async fn a_refused_range_is_a_failure() {
     }
     let origin = ScriptedOrigin::start(|_, head| ranged_response(head, "\"v1\"", TEXT)).await;
     let other = BucketName::parse("customer").unwrap();
-    let refused = staging(&origin).open_at(&other, "k", &mark("\"v1\"", Some(10)), 4).await;
+    let refused = staging(&origin).open_at(&other, "k", SourceReader::Inline, &mark("\"v1\"", Some(10)), 4).await;
     assert_eq!(refused.err().map(|failure| failure.reason), Some(Reason::SourceForbidden));
     assert!(origin.heads().is_empty());
 }

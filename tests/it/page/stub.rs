@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use consign::admin::{AdminState, serve};
+use consign::admin::{AdminAccess, AdminState, serve};
 use consign::metrics::Metrics;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -26,6 +26,7 @@ impl Stub {
             metrics: Arc::new(Metrics::new(1)),
             ready: Arc::new(|| Ok(())),
             live: Arc::new(|| true),
+            access: AdminAccess::default(),
             status: Arc::new(move |filter| {
                 asked.lock().unwrap().push(filter.to_owned());
                 shown.lock().unwrap().clone()
