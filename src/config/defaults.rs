@@ -68,6 +68,7 @@ impl Default for SourceConfig {
             s3_buckets: Vec::new(),
             allow_http: false,
             allow_private_networks: false,
+            allow_unproven_length: false,
             max_bytes: None,
         }
     }

@@ -176,6 +176,9 @@ pub struct SourceConfig {
     pub allow_http: bool,
     /// Allows private, loopback and link-local addresses.
     pub allow_private_networks: bool,
+    /// Accepts https and s3 sources that do not tell their length, although a broken connection
+    /// looks like their end. Their outcomes have `length_unproven`.
+    pub allow_unproven_length: bool,
     /// Maximum length of a source.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "Size::serialize")]
     #[serde(deserialize_with = "Size::deserialize")]

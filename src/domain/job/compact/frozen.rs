@@ -94,6 +94,9 @@ impl FrozenJob {
         if job.version != VERSION {
             return Err(Invalid::new("version", "the compact form of this program is that of version 1"));
         }
+        if job.source.allow_unproven_length {
+            return Err(Invalid::new("source.allow_unproven_length", "has no place in the compact form; send JSON"));
+        }
         let job = job.clone();
         Ok(Self {
             id: job.id,
@@ -117,8 +120,9 @@ impl FrozenJob {
     }
 
     pub(super) fn thaw(self) -> Result<RawJob, Invalid> {
-        let source =
-            RawJobSource { url: self.url, size: self.size, sha256: self.sha256.map(hex::encode), etag: self.etag };
+        let sha256 = self.sha256.map(hex::encode);
+        let allow_unproven_length = false;
+        let source = RawJobSource { url: self.url, size: self.size, sha256, etag: self.etag, allow_unproven_length };
         Ok(RawJob {
             version: VERSION,
             id: self.id,
