@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
 use crate::check::{CheckReport, Checker, LIMIT};
-use crate::domain::destination::{Checksum, Destination, ObjectKey};
+use crate::domain::destination::{Destination, ObjectKey};
 use crate::domain::diagnosis::Who;
 use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
 use crate::domain::job::{Compression, Job, ObjectAttributes, Source};
@@ -139,6 +139,12 @@ impl Transfers {
         let used = self.sessions.region(destination);
         let first = self.upload(job, attempt, &key).await;
         let Err(failure) = &first else { return first };
+        if self.uploader.learn_equal_parts(destination, failure) {
+            tracing::warn!(
+                destination = %destination.id,
+                "the store wants parts of equal length; set equal_parts = true of the destination"
+            );
+        }
         let Some(region) = failure.learnt_region.as_ref().filter(|region| **region != used) else { return first };
         self.sessions.learn_region(destination, region);
         tracing::warn!(
@@ -178,7 +184,9 @@ impl Transfers {
             checkpoint.parts.truncate(checkpoint.unbroken().len());
         }
         let mut source = None;
-        if fits(&checkpoint, attempt.destination, key, job.compression) {
+        let packed = matches!(checkpoint.sizes, PartSizes::Packed { .. });
+        let cut_otherwise = packed && self.uploader.wants_equal_parts(attempt.destination);
+        if !cut_otherwise && fits(&checkpoint, attempt.destination, key, job.compression) {
             let offset = next_offset(&checkpoint);
             let opening = self.sources.open_at(&job.source, &checkpoint.source, offset);
             source = self.opened(attempt, (job.source.location.scheme(), opening)).await?;
@@ -232,9 +240,8 @@ impl Transfers {
         }
         let mark = source.validator.clone().filter(|_| source.resumable);
         let mark = mark.map(|validator| SourceMark { validator, length: source.length });
-        // Stores without checksums are not S3, and some of them want all parts of one length: a compressed upload can't have that
-        // and be continued.
-        let equal_parts = attempt.destination.checksum == Checksum::None;
+        // A compressed upload can't have parts of one length and be continued.
+        let equal_parts = self.uploader.wants_equal_parts(attempt.destination);
         let attributes = attributes(job, source.content_encoding.as_deref());
         let length_unproven = source.length_unproven;
         let (body, mark, read) = match job.compression {

@@ -306,11 +306,13 @@ prop_compose! {
             auth: RawAuth { role_arn, external_id, ..RawAuth::default() },
             bucket_key_enabled: bucket_key.filter(|_| kms.is_some()),
             encryption_context: if kms.is_some() { context } else { BTreeMap::new() },
+            encryption: None,
             kms_key_arn: kms,
             expected_bucket_owner: owner,
             max_concurrency,
             max_bytes_per_second,
             checksum: if plain { Checksum::None } else { Checksum::default() },
+            equal_parts: false,
             tenant,
         }
     }

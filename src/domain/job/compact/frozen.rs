@@ -163,6 +163,10 @@ impl FrozenDestination {
             let problem = "an inline destination may carry no secret; use iam_role, or configure the destination";
             return Err(Invalid::new("destination.auth", problem));
         }
+        let newer = [("encryption", to.encryption.is_some()), ("equal_parts", to.equal_parts)];
+        if let Some((field, _)) = newer.iter().find(|(_, given)| *given) {
+            return Err(Invalid::new(format!("destination.{field}"), "has no place in the compact form; send JSON"));
+        }
         Ok(Self::Inline(Box::new(FrozenInline {
             id: to.id,
             bucket: to.bucket,
@@ -193,6 +197,7 @@ impl FrozenDestination {
             region: frozen.region,
             prefix: frozen.prefix,
             auth,
+            encryption: None,
             kms_key_arn: frozen.kms_key_arn,
             bucket_key_enabled: frozen.bucket_key_enabled,
             encryption_context: unique("destination.encryption_context", frozen.encryption_context)?,
@@ -200,6 +205,7 @@ impl FrozenDestination {
             max_concurrency: frozen.max_concurrency,
             max_bytes_per_second: frozen.max_bytes_per_second,
             checksum: frozen.checksum.into(),
+            equal_parts: false,
             tenant: frozen.tenant,
         })))
     }
