@@ -27,7 +27,7 @@ use aws_sdk_s3::config::{
 
 use crate::config::{AwsConfig, SessionConfig};
 use crate::domain::destination::{
-    Auth, BucketName, Destination, DestinationIdentity, ExternalId, Prefix, Region, SecretSource,
+    Auth, BucketName, Destination, DestinationIdentity, EncryptionAlgorithm, ExternalId, Prefix, Region, SecretSource,
 };
 use crate::domain::outcome::{Failure, Reason};
 use crate::domain::policy;
@@ -69,6 +69,7 @@ struct SessionKey {
     bucket: BucketName,
     prefix: Prefix,
     kms: Option<Arc<str>>,
+    algorithm: Option<EncryptionAlgorithm>,
     /// Destination of an access key. Roles that agree in all other fields share a session;
     /// destinations with the same access key id and different secrets must not.
     owner: Option<DestinationIdentity>,
@@ -280,6 +281,7 @@ impl Sessions {
             bucket: destination.bucket.clone(),
             prefix: destination.prefix.clone(),
             kms: destination.encryption.as_ref().map(|kms| kms.key_arn.as_str().into()),
+            algorithm: destination.algorithm,
             owner: None,
         };
         match &destination.auth {

@@ -6,6 +6,7 @@
 
 mod chunks;
 pub mod compress;
+pub mod encoding;
 pub mod file;
 mod guard;
 mod https;
@@ -30,7 +31,7 @@ use guard::UrlGuard;
 use https::HttpSource;
 use resume::{OpenedSource, ReadLimits};
 use s3::S3Source;
-use verify::ExpectedContent;
+use verify::{AnnouncedContent, ExpectedContent};
 
 pub use chunks::{Chunks, counted};
 pub use stream::{SourceBody, SourceStream};
@@ -75,9 +76,10 @@ impl Sources {
     /// The stream ends without an error only if the whole source was read and matches the origin
     /// and the job: its length (against the job `source_mismatch`, against the origin
     /// `source_changed` or `source_unavailable`), its SHA-256 (`source_mismatch`) and
-    /// `source.max_bytes` (`too_large`). The last chunk is only yielded after these checks. The
-    /// digest of a file is computed before this returns; a caller that reads a file by ranges calls
-    /// [`FileSource::verify_unchanged`] and [`FileSource::count_read`].
+    /// `source.max_bytes` (`too_large`). A source whose end proves nothing is refused as
+    /// `source_unavailable` unless it is accepted. The last chunk is only yielded after these
+    /// checks. The digest of a file is computed before this returns; a caller that reads a file by
+    /// ranges calls [`FileSource::verify_unchanged`] and [`FileSource::count_read`].
     pub async fn open(&self, source: &job::Source, reader: SourceReader<'_>) -> Result<SourceStream, Failure> {
         let opened = async {
             self.check_scheme(source.location.scheme())?;
@@ -178,7 +180,9 @@ impl Sources {
     }
 
     fn expected_of_file(&self, source: &job::Source, file: &FileSource) -> Result<ExpectedContent, Failure> {
-        ExpectedContent::new(source, self.config.max_bytes, Some(file.length()), Some(&file.validator()))
+        let validator = file.validator();
+        let content = AnnouncedContent { length: Some(file.length()), etag: Some(&validator), end_marked: true };
+        ExpectedContent::new(source, self.config.max_bytes, &content)
     }
 
     async fn file(&self, path: &Path, reader: SourceReader<'_>) -> Result<Arc<FileSource>, Failure> {
@@ -202,7 +206,13 @@ impl Sources {
     /// Adds the counter and the checks to what an origin returned, whose chunks begin at byte
     /// `from` of the source.
     fn stream(&self, source: &job::Source, opened: OpenedSource, from: u64) -> Result<SourceStream, Failure> {
-        let expected = ExpectedContent::new(source, self.config.max_bytes, opened.length, opened.etag.as_deref())?;
+        let OpenedSource { length, end_marked, .. } = opened;
+        let content = AnnouncedContent { length, etag: opened.etag.as_deref(), end_marked };
+        let expected = ExpectedContent::new(source, self.config.max_bytes, &content)?;
+        let length_unproven = expected.is_unproven();
+        if length_unproven && !(self.config.allow_unproven_length || source.allow_unproven_length) {
+            return Err(verify::unproven_length());
+        }
         let length = expected.length();
         let validator = opened.strong_etag().map(ToOwned::to_owned);
         let (metrics, scheme) = (Arc::clone(&self.metrics), source.location.scheme());
@@ -212,7 +222,14 @@ impl Sources {
             }
         });
         let chunks = verify::verified(Box::pin(counted), expected, from);
-        Ok(SourceStream { length, validator, resumable: opened.resumable, body: SourceBody::Chunks(chunks) })
+        Ok(SourceStream {
+            length,
+            length_unproven,
+            validator,
+            content_encoding: opened.content_encoding.as_deref().and_then(encoding::listed),
+            resumable: opened.resumable,
+            body: SourceBody::Chunks(chunks),
+        })
     }
 }
 

@@ -8,17 +8,17 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
 use crate::check::{CheckReport, Checker, LIMIT};
-use crate::domain::destination::{Checksum, Destination, ObjectKey};
+use crate::domain::destination::{Destination, ObjectKey};
 use crate::domain::diagnosis::Who;
 use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
-use crate::domain::job::{Compression, DestinationRef, Job, ObjectAttributes};
+use crate::domain::job::{Compression, DestinationRef, Job, ObjectAttributes, Source};
 use crate::domain::outcome::{Failure, Reason, Receipt, Symptom, TransferResult};
 use crate::domain::staging::SourceReader;
 use crate::metrics::Metrics;
 use crate::runtime::failpoints;
 use crate::session::Sessions;
 use crate::source::compress::{self, Packer};
-use crate::source::{SourceBody, SourceStream, Sources, counted};
+use crate::source::{SourceBody, SourceStream, Sources, counted, encoding};
 use crate::telemetry::spans;
 use crate::upload::{
     OpenUpload, Progress, RateLimiter, StopSignals, Target, UploadBody, UploadControl, Uploaded, Uploader, fits,
@@ -122,7 +122,10 @@ impl Transfers {
         }
         match self.attempt(job, &attempt).await {
             Ok(result) => result,
-            Err(failure) => TransferResult::Failed(self.sessions.judged_at_home(failure).await),
+            Err(failure) => {
+                let failure = may_heal(&job.source, failure);
+                TransferResult::Failed(self.sessions.judged_at_home(failure).await)
+            }
         }
     }
 
@@ -137,6 +140,12 @@ impl Transfers {
         let used = self.sessions.region(destination);
         let first = self.upload(job, attempt, &key).await;
         let Err(failure) = &first else { return first };
+        if self.uploader.learn_equal_parts(destination, failure) {
+            tracing::warn!(
+                destination = %destination.id,
+                "the store wants parts of equal length; set equal_parts = true of the destination"
+            );
+        }
         let Some(region) = failure.learnt_region.as_ref().filter(|region| **region != used) else { return first };
         self.sessions.learn_region(destination, region);
         tracing::warn!(
@@ -181,11 +190,15 @@ impl Transfers {
             checkpoint.parts.truncate(checkpoint.unbroken().len());
         }
         let mut source = None;
-        if fits(&checkpoint, attempt.destination, key, job.compression) {
+        let packed = matches!(checkpoint.sizes, PartSizes::Packed { .. });
+        let cut_otherwise = packed && self.uploader.wants_equal_parts(attempt.destination);
+        if !cut_otherwise && fits(&checkpoint, attempt.destination, key, job.compression) {
             let offset = next_offset(&checkpoint);
             let opening =
                 self.sources.open_at(&job.source, reader(job, attempt.destination), &checkpoint.source, offset);
             source = self.opened(attempt, (job.source.location.scheme(), opening)).await?;
+            // A checkpoint of a compressed upload counts plain bytes.
+            source = source.filter(|source| job.compression == Compression::None || source.content_encoding.is_none());
         }
         let Some(source) = source else {
             tracing::info!(job_id = %job.id, "source or destination changed; the upload starts again from the beginning");
@@ -234,18 +247,18 @@ impl Transfers {
         }
         let mark = source.validator.clone().filter(|_| source.resumable);
         let mark = mark.map(|validator| SourceMark { validator, length: source.length });
-        // Stores without checksums are not S3, and some of them want all parts of one length: a compressed upload can't have that
-        // and be continued.
-        let equal_parts = attempt.destination.checksum == Checksum::None;
+        // A compressed upload can't have parts of one length and be continued.
+        let equal_parts = self.uploader.wants_equal_parts(attempt.destination);
+        let attributes = attributes(job, source.content_encoding.as_deref());
+        let length_unproven = source.length_unproven;
         let (body, mark, read) = match job.compression {
             Compression::None => (plain(source), mark, None),
-            compression if mark.is_none() || equal_parts => {
-                let (body, read) = compressed(source, compression);
+            compression if mark.is_none() || equal_parts || source.content_encoding.is_some() => {
+                let (body, read) = compressed(source, compression)?;
                 (body, None, Some(read))
             }
             compression => (packed(source, compression, resume.as_ref()), mark, None),
         };
-        let attributes = attributes(job);
         let target = Target {
             destination: attempt.destination,
             key,
@@ -256,13 +269,13 @@ impl Transfers {
             rate_limiter: attempt.rate_limiter,
         };
         let control = UploadControl { stop: attempt.stop, open_upload: attempt.open_upload, mark, resume };
-        Ok(match (self.uploader.upload(&target, body, control).await?, read) {
-            (Uploaded::Stored(receipt), Some(read)) => {
-                Some(TransferResult::Delivered(Receipt { source_bytes: read.load(Ordering::Relaxed), ..receipt }))
+        Ok(match self.uploader.upload(&target, body, control).await? {
+            Uploaded::Stored(receipt) => {
+                let source_bytes = read.map_or(receipt.source_bytes, |read| read.load(Ordering::Relaxed));
+                Some(TransferResult::Delivered(Receipt { source_bytes, length_unproven, ..receipt }))
             }
-            (Uploaded::Stored(receipt), None) => Some(TransferResult::Delivered(receipt)),
-            (Uploaded::KeptExisting, _) => Some(TransferResult::Skipped),
-            (Uploaded::Stale, _) => None,
+            Uploaded::KeptExisting => Some(TransferResult::Skipped),
+            Uploaded::Stale => None,
         })
     }
 }
@@ -275,10 +288,21 @@ fn reader<'a>(job: &Job, destination: &'a Destination) -> SourceReader<'a> {
     }
 }
 
-/// The object's headers, with the Content-Encoding of the compression unless the job gives its own.
-fn attributes(job: &Job) -> ObjectAttributes {
+/// Makes the failure of a source that changed while it was read temporary: the next attempt reads
+/// the new content. That is another one than the job wants if the job names its content.
+fn may_heal(source: &Source, failure: Failure) -> Failure {
+    let named = source.etag.is_some() || source.sha256.is_some();
+    match failure.reason {
+        Reason::SourceChanged if !named => Failure { reason: Reason::SourceUnavailable, ..failure },
+        _ => failure,
+    }
+}
+
+/// The object's headers, with the Content-Encoding of the compression or of the source unless the
+/// job gives its own.
+fn attributes(job: &Job, source: Option<&str>) -> ObjectAttributes {
     let encoding = match job.compression {
-        Compression::None => None,
+        Compression::None => source.map(ToOwned::to_owned),
         Compression::Gzip => Some("gzip".to_owned()),
         Compression::Zstd => Some("zstd".to_owned()),
     };
@@ -295,14 +319,18 @@ fn plain(source: SourceStream) -> UploadBody {
     }
 }
 
-/// Compresses the source on the way; the counter holds the bytes read.
-fn compressed(source: SourceStream, compression: Compression) -> (UploadBody, Arc<AtomicU64>) {
+/// Compresses the source on the way, once it is decoded; the counter holds the bytes read.
+fn compressed(source: SourceStream, compression: Compression) -> Result<(UploadBody, Arc<AtomicU64>), Failure> {
     let chunks = match source.body {
         SourceBody::File(file) => file.chunks(),
         SourceBody::Chunks(chunks) => chunks,
     };
     let (chunks, read) = counted(chunks);
-    (UploadBody::Chunks { chunks: compress::compress(chunks, compression), length: None }, read)
+    let chunks = match source.content_encoding.filter(|_| source.length != Some(0)) {
+        Some(encodings) => encoding::decode(chunks, &encodings)?,
+        None => chunks,
+    };
+    Ok((UploadBody::Chunks { chunks: compress::compress(chunks, compression), length: None }, read))
 }
 
 /// Like [`compressed`], but resumable after every part; with `resume` it starts at the checkpoint.

@@ -30,10 +30,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::UploadConfig;
-use crate::domain::destination::{Checksum, Destination, ObjectKey};
+use crate::domain::destination::{BucketName, Checksum, Destination, DestinationIdentity, ObjectKey};
 use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
 use crate::domain::job::{IfExists, ObjectAttributes};
-use crate::domain::outcome::{Failure, Reason, Receipt};
+use crate::domain::outcome::{AwsError, Failure, Reason, Receipt};
 use crate::metrics::Metrics;
 use crate::session::Sessions;
 use crate::source::Chunks;
@@ -59,6 +59,9 @@ use resume::{done, unbroken};
 /// Files up to this length are read whole before they are sent.
 const MAX_SMALL_FILE: u64 = part::CHUNK as u64;
 
+/// Most destinations of which is remembered that their store wants equal parts.
+const MAX_LEARNT_STORES: u64 = 10_000;
+
 /// Uploads objects. Built once; holds the one budget of all buffered parts.
 #[derive(Debug)]
 pub struct Uploader {
@@ -67,6 +70,8 @@ pub struct Uploader {
     sessions: Arc<Sessions>,
     budget: Budget,
     pool: Pool,
+    /// Stores that refused parts of different lengths.
+    equal_parts: moka::sync::Cache<(DestinationIdentity, BucketName), ()>,
     metrics: Arc<Metrics>,
 }
 
@@ -191,7 +196,8 @@ impl Uploader {
     pub fn new(config: UploadConfig, memory_budget: u64, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
         let limits = PlanLimits::new(&config, memory_budget);
         let budget = Budget::new(memory_budget, metrics.clone());
-        Self { config, limits, sessions, budget, pool: Pool::default(), metrics }
+        let equal_parts = moka::sync::Cache::new(MAX_LEARNT_STORES);
+        Self { config, limits, sessions, budget, pool: Pool::default(), equal_parts, metrics }
     }
 
     /// Uploads `body` to `target`. With `control.resume` it uploads the rest: the caller has
@@ -223,6 +229,23 @@ impl Uploader {
         };
         target.progress.begin(length);
         self.chunks(&context, reader, length, control).await
+    }
+
+    /// Returns true if all parts but the last must have one length: by configuration, because the
+    /// store takes no checksums and so is not S3, or as its refusal showed.
+    pub fn wants_equal_parts(&self, destination: &Destination) -> bool {
+        let learnt = || self.equal_parts.contains_key(&(destination.identity.clone(), destination.bucket.clone()));
+        destination.equal_parts || destination.checksum == Checksum::None || learnt()
+    }
+
+    /// Remembers that the store of a destination wants equal parts, if the failure says so.
+    pub fn learn_equal_parts(&self, destination: &Destination, failure: &Failure) -> bool {
+        let refused = |answer: &AwsError| answer.code == "InvalidPart" && answer.message.contains("same length");
+        let learnt = failure.answer.as_deref().is_some_and(refused) && !self.wants_equal_parts(destination);
+        if learnt {
+            self.equal_parts.insert((destination.identity.clone(), destination.bucket.clone()), ());
+        }
+        learnt
     }
 
     /// Aborts an upload that nobody will resume. Best effort: a refusal is counted. No call is made
@@ -305,6 +328,7 @@ impl Uploader {
             return self.parts(context, (None, reader), sizes, length, control).await;
         }
         let plan = plan::plan(length, true, &self.limits)?;
+        let plan = if self.wants_equal_parts(context.target.destination) { plan.with_equal_parts() } else { plan };
         let (first_size, sizes) = match plan {
             // One byte more than announced is asked for, so that a longer source shows.
             UploadPlan::Single(size) => (size.max(1), None),
@@ -423,7 +447,7 @@ fn conditional(target: &Target<'_>) -> Option<String> {
 /// Sets the headers that PutObject and CreateMultipartUpload share; their builders have no common
 /// trait.
 ///
-/// Without a key no encryption header is sent, and without tags no tagging header, which would need
+/// Without an encryption no encryption header is sent, and without tags no tagging header, which would need
 /// a permission.
 macro_rules! object_headers {
     ($request:expr, $target:expr) => {{
@@ -435,7 +459,7 @@ macro_rules! object_headers {
             .set_metadata($crate::upload::metadata(attributes))
             .set_tagging($crate::upload::tagging(attributes))
             .set_storage_class(attributes.storage_class.as_deref().map(Into::into))
-            .set_server_side_encryption(kms.map(|_| aws_sdk_s3::types::ServerSideEncryption::AwsKms))
+            .set_server_side_encryption($target.destination.algorithm.map(|algorithm| algorithm.as_str().into()))
             .set_ssekms_key_id(kms.map(|kms| kms.key_arn.as_str().to_owned()))
             .set_bucket_key_enabled(kms.and_then(|kms| kms.bucket_key_enabled))
             .set_ssekms_encryption_context(kms.and_then($crate::upload::encryption_context))

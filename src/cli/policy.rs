@@ -234,6 +234,9 @@ fn permission_note(permission: Permission, destination: &Destination, scope: &Sc
         (Need::Required, _) => format!("required: it {purpose}"),
         (Need::ForTags, true) => format!("required by jobs with tags: it {purpose}"),
         (Need::ForTags, false) => "left out: only jobs with tags need it; --tags adds it".to_owned(),
+        (Need::ForDefaultKey, _) if !destination.may_use_default_key() => {
+            "left out: S3 encrypts with its own keys (encryption = \"AES256\")".to_owned()
+        }
         (Need::ForDefaultKey, _) => {
             "left out: only needed if the bucket's default encryption is a KMS key of your own; kms_key_arn (--kms-key-arn) adds it"
                 .to_owned()

@@ -69,6 +69,7 @@ impl Default for RawSourceConfig {
             allow_http: false,
             allow_private_networks: false,
             allow_networks: Vec::new(),
+            allow_unproven_length: false,
             max_bytes: None,
         }
     }

@@ -151,6 +151,9 @@ pub(super) struct RawSourceConfig {
     pub(super) allow_private_networks: bool,
     /// Networks that may be read though they are not public, such as "10.1.0.0/16".
     pub(super) allow_networks: Vec<String>,
+    /// Accepts https and s3 sources that do not tell their length, although a broken connection
+    /// looks like their end. Their outcomes have `length_unproven`.
+    pub(super) allow_unproven_length: bool,
     /// Maximum length of a source.
     #[serde(serialize_with = "Size::serialize", deserialize_with = "Size::deserialize")]
     #[schemars(with = "Option<Size>")]

@@ -179,6 +179,9 @@ pub struct SourceConfig {
     pub allow_private_networks: bool,
     /// Networks that may be read though they are not public.
     pub allow_networks: Vec<IpNet>,
+    /// Accepts https and s3 sources that do not tell their length, although a broken connection
+    /// looks like their end. Their outcomes have `length_unproven`.
+    pub allow_unproven_length: bool,
     /// Maximum length of a source.
     pub max_bytes: Option<u64>,
 }

@@ -39,8 +39,11 @@ pub struct Destination {
     pub prefix: Prefix,
     /// Access to the bucket.
     pub auth: Auth,
-    /// The KMS key to ask for; `None` sends no encryption header at all, and the bucket's default
-    /// applies.
+    /// The encryption to ask for; `None` sends no encryption header at all, and the bucket's
+    /// default applies.
+    pub algorithm: Option<EncryptionAlgorithm>,
+    /// The KMS key to ask for, with one of the KMS algorithms. Without it, they use the key that
+    /// AWS manages in the account of the bucket.
     pub encryption: Option<KmsEncryption>,
     /// The account that must own the bucket; `None` sends no such header.
     pub expected_bucket_owner: Option<AccountId>,
@@ -50,6 +53,8 @@ pub struct Destination {
     pub max_bytes_per_second: Option<NonZeroU64>,
     /// Which checksum accompanies the bytes.
     pub checksum: Checksum,
+    /// True for a store that wants all parts of an upload but the last of one length.
+    pub equal_parts: bool,
     /// The platform's own name of the customer; part of the session key and echoed in outcomes.
     pub tenant: Option<String>,
     /// Users of the broker whose jobs are accepted; empty for all.
@@ -67,6 +72,7 @@ impl Destination {
     pub fn is_entered_like(&self, other: &Self) -> bool {
         (&self.bucket, &self.region, &self.prefix) == (&other.bucket, &other.region, &other.prefix)
             && (&self.encryption, self.checksum) == (&other.encryption, other.checksum)
+            && self.algorithm == other.algorithm
             && self.expected_bucket_owner == other.expected_bucket_owner
             && self.auth.is_like(&other.auth)
     }
@@ -126,7 +132,32 @@ impl SecretSource {
     }
 }
 
-/// Server-side encryption with a key of the customer (SSE-KMS).
+/// Server-side encryption, by its name in the header `x-amz-server-side-encryption`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub enum EncryptionAlgorithm {
+    /// Keys of S3 (SSE-S3).
+    #[serde(rename = "AES256")]
+    Aes256,
+    /// A KMS key (SSE-KMS).
+    #[serde(rename = "aws:kms")]
+    Kms,
+    /// Two layers with a KMS key (DSSE-KMS).
+    #[serde(rename = "aws:kms:dsse")]
+    KmsDsse,
+}
+
+impl EncryptionAlgorithm {
+    /// The name in the header.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Aes256 => "AES256",
+            Self::Kms => "aws:kms",
+            Self::KmsDsse => "aws:kms:dsse",
+        }
+    }
+}
+
+/// Server-side encryption with a key of the customer (SSE-KMS or DSSE-KMS).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KmsEncryption {
     /// The key to ask for and to compare the reply with.
@@ -152,6 +183,12 @@ pub enum Checksum {
 pub type Destinations = BTreeMap<DestinationId, Arc<Destination>>;
 
 impl Destination {
+    /// Returns true if S3 may encrypt with a KMS key that is not configured here: that of the
+    /// bucket's default.
+    pub fn may_use_default_key(&self) -> bool {
+        self.encryption.is_none() && self.algorithm != Some(EncryptionAlgorithm::Aes256)
+    }
+
     /// The account's partition for ARNs: that of the role, else guessed from the region's name.
     pub fn partition(&self) -> &str {
         match &self.auth {

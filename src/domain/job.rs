@@ -159,6 +159,8 @@ pub struct Source {
     pub sha256: Option<[u8; 32]>,
     /// The entity tag, if given; must match, else nothing is delivered.
     pub etag: Option<String>,
+    /// Accepts an origin whose end proves nothing; the outcome then has `length_unproven`.
+    pub allow_unproven_length: bool,
 }
 
 /// A parsed source URL. Its `Debug` leaves the query out.

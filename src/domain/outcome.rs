@@ -100,7 +100,7 @@ reasons! {
     Connection "connection" Transient "A connection broke or could not be made.",
     Timeout "timeout" Transient "A request took longer than its time-out.",
     StsUnavailable "sts_unavailable" Transient "STS answered 5xx or not at all.",
-    SourceUnavailable "source_unavailable" Transient "The source answered 5xx, throttled, or broke off.",
+    SourceUnavailable "source_unavailable" Transient "The source answered 5xx, throttled, broke off, or changed while it was read.",
     SourceSlow "source_slow" Transient "The source stayed under the least rate.",
     Exhausted "exhausted" Transient "Every attempt was used up.",
     SessionExpired "session_expired" Session "The session's token ran out or was refused.",
@@ -123,7 +123,7 @@ reasons! {
     SourceDenied "source_denied" Job "The source refuses us.",
     SourceForbidden "source_forbidden" Job "The source may not be read by this worker.",
     SourceMismatch "source_mismatch" Job "The source is not what the job says.",
-    SourceChanged "source_changed" Job "The source changed while it was read.",
+    SourceChanged "source_changed" Job "The source changed while it was read, and the job names its content.",
     TooLarge "too_large" Job "The source is larger than allowed.",
     ObjectExists "object_exists" Job "The key is taken and if_exists = fail.",
     Unclassified "unclassified" Job "A refusal that nobody foresaw.",
@@ -255,6 +255,8 @@ pub struct Receipt {
     pub encryption: Option<Encryption>,
     /// True when an unfinished upload was resumed.
     pub resumed: bool,
+    /// True if nothing proves that the whole source was read, and that was accepted.
+    pub length_unproven: bool,
 }
 
 /// Result of a transfer.

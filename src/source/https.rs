@@ -1,17 +1,23 @@
 //! `https://` sources: checked addresses, redirects followed one by one, ranges to resume with.
 //!
 //! No proxy is taken from the environment. Certificates are those of the platform (`SSL_CERT_FILE`
-//! and `SSL_CERT_DIR` name others). The bytes are delivered as the origin sends them: the request
-//! asks for `Accept-Encoding: identity`, and a `Content-Encoding` of the response is not decoded.
+//! and `SSL_CERT_DIR` name others). The request asks for `Accept-Encoding: identity`. The bytes are
+//! read as the origin sends them; a `Content-Encoding` of the response is reported with them.
+//!
+//! A redirect is followed with a new GET that has nothing of the response before it: no cookie, no
+//! credentials, no referer. A download that needs a cookie from its first response cannot be read;
+//! a presigned URL can.
 
 mod response;
+
+pub(super) use response::{covers_the_whole, is_chunked};
 
 use std::error::Error;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, TryStreamExt as _};
-use http::header::{ACCEPT_ENCODING, ACCEPT_RANGES, ETAG, IF_RANGE, RANGE};
+use http::header::{ACCEPT_ENCODING, ACCEPT_RANGES, CONTENT_ENCODING, ETAG, HeaderMap, IF_RANGE, RANGE, SET_COOKIE};
 use reqwest::{Client, ClientBuilder, Response};
 use url::Url;
 
@@ -19,7 +25,7 @@ use super::guard::{ForbiddenAddress, RedactedUrl, UrlGuard};
 use super::resume::{self, OpenedSource, Origin, OriginResponse, ReadLimits, ResponseBody};
 use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Failure, Reason};
-use response::header_text;
+use response::{header_text, marks_its_end};
 
 const MAX_REDIRECTS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,14 +59,16 @@ impl HttpSource {
         response::check_whole(&at, response.status(), response.headers())?;
         let headers = response.headers();
         let etag = header_text(headers, &ETAG).map(ToOwned::to_owned);
+        let content_encoding = content_encoding(headers);
         let ranges = header_text(headers, &ACCEPT_RANGES).is_some_and(|unit| unit.eq_ignore_ascii_case("bytes"));
         let length = response.content_length();
         let strong_etag = etag.clone().filter(|etag| resume::is_strong(etag));
         let resumable = ranges && strong_etag.is_some();
         let origin = self.origin(url, strong_etag.unwrap_or_default(), length);
-        let whole = OriginResponse { body: body(response), length };
+        let whole = origin_response(response, length);
+        let end_marked = whole.end_marked;
         let chunks = resume::chunks(Box::new(origin), whole, 0, resumable, self.limits);
-        Ok(OpenedSource { length, etag, resumable, chunks })
+        Ok(OpenedSource { length, etag, content_encoding, end_marked, resumable, chunks })
     }
 
     /// Requests the content that `checkpoint` identifies from byte `from` on, which must be in it.
@@ -81,14 +89,16 @@ impl HttpSource {
             Ok(length) => length,
             // A wrong range of any kind: the job starts from the beginning, and fails then if it
             // must.
-            Err(failure) if failure.reason == Reason::SourceChanged || status.is_success() => return Ok(None),
+            Err(_) if status.is_success() || matches!(status.as_u16(), 412 | 416) => return Ok(None),
             Err(failure) => return Err(failure),
         };
         let origin = self.origin(url, etag.clone(), length);
         let etag = header_text(headers, &ETAG).map(ToOwned::to_owned);
-        let rest = OriginResponse { body: body(response), length };
+        let content_encoding = content_encoding(headers);
+        let rest = origin_response(response, length);
+        let end_marked = rest.end_marked;
         let chunks = resume::chunks(Box::new(origin), rest, from, true, self.limits);
-        Ok(OpenedSource { length, etag, resumable: true, chunks }.matching(checkpoint))
+        Ok(OpenedSource { length, etag, content_encoding, end_marked, resumable: true, chunks }.matching(checkpoint))
     }
 
     fn origin(&self, url: &Url, etag: String, length: Option<u64>) -> HttpOrigin {
@@ -97,7 +107,7 @@ impl HttpSource {
 
     /// Sends the request and follows redirects. Each URL is checked before the request to it.
     async fn get(&self, url: &Url, range: Option<RangeRequest<'_>>) -> Result<(Url, Response), Failure> {
-        let mut at = url.clone();
+        let (mut at, mut cookies) = (url.clone(), false);
         for _ in 0..=MAX_REDIRECTS {
             self.guard.check(&at)?;
             let response = self.send(&at, range).await?;
@@ -105,8 +115,10 @@ impl HttpSource {
                 Some(next) => at = next,
                 None => return Ok((at, response)),
             }
+            cookies |= response.headers().contains_key(SET_COOKIE);
         }
-        let message = format!("{} redirects more than {MAX_REDIRECTS} times", RedactedUrl(url));
+        let why = if cookies { "; it sets cookies, which are not sent back" } else { "" };
+        let message = format!("{} redirects more than {MAX_REDIRECTS} times{why}", RedactedUrl(url));
         Err(Failure::new(Reason::Unclassified, message))
     }
 
@@ -132,8 +144,19 @@ fn client_builder(guard: UrlGuard) -> ClientBuilder {
         .user_agent(concat!("consign/", env!("CARGO_PKG_VERSION")))
 }
 
+fn origin_response(response: Response, length: Option<u64>) -> OriginResponse {
+    let end_marked = marks_its_end(response.version(), response.headers());
+    OriginResponse { body: body(response), length, end_marked }
+}
+
 fn body(response: Response) -> ResponseBody {
     Box::pin(response.bytes_stream().map_err(|error| innermost_cause(&error)))
+}
+
+/// Returns the encodings of the response in the order of their application.
+fn content_encoding(headers: &HeaderMap) -> Option<String> {
+    let all: Vec<_> = headers.get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok()).collect();
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 /// A request for the content with this entity tag from byte `from` on.
@@ -162,7 +185,7 @@ impl Origin for HttpOrigin {
             let (at, response) = self.source.get(&self.url, Some(RangeRequest { from, etag: &self.etag })).await?;
             let (status, headers) = (response.status(), response.headers());
             let length = response::check_range(&at, status, headers, from, &self.etag, self.length)?;
-            Ok(OriginResponse { body: body(response), length })
+            Ok(origin_response(response, length))
         }
         .boxed()
     }

@@ -11,6 +11,7 @@ use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::{Instant, timeout};
 
 use super::chunks::Chunks;
+use super::verify;
 use crate::domain::job::lease::SourceMark;
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::runtime::retry::Retry;
@@ -32,6 +33,10 @@ pub(super) struct OpenedSource {
     pub(super) length: Option<u64>,
     /// Entity tag, strong or weak.
     pub(super) etag: Option<String>,
+    /// Encoding of the bytes that the origin reports, such as `gzip`.
+    pub(super) content_encoding: Option<String>,
+    /// True if the transport marks the end of the content. See [`OriginResponse::end_marked`].
+    pub(super) end_marked: bool,
     /// True if the origin supports ranges and has a strong validator.
     pub(super) resumable: bool,
     /// All bytes, or those from the requested byte on.
@@ -63,6 +68,9 @@ pub(super) struct OriginResponse {
     pub(super) body: ResponseBody,
     /// Length of the whole content, if the origin reports it.
     pub(super) length: Option<u64>,
+    /// True if the transport marks the end of the body (chunks, HTTP/2): it then ends without an
+    /// error only if it is complete. A body that ends with its connection has no mark.
+    pub(super) end_marked: bool,
 }
 
 /// A place from which the same content can be requested again.
@@ -71,7 +79,7 @@ pub(super) trait Origin: Send + Sync {
     fn name(&self) -> String;
 
     /// Requests the same content from byte `from` on. Fails as `source_changed` if the content is
-    /// not the same any more.
+    /// not the same any more, and as `source_unavailable` if that is not certain.
     fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>>;
 }
 
@@ -182,8 +190,13 @@ impl ResumingReader {
             tracing::debug!(source = self.origin.name(), from = self.offset, ?wait, "reopening the source");
             tokio::time::sleep(wait).await;
             match self.origin.reopen(self.offset).await {
-                Ok(OriginResponse { body, length }) => {
-                    self.response = OriginResponse { body, length: self.response.length.or(length) };
+                Ok(OriginResponse { body, length, end_marked }) => {
+                    let length = self.response.length.or(length);
+                    if length.is_none() && self.response.end_marked && !end_marked {
+                        last = verify::unproven_length();
+                        continue;
+                    }
+                    self.response = OriginResponse { body, length, end_marked };
                     return Ok(());
                 }
                 Err(failure) => last = failure,

@@ -1,16 +1,19 @@
 //! `s3://` sources in the staging buckets, read with the worker's own identity.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{Builder, ResponseChecksumValidation};
-use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::config::{Builder, ConfigBag, Intercept, ResponseChecksumValidation, RuntimeComponents};
+use aws_sdk_s3::error::{BoxError, SdkError};
 use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
 use aws_sdk_s3::primitives::ByteStream;
+use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, stream};
 
+use super::https::{covers_the_whole, is_chunked};
 use super::resume::{self, OpenedSource, Origin, OriginResponse, ReadLimits, ResponseBody};
 use crate::aws::errors::{innermost, staging_failure, status_label};
 use crate::domain::destination::{AccountId, BucketName};
@@ -41,14 +44,19 @@ impl S3Source {
         reader: SourceReader<'_>,
     ) -> Result<OpenedSource, Failure> {
         let origin = self.origin(bucket, key, reader, "")?;
-        let output = origin.get(None).await?;
+        let (output, end_marked) = origin.get(None).await?;
         let length = output.content_length().and_then(|length| u64::try_from(length).ok());
         let etag = output.e_tag().map(ToOwned::to_owned);
+        let content_encoding = output.content_encoding.clone();
+        if let Some(range) = output.content_range().filter(|range| !covers_the_whole(range)) {
+            let message = format!("{} sent only a part although all was requested ({range})", origin.name());
+            return Err(Failure::new(Reason::SourceUnavailable, message));
+        }
         let resumable = etag.as_deref().is_some_and(resume::is_strong);
         let origin = S3Origin { etag: etag.clone().unwrap_or_default(), ..origin };
-        let whole = OriginResponse { body: body(output.body), length };
+        let whole = OriginResponse { body: body(output.body), length, end_marked };
         let chunks = resume::chunks(Box::new(origin), whole, 0, resumable, self.limits);
-        Ok(OpenedSource { length, etag, resumable, chunks })
+        Ok(OpenedSource { length, etag, content_encoding, end_marked, resumable, chunks })
     }
 
     /// Requests the object that `checkpoint` identifies from byte `from` on, which must be in it.
@@ -69,12 +77,12 @@ impl S3Source {
             Err(failure) if failure.reason == Reason::SourceChanged => return Ok(None),
             answered => answered?,
         };
-        let etag = output.e_tag().map(ToOwned::to_owned);
+        let (etag, content_encoding) = (output.0.e_tag.clone(), output.0.content_encoding.clone());
         // A wrong range of any kind: the job starts from the beginning, and fails then if it must.
         let Ok(rest) = origin.range(output, from) else { return Ok(None) };
-        let length = rest.length;
+        let (length, end_marked) = (rest.length, rest.end_marked);
         let chunks = resume::chunks(Box::new(origin), rest, from, true, self.limits);
-        Ok(OpenedSource { length, etag, resumable: true, chunks }.matching(checkpoint))
+        Ok(OpenedSource { length, etag, content_encoding, end_marked, resumable: true, chunks }.matching(checkpoint))
     }
 
     fn origin(
@@ -121,20 +129,23 @@ struct S3Origin {
 }
 
 impl S3Origin {
-    async fn get(&self, from: Option<u64>) -> Result<GetObjectOutput, Failure> {
+    /// Returns the response, and true if the transport marks the end of its body.
+    async fn get(&self, from: Option<u64>) -> Result<(GetObjectOutput, bool), Failure> {
+        let chunked = ChunkedHeader::default();
         let mut request = self.source.client.get_object().bucket(&self.bucket).key(&self.key);
         request = request.set_expected_bucket_owner(self.owner.as_ref().map(ToString::to_string));
         if let Some(from) = from {
             request = request.range(format!("bytes={from}-")).if_match(&self.etag);
         }
-        let answered = self.source.limits.in_time(self.name(), send(request)).await;
+        let answered = self.source.limits.in_time(self.name(), send(request, chunked.clone())).await;
         self.source.metrics.s3_request("GetObject", status_label(&answered));
-        answered?.map_err(|error| staging_failure(&self.name(), &error))
+        let output = answered?.map_err(|error| staging_failure(&self.name(), &error))?;
+        Ok((output, chunked.0.load(Ordering::Relaxed)))
     }
 
     /// Returns the body, if it is the requested range. The entity tag is checked because some
     /// stores ignore `If-Match`.
-    fn range(&self, output: GetObjectOutput, from: u64) -> Result<OriginResponse, Failure> {
+    fn range(&self, (output, end_marked): (GetObjectOutput, bool), from: u64) -> Result<OriginResponse, Failure> {
         if output.e_tag().is_some_and(|etag| etag != self.etag) {
             let message = format!("{} changed while it was read", self.name());
             return Err(Failure::new(Reason::SourceChanged, message));
@@ -142,18 +153,42 @@ impl S3Origin {
         let range = output.content_range().unwrap_or_default();
         if !range.starts_with(&format!("bytes {from}-")) {
             let message = format!("{} answered with another range than the requested one", self.name());
-            return Err(Failure::new(Reason::Unclassified, message));
+            return Err(Failure::new(Reason::SourceUnavailable, message));
         }
         let length = range.rsplit_once('/').and_then(|(_, total)| total.parse().ok());
-        Ok(OriginResponse { body: body(output.body), length })
+        Ok(OriginResponse { body: body(output.body), length, end_marked })
     }
 }
 
 /// Sends the request without checksum validation: the SDK would compare the checksum of the whole
 /// object with the requested range. Length, entity tag and the job's digest are checked instead.
-async fn send(request: GetObjectFluentBuilder) -> Result<GetObjectOutput, SdkError<GetObjectError>> {
+async fn send(
+    request: GetObjectFluentBuilder,
+    chunked: ChunkedHeader,
+) -> Result<GetObjectOutput, SdkError<GetObjectError>> {
     let plain = Builder::new().response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-    request.customize().config_override(plain).send().await
+    request.customize().config_override(plain).interceptor(chunked).send().await
+}
+
+/// True once a response had chunks, whose end is marked. The SDK's output does not tell.
+#[derive(Debug, Clone, Default)]
+struct ChunkedHeader(Arc<AtomicBool>);
+
+impl Intercept for ChunkedHeader {
+    fn name(&self) -> &'static str {
+        "ChunkedHeader"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let codings = context.response().headers().get("transfer-encoding");
+        self.0.store(codings.is_some_and(is_chunked), Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 impl Origin for S3Origin {

@@ -14,9 +14,15 @@ pub struct SourceStream {
     /// Exact length in bytes, if the origin reports it. A stream of another length ends in a
     /// failure.
     pub length: Option<u64>,
+    /// True if nothing can tell half of the content from all of it, and that was accepted: neither
+    /// the origin nor the job gives a length or a digest.
+    pub length_unproven: bool,
     /// Identifier of this version of the content: a strong entity tag, or the modification time and
     /// size of a file.
     pub validator: Option<String>,
+    /// Encodings of the bytes according to the origin, such as `gzip`, in the order of their
+    /// application. `None` for plain bytes and for files.
+    pub content_encoding: Option<String>,
     /// True if another worker can later read the rest with [`Sources::open_at`] and `validator`:
     /// the origin supports ranges and has a strong validator.
     ///
@@ -38,7 +44,8 @@ impl SourceStream {
     /// Returns the stream of an open file, which is always resumable.
     pub(super) fn of_file(file: Arc<FileSource>) -> Self {
         let (length, validator) = (Some(file.length()), Some(file.validator()));
-        Self { length, validator, resumable: true, body: SourceBody::File(file) }
+        let body = SourceBody::File(file);
+        Self { length, length_unproven: false, validator, content_encoding: None, resumable: true, body }
     }
 
     /// Drops the first `bytes` of the chunks: they were read only to verify them.

@@ -21,6 +21,7 @@ fn config() -> SourceConfig {
         allow_http: true,
         allow_private_networks: true,
         allow_networks: Vec::new(),
+        allow_unproven_length: false,
         max_bytes: None,
     }
 }
@@ -36,7 +37,7 @@ fn sources(config: SourceConfig) -> Sources {
 }
 
 fn job(location: Location) -> job::Source {
-    job::Source { location, size: None, sha256: None, etag: None }
+    job::Source { location, size: None, sha256: None, etag: None, allow_unproven_length: false }
 }
 
 async fn read(sources: &Sources, source: &job::Source) -> Result<Vec<u8>, Failure> {
@@ -85,17 +86,50 @@ async fn without_a_length_the_size_in_the_job_is_used_and_enforced() {
     let origin = ScriptedOrigin::start(|_, _| response(200, &[], TEXT)).await;
     let sources = sources(config());
     let source = |size| job::Source { size, ..job(Location::Http(origin.url("/f"))) };
-    assert_eq!(sources.open(&source(None), ANYONE).await.unwrap().length, None);
     assert_eq!(sources.open(&source(Some(10)), ANYONE).await.unwrap().length, Some(10));
     assert_eq!(reason(&sources, &source(Some(10))).await, None);
     assert_eq!(reason(&sources, &source(Some(9))).await, Some(Reason::SourceMismatch));
-    assert_eq!(reason(&sources, &source(Some(11))).await, Some(Reason::SourceMismatch));
+    assert_eq!(reason(&sources, &source(Some(11))).await, Some(Reason::SourceUnavailable), "like a broken connection");
+}
+
+#[tokio::test]
+async fn a_length_that_nothing_proves_is_refused_or_reported() {
+    let origin = ScriptedOrigin::start(|_, _| response(200, &[("etag", "\"v1\"")], TEXT)).await;
+    let chunks = [("transfer-encoding", "chunked")];
+    let chunked = ScriptedOrigin::start(move |_, _| response(200, &chunks, b"a\r\n0123456789\r\n0\r\n\r\n")).await;
+    let staging = Some(s3::tests::client(&origin));
+    let bucket = crate::domain::destination::BucketName::parse("staging").unwrap();
+    let (strict, lenient) = (config(), SourceConfig { allow_unproven_length: true, ..config() });
+    let [strict, lenient] =
+        [strict, lenient].map(|config| Sources::new(config, 0, Arc::new(Metrics::new(1)), staging.clone()).unwrap());
+    let (plain, object) = (job(Location::Http(origin.url("/f"))), job(Location::S3 { bucket, key: "k".into() }));
+    for source in [&plain, &object] {
+        let failure = strict.open(source, ANYONE).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::SourceUnavailable);
+        assert!(failure.message.contains("ended without saying how long it is"), "{}", failure.message);
+        assert!(failure.hint.contains("allow_unproven_length"), "{}", failure.hint);
+        for proven in [
+            job::Source { size: Some(10), ..source.clone() },
+            job::Source { sha256: Some(Sha256::digest(TEXT).into()), ..source.clone() },
+        ] {
+            assert!(!strict.open(&proven, ANYONE).await.unwrap().length_unproven);
+            assert_eq!(read(&strict, &proven).await.unwrap(), TEXT);
+        }
+        let accepted = job::Source { allow_unproven_length: true, ..source.clone() };
+        for (sources, source) in [(&strict, &accepted), (&lenient, source)] {
+            assert!(sources.open(source, ANYONE).await.unwrap().length_unproven);
+            assert_eq!(read(sources, source).await.unwrap(), TEXT);
+        }
+    }
+    let marked = job(Location::Http(chunked.url("/f")));
+    assert!(!strict.open(&marked, ANYONE).await.unwrap().length_unproven);
+    assert_eq!(read(&strict, &marked).await.unwrap(), TEXT);
 }
 
 #[tokio::test]
 async fn an_endless_body_ends_at_max_bytes() {
     let origin = ScriptedOrigin::start(|_, _| [response(200, &[], b""), vec![ResponseStep::Endless]].concat()).await;
-    let sources = sources(SourceConfig { max_bytes: Some(1_000_000), ..config() });
+    let sources = sources(SourceConfig { max_bytes: Some(1_000_000), allow_unproven_length: true, ..config() });
     assert_eq!(reason(&sources, &job(Location::Http(origin.url("/f")))).await, Some(Reason::TooLarge));
 }
 
@@ -301,7 +335,7 @@ async fn a_length_that_is_not_reported_again_still_applies() {
     let (origin, mark) = (origin.await, mark("\"v1\"", Some(10)));
     let source = job(Location::Http(origin.url("/f")));
     // The second case requests the missing byte and gets the same range again.
-    for (offset, reason) in [(0, Reason::SourceUnavailable), (4, Reason::Unclassified)] {
+    for (offset, reason) in [(0, Reason::SourceUnavailable), (4, Reason::SourceUnavailable)] {
         assert_eq!(rest(&sources(config()), &source, &mark, offset).await, Err(reason), "from {offset}");
     }
 }

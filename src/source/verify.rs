@@ -15,6 +15,8 @@ pub(super) struct ExpectedContent {
     pub(super) declared: Option<u64>,
     /// Length in bytes according to the origin.
     pub(super) announced: Option<u64>,
+    /// True if the transport marks the end of the content: a broken connection can't look like it.
+    pub(super) end_marked: bool,
     /// SHA-256 according to the job.
     pub(super) sha256: Option<[u8; 32]>,
     /// `source.max_bytes`.
@@ -27,10 +29,10 @@ impl ExpectedContent {
     pub(super) fn new(
         source: &job::Source,
         max_bytes: Option<u64>,
-        announced: Option<u64>,
-        etag: Option<&str>,
+        content: &AnnouncedContent<'_>,
     ) -> Result<Self, Failure> {
-        let expected = Self { declared: source.size, announced, sha256: source.sha256, max_bytes };
+        let AnnouncedContent { length: announced, etag, end_marked } = *content;
+        let expected = Self { declared: source.size, announced, end_marked, sha256: source.sha256, max_bytes };
         if let Some(announced) = announced {
             expected.check_max_bytes(announced)?;
             if source.size.is_some_and(|declared| declared != announced) {
@@ -41,6 +43,15 @@ impl ExpectedContent {
             check_etag(declared, etag)?;
         }
         Ok(expected)
+    }
+
+    /// Returns true if nothing can tell half of the content from all of it.
+    pub(super) fn is_unproven(&self) -> bool {
+        !self.tells_its_end() && self.declared.is_none() && self.sha256.is_none()
+    }
+
+    fn tells_its_end(&self) -> bool {
+        self.announced.is_some() || self.end_marked
     }
 
     /// Returns the length to plan the upload with.
@@ -70,6 +81,11 @@ impl ExpectedContent {
             let message = format!("the source ended after {read} of {announced} bytes");
             return Err(Failure::new(Reason::SourceUnavailable, message));
         }
+        // A broken connection looks like this, and is not the job's fault.
+        if let Some(declared) = self.declared.filter(|declared| read < *declared && !self.tells_its_end()) {
+            let message = format!("the source ended after {read} of {declared} bytes without saying how long it is");
+            return Err(Failure::new(Reason::SourceUnavailable, message));
+        }
         if self.declared.is_some_and(|declared| declared != read) {
             return Err(self.length_mismatch(read));
         }
@@ -93,6 +109,27 @@ impl ExpectedContent {
         let declared = self.declared.unwrap_or_default();
         Failure::new(Reason::SourceMismatch, format!("the source has {read} bytes, the job says {declared}"))
     }
+}
+
+/// Description of a content by its origin, before it is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AnnouncedContent<'a> {
+    /// Length in bytes.
+    pub(super) length: Option<u64>,
+    /// Entity tag, strong or weak.
+    pub(super) etag: Option<&'a str>,
+    /// True if the transport marks the end.
+    pub(super) end_marked: bool,
+}
+
+/// Returns the failure for a source whose end proves nothing. Another attempt may reach a server
+/// that tells the length.
+pub(super) fn unproven_length() -> Failure {
+    let message = "the source's response ended without saying how long it is (neither Content-Length nor chunks), \
+                   so a broken connection would look like its end";
+    let hint = "Give source.size or source.sha256 in the job, or make the server send Content-Length. To deliver such \
+                sources anyway, set allow_unproven_length in the job's source or in [source].";
+    Failure::new(Reason::SourceUnavailable, message).hint(hint)
 }
 
 /// Fails as `source_mismatch` unless the digests are equal.
@@ -172,7 +209,9 @@ mod tests {
 
     use super::*;
 
-    const UNKNOWN: ExpectedContent = ExpectedContent { declared: None, announced: None, sha256: None, max_bytes: None };
+    /// Chunks with an end mark, as every proven content without a length.
+    const UNKNOWN: ExpectedContent =
+        ExpectedContent { declared: None, announced: None, end_marked: true, sha256: None, max_bytes: None };
 
     /// Returns the text that the stream yielded, and the reason of its failure.
     async fn run(parts: &[&'static str], expected: ExpectedContent) -> (String, Option<Reason>) {
@@ -195,6 +234,7 @@ mod tests {
             announced: Some(6),
             sha256: Some(Sha256::digest("abcdef").into()),
             max_bytes: Some(6),
+            ..UNKNOWN
         };
         assert_eq!(run(&["ab", "", "cd", "ef", ""], exact).await, ("abcdef".into(), None));
         assert_eq!(run(&["ab", "c"], UNKNOWN).await, ("abc".into(), None));
@@ -206,6 +246,8 @@ mod tests {
         for (expected, reason) in [
             (ExpectedContent { declared: Some(5), ..UNKNOWN }, Reason::SourceMismatch),
             (ExpectedContent { declared: Some(7), ..UNKNOWN }, Reason::SourceMismatch),
+            (ExpectedContent { declared: Some(7), end_marked: false, ..UNKNOWN }, Reason::SourceUnavailable),
+            (ExpectedContent { declared: Some(5), end_marked: false, ..UNKNOWN }, Reason::SourceMismatch),
             (ExpectedContent { announced: Some(5), ..UNKNOWN }, Reason::SourceChanged),
             (ExpectedContent { announced: Some(7), ..UNKNOWN }, Reason::SourceUnavailable),
             (ExpectedContent { max_bytes: Some(5), ..UNKNOWN }, Reason::TooLarge),
@@ -231,13 +273,30 @@ mod tests {
 
     fn source(size: Option<u64>, etag: Option<&str>) -> job::Source {
         let location = job::Location::File("/x".into());
-        job::Source { location, size, sha256: None, etag: etag.map(Into::into) }
+        let etag = etag.map(Into::into);
+        job::Source { location, size, sha256: None, etag, allow_unproven_length: false }
+    }
+
+    fn content(length: Option<u64>, etag: Option<&str>) -> AnnouncedContent<'_> {
+        AnnouncedContent { length, etag, end_marked: false }
+    }
+
+    #[test]
+    fn only_a_length_an_end_mark_or_the_job_proves_the_end() {
+        let unproven = |size, digest: Option<[u8; 32]>, length, end_marked| {
+            let source = job::Source { sha256: digest, ..source(size, None) };
+            let content = AnnouncedContent { end_marked, ..content(length, None) };
+            ExpectedContent::new(&source, None, &content).unwrap().is_unproven()
+        };
+        assert!(unproven(None, None, None, false));
+        assert!(!unproven(Some(6), None, None, false) && !unproven(None, Some([0; 32]), None, false));
+        assert!(!unproven(None, None, Some(6), false) && !unproven(None, None, None, true));
     }
 
     #[test]
     fn the_job_is_compared_before_anything_is_read() {
         let reason = |size, max, announced| {
-            ExpectedContent::new(&source(size, None), max, announced, None).err().map(|f| f.reason)
+            ExpectedContent::new(&source(size, None), max, &content(announced, None)).err().map(|f| f.reason)
         };
         assert_eq!(reason(Some(3), None, Some(3)), None);
         assert_eq!(reason(Some(3), None, None), None);
@@ -248,7 +307,7 @@ mod tests {
 
     #[test]
     fn tags_are_compared_without_their_quotes() {
-        let same = |wanted, is| ExpectedContent::new(&source(None, Some(wanted)), None, None, is).is_ok();
+        let same = |wanted, is| ExpectedContent::new(&source(None, Some(wanted)), None, &content(None, is)).is_ok();
         assert!(same("abc", Some("\"abc\"")) && same("\"abc\"", Some("abc")) && same("W/\"abc\"", Some("W/\"abc\"")));
         assert!(!same("abc", Some("W/\"abc\"")) && !same("abc", Some("abcd")) && !same("abc", None));
     }

@@ -24,6 +24,16 @@ pub(super) enum UploadPlan {
     Parts(PartSizes),
 }
 
+impl UploadPlan {
+    /// The same with parts of one length, also where the length of the whole is unknown.
+    pub(super) fn with_equal_parts(self) -> Self {
+        match self {
+            Self::Parts(PartSizes::Growing { first, .. }) => Self::Parts(PartSizes::Growing { first, largest: first }),
+            plan => plan,
+        }
+    }
+}
+
 /// Limits of a plan.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PlanLimits {

@@ -27,6 +27,7 @@ pub fn fits(checkpoint: &Checkpoint, destination: &Destination, key: &ObjectKey,
     cut && checkpoint.bucket == destination.bucket.as_str()
         && checkpoint.key == key.as_str()
         && checkpoint.kms_key_arn.as_deref() == kms
+        && destination.algorithm.is_none_or(|asked| checkpoint.encryption.algorithm.as_deref() == Some(asked.as_str()))
         && checkpoint.checked == (destination.checksum == Checksum::Crc64Nvme)
 }
 

@@ -54,6 +54,7 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
         checksum_crc64nvme: crc,
         encryption: Some(encryption),
         resumed: false,
+        length_unproven: false,
     }))
 }
 

@@ -7,9 +7,6 @@ use base64::engine::general_purpose::STANDARD;
 use crate::domain::destination::Destination;
 use crate::domain::outcome::{Encryption, Failure, Reason};
 
-/// The algorithm that is asked for when a key is given.
-pub(super) const KMS: &str = "aws:kms";
-
 /// A CRC-64/NVME as S3 writes it: base64 of its 8 bytes, the most significant first.
 pub(super) fn crc_text(crc: u64) -> String {
     STANDARD.encode(crc.to_be_bytes())
@@ -18,16 +15,17 @@ pub(super) fn crc_text(crc: u64) -> String {
 /// Compares the encryption of a reply with the one that the destination asks for.
 ///
 /// For an alias only the algorithm can be compared: S3 replies with the key behind it. Without a
-/// configured key any encryption is accepted.
+/// configured encryption any one is accepted, and without a configured key any key.
 pub(super) fn encryption(
     destination: &Destination,
     algorithm: Option<&ServerSideEncryption>,
     key: Option<&str>,
 ) -> Result<Encryption, Failure> {
     let got = Encryption { algorithm: algorithm.map(|a| a.as_str().to_owned()), kms_key_arn: key.map(str::to_owned) };
-    let Some(asked) = &destination.encryption else { return Ok(got) };
-    let algorithm_fits = got.algorithm.as_deref() == Some(KMS);
-    let key_fits = asked.key_arn.is_alias() || key == Some(asked.key_arn.as_str());
+    let Some(asked) = destination.algorithm else { return Ok(got) };
+    let asked_key = destination.encryption.as_ref().map(|kms| &kms.key_arn);
+    let algorithm_fits = got.algorithm.as_deref() == Some(asked.as_str());
+    let key_fits = asked_key.is_none_or(|asked| asked.is_alias() || key == Some(asked.as_str()));
     if algorithm_fits && key_fits {
         return Ok(got);
     }
@@ -36,9 +34,13 @@ pub(super) fn encryption(
         (Some(algorithm), None) => format!("says {algorithm}"),
         (Some(algorithm), Some(key)) => format!("says {algorithm} with {key}"),
     };
-    let message = format!("asked for {KMS} with {}, but S3 {said}", asked.key_arn.as_str());
-    Err(Failure::new(Reason::EncryptionMismatch, message)
-        .hint("use the ARN of the key itself, and check that the store honours encryption headers"))
+    let with = asked_key.map(|key| format!(" with {}", key.as_str())).unwrap_or_default();
+    let message = format!("asked for {}{with}, but S3 {said}", asked.as_str());
+    let hint = match asked_key {
+        Some(_) => "use the ARN of the key itself, and check that the store honours encryption headers",
+        None => "check that the store honours encryption headers, or remove encryption from the destination",
+    };
+    Err(Failure::new(Reason::EncryptionMismatch, message).hint(hint))
 }
 
 /// Compares the checksum of a reply, where it has one, with ours.
@@ -55,8 +57,8 @@ pub(super) fn checksum(ours: Option<&str>, reply: Option<&str>) -> Result<(), Fa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::destination::DestinationId;
     use crate::domain::destination::raw::{RawAuth, RawDestination};
+    use crate::domain::destination::{DestinationId, EncryptionAlgorithm};
 
     const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 
@@ -91,6 +93,24 @@ mod tests {
         assert!(encryption(&alias, Some(&ServerSideEncryption::Aes256), None).is_err());
         assert!(encryption(&destination(None), Some(&ServerSideEncryption::Aes256), None).is_ok());
         assert!(encryption(&destination(None), None, None).is_ok());
+    }
+
+    #[test]
+    fn the_algorithm_alone_is_compared_too() {
+        let asked = |algorithm| Destination { algorithm: Some(algorithm), ..destination(None) };
+        let (s3, kms) = (ServerSideEncryption::Aes256, ServerSideEncryption::AwsKms);
+        assert!(encryption(&asked(EncryptionAlgorithm::Aes256), Some(&s3), None).is_ok());
+        assert!(encryption(&asked(EncryptionAlgorithm::Kms), Some(&kms), Some(KEY)).is_ok(), "whichever key");
+        for (algorithm, reply) in [
+            (EncryptionAlgorithm::Aes256, Some(&kms)),
+            (EncryptionAlgorithm::Aes256, None),
+            (EncryptionAlgorithm::Kms, Some(&s3)),
+            (EncryptionAlgorithm::KmsDsse, Some(&kms)),
+        ] {
+            let mismatch = encryption(&asked(algorithm), reply, None).unwrap_err();
+            assert_eq!(mismatch.reason, Reason::EncryptionMismatch);
+            assert!(mismatch.message.contains(algorithm.as_str()), "{}", mismatch.message);
+        }
     }
 
     #[test]

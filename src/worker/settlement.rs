@@ -377,6 +377,7 @@ fn delivered(data: OutcomeData, receipt: Receipt) -> OutcomeData {
         checksum_crc64nvme: receipt.checksum_crc64nvme,
         encryption: receipt.encryption,
         resumed: receipt.resumed,
+        length_unproven: receipt.length_unproven,
         ..data
     }
 }

@@ -77,7 +77,8 @@ fn within(destination: &Destination, policy: &str) {
         };
         for resource in resources {
             // `${*}`, `${?}` and `${$}` are the characters themselves.
-            let plain = ["*", "?", "$"].iter().fold(resource.to_owned(), |text, c| text.replace(&format!("${{{c}}}"), "_"));
+            let plain =
+                ["*", "?", "$"].iter().fold(resource.to_owned(), |text, c| text.replace(&format!("${{{c}}}"), "_"));
             let star = plain.find(['*', '?', '$']);
             assert!(star.is_none_or(|at| at + 1 == plain.len()), "{resource}");
             let of_key = statement["Action"].to_string().contains("kms:");

@@ -118,6 +118,7 @@ async fn read(
         if from.read_until(b'\n', &mut first).await.map_err(|problem| unreadable(&problem))? == 0 {
             return Err(InputError::whole("there is no job in it"));
         }
+        first = wire::without_byte_order_mark(&first).to_vec();
     }
     if serde_json::from_slice::<serde::de::IgnoredAny>(&first).is_err() {
         from.read_to_end(&mut first).await.map_err(|problem| unreadable(&problem))?;
@@ -178,6 +179,19 @@ mod tests {
         let publication = &job.publication;
         assert_eq!(publication.routing_key, "job.scheduled.acme");
         assert_eq!(publication.properties.message_id.as_deref(), Some("a"));
+    }
+
+    #[tokio::test]
+    async fn a_byte_order_mark_is_skipped_and_not_published() {
+        for text in
+            [job("a"), job("a").replace(',', ",\n"), format!("{}\n{}", job("a"), job("b")), format!("\n{}", job("a"))]
+        {
+            let jobs = all(format!("\u{feff}{text}")).await.unwrap();
+            assert!(
+                jobs.iter().all(|job| job.as_ref().is_ok_and(|job| job.publication.body.starts_with(b"{"))),
+                "{jobs:?}"
+            );
+        }
     }
 
     #[tokio::test]

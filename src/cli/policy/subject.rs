@@ -99,6 +99,7 @@ impl PolicySubjectArgs {
             return Err(CommandError::Usage("--account: an account is 12 digits".to_owned()));
         }
         let partition = partition_of(region);
+        let bucket = bucket.rsplit('/').next().unwrap_or(bucket);
         let name: String = format!("consign-{bucket}").chars().take(MAX_ROLE_NAME).collect();
         Ok(format!("arn:{partition}:iam::{account}:role/{name}"))
     }

@@ -26,6 +26,7 @@ pub(super) fn source(raw: RawSourceConfig, findings: &mut Findings) -> SourceCon
         schemes: raw.schemes,
         allow_http: raw.allow_http,
         allow_private_networks: raw.allow_private_networks,
+        allow_unproven_length: raw.allow_unproven_length,
         max_bytes: raw.max_bytes,
     }
 }

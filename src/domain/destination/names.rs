@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::arn::split_arn;
+
 /// A value that was refused: which field, why, and what would be accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
@@ -62,7 +64,8 @@ text_newtype!(
     DestinationId
 );
 text_newtype!(
-    /// A general purpose bucket: 3-63 of `[a-z0-9.-]` by the naming rules of the S3 user guide.
+    /// A general purpose bucket: 3-63 of `[a-z0-9.-]` by the naming rules of the S3 user guide. Of a
+    /// destination it may be the ARN of an access point in its place.
     BucketName
 );
 text_newtype!(
@@ -115,6 +118,57 @@ impl BucketName {
             return refuse("bucket", "a bucket name may not look like an IP address");
         }
         Ok(Self(text.into()))
+    }
+
+    /// Parses the bucket of a destination: a name, or the ARN of an access point in `region`. What
+    /// looks like a bucket and can't be delivered to is refused by what it is.
+    pub fn of_destination(text: &str, region: Option<&Region>) -> Result<Self, Invalid> {
+        const KINDS: [(&str, &str); 6] = [
+            (
+                "--x-s3",
+                "is a directory bucket (S3 Express One Zone), which is not supported; use a general purpose bucket",
+            ),
+            ("--table-s3", "is a table bucket, which takes no files; use a general purpose bucket"),
+            ("--op-s3", "is an access point on Outposts, which is not supported; use a bucket in the region"),
+            ("--ol-s3", "is an access point of Object Lambda, which takes no files; use the bucket itself"),
+            ("-s3alias", "is the alias of an access point, which no policy can name; give the access point's ARN"),
+            (
+                ".mrap",
+                "is a multi-region access point, which is not supported; use a bucket or access point of one region",
+            ),
+        ];
+        if let Some((_, problem)) = KINDS.iter().find(|(end, _)| text.ends_with(end)) {
+            return refuse("bucket", *problem);
+        }
+        if !text.starts_with("arn:") {
+            return Self::parse(text);
+        }
+        if text.contains(":s3-outposts:") {
+            return refuse("bucket", KINDS[2].1);
+        }
+        if text.contains(":s3-object-lambda:") {
+            return refuse("bucket", KINDS[3].1);
+        }
+        let point = split_arn(text).filter(|arn| {
+            let name = arn.resource.strip_prefix("accesspoint/").unwrap_or_default();
+            let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            arn.service == "s3" && (3..=50).contains(&name.len()) && name.bytes().all(inner)
+        });
+        match (point, region) {
+            (Some(point), Some(region)) if point.region != region.as_str() => {
+                refuse("bucket", format!("the access point is in {}, the destination in {region}", point.region))
+            }
+            (Some(_), _) => Ok(Self(text.into())),
+            (None, _) => refuse(
+                "bucket",
+                "give the bucket's name alone, or the ARN of an access point: \"arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME\"",
+            ),
+        }
+    }
+
+    /// Returns true for the ARN of an access point.
+    pub fn is_access_point(&self) -> bool {
+        self.0.starts_with("arn:")
     }
 }
 

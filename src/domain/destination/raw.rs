@@ -10,8 +10,8 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AccountId, Auth, BucketName, Checksum, Destination, DestinationId, DestinationIdentity, ExternalId, Invalid,
-    KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, strict,
+    AccountId, Auth, BucketName, Checksum, Destination, DestinationId, DestinationIdentity, EncryptionAlgorithm,
+    ExternalId, Invalid, KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, strict,
 };
 
 /// A destination as it is written. Nothing is checked yet but the shape;
@@ -23,7 +23,7 @@ use super::{
 pub struct RawDestination {
     /// The name; required inline, given by the section's own name in the config.
     pub id: Option<String>,
-    /// The bucket's name.
+    /// The bucket's name, or the ARN of an access point.
     pub bucket: String,
     /// The bucket's region.
     pub region: String,
@@ -33,7 +33,10 @@ pub struct RawDestination {
     /// Access to the bucket.
     #[serde(deserialize_with = "strict::object")]
     pub auth: RawAuth,
-    /// A KMS key ARN; absent means the bucket's own default encryption.
+    /// Encryption to ask for. Default: "aws:kms" with kms_key_arn; else none, which means the
+    /// bucket's own default encryption.
+    pub encryption: Option<EncryptionAlgorithm>,
+    /// A KMS key ARN, for the two KMS encryptions.
     pub kms_key_arn: Option<String>,
     /// True if S3 is to use a bucket key.
     pub bucket_key_enabled: Option<bool>,
@@ -50,6 +53,10 @@ pub struct RawDestination {
     /// The checksum sent with the bytes.
     #[serde(default)]
     pub checksum: Checksum,
+    /// True for stores that want all parts of an upload but the last of one length, such as R2. Such
+    /// an upload can't be resumed if the job compresses it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub equal_parts: bool,
     /// The platform's own name of the customer.
     pub tenant: Option<String>,
     /// Users of the broker whose jobs are accepted, by the `user_id` that the broker has verified.
@@ -95,8 +102,8 @@ impl RawDestination {
     pub fn validate(self, id: DestinationId) -> Result<Destination, Vec<Invalid>> {
         let mut problems = Vec::new();
         let mut note = |problem: Invalid| problems.push(problem);
-        let bucket = BucketName::parse(&self.bucket).map_err(&mut note).ok();
         let region = Region::parse(&self.region).map_err(&mut note).ok();
+        let bucket = BucketName::of_destination(&self.bucket, region.as_ref()).map_err(&mut note).ok();
         let prefix = Prefix::parse(&self.prefix).map_err(&mut note).ok();
         let auth = self.auth.validate().map_err(|found| found.into_iter().for_each(|p| note(p.under("auth")))).ok();
         let key = self.kms_key_arn.as_deref().map(KmsKeyArn::parse).transpose().map_err(&mut note).ok().flatten();
@@ -110,10 +117,7 @@ impl RawDestination {
                 format!("the key lives in {}, the bucket in {region}; S3 needs both in one region", key.region()),
             ));
         }
-        if self.kms_key_arn.is_none() && (self.bucket_key_enabled.is_some() || !self.encryption_context.is_empty()) {
-            let field = if self.bucket_key_enabled.is_some() { "bucket_key_enabled" } else { "encryption_context" };
-            note(Invalid::new(field, "has no effect without kms_key_arn; give the key or leave this out"));
-        }
+        self.encryption_conflicts().into_iter().for_each(&mut note);
         if let Some(problem) = self.publishers.as_deref().and_then(publishers_problem) {
             note(Invalid::new("publishers", problem));
         }
@@ -126,6 +130,7 @@ impl RawDestination {
             (None, Auth::IamRole { role_arn, .. }) => Some(role_arn.account().clone()),
             _ => owner,
         };
+        let algorithm = self.encryption.or(key.is_some().then_some(EncryptionAlgorithm::Kms));
         let encryption = key.map(|key_arn| KmsEncryption {
             key_arn,
             bucket_key_enabled: self.bucket_key_enabled,
@@ -138,16 +143,40 @@ impl RawDestination {
             region,
             prefix,
             auth,
+            algorithm,
             encryption,
             expected_bucket_owner,
             max_concurrency: self.max_concurrency,
             max_bytes_per_second: self.max_bytes_per_second,
             checksum: self.checksum,
+            equal_parts: self.equal_parts,
             tenant: self.tenant,
             publishers: self.publishers.unwrap_or_default(),
         };
         crate::domain::policy::session_policy_fits(&destination).map_err(|problem| vec![problem])?;
         Ok(destination)
+    }
+
+    /// Settings of the encryption that contradict each other.
+    fn encryption_conflicts(&self) -> Option<Invalid> {
+        let key = self.kms_key_arn.is_some();
+        let problem = |field, problem| Some(Invalid::new(field, problem));
+        match self.encryption {
+            Some(EncryptionAlgorithm::Aes256) if key => problem(
+                "encryption",
+                "\"AES256\" uses no KMS key; remove kms_key_arn, or give \"aws:kms\" or \"aws:kms:dsse\"",
+            ),
+            _ if !key && self.bucket_key_enabled.is_some() => {
+                problem("bucket_key_enabled", "has no effect without kms_key_arn; give the key or leave this out")
+            }
+            _ if !key && !self.encryption_context.is_empty() => {
+                problem("encryption_context", "has no effect without kms_key_arn; give the key or leave this out")
+            }
+            Some(EncryptionAlgorithm::KmsDsse) if self.bucket_key_enabled == Some(true) => {
+                problem("bucket_key_enabled", "S3 has no bucket keys for \"aws:kms:dsse\"; remove it")
+            }
+            _ => None,
+        }
     }
 
     /// As [`RawDestination::validate`] for a destination that came inside a job: it carries its own
@@ -237,5 +266,80 @@ impl RawAuth {
             Some(secret) if problems.is_empty() => Ok(Auth::AccessKey { access_key_id: id, secret }),
             _ => Err(problems),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/k";
+
+    fn raw() -> RawDestination {
+        let auth = RawAuth { role_arn: Some("arn:aws:iam::123456789012:role/r".into()), ..RawAuth::default() };
+        RawDestination { bucket: "bucket".into(), region: "eu-west-1".into(), auth, ..RawDestination::default() }
+    }
+
+    fn valid(raw: RawDestination) -> Result<Destination, String> {
+        let named = |problems: Vec<Invalid>| problems[0].field.to_string();
+        raw.validate(DestinationId::parse("acme").unwrap()).map_err(named)
+    }
+
+    #[test]
+    fn the_encryption_is_what_is_given_else_that_of_the_key() {
+        use EncryptionAlgorithm::{Aes256, Kms, KmsDsse};
+        for (encryption, key, asked) in [
+            (None, false, None),
+            (None, true, Some(Kms)),
+            (Some(Aes256), false, Some(Aes256)),
+            (Some(Kms), false, Some(Kms)),
+            (Some(Kms), true, Some(Kms)),
+            (Some(KmsDsse), true, Some(KmsDsse)),
+        ] {
+            let kms_key_arn = key.then(|| KEY.to_owned());
+            let destination = valid(RawDestination { encryption, kms_key_arn, ..raw() }).unwrap();
+            assert_eq!((destination.algorithm, destination.encryption.is_some()), (asked, key));
+            assert_eq!(destination.may_use_default_key(), !key && encryption != Some(Aes256));
+        }
+    }
+
+    #[test]
+    fn contradicting_encryptions_are_refused() {
+        use EncryptionAlgorithm::{Aes256, KmsDsse};
+        let key = || Some(KEY.to_owned());
+        let field = |raw: RawDestination| valid(raw).unwrap_err();
+        assert_eq!(field(RawDestination { encryption: Some(Aes256), kms_key_arn: key(), ..raw() }), "encryption");
+        let bucket_key_enabled = Some(true);
+        for (encryption, kms_key_arn) in [(Some(Aes256), None), (None, None), (Some(KmsDsse), key())] {
+            let raw = RawDestination { encryption, kms_key_arn, bucket_key_enabled, ..raw() };
+            assert_eq!(field(raw), "bucket_key_enabled");
+        }
+        let encryption_context = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        assert_eq!(field(RawDestination { encryption_context, ..raw() }), "encryption_context");
+    }
+
+    #[test]
+    fn what_is_no_bucket_of_a_region_is_refused_by_what_it_is() {
+        let problem = |bucket: &str| BucketName::of_destination(bucket, Region::parse("eu-west-1").ok().as_ref()).err();
+        for (bucket, what) in [
+            ("acme--euw1-az1--x-s3", "directory bucket"),
+            ("acme-tables--table-s3", "table bucket"),
+            ("acme-o0123--op-s3", "Outposts"),
+            ("acme-lambda--ol-s3", "Object Lambda"),
+            ("acme-abcdef0123456789-s3alias", "access point's ARN"),
+            ("mfzwi23gnjvgw.mrap", "multi-region"),
+            ("arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap", "multi-region"),
+            ("arn:aws:s3-outposts:eu-west-1:123456789012:outpost/op-1/accesspoint/a", "Outposts"),
+            ("arn:aws:s3-object-lambda:eu-west-1:123456789012:accesspoint/a", "Object Lambda"),
+            ("arn:aws:s3:eu-west-2:123456789012:accesspoint/exports", "is in eu-west-2"),
+            ("arn:aws:s3:::acme", "name alone"),
+            ("arn:aws:s3:eu-west-1:123456789012:accesspoint/exports/object/x", "name alone"),
+        ] {
+            let problem = problem(bucket).expect(bucket);
+            assert!(problem.problem.contains(what), "{bucket}: {}", problem.problem);
+        }
+        assert!(
+            problem("arn:aws:s3:eu-west-1:123456789012:accesspoint/exports").is_none() && problem("acme").is_none()
+        );
     }
 }

@@ -128,7 +128,7 @@ fn explicit_deny(said: &str, context: &DiagnosisContext<'_>) -> Code {
         Code::ExplicitDenyIdentity
     } else if context.reads == Reads::ExplicitlyDenied {
         Code::ExplicitDenySourceAddress
-    } else if context.destination.encryption.is_none() {
+    } else if context.destination.algorithm.is_none() {
         Code::ExplicitDenyUnencrypted
     } else {
         Code::ExplicitDenyEncryption

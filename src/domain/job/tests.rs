@@ -227,6 +227,16 @@ fn generated(name: &str) -> Vec<u8> {
 }
 
 #[test]
+fn a_byte_order_mark_before_the_json_is_skipped() {
+    for (name, json, _) in GOLDEN {
+        let marked = format!("\u{feff}{json}");
+        let job = parse(None, None, marked.as_bytes()).expect(name);
+        assert_eq!(job.id, wire::parse(json.as_bytes()).expect(name).id);
+        assert!(parse(None, None, format!("\u{feff}{marked}").as_bytes()).is_err(), "{name}: only one");
+    }
+}
+
+#[test]
 fn every_bad_message_is_refused_by_its_field() {
     let corpus = include_str!("../../../tests/corpus/bad_jobs/bad_jobs.ndjson");
     let mut names = std::collections::BTreeSet::new();
@@ -269,7 +279,7 @@ prop_compose! {
         sha256 in prop::option::of("[0-9a-f]{64}"),
         etag in prop::option::of("(W/)?\"[a-z0-9-]{1,40}\""),
     ) -> RawJobSource {
-        RawJobSource { url, size, sha256, etag }
+        RawJobSource { url, size, sha256, etag, allow_unproven_length: false }
     }
 }
 
@@ -297,11 +307,13 @@ prop_compose! {
             auth: RawAuth { role_arn, external_id, ..RawAuth::default() },
             bucket_key_enabled: bucket_key.filter(|_| kms.is_some()),
             encryption_context: if kms.is_some() { context } else { BTreeMap::new() },
+            encryption: None,
             kms_key_arn: kms,
             expected_bucket_owner: owner,
             max_concurrency,
             max_bytes_per_second,
             checksum: if plain { Checksum::None } else { Checksum::default() },
+            equal_parts: false,
             tenant,
         }
     }

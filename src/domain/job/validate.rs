@@ -81,7 +81,8 @@ impl RawJobSource {
         let location = Location::parse(&self.url)?;
         let sha256 = self.sha256.as_deref().map(sha256).transpose()?;
         let etag = self.etag.map(|tag| header("source.etag", tag)).transpose()?;
-        Ok(Source { location, size: self.size, sha256, etag })
+        let allow_unproven_length = self.allow_unproven_length;
+        Ok(Source { location, size: self.size, sha256, etag, allow_unproven_length })
     }
 }
 

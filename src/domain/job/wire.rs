@@ -35,6 +35,7 @@ pub fn parse(body: &[u8]) -> Result<Job, Rejected> {
 /// are refused.
 pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
     check_length(body)?;
+    let body = without_byte_order_mark(body);
     let text = std::str::from_utf8(body).map_err(|problem| {
         let place = problem.valid_up_to();
         Rejected::job("body", format!("is not UTF-8 from byte {place} on; send JSON in UTF-8, or set content_type"))
@@ -51,6 +52,11 @@ pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
             Err(refused.identified(probe.identity()))
         }
     }
+}
+
+/// Drops a byte order mark, which some Windows tools write before a text in UTF-8.
+pub fn without_byte_order_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body)
 }
 
 pub(super) fn check_length(body: &[u8]) -> Result<(), Rejected> {

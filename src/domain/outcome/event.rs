@@ -99,6 +99,10 @@ pub struct OutcomeData {
     pub duration_seconds: Option<f64>,
     /// True when an unfinished upload was resumed.
     pub resumed: bool,
+    /// True if neither the source nor the job gives the length of the content, and that was
+    /// accepted: a connection that broke early would look the same.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub length_unproven: bool,
     /// The job's labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

@@ -70,7 +70,7 @@ impl TemplateDocuments {
         let required = Scope { optional: false, ..scope.clone() };
         let optional = |permission: Permission| permission.need(destination) == Need::Optional;
         let optional = statements(destination, scope, optional);
-        let default_key = destination.encryption.is_none().then(|| {
+        let default_key = destination.may_use_default_key().then(|| {
             let mut statement = statement_on(destination, None);
             statement["Resource"] = key_arn.clone();
             document(&[statement])

@@ -8,17 +8,26 @@ pub const TEST_OBJECT: &str = "consign-connection-test";
 use crate::domain::destination::{Destination, KmsKeyArn};
 
 pub(super) fn bucket_arn(destination: &Destination) -> String {
+    if destination.bucket.is_access_point() {
+        return destination.bucket.to_string();
+    }
     format!("arn:{}:s3:::{}", destination.partition(), destination.bucket)
+}
+
+/// A key below the prefix, or a pattern of keys.
+fn object_arn(destination: &Destination, rest: &str) -> String {
+    let objects = if destination.bucket.is_access_point() { "/object" } else { "" };
+    format!("{}{objects}/{}{rest}", bucket_arn(destination), literal(destination.prefix.as_str()))
 }
 
 /// Everything below the prefix.
 pub(super) fn objects_arn(destination: &Destination) -> String {
-    format!("{}/{}*", bucket_arn(destination), literal(destination.prefix.as_str()))
+    object_arn(destination, "*")
 }
 
 /// The connection test's own file.
 pub(super) fn test_object_arn(destination: &Destination) -> String {
-    format!("{}/{}{TEST_OBJECT}", bucket_arn(destination), literal(destination.prefix.as_str()))
+    object_arn(destination, TEST_OBJECT)
 }
 
 /// Lists below the prefix alone. Without a prefix there is no condition: the key it would compare

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::document::{compact, document};
 use super::permission::Permission;
 use super::resource::{bucket_arn, keys_beside, list_condition, objects_arn, via_service};
-use crate::domain::destination::{Auth, Destination, Invalid};
+use crate::domain::destination::{Auth, Destination, EncryptionAlgorithm, Invalid};
 
 /// The most characters STS takes as an inline session policy
 /// (<https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>).
@@ -75,7 +75,7 @@ fn policy(destination: &Destination, left_out: &[Permission]) -> String {
     if kept(&Permission::GetBucketLocation) {
         statements.push(allow(&Permission::GetBucketLocation.action().into(), &bucket_arn(destination), json!({})));
     }
-    statements.push(kms(destination));
+    statements.extend(kms(destination));
     if kept(&Permission::ListBucket) {
         let condition = list_condition(destination);
         statements.push(allow(&Permission::ListBucket.action().into(), &bucket_arn(destination), condition));
@@ -103,16 +103,18 @@ fn objects(destination: &Destination, kept: impl Fn(&Permission) -> bool) -> Val
     allow(&actions, &objects_arn(destination), json!({}))
 }
 
-fn kms(destination: &Destination) -> Value {
+/// The statement on the key; `None` where S3 encrypts without KMS.
+fn kms(destination: &Destination) -> Option<Value> {
     let actions = json!([Permission::KmsGenerateDataKey.action(), Permission::KmsDecrypt.action()]);
     let via = json!({ "StringLike": { "kms:ViaService": via_service(destination, "*") } });
-    match destination.encryption.as_ref().map(|encryption| &encryption.key_arn) {
+    Some(match destination.encryption.as_ref().map(|encryption| &encryption.key_arn) {
+        _ if destination.algorithm == Some(EncryptionAlgorithm::Aes256) => return None,
         Some(key) if !key.is_alias() => allow(&actions, key.as_str(), json!({})),
         // A policy can't name a key by its alias, so the alias' own account and region bound it.
         Some(alias) => allow(&actions, &keys_beside(alias), via),
         // The bucket's default may be a customer's key that is not configured here.
         None => allow(&actions, "*", via),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -172,6 +174,23 @@ mod tests {
         assert_eq!(unnamed["Statement"][2]["Resource"], "*");
         let via = &unnamed["Statement"][2]["Condition"]["StringLike"]["kms:ViaService"];
         assert_eq!(via, "s3.*.amazonaws.com.cn");
+    }
+
+    #[test]
+    fn through_an_access_point_its_arn_is_the_bucket() {
+        let arn = "arn:aws-cn:s3:cn-north-1:123456789012:accesspoint/exports";
+        let raw = RawDestination { bucket: arn.into(), ..raw("in", None) };
+        let policy = parsed(&raw.validate(DestinationId::parse("acme").unwrap()).unwrap());
+        assert_eq!(policy["Statement"][0]["Resource"], format!("{arn}/object/in/*"));
+        assert_eq!(policy["Statement"][3]["Resource"], arn);
+    }
+
+    #[test]
+    fn without_kms_no_key_may_be_used() {
+        let encryption = Some(EncryptionAlgorithm::Aes256);
+        let raw = RawDestination { encryption, ..raw("exports", None) };
+        let policy = session_policy(&raw.validate(DestinationId::parse("acme").unwrap()).unwrap());
+        assert!(policy.contains("s3:PutObject") && !policy.contains("kms:"), "{policy}");
     }
 
     #[test]

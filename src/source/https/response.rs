@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_RANGE, ETAG, HeaderMap, LOCATION, RETRY_AFTER};
-use http::{HeaderName, StatusCode};
+use http::header::{CONTENT_RANGE, ETAG, HeaderMap, LOCATION, RETRY_AFTER, TRANSFER_ENCODING};
+use http::{HeaderName, StatusCode, Version};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use url::Url;
@@ -25,16 +25,37 @@ pub(super) fn redirect_target(at: &Url, status: StatusCode, headers: &HeaderMap)
     }
 }
 
-/// Checks that the response is the whole content.
+/// Returns true if the transport marks the end of a body without a length: HTTP/2 by END_STREAM,
+/// HTTP/1.1 by the last chunk. Without the mark hyper reports an error. A body that ends with its
+/// connection has no mark.
+pub(super) fn marks_its_end(version: Version, headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(TRANSFER_ENCODING).iter().next_back();
+    version > Version::HTTP_11 || codings.is_some_and(|codings| codings.to_str().is_ok_and(is_chunked))
+}
+
+/// Returns true if the last of these transfer codings is `chunked`.
+pub(in crate::source) fn is_chunked(codings: &str) -> bool {
+    codings.rsplit(',').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"))
+}
+
+/// Checks that the response is the whole content. Some caches answer 206 with all of it although no
+/// range was requested.
 pub(super) fn check_whole(at: &Url, status: StatusCode, headers: &HeaderMap) -> Result<(), Failure> {
+    let range = header_text(headers, &CONTENT_RANGE);
     match status {
         StatusCode::OK => Ok(()),
+        StatusCode::PARTIAL_CONTENT if range.is_some_and(covers_the_whole) => Ok(()),
+        StatusCode::PARTIAL_CONTENT => Err(unavailable(at, status, "sent only a part although all was requested")),
         _ => Err(status_failure(at, status, headers)),
     }
 }
 
 /// Checks that the response is the content with this tag from byte `from` on. Returns the length of
 /// the whole content.
+///
+/// Fails as `source_changed` only if the length is another one. Everything else may differ between
+/// the servers behind one name, so it is `source_unavailable`: the next attempt starts from the
+/// beginning.
 pub(super) fn check_range(
     at: &Url,
     status: StatusCode,
@@ -44,21 +65,22 @@ pub(super) fn check_range(
     length: Option<u64>,
 ) -> Result<Option<u64>, Failure> {
     let changed = |how: &str| Err(Failure::new(Reason::SourceChanged, format!("{} changed: {how}", RedactedUrl(at))));
+    let other = |how: &str| Err(unavailable(at, status, how));
     match status {
         StatusCode::PARTIAL_CONTENT => {}
-        StatusCode::OK => return changed("a range was requested, and the whole was sent"),
-        StatusCode::PRECONDITION_FAILED => return changed("its etag is different"),
+        StatusCode::OK => return other("sent the whole although a range was requested"),
+        StatusCode::PRECONDITION_FAILED => return other("has another etag than before the connection broke"),
         StatusCode::RANGE_NOT_SATISFIABLE => return changed(&format!("it is shorter than {from} bytes")),
         _ => return Err(status_failure(at, status, headers)),
     }
     if header_text(headers, &ETAG).is_some_and(|actual| actual != etag) {
-        return changed("its etag is different");
+        return other("has another etag than before the connection broke");
     }
-    let Some((start, total)) = header_text(headers, &CONTENT_RANGE).and_then(content_range) else {
-        return Err(unclassified(at, status, "a range without a valid Content-Range"));
+    let Some(ContentRange { first, total, .. }) = header_text(headers, &CONTENT_RANGE).and_then(content_range) else {
+        return other("sent a range without a valid Content-Range");
     };
-    if start != from {
-        return Err(unclassified(at, status, "another range than the requested one"));
+    if first != from {
+        return other("sent another range than the requested one");
     }
     match (total, length) {
         (Some(total), Some(length)) if total != length => changed(&format!("it has {total} bytes and had {length}")),
@@ -68,8 +90,7 @@ pub(super) fn check_range(
 
 /// Classifies a status, one row per meaning.
 fn status_failure(at: &Url, status: StatusCode, headers: &HeaderMap) -> Failure {
-    let failure =
-        |reason, what: &str| Failure::new(reason, format!("{} {what} (HTTP {})", RedactedUrl(at), status.as_u16()));
+    let failure = |reason, what| status_named(at, status, reason, what);
     match status.as_u16() {
         404 | 410 => failure(Reason::SourceNotFound, "does not exist"),
         // An expired presigned URL answers 403, on some stores 401.
@@ -82,9 +103,19 @@ fn status_failure(at: &Url, status: StatusCode, headers: &HeaderMap) -> Failure 
         500..=599 => {
             Failure { retry_after: retry_after(headers), ..failure(Reason::SourceUnavailable, "is unavailable") }
         }
+        202 => Failure { retry_after: retry_after(headers), ..failure(Reason::SourceUnavailable, "is not ready yet") },
+        203 => failure(Reason::SourceUnavailable, "was altered by a proxy on the way"),
         400..=499 => failure(Reason::Unclassified, "rejected the request"),
         _ => unclassified(at, status, "an unexpected status"),
     }
+}
+
+fn unavailable(at: &Url, status: StatusCode, what: &str) -> Failure {
+    status_named(at, status, Reason::SourceUnavailable, what)
+}
+
+fn status_named(at: &Url, status: StatusCode, reason: Reason, what: &str) -> Failure {
+    Failure::new(reason, format!("{} {what} (HTTP {})", RedactedUrl(at), status.as_u16()))
 }
 
 fn unclassified(at: &Url, status: StatusCode, what: &str) -> Failure {
@@ -110,12 +141,25 @@ fn until(time: Timestamp) -> Duration {
     Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default()
 }
 
-/// Parses `bytes 5-9/10` into the first byte and the length of the whole; `*` is an unknown length.
-fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
+/// A parsed `Content-Range`.
+struct ContentRange {
+    first: u64,
+    last: u64,
+    /// Length of the whole; `None` for `*`.
+    total: Option<u64>,
+}
+
+/// Parses `bytes 5-9/10`.
+fn content_range(value: &str) -> Option<ContentRange> {
     let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
+    let (first, last) = range.split_once('-')?;
     let total = if total == "*" { None } else { Some(total.parse().ok()?) };
-    Some((start.parse().ok()?, total))
+    Some(ContentRange { first: first.parse().ok()?, last: last.parse().ok()?, total })
+}
+
+/// Returns true for the range from the first to the last byte of the whole, such as `bytes 0-9/10`.
+pub(in crate::source) fn covers_the_whole(value: &str) -> bool {
+    content_range(value).is_some_and(|range| range.first == 0 && range.last.checked_add(1) == range.total)
 }
 
 #[cfg(test)]
@@ -133,8 +177,10 @@ mod tests {
     #[test]
     fn every_status_has_its_reason() {
         for (status, reason) in [
+            (202, Reason::SourceUnavailable),
+            (203, Reason::SourceUnavailable),
             (204, Reason::Unclassified),
-            (206, Reason::Unclassified),
+            (206, Reason::SourceUnavailable),
             (304, Reason::Unclassified),
             (400, Reason::Unclassified),
             (401, Reason::SourceDenied),
@@ -157,10 +203,33 @@ mod tests {
     }
 
     #[test]
+    fn a_206_is_the_whole_if_its_range_covers_it() {
+        let whole = |range| check_whole(&url(), StatusCode::PARTIAL_CONTENT, &headers(&[(CONTENT_RANGE, range)]));
+        assert!(whole("bytes 0-9/10").is_ok());
+        for range in ["bytes 0-8/10", "bytes 1-9/10", "bytes 0-9/*", "bytes 0-18446744073709551615/0", "lines 0-9/10"] {
+            assert_eq!(whole(range).unwrap_err().reason, Reason::SourceUnavailable, "{range}");
+        }
+    }
+
+    #[test]
+    fn only_chunks_and_http_2_mark_their_end() {
+        let chunked = |value| headers(&[(TRANSFER_ENCODING, value)]);
+        for value in ["chunked", "Chunked", "gzip, chunked"] {
+            assert!(marks_its_end(Version::HTTP_11, &chunked(value)), "{value}");
+        }
+        assert!(!marks_its_end(Version::HTTP_11, &chunked("chunked, gzip")));
+        assert!(!marks_its_end(Version::HTTP_11, &HeaderMap::new()));
+        assert!(!marks_its_end(Version::HTTP_10, &HeaderMap::new()));
+        assert!(marks_its_end(Version::HTTP_2, &HeaderMap::new()));
+    }
+
+    #[test]
     fn retry_after_is_seconds_or_a_date_and_bounded() {
         let asked = |value: &str| {
             let headers = headers(&[(RETRY_AFTER, value)]);
-            check_whole(&url(), StatusCode::TOO_MANY_REQUESTS, &headers).unwrap_err().retry_after
+            let after = |status| check_whole(&url(), status, &headers).unwrap_err().retry_after;
+            assert_eq!(after(StatusCode::ACCEPTED), after(StatusCode::TOO_MANY_REQUESTS));
+            after(StatusCode::TOO_MANY_REQUESTS)
         };
         assert_eq!(asked("17"), Some(Duration::from_secs(17)));
         assert_eq!(asked("999999999"), Some(MAX_RETRY_AFTER));
@@ -192,12 +261,12 @@ mod tests {
         assert_eq!(part(206, &[range("bytes 5-9/*"), (ETAG, "\"v1\"")]), Ok(Some(10)));
         for (status, list, reason) in [
             (206, vec![range("bytes 5-9/11")], Reason::SourceChanged),
-            (206, vec![range("bytes 5-9/10"), (ETAG, "\"v2\"")], Reason::SourceChanged),
-            (206, vec![range("bytes 0-9/10")], Reason::Unclassified),
-            (206, vec![range("lines 5-9/10")], Reason::Unclassified),
-            (206, vec![], Reason::Unclassified),
-            (200, vec![], Reason::SourceChanged),
-            (412, vec![], Reason::SourceChanged),
+            (206, vec![range("bytes 5-9/10"), (ETAG, "\"v2\"")], Reason::SourceUnavailable),
+            (206, vec![range("bytes 0-9/10")], Reason::SourceUnavailable),
+            (206, vec![range("lines 5-9/10")], Reason::SourceUnavailable),
+            (206, vec![], Reason::SourceUnavailable),
+            (200, vec![], Reason::SourceUnavailable),
+            (412, vec![], Reason::SourceUnavailable),
             (416, vec![], Reason::SourceChanged),
             (404, vec![], Reason::SourceNotFound),
             (503, vec![], Reason::SourceUnavailable),

@@ -58,7 +58,7 @@ async fn the_whole_content_is_read_as_sent() {
     let origin = origin.await;
     let opened = http().open(&origin.url("/a?b=c")).await.unwrap();
     assert_eq!((opened.length, opened.strong_etag()), (Some(10), None));
-    assert_eq!(opened.etag.as_deref(), Some("W/\"x\""));
+    assert_eq!((opened.etag.as_deref(), opened.content_encoding.as_deref()), (Some("W/\"x\""), Some("gzip")));
     assert_eq!(opened.chunks.try_collect::<Vec<_>>().await.unwrap().concat(), TEXT);
     let head = &origin.heads()[0];
     assert!(head.starts_with("GET /a?b=c HTTP/1.1") && head.contains("accept-encoding: identity"), "{head}");
@@ -154,10 +154,10 @@ async fn a_broken_connection_resumes_with_a_range_request() {
 async fn different_content_is_never_appended() {
     type SecondResponse = (u16, &'static [(&'static str, &'static str)], Reason);
     let seconds: [SecondResponse; 5] = [
-        (200, &[("etag", "\"v2\""), ("content-length", "10")], Reason::SourceChanged),
-        (206, &[("etag", "\"v2\""), ("content-range", "bytes 4-9/10")], Reason::SourceChanged),
+        (200, &[("etag", "\"v2\""), ("content-length", "10")], Reason::SourceUnavailable),
+        (206, &[("etag", "\"v2\""), ("content-range", "bytes 4-9/10")], Reason::SourceUnavailable),
         (206, &[("etag", "\"v1\""), ("content-range", "bytes 4-9/12")], Reason::SourceChanged),
-        (206, &[("etag", "\"v1\""), ("content-range", "bytes 0-9/10")], Reason::Unclassified),
+        (206, &[("etag", "\"v1\""), ("content-range", "bytes 0-9/10")], Reason::SourceUnavailable),
         (404, &[], Reason::SourceNotFound),
     ];
     for (status, headers, reason) in seconds {
@@ -166,7 +166,7 @@ async fn different_content_is_never_appended() {
         );
         let origin = origin.await;
         assert_eq!(fails(&http(), &origin.url("/f")).await.reason, reason, "{status} {headers:?}");
-        assert_eq!(origin.heads().len(), 2);
+        assert_eq!(origin.heads().len() > 2, reason == Reason::SourceUnavailable, "{status} {headers:?}");
     }
 }
 
@@ -192,6 +192,69 @@ async fn a_truncated_chunked_body_is_a_failure() {
     let origin =
         ScriptedOrigin::start(|_, _| response(200, &[("transfer-encoding", "chunked")], b"4\r\n0123\r\n")).await;
     assert_eq!(fails(&http(), &origin.url("/f")).await.reason, Reason::SourceUnavailable);
+}
+
+/// Each is all that hyper tells about the end of a body.
+#[tokio::test]
+async fn a_body_that_ends_with_its_connection_has_no_end_mark() {
+    let raw = |head: &str, body: &[u8]| vec![ResponseStep::Send([head.as_bytes(), b"\r\n\r\n", body].concat())];
+    for (head, body, marked) in [
+        ("HTTP/1.0 200 OK", &TEXT[..5], false),
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive", &TEXT[..5], false),
+        ("HTTP/1.1 200 OK\r\nConnection: close", &TEXT[..5], false),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity", &TEXT[..5], false),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", b"5\r\n01234\r\n0\r\n\r\n", true),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 9", b"5\r\n01234\r\n0\r\n\r\n", true),
+    ] {
+        let origin = ScriptedOrigin::start(move |_, _| raw(head, body)).await;
+        let opened = http().open(&origin.url("/f")).await.unwrap();
+        assert_eq!((opened.length, opened.end_marked), (None, marked), "{head}");
+        let chunks: Vec<_> = opened.chunks.try_collect().await.unwrap();
+        assert_eq!(chunks.concat(), &TEXT[..5], "{head}");
+    }
+    for (head, body) in [
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", &b"5\r\n01234\r\n"[..]),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", b"5\r\n01234\r\n0\r\n"),
+        ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked", b"5\r\n01234\r\n0\r\n\r\n"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 10", &TEXT[..5]),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 10", &TEXT[..5]),
+    ] {
+        let origin = ScriptedOrigin::start(move |_, _| raw(head, body)).await;
+        assert_eq!(fails(&http(), &origin.url("/f")).await.reason, Reason::SourceUnavailable, "{head} {body:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_206_that_covers_the_whole_is_the_whole() {
+    let answer = |range: &'static str| {
+        ScriptedOrigin::start(move |_, _| response(206, &[("content-range", range), ("content-length", "10")], TEXT))
+    };
+    assert_eq!(read(&http(), &answer("bytes 0-9/10").await.url("/f")).await.unwrap(), TEXT);
+    let part = fails(&http(), &answer("bytes 0-9/20").await.url("/f")).await;
+    assert_eq!(part.reason, Reason::SourceUnavailable);
+}
+
+/// Two servers behind one name with etags of their own: the one that has the content resumes.
+#[tokio::test]
+async fn another_etag_after_a_break_is_tried_again() {
+    let origin = ScriptedOrigin::start(|number, head| match number {
+        0 => cut(&RANGES),
+        1 => ranged_response(head, "\"node-2\"", TEXT),
+        _ => ranged_response(head, "\"v1\"", TEXT),
+    });
+    assert_eq!(read(&http(), &origin.await.url("/f")).await.unwrap(), TEXT);
+}
+
+/// The redirect only ends for a client that sends the cookie back. That is not supported, and said.
+#[tokio::test]
+async fn cookies_of_a_redirect_are_not_sent_back() {
+    let origin = ScriptedOrigin::start(|_, _| {
+        response(302, &[("location", "/f"), ("set-cookie", "s=hidden"), ("content-length", "0")], b"")
+    });
+    let origin = origin.await;
+    let failure = fails(&http(), &origin.url("/f")).await;
+    assert!(failure.message.contains("cookies"), "{}", failure.message);
+    assert!(origin.heads().iter().all(|head| !head.contains("cookie")), "{:?}", origin.heads());
 }
 
 #[tokio::test]

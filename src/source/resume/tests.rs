@@ -64,7 +64,7 @@ async fn run(
     let resumable = responses.is_some();
     let origin =
         FixedOrigin { responses: Mutex::new(responses.unwrap_or_default()), asked: std::sync::Arc::clone(&asked) };
-    let first = OriginResponse { body: first, length };
+    let first = OriginResponse { body: first, length, end_marked: true };
     let mut chunks = chunks(Box::new(origin), first, 0, resumable, limits(min_rate));
     let mut text = String::new();
     let ended = loop {
@@ -79,7 +79,7 @@ async fn run(
 }
 
 fn rest(items: &[Result<&'static str, &'static str>]) -> OriginResponse {
-    OriginResponse { body: at_once(items), length: None }
+    OriginResponse { body: at_once(items), length: None, end_marked: true }
 }
 
 #[tokio::test]
@@ -133,6 +133,13 @@ async fn a_length_reported_later_is_enforced() {
     let learnt = OriginResponse { length: Some(3), ..rest(&[Ok("b")]) };
     let run = run(at_once(&[Ok("a"), Err("reset")]), None, Some(vec![Ok(learnt)]), 0).await;
     assert_eq!((run.text.as_str(), run.ended.unwrap().reason), ("ab", Reason::SourceUnavailable));
+}
+
+#[tokio::test]
+async fn a_range_whose_end_proves_nothing_is_not_appended() {
+    let unmarked = OriginResponse { end_marked: false, ..rest(&[Ok("b")]) };
+    let run = run(at_once(&[Ok("a"), Err("reset")]), None, Some(vec![Ok(unmarked), Ok(rest(&[Ok("bc")]))]), 0).await;
+    assert_eq!((run.text.as_str(), run.asked, run.ended), ("abc", vec![1, 1], None));
 }
 
 #[tokio::test]

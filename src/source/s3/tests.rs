@@ -56,6 +56,27 @@ async fn the_whole_object_is_read() {
 }
 
 #[tokio::test]
+async fn the_encoding_and_the_end_mark_of_an_object_are_reported() {
+    let encoded = [("content-length", "10"), ("content-encoding", "gzip")];
+    let chunked = b"a\r\n0123456789\r\n0\r\n\r\n";
+    for (headers, body, expected) in [
+        (&encoded[..], TEXT, (Some(10), false, Some("gzip"))),
+        (&[("transfer-encoding", "chunked")], &chunked[..], (None, true, None)),
+        (&[], TEXT, (None, false, None)),
+    ] {
+        let headers: &'static [(&str, &str)] = headers.to_vec().leak();
+        let origin = ScriptedOrigin::start(move |_, _| response(200, headers, body)).await;
+        let opened =
+            staging(&origin).open(&BucketName::parse("staging").unwrap(), "k", SourceReader::Inline).await.unwrap();
+        assert_eq!((opened.length, opened.end_marked, opened.content_encoding.as_deref()), expected, "{headers:?}");
+        assert_eq!(opened.chunks.try_collect::<Vec<_>>().await.unwrap().concat(), TEXT);
+    }
+    let part = [("content-length", "10"), ("content-range", "bytes 0-9/20")];
+    let origin = ScriptedOrigin::start(move |_, _| response(206, &part, TEXT)).await;
+    assert_eq!(read(&staging(&origin), "staging").await.unwrap_err().reason, Reason::SourceUnavailable);
+}
+
+#[tokio::test]
 async fn each_request_is_counted_by_its_status() {
     let origin = ScriptedOrigin::start(|number, _| match number {
         0 => response(200, &WHOLE, TEXT),
@@ -108,7 +129,7 @@ async fn a_different_object_is_never_appended() {
         assert_eq!(read(&staging(&origin), "staging").await.unwrap_err().reason, reason, "{code}");
     }
     let whole_again = ScriptedOrigin::start(|_, _| response(200, &WHOLE, &TEXT[..4])).await;
-    assert_eq!(read(&staging(&whole_again), "staging").await.unwrap_err().reason, Reason::Unclassified);
+    assert_eq!(read(&staging(&whole_again), "staging").await.unwrap_err().reason, Reason::SourceUnavailable);
 }
 
 #[tokio::test]

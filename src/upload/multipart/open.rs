@@ -372,6 +372,7 @@ impl<'a> MultipartUpload<'a> {
             checksum_crc64nvme: reply.checksum_crc64_nvme,
             encryption: Some(self.encryption.clone()),
             resumed: self.again,
+            length_unproven: false,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::fixture::{AcmeFixture, KMS_KEY, REGION, role_destination, site};
+use crate::fixture::{ACME, AcmeFixture, KMS_KEY, REGION, role_destination, site};
 use crate::testbed::broker::Message;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::job;
@@ -119,6 +119,30 @@ async fn another_encryption_than_asked_is_never_a_success() {
     fixture.s3.on("PutObject").after(Effect::WrongEncryption);
     fixture.schedule_with("a", b"hello", &json!({"destination": "acme-kms"})).await;
     deferred(&fixture, "30s", "encryption_mismatch").await;
+    fixture.close().await;
+}
+
+/// A bucket whose policy demands the header is served by asking for S3's own keys.
+#[tokio::test]
+async fn the_encryption_that_is_configured_is_asked_for_and_compared() {
+    let (mut site, s3) = site("ssealgorithm").await;
+    for (id, algorithm) in [("acme-s3", "AES256"), ("acme-aws-kms", "aws:kms"), ("acme-dsse", "aws:kms:dsse")] {
+        let mut destination = role_destination("acme", ACME);
+        destination["encryption"] = json!(algorithm);
+        site.destination(id, &destination);
+    }
+    let worker = site.worker().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    for (id, algorithm) in [("acme-s3", "AES256"), ("acme-aws-kms", "aws:kms"), ("acme-dsse", "aws:kms:dsse")] {
+        for (size, content) in [("small", bytes(22, 1000)), ("large", bytes(22, 20 * MIB))] {
+            let name = format!("{size}-{id}");
+            fixture.schedule_with(&name, &content, &json!({"destination": id})).await;
+            assert_eq!(fixture.delivered(&name).await["encryption"]["algorithm"], algorithm);
+            let headers = fixture.object(&name).unwrap().headers;
+            assert_eq!(headers.get("x-amz-server-side-encryption").map(String::as_str), Some(algorithm), "{name}");
+            assert!(!headers.contains_key("x-amz-server-side-encryption-aws-kms-key-id"), "{name}");
+        }
+    }
     fixture.close().await;
 }
 

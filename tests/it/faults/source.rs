@@ -1,8 +1,10 @@
 //! The source breaks: cut, too long, changed, gone, slow, endless. Nothing half is ever delivered.
 
+use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use serde_json::json;
+use sha2::Digest as _;
 
 use crate::fixture::{AcmeFixture, site};
 use crate::testbed::proxy::{Condition, Proxy, address_of};
@@ -63,14 +65,95 @@ async fn cut_off_where_it_cannot_be_read_on_nothing_is_completed() {
     fixture.close().await;
 }
 
+/// The next attempt reads the new content; a job that names its content gets nothing else.
 #[tokio::test]
 async fn changed_while_it_is_read_it_is_never_glued_together() {
     let (fixture, web) = fixture("srcchanged").await;
-    let first = Content::new(bytes(102, 20 * MIB)).cut_after(9 * MIB);
-    let url = web.script("f", vec![first, Content::new(bytes(103, 20 * MIB))]);
-    fixture.fetch("a", &url).await;
-    fixture.failed("a", "source_changed").await;
-    fixture.nothing_of("a");
+    let (old, new) = (bytes(102, 20 * MIB), bytes(103, 20 * MIB));
+    let first = Content::new(old.clone()).cut_after(9 * MIB);
+    let url = web.script("f", vec![first.clone(), Content::new(new.clone())]);
+    fixture.fetch("a", &fixture.site.can_settle(url, new.clone())).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 2);
+    let digest = hex::encode(sha2::Sha256::digest(&old));
+    let url = web.script("g", vec![first, Content::new(new)]);
+    fixture.schedule_with("b", b"", &json!({"source": {"url": url, "sha256": digest}})).await;
+    fixture.failed("b", "source_mismatch").await;
+    fixture.nothing_of("b");
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn half_a_file_without_a_length_is_never_delivered() {
+    let (fixture, web) = fixture("srchalf").await;
+    let whole = bytes(111, 39_788);
+    let half = Content::until_the_connection_ends(whole[..19_894].to_vec());
+    let url = web.put("half", half.clone());
+    for (name, source) in [("bare", json!({"url": url})), ("sized", json!({"url": url, "size": whole.len()}))] {
+        fixture.schedule_with(name, b"", &json!({"source": source})).await;
+        let waiting = fixture.site.broker.taken("wait.5s", &format!("\"{name}\"")).await;
+        assert_eq!(waiting.header("x-attempt"), "1", "{name}");
+        fixture.nothing_of(name);
+    }
+    assert_eq!(fixture.failures("source_unavailable").await, 2.0);
+    let url =
+        fixture.site.can_settle(web.put("whole", Content::until_the_connection_ends(whole.clone())), whole.clone());
+    let accepted = json!({"source": {"url": url, "allow_unproven_length": true}});
+    fixture.schedule_with("accepted", b"", &accepted).await;
+    assert_eq!(fixture.delivered("accepted").await["length_unproven"], true);
+    let proven = json!({"source": {"url": url, "size": whole.len()}});
+    fixture.schedule_with("proven", b"", &proven).await;
+    assert_eq!(fixture.delivered("proven").await.get("length_unproven"), None);
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn stored_compressed_it_is_labelled_so_and_never_compressed_twice() {
+    let (fixture, web) = fixture("srcgzip").await;
+    let plain = b"date,campaign,clicks\n".repeat(5_000);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&plain).unwrap();
+    let stored = encoder.finish().unwrap();
+    let content = Content::new(stored.clone()).with("content-encoding", "gzip");
+    let as_stored = fixture.site.can_settle(web.put("as-stored.csv", content.clone()), stored.clone());
+    let decoded = fixture.site.can_settle(web.put("decoded.csv", content), plain.clone());
+    for (name, extra, encoding) in [
+        ("as-it-is", json!({}), Some("gzip")),
+        ("named", json!({"content_encoding": "x-special"}), Some("x-special")),
+        ("gzip", json!({"compression": "gzip"}), Some("gzip")),
+        ("zstd", json!({"compression": "zstd"}), Some("zstd")),
+    ] {
+        let url = if extra.get("compression").is_some() { &decoded } else { &as_stored };
+        let mut fields = json!({"source": {"url": url, "size": stored.len()}});
+        fields.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        fixture.schedule_with(name, b"", &fields).await;
+        let data = fixture.delivered(name).await;
+        assert_eq!(data["source_bytes"], stored.len(), "{name}");
+        let object = fixture.object(name).unwrap();
+        assert_eq!(object.headers.get("content-encoding").map(String::as_str), encoding, "{name}");
+        let read = match name {
+            "gzip" => gunzip(&object.bytes),
+            "zstd" => zstd::decode_all(&*object.bytes).unwrap(),
+            _ => gunzip(&object.bytes),
+        };
+        assert_eq!(read, plain, "{name}");
+    }
+    fixture.close().await;
+}
+
+fn gunzip(bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain).unwrap();
+    plain
+}
+
+#[tokio::test]
+async fn not_ready_or_altered_on_the_way_it_is_tried_again() {
+    let (fixture, web) = fixture("srcnotyet").await;
+    for (name, status, after, delay) in [("made", 202, "20", "30s"), ("altered", 203, "20", "5s")] {
+        fixture.fetch(name, &web.put(name, Content::refused(status).with("retry-after", after))).await;
+        let waiting = fixture.site.broker.taken(&format!("wait.{delay}"), &format!("\"{name}\"")).await;
+        assert_eq!(waiting.header("x-attempt"), "1", "{name}");
+    }
     fixture.close().await;
 }
 
@@ -95,7 +178,10 @@ async fn a_file_that_changes_under_the_upload_is_never_completed() {
     fixture.s3.on("UploadPart").before(Effect::Delay(Duration::from_secs(2)));
     for name in ["rewritten", "truncated", "grown"] {
         let content = bytes(105, 20 * MIB);
-        fixture.schedule(name, &content).await;
+        // Without the digest the next attempt would deliver the new content.
+        let url = format!("file://{}", fixture.site.files().join(name).display());
+        let source = json!({"url": url, "sha256": hex::encode(sha2::Sha256::digest(&content))});
+        fixture.schedule_with(name, &content, &json!({"source": source})).await;
         until("the upload is open", Duration::from_secs(30), async || (fixture.s3.open_uploads() == 1).then_some(()))
             .await;
         let path = fixture.site.files().join(name);

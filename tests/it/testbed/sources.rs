@@ -31,6 +31,8 @@ pub struct Content {
     bytes: Bytes,
     ranges: bool,
     length_known: bool,
+    /// The answer ends with its connection, as HTTP/1.0 does it.
+    ends_with_connection: bool,
     status: StatusCode,
     headers: Vec<(&'static str, String)>,
     /// The connection breaks after so many bytes of an answer.
@@ -50,6 +52,7 @@ impl Content {
             bytes: bytes.into(),
             ranges: true,
             length_known: true,
+            ends_with_connection: false,
             status: StatusCode::OK,
             headers: Vec::new(),
             cut: None,
@@ -61,6 +64,11 @@ impl Content {
     /// Served in chunks, without a length and without ranges.
     pub fn of_unknown_length(bytes: impl Into<Bytes>) -> Self {
         Self { ranges: false, length_known: false, ..Self::new(bytes) }
+    }
+
+    /// Served without a length and without chunks: the end of the connection is the only end.
+    pub fn until_the_connection_ends(bytes: impl Into<Bytes>) -> Self {
+        Self { ends_with_connection: true, ..Self::of_unknown_length(bytes) }
     }
 
     /// Answered with this status.
@@ -110,6 +118,9 @@ impl Content {
         let asked = |name| asked.get(name).and_then(|value| value.to_str().ok());
         if asked(header::IF_MATCH).is_some_and(|tag| tag != self.etag()) {
             return builder.status(412).body(whole(Bytes::new())).unwrap();
+        }
+        if self.ends_with_connection {
+            return builder.version(http::Version::HTTP_10).body(self.body(&self.bytes)).unwrap();
         }
         if !self.length_known {
             return builder.body(self.body(&self.bytes)).unwrap();

@@ -69,7 +69,9 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
                 format!(
                     "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands encryption"
                 ),
-                advice("set kms_key_arn of the destination to the key that the bucket policy demands"),
+                advice(
+                    "set encryption of the destination to what the bucket policy demands (\"AES256\", \"aws:kms\" or \"aws:kms:dsse\"), and kms_key_arn to the key that it demands, if any",
+                ),
             );
             explanation.ranked = vec![
                 "the bucket policy refuses uploads that ask for no encryption, or for none with a KMS key".to_owned(),
@@ -81,14 +83,15 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
         Code::ExplicitDenyEncryption => {
             let mut explanation = explained(
                 format!(
-                    "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands another KMS key"
+                    "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands another encryption or KMS key"
                 ),
                 advice(
-                    "set kms_key_arn of the destination to the key that the bucket policy demands, as the ARN of the key itself",
+                    "set encryption and kms_key_arn of the destination to what the bucket policy demands, the key as the ARN of the key itself",
                 ),
             );
             explanation.ranked = vec![
-                "the bucket policy demands another KMS key, or writes the same key in another form".to_owned(),
+                "the bucket policy demands another encryption or KMS key, or writes the same key in another form"
+                    .to_owned(),
                 format!("the bucket policy denies by source address, and does not let {} through", addresses(context)),
                 "the bucket policy denies this prefix, or this principal".to_owned(),
             ];

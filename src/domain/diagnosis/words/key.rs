@@ -21,7 +21,7 @@ fn name(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> String {
 /// Returns the key of the bucket's default encryption, if the destination has none and the error
 /// names it.
 fn default_key(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<KmsKeyArn> {
-    evidence.resource.filter(|_| context.destination.encryption.is_none()).and_then(|arn| KmsKeyArn::parse(arn).ok())
+    evidence.resource.filter(|_| context.destination.may_use_default_key()).and_then(|arn| KmsKeyArn::parse(arn).ok())
 }
 
 fn denied(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<Explanation> {

@@ -94,6 +94,9 @@ impl FrozenJob {
         if job.version != VERSION {
             return Err(Invalid::new("version", "the compact form of this program is that of version 1"));
         }
+        if job.source.allow_unproven_length {
+            return Err(Invalid::new("source.allow_unproven_length", "has no place in the compact form; send JSON"));
+        }
         let job = job.clone();
         Ok(Self {
             id: job.id,
@@ -117,8 +120,9 @@ impl FrozenJob {
     }
 
     pub(super) fn thaw(self) -> Result<RawJob, Invalid> {
-        let source =
-            RawJobSource { url: self.url, size: self.size, sha256: self.sha256.map(hex::encode), etag: self.etag };
+        let sha256 = self.sha256.map(hex::encode);
+        let allow_unproven_length = false;
+        let source = RawJobSource { url: self.url, size: self.size, sha256, etag: self.etag, allow_unproven_length };
         Ok(RawJob {
             version: VERSION,
             id: self.id,
@@ -163,6 +167,10 @@ impl FrozenDestination {
             let problem = "belongs to a configured destination; leave it out";
             return Err(Invalid::new("destination.publishers", problem));
         }
+        let newer = [("encryption", to.encryption.is_some()), ("equal_parts", to.equal_parts)];
+        if let Some((field, _)) = newer.iter().find(|(_, given)| *given) {
+            return Err(Invalid::new(format!("destination.{field}"), "has no place in the compact form; send JSON"));
+        }
         Ok(Self::Inline(Box::new(FrozenInline {
             id: to.id,
             bucket: to.bucket,
@@ -193,6 +201,7 @@ impl FrozenDestination {
             region: frozen.region,
             prefix: frozen.prefix,
             auth,
+            encryption: None,
             kms_key_arn: frozen.kms_key_arn,
             bucket_key_enabled: frozen.bucket_key_enabled,
             encryption_context: unique("destination.encryption_context", frozen.encryption_context)?,
@@ -200,6 +209,7 @@ impl FrozenDestination {
             max_concurrency: frozen.max_concurrency,
             max_bytes_per_second: frozen.max_bytes_per_second,
             checksum: frozen.checksum.into(),
+            equal_parts: false,
             tenant: frozen.tenant,
             publishers: None,
         })))

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::probe::JobProbe;
-use super::{RawDestinationRef, VERSION, check_length, explain, strict};
+use super::{RawDestinationRef, VERSION, check_length, explain, strict, without_byte_order_mark};
 use crate::domain::job::{DestinationRef, Rejected};
 
 /// A connection test as it is asked for, with the AMQP `type` `consign.check.v1`.
@@ -23,7 +23,7 @@ pub struct RawCheckRequest {
 /// as a job.
 pub fn read_check(body: &[u8]) -> Result<DestinationRef, Rejected> {
     check_length(body)?;
-    let text = std::str::from_utf8(body)
+    let text = std::str::from_utf8(without_byte_order_mark(body))
         .map_err(|_| Rejected::job("body", "is not UTF-8; send a connection test as JSON in UTF-8"))?;
     match strict::<RawCheckRequest>(text) {
         Ok(raw) if raw.version == VERSION => raw.destination.validated(),
@@ -50,8 +50,11 @@ mod tests {
 
     #[test]
     fn a_check_names_a_destination_or_brings_one() {
-        let named = read_check(br#"{"version": 1, "destination": "acme"}"#).unwrap();
-        assert!(matches!(named, DestinationRef::Configured(id) if id.as_str() == "acme"));
+        let named = r#"{"version": 1, "destination": "acme"}"#;
+        for body in [named.to_owned(), format!("\u{feff}{named}")] {
+            let named = read_check(body.as_bytes()).unwrap();
+            assert!(matches!(named, DestinationRef::Configured(id) if id.as_str() == "acme"));
+        }
         let inline = br#"{"version": 1, "destination": {"id": "beta", "bucket": "bucket", "region": "eu-west-1",
             "auth": {"method": "iam_role", "role_arn": "arn:aws:iam::123456789012:role/r"}}}"#;
         assert!(matches!(read_check(inline).unwrap(), DestinationRef::Inline(to) if to.id.as_str() == "beta"));

@@ -76,6 +76,9 @@ pub struct RawJobSource {
     pub sha256: Option<String>,
     /// The entity tag.
     pub etag: Option<String>,
+    /// Accepts a source that does not tell its length; the outcome then has `length_unproven`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allow_unproven_length: bool,
 }
 
 /// `destination` as it is written: a name or an object.
