@@ -117,8 +117,7 @@ pub async fn run_in(
         destinations: current.clone(),
         metrics: metrics.clone(),
     });
-    let stop_admin = CancellationToken::new();
-    let last_reload = LastReload::default();
+    let (stop_admin, last_reload) = (CancellationToken::new(), LastReload::default());
     let state = status::admin_state(StatusSource {
         worker: worker.clone(),
         sessions: sessions.clone(),

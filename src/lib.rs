@@ -28,6 +28,9 @@
 //! | question | file |
 //! |---|---|
 //! | the class of a 503 of S3 | `aws/errors.rs` |
+//! | the identity of a destination | `domain/destination/identity.rs` |
+//! | the rules for destinations in jobs | `domain/destination/inline_policy.rs` |
+//! | the publisher of a message | `queue/rabbitmq/origin.rs`, `worker/decode.rs` |
 //! | the choice of a retry delay | `domain/outcome/retry_delay.rs`, `choose` |
 //! | the refresh of a session | `session/cache.rs` |
 //! | the test of the worker's own identity, at home | `session/home.rs` |

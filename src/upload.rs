@@ -249,7 +249,7 @@ impl Uploader {
     }
 
     /// Aborts an upload that nobody will resume. Best effort: a refusal is counted. No call is made
-    /// for a checkpoint outside of the destination's bucket and prefix, whoever wrote it.
+    /// for a checkpoint outside of the destination's bucket and prefix: it may be forged.
     pub async fn abort_upload(&self, destination: &Arc<Destination>, checkpoint: &Checkpoint) {
         if !destination.holds(&checkpoint.bucket, &checkpoint.key) {
             tracing::warn!(destination = %destination.id, "a checkpoint names an upload outside of the destination; it is not aborted");

@@ -1,8 +1,9 @@
 //! All defaults of the configuration, in the order of the sections.
 //!
 //! Not listed: keys without a default, and `worker.id`, which [`with_process_id`] sets. The
-//! sections `[aws]`, `[inline]` and `[check]` have empty and false values only and derive them. The defaults of
-//! `[destinations.ID]` are those of a job's inline destination, in `domain::destination::raw`.
+//! sections `[aws]`, `[inline]` and `[check]` have empty and false values only and derive them. The
+//! defaults of `[destinations.ID]` are those of a job's inline destination, in
+//! `domain::destination::raw`.
 
 use std::num::NonZeroU32;
 use std::time::Duration;

@@ -104,8 +104,8 @@ pub(super) struct RawAwsConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawInline")]
 pub(super) struct RawInlineConfig {
-    /// True if jobs may bring destinations of their own. Whoever may publish can then have data
-    /// sent to every role that trusts the worker.
+    /// True if jobs may bring destinations of their own. Every producer can then have data sent to
+    /// every role that trusts the worker.
     pub(super) enabled: bool,
     /// "required" if each must have an external id, else "optional".
     pub(super) external_id: RawExternalIdRule,

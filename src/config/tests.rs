@@ -257,6 +257,15 @@ fn invalid_and_conflicting_values_are_refused() {
         ("[admin]\ntoken_file = \"/nonexistent\"".to_owned(), "2: admin.token_file: names a file that cannot be read"),
         ("[admin]\ntoken_file = \"/dev/null\"".to_owned(), "2: admin.token_file: names a file without a token"),
         ("[source]\nmax_bytes = 0".to_owned(), "2: source.max_bytes: "),
+        ("[inline]\nexternal_id = \"never\"".to_owned(), "2: inline.external_id: unknown variant `never`"),
+        ("[inline]\nrole_arns = [\"{team}\"]".to_owned(), "2: inline.role_arns: has braces; only {tenant}"),
+        ("[inline]\nprefix_pattern = \"\"".to_owned(), "2: inline.prefix_pattern: holds an empty"),
+        ("[inline]\naccounts = [\"1\"]".to_owned(), "2: inline.accounts: holds accounts of 12 digits"),
+        (format!("{role}{arn} }}\npublishers = []"), "5: destinations.a.publishers: is an empty list"),
+        (
+            format!("{role}{arn} }}\npublishers = [\"x\"]\n[broker]\nurl = \"sqlite:a\""),
+            "5: destinations.a.publishers: needs RabbitMQ",
+        ),
         ("[metrics]\nmax_destinations = 0".to_owned(), "2: metrics.max_destinations: "),
         ("[check]\negress_addresses = [\"192.0.2.0/33\"]".to_owned(), "2: check.egress_addresses: "),
         ("[log]\nfilter = \"consign=loud\"".to_owned(), "2: log.filter: is not a filter"),
@@ -279,6 +288,7 @@ fn values_that_only_seem_to_conflict_are_accepted() {
         "[aws]\nforce_path_style = true",
         "[check]\negress_addresses = [\"192.0.2.0/24\", \"2001:db8::1\"]",
         "[source]\nschemes = [\"file\"]",
+        "[inline]\nenabled = true\nexternal_id_pattern = \"ours:{tenant}:*\"\naccounts = [\"123456789012\"]",
     ] {
         assert!(load_str(text).is_ok(), "{text}: {}", load_str(text).unwrap_err());
     }

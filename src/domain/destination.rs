@@ -29,7 +29,7 @@ pub use names::{AccountId, BucketName, DestinationId, ExternalId, Invalid, Objec
 pub struct Destination {
     /// The name used in routing keys, session names, metrics and logs.
     pub id: DestinationId,
-    /// What keeps it apart from every other destination.
+    /// Identity, by which it is kept apart from every other destination.
     pub identity: DestinationIdentity,
     /// The bucket.
     pub bucket: BucketName,

@@ -139,7 +139,7 @@ impl DestinationRef {
         }
     }
 
-    /// What keeps it apart from every other destination.
+    /// Identity, by which it is kept apart from every other destination.
     pub fn identity(&self) -> DestinationIdentity {
         match self {
             Self::Configured(id) => DestinationIdentity::configured(id.clone()),

@@ -42,7 +42,7 @@ pub struct Delivery {
     pub body: Bytes,
     /// Message properties.
     pub properties: Properties,
-    /// Who published this message.
+    /// Publisher of this very message.
     pub origin: DeliveryOrigin,
     /// User of the broker that published the job first, verified; empty where it is not known.
     pub publisher: String,
@@ -56,7 +56,7 @@ pub struct Delivery {
     pub ticket: DeliveryTag,
 }
 
-/// Who published a message, as far as the queue can verify it.
+/// Publisher of a message, as far as the queue can verify it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryOrigin {
     /// A worker: the message is a copy of a job that was accepted, or the queue has no producers

@@ -65,7 +65,10 @@ impl Bad {
         if let Some(id) = &self.message_id {
             properties = properties.with_message_id(id.as_str().into());
         }
-        broker.publish_raw("job.scheduled.acme", &self.bytes(), properties).await;
+        let named = serde_json::from_slice::<serde_json::Value>(&self.bytes()).unwrap_or_default();
+        // A job as such is published for the destination that it names.
+        let to = named["destination"].as_str().filter(|_| self.stage.is_some()).unwrap_or("acme");
+        broker.publish_raw(&format!("job.scheduled.{to}"), &self.bytes(), properties).await;
     }
 
     fn problem(&self, dead: Option<&Message>) -> Option<String> {

@@ -5,7 +5,7 @@ use secrecy::ExposeSecret as _;
 use super::Findings;
 use crate::config::raw::{RawExternalIdRule, RawInlineConfig};
 use crate::config::sections::BrokerConfig;
-use crate::domain::destination::{AccountId, Destinations, InlinePolicy};
+use crate::domain::destination::{AccountId, Destinations, InlinePolicy, Invalid};
 
 /// Longest pattern in bytes: that of an ARN.
 const MAX_PATTERN_BYTES: usize = 2048;
@@ -29,10 +29,8 @@ pub(super) fn inline(raw: RawInlineConfig, findings: &mut Findings) -> InlinePol
         findings.require(!rest.contains(['{', '}']), key, problem);
     }
     let accounts = raw.accounts.iter().filter_map(|account| {
-        let parsed = AccountId::parse(account).map_err(|mut invalid| {
-            invalid.problem = "holds accounts of 12 digits, such as \"123456789012\"".to_owned();
-            invalid
-        });
+        let problem = "holds accounts of 12 digits, such as \"123456789012\"";
+        let parsed = AccountId::parse(account).map_err(|invalid| Invalid::new(invalid.field, problem));
         findings.parsed("inline.accounts", Some(parsed))
     });
     InlinePolicy {

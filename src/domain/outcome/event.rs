@@ -152,8 +152,9 @@ pub struct Outcome {
 /// Returns the CloudEvents id of an outcome: the same for each copy, so that consumers can drop
 /// duplicates.
 ///
-/// `destination` is its identity: two customers may give their jobs the same id. `run` is the `consign-run` header (0 unless requeued). `.retrying` outcomes of one run
-/// differ by their attempt.
+/// `destination` is its identity: two customers may give their jobs the same id. `run` is the
+/// `consign-run` header (0 unless requeued). `.retrying` outcomes of one run differ by their
+/// attempt.
 pub fn event_id(destination: &str, job_id: &str, run: u32, kind: OutcomeKind, attempt: u32) -> String {
     let attempt = if kind.is_terminal() { 0 } else { attempt };
     let name = format!("{destination}\n{job_id}\n{run}\n{}\n{attempt}", kind.event_type());

@@ -33,7 +33,7 @@ use super::origin;
 use super::publisher::{OutgoingMessage, Publisher};
 use super::topology::Names;
 use crate::config::BrokerConfig;
-use crate::domain::headers::{ERROR_CLASS, ERROR_MESSAGE, ERROR_REASON, Headers, LAST_FAILURE_AT};
+use crate::domain::headers::{ERROR_CLASS, ERROR_MESSAGE, ERROR_REASON, Headers, LAST_FAILURE_AT, PUBLISHER};
 use crate::domain::job;
 use crate::metrics::Metrics;
 use crate::queue::{DeadLetter, LetterId, QueueError};
@@ -245,6 +245,8 @@ impl RabbitMqDeadLetters {
 
 fn read(routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> DeadLetter {
     let mut shown = visible(properties);
+    // For the requeue, which reads it from the message itself.
+    shown.headers.remove(PUBLISHER);
     let death = properties.headers().as_ref().and_then(BrokerDeath::of);
     if let Some(death) = death.as_ref().filter(|_| !shown.headers.contains_key(ERROR_REASON)) {
         shown.headers.extend(death.headers());

@@ -10,6 +10,7 @@
 //! The workers of a fleet share their breakers ([`shared`]), so that a broken destination is asked
 //! as often by many workers as by one.
 
+mod probe;
 mod shared;
 
 use std::collections::{BTreeSet, HashMap};
@@ -27,6 +28,7 @@ use crate::domain::outcome::{Class, Failure, Reason, RetryDelay, TransferResult}
 use crate::metrics::Metrics;
 use crate::worker::history::time_after;
 use crate::worker::reports::FleetReports;
+pub(super) use probe::CircuitProbe;
 use shared::ProbeClaims;
 pub(in crate::worker) use shared::SharedChange;
 
@@ -107,21 +109,6 @@ pub(super) enum CircuitState {
         /// Time until the next probe.
         next_probe: Duration,
     },
-}
-
-/// Permit of the job that probes. Dropped without an answer, it makes the next probe soon.
-#[derive(Debug)]
-pub(super) struct CircuitProbe {
-    breakers: Arc<CircuitBreakers>,
-    destination: DestinationIdentity,
-    number: u64,
-}
-
-impl CircuitProbe {
-    /// Number of the probe, unique in this worker.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
 }
 
 /// Attempt whose result a breaker observes.
@@ -500,20 +487,6 @@ impl OpenCircuit {
 fn probe_interval(probes: u32, failure: &Failure, denied_for: Duration) -> Duration {
     let interval = RetryDelay::probe_interval(probes).duration();
     if failure.is_denied_by_sts() { interval.max(denied_for + Duration::from_secs(1)) } else { interval }
-}
-
-impl Drop for CircuitProbe {
-    fn drop(&mut self) {
-        let mut breakers = self.breakers.lock();
-        let open = breakers.get_mut(&self.destination).and_then(|breaker| breaker.open.as_mut());
-        if let Some(open) = open.filter(|open| open.is_probed_by(Some(self.number))) {
-            open.probe = None;
-            open.next_probe = Instant::now() + INCONCLUSIVE_PROBE_INTERVAL;
-            if !open.suspected {
-                self.breakers.report(&self.destination, open.change());
-            }
-        }
-    }
 }
 
 #[cfg(test)]

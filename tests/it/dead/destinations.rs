@@ -83,7 +83,8 @@ async fn a_job_past_its_time_keeps_its_letter_unless_forced() {
     let world = World::rabbitmq("deadlate").await;
     let mut job = world.job("a", b"hello");
     job["expires_at"] = "2026-01-01T00:00:00Z".into();
-    world.site.broker.put_into("dead", job.to_string().as_bytes(), &[("x-error-reason", "exhausted")]).await;
+    let headers = [("x-error-reason", "exhausted"), ("x-original-routing-key", "job.scheduled.acme")];
+    world.site.broker.put_into("dead", job.to_string().as_bytes(), &headers).await;
     until("it is there", Duration::from_secs(30), async || (world.listed(&[]).len() == 1).then_some(())).await;
     let said = world.dead_ends(3, &["requeue", "--all"]);
     assert!(said.contains("a: its expires_at (2026-01-01T00:00:00Z) has passed"), "{said}");
