@@ -1,3 +1,5 @@
+mod canaries;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
