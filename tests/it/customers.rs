@@ -188,7 +188,7 @@ async fn no_problem_quotes_a_secret_wherever_it_is_reported() {
         {
             let output = customers.consign(arguments);
             assert_eq!(output.status.code(), Some(78), "{text}");
-            reported += &format!("{output:?}");
+            reported += &String::from_utf8_lossy(&[output.stdout, output.stderr].concat());
         }
         worker.reload();
         until("the reload is refused", Duration::from_secs(60), async || {

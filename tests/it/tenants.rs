@@ -1,4 +1,5 @@
-//! What is staged for one customer is delivered to no other one, on a real S3 and from real files.
+//! Files and objects that are staged for one customer are delivered to no other one, on a real S3
+//! and from real files.
 
 use std::os::unix::fs::symlink;
 

@@ -64,8 +64,8 @@ const VALUES: [&str; 26] = [
     "\"s3cr3tCanary\" 918273645546",
 ];
 
-fn check(what: &str, loaded: Result<Loaded, ConfigProblems>) -> bool {
-    let shown = match &loaded {
+fn check(what: &str, loaded: &Result<Loaded, ConfigProblems>) -> bool {
+    let shown = match loaded {
         Err(problems) => format!("{problems}\n{problems:?}\n{}", serde_json::to_string(&problems.0).unwrap()),
         // What is valid is shown as it is, but for secrets.
         Ok(loaded) => format!("{loaded:?}"),
@@ -82,10 +82,10 @@ fn in_a_file() {
     for (head, key) in &keys {
         for value in VALUES {
             let text = format!("{head}{key} = {value}\n");
-            refused += usize::from(check(&text, load_str(&text)));
+            refused += usize::from(check(&text, &load_str(&text)));
             // The mistakes of a hurried hand.
             for text in [format!("{head}{key} {value}\n"), format!("{head}{key} = {value}\n{key} = {value}\n")] {
-                assert!(check(&text, load_str(&text)), "{text}");
+                assert!(check(&text, &load_str(&text)), "{text}");
             }
         }
     }
@@ -100,7 +100,7 @@ fn in_the_environment() {
         let variable = format!("CONSIGN__{section}__{between}{}", key.to_uppercase());
         for value in VALUES {
             for value in [value, value.trim_matches('"')] {
-                check(&format!("{variable}={value}"), load_from(&[], environment(&[(&variable, value)]), &[]));
+                check(&format!("{variable}={value}"), &load_from(&[], environment(&[(&variable, value)]), &[]));
             }
         }
     }
@@ -113,10 +113,10 @@ fn in_a_file_that_a_key_names() {
         let text = format!("{key} = {:?}\n", named.display().to_string());
         for content in ["s3cr3tCanary", "s3cr3tCanary with blanks 918273645546", "\"s3cr3tCanary\""] {
             std::fs::write(&named, content).unwrap();
-            assert!(check(&text, load_str(&text)), "{text}: {content}");
+            assert!(check(&text, &load_str(&text)), "{text}: {content}");
         }
         std::fs::write(&named, b"s3cr3tCanary\xff").unwrap();
-        assert!(check(&text, load_str(&text)), "{text}: not UTF-8");
+        assert!(check(&text, &load_str(&text)), "{text}: not UTF-8");
     }
 }
 
@@ -125,7 +125,7 @@ fn on_the_command_line_and_in_file_names() {
     for (key, value) in
         [("broker.url", "amqps://u:s3cr3tCanary@h"), ("broker.url", "s3cr3tCanary"), ("worker.slots", "s3cr3tCanary")]
     {
-        assert!(check(key, load_from(&[], [], &overrides(&[(key, value)]))));
+        assert!(check(key, &load_from(&[], [], &overrides(&[(key, value)]))));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is staged for one tenant is read for no other one.
+//! Files and objects that are staged for one tenant are read for no other one.
 
 use std::os::unix::fs::symlink;
 
