@@ -1,10 +1,10 @@
 //! The HTTP endpoint for people, probes and Prometheus. GET only, read-only, without secrets.
 //!
-//! It listens on loopback by default, answers only under its own names, and may want a token for the
-//! status ([`AdminAccess`]). Each connection serves one request and has a deadline. When there are
-//! more than [`MAX_CONNECTIONS`], the oldest is closed: a probe takes milliseconds, so slow clients
-//! never keep one out. Metrics and status are rendered on threads of their own, few at a time. The
-//! status page polls, with a new connection for each request.
+//! It listens on loopback by default, answers only under its own names, and may require a token for
+//! the status ([`AdminAccess`]). Each connection serves one request and has a deadline. When there
+//! are more than [`MAX_CONNECTIONS`], the oldest is closed: a probe takes milliseconds, so slow
+//! clients never keep one out. Metrics and status are rendered on threads of their own, few at a
+//! time. The status page polls, with a new connection for each request.
 
 mod access;
 mod page;

@@ -100,8 +100,7 @@ pub async fn run_in(
     let sessions = Arc::new(Sessions::new(config.session.clone(), config.aws.clone(), identity, metrics.clone()));
     let sources = Sources::new(config.source.clone(), config.upload.min_rate, metrics.clone(), staging);
     let sources = sources.map_err(StartError::Sources)?;
-    let budget = config.worker.memory_budget;
-    let uploader = Uploader::new(config.upload.clone(), budget, sessions.clone(), metrics.clone());
+    let uploader = Uploader::new(config.upload.clone(), config.worker.memory_budget, sessions.clone(), metrics.clone());
     let queue = queue::start(&config.broker, &config.worker.id, lanes(&config), metrics.clone());
     let queue = queue.map_err(StartError::Queue)?;
     let worker = Worker::new(WorkerParts {

@@ -145,7 +145,8 @@ fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString>
 /// Flags of every command.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
-    /// Configuration file (TOML), or a directory of *.toml; may be repeated, later ones take precedence
+    /// Configuration file (TOML) or directory of *.toml; may be repeated, later ones take
+    /// precedence
     #[arg(short, long, global = true, value_name = "FILE|DIR", env = CONFIG_VARIABLE)]
     pub config: Vec<PathBuf>,
     /// A single setting; takes precedence over the environment and the files

@@ -31,7 +31,7 @@ const TOKEN_REQUIRED: &str = "this needs the token of admin.token_file: send the
 const HOST_REFUSED: &str =
     "the name in the Host header is not known here: use the worker's address, or add the name to admin.hosts\n";
 
-/// Who may ask, from `[admin]`.
+/// Rules of `[admin]` for requests.
 #[derive(Debug, Clone, Default)]
 pub struct AdminAccess {
     hosts: Arc<[String]>,

@@ -238,24 +238,25 @@ async fn five_hundred_slow_clients_keep_no_probe_out() {
 /// Answers that take long do not delay those that do not.
 #[tokio::test]
 async fn a_status_that_takes_long_delays_no_probe() {
-    let (entered, gate) = (Arc::new(Semaphore::new(0)), Arc::new(std::sync::Mutex::new(())));
+    let (entered, (open, gate)) = (Arc::new(Semaphore::new(0)), std::sync::mpsc::channel::<()>());
+    let gate = std::sync::Mutex::new(gate);
     let mut server = server(Ok(()), true).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     server.address = listener.local_addr().unwrap();
-    let (inside, waits) = (entered.clone(), gate.clone());
+    let inside = entered.clone();
     let state = AdminState {
         metrics: Arc::new(Metrics::new(1)),
         ready: Arc::new(|| Ok(())),
         live: Arc::new(|| true),
         status: Arc::new(move |_| {
             inside.add_permits(1);
-            drop(waits.lock());
+            // Until the sender is dropped.
+            let _ = gate.lock().unwrap().recv();
             serde_json::json!({})
         }),
         access: AdminAccess::default(),
     };
     tokio::spawn(serve(listener, state, server.stop.clone()));
-    let held = gate.lock().unwrap();
     let mut clients = Vec::new();
     for _ in 0..50 {
         let mut client = TcpStream::connect(server.address).await.unwrap();
@@ -264,7 +265,7 @@ async fn a_status_that_takes_long_delays_no_probe() {
     }
     entered.acquire_many(u32::try_from(MAX_RENDERING).unwrap()).await.unwrap().forget();
     assert!(server.get("/livez").await.starts_with("HTTP/1.1 200 "));
-    drop(held);
+    drop(open);
     let mut reply = String::new();
     clients[49].read_to_string(&mut reply).await.unwrap();
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");

@@ -63,7 +63,7 @@ impl ReloadHandler<'_> {
             }
             Ok(Reloaded { loaded, refused }) => {
                 warn_of_unapplied(&running.differing(&loaded));
-                self.take_over(loaded.config.destinations);
+                self.take_over(&loaded.config.destinations);
                 let filter =
                     log.set_filter(&loaded.config.log.filter).err().map(|problem| format!("log.filter: {problem}"));
                 if let Some(problems) = refused.map(|problems| problems.to_string()).or(filter) {
@@ -82,10 +82,10 @@ impl ReloadHandler<'_> {
 
     /// Replaces the destinations. Those that have not changed keep their sessions, circuit
     /// breakers and cached denials.
-    fn take_over(&self, now: Arc<Destinations>) {
-        register(self.metrics, &now);
+    fn take_over(&self, now: &Arc<Destinations>) {
+        register(self.metrics, now);
         let before = self.destinations.send_replace(now.clone());
-        let changed = changed(&before, &now);
+        let changed = changed(&before, now);
         let added = now.keys().filter(|id| !before.contains_key(*id)).count();
         let removed = before.keys().filter(|id| !now.contains_key(*id)).count();
         tracing::info!(destinations = now.len(), changed = changed.len(), added, removed, "configuration reloaded");

@@ -9,7 +9,7 @@
 //! | `version`, `worker`, `prefix` | version of the program, id of this process, prefix of its queues |
 //! | `time`, `started_at`, `uptime_seconds` | by the worker's clock |
 //! | `ready`, `not_ready_because`, `draining` | readiness for jobs, and the reason if not ready |
-//! | `reload_refused` | `at` and `problem` (at most 11 lines) of the last reload if it failed and the previous configuration stays in effect; absent otherwise |
+//! | `reload_refused` | `at` and `problem` (at most 11 lines) of the last reload if it, or the file that is named, was refused and the last valid settings stay in effect; absent otherwise |
 //! | `slots` | `total`, `busy`, `backfill` (the maximum for backfills) |
 //! | `lanes[]` | `lane`, `running`, `slots`, `delivered_bytes`, `ended` by outcome since the start |
 //! | `buffer` | `bytes` in part buffers, `limit_bytes` |

@@ -175,8 +175,8 @@ fn fill_missing(node: &mut Value, path: &mut Vec<String>, errors: &mut Vec<Decod
     }
 }
 
-/// Removes the value at `inner` in the table at `path`, or replaces a required one by a placeholder.
-/// Returns false if there was nothing to remove or replace.
+/// Removes the value at `inner` in the table at `path`, or replaces a required one by a
+/// placeholder. Returns false if there was nothing to remove or replace.
 fn repair(table: &mut Value, path: &[String], inner: &[String]) -> bool {
     let Some((key, parent)) = inner.split_last() else { return false };
     let table = parent.iter().try_fold(table, |node, key| node.get_mut(key)).and_then(Value::as_object_mut);

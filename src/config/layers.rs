@@ -1,4 +1,5 @@
-//! The layers of a configuration (files, environment, flags), merged, with the origin of each value.
+//! The layers of a configuration (files, environment, flags), merged, with the origin of each
+//! value.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

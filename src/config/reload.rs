@@ -29,7 +29,7 @@ pub struct Reload {
 /// A configuration of which some files may be older than those on the disk.
 #[derive(Debug)]
 pub struct Reloaded {
-    /// What is in force from now on.
+    /// The configuration in force from now on.
     pub loaded: Loaded,
     /// The problems of the files whose last valid content stays in force; `None` if every file is
     /// as it is on the disk.
@@ -75,7 +75,7 @@ impl Reload {
     /// result apply without a restart.
     ///
     /// # Errors
-    /// Problems that no file alone is to blame for. Everything stays as it is.
+    /// Problems of no single file. Everything stays as it is.
     pub fn again(&mut self) -> Result<Reloaded, ConfigProblems> {
         self.again_in(std::env::vars_os)
     }

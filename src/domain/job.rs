@@ -170,7 +170,7 @@ pub enum Location {
     File(std::path::PathBuf),
     /// `https://...`, or `http://...` where `source.allow_http` permits it.
     Http(url::Url),
-    /// `s3://bucket/key` in one of `source.s3_buckets`.
+    /// `s3://bucket/key` in one of the places of `source.s3`.
     S3 {
         /// The staging bucket.
         bucket: crate::domain::destination::BucketName,

@@ -19,13 +19,14 @@ async fn read(secret: &SecretSource) -> Result<SecretString, Failure> {
     };
     match tokio::fs::read_to_string(path).await {
         Ok(text) if !text.trim().is_empty() => Ok(text.trim().into()),
-        Ok(_) => Err(unreadable(path, "it is empty")),
-        Err(error) => Err(unreadable(path, &error.to_string())),
+        Ok(_) => Err(unreadable("it is empty")),
+        Err(error) => Err(unreadable(&error.to_string())),
     }
 }
 
-fn unreadable(path: &std::path::Path, why: &str) -> Failure {
-    let message = format!("the secret of the access key can't be read from {}: {why}", path.display());
+/// The path is not quoted: it may be the secret itself, written to the wrong key.
+fn unreadable(why: &str) -> Failure {
+    let message = format!("the file of auth.secret_access_key_file can't be read: {why}");
     Failure::new(Reason::AccessKeyInvalid, message)
         .hint("put the secret access key into that file, readable for the worker, or configure another one")
 }

@@ -20,6 +20,7 @@ use addresses::{carried_v4, forbidden_kind, never_allowed};
 
 /// The rules of `[source]` for URLs. Also the resolver of the http client.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_field_names, reason = "named as the settings")]
 pub(super) struct UrlGuard {
     /// Allows `http://`.
     pub(super) allow_http: bool,
@@ -53,8 +54,8 @@ impl UrlGuard {
         self.check_address(ip).or_else(|error| refuse(&error.to_string()))
     }
 
-    /// Checks an address, and the IPv4 address that it may carry: whoever connects to the one
-    /// reaches the other.
+    /// Checks an address, and the IPv4 address that it may carry: a connection to the one reaches
+    /// the other.
     fn check_address(&self, ip: IpAddr) -> Result<(), ForbiddenAddress> {
         if let Some(kind) = never_allowed(ip) {
             return Err(ForbiddenAddress { ip, kind, setting: "which no setting allows" });
@@ -131,7 +132,7 @@ mod tests {
 
     const STRICT: UrlGuard = UrlGuard { allow_http: false, allow_private_networks: false, allow_networks: Vec::new() };
 
-    fn check(guard: UrlGuard, url: &str) -> Option<String> {
+    fn check(guard: &UrlGuard, url: &str) -> Option<String> {
         guard.check(&Url::parse(url).unwrap()).err().map(|failure| {
             assert_eq!(failure.reason, Reason::SourceForbidden, "{url}");
             failure.message
@@ -152,7 +153,7 @@ mod tests {
             ("https://[::ffff:10.0.0.1]:8443/f", "IPv4-mapped"),
             ("https://[fd00:ec2::254]/latest", "unique local"),
         ] {
-            let message = check(STRICT, url).unwrap_or_default();
+            let message = check(&STRICT, url).unwrap_or_default();
             assert!(message.contains(why), "{url}: {message}");
         }
     }
@@ -160,16 +161,16 @@ mod tests {
     #[test]
     fn enabled_settings_allow_the_url() {
         let open = UrlGuard { allow_http: true, allow_private_networks: true, ..STRICT };
-        assert_eq!(check(STRICT, "https://example.com:8443/f?x"), None);
-        assert_eq!(check(STRICT, "https://8.8.8.8/f"), None);
-        assert_eq!(check(open.clone(), "http://127.0.0.1:80/f"), None);
-        assert!(check(UrlGuard { allow_private_networks: false, ..open.clone() }, "http://10.0.0.1/").is_some());
-        assert!(check(UrlGuard { allow_http: false, ..open }, "http://10.0.0.1/").is_some());
+        assert_eq!(check(&STRICT, "https://example.com:8443/f?x"), None);
+        assert_eq!(check(&STRICT, "https://8.8.8.8/f"), None);
+        assert_eq!(check(&open, "http://127.0.0.1:80/f"), None);
+        assert!(check(&UrlGuard { allow_private_networks: false, ..open.clone() }, "http://10.0.0.1/").is_some());
+        assert!(check(&UrlGuard { allow_http: false, ..open }, "http://10.0.0.1/").is_some());
     }
 
     #[test]
     fn messages_hide_the_query_and_the_password() {
-        let message = check(STRICT, "https://u:hidden@example.com/f?X-Amz-Signature=hidden").unwrap();
+        let message = check(&STRICT, "https://u:hidden@example.com/f?X-Amz-Signature=hidden").unwrap();
         assert!(message.contains("https://example.com/f") && !message.contains("hidden"), "{message}");
     }
 

@@ -8,7 +8,9 @@ use super::*;
 use crate::domain::staging::StagingPlace;
 use scripted::{ResponseStep, ScriptedOrigin, response};
 
+mod hostile;
 pub(in crate::source) mod scripted;
+mod tenants;
 
 const TEXT: &[u8] = b"0123456789";
 const LENGTH: (&str, &str) = ("content-length", "10");

@@ -114,7 +114,7 @@ impl World {
         let ca = site.dir.path().join("ca.pem");
         let web = WebSource::https(&ca).await;
         site.identity(&key).environment("SSL_CERT_FILE", &ca.display().to_string()).aws(&moto.url);
-        site.set("source.s3_buckets", vec![staging.clone()]);
+        site.set("source.s3", json!([{"bucket": staging}]));
         site.set("worker.slots", 100).set("worker.backfill_slots", 50).set("worker.destination_slots", 100);
         let mut buckets = BTreeMap::new();
         for customer in CUSTOMERS {

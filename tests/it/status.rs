@@ -138,3 +138,29 @@ async fn it_is_shown_again_and_again_until_a_signal() {
     assert_ne!(seen[0]["time"], seen[1]["time"]);
     assert!(watching.0.try_wait().unwrap().is_none(), "it ended by itself");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_requires_a_token_answers_commands_that_have_it() {
+    let mut world = World::embedded("token").await;
+    let file = world.site.dir.path().join("token");
+    std::fs::write(&file, "first-marked-secret-token\n").unwrap();
+    world.site.set("admin.token_file", file.display().to_string());
+    let worker = world.site.worker().await;
+    assert!(worker.get("/status").await.starts_with("this needs the token"));
+    assert!(worker.get("/metrics").await.contains("consign_build_info"));
+    let asked = status(&world, &["--json", "--admin", worker.admin()]);
+    assert_eq!(asked.status.code(), Some(0), "{}", text(&asked.stderr));
+    // The token is rotated; the worker needs no reload.
+    std::fs::write(&file, "second-marked-secret-token\n").unwrap();
+    assert_eq!(status(&world, &["--admin", worker.admin()]).status.code(), Some(0));
+    let other = world.site.dir.path().join("other");
+    std::fs::write(&other, "third-marked-secret-token\n").unwrap();
+    world.site.set("admin.token_file", other.display().to_string());
+    let wrong = status(&world, &["--admin", worker.admin()]);
+    let shown = text(&wrong.stdout);
+    assert!(wrong.status.code() == Some(69) && shown.contains("refuses the token of admin.token_file"), "{shown}");
+    world.site.unset("admin.token_file");
+    let without = text(&status(&world, &["--admin", worker.admin()]).stdout);
+    assert!(without.contains("requires a token; set admin.token_file"), "{without}");
+    assert!(!format!("{}{shown}{without}", worker.log()).contains("marked-secret-token"));
+}

@@ -32,7 +32,8 @@ def render(folder, seen, documents=None):
         path = (folder / name).resolve()
         documents += render(path, seen) if path.is_dir() else load(path, seen)
     for made in rules.get("configMapGenerator", []):
-        data = {name: (folder / name).read_text() for name in made["files"]}
+        assert made.keys() <= {"name", "files", "options"} and made.get("options", {}).keys() <= {"disableNameSuffixHash"}, made
+        data = {name.rsplit("/", 1)[-1]: (folder / name).read_text() for name in made["files"]}
         seen.update(folder / name for name in made["files"])
         documents.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": made["name"]}, "data": data})
     for name in rules.get("components", []):

@@ -92,7 +92,8 @@ def must_hold(documents):
     yield found["NetworkPolicy", "consign"]["spec"]["egress"][0]["to"][0]["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}, "no way to the DNS"
     yield [p["port"] for rule in ingress for p in rule["ports"]] == [port["admin"]], "the network policy lets in other ports"
     yield volumes == mounts, "volumes and mounts differ"
-    yield {v["configMap"]["name"] for v in pod["volumes"] if "configMap" in v} == {"consign"}, "another config map"
+    projected = [source for v in pod["volumes"] for source in v.get("projected", {}).get("sources", [])]
+    yield {s["configMap"]["name"] for s in projected if "configMap" in s} == {"consign", "consign-customers"}, "another config map"
     for kind, path in SELECTORS:
         for name in (n for k, n in found if k == kind):
             at = found[kind, name]

@@ -37,7 +37,7 @@ def kubernetes():
     yield config["admin"]["listen"] == f"0.0.0.0:{port}", "Kubernetes: the container's port is not that of admin.listen"
     at = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
     yield config["broker"]["url_file"].startswith(at["broker"] + "/"), "Kubernetes: broker.url_file is not in the mounted secret"
-    yield container["args"][-1].startswith(at["config"] + "/"), "Kubernetes: --config is not in the mounted config map"
+    yield container["args"][-1] == at["config"], "Kubernetes: --config is not the directory of the mounted config maps"
     slots = str(FULL["worker"]["slots"])
     scaled = (DEPLOY / "kubernetes/components/keda/scaled-object.yaml").read_text()
     yield f'value: "{slots}"' in scaled, "KEDA: not one worker for each worker.slots jobs"
@@ -85,7 +85,8 @@ def configurations():
     clean = {"PATH": "/usr/bin:/bin", "CONSIGN__BROKER__URL": "amqps://consign:x@broker.example.com/%2f",
              # The folder of the container is not here either.
              "CONSIGN__SOURCE__FILE_ROOT": "/"}
-    for name in ("compose/consign.toml", "kubernetes/base/consign.toml"):
+    customers = sorted(str(path.relative_to(DEPLOY)) for path in (DEPLOY / "kubernetes/base/customers").glob("*.toml"))
+    for name in ("compose/consign.toml", "kubernetes/base/consign.toml", *customers):
         text = (DEPLOY / name).read_text()
         # The secret is not here; its URL comes by the environment.
         told = subprocess.run([program, "config", "validate", "--config", "/dev/stdin"], env=clean, capture_output=True, text=True,

@@ -11,7 +11,7 @@ variable "customer_roles" {
 }
 
 variable "staging_buckets" {
-  description = "The buckets of source.s3_buckets, which the worker may read."
+  description = "The buckets of source.s3, which the worker may read."
   type        = list(string)
   default     = []
 }

@@ -85,7 +85,7 @@ function readiness({ ready, draining, not_ready_because: why, slots, reload_refu
     banner(`This worker takes no jobs now: ${why}. It continues automatically when that is resolved.`, "bad");
   } else {
     state("✓", "Ready for jobs", "good");
-    banner(refused ? `The reload at ${clock(refused.at)} was refused. The previous configuration stays in effect: ${refused.problem}` : "", refused ? "bad" : "good");
+    banner(refused ? `The reload at ${clock(refused.at)} was refused, or a part of it. The last valid settings stay in effect: ${refused.problem}` : "", refused ? "bad" : "good");
   }
 }
 

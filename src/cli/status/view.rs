@@ -208,7 +208,9 @@ fn rejected_reload(status: &Value) -> Option<String> {
     let worker = printable(status["worker"].as_str().unwrap_or(UNKNOWN));
     let ago = ago(status["reload_refused"]["at"].as_str());
     let lines: String = problem.lines().map(|line| format!("\n  {}", printable(line))).collect();
-    Some(format!("\n\n{worker}: its reload was rejected {ago}; it still runs the previous configuration:{lines}"))
+    Some(format!(
+        "\n\n{worker}: its reload was rejected, or a part of it, {ago}; there it runs the last valid settings:{lines}"
+    ))
 }
 
 fn state(status: &Value) -> String {
@@ -348,8 +350,8 @@ mod tests {
         status["reload_refused"] =
             json!({ "at": "2026-01-01T00:00:00Z", "problem": "a.toml:1: wrong\na.toml:2: no \u{1b}" });
         let text = view.text();
-        let lines = " ago; it still runs the previous configuration:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
-        assert!(text.contains("\n\nw-2: its reload was rejected ") && text.contains(lines), "{text}");
+        let lines = " ago; there it runs the last valid settings:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
+        assert!(text.contains("\n\nw-2: its reload was rejected, or a part of it, ") && text.contains(lines), "{text}");
         let data = view.json();
         assert_eq!(data["workers"][1]["reload_refused"]["at"], "2026-01-01T00:00:00Z");
         assert!(data["workers"][0].get("reload_refused").is_none());

@@ -80,7 +80,7 @@ impl Customers {
 }
 
 #[test]
-fn a_broken_file_keeps_its_last_content_and_the_others_go_on() {
+fn a_broken_file_keeps_its_last_content_and_the_others_are_taken() {
     let mut customers = Customers::start(&["a", "b", "c"]);
     customers.write("a", &customer("a", "other-a"));
     customers.write("b", "[destinations.b]\nbucket = 5\n");

@@ -46,13 +46,11 @@ pub(crate) fn is_iam_name(text: &str) -> bool {
 /// Returns true for the id of a KMS key: a UUID in lower case, or `mrk-` and 32 hexadecimal digits.
 fn is_key_id(id: &str) -> bool {
     let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    match id.strip_prefix("mrk-") {
-        Some(digits) => digits.len() == 32 && hex(digits),
-        None => {
-            let groups: Vec<_> = id.split('-').collect();
-            groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]) && groups.into_iter().all(hex)
-        }
+    if let Some(digits) = id.strip_prefix("mrk-") {
+        return digits.len() == 32 && hex(digits);
     }
+    let groups: Vec<_> = id.split('-').collect();
+    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]) && groups.into_iter().all(hex)
 }
 
 /// Returns true for the name of an alias: letters, digits, `_`, `-` and `/` between them.

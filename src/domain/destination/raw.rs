@@ -255,7 +255,12 @@ impl RawAuth {
         }
         let secret = match (&self.secret_access_key, &self.secret_access_key_file) {
             (Some(secret), None) => Some(SecretSource::Inline(secret.clone())),
-            (None, Some(file)) => Some(SecretSource::File(file.clone())),
+            (None, Some(file)) if file.is_absolute() => Some(SecretSource::File(file.clone())),
+            (None, Some(_)) => {
+                let problem = "is not an absolute path; give that of the file with the secret, not the secret itself";
+                problems.push(Invalid::new("secret_access_key_file", problem));
+                None
+            }
             _ => {
                 let problem = "give either secret_access_key or secret_access_key_file";
                 problems.push(Invalid::new("secret_access_key", problem));

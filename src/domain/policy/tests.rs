@@ -211,8 +211,8 @@ proptest::proptest! {
         }
     }
 
-    /// Arbitrary ARNs, of which some are valid: what is accepted reaches no further than the bucket,
-    /// the prefix and the one key.
+    /// Arbitrary ARNs, of which some are valid: what is accepted reaches no further than the
+    /// bucket, the prefix and the one key.
     #[test]
     fn whatever_is_accepted_narrows_every_policy(
         role in "(arn:(aws|aws-cn|a[a-z*-]{0,3}):iam::([0-9]{12}|[0-9*]{11,12}):role/)[a-zA-Z0-9+=,.@_/$*?{}:-]{1,12}",
@@ -239,9 +239,10 @@ proptest::proptest! {
                 proptest::prop_assert!(!beneath.contains(['*', '?', '$']), "{}", resource);
                 let is_key = statement["Action"].to_string().contains("kms:");
                 let via_s3 = statement["Condition"].to_string().contains("kms:ViaService");
-                let inside = match is_key {
-                    true => !resource.contains('*') || via_s3,
-                    false => resource == super::resource::bucket_arn(&destination) || meant(resource) == objects,
+                let inside = if is_key {
+                    !resource.contains('*') || via_s3
+                } else {
+                    resource == super::resource::bucket_arn(&destination) || meant(resource) == objects
                 };
                 proptest::prop_assert!(inside, "{}", resource);
             }

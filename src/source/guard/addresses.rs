@@ -81,12 +81,12 @@ pub(super) fn carried_v4(ip: IpAddr) -> Option<Ipv4Addr> {
     }
     let pair = |high: u16, low: u16| Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
     match ip.segments() {
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => pair(high, low),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => pair(high, low),
-        [0x64, 0xff9b, 1, .., high, low] => pair(high, low),
-        [0x2002, high, low, ..] => pair(high, low),
         [0x2001, 0, .., high, low] => pair(!high, !low),
-        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => pair(high, low),
+        [0x2002, high, low, ..]
+        | [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x64, 0xff9b, 1, .., high, low]
+        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => pair(high, low),
         _ => None,
     }
 }

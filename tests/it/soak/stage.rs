@@ -204,7 +204,7 @@ fn add_acme(site: &mut Site, s3: &ScriptedS3) {
     site.set("worker.drain_timeout", "8s").set("worker.max_attempts", 200);
     site.set("upload.part_size", "5MiB").set("upload.multipart_threshold", "5MiB").set("upload.part_concurrency", 2);
     site.set("upload.min_rate", "256KiB").set("session.denied_for", "2s").set("broker.lease_after", "1s");
-    site.set("source.allow_http", true).set("source.s3_buckets", json!(["staging"]));
+    site.set("source.allow_http", true).set("source.s3", json!([{"bucket": "staging"}]));
     site.set("log.filter", "info,consign=debug");
     s3.bucket("staging", "us-east-1", "999999999999");
     for (tenant, account) in jobs::TENANTS.into_iter().chain([jobs::SICK, "inline"]).zip([1, 2, 3, 4, 9, 8]) {

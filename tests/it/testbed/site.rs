@@ -1,7 +1,7 @@
 //! One test's world: a prefix on the broker, a directory, and the configuration of its workers.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
@@ -24,6 +24,7 @@ pub struct Site {
     destinations: BTreeMap<String, Value>,
     sources: Mutex<BTreeMap<String, Bytes>>,
     limit: Option<(&'static str, u32)>,
+    further: Vec<PathBuf>,
 }
 
 impl Site {
@@ -62,7 +63,16 @@ impl Site {
 
     fn bare(broker: Broker, dir: TempDir) -> Self {
         let (settings, environment, destinations) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { broker, dir, settings, environment, destinations, sources: Mutex::default(), limit: None }
+        Self {
+            broker,
+            dir,
+            settings,
+            environment,
+            destinations,
+            sources: Mutex::default(),
+            limit: None,
+            further: Vec::new(),
+        }
     }
 
     fn defaults(&mut self) {
@@ -90,6 +100,18 @@ impl Site {
     pub fn unset(&mut self, key: &str) -> &mut Self {
         self.settings.remove(key);
         self
+    }
+
+    /// Names a file or directory with `--config`, after the site's own file.
+    pub fn further_config(&mut self, path: PathBuf) -> &mut Self {
+        self.further.push(path);
+        self
+    }
+
+    /// The arguments that name the files of the configuration.
+    pub fn config_arguments(&self, own: &Path) -> Vec<PathBuf> {
+        let files = std::iter::once(own.to_owned()).chain(self.further.iter().cloned());
+        files.flat_map(|file| [PathBuf::from("--config"), file]).collect()
     }
 
     /// Starts workers under a limit of `ulimit`, such as `-n` for file descriptors.
@@ -186,7 +208,12 @@ impl Site {
         let file = self.dir.path().join("command.toml");
         std::fs::write(&file, self.toml()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_consign"));
-        command.args(arguments).arg("--config").arg(file).env_clear().envs(self.variables()).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .args(self.config_arguments(&file))
+            .env_clear()
+            .envs(self.variables())
+            .stdin(Stdio::null());
         command.output().unwrap()
     }
 
@@ -208,6 +235,12 @@ impl Site {
 /// A job from a source to a key.
 pub fn job(id: &str, url: &str, destination: &str, key: &str) -> Value {
     json!({"version": 1, "id": id, "source": {"url": url}, "destination": destination, "key": key})
+}
+
+/// The section of a destination, as a file of its own.
+pub fn section(id: &str, keys: &Value) -> String {
+    let lines = keys.as_object().unwrap().iter().map(|(key, value)| format!("{key} = {}\n", toml(value)));
+    format!("[destinations.{id}]\n{}", lines.collect::<String>())
 }
 
 /// JSON as an inline TOML value.

@@ -49,8 +49,7 @@ impl Worker {
         let log = File::open(log).unwrap();
         let child = program(site)
             .arg("run")
-            .arg("--config")
-            .arg(&config)
+            .args(site.config_arguments(&config))
             .env_clear()
             .envs(site.variables())
             .envs(own.iter().cloned())
