@@ -128,7 +128,10 @@ mod tests {
             |raw| raw.bucket = "other".to_owned(),
             |raw| raw.region = "eu-west-1".to_owned(),
             |raw| raw.prefix = "b/".to_owned(),
-            |raw| raw.kms_key_arn = Some("arn:aws:kms:eu-central-1:111111111111:key/k".to_owned()),
+            |raw| {
+                raw.kms_key_arn =
+                    Some("arn:aws:kms:eu-central-1:111111111111:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned())
+            },
         ];
         let mut all: Vec<_> = others.into_iter().map(inline).chain([same.clone()]).collect();
         all.push(raw(|_| ()).validate(DestinationId::parse("acme").unwrap()).unwrap().identity);

@@ -278,7 +278,7 @@ impl RawAuth {
 mod tests {
     use super::*;
 
-    const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/k";
+    const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 
     fn raw() -> RawDestination {
         let auth = RawAuth { role_arn: Some("arn:aws:iam::123456789012:role/r".into()), ..RawAuth::default() };
