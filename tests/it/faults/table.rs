@@ -107,3 +107,18 @@ fn no_second_tls_stack_is_linked() {
         assert_eq!(versions(name), Vec::<&str>::new(), "{name}");
     }
 }
+
+#[test]
+fn every_test_of_the_threat_model_is_there() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/docs/threat-model.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let named = text.split('`').skip(1).step_by(2).filter(|word| word.contains("::"));
+    let wrong: Vec<_> = named
+        .clone()
+        .filter(|test| {
+            let name = test.rsplit("::").next().unwrap();
+            !module(test).is_some_and(|text| is_test(&text, name))
+        })
+        .collect();
+    assert!(wrong.is_empty() && named.count() > 10, "there is no test {wrong:?}");
+}
