@@ -64,8 +64,8 @@ impl Reload {
         Ok(loaded)
     }
 
-    /// Returns true once when files have changed and have stayed the same since the last call. Call
-    /// it every [`super::WATCH_INTERVAL`].
+    /// Returns true once when files have changed and have stayed the same since the last call, and
+    /// a minute after a reload with problems. Call it every [`super::WATCH_INTERVAL`].
     pub fn has_changed(&mut self) -> bool {
         self.watch.poll(fingerprint(&self.files))
     }
@@ -77,7 +77,11 @@ impl Reload {
     /// # Errors
     /// Problems of no single file. Everything stays as it is.
     pub fn again(&mut self) -> Result<Reloaded, ConfigProblems> {
-        self.again_in(std::env::vars_os)
+        let reloaded = self.again_in(std::env::vars_os);
+        if reloaded.as_ref().map_or(true, |reloaded| reloaded.refused.is_some()) {
+            self.watch.had_problems();
+        }
+        reloaded
     }
 
     fn again_in<E>(&mut self, environment: impl Fn() -> E) -> Result<Reloaded, ConfigProblems>
