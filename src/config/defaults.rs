@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::raw::{RawAdminConfig, RawBrokerConfig, RawConfig, RawLogConfig};
 use super::sections::{LogFormat, MetricsConfig, SessionConfig, SourceConfig, UploadConfig, WorkerConfig};
+use crate::domain::destination::SessionPolicyMode;
 
 const MIB: u64 = 1 << 20;
 
@@ -56,6 +57,7 @@ impl Default for SessionConfig {
             capacity: 10_000,
             denied_for: Duration::from_secs(60),
             role_auth: true,
+            policy: SessionPolicyMode::Full,
         }
     }
 }

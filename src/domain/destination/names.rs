@@ -62,8 +62,8 @@ text_newtype!(
     DestinationId
 );
 text_newtype!(
-    /// A general purpose bucket: 3-63 of `[a-z0-9.-]` by the naming rules of the S3 user guide. Of a
-    /// destination it may be the ARN of an access point in its place.
+    /// A general purpose bucket: 3-63 of `[a-z0-9.-]` by the naming rules of the S3 user guide. A
+    /// destination may have the ARN of an access point in its place.
     BucketName
 );
 text_newtype!(

@@ -163,7 +163,11 @@ impl FrozenDestination {
             let problem = "an inline destination may carry no secret; use iam_role, or configure the destination";
             return Err(Invalid::new("destination.auth", problem));
         }
-        let newer = [("encryption", to.encryption.is_some()), ("equal_parts", to.equal_parts)];
+        let newer = [
+            ("encryption", to.encryption.is_some()),
+            ("equal_parts", to.equal_parts),
+            ("session_policy", to.session_policy.is_some()),
+        ];
         if let Some((field, _)) = newer.iter().find(|(_, given)| *given) {
             return Err(Invalid::new(format!("destination.{field}"), "has no place in the compact form; send JSON"));
         }
@@ -206,6 +210,7 @@ impl FrozenDestination {
             max_bytes_per_second: frozen.max_bytes_per_second,
             checksum: frozen.checksum.into(),
             equal_parts: false,
+            session_policy: None,
             tenant: frozen.tenant,
         })))
     }
