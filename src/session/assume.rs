@@ -7,6 +7,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::RequestId;
+use aws_sdk_sts::operation::assume_role::AssumeRoleError;
 use tokio::time::Instant;
 
 use super::{WorkerIdentity, endpoint};
@@ -81,8 +82,8 @@ pub(super) fn is_policy_too_large(failure: &Failure) -> bool {
     failure.answer.as_deref().is_some_and(|answer| answer.code.starts_with("PackedPolicyTooLarge"))
 }
 
-/// Returns the region in which STS is called: the platform's, else that of the environment, else the
-/// home of the identity's partition where that is known, else the destination's.
+/// Returns the region in which STS is called: the platform's, else that of the environment, else
+/// the home of the identity's partition where that is known, else the destination's.
 pub(super) fn sts_region(aws: &AwsConfig, of_destination: Option<&Region>, identity: &WorkerIdentity) -> String {
     let ours = || identity.sdk().region().map(|region| region.as_ref().to_owned());
     let home = || aws.identity_role_arn.as_ref().map(|role| home_region_of(role.partition()).to_owned());
@@ -142,7 +143,7 @@ where
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
         }
         _ if own_credentials_failed(error) => {
-            let message = format!("the worker has no AWS credentials of its own: {}", innermost(error));
+            let message = format!("the worker has no AWS credentials of its own: {}", credentials_problem(error));
             Failure::new(Reason::IdentityDenied, message)
                 .hint("give the worker a role or a key in the standard AWS way; the customer need not do anything")
         }
@@ -164,6 +165,20 @@ fn written<E>(error: &SdkError<E>, element: &str) -> Option<String> {
 /// alone.
 fn is_code(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
+}
+
+/// Returns what the SDK says about credentials that it can't load: the answer of STS to the
+/// AssumeRole of the identity, or the innermost cause.
+fn credentials_problem(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(refused) = current.downcast_ref::<AssumeRoleError>() {
+            let (code, message) = (refused.code().unwrap_or("an error"), refused.message().unwrap_or_default());
+            return format!("STS answers {code} to the AssumeRole of its role: {message}");
+        }
+        cause = current.source();
+    }
+    innermost(error)
 }
 
 fn own_credentials_failed(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -93,8 +93,8 @@ impl WorkerIdentity {
     /// Returns an S3 client with the worker's own credentials, for the staging buckets of the
     /// platform.
     ///
-    /// Its region is that of the worker: `aws.region`, else that of the environment, else the home of
-    /// the identity's partition, else `us-east-1`.
+    /// Its region is that of the worker: `aws.region`, else that of the environment, else the home
+    /// of the identity's partition, else `us-east-1`.
     pub fn staging_client(&self, aws: &AwsConfig) -> aws_sdk_s3::Client {
         let named = self.sdk.region().and_then(|region| Region::parse(region.as_ref()).ok());
         let partition = aws.identity_role_arn.as_ref().map_or("aws", |role| role.partition());

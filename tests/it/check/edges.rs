@@ -143,6 +143,7 @@ async fn a_trust_policy_to_paste_keeps_others_out_as_the_printed_one_does() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_identity_role_needs_no_region() {
     let (mut site, s3) = customer().await;
+    s3.trust(None);
     site.destination("acme", &by_role());
     site.unset("aws.region").set("aws.identity_role_arn", "arn:aws:iam::999999999999:role/consign");
     let (answer, exit) = check(&site);
@@ -150,6 +151,10 @@ async fn the_identity_role_needs_no_region() {
     let asked = s3.calls("AssumeRole");
     assert_eq!(asked[0].asked("RoleArn"), "arn:aws:iam::999999999999:role/consign");
     assert!(asked.iter().all(|call| call.region == "us-east-1"));
+    s3.trust(Some("another"));
+    let (answer, _) = check(&site);
+    let cause = step(&answer, "identity")["cause"].as_str().unwrap();
+    assert!(cause.contains("STS answers AccessDenied to the AssumeRole of its role"), "{answer:#}");
 }
 
 /// A site whose identity is a profile of the shared configuration files.

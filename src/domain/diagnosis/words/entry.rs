@@ -44,7 +44,7 @@ fn words_of_the_command(evidence: &Evidence<'_>) -> Option<Explanation> {
     })
 }
 
-/// What the SDK says about credentials that it can't load: it knows the profile and the provider.
+/// Words of the SDK about credentials that it can't load: it knows the profile and the provider.
 fn sdk_said(evidence: &Evidence<'_>) -> String {
     let said = evidence.message.split_once(": ").map(|(_, said)| said).filter(|said| !said.is_empty());
     said.map(|said| format!(" ({said})")).unwrap_or_default()

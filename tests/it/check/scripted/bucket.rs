@@ -103,7 +103,7 @@ pub const BUCKETS_THAT_ARE_NOT_WHAT_THEY_SHOULD_BE: &[Setup] = &[
     Setup {
         code: "not_s3",
         shows: "write: failed",
-        exit: 69,
+        exit: 3,
         to: by_role,
         broken: |hands| hands.s3.on("PutObject").before(Effect::WebPage(403)),
         says: &["without a proxy", "aws.s3_endpoint_url"],
