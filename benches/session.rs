@@ -43,6 +43,7 @@ fn cached_lookup(c: &mut Criterion) {
         capacity: 10_000,
         denied_for: Duration::from_secs(60),
         role_auth: true,
+        policy: consign::domain::destination::SessionPolicyMode::Full,
     };
     let identity = runtime.block_on(WorkerIdentity::load(&aws));
     let sessions = Sessions::new(config, aws, identity, Arc::new(Metrics::new(10)));

@@ -12,6 +12,7 @@ mod cache;
 mod caller;
 mod home;
 mod identity;
+mod policy;
 mod static_key;
 
 use std::collections::HashMap;
@@ -28,9 +29,10 @@ use aws_sdk_s3::config::{
 use crate::config::{AwsConfig, SessionConfig};
 use crate::domain::destination::{
     Auth, BucketName, Destination, DestinationIdentity, EncryptionAlgorithm, ExternalId, Prefix, Region, SecretSource,
+    SessionPolicyMode,
 };
 use crate::domain::outcome::{Failure, Reason};
-use crate::domain::policy;
+use crate::domain::policy::{PolicyForm, session_policy_in};
 use crate::metrics::{Metrics, SessionRequest};
 pub use cache::SessionStatus;
 use cache::{Cache, CacheLookup, FetchedValue};
@@ -45,8 +47,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_hours(2);
 
 /// Largest number of learnt regions that differ from the configuration.
 const MAX_LEARNT_REGIONS: usize = 10_000;
-/// Largest number of sessions whose usual policy left no room for session tags.
-const MAX_SMALLER_POLICIES: u64 = 10_000;
+/// Largest number of sessions whose usual policy STS refused.
+const MAX_POLICY_FORMS: u64 = 10_000;
 
 /// An S3 client with the credentials of one destination.
 #[derive(Debug)]
@@ -70,6 +72,7 @@ struct SessionKey {
     prefix: Prefix,
     kms: Option<Arc<str>>,
     algorithm: Option<EncryptionAlgorithm>,
+    policy: Option<SessionPolicyMode>,
     /// Destination of an access key. Roles that agree in all other fields share a session;
     /// destinations with the same access key id and different secrets must not.
     owner: Option<DestinationIdentity>,
@@ -84,8 +87,8 @@ pub struct Sessions {
     cache: Cache<SessionKey, Arc<S3Session>>,
     home: HomeIdentity,
     learnt: RwLock<HashMap<(DestinationIdentity, BucketName), Region>>,
-    /// Sessions that get the smaller policy.
-    smaller_policies: moka::sync::Cache<SessionKey, ()>,
+    /// Forms of the session policy that STS took after it had refused the usual one.
+    policy_forms: moka::sync::Cache<SessionKey, PolicyForm>,
     metrics: Arc<Metrics>,
 }
 
@@ -93,7 +96,7 @@ impl Sessions {
     /// An empty cache. Nothing is called yet.
     pub fn new(config: SessionConfig, aws: AwsConfig, identity: WorkerIdentity, metrics: Arc<Metrics>) -> Self {
         let cache = Cache::new(config.capacity, IDLE_TIMEOUT, config.refresh_before, config.denied_for);
-        let smaller_policies = moka::sync::Cache::new(MAX_SMALLER_POLICIES);
+        let policy_forms = moka::sync::Cache::new(MAX_POLICY_FORMS);
         Self {
             config,
             aws,
@@ -101,7 +104,7 @@ impl Sessions {
             cache,
             home: HomeIdentity::new(),
             learnt: RwLock::default(),
-            smaller_policies,
+            policy_forms,
             metrics,
         }
     }
@@ -282,6 +285,7 @@ impl Sessions {
             prefix: destination.prefix.clone(),
             kms: destination.encryption.as_ref().map(|kms| kms.key_arn.as_str().into()),
             algorithm: destination.algorithm,
+            policy: destination.session_policy,
             owner: None,
         };
         match &destination.auth {
@@ -317,22 +321,32 @@ impl Sessions {
         Ok(FetchedValue { value: Arc::new(S3Session { client, expires_at }), lives })
     }
 
-    /// Assumes a role, but never across partitions. A session policy that is too
-    /// large beside session tags is replaced once by the next smaller one, for good.
+    /// Assumes a role, but never across partitions. A session policy that STS refuses is replaced
+    /// by a narrower one, for good if STS takes that.
     async fn assume(&self, mut role: assume::RoleRequest<'_>) -> Result<Credentials, Failure> {
         if let Some(conflict) = self.partition_conflict(role.arn, role.region) {
             return Err(home::with_remedy(conflict, role.destination));
         }
         let assume = async |role: &_| assume::assume(&self.identity, &self.aws, role, &self.metrics).await;
-        let mut granted = assume(&role).await;
-        let smaller = policy::smaller_session_policy(role.destination);
-        if granted.as_ref().is_err_and(assume::is_policy_too_large) && smaller.len() < role.policy.len() {
-            self.smaller_policies.insert(Self::key(role.destination, role.region), ());
-            role.policy = smaller;
+        let key = Self::key(role.destination, role.region);
+        let (mut granted, mut form) = (assume(&role).await, self.policy_form(role.destination, &key));
+        let usual = form;
+        while let (Err(failure), Some(refused)) = (&granted, form)
+            && let Some(next) = policy::narrower(refused, failure)
+        {
+            form = Some(next);
+            let text = Some(session_policy_in(role.destination, next));
+            if text == role.policy {
+                continue;
+            }
+            role.policy = text;
             granted = assume(&role).await;
         }
         match granted {
             Ok(credentials) => {
+                if let Some(form) = form.filter(|_| form != usual) {
+                    self.learn_policy_form(role.destination, key, form);
+                }
                 self.home.granted(role.arn, role.region);
                 Ok(credentials)
             }
@@ -340,16 +354,8 @@ impl Sessions {
         }
     }
 
-    fn session_policy(&self, destination: &Destination, region: &Region) -> String {
-        if self.smaller_policies.contains_key(&Self::key(destination, region)) {
-            policy::smaller_session_policy(destination)
-        } else {
-            policy::session_policy(destination)
-        }
-    }
-
     fn client(&self, credentials: Credentials, region: &Region) -> aws_sdk_s3::Client {
-        let mut config = s3_config(&self.aws, self.identity.http_client(), region).credentials_provider(credentials);
+        let mut config = s3_config(&self.aws, &self.identity, region).credentials_provider(credentials);
         // The credentials are fixed; the SDK's shared identity cache would only evict at random what we keep ourselves.
         config.set_identity_cache(IdentityCache::no_cache());
         aws_sdk_s3::Client::from_conf(config.build())
@@ -357,15 +363,11 @@ impl Sessions {
 }
 
 /// Returns the settings that all S3 clients of this program share, without credentials.
-fn s3_config(
-    aws: &AwsConfig,
-    http: aws_smithy_runtime_api::client::http::SharedHttpClient,
-    region: &Region,
-) -> aws_sdk_s3::config::Builder {
+fn s3_config(aws: &AwsConfig, identity: &WorkerIdentity, region: &Region) -> aws_sdk_s3::config::Builder {
     let mut config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(aws_sdk_s3::config::Region::new(region.as_str().to_owned()))
-        .http_client(http)
+        .http_client(identity.http_client())
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
@@ -373,7 +375,11 @@ fn s3_config(
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .disable_s3_express_session_auth(true)
         .force_path_style(aws.force_path_style);
-    config.set_endpoint_url(aws.s3_endpoint_url.as_ref().map(endpoint));
+    match &aws.s3_endpoint_url {
+        Some(url) => config.set_endpoint_url(Some(endpoint(url))),
+        // As STS has them: from the configuration, the environment or the profile.
+        None => config.set_use_fips(identity.sdk().use_fips()).set_use_dual_stack(identity.sdk().use_dual_stack()),
+    };
     config
 }
 

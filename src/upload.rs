@@ -447,8 +447,8 @@ fn conditional(target: &Target<'_>) -> Option<String> {
 /// Sets the headers that PutObject and CreateMultipartUpload share; their builders have no common
 /// trait.
 ///
-/// Without an encryption no encryption header is sent, and without tags no tagging header, which would need
-/// a permission.
+/// Without an encryption no encryption header is sent, and without tags no tagging header, which
+/// would need a permission.
 macro_rules! object_headers {
     ($request:expr, $target:expr) => {{
         let attributes = $target.attributes;

@@ -4,6 +4,7 @@
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::operation::get_object::GetObjectError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use crate::domain::destination::{Auth, Destination, Region, RoleArn};
 use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
@@ -63,7 +64,7 @@ const fn signals(reason: Reason, signal: ErrorSignal) -> S3Classification {
 /// (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>) and the observed answers
 /// of S3-compatible stores.
 #[expect(clippy::match_same_arms, reason = "a table: one commented row for each cause")]
-pub(crate) fn s3_table(code: &str, status: u16, destination: &Destination) -> S3Classification {
+fn s3_table(code: &str, status: u16, destination: &Destination) -> S3Classification {
     match code {
         // The token ran out, or was made by a session that was revoked.
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
@@ -99,6 +100,10 @@ pub(crate) fn s3_table(code: &str, status: u16, destination: &Destination) -> S3
         "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest" | "IncompleteBody" => {
             signals(Reason::Connection, ErrorSignal::BadDigest)
         }
+        // Every try gets the same answer, until the destination is configured otherwise.
+        "NotImplemented" => means(Reason::Unsupported),
+        code if code.ends_with("QuotaExceeded") => means(Reason::QuotaExceeded),
+        "XMinioStorageFull" => means(Reason::QuotaExceeded),
         // A part was replaced or lost under us; a new upload is the remedy.
         "InvalidPart" | "InvalidPartOrder" => signals(Reason::S3Unavailable, ErrorSignal::InvalidPart),
         // Also inside the 200 of a CompleteMultipartUpload.
@@ -119,12 +124,32 @@ pub(crate) fn s3_status(status: u16) -> S3Classification {
         412 => signals(Reason::ObjectExists, ErrorSignal::PreconditionFailed),
         429 => means(Reason::Throttled),
         408 => means(Reason::Timeout),
+        501 => means(Reason::Unsupported),
+        507 => means(Reason::QuotaExceeded),
         200..=299 | 500..=599 => means(Reason::S3Unavailable),
         _ => means(Reason::Unclassified),
     }
 }
 
+/// Returns true for an answer with a web page: it comes from a proxy or a web server in between,
+/// and its status says nothing about permissions.
+pub(crate) fn is_web_page(raw: &HttpResponse) -> bool {
+    let html = |kind: &str| kind.trim_start().to_ascii_lowercase().starts_with("text/html");
+    raw.headers().get("content-type").is_some_and(html)
+}
+
 impl S3Classification {
+    /// Returns the row for an answer to `operation`. A store that took every part and refuses the
+    /// checksum of the whole can't combine checksums.
+    pub(crate) fn of(operation: &str, code: &str, status: u16, destination: &Destination) -> Self {
+        match s3_table(code, status, destination) {
+            Self { signal: ErrorSignal::BadDigest, .. } if operation == "CompleteMultipartUpload" => {
+                means(Reason::Unsupported)
+            }
+            row => row,
+        }
+    }
+
     /// A 2xx whose body can't be read is a broken reply, not a refusal.
     pub(crate) fn reason_or_broken(&self, status: u16) -> Reason {
         if status < 300 { Reason::Connection } else { self.reason }
@@ -211,6 +236,9 @@ pub(crate) fn staging_failure(name: &str, error: &SdkError<GetObjectError>) -> F
         ("InvalidObjectState", _) => failure(Reason::SourceDenied, "is archived; restore it first"),
         (code, _) if code.contains("Throttl") || matches!(code, "SlowDown" | "RequestTimeout") => {
             failure(Reason::SourceUnavailable, "asks for patience")
+        }
+        (_, Some(300..=499)) if error.raw_response().is_some_and(is_web_page) => {
+            failure(Reason::SourceUnavailable, "can't be reached: a proxy or web server answered in its place")
         }
         (_, Some(401 | 403)) => failure(Reason::SourceDenied, "may not be read")
             .hint("Allow the worker's own identity s3:GetObject (and kms:Decrypt) on the staging bucket."),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::raw::{RawAdminConfig, RawBrokerConfig, RawConfig, RawLogConfig, RawSourceConfig};
 use super::sections::{LogFormat, MetricsConfig, SessionConfig, UploadConfig, WorkerConfig};
+use crate::domain::destination::SessionPolicyMode;
 
 const MIB: u64 = 1 << 20;
 
@@ -57,6 +58,7 @@ impl Default for SessionConfig {
             capacity: 10_000,
             denied_for: Duration::from_secs(60),
             role_auth: true,
+            policy: SessionPolicyMode::Full,
         }
     }
 }

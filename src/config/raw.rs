@@ -94,6 +94,12 @@ pub(super) struct RawAwsConfig {
     pub(super) sts_endpoint_url: Option<String>,
     /// Puts the bucket into the path instead of the host name, for S3-compatible stores.
     pub(super) force_path_style: bool,
+    /// Endpoints of S3 and STS with FIPS cryptography. Default: AWS_USE_FIPS_ENDPOINT or the
+    /// profile.
+    pub(super) use_fips_endpoint: Option<bool>,
+    /// Endpoints of S3 and STS for IPv4 and IPv6. Default: AWS_USE_DUALSTACK_ENDPOINT or the
+    /// profile.
+    pub(super) use_dualstack_endpoint: Option<bool>,
     /// Role that customers trust. It is assumed first, with the standard credential chain.
     pub(super) identity_role_arn: Option<String>,
 }

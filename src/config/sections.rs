@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::units::{Size, Span};
-use crate::domain::destination::{Destinations, InlinePolicy, Invalid, Region, RoleArn};
+use crate::domain::destination::{Destinations, InlinePolicy, Invalid, Region, RoleArn, SessionPolicyMode};
 use crate::domain::staging::{StagingPlace, TenantFolder};
 
 /// The whole configuration.
@@ -147,6 +147,8 @@ pub struct SessionConfig {
     pub denied_for: Duration,
     /// True if this worker may assume roles.
     pub role_auth: bool,
+    /// Policy that narrows the sessions of assumed roles.
+    pub policy: SessionPolicyMode,
 }
 
 /// `[aws]`: region and endpoints.
@@ -160,6 +162,10 @@ pub struct AwsConfig {
     pub sts_endpoint_url: Option<url::Url>,
     /// `https://endpoint/bucket/key` instead of `https://bucket.endpoint/key`.
     pub force_path_style: bool,
+    /// Endpoints with FIPS cryptography; `None`: as in the environment or the profile.
+    pub use_fips_endpoint: Option<bool>,
+    /// Endpoints for IPv4 and IPv6; `None`: as in the environment or the profile.
+    pub use_dualstack_endpoint: Option<bool>,
     /// Role that customers trust. It is assumed first, with the standard credential chain.
     pub identity_role_arn: Option<RoleArn>,
 }

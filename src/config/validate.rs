@@ -117,11 +117,23 @@ fn check_session(session: &SessionConfig, findings: &mut Findings) {
 }
 
 fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
+    let endpoints = [("s3_endpoint_url", &raw.s3_endpoint_url), ("sts_endpoint_url", &raw.sts_endpoint_url)];
+    for (key, set) in
+        [("use_fips_endpoint", raw.use_fips_endpoint), ("use_dualstack_endpoint", raw.use_dualstack_endpoint)]
+    {
+        if let Some((endpoint, _)) = endpoints.iter().find(|(_, url)| set == Some(true) && url.is_some()) {
+            let problem =
+                format!("has no effect on aws.{endpoint}; remove one of them, and name such an endpoint there");
+            findings.add(&format!("aws.{key}"), problem);
+        }
+    }
     AwsConfig {
         region: findings.parsed("aws.region", raw.region.as_deref().map(Region::parse)),
         s3_endpoint_url: findings.endpoint("aws.s3_endpoint_url", raw.s3_endpoint_url.as_deref()),
         sts_endpoint_url: findings.endpoint("aws.sts_endpoint_url", raw.sts_endpoint_url.as_deref()),
         force_path_style: raw.force_path_style,
+        use_fips_endpoint: raw.use_fips_endpoint,
+        use_dualstack_endpoint: raw.use_dualstack_endpoint,
         identity_role_arn: findings
             .parsed("aws.identity_role_arn", raw.identity_role_arn.as_deref().map(RoleArn::parse)),
     }

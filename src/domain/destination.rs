@@ -4,6 +4,7 @@
 //! [`raw::RawDestination`], the one mirror both share.
 
 mod arn;
+mod arn_parts;
 mod identity;
 mod inline_policy;
 mod names;
@@ -17,8 +18,9 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub(crate) use arn::is_iam_name;
 pub use arn::{KmsKeyArn, RoleArn};
-pub(crate) use arn::{is_iam_name, split_arn};
+pub(crate) use arn_parts::split_arn;
 pub use identity::DestinationIdentity;
 pub use inline_policy::InlinePolicy;
 pub(crate) use names::text_newtype;
@@ -55,6 +57,8 @@ pub struct Destination {
     pub checksum: Checksum,
     /// True for a store that wants all parts of an upload but the last of one length.
     pub equal_parts: bool,
+    /// The session policy of an assumed role; `None` is `session.policy`.
+    pub session_policy: Option<SessionPolicyMode>,
     /// The platform's own name of the customer; part of the session key and echoed in outcomes.
     pub tenant: Option<String>,
     /// Users of the broker whose jobs are accepted; empty for all.
@@ -132,6 +136,22 @@ impl SecretSource {
     }
 }
 
+/// The policy that narrows the session of an assumed role.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionPolicyMode {
+    /// Bucket, prefix and KMS key.
+    #[default]
+    Full,
+    /// Bucket and prefix, without KMS actions: for stores whose STS refuses actions it does not
+    /// know.
+    S3,
+    /// No session policy: the session may do whatever the role may.
+    None,
+}
+
 /// Server-side encryption, by its name in the header `x-amz-server-side-encryption`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub enum EncryptionAlgorithm {
@@ -195,6 +215,20 @@ impl Destination {
             Auth::IamRole { role_arn, .. } => role_arn.partition(),
             Auth::AccessKey { .. } => partition_of(self.region.as_str()),
         }
+    }
+}
+
+/// The region of a partition where its global services are at home.
+pub(crate) fn home_region_of(partition: &str) -> &'static str {
+    match partition {
+        "aws-cn" => "cn-north-1",
+        "aws-us-gov" => "us-gov-west-1",
+        "aws-eusc" => "eusc-de-east-1",
+        "aws-iso" => "us-iso-east-1",
+        "aws-iso-b" => "us-isob-east-1",
+        "aws-iso-e" => "eu-isoe-west-1",
+        "aws-iso-f" => "us-isof-south-1",
+        _ => "us-east-1",
     }
 }
 

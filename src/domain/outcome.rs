@@ -113,6 +113,8 @@ reasons! {
     KmsUnavailable "kms_unavailable" Destination "The KMS key is missing, disabled or pending deletion.",
     AccessKeyInvalid "access_key_invalid" Destination "The access key is unknown, disabled or does not match.",
     EncryptionMismatch "encryption_mismatch" Destination "S3 encrypted in another way than asked.",
+    Unsupported "unsupported" Destination "The store does not support a header or checksum of the request.",
+    QuotaExceeded "quota_exceeded" Destination "The quota of the bucket or its owner is used up.",
     RoleAuthOff "role_auth_off" Destination "This worker may not assume roles.",
     InvalidJob "invalid_job" Job "The job can't be read.",
     SchemaVersion "schema_version" Job "The job's version is not known here.",

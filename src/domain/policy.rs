@@ -27,7 +27,7 @@ pub use party::Party;
 pub use permission::{Need, Permission};
 pub use principal::Principal;
 pub use resource::{TEST_OBJECT, dns_suffix};
-pub use session::{SESSION_POLICY_LIMIT, session_policy, session_policy_fits, smaller_session_policy};
+pub use session::{PolicyForm, SESSION_POLICY_LIMIT, session_policy, session_policy_fits, session_policy_in};
 pub use terraform::terraform;
 pub use trust::trust;
 

@@ -7,12 +7,13 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::RequestId;
+use aws_sdk_sts::operation::assume_role::AssumeRoleError;
 use tokio::time::Instant;
 
 use super::{WorkerIdentity, endpoint};
-use crate::aws::errors::{AssumedRole, error_response, sts_table};
+use crate::aws::errors::{AssumedRole, error_response, innermost, is_web_page, sts_table};
 use crate::config::AwsConfig;
-use crate::domain::destination::{Destination, ExternalId, Region, RoleArn};
+use crate::domain::destination::{Destination, ExternalId, Region, RoleArn, home_region_of};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Class, Failure, Reason};
 use crate::metrics::Metrics;
@@ -30,8 +31,8 @@ pub(super) struct RoleRequest<'a> {
     pub(super) external_id: Option<&'a ExternalId>,
     pub(super) destination: &'a Destination,
     pub(super) region: &'a Region,
-    /// Session policy.
-    pub(super) policy: String,
+    /// Session policy, unless none is wanted.
+    pub(super) policy: Option<String>,
 }
 
 /// Assumes the role with a session policy that allows no more than this destination needs.
@@ -67,7 +68,7 @@ pub(super) async fn request(
         .role_session_name(session_name)
         .set_external_id(role.external_id.map(|id| id.expose().to_owned()))
         .duration_seconds(SESSION_DURATION_SECONDS)
-        .policy(role.policy.as_str());
+        .set_policy(role.policy.clone());
     let reply = request.send().await.map_err(|error| refused("AssumeRole", &error, Some(role)))?;
     let given =
         reply.credentials.ok_or_else(|| Failure::new(Reason::StsUnavailable, "STS answered without credentials"))?;
@@ -81,12 +82,14 @@ pub(super) fn is_policy_too_large(failure: &Failure) -> bool {
     failure.answer.as_deref().is_some_and(|answer| answer.code.starts_with("PackedPolicyTooLarge"))
 }
 
-/// Returns the region in which STS is called: the platform's, else the destination's, else that of
-/// the environment.
+/// Returns the region in which STS is called: the platform's, else that of the environment, else
+/// the home of the identity's partition where that is known, else the destination's.
 pub(super) fn sts_region(aws: &AwsConfig, of_destination: Option<&Region>, identity: &WorkerIdentity) -> String {
-    let named = aws.region.as_ref().or(of_destination).map(|region| region.as_str().to_owned());
     let ours = || identity.sdk().region().map(|region| region.as_ref().to_owned());
-    named.or_else(ours).unwrap_or_else(|| "us-east-1".to_owned())
+    let home = || aws.identity_role_arn.as_ref().map(|role| home_region_of(role.partition()).to_owned());
+    let theirs = || of_destination.map(|region| region.as_str().to_owned());
+    let named = aws.region.as_ref().map(|region| region.as_str().to_owned());
+    named.or_else(ours).or_else(home).or_else(theirs).unwrap_or_else(|| "us-east-1".to_owned())
 }
 
 /// Returns a client for this one call. Its retry budget is the destination's own: the SDK shares
@@ -96,8 +99,15 @@ fn client(identity: &WorkerIdentity, aws: &AwsConfig, role: &RoleRequest<'_>) ->
         .region(aws_sdk_sts::config::Region::new(sts_region(aws, Some(role.region), identity)))
         .retry_config(RetryConfig::standard().with_max_attempts(3))
         .retry_partition(RetryPartition::new(format!("consign-{}", role.destination.identity)));
-    config.set_endpoint_url(aws.sts_endpoint_url.as_ref().map(endpoint));
+    set_sts_endpoint(&mut config, aws);
     aws_sdk_sts::Client::from_conf(config.build())
+}
+
+/// Sets the configured endpoint. The SDK combines none with FIPS or dual-stack endpoints.
+pub(super) fn set_sts_endpoint(config: &mut aws_sdk_sts::config::Builder, aws: &AwsConfig) {
+    if let Some(url) = &aws.sts_endpoint_url {
+        config.set_endpoint_url(Some(endpoint(url))).set_use_fips(Some(false)).set_use_dual_stack(Some(false));
+    }
 }
 
 /// Classifies an error of STS: the fault of the trust policy, of the worker's identity, or of STS.
@@ -110,6 +120,18 @@ where
         answer.code = written(error, "Code").filter(|code| is_code(code)).unwrap_or_default();
     }
     let mut failure = match &answer {
+        _ if error.raw_response().is_some_and(is_web_page) => {
+            let message = format!("not STS answered, but a proxy or web server, with a web page ({})", answer.status);
+            Failure::new(Reason::StsUnavailable, message)
+                .hint("let the worker reach STS without a proxy, which it does not use, and check aws.sts_endpoint_url")
+        }
+        // Ceph refuses a session policy in this way.
+        AwsError { code, status: 400, .. } if code.is_empty() && role.is_some() => {
+            let reason = Reason::AssumeRoleDenied;
+            let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
+            let message = "STS refuses the request for the role and does not say why (400)";
+            Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
+        }
         AwsError { code, status, .. } if !code.is_empty() || matches!(status, 401 | 403 | 429) => {
             if error.message().is_none() {
                 let message = written(error, "Message");
@@ -121,7 +143,8 @@ where
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
         }
         _ if own_credentials_failed(error) => {
-            Failure::new(Reason::IdentityDenied, "the worker has no AWS credentials of its own")
+            let message = format!("the worker has no AWS credentials of its own: {}", credentials_problem(error));
+            Failure::new(Reason::IdentityDenied, message)
                 .hint("give the worker a role or a key in the standard AWS way; the customer need not do anything")
         }
         _ => Failure::new(Reason::StsUnavailable, "STS could not be reached, or answered without a reason"),
@@ -142,6 +165,20 @@ fn written<E>(error: &SdkError<E>, element: &str) -> Option<String> {
 /// alone.
 fn is_code(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
+}
+
+/// Returns what the SDK says about credentials that it can't load: the answer of STS to the
+/// AssumeRole of the identity, or the innermost cause.
+fn credentials_problem(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(refused) = current.downcast_ref::<AssumeRoleError>() {
+            let (code, message) = (refused.code().unwrap_or("an error"), refused.message().unwrap_or_default());
+            return format!("STS answers {code} to the AssumeRole of its role: {message}");
+        }
+        cause = current.source();
+    }
+    innermost(error)
 }
 
 fn own_credentials_failed(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -183,6 +220,16 @@ mod tests {
         assert_eq!(wrapped("SignatureDoesNotMatch"), Reason::ClockSkew);
         assert_eq!(wrapped("Throttling"), Reason::Throttled);
         assert_eq!(wrapped("<script>"), Reason::IdentityDenied, "no code: the status says it");
+    }
+
+    #[test]
+    fn a_web_page_is_not_an_answer_of_sts() {
+        let mut raw = HttpResponse::new(403.try_into().unwrap(), SdkBody::from("<html>"));
+        raw.headers_mut().insert("content-type", "text/html");
+        let error = SdkError::service_error(GetCallerIdentityError::unhandled("no code"), raw);
+        let failure = refused("AssumeRole", &error, None);
+        assert_eq!(failure.reason, Reason::StsUnavailable);
+        assert!(failure.message.contains("proxy"), "{}", failure.message);
     }
 
     #[test]

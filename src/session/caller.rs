@@ -6,8 +6,8 @@ use aws_credential_types::Credentials;
 use aws_sdk_s3::config::IdentityCache;
 use aws_sdk_sts::config::retry::RetryConfig;
 
-use super::assume::{refused, sts_region};
-use super::{WorkerIdentity, endpoint};
+use super::WorkerIdentity;
+use super::assume::{refused, set_sts_endpoint, sts_region};
 use crate::config::AwsConfig;
 use crate::domain::destination::Region;
 use crate::domain::outcome::{Failure, Reason};
@@ -39,7 +39,7 @@ pub(super) async fn caller(
         config = config.credentials_provider(key).identity_cache(IdentityCache::no_cache());
     }
     config = config.region(aws_sdk_sts::config::Region::new(asked_in));
-    config.set_endpoint_url(aws.sts_endpoint_url.as_ref().map(endpoint));
+    set_sts_endpoint(&mut config, aws);
     let asked = aws_sdk_sts::Client::from_conf(config.build()).get_caller_identity().send();
     let answer = tokio::time::timeout(TIMEOUT, asked).await.map_err(|_| {
         Failure::new(Reason::StsUnavailable, format!("STS did not answer within {} s", TIMEOUT.as_secs()))

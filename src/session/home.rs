@@ -68,7 +68,8 @@ impl HomeIdentity {
 
 impl Sessions {
     /// The region where the worker is at home: `aws.region`, else that of its environment or
-    /// profile, else the one whose STS accepted it last, else `us-east-1`.
+    /// profile, else that of its configured role's partition, else the one whose STS accepted it
+    /// last, else `us-east-1`.
     fn home_region(&self) -> String {
         let accepted = self.home.last_accepted_in().filter(|_| self.identity.sdk().region().is_none());
         sts_region(&self.aws, accepted.as_ref(), &self.identity)
@@ -233,7 +234,7 @@ impl Sessions {
 
     /// A client whose requests are not signed.
     fn anonymous(&self, region: &Region) -> aws_sdk_s3::Client {
-        let config = s3_config(&self.aws, self.identity.http_client(), region).allow_no_auth();
+        let config = s3_config(&self.aws, &self.identity, region).allow_no_auth();
         aws_sdk_s3::Client::from_conf(config.build())
     }
 }
@@ -285,6 +286,7 @@ mod tests {
             capacity: 10,
             denied_for: Duration::from_mins(1),
             role_auth: true,
+            policy: crate::domain::destination::SessionPolicyMode::Full,
         };
         let identity = WorkerIdentity::fixed("AKIA", "secret", &region("eu-central-1"));
         Sessions::new(config, aws, identity, Arc::new(Metrics::new(1)))

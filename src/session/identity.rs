@@ -15,7 +15,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
 use super::{CONNECT_TIMEOUT, endpoint, s3_config};
 use crate::config::AwsConfig;
-use crate::domain::destination::Region;
+use crate::domain::destination::{Region, home_region_of};
 
 /// Identity of the worker, and the HTTP client that all AWS clients share.
 #[derive(Debug, Clone)]
@@ -40,10 +40,21 @@ impl WorkerIdentity {
                     .or_else(ProfileFileRegionProvider::new()),
             ),
         };
+        if let Some(fips) = aws.use_fips_endpoint {
+            loader = loader.use_fips(fips);
+        }
+        if let Some(dual_stack) = aws.use_dualstack_endpoint {
+            loader = loader.use_dual_stack(dual_stack);
+        }
         let mut sdk = loader.load().await;
         if let Some(role) = &aws.identity_role_arn {
             let mut sts = sdk.clone().into_builder();
-            sts.set_endpoint_url(aws.sts_endpoint_url.as_ref().map(endpoint));
+            if sdk.region().is_none() {
+                sts.set_region(Some(aws_config::Region::new(home_region_of(role.partition()))));
+            }
+            if let Some(url) = &aws.sts_endpoint_url {
+                sts.set_endpoint_url(Some(endpoint(url))).set_use_fips(Some(false)).set_use_dual_stack(Some(false));
+            }
             let provider = AssumeRoleProvider::builder(role.as_str())
                 .session_name("consign")
                 .configure(&sts.build())
@@ -82,13 +93,14 @@ impl WorkerIdentity {
     /// Returns an S3 client with the worker's own credentials, for the staging buckets of the
     /// platform.
     ///
-    /// Its region is that of the worker: `aws.region`, else that of the environment, else
-    /// `us-east-1`.
+    /// Its region is that of the worker: `aws.region`, else that of the environment, else the home
+    /// of the identity's partition, else `us-east-1`.
     pub fn staging_client(&self, aws: &AwsConfig) -> aws_sdk_s3::Client {
         let named = self.sdk.region().and_then(|region| Region::parse(region.as_ref()).ok());
-        let region = aws.region.clone().or(named).or_else(|| Region::parse("us-east-1").ok());
+        let partition = aws.identity_role_arn.as_ref().map_or("aws", |role| role.partition());
+        let region = aws.region.clone().or(named).or_else(|| Region::parse(home_region_of(partition)).ok());
         let mut config = match &region {
-            Some(region) => s3_config(aws, self.http_client(), region),
+            Some(region) => s3_config(aws, self, region),
             None => aws_sdk_s3::Config::builder(),
         };
         config.set_credentials_provider(self.sdk.credentials_provider());
@@ -106,4 +118,65 @@ fn https() -> SharedHttpClient {
 
 fn timeouts() -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use aws_sdk_s3::presigning::PresigningConfig;
+
+    use super::*;
+    use crate::domain::destination::RoleArn;
+    use crate::session::assume::sts_region;
+
+    fn region(name: &str) -> Region {
+        Region::parse(name).unwrap()
+    }
+
+    /// The host that a PutObject goes to.
+    async fn host(aws: &AwsConfig, sdk: SdkConfig) -> String {
+        let key = Credentials::new("AKIA", "secret", None, None, "test");
+        let identity = WorkerIdentity { sdk, http: https() };
+        let config = s3_config(aws, &identity, &region("us-gov-west-1")).credentials_provider(key).build();
+        let put = aws_sdk_s3::Client::from_conf(config).put_object().bucket("acme").key("k");
+        let request = put.presigned(PresigningConfig::expires_in(Duration::from_mins(1)).unwrap()).await.unwrap();
+        url::Url::parse(request.uri()).unwrap().host_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn fips_and_dual_stack_hold_for_s3_unless_an_endpoint_is_set() {
+        let sdk = |fips, dual| SdkConfig::builder().use_fips(fips).use_dual_stack(dual).build();
+        let none = AwsConfig::default();
+        assert_eq!(host(&none, sdk(false, false)).await, "acme.s3.us-gov-west-1.amazonaws.com");
+        assert_eq!(host(&none, sdk(true, false)).await, "acme.s3-fips.us-gov-west-1.amazonaws.com");
+        assert_eq!(host(&none, sdk(false, true)).await, "acme.s3.dualstack.us-gov-west-1.amazonaws.com");
+        assert_eq!(host(&none, sdk(true, true)).await, "acme.s3-fips.dualstack.us-gov-west-1.amazonaws.com");
+        let store =
+            AwsConfig { s3_endpoint_url: url::Url::parse("https://store.example").ok(), ..AwsConfig::default() };
+        assert_eq!(host(&store, sdk(true, true)).await, "acme.store.example");
+    }
+
+    #[test]
+    fn sts_is_asked_where_the_identity_is_at_home_before_the_destinations_region() {
+        let bare = WorkerIdentity { sdk: SdkConfig::builder().build(), http: https() };
+        let eu = aws_config::Region::new("eu-west-1");
+        let environment = WorkerIdentity { sdk: SdkConfig::builder().region(eu).build(), http: https() };
+        let role = |partition| RoleArn::parse(&format!("arn:{partition}:iam::999999999999:role/consign")).ok();
+        let with_role = |partition| AwsConfig { identity_role_arn: role(partition), ..AwsConfig::default() };
+        let configured = AwsConfig { region: Some(region("eu-north-1")), ..with_role("aws") };
+        let theirs = Some(region("ap-south-1"));
+        for (aws, identity, expected) in [
+            (configured, &environment, "eu-north-1"),
+            (with_role("aws"), &environment, "eu-west-1"),
+            (AwsConfig::default(), &environment, "eu-west-1"),
+            (with_role("aws"), &bare, "us-east-1"),
+            (with_role("aws-us-gov"), &bare, "us-gov-west-1"),
+            (with_role("aws-cn"), &bare, "cn-north-1"),
+            (AwsConfig::default(), &bare, "ap-south-1"),
+        ] {
+            assert_eq!(sts_region(&aws, theirs.as_ref(), identity), expected);
+        }
+        assert_eq!(sts_region(&AwsConfig::default(), None, &bare), "us-east-1");
+    }
 }

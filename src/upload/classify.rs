@@ -7,7 +7,7 @@ use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 pub(super) use crate::aws::errors::ErrorSignal;
-use crate::aws::errors::{S3Classification, error_response, s3_status, s3_table};
+use crate::aws::errors::{S3Classification, error_response, is_web_page, s3_status};
 use crate::domain::destination::{Destination, Region};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
@@ -37,6 +37,7 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     match error {
+        _ if error.raw_response().is_some_and(is_of_another) => not_s3(error_response(operation, error), destination),
         SdkError::ServiceError(answer) => {
             answered(error_response(operation, error), answer.err().meta(), answer.raw(), destination)
         }
@@ -60,6 +61,20 @@ where
     }
 }
 
+/// Returns true for a refusal that is a web page. Of errors of servers, S3 sends pages, too.
+fn is_of_another(raw: &HttpResponse) -> bool {
+    (300..500).contains(&raw.status().as_u16()) && is_web_page(raw)
+}
+
+/// The failure for an answer of a proxy or web server: S3 was not reached.
+fn not_s3(answer: AwsError, destination: &Destination) -> CallError {
+    let AwsError { operation, status, .. } = answer;
+    let answer = AwsError::new(operation, status, None, None);
+    let message = format!("{operation}: not S3 answered, but a proxy or web server, with a web page ({status})");
+    let hint = diagnosis::hint(Reason::Connection, &answer, destination);
+    CallError::new(Failure { answer: Some(Box::new(answer)), ..Failure::new(Reason::Connection, message).hint(hint) })
+}
+
 pub(super) fn unanswered(operation: &'static str, reason: Reason, what: &str) -> CallError {
     CallError { ambiguous: true, ..CallError::new(Failure::new(reason, format!("{operation}: {what}"))) }
 }
@@ -68,7 +83,7 @@ fn answered(answer: AwsError, meta: &ErrorMetadata, raw: &HttpResponse, destinat
     let AwsError { operation, status, .. } = answer;
     // The whole message: the one in `answer` is cut.
     let (code, message) = (answer.code.as_str(), meta.message().unwrap_or_default());
-    let S3Classification { mut reason, signal } = s3_table(code, status, destination);
+    let S3Classification { mut reason, signal } = S3Classification::of(operation, code, status, destination);
     if reason == Reason::AccessDenied && denied_action(message).is_some_and(|action| action.starts_with("kms:")) {
         reason = Reason::KmsDenied;
     }
@@ -85,7 +100,7 @@ fn answered(answer: AwsError, meta: &ErrorMetadata, raw: &HttpResponse, destinat
     }
     failure.answer = Some(Box::new(answer));
     // A 5xx after the request was read may have taken effect; a refusal has not.
-    CallError { failure, signal, ambiguous: !(300..500).contains(&status) }
+    CallError { failure, signal, ambiguous: !(300..500).contains(&status) && status != 501 }
 }
 
 /// Returns the region of the bucket. The header names it; AuthorizationHeaderMalformed names it in
@@ -171,6 +186,13 @@ mod tests {
             (412, "PreconditionFailed", Reason::ObjectExists),
             (409, "ConditionalRequestConflict", Reason::S3Unavailable),
             (400, "BadDigest", Reason::Connection),
+            (501, "NotImplemented", Reason::Unsupported),
+            (400, "NotImplemented", Reason::Unsupported),
+            (501, "", Reason::Unsupported),
+            (403, "QuotaExceeded", Reason::QuotaExceeded),
+            (400, "XMinioAdminBucketQuotaExceeded", Reason::QuotaExceeded),
+            (507, "XMinioStorageFull", Reason::QuotaExceeded),
+            (507, "", Reason::QuotaExceeded),
             (503, "SlowDown", Reason::SlowDown),
             (503, "", Reason::S3Unavailable),
             (500, "InternalError", Reason::S3Unavailable),
@@ -188,6 +210,33 @@ mod tests {
         for (status, code, reason) in rows {
             assert_eq!(answer(status, code, "", &[]).failure.reason, reason, "{status} {code}");
         }
+    }
+
+    #[test]
+    fn a_web_page_is_not_an_answer_of_s3() {
+        for status in [302, 403, 407] {
+            let error = answer(status, "", "", &[("content-type", "text/html; charset=utf-8")]);
+            assert_eq!(error.failure.reason, Reason::Connection, "{status}");
+            let (message, hint) = (&error.failure.message, &error.failure.hint);
+            assert!(message.contains("proxy") && !hint.contains("s3:PutObject"), "{message} {hint}");
+        }
+        let unavailable = answer(503, "", "", &[("content-type", "text/html")]);
+        assert_eq!(unavailable.failure.reason, Reason::S3Unavailable);
+        assert_eq!(answer(403, "", "", &[("content-type", "application/xml")]).failure.reason, Reason::AccessDenied);
+    }
+
+    #[test]
+    fn a_checksum_that_only_the_completion_refuses_is_the_stores() {
+        let destination = destination(RawMethod::IamRole);
+        let refused = |operation| {
+            let meta = ErrorMetadata::builder().code("BadDigest").build();
+            let raw = HttpResponse::new(StatusCode::try_from(400).unwrap(), SdkBody::empty());
+            classify(operation, &SdkError::service_error(PutObjectError::generic(meta), raw), &destination)
+        };
+        assert_eq!(refused("UploadPart").failure.reason, Reason::Connection);
+        let refused = refused("CompleteMultipartUpload").failure;
+        assert_eq!((refused.reason, refused.class()), (Reason::Unsupported, Class::Destination));
+        assert!(refused.hint.contains("checksum = \"none\""), "{}", refused.hint);
     }
 
     #[test]

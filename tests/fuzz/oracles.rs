@@ -6,11 +6,18 @@ use consign::domain::control::Control;
 use consign::domain::destination::Destination;
 use consign::domain::job::lease::Lease;
 use consign::domain::job::{self, DestinationRef, Job, compact};
-use consign::domain::policy::{SESSION_POLICY_LIMIT, session_policy, session_policy_fits, smaller_session_policy};
+use consign::domain::policy::{PolicyForm, SESSION_POLICY_LIMIT, session_policy_fits, session_policy_in};
 use serde_json::Value;
 
 /// Stands for a secret in a seed of [`config`].
 pub const CANARY: &str = "cAnArY5ecret";
+
+/// Forms of a session policy.
+const FORMS: [PolicyForm; 3] = [
+    PolicyForm { smaller: false, without_kms: false },
+    PolicyForm { smaller: true, without_kms: false },
+    PolicyForm { smaller: true, without_kms: true },
+];
 
 /// A job as JSON: what is accepted stays within its bucket and prefix.
 pub fn job_json(bytes: &[u8]) {
@@ -58,7 +65,7 @@ fn accepted(job: &Job) {
     assert!(!job.id.as_str().is_empty() && job.id.as_str().len() <= 200);
     let DestinationRef::Inline(destination) = &job.destination else { return };
     if session_policy_fits(destination).is_ok() {
-        for policy in [session_policy(destination), smaller_session_policy(destination)] {
+        for policy in FORMS.map(|form| session_policy_in(destination, form)) {
             within(destination, &policy);
         }
     }

@@ -7,16 +7,23 @@ terraform {
   required_providers {
     aws = {
       source  = "hashicorp/aws"
-      version = ">= 5.0"
+      version = ">= 6.0"
     }
   }
 }
 
 data "aws_caller_identity" "here" {}
 
+data "aws_partition" "here" {}
+
 locals {
-  issuer  = var.oidc_provider_arn == null ? "" : element(split(":oidc-provider/", var.oidc_provider_arn), 1)
-  staging = [for bucket in var.staging_buckets : "arn:aws:s3:::${bucket}/*"]
+  issuer    = var.oidc_provider_arn == null ? "" : element(split(":oidc-provider/", var.oidc_provider_arn), 1)
+  partition = data.aws_partition.here.partition
+  staging   = [for bucket in var.staging_buckets : "arn:${local.partition}:s3:::${bucket}"]
+  customers = coalesce(var.customer_roles, [
+    "arn:${local.partition}:iam::*:role/consign",
+    "arn:${local.partition}:iam::*:role/consign/*",
+  ])
 }
 
 data "aws_iam_policy_document" "trust" {
@@ -51,7 +58,7 @@ data "aws_iam_policy_document" "trust" {
     for_each = var.trusted_service == null ? [] : [var.trusted_service]
 
     content {
-      # TagSession is for the agent on the node alone. Create the association with session tags disabled: passed on to customers' roles
+      # TagSession is for the agent on the node alone. The association below has session tags disabled: passed on to customers' roles
       # they would need sts:TagSession there and below.
       actions = var.trusted_service == "pods.eks.amazonaws.com" ? ["sts:AssumeRole", "sts:TagSession"] : ["sts:AssumeRole"]
 
@@ -78,7 +85,7 @@ data "aws_iam_policy_document" "worker" {
   statement {
     sid       = "AssumeCustomersRoles"
     actions   = ["sts:AssumeRole"]
-    resources = var.customer_roles
+    resources = local.customers
 
     condition {
       test     = "StringNotEquals"
@@ -93,6 +100,27 @@ data "aws_iam_policy_document" "worker" {
     content {
       sid       = "ReadStagingBuckets"
       actions   = ["s3:GetObject"]
+      resources = [for bucket in statement.value : "${bucket}/*"]
+    }
+  }
+
+  # Without it S3 answers 403 for a missing file, not 404.
+  dynamic "statement" {
+    for_each = length(local.staging) == 0 ? [] : [local.staging]
+
+    content {
+      sid       = "TellMissingStagingObjects"
+      actions   = ["s3:ListBucket"]
+      resources = statement.value
+    }
+  }
+
+  dynamic "statement" {
+    for_each = length(var.staging_kms_key_arns) == 0 ? [] : [var.staging_kms_key_arns]
+
+    content {
+      sid       = "DecryptStagingObjects"
+      actions   = ["kms:Decrypt"]
       resources = statement.value
     }
   }
@@ -116,4 +144,15 @@ resource "aws_iam_role_policy" "worker" {
   name   = "consign"
   role   = aws_iam_role.worker.id
   policy = data.aws_iam_policy_document.worker.json
+}
+
+# EKS Pod Identity, where the cluster is named. disable_session_tags needs version 6 of the provider.
+resource "aws_eks_pod_identity_association" "worker" {
+  count = var.eks_cluster == null ? 0 : 1
+
+  cluster_name         = var.eks_cluster
+  namespace            = var.namespace
+  service_account      = var.service_account
+  role_arn             = aws_iam_role.worker.arn
+  disable_session_tags = true
 }

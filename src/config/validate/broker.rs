@@ -95,8 +95,13 @@ fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static st
     if let Some(path) = text.strip_prefix("sqlite:") {
         return check_embedded_file(path);
     }
-    let url = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "amqp" | "amqps"));
-    let url = url.ok_or(NOT_A_BROKER_URL)?;
+    let parsed = url::Url::parse(text).ok();
+    if cuts_password(text, parsed.as_ref()) {
+        return Err(
+            "has \"#\", \"/\" or \"?\" in the user name or password, which ends the host there; percent-encode it: %23, %2F, %3F",
+        );
+    }
+    let url = parsed.filter(|url| matches!(url.scheme(), "amqp" | "amqps")).ok_or(NOT_A_BROKER_URL)?;
     let host = url.host_str().filter(|host| !host.is_empty());
     let host = host.ok_or("has no host; write \"amqps://user:password@host/vhost\"")?;
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
@@ -105,6 +110,15 @@ fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static st
         return Err("would send the password in plain text; use amqps://, or set broker.allow_plaintext = true");
     }
     Ok(())
+}
+
+/// Returns true if the user name or password has a character that ends the host. The `@` then comes
+/// after it, and what is before it is no host or has no user. A virtual host may have an `@`, too.
+fn cuts_password(text: &str, parsed: Option<&url::Url>) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let Some((before, after)) = rest.find(['#', '/', '?']).map(|end| rest.split_at(end)) else { return false };
+    let cut = matches!(scheme, "amqp" | "amqps") && after.contains('@') && !before.contains('@');
+    cut && parsed.is_none_or(|_| !after.starts_with('/'))
 }
 
 fn check_embedded_file(path: &str) -> Result<(), &'static str> {
@@ -117,5 +131,27 @@ fn check_embedded_file(path: &str) -> Result<(), &'static str> {
              \"sqlite:relative/path\"")
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_that_ends_the_host_is_named_and_not_quoted() {
+        for password in ["pa#ss", "pa/ss", "pa?ss", "12#ss", "12?ss"] {
+            let problem =
+                check_broker_url(&format!("amqps://user:{password}@mq.example.com/vhost"), false).unwrap_err();
+            assert!(problem.contains("percent-encode") && !problem.contains("ss@"), "{password}: {problem}");
+        }
+        for url in [
+            "amqps://user:pa%23ss@mq.example.com/vhost",
+            "amqps://user:pass@mq.example.com/v@host",
+            "amqp://localhost:5672/v@host",
+        ] {
+            assert_eq!(check_broker_url(url, false), Ok(()), "{url}");
+        }
+        assert_eq!(check_broker_url("https://user:pa#ss@mq.example.com", false), Err(NOT_A_BROKER_URL));
     }
 }

@@ -3,36 +3,15 @@
 
 use std::sync::Arc;
 
+use super::arn_parts::split_arn;
 use super::names::refuse;
 use super::{AccountId, Invalid, Region};
 
-/// Partitions that AWS has.
-const PARTITIONS: [&str; 8] =
-    ["aws", "aws-cn", "aws-us-gov", "aws-eusc", "aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f"];
 /// Longest name of a role or user, and longest path before it.
 const MAX_NAME: usize = 64;
 const MAX_PATH: usize = 510;
 /// Longest name of an alias, after `alias/`.
 const MAX_ALIAS: usize = 250;
-
-/// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`. Partition and account are valid; the rest is
-/// only split.
-pub(crate) struct Arn<'a> {
-    pub(crate) partition: &'a str,
-    pub(crate) service: &'a str,
-    pub(crate) region: &'a str,
-    pub(crate) account: &'a str,
-    pub(crate) resource: &'a str,
-}
-
-pub(crate) fn split_arn(text: &str) -> Option<Arn<'_>> {
-    let mut parts = text.splitn(6, ':');
-    let mut next = || parts.next();
-    let (head, partition, service) = (next()?, next()?, next()?);
-    let (region, account, resource) = (next()?, next()?, next()?);
-    let known = head == "arn" && PARTITIONS.contains(&partition) && AccountId::parse(account).is_ok();
-    known.then_some(Arn { partition, service, region, account, resource })
-}
 
 /// Returns true for the name of a role or user with its path, `PATH/NAME` or `NAME`: each segment
 /// of letters, digits and `+=,.@_-`, and none of dots alone.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::arn::split_arn;
+use super::arn_parts::{is_account, split_arn};
 
 /// A value that was refused: which field, why, and what would be accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,8 +64,8 @@ text_newtype!(
     DestinationId
 );
 text_newtype!(
-    /// A general purpose bucket: 3-63 of `[a-z0-9.-]` by the naming rules of the S3 user guide. Of a
-    /// destination it may be the ARN of an access point in its place.
+    /// A general purpose bucket: 3-63 of `[a-z0-9.-]` by the naming rules of the S3 user guide. A
+    /// destination may have the ARN of an access point in its place.
     BucketName
 );
 text_newtype!(
@@ -237,7 +237,7 @@ fn check_path(field: &str, text: &str) -> Result<(), Invalid> {
 impl AccountId {
     /// Parses an account number; the error's field is `expected_bucket_owner`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        if text.len() != 12 || !text.bytes().all(|b| b.is_ascii_digit()) {
+        if !is_account(text) {
             return refuse("expected_bucket_owner", "an account is 12 digits, or \"any\" for no check");
         }
         Ok(Self(text.into()))

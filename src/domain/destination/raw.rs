@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AccountId, Auth, BucketName, Checksum, Destination, DestinationId, DestinationIdentity, EncryptionAlgorithm,
-    ExternalId, Invalid, KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, strict,
+    ExternalId, Invalid, KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, SessionPolicyMode, strict,
 };
 
 /// A destination as it is written. Nothing is checked yet but the shape;
@@ -53,10 +53,12 @@ pub struct RawDestination {
     /// The checksum sent with the bytes.
     #[serde(default)]
     pub checksum: Checksum,
-    /// True for stores that want all parts of an upload but the last of one length, such as R2. Such
-    /// an upload can't be resumed if the job compresses it.
+    /// True for stores that want all parts of an upload but the last of one length, such as R2.
+    /// Such an upload can't be resumed if the job compresses it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub equal_parts: bool,
+    /// Session policy of the assumed role. Default: session.policy. A job can't set "none".
+    pub session_policy: Option<SessionPolicyMode>,
     /// The platform's own name of the customer.
     pub tenant: Option<String>,
     /// Users of the broker whose jobs are accepted, by the `user_id` that the broker has verified.
@@ -150,6 +152,7 @@ impl RawDestination {
             max_bytes_per_second: self.max_bytes_per_second,
             checksum: self.checksum,
             equal_parts: self.equal_parts,
+            session_policy: self.session_policy,
             tenant: self.tenant,
             publishers: self.publishers.unwrap_or_default(),
         };
@@ -187,6 +190,10 @@ impl RawDestination {
         if self.auth.method == RawMethod::AccessKey {
             let problem = "an inline destination may carry no secret; use iam_role, or configure the destination";
             return Err(vec![Invalid::new("auth.method", problem)]);
+        }
+        if self.session_policy == Some(SessionPolicyMode::None) {
+            let problem = "a job can't widen the session of a role; remove it, or configure the destination";
+            return Err(vec![Invalid::new("session_policy", problem)]);
         }
         if self.publishers.is_some() {
             let problem = "belongs to a configured destination; leave it out";

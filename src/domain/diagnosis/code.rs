@@ -100,7 +100,7 @@ codes! {
     PermissionDenied "permission_denied" Customer "Another named action is not allowed.",
     ExplicitDenySourceAddress "explicit_deny_source_address" Customer "The bucket policy denies every call, most likely by the source address.",
     ExplicitDenyUnencrypted "explicit_deny_unencrypted" Customer "The bucket policy denies the upload, most likely because it asks for no encryption.",
-    ExplicitDenyEncryption "explicit_deny_encryption" Customer "The bucket policy denies the upload, most likely because it demands another KMS key.",
+    ExplicitDenyEncryption "explicit_deny_encryption" Customer "The bucket policy denies the upload, most likely because it demands another KMS key or encryption.",
     ExplicitDenyIdentity "explicit_deny_identity" Customer "A policy or permissions boundary of the role or user denies the upload.",
     ExplicitDenyOrganization "explicit_deny_organization" Customer "A policy of the customer's organization denies the upload.",
     ExplicitDenyEndpoint "explicit_deny_endpoint" Operator "The policy of our own VPC endpoint denies the upload.",
@@ -121,6 +121,8 @@ codes! {
 
     ObjectLockNeedsChecksum "object_lock_needs_checksum" Operator "The bucket has Object Lock, and the destination sends no checksum.",
     StoreLacksFeature "store_lacks_feature" Operator "The store does not know a header that is sent, such as a checksum.",
+    QuotaExceeded "quota_exceeded" Customer "The quota of the bucket or its owner is used up.",
+    NotS3 "not_s3" Operator "Something that is not S3 answered, with a web page: a proxy or a web server.",
     AbortDenied "abort_denied" Customer "Unfinished uploads can't be aborted (s3:AbortMultipartUpload).",
     UploadLeftOpen "upload_left_open" Customer "The probe of a multipart upload is left open, because it may not be aborted.",
     DeleteDenied "delete_denied" Customer "The test file can't be deleted (s3:DeleteObject); it stays, empty.",

@@ -29,6 +29,8 @@ pub(super) fn without_answer(reason: Reason) -> Code {
         // No request is made across partitions.
         Reason::WrongRegion => Code::OtherPartition,
         Reason::EncryptionMismatch => Code::EncryptionMismatch,
+        Reason::Unsupported => Code::StoreLacksFeature,
+        Reason::QuotaExceeded => Code::QuotaExceeded,
         Reason::S3Unavailable | Reason::SlowDown | Reason::Throttled => Code::S3Unavailable,
         _ => Code::Unexpected,
     }
@@ -51,21 +53,22 @@ fn s3(answer: &AwsError, reason: Reason, context: &DiagnosisContext<'_>) -> Code
         _ if code.starts_with("KMS.") && reason != Reason::Throttled => Code::KmsKeyUnusable,
         "NoSuchBucket" => Code::BucketNotFound,
         "InvalidRequest" if said.contains("Object Lock") => Code::ObjectLockNeedsChecksum,
-        "NotImplemented" => Code::StoreLacksFeature,
-        _ => s3_by_meaning(status, reason, answer, context),
+        "" if reason == Reason::Connection && status != 0 => Code::NotS3,
+        _ => s3_by_meaning(reason, answer, context),
     }
 }
 
 /// Maps the reason of the transfer, which has considered code and status, where the code says no
 /// more.
-fn s3_by_meaning(status: u16, reason: Reason, answer: &AwsError, context: &DiagnosisContext<'_>) -> Code {
+fn s3_by_meaning(reason: Reason, answer: &AwsError, context: &DiagnosisContext<'_>) -> Code {
     match reason {
         Reason::AccessDenied | Reason::KmsDenied => denied(answer, context),
         Reason::WrongRegion => Code::WrongRegion,
         Reason::BucketNotFound => Code::BucketNotFound,
         Reason::KmsUnavailable => Code::KmsKeyUnusable,
         Reason::EncryptionMismatch => Code::EncryptionMismatch,
-        Reason::S3Unavailable if status == 501 => Code::StoreLacksFeature,
+        Reason::Unsupported => Code::StoreLacksFeature,
+        Reason::QuotaExceeded => Code::QuotaExceeded,
         Reason::S3Unavailable | Reason::SlowDown | Reason::Throttled => Code::S3Unavailable,
         Reason::Timeout | Reason::Connection => Code::S3Unreachable,
         _ => Code::Unexpected,

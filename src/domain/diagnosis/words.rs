@@ -73,8 +73,23 @@ fn other(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation
             "the bucket has Object Lock on, which takes no file without a checksum, and this destination sends none",
             advice("set checksum = \"crc64nvme\" for this destination").setting("checksum", "crc64nvme"),
         ),
+        Code::QuotaExceeded => explained(
+            "the quota of the bucket or its owner is used up",
+            advice("raise the quota, or delete objects that are no longer needed"),
+        ),
+        Code::NotS3 => explained(
+            "not S3 answered, but a proxy or a web server, with a web page",
+            advice(
+                "let the worker reach S3 without a proxy, which it does not use, and check aws.s3_endpoint_url if it is set",
+            ),
+        ),
         Code::StoreLacksFeature => explained(
-            "the store does not know a header of the request; most often it is the checksum",
+            match evidence.operation {
+                "CompleteMultipartUpload" => {
+                    "the store accepted every part with its checksum, and refuses the checksum of the whole"
+                }
+                _ => "the store does not know a header of the request; most often it is the checksum",
+            },
             advice("set checksum = \"none\" for this destination; it is meant for S3-compatible stores without CRC-64")
                 .setting("checksum", "none"),
         ),

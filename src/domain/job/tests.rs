@@ -314,6 +314,7 @@ prop_compose! {
             max_bytes_per_second,
             checksum: if plain { Checksum::None } else { Checksum::default() },
             equal_parts: false,
+            session_policy: None,
             tenant,
         }
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::document::{compact, document};
 use super::permission::Permission;
 use super::resource::{bucket_arn, keys_beside, list_condition, objects_arn, via_service};
-use crate::domain::destination::{Auth, Destination, EncryptionAlgorithm, Invalid};
+use crate::domain::destination::{Auth, Destination, EncryptionAlgorithm, Invalid, SessionPolicyMode};
 
 /// The most characters STS takes as an inline session policy
 /// (<https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>).
@@ -33,26 +33,34 @@ const STEPS: [&[Permission]; 4] = [
 /// role destination that was validated. A long prefix costs permissions that deliveries work
 /// without: listing first, then the region, then cleaning up, tags and deleting.
 pub fn session_policy(destination: &Destination) -> String {
-    size_of_policy(destination, 0)
+    session_policy_in(destination, PolicyForm::default())
 }
 
-/// The next smaller session policy than [`session_policy`], for session tags that leave no room for
-/// that one. The smallest of all where there is none.
-pub fn smaller_session_policy(destination: &Destination) -> String {
-    size_of_policy(destination, 1)
+/// Parts of the session policy that are left out because STS refuses them. Each one narrows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PolicyForm {
+    /// Without the statement on KMS keys, for an STS that refuses actions it does not know.
+    pub without_kms: bool,
+    /// The next smaller one, for session tags that leave no room. The smallest of all where there
+    /// is none.
+    pub smaller: bool,
 }
 
-/// The policy that is `smaller` sizes below the largest one that fits.
-fn size_of_policy(destination: &Destination, smaller: usize) -> String {
-    let policies = STEPS.iter().map(|left_out| policy(destination, left_out));
-    let mut fitting = policies.skip_while(|policy| !fits(policy)).skip(smaller);
-    fitting.next().unwrap_or_else(|| policy(destination, STEPS[STEPS.len() - 1]))
+/// The session policy of a destination in this form.
+pub fn session_policy_in(destination: &Destination, form: PolicyForm) -> String {
+    let of = |left_out: &[Permission]| policy(destination, left_out, form.without_kms);
+    let policies = STEPS.iter().map(|left_out| of(left_out));
+    let mut fitting = policies.skip_while(|policy| !fits(policy)).skip(usize::from(form.smaller));
+    fitting.next().unwrap_or_else(|| of(STEPS[STEPS.len() - 1]))
 }
 
 /// Refuses a role destination whose prefix is too long for any session policy: it is the escaping
 /// of `$`, `*`, `?`, quotes and characters beyond Latin-1 that makes it so. The error's field is
 /// `prefix`.
 pub fn session_policy_fits(destination: &Destination) -> Result<(), Invalid> {
+    if destination.session_policy == Some(SessionPolicyMode::None) {
+        return Ok(());
+    }
     let least = session_policy(destination);
     if fits(&least) || matches!(destination.auth, Auth::AccessKey { .. }) {
         return Ok(());
@@ -69,13 +77,13 @@ fn fits(policy: &str) -> bool {
     policy.chars().count() <= SESSION_POLICY_LIMIT
 }
 
-fn policy(destination: &Destination, left_out: &[Permission]) -> String {
+fn policy(destination: &Destination, left_out: &[Permission], without_kms: bool) -> String {
     let kept = |permission: &Permission| !left_out.contains(permission);
     let mut statements = vec![objects(destination, kept)];
     if kept(&Permission::GetBucketLocation) {
         statements.push(allow(&Permission::GetBucketLocation.action().into(), &bucket_arn(destination), json!({})));
     }
-    statements.extend(kms(destination));
+    statements.extend(kms(destination).filter(|_| !without_kms));
     if kept(&Permission::ListBucket) {
         let condition = list_condition(destination);
         statements.push(allow(&Permission::ListBucket.action().into(), &bucket_arn(destination), condition));
@@ -212,6 +220,17 @@ mod tests {
         assert!(region.len() == 6 && !region.contains(&"s3:GetBucketLocation"), "{region:?}");
         let least = actions(&"$".repeat(435));
         assert_eq!(least, ["s3:PutObject", "kms:GenerateDataKey", "kms:Decrypt"]);
+    }
+
+    fn smaller_session_policy(destination: &Destination) -> String {
+        session_policy_in(destination, PolicyForm { smaller: true, ..PolicyForm::default() })
+    }
+
+    #[test]
+    fn without_kms_the_rest_stays() {
+        let usual = destination("exports", Some("arn:aws-cn:kms:cn-north-1:123456789012:key/k"));
+        let policy = session_policy_in(&usual, PolicyForm { without_kms: true, ..PolicyForm::default() });
+        assert!(!policy.contains("kms:") && policy.contains("s3:PutObject") && policy.contains("s3:ListBucket"));
     }
 
     #[test]

@@ -163,6 +163,13 @@ async fn each_refusal_has_its_reason() {
 }
 
 #[tokio::test]
+async fn a_web_page_of_a_proxy_is_not_a_refusal() {
+    let html = [("content-type", "text/html"), ("content-length", "0")];
+    let origin = ScriptedOrigin::start(move |_, _| response(403, &html, b"")).await;
+    assert_eq!(read(&staging(&origin), "staging").await.unwrap_err().reason, Reason::SourceUnavailable);
+}
+
+#[tokio::test]
 async fn an_unreachable_store_is_unavailable() {
     let gone = staging(&ScriptedOrigin::start(|_, _| Vec::new()).await);
     tokio::task::yield_now().await;

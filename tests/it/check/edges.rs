@@ -137,3 +137,62 @@ async fn a_trust_policy_to_paste_keeps_others_out_as_the_printed_one_does() {
     let condition: &Value = &pasted["Statement"][0]["Condition"];
     assert_eq!(condition["IpAddress"]["aws:SourceIp"], json!(["192.0.2.17"]), "{answer:#}");
 }
+
+/// Without a region from anywhere, the role that customers trust is assumed at the home of its
+/// partition.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_identity_role_needs_no_region() {
+    let (mut site, s3) = customer().await;
+    s3.trust(None);
+    site.destination("acme", &by_role());
+    site.unset("aws.region").set("aws.identity_role_arn", "arn:aws:iam::999999999999:role/consign");
+    let (answer, exit) = check(&site);
+    assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
+    let asked = s3.calls("AssumeRole");
+    assert_eq!(asked[0].asked("RoleArn"), "arn:aws:iam::999999999999:role/consign");
+    assert!(asked.iter().all(|call| call.region == "us-east-1"));
+    s3.trust(Some("another"));
+    let (answer, _) = check(&site);
+    let cause = step(&answer, "identity")["cause"].as_str().unwrap();
+    assert!(cause.contains("STS answers AccessDenied to the AssumeRole of its role"), "{answer:#}");
+}
+
+/// A site whose identity is a profile of the shared configuration files.
+async fn with_profile(profile: &str) -> (crate::testbed::site::Site, crate::testbed::scripted::ScriptedS3) {
+    let (mut site, s3) = customer().await;
+    site.destination("acme", &by_role()).without_identity();
+    let config = site.dir.path().join("aws-config");
+    std::fs::write(&config, profile).unwrap();
+    let home = site.dir.path().display().to_string();
+    site.environment("AWS_CONFIG_FILE", &config.display().to_string()).environment("AWS_PROFILE", "work");
+    site.environment("PATH", "/usr/bin:/bin").environment("HOME", &home);
+    (site, s3)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_profile_with_a_credential_process_is_an_identity() {
+    let credentials =
+        r#"{"Version": 1, "AccessKeyId": "AKIAPLATFORM00000001", "SecretAccessKey": "marked-secret-platform-key"}"#;
+    let (site, _s3) = with_profile(&format!("[profile work]\ncredential_process = echo '{credentials}'\n")).await;
+    let (answer, exit) = check(&site);
+    assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_sdk_says_about_missing_credentials_is_shown() {
+    let sso = "[profile work]\nsso_session = corp\nsso_account_id = 999999999999\nsso_role_name = deliver\n\
+               [sso-session corp]\nsso_region = eu-central-1\nsso_start_url = https://corp.awsapps.com/start\n";
+    for (profile, said) in [
+        (sso, "token"),
+        ("[profile work]\ncredential_process = echo sorry >&2; exit 3\n", "external process"),
+        ("[profile other]\nregion = eu-central-1\n", "work"),
+    ] {
+        let (site, _s3) = with_profile(profile).await;
+        let (answer, exit) = check(&site);
+        assert_eq!(exit, 77, "{answer:#}");
+        let identity = step(&answer, "identity");
+        assert_eq!(identity["code"], "identity_absent", "{answer:#}");
+        assert!(identity["cause"].as_str().unwrap().contains(said), "{said}: {answer:#}");
+        assert!(!identity["cause"].as_str().unwrap().contains("cargo"), "{answer:#}");
+    }
+}

@@ -146,6 +146,66 @@ async fn the_encryption_that_is_configured_is_asked_for_and_compared() {
     fixture.close().await;
 }
 
+/// Some stores know CRC-64/NVME of parts alone, and some no such header at all.
+#[tokio::test]
+async fn a_store_without_the_checksum_is_the_destinations_and_the_setting_is_named() {
+    for (operation, effect) in [
+        ("CompleteMultipartUpload", Effect::Error(400, "BadDigest", "The checksum did not match.")),
+        ("CreateMultipartUpload", Effect::Error(501, "NotImplemented", "A header is not implemented.")),
+    ] {
+        let fixture = AcmeFixture::start("unsupported").await;
+        fixture.s3.on(operation).before(effect);
+        fixture.schedule("a", &bytes(23, 20 * MIB)).await;
+        let waiting = deferred(&fixture, "30s", "unsupported").await;
+        assert!(waiting.header("x-last-error-message").contains("S3 answered"), "{:?}", waiting.headers);
+        assert_eq!(fixture.s3.calls(operation).len(), 1, "no other try gets another answer");
+        fixture.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_is_not_a_missing_permission() {
+    let fixture = AcmeFixture::start("quota").await;
+    fixture.s3.on("PutObject").before(Effect::Error(403, "QuotaExceeded", ""));
+    fixture.schedule("a", b"hello").await;
+    deferred(&fixture, "30s", "quota_exceeded").await;
+    fixture.close().await;
+}
+
+/// R2's rule: all parts but the last have one length.
+#[tokio::test]
+async fn equal_parts_are_learnt_from_the_refusal_that_says_so() {
+    let fixture = AcmeFixture::start("equalparts").await;
+    let rule = "All non-trailing parts must have the same length.";
+    fixture.s3.on("CompleteMultipartUpload").first(1).before(Effect::Error(400, "InvalidPart", rule));
+    let content = bytes(24, 40 * MIB);
+    fixture.schedule_with("a", &content, &json!({"compression": "gzip"})).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 2);
+    let lengths: Vec<Vec<usize>> = part_lengths(&fixture);
+    let equal = |lengths: &[usize]| lengths[..lengths.len() - 1].iter().all(|length| *length == lengths[0]);
+    assert_eq!(lengths.iter().map(|lengths| equal(lengths)).collect::<Vec<_>>(), [false, true], "{lengths:?}");
+    assert!(fixture.worker.log().contains("equal_parts = true"), "it is reported");
+    fixture.close().await;
+}
+
+/// The lengths of the parts of each upload, in the order of the uploads.
+fn part_lengths(fixture: &AcmeFixture) -> Vec<Vec<usize>> {
+    let mut uploads: Vec<(String, Vec<(u32, usize)>)> = Vec::new();
+    for call in fixture.s3.calls("UploadPart") {
+        let (id, number) = (call.asked("uploadId").to_string(), call.asked("partNumber").parse().unwrap());
+        let part = (number, call.body.len());
+        match uploads.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, parts)) => parts.push(part),
+            None => uploads.push((id, vec![part])),
+        }
+    }
+    let sorted = |mut parts: Vec<(u32, usize)>| {
+        parts.sort_unstable();
+        parts.into_iter().map(|(_, length)| length).collect()
+    };
+    uploads.into_iter().map(|(_, parts)| sorted(parts)).collect()
+}
+
 #[tokio::test]
 async fn another_encryption_is_noticed_before_the_first_part() {
     let fixture = AcmeFixture::start("ssemulti").await;

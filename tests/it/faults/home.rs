@@ -305,6 +305,48 @@ async fn a_session_policy_beside_large_tags_becomes_smaller_once_and_stays_so() 
     fixture.close().await;
 }
 
+/// Ceph's STS answers 400 and nothing else to a policy with actions that it does not know.
+#[tokio::test]
+async fn a_session_policy_with_kms_that_sts_refuses_goes_without_it_and_stays_so() {
+    for refusal in [Effect::Error(400, "", ""), Effect::Error(400, "MalformedPolicyDocument", "unknown action")] {
+        let fixture = AcmeFixture::start("ceph").await;
+        fixture.s3.on("AssumeRole").form("Policy", "kms:").before(refusal);
+        fixture.schedule("a", b"hello").await;
+        assert_eq!(fixture.delivered("a").await["attempts"], 1);
+        fixture.s3.expire_sessions();
+        fixture.schedule("b", b"hello").await;
+        assert_eq!(fixture.delivered("b").await["attempts"], 1);
+        let calls = fixture.s3.calls("AssumeRole");
+        let policies: Vec<_> = calls.iter().map(|call| call.asked("Policy")).collect();
+        let keys: Vec<_> = policies.iter().map(|policy| policy.contains("kms:")).collect();
+        assert_eq!(keys, [true, false, false], "it is remembered");
+        assert!(policies.iter().all(|policy| policy.contains("s3:PutObject")), "{policies:?}");
+        assert!(fixture.worker.log().contains("session.policy = \\\"s3\\\""), "it is reported");
+        fixture.close().await;
+    }
+}
+
+#[tokio::test]
+async fn the_session_policy_is_the_configured_one() {
+    let (mut site, s3) = site("sessionpolicy").await;
+    site.set("session.policy", "s3");
+    for (id, mode) in [("acme-full", "full"), ("acme-none", "none")] {
+        let mut destination = role_destination("acme", ACME);
+        destination["session_policy"] = json!(mode);
+        site.destination(id, &destination);
+    }
+    let worker = site.worker().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    for (id, policy, kms) in [("acme", true, false), ("acme-full", true, true), ("acme-none", false, false)] {
+        fixture.schedule_with(id, b"hello", &json!({"destination": id})).await;
+        fixture.delivered(id).await;
+        let call = fixture.s3.calls("AssumeRole").pop().unwrap();
+        let sent = call.asked("Policy");
+        assert_eq!((sent.contains("s3:PutObject"), sent.contains("kms:")), (policy, kms), "{id}");
+    }
+    fixture.close().await;
+}
+
 #[tokio::test]
 async fn a_clock_that_one_service_refuses_and_sts_at_home_accepts_is_not_ours() {
     let fixture = AcmeFixture::start("theirclock").await;

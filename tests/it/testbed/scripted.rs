@@ -36,6 +36,8 @@ use super::ledger;
 pub enum Effect {
     /// An error answer with this status, code and message.
     Error(u16, &'static str, &'static str),
+    /// A refusal with a web page, as proxies give it.
+    WebPage(u16),
     /// 200 with an error in the body, as CompleteMultipartUpload may do.
     ErrorIn200(&'static str),
     /// 200 with nothing in it.
@@ -62,7 +64,7 @@ impl Effect {
             Self::Error(429 | 500.., ..) => "S3 or STS overloaded",
             Self::Error(..) => "S3 or STS refuses",
             Self::ErrorIn200(_) => "error in 200",
-            Self::EmptyBody | Self::Body(_) => "odd body",
+            Self::EmptyBody | Self::Body(_) | Self::WebPage(_) => "odd body",
             Self::LostReply => "lost reply",
             Self::Delay(_) => "slow reply",
             Self::WrongEncryption | Self::WrongChecksum | Self::Header(..) => "wrong reply",
@@ -451,6 +453,11 @@ impl ScriptedS3 {
 async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
     match effect {
         Effect::Error(status, code, message) => reply = Reply::error(call, *status, code, message),
+        Effect::WebPage(status) => {
+            reply = Reply { status: *status, headers: Vec::new(), ..Reply::error(call, *status, "", "") };
+            reply.headers.push(("content-type".to_owned(), "text/html; charset=utf-8".to_owned()));
+            reply.body = Bytes::from_static(b"<!DOCTYPE html><html><p>Blocked by policy.</html>");
+        }
         Effect::ErrorIn200(code) => {
             reply = Reply { status: 200, ..Reply::error(call, 200, code, "We encountered an internal error.") }
         }

@@ -40,6 +40,7 @@ async fn sessions(metrics: &Arc<Metrics>) -> Sessions {
         capacity: 10,
         denied_for: Duration::from_secs(60),
         role_auth: false,
+        policy: crate::domain::destination::SessionPolicyMode::Full,
     };
     let identity = WorkerIdentity::load(&aws).await;
     Sessions::new(config, aws, identity, metrics.clone())

@@ -83,7 +83,7 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
         Code::ExplicitDenyEncryption => {
             let mut explanation = explained(
                 format!(
-                    "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands another encryption or KMS key"
+                    "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands another KMS key or encryption"
                 ),
                 advice(
                     "set encryption and kms_key_arn of the destination to what the bucket policy demands, the key as the ARN of the key itself",

@@ -8,18 +8,21 @@ use crate::domain::policy::{Principal, trust};
 pub(super) fn words_of_ours(evidence: &Evidence<'_>, who: Who) -> Option<Explanation> {
     match who {
         Who::Worker => words_of_the_worker(evidence),
-        Who::Command => words_of_the_command(evidence.code).or_else(|| words_of_the_worker(evidence)),
+        Who::Command => words_of_the_command(evidence).or_else(|| words_of_the_worker(evidence)),
     }
 }
 
 /// Explains a problem of the own identity. A command usually has other credentials than the worker,
 /// so its text names the command's.
-fn words_of_the_command(code: Code) -> Option<Explanation> {
+fn words_of_the_command(evidence: &Evidence<'_>) -> Option<Explanation> {
     let ours = "the customer need not do anything";
-    Some(match code {
+    Some(match evidence.code {
         Code::IdentityAbsent => explained(
-            "this command has no AWS credentials: it uses those of its shell, not the worker's, and a role can only be assumed \
-             with some",
+            format!(
+                "this command has no AWS credentials: it uses those of its shell, not the worker's, and a role can only be assumed \
+                 with some{}",
+                sdk_said(evidence)
+            ),
             advice(format!(
                 "give the shell the worker's role or key in the standard AWS way (environment, profile, instance or task role), or \
                  run the command where the worker runs; {ours}"
@@ -41,11 +44,20 @@ fn words_of_the_command(code: Code) -> Option<Explanation> {
     })
 }
 
+/// Words of the SDK about credentials that it can't load: it knows the profile and the provider.
+fn sdk_said(evidence: &Evidence<'_>) -> String {
+    let said = evidence.message.split_once(": ").map(|(_, said)| said).filter(|said| !said.is_empty());
+    said.map(|said| format!(" ({said})")).unwrap_or_default()
+}
+
 fn words_of_the_worker(evidence: &Evidence<'_>) -> Option<Explanation> {
     let ours = "the customer need not do anything";
     Some(match evidence.code {
         Code::IdentityAbsent => explained(
-            "this worker has no AWS credentials of its own, and a role can only be assumed with some",
+            format!(
+                "this worker has no AWS credentials of its own, and a role can only be assumed with some{}",
+                sdk_said(evidence)
+            ),
             advice(format!(
                 "give the worker a role or a key in the standard AWS way (instance or task role, environment, profile), or \
                  use an access key for this destination; {ours}"
@@ -120,7 +132,8 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
             super::said(evidence, "STS refuses the request for the role as invalid"),
             advice(
                 "correct the role's ARN; if that is right, shorten the prefix of the destination; on EKS Pod Identity session tags \
-                 take most of the space of a session policy: create the association with session tags disabled",
+                 take most of the space of a session policy: create the association with session tags disabled; a store such as \
+                 Ceph may refuse session policies: set session.policy (or session_policy of the destination) to \"s3\" or \"none\"",
             ),
         ),
         Code::StsRegionDisabled => explained(

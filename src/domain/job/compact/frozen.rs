@@ -167,7 +167,11 @@ impl FrozenDestination {
             let problem = "belongs to a configured destination; leave it out";
             return Err(Invalid::new("destination.publishers", problem));
         }
-        let newer = [("encryption", to.encryption.is_some()), ("equal_parts", to.equal_parts)];
+        let newer = [
+            ("encryption", to.encryption.is_some()),
+            ("equal_parts", to.equal_parts),
+            ("session_policy", to.session_policy.is_some()),
+        ];
         if let Some((field, _)) = newer.iter().find(|(_, given)| *given) {
             return Err(Invalid::new(format!("destination.{field}"), "has no place in the compact form; send JSON"));
         }
@@ -210,6 +214,7 @@ impl FrozenDestination {
             max_bytes_per_second: frozen.max_bytes_per_second,
             checksum: frozen.checksum.into(),
             equal_parts: false,
+            session_policy: None,
             tenant: frozen.tenant,
             publishers: None,
         })))

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{PASTED, all};
+use super::{CUSTOMER, PASTED, all};
 use crate::check::by_role;
 use crate::check::table::{Act, Hands, Setup};
 use crate::fixture::{ACME, REGION};
@@ -90,6 +90,24 @@ pub const BUCKETS_THAT_ARE_NOT_WHAT_THEY_SHOULD_BE: &[Setup] = &[
         },
         says: &["S3-compatible"],
         mended: |hands| hands.set_what_is_said(),
+    },
+    Setup {
+        code: "quota_exceeded",
+        shows: "write: failed",
+        exit: 3,
+        to: by_role,
+        broken: |hands| hands.s3.on("PutObject").before(Effect::Error(403, "QuotaExceeded", "")),
+        says: &["raise the quota"],
+        mended: CUSTOMER,
+    },
+    Setup {
+        code: "not_s3",
+        shows: "write: failed",
+        exit: 3,
+        to: by_role,
+        broken: |hands| hands.s3.on("PutObject").before(Effect::WebPage(403)),
+        says: &["without a proxy", "aws.s3_endpoint_url"],
+        mended: CUSTOMER,
     },
 ];
 

@@ -68,7 +68,8 @@ pub const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
         exit: 3,
         to: by_role,
         broken: |hands| {
-            hands.site.unset("aws.region").environment("AWS_REGION", "us-east-1");
+            // Without a region of our own, STS of the destination's region is asked.
+            hands.site.unset("aws.region");
             let effect =
                 Effect::Error(403, "InvalidClientTokenId", "The security token included in the request is invalid.");
             hands.s3.on("GetCallerIdentity").region(REGION).before(effect);
