@@ -63,7 +63,6 @@ const fn signals(reason: Reason, signal: ErrorSignal) -> S3Classification {
 /// Table of S3 and KMS error codes. Sources: the S3 error code list
 /// (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>) and the observed answers
 /// of S3-compatible stores.
-#[expect(clippy::match_same_arms, reason = "a table: one commented row for each cause")]
 fn s3_table(code: &str, status: u16, destination: &Destination) -> S3Classification {
     match code {
         // The token ran out, or was made by a session that was revoked.

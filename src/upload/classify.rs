@@ -37,7 +37,7 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     match error {
-        _ if error.raw_response().is_some_and(is_of_another) => not_s3(error_response(operation, error), destination),
+        _ if error.raw_response().is_some_and(is_of_another) => not_s3(&error_response(operation, error), destination),
         SdkError::ServiceError(answer) => {
             answered(error_response(operation, error), answer.err().meta(), answer.raw(), destination)
         }
@@ -67,8 +67,8 @@ fn is_of_another(raw: &HttpResponse) -> bool {
 }
 
 /// The failure for an answer of a proxy or web server: S3 was not reached.
-fn not_s3(answer: AwsError, destination: &Destination) -> CallError {
-    let AwsError { operation, status, .. } = answer;
+fn not_s3(page: &AwsError, destination: &Destination) -> CallError {
+    let AwsError { operation, status, .. } = *page;
     let answer = AwsError::new(operation, status, None, None);
     let message = format!("{operation}: not S3 answered, but a proxy or web server, with a web page ({status})");
     let hint = diagnosis::hint(Reason::Connection, &answer, destination);

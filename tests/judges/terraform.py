@@ -8,7 +8,7 @@ import hcl2
 from metrics import ROOT
 
 MODULE = ROOT / "deploy/aws/terraform"
-GRANTED = {"sts:AssumeRole", "s3:GetObject"}
+GRANTED = {"sts:AssumeRole", "s3:GetObject", "s3:ListBucket", "kms:Decrypt"}
 
 
 def names(blocks):
@@ -23,7 +23,7 @@ def judge():
     if len(declared) < 5 or used != declared:
         yield f"variables used and declared differ: {sorted(used ^ declared)}"
     template = (ROOT / "deploy/aws/worker-role.yaml").read_text().split("Policies:")[1]
-    granted = {"terraform": set(re.findall(r'"((?:s3|sts):\w+)"', text.split('"worker" {')[1].split("resource ")[0])),
+    granted = {"terraform": set(re.findall(r'"((?:s3|sts|kms):\w+)"', text.split('"worker" {')[1].split("resource ")[0])),
                "cloudformation": set(re.findall(r"Action: (\S+)", template))}
     for kind, actions in granted.items():
         if actions != GRANTED:

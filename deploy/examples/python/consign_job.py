@@ -11,6 +11,9 @@ Checksum: TypeAlias = Literal['crc64nvme', 'none']
 Compression: TypeAlias = Literal['none', 'gzip', 'zstd']
 
 
+EncryptionAlgorithm: TypeAlias = Literal['AES256', 'aws:kms', 'aws:kms:dsse']
+
+
 IfExists: TypeAlias = Literal['replace', 'keep', 'fail']
 
 
@@ -24,6 +27,24 @@ class RawAuth(TypedDict):
     role_arn: NotRequired[str | None]
 
 
+RawMethod: TypeAlias = Literal['iam_role', 'access_key']
+
+
+class RawSource(TypedDict):
+    """
+    `source` as it is written.
+    """
+
+    allow_unproven_length: NotRequired[bool]
+    etag: NotRequired[str | None]
+    sha256: NotRequired[str | None]
+    size: NotRequired[int | None]
+    url: str
+
+
+SessionPolicyMode: TypeAlias = Literal['full', 's3', 'none']
+
+
 class RawDestination(TypedDict):
     """
     A destination as it is written. Nothing is checked yet but the shape;
@@ -34,7 +55,9 @@ class RawDestination(TypedDict):
     bucket: str
     bucket_key_enabled: NotRequired[bool | None]
     checksum: NotRequired[Checksum]
+    encryption: NotRequired[EncryptionAlgorithm | None]
     encryption_context: NotRequired[dict[str, str]]
+    equal_parts: NotRequired[bool]
     expected_bucket_owner: NotRequired[str | None]
     id: NotRequired[str | None]
     kms_key_arn: NotRequired[str | None]
@@ -42,24 +65,11 @@ class RawDestination(TypedDict):
     max_concurrency: NotRequired[int | None]
     prefix: NotRequired[str]
     region: str
+    session_policy: NotRequired[SessionPolicyMode | None]
     tenant: NotRequired[str | None]
 
 
 RawDestinationRef: TypeAlias = str | RawDestination
-
-
-RawMethod: TypeAlias = Literal['iam_role', 'access_key']
-
-
-class RawSource(TypedDict):
-    """
-    `source` as it is written.
-    """
-
-    etag: NotRequired[str | None]
-    sha256: NotRequired[str | None]
-    size: NotRequired[int | None]
-    url: str
 
 
 class ConsignJob(TypedDict):

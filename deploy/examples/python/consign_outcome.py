@@ -33,6 +33,7 @@ OutcomeData = TypedDict(
         'job_id': NotRequired[str],
         'key': NotRequired[str | None],
         'labels': NotRequired[dict[str, str]],
+        'length_unproven': NotRequired[bool],
         'message': NotRequired[str | None],
         'parts': NotRequired[int | None],
         'reason': NotRequired[str | None],

@@ -144,6 +144,8 @@ export interface Step {
     | "encryption_mismatch"
     | "object_lock_needs_checksum"
     | "store_lacks_feature"
+    | "quota_exceeded"
+    | "not_s3"
     | "abort_denied"
     | "upload_left_open"
     | "delete_denied"

@@ -6,6 +6,15 @@
  */
 
 /**
+ * Server-side encryption, by its name in the header `x-amz-server-side-encryption`.
+ */
+export type EncryptionAlgorithm = "AES256" | "aws:kms" | "aws:kms:dsse";
+/**
+ * The policy that narrows the session of an assumed role.
+ */
+export type SessionPolicyMode = "full" | "s3" | "none";
+
+/**
  * A job as it is written. Nothing is checked yet but the shape.
  */
 export interface ConsignJob {
@@ -79,7 +88,7 @@ export interface ConsignJob {
 export interface Destination {
   auth: RawAuth;
   /**
-   * The bucket's name.
+   * The bucket's name, or the ARN of an access point.
    */
   bucket: string;
   /**
@@ -91,11 +100,21 @@ export interface Destination {
    */
   checksum?: "crc64nvme" | "none";
   /**
+   * Encryption to ask for. Default: "aws:kms" with kms_key_arn; else none, which means the
+   * bucket's own default encryption.
+   */
+  encryption?: EncryptionAlgorithm | null;
+  /**
    * The KMS encryption context.
    */
   encryption_context?: {
     [k: string]: string;
   };
+  /**
+   * True for stores that want all parts of an upload but the last of one length, such as R2.
+   * Such an upload can't be resumed if the job compresses it.
+   */
+  equal_parts?: boolean;
   /**
    * The account that must own the bucket, or "any". Default: the role's account; none for access
    * keys.
@@ -106,7 +125,7 @@ export interface Destination {
    */
   id?: string | null;
   /**
-   * A KMS key ARN; absent means the bucket's own default encryption.
+   * A KMS key ARN, for the two KMS encryptions.
    */
   kms_key_arn?: string | null;
   /**
@@ -125,6 +144,10 @@ export interface Destination {
    * The bucket's region.
    */
   region: string;
+  /**
+   * Session policy of the assumed role. Default: session.policy. A job can't set "none".
+   */
+  session_policy?: SessionPolicyMode | null;
   /**
    * The platform's own name of the customer.
    */
@@ -148,6 +171,10 @@ export interface RawAuth {
  * Source of the bytes.
  */
 export interface RawSource {
+  /**
+   * Accepts a source that does not tell its length; the outcome then has `length_unproven`.
+   */
+  allow_unproven_length?: boolean;
   /**
    * The entity tag.
    */

@@ -112,6 +112,11 @@ export interface OutcomeData {
     [k: string]: string;
   };
   /**
+   * True if neither the source nor the job gives the length of the content, and that was
+   * accepted: a connection that broke early would look the same.
+   */
+  length_unproven?: boolean;
+  /**
    * Description in plain words: on failure, and where a job was skipped because its backfill was
    * cancelled.
    */
