@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -64,24 +65,34 @@ impl Reload {
         Ok(loaded)
     }
 
-    /// Returns true once when files have changed and have stayed the same since the last call, and
-    /// a minute after a reload with problems. Call it every [`super::WATCH_INTERVAL`].
-    pub fn has_changed(&mut self) -> bool {
-        self.watch.poll(fingerprint(&self.files))
-    }
-
-    /// Loads again. A broken file keeps its last valid content in force, or is left out if it has
-    /// none; the other files are taken as they are now. Only destinations and `log.filter` of the
-    /// result apply without a restart.
+    /// Loads again if it is `requested`, or once files have changed and have stayed the same since
+    /// the last call, and a minute after a reload with problems. `None` if there was nothing to do.
+    /// Call it every [`super::WATCH_INTERVAL`].
+    ///
+    /// A broken file keeps its last valid content in force, or is left out if it has none; the other
+    /// files are taken as they are now. Only destinations and `log.filter` of the result apply
+    /// without a restart.
     ///
     /// # Errors
-    /// Problems of no single file. Everything stays as it is.
-    pub fn again(&mut self) -> Result<Reloaded, ConfigProblems> {
-        let reloaded = self.again_in(std::env::vars_os);
+    /// Problems of no single file, or a defect of the program. Everything stays as it is.
+    pub fn look(&mut self, requested: bool) -> Option<Result<Reloaded, ConfigProblems>> {
+        self.look_in(requested, std::env::vars_os)
+    }
+
+    fn look_in<E>(&mut self, requested: bool, environment: impl Fn() -> E) -> Option<Result<Reloaded, ConfigProblems>>
+    where
+        E: IntoIterator<Item = (OsString, OsString)>,
+    {
+        if !requested && !self.watch.poll(fingerprint(&self.files)) {
+            return None;
+        }
+        // A panic must not end the reloads of all others. What is in force changes only at the end.
+        let reloaded = std::panic::catch_unwind(AssertUnwindSafe(|| self.again_in(environment)));
+        let reloaded = reloaded.unwrap_or_else(|_| Err(defect()));
         if reloaded.as_ref().map_or(true, |reloaded| reloaded.refused.is_some()) {
             self.watch.had_problems();
         }
-        reloaded
+        Some(reloaded)
     }
 
     fn again_in<E>(&mut self, environment: impl Fn() -> E) -> Result<Reloaded, ConfigProblems>
@@ -142,6 +153,11 @@ impl Reload {
         }
         refused
     }
+}
+
+fn defect() -> ConfigProblems {
+    let problem = "the reload ended with a defect of the program, which the log describes; it is tried again in a minute";
+    ConfigProblems(vec![ConfigProblem::new(ValueOrigin::Default, "", problem)])
 }
 
 /// Settings in use that only a restart changes: all but `destinations` and `log.filter`.

@@ -170,9 +170,22 @@ fn a_problem_of_no_file_refuses_the_whole_reload() {
 #[test]
 fn a_reload_takes_note_of_what_it_read() {
     let mut customers = Customers::start(&["a"]);
-    assert!(!customers.reload.has_changed());
+    let mut look = || customers.reload.look_in(false, Vec::new).map(|reloaded| reloaded.unwrap().loaded);
+    assert!(look().is_none());
+    std::fs::write(customers.folder.path().join("customers/b.toml"), customer("b", "bucket-b")).unwrap();
+    assert!(look().is_none(), "just now");
+    assert_eq!(look().unwrap().config.destinations.len(), 2);
+    assert!(look().is_none() && look().is_none());
+}
+
+#[test]
+fn a_panic_refuses_one_reload_and_the_next_one_goes_on() {
+    let mut customers = Customers::start(&["a"]);
     customers.write("b", &customer("b", "bucket-b"));
-    assert!(!customers.reload.has_changed() && customers.reload.has_changed());
-    customers.again();
-    assert!(!customers.reload.has_changed() && !customers.reload.has_changed());
+    let broken = || -> Vec<(OsString, OsString)> { std::panic::resume_unwind(Box::new("a scripted panic")) };
+    let refused = customers.reload.look_in(true, broken).unwrap().unwrap_err();
+    assert!(refused.to_string().contains("tried again"), "{refused}");
+    let tried = (0..100).find_map(|_| customers.reload.look_in(false, Vec::new));
+    assert_eq!(tried.unwrap().unwrap().loaded.config.destinations.len(), 2);
+    assert!(customers.reload.look_in(false, Vec::new).is_none());
 }
