@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
@@ -102,6 +103,7 @@ impl Reload {
         self.watch.took(fingerprint(&self.files));
         let mut found = ConfigFiles::read(&self.files);
         let mut refused = self.keep_lost_directories(&mut found);
+        refused.extend(self.keep_emptied_files(&mut found));
         loop {
             let problems = match load_files(&found, environment(), &self.overrides) {
                 Ok(loaded) => {
@@ -134,6 +136,19 @@ impl Reload {
             Some(text) => found.set_text(path, text),
             None => found.remove(path),
         }
+    }
+
+    /// Keeps the content of a file that has none any more, such as one that was to be written when
+    /// the disk was full. Who removes customers removes their file or their section.
+    fn keep_emptied_files(&self, found: &mut ConfigFiles) -> Vec<ConfigProblem> {
+        let is_blank = |text: &Result<Arc<str>, String>| text.as_ref().is_ok_and(|text| text.trim().is_empty());
+        let emptied = found.files.iter_mut().filter(|file| is_blank(&file.text)).filter_map(|file| {
+            let kept = self.in_force.text_of(&file.path).filter(|kept| !is_blank(kept))?;
+            file.text.clone_from(kept);
+            let problem = "is empty; its last content stays in force until there is some, or until the file is removed";
+            Some(ConfigProblem::new(ValueOrigin::file(&file.path, None), "", problem))
+        });
+        emptied.collect()
     }
 
     /// Keeps the files of a directory that is gone or empty, such as a volume that is not mounted.

@@ -136,6 +136,23 @@ fn a_destination_in_two_files_names_both_and_stays_as_it_was() {
     assert!(refused.contains("a.toml:1") && refused.contains("m.toml:1"), "at a start it is an error: {refused}");
 }
 
+/// A writer that finds the disk full leaves an empty file.
+#[test]
+fn a_file_that_is_emptied_keeps_its_content_until_it_is_removed() {
+    let mut customers = Customers::start(&["a", "b"]);
+    customers.write("a", "\n");
+    for _ in 0..2 {
+        let (buckets, refused) = customers.again();
+        assert_eq!(buckets, "a=bucket-a b=bucket-b");
+        assert!(refused.starts_with("customers/a.toml: is empty"), "{refused}");
+    }
+    customers.write("c", "");
+    customers.remove("a");
+    assert_eq!(customers.again(), ("b=bucket-b".into(), String::new()));
+    customers.write("b", "# none any more\n");
+    assert_eq!(customers.again(), (String::new(), String::new()));
+}
+
 /// A volume that is not mounted is an empty directory.
 #[test]
 fn a_directory_that_is_lost_keeps_its_files_in_force() {
