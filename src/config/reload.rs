@@ -25,6 +25,8 @@ pub struct Reload {
     pub running: RunningSettings,
     /// The texts in force.
     in_force: ConfigFiles,
+    /// True if they define destinations.
+    has_destinations: bool,
     watch: FileWatch,
 }
 
@@ -62,6 +64,7 @@ impl Reload {
         let found = ConfigFiles::read(&self.files);
         let loaded = load_files(&found, std::env::vars_os(), &self.overrides)?;
         self.running = RunningSettings::of(&loaded);
+        self.has_destinations = !loaded.config.destinations.is_empty();
         self.in_force = found;
         Ok(loaded)
     }
@@ -107,6 +110,13 @@ impl Reload {
         loop {
             let problems = match load_files(&found, environment(), &self.overrides) {
                 Ok(loaded) => {
+                    if loaded.config.destinations.is_empty()
+                        && let Some(problem) = self.restore_last_destinations(&mut found)
+                    {
+                        refused.push(problem);
+                        continue;
+                    }
+                    self.has_destinations = !loaded.config.destinations.is_empty();
                     self.in_force = found;
                     let refused = (!refused.is_empty()).then(|| ConfigProblems::sorted(refused));
                     return Ok(Reloaded { loaded, refused });
@@ -136,6 +146,18 @@ impl Reload {
             Some(text) => found.set_text(path, text),
             None => found.remove(path),
         }
+    }
+
+    /// Keeps all files that are gone if no destination is left: the files of customers may be a
+    /// volume that is not mounted, beside settings that are.
+    fn restore_last_destinations(&self, found: &mut ConfigFiles) -> Option<ConfigProblem> {
+        let lost: Vec<_> = self.in_force.files.iter().filter(|file| found.text_of(&file.path).is_none()).collect();
+        let first = lost.first().filter(|_| self.has_destinations)?;
+        let problem = "is gone, and with it the last destination; the files that are gone stay in force until there is a \
+                       destination, or until a restart";
+        let problem = ConfigProblem::new(ValueOrigin::file(&first.path, None), "", problem);
+        found.restore(lost.into_iter().cloned());
+        Some(problem)
     }
 
     /// Keeps the content of a file that has none any more, such as one that was to be written when
@@ -171,7 +193,8 @@ impl Reload {
 }
 
 fn defect() -> ConfigProblems {
-    let problem = "the reload ended with a defect of the program, which the log describes; it is tried again in a minute";
+    let problem =
+        "the reload ended with a defect of the program, which the log describes; it is tried again in a minute";
     ConfigProblems(vec![ConfigProblem::new(ValueOrigin::Default, "", problem)])
 }
 

@@ -171,6 +171,29 @@ fn a_directory_that_is_lost_keeps_its_files_in_force() {
     assert_eq!(customers.again(), ("c=bucket-c".into(), String::new()));
 }
 
+/// Settings in the same directory do not tell that the customers are lost.
+#[test]
+fn the_last_destinations_are_not_lost_with_their_files() {
+    let mut customers = Customers::start(&["a", "b"]);
+    customers.write("consign", "[worker]\nslots = 3\n");
+    customers.write("other", "[worker]\nbackfill_slots = 1\n");
+    customers.again();
+    for id in ["a", "b"] {
+        customers.remove(id);
+    }
+    for _ in 0..2 {
+        let (buckets, refused) = customers.again();
+        assert_eq!(buckets, "a=bucket-a b=bucket-b");
+        assert!(refused.starts_with("customers/a.toml: is gone, and with it the last destination"), "{refused}");
+    }
+    customers.write("c", &customer("c", "bucket-c"));
+    assert_eq!(customers.again(), ("c=bucket-c".into(), String::new()));
+    customers.write("c", "# none any more\n");
+    assert_eq!(customers.again(), (String::new(), String::new()), "as the file says");
+    customers.remove("other");
+    assert_eq!(customers.again(), (String::new(), String::new()), "no destination was lost with it");
+}
+
 #[test]
 fn a_problem_of_no_file_refuses_the_whole_reload() {
     let mut customers = Customers::start(&["a"]);
