@@ -41,10 +41,17 @@ impl ReloadHandler<'_> {
             };
             // Files may be many, or on a slow disk. One call at a time: this is the only caller.
             let look = tokio::task::spawn_blocking(move || {
-                let reloaded = (requested || reload.has_changed()).then(|| reload.again());
+                let reloaded = reload.look(requested);
                 (reload, reloaded)
             });
-            let Ok((back, reloaded)) = look.await else { return std::future::pending().await };
+            let (back, reloaded) = match look.await {
+                Ok(looked) => looked,
+                // Only at the end of the program: a look catches the panics of a reload.
+                Err(error) => {
+                    tracing::error!(%error, "the configuration is not reloaded any more");
+                    return std::future::pending().await;
+                }
+            };
             reload = back;
             if let Some(reloaded) = reloaded {
                 self.service_manager.reloading();

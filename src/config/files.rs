@@ -66,6 +66,12 @@ impl ConfigFiles {
         self.files.iter().filter(of).cloned().collect()
     }
 
+    /// Adds files that are gone, each at its place.
+    pub(super) fn restore(&mut self, files: impl IntoIterator<Item = ConfigFile>) {
+        self.files.extend(files);
+        self.files.sort_by(|one, two| (one.argument, &one.path).cmp(&(two.argument, &two.path)));
+    }
+
     /// Replaces all files of an argument.
     pub(super) fn replace_argument(&mut self, argument: usize, files: Vec<ConfigFile>) {
         self.files.retain(|file| file.argument != argument);

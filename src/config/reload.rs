@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
@@ -23,6 +25,8 @@ pub struct Reload {
     pub running: RunningSettings,
     /// The texts in force.
     in_force: ConfigFiles,
+    /// True if they define destinations.
+    has_destinations: bool,
     watch: FileWatch,
 }
 
@@ -60,28 +64,39 @@ impl Reload {
         let found = ConfigFiles::read(&self.files);
         let loaded = load_files(&found, std::env::vars_os(), &self.overrides)?;
         self.running = RunningSettings::of(&loaded);
+        self.has_destinations = !loaded.config.destinations.is_empty();
         self.in_force = found;
         Ok(loaded)
     }
 
-    /// Returns true once when files have changed and have stayed the same since the last call, and
-    /// a minute after a reload with problems. Call it every [`super::WATCH_INTERVAL`].
-    pub fn has_changed(&mut self) -> bool {
-        self.watch.poll(fingerprint(&self.files))
-    }
-
-    /// Loads again. A broken file keeps its last valid content in force, or is left out if it has
-    /// none; the other files are taken as they are now. Only destinations and `log.filter` of the
-    /// result apply without a restart.
+    /// Loads again if it is `requested`, or once files have changed and have stayed the same since
+    /// the last call, and a minute after a reload with problems. `None` if there was nothing to do.
+    /// Call it every [`super::WATCH_INTERVAL`].
+    ///
+    /// A broken file keeps its last valid content in force, or is left out if it has none; the other
+    /// files are taken as they are now. Only destinations and `log.filter` of the result apply
+    /// without a restart.
     ///
     /// # Errors
-    /// Problems of no single file. Everything stays as it is.
-    pub fn again(&mut self) -> Result<Reloaded, ConfigProblems> {
-        let reloaded = self.again_in(std::env::vars_os);
+    /// Problems of no single file, or a defect of the program. Everything stays as it is.
+    pub fn look(&mut self, requested: bool) -> Option<Result<Reloaded, ConfigProblems>> {
+        self.look_in(requested, std::env::vars_os)
+    }
+
+    fn look_in<E>(&mut self, requested: bool, environment: impl Fn() -> E) -> Option<Result<Reloaded, ConfigProblems>>
+    where
+        E: IntoIterator<Item = (OsString, OsString)>,
+    {
+        if !requested && !self.watch.poll(fingerprint(&self.files)) {
+            return None;
+        }
+        // A panic must not end the reloads of all others. What is in force changes only at the end.
+        let reloaded = std::panic::catch_unwind(AssertUnwindSafe(|| self.again_in(environment)));
+        let reloaded = reloaded.unwrap_or_else(|_| Err(defect()));
         if reloaded.as_ref().map_or(true, |reloaded| reloaded.refused.is_some()) {
             self.watch.had_problems();
         }
-        reloaded
+        Some(reloaded)
     }
 
     fn again_in<E>(&mut self, environment: impl Fn() -> E) -> Result<Reloaded, ConfigProblems>
@@ -91,9 +106,17 @@ impl Reload {
         self.watch.took(fingerprint(&self.files));
         let mut found = ConfigFiles::read(&self.files);
         let mut refused = self.keep_lost_directories(&mut found);
+        refused.extend(self.keep_emptied_files(&mut found));
         loop {
             let problems = match load_files(&found, environment(), &self.overrides) {
                 Ok(loaded) => {
+                    if loaded.config.destinations.is_empty()
+                        && let Some(problem) = self.restore_last_destinations(&mut found)
+                    {
+                        refused.push(problem);
+                        continue;
+                    }
+                    self.has_destinations = !loaded.config.destinations.is_empty();
                     self.in_force = found;
                     let refused = (!refused.is_empty()).then(|| ConfigProblems::sorted(refused));
                     return Ok(Reloaded { loaded, refused });
@@ -125,6 +148,31 @@ impl Reload {
         }
     }
 
+    /// Keeps all files that are gone if no destination is left: the files of customers may be a
+    /// volume that is not mounted, beside settings that are.
+    fn restore_last_destinations(&self, found: &mut ConfigFiles) -> Option<ConfigProblem> {
+        let lost: Vec<_> = self.in_force.files.iter().filter(|file| found.text_of(&file.path).is_none()).collect();
+        let first = lost.first().filter(|_| self.has_destinations)?;
+        let problem = "is gone, and with it the last destination; the files that are gone stay in force until there is a \
+                       destination, or until a restart";
+        let problem = ConfigProblem::new(ValueOrigin::file(&first.path, None), "", problem);
+        found.restore(lost.into_iter().cloned());
+        Some(problem)
+    }
+
+    /// Keeps the content of a file that has none any more, such as one that was to be written when
+    /// the disk was full. Who removes customers removes their file or their section.
+    fn keep_emptied_files(&self, found: &mut ConfigFiles) -> Vec<ConfigProblem> {
+        let is_blank = |text: &Result<Arc<str>, String>| text.as_ref().is_ok_and(|text| text.trim().is_empty());
+        let emptied = found.files.iter_mut().filter(|file| is_blank(&file.text)).filter_map(|file| {
+            let kept = self.in_force.text_of(&file.path).filter(|kept| !is_blank(kept))?;
+            file.text.clone_from(kept);
+            let problem = "is empty; its last content stays in force until there is some, or until the file is removed";
+            Some(ConfigProblem::new(ValueOrigin::file(&file.path, None), "", problem))
+        });
+        emptied.collect()
+    }
+
     /// Keeps the files of a directory that is gone or empty, such as a volume that is not mounted.
     fn keep_lost_directories(&self, found: &mut ConfigFiles) -> Vec<ConfigProblem> {
         let mut refused = std::mem::take(&mut found.problems);
@@ -142,6 +190,12 @@ impl Reload {
         }
         refused
     }
+}
+
+fn defect() -> ConfigProblems {
+    let problem =
+        "the reload ended with a defect of the program, which the log describes; it is tried again in a minute";
+    ConfigProblems(vec![ConfigProblem::new(ValueOrigin::Default, "", problem)])
 }
 
 /// Settings in use that only a restart changes: all but `destinations` and `log.filter`.

@@ -353,9 +353,13 @@ async fn a_forged_lease_harms_nothing_but_itself() {
     };
     let (body, properties) = lease("public", "acme", "in/public");
     fixture.site.broker.publish_raw("job.scheduled.acme", &body, properties).await;
-    let data = fixture.failed("public", "invalid_job").await;
-    assert!(data["message"].as_str().unwrap().starts_with("content_type: "), "{data:#}");
-    assert_eq!(fixture.s3.calls("Any").len(), 0);
+    assert_eq!(fixture.delivered("public").await["attempts"], 1, "the job in it, which starts over");
+    let nested = forged_lease(&body, "acme", "in/public");
+    let properties = BasicProperties::default().with_content_type(LEASE.into()).with_message_id("nested".into());
+    fixture.site.broker.publish_raw("job.scheduled.acme", &nested, properties).await;
+    fixture.site.broker.taken("dead", "nested").await;
+    assert_eq!(fixture.s3.calls("Any").len(), fixture.s3.calls("PutObject").len());
+    assert_eq!(fixture.s3.calls("PutObject").len(), 1);
 
     // Where a lease is accepted, it reaches nothing outside of the destination.
     for (name, bucket, key) in [("bucket", "another", "in/x"), ("prefix", "acme", "out/x")] {

@@ -136,6 +136,23 @@ fn a_destination_in_two_files_names_both_and_stays_as_it_was() {
     assert!(refused.contains("a.toml:1") && refused.contains("m.toml:1"), "at a start it is an error: {refused}");
 }
 
+/// A writer that finds the disk full leaves an empty file.
+#[test]
+fn a_file_that_is_emptied_keeps_its_content_until_it_is_removed() {
+    let mut customers = Customers::start(&["a", "b"]);
+    customers.write("a", "\n");
+    for _ in 0..2 {
+        let (buckets, refused) = customers.again();
+        assert_eq!(buckets, "a=bucket-a b=bucket-b");
+        assert!(refused.starts_with("customers/a.toml: is empty"), "{refused}");
+    }
+    customers.write("c", "");
+    customers.remove("a");
+    assert_eq!(customers.again(), ("b=bucket-b".into(), String::new()));
+    customers.write("b", "# none any more\n");
+    assert_eq!(customers.again(), (String::new(), String::new()));
+}
+
 /// A volume that is not mounted is an empty directory.
 #[test]
 fn a_directory_that_is_lost_keeps_its_files_in_force() {
@@ -154,6 +171,29 @@ fn a_directory_that_is_lost_keeps_its_files_in_force() {
     assert_eq!(customers.again(), ("c=bucket-c".into(), String::new()));
 }
 
+/// Settings in the same directory do not tell that the customers are lost.
+#[test]
+fn the_last_destinations_are_not_lost_with_their_files() {
+    let mut customers = Customers::start(&["a", "b"]);
+    customers.write("consign", "[worker]\nslots = 3\n");
+    customers.write("other", "[worker]\nbackfill_slots = 1\n");
+    customers.again();
+    for id in ["a", "b"] {
+        customers.remove(id);
+    }
+    for _ in 0..2 {
+        let (buckets, refused) = customers.again();
+        assert_eq!(buckets, "a=bucket-a b=bucket-b");
+        assert!(refused.starts_with("customers/a.toml: is gone, and with it the last destination"), "{refused}");
+    }
+    customers.write("c", &customer("c", "bucket-c"));
+    assert_eq!(customers.again(), ("c=bucket-c".into(), String::new()));
+    customers.write("c", "# none any more\n");
+    assert_eq!(customers.again(), (String::new(), String::new()), "as the file says");
+    customers.remove("other");
+    assert_eq!(customers.again(), (String::new(), String::new()), "no destination was lost with it");
+}
+
 #[test]
 fn a_problem_of_no_file_refuses_the_whole_reload() {
     let mut customers = Customers::start(&["a"]);
@@ -170,9 +210,22 @@ fn a_problem_of_no_file_refuses_the_whole_reload() {
 #[test]
 fn a_reload_takes_note_of_what_it_read() {
     let mut customers = Customers::start(&["a"]);
-    assert!(!customers.reload.has_changed());
+    let mut look = || customers.reload.look_in(false, Vec::new).map(|reloaded| reloaded.unwrap().loaded);
+    assert!(look().is_none());
+    std::fs::write(customers.folder.path().join("customers/b.toml"), customer("b", "bucket-b")).unwrap();
+    assert!(look().is_none(), "just now");
+    assert_eq!(look().unwrap().config.destinations.len(), 2);
+    assert!(look().is_none() && look().is_none());
+}
+
+#[test]
+fn a_panic_refuses_one_reload_and_the_next_one_goes_on() {
+    let mut customers = Customers::start(&["a"]);
     customers.write("b", &customer("b", "bucket-b"));
-    assert!(!customers.reload.has_changed() && customers.reload.has_changed());
-    customers.again();
-    assert!(!customers.reload.has_changed() && !customers.reload.has_changed());
+    let broken = || -> Vec<(OsString, OsString)> { std::panic::resume_unwind(Box::new("a scripted panic")) };
+    let refused = customers.reload.look_in(true, broken).unwrap().unwrap_err();
+    assert!(refused.to_string().contains("tried again"), "{refused}");
+    let tried = (0..100).find_map(|_| customers.reload.look_in(false, Vec::new));
+    assert_eq!(tried.unwrap().unwrap().loaded.config.destinations.len(), 2);
+    assert!(customers.reload.look_in(false, Vec::new).is_none());
 }

@@ -38,11 +38,12 @@ impl PrefetchedDelivery {
             Lane::Continued => (DeliveryOrigin::Worker, origin::trusted(properties, us)),
             Lane::Scheduled | Lane::Backfill => origin::verify(properties, us),
         };
-        inner.properties = properties;
+        let body = std::mem::take(&mut inner.data);
+        (inner.properties, inner.data) = origin::without_forged_lease(origin, properties, body);
         Self { generation, origin, inner }
     }
 
-    /// Returns true for a lease that no worker has published.
+    /// Returns true for a lease that no worker has published, and that has no job in it.
     pub(super) fn is_forged_lease(&self) -> bool {
         origin::is_forged_lease(self.origin, &self.inner.properties)
     }

@@ -8,10 +8,13 @@
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortString};
 
-use super::fields::{retain_headers, text_of};
+use super::fields::{retain_headers, short, text_of};
 use crate::domain::headers::{CRASHES, ORIGINAL_ROUTING_KEY, PUBLISHER, is_of_lease};
 use crate::domain::job::lease::Lease;
 use crate::queue::DeliveryOrigin;
+
+/// Content type of a job that names none.
+const JSON: &str = "application/json";
 
 /// Returns the origin of a message that was received with the login `us`, and its properties with
 /// the verified publisher in the header [`PUBLISHER`]. `us` is `None` where the login is not known.
@@ -52,6 +55,22 @@ fn is_written_by_workers(name: &str) -> bool {
     is_of_lease(name) || [CRASHES, ORIGINAL_ROUTING_KEY].contains(&name)
 }
 
+/// Returns a message of a lane that producers publish to, as a producer may publish it: of a lease
+/// only the job is left. The lease may be forged, or that of a worker with another login or of an
+/// earlier version, and then the job must not be lost. It starts over.
+pub(super) fn without_forged_lease(
+    origin: DeliveryOrigin,
+    properties: BasicProperties,
+    body: Vec<u8>,
+) -> (BasicProperties, Vec<u8>) {
+    let lease = is_forged_lease(origin, &properties).then(|| Lease::decode(&body).ok()).flatten();
+    let Some(Lease { body: job, content_type, .. }) = lease else { return (properties, body) };
+    let content_type = content_type.unwrap_or_else(|| JSON.to_owned());
+    // A longer one is none of a job's.
+    let Ok(content_type) = short(&content_type) else { return (properties, body) };
+    (properties.with_content_type(content_type), job.to_vec())
+}
+
 /// Returns true for a lease that no worker has published to its lane. A copy of it would look like
 /// a worker's.
 pub(super) fn is_forged_lease(origin: DeliveryOrigin, properties: &BasicProperties) -> bool {
@@ -65,6 +84,7 @@ mod tests {
     use super::*;
     use crate::domain::headers::{ATTEMPT, LEASE_EPOCH, LEASE_OWNER};
     use crate::domain::job::lease::CONTENT_TYPE;
+    use crate::domain::lane::Lane;
 
     fn message(user: Option<&str>, headers: &[&str]) -> BasicProperties {
         let mut table = FieldTable::default();
@@ -104,6 +124,30 @@ mod tests {
         assert_eq!(verified(None, &forged, Some("us")).2, ["own", ATTEMPT]);
         assert_eq!(verified(Some("us"), &forged, Some("us")).2.len(), forged.len());
         assert_eq!(verified(None, &forged, None).2.len(), forged.len());
+    }
+
+    #[test]
+    fn of_a_forged_lease_the_job_is_left() {
+        let of = |origin, content_type: Option<&str>, encoded: Option<&[u8]>| {
+            let content_type = content_type.map(str::to_owned);
+            let lease =
+                Lease { body: b"job".to_vec().into(), content_type, lane: Lane::Scheduled, checkpoint: None }.encode();
+            let body = encoded.map_or_else(|| lease.unwrap().to_vec(), <[u8]>::to_vec);
+            let properties = BasicProperties::default().with_content_type(CONTENT_TYPE.into());
+            let (properties, left) = without_forged_lease(origin, properties.with_message_id("a".into()), body.clone());
+            assert_eq!(properties.message_id().as_ref().map(ShortString::as_str), Some("a"));
+            let content_type = properties.content_type().as_ref().map(ToString::to_string).unwrap();
+            (content_type, if left == body { "whole".to_owned() } else { String::from_utf8(left).unwrap() })
+        };
+        let (producer, compact) = (DeliveryOrigin::Producer, "application/vnd.consign.job.v1+bincode");
+        assert_eq!(of(producer, None, None), (JSON.to_owned(), "job".to_owned()));
+        assert_eq!(of(producer, Some(compact), None), (compact.to_owned(), "job".to_owned()));
+        assert_eq!(of(producer, None, Some(b"broken")), (CONTENT_TYPE.to_owned(), "whole".to_owned()));
+        for origin in [DeliveryOrigin::Worker, DeliveryOrigin::Unknown] {
+            assert_eq!(of(origin, None, None), (CONTENT_TYPE.to_owned(), "whole".to_owned()));
+        }
+        let nested = of(producer, Some(CONTENT_TYPE), None);
+        assert_eq!(nested, (CONTENT_TYPE.to_owned(), "job".to_owned()), "which is refused as a lease");
     }
 
     #[test]
