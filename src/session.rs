@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation,
@@ -86,6 +86,8 @@ pub struct Sessions {
     learnt: RwLock<HashMap<(DestinationIdentity, BucketName), Region>>,
     /// Sessions that get the smaller policy.
     smaller_policies: moka::sync::Cache<SessionKey, ()>,
+    /// Retry budgets of AssumeRole. The SDK keeps those that it makes itself for ever.
+    retry_budgets: moka::sync::Cache<DestinationIdentity, RetryPartition>,
     metrics: Arc<Metrics>,
 }
 
@@ -94,6 +96,7 @@ impl Sessions {
     pub fn new(config: SessionConfig, aws: AwsConfig, identity: WorkerIdentity, metrics: Arc<Metrics>) -> Self {
         let cache = Cache::new(config.capacity, IDLE_TIMEOUT, config.refresh_before, config.denied_for);
         let smaller_policies = moka::sync::Cache::new(MAX_SMALLER_POLICIES);
+        let retry_budgets = moka::sync::Cache::new(config.capacity);
         Self {
             config,
             aws,
@@ -102,6 +105,7 @@ impl Sessions {
             home: HomeIdentity::new(),
             learnt: RwLock::default(),
             smaller_policies,
+            retry_budgets,
             metrics,
         }
     }
@@ -223,7 +227,14 @@ impl Sessions {
     pub async fn open_without_external_id(&self, destination: &Destination) -> Result<bool, Failure> {
         let Auth::IamRole { role_arn, .. } = &destination.auth else { return Ok(false) };
         let (region, policy) = (&destination.region, self.session_policy(destination, &destination.region));
-        let role = assume::RoleRequest { arn: role_arn, external_id: None, destination, region, policy };
+        let role = assume::RoleRequest {
+            arn: role_arn,
+            external_id: None,
+            destination,
+            region,
+            policy,
+            retries: self.retry_budget(&destination.identity),
+        };
         match assume::request(&self.identity, &self.aws, &role).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.reason == Reason::AssumeRoleDenied => Ok(false),
@@ -305,7 +316,14 @@ impl Sessions {
             Auth::IamRole { .. } if !self.config.role_auth => return Err(role_auth_off()),
             Auth::IamRole { role_arn, external_id } => {
                 let (external_id, policy) = (external_id.as_ref(), self.session_policy(destination, region));
-                let role = assume::RoleRequest { arn: role_arn, external_id, destination, region, policy };
+                let role = assume::RoleRequest {
+                    arn: role_arn,
+                    external_id,
+                    destination,
+                    region,
+                    policy,
+                    retries: self.retry_budget(&destination.identity),
+                };
                 // Boxed: rare, and large inside the future of every request to S3.
                 Box::pin(self.assume(role)).await?
             }
@@ -340,6 +358,12 @@ impl Sessions {
         }
     }
 
+    /// Returns the retry budget of a destination: one that fails must not use up that of others.
+    fn retry_budget(&self, destination: &DestinationIdentity) -> RetryPartition {
+        let new = || RetryPartition::custom("consign-assume-role").build();
+        self.retry_budgets.get_with(destination.clone(), new)
+    }
+
     fn session_policy(&self, destination: &Destination, region: &Region) -> String {
         if self.smaller_policies.contains_key(&Self::key(destination, region)) {
             policy::smaller_session_policy(destination)
@@ -367,6 +391,8 @@ fn s3_config(
         .region(aws_sdk_s3::config::Region::new(region.as_str().to_owned()))
         .http_client(http)
         .retry_config(RetryConfig::disabled())
+        // One for all: the SDK keeps one for each region that a job names, for ever.
+        .retry_partition(RetryPartition::new("consign-s3"))
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)

@@ -178,6 +178,8 @@ impl Kind {
             Self::KillBroker => dice.millis(200, 3000),
             // Beyond the first pause of a worker, so that its probe fails, too.
             Self::SickWorker if long && dice.percent(50) => dice.millis(16_000, 24_000),
+            // Jobs for that region are few.
+            Self::ForeignRegion => dice.millis(4000, 12_000),
             // Beyond two heartbeats, so that silence is noticed.
             Self::BlackHole | Self::FreezeBroker | Self::FreezeWorker if long && dice.percent(25) => {
                 dice.millis(33_000, 45_000)
