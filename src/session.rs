@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation,
@@ -89,6 +89,8 @@ pub struct Sessions {
     learnt: RwLock<HashMap<(DestinationIdentity, BucketName), Region>>,
     /// Forms of the session policy that STS took after it had refused the usual one.
     policy_forms: moka::sync::Cache<SessionKey, PolicyForm>,
+    /// Retry budgets of AssumeRole. The SDK keeps those that it makes itself for ever.
+    retry_budgets: moka::sync::Cache<DestinationIdentity, RetryPartition>,
     metrics: Arc<Metrics>,
 }
 
@@ -97,6 +99,7 @@ impl Sessions {
     pub fn new(config: SessionConfig, aws: AwsConfig, identity: WorkerIdentity, metrics: Arc<Metrics>) -> Self {
         let cache = Cache::new(config.capacity, IDLE_TIMEOUT, config.refresh_before, config.denied_for);
         let policy_forms = moka::sync::Cache::new(MAX_POLICY_FORMS);
+        let retry_budgets = moka::sync::Cache::new(config.capacity);
         Self {
             config,
             aws,
@@ -105,6 +108,7 @@ impl Sessions {
             home: HomeIdentity::new(),
             learnt: RwLock::default(),
             policy_forms,
+            retry_budgets,
             metrics,
         }
     }
@@ -226,7 +230,14 @@ impl Sessions {
     pub async fn open_without_external_id(&self, destination: &Destination) -> Result<bool, Failure> {
         let Auth::IamRole { role_arn, .. } = &destination.auth else { return Ok(false) };
         let (region, policy) = (&destination.region, self.session_policy(destination, &destination.region));
-        let role = assume::RoleRequest { arn: role_arn, external_id: None, destination, region, policy };
+        let role = assume::RoleRequest {
+            arn: role_arn,
+            external_id: None,
+            destination,
+            region,
+            policy,
+            retries: self.retry_budget(&destination.identity),
+        };
         match assume::request(&self.identity, &self.aws, &role).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.reason == Reason::AssumeRoleDenied => Ok(false),
@@ -309,7 +320,14 @@ impl Sessions {
             Auth::IamRole { .. } if !self.config.role_auth => return Err(role_auth_off()),
             Auth::IamRole { role_arn, external_id } => {
                 let (external_id, policy) = (external_id.as_ref(), self.session_policy(destination, region));
-                let role = assume::RoleRequest { arn: role_arn, external_id, destination, region, policy };
+                let role = assume::RoleRequest {
+                    arn: role_arn,
+                    external_id,
+                    destination,
+                    region,
+                    policy,
+                    retries: self.retry_budget(&destination.identity),
+                };
                 // Boxed: rare, and large inside the future of every request to S3.
                 Box::pin(self.assume(role)).await?
             }
@@ -354,6 +372,12 @@ impl Sessions {
         }
     }
 
+    /// Returns the retry budget of a destination: one that fails must not use up that of others.
+    fn retry_budget(&self, destination: &DestinationIdentity) -> RetryPartition {
+        let new = || RetryPartition::custom("consign-assume-role").build();
+        self.retry_budgets.get_with(destination.clone(), new)
+    }
+
     fn client(&self, credentials: Credentials, region: &Region) -> aws_sdk_s3::Client {
         let mut config = s3_config(&self.aws, &self.identity, region).credentials_provider(credentials);
         // The credentials are fixed; the SDK's shared identity cache would only evict at random what we keep ourselves.
@@ -369,6 +393,8 @@ fn s3_config(aws: &AwsConfig, identity: &WorkerIdentity, region: &Region) -> aws
         .region(aws_sdk_s3::config::Region::new(region.as_str().to_owned()))
         .http_client(identity.http_client())
         .retry_config(RetryConfig::disabled())
+        // One for all: the SDK keeps one for each region that a job names, for ever.
+        .retry_partition(RetryPartition::new("consign-s3"))
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)

@@ -33,6 +33,8 @@ pub(super) struct RoleRequest<'a> {
     pub(super) region: &'a Region,
     /// Session policy, unless none is wanted.
     pub(super) policy: Option<String>,
+    /// Retry budget of the destination.
+    pub(super) retries: RetryPartition,
 }
 
 /// Assumes the role with a session policy that allows no more than this destination needs.
@@ -98,7 +100,7 @@ fn client(identity: &WorkerIdentity, aws: &AwsConfig, role: &RoleRequest<'_>) ->
     let mut config = aws_sdk_sts::config::Builder::from(identity.sdk())
         .region(aws_sdk_sts::config::Region::new(sts_region(aws, Some(role.region), identity)))
         .retry_config(RetryConfig::standard().with_max_attempts(3))
-        .retry_partition(RetryPartition::new(format!("consign-{}", role.destination.identity)));
+        .retry_partition(role.retries.clone());
     set_sts_endpoint(&mut config, aws);
     aws_sdk_sts::Client::from_conf(config.build())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_sdk_s3::config::IdentityCache;
-use aws_sdk_sts::config::retry::RetryConfig;
+use aws_sdk_sts::config::retry::{RetryConfig, RetryPartition};
 
 use super::WorkerIdentity;
 use super::assume::{refused, set_sts_endpoint, sts_region};
@@ -30,7 +30,9 @@ pub(super) async fn caller(
     tries: u32,
 ) -> Result<String, Failure> {
     let mut config = aws_sdk_sts::config::Builder::from(identity.sdk())
-        .retry_config(RetryConfig::standard().with_max_attempts(tries));
+        .retry_config(RetryConfig::standard().with_max_attempts(tries))
+        // Of this call alone: the SDK keeps one for each region that a job names, for ever.
+        .retry_partition(RetryPartition::custom("consign-caller").build());
     let mut asked_in = sts_region(aws, region, identity);
     if let Some(key) = key {
         // Only the partition of the bucket knows the key, and the platform's own region may be in another one.

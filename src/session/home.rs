@@ -277,6 +277,7 @@ fn is_unavailable(status: Option<u16>) -> bool {
 mod tests {
     use super::*;
     use crate::config::{AwsConfig, SessionConfig};
+    use crate::domain::destination::DestinationIdentity;
     use crate::metrics::Metrics;
     use crate::session::WorkerIdentity;
 
@@ -330,6 +331,20 @@ mod tests {
             store.partition_conflict(&role("aws"), &region("cn-anything")).map(|conflict| conflict.message),
             None
         );
+    }
+
+    #[test]
+    fn a_hundred_thousand_made_up_tenants_leave_no_retry_budgets_behind() {
+        let sessions = sessions(AwsConfig::default());
+        for n in 0..100_000 {
+            let made_up = DestinationIdentity::parse(&format!("made-up~{n:032x}")).unwrap();
+            sessions.retry_budget(&made_up);
+        }
+        sessions.retry_budgets.run_pending_tasks();
+        assert!(sessions.retry_budgets.entry_count() <= 10);
+        // The SDK keeps every budget that it makes for a name.
+        let budget = sessions.retry_budget(&DestinationIdentity::parse("acme").unwrap());
+        assert!(format!("{budget:?}").contains("Custom"), "{budget:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! learns from the result of each attempt, and is the only place that decides whose fault a failure
 //! is: the destination's (circuit breaker), this worker's (health) or everybody's (outage).
 
+mod bounds;
 mod circuit;
 mod health;
 mod limits;

@@ -1,7 +1,7 @@
 //! Destination for tests.
 
 use crate::domain::destination::raw::{RawAuth, RawDestination};
-use crate::domain::destination::{Destination, DestinationId};
+use crate::domain::destination::{Destination, DestinationId, DestinationIdentity};
 
 /// Returns a role destination of this account.
 pub(super) fn destination(id: &str, account: &str) -> Destination {
@@ -17,4 +17,9 @@ pub(super) fn inline(id: &str, tenant: &str) -> Destination {
     let (bucket, region, tenant) = ("acme-exports".to_owned(), "eu-central-1".to_owned(), Some(tenant.to_owned()));
     let raw = RawDestination { id: Some(id.to_owned()), bucket, region, auth, tenant, ..RawDestination::default() };
     raw.validate_inline().unwrap()
+}
+
+/// Returns the identity of one of many destinations that came with jobs.
+pub(super) fn made_up(n: usize) -> DestinationIdentity {
+    DestinationIdentity::parse(&format!("made-up-{}~{n:032x}", n % 1000)).unwrap()
 }

@@ -6,6 +6,7 @@
 //! (what the machine does in between is its own). `tests/soak` runs it, `tests/soak --seconds 24`
 //! in its short form. Afterwards a ledger lies in `target/soak`.
 
+mod blast;
 pub mod dice;
 mod faults;
 mod inbox;
@@ -14,6 +15,7 @@ mod jobs;
 mod ledger;
 mod open;
 mod record;
+mod replies;
 mod settings;
 mod stage;
 mod verdict;
@@ -32,6 +34,7 @@ use crate::testbed::checker::Checker;
 use inbox::Inbox;
 use jobs::{Draft, Kind};
 use record::Record;
+use replies::ReplyTo;
 use settings::Settings;
 use stage::Stage;
 use verdict::Verdict;
@@ -49,6 +52,7 @@ pub struct Published {
     pub kind: Kind,
     pub json: Value,
     pub copies: usize,
+    pub reply_to: Option<ReplyTo>,
 }
 
 /// Everything of one soak.
@@ -148,13 +152,11 @@ impl World {
     /// One that was not confirmed may be there all the same, so it counts.
     async fn offer(&self, draft: &Draft, job: &Value) -> bool {
         let lane = if draft.backfill { "backfill" } else { "scheduled" };
-        self.published
-            .lock()
-            .unwrap()
-            .entry(Stage::id(draft))
-            .or_insert_with(|| Published { kind: draft.kind, json: job.clone(), copies: 0 })
-            .copies += 1;
-        tokio::time::timeout(OFFER, self.stage.site.broker.offer(lane, job)).await.unwrap_or(false)
+        let (broker, reply_to) = (&self.stage.site.broker, draft.reply_to);
+        let new = || Published { kind: draft.kind, json: job.clone(), copies: 0, reply_to };
+        self.published.lock().unwrap().entry(Stage::id(draft)).or_insert_with(new).copies += 1;
+        let answers = reply_to.map(|reply_to| reply_to.queue(&broker.prefix));
+        tokio::time::timeout(OFFER, broker.offer_with_reply(lane, job, answers.as_deref())).await.unwrap_or(false)
     }
 
     /// All faults are over: everything must end in bounded time, and the queues be empty (I8).
@@ -205,7 +207,7 @@ impl World {
         let node = self.stage.node.clone().unwrap();
         let listed = tokio::task::spawn_blocking(move || node.ctl(&["list_queues", "name", "messages"])).await.unwrap();
         let own = format!("{}.", self.stage.site.broker.prefix);
-        let kept = ["dead", "test.", "outcomes.unrouted", "control"];
+        let kept = ["dead", "test.", "reply.", "outcomes.unrouted", "control"];
         let lines = listed.lines().filter_map(|line| line.strip_prefix(&own)?.split_once('\t'));
         let full = lines.filter(|(name, count)| *count != "0" && !kept.iter().any(|kept| name.starts_with(kept)));
         full.map(|(name, count)| format!("{name}: {count}")).collect()

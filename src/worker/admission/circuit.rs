@@ -12,6 +12,7 @@
 
 mod probe;
 mod shared;
+mod tracked;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,11 +27,13 @@ use crate::domain::control::{CircuitChange, ControlCommand};
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::outcome::{Class, Failure, Reason, RetryDelay, TransferResult};
 use crate::metrics::Metrics;
+use crate::worker::admission::bounds::Sweeps;
 use crate::worker::history::time_after;
 use crate::worker::reports::FleetReports;
 pub(super) use probe::CircuitProbe;
 use shared::ProbeClaims;
 pub(in crate::worker) use shared::SharedChange;
+use tracked::record_time;
 
 /// Least time between two denials of STS that count as two.
 const MIN_DENIAL_SPACING: Duration = Duration::from_secs(60);
@@ -39,16 +42,10 @@ const DENIED_KEYS_TO_TRIP: usize = 3;
 /// Interval to the next probe after one that ended without an answer (S3 was down, the job was
 /// interrupted).
 const INCONCLUSIVE_PROBE_INTERVAL: Duration = Duration::from_secs(30);
-/// Most destinations with evidence or an open breaker. Inline destinations are unlimited in number;
-/// beyond this, new ones have no breaker.
-const MAX_TRACKED: usize = 10_000;
 /// Greatest difference of two machines' clocks.
 const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// Age from which a report of another worker is one of the past.
 const PAST: Duration = Duration::from_secs(60);
-/// Age at which evidence makes room for others.
-const EVIDENCE_TTL: Duration = Duration::from_hours(1);
-
 /// Circuit breakers of one worker.
 #[derive(Debug)]
 pub(super) struct CircuitBreakers {
@@ -56,6 +53,7 @@ pub(super) struct CircuitBreakers {
     last_success: Mutex<HashMap<DestinationIdentity, Timestamp>>,
     /// Last reset, passed connection test or success of each destination. For display only.
     recovered: Mutex<HashMap<DestinationIdentity, Timestamp>>,
+    sweeps: Sweeps,
     next_probe_number: AtomicU64,
     claims: ProbeClaims,
     reports: FleetReports,
@@ -147,6 +145,7 @@ impl CircuitBreakers {
             breakers: Mutex::default(),
             last_success: Mutex::default(),
             recovered: Mutex::default(),
+            sweeps: Sweeps::default(),
             next_probe_number: AtomicU64::new(1),
             claims: ProbeClaims::default(),
             reports,
@@ -316,23 +315,6 @@ impl CircuitBreakers {
         Some(open.next_probe.saturating_duration_since(Instant::now()))
     }
 
-    /// Returns the breaker of a destination; `None` where there are too many.
-    fn tracked<'a>(
-        &self,
-        breakers: &'a mut HashMap<DestinationIdentity, CircuitBreaker>,
-        destination: &DestinationIdentity,
-    ) -> Option<&'a mut CircuitBreaker> {
-        if !breakers.contains_key(destination) {
-            self.make_room(breakers);
-            if breakers.len() >= MAX_TRACKED {
-                return None;
-            }
-        }
-        let breaker = breakers.entry(destination.clone()).or_insert_with(CircuitBreaker::new);
-        breaker.touched = Instant::now();
-        Some(breaker)
-    }
-
     fn report(&self, destination: &DestinationIdentity, change: CircuitChange) {
         self.reports.send(ControlCommand::Circuit(destination.clone(), change));
     }
@@ -351,39 +333,9 @@ impl CircuitBreakers {
         );
     }
 
-    fn make_room(&self, breakers: &mut HashMap<DestinationIdentity, CircuitBreaker>) {
-        if breakers.len() < MAX_TRACKED {
-            return;
-        }
-        breakers.retain(|destination, breaker| {
-            let kept = breaker.touched.elapsed() < EVIDENCE_TTL;
-            if !kept && breaker.open.is_some() {
-                self.metrics.destinations().set_circuit_open(destination.id(), false);
-            }
-            kept
-        });
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<DestinationIdentity, CircuitBreaker>> {
         self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Records the latest of two times. Bounded: beyond, all are dropped.
-fn record_time(
-    times: &Mutex<HashMap<DestinationIdentity, Timestamp>>,
-    destination: &DestinationIdentity,
-    at: Timestamp,
-) {
-    let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = times.get_mut(destination) {
-        *known = at.max(*known);
-        return;
-    }
-    if times.len() >= MAX_TRACKED {
-        times.clear();
-    }
-    times.insert(destination.clone(), at);
 }
 
 impl CircuitBreaker {

@@ -33,7 +33,7 @@ use worker_load::WorkerLoad;
 
 /// Longest time that the bytes of earlier transfers may take before another one starts.
 const MAX_RATE_DEBT: Duration = Duration::from_secs(30);
-/// Number of destinations beyond which idle ones are dropped.
+/// Number of destinations beyond which idle ones are dropped, and inline ones without a job here.
 const MAX_TRACKED: usize = 10_000;
 /// Wait for a permit that is accepted in any case.
 pub(super) const IMMINENT_WAIT: Duration = Duration::from_secs(1);
@@ -127,8 +127,8 @@ impl DestinationLimits {
     pub(super) fn acquire(self: &Arc<Self>, destination: &Destination, lane: Lane) -> LimitDecision {
         let mut state = self.state();
         let LimitState { share, destinations, worker } = &mut *state;
-        if destinations.len() >= MAX_TRACKED {
-            destinations.retain(|_, load| !load.is_idle());
+        if destinations.len() >= MAX_TRACKED && !destinations.contains_key(&destination.identity) {
+            make_room(destinations);
         }
         let load = destinations.entry(destination.identity.clone()).or_default();
         load.configure(destination, self.default_limit, *share);
@@ -252,6 +252,15 @@ impl DestinationLimits {
         }
         worker.set_slot_bound(id, load.is_slot_bound());
         granted
+    }
+}
+
+/// Drops idle destinations. If most are busy, those that came with jobs and have none here go, too,
+/// so that there is room for many more: of them, deferred jobs and owed bytes are forgotten.
+fn make_room(destinations: &mut HashMap<DestinationIdentity, DestinationLoad<DestinationPermit>>) {
+    destinations.retain(|_, load| !load.is_idle());
+    if destinations.len() > MAX_TRACKED / 2 {
+        destinations.retain(|id, load| !id.is_inline() || load.has_jobs());
     }
 }
 

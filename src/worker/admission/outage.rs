@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::bounds::make_room;
 use crate::domain::destination::{Auth, Destination, DestinationIdentity};
 use crate::domain::outcome::{Failure, Reason, Symptom, TransferResult};
 
@@ -35,9 +36,10 @@ const MAX_DENIAL_OUTAGE: Duration = Duration::from_mins(30);
 /// can.
 const DEFERRAL_PAUSE: Duration = Duration::from_millis(10);
 const MAX_DEFERRAL_PAUSE: Duration = Duration::from_millis(250);
-/// Most destinations whose last result is remembered. Inline destinations are unlimited in number;
-/// beyond this, all are dropped.
+/// Most destinations whose last result is remembered. Inline destinations are unlimited in number.
 const MAX_REMEMBERED: usize = 10_000;
+/// Most destinations that count as evidence at a time, the latest.
+const MAX_NEWLY_FAILING: usize = 1000;
 /// Most customers with a destination that worked lately, to be asked about an outage.
 const MAX_WITNESSES: usize = 8;
 
@@ -225,6 +227,9 @@ impl OutageState {
         if !self.any_worked || known == Some(true) {
             self.newly_failing.retain(|new| new.destination.identity != destination.identity);
             let (destination, owner) = (destination.clone(), owner(destination).into());
+            if self.newly_failing.len() >= MAX_NEWLY_FAILING {
+                self.newly_failing.remove(0);
+            }
             self.newly_failing.push(NewFailure { destination, owner, symptom, at: Instant::now(), granted });
         }
     }
@@ -233,6 +238,10 @@ impl OutageState {
     /// no call of our own has refuted it lately.
     fn is_suspicious(&self, symptom: Symptom) -> bool {
         if self.refuted.iter().any(|(other, at)| *other == symptom && at.elapsed() < REFUTED_FOR) {
+            return false;
+        }
+        // Cheap, for the many failures that are no evidence.
+        if self.newly_failing.iter().filter(|new| new.symptom == symptom).count() < MIN_OWNERS {
             return false;
         }
         let failing = self.failing(symptom);
@@ -297,6 +306,10 @@ impl OutageState {
         };
         current.last_seen = Instant::now();
         current.deferred = 0;
+        if current.failed.len() >= MAX_REMEMBERED {
+            current.failed.retain(|_, at| at.elapsed() < WINDOW);
+            make_room(&mut current.failed, MAX_REMEMBERED);
+        }
         current.failed.insert(destination.identity.clone(), Instant::now());
         TransferResult::Failed(failure(current.symptom, &format!("{}: {cause}", cause.reason.as_str())))
     }
@@ -307,9 +320,7 @@ impl OutageState {
             (last.worked, last.at) = (worked, at);
             return;
         }
-        if self.last.len() >= MAX_REMEMBERED {
-            self.last.clear();
-        }
+        make_room(&mut self.last, MAX_REMEMBERED);
         let owner = owner(destination).into();
         self.last.insert(destination.identity.clone(), LastResult { worked, at, owner });
     }

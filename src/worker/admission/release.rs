@@ -15,6 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::bounds::Sweeps;
 use crate::domain::destination::DestinationIdentity;
 use crate::queue::{Queue, Released};
 
@@ -30,7 +31,8 @@ const MIN_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_mins(2);
 /// Tries of a release that fails.
 const MAX_TRIES: u32 = 3;
-/// Most tracked destinations. Jobs of others return when their delay is over.
+/// Most tracked destinations, configured ones first. Jobs of others return when their delay is
+/// over.
 const MAX_TRACKED: usize = 10_000;
 /// Most destinations that a log line names.
 const MAX_LOGGED: usize = 10;
@@ -41,6 +43,7 @@ pub(super) struct DelayedJobs {
     requested: Mutex<BTreeSet<DestinationIdentity>>,
     changed: Notify,
     delayed: Mutex<HashMap<DestinationIdentity, ReturnTimes>>,
+    sweeps: Sweeps,
     since: Instant,
 }
 
@@ -62,7 +65,7 @@ pub(super) struct DestinationReset {
 impl DelayedJobs {
     pub(super) fn new() -> Self {
         let (requested, changed, delayed) = (Mutex::default(), Notify::new(), Mutex::default());
-        Self { requested, changed, delayed, since: Instant::now() }
+        Self { requested, changed, delayed, sweeps: Sweeps::default(), since: Instant::now() }
     }
 
     /// Records a job that was deferred for `delay` because of its destination's fault.
@@ -75,7 +78,12 @@ impl DelayedJobs {
     fn add(&self, destination: &DestinationIdentity, more: &ReturnTimes) {
         let (now, mut delayed) = (Instant::now(), self.delayed());
         if delayed.len() >= MAX_TRACKED && !delayed.contains_key(destination) {
-            delayed.retain(|_, jobs| drop_returned(jobs, now));
+            if self.sweeps.is_due() {
+                delayed.retain(|_, jobs| drop_returned(jobs, now));
+            }
+            if delayed.len() >= MAX_TRACKED && !destination.is_inline() {
+                delayed.retain(|known, _| !known.is_inline());
+            }
         }
         if delayed.len() < MAX_TRACKED || delayed.contains_key(destination) {
             let known = delayed.entry(destination.clone()).or_default();

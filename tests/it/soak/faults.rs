@@ -32,10 +32,13 @@ pub enum Kind {
     ExpiredSessions,
     Throttled,
     StsDown,
+    SickWorker,
+    ForeignRegion,
+    SilentReplies,
 }
 
 /// Count of each kind between two shufflings.
-const DECK: [(Kind, usize); 22] = [
+const DECK: [(Kind, usize); 25] = [
     (Kind::KillWorker, 4),
     (Kind::RollWorker, 3),
     (Kind::FreezeWorker, 2),
@@ -58,6 +61,9 @@ const DECK: [(Kind, usize); 22] = [
     (Kind::ExpiredSessions, 1),
     (Kind::Throttled, 1),
     (Kind::StsDown, 1),
+    (Kind::SickWorker, 2),
+    (Kind::ForeignRegion, 2),
+    (Kind::SilentReplies, 2),
 ];
 
 /// Place of a fault. At most one fault is active in each.
@@ -70,10 +76,23 @@ pub enum Place {
     SourceWire,
     S3,
     Sts,
+    /// The identity of one worker.
+    Identity,
+    /// STS of the region where one customer is.
+    Region,
 }
 
-pub const PLACES: [Place; 7] =
-    [Place::Worker, Place::Broker, Place::BrokerWire, Place::S3Wire, Place::SourceWire, Place::S3, Place::Sts];
+pub const PLACES: [Place; 9] = [
+    Place::Worker,
+    Place::Broker,
+    Place::BrokerWire,
+    Place::S3Wire,
+    Place::SourceWire,
+    Place::S3,
+    Place::Sts,
+    Place::Identity,
+    Place::Region,
+];
 
 /// One fault to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,13 +132,20 @@ impl Kind {
             Self::ExpiredSessions => "sessions expired",
             Self::Throttled => "STS throttles",
             Self::StsDown => "STS down",
+            Self::SickWorker => "worker's identity refused",
+            Self::ForeignRegion => "region without our token",
+            Self::SilentReplies => "reply queue silent",
         }
     }
 
     fn place(self, dice: &mut Dice) -> Place {
         match self {
             Self::KillWorker | Self::RollWorker | Self::FreezeWorker => Place::Worker,
-            Self::KillBroker | Self::FreezeBroker | Self::Alarm | Self::CloseConnections => Place::Broker,
+            Self::KillBroker | Self::FreezeBroker | Self::Alarm | Self::CloseConnections | Self::SilentReplies => {
+                Place::Broker
+            }
+            Self::SickWorker => Place::Identity,
+            Self::ForeignRegion => Place::Region,
             Self::Reset | Self::BlackHole | Self::Cut | Self::HalfClose | Self::Latency => {
                 dice.pick(&[Place::BrokerWire, Place::S3Wire, Place::SourceWire])
             }
@@ -150,6 +176,10 @@ impl Kind {
         match self {
             Self::KillWorker | Self::RollWorker | Self::CloseConnections | Self::ExpiredSessions => Duration::ZERO,
             Self::KillBroker => dice.millis(200, 3000),
+            // Beyond the first pause of a worker, so that its probe fails, too.
+            Self::SickWorker if long && dice.percent(50) => dice.millis(16_000, 24_000),
+            // Jobs for that region are few.
+            Self::ForeignRegion => dice.millis(4000, 12_000),
             // Beyond two heartbeats, so that silence is noticed.
             Self::BlackHole | Self::FreezeBroker | Self::FreezeWorker if long && dice.percent(25) => {
                 dice.millis(33_000, 45_000)
@@ -162,7 +192,7 @@ impl Kind {
     fn overhead(self) -> Duration {
         Duration::from_secs(match self {
             Self::KillBroker => 14,
-            Self::Alarm => 6,
+            Self::Alarm | Self::SilentReplies => 6,
             Self::CloseConnections => 4,
             Self::RollWorker => 9,
             _ => 1,
@@ -208,6 +238,7 @@ fn slot(place: Place, settings: &Settings, dice: &mut Dice) -> Option<usize> {
     let mortal = if settings.is_long() { all.saturating_sub(1).max(1) } else { all };
     match place {
         Place::Worker => Some(dice.below(mortal)),
+        Place::Identity => Some(dice.below(all)),
         Place::BrokerWire | Place::S3Wire if dice.percent(60) => Some(dice.below(all)),
         _ => None,
     }

@@ -11,6 +11,8 @@ use tokio::task::JoinSet;
 use super::World;
 use super::faults::{Kind, PLACES, Place, Strike};
 use super::record::Struck;
+use super::replies::ReplyTo;
+use super::stage::{ABROAD_ACCOUNT, ABROAD_REGION};
 use crate::testbed::node::Node;
 use crate::testbed::proxy::{Condition, Proxy};
 use crate::testbed::scripted::{Effect, ScriptedS3};
@@ -21,9 +23,13 @@ const THROTTLED: Effect = Effect::Error(400, "Throttling", "Rate exceeded");
 const DOWN: Effect = Effect::Error(503, "ServiceUnavailable", "Please try again.");
 const WRITES: [&str; 5] =
     ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"];
+const UNKNOWN_TOKEN: Effect =
+    Effect::Error(403, "InvalidClientTokenId", "The security token included in the request is invalid.");
 /// Names of the rules of a fault, by place.
 const S3_RULES: &str = "fault of S3";
 const STS_RULES: &str = "fault of STS";
+const IDENTITY_RULES: &str = "fault of an identity";
+const REGION_RULES: &str = "fault of a region";
 
 /// Injects all faults at their time; returns when the last is undone.
 pub async fn run(world: &Arc<World>, strikes: Vec<Strike>) {
@@ -56,6 +62,8 @@ async fn happen(world: Arc<World>, place: Arc<Mutex<()>>, strike: Strike) {
         Place::S3Wire => wire(&pick(&world.workers.to_s3, strike.slot), strike).await,
         Place::SourceWire => wire(&world.stage.sources, strike).await,
         Place::S3 | Place::Sts => s3(world, strike).await,
+        Place::Identity => identity(world, strike).await,
+        Place::Region => region(world, strike).await,
     }
     let lasted = world.record.now().saturating_sub(at);
     world.record.note(|notes| notes.struck.push(Struck { kind: strike.kind.name(), what, at, lasted }));
@@ -79,28 +87,31 @@ async fn broker(world: &World, strike: Strike) {
     }
 }
 
-fn begin(node: &Node, kind: Kind) {
+fn begin(node: &Node, kind: Kind, silent: &str) {
     match kind {
         Kind::KillBroker => node.kill(),
         Kind::FreezeBroker => node.freeze(),
         Kind::Alarm => node.out_of_memory(),
+        Kind::SilentReplies => node.silence(silent),
         _ => node.close_connections(),
     }
 }
 
-fn end(node: &Node, kind: Kind) {
+fn end(node: &Node, kind: Kind, silent: &str) {
     match kind {
         Kind::KillBroker => node.start_again(),
         Kind::FreezeBroker => node.thaw(),
         Kind::Alarm => node.enough_memory(),
+        Kind::SilentReplies => node.give_voice(silent),
         _ => {}
     }
 }
 
 /// The node's tools block; S3 and the wires must keep running meanwhile.
-async fn control(world: &World, kind: Kind, what: impl Fn(&Node, Kind) + Send + 'static) {
+async fn control(world: &World, kind: Kind, what: impl Fn(&Node, Kind, &str) + Send + 'static) {
     let node = world.stage.node.clone().unwrap();
-    tokio::task::spawn_blocking(move || what(&node, kind)).await.unwrap();
+    let silent = ReplyTo::Silent.queue(&world.stage.site.broker.prefix);
+    tokio::task::spawn_blocking(move || what(&node, kind, &silent)).await.unwrap();
 }
 
 fn pick(wires: &[Proxy], slot: Option<usize>) -> Vec<Proxy> {
@@ -111,6 +122,29 @@ async fn wire(wires: &[Proxy], strike: Strike) {
     wires.iter().for_each(|wire| wire.set(strike.condition));
     tokio::time::sleep(strike.lasts).await;
     wires.iter().for_each(|wire| wire.set(Condition::Normal));
+}
+
+/// One worker's own identity is refused, by S3 as well: the sessions that it asked for are over.
+async fn identity(world: &World, strike: Strike) {
+    let (s3, identity) = (&world.stage.s3, world.workers.identity(&world.record, strike.slot.unwrap()).await);
+    world.record.note(|notes| notes.sick.insert(identity.clone()));
+    for operation in ["AssumeRole", "GetCallerIdentity"] {
+        s3.on(operation).by(&identity).named(IDENTITY_RULES).before(UNKNOWN_TOKEN);
+    }
+    s3.expire_sessions_of(&identity);
+    tokio::time::sleep(strike.lasts).await;
+    s3.lift(IDENTITY_RULES);
+}
+
+/// STS of a region knows nobody who is at home elsewhere.
+async fn region(world: &World, strike: Strike) {
+    let s3 = &world.stage.s3;
+    for operation in ["AssumeRole", "GetCallerIdentity"] {
+        s3.on(operation).region(ABROAD_REGION).named(REGION_RULES).before(UNKNOWN_TOKEN);
+    }
+    s3.expire_sessions_of(ABROAD_ACCOUNT);
+    tokio::time::sleep(strike.lasts).await;
+    s3.lift(REGION_RULES);
 }
 
 async fn s3(world: &World, strike: Strike) {

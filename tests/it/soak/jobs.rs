@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::dice::{Deck, Dice};
+use super::replies::{self, ReplyTo};
 use super::settings::Settings;
 use crate::testbed::{KIB, MIB};
 
@@ -24,6 +25,8 @@ pub enum Kind {
     Twice,
     /// For the customer whose role refuses until the faults are over.
     Sick,
+    /// For the customer whose region does not always know the workers' token.
+    Abroad,
     KeepFree,
     FailFree,
     KeepTaken,
@@ -38,8 +41,8 @@ pub enum Kind {
 }
 
 /// Share of each kind in a hundred.
-const DECK: [(Kind, usize); 19] = [
-    (Kind::Small, 36),
+const DECK: [(Kind, usize); 20] = [
+    (Kind::Small, 32),
     (Kind::Large, 14),
     (Kind::Slow, 5),
     (Kind::Gzip, 5),
@@ -47,6 +50,7 @@ const DECK: [(Kind, usize); 19] = [
     (Kind::Inline, 3),
     (Kind::Twice, 5),
     (Kind::Sick, 5),
+    (Kind::Abroad, 4),
     (Kind::KeepFree, 2),
     (Kind::FailFree, 2),
     (Kind::KeepTaken, 2),
@@ -142,22 +146,27 @@ pub struct Draft {
     pub backfill: bool,
     /// True if the job states its size.
     pub sized: bool,
+    /// Queue for a copy of its outcome.
+    pub reply_to: Option<ReplyTo>,
 }
 
 /// The customers that are well.
 pub const TENANTS: [&str; 4] = ["plain", "kms", "bare", "keyed"];
 pub const SICK: &str = "sick";
+pub const ABROAD: &str = "abroad";
 
 /// All jobs in the order in which they are published; one that comes twice is there twice.
 pub fn drafts(settings: &Settings) -> Vec<Draft> {
     let mut dice = Dice::new(settings.seed, 1);
     let (mut kinds, mut origins) = (Deck::new(&DECK), Deck::new(&ORIGINS));
+    let (mut replies, mut reply_dice) = (Deck::new(&replies::DECK), Dice::new(settings.seed, 5));
     let step = settings.faults_for.mul_f64(0.95) / u32::try_from(settings.jobs.max(1)).unwrap();
     let mut drafts = Vec::new();
     for number in 0..settings.jobs {
         let kind = kinds.deal(&mut dice);
         let at = step * u32::try_from(number).unwrap();
-        let draft = Draft { number, at, ..draft(kind, origins.deal(&mut dice), &mut dice) };
+        let reply_to = replies.deal(&mut reply_dice).filter(|_| !settings.is_embedded());
+        let draft = Draft { number, at, reply_to, ..draft(kind, origins.deal(&mut dice), &mut dice) };
         if kind == Kind::Twice {
             drafts.push(Draft { at: at + dice.millis(0, 6000), ..draft.clone() });
         }
@@ -180,6 +189,7 @@ fn draft(kind: Kind, origin: Origin, dice: &mut Dice) -> Draft {
     };
     let tenant = match kind {
         Kind::Sick | Kind::SickExpires => SICK,
+        Kind::Abroad => ABROAD,
         Kind::Unknown => "nobody",
         Kind::Inline => "inline",
         _ => dice.pick(&TENANTS),
@@ -187,7 +197,7 @@ fn draft(kind: Kind, origin: Origin, dice: &mut Dice) -> Draft {
     let size = if dice.percent(6) { 0 } else { dice.between(1, SMALL) };
     let body = if pooled { Body::Pool(dice.below(POOL)) } else { Body::Own(size) };
     let (backfill, sized) = (dice.percent(20), dice.percent(50));
-    Draft { number: 0, at: Duration::ZERO, kind, origin, body, tenant, backfill, sized }
+    Draft { number: 0, at: Duration::ZERO, kind, origin, body, tenant, backfill, sized, reply_to: None }
 }
 
 /// The lengths of the pool's files: around the borders of parts, and some in between.

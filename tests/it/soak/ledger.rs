@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::World;
 use super::record::{Life, Notes, TransferResult};
+use super::replies::Count;
 use super::verdict::{Grown, Verdict};
 
 /// Writes the ledger where the settings say, and prints the table.
@@ -49,6 +50,9 @@ fn ledger(world: &World, verdict: &Verdict, notes: &Notes) -> Value {
             "sent_twice_per_fault": again(verdict) / notes.struck.len().max(1),
         },
         "open_uploads": verdict.open,
+        "replies": replies(verdict),
+        "identities": { "refused": verdict.noticed.refused, "paused": verdict.noticed.paused },
+        "log_lines_about_the_region": verdict.noticed.region_lines,
         "seconds": {
             "broker_return_to_first_delivery": {
                 "all": verdict.returns.iter().copied().map(seconds).collect::<Vec<_>>(),
@@ -61,6 +65,11 @@ fn ledger(world: &World, verdict: &Verdict, notes: &Notes) -> Value {
         "workers": notes.lives.iter().map(life).collect::<Vec<_>>(),
         "problems": notes.problems,
     })
+}
+
+fn replies(verdict: &Verdict) -> BTreeMap<&'static str, Value> {
+    let counted = |count: &Count| json!({"asked": count.asked, "received": count.received});
+    verdict.replies.iter().map(|(queue, count)| (*queue, counted(count))).collect()
 }
 
 fn grown(grown: &Grown) -> Value {
@@ -110,6 +119,11 @@ fn table(world: &World, verdict: &Verdict, notes: &Notes) -> String {
     row("outcomes sent again, same id", format!("{}, with another end: {}", verdict.resent, verdict.echoes));
     row("uploads continued", verdict.resumed.to_string());
     row("uploads left open", counted(&verdict.open));
+    let copies = verdict.replies.iter().map(|(to, count)| format!("{to} {}/{}", count.received, count.asked));
+    row("copies received, asked", copies.collect::<Vec<_>>().join(", "));
+    let noticed = verdict.noticed;
+    row("identities refused", format!("{}, of them {} paused", noticed.refused, noticed.paused));
+    row("log lines about the region", noticed.region_lines.to_string());
     let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let faults = notes.struck.len().max(1);
     row("bytes delivered", mib(verdict.bytes_delivered));

@@ -1,5 +1,6 @@
 //! Events of a soak, as they happened.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub struct Life {
 pub struct Notes {
     pub struck: Vec<Struck>,
     pub lives: Vec<Life>,
+    /// Identities that were refused for a while.
+    pub sick: BTreeSet<String>,
     /// Times at which the broker could be used again after it was down.
     pub returns: Vec<Timestamp>,
     /// From SIGTERM to the end of the process.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::dice::Dice;
 use super::jobs::{self, Body, Draft, Kind, Origin};
+use super::replies;
 use super::settings::Settings;
 use crate::fixture::{KMS_KEY, REGION, role_destination};
 use crate::testbed::broker::Broker;
@@ -23,6 +24,9 @@ use crate::testbed::{bytes, unique};
 
 /// The sick customer's account, by which its rule finds it.
 const SICK_ACCOUNT: &str = "100000000009";
+/// An opt-in region, and the customer's account there.
+pub const ABROAD_REGION: &str = "ap-east-1";
+pub const ABROAD_ACCOUNT: &str = "100000000007";
 /// Upper limit for the broker's own waits: a soak has no time for two minutes. The lower of policy
 /// and argument counts.
 const WAITS: [(&str, u32); 3] =
@@ -54,6 +58,7 @@ impl Stage {
         };
         if let Some(node) = &node {
             shorten_waits(node, &site.broker.prefix);
+            replies::declare(&site.broker).await;
         }
         let s3 = ScriptedS3::start().await;
         s3.thrifty();
@@ -87,12 +92,14 @@ impl Stage {
         }
     }
 
-    /// The sick customer corrects the trust policy, and its circuit breaker is reset: the next probe
-    /// may be ten minutes away, however often workers were replaced.
+    /// The sick customer corrects the trust policy. Its circuit breaker and that of the one abroad
+    /// are reset: the next probe may be ten minutes away, however often workers were replaced.
     pub fn fix_trust_policy(&self) {
         self.s3.lift("sick");
-        let reset = self.site.consign(&["status", "reset", "sick"]);
-        assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
+        for customer in [jobs::SICK, jobs::ABROAD] {
+            let reset = self.site.consign(&["status", "reset", customer]);
+            assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
+        }
     }
 
     /// The id of its job.
@@ -207,10 +214,15 @@ fn add_acme(site: &mut Site, s3: &ScriptedS3) {
     site.set("source.allow_http", true).set("source.s3", json!([{"bucket": "staging"}]));
     site.set("log.filter", "info,consign=debug");
     s3.bucket("staging", "us-east-1", "999999999999");
-    for (tenant, account) in jobs::TENANTS.into_iter().chain([jobs::SICK, "inline"]).zip([1, 2, 3, 4, 9, 8]) {
+    // STS is asked where each customer is, and at home.
+    site.unset("aws.region").environment("AWS_REGION", "us-east-1");
+    let others = [jobs::SICK, "inline", jobs::ABROAD];
+    for (tenant, account) in jobs::TENANTS.into_iter().chain(others).zip([1, 2, 3, 4, 9, 8, 7]) {
         let account = format!("10000000000{account}");
-        s3.bucket(tenant, REGION, &account);
+        let region = if tenant == jobs::ABROAD { ABROAD_REGION } else { REGION };
+        s3.bucket(tenant, region, &account);
         let mut keys = role_destination(tenant, &account);
+        keys["region"] = json!(region);
         match tenant {
             "kms" => keys["kms_key_arn"] = json!(KMS_KEY.replace("111111111111", &account)),
             "bare" => keys["checksum"] = json!("none"),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::inbox::Reported;
 use super::jobs::Kind;
 use super::record::{Life, Notes, Sample};
-use super::{Published, World, open};
+use super::{Published, World, blast, open, replies};
 use crate::testbed::broker::Message;
 use crate::testbed::scripted::ScriptedS3;
 
@@ -39,6 +39,10 @@ pub struct Verdict {
     pub open: BTreeMap<&'static str, usize>,
     pub bytes_sent: usize,
     pub bytes_delivered: usize,
+    /// Jobs that asked for a copy of their outcome, and those whose copy is there, by queue.
+    pub replies: BTreeMap<&'static str, replies::Count>,
+    /// Refused identities and regions without our token, as the workers noticed them.
+    pub noticed: blast::Noticed,
     /// From each return of the broker to the first delivery of a job that began after it.
     pub returns: Vec<Duration>,
     /// Of each worker that grew old: medians of the first and the last third of its life.
@@ -68,6 +72,8 @@ pub async fn judge(world: &World) -> Verdict {
     let (open, still) = open::count(world);
     verdict.open = open;
     problems.extend(still);
+    verdict.replies = replies::count(world, &mut problems).await;
+    verdict.noticed = blast::check(world, &reported, &mut problems);
     no_panics(world, &mut problems);
     if world.stage.site.broker.file.as_ref().is_some_and(|file| !file.is_whole()) {
         problems.push("the queue's file is damaged".to_owned());

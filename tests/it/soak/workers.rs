@@ -77,6 +77,13 @@ impl Workers {
         })
     }
 
+    /// The access key id of the worker in a slot.
+    pub async fn identity(&self, record: &Record, slot: usize) -> String {
+        let held = self.slot(slot).await;
+        let life = held.as_ref().unwrap().life;
+        record.note(|notes| notes.lives[life].identity.clone())
+    }
+
     async fn slot(&self, slot: usize) -> MutexGuard<'_, Option<Slot>> {
         self.slots[slot].lock().await
     }

@@ -164,7 +164,15 @@ impl Broker {
     /// Publishes a job once, and says whether the broker confirmed it; it may have it even where it
     /// did not.
     pub async fn offer(&self, lane: &str, job: &Value) -> bool {
-        let (routing_key, body, properties) = self.note(lane, job, &[]);
+        self.offer_with_reply(lane, job, None).await
+    }
+
+    /// As [`Broker::offer`], a job whose outcome goes to this queue as well.
+    pub async fn offer_with_reply(&self, lane: &str, job: &Value, reply_to: Option<&str>) -> bool {
+        let (routing_key, body, mut properties) = self.note(lane, job, &[]);
+        if let Some(queue) = reply_to {
+            properties = properties.with_reply_to(queue.into());
+        }
         if let Some(file) = &self.file {
             return file.publish(routing_key, job["id"].as_str(), body).await;
         }

@@ -80,8 +80,9 @@ struct Rule {
     operation: &'static str,
     bucket: Option<String>,
     key: Option<String>,
-    /// Only calls that are signed for this region.
+    /// Only calls that are signed for this region; only calls that are signed with this key.
     region: Option<String>,
+    by: Option<String>,
     /// Only calls whose query or form has this in a field.
     form: Option<(&'static str, String)>,
     /// Only calls with this header; only calls without it, or with another value.
@@ -103,6 +104,7 @@ impl Rule {
         ["Any", call.operation].contains(&self.operation)
             && self.bucket.as_ref().is_none_or(|bucket| call.bucket == *bucket)
             && self.region.as_ref().is_none_or(|region| call.region == *region)
+            && self.by.as_ref().is_none_or(|by| call.access_key_id == *by)
             && self.form.as_ref().is_none_or(|(name, part)| call.asked(name).contains(part.as_str()))
             && self.key.as_ref().is_none_or(|key| call.key.contains(key.as_str()))
             && self.with.as_ref().is_none_or(|name| call.header(name).is_some())
@@ -127,6 +129,12 @@ impl When<'_> {
     /// Only calls that are signed for this region.
     pub fn region(mut self, region: &str) -> Self {
         self.rule.region = Some(region.to_owned());
+        self
+    }
+
+    /// Only calls that are signed with this access key id.
+    pub fn by(mut self, access_key_id: &str) -> Self {
+        self.rule.by = Some(access_key_id.to_owned());
         self
     }
 
@@ -235,7 +243,13 @@ impl ScriptedS3 {
 
     /// Ends all sessions: their next call is answered with ExpiredToken.
     pub fn expire_sessions(&self) {
-        self.store().expire_sessions();
+        self.store().expire_sessions(|_| true);
+    }
+
+    /// As [`ScriptedS3::expire_sessions`], for the sessions of a role in this account, or those that
+    /// this access key id asked for.
+    pub fn expire_sessions_of(&self, who: &str) {
+        self.store().expire_sessions(|session| session.account == who || session.caller == who);
     }
 
     /// Sets the external id that the trust policies of all roles ask for; `None`: they ask for
@@ -269,6 +283,7 @@ impl ScriptedS3 {
             bucket: None,
             key: None,
             region: None,
+            by: None,
             form: None,
             with: None,
             unless: None,

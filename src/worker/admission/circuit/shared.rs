@@ -15,9 +15,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::tracked::EVIDENCE_TTL;
 use super::{
-    CircuitBreaker, CircuitBreakers, CircuitProbe, CircuitState, EVIDENCE_TTL, MIN_DENIAL_SPACING, OpenCircuit,
-    RunningProbe, probe_interval,
+    CircuitBreaker, CircuitBreakers, CircuitProbe, CircuitState, MIN_DENIAL_SPACING, OpenCircuit, RunningProbe,
+    probe_interval,
 };
 use crate::domain::control::{CircuitChange, Control, ControlCommand};
 use crate::domain::destination::DestinationIdentity;

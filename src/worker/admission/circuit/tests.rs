@@ -1,3 +1,4 @@
+use super::tracked::MAX_TRACKED;
 use super::*;
 use crate::domain::outcome::Receipt;
 use crate::worker::sample;
@@ -242,4 +243,25 @@ async fn two_tenants_with_one_id_have_two_breakers_and_share_the_gauge() {
     assert_eq!(circuits.covered(&other), []);
     circuits.reset(&one, NOW);
     assert!(!metrics.destinations().circuit_open(one.id()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_thousand_made_up_tenants_take_no_breaker_from_a_configured_destination() {
+    let (circuits, id) = (circuits(), acme());
+    circuits.succeeded(&id, NOW);
+    observe(&circuits, &sample::made_up(0), "a", None, &failed(Reason::BucketNotFound), NOW);
+    pass(1).await;
+    for n in 1..100_000 {
+        let made_up = sample::made_up(n);
+        if n % 2 == 0 {
+            circuits.succeeded(&made_up, NOW);
+        }
+        observe(&circuits, &made_up, "a", None, &failed(Reason::BucketNotFound), NOW);
+    }
+    assert_eq!(circuits.lock().len(), MAX_TRACKED);
+    assert!(circuits.recovered().len() <= MAX_TRACKED);
+    assert_eq!(circuits.last_success_at(&id), Some(NOW));
+    assert_eq!(seconds(observe(&circuits, &id, "a", None, &failed(Reason::BucketNotFound), NOW)), Some(30));
+    assert_eq!(circuits.lock().len(), MAX_TRACKED);
+    assert!(!circuits.lock().contains_key(&sample::made_up(0)), "the oldest made room");
 }

@@ -278,9 +278,14 @@ impl<P> DestinationLoad<P> {
         };
     }
 
+    /// Returns true if jobs run or wait here.
+    pub(super) fn has_jobs(&self) -> bool {
+        !self.running.is_empty() || !self.queue.is_empty()
+    }
+
     /// Returns true if dropping it would lose nothing but its mean transfer time.
     pub(super) fn is_idle(&mut self) -> bool {
         let paid = self.rate_limiter.as_ref().is_none_or(|limiter| limiter.debt().is_zero());
-        self.running.is_empty() && self.queue.is_empty() && paid && self.still_deferred(Instant::now()) == 0
+        !self.has_jobs() && paid && self.still_deferred(Instant::now()) == 0
     }
 }

@@ -413,3 +413,21 @@ async fn tenants_with_one_id_have_limits_of_their_own_that_none_can_raise() {
     assert!(!matches!(limits.acquire(&modest, Lane::Scheduled), LimitDecision::Granted(_)), "it lowers its own");
     assert_eq!(permits.len(), 4);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_thousand_made_up_tenants_with_deferred_jobs_are_bounded() {
+    let (limits, acme) = (limits(), destination(None, None));
+    drop(now(&limits, &acme));
+    limits.record_deferral(&acme.identity, Duration::from_secs(600));
+    let inline = sample::inline("made-up", "tenant");
+    let made_up = |n| Destination { identity: sample::made_up(n), ..inline.clone() };
+    let running = now(&limits, &made_up(100_000));
+    for n in 0..100_000 {
+        drop(now(&limits, &made_up(n)));
+        limits.record_deferral(&sample::made_up(n), Duration::from_secs(600));
+        assert!(limits.state().destinations.len() <= MAX_TRACKED);
+    }
+    assert_eq!(limits.waiting()[&acme.identity].deferred, 1, "of configured destinations everything is known");
+    assert!(limits.state().destinations[&sample::made_up(100_000)].has_jobs());
+    drop(running);
+}

@@ -270,3 +270,29 @@ async fn jobs_deferred_in_a_row_are_paused_ever_longer() {
     fail(&outage, "f", Reason::Timeout);
     assert_eq!(pause(), 0, "another destination was tried");
 }
+
+/// Fails so many destinations that came with jobs, each of a tenant of its own.
+fn fail_made_up(outage: &OutageDetector, count: usize, reason: Reason) {
+    let sample = sample::inline("made-up", "tenant");
+    for n in 0..count {
+        let (identity, tenant) = (sample::made_up(n), Some(format!("tenant-{n}")));
+        let destination = Destination { identity, tenant, ..sample.clone() }.into();
+        outage.observe(&destination, TransferResult::Failed(Failure::new(reason, "no")), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_thousand_made_up_tenants_are_bounded_and_hide_no_outage() {
+    let denied = Reason::BucketNotFound;
+    let outage = OutageDetector::default();
+    fail_made_up(&outage, 2000, denied);
+    assert_eq!(outage.state().newly_failing.len(), MAX_NEWLY_FAILING, "after a start, all are evidence");
+    ["a", "b", "c"].iter().for_each(|name| succeed(&outage, name));
+    fail_made_up(&outage, 100_000, denied);
+    assert!(outage.state().last.len() <= MAX_REMEMBERED);
+    assert_eq!(["a", "b", "c"].map(|name| fail(&outage, name, denied)), [As(denied), As(denied), Suspicious]);
+    assert!(conclude(&outage, denied, true).is_some());
+    fail_made_up(&outage, 100_000, denied);
+    assert!(outage.state().current.as_ref().unwrap().failed.len() <= MAX_REMEMBERED);
+    assert!(outage.defers(&id("a")).is_some(), "it failed within the last minute");
+}

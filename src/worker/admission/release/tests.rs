@@ -1,4 +1,5 @@
 use super::*;
+use crate::worker::sample;
 
 fn id(name: &str) -> DestinationIdentity {
     DestinationIdentity::parse(name).unwrap()
@@ -115,4 +116,15 @@ async fn tracked_destinations_are_bounded_and_returned_jobs_make_room() {
     delayed.record(&id("acme"), Duration::from_secs(600));
     assert!(delayed.may_have(&id("acme")));
     assert_eq!(delayed.delayed().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_thousand_made_up_tenants_make_room_for_a_configured_destination() {
+    let delayed = old().await;
+    for n in 0..100_000 {
+        delayed.record(&sample::made_up(n), Duration::from_secs(600));
+    }
+    assert_eq!(delayed.delayed().len(), MAX_TRACKED);
+    delayed.record(&id("acme"), Duration::from_secs(600));
+    assert!(delayed.may_have(&id("acme")));
 }

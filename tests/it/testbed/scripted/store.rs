@@ -100,8 +100,8 @@ impl Store {
         self.buckets.get(bucket).map_or(0, |bucket| bucket.objects.len())
     }
 
-    pub fn expire_sessions(&mut self) {
-        self.sessions.values_mut().for_each(|session| session.ends = Instant::now());
+    pub fn expire_sessions(&mut self, of: impl Fn(&Session) -> bool) {
+        self.sessions.values_mut().filter(|session| of(session)).for_each(|session| session.ends = Instant::now());
     }
 
     /// The same bytes, kept once where the store is thrifty.
