@@ -73,9 +73,9 @@ impl Reload {
     /// the last call, and a minute after a reload with problems. `None` if there was nothing to do.
     /// Call it every [`super::WATCH_INTERVAL`].
     ///
-    /// A broken file keeps its last valid content in force, or is left out if it has none; the other
-    /// files are taken as they are now. Only destinations and `log.filter` of the result apply
-    /// without a restart.
+    /// A broken file keeps its last valid content in force, or is left out if it has none; the
+    /// other files are taken as they are now. Only destinations and `log.filter` of the result
+    /// apply without a restart.
     ///
     /// # Errors
     /// Problems of no single file, or a defect of the program. Everything stays as it is.
