@@ -12,6 +12,8 @@ use crate::domain::destination::Auth;
 const FULL: &str = include_str!("../../config/consign.full.toml");
 const MINIMAL: &str = include_str!("../../config/consign.minimal.toml");
 
+const POINT: &str = "arn:aws:s3:eu-central-1:123456789012:accesspoint/exports";
+
 const SECRET: &str = "s3cr3t-marker";
 
 fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -234,6 +236,10 @@ fn invalid_and_conflicting_values_are_refused() {
         (format!("{role}{arn} }}\nid = \"b\""), "5: destinations.a.id: differs"),
         (format!("{role}{arn} }}\nbucket_key_enabled = true"), "5: destinations.a.bucket_key_enabled: has no effect"),
         (format!("{role}{arn} }}\npublishers = []"), "5: destinations.a.publishers: is an empty list"),
+        (
+            format!("[aws]\nforce_path_style = true\n{}{arn} }}", role.replace("abc", POINT)),
+            "4: destinations.a.bucket: is the ARN of an access point",
+        ),
         (
             format!("{role}{arn} }}\npublishers = [\"x\"]\n[broker]\nurl = \"sqlite:a\""),
             "5: destinations.a.publishers: needs RabbitMQ",

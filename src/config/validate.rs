@@ -65,6 +65,7 @@ pub(super) fn validate(raw: RawConfig, is_set: impl Fn(&str) -> bool) -> Result<
     let log = self::log(log, &mut findings);
     let destinations = Arc::new(self::destinations(destinations, &mut findings));
     inline::check_publishers(&broker, &destinations, &mut findings);
+    check_access_points(&aws, &destinations, &mut findings);
     if !findings.is_empty() {
         return Err(findings.into_problems());
     }
@@ -136,6 +137,16 @@ fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
         use_dualstack_endpoint: raw.use_dualstack_endpoint,
         identity_role_arn: findings
             .parsed("aws.identity_role_arn", raw.identity_role_arn.as_deref().map(RoleArn::parse)),
+    }
+}
+
+/// The SDK can't put the ARN of an access point into a path.
+fn check_access_points(aws: &AwsConfig, destinations: &Destinations, findings: &mut Findings) {
+    let points = destinations.values().filter(|one| aws.force_path_style && one.bucket.is_access_point());
+    for destination in points {
+        let problem =
+            "is the ARN of an access point, which does not go with aws.force_path_style = true; give a bucket's name";
+        findings.add(&format!("destinations.{}.bucket", destination.id), problem);
     }
 }
 

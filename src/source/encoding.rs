@@ -3,6 +3,7 @@
 use std::io;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZlibDecoder, ZstdDecoder};
+use async_compression::zstd::DParameter;
 use futures_util::TryStreamExt as _;
 use tokio::io::AsyncRead;
 use tokio_util::io::{ReaderStream, StreamReader};
@@ -12,6 +13,13 @@ use crate::domain::outcome::{Failure, Reason};
 
 /// Size of a decoded chunk.
 const CHUNK_SIZE: usize = 64 * 1024;
+/// Most encodings of a source, each of which takes memory.
+const MAX_ENCODINGS: usize = 3;
+/// Logarithm of the largest window of zstd, the 8 MiB of RFC 9659. The source names the window, and
+/// the memory for it is not part of `worker.memory_budget`.
+const MAX_ZSTD_WINDOW_LOG: u32 = 23;
+
+const HINT: &str = "Remove compression from the job to deliver the bytes as they are, or store the source without it.";
 
 /// Returns the encodings of a header that change the bytes, separated by commas; `None` if there
 /// are none. Some stores keep the `aws-chunked` of the upload's signature.
@@ -28,6 +36,10 @@ pub(super) fn listed(header: &str) -> Option<String> {
 /// An encoding that this program can't decode is a `source_mismatch` at once; bytes that are not
 /// what the header says are one in the stream. A failure of `chunks` passes through unchanged.
 pub fn decode(chunks: Chunks, encodings: &str) -> Result<Chunks, Failure> {
+    if encodings.split(',').count() > MAX_ENCODINGS {
+        let message = format!("the source is encoded more than {MAX_ENCODINGS} times, which is too often to decode it");
+        return Err(Failure::new(Reason::SourceMismatch, message).hint(HINT));
+    }
     encodings.rsplit(',').map(str::trim).try_fold(chunks, decode_one)
 }
 
@@ -41,7 +53,7 @@ fn decode_one(chunks: Chunks, encoding: &str) -> Result<Chunks, Failure> {
             decoded(decoder, "gzip")
         }
         "zstd" => {
-            let mut decoder = ZstdDecoder::new(reader);
+            let mut decoder = ZstdDecoder::with_params(reader, &[DParameter::window_log_max(MAX_ZSTD_WINDOW_LOG)]);
             decoder.multiple_members(true);
             decoded(decoder, "zstd")
         }
@@ -57,8 +69,7 @@ fn decode_one(chunks: Chunks, encoding: &str) -> Result<Chunks, Failure> {
 fn unknown(encoding: &str) -> Failure {
     let encoding: String = encoding.chars().filter(char::is_ascii_graphic).take(40).collect();
     let message = format!("the source is encoded as {encoding}, which can't be decoded for the job's compression");
-    Failure::new(Reason::SourceMismatch, message)
-        .hint("Remove compression from the job to deliver the bytes as they are, or store the source without it.")
+    Failure::new(Reason::SourceMismatch, message).hint(HINT)
 }
 
 fn decoded(decoder: impl AsyncRead + Send + 'static, encoding: &'static str) -> Chunks {
@@ -67,7 +78,7 @@ fn decoded(decoder: impl AsyncRead + Send + 'static, encoding: &'static str) -> 
         Ok(failure) => failure,
         Err(error) => {
             let message = format!("the source says that it is encoded as {encoding}, and can't be decoded: {error}");
-            Failure::new(Reason::SourceMismatch, message)
+            Failure::new(Reason::SourceMismatch, message).hint(HINT)
         }
     }))
 }
@@ -117,6 +128,22 @@ mod tests {
         let inner = compress(chunks(&[&plain]), Compression::Zstd);
         let nested = compress(inner, Compression::Gzip);
         assert_eq!(whole(decode(nested, "zstd, gzip").unwrap()).await.unwrap(), plain);
+    }
+
+    /// A source can't ask for more memory than the programs that serve the web do.
+    #[tokio::test]
+    async fn the_memory_of_the_decoders_is_bounded() {
+        let encoded = |window_log| {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(window_log).unwrap();
+            std::io::copy(&mut &[7; 100_000][..], &mut encoder).unwrap();
+            encoder.finish().unwrap()
+        };
+        let decoded = async |window_log| whole(decode(chunks(&[&encoded(window_log)]), "zstd").unwrap()).await;
+        assert_eq!(decoded(MAX_ZSTD_WINDOW_LOG).await.map(|plain| plain.len()), Ok(100_000));
+        assert_eq!(decoded(MAX_ZSTD_WINDOW_LOG + 1).await, Err(Reason::SourceMismatch));
+        let failure = decode(chunks(&[]), &["zstd"; 100].join(", ")).err().unwrap();
+        assert!(failure.reason == Reason::SourceMismatch && failure.message.contains("too often"), "{failure}");
     }
 
     #[tokio::test]

@@ -219,7 +219,7 @@ fn a_reload_takes_note_of_what_it_read() {
 }
 
 #[test]
-fn a_panic_refuses_one_reload_and_the_next_one_works() {
+fn a_panic_refuses_one_reload_and_not_the_next() {
     let mut customers = Customers::start(&["a"]);
     customers.write("b", &customer("b", "bucket-b"));
     let broken = || -> Vec<(OsString, OsString)> { std::panic::resume_unwind(Box::new("a scripted panic")) };
