@@ -69,6 +69,7 @@ pub struct Worker {
     runner: Arc<Runner>,
     control: ControlListener,
     reports: FleetReports,
+    lease_after: Duration,
     lifecycle: Lifecycle,
 }
 
@@ -105,6 +106,7 @@ impl Worker {
             control: ControlListener::new(parts.queue, effects, parts.clock),
             admission,
             reports,
+            lease_after: parts.lease_after,
             lifecycle: Lifecycle {
                 activity,
                 metrics: parts.metrics,
@@ -186,7 +188,7 @@ impl Worker {
     /// Spawns a task for each delivery.
     async fn consume(&self, drain: &CancellationToken, tasks: &TaskTracker) {
         let metrics = self.lifecycle.metrics.clone();
-        let mut consumer = Consumer::new(self.queue.clone(), self.admission.clone(), metrics);
+        let mut consumer = Consumer::new(self.queue.clone(), self.admission.clone(), metrics, self.lease_after);
         loop {
             let next = tokio::select! {
                 biased;

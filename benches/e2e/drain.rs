@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::Fallible;
 use crate::broker::{Broker, Message, await_delivered};
 use crate::children::NullServer;
-use crate::worker::{DESTINATION, Surroundings, Worker};
+use crate::worker::{DESTINATION, LEASE_AFTER, Surroundings, Worker};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -36,7 +36,8 @@ pub async fn run(args: &DrainArgs, amqp: &str) -> Fallible<()> {
     let prefix = format!("consign-drain-{}", std::process::id());
     let broker = Broker::connect(amqp, &prefix).await?;
     let server = NullServer::start(None).await?;
-    let around = Surroundings { amqp, prefix: &prefix, server: &server, root: root.path(), extra: "" };
+    let around =
+        Surroundings { amqp, prefix: &prefix, server: &server, root: root.path(), lease_after: LEASE_AFTER, extra: "" };
     let measured = measure(args, &broker, &around).await;
     broker.delete_topology().await?;
     measured

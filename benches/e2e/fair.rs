@@ -15,8 +15,6 @@
 mod closed;
 mod dead;
 mod open;
-mod stream;
-mod world;
 
 use std::path::PathBuf;
 
@@ -25,7 +23,7 @@ use clap::{Args, ValueEnum};
 use crate::Fallible;
 use crate::children::NullServer;
 use crate::manners::Manners;
-use world::World;
+use crate::world::{self, World};
 
 /// Measurements to take, and their size.
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@
 //! tests/run --servers cargo bench --bench e2e -- --only P1 --rounds 5 --scheme https
 //! tests/run --servers cargo bench --bench e2e -- drain               # SIGTERM in the middle of 10 GiB
 //! tests/run --servers cargo bench --bench e2e -- fair                # what a backfill, a slow and a dead customer cost the others
+//! tests/run --servers cargo bench --bench e2e -- fleet               # throughput, requests and bytes against the number of workers
 //! ```
 //!
 //! Null server, reference client and `consign` are processes of their own, so each one's CPU and
@@ -16,6 +17,7 @@
 
 #![expect(unreachable_pub, reason = "nobody imports a benchmark; `pub` marks what a module offers to the others")]
 
+mod arrivals;
 mod broker;
 mod celery;
 mod children;
@@ -23,6 +25,7 @@ mod chunks;
 mod counts;
 mod drain;
 mod fair;
+mod fleet;
 mod manners;
 mod measure;
 mod ports;
@@ -35,6 +38,7 @@ mod table;
 mod tls;
 mod wire;
 mod worker;
+mod world;
 mod xml;
 
 use std::path::{Path, PathBuf};
@@ -103,6 +107,8 @@ enum Role {
     Drain(drain::DrainArgs),
     /// Scheduled jobs beside backfills, a slow destination and a dead one.
     Fair(fair::FairArgs),
+    /// Several workers on one queue.
+    Fleet(fleet::FleetArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -131,6 +137,7 @@ async fn run(cli: Cli) -> Fallible<()> {
         }
         (Some(Role::Drain(args)), Some(amqp)) => drain::run(args, amqp).await,
         (Some(Role::Fair(args)), Some(amqp)) => fair::run(args, amqp).await,
+        (Some(Role::Fleet(args)), Some(amqp)) => fleet::run(args, amqp).await,
         // `cargo test --benches` runs this binary too, without --bench: a test run must not measure for minutes.
         (None, Some(amqp)) if cli.bench || cli.short => bench(&cli, amqp).await,
         (_, _) => {
@@ -163,7 +170,11 @@ async fn measure_all(cli: &Cli, amqp: &str, broker: &Broker, root: &Path, prefix
     for scenario in scenarios(cli) {
         let folder = scenario.write_files(root)?;
         for (_, name, server) in servers.iter().filter(|(scheme, ..)| cli.scheme.is_none_or(|only| only == *scheme)) {
-            let bench = Bench { server, broker, around: Surroundings { amqp, prefix, server, root, extra: &extra } };
+            let bench = Bench {
+                server,
+                broker,
+                around: Surroundings { amqp, prefix, server, root, lease_after: worker::LEASE_AFTER, extra: &extra },
+            };
             let mut one = Measured { scenario, scheme: name, pairs: Vec::new() };
             for round in 0..if cli.short { 1 } else { cli.rounds } {
                 one.pairs.push(bench.pair(&scenario, &folder, round).await?);

@@ -16,6 +16,8 @@ use crate::ports;
 use crate::process::{self, Process};
 use crate::wire::Endpoint;
 
+/// The default of `broker.lease_after`.
+pub const LEASE_AFTER: &str = "10m";
 /// The only destination of the bench.
 pub const DESTINATION: &str = "bench";
 /// Variable that names another build of the program, such as one with link-time optimisation.
@@ -40,6 +42,8 @@ pub struct Surroundings<'a> {
     pub server: &'a NullServer,
     /// Source files live below it, and so do the worker's config and log.
     pub root: &'a Path,
+    /// `broker.lease_after`.
+    pub lease_after: &'a str,
     /// TOML that is appended to the config.
     pub extra: &'a str,
 }
@@ -48,7 +52,8 @@ impl Worker {
     /// Returns when the worker is ready.
     pub async fn start(around: &Surroundings<'_>) -> Fallible<Self> {
         let admin = ports::free().await?;
-        let (config, log) = (around.root.join("consign.toml"), around.root.join("consign.log"));
+        let file = |end: &str| around.root.join(format!("consign-{}.{end}", admin.port()));
+        let (config, log) = (file("toml"), file("log"));
         fs::write(&config, around.config(admin))?;
         let begun = Instant::now();
         let process = Process::spawn(&mut around.command(&config, &log)?)?;
@@ -78,10 +83,20 @@ impl Worker {
         self.process.id()
     }
 
+    /// The value of a metric without labels.
+    pub async fn total(&self, name: &str) -> Fallible<f64> {
+        let text = self.metrics().await?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.ok_or_else(|| format!("there is no metric {name}"))?.parse()?)
+    }
+
+    async fn metrics(&self) -> Fallible<String> {
+        Ok(String::from_utf8_lossy(self.admin.get("/metrics").await?.body()).into_owned())
+    }
+
     /// The values of a metric's series, each by the value of its first label.
     pub async fn metric(&self, name: &str) -> Fallible<BTreeMap<String, f64>> {
-        let answer = self.admin.get("/metrics").await?;
-        let text = String::from_utf8_lossy(answer.body()).into_owned();
+        let text = self.metrics().await?;
         let ours = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' '));
         ours.map(|(labels, value)| Ok((labels.split('"').nth(1).unwrap_or_default().to_owned(), value.parse()?)))
             .collect()
@@ -141,13 +156,14 @@ impl Surroundings<'_> {
 
     fn config(&self, admin: SocketAddr) -> String {
         let (amqp, prefix, endpoint) = (self.amqp, self.prefix, self.server.endpoint.url());
-        let (root, extra) = (self.root.display(), self.extra);
+        let (root, lease_after, extra) = (self.root.display(), self.lease_after, self.extra);
         format!(
             r#"
 [broker]
 url = "{amqp}"
 prefix = "{prefix}"
 declare = true
+lease_after = "{lease_after}"
 
 [aws]
 region = "eu-central-1"

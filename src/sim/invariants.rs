@@ -1,5 +1,7 @@
 //! Invariants checked at each step. A violation is recorded and the scenario continues.
 
+use std::time::Duration;
+
 use super::clock;
 use super::job_plan::{DESTINATIONS, JobBehavior};
 use super::job_record::{AttemptEnd, JobRecord};
@@ -13,6 +15,9 @@ use crate::domain::outcome::{Class, Outcome, Reason, RetryPolicy};
 use crate::queue::{Delivery, LeaseMessage, OutcomeEvent, Settlement};
 use crate::transfer::TransferRequest;
 use crate::worker::lease::MAX_CRASHES;
+
+/// With less time left until `expires_at` there is no further attempt.
+const SHORTEST_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Returns the job that a message id names.
 pub(super) fn job_of(message_id: Option<&str>) -> usize {
@@ -192,8 +197,7 @@ pub(super) fn check_outcome(state: &mut SimState, job: usize, event: &OutcomeEve
     if kind == "delivered" && !state.s3.has(job) {
         state.report_violation(format!("job-{job} is reported as delivered, but its object is missing"));
     }
-    // The shortest retry delay is five seconds: with less time left there is no further attempt.
-    let early = |at: std::time::Duration| clock::elapsed() + std::time::Duration::from_secs(5) < at;
+    let early = |at: Duration| clock::elapsed() + SHORTEST_RETRY_DELAY < at;
     if kind == "expired" && state.plan(job).expires.is_none_or(early) {
         state.report_violation(format!("job-{job} has expired before its time"));
     }
@@ -306,7 +310,9 @@ pub(super) fn check_abort(state: &mut SimState, worker: usize, checkpoint: &Chec
     let former = &state.workers[worker];
     let over = former.lost_leases.contains(&job) || former.unsettled_uploads.contains(id);
     let foreign = over && (former.resumed_uploads.contains(id) || former.lease_uploads.contains(id));
-    if busy && foreign && !state.records[job].released_twice {
+    // Past its time no copy of the job uploads any more: one ends the upload that it carries.
+    let expired = state.plan(job).expires.is_some_and(|at| at <= clock::elapsed() + SHORTEST_RETRY_DELAY);
+    if busy && foreign && !expired && !state.records[job].released_twice {
         state.report_violation(format!("worker {worker} aborts {id} of job-{job}, which worker {other} continues"));
     }
 }

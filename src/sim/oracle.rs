@@ -15,6 +15,8 @@ use crate::worker::lease::MAX_CRASHES;
 /// about 500; copies of a job that ask every minute whether another one is done need more. A busy
 /// loop makes millions.
 const MAX_CALLS_PER_JOB: u64 = 2000;
+/// The same for a copy that a fault of the broker doubled.
+const MAX_CALLS_PER_DOUBLED_COPY: u64 = 200;
 
 /// Returns the workers that take jobs.
 pub(super) fn active_workers(state: &SimState) -> Vec<usize> {
@@ -146,7 +148,10 @@ pub(super) fn check_final_state(state: &mut SimState) {
             ));
         }
     }
-    if state.operations > MAX_CALLS_PER_JOB * state.records.len() as u64 {
+    let count = |fault| state.faults.get(fault).copied().unwrap_or_default();
+    let doubled = count("copies released twice") + count("confirms lost");
+    let limit = MAX_CALLS_PER_JOB * state.records.len() as u64 + MAX_CALLS_PER_DOUBLED_COPY * doubled;
+    if state.operations > limit {
         violations.push(format!("{} calls of the queue for {} jobs", state.operations, state.records.len()));
     }
     if state.scenario.is_fault_free() && state.s3.repeated_parts > 0 {

@@ -247,9 +247,12 @@ impl Queue for SimQueue {
     ) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async move {
             let upload = lease::checkpoint(delivery.properties.content_type.as_deref(), &delivery.body);
+            let job = invariants::job_of(delivery.properties.message_id.as_deref());
             let settled = self.perform(delivery, settlement, events).await;
-            if settled.is_err() {
-                self.world.lock().workers[self.worker].unsettled_uploads.extend(upload);
+            let mut state = self.world.lock();
+            // A duplicate's settlement leaves the upload to the attempt that runs here.
+            if settled.is_err() && !state.records[job].running.contains(&self.worker) {
+                state.workers[self.worker].unsettled_uploads.extend(upload);
             }
             settled
         })

@@ -99,6 +99,8 @@ impl SimWorker {
     /// Records the end of an attempt for its destination.
     pub(super) fn record_end(&mut self, destination: usize, end: AttemptEnd) {
         match end {
+            // The worker may observe an earlier refusal later: an attempt that takes a lease ends with it.
+            AttemptEnd::Delivered | AttemptEnd::Skipped if self.leasing > 0 => {}
             AttemptEnd::Delivered | AttemptEnd::Skipped => {
                 self.refused.remove(&destination);
                 self.failed.remove(&destination);

@@ -14,9 +14,9 @@ use crate::metrics::Metrics;
 use crate::queue::{Delivery, Queue};
 use lane_state::LaneState;
 
-/// Time that prefetched deliveries wait for a permit. They must not wait until the broker's
-/// acknowledgement time-out ends the session, nor keep other workers waiting.
-const PREFETCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum time that prefetched deliveries wait for a permit. They must not keep other workers
+/// waiting.
+const MAX_PREFETCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for which a probe waits for a message of one lane, before it tries the next.
 const PROBE_LANE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lanes in the order in which a probe tries them.
@@ -28,6 +28,7 @@ pub(super) struct Consumer {
     queue: Arc<dyn Queue>,
     admission: Arc<Admission>,
     metrics: Arc<Metrics>,
+    prefetch_timeout: Duration,
     lanes: [LaneState; 3],
 }
 
@@ -44,8 +45,16 @@ enum Step {
 }
 
 impl Consumer {
-    pub(super) fn new(queue: Arc<dyn Queue>, admission: Arc<Admission>, metrics: Arc<Metrics>) -> Self {
-        let consumer = Self { queue, admission, metrics, lanes: Default::default() };
+    /// A delivery that waited for its permit and then runs until it is leased must not reach the
+    /// broker's acknowledgement timeout, which `broker.lease_after` is adapted to.
+    pub(super) fn new(
+        queue: Arc<dyn Queue>,
+        admission: Arc<Admission>,
+        metrics: Arc<Metrics>,
+        lease_after: Duration,
+    ) -> Self {
+        let prefetch_timeout = MAX_PREFETCH_TIMEOUT.min(lease_after / 2);
+        let consumer = Self { queue, admission, metrics, prefetch_timeout, lanes: Default::default() };
         consumer.served().for_each(|lane| consumer.metrics.set_consuming(lane, true));
         consumer
     }
@@ -68,7 +77,7 @@ impl Consumer {
                     return Some(*taken);
                 }
                 Step::Pause(lane) => {
-                    let seconds = PREFETCH_TIMEOUT.as_secs();
+                    let seconds = self.prefetch_timeout.as_secs();
                     tracing::info!(lane = lane.as_str(), seconds, "a lane has no free permit; it is paused");
                     self.pause(lane).await;
                 }
@@ -120,9 +129,9 @@ impl Consumer {
             let now = Instant::now();
             let oldest = self.queue.oldest_prefetched();
             match oldest {
-                Some((lane, at)) if at + PREFETCH_TIMEOUT <= now => return lane,
+                Some((lane, at)) if at + self.prefetch_timeout <= now => return lane,
                 // What arrives from now on waits as long again.
-                _ => sleep_until(oldest.map_or(now, |(_, at)| at) + PREFETCH_TIMEOUT).await,
+                _ => sleep_until(oldest.map_or(now, |(_, at)| at) + self.prefetch_timeout).await,
             }
         }
     }

@@ -70,9 +70,11 @@ impl AttemptId {
 /// End of a job in flight, for its duplicates.
 #[derive(Debug, Clone)]
 pub(super) enum JobEnd {
-    /// The owner's delivery is settled for good: duplicates are acknowledged. A copy of the job may
-    /// resume the upload with this id.
-    Settled(Option<Arc<str>>),
+    /// The job has ended, with the upload of this id: duplicates are acknowledged.
+    Ended(Option<Arc<str>>),
+    /// A copy of the job waits for its next attempt, which may resume the upload with this id:
+    /// duplicates that carry no other upload are acknowledged.
+    Continued(Option<Arc<str>>),
     /// The owner's delivery was requeued or lost: the job is still to be done.
     Open,
 }
@@ -288,8 +290,8 @@ mod tests {
             panic!("not joined")
         };
         assert!(matches!(table.claim(id(1), Timestamp::UNIX_EPOCH), Claim::Owned(_)));
-        mine.release(JobEnd::Settled(None));
-        assert!(matches!(joined.end().await, JobEnd::Settled(None)));
+        mine.release(JobEnd::Ended(None));
+        assert!(matches!(joined.end().await, JobEnd::Ended(None)));
         assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Owned(_)));
     }
 

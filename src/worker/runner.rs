@@ -162,8 +162,7 @@ impl Runner {
         }
         self.record_deferral(&job.destination.identity, &plan);
         owner.settling();
-        let is_final = plan.is_final;
-        let resumable = state.lease_context().upload_id.filter(|_| !plan.abort_upload);
+        let end = job_end(&plan, state);
         let settled = self.settler.perform(delivery, plan, state, &job.destination).await;
         if delivered && !settled && !leased {
             // The message is redelivered, and perhaps to another worker.
@@ -172,7 +171,7 @@ impl Runner {
         if attempted && (!settled || state.lease_state() == LeaseStatus::Lost) {
             self.settler.abort_unrecorded(state, &job.destination).await;
         }
-        if settled && is_final { JobEnd::Settled(resumable) } else { JobEnd::Open }
+        if settled { end } else { JobEnd::Open }
     }
 
     /// Informs admission of a deferred job.
@@ -208,12 +207,18 @@ impl Runner {
             Joined::Returned(delivery, end) => (*delivery, end),
         };
         let settlement = match end {
-            Some(JobEnd::Settled(resumed)) => {
+            Some(JobEnd::Ended(resumed)) => {
                 self.settler.abort_carried(job, resumed.as_deref()).await;
                 Settlement::Ack
             }
+            Some(JobEnd::Continued(resumed)) if upload_id.is_none_or(|id| resumed.as_deref() == Some(id)) => {
+                Settlement::Ack
+            }
             Some(JobEnd::Open) => Settlement::Requeue,
-            None => Settlement::Defer { delay: RetryDelay::S30, headers: history::started_at(in_flight.started_at) },
+            // Another worker may be at the upload that it carries, so it is neither aborted nor forgotten.
+            Some(JobEnd::Continued(_)) | None => {
+                Settlement::Defer { delay: RetryDelay::S30, headers: history::started_at(in_flight.started_at) }
+            }
         };
         let word = if matches!(settlement, Settlement::Ack) { JOINED_OUTCOME } else { settlement.action() };
         spans::ended(word, None);
@@ -227,5 +232,15 @@ impl Runner {
             let waited = Duration::try_from(now.duration_since(created)).unwrap_or_default();
             self.metrics.queue_wait(delivery.lane, waited);
         }
+    }
+}
+
+/// Returns the end of a job for its duplicates, once its plan is performed.
+fn job_end(plan: &SettlementPlan, state: &AttemptState) -> JobEnd {
+    let upload = || state.lease_context().upload_id.filter(|_| !plan.abort_upload);
+    match plan.settlement {
+        _ if !plan.is_final => JobEnd::Open,
+        Settlement::Retry { .. } | Settlement::Defer { .. } => JobEnd::Continued(upload()),
+        _ => JobEnd::Ended(upload()),
     }
 }

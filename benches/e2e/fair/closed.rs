@@ -3,10 +3,10 @@
 use tokio::time::Instant;
 
 use super::FairArgs;
-use super::world::{HEALTHY, SLOW, World};
 use crate::Fallible;
 use crate::measure;
 use crate::table::median;
+use crate::world::{HEALTHY, SLOW, World};
 
 /// Throughput of the worker with no other load, in jobs a second.
 pub async fn calibrate(args: &FairArgs, alone: &World<'_>) -> Fallible<f64> {

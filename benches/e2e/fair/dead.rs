@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::FairArgs;
-use super::world::{DEAD, World};
 use crate::Fallible;
 use crate::measure;
 use crate::worker::Worker;
+use crate::world::{DEAD, World};
 
 /// Scheduled jobs a second for the others meanwhile.
 const OTHERS: u32 = 20;

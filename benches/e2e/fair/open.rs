@@ -5,12 +5,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::FairArgs;
-use super::stream::quantile;
-use super::world::{HEALTHY, SLOW, World};
 use crate::Fallible;
+use crate::arrivals::quantile;
 use crate::measure;
 use crate::table::median;
 use crate::worker::Worker;
+use crate::world::{HEALTHY, SLOW, World};
 
 /// Not counted: until the backfills and the slow customer have what they get.
 const SETTLING: Duration = Duration::from_secs(5);

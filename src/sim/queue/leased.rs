@@ -31,7 +31,8 @@ impl SimQueue {
             PublishResult::Confirmed => {}
             PublishResult::Refused => return Err(QueueError::Unavailable("the lease was refused".to_owned())),
             PublishResult::Unconfirmed => {
-                let base = self.message(ticket)?;
+                let held = lease.and_then(|number| Some(self.world.lock().leases.get(&number)?.base.clone()));
+                let base = held.map_or_else(|| self.message(ticket), Ok)?;
                 self.world.leave_stale_message(&self.new_lease(base, ticket, key, work, message));
                 return Err(QueueError::Unavailable("the lease was not confirmed".to_owned()));
             }

@@ -82,7 +82,8 @@ async fn jobs_beside_a_sick_worker_are_delivered_by_a_healthy_one_within_a_minut
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backfills_that_can_t_start_in_one_worker_are_delivered_by_another() {
     let (mut site, s3) = site("lanes").await;
-    site.set("worker.slots", 4).set("worker.backfill_slots", 2);
+    // Prefetched deliveries then wait for 10 s, and not for a minute.
+    site.set("broker.lease_after", "20s").set("worker.slots", 4).set("worker.backfill_slots", 2);
     let mut slow = role_destination("acme", ACME);
     // 16 MiB take longer than the test waits.
     slow["max_bytes_per_second"] = json!(64 << 10);

@@ -1,4 +1,4 @@
-//! Queues, customers and the outcomes of one worker.
+//! Queues, customers and outcomes that the workers of one measurement share.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::stream::Arrivals;
 use crate::Fallible;
+use crate::arrivals::Arrivals;
 use crate::broker::{Broker, Message};
 use crate::children::NullServer;
-use crate::worker::{Surroundings, Worker};
+use crate::worker::{LEASE_AFTER, Surroundings, Worker};
 
 /// Customers with scheduled jobs, and others with backfills.
 pub const HEALTHY: u32 = 20;
@@ -18,7 +18,14 @@ const BACKFILLING: u32 = 10;
 /// The customers with something wrong, and their buckets.
 pub const SLOW: &str = "slow";
 pub const DEAD: &str = "dead";
-const BYTES: usize = 1024;
+/// A customer with a limit of bytes a second, and that limit.
+pub const LIMITED: &str = "limited";
+pub const LIMIT: u32 = 4 << 20;
+/// Customers whose files take longer than the broker waits for an acknowledgement.
+pub const CRAWLING: u32 = 8;
+const CRAWL: u32 = 128 << 10;
+/// Files by the customers that get them, and their sizes.
+const FILES: [(&str, u64); 3] = [("crawling", 128 << 20), ("limited", 256 << 10), ("", 1 << 10)];
 
 pub struct World<'a> {
     pub broker: Broker,
@@ -27,6 +34,7 @@ pub struct World<'a> {
     prefix: String,
     pub server: &'a NullServer,
     root: PathBuf,
+    pub lease_after: &'a str,
     extra: String,
 }
 
@@ -35,19 +43,22 @@ impl<'a> World<'a> {
     pub async fn new(name: &str, amqp: &'a str, server: &'a NullServer, root: &Path, extra: &str) -> Fallible<Self> {
         let root = root.join(name);
         fs::create_dir(&root)?;
-        fs::write(root.join("source"), vec![b'x'; BYTES])?;
-        let prefix = format!("consign-fair-{name}-{}", std::process::id());
+        for (customer, bytes) in FILES {
+            fs::File::create(root.join(format!("{customer}.source")))?.set_len(bytes)?;
+        }
+        let prefix = format!("consign-bench-{name}-{}", std::process::id());
         let extra = format!("{extra}\n{}", destinations());
-        let around = Surroundings { amqp, prefix: &prefix, server, root: &root, extra: &extra };
+        let lease_after = LEASE_AFTER;
+        let around = Surroundings { amqp, prefix: &prefix, server, root: &root, lease_after, extra: &extra };
         around.consign(&["topology", "apply"]).await?;
         let broker = Broker::connect(amqp, &prefix).await?;
         let arrivals = Arrivals::of(broker.outcomes().await?);
-        Ok(Self { broker, arrivals, amqp, prefix, server, root, extra })
+        Ok(Self { broker, arrivals, amqp, prefix, server, root, lease_after, extra })
     }
 
     pub fn around(&self) -> Surroundings<'_> {
-        let Self { amqp, prefix, server, root, extra, .. } = self;
-        Surroundings { amqp, prefix, server, root, extra }
+        let Self { amqp, prefix, server, root, lease_after, extra, .. } = self;
+        Surroundings { amqp, prefix, server, root, lease_after, extra }
     }
 
     /// A worker that has a session with every healthy customer.
@@ -65,7 +76,10 @@ impl<'a> World<'a> {
     }
 
     pub fn job(&self, lane: &str, destination: &str, id: &str) -> Message {
-        let source = json!({ "url": format!("file://{}", self.root.join("source").display()), "size": BYTES });
+        let of = |(customer, _): &&(&str, u64)| destination.starts_with(customer);
+        let (customer, size) = FILES.iter().find(of).unwrap_or(&FILES[2]);
+        let file = self.root.join(format!("{customer}.source"));
+        let source = json!({ "url": format!("file://{}", file.display()), "size": size });
         let job = json!({ "version": 1, "id": id, "source": source, "destination": destination, "key": id });
         Message { id: id.to_owned(), to: format!("{lane}.{destination}"), body: job.to_string().into_bytes() }
     }
@@ -77,13 +91,15 @@ impl<'a> World<'a> {
 }
 
 fn destinations() -> String {
-    let healthy = (0..HEALTHY).map(|n| format!("healthy-{n}"));
-    let backfilling = (0..BACKFILLING).map(|n| format!("backfill-{n}"));
-    let odd = [SLOW, DEAD].map(str::to_owned);
-    healthy.chain(backfilling).chain(odd).fold(String::new(), |mut text, name| {
+    let named = |name: &str, count: u32| (0..count).map(|n| (format!("{name}-{n}"), None)).collect::<Vec<_>>();
+    let crawling = (0..CRAWLING).map(|n| (format!("crawling-{n}"), Some(CRAWL)));
+    let odd = [(SLOW, None), (DEAD, None), (LIMITED, Some(LIMIT))].map(|(name, limit)| (name.to_owned(), limit));
+    let all = named("healthy", HEALTHY).into_iter().chain(named("backfill", BACKFILLING)).chain(odd).chain(crawling);
+    all.fold(String::new(), |mut text, (name, limit)| {
+        let limit = limit.map(|bytes| format!("max_bytes_per_second = {bytes}")).unwrap_or_default();
         let _ = writeln!(
             text,
-            "[destinations.{name}]\nbucket = \"{name}\"\nregion = \"eu-central-1\"\n\
+            "[destinations.{name}]\nbucket = \"{name}\"\nregion = \"eu-central-1\"\n{limit}\n\
              auth = {{ method = \"iam_role\", role_arn = \"arn:aws:iam::123456789012:role/{name}\" }}"
         );
         text
