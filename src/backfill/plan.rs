@@ -11,7 +11,7 @@ use crate::domain::job::wire;
 use crate::domain::lane::Lane;
 use crate::producer::job::{PreparedJob, PublishFormat};
 
-const FORMAT: PublishFormat = PublishFormat { lane: Lane::Backfill, compact: false };
+const FORMAT: PublishFormat = PublishFormat { lane: Lane::Backfill, compact: false, created_at: None };
 /// Upper bound of the problems that are listed.
 const MAX_SHOWN_PROBLEMS: usize = 20;
 
@@ -79,6 +79,11 @@ impl BackfillPlan {
     ///
     /// # Errors
     /// The problem of the job, with its step and field.
+    /// Returns true if the template gives the jobs a generation.
+    pub fn gives_generation(&self) -> bool {
+        self.template.gives_generation()
+    }
+
     pub fn job(&self, number: usize) -> Result<PlannedJob, String> {
         let step = self.steps.get(number).ok_or("there is no such step")?;
         let at = |problem: String| format!("{}: {problem}", step.stamp());

@@ -214,7 +214,11 @@ impl CircuitBreakers {
             TransferResult::Failed(failure) if failure.class() == Class::Destination => {
                 self.failed(attempt, failure, now)
             }
-            TransferResult::Failed(_) | TransferResult::Expired | TransferResult::Cancelled(_) => None,
+            TransferResult::Failed(_)
+            | TransferResult::Expired
+            | TransferResult::Cancelled(_)
+            | TransferResult::Superseded(_)
+            | TransferResult::ObjectBusy => None,
         }
     }
 
