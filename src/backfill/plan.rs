@@ -75,15 +75,15 @@ impl BackfillPlan {
         all.all(|next| next.as_ref() == Some(&first)).then_some(first)
     }
 
-    /// Returns job `number`; 0 is the newest.
-    ///
-    /// # Errors
-    /// The problem of the job, with its step and field.
     /// Returns true if the template gives the jobs a generation.
     pub fn gives_generation(&self) -> bool {
         self.template.gives_generation()
     }
 
+    /// Returns job `number`; 0 is the newest.
+    ///
+    /// # Errors
+    /// The problem of the job, with its step and field.
     pub fn job(&self, number: usize) -> Result<PlannedJob, String> {
         let step = self.steps.get(number).ok_or("there is no such step")?;
         let at = |problem: String| format!("{}: {problem}", step.stamp());

@@ -24,6 +24,7 @@
 //! writes. No time is compared between two workers, so their clocks may differ.
 
 mod locks;
+mod own;
 mod reporter;
 mod table;
 mod writer;

@@ -158,7 +158,7 @@ impl JobSettler {
         if let (Settlement::Retry { .. }, Some(failure)) = (&plan.settlement, &plan.failure) {
             self.metrics.retry(failure.reason);
         }
-        if plan.superseded {
+        if plan.superseded_by.is_some() {
             self.metrics.superseded();
         }
         if let Some(cause) = plan.deferred {

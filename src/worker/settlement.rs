@@ -11,6 +11,7 @@ use super::decode::{DecodedJob, Rejection};
 use super::history;
 use super::lease::{CopyBody, LeaseSnapshot, LeaseStatus};
 use crate::domain::destination::DestinationId;
+use crate::domain::generation::NewerDelivery;
 use crate::domain::headers::{DESTINATION, Headers, JobHeaders};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{
@@ -68,8 +69,8 @@ pub(super) struct SettlementPlan {
     pub(super) counted: Option<Reason>,
     /// Cause under which a deferral is counted.
     pub(super) deferred: Option<DeferCause>,
-    /// True if a newer generation of the object was delivered.
-    pub(super) superseded: bool,
+    /// Newer generation of the object that was delivered, if the job is skipped because of it.
+    pub(super) superseded_by: Option<NewerDelivery>,
     /// True if the job is done here for good, so that duplicates are acknowledged.
     pub(super) is_final: bool,
 }
@@ -143,7 +144,7 @@ impl SettlementPlan {
             failure: None,
             counted: None,
             deferred: None,
-            superseded: false,
+            superseded_by: None,
             is_final,
         }
     }
@@ -249,7 +250,8 @@ impl SettlementContext<'_> {
                     superseded_by: Some(SupersededBy { job_id: newer.job.to_string(), generation: newer.generation }),
                     ..data
                 };
-                SettlementPlan { superseded: true, ..self.terminal(OutcomeKind::Skipped, data, Settlement::Ack) }
+                let plan = self.terminal(OutcomeKind::Skipped, data, Settlement::Ack);
+                SettlementPlan { superseded_by: Some(newer), ..plan }
             }
             TransferResult::ObjectBusy => self.object_busy(attempted),
             TransferResult::Expired => {

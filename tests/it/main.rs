@@ -26,6 +26,7 @@ mod faults;
 mod fixture;
 mod fleet;
 mod forms;
+mod generations;
 mod harness;
 mod layering;
 mod leases;

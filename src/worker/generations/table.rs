@@ -10,6 +10,7 @@ use moka::sync::Cache;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::own::OwnDeliveries;
 use crate::domain::control::{GenerationChange, KEPT_DAYS};
 use crate::domain::generation::{NewerDelivery, ObjectDigest, ObjectGeneration};
 use crate::domain::job::JobId;
@@ -18,9 +19,6 @@ use crate::metrics::{GenerationLoss, Metrics};
 /// Most objects of each kind. Beyond, the least recently used are forgotten, and counted: a late
 /// job of such an object may overwrite a newer one.
 const MAX_OBJECTS: u64 = 100_000;
-/// Time for which a worker remembers its own deliveries, to answer a job that becomes pending after
-/// them.
-const OWN_TTL: Duration = Duration::from_hours(1);
 /// Time for which reported generations hold: the stream keeps them as long.
 const REPORTED_TTL: Duration = Duration::from_hours(24 * KEPT_DAYS);
 /// Time after which a write whose end was not reported counts as ended: its worker was lost. No
@@ -43,13 +41,6 @@ struct PendingGenerations {
     highest: u64,
     /// Time of the report of the lowest.
     since: Instant,
-}
-
-/// Delivery of this worker.
-#[derive(Debug)]
-struct OwnDelivery {
-    delivery: NewerDelivery,
-    at: Instant,
 }
 
 /// Reported write.
@@ -83,11 +74,12 @@ pub(super) struct GenerationTable {
     /// Highest reported delivery of each object.
     reported: Cache<ObjectDigest, Arc<NewerDelivery>>,
     /// Highest delivery of each object in this worker.
-    own: Cache<ObjectDigest, Arc<OwnDelivery>>,
+    own: OwnDeliveries,
     /// Reported writes in the stream's order.
     writes: HashMap<ObjectDigest, Vec<ReportedWrite>>,
     own_writes: HashMap<ObjectDigest, OwnWrite>,
     ended: Cache<Uuid, ()>,
+    metrics: Arc<Metrics>,
 }
 
 /// Turn of a reported write.
@@ -104,10 +96,11 @@ impl GenerationTable {
         Self {
             pending: cache(REPORTED_TTL, metrics),
             reported: cache(REPORTED_TTL, metrics),
-            own: cache(OWN_TTL, metrics),
+            own: OwnDeliveries::default(),
             writes: HashMap::new(),
             own_writes: HashMap::new(),
             ended: Cache::builder().max_capacity(MAX_ENDED).eviction_policy(EvictionPolicy::lru()).build(),
+            metrics: metrics.clone(),
         }
     }
 
@@ -192,23 +185,19 @@ impl GenerationTable {
 
     /// Returns this worker's delivery above `generation`, if no report has named one as high.
     fn unreported_delivery(&self, object: ObjectDigest, generation: u64) -> Option<GenerationChange> {
-        let own = self.own.get(&object).filter(|own| own.delivery.generation > generation)?;
-        let NewerDelivery { generation, job } = &own.delivery;
+        let own = self.own.get(object).filter(|own| own.generation > generation)?;
         let reported = self.reported.get(&object);
-        if reported.is_some_and(|reported| reported.generation >= *generation) {
+        if reported.is_some_and(|reported| reported.generation >= own.generation) {
             return None;
         }
-        Some(GenerationChange::Delivered { generation: *generation, job: job.clone(), write: None })
+        Some(GenerationChange::Delivered { generation: own.generation, job: own.job, write: None })
     }
 
     /// Returns the deliveries of the last `age` that were not reported: a worker that stops leaves
     /// them to the others.
     pub(super) fn unreported_deliveries(&self, age: Duration) -> Vec<(ObjectDigest, GenerationChange)> {
-        let mut all: Vec<_> = self.own.iter().map(|(object, own)| (own.at.elapsed(), *object)).collect();
-        all.retain(|(since, _)| *since <= age);
-        all.sort_unstable();
-        all.truncate(MAX_HANDED_OVER);
-        all.into_iter().filter_map(|(_, object)| Some((object, self.unreported_delivery(object, 0)?))).collect()
+        let unreported = |object| Some((object, self.unreported_delivery(object, 0)?));
+        self.own.since(age).into_iter().take(MAX_HANDED_OVER).filter_map(unreported).collect()
     }
 
     /// Reports the write of this worker, if there is one that is not reported.
@@ -221,7 +210,7 @@ impl GenerationTable {
     /// Returns the highest known delivery above a generation.
     pub(super) fn newer_than(&self, this: ObjectGeneration) -> Option<NewerDelivery> {
         let reported = self.reported.get(&this.object).map(|reported| (*reported).clone());
-        let own = self.own.get(&this.object).map(|own| own.delivery.clone());
+        let own = self.own.get(this.object);
         let highest = reported.into_iter().chain(own).max_by_key(|delivery| delivery.generation)?;
         (highest.generation > this.generation).then_some(highest)
     }
@@ -269,10 +258,8 @@ impl GenerationTable {
     /// Records a delivery of this worker. Returns true if the others must know: a lower generation
     /// is pending.
     pub(super) fn delivered(&mut self, this: ObjectGeneration, job: JobId) -> bool {
-        if self.own.get(&this.object).is_none_or(|own| own.delivery.generation <= this.generation) {
-            let delivery = NewerDelivery { generation: this.generation, job };
-            self.own.insert(this.object, Arc::new(OwnDelivery { delivery, at: Instant::now() }));
-        }
+        let forgotten = self.own.insert(this.object, NewerDelivery { generation: this.generation, job });
+        (0..forgotten).for_each(|_| self.metrics.generation_lost(GenerationLoss::Evicted));
         self.pending.get(&this.object).is_some_and(|pending| pending.lowest < this.generation)
     }
 }
@@ -433,7 +420,7 @@ mod tests {
         table.apply(object(), delivered(2, None));
         assert!(table.unreported_deliveries(Duration::from_secs(60)).is_empty());
         table.delivered(at(3), job(3));
-        tokio::time::advance(Duration::from_secs(61)).await;
+        tokio::time::advance(Duration::from_mins(7)).await;
         assert!(table.unreported_deliveries(Duration::from_secs(60)).is_empty());
     }
 }

@@ -1,6 +1,5 @@
 use super::*;
 use crate::domain::control::BackfillId;
-use crate::domain::generation::NewerDelivery;
 use crate::domain::job;
 use crate::domain::outcome::{Class, History};
 use crate::worker::sample;
@@ -156,7 +155,8 @@ fn a_superseded_job_names_the_job_that_won() {
         Conclusion::Deferred(Deferral::Superseded(newer())),
     ] {
         let plan = plan_of(case, &decoded(History::default()), conclusion);
-        assert!(plan.superseded && plan.abort_upload && !plan.may_write_later());
+        assert_eq!(plan.superseded_by, Some(newer()));
+        assert!(plan.abort_upload && !plan.may_write_later());
         let outcome: serde_json::Value = serde_json::from_slice(&plan.outcome.unwrap().event.body).unwrap();
         assert_eq!(outcome["type"], "consign.transfer.skipped.v1");
         assert_eq!(outcome["data"]["reason"], "superseded");
