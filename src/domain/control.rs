@@ -4,6 +4,7 @@
 //! Every worker reads the messages of the last 7 days and then live ones. It may read one more than
 //! once, so performing a command must be idempotent. All workers read them in the same order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -85,7 +86,7 @@ pub enum ControlCommand {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GenerationChange {
     /// A job of this generation failed, was deferred, leased, handed off or requeued, and may write
-    /// the object late. Whoever delivered, or delivers, a higher one reports that.
+    /// the object late. A worker that delivered, or delivers, a higher one reports that.
     Pending {
         /// Generation.
         generation: u64,
@@ -110,7 +111,7 @@ pub enum GenerationChange {
         /// Generation.
         generation: u64,
         /// Id of the job.
-        job: JobId,
+        job: Arc<str>,
         /// Id of the write that ended so, if it was reported.
         write: Option<Uuid>,
     },
@@ -367,7 +368,7 @@ impl Raw {
             }
             GENERATION_DELIVERED => self.generation_of(GenerationChange::Delivered {
                 generation: self.generation()?,
-                job: JobId::parse(given(self.job.as_deref(), "job")?)?,
+                job: JobId::parse(given(self.job.as_deref(), "job")?)?.as_str().into(),
                 write: self.write.as_deref().map(|write| uuid(Some(write), "write")).transpose()?,
             })?,
             kind => return Err(Invalid::new("kind", format!("`{kind}` is none of {}", KINDS.join(", ")))),
@@ -469,7 +470,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let job = JobId::parse("acme/2026-11-22").unwrap();
+        let job: Arc<str> = "acme/2026-11-22".into();
         let commands = [
             ControlCommand::CancelBackfill(BackfillId::parse("nightly.2026_11-22").unwrap()),
             ControlCommand::ResetCircuit(DestinationIdentity::parse("acme").unwrap()),

@@ -1,11 +1,11 @@
 //! Order among the refreshes of one object.
 
 use std::fmt;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::destination::DestinationIdentity;
-use super::job::{JobId, RelativeKey};
 
 /// Namespace of the digests of objects, drawn once.
 const OBJECT_NAMESPACE: Uuid = Uuid::from_u128(0x8c1e_40d7_92f6_4b1c_a3d5_6e0b_71f8_2c94);
@@ -15,9 +15,9 @@ const OBJECT_NAMESPACE: Uuid = Uuid::from_u128(0x8c1e_40d7_92f6_4b1c_a3d5_6e0b_7
 pub struct ObjectDigest(Uuid);
 
 impl ObjectDigest {
-    /// Returns the digest of an object.
-    pub fn of(destination: &DestinationIdentity, key: &RelativeKey) -> Self {
-        Self(Uuid::new_v5(&OBJECT_NAMESPACE, format!("{destination}\n{}", key.as_str()).as_bytes()))
+    /// Returns the digest of an object; `key` is below the destination's prefix.
+    pub fn of(destination: &DestinationIdentity, key: &str) -> Self {
+        Self(Uuid::new_v5(&OBJECT_NAMESPACE, format!("{destination}\n{key}").as_bytes()))
     }
 
     /// Parses the text form.
@@ -47,7 +47,7 @@ pub struct NewerDelivery {
     /// Its generation.
     pub generation: u64,
     /// Its id.
-    pub job: JobId,
+    pub job: Arc<str>,
 }
 
 impl fmt::Display for NewerDelivery {
@@ -61,11 +61,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn objects_are_told_apart_by_destination_and_key() {
-        let of = |destination: &str, key: &str| {
-            let key = RelativeKey::parse(key).unwrap();
-            ObjectDigest::of(&DestinationIdentity::parse(destination).unwrap(), &key)
-        };
+    fn objects_differ_by_destination_and_key() {
+        let of =
+            |destination: &str, key: &str| ObjectDigest::of(&DestinationIdentity::parse(destination).unwrap(), key);
         assert_ne!(of("acme", "a"), of("acme", "b"));
         assert_ne!(of("acme", "a"), of("beta", "a"));
         assert_ne!(of("acme", "a"), of("acme~00112233445566778899aabbccddeeff", "a"));

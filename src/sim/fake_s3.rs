@@ -101,8 +101,8 @@ impl SimState {
         self.visible(job).is_some_and(newer)
     }
 
-    /// Returns true if nobody knows that a job was delivered: at that time nothing of its object was
-    /// pending, so it was not reported, and its worker has stopped.
+    /// Returns true if nobody knows that a job was delivered: at that time nothing of its object
+    /// was pending, so it was not reported, and its worker has stopped.
     fn is_forgotten(&self, job: usize) -> bool {
         let record = &self.records[job];
         !record.reported && !record.deliverers.iter().any(|worker| self.workers[*worker].alive)

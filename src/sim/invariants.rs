@@ -327,7 +327,9 @@ pub(super) fn check_abort(state: &mut SimState, worker: usize, checkpoint: &Chec
     let foreign = over && (former.resumed_uploads.contains(id) || former.lease_uploads.contains(id));
     // Past its time no copy of the job uploads any more: one ends the upload that it carries.
     let expired = state.plan(job).expires.is_some_and(|at| at <= clock::elapsed() + SHORTEST_RETRY_DELAY);
-    if busy && foreign && !expired && !state.records[job].released_twice {
+    // Nor do copies of a job that a newer refresh superseded.
+    let over = expired || state.is_superseded(job);
+    if busy && foreign && !over && !state.records[job].released_twice {
         state.report_violation(format!("worker {worker} aborts {id} of job-{job}, which worker {other} continues"));
     }
 }

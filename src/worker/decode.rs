@@ -29,7 +29,7 @@ pub(super) struct DecodedJob {
 impl DecodedJob {
     /// Object and generation that the job writes; `None` if it has no generation.
     pub(super) fn written(&self) -> Option<ObjectGeneration> {
-        let object = ObjectDigest::of(&self.destination.identity, &self.job.key);
+        let object = ObjectDigest::of(&self.destination.identity, self.job.key.as_str());
         self.headers.generation.map(|generation| ObjectGeneration { object, generation })
     }
 

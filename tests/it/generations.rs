@@ -125,7 +125,6 @@ async fn a_restart_of_the_broker_forgets_no_generation() {
     first_waits_second_delivers(&site, &s3).await;
     node.stop();
     node.start_again();
-    site.broker.collect_outcomes().await;
     first_is_superseded(&site, &s3).await;
     site.broker.clean().await;
 }
@@ -278,7 +277,7 @@ async fn a_dead_letter_keeps_its_generation_unless_it_is_requeued_as_new() {
         let requeued = site.consign(&all);
         assert!(requeued.status.success(), "{}", String::from_utf8_lossy(&requeued.stderr));
     };
-    requeue(&["--job", "01:00"]);
+    requeue(&["--force", "--job", "01:00"]);
     let skipped = async |name: &str, kind: &str| {
         until("the next run ends", LIMIT, async || {
             site.broker.outcomes_of(name).await.iter().any(|outcome| outcome["type"] == kind).then_some(())
@@ -287,7 +286,7 @@ async fn a_dead_letter_keeps_its_generation_unless_it_is_requeued_as_new() {
     };
     skipped("01:00", SKIPPED).await;
     assert_eq!(content(&s3), "02:00");
-    requeue(&["--job", "01:30", "--as-new"]);
+    requeue(&["--force", "--job", "01:30", "--as-new"]);
     skipped("01:30", DELIVERED).await;
     assert_eq!(content(&s3), "01:30");
     worker.quiet().await;
@@ -299,9 +298,31 @@ async fn the_embedded_queue_remembers_generations_across_a_restart() {
     let mut site = Site::embedded("genembedded");
     let s3 = add_acme(&mut site).await;
     site.topology();
+    let file = site.broker.file.as_ref().unwrap();
+    let publish = async |job: Value| {
+        assert!(file.publish("job.scheduled.acme".to_owned(), None, job.to_string().into_bytes()).await);
+    };
+    let ended = async |name: &str, kind: &str| {
+        until("an outcome", LIMIT, async || {
+            let mut all = file.outcomes().into_iter().filter(|message| message.is_of(name));
+            all.find_map(|message| Some(message.json()).filter(|outcome| outcome["type"] == kind))
+        })
+        .await
+    };
     let worker = site.worker().await;
-    first_waits_second_delivers(&site, &s3).await;
+    s3.on("PutObject").before(UNAVAILABLE);
+    publish(refresh(&site, "01:00", 1)).await;
+    ended("01:00", "consign.transfer.retrying.v1").await;
+    until("the second failure", LIMIT, async || {
+        (worker.metric("consign_transfer_retries_total", "").await >= 2.0).then_some(())
+    })
+    .await;
+    s3.calm();
+    publish(refresh(&site, "02:00", 2)).await;
+    ended("02:00", DELIVERED).await;
     worker.kill();
     let _worker = site.worker().await;
-    first_is_superseded(&site, &s3).await;
+    let outcome = ended("01:00", SKIPPED).await;
+    assert_eq!(outcome["data"]["superseded_by"]["job_id"], "02:00");
+    assert_eq!(content(&s3), "02:00");
 }

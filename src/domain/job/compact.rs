@@ -1,11 +1,11 @@
 //! The job as bytes: `application/vnd.consign.job.v1+bincode`. The only user of `bincode`, which is
 //! unmaintained and pinned.
 //!
-//! One version byte, then for version 1 a [`FrozenJob`] in bincode's standard configuration (little endian,
-//! variable-length integers), and nothing after it. The frozen structs are the format: they are
-//! never changed, and the vectors in `tests/golden` say so. Another version gets structs of its own.
-//! Version 2 is a [`FrozenJob`] and its generation; jobs without one are written as version 1, which
-//! every worker reads.
+//! One version byte, then a frozen struct in bincode's standard configuration (little endian,
+//! variable-length integers), and nothing after it: a [`FrozenJob`] for version 1, and a
+//! [`FrozenJob2`], which has a generation, for version 2. Jobs without one are written as version
+//! 1, which every worker reads. The frozen structs are the format: they are never changed, and the
+//! vectors in `tests/golden` say so. A further version gets structs of its own.
 //! The way out is `wincode` or `postcard`, behind a new version byte.
 
 mod frozen;

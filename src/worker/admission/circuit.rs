@@ -214,11 +214,7 @@ impl CircuitBreakers {
             TransferResult::Failed(failure) if failure.class() == Class::Destination => {
                 self.failed(attempt, failure, now)
             }
-            TransferResult::Failed(_)
-            | TransferResult::Expired
-            | TransferResult::Cancelled(_)
-            | TransferResult::Superseded(_)
-            | TransferResult::ObjectBusy => None,
+            _ => None,
         }
     }
 

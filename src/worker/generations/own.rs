@@ -1,12 +1,12 @@
 //! Deliveries of this worker within the last hour, which it can answer with.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::domain::generation::{NewerDelivery, ObjectDigest};
-use crate::domain::job::JobId;
 
 /// Time for which a delivery is remembered, at least.
 const OWN_TTL: Duration = Duration::from_hours(1);
@@ -14,8 +14,8 @@ const OWN_TTL: Duration = Duration::from_hours(1);
 const BUCKET_AGE: Duration = Duration::from_mins(5);
 /// Most objects of a bucket: what a hash table of 2^13 places holds.
 const BUCKET_OBJECTS: usize = 7_168;
-/// Most buckets. They take about 20 MiB when full, and hold an hour of 50 objects a second. Beyond, the
-/// oldest is forgotten.
+/// Most buckets. They take about 20 MiB when full, and hold an hour of 50 objects a second. Beyond,
+/// the oldest is forgotten.
 const MAX_BUCKETS: usize = 26;
 
 /// Highest delivery of each object, by the time of the delivery: what has its hour over is dropped
@@ -28,7 +28,7 @@ pub(super) struct OwnDeliveries {
 #[derive(Debug)]
 struct DeliveryBucket {
     began: Instant,
-    deliveries: HashMap<ObjectDigest, (u64, JobId)>,
+    deliveries: HashMap<ObjectDigest, (u64, Arc<str>)>,
 }
 
 impl OwnDeliveries {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     fn delivery(generation: u64) -> NewerDelivery {
-        NewerDelivery { generation, job: JobId::parse("acme/google_ads/2026-11-22").unwrap() }
+        NewerDelivery { generation, job: "acme/google_ads/2026-11-22".into() }
     }
 
     fn generation(own: &OwnDeliveries, number: usize) -> Option<u64> {
@@ -118,8 +118,8 @@ mod tests {
         assert!(generation(&own, BUCKET_OBJECTS - 1).is_none() && generation(&own, BUCKET_OBJECTS).is_some());
         // An entry, its byte in the table, and the text of the id with its counters.
         let places: usize = own.buckets.iter().map(|bucket| bucket.deliveries.capacity() * 8 / 7).sum();
-        let entry = size_of::<(ObjectDigest, (u64, JobId))>() + 1;
-        let text = delivery(1).job.as_str().len() + 2 * size_of::<usize>();
+        let entry = size_of::<(ObjectDigest, (u64, Arc<str>))>() + 1;
+        let text = delivery(1).job.len() + 2 * size_of::<usize>();
         assert!(places * entry + all * text < 20 << 20, "{} bytes", places * entry + all * text);
     }
 }

@@ -15,7 +15,7 @@ use crate::worker::parts::{WorkerClock, WorkerParts};
 
 /// Reports that are published at once, or wait for the broker. Further ones are lost, and counted.
 const MAX_UNPUBLISHED: usize = 10_000;
-/// Time after which a report is given up.
+/// Time after which a report counts as lost.
 const REPORT_LIFETIME: Duration = Duration::from_mins(10);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 

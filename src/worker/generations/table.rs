@@ -13,7 +13,6 @@ use uuid::Uuid;
 use super::own::OwnDeliveries;
 use crate::domain::control::{GenerationChange, KEPT_DAYS};
 use crate::domain::generation::{NewerDelivery, ObjectDigest, ObjectGeneration};
-use crate::domain::job::JobId;
 use crate::metrics::{GenerationLoss, Metrics};
 
 /// Most objects of each kind. Beyond, the least recently used are forgotten, and counted: a late
@@ -24,8 +23,7 @@ const REPORTED_TTL: Duration = Duration::from_hours(24 * KEPT_DAYS);
 /// Time after which a write whose end was not reported counts as ended: its worker was lost. No
 /// request to S3 takes as long.
 const WRITE_TTL: Duration = Duration::from_mins(10);
-/// Time after which a request that was given up has no effect on S3 any more. Others write only
-/// then.
+/// Time after which a cancelled request has no effect on S3 any more. Others write only then.
 pub(super) const UNKNOWN_WRITE_TIME: Duration = Duration::from_secs(5);
 /// Most deliveries that a worker leaves to the others when it stops.
 const MAX_HANDED_OVER: usize = 5_000;
@@ -236,8 +234,8 @@ impl GenerationTable {
     }
 
     /// Returns the turn of a write; `None` while its report was not read, and after its end. Writes
-    /// of one run have the same bytes, and do not wait for each other: whoever continues a job need
-    /// not wait for a worker that was lost with it.
+    /// of one run have the same bytes, and do not wait for each other: a worker that continues a job
+    /// need not wait for one that was lost with it.
     pub(super) fn turn(&mut self, object: ObjectDigest, id: Uuid) -> Option<Turn> {
         let writes = self.live_writes(object)?;
         let place = writes.iter().position(|write| write.id == id)?;
@@ -257,7 +255,7 @@ impl GenerationTable {
 
     /// Records a delivery of this worker. Returns true if the others must know: a lower generation
     /// is pending.
-    pub(super) fn delivered(&mut self, this: ObjectGeneration, job: JobId) -> bool {
+    pub(super) fn delivered(&mut self, this: ObjectGeneration, job: Arc<str>) -> bool {
         let forgotten = self.own.insert(this.object, NewerDelivery { generation: this.generation, job });
         (0..forgotten).for_each(|_| self.metrics.generation_lost(GenerationLoss::Evicted));
         self.pending.get(&this.object).is_some_and(|pending| pending.lowest < this.generation)
@@ -294,8 +292,8 @@ mod tests {
         ObjectGeneration { object: object(), generation }
     }
 
-    fn job(generation: u64) -> JobId {
-        JobId::parse(&format!("job-{generation}")).unwrap()
+    fn job(generation: u64) -> Arc<str> {
+        format!("job-{generation}").into()
     }
 
     fn id(number: u128) -> Uuid {

@@ -136,10 +136,11 @@ impl ObjectWriter {
             WriteState::Unreported => table.end_unreported(self.this.object),
             WriteState::Reported { id, .. } => Some(id),
         };
-        let awaited = delivered && table.delivered(self.this, self.job.id.clone());
+        let awaited = delivered && table.delivered(self.this, self.job.id.as_str().into());
         drop(table);
         self.generations.changed.notify_waiters();
-        let (generation, job, reporter) = (self.this.generation, self.job.id.clone(), &self.generations.reporter);
+        let (generation, reporter) = (self.this.generation, &self.generations.reporter);
+        let job = || self.job.id.as_str().into();
         match id {
             Some(write) if !delivered => {
                 let unknown = !matches!(write_state, WriteState::Reported { permitted: false, .. });
@@ -148,7 +149,7 @@ impl ObjectWriter {
                 None
             }
             write if awaited || write.is_some() => {
-                let report = GenerationChange::Delivered { generation, job, write };
+                let report = GenerationChange::Delivered { generation, job: job(), write };
                 Some(DeliveryReport(reporter.report(self.this.object, report)))
             }
             _ => None,

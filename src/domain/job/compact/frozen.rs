@@ -1,4 +1,5 @@
-//! The structs of compact versions 1 and 2. FROZEN: no field may be added, removed, moved or retyped.
+//! The structs of compact versions 1 and 2. FROZEN: no field may be added, removed, moved or
+//! retyped.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
