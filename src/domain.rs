@@ -5,6 +5,7 @@ pub mod control;
 pub mod destination;
 pub mod diagnosis;
 pub mod fleet;
+pub mod generation;
 pub mod headers;
 pub mod job;
 pub mod lane;

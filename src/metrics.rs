@@ -21,7 +21,7 @@ use prometheus::TextEncoder;
 
 pub use destinations::DestinationMetrics;
 pub use guard::GaugeGuard;
-pub use labels::{DeferCause, ReplyResult, SessionRequest, status_label};
+pub use labels::{DeferCause, GenerationLoss, ReplyResult, SessionRequest, status_label};
 pub use snapshot::{FailureCount, LaneSnapshot, Snapshot};
 
 use crate::domain::destination::DestinationId;
@@ -100,6 +100,16 @@ impl Metrics {
     /// Counts a job that was deferred without charging an attempt.
     pub fn deferred(&self, cause: DeferCause) {
         self.families.transfers.deferred.with_label_values(&[cause.as_str()]).inc();
+    }
+
+    /// Counts a job that was skipped because a newer generation of its object was delivered.
+    pub fn superseded(&self) {
+        self.families.transfers.superseded.inc();
+    }
+
+    /// Counts a generation that could not be kept or reported.
+    pub fn generation_lost(&self, loss: GenerationLoss) {
+        self.families.transfers.generations_lost.with_label_values(&[loss.as_str()]).inc();
     }
 
     /// Records the time that a job waited for its first attempt.

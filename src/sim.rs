@@ -27,6 +27,7 @@
 
 mod broker;
 mod clock;
+mod control;
 mod fake_s3;
 mod invariants;
 mod job_plan;

@@ -21,8 +21,8 @@ use crate::source::compress::{self, Packer};
 use crate::source::{SourceBody, SourceStream, Sources, counted, encoding};
 use crate::telemetry::spans;
 use crate::upload::{
-    OpenUpload, Progress, RateLimiter, StopSignals, Target, UploadBody, UploadControl, Uploaded, Uploader, fits,
-    next_offset,
+    OpenUpload, Progress, RateLimiter, StopSignals, Target, UploadBody, UploadControl, Uploaded, Uploader, WriteGate,
+    fits, next_offset,
 };
 
 /// Everything a transfer uses. Built once, shared by all.
@@ -58,6 +58,8 @@ pub struct TransferRequest<'a> {
     pub open_upload: &'a OpenUpload,
     /// Rate limiter of the destination, shared by all its transfers.
     pub rate_limiter: Option<&'a Arc<RateLimiter>>,
+    /// Permits the write of the object; `None` where the job has no generation.
+    pub gate: Option<&'a dyn WriteGate>,
 }
 
 /// Transfers of a worker. The tests of the worker use a simulated implementation.
@@ -267,6 +269,7 @@ impl Transfers {
             may_be_written: &attempt.may_be_written,
             progress: attempt.progress,
             rate_limiter: attempt.rate_limiter,
+            gate: attempt.gate,
         };
         let control = UploadControl { stop: attempt.stop, open_upload: attempt.open_upload, mark, resume };
         Ok(match self.uploader.upload(&target, body, control).await? {

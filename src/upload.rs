@@ -10,6 +10,7 @@
 mod budget;
 mod call;
 mod classify;
+mod gate;
 mod multipart;
 mod packed;
 mod part;
@@ -42,6 +43,7 @@ use crate::source::file::FileSource;
 use crate::telemetry::spans;
 use budget::Budget;
 use call::Calls;
+pub use gate::WriteGate;
 use multipart::{PartStream, UploadRecord};
 use packed::PackedReader;
 use part::{Part, PartReader, Pool};
@@ -93,6 +95,8 @@ pub struct Target<'a> {
     pub progress: &'a Progress,
     /// Holds the destination to its bytes a second.
     pub rate_limiter: Option<&'a Arc<RateLimiter>>,
+    /// Permits the write; `None` where nothing competes.
+    pub gate: Option<&'a dyn WriteGate>,
 }
 
 /// Signals that end an attempt early, in two steps: the first for a worker that drains, the second
@@ -179,6 +183,14 @@ impl Target<'_> {
 
     fn may_be_written(&self) -> bool {
         self.may_be_written.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the object may be made visible.
+    async fn enter_gate(&self) -> Result<(), Failure> {
+        match self.gate {
+            Some(gate) => gate.enter().await,
+            None => Ok(()),
+        }
     }
 
     /// Remembers a write that may have taken effect.

@@ -19,6 +19,7 @@ mod check;
 mod consume;
 mod control;
 mod decode;
+mod generations;
 mod history;
 mod in_flight;
 pub(crate) mod lease;
@@ -49,6 +50,7 @@ pub use admission::{AdmissionView, CircuitView, WaitingJobs};
 use cancellations::Cancellations;
 use consume::Consumer;
 use control::{ControlEffects, ControlListener};
+use generations::Generations;
 pub use parts::{WorkerClock, WorkerParts};
 use reports::FleetReports;
 use runner::Runner;
@@ -69,6 +71,7 @@ pub struct Worker {
     runner: Arc<Runner>,
     control: ControlListener,
     reports: FleetReports,
+    generations: Arc<Generations>,
     lease_after: Duration,
     lifecycle: Lifecycle,
 }
@@ -96,16 +99,30 @@ impl Worker {
         let (stop, activity, cancellations) =
             (StopSignals::default(), Arc::<Activity>::default(), Arc::<Cancellations>::default());
         let reports = FleetReports::new();
-        let admission = Arc::new(Admission::new(&parts, cancellations.clone(), reports.clone(), stop.hand_off.clone()));
-        let runner = Arc::new(Runner::new(&parts, admission.clone(), activity.clone(), reports.clone(), stop.clone()));
+        let generations = Generations::new(&parts);
+        let admission = Arc::new(Admission::new(
+            &parts,
+            (cancellations.clone(), generations.clone()),
+            reports.clone(),
+            stop.hand_off.clone(),
+        ));
+        let runner = Arc::new(Runner::new(
+            &parts,
+            (admission.clone(), generations.clone()),
+            activity.clone(),
+            reports.clone(),
+            stop.clone(),
+        ));
+        let in_flight = runner.in_flight().clone();
         let effects =
-            ControlEffects { admission: admission.clone(), cancellations, in_flight: runner.in_flight().clone() };
+            ControlEffects { admission: admission.clone(), cancellations, in_flight, generations: generations.clone() };
         Arc::new(Self {
             queue: parts.queue.clone(),
             runner,
             control: ControlListener::new(parts.queue, effects, parts.clock),
             admission,
             reports,
+            generations,
             lease_after: parts.lease_after,
             lifecycle: Lifecycle {
                 activity,
@@ -163,25 +180,26 @@ impl Worker {
             async move { worker.admission.release_until(&drain).await }
         });
         let reports = tokio::spawn(self.reports.clone().publish(self.queue.clone(), self.control.clock()));
-        let control = self.control.start(&drain).await;
-        self.lifecycle.started.store(true, Ordering::Release);
         let drained = self.serve(&drain).await;
-        control.abort();
         reports.abort();
         releases.abort();
         heartbeat.abort();
         drained
     }
 
-    /// [`Worker::run`] without heartbeat and control messages, for the simulation.
+    /// [`Worker::run`] without heartbeat and reports, for the simulation.
     pub(crate) async fn serve(self: &Arc<Self>, drain: &CancellationToken) -> bool {
+        let control = self.control.start(drain).await;
+        self.lifecycle.started.store(true, Ordering::Release);
         let tasks = TaskTracker::new();
         self.consume(drain, &tasks).await;
         let drained = self.drain(&tasks).await;
+        self.generations.hand_over(self.lease_after).await;
         let closed = timeout(BROKER_TIMEOUT, self.queue.close()).await;
         if closed.is_err() {
             tracing::warn!("the broker does not answer; its connections are dropped");
         }
+        control.abort();
         drained
     }
 

@@ -11,7 +11,7 @@ use crate::domain::job::wire;
 use crate::domain::lane::Lane;
 use crate::producer::job::{PreparedJob, PublishFormat};
 
-const FORMAT: PublishFormat = PublishFormat { lane: Lane::Backfill, compact: false };
+const FORMAT: PublishFormat = PublishFormat { lane: Lane::Backfill, compact: false, created_at: None };
 /// Upper bound of the problems that are listed.
 const MAX_SHOWN_PROBLEMS: usize = 20;
 
@@ -73,6 +73,11 @@ impl BackfillPlan {
         let mut all = self.jobs().map(|job| job.map(|job| job.prepared.destination).ok());
         let first = all.next()??;
         all.all(|next| next.as_ref() == Some(&first)).then_some(first)
+    }
+
+    /// Returns true if the template gives the jobs a generation.
+    pub fn gives_generation(&self) -> bool {
+        self.template.gives_generation()
     }
 
     /// Returns job `number`; 0 is the newest.

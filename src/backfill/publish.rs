@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::journal::Journal;
 use super::plan::BackfillPlan;
 use crate::domain::control::EarlierCancellations;
-use crate::domain::headers::{BACKFILL, BACKFILL_CANCELLATIONS, BACKFILL_STARTED_AT, RUN};
+use crate::domain::headers::{BACKFILL, BACKFILL_CANCELLATIONS, BACKFILL_STARTED_AT, GENERATION, RUN};
 use crate::producer::CONFIRM_WINDOW;
 use crate::producer::job::PreparedJob;
 use crate::queue::{BackfillOutcomes, BoxFuture, Publication, QueueError};
@@ -56,6 +56,8 @@ pub struct BackfillPublisher<'a> {
     pub started_at: Timestamp,
     /// Cancellations that were published before the run, which every job carries, too.
     pub earlier: Option<&'a EarlierCancellations>,
+    /// Start of the first command of the run: the generation of jobs that have none.
+    pub generation_of: Timestamp,
     /// Run of the jobs, where they are delivered again.
     pub run: Option<u32>,
     /// Address of the retained outcomes.
@@ -142,6 +144,12 @@ impl BackfillPublisher<'_> {
         }
     }
 
+    /// Header with the generation of the run, unless the template gives one.
+    fn generation(&self) -> Option<(String, String)> {
+        let generation = u64::try_from(self.generation_of.as_microsecond()).ok()?;
+        (!self.plan.gives_generation()).then(|| (GENERATION.to_owned(), generation.to_string()))
+    }
+
     fn with_headers(&self, mut publication: Publication) -> Publication {
         let properties = &mut publication.properties;
         properties.reply_to = self.reply_to.map(str::to_owned);
@@ -149,7 +157,7 @@ impl BackfillPublisher<'_> {
         properties.headers.insert(BACKFILL_STARTED_AT.to_owned(), self.started_at.to_string());
         let earlier = self.earlier.map(|earlier| (BACKFILL_CANCELLATIONS.to_owned(), earlier.to_string()));
         let run = self.run.map(|run| (RUN.to_owned(), run.to_string()));
-        properties.headers.extend(earlier.into_iter().chain(run));
+        properties.headers.extend(earlier.into_iter().chain(run).chain(self.generation()));
         publication
     }
 }
@@ -223,6 +231,7 @@ mod tests {
             publish: &publish,
             started_at,
             earlier: Some(&EarlierCancellations::default()),
+            generation_of: journal.header().started_at,
             run: journal.header().run(),
             reply_to: Some("kept"),
             rate: rate.map(|rate| PublishRate::parse(rate).unwrap()),
@@ -245,6 +254,7 @@ mod tests {
         assert_eq!(properties.headers["consign-backfill-at"], "1970-01-01T00:00:00Z");
         assert_eq!(properties.headers["consign-backfill-cancelled"], "", "it knows that there are none");
         assert_eq!(properties.headers["consign-run"], "0", "the second in which it started");
+        assert_eq!(properties.headers["consign-generation"], "0", "the microsecond");
         assert_eq!((properties.headers["consign-backfill"].len(), properties.reply_to.as_deref()), (12, Some("kept")));
     }
 

@@ -50,6 +50,7 @@ enum TemplateNode {
 pub struct Template {
     root: TemplateNode,
     canonical: String,
+    gives_generation: bool,
 }
 
 impl Template {
@@ -71,9 +72,15 @@ impl Template {
         let raw = wire::read(text.as_bytes()).map_err(|rejected| vec![rejected.to_string()])?;
         let job = serde_json::to_value(&raw).map_err(|problem| vec![problem.to_string()])?;
         let canonical = job.to_string();
+        let gives_generation = raw.generation.is_some();
         let mut parser = TemplateParser { variables, used: BTreeSet::new(), problems: Vec::new() };
         let root = parser.node("", job);
-        parser.finish().map(|()| Self { root, canonical })
+        parser.finish().map(|()| Self { root, canonical, gives_generation })
+    }
+
+    /// Returns true if the jobs have a generation of their own.
+    pub fn gives_generation(&self) -> bool {
+        self.gives_generation
     }
 
     /// Returns the template in canonical form, which does not depend on whitespace and field order.

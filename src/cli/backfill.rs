@@ -122,6 +122,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
         publish: &|publication| queue.publish(publication),
         started_at,
         earlier: earlier.as_ref(),
+        generation_of: journal.header().started_at,
         run,
         reply_to: retained.then(|| outcomes.address()),
         rate: args.rate,

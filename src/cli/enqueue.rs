@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures_util::stream::StreamExt as _;
+use jiff::Timestamp;
 use serde_json::json;
 use url::Url;
 
@@ -89,7 +90,7 @@ pub async fn execute(args: EnqueueArgs, config: Config, json: bool) -> Exit {
 
 async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, CommandError> {
     broker::require(&config.broker)?;
-    let format = PublishFormat { lane: args.lane.into(), compact: args.compact };
+    let format = PublishFormat { lane: args.lane.into(), compact: args.compact, created_at: Some(Timestamp::now()) };
     let warning = args.to.as_deref().and_then(|to| unknown_destination(&config, to));
     let input = match (args.file, args.source, args.to, args.key) {
         (None, Some(source), Some(to), Some(key)) => JobInput::one(format, args.id, &source, to, key)?,

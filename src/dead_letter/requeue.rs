@@ -18,6 +18,8 @@ pub struct RequeueOptions {
     pub dry_run: bool,
     /// True where jobs past their `expires_at` are requeued, too.
     pub force: bool,
+    /// True where the jobs count as the newest refresh of their objects.
+    pub as_new: bool,
     /// Time between two jobs.
     pub interval: Option<Duration>,
 }
@@ -60,7 +62,8 @@ impl<P: DestinationProbe> Requeue<P> {
             return true;
         }
         self.wait().await;
-        match letters.requeue().await {
+        let now = u64::try_from(Timestamp::now().as_microsecond()).ok();
+        match letters.requeue(now.filter(|_| self.options.as_new)).await {
             Ok(()) => {
                 run.done(letter, Some(new_run));
                 true

@@ -4,6 +4,7 @@
 //! Every worker reads the messages of the last 7 days and then live ones. It may read one more than
 //! once, so performing a command must be idempotent. All workers read them in the same order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use super::backfill_id::BackfillId;
+use super::generation::ObjectDigest;
+use super::job::JobId;
 use crate::domain::destination::{DestinationIdentity, Invalid, strict};
 use crate::domain::outcome::{Failure, Reason};
 
@@ -75,6 +78,43 @@ pub enum ControlCommand {
     JobDelivered(Uuid),
     /// A worker observed this of a destination.
     Circuit(DestinationIdentity, CircuitChange),
+    /// A worker writes, or may write late, a generation of this object.
+    Generation(ObjectDigest, GenerationChange),
+}
+
+/// Report about a generation of an object. See `worker/generations.rs` for the protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GenerationChange {
+    /// A job of this generation failed, was deferred, leased, handed off or requeued, and may write
+    /// the object late. A worker that delivered, or delivers, a higher one reports that.
+    Pending {
+        /// Generation.
+        generation: u64,
+    },
+    /// An attempt is about to write the object. Of those that write, the first in the stream's
+    /// order does, and the others wait.
+    Writing {
+        /// Generation.
+        generation: u64,
+        /// Digest of the job's run.
+        run: Uuid,
+        /// Id of the write.
+        write: Uuid,
+    },
+    /// A write ended, and nothing was delivered.
+    Ended {
+        /// Id of the write.
+        write: Uuid,
+    },
+    /// A job of this generation was delivered. Lower ones are superseded.
+    Delivered {
+        /// Generation.
+        generation: u64,
+        /// Id of the job.
+        job: Arc<str>,
+        /// Id of the write that ended so, if it was reported.
+        write: Option<Uuid>,
+    },
 }
 
 /// Observation of one worker that the circuit breakers of all others share.
@@ -136,7 +176,7 @@ struct Raw {
     destination: Option<String>,
     /// With `worker_started` and `worker_stopped` alone: the worker's address.
     worker: Option<String>,
-    /// With `job_delivered` alone: digest of the job's run.
+    /// With `job_delivered` and `generation_writing`: digest of the job's run.
     run: Option<String>,
     /// With `circuit_denied` and `circuit_opened`: the failure.
     failure: Option<RawFailure>,
@@ -146,6 +186,15 @@ struct Raw {
     probes: Option<u32>,
     /// With `circuit_opened` alone: seconds until the next probe.
     next_probe_seconds: Option<u32>,
+    /// With the kinds of a generation: digest of destination and key.
+    object: Option<String>,
+    /// With `generation_pending`, `generation_writing` and `generation_delivered`: the generation.
+    generation: Option<u64>,
+    /// With `generation_writing` and `generation_ended`, and perhaps `generation_delivered`: id of
+    /// the write.
+    write: Option<String>,
+    /// With `generation_delivered` alone: id of the job.
+    job: Option<String>,
 }
 
 /// Failure of a job that workers report to each other.
@@ -175,7 +224,11 @@ const CIRCUIT_DENIED: &str = "circuit_denied";
 const CIRCUIT_OPENED: &str = "circuit_opened";
 const CIRCUIT_PROBING: &str = "circuit_probing";
 const CIRCUIT_CLOSED: &str = "circuit_closed";
-const KINDS: [&str; 9] = [
+const GENERATION_PENDING: &str = "generation_pending";
+const GENERATION_WRITING: &str = "generation_writing";
+const GENERATION_ENDED: &str = "generation_ended";
+const GENERATION_DELIVERED: &str = "generation_delivered";
+const KINDS: [&str; 13] = [
     CANCEL_BACKFILL,
     RESET_CIRCUIT,
     WORKER_STARTED,
@@ -185,6 +238,10 @@ const KINDS: [&str; 9] = [
     CIRCUIT_OPENED,
     CIRCUIT_PROBING,
     CIRCUIT_CLOSED,
+    GENERATION_PENDING,
+    GENERATION_WRITING,
+    GENERATION_ENDED,
+    GENERATION_DELIVERED,
 ];
 
 impl Control {
@@ -254,6 +311,29 @@ impl Raw {
                 };
                 Self { destination: Some(id.to_string()), ..raw }
             }
+            ControlCommand::Generation(object, change) => {
+                let raw = match change {
+                    GenerationChange::Pending { generation } => {
+                        Self { generation: Some(*generation), ..raw(GENERATION_PENDING) }
+                    }
+                    GenerationChange::Writing { generation, run, write } => Self {
+                        generation: Some(*generation),
+                        run: Some(run.to_string()),
+                        write: Some(write.to_string()),
+                        ..raw(GENERATION_WRITING)
+                    },
+                    GenerationChange::Ended { write } => {
+                        Self { write: Some(write.to_string()), ..raw(GENERATION_ENDED) }
+                    }
+                    GenerationChange::Delivered { generation, job, write } => Self {
+                        generation: Some(*generation),
+                        job: Some(job.to_string()),
+                        write: write.map(|write| write.to_string()),
+                        ..raw(GENERATION_DELIVERED)
+                    },
+                };
+                Self { object: Some(object.to_string()), ..raw }
+            }
         }
     }
 
@@ -265,10 +345,7 @@ impl Raw {
             RESET_CIRCUIT => ControlCommand::ResetCircuit(self.destination()?),
             WORKER_STARTED => ControlCommand::WorkerStarted(given(self.worker.clone(), "worker")?),
             WORKER_STOPPED => ControlCommand::WorkerStopped(given(self.worker.clone(), "worker")?),
-            JOB_DELIVERED => {
-                let run = given(self.run.as_deref(), "run")?.parse();
-                ControlCommand::JobDelivered(run.map_err(|_| Invalid::new("run", "is no UUID"))?)
-            }
+            JOB_DELIVERED => ControlCommand::JobDelivered(uuid(self.run.as_deref(), "run")?),
             CIRCUIT_DENIED => {
                 let (failure, key) = (self.failure()?, given(self.key.clone(), "key")?);
                 ControlCommand::Circuit(self.destination()?, CircuitChange::Denied { failure, key })
@@ -280,6 +357,20 @@ impl Raw {
             }
             CIRCUIT_PROBING => ControlCommand::Circuit(self.destination()?, CircuitChange::Probing),
             CIRCUIT_CLOSED => ControlCommand::Circuit(self.destination()?, CircuitChange::Closed),
+            GENERATION_PENDING => self.generation_of(GenerationChange::Pending { generation: self.generation()? })?,
+            GENERATION_WRITING => self.generation_of(GenerationChange::Writing {
+                generation: self.generation()?,
+                run: uuid(self.run.as_deref(), "run")?,
+                write: uuid(self.write.as_deref(), "write")?,
+            })?,
+            GENERATION_ENDED => {
+                self.generation_of(GenerationChange::Ended { write: uuid(self.write.as_deref(), "write")? })?
+            }
+            GENERATION_DELIVERED => self.generation_of(GenerationChange::Delivered {
+                generation: self.generation()?,
+                job: JobId::parse(given(self.job.as_deref(), "job")?)?.as_str().into(),
+                write: self.write.as_deref().map(|write| uuid(Some(write), "write")).transpose()?,
+            })?,
             kind => return Err(Invalid::new("kind", format!("`{kind}` is none of {}", KINDS.join(", ")))),
         };
         // A message says nothing beside its command.
@@ -291,7 +382,7 @@ impl Raw {
     }
 
     /// Which optional fields are present.
-    fn fields(&self) -> [bool; 8] {
+    fn fields(&self) -> [bool; 12] {
         [
             self.backfill.is_some(),
             self.destination.is_some(),
@@ -301,11 +392,24 @@ impl Raw {
             self.key.is_some(),
             self.probes.is_some(),
             self.next_probe_seconds.is_some(),
+            self.object.is_some(),
+            self.generation.is_some(),
+            self.write.is_some(),
+            self.job.is_some(),
         ]
     }
 
     fn destination(&self) -> Result<DestinationIdentity, Invalid> {
         DestinationIdentity::parse(given(self.destination.as_deref(), "destination")?)
+    }
+
+    fn generation_of(&self, change: GenerationChange) -> Result<ControlCommand, Invalid> {
+        let object = ObjectDigest::parse(given(self.object.as_deref(), "object")?);
+        Ok(ControlCommand::Generation(object.ok_or_else(|| Invalid::new("object", "is no UUID"))?, change))
+    }
+
+    fn generation(&self) -> Result<u64, Invalid> {
+        given(self.generation, "generation")
     }
 
     fn failure(&self) -> Result<Box<Failure>, Invalid> {
@@ -324,6 +428,10 @@ impl RawFailure {
 
 fn given<T>(field: Option<T>, name: &'static str) -> Result<T, Invalid> {
     field.ok_or_else(|| Invalid::new("kind", format!("takes the field `{name}`")))
+}
+
+fn uuid(field: Option<&str>, name: &'static str) -> Result<Uuid, Invalid> {
+    given(field, name)?.parse().map_err(|_| Invalid::new(name, "is no UUID"))
 }
 
 fn shortened(text: &str) -> String {
@@ -355,8 +463,14 @@ mod tests {
         assert_eq!(failure.message.chars().count(), MAX_TEXT_CHARS);
     }
 
+    fn generation(change: GenerationChange) -> ControlCommand {
+        let object = ObjectDigest::parse("0f0c5d3e-8f7a-4d0e-9a39-1d1f0c3c2b1a").unwrap();
+        ControlCommand::Generation(object, change)
+    }
+
     #[test]
     fn what_is_written_is_read() {
+        let job: Arc<str> = "acme/2026-11-22".into();
         let commands = [
             ControlCommand::CancelBackfill(BackfillId::parse("nightly.2026_11-22").unwrap()),
             ControlCommand::ResetCircuit(DestinationIdentity::parse("acme").unwrap()),
@@ -371,6 +485,15 @@ mod tests {
             }),
             circuit(CircuitChange::Probing),
             circuit(CircuitChange::Closed),
+            generation(GenerationChange::Pending { generation: 0 }),
+            generation(GenerationChange::Writing {
+                generation: u64::MAX,
+                run: Uuid::from_u128(7),
+                write: Uuid::from_u128(8),
+            }),
+            generation(GenerationChange::Ended { write: Uuid::from_u128(8) }),
+            generation(GenerationChange::Delivered { generation: 1, job: job.clone(), write: None }),
+            generation(GenerationChange::Delivered { generation: 1, job, write: Some(Uuid::from_u128(8)) }),
         ];
         for command in commands {
             let control = Control::new(command, Timestamp::from_second(1_800_000_000).unwrap());

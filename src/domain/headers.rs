@@ -43,6 +43,8 @@ pub const PUBLISHER: &str = "consign-publisher";
 pub const CRASHES: &str = "x-crashes";
 /// Run of the job: raised by a requeue from the dead letters, and by `consign backfill --again`.
 pub const RUN: &str = "consign-run";
+/// Generation that replaces the job's own: `consign dead requeue --as-new` sets it.
+pub const GENERATION: &str = "consign-generation";
 /// Retry delay of a copy: the wait queues are bound on it.
 pub const WAIT: &str = "consign-wait";
 /// Reason of a dead letter.
@@ -131,6 +133,9 @@ pub struct JobHeaders {
     pub history: History,
     /// Run of the job. Each run is delivered by itself.
     pub run: u32,
+    /// Order among the jobs of one destination and key: of those that are delivered, the highest
+    /// stays. Set by a header, else the job's own.
+    pub generation: Option<u64>,
     /// Deferrals before an attempt.
     pub turns: u32,
     /// Start of the first attempt that may have written the object.
@@ -161,6 +166,7 @@ impl JobHeaders {
                 deferred_since: parsed(headers, DEFERRED_SINCE),
             },
             run: number(headers, RUN),
+            generation: parsed(headers, GENERATION),
             turns: number(headers, TURNS),
             started_at: parsed(headers, STARTED_AT),
             crashes: number(headers, CRASHES),

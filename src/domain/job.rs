@@ -96,12 +96,25 @@ pub struct Job {
     pub compression: Compression,
     /// Behaviour when the object exists.
     pub if_exists: IfExists,
+    /// Order among the jobs of one destination and key: of those that are delivered, the highest
+    /// stays. `None` if the producer gave none; see [`Job::generation_or`].
+    pub generation: Option<u64>,
     /// Time at which the producer created the job.
     pub created_at: Option<Timestamp>,
     /// Past this instant the job is not delivered any more.
     pub expires_at: Option<Timestamp>,
     /// Echoed in the outcome; never a metric label.
     pub labels: BTreeMap<String, String>,
+}
+
+impl Job {
+    /// Returns the job's generation: its own, else the microseconds of `created_at`, else those of
+    /// `published_at`, in which the message says when it was published, in seconds since 1970.
+    /// `None` orders nothing.
+    pub fn generation_or(&self, published_at: Option<u64>) -> Option<u64> {
+        let created = || self.created_at.and_then(|at| u64::try_from(at.as_microsecond()).ok());
+        self.generation.or_else(created).or_else(|| published_at?.checked_mul(1_000_000))
+    }
 }
 
 text_newtype!(

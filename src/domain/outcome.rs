@@ -12,11 +12,14 @@ mod symptom;
 use std::time::Duration;
 
 pub use decide::{DecisionContext, Disposition, History, RetryPolicy, decide};
-pub use event::{Encryption, Outcome, OutcomeData, OutcomeKind, event_id, outcome_schema, render};
+pub use event::{
+    Encryption, Outcome, OutcomeData, OutcomeKind, SUPERSEDED, SupersededBy, event_id, outcome_schema, render,
+};
 pub use retry_delay::{RetryDelay, Wait, choose as choose_retry_delay};
 pub use symptom::Symptom;
 
 use crate::domain::backfill_id::BackfillId;
+use crate::domain::generation::NewerDelivery;
 
 /// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
 /// metric label.
@@ -270,6 +273,11 @@ pub enum TransferResult {
     Skipped,
     /// Its backfill was cancelled before it started. The outcome is `skipped`.
     Cancelled(BackfillId),
+    /// A newer generation of its object was delivered, so it was not written. The outcome is
+    /// `skipped`.
+    Superseded(NewerDelivery),
+    /// Another job writes its object now: it waits for its next turn.
+    ObjectBusy,
     /// `expires_at` is past.
     Expired,
     /// It failed.

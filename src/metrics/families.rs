@@ -7,8 +7,8 @@ use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntG
 
 use super::destinations::DestinationMetrics;
 use super::labels::{
-    ASSUME_ROLE, DECODE_FAILURES, DeferCause, LANES, OPERATIONS, OUTCOMES, PARTS, ReplyResult, SCHEMES, SETTLEMENTS,
-    STATUSES, SessionRequest,
+    ASSUME_ROLE, DECODE_FAILURES, DeferCause, GenerationLoss, LANES, OPERATIONS, OUTCOMES, PARTS, ReplyResult, SCHEMES,
+    SETTLEMENTS, STATUSES, SessionRequest,
 };
 use super::registry::Builder;
 use crate::domain::outcome::Reason;
@@ -49,6 +49,8 @@ pub(super) struct TransferFamilies {
     pub(super) failures: IntCounterVec,
     pub(super) retries: IntCounterVec,
     pub(super) deferred: IntCounterVec,
+    pub(super) superseded: IntCounter,
+    pub(super) generations_lost: IntCounterVec,
     pub(super) decode_failures: IntCounterVec,
     pub(super) duration: HistogramVec,
     pub(super) queue_wait: HistogramVec,
@@ -75,6 +77,15 @@ impl TransferFamilies {
                 &["reason"],
             ),
             deferred: b.counters("consign_deferred_total", "Jobs deferred without charging an attempt.", &["cause"]),
+            superseded: b.counter(
+                "consign_superseded_total",
+                "Jobs skipped because a newer generation of their object was delivered.",
+            ),
+            generations_lost: b.counters(
+                "consign_generations_lost_total",
+                "Generations that were not kept or reported, so that a late job may overwrite a newer object.",
+                &["cause"],
+            ),
             decode_failures: b.counters(
                 "consign_decode_failures_total",
                 "Messages rejected because they hold no valid job.",
@@ -124,6 +135,7 @@ impl TransferFamilies {
         }
         initialize(&self.decode_failures, DECODE_FAILURES.map(Reason::as_str));
         initialize(&self.deferred, DeferCause::ALL.map(DeferCause::as_str));
+        initialize(&self.generations_lost, GenerationLoss::ALL.map(GenerationLoss::as_str));
         initialize(&self.source_read, SCHEMES);
     }
 }

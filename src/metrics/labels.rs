@@ -110,6 +110,29 @@ impl DeferCause {
     }
 }
 
+/// The way in which the order of generations was lost: `cause` of `consign_generations_lost_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GenerationLoss {
+    /// More objects are known than a worker remembers; the oldest was forgotten.
+    Evicted,
+    /// A report did not reach the other workers.
+    Unreported,
+    /// The control stream was not readable when a late job wrote its object.
+    Unordered,
+}
+
+impl GenerationLoss {
+    pub(super) const ALL: [Self; 3] = [Self::Evicted, Self::Unreported, Self::Unordered];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Evicted => "evicted",
+            Self::Unreported => "unreported",
+            Self::Unordered => "unordered",
+        }
+    }
+}
+
 /// Returns the class of an HTTP status, as the `status` label of [`super::Metrics::s3_request`].
 pub fn status_label(status: u16) -> &'static str {
     match status {

@@ -78,6 +78,7 @@ const PLAIN: &[&str] = &[
     "consign_config_last_reload_successful",
     "consign_draining",
     "consign_fleet_workers",
+    "consign_superseded_total",
 ];
 
 /// Every series of the contract, with sorted labels.
@@ -107,6 +108,7 @@ fn promised() -> BTreeSet<String> {
     }
     one("consign_source_read_bytes_total", "scheme", &["https", "http", "file", "s3"]);
     one("consign_deferred_total", "cause", &["circuit", "concurrency", "rate"]);
+    one("consign_generations_lost_total", "cause", &["evicted", "unreported", "unordered"]);
     one("consign_parts_total", "result", &["ok", "failed", "retried"]);
     one("consign_session_requests_total", "result", &["hit", "miss", "coalesced", "denied"]);
     one("consign_sts_assume_role_total", "result", &["ok", "denied", "error"]);

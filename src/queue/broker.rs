@@ -236,12 +236,13 @@ impl DeadLetters {
     }
 
     /// Publishes the job of the last letter to its lane as a new run: the same identity,
-    /// `consign-run` raised by one, no attempt charged. Then removes the letter.
+    /// `consign-run` raised by one, no attempt charged. Then removes the letter. `generation`
+    /// replaces the job's own.
     ///
     /// # Errors
     /// The letter stays. After `Lost` or `Unavailable` the job may be in its lane nevertheless.
-    pub async fn requeue(&mut self) -> Result<(), QueueError> {
-        on_either!(&mut self.0, letters => letters.requeue().await)
+    pub async fn requeue(&mut self, generation: Option<u64>) -> Result<(), QueueError> {
+        on_either!(&mut self.0, letters => letters.requeue(generation).await)
     }
 
     /// Removes the last letter for good.

@@ -188,13 +188,16 @@ impl DeadLetter {
     /// `if_exists` = `keep` or `fail` a worker must know that to recognize its own object, so the
     /// start of the work is carried over. Not after `object_exists`: a worker has found that the
     /// object belongs to somebody else, and a later run, which knows less, must not claim it.
-    pub(in crate::queue) fn next_run(&self) -> BTreeMap<String, String> {
+    ///
+    /// `generation` replaces the job's own.
+    pub(in crate::queue) fn next_run(&self, generation: Option<u64>) -> BTreeMap<String, String> {
         let before = [self.instant(headers::STARTED_AT), self.first_failure_at()];
         let begun = before.into_iter().flatten().min().or(self.died_at());
         let begun = begun.filter(|_| self.reason() != Reason::ObjectExists.as_str());
         let run = (headers::RUN.to_owned(), self.run().saturating_add(1).to_string());
         let begun = begun.map(|begun| (headers::STARTED_AT.to_owned(), begun.to_string()));
-        std::iter::once(run).chain(begun).collect()
+        let generation = generation.map(|generation| (headers::GENERATION.to_owned(), generation.to_string()));
+        std::iter::once(run).chain(begun).chain(generation).collect()
     }
 
     fn header(&self, name: &str) -> &str {
@@ -263,7 +266,7 @@ mod tests {
     #[test]
     fn the_next_run_carries_the_start_of_the_work() {
         let (early, late) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
-        let next = |headers: &[(&str, &str)]| letter(JOB, headers).next_run();
+        let next = |headers: &[(&str, &str)]| letter(JOB, headers).next_run(None);
         let run = next(&[("consign-run", "2"), ("x-begun-at", early), ("x-first-failure-at", late)]);
         assert_eq!(run["consign-run"], "3");
         assert_eq!(run["x-begun-at"], early);

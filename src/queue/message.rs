@@ -25,6 +25,8 @@ pub struct Properties {
     /// AMQP `type`; `consign.check.v1` requests a connection test.
     #[serde(rename = "type")]
     pub kind: Option<String>,
+    /// Time of the publish in seconds since 1970, as the producer gives it.
+    pub timestamp: Option<u64>,
     /// Text headers. Numbers and booleans are given as text. Names are case-sensitive.
     pub headers: BTreeMap<String, String>,
     /// Size in bytes of a body that was too large to be read. The body is empty then, and only the

@@ -28,6 +28,13 @@ pub(super) fn now() -> Timestamp {
     at(elapsed())
 }
 
+/// Clocks that differ by minutes.
+pub(super) const SKEWED: [fn() -> Timestamp; 3] = [now, || skewed(-240), || skewed(240)];
+
+fn skewed(seconds: i64) -> Timestamp {
+    now().checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or_default()
+}
+
 /// Date and time after `elapsed`.
 pub(super) fn at(elapsed: Duration) -> Timestamp {
     let since = jiff::SignedDuration::try_from(elapsed).unwrap_or_default();

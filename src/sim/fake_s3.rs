@@ -66,21 +66,16 @@ pub(super) struct SimUpload {
     pub(super) allowed_open: Option<&'static str>,
 }
 
-/// Key of a job's object.
-pub(super) fn key(job: usize) -> String {
-    format!("in/job-{job}.csv")
+/// Key of an object.
+pub(super) fn key(object: usize) -> String {
+    format!("in/job-{object}.csv")
 }
 
 impl FakeS3 {
     pub(super) fn new(scenario: &Scenario) -> Self {
         let taken = scenario.jobs.iter().enumerate().filter(|(_, plan)| plan.existing.is_present());
-        let objects = taken.map(|(job, plan)| (key(job), foreign(job, plan))).collect();
+        let objects = taken.map(|(job, plan)| (key(plan.object), foreign(job, plan))).collect();
         Self { objects, ..Self::default() }
-    }
-
-    /// Returns true if the job's own content is visible.
-    pub(super) fn has(&self, job: usize) -> bool {
-        self.objects.get(&key(job)).is_some_and(|object| object.job == Some(job))
     }
 
     /// Returns the upload with this id if it is open.
@@ -90,6 +85,52 @@ impl FakeS3 {
 }
 
 impl SimState {
+    /// Job whose content the object of this job has.
+    fn visible(&self, job: usize) -> Option<usize> {
+        self.s3.objects.get(&key(self.plan(job).object))?.job
+    }
+
+    /// Returns true if the job's own content is visible.
+    pub(super) fn has(&self, job: usize) -> bool {
+        self.visible(job) == Some(job)
+    }
+
+    /// Returns true if the content of the job, or of a newer refresh, is visible.
+    pub(super) fn has_as_new(&self, job: usize) -> bool {
+        let newer = |other: usize| self.plan(other).generation >= self.plan(job).generation;
+        self.visible(job).is_some_and(newer)
+    }
+
+    /// Returns true if nobody knows that a job was delivered: at that time nothing of its object
+    /// was pending, so it was not reported, and its worker has stopped.
+    fn is_forgotten(&self, job: usize) -> bool {
+        let record = &self.records[job];
+        !record.reported && !record.deliverers.iter().any(|worker| self.workers[*worker].alive)
+    }
+
+    /// Makes the content of a job visible. A late attempt must not replace a newer refresh that was
+    /// reported as delivered; two first attempts may overtake each other.
+    pub(super) fn write_object(&mut self, job: usize, late: bool, upload: Option<String>) {
+        let key = key(self.plan(job).object);
+        let replaced = self.visible(job).filter(|other| self.plan(*other).generation > self.plan(job).generation);
+        if let Some(other) = replaced {
+            let delivered = self.records[other].outcomes.contains_key("delivered");
+            let forgotten = self.is_forgotten(other);
+            if late && delivered && !forgotten {
+                self.report_violation(format!("a late attempt of job-{job} replaces job-{other}, which is newer"));
+            }
+            if late && delivered && forgotten {
+                self.count_fault("deliveries forgotten with their worker");
+            } else if !late {
+                self.count_fault("first attempts out of order");
+            }
+            self.records[other].overtaken |= !late || forgotten;
+        }
+        note!(self, "{key} is visible with the content of job-{job}, late: {late}");
+        let listed = listed(written(job, self.plan(job)));
+        self.s3.objects.insert(key, SimObject { job: Some(job), upload, listed });
+    }
+
     /// Aborts an upload, unless the scenario denies that.
     pub(super) fn abort(&mut self, id: &str) {
         let denied = self.scenario.fault_rates.abort_denied;

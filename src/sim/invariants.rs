@@ -66,10 +66,11 @@ fn unjustified(
     if kinds == ["delivered"] {
         state.workers[worker].delivered.insert(job);
     }
+    let superseded = state.is_superseded(job);
     let record = &mut state.records[job];
     match settlement {
         Settlement::Ack => {
-            let facts = AckFacts { lost_lease, poison, deferrable: known_down || expires };
+            let facts = AckFacts { lost_lease, poison, deferrable: known_down || expires, superseded };
             unjustified_ack(record, worker, kinds, facts)
         }
         Settlement::Retry { headers, .. } => {
@@ -119,6 +120,8 @@ struct AckFacts {
     poison: bool,
     /// The job may have been deferred until it expired.
     deferrable: bool,
+    /// A newer refresh of its object was delivered.
+    superseded: bool,
 }
 
 fn unjustified_ack(record: &mut JobRecord, worker: usize, kinds: &[&str], facts: AckFacts) -> Option<&'static str> {
@@ -131,6 +134,11 @@ fn unjustified_ack(record: &mut JobRecord, worker: usize, kinds: &[&str], facts:
         }
         ["delivered"] if record.settle(worker, |end| end == AttemptEnd::Delivered) || record.delivered => None,
         ["skipped"] if record.settle(worker, |end| end == AttemptEnd::Skipped) => None,
+        ["skipped"] if facts.superseded => {
+            // However the attempt ended that was stopped.
+            let _ = record.settle(worker, |end| end != AttemptEnd::Delivered);
+            None
+        }
         ["expired"] if record.settle(worker, |end| end == AttemptEnd::Expired) => None,
         ["expired"] if record.settle(worker, |end| matches!(end, AttemptEnd::Failed(_)) && !end.is_interrupted()) => {
             None
@@ -161,7 +169,7 @@ fn copy_defect(state: &SimState, job: usize, delivery: &Delivery, settlement: &S
             Ok(lease) if lease.body != plan.body => Some("the lease holds another body"),
             Ok(lease) if lease.lane != plan.lane => Some("the lease names another lane"),
             Ok(lease) => {
-                let key = super::fake_s3::key(job);
+                let key = super::fake_s3::key(state.plan(job).object);
                 lease.checkpoint.is_some_and(|it| it.key != key).then_some("the checkpoint is another object's")
             }
             Err(_) => Some("the lease can't be read"),
@@ -194,7 +202,7 @@ pub(super) fn check_outcome(state: &mut SimState, job: usize, event: &OutcomeEve
     if outcome.data.attempts > limit {
         state.report_violation(format!("job-{job}: {} attempts; {limit} are allowed", outcome.data.attempts));
     }
-    if kind == "delivered" && !state.s3.has(job) {
+    if kind == "delivered" && !state.has_as_new(job) && !state.is_overtaken(job) {
         state.report_violation(format!("job-{job} is reported as delivered, but its object is missing"));
     }
     let early = |at: Duration| clock::elapsed() + SHORTEST_RETRY_DELAY < at;
@@ -278,6 +286,13 @@ pub(super) fn check_attempt(
         if to_destination > state.scenario.destination_slots as usize {
             state.report_violation(format!("worker {worker} runs {to_destination} transfers into one destination"));
         }
+        let object = state.plan(job).object;
+        let refreshes = |other: &usize| *other != job && state.plan(*other).object == object;
+        let others = (0..state.records.len()).filter(refreshes);
+        let both: Vec<_> = others.filter(|other| state.records[*other].running.contains(&worker)).collect();
+        if !both.is_empty() {
+            state.report_violation(format!("worker {worker} runs job-{job} beside {both:?} of the same object"));
+        }
         let mut same: Vec<_> = board.iter().filter(|running| running.job_id == parsed.id.as_str()).collect();
         same.sort_by_key(|running| running.attempt);
         let twice = same.windows(2).any(|pair| pair[0].attempt == pair[1].attempt);
@@ -295,7 +310,7 @@ pub(super) fn check_attempt(
     if let Some(checkpoint) = &attempt.resume {
         state.workers[worker].unsettled_uploads.retain(|other| *other != checkpoint.upload_id);
     }
-    if attempt.resume.as_ref().is_some_and(|checkpoint| checkpoint.key != super::fake_s3::key(job)) {
+    if attempt.resume.as_ref().is_some_and(|checkpoint| checkpoint.key != super::fake_s3::key(state.plan(job).object)) {
         state.report_violation(format!("job-{job} resumes another object's upload"));
     }
 }
@@ -312,7 +327,9 @@ pub(super) fn check_abort(state: &mut SimState, worker: usize, checkpoint: &Chec
     let foreign = over && (former.resumed_uploads.contains(id) || former.lease_uploads.contains(id));
     // Past its time no copy of the job uploads any more: one ends the upload that it carries.
     let expired = state.plan(job).expires.is_some_and(|at| at <= clock::elapsed() + SHORTEST_RETRY_DELAY);
-    if busy && foreign && !expired && !state.records[job].released_twice {
+    // Nor do copies of a job that a newer refresh superseded.
+    let over = expired || state.is_superseded(job);
+    if busy && foreign && !over && !state.records[job].released_twice {
         state.report_violation(format!("worker {worker} aborts {id} of job-{job}, which worker {other} continues"));
     }
 }

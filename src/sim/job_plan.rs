@@ -32,6 +32,9 @@ pub(super) const DESTINATIONS: [&str; 3] = ["acme", "globex", "initech"];
 pub(super) struct JobPlan {
     pub(super) id: String,
     pub(super) destination: usize,
+    /// Number of the object that the job writes. Several jobs may refresh one.
+    pub(super) object: usize,
+    pub(super) generation: u64,
     pub(super) lane: Lane,
     pub(super) body: Bytes,
     /// Publish times. Some jobs are published twice.
@@ -125,21 +128,53 @@ impl JobPlan {
 }
 
 /// Draws one job.
-pub(super) fn draw(rng: &mut Rng, number: usize, destinations: usize, faulty: bool) -> JobPlan {
+pub(super) fn draw(rng: &mut Rng, earlier: &[JobPlan], destinations: usize, faulty: bool) -> JobPlan {
+    let number = earlier.len();
     let id = format!("job-{number}");
-    let destination = rng.index(destinations);
+    let refreshed = refreshed(rng, earlier);
+    let destination = refreshed.map_or_else(|| rng.index(destinations), |plan| plan.destination);
+    let object = refreshed.map_or(number, |plan| plan.object);
     let behavior = if faulty { behavior(rng) } else { JobBehavior::Succeeds };
-    let existing = existing(rng);
+    let existing = if refreshed.is_some() { ExistingObject::Replace } else { existing(rng) };
     let expires = (faulty && rng.percent(12)).then(|| rng.seconds(10, 3000));
-    let first = rng.seconds(0, 120);
+    let generation = number as u64 + 1;
+    let first = match refreshed {
+        // Most refreshes come after the last one.
+        Some(plan) if rng.percent(80) => plan.published[0] + rng.millis(0, 90_000),
+        _ => rng.seconds(0, 120),
+    };
     let mut published = vec![first];
     if faulty && rng.percent(10) {
         published.push(first + rng.seconds(0, 90));
     }
     let scripted = if faulty { (0..rng.count(0, 4)).map(|_| scripted_attempt(rng)).collect() } else { Vec::new() };
     let lane = if rng.percent(30) { Lane::Backfill } else { Lane::Scheduled };
-    let body = text(rng, &id, DESTINATIONS[destination], behavior, existing, expires);
-    JobPlan { id, destination, lane, body, published, shape: shape(rng), scripted, behavior, existing, expires }
+    let names = JobNames { id: &id, destination: DESTINATIONS[destination], object, generation };
+    let body = text(rng, names, behavior, existing, expires);
+    JobPlan {
+        id,
+        destination,
+        object,
+        generation,
+        lane,
+        body,
+        published,
+        shape: shape(rng),
+        scripted,
+        behavior,
+        existing,
+        expires,
+    }
+}
+
+/// Returns the job whose object is refreshed, if it is.
+fn refreshed<'a>(rng: &mut Rng, earlier: &'a [JobPlan]) -> Option<&'a JobPlan> {
+    if earlier.is_empty() || rng.percent(40) {
+        return None;
+    }
+    // Often the last one, so that some objects are refreshed often.
+    let plan = if rng.percent(60) { &earlier[earlier.len() - 1] } else { rng.choose(earlier) };
+    (plan.existing == ExistingObject::Replace).then_some(plan)
 }
 
 fn behavior(rng: &mut Rng) -> JobBehavior {
@@ -186,15 +221,23 @@ fn shape(rng: &mut Rng) -> UploadShape {
     }
 }
 
+/// Names in the document of a job.
+struct JobNames<'a> {
+    id: &'a str,
+    destination: &'a str,
+    object: usize,
+    generation: u64,
+}
+
 fn text(
     rng: &mut Rng,
-    id: &str,
-    destination: &str,
+    names: JobNames<'_>,
     behavior: JobBehavior,
     existing: ExistingObject,
     expires: Option<Duration>,
 ) -> Bytes {
-    let key = format!("{id}.csv");
+    let JobNames { id, destination, object, generation } = names;
+    let key = format!("job-{object}.csv");
     if behavior == JobBehavior::Invalid {
         return match rng.below(3) {
             0 => "not a job".into(),
@@ -202,7 +245,7 @@ fn text(
             _ => body(id, destination, "../up", ""),
         };
     }
-    let mut more = String::new();
+    let mut more = format!(r#","generation":{generation}"#);
     match existing {
         ExistingObject::Replace => {}
         ExistingObject::Keep(_) => more.push_str(r#","if_exists":"keep""#),

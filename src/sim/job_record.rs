@@ -30,6 +30,12 @@ pub(super) struct JobRecord {
     /// aborts it for the other.
     pub(super) released_twice: bool,
     pub(super) published: usize,
+    /// True if a first attempt of an older refresh replaced its object.
+    pub(super) overtaken: bool,
+    /// True once its delivery was reported to all workers.
+    pub(super) reported: bool,
+    /// Workers that delivered it.
+    pub(super) deliverers: Vec<usize>,
 }
 
 /// End of an attempt.
@@ -45,9 +51,10 @@ impl AttemptEnd {
     pub(super) fn of(ended: &TransferResult) -> Self {
         match ended {
             TransferResult::Delivered(_) => Self::Delivered,
-            TransferResult::Skipped | TransferResult::Cancelled(_) => Self::Skipped,
+            TransferResult::Skipped | TransferResult::Cancelled(_) | TransferResult::Superseded(_) => Self::Skipped,
             TransferResult::Expired => Self::Expired,
             TransferResult::Failed(failure) => Self::Failed(failure.class()),
+            TransferResult::ObjectBusy => Self::Failed(Class::Interrupted),
         }
     }
 
@@ -69,6 +76,7 @@ impl JobRecord {
         self.defects += u32::from(end == AttemptEnd::Failed(Class::Defect));
         self.refused_for_good |= end == AttemptEnd::Failed(Class::Job);
         self.delivered |= end == AttemptEnd::Delivered;
+        self.deliverers.extend((end == AttemptEnd::Delivered).then_some(worker));
         if end == AttemptEnd::Failed(Class::Destination) {
             self.deferred_since.get_or_insert(now);
         }

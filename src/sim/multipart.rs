@@ -33,6 +33,9 @@ impl SimAttempt<'_> {
                     break;
                 }
             }
+            if let Err(refused) = self.enter_gate().await {
+                return TransferResult::Failed(refused);
+            }
             self.transport.step(Duration::from_millis(100)).await;
             if self.complete(&id, count) {
                 return self.make_visible(Some(id));
@@ -52,7 +55,11 @@ impl SimAttempt<'_> {
     /// Returns true if the visible object was created by this upload.
     fn is_visible(&self, id: &str) -> bool {
         let state = self.transport.world.lock();
-        state.s3.objects.get(&key(self.job)).is_some_and(|object| object.upload.as_deref() == Some(id))
+        state
+            .s3
+            .objects
+            .get(&key(state.plan(self.job).object))
+            .is_some_and(|object| object.upload.as_deref() == Some(id))
     }
 
     /// Handles an upload that another worker completed.
@@ -88,7 +95,8 @@ impl SimAttempt<'_> {
         let id = format!("upload-{}", state.next_number());
         note!(state, "worker {} creates {id} for job-{}", self.transport.worker, self.job);
         let (job, worker) = (self.job, self.transport.worker);
-        let upload = SimUpload { job, key: key(job), open: true, parts: BTreeMap::new(), worker, allowed_open: None };
+        let key = key(state.plan(job).object);
+        let upload = SimUpload { job, key, open: true, parts: BTreeMap::new(), worker, allowed_open: None };
         state.s3.uploads.insert(id.clone(), upload);
         drop(state);
         *self.open() = Some(id.clone());
@@ -101,7 +109,7 @@ impl SimAttempt<'_> {
     fn checkpoint(&self, id: &str, part_size: u64, parts: u32) -> Checkpoint {
         Checkpoint {
             bucket: self.attempt.destination.bucket.to_string(),
-            key: key(self.job),
+            key: key(self.transport.world.lock().plan(self.job).object),
             upload_id: id.to_owned(),
             initiated: super::clock::now().as_second().unsigned_abs(),
             kms_key_arn: None,

@@ -176,7 +176,7 @@ fn job_violations(state: &SimState, job: usize) -> Vec<String> {
     if record.outcomes.len() > 1 && !has("delivered") && !record.duplicated {
         violations.push(format!("it ended in several ways: {:?}", record.outcomes.keys()));
     }
-    if has("delivered") && !state.s3.has(job) {
+    if has("delivered") && !state.has_as_new(job) && !state.is_overtaken(job) {
         violations.push("it is delivered, but its object is missing".to_owned());
     }
     if letters > 1 && !record.duplicated {
@@ -204,15 +204,17 @@ fn missing_reason(state: &SimState, job: usize, record: &JobRecord) -> Option<St
     let foreign = plan.existing.is_present();
     // Of two messages of one job, one may find the object of the other and end last.
     let preempted = record.published > 1 && plan.existing != ExistingObject::Replace;
-    if has("skipped") && !matches!(plan.existing, ExistingObject::Keep(_)) {
+    let superseded = state.is_superseded(job);
+    if has("skipped") && !matches!(plan.existing, ExistingObject::Keep(_)) && !superseded {
         return Some("it is skipped without `if_exists`".to_owned());
     }
-    if foreign && state.s3.has(job) {
+    if foreign && state.has(job) {
         return Some("it replaced an object that it had to keep".to_owned());
     }
     let excused = abandoned
         || foreign
         || preempted
+        || superseded && has("skipped")
         || has("expired")
         || matches!(plan.behavior, JobBehavior::Invalid | JobBehavior::Poison);
     (!has("delivered") && !excused).then(|| format!("it is not delivered: {:?}", record.outcomes.keys()))

@@ -5,11 +5,15 @@ mod leased;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::message::{SimMessage, index};
 use super::world::{SimWorld, note};
 use super::{invariants, lease};
 use crate::domain::lane::Lane;
-use crate::queue::{BoxFuture, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Queue, QueueError, Settlement};
+use crate::queue::{
+    BoxFuture, ControlEvent, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Queue, QueueError, Settlement,
+};
 
 /// Queue of one worker.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ enum PublishResult {
 impl SimQueue {
     /// Returns while the process is alive; a stopped process waits for ever and has no further
     /// effect.
-    async fn while_alive(&self) {
+    pub(super) async fn while_alive(&self) {
         if !self.world.lock().workers[self.worker].alive {
             std::future::pending::<()>().await;
         }
@@ -101,6 +105,11 @@ impl SimQueue {
             self.network_delay().await;
         }
         sent
+    }
+
+    /// Publishes a message that belongs to no delivery.
+    pub(super) async fn published(&self, on_accept: impl FnOnce()) -> Result<(), QueueError> {
+        confirmed(self.send(on_accept).await)
     }
 
     fn message(&self, ticket: DeliveryTag) -> Result<SimMessage, QueueError> {
@@ -256,6 +265,14 @@ impl Queue for SimQueue {
             }
             settled
         })
+    }
+
+    fn publish_control(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(self.publish_report(control))
+    }
+
+    fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
+        Box::pin(self.next_report())
     }
 
     fn lease<'a>(

@@ -168,6 +168,7 @@ fn start_worker(world: &Arc<SimWorld>, destinations: &watch::Receiver<Arc<Destin
     let metrics = METRICS.with_borrow_mut(Vec::pop).unwrap_or_else(|| Arc::new(Metrics::new(3)));
     let number = {
         let mut state = world.lock();
+        state.control.join();
         state.workers.push(SimWorker::new(scenario.slots, scenario.backfill_slots, Arc::clone(&metrics)));
         state.workers.len() - 1
     };
@@ -180,7 +181,7 @@ fn start_worker(world: &Arc<SimWorld>, destinations: &watch::Receiver<Arc<Destin
         inline: InlinePolicy::default(),
         queue: Arc::new(SimQueue { world: Arc::clone(world), worker: number }),
         transport: Arc::new(SimTransport { world: Arc::clone(world), worker: number }),
-        clock: clock::now,
+        clock: if scenario.clock_skew { clock::SKEWED[number % clock::SKEWED.len()] } else { clock::now },
         destinations: destinations.clone(),
         metrics,
     });

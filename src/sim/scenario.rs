@@ -37,6 +37,8 @@ pub(super) struct Scenario {
     pub(super) outages: Vec<DestinationOutage>,
     /// Time after which no fault occurs any more, except permanent ones.
     pub(super) faults_end: Duration,
+    /// True if the clocks of the workers differ by minutes.
+    pub(super) clock_skew: bool,
     pub(super) rng: Rng,
     kind: ScenarioKind,
 }
@@ -118,13 +120,19 @@ impl Scenario {
         let faults_end = rng.seconds(60, 1200);
         let destinations = rng.count(1, 3) as usize;
         let slots = rng.count(1, 4);
-        let workers = rng.count(1, 3) as usize;
+        let workers = rng.count(1, 4) as usize;
         let max_attempts = rng.count(1, 6);
         let outages = outages(kind, &mut rng, destinations, faults_end);
         let more = if kind == ScenarioKind::PermanentOutage { 0 } else { rng.count(0, 15) };
         let count = 5 + rng.count(0, more) as usize;
         let faulty = kind != ScenarioKind::RollingRestart;
-        let jobs: Vec<_> = (0..count).map(|n| job_plan::draw(&mut rng, n, destinations, faulty)).collect();
+        let mut jobs = Vec::new();
+        for _ in 0..count {
+            jobs.push(job_plan::draw(&mut rng, &jobs, destinations, faulty));
+        }
+        // Times of expiry, and the age limit of deferred jobs, are compared with a worker's clock.
+        let timed = kind == ScenarioKind::PermanentOutage || jobs.iter().any(|job| job.expires.is_some());
+        let clock_skew = !timed && rng.percent(50);
         let events = events(kind, &mut rng, &jobs, faults_end);
         Self {
             worker_count: workers,
@@ -139,6 +147,7 @@ impl Scenario {
             outages,
             faults_end,
             destination_slots: rng.count(1, slots + 1),
+            clock_skew,
             rng: rng.fork(),
             kind,
         }
@@ -161,6 +170,7 @@ impl Scenario {
             jobs: vec![job],
             outages: Vec::new(),
             faults_end: Duration::from_secs(1000),
+            clock_skew: false,
             rng: Rng::new(0),
             kind: ScenarioKind::Mixed,
         }

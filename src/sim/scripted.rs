@@ -14,6 +14,8 @@ fn long_job() -> JobPlan {
     JobPlan {
         id: "job-0".to_owned(),
         destination: 0,
+        object: 0,
+        generation: 1,
         lane: Lane::Scheduled,
         body: body("job-0", DESTINATIONS[0], "job-0.csv", ""),
         published: vec![Duration::from_secs(1)],

@@ -1,10 +1,10 @@
 //! [`Transport`] of one simulated worker. It reads and sends nothing.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::fake_s3::{SimObject, key, listed, written};
+use super::fake_s3::{key, written};
 use super::job_plan::{ExistingObject, JobBehavior, ScriptedAttempt, UploadShape};
 use super::job_record::AttemptEnd;
 use super::world::{SimWorld, note};
@@ -31,6 +31,11 @@ pub(super) struct SimAttempt<'a> {
     pub(super) job: usize,
     pub(super) attempt: &'a TransferRequest<'a>,
     pub(super) scripted: ScriptedAttempt,
+    /// True unless this is the first delivery of the job.
+    pub(super) late: bool,
+    /// True if it was late when it was permitted to write.
+    pub(super) wrote_late: AtomicBool,
+    pub(super) started: Duration,
     /// Upload that is open now.
     pub(super) upload: Mutex<Option<String>>,
 }
@@ -56,6 +61,9 @@ impl SimTransport {
             job: number,
             attempt: &attempt,
             scripted: self.start_attempt(number),
+            late: attempt.may_be_written.load(Ordering::Relaxed),
+            wrote_late: AtomicBool::new(false),
+            started: clock::elapsed(),
             upload: Mutex::default(),
         };
         invariants::check_attempt(&mut self.world.lock(), self.worker, number, job, run.attempt);
@@ -179,14 +187,36 @@ impl SimAttempt<'_> {
     async fn single(&self, takes: Duration) -> TransferResult {
         self.hang().await;
         self.transport.step(takes).await;
+        if let Err(refused) = self.enter_gate().await {
+            return TransferResult::Failed(refused);
+        }
+        let takes = self.transport.world.lock().rng.millis(5, 2000);
+        let mut put = PutInFlight { attempt: self, answered: false };
+        self.transport.step(takes).await;
+        put.answered = true;
         self.make_visible(None)
+    }
+
+    pub(super) async fn enter_gate(&self) -> Result<(), Failure> {
+        if let Some(gate) = self.attempt.gate {
+            gate.enter().await?;
+        }
+        let leased = clock::elapsed() > self.started + self.transport.world.lock().scenario.lease_after;
+        self.wrote_late.store(self.late || leased, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Returns true unless this is a first attempt that no worker could know of.
+    pub(super) fn is_late(&self) -> bool {
+        self.wrote_late.load(Ordering::Relaxed)
     }
 
     /// Makes the object visible, unless the key is taken and must not be replaced.
     pub(super) fn make_visible(&self, upload: Option<String>) -> TransferResult {
+        let late = self.is_late();
         let mut state = self.transport.world.lock();
         let existing = state.plan(self.job).existing;
-        let key = key(self.job);
+        let key = key(state.plan(self.job).object);
         let found = state.s3.objects.get(&key).cloned();
         let ours = written(self.job, state.plan(self.job));
         let reconciles = self.attempt.may_be_written.load(Ordering::Relaxed);
@@ -198,8 +228,7 @@ impl SimAttempt<'_> {
                 return TransferResult::Failed(Failure::new(Reason::ObjectExists, "the key is taken"));
             }
             _ => {
-                note!(state, "{key} is visible");
-                state.s3.objects.insert(key, SimObject { job: Some(self.job), upload, listed: listed(ours) });
+                state.write_object(self.job, late, upload);
             }
         }
         if matches!(self.scripted, ScriptedAttempt::LostReply) {
@@ -222,6 +251,29 @@ impl SimAttempt<'_> {
         self.transport.step(wait).await;
         self.attempt.open_upload.close();
         self.transport.world.lock().abort(&id);
+    }
+}
+
+/// Request whose object may become visible although nobody waits for the reply any more.
+struct PutInFlight<'a> {
+    attempt: &'a SimAttempt<'a>,
+    answered: bool,
+}
+
+impl Drop for PutInFlight<'_> {
+    fn drop(&mut self) {
+        let (job, late, transport) = (self.attempt.job, self.attempt.is_late(), self.attempt.transport);
+        let mut state = transport.world.lock();
+        let replaces = state.plan(job).existing == ExistingObject::Replace;
+        if self.answered || !replaces || !state.workers[transport.worker].alive || !state.rng.percent(50) {
+            return;
+        }
+        state.count_fault("requests that were given up and took effect");
+        let wait = state.rng.millis(0, 2000);
+        drop(state);
+        if tokio::runtime::Handle::try_current().is_ok() {
+            transport.world.schedule(wait, move |world| world.lock().write_object(job, late, None));
+        }
     }
 }
 
@@ -253,7 +305,8 @@ pub(super) fn shutdown() -> TransferResult {
 fn label(ended: &TransferResult) -> &'static str {
     match ended {
         TransferResult::Delivered(_) => "delivered",
-        TransferResult::Skipped | TransferResult::Cancelled(_) => "skipped",
+        TransferResult::Skipped | TransferResult::Cancelled(_) | TransferResult::Superseded(_) => "skipped",
+        TransferResult::ObjectBusy => "busy",
         TransferResult::Expired => "expired",
         TransferResult::Failed(failure) => failure.reason.as_str(),
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::clock;
+use super::control::ControlStream;
 use super::fake_s3::FakeS3;
 use super::job_plan::JobPlan;
 use super::job_record::JobRecord;
@@ -38,6 +39,7 @@ pub(super) struct SimState {
     pub(super) ready: [VecDeque<SimMessage>; 3],
     pub(super) waiting: BTreeMap<u64, SimMessage>,
     pub(super) dead: Vec<SimMessage>,
+    pub(super) control: ControlStream,
     pub(super) leases: BTreeMap<u64, SimLease>,
     pub(super) stale_messages: BTreeMap<u64, StaleMessage>,
     pub(super) workers: Vec<SimWorker>,
@@ -89,6 +91,7 @@ impl SimWorld {
             ready: Default::default(),
             waiting: BTreeMap::new(),
             dead: Vec::new(),
+            control: ControlStream::default(),
             leases: BTreeMap::new(),
             stale_messages: BTreeMap::new(),
             workers: Vec::new(),
@@ -185,6 +188,27 @@ impl SimState {
 
     pub(super) fn plan(&self, job: usize) -> &JobPlan {
         &self.scenario.jobs[job]
+    }
+
+    /// Returns true if a newer refresh of the job's object was delivered.
+    pub(super) fn is_superseded(&self, job: usize) -> bool {
+        let plan = self.plan(job);
+        let newer = |other: &usize| {
+            let other = self.plan(*other);
+            other.object == plan.object && other.generation > plan.generation
+        };
+        (0..self.records.len()).filter(newer).any(|other| self.records[other].delivered)
+    }
+
+    /// Returns true if a first attempt of an older refresh replaced the object of this job, or of a
+    /// newer one.
+    pub(super) fn is_overtaken(&self, job: usize) -> bool {
+        let plan = self.plan(job);
+        let as_new = |other: &usize| {
+            let other = self.plan(*other);
+            other.object == plan.object && other.generation >= plan.generation
+        };
+        (0..self.records.len()).filter(as_new).any(|other| self.records[other].overtaken)
     }
 
     /// Number of messages of this job in the broker, in any queue or lease.

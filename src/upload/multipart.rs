@@ -73,6 +73,7 @@ where
     let sending = async {
         let sent = send_all(&open, target, parts_to_send, stop).await?;
         prove(sent.iter().map(|part| part.length).sum()).await?;
+        target.enter_gate().await?;
         Ok::<_, Failure>(sent)
     };
     let sent = tokio::select! {

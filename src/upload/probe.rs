@@ -69,6 +69,7 @@ impl BucketProbe {
             may_be_written: &self.written,
             progress: &self.progress,
             rate_limiter: None,
+            gate: None,
         }
     }
 

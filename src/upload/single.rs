@@ -11,6 +11,7 @@ use crate::runtime::failpoints;
 /// Puts `part` as the whole object. The SDK receives a precomputed checksum and does not sign the
 /// payload.
 pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Result<Uploaded, Failure> {
+    target.enter_gate().await?;
     let crc = part.crc.map(verify::crc_text);
     let sent = calls
         .call("PutObject", part.length, |client| {

@@ -25,11 +25,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::cancellations::Cancellations;
 use super::decode::DecodedJob;
+use super::generations::{Generations, ObjectLocks};
 use super::parts::{WorkerClock, WorkerParts};
 use super::reports::FleetReports;
 use crate::domain::control::BackfillId;
 use crate::domain::destination::{Destination, DestinationIdentity};
 use crate::domain::fleet::FleetShare;
+use crate::domain::generation::NewerDelivery;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{Failure, RetryDelay, Symptom, TransferResult};
 use crate::domain::routing_key;
@@ -75,6 +77,10 @@ pub(super) enum Deferral {
     Quarantined,
     /// The backfill of the job was cancelled.
     Cancelled(BackfillId),
+    /// A newer generation of the object was delivered.
+    Superseded(NewerDelivery),
+    /// Another job of this worker writes the object.
+    ObjectBusy,
     /// The worker drains, or has a fault of its own.
     Stopped,
 }
@@ -116,6 +122,8 @@ pub(super) struct Admission {
     quarantine: Arc<Semaphore>,
     delayed: DelayedJobs,
     cancellations: Arc<Cancellations>,
+    generations: Arc<Generations>,
+    objects: ObjectLocks,
     queue: Arc<dyn Queue>,
     transport: Arc<dyn Transport>,
     metrics: Arc<Metrics>,
@@ -127,7 +135,7 @@ pub(super) struct Admission {
 impl Admission {
     pub(super) fn new(
         parts: &WorkerParts,
-        cancellations: Arc<Cancellations>,
+        (cancellations, generations): (Arc<Cancellations>, Arc<Generations>),
         reports: FleetReports,
         draining: CancellationToken,
     ) -> Self {
@@ -142,6 +150,8 @@ impl Admission {
             quarantine: Arc::new(Semaphore::new(1)),
             delayed: DelayedJobs::new(),
             cancellations,
+            generations,
+            objects: ObjectLocks::default(),
             queue: parts.queue.clone(),
             transport: parts.transport.clone(),
             metrics: parts.metrics.clone(),
@@ -217,6 +227,7 @@ impl Admission {
             return Err(Deferral::Cancelled(backfill));
         }
         let id = &job.destination.identity;
+        self.acquire_object(job, &mut permit).await?;
         if let Some((failure, pause)) = self.outage.defers(id) {
             self.unless_draining(sleep(pause)).await?;
             return Err(Deferral::Unhealthy { failure: Box::new(failure), next_probe: Duration::ZERO });
@@ -234,6 +245,20 @@ impl Admission {
             self.ask_circuit(id, &mut permit).await?;
         }
         Ok(permit)
+    }
+
+    /// Waits until no other job of this worker writes the same object. Such a job holds no slot
+    /// meanwhile, and is no late one because of it.
+    async fn acquire_object(&self, job: &DecodedJob, permit: &mut Permit) -> Result<(), Deferral> {
+        let Some(written) = job.written() else { return Ok(()) };
+        let mut guard = self.objects.try_lock(written.object);
+        if guard.is_none() {
+            permit.release_slot();
+            let waiting = timeout(PERMIT_TIMEOUT / 2, self.objects.lock(written.object));
+            guard = self.unless_draining(waiting).await?.ok();
+        }
+        permit.object = Some(guard.ok_or(Deferral::ObjectBusy)?);
+        self.generations.newer_than(written).map_or(Ok(()), |newer| Err(Deferral::Superseded(newer)))
     }
 
     /// Acquires the destination's permit and a slot. Returns true if the job waited for the first.

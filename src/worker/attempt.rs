@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::activity::{Activity, TransferEntry};
 use super::admission::{Admission, Permit};
 use super::decode::DecodedJob;
+use super::generations::{DeliveryReport, Generations, ObjectWriter, WritingJob};
 use super::in_flight::JobOwner;
 use super::lease::{AttemptState, LeaseGuard, LeaseStatus, MAX_CRASHES};
 use super::parts::{WorkerClock, WorkerParts};
@@ -26,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::queue::{Delivery, Queue};
 use crate::runtime::failpoints;
 use crate::transfer::{TransferRequest, Transport};
-use crate::upload::{Progress, RateLimiter};
+use crate::upload::{Progress, RateLimiter, WriteGate};
 
 /// Deadline of a transfer. No broker keeps a delivery that long, and such a transfer is stuck.
 const TRANSFER_DEADLINE: Duration = Duration::from_hours(24);
@@ -62,18 +63,24 @@ pub(super) struct Attempts {
     transport: Arc<dyn Transport>,
     admission: Arc<Admission>,
     activity: Arc<Activity>,
+    generations: Arc<Generations>,
     metrics: Arc<Metrics>,
     lease_after: Duration,
     clock: WorkerClock,
 }
 
 impl Attempts {
-    pub(super) fn new(parts: &WorkerParts, admission: Arc<Admission>, activity: Arc<Activity>) -> Self {
+    pub(super) fn new(
+        parts: &WorkerParts,
+        (admission, generations): (Arc<Admission>, Arc<Generations>),
+        activity: Arc<Activity>,
+    ) -> Self {
         Self {
             queue: parts.queue.clone(),
             transport: parts.transport.clone(),
             admission,
             activity,
+            generations,
             metrics: parts.metrics.clone(),
             lease_after: parts.lease_after,
             clock: parts.clock,
@@ -91,8 +98,10 @@ impl Attempts {
         let started = Instant::now();
         let progress = Arc::new(Progress::default());
         let (rate_limiter, probe) = (permit.rate_limiter(), permit.probe_number());
+        let mut reported = None;
         let result = {
-            let mut attempt = pin!(self.guarded(delivery, owned, &progress, rate_limiter.as_ref()));
+            let wrapped = self.guarded(delivery, owned, (&progress, rate_limiter.as_ref()), &mut reported);
+            let mut attempt = pin!(wrapped);
             tokio::select! {
                 biased;
                 result = &mut attempt => result,
@@ -118,6 +127,9 @@ impl Attempts {
             // The slot is for transfers. What waits for the broker's confirm is bounded by the prefetch.
             quarantine: permit.into_quarantine(),
         };
+        if let Some(report) = reported {
+            report.confirmed().await;
+        }
         (observed.result, facts)
     }
 
@@ -125,8 +137,8 @@ impl Attempts {
         &self,
         delivery: &mut Delivery,
         owned: OwnedJob<'_>,
-        progress: &Arc<Progress>,
-        rate_limiter: Option<&Arc<RateLimiter>>,
+        (progress, rate_limiter): (&Arc<Progress>, Option<&Arc<RateLimiter>>),
+        reported: &mut Option<DeliveryReport>,
     ) -> TransferResult {
         let OwnedJob { job, owner, state } = owned;
         if let Some(failure) = crash_loop(job) {
@@ -141,17 +153,39 @@ impl Attempts {
             size: job.job.source.size,
             progress: progress.clone(),
         });
+        let late = may_have_begun(delivery, job);
+        let written = job.written();
+        let writing = || WritingJob {
+            id: job.job.id.clone(),
+            run: owner.run().digest(),
+            late,
+            late_from: Instant::now() + self.lease_after,
+        };
+        let writer = written.map(|written| ObjectWriter::new(&self.generations, written, writing()));
         let request = TransferRequest {
             destination: &job.destination,
-            may_be_written: may_have_begun(delivery, job).into(),
+            may_be_written: late.into(),
             stop: &state.stop,
             progress,
             resume: job.checkpoint().cloned(),
             open_upload: &state.open_upload,
             rate_limiter,
+            gate: writer.as_ref().map(|writer| writer as &dyn WriteGate),
         };
-        let lease = LeaseGuard { queue: &self.queue, lease_after: self.lease_after, owner, state };
-        lease.run(delivery, self.bounded(&job.job, request)).await
+        let lease = LeaseGuard {
+            queue: &self.queue,
+            lease_after: self.lease_after,
+            owner,
+            state,
+            written,
+            generations: &self.generations,
+        };
+        let transfer = unless_superseded(writer.as_ref(), state, self.bounded(&job.job, request));
+        let result = lease.run(delivery, transfer).await;
+        let Some(writer) = writer else { return result };
+        let result = writer.conclude(result);
+        *reported = writer.end(matches!(result, TransferResult::Delivered(_)));
+        result
     }
 
     /// Runs the transfer behind its panic boundary and its deadline. At the deadline it is stopped
@@ -181,6 +215,24 @@ impl Attempts {
             let Some(duplicate) = owned.owner.duplicates().take(owned.state.carried_upload()) else { return };
             tracing::debug!("the delivery was lost; its redelivery is settled instead");
             *delivery = duplicate;
+        }
+    }
+}
+
+/// Runs a transfer, and stops it when a newer generation of its object is delivered.
+async fn unless_superseded(
+    writer: Option<&ObjectWriter>,
+    state: &AttemptState,
+    transfer: impl Future<Output = TransferResult>,
+) -> TransferResult {
+    let Some(writer) = writer else { return transfer.await };
+    let mut transfer = pin!(transfer);
+    tokio::select! {
+        biased;
+        result = &mut transfer => result,
+        () = writer.superseded() => {
+            state.stop.cancel.cancel();
+            transfer.await
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Control messages: which backfills are cancelled, and which destinations are reset.
+//! Control messages: which backfills are cancelled, which destinations are reset, and what the
+//! workers report to each other.
 //!
 //! A task reads them beside the jobs. Before the first delivery is consumed, those of the past are
 //! read, so that a worker that starts knows what was cancelled while it was away; the queue reports
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, SharedChange};
 use super::cancellations::Cancellations;
+use super::generations::Generations;
 use super::in_flight::InFlight;
 use super::parts::WorkerClock;
 use crate::domain::control::{Control, ControlCommand};
@@ -28,6 +30,7 @@ pub(super) struct ControlEffects {
     pub(super) admission: Arc<Admission>,
     pub(super) cancellations: Arc<Cancellations>,
     pub(super) in_flight: Arc<InFlight>,
+    pub(super) generations: Arc<Generations>,
 }
 
 /// Reader of control messages.
@@ -76,8 +79,14 @@ impl ControlListener {
         while let Some(event) = self.queue.next_control().await {
             match event {
                 ControlEvent::Message(body) => self.perform(&body),
-                ControlEvent::CaughtUp => drop(caught_up.take()),
-                ControlEvent::Fleet(share) => self.effects.admission.set_share(share),
+                ControlEvent::CaughtUp => {
+                    self.effects.generations.caught_up();
+                    drop(caught_up.take());
+                }
+                ControlEvent::Fleet(share) => {
+                    self.effects.generations.set_share(share);
+                    self.effects.admission.set_share(share);
+                }
             }
         }
     }
@@ -98,6 +107,7 @@ impl ControlListener {
                 self.effects.admission.apply(SharedChange { id, destination, change, at });
             }
             ControlCommand::JobDelivered(run) => self.effects.in_flight.delivered_elsewhere(run, at, (self.clock)()),
+            ControlCommand::Generation(object, change) => self.effects.generations.apply(object, change),
             // The queue keeps the roster.
             ControlCommand::WorkerStarted(_) | ControlCommand::WorkerStopped(_) => {}
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::domain::destination::{Destination, DestinationId, Destinations, InlinePolicy, Invalid};
+use crate::domain::generation::{ObjectDigest, ObjectGeneration};
 use crate::domain::headers::JobHeaders;
 use crate::domain::job::lease::{Checkpoint, Lease};
 use crate::domain::job::{self, DestinationRef, Job, JobId, Rejected};
@@ -26,6 +27,12 @@ pub(super) struct DecodedJob {
 }
 
 impl DecodedJob {
+    /// Object and generation that the job writes; `None` if it has no generation.
+    pub(super) fn written(&self) -> Option<ObjectGeneration> {
+        let object = ObjectDigest::of(&self.destination.identity, self.job.key.as_str());
+        self.headers.generation.map(|generation| ObjectGeneration { object, generation })
+    }
+
     /// Unfinished upload that the delivery carried.
     pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
         self.lease.as_ref().and_then(|lease| lease.checkpoint.as_ref())
@@ -115,7 +122,8 @@ impl Decoder {
         };
         match (read, admitted) {
             (Ok(job), Ok(destination)) => {
-                let headers = JobHeaders::parse(&delivery.properties.headers);
+                let mut headers = JobHeaders::parse(&delivery.properties.headers);
+                headers.generation = headers.generation.or(job.generation_or(delivery.properties.timestamp));
                 Ok(DecodedJob { job, destination, lease, headers })
             }
             (read, Err(failure)) => {

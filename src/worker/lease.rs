@@ -11,8 +11,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::decode::DecodedJob;
+use super::generations::Generations;
 use super::history;
 use super::in_flight::{JobOwner, RunId};
+use crate::domain::generation::ObjectGeneration;
 use crate::domain::headers::Headers;
 use crate::domain::job::IfExists;
 use crate::domain::job::lease::{self, Checkpoint, Lease};
@@ -263,6 +265,9 @@ pub(super) struct LeaseGuard<'a> {
     pub(super) lease_after: Duration,
     pub(super) owner: &'a JobOwner,
     pub(super) state: &'a Arc<AttemptState>,
+    /// Object that the job writes: a leased job may write it late.
+    pub(super) written: Option<ObjectGeneration>,
+    pub(super) generations: &'a Arc<Generations>,
 }
 
 impl LeaseGuard<'_> {
@@ -304,6 +309,9 @@ impl LeaseGuard<'_> {
         };
         if over.run_until_cancelled(due).await.is_none() {
             return;
+        }
+        if let Some(written) = self.written {
+            self.generations.announce(written).await;
         }
         loop {
             let holder: Arc<dyn LeaseHolder> = self.state.clone();

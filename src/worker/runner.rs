@@ -11,6 +11,7 @@ use super::admission::{Admission, Permit};
 use super::attempt::{Attempts, OwnedJob};
 use super::check::{CHECK_TYPE, Checks};
 use super::decode::{DecodedJob, Decoder};
+use super::generations::Generations;
 use super::history;
 use super::in_flight::{AttemptId, Claim, InFlight, InFlightJob, JobEnd, JobOwner, Joined};
 use super::lease::{AttemptState, LeaseStatus};
@@ -37,6 +38,7 @@ pub(super) struct Runner {
     decoder: Arc<Decoder>,
     in_flight: Arc<InFlight>,
     admission: Arc<Admission>,
+    generations: Arc<Generations>,
     attempts: Attempts,
     settler: Arc<JobSettler>,
     checks: Checks,
@@ -51,7 +53,7 @@ pub(super) struct Runner {
 impl Runner {
     pub(super) fn new(
         parts: &WorkerParts,
-        admission: Arc<Admission>,
+        (admission, generations): (Arc<Admission>, Arc<Generations>),
         activity: Arc<Activity>,
         reports: FleetReports,
         stop: StopSignals,
@@ -62,7 +64,7 @@ impl Runner {
             checks: Checks::new(parts, decoder.clone(), admission.clone(), settler.clone(), stop.cancel.clone()),
             in_flight: InFlight::new(),
             reports,
-            attempts: Attempts::new(parts, admission.clone(), activity),
+            attempts: Attempts::new(parts, (admission.clone(), generations.clone()), activity),
             policy: RetryPolicy {
                 max_attempts: parts.config.max_attempts.get(),
                 denied_for: parts.denied_for,
@@ -73,6 +75,7 @@ impl Runner {
             clock: parts.clock,
             decoder,
             admission,
+            generations,
             settler,
             stop,
         }
@@ -161,6 +164,9 @@ impl Runner {
             self.reports.send(ControlCommand::JobDelivered(owner.run().digest()));
         }
         self.record_deferral(&job.destination.identity, &plan);
+        if let Some(written) = job.written().filter(|_| plan.may_write_later()) {
+            self.generations.announce(written).await;
+        }
         owner.settling();
         let end = job_end(&plan, state);
         let settled = self.settler.perform(delivery, plan, state, &job.destination).await;

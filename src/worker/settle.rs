@@ -158,6 +158,9 @@ impl JobSettler {
         if let (Settlement::Retry { .. }, Some(failure)) = (&plan.settlement, &plan.failure) {
             self.metrics.retry(failure.reason);
         }
+        if plan.superseded_by.is_some() {
+            self.metrics.superseded();
+        }
         if let Some(cause) = plan.deferred {
             self.metrics.deferred(cause);
         }

@@ -11,15 +11,19 @@ use super::decode::{DecodedJob, Rejection};
 use super::history;
 use super::lease::{CopyBody, LeaseSnapshot, LeaseStatus};
 use crate::domain::destination::DestinationId;
+use crate::domain::generation::NewerDelivery;
 use crate::domain::headers::{DESTINATION, Headers, JobHeaders};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{
     DecisionContext, Disposition, Failure, OutcomeData, OutcomeKind, Reason, Receipt, RetryDelay, RetryPolicy,
-    TransferResult, Wait, decide, event_id, render,
+    SUPERSEDED, SupersededBy, TransferResult, Wait, decide, event_id, render,
 };
 use crate::domain::routing_key;
 use crate::metrics::DeferCause;
 use crate::queue::{OutcomeEvent, Properties, Settlement};
+
+/// Expected time until the end of another job's write of the same object.
+const OBJECT_BUSY_WAIT: Duration = Duration::from_secs(10);
 
 /// End of a job's stay in this worker.
 #[derive(Debug)]
@@ -65,6 +69,8 @@ pub(super) struct SettlementPlan {
     pub(super) counted: Option<Reason>,
     /// Cause under which a deferral is counted.
     pub(super) deferred: Option<DeferCause>,
+    /// Newer generation of the object that was delivered, if the job is skipped because of it.
+    pub(super) superseded_by: Option<NewerDelivery>,
     /// True if the job is done here for good, so that duplicates are acknowledged.
     pub(super) is_final: bool,
 }
@@ -138,6 +144,7 @@ impl SettlementPlan {
             failure: None,
             counted: None,
             deferred: None,
+            superseded_by: None,
             is_final,
         }
     }
@@ -164,6 +171,11 @@ impl SettlementPlan {
             None if self.is_final => self.settlement.action(),
             None => Settlement::Requeue.action(),
         }
+    }
+
+    /// Returns true if the job may write its object after others that came later.
+    pub(super) fn may_write_later(&self) -> bool {
+        !matches!(self.settlement, Settlement::Ack | Settlement::Requeue)
     }
 
     /// Delay of the copy, if one waits.
@@ -198,6 +210,8 @@ impl SettlementContext<'_> {
             },
             Deferral::Quarantined => self.next_turn(RetryDelay::S30),
             Deferral::Cancelled(backfill) => self.ended(TransferResult::Cancelled(backfill), false),
+            Deferral::Superseded(newer) => self.ended(TransferResult::Superseded(newer), false),
+            Deferral::ObjectBusy => self.ended(TransferResult::ObjectBusy, false),
             Deferral::Stopped => SettlementPlan::of(Settlement::Requeue),
         }
     }
@@ -229,10 +243,37 @@ impl SettlementContext<'_> {
                 let message = Some(format!("the backfill {backfill} was cancelled before this job began"));
                 self.terminal(OutcomeKind::Skipped, OutcomeData { message, ..data }, Settlement::Ack)
             }
+            TransferResult::Superseded(newer) => {
+                let data = OutcomeData {
+                    reason: Some(SUPERSEDED.to_owned()),
+                    message: Some(format!("a newer generation of this object was delivered: {newer}")),
+                    superseded_by: Some(SupersededBy { job_id: newer.job.to_string(), generation: newer.generation }),
+                    ..data
+                };
+                let plan = self.terminal(OutcomeKind::Skipped, data, Settlement::Ack);
+                SettlementPlan { superseded_by: Some(newer), ..plan }
+            }
+            TransferResult::ObjectBusy => self.object_busy(attempted),
             TransferResult::Expired => {
                 self.expired(self.job.headers.last_failure.clone(), self.job.headers.history.attempts)
             }
             TransferResult::Failed(failure) => self.failed(failure),
+        }
+    }
+
+    /// Plan for a job whose object another job writes now. An upload that is open is kept.
+    fn object_busy(&self, attempted: bool) -> SettlementPlan {
+        let Disposition::Defer(delay) = self.decision(None).defer(Wait::Permit(OBJECT_BUSY_WAIT)) else {
+            return self.ended(TransferResult::Expired, false);
+        };
+        let plan = SettlementPlan { deferred: Some(DeferCause::Concurrency), ..self.next_turn(delay) };
+        match plan.settlement {
+            Settlement::Defer { delay, headers } if attempted => SettlementPlan {
+                body: CopyBody::Checkpoint,
+                settlement: Settlement::Defer { delay, headers: self.copy_headers(headers) },
+                ..plan
+            },
+            settlement => SettlementPlan { settlement, ..plan },
         }
     }
 

@@ -28,6 +28,7 @@ mod fixture;
 mod fleet;
 mod forms;
 mod fuzz;
+mod generations;
 mod harness;
 mod layering;
 mod leases;

@@ -83,6 +83,7 @@ class ConsignJob(TypedDict):
     created_at: NotRequired[str | None]
     destination: RawDestinationRef
     expires_at: NotRequired[str | None]
+    generation: NotRequired[int | None]
     id: str
     if_exists: NotRequired[IfExists]
     key: str

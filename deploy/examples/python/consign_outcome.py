@@ -15,6 +15,15 @@ class Encryption(TypedDict):
     kms_key_arn: NotRequired[str | None]
 
 
+class SupersededBy(TypedDict):
+    """
+    Job that was delivered with a higher generation of the same object.
+    """
+
+    generation: int
+    job_id: str
+
+
 OutcomeData = TypedDict(
     'OutcomeData',
     {
@@ -41,6 +50,7 @@ OutcomeData = TypedDict(
         'retry_at': NotRequired[str | None],
         'source_bytes': NotRequired[int | None],
         'started_at': NotRequired[str | None],
+        'superseded_by': NotRequired[SupersededBy | None],
         'tenant': NotRequired[str | None],
         'version_id': NotRequired[str | None],
     },

@@ -154,7 +154,8 @@ function endedRow() {
   return row;
 }
 
-function endWords({ outcome, bytes: sent, seconds }) {
+function endWords({ outcome, bytes: sent, seconds, superseded_by: newer }) {
+  if (newer) return `a newer refresh was delivered: ${newer}`;
   if (outcome === "skipped") return "the key exists, and the job keeps the existing object";
   if (outcome === "expired") return "it expired before an attempt started";
   return `${bytes(sent)} in ${duration(seconds)}`;

@@ -44,13 +44,17 @@ pub struct RequeueArgs {
     /// and jobs past their expires_at
     #[arg(long)]
     force: bool,
+    /// As the newest refresh of their objects. Otherwise a job keeps its generation, and is skipped
+    /// where a newer one was delivered
+    #[arg(long)]
+    as_new: bool,
     #[command(flatten)]
     filter: FilterArgs,
 }
 
 /// Requeues letters. An interruption leaves every letter either where it was or requeued.
 pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let RequeueArgs { all, dry_run, rate, admin, force, filter } = args;
+    let RequeueArgs { all, dry_run, rate, admin, force, as_new, filter } = args;
     let filter = LetterFilter::from(filter);
     require_filter(&filter, all)?;
     let interval = rate.map(PublishRate::interval);
@@ -66,7 +70,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));
     let mut run = LetterRun::new(&progress, verb);
     let gate = (!force).then(|| RequeueGate::new(CommandProbe::new(config, &admin, client, dry_run)));
-    let requeue = Requeue::new(RequeueOptions { dry_run, force, interval }, gate);
+    let requeue = Requeue::new(RequeueOptions { dry_run, force, as_new, interval }, gate);
     let interrupted = tokio::select! {
         () = requeue.run(&mut letters, filter.select(), &mut run) => None,
         Ok(()) = tokio::signal::ctrl_c() => Some(TerminationSignal::Interrupt),

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::domain::lane::Lane;
 
-    const FORMAT: PublishFormat = PublishFormat { lane: Lane::Scheduled, compact: false };
+    const FORMAT: PublishFormat = PublishFormat { lane: Lane::Scheduled, compact: false, created_at: None };
 
     fn job(id: &str) -> String {
         format!(r#"{{"version":1,"id":"{id}","source":{{"url":"file:///a"}},"destination":"acme","key":"k"}}"#)

@@ -13,7 +13,7 @@ use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::domain::outcome::Reason;
 
 const COMPACT: Option<&str> = Some(compact::CONTENT_TYPE);
-const GOLDEN: [(&str, &str, &str); 3] = [
+const GOLDEN: [(&str, &str, &str); 4] = [
     (
         "minimal",
         include_str!("../../../tests/golden/jobs/minimal.json"),
@@ -24,6 +24,11 @@ const GOLDEN: [(&str, &str, &str); 3] = [
         "inline",
         include_str!("../../../tests/golden/jobs/inline.json"),
         include_str!("../../../tests/golden/jobs/inline.hex"),
+    ),
+    (
+        "generation",
+        include_str!("../../../tests/golden/jobs/generation.json"),
+        include_str!("../../../tests/golden/jobs/generation.hex"),
     ),
 ];
 
@@ -36,6 +41,33 @@ fn golden_vectors_hold_in_both_directions() {
         assert_eq!(String::from_utf8(wire::render(&back)).expect(name), json.trim(), "{name}");
         assert_eq!(String::from_utf8(wire::render(&raw)).expect(name), json.trim(), "{name}");
     }
+}
+
+#[test]
+fn a_generation_is_given_or_follows_from_a_time() {
+    let job = |generation, created_at: Option<&str>| {
+        let nowhere = RawDestinationRef::Id("acme".to_owned());
+        let raw = RawJob::new("a", "https://example.com/a", nowhere, "k");
+        RawJob { generation, created_at: created_at.map(str::to_owned), ..raw }.validate()
+    };
+    let of = |generation, created_at| job(generation, created_at).expect("valid").generation_or(Some(3));
+    assert_eq!(of(Some(7), Some("2026-11-22T04:00:00Z")), Some(7));
+    assert_eq!(of(None, Some("1970-01-01T00:00:01.000002Z")), Some(1_000_002));
+    assert_eq!(of(None, None), Some(3_000_000), "the time of the message");
+    assert_eq!(of(None, Some("1969-01-01T00:00:00Z")), Some(3_000_000));
+    assert_eq!(job(None, None).expect("valid").generation_or(None), None, "no fence");
+    assert_eq!(job(Some(i64::MAX as u64), None).expect("valid").generation, Some(i64::MAX as u64));
+    assert_eq!(job(Some(u64::MAX), None).unwrap_err().field, "generation");
+}
+
+#[test]
+fn the_compact_form_has_a_version_of_its_own_for_a_generation() {
+    let (json, bytes) = (GOLDEN[3].1, hex::decode(GOLDEN[3].2.trim()).expect("hex"));
+    assert_eq!(bytes[0], 2);
+    let without = RawJob { generation: None, ..wire::read(json.as_bytes()).expect("valid") };
+    assert_eq!(compact::encode(&without).expect("valid")[0], 1, "every worker reads it");
+    assert!(compact::decode(&bytes[..bytes.len() - 1]).is_err());
+    assert!(compact::decode(&[&bytes[..], &[0]].concat()).is_err());
 }
 
 #[test]
@@ -345,11 +377,12 @@ prop_compose! {
         object in objects(),
         compression in prop::sample::select(vec![Compression::None, Compression::Gzip, Compression::Zstd]),
         if_exists in prop::sample::select(vec![IfExists::Replace, IfExists::Keep, IfExists::Fail]),
+        generation in prop::option::of(0..=i64::MAX as u64),
         created_at in prop::option::of("20[0-9]{2}-1[0-2]-[0-2][1-8]T[0-1][0-9]:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|\\+0[0-9]:30)"),
         expires_at in prop::option::of("20[0-9]{2}-0[1-9]-[0-2][1-8]T2[0-3]:[0-5][0-9]:[0-5][0-9]Z"),
         labels in pairs("\\PC{1,20}", "\\PC{0,60}", 9),
     ) -> RawJob {
-        RawJob { id, source, destination: to, key, compression, if_exists, created_at, expires_at, labels, ..object }
+        RawJob { id, source, destination: to, key, compression, if_exists, generation, created_at, expires_at, labels, ..object }
     }
 }
 

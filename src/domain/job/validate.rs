@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::rejected::{JobIdentity, counted};
-use super::wire::{RawDestinationRef, RawJob, RawJobSource};
+use super::wire::{MAX_GENERATION, RawDestinationRef, RawJob, RawJobSource};
 use super::{DestinationRef, Invalid, Job, JobId, Location, ObjectAttributes, Rejected, RelativeKey, Source};
 use crate::domain::destination::DestinationId;
 use crate::domain::destination::raw::RawDestination;
@@ -52,6 +52,7 @@ impl RawJob {
             object,
             compression: self.compression,
             if_exists: self.if_exists,
+            generation: self.generation.map(generation).transpose()?,
             created_at: self.created_at.map(|at| timestamp("created_at", &at)).transpose()?,
             expires_at: self.expires_at.map(|at| timestamp("expires_at", &at)).transpose()?,
             labels: labels(self.labels)?,
@@ -111,6 +112,10 @@ fn key_below(destination: &DestinationRef, key: &str) -> Result<RelativeKey, Rej
         DestinationRef::Configured(_) => Ok(key),
     });
     parsed.map_err(|problem| Rejected::new(Reason::InvalidKey, problem))
+}
+
+fn generation(given: u64) -> Result<u64, Invalid> {
+    if given <= MAX_GENERATION { Ok(given) } else { refuse("generation", format!("is at most {MAX_GENERATION}")) }
 }
 
 /// Text of `min` to `max` bytes without control characters.

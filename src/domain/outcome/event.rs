@@ -19,7 +19,7 @@ pub enum OutcomeKind {
     Failed,
     /// An attempt failed and was charged; another follows.
     Retrying,
-    /// The key was taken, or the job was cancelled. Terminal.
+    /// The key was taken, or the job was cancelled or superseded. Terminal.
     Skipped,
     /// `expires_at` was past. Terminal.
     Expired,
@@ -55,6 +55,18 @@ pub struct Encryption {
     pub algorithm: Option<String>,
     /// The key, where KMS was used.
     pub kms_key_arn: Option<String>,
+}
+
+/// Reason of a job that was skipped because a newer generation of its object was delivered.
+pub const SUPERSEDED: &str = "superseded";
+
+/// Job that was delivered with a higher generation of the same object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SupersededBy {
+    /// The job.
+    pub job_id: String,
+    /// Its generation.
+    pub generation: u64,
 }
 
 /// The `data` of an outcome. Fields that don't apply are left out.
@@ -108,10 +120,13 @@ pub struct OutcomeData {
     pub labels: BTreeMap<String, String>,
     /// On failure: the class.
     pub class: Option<String>,
-    /// On failure: the reason.
+    /// On failure: the reason. `superseded` where a job was skipped because a newer generation of
+    /// its object was delivered.
     pub reason: Option<String>,
+    /// Where a job was superseded: the job that was delivered.
+    pub superseded_by: Option<SupersededBy>,
     /// Description in plain words: on failure, and where a job was skipped because its backfill was
-    /// cancelled.
+    /// cancelled or because it was superseded.
     pub message: Option<String>,
     /// On failure: remedy for the customer.
     pub hint: Option<String>,

@@ -164,14 +164,15 @@ impl RabbitMqDeadLetters {
         }
     }
 
-    /// Publishes a copy to the job's lane, then removes the letter.
-    pub async fn requeue(&mut self) -> Result<(), QueueError> {
+    /// Publishes a copy to the job's lane, then removes the letter. `generation` replaces the job's
+    /// own.
+    pub async fn requeue(&mut self, generation: Option<u64>) -> Result<(), QueueError> {
         let current = self.current.as_ref().ok_or(QueueError::Lost)?;
         if current.letter.properties().unread.is_some() {
             return Err(QueueError::Refused("its body is too large to be read".to_owned()));
         }
         let original = origin::trusted(current.properties.clone(), self.endpoint.user());
-        let message = messages::requeued(&self.names, &current.letter, &original)?;
+        let message = messages::requeued(&self.names, &current.letter, &original, generation)?;
         self.publish(&message).await?;
         failpoints::hit("requeued");
         self.discard().await

@@ -70,6 +70,7 @@ pub(super) fn visible(properties: &BasicProperties) -> Properties {
         reply_to: owned(properties.reply_to()),
         correlation_id: owned(properties.correlation_id()),
         kind: owned(properties.kind()),
+        timestamp: *properties.timestamp(),
         headers: properties.headers().as_ref().map(text_headers).unwrap_or_default(),
         unread: unread(properties),
     }

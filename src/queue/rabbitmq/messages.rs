@@ -127,13 +127,14 @@ pub(super) fn requeued(
     names: &Names,
     letter: &DeadLetter,
     original: &BasicProperties,
+    generation: Option<u64>,
 ) -> Result<OutgoingMessage, QueueError> {
     let copy = JobCopy {
         routing_key: letter.routing_key(),
         body: letter.body(),
         content_type: letter.properties().content_type.as_deref(),
         original: &retain_headers(original, |name| !belongs_to_run(name)),
-        headers: letter.next_run(),
+        headers: letter.next_run(generation),
     };
     copy.message(names.jobs_exchange())
 }
@@ -319,6 +320,9 @@ fn job_properties(from: Properties) -> Result<BasicProperties, QueueError> {
     }
     if let Some(text) = from.kind {
         properties = properties.with_type(short(&text)?);
+    }
+    if let Some(timestamp) = from.timestamp {
+        properties = properties.with_timestamp(timestamp);
     }
     if !from.headers.is_empty() {
         properties = properties.with_headers(merged(None, from.headers)?);

@@ -50,12 +50,12 @@ impl SqliteDeadLetters {
         Ok(Some(letter.clone()))
     }
 
-    /// Moves the job of the last dead letter to its lane.
-    pub async fn requeue(&mut self) -> Result<(), QueueError> {
+    /// Moves the job of the last dead letter to its lane. `generation` replaces the job's own.
+    pub async fn requeue(&mut self, generation: Option<u64>) -> Result<(), QueueError> {
         let (seq, letter) = self.current.take().ok_or(QueueError::Lost)?;
         let kept = letter.properties().headers.iter().filter(|(name, _)| !belongs_to_run(name));
         let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
-        let headers: Headers = kept.chain(letter.next_run()).collect();
+        let headers: Headers = kept.chain(letter.next_run(generation)).collect();
         let moved = self.store.write(move |db| requeue(db, seq, &headers)).await?;
         failpoints::hit("requeued");
         require_found(moved)

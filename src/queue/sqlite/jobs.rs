@@ -76,6 +76,7 @@ pub(super) fn properties(row: &Row<'_>, first: usize) -> rusqlite::Result<Proper
         reply_to: row.get(first + 2)?,
         correlation_id: row.get(first + 3)?,
         kind: row.get(first + 4)?,
+        timestamp: None,
         headers: serde_json::from_str(&headers).unwrap_or_default(),
         unread: None,
     })

@@ -45,6 +45,10 @@ pub struct EndedTransfer {
     pub seconds: f64,
     /// Bytes that S3 accepted.
     pub bytes: u64,
+    /// Job that was delivered with a newer generation of the object, if this one was skipped because
+    /// of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<String>,
     /// Its failure.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shared")]
     pub trouble: Option<Arc<FailureDetail>>,
@@ -135,6 +139,7 @@ impl EndedTransfer {
             attempt: 1,
             seconds: 0.0,
             bytes: 0,
+            superseded_by: plan.superseded_by.as_ref().map(|newer| newer.job.to_string()),
             trouble: plan.failure.as_ref().map(|failure| Arc::new(FailureDetail::of(failure, at, plan))),
         }
     }

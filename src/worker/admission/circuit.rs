@@ -200,7 +200,7 @@ impl CircuitBreakers {
             TransferResult::Failed(failure) if failure.class() == Class::Destination => {
                 self.failed(attempt, failure, now)
             }
-            TransferResult::Failed(_) | TransferResult::Expired | TransferResult::Cancelled(_) => None,
+            _ => None,
         }
     }
 

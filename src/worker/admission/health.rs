@@ -53,7 +53,11 @@ impl WorkerHealth {
             TransferResult::Delivered(_) | TransferResult::Skipped => self.recover(),
             // Denied by S3 with a request id: the request was signed and read.
             TransferResult::Failed(failure) if failure.aws_request_id.is_some() => self.recover(),
-            TransferResult::Failed(_) | TransferResult::Expired | TransferResult::Cancelled(_) => {}
+            TransferResult::Failed(_)
+            | TransferResult::Expired
+            | TransferResult::Cancelled(_)
+            | TransferResult::Superseded(_)
+            | TransferResult::ObjectBusy => {}
         }
     }
 

@@ -122,7 +122,10 @@ impl OutageDetector {
                     return ObservedResult::Known(state.covered(destination, result));
                 }
             }
-            TransferResult::Expired | TransferResult::Cancelled(_) => {}
+            TransferResult::Expired
+            | TransferResult::Cancelled(_)
+            | TransferResult::Superseded(_)
+            | TransferResult::ObjectBusy => {}
         }
         ObservedResult::Known(result)
     }

@@ -7,6 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::circuit::CircuitProbe;
 use super::limits::DestinationPermit;
 use crate::upload::RateLimiter;
+use crate::worker::generations::ObjectGuard;
 
 /// Everything that a job holds while it runs. Released on drop.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(in crate::worker) struct Permit {
     pub(super) destination: Option<DestinationPermit>,
     pub(super) probe: Option<CircuitProbe>,
     pub(super) quarantine: Option<OwnedSemaphorePermit>,
+    /// Right to be the only job of its object.
+    pub(super) object: Option<ObjectGuard>,
 }
 
 impl Permit {
@@ -27,7 +30,7 @@ impl Permit {
         backfill: Option<OwnedSemaphorePermit>,
         sole: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        Self { slot: Some(slot), backfill, sole, destination: None, probe: None, quarantine: None }
+        Self { slot: Some(slot), backfill, sole, destination: None, probe: None, quarantine: None, object: None }
     }
 
     /// Releases the slot for another job. The backfill permit is kept: only backfills wait for it.

@@ -130,6 +130,7 @@ fn a_result_without_failure_is_acknowledged_with_its_outcome() {
             (TransferResult::Skipped, OutcomeKind::Skipped),
             (TransferResult::Expired, OutcomeKind::Expired),
             (TransferResult::Cancelled(backfill.clone()), OutcomeKind::Skipped),
+            (TransferResult::Superseded(newer()), OutcomeKind::Skipped),
         ]
     };
     for case in cases() {
@@ -139,6 +140,45 @@ fn a_result_without_failure_is_acknowledged_with_its_outcome() {
             assert_eq!(plan.abort_upload, case.lease != LeaseStatus::Lost);
             assert!(plan.counted.is_none() && plan.deferred.is_none());
         }
+    }
+}
+
+fn newer() -> NewerDelivery {
+    NewerDelivery { generation: 2, job: "acme/02:00".into() }
+}
+
+#[test]
+fn a_superseded_job_names_the_job_that_won() {
+    let case = Case { lane: Lane::Scheduled, lease: LeaseStatus::Absent, upload: true };
+    for conclusion in [
+        Conclusion::Attempted(TransferResult::Superseded(newer())),
+        Conclusion::Deferred(Deferral::Superseded(newer())),
+    ] {
+        let plan = plan_of(case, &decoded(History::default()), conclusion);
+        assert_eq!(plan.superseded_by, Some(newer()));
+        assert!(plan.abort_upload && !plan.may_write_later());
+        let outcome: serde_json::Value = serde_json::from_slice(&plan.outcome.unwrap().event.body).unwrap();
+        assert_eq!(outcome["type"], "consign.transfer.skipped.v1");
+        assert_eq!(outcome["data"]["reason"], "superseded");
+        assert_eq!(outcome["data"]["superseded_by"]["job_id"], "acme/02:00");
+        assert_eq!(outcome["data"]["superseded_by"]["generation"], 2);
+        let message = outcome["data"]["message"].as_str().unwrap();
+        assert_eq!(message, "a newer generation of this object was delivered: acme/02:00 (generation 2)");
+    }
+}
+
+#[test]
+fn a_job_whose_object_is_busy_keeps_its_upload_and_waits_uncharged() {
+    let case = Case { lane: Lane::Scheduled, lease: LeaseStatus::Absent, upload: true };
+    let planned = |conclusion| plan_of(case, &decoded(History::default()), conclusion);
+    let attempted = planned(Conclusion::Attempted(TransferResult::ObjectBusy));
+    let waited = planned(Conclusion::Deferred(Deferral::ObjectBusy));
+    for (plan, body) in [(attempted, CopyBody::Checkpoint), (waited, CopyBody::AsDelivered)] {
+        assert_eq!(
+            (plan.settlement.action(), plan.deferred, plan.body),
+            ("defer", Some(DeferCause::Concurrency), body)
+        );
+        assert!(!plan.abort_upload && plan.outcome.is_none() && plan.may_write_later());
     }
 }
 

@@ -103,8 +103,8 @@ async fn a_requeued_job_begins_a_new_run(fixture: &impl Fixture) {
     bury(&*queue, &["a", "b"]).await;
     let mut letters = open(fixture).await;
     find(&mut letters, "b").await;
-    letters.requeue().await.unwrap();
-    assert!(letters.requeue().await.is_err(), "the letter is gone");
+    letters.requeue(None).await.unwrap();
+    assert!(letters.requeue(None).await.is_err(), "the letter is gone");
     letters.close().await;
     let got = next(&*queue, Lane::Backfill).await;
     let sent = published("b");
@@ -121,7 +121,7 @@ async fn a_requeued_job_begins_a_new_run(fixture: &impl Fixture) {
     queue.settle(got, Settlement::DeadLetter { headers: why }, vec![]).await.unwrap();
     let mut letters = open(fixture).await;
     assert_eq!(find(&mut letters, "b").await.run(), 1);
-    letters.requeue().await.unwrap();
+    letters.requeue(None).await.unwrap();
     letters.close().await;
     let got = next(&*queue, Lane::Backfill).await;
     assert_eq!(got.properties.headers["consign-run"], "2");
@@ -158,7 +158,7 @@ async fn a_pass_does_not_return_later_letters(fixture: &impl Fixture) {
     let mut letters = open(fixture).await;
     let mut seen = 0;
     while letters.next().await.unwrap().is_some() {
-        letters.requeue().await.unwrap();
+        letters.requeue(None).await.unwrap();
         seen += 1;
         // The job fails at once.
         let got = next(&*queue, Lane::Backfill).await;
@@ -185,7 +185,7 @@ async fn an_imported_letter_is_the_same(fixture: &impl Fixture) {
     assert_eq!((again.died_at(), again.properties()), (letter.died_at(), letter.properties()));
     let mut letters = open(fixture).await;
     letters.next().await.unwrap();
-    letters.requeue().await.unwrap();
+    letters.requeue(None).await.unwrap();
     letters.close().await;
     let got = next(&*queue, Lane::Backfill).await;
     assert_eq!((got.body.clone(), got.properties.headers["consign-run"].as_str()), (published("a").body, "1"));

@@ -57,7 +57,7 @@ async fn a_long_pass_requeues_its_letters_and_still_returns_each_once() {
     while let Some(letter) = letters.next().await.unwrap() {
         seen.push(letter.job_id().unwrap().to_owned());
         if seen.len() % 3 == 0 {
-            letters.requeue().await.unwrap();
+            letters.requeue(None).await.unwrap();
             requeued += 1;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -102,7 +102,7 @@ async fn a_letter_of_the_broker_is_read_and_requeued_with_its_binary_headers() {
     let letter = letters.next().await.unwrap().unwrap();
     assert_eq!((letter.reason(), letter.class(), letter.routing_key()), ("expired", "broker", key));
     assert!(letter.message().contains("seen-short") && letter.died_at().is_some(), "{letter:?}");
-    letters.requeue().await.unwrap();
+    letters.requeue(None).await.unwrap();
     letters.close().await;
     let job = rabbit.take(&rabbit.name("jobs.scheduled")).await;
     let headers = job.properties.headers().as_ref().unwrap().inner();

@@ -43,6 +43,11 @@ export interface ConsignJob {
    */
   expires_at?: string | null;
   /**
+   * Of the jobs of one destination and key, the highest generation that was delivered stays.
+   * Default: the microseconds of `created_at`.
+   */
+  generation?: number | null;
+  /**
    * The idempotency identity: 1-200 of `[A-Za-z0-9._:/=@+-]`.
    */
   id: string;

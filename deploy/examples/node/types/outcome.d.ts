@@ -118,7 +118,7 @@ export interface OutcomeData {
   length_unproven?: boolean;
   /**
    * Description in plain words: on failure, and where a job was skipped because its backfill was
-   * cancelled.
+   * cancelled or because it was superseded.
    */
   message?: string | null;
   /**
@@ -126,7 +126,8 @@ export interface OutcomeData {
    */
   parts?: number | null;
   /**
-   * On failure: the reason.
+   * On failure: the reason. `superseded` where a job was skipped because a newer generation of
+   * its object was delivered.
    */
   reason?: string | null;
   /**
@@ -145,6 +146,10 @@ export interface OutcomeData {
    * Start of this attempt.
    */
   started_at?: string | null;
+  /**
+   * Where a job was superseded: the job that was delivered.
+   */
+  superseded_by?: SupersededBy | null;
   /**
    * Name of the customer at the platform.
    */
@@ -167,5 +172,19 @@ export interface Encryption {
    * The key, where KMS was used.
    */
   kms_key_arn?: string | null;
+  [k: string]: unknown;
+}
+/**
+ * Job that was delivered with a higher generation of the same object.
+ */
+export interface SupersededBy {
+  /**
+   * Its generation.
+   */
+  generation: number;
+  /**
+   * The job.
+   */
+  job_id: string;
   [k: string]: unknown;
 }

@@ -1,4 +1,5 @@
-//! The structs of compact version 1. FROZEN: no field may be added, removed, moved or retyped.
+//! The structs of compact versions 1 and 2. FROZEN: no field may be added, removed, moved or
+//! retyped.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -33,6 +34,13 @@ pub(super) struct FrozenJob {
     created_at: Option<String>,
     expires_at: Option<String>,
     labels: Pairs,
+}
+
+/// Version 2: a job with a generation.
+#[derive(Encode, Decode)]
+pub(super) struct FrozenJob2 {
+    pub(super) job: FrozenJob,
+    pub(super) generation: u64,
 }
 
 #[derive(Encode, Decode)]
@@ -136,6 +144,7 @@ impl FrozenJob {
             storage_class: self.storage_class,
             compression: self.compression.into(),
             if_exists: self.if_exists.into(),
+            generation: None,
             created_at: self.created_at,
             expires_at: self.expires_at,
             labels: unique("labels", self.labels)?,

@@ -13,6 +13,9 @@ use crate::domain::destination::strict::{object, unique};
 use crate::domain::job::rejected::JobIdentity;
 use crate::domain::job::{Compression, IfExists};
 
+/// Largest generation: every language has an integer for it.
+pub(in crate::domain::job) const MAX_GENERATION: u64 = i64::MAX as u64;
+
 /// A job as it is written. Nothing is checked yet but the shape.
 #[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +54,10 @@ pub struct RawJob {
     /// Behaviour when the object exists.
     #[serde(default, skip_serializing_if = "is_default")]
     pub if_exists: IfExists,
+    /// Of the jobs of one destination and key, the highest generation that was delivered stays.
+    /// Default: the microseconds of `created_at`.
+    #[schemars(range(max = MAX_GENERATION))]
+    pub generation: Option<u64>,
     /// Time at which the job was created, RFC 3339.
     #[schemars(extend("format" = "date-time"))]
     pub created_at: Option<String>,
@@ -117,6 +124,7 @@ impl RawJob {
             storage_class: None,
             compression: Compression::default(),
             if_exists: IfExists::default(),
+            generation: None,
             created_at: None,
             expires_at: None,
             labels: BTreeMap::new(),

@@ -1,0 +1,147 @@
+//! The newest refresh wins: of the jobs of one destination and key, the highest generation that was
+//! delivered stays.
+//!
+//! In one worker the jobs of an object run one after the other ([`locks`]), and each delivery is
+//! remembered. Workers report to each other on the control stream, which all of them read in the
+//! same order:
+//!
+//! 1. A job that fails, or is deferred, leased, handed off or dead-lettered is *pending*: it may
+//!    write late, and that is reported once. A job that was redelivered reports itself when it is
+//!    attempted, and gives the others [`ANSWER_TIME`] before it writes.
+//! 2. Who delivered a higher generation within the last hour answers with that delivery. Who
+//!    delivers one later, while a lower one is pending, reports it.
+//! 3. Right before the request that makes an object visible, a late attempt, and any attempt while
+//!    another generation of its object is pending, reports its *write* and reads that back. The
+//!    first write in the stream's order goes ahead, the others wait for its end. Reading it back
+//!    proves that everything reported before was read, also after a restart.
+//! 4. A first attempt of an object of which nothing is pending writes without a report. Should a
+//!    generation become pending meanwhile, the write is reported at once.
+//!
+//! A worker that drains reports its deliveries of the last `broker.lease_after`, which are
+//! otherwise known to it alone. One that is killed takes that knowledge with it.
+//!
+//! A job below a known delivery is superseded: when it is admitted, while it runs, and before it
+//! writes. No time is compared between two workers, so their clocks may differ.
+
+mod locks;
+mod own;
+mod reporter;
+mod table;
+mod writer;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::parts::WorkerParts;
+use crate::domain::control::GenerationChange;
+use crate::domain::fleet::FleetShare;
+use crate::domain::generation::{NewerDelivery, ObjectDigest, ObjectGeneration};
+pub(super) use locks::{ObjectGuard, ObjectLocks};
+use reporter::GenerationReporter;
+use table::GenerationTable;
+pub(super) use writer::{DeliveryReport, ObjectWriter, WritingJob};
+
+/// Time that workers have to answer when a job that was not reported before becomes pending.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+/// Limit for the confirm of a report. It is published later if it takes longer.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Limit for the reports of a worker that stops.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Generations of objects, as this worker and all others know them.
+#[derive(Debug)]
+pub(super) struct Generations {
+    table: Mutex<GenerationTable>,
+    /// Notified after each change of the table.
+    changed: Notify,
+    reporter: GenerationReporter,
+    /// Live workers; 0 while that is not known.
+    workers: AtomicU32,
+    /// True once the reports of the past were read.
+    caught_up: AtomicBool,
+    /// True once a report was read.
+    reads: AtomicBool,
+}
+
+impl Generations {
+    pub(super) fn new(parts: &WorkerParts) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::new(GenerationTable::new(&parts.metrics)),
+            changed: Notify::new(),
+            reporter: GenerationReporter::new(parts),
+            workers: AtomicU32::new(0),
+            caught_up: AtomicBool::new(false),
+            reads: AtomicBool::new(false),
+        })
+    }
+
+    /// Applies what a worker of the fleet reported, and answers.
+    pub(super) fn apply(&self, object: ObjectDigest, change: GenerationChange) {
+        self.reads.store(true, Ordering::Relaxed);
+        let answers = self.table().apply(object, change);
+        for answer in answers {
+            drop(self.reporter.report(object, answer));
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Records that the reports of the past were read.
+    pub(super) fn caught_up(&self) {
+        self.caught_up.store(true, Ordering::Release);
+    }
+
+    /// Records the number of live workers.
+    pub(super) fn set_share(&self, share: FleetShare) {
+        self.workers.store(share.workers.get(), Ordering::Relaxed);
+    }
+
+    /// Returns the delivery that supersedes a job, as far as it is known.
+    pub(super) fn newer_than(&self, this: ObjectGeneration) -> Option<NewerDelivery> {
+        self.table().newer_than(this)
+    }
+
+    /// Reports that a job may write late, unless that is known. Returns when the report is
+    /// confirmed, or after [`CONFIRM_TIMEOUT`].
+    pub(super) async fn announce(&self, this: ObjectGeneration) {
+        if self.table().pending_since(this).is_some() {
+            return;
+        }
+        let reported = self.reporter.report(this.object, GenerationChange::Pending { generation: this.generation });
+        let _ = timeout(CONFIRM_TIMEOUT, reported).await;
+    }
+
+    /// Reports the deliveries of the last `age`, which nobody else knows of: this worker stops, and
+    /// an older job that began before them may become pending later.
+    pub(super) async fn hand_over(&self, age: Duration) {
+        let reports = self.table().unreported_deliveries(age);
+        let reported = reports.into_iter().map(|(object, change)| self.reporter.report(object, change));
+        let _ = timeout(HAND_OVER_TIMEOUT, join_all(reported)).await;
+    }
+
+    fn table(&self) -> MutexGuard<'_, GenerationTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the table has something.
+    async fn wait_for<T>(&self, look: impl Fn(&mut GenerationTable) -> Option<T>) -> T {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if let Some(found) = look(&mut self.table()) {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    /// Returns true if nobody else could answer.
+    fn is_alone(&self) -> bool {
+        self.workers.load(Ordering::Relaxed) == 1
+    }
+}

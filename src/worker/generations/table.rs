@@ -1,0 +1,424 @@
+//! Table of pending, written and delivered generations. Pure: changes go in, answers come out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::own::OwnDeliveries;
+use crate::domain::control::{GenerationChange, KEPT_DAYS};
+use crate::domain::generation::{NewerDelivery, ObjectDigest, ObjectGeneration};
+use crate::metrics::{GenerationLoss, Metrics};
+
+/// Most objects of each kind. Beyond, the least recently used are forgotten, and counted: a late
+/// job of such an object may overwrite a newer one.
+const MAX_OBJECTS: u64 = 100_000;
+/// Time for which reported generations hold: the stream keeps them as long.
+const REPORTED_TTL: Duration = Duration::from_hours(24 * KEPT_DAYS);
+/// Time after which a write whose end was not reported counts as ended: its worker was lost. No
+/// request to S3 takes as long.
+const WRITE_TTL: Duration = Duration::from_mins(10);
+/// Time after which a cancelled request has no effect on S3 any more. Others write only then.
+pub(super) const UNKNOWN_WRITE_TIME: Duration = Duration::from_secs(5);
+/// Most deliveries that a worker leaves to the others when it stops.
+const MAX_HANDED_OVER: usize = 5_000;
+/// Objects with writes from which on those of lost workers are dropped.
+const MAX_WRITES: usize = 10_000;
+/// Ended writes that are remembered, as the report of a beginning may arrive later or twice.
+const MAX_ENDED: u64 = 10_000;
+
+/// Generations of an object that may be written late.
+#[derive(Debug, Clone, Copy)]
+struct PendingGenerations {
+    lowest: u64,
+    highest: u64,
+    /// Time of the report of the lowest.
+    since: Instant,
+}
+
+/// Reported write.
+#[derive(Debug)]
+struct ReportedWrite {
+    id: Uuid,
+    run: Uuid,
+    /// Time from which on it counts as ended, whatever is reported.
+    expires_at: Instant,
+}
+
+impl ReportedWrite {
+    fn is_live(&self) -> bool {
+        Instant::now() < self.expires_at
+    }
+}
+
+/// Write of this worker that was not reported when it began.
+#[derive(Debug)]
+struct OwnWrite {
+    generation: u64,
+    run: Uuid,
+    /// Id, once it was reported.
+    id: Option<Uuid>,
+}
+
+/// State of one worker.
+#[derive(Debug)]
+pub(super) struct GenerationTable {
+    pending: Cache<ObjectDigest, PendingGenerations>,
+    /// Highest reported delivery of each object.
+    reported: Cache<ObjectDigest, Arc<NewerDelivery>>,
+    /// Highest delivery of each object in this worker.
+    own: OwnDeliveries,
+    /// Reported writes in the stream's order.
+    writes: HashMap<ObjectDigest, Vec<ReportedWrite>>,
+    own_writes: HashMap<ObjectDigest, OwnWrite>,
+    ended: Cache<Uuid, ()>,
+    metrics: Arc<Metrics>,
+}
+
+/// Turn of a reported write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It is the first.
+    First,
+    /// Another one is before it.
+    Waits,
+}
+
+impl GenerationTable {
+    pub(super) fn new(metrics: &Arc<Metrics>) -> Self {
+        Self {
+            pending: cache(REPORTED_TTL, metrics),
+            reported: cache(REPORTED_TTL, metrics),
+            own: OwnDeliveries::default(),
+            writes: HashMap::new(),
+            own_writes: HashMap::new(),
+            ended: Cache::builder().max_capacity(MAX_ENDED).eviction_policy(EvictionPolicy::lru()).build(),
+            metrics: metrics.clone(),
+        }
+    }
+
+    /// Applies a report. Returns the reports that answer it.
+    pub(super) fn apply(&mut self, object: ObjectDigest, change: GenerationChange) -> Vec<GenerationChange> {
+        match change {
+            GenerationChange::Pending { generation } => {
+                self.add_pending(object, generation);
+                self.unreported_delivery(object, generation).into_iter().chain(self.report_own_write(object)).collect()
+            }
+            GenerationChange::Writing { generation, run, write } => {
+                if self.ended.contains_key(&write) {
+                    return Vec::new();
+                }
+                self.add_write(object, run, write);
+                self.unreported_delivery(object, generation).into_iter().chain(self.report_own_write(object)).collect()
+            }
+            GenerationChange::Ended { write } => {
+                self.end_write(object, write);
+                Vec::new()
+            }
+            GenerationChange::Delivered { generation, job, write } => {
+                if let Some(write) = write {
+                    self.end_write(object, write);
+                }
+                self.add_delivery(object, NewerDelivery { generation, job });
+                Vec::new()
+            }
+        }
+    }
+
+    fn add_pending(&self, object: ObjectDigest, generation: u64) {
+        let now = Instant::now();
+        let pending = match self.pending.get(&object) {
+            Some(known) => PendingGenerations {
+                lowest: known.lowest.min(generation),
+                highest: known.highest.max(generation),
+                since: if generation < known.lowest { now } else { known.since },
+            },
+            None => PendingGenerations { lowest: generation, highest: generation, since: now },
+        };
+        self.pending.insert(object, pending);
+    }
+
+    fn add_write(&mut self, object: ObjectDigest, run: Uuid, id: Uuid) {
+        if self.writes.len() >= MAX_WRITES {
+            // Those of workers that were lost.
+            self.writes.retain(|_, writes| writes.iter().any(ReportedWrite::is_live));
+        }
+        let expires_at = Instant::now() + WRITE_TTL;
+        let writes = self.writes.entry(object).or_default();
+        match writes.iter_mut().find(|write| write.id == id) {
+            Some(write) => write.expires_at = expires_at,
+            None => writes.push(ReportedWrite { id, run, expires_at }),
+        }
+    }
+
+    fn end_write(&mut self, object: ObjectDigest, id: Uuid) {
+        // Its beginning may be read only now, or once more.
+        self.ended.insert(id, ());
+        let Some(writes) = self.writes.get_mut(&object) else { return };
+        if let Some(run) = writes.iter().find(|write| write.id == id).map(|write| write.run) {
+            // Another write of the same run is most likely that of a worker which was lost.
+            let soon = Instant::now() + UNKNOWN_WRITE_TIME;
+            let others = writes.iter_mut().filter(|write| write.run == run);
+            others.for_each(|write| write.expires_at = write.expires_at.min(soon));
+        }
+        writes.retain(|write| write.id != id);
+        if writes.is_empty() {
+            self.writes.remove(&object);
+        }
+    }
+
+    fn add_delivery(&self, object: ObjectDigest, delivery: NewerDelivery) {
+        if self.pending.get(&object).is_some_and(|pending| pending.highest <= delivery.generation) {
+            self.pending.invalidate(&object);
+        }
+        if self.reported.get(&object).is_none_or(|known| known.generation < delivery.generation) {
+            self.reported.insert(object, Arc::new(delivery));
+        }
+    }
+
+    /// Returns this worker's delivery above `generation`, if no report has named one as high.
+    fn unreported_delivery(&self, object: ObjectDigest, generation: u64) -> Option<GenerationChange> {
+        let own = self.own.get(object).filter(|own| own.generation > generation)?;
+        let reported = self.reported.get(&object);
+        if reported.is_some_and(|reported| reported.generation >= own.generation) {
+            return None;
+        }
+        Some(GenerationChange::Delivered { generation: own.generation, job: own.job, write: None })
+    }
+
+    /// Returns the deliveries of the last `age` that were not reported: a worker that stops leaves
+    /// them to the others.
+    pub(super) fn unreported_deliveries(&self, age: Duration) -> Vec<(ObjectDigest, GenerationChange)> {
+        let unreported = |object| Some((object, self.unreported_delivery(object, 0)?));
+        self.own.since(age).into_iter().take(MAX_HANDED_OVER).filter_map(unreported).collect()
+    }
+
+    /// Reports the write of this worker, if there is one that is not reported.
+    fn report_own_write(&mut self, object: ObjectDigest) -> Option<GenerationChange> {
+        let write = self.own_writes.get_mut(&object).filter(|write| write.id.is_none())?;
+        let id = *write.id.insert(Uuid::new_v4());
+        Some(GenerationChange::Writing { generation: write.generation, run: write.run, write: id })
+    }
+
+    /// Returns the highest known delivery above a generation.
+    pub(super) fn newer_than(&self, this: ObjectGeneration) -> Option<NewerDelivery> {
+        let reported = self.reported.get(&this.object).map(|reported| (*reported).clone());
+        let own = self.own.get(this.object);
+        let highest = reported.into_iter().chain(own).max_by_key(|delivery| delivery.generation)?;
+        (highest.generation > this.generation).then_some(highest)
+    }
+
+    /// Returns when it was reported that this generation, or a lower one, is pending.
+    pub(super) fn pending_since(&self, this: ObjectGeneration) -> Option<Instant> {
+        self.pending.get(&this.object).filter(|known| known.lowest <= this.generation).map(|known| known.since)
+    }
+
+    /// Begins a write without a report, unless a generation of the object is pending or written.
+    pub(super) fn begin_unreported(&mut self, this: ObjectGeneration, run: Uuid) -> bool {
+        if self.pending.contains_key(&this.object) || self.live_writes(this.object).is_some() {
+            return false;
+        }
+        let own = OwnWrite { generation: this.generation, run, id: None };
+        self.own_writes.insert(this.object, own);
+        true
+    }
+
+    /// Ends a write that began without a report. Returns its id, if it was reported since.
+    pub(super) fn end_unreported(&mut self, object: ObjectDigest) -> Option<Uuid> {
+        self.own_writes.remove(&object)?.id
+    }
+
+    /// Returns the turn of a write; `None` while its report was not read, and after its end. Writes
+    /// of one run have the same bytes, and do not wait for each other: a worker that continues a job
+    /// need not wait for one that was lost with it.
+    pub(super) fn turn(&mut self, object: ObjectDigest, id: Uuid) -> Option<Turn> {
+        let writes = self.live_writes(object)?;
+        let place = writes.iter().position(|write| write.id == id)?;
+        let first = writes[..place].iter().all(|write| write.run == writes[place].run);
+        Some(if first { Turn::First } else { Turn::Waits })
+    }
+
+    /// Returns the writes of an object that have not ended, if there are any.
+    fn live_writes(&mut self, object: ObjectDigest) -> Option<&[ReportedWrite]> {
+        let writes = self.writes.get_mut(&object)?;
+        writes.retain(ReportedWrite::is_live);
+        if writes.is_empty() {
+            self.writes.remove(&object);
+        }
+        self.writes.get(&object).map(Vec::as_slice)
+    }
+
+    /// Records a delivery of this worker. Returns true if the others must know: a lower generation
+    /// is pending.
+    pub(super) fn delivered(&mut self, this: ObjectGeneration, job: Arc<str>) -> bool {
+        let forgotten = self.own.insert(this.object, NewerDelivery { generation: this.generation, job });
+        (0..forgotten).for_each(|_| self.metrics.generation_lost(GenerationLoss::Evicted));
+        self.pending.get(&this.object).is_some_and(|pending| pending.lowest < this.generation)
+    }
+}
+
+fn cache<T: Clone + Send + Sync + 'static>(ttl: Duration, metrics: &Arc<Metrics>) -> Cache<ObjectDigest, T> {
+    let metrics = metrics.clone();
+    Cache::builder()
+        .max_capacity(MAX_OBJECTS)
+        .eviction_policy(EvictionPolicy::lru())
+        .time_to_live(ttl)
+        .eviction_listener(move |_, _, cause| {
+            if cause == RemovalCause::Size {
+                metrics.generation_lost(GenerationLoss::Evicted);
+            }
+        })
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> GenerationTable {
+        GenerationTable::new(&Arc::new(Metrics::new(1)))
+    }
+
+    fn object() -> ObjectDigest {
+        ObjectDigest::parse("0f0c5d3e-8f7a-4d0e-9a39-1d1f0c3c2b1a").unwrap()
+    }
+
+    fn at(generation: u64) -> ObjectGeneration {
+        ObjectGeneration { object: object(), generation }
+    }
+
+    fn job(generation: u64) -> Arc<str> {
+        format!("job-{generation}").into()
+    }
+
+    fn id(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    fn pending(generation: u64) -> GenerationChange {
+        GenerationChange::Pending { generation }
+    }
+
+    fn writing(generation: u64, run: u128, write: u128) -> GenerationChange {
+        GenerationChange::Writing { generation, run: id(run), write: id(write) }
+    }
+
+    fn delivered(generation: u64, write: Option<u128>) -> GenerationChange {
+        GenerationChange::Delivered { generation, job: job(generation), write: write.map(id) }
+    }
+
+    fn newer(table: &GenerationTable, generation: u64) -> Option<u64> {
+        table.newer_than(at(generation)).map(|newer| newer.generation)
+    }
+
+    #[tokio::test]
+    async fn a_delivery_supersedes_lower_generations_and_no_equal_one() {
+        let mut table = table();
+        assert!(table.apply(object(), delivered(2, None)).is_empty());
+        table.apply(object(), delivered(1, None));
+        assert_eq!([0, 1, 2, 3].map(|generation| newer(&table, generation)), [Some(2), Some(2), None, None]);
+        assert!(!table.delivered(at(3), job(3)), "nothing is pending");
+        assert_eq!(newer(&table, 2), Some(3), "what was delivered here counts, too");
+        table.delivered(at(2), job(2));
+        assert_eq!(newer(&table, 2), Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_first_attempt_needs_no_report_unless_something_is_pending_or_written() {
+        let mut table = table();
+        assert!(table.begin_unreported(at(2), id(2)));
+        assert_eq!(table.end_unreported(object()), None);
+        assert!(!table.delivered(at(2), job(2)));
+        table.apply(object(), pending(1));
+        assert!(!table.begin_unreported(at(3), id(3)));
+        assert!(table.delivered(at(3), job(3)), "the pending one must know");
+        table.apply(object(), delivered(3, None));
+        assert!(table.begin_unreported(at(4), id(4)), "nothing is pending any more");
+        table.end_unreported(object());
+        table.apply(object(), writing(5, 5, 5));
+        assert!(!table.begin_unreported(at(6), id(6)));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_becomes_pending_late_is_answered() {
+        let mut table = table();
+        table.delivered(at(2), job(2));
+        assert_eq!(table.apply(object(), pending(1)), [delivered(2, None)]);
+        assert!(table.apply(object(), pending(2)).is_empty() && table.apply(object(), pending(3)).is_empty());
+        table.apply(object(), delivered(2, None));
+        assert!(table.apply(object(), pending(1)).is_empty(), "everybody knows");
+    }
+
+    #[tokio::test]
+    async fn a_write_in_flight_is_reported_once_something_becomes_pending() {
+        let mut table = table();
+        assert!(table.begin_unreported(at(2), id(7)));
+        let answers = table.apply(object(), pending(1));
+        let [GenerationChange::Writing { generation: 2, run, write }] = answers[..] else { panic!("{answers:?}") };
+        assert_eq!(run, id(7));
+        assert!(table.apply(object(), pending(0)).is_empty(), "once");
+        assert_eq!(table.end_unreported(object()), Some(write));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_take_turns_in_the_order_of_their_reports() {
+        let mut table = table();
+        assert_eq!(table.turn(object(), id(1)), None);
+        table.apply(object(), writing(1, 1, 1));
+        table.apply(object(), writing(2, 2, 2));
+        let turns = |table: &mut GenerationTable| [1, 2, 3].map(|write| table.turn(object(), id(write)));
+        assert_eq!(turns(&mut table), [Some(Turn::First), Some(Turn::Waits), None]);
+        // Another worker continues the first job.
+        table.apply(object(), writing(1, 1, 3));
+        assert_eq!(table.turn(object(), id(3)), Some(Turn::Waits), "behind the second");
+        table.apply(object(), GenerationChange::Ended { write: id(1) });
+        table.apply(object(), writing(1, 1, 1));
+        assert_eq!(turns(&mut table), [None, Some(Turn::First), Some(Turn::Waits)], "an ended write stays ended");
+        table.apply(object(), delivered(2, Some(2)));
+        assert_eq!(table.turn(object(), id(3)), Some(Turn::First));
+        tokio::time::advance(WRITE_TTL).await;
+        assert_eq!(table.turn(object(), id(3)), None, "its worker was lost");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_write_of_a_lost_worker_does_not_keep_its_job_waiting_nor_others_for_long() {
+        let mut table = table();
+        table.apply(object(), writing(1, 1, 1));
+        table.apply(object(), writing(1, 1, 2));
+        table.apply(object(), writing(2, 2, 3));
+        assert_eq!(table.turn(object(), id(2)), Some(Turn::First));
+        table.apply(object(), delivered(1, Some(2)));
+        assert_eq!(table.turn(object(), id(3)), Some(Turn::Waits));
+        tokio::time::advance(UNKNOWN_WRITE_TIME).await;
+        assert_eq!(table.turn(object(), id(3)), Some(Turn::First));
+    }
+
+    #[tokio::test]
+    async fn the_time_to_answer_begins_with_the_lowest_pending_generation() {
+        let mut table = table();
+        table.apply(object(), pending(2));
+        assert!(table.pending_since(at(1)).is_none() && table.pending_since(at(2)).is_some());
+        table.apply(object(), pending(3));
+        table.apply(object(), delivered(2, None));
+        assert!(table.pending_since(at(3)).is_some(), "a higher one is still pending");
+        table.apply(object(), delivered(3, None));
+        assert!(table.pending_since(at(3)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_stops_leaves_what_nobody_else_knows() {
+        let mut table = table();
+        table.delivered(at(2), job(2));
+        assert_eq!(table.unreported_deliveries(Duration::from_secs(60)), [(object(), delivered(2, None))]);
+        table.apply(object(), delivered(2, None));
+        assert!(table.unreported_deliveries(Duration::from_secs(60)).is_empty());
+        table.delivered(at(3), job(3));
+        tokio::time::advance(Duration::from_mins(7)).await;
+        assert!(table.unreported_deliveries(Duration::from_secs(60)).is_empty());
+    }
+}
