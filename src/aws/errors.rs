@@ -99,10 +99,10 @@ fn s3_table(code: &str, status: u16, destination: &Destination) -> S3Classificat
         "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest" | "IncompleteBody" => {
             signals(Reason::Connection, ErrorSignal::BadDigest)
         }
-        // Every try gets the same answer, until the destination is configured otherwise.
-        "NotImplemented" => means(Reason::Unsupported),
-        code if code.ends_with("QuotaExceeded") => means(Reason::QuotaExceeded),
-        "XMinioStorageFull" => means(Reason::QuotaExceeded),
+        // Every try gets the same answer, until the destination is configured otherwise. No reason is closer; the diagnosis
+        // names the cause.
+        "NotImplemented" => means(Reason::AccessDenied),
+        code if is_quota(code, status) => means(Reason::AccessDenied),
         // A part was replaced or lost under us; a new upload is the remedy.
         "InvalidPart" | "InvalidPartOrder" => signals(Reason::S3Unavailable, ErrorSignal::InvalidPart),
         // Also inside the 200 of a CompleteMultipartUpload.
@@ -123,11 +123,15 @@ pub(crate) fn s3_status(status: u16) -> S3Classification {
         412 => signals(Reason::ObjectExists, ErrorSignal::PreconditionFailed),
         429 => means(Reason::Throttled),
         408 => means(Reason::Timeout),
-        501 => means(Reason::Unsupported),
-        507 => means(Reason::QuotaExceeded),
+        501 | 507 => means(Reason::AccessDenied),
         200..=299 | 500..=599 => means(Reason::S3Unavailable),
         _ => means(Reason::Unclassified),
     }
+}
+
+/// Returns true if the quota of the bucket or its owner is used up.
+fn is_quota(code: &str, status: u16) -> bool {
+    code.ends_with("QuotaExceeded") || code == "XMinioStorageFull" || status == 507
 }
 
 /// Returns true for an answer with a web page: it comes from a proxy or a web server in between,
@@ -143,7 +147,7 @@ impl S3Classification {
     pub(crate) fn of(operation: &str, code: &str, status: u16, destination: &Destination) -> Self {
         match s3_table(code, status, destination) {
             Self { signal: ErrorSignal::BadDigest, .. } if operation == "CompleteMultipartUpload" => {
-                means(Reason::Unsupported)
+                means(Reason::AccessDenied)
             }
             row => row,
         }

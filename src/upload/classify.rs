@@ -186,13 +186,13 @@ mod tests {
             (412, "PreconditionFailed", Reason::ObjectExists),
             (409, "ConditionalRequestConflict", Reason::S3Unavailable),
             (400, "BadDigest", Reason::Connection),
-            (501, "NotImplemented", Reason::Unsupported),
-            (400, "NotImplemented", Reason::Unsupported),
-            (501, "", Reason::Unsupported),
-            (403, "QuotaExceeded", Reason::QuotaExceeded),
-            (400, "XMinioAdminBucketQuotaExceeded", Reason::QuotaExceeded),
-            (507, "XMinioStorageFull", Reason::QuotaExceeded),
-            (507, "", Reason::QuotaExceeded),
+            (501, "NotImplemented", Reason::AccessDenied),
+            (400, "NotImplemented", Reason::AccessDenied),
+            (501, "", Reason::AccessDenied),
+            (403, "QuotaExceeded", Reason::AccessDenied),
+            (400, "XMinioAdminBucketQuotaExceeded", Reason::AccessDenied),
+            (507, "XMinioStorageFull", Reason::AccessDenied),
+            (507, "", Reason::AccessDenied),
             (503, "SlowDown", Reason::SlowDown),
             (503, "", Reason::S3Unavailable),
             (500, "InternalError", Reason::S3Unavailable),
@@ -235,7 +235,7 @@ mod tests {
         };
         assert_eq!(refused("UploadPart").failure.reason, Reason::Connection);
         let refused = refused("CompleteMultipartUpload").failure;
-        assert_eq!((refused.reason, refused.class()), (Reason::Unsupported, Class::Destination));
+        assert_eq!((refused.reason, refused.class()), (Reason::AccessDenied, Class::Destination));
         assert!(refused.hint.contains("checksum = \"none\""), "{}", refused.hint);
     }
 

@@ -29,8 +29,6 @@ pub(super) fn without_answer(reason: Reason) -> Code {
         // No request is made across partitions.
         Reason::WrongRegion => Code::OtherPartition,
         Reason::EncryptionMismatch => Code::EncryptionMismatch,
-        Reason::Unsupported => Code::StoreLacksFeature,
-        Reason::QuotaExceeded => Code::QuotaExceeded,
         Reason::S3Unavailable | Reason::SlowDown | Reason::Throttled => Code::S3Unavailable,
         _ => Code::Unexpected,
     }
@@ -54,6 +52,16 @@ fn s3(answer: &AwsError, reason: Reason, context: &DiagnosisContext<'_>) -> Code
         "NoSuchBucket" => Code::BucketNotFound,
         "InvalidRequest" if said.contains("Object Lock") => Code::ObjectLockNeedsChecksum,
         "" if reason == Reason::Connection && status != 0 => Code::NotS3,
+        "NotImplemented" => Code::StoreLacksFeature,
+        // The transfer makes a denial of a checksum that only the completion refuses, and of nothing else here.
+        "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest" | "IncompleteBody"
+            if reason == Reason::AccessDenied =>
+        {
+            Code::StoreLacksFeature
+        }
+        "XMinioStorageFull" => Code::QuotaExceeded,
+        _ if code.ends_with("QuotaExceeded") || status == 507 => Code::QuotaExceeded,
+        _ if status == 501 => Code::StoreLacksFeature,
         _ => s3_by_meaning(reason, answer, context),
     }
 }
@@ -67,8 +75,6 @@ fn s3_by_meaning(reason: Reason, answer: &AwsError, context: &DiagnosisContext<'
         Reason::BucketNotFound => Code::BucketNotFound,
         Reason::KmsUnavailable => Code::KmsKeyUnusable,
         Reason::EncryptionMismatch => Code::EncryptionMismatch,
-        Reason::Unsupported => Code::StoreLacksFeature,
-        Reason::QuotaExceeded => Code::QuotaExceeded,
         Reason::S3Unavailable | Reason::SlowDown | Reason::Throttled => Code::S3Unavailable,
         Reason::Timeout | Reason::Connection => Code::S3Unreachable,
         _ => Code::Unexpected,
