@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn valid(raw: RawDestination) -> Result<Destination, String> {
-        let named = |problems: Vec<Invalid>| problems[0].field.to_string();
+        let named = |problems: Vec<Invalid>| problems[0].field.clone();
         raw.validate(DestinationId::parse("acme").unwrap()).map_err(named)
     }
 
