@@ -138,8 +138,13 @@ struct EndpointState {
 impl EndpointState {
     /// Renders an answer on a thread of its own, so that probes do not wait for it.
     async fn render<T: Send + 'static>(self, render: impl FnOnce(&AdminState) -> T + Send + 'static) -> Option<T> {
-        let _permit = self.rendering.acquire().await.ok()?;
-        tokio::task::spawn_blocking(move || render(&self.state)).await.ok()
+        let permit = self.rendering.acquire_owned().await.ok()?;
+        // Also where the client does not wait for it any more.
+        let rendered = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            render(&self.state)
+        });
+        rendered.await.ok()
     }
 }
 

@@ -270,3 +270,27 @@ async fn a_status_that_takes_long_delays_no_probe() {
     clients[49].read_to_string(&mut reply).await.unwrap();
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
 }
+
+/// Clients that leave must not make the worker render more at a time.
+#[tokio::test]
+async fn an_answer_counts_until_it_is_rendered_though_its_client_has_left() {
+    let rendering = Arc::new(Semaphore::new(1));
+    let state = AdminState {
+        metrics: Arc::new(Metrics::new(1)),
+        ready: Arc::new(|| Ok(())),
+        live: Arc::new(|| true),
+        status: Arc::new(|_| serde_json::json!({})),
+        access: AdminAccess::default(),
+    };
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let endpoint = EndpointState { state, rendering: rendering.clone() };
+    let client = tokio::spawn(endpoint.render(move |_| gate.recv().is_ok()));
+    while rendering.available_permits() > 0 {
+        tokio::task::yield_now().await;
+    }
+    client.abort();
+    assert!(client.await.unwrap_err().is_cancelled());
+    assert_eq!(rendering.available_permits(), 0);
+    drop(release);
+    assert!(rendering.acquire().await.is_ok());
+}

@@ -136,7 +136,7 @@ mod tests {
         let encoded = |window_log| {
             let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
             encoder.window_log(window_log).unwrap();
-            std::io::copy(&mut &[7; 100_000][..], &mut encoder).unwrap();
+            std::io::copy(&mut &*vec![7; 100_000], &mut encoder).unwrap();
             encoder.finish().unwrap()
         };
         let decoded = async |window_log| whole(decode(chunks(&[&encoded(window_log)]), "zstd").unwrap()).await;

@@ -75,9 +75,11 @@ fn play(target: &str, row: u64, oracle: fn(&[u8])) {
     }
 }
 
+type Accepts = fn(&[u8]) -> bool;
+
 #[test]
 fn every_seed_is_accepted_by_its_parser() {
-    let accepts: [(&str, fn(&[u8]) -> bool); 4] = [
+    let accepts: [(&str, Accepts); 4] = [
         ("job_json", |bytes| job::parse(Some("application/json"), None, bytes).is_ok()),
         ("job_compact", |bytes| compact::parse(bytes).is_ok()),
         ("lease", |bytes| Lease::decode(bytes).is_ok_and(|lease| lease.job(None).is_ok())),

@@ -130,7 +130,7 @@ mod tests {
             |raw| raw.prefix = "b/".to_owned(),
             |raw| {
                 raw.kms_key_arn =
-                    Some("arn:aws:kms:eu-central-1:111111111111:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned())
+                    Some("arn:aws:kms:eu-central-1:111111111111:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned());
             },
         ];
         let mut all: Vec<_> = others.into_iter().map(inline).chain([same.clone()]).collect();
