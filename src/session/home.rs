@@ -5,7 +5,7 @@
 //! another partition. So the worker is at fault only if STS at home refuses it, too.
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_sdk_s3::error::SdkError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -31,8 +31,8 @@ const MAX_ASKED: usize = 3;
 /// The worker's own identity, as STS at home knows it.
 #[derive(Debug)]
 pub(super) struct HomeIdentity {
-    /// Answer of STS at home.
-    accepted: Cache<(), ()>,
+    /// Time at which STS at home was asked that accepted the worker.
+    accepted: Cache<(), Instant>,
     /// Region of the STS that accepted the worker last.
     last_accepted_in: RwLock<Option<Region>>,
     partition: OnceLock<Arc<str>>,
@@ -76,18 +76,26 @@ impl Sessions {
     }
 
     /// Asks STS at home if it accepts the worker; cached briefly, with single flight.
-    async fn accepted_at_home(&self) -> Result<(), Failure> {
+    async fn accepted_at_home(&self) -> Result<Instant, Failure> {
         in_time(self.home.accepted.get((), || self.ask_home())).await
     }
 
     /// As [`Sessions::accepted_at_home`] without the cache.
-    async fn accepted_at_home_now(&self) -> Result<(), Failure> {
+    async fn accepted_at_home_now(&self) -> Result<Instant, Failure> {
         in_time(self.home.accepted.refresh((), || self.ask_home())).await
+    }
+
+    /// As [`Sessions::accepted_at_home`], asked after `refused_at`: an earlier acceptance does not
+    /// contradict a refusal.
+    async fn accepted_at_home_since(&self, refused_at: Instant) -> Result<Instant, Failure> {
+        let earlier = |asked_at: &Instant| *asked_at < refused_at;
+        in_time(self.home.accepted.renew((), earlier, || self.ask_home())).await
     }
 
     /// Calls GetCallerIdentity at home. It needs no permission, but the policy of a VPC endpoint
     /// may deny it: then STS knows who we are, too.
-    async fn ask_home(&self) -> Result<FetchedValue<()>, Failure> {
+    async fn ask_home(&self) -> Result<FetchedValue<Instant>, Failure> {
+        let asked_at = Instant::now();
         let region = Region::parse(&self.home_region()).ok();
         // One try each: retries of the SDK would correct the clock, which may be what is in question.
         let ask = || caller::caller(&self.identity, &self.aws, region.as_ref(), None, 1);
@@ -100,7 +108,7 @@ impl Sessions {
             Err(failure) if is_about_permission(&failure) => {}
             Err(failure) => return Err(failure),
         }
-        Ok(FetchedValue { value: (), lives: Some(ACCEPTED_FOR) })
+        Ok(FetchedValue { value: asked_at, lives: Some(ACCEPTED_FOR) })
     }
 
     /// Returns the failure of a role destination whose partition is another than that of its region
@@ -128,7 +136,7 @@ impl Sessions {
             return failure;
         }
         let asked = sts_region(&self.aws, Some(region), &self.identity);
-        match self.accepted_at_home().await {
+        match self.accepted_at_home_since(Instant::now()).await {
             Err(home) if home.class() == Class::Transient => {
                 let message = format!("{failure}; so says STS in {asked}, and STS at home does not answer: {home}");
                 Failure::new(Reason::StsUnavailable, message)
@@ -136,11 +144,11 @@ impl Sessions {
             // It refuses us as well, or does not know the question.
             Err(_) => failure,
             // STS of the region contradicts the clocks of others, or itself.
-            Ok(()) if failure.reason == Reason::ClockSkew || asked == self.home_region() => {
+            Ok(_) if failure.reason == Reason::ClockSkew || asked == self.home_region() => {
                 let message = format!("{failure}; so says STS in {asked}, and STS at home accepts the worker");
                 Failure::new(Reason::StsUnavailable, message)
             }
-            Ok(()) => self.wrong_region(failure, destination, region, &asked),
+            Ok(_) => self.wrong_region(failure, destination, region, &asked),
         }
     }
 
@@ -196,7 +204,7 @@ impl Sessions {
         match symptom {
             Symptom::Sts => match self.accepted_at_home_now().await {
                 Err(failure) => matches!(failure.class(), Class::Transient | Class::Worker),
-                Ok(()) => false,
+                Ok(_) => false,
             },
             Symptom::Denial(Reason::AssumeRoleDenied) => {
                 let refused = |failure: Failure| failure.class() == Class::Worker;
@@ -245,7 +253,7 @@ fn is_about_permission(failure: &Failure) -> bool {
 }
 
 /// Returns the answer of STS at home, or a failure if there is none in time.
-async fn in_time<L>(asking: impl Future<Output = (L, Result<(), Failure>)>) -> Result<(), Failure> {
+async fn in_time<L, T>(asking: impl Future<Output = (L, Result<T, Failure>)>) -> Result<T, Failure> {
     let late = |_| Err(Failure::new(Reason::StsUnavailable, "no answer in time"));
     timeout(CALL_TIMEOUT, asking).await.map_or_else(late, |(_, answer)| answer)
 }

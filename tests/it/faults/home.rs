@@ -101,6 +101,31 @@ async fn a_region_without_our_token_costs_its_own_job_and_no_worker() {
     site.broker.clean().await;
 }
 
+/// A moment ago STS at home accepted the worker, which now is refused everywhere.
+#[tokio::test]
+async fn an_acceptance_from_before_a_refusal_blames_no_region() {
+    let (mut site, s3) = site("stalehome").await;
+    site.unset("aws.region").environment("AWS_REGION", "us-east-1");
+    s3.bucket("odd", OPT_IN, "222222222222");
+    let mut odd = role_destination("odd", "222222222222");
+    odd["region"] = json!(OPT_IN);
+    site.destination("odd", &odd);
+    s3.on("AssumeRole").region(OPT_IN).before(UNKNOWN_TOKEN);
+    let worker = site.worker().await;
+    let fixture = AcmeFixture { site, s3, worker };
+    schedule(&fixture.site, "odd", named("odd", 1)).await;
+    waits_for(&fixture.site.broker.taken("wait.2m", "odd-0").await, "wrong_region");
+    for operation in ["AssumeRole", "GetCallerIdentity"] {
+        fixture.s3.on(operation).before(UNKNOWN_TOKEN);
+    }
+    fixture.schedule("a", b"hello").await;
+    fixture.unready(&["identity_denied"]).await;
+    assert_eq!(failures(&fixture.worker, "wrong_region").await, 1.0, "only that of the odd one");
+    fixture.s3.calm();
+    assert_eq!(fixture.delivered("a").await["attempts"], 1, "no attempt was charged");
+    fixture.close().await;
+}
+
 #[tokio::test]
 async fn while_home_does_not_answer_a_refusal_is_nobodys_fault() {
     let (mut site, s3) = site("homeaway").await;
