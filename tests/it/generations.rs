@@ -304,8 +304,8 @@ async fn the_embedded_queue_remembers_generations_across_a_restart() {
     };
     let ended = async |name: &str, kind: &str| {
         until("an outcome", LIMIT, async || {
-            let mut all = file.outcomes().into_iter().filter(|message| message.is_of(name));
-            all.find_map(|message| Some(message.json()).filter(|outcome| outcome["type"] == kind))
+            let mut all = file.outcomes().into_iter().map(|message| message.json());
+            all.find(|outcome| outcome["subject"] == name && outcome["type"] == kind)
         })
         .await
     };

@@ -26,6 +26,7 @@ const MAX_INTERVAL: Duration = Duration::from_mins(15);
 
 /// Arguments of `consign dead requeue`.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct RequeueArgs {
     /// All letters
     #[arg(long)]

@@ -98,7 +98,7 @@ mod tests {
         own.insert(object(1), delivery(2));
         own.insert(object(1), delivery(1));
         assert_eq!(generation(&own, 1), Some(2));
-        tokio::time::advance(OWN_TTL - Duration::from_secs(1)).await;
+        tokio::time::advance(OWN_TTL).await;
         assert_eq!(generation(&own, 1), Some(2));
         own.insert(object(1), delivery(3));
         assert_eq!((generation(&own, 1), own.since(Duration::ZERO)), (Some(3), vec![object(1)]));
