@@ -228,7 +228,10 @@ mod tests {
 
     #[test]
     fn without_kms_the_rest_stays() {
-        let usual = destination("exports", Some("arn:aws-cn:kms:cn-north-1:123456789012:key/k"));
+        let usual = destination(
+            "exports",
+            Some("arn:aws-cn:kms:cn-north-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
+        );
         let policy = session_policy_in(&usual, PolicyForm { without_kms: true, ..PolicyForm::default() });
         assert!(!policy.contains("kms:") && policy.contains("s3:PutObject") && policy.contains("s3:ListBucket"));
     }
