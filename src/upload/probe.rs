@@ -178,8 +178,10 @@ impl BucketProbe {
 }
 
 async fn within<T>(until: Instant, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    match tokio::time::timeout_at(until, call).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Failure::new(Reason::Timeout, "S3 did not answer within the time of the connection test")),
+    let late = || Failure::new(Reason::Timeout, "S3 did not answer within the time of the connection test");
+    // A timer that is due already may fire after a fast answer.
+    if Instant::now() >= until {
+        return Err(late());
     }
+    tokio::time::timeout_at(until, call).await.map_err(|_| late())?
 }
