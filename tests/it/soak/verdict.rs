@@ -139,7 +139,9 @@ impl Verdict {
         let name = if counts.1.is_empty() { counts.0.to_owned() } else { format!("{}: {}", counts.0, counts.1) };
         *self.ends.entry(job.kind.name()).or_default().entry(name).or_default() += 1;
         let foreseen = |kind: &&(&str, &str)| job.kind.ends().contains(kind) || job.kind.echoes().contains(kind);
-        if !job.kind.ends().contains(counts) || !kinds.iter().all(|kind| foreseen(&kind)) {
+        // Under a KMS key an ETag tells nothing: an object that an interrupted attempt wrote is nobody's.
+        let undecided = job.json["destination"] == "kms" && job.kind.echoes().contains(counts);
+        if !(undecided || job.kind.ends().contains(counts)) || !kinds.iter().all(|kind| foreseen(&kind)) {
             problems.push(format!("{id} ({} copies) ended as {kinds:?}", job.copies));
         }
     }
