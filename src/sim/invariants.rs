@@ -59,7 +59,7 @@ fn unjustified(
     let destination = state.plan(job).destination;
     // A worker observes the end of an attempt only when the lease that it is taking is there, or lost.
     let unobserved = state.workers[worker].leasing > 0;
-    let known_down = state.workers[worker].refused.contains(&destination) || unobserved;
+    let known_down = state.workers[worker].knows_fault(destination) || unobserved;
     let expires = state.plan(job).expires.is_some();
     let failing = state.workers[worker].failed.len();
     let lost_lease = state.workers[worker].lost_leases.contains(&job);

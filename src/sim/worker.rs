@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::clock;
 use super::job_record::AttemptEnd;
 use super::message::{SimMessage, index};
 use crate::domain::lane::Lane;
@@ -16,6 +17,10 @@ use crate::domain::outcome::Class;
 use crate::metrics::Metrics;
 use crate::queue::{Delivery, DeliveryTag};
 use crate::worker::Worker;
+
+/// Longest time from the plan of a settlement to the settlement: the report of a generation is
+/// confirmed in between.
+const MAX_SETTLING: Duration = Duration::from_secs(6);
 
 /// One process.
 #[derive(Debug)]
@@ -39,6 +44,8 @@ pub(super) struct SimWorker {
     pub(super) running: u32,
     /// Destinations that refused it since the last delivery there.
     pub(super) refused: BTreeSet<usize>,
+    /// Time at which a destination that had refused it accepted a delivery.
+    pub(super) recovered: BTreeMap<usize, Duration>,
     /// Destinations that failed in any way since the last delivery there.
     pub(super) failed: BTreeSet<usize>,
     /// Number of leases being taken.
@@ -76,6 +83,7 @@ impl SimWorker {
             prefetch_limit: [ahead(slots), ahead(slots), ahead(backfill_slots)],
             running: 0,
             refused: BTreeSet::new(),
+            recovered: BTreeMap::new(),
             failed: BTreeSet::new(),
             leasing: 0,
             delivered: BTreeSet::new(),
@@ -102,7 +110,9 @@ impl SimWorker {
             // The worker may observe an earlier refusal later: an attempt that takes a lease ends with it.
             AttemptEnd::Delivered | AttemptEnd::Skipped if self.leasing > 0 => {}
             AttemptEnd::Delivered | AttemptEnd::Skipped => {
-                self.refused.remove(&destination);
+                if self.refused.remove(&destination) {
+                    self.recovered.insert(destination, clock::elapsed());
+                }
                 self.failed.remove(&destination);
             }
             AttemptEnd::Failed(class) => {
@@ -113,6 +123,13 @@ impl SimWorker {
             }
             AttemptEnd::Expired => {}
         }
+    }
+
+    /// Returns true if a job may just have been deferred because of this destination: what it waits
+    /// for before it is settled is bounded.
+    pub(super) fn knows_fault(&self, destination: usize) -> bool {
+        let recovered = |at: &Duration| clock::elapsed() <= *at + MAX_SETTLING;
+        self.refused.contains(&destination) || self.recovered.get(&destination).is_some_and(recovered)
     }
 
     pub(super) fn is_idle(&self) -> bool {

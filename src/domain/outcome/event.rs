@@ -123,7 +123,7 @@ pub struct OutcomeData {
     /// On failure: the reason. `superseded` where a job was skipped because a newer generation of
     /// its object was delivered.
     pub reason: Option<String>,
-    /// Where a job was superseded: the job that was delivered.
+    /// Job that was delivered instead, if this one was superseded.
     pub superseded_by: Option<SupersededBy>,
     /// Description in plain words: on failure, and where a job was skipped because its backfill was
     /// cancelled or because it was superseded.

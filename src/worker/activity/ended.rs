@@ -45,8 +45,8 @@ pub struct EndedTransfer {
     pub seconds: f64,
     /// Bytes that S3 accepted.
     pub bytes: u64,
-    /// Job that was delivered with a newer generation of the object, if this one was skipped because
-    /// of it.
+    /// Job that was delivered with a newer generation of the object, if this one was skipped
+    /// because of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub superseded_by: Option<String>,
     /// Its failure.

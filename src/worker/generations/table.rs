@@ -234,8 +234,8 @@ impl GenerationTable {
     }
 
     /// Returns the turn of a write; `None` while its report was not read, and after its end. Writes
-    /// of one run have the same bytes, and do not wait for each other: a worker that continues a job
-    /// need not wait for one that was lost with it.
+    /// of one run have the same bytes, and do not wait for each other: a worker that continues a
+    /// job need not wait for one that was lost with it.
     pub(super) fn turn(&mut self, object: ObjectDigest, id: Uuid) -> Option<Turn> {
         let writes = self.live_writes(object)?;
         let place = writes.iter().position(|write| write.id == id)?;

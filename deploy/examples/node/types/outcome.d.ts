@@ -147,7 +147,7 @@ export interface OutcomeData {
    */
   started_at?: string | null;
   /**
-   * Where a job was superseded: the job that was delivered.
+   * Job that was delivered instead, if this one was superseded.
    */
   superseded_by?: SupersededBy | null;
   /**
