@@ -49,13 +49,13 @@ mod tests {
     #[test]
     fn inline_destinations_make_room_first() {
         let configured = DestinationIdentity::parse("acme").unwrap();
-        let mut entries = HashMap::from([(configured.clone(), ())]);
+        let mut entries = HashMap::from([(configured.clone(), true)]);
         for n in 0..100_000 {
             make_room(&mut entries, 10);
-            entries.insert(sample::made_up(n), ());
+            entries.insert(sample::made_up(n), true);
             assert!(entries.len() <= 10 && entries.contains_key(&configured));
         }
-        let mut entries = (0..10).map(|n| (DestinationIdentity::parse(&format!("c{n}")).unwrap(), ())).collect();
+        let mut entries = (0..10).map(|n| (DestinationIdentity::parse(&format!("c{n}")).unwrap(), true)).collect();
         make_room(&mut entries, 11);
         assert_eq!(entries.len(), 10);
         make_room(&mut entries, 10);
