@@ -105,14 +105,19 @@ async fn a_region_without_our_token_costs_its_own_job_and_no_worker() {
 #[tokio::test]
 async fn an_acceptance_from_before_a_refusal_blames_no_region() {
     let (mut site, s3) = site("stalehome").await;
-    site.unset("aws.region").environment("AWS_REGION", "us-east-1");
+    // Home is then where STS accepted the worker.
+    site.unset("aws.region");
     s3.bucket("odd", OPT_IN, "222222222222");
     let mut odd = role_destination("odd", "222222222222");
     odd["region"] = json!(OPT_IN);
-    site.destination("odd", &odd);
+    let mut first = role_destination("acme", ACME);
+    first["prefix"] = json!("first/");
+    site.destination("odd", &odd).destination("first", &first);
     s3.on("AssumeRole").region(OPT_IN).before(UNKNOWN_TOKEN);
     let worker = site.worker().await;
     let fixture = AcmeFixture { site, s3, worker };
+    fixture.schedule_with("first", b"hello", &json!({"destination": "first"})).await;
+    fixture.delivered("first").await;
     schedule(&fixture.site, "odd", named("odd", 1)).await;
     waits_for(&fixture.site.broker.taken("wait.2m", "odd-0").await, "wrong_region");
     for operation in ["AssumeRole", "GetCallerIdentity"] {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 /// Sections that the rows must cover.
-const SECTIONS: [&str; 8] = ["broker", "configuration", "destinations", "generations", "lease", "s3", "source", "sts"];
+const SECTIONS: [&str; 7] = ["broker", "configuration", "destinations", "generations", "lease", "s3", "source"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

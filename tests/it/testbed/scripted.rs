@@ -10,13 +10,13 @@
 //! ```
 
 mod call;
+mod effect;
 mod operations;
 mod store;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -26,52 +26,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 pub use call::{Call, Reply};
+pub use effect::Effect;
 pub use store::Object;
 use store::Store;
 
 use super::ledger;
-
-/// Effect of a rule on a call.
-#[derive(Debug, Clone)]
-pub enum Effect {
-    /// An error answer with this status, code and message.
-    Error(u16, &'static str, &'static str),
-    /// A refusal with a web page, as proxies give it.
-    WebPage(u16),
-    /// 200 with an error in the body, as CompleteMultipartUpload may do.
-    ErrorIn200(&'static str),
-    /// 200 with nothing in it.
-    EmptyBody,
-    /// The connection closes without an answer.
-    LostReply,
-    /// The answer comes later.
-    Delay(Duration),
-    /// The answer has this body.
-    Body(&'static str),
-    /// The answer names another encryption than asked.
-    WrongEncryption,
-    /// The answer names another checksum than that of the bytes.
-    WrongChecksum,
-    /// The answer has this header, in place of its own.
-    Header(&'static str, &'static str),
-    /// The upload is aborted by somebody else, then the call is performed. Before only.
-    UploadGone,
-}
-
-impl Effect {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Error(429 | 500.., ..) => "S3 or STS overloaded",
-            Self::Error(..) => "S3 or STS refuses",
-            Self::ErrorIn200(_) => "error in 200",
-            Self::EmptyBody | Self::Body(_) | Self::WebPage(_) => "odd body",
-            Self::LostReply => "lost reply",
-            Self::Delay(_) => "slow reply",
-            Self::WrongEncryption | Self::WrongChecksum | Self::Header(..) => "wrong reply",
-            Self::UploadGone => "upload aborted by somebody",
-        }
-    }
-}
 
 #[derive(Debug, Clone)]
 struct Rule {
