@@ -128,7 +128,7 @@ impl Reload {
                 refused.extend(problems);
                 return Err(ConfigProblems::sorted(refused));
             }
-            // A problem without a file of its own may have gone with those files, else it comes again.
+            // A problem without a file of its own may have gone with those files, else it is found again.
             refused.extend(problems.into_iter().filter(|problem| self.broken_file(problem, &found).is_some()));
             broken.iter().for_each(|path| self.take_back(path, &mut found));
         }

@@ -268,7 +268,7 @@ impl Drop for PutInFlight<'_> {
         if self.answered || !replaces || !state.workers[transport.worker].alive || !state.rng.percent(50) {
             return;
         }
-        state.count_fault("requests that were given up and took effect");
+        state.count_fault("abandoned requests that took effect");
         let wait = state.rng.millis(0, 2000);
         drop(state);
         if tokio::runtime::Handle::try_current().is_ok() {

@@ -72,7 +72,7 @@ impl<'a> JobCopy<'a> {
     }
 
     fn message(mut self, exchange: String) -> Result<OutgoingMessage, QueueError> {
-        // Set anew, so that no size of the other headers can displace it.
+        // Set last, so that no size of the other headers can displace it.
         if let Some(publisher) = text_of(self.original.headers().as_ref(), PUBLISHER) {
             self.headers.insert(PUBLISHER.to_owned(), publisher);
         }
