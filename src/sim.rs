@@ -60,6 +60,8 @@ use world::LogMode;
 
 /// Number of seeds in an ordinary test run.
 const DEFAULT_SEEDS: u64 = 2000;
+/// Seeds that found faults of the worker, which are corrected.
+const ONCE_BROKEN: [u64; 1] = [20_176];
 /// Real time after which a scenario counts as hung.
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 const THREADS: usize = 2;
@@ -192,6 +194,14 @@ fn scenarios_keep_every_invariant() {
             println!("{count} seeds in {took:.1} s, {:.0} per second\n{statistics}", count as f64 / took);
         }
         Err(report) => panic!("{report}"),
+    }
+}
+
+#[test]
+fn seeds_that_once_broke_an_invariant_keep_it() {
+    for seed in ONCE_BROKEN {
+        let violations = run_seed(seed, LogMode::Off).violations;
+        assert!(violations.is_empty(), "{}", report(seed, &violations));
     }
 }
 

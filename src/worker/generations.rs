@@ -6,8 +6,9 @@
 //! same order:
 //!
 //! 1. A job that fails, or is deferred, leased, handed off or dead-lettered is *pending*: it may
-//!    write late, and that is reported once. A job that was redelivered reports itself when it is
-//!    attempted, and gives the others [`ANSWER_TIME`] before it writes.
+//!    write late, and that is reported once. So is one whose delivery could not be settled, whatever
+//!    its result: it is redelivered. A job that was redelivered reports itself when it is attempted,
+//!    and gives the others [`ANSWER_TIME`] before it writes.
 //! 2. Who delivered a higher generation within the last hour answers with that delivery. Who
 //!    delivers one later, while a lower one is pending, reports it.
 //! 3. Right before the request that makes an object visible, a late attempt, and any attempt while
@@ -109,9 +110,14 @@ impl Generations {
     /// Reports that a job may write late, unless that is known. Returns when the report is
     /// confirmed, or after [`CONFIRM_TIMEOUT`].
     pub(super) async fn announce(&self, this: ObjectGeneration) {
-        if self.table().pending_since(this).is_some() {
-            return;
+        if self.table().pending_since(this).is_none() {
+            self.announce_again(this).await;
         }
+    }
+
+    /// Reports that a job may write late, whatever is known: it is redelivered although its end may
+    /// have been reported.
+    pub(super) async fn announce_again(&self, this: ObjectGeneration) {
         let reported = self.reporter.report(this.object, GenerationChange::Pending { generation: this.generation });
         let _ = timeout(CONFIRM_TIMEOUT, reported).await;
     }

@@ -177,6 +177,9 @@ impl Runner {
         if attempted && (!settled || state.lease_state() == LeaseStatus::Lost) {
             self.settler.abort_unrecorded(state, &job.destination).await;
         }
+        if let Some(written) = job.written().filter(|_| attempted && !settled) {
+            self.generations.announce_again(written).await;
+        }
         if settled { end } else { JobEnd::Open }
     }
 

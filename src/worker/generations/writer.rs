@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use super::table::{Turn, UNKNOWN_WRITE_TIME};
+use super::table::{GenerationTable, Turn, UNKNOWN_WRITE_TIME};
 use super::{ANSWER_TIME, CONFIRM_TIMEOUT, Generations};
 use crate::domain::control::GenerationChange;
 use crate::domain::generation::{NewerDelivery, ObjectGeneration};
@@ -102,10 +102,22 @@ impl ObjectWriter {
     /// Reports a late attempt, so that others answer while it still reads its source. Resolves when
     /// a newer generation is delivered.
     pub(in crate::worker) async fn superseded(&self) {
-        if self.job.late && self.generations.newer_than(self.this).is_none() {
+        let newer = loop {
+            let unreported = |table: &GenerationTable| self.job.late && table.pending_since(self.this).is_none();
+            let change = |table: &mut GenerationTable| {
+                let newer = table.newer_than(self.this);
+                (newer.is_some() || unreported(table)).then_some(newer)
+            };
+            if let Some(newer) = self.generations.wait_for(change).await {
+                break newer;
+            }
+            // Also when a duplicate of the job has ended, which closes its report: this one may still write.
             self.generations.announce(self.this).await;
-        }
-        let newer = self.generations.wait_for(|table| table.newer_than(self.this)).await;
+            let known = |table: &mut GenerationTable| {
+                (table.newer_than(self.this).is_some() || !unreported(table)).then_some(())
+            };
+            self.generations.wait_for(known).await;
+        };
         self.state().refusal.get_or_insert(Refusal::Superseded(newer));
     }
 
