@@ -10,6 +10,7 @@ use crate::manners::{FIX_PATH, Manners};
 use crate::measure::Spent;
 use crate::process::{self, Process};
 use crate::scenario::Scenario;
+use crate::storm::ledger::{LEDGER_PATH, Stored};
 use crate::tls::CA_FILE;
 use crate::wire::Endpoint;
 
@@ -43,6 +44,11 @@ impl NullServer {
     /// From now on the missing bucket exists.
     pub async fn fix(&self) -> Fallible<()> {
         self.endpoint.get(FIX_PATH).await.map(drop)
+    }
+
+    /// The account of a server with a ledger.
+    pub async fn ledger(&self) -> Fallible<Stored> {
+        Ok(serde_json::from_slice(self.endpoint.get(LEDGER_PATH).await?.body())?)
     }
 
     /// Counts so far.

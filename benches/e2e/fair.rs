@@ -83,8 +83,12 @@ impl FairArgs {
 pub async fn run(args: &FairArgs, amqp: &str) -> Fallible<()> {
     let root = tempfile::Builder::new().prefix("consign-fair-").tempdir()?;
     let extra = args.extra_config.as_ref().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
-    let manners =
-        Manners { latency: args.latency, slow: Some(world::SLOW.to_owned()), missing: Some(world::DEAD.to_owned()) };
+    let manners = Manners {
+        latency: args.latency,
+        slow: Some(world::SLOW.to_owned()),
+        missing: Some(world::DEAD.to_owned()),
+        ..Manners::default()
+    };
     let server = NullServer::start_with(None, &manners).await?;
     let new = async |name| World::new(name, amqp, &server, root.path(), &extra).await;
     let (alone, beside) = (new("alone").await?, new("beside").await?);

@@ -8,13 +8,14 @@
 //! `scaling` publishes jobs in proportion to the workers, and compares throughput with that of the
 //! first number of workers. `broken` counts the requests to a bucket that does not exist. `limited`
 //! measures the bytes a second to a customer with a limit. `mixed` (only by name) counts the
-//! reconnects that an acknowledgement timeout of a minute causes among all kinds of customers. Every
-//! number of workers has queues and a null server of its own.
+//! reconnects that an acknowledgement timeout of a minute causes among all kinds of customers. `start` times the first delivery of a
+//! new process. Every number of workers has queues and a null server of its own.
 
 mod broken;
 mod limited;
 mod mixed;
 mod scaling;
+mod start;
 
 use std::path::Path;
 
@@ -55,12 +56,16 @@ enum Part {
     Broken,
     Limited,
     Mixed,
+    Start,
 }
 
 /// Prints a line for each number of workers.
 pub async fn run(args: &FleetArgs, amqp: &str) -> Fallible<()> {
     let root = tempfile::Builder::new().prefix("consign-fleet-").tempdir()?;
     let (mut throughput, mut refused, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+    if args.wants(Part::Start) {
+        Fleet { args, amqp, root: root.path(), count: 1 }.start().await?;
+    }
     for &count in &args.workers {
         let fleet = Fleet { args, amqp, root: root.path(), count };
         if args.wants(Part::Scaling) {
@@ -112,7 +117,7 @@ struct Fleet<'a> {
 impl Fleet<'_> {
     async fn server(&self) -> Fallible<NullServer> {
         let (slow, missing) = (Some(world::SLOW.to_owned()), Some(world::DEAD.to_owned()));
-        NullServer::start_with(None, &Manners { latency: self.args.latency, slow, missing }).await
+        NullServer::start_with(None, &Manners { latency: self.args.latency, slow, missing, ..Manners::default() }).await
     }
 
     async fn world<'a>(&'a self, part: &str, server: &'a NullServer) -> Fallible<World<'a>> {

@@ -9,6 +9,7 @@
 //! tests/run --servers cargo bench --bench e2e -- drain               # SIGTERM in the middle of 10 GiB
 //! tests/run --servers cargo bench --bench e2e -- fair                # what a backfill, a slow and a dead customer cost the others
 //! tests/run --servers cargo bench --bench e2e -- fleet               # throughput, requests and bytes against the number of workers
+//! tests/run --servers cargo bench --bench e2e -- storm               # a million small jobs under constant faults, each accounted for
 //! ```
 //!
 //! Null server, reference client and `consign` are processes of their own, so each one's CPU and
@@ -28,12 +29,14 @@ mod fair;
 mod fleet;
 mod manners;
 mod measure;
+mod node;
 mod ports;
 mod process;
 mod raw;
 mod round;
 mod scenario;
 mod server;
+mod storm;
 mod table;
 mod tls;
 mod wire;
@@ -109,6 +112,8 @@ enum Role {
     Fair(fair::FairArgs),
     /// Several workers on one queue.
     Fleet(fleet::FleetArgs),
+    /// Many small jobs under constant faults, each accounted for.
+    Storm(storm::StormArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -138,6 +143,7 @@ async fn run(cli: Cli) -> Fallible<()> {
         (Some(Role::Drain(args)), Some(amqp)) => drain::run(args, amqp).await,
         (Some(Role::Fair(args)), Some(amqp)) => fair::run(args, amqp).await,
         (Some(Role::Fleet(args)), Some(amqp)) => fleet::run(args, amqp).await,
+        (Some(Role::Storm(args)), Some(_)) => storm::run(args).await,
         // `cargo test --benches` runs this binary too, without --bench: a test run must not measure for minutes.
         (None, Some(amqp)) if cli.bench || cli.short => bench(&cli, amqp).await,
         (_, _) => {
@@ -173,6 +179,7 @@ async fn measure_all(cli: &Cli, amqp: &str, broker: &Broker, root: &Path, prefix
             let bench = Bench {
                 server,
                 broker,
+                scheme: name,
                 around: Surroundings { amqp, prefix, server, root, lease_after: worker::LEASE_AFTER, extra: &extra },
             };
             let mut one = Measured { scenario, scheme: name, pairs: Vec::new() };

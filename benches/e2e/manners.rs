@@ -22,6 +22,15 @@ pub struct Manners {
     /// A bucket that does not exist, until it is fixed.
     #[arg(long)]
     pub missing: Option<String>,
+    /// Keeps an account of every object.
+    #[arg(long)]
+    pub ledger: bool,
+    /// One of so many requests for an object is answered with 503 (0: none).
+    #[arg(long, default_value_t = 0)]
+    pub refused: u64,
+    /// One of so many objects is stored without an answer (0: none).
+    #[arg(long, default_value_t = 0)]
+    pub unanswered: u64,
 }
 
 impl Manners {
@@ -31,6 +40,10 @@ impl Manners {
         for (name, bucket) in [("--slow", &self.slow), ("--missing", &self.missing)] {
             arguments.extend(bucket.iter().flat_map(|bucket| [name.to_owned(), bucket.clone()]));
         }
+        for (name, of) in [("--refused", self.refused), ("--unanswered", self.unanswered)] {
+            arguments.extend([name.to_owned(), of.to_string()]);
+        }
+        arguments.extend(self.ledger.then(|| "--ledger".to_owned()));
         arguments
     }
 

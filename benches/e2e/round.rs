@@ -30,6 +30,8 @@ pub struct Bench<'a> {
     pub server: &'a NullServer,
     pub broker: &'a Broker,
     pub around: Surroundings<'a>,
+    /// Part of the ids of its jobs: a worker remembers jobs that others have delivered.
+    pub scheme: &'static str,
 }
 
 impl Bench<'_> {
@@ -56,7 +58,7 @@ impl Bench<'_> {
         round: usize,
     ) -> Fallible<(Spent, Counts)> {
         let mut outcomes = self.broker.outcomes().await?;
-        let messages = jobs(scenario, folder, round);
+        let messages = jobs(scenario, folder, &format!("{}/{round}", self.scheme));
         let (before, cpu, started) = (self.server.counts().await?, measure::cpu_seconds(worker.pid())?, Instant::now());
         self.transfer(messages, &mut outcomes, scenario.files).await?;
         let spent = Spent {
@@ -75,7 +77,7 @@ impl Bench<'_> {
     }
 }
 
-fn jobs(scenario: &Scenario, folder: &Path, round: usize) -> Vec<Message> {
+fn jobs(scenario: &Scenario, folder: &Path, round: &str) -> Vec<Message> {
     let target = scenario.target;
     let job = |index| {
         let name = file_name(index);

@@ -2,7 +2,6 @@
 //! API would.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +21,7 @@ use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
 use crate::manners::{FIX_PATH, Manners};
 use crate::ports;
+use crate::storm::ledger::{LEDGER_PATH, Ledger};
 use crate::tls::Authority;
 use crate::xml;
 
@@ -74,11 +74,19 @@ async fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, std::net:
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send, store: Arc<Store>) {
     let service = service_fn(move |request| {
         let store = Arc::clone(&store);
-        async move { Ok::<_, Infallible>(store.answer(request).await) }
+        async move {
+            let answer = store.answer(request).await;
+            answer.extensions().get::<Unanswered>().copied().map_or(Ok(answer), Err)
+        }
     });
     // A client that hangs up is not this server's problem; the bench notices missing bytes by the counts.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
+
+/// Marks an answer that is not given: the connection ends instead.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("this answer is not given")]
+struct Unanswered;
 
 /// State of the server: counts, and the encryption that each open upload was created with.
 #[derive(Default)]
@@ -94,10 +102,12 @@ struct Store {
     broken: AtomicU64,
     bytes: AtomicU64,
     refused: AtomicU64,
+    asked: AtomicU64,
     fixed: AtomicBool,
     manners: Manners,
     serial: AtomicU64,
     uploads: Mutex<HashMap<String, HeaderMap>>,
+    ledger: Mutex<Ledger>,
 }
 
 /// The operations that a delivery needs, distinguished as S3 does: by method and query.
@@ -110,6 +120,7 @@ enum Call {
     List,
     Sts,
     Counts,
+    Ledger,
     Fix,
     Other,
 }
@@ -128,6 +139,7 @@ impl Call {
             (&Method::POST, None) if head.uri.path() == "/" => Self::Sts,
             (&Method::DELETE, Some(upload)) => Self::Abort(upload),
             (&Method::GET, None) if head.uri.path() == COUNTS_PATH => Self::Counts,
+            (&Method::GET, None) if head.uri.path() == LEDGER_PATH => Self::Ledger,
             (&Method::GET, None) if head.uri.path() == FIX_PATH => Self::Fix,
             (&Method::GET, None) => Self::List,
             _ => Self::Other,
@@ -139,12 +151,16 @@ impl Store {
     async fn answer(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
         let call = Call::of(&head);
-        if !matches!(call, Call::Sts | Call::Counts | Call::Fix) {
+        if !matches!(call, Call::Sts | Call::Counts | Call::Ledger | Call::Fix) {
             let (bucket, _) = bucket_and_key(&head);
             self.manners.wait(bucket).await;
             if self.manners.missing.as_deref() == Some(bucket) && !self.fixed.load(Ordering::Relaxed) {
                 self.discard(body).await;
                 return self.refuse();
+            }
+            if one_of(self.manners.refused, &self.asked) {
+                self.discard(body).await;
+                return slow_down();
             }
         }
         match call {
@@ -156,6 +172,10 @@ impl Store {
             Call::List => reply(&self.lists, HeaderMap::new(), xml::list(bucket_and_key(&head).0)),
             Call::Sts => self.security_token(body).await,
             Call::Counts => reply(&AtomicU64::new(0), HeaderMap::new(), self.counts().to_json()),
+            Call::Ledger => {
+                let account = serde_json::to_string(self.ledger.lock().await.stored()).unwrap_or_default();
+                reply(&AtomicU64::new(0), HeaderMap::new(), account)
+            }
             Call::Fix => {
                 self.fixed.store(true, Ordering::Relaxed);
                 reply(&AtomicU64::new(0), HeaderMap::new(), String::new())
@@ -171,10 +191,20 @@ impl Store {
     }
 
     async fn put(&self, head: &request::Parts, body: Incoming) -> Reply {
-        self.discard(body).await;
+        if self.manners.ledger {
+            // A client that was killed sends half a body; S3 stores nothing then.
+            let Ok(body) = body.collect().await else { return slow_down() };
+            self.ledger.lock().await.note(head.uri.path(), &body.to_bytes());
+        } else {
+            self.discard(body).await;
+        }
         let mut headers = echoed(&head.headers);
         headers.insert(header::ETAG, self.etag());
-        reply(&self.puts, headers, String::new())
+        let mut answer = reply(&self.puts, headers, String::new());
+        if one_of(self.manners.unanswered, &self.serial) {
+            answer.extensions_mut().insert(Unanswered);
+        }
+        answer
     }
 
     async fn part(&self, head: &request::Parts, body: Incoming, upload: &str) -> Reply {
@@ -277,6 +307,17 @@ fn reply(count: &AtomicU64, headers: HeaderMap, body: String) -> Reply {
     *answer.headers_mut() = headers;
     answer.headers_mut().insert("x-amz-request-id", HeaderValue::from_static("0000000000000000"));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    answer
+}
+
+/// True once in so many calls; never if that is 0.
+fn one_of(many: u64, calls: &AtomicU64) -> bool {
+    many > 0 && calls.fetch_add(1, Ordering::Relaxed) % many == many - 1
+}
+
+fn slow_down() -> Reply {
+    let mut answer = reply(&AtomicU64::new(0), HeaderMap::new(), xml::slow_down());
+    *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
     answer
 }
 

@@ -22,8 +22,8 @@ pub const LEASE_AFTER: &str = "10m";
 pub const DESTINATION: &str = "bench";
 /// Variable that names another build of the program, such as one with link-time optimisation.
 const PROGRAM: &str = "CONSIGN_BENCH_BIN";
-const READY_WITHIN: Duration = Duration::from_secs(30);
-const DRAINED_WITHIN: Duration = Duration::from_secs(20);
+const READY_WITHIN: Duration = Duration::from_mins(2);
+const DRAINED_WITHIN: Duration = Duration::from_mins(1);
 const LOG_LINES: usize = 15;
 
 /// A running worker that consumes.
@@ -109,10 +109,15 @@ impl Worker {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
+    /// Sends a signal to the process.
+    pub fn signal(&self, signal: Signal) -> Fallible<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid())?).ok_or("no process has the id 0")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
     /// SIGTERM, and the end of the process.
     pub async fn stop(mut self) -> Fallible<()> {
-        let pid = Pid::from_raw(i32::try_from(self.pid())?).ok_or("no process has the id 0")?;
-        kill_process(pid, Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         match timeout(DRAINED_WITHIN, self.process.end()).await {
             Ok(status) => status.map(drop),
             Err(_) => Err(format!("consign did not drain within {DRAINED_WITHIN:?}\n{}", self.log_tail()).into()),

@@ -90,7 +90,8 @@ impl<'a> World<'a> {
     }
 }
 
-fn destinations() -> String {
+/// Configuration of all customers.
+pub fn destinations() -> String {
     let named = |name: &str, count: u32| (0..count).map(|n| (format!("{name}-{n}"), None)).collect::<Vec<_>>();
     let crawling = (0..CRAWLING).map(|n| (format!("crawling-{n}"), Some(CRAWL)));
     let odd = [(SLOW, None), (DEAD, None), (LIMITED, Some(LIMIT))].map(|(name, limit)| (name.to_owned(), limit));

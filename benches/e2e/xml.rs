@@ -38,6 +38,10 @@ pub fn no_such_bucket() -> String {
     "<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>".to_owned()
 }
 
+pub fn slow_down() -> String {
+    "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>".to_owned()
+}
+
 /// Credentials for an hour, the most that role chaining allows.
 pub fn assumed() -> String {
     let end = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
