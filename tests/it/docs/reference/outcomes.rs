@@ -39,7 +39,7 @@ pub(super) fn classes() -> String {
             Class::Transient => ("A service, a source or a connection fails temporarily.", "nobody"),
             Class::Session => ("The session expired early. It is renewed once, and the request is repeated.", "nobody"),
             Class::Interrupted => ("The worker had to stop the attempt. Another attempt continues it.", "nobody"),
-            Class::Defect => ("consign or its machine is defective.", "operator"),
+            Class::Defect => ("A bug of consign, or a defect of the machine.", "operator"),
             Class::Worker => {
                 ("This worker can't deliver anything. It pauses, and other workers take its jobs.", "operator")
             }
