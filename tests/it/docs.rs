@@ -4,6 +4,7 @@ mod commands;
 mod generated;
 mod layout;
 mod reference;
+mod samples;
 mod tables;
 
 use std::path::PathBuf;

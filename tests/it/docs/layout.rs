@@ -10,7 +10,7 @@ const README_LINES: usize = 150;
 const README_COLUMNS: usize = 100;
 
 /// All pages, as paths below the repository.
-fn pages() -> Vec<String> {
+pub(super) fn pages() -> Vec<String> {
     fn below(folder: &Path, found: &mut Vec<PathBuf>) {
         for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if path.is_dir() {
@@ -85,6 +85,21 @@ fn pages_speak_the_words_of_the_field() {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn panels_that_runbooks_name_are_on_the_dashboard() {
+    let dashboard = text("deploy/grafana/consign.json");
+    let mut count = 0;
+    for page in pages().iter().filter(|page| page.contains("/runbooks/")) {
+        let content = text(page).split_whitespace().collect::<Vec<_>>().join(" ");
+        let prose = content.split('`').step_by(2).collect::<String>();
+        for title in prose.split('"').skip(1).step_by(2) {
+            assert!(dashboard.contains(&format!("\"{title}\"")), "{page}: {title}");
+            count += 1;
+        }
+    }
+    assert!(count > 5, "only {count} panels are named");
 }
 
 #[test]

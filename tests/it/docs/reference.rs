@@ -4,6 +4,7 @@ mod admin;
 mod configuration;
 mod environment;
 mod exit_codes;
+mod glossary;
 mod messages;
 mod metrics;
 mod outcomes;

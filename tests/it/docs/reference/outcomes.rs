@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::docs::generated::table;
 use crate::docs::tables::{CLASSES, of};
 
-const KINDS: [OutcomeKind; 5] =
+pub(super) const KINDS: [OutcomeKind; 5] =
     [OutcomeKind::Delivered, OutcomeKind::Failed, OutcomeKind::Skipped, OutcomeKind::Expired, OutcomeKind::Retrying];
 
 pub(super) fn kinds() -> String {
