@@ -91,8 +91,7 @@ pub(super) fn default(key: &Key<'_>) -> String {
     match &key.node["default"] {
         _ if key.required => "required".to_owned(),
         Value::Null if key.node["type"] == "boolean" => "`false`".to_owned(),
-        Value::Null => String::new(),
-        Value::Object(_) => String::new(),
+        Value::Null | Value::Object(_) => String::new(),
         value => format!("`{value}`"),
     }
 }
