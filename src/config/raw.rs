@@ -60,23 +60,25 @@ pub(super) struct RawBrokerConfig {
     pub(super) url: Option<SecretString>,
     /// File that contains the URL.
     pub(super) url_file: Option<PathBuf>,
-    /// First word of every exchange and queue name.
+    /// Beginning of every exchange and queue name.
     pub(super) prefix: String,
-    /// True if `run` declares the topology; otherwise it only checks it.
+    /// True if `consign run` declares exchanges and queues; otherwise it only checks them.
     pub(super) declare: bool,
-    /// Running time after which a transfer gets a lease.
+    /// Running time after which a transfer gets a lease: at most 30m, and less than half of the
+    /// broker's `consumer_timeout`.
     #[serde(with = "Span")]
     pub(super) lease_after: Duration,
-    /// Private CA (PEM) for amqps.
+    /// File of a private CA (PEM) for amqps.
     pub(super) ca_file: Option<PathBuf>,
-    /// Client certificate (PEM) for amqps.
+    /// File of the client certificate (PEM) for amqps; needs `client_key_file`.
     pub(super) client_cert_file: Option<PathBuf>,
-    /// Client key (PEM) for amqps.
+    /// File of the client key (PEM) for amqps.
     pub(super) client_key_file: Option<PathBuf>,
-    /// Allows plain amqp to hosts other than loopback.
+    /// Allows amqp:// without TLS to hosts other than loopback. It sends the password in plain
+    /// text.
     pub(super) allow_plaintext: bool,
-    /// Names that replies may go to; `*` stands for any characters, `<prefix>` for the prefix. The
-    /// queues and exchanges of consign itself are refused in any case.
+    /// Queues that the `reply_to` of a job may name: `*` stands for any characters, `<prefix>` for
+    /// `broker.prefix`. Queues of consign itself are always refused, except `<prefix>.backfill.*`.
     pub(super) reply_to: Vec<String>,
 }
 
@@ -86,21 +88,24 @@ pub(super) struct RawBrokerConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawAws")]
 pub(super) struct RawAwsConfig {
-    /// The worker's own region, in which STS is called.
+    /// The worker's own region, in which STS is called. Default: that of the environment or
+    /// profile, else the home region of the partition of `identity_role_arn`, else the
+    /// destination's region.
     pub(super) region: Option<String>,
-    /// Endpoint of an S3-compatible store.
+    /// Endpoint of an S3-compatible store. Default: AWS.
     pub(super) s3_endpoint_url: Option<String>,
-    /// Endpoint of another STS.
+    /// Endpoint of its STS. Default: AWS.
     pub(super) sts_endpoint_url: Option<String>,
     /// Puts the bucket into the path instead of the host name, for S3-compatible stores.
     pub(super) force_path_style: bool,
-    /// Endpoints of S3 and STS with FIPS cryptography. Default: AWS_USE_FIPS_ENDPOINT or the
-    /// profile.
+    /// True for the endpoints of S3 and STS with FIPS cryptography. Default:
+    /// `AWS_USE_FIPS_ENDPOINT` or the profile.
     pub(super) use_fips_endpoint: Option<bool>,
-    /// Endpoints of S3 and STS for IPv4 and IPv6. Default: AWS_USE_DUALSTACK_ENDPOINT or the
-    /// profile.
+    /// True for the endpoints of S3 and STS for IPv4 and IPv6. Default:
+    /// `AWS_USE_DUALSTACK_ENDPOINT` or the profile.
     pub(super) use_dualstack_endpoint: Option<bool>,
-    /// Role that customers trust. It is assumed first, with the standard credential chain.
+    /// Role that the worker assumes first, with the standard credential chain, and that customers
+    /// trust.
     pub(super) identity_role_arn: Option<String>,
 }
 
@@ -110,19 +115,19 @@ pub(super) struct RawAwsConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawInline")]
 pub(super) struct RawInlineConfig {
-    /// True if jobs may bring destinations of their own. Every producer can then have data sent to
-    /// every role that trusts the worker.
+    /// True if jobs may contain a destination of their own. Every scheduler can then have data sent
+    /// to every role that trusts the worker.
     pub(super) enabled: bool,
-    /// "required" if each must have an external id, else "optional".
+    /// "required" if each inline destination must have an external id.
     pub(super) external_id: RawExternalIdRule,
-    /// Pattern of their external ids: `*` stands for any characters, `{tenant}` for the tenant that
-    /// the job names.
+    /// Pattern of permitted external ids: `*` stands for any characters, `{tenant}` for the tenant
+    /// that the job names.
     pub(super) external_id_pattern: Option<String>,
-    /// Patterns of their roles, likewise; empty for all.
+    /// Patterns of permitted roles, with `*` and `{tenant}`. An empty list permits all.
     pub(super) role_arns: Vec<String>,
-    /// Accounts of their roles; empty for all.
+    /// Permitted accounts of the roles. An empty list permits all.
     pub(super) accounts: Vec<String>,
-    /// Pattern of their prefixes, likewise.
+    /// Pattern of permitted prefixes, with `*` and `{tenant}`.
     pub(super) prefix_pattern: Option<String>,
 }
 
@@ -145,22 +150,22 @@ pub(super) enum RawExternalIdRule {
 pub(super) struct RawSourceConfig {
     /// Allowed schemes: "https", "file", "s3".
     pub(super) schemes: Vec<String>,
-    /// Root of file sources. Without it, no file may be read. A segment `{tenant}` stands for the
-    /// tenant of the job's configured destination.
+    /// Directory that file sources must be below. Without it, no file may be read. A segment
+    /// `{tenant}` stands for the tenant of the job's configured destination.
     pub(super) file_root: Option<String>,
-    /// Staging places on S3 that may be read.
+    /// Places on S3 from which sources may be read.
     pub(super) s3: Vec<RawStagingPlace>,
-    /// Allows http://.
+    /// Allows http:// sources.
     pub(super) allow_http: bool,
-    /// Allows private and loopback addresses. Link-local addresses and those of cloud metadata
-    /// services stay refused.
+    /// Allows sources at all private and loopback addresses. Link-local addresses and those of
+    /// cloud metadata services are always refused.
     pub(super) allow_private_networks: bool,
-    /// Networks that may be read though they are not public, such as "10.1.0.0/16".
+    /// Private networks from which sources may be read, such as "10.1.0.0/16".
     pub(super) allow_networks: Vec<String>,
     /// Accepts https and s3 sources that do not tell their length, although a broken connection
     /// looks like their end. Their outcomes have `length_unproven`.
     pub(super) allow_unproven_length: bool,
-    /// Maximum length of a source.
+    /// Maximum size of a source. Default: no limit of consign's own.
     #[serde(serialize_with = "Size::serialize", deserialize_with = "Size::deserialize")]
     #[schemars(with = "Option<Size>")]
     pub(super) max_bytes: Option<u64>,
@@ -173,7 +178,8 @@ pub(super) struct RawSourceConfig {
 pub(super) struct RawStagingPlace {
     /// The bucket's name.
     pub(super) bucket: String,
-    /// The folder. A segment `{tenant}` stands for the tenant of the job's configured destination.
+    /// Folder that may be read; by default the whole bucket. A segment `{tenant}` stands for the
+    /// tenant of the job's configured destination.
     #[serde(default)]
     pub(super) prefix: String,
     /// The account that must own the bucket.
@@ -186,11 +192,13 @@ pub(super) struct RawStagingPlace {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawAdmin")]
 pub(super) struct RawAdminConfig {
-    /// Address and port to listen on.
+    /// Address and port of the admin endpoint.
     pub(super) listen: String,
-    /// Further names that the Host header may have, without a port.
+    /// Further names that the Host header may have, without a port. Loopback and the address of the
+    /// connection are always accepted.
     pub(super) hosts: Vec<String>,
-    /// File that contains the bearer token for the status and its page.
+    /// File that contains the bearer token for `/status` and the status page, at least 16
+    /// characters.
     pub(super) token_file: Option<PathBuf>,
 }
 
@@ -199,11 +207,13 @@ pub(super) struct RawAdminConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawLog")]
 pub(super) struct RawLogConfig {
-    /// JSON lines, or text for people.
+    /// Format of log lines: one JSON object per line, or text for people.
     pub(super) format: LogFormat,
-    /// A `tracing` filter such as "info,consign=debug".
+    /// Log level, or a filter such as "info,consign=debug". The AMQP library logs only if it is
+    /// named: "info,lapin=error".
     pub(super) filter: String,
-    /// OTLP endpoint for traces, if they are exported.
+    /// Endpoint to which traces are exported (OTLP over HTTP), such as "http://127.0.0.1:4318".
+    /// Default: none are exported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) otlp_endpoint: Option<String>,
 }

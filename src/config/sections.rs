@@ -93,22 +93,23 @@ impl BrokerConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawWorker")]
 pub struct WorkerConfig {
-    /// Concurrent transfers.
+    /// Transfers that a worker runs at the same time.
     pub slots: NonZeroU32,
-    /// Slots that backfills may use at most. A backfill job only starts if one slot in eight stays
+    /// Most slots that backfills may use. A backfill job starts only if one slot in eight stays
     /// free for scheduled jobs.
     pub backfill_slots: u32,
-    /// Total bytes of all buffered parts.
+    /// Total size of all part buffers.
     #[serde(with = "Size")]
     pub memory_budget: u64,
-    /// Time limit of a drain.
+    /// Time limit of a drain after SIGTERM.
     #[serde(with = "Span")]
     pub drain_timeout: Duration,
     /// Charged attempts before a job is dead-lettered.
     pub max_attempts: NonZeroU32,
-    /// Concurrent transfers into one destination.
+    /// Concurrent transfers into a destination without a `max_concurrency` of its own.
     pub destination_slots: NonZeroU32,
-    /// Name of this process; by default host name and pid.
+    /// Name of this process, unique among the workers of a broker. Default: host name and process
+    /// id.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(with = "Option<String>")]
     pub id: String,
@@ -119,15 +120,16 @@ pub struct WorkerConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawUpload")]
 pub struct UploadConfig {
-    /// Part size in bytes, 5 MiB to 5 GiB.
+    /// Size of a part, 5 MiB to 5 GiB. It is raised automatically if an object would need more than
+    /// 10,000 parts.
     #[serde(with = "Size")]
     pub part_size: u64,
-    /// Length from which an object is uploaded in parts.
+    /// Objects of at least this size are uploaded in parts.
     #[serde(with = "Size")]
     pub multipart_threshold: u64,
-    /// Concurrent parts of one upload.
+    /// Parts of one upload that are sent at the same time.
     pub part_concurrency: NonZeroU32,
-    /// Bytes per second below which a request or a source counts as stuck.
+    /// Least bytes per second. Slower requests and sources count as stuck.
     #[serde(with = "Size")]
     pub min_rate: u64,
 }
@@ -140,14 +142,15 @@ pub struct SessionConfig {
     /// Time before its expiry at which a session is renewed.
     #[serde(with = "Span")]
     pub refresh_before: Duration,
-    /// Cached sessions.
+    /// Maximum number of cached sessions.
     pub capacity: u64,
-    /// Time for which a refusal is cached.
+    /// Time for which a refusal of STS is cached.
     #[serde(with = "Span")]
     pub denied_for: Duration,
-    /// True if this worker may assume roles.
+    /// False for a worker without an AWS identity of its own. It refuses destinations with a role.
     pub role_auth: bool,
-    /// Policy that narrows the sessions of assumed roles.
+    /// Session policy of assumed roles. "s3" leaves out KMS actions, for stores whose STS refuses
+    /// them.
     pub policy: SessionPolicyMode,
 }
 
@@ -208,7 +211,7 @@ pub struct AdminConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawMetrics")]
 pub struct MetricsConfig {
-    /// Maximum number of destination label values; all other destinations are counted as `_other`.
+    /// Destinations with metric series of their own; all others count as `_other`.
     pub max_destinations: usize,
 }
 
@@ -217,7 +220,7 @@ pub struct MetricsConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawCheck")]
 pub struct CheckConfig {
-    /// Public addresses or networks of this platform, for policies and diagnoses.
+    /// Public addresses or networks of your platform, for `consign policy` and the connection test.
     pub egress_addresses: Vec<String>,
 }
 

@@ -1,12 +1,16 @@
 //! The documentation: its commands are run as they stand, and its tables are those of the program.
 
 mod commands;
+mod generated;
+mod layout;
+mod reference;
+mod samples;
 mod tables;
 
 use std::path::PathBuf;
 
 /// The pages for people, README first.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 18] = [
     "README.md",
     "deploy/docs/transfers.md",
     "deploy/docs/backfills.md",
@@ -16,6 +20,15 @@ const PAGES: [&str; 9] = [
     "deploy/docs/customer-engineer.md",
     "deploy/docs/scheduler-author.md",
     "deploy/docs/customer-guide.md",
+    "deploy/docs/reference/README.md",
+    "deploy/docs/reference/configuration.md",
+    "deploy/docs/reference/job.md",
+    "deploy/docs/reference/outcomes.md",
+    "deploy/docs/reference/metrics.md",
+    "deploy/docs/reference/exit-codes.md",
+    "deploy/docs/reference/admin.md",
+    "deploy/docs/reference/topology.md",
+    "deploy/docs/reference/environment.md",
 ];
 
 fn file(page: &str) -> PathBuf {

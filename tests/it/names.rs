@@ -31,7 +31,10 @@ fn every_metric_that_is_named_is_exported() {
     let exported = exported();
     assert!(exported.contains("consign_transfers_total"));
     let mut papers = files("deploy/prometheus", "yml");
-    papers.extend(["README.md", "deploy/docs/fairness.md", "deploy/docs/sre.md"].map(|page| root().join(page)));
+    papers.extend(files("deploy/docs/runbooks", "md"));
+    papers.extend(files("deploy/docs/reference", "md"));
+    let pages = ["README.md", "deploy/docs/fairness.md", "deploy/docs/generations.md", "deploy/docs/sre.md"];
+    papers.extend(pages.map(|page| root().join(page)));
     for paper in papers {
         let named = metric_names(&std::fs::read_to_string(&paper).unwrap());
         let missing: Vec<_> = named.difference(&exported).collect();

@@ -48,7 +48,7 @@ const DIALECT: &[(&[&str], &str)] = &[
 const QUESTIONS: [&str; 7] = ["What", "How", "Whether", "Where", "Why", "When", "Who"];
 
 /// Each dialect word of a text: its offset, itself, and what to write instead.
-fn dialect(text: &str) -> Vec<(usize, &'static str, &'static str)> {
+pub(crate) fn dialect(text: &str) -> Vec<(usize, &'static str, &'static str)> {
     let text = text.to_lowercase();
     let all = DIALECT.iter().flat_map(|(forms, instead)| forms.iter().map(move |form| (*form, *instead)));
     all.flat_map(|(form, instead)| words(&text, form).map(move |at| (at, form, instead)).collect::<Vec<_>>()).collect()

@@ -21,13 +21,13 @@ use super::{
 #[serde(deny_unknown_fields)]
 #[schemars(title = "destination")]
 pub struct RawDestination {
-    /// The name; required inline, given by the section's own name in the config.
+    /// Id of the destination. Only inline: a configured one has the name of its section.
     pub id: Option<String>,
     /// The bucket's name, or the ARN of an access point.
     pub bucket: String,
     /// The bucket's region.
     pub region: String,
-    /// The subfolder; a missing trailing "/" is added.
+    /// Folder below which everything is written. A missing trailing "/" is added.
     #[serde(default)]
     pub prefix: String,
     /// Access to the bucket.
@@ -36,33 +36,35 @@ pub struct RawDestination {
     /// Encryption to ask for. Default: "aws:kms" with kms_key_arn; else none, which means the
     /// bucket's own default encryption.
     pub encryption: Option<EncryptionAlgorithm>,
-    /// A KMS key ARN, for the two KMS encryptions.
+    /// ARN of a KMS key, for "aws:kms" and "aws:kms:dsse".
     pub kms_key_arn: Option<String>,
-    /// True if S3 is to use a bucket key.
+    /// True if S3 uses a bucket key. Needs kms_key_arn.
     pub bucket_key_enabled: Option<bool>,
-    /// The KMS encryption context.
+    /// KMS encryption context. Needs kms_key_arn.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "strict::unique")]
     pub encryption_context: BTreeMap<String, String>,
     /// The account that must own the bucket, or "any". Default: the role's account; none for access
     /// keys.
     pub expected_bucket_owner: Option<String>,
-    /// The most transfers at once into this destination, of the whole fleet.
+    /// Concurrent transfers of all workers together. Default: worker.destination_slots in each
+    /// worker.
     pub max_concurrency: Option<NonZeroU32>,
-    /// The most bytes a second into this destination, of the whole fleet.
+    /// Bytes per second of all workers together. Default: no limit.
     pub max_bytes_per_second: Option<NonZeroU64>,
-    /// The checksum sent with the bytes.
+    /// Checksum that is sent with the bytes; "none" for S3-compatible stores that refuse the
+    /// header.
     #[serde(default)]
     pub checksum: Checksum,
-    /// True for stores that want all parts of an upload but the last of one length, such as R2.
-    /// Such an upload can't be resumed if the job compresses it.
+    /// True for stores that require parts of equal length, except the last, such as R2. An upload
+    /// can't be resumed then if the job compresses it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub equal_parts: bool,
     /// Session policy of the assumed role. Default: session.policy. A job can't set "none".
     pub session_policy: Option<SessionPolicyMode>,
-    /// The platform's own name of the customer.
+    /// Your own name for the customer, copied to outcomes. It replaces {tenant} in [source].
     pub tenant: Option<String>,
-    /// Users of the broker whose jobs are accepted, by the `user_id` that the broker has verified.
-    /// Absent means all. Not in jobs.
+    /// Users of the broker whose jobs are accepted, by the `user_id` that the broker verifies.
+    /// Default: all. Not for inline destinations.
     pub publishers: Option<Vec<String>>,
 }
 
@@ -75,15 +77,15 @@ pub struct RawAuth {
     pub method: RawMethod,
     /// With iam_role: the role to assume.
     pub role_arn: Option<String>,
-    /// With iam_role: what the trust policy demands.
+    /// With iam_role: the external id that the trust policy requires.
     pub external_id: Option<String>,
-    /// With access_key: the public half.
+    /// With access_key: the id of the key.
     pub access_key_id: Option<String>,
-    /// With access_key: the secret half.
+    /// With access_key: the secret of the key. Prefer secret_access_key_file.
     #[serde(default, skip_serializing)]
     #[schemars(with = "Option<String>")]
     pub secret_access_key: Option<SecretString>,
-    /// With access_key: the file that holds the secret half.
+    /// With access_key: the absolute path of a file that contains the secret.
     pub secret_access_key_file: Option<PathBuf>,
 }
 

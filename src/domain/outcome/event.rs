@@ -53,7 +53,7 @@ impl OutcomeKind {
 pub struct Encryption {
     /// `AES256`, `aws:kms` or `aws:kms:dsse`.
     pub algorithm: Option<String>,
-    /// The key, where KMS was used.
+    /// The KMS key, if one was used.
     pub kms_key_arn: Option<String>,
 }
 
@@ -78,11 +78,11 @@ pub struct OutcomeData {
     pub job_id: String,
     /// The destination's id.
     pub destination: String,
-    /// Name of the customer at the platform.
+    /// Tenant of the destination.
     pub tenant: Option<String>,
     /// The bucket.
     pub bucket: Option<String>,
-    /// The whole key, prefix included.
+    /// Whole key, including the prefix.
     pub key: Option<String>,
     /// Bytes stored.
     pub bytes: Option<u64>,
@@ -111,8 +111,8 @@ pub struct OutcomeData {
     pub duration_seconds: Option<f64>,
     /// True when an unfinished upload was resumed.
     pub resumed: bool,
-    /// True if neither the source nor the job gives the length of the content, and that was
-    /// accepted: a connection that broke early would look the same.
+    /// True if neither the source nor the job tells the length, and that was accepted: if the
+    /// connection broke early, that would look the same.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub length_unproven: bool,
     /// The job's labels.
@@ -125,7 +125,7 @@ pub struct OutcomeData {
     pub reason: Option<String>,
     /// Job that was delivered instead, if this one was superseded.
     pub superseded_by: Option<SupersededBy>,
-    /// Description in plain words: on failure, and where a job was skipped because its backfill was
+    /// Description in plain words: on failure, or if a job was skipped because its backfill was
     /// cancelled or because it was superseded.
     pub message: Option<String>,
     /// On failure: remedy for the customer.
@@ -143,7 +143,7 @@ pub struct OutcomeData {
 pub struct Outcome {
     /// Always `1.0`.
     pub specversion: String,
-    /// The same for every copy of a terminal outcome of one run of a job.
+    /// Id of the event. Duplicates of a final outcome of one run have the same id.
     pub id: String,
     /// `/consign/<prefix>`.
     pub source: String,
@@ -152,7 +152,7 @@ pub struct Outcome {
     pub kind: String,
     /// The job's id.
     pub subject: String,
-    /// Time at which it was made.
+    /// Time of the outcome.
     #[schemars(with = "String")]
     pub time: Timestamp,
     /// Always `application/json`.

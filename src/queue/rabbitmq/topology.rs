@@ -263,6 +263,19 @@ impl Topology {
         topology
     }
 
+    /// Queues that their users declare when they need them: those of the worker `process`, and the
+    /// outcome stream of `backfill`. For the reference page; nothing declares them from here.
+    #[doc(hidden)]
+    pub fn on_demand(prefix: &str, process: &str, owner_ttl: Duration, backfill: &str) -> Self {
+        let names = Names::new(prefix);
+        let queues = vec![
+            QueueDeclaration::owner(&names, process, owner_ttl),
+            QueueDeclaration::discarded_leases(&names, process),
+            QueueDeclaration::backfill_outcomes(&names.named(&format!("backfill.{backfill}"))),
+        ];
+        Self { exchanges: Vec::new(), queues, bindings: Vec::new() }
+    }
+
     fn jobs(&mut self, names: &Names) {
         self.exchange(names.jobs_exchange(), ExchangeType::Topic);
         for lane in Lane::ALL {

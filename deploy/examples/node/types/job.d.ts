@@ -19,7 +19,7 @@ export type SessionPolicyMode = "full" | "s3" | "none";
  */
 export interface ConsignJob {
   /**
-   * Compression of the bytes.
+   * Compression of the object.
    */
   compression?: "none" | "gzip" | "zstd";
   /**
@@ -39,28 +39,29 @@ export interface ConsignJob {
    */
   destination: string | Destination;
   /**
-   * Past this instant the job is not delivered any more, RFC 3339.
+   * Time after which the job is no longer delivered, RFC 3339.
    */
   expires_at?: string | null;
   /**
-   * Of the jobs of one destination and key, the highest generation that was delivered stays.
+   * Order of the refreshes of one object: the delivered one with the highest number stays.
    * Default: the microseconds of `created_at`.
    */
   generation?: number | null;
   /**
-   * The idempotency identity: 1-200 of `[A-Za-z0-9._:/=@+-]`.
+   * Identity of the job, for idempotency: 1-200 of `[A-Za-z0-9._:/=@+-]`.
    */
   id: string;
   /**
-   * Behaviour when the object exists.
+   * Behaviour if the key exists: "replace" the object, "keep" it (`skipped`), or "fail"
+   * (`object_exists`).
    */
   if_exists?: "replace" | "keep" | "fail";
   /**
-   * The key below the destination's prefix.
+   * Key of the object, below the prefix of the destination.
    */
   key: string;
   /**
-   * Echoed in the outcome: at most 64.
+   * Copied to the outcome; at most 64.
    */
   labels?: {
     [k: string]: string;
@@ -83,7 +84,7 @@ export interface ConsignJob {
     [k: string]: string;
   };
   /**
-   * 1.
+   * Version of the format: 1.
    */
   version: 1;
 }
@@ -97,11 +98,12 @@ export interface Destination {
    */
   bucket: string;
   /**
-   * True if S3 is to use a bucket key.
+   * True if S3 uses a bucket key. Needs kms_key_arn.
    */
   bucket_key_enabled?: boolean | null;
   /**
-   * The checksum sent with the bytes.
+   * Checksum that is sent with the bytes; "none" for S3-compatible stores that refuse the
+   * header.
    */
   checksum?: "crc64nvme" | "none";
   /**
@@ -110,14 +112,14 @@ export interface Destination {
    */
   encryption?: EncryptionAlgorithm | null;
   /**
-   * The KMS encryption context.
+   * KMS encryption context. Needs kms_key_arn.
    */
   encryption_context?: {
     [k: string]: string;
   };
   /**
-   * True for stores that want all parts of an upload but the last of one length, such as R2.
-   * Such an upload can't be resumed if the job compresses it.
+   * True for stores that require parts of equal length, except the last, such as R2. An upload
+   * can't be resumed then if the job compresses it.
    */
   equal_parts?: boolean;
   /**
@@ -126,23 +128,24 @@ export interface Destination {
    */
   expected_bucket_owner?: string | null;
   /**
-   * The name; required inline, given by the section's own name in the config.
+   * Id of the destination. Only inline: a configured one has the name of its section.
    */
   id?: string | null;
   /**
-   * A KMS key ARN, for the two KMS encryptions.
+   * ARN of a KMS key, for "aws:kms" and "aws:kms:dsse".
    */
   kms_key_arn?: string | null;
   /**
-   * The most bytes a second into this destination, of the whole fleet.
+   * Bytes per second of all workers together. Default: no limit.
    */
   max_bytes_per_second?: number | null;
   /**
-   * The most transfers at once into this destination, of the whole fleet.
+   * Concurrent transfers of all workers together. Default: worker.destination_slots in each
+   * worker.
    */
   max_concurrency?: number | null;
   /**
-   * The subfolder; a missing trailing "/" is added.
+   * Folder below which everything is written. A missing trailing "/" is added.
    */
   prefix?: string;
   /**
@@ -154,7 +157,7 @@ export interface Destination {
    */
   session_policy?: SessionPolicyMode | null;
   /**
-   * The platform's own name of the customer.
+   * Your own name for the customer, copied to outcomes. It replaces {tenant} in [source].
    */
   tenant?: string | null;
 }
@@ -163,7 +166,7 @@ export interface Destination {
  */
 export interface RawAuth {
   /**
-   * With iam_role: what the trust policy demands.
+   * With iam_role: the external id that the trust policy requires.
    */
   external_id?: string | null;
   method: "iam_role";
@@ -181,7 +184,7 @@ export interface RawSource {
    */
   allow_unproven_length?: boolean;
   /**
-   * The entity tag.
+   * ETag that the source must have.
    */
   etag?: string | null;
   /**
@@ -189,7 +192,7 @@ export interface RawSource {
    */
   sha256?: string | null;
   /**
-   * The exact length in bytes.
+   * Exact length in bytes.
    */
   size?: number | null;
   /**

@@ -15,7 +15,7 @@ export interface ConsignOutcome {
    */
   datacontenttype: string;
   /**
-   * The same for every copy of a terminal outcome of one run of a job.
+   * Id of the event. Duplicates of a final outcome of one run have the same id.
    */
   id: string;
   /**
@@ -31,7 +31,7 @@ export interface ConsignOutcome {
    */
   subject: string;
   /**
-   * Time at which it was made.
+   * Time of the outcome.
    */
   time: string;
   /**
@@ -102,7 +102,7 @@ export interface OutcomeData {
    */
   job_id?: string;
   /**
-   * The whole key, prefix included.
+   * Whole key, including the prefix.
    */
   key?: string | null;
   /**
@@ -112,12 +112,12 @@ export interface OutcomeData {
     [k: string]: string;
   };
   /**
-   * True if neither the source nor the job gives the length of the content, and that was
-   * accepted: a connection that broke early would look the same.
+   * True if neither the source nor the job tells the length, and that was accepted: if the
+   * connection broke early, that would look the same.
    */
   length_unproven?: boolean;
   /**
-   * Description in plain words: on failure, and where a job was skipped because its backfill was
+   * Description in plain words: on failure, or if a job was skipped because its backfill was
    * cancelled or because it was superseded.
    */
   message?: string | null;
@@ -151,7 +151,7 @@ export interface OutcomeData {
    */
   superseded_by?: SupersededBy | null;
   /**
-   * Name of the customer at the platform.
+   * Tenant of the destination.
    */
   tenant?: string | null;
   /**
@@ -169,7 +169,7 @@ export interface Encryption {
    */
   algorithm?: string | null;
   /**
-   * The key, where KMS was used.
+   * The KMS key, if one was used.
    */
   kms_key_arn?: string | null;
   [k: string]: unknown;

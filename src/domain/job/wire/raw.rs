@@ -22,10 +22,10 @@ pub(in crate::domain::job) const MAX_GENERATION: u64 = i64::MAX as u64;
 #[serde(deny_unknown_fields)]
 #[schemars(title = "consign job")]
 pub struct RawJob {
-    /// 1.
+    /// Version of the format: 1.
     #[schemars(extend("const" = 1))]
     pub version: u64,
-    /// The idempotency identity: 1-200 of `[A-Za-z0-9._:/=@+-]`.
+    /// Identity of the job, for idempotency: 1-200 of `[A-Za-z0-9._:/=@+-]`.
     #[schemars(regex(pattern = r"^[A-Za-z0-9._:/=@+-]{1,200}$"))]
     pub id: String,
     /// Source of the bytes.
@@ -33,7 +33,7 @@ pub struct RawJob {
     pub source: RawJobSource,
     /// A configured destination's id, or an inline destination without secrets.
     pub destination: RawDestinationRef,
-    /// The key below the destination's prefix.
+    /// Key of the object, below the prefix of the destination.
     #[schemars(length(min = 1, max = 1024))]
     pub key: String,
     /// `Content-Type` of the object.
@@ -48,23 +48,24 @@ pub struct RawJob {
     pub tags: BTreeMap<String, String>,
     /// `x-amz-storage-class`, such as `STANDARD_IA`.
     pub storage_class: Option<String>,
-    /// Compression of the bytes.
+    /// Compression of the object.
     #[serde(default, skip_serializing_if = "is_default")]
     pub compression: Compression,
-    /// Behaviour when the object exists.
+    /// Behaviour if the key exists: "replace" the object, "keep" it (`skipped`), or "fail"
+    /// (`object_exists`).
     #[serde(default, skip_serializing_if = "is_default")]
     pub if_exists: IfExists,
-    /// Of the jobs of one destination and key, the highest generation that was delivered stays.
+    /// Order of the refreshes of one object: the delivered one with the highest number stays.
     /// Default: the microseconds of `created_at`.
     #[schemars(range(max = MAX_GENERATION))]
     pub generation: Option<u64>,
     /// Time at which the job was created, RFC 3339.
     #[schemars(extend("format" = "date-time"))]
     pub created_at: Option<String>,
-    /// Past this instant the job is not delivered any more, RFC 3339.
+    /// Time after which the job is no longer delivered, RFC 3339.
     #[schemars(extend("format" = "date-time"))]
     pub expires_at: Option<String>,
-    /// Echoed in the outcome: at most 64.
+    /// Copied to the outcome; at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
     pub labels: BTreeMap<String, String>,
 }
@@ -77,11 +78,11 @@ pub struct RawJob {
 pub struct RawJobSource {
     /// `https://...`, `file:///...` or `s3://bucket/key`.
     pub url: String,
-    /// The exact length in bytes.
+    /// Exact length in bytes.
     pub size: Option<u64>,
     /// The SHA-256 of the bytes, 64 hexadecimal digits.
     pub sha256: Option<String>,
-    /// The entity tag.
+    /// ETag that the source must have.
     pub etag: Option<String>,
     /// Accepts a source that does not tell its length; the outcome then has `length_unproven`.
     #[serde(default, skip_serializing_if = "is_default")]
