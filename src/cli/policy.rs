@@ -14,26 +14,26 @@ use crate::domain::policy::{self, Need, Party, Permission, Principal, Scope};
 /// Arguments of `consign policy`.
 #[derive(Debug, Clone, Args)]
 pub struct PolicyArgs {
-    /// Document
+    /// Document to print
     #[arg(value_enum)]
     kind: DocumentKind,
     #[command(flatten)]
     subject: PolicySubjectArgs,
-    /// Trusted principal: the ARN of the platform's role, user or account [default:
+    /// Principal that the role trusts: the ARN of the platform's role, user or account [default:
     /// aws.identity_role_arn]
     #[arg(long, value_name = "ARN")]
     principal: Option<String>,
-    /// Only the required permissions
+    /// Leave out optional permissions
     #[arg(long)]
     minimal: bool,
-    /// Jobs for this destination carry tags
+    /// Include the permission that jobs with tags need
     #[arg(long)]
     tags: bool,
-    /// The only address or network that the platform calls from; may be repeated; "any" for no such
-    /// condition [default: check.egress_addresses]
+    /// Allow only calls from this address or network. Repeatable; "any" allows all [default:
+    /// check.egress_addresses]
     #[arg(long, value_name = "ADDRESS")]
     source_address: Vec<String>,
-    /// With kms: the statement for the role's or user's own policy instead of the one for the key's
+    /// With `kms`: print the statement for the policy of the role or user, not that for the key
     /// policy
     #[arg(long)]
     identity: bool,
@@ -42,15 +42,15 @@ pub struct PolicyArgs {
 /// Kinds of documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DocumentKind {
-    /// Permissions of the role (or user)
+    /// Permissions policy of the role or user
     Permissions,
     /// Trust policy of the role
     Trust,
-    /// Statement for the KMS key's own policy
+    /// Statement for the key policy of the KMS key
     Kms,
     /// Role and permissions as a CloudFormation template
     Cloudformation,
-    /// Role and permissions as Terraform
+    /// Role and permissions as a Terraform configuration
     Terraform,
 }
 

@@ -16,13 +16,13 @@ use crate::dead_letter::run::LetterRun;
 /// Arguments of `consign dead discard`.
 #[derive(Debug, Clone, Args)]
 pub struct DiscardArgs {
-    /// All letters
+    /// Select all dead letters
     #[arg(long)]
     all: bool,
-    /// Show what would be done, and do nothing
+    /// Print what would be discarded, without discarding it
     #[arg(long)]
     dry_run: bool,
-    /// Don't ask for confirmation; required without a terminal
+    /// Discard without asking. Required where there is no terminal
     #[arg(long)]
     yes: bool,
     #[command(flatten)]

@@ -13,7 +13,7 @@ use crate::dead_letter::export;
 /// Arguments of `consign dead export`.
 #[derive(Debug, Clone, Args)]
 pub struct ExportArgs {
-    /// New file, readable by its owner only; `-` is standard output
+    /// File to create, readable by its owner only; `-` is standard output
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
     #[command(flatten)]

@@ -18,7 +18,7 @@ use crate::runtime::output::printable;
 /// Arguments of `consign dead show`.
 #[derive(Debug, Clone, Args)]
 pub struct ShowArgs {
-    /// Id of a letter (first column of `list`) or its beginning, or id of a job
+    /// Letter id (first column of `dead list`) or its beginning, or a job id
     #[arg(value_name = "LETTER|JOB")]
     id: String,
 }

@@ -16,31 +16,31 @@ const MAX_ROLE_NAME: usize = 64;
 /// Id of a destination, or its settings as flags.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct PolicySubjectArgs {
-    /// A configured destination; else --bucket and --region
+    /// Id of a configured destination. Otherwise give --bucket and --region
     #[arg(value_name = "DEST", conflicts_with_all = ["bucket", "region", "prefix", "kms_key_arn", "role_arn", "external_id", "account"])]
     pub(super) dest: Option<String>,
-    /// Bucket of a destination that is not configured yet
+    /// Bucket of a destination that is not configured
     #[arg(long, requires = "region")]
     pub(super) bucket: Option<String>,
     /// Region of the bucket
     #[arg(long)]
     pub(super) region: Option<String>,
-    /// Prefix of the keys
+    /// Prefix in the bucket
     #[arg(long, requires = "bucket")]
     pub(super) prefix: Option<String>,
-    /// KMS key for encryption
+    /// KMS key that encrypts the objects
     #[arg(long, value_name = "ARN", requires = "bucket")]
     pub(super) kms_key_arn: Option<String>,
-    /// The customer's role, if it exists already or its name is agreed
+    /// Customer's role, if it exists or its name is agreed
     #[arg(long, value_name = "ARN", conflicts_with = "account")]
     pub(super) role_arn: Option<String>,
-    /// The customer's account, where the role does not exist yet
+    /// Customer's account, if the role does not exist yet
     #[arg(long, value_name = "ID")]
     pub(super) account: Option<String>,
-    /// External id that the role's trust policy requires
+    /// External id that the trust policy requires
     #[arg(long, value_name = "ID")]
     pub(super) external_id: Option<String>,
-    /// The customer's user, for the key policy of a destination with an access key
+    /// Customer's user, for the key policy of a destination with an access key
     #[arg(long, value_name = "ARN")]
     pub(super) user_arn: Option<String>,
 }
