@@ -140,7 +140,13 @@ impl TokenFile {
             known.stamp = stamp;
             match read_token(&self.path) {
                 Ok(token) => known.token = Some(token),
-                Err(problem) => tracing::warn!("admin.token_file: {problem}; the last valid token stays in force"),
+                Err(problem) => tracing::warn!(
+                    event = "admin_token_unreadable",
+                    problem,
+                    next = "the last valid token stays in force",
+                    remedy = "fix the file",
+                    "admin.token_file can't be read"
+                ),
             }
         }
         known.token.clone()

@@ -327,7 +327,8 @@ mod tests {
 
     #[test]
     fn a_wrong_example_is_found() {
-        let found = lines("Examples:\n  # consign fly\n  a | consign enqueue - > x\n  source <(consign fly)\n  man consign x");
+        let found =
+            lines("Examples:\n  # consign fly\n  a | consign enqueue - > x\n  source <(consign fly)\n  man consign x");
         assert_eq!(found, ["consign enqueue -", "consign fly"]);
         assert!(Cli::from_arguments(words(&found[0])).is_ok() && Cli::from_arguments(words(&found[1])).is_err());
     }

@@ -194,8 +194,13 @@ impl SqliteQueue {
         let requeued = self.write_until(WriteOp::Requeue { tickets, delivered: false }, None);
         match tokio::time::timeout(CLOSE_TIMEOUT, requeued).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => tracing::debug!("the queue is closed, which requeues all prefetched jobs"),
-            Err(_) => tracing::debug!("the file can't be written now; prefetched jobs are requeued later"),
+            Ok(Err(_)) => {
+                tracing::debug!(event = "requeue_by_close", "the queue is closed, which requeues all prefetched jobs")
+            }
+            Err(_) => tracing::debug!(
+                event = "requeue_delayed",
+                "the file can't be written now; prefetched jobs are requeued later"
+            ),
         }
     }
 }

@@ -213,7 +213,7 @@ impl Attempts {
     fn replace_lost(&self, delivery: &mut Delivery, owned: OwnedJob<'_>) {
         while owned.state.lease_state() != LeaseStatus::Lost && !self.queue.can_settle(delivery) {
             let Some(duplicate) = owned.owner.duplicates().take(owned.state.carried_upload()) else { return };
-            tracing::debug!("the delivery was lost; its redelivery is settled instead");
+            tracing::debug!(event = "delivery_replaced", "the delivery was lost; its redelivery is settled instead");
             *delivery = duplicate;
         }
     }

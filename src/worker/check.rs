@@ -114,7 +114,14 @@ impl Checks {
     /// Answers a request that can't be tested.
     async fn decline(&self, delivery: Delivery, to: String, rejection: Box<Rejection>) {
         let failure = &rejection.failure;
-        tracing::warn!(reason = failure.reason.as_str(), message = %failure.message, "connection test declined");
+        tracing::warn!(
+            event = "connection_test_declined",
+            reason = failure.reason.as_str(),
+            cause = %failure.message,
+            next = "the answer names the problem; nothing is tested",
+            remedy = "correct the request",
+            "connection test declined"
+        );
         let defect = failure.class() == Class::Defect;
         // A message that crashes workers may do so while it is read.
         let requested =
@@ -134,7 +141,14 @@ impl Checks {
         self.admission.reset(destination);
         let control = Control::new(ControlCommand::ResetCircuit(destination.clone()), (self.clock)());
         if let Err(error) = self.queue.publish_control(control.render().into()).await {
-            tracing::warn!(destination = %destination.id(), %error, "the other workers were not notified that a destination is ready");
+            tracing::warn!(
+                event = "reset_not_published",
+                destination = %destination.id(),
+                %error,
+                next = "they find out with their own probes",
+                remedy = "run `consign status reset DEST`",
+                "other workers were not notified of a recovered destination"
+            );
         }
     }
 
@@ -151,6 +165,7 @@ impl Checks {
     async fn answer(&self, delivery: Delivery, to: String, report: &CheckReport, declined: Option<Box<Rejection>>) {
         let failed = report.steps.iter().find(|step| step.result == crate::check::StepResult::Failed);
         tracing::info!(
+            event = "connection_tested",
             destination = report.destination,
             verdict = report.verdict.as_str(),
             seconds = report.duration_seconds,
@@ -176,7 +191,13 @@ impl Checks {
                 None => drop(self.settler.settle(delivery, Settlement::Ack, Vec::new()).await),
             },
             Err(Some(problem)) if self.queue.can_settle(&delivery) => {
-                tracing::warn!(%problem, "the answer to a connection test can't be delivered");
+                tracing::warn!(
+                    event = "connection_test_unanswered",
+                    %problem,
+                    next = "the request is dead-lettered",
+                    remedy = "name a reply queue that broker.reply_to permits, and keep it until the answer arrives",
+                    "the answer to a connection test can't be delivered"
+                );
                 self.settler.reject(delivery, *declined.unwrap_or_else(|| undeliverable(problem))).await;
             }
             // A drain interrupts it, or the request is redelivered anyway.

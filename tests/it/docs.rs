@@ -1,6 +1,7 @@
 //! The documentation: its commands are run as they stand, and its tables are those of the program.
 
 mod commands;
+mod logs;
 mod tables;
 
 use std::path::PathBuf;

@@ -259,7 +259,13 @@ impl S3 for Objects {
 fn noted(error: S3Error) -> S3Error {
     if *error.code() == S3ErrorCode::InternalError {
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-        tracing::warn!(cause, "the embedded S3 can't keep an object");
+        tracing::warn!(
+            event = "dev_object_not_stored",
+            cause,
+            next = "the upload fails, and its job is retried",
+            remedy = "check the free space of the data directory",
+            "the embedded S3 can't store an object"
+        );
     }
     error
 }

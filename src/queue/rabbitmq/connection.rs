@@ -212,7 +212,7 @@ pub(super) async fn close(connection: &Connection) {
     if connection.status().connected() {
         let closed = connection.close(200, "OK".into());
         if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, closed).await, Ok(Ok(()))) {
-            tracing::debug!("the broker did not answer the close of a connection");
+            tracing::debug!(event = "close_unanswered", "the broker did not answer the close of a connection");
         }
     }
 }

@@ -36,7 +36,12 @@ pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> A
     match once(calls, bucket, key, id).await {
         Ok(aborted) => aborted,
         Err(cause) => {
-            tracing::info!(destination = %calls.destination.id, %cause, "an unfinished upload is aborted later");
+            tracing::info!(
+                event = "upload_abort_delayed",
+                destination = %calls.destination.id,
+                %cause,
+                "an unfinished upload is aborted later"
+            );
             let (calls, bucket) = (calls.clone(), bucket.to_owned());
             let (key, id) = (key.to_owned(), id.to_owned());
             tokio::spawn(async move { abort_with_retries(&calls, &bucket, &key, &id).await });
@@ -53,7 +58,13 @@ async fn abort_with_retries(calls: &Calls, bucket: &str, key: &str, id: &str) {
             return;
         }
     }
-    tracing::warn!(destination = %calls.destination.id, "an unfinished upload is left behind");
+    tracing::warn!(
+        event = "upload_orphaned",
+        destination = %calls.destination.id,
+        next = "the upload is left in the bucket",
+        remedy = "give the bucket a lifecycle rule for incomplete uploads",
+        "an unfinished upload could not be aborted in time"
+    );
     calls.metrics.multipart_orphaned();
 }
 
@@ -83,9 +94,11 @@ async fn once(calls: &Calls, bucket: &str, key: &str, id: &str) -> Result<Aborte
         }
         Err(error) if error.signal == ErrorSignal::Denied => {
             tracing::warn!(
+                event = "upload_abort_denied",
                 destination = %calls.destination.id,
-                "an unfinished upload could not be aborted; allow s3:AbortMultipartUpload, or give the bucket a lifecycle \
-                 rule for incomplete uploads"
+                next = "the upload is left in the bucket",
+                remedy = "allow s3:AbortMultipartUpload, or give the bucket a lifecycle rule for incomplete uploads",
+                "the abort of an unfinished upload was denied"
             );
             calls.metrics.multipart_abort_denied();
             Ok(Aborted::Denied)

@@ -196,7 +196,7 @@ impl OutageState {
         // A session from before proves nothing about STS; a role that was assumed does.
         let over = |symptom: Symptom, before: u64| !symptom.is_of_sts() || granted > before;
         if self.current.take_if(|current| over(current.symptom, current.granted)).is_some() {
-            tracing::info!(destination = %destination.id, "the outage is over: a job was delivered");
+            tracing::info!(event = "outage_ended", destination = %destination.id, "the outage is over");
         }
         if !self.any_worked {
             // What failed before any destination worked is no evidence any more.
