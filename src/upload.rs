@@ -425,7 +425,7 @@ fn proven(sent: u64, expected: u64) -> Result<(), Failure> {
     if sent == expected {
         return Ok(());
     }
-    let message = format!("the source said {expected} bytes and gave {sent}");
+    let message = format!("the source announced {expected} bytes and sent {sent}");
     Err(Failure::new(Reason::SourceChanged, message))
 }
 

@@ -158,7 +158,7 @@ impl TemplateParser<'_> {
                 continue;
             }
             let Some((name, after)) = rest.split_once('}').filter(|_| brace == "{") else {
-                return Err(format!("a single `{brace}`; write `{brace}{brace}` for the character itself"));
+                return Err(format!("a single `{brace}`; write `{brace}{brace}` for a literal `{brace}`"));
             };
             match (placeholder(name), self.variables.get(name)) {
                 (Some(fill), _) => {

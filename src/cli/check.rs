@@ -145,15 +145,16 @@ async fn notify_workers(config: &Config, destination: &Destination, report: &Che
     }
     let id = &destination.id;
     if config.broker.url.is_none() {
-        return Some("no worker was notified, as no broker.url is configured here".to_owned());
+        return Some("no worker was notified: broker.url is not set".to_owned());
     }
     let cause = match tokio::time::timeout(NOTIFY_TIMEOUT, super::status::reset_circuit(config, id)).await {
-        Ok(Ok(_)) => return Some(format!("every worker is notified: jobs that wait for {id} are retried")),
+        Ok(Ok(_)) => return Some(format!("all workers are notified and retry the jobs that wait for {id}")),
         Ok(Err(problem)) => problem.to_string(),
         Err(_) => format!("the broker does not answer within {} s", NOTIFY_TIMEOUT.as_secs()),
     };
     Some(format!(
-        "the workers could not be notified ({cause}); run `consign status reset {id}`, or wait: they detect it within 10 minutes"
+        "the workers could not be notified ({cause}); they detect the recovery within 10 minutes, or at once with \
+         `consign status reset {id}`"
     ))
 }
 

@@ -134,7 +134,7 @@ fn unknown_destination(config: &Config, to: &str) -> Option<String> {
         return None;
     }
     let known = configured_destinations(config);
-    Some(format!("{id} is not in the configuration ({known}); published nevertheless, as the workers may have it"))
+    Some(format!("{id} is not in the configuration ({known}); published anyway, as the workers may have it"))
 }
 
 #[derive(Debug, Default)]

@@ -73,7 +73,7 @@ impl ExportLine {
         let line: Self =
             serde_json::from_str(text).map_err(|problem| format!("it is not an exported letter: {problem}"))?;
         if line.version != VERSION {
-            return Err(format!("its version is {}, and this program reads {VERSION}", line.version));
+            return Err(format!("its version is {}, and this version of consign reads {VERSION}", line.version));
         }
         let body = match line.body {
             ExportedBody::Body(text) => Bytes::from(text),

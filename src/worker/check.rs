@@ -36,7 +36,7 @@ const MAX_REDELIVERIES: u64 = 400;
 const CORRECT_MESSAGE: &str = "correct the message; `consign schema check` describes it";
 /// Remedy for a defect of the workers.
 const ASK_OPERATOR: &str =
-    "ask the operator of the workers: the request is in their dead letters, and their log says more";
+    "ask the operator of the workers: the request is in the dead letters, and the log has the details";
 
 /// Performs connection tests.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Checks {
     fn decode(&self, delivery: &Delivery) -> Result<Arc<Destination>, Box<Rejection>> {
         if delivery.delivery_count >= MAX_REDELIVERIES {
             let count = delivery.delivery_count;
-            let message = format!("the message was redelivered {count} times without an end; it crashes workers");
+            let message = format!("the message was redelivered {count} times and never settled; it crashes workers");
             return Err(Rejection::new(Failure::new(Reason::CrashLoop, message)));
         }
         require_body(&delivery.properties).map_err(|rejected| Rejection::of(&rejected))?;
@@ -156,7 +156,8 @@ impl Checks {
     async fn test(&self, destination: &Arc<Destination>) -> Result<CheckReport, Failure> {
         let test = self.transport.test(destination, &self.egress_addresses);
         AssertUnwindSafe(test).catch_unwind().await.map_err(|_| {
-            let message = "the worker broke one of its own rules in this connection test; its log says where";
+            let message =
+                "the connection test panicked, which is a defect of consign; the log of the worker has the place";
             Failure::new(Reason::Panic, message)
         })
     }
@@ -207,7 +208,7 @@ impl Checks {
 }
 
 fn without_reply_queue() -> Box<Rejection> {
-    let message = "reply_to: is missing; a connection test without a queue for its answer has no result";
+    let message = "reply_to: is missing; without it the connection test can't answer";
     Rejection::new(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
 }
 

@@ -125,7 +125,7 @@ pub(super) fn delivered_before(
     job: &DecodedJob,
     now: Timestamp,
 ) -> OutcomeEvent {
-    let message = "delivered before; the worker no longer remembers the details";
+    let message = "delivered before; the worker no longer has the details";
     let attempts = job.headers.history.attempts.saturating_add(1);
     let data = OutcomeData { attempts, message: Some(message.to_owned()), ..data_of(job) };
     let (destination, identity) = (&job.destination.id, job.destination.identity.to_string());

@@ -46,7 +46,7 @@ fn reason(text: &str) -> Result<String, String> {
     known
         .any(|known| known == text)
         .then(|| text.to_owned())
-        .ok_or_else(|| "there is no such reason; `consign dead list` counts the letters by reason".to_owned())
+        .ok_or_else(|| "there is no such reason; `consign dead list` shows the reasons of all dead letters".to_owned())
 }
 
 fn class(text: &str) -> Result<String, String> {

@@ -32,7 +32,7 @@ pub(super) async fn execute(args: ExportArgs, config: &Config) -> Result<Exit, C
     let exported = written?;
     notice(&format!("{} exported; nothing was removed", exported.written));
     if exported.unread > 0 {
-        notice(&format!("{} left out: their bodies are too large to be read", exported.unread));
+        notice(&format!("{} not exported: their bodies are too large to be read", exported.unread));
         return Ok(Exit::Partly);
     }
     Ok(Exit::Done)

@@ -116,7 +116,7 @@ async fn read(
         first.clear();
         line += 1;
         if from.read_until(b'\n', &mut first).await.map_err(|problem| unreadable(&problem))? == 0 {
-            return Err(InputError::whole("there is no job in it"));
+            return Err(InputError::whole("the input has no job; give one JSON object, or one per line"));
         }
         first = wire::without_byte_order_mark(&first).to_vec();
     }

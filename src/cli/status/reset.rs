@@ -18,7 +18,7 @@ pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Result<E
         return Ok(print(&String::from_utf8_lossy(&control.render())));
     }
     Ok(print(&format!(
-        "every worker is notified to close the circuit of {destination} and to release its delayed jobs"
+        "all workers are notified: they close the circuit of {destination} and release its delayed jobs"
     )))
 }
 
@@ -28,9 +28,7 @@ fn unknown_destination(config: &Config, destination: &DestinationId) -> Option<S
         return None;
     }
     let known = configured_destinations(config);
-    Some(format!(
-        "{destination} is not in the configuration ({known}); sent nevertheless, as jobs may define their own"
-    ))
+    Some(format!("{destination} is not in the configuration ({known}); sent anyway, as jobs may define their own"))
 }
 
 /// Notifies every worker that a destination has recovered, and all that jobs bring under the same

@@ -16,7 +16,7 @@ use crate::runtime::output::printable;
 const MAX_SHOWN: usize = 20;
 
 const NOT_COUNTED: &str =
-    "queued, delayed and dead-lettered jobs are not counted: that needs a configuration with broker.url (-c FILE)";
+    "queued, delayed and dead-lettered jobs are not counted: give a configuration with broker.url (-c FILE)";
 
 /// Answers of the workers and counts of the queues.
 pub(super) struct StatusReport {
@@ -162,10 +162,7 @@ impl FailingDestination<'_> {
     fn details(&self) -> Option<String> {
         if let Some(at) = self.recovered_at() {
             let ago = ago(Some(at));
-            return Some(format!(
-                "{}: recovered {ago}; nothing has failed since, and nothing was delivered yet",
-                self.id()
-            ));
+            return Some(format!("{}: recovered {ago}; no job has failed or was delivered since", self.id()));
         }
         let last = &self.state["last_failure"];
         let hint =

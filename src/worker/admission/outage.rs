@@ -351,8 +351,7 @@ fn owner(destination: &Destination) -> &str {
 }
 
 fn failure(symptom: Symptom, what: &str) -> Failure {
-    let message =
-        format!("many destinations began to fail alike, which counts as an outage and not as their fault: {what}");
+    let message = format!("many destinations started to fail in the same way, which counts as an outage: {what}");
     Failure::new(Reason::Outage, message).hint(symptom.remedy())
 }
 
