@@ -44,7 +44,9 @@ use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::upload::StopSignals;
-pub use activity::{Activity, DestinationRecord, EndedTransfer, FailureDetail, Recent, RunningTransfer, Throughput};
+pub use activity::{
+    Activity, DeadLetterCount, DestinationRecord, EndedTransfer, FailureDetail, Recent, RunningTransfer, Throughput,
+};
 use admission::Admission;
 pub use admission::{AdmissionView, CircuitView, WaitingJobs};
 use cancellations::Cancellations;

@@ -90,7 +90,10 @@ fn a_broken_file_keeps_its_last_content_and_the_others_are_taken() {
     let (buckets, refused) = customers.again();
     assert_eq!(buckets, "a=other-a b=bucket-b d=bucket-d");
     let lines: Vec<_> = refused.lines().collect();
-    assert!(lines[0].starts_with("customers/b.toml:2: destinations.b.bucket: is a whole number; give text in quotes"), "{refused}");
+    assert!(
+        lines[0].starts_with("customers/b.toml:2: destinations.b.bucket: is a whole number; give text in quotes"),
+        "{refused}"
+    );
     assert!(lines.iter().any(|line| line.starts_with("customers/e.toml:1: not valid TOML")), "{refused}");
     assert!(!refused.contains("customers/a.toml") && !refused.contains("customers/d.toml"), "{refused}");
 
