@@ -25,6 +25,7 @@ mod workers;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -239,12 +240,17 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
+/// Parses a duration of the command line.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a duration such as 30s, 10m, 2h or 7d".to_owned())
+}
+
 /// Returns the configured destinations as text, for messages about an unknown one.
 fn configured_destinations(config: &Config) -> String {
     const MAX_SHOWN: usize = 20;
     let known: Vec<_> = config.destinations.keys().take(MAX_SHOWN).map(DestinationId::as_str).collect();
     match known.len() {
-        0 => "it has no destinations; name the configuration file with -c".to_owned(),
+        0 => "it has none; name the configuration file with -c".to_owned(),
         count if count < config.destinations.len() => format!("configured: {}, ...", known.join(", ")),
         _ => format!("configured: {}", known.join(", ")),
     }

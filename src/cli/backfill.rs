@@ -61,8 +61,9 @@ fn plan(args: &BackfillRunArgs) -> Result<BackfillPlan, CommandError> {
     let range = CalendarRange { from: args.from, to: args.to, every: args.every, zone: args.time_zone.clone() };
     range.check_order().map_err(CommandError::Usage)?;
     let file = args.template.display();
-    let text = std::fs::read_to_string(&args.template)
-        .map_err(|problem| CommandError::Failed(format!("{file} can't be read: {problem}")))?;
+    let text = std::fs::read_to_string(&args.template).map_err(|problem| {
+        CommandError::Failed(format!("{file} can't be read: {problem}; give the path of a readable template"))
+    })?;
     let mut variables = BTreeMap::new();
     for (name, value) in &args.var {
         if variables.insert(name.clone(), value.clone()).is_some() {

@@ -72,9 +72,13 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
 }
 
 fn find(config: &Config, name: &str) -> Result<Arc<Destination>, String> {
-    let id = DestinationId::parse(name).map_err(|problem| format!("{name}: {}", problem.problem))?;
+    let id = DestinationId::parse(name).map_err(|problem| format!("{name} {}", problem.problem))?;
     config.destinations.get(&id).cloned().ok_or_else(|| {
-        format!("there is no destination {id} in the configuration; {}", super::configured_destinations(config))
+        format!(
+            "there is no destination {id} in the configuration ({}); correct the id, or give its configuration \
+            with -c",
+            super::configured_destinations(config)
+        )
     })
 }
 

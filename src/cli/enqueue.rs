@@ -15,7 +15,7 @@ use url::Url;
 use super::output::ProgressReporter;
 use super::wait::{OutcomeWaiter, ShownOutcomes, WaitOptions};
 use super::workers::{Workers, worker_url};
-use super::{CommandError, Exit, broker, configured_destinations, fail, notice};
+use super::{CommandError, Exit, broker, configured_destinations, fail, notice, parse_duration};
 use crate::config::Config;
 use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
@@ -56,7 +56,7 @@ pub struct EnqueueArgs {
     wait: bool,
     /// Stop waiting after this time, such as 10m. Exit code: 75 if a job has no outcome by then
     /// [default: no limit]
-    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
     wait_timeout: Option<Duration>,
     /// Admin endpoint of a worker that is asked why jobs are pending. Repeatable [default:
     /// admin.listen]

@@ -152,8 +152,8 @@ impl PolicyRequest<'_> {
 
     fn trust(&self) -> Result<PrintedPolicy, CommandError> {
         let Some(document) = self.trust_policy()? else {
-            let problem = "a trust policy belongs to a role; this destination uses the access key of a user, and its user only needs \
-                           `consign policy permissions`";
+            let problem = "this destination has an access key, and a trust policy belongs to a role; use `consign \
+                policy permissions`";
             return Err(CommandError::Usage(problem.to_owned()));
         };
         Ok(PrintedPolicy { document, notes: trust_notes(&self.subject.destination, &self.scope) })
@@ -162,8 +162,8 @@ impl PolicyRequest<'_> {
     fn kms(&self) -> Result<PrintedPolicy, CommandError> {
         let missing = || {
             CommandError::Config(
-                "this destination names no KMS key, so there is nothing to allow; if the bucket's default encryption is a key of your \
-                 own, set kms_key_arn (or give --kms-key-arn) to see what it needs"
+                "this destination has no KMS key, so it needs no statement; if the bucket encrypts with a key of its \
+                 own, set kms_key_arn or give --kms-key-arn"
                     .to_owned(),
             )
         };
@@ -250,8 +250,8 @@ fn permission_note(permission: Permission, destination: &Destination, scope: &Sc
 fn trust_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
     let mut notes = Vec::new();
     if let Auth::IamRole { external_id: None, .. } = &destination.auth {
-        let note = "warning: no external id; agree on one (auth.external_id, or --external-id), or anyone who can make the platform \
-                    use this role's ARN writes into the bucket";
+        let note = "warning: there is no external id, so anyone who can make the platform use this role's ARN writes \
+            into the bucket; agree on one (auth.external_id, or --external-id)";
         notes.push(note.to_owned());
     }
     if !scope.source_addresses.is_empty() {

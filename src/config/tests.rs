@@ -260,11 +260,11 @@ fn invalid_sources_and_admin_settings_are_refused() {
             "[source]\ns3_buckets = [\"staging\"]".to_owned(),
             "2: source.s3_buckets: was renamed to s3; write s3 = [{ bucket",
         ),
-        ("[source]\ns3 = [{ bucket = \"X\" }]".to_owned(), "2: source.s3: place 1: bucket: a bucket name is"),
+        ("[source]\ns3 = [{ bucket = \"X\" }]".to_owned(), "2: source.s3: place 1: bucket: is not a bucket name"),
         ("[source]\ns3 = [{ bucket = \"abc\", prefix = \"/x\" }]".to_owned(), "2: source.s3: place 1: prefix: "),
         (
             "[source]\ns3 = [{ bucket = \"abc\", owner = \"any\" }]".to_owned(),
-            "2: source.s3: place 1: owner: an account is 12 digits",
+            "2: source.s3: place 1: owner: is not an account",
         ),
         (
             "[source]\ns3 = [{ bucket = \"abc\", folder = \"x\" }]".to_owned(),

@@ -275,7 +275,8 @@ impl Control {
         let raw: Result<Raw, _> = strict::object(&mut json).and_then(|raw| json.end().map(|()| raw));
         let raw = raw.map_err(|problem| Invalid::new("body", format!("is no control message: {problem}")))?;
         if raw.version != VERSION {
-            let problem = format!("is {}, and this worker reads {VERSION}; upgrade the workers first", raw.version);
+            let problem =
+                format!("is {}, and this version of consign reads {VERSION}; upgrade the workers first", raw.version);
             return Err(Invalid::new("version", problem));
         }
         let id = raw.id.parse().map_err(|_| Invalid::new("id", "is no UUID"))?;

@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 use url::Url;
 
 use crate::backfill::calendar::{self, Bound, Interval};
-use crate::cli::examples;
 use crate::cli::workers::worker_url;
+use crate::cli::{examples, parse_duration};
 use crate::domain::control::BackfillId;
 use crate::runtime::rate::PublishRate;
 
@@ -103,7 +103,7 @@ pub(super) struct BackfillRunArgs {
     pub(super) wait: bool,
     /// Stop waiting after this time, such as 10m. Exit code: 75 if a job has no outcome by then
     /// [default: no limit]
-    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
     pub(super) wait_timeout: Option<Duration>,
     /// Admin endpoint of a worker that is asked why jobs are pending. Repeatable [default:
     /// admin.listen]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::enqueue::LaneArg;
+use crate::cli::parse_duration;
 use crate::dead_letter::filter::{BROKER_CLASS, BROKER_REASONS, LetterFilter};
 use crate::domain::outcome::{Class, Reason};
 
@@ -28,10 +29,10 @@ pub(super) struct FilterArgs {
     #[arg(long, value_name = "ID|PREFIX*")]
     job: Vec<String>,
     /// Dead-lettered longer ago than this, such as 2h or 30d
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     older_than: Option<Duration>,
     /// Dead-lettered within this time, such as 24h
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     newer_than: Option<Duration>,
     /// Letter id (first column of `dead list`), or its beginning. Repeatable
     #[arg(long, value_name = "LETTER")]

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::flag_error;
-use crate::cli::CommandError;
+use crate::cli::{CommandError, configured_destinations};
 use crate::config::Config;
 use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::domain::destination::{Auth, Destination, DestinationId, Invalid, partition_of};
@@ -96,7 +96,7 @@ impl PolicySubjectArgs {
     fn future_role(&self, bucket: &str, region: &str) -> Result<String, CommandError> {
         let account = self.account.as_deref().unwrap_or(UNKNOWN_ACCOUNT);
         if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(CommandError::Usage("--account: an account is 12 digits".to_owned()));
+            return Err(CommandError::Usage("--account: is not an account; give its 12 digits".to_owned()));
         }
         let partition = partition_of(region);
         let bucket = bucket.rsplit('/').next().unwrap_or(bucket);
@@ -119,13 +119,14 @@ impl PolicySubject {
 }
 
 fn configured(name: &str, config: &Config) -> Result<Destination, CommandError> {
-    let id = DestinationId::parse(name).map_err(|problem| CommandError::Usage(problem.problem))?;
+    let id =
+        DestinationId::parse(name).map_err(|invalid| CommandError::Usage(format!("{name} {}", invalid.problem)))?;
     let found = config.destinations.get(&id).map(|destination| Destination::clone(destination));
     found.ok_or_else(|| {
-        let known = config.destinations.keys().take(10).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let known = if known.is_empty() { "none is".to_owned() } else { format!("these are: {known}") };
+        let known = configured_destinations(config);
         CommandError::Usage(format!(
-            "the destination {name} is not configured ({known}); add [destinations.{name}], or give --bucket"
+            "there is no destination {name} in the configuration ({known}); correct the id, or describe the destination with \
+             --bucket and --region"
         ))
     })
 }

@@ -98,7 +98,7 @@ fn a_trust_policy_needs_no_bucket_and_warns_without_an_external_id() {
     assert_eq!(policy["Statement"][0]["Condition"]["StringEquals"]["sts:ExternalId"], "4711");
     assert!(notes.is_empty(), "{notes:?}");
     let (_, notes) = json_of("trust");
-    assert!(notes[0].starts_with("warning: no external id"), "{notes:?}");
+    assert!(notes[0].starts_with("warning: there is no external id"), "{notes:?}");
 }
 
 #[test]

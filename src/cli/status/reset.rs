@@ -11,7 +11,7 @@ pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Result<E
     broker::require(&config.broker)?;
     // It need not be configured: jobs may define their own.
     let destination =
-        DestinationId::parse(name).map_err(|problem| CommandError::Usage(format!("{name}: {}", problem.problem)))?;
+        DestinationId::parse(name).map_err(|problem| CommandError::Usage(format!("{name} {}", problem.problem)))?;
     unknown_destination(config, &destination).iter().for_each(|warning| notice(warning));
     let control = reset_circuit(config, &destination).await?;
     if json {

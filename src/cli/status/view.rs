@@ -15,6 +15,8 @@ use crate::runtime::output::printable;
 /// Upper bound of the destinations in the text. The JSON has all that the workers report.
 const MAX_SHOWN: usize = 20;
 
+const NO_ANSWER: &str =
+    "no worker answered: start one with `consign run`, or give the address of a running one with --admin HOST:PORT";
 const NOT_COUNTED: &str =
     "queued, delayed and dead-lettered jobs are not counted: give a configuration with broker.url (-c FILE)";
 
@@ -50,7 +52,8 @@ impl StatusReport {
 
     /// Returns text.
     pub(super) fn text(&self) -> String {
-        let parts = [Some(self.workers_text()), Some(self.queue_text()), self.destinations_text()];
+        let unanswered = (!self.is_answered()).then(|| NO_ANSWER.to_owned());
+        let parts = [Some(self.workers_text()), unanswered, Some(self.queue_text()), self.destinations_text()];
         parts.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
     }
 

@@ -75,12 +75,10 @@ fn a_rejection_names_what_could_be_read_and_counts_for_no_destination() {
     let mut transfers = EndedTransfers::default();
     let settlement = Settlement::DeadLetter { headers: Headers::new() };
     let plan = SettlementPlan::sample(settlement, Some(OutcomeKind::Failed), failed(Reason::InvalidJob).failure);
-    transfers.rejection(EndedTransfer::rejected(
-        Lane::Backfill,
+    transfers.rejection(
+        EndedTransfer::rejected(Lane::Backfill, &plan, None, Some(&DestinationId::parse("acme").unwrap())),
         &plan,
-        None,
-        Some(&DestinationId::parse("acme").unwrap()),
-    ));
+    );
     let shown = serde_json::to_value(transfers.recent()).unwrap();
     let line = &shown["problems"][0];
     assert_eq!(
