@@ -234,7 +234,7 @@ pub(crate) fn staging_failure(name: &str, error: &SdkError<GetObjectError>) -> F
         }
         // The SDK renews what has run out before the next try.
         ("ExpiredToken" | "TokenRefreshRequired" | "InvalidToken", _) => {
-            failure(Reason::SourceUnavailable, "refused credentials that had run out")
+            failure(Reason::SourceUnavailable, "refused expired credentials")
         }
         ("InvalidObjectState", _) => failure(Reason::SourceDenied, "is archived; restore it first"),
         (code, _) if code.contains("Throttl") || matches!(code, "SlowDown" | "RequestTimeout") => {

@@ -127,8 +127,9 @@ impl PolicyRequest<'_> {
             (Some(text), _) => Principal::parse(text).map_err(|problem| flag_error(&problem))?,
             (None, Some(role)) => Principal::from(role),
             (None, None) => {
-                let problem = "the platform's own principal is not known here; give --principal with the ARN of the role or user that \
-                               the workers run as (`aws sts get-caller-identity` on a worker shows it), or set aws.identity_role_arn";
+                let problem = "the platform's own principal is not configured; give --principal with the ARN of the \
+                    role or user that the workers run as (`aws sts get-caller-identity` on a worker shows it), or \
+                    set aws.identity_role_arn";
                 return Err(CommandError::Config(problem.to_owned()));
             }
         };

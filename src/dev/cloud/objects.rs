@@ -76,7 +76,7 @@ impl Objects {
         }
         if key.is_some() && key != customer.kms_key_arn.as_ref() {
             let code = S3ErrorCode::Custom("KMS.NotFoundException".into());
-            let mut error = S3Error::with_message(code, "the key is not known here");
+            let mut error = S3Error::with_message(code, "the key is not known");
             error.set_status_code(http::StatusCode::BAD_REQUEST);
             return Err(error);
         }

@@ -116,7 +116,7 @@ impl RawDestination {
         {
             note(Invalid::new(
                 "kms_key_arn",
-                format!("the key lives in {}, the bucket in {region}; S3 needs both in one region", key.region()),
+                format!("is in {}, and the bucket in {region}; S3 needs both in one region", key.region()),
             ));
         }
         self.encryption_conflicts().into_iter().for_each(&mut note);
