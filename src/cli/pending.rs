@@ -47,7 +47,7 @@ fn line(group: &PendingGroup) -> String {
             format!("{jobs}{whose} {are} retrying{next}{because}")
         }
         PendingState::Queued => {
-            let last = cause.map_or_else(String::new, |cause| format!(" (others failed last with {cause})"));
+            let last = cause.map_or_else(String::new, |cause| format!(" (last failure of other jobs: {cause})"));
             format!("{jobs}{whose} {are} queued or running{last}")
         }
     }

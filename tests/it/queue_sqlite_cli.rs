@@ -96,7 +96,7 @@ async fn a_file_that_cannot_be_used_ends_every_command_with_the_reason() {
         assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", stderr(&output));
         let message = stderr(&output);
         assert!(
-            message.contains("queue.db is no SQLite database") && message.contains("broker"),
+            message.contains("queue.db is not a SQLite database") && message.contains("broker"),
             "{arguments:?}: {message}"
         );
     }

@@ -122,7 +122,7 @@ fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
     }
     lines.push(match &data["job"] {
         _ if letter.properties().unread.is_some() => {
-            format!("body           {} bytes, too large to be read here; the broker has it", data["bytes"])
+            format!("body           {} bytes, too large to be shown; the broker keeps it", data["bytes"])
         }
         Value::Null => format!("body           {} bytes, not a JSON document", letter.body().len()),
         job => format!("{job:#}").lines().map(printable).collect::<Vec<_>>().join("\n"),

@@ -133,7 +133,7 @@ fn configured(name: &str, config: &Config) -> Result<Destination, CommandError> 
 
 fn user(text: &str) -> Result<Principal, CommandError> {
     let refused = |problem: &str| flag_error(&Invalid::new("user_arn", problem));
-    let form = "a user ARN looks like \"arn:aws:iam::123456789012:user/name\"";
+    let form = "is not a user ARN; write \"arn:aws:iam::123456789012:user/name\"";
     let principal = Principal::parse(text).map_err(|_| refused(form))?;
     if principal.user().is_none() { Err(refused(form)) } else { Ok(principal) }
 }

@@ -209,7 +209,8 @@ fn rejected_reload(status: &Value) -> Option<String> {
     let ago = ago(status["reload_refused"]["at"].as_str());
     let lines: String = problem.lines().map(|line| format!("\n  {}", printable(line))).collect();
     Some(format!(
-        "\n\n{worker}: its reload was rejected, or a part of it, {ago}; there it runs the last valid settings:{lines}"
+        "\n\n{worker}: the configuration was not reloaded completely {ago}; the last valid settings stay in \
+         effect:{lines}"
     ))
 }
 
