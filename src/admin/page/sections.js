@@ -92,7 +92,7 @@ export function overview(status) {
 // --- what needs attention ---------------------------------------------------------------------------------------------
 
 // Destinations whose jobs wait or fail, the worst first: the order of the status.
-function destinationIssues({ destination_states: { shown, filter } }) {
+function destinationIssues({ time: now, destination_states: { shown, filter } }) {
   if (filter) return null;
   const failing = shown.filter((one) => one.circuit_open || (one.consecutive_failures > 0 && !one.mended_at));
   return failing.map((one) => {
@@ -103,27 +103,36 @@ function destinationIssues({ destination_states: { shown, filter } }) {
       key: `destination ${one.id}`,
       affected: one.id,
       problem: [effect, message],
-      since: one.circuit?.since ?? one.last_failure?.at ?? null,
+      since: sinceWords(one, now),
       todo: cause?.hint || "Test the connection.",
       command: `consign check ${one.id}`,
     };
   });
 }
 
+// Of an open circuit the time is known; of other failures only that of the last one.
+function sinceWords({ circuit, last_failure: last }, now) {
+  if (circuit) return [circuit.since, `${roughly(Math.max(0, (Date.parse(now) - Date.parse(circuit.since)) / 1000))} ago`];
+  return [last?.at ?? null, "last failure"];
+}
+
 function issueRow() {
   const row = tableRow(["Affected", "Problem", "Since", "What to do"]);
   const [affected, problem, since, todo] = row.cells;
   const description = twoLines(problem);
-  const time = element("time");
-  since.append(time);
+  const time = element("time", { class: "first" });
+  const ago = element("span", { class: "second" });
+  since.append(time, " ", ago);
   const remedy = element("span", { class: "first" });
   const command = element("code");
   todo.append(remedy, " ", command);
   row.fill = (issue) => {
     setText(affected, issue.affected);
     description(...issue.problem);
-    setAttribute(time, "datetime", issue.since);
-    setText(time, issue.since === null ? "–" : clock(issue.since));
+    const [at, words] = issue.since;
+    setAttribute(time, "datetime", at);
+    setText(time, at === null ? "–" : clock(at));
+    setText(ago, words);
     setText(remedy, issue.todo);
     setText(command, issue.command);
   };

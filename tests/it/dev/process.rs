@@ -289,7 +289,7 @@ async fn a_port_that_is_taken_is_no_obstacle() {
     let output = output(command).await;
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}{}", text(&output.stderr));
-    assert!(said.contains(&format!("port {port} can't be had")), "{said}");
+    assert!(said.contains(&format!("port {port} can't be used")), "{said}");
     assert!(!said.contains(&format!("http://127.0.0.1:{port}/")), "{said}");
 }
 
