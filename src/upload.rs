@@ -264,13 +264,7 @@ impl Uploader {
     /// for a checkpoint outside of the destination's bucket and prefix: it may be forged.
     pub async fn abort_upload(&self, destination: &Arc<Destination>, checkpoint: &Checkpoint) {
         if !destination.holds(&checkpoint.bucket, &checkpoint.key) {
-            tracing::warn!(
-                event = "checkpoint_foreign",
-                destination = %destination.id,
-                next = "the upload is not aborted",
-                remedy = "find out who published the message; the checkpoint may be forged",
-                "a checkpoint names an upload outside of its destination"
-            );
+            multipart::log_foreign_checkpoint(destination);
             return self.metrics.multipart_orphaned();
         }
         multipart::abort_upload(&self.calls(destination), checkpoint).await;

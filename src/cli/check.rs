@@ -29,8 +29,8 @@ const INTERRUPTED: &str = "interrupted; an open upload was aborted, where that i
 /// Arguments of `consign check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// Id of a configured destination. Without it, the broker, the topology and the AWS identity are
-    /// tested. The AWS identity is that of this shell
+    /// Id of a configured destination. Without it, the broker, the topology and the AWS identity
+    /// are tested. The AWS identity is that of this shell
     #[arg(value_name = "DEST")]
     destination: Option<String>,
 }

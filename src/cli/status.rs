@@ -41,8 +41,8 @@ pub struct StatusArgs {
 /// Action on the status.
 #[derive(Debug, Clone, Subcommand)]
 enum StatusAction {
-    /// Reset a destination's circuit breaker in every worker, once its problem is fixed. Its waiting
-    /// jobs are retried at once
+    /// Reset a destination's circuit breaker in every worker, once its problem is fixed. Its
+    /// waiting jobs are retried at once
     #[command(after_help = examples::STATUS_RESET)]
     Reset {
         /// Destination id

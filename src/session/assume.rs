@@ -131,7 +131,7 @@ where
         AwsError { code, status: 400, .. } if code.is_empty() && role.is_some() => {
             let reason = Reason::AssumeRoleDenied;
             let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
-            let message = "STS refuses the request for the role and does not say why (400)";
+            let message = "STS refuses the request for the role without a reason (400)";
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
         }
         AwsError { code, status, .. } if !code.is_empty() || matches!(status, 401 | 403 | 429) => {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::domain::destination::Destination;
 use crate::domain::job::lease::Checkpoint;
 use crate::domain::outcome::Failure;
 use crate::runtime::failpoints;
@@ -17,6 +18,17 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(300);
 /// Aborts an upload of an earlier attempt.
 pub(in crate::upload) async fn abort_upload(calls: &Calls, checkpoint: &Checkpoint) {
     abort(calls, &checkpoint.bucket, &checkpoint.key, &checkpoint.upload_id).await;
+}
+
+/// Logs a checkpoint whose upload is not aborted, because it is not the destination's.
+pub(in crate::upload) fn log_foreign_checkpoint(destination: &Destination) {
+    tracing::warn!(
+        event = "checkpoint_foreign",
+        destination = %destination.id,
+        next = "the upload is not aborted",
+        remedy = "find out who published the message; the checkpoint may be forged",
+        "a checkpoint names an upload outside of its destination"
+    );
 }
 
 /// Result of an abort.
