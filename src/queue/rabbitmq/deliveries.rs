@@ -64,7 +64,7 @@ impl PrefetchedDelivery {
         if acknowledge(&self.inner.acker).await.is_err() {
             tracing::debug!(
                 event = "acknowledge_failed",
-                "a delivery that a copy has replaced will be redelivered; its channel is closed"
+                "a replaced delivery will be redelivered; its channel is closed"
             );
         }
     }
