@@ -250,7 +250,7 @@ fn configured_destinations(config: &Config) -> String {
     const MAX_SHOWN: usize = 20;
     let known: Vec<_> = config.destinations.keys().take(MAX_SHOWN).map(DestinationId::as_str).collect();
     match known.len() {
-        0 => "it has none; name the configuration file with -c".to_owned(),
+        0 => "none is configured".to_owned(),
         count if count < config.destinations.len() => format!("configured: {}, ...", known.join(", ")),
         _ => format!("configured: {}", known.join(", ")),
     }

@@ -229,7 +229,7 @@ mod tests {
         assert_eq!((unknown(acme, "acme"), unknown("", "nosuch")), (None, None));
         let warning = unknown(acme, "nosuch").unwrap();
         assert!(
-            warning.starts_with("nosuch is not in the configuration (configured: acme); published nevertheless"),
+            warning.starts_with("nosuch is not in the configuration (configured: acme); published anyway"),
             "{warning}"
         );
     }

@@ -175,8 +175,9 @@ Examples:
   # Print the permissions for a configured destination
   consign policy permissions acme
   # Print the trust policy of a role that does not exist yet
-  consign policy trust --bucket acme-data --region eu-central-1 --account 111122223333 \\
-      --external-id acme-7 --principal arn:aws:iam::444455556666:role/consign
+  consign policy trust --bucket acme-data --region eu-central-1 \\
+      --account 111122223333 --external-id acme-7 \\
+      --principal arn:aws:iam::444455556666:role/consign
   # Write a CloudFormation template for the customer
   consign policy cloudformation acme > acme.yaml
   # Print the statement for the policy of the destination's KMS key

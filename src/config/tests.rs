@@ -282,7 +282,7 @@ fn invalid_sources_and_admin_settings_are_refused() {
             "[source]\nallow_networks = [\"10.0.0.0/33\"]".to_owned(),
             "2: source.allow_networks: has an entry that is not an address",
         ),
-        ("[admin]\nhosts = [\"consign:9464\"]".to_owned(), "2: admin.hosts: has an entry that is no host name"),
+        ("[admin]\nhosts = [\"consign:9464\"]".to_owned(), "2: admin.hosts: has an entry that is not a host name"),
         ("[admin]\ntoken_file = \"/nonexistent\"".to_owned(), "2: admin.token_file: names a file that cannot be read"),
         ("[admin]\ntoken_file = \"/dev/null\"".to_owned(), "2: admin.token_file: names a file without a token"),
         ("[source]\nmax_bytes = 0".to_owned(), "2: source.max_bytes: "),

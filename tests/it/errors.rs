@@ -32,7 +32,7 @@ auth = { method = "iam_role" }
 
 const WRONG_CONFIG_ERRORS: &str = r#"wrong.toml:2: broker.ur: unknown key; did you mean "url"?
 wrong.toml:5: worker.slots: is out of range; give a whole number of at least 1
-wrong.toml:6: worker.memory_budget: is text; give a size such as "8MiB"
+wrong.toml:6: worker.memory_budget: is not valid; give a size such as "8MiB"
 wrong.toml:7: worker.drain_timeout: is a whole number; give a duration such as "30s" or "5m"
 wrong.toml:10: log.format: is not a valid value; give "json" or "text"
 wrong.toml:12: destinations.Acme: is not a destination id; give 1-63 of a-z, 0-9 and "-" that begin with a letter or digit

@@ -87,7 +87,7 @@ fn the_principal_is_given_or_configured_and_never_guessed() {
     let without = CONFIG.replace("identity_role_arn", "# identity_role_arn");
     let problem = misconfigured(&without, "trust acme");
     assert!(problem.contains("--principal") && problem.contains("aws.identity_role_arn"), "{problem}");
-    assert!(usage("trust acme --principal everybody").starts_with("--principal: is no principal"));
+    assert!(usage("trust acme --principal everybody").starts_with("--principal: is not a principal"));
     assert!(usage("trust china --principal arn:aws:iam::999999999999:role/consign").contains("aws-cn"));
     assert!(misconfigured(CONFIG, "trust china").contains("across partitions"));
 }

@@ -301,7 +301,7 @@ mod tests {
         let view = StatusReport { workers: vec![(url, status)], queue: None };
         assert_eq!(view.failing().iter().map(FailingDestination::id).collect::<Vec<_>>(), ["few", "fixed"]);
         let text = view.text();
-        assert!(text.contains("fixed: recovered ") && text.contains("ago; nothing has failed since"), "{text}");
+        assert!(text.contains("fixed: recovered ") && text.contains("ago; no job has failed"), "{text}");
         assert!(text.contains("few: no; allow it") && !text.contains("fixed: no; allow it"), "{text}");
     }
 
@@ -351,8 +351,11 @@ mod tests {
         status["reload_refused"] =
             json!({ "at": "2026-01-01T00:00:00Z", "problem": "a.toml:1: wrong\na.toml:2: no \u{1b}" });
         let text = view.text();
-        let lines = " ago; there it runs the last valid settings:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
-        assert!(text.contains("\n\nw-2: its reload was rejected, or a part of it, ") && text.contains(lines), "{text}");
+        let lines = " ago; the last valid settings stay in effect:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
+        assert!(
+            text.contains("\n\nw-2: the configuration was not reloaded completely ") && text.contains(lines),
+            "{text}"
+        );
         let data = view.json();
         assert_eq!(data["workers"][1]["reload_refused"]["at"], "2026-01-01T00:00:00Z");
         assert!(data["workers"][0].get("reload_refused").is_none());
