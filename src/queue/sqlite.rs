@@ -195,7 +195,7 @@ impl SqliteQueue {
         match tokio::time::timeout(CLOSE_TIMEOUT, requeued).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => {
-                tracing::debug!(event = "requeue_by_close", "the queue is closed, which requeues all prefetched jobs")
+                tracing::debug!(event = "requeue_by_close", "the queue is closed, which requeues all prefetched jobs");
             }
             Err(_) => tracing::debug!(
                 event = "requeue_delayed",

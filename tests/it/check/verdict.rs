@@ -84,7 +84,7 @@ async fn put_object_alone_is_enough_and_what_is_weaker_is_said() {
         "[ok]",
         "[warning]",
         "verdict: ready (warnings: 4",
-        "left in the bucket: in/consign-connection-test",
+        "not deleted from the bucket: in/consign-connection-test",
         "\"Sid\"",
     ] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
@@ -244,7 +244,7 @@ async fn a_passing_check_says_whether_the_workers_were_notified() {
     };
     let [shown, _] = said(&site, &["check", "acme"]);
     let (_, after) = shown.split_once("verdict: ready").unwrap();
-    for part in ["the workers could not be notified (", "queue.db does not exist", "run `consign status reset acme`"] {
+    for part in ["the workers could not be notified (", "queue.db does not exist", "with `consign status reset acme`"] {
         assert!(after.contains(part), "`{part}` is not in: {shown}");
     }
     site.topology();
