@@ -235,7 +235,7 @@ async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
     site.topology();
     let output = consign(&site, &["status", "reset", "brokn"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let warned = "brokn is not in the configuration (configured: acme, acme-kms); sent nevertheless";
+    let warned = "brokn is not in the configuration (configured: acme, acme-kms); sent anyway";
     assert!(stderr(&output).contains(warned), "{}", stderr(&output));
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(shown.contains("they close the circuit of brokn"), "{shown}");
