@@ -1,7 +1,7 @@
 //! The page of log events is made from the log macros of the source. `CONSIGN_WRITE_GUIDE=1`
 //! rewrites it.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::ops::Range;
 
@@ -120,8 +120,8 @@ fn tables(lines: &[LogLine]) -> String {
         let last = if level == "debug" { "" } else { " what consign does next | what you can do |" };
         let rule = if level == "debug" { "" } else { "---|---|" };
         // The same event may be logged in several places.
-        let rows = lines.iter().filter(|line| line.level == level).map(|line| (line.row(), ()));
-        let rows: String = rows.collect::<BTreeMap<_, _>>().into_keys().collect();
+        let rows = lines.iter().filter(|line| line.level == level).map(LogLine::row);
+        let rows: String = rows.collect::<BTreeSet<_>>().into_iter().collect();
         let _ = write!(page, "\n## {heading}\n\n| event | message | fields |{last}\n|---|---|---|{rule}\n{rows}");
     }
     page + "\n"
