@@ -67,9 +67,7 @@ pub struct EnqueueArgs {
 /// Lanes that jobs are published to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum LaneArg {
-    /// Scheduled jobs
     Scheduled,
-    /// Backfill jobs, of which a worker runs at most worker.backfill_slots
     Backfill,
 }
 
