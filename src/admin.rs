@@ -84,7 +84,13 @@ pub async fn serve(listener: TcpListener, state: AdminState, stop: CancellationT
             }
             Err(problem) => {
                 // Usually "too many open files": wait for some to be closed instead of spinning.
-                tracing::warn!(%problem, "the admin endpoint failed to accept a connection");
+                tracing::warn!(
+                    event = "admin_accept_failed",
+                    %problem,
+                    next = "it tries again in 100 ms",
+                    remedy = "raise the limit of open files (LimitNOFILE) where the problem names open files",
+                    "the admin endpoint failed to accept a connection"
+                );
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -111,8 +117,12 @@ async fn serve_connection(stream: TcpStream, router: Router, head_timeout: Durat
     let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(problem)) => tracing::debug!(%problem, "a connection to the admin endpoint failed"),
-        Err(_) => tracing::debug!("a connection to the admin endpoint timed out"),
+        Ok(Err(problem)) => tracing::debug!(
+            event = "admin_connection_failed",
+            %problem,
+            "a connection to the admin endpoint failed"
+        ),
+        Err(_) => tracing::debug!(event = "admin_connection_timeout", "a connection to the admin endpoint timed out"),
     }
 }
 

@@ -131,8 +131,8 @@ pub async fn run_in(
     let address = listener.local_addr().unwrap_or(config.admin.listen);
     let admin = tokio::spawn(admin::serve(listener, state.clone(), stop_admin.clone()));
     tracing::info!(
-        worker = config.worker.id, admin = %address, slots = config.worker.slots, destinations = config.destinations.len(),
-        version = env!("CARGO_PKG_VERSION"), "worker started"
+        event = "worker_started", worker = config.worker.id, admin = %address, slots = config.worker.slots,
+        destinations = config.destinations.len(), version = env!("CARGO_PKG_VERSION"), "worker started"
     );
     let service_manager = ServiceManager::from_environment();
     service_manager.ready();

@@ -11,6 +11,7 @@ pub mod dead;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod enqueue;
+mod examples;
 pub mod man;
 mod output;
 mod pending;
@@ -24,6 +25,7 @@ mod workers;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -86,6 +88,7 @@ impl From<Exit> for std::process::ExitCode {
 /// Delivers files into your customers' own S3 buckets.
 #[derive(Debug, Parser)]
 #[command(name = "consign", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(after_help = examples::CONSIGN)]
 pub struct Cli {
     /// Flags of every command.
     #[command(flatten)]
@@ -145,14 +148,14 @@ fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString>
 /// Flags of every command.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
-    /// Configuration file (TOML) or directory of *.toml; may be repeated, later ones take
+    /// Configuration file (TOML), or directory of *.toml files. Repeatable; later ones take
     /// precedence
     #[arg(short, long, global = true, value_name = "FILE|DIR", env = CONFIG_VARIABLE)]
     pub config: Vec<PathBuf>,
-    /// A single setting; takes precedence over the environment and the files
+    /// Override one setting. Takes precedence over environment and files. Repeatable
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
-    /// Write JSON to stdout; everything else goes to stderr
+    /// Write JSON to stdout, and progress, logs and errors to stderr
     #[arg(long, global = true)]
     pub json: bool,
 }
@@ -168,35 +171,45 @@ impl Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the worker
+    #[command(after_help = examples::RUN)]
     Run(run::RunArgs),
-    /// Try everything on this machine: no broker, no AWS, sample jobs; not for production
+    /// Run a demo on this machine: no broker, no AWS, sample jobs. Not for production
     #[cfg(feature = "dev")]
+    #[command(after_help = examples::DEV)]
     Dev(dev::DevArgs),
-    /// Test the connection to a destination, or the worker itself
+    /// Test the connection to a destination, or the broker and identity of this worker
+    #[command(after_help = examples::CHECK)]
     Check(check::CheckArgs),
     /// Publish jobs
+    #[command(after_help = examples::ENQUEUE)]
     Enqueue(enqueue::EnqueueArgs),
-    /// List, show, requeue, discard, export and import dead letters: jobs that were not delivered
-    #[command(subcommand)]
+    /// List, show, requeue, discard, export or import dead letters (undelivered jobs)
+    #[command(subcommand, after_help = examples::DEAD)]
     Dead(dead::DeadArgs),
-    /// Show the state of workers, queues and destinations
+    /// Show the status of workers, queues and destinations
+    #[command(after_help = examples::STATUS)]
     Status(status::StatusArgs),
-    /// Publish one job for each day (hour, week, month) of a range, newest first; show its status,
-    /// or cancel it
+    /// Publish one job per day (hour, week, month) of a date range, newest first. Show or cancel a
+    /// published backfill
+    #[command(after_help = examples::BACKFILL)]
     Backfill(backfill::BackfillArgs),
-    /// Print the IAM documents a customer needs for a destination
+    /// Print the IAM policies that a customer needs for a destination
+    #[command(after_help = examples::POLICY)]
     Policy(policy::PolicyArgs),
-    /// Show or declare the exchanges and queues
-    #[command(subcommand)]
+    /// Print or declare the exchanges and queues
+    #[command(subcommand, after_help = examples::TOPOLOGY)]
     Topology(topology::TopologyArgs),
-    /// Check or show the configuration
-    #[command(subcommand)]
+    /// Validate or show the configuration
+    #[command(subcommand, after_help = examples::CONFIG)]
     Config(config::ConfigArgs),
-    /// Print a machine-readable description of messages or configuration
+    /// Print the schema of a job, an outcome, a connection test or the configuration
+    #[command(after_help = examples::SCHEMA)]
     Schema(schema::SchemaArgs),
-    /// Print a shell completion script
+    /// Generate shell completions
+    #[command(after_help = examples::COMPLETIONS)]
     Completions(completions::CompletionsArgs),
-    /// Print a manual page, or write all of them
+    /// Generate manual pages
+    #[command(after_help = examples::MAN)]
     Man(man::ManArgs),
 }
 
@@ -227,12 +240,17 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
+/// Parses a duration of the command line.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a duration such as 30s, 10m, 2h or 7d".to_owned())
+}
+
 /// Returns the configured destinations as text, for messages about an unknown one.
 fn configured_destinations(config: &Config) -> String {
     const MAX_SHOWN: usize = 20;
     let known: Vec<_> = config.destinations.keys().take(MAX_SHOWN).map(DestinationId::as_str).collect();
     match known.len() {
-        0 => "it has none; name your file with -c".to_owned(),
+        0 => "none is configured".to_owned(),
         count if count < config.destinations.len() => format!("configured: {}, ...", known.join(", ")),
         _ => format!("configured: {}", known.join(", ")),
     }

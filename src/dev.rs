@@ -79,8 +79,8 @@ pub enum DevError {
     Home(#[from] HomeError),
     /// A sample can't be made.
     #[error(
-        "the sample files can't be made below {path}: {problem}; give a place with 300 MiB of room with --data-dir, or a \
-             file of your own with --file"
+        "the sample files can't be created below {path}: {problem}; name a directory with 300 MiB of free space with \
+         --data-dir, or a file of your own with --file"
     )]
     Sample {
         /// The directory.
@@ -97,10 +97,10 @@ pub enum DevError {
         problem: std::io::Error,
     },
     /// The configuration it wrote itself is refused.
-    #[error("its own configuration is refused, which is a fault of this program: {0}")]
+    #[error("its own configuration is refused, which is a defect of consign: {0}")]
     Config(ConfigProblems),
     /// A name of its own is refused.
-    #[error("its own settings are refused, which is a fault of this program: {0}")]
+    #[error("its own settings are refused, which is a defect of consign: {0}")]
     Settings(Invalid),
     /// The queue failed.
     #[error("the embedded queue: {0}")]
@@ -148,9 +148,8 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
 fn greet(report: &TransferPrinter, home: &Home) {
     let fate = if home.kept() { "kept" } else { "removed at the end" };
     report.say(&format!(
-        "consign dev: a look at consign on this machine alone, NOT for production.\n\
-         S3, STS and queue are its own, keys are made up, no network is used.\n\
-         everything is in {} ({fate})",
+        "consign dev: a demo of consign on this machine, NOT for production.\nS3, STS and queue are its own, keys \
+         are made up, no network is used.\neverything is in {} ({fate})",
         home.path().display()
     ));
 }
@@ -181,8 +180,8 @@ async fn listen(port: Option<u16>, report: &TransferPrinter) -> Result<TcpListen
         Ok(listener) => return Ok(listener),
         Err(problem) => problem,
     };
-    report.say(&format!("port {asked} can't be had ({problem}); the status page takes another one"));
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(system("the status page finds no port"))
+    report.say(&format!("port {asked} can't be used ({problem}); the status page uses another one"));
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(system("there is no free port for the status page"))
 }
 
 /// The terminal that it runs in was closed.

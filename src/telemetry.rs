@@ -135,7 +135,14 @@ pub fn log_panics() {
         if LevelFilter::current() == LevelFilter::OFF {
             eprintln!("consign: panic at {place}: {message}");
         } else {
-            tracing::error!(place, message, "the program panicked");
+            tracing::error!(
+                event = "panic",
+                place,
+                cause = message,
+                next = "a transfer that panicked fails with the reason `panic`; other transfers continue",
+                remedy = "report a defect with this line",
+                "the program panicked"
+            );
         }
     }));
 }

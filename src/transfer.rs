@@ -144,15 +144,23 @@ impl Transfers {
         let Err(failure) = &first else { return first };
         if self.uploader.learn_equal_parts(destination, failure) {
             tracing::warn!(
+                event = "equal_parts_learnt",
                 destination = %destination.id,
-                "the store wants parts of equal length; set equal_parts = true of the destination"
+                next = "uploads of this destination use equal parts",
+                remedy = "set equal_parts = true in the destination",
+                "the store requires parts of equal size"
             );
         }
         let Some(region) = failure.learnt_region.as_ref().filter(|region| **region != used) else { return first };
         self.sessions.learn_region(destination, region);
         tracing::warn!(
-            destination = %destination.id, configured = %destination.region, actual = %region,
-            "the bucket lives in another region; correct the destination"
+            event = "region_learnt",
+            destination = %destination.id,
+            configured = %destination.region,
+            actual = %region,
+            next = "the worker uses the actual region",
+            remedy = "correct the region of the destination",
+            "the bucket is in another region"
         );
         self.upload(job, attempt, &key).await
     }
@@ -203,16 +211,24 @@ impl Transfers {
             source = source.filter(|source| job.compression == Compression::None || source.content_encoding.is_none());
         }
         let Some(source) = source else {
-            tracing::info!(job_id = %job.id, "source or destination changed; the upload starts again from the beginning");
+            tracing::info!(
+                event = "upload_restarted",
+                job_id = %job.id,
+                "source or destination changed; the upload starts again"
+            );
             attempt.open_upload.close();
             self.uploader.abort_upload(attempt.destination, &checkpoint).await;
             return Ok(None);
         };
         let (parts, bytes) = (checkpoint.parts.len(), checkpoint.bytes());
-        tracing::info!(job_id = %job.id, parts, bytes, "resuming an unfinished upload");
+        tracing::info!(event = "upload_resumed", job_id = %job.id, parts, bytes, "resuming an unfinished upload");
         let ended = self.send(job, attempt, key, (source, Some(checkpoint))).await?;
         if ended.is_none() {
-            tracing::info!(job_id = %job.id, "the unfinished upload no longer exists; it starts again from the beginning");
+            tracing::info!(
+                event = "upload_restarted",
+                job_id = %job.id,
+                "the unfinished upload no longer exists; it starts again"
+            );
         }
         Ok(ended)
     }

@@ -264,7 +264,7 @@ impl Uploader {
     /// for a checkpoint outside of the destination's bucket and prefix: it may be forged.
     pub async fn abort_upload(&self, destination: &Arc<Destination>, checkpoint: &Checkpoint) {
         if !destination.holds(&checkpoint.bucket, &checkpoint.key) {
-            tracing::warn!(destination = %destination.id, "a checkpoint names an upload outside of the destination; it is not aborted");
+            multipart::log_foreign_checkpoint(destination);
             return self.metrics.multipart_orphaned();
         }
         multipart::abort_upload(&self.calls(destination), checkpoint).await;
@@ -419,7 +419,7 @@ fn proven(sent: u64, expected: u64) -> Result<(), Failure> {
     if sent == expected {
         return Ok(());
     }
-    let message = format!("the source said {expected} bytes and gave {sent}");
+    let message = format!("the source announced {expected} bytes and sent {sent}");
     Err(Failure::new(Reason::SourceChanged, message))
 }
 

@@ -44,7 +44,9 @@ use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::upload::StopSignals;
-pub use activity::{Activity, DestinationRecord, EndedTransfer, FailureDetail, Recent, RunningTransfer, Throughput};
+pub use activity::{
+    Activity, DeadLetterCount, DestinationRecord, EndedTransfer, FailureDetail, Recent, RunningTransfer, Throughput,
+};
 use admission::Admission;
 pub use admission::{AdmissionView, CircuitView, WaitingJobs};
 use cancellations::Cancellations;
@@ -197,7 +199,12 @@ impl Worker {
         self.generations.hand_over(self.lease_after).await;
         let closed = timeout(BROKER_TIMEOUT, self.queue.close()).await;
         if closed.is_err() {
-            tracing::warn!("the broker does not answer; its connections are dropped");
+            tracing::warn!(
+                event = "broker_close_timeout",
+                next = "its connections are dropped; unsettled deliveries are redelivered",
+                remedy = "check the broker if this repeats",
+                "the broker does not answer"
+            );
         }
         control.abort();
         drained
@@ -223,23 +230,26 @@ impl Worker {
         let deadline = Instant::now() + *drain_timeout;
         metrics.set_draining(true);
         self.admission.drain();
-        tracing::info!(seconds = drain_timeout.as_secs(), running = tasks.len(), "draining");
+        tracing::info!(event = "drain_started", seconds = drain_timeout.as_secs(), running = tasks.len(), "draining");
         // A transfer that another worker can resume is handed off at once: waiting would only interrupt
         // it later.
         stop.hand_off.cancel();
         let finishing = Instant::now() + drain_timeout.mul_f64(FINISHING_SHARE);
         if timeout(BROKER_TIMEOUT, self.queue.stop_consuming()).await.is_err() {
             tracing::warn!(
-                "the broker does not answer; prefetched deliveries are redelivered when the connection ends"
+                event = "broker_cancel_timeout",
+                next = "prefetched deliveries are redelivered when the connection ends",
+                remedy = "check the broker if this repeats",
+                "the broker does not answer"
             );
         }
         tasks.close();
         if timeout_at(finishing, tasks.wait()).await.is_err() {
-            tracing::info!(running = tasks.len(), "requeueing transfers that can't finish in time");
+            tracing::info!(event = "drain_requeues", running = tasks.len(), "requeueing unfinished transfers");
             stop.cancel.cancel();
         }
         let drained = timeout_at(deadline, tasks.wait()).await.is_ok();
-        tracing::info!(drained, left = tasks.len(), "drained");
+        tracing::info!(event = "drain_ended", drained, left = tasks.len(), "drained");
         drained
     }
 

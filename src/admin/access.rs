@@ -28,8 +28,8 @@ const OPEN_PATHS: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 const CHALLENGES: [&str; 2] = ["Bearer realm=\"consign\"", "Basic realm=\"consign\", charset=\"UTF-8\""];
 const TOKEN_REQUIRED: &str = "this needs the token of admin.token_file: send the header \"Authorization: Bearer TOKEN\", or give \
                               it to the browser as the password of any user\n";
-const HOST_REFUSED: &str =
-    "the name in the Host header is not known here: use the worker's address, or add the name to admin.hosts\n";
+const HOST_REFUSED: &str = "this worker does not accept the name in the Host header: use the worker's address, or add the name to \
+     admin.hosts\n";
 
 /// Rules of `[admin]` for requests.
 #[derive(Debug, Clone, Default)]
@@ -140,7 +140,13 @@ impl TokenFile {
             known.stamp = stamp;
             match read_token(&self.path) {
                 Ok(token) => known.token = Some(token),
-                Err(problem) => tracing::warn!("admin.token_file: {problem}; the last valid token stays in force"),
+                Err(problem) => tracing::warn!(
+                    event = "admin_token_unreadable",
+                    problem,
+                    next = "the last valid token stays in force",
+                    remedy = "fix the file",
+                    "admin.token_file can't be read"
+                ),
             }
         }
         known.token.clone()

@@ -48,7 +48,13 @@ impl ReloadHandler<'_> {
                 Ok(looked) => looked,
                 // Only at the end of the program: a look catches the panics of a reload.
                 Err(error) => {
-                    tracing::error!(%error, "the configuration is not reloaded any more");
+                    tracing::error!(
+                        event = "config_reload_stopped",
+                        %error,
+                        next = "the worker keeps the last configuration, and ignores SIGHUP and changed files",
+                        remedy = "restart the worker, and report a defect",
+                        "configuration reloads stopped"
+                    );
                     return std::future::pending().await;
                 }
             };
@@ -65,7 +71,13 @@ impl ReloadHandler<'_> {
         match reloaded {
             Err(problems) => {
                 let problems = problems.to_string();
-                tracing::error!(%problems, "failed to reload the configuration; the previous one stays in effect");
+                tracing::error!(
+                    event = "config_reload_failed",
+                    %problems,
+                    next = "the previous configuration stays in effect",
+                    remedy = "fix the problems, and check the files with `consign config validate`",
+                    "failed to reload the configuration"
+                );
                 self.refused(&problems);
             }
             Ok(Reloaded { loaded, refused }) => {
@@ -75,8 +87,11 @@ impl ReloadHandler<'_> {
                     log.set_filter(&loaded.config.log.filter).err().map(|problem| format!("log.filter: {problem}"));
                 if let Some(problems) = refused.map(|problems| problems.to_string()).or(filter) {
                     tracing::error!(
+                        event = "config_reload_failed",
                         %problems,
-                        "failed to reload a part of the configuration; the last valid content of these files stays in effect"
+                        next = "the last valid content of the affected files stays in effect",
+                        remedy = "fix the problems, and check the files with `consign config validate`",
+                        "failed to reload a part of the configuration"
                     );
                     self.refused(&problems);
                 } else {
@@ -95,7 +110,14 @@ impl ReloadHandler<'_> {
         let changed = changed(&before, now);
         let added = now.keys().filter(|id| !before.contains_key(*id)).count();
         let removed = before.keys().filter(|id| !now.contains_key(*id)).count();
-        tracing::info!(destinations = now.len(), changed = changed.len(), added, removed, "configuration reloaded");
+        tracing::info!(
+            event = "config_reloaded",
+            destinations = now.len(),
+            changed = changed.len(),
+            added,
+            removed,
+            "configuration reloaded"
+        );
         for id in changed {
             now.get(id.id()).into_iter().for_each(|destination| self.sessions.forget_denial(destination));
             self.worker.reset_circuit(id);
@@ -118,7 +140,13 @@ fn warn_of_unapplied(keys: &[String]) {
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     let keys =
         format!("{}{rest}", keys.iter().take(MAX_NAMED_SETTINGS).map(String::as_str).collect::<Vec<_>>().join(", "));
-    tracing::warn!(%keys, "these settings changed but a reload does not apply them; restart the worker");
+    tracing::warn!(
+        event = "config_restart_needed",
+        %keys,
+        next = "the worker keeps their previous values",
+        remedy = "restart the worker",
+        "changed settings are not applied by a reload"
+    );
 }
 
 /// Returns the destinations whose entries changed. New ones are not included.
@@ -138,6 +166,6 @@ pub(super) fn register(metrics: &Metrics, destinations: &Destinations) {
 pub(super) async fn log_status_on_request(mut shutdown: Shutdown, state: AdminState) {
     loop {
         shutdown.status_request().await;
-        tracing::info!(status = %(state.status)(""), "status on SIGUSR1");
+        tracing::info!(event = "status_dumped", status = %(state.status)(""), "status on SIGUSR1");
     }
 }

@@ -16,6 +16,7 @@
 //! | `broker` | `kind` (`rabbitmq`, `embedded`), `address` (no credentials), `connected`, `problem`, `unconfirmed`, `reconnects` |
 //! | `sessions`, `session_requests` | sessions in the cache; requests by result |
 //! | `failures[]` | `class`, `reason`, `count` of failed attempts since the start, the most frequent first |
+//! | `dead_letters[]` | [`crate::worker::DeadLetterCount`]: `class`, `reason`, `count`, `last_at` of the jobs that this worker dead-lettered since the start, the most frequent first |
 //! | `retries`, `deferred` | charged attempts that are repeated; jobs deferred without charge |
 //! | `throughput` | 15 minutes in steps, see [`crate::worker::Throughput`] |
 //! | `running[]` | [`crate::worker::RunningTransfer`], the oldest first, at most 500 |
@@ -117,6 +118,7 @@ impl StatusSource {
             "sessions": self.sessions.len(),
             "session_requests": counts.session_requests,
             "failures": counts.failures,
+            "dead_letters": self.worker.activity().dead_letters(),
             "retries": counts.retries,
             "deferred": counts.deferred,
             "throughput": self.worker.activity().throughput(),

@@ -214,7 +214,7 @@ pub(crate) fn sts_table(answer: &AwsError, role: Option<AssumedRole<'_>>) -> (Re
 
 fn sts_denied(role: Option<AssumedRole<'_>>) -> (Reason, String) {
     match role {
-        Some(role) => (Reason::AssumeRoleDenied, format!("the role {} does not let us in", role.arn.as_str())),
+        Some(role) => (Reason::AssumeRoleDenied, format!("the role {} can't be assumed", role.arn.as_str())),
         None => (Reason::IdentityDenied, "STS denies access to the worker's own credentials".to_owned()),
     }
 }
@@ -228,13 +228,13 @@ pub(crate) fn staging_failure(name: &str, error: &SdkError<GetObjectError>) -> F
         ("NoSuchKey" | "NoSuchBucket" | "NoSuchVersion", _) => failure(Reason::SourceNotFound, "does not exist"),
         ("PreconditionFailed", _) | (_, Some(412)) => failure(Reason::SourceChanged, "changed while it was read"),
         ("InvalidRange", _) | (_, Some(416)) => failure(Reason::SourceChanged, "is shorter than it was"),
-        ("RequestTimeTooSkewed", _) => failure(Reason::ClockSkew, "refuses this worker's clock"),
+        ("RequestTimeTooSkewed", _) => failure(Reason::ClockSkew, "rejects the time of this worker's clock"),
         ("InvalidAccessKeyId" | "SignatureDoesNotMatch", _) => {
             failure(Reason::IdentityDenied, "does not accept this worker's own credentials")
         }
         // The SDK renews what has run out before the next try.
         ("ExpiredToken" | "TokenRefreshRequired" | "InvalidToken", _) => {
-            failure(Reason::SourceUnavailable, "refused credentials that had run out")
+            failure(Reason::SourceUnavailable, "refused expired credentials")
         }
         ("InvalidObjectState", _) => failure(Reason::SourceDenied, "is archived; restore it first"),
         (code, _) if code.contains("Throttl") || matches!(code, "SlowDown" | "RequestTimeout") => {
@@ -250,7 +250,7 @@ pub(crate) fn staging_failure(name: &str, error: &SdkError<GetObjectError>) -> F
         // The platform's own setting is wrong, not the job.
         (_, Some(301 | 307)) | ("AuthorizationHeaderMalformed", _) => failure(
             Reason::SourceUnavailable,
-            "lives in another region than aws.region; correct this worker's configuration",
+            "is in another region than aws.region; set aws.region to the region of the bucket",
         ),
         (_, Some(300..=499)) => failure(Reason::Unclassified, "refuses the request"),
         _ => failure(Reason::SourceUnavailable, &format!("can't be reached: {}", innermost(error))),

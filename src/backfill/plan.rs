@@ -113,11 +113,15 @@ impl BackfillPlan {
             };
             if let Some(other) = ids.insert(job.prepared.id.clone(), number) {
                 let steps = self.both(other, number);
-                add(format!("id: {steps} have the same, {}; add {{date}} or {{stamp}} to it", job.prepared.id));
+                add(format!("id: {steps} have the same id, {}; add {{date}} or {{stamp}} to it", job.prepared.id));
             }
             if let Some(other) = keys.insert((job.prepared.destination, job.key.clone()), number) {
                 let steps = self.both(other, number);
-                add(format!("key: {steps} have the same, {}; one object would replace the other", job.key));
+                add(format!(
+                    "key: {steps} have the same key, {}; one object would replace the other, so add {{date}} \
+                    or {{stamp}} to it",
+                    job.key
+                ));
             }
         }
         if more > 0 {
@@ -176,10 +180,10 @@ pub(crate) mod tests {
         let rejected =
             |from: &str, to: &str| plan(&JOB.replace(from, to), "2026-01-01", "2026-02-28").unwrap_err().join("\n");
         let found = rejected("acme/{date}", "acme/{month}");
-        assert!(found.contains("id: the steps 2026-02-28 and 2026-02-27 have the same, acme/02"), "{found}");
+        assert!(found.contains("id: the steps 2026-02-28 and 2026-02-27 have the same id, acme/02"), "{found}");
         assert!(found.contains("... and 37 more"), "{found}");
         let found = rejected("{year}/{date}.csv", "{year}.csv");
-        assert!(found.contains("key: the steps 2026-02-28 and 2026-02-27 have the same, 2026.csv"), "{found}");
+        assert!(found.contains("key: the steps 2026-02-28 and 2026-02-27 have the same key, 2026.csv"), "{found}");
         let found = rejected("{year}/{date}.csv", "../{date}.csv");
         assert!(found.starts_with("2026-02-28: key"), "{found}");
         let found = rejected("https://e.example", "ftp://e.example");

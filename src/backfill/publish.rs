@@ -77,7 +77,7 @@ pub async fn prepare_outcomes(outcomes: &BackfillOutcomes, output: &dyn Output) 
     match outcomes.prepare().await {
         Ok(()) => Ok(true),
         Err(QueueError::Topology(cause) | QueueError::Refused(cause) | QueueError::Denied(cause)) => {
-            output.notice(&format!("`backfill status` will not have the outcomes of this run: {cause}"));
+            output.notice(&format!("`consign backfill status` will not show the outcomes of this run: {cause}"));
             Ok(false)
         }
         Err(problem) => Err(problem),
@@ -136,7 +136,7 @@ impl BackfillPublisher<'_> {
         if let Some(at) = cancelled_at {
             result.stopped.get_or_insert(StopCause::Cancelled(at));
             if let Err(problem) = journal.record_cancelled(at) {
-                self.output.notice(&format!("the cancellation is not on record: {problem}"));
+                self.output.notice(&format!("the cancellation could not be recorded: {problem}"));
             }
         }
         if let Err(problem) = journal.sync() {

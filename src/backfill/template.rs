@@ -59,12 +59,14 @@ impl Template {
     /// # Errors
     /// All problems, each with its field.
     pub fn parse(text: &str, variables: &BTreeMap<String, String>) -> Result<Self, Vec<String>> {
-        let given: Value = serde_json::from_str(text).map_err(|problem| vec![format!("is not JSON: {problem}")])?;
+        let given: Value = serde_json::from_str(text).map_err(|problem| {
+            vec![format!("is not JSON ({problem}); write one job, as `consign schema job` describes it")]
+        })?;
         let has_id = match &given {
             Value::Object(fields) if !fields.is_empty() => fields.contains_key("id"),
             _ => {
                 return Err(vec![
-                    "is not a job: write one JSON object, as `consign schema job` describes it".to_owned(),
+                    "is not a job; write one JSON object, as `consign schema job` describes it".to_owned(),
                 ]);
             }
         };
@@ -158,7 +160,7 @@ impl TemplateParser<'_> {
                 continue;
             }
             let Some((name, after)) = rest.split_once('}').filter(|_| brace == "{") else {
-                return Err(format!("a single `{brace}`; write `{brace}{brace}` for the character itself"));
+                return Err(format!("a single `{brace}`; write `{brace}{brace}` for a literal `{brace}`"));
             };
             match (placeholder(name), self.variables.get(name)) {
                 (Some(fill), _) => {

@@ -36,7 +36,7 @@ impl CheckRun<'_> {
 
     /// Records a prefix that leaves no room even for the key of the test object.
     pub(super) fn prefix_too_long(&mut self) {
-        let failure = Failure::new(Reason::InvalidKey, "the prefix is so long that no key fits below it; shorten it");
+        let failure = Failure::new(Reason::InvalidKey, "the prefix is too long: no key fits below it; shorten it");
         self.failed(StepName::Region, &failure);
         self.skip_blocked(&[StepName::List, StepName::Multipart, StepName::Write, StepName::Delete]);
     }

@@ -56,8 +56,8 @@ impl CheckRun<'_> {
         }
         match self.within_limit(self.checker.sessions.fresh(self.destination)).await {
             Ok(_) if self.checker.sessions.goes_without_kms(self.destination) => {
-                let cause = "the role can be assumed; its STS refuses KMS actions in a session policy, so they are left out \
-                             (session.policy = \"s3\" saves the first try)";
+                let cause = "the role can be assumed; STS refuses KMS actions in a session policy, so they are left \
+                    out (session.policy = \"s3\" avoids the refused request)";
                 self.passed(StepName::AssumeRole, cause);
             }
             Ok(_) => self.passed(StepName::AssumeRole, "the role can be assumed"),
@@ -100,7 +100,7 @@ impl CheckRun<'_> {
             return self.finding(StepName::AccessKey, StepResult::Failed, Code::AccessKeyTemporary);
         }
         match self.within_limit(self.checker.sessions.key_arn(self.destination)).await {
-            Ok(None) => self.skipped(StepName::AccessKey, Code::NotNeeded, "the store has no STS to ask"),
+            Ok(None) => self.skipped(StepName::AccessKey, Code::NotNeeded, "the store has no STS"),
             Ok(Some(arn)) if arn.ends_with(":root") => {
                 self.principal = Some(arn);
                 self.finding(StepName::AccessKey, StepResult::Warning, Code::AccessKeyRoot);
@@ -117,7 +117,11 @@ impl CheckRun<'_> {
             // A transfer with an access key never calls STS, so an unavailable or closed STS is no
             // obstacle.
             Err(_) => {
-                self.skipped(StepName::AccessKey, Code::NotTried, "STS did not answer; deliveries don't need it");
+                self.skipped(
+                    StepName::AccessKey,
+                    Code::NotTried,
+                    "STS did not answer; deliveries with an access key do not need it",
+                );
             }
         }
     }

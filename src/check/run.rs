@@ -88,7 +88,7 @@ impl<'a> CheckRun<'a> {
     /// Skips steps that need an earlier one, which failed.
     pub(super) fn skip_blocked(&mut self, names: &[StepName]) {
         for name in names {
-            self.skipped(*name, Code::NotTried, "an earlier step failed that this one needs");
+            self.skipped(*name, Code::NotTried, "a previous step failed, and this one depends on it");
         }
     }
 
@@ -167,7 +167,7 @@ impl<'a> CheckRun<'a> {
 async fn until<T>(deadline: Instant, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     match tokio::time::timeout_at(deadline, call).await {
         Ok(result) => result,
-        Err(_) => Err(Failure::new(Reason::Timeout, "it took too long")),
+        Err(_) => Err(Failure::new(Reason::Timeout, "the step timed out")),
     }
 }
 

@@ -61,12 +61,13 @@ fn plan(args: &BackfillRunArgs) -> Result<BackfillPlan, CommandError> {
     let range = CalendarRange { from: args.from, to: args.to, every: args.every, zone: args.time_zone.clone() };
     range.check_order().map_err(CommandError::Usage)?;
     let file = args.template.display();
-    let text = std::fs::read_to_string(&args.template)
-        .map_err(|problem| CommandError::Failed(format!("{file} can't be read: {problem}")))?;
+    let text = std::fs::read_to_string(&args.template).map_err(|problem| {
+        CommandError::Failed(format!("{file} can't be read: {problem}; give the path of a readable template"))
+    })?;
     let mut variables = BTreeMap::new();
     for (name, value) in &args.var {
         if variables.insert(name.clone(), value.clone()).is_some() {
-            return Err(CommandError::Usage(format!("--var {name}: is given twice")));
+            return Err(CommandError::Usage(format!("--var {name}: is given twice; give it once")));
         }
     }
     let invalid = |problems: Vec<String>| {
@@ -207,8 +208,8 @@ async fn status(args: BackfillStatusArgs, config: &Config, json: bool) -> Result
     let client = broker::client_name(config, COMMAND);
     let Some(records) = BackfillRecords::read(&config.broker, &client, &id, path.as_deref()).await? else {
         return Err(CommandError::Failed(format!(
-            "there is no outcome of a backfill {id}, and no record of its publishing here: check the spelling, or give \
-             the record with --record FILE"
+            "there is no retained outcome and no local record of a backfill {id}; check the spelling, or give its \
+             record with --record FILE"
         )));
     };
     let workers = Workers::new(config, admin).reports(&records.pending_destinations()).await;
@@ -226,8 +227,8 @@ async fn cancel(args: BackfillIdArgs, config: &Config, json: bool) -> Result<Exi
     let recorded = path.is_some_and(|path| record_cancellation(&path, id, control.at));
     if !recorded && !is_known(config, id).await {
         notice(&format!(
-            "nothing is known of a backfill {id}: no outcome is retained, and nothing was published from here. Check the \
-             spelling; the cancellation was sent nevertheless, as jobs of it may be queued"
+            "there is no retained outcome and no local record of a backfill {id}; check the spelling. The \
+             cancellation was sent anyway, as jobs of it may be queued"
         ));
     }
     Ok(if json {
@@ -240,7 +241,7 @@ async fn cancel(args: BackfillIdArgs, config: &Config, json: bool) -> Result<Exi
 /// Records the cancellation. Returns true where there is a journal.
 fn record_cancellation(path: &Path, id: &BackfillId, at: Timestamp) -> bool {
     journal::record_cancelled(path, id, at).unwrap_or_else(|problem| {
-        fail(&format!("the cancellation is not on record: {problem}"), Exit::Done);
+        fail(&format!("the cancellation could not be recorded: {problem}"), Exit::Done);
         true
     })
 }

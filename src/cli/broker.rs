@@ -44,7 +44,7 @@ pub(super) async fn connect(config: &Config, command: &str) -> Result<Arc<dyn Jo
         return Err(problem);
     }
     let queue = queue::start(&config.broker, &client_name(config, command), Vec::new(), Arc::new(Metrics::new(1)))?;
-    tracing::info!(seconds = CONNECT_TIMEOUT.as_secs(), "connecting; this fails without a broker");
+    tracing::info!(event = "broker_connecting", seconds = CONNECT_TIMEOUT.as_secs(), "connecting to the broker");
     queue.wait_connected(CONNECT_TIMEOUT).await?;
     Ok(queue)
 }

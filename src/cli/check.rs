@@ -29,8 +29,8 @@ const INTERRUPTED: &str = "interrupted; an open upload was aborted, where that i
 /// Arguments of `consign check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// A configured destination; without one, the broker and the worker's own identity are tested.
-    /// The AWS identity is that of this shell
+    /// Id of a configured destination. Without it, the broker, the topology and the AWS identity
+    /// are tested. The AWS identity is that of this shell
     #[arg(value_name = "DEST")]
     destination: Option<String>,
 }
@@ -72,9 +72,13 @@ pub async fn execute(args: CheckArgs, config: Config, json: bool) -> Exit {
 }
 
 fn find(config: &Config, name: &str) -> Result<Arc<Destination>, String> {
-    let id = DestinationId::parse(name).map_err(|problem| format!("{name}: {}", problem.problem))?;
+    let id = DestinationId::parse(name).map_err(|problem| format!("{name} {}", problem.problem))?;
     config.destinations.get(&id).cloned().ok_or_else(|| {
-        format!("there is no destination {id} in the configuration; {}", super::configured_destinations(config))
+        format!(
+            "there is no destination {id} in the configuration ({}); correct the id, or give its configuration \
+            with -c",
+            super::configured_destinations(config)
+        )
     })
 }
 
@@ -145,15 +149,16 @@ async fn notify_workers(config: &Config, destination: &Destination, report: &Che
     }
     let id = &destination.id;
     if config.broker.url.is_none() {
-        return Some("no worker was notified, as no broker.url is configured here".to_owned());
+        return Some("no worker was notified: broker.url is not set".to_owned());
     }
     let cause = match tokio::time::timeout(NOTIFY_TIMEOUT, super::status::reset_circuit(config, id)).await {
-        Ok(Ok(_)) => return Some(format!("every worker is notified: jobs that wait for {id} are retried")),
+        Ok(Ok(_)) => return Some(format!("all workers are notified and retry the jobs that wait for {id}")),
         Ok(Err(problem)) => problem.to_string(),
         Err(_) => format!("the broker does not answer within {} s", NOTIFY_TIMEOUT.as_secs()),
     };
     Some(format!(
-        "the workers could not be notified ({cause}); run `consign status reset {id}`, or wait: they detect it within 10 minutes"
+        "the workers could not be notified ({cause}); they detect the recovery within 10 minutes, or at once with \
+         `consign status reset {id}`"
     ))
 }
 

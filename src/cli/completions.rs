@@ -8,7 +8,7 @@ use super::{Cli, Exit};
 /// Arguments of `consign completions`.
 #[derive(Debug, Clone, Args)]
 pub struct CompletionsArgs {
-    /// Shell
+    /// Shell to generate completions for
     #[arg(value_enum)]
     pub shell: Shell,
 }

@@ -3,15 +3,17 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::Exit;
+use super::{Exit, examples};
 use crate::config::{ConfigProblems, EffectiveSetting, Loaded, Reload};
 
 /// Actions on the configuration.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ConfigArgs {
-    /// Report all problems
+    /// Validate the configuration and report every problem
+    #[command(after_help = examples::CONFIG_VALIDATE)]
     Validate,
-    /// Print every value with its origin; secrets as ***
+    /// Show every setting with its value and origin. Secrets are masked as ***
+    #[command(after_help = examples::CONFIG_SHOW)]
     Show,
 }
 

@@ -13,7 +13,7 @@ mod show;
 use clap::Subcommand;
 
 use super::output::ProgressReporter;
-use super::{CommandError, Exit, broker};
+use super::{CommandError, Exit, broker, examples};
 use crate::config::Config;
 use crate::dead_letter::DeadLetterError;
 use crate::dead_letter::filter::LetterFilter;
@@ -23,18 +23,25 @@ use crate::queue::{DeadLetters, QueueError};
 /// Actions on dead letters.
 #[derive(Debug, Clone, Subcommand)]
 pub enum DeadArgs {
-    /// List them, and count them by reason
+    /// List dead letters, and count them by reason
+    #[command(after_help = examples::DEAD_LIST)]
     List(list::ListArgs),
-    /// Show one with its history and its job; queries of URLs and external ids as ***
+    /// Show a dead letter with its history and its job. Secrets, external ids and URL queries are
+    /// masked as ***
+    #[command(after_help = examples::DEAD_SHOW)]
     Show(show::ShowArgs),
-    /// Return their jobs to their lanes: the same ids, no attempt charged
+    /// Requeue the jobs of dead letters under the same ids. Their attempts are counted from zero
+    #[command(after_help = examples::DEAD_REQUEUE)]
     Requeue(requeue::RequeueArgs),
-    /// Remove them for good
+    /// Discard dead letters permanently
+    #[command(after_help = examples::DEAD_DISCARD)]
     Discard(discard::DiscardArgs),
-    /// Write them to a file for `import`; nothing is removed. The file contains the complete jobs,
-    /// including secrets
+    /// Export dead letters to a file for `import`, and keep them. The file contains the complete
+    /// jobs, including secrets
+    #[command(after_help = examples::DEAD_EXPORT)]
     Export(export::ExportArgs),
-    /// Add exported letters to the dead letters; those that exist already are skipped
+    /// Import exported dead letters. Those that exist already are skipped
+    #[command(after_help = examples::DEAD_IMPORT)]
     Import(import::ImportArgs),
 }
 

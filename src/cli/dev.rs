@@ -12,18 +12,18 @@ use crate::telemetry;
 /// Arguments of `consign dev`. It has its own configuration.
 #[derive(Debug, Clone, Args)]
 pub struct DevArgs {
-    /// Exit when the jobs have ended: with 0 when all ended as expected (with --file: 75 when some
-    /// failed, 1 when all failed)
+    /// Exit when all jobs have ended: 0 if they ended as expected. With --file: 75 if some failed,
+    /// 1 if all failed
     #[arg(long)]
     once: bool,
-    /// Deliver this file instead of the samples; may be repeated. The key is the file's name
+    /// Deliver this file instead of the sample jobs. The key is the file name. Repeatable
     #[arg(long, value_name = "PATH")]
     file: Vec<PathBuf>,
     /// Keep buckets, queue and configuration in this directory, and continue with its contents
-    /// [default: a temporary one]
+    /// [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Port of the status page; another one is used where it is taken [default: 9464]
+    /// Port of the status page. If it is taken, a free port is used [default: 9464]
     #[arg(long, value_name = "N")]
     port: Option<u16>,
 }

@@ -15,7 +15,7 @@ use url::Url;
 use super::output::ProgressReporter;
 use super::wait::{OutcomeWaiter, ShownOutcomes, WaitOptions};
 use super::workers::{Workers, worker_url};
-use super::{CommandError, Exit, broker, configured_destinations, fail, notice};
+use super::{CommandError, Exit, broker, configured_destinations, fail, notice, parse_duration};
 use crate::config::Config;
 use crate::domain::destination::DestinationId;
 use crate::domain::lane::Lane;
@@ -28,37 +28,37 @@ use input::{InputError, JobInput};
 /// Arguments of `consign enqueue`.
 #[derive(Debug, Clone, Args)]
 pub struct EnqueueArgs {
-    /// One job, or one job per line (NDJSON); `-` is standard input. A file is checked completely
-    /// before anything is published
+    /// File with one job, or one job per line (NDJSON); `-` is standard input. A file is checked
+    /// completely before anything is published
     #[arg(value_name = "FILE|-", conflicts_with_all = ["source", "to", "key", "id"])]
     pub(super) file: Option<PathBuf>,
-    /// URL of the source: https://, file:/// or s3://
+    /// URL of the file to deliver: https://, file:/// or s3://
     #[arg(long, value_name = "URL", requires = "to", requires = "key")]
     source: Option<String>,
-    /// A configured destination
+    /// Destination id
     #[arg(long, value_name = "DEST", requires = "source")]
     to: Option<String>,
-    /// Key below the destination's prefix
+    /// Key of the object, below the destination's prefix
     #[arg(long, requires = "source")]
     key: Option<String>,
-    /// Id of the job; the same id is delivered once [default: cli/UUID]
+    /// Job id. Jobs with the same id are delivered once [default: cli/UUID]
     #[arg(long, requires = "source")]
     id: Option<String>,
     /// Lane to publish to
     #[arg(long, value_enum, default_value_t = LaneArg::Scheduled)]
     lane: LaneArg,
-    /// Publish in the compact binary form
+    /// Publish jobs in the compact binary form instead of JSON
     #[arg(long)]
     compact: bool,
-    /// Wait for the outcome of every job; exits with 0 when all are delivered or skipped, 1 when
-    /// all failed, else 75
+    /// Wait for the outcome of every job. Exit codes: 0 if all are delivered or skipped, 1 if all
+    /// failed, otherwise 75
     #[arg(long)]
     wait: bool,
-    /// Stop waiting after this time; exits with 75 if a job has no outcome by then [default: no
-    /// limit]
-    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+    /// Stop waiting after this time, such as 10m. Exit code: 75 if a job has no outcome by then
+    /// [default: no limit]
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
     wait_timeout: Option<Duration>,
-    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default:
+    /// Admin endpoint of a worker that is asked why jobs are pending. Repeatable [default:
     /// admin.listen]
     #[arg(long, value_name = "URL", requires = "wait", value_parser = worker_url)]
     admin: Vec<Url>,
@@ -132,7 +132,7 @@ fn unknown_destination(config: &Config, to: &str) -> Option<String> {
         return None;
     }
     let known = configured_destinations(config);
-    Some(format!("{id} is not in the configuration ({known}); published nevertheless, as the workers may have it"))
+    Some(format!("{id} is not in the configuration ({known}); published anyway, as the workers may have it"))
 }
 
 #[derive(Debug, Default)]
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!((unknown(acme, "acme"), unknown("", "nosuch")), (None, None));
         let warning = unknown(acme, "nosuch").unwrap();
         assert!(
-            warning.starts_with("nosuch is not in the configuration (configured: acme); published nevertheless"),
+            warning.starts_with("nosuch is not in the configuration (configured: acme); published anyway"),
             "{warning}"
         );
     }

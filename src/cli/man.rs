@@ -11,11 +11,10 @@ use super::{Cli, Exit};
 /// Arguments of `consign man`.
 #[derive(Debug, Clone, Args)]
 pub struct ManArgs {
-    /// Command whose page is printed, such as `dead requeue`; without one, the page of consign
-    /// itself
+    /// Command whose page is printed, such as `dead requeue` [default: consign itself]
     #[arg(value_name = "COMMAND", conflicts_with = "out")]
     pub of: Vec<String>,
-    /// Write all pages to this directory (such as /usr/local/share/man/man1) instead
+    /// Write all pages to this directory, such as /usr/local/share/man/man1
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }

@@ -47,7 +47,7 @@ fn line(group: &PendingGroup) -> String {
             format!("{jobs}{whose} {are} retrying{next}{because}")
         }
         PendingState::Queued => {
-            let last = cause.map_or_else(String::new, |cause| format!(" (others failed last with {cause})"));
+            let last = cause.map_or_else(String::new, |cause| format!(" (last failure of other jobs: {cause})"));
             format!("{jobs}{whose} {are} queued or running{last}")
         }
     }
@@ -103,7 +103,7 @@ mod tests {
             "401 wait for acme, whose circuit is open (access_denied: allow s3:PutObject)",
             "3 are queued or running",
             "2 for beta are retrying, next at 2026-01-01T00:00:01Z (timeout: ask the network)",
-            "1 for beta is queued or running (others failed last with timeout)",
+            "1 for beta is queued or running (last failure of other jobs: timeout)",
         ];
         assert_eq!(report.groups.iter().map(line).collect::<Vec<_>>(), expected);
         assert_eq!(destination_lines(&report), format!("\n  {}", expected[0]));
@@ -126,7 +126,7 @@ mod tests {
         let expected = [
             "3 for acme wait for a retry or a free slot (access_denied: allow s3:PutObject)",
             "1 for acme is retrying (slow_down)",
-            "1 for beta is queued or running (others failed last with slow_down)",
+            "1 for beta is queued or running (last failure of other jobs: slow_down)",
         ];
         let shown: Vec<_> = report.groups.iter().map(line).map(|line| line.replace(", next at ", "")).collect();
         assert_eq!(shown, expected);

@@ -14,26 +14,26 @@ use crate::domain::policy::{self, Need, Party, Permission, Principal, Scope};
 /// Arguments of `consign policy`.
 #[derive(Debug, Clone, Args)]
 pub struct PolicyArgs {
-    /// Document
+    /// Document to print
     #[arg(value_enum)]
     kind: DocumentKind,
     #[command(flatten)]
     subject: PolicySubjectArgs,
-    /// Trusted principal: the ARN of the platform's role, user or account [default:
+    /// Principal that the role trusts: the ARN of the platform's role, user or account [default:
     /// aws.identity_role_arn]
     #[arg(long, value_name = "ARN")]
     principal: Option<String>,
-    /// Only the required permissions
+    /// Leave out optional permissions
     #[arg(long)]
     minimal: bool,
-    /// Jobs for this destination carry tags
+    /// Include the permission that jobs with tags need
     #[arg(long)]
     tags: bool,
-    /// The only address or network that the platform calls from; may be repeated; "any" for no such
-    /// condition [default: check.egress_addresses]
+    /// Allow only calls from this address or network. Repeatable; "any" allows all [default:
+    /// check.egress_addresses]
     #[arg(long, value_name = "ADDRESS")]
     source_address: Vec<String>,
-    /// With kms: the statement for the role's or user's own policy instead of the one for the key's
+    /// With `kms`: print the statement for the policy of the role or user, not that for the key
     /// policy
     #[arg(long)]
     identity: bool,
@@ -42,15 +42,15 @@ pub struct PolicyArgs {
 /// Kinds of documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DocumentKind {
-    /// Permissions of the role (or user)
+    /// Permissions policy of the role or user
     Permissions,
     /// Trust policy of the role
     Trust,
-    /// Statement for the KMS key's own policy
+    /// Statement for the key policy of the KMS key
     Kms,
     /// Role and permissions as a CloudFormation template
     Cloudformation,
-    /// Role and permissions as Terraform
+    /// Role and permissions as a Terraform configuration
     Terraform,
 }
 
@@ -127,8 +127,9 @@ impl PolicyRequest<'_> {
             (Some(text), _) => Principal::parse(text).map_err(|problem| flag_error(&problem))?,
             (None, Some(role)) => Principal::from(role),
             (None, None) => {
-                let problem = "the platform's own principal is not known here; give --principal with the ARN of the role or user that \
-                               the workers run as (`aws sts get-caller-identity` on a worker shows it), or set aws.identity_role_arn";
+                let problem = "the platform's own principal is not configured; give --principal with the ARN of the \
+                    role or user that the workers run as (`aws sts get-caller-identity` on a worker shows it), or \
+                    set aws.identity_role_arn";
                 return Err(CommandError::Config(problem.to_owned()));
             }
         };
@@ -152,8 +153,8 @@ impl PolicyRequest<'_> {
 
     fn trust(&self) -> Result<PrintedPolicy, CommandError> {
         let Some(document) = self.trust_policy()? else {
-            let problem = "a trust policy belongs to a role; this destination uses the access key of a user, and its user only needs \
-                           `consign policy permissions`";
+            let problem = "this destination has an access key, and a trust policy belongs to a role; use `consign \
+                policy permissions`";
             return Err(CommandError::Usage(problem.to_owned()));
         };
         Ok(PrintedPolicy { document, notes: trust_notes(&self.subject.destination, &self.scope) })
@@ -162,8 +163,8 @@ impl PolicyRequest<'_> {
     fn kms(&self) -> Result<PrintedPolicy, CommandError> {
         let missing = || {
             CommandError::Config(
-                "this destination names no KMS key, so there is nothing to allow; if the bucket's default encryption is a key of your \
-                 own, set kms_key_arn (or give --kms-key-arn) to see what it needs"
+                "this destination has no KMS key, so it needs no statement; if the bucket encrypts with a key of its \
+                 own, set kms_key_arn or give --kms-key-arn"
                     .to_owned(),
             )
         };
@@ -250,8 +251,8 @@ fn permission_note(permission: Permission, destination: &Destination, scope: &Sc
 fn trust_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
     let mut notes = Vec::new();
     if let Auth::IamRole { external_id: None, .. } = &destination.auth {
-        let note = "warning: no external id; agree on one (auth.external_id, or --external-id), or anyone who can make the platform \
-                    use this role's ARN writes into the bucket";
+        let note = "warning: there is no external id, so anyone who can make the platform use this role's ARN writes \
+            into the bucket; agree on one (auth.external_id, or --external-id)";
         notes.push(note.to_owned());
     }
     if !scope.source_addresses.is_empty() {

@@ -10,7 +10,7 @@ use super::Exit;
 /// Arguments of `consign schema`.
 #[derive(Debug, Clone, Args)]
 pub struct SchemaArgs {
-    /// Subject of the description
+    /// Schema to print
     #[arg(value_enum)]
     pub what: SchemaSubject,
 }
@@ -18,15 +18,15 @@ pub struct SchemaArgs {
 /// Subjects of descriptions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SchemaSubject {
-    /// A job, as JSON Schema
+    /// Job, as JSON Schema
     Job,
-    /// An outcome, as JSON Schema
+    /// Outcome, as JSON Schema
     Outcome,
-    /// A request for a connection test, as JSON Schema
+    /// Request for a connection test, as JSON Schema
     Check,
-    /// A reply to a connection test, as JSON Schema
+    /// Answer to a connection test, as JSON Schema
     CheckAnswer,
-    /// The configuration, as JSON Schema
+    /// Configuration, as JSON Schema
     Config,
     /// Exchanges, routing keys and messages, as AsyncAPI 3.0
     Asyncapi,

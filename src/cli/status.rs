@@ -13,7 +13,7 @@ use url::Url;
 pub(super) use reset::reset_circuit;
 
 use super::workers::{StatusClient, worker_url, worker_urls};
-use super::{Exit, broker, fail, print, print_json};
+use super::{Exit, broker, examples, fail, print, print_json};
 use crate::config::Config;
 use crate::queue::{self, Depths};
 use view::StatusReport;
@@ -29,11 +29,11 @@ const CLEAR_SCREEN: &str = "\u{1b}[H\u{1b}[2J";
 pub struct StatusArgs {
     #[command(subcommand)]
     action: Option<StatusAction>,
-    /// Admin endpoint of a worker, such as http://127.0.0.1:9464; may be repeated [default:
+    /// Admin endpoint of a worker, such as http://127.0.0.1:9464. Repeatable [default:
     /// admin.listen]
     #[arg(long, value_name = "URL", value_parser = worker_url)]
     admin: Vec<Url>,
-    /// Repeat every 2 seconds until a signal; with --json one line each time
+    /// Repeat every 2 seconds until Ctrl-C. With --json: one line each time
     #[arg(long)]
     watch: bool,
 }
@@ -41,10 +41,11 @@ pub struct StatusArgs {
 /// Action on the status.
 #[derive(Debug, Clone, Subcommand)]
 enum StatusAction {
-    /// Close a destination's circuit in every worker once its problem is fixed; its jobs are
-    /// retried
+    /// Reset a destination's circuit breaker in every worker, once its problem is fixed. Its
+    /// waiting jobs are retried at once
+    #[command(after_help = examples::STATUS_RESET)]
     Reset {
-        /// Destination
+        /// Destination id
         #[arg(value_name = "DEST")]
         destination: String,
     },

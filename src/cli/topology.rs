@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::Exit;
+use super::{Exit, examples};
 use crate::config::{BrokerConfig, Config};
 use crate::queue::rabbitmq::{self, Topology};
 use crate::queue::sqlite;
@@ -14,15 +14,16 @@ use crate::queue::sqlite;
 /// Actions on the topology.
 #[derive(Debug, Clone, Subcommand)]
 pub enum TopologyArgs {
-    /// Print it; with --json as a definitions file of RabbitMQ, for `rabbitmqctl
-    /// import_definitions`
+    /// Print the topology. With --json: a definitions file for `rabbitmqctl import_definitions`
+    #[command(after_help = examples::TOPOLOGY_PRINT)]
     Print {
-        /// Virtual host in the definitions [default: that of broker.url, or /]
+        /// Virtual host of the definitions [default: that of broker.url, or /]
         #[arg(long)]
         vhost: Option<String>,
     },
-    /// Declare it on the broker, or create the embedded queue's file; existing parts must be the
-    /// same, and nothing is deleted
+    /// Declare the topology on the broker, or create the embedded queue's file. Existing parts must
+    /// match. Nothing is deleted
+    #[command(after_help = examples::TOPOLOGY_APPLY)]
     Apply,
 }
 

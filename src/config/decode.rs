@@ -98,21 +98,22 @@ fn keys_of(path: &serde_path_to_error::Path) -> Vec<String> {
 /// it quotes may be a secret at the wrong place.
 fn plain_text(message: &str) -> String {
     let (found, expected) = message.split_once(", expected ").unwrap_or((message, ""));
-    if let Some(found) = found.strip_prefix("invalid type: ").or_else(|| found.strip_prefix("invalid value: ")) {
-        return format!("{} does not fit; give {}", kind(found), wanted(expected));
+    if let Some(found) = found.strip_prefix("invalid type: ") {
+        return format!("is {}; give {}", kind(found), wanted(expected));
+    }
+    if let Some(found) = found.strip_prefix("invalid value: ") {
+        let what = if found.starts_with("integer") { "out of range" } else { "not valid" };
+        return format!("is {what}; give {}", wanted(expected));
     }
     if found.starts_with("unknown variant ") {
-        return format!(
-            "is none of the known words; give {}",
-            expected.trim_start_matches("one of ").replace('`', "\"")
-        );
+        return format!("is not a valid value; give {}", expected.trim_start_matches("one of ").replace('`', "\""));
     }
     if found.starts_with("unknown field ") {
-        return format!("has an unknown key; known here: {}", expected.trim_start_matches("one of ").replace('`', ""));
+        return format!("has an unknown key; valid keys: {}", expected.trim_start_matches("one of ").replace('`', ""));
     }
     match message.strip_prefix("missing field ") {
-        Some(field) => format!("lacks the key {}; add it", field.replace('`', "")),
-        None => "does not fit; `consign schema config` describes it".to_owned(),
+        Some(field) => format!("the required key {} is missing; add it", field.replace('`', "")),
+        None => "is not valid; `consign schema config` describes it".to_owned(),
     }
 }
 
@@ -120,19 +121,19 @@ fn plain_text(message: &str) -> String {
 fn kind(found: &str) -> &'static str {
     const KINDS: [(&str, &str); 7] = [
         ("string", "text"),
-        ("integer", "this number"),
+        ("integer", "a whole number"),
         ("floating point", "a number with a fraction"),
         ("boolean", "true or false"),
         ("sequence", "a list"),
         ("map", "a table"),
         ("null", "nothing"),
     ];
-    KINDS.iter().find(|(word, _)| found.starts_with(word)).map_or("the value", |(_, kind)| kind)
+    KINDS.iter().find(|(word, _)| found.starts_with(word)).map_or("of another type", |(_, kind)| kind)
 }
 
 fn wanted(expected: &str) -> &str {
     match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of at least 0",
         "a nonzero u32" | "a nonzero u64" => "a whole number of at least 1",
         "path string" | "a string" | "a borrowed string" | "string or map" => "text in quotes",
         "a boolean" => "true or false",

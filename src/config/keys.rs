@@ -70,7 +70,7 @@ pub(super) fn parse_text(path: &[String], text: &str) -> Value {
 /// Keys that are no more: path, remedy.
 const RENAMED: [(&[&str], &str); 1] = [(
     &["source", "s3_buckets"],
-    "is called s3 now; write s3 = [{ bucket = \"NAME\" }], with a prefix for less than all of it",
+    "was renamed to s3; write s3 = [{ bucket = \"NAME\" }], with a prefix for less than all of it",
 )];
 
 /// Describes the unknown key at `path`, with a remedy.
@@ -101,7 +101,7 @@ fn suggestion(path: &[String]) -> String {
     match elsewhere.find(|(_, section)| section["properties"].get(wrong).is_some()) {
         Some((section, _)) => format!("did you mean \"{section}.{wrong}\"?"),
         None if known.is_empty() => "remove it".to_owned(),
-        None => format!("known here: {}", known.keys().map(String::as_str).collect::<Vec<_>>().join(", ")),
+        None => format!("valid keys: {}", known.keys().map(String::as_str).collect::<Vec<_>>().join(", ")),
     }
 }
 

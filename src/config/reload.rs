@@ -153,8 +153,8 @@ impl Reload {
     fn restore_last_destinations(&self, found: &mut ConfigFiles) -> Option<ConfigProblem> {
         let lost: Vec<_> = self.in_force.files.iter().filter(|file| found.text_of(&file.path).is_none()).collect();
         let first = lost.first().filter(|_| self.has_destinations)?;
-        let problem = "is gone, and with it the last destination; the files that are gone stay in force until there is a \
-                       destination, or until a restart";
+        let problem = "was removed, and with it the last destination; removed files stay in effect until a \
+            destination is added, or until a restart";
         let problem = ConfigProblem::new(ValueOrigin::file(&first.path, None), "", problem);
         found.restore(lost.into_iter().cloned());
         Some(problem)
@@ -167,7 +167,7 @@ impl Reload {
         let emptied = found.files.iter_mut().filter(|file| is_blank(&file.text)).filter_map(|file| {
             let kept = self.in_force.text_of(&file.path).filter(|kept| !is_blank(kept))?;
             file.text.clone_from(kept);
-            let problem = "is empty; its last content stays in force until there is some, or until the file is removed";
+            let problem = "is empty; its previous content stays in effect until the file has content or is removed";
             Some(ConfigProblem::new(ValueOrigin::file(&file.path, None), "", problem))
         });
         emptied.collect()
@@ -184,7 +184,7 @@ impl Reload {
             found.replace_argument(argument, kept);
             if !refused.iter().any(|problem| problem.file() == Some(path)) {
                 let problem =
-                    "has no *.toml any more; its last ones stay in force until there is one, or until a restart";
+                    "has no *.toml files left; the previous ones stay in effect until one is added, or until a restart";
                 refused.push(ConfigProblem::new(ValueOrigin::file(path, None), "", problem));
             }
         }
@@ -194,7 +194,7 @@ impl Reload {
 
 fn defect() -> ConfigProblems {
     let problem =
-        "the reload ended with a defect of the program, which the log describes; it is tried again in a minute";
+        "the reload failed because of a defect of consign; it is tried again in a minute, and the log has the details";
     ConfigProblems(vec![ConfigProblem::new(ValueOrigin::Default, "", problem)])
 }
 

@@ -108,8 +108,8 @@ fn all_problems_are_reported_at_once_with_their_lines() {
         "6: worker.slot: unknown key; did you mean \"slots\"?",
         "15: destinations.Beta.region: is required; add it",
         "15: destinations.Beta.auth: is required; add it",
-        "4: broker.url: this number does not fit; give text in quotes",
-        "7: worker.slots: this number does not fit; give a whole number of at least 1",
+        "4: broker.url: is a whole number; give text in quotes",
+        "7: worker.slots: is out of range; give a whole number of at least 1",
         "2: broker.prefix: ",
         "3: broker.lease_after: ",
         "8: worker.memory_budget: ",
@@ -180,7 +180,7 @@ fn the_environment_can_set_a_whole_destination_and_digits_stay_text() {
 fn problems_name_the_variable_or_the_flag() {
     let variables = environment(&[("CONSIGN__WORKER__SLOTS", "lots"), ("CONSIGN__WOKRER__SLOTS", "1")]);
     let text = load_from(&[], variables, &overrides(&[("admin.listen", "here")])).unwrap_err().to_string();
-    assert!(text.contains("environment CONSIGN__WORKER__SLOTS: worker.slots: text does not fit"), "{text}");
+    assert!(text.contains("environment CONSIGN__WORKER__SLOTS: worker.slots: is text; give a whole number"), "{text}");
     assert!(
         text.contains("environment CONSIGN__WOKRER__SLOTS: wokrer: unknown key; did you mean \"worker\"?"),
         "{text}"
@@ -231,7 +231,7 @@ fn invalid_and_conflicting_values_are_refused() {
         ("[metrics]\nmax_destinations = 0".to_owned(), "2: metrics.max_destinations: "),
         ("[check]\negress_addresses = [\"192.0.2.0/33\"]".to_owned(), "2: check.egress_addresses: "),
         ("[log]\nfilter = \"consign=loud\"".to_owned(), "2: log.filter: is not a filter"),
-        ("[log]\nformat = \"xml\"".to_owned(), "2: log.format: is none of the known words; give \"json\" or \"text\""),
+        ("[log]\nformat = \"xml\"".to_owned(), "2: log.format: is not a valid value; give \"json\" or \"text\""),
         (format!("{role}{arn}, access_key_id = \"AKIA\" }}"), "4: destinations.a.auth.access_key_id: does not belong"),
         (format!("{role}{arn} }}\nid = \"b\""), "5: destinations.a.id: differs"),
         (format!("{role}{arn} }}\nbucket_key_enabled = true"), "5: destinations.a.bucket_key_enabled: has no effect"),
@@ -258,19 +258,19 @@ fn invalid_sources_and_admin_settings_are_refused() {
         ("[source]\nfile_root = \"/dev/null\"".to_owned(), "2: source.file_root: is not a directory"),
         (
             "[source]\ns3_buckets = [\"staging\"]".to_owned(),
-            "2: source.s3_buckets: is called s3 now; write s3 = [{ bucket",
+            "2: source.s3_buckets: was renamed to s3; write s3 = [{ bucket",
         ),
-        ("[source]\ns3 = [{ bucket = \"X\" }]".to_owned(), "2: source.s3: place 1: bucket: a bucket name is"),
+        ("[source]\ns3 = [{ bucket = \"X\" }]".to_owned(), "2: source.s3: place 1: bucket: is not a bucket name"),
         ("[source]\ns3 = [{ bucket = \"abc\", prefix = \"/x\" }]".to_owned(), "2: source.s3: place 1: prefix: "),
         (
             "[source]\ns3 = [{ bucket = \"abc\", owner = \"any\" }]".to_owned(),
-            "2: source.s3: place 1: owner: an account is 12 digits",
+            "2: source.s3: place 1: owner: is not an account",
         ),
         (
             "[source]\ns3 = [{ bucket = \"abc\", folder = \"x\" }]".to_owned(),
-            "2: source.s3: has an unknown key; known here: bucket",
+            "2: source.s3: has an unknown key; valid keys: bucket",
         ),
-        ("[source]\ns3 = [{ prefix = \"x\" }]".to_owned(), "2: source.s3: lacks the key bucket; add it"),
+        ("[source]\ns3 = [{ prefix = \"x\" }]".to_owned(), "2: source.s3: the required key bucket is missing; add it"),
         (
             "[source]\ns3 = [{ bucket = \"abc\" }, { bucket = \"abc\", prefix = \"{tenant}\" }]".to_owned(),
             "2: source.s3: place 2 overlaps with place 1",
@@ -282,11 +282,11 @@ fn invalid_sources_and_admin_settings_are_refused() {
             "[source]\nallow_networks = [\"10.0.0.0/33\"]".to_owned(),
             "2: source.allow_networks: has an entry that is not an address",
         ),
-        ("[admin]\nhosts = [\"consign:9464\"]".to_owned(), "2: admin.hosts: has an entry that is no host name"),
+        ("[admin]\nhosts = [\"consign:9464\"]".to_owned(), "2: admin.hosts: has an entry that is not a host name"),
         ("[admin]\ntoken_file = \"/nonexistent\"".to_owned(), "2: admin.token_file: names a file that cannot be read"),
         ("[admin]\ntoken_file = \"/dev/null\"".to_owned(), "2: admin.token_file: names a file without a token"),
         ("[source]\nmax_bytes = 0".to_owned(), "2: source.max_bytes: "),
-        ("[inline]\nexternal_id = \"never\"".to_owned(), "2: inline.external_id: is none of the known words"),
+        ("[inline]\nexternal_id = \"never\"".to_owned(), "2: inline.external_id: is not a valid value"),
         ("[inline]\nrole_arns = [\"{team}\"]".to_owned(), "2: inline.role_arns: has braces; only {tenant}"),
         ("[inline]\nprefix_pattern = \"\"".to_owned(), "2: inline.prefix_pattern: holds an empty"),
         ("[inline]\naccounts = [\"1\"]".to_owned(), "2: inline.accounts: holds accounts of 12 digits"),

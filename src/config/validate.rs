@@ -59,7 +59,7 @@ pub(super) fn validate(raw: RawConfig, is_set: impl Fn(&str) -> bool) -> Result<
     let source = source::source(source, &mut findings);
     let inline = inline::inline(inline, &mut findings);
     let admin = admin::admin(admin, &mut findings);
-    let problem = "is out of range; give 1 to 100000 (every destination adds a dozen series)";
+    let problem = "is out of range; give 1 to 100000 (each destination adds a dozen time series)";
     findings.require((1..=100_000).contains(&metrics.max_destinations), "metrics.max_destinations", problem);
     findings.networks("check.egress_addresses", &check.egress_addresses);
     let log = self::log(log, &mut findings);
@@ -110,9 +110,9 @@ fn check_upload(upload: &UploadConfig, findings: &mut Findings) {
 
 fn check_session(session: &SessionConfig, findings: &mut Findings) {
     let hour = Duration::from_hours(1);
-    let problem = "is not below 1h, which is all that a session of a chained role lasts; give for example \"5m\"";
+    let problem = "must be below 1h, the lifetime of a session of a chained role; give for example \"5m\"";
     findings.require(session.refresh_before < hour, "session.refresh_before", problem);
-    let problem = "is more than 1h: a corrected role would stay refused; give for example \"1m\"";
+    let problem = "is more than 1h: a corrected role would stay denied for that long; give for example \"1m\"";
     findings.require(session.denied_for <= hour, "session.denied_for", problem);
     findings.require(session.capacity > 0, "session.capacity", "is 0, so no session could be cached; give at least 1");
 }
@@ -123,8 +123,9 @@ fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
         [("use_fips_endpoint", raw.use_fips_endpoint), ("use_dualstack_endpoint", raw.use_dualstack_endpoint)]
     {
         if let Some((endpoint, _)) = endpoints.iter().find(|(_, url)| set == Some(true) && url.is_some()) {
-            let problem =
-                format!("has no effect on aws.{endpoint}; remove one of them, and name such an endpoint there");
+            let problem = format!(
+                "has no effect on aws.{endpoint}; remove one of the two, or set the endpoint in aws.{endpoint}"
+            );
             findings.add(&format!("aws.{key}"), problem);
         }
     }
@@ -144,8 +145,8 @@ fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
 fn check_access_points(aws: &AwsConfig, destinations: &Destinations, findings: &mut Findings) {
     let points = destinations.values().filter(|one| aws.force_path_style && one.bucket.is_access_point());
     for destination in points {
-        let problem =
-            "is the ARN of an access point, which does not go with aws.force_path_style = true; give a bucket's name";
+        let problem = "is the ARN of an access point, which can't be used with aws.force_path_style = true; give the name of a \
+             bucket";
         findings.add(&format!("destinations.{}.bucket", destination.id), problem);
     }
 }

@@ -70,10 +70,11 @@ impl ExportLine {
     /// # Errors
     /// The problem of the line.
     pub fn parse(text: &str) -> Result<DeadLetter, String> {
-        let line: Self =
-            serde_json::from_str(text).map_err(|problem| format!("it is not an exported letter: {problem}"))?;
+        let line: Self = serde_json::from_str(text).map_err(|problem| {
+            format!("is not an exported dead letter ({problem}); give a file of `consign dead export`")
+        })?;
         if line.version != VERSION {
-            return Err(format!("its version is {}, and this program reads {VERSION}", line.version));
+            return Err(format!("its version is {}, and this version of consign reads {VERSION}", line.version));
         }
         let body = match line.body {
             ExportedBody::Body(text) => Bytes::from(text),

@@ -53,7 +53,7 @@ impl<P: DestinationProbe> RequeueGate<P> {
         let decision = match self.probe.find_open_circuit(&name).await {
             Some(cause) => refused(cause),
             None if letter.is_inline() => {
-                let remark = "is defined in its job and not configured here; its connection was not tested";
+                let remark = "is defined in its job, not in this configuration; its connection was not tested";
                 GateDecision { refusal: None, remark: Some(remark.to_owned()), is_new: true }
             }
             None => match self.probe.test(&name).await {

@@ -26,8 +26,12 @@ pub fn check(path: &Path) -> Result<(u64, Vec<String>), DeadLetterError> {
 /// Returns the letters one by one, as the file may be larger than the memory. An error names
 /// its line.
 fn read(path: &Path) -> Result<impl Iterator<Item = Result<DeadLetter, String>>, DeadLetterError> {
-    let unreadable =
-        |problem: std::io::Error| DeadLetterError::File(format!("{} can't be read: {problem}", path.display()));
+    let unreadable = |problem: std::io::Error| {
+        DeadLetterError::File(format!(
+            "{} can't be read: {problem}; give a file of `consign dead export`",
+            path.display()
+        ))
+    };
     let lines = BufReader::new(File::open(path).map_err(unreadable)?).lines().enumerate();
     let used = lines.filter(|(_, line)| line.as_ref().map_or(true, |line| !line.trim().is_empty()));
     Ok(used.map(|(index, line)| {

@@ -79,7 +79,7 @@ impl<P: DestinationProbe> Requeue<P> {
         if let Some(reason) = self.expired(letter) {
             if !std::mem::replace(&mut self.expiry_reported, true) {
                 run.notice(&format!(
-                    "{reason}; the letters of all such jobs stay (--force requeues them nevertheless)"
+                    "{reason}; the dead letters of these jobs are kept (--force requeues them anyway)"
                 ));
             }
             return Some(reason);
@@ -88,7 +88,7 @@ impl<P: DestinationProbe> Requeue<P> {
         if decision.is_new {
             let name = letter.destination().map_or_else(|| "a destination without a name".to_owned(), printable);
             let hint = if decision.refusal.is_some() {
-                "; its letters stay (--force requeues them nevertheless, without a test)"
+                "; its dead letters are kept (--force requeues them anyway, without a test)"
             } else {
                 ""
             };

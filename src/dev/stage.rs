@@ -63,14 +63,14 @@ impl Stage {
         publisher.close().await;
         let tally = expected.tally();
         if tally.open > 0 {
-            let next = if self.home.kept() { "they continue at the next start" } else { "they are gone" };
+            let next = if self.home.kept() { "they continue at the next start" } else { "they are discarded" };
             self.report
-                .say(&format!("\nended early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
+                .say(&format!("\nstopped early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
         }
         if !once {
             let kept =
                 || format!("\nkept in {}; the same command continues", quoted(&self.home.path().display().to_string()));
-            let removed = || "\nEverything is removed now; --data-dir DIR keeps it.".to_owned();
+            let removed = || "\nAll data is removed. --data-dir DIR keeps it.".to_owned();
             self.report.say(&if self.home.kept() { kept() } else { removed() });
         }
         Ok(Ended { ending, tally })
@@ -121,11 +121,10 @@ impl Stage {
     fn conclude(&self, tally: JobTally, once: bool) {
         let JobTally { jobs, delivered, surprises, .. } = tally;
         let failed = jobs - delivered;
-        let meant = if surprises == 0 && failed > 0 { ", as it was meant to" } else { "" };
+        let meant = if surprises == 0 && failed > 0 { ", as expected" } else { "" };
         self.report.say(&format!("\n{delivered} of {jobs} delivered, {failed} failed{meant}."));
         if once && !self.home.kept() {
-            self.report
-                .say("Everything is removed now; --data-dir DIR keeps it, and without --once it can be looked at.");
+            self.report.say("All data is removed. --data-dir DIR keeps it; without --once you can inspect it.");
             return;
         }
         let path = |path: PathBuf| quoted(&path.display().to_string());

@@ -13,7 +13,7 @@ impl BackfillId {
         let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         // It becomes a file name: neither hidden nor a parent directory.
         if text.is_empty() || text.len() > 64 || text.starts_with('.') || !text.bytes().all(inner) {
-            let problem = "a backfill's id is 1-64 of A-Z, a-z, 0-9 and ._- and does not begin with a dot";
+            let problem = "is not a backfill id; give 1-64 of A-Z, a-z, 0-9 and ._- that do not begin with a dot";
             return Err(Invalid::new("backfill", problem));
         }
         Ok(Self(text.into()))

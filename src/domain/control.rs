@@ -273,9 +273,10 @@ impl Control {
         }
         let mut json = serde_json::Deserializer::from_slice(body);
         let raw: Result<Raw, _> = strict::object(&mut json).and_then(|raw| json.end().map(|()| raw));
-        let raw = raw.map_err(|problem| Invalid::new("body", format!("is no control message: {problem}")))?;
+        let raw = raw.map_err(|problem| Invalid::new("body", format!("is not a control message: {problem}")))?;
         if raw.version != VERSION {
-            let problem = format!("is {}, and this worker reads {VERSION}; upgrade the workers first", raw.version);
+            let problem =
+                format!("is {}, and this version of consign reads {VERSION}; upgrade the workers first", raw.version);
             return Err(Invalid::new("version", problem));
         }
         let id = raw.id.parse().map_err(|_| Invalid::new("id", "is no UUID"))?;
@@ -371,7 +372,7 @@ impl Raw {
                 job: JobId::parse(given(self.job.as_deref(), "job")?)?.as_str().into(),
                 write: self.write.as_deref().map(|write| uuid(Some(write), "write")).transpose()?,
             })?,
-            kind => return Err(Invalid::new("kind", format!("`{kind}` is none of {}", KINDS.join(", ")))),
+            kind => return Err(Invalid::new("kind", format!("`{kind}` is not one of {}", KINDS.join(", ")))),
         };
         // A message says nothing beside its command.
         if Self::of(&command).fields() == self.fields() {
@@ -414,7 +415,7 @@ impl Raw {
 
     fn failure(&self) -> Result<Box<Failure>, Invalid> {
         let RawFailure { reason, message, hint } = given(self.failure.as_ref(), "failure")?;
-        let reason = Reason::parse(reason).ok_or_else(|| Invalid::new("failure.reason", "is not known here"))?;
+        let reason = Reason::parse(reason).ok_or_else(|| Invalid::new("failure.reason", "is not a known reason"))?;
         Ok(Box::new(Failure::new(reason, message.clone()).hint(hint.clone())))
     }
 }

@@ -128,7 +128,7 @@ impl JobId {
         let inner =
             |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'/' | b'=' | b'@' | b'+' | b'-');
         if text.is_empty() || text.len() > 200 || !text.bytes().all(inner) {
-            return Err(Invalid::new("id", "a job id is 1-200 of A-Z, a-z, 0-9 and ._:/=@+-"));
+            return Err(Invalid::new("id", "is not a job id; give 1-200 of A-Z, a-z, 0-9 and ._:/=@+-"));
         }
         Ok(Self(text.into()))
     }

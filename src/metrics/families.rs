@@ -71,11 +71,7 @@ impl TransferFamilies {
                 &["lane", "outcome"],
             ),
             failures: b.counters("consign_transfer_failures_total", "Failed attempts.", &["class", "reason"]),
-            retries: b.counters(
-                "consign_transfer_retries_total",
-                "Failed attempts that were scheduled for a retry.",
-                &["reason"],
-            ),
+            retries: b.counters("consign_transfer_retries_total", "Failed attempts that are retried.", &["reason"]),
             deferred: b.counters("consign_deferred_total", "Jobs deferred without charging an attempt.", &["cause"]),
             superseded: b.counter(
                 "consign_superseded_total",

@@ -71,7 +71,13 @@ impl Builder {
 
     fn register(&self, collector: Box<dyn Collector>) {
         if let Err(problem) = self.registry.register(collector) {
-            tracing::error!(%problem, "failed to register a metric");
+            tracing::error!(
+                event = "metric_not_registered",
+                %problem,
+                next = "the worker runs without this metric",
+                remedy = "report a defect",
+                "failed to register a metric"
+            );
         }
     }
 }

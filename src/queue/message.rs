@@ -228,7 +228,7 @@ pub struct Depths {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QueueError {
     /// The channel of the delivery is closed; the queue delivers the message again.
-    #[error("the delivery's channel is gone; the queue delivers it again")]
+    #[error("the channel of the delivery is closed; the queue redelivers it")]
     Lost,
     /// The broker did not accept or confirm a message in time.
     #[error("the broker is unavailable: {0}")]
@@ -240,7 +240,7 @@ pub enum QueueError {
     #[error("the broker refused the message: {0}")]
     Refused(String),
     /// The topology differs from the expected one.
-    #[error("the topology is not as it must be: {0}")]
+    #[error("the topology does not match: {0}")]
     Topology(String),
     /// Another process holds a resource that only one may hold at a time.
     #[error("{0}")]

@@ -100,7 +100,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const TABLES: [(&str, &str); 6] = [
     ("jobs", "ready jobs and jobs in progress"),
     ("waiting", "copies that wait for their retry delay"),
-    ("dead_letters", "jobs that failed for good, with the reason"),
+    ("dead_letters", "jobs that were not delivered, with the reason"),
     ("outcomes", "the newest 100,000 outcomes"),
     ("control", "control messages of the last 7 days"),
     ("owners", "processes that consume"),
@@ -194,8 +194,13 @@ impl SqliteQueue {
         let requeued = self.write_until(WriteOp::Requeue { tickets, delivered: false }, None);
         match tokio::time::timeout(CLOSE_TIMEOUT, requeued).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => tracing::debug!("the queue is closed, which requeues all prefetched jobs"),
-            Err(_) => tracing::debug!("the file can't be written now; prefetched jobs are requeued later"),
+            Ok(Err(_)) => {
+                tracing::debug!(event = "requeue_by_close", "the queue is closed, which requeues all prefetched jobs");
+            }
+            Err(_) => tracing::debug!(
+                event = "requeue_delayed",
+                "the file can't be written now; prefetched jobs are requeued later"
+            ),
         }
     }
 }

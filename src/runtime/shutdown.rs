@@ -85,10 +85,21 @@ impl Shutdown {
 
     async fn follow(self, mut terminate: SignalStream, mut interrupt: SignalStream) {
         let first = next_termination(&mut terminate, &mut interrupt).await;
-        tracing::info!(signal = ?first, "draining; a second signal stops the program immediately");
+        tracing::info!(
+            event = "drain_requested",
+            signal = ?first,
+            next = "a second signal stops the program immediately",
+            "a signal requests the drain"
+        );
         self.drain.cancel();
         let second = next_termination(&mut terminate, &mut interrupt).await;
-        tracing::warn!(signal = ?second, "stopping immediately");
+        tracing::warn!(
+            event = "stop_forced",
+            signal = ?second,
+            next = "running transfers are interrupted; their messages are redelivered",
+            remedy = "send one signal only, and wait for the drain",
+            "stopping immediately"
+        );
         let _ = self.second.set(second);
         self.force.cancel();
     }

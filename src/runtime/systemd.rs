@@ -75,7 +75,7 @@ impl ServiceManager {
         }
         if let Err(problem) = sd_notify::notify(states) {
             // systemd may be busy or restarting itself; the next notification follows.
-            tracing::debug!(%problem, "failed to notify the service manager");
+            tracing::debug!(event = "service_manager_not_notified", %problem, "failed to notify the service manager");
         }
     }
 }

@@ -123,15 +123,15 @@ where
     }
     let mut failure = match &answer {
         _ if error.raw_response().is_some_and(is_web_page) => {
-            let message = format!("not STS answered, but a proxy or web server, with a web page ({})", answer.status);
+            let message = format!("a proxy or web server answered instead of STS, with a web page ({})", answer.status);
             Failure::new(Reason::StsUnavailable, message)
-                .hint("let the worker reach STS without a proxy, which it does not use, and check aws.sts_endpoint_url")
+                .hint("let the worker reach STS directly (it uses no proxy), and check aws.sts_endpoint_url")
         }
         // Ceph refuses a session policy in this way.
         AwsError { code, status: 400, .. } if code.is_empty() && role.is_some() => {
             let reason = Reason::AssumeRoleDenied;
             let hint = role.map(|role| diagnosis::hint(reason, &answer, role.destination)).unwrap_or_default();
-            let message = "STS refuses the request for the role and does not say why (400)";
+            let message = "STS refuses the request for the role without a reason (400)";
             Failure { answer: Some(Box::new(answer)), ..Failure::new(reason, message).hint(hint) }
         }
         AwsError { code, status, .. } if !code.is_empty() || matches!(status, 401 | 403 | 429) => {
@@ -147,7 +147,7 @@ where
         _ if own_credentials_failed(error) => {
             let message = format!("the worker has no AWS credentials of its own: {}", credentials_problem(error));
             Failure::new(Reason::IdentityDenied, message)
-                .hint("give the worker a role or a key in the standard AWS way; the customer need not do anything")
+                .hint("give the worker a role or a key in the standard AWS way; no action is needed from the customer")
         }
         _ => Failure::new(Reason::StsUnavailable, "STS could not be reached, or answered without a reason"),
     };

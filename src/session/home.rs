@@ -138,14 +138,14 @@ impl Sessions {
         let asked = sts_region(&self.aws, Some(region), &self.identity);
         match self.accepted_at_home_since(Instant::now()).await {
             Err(home) if home.class() == Class::Transient => {
-                let message = format!("{failure}; so says STS in {asked}, and STS at home does not answer: {home}");
+                let message = format!("{failure} (from STS in {asked}; STS in the home region did not answer: {home})");
                 Failure::new(Reason::StsUnavailable, message)
             }
             // It refuses us as well, or does not know the question.
             Err(_) => failure,
             // STS of the region contradicts the clocks of others, or itself.
             Ok(_) if failure.reason == Reason::ClockSkew || asked == self.home_region() => {
-                let message = format!("{failure}; so says STS in {asked}, and STS at home accepts the worker");
+                let message = format!("{failure} (from STS in {asked}; STS in the home region accepts this worker)");
                 Failure::new(Reason::StsUnavailable, message)
             }
             Ok(_) => self.wrong_region(failure, destination, region, &asked),
@@ -178,7 +178,8 @@ impl Sessions {
         if !of_s3 || !self.has_sts() || self.accepted_at_home().await.is_err() {
             return failure;
         }
-        let message = format!("{failure}; STS at home accepts clock and credentials of this worker");
+        let message =
+            format!("{failure} (STS in the home region accepts the clock and the credentials of this worker)");
         let reason = if operation.is_some() { Reason::S3Unavailable } else { Reason::SourceUnavailable };
         Failure { reason, message, hint: String::new(), ..failure }
     }

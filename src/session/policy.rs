@@ -34,8 +34,11 @@ impl Sessions {
     pub(super) fn learn_policy_form(&self, destination: &Destination, key: SessionKey, form: PolicyForm) {
         if form.without_kms && !self.policy_forms.get(&key).is_some_and(|known| known.without_kms) {
             tracing::warn!(
+                event = "session_policy_reduced",
                 destination = %destination.id,
-                "STS refuses a session policy with KMS actions and takes it without; set session.policy = \"s3\""
+                next = "sessions of this destination go without KMS actions",
+                remedy = "set session.policy = \"s3\"",
+                "STS refuses a session policy with KMS actions"
             );
         }
         self.policy_forms.insert(key, form);

@@ -187,7 +187,13 @@ impl ResumingReader {
         self.since_break = 0;
         while self.resumable && may_reopen(&last) {
             let Some(wait) = self.retry.next_wait(last.retry_after) else { break };
-            tracing::debug!(source = self.origin.name(), from = self.offset, ?wait, "reopening the source");
+            tracing::debug!(
+                event = "source_reopened",
+                source = self.origin.name(),
+                from = self.offset,
+                ?wait,
+                "reopening the source"
+            );
             tokio::time::sleep(wait).await;
             match self.origin.reopen(self.offset).await {
                 Ok(OriginResponse { body, length, end_marked }) => {

@@ -55,7 +55,7 @@ impl Export {
     /// Sends the remaining spans, within [`FLUSH_TIMEOUT`].
     pub(super) fn close(&self) {
         if let Err(problem) = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
-            tracing::debug!(%problem, "failed to send the last spans");
+            tracing::debug!(event = "spans_lost", %problem, "failed to send the last spans");
         }
     }
 }
@@ -105,11 +105,17 @@ impl CollectorClient {
         match (problem, self.failing.load(Ordering::Relaxed)) {
             (Some(problem), false) => {
                 self.failing.store(true, Ordering::Relaxed);
-                tracing::warn!(problem, "log.otlp_endpoint does not accept traces; they are dropped until it does");
+                tracing::warn!(
+                    event = "traces_dropped",
+                    problem,
+                    next = "traces are dropped until it does",
+                    remedy = "check the collector and log.otlp_endpoint",
+                    "log.otlp_endpoint does not accept traces"
+                );
             }
             (None, true) => {
                 self.failing.store(false, Ordering::Relaxed);
-                tracing::info!("log.otlp_endpoint accepts traces again");
+                tracing::info!(event = "traces_accepted", "log.otlp_endpoint accepts traces again");
             }
             _ => {}
         }

@@ -70,7 +70,7 @@ fn is_of_another(raw: &HttpResponse) -> bool {
 fn not_s3(page: &AwsError, destination: &Destination) -> CallError {
     let AwsError { operation, status, .. } = *page;
     let answer = AwsError::new(operation, status, None, None);
-    let message = format!("{operation}: not S3 answered, but a proxy or web server, with a web page ({status})");
+    let message = format!("{operation}: a proxy or web server answered instead of S3, with a web page ({status})");
     let hint = diagnosis::hint(Reason::Connection, &answer, destination);
     CallError::new(Failure { answer: Some(Box::new(answer)), ..Failure::new(Reason::Connection, message).hint(hint) })
 }

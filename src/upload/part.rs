@@ -364,7 +364,7 @@ impl PartReader {
         match self.next_chunk().await? {
             None => Ok(()),
             Some(chunk) if chunk.is_empty() => Box::pin(self.expect_end()).await,
-            Some(_) => Err(Failure::new(Reason::SourceChanged, "the source is longer than it said")),
+            Some(_) => Err(Failure::new(Reason::SourceChanged, "the source is longer than it announced")),
         }
     }
 }

@@ -82,7 +82,7 @@ pub(super) fn plan(length: Option<u64>, buffered: bool, limits: &PlanLimits) -> 
 fn too_large(length: u64, buffered: bool) -> Failure {
     let message = format!("{length} bytes need more than {MAX_PARTS} parts of the largest size allowed here");
     let hint = if buffered {
-        "raise worker.memory_budget: a part of a source that can't be read twice may take a quarter of it"
+        "raise worker.memory_budget: a part may take a quarter of it if its source can't be read twice"
     } else {
         "an object of S3 has 10,000 parts of 5 GiB at most; split the file"
     };

@@ -194,8 +194,9 @@ pub(super) async fn taken(
         Provenance::Ours => Ok(Uploaded::Stored(receipt(found, &expected, crc))),
         Provenance::Foreign => conflict(target, error.failure),
         Provenance::Undecidable => {
-            let hint = "it has the size of this job's object, and its ETag is not that of the content. Where a KMS key \
-                        encrypts, an ETag tells nothing: then an earlier attempt of this job may have written it; compare the two";
+            let hint = "it has the size of this job's object, but the ETag of other content. Under KMS encryption an \
+                ETag does not identify the content, so an earlier attempt of this job may have written it; compare \
+                the two";
             conflict(target, with_hint(error.failure, hint))
         }
     }

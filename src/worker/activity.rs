@@ -20,7 +20,7 @@ use crate::domain::destination::{DestinationId, DestinationIdentity};
 use crate::domain::lane::Lane;
 use crate::upload::{Length, Progress};
 use ended::EndedTransfers;
-pub use ended::{DestinationRecord, EndedTransfer, FailureDetail, Recent};
+pub use ended::{DeadLetterCount, DestinationRecord, EndedTransfer, FailureDetail, Recent};
 pub use throughput::Throughput;
 use throughput::{ThroughputRecorder, TransferTotals};
 
@@ -147,7 +147,7 @@ impl Activity {
         job_id: Option<&str>,
         destination: Option<&DestinationId>,
     ) {
-        lock(&self.ended).rejection(EndedTransfer::rejected(lane, plan, job_id, destination));
+        lock(&self.ended).rejection(EndedTransfer::rejected(lane, plan, job_id, destination), plan);
     }
 
     /// Records the throughput; called once a second.
@@ -181,6 +181,11 @@ impl Activity {
     /// Returns the last ended attempts, newest first.
     pub fn recent(&self) -> Recent {
         lock(&self.ended).recent()
+    }
+
+    /// Returns the dead letters of this worker by reason, the most frequent first.
+    pub fn dead_letters(&self) -> Vec<DeadLetterCount> {
+        lock(&self.ended).dead_letters()
     }
 
     /// Returns the record of each recently used destination.

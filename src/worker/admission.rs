@@ -390,7 +390,7 @@ impl Admission {
         let _confirming = self.confirming.lock().await;
         let Some(controls) = self.outage.controls(symptom) else { return };
         let confirmed = self.transport.confirm_outage(symptom, &controls).await;
-        tracing::info!(?symptom, confirmed, "several destinations fail alike; calls of our own say if it is an outage");
+        tracing::info!(event = "outage_examined", ?symptom, confirmed, "several destinations fail in the same way");
         if let Some(evidence) = self.outage.conclude(symptom, confirmed) {
             self.circuits.close_recent(evidence);
         }
@@ -458,7 +458,12 @@ impl Admission {
     /// Applies this worker's share of the fleet: limits of destinations hold for all workers
     /// together.
     pub(super) fn set_share(&self, share: FleetShare) {
-        tracing::info!(workers = share.workers, index = share.index, "the fleet changed; limits are divided again");
+        tracing::info!(
+            event = "fleet_changed",
+            workers = share.workers,
+            index = share.index,
+            "the number of workers changed"
+        );
         self.metrics.set_fleet_workers(share.workers);
         self.limits.set_share(share);
     }

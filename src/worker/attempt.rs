@@ -202,7 +202,7 @@ impl Attempts {
             stopped.map(|result| if matches!(result, TransferResult::Failed(_)) { late() } else { result })
         };
         ended.unwrap_or_else(|_| {
-            let message = "the worker broke one of its own rules in this transfer; its log says where";
+            let message = "the transfer panicked, which is a defect of consign; the log of the worker has the place";
             TransferResult::Failed(Failure::new(Reason::Panic, message))
         })
     }
@@ -213,7 +213,7 @@ impl Attempts {
     fn replace_lost(&self, delivery: &mut Delivery, owned: OwnedJob<'_>) {
         while owned.state.lease_state() != LeaseStatus::Lost && !self.queue.can_settle(delivery) {
             let Some(duplicate) = owned.owner.duplicates().take(owned.state.carried_upload()) else { return };
-            tracing::debug!("the delivery was lost; its redelivery is settled instead");
+            tracing::debug!(event = "delivery_replaced", "the delivery was lost; its redelivery is settled instead");
             *delivery = duplicate;
         }
     }
@@ -251,9 +251,7 @@ async fn first_success(permit: &Permit, progress: &Progress) {
 /// on it count: redeliveries alone say nothing about the job.
 fn crash_loop(job: &DecodedJob) -> Option<Failure> {
     let crashes = job.headers.crashes;
-    let message = || {
-        format!("{crashes} workers in a row were lost or cut off while they worked on this job, and nothing came of it")
-    };
+    let message = || format!("{crashes} workers in a row crashed or were cut off while they ran this job");
     (crashes >= MAX_CRASHES).then(|| Failure::new(Reason::CrashLoop, message()))
 }
 

@@ -36,7 +36,7 @@ const MAX_REDELIVERIES: u64 = 400;
 const CORRECT_MESSAGE: &str = "correct the message; `consign schema check` describes it";
 /// Remedy for a defect of the workers.
 const ASK_OPERATOR: &str =
-    "ask the operator of the workers: the request is in their dead letters, and their log says more";
+    "ask the operator of the workers: the request is in the dead letters, and the log has the details";
 
 /// Performs connection tests.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Checks {
     fn decode(&self, delivery: &Delivery) -> Result<Arc<Destination>, Box<Rejection>> {
         if delivery.delivery_count >= MAX_REDELIVERIES {
             let count = delivery.delivery_count;
-            let message = format!("the message was redelivered {count} times without an end; it crashes workers");
+            let message = format!("the message was redelivered {count} times and never settled; it crashes workers");
             return Err(Rejection::new(Failure::new(Reason::CrashLoop, message)));
         }
         require_body(&delivery.properties).map_err(|rejected| Rejection::of(&rejected))?;
@@ -114,7 +114,14 @@ impl Checks {
     /// Answers a request that can't be tested.
     async fn decline(&self, delivery: Delivery, to: String, rejection: Box<Rejection>) {
         let failure = &rejection.failure;
-        tracing::warn!(reason = failure.reason.as_str(), message = %failure.message, "connection test declined");
+        tracing::warn!(
+            event = "connection_test_declined",
+            reason = failure.reason.as_str(),
+            cause = %failure.message,
+            next = "the answer names the problem; nothing is tested",
+            remedy = "correct the request",
+            "connection test declined"
+        );
         let defect = failure.class() == Class::Defect;
         // A message that crashes workers may do so while it is read.
         let requested =
@@ -134,7 +141,14 @@ impl Checks {
         self.admission.reset(destination);
         let control = Control::new(ControlCommand::ResetCircuit(destination.clone()), (self.clock)());
         if let Err(error) = self.queue.publish_control(control.render().into()).await {
-            tracing::warn!(destination = %destination.id(), %error, "the other workers were not notified that a destination is ready");
+            tracing::warn!(
+                event = "reset_not_published",
+                destination = %destination.id(),
+                %error,
+                next = "they find out with their own probes",
+                remedy = "run `consign status reset DEST`",
+                "other workers were not notified of a recovered destination"
+            );
         }
     }
 
@@ -142,7 +156,8 @@ impl Checks {
     async fn test(&self, destination: &Arc<Destination>) -> Result<CheckReport, Failure> {
         let test = self.transport.test(destination, &self.egress_addresses);
         AssertUnwindSafe(test).catch_unwind().await.map_err(|_| {
-            let message = "the worker broke one of its own rules in this connection test; its log says where";
+            let message =
+                "the connection test panicked, which is a defect of consign; the log of the worker has the place";
             Failure::new(Reason::Panic, message)
         })
     }
@@ -151,6 +166,7 @@ impl Checks {
     async fn answer(&self, delivery: Delivery, to: String, report: &CheckReport, declined: Option<Box<Rejection>>) {
         let failed = report.steps.iter().find(|step| step.result == crate::check::StepResult::Failed);
         tracing::info!(
+            event = "connection_tested",
             destination = report.destination,
             verdict = report.verdict.as_str(),
             seconds = report.duration_seconds,
@@ -176,7 +192,13 @@ impl Checks {
                 None => drop(self.settler.settle(delivery, Settlement::Ack, Vec::new()).await),
             },
             Err(Some(problem)) if self.queue.can_settle(&delivery) => {
-                tracing::warn!(%problem, "the answer to a connection test can't be delivered");
+                tracing::warn!(
+                    event = "connection_test_unanswered",
+                    %problem,
+                    next = "the request is dead-lettered",
+                    remedy = "name a reply queue that broker.reply_to permits, and keep it until the answer arrives",
+                    "the answer to a connection test can't be delivered"
+                );
                 self.settler.reject(delivery, *declined.unwrap_or_else(|| undeliverable(problem))).await;
             }
             // A drain interrupts it, or the request is redelivered anyway.
@@ -186,7 +208,7 @@ impl Checks {
 }
 
 fn without_reply_queue() -> Box<Rejection> {
-    let message = "reply_to: is missing; a connection test without a queue for its answer has no result";
+    let message = "reply_to: is missing; without it the connection test can't answer";
     Rejection::new(Failure::new(Reason::InvalidJob, message).hint("set the AMQP property reply_to"))
 }
 

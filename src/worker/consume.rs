@@ -78,7 +78,12 @@ impl Consumer {
                 }
                 Step::Pause(lane) => {
                     let seconds = self.prefetch_timeout.as_secs();
-                    tracing::info!(lane = lane.as_str(), seconds, "a lane has no free permit; it is paused");
+                    tracing::info!(
+                        event = "lane_paused",
+                        lane = lane.as_str(),
+                        seconds,
+                        "a lane without a free permit is paused"
+                    );
                     self.pause(lane).await;
                 }
                 Step::Resume(lane, room) => {

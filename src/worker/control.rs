@@ -61,7 +61,12 @@ impl ControlListener {
             () = drain.cancelled() => {}
             // The sender is dropped when all are read, and when nothing more can be read.
             _ = caught_up => {}
-            () = self.timed_out() => tracing::warn!("the queue does not report that control messages are read; consuming jobs all the same"),
+            () = self.timed_out() => tracing::warn!(
+                event = "control_late",
+                next = "jobs are consumed without them",
+                remedy = "check the broker if this repeats",
+                "control messages were not read in time"
+            ),
         }
         task
     }
@@ -94,12 +99,26 @@ impl ControlListener {
     fn perform(&self, body: &[u8]) {
         let Control { id, at, command } = match Control::parse(body) {
             Ok(control) => control,
-            Err(error) => return tracing::warn!(%error, "a control message can't be read; it is ignored"),
+            Err(error) => {
+                return tracing::warn!(
+                    event = "control_invalid",
+                    %error,
+                    next = "the message is ignored",
+                    remedy = "run the same version of consign in all workers",
+                    "a control message can't be read"
+                );
+            }
         };
         match command {
             ControlCommand::CancelBackfill(backfill) => {
                 if self.effects.cancellations.cancel(backfill.clone(), id, at, (self.clock)()) {
-                    tracing::info!(%backfill, %at, "backfill cancelled; its jobs that have not started are skipped");
+                    tracing::info!(
+                        event = "backfill_cancelled",
+                        %backfill,
+                        %at,
+                        next = "jobs that have not started are skipped",
+                        "backfill cancelled"
+                    );
                 }
             }
             ControlCommand::ResetCircuit(destination) => self.effects.admission.reset_as_of(&destination, at),

@@ -154,7 +154,8 @@ impl Decoder {
             }
             (DestinationRef::Inline(inline), Some(_)) => {
                 let message = format!("destination.id: {} is the id of a configured destination", inline.id);
-                Err(Failure::new(Reason::InvalidJob, message).hint("name that one, or give the inline one another id"))
+                Err(Failure::new(Reason::InvalidJob, message)
+                    .hint("use the configured destination, or give the inline one another id"))
             }
             (DestinationRef::Inline(inline), None) => match self.inline.check(inline) {
                 Ok(()) => Ok(inline.clone()),

@@ -333,7 +333,13 @@ impl LeaseGuard<'_> {
                     *delivery = duplicate;
                     continue;
                 }
-                Err(error) => tracing::warn!(%error, "a job could not be leased; retrying"),
+                Err(error) => tracing::warn!(
+                    event = "lease_failed",
+                    %error,
+                    next = "leasing is tried again",
+                    remedy = "check the broker if this repeats",
+                    "a job could not be leased"
+                ),
             }
             if over.run_until_cancelled(tokio::time::sleep(LEASE_RETRY_INTERVAL)).await.is_none() {
                 return;

@@ -32,7 +32,7 @@ impl FleetReports {
     /// Reports to all workers, this one included. Never waits.
     pub(super) fn send(&self, report: ControlCommand) {
         if let Err(error) = self.sender.try_send(report) {
-            tracing::debug!(%error, "a report to the other workers was dropped");
+            tracing::debug!(event = "report_dropped", %error, "a report to the other workers was dropped");
         }
     }
 
@@ -44,7 +44,7 @@ impl FleetReports {
             let control = Control::new(report, clock());
             let published = timeout(PUBLISH_TIMEOUT, queue.publish_control(control.render().into())).await;
             if !matches!(published, Ok(Ok(()))) {
-                tracing::debug!("a report did not reach the other workers");
+                tracing::debug!(event = "report_failed", "a report did not reach the other workers");
             }
         }
     }

@@ -197,7 +197,11 @@ impl Runner {
     /// Answers a job that was delivered before: only its outcome is published, to the new
     /// requester.
     async fn answer_again(&self, delivery: Delivery, job: &DecodedJob, event: Option<&OutcomeEvent>) {
-        tracing::info!(job_id = %job.job.id, "the job was delivered before; its outcome is published again");
+        tracing::info!(
+            event = "job_answered_again",
+            job_id = %job.job.id,
+            "the outcome of a delivered job is published again"
+        );
         spans::ended(OutcomeKind::Delivered.as_str(), None);
         self.settler.abort_carried(job, None).await;
         let reply_to = settlement::reply_to(&delivery.properties);
@@ -209,7 +213,7 @@ impl Runner {
     /// Waits for the owner of a job, though not for ever: a duplicate takes a place of the
     /// prefetch.
     async fn join(&self, in_flight: &InFlightJob, same: bool, delivery: Delivery, job: &DecodedJob) {
-        tracing::debug!(job_id = %job.job.id, "the job is in flight here; its duplicate waits");
+        tracing::debug!(event = "job_joined", job_id = %job.job.id, "the job is in flight here; its duplicate waits");
         let upload_id = job.checkpoint().map(|checkpoint| checkpoint.upload_id.as_str());
         let (delivery, end) = match in_flight.join(delivery, same, upload_id).await {
             Joined::Taken => return spans::ended(JOINED_OUTCOME, None),

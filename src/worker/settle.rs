@@ -89,9 +89,21 @@ impl JobSettler {
                 return true;
             }
             Err(QueueError::Lost) => {
-                tracing::info!(action, "the delivery was lost before it was settled; it will be redelivered");
+                tracing::info!(
+                    event = "delivery_lost",
+                    action,
+                    next = "it will be redelivered",
+                    "a delivery was lost before it was settled"
+                );
             }
-            Err(error) => tracing::warn!(action, %error, "a delivery could not be settled; it will be redelivered"),
+            Err(error) => tracing::warn!(
+                event = "delivery_unsettled",
+                action,
+                %error,
+                next = "it will be redelivered",
+                remedy = "check the broker if this repeats",
+                "a delivery could not be settled"
+            ),
         }
         spans::fail(&span, "unsettled");
         false
@@ -117,8 +129,14 @@ impl JobSettler {
         let (job_id, destination) = (rejection.job_id.as_ref(), rejection.destination.as_ref());
         self.metrics.decode_failed(delivery.lane, failure.reason);
         tracing::warn!(
-            job_id = job_id.map(tracing::field::display), lane = delivery.lane.as_str(),
-            reason = failure.reason.as_str(), message = %failure.message, "message rejected"
+            event = "message_rejected",
+            job_id = job_id.map(tracing::field::display),
+            lane = delivery.lane.as_str(),
+            reason = failure.reason.as_str(),
+            cause = %failure.message,
+            next = "the message is dead-lettered",
+            remedy = "correct its producer; `consign dead list` shows the message",
+            "message rejected"
         );
         let plan = settlement::reject(&self.prefix, &delivery.properties, &rejection, (self.clock)());
         self.activity.rejected(delivery.lane, &plan, job_id.map(JobId::as_str), destination);
@@ -133,7 +151,13 @@ impl JobSettler {
         spans::ended(plan.word(), plan.failure.as_ref());
         if progress.is_none() && plan.outcome.is_none() {
             let (job_id, destination) = (&context.job.job.id, &context.job.destination.id);
-            tracing::debug!(%job_id, %destination, action = plan.settlement.action(), "the job does not start now");
+            tracing::debug!(
+                event = "job_deferred",
+                %job_id,
+                %destination,
+                action = plan.settlement.action(),
+                "the job does not start now"
+            );
             return;
         }
         let nothing = Progress::default();

@@ -12,7 +12,7 @@ use super::history;
 use super::lease::{CopyBody, LeaseSnapshot, LeaseStatus};
 use crate::domain::destination::DestinationId;
 use crate::domain::generation::NewerDelivery;
-use crate::domain::headers::{DESTINATION, Headers, JobHeaders};
+use crate::domain::headers::{DESTINATION, ERROR_REASON, Headers, JobHeaders};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{
     DecisionContext, Disposition, Failure, OutcomeData, OutcomeKind, Reason, Receipt, RetryDelay, RetryPolicy,
@@ -125,7 +125,7 @@ pub(super) fn delivered_before(
     job: &DecodedJob,
     now: Timestamp,
 ) -> OutcomeEvent {
-    let message = "delivered before; the worker no longer remembers the details";
+    let message = "delivered before; the worker no longer has the details";
     let attempts = job.headers.history.attempts.saturating_add(1);
     let data = OutcomeData { attempts, message: Some(message.to_owned()), ..data_of(job) };
     let (destination, identity) = (&job.destination.id, job.destination.identity.to_string());
@@ -161,6 +161,14 @@ impl SettlementPlan {
     /// Kind of the outcome, if there is one.
     pub(super) fn kind(&self) -> Option<OutcomeKind> {
         self.outcome.as_ref().map(|outcome| outcome.kind)
+    }
+
+    /// Reason of the dead letter, if the plan publishes one.
+    pub(super) fn dead_letter_reason(&self) -> Option<Reason> {
+        match &self.settlement {
+            Settlement::DeadLetter { headers } => Reason::parse(headers.get(ERROR_REASON)?),
+            _ => None,
+        }
     }
 
     /// Word for log lines and traces: the outcome, else the settlement's action. A job that another

@@ -213,14 +213,14 @@ async fn days_that_fail_end_the_wait_with_75_and_are_reported_with_their_reason(
         assert!(said(&output).contains("check the spelling"), "{}", said(&output));
         let output = consign(&site, &["backfill", "cancel", "nobody"]);
         exits(&output, 0);
-        assert!(said(&output).contains("nothing is known of a backfill nobody"), "{}", said(&output));
+        assert!(said(&output).contains("no local record of a backfill nobody"), "{}", said(&output));
         let output = consign(&site, &["backfill", "cancel", "some"]);
         exits(&output, 0);
-        assert!(!said(&output).contains("nothing is known"), "it is on record: {}", said(&output));
+        assert!(!said(&output).contains("no local record"), "it is on record: {}", said(&output));
         let elsewhere = site.dir.path().join("none.ndjson").display().to_string();
         let output = consign(&site, &["backfill", "cancel", "some", "--record", &elsewhere]);
         exits(&output, 0);
-        assert!(!said(&output).contains("nothing is known"), "its outcomes are kept: {}", said(&output));
+        assert!(!said(&output).contains("no local record"), "its outcomes are kept: {}", said(&output));
         site.broker_clean().await;
     }
 }

@@ -118,7 +118,7 @@ async fn a_changed_file_is_noticed_and_a_broken_one_keeps_its_customer() {
     let mut changed = files("[destinations.beta]\nbucket = [\"x\"]\n").to_vec();
     changed.push(("gamma.toml", gamma.clone()));
     customers.mount(&changed);
-    reloaded(&worker, 0.0, "beta.toml:2: destinations.beta.bucket: a list does not fit").await;
+    reloaded(&worker, 0.0, "beta.toml:2: destinations.beta.bucket: is a list; give text in quotes").await;
     let status: Value = serde_json::from_str(&worker.get("/status").await).unwrap();
     assert!(status["reload_refused"]["problem"].as_str().unwrap().contains("beta.toml:2"), "{status:#}");
     assert_eq!(status["destinations"], 4);

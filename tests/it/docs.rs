@@ -3,6 +3,7 @@
 mod commands;
 mod generated;
 mod layout;
+mod logs;
 mod reference;
 mod samples;
 mod tables;

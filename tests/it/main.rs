@@ -22,6 +22,7 @@ mod drain;
 mod duplicates;
 mod earlier;
 mod enqueue;
+mod errors;
 mod fair;
 mod faults;
 mod fixture;

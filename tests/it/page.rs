@@ -3,6 +3,7 @@
 //! skipped.
 
 mod access;
+mod attention;
 mod hostile;
 mod live;
 mod picture;

@@ -96,7 +96,7 @@ async fn a_file_that_cannot_be_used_ends_every_command_with_the_reason() {
         assert_eq!(output.status.code(), Some(78), "{arguments:?}: {}", stderr(&output));
         let message = stderr(&output);
         assert!(
-            message.contains("queue.db is no SQLite database") && message.contains("broker"),
+            message.contains("queue.db is not a SQLite database") && message.contains("broker"),
             "{arguments:?}: {message}"
         );
     }
@@ -235,10 +235,10 @@ async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
     site.topology();
     let output = consign(&site, &["status", "reset", "brokn"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let warned = "brokn is not in the configuration (configured: acme, acme-kms); sent nevertheless";
+    let warned = "brokn is not in the configuration (configured: acme, acme-kms); sent anyway";
     assert!(stderr(&output).contains(warned), "{}", stderr(&output));
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(shown.contains("every worker is notified to close the circuit of brokn"), "{shown}");
+    assert!(shown.contains("they close the circuit of brokn"), "{shown}");
     let output = consign(&site, &["status", "reset", "acme"]);
     assert!(output.status.success() && !stderr(&output).contains("not configured"), "{}", stderr(&output));
 }

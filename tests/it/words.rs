@@ -44,13 +44,45 @@ const DIALECT: &[(&[&str], &str)] = &[
     (&["course of"], "sequence, or during"),
 ];
 
+/// Phrases of messages that a reader has to decode, and what to write. Doc comments may use them.
+const DECODED: &[(&[&str], &str)] = &[
+    (&["let us in", "lets us in"], "can be assumed, or is allowed"),
+    (&["foresaw"], "unexpected"),
+    (&["nevertheless", "all the same"], "anyway"),
+    (&["fail alike", "fails alike"], "fail in the same way"),
+    (&["lives in", "live in"], "is in"),
+    (&["need not do anything"], "no action is needed"),
+    (&["broke one of its own rules"], "panicked, which is a defect"),
+    (&["so says", "does not say why"], "name the source; without a reason"),
+    (&["out of order", "out of date"], "unavailable; expired"),
+    (&["does not fit"], "is TYPE; give TYPE"),
+    (&["none of the known words", "is none of"], "is not a valid value; give"),
+    (&["known here"], "valid keys, or configured"),
+    (&["can't be had"], "can't be used"),
+    (&["meant to"], "expected"),
+    (&["nothing came of"], "say what happened"),
+    (&["for good"], "permanently"),
+    (&["if it stays so"], "if that does not help"),
+    (&["not as it must be", "another than it must be"], "does not match"),
+    (&["is gone", "are gone"], "does not exist, or was removed"),
+    (&["is no url", "is no json", "is no field"], "is not a"),
+];
+
+/// Text that can't be changed: the ids of dead letters are made of it.
+const FROZEN: &str = "it {often}was given up by the broker in {} ({})";
+
 /// Doc comments begin with a noun phrase or a verb ("Returns ...").
 const QUESTIONS: [&str; 7] = ["What", "How", "Whether", "Where", "Why", "When", "Who"];
 
 /// Each dialect word of a text: its offset, itself, and what to write instead.
 pub(crate) fn dialect(text: &str) -> Vec<(usize, &'static str, &'static str)> {
+    listed(DIALECT, text)
+}
+
+/// Each word of a list that is in a text.
+fn listed(list: &'static [(&[&str], &str)], text: &str) -> Vec<(usize, &'static str, &'static str)> {
     let text = text.to_lowercase();
-    let all = DIALECT.iter().flat_map(|(forms, instead)| forms.iter().map(move |form| (*form, *instead)));
+    let all = list.iter().flat_map(|(forms, instead)| forms.iter().map(move |form| (*form, *instead)));
     all.flat_map(|(form, instead)| words(&text, form).map(move |at| (at, form, instead)).collect::<Vec<_>>()).collect()
 }
 
@@ -110,6 +142,25 @@ fn log_lines_and_command_help_speak_the_words_of_the_field() {
         }
     }
     assert_none(found, "These log lines, or attributes that are command help, use words that nobody looks for.");
+}
+
+#[test]
+fn messages_need_no_decoding() {
+    let mut found = Vec::new();
+    for module in rust::program().iter().filter(|module| module.names.first().is_none_or(|room| room != "sim")) {
+        for (at, string) in &module.source.strings {
+            // The strings of tests are not blanked, their code is.
+            if module.code[*at..].starts_with(' ') || string == FROZEN {
+                continue;
+            }
+            let lines: Vec<_> = string.split("\\\n").map(str::trim_start).collect();
+            let text = lines.concat();
+            for (_, word, instead) in listed(DECODED, &text).into_iter().chain(dialect(&text)) {
+                found.extend(finding(&module.source, module.source.line(*at), word, instead));
+            }
+        }
+    }
+    assert_none(found, "These messages have to be decoded.");
 }
 
 /// Ranges of log macros, and of the attributes from which clap makes help.

@@ -82,10 +82,10 @@ function readiness({ ready, draining, not_ready_because: why, slots, reload_refu
     banner(`This worker is stopping. It takes no new jobs; ${plural(slots.busy, "transfer")} may still finish.`, "wait");
   } else if (!ready) {
     state("!", "Not ready", "bad");
-    banner(`This worker takes no jobs now: ${why}. It continues automatically when that is resolved.`, "bad");
+    banner(`This worker takes no jobs now: ${why}. It takes jobs again when this is resolved. No restart is needed.`, "bad");
   } else {
     state("✓", "Ready for jobs", "good");
-    banner(refused ? `The reload at ${clock(refused.at)} was refused, or a part of it. The last valid settings stay in effect: ${refused.problem}` : "", refused ? "bad" : "good");
+    banner(refused ? `The configuration was not reloaded completely at ${clock(refused.at)}. The last valid settings stay in effect. Fix this, then reload: ${refused.problem}` : "", refused ? "bad" : "good");
   }
 }
 
@@ -94,9 +94,11 @@ function render() {
   readiness(last);
   sections.about(last);
   sections.overview(last);
+  sections.attention(last);
   sections.running(last);
   const which = document.querySelector("input[name=ended]:checked").value;
   sections.recent(last, which, byId("ended-more").ariaExpanded === "true");
+  sections.deadLetters(last);
   sections.failures(last);
   sections.lanes(last);
   sections.destinations(last);

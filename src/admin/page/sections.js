@@ -24,6 +24,8 @@ const OUTCOMES = {
   returned: ["↩", "requeued", "quiet"],
 };
 
+// Issues that are shown.
+const MAX_ISSUES = 10;
 // Ended transfers that are shown at first.
 const SHOWN_ENDED = 10;
 // Running transfers that are shown. A worker can have more slots than that.
@@ -85,6 +87,68 @@ export function overview(status) {
     queueTile(status.broker),
   ];
   rows(byId("tiles"), tiles, ([name]) => name, ([name, , , share]) => tile(name, share !== null));
+}
+
+// --- what needs attention ---------------------------------------------------------------------------------------------
+
+// Destinations whose jobs wait or fail, the worst first: the order of the status.
+function destinationIssues({ time: now, destination_states: { shown, filter } }) {
+  if (filter) return null;
+  const failing = shown.filter((one) => one.circuit_open || (one.consecutive_failures > 0 && !one.mended_at));
+  return failing.map((one) => {
+    const cause = one.circuit ?? one.last_failure;
+    const message = cause ? `${words(cause.reason)}: ${cause.message}` : "";
+    const effect = one.circuit_open ? "circuit open, its jobs wait" : `${plural(one.consecutive_failures, "failure")} in a row`;
+    return {
+      key: `destination ${one.id}`,
+      affected: one.id,
+      problem: [effect, message],
+      since: sinceWords(one, now),
+      todo: cause?.hint || "Test the connection.",
+      command: `consign check ${one.id}`,
+    };
+  });
+}
+
+// Of an open circuit the time is known; of other failures only that of the last one.
+function sinceWords({ circuit, last_failure: last }, now) {
+  if (circuit) return [circuit.since, `${roughly(Math.max(0, (Date.parse(now) - Date.parse(circuit.since)) / 1000))} ago`];
+  return [last?.at ?? null, "last failure"];
+}
+
+function issueRow() {
+  const row = tableRow(["Affected", "Problem", "Since", "What to do"]);
+  const [affected, problem, since, todo] = row.cells;
+  const description = twoLines(problem);
+  const time = element("time", { class: "first" });
+  const ago = element("span", { class: "second" });
+  since.append(time, " ", ago);
+  const remedy = element("span", { class: "first" });
+  const command = element("code");
+  todo.append(remedy, " ", command);
+  row.fill = (issue) => {
+    setText(affected, issue.affected);
+    description(...issue.problem);
+    const [at, words] = issue.since;
+    setAttribute(time, "datetime", at);
+    setText(time, at === null ? "–" : clock(at));
+    setText(ago, words);
+    setText(remedy, issue.todo);
+    setText(command, issue.command);
+  };
+  return row;
+}
+
+// A filter of the destinations hides other issues: then the last ones stay.
+export function attention(status) {
+  const issues = destinationIssues(status);
+  if (issues === null) return;
+  rows(body("issues"), issues.slice(0, MAX_ISSUES), (issue) => issue.key, issueRow);
+  show(byId("attention"), issues.length > 0);
+  setText(byId("attention-count"), count(issues.length));
+  const rest = issues.length - MAX_ISSUES;
+  show(byId("issues-rest"), rest > 0);
+  setText(byId("issues-rest"), `and ${plural(rest, "more destination")}; see the list of destinations below.`);
 }
 
 // --- what runs now ----------------------------------------------------------------------------------------------------
@@ -179,6 +243,31 @@ export function recent(status, which, expanded) {
   show(byId("ended"), list.length > 0);
   show(byId("ended-empty"), list.length === 0);
   setText(byId("ended-empty"), which === "problems" ? "No problem since the worker started." : "Nothing has ended yet.");
+}
+
+// --- dead letters -----------------------------------------------------------------------------------------------------
+
+function deadRow({ reason: name }) {
+  const row = tableRow(["Reason", "Fixed by", "Jobs#", "Last#"]);
+  const [reason, fixedBy, jobs, last] = row.cells;
+  const command = element("code", {}, `consign dead list --reason ${name}`);
+  reason.append(element("span", { class: "first" }, words(name)), " ", element("span", { class: "second" }, command));
+  const time = element("time");
+  last.append(time);
+  row.fill = (dead) => {
+    setText(fixedBy, FIXED_BY[dead.class] ?? words(dead.class));
+    setText(jobs, count(dead.count));
+    setAttribute(time, "datetime", dead.last_at);
+    setText(time, clock(dead.last_at));
+  };
+  return row;
+}
+
+export function deadLetters({ dead_letters: dead }) {
+  rows(body("dead"), dead, (one) => one.reason, deadRow);
+  show(byId("dead"), dead.length > 0);
+  show(byId("dead-note"), dead.length > 0);
+  show(byId("dead-empty"), dead.length === 0);
 }
 
 // --- counters ---------------------------------------------------------------------------------------------------------

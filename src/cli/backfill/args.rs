@@ -9,6 +9,7 @@ use url::Url;
 
 use crate::backfill::calendar::{self, Bound, Interval};
 use crate::cli::workers::worker_url;
+use crate::cli::{examples, parse_duration};
 use crate::domain::control::BackfillId;
 use crate::runtime::rate::PublishRate;
 
@@ -25,20 +26,22 @@ pub struct BackfillArgs {
 /// Action on a published backfill.
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum BackfillAction {
-    /// Show the outcomes of its jobs, from those retained (30 days)
+    /// Show the status of a backfill: its outcomes of the last 30 days
+    #[command(after_help = examples::BACKFILL_STATUS)]
     Status(BackfillStatusArgs),
-    /// Make every worker skip its jobs that have not started (outcome `skipped`); running jobs
+    /// Cancel a backfill. Jobs that have not started are skipped (outcome `skipped`); running jobs
     /// finish
+    #[command(after_help = examples::BACKFILL_CANCEL)]
     Cancel(BackfillIdArgs),
 }
 
 /// Backfill and its record.
 #[derive(Debug, Clone, Args)]
 pub(super) struct BackfillIdArgs {
-    /// Id of the backfill
+    /// Backfill id
     #[arg(value_parser = backfill_id)]
     pub(super) id: BackfillId,
-    /// Record of the run that published it [default: as for the run]
+    /// Record that `consign backfill` wrote when it published the jobs [default: the same file]
     #[arg(long, value_name = "FILE")]
     pub(super) record: Option<PathBuf>,
 }
@@ -48,7 +51,7 @@ pub(super) struct BackfillIdArgs {
 pub(super) struct BackfillStatusArgs {
     #[command(flatten)]
     pub(super) backfill: BackfillIdArgs,
-    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default:
+    /// Admin endpoint of a worker that is asked why jobs are pending. Repeatable [default:
     /// admin.listen]
     #[arg(long, value_name = "URL", value_parser = worker_url)]
     pub(super) admin: Vec<Url>,
@@ -57,54 +60,52 @@ pub(super) struct BackfillStatusArgs {
 /// Arguments of a run.
 #[derive(Debug, Clone, Args)]
 pub(super) struct BackfillRunArgs {
-    /// File with one job in JSON. Its strings may contain {date} {year} {month} {day} {hour}
-    /// {minute} {offset} {stamp} {backfill} and the placeholders of --var; write {{ and }} for the
-    /// characters themselves. Without an id each job gets {backfill}/{stamp}
+    /// File with one job in JSON. Placeholders in its strings: {date} {year} {month} {day} {hour}
+    /// {minute} {offset} {stamp} {backfill} and those of --var. Write {{ and }} for literal braces.
+    /// A job without an id gets {backfill}/{stamp}
     #[arg(long, value_name = "FILE")]
     pub(super) template: PathBuf,
-    /// First step: 2026-01-31, or 2026-01-31T06:00
+    /// First date of the range: 2026-01-31, or 2026-01-31T06:00
     #[arg(long, value_name = "DATE", value_parser = Bound::parse)]
     pub(super) from: Bound,
-    /// Last step, inclusive; a day includes all its hours
+    /// Last date of the range, inclusive. A day includes all its hours
     #[arg(long, value_name = "DATE", value_parser = Bound::parse)]
     pub(super) to: Bound,
-    /// Interval between two steps: 1h, 6h, 1d, 1w or 1month
+    /// Interval between two jobs, such as 1h, 6h, 1d, 1w or 1month
     #[arg(long, value_name = "STEP", default_value = "1d", value_parser = Interval::parse)]
     pub(super) every: Interval,
-    /// Time zone of the range, an IANA name
+    /// Time zone of the dates: an IANA name, such as Europe/Berlin
     #[arg(long, value_name = "ZONE", default_value = "UTC", value_parser = calendar::zone)]
     pub(super) time_zone: TimeZone,
-    /// A placeholder of your own; may be repeated
+    /// Define a placeholder for the template. Repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) var: Vec<(String, String)>,
-    /// Id of the backfill [default: derived from template, variables and range, so that the same
-    /// command is the same backfill]
+    /// Backfill id [default: derived from template, variables and range: the same command continues
+    /// the same backfill]
     #[arg(long, value_parser = backfill_id)]
     pub(super) id: Option<BackfillId>,
-    /// Publish no faster than this, such as 30/s, 30/min or 30/h
+    /// Limit the rate of publishing: 30/s, 30/min or 30/h
     #[arg(long, value_name = "N/UNIT", value_parser = PublishRate::parse)]
     pub(super) rate: Option<PublishRate>,
-    /// Show the jobs and publish nothing; with --json all jobs, one per line
+    /// Print the jobs without publishing them. With --json: all jobs, one per line
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Publish all jobs again as a new run: each is delivered again, also those that an earlier run
-    /// has delivered
+    /// Publish all jobs again as a new run. Jobs that were delivered before are delivered again
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) again: bool,
     /// File that records the published jobs [default:
-    /// $XDG_STATE_HOME/consign/backfills/QUEUE/ID.ndjson, and without that variable below
-    /// ~/.local/state]
+    /// $XDG_STATE_HOME/consign/backfills/QUEUE/ID.ndjson, or below ~/.local/state]
     #[arg(long, value_name = "FILE")]
     pub(super) record: Option<PathBuf>,
-    /// Wait for the outcome of every job; exits with 0 when all are delivered or skipped, 1 when
-    /// all failed, else 75
+    /// Wait for the outcome of every job. Exit codes: 0 if all are delivered or skipped, 1 if all
+    /// failed, otherwise 75
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) wait: bool,
-    /// Stop waiting after this time; exits with 75 if a job has no outcome by then [default: no
-    /// limit]
-    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+    /// Stop waiting after this time, such as 10m. Exit code: 75 if a job has no outcome by then
+    /// [default: no limit]
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
     pub(super) wait_timeout: Option<Duration>,
-    /// Admin endpoint of a worker, to ask why jobs are pending; may be repeated [default:
+    /// Admin endpoint of a worker that is asked why jobs are pending. Repeatable [default:
     /// admin.listen]
     #[arg(long, value_name = "URL", requires = "wait", value_parser = worker_url)]
     pub(super) admin: Vec<Url>,

@@ -9,7 +9,7 @@ pub(super) fn text(status: &BackfillStatus) -> String {
     let mut add = |line: String| lines.push(line);
     match (status.published, status.jobs) {
         (Some(published), Some(jobs)) => add(format!("published  {published} of {jobs}")),
-        _ => add("published  not from here, so the number of remaining jobs is not known".to_owned()),
+        _ => add("published  unknown: without a local record the number of remaining jobs is not known".to_owned()),
     }
     if let Some(at) = status.cancelled_at {
         add(format!("cancelled  {at:.0}"));

@@ -102,11 +102,11 @@ fn verdict(report: &CheckReport) -> String {
     let (failed, warnings) = (count(StepResult::Failed), count(StepResult::Warning));
     let details = match (report.verdict, warnings) {
         (CheckVerdict::Ready, 0) => String::new(),
-        (CheckVerdict::Ready, _) => format!(" (warnings: {warnings}; files can be delivered, something is weaker)"),
+        (CheckVerdict::Ready, _) => format!(" (warnings: {warnings}; files can be delivered)"),
         (CheckVerdict::NotReady, _) => format!(" (failed: {failed}, warnings: {warnings})"),
     };
     let left = match &report.test_object {
-        Some(key) if report.left_behind => format!("\nleft in the bucket: {key}"),
+        Some(key) if report.left_behind => format!("\nnot deleted from the bucket: {key}"),
         _ => String::new(),
     };
     format!("\nverdict: {}{details}{left}", report.verdict.as_str())

@@ -61,7 +61,7 @@ async fn broker(config: &Config) -> ([CheckStep; 2], bool) {
 }
 
 fn not_tried() -> CheckStep {
-    CheckStep::skipped(StepName::Topology, Code::NotTried, "an earlier step failed that this one needs")
+    CheckStep::skipped(StepName::Topology, Code::NotTried, "a previous step failed, and this one depends on it")
 }
 
 fn not_needed() -> CheckStep {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::enqueue::LaneArg;
+use crate::cli::parse_duration;
 use crate::dead_letter::filter::{BROKER_CLASS, BROKER_REASONS, LetterFilter};
 use crate::domain::outcome::{Class, Reason};
 
@@ -12,31 +13,31 @@ use crate::domain::outcome::{Class, Reason};
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Filters")]
 pub(super) struct FilterArgs {
-    /// Reason, such as source_not_found; may be repeated
+    /// Reason, such as source_not_found. Repeatable
     #[arg(long, value_name = "REASON", value_parser = reason)]
     reason: Vec<String>,
-    /// Class of the reason, such as destination; may be repeated
+    /// Class of the reason, such as destination. Repeatable
     #[arg(long, value_name = "CLASS", value_parser = class)]
     class: Vec<String>,
-    /// Destination; may be repeated
+    /// Destination id. Repeatable
     #[arg(long, value_name = "DEST")]
     destination: Vec<String>,
     /// Lane of the job
     #[arg(long, value_enum)]
     lane: Option<LaneArg>,
-    /// Id of the job; with a `*` at the end, a prefix of ids; may be repeated
+    /// Job id, or with `*` at the end the beginning of job ids. Repeatable
     #[arg(long, value_name = "ID|PREFIX*")]
     job: Vec<String>,
-    /// Dead-lettered longer ago than this, such as 2h
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// Dead-lettered longer ago than this, such as 2h or 30d
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     older_than: Option<Duration>,
-    /// Dead-lettered within this time
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// Dead-lettered within this time, such as 24h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     newer_than: Option<Duration>,
-    /// Id of the letter (first column of `list`), or its beginning; may be repeated
+    /// Letter id (first column of `dead list`), or its beginning. Repeatable
     #[arg(long, value_name = "LETTER")]
     id: Vec<String>,
-    /// Upper bound of the number of letters
+    /// Stop after this number of dead letters
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
 }
@@ -46,7 +47,7 @@ fn reason(text: &str) -> Result<String, String> {
     known
         .any(|known| known == text)
         .then(|| text.to_owned())
-        .ok_or_else(|| "there is no such reason; `consign dead list` counts the letters by reason".to_owned())
+        .ok_or_else(|| "there is no such reason; `consign dead list` shows the reasons of all dead letters".to_owned())
 }
 
 fn class(text: &str) -> Result<String, String> {

@@ -16,13 +16,13 @@ use crate::dead_letter::run::LetterRun;
 /// Arguments of `consign dead discard`.
 #[derive(Debug, Clone, Args)]
 pub struct DiscardArgs {
-    /// All letters
+    /// Select all dead letters
     #[arg(long)]
     all: bool,
-    /// Show what would be done, and do nothing
+    /// Print what would be discarded, without discarding it
     #[arg(long)]
     dry_run: bool,
-    /// Don't ask for confirmation; required without a terminal
+    /// Discard without asking. Required where there is no terminal
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
@@ -36,7 +36,8 @@ pub(super) async fn execute(args: DiscardArgs, config: &Config, json: bool) -> R
     let mut selection = filter.clone().select();
     if !args.yes && !args.dry_run {
         if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
-            let usage = "they would be removed for good: confirm with --yes (`consign dead export` keeps a copy)";
+            let usage =
+                "this removes dead letters permanently; confirm with --yes (`consign dead export` keeps a copy)";
             return Err(CommandError::Usage(usage.to_owned()));
         }
         let mut letters = open(config).await?;
@@ -53,7 +54,7 @@ pub(super) async fn execute(args: DiscardArgs, config: &Config, json: bool) -> R
 }
 
 async fn confirmed(count: usize) -> bool {
-    notice(&format!("{count} dead letters will be removed for good. Type yes to discard them:"));
+    notice(&format!("{count} dead letters will be removed permanently. Type yes to discard them:"));
     let answer = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
         std::io::stdin().read_line(&mut line).map(|_| line)

@@ -13,7 +13,7 @@ use crate::dead_letter::export;
 /// Arguments of `consign dead export`.
 #[derive(Debug, Clone, Args)]
 pub struct ExportArgs {
-    /// New file, readable by its owner only; `-` is standard output
+    /// File to create, readable by its owner only; `-` is standard output
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
     #[command(flatten)]
@@ -32,7 +32,7 @@ pub(super) async fn execute(args: ExportArgs, config: &Config) -> Result<Exit, C
     let exported = written?;
     notice(&format!("{} exported; nothing was removed", exported.written));
     if exported.unread > 0 {
-        notice(&format!("{} left out: their bodies are too large to be read", exported.unread));
+        notice(&format!("{} not exported: their bodies are too large to be read", exported.unread));
         return Ok(Exit::Partly);
     }
     Ok(Exit::Done)

@@ -18,7 +18,7 @@ const MAX_SHOWN_PROBLEMS: usize = 20;
 /// Arguments of `consign dead import`.
 #[derive(Debug, Clone, Args)]
 pub struct ImportArgs {
-    /// File that `export` has written; it is checked completely before anything is imported
+    /// File written by `dead export`. It is checked completely before anything is imported
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }

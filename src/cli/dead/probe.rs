@@ -41,7 +41,7 @@ impl DestinationProbe for CommandProbe<'_> {
                     return Some(format!("its circuit is open at the worker {worker}"));
                 }
                 Ok(_) => {}
-                Err(cause) => return Some(format!("the worker {worker} can't be asked for its circuit: {cause}")),
+                Err(cause) => return Some(format!("the worker {worker} can't be queried: {cause}")),
             }
         }
         None

@@ -28,25 +28,24 @@ const MAX_INTERVAL: Duration = Duration::from_mins(15);
 #[derive(Debug, Clone, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct RequeueArgs {
-    /// All letters
+    /// Select all dead letters
     #[arg(long)]
     all: bool,
-    /// Show what would be done, and do nothing; connections are not tested
+    /// Print what would be requeued, without requeueing it and without testing connections
     #[arg(long)]
     dry_run: bool,
-    /// Requeue no faster than this, such as 30/s, 30/min or 30/h
+    /// Limit the rate of requeued jobs: 30/s, 30/min or 30/h
     #[arg(long, value_name = "N/UNIT", value_parser = PublishRate::parse)]
     rate: Option<PublishRate>,
-    /// Admin endpoint of a worker, such as http://127.0.0.1:9464, to ask for open circuits; may be
-    /// repeated
+    /// Admin endpoint of a worker, such as http://127.0.0.1:9464. Destinations whose circuit is
+    /// open there are refused. Repeatable
     #[arg(long, value_name = "URL", value_parser = worker_url)]
     admin: Vec<Url>,
-    /// Also to destinations whose circuit is open or whose connection test fails (none is tested),
-    /// and jobs past their expires_at
+    /// Requeue without testing connections and circuits, and also jobs past their expires_at
     #[arg(long)]
     force: bool,
-    /// As the newest refresh of their objects. Otherwise a job keeps its generation, and is skipped
-    /// where a newer one was delivered
+    /// Requeue the jobs as the newest version of their objects. Without it, a job keeps its
+    /// generation and is skipped where a newer one was delivered
     #[arg(long)]
     as_new: bool,
     #[command(flatten)]

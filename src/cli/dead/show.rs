@@ -18,7 +18,7 @@ use crate::runtime::output::printable;
 /// Arguments of `consign dead show`.
 #[derive(Debug, Clone, Args)]
 pub struct ShowArgs {
-    /// Id of a letter (first column of `list`) or its beginning, or id of a job
+    /// Letter id (first column of `dead list`) or its beginning, or a job id
     #[arg(value_name = "LETTER|JOB")]
     id: String,
 }
@@ -122,7 +122,7 @@ fn text(letter: &DeadLetter, data: &Value, now: Timestamp) -> String {
     }
     lines.push(match &data["job"] {
         _ if letter.properties().unread.is_some() => {
-            format!("body           {} bytes, too large to be read here; the broker has it", data["bytes"])
+            format!("body           {} bytes, too large to be shown; the broker keeps it", data["bytes"])
         }
         Value::Null => format!("body           {} bytes, not a JSON document", letter.body().len()),
         job => format!("{job:#}").lines().map(printable).collect::<Vec<_>>().join("\n"),

@@ -59,9 +59,12 @@ impl JobInput {
 
     /// All jobs of a file. If one of them is invalid, none is published.
     pub(super) async fn file(format: PublishFormat, path: &Path) -> Result<Self, InputError> {
-        let text = tokio::fs::read(path)
-            .await
-            .map_err(|problem| InputError::whole(format!("{} can't be read: {problem}", path.display())))?;
+        let text = tokio::fs::read(path).await.map_err(|problem| {
+            InputError::whole(format!(
+                "{} can't be read: {problem}; give the path of a readable file of jobs",
+                path.display()
+            ))
+        })?;
         let jobs: Vec<_> = read(format, BufReader::new(std::io::Cursor::new(text))).await?.collect().await;
         let (valid, invalid): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Result::is_ok);
         let problems: Vec<_> = invalid.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
@@ -116,7 +119,7 @@ async fn read(
         first.clear();
         line += 1;
         if from.read_until(b'\n', &mut first).await.map_err(|problem| unreadable(&problem))? == 0 {
-            return Err(InputError::whole("there is no job in it"));
+            return Err(InputError::whole("the input has no job; give one JSON object, or one per line"));
         }
         first = wire::without_byte_order_mark(&first).to_vec();
     }

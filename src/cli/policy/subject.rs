@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::flag_error;
-use crate::cli::CommandError;
+use crate::cli::{CommandError, configured_destinations};
 use crate::config::Config;
 use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::domain::destination::{Auth, Destination, DestinationId, Invalid, partition_of};
@@ -16,31 +16,31 @@ const MAX_ROLE_NAME: usize = 64;
 /// Id of a destination, or its settings as flags.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct PolicySubjectArgs {
-    /// A configured destination; else --bucket and --region
+    /// Id of a configured destination. Otherwise give --bucket and --region
     #[arg(value_name = "DEST", conflicts_with_all = ["bucket", "region", "prefix", "kms_key_arn", "role_arn", "external_id", "account"])]
     pub(super) dest: Option<String>,
-    /// Bucket of a destination that is not configured yet
+    /// Bucket of a destination that is not configured
     #[arg(long, requires = "region")]
     pub(super) bucket: Option<String>,
     /// Region of the bucket
     #[arg(long)]
     pub(super) region: Option<String>,
-    /// Prefix of the keys
+    /// Prefix in the bucket
     #[arg(long, requires = "bucket")]
     pub(super) prefix: Option<String>,
-    /// KMS key for encryption
+    /// KMS key that encrypts the objects
     #[arg(long, value_name = "ARN", requires = "bucket")]
     pub(super) kms_key_arn: Option<String>,
-    /// The customer's role, if it exists already or its name is agreed
+    /// Customer's role, if it exists or its name is agreed
     #[arg(long, value_name = "ARN", conflicts_with = "account")]
     pub(super) role_arn: Option<String>,
-    /// The customer's account, where the role does not exist yet
+    /// Customer's account, if the role does not exist yet
     #[arg(long, value_name = "ID")]
     pub(super) account: Option<String>,
-    /// External id that the role's trust policy requires
+    /// External id that the trust policy requires
     #[arg(long, value_name = "ID")]
     pub(super) external_id: Option<String>,
-    /// The customer's user, for the key policy of a destination with an access key
+    /// Customer's user, for the key policy of a destination with an access key
     #[arg(long, value_name = "ARN")]
     pub(super) user_arn: Option<String>,
 }
@@ -96,7 +96,7 @@ impl PolicySubjectArgs {
     fn future_role(&self, bucket: &str, region: &str) -> Result<String, CommandError> {
         let account = self.account.as_deref().unwrap_or(UNKNOWN_ACCOUNT);
         if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(CommandError::Usage("--account: an account is 12 digits".to_owned()));
+            return Err(CommandError::Usage("--account: is not an account; give its 12 digits".to_owned()));
         }
         let partition = partition_of(region);
         let bucket = bucket.rsplit('/').next().unwrap_or(bucket);
@@ -119,20 +119,21 @@ impl PolicySubject {
 }
 
 fn configured(name: &str, config: &Config) -> Result<Destination, CommandError> {
-    let id = DestinationId::parse(name).map_err(|problem| CommandError::Usage(problem.problem))?;
+    let id =
+        DestinationId::parse(name).map_err(|invalid| CommandError::Usage(format!("{name} {}", invalid.problem)))?;
     let found = config.destinations.get(&id).map(|destination| Destination::clone(destination));
     found.ok_or_else(|| {
-        let known = config.destinations.keys().take(10).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let known = if known.is_empty() { "none is".to_owned() } else { format!("these are: {known}") };
+        let known = configured_destinations(config);
         CommandError::Usage(format!(
-            "the destination {name} is not configured ({known}); add [destinations.{name}], or give --bucket"
+            "there is no destination {name} in the configuration ({known}); correct the id, or describe the destination with \
+             --bucket and --region"
         ))
     })
 }
 
 fn user(text: &str) -> Result<Principal, CommandError> {
     let refused = |problem: &str| flag_error(&Invalid::new("user_arn", problem));
-    let form = "a user ARN looks like \"arn:aws:iam::123456789012:user/name\"";
+    let form = "is not a user ARN; write \"arn:aws:iam::123456789012:user/name\"";
     let principal = Principal::parse(text).map_err(|_| refused(form))?;
     if principal.user().is_none() { Err(refused(form)) } else { Ok(principal) }
 }

@@ -87,7 +87,7 @@ fn the_principal_is_given_or_configured_and_never_guessed() {
     let without = CONFIG.replace("identity_role_arn", "# identity_role_arn");
     let problem = misconfigured(&without, "trust acme");
     assert!(problem.contains("--principal") && problem.contains("aws.identity_role_arn"), "{problem}");
-    assert!(usage("trust acme --principal everybody").starts_with("--principal: is no principal"));
+    assert!(usage("trust acme --principal everybody").starts_with("--principal: is not a principal"));
     assert!(usage("trust china --principal arn:aws:iam::999999999999:role/consign").contains("aws-cn"));
     assert!(misconfigured(CONFIG, "trust china").contains("across partitions"));
 }
@@ -98,7 +98,7 @@ fn a_trust_policy_needs_no_bucket_and_warns_without_an_external_id() {
     assert_eq!(policy["Statement"][0]["Condition"]["StringEquals"]["sts:ExternalId"], "4711");
     assert!(notes.is_empty(), "{notes:?}");
     let (_, notes) = json_of("trust");
-    assert!(notes[0].starts_with("warning: no external id"), "{notes:?}");
+    assert!(notes[0].starts_with("warning: there is no external id"), "{notes:?}");
 }
 
 #[test]

@@ -11,14 +11,14 @@ pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Result<E
     broker::require(&config.broker)?;
     // It need not be configured: jobs may define their own.
     let destination =
-        DestinationId::parse(name).map_err(|problem| CommandError::Usage(format!("{name}: {}", problem.problem)))?;
+        DestinationId::parse(name).map_err(|problem| CommandError::Usage(format!("{name} {}", problem.problem)))?;
     unknown_destination(config, &destination).iter().for_each(|warning| notice(warning));
     let control = reset_circuit(config, &destination).await?;
     if json {
         return Ok(print(&String::from_utf8_lossy(&control.render())));
     }
     Ok(print(&format!(
-        "every worker is notified to close the circuit of {destination} and to release its delayed jobs"
+        "all workers are notified: they close the circuit of {destination} and release its delayed jobs"
     )))
 }
 
@@ -28,9 +28,7 @@ fn unknown_destination(config: &Config, destination: &DestinationId) -> Option<S
         return None;
     }
     let known = configured_destinations(config);
-    Some(format!(
-        "{destination} is not in the configuration ({known}); sent nevertheless, as jobs may define their own"
-    ))
+    Some(format!("{destination} is not in the configuration ({known}); sent anyway, as jobs may define their own"))
 }
 
 /// Notifies every worker that a destination has recovered, and all that jobs bring under the same

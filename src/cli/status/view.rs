@@ -15,8 +15,10 @@ use crate::runtime::output::printable;
 /// Upper bound of the destinations in the text. The JSON has all that the workers report.
 const MAX_SHOWN: usize = 20;
 
+const NO_ANSWER: &str =
+    "no worker answered: start one with `consign run`, or give the address of a running one with --admin HOST:PORT";
 const NOT_COUNTED: &str =
-    "queued, delayed and dead-lettered jobs are not counted: that needs a configuration with broker.url (-c FILE)";
+    "queued, delayed and dead-lettered jobs are not counted: give a configuration with broker.url (-c FILE)";
 
 /// Answers of the workers and counts of the queues.
 pub(super) struct StatusReport {
@@ -50,7 +52,8 @@ impl StatusReport {
 
     /// Returns text.
     pub(super) fn text(&self) -> String {
-        let parts = [Some(self.workers_text()), Some(self.queue_text()), self.destinations_text()];
+        let unanswered = (!self.is_answered()).then(|| NO_ANSWER.to_owned());
+        let parts = [Some(self.workers_text()), unanswered, Some(self.queue_text()), self.destinations_text()];
         parts.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
     }
 
@@ -162,10 +165,7 @@ impl FailingDestination<'_> {
     fn details(&self) -> Option<String> {
         if let Some(at) = self.recovered_at() {
             let ago = ago(Some(at));
-            return Some(format!(
-                "{}: recovered {ago}; nothing has failed since, and nothing was delivered yet",
-                self.id()
-            ));
+            return Some(format!("{}: recovered {ago}; no job has failed or was delivered since", self.id()));
         }
         let last = &self.state["last_failure"];
         let hint =
@@ -209,7 +209,8 @@ fn rejected_reload(status: &Value) -> Option<String> {
     let ago = ago(status["reload_refused"]["at"].as_str());
     let lines: String = problem.lines().map(|line| format!("\n  {}", printable(line))).collect();
     Some(format!(
-        "\n\n{worker}: its reload was rejected, or a part of it, {ago}; there it runs the last valid settings:{lines}"
+        "\n\n{worker}: the configuration was not reloaded completely {ago}; the last valid settings stay in \
+         effect:{lines}"
     ))
 }
 
@@ -300,7 +301,7 @@ mod tests {
         let view = StatusReport { workers: vec![(url, status)], queue: None };
         assert_eq!(view.failing().iter().map(FailingDestination::id).collect::<Vec<_>>(), ["few", "fixed"]);
         let text = view.text();
-        assert!(text.contains("fixed: recovered ") && text.contains("ago; nothing has failed since"), "{text}");
+        assert!(text.contains("fixed: recovered ") && text.contains("ago; no job has failed"), "{text}");
         assert!(text.contains("few: no; allow it") && !text.contains("fixed: no; allow it"), "{text}");
     }
 
@@ -350,8 +351,11 @@ mod tests {
         status["reload_refused"] =
             json!({ "at": "2026-01-01T00:00:00Z", "problem": "a.toml:1: wrong\na.toml:2: no \u{1b}" });
         let text = view.text();
-        let lines = " ago; there it runs the last valid settings:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
-        assert!(text.contains("\n\nw-2: its reload was rejected, or a part of it, ") && text.contains(lines), "{text}");
+        let lines = " ago; the last valid settings stay in effect:\n  a.toml:1: wrong\n  a.toml:2: no ?\n\nLANE";
+        assert!(
+            text.contains("\n\nw-2: the configuration was not reloaded completely ") && text.contains(lines),
+            "{text}"
+        );
         let data = view.json();
         assert_eq!(data["workers"][1]["reload_refused"]["at"], "2026-01-01T00:00:00Z");
         assert!(data["workers"][0].get("reload_refused").is_none());

@@ -15,7 +15,7 @@ pub(super) fn admin(raw: RawAdminConfig, findings: &mut Findings) -> AdminConfig
     let problem = "is not an address with a port; write for example \"127.0.0.1:9464\" or \"[::1]:9464\"";
     findings.require(listen.is_ok(), "admin.listen", problem);
     let problem =
-        "has an entry that is no host name; give names or addresses without a port, such as \"consign.example\"";
+        "has an entry that is not a host name; give names or addresses without a port, such as \"consign.example\"";
     findings.require(raw.hosts.iter().all(|host| is_host(host)), "admin.hosts", problem);
     if let Some(Err(problem)) = raw.token_file.as_deref().map(read_token) {
         findings.add("admin.token_file", problem);

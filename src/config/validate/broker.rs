@@ -97,9 +97,7 @@ fn check_broker_url(text: &str, allow_plaintext: bool) -> Result<(), &'static st
     }
     let parsed = url::Url::parse(text).ok();
     if cuts_password(text, parsed.as_ref()) {
-        return Err(
-            "has \"#\", \"/\" or \"?\" in the user name or password, which ends the host there; percent-encode it: %23, %2F, %3F",
-        );
+        return Err("has \"#\", \"/\" or \"?\" in the user name or password; percent-encode it as %23, %2F or %3F");
     }
     let url = parsed.filter(|url| matches!(url.scheme(), "amqp" | "amqps")).ok_or(NOT_A_BROKER_URL)?;
     let host = url.host_str().filter(|host| !host.is_empty());

@@ -22,14 +22,14 @@ pub(super) fn inline(raw: RawInlineConfig, findings: &mut Findings) -> InlinePol
         findings.require(
             fits,
             key,
-            "holds an empty or endless pattern; write for example \"arn:aws:iam::*:role/consign-*\"",
+            "has a pattern that is empty or too long; write for example \"arn:aws:iam::*:role/consign-*\"",
         );
         let rest = pattern.replace("{tenant}", "");
         let problem = "has braces; only {tenant} is known, which stands for the tenant of the job";
         findings.require(!rest.contains(['{', '}']), key, problem);
     }
     let accounts = raw.accounts.iter().filter_map(|account| {
-        let problem = "holds accounts of 12 digits, such as \"123456789012\"";
+        let problem = "has an entry that is not an account of 12 digits, such as \"123456789012\"";
         let parsed = AccountId::parse(account).map_err(|invalid| Invalid::new(invalid.field, problem));
         findings.parsed("inline.accounts", Some(parsed))
     });

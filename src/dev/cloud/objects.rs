@@ -76,7 +76,7 @@ impl Objects {
         }
         if key.is_some() && key != customer.kms_key_arn.as_ref() {
             let code = S3ErrorCode::Custom("KMS.NotFoundException".into());
-            let mut error = S3Error::with_message(code, "the key is not known here");
+            let mut error = S3Error::with_message(code, "the key is not known");
             error.set_status_code(http::StatusCode::BAD_REQUEST);
             return Err(error);
         }
@@ -259,7 +259,13 @@ impl S3 for Objects {
 fn noted(error: S3Error) -> S3Error {
     if *error.code() == S3ErrorCode::InternalError {
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-        tracing::warn!(cause, "the embedded S3 can't keep an object");
+        tracing::warn!(
+            event = "dev_object_not_stored",
+            cause,
+            next = "the upload fails, and its job is retried",
+            remedy = "check the free space of the data directory",
+            "the embedded S3 can't store an object"
+        );
     }
     error
 }

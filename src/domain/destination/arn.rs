@@ -57,8 +57,8 @@ impl RoleArn {
         let Some(arn) = role else {
             return refuse(
                 "role_arn",
-                "a role ARN looks like \"arn:aws:iam::123456789012:role/name\": a partition of AWS, 12 digits, and a name \
-                 of letters, digits and +=,.@_- without wildcards",
+                "is not a role ARN; write \"arn:aws:iam::123456789012:role/name\": a partition of AWS, 12 digits, \
+                 and a name of letters, digits and +=,.@_- without wildcards",
             );
         };
         Ok(Self { text: text.into(), partition: arn.partition.into(), account: AccountId::parse(arn.account)? })
@@ -100,8 +100,9 @@ impl KmsKeyArn {
         let Some(arn) = key.filter(|_| is_key || is_alias) else {
             return refuse(
                 "kms_key_arn",
-                "a KMS key ARN looks like \"arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab\" \
-                 (or key/mrk-..., or alias/NAME), without wildcards; leave it out for the bucket's own default encryption",
+                "is not a KMS key ARN; write \
+                 \"arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab\" (or key/mrk-..., \
+                 or alias/NAME), without wildcards; leave it out for the bucket's own default encryption",
             );
         };
         Ok(Self { text: text.into(), region: arn.region.into(), is_alias })

@@ -95,7 +95,10 @@ impl DestinationId {
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if text.is_empty() || text.len() > 63 || text.starts_with('-') || !text.chars().all(inner) {
-            return refuse("id", "a destination id is 1-63 of a-z, 0-9 and \"-\", and begins with a letter or digit");
+            return refuse(
+                "id",
+                "is not a destination id; give 1-63 of a-z, 0-9 and \"-\" that begin with a letter or digit",
+            );
         }
         Ok(Self(text.into()))
     }
@@ -110,12 +113,12 @@ impl BucketName {
         if !fits || !edge(text.chars().next()) || !edge(text.chars().last()) || text.contains("..") {
             return refuse(
                 "bucket",
-                "a bucket name is 3-63 of a-z, 0-9, \".\" and \"-\", and begins and ends with a letter or digit; \
-                 give the name alone, without s3:// or a folder",
+                "is not a bucket name; give 3-63 of a-z, 0-9, \".\" and \"-\" that begin and end with a letter or \
+                 digit, without s3:// and without a folder",
             );
         }
         if text.parse::<std::net::Ipv4Addr>().is_ok() {
-            return refuse("bucket", "a bucket name may not look like an IP address");
+            return refuse("bucket", "has the form of an IP address; give the name of the bucket");
         }
         Ok(Self(text.into()))
     }
@@ -178,7 +181,7 @@ impl Region {
         let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let starts = text.chars().next().is_some_and(|c| c.is_ascii_lowercase());
         if !(2..=32).contains(&text.len()) || !starts || text.ends_with('-') || !text.chars().all(inner) {
-            return refuse("region", "a region is a name such as \"eu-central-1\": a-z, 0-9 and \"-\" only");
+            return refuse("region", "is not a region; give a name such as \"eu-central-1\" (a-z, 0-9 and \"-\")");
         }
         Ok(Self(text.into()))
     }
@@ -192,13 +195,13 @@ impl Prefix {
             return Ok(Self("".into()));
         }
         if text.starts_with('/') {
-            return refuse("prefix", "a prefix has no leading \"/\"; write \"exports/\" instead of \"/exports/\"");
+            return refuse("prefix", "begins with \"/\"; write \"exports/\" instead of \"/exports/\"");
         }
         check_path("prefix", text.trim_end_matches('/'))?;
         if text.len() > 1000 {
             return refuse(
                 "prefix",
-                "a prefix of more than 1,000 bytes leaves no room for keys (S3 allows 1,024 in all)",
+                "has more than 1,000 bytes, which leaves no room for keys (S3 allows 1,024 in total); shorten it",
             );
         }
         if text.ends_with('/') { Ok(Self(text.into())) } else { Ok(Self(format!("{text}/").into())) }
@@ -210,15 +213,18 @@ impl Prefix {
     /// characters are refused.
     pub fn join(&self, relative: &str) -> Result<ObjectKey, Invalid> {
         if relative.is_empty() {
-            return refuse("key", "a key may not be empty");
+            return refuse("key", "is empty; give the name of the object");
         }
         if relative.starts_with('/') {
-            return refuse("key", "a key has no leading \"/\"; it is taken below the destination's prefix");
+            return refuse("key", "begins with \"/\"; remove it, as keys are below the destination's prefix");
         }
         check_path("key", relative)?;
         let whole = format!("{}{relative}", self.0);
         if whole.len() > 1024 {
-            return refuse("key", format!("prefix and key are {} bytes together; S3 allows 1,024", whole.len()));
+            return refuse(
+                "key",
+                format!("has {} bytes together with the prefix; shorten it to the 1,024 that S3 allows", whole.len()),
+            );
         }
         Ok(ObjectKey(whole.into()))
     }
@@ -226,10 +232,10 @@ impl Prefix {
 
 fn check_path(field: &str, text: &str) -> Result<(), Invalid> {
     if text.chars().any(char::is_control) {
-        return refuse(field, "control characters are not allowed");
+        return refuse(field, "has control characters; remove them");
     }
     if text.split('/').any(|segment| segment == "." || segment == "..") {
-        return refuse(field, "\".\" and \"..\" segments are not allowed");
+        return refuse(field, "has \".\" or \"..\" segments; remove them");
     }
     Ok(())
 }
@@ -238,7 +244,7 @@ impl AccountId {
     /// Parses an account number; the error's field is `expected_bucket_owner`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         if !is_account(text) {
-            return refuse("expected_bucket_owner", "an account is 12 digits, or \"any\" for no check");
+            return refuse("expected_bucket_owner", "is not an account; give its 12 digits, or \"any\" for no check");
         }
         Ok(Self(text.into()))
     }
@@ -255,7 +261,7 @@ impl ExternalId {
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let inner = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);
         if !(2..=1224).contains(&text.len()) || !text.chars().all(inner) {
-            return refuse("external_id", "an external id is 2-1,224 of A-Z, a-z, 0-9 and _+=,.@:/-");
+            return refuse("external_id", "is not an external id; give 2-1,224 of A-Z, a-z, 0-9 and _+=,.@:/-");
         }
         Ok(Self(text.into()))
     }

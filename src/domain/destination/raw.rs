@@ -118,7 +118,7 @@ impl RawDestination {
         {
             note(Invalid::new(
                 "kms_key_arn",
-                format!("the key lives in {}, the bucket in {region}; S3 needs both in one region", key.region()),
+                format!("is in {}, and the bucket in {region}; S3 needs both in one region", key.region()),
             ));
         }
         self.encryption_conflicts().into_iter().for_each(&mut note);
@@ -212,7 +212,8 @@ fn publishers_problem(users: &[String]) -> Option<&'static str> {
         return Some("is an empty list, so no job could be accepted; name users of the broker, or leave it out");
     }
     let named = |user: &String| (1..=255).contains(&user.len()) && !user.chars().any(char::is_control);
-    (!users.iter().all(named)).then_some("holds names of users of the broker: 1-255 bytes, no control characters")
+    (!users.iter().all(named))
+        .then_some("has an entry that is not the name of a broker user; give 1-255 bytes without control characters")
 }
 
 impl RawAuth {

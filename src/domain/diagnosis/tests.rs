@@ -186,7 +186,7 @@ fn who_we_are_is_never_for_the_customer_to_fix() {
     let evidence = diagnose(&tags, &DiagnosisContext::of(&role));
     let remedy = evidence.remedy.unwrap().text;
     assert!(remedy.contains("--disable-session-tags") && remedy.contains("sts:TagSession"), "{remedy}");
-    assert!(remedy.contains("the customer need not do anything"), "{remedy}");
+    assert!(remedy.contains("no action is needed from the customer"), "{remedy}");
     assert_eq!(evidence.code.side(), Side::Identity);
     let region = failure("AssumeRole", Reason::WrongRegion, 403, "InvalidClientTokenId", "");
     let evidence = diagnose(&region, &DiagnosisContext::of(&role));
@@ -285,7 +285,7 @@ fn a_command_does_not_attribute_its_own_identity_to_the_worker() {
         assert_ne!(remedy, said(Who::Worker).1);
     }
     let ours = diagnose_ours(&Failure::new(Reason::IdentityDenied, "no"));
-    assert!(ours.cause.contains("this command has no AWS credentials"), "{}", ours.cause);
+    assert!(ours.cause.contains("this command found no AWS credentials"), "{}", ours.cause);
 }
 
 #[test]

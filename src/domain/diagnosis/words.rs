@@ -70,7 +70,7 @@ fn other(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation
         Code::WrongOwner => wrong_owner(context),
         Code::WrongRegion => wrong_region(evidence, context),
         Code::ObjectLockNeedsChecksum => explained(
-            "the bucket has Object Lock on, which takes no file without a checksum, and this destination sends none",
+            "the bucket has Object Lock, which requires a checksum, and this destination sends none",
             advice("set checksum = \"crc64nvme\" for this destination").setting("checksum", "crc64nvme"),
         ),
         Code::QuotaExceeded => explained(
@@ -78,17 +78,15 @@ fn other(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation
             advice("raise the quota, or delete objects that are no longer needed"),
         ),
         Code::NotS3 => explained(
-            "not S3 answered, but a proxy or a web server, with a web page",
-            advice(
-                "let the worker reach S3 without a proxy, which it does not use, and check aws.s3_endpoint_url if it is set",
-            ),
+            "a proxy or web server answered instead of S3, with a web page",
+            advice("let the worker reach S3 directly (it uses no proxy), and check aws.s3_endpoint_url if it is set"),
         ),
         Code::StoreLacksFeature => explained(
             match evidence.operation {
                 "CompleteMultipartUpload" => {
-                    "the store accepted every part with its checksum, and refuses the checksum of the whole"
+                    "the store accepted the checksum of every part, but refuses that of the whole object"
                 }
-                _ => "the store does not know a header of the request; most often it is the checksum",
+                _ => "the store does not support a header of the request, most likely the checksum",
             },
             advice("set checksum = \"none\" for this destination; it is meant for S3-compatible stores without CRC-64")
                 .setting("checksum", "none"),
@@ -101,23 +99,26 @@ fn other(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation
 fn service(evidence: &Evidence<'_>) -> Option<Explanation> {
     Some(match evidence.code {
         Code::ClockSkew => explained(
-            "the clock of this machine is off by more than AWS tolerates (15 minutes)",
-            advice("set the clock of the worker's machine, and keep it set by NTP; the customer need not do anything"),
+            "the clock of this machine differs from the time of AWS by more than 15 minutes",
+            advice(
+                "set the clock of the worker's machine, and synchronize it by NTP; no action is needed from the customer",
+            ),
         ),
         Code::S3Unreachable => explained(
             said(evidence, "S3 can't be reached"),
             advice("check the network of the worker, its DNS, and aws.s3_endpoint_url if it is set; then test again"),
         ),
         Code::S3Unavailable => {
-            explained(said(evidence, "S3 is overloaded or out of order"), advice("test again in some minutes"))
+            explained(said(evidence, "S3 is overloaded or unavailable"), advice("test again in a few minutes"))
         }
         Code::StsUnavailable => explained(
             said(evidence, "STS does not answer"),
             advice("check the network of the worker and aws.sts_endpoint_url if it is set; then test again"),
         ),
-        Code::TimedOut => {
-            explained("it took too long", advice("test again; if it stays so, check the network of the worker"))
-        }
+        Code::TimedOut => explained(
+            "the step timed out",
+            advice("test again; if it times out again, check the network of the worker"),
+        ),
         _ => return None,
     })
 }
@@ -143,12 +144,12 @@ fn wrong_region(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Expl
     let configured = &context.destination.region;
     match evidence.region {
         Some(actual) => explained(
-            format!("the bucket lives in {actual}, and the destination says {configured}"),
+            format!("the bucket is in {actual}, but the destination is configured with {configured}"),
             advice(format!("correct the destination's region: region = \"{actual}\""))
                 .setting("region", actual.as_str()),
         ),
         None => explained(
-            format!("the bucket does not live in {configured}"),
+            format!("the bucket is not in {configured}"),
             advice("correct the destination's region; the properties of the bucket show it"),
         ),
     }

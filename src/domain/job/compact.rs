@@ -71,7 +71,7 @@ fn refused(problem: &DecodeError) -> Rejected {
         DecodeError::UnexpectedEnd { .. } => "ends before the job does; send it whole",
         DecodeError::LimitExceeded => "asks for more than 256 KiB; it is damaged, or not written by `compact::encode`",
         DecodeError::Utf8 { .. } => "has a text that is not UTF-8",
-        _ => "is no compact job of version 1; it is damaged, or of another content_type",
+        _ => "is not a compact job of version 1; it is damaged, or of another content_type",
     };
     Rejected::job("body", what)
 }

@@ -19,14 +19,14 @@ impl Location {
     /// tools do: `%`, `?` and `#` stand for themselves.
     pub fn parse(text: &str) -> Result<Self, Rejected> {
         if text.is_empty() || text.len() > MAX_URL {
-            return malformed("is 1-8,192 bytes long");
+            return malformed("is empty or too long; give 1-8,192 bytes");
         }
         let visible = |text: &str| !text.chars().any(|c| c.is_control() || c.is_whitespace());
         if !text.bytes().all(|b| b.is_ascii_graphic()) && !visible(text) {
             return malformed("may not contain white space or control characters; percent-encode them");
         }
         let Some((scheme, rest)) = text.split_once("://") else {
-            return malformed("is no URL; give one such as https://host/path, file:///path or s3://bucket/key");
+            return malformed("is not a URL; give one such as https://host/path, file:///path or s3://bucket/key");
         };
         match scheme {
             _ if scheme.eq_ignore_ascii_case("file") => file(rest),
@@ -64,7 +64,7 @@ fn http(text: &str, rest: &str) -> Result<Location, Rejected> {
         return malformed("has no host; write https://host/path");
     }
     // The parser's words are constants ("empty host"): nothing of the URL is in them.
-    let url = url::Url::parse(text).map_err(|problem| Rejected::job(FIELD, format!("is no URL: {problem}")))?;
+    let url = url::Url::parse(text).map_err(|problem| Rejected::job(FIELD, format!("is not a URL: {problem}")))?;
     if !url.username().is_empty() || url.password().is_some() {
         return forbidden("may not carry a user name or password; use a presigned URL");
     }
@@ -117,7 +117,7 @@ fn s3(rest: &str) -> Result<Location, Rejected> {
     }
     let bucket = BucketName::parse(bucket).map_err(|p| Invalid::new(FIELD, p.problem))?;
     if key.is_empty() || key.len() > 1024 || key.ends_with('/') {
-        return malformed("is s3://bucket/key with a key of 1-1,024 bytes that does not end in \"/\"");
+        return malformed("is not s3://bucket/key; give a key of 1-1,024 bytes that does not end with \"/\"");
     }
     if key.split('/').any(|segment| segment == "." || segment == "..") {
         return forbidden("may not contain \".\" or \"..\" segments; give the key itself");
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_name_is_no_url() {
         let said = refused("a.csv").to_string();
-        assert!(said.contains("source.url: is no URL; give one such as https://host/path"), "{said}");
+        assert!(said.contains("source.url: is not a URL; give one such as https://host/path"), "{said}");
     }
 
     #[test]

@@ -91,13 +91,16 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], Invalid> {
     let mut digest = [0; 32];
     match hex::decode_to_slice(text, &mut digest) {
         Ok(()) => Ok(digest),
-        Err(_) => refuse("source.sha256", "is 64 hexadecimal digits, the SHA-256 of the source's bytes"),
+        Err(_) => refuse(
+            "source.sha256",
+            "is not a SHA-256; give 64 hexadecimal digits, computed from the bytes of the source",
+        ),
     }
 }
 
 fn inline_destination(inline: RawDestination) -> Result<DestinationRef, Invalid> {
     if inline.tenant.as_ref().is_some_and(|name| !plain(name, 1, 200)) {
-        return refuse("tenant", "is 1-200 bytes without control characters");
+        return refuse("tenant", "is not valid; give 1-200 bytes without control characters");
     }
     let destination = inline.validate_inline().map_err(|problems| {
         problems.into_iter().next().unwrap_or_else(|| Invalid::new("id", "the destination is not valid"))
@@ -115,7 +118,11 @@ fn key_below(destination: &DestinationRef, key: &str) -> Result<RelativeKey, Rej
 }
 
 fn generation(given: u64) -> Result<u64, Invalid> {
-    if given <= MAX_GENERATION { Ok(given) } else { refuse("generation", format!("is at most {MAX_GENERATION}")) }
+    if given <= MAX_GENERATION {
+        Ok(given)
+    } else {
+        refuse("generation", format!("is too large; give at most {MAX_GENERATION}"))
+    }
 }
 
 /// Text of `min` to `max` bytes without control characters.
@@ -132,38 +139,42 @@ fn header(field: &str, value: String) -> Result<String, Invalid> {
     if (1..=256).contains(&value.len()) && carried(&value) {
         return Ok(value);
     }
-    refuse(field, "is 1-256 visible ASCII characters, without spaces at either end")
+    refuse(field, "is not valid; give 1-256 visible ASCII characters, without spaces at either end")
 }
 
 fn metadata(all: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Invalid> {
     for (name, value) in &all {
         let token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b);
         if name.is_empty() || name.len() > 128 || !name.bytes().all(token) {
-            let problem = "a name is 1-128 of a-z, 0-9 and -._~ (S3 stores names in lower case), without x-amz-meta-";
+            let problem = "has a name that is not valid; give 1-128 of a-z, 0-9 and -._~ (S3 stores names in lower \
+                case), without x-amz-meta-";
             return refuse("metadata", problem);
         }
         if !carried(value) {
-            let problem = "a value is visible ASCII without spaces at either end; encode anything else";
+            let problem = "has a value that is not visible ASCII, or has spaces at either end; encode it";
             return refuse(&format!("metadata.{name}"), problem);
         }
     }
     let total: usize = all.iter().map(|(name, value)| name.len() + value.len()).sum();
     if total > 2048 {
-        return refuse("metadata", format!("names and values are {total} bytes together; S3 allows 2,048"));
+        return refuse(
+            "metadata",
+            format!("has {total} bytes of names and values; shorten them to the 2,048 that S3 allows"),
+        );
     }
     Ok(all)
 }
 
 fn tags(all: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Invalid> {
     if all.len() > 10 {
-        return refuse("tags", format!("{} tags are given; S3 allows 10", all.len()));
+        return refuse("tags", format!("has {} tags; give the 10 that S3 allows, or fewer", all.len()));
     }
     let allowed = |c: char| c.is_alphanumeric() || matches!(c, ' ' | '+' | '-' | '=' | '.' | '_' | ':' | '/' | '@');
     for (key, value) in &all {
         let fits = (1..=128).contains(&key.chars().count()) && value.chars().count() <= 256;
         if !fits || !key.chars().chain(value.chars()).all(allowed) || key.starts_with("aws:") {
-            let problem = "a tag's key is 1-128 and its value 0-256 letters, digits, spaces and +-=._:/@; \
-                           keys that begin with \"aws:\" are reserved";
+            let problem = "has a tag that is not valid; give a key of 1-128 and a value of 0-256 letters, digits, \
+                spaces and +-=._:/@ (keys that begin with \"aws:\" are reserved)";
             return refuse("tags", problem);
         }
     }
@@ -174,7 +185,10 @@ fn storage_class(name: String) -> Result<String, Invalid> {
     if (1..=32).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_') {
         return Ok(name);
     }
-    refuse("storage_class", "is a name of S3 such as STANDARD_IA, INTELLIGENT_TIERING or GLACIER_IR")
+    refuse(
+        "storage_class",
+        "is not a storage class; give a name of S3 such as STANDARD_IA, INTELLIGENT_TIERING or GLACIER_IR",
+    )
 }
 
 /// RFC 3339 alone; jiff by itself would also take week dates, missing seconds and zone names in
@@ -184,17 +198,18 @@ fn timestamp(field: &str, text: &str) -> Result<Timestamp, Invalid> {
     let shaped = (20..=40).contains(&b.len()) && matches!(b[10], b'T' | b't') && b[13] == b':' && b[16] == b':';
     match text.parse() {
         Ok(at) if shaped && !text.contains('[') => Ok(at),
-        _ => refuse(field, "is a time of RFC 3339 with an offset, such as 2026-11-22T06:00:00Z"),
+        _ => refuse(field, "is not a time of RFC 3339 with an offset; write it as 2026-11-22T06:00:00Z"),
     }
 }
 
 fn labels(all: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Invalid> {
     if all.len() > 64 {
-        return refuse("labels", format!("has {}; at most 64 are echoed", counted(all.len(), "label")));
+        return refuse("labels", format!("has {} labels; give at most 64", counted(all.len(), "label")));
     }
     for (name, value) in &all {
         if !plain(name, 1, 128) || !plain(value, 0, 1024) {
-            let problem = "a name is 1-128 and a value 0-1,024 bytes, without control characters";
+            let problem = "has a label that is not valid; give a name of 1-128 and a value of 0-1,024 bytes, without \
+                control characters";
             return refuse("labels", problem);
         }
     }

@@ -39,7 +39,7 @@ pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
     let body = without_byte_order_mark(body);
     let text = std::str::from_utf8(body).map_err(|problem| {
         let place = problem.valid_up_to();
-        Rejected::job("body", format!("is not UTF-8 from byte {place} on; send JSON in UTF-8, or set content_type"))
+        Rejected::job("body", format!("is not UTF-8 (from byte {place}); send JSON in UTF-8, or set content_type"))
     })?;
     match strict::<RawJob>(text) {
         Ok(raw) if raw.version == VERSION => Ok(raw),

@@ -28,8 +28,8 @@ impl Principal {
             _ => None,
         });
         let (Some(arn), Some(text)) = (arn, text) else {
-            let problem = "is no principal; give the ARN of a role, a user or an account, such as \
-                           \"arn:aws:iam::123456789012:role/name\" or \"arn:aws:iam::123456789012:root\"";
+            let problem = "is not a principal; give the ARN of a role, a user or an account, such as \
+                \"arn:aws:iam::123456789012:role/name\" or \"arn:aws:iam::123456789012:root\"";
             return Err(Invalid::new("principal", problem));
         };
         Ok(Self { text: text.into(), partition: arn.partition.into(), account: arn.account.into() })

@@ -46,7 +46,7 @@ pub(super) async fn reject(acker: &Acker) -> Result<(), QueueError> {
 /// Requeues a delivery; a closed channel has requeued it anyway.
 pub(super) async fn requeue_or_lose(acker: &Acker) {
     if requeue(acker).await.is_err() {
-        tracing::debug!("a delivery was not requeued; its channel is closed");
+        tracing::debug!(event = "requeue_failed", "a delivery was not requeued; its channel is closed");
     }
 }
 

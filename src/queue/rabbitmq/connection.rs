@@ -58,7 +58,7 @@ impl Endpoint {
         let url = config.url.as_ref().ok_or_else(|| wrong("is missing; set broker.url"))?;
         let (mut uri, names_user) = parse_url(url.expose_secret())?;
         if matches!(uri.scheme, AMQPScheme::AMQP) && !config.allow_plaintext && !is_loopback(&uri.authority.host) {
-            return Err(wrong("is plain amqp beyond loopback; use amqps, or set broker.allow_plaintext = true"));
+            return Err(wrong("sends the password in plain text; use amqps, or set broker.allow_plaintext = true"));
         }
         let identity = match (&config.client_cert_file, &config.client_key_file) {
             (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
@@ -127,7 +127,7 @@ fn mechanism(asked: Option<SASLMechanism>, user: bool, certificate: bool) -> Res
 /// Returns the URL, and true when it names a user.
 fn parse_url(text: &str) -> Result<(AMQPUri, bool), QueueError> {
     // The parser's own messages may quote the URL, and with it the password.
-    let malformed = || wrong("is no AMQP URL; it reads amqps://user:password@host:5671/vhost");
+    let malformed = || wrong("is not an AMQP URL; write amqps://user:password@host:5671/vhost");
     let mut uri: AMQPUri = text.parse().map_err(|_| malformed())?;
     let url = url::Url::parse(text).map_err(|_| malformed())?;
     match url.host() {
@@ -212,7 +212,7 @@ pub(super) async fn close(connection: &Connection) {
     if connection.status().connected() {
         let closed = connection.close(200, "OK".into());
         if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, closed).await, Ok(Ok(()))) {
-            tracing::debug!("the broker did not answer the close of a connection");
+            tracing::debug!(event = "close_unanswered", "the broker did not answer the close of a connection");
         }
     }
 }

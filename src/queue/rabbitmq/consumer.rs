@@ -88,7 +88,11 @@ impl LaneConsumer {
     async fn cancel_now(&self) {
         let cancelled = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
         if let Err(error) = call("cancelling a consumer", cancelled).await {
-            tracing::debug!(%error, "a consumer was not cancelled; its deliveries are requeued");
+            tracing::debug!(
+                event = "cancel_failed",
+                %error,
+                "a consumer was not cancelled; its deliveries are requeued"
+            );
         }
     }
 }
@@ -159,10 +163,17 @@ impl PrefetchTask {
             Err(error) => Err(error),
         };
         if let Err(error) = copied {
-            tracing::warn!(%error, count, "a message that was requeued often could not be replaced by a copy");
+            tracing::warn!(
+                event = "message_not_replaced",
+                %error,
+                count,
+                next = "the next redelivery is replaced instead",
+                remedy = "check the broker if this repeats",
+                "a frequently requeued message could not be replaced by a copy"
+            );
             return Some(delivery);
         }
-        tracing::info!(count, "a message that was requeued often is replaced by a copy");
+        tracing::info!(event = "message_replaced", count, "a frequently requeued message is replaced by a copy");
         delivery.acknowledge().await;
         None
     }

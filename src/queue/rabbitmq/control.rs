@@ -112,7 +112,7 @@ impl ControlReader {
         let connection = match context.unless_stopped(context.endpoint.connect("control")).await? {
             Ok(connection) => connection,
             Err(problem) => {
-                tracing::debug!(%problem, "not connected for control messages");
+                tracing::debug!(event = "control_disconnected", %problem, "not connected for control messages");
                 return Some(Ok(()));
             }
         };
@@ -131,9 +131,15 @@ impl ControlReader {
         };
         self.report_caught_up().await?;
         if problem == self.last_problem {
-            tracing::debug!(problem, "control messages still can't be read");
+            tracing::debug!(event = "control_unreadable", problem, "control messages still can't be read");
         } else {
-            tracing::warn!(problem, "control messages can't be read; jobs are delivered, cancelled or not");
+            tracing::warn!(
+                event = "control_unreadable",
+                problem,
+                next = "jobs are delivered, even if they were cancelled; reading is tried again",
+                remedy = "allow reading from the stream `<prefix>.control`, or create it with `consign topology apply`",
+                "control messages can't be read"
+            );
             self.last_problem = problem;
         }
         Ok(())
@@ -171,7 +177,11 @@ impl ControlReader {
         let message = messages::control(&self.context.names, marker.clone());
         let published = self.sessions.publish_once(&message).await;
         if let Err(problem) = &published {
-            tracing::debug!(%problem, "this worker could not join the fleet's roster");
+            tracing::debug!(
+                event = "fleet_not_joined",
+                %problem,
+                "this worker could not announce itself to the other workers"
+            );
         }
         published.is_ok().then_some(marker)
     }

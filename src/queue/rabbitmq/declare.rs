@@ -78,7 +78,7 @@ pub(super) async fn apply(
     }
     declarations.finish(
         "; where the arguments differ, delete what is left of an older topology (when it is empty) or use another \
-         broker.prefix; a part that the broker calls down or inaccessible must be repaired on the broker",
+         broker.prefix; repair a part that the broker calls down or inaccessible on the broker",
     )
 }
 

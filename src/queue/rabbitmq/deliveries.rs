@@ -62,7 +62,10 @@ impl PrefetchedDelivery {
     /// worker joins the duplicate.
     pub(super) async fn acknowledge(self) {
         if acknowledge(&self.inner.acker).await.is_err() {
-            tracing::debug!("a delivery that a copy has replaced will be redelivered; its channel is closed");
+            tracing::debug!(
+                event = "acknowledge_failed",
+                "a replaced delivery will be redelivered; its channel is closed"
+            );
         }
     }
 

@@ -107,7 +107,13 @@ pub(super) fn merged(original: Option<&FieldTable>, set: Headers) -> Result<Fiel
         table.insert(short(&name)?, AMQPValue::LongString(value.into()));
     }
     if !left_out.is_empty() {
-        tracing::warn!(headers = left_out, "headers of a message do not fit into a frame; its copy omits them");
+        tracing::warn!(
+            event = "headers_omitted",
+            headers = left_out,
+            next = "the copy of the message omits these headers",
+            remedy = "publish jobs with fewer or shorter headers",
+            "headers of a message do not fit into a frame"
+        );
         table.insert(LEFT_OUT.into(), AMQPValue::LongString(left_out.into()));
     }
     Ok(table)

@@ -130,7 +130,13 @@ async fn listen(mut events: impl Stream<Item = Event> + Unpin, health: Arc<Sessi
         match event {
             Event::Error(error) => health.end(&errors::text(&error)),
             Event::ConnectionBlocked(reason) => {
-                tracing::warn!(%reason, "the broker blocks publishers; settlements wait");
+                tracing::warn!(
+                    event = "broker_blocked",
+                    %reason,
+                    next = "settlements wait until the broker unblocks the connection",
+                    remedy = "free memory or disk space on the broker",
+                    "the broker blocks publishers"
+                );
                 health.set_blocked(Some(reason));
             }
             Event::ConnectionUnblocked => health.set_blocked(None),

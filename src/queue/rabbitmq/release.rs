@@ -200,7 +200,11 @@ impl Scan<'_> {
         let channel = set_prefetch(self.connection.open_channel().await?, PREFETCH).await?;
         let scanned = self.consume_all(&channel, &mut scan).await;
         if let Err(error) = channel.close(200, "OK".into()).await {
-            tracing::debug!(%error, "a channel was not closed; its messages are requeued with its connection");
+            tracing::debug!(
+                event = "channel_not_closed",
+                %error,
+                "a channel was not closed; its messages are requeued with its connection"
+            );
         }
         self.requeued(&scan.queue).await;
         scanned

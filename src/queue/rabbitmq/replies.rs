@@ -138,9 +138,16 @@ impl Replies {
         let why = self.addresses.refusal(to)?;
         self.context.metrics.replied(ReplyResult::Refused);
         if self.refusal_reported.swap(true, Ordering::Relaxed) {
-            tracing::debug!(reply_to = to, why, "no reply is sent to this address");
+            tracing::debug!(event = "reply_refused", reply_to = to, why, "no reply is sent to this address");
         } else {
-            tracing::warn!(reply_to = to, why, "no reply is sent to this address; others are logged at level debug");
+            tracing::warn!(
+                event = "reply_refused",
+                reply_to = to,
+                why,
+                next = "further refusals are logged at level debug",
+                remedy = "permit the address in broker.reply_to, or use a reply queue that it permits",
+                "no reply is sent to this address"
+            );
         }
         Some(why)
     }
@@ -149,7 +156,7 @@ impl Replies {
         let result = if sent.is_ok() { ReplyResult::Sent } else { ReplyResult::Failed };
         self.context.metrics.replied(result);
         if let Err(problem) = sent {
-            tracing::debug!(reply_to = to, %problem, "a reply was not delivered");
+            tracing::debug!(event = "reply_failed", reply_to = to, %problem, "a reply was not delivered");
         }
     }
 

@@ -199,7 +199,13 @@ async fn ensure_topology(context: &QueueContext) -> Result<(), QueueError> {
     };
     connection.close().await;
     for problem in ensured? {
-        tracing::warn!(%problem, "part of the topology is missing; jobs are delivered without it");
+        tracing::warn!(
+            event = "topology_incomplete",
+            %problem,
+            next = "jobs are delivered without it",
+            remedy = "declare it with `consign topology apply`",
+            "part of the topology is missing"
+        );
     }
     Ok(())
 }

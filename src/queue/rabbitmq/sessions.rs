@@ -142,7 +142,12 @@ impl BrokerSessions {
             if Instant::now() + PUBLISH_RETRY_PAUSE >= deadline {
                 return Err(problem);
             }
-            tracing::debug!(%problem, exchange = message.exchange, "a message was not accepted; trying again");
+            tracing::debug!(
+                event = "publish_retried",
+                %problem,
+                exchange = message.exchange,
+                "a message was not accepted; trying again"
+            );
             tokio::time::sleep(PUBLISH_RETRY_PAUSE).await;
         }
     }
@@ -160,7 +165,7 @@ impl BrokerSessions {
     async fn run(&self, session: BrokerSession) -> QueueError {
         let context = &self.context;
         let session = Arc::new(session);
-        tracing::info!(broker = ?context.endpoint, "connected to the broker");
+        tracing::info!(event = "broker_connected", broker = ?context.endpoint, "connected to the broker");
         context.metrics.set_broker_connected(true);
         if session.generation() > 1 {
             context.metrics.broker_reconnected();
@@ -208,7 +213,14 @@ async fn supervise(sessions: Arc<BrokerSessions>) {
         };
         if !context.stop.is_cancelled() {
             let wait = retry.next_wait(None).unwrap_or(MAX_BACKOFF);
-            tracing::warn!(reason = %problem, wait_ms = wait.as_millis(), "not connected to the broker; trying again");
+            tracing::warn!(
+                event = "broker_disconnected",
+                reason = %problem,
+                wait_ms = wait.as_millis(),
+                next = "it connects again after `wait_ms`",
+                remedy = "check the broker, the network and broker.url",
+                "not connected to the broker"
+            );
             sessions.state.send_replace(SupervisorState::Down(problem));
             context.unless_stopped(tokio::time::sleep(wait)).await;
         }

@@ -81,8 +81,9 @@ impl SqliteDeadLetters {
 }
 
 fn require_found(found: bool) -> Result<(), QueueError> {
-    let gone =
-        || QueueError::Refused("the dead letter is gone: another command has requeued or discarded it".to_owned());
+    let gone = || {
+        QueueError::Refused("the dead letter no longer exists: another command has requeued or discarded it".to_owned())
+    };
     found.then_some(()).ok_or_else(gone)
 }
 

@@ -204,7 +204,7 @@ impl Engine {
             self.shared.metrics.broker_reconnected();
         }
         self.was_up = true;
-        tracing::info!(file = %self.shared.file.display(), "the queue is open");
+        tracing::info!(event = "queue_opened", file = %self.shared.file.display(), "the queue is open");
         self.shared.phase.send_replace(FilePhase::Up);
     }
 
@@ -222,7 +222,13 @@ impl Engine {
         let problem = error.into_queue_error();
         let text = problem.to_string();
         if !matches!(&*self.shared.phase.borrow(), FilePhase::Down(known) if known.to_string() == text) {
-            tracing::warn!(%problem, "the queue is unavailable; retrying");
+            tracing::warn!(
+                event = "queue_unavailable",
+                %problem,
+                next = "opening the file is tried again",
+                remedy = "check the file, its permissions and the free disk space",
+                "the queue is unavailable"
+            );
         }
         self.shared.metrics.set_broker_connected(false);
         self.shared.phase.send_replace(FilePhase::Down(problem));
@@ -284,7 +290,10 @@ impl Engine {
             session.heartbeat_at = now + HEARTBEAT_INTERVAL;
             if !session.heartbeat()? {
                 tracing::warn!(
-                    "this process missed its heartbeats, and other workers have its jobs; its current work is lost"
+                    event = "queue_owner_lost",
+                    next = "its work is discarded; other workers have its jobs",
+                    remedy = "check the load and the disk of this machine if this repeats",
+                    "this process missed its heartbeats"
                 );
                 return self.start_generation();
             }
@@ -300,7 +309,13 @@ impl Engine {
 
     /// Discards all state of a file that was deleted or replaced.
     fn discard_file(&mut self) {
-        tracing::error!(file = %self.shared.file.display(), "the queue's file was deleted or replaced; its content is lost");
+        tracing::error!(
+            event = "queue_file_replaced",
+            file = %self.shared.file.display(),
+            next = "the worker opens the file of that name again",
+            remedy = "restore the lost jobs from their producers, and keep other programs away from the file",
+            "the queue file was deleted or replaced; its content is lost"
+        );
         if let Some(owner) = self.session.take().and_then(|session| session.owner) {
             owner.remove_lock();
         }
@@ -344,7 +359,11 @@ impl Engine {
             match store.transact(false, |db| owner::remove(db, owner.id())) {
                 Ok(_) => owner.remove_lock(),
                 Err(error) => {
-                    tracing::debug!(?error, "this owner could not be removed; other processes will expire it");
+                    tracing::debug!(
+                        event = "queue_owner_not_removed",
+                        ?error,
+                        "this owner could not be removed; other processes will expire it"
+                    );
                 }
             }
         }

@@ -49,8 +49,8 @@ impl FileError {
     /// The file was not written by SQLite.
     pub(super) fn not_a_database(file: &Path) -> Self {
         Self::Permanent(format!(
-            "{} is no SQLite database: it belongs to another program, or its beginning is damaged; name another file, or restore \
-             this one from a backup (nothing was changed)",
+            "{} is not a SQLite database: it belongs to another program, or its beginning is damaged; name another \
+             file, or restore this one from a backup (nothing was changed)",
             file.display()
         ))
     }

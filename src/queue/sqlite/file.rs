@@ -173,8 +173,10 @@ fn create(file: &Path) -> Result<(), FileError> {
 fn log_creation(file: &Path) {
     let path = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     tracing::info!(
+        event = "queue_created",
         file = %path.display(),
-        "the file did not exist: a new, empty queue was made. If there was a queue before, check `broker.url`"
+        remedy = "check broker.url if there was a queue before",
+        "a new, empty queue was made"
     );
 }
 

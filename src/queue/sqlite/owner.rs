@@ -40,9 +40,12 @@ impl Owner {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&lock)?;
         if let Err(problem) = file.try_lock() {
             tracing::warn!(
+                event = "queue_locks_missing",
                 %problem,
                 file = %lock.display(),
-                "the file system has no file locks; a crash is detected after half a minute"
+                next = "a crash is detected after half a minute instead of at once",
+                remedy = "put the queue on a file system with locks",
+                "the file system has no file locks"
             );
         }
         Ok(Self { id, lock, _locked: file })

@@ -83,7 +83,7 @@ pub(super) fn check_range(
         return other("sent another range than the requested one");
     }
     match (total, length) {
-        (Some(total), Some(length)) if total != length => changed(&format!("it has {total} bytes and had {length}")),
+        (Some(total), Some(length)) if total != length => changed(&format!("it has {total} bytes instead of {length}")),
         _ => Ok(total.or(length)),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::domain::destination::Destination;
 use crate::domain::job::lease::Checkpoint;
 use crate::domain::outcome::Failure;
 use crate::runtime::failpoints;
@@ -17,6 +18,17 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(300);
 /// Aborts an upload of an earlier attempt.
 pub(in crate::upload) async fn abort_upload(calls: &Calls, checkpoint: &Checkpoint) {
     abort(calls, &checkpoint.bucket, &checkpoint.key, &checkpoint.upload_id).await;
+}
+
+/// Logs a checkpoint whose upload is not aborted, because it is not the destination's.
+pub(in crate::upload) fn log_foreign_checkpoint(destination: &Destination) {
+    tracing::warn!(
+        event = "checkpoint_foreign",
+        destination = %destination.id,
+        next = "the upload is not aborted",
+        remedy = "find out who published the message; the checkpoint may be forged",
+        "a checkpoint names an upload outside of its destination"
+    );
 }
 
 /// Result of an abort.
@@ -36,7 +48,12 @@ pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> A
     match once(calls, bucket, key, id).await {
         Ok(aborted) => aborted,
         Err(cause) => {
-            tracing::info!(destination = %calls.destination.id, %cause, "an unfinished upload is aborted later");
+            tracing::info!(
+                event = "upload_abort_delayed",
+                destination = %calls.destination.id,
+                %cause,
+                "an unfinished upload is aborted later"
+            );
             let (calls, bucket) = (calls.clone(), bucket.to_owned());
             let (key, id) = (key.to_owned(), id.to_owned());
             tokio::spawn(async move { abort_with_retries(&calls, &bucket, &key, &id).await });
@@ -53,7 +70,13 @@ async fn abort_with_retries(calls: &Calls, bucket: &str, key: &str, id: &str) {
             return;
         }
     }
-    tracing::warn!(destination = %calls.destination.id, "an unfinished upload is left behind");
+    tracing::warn!(
+        event = "upload_orphaned",
+        destination = %calls.destination.id,
+        next = "the upload is left in the bucket",
+        remedy = "give the bucket a lifecycle rule for incomplete uploads",
+        "an unfinished upload could not be aborted in time"
+    );
     calls.metrics.multipart_orphaned();
 }
 
@@ -83,9 +106,11 @@ async fn once(calls: &Calls, bucket: &str, key: &str, id: &str) -> Result<Aborte
         }
         Err(error) if error.signal == ErrorSignal::Denied => {
             tracing::warn!(
+                event = "upload_abort_denied",
                 destination = %calls.destination.id,
-                "an unfinished upload could not be aborted; allow s3:AbortMultipartUpload, or give the bucket a lifecycle \
-                 rule for incomplete uploads"
+                next = "the upload is left in the bucket",
+                remedy = "allow s3:AbortMultipartUpload, or give the bucket a lifecycle rule for incomplete uploads",
+                "the abort of an unfinished upload was denied"
             );
             calls.metrics.multipart_abort_denied();
             Ok(Aborted::Denied)

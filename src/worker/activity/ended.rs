@@ -1,5 +1,6 @@
 //! Bounded record of ended attempts, and of each recently used destination.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -80,6 +81,19 @@ pub struct Recent {
     pub problems: Vec<EndedTransfer>,
 }
 
+/// Dead-lettered messages of a reason since the start of this worker.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeadLetterCount {
+    /// Class of the reason.
+    pub class: &'static str,
+    /// Reason.
+    pub reason: &'static str,
+    /// Number of them.
+    pub count: u64,
+    /// Time of the last one.
+    pub last_at: Timestamp,
+}
+
 /// Record of a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationRecord {
@@ -107,6 +121,8 @@ pub(super) struct EndedTransfers {
     ended: VecDeque<EndedTransfer>,
     problems: VecDeque<EndedTransfer>,
     destinations: HashMap<DestinationIdentity, DestinationRecord>,
+    /// By reason, so a few dozen at most.
+    dead_letters: BTreeMap<&'static str, DeadLetterCount>,
     counts: TransferTotals,
 }
 
@@ -153,6 +169,8 @@ fn shared<S: serde::Serializer>(trouble: &Option<Arc<FailureDetail>>, to: S) -> 
 fn outcome(plan: &SettlementPlan) -> &'static str {
     match plan.kind() {
         Some(kind) => kind.as_str(),
+        // A message without a readable job has no outcome, and is dead-lettered.
+        None if plan.dead_letter_reason().is_some() => OutcomeKind::Failed.as_str(),
         None if plan.is_final => "deferred",
         None => "returned",
     }
@@ -182,6 +200,7 @@ fn shortened(text: &str) -> String {
 impl EndedTransfers {
     /// Records the end of an attempt.
     pub(super) fn attempt(&mut self, ended: EndedTransfer, destination: &Arc<Destination>, plan: &SettlementPlan) {
+        self.count_dead_letter(plan, ended.at);
         let (bytes, trouble) = (ended.bytes, ended.trouble.clone());
         let number = self.keep(ended);
         let record = self.record(destination);
@@ -204,7 +223,8 @@ impl EndedTransfers {
 
     /// Records a rejected message. It counts for no destination: names that nobody configured must
     /// not use up the record.
-    pub(super) fn rejection(&mut self, ended: EndedTransfer) {
+    pub(super) fn rejection(&mut self, ended: EndedTransfer, plan: &SettlementPlan) {
+        self.count_dead_letter(plan, ended.at);
         self.keep(ended);
     }
 
@@ -221,6 +241,22 @@ impl EndedTransfers {
         }
         push(&mut self.ended, ended);
         self.next
+    }
+
+    fn count_dead_letter(&mut self, plan: &SettlementPlan, last_at: Timestamp) {
+        let Some(reason) = plan.dead_letter_reason() else { return };
+        let (class, reason) = (reason.class().as_str(), reason.as_str());
+        let fresh = || DeadLetterCount { class, reason, count: 0, last_at };
+        let known = self.dead_letters.entry(reason).or_insert_with(fresh);
+        known.count += 1;
+        known.last_at = last_at;
+    }
+
+    /// Returns the dead letters of this worker by reason, the most frequent first.
+    pub(super) fn dead_letters(&self) -> Vec<DeadLetterCount> {
+        let mut counts: Vec<_> = self.dead_letters.values().cloned().collect();
+        counts.sort_by_key(|count| Reverse(count.count));
+        counts
     }
 
     fn record(&mut self, destination: &Arc<Destination>) -> &mut DestinationRecord {

@@ -174,7 +174,12 @@ impl CircuitBreakers {
         }
         let number = self.next_number();
         open.probe = Some(RunningProbe { number, until: None });
-        tracing::info!(destination = %destination.id(), reason = open.failure.reason.as_str(), "circuit breaker half-open: a job probes the destination");
+        tracing::info!(
+            event = "circuit_half_open",
+            destination = %destination.id(),
+            reason = open.failure.reason.as_str(),
+            "circuit breaker half-open"
+        );
         CircuitState::HalfOpen(CircuitProbe { breakers: self.clone(), destination: destination.clone(), number })
     }
 
@@ -261,7 +266,12 @@ impl CircuitBreakers {
         for (destination, _) in recent.iter().filter(|(_, breaker)| breaker.open.is_some()) {
             self.show(&breakers, destination);
             self.report(destination, CircuitChange::Closed);
-            tracing::info!(destination = %destination.id(), "circuit breaker closed: the failure is part of an outage");
+            tracing::info!(
+                event = "circuit_closed",
+                destination = %destination.id(),
+                why = "the failure is part of an outage",
+                "circuit breaker closed"
+            );
         }
     }
 
@@ -278,7 +288,7 @@ impl CircuitBreakers {
         let known = removed.is_some();
         if removed.is_some_and(|breaker| breaker.is_open()) {
             self.show(&breakers, destination);
-            tracing::info!(destination = %destination.id(), why, "circuit breaker closed");
+            tracing::info!(event = "circuit_closed", destination = %destination.id(), why, "circuit breaker closed");
         }
         known
     }
@@ -324,12 +334,22 @@ impl CircuitBreakers {
     fn opened(&self, destination: &DestinationIdentity, failure: &Failure, age: Duration) {
         self.metrics.destinations().set_circuit_open(destination.id(), true);
         if age >= PAST {
-            tracing::debug!(destination = %destination.id(), reason = failure.reason.as_str(), "circuit breaker open");
+            tracing::debug!(
+                event = "circuit_opened",
+                destination = %destination.id(),
+                reason = failure.reason.as_str(),
+                "circuit breaker open"
+            );
             return;
         }
         tracing::warn!(
-            destination = %destination.id(), reason = failure.reason.as_str(), cause = %failure, hint = failure.hint,
-            "circuit breaker open: jobs of this destination wait, and one at a time probes it"
+            event = "circuit_opened",
+            destination = %destination.id(),
+            reason = failure.reason.as_str(),
+            cause = %failure,
+            remedy = failure.hint,
+            next = "jobs of this destination wait, and one at a time probes it",
+            "circuit breaker open"
         );
     }
 

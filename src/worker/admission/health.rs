@@ -77,8 +77,13 @@ impl WorkerHealth {
             None => FIRST_PAUSE,
         };
         tracing::error!(
-            reason = failure.reason.as_str(), cause = %failure, remedy = failure.hint, seconds = pause.as_secs(),
-            "this worker has a fault of its own; it pauses consumption"
+            event = "worker_fault",
+            reason = failure.reason.as_str(),
+            cause = %failure,
+            remedy = failure.hint,
+            seconds = pause.as_secs(),
+            next = "it requeues jobs that have not started, and tries one job after the pause",
+            "the worker has a fault and pauses consumption"
         );
         let why = format!("{}: {failure}", failure.reason.as_str());
         state.fault = Some(WorkerFault { pause, until: Instant::now() + pause, why, own });

@@ -196,7 +196,7 @@ impl OutageState {
         // A session from before proves nothing about STS; a role that was assumed does.
         let over = |symptom: Symptom, before: u64| !symptom.is_of_sts() || granted > before;
         if self.current.take_if(|current| over(current.symptom, current.granted)).is_some() {
-            tracing::info!(destination = %destination.id, "the outage is over: a job was delivered");
+            tracing::info!(event = "outage_ended", destination = %destination.id, "the outage is over");
         }
         if !self.any_worked {
             // What failed before any destination worked is no evidence any more.
@@ -351,8 +351,7 @@ fn owner(destination: &Destination) -> &str {
 }
 
 fn failure(symptom: Symptom, what: &str) -> Failure {
-    let message =
-        format!("many destinations began to fail alike, which counts as an outage and not as their fault: {what}");
+    let message = format!("many destinations started to fail in the same way, which counts as an outage: {what}");
     Failure::new(Reason::Outage, message).hint(symptom.remedy())
 }
 

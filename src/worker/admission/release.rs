@@ -187,21 +187,42 @@ impl DelayedJobs {
         }
         match released {
             Ok(Released { count: jobs, partly }) => {
-                tracing::info!(jobs, count, destinations, "delayed jobs of destinations that recovered were released");
+                tracing::info!(
+                    event = "jobs_released",
+                    jobs,
+                    count,
+                    destinations,
+                    "delayed jobs of recovered destinations were released"
+                );
                 if partly {
                     tracing::warn!(
+                        event = "release_incomplete",
                         destinations,
-                        "too many delayed jobs to look through; the rest return when their delay is over"
+                        next = "the rest return when their delay is over",
+                        remedy = "wait, or repeat `consign status reset DEST`",
+                        "too many delayed jobs to examine"
                     );
                 }
                 true
             }
             Err(error) if tries > 0 => {
-                tracing::info!(%error, destinations, "not all delayed jobs were released; retrying");
+                tracing::info!(
+                    event = "release_retried",
+                    %error,
+                    destinations,
+                    "not all delayed jobs were released; retrying"
+                );
                 false
             }
             Err(error) => {
-                tracing::warn!(%error, destinations, "not all delayed jobs were released; the rest return when their delay is over");
+                tracing::warn!(
+                    event = "release_failed",
+                    %error,
+                    destinations,
+                    next = "the rest return when their delay is over",
+                    remedy = "wait, or repeat `consign status reset DEST`",
+                    "not all delayed jobs were released"
+                );
                 false
             }
         }

@@ -85,7 +85,11 @@ async fn publish(queue: &dyn Queue, body: &[u8]) -> bool {
             Ok(()) => return true,
             Err(QueueError::Unavailable(_) | QueueError::Busy(_)) if Instant::now() < until => {}
             Err(error) => {
-                tracing::debug!(%error, "a report about a generation did not reach the other workers");
+                tracing::debug!(
+                    event = "generation_not_reported",
+                    %error,
+                    "a report about a generation did not reach the other workers"
+                );
                 return false;
             }
         }

@@ -222,7 +222,13 @@ impl ObjectWriter {
         let read_back = generations.wait_for(|table| table.turn(object, id));
         let read_back = timeout_at(latest, unless_refused(read_back, reported)).await;
         if matches!(read_back, Ok(None)) || read_back.is_err() && !generations.reads.load(Ordering::Relaxed) {
-            tracing::warn!(job_id = %self.job.id, "the control stream is unusable; a late job writes its object unordered");
+            tracing::warn!(
+                event = "generation_unordered",
+                job_id = %self.job.id,
+                next = "a late job writes its object without a comparison of generations",
+                remedy = "check the stream `<prefix>.control`, and publish the newest file of the object again if it was overwritten",
+                "the control stream is unusable"
+            );
             generations.reporter.count_unordered();
             self.state().write = WriteState::Reported { id, permitted: true };
             return Ok(());

@@ -80,7 +80,10 @@ impl Delivered {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         if ids.insert(id, now) {
             tracing::warn!(
-                "more jobs were delivered within an hour than are remembered; duplicates of the oldest are delivered again"
+                event = "delivered_ids_full",
+                next = "duplicates of the oldest jobs are delivered again",
+                remedy = "run more workers if duplicates are frequent",
+                "the memory for delivered job ids is full"
             );
         }
     }

@@ -174,9 +174,9 @@ async fn a_question_that_makes_no_sense_is_answered_with_its_field() {
     let mut stolen = by_role();
     stolen["id"] = json!("acme");
     let questions = [
-        (json!({"version": 1}), None, "destination: is missing"),
-        (json!({"version": 1, "destination": "acme", "force": true}), None, "force: is no field of a check"),
-        (json!({"version": 9, "destination": "acme"}), None, "version: 9 is not known"),
+        (json!({"version": 1}), None, "destination: is required"),
+        (json!({"version": 1, "destination": "acme", "force": true}), None, "force: is not a field of a check"),
+        (json!({"version": 9, "destination": "acme"}), None, "version: 9 is not supported"),
         (json!({"version": 1, "destination": "nobody"}), Some("nobody"), "there is no destination nobody"),
         (json!({"version": 1, "destination": stolen}), Some("acme"), "destination.id: acme is the id of a configured"),
     ];

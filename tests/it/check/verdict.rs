@@ -84,7 +84,7 @@ async fn put_object_alone_is_enough_and_what_is_weaker_is_said() {
         "[ok]",
         "[warning]",
         "verdict: ready (warnings: 4",
-        "left in the bucket: in/consign-connection-test",
+        "not deleted from the bucket: in/consign-connection-test",
         "\"Sid\"",
     ] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
@@ -101,7 +101,7 @@ async fn a_probe_that_may_not_be_aborted_and_fails_is_said_to_be_left() {
     let (answer, exit) = check(&site);
     assert_eq!((answer["verdict"].as_str(), exit), (Some("not ready"), 3), "{answer:#}");
     let cause = step(&answer, "multipart")["cause"].as_str().unwrap();
-    assert!(cause.contains("left open"), "{cause}");
+    assert!(cause.contains("stays in the bucket"), "{cause}");
     assert_eq!(s3.keys(), [TEST_OBJECT], "the write was tried all the same, and may not be deleted");
     assert_eq!(s3.object("acme", "in/consign-connection-test").unwrap().bytes.len(), 0);
 }
@@ -244,16 +244,16 @@ async fn a_passing_check_says_whether_the_workers_were_notified() {
     };
     let [shown, _] = said(&site, &["check", "acme"]);
     let (_, after) = shown.split_once("verdict: ready").unwrap();
-    for part in ["the workers could not be notified (", "queue.db does not exist", "run `consign status reset acme`"] {
+    for part in ["the workers could not be notified (", "queue.db does not exist", "with `consign status reset acme`"] {
         assert!(after.contains(part), "`{part}` is not in: {shown}");
     }
     site.topology();
     let [shown, _] = said(&site, &["check", "acme"]);
-    assert!(shown.trim_end().ends_with("every worker is notified: jobs that wait for acme are retried"), "{shown}");
+    assert!(shown.trim_end().ends_with("all workers are notified and retry the jobs that wait for acme"), "{shown}");
     let [answer, noted] = said(&site, &["check", "acme", "--json"]);
     assert!(serde_json::from_str::<Value>(&answer).is_ok(), "data alone: {answer}");
-    assert!(noted.contains("every worker is notified"), "{noted}");
+    assert!(noted.contains("all workers are notified"), "{noted}");
     site.unset("broker.url");
     let [shown, _] = said(&site, &["check", "acme"]);
-    assert!(shown.contains("no worker was notified, as no broker.url is configured here"), "{shown}");
+    assert!(shown.contains("no worker was notified: broker.url is not set"), "{shown}");
 }

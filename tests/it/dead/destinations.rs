@@ -24,8 +24,7 @@ async fn a_destination_whose_connection_test_fails_keeps_its_letters_unless_forc
         assert_eq!(world.listed(&[]).len(), 2);
         world.site.without_identity();
         let said = world.dead_ends(3, &["requeue", "--all"]);
-        for part in ["`own AWS identity`", "this command has no AWS credentials", "--force requeues them nevertheless"]
-        {
+        for part in ["`own AWS identity`", "this command found no AWS credentials", "--force requeues them anyway"] {
             assert!(said.contains(part) && !said.contains("this worker"), "`{part}` is not in: {said}");
         }
         world.site.without_destination("acme");
@@ -52,7 +51,7 @@ async fn workers_are_asked_for_open_circuits() {
     assert!(said.contains("acme: its circuit is open at the worker"), "{said}");
     assert_eq!(stub.filters(), ["acme"]);
     let said = world.dead_ends(3, &["requeue", "--all", "--admin", "http://127.0.0.1:1"]);
-    assert!(said.contains("can't be asked for its circuit"), "nobody knows: {said}");
+    assert!(said.contains("can't be queried"), "nobody knows: {said}");
     status["destination_states"] = states(false);
     stub.say(status);
     let said = world.dead_ends(0, &["requeue", "--all", "--admin", &stub.url]);

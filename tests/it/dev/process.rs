@@ -176,7 +176,7 @@ async fn the_samples_end_as_they_should_whatever_the_environment_says() {
     }
     assert!(people.contains("8 parts (1 sent again after 503 SlowDown)"), "the retry of a part is seen: {people}");
     assert!(people.contains("the source has 483 bytes, the job says 966"), "{people}");
-    assert!(people.contains("4 of 5 delivered, 1 failed, as it was meant to."), "{people}");
+    assert!(people.contains("4 of 5 delivered, 1 failed, as expected."), "{people}");
     assert!(!people.contains('\u{1b}'), "colours are for terminals");
     assert!(!people.contains("WARN") && !people.contains("ERROR"), "{people}");
     assert_eq!(place.left_behind(), 0);
@@ -289,7 +289,7 @@ async fn a_port_that_is_taken_is_no_obstacle() {
     let output = output(command).await;
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}{}", text(&output.stderr));
-    assert!(said.contains(&format!("port {port} can't be had")), "{said}");
+    assert!(said.contains(&format!("port {port} can't be used")), "{said}");
     assert!(!said.contains(&format!("http://127.0.0.1:{port}/")), "{said}");
 }
 

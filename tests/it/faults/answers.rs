@@ -172,7 +172,7 @@ async fn every_way_to_say_another_region_is_learnt_from_once() {
         let regions: Vec<_> = calls.iter().map(|call| call.region.as_str()).collect();
         assert_eq!(regions, [REGION, "us-west-2", "us-west-2"], "{name}");
     }
-    assert!(fixture.worker.log().contains("the bucket lives in another region"), "the operator is warned");
+    assert!(fixture.worker.log().contains("the bucket is in another region"), "the operator is warned");
     fixture.close().await;
 }
 

@@ -96,7 +96,7 @@ async fn under_a_kms_key_what_cannot_be_told_is_not_claimed() {
     fixture.delivered("large").await;
     fixture.schedule_with("small", b"hello", &fields).await;
     let data = fixture.failed("small", "object_exists").await;
-    assert!(data["hint"].as_str().unwrap().contains("KMS key"), "{data:#}");
+    assert!(data["hint"].as_str().unwrap().contains("KMS encryption"), "{data:#}");
     fixture.close().await;
 }
 

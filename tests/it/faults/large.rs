@@ -94,7 +94,7 @@ async fn is_shown_and_kept(site: &Site) {
     assert!(!refused.status.success() && said.contains("too large to be read"), "{said}");
     let exported = dead(site, &["export", "-"]);
     let said = String::from_utf8_lossy(&exported.stderr);
-    assert!(exported.status.code() == Some(75) && said.contains("24 left out"), "{said}");
+    assert!(exported.status.code() == Some(75) && said.contains("24 not exported"), "{said}");
     let discarded = dead(site, &["discard", "--all", "--yes"]);
     assert!(String::from_utf8_lossy(&discarded.stdout).contains("24 discarded"), "{discarded:?}");
 }

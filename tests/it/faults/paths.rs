@@ -134,7 +134,7 @@ async fn a_reply_to_that_is_not_permitted_gets_no_copy_and_is_counted() {
     assert!(broker.take("elsewhere").await.is_empty());
     assert_eq!(broker.outcomes().await.len(), 5, "no copy was taken for a job");
     let logs = fleet.workers.iter().map(Worker::log).collect::<String>();
-    let told = logs.matches("others are logged at level debug").count();
+    let told = logs.matches("further refusals are logged at level debug").count();
     assert!((1..=2).contains(&told), "each worker warns once:\n{logs}");
 
     fleet.check("a", &forbidden[2]).await;

@@ -237,7 +237,7 @@ async fn the_keyboard_reaches_everything_and_keeps_its_place() {
         assert_eq!(browser.value(ring).await, "solid", "the focus is not seen at {order:?}");
     }
     let expected =
-        ["Skip to what runs now", "ended", "filter", "status as JSON", "metrics for Prometheus", "readyz", "livez"];
+        ["Skip to the content", "ended", "filter", "status as JSON", "metrics for Prometheus", "readyz", "livez"];
     assert_eq!(order, expected);
 
     // The choice of problems, by keyboard; the focus survives the next look at the worker.

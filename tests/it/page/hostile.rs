@@ -53,7 +53,7 @@ async fn hostile_text_stays_text() {
     let mut old = status();
     old["reload_refused"] = json!({"at": "2026-11-23T12:00:00Z", "problem": HOSTILE});
     stub.say(old);
-    browser.until("document.getElementById('banner').textContent.includes('was refused')").await;
+    browser.until("document.getElementById('banner').textContent.includes('was not reloaded completely')").await;
     assert!(browser.text("#banner").await.ends_with(HOSTILE));
     let made = browser
         .value("document.querySelectorAll('main img, main script, main b, .banner *, dd *[onerror]').length")

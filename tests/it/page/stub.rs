@@ -62,7 +62,7 @@ pub fn idle() -> Value {
         "buffer": {"bytes": 0, "limit_bytes": 268_435_456},
         "broker": {"kind": "rabbitmq", "address": "rabbit.internal:5671", "connected": true, "problem": null, "unconfirmed": 0, "reconnects": 0},
         "sessions": 0, "session_requests": {"hit": 0, "miss": 0, "coalesced": 0, "denied": 0},
-        "failures": [], "retries": 0, "deferred": 0,
+        "failures": [], "dead_letters": [], "retries": 0, "deferred": 0,
         "throughput": {"step_seconds": 5, "steps": 180, "forgotten": 0, "bytes": [], "delivered": [], "failed": [], "repeated": []},
         "running": [], "recent": {"ended": [], "problems": []},
         "destinations": 0, "destination_states": {"shown": [], "matching": 0, "filter": ""},
@@ -88,10 +88,18 @@ pub fn problem(number: u64, job_id: &str, reason: &str, message: &str, hint: &st
     })
 }
 
+/// An open circuit of this failure.
+fn circuit(trouble: &Value) -> Value {
+    json!({
+        "state": "open", "since": "2026-11-23T11:45:00Z", "next_probe_at": "2026-11-23T12:05:00Z", "probes": 2,
+        "reason": trouble["reason"], "message": trouble["message"], "hint": trouble["hint"],
+    })
+}
+
 pub fn destination(id: &str, trouble: Option<&Value>) -> Value {
     json!({
         "id": id, "bucket": format!("{id}-exports"), "region": "eu-central-1", "auth": "iam_role", "configured": true,
-        "session": {"state": "open", "age_seconds": 600, "seconds_left": 3000}, "circuit_open": trouble.is_some(),
+        "session": {"state": "open", "age_seconds": 600, "seconds_left": 3000}, "circuit_open": trouble.is_some(), "circuit": trouble.map(circuit),
         "in_flight": 1, "max_concurrency": 8, "consecutive_failures": u32::from(trouble.is_some()) * 3, "last_failure": trouble,
         "last_delivered_at": null, "delivered": 12, "delivered_bytes": 123_456_789,
     })
@@ -114,6 +122,10 @@ pub fn busy() -> Value {
     status["recent"] = json!({"ended": [good, denied], "problems": [denied]});
     status["failures"] = json!([
         {"class": "destination", "reason": "access_denied", "count": 12}, {"class": "transient", "reason": "slow_down", "count": 3},
+    ]);
+    status["dead_letters"] = json!([
+        {"class": "job", "reason": "source_not_found", "count": 4, "last_at": "2026-11-23T11:58:00Z"},
+        {"class": "destination", "reason": "kms_denied", "count": 1, "last_at": "2026-11-23T11:40:00Z"},
     ]);
     status["slots"]["busy"] = json!(2);
     status["lanes"][0]["running"] = json!(2);

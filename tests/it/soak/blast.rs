@@ -31,7 +31,7 @@ pub fn check(world: &World, reported: &[Reported], problems: &mut Vec<String>) -
     for (number, life) in lives.iter().enumerate() {
         let log = world.stage.site.dir.path().join(format!("worker-{number}.log"));
         let log = String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned();
-        let paused = |line: &str| line.contains("it pauses consumption") && line.contains(IDENTITY_DENIED);
+        let paused = |line: &str| line.contains("worker_fault") && line.contains(IDENTITY_DENIED);
         if log.lines().any(paused) {
             noticed.paused += 1;
             if !sick.contains(&life.identity) {

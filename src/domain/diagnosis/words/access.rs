@@ -19,19 +19,20 @@ pub(super) fn words(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> 
         }
         Code::ListDenied => weaker(Permission::ListBucket, "the prefix can't be listed", context),
         Code::DeleteDenied => {
-            weaker(Permission::DeleteObject, "the test file can't be deleted; it stays, empty", context)
+            weaker(Permission::DeleteObject, "the empty test file can't be deleted and stays in the bucket", context)
         }
         Code::AbortDenied => {
             let mut explanation =
                 weaker(Permission::AbortMultipartUpload, "an unfinished upload can't be aborted", context);
             explanation.ranked = vec![format!(
-                "instead of the permission, a lifecycle rule of the bucket serves: {}",
+                "or use a lifecycle rule of the bucket instead of the permission: {}",
                 lifecycle(context.destination)
             )];
             explanation
         }
         Code::UploadLeftOpen => explained(
-            "the probe of a multipart upload failed and could not be aborted; it is left open, unseen, with a byte at most",
+            "the multipart probe failed and could not be aborted; an incomplete upload of at most one byte stays in \
+             the bucket",
             grant(Permission::AbortMultipartUpload, context),
         ),
         code => return explicit_deny(code, context),
@@ -60,22 +61,25 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
     Some(match code {
         Code::ExplicitDenySourceAddress => explained(
             format!(
-                "a Deny in the policy of the bucket {bucket} hits every call of ours, most likely by its source address"
+                "a Deny in the policy of the bucket {bucket} applies to every call of this platform, most likely \
+                 because of its source address"
             ),
-            advice(format!("let {} through in the Deny of the bucket policy", addresses(context))),
+            advice(format!("exclude {} from the Deny in the bucket policy", addresses(context))),
         ),
         Code::ExplicitDenyUnencrypted => {
             let mut explanation = explained(
                 format!(
-                    "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands encryption"
+                    "a Deny in the policy of the bucket {bucket} applies to uploads under {prefix}; most likely it \
+                     requires encryption"
                 ),
                 advice(
-                    "set encryption of the destination to what the bucket policy demands (\"AES256\", \"aws:kms\" or \"aws:kms:dsse\"), and kms_key_arn to the key that it demands, if any",
+                    "set encryption of the destination to what the bucket policy requires (\"AES256\", \"aws:kms\" \
+                     or \"aws:kms:dsse\"), and kms_key_arn to the key that it requires, if any",
                 ),
             );
             explanation.ranked = vec![
-                "the bucket policy refuses uploads that ask for no encryption, or for none with a KMS key".to_owned(),
-                format!("the bucket policy denies by source address, and does not let {} through", addresses(context)),
+                "the bucket policy denies uploads without an encryption header, or without a KMS key".to_owned(),
+                format!("the bucket policy denies by source address, and does not exclude {}", addresses(context)),
                 "the bucket policy denies this prefix, or this principal".to_owned(),
             ];
             explanation
@@ -83,22 +87,24 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
         Code::ExplicitDenyEncryption => {
             let mut explanation = explained(
                 format!(
-                    "a Deny in the policy of the bucket {bucket} hits uploads under {prefix}: most likely it demands another KMS key or encryption"
+                    "a Deny in the policy of the bucket {bucket} applies to uploads under {prefix}; most likely it \
+                     requires another KMS key or encryption"
                 ),
                 advice(
-                    "set encryption and kms_key_arn of the destination to what the bucket policy demands, the key as the ARN of the key itself",
+                    "set encryption and kms_key_arn of the destination to what the bucket policy requires; give the \
+                     ARN of the key, not of an alias",
                 ),
             );
             explanation.ranked = vec![
-                "the bucket policy demands another encryption or KMS key, or writes the same key in another form"
+                "the bucket policy requires another encryption or KMS key, or names the same key in another form"
                     .to_owned(),
-                format!("the bucket policy denies by source address, and does not let {} through", addresses(context)),
+                format!("the bucket policy denies by source address, and does not exclude {}", addresses(context)),
                 "the bucket policy denies this prefix, or this principal".to_owned(),
             ];
             explanation
         }
         Code::ExplicitDenyIdentity => explained(
-            "an explicit Deny on our side of the bucket hits the upload: in a policy or the permissions boundary of the role or user",
+            "an explicit Deny in a policy or the permissions boundary of the role or user applies to the upload",
             advice(format!(
                 "look for a Deny of s3:PutObject in {} and in its permissions boundary",
                 own_policy(context)
@@ -121,7 +127,7 @@ fn addresses(context: &DiagnosisContext<'_>) -> String {
     if context.egress.is_empty() {
         return "the public addresses of this platform".to_owned();
     }
-    format!("our public addresses {}", context.egress.join(", "))
+    format!("the public addresses {} of this platform", context.egress.join(", "))
 }
 
 /// Explains a bare `Access Denied`, which S3 always answers across accounts: the possible causes,
@@ -148,12 +154,12 @@ fn unspecified(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Expla
         ));
     }
     ranked.push(format!(
-        "look for a bucket policy that denies it, by encryption or by source address ({} must be let through)",
+        "look for a Deny in the bucket policy, by encryption or by source address ({} must be excluded)",
         addresses(context)
     ));
     let text = ranked.join("; or ");
     Explanation {
-        cause: format!("S3 denies access to {}/{} and does not say why", destination.bucket, destination.prefix),
+        cause: format!("S3 denies access to {}/{} without a reason", destination.bucket, destination.prefix),
         ranked,
         remedy: Some(Remedy { text, ..remedy }),
     }

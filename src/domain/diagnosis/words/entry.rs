@@ -15,12 +15,12 @@ pub(super) fn words_of_ours(evidence: &Evidence<'_>, who: Who) -> Option<Explana
 /// Explains a problem of the own identity. A command usually has other credentials than the worker,
 /// so its text names the command's.
 fn words_of_the_command(evidence: &Evidence<'_>) -> Option<Explanation> {
-    let ours = "the customer need not do anything";
+    let ours = "no action is needed from the customer";
     Some(match evidence.code {
         Code::IdentityAbsent => explained(
             format!(
-                "this command has no AWS credentials: it uses those of its shell, not the worker's, and a role can only be assumed \
-                 with some{}",
+                "this command found no AWS credentials in its shell, and needs them to assume a role; it does not \
+                 use the worker's{}",
                 sdk_said(evidence)
             ),
             advice(format!(
@@ -29,8 +29,8 @@ fn words_of_the_command(evidence: &Evidence<'_>) -> Option<Explanation> {
             )),
         ),
         Code::IdentityRefused => explained(
-            "AWS refuses the credentials of this command, which are those of its shell, not the worker's: they are unknown, \
-             disabled or out of date",
+            "AWS refuses the credentials of this command (those of its shell, not the worker's): they are unknown, disabled or \
+             expired",
             advice(format!("renew the AWS credentials of the shell; {ours}")),
         ),
         Code::IdentityMayNotAssume => explained(
@@ -51,11 +51,11 @@ fn sdk_said(evidence: &Evidence<'_>) -> String {
 }
 
 fn words_of_the_worker(evidence: &Evidence<'_>) -> Option<Explanation> {
-    let ours = "the customer need not do anything";
+    let ours = "no action is needed from the customer";
     Some(match evidence.code {
         Code::IdentityAbsent => explained(
             format!(
-                "this worker has no AWS credentials of its own, and a role can only be assumed with some{}",
+                "this worker has no AWS credentials of its own, and needs them to assume a role{}",
                 sdk_said(evidence)
             ),
             advice(format!(
@@ -64,7 +64,7 @@ fn words_of_the_worker(evidence: &Evidence<'_>) -> Option<Explanation> {
             )),
         ),
         Code::IdentityRefused => explained(
-            "AWS refuses this worker's own credentials: they are unknown, disabled or out of date",
+            "AWS refuses this worker's own credentials: they are unknown, disabled or expired",
             advice(format!("renew the credentials of the worker; {ours}")),
         ),
         Code::IdentityMayNotAssume => explained(
@@ -74,8 +74,8 @@ fn words_of_the_worker(evidence: &Evidence<'_>) -> Option<Explanation> {
             )),
         ),
         Code::IdentityMayNotTag => explained(
-            "the session tags that EKS Pod Identity adds to this worker's own identity need sts:TagSession, which is denied; the \
-             trust policy of the role is right without it",
+            "EKS Pod Identity adds session tags to this worker's identity, which need sts:TagSession, and that is \
+             denied; without session tags the trust policy of the role is sufficient",
             advice(format!(
                 "create the pod identity association with session tags disabled (aws eks create-pod-identity-association \
                  --disable-session-tags); or allow sts:TagSession both in the policy of the worker's identity and in the trust \
@@ -105,10 +105,10 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
     let Auth::IamRole { role_arn, external_id } = &context.destination.auth else { return None };
     let role = role_arn.as_str();
     let id = if external_id.is_some() { " with the external id agreed on" } else { "" };
-    let us = context.principal.unwrap_or("our principal");
+    let us = context.principal.unwrap_or("this platform's principal");
     Some(match evidence.code {
         Code::RoleDenied => explained(
-            format!("the role {role} does not let us in: it does not exist, or its trust policy does not allow it"),
+            format!("the role {role} can't be assumed: it does not exist, or its trust policy does not allow it"),
             trusting(
                 context,
                 format!("check that the role exists; its trust policy must allow sts:AssumeRole to {us}{id}"),
@@ -122,10 +122,10 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
             ),
         ),
         Code::RoleExplicitDeny => explained(
-            format!("a policy explicitly denies that {us} assumes the role {role}"),
+            format!("a policy explicitly denies {us} sts:AssumeRole on the role {role}"),
             advice(
-                "look for a Deny of sts:AssumeRole in the role's trust policy and in the policies of the organization \
-                 (service and resource control policies), and let our principal through",
+                "look for a Deny of sts:AssumeRole in the role's trust policy and in the policies of the \
+                 organization (service and resource control policies), and exclude this platform's principal from it",
             ),
         ),
         Code::RoleRequestRefused => explained(
@@ -141,20 +141,23 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
             advice("activate STS in that region in the account settings of IAM"),
         ),
         Code::ExternalIdNotEnforced => explained(
-            format!("the role {role} can be assumed without the external id: its trust policy does not ask for it"),
-            trusting(context, "replace the role's trust policy, so that it asks for the external id".to_owned()),
+            format!("the role {role} can be assumed without the external id: its trust policy does not require it"),
+            trusting(context, "replace the role's trust policy with one that requires the external id".to_owned()),
         ),
         Code::ExternalIdAbsent => explained(
-            format!("the role {role} is assumed without any external id, so whoever makes us use its ARN gets in"),
+            format!(
+                "the destination has no external id, so anyone who can make this platform use the ARN of the \
+                role {role} can write with it"
+            ),
             advice(
-                "agree on an external id, ask for it in the role's trust policy, and configure it as auth.external_id",
+                "agree on an external id, require it in the role's trust policy, and configure it as auth.external_id",
             ),
         ),
         Code::SessionRefused => explained(
-            "S3 refuses the session of the role, though STS has just granted it",
+            "S3 refuses the session of the role that STS has just granted",
             advice(
-                "test again in a minute; if it stays so, look for a policy that revokes older sessions of the role, and check \
-                 that the bucket's partition and account are those of the role",
+                "test again in a minute; if S3 still refuses it, look for a policy that revokes older sessions of \
+                 the role, and check that the bucket's partition and account are those of the role",
             ),
         ),
         _ => return None,
@@ -172,7 +175,10 @@ fn words_of_regions(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> 
             ),
         ),
         Code::IdentityUnknownInRegion => explained(
-            super::said(evidence, "STS of the region refuses the worker's credentials, which are valid elsewhere"),
+            super::said(
+                evidence,
+                "STS in the region refuses the worker's credentials; they are valid in other regions",
+            ),
             advice(format!(
                 "correct the region of the destination if {0} is wrong; if it is an opt-in region, enable it in the account of the \
                  worker, or set aws.region to a region where the worker's credentials are valid, so that STS is called there",
@@ -203,23 +209,23 @@ fn words_of_the_key(code: Code) -> Option<Explanation> {
         Code::AccessKeyDisabled => explained("the access key is disabled", advice(format!("enable it, or {renew}"))),
         Code::AccessKeySecretWrong => explained(
             "the secret does not belong to this access key id",
-            advice(format!("configure the secret that was shown when the key was made, or {renew}")),
+            advice(format!("configure the secret that AWS showed when the key was created, or {renew}")),
         ),
         Code::AccessKeyRoot => explained(
-            "the access key is that of the account's root user: it may do everything, and can't be limited",
+            "the access key belongs to the root user of the account: it has all permissions, and can't be restricted",
             advice(
-                "create an IAM user with the permissions of this destination alone, use its key, and delete the root key",
+                "create an IAM user with only the permissions of this destination, use its key, and delete the root \
+                 key",
             ),
         ),
         Code::AccessKeyTemporary => explained(
-            "the access key is a temporary one (ASIA...): it ends within hours, and needs a token that is not configured",
+            "the access key is temporary (ASIA...): it expires within hours, and needs a session token, which can't \
+             be configured",
             advice("use a role (recommended), or the long-lived key (AKIA...) of an IAM user"),
         ),
         Code::AccountDisabled => explained(
             "the account of the bucket is suspended, or not signed up for S3",
-            advice(
-                "ask the owner of the AWS account to settle that with AWS, in the billing console or by their support",
-            ),
+            advice("ask the owner of the AWS account to reactivate it, in the billing console or with AWS support"),
         ),
         _ => return None,
     })

@@ -36,7 +36,7 @@ fn denied(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<Exp
     };
     let (action, key) = (permission.action(), name(evidence, context));
     let why = match permission {
-        KmsDecrypt => "; S3 needs it to put the parts of a large file together",
+        KmsDecrypt => "; S3 needs it to join the parts of a large file",
         _ => "; S3 needs it to encrypt",
     };
     if key_policy {
@@ -50,7 +50,7 @@ fn denied(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<Exp
     };
     let mut remedy = grant(permission, context);
     remedy.text = format!(
-        "allow {} and {} on {key}, in {}; where the key's own policy does not leave that to IAM, allow it there, too",
+        "allow {} and {} on {key}, in {}; if the key policy does not delegate to IAM, allow it there, too",
         KmsGenerateDataKey.action(),
         KmsDecrypt.action(),
         own_policy(context)
@@ -69,7 +69,7 @@ fn in_the_key(context: &DiagnosisContext<'_>, key: &str) -> Remedy {
         Auth::IamRole { role_arn, .. } => Some(Principal::from(role_arn)),
         Auth::AccessKey { .. } => context.principal.and_then(|arn| Principal::parse(arn).ok()),
     };
-    let text = "add kms:GenerateDataKey and kms:Decrypt for this role or user to the key's own policy";
+    let text = "allow this role or user kms:GenerateDataKey and kms:Decrypt in the key policy";
     let remedy = advice(format!("{text} ({key})"));
     match grantee.and_then(|grantee| kms_key_policy_statement(context.destination, &grantee)) {
         Some(statement) => remedy.statement(format!("the key policy of {key}"), statement),
@@ -86,22 +86,22 @@ fn unusable(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<E
             advice("correct kms_key_arn, or leave it out to use the bucket's default encryption"),
         ),
         Code::KmsKeyOtherRegion => explained(
-            format!("the KMS key {key} lives in another region than the bucket {bucket}"),
-            advice("use a key of the bucket's own region as kms_key_arn"),
+            format!("the KMS key {key} is in another region than the bucket {bucket}"),
+            advice("set kms_key_arn to a key in the region of the bucket"),
         ),
         Code::KmsKeyDisabled => {
             explained(format!("the KMS key {key} is disabled"), advice("enable the KMS key, or configure another one"))
         }
         Code::KmsKeyPendingDeletion => explained(
-            format!("the KMS key {key} is about to be deleted"),
+            format!("the KMS key {key} is pending deletion"),
             advice("cancel the deletion of the KMS key and enable it, or configure another one"),
         ),
         Code::KmsKeyUnusable => explained(
             format!("the KMS key {key} can't encrypt objects: it must be an enabled, symmetric key for encryption"),
-            advice("enable the KMS key, or configure another one, symmetric and for encryption"),
+            advice("enable the KMS key, or configure a symmetric encryption key"),
         ),
         Code::EncryptionMismatch => explained(
-            super::said(evidence, "S3 encrypts in another way than asked"),
+            super::said(evidence, "S3 encrypts in another way than requested"),
             advice("use the ARN of the key itself, and check that the store honours encryption headers"),
         ),
         _ => return None,

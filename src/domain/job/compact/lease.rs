@@ -81,7 +81,7 @@ pub(in crate::domain::job) fn decode(body: &[u8]) -> Result<Lease, Rejected> {
         None => return Err(refused("is empty")),
     };
     let (lease, read) = bincode::decode_from_slice::<FrozenLease, _>(frozen, CONFIG)
-        .map_err(|_| refused("is no lease of version 1; it is damaged, or of another content_type"))?;
+        .map_err(|_| refused("is not a lease of version 1; it is damaged, or of another content_type"))?;
     if read < frozen.len() {
         return Err(refused("has bytes after its end"));
     }

@@ -12,7 +12,8 @@ pub(super) struct JobDocument(pub(super) &'static str);
 /// An unknown version, named.
 pub(super) fn unknown_version(version: i128) -> Rejected {
     let problem = format!(
-        "{version} is not known here, this worker reads version {}; upgrade the workers first, then requeue the job",
+        "{version} is not supported: this version of consign reads version {}; upgrade the workers first, then \
+         requeue the job",
         super::VERSION
     );
     Rejected::new(Reason::SchemaVersion, Invalid::new("version", problem))
@@ -29,36 +30,30 @@ pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, w
         // An object where a word belongs is a syntax error to serde_json, though the document is well-formed.
         _ if is_whole && path != "." => Rejected::job(
             path,
-            format!(
-                "has a value that does not belong there ({place}); see the fields of a {0} in `consign schema {0}`",
-                what.0
-            ),
+            format!("has a value of the wrong type ({place}); `consign schema {0}` describes the fields", what.0),
         ),
         Category::Eof => Rejected::job("body", format!("the JSON ends too early, at {place}; send the whole document")),
         Category::Syntax | Category::Io => {
             // serde_json's own syntax errors are constants: nothing of the document is in them.
             let what = text.split(" at line ").next().unwrap_or_default();
-            Rejected::job(
-                "body",
-                format!("is no JSON document: {what} at {place}; send one object and nothing after it"),
-            )
+            Rejected::job("body", format!("is not JSON ({what} at {place}); send one object and nothing after it"))
         }
     }
 }
 
 fn data(path: &str, text: &str, place: &str, what: JobDocument) -> Rejected {
     if let Some(name) = named(text, "missing field `") {
-        return Rejected::job(below(path, name), "is missing; it is required");
+        return Rejected::job(below(path, name), "is required; add it");
     }
     if let Some(name) = named(text, "unknown field `") {
-        let problem = format!("is no field of a {} of version 1 ({place}); remove it or correct its name", what.0);
+        let problem = format!("is not a field of a {} ({place}); remove it, or correct its name", what.0);
         return Rejected::job(below(path, name), problem);
     }
     if let Some(name) = named(text, "duplicate field `") {
         return Rejected::job(below(path, name), format!("occurs twice ({place}); give it once"));
     }
     if text.starts_with("a name occurs twice") {
-        return Rejected::job(path, format!("a name occurs twice ({place}); give each once"));
+        return Rejected::job(path, format!("has a name that occurs twice ({place}); give it once"));
     }
     // After the last of these words come the words of this program; before them, a value of the message.
     let wanted = text.rsplit_once(", expected ").map_or("another kind of value", |(_, wanted)| wanted);

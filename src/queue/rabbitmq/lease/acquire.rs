@@ -64,7 +64,10 @@ impl LeaseContext {
     pub(in crate::queue::rabbitmq) async fn acknowledge_leased(&self, delivery: &Delivery) {
         let Some(unacked) = self.deliveries.take(delivery.ticket) else { return };
         if acknowledge(&unacked.acker).await.is_err() {
-            tracing::debug!("a leased delivery will be redelivered; its channel is closed");
+            tracing::debug!(
+                event = "acknowledge_failed",
+                "a leased delivery will be redelivered; its channel is closed"
+            );
         }
     }
 
@@ -78,7 +81,7 @@ impl LeaseContext {
         let Some(renewer) = renewer else { return };
         let retired = tokio::time::timeout(RETIRE_TIMEOUT, renewer.queue.retire(&closed.ended, closed.unfinished));
         if !matches!(retired.await, Ok(Ok(()))) {
-            tracing::debug!("leases of settled jobs may be redelivered to other workers");
+            tracing::debug!(event = "leases_not_retired", "leases of settled jobs may be redelivered to other workers");
         }
     }
 }

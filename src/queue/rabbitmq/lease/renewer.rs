@@ -89,7 +89,13 @@ impl LeaseRenewer {
                 let received_strays = Mutex::new(Some(received));
                 return Ok((Arc::new(Self { context, queue, publisher, strays, received_strays }), consumer?));
             }
-            tracing::warn!(queue = queue.name(), "the queue for leases does not respond; using another");
+            tracing::warn!(
+                event = "lease_queue_unresponsive",
+                queue = queue.name(),
+                next = "another queue is used",
+                remedy = "check the broker if this repeats",
+                "the queue for leases does not respond"
+            );
             context.owner.change_address();
         }
         Err(QueueError::Unavailable("no queue for leases answers".to_owned()))
@@ -142,7 +148,14 @@ impl LeaseRenewer {
     /// After a change of address, leases in the previous queue may be lost.
     async fn readdress(&self, key: String) {
         if let Err(error) = self.publish_renewal(&key).await {
-            tracing::warn!(%error, key, "a lease could not be renewed at the new address");
+            tracing::warn!(
+                event = "lease_not_renewed",
+                %error,
+                key,
+                next = "the job may be taken over by another worker",
+                remedy = "check the broker if this repeats",
+                "a lease could not be renewed at its new address"
+            );
         }
     }
 
@@ -223,9 +236,16 @@ impl LeaseRenewer {
 
     fn decide(&self, key: &str, mark: &LeaseMark) -> LeaseDecision {
         let (decision, lost) = self.context.table.decide(self.context.owner.name(), key, mark);
-        tracing::debug!(key, ?mark, ?decision, "a lease returned");
+        tracing::debug!(event = "lease_returned", key, ?mark, ?decision, "a lease returned");
         if let Some(holder) = lost {
-            tracing::warn!(key, owner = mark.owner, "another worker has taken over a job that was leased here");
+            tracing::warn!(
+                event = "lease_lost",
+                key,
+                owner = mark.owner,
+                next = "the transfer stops here and continues there",
+                remedy = "check this worker's load and its connection to the broker if this repeats",
+                "another worker has taken over a leased job"
+            );
             holder.lost();
         }
         decision
@@ -254,7 +274,14 @@ impl LeaseRenewer {
             loop {
                 match publish().await {
                     Ok(done) => return done,
-                    Err(error) => tracing::warn!(%error, "{failed}; trying again"),
+                    Err(error) => tracing::warn!(
+                        event = "lease_not_published",
+                        %error,
+                        what = failed,
+                        next = "publishing is tried again",
+                        remedy = "check the broker if this repeats",
+                        "a lease could not be published"
+                    ),
                 }
                 tokio::time::sleep(retry.next_wait(None).unwrap_or(MAX_RETRY_PAUSE)).await;
             }
@@ -309,8 +336,19 @@ impl LeaseRenewer {
         let Some((epoch, former)) = self.context.table.former_owner(key) else { return };
         match tokio::time::timeout(NOTICE_TIMEOUT, self.publish_notice(key, epoch, &former)).await {
             Ok(Ok(())) => self.context.table.former_owner_notified(key, epoch),
-            Ok(Err(error)) => tracing::debug!(%error, key, former, "the former owner is not notified yet"),
-            Err(_) => tracing::debug!(key, former, "the former owner's queue does not respond; it is not notified yet"),
+            Ok(Err(error)) => tracing::debug!(
+                event = "lease_notice_failed",
+                %error,
+                key,
+                former,
+                "the former owner is not notified yet"
+            ),
+            Err(_) => tracing::debug!(
+                event = "lease_notice_failed",
+                key,
+                former,
+                "the former owner's queue does not respond; it is not notified yet"
+            ),
         }
     }
 
@@ -332,19 +370,24 @@ impl LeaseRenewer {
         }
         match self.queue.unbind(key).await {
             Ok(()) => self.context.table.unbound(key),
-            Err(error) => tracing::debug!(%error, key, "the key of a lease is still bound"),
+            Err(error) => tracing::debug!(
+                event = "lease_not_unbound",
+                %error,
+                key,
+                "the key of a lease is still bound"
+            ),
         }
     }
 }
 
 async fn reject_or_lose(acker: &Acker) {
     if reject(acker).await.is_err() {
-        tracing::debug!("a message will be redelivered; its channel is closed");
+        tracing::debug!(event = "reject_failed", "a message will be redelivered; its channel is closed");
     }
 }
 
 async fn acknowledge_or_lose(acker: &Acker) {
     if acknowledge(acker).await.is_err() {
-        tracing::debug!("a finished lease will be redelivered; its channel is closed");
+        tracing::debug!(event = "acknowledge_failed", "a finished lease will be redelivered; its channel is closed");
     }
 }

@@ -158,7 +158,10 @@ impl FrameSanitizer {
         let parts = header(&mut fields);
         if fields.changed {
             tracing::warn!(
-                "a message has texts that are not UTF-8, or headers that are nested too deeply; they are replaced"
+                event = "message_cleaned",
+                next = "these values are replaced",
+                remedy = "publish header values as UTF-8 text",
+                "a message has invalid UTF-8 or deeply nested headers"
             );
         }
         let Some(ContentHeader { body_size, table, cluster_id }) = parts else { return };
@@ -167,7 +170,11 @@ impl FrameSanitizer {
         if is_dropped {
             self.dropped.insert(channel, body_size);
             // The worker reports the rejection; a command may meet the same message often.
-            tracing::debug!(bytes = body_size, "a message is too large to be read; its body is dropped");
+            tracing::debug!(
+                event = "body_dropped",
+                bytes = body_size,
+                "a message is too large to be read; its body is dropped"
+            );
             mark::set(&mut self.partial, cluster_id, body_size);
         } else {
             mark::make_unlike(&mut self.partial[cluster_id]);

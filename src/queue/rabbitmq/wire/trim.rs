@@ -30,8 +30,11 @@ pub(super) fn trim(frame: &mut Vec<u8>, table: usize, max: usize) {
         gone.insert(entry.start);
     }
     tracing::warn!(
+        event = "headers_ignored",
         headers = names,
-        "headers of a message do not fit into a frame with those of the broker; they are ignored"
+        next = "these headers are ignored",
+        remedy = "publish jobs with fewer or shorter headers",
+        "headers of a message and of the broker do not fit into a frame"
     );
     let kept = entries.into_iter().filter(|entry| !gone.contains(&entry.start));
     let mut kept: Vec<u8> = kept.flat_map(|entry| frame[table..][entry].to_vec()).collect();

@@ -77,7 +77,10 @@ impl Engine {
 
     fn finish_batch(&mut self, batch: BatchResult) {
         if batch.results.iter().any(Result::is_err) {
-            tracing::debug!("a settlement came too late: its delivery belongs to another worker");
+            tracing::debug!(
+                event = "settlement_late",
+                "a settlement came too late: its delivery belongs to another worker"
+            );
         }
         let written = || self.pending.iter().take(batch.results.len()).map(|pending| &pending.op);
         let control_published = written().any(|op| matches!(op, WriteOp::PublishControl(_)));

@@ -77,8 +77,11 @@ impl FileSession {
         if requeued > 0 {
             self.version = -1;
             tracing::warn!(
+                event = "queue_owner_expired",
                 jobs = requeued,
-                "a process wrote no heartbeat for half a minute; its jobs are delivered again"
+                next = "its jobs are delivered again",
+                remedy = "check that process",
+                "a process wrote no heartbeat for half a minute"
             );
         }
         Ok(alive)
@@ -94,7 +97,11 @@ impl FileSession {
             dead.remove_lock();
         }
         if requeued > 0 {
-            tracing::info!(jobs = requeued, "a process ended without requeuing its jobs; they are delivered again");
+            tracing::info!(
+                event = "queue_owner_released",
+                jobs = requeued,
+                "the jobs of a process that ended are delivered again"
+            );
         }
         self.lock_check_at = Instant::now() + LOCK_CHECK_INTERVAL;
         Ok(requeued)

@@ -101,8 +101,8 @@ async fn an_idle_queue_that_cannot_write_is_unready_until_it_can() {
 fn a_foreign_file_is_refused_and_not_changed() {
     let database = TestFile::new();
     for (content, word) in [
-        (b"[broker]\nurl = \"sqlite:...\"\n".repeat(100), "is no SQLite database"),
-        (b"x".to_vec(), "is no SQLite database"),
+        (b"[broker]\nurl = \"sqlite:...\"\n".repeat(100), "is not a SQLite database"),
+        (b"x".to_vec(), "is not a SQLite database"),
     ] {
         std::fs::write(&database.file, &content).unwrap();
         let why = database.refusal();
@@ -226,7 +226,7 @@ fn errors_of_sqlite_become_remedies() {
         (rusqlite::ffi::SQLITE_READONLY, "permanent: q.db is read-only"),
         (rusqlite::ffi::SQLITE_CANTOPEN, "permanent: q.db can't be opened"),
         (rusqlite::ffi::SQLITE_CORRUPT, "permanent: q.db is damaged"),
-        (rusqlite::ffi::SQLITE_NOTADB, "permanent: q.db is no SQLite database"),
+        (rusqlite::ffi::SQLITE_NOTADB, "permanent: q.db is not a SQLite database"),
     ] {
         assert!(message(code).starts_with(word), "{}", message(code));
     }

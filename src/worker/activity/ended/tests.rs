@@ -75,12 +75,10 @@ fn a_rejection_names_what_could_be_read_and_counts_for_no_destination() {
     let mut transfers = EndedTransfers::default();
     let settlement = Settlement::DeadLetter { headers: Headers::new() };
     let plan = SettlementPlan::sample(settlement, Some(OutcomeKind::Failed), failed(Reason::InvalidJob).failure);
-    transfers.rejection(EndedTransfer::rejected(
-        Lane::Backfill,
+    transfers.rejection(
+        EndedTransfer::rejected(Lane::Backfill, &plan, None, Some(&DestinationId::parse("acme").unwrap())),
         &plan,
-        None,
-        Some(&DestinationId::parse("acme").unwrap()),
-    ));
+    );
     let shown = serde_json::to_value(transfers.recent()).unwrap();
     let line = &shown["problems"][0];
     assert_eq!(
@@ -97,4 +95,25 @@ fn long_messages_are_cut_between_characters() {
     let cut = shortened(&"ü".repeat(MAX_TEXT_CHARS + 1));
     assert_eq!((cut.chars().count(), cut.chars().last()), (MAX_TEXT_CHARS + 1, Some('…')));
     assert_eq!(shortened(&"ü".repeat(MAX_TEXT_CHARS)), "ü".repeat(MAX_TEXT_CHARS));
+}
+
+/// A plan that dead-letters a message.
+fn dead_lettered(reason: Reason, kind: Option<OutcomeKind>) -> SettlementPlan {
+    let headers = Headers::from([("x-error-reason".to_owned(), reason.as_str().to_owned())]);
+    SettlementPlan::sample(Settlement::DeadLetter { headers }, kind, Some(Failure::new(Reason::Timeout, "no")))
+}
+
+#[test]
+fn dead_letters_are_counted_by_the_reason_that_is_in_their_header() {
+    let mut transfers = EndedTransfers::default();
+    end(&mut transfers, "acme", &failed(Reason::Timeout));
+    for _ in 0..2 {
+        end(&mut transfers, "acme", &dead_lettered(Reason::Exhausted, Some(OutcomeKind::Failed)));
+    }
+    let unreadable = dead_lettered(Reason::InvalidJob, None);
+    transfers.rejection(EndedTransfer::rejected(Lane::Scheduled, &unreadable, None, None), &unreadable);
+    let counts: Vec<_> = transfers.dead_letters().iter().map(|one| (one.class, one.reason, one.count)).collect();
+    assert_eq!(counts, [("transient", "exhausted", 2), ("job", "invalid_job", 1)]);
+    assert_eq!(transfers.recent().ended[0].outcome, "failed", "it has no outcome and is dead-lettered");
+    assert_eq!((transfers.counts().failed, transfers.counts().repeated), (3, 1));
 }

@@ -163,7 +163,11 @@ impl CircuitBreakers {
         drop(breakers);
         if let Some(mine) = mine {
             if number.is_some() {
-                tracing::info!(destination = %destination.id(), "circuit breaker half-open: a job of this worker probes the destination");
+                tracing::info!(
+                    event = "circuit_half_open",
+                    destination = %destination.id(),
+                    "circuit breaker half-open"
+                );
             }
             let _ = mine.send(number);
         }

@@ -58,7 +58,7 @@ pub const BUCKETS_THAT_ARE_NOT_WHAT_THEY_SHOULD_BE: &[Setup] = &[
         to: by_role,
         // A stranger's bucket: S3 says the same of everything.
         broken: |hands| hands.s3.bucket("acme", REGION, "333333333333"),
-        says: &["does not say why", "the bucket must belong to account 111111111111"],
+        says: &["without a reason", "the bucket must belong to account 111111111111"],
         mended: |hands| hands.s3.bucket("acme", REGION, ACME),
     },
     Setup {
@@ -106,7 +106,7 @@ pub const BUCKETS_THAT_ARE_NOT_WHAT_THEY_SHOULD_BE: &[Setup] = &[
         exit: 3,
         to: by_role,
         broken: |hands| hands.s3.on("PutObject").before(Effect::WebPage(403)),
-        says: &["without a proxy", "aws.s3_endpoint_url"],
+        says: &["it uses no proxy", "aws.s3_endpoint_url"],
         mended: CUSTOMER,
     },
 ];
@@ -146,7 +146,7 @@ pub const WHAT_IS_WEAKER_WITHOUT_AN_OPTIONAL_PERMISSION: &[Setup] = &[
         "delete_denied",
         "delete: warning",
         |hands| denied(hands, "DeleteObject"),
-        &["it stays, empty", "s3:DeleteObject"],
+        &["stays in the bucket", "s3:DeleteObject"],
     ),
 ];
 

@@ -29,7 +29,7 @@ pub const POLICIES_THAT_DENY: &[Setup] = &[
         exit: 3,
         to: by_role_with_key,
         broken: |hands| writes(hands, &Effect::Error(403, "AccessDenied", "Access Denied")),
-        says: &["does not say why", "kms:GenerateDataKey", "\"Action\":\"s3:PutObject\""],
+        says: &["without a reason", "kms:GenerateDataKey", "\"Action\":\"s3:PutObject\""],
         mended: PASTED,
     },
     Setup {
@@ -57,7 +57,7 @@ pub const POLICIES_THAT_DENY: &[Setup] = &[
             hands.s3.on("CreateMultipartUpload").unless(SSE, Some("aws:kms")).before(effect.clone());
             hands.s3.on("PutObject").unless(SSE, Some("aws:kms")).before(effect);
         },
-        says: &["demands encryption", "kms_key_arn"],
+        says: &["requires encryption", "kms_key_arn"],
         mended: |hands| hands.to["kms_key_arn"] = json!(KMS_KEY),
     },
     Setup {

@@ -18,7 +18,7 @@ pub const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
         broken: |hands| {
             hands.site.without_identity();
         },
-        says: &["this command has no AWS credentials: it uses those of its shell", "the customer need not do anything"],
+        says: &["this command found no AWS credentials in its shell", "no action is needed from the customer"],
         mended: |hands| {
             hands.site.identity(&Key { id: "AKIAPLATFORM00000001".into(), secret: "any".into() });
         },
@@ -59,7 +59,7 @@ pub const THE_WORKERS_OWN_PROBLEMS: &[Setup] = &[
                            resource: arn:aws:iam::111111111111:role/consign";
             hands.s3.on("AssumeRole").before(Effect::Error(403, "AccessDenied", message));
         },
-        says: &["EKS Pod Identity", "--disable-session-tags", "the customer need not do anything"],
+        says: &["EKS Pod Identity", "--disable-session-tags", "no action is needed from the customer"],
         mended: CUSTOMER,
     },
     Setup {

@@ -61,7 +61,7 @@ pub const KEYS_THAT_MAY_NOT_BE_USED: &[Setup] = &[
                 unauthorized!("kms:Decrypt", "because no identity-based policy allows the kms:Decrypt action");
             hands.s3.on("UploadPart").before(Effect::Error(403, "AccessDenied", message));
         },
-        says: &["kms:Decrypt", "put the parts of a large file together"],
+        says: &["kms:Decrypt", "join the parts of a large file"],
         mended: PASTED,
     },
     Setup {
