@@ -91,6 +91,23 @@ impl Flavor {
         }
     }
 
+    /// Returns true if the store answers AccessDenied, and not ExpiredToken, to a session that has
+    /// expired.
+    pub fn denies_expired_sessions(self) -> bool {
+        self == Self::Ceph
+    }
+
+    /// Returns true if the store ignores If-None-Match in this operation of the API, and replaces
+    /// what is there.
+    pub fn ignores_if_none_match(self, operation: &str) -> bool {
+        match self {
+            Self::Ceph => operation == "CompleteMultipartUpload",
+            // Preconditions of a write have another header.
+            Self::Gcs => true,
+            _ => false,
+        }
+    }
+
     /// Returns the flavor of this word.
     pub(super) fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|flavor| flavor.as_str() == word)
