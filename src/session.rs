@@ -215,19 +215,21 @@ impl Sessions {
     }
 
     /// Returns the ARN of the worker by GetCallerIdentity, which needs no permission. Without a
-    /// destination STS is called in the worker's own region.
+    /// destination STS is called in the worker's own region. `None` where the STS of a store does not
+    /// know the call.
     ///
     /// Errors: `identity_denied`, `clock_skew` (worker), `wrong_region` (destination),
     /// `sts_unavailable`, `throttled` (transient).
-    pub async fn own_arn(&self, destination: Option<&Destination>) -> Result<String, Failure> {
+    pub async fn own_arn(&self, destination: Option<&Destination>) -> Result<Option<String>, Failure> {
         let answer =
             caller::caller(&self.identity, &self.aws, destination.map(|to| &to.region), None, caller::TRIES).await;
         if let Ok(arn) = &answer {
             self.home.accepted_as(arn);
         }
         match (answer, destination) {
+            (Err(failure), _) if caller::is_unknown_call(&failure) => Ok(None),
             (Err(failure), Some(to)) => Err(self.judged(failure, to, &to.region).await),
-            (answer, _) => answer,
+            (answer, _) => answer.map(Some),
         }
     }
 

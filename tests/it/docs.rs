@@ -6,7 +6,7 @@ mod tables;
 use std::path::PathBuf;
 
 /// The pages for people, README first.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 9] = [
     "README.md",
     "deploy/docs/transfers.md",
     "deploy/docs/backfills.md",
@@ -16,7 +16,6 @@ const PAGES: [&str; 10] = [
     "deploy/docs/customer-engineer.md",
     "deploy/docs/scheduler-author.md",
     "deploy/docs/customer-guide.md",
-    "deploy/docs/stores.md",
 ];
 
 fn file(page: &str) -> PathBuf {
