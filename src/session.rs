@@ -215,8 +215,8 @@ impl Sessions {
     }
 
     /// Returns the ARN of the worker by GetCallerIdentity, which needs no permission. Without a
-    /// destination STS is called in the worker's own region. `None` where the STS of a store does not
-    /// know the call.
+    /// destination STS is called in the worker's own region. `None` where the STS of a store does
+    /// not know the call.
     ///
     /// Errors: `identity_denied`, `clock_skew` (worker), `wrong_region` (destination),
     /// `sts_unavailable`, `throttled` (transient).

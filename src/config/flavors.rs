@@ -1,6 +1,7 @@
 //! Flavors: presets of settings for stores that speak the protocol of S3, in one table.
 //!
-//! The reasons, and what each store supports, are in deploy/docs/stores.md; a test compares the two.
+//! The reasons, and what each store supports, are in deploy/docs/stores.md; a test compares the
+//! two.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154 # $bed is that of tests/run
 # The S3 of LocalStack for tests/run, in a Python environment of its own. Later versions of three libraries do not go with it.
 
 localstack_packages=('localstack-core[base-runtime]==4.8.1' 'cbor2==5.6.5' 'pyopenssl==24.2.1')

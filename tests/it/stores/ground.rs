@@ -26,8 +26,8 @@ pub struct Store {
     /// Destinations by name: `role`, `role-kms`, `key`, `key-kms` as far as the store has them, and
     /// `denied`, which may not write.
     pub destinations: BTreeMap<&'static str, Value>,
-    /// Length in bytes that every key below the prefix may have.
-    pub longest_key: usize,
+    /// True if objects are files: keys are short, and none ends in `/`.
+    pub files: bool,
     /// A bucket that the platform may read.
     pub staging: Option<String>,
     /// Reads and writes everything.
@@ -47,7 +47,7 @@ impl Store {
             identity: None,
             bucket: bucket.to_owned(),
             destinations: BTreeMap::new(),
-            longest_key: 800,
+            files: false,
             staging: None,
             admin,
             #[cfg(feature = "dev")]
@@ -216,8 +216,7 @@ pub async fn s3s() -> Store {
         .with("role-kms", &by_role(ROLE, Some("4711")), &json!({"kms_key_arn": KMS_KEY}))
         .with("denied", &by_role(ROLE, Some("4711")), &json!({"prefix": "out/"}));
     let (sts_url, identity, cloud) = (Some(url), Some(key(&platform)), Some((cloud, folder)));
-    // Objects are files here, and their keys file names.
-    Store { sts_url, identity, longest_key: 100, cloud, ..store }
+    Store { sts_url, identity, files: true, cloud, ..store }
 }
 
 /// An account is a tenant here. A trust policy with an external id never lets anybody in.
