@@ -105,13 +105,14 @@ impl Store {
         stored(&self.admin, &self.bucket, &self.key(key)).await
     }
 
-    /// Number of open uploads; `None` for the store of `consign dev`, which lists none.
+    /// Number of open uploads below the prefix; `None` for the store of `consign dev`, which lists none.
     pub async fn open_uploads(&self) -> Option<usize> {
         #[cfg(feature = "dev")]
         if self.cloud.is_some() {
             return None;
         }
-        Some(self.admin.list_multipart_uploads().bucket(&self.bucket).send().await.unwrap().uploads().len())
+        let listed = self.admin.list_multipart_uploads().bucket(&self.bucket).prefix(self.key("")).send();
+        Some(listed.await.unwrap().uploads().len())
     }
 
     /// Puts a file into the staging bucket and gives its URL.

@@ -22,9 +22,9 @@ struct Case {
 impl Case {
     fn new(number: usize, destinations: &[&'static str]) -> Self {
         let size = match number {
-            0..=2 => 24 * MIB + number,
-            3..=6 => 16 * MIB,
-            7..=14 => 5 * MIB - 1,
+            0..=2 => 17 * MIB + number,
+            3..=4 => 16 * MIB,
+            5..=10 => 5 * MIB - 1,
             _ if number.is_multiple_of(4) => 0,
             _ => KIB + number,
         };

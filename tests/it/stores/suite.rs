@@ -13,7 +13,14 @@ use crate::testbed::worker::Worker;
 use crate::testbed::{KIB, MIB, bytes, unpacked, until};
 
 /// Some parts of 5 MiB, and not a whole number of them.
-const IN_PARTS: usize = 17 * MIB + 1;
+const IN_PARTS: usize = 11 * MIB + 1;
+/// As many as take some seconds at the limit of a destination.
+const SLOW: usize = 44 * MIB + 1;
+
+/// The smallest parts, as early as possible.
+fn small_parts(site: &mut Site) {
+    site.set("upload.part_size", "5MiB").set("upload.multipart_threshold", "5MiB");
+}
 
 /// A store, a site, and a running worker.
 struct Run<'a> {
@@ -118,14 +125,11 @@ pub async fn small_and_empty_objects(store: Store) {
 
 /// From a file, in parts that are read beside each other; and as a stream of unknown length.
 pub async fn objects_in_parts(store: Store) {
-    let run = Run::with(&store, |site| {
-        site.set("upload.part_size", "5MiB");
-    })
-    .await;
+    let run = Run::with(&store, small_parts).await;
     let content = bytes(8, IN_PARTS);
     let (stored, data) = run.deliver("parts", store.usual()[0], &content, &json!({})).await;
     same(&stored, &content);
-    assert_eq!(data["parts"], 4, "{data:#}");
+    assert_eq!(data["parts"], 3, "{data:#}");
     let (stored, data) = run.deliver("packed", store.usual()[0], &content, &json!({"compression": "gzip"})).await;
     assert!(data["parts"].as_u64().unwrap() > 1, "{data:#}");
     assert!(unpacked("gzip", &stored.bytes) == content);
@@ -171,10 +175,7 @@ pub async fn gzip(store: Store) {
 
 /// Under the customer's own key, in one and in several parts, and the outcome says so.
 pub async fn encryption_with_a_key(store: Store) {
-    let run = Run::with(&store, |site| {
-        site.set("upload.part_size", "5MiB");
-    })
-    .await;
+    let run = Run::with(&store, small_parts).await;
     let encrypted: Vec<_> = store.usual().into_iter().filter(|name| name.ends_with("-kms")).collect();
     assert!(!encrypted.is_empty(), "this store has no destination with a key");
     for destination in encrypted {
@@ -193,10 +194,7 @@ pub async fn encryption_with_a_key(store: Store) {
 
 /// Nothing that is there is replaced where the job forbids it, in one part and in several.
 pub async fn existing_objects(store: Store) {
-    let run = Run::with(&store, |site| {
-        site.set("upload.part_size", "5MiB");
-    })
-    .await;
+    let run = Run::with(&store, small_parts).await;
     let destination = store.usual()[0];
     for size in [KIB, IN_PARTS] {
         let (theirs, ours) = (bytes(10, size), bytes(11, size));
@@ -223,10 +221,10 @@ pub async fn an_upload_resumes(store: Store) {
     let destination = store.usual()[0];
     let run = Run::with(&store, |site| {
         let slow = format!("destinations.{destination}.max_bytes_per_second");
-        site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2).set(&slow, 12 * MIB);
+        site.set("upload.part_size", "5MiB").set("upload.part_concurrency", 2).set(&slow, 10 * MIB);
     })
     .await;
-    let content = bytes(12, 8 * IN_PARTS / 3);
+    let content = bytes(12, SLOW);
     run.schedule("resumed", destination, &content, &json!({})).await;
     until("two parts", Duration::from_secs(60), async || {
         (run.worker.metric("consign_parts_total", "result=\"ok\"").await >= 2.0).then_some(())
@@ -247,10 +245,10 @@ pub async fn an_expired_session_is_renewed(store: Store) {
     let sts = BriefSts::before(&store, Duration::from_secs(3)).await;
     let run = Run::with(&store, |site| {
         site.set("aws.sts_endpoint_url", sts.url.as_str()).set("upload.part_size", "5MiB");
-        site.set("upload.part_concurrency", 1).set("destinations.role.max_bytes_per_second", 5 * MIB);
+        site.set("upload.part_concurrency", 1).set("destinations.role.max_bytes_per_second", 8 * MIB);
     })
     .await;
-    let content = bytes(13, 8 * IN_PARTS / 3);
+    let content = bytes(13, SLOW);
     let (stored, data) = run.deliver("expired", "role", &content, &json!({})).await;
     same(&stored, &content);
     assert!(sts.assumed() > 1, "the session outlived the transfer: {data:#}");
