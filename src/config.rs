@@ -7,7 +7,7 @@
 //! | file | step |
 //! |---|---|
 //! | `files` | reads the files, and those of directories |
-//! | `layers` | merges files, environment and flags into a `tree` that knows where each value was set |
+//! | `layers` | merges files, environment and flags into a `tree` that knows where each value was set, and adds the presets of `flavors` |
 //! | `decode` | turns the merged tree into the serde types in `raw`; `keys` looks up the schema |
 //! | `validate` | turns these into the validated types in `sections` |
 //! | `show` | lists every value with its origin |
@@ -20,6 +20,7 @@
 mod decode;
 mod defaults;
 mod files;
+mod flavors;
 mod keys;
 mod layers;
 mod lines;
@@ -37,6 +38,7 @@ mod units;
 mod validate;
 mod watch;
 
+pub use flavors::{Flavor, Preset};
 pub use load::{Loaded, load, load_from, load_str};
 pub use problems::{ConfigProblem, ConfigProblems, ValueOrigin};
 pub use raw::schema;

@@ -16,6 +16,7 @@ mod policy;
 mod static_key;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,7 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 
-use crate::config::{AwsConfig, SessionConfig};
+use crate::config::{AwsConfig, Flavor, SessionConfig};
 use crate::domain::destination::{
     Auth, BucketName, Destination, DestinationIdentity, EncryptionAlgorithm, ExternalId, Prefix, Region, SecretSource,
     SessionPolicyMode,
@@ -57,6 +58,14 @@ pub struct S3Session {
     pub client: aws_sdk_s3::Client,
     /// Expiry of the credentials; `None` for access keys.
     pub expires_at: Option<SystemTime>,
+    accepted: AtomicBool,
+}
+
+impl S3Session {
+    /// Notes that S3 has accepted a write.
+    pub fn accept_write(&self) {
+        self.accepted.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Cache key of a session: every input of AssumeRole and of its policy.
@@ -186,6 +195,19 @@ impl Sessions {
         self.aws.s3_endpoint_url.is_none()
     }
 
+    /// Returns true if the denial of a write may mean that the session has expired: it could write
+    /// before, and the store does not tell the two apart.
+    pub fn may_have_expired(&self, session: &S3Session) -> bool {
+        let unclear = self.aws.flavor.is_some_and(Flavor::denies_expired_sessions);
+        unclear && session.expires_at.is_some() && session.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Returns true if the store replaces existing objects in this operation whatever the request
+    /// asks.
+    pub fn ignores_if_none_match(&self, operation: &str) -> bool {
+        self.aws.flavor.is_some_and(|flavor| flavor.ignores_if_none_match(operation))
+    }
+
     /// Returns true if an STS can check access keys: an S3-compatible store has none unless one is
     /// configured.
     pub fn has_sts(&self) -> bool {
@@ -193,19 +215,21 @@ impl Sessions {
     }
 
     /// Returns the ARN of the worker by GetCallerIdentity, which needs no permission. Without a
-    /// destination STS is called in the worker's own region.
+    /// destination STS is called in the worker's own region. `None` where the STS of a store does
+    /// not know the call.
     ///
     /// Errors: `identity_denied`, `clock_skew` (worker), `wrong_region` (destination),
     /// `sts_unavailable`, `throttled` (transient).
-    pub async fn own_arn(&self, destination: Option<&Destination>) -> Result<String, Failure> {
+    pub async fn own_arn(&self, destination: Option<&Destination>) -> Result<Option<String>, Failure> {
         let answer =
             caller::caller(&self.identity, &self.aws, destination.map(|to| &to.region), None, caller::TRIES).await;
         if let Ok(arn) = &answer {
             self.home.accepted_as(arn);
         }
         match (answer, destination) {
+            (Err(failure), _) if caller::is_unknown_call(&failure) => Ok(None),
             (Err(failure), Some(to)) => Err(self.judged(failure, to, &to.region).await),
-            (answer, _) => answer,
+            (answer, _) => answer.map(Some),
         }
     }
 
@@ -336,7 +360,7 @@ impl Sessions {
         let expires_at = credentials.expiry();
         let lives = expires_at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
         let client = self.client(credentials, region);
-        Ok(FetchedValue { value: Arc::new(S3Session { client, expires_at }), lives })
+        Ok(FetchedValue { value: Arc::new(S3Session { client, expires_at, accepted: AtomicBool::new(false) }), lives })
     }
 
     /// Assumes a role, but never across partitions. A session policy that STS refuses is replaced

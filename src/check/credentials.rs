@@ -35,7 +35,12 @@ impl CheckRun<'_> {
             return self.finding(StepName::Identity, StepResult::Failed, Code::RoleAuthOff);
         }
         match self.within_limit(sessions.own_arn(Some(self.destination))).await {
-            Ok(arn) => {
+            Ok(None) => {
+                self.principal = sessions.identity_role();
+                let cause = "this STS does not know GetCallerIdentity; the next step shows if it accepts the worker";
+                self.skipped(StepName::Identity, Code::NotTried, cause);
+            }
+            Ok(Some(arn)) => {
                 // A trust policy names the role behind a session.
                 let principal = Principal::parse(&arn).map_or(arn, |principal| principal.as_str().to_owned());
                 let principal = sessions.identity_role().unwrap_or(principal);

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use toml::de::DeTable;
 
 use super::files::ConfigFiles;
+use super::flavors::Flavor;
 use super::keys;
 use super::lines::LineIndex;
 use super::problems::{ConfigProblem, ValueOrigin};
@@ -137,6 +138,19 @@ impl Layers {
             return self.refuse(origin, key, text.to_owned());
         }
         self.scalar(origin, &path, value);
+    }
+
+    /// Adds the presets of `aws.flavor`, above the defaults and below everything else.
+    pub(super) fn presets(&mut self) {
+        let flavor = self.root.at(&["aws", "flavor"].map(str::to_owned)).map(TreeNode::value);
+        let Some(flavor) = flavor.as_ref().and_then(Value::as_str).and_then(Flavor::parse) else { return };
+        let place = Place { layer: self.origins.len(), line: 0 };
+        self.origins.push(ValueOrigin::Flavor { flavor });
+        for (key, value) in flavor.presets() {
+            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+            let node = TreeNode::of_value(keys::parse_text(&path, value), place);
+            self.root.fill(&path, &node);
+        }
     }
 
     fn scalar(&mut self, origin: ValueOrigin, path: &[String], text: &str) {

@@ -90,6 +90,7 @@ fn defaults_only() -> Layers {
 }
 
 fn build(mut layers: Layers) -> Result<Loaded, ConfigProblems> {
+    layers.presets();
     let mut problems = std::mem::take(&mut layers.problems);
     let complete = problems.is_empty();
     let Decoded { raw, errors, replaced } = decode(&layers.root, complete);

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::flavors::Flavor;
+
 /// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "origin", rename_all = "lowercase")]
@@ -28,6 +30,11 @@ pub enum ValueOrigin {
         /// The flag.
         flag: String,
     },
+    /// A preset of `aws.flavor`.
+    Flavor {
+        /// The flavor.
+        flavor: Flavor,
+    },
 }
 
 impl ValueOrigin {
@@ -44,6 +51,7 @@ impl fmt::Display for ValueOrigin {
             Self::File { file, line: None } => file.display().fmt(f),
             Self::Environment { variable } => write!(f, "environment {variable}"),
             Self::Flag { flag } => write!(f, "flag {flag}"),
+            Self::Flavor { flavor } => write!(f, "flavor {}", flavor.as_str()),
         }
     }
 }

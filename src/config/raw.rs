@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use super::flavors::Flavor;
 use super::sections::{CheckConfig, LogFormat, MetricsConfig, SessionConfig, UploadConfig, WorkerConfig};
 use super::units::{Size, Span};
 use crate::domain::destination::raw::RawDestination;
@@ -88,6 +89,8 @@ pub(super) struct RawBrokerConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawAws")]
 pub(super) struct RawAwsConfig {
+    /// The store, for settings that it needs. Presets them; every explicit setting wins.
+    pub(super) flavor: Option<Flavor>,
     /// The worker's own region, in which STS is called. Default: that of the environment or
     /// profile, else the home region of the partition of `identity_role_arn`, else the
     /// destination's region.

@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use super::flavors::Flavor;
 use super::units::{Size, Span};
 use crate::domain::destination::{Destinations, InlinePolicy, Invalid, Region, RoleArn, SessionPolicyMode};
 use crate::domain::staging::{StagingPlace, TenantFolder};
@@ -157,6 +158,8 @@ pub struct SessionConfig {
 /// `[aws]`: region and endpoints.
 #[derive(Debug, Clone, Default)]
 pub struct AwsConfig {
+    /// The store, if it is named.
+    pub flavor: Option<Flavor>,
     /// The worker's own region, in which STS is called.
     pub region: Option<Region>,
     /// Endpoint of an S3-compatible store. A job cannot set it.

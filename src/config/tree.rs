@@ -89,6 +89,19 @@ impl TreeNode {
         }
     }
 
+    /// Sets a value below a path of keys, of which `*` stands for every key there is, unless a
+    /// layer above the defaults has set it.
+    pub(super) fn fill(&mut self, path: &[String], node: &Self) {
+        let (Some((key, rest)), Some(entries)) = (path.split_first(), self.entries_mut()) else { return };
+        if key == "*" {
+            entries.values_mut().for_each(|inner| inner.fill(rest, node));
+        } else if !rest.is_empty() {
+            entries.get_mut(key).into_iter().for_each(|inner| inner.fill(rest, node));
+        } else if entries.get(key).is_none_or(|present| present.place.layer == 0) {
+            entries.insert(key.clone(), node.clone());
+        }
+    }
+
     /// The value, with the tables as objects.
     pub(super) fn value(&self) -> Value {
         self.value_without(None)

@@ -130,6 +130,7 @@ fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
         }
     }
     AwsConfig {
+        flavor: raw.flavor,
         region: findings.parsed("aws.region", raw.region.as_deref().map(Region::parse)),
         s3_endpoint_url: findings.endpoint("aws.s3_endpoint_url", raw.s3_endpoint_url.as_deref()),
         sts_endpoint_url: findings.endpoint("aws.sts_endpoint_url", raw.sts_endpoint_url.as_deref()),

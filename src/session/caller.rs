@@ -17,6 +17,17 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Tries where the clock is not in question.
 pub(super) const TRIES: u32 = 3;
 
+/// Returns true if the STS of a store does not know the call, so that its answer says nothing about
+/// the caller: Ceph answers 405, MinIO names an unsupported action.
+pub(super) fn is_unknown_call(failure: &Failure) -> bool {
+    failure.answer.as_deref().is_some_and(|answer| {
+        answer.operation == "GetCallerIdentity"
+            && (matches!(answer.status, 405 | 501)
+                || matches!(answer.code.as_str(), "MethodNotAllowed" | "NotImplemented" | "InvalidAction")
+                || answer.message.starts_with("Unsupported action"))
+    })
+}
+
 /// Returns the ARN of the owner of the credentials: the worker's own, or those of `key`.
 ///
 /// With more than one try the SDK corrects a wrong clock by the answer to the one before.

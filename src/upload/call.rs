@@ -25,6 +25,8 @@ const MAX_RETRIES: u32 = 3;
 /// by a delayed redelivery instead.
 const BASE_RETRY_DELAY: Duration = Duration::from_millis(200);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Calls that every destination allows, so that their denial may be that of an expired session.
+const WRITES: [&str; 4] = ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"];
 /// Time-out of every call, beside the time for its bytes.
 const BASE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -72,13 +74,23 @@ impl Calls {
             let answer = timeout(limit, send(session.client.clone())).await;
             self.metrics.s3_request(operation, status_label(&answer));
             let mut error = match answer {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => {
+                    if WRITES.contains(&operation) {
+                        session.accept_write();
+                    }
+                    return Ok(value);
+                }
                 Ok(Err(error)) => classify(operation, &error, &self.destination),
                 Err(_) => unanswered(operation, Reason::Timeout, "no answer in time"),
             };
             ambiguous |= error.ambiguous;
             error.ambiguous = ambiguous;
-            if error.signal == ErrorSignal::Credentials && !renewed {
+            let refused = match error.signal {
+                ErrorSignal::Credentials => true,
+                ErrorSignal::Denied => WRITES.contains(&operation) && self.sessions.may_have_expired(&session),
+                _ => false,
+            };
+            if refused && !renewed {
                 renewed = true;
                 let renewed = self.sessions.renew(&self.destination, &session).await;
                 session = renewed.map_err(|failure| CallError { ambiguous, ..CallError::new(failure) })?;

@@ -28,7 +28,7 @@ use super::part::Part;
 use super::{Target, Uploaded};
 use crate::domain::job::IfExists;
 use crate::domain::job::lease::PartDone;
-use crate::domain::outcome::{Class, Encryption, Failure, Receipt};
+use crate::domain::outcome::{Class, Encryption, Failure, Reason, Receipt};
 
 /// Largest difference between the `Date` of the reply that created an upload and the time of its
 /// initiation, which S3 gives in whole seconds.
@@ -146,6 +146,29 @@ async fn list(calls: &Calls, target: &Target<'_>) -> Result<Option<Object>, Call
         })
         .await?;
     Ok(listed.contents.unwrap_or_default().into_iter().find(|object| object.key() == Some(target.key.as_str())))
+}
+
+/// Checks that a key is free before `operation` writes it, by a listing, where the job wants that
+/// and the store does not check it itself. What another client writes after the listing is
+/// replaced.
+pub(super) async fn check_free(calls: &Calls, target: &Target<'_>, operation: &'static str) -> Result<(), CallError> {
+    if target.if_exists == IfExists::Replace || !calls.sessions.ignores_if_none_match(operation) {
+        return Ok(());
+    }
+    match list(calls, target).await {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => {
+            let message = format!("{operation}: the key is taken, as a listing shows");
+            let hint = "the object stays as it is; use another key, or if_exists = \"replace\"";
+            let failure = Failure::new(Reason::ObjectExists, message).hint(hint);
+            Err(CallError { signal: ErrorSignal::PreconditionFailed, ..CallError::new(failure) })
+        }
+        Err(denied) => {
+            let hint =
+                "this store does not check if_exists itself, so the key is listed: allow s3:ListBucket for the prefix";
+            Err(CallError { failure: with_hint(denied.failure, hint), ..denied })
+        }
+    }
 }
 
 /// Returns the object under the exact key if it is the one that we would have written; `None` when

@@ -13,8 +13,9 @@ use crate::runtime::failpoints;
 pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Result<Uploaded, Failure> {
     target.enter_gate().await?;
     let crc = part.crc.map(verify::crc_text);
-    let sent = calls
-        .call("PutObject", part.length, |client| {
+    let put = async || {
+        reconcile::check_free(calls, target, "PutObject").await?;
+        let sent = calls.call("PutObject", part.length, |client| {
             let request = client
                 .put_object()
                 .bucket(target.destination.bucket.as_str())
@@ -26,9 +27,10 @@ pub(super) async fn put(calls: &Calls, target: &Target<'_>, part: &Part) -> Resu
                 .body(part.body());
             let request = object_headers!(request, target);
             request.customize().disable_payload_signing().send()
-        })
-        .await;
-    let reply = match sent {
+        });
+        sent.await
+    };
+    let reply = match put().await {
         Ok(reply) => reply,
         Err(error) => {
             target.record_write(error.ambiguous);

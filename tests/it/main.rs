@@ -52,6 +52,7 @@ mod sizes;
 mod soak;
 mod staging;
 mod status;
+mod stores;
 mod tenants;
 mod testbed;
 mod words;

@@ -3,6 +3,7 @@
 
 pub mod broker;
 pub mod browser;
+pub mod ceph;
 pub mod checker;
 pub mod embedded;
 pub mod ledger;

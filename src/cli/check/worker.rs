@@ -150,7 +150,12 @@ async fn identity(config: &Config, sessions: &Sessions) -> (Option<String>, Chec
         return (None, CheckStep::skipped(StepName::Identity, Code::NotNeeded, "session.role_auth is off"));
     }
     match sessions.own_arn(None).await {
-        Ok(arn) => {
+        Ok(None) => {
+            let cause =
+                "this STS does not know GetCallerIdentity; the test of a destination shows if it accepts the worker";
+            (sessions.identity_role(), CheckStep::skipped(StepName::Identity, Code::NotTried, cause))
+        }
+        Ok(Some(arn)) => {
             let principal = Principal::parse(&arn).map_or(arn, |principal| principal.as_str().to_owned());
             let principal = sessions.identity_role().unwrap_or(principal);
             let what = format!("this worker is {principal}");

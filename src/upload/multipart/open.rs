@@ -322,7 +322,7 @@ impl<'a> MultipartUpload<'a> {
         None
     }
 
-    /// Retries until a reply has an ETag: an empty 200 proves nothing.
+    /// Retries until a reply proves that the object is there: an empty 200 does not.
     async fn ask_to_complete(
         &self,
         target: &Target<'_>,
@@ -334,6 +334,7 @@ impl<'a> MultipartUpload<'a> {
         let each = COMPLETE_PER_PART * u32::try_from(sent.len()).unwrap_or(u32::MAX);
         let limit = COMPLETE_TIMEOUT.max(each);
         let mut ambiguous = false;
+        reconcile::check_free(&self.calls, target, "CompleteMultipartUpload").await?;
         for _ in 0..MAX_COMPLETE_TRIES {
             let answer = self
                 .calls
@@ -353,7 +354,7 @@ impl<'a> MultipartUpload<'a> {
                 })
                 .await;
             let reply = answer.map_err(|error| CallError { ambiguous: error.ambiguous || ambiguous, ..error })?;
-            if reply.e_tag().is_some_and(|etag| !etag.is_empty()) {
+            if proves_completion(&reply, &self.key) {
                 return Ok(self.receipt(reply, length, sent.len()));
             }
             ambiguous = true;
@@ -367,7 +368,7 @@ impl<'a> MultipartUpload<'a> {
             bytes: length,
             source_bytes: length,
             parts: u32::try_from(parts).unwrap_or(u32::MAX),
-            etag: reply.e_tag,
+            etag: reply.e_tag.filter(|etag| !etag.is_empty()),
             version_id: reply.version_id,
             checksum_crc64nvme: reply.checksum_crc64_nvme,
             encryption: Some(self.encryption.clone()),
@@ -427,6 +428,11 @@ impl Drop for MultipartUpload<'_> {
         let (key, id) = (std::mem::take(&mut self.key), std::mem::take(&mut self.id));
         runtime.spawn(async move { abort(&calls, &bucket, &key, &id).await });
     }
+}
+
+/// Returns true for a reply with the ETag of the object. Ceph leaves that empty, and names the key.
+fn proves_completion(reply: &CompleteMultipartUploadOutput, key: &str) -> bool {
+    reply.e_tag().is_some_and(|etag| !etag.is_empty() || reply.key() == Some(key))
 }
 
 /// Length and number of parts of the whole object, if known beforehand.

@@ -11,7 +11,7 @@ use consign::session::{Sessions, WorkerIdentity};
 use consign::upload::Uploader;
 use serde_json::{Value, json};
 
-use super::{TEST_OBJECT, by_key, by_role, check, codes, customer, step};
+use super::{TEST_OBJECT, by_key, by_role, check, codes, customer, run, step};
 use crate::fixture::REGION;
 use crate::testbed::scripted::Effect;
 use crate::testbed::site::Site;
@@ -102,6 +102,26 @@ async fn a_store_without_the_calls_that_only_read_takes_deliveries() {
     let (answer, exit) = check(&site);
     assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
     assert_eq!(codes(&answer, "warning"), ["region_unchecked", "list_denied"], "{answer:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_sts_that_does_not_say_who_calls_is_judged_by_the_role() {
+    for (status, code, message) in
+        [(405, "MethodNotAllowed", ""), (400, "InvalidParameterValue", "Unsupported action GetCallerIdentity")]
+    {
+        let (mut site, s3) = customer().await;
+        s3.on("GetCallerIdentity").before(Effect::Error(status, code, message));
+        site.destination("acme", &by_role());
+        let (answer, exit) = check(&site);
+        assert_eq!((answer["verdict"].as_str(), exit), (Some("ready"), 0), "{answer:#}");
+        assert_eq!(step(&answer, "identity")["result"], "skipped", "{answer:#}");
+        let report = run(&site, &["check", "--json"]);
+        let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+        assert_eq!(step(&report, "identity")["result"], "skipped", "{report:#}");
+        s3.on("AssumeRole").before(Effect::Error(403, "AccessDenied", ""));
+        let (answer, exit) = check(&site);
+        assert_eq!((step(&answer, "assume_role")["result"].as_str(), exit), (Some("failed"), 3), "{answer:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

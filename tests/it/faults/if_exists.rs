@@ -1,10 +1,12 @@
 //! `if_exists`: the object that was there stays, and our own is not mistaken for somebody else's.
 
+use std::time::Duration;
+
 use serde_json::json;
 
-use crate::fixture::AcmeFixture;
+use crate::fixture::{AcmeFixture, site};
 use crate::testbed::scripted::Effect;
-use crate::testbed::{MIB, bytes};
+use crate::testbed::{MIB, bytes, until};
 
 const SIZES: [(&str, usize); 2] = [("small", 5), ("large", 20 * MIB)];
 
@@ -138,5 +140,74 @@ async fn a_lost_reply_is_not_forgotten_when_the_session_can_not_be_renewed() {
         assert_eq!(data["attempts"].as_u64().unwrap() > 1, name == "small", "{data:#}");
         assert_eq!(fixture.object(name).unwrap().bytes, content);
     }
+    fixture.close().await;
+}
+
+/// A site whose store is said to be of a flavor, and that ignores the condition of a write as that
+/// store does.
+async fn flavored(flavor: &str, ignoring: &[&'static str]) -> AcmeFixture {
+    let (mut site, s3) = site("flavored").await;
+    site.set("aws.flavor", flavor).set("session.role_auth", true);
+    for operation in ignoring {
+        s3.on(operation).before(Effect::Unconditional);
+    }
+    AcmeFixture { worker: site.worker().await, site, s3 }
+}
+
+#[tokio::test]
+async fn a_store_that_ignores_the_condition_replaces_nothing() {
+    for (flavor, ignoring) in
+        [("ceph", &["CompleteMultipartUpload"][..]), ("gcs", &["PutObject", "CompleteMultipartUpload"])]
+    {
+        let fixture = flavored(flavor, ignoring).await;
+        for (name, size) in SIZES {
+            fixture.s3.put("acme", &format!("in/{name}-keep"), "theirs");
+            fixture.s3.put("acme", &format!("in/{name}-fail"), "theirs");
+            let content = bytes(44, size);
+            fixture.schedule_with(&format!("{name}-keep"), &content, &json!({"if_exists": "keep"})).await;
+            fixture.schedule_with(&format!("{name}-fail"), &content, &json!({"if_exists": "fail"})).await;
+            fixture.schedule_with(&format!("{name}-free"), &content, &json!({"if_exists": "fail"})).await;
+            let kept = fixture.site.broker.ended(&format!("{name}-keep")).await;
+            assert_eq!(kept["type"], "consign.transfer.skipped.v1", "{flavor}: {kept:#}");
+            fixture.failed(&format!("{name}-fail"), "object_exists").await;
+            fixture.delivered(&format!("{name}-free")).await;
+            for taken in ["keep", "fail"] {
+                assert_eq!(fixture.object(&format!("{name}-{taken}")).unwrap().bytes, "theirs", "{flavor}: {name}");
+            }
+            assert_eq!(fixture.object(&format!("{name}-free")).unwrap().bytes, content, "{flavor}: {name}");
+        }
+        assert_eq!(fixture.s3.open_uploads(), 0);
+        fixture.close().await;
+    }
+}
+
+#[tokio::test]
+async fn where_the_key_may_not_be_listed_nothing_is_written_and_the_permission_is_named() {
+    let fixture = flavored("ceph", &["CompleteMultipartUpload"]).await;
+    fixture.s3.on("ListObjectsV2").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    fixture.schedule_with("a", &bytes(45, 20 * MIB), &json!({"if_exists": "fail"})).await;
+    until("the denial is counted", Duration::from_secs(60), async || {
+        (fixture.failures("access_denied").await >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(fixture.s3.calls("CompleteMultipartUpload").len(), 0);
+    assert!(fixture.worker.log().contains("allow s3:ListBucket for the prefix"));
+    fixture.s3.calm();
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn a_completion_without_an_etag_that_names_the_key_is_one() {
+    let fixture = AcmeFixture::start("noetag").await;
+    let reply = "<CompleteMultipartUploadResult><Bucket>acme</Bucket><Key>in/a</Key><ETag></ETag></CompleteMultipartUploadResult>";
+    fixture.s3.on("CompleteMultipartUpload").after(Effect::Body(reply));
+    // Nothing is listed either, as most customers have it.
+    fixture.s3.on("ListObjectsV2").before(Effect::Error(403, "AccessDenied", "Access Denied"));
+    let content = bytes(46, 20 * MIB);
+    fixture.schedule("a", &content).await;
+    let data = fixture.delivered("a").await;
+    assert_eq!((&data["etag"], &data["attempts"]), (&json!(null), &json!(1)), "{data:#}");
+    assert_eq!(fixture.object("a").unwrap().bytes, content);
+    assert_eq!(fixture.s3.calls("CompleteMultipartUpload").len(), 1);
     fixture.close().await;
 }

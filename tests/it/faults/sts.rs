@@ -208,3 +208,47 @@ async fn a_refusal_without_a_code_is_a_refusal_and_charges_nothing() {
     fixture.s3.calm();
     fixture.close().await;
 }
+
+/// The answer of Ceph to a session that has expired, and to one that may not write.
+const DENIED: Effect = Effect::Error(403, "AccessDenied", "");
+
+async fn denials(fixture: &AcmeFixture, count: u32) {
+    until("the denial is counted", Duration::from_secs(60), async || {
+        (fixture.failures("access_denied").await >= f64::from(count)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn on_ceph_the_denial_of_a_session_that_could_write_is_one_refresh() {
+    let (mut site, s3) = site("cephexpiry").await;
+    site.set("aws.flavor", "ceph");
+    let fixture = AcmeFixture { worker: site.worker().await, site, s3 };
+    fixture.s3.on("UploadPart").nth(2).before(DENIED);
+    fixture.schedule("a", &bytes(63, 20 * MIB)).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 1);
+    assert_eq!(fixture.s3.calls("AssumeRole").len(), 2);
+    assert_eq!(fixture.s3.calls("CreateMultipartUpload").len(), 1, "the upload continued");
+    // The permission is lost: the new session could never write, so its denial is believed.
+    fixture.s3.on("PutObject").before(DENIED);
+    for denied in 1..=2 {
+        fixture.schedule(&format!("denied-{denied}"), b"hello").await;
+        denials(&fixture, denied).await;
+        assert_eq!(fixture.s3.calls("AssumeRole").len(), 3, "one refresh for all denials");
+    }
+    fixture.s3.calm();
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn elsewhere_a_denial_is_no_word_for_a_session_that_is_over() {
+    let fixture = AcmeFixture::start("nocephexpiry").await;
+    fixture.schedule("a", b"hello").await;
+    fixture.delivered("a").await;
+    fixture.s3.on("PutObject").before(DENIED);
+    fixture.schedule("denied", b"hello").await;
+    denials(&fixture, 1).await;
+    assert_eq!(fixture.s3.calls("AssumeRole").len(), 1);
+    fixture.s3.calm();
+    fixture.close().await;
+}

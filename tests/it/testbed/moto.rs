@@ -89,20 +89,30 @@ impl Moto {
 
     /// Reads an object back as the administrator; `None` when there is none.
     pub async fn object(&self, bucket: &str, key: &str) -> Option<Stored> {
-        let object = self.s3.get_object().bucket(bucket).key(key).send().await.ok()?;
-        let encryption = object.server_side_encryption().map(|algorithm| algorithm.as_str().to_owned());
-        Some(Stored {
-            encryption,
-            kms_key: object.ssekms_key_id().map(str::to_owned),
-            content_encoding: object.content_encoding().map(str::to_owned),
-            content_type: object.content_type().map(str::to_owned),
-            bytes: object.body.collect().await.unwrap().into_bytes(),
-        })
+        stored(&self.s3, bucket, key).await
+    }
+
+    /// An S3 client of the administrator.
+    pub fn admin_client(&self) -> aws_sdk_s3::Client {
+        self.s3.clone()
     }
 
     async fn iam(&self, form: &[(&str, &str)]) -> String {
         iam(&self.url, &self.admin, form).await
     }
+}
+
+/// Reads an object back; `None` when there is none.
+pub async fn stored(s3: &aws_sdk_s3::Client, bucket: &str, key: &str) -> Option<Stored> {
+    let object = s3.get_object().bucket(bucket).key(key).send().await.ok()?;
+    let encryption = object.server_side_encryption().map(|algorithm| algorithm.as_str().to_owned());
+    Some(Stored {
+        encryption,
+        kms_key: object.ssekms_key_id().map(str::to_owned),
+        content_encoding: object.content_encoding().map(str::to_owned),
+        content_type: object.content_type().map(str::to_owned),
+        bytes: object.body.collect().await.unwrap().into_bytes(),
+    })
 }
 
 /// A call of IAM, signed by hand: there is no SDK of IAM among our dependencies.

@@ -390,6 +390,11 @@ impl ScriptedS3 {
                 tokio::time::sleep(delay).await;
                 Some(self.store().perform(&call))
             }
+            Some(Effect::Unconditional) => {
+                let mut call = call.clone();
+                call.headers.remove("if-none-match");
+                Some(self.store().perform(&call))
+            }
             Some(Effect::UploadGone) => {
                 let mut store = self.store();
                 store.uploads.remove(call.asked("uploadId"));
@@ -444,7 +449,7 @@ async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
             reply.headers.push(("x-amz-server-side-encryption".to_owned(), "AES256".to_owned()));
         }
         Effect::WrongChecksum => reply.wrong_checksum(),
-        Effect::UploadGone => {}
+        Effect::UploadGone | Effect::Unconditional => {}
         Effect::Header(name, value) => {
             reply.headers.retain(|(other, _)| other != name);
             reply.headers.push(((*name).to_owned(), (*value).to_owned()));

@@ -25,6 +25,8 @@ pub enum Effect {
     WrongChecksum,
     /// The answer has this header, in place of its own.
     Header(&'static str, &'static str),
+    /// The call is performed as if it had no If-None-Match. Before only.
+    Unconditional,
     /// The upload is aborted by somebody else, then the call is performed. Before only.
     UploadGone,
 }
@@ -39,6 +41,7 @@ impl Effect {
             Self::LostReply => "lost reply",
             Self::Delay(_) => "slow reply",
             Self::WrongEncryption | Self::WrongChecksum | Self::Header(..) => "wrong reply",
+            Self::Unconditional => "condition ignored",
             Self::UploadGone => "upload aborted by somebody",
         }
     }
