@@ -1,10 +1,21 @@
 //! Examples at the end of each command's help. A test parses every one of them.
 
 /// `consign`.
+#[cfg(feature = "dev")]
 pub(super) const CONSIGN: &str = "\
 Examples:
   # Try consign on this machine, without a broker and without AWS
   consign dev
+  # Check the configuration, then test the connection to a destination
+  consign config validate -c consign.toml
+  consign check acme -c consign.toml
+  # Run the worker
+  consign run -c consign.toml";
+
+/// `consign` without `consign dev`.
+#[cfg(not(feature = "dev"))]
+pub(super) const CONSIGN: &str = "\
+Examples:
   # Check the configuration, then test the connection to a destination
   consign config validate -c consign.toml
   consign check acme -c consign.toml

@@ -288,8 +288,11 @@ fn invalid_sources_and_admin_settings_are_refused() {
         ("[source]\nmax_bytes = 0".to_owned(), "2: source.max_bytes: "),
         ("[inline]\nexternal_id = \"never\"".to_owned(), "2: inline.external_id: is not a valid value"),
         ("[inline]\nrole_arns = [\"{team}\"]".to_owned(), "2: inline.role_arns: has braces; only {tenant}"),
-        ("[inline]\nprefix_pattern = \"\"".to_owned(), "2: inline.prefix_pattern: holds an empty"),
-        ("[inline]\naccounts = [\"1\"]".to_owned(), "2: inline.accounts: holds accounts of 12 digits"),
+        ("[inline]\nprefix_pattern = \"\"".to_owned(), "2: inline.prefix_pattern: has a pattern that is empty"),
+        (
+            "[inline]\naccounts = [\"1\"]".to_owned(),
+            "2: inline.accounts: has an entry that is not an account of 12 digits",
+        ),
     ] {
         let found = problems(&text);
         assert!(found.len() == 1 && found[0].starts_with(line), "{text}\ngave {found:#?}\ninstead of {line}");

@@ -22,7 +22,7 @@ pub(super) fn inline(raw: RawInlineConfig, findings: &mut Findings) -> InlinePol
         findings.require(
             fits,
             key,
-            "has a pattern that is empty or too long; write for example \"arn:aws:iam::*:role/consign-*\"",
+            "has a pattern that is empty, too long or has control characters; write for example \"arn:aws:iam::*:role/consign-*\"",
         );
         let rest = pattern.replace("{tenant}", "");
         let problem = "has braces; only {tenant} is known, which stands for the tenant of the job";
