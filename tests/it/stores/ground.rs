@@ -256,7 +256,6 @@ pub async fn localstack() -> Store {
 ///   the identity that assumes the role, else the destination's own key;
 /// - `S3_URL`, `STS_URL` and `FLAVOR` for another store than AWS S3;
 /// - `KMS_KEY_ARN`, without which the test of the encryption says that it is missing.
-#[expect(clippy::unused_async, reason = "as the others")]
 pub async fn account() -> Store {
     let optional = |name: &str| std::env::var(format!("CONSIGN_TEST_ACCOUNT_{name}")).ok();
     let required = |name: &str| exported(&format!("CONSIGN_TEST_ACCOUNT_{name}"));

@@ -46,19 +46,22 @@ fn every_store_has_its_line_of_support_with_a_source() {
 
 #[test]
 fn marked_tests_are_those_that_run() {
-    let stores: [(&str, &[&str]); 6] = [
-        ("moto", super::moto::TESTS),
-        ("ministack", super::ministack::TESTS),
-        #[cfg(feature = "dev")]
-        ("s3s", super::s3s::TESTS),
-        ("ceph", super::ceph::TESTS),
-        ("localstack", super::localstack::TESTS),
-        ("account", super::account::TESTS),
+    #[cfg(feature = "dev")]
+    let s3s = Some(super::s3s::TESTS);
+    #[cfg(not(feature = "dev"))]
+    let s3s = None;
+    let stores = [
+        ("moto", Some(super::moto::TESTS)),
+        ("ministack", Some(super::ministack::TESTS)),
+        ("s3s", s3s),
+        ("ceph", Some(super::ceph::TESTS)),
+        ("localstack", Some(super::localstack::TESTS)),
+        ("account", Some(super::account::TESTS)),
     ];
     let rows = rows("Tests");
     for (column, (store, tests)) in stores.iter().enumerate() {
         let marked: Vec<_> =
             rows.iter().filter(|row| row[column + 1] == "yes").map(|row| row[0].trim_matches('`').to_owned()).collect();
-        assert_eq!(marked, *tests, "{store}");
+        assert!(tests.is_none_or(|tests| marked == tests), "{store}: {marked:?}");
     }
 }
