@@ -23,7 +23,8 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -107,7 +108,18 @@ fn make_room(open: &mut VecDeque<AbortHandle>) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, head_timeout: Duration) {
+/// Serves one connection of a client on this machine.
+pub(crate) async fn serve_local(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    state: AdminState,
+    head_timeout: Duration,
+) {
+    let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let local = LocalAddress { listen: address, connection: address };
+    serve_connection(stream, router(state).layer(Extension(local)), head_timeout).await;
+}
+
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, head_timeout: Duration) {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(head_timeout)

@@ -44,7 +44,7 @@
 //!
 //! | layer | modules | content |
 //! |---|---|---|
-//! | L6 | `app`, `cli`, `dev`, `sim` | composition root, one file per command, everything on one machine, and the simulation for tests |
+//! | L6 | `app`, `cli`, `dev`, `sim`, `fuzzing` | composition root, one file per command, everything on one machine, the simulation for tests, and the entry points of the fuzz targets |
 //! | L5 | `worker`, `backfill`, `dead_letter` | the path of a job, and the drain; what commands do with many jobs and letters |
 //! | L4 | `transfer`, `check`, `producer` | one job from start to result; the connection test, by the same session and upload path; publishing of jobs |
 //! | L3 | `upload` | single or multipart upload, abort, proof |
@@ -65,6 +65,8 @@ pub mod dead_letter;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod domain;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod metrics;
 pub mod producer;
 pub mod queue;

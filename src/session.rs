@@ -35,6 +35,7 @@ use crate::domain::destination::{
 use crate::domain::outcome::{Failure, Reason};
 use crate::domain::policy::{PolicyForm, session_policy_in};
 use crate::metrics::{Metrics, SessionRequest};
+pub(crate) use assume::{AssumeRoleRefusal, classify_refusal};
 pub use cache::SessionStatus;
 use cache::{Cache, CacheLookup, FetchedValue};
 use home::HomeIdentity;

@@ -8,8 +8,8 @@ mod chunks;
 pub mod compress;
 pub mod encoding;
 pub mod file;
-mod guard;
-mod https;
+pub(crate) mod guard;
+pub(crate) mod https;
 mod resume;
 mod s3;
 mod stream;
@@ -59,11 +59,7 @@ impl Sources {
         staging: Option<s3::Client>,
     ) -> Result<Self, String> {
         let limits = ReadLimits::new(min_rate);
-        let guard = UrlGuard {
-            allow_http: config.allow_http,
-            allow_private_networks: config.allow_private_networks,
-            allow_networks: config.allow_networks.clone(),
-        };
+        let guard = UrlGuard::new(&config);
         let wants_http = config.allow_http || config.schemes.iter().any(|scheme| scheme == "https");
         let http = wants_http.then(|| HttpSource::new(guard, limits)).transpose()?;
         let s3 = staging.map(|client| S3Source::new(client, config.s3.clone(), limits, metrics.clone()));

@@ -9,7 +9,7 @@
 
 mod budget;
 mod call;
-mod classify;
+pub(crate) mod classify;
 mod gate;
 mod multipart;
 mod packed;

@@ -219,9 +219,13 @@ fn sts_denied(role: Option<AssumedRole<'_>>) -> (Reason, String) {
     }
 }
 
+/// Failed request for a staged object.
+pub(crate) type StagedReadError = SdkError<GetObjectError>;
+
 /// Table of error codes of the staging buckets, by code and by status: some stores send no code.
-pub(crate) fn staging_failure(name: &str, error: &SdkError<GetObjectError>) -> Failure {
-    let code = error.code().unwrap_or_default();
+pub(crate) fn staging_failure(name: &str, error: &StagedReadError) -> Failure {
+    let answer = error_response("GetObject", error);
+    let code = answer.code.as_str();
     let status = error.raw_response().map(|response| response.status().as_u16());
     let failure = |reason, what: &str| Failure::new(reason, format!("{name} {what}{}", shown(code, status)));
     let mut failure = match (code, status) {
@@ -255,7 +259,7 @@ pub(crate) fn staging_failure(name: &str, error: &SdkError<GetObjectError>) -> F
         (_, Some(300..=499)) => failure(Reason::Unclassified, "refuses the request"),
         _ => failure(Reason::SourceUnavailable, &format!("can't be reached: {}", innermost(error))),
     };
-    failure.aws_request_id = error.request_id().map(ToOwned::to_owned);
+    failure.aws_request_id = AwsError::request_id(error.request_id());
     failure
 }
 

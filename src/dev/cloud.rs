@@ -11,7 +11,7 @@ mod keys;
 mod limits;
 mod memory;
 mod objects;
-mod policy;
+pub(crate) mod policy;
 mod sts;
 
 use std::io;

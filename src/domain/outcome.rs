@@ -184,10 +184,25 @@ impl AwsError {
     /// The most characters of a message that are kept.
     const MAX_MESSAGE_LENGTH: usize = 2000;
 
-    /// An answer; an absent code or message is empty.
+    /// An answer; an absent code or message is empty. So is a code that does not look like one: it
+    /// is shown to users, and the server may be anybody's. The message is put on one line.
     pub fn new(operation: &'static str, status: u16, code: Option<&str>, message: Option<&str>) -> Self {
-        let message = message.unwrap_or_default().chars().take(Self::MAX_MESSAGE_LENGTH).collect();
-        Self { operation, status, code: code.unwrap_or_default().to_owned(), message }
+        let one_line = |c: char| if c.is_control() { ' ' } else { c };
+        let message = message.unwrap_or_default().chars().take(Self::MAX_MESSAGE_LENGTH).map(one_line).collect();
+        let code = code.filter(|code| Self::is_code(code)).unwrap_or_default().to_owned();
+        Self { operation, status, code, message }
+    }
+
+    /// Returns true if the text looks like an error code.
+    pub fn is_code(text: &str) -> bool {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b':');
+        (1..=100).contains(&text.len()) && text.bytes().all(inner)
+    }
+
+    /// Returns a request id of a server, if it looks like one: it is shown to users.
+    pub fn request_id(text: Option<&str>) -> Option<String> {
+        let looks_right = |id: &&str| (1..=200).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+        text.filter(looks_right).map(str::to_owned)
     }
 }
 
@@ -280,4 +295,26 @@ pub enum TransferResult {
     Expired,
     /// It failed.
     Failed(Failure),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_writes_is_bounded_and_on_one_line() {
+        let of = |code: &str| AwsError::new("PutObject", 400, Some(code), None).code;
+        for code in ["AccessDenied", "KMS.DisabledException", "InvalidParameter_1", "aws:Denied"] {
+            assert_eq!(of(code), code);
+        }
+        for code in ["", "Two Words", "Line\nBreak", "<b>", &"Long".repeat(26)] {
+            assert_eq!(of(code), "", "{code}");
+        }
+        let answer = AwsError::new("PutObject", 400, None, Some(&"a\nlevel=INFO b\u{1b}[2J".repeat(1000)));
+        assert!(answer.message.len() <= 2000 && answer.message.starts_with("a level=INFO b [2J"), "{}", answer.message);
+        assert_eq!(AwsError::request_id(Some("4442587F-B7D0")).as_deref(), Some("4442587F-B7D0"));
+        for id in ["", "a b", "a\nb", &"1".repeat(201)] {
+            assert_eq!(AwsError::request_id(Some(id)), None, "{id}");
+        }
+    }
 }

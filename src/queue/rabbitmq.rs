@@ -10,6 +10,7 @@
 //! | `roster` | live workers of the fleet |
 //! | `sessions`, `reply_connection` | supervision of the sessions, publishing across them; connection of the replies |
 //! | `session` | one session: two connections, consumers, lease renewer |
+//! | `login_check` | check of the login before a session consumes |
 //! | `consumer`, `context` | consumer of a lane; state that outlives the sessions |
 //! | `lease` | protocol of the leases |
 //! | `deliveries` | prefetched and unacknowledged deliveries |
@@ -18,7 +19,7 @@
 //! | `publisher`, `health` | publisher with confirms; end and block of a session |
 //! | `declare`, `stream`, `channel` | declaration of the topology; streams; operations on a channel |
 //! | `connection` | endpoint and connections |
-//! | `errors`, `tls`, `wire`, `fields`, `topology`, `timing`, `reply_addresses` | errors, frames, fields, names |
+//! | `login`, `errors`, `tls`, `wire`, `fields`, `topology`, `timing`, `reply_addresses` | login, errors, frames, fields, names |
 //!
 //! Deliveries carry the generation of their session. When a session ends,
 //! * prefetched deliveries are dropped: the broker delivers them again;
@@ -43,6 +44,8 @@ mod errors;
 mod fields;
 mod health;
 mod lease;
+mod login;
+mod login_check;
 mod messages;
 mod origin;
 mod outcomes;
@@ -71,3 +74,4 @@ pub use queue::RabbitMqQueue;
 #[doc(hidden)]
 pub use timing::Timing;
 pub use topology::Topology;
+pub(crate) use wire::sanitized;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{WorkerIdentity, endpoint};
 use crate::aws::errors::{AssumedRole, error_response, innermost, is_web_page, sts_table};
 use crate::config::AwsConfig;
-use crate::domain::destination::{Destination, ExternalId, Region, RoleArn, home_region_of};
+use crate::domain::destination::{Auth, Destination, ExternalId, Region, RoleArn, home_region_of};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Class, Failure, Reason};
 use crate::metrics::Metrics;
@@ -112,6 +112,23 @@ pub(super) fn set_sts_endpoint(config: &mut aws_sdk_sts::config::Builder, aws: &
     }
 }
 
+/// Failed AssumeRole.
+pub(crate) type AssumeRoleRefusal = SdkError<AssumeRoleError>;
+
+/// Classifies an error of AssumeRole as a session does; `None` for a destination without a role.
+pub(crate) fn classify_refusal(error: &AssumeRoleRefusal, destination: &Destination) -> Option<Failure> {
+    let Auth::IamRole { role_arn, external_id } = &destination.auth else { return None };
+    let role = RoleRequest {
+        arn: role_arn,
+        external_id: external_id.as_ref(),
+        destination,
+        region: &destination.region,
+        policy: None,
+        retries: RetryPartition::new("fuzzing"),
+    };
+    Some(refused("AssumeRole", error, Some(&role)))
+}
+
 /// Classifies an error of STS: the fault of the trust policy, of the worker's identity, or of STS.
 pub(super) fn refused<E>(operation: &'static str, error: &SdkError<E>, role: Option<&RoleRequest<'_>>) -> Failure
 where
@@ -119,7 +136,7 @@ where
 {
     let mut answer = error_response(operation, error);
     if answer.code.is_empty() {
-        answer.code = written(error, "Code").filter(|code| is_code(code)).unwrap_or_default();
+        answer.code = written(error, "Code").filter(|code| AwsError::is_code(code)).unwrap_or_default();
     }
     let mut failure = match &answer {
         _ if error.raw_response().is_some_and(is_web_page) => {
@@ -151,7 +168,7 @@ where
         }
         _ => Failure::new(Reason::StsUnavailable, "STS could not be reached, or answered without a reason"),
     };
-    failure.aws_request_id = error.request_id().map(str::to_owned);
+    failure.aws_request_id = AwsError::request_id(error.request_id());
     failure
 }
 
@@ -161,12 +178,6 @@ fn written<E>(error: &SdkError<E>, element: &str) -> Option<String> {
     let body = std::str::from_utf8(error.raw_response()?.body().bytes()?).ok()?;
     let (_, rest) = body.split_once(&format!("<{element}>"))?;
     rest.split_once(&format!("</{element}>")).map(|(text, _)| text.trim().to_owned())
-}
-
-/// Returns true if the text looks like an error code. It is shown to users and was found by its tag
-/// alone.
-fn is_code(text: &str) -> bool {
-    (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
 }
 
 /// Returns what the SDK says about credentials that it can't load: the answer of STS to the

@@ -15,13 +15,14 @@ use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
+use crate::config::SourceConfig;
 use crate::domain::outcome::{Failure, Reason};
 use addresses::{carried_v4, forbidden_kind, never_allowed};
 
 /// The rules of `[source]` for URLs. Also the resolver of the http client.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_field_names, reason = "named as the settings")]
-pub(super) struct UrlGuard {
+pub(crate) struct UrlGuard {
     /// Allows `http://`.
     pub(super) allow_http: bool,
     /// Allows every address but those that are never read from.
@@ -31,9 +32,18 @@ pub(super) struct UrlGuard {
 }
 
 impl UrlGuard {
+    /// Takes the rules of `[source]`.
+    pub(crate) fn new(config: &SourceConfig) -> Self {
+        Self {
+            allow_http: config.allow_http,
+            allow_private_networks: config.allow_private_networks,
+            allow_networks: config.allow_networks.clone(),
+        }
+    }
+
     /// Checks the URL of a job or of a redirect. Any port is allowed. An address in the URL is
     /// checked here, a name when it is resolved. Fails as `source_forbidden`.
-    pub(super) fn check(&self, url: &Url) -> Result<(), Failure> {
+    pub(crate) fn check(&self, url: &Url) -> Result<(), Failure> {
         let refuse = |why: &str| Err(Failure::new(Reason::SourceForbidden, format!("{}: {why}", RedactedUrl(url))));
         match url.scheme() {
             "https" => {}
@@ -54,14 +64,14 @@ impl UrlGuard {
         self.check_address(ip).or_else(|error| refuse(&error.to_string()))
     }
 
-    /// Checks an address, and the IPv4 address that it may carry: a connection to the one reaches
+    /// Checks an address, and the IPv4 addresses that it may carry: a connection to the one reaches
     /// the other.
-    fn check_address(&self, ip: IpAddr) -> Result<(), ForbiddenAddress> {
+    pub(crate) fn check_address(&self, ip: IpAddr) -> Result<(), ForbiddenAddress> {
         if let Some(kind) = never_allowed(ip) {
             return Err(ForbiddenAddress { ip, kind, setting: "which no setting allows" });
         }
         self.check_kind(ip)?;
-        let carried = carried_v4(ip).map_or(Ok(()), |carried| self.check_address(carried.into()));
+        let carried = carried_v4(ip).try_for_each(|carried| self.check_address(carried.into()));
         carried.map_err(|inner| ForbiddenAddress { ip, ..inner })
     }
 
@@ -97,7 +107,7 @@ impl Resolve for UrlGuard {
 /// An address that may not be read from. Travels inside the http client's error.
 #[derive(Debug, thiserror::Error)]
 #[error("the host is at {ip}, {kind}, {setting}")]
-pub(super) struct ForbiddenAddress {
+pub(crate) struct ForbiddenAddress {
     ip: IpAddr,
     kind: &'static str,
     setting: &'static str,

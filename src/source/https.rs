@@ -8,7 +8,7 @@
 //! credentials, no referer. A download that needs a cookie from its first response cannot be read;
 //! a presigned URL can.
 
-mod response;
+pub(crate) mod response;
 
 pub(super) use response::{covers_the_whole, is_chunked};
 

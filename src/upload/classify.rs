@@ -61,6 +61,19 @@ where
     }
 }
 
+/// Classifies as [`classify`]; returns the failure, and true if the request may have taken effect.
+pub(crate) fn classify_call<E>(
+    operation: &'static str,
+    error: &SdkError<E, HttpResponse>,
+    destination: &Destination,
+) -> (Failure, bool)
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let CallError { failure, ambiguous, .. } = classify(operation, error, destination);
+    (failure, ambiguous)
+}
+
 /// Returns true for a refusal that is a web page. Of errors of servers, S3 sends pages, too.
 fn is_of_another(raw: &HttpResponse) -> bool {
     (300..500).contains(&raw.status().as_u16()) && is_web_page(raw)
@@ -90,13 +103,13 @@ fn answered(answer: AwsError, meta: &ErrorMetadata, raw: &HttpResponse, destinat
     let shown = if code.is_empty() { status.to_string() } else { format!("{status} {code}") };
     let mut failure = Failure::new(reason, format!("{operation}: S3 answered {shown}"));
     failure.hint = diagnosis::hint(reason, &answer, destination);
-    failure.aws_request_id = meta.request_id().map(str::to_owned);
+    failure.aws_request_id = AwsError::request_id(meta.request_id());
     failure.retry_after = raw.headers().get("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
     if reason == Reason::WrongRegion {
         failure.learnt_region = learnt_region(raw, message);
     }
-    if reason == Reason::Unclassified && !message.is_empty() {
-        failure.message = format!("{}: {}", failure.message, message.chars().take(300).collect::<String>());
+    if reason == Reason::Unclassified && !answer.message.is_empty() {
+        failure.message = format!("{}: {}", failure.message, answer.message.chars().take(300).collect::<String>());
     }
     failure.answer = Some(Box::new(answer));
     // A 5xx after the request was read may have taken effect; a refusal has not.

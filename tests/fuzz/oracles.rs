@@ -9,6 +9,28 @@ use consign::domain::job::{self, DestinationRef, Job, compact};
 use consign::domain::policy::{PolicyForm, SESSION_POLICY_LIMIT, session_policy_fits, session_policy_in};
 use serde_json::Value;
 
+pub use admin_head::admin_head;
+pub use aws_errors::aws_errors;
+#[cfg(feature = "dev")]
+pub use dev_policy::dev_policy;
+pub use frames::frames;
+pub use guard::guard;
+pub use source_head::source_head;
+
+#[path = "oracles/admin_head.rs"]
+mod admin_head;
+#[path = "oracles/aws_errors.rs"]
+mod aws_errors;
+#[cfg(feature = "dev")]
+#[path = "oracles/dev_policy.rs"]
+mod dev_policy;
+#[path = "oracles/frames.rs"]
+mod frames;
+#[path = "oracles/guard.rs"]
+mod guard;
+#[path = "oracles/source_head.rs"]
+mod source_head;
+
 /// Stands for a secret in a seed of [`config`].
 pub const CANARY: &str = "cAnArY5ecret";
 

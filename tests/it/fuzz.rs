@@ -67,10 +67,15 @@ fn mutated(dice: &mut Dice, seeds: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
 }
 
 fn play(target: &str, row: u64, oracle: fn(&[u8])) {
+    play_some(MUTATIONS, target, row, oracle);
+}
+
+/// As [`play`], where one run of the oracle takes long.
+fn play_some(mutations: usize, target: &str, row: u64, oracle: fn(&[u8])) {
     let seeds = seeds(target);
     seeds.iter().for_each(|(_, bytes)| oracle(bytes));
     let mut dice = Dice::new(17, row);
-    for _ in 0..MUTATIONS {
+    for _ in 0..mutations {
         oracle(&mutated(&mut dice, &seeds));
     }
 }
@@ -117,4 +122,35 @@ fn control_messages_are_rendered_as_they_were_parsed() {
 #[test]
 fn configuration_errors_quote_no_secret() {
     play("config", 5, oracles::config);
+}
+
+#[test]
+fn frames_of_a_broker_are_read_by_lapin() {
+    play_some(10_000, "frames", 6, oracles::frames);
+}
+
+#[test]
+fn urls_and_addresses_are_classified_as_by_the_oracle() {
+    play("guard", 7, oracles::guard);
+}
+
+#[test]
+fn errors_of_aws_are_readable_and_blame_nobody_else() {
+    play_some(5_000, "aws_errors", 8, oracles::aws_errors);
+}
+
+#[test]
+fn heads_of_sources_are_accepted_as_by_the_oracle() {
+    play("source_head", 9, oracles::source_head);
+}
+
+#[test]
+fn requests_need_a_known_name_and_the_token() {
+    play_some(5_000, "admin_head", 10, oracles::admin_head);
+}
+
+#[cfg(feature = "dev")]
+#[test]
+fn policies_of_dev_allow_what_the_oracle_allows() {
+    play("dev_policy", 11, oracles::dev_policy);
 }

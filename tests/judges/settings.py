@@ -72,7 +72,7 @@ def others():
     stop = seconds(re.search(r"^TimeoutStopSec=(.+)$", unit, re.M).group(1))
     yield stop > seconds(FULL["worker"]["drain_timeout"]), "systemd: TimeoutStopSec is not longer than worker.drain_timeout"
     rust = re.search(r'^rust-version = "([^"]+)"', (ROOT / "Cargo.toml").read_text(), re.M).group(1)
-    image = re.search(r"^FROM rust:([\d.]+)", docker, re.M).group(1)
+    image = re.search(r"^ARG BUILD_IMAGE=rust:([\d.]+)", docker, re.M).group(1)
     yield tuple(map(int, image.split("."))) >= tuple(map(int, rust.split(".")[:2])), "Dockerfile: the compiler is too old"
 
 

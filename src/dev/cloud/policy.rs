@@ -9,18 +9,18 @@ use serde_json::{Map, Value};
 
 /// Request that a policy is evaluated for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(crate) struct Asked<'a> {
     /// `s3:PutObject` and its like.
-    pub(super) action: &'a str,
+    pub(crate) action: &'a str,
     /// The ARN of the bucket or the object.
-    pub(super) resource: &'a str,
+    pub(crate) resource: &'a str,
     /// The prefix of a listing.
-    pub(super) prefix: Option<&'a str>,
+    pub(crate) prefix: Option<&'a str>,
 }
 
 /// A policy document: of a customer's role or user, or of a session.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Policy(Vec<Statement>);
+pub(crate) struct Policy(Vec<Statement>);
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
@@ -70,12 +70,12 @@ impl Policy {
     ///
     /// # Errors
     /// It is no policy, or one with something this cloud does not know.
-    pub(super) fn parse(document: &str) -> Result<Self, String> {
+    pub(crate) fn parse(document: &str) -> Result<Self, String> {
         serde_json::from_str(document).map(|ParsedPolicy { statement, .. }| Self(statement)).map_err(|e| e.to_string())
     }
 
     /// Returns true if a statement allows it.
-    pub(super) fn allows(&self, asked: &Asked<'_>) -> bool {
+    pub(crate) fn allows(&self, asked: &Asked<'_>) -> bool {
         self.0.iter().any(|statement| statement.allows(asked))
     }
 }

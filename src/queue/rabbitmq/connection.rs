@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -14,6 +14,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::ExposeSecret as _;
 
 use super::fields::short;
+use super::login::Login;
 use super::{errors, wire};
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
@@ -38,7 +39,7 @@ pub(super) struct Endpoint {
     name: String,
     ca_file: Option<PathBuf>,
     identity: Option<(PathBuf, PathBuf)>,
-    user: Option<ShortString>,
+    login: Arc<Login>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -68,12 +69,18 @@ impl Endpoint {
         uri.query.auth_mechanism = mechanism(uri.query.auth_mechanism, names_user, identity.is_some())?;
         let unnamed = matches!(uri.query.auth_mechanism, Some(SASLMechanism::External)) && !names_user;
         let user = (!unnamed).then(|| short(&uri.authority.userinfo.username)).transpose()?;
-        Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity, user })
+        let login = Arc::new(Login::new(user));
+        Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity, login })
     }
 
-    /// Returns the user of the broker; `None` where only a certificate names it.
-    pub(super) fn user(&self) -> Option<&ShortString> {
-        self.user.as_ref()
+    /// Returns the login of every connection.
+    pub(super) fn login(&self) -> &Arc<Login> {
+        &self.login
+    }
+
+    /// Returns the login's name; `None` where only a certificate names it.
+    pub(super) fn user(&self) -> Option<ShortString> {
+        self.login.user()
     }
 
     /// Returns the virtual host.
@@ -307,7 +314,7 @@ mod tests {
         let user = |url: &str| {
             let (client_cert_file, client_key_file) = (Some("c.pem".into()), Some("k.pem".into()));
             let endpoint = Endpoint::parse(&BrokerConfig { client_cert_file, client_key_file, ..config(url) }, "w");
-            endpoint.unwrap().user().map(ToString::to_string)
+            endpoint.unwrap().user().map(|user| user.to_string())
         };
         assert_eq!(user("amqps://h"), None, "the broker takes it from the certificate");
         assert_eq!(user("amqps://u@h?auth_mechanism=external").as_deref(), Some("u"));

@@ -128,7 +128,7 @@ impl PrefetchTask {
             match item {
                 Ok(delivery) => {
                     let us = self.context.endpoint.user();
-                    let delivery = PrefetchedDelivery::new(self.generation, lane.lane, us, delivery);
+                    let delivery = PrefetchedDelivery::new(self.generation, lane.lane, us.as_ref(), delivery);
                     self.prefetch(lane.lane, delivery).await;
                 }
                 Err(error) => return self.health.end(&errors::text(&error)),

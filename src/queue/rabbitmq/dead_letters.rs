@@ -171,7 +171,7 @@ impl RabbitMqDeadLetters {
         if current.letter.properties().unread.is_some() {
             return Err(QueueError::Refused("its body is too large to be read".to_owned()));
         }
-        let original = origin::trusted(current.properties.clone(), self.endpoint.user());
+        let original = origin::trusted(current.properties.clone(), self.endpoint.user().as_ref());
         let message = messages::requeued(&self.names, &current.letter, &original, generation)?;
         self.publish(&message).await?;
         failpoints::hit("requeued");
@@ -197,12 +197,23 @@ impl RabbitMqDeadLetters {
 
     /// Uses a connection of its own: the broker would not read acknowledgements from a blocked one.
     async fn publish(&mut self, message: &OutgoingMessage) -> Result<(), QueueError> {
+        let user = self.endpoint.user();
+        let published = self.publish_as_known(message).await;
+        if published.is_ok() || self.endpoint.user() == user {
+            return published;
+        }
+        // The broker has named the login. Its refusal has ended the connection.
+        self.publisher = None;
+        self.publish_as_known(message).await
+    }
+
+    async fn publish_as_known(&mut self, message: &OutgoingMessage) -> Result<(), QueueError> {
         let publisher = if let Some(publisher) = &self.publisher {
             publisher
         } else {
             let connection = self.endpoint.connect("requeue").await?;
             let (health, metrics) = (Arc::new(SessionHealth::default()), Arc::new(Metrics::new(1)));
-            self.publisher.insert(Publisher::new(connection, self.endpoint.user(), health, metrics))
+            self.publisher.insert(Publisher::new(connection, self.endpoint.login(), health, metrics))
         };
         publisher.publish(message).await
     }

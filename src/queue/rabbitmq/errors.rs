@@ -9,6 +9,8 @@ use crate::queue::QueueError;
 const NOT_FOUND: u16 = 404;
 /// AMQP 0-9-1 `ACCESS_REFUSED`.
 const ACCESS_REFUSED: u16 = 403;
+/// AMQP 0-9-1 `PRECONDITION_FAILED`, which refuses a property of a message.
+const PRECONDITION_FAILED: u16 = 406;
 /// AMQP 0-9-1 `NOT_ALLOWED`, which refuses a virtual host.
 const NOT_ALLOWED: u16 = 530;
 /// AMQP 0-9-1 `CONNECTION_FORCED`: an operator closes the connection, or stops the broker.
@@ -34,6 +36,19 @@ fn reply_code(error: &lapin::Error) -> Option<u16> {
 /// Returns true for the broker's 403.
 pub(super) fn is_denied(error: &lapin::Error) -> bool {
     reply_code(error) == Some(ACCESS_REFUSED)
+}
+
+/// Returns true for the broker's 406.
+pub(super) fn is_precondition(error: &lapin::Error) -> bool {
+    reply_code(error) == Some(PRECONDITION_FAILED)
+}
+
+/// Returns the login that the broker names when it refuses the `user_id` of a message. RabbitMQ
+/// 3.10 and 4.x use the same words.
+pub(super) fn other_login(error: &lapin::Error) -> Option<String> {
+    let text = if is_precondition(error) { text(error) } else { return None };
+    let (_, user) = text.split_once("user_id property set to '")?.1.split_once("' but authenticated user was '")?;
+    user.strip_suffix('\'').filter(|user| !user.is_empty()).map(str::to_owned)
 }
 
 /// Returns true for the broker's 404.

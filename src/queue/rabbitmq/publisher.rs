@@ -23,6 +23,7 @@ use super::connection::{self, call};
 use super::errors;
 use super::fields::short;
 use super::health::SessionHealth;
+use super::login::Login;
 use crate::metrics::Metrics;
 use crate::queue::QueueError;
 
@@ -54,29 +55,38 @@ pub(super) struct Publisher {
     lease_permits: Semaphore,
     channels: usize,
     health: Arc<SessionHealth>,
-    /// Login that its messages name as their `user_id`: see `origin`.
-    user: Option<ShortString>,
+    /// Login that its messages name as their `user_id`, if they name one.
+    login: Option<Arc<Login>>,
     /// Counts unconfirmed messages, if they are to be counted.
     metrics: Option<Arc<Metrics>>,
 }
 
 impl Publisher {
-    /// Builds a publisher on a connection of its own, whose login is `user`.
+    /// Builds a publisher on a connection of its own.
     pub(super) fn new(
         connection: Connection,
-        user: Option<&ShortString>,
+        login: &Arc<Login>,
         health: Arc<SessionHealth>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let publisher = Self::with_channels(MAX_CHANNELS, connection, health);
-        Self { user: user.cloned(), metrics: Some(metrics), ..publisher }
+        Self { login: Some(Arc::clone(login)), metrics: Some(metrics), ..publisher }
     }
 
     /// Builds a publisher with at most `channels` publishes in flight, leases not counted. No
     /// metric counts them, and they name no user.
     pub(super) fn with_channels(channels: usize, connection: Connection, health: Arc<SessionHealth>) -> Self {
         let (permits, lease_permits) = (Semaphore::new(channels), Semaphore::new(MAX_LEASE_CHANNELS));
-        Self { connection, free: Mutex::default(), permits, lease_permits, channels, health, user: None, metrics: None }
+        Self {
+            connection,
+            free: Mutex::default(),
+            permits,
+            lease_permits,
+            channels,
+            health,
+            login: None,
+            metrics: None,
+        }
     }
 
     /// Returns the connection, to close it.
@@ -85,8 +95,8 @@ impl Publisher {
     }
 
     /// Returns the login that its messages name.
-    pub(super) fn user(&self) -> Option<&ShortString> {
-        self.user.as_ref()
+    pub(super) fn user(&self) -> Option<ShortString> {
+        self.login.as_ref()?.user()
     }
 
     /// Returns true while messages can be published.
@@ -142,6 +152,11 @@ impl Publisher {
             Err(PublishProblem::Name(error)) => Err(error),
             Err(PublishProblem::Broker(error)) if errors::is_missing(&error) => Err(errors::missing(&error)),
             Err(PublishProblem::Broker(error)) if errors::is_denied(&error) => Err(denied(message, &error)),
+            // The next session publishes it under the name that was learnt.
+            Err(PublishProblem::Broker(error)) if self.login.as_ref().is_some_and(|login| login.learn(&error)) => {
+                self.health.end(&errors::text(&error));
+                Err(errors::unavailable(&error))
+            }
             Err(PublishProblem::Broker(error)) if error.is_amqp_soft_error() => {
                 Err(QueueError::Refused(errors::text(&error)))
             }
@@ -181,8 +196,8 @@ impl Publisher {
     }
 
     async fn send(&self, channel: &Channel, message: &OutgoingMessage) -> Result<Confirmation, PublishProblem> {
-        let Some(user) = &self.user else { return send(channel, message).await };
-        let properties = message.properties.clone().with_user_id(user.clone());
+        let Some(user) = self.user() else { return send(channel, message).await };
+        let properties = message.properties.clone().with_user_id(user);
         send(channel, &OutgoingMessage { properties, ..message.clone() }).await
     }
 

@@ -136,7 +136,7 @@ struct Scan<'a> {
     /// Channel that holds the lock, and counts messages.
     lock: Channel,
     /// Login of this worker.
-    us: Option<&'a ShortString>,
+    us: Option<ShortString>,
     /// Copies to release.
     wanted: Wanted,
     /// Limit of the consumers of one wait queue.
@@ -272,7 +272,7 @@ impl Scan<'_> {
         let ended = || QueueError::Unavailable(format!("the broker ended the consumer of {}", scan.queue));
         let mut waiting = received.ok_or_else(ended)?.map_err(|error| errors::unavailable(&error))?;
         scan.examined += 1;
-        let (origin, properties) = origin::verify(std::mem::take(&mut waiting.properties), self.us);
+        let (origin, properties) = origin::verify(std::mem::take(&mut waiting.properties), self.us.as_ref());
         waiting.properties = properties;
         // A body that was not read can't be copied, and a copy of a forged lease would be a worker's.
         let can_copy =

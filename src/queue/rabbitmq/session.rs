@@ -14,6 +14,7 @@ use super::context::QueueContext;
 use super::declare;
 use super::health::{self, SessionHealth};
 use super::lease::LeaseRenewer;
+use super::login_check::check_login;
 use super::publisher::Publisher;
 use crate::domain::lane::Lane;
 use crate::queue::QueueError;
@@ -39,7 +40,7 @@ impl BrokerSession {
         health::watch(&mut tasks, &publishing, &health);
         let publisher = Arc::new(Publisher::new(
             publishing,
-            context.endpoint.user(),
+            context.endpoint.login(),
             Arc::clone(&health),
             Arc::clone(&context.metrics),
         ));
@@ -197,6 +198,7 @@ async fn ensure_topology(context: &QueueContext) -> Result<(), QueueError> {
     } else {
         declare::check(&connection, &context.topology).await
     };
+    let login = check_login(&connection, context.endpoint.login()).await;
     connection.close().await;
     for problem in ensured? {
         tracing::warn!(
@@ -207,5 +209,5 @@ async fn ensure_topology(context: &QueueContext) -> Result<(), QueueError> {
             "part of the topology is missing"
         );
     }
-    Ok(())
+    login
 }

@@ -46,6 +46,19 @@ pub(super) async fn connect(
     Connection::connector(uri, runtime, connect, properties).await
 }
 
+/// Returns what lapin reads of a stream that arrives in these chunks.
+pub(crate) fn sanitized<'a>(frame_max: u32, chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut sanitizer = FrameSanitizer::new(frame_max);
+    let (mut read, mut buffer) = (Vec::new(), vec![0; CHUNK]);
+    for chunk in chunks {
+        sanitizer.feed(chunk);
+        while let count @ 1.. = sanitizer.take(&mut buffer) {
+            read.extend_from_slice(&buffer[..count]);
+        }
+    }
+    read
+}
+
 type PlainStream = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
 /// Tokio's reactor, with streams that sanitize frames.

@@ -162,9 +162,15 @@ fn forbidden(path: &Path, what: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
+
+    /// Swaps of names while files are opened.
+    #[cfg(target_os = "linux")]
+    const SWAPS: usize = 12_000;
 
     /// Both implementations must refuse the same paths.
     #[test]
@@ -186,5 +192,57 @@ mod tests {
             #[cfg(target_os = "linux")]
             assert_eq!(resolve_beneath(&directory(), Path::new(path)).err(), expected, "{path}");
         }
+    }
+    /// Opens that read `inside`, opens that fail, and opens that read anything else.
+    #[cfg(target_os = "linux")]
+    fn count(opened: Option<File>, seen: &mut [usize; 3]) {
+        let mut text = String::new();
+        let read = opened.map(|mut file| file.read_to_string(&mut text));
+        seen[match (read, text.as_str()) {
+            (None, _) => 1,
+            (Some(Ok(_)), "inside") => 0,
+            _ => 2,
+        }] += 1;
+    }
+
+    /// A process that may write below the root swaps a file and a directory for links while they
+    /// are opened.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn links_that_are_swapped_in_lead_nowhere() {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let name = |name: &str| root.path().join(name);
+        std::fs::write(outside.path().join("file"), b"outside").unwrap();
+        std::fs::create_dir(name("dir")).unwrap();
+        std::fs::write(name("dir/file"), b"inside").unwrap();
+        std::fs::write(name("file"), b"inside").unwrap();
+        symlink(outside.path(), name("dir-link")).unwrap();
+        symlink(outside.path().join("file"), name("file-link")).unwrap();
+        let (stop, swaps, mut seen) = (AtomicBool::new(false), AtomicUsize::new(0), [0; 3]);
+        let swap = |one: &str, other: &str| {
+            renameat_with(CWD, name(one), CWD, name(other), RenameFlags::EXCHANGE).unwrap();
+            swaps.fetch_add(1, Ordering::Relaxed);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    swap("dir", "dir-link");
+                    swap("file", "file-link");
+                }
+            });
+            while swaps.load(Ordering::Relaxed) < SWAPS && seen[2] == 0 {
+                let directory = rustix::fs::open(root.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+                for path in ["dir/file", "file"] {
+                    count(open_beneath(root.path(), &name(path)).ok(), &mut seen);
+                    count(open_beneath_cached(root.path(), &name(path)), &mut seen);
+                    let directory = directory.as_ref().unwrap().try_clone().unwrap();
+                    count(open_by_component(directory, Path::new(path)).ok().map(File::from), &mut seen);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let [inside, refused, outside] = seen;
+        assert!(inside > 0 && refused > 0 && outside == 0, "inside {inside}, refused {refused}, outside {outside}");
     }
 }

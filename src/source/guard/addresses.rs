@@ -68,27 +68,47 @@ const NEVER_V6: [(Ipv6Addr, u32, &str); 5] = [
 pub(super) fn never_allowed(ip: IpAddr) -> Option<&'static str> {
     match ip {
         IpAddr::V4(ip) => NEVER_V4.iter().find(|(net, length, _)| in_v4(ip, *net, *length)).map(|(.., kind)| *kind),
-        IpAddr::V6(ip) => NEVER_V6.iter().find(|(net, length, _)| in_v6(ip, *net, *length)).map(|(.., kind)| *kind),
+        IpAddr::V6(ip) => {
+            let listed = NEVER_V6.iter().find(|(net, length, _)| in_v6(ip, *net, *length)).map(|(.., kind)| *kind);
+            listed.or_else(|| nat64_never_allowed(ip))
+        }
     }
 }
 
-/// Returns the IPv4 address that an IPv6 address carries: mapped, compatible, NAT64, 6to4, Teredo,
-/// ISATAP.
-pub(super) fn carried_v4(ip: IpAddr) -> Option<Ipv4Addr> {
-    let IpAddr::V6(ip) = ip else { return None };
-    if ip.is_loopback() || ip.is_unspecified() {
+/// The local-use prefix of NAT64 may be cut anywhere (RFC 8215), and the IPv4 address follows the
+/// cut, around the bits 64 to 71 (RFC 6052). Returns the kind of a service that would be reached.
+fn nat64_never_allowed(ip: Ipv6Addr) -> Option<&'static str> {
+    let octets = ip.octets();
+    if !in_v6(ip, Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48) {
         return None;
     }
-    let pair = |high: u16, low: u16| Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
-    match ip.segments() {
-        [0x2001, 0, .., high, low] => pair(!high, !low),
-        [0x2002, high, low, ..]
-        | [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+    let carried = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12]].map(|at| Ipv4Addr::from(at.map(|at| octets[at])));
+    // What looks unspecified or reserved may be the rest of a longer prefix.
+    let services = |kind: &&str| kind.contains("metadata") || kind.contains("link-local");
+    carried.into_iter().filter_map(|ip| never_allowed(ip.into())).find(services)
+}
+
+/// Returns the IPv4 addresses that an IPv6 address carries: mapped, compatible, NAT64 or ISATAP at
+/// the end, and those of 6to4 and Teredo, whose interface may be ISATAP.
+pub(super) fn carried_v4(ip: IpAddr) -> impl Iterator<Item = Ipv4Addr> {
+    let segments = match ip {
+        IpAddr::V6(ip) if !ip.is_loopback() && !ip.is_unspecified() => ip.segments(),
+        _ => return [None, None].into_iter().flatten(),
+    };
+    let pair = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    let at_the_end = match segments {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         | [0x64, 0xff9b, 1, .., high, low]
-        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => pair(high, low),
+        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => Some(pair(high, low)),
         _ => None,
-    }
+    };
+    let in_the_prefix = match segments {
+        [0x2001, 0, .., high, low] => Some(pair(!high, !low)),
+        [0x2002, high, low, ..] => Some(pair(high, low)),
+        _ => None,
+    };
+    [at_the_end, in_the_prefix].into_iter().flatten()
 }
 
 fn in_v4(ip: Ipv4Addr, net: Ipv4Addr, length: u32) -> bool {
@@ -180,6 +200,16 @@ mod tests {
         for (address, kind) in table {
             let found = forbidden_kind(address.parse().unwrap()).unwrap_or("public");
             assert!(found.contains(kind), "{address} is {found}, not {kind}");
+        }
+    }
+
+    #[test]
+    fn services_behind_a_local_nat64_prefix_are_never_allowed() {
+        for address in ["64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:a9:fe:a9fe::", "64:ff9b:1:0:a9:fea9:fe00:0"] {
+            assert!(never_allowed(address.parse().unwrap()).is_some(), "{address}");
+        }
+        for address in ["64:ff9b:1::808:808", "64:ff9b:1::a00:1", "64:ff9b:2:a9fe:a9:fe00::"] {
+            assert_eq!(never_allowed(address.parse().unwrap()), None, "{address}");
         }
     }
 

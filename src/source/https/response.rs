@@ -15,7 +15,7 @@ use crate::source::guard::RedactedUrl;
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(12);
 
 /// Returns the target of a redirect; `None` for every other response.
-pub(super) fn redirect_target(at: &Url, status: StatusCode, headers: &HeaderMap) -> Result<Option<Url>, Failure> {
+pub(crate) fn redirect_target(at: &Url, status: StatusCode, headers: &HeaderMap) -> Result<Option<Url>, Failure> {
     if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
@@ -28,7 +28,7 @@ pub(super) fn redirect_target(at: &Url, status: StatusCode, headers: &HeaderMap)
 /// Returns true if the transport marks the end of a body without a length: HTTP/2 by END_STREAM,
 /// HTTP/1.1 by the last chunk. Without the mark hyper reports an error. A body that ends with its
 /// connection has no mark.
-pub(super) fn marks_its_end(version: Version, headers: &HeaderMap) -> bool {
+pub(crate) fn marks_its_end(version: Version, headers: &HeaderMap) -> bool {
     let codings = headers.get_all(TRANSFER_ENCODING).iter().next_back();
     version > Version::HTTP_11 || codings.is_some_and(|codings| codings.to_str().is_ok_and(is_chunked))
 }
@@ -40,7 +40,7 @@ pub(in crate::source) fn is_chunked(codings: &str) -> bool {
 
 /// Checks that the response is the whole content. Some caches answer 206 with all of it although no
 /// range was requested.
-pub(super) fn check_whole(at: &Url, status: StatusCode, headers: &HeaderMap) -> Result<(), Failure> {
+pub(crate) fn check_whole(at: &Url, status: StatusCode, headers: &HeaderMap) -> Result<(), Failure> {
     let range = header_text(headers, &CONTENT_RANGE);
     match status {
         StatusCode::OK => Ok(()),
@@ -56,7 +56,7 @@ pub(super) fn check_whole(at: &Url, status: StatusCode, headers: &HeaderMap) -> 
 /// Fails as `source_changed` only if the length is another one. Everything else may differ between
 /// the servers behind one name, so it is `source_unavailable`: the next attempt starts from the
 /// beginning.
-pub(super) fn check_range(
+pub(crate) fn check_range(
     at: &Url,
     status: StatusCode,
     headers: &HeaderMap,
@@ -159,7 +159,8 @@ fn content_range(value: &str) -> Option<ContentRange> {
 
 /// Returns true for the range from the first to the last byte of the whole, such as `bytes 0-9/10`.
 pub(in crate::source) fn covers_the_whole(value: &str) -> bool {
-    content_range(value).is_some_and(|range| range.first == 0 && range.last.checked_add(1) == range.total)
+    let ends_at = |range: &ContentRange| range.total.is_some() && range.last.checked_add(1) == range.total;
+    content_range(value).is_some_and(|range| range.first == 0 && ends_at(&range))
 }
 
 #[cfg(test)]
@@ -206,7 +207,14 @@ mod tests {
     fn a_206_is_the_whole_if_its_range_covers_it() {
         let whole = |range| check_whole(&url(), StatusCode::PARTIAL_CONTENT, &headers(&[(CONTENT_RANGE, range)]));
         assert!(whole("bytes 0-9/10").is_ok());
-        for range in ["bytes 0-8/10", "bytes 1-9/10", "bytes 0-9/*", "bytes 0-18446744073709551615/0", "lines 0-9/10"] {
+        for range in [
+            "bytes 0-8/10",
+            "bytes 1-9/10",
+            "bytes 0-9/*",
+            "bytes 0-18446744073709551615/0",
+            "bytes 0-18446744073709551615/*",
+            "lines 0-9/10",
+        ] {
             assert_eq!(whole(range).unwrap_err().reason, Reason::SourceUnavailable, "{range}");
         }
     }

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
+use serde_json::json;
+
+use crate::fixture::{ACME, role_destination};
 use crate::testbed::broker::Broker;
 use crate::testbed::node::Node;
 use crate::testbed::site::{Site, job};
@@ -38,9 +41,9 @@ struct Pki {
 }
 
 impl Pki {
-    async fn set_up() -> Self {
+    async fn set_up(name: &str) -> Self {
         let (ours, theirs) = (authority("ours"), authority("theirs"));
-        let node = Node::over_tls(|files| {
+        let node = Node::over_tls(name, |files| {
             std::fs::write(files.join("ca.pem"), ours.pem()).unwrap();
             issue(&ours, "broker", &["localhost"], &files.join("server"));
         });
@@ -99,7 +102,7 @@ impl Pki {
 
 #[tokio::test]
 async fn a_broker_over_tls_is_used_or_the_reason_is_said() {
-    let mut pki = Pki::set_up().await;
+    let mut pki = Pki::set_up("reasons").await;
     // No user in the URL: the certificate says who it is (SASL EXTERNAL).
     pki.configure("localhost", "ca.pem", Some("client"));
     pki.works("by-certificate").await;
@@ -119,4 +122,37 @@ async fn a_broker_over_tls_is_used_or_the_reason_is_said() {
     pki.refuses(&["EXTERNAL"]).await;
     pki.configure("localhost", "client.key", Some("client"));
     pki.refuses(&["broker.ca_file", "no certificate"]).await;
+}
+
+/// The broker takes the login from the certificate, and verifies messages by that name.
+#[tokio::test]
+async fn a_login_of_another_name_than_in_the_url_is_learnt() {
+    let mut pki = Pki::set_up("login").await;
+    pki.configure("localhost", "ca.pem", Some("client"));
+    pki.site.set("broker.url", format!("amqps://named@localhost:{}/%2f?auth_mechanism=external", pki.node.tls_port()));
+    let mut guarded = role_destination("nowhere", ACME);
+    guarded["publishers"] = json!(["consign"]);
+    pki.site.set("source.allow_http", true).aws("http://127.0.0.1:1").destination("guarded", &guarded);
+    // No settlement is lost.
+    pki.works("by-certificate").await;
+    // A command learns the name from the refusal of its first message.
+    let enqueued = pki.site.consign(&[
+        "enqueue",
+        "--source",
+        "http://127.0.0.1:1/f",
+        "--to",
+        "guarded",
+        "--key",
+        "k",
+        "--id",
+        "retried",
+    ]);
+    assert!(enqueued.status.success(), "{enqueued:?}");
+    // That job is of a publisher of its destination, and so is the worker's copy of it.
+    let worker = pki.site.worker().await;
+    let copy = pki.site.broker.taken("wait.5s", "retried").await;
+    assert_eq!((copy.user_id.as_deref(), copy.header("consign-publisher")), (Some("consign"), "consign"));
+    assert!(worker.log().contains("\"login\":\"consign\""), "{}", worker.log());
+    worker.terminate();
+    assert!(worker.exit(Duration::from_secs(30)).await.success());
 }

@@ -25,6 +25,7 @@ pub struct Message {
     pub content_type: Option<String>,
     pub kind: Option<String>,
     pub correlation_id: Option<String>,
+    pub user_id: Option<String>,
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
 }
@@ -371,6 +372,7 @@ fn read(delivery: &lapin::message::Delivery) -> Message {
         content_type: properties.content_type().as_ref().map(ToString::to_string),
         kind: properties.kind().as_ref().map(ToString::to_string),
         correlation_id: properties.correlation_id().as_ref().map(ToString::to_string),
+        user_id: properties.user_id().as_ref().map(ToString::to_string),
         headers: headers.unwrap_or_default(),
         body: delivery.data.clone(),
     }

@@ -112,8 +112,8 @@ impl File {
 }
 
 fn message(routing_key: String, id: Option<String>, body: Vec<u8>) -> Message {
-    let (content_type, kind, correlation_id, headers) = (None, None, None, BTreeMap::new());
-    Message { routing_key, id, content_type, kind, correlation_id, headers, body }
+    let (content_type, kind, correlation_id, user_id, headers) = (None, None, None, None, BTreeMap::new());
+    Message { routing_key, id, content_type, kind, correlation_id, user_id, headers, body }
 }
 
 /// The length of a delay in milliseconds, by its name.

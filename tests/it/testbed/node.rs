@@ -50,8 +50,8 @@ impl Node {
 
     /// As [`Node::apart`], one that demands client certificates on [`Node::tls_port`] as well.
     /// `certify` writes `ca.pem`, `server.pem` and `server.key` into the folder that it is given.
-    pub fn over_tls(certify: impl FnOnce(&Path)) -> Self {
-        let dir = PathBuf::from(format!("{}-tls", exported("CONSIGN_TEST_NODE")));
+    pub fn over_tls(name: &str, certify: impl FnOnce(&Path)) -> Self {
+        let dir = PathBuf::from(format!("{}-tls-{name}", exported("CONSIGN_TEST_NODE")));
         let files = dir.join("tls");
         std::fs::create_dir_all(&files).unwrap();
         certify(&files);

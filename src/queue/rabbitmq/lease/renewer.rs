@@ -120,7 +120,7 @@ impl LeaseRenewer {
                 item = consumer.next() => match item {
                     Some(Ok(mut message)) => {
                         let properties = std::mem::take(&mut message.properties);
-                        message.properties = origin::trusted(properties, self.publisher.user());
+                        message.properties = origin::trusted(properties, self.publisher.user().as_ref());
                         handled.push(Box::pin(self.returned(message)));
                     }
                     Some(Err(error)) => return health.end(&errors::text(&error)),

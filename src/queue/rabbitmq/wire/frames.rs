@@ -301,18 +301,7 @@ mod tests {
 
     /// Output for input in chunks of several sizes, on which it must not depend.
     fn sanitized_within(frame_max: u32, bytes: &[u8]) -> Vec<u8> {
-        let outs = [1, 7, 8, 4096, usize::MAX].map(|size| {
-            let mut sanitizer = FrameSanitizer::new(frame_max);
-            let mut out = Vec::new();
-            for chunk in bytes.chunks(size) {
-                sanitizer.feed(chunk);
-                let mut buffer = vec![0; 64 * 1024];
-                while let count @ 1.. = sanitizer.take(&mut buffer) {
-                    out.extend_from_slice(&buffer[..count]);
-                }
-            }
-            out
-        });
+        let outs = [1, 7, 8, 4096, usize::MAX].map(|size| super::super::sanitized(frame_max, bytes.chunks(size)));
         assert!(outs.iter().all(|out| *out == outs[0]));
         outs[0].clone()
     }
