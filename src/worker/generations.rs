@@ -6,9 +6,9 @@
 //! same order:
 //!
 //! 1. A job that fails, or is deferred, leased, handed off or dead-lettered is *pending*: it may
-//!    write late, and that is reported once. So is one whose delivery could not be settled, whatever
-//!    its result: it is redelivered. A job that was redelivered reports itself when it is attempted,
-//!    and gives the others [`ANSWER_TIME`] before it writes.
+//!    write late, and that is reported once. So is one whose delivery could not be settled,
+//!    whatever its result: it is redelivered. A job that was redelivered reports itself when it
+//!    is attempted, and gives the others [`ANSWER_TIME`] before it writes.
 //! 2. Who delivered a higher generation within the last hour answers with that delivery. Who
 //!    delivers one later, while a lower one is pending, reports it.
 //! 3. Right before the request that makes an object visible, a late attempt, and any attempt while

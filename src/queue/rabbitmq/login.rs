@@ -37,8 +37,11 @@ impl Login {
         let (Some(current), Some(user)) = (&self.current, errors::other_login(refusal)) else { return false };
         let Ok(user) = short(&user) else { return false };
         tracing::warn!(
+            event = "login_renamed",
             login = user.as_str(),
-            "the broker knows this login by another name than broker.url; messages name the broker's as user_id"
+            next = "messages carry that name as user_id",
+            remedy = "name it in `publishers`, and as the user in broker.url",
+            "the broker knows this login by another name than broker.url"
         );
         *current.write().unwrap_or_else(PoisonError::into_inner) = user;
         true
