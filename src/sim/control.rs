@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::queue::SimQueue;
 use super::world::{SimState, note};
@@ -35,6 +37,9 @@ impl ControlStream {
     /// Adds the reader of the next worker, which reads everything from the start.
     pub(super) fn join(&mut self) {
         let now = Instant::now();
+        // As the start message of a real worker: it is read back, and concerns nobody.
+        let started = Control::new(ControlCommand::JobDelivered(Uuid::nil()), Timestamp::UNIX_EPOCH);
+        self.messages.push(started.render().into());
         let past = self.messages.iter().cloned().map(ControlEvent::Message).chain([ControlEvent::CaughtUp]);
         let inbox = past.map(|event| (now, event)).collect();
         self.readers.push(ControlReader { inbox, changed: Arc::default() });

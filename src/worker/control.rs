@@ -82,6 +82,10 @@ impl ControlListener {
     async fn read(self, caught_up: oneshot::Sender<()>) {
         let mut caught_up = Some(caught_up);
         while let Some(event) = self.queue.next_control().await {
+            if event != ControlEvent::CaughtUp {
+                // That comes even if the stream can't be read; the number of workers is read from it.
+                self.effects.generations.stream_was_read();
+            }
             match event {
                 ControlEvent::Message(body) => self.perform(&body),
                 ControlEvent::CaughtUp => {

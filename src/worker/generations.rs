@@ -66,7 +66,7 @@ pub(super) struct Generations {
     workers: AtomicU32,
     /// True once the reports of the past were read.
     caught_up: AtomicBool,
-    /// True once a report was read.
+    /// True once anything was read from the control stream: it is usable.
     reads: AtomicBool,
 }
 
@@ -84,12 +84,16 @@ impl Generations {
 
     /// Applies what a worker of the fleet reported, and answers.
     pub(super) fn apply(&self, object: ObjectDigest, change: GenerationChange) {
-        self.reads.store(true, Ordering::Relaxed);
         let answers = self.table().apply(object, change);
         for answer in answers {
             drop(self.reporter.report(object, answer));
         }
         self.changed.notify_waiters();
+    }
+
+    /// Records that the control stream can be read.
+    pub(super) fn stream_was_read(&self) {
+        self.reads.store(true, Ordering::Relaxed);
     }
 
     /// Records that the reports of the past were read.

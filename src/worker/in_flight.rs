@@ -100,8 +100,12 @@ impl InFlightJob {
 
     /// Waits for the end, at most [`JOIN_TIMEOUT`]. Only the `same` message can replace the
     /// owner's: a copy that was made of it elsewhere has other counters.
+    ///
+    /// Whoever joins before the owner settles is continued by the copy that the owner publishes
+    /// then. Whoever joins later may itself be what continues that copy: it was acknowledged in
+    /// another worker in favour of this delivery. Both must not go.
     pub(super) async fn join(&self, delivery: Delivery, same: bool, upload_id: Option<&str>) -> Joined {
-        let tag = delivery.ticket;
+        let (tag, settles) = (delivery.ticket, self.settling.load(Ordering::Acquire));
         let kept = if same {
             self.duplicates.park(delivery, upload_id.map(str::to_owned));
             None
@@ -109,6 +113,7 @@ impl InFlightJob {
             Some(delivery)
         };
         let end = timeout(JOIN_TIMEOUT, self.end()).await.ok();
+        let end = end.filter(|end| !(settles && matches!(end, JobEnd::Continued(_))));
         match kept.or_else(|| self.duplicates.reclaim(tag)) {
             Some(delivery) => Joined::Returned(Box::new(delivery), end),
             None => Joined::Taken,
@@ -122,7 +127,7 @@ pub(super) enum Joined {
     /// The owner took the delivery, and settles it.
     Taken,
     /// The delivery is still the caller's, which settles it; `None` when the owner is still at
-    /// work.
+    /// work, or when the copy that it published may be gone.
     Returned(Box<Delivery>, Option<JobEnd>),
 }
 
@@ -246,6 +251,7 @@ impl Drop for JobOwner {
 
 #[cfg(test)]
 mod tests {
+    use super::duplicates::tests::delivery;
     use super::*;
 
     fn id(run: u32) -> AttemptId {
@@ -276,6 +282,29 @@ mod tests {
             assert!(matches!(table.claim(copy.clone(), Timestamp::UNIX_EPOCH), Claim::Owned(_)), "{copy:?}");
         }
         assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Duplicate { same: true, .. }));
+    }
+
+    /// Two workers may each acknowledge the other's copy, and the job would be lost.
+    #[tokio::test]
+    async fn a_duplicate_that_joins_a_settlement_is_not_ended_by_the_copy_of_it() {
+        let table = InFlight::new();
+        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
+        let Claim::Duplicate { job, same: true } = table.claim(id(0), Timestamp::UNIX_EPOCH) else {
+            panic!("not joined")
+        };
+        let (before, after, ()) = tokio::join!(
+            job.join(delivery(1), true, None),
+            async {
+                job.settling.store(true, Ordering::Release);
+                job.join(delivery(2), true, None).await
+            },
+            async {
+                tokio::task::yield_now().await;
+                mine.release(JobEnd::Continued(None));
+            }
+        );
+        assert!(matches!(before, Joined::Returned(_, Some(JobEnd::Continued(None)))), "the copy continues it");
+        assert!(matches!(after, Joined::Returned(_, None)), "the copy may be gone");
     }
 
     /// Everything that goes by a run is another thing for another destination of the same id.

@@ -71,14 +71,14 @@ impl Duplicates {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use bytes::Bytes;
 
     use super::*;
     use crate::domain::lane::Lane;
     use crate::queue::{DeliveryOrigin, Properties};
 
-    fn delivery(tag: u64) -> Delivery {
+    pub(in crate::worker::in_flight) fn delivery(tag: u64) -> Delivery {
         Delivery {
             lane: Lane::Scheduled,
             body: Bytes::new(),
