@@ -101,9 +101,9 @@ impl InFlightJob {
     /// Waits for the end, at most [`JOIN_TIMEOUT`]. Only the `same` message can replace the
     /// owner's: a copy that was made of it elsewhere has other counters.
     ///
-    /// Whoever joins before the owner settles is continued by the copy that the owner publishes
-    /// then. Whoever joins later may itself be what continues that copy: it was acknowledged in
-    /// another worker in favour of this delivery. Both must not go.
+    /// A duplicate that joins before the owner settles is continued by the copy that the owner
+    /// publishes then. One that joins later may itself be the only message left: another worker
+    /// may have acknowledged that copy in favour of this very delivery.
     pub(super) async fn join(&self, delivery: Delivery, same: bool, upload_id: Option<&str>) -> Joined {
         let (tag, settles) = (delivery.ticket, self.settling.load(Ordering::Acquire));
         let kept = if same {

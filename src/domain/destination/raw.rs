@@ -61,7 +61,7 @@ pub struct RawDestination {
     pub equal_parts: bool,
     /// Session policy of the assumed role. Default: session.policy. A job can't set "none".
     pub session_policy: Option<SessionPolicyMode>,
-    /// Your own name for the customer, copied to outcomes. It replaces {tenant} in [source].
+    /// Your own name for the customer, copied to outcomes. It replaces {tenant} in `[source]`.
     pub tenant: Option<String>,
     /// Users of the broker whose jobs are accepted, by the `user_id` that the broker verifies.
     /// Default: all. Not for inline destinations.

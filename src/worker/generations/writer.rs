@@ -20,8 +20,6 @@ use crate::upload::WriteGate;
 /// Time in which a report must be read back. Beyond, the attempt ends as interrupted; where nothing
 /// was ever read, it writes, which is counted: no delivery depends on the control stream.
 const READ_BACK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time of a report until it is read back from which on others may be as late with their answers.
-const PROMPT: Duration = Duration::from_secs(1);
 /// Time that an attempt waits for the end of another worker's write. Beyond, its job is deferred.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -219,7 +217,6 @@ impl ObjectWriter {
         let (generations, object) = (&self.generations, self.this.object);
         let id = Uuid::new_v4();
         self.state().write = WriteState::Reported { id, permitted: false };
-        let sent = Instant::now();
         let report = GenerationChange::Writing { generation: self.this.generation, run: self.job.run, write: id };
         let reported = generations.reporter.report(object, report);
         let read_back = generations.wait_for(|table| table.turn(object, id));
@@ -238,12 +235,6 @@ impl ObjectWriter {
         }
         if read_back.is_err() {
             return Err(Refusal::Unavailable);
-        }
-        if sent.elapsed() > PROMPT && !generations.is_alone() {
-            let newer = generations.wait_for(|table| table.newer_than(self.this));
-            if let Ok(newer) = timeout(ANSWER_TIME, newer).await {
-                return Err(Refusal::Superseded(newer));
-            }
         }
         let latest = Instant::now() + TURN_TIMEOUT;
         loop {
