@@ -131,7 +131,7 @@ mod tests {
     "#;
 
     fn flavored(flavor: &str) -> String {
-        format!("[aws]\nflavor = \"{flavor}\"\n{KEYS}")
+        format!("[aws]\nflavor = \"{flavor}\"\ns3_endpoint_url = \"https://s3.example.com\"\n{KEYS}")
     }
 
     #[test]
@@ -189,6 +189,18 @@ mod tests {
                 !of_destinations || flavor.presets().contains(&NO_ROLES),
                 "{flavor:?}: jobs may bring destinations"
             );
+        }
+    }
+
+    #[test]
+    fn a_store_without_an_endpoint_would_be_aws() {
+        let text = |flavor: &str| format!("[aws]\nflavor = \"{flavor}\"\n{KEYS}");
+        for flavor in Flavor::ALL {
+            let loaded = load_str(&text(flavor.as_str())).map_err(|problems| problems.to_string());
+            match loaded {
+                Ok(_) => assert_eq!(flavor, Flavor::Aws),
+                Err(problems) => assert!(problems.contains("set aws.s3_endpoint_url"), "{problems}"),
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::flavors::Flavor;
 use super::raw::{RawAwsConfig, RawConfig, RawLogConfig};
 use super::sections::{AwsConfig, Config, LogConfig, SessionConfig, UploadConfig, WorkerConfig};
 use super::units::Size;
@@ -128,6 +129,13 @@ fn aws(raw: &RawAwsConfig, findings: &mut Findings) -> AwsConfig {
             );
             findings.add(&format!("aws.{key}"), problem);
         }
+    }
+    if let Some(flavor) = raw.flavor.filter(|flavor| *flavor != Flavor::Aws && raw.s3_endpoint_url.is_none()) {
+        let problem = format!(
+            "is \"{}\", but there is no endpoint of that store; set aws.s3_endpoint_url, or the flavor \"aws\"",
+            flavor.as_str()
+        );
+        findings.add("aws.flavor", problem);
     }
     AwsConfig {
         flavor: raw.flavor,

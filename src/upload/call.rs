@@ -92,8 +92,12 @@ impl Calls {
             };
             if refused && !renewed {
                 renewed = true;
-                let renewed = self.sessions.renew(&self.destination, &session).await;
-                session = renewed.map_err(|failure| CallError { ambiguous, ..CallError::new(failure) })?;
+                session = match self.sessions.renew(&self.destination, &session).await {
+                    Ok(renewed) => renewed,
+                    // The denial stands: nothing says that the session had expired.
+                    Err(_) if error.signal == ErrorSignal::Denied => return Err(error),
+                    Err(failure) => return Err(CallError { ambiguous, ..CallError::new(failure) }),
+                };
                 continue;
             }
             let final_word = matches!(error.signal, ErrorSignal::NoSuchUpload | ErrorSignal::InvalidPart);

@@ -163,11 +163,12 @@ pub(super) async fn check_free(calls: &Calls, target: &Target<'_>, operation: &'
             let failure = Failure::new(Reason::ObjectExists, message).hint(hint);
             Err(CallError { signal: ErrorSignal::PreconditionFailed, ..CallError::new(failure) })
         }
-        Err(denied) => {
+        Err(denied) if denied.signal == ErrorSignal::Denied => {
             let hint =
                 "this store does not check if_exists itself, so the key is listed: allow s3:ListBucket for the prefix";
             Err(CallError { failure: with_hint(denied.failure, hint), ..denied })
         }
+        Err(error) => Err(error),
     }
 }
 

@@ -42,6 +42,7 @@ use super::parts::WorkerParts;
 use crate::domain::control::GenerationChange;
 use crate::domain::fleet::FleetShare;
 use crate::domain::generation::{NewerDelivery, ObjectDigest, ObjectGeneration};
+use crate::domain::job::JobId;
 pub(super) use locks::{ObjectGuard, ObjectLocks};
 use reporter::GenerationReporter;
 use table::GenerationTable;
@@ -124,6 +125,16 @@ impl Generations {
     pub(super) async fn announce_again(&self, this: ObjectGeneration) {
         let reported = self.reporter.report(this.object, GenerationChange::Pending { generation: this.generation });
         let _ = timeout(CONFIRM_TIMEOUT, reported).await;
+    }
+
+    /// Reports a job that was delivered before and whose message is settled now, if it is still
+    /// reported as pending.
+    pub(super) fn delivered_before(&self, this: ObjectGeneration, job: &JobId) {
+        if self.table().pending_since(this).is_some() {
+            let job = job.as_str().into();
+            let change = GenerationChange::Delivered { generation: this.generation, job, write: None };
+            drop(self.reporter.report(this.object, change));
+        }
     }
 
     /// Reports the deliveries of the last `age`, which nobody else knows of: this worker stops, and

@@ -207,7 +207,10 @@ impl Runner {
         let reply_to = settlement::reply_to(&delivery.properties);
         let without_details = || settlement::delivered_before(&self.prefix, &delivery.properties, job, (self.clock)());
         let event = OutcomeEvent { reply_to, ..event.cloned().unwrap_or_else(without_details) };
-        self.settler.settle(delivery, Settlement::Ack, vec![event]).await;
+        let settled = self.settler.settle(delivery, Settlement::Ack, vec![event]).await;
+        if let Some(written) = job.written().filter(|_| settled) {
+            self.generations.delivered_before(written, &job.job.id);
+        }
     }
 
     /// Waits for the owner of a job, though not for ever: a duplicate takes a place of the

@@ -256,7 +256,11 @@ impl ControlReader {
         Ok(())
     }
 
+    /// Reports this worker's share once it is known: the others are known from what was read.
     async fn report_share(&mut self) -> Result<(), NoReceiver> {
+        if self.last.is_none() {
+            return Ok(());
+        }
         let share = self.roster.share(&self.context.leases.owner.address());
         if self.share.replace(share) == Some(share) {
             return Ok(());

@@ -171,9 +171,12 @@ impl RabbitMqDeadLetters {
         if current.letter.properties().unread.is_some() {
             return Err(QueueError::Refused("its body is too large to be read".to_owned()));
         }
-        let original = origin::trusted(current.properties.clone(), self.endpoint.user().as_ref());
-        let message = messages::requeued(&self.names, &current.letter, &original, generation)?;
-        self.publish(&message).await?;
+        let copy = |letters: &Self| {
+            let current = letters.current.as_ref().ok_or(QueueError::Lost)?;
+            let original = origin::trusted(current.properties.clone(), letters.endpoint.user().as_ref());
+            messages::requeued(&letters.names, &current.letter, &original, generation)
+        };
+        self.publish(copy).await?;
         failpoints::hit("requeued");
         self.discard().await
     }
@@ -189,24 +192,25 @@ impl RabbitMqDeadLetters {
 
     /// Publishes a letter to the dead letters.
     pub async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
-        let message = messages::imported(&self.names, letter)?;
-        self.publish(&message).await?;
+        self.publish(|letters| messages::imported(&letters.names, letter)).await?;
         failpoints::hit("put_back");
         Ok(())
     }
 
-    /// Uses a connection of its own: the broker would not read acknowledgements from a blocked one.
-    async fn publish(&mut self, message: &OutgoingMessage) -> Result<(), QueueError> {
+    /// Publishes what `copy` builds; once more if the broker names another login, on which the copy
+    /// depends.
+    async fn publish(&mut self, copy: impl Fn(&Self) -> Result<OutgoingMessage, QueueError>) -> Result<(), QueueError> {
         let user = self.endpoint.user();
-        let published = self.publish_as_known(message).await;
+        let published = self.publish_as_known(&copy(self)?).await;
         if published.is_ok() || self.endpoint.user() == user {
             return published;
         }
         // The broker has named the login. Its refusal has ended the connection.
         self.publisher = None;
-        self.publish_as_known(message).await
+        self.publish_as_known(&copy(self)?).await
     }
 
+    /// Uses a connection of its own: the broker would not read acknowledgements from a blocked one.
     async fn publish_as_known(&mut self, message: &OutgoingMessage) -> Result<(), QueueError> {
         let publisher = if let Some(publisher) = &self.publisher {
             publisher
