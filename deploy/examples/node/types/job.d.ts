@@ -157,7 +157,7 @@ export interface Destination {
    */
   session_policy?: SessionPolicyMode | null;
   /**
-   * Your own name for the customer, copied to outcomes. It replaces {tenant} in [source].
+   * Your own name for the customer, copied to outcomes. It replaces {tenant} in `[source]`.
    */
   tenant?: string | null;
 }
