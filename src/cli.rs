@@ -63,6 +63,20 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// All ends, in the order of their codes.
+    pub const ALL: [Self; 10] = [
+        Self::Done,
+        Self::Failed,
+        Self::Usage,
+        Self::Problem,
+        Self::Unavailable,
+        Self::Partly,
+        Self::Denied,
+        Self::Config,
+        Self::Signal(TerminationSignal::Interrupt),
+        Self::Signal(TerminationSignal::Terminate),
+    ];
+
     /// Returns the exit code of the contract.
     pub fn code(self) -> u8 {
         match self {
@@ -359,18 +373,6 @@ mod tests {
 
     #[test]
     fn the_codes_are_those_of_the_contract() {
-        let all = [
-            Exit::Done,
-            Exit::Failed,
-            Exit::Usage,
-            Exit::Problem,
-            Exit::Unavailable,
-            Exit::Partly,
-            Exit::Denied,
-            Exit::Config,
-            Exit::Signal(TerminationSignal::Interrupt),
-            Exit::Signal(TerminationSignal::Terminate),
-        ];
-        assert_eq!(all.map(Exit::code), [0, 1, 2, 3, 69, 75, 77, 78, 130, 143]);
+        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 2, 3, 69, 75, 77, 78, 130, 143]);
     }
 }

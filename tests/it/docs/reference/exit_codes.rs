@@ -5,20 +5,7 @@ use consign::runtime::shutdown::TerminationSignal;
 
 use crate::docs::generated::table;
 
-const EXITS: [Exit; 10] = [
-    Exit::Done,
-    Exit::Failed,
-    Exit::Usage,
-    Exit::Problem,
-    Exit::Unavailable,
-    Exit::Partly,
-    Exit::Denied,
-    Exit::Config,
-    Exit::Signal(TerminationSignal::Interrupt),
-    Exit::Signal(TerminationSignal::Terminate),
-];
-
-/// A new exit does not compile here; add it to [`EXITS`], too.
+/// A new exit does not compile here; add it to [`Exit::ALL`], too.
 fn meaning(exit: Exit) -> (&'static str, &'static str) {
     match exit {
         Exit::Done => ("success", "nothing"),
@@ -41,5 +28,5 @@ pub(super) fn all() -> String {
         let (meaning, action) = meaning(exit);
         [exit.code().to_string(), meaning.to_owned(), action.to_owned()]
     };
-    table(["exit code", "meaning", "what to do"], EXITS.map(row))
+    table(["exit code", "meaning", "what to do"], Exit::ALL.map(row))
 }
