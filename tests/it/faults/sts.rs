@@ -240,6 +240,24 @@ async fn on_ceph_the_denial_of_a_session_that_could_write_is_one_refresh() {
     fixture.close().await;
 }
 
+/// STS can't tell whether the session had expired, so the answer of the store counts: the customer's
+/// failure is not charged as one of STS.
+#[tokio::test]
+async fn on_ceph_a_denial_stands_while_sts_is_away() {
+    let (mut site, s3) = site("cephaway").await;
+    site.set("aws.flavor", "ceph");
+    let fixture = AcmeFixture { worker: site.worker().await, site, s3 };
+    fixture.schedule("a", b"hello").await;
+    fixture.delivered("a").await;
+    fixture.s3.on("AssumeRole").before(Effect::Error(503, "ServiceUnavailable", ""));
+    fixture.s3.on("PutObject").before(DENIED);
+    fixture.schedule("denied", b"hello").await;
+    denials(&fixture, 1).await;
+    assert!(fixture.s3.calls("AssumeRole").len() > 1, "it was asked");
+    fixture.s3.calm();
+    fixture.close().await;
+}
+
 #[tokio::test]
 async fn elsewhere_a_denial_is_no_word_for_a_session_that_is_over() {
     let fixture = AcmeFixture::start("nocephexpiry").await;
