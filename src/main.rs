@@ -10,7 +10,7 @@ use consign::cli::{self, Cli, Command, Exit};
 use consign::{config, telemetry};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     // Huge pages round every arena of the allocator up to 2 MiB: a worker of 40 MiB would hold 60.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -73,6 +74,12 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// Aborts an upload that nobody will resume. Best effort: a refusal is counted.
     fn abort_upload<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()>;
 
+    /// Gives the aborts that are tried again in the background their last try, at once. Returns when
+    /// all have ended, or after `limit`. For a worker that exits.
+    fn finish_aborts(&self, _limit: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Clears the cached denials, once a destination is reported as fixed.
     fn forget_denials(&self) {}
 
@@ -94,6 +101,10 @@ impl Transport for Transfers {
 
     fn abort_upload<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()> {
         Box::pin(self.uploader.abort_upload(destination, checkpoint))
+    }
+
+    fn finish_aborts(&self, limit: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(self.uploader.finish_aborts(limit))
     }
 
     fn forget_denials(&self) {

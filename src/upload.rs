@@ -26,6 +26,7 @@ mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +45,7 @@ use crate::telemetry::spans;
 use budget::Budget;
 use call::Calls;
 pub use gate::WriteGate;
-use multipart::{PartStream, UploadRecord};
+use multipart::{BackgroundAborts, PartStream, UploadRecord};
 use packed::PackedReader;
 use part::{Part, PartReader, Pool};
 use plan::{PlanLimits, UploadPlan};
@@ -75,6 +76,7 @@ pub struct Uploader {
     /// Stores that refused parts of different lengths.
     equal_parts: moka::sync::Cache<(DestinationIdentity, BucketName), ()>,
     metrics: Arc<Metrics>,
+    aborts: Arc<BackgroundAborts>,
 }
 
 /// Object to write: destination, key, headers and conditions.
@@ -209,7 +211,7 @@ impl Uploader {
         let limits = PlanLimits::new(&config, memory_budget);
         let budget = Budget::new(memory_budget, metrics.clone());
         let equal_parts = moka::sync::Cache::new(MAX_LEARNT_STORES);
-        Self { config, limits, sessions, budget, pool: Pool::default(), equal_parts, metrics }
+        Self { config, limits, sessions, budget, pool: Pool::default(), equal_parts, metrics, aborts: Arc::default() }
     }
 
     /// Uploads `body` to `target`. With `control.resume` it uploads the rest: the caller has
@@ -270,6 +272,12 @@ impl Uploader {
         multipart::abort_upload(&self.calls(destination), checkpoint).await;
     }
 
+    /// Gives every abort in the background its last try, and returns when all have ended, or after
+    /// `limit`.
+    pub async fn finish_aborts(&self, limit: Duration) {
+        self.aborts.finish(limit).await;
+    }
+
     /// The calls of the connection test: those of an upload to `key`, one at a time.
     pub fn probe(&self, destination: &Arc<Destination>, key: ObjectKey) -> BucketProbe {
         BucketProbe::new(self.calls(destination), key)
@@ -281,6 +289,7 @@ impl Uploader {
             destination: destination.clone(),
             metrics: self.metrics.clone(),
             min_rate: self.config.min_rate,
+            aborts: self.aborts.clone(),
         }
     }
 

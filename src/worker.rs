@@ -43,6 +43,7 @@ use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
+use crate::transfer::Transport;
 use crate::upload::StopSignals;
 pub use activity::{
     Activity, DeadLetterCount, DestinationRecord, EndedTransfer, FailureDetail, Recent, RunningTransfer, Throughput,
@@ -61,6 +62,8 @@ use runner::Runner;
 const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Age of the last heartbeat from which on a worker counts as stuck.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest time in which a drained worker aborts uploads that could not be aborted before.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Share of the drain time in which transfers may still finish. The rest is for requeueing the
 /// others.
 const FINISHING_SHARE: f64 = 0.8;
@@ -69,6 +72,7 @@ const FINISHING_SHARE: f64 = 0.8;
 #[derive(Debug)]
 pub struct Worker {
     queue: Arc<dyn Queue>,
+    transport: Arc<dyn Transport>,
     admission: Arc<Admission>,
     runner: Arc<Runner>,
     control: ControlListener,
@@ -120,6 +124,7 @@ impl Worker {
             ControlEffects { admission: admission.clone(), cancellations, in_flight, generations: generations.clone() };
         Arc::new(Self {
             queue: parts.queue.clone(),
+            transport: parts.transport.clone(),
             runner,
             control: ControlListener::new(parts.queue, effects, parts.clock),
             admission,
@@ -249,6 +254,7 @@ impl Worker {
             stop.cancel.cancel();
         }
         let drained = timeout_at(deadline, tasks.wait()).await.is_ok();
+        self.transport.finish_aborts(ABORT_TIMEOUT.min(deadline.duration_since(Instant::now()))).await;
         tracing::info!(event = "drain_ended", drained, left = tasks.len(), "drained");
         drained
     }

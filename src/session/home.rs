@@ -4,6 +4,7 @@
 //! A region refuses credentials that are valid elsewhere: an opt-in region that is off, or one of
 //! another partition. So the worker is at fault only if STS at home refuses it, too.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ use crate::domain::outcome::{Class, Failure, Reason, Symptom};
 const ACCEPTED_FOR: Duration = Duration::from_secs(15);
 /// Time-out of each call of our own. One that is not answered by then is failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// Most regions that are remembered as accepting the worker.
+const MAX_REGIONS: usize = 4;
 /// Most destinations that are asked about an outage.
 const MAX_ASKED: usize = 3;
 
@@ -33,15 +36,16 @@ const MAX_ASKED: usize = 3;
 pub(super) struct HomeIdentity {
     /// Time at which STS at home was asked that accepted the worker.
     accepted: Cache<(), Instant>,
-    /// Region of the STS that accepted the worker last.
-    last_accepted_in: RwLock<Option<Region>>,
+    /// Regions whose STS accepted the worker, the last one first. A region that refused it since is
+    /// none of them.
+    accepted_in: RwLock<VecDeque<Region>>,
     partition: OnceLock<Arc<str>>,
 }
 
 impl HomeIdentity {
     pub(super) fn new() -> Self {
         let accepted = Cache::new(1, ACCEPTED_FOR * 2, Duration::ZERO, Duration::ZERO);
-        Self { accepted, last_accepted_in: RwLock::default(), partition: OnceLock::new() }
+        Self { accepted, accepted_in: RwLock::default(), partition: OnceLock::new() }
     }
 
     /// Observes the worker's ARN. The partition of an identity never changes.
@@ -55,21 +59,31 @@ impl HomeIdentity {
     /// partition.
     pub(super) fn granted(&self, role: &RoleArn, region: &Region) {
         self.partition.get_or_init(|| role.partition().into());
-        let known = self.last_accepted_in.read().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(region);
-        if !known {
-            *self.last_accepted_in.write().unwrap_or_else(PoisonError::into_inner) = Some(region.clone());
+        if self.last_accepted_in().as_ref() == Some(region) {
+            return;
         }
+        let mut regions = self.accepted_in.write().unwrap_or_else(PoisonError::into_inner);
+        regions.retain(|known| known != region);
+        regions.push_front(region.clone());
+        regions.truncate(MAX_REGIONS);
+    }
+
+    /// Observes that STS of a region refused the worker: it can't say then whether the region or the
+    /// worker is at fault.
+    fn refused_in(&self, region: &str) {
+        let mut regions = self.accepted_in.write().unwrap_or_else(PoisonError::into_inner);
+        regions.retain(|known| known.as_str() != region);
     }
 
     fn last_accepted_in(&self) -> Option<Region> {
-        self.last_accepted_in.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.accepted_in.read().unwrap_or_else(PoisonError::into_inner).front().cloned()
     }
 }
 
 impl Sessions {
     /// The region where the worker is at home: `aws.region`, else that of its environment or
     /// profile, else that of its configured role's partition, else the one whose STS accepted it
-    /// last, else `us-east-1`.
+    /// last and did not refuse it since, else `us-east-1`.
     fn home_region(&self) -> String {
         let accepted = self.home.last_accepted_in().filter(|_| self.identity.sdk().region().is_none());
         sts_region(&self.aws, accepted.as_ref(), &self.identity)
@@ -136,6 +150,7 @@ impl Sessions {
             return failure;
         }
         let asked = sts_region(&self.aws, Some(region), &self.identity);
+        self.home.refused_in(&asked);
         match self.accepted_at_home_since(Instant::now()).await {
             Err(home) if home.class() == Class::Transient => {
                 let message = format!("{failure} (from STS in {asked}; STS in the home region did not answer: {home})");
@@ -363,6 +378,22 @@ mod tests {
         let environment = sessions(AwsConfig::default());
         environment.home.granted(&role("aws"), &region("ap-south-1"));
         assert_eq!(environment.home_region(), "eu-central-1");
+    }
+
+    #[test]
+    fn home_is_no_region_that_refused_the_worker_since_it_accepted_it() {
+        let home = HomeIdentity::new();
+        let granted = |name: &str| home.granted(&role("aws"), &region(name));
+        for name in ["eu-west-1", "ap-east-1", "eu-west-1", "ap-east-1"] {
+            granted(name);
+        }
+        assert_eq!(home.last_accepted_in(), Some(region("ap-east-1")));
+        home.refused_in("ap-east-1");
+        assert_eq!(home.last_accepted_in(), Some(region("eu-west-1")));
+        home.refused_in("eu-west-1");
+        assert_eq!(home.last_accepted_in(), None);
+        granted("ap-east-1");
+        assert_eq!(home.last_accepted_in(), Some(region("ap-east-1")), "it accepts the worker again");
     }
 
     #[test]

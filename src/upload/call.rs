@@ -12,6 +12,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use tokio::time::timeout;
 
 use super::classify::{CallError, ErrorSignal, classify, unanswered};
+use super::multipart::BackgroundAborts;
 use crate::aws::errors::status_label;
 use crate::domain::destination::Destination;
 use crate::domain::outcome::{Class, Failure, Reason};
@@ -38,6 +39,8 @@ pub(super) struct Calls {
     pub(super) metrics: Arc<Metrics>,
     /// Bytes a second below which a request counts as stuck.
     pub(super) min_rate: u64,
+    /// Aborts that the calls of an upload leave behind.
+    pub(super) aborts: Arc<BackgroundAborts>,
 }
 
 impl Calls {

@@ -1,6 +1,11 @@
-//! Giving an unfinished upload up.
+//! Aborts of unfinished uploads.
 
 use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::domain::destination::Destination;
 use crate::domain::job::lease::Checkpoint;
@@ -14,6 +19,38 @@ use crate::upload::classify::ErrorSignal;
 const LATER: u32 = 7;
 const BASE_RETRY_DELAY: Duration = Duration::from_secs(5);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(300);
+
+/// Aborts that run in the background.
+#[derive(Debug, Default)]
+pub(in crate::upload) struct BackgroundAborts {
+    tasks: TaskTracker,
+    finishing: CancellationToken,
+}
+
+impl BackgroundAborts {
+    /// Gives every abort that waits its last try, at once, and returns when all have ended, or
+    /// after `limit`. For a worker that exits: what is open then stays in the bucket.
+    pub(in crate::upload) async fn finish(&self, limit: Duration) {
+        self.finishing.cancel();
+        self.tasks.close();
+        if timeout(limit, self.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                event = "uploads_orphaned",
+                uploads = self.tasks.len(),
+                next = "the uploads are left in their buckets",
+                remedy = "give the buckets a lifecycle rule for incomplete uploads",
+                "unfinished uploads could not be aborted before the worker exits"
+            );
+        }
+    }
+
+    fn spawn(&self, abort: impl Future<Output = ()> + Send + 'static) {
+        // Without a runtime, the process exits.
+        if let Ok(runtime) = Handle::try_current() {
+            self.tasks.spawn_on(abort, &runtime);
+        }
+    }
+}
 
 /// Aborts an upload of an earlier attempt.
 pub(in crate::upload) async fn abort_upload(calls: &Calls, checkpoint: &Checkpoint) {
@@ -54,20 +91,31 @@ pub(super) async fn abort(calls: &Calls, bucket: &str, key: &str, id: &str) -> A
                 %cause,
                 "an unfinished upload is aborted later"
             );
-            let (calls, bucket) = (calls.clone(), bucket.to_owned());
+            let (later, bucket) = (calls.clone(), bucket.to_owned());
             let (key, id) = (key.to_owned(), id.to_owned());
-            tokio::spawn(async move { abort_with_retries(&calls, &bucket, &key, &id).await });
+            calls.aborts.spawn(async move { abort_with_retries(&later, &bucket, &key, &id).await });
             Aborted::Unknown
         }
     }
 }
 
+/// Aborts an upload in the background, for a transfer that was cancelled.
+pub(super) fn abort_in_background(calls: Calls, bucket: String, key: String, id: String) {
+    let aborts = calls.aborts.clone();
+    aborts.spawn(async move {
+        abort(&calls, &bucket, &key, &id).await;
+    });
+}
+
 async fn abort_with_retries(calls: &Calls, bucket: &str, key: &str, id: &str) {
     let mut retry = Retry::bounded(LATER, BASE_RETRY_DELAY, MAX_RETRY_DELAY);
     while let Some(wait) = retry.next_wait(None) {
-        tokio::time::sleep(wait).await;
+        let is_last = calls.aborts.finishing.run_until_cancelled(sleep(wait)).await.is_none();
         if once(calls, bucket, key, id).await.is_ok() {
             return;
+        }
+        if is_last {
+            break;
         }
     }
     tracing::warn!(

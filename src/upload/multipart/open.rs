@@ -7,7 +7,7 @@ use aws_sdk_s3::operation::complete_multipart_upload::CompleteMultipartUploadOut
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 
 use super::UploadRecord;
-use super::abort::{Aborted, abort};
+use super::abort::{Aborted, abort, abort_in_background};
 use super::date::DateHeader;
 use crate::domain::destination::Checksum;
 use crate::domain::job::lease::{Checkpoint, PartDone, PartSizes};
@@ -278,8 +278,9 @@ impl<'a> MultipartUpload<'a> {
         let unknown = error.ambiguous || missing || overwritten;
         let found = if unknown { self.look_for(target, expected).await } else { None };
         if let Some(object) = found {
-            // A younger one is what another worker completed: then this upload is still open.
-            if !missing && reconcile::is_younger(&object, self.initiated) {
+            // An earlier attempt or another worker wrote an object of another age: then this upload is
+            // still open.
+            if !missing && !reconcile::is_of_upload(&object, self.initiated) {
                 self.try_abort().await;
             }
             self.settle();
@@ -423,10 +424,8 @@ impl Drop for MultipartUpload<'_> {
             return;
         }
         self.settle();
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (calls, bucket) = (self.calls.clone(), std::mem::take(&mut self.bucket));
-        let (key, id) = (std::mem::take(&mut self.key), std::mem::take(&mut self.id));
-        runtime.spawn(async move { abort(&calls, &bucket, &key, &id).await });
+        let (bucket, key) = (std::mem::take(&mut self.bucket), std::mem::take(&mut self.key));
+        abort_in_background(self.calls.clone(), bucket, key, std::mem::take(&mut self.id));
     }
 }
 

@@ -101,6 +101,31 @@ async fn a_region_without_our_token_costs_its_own_job_and_no_worker() {
     site.broker.clean().await;
 }
 
+/// The region that accepted the worker last refuses it now.
+#[tokio::test]
+async fn a_region_that_is_switched_off_costs_its_own_job_and_no_worker() {
+    let (mut site, s3) = site("switchedoff").await;
+    site.unset("aws.region");
+    s3.bucket("odd", OPT_IN, "222222222222");
+    let mut odd = role_destination("odd", "222222222222");
+    odd["region"] = json!(OPT_IN);
+    site.destination("odd", &odd);
+    let worker = site.worker().await;
+    schedule(&site, "odd", named("before", 1)).await;
+    all_delivered(&site, named("before", 1)).await;
+    for operation in ["AssumeRole", "GetCallerIdentity"] {
+        s3.on(operation).region(OPT_IN).before(UNKNOWN_TOKEN);
+    }
+    s3.expire_sessions();
+    schedule(&site, "odd", named("odd", 1)).await;
+    waits_for(&site.broker.taken("wait.2m", "odd-0").await, "wrong_region");
+    schedule(&site, "acme", named("a", 20)).await;
+    all_delivered(&site, named("a", 20)).await;
+    nobody_is_sick(std::slice::from_ref(&worker)).await;
+    Checker::new(&site, &s3).worker(&worker).check().await;
+    site.broker.clean().await;
+}
+
 /// A moment ago STS at home accepted the worker, which now is refused everywhere.
 #[tokio::test]
 async fn an_acceptance_from_before_a_refusal_blames_no_region() {
