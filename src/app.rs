@@ -7,6 +7,8 @@ mod last_reload;
 mod signals;
 mod status;
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -45,16 +47,16 @@ pub enum WorkerExit {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address of the admin endpoint is in use or does not belong to this machine.
-    #[error("admin.listen: {address} can't be used: {error}; choose another address")]
+    #[error("admin.listen: {address} can't be used: {error}; {}", listen_remedy(*.address, .error))]
     Admin {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// The error of the operating system.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The signal handlers can't be installed.
     #[error("failed to install signal handlers: {0}")]
-    Signals(std::io::Error),
+    Signals(io::Error),
     /// The HTTPS client for sources can't be built.
     #[error("https sources can't be read: {0}")]
     Sources(String),
@@ -79,10 +81,35 @@ pub struct WorkerEnvironment {
 /// If the broker is unavailable at the start, the worker waits for it, and `/readyz` reports that.
 pub async fn run(config: Config, log: LogHandle, reload: Reload) -> Result<WorkerExit, StartError> {
     let shutdown = Shutdown::listen().map_err(StartError::Signals)?;
-    let address = config.admin.listen;
-    let listener = TcpListener::bind(address).await.map_err(|error| StartError::Admin { address, error })?;
+    let listener = listen(config.admin.listen).await?;
     let identity = WorkerIdentity::load(&config.aws).await;
     run_in(WorkerEnvironment { identity, listener, shutdown }, config, Some((log, reload))).await
+}
+
+/// Listens on the address of the admin endpoint.
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| StartError::Admin { address, error })
+}
+
+/// Remedy of an address that can't be used.
+fn listen_remedy(address: SocketAddr, error: &io::Error) -> String {
+    let (host, port) = (address.ip(), address.port());
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let free = SocketAddr::new(host, port.wrapping_add(1).max(1024));
+            format!(
+                "another process listens there, perhaps another worker; stop it, or choose another port, for example \
+                 --set admin.listen={free}"
+            )
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{host} is not an address of this machine; give one that is, or 0.0.0.0 for all")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("port {port} needs a privilege; choose a port of at least 1024")
+        }
+        _ => "choose another address".to_owned(),
+    }
 }
 
 /// Runs a worker as [`run`] does, in the given environment. Without `reload`, SIGHUP is left to the

@@ -159,18 +159,18 @@ fn globals_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString>
     first
 }
 
-/// Flags of every command.
+/// Flags of every command. Help lists them after the options of the command.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
     /// Configuration file (TOML), or directory of *.toml files. Repeatable; later ones take
     /// precedence
-    #[arg(short, long, global = true, value_name = "FILE|DIR", env = CONFIG_VARIABLE)]
+    #[arg(short, long, global = true, display_order = 900, value_name = "FILE|DIR", env = CONFIG_VARIABLE)]
     pub config: Vec<PathBuf>,
     /// Override one setting. Takes precedence over environment and files. Repeatable
-    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE", value_parser = setting)]
+    #[arg(long, global = true, display_order = 901, value_name = "SECTION.KEY=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
     /// Write JSON to stdout, and progress, logs and errors to stderr
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 902)]
     pub json: bool,
 }
 
@@ -318,6 +318,14 @@ mod tests {
         assert!(cli.global.json);
         let glued = parse("consign run -ca.toml --config=b.toml --config c.toml").unwrap();
         assert_eq!(glued.global.config, ["a.toml", "b.toml", "c.toml"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn help_lists_the_options_of_the_command_first() {
+        let help = parse("consign dead requeue --help").unwrap_err().to_string();
+        let at = |option: &str| help.find(option).unwrap_or_else(|| panic!("{option} is missing in {help}"));
+        let expected = ["--all", "--dry-run", "--as-new", "--config", "--set", "--json", "--help"];
+        assert!(expected.map(|option| at(&format!("{option} "))).is_sorted(), "{help}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | [`filter`] | the selection of letters |
 //! | [`run`] | counts and output of an operation on many letters |
 //! | [`gate`] | the decision whether a destination may receive its jobs |
+//! | [`newer`] | the newer deliveries that supersede jobs |
 //! | [`requeue`], [`discard`] | the operations |
 //! | [`export`], [`import`], [`mod@format`] | files of letters |
 
@@ -17,6 +18,7 @@ pub mod filter;
 pub mod format;
 pub mod gate;
 pub mod import;
+pub mod newer;
 pub mod requeue;
 pub mod run;
 

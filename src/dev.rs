@@ -148,8 +148,8 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
 fn greet(report: &TransferPrinter, home: &Home) {
     let fate = if home.kept() { "kept" } else { "removed at the end" };
     report.say(&format!(
-        "consign dev: a demo of consign on this machine, NOT for production.\nS3, STS and queue are its own, keys \
-         are made up, no network is used.\neverything is in {} ({fate})",
+        "consign dev: a demo of consign on this machine, NOT for production.\nIt has its own S3, STS and queue, its \
+         keys are invented, and it uses no network.\nall data is in {} ({fate})",
         home.path().display()
     ));
 }

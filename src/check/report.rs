@@ -6,20 +6,20 @@ use serde::Serialize;
 
 use crate::domain::diagnosis::{Code, Diagnosis, Remedy, Side};
 
-/// The report of a connection test. Part of the contract: `consign check --json` prints it, and the
-/// answer to a test by message contains it.
+/// Report of a connection test, as `consign check --json` prints it and as the answer to a test by
+/// message contains it. Part of the contract.
 #[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 #[schemars(title = "consign check", rename = "check")]
 pub struct CheckReport {
-    /// 1.
+    /// Version of the format: 1.
     #[schemars(extend("const" = 1))]
     pub version: u32,
     /// `ready` if files can be delivered: no step failed.
     pub verdict: CheckVerdict,
     /// The destination's id; absent for a test of the worker itself.
     pub destination: Option<String>,
-    /// The platform's name of the customer.
+    /// Your own name for the customer.
     pub tenant: Option<String>,
     /// The bucket.
     pub bucket: Option<String>,
@@ -31,7 +31,8 @@ pub struct CheckReport {
     pub test_object: Option<String>,
     /// True if something of the test remains in the bucket.
     pub left_behind: bool,
-    /// The identity that AWS sees: the principal of the trust policy; for an access key, its user.
+    /// The identity that AWS sees: the principal for the trust policy, or the user of the access
+    /// key.
     pub principal: Option<String>,
     /// The time at which the test began.
     #[schemars(with = "String")]

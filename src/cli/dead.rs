@@ -97,11 +97,12 @@ fn finish(progress: &ProgressReporter, counts: &LetterCounts, letters: u64, verb
 
 /// Ends an operation as [`finish`] does, with counts even where no letter was selected.
 fn finish_with_counts(progress: &ProgressReporter, counts: &LetterCounts, verb: &str) -> Exit {
-    let LetterCounts { done, refused, failed, stopped_by } = counts;
+    let LetterCounts { done, superseded, refused, failed, stopped_by } = counts;
+    let superseded = if *superseded > 0 { format!(" ({superseded} superseded)") } else { String::new() };
     let refused = if *refused > 0 { format!(", {refused} refused") } else { String::new() };
     let failed = if *failed > 0 { format!(", {failed} failed") } else { String::new() };
     let partial = if stopped_by.is_some() { "; not all were examined" } else { "" };
-    progress.finish(&format!("{done} {verb}{refused}{failed}{partial}"));
+    progress.finish(&format!("{done} {verb}{superseded}{refused}{failed}{partial}"));
     exit(counts)
 }
 
@@ -133,7 +134,7 @@ mod tests {
         let mut refused = run();
         refused.refused(&letter, "");
         assert_eq!(exit(refused.counts()), Exit::Problem);
-        refused.done(&letter, None);
+        refused.done(&letter);
         assert_eq!(exit(refused.counts()), Exit::Partly);
         let mut full = run();
         assert!(full.failed(&letter, &QueueError::Refused("full".to_owned())), "another one may fit");
@@ -142,7 +143,7 @@ mod tests {
         assert!(!unavailable.failed(&letter, &lost()));
         assert_eq!(exit(unavailable.counts()), Exit::Unavailable);
         let mut half = run();
-        half.done(&letter, None);
+        half.done(&letter);
         half.stopped(lost());
         assert_eq!(exit(half.counts()), Exit::Partly);
     }

@@ -97,14 +97,14 @@ Examples:
 /// `consign dead requeue`.
 pub(super) const DEAD_REQUEUE: &str = "\
 Examples:
-  # See which jobs would be requeued
-  consign dead requeue --destination acme --dry-run
-  # Requeue all jobs that failed for this reason
-  consign dead requeue --reason kms_denied
+  # See which jobs would be requeued, then repeat it without --dry-run
+  consign dead requeue --reason kms_denied --dry-run
   # Requeue the jobs of a backfill, slowly
   consign dead requeue --job 'acme/2025-*' --lane backfill --rate 10/s
   # Requeue everything, and ask a worker for open circuits first
-  consign dead requeue --all --admin http://127.0.0.1:9464";
+  consign dead requeue --all --admin http://127.0.0.1:9464
+  # Deliver a job although a newer version of its object was delivered
+  consign dead requeue --job acme/google_ads/2026-11-22 --as-new";
 
 /// `consign dead discard`.
 pub(super) const DEAD_DISCARD: &str = "\

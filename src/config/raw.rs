@@ -17,7 +17,7 @@ use super::sections::{CheckConfig, LogFormat, MetricsConfig, SessionConfig, Uplo
 use super::units::{Size, Span};
 use crate::domain::destination::raw::RawDestination;
 
-/// The configuration as written. Only its shape is checked.
+/// Configuration of consign.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "consign configuration", rename = "config")]
@@ -61,7 +61,7 @@ pub(super) struct RawBrokerConfig {
     pub(super) url: Option<SecretString>,
     /// File that contains the URL.
     pub(super) url_file: Option<PathBuf>,
-    /// Beginning of every exchange and queue name.
+    /// Prefix of all exchange and queue names.
     pub(super) prefix: String,
     /// True if `consign run` declares exchanges and queues; otherwise it only checks them.
     pub(super) declare: bool,
@@ -89,7 +89,8 @@ pub(super) struct RawBrokerConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawAws")]
 pub(super) struct RawAwsConfig {
-    /// The store, for settings that it needs. Presets them; every explicit setting wins.
+    /// Kind of store. It presets the settings that the store needs. An explicit setting overrides a
+    /// preset.
     pub(super) flavor: Option<Flavor>,
     /// The worker's own region, in which STS is called. Default: that of the environment or
     /// profile, else the home region of the partition of `identity_role_arn`, else the
@@ -97,7 +98,7 @@ pub(super) struct RawAwsConfig {
     pub(super) region: Option<String>,
     /// Endpoint of an S3-compatible store. Default: AWS.
     pub(super) s3_endpoint_url: Option<String>,
-    /// Endpoint of its STS. Default: AWS.
+    /// Endpoint of the STS of an S3-compatible store. Default: AWS.
     pub(super) sts_endpoint_url: Option<String>,
     /// Puts the bucket into the path instead of the host name, for S3-compatible stores.
     pub(super) force_path_style: bool,
@@ -153,10 +154,10 @@ pub(super) enum RawExternalIdRule {
 pub(super) struct RawSourceConfig {
     /// Allowed schemes: "https", "file", "s3".
     pub(super) schemes: Vec<String>,
-    /// Directory that file sources must be below. Without it, no file may be read. A segment
+    /// Directory that contains all file sources. Without it, file sources are refused. A segment
     /// `{tenant}` stands for the tenant of the job's configured destination.
     pub(super) file_root: Option<String>,
-    /// Places on S3 from which sources may be read.
+    /// Buckets, or folders of them, from which sources may be read.
     pub(super) s3: Vec<RawStagingPlace>,
     /// Allows http:// sources.
     pub(super) allow_http: bool,
@@ -165,10 +166,10 @@ pub(super) struct RawSourceConfig {
     pub(super) allow_private_networks: bool,
     /// Private networks from which sources may be read, such as "10.1.0.0/16".
     pub(super) allow_networks: Vec<String>,
-    /// Accepts https and s3 sources that do not tell their length, although a broken connection
-    /// looks like their end. Their outcomes have `length_unproven`.
+    /// Accepts https and s3 sources without a length. A broken connection can't be distinguished
+    /// from the end of such a source. Its outcome has `length_unproven`.
     pub(super) allow_unproven_length: bool,
-    /// Maximum size of a source. Default: no limit of consign's own.
+    /// Maximum size of a source. Default: no limit.
     #[serde(serialize_with = "Size::serialize", deserialize_with = "Size::deserialize")]
     #[schemars(with = "Option<Size>")]
     pub(super) max_bytes: Option<u64>,

@@ -96,7 +96,7 @@ impl BrokerConfig {
 pub struct WorkerConfig {
     /// Transfers that a worker runs at the same time.
     pub slots: NonZeroU32,
-    /// Most slots that backfills may use. A backfill job starts only if one slot in eight stays
+    /// Maximum number of slots for backfills. A backfill job starts only if one slot in eight stays
     /// free for scheduled jobs.
     pub backfill_slots: u32,
     /// Total size of all part buffers.
@@ -130,7 +130,7 @@ pub struct UploadConfig {
     pub multipart_threshold: u64,
     /// Parts of one upload that are sent at the same time.
     pub part_concurrency: NonZeroU32,
-    /// Least bytes per second. Slower requests and sources count as stuck.
+    /// Minimum bytes per second. Slower requests and sources count as stalled.
     #[serde(with = "Size")]
     pub min_rate: u64,
 }
@@ -140,7 +140,7 @@ pub struct UploadConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawSession")]
 pub struct SessionConfig {
-    /// Time before its expiry at which a session is renewed.
+    /// Time before the expiry of a session at which it is renewed.
     #[serde(with = "Span")]
     pub refresh_before: Duration,
     /// Maximum number of cached sessions.
@@ -214,7 +214,8 @@ pub struct AdminConfig {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "RawMetrics")]
 pub struct MetricsConfig {
-    /// Destinations with metric series of their own; all others count as `_other`.
+    /// Maximum number of destinations with metric series of their own. All others count as
+    /// `_other`.
     pub max_destinations: usize,
 }
 

@@ -28,7 +28,7 @@ pub async fn discard(
     while let Some(letter) = run.next(letters, &mut selection).await {
         let discarded = if dry_run { Ok(()) } else { letters.discard().await };
         match discarded {
-            Ok(()) => run.done(&letter, None),
+            Ok(()) => run.done(&letter),
             Err(problem) if run.failed(&letter, &problem) => {}
             Err(_) => return,
         }

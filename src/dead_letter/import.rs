@@ -57,7 +57,7 @@ pub async fn import(path: &Path, letters: &mut DeadLetters, run: &mut LetterRun<
             continue;
         }
         match letters.put(&letter).await {
-            Ok(()) => run.done(&letter, None),
+            Ok(()) => run.done(&letter),
             Err(problem) if run.failed(&letter, &problem) => {}
             Err(_) => break,
         }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::filter::LetterSelection;
 use super::gate::{DestinationProbe, RequeueGate};
+use super::newer::ReportedDeliveries;
 use super::run::LetterRun;
 use crate::queue::{DeadLetter, DeadLetters};
 use crate::runtime::output::printable;
@@ -29,15 +30,19 @@ pub struct Requeue<P> {
     options: RequeueOptions,
     /// `None` where every destination may receive its jobs.
     gate: Option<RequeueGate<P>>,
+    delivered: ReportedDeliveries,
     next_at: Option<Instant>,
     /// True once an expired job was reported.
     expiry_reported: bool,
+    /// True once a superseded job was reported.
+    superseded_reported: bool,
 }
 
 impl<P: DestinationProbe> Requeue<P> {
-    /// A requeue. Without a gate no destination is probed.
-    pub fn new(options: RequeueOptions, gate: Option<RequeueGate<P>>) -> Self {
-        Self { options, gate, next_at: None, expiry_reported: false }
+    /// A requeue. Without a gate no destination is probed. Jobs that `delivered` supersedes are
+    /// requeued and reported.
+    pub fn new(options: RequeueOptions, gate: Option<RequeueGate<P>>, delivered: ReportedDeliveries) -> Self {
+        Self { options, gate, delivered, next_at: None, expiry_reported: false, superseded_reported: false }
     }
 
     /// Requeues the selected letters. Dropped halfway, it leaves every letter either where it was
@@ -56,19 +61,29 @@ impl<P: DestinationProbe> Requeue<P> {
             run.refused(letter, &reason);
             return true;
         }
-        let new_run = letter.run().saturating_add(1);
         if self.options.dry_run {
-            run.done(letter, Some(new_run));
+            self.requeued(letter, run);
             return true;
         }
         self.wait().await;
         let now = u64::try_from(Timestamp::now().as_microsecond()).ok();
         match letters.requeue(now.filter(|_| self.options.as_new)).await {
             Ok(()) => {
-                run.done(letter, Some(new_run));
+                self.requeued(letter, run);
                 true
             }
             Err(problem) => run.failed(letter, &problem),
+        }
+    }
+
+    fn requeued(&mut self, letter: &DeadLetter, run: &mut LetterRun<'_>) {
+        let newer = self.delivered.superseding(letter).filter(|_| !self.options.as_new);
+        run.requeued(letter, newer);
+        if let Some(newer) = newer.filter(|_| !std::mem::replace(&mut self.superseded_reported, true)) {
+            let (job, newer) = (letter.job_id().map_or_else(String::new, printable), printable(&newer.to_string()));
+            run.notice(&format!(
+                "{job}: superseded by {newer}, which was delivered; workers skip such jobs (--as-new delivers them anyway)"
+            ));
         }
     }
 

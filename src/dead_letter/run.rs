@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::filter::LetterSelection;
+use crate::domain::generation::NewerDelivery;
 use crate::queue::{DeadLetter, DeadLetters, QueueError};
 use crate::runtime::output::{Output, printable};
 
@@ -21,6 +22,8 @@ pub struct LetterRun<'a> {
 pub struct LetterCounts {
     /// Letters that were processed.
     pub done: u64,
+    /// Of these, letters whose jobs will be skipped, because a newer generation was delivered.
+    pub superseded: u64,
     /// Letters that were left alone.
     pub refused: u64,
     /// Letters at which the operation failed.
@@ -73,17 +76,30 @@ impl<'a> LetterRun<'a> {
         self.output.advance(1);
     }
 
-    /// Counts a processed letter. `run` is the new run of its job.
-    pub fn done(&mut self, letter: &DeadLetter, run: Option<u32>) {
+    /// Counts a processed letter.
+    pub fn done(&mut self, letter: &DeadLetter) {
+        self.processed(letter, &[]);
+    }
+
+    /// Counts a requeued letter. Its job will be skipped if `newer` was delivered.
+    pub fn requeued(&mut self, letter: &DeadLetter, newer: Option<&NewerDelivery>) {
+        self.counts.superseded += u64::from(newer.is_some());
+        let new_run = ("run", letter.run().saturating_add(1).into());
+        let by = newer.map(|newer| json!({ "job_id": &*newer.job, "generation": newer.generation }));
+        let details: Vec<_> = [new_run].into_iter().chain(by.map(|by| ("superseded_by", by))).collect();
+        self.processed(letter, &details);
+    }
+
+    fn processed(&mut self, letter: &DeadLetter, details: &[(&str, Value)]) {
         self.counts.done += 1;
         self.output.label(format!("{} {}", self.counts.done, self.verb));
-        self.event(letter, true, run.map(|run| ("run", run.into())));
+        self.event(letter, true, details);
     }
 
     /// Counts a letter that is left alone. The reason is reported once for all such letters.
     pub fn refused(&mut self, letter: &DeadLetter, reason: &str) {
         self.counts.refused += 1;
-        self.event(letter, false, Some(("error", reason.into())));
+        self.event(letter, false, &[("error", reason.into())]);
     }
 
     /// Counts a letter at which the operation failed. Returns true where the next letter may
@@ -92,7 +108,7 @@ impl<'a> LetterRun<'a> {
         self.counts.failed += 1;
         let name = letter.job_id().map_or_else(|| letter.id().to_string(), printable);
         self.output.notice(&format!("{name}: {problem}"));
-        self.event(letter, false, Some(("error", problem.to_string().into())));
+        self.event(letter, false, &[("error", problem.to_string().into())]);
         let fatal = matches!(
             problem,
             QueueError::Unavailable(_) | QueueError::Denied(_) | QueueError::Lost | QueueError::Topology(_)
@@ -108,13 +124,13 @@ impl<'a> LetterRun<'a> {
         self.output.notice(text);
     }
 
-    fn event(&self, letter: &DeadLetter, done: bool, more: Option<(&str, Value)>) {
+    fn event(&self, letter: &DeadLetter, done: bool, details: &[(&str, Value)]) {
         let mut event = json!({
             "letter": letter.id().as_str(), "job_id": letter.job_id(), "destination": letter.destination(),
         });
         event[&*self.key] = done.into();
-        if let Some((name, value)) = more {
-            event[name] = value;
+        for (name, value) in details {
+            event[*name] = value.clone();
         }
         self.output.event(&event);
     }

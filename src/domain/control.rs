@@ -158,7 +158,7 @@ pub struct Control {
 #[serde(deny_unknown_fields)]
 #[schemars(title = "consign control message")]
 struct Raw {
-    /// 1.
+    /// Version of the format: 1.
     #[schemars(extend("const" = 1))]
     version: u64,
     /// A UUID.
@@ -172,7 +172,7 @@ struct Raw {
     /// With `cancel_backfill` alone: the backfill's id.
     backfill: Option<String>,
     /// With `reset_circuit` and the kinds of a circuit breaker: the destination's identity. That is
-    /// its id, and for one that came with a job also `~` and a digest.
+    /// its id, and for an inline one also `~` and a digest.
     destination: Option<String>,
     /// With `worker_started` and `worker_stopped` alone: the worker's address.
     worker: Option<String>,

@@ -71,6 +71,21 @@ async fn commands_end_with_77_and_name_the_permission_that_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_requeue_that_may_not_read_control_messages_does_not_count_superseded_jobs() {
+    let node = Node::shared();
+    let mut site = Site::on(Broker::at(node.url.clone(), &unique("uncounted"))).await;
+    let letter = job("dead", "file:///srv/f", "acme", "k").to_string();
+    site.broker.put_into("dead", letter.as_bytes(), &[("x-original-routing-key", "job.scheduled.acme")]).await;
+    let letters = format!("^{}\\.dead", site.broker.prefix);
+    site.set("broker.url", node.login([".*", ".*", &letters]));
+    let requeued = site.consign(&["dead", "requeue", "--all", "--force"]);
+    let [said, notices] = [requeued.stdout, requeued.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert_eq!((requeued.status.code(), said.as_str()), (Some(0), "1 requeued\n"), "{notices}");
+    assert!(notices.contains("superseded jobs are not counted") && notices.contains("ACCESS_REFUSED"), "{notices}");
+    site.broker.clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_a_worker_may_not_write_to_is_as_good_as_none_for_a_reply() {
     let node = Node::shared();
     let site = Site::on(Broker::at(node.url.clone(), &unique("noreply"))).await;

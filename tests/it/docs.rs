@@ -6,6 +6,7 @@ mod layout;
 mod logs;
 mod reference;
 mod samples;
+mod since;
 mod tables;
 
 use std::path::PathBuf;

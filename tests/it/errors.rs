@@ -1,6 +1,7 @@
 //! Errors of the command line, word for word: what was wrong, where, what is expected, and the
 //! remedy. No servers are needed.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -147,5 +148,25 @@ fn errors_state_what_was_wrong_what_is_expected_and_the_remedy() {
     assert_eq!(created, Some(0));
     for Wrong { line, exit, says } in WRONGS {
         assert_eq!(consign(folder.path(), line), (Some(exit), says.to_owned()), "consign {line}");
+    }
+}
+
+#[test]
+fn an_admin_address_that_cannot_be_used_is_named_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ok.toml"), CONFIG).unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap();
+    let free = taken.port().wrapping_add(1).max(1024);
+    let in_use = format!(
+        "consign: admin.listen: {taken} can't be used: Address already in use (os error 98); another process listens there, \
+         perhaps another worker; stop it, or choose another port, for example --set admin.listen=127.0.0.1:{free}\n"
+    );
+    let foreign = "consign: admin.listen: 192.0.2.1:9464 can't be used: Cannot assign requested address (os error 99); 192.0.2.1 is \
+                   not an address of this machine; give one that is, or 0.0.0.0 for all\n";
+    for (address, says) in [(taken.to_string(), &*in_use), ("192.0.2.1:9464".to_owned(), foreign)] {
+        let (exit, stderr) = consign(folder.path(), &format!("run -c ok.toml --set admin.listen={address}"));
+        assert_eq!(exit, Some(1), "{stderr}");
+        assert!(stderr.ends_with(says), "{stderr}");
     }
 }

@@ -273,11 +273,20 @@ async fn a_dead_letter_keeps_its_generation_unless_it_is_requeued_as_new() {
         site.file(name, name.as_bytes());
     }
     let requeue = |arguments: &[&str]| {
-        let all: Vec<_> = ["dead", "requeue"].iter().chain(arguments).copied().collect();
+        let all: Vec<_> = ["dead", "requeue", "--force"].iter().chain(arguments).copied().collect();
         let requeued = site.consign(&all);
-        assert!(requeued.status.success(), "{}", String::from_utf8_lossy(&requeued.stderr));
+        let [said, notices] = [requeued.stdout, requeued.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(requeued.status.success(), "{notices}");
+        (said, notices)
     };
-    requeue(&["--force", "--job", "01:00"]);
+    let (_, notices) = until("the delivery is reported", LIMIT, async || {
+        let (said, notices) = requeue(&["--dry-run", "--job", "01:00"]);
+        said.contains("1 would be requeued (1 superseded)").then_some((said, notices))
+    })
+    .await;
+    assert!(notices.contains("01:00: superseded by 02:00 (generation 2)"), "{notices}");
+    let (said, _) = requeue(&["--job", "01:00"]);
+    assert!(said.contains("1 requeued (1 superseded)"), "{said}");
     let skipped = async |name: &str, kind: &str| {
         until("the next run ends", LIMIT, async || {
             site.broker.outcomes_of(name).await.iter().any(|outcome| outcome["type"] == kind).then_some(())
@@ -286,7 +295,8 @@ async fn a_dead_letter_keeps_its_generation_unless_it_is_requeued_as_new() {
     };
     skipped("01:00", SKIPPED).await;
     assert_eq!(content(&s3), "02:00");
-    requeue(&["--force", "--job", "01:30", "--as-new"]);
+    let (said, _) = requeue(&["--job", "01:30", "--as-new"]);
+    assert!(said.contains("1 requeued") && !said.contains("superseded"), "{said}");
     skipped("01:30", DELIVERED).await;
     assert_eq!(content(&s3), "01:30");
     worker.quiet().await;

@@ -53,8 +53,8 @@ class Step(TypedDict):
 
 class ConsignCheck(TypedDict):
     """
-    The report of a connection test. Part of the contract: `consign check --json` prints it, and the
-    answer to a test by message contains it.
+    Report of a connection test, as `consign check --json` prints it and as the answer to a test by
+    message contains it. Part of the contract.
     """
 
     bucket: NotRequired[str | None]

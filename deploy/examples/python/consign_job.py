@@ -19,7 +19,7 @@ IfExists: TypeAlias = Literal['replace', 'keep', 'fail']
 
 class RawAuth(TypedDict):
     """
-    `auth` as it is written: flat, so that every problem can name its field.
+    Access to a bucket: with a role, or with an access key.
     """
 
     external_id: NotRequired[str | None]
@@ -32,7 +32,7 @@ RawMethod: TypeAlias = Literal['iam_role', 'access_key']
 
 class RawSource(TypedDict):
     """
-    `source` as it is written.
+    Source of a job.
     """
 
     allow_unproven_length: NotRequired[bool]
@@ -47,8 +47,7 @@ SessionPolicyMode: TypeAlias = Literal['full', 's3', 'none']
 
 class RawDestination(TypedDict):
     """
-    A destination as it is written. Nothing is checked yet but the shape;
-    [`RawDestination::validate`] does the rest.
+    Destination: a bucket or a folder of it, with the access to it.
     """
 
     auth: RawAuth
@@ -74,7 +73,7 @@ RawDestinationRef: TypeAlias = str | RawDestination
 
 class ConsignJob(TypedDict):
     """
-    A job as it is written. Nothing is checked yet but the shape.
+    Transfer job: one source that is delivered as one object.
     """
 
     compression: NotRequired[Compression]

@@ -59,7 +59,7 @@ OutcomeData = TypedDict(
 
 class ConsignOutcome(TypedDict):
     """
-    Envelope.
+    CloudEvents 1.0 envelope of an outcome.
     """
 
     data: OutcomeData

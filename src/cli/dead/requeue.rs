@@ -11,12 +11,15 @@ use super::{finish, finish_with_counts, open, require_filter};
 use crate::cli::check::ABORT_TIME;
 use crate::cli::output::ProgressReporter;
 use crate::cli::workers::{StatusClient, worker_url};
-use crate::cli::{CommandError, Exit};
+use crate::cli::{CommandError, Exit, broker};
 use crate::config::Config;
 use crate::dead_letter::filter::LetterFilter;
 use crate::dead_letter::gate::RequeueGate;
+use crate::dead_letter::newer::ReportedDeliveries;
 use crate::dead_letter::requeue::{Requeue, RequeueOptions};
 use crate::dead_letter::run::LetterRun;
+use crate::queue;
+use crate::runtime::output::Output as _;
 use crate::runtime::rate::PublishRate;
 use crate::runtime::shutdown::TerminationSignal;
 
@@ -45,7 +48,8 @@ pub struct RequeueArgs {
     #[arg(long)]
     force: bool,
     /// Requeue the jobs as the newest version of their objects. Without it, a job keeps its
-    /// generation and is skipped where a newer one was delivered
+    /// generation and is skipped if a newer one was delivered. The summary counts these jobs as
+    /// superseded, as far as workers have reported such deliveries in the last 7 days
     #[arg(long)]
     as_new: bool,
     #[command(flatten)]
@@ -70,7 +74,9 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));
     let mut run = LetterRun::new(&progress, verb);
     let gate = (!force).then(|| RequeueGate::new(CommandProbe::new(config, &admin, client, dry_run)));
-    let requeue = Requeue::new(RequeueOptions { dry_run, force, as_new, interval }, gate);
+    let delivered =
+        if as_new || count == 0 { ReportedDeliveries::default() } else { delivered(config, &progress).await };
+    let requeue = Requeue::new(RequeueOptions { dry_run, force, as_new, interval }, gate, delivered);
     let interrupted = tokio::select! {
         () = requeue.run(&mut letters, filter.select(), &mut run) => None,
         Ok(()) = tokio::signal::ctrl_c() => Some(TerminationSignal::Interrupt),
@@ -86,4 +92,17 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     }
     letters.close().await;
     Ok(finish(&progress, run.counts(), count, verb))
+}
+
+/// Reads which generations were delivered. They only explain the result, so a failure to read them
+/// is a notice.
+async fn delivered(config: &Config, progress: &ProgressReporter) -> ReportedDeliveries {
+    match queue::control_messages(&config.broker, &broker::client_name(config, "dead")).await {
+        Ok(messages) => ReportedDeliveries::of(messages.iter().map(AsRef::as_ref)),
+        Err(problem) => {
+            progress
+                .notice(&format!("superseded jobs are not counted, because control messages can't be read: {problem}"));
+            ReportedDeliveries::default()
+        }
+    }
 }

@@ -14,14 +14,13 @@ use super::{
     ExternalId, Invalid, KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, SessionPolicyMode, strict,
 };
 
-/// A destination as it is written. Nothing is checked yet but the shape;
-/// [`RawDestination::validate`] does the rest.
+/// Destination: a bucket or a folder of it, with the access to it.
 #[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "destination")]
 pub struct RawDestination {
-    /// Id of the destination. Only inline: a configured one has the name of its section.
+    /// Id of an inline destination. A configured destination has the name of its section.
     pub id: Option<String>,
     /// The bucket's name, or the ARN of an access point.
     pub bucket: String,
@@ -46,17 +45,17 @@ pub struct RawDestination {
     /// The account that must own the bucket, or "any". Default: the role's account; none for access
     /// keys.
     pub expected_bucket_owner: Option<String>,
-    /// Concurrent transfers of all workers together. Default: worker.destination_slots in each
-    /// worker.
+    /// Maximum number of concurrent transfers, of all workers together. Default:
+    /// worker.destination_slots in each worker.
     pub max_concurrency: Option<NonZeroU32>,
-    /// Bytes per second of all workers together. Default: no limit.
+    /// Maximum bytes per second, of all workers together. Default: no limit.
     pub max_bytes_per_second: Option<NonZeroU64>,
     /// Checksum that is sent with the bytes; "none" for S3-compatible stores that refuse the
     /// header.
     #[serde(default)]
     pub checksum: Checksum,
-    /// True for stores that require parts of equal length, except the last, such as R2. An upload
-    /// can't be resumed then if the job compresses it.
+    /// True for stores such as R2 that require parts of equal length, except the last. Uploads that
+    /// the job compresses can't be resumed then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub equal_parts: bool,
     /// Session policy of the assumed role. Default: session.policy. A job can't set "none".
@@ -68,7 +67,7 @@ pub struct RawDestination {
     pub publishers: Option<Vec<String>>,
 }
 
-/// `auth` as it is written: flat, so that every problem can name its field.
+/// Access to a bucket: with a role, or with an access key.
 #[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -81,7 +80,7 @@ pub struct RawAuth {
     pub external_id: Option<String>,
     /// With access_key: the id of the key.
     pub access_key_id: Option<String>,
-    /// With access_key: the secret of the key. Prefer secret_access_key_file.
+    /// With access_key: the secret of the key. Prefer `secret_access_key_file`.
     #[serde(default, skip_serializing)]
     #[schemars(with = "Option<String>")]
     pub secret_access_key: Option<SecretString>,
@@ -89,7 +88,7 @@ pub struct RawAuth {
     pub secret_access_key_file: Option<PathBuf>,
 }
 
-/// The two ways in.
+/// The two methods of access.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RawMethod {

@@ -15,7 +15,7 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2a9c_50c7_4e0b_9a7e_3c1f_0d5e_8b4
 pub enum OutcomeKind {
     /// The object is complete. Terminal; beats every other outcome of the same job.
     Delivered,
-    /// The job failed for good. Terminal.
+    /// The job failed permanently. Terminal.
     Failed,
     /// An attempt failed and was charged; another follows.
     Retrying,
@@ -63,9 +63,9 @@ pub const SUPERSEDED: &str = "superseded";
 /// Job that was delivered with a higher generation of the same object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SupersededBy {
-    /// The job.
+    /// Id of the job.
     pub job_id: String,
-    /// Its generation.
+    /// Generation of the job.
     pub generation: u64,
 }
 
@@ -74,32 +74,31 @@ pub struct SupersededBy {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OutcomeData {
-    /// The job.
+    /// Id of the job.
     pub job_id: String,
-    /// The destination's id.
+    /// Id of the destination.
     pub destination: String,
     /// Tenant of the destination.
     pub tenant: Option<String>,
     /// The bucket.
     pub bucket: Option<String>,
-    /// Whole key, including the prefix.
+    /// Complete key, including the prefix.
     pub key: Option<String>,
-    /// Bytes stored.
+    /// Size of the object in bytes.
     pub bytes: Option<u64>,
     /// Bytes read from the source.
     pub source_bytes: Option<u64>,
-    /// Parts of the multipart upload; 0 for one PutObject.
+    /// Number of parts of the multipart upload; 0 for a single PutObject.
     pub parts: Option<u32>,
-    /// The ETag, opaque.
+    /// ETag of the object; opaque.
     pub etag: Option<String>,
-    /// The version, where the bucket keeps versions.
+    /// Version id of the object, if the bucket has versioning.
     pub version_id: Option<String>,
-    /// The CRC-64/NVME of the whole object, as S3 writes it.
+    /// CRC-64/NVME of the whole object, in base64 as S3 writes it.
     pub checksum_crc64nvme: Option<String>,
     /// Encryption that S3 reports.
     pub encryption: Option<Encryption>,
-    /// Charged attempts, this one included. Of `expired`: those that were charged, which may be
-    /// none.
+    /// Number of charged attempts, including this one. An `expired` job may have none.
     pub attempts: u32,
     /// Start of this attempt.
     #[schemars(with = "Option<String>")]
@@ -109,18 +108,18 @@ pub struct OutcomeData {
     pub finished_at: Option<Timestamp>,
     /// Duration of this attempt in seconds.
     pub duration_seconds: Option<f64>,
-    /// True when an unfinished upload was resumed.
+    /// True if an unfinished upload was resumed.
     pub resumed: bool,
-    /// True if neither the source nor the job tells the length, and that was accepted: if the
-    /// connection broke early, that would look the same.
+    /// True if neither the source nor the job has a length, and that was accepted. A broken
+    /// connection can't be distinguished from the end of such a source.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub length_unproven: bool,
-    /// The job's labels.
+    /// Labels of the job.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// On failure: the class.
     pub class: Option<String>,
-    /// On failure: the reason. `superseded` where a job was skipped because a newer generation of
+    /// On failure: the reason. `superseded` if the job was skipped because a newer generation of
     /// its object was delivered.
     pub reason: Option<String>,
     /// Job that was delivered instead, if this one was superseded.
@@ -130,14 +129,14 @@ pub struct OutcomeData {
     pub message: Option<String>,
     /// On failure: remedy for the customer.
     pub hint: Option<String>,
-    /// On failure: AWS's request id.
+    /// On failure: request id of AWS.
     pub aws_request_id: Option<String>,
     /// On failure: time of the next attempt.
     #[schemars(with = "Option<String>")]
     pub retry_at: Option<Timestamp>,
 }
 
-/// Envelope.
+/// CloudEvents 1.0 envelope of an outcome.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "consign outcome", rename = "outcome")]
 pub struct Outcome {
@@ -145,19 +144,19 @@ pub struct Outcome {
     pub specversion: String,
     /// Id of the event. Duplicates of a final outcome of one run have the same id.
     pub id: String,
-    /// `/consign/<prefix>`.
+    /// Source of the event: `/consign/<prefix>`.
     pub source: String,
-    /// `consign.transfer.<outcome>.v1`.
+    /// Type of the event: `consign.transfer.<outcome>.v1`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The job's id.
+    /// Id of the job.
     pub subject: String,
     /// Time of the outcome.
     #[schemars(with = "String")]
     pub time: Timestamp,
     /// Always `application/json`.
     pub datacontenttype: String,
-    /// The job's trace.
+    /// Trace of the job (W3C Trace Context).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     /// Data of the outcome.

@@ -96,11 +96,11 @@ impl Permission {
             Self::PutObject => "writes the files below the prefix, small ones in one request and large ones in parts",
             Self::PutObjectTagging => "attaches tags to the objects of jobs that ask for tags",
             Self::GetBucketLocation => "compares the bucket's region with the configured one in the connection test",
-            Self::ListBucket => "looks below the prefix whether an upload arrived whose reply was lost",
+            Self::ListBucket => "checks below the prefix if an upload has arrived after its response was lost",
             Self::AbortMultipartUpload => "removes the parts of a large upload that could not be finished",
             Self::DeleteObject => "removes the connection test's empty file, and nothing else",
             Self::KmsGenerateDataKey => "encrypts the objects with your KMS key",
-            Self::KmsDecrypt => "puts the parts of large objects together that are encrypted with your KMS key",
+            Self::KmsDecrypt => "assembles the parts of large objects that are encrypted with your KMS key",
         }
     }
 
@@ -113,18 +113,16 @@ impl Permission {
                 "the connection test can't compare the region; a wrong one shows up at the first write"
             }
             Self::ListBucket => {
-                "an upload whose reply was lost on the way is sent again, so some objects are written twice with the same \
-                 content"
+                "an upload is sent again if its response was lost, so some objects are written twice with the same content"
             }
             Self::AbortMultipartUpload => {
-                "parts of unfinished uploads stay in the bucket, unseen and charged for; add a lifecycle rule that removes \
-                 incomplete uploads after a few days"
+                "parts of unfinished uploads stay in the bucket; listings do not show them, and they are charged for; add a lifecycle rule \
+                 that removes incomplete uploads after a few days"
             }
             Self::DeleteObject => "the connection test leaves one empty file behind, named consign-connection-test",
-            Self::KmsGenerateDataKey => "nothing can be delivered that is to be encrypted with the KMS key",
+            Self::KmsGenerateDataKey => "objects that must be encrypted with the KMS key can't be delivered",
             Self::KmsDecrypt => {
-                "small files arrive, large ones (uploaded in parts) fail: S3 has to read the encrypted parts to put them \
-                 together"
+                "small files arrive, large ones (uploaded in parts) fail, because S3 must decrypt the parts to assemble them"
             }
         }
     }

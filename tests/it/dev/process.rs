@@ -273,7 +273,7 @@ async fn the_exit_code_says_whether_all_some_or_none_of_the_files_were_delivered
     assert_eq!(code(&[&long]).await.0, 1);
     let (missing, said) = code(&["good", "no-such-file"]).await;
     assert_eq!((missing, said.contains("--file: no-such-file can't be delivered: No such file")), (2, true), "{said}");
-    assert!(!said.contains("everything is in"), "nothing was started: {said}");
+    assert!(!said.contains("all data is in"), "nothing was started: {said}");
     assert_eq!(code(&["tmp"]).await.0, 2, "a directory is no file");
     assert_eq!(place.left_behind(), 0);
 }

@@ -6,8 +6,8 @@
  */
 
 /**
- * The report of a connection test. Part of the contract: `consign check --json` prints it, and the
- * answer to a test by message contains it.
+ * Report of a connection test, as `consign check --json` prints it and as the answer to a test by
+ * message contains it. Part of the contract.
  */
 export interface ConsignCheck {
   /**
@@ -35,7 +35,8 @@ export interface ConsignCheck {
    */
   prefix?: string | null;
   /**
-   * The identity that AWS sees: the principal of the trust policy; for an access key, its user.
+   * The identity that AWS sees: the principal for the trust policy, or the user of the access
+   * key.
    */
   principal?: string | null;
   /**
@@ -47,7 +48,7 @@ export interface ConsignCheck {
    */
   steps: Step[];
   /**
-   * The platform's name of the customer.
+   * Your own name for the customer.
    */
   tenant?: string | null;
   /**
@@ -59,7 +60,7 @@ export interface ConsignCheck {
    */
   verdict: "ready" | "not ready";
   /**
-   * 1.
+   * Version of the format: 1.
    */
   version: 1;
   /**

@@ -15,7 +15,7 @@ export type EncryptionAlgorithm = "AES256" | "aws:kms" | "aws:kms:dsse";
 export type SessionPolicyMode = "full" | "s3" | "none";
 
 /**
- * A job as it is written. Nothing is checked yet but the shape.
+ * Transfer job: one source that is delivered as one object.
  */
 export interface ConsignJob {
   /**
@@ -43,8 +43,8 @@ export interface ConsignJob {
    */
   expires_at?: string | null;
   /**
-   * Order of the refreshes of one object: the delivered one with the highest number stays.
-   * Default: the microseconds of `created_at`.
+   * Order of the refreshes of one object: the delivered one with the highest generation stays.
+   * Default: `created_at` in microseconds since 1970.
    */
   generation?: number | null;
   /**
@@ -61,20 +61,21 @@ export interface ConsignJob {
    */
   key: string;
   /**
-   * Copied to the outcome; at most 64.
+   * Labels that are copied to the outcome, at most 64.
    */
   labels?: {
     [k: string]: string;
   };
   /**
-   * `x-amz-meta-*`: lower-case names, 2,048 bytes in all.
+   * User-defined metadata of the object (`x-amz-meta-*`): lower-case names, at most 2,048 bytes
+   * in total.
    */
   metadata?: {
     [k: string]: string;
   };
   source: RawSource;
   /**
-   * `x-amz-storage-class`, such as `STANDARD_IA`.
+   * Storage class of the object (`x-amz-storage-class`), such as `STANDARD_IA`.
    */
   storage_class?: string | null;
   /**
@@ -89,7 +90,7 @@ export interface ConsignJob {
   version: 1;
 }
 /**
- * One that comes with the job.
+ * Inline destination: one that comes with the job.
  */
 export interface Destination {
   auth: RawAuth;
@@ -118,8 +119,8 @@ export interface Destination {
     [k: string]: string;
   };
   /**
-   * True for stores that require parts of equal length, except the last, such as R2. An upload
-   * can't be resumed then if the job compresses it.
+   * True for stores such as R2 that require parts of equal length, except the last. Uploads that
+   * the job compresses can't be resumed then.
    */
   equal_parts?: boolean;
   /**
@@ -128,7 +129,7 @@ export interface Destination {
    */
   expected_bucket_owner?: string | null;
   /**
-   * Id of the destination. Only inline: a configured one has the name of its section.
+   * Id of an inline destination. A configured destination has the name of its section.
    */
   id?: string | null;
   /**
@@ -136,12 +137,12 @@ export interface Destination {
    */
   kms_key_arn?: string | null;
   /**
-   * Bytes per second of all workers together. Default: no limit.
+   * Maximum bytes per second, of all workers together. Default: no limit.
    */
   max_bytes_per_second?: number | null;
   /**
-   * Concurrent transfers of all workers together. Default: worker.destination_slots in each
-   * worker.
+   * Maximum number of concurrent transfers, of all workers together. Default:
+   * worker.destination_slots in each worker.
    */
   max_concurrency?: number | null;
   /**
@@ -180,7 +181,7 @@ export interface RawAuth {
  */
 export interface RawSource {
   /**
-   * Accepts a source that does not tell its length; the outcome then has `length_unproven`.
+   * Accepts a source without a length. The outcome then has `length_unproven`.
    */
   allow_unproven_length?: boolean;
   /**
@@ -196,7 +197,7 @@ export interface RawSource {
    */
   size?: number | null;
   /**
-   * `https://...`, `file:///...` or `s3://bucket/key`.
+   * URL of the source: `https://...`, `file:///...` or `s3://bucket/key`.
    */
   url: string;
 }

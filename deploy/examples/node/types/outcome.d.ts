@@ -6,7 +6,7 @@
  */
 
 /**
- * Envelope.
+ * CloudEvents 1.0 envelope of an outcome.
  */
 export interface ConsignOutcome {
   data: OutcomeData;
@@ -19,7 +19,7 @@ export interface ConsignOutcome {
    */
   id: string;
   /**
-   * `/consign/<prefix>`.
+   * Source of the event: `/consign/<prefix>`.
    */
   source: string;
   /**
@@ -27,7 +27,7 @@ export interface ConsignOutcome {
    */
   specversion: string;
   /**
-   * The job's id.
+   * Id of the job.
    */
   subject: string;
   /**
@@ -35,11 +35,11 @@ export interface ConsignOutcome {
    */
   time: string;
   /**
-   * The job's trace.
+   * Trace of the job (W3C Trace Context).
    */
   traceparent?: string | null;
   /**
-   * `consign.transfer.<outcome>.v1`.
+   * Type of the event: `consign.transfer.<outcome>.v1`.
    */
   type: string;
   [k: string]: unknown;
@@ -49,12 +49,11 @@ export interface ConsignOutcome {
  */
 export interface OutcomeData {
   /**
-   * Charged attempts, this one included. Of `expired`: those that were charged, which may be
-   * none.
+   * Number of charged attempts, including this one. An `expired` job may have none.
    */
   attempts?: number;
   /**
-   * On failure: AWS's request id.
+   * On failure: request id of AWS.
    */
   aws_request_id?: string | null;
   /**
@@ -62,11 +61,11 @@ export interface OutcomeData {
    */
   bucket?: string | null;
   /**
-   * Bytes stored.
+   * Size of the object in bytes.
    */
   bytes?: number | null;
   /**
-   * The CRC-64/NVME of the whole object, as S3 writes it.
+   * CRC-64/NVME of the whole object, in base64 as S3 writes it.
    */
   checksum_crc64nvme?: string | null;
   /**
@@ -74,7 +73,7 @@ export interface OutcomeData {
    */
   class?: string | null;
   /**
-   * The destination's id.
+   * Id of the destination.
    */
   destination?: string;
   /**
@@ -86,7 +85,7 @@ export interface OutcomeData {
    */
   encryption?: Encryption | null;
   /**
-   * The ETag, opaque.
+   * ETag of the object; opaque.
    */
   etag?: string | null;
   /**
@@ -98,22 +97,22 @@ export interface OutcomeData {
    */
   hint?: string | null;
   /**
-   * The job.
+   * Id of the job.
    */
   job_id?: string;
   /**
-   * Whole key, including the prefix.
+   * Complete key, including the prefix.
    */
   key?: string | null;
   /**
-   * The job's labels.
+   * Labels of the job.
    */
   labels?: {
     [k: string]: string;
   };
   /**
-   * True if neither the source nor the job tells the length, and that was accepted: if the
-   * connection broke early, that would look the same.
+   * True if neither the source nor the job has a length, and that was accepted. A broken
+   * connection can't be distinguished from the end of such a source.
    */
   length_unproven?: boolean;
   /**
@@ -122,16 +121,16 @@ export interface OutcomeData {
    */
   message?: string | null;
   /**
-   * Parts of the multipart upload; 0 for one PutObject.
+   * Number of parts of the multipart upload; 0 for a single PutObject.
    */
   parts?: number | null;
   /**
-   * On failure: the reason. `superseded` where a job was skipped because a newer generation of
+   * On failure: the reason. `superseded` if the job was skipped because a newer generation of
    * its object was delivered.
    */
   reason?: string | null;
   /**
-   * True when an unfinished upload was resumed.
+   * True if an unfinished upload was resumed.
    */
   resumed?: boolean;
   /**
@@ -155,7 +154,7 @@ export interface OutcomeData {
    */
   tenant?: string | null;
   /**
-   * The version, where the bucket keeps versions.
+   * Version id of the object, if the bucket has versioning.
    */
   version_id?: string | null;
   [k: string]: unknown;
@@ -179,11 +178,11 @@ export interface Encryption {
  */
 export interface SupersededBy {
   /**
-   * Its generation.
+   * Generation of the job.
    */
   generation: number;
   /**
-   * The job.
+   * Id of the job.
    */
   job_id: string;
   [k: string]: unknown;

@@ -25,7 +25,7 @@ pub(super) fn words(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> 
             let mut explanation =
                 weaker(Permission::AbortMultipartUpload, "an unfinished upload can't be aborted", context);
             explanation.ranked = vec![format!(
-                "or use a lifecycle rule of the bucket instead of the permission: {}",
+                "use a lifecycle rule of the bucket instead of the permission: {}",
                 lifecycle(context.destination)
             )];
             explanation

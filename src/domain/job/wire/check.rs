@@ -7,12 +7,12 @@ use super::probe::JobProbe;
 use super::{RawDestinationRef, VERSION, check_length, explain, strict, without_byte_order_mark};
 use crate::domain::job::{DestinationRef, Rejected};
 
-/// A connection test as it is asked for, with the AMQP `type` `consign.check.v1`.
+/// Request for a connection test, published with the AMQP `type` `consign.check.v1`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "consign check request")]
 pub struct RawCheckRequest {
-    /// 1.
+    /// Version of the format: 1.
     #[schemars(extend("const" = 1))]
     pub version: u64,
     /// A configured destination's id, or an inline destination without secrets.

@@ -16,7 +16,7 @@ use crate::domain::job::{Compression, IfExists};
 /// Largest generation: every language has an integer for it.
 pub(in crate::domain::job) const MAX_GENERATION: u64 = i64::MAX as u64;
 
-/// A job as it is written. Nothing is checked yet but the shape.
+/// Transfer job: one source that is delivered as one object.
 #[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -40,13 +40,14 @@ pub struct RawJob {
     pub content_type: Option<String>,
     /// `Content-Encoding` of the object.
     pub content_encoding: Option<String>,
-    /// `x-amz-meta-*`: lower-case names, 2,048 bytes in all.
+    /// User-defined metadata of the object (`x-amz-meta-*`): lower-case names, at most 2,048 bytes
+    /// in total.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
     pub metadata: BTreeMap<String, String>,
     /// Object tags, at most 10; they need `s3:PutObjectTagging`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
     pub tags: BTreeMap<String, String>,
-    /// `x-amz-storage-class`, such as `STANDARD_IA`.
+    /// Storage class of the object (`x-amz-storage-class`), such as `STANDARD_IA`.
     pub storage_class: Option<String>,
     /// Compression of the object.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -55,8 +56,8 @@ pub struct RawJob {
     /// (`object_exists`).
     #[serde(default, skip_serializing_if = "is_default")]
     pub if_exists: IfExists,
-    /// Order of the refreshes of one object: the delivered one with the highest number stays.
-    /// Default: the microseconds of `created_at`.
+    /// Order of the refreshes of one object: the delivered one with the highest generation stays.
+    /// Default: `created_at` in microseconds since 1970.
     #[schemars(range(max = MAX_GENERATION))]
     pub generation: Option<u64>,
     /// Time at which the job was created, RFC 3339.
@@ -65,18 +66,18 @@ pub struct RawJob {
     /// Time after which the job is no longer delivered, RFC 3339.
     #[schemars(extend("format" = "date-time"))]
     pub expires_at: Option<String>,
-    /// Copied to the outcome; at most 64.
+    /// Labels that are copied to the outcome, at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
     pub labels: BTreeMap<String, String>,
 }
 
-/// `source` as it is written.
+/// Source of a job.
 #[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "RawSource")]
 pub struct RawJobSource {
-    /// `https://...`, `file:///...` or `s3://bucket/key`.
+    /// URL of the source: `https://...`, `file:///...` or `s3://bucket/key`.
     pub url: String,
     /// Exact length in bytes.
     pub size: Option<u64>,
@@ -84,18 +85,18 @@ pub struct RawJobSource {
     pub sha256: Option<String>,
     /// ETag that the source must have.
     pub etag: Option<String>,
-    /// Accepts a source that does not tell its length; the outcome then has `length_unproven`.
+    /// Accepts a source without a length. The outcome then has `length_unproven`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub allow_unproven_length: bool,
 }
 
-/// `destination` as it is written: a name or an object.
+/// `destination` as written: an id or an object.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum RawDestinationRef {
-    /// One of the configured destinations.
+    /// Id of a configured destination.
     Id(String),
-    /// One that comes with the job.
+    /// Inline destination: one that comes with the job.
     Inline(Box<RawDestination>),
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::docs::generated::{code, table};
+use crate::docs::since::Since;
 
 /// Name of a label, and its values.
 type Labels = BTreeMap<String, BTreeSet<String>>;
@@ -44,8 +45,13 @@ fn add_labels(labels: &mut Labels, sample: &str) {
 }
 
 pub(super) fn all() -> String {
-    let row = |family: Family| [format!("`{}`", family.name), family.kind, code(family.labels.keys()), family.help];
-    table(["metric", "type", "labels", "meaning"], families().into_iter().map(row))
+    let since = Since::read("metrics");
+    let row = |Family { name, kind, help, labels }: Family| {
+        [format!("`{name}`"), kind, code(labels.keys()), help, since.of(&name)]
+    };
+    let page = table(["metric", "type", "labels", "meaning", "since"], families().into_iter().map(row));
+    since.assert_complete();
+    page
 }
 
 /// Values of each label. Metrics that share label and values share a row.
