@@ -12,11 +12,12 @@ mod tables;
 use std::path::PathBuf;
 
 /// The pages for people, README first.
-const PAGES: [&str; 18] = [
+const PAGES: [&str; 19] = [
     "README.md",
     "deploy/docs/transfers.md",
     "deploy/docs/backfills.md",
     "deploy/docs/fairness.md",
+    "deploy/docs/performance.md",
     "deploy/docs/dead-letters.md",
     "deploy/docs/sre.md",
     "deploy/docs/customer-engineer.md",
