@@ -74,8 +74,8 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// Aborts an upload that nobody will resume. Best effort: a refusal is counted.
     fn abort_upload<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()>;
 
-    /// Gives the aborts that are tried again in the background their last try, at once. Returns when
-    /// all have ended, or after `limit`. For a worker that exits.
+    /// Gives each abort that waits in the background its last try, at once. Returns when all have
+    /// ended, or after `limit`. For a worker that exits.
     fn finish_aborts(&self, _limit: Duration) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }

@@ -7,6 +7,7 @@
 //! not allow the abort, that is counted. Single requests are retried here (per part, a few times);
 //! a whole upload is not.
 
+mod aborts;
 mod budget;
 mod call;
 pub(crate) mod classify;
@@ -22,6 +23,7 @@ mod reader;
 mod reconcile;
 mod resume;
 mod single;
+mod stop;
 mod verify;
 
 use std::sync::Arc;
@@ -42,10 +44,11 @@ use crate::source::Chunks;
 use crate::source::compress::Packer;
 use crate::source::file::FileSource;
 use crate::telemetry::spans;
+use aborts::BackgroundAborts;
 use budget::Budget;
 use call::Calls;
 pub use gate::WriteGate;
-use multipart::{BackgroundAborts, PartStream, UploadRecord};
+use multipart::{PartStream, UploadRecord};
 use packed::PackedReader;
 use part::{Part, PartReader, Pool};
 use plan::{PlanLimits, UploadPlan};
@@ -58,6 +61,7 @@ use reader::{ChunkReader, remaining};
 pub(crate) use reconcile::{ExpectedObject, ListedObject, Provenance, judge};
 pub use resume::{OpenUpload, fits, next_offset};
 use resume::{done, unbroken};
+pub use stop::StopSignals;
 
 /// Files up to this length are read whole before they are sent.
 const MAX_SMALL_FILE: u64 = part::CHUNK as u64;
@@ -99,25 +103,6 @@ pub struct Target<'a> {
     pub rate_limiter: Option<&'a Arc<RateLimiter>>,
     /// Permits the write; `None` where nothing competes.
     pub gate: Option<&'a dyn WriteGate>,
-}
-
-/// Signals that end an attempt early, in two steps: the first for a worker that drains, the second
-/// for one whose drain time is over.
-#[derive(Debug, Clone, Default)]
-pub struct StopSignals {
-    /// An upload that another worker can continue sends no new part, waits a few seconds for the
-    /// parts in flight, and keeps its checkpoint in the [`OpenUpload`]. Everything else continues.
-    pub hand_off: CancellationToken,
-    /// The attempt ends as soon as it can.
-    pub cancel: CancellationToken,
-}
-
-impl StopSignals {
-    /// A stop for one attempt: it follows this one, and can be pulled on its own.
-    #[must_use]
-    pub fn child(&self) -> Self {
-        Self { hand_off: self.hand_off.child_token(), cancel: self.cancel.child_token() }
-    }
 }
 
 /// The bytes of an object.

@@ -36,8 +36,7 @@ const MAX_ASKED: usize = 3;
 pub(super) struct HomeIdentity {
     /// Time at which STS at home was asked that accepted the worker.
     accepted: Cache<(), Instant>,
-    /// Regions whose STS accepted the worker, the last one first. A region that refused it since is
-    /// none of them.
+    /// Regions whose STS accepted the worker, the last one first, and none that refused it since.
     accepted_in: RwLock<VecDeque<Region>>,
     partition: OnceLock<Arc<str>>,
 }
@@ -68,8 +67,8 @@ impl HomeIdentity {
         regions.truncate(MAX_REGIONS);
     }
 
-    /// Observes that STS of a region refused the worker: it can't say then whether the region or the
-    /// worker is at fault.
+    /// Observes that STS of a region refused the worker. That region can't say whether it is at
+    /// fault itself, or the worker.
     fn refused_in(&self, region: &str) {
         let mut regions = self.accepted_in.write().unwrap_or_else(PoisonError::into_inner);
         regions.retain(|known| known.as_str() != region);

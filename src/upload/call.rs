@@ -11,8 +11,8 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use tokio::time::timeout;
 
+use super::aborts::BackgroundAborts;
 use super::classify::{CallError, ErrorSignal, classify, unanswered};
-use super::multipart::BackgroundAborts;
 use crate::aws::errors::status_label;
 use crate::domain::destination::Destination;
 use crate::domain::outcome::{Class, Failure, Reason};

@@ -17,7 +17,7 @@ use super::{Target, UploadControl, Uploaded};
 use crate::domain::job::lease::{PartDone, PartSizes, SourceMark};
 use crate::domain::outcome::{Class, Failure, Reason};
 use crate::telemetry::spans;
-pub(super) use abort::{Aborted, BackgroundAborts, abort_upload, log_foreign_checkpoint};
+pub(super) use abort::{Aborted, abort_upload, log_foreign_checkpoint};
 pub(super) use open::MultipartUpload;
 
 /// Time that parts in flight get when the upload is handed off.

@@ -110,9 +110,13 @@ pub(crate) fn judge(listed: &ListedObject, expected: &ExpectedObject) -> Provena
         Some(_) if expected.digests => return Provenance::Foreign,
         _ => {}
     }
-    match expected.initiated.zip(listed.modified) {
-        Some((initiated, modified)) if is_same_second(initiated, modified) => Provenance::Ours,
-        _ => Provenance::Undecidable,
+    let apart =
+        |(one, other): (SystemTime, SystemTime)| one.duration_since(other).unwrap_or_else(|late| late.duration());
+    let initiated = expected.initiated.zip(listed.modified).map(apart);
+    if initiated.is_some_and(|apart| apart <= INITIATION_TOLERANCE) {
+        Provenance::Ours
+    } else {
+        Provenance::Undecidable
     }
 }
 
@@ -175,14 +179,11 @@ pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &Expected
     (judge(&ListedObject::of(&found), expected) == Provenance::Ours).then_some(found)
 }
 
-/// Returns true if the age of the object is that of a multipart upload initiated at `initiated`.
-pub(super) fn is_of_upload(object: &Object, initiated: SystemTime) -> bool {
-    ListedObject::of(object).modified.is_some_and(|modified| is_same_second(modified, initiated))
-}
-
-/// Returns true if two times of initiation, as S3 reports them, may be the same.
-fn is_same_second(one: SystemTime, other: SystemTime) -> bool {
-    one.duration_since(other).unwrap_or_else(|late| late.duration()) <= INITIATION_TOLERANCE
+/// Returns true if the object has the age of the multipart upload whose creation S3 answered at
+/// `answered`.
+pub(super) fn is_of_upload(object: &Object, answered: SystemTime) -> bool {
+    let initiated = ListedObject::of(object).modified;
+    initiated.is_some_and(|at| answered.duration_since(at).is_ok_and(|wait| wait <= INITIATION_TOLERANCE))
 }
 
 /// Handles a conditional write that failed because the key exists: either an earlier try or attempt

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::time::sleep;
 
 use crate::domain::destination::Destination;
 use crate::domain::job::lease::Checkpoint;
@@ -19,38 +16,6 @@ use crate::upload::classify::ErrorSignal;
 const LATER: u32 = 7;
 const BASE_RETRY_DELAY: Duration = Duration::from_secs(5);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(300);
-
-/// Aborts that run in the background.
-#[derive(Debug, Default)]
-pub(in crate::upload) struct BackgroundAborts {
-    tasks: TaskTracker,
-    finishing: CancellationToken,
-}
-
-impl BackgroundAborts {
-    /// Gives every abort that waits its last try, at once, and returns when all have ended, or
-    /// after `limit`. For a worker that exits: what is open then stays in the bucket.
-    pub(in crate::upload) async fn finish(&self, limit: Duration) {
-        self.finishing.cancel();
-        self.tasks.close();
-        if timeout(limit, self.tasks.wait()).await.is_err() {
-            tracing::warn!(
-                event = "uploads_orphaned",
-                uploads = self.tasks.len(),
-                next = "the uploads are left in their buckets",
-                remedy = "give the buckets a lifecycle rule for incomplete uploads",
-                "unfinished uploads could not be aborted before the worker exits"
-            );
-        }
-    }
-
-    fn spawn(&self, abort: impl Future<Output = ()> + Send + 'static) {
-        // Without a runtime, the process exits.
-        if let Ok(runtime) = Handle::try_current() {
-            self.tasks.spawn_on(abort, &runtime);
-        }
-    }
-}
 
 /// Aborts an upload of an earlier attempt.
 pub(in crate::upload) async fn abort_upload(calls: &Calls, checkpoint: &Checkpoint) {
@@ -110,7 +75,7 @@ pub(super) fn abort_in_background(calls: Calls, bucket: String, key: String, id:
 async fn abort_with_retries(calls: &Calls, bucket: &str, key: &str, id: &str) {
     let mut retry = Retry::bounded(LATER, BASE_RETRY_DELAY, MAX_RETRY_DELAY);
     while let Some(wait) = retry.next_wait(None) {
-        let is_last = calls.aborts.finishing.run_until_cancelled(sleep(wait)).await.is_none();
+        let is_last = calls.aborts.unless_finishing(sleep(wait)).await.is_none();
         if once(calls, bucket, key, id).await.is_ok() {
             return;
         }

@@ -91,7 +91,7 @@ async fn an_upload_that_can_not_be_aborted_now_is_aborted_later() {
 
 #[tokio::test]
 async fn an_upload_that_could_not_be_aborted_is_aborted_before_the_worker_exits() {
-    let mut fixture = AcmeFixture::start("abortdrain").await;
+    let fixture = AcmeFixture::start("abortdrain").await;
     fixture.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
     let down = Effect::Error(503, "ServiceUnavailable", "Please try again.");
     fixture.s3.on("AbortMultipartUpload").named("down").before(down);
@@ -102,8 +102,7 @@ async fn an_upload_that_could_not_be_aborted_is_aborted_before_the_worker_exits(
     fixture.worker.terminate();
     assert!(fixture.worker.exit(Duration::from_secs(30)).await.success());
     assert_eq!(fixture.s3.open_uploads(), 0);
-    fixture.worker = fixture.site.worker().await;
-    fixture.close().await;
+    fixture.site.broker.clean().await;
 }
 
 #[tokio::test]
