@@ -72,7 +72,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
     let gate = (!force).then(|| RequeueGate::new(CommandProbe::new(config, &admin, client, dry_run)));
     let requeue = Requeue::new(RequeueOptions { dry_run, force, as_new, interval }, gate);
     let interrupted = tokio::select! {
-        () = requeue.run(&mut letters, filter.select(), &mut run) => None,
+        () = requeue.run(&mut *letters, filter.select(), &mut run) => None,
         Ok(()) = tokio::signal::ctrl_c() => Some(TerminationSignal::Interrupt),
     };
     if let Some(signal) = interrupted {
