@@ -91,7 +91,7 @@ impl Queue for Fake {
     }
 
     async fn resume(&self, _: Lane, room: u16) {
-        self.tell(if room == 1 { "consumes again" } else { "has all its room" })
+        self.tell(if room == 1 { "consumes again" } else { "has all its room" });
     }
 
     fn oldest_prefetched(&self) -> Option<(Lane, Instant)> {
