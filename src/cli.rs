@@ -12,6 +12,7 @@ pub mod dead;
 pub mod dev;
 pub mod enqueue;
 mod examples;
+mod exit;
 pub mod man;
 mod output;
 mod pending;
@@ -33,71 +34,11 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use crate::config::{Config, Loaded, LogConfig, LogFormat, Reload};
 use crate::domain::destination::DestinationId;
 use crate::queue::QueueError;
-use crate::runtime::shutdown::TerminationSignal;
+pub use exit::Exit;
 pub use output::{fail, fail_config, notice, print, print_json};
 
 /// Environment variable with the configuration file, used without `-c`.
 const CONFIG_VARIABLE: &str = "CONSIGN_CONFIG";
-
-/// End of a command, which decides the exit code of the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// 0: everything was done.
-    Done,
-    /// 1: it failed.
-    Failed,
-    /// 2: the arguments are invalid.
-    Usage,
-    /// 3: a check found a problem.
-    Problem,
-    /// 69: the broker or a source is unavailable.
-    Unavailable,
-    /// 75: partly done; repeating the command may do the rest.
-    Partly,
-    /// 77: access was denied.
-    Denied,
-    /// 78: the configuration is wrong.
-    Config,
-    /// 130 or 143: a signal ended it at once.
-    Signal(TerminationSignal),
-}
-
-impl Exit {
-    /// All ends, in the order of their codes.
-    pub const ALL: [Self; 10] = [
-        Self::Done,
-        Self::Failed,
-        Self::Usage,
-        Self::Problem,
-        Self::Unavailable,
-        Self::Partly,
-        Self::Denied,
-        Self::Config,
-        Self::Signal(TerminationSignal::Interrupt),
-        Self::Signal(TerminationSignal::Terminate),
-    ];
-
-    /// Returns the exit code of the contract.
-    pub fn code(self) -> u8 {
-        match self {
-            Self::Done => 0,
-            Self::Failed => 1,
-            Self::Usage => 2,
-            Self::Problem => 3,
-            Self::Unavailable => 69,
-            Self::Partly => 75,
-            Self::Denied => 77,
-            Self::Config => 78,
-            Self::Signal(signal) => signal.exit_code(),
-        }
-    }
-}
-
-impl From<Exit> for std::process::ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit.code())
-    }
-}
 
 /// Delivers files into your customers' own S3 buckets.
 #[derive(Debug, Parser)]
@@ -292,7 +233,11 @@ impl CommandError {
             Self::Usage(problem) => fail(problem, Exit::Usage),
             Self::Config(problem) => fail(problem, Exit::Config),
             Self::Failed(problem) => fail(problem, Exit::Failed),
-            Self::Queue(problem) => broker::fail_queue(problem),
+            Self::Queue(problem) => {
+                let exit = Exit::of(problem);
+                let named = if exit == Exit::Config { "broker.url: " } else { "" };
+                fail(&format!("{named}{problem}"), exit)
+            }
         }
     }
 }

@@ -35,7 +35,9 @@
 //! | the refresh of a session | `session/cache.rs` |
 //! | the test of the worker's own identity, at home | `session/home.rs` |
 //! | the choice of the part size | `upload/plan.rs` |
-//! | outcome, then copy, then acknowledgement | `queue/rabbitmq/settle.rs`, `queue/sqlite` |
+//! | outcome, then copy, then acknowledgement | `queue/rabbitmq/settle.rs`, `queue/sqlite/settle.rs` |
+//! | the choice of the broker | `queue/broker.rs` |
+//! | what a command asks of the broker | `queue/admin.rs` |
 //! | the opening of a circuit breaker | `worker/admission/circuit.rs`, `trips` |
 //! | the default of a setting | `config/defaults.rs` |
 //! | the definition of a metric | `metrics/families.rs` |

@@ -4,11 +4,16 @@
 //! | module | content |
 //! |---|---|
 //! | `message` | messages, settlements and errors |
-//! | `port` | the traits [`Queue`] and [`JobPublisher`] |
+//! | `port` | the traits [`Queue`] and [`JobPublisher`]: what workers and publishers need |
+//! | `admin` | the trait [`Admin`]: what commands need |
 //! | `dead_letter` | one dead letter |
 //! | `prefetch` | the buffer of prefetched deliveries of both brokers |
 //! | [`rabbitmq`], [`sqlite`] | the two brokers |
-//! | `broker` | the choice between them: [`start`], and the operations of commands |
+//! | `broker` | the choice between them: [`start`] and [`fn@admin`] |
+//!
+//! Files of the two brokers that do the same have the same name: `queue` and `admin` implement the
+//! traits, `connection`, `settle`, `release`, `lease`, `outcomes`, `control`, `control_reader`,
+//! `dead_letters`, `depths` and `errors` do the work. `topology` of RabbitMQ is `schema` in SQLite.
 //!
 //! Contract of every implementation:
 //! * A settlement is performed once, by value, in this order: the events (confirmed), the copy
@@ -21,6 +26,7 @@
 //!   not the channel. The queue renews it with the state in [`LeaseHolder::message`], and another
 //!   worker receives it in lane `continued` when this one disappears.
 
+mod admin;
 mod broker;
 mod dead_letter;
 mod message;
@@ -31,10 +37,11 @@ pub mod sqlite;
 
 pub use crate::domain::headers::DEFERRED_SINCE;
 pub use crate::domain::lane::Lane;
-pub use broker::{BackfillOutcomes, DeadLetters, Outcomes, control_messages, depths, follow_control, start};
+pub use admin::{Admin, BodyReader, DeadLetters, Depths, OutcomeMessage, Outcomes, retained_address};
+pub use broker::{admin, start};
 pub use dead_letter::{DeadLetter, LetterId};
 pub use message::{
-    ControlEvent, Delivery, DeliveryOrigin, DeliveryTag, Depths, LeaseMessage, OutcomeEvent, OutcomeMessage,
-    Properties, Publication, QueueError, Released, Reply, Settlement,
+    ControlEvent, Delivery, DeliveryOrigin, DeliveryTag, LeaseMessage, OutcomeEvent, Properties, Publication,
+    QueueError, Released, Reply, Settlement,
 };
-pub use port::{BoxFuture, JobPublisher, LeaseHolder, Queue};
+pub use port::{JobPublisher, LeaseHolder, Queue};

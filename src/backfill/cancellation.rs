@@ -9,9 +9,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::BrokerConfig;
 use crate::domain::control::{BackfillId, Control, EarlierCancellations};
-use crate::queue;
+use crate::queue::Admin;
 use crate::runtime::output::Output;
 use crate::runtime::retry::Retry;
 
@@ -38,7 +37,7 @@ pub struct CancellationWatcher {
 
 impl CancellationWatcher {
     /// Starts to watch. Control messages that can't be read are reported once and retried.
-    pub fn start(broker: BrokerConfig, client: String, run: BackfillRun, output: Arc<dyn Output>) -> Self {
+    pub fn start(admin: Arc<dyn Admin>, run: BackfillRun, output: Arc<dyn Output>) -> Self {
         let (notify, at) = watch::channel(None);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -49,7 +48,7 @@ impl CancellationWatcher {
                 }
             };
             let (mut retry, mut reported) = (Retry::endless(MIN_RETRY_DELAY, MAX_RETRY_DELAY), false);
-            while let Err(problem) = queue::follow_control(&broker, &client, &mut receive, &stopped).await {
+            while let Err(problem) = admin.follow_control(&mut receive, &stopped).await {
                 if !stopped.is_cancelled() && !std::mem::replace(&mut reported, true) {
                     output.notice(&format!("cancellations are not received while this publishes: {problem}"));
                 }
@@ -80,12 +79,8 @@ impl CancellationWatcher {
 }
 
 /// Returns the cancellations of a backfill so far; `None` if they can't be read.
-pub async fn earlier_cancellations(
-    broker: &BrokerConfig,
-    client: &str,
-    backfill: &BackfillId,
-) -> Option<EarlierCancellations> {
-    let messages = queue::control_messages(broker, client).await.ok()?;
+pub async fn earlier_cancellations(admin: &dyn Admin, backfill: &BackfillId) -> Option<EarlierCancellations> {
+    let messages = admin.control_messages().await.ok()?;
     Some(EarlierCancellations::of(backfill, messages.iter().map(AsRef::as_ref)))
 }
 

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::OnceLock;
 
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use serde_json::json;
@@ -14,7 +15,7 @@ use crate::domain::control::EarlierCancellations;
 use crate::domain::headers::{BACKFILL, BACKFILL_CANCELLATIONS, BACKFILL_STARTED_AT, GENERATION, RUN};
 use crate::producer::CONFIRM_WINDOW;
 use crate::producer::job::PreparedJob;
-use crate::queue::{BackfillOutcomes, BoxFuture, Publication, QueueError};
+use crate::queue::{Admin, Publication, QueueError};
 use crate::runtime::output::Output;
 use crate::runtime::rate::PublishRate;
 
@@ -68,13 +69,13 @@ pub struct BackfillPublisher<'a> {
     pub output: &'a dyn Output,
 }
 
-/// Declares the retained outcomes of a backfill. Returns false where the broker refuses that: jobs
-/// are delivered all the same.
+/// Prepares that outcomes with this `reply_to` are retained. Returns false where the broker refuses
+/// that: jobs are delivered all the same.
 ///
 /// # Errors
 /// The broker is lost.
-pub async fn prepare_outcomes(outcomes: &BackfillOutcomes, output: &dyn Output) -> Result<bool, QueueError> {
-    match outcomes.prepare().await {
+pub async fn retain_outcomes(admin: &dyn Admin, address: &str, output: &dyn Output) -> Result<bool, QueueError> {
+    match admin.retain(address).await {
         Ok(()) => Ok(true),
         Err(QueueError::Topology(cause) | QueueError::Refused(cause) | QueueError::Denied(cause)) => {
             output.notice(&format!("`consign backfill status` will not show the outcomes of this run: {cause}"));

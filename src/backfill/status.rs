@@ -8,13 +8,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::journal::{self, JournalContents};
-use crate::config::BrokerConfig;
 use crate::domain::control::{BackfillId, Control};
 use crate::domain::outcome::OutcomeKind;
 use crate::producer::counts::OutcomeCounts;
 use crate::producer::outcome::{ObservedOutcome, OutcomeDetails};
 use crate::producer::pending::{PendingJobs, PendingReport, WorkerReports};
-use crate::queue::{self, BackfillOutcomes, QueueError};
+use crate::queue::{Admin, QueueError};
 
 /// Jobs that failed, or wait for a retry, for the same reason.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -76,8 +75,8 @@ impl BackfillRecords {
     /// Reads outcomes, journal and control messages; `None` for a backfill of which neither an
     /// outcome nor a journal exists.
     pub async fn read(
-        broker: &BrokerConfig,
-        client: &str,
+        admin: &dyn Admin,
+        address: &str,
         backfill: &BackfillId,
         journal: Option<&Path>,
     ) -> Result<Option<Self>, StatusError> {
@@ -86,15 +85,14 @@ impl BackfillRecords {
             contents.map_err(StatusError::Journal)
         };
         let mut outcomes = OutcomeDigest::since(read_journal()?.and_then(|contents| contents.header?.since()));
-        let kept = BackfillOutcomes::new(broker, client, backfill);
-        let found = kept.read(&mut |body| outcomes.add(body)).await.map_err(StatusError::Queue)?;
+        let found = admin.read_retained(address, &mut |body| outcomes.add(body)).await.map_err(StatusError::Queue)?;
         // A second time: a run in progress may have published more meanwhile, and no job may have an outcome
         // without being published.
         let journal = read_journal()?;
         if !found && journal.is_none() {
             return Ok(None);
         }
-        let control = queue::control_messages(broker, client).await.map_err(StatusError::Queue)?;
+        let control = admin.control_messages().await.map_err(StatusError::Queue)?;
         Ok(Some(Self { outcomes, journal, control }))
     }
 

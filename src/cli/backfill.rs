@@ -20,12 +20,12 @@ use crate::backfill::calendar::CalendarRange;
 use crate::backfill::cancellation::{BackfillRun, CancellationWatcher, earlier_cancellations};
 use crate::backfill::journal::{self, Journal, JournalHeader};
 use crate::backfill::plan::BackfillPlan;
-use crate::backfill::publish::{BackfillPublisher, BackfillResult, StopCause, prepare_outcomes};
+use crate::backfill::publish::{BackfillPublisher, BackfillResult, StopCause, retain_outcomes};
 use crate::backfill::status::{BackfillRecords, StatusError};
 use crate::backfill::template::Template;
 use crate::config::{BrokerConfig, Config};
 use crate::domain::control::{BackfillId, ControlCommand};
-use crate::queue::BackfillOutcomes;
+use crate::queue::retained_address;
 use crate::runtime::output::Output as _;
 pub use args::BackfillArgs;
 use args::{BackfillAction, BackfillIdArgs, BackfillRunArgs, BackfillStatusArgs};
@@ -88,8 +88,8 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     broker::require(&config.broker)?;
     let started_at = Timestamp::now();
     let path = journal_path(args.record, &config.broker, &plan.backfill).map_err(CommandError::Failed)?;
-    let client = broker::client_name(config, COMMAND);
-    let earlier = earlier_cancellations(&config.broker, &client, &plan.backfill).await;
+    let admin = broker::admin(config, COMMAND);
+    let earlier = earlier_cancellations(&*admin, &plan.backfill).await;
     let header = JournalHeader {
         backfill: plan.backfill.to_string(),
         digest: plan.digest.clone(),
@@ -101,14 +101,15 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     };
     let mut journal = Journal::open(&path, &header, args.again).map_err(CommandError::Failed)?;
     let queue = broker::connect(config, COMMAND).await?;
-    let progress = ProgressReporter::new(u64::try_from(plan.job_count()).ok(), json, "publishing");
-    let progress = Arc::new(if plan.job_count() == 1 { progress.without_bar() } else { progress });
-    let outcomes = BackfillOutcomes::new(&config.broker, &client, &plan.backfill);
-    let retained = prepare_outcomes(&outcomes, &*progress).await?;
+    let progress = ProgressReporter::publishing(u64::try_from(plan.job_count()).ok(), json);
+    let address = retained_address(&config.broker, &plan.backfill);
+    let retained = retain_outcomes(&*admin, &address, &*progress).await?;
     let waiter = if args.wait {
-        let broker = &config.broker;
-        let waiter = OutcomeWaiter::subscribe(broker, &client, Arc::clone(&progress), ShownOutcomes::Failures).await?;
-        expect_all(&waiter, &plan, &journal, &outcomes).await?;
+        let waiter = OutcomeWaiter::subscribe(&*admin, Arc::clone(&progress), ShownOutcomes::Failures).await?;
+        expect_all(&waiter, &plan)?;
+        // Those of jobs that ended before.
+        let since = journal.header().since();
+        admin.read_retained(&address, &mut |body| waiter.record_earlier(body, since)).await?;
         Some(waiter)
     } else {
         None
@@ -117,7 +118,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     // Those of the first command: one that continues was not repeated on purpose.
     let (earlier, run) = (journal.header().cancellations(), journal.header().run());
     let watched = BackfillRun { backfill: plan.backfill.clone(), started_at, earlier: earlier.clone() };
-    let mut watcher = CancellationWatcher::start(config.broker.clone(), client, watched, progress.clone());
+    let mut watcher = CancellationWatcher::start(admin, watched, progress.clone());
     let publisher = BackfillPublisher {
         plan: &plan,
         publish: &|publication| queue.publish(publication),
@@ -125,7 +126,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
         earlier: earlier.as_ref(),
         generation_of: journal.header().started_at,
         run,
-        reply_to: retained.then(|| outcomes.address()),
+        reply_to: retained.then_some(&*address),
         rate: args.rate,
         output: &*progress,
     };
@@ -157,20 +158,12 @@ fn dry_run(plan: &BackfillPlan, json: bool) -> Result<Exit, CommandError> {
     Ok(Exit::Done)
 }
 
-/// Expects the outcomes of all jobs of the plan. Those of jobs that ended before are read from the
-/// retained outcomes.
-async fn expect_all(
-    waiter: &OutcomeWaiter,
-    plan: &BackfillPlan,
-    journal: &Journal,
-    outcomes: &BackfillOutcomes,
-) -> Result<(), CommandError> {
+/// Expects the outcomes of all jobs of the plan.
+fn expect_all(waiter: &OutcomeWaiter, plan: &BackfillPlan) -> Result<(), CommandError> {
     for job in plan.jobs() {
         let job = job.map_err(CommandError::Failed)?.prepared;
         waiter.expect(&job.id, &job.destination);
     }
-    let since = journal.header().since();
-    outcomes.read(&mut |body| waiter.record_earlier(body, since)).await?;
     Ok(())
 }
 
@@ -196,7 +189,7 @@ fn finish(result: &BackfillResult, plan: &BackfillPlan, progress: &ProgressRepor
     }
     match cause {
         _ if total > 0 => Exit::Partly,
-        StopCause::Queue(problem) => broker::exit(problem),
+        StopCause::Queue(problem) => Exit::of(problem),
         StopCause::Journal(_) | StopCause::Cancelled(_) => Exit::Failed,
     }
 }
@@ -205,8 +198,8 @@ async fn status(args: BackfillStatusArgs, config: &Config, json: bool) -> Result
     broker::require(&config.broker)?;
     let BackfillStatusArgs { backfill: BackfillIdArgs { id, record }, admin } = args;
     let path = journal_path(record, &config.broker, &id).ok();
-    let client = broker::client_name(config, COMMAND);
-    let Some(records) = BackfillRecords::read(&config.broker, &client, &id, path.as_deref()).await? else {
+    let (queue, address) = (broker::admin(config, COMMAND), retained_address(&config.broker, &id));
+    let Some(records) = BackfillRecords::read(&*queue, &address, &id, path.as_deref()).await? else {
         return Err(CommandError::Failed(format!(
             "there is no retained outcome and no local record of a backfill {id}; check the spelling, or give its \
              record with --record FILE"
@@ -249,9 +242,8 @@ fn record_cancellation(path: &Path, id: &BackfillId, at: Timestamp) -> bool {
 /// Returns true where outcomes of the backfill were ever retained, and also where that can't be
 /// determined in time, as a warning would be wrong then.
 async fn is_known(config: &Config, id: &BackfillId) -> bool {
-    let outcomes = BackfillOutcomes::new(&config.broker, &broker::client_name(config, COMMAND), id);
-    let mut ignored = |_: &[u8]| {};
-    let found = tokio::time::timeout(LOOKUP_TIMEOUT, outcomes.read(&mut ignored)).await;
+    let (admin, address) = (broker::admin(config, COMMAND), retained_address(&config.broker, id));
+    let found = tokio::time::timeout(LOOKUP_TIMEOUT, admin.read_retained(&address, &mut |_| ())).await;
     !matches!(found, Ok(Ok(false)))
 }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{CommandError, Exit, fail};
+use super::CommandError;
 use crate::config::{BrokerConfig, Config};
 use crate::domain::control::{Control, ControlCommand};
 use crate::metrics::Metrics;
-use crate::queue::{self, JobPublisher, QueueError};
+use crate::queue::{self, Admin, JobPublisher, QueueError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -31,8 +31,13 @@ fn missing_file(config: &BrokerConfig) -> Option<QueueError> {
 }
 
 /// Returns the name of a command's connections.
-pub(super) fn client_name(config: &Config, command: &str) -> String {
+fn client_name(config: &Config, command: &str) -> String {
     format!("{} {command}", config.worker.id)
+}
+
+/// Returns the operations of a command on the broker.
+pub(super) fn admin(config: &Config, command: &str) -> Arc<dyn Admin> {
+    queue::admin(&config.broker, &client_name(config, command))
 }
 
 /// Connects to the queue for publishing.
@@ -62,26 +67,10 @@ pub(super) async fn announce(config: &Config, command: &str, control: ControlCom
     announced.map(|()| control)
 }
 
-/// Reports an error of the queue.
-pub(super) fn fail_queue(problem: &QueueError) -> Exit {
-    let exit = exit(problem);
-    let named = if exit == Exit::Config { "broker.url: " } else { "" };
-    fail(&format!("{named}{problem}"), exit)
-}
-
-/// Returns the exit for an error of the queue.
-pub(super) fn exit(problem: &QueueError) -> Exit {
-    match problem {
-        QueueError::Unavailable(_) | QueueError::Lost => Exit::Unavailable,
-        QueueError::Denied(_) => Exit::Denied,
-        QueueError::Unusable(_) => Exit::Config,
-        QueueError::Refused(_) | QueueError::Topology(_) | QueueError::Busy(_) => Exit::Failed,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Exit;
 
     #[tokio::test]
     async fn a_missing_queue_is_not_created_by_connecting() {
@@ -89,7 +78,7 @@ mod tests {
         let file = folder.path().join("typo.db");
         let config = crate::config::load_str(&format!("[broker]\nurl = \"sqlite:{}\"", file.display())).unwrap().config;
         let Err(problem) = connect(&config, "enqueue").await else { panic!("it exists") };
-        assert_eq!((exit(&problem), require(&config.broker).unwrap_err().report()), (Exit::Config, Exit::Config));
+        assert_eq!((Exit::of(&problem), require(&config.broker).unwrap_err().report()), (Exit::Config, Exit::Config));
         let text = problem.to_string();
         assert!(text.contains("typo.db") && text.contains("consign topology apply"), "{text}");
         assert!(!file.exists());

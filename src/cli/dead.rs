@@ -72,8 +72,8 @@ impl From<DeadLetterError> for CommandError {
 }
 
 /// Begins a pass over the dead letters.
-async fn open(config: &Config) -> Result<DeadLetters, QueueError> {
-    DeadLetters::open(&config.broker, &broker::client_name(config, "dead")).await
+async fn open(config: &Config) -> Result<Box<dyn DeadLetters>, QueueError> {
+    broker::admin(config, "dead").dead_letters().await
 }
 
 /// Requires a filter or `--all` of a command that changes letters.
@@ -109,7 +109,7 @@ fn finish_with_counts(progress: &ProgressReporter, counts: &LetterCounts, verb: 
 fn exit(counts: &LetterCounts) -> Exit {
     match (counts.done, counts.refused, counts.failed, &counts.stopped_by) {
         (_, 0, 0, None) => Exit::Done,
-        (0, 0, _, Some(problem)) => broker::exit(problem),
+        (0, 0, _, Some(problem)) => Exit::of(problem),
         (0, 0, _, None) => Exit::Failed,
         (0, _, 0, None) => Exit::Problem,
         _ => Exit::Partly,

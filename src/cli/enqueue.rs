@@ -25,6 +25,9 @@ use crate::queue::{JobPublisher, QueueError};
 use crate::runtime::output::{Output as _, printable};
 use input::{InputError, JobInput};
 
+/// Name of the command in the names of its connections.
+const COMMAND: &str = "enqueue";
+
 /// Arguments of `consign enqueue`.
 #[derive(Debug, Clone, Args)]
 pub struct EnqueueArgs {
@@ -99,13 +102,11 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Comm
         _ => return Err(CommandError::Failed("give a file, `-`, or --source, --to and --key".to_owned())),
     };
     warning.iter().for_each(|warning| notice(warning));
-    let (queue, client) = (broker::connect(&config, "enqueue").await?, broker::client_name(&config, "enqueue"));
-    let progress = ProgressReporter::new(input.known_length(), json, "publishing");
-    let progress = Arc::new(if input.known_length() == Some(1) { progress.without_bar() } else { progress });
+    let queue = broker::connect(&config, COMMAND).await?;
+    let progress = ProgressReporter::publishing(input.known_length(), json);
     let waiter = if args.wait {
-        let subscribed =
-            OutcomeWaiter::subscribe(&config.broker, &client, Arc::clone(&progress), ShownOutcomes::All).await;
-        Some(subscribed?)
+        let admin = broker::admin(&config, COMMAND);
+        Some(OutcomeWaiter::subscribe(&*admin, Arc::clone(&progress), ShownOutcomes::All).await?)
     } else {
         None
     };
@@ -193,7 +194,7 @@ async fn publish(
             Ok((id, destination, Err(problem))) => {
                 result.failed += 1;
                 if result.refused != Some(Exit::Denied) {
-                    result.refused = Some(broker::exit(&problem));
+                    result.refused = Some(Exit::of(&problem));
                 }
                 report_unpublished(progress, &id, &destination, &problem);
                 if let Some(waiter) = waiter {

@@ -4,6 +4,7 @@
 pub(super) mod text;
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -70,10 +71,13 @@ impl ProgressReporter {
         Self { bar, json }
     }
 
-    /// The same without a bar.
-    pub(super) fn without_bar(self) -> Self {
-        self.bar.set_draw_target(ProgressDrawTarget::hidden());
-        self
+    /// Reporter of a command that publishes jobs. One job needs no bar.
+    pub(super) fn publishing(jobs: Option<u64>, json: bool) -> Arc<Self> {
+        let progress = Self::new(jobs, json, "publishing");
+        if jobs == Some(1) {
+            progress.bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Arc::new(progress)
     }
 
     pub(super) fn has_bar(&self) -> bool {

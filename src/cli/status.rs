@@ -15,7 +15,7 @@ pub(super) use reset::reset_circuit;
 use super::workers::{StatusClient, worker_url, worker_urls};
 use super::{Exit, broker, examples, fail, print, print_json};
 use crate::config::Config;
-use crate::queue::{self, Depths};
+use crate::queue::Depths;
 use view::StatusReport;
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -92,8 +92,7 @@ async fn query(client: &StatusClient, workers: &[Url], config: &Config) -> Statu
 /// Counts messages; `None` where no broker is configured.
 async fn count(config: &Config) -> Option<Result<Depths, String>> {
     config.broker.url.as_ref()?;
-    let client = broker::client_name(config, "status");
-    let counted = tokio::time::timeout(COUNT_TIMEOUT, queue::depths(&config.broker, &client)).await;
+    let counted = tokio::time::timeout(COUNT_TIMEOUT, broker::admin(config, "status").depths()).await;
     Some(match counted {
         Ok(counted) => counted.map_err(|problem| problem.to_string()),
         Err(_) => Err(format!("no answer within {} s", COUNT_TIMEOUT.as_secs())),

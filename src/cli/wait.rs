@@ -17,13 +17,12 @@ use super::output::ProgressReporter;
 use super::output::text::timestamp;
 use super::pending::{destination_lines, lines};
 use super::workers::Workers;
-use crate::config::BrokerConfig;
 use crate::domain::outcome::OutcomeKind;
 use crate::producer::counts::OutcomeCounts;
 use crate::producer::outcome::ObservedOutcome;
 use crate::producer::pending::PendingReport;
 use crate::producer::tracker::OutcomeTracker;
-use crate::queue::{Outcomes, QueueError};
+use crate::queue::{Admin, Outcomes, QueueError};
 use crate::runtime::output::Output as _;
 use crate::runtime::shutdown::TerminationSignal;
 
@@ -126,12 +125,11 @@ pub(super) struct OutcomeWaiter {
 impl OutcomeWaiter {
     /// Subscribes to outcomes from now on.
     pub(super) async fn subscribe(
-        broker: &BrokerConfig,
-        client: &str,
+        admin: &dyn Admin,
         progress: Arc<ProgressReporter>,
         shown: ShownOutcomes,
     ) -> Result<Self, QueueError> {
-        let outcomes = Outcomes::subscribe(broker, client).await?;
+        let outcomes = admin.subscribe().await?;
         let state = Arc::new(WaitState {
             tracker: Mutex::default(),
             lost: Mutex::default(),
@@ -248,7 +246,7 @@ fn exit(counts: OutcomeCounts, unpublished: u64) -> Exit {
     }
 }
 
-async fn receive_all(mut outcomes: Outcomes, state: Arc<WaitState>, notify: watch::Sender<()>) {
+async fn receive_all(mut outcomes: Box<dyn Outcomes>, state: Arc<WaitState>, notify: watch::Sender<()>) {
     loop {
         match outcomes.next().await {
             Ok(message) => {

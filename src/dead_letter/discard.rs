@@ -10,7 +10,10 @@ use crate::queue::{DeadLetters, LetterId, QueueError};
 ///
 /// # Errors
 /// The broker is lost.
-pub async fn find(letters: &mut DeadLetters, mut selection: LetterSelection) -> Result<HashSet<LetterId>, QueueError> {
+pub async fn find(
+    letters: &mut dyn DeadLetters,
+    mut selection: LetterSelection,
+) -> Result<HashSet<LetterId>, QueueError> {
     let mut ids = HashSet::new();
     while let Some(letter) = selection.next(letters, || ()).await? {
         ids.insert(letter.id().clone());
@@ -20,7 +23,7 @@ pub async fn find(letters: &mut DeadLetters, mut selection: LetterSelection) -> 
 
 /// Discards the selected letters; with `dry_run` they are only counted.
 pub async fn discard(
-    letters: &mut DeadLetters,
+    letters: &mut dyn DeadLetters,
     mut selection: LetterSelection,
     dry_run: bool,
     run: &mut LetterRun<'_>,

@@ -25,7 +25,7 @@ pub struct Exported {
 /// # Errors
 /// The file exists or can't be written; the broker is lost.
 pub async fn to_file(
-    letters: &mut DeadLetters,
+    letters: &mut dyn DeadLetters,
     filter: LetterFilter,
     file: &Path,
 ) -> Result<Exported, DeadLetterError> {
@@ -56,7 +56,7 @@ fn create(part: &Path) -> std::io::Result<File> {
 /// # Errors
 /// `to` can't be written; the broker is lost.
 pub async fn write(
-    letters: &mut DeadLetters,
+    letters: &mut dyn DeadLetters,
     filter: LetterFilter,
     to: impl Write,
 ) -> Result<Exported, DeadLetterError> {

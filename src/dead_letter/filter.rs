@@ -113,7 +113,11 @@ impl LetterSelection {
     ///
     /// # Errors
     /// The errors of [`DeadLetters::next`].
-    pub async fn next(&mut self, letters: &mut DeadLetters, read: impl Fn()) -> Result<Option<DeadLetter>, QueueError> {
+    pub async fn next(
+        &mut self,
+        letters: &mut dyn DeadLetters,
+        read: impl Fn(),
+    ) -> Result<Option<DeadLetter>, QueueError> {
         while self.remaining > 0 {
             let Some(letter) = letters.next().await? else { break };
             read();

@@ -83,10 +83,10 @@ impl ExportLine {
             }
         };
         let letter = DeadLetter::new(line.routing_key, body, line.properties, line.died_at);
-        letter
-            .can_be_requeued()
-            .then_some(letter)
-            .ok_or_else(|| "routing_key: no queue takes it; use `job.scheduled.DEST` or `job.backfill.DEST`".to_owned())
+        match letter.bound_lane() {
+            Ok(_) => Ok(letter),
+            Err(_) => Err("routing_key: no queue takes it; use `job.scheduled.DEST` or `job.backfill.DEST`".to_owned()),
+        }
     }
 }
 

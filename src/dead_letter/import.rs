@@ -46,7 +46,11 @@ fn read(path: &Path) -> Result<impl Iterator<Item = Result<DeadLetter, String>>,
 ///
 /// # Errors
 /// The file can't be read, or the existing letters can't.
-pub async fn import(path: &Path, letters: &mut DeadLetters, run: &mut LetterRun<'_>) -> Result<u64, DeadLetterError> {
+pub async fn import(
+    path: &Path,
+    letters: &mut dyn DeadLetters,
+    run: &mut LetterRun<'_>,
+) -> Result<u64, DeadLetterError> {
     let mut ids = ids(letters).await?;
     let mut skipped = 0;
     for letter in read(path)? {
@@ -65,7 +69,7 @@ pub async fn import(path: &Path, letters: &mut DeadLetters, run: &mut LetterRun<
     Ok(skipped)
 }
 
-async fn ids(letters: &mut DeadLetters) -> Result<HashSet<LetterId>, QueueError> {
+async fn ids(letters: &mut dyn DeadLetters) -> Result<HashSet<LetterId>, QueueError> {
     let mut ids = HashSet::new();
     while let Some(letter) = letters.next().await? {
         ids.insert(letter.id().clone());

@@ -47,7 +47,7 @@ impl<P: DestinationProbe> Requeue<P> {
 
     /// Requeues the selected letters. Dropped halfway, it leaves every letter either where it was
     /// or requeued.
-    pub async fn run(mut self, letters: &mut DeadLetters, mut selection: LetterSelection, run: &mut LetterRun<'_>) {
+    pub async fn run(mut self, letters: &mut dyn DeadLetters, mut selection: LetterSelection, run: &mut LetterRun<'_>) {
         while let Some(letter) = run.next(letters, &mut selection).await {
             if !self.requeue(letters, &letter, run).await {
                 return;
@@ -56,7 +56,7 @@ impl<P: DestinationProbe> Requeue<P> {
     }
 
     /// Requeues one letter. Returns true where the next letter may succeed.
-    async fn requeue(&mut self, letters: &mut DeadLetters, letter: &DeadLetter, run: &mut LetterRun<'_>) -> bool {
+    async fn requeue(&mut self, letters: &mut dyn DeadLetters, letter: &DeadLetter, run: &mut LetterRun<'_>) -> bool {
         if let Some(reason) = self.refusal(letter, run).await {
             run.refused(letter, &reason);
             return true;

@@ -57,7 +57,7 @@ impl<'a> LetterRun<'a> {
     }
 
     /// Returns the next selected letter; `None` at the end, or when no more letters can be read.
-    pub async fn next(&mut self, letters: &mut DeadLetters, selection: &mut LetterSelection) -> Option<DeadLetter> {
+    pub async fn next(&mut self, letters: &mut dyn DeadLetters, selection: &mut LetterSelection) -> Option<DeadLetter> {
         let next = selection.next(letters, || self.output.advance(1)).await;
         next.unwrap_or_else(|problem| {
             self.stopped(problem);

@@ -84,12 +84,12 @@ fn publication(planned: &SampleJob) -> Publication {
 }
 
 /// Subscribes to the outcomes of every job in the queue.
-pub(super) async fn subscribe(broker: &BrokerConfig) -> Result<Outcomes, DevError> {
-    Ok(Outcomes::subscribe(broker, NAME).await?)
+pub(super) async fn subscribe(broker: &BrokerConfig) -> Result<Box<dyn Outcomes>, DevError> {
+    Ok(queue::admin(broker, NAME).subscribe().await?)
 }
 
 /// The next outcome, read and as it is.
-pub(super) async fn next_outcome(feed: &mut Outcomes) -> Result<(Outcome, Vec<u8>), DevError> {
+pub(super) async fn next_outcome(feed: &mut dyn Outcomes) -> Result<(Outcome, Vec<u8>), DevError> {
     loop {
         let body = feed.next().await?.body;
         // What is no outcome was not made by this program.

@@ -49,7 +49,7 @@ impl Stage {
         }
         let mut worker = std::pin::pin!(app::run_in(environment, self.config.clone(), None));
         let (ending, followed) = {
-            let follow = self.follow(&mut publisher, &mut feed, &mut expected, once);
+            let follow = self.follow(&mut publisher, &mut *feed, &mut expected, once);
             tokio::select! {
                 ending = &mut worker => (ending, Ok(())),
                 followed = follow => {
@@ -81,7 +81,7 @@ impl Stage {
     async fn follow(
         &self,
         publisher: &mut SamplePublisher,
-        feed: &mut Outcomes,
+        feed: &mut dyn Outcomes,
         expected: &mut ExpectedOutcomes,
         once: bool,
     ) -> Result<(), DevError> {
@@ -107,7 +107,7 @@ impl Stage {
         }
     }
 
-    async fn show_next(&self, feed: &mut Outcomes) -> Result<Outcome, DevError> {
+    async fn show_next(&self, feed: &mut dyn Outcomes) -> Result<Outcome, DevError> {
         let (outcome, raw) = next_outcome(feed).await?;
         let again = match (&outcome.data.bucket, &outcome.data.key) {
             (Some(bucket), Some(key)) => self.cloud.take_sent_again(bucket, key),

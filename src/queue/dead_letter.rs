@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::message::Properties;
+use super::message::{Properties, QueueError};
 use crate::domain::destination::text_newtype;
 use crate::domain::job::lease::Lease;
 use crate::domain::job::{self, DestinationRef, Job, Rejected};
@@ -101,9 +101,15 @@ impl DeadLetter {
         routing_key::published_lane(&self.routing_key)
     }
 
-    /// Returns true when a lane is bound to the routing key.
-    pub fn can_be_requeued(&self) -> bool {
-        routing_key::bound_lane(&self.routing_key).is_some()
+    /// Returns the lane that is bound to the routing key.
+    ///
+    /// # Errors
+    /// `Refused` without one: the letter can't be requeued.
+    pub fn bound_lane(&self) -> Result<Lane, QueueError> {
+        routing_key::bound_lane(&self.routing_key).ok_or_else(|| {
+            let (key, remedy) = (&self.routing_key, "use `job.scheduled.DEST` or `job.backfill.DEST`");
+            QueueError::Refused(format!("no queue takes the routing key `{key}`; {remedy}"))
+        })
     }
 
     /// Returns the job as it was published; nothing for a body that was too large to be read

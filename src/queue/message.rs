@@ -94,15 +94,6 @@ pub struct OutcomeEvent {
     pub reply_to: Option<(String, Option<String>)>,
 }
 
-/// Outcome as it was published.
-#[derive(Debug, Clone)]
-pub struct OutcomeMessage {
-    /// `transfer.<outcome>.<dest>`.
-    pub routing_key: String,
-    /// Structured JSON.
-    pub body: Vec<u8>,
-}
-
 /// Reply to a request. Unlike the copy of an outcome, it is the only result.
 #[derive(Debug, Clone)]
 pub struct Reply {
@@ -212,18 +203,6 @@ pub struct Released {
     pub partly: bool,
 }
 
-/// Number of messages in the queues of one `broker.prefix` at one moment. Unacknowledged messages
-/// are not counted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Depths {
-    /// Jobs that a worker may take, by lane.
-    pub lanes: Vec<(Lane, u64)>,
-    /// Copies in the wait queues, by delay.
-    pub waiting: Vec<(RetryDelay, u64)>,
-    /// Dead letters.
-    pub dead: u64,
-}
-
 /// Error of a queue operation.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QueueError {
@@ -248,4 +227,11 @@ pub enum QueueError {
     /// The queue can't be used as configured, and waiting does not help: an operator must act.
     #[error("the queue can't be used: {0}")]
     Unusable(String),
+}
+
+impl QueueError {
+    /// Error of an operation after the close.
+    pub(in crate::queue) fn closed() -> Self {
+        Self::Unavailable("the queue is closed".to_owned())
+    }
 }

@@ -6,8 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-pub use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::message::{
@@ -34,6 +34,7 @@ pub trait LeaseHolder: Send + Sync + fmt::Debug {
 }
 
 /// Queue of jobs with its wait queues, dead letters and outcomes, as a worker uses it.
+#[async_trait]
 pub trait Queue: Send + Sync + fmt::Debug {
     /// Waits until the queue is usable, at most `limit`.
     ///
@@ -41,22 +42,22 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// `Unavailable` with the reason of the last attempt; `Unusable` at once, where waiting does
     /// not help; `Denied` at once for a queue that was started without lanes. A queue with lanes
     /// keeps trying: a worker survives a change of its password.
-    fn wait_connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>>;
+    async fn wait_connected(&self, limit: Duration) -> Result<(), QueueError>;
 
     /// Returns the next delivery of a lane. Waits while there is none or the queue is disconnected.
     /// `None` after [`Queue::stop_consuming`]. Cancel safe.
-    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>>;
+    async fn next(&self, lane: Lane) -> Option<Delivery>;
 
     /// Publishes `events` (confirmed), then performs `settlement`. Consumes the delivery.
     ///
     /// After `Err` the delivery is not settled and will be redelivered. Confirmed events stay
     /// published; they carry stable ids.
-    fn settle(
+    async fn settle(
         &self,
         delivery: Delivery,
         settlement: Settlement,
         events: Vec<OutcomeEvent>,
-    ) -> BoxFuture<'_, Result<(), QueueError>>;
+    ) -> Result<(), QueueError>;
 
     /// Puts a delivery under a lease: records the holder's message and renews it until the delivery
     /// is settled. After `Ok`, a closed channel does not redeliver the message, no broker timeout
@@ -72,12 +73,7 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Lost` when the channel of the delivery is closed: the message is redelivered. For any other
     /// error nothing has changed, and the call may be repeated.
-    fn lease<'a>(
-        &'a self,
-        delivery: &'a Delivery,
-        key: &'a str,
-        work: Arc<dyn LeaseHolder>,
-    ) -> BoxFuture<'a, Result<(), QueueError>>;
+    async fn lease(&self, delivery: &Delivery, key: &str, work: Arc<dyn LeaseHolder>) -> Result<(), QueueError>;
 
     /// Returns false when the delivery is known to be lost: it will be redelivered, or has been.
     fn can_settle(&self, _delivery: &Delivery) -> bool {
@@ -91,9 +87,9 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// `Refused` when there is no such queue, it is not writable, the configuration does not permit
     /// it, or the broker has no replies: a repetition would not help. `Unavailable` when the queue
     /// is full, or the result is unknown.
-    fn reply(&self, _reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
+    async fn reply(&self, _reply: Reply) -> Result<(), QueueError> {
         let refused = "this kind of queue has no reply queues; run `consign check DEST` instead";
-        Box::pin(async move { Err(QueueError::Refused(refused.to_owned())) })
+        Err(QueueError::Refused(refused.to_owned()))
     }
 
     /// Publishes one control message to every worker, confirmed: to those that run, and to those
@@ -102,8 +98,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Refused` or `Topology` when this queue has no control messages (the stream is missing);
     /// `Denied` when it is not writable; `Unavailable` when the result is unknown.
-    fn publish_control(&self, _control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(async { Err(QueueError::Refused("this kind of queue has no control messages".to_owned())) })
+    async fn publish_control(&self, _control: Bytes) -> Result<(), QueueError> {
+        Err(QueueError::Refused("this kind of queue has no control messages".to_owned()))
     }
 
     /// Returns the next control message: first all of the last 7 days, oldest first, then
@@ -113,8 +109,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// they can't be read, a warning is logged, `CaughtUp` follows within 5 s of being connected,
     /// and the rest follows once they are readable again: no delivery may depend on them. Cancel
     /// safe. `None` once the queue is closed, and at once for a queue without lanes.
-    fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
-        Box::pin(async { None })
+    async fn next_control(&self) -> Option<ControlEvent> {
+        None
     }
 
     /// Returns copies that wait for the recovery of these destinations to their lanes: each copy in
@@ -132,32 +128,29 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Busy` when others held the lock for too long; `Unavailable`, `Denied`, `Refused` or
     /// `Topology` when the queue can't do it. The remaining copies return when their delay is over.
-    fn release_delayed(
-        &self,
-        _destinations: BTreeSet<DestinationIdentity>,
-    ) -> BoxFuture<'_, Result<Released, QueueError>> {
-        Box::pin(async { Ok(Released::default()) })
+    async fn release_delayed(&self, _destinations: BTreeSet<DestinationIdentity>) -> Result<Released, QueueError> {
+        Ok(Released::default())
     }
 
     /// Stops consuming for good: cancels the consumers and requeues prefetched deliveries
     /// unchanged.
-    fn stop_consuming(&self) -> BoxFuture<'_, ()>;
+    async fn stop_consuming(&self);
 
     /// Stops consuming a lane for a while: cancels its consumer and requeues its prefetched
     /// deliveries unchanged, for other workers. Deliveries that were handed out can be settled as
     /// usual.
-    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()>;
+    async fn pause(&self, lane: Lane);
 
     /// Consumes a lane again, or with another limit: up to `room` deliveries beside those that are
     /// unsettled now, at least one, and never more than the configured prefetch.
-    fn resume(&self, lane: Lane, room: u16) -> BoxFuture<'_, ()>;
+    async fn resume(&self, lane: Lane, room: u16);
 
     /// Returns the lane whose oldest prefetched delivery waits longest, and the time of its arrival
     /// here.
     fn oldest_prefetched(&self) -> Option<(Lane, Instant)>;
 
     /// Closes the queue: waits briefly for pending confirms, then closes the connections.
-    fn close(&self) -> BoxFuture<'_, ()>;
+    async fn close(&self);
 
     /// Returns `Ok` while consuming, else the reason for `/readyz`.
     fn ready(&self) -> Result<(), String>;
@@ -169,11 +162,12 @@ pub trait Queue: Send + Sync + fmt::Debug {
 }
 
 /// Queue that also accepts new jobs, as commands use it.
+#[async_trait]
 pub trait JobPublisher: Queue {
     /// Publishes one job, confirmed.
     ///
     /// # Errors
     /// `Refused` for a routing key or property that no queue accepts; `Unavailable` when the result
     /// is unknown.
-    fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>>;
+    async fn publish(&self, publication: Publication) -> Result<(), QueueError>;
 }

@@ -4,9 +4,9 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | `queue` | [`RabbitMqQueue`] |
+//! | `queue`, `admin` | [`RabbitMqQueue`] of a worker, [`RabbitMqAdmin`] of a command |
 //! | `settle` | order of a settlement: outcomes, copy, acknowledgement |
-//! | `replies`, `control`, `release` | replies, control messages, release of delayed jobs |
+//! | `replies`, `control_reader`, `release` | replies, control messages of a worker, release of delayed jobs |
 //! | `roster` | live workers of the fleet |
 //! | `sessions`, `reply_connection` | supervision of the sessions, publishing across them; connection of the replies |
 //! | `session` | one session: two connections, consumers, lease renewer |
@@ -14,12 +14,13 @@
 //! | `consumer`, `context` | consumer of a lane; state that outlives the sessions |
 //! | `lease` | protocol of the leases |
 //! | `deliveries` | prefetched and unacknowledged deliveries |
-//! | `dead_letters`, `outcomes`, `depths`, `backfill_outcomes` | operations of commands |
-//! | `messages`, `direct_reply` | messages to publish; replies without a queue |
+//! | `dead_letters`, `outcomes`, `depths`, `control` | operations of commands |
+//! | `death`, `copies`, `messages`, `direct_reply` | dead letters as they are read; copies of jobs; other messages; replies without a queue |
 //! | `publisher`, `health` | publisher with confirms; end and block of a session |
 //! | `declare`, `stream`, `channel` | declaration of the topology; streams; operations on a channel |
 //! | `connection` | endpoint and connections |
-//! | `login`, `errors`, `tls`, `wire`, `fields`, `topology`, `timing`, `reply_addresses` | login, errors, frames, fields, names |
+//! | `topology`, `definitions`, `names` | exchanges, queues and bindings, their text forms, their names |
+//! | `login`, `errors`, `tls`, `wire`, `fields`, `origin`, `timing`, `reply_addresses` | login, errors, frames, fields, publishers |
 //!
 //! Deliveries carry the generation of their session. When a session ends,
 //! * prefetched deliveries are dropped: the broker delivers them again;
@@ -29,14 +30,18 @@
 //! * leased jobs are not affected: the lease is a message of its own, which the next session renews
 //!   and settles.
 
-mod backfill_outcomes;
+mod admin;
 mod channel;
 mod connection;
 mod consumer;
 mod context;
 mod control;
+mod control_reader;
+mod copies;
 mod dead_letters;
+mod death;
 mod declare;
+mod definitions;
 mod deliveries;
 mod depths;
 mod direct_reply;
@@ -47,6 +52,7 @@ mod lease;
 mod login;
 mod login_check;
 mod messages;
+mod names;
 mod origin;
 mod outcomes;
 mod publisher;
@@ -65,11 +71,10 @@ mod tls;
 mod topology;
 mod wire;
 
-pub(in crate::queue) use backfill_outcomes::{control_messages, declare_outcomes, follow_control, read_outcomes};
+pub use admin::RabbitMqAdmin;
+#[doc(hidden)]
 pub use dead_letters::RabbitMqDeadLetters;
-pub use declare::{apply_topology, check_topology, vhost};
-pub use depths::depths;
-pub use outcomes::RabbitMqOutcomes;
+pub use declare::check_topology;
 pub use queue::RabbitMqQueue;
 #[doc(hidden)]
 pub use timing::Timing;

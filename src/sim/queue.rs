@@ -5,15 +5,14 @@ mod leased;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::message::{SimMessage, index};
 use super::world::{SimWorld, note};
 use super::{invariants, lease};
 use crate::domain::lane::Lane;
-use crate::queue::{
-    BoxFuture, ControlEvent, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Queue, QueueError, Settlement,
-};
+use crate::queue::{ControlEvent, Delivery, DeliveryTag, LeaseHolder, OutcomeEvent, Queue, QueueError, Settlement};
 
 /// Queue of one worker.
 #[derive(Debug)]
@@ -239,54 +238,46 @@ fn confirmed(sent: PublishResult) -> Result<(), QueueError> {
     }
 }
 
+#[async_trait]
 impl Queue for SimQueue {
-    fn wait_connected(&self, _limit: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(async { Ok(()) })
+    async fn wait_connected(&self, _limit: Duration) -> Result<(), QueueError> {
+        Ok(())
     }
 
-    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
-        Box::pin(self.take(lane))
+    async fn next(&self, lane: Lane) -> Option<Delivery> {
+        self.take(lane).await
     }
 
-    fn settle(
+    async fn settle(
         &self,
         delivery: Delivery,
         settlement: Settlement,
         events: Vec<OutcomeEvent>,
-    ) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(async move {
-            let upload = lease::checkpoint(delivery.properties.content_type.as_deref(), &delivery.body);
-            let job = invariants::job_of(delivery.properties.message_id.as_deref());
-            let settled = self.perform(delivery, settlement, events).await;
-            let mut state = self.world.lock();
-            // A duplicate's settlement leaves the upload to the attempt that runs here.
-            if settled.is_err() && !state.records[job].running.contains(&self.worker) {
-                state.workers[self.worker].unsettled_uploads.extend(upload);
-            }
-            settled
-        })
+    ) -> Result<(), QueueError> {
+        let upload = lease::checkpoint(delivery.properties.content_type.as_deref(), &delivery.body);
+        let job = invariants::job_of(delivery.properties.message_id.as_deref());
+        let settled = self.perform(delivery, settlement, events).await;
+        let mut state = self.world.lock();
+        // A duplicate's settlement leaves the upload to the attempt that runs here.
+        if settled.is_err() && !state.records[job].running.contains(&self.worker) {
+            state.workers[self.worker].unsettled_uploads.extend(upload);
+        }
+        settled
     }
 
-    fn publish_control(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(self.publish_report(control))
+    async fn publish_control(&self, control: Bytes) -> Result<(), QueueError> {
+        self.publish_report(control).await
     }
 
-    fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
-        Box::pin(self.next_report())
+    async fn next_control(&self) -> Option<ControlEvent> {
+        self.next_report().await
     }
 
-    fn lease<'a>(
-        &'a self,
-        delivery: &'a Delivery,
-        key: &'a str,
-        work: Arc<dyn LeaseHolder>,
-    ) -> BoxFuture<'a, Result<(), QueueError>> {
-        Box::pin(async move {
-            self.world.lock().workers[self.worker].leasing += 1;
-            let taken = self.take_lease(delivery, key, work).await;
-            self.world.lock().workers[self.worker].leasing -= 1;
-            taken
-        })
+    async fn lease(&self, delivery: &Delivery, key: &str, work: Arc<dyn LeaseHolder>) -> Result<(), QueueError> {
+        self.world.lock().workers[self.worker].leasing += 1;
+        let taken = self.take_lease(delivery, key, work).await;
+        self.world.lock().workers[self.worker].leasing -= 1;
+        taken
     }
 
     fn can_settle(&self, delivery: &Delivery) -> bool {
@@ -295,48 +286,40 @@ impl Queue for SimQueue {
         unacked || state.leases.values().any(|lease| (lease.worker, lease.ticket) == (self.worker, delivery.ticket))
     }
 
-    fn stop_consuming(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.count_call();
-            let changed = {
-                let mut state = self.world.lock();
-                state.workers[self.worker].stopped = true;
-                Arc::clone(&state.workers[self.worker].changed)
-            };
-            changed.iter().for_each(tokio::sync::Notify::notify_waiters);
-            self.network_delay().await;
-            self.world.lock().requeue_prefetched(self.worker);
-        })
-    }
-
-    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            self.count_call();
-            self.world.lock().workers[self.worker].paused[index(lane)] = true;
-            self.network_delay().await;
-            self.world.lock().requeue_lane(self.worker, lane);
-        })
-    }
-
-    fn resume(&self, lane: Lane, room: u16) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            self.count_call();
-            self.while_alive().await;
+    async fn stop_consuming(&self) {
+        self.count_call();
+        let changed = {
             let mut state = self.world.lock();
-            state.workers[self.worker].resume(lane, room);
-            state.dispatch();
-        })
+            state.workers[self.worker].stopped = true;
+            Arc::clone(&state.workers[self.worker].changed)
+        };
+        changed.iter().for_each(tokio::sync::Notify::notify_waiters);
+        self.network_delay().await;
+        self.world.lock().requeue_prefetched(self.worker);
+    }
+
+    async fn pause(&self, lane: Lane) {
+        self.count_call();
+        self.world.lock().workers[self.worker].paused[index(lane)] = true;
+        self.network_delay().await;
+        self.world.lock().requeue_lane(self.worker, lane);
+    }
+
+    async fn resume(&self, lane: Lane, room: u16) {
+        self.count_call();
+        self.while_alive().await;
+        let mut state = self.world.lock();
+        state.workers[self.worker].resume(lane, room);
+        state.dispatch();
     }
 
     fn oldest_prefetched(&self) -> Option<(Lane, tokio::time::Instant)> {
         self.world.lock().workers[self.worker].oldest_prefetched()
     }
 
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.count_call();
-            self.network_delay().await;
-        })
+    async fn close(&self) {
+        self.count_call();
+        self.network_delay().await;
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+
 use super::fake_s3::{key, written};
 use super::job_plan::{ExistingObject, JobBehavior, ScriptedAttempt, UploadShape};
 use super::job_record::AttemptEnd;
@@ -14,7 +16,6 @@ use crate::domain::destination::Destination;
 use crate::domain::job::Job;
 use crate::domain::job::lease::Checkpoint;
 use crate::domain::outcome::{Class, Failure, Reason, Receipt, TransferResult};
-use crate::queue::BoxFuture;
 use crate::transfer::{TransferRequest, Transport};
 use crate::upload::{Provenance, judge};
 

@@ -15,8 +15,8 @@ pub(super) use response::{covers_the_whole, is_chunked};
 use std::error::Error;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use futures_util::{FutureExt as _, TryStreamExt as _};
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
 use http::header::{ACCEPT_ENCODING, ACCEPT_RANGES, CONTENT_ENCODING, ETAG, HeaderMap, IF_RANGE, RANGE, SET_COOKIE};
 use reqwest::{Client, ClientBuilder, Response};
 use url::Url;
@@ -175,19 +175,17 @@ struct HttpOrigin {
     length: Option<u64>,
 }
 
+#[async_trait]
 impl Origin for HttpOrigin {
     fn name(&self) -> String {
         RedactedUrl(&self.url).to_string()
     }
 
-    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>> {
-        async move {
-            let (at, response) = self.source.get(&self.url, Some(RangeRequest { from, etag: &self.etag })).await?;
-            let (status, headers) = (response.status(), response.headers());
-            let length = response::check_range(&at, status, headers, from, &self.etag, self.length)?;
-            Ok(origin_response(response, length))
-        }
-        .boxed()
+    async fn reopen(&self, from: u64) -> Result<OriginResponse, Failure> {
+        let (at, response) = self.source.get(&self.url, Some(RangeRequest { from, etag: &self.etag })).await?;
+        let (status, headers) = (response.status(), response.headers());
+        let length = response::check_range(&at, status, headers, from, &self.etag, self.length)?;
+        Ok(origin_response(response, length))
     }
 }
 

@@ -5,8 +5,8 @@ use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::{Instant, timeout};
 
@@ -74,13 +74,14 @@ pub(super) struct OriginResponse {
 }
 
 /// A place from which the same content can be requested again.
+#[async_trait]
 pub(super) trait Origin: Send + Sync {
     /// Returns the name for messages, without a query.
     fn name(&self) -> String;
 
     /// Requests the same content from byte `from` on. Fails as `source_changed` if the content is
     /// not the same any more, and as `source_unavailable` if that is not certain.
-    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>>;
+    async fn reopen(&self, from: u64) -> Result<OriginResponse, Failure>;
 }
 
 /// Time limits for reading from an origin.

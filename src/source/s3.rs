@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_trait::async_trait;
 pub(super) use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, ConfigBag, Intercept, ResponseChecksumValidation, RuntimeComponents};
 use aws_sdk_s3::error::{BoxError, SdkError};
@@ -10,8 +11,7 @@ use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
-use futures_util::future::BoxFuture;
-use futures_util::{FutureExt as _, stream};
+use futures_util::stream;
 
 use super::https::{covers_the_whole, is_chunked};
 use super::resume::{self, OpenedSource, Origin, OriginResponse, ReadLimits, ResponseBody};
@@ -191,13 +191,14 @@ impl Intercept for ChunkedHeader {
     }
 }
 
+#[async_trait]
 impl Origin for S3Origin {
     fn name(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.key)
     }
 
-    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>> {
-        async move { self.range(self.get(Some(from)).await?, from) }.boxed()
+    async fn reopen(&self, from: u64) -> Result<OriginResponse, Failure> {
+        self.range(self.get(Some(from)).await?, from)
     }
 }
 

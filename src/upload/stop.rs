@@ -2,14 +2,12 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::OpenUpload;
-
 /// Signals that end an attempt early, in two steps: the first for a worker that drains, the second
 /// for one whose drain time is over.
 #[derive(Debug, Clone, Default)]
 pub struct StopSignals {
     /// An upload that another worker can continue sends no new part, waits a few seconds for the
-    /// parts in flight, and keeps its checkpoint in the [`OpenUpload`]. Everything else continues.
+    /// parts in flight, and keeps its checkpoint in the [`OpenUpload`](super::OpenUpload). Everything else continues.
     pub hand_off: CancellationToken,
     /// The attempt ends as soon as it can.
     pub cancel: CancellationToken,

@@ -249,7 +249,7 @@ async fn first_attempts_cost_no_report() {
         assert_eq!(site.broker.ended(&name).await["type"], DELIVERED);
     }
     let config = consign::config::load_str(&site.toml()).unwrap().config;
-    let messages = consign::queue::control_messages(&config.broker, "test").await.unwrap();
+    let messages = consign::queue::admin(&config.broker, "test").control_messages().await.unwrap();
     let reports = messages.iter().filter(|body| String::from_utf8_lossy(body).contains("generation_"));
     assert_eq!(reports.count(), 0);
     site.broker.clean().await;

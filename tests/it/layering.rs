@@ -103,6 +103,46 @@ fn vendors_stay_in_their_rooms() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Files above the two brokers that know which one it is: the choice, the check of RabbitMQ's
+/// topology, and a fuzz target.
+const KNOW_THE_BROKER: [&str; 3] = ["cli/check/worker", "fuzzing", "queue/broker"];
+
+#[test]
+fn one_file_chooses_the_broker() {
+    let names = |code: &str| ["rabbitmq::", "sqlite::", "rabbitmq}"].iter().any(|name| code.contains(name));
+    let inside = |file: &str| file == "queue" || ["queue/rabbitmq", "queue/sqlite"].iter().any(|q| file.starts_with(q));
+    let found: Vec<_> = files().into_iter().filter(|(file, code)| !inside(file) && names(code)).collect();
+    let found: Vec<_> = found.iter().map(|(file, _)| file.as_str()).collect();
+    assert_eq!(found, KNOW_THE_BROKER, "everything else uses `Queue` and `Admin`");
+}
+
+/// What both brokers do, in a file of the same name.
+const SAME_NAMES: [&str; 11] = [
+    "admin",
+    "connection",
+    "control",
+    "control_reader",
+    "dead_letters",
+    "depths",
+    "errors",
+    "outcomes",
+    "queue",
+    "release",
+    "settle",
+];
+
+#[test]
+fn what_both_brokers_do_has_the_same_name() {
+    let files: Vec<_> = files().into_iter().map(|(file, _)| file).collect();
+    let of = |broker: &str| {
+        let room = format!("queue/{broker}/");
+        let names = files.iter().filter_map(|file| file.strip_prefix(&room)).filter(|name| !name.contains('/'));
+        names.map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
+    };
+    let (rabbitmq, sqlite) = (of("rabbitmq"), of("sqlite"));
+    assert_eq!(rabbitmq.intersection(&sqlite).collect::<Vec<_>>(), SAME_NAMES);
+}
+
 /// Uses that may be part of a cycle: path of the file, path of the used file. Empty, and to stay
 /// so.
 const ALLOWED: &[(&str, &str)] = &[];

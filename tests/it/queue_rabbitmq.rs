@@ -15,8 +15,10 @@ use consign::config::BrokerConfig;
 use consign::domain::lane::Lane;
 use consign::domain::outcome::RetryDelay;
 use consign::metrics::Metrics;
-use consign::queue::rabbitmq::{RabbitMqOutcomes, RabbitMqQueue, Timing, Topology, apply_topology};
-use consign::queue::{Delivery, JobPublisher, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement};
+use consign::queue::rabbitmq::{RabbitMqQueue, Timing, Topology};
+use consign::queue::{
+    self, Delivery, JobPublisher, OutcomeEvent, Properties, Publication, Queue, QueueError, Settlement,
+};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -43,7 +45,7 @@ impl Rabbit {
 
     async fn at(url: &str, name: &str) -> Self {
         let config = config(url, &format!("{name}-{}", uuid::Uuid::new_v4().simple()));
-        apply_topology(&config, "test").await.unwrap();
+        queue::admin(&config, "test").apply_topology().await.unwrap();
         let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         let rabbit = Self { config, channel, owner_ttl: Duration::from_secs(60), _connection: connection };
@@ -190,7 +192,7 @@ async fn a_missing_queue_is_named_with_its_remedy() {
     assert!(why.contains(&rabbit.name("wait.2m")) && why.contains(&rabbit.name("jobs.continued")), "{why}");
     assert!(why.contains("consign topology apply"), "{why}");
     assert!(queue.ready().unwrap_err().contains("wait.2m"));
-    apply_topology(&rabbit.config, "test").await.unwrap();
+    queue::admin(&rabbit.config, "test").apply_topology().await.unwrap();
     queue.wait_connected(LIMIT).await.unwrap();
     assert!(queue.ready().is_ok());
     queue.close().await;
@@ -202,7 +204,7 @@ async fn other_arguments_are_reported_and_nothing_else_breaks() {
     rabbit.delete("dead").await;
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     rabbit.channel.queue_declare(rabbit.name("dead").into(), durable, FieldTable::default()).await.unwrap();
-    let why = apply_topology(&rabbit.config, "test").await.unwrap_err().to_string();
+    let why = queue::admin(&rabbit.config, "test").apply_topology().await.unwrap_err().to_string();
     assert!(why.contains(&rabbit.name("dead")) && why.contains("x-"), "{why}");
 }
 
@@ -224,7 +226,7 @@ async fn a_broken_control_stream_stops_no_delivery() {
         queue.close().await;
     }
     // The command that declares is asked for all of it.
-    let why = apply_topology(&rabbit.config, "test").await.unwrap_err().to_string();
+    let why = queue::admin(&rabbit.config, "test").apply_topology().await.unwrap_err().to_string();
     assert!(why.contains(&rabbit.name("control")), "{why}");
 }
 
@@ -327,7 +329,7 @@ async fn the_gauges_return_to_zero() {
 #[tokio::test(flavor = "multi_thread")]
 async fn outcomes_can_be_subscribed_to() {
     let rabbit = Rabbit::new("listen").await;
-    let mut outcomes = RabbitMqOutcomes::subscribe(&rabbit.config, "enqueue").await.unwrap();
+    let mut outcomes = queue::admin(&rabbit.config, "enqueue").subscribe().await.unwrap();
     let queue = rabbit.start();
     queue.publish(job("job.scheduled.acme")).await.unwrap();
     let got = next(&queue, Lane::Scheduled).await;

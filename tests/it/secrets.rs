@@ -124,7 +124,7 @@ async fn no_secret_shows_up_in_reloads_leases_control_messages_and_commands() {
     found.extend(hits("headers", &format!("{:?}", denied.headers)));
     found.extend(commands(site));
     let config = consign::config::load_str(&site.toml()).unwrap().config;
-    let control = consign::queue::control_messages(&config.broker, "secrets").await.unwrap();
+    let control = consign::queue::admin(&config.broker, "secrets").control_messages().await.unwrap();
     let control: String = control.iter().map(|body| String::from_utf8_lossy(body).into_owned() + "\n").collect();
     assert!(control.contains("beta"), "no control message names the circuit breaker: {control}");
     found.extend(hits("control", &control));

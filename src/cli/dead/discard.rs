@@ -41,7 +41,7 @@ pub(super) async fn execute(args: DiscardArgs, config: &Config, json: bool) -> R
             return Err(CommandError::Usage(usage.to_owned()));
         }
         let mut letters = open(config).await?;
-        let ids = discard::find(&mut letters, filter.select()).await?;
+        let ids = discard::find(&mut *letters, filter.select()).await?;
         letters.close().await;
         if ids.is_empty() || !confirmed(ids.len()).await {
             notice(if ids.is_empty() { "no dead letter matches" } else { "nothing was discarded" });
@@ -68,7 +68,7 @@ async fn discard(config: &Config, selection: LetterSelection, dry_run: bool, jso
     let count = letters.count();
     let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));
     let mut run = LetterRun::new(&progress, verb);
-    discard::discard(&mut letters, selection, dry_run, &mut run).await;
+    discard::discard(&mut *letters, selection, dry_run, &mut run).await;
     letters.close().await;
     Ok(finish(&progress, run.counts(), count, verb))
 }

@@ -24,9 +24,9 @@ pub struct ExportArgs {
 pub(super) async fn execute(args: ExportArgs, config: &Config) -> Result<Exit, CommandError> {
     let mut letters = open(config).await?;
     let written = if args.file.as_os_str() == "-" {
-        export::write(&mut letters, args.filter.into(), std::io::stdout()).await
+        export::write(&mut *letters, args.filter.into(), std::io::stdout()).await
     } else {
-        export::to_file(&mut letters, args.filter.into(), &args.file).await
+        export::to_file(&mut *letters, args.filter.into(), &args.file).await
     };
     letters.close().await;
     let exported = written?;

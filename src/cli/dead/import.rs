@@ -34,7 +34,7 @@ pub(super) async fn execute(args: ImportArgs, config: &Config, json: bool) -> Re
     let mut letters = open(config).await?;
     let progress = ProgressReporter::new(Some(count), json, "0 imported");
     let mut run = LetterRun::new(&progress, "imported").with_key("put_back");
-    let skipped = import::import(&args.file, &mut letters, &mut run).await?;
+    let skipped = import::import(&args.file, &mut *letters, &mut run).await?;
     letters.close().await;
     Ok(finish_with_counts(&progress, run.counts(), &format!("imported, {skipped} exist already")))
 }

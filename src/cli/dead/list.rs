@@ -30,7 +30,7 @@ pub(super) async fn execute(args: ListArgs, config: &Config, json: bool) -> Resu
     let mut letters = open(config).await?;
     let mut selection = LetterFilter::from(args.filter).select();
     let (mut rows, mut reasons) = (Vec::new(), BTreeMap::<String, u64>::new());
-    while let Some(letter) = selection.next(&mut letters, || ()).await? {
+    while let Some(letter) = selection.next(&mut *letters, || ()).await? {
         *reasons.entry(or_unknown(letter.reason())).or_default() += 1;
         if json {
             print(&Value::Object(summary(&letter, selection.now())).to_string());

@@ -18,7 +18,7 @@ use crate::dead_letter::gate::RequeueGate;
 use crate::dead_letter::newer::ReportedDeliveries;
 use crate::dead_letter::requeue::{Requeue, RequeueOptions};
 use crate::dead_letter::run::LetterRun;
-use crate::queue;
+
 use crate::runtime::output::Output as _;
 use crate::runtime::rate::PublishRate;
 use crate::runtime::shutdown::TerminationSignal;
@@ -78,7 +78,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
         if as_new || count == 0 { ReportedDeliveries::default() } else { delivered(config, &progress).await };
     let requeue = Requeue::new(RequeueOptions { dry_run, force, as_new, interval }, gate, delivered);
     let interrupted = tokio::select! {
-        () = requeue.run(&mut letters, filter.select(), &mut run) => None,
+        () = requeue.run(&mut *letters, filter.select(), &mut run) => None,
         Ok(()) = tokio::signal::ctrl_c() => Some(TerminationSignal::Interrupt),
     };
     if let Some(signal) = interrupted {
@@ -97,7 +97,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
 /// Reads which generations were delivered. They only explain the result, so a failure to read them
 /// is a notice.
 async fn delivered(config: &Config, progress: &ProgressReporter) -> ReportedDeliveries {
-    match queue::control_messages(&config.broker, &broker::client_name(config, "dead")).await {
+    match broker::admin(config, "dead").control_messages().await {
         Ok(messages) => ReportedDeliveries::of(messages.iter().map(AsRef::as_ref)),
         Err(problem) => {
             progress

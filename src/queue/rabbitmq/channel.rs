@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Acker, Channel, Connection, Queue};
 
@@ -28,6 +28,12 @@ pub(super) async fn set_prefetch(channel: Channel, prefetch: u16) -> Result<Chan
     Ok(channel)
 }
 
+/// Switches confirms on.
+pub(super) async fn with_confirms(channel: Channel) -> Result<Channel, QueueError> {
+    call("switching confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok(channel)
+}
+
 /// Acknowledges a delivery. `Lost` when its channel is closed.
 pub(super) async fn acknowledge(acker: &Acker) -> Result<(), QueueError> {
     answered(acker.ack(BasicAckOptions::default())).await
@@ -47,6 +53,14 @@ pub(super) async fn reject(acker: &Acker) -> Result<(), QueueError> {
 pub(super) async fn requeue_or_lose(acker: &Acker) {
     if requeue(acker).await.is_err() {
         tracing::debug!(event = "requeue_failed", "a delivery was not requeued; its channel is closed");
+    }
+}
+
+/// Acknowledges a delivery whose job something else keeps. A closed channel redelivers it, which is
+/// handled as any duplicate.
+pub(super) async fn acknowledge_or_lose(acker: &Acker) {
+    if acknowledge(acker).await.is_err() {
+        tracing::debug!(event = "acknowledge_failed", "a finished delivery will be redelivered; its channel is closed");
     }
 }
 

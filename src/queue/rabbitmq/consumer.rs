@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 use super::channel::set_prefetch;
 use super::connection::call;
 use super::context::QueueContext;
+use super::copies;
 use super::deliveries::PrefetchedDelivery;
 use super::errors;
 use super::fields::{delivery_count, short};
 use super::health::SessionHealth;
 use super::lease::LeaseRenewer;
-use super::messages;
 use super::publisher::Publisher;
 use crate::domain::lane::Lane;
 use crate::queue::QueueError;
@@ -158,7 +158,7 @@ impl PrefetchTask {
         if count < RENEWED_COUNT || delivery.is_forged_lease() {
             return Some(delivery);
         }
-        let copied = match messages::renewed(&self.context.names, lane, message) {
+        let copied = match copies::renewed(&self.context.names, lane, message) {
             Ok(copy) => self.publisher.publish(&copy).await,
             Err(error) => Err(error),
         };

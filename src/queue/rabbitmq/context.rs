@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Endpoint;
 use super::deliveries::Deliveries;
 use super::lease::LeaseContext;
-use super::topology::{Names, Topology};
+use super::names::Names;
+use super::topology::Topology;
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 

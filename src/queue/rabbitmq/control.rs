@@ -1,287 +1,56 @@
-//! Reader of the control stream. It has a connection of its own, because a refusal (the stream is
-//! missing, or down after its node was killed) is an error of the whole connection, and must not
-//! end the session that delivers jobs.
-//!
-//! The broker does not mark the end of a stream. So the reader publishes a message of its own, by
-//! which this worker joins the [`roster`](super::roster) of the fleet: when it is read, everything
-//! before it is.
+//! Control messages for commands, from the stream to which every worker publishes.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::convert::Infallible;
 
 use bytes::Bytes;
-use jiff::Timestamp;
-use lapin::Connection;
-use tokio::sync::mpsc::{self, Receiver, Sender};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
-use super::channel::consumers;
-use super::connection::{self, open_channel};
-use super::context::QueueContext;
-use super::messages;
-use super::roster::{Liveness, Roster};
-use super::sessions::BrokerSessions;
-use super::stream::{StreamEntry, StreamReader, StreamStart};
-use crate::domain::control::{Control, ControlCommand};
-use crate::domain::fleet::FleetShare;
-use crate::queue::{ControlEvent, QueueError};
-use crate::runtime::retry::Retry;
+use super::connection::{self, Endpoint};
+use super::names::Names;
+use super::stream::{self, StreamReader, StreamStart};
+use crate::config::BrokerConfig;
+use crate::queue::{BodyReader, QueueError};
 
-const MIN_BACKOFF: Duration = Duration::from_secs(1);
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// Duration of a connection after which the back-off starts again.
-const STABLE_CONNECTION: Duration = Duration::from_mins(1);
-/// Silence that marks the end of the backlog where this worker may not write to the stream:
-/// existing messages arrive at once.
-const SILENCE: Duration = Duration::from_millis(500);
-/// Time after which the reader reports `CaughtUp`, whatever still arrives.
-const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Limit of the announcement that this worker stops.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Control messages that the worker has not taken yet.
-const MAX_BUFFERED: usize = 256;
+/// Returns the messages of the control stream.
+pub(super) async fn messages(config: &BrokerConfig, client: &str) -> Result<Vec<Bytes>, QueueError> {
+    let mut all = Vec::new();
+    let name = Names::new(&config.prefix).control();
+    stream::read_all(config, client, &name, &mut |body| all.push(Bytes::copy_from_slice(body))).await?;
+    Ok(all)
+}
 
-/// Starts the reader, if lanes are consumed. It ends with the queue, or with the receiver.
-pub(super) fn start(
-    context: &Arc<QueueContext>,
-    sessions: &Arc<BrokerSessions>,
-) -> (Receiver<ControlEvent>, Option<JoinHandle<()>>) {
-    let (events, received) = mpsc::channel(MAX_BUFFERED);
-    if context.lanes.is_empty() {
-        return (received, None);
-    }
-    let reader = ControlReader {
-        context: Arc::clone(context),
-        sessions: Arc::clone(sessions),
-        events,
-        last: None,
-        marker: None,
-        caught_up: false,
-        roster: Roster::default(),
-        share: None,
-        last_problem: String::new(),
+/// Reads the control stream from its start, then follows it until `stop`.
+pub(super) async fn follow(
+    config: &BrokerConfig,
+    client: &str,
+    each: &mut BodyReader<'_>,
+    stop: &CancellationToken,
+) -> Result<(), QueueError> {
+    let endpoint = Endpoint::parse(config, client)?;
+    let connection = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        connected = endpoint.connect("control") => connected?,
     };
-    (received, Some(tokio::spawn(reader.run())))
+    // Its channel must outlive the connection, as those of a `ScopedConnection`.
+    let mut stream = StreamReader::open(&connection, &Names::new(&config.prefix).control(), StreamStart::Oldest).await;
+    let result = match &mut stream {
+        Ok(stream) => tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(()),
+            ended = pass_on(stream, each) => ended.map(|never| match never {}),
+        },
+        Err(problem) => Err(problem.clone()),
+    };
+    connection::close(&connection).await;
+    result
 }
 
-struct ControlReader {
-    context: Arc<QueueContext>,
-    sessions: Arc<BrokerSessions>,
-    events: Sender<ControlEvent>,
-    /// Last message and its offset.
-    last: Option<(u64, Bytes)>,
-    /// Message that this reader has published: the end of the backlog.
-    marker: Option<Bytes>,
-    caught_up: bool,
-    roster: Roster,
-    /// Last reported share of the fleet.
-    share: Option<FleetShare>,
-    /// Last reported problem: it is not repeated.
-    last_problem: String,
-}
-
-/// The receiver is gone.
-struct NoReceiver;
-
-/// The stream is not the one that was read before.
-struct StreamReplaced;
-
-impl ControlReader {
-    async fn run(mut self) {
-        let mut retry = Retry::endless(MIN_BACKOFF, MAX_BACKOFF);
-        let context = Arc::clone(&self.context);
-        loop {
-            let since = Instant::now();
-            let Some(Ok(())) = self.connect_and_read().await else { return };
-            if since.elapsed() >= STABLE_CONNECTION {
-                retry.reset();
-            }
-            let wait = retry.next_wait(None).unwrap_or(MAX_BACKOFF);
-            if context.unless_stopped(tokio::time::sleep(wait)).await.is_none() {
-                return;
-            }
-        }
+async fn pass_on(stream: &mut StreamReader, each: &mut BodyReader<'_>) -> Result<Infallible, QueueError> {
+    loop {
+        let entry = stream.next().await?;
+        // First: `each` may stop this at once, and lapin reports an interrupted acknowledgement as an error.
+        entry.acknowledge().await?;
+        each(&entry.body);
     }
-
-    /// Reads until an error; `None` when the queue is closed.
-    async fn connect_and_read(&mut self) -> Option<Result<(), NoReceiver>> {
-        let (context, sessions) = (Arc::clone(&self.context), Arc::clone(&self.sessions));
-        // The session reports an unreachable broker, and declares the stream if it may.
-        context.unless_stopped(sessions.connected()).await.filter(|up| *up)?;
-        let connection = match context.unless_stopped(context.endpoint.connect("control")).await? {
-            Ok(connection) => connection,
-            Err(problem) => {
-                tracing::debug!(event = "control_disconnected", %problem, "not connected for control messages");
-                return Some(Ok(()));
-            }
-        };
-        let ended = context.unless_stopped(self.read(&connection)).await;
-        connection::close(&connection).await;
-        ended
-    }
-
-    async fn read(&mut self, connection: &Connection) -> Result<(), NoReceiver> {
-        let problem = loop {
-            match self.resume(connection).await? {
-                // Another stream of that name: all its messages are new.
-                Err(StreamReplaced) => self.last = None,
-                Ok(problem) => break problem.to_string(),
-            }
-        };
-        self.report_caught_up().await?;
-        if problem == self.last_problem {
-            tracing::debug!(event = "control_unreadable", problem, "control messages still can't be read");
-        } else {
-            tracing::warn!(
-                event = "control_unreadable",
-                problem,
-                next = "jobs are delivered, even if they were cancelled; reading is tried again",
-                remedy = "allow reading from the stream `<prefix>.control`, or create it with `consign topology apply`",
-                "control messages can't be read"
-            );
-            self.last_problem = problem;
-        }
-        Ok(())
-    }
-
-    /// Reads from the last message on. It must still be at its offset; otherwise the stream was
-    /// replaced, and its offsets are meaningless.
-    async fn resume(&mut self, connection: &Connection) -> Result<Result<QueueError, StreamReplaced>, NoReceiver> {
-        let (name, last) = (self.context.names.control(), self.last.clone());
-        let start = last.as_ref().map_or(StreamStart::Oldest, |(offset, _)| StreamStart::Offset(*offset));
-        let mut stream = match StreamReader::open(connection, &name, start).await {
-            Ok(stream) => stream,
-            Err(problem) => return Ok(Ok(problem)),
-        };
-        if let Some((offset, body)) = last {
-            match timeout(SILENCE, stream.next()).await {
-                Ok(Ok(entry)) if entry.offset == Some(offset) && entry.body[..] == body[..] => {
-                    if let Err(problem) = entry.acknowledge().await {
-                        return Ok(Ok(problem));
-                    }
-                }
-                Ok(Err(problem)) => return Ok(Ok(problem)),
-                Ok(Ok(_)) | Err(_) => return Ok(Err(StreamReplaced)),
-            }
-        }
-        self.marker = self.announce().await;
-        self.forward(&mut stream, connection).await.map(Ok)
-    }
-
-    /// Joins the fleet. Returns the published message; `None` where this worker may not write to
-    /// the stream.
-    async fn announce(&self) -> Option<Bytes> {
-        let command = ControlCommand::WorkerStarted(self.context.leases.owner.address());
-        let marker = Bytes::from(Control::new(command, Timestamp::now()).render());
-        let message = messages::control(&self.context.names, marker.clone());
-        let published = self.sessions.publish_once(&message).await;
-        if let Err(problem) = &published {
-            tracing::debug!(
-                event = "fleet_not_joined",
-                %problem,
-                "this worker could not announce itself to the other workers"
-            );
-        }
-        published.is_ok().then_some(marker)
-    }
-
-    async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<QueueError, NoReceiver> {
-        let latest = Instant::now() + CAUGHT_UP_TIMEOUT;
-        while !self.caught_up {
-            let limit = if self.marker.is_some() { latest } else { latest.min(Instant::now() + SILENCE) };
-            let Ok(entry) = timeout_at(limit, stream.next()).await else {
-                self.report_caught_up().await?;
-                break;
-            };
-            if let Err(problem) = self.observe(entry).await? {
-                return Ok(problem);
-            }
-        }
-        let mut next_check = Instant::now();
-        loop {
-            tokio::select! {
-                entry = stream.next() => if let Err(problem) = self.observe(entry).await? {
-                    return Ok(problem);
-                },
-                () = tokio::time::sleep_until(next_check) => {
-                    if let Err(problem) = self.check_workers(connection).await {
-                        return Ok(problem);
-                    }
-                    next_check = Instant::now() + self.roster.check_interval();
-                }
-            }
-            self.report_share().await?;
-        }
-    }
-
-    /// Passes a message on, unless it concerns the roster alone.
-    async fn observe(&mut self, entry: Result<StreamEntry, QueueError>) -> Result<Result<(), QueueError>, NoReceiver> {
-        let acknowledged = match &entry {
-            Ok(entry) => entry.acknowledge().await,
-            Err(problem) => Err(problem.clone()),
-        };
-        let entry = match (entry, acknowledged) {
-            (Ok(entry), Ok(())) => entry,
-            (_, Err(problem)) | (Err(problem), _) => return Ok(Err(problem)),
-        };
-        let (offset, body) = (entry.offset, Bytes::from(entry.body));
-        if !self.roster.observe(&body) {
-            self.send(ControlEvent::Message(body.clone())).await?;
-        }
-        if self.marker.as_ref() == Some(&body) {
-            self.report_caught_up().await?;
-        }
-        self.last = offset.map(|offset| (offset, body));
-        Ok(Ok(()))
-    }
-
-    /// Asks the broker which workers live.
-    async fn check_workers(&mut self, connection: &Connection) -> Result<(), QueueError> {
-        let mut channel = open_channel(connection).await?;
-        for worker in self.roster.addresses() {
-            let liveness = match consumers(&channel, &self.context.names.owner(&worker)).await {
-                Ok(0) => Liveness::Absent,
-                Ok(_) => Liveness::Alive,
-                Err(QueueError::Topology(_)) => {
-                    // A refusal closes the channel.
-                    channel = open_channel(connection).await?;
-                    Liveness::Gone
-                }
-                Err(problem) => return Err(problem),
-            };
-            self.roster.checked(&worker, liveness);
-        }
-        let _ = channel.close(0, "".into()).await;
-        Ok(())
-    }
-
-    /// Reports this worker's share once it is known: the others are known from what was read.
-    async fn report_share(&mut self) -> Result<(), NoReceiver> {
-        if self.last.is_none() {
-            return Ok(());
-        }
-        let share = self.roster.share(&self.context.leases.owner.address());
-        if self.share.replace(share) == Some(share) {
-            return Ok(());
-        }
-        self.send(ControlEvent::Fleet(share)).await
-    }
-
-    /// Reports it once: after a reconnection the backlog is known.
-    async fn report_caught_up(&mut self) -> Result<(), NoReceiver> {
-        if std::mem::replace(&mut self.caught_up, true) { Ok(()) } else { self.send(ControlEvent::CaughtUp).await }
-    }
-
-    async fn send(&self, event: ControlEvent) -> Result<(), NoReceiver> {
-        self.events.send(event).await.map_err(|_| NoReceiver)
-    }
-}
-
-/// Announces that this worker stops, so that the others need not find out.
-pub(super) async fn leave_fleet(context: &QueueContext, sessions: &BrokerSessions) {
-    let Some(session) = sessions.current().filter(|_| !context.lanes.is_empty()) else { return };
-    let command = ControlCommand::WorkerStopped(context.leases.owner.address());
-    let message = messages::control(&context.names, Control::new(command, Timestamp::now()).render().into());
-    let _ = timeout(FAREWELL_TIMEOUT, session.publisher.publish(&message)).await;
 }

@@ -16,27 +16,25 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use jiff::Timestamp;
+use async_trait::async_trait;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties, Channel, Connection};
 use tokio::time::Instant;
 
 use super::channel::{acknowledge, depth, lock};
 use super::connection::{self, Endpoint, call};
+use super::copies;
+use super::death;
 use super::errors;
-use super::fields::{as_text, short, visible};
+use super::fields::short;
 use super::health::SessionHealth;
 use super::messages;
+use super::names::Names;
 use super::origin;
 use super::publisher::{OutgoingMessage, Publisher};
-use super::topology::Names;
 use crate::config::BrokerConfig;
-use crate::domain::headers::{ERROR_CLASS, ERROR_MESSAGE, ERROR_REASON, Headers, LAST_FAILURE_AT, PUBLISHER};
-use crate::domain::job;
 use crate::metrics::Metrics;
-use crate::queue::{DeadLetter, LetterId, QueueError};
+use crate::queue::{DeadLetter, DeadLetters, LetterId, QueueError};
 use crate::runtime::failpoints;
 
 /// Time for which letters are held before they are requeued and fetched again. Far below the
@@ -44,8 +42,6 @@ use crate::runtime::failpoints;
 const HOLD_TIME: Duration = Duration::from_mins(10);
 /// Limit for requeued letters to be counted again.
 const REQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Reason of the broker for a message that a worker rejected.
-const REJECTED: &str = "rejected";
 /// Interval of that check.
 const REQUEUE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -82,7 +78,7 @@ struct CurrentLetter {
 
 impl RabbitMqDeadLetters {
     /// Connects, takes the lock, and counts.
-    pub(in crate::queue) async fn open(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
+    pub(super) async fn open(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         Self::open_for(HOLD_TIME, config, name).await
     }
 
@@ -116,37 +112,6 @@ impl RabbitMqDeadLetters {
         })
     }
 
-    /// Returns the number of letters at the beginning.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// Returns the next letter. Later letters are behind those of the pass in the queue, and are
-    /// not returned.
-    pub async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
-        self.keep();
-        loop {
-            if self.opened_at.elapsed() >= self.hold_time {
-                self.reopen().await?;
-            }
-            if self.fetched >= self.count - self.removed + self.removed_here {
-                return Ok(None);
-            }
-            let got = self.channel.basic_get(short(&self.names.dead())?, BasicGetOptions { no_ack: false });
-            let got = call("fetching a dead letter", got).await;
-            let got = got.map_err(errors::requires(format!("read on the queue `{}`", self.names.dead())))?;
-            let Some(message) = got else { return Ok(None) };
-            self.fetched += 1;
-            let lapin::message::Delivery { routing_key, properties, data, acker, .. } = message.delivery;
-            let letter = read(routing_key.as_str(), &properties, data);
-            if self.was_returned(letter.id()) {
-                continue;
-            }
-            self.current = Some(CurrentLetter { letter: letter.clone(), properties, acker });
-            return Ok(Some(letter));
-        }
-    }
-
     fn was_returned(&mut self, id: &LetterId) -> bool {
         match self.repeated.get_mut(id) {
             Some(left) if *left > 0 => {
@@ -162,39 +127,6 @@ impl RabbitMqDeadLetters {
         if let Some(current) = self.current.take() {
             *self.kept.entry(current.letter.id().clone()).or_default() += 1;
         }
-    }
-
-    /// Publishes a copy to the job's lane, then removes the letter. `generation` replaces the job's
-    /// own.
-    pub async fn requeue(&mut self, generation: Option<u64>) -> Result<(), QueueError> {
-        let current = self.current.as_ref().ok_or(QueueError::Lost)?;
-        if current.letter.properties().unread.is_some() {
-            return Err(QueueError::Refused("its body is too large to be read".to_owned()));
-        }
-        let copy = |letters: &Self| {
-            let current = letters.current.as_ref().ok_or(QueueError::Lost)?;
-            let original = origin::trusted(current.properties.clone(), letters.endpoint.user().as_ref());
-            messages::requeued(&letters.names, &current.letter, &original, generation)
-        };
-        self.publish(copy).await?;
-        failpoints::hit("requeued");
-        self.discard().await
-    }
-
-    /// Removes the letter.
-    pub async fn discard(&mut self) -> Result<(), QueueError> {
-        let current = self.current.take().ok_or(QueueError::Lost)?;
-        acknowledge(&current.acker).await?;
-        self.removed += 1;
-        self.removed_here += 1;
-        Ok(())
-    }
-
-    /// Publishes a letter to the dead letters.
-    pub async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
-        self.publish(|letters| messages::imported(&letters.names, letter)).await?;
-        failpoints::hit("put_back");
-        Ok(())
     }
 
     /// Publishes what `copy` builds; once more if the broker names another login, on which the copy
@@ -248,102 +180,74 @@ impl RabbitMqDeadLetters {
             }
         }
     }
+}
 
-    /// Requeues everything and disconnects.
-    pub async fn close(mut self) {
+#[async_trait]
+impl DeadLetters for RabbitMqDeadLetters {
+    fn count(&self) -> u64 {
+        self.count
+    }
+
+    // Later letters are behind those of the pass in the queue, and are not returned.
+    async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
+        self.keep();
+        loop {
+            if self.opened_at.elapsed() >= self.hold_time {
+                self.reopen().await?;
+            }
+            if self.fetched >= self.count - self.removed + self.removed_here {
+                return Ok(None);
+            }
+            let got = self.channel.basic_get(short(&self.names.dead())?, BasicGetOptions { no_ack: false });
+            let got = call("fetching a dead letter", got).await;
+            let got = got.map_err(errors::requires(format!("read on the queue `{}`", self.names.dead())))?;
+            let Some(message) = got else { return Ok(None) };
+            self.fetched += 1;
+            let lapin::message::Delivery { routing_key, properties, data, acker, .. } = message.delivery;
+            let letter = death::read(routing_key.as_str(), &properties, data);
+            if self.was_returned(letter.id()) {
+                continue;
+            }
+            self.current = Some(CurrentLetter { letter: letter.clone(), properties, acker });
+            return Ok(Some(letter));
+        }
+    }
+
+    async fn requeue(&mut self, generation: Option<u64>) -> Result<(), QueueError> {
+        let current = self.current.as_ref().ok_or(QueueError::Lost)?;
+        if current.letter.properties().unread.is_some() {
+            return Err(QueueError::Refused("its body is too large to be read".to_owned()));
+        }
+        let copy = |letters: &Self| {
+            let current = letters.current.as_ref().ok_or(QueueError::Lost)?;
+            let original = origin::trusted(current.properties.clone(), letters.endpoint.user().as_ref());
+            copies::requeued(&letters.names, &current.letter, &original, generation)
+        };
+        self.publish(copy).await?;
+        failpoints::hit("requeued");
+        self.discard().await
+    }
+
+    async fn discard(&mut self) -> Result<(), QueueError> {
+        let current = self.current.take().ok_or(QueueError::Lost)?;
+        acknowledge(&current.acker).await?;
+        self.removed += 1;
+        self.removed_here += 1;
+        Ok(())
+    }
+
+    async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
+        letter.bound_lane()?;
+        self.publish(|letters| messages::imported(&letters.names, letter)).await?;
+        failpoints::hit("put_back");
+        Ok(())
+    }
+
+    async fn close(mut self: Box<Self>) {
         self.requeue_all().await;
         if let Some(publisher) = &self.publisher {
             connection::close(publisher.connection()).await;
         }
         connection::close(&self.connection).await;
-    }
-}
-
-fn read(routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> DeadLetter {
-    let mut shown = visible(properties);
-    // For the requeue, which reads it from the message itself.
-    shown.headers.remove(PUBLISHER);
-    let death = properties.headers().as_ref().and_then(BrokerDeath::of);
-    if let Some(death) = death.as_ref().filter(|_| !shown.headers.contains_key(ERROR_REASON)) {
-        shown.headers.extend(death.headers());
-        if let Some(size) = shown.unread.filter(|_| death.reason == REJECTED) {
-            shown.headers.extend(rejection(size, shown.message_id.as_deref()));
-        }
-    }
-    let key = messages::letter_key(routing_key, properties.headers().as_ref());
-    DeadLetter::new(key, Bytes::from(body), shown, death.and_then(|death| death.at))
-}
-
-/// Returns the headers for a body that was too large to be read, as a worker would write them.
-fn rejection(size: u64, message_id: Option<&str>) -> Headers {
-    let rejected = job::unread(size, message_id).to_failure();
-    Headers::from([
-        (ERROR_REASON.to_owned(), rejected.reason.as_str().to_owned()),
-        (ERROR_CLASS.to_owned(), rejected.class().as_str().to_owned()),
-        (ERROR_MESSAGE.to_owned(), rejected.message),
-    ])
-}
-
-/// Entry of `x-death` of a message that the broker dead-lettered.
-struct BrokerDeath {
-    reason: String,
-    queue: String,
-    at: Option<Timestamp>,
-}
-
-impl BrokerDeath {
-    /// Reads the newest entry, which is the first.
-    fn of(headers: &FieldTable) -> Option<Self> {
-        let Some(AMQPValue::FieldArray(entries)) = headers.inner().get("x-death") else { return None };
-        let Some(AMQPValue::FieldTable(entry)) = entries.as_slice().first() else { return None };
-        let text = |name: &str| entry.inner().get(name).and_then(as_text).unwrap_or_default();
-        let at = match entry.inner().get(&ShortString::from("time")) {
-            Some(AMQPValue::Timestamp(seconds)) => i64::try_from(*seconds).ok(),
-            _ => None,
-        };
-        let at = at.and_then(|seconds| Timestamp::from_second(seconds).ok());
-        Some(Self { reason: text("reason"), queue: text("queue"), at })
-    }
-
-    /// Returns the headers that a worker would have written.
-    fn headers(&self) -> impl Iterator<Item = (String, String)> {
-        // The id of a letter is made of its headers: this text never changes.
-        let often = if self.reason == "delivery_limit" { "came back too often without an end, and " } else { "" };
-        let message = format!("it {often}was given up by the broker in {} ({})", self.queue, self.reason);
-        let at = self.at.map(|at| (LAST_FAILURE_AT.to_owned(), at.to_string()));
-        let reason = (ERROR_REASON.to_owned(), self.reason.clone());
-        [reason, (ERROR_CLASS.to_owned(), "broker".to_owned()), (ERROR_MESSAGE.to_owned(), message)]
-            .into_iter()
-            .chain(at)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use lapin::types::FieldArray;
-
-    use super::*;
-
-    #[test]
-    fn a_letter_of_the_broker_has_its_reason_and_time() {
-        let mut entry = FieldTable::default();
-        entry.insert("reason".into(), AMQPValue::LongString("delivery_limit".into()));
-        entry.insert("queue".into(), AMQPValue::LongString("consign.jobs.scheduled".into()));
-        entry.insert("time".into(), AMQPValue::Timestamp(1_800_000_000));
-        let mut headers = FieldTable::default();
-        headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(entry)])));
-        let properties = BasicProperties::default().with_headers(headers.clone());
-        let letter = read("job.scheduled.acme", &properties, b"{}".to_vec());
-        assert_eq!((letter.reason(), letter.class()), ("delivery_limit", "broker"));
-        assert!(letter.message().contains("consign.jobs.scheduled"), "{}", letter.message());
-        assert_eq!(letter.died_at(), Timestamp::from_second(1_800_000_000).ok());
-
-        headers.insert("x-error-reason".into(), AMQPValue::LongString("source_not_found".into()));
-        let letter = read("job.scheduled.acme", &BasicProperties::default().with_headers(headers), vec![]);
-        assert_eq!(
-            (letter.reason(), letter.class()),
-            ("source_not_found", ""),
-            "the worker's reason overrides that of the broker"
-        );
     }
 }

@@ -27,7 +27,7 @@ const DECLARE_EXCHANGE: ExchangeDeclareOptions =
 /// # Errors
 /// `Topology` names every part that exists with other arguments; `Denied` those that the login may
 /// not declare; `Unavailable` when the broker is unreachable.
-pub async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
+pub(super) async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
     let connection = ScopedConnection::connect(&Endpoint::parse(config, name)?, "topology").await?;
     let applied = apply(&connection, &Topology::new(&config.prefix)).await;
     connection.close().await;
@@ -51,14 +51,6 @@ fn complete(missing: &[TopologyProblem]) -> Result<(), QueueError> {
     if missing.is_empty() { Ok(()) } else { Err(combined(missing, "")) }
 }
 
-/// Returns the virtual host that `broker.url` names.
-///
-/// # Errors
-/// An invalid URL.
-pub fn vhost(config: &BrokerConfig) -> Result<String, QueueError> {
-    Ok(Endpoint::parse(config, "")?.vhost().to_owned())
-}
-
 /// Declares everything. An existing part with the same arguments is unchanged; other arguments are
 /// an error, and every such error is reported, not only the first. Returns the problems of parts
 /// that deliveries do not need.
@@ -66,20 +58,9 @@ pub(super) async fn apply(
     connection: &ScopedConnection,
     topology: &Topology,
 ) -> Result<Vec<TopologyProblem>, QueueError> {
-    let mut declarations = Declarations::new(connection, "can't be declared", DeclareMode::Declare);
-    for exchange in &topology.exchanges {
-        declarations.exchange(exchange).await?;
-    }
-    for queue in &topology.queues {
-        declarations.queue(queue).await?;
-    }
-    for binding in &topology.bindings {
-        declarations.bind(binding).await?;
-    }
-    declarations.finish(
-        "; where the arguments differ, delete what is left of an older topology (when it is empty) or use another \
-         broker.prefix; repair a part that the broker calls down or inaccessible on the broker",
-    )
+    let remedy = "; where the arguments differ, delete what is left of an older topology (when it is empty) or use \
+                  another broker.prefix; repair a part that the broker calls down or inaccessible on the broker";
+    Declarations::new(connection, DeclareMode::Declare).all(topology, remedy).await
 }
 
 /// Checks that every exchange and queue exists, without changing anything. AMQP can't look up
@@ -89,19 +70,13 @@ pub(super) async fn check(
     connection: &ScopedConnection,
     topology: &Topology,
 ) -> Result<Vec<TopologyProblem>, QueueError> {
-    let mut declarations = Declarations::new(connection, "is not there", DeclareMode::Passive);
-    for exchange in &topology.exchanges {
-        declarations.exchange(exchange).await?;
-    }
-    for queue in &topology.queues {
-        declarations.queue(queue).await?;
-    }
-    declarations.finish("; run `consign topology apply`, or set broker.declare = true")
+    let remedy = "; run `consign topology apply`, or set broker.declare = true";
+    Declarations::new(connection, DeclareMode::Passive).all(topology, remedy).await
 }
 
 /// Declares one queue. An existing one with the same arguments is unchanged.
 pub(super) async fn declare_queue(connection: &ScopedConnection, queue: &QueueDeclaration) -> Result<(), QueueError> {
-    let mut declarations = Declarations::new(connection, "can't be declared", DeclareMode::Declare);
+    let mut declarations = Declarations::new(connection, DeclareMode::Declare);
     declarations.queue(queue).await?;
     complete(&[declarations.problems, declarations.minor].concat())
 }
@@ -144,7 +119,6 @@ enum DeclareMode {
 struct Declarations<'a> {
     connection: &'a ScopedConnection,
     channel: Option<Channel>,
-    failure: &'static str,
     mode: DeclareMode,
     problems: Vec<TopologyProblem>,
     /// Problems of parts that deliveries do not need.
@@ -152,8 +126,23 @@ struct Declarations<'a> {
 }
 
 impl<'a> Declarations<'a> {
-    fn new(connection: &'a ScopedConnection, failure: &'static str, mode: DeclareMode) -> Self {
-        Self { connection, channel: None, failure, mode, problems: Vec::new(), minor: Vec::new() }
+    fn new(connection: &'a ScopedConnection, mode: DeclareMode) -> Self {
+        Self { connection, channel: None, mode, problems: Vec::new(), minor: Vec::new() }
+    }
+
+    /// Declares or checks each part. Returns the problems of parts that deliveries do not need.
+    async fn all(mut self, topology: &Topology, remedy: &str) -> Result<Vec<TopologyProblem>, QueueError> {
+        let mode = self.mode;
+        for exchange in &topology.exchanges {
+            self.exchange(exchange).await?;
+        }
+        for queue in &topology.queues {
+            self.queue(queue).await?;
+        }
+        for binding in topology.bindings.iter().filter(|_| mode == DeclareMode::Declare) {
+            self.bind(binding).await?;
+        }
+        self.finish(remedy)
     }
 
     async fn exchange(&mut self, exchange: &ExchangeDeclaration) -> Result<(), QueueError> {
@@ -212,7 +201,8 @@ impl<'a> Declarations<'a> {
         self.channel = None;
         let denied = errors::is_denied(&error);
         let takes = if denied { format!("; this takes the permission {permission}") } else { String::new() };
-        let text = format!("{what} `{name}` {} ({}{takes})", self.failure, errors::text(&error));
+        let failure = if self.mode == DeclareMode::Declare { "can't be declared" } else { "is not there" };
+        let text = format!("{what} `{name}` {failure} ({}{takes})", errors::text(&error));
         Some(TopologyProblem { text, denied })
     }
 

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use lapin::types::ShortString;
 use lapin::{Acker, BasicProperties};
 
-use super::channel::{acknowledge, requeue_or_lose};
+use super::channel::{acknowledge_or_lose, requeue_or_lose};
+use super::copies;
 use super::fields::{delivery_count, visible};
-use super::messages;
 use super::origin;
 use crate::domain::headers::PUBLISHER;
 use crate::domain::lane::Lane;
@@ -61,12 +61,7 @@ impl PrefetchedDelivery {
     /// Acknowledges the delivery: a copy has replaced it. A closed channel redelivers it, and the
     /// worker joins the duplicate.
     pub(super) async fn acknowledge(self) {
-        if acknowledge(&self.inner.acker).await.is_err() {
-            tracing::debug!(
-                event = "acknowledge_failed",
-                "a replaced delivery will be redelivered; its channel is closed"
-            );
-        }
+        acknowledge_or_lose(&self.inner.acker).await;
     }
 
     /// Splits into the worker's part, and the part that settles it.
@@ -78,7 +73,7 @@ impl PrefetchedDelivery {
         let delivery = Delivery {
             lane,
             body: Bytes::from(data),
-            routing_key: messages::job_key(routing_key.as_str(), lane, headers),
+            routing_key: copies::job_key(routing_key.as_str(), lane, headers),
             origin: self.origin,
             redelivered,
             delivery_count: delivery_count(headers),

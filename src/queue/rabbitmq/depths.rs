@@ -2,21 +2,21 @@
 
 use super::channel::depth;
 use super::connection::{Endpoint, ScopedConnection};
-use super::topology::Names;
+use super::names::Names;
 use crate::config::BrokerConfig;
 use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 use crate::queue::{Depths, QueueError};
 
-/// Counts the messages as [`fn@crate::queue::depths`].
-pub async fn depths(config: &BrokerConfig, name: &str) -> Result<Depths, QueueError> {
-    let connection = ScopedConnection::connect(&Endpoint::parse(config, name)?, "status").await?;
-    let counted = count(&connection, &Names::new(&config.prefix)).await;
+/// Counts the messages.
+pub(super) async fn count(config: &BrokerConfig, client: &str) -> Result<Depths, QueueError> {
+    let connection = ScopedConnection::connect(&Endpoint::parse(config, client)?, "status").await?;
+    let counted = count_all(&connection, &Names::new(&config.prefix)).await;
     connection.close().await;
     counted
 }
 
-async fn count(connection: &ScopedConnection, names: &Names) -> Result<Depths, QueueError> {
+async fn count_all(connection: &ScopedConnection, names: &Names) -> Result<Depths, QueueError> {
     let channel = connection.open_channel().await?;
     let mut depths = Depths { lanes: Vec::new(), waiting: Vec::new(), dead: 0 };
     for lane in Lane::ALL {

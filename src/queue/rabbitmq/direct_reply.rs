@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use lapin::Channel;
-use lapin::options::ConfirmSelectOptions;
 use tokio::sync::Mutex;
 
-use super::connection::{Endpoint, ScopedConnection, call};
+use super::channel::with_confirms;
+use super::connection::{Endpoint, ScopedConnection};
 use super::errors;
 use super::publisher::{self, OutgoingMessage, PublishProblem};
 use crate::queue::QueueError;
@@ -37,8 +37,7 @@ struct DirectReplyChannel {
 impl DirectReplyChannel {
     async fn new(endpoint: &Endpoint) -> Result<Self, QueueError> {
         let connection = ScopedConnection::connect(endpoint, "replies").await?;
-        let channel = connection.open_channel().await?;
-        call("switching confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let channel = with_confirms(connection.open_channel().await?).await?;
         Ok(Self { connection, channel })
     }
 }

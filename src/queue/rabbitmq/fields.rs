@@ -8,6 +8,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use crate::domain::headers::{DELIVERY_COUNT, Headers, LEASE_SEQ, LEFT_OUT, WAIT, is_broker_bookkeeping};
 use crate::queue::{Properties, QueueError};
 
+/// Setter of a text property.
+pub(super) type SetText = fn(BasicProperties, ShortString) -> BasicProperties;
+
 /// Size of all headers of a copy, in bytes. They share one frame with the other properties (14
 /// texts of at most 255 bytes), and a broker allows 128 KiB by default: it closes the connection of
 /// a client that sends more, and with it the work of all jobs.

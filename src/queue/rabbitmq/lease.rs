@@ -61,12 +61,12 @@
 //!   its messages, and an outage counts as time without use: a lease that expired during an outage
 //!   of 20 min was lost in the queue of a dead owner.
 
-mod acquire;
 mod context;
 mod decision;
 mod owner;
 mod owner_queue;
 mod renewer;
+mod session;
 mod table;
 
 pub(super) use context::LeaseContext;

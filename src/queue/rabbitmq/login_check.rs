@@ -1,10 +1,10 @@
 //! Check of the login before a session consumes: workers must know by which name the broker
 //! verifies their messages.
 
-use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel};
 
+use super::channel::with_confirms;
 use super::connection::{ScopedConnection, call};
 use super::errors;
 use super::login::Login;
@@ -24,8 +24,7 @@ const REMEDY: &str = "let broker.url name the user that the broker finds in the 
 /// `Denied` if the broker does not say by which name it knows the login.
 pub(super) async fn check_login(connection: &ScopedConnection, login: &Login) -> Result<(), QueueError> {
     let Some(user) = login.user() else { return Ok(()) };
-    let channel = connection.open_channel().await?;
-    call("switching confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let channel = with_confirms(connection.open_channel().await?).await?;
     match call("checking the login", probe(&channel, user)).await? {
         Err(refusal) if errors::is_precondition(&refusal) && !login.learn(&refusal) => {
             Err(QueueError::Denied(format!("{}; {REMEDY}", errors::text(&refusal))))

@@ -1,33 +1,42 @@
-//! Subscription to outcomes, for `consign enqueue --wait`.
+//! Outcomes for commands: the retained ones of a backfill, in a stream of its own, and the
+//! subscription to all from now on.
 
+use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, Consumer};
 
-use super::connection::{self, Endpoint, call};
+use super::connection::{self, Endpoint, ScopedConnection, call};
+use super::declare::declare_queue;
 use super::errors::{self, requires};
 use super::fields::short;
-use super::topology::Names;
+use super::names::Names;
+use super::topology::QueueDeclaration;
 use crate::config::BrokerConfig;
-use crate::queue::{OutcomeMessage, QueueError};
+use crate::queue::{OutcomeMessage, Outcomes, QueueError};
 
 /// Binding of all outcomes.
 const ALL_OUTCOMES: &str = "transfer.#";
 
+/// Declares the stream of this name.
+pub(super) async fn retain(config: &BrokerConfig, client: &str, name: &str) -> Result<(), QueueError> {
+    let connection = ScopedConnection::connect(&Endpoint::parse(config, client)?, "outcomes").await?;
+    let declared = declare_queue(&connection, &QueueDeclaration::backfill_outcomes(name)).await;
+    connection.close().await;
+    declared
+}
+
 /// Subscription to the outcomes of one prefix, from its creation on. Its queue is deleted with its
 /// connection, so outcomes published during a lost connection are missed.
-pub struct RabbitMqOutcomes {
+pub(super) struct RabbitMqOutcomes {
     connection: Connection,
     consumer: Consumer,
 }
 
 impl RabbitMqOutcomes {
     /// Subscribes to all outcomes published after this returns.
-    ///
-    /// # Errors
-    /// `Unavailable` when the broker is unreachable or has no outcomes exchange.
-    pub async fn subscribe(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
+    pub(super) async fn subscribe(config: &BrokerConfig, name: &str) -> Result<Self, QueueError> {
         let connection = Endpoint::parse(config, name)?.connect("outcomes").await?;
         let channel = connection::open_channel(&connection).await?;
         let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
@@ -46,12 +55,11 @@ impl RabbitMqOutcomes {
             call("consuming outcomes", consumer).await.map_err(requires("read on `amq.gen.*`".to_owned()))?;
         Ok(Self { connection, consumer })
     }
+}
 
-    /// Returns the next outcome.
-    ///
-    /// # Errors
-    /// `Unavailable` when the connection is lost; the subscription is over then.
-    pub async fn next(&mut self) -> Result<OutcomeMessage, QueueError> {
+#[async_trait]
+impl Outcomes for RabbitMqOutcomes {
+    async fn next(&mut self) -> Result<OutcomeMessage, QueueError> {
         match self.consumer.next().await {
             Some(Ok(delivery)) => {
                 Ok(OutcomeMessage { routing_key: delivery.routing_key.to_string(), body: delivery.data })
@@ -61,8 +69,7 @@ impl RabbitMqOutcomes {
         }
     }
 
-    /// Ends the subscription, and deletes its queue.
-    pub async fn close(self) {
+    async fn close(self: Box<Self>) {
         connection::close(&self.connection).await;
     }
 }

@@ -14,12 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::connection::{self, call};
+use super::channel::with_confirms;
+use super::connection::open_channel;
 use super::errors;
 use super::fields::short;
 use super::health::SessionHealth;
@@ -35,6 +36,9 @@ const MAX_LEASE_CHANNELS: usize = 16;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Wait for the confirm of a message whose session has ended.
 const LATE_CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// AMQP `delivery_mode` of a message that survives a restart of the broker.
+pub(super) const PERSISTENT: u8 = 2;
 
 /// Message to publish to an exchange.
 #[derive(Debug, Clone)]
@@ -127,7 +131,8 @@ impl Publisher {
     }
 
     async fn permit<'a>(&self, permits: &'a Semaphore) -> Result<SemaphorePermit<'a>, QueueError> {
-        let permit = permits.acquire().await.map_err(|_| closed())?;
+        let permit =
+            permits.acquire().await.map_err(|_| QueueError::Unavailable("the publisher is closed".to_owned()))?;
         tokio::select! {
             biased;
             () = self.health.ended() => Err(self.health.error()),
@@ -190,9 +195,7 @@ impl Publisher {
                 None => break,
             }
         }
-        let channel = connection::open_channel(&self.connection).await?;
-        call("switching confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(channel)
+        with_confirms(open_channel(&self.connection).await?).await
     }
 
     async fn send(&self, channel: &Channel, message: &OutgoingMessage) -> Result<Confirmation, PublishProblem> {
@@ -261,8 +264,4 @@ pub(super) fn confirmed(confirmation: Confirmation) -> Result<(), QueueError> {
         }
         Confirmation::NotRequested => Err(QueueError::Unavailable("confirms are off".to_owned())),
     }
-}
-
-fn closed() -> QueueError {
-    QueueError::Unavailable("the publisher is closed".to_owned())
 }

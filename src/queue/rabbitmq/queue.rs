@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::task::JoinHandle;
@@ -12,24 +13,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::Endpoint;
 use super::context::QueueContext;
-use super::control;
+use super::control_reader;
 use super::deliveries::{Deliveries, PrefetchedDelivery};
-use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
+use super::lease::{LeaseContext, LeaseRenewer, LeaseTable, OwnerIdentity};
 use super::messages;
+use super::names::Names;
 use super::release;
 use super::replies::Replies;
 use super::reply_addresses::ReplyAddresses;
 use super::sessions::{BrokerSessions, PUBLISH_TIMEOUT};
 use super::settle::Settler;
 use super::timing::Timing;
-use super::topology::{Names, Topology};
+use super::topology::Topology;
 use crate::config::BrokerConfig;
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::{
-    BoxFuture, ControlEvent, Delivery, JobPublisher, LeaseHolder, OutcomeEvent, Publication, Queue, QueueError,
-    Released, Reply, Settlement,
+    ControlEvent, Delivery, JobPublisher, LeaseHolder, OutcomeEvent, Publication, Queue, QueueError, Released, Reply,
+    Settlement,
 };
 
 /// Limit for each step of closing: confirms, connections.
@@ -104,39 +106,117 @@ impl RabbitMqQueue {
             stop: CancellationToken::new(),
         });
         let sessions = BrokerSessions::start(Arc::clone(&context));
-        let (control, reader) = control::start(&context, &sessions);
+        let (control, reader) = control_reader::start(&context, &sessions);
         let replies = Replies::new(Arc::clone(&context), ReplyAddresses::new(config));
         let settler = Settler::new(Arc::clone(&context), Arc::clone(&sessions), replies);
         let (control, control_reader) = (AsyncMutex::new(control), Mutex::new(reader));
         Ok(Arc::new(Self { context, sessions, settler, control, control_reader }))
     }
+}
 
-    async fn acquire_lease(
+async fn requeue(prefetched: Vec<PrefetchedDelivery>) {
+    for delivery in prefetched {
+        delivery.requeue().await;
+    }
+}
+
+#[async_trait]
+impl Queue for RabbitMqQueue {
+    async fn wait_connected(&self, limit: Duration) -> Result<(), QueueError> {
+        self.sessions.wait(Instant::now() + limit).await.map(drop)
+    }
+
+    async fn next(&self, lane: Lane) -> Option<Delivery> {
+        self.context.deliveries.next(lane).await
+    }
+
+    async fn settle(
         &self,
-        delivery: &Delivery,
-        key: &str,
-        holder: Arc<dyn LeaseHolder>,
+        delivery: Delivery,
+        settlement: Settlement,
+        events: Vec<OutcomeEvent>,
     ) -> Result<(), QueueError> {
+        self.settler.settle(delivery, settlement, &events).await
+    }
+
+    async fn lease(&self, delivery: &Delivery, key: &str, work: Arc<dyn LeaseHolder>) -> Result<(), QueueError> {
         let (tag, table) = (delivery.ticket, &self.context.leases.table);
         if let Some(leased) = table.leased(tag) {
             if leased.lost {
                 return Err(QueueError::Lost);
             }
-            table.replace_holder(tag, holder);
+            table.replace_holder(tag, work);
             let renewer = self.sessions.current().and_then(|session| session.renewer());
             let renewer = renewer.ok_or_else(|| QueueError::Unavailable("not connected to the broker".to_owned()))?;
-            return renewer.renew_now(&leased).await;
+            return renewer.leases().renew_now(&leased).await;
         }
         let properties = self.context.deliveries.properties(tag).ok_or(QueueError::Lost)?;
         let renewer = self.sessions.renewer_of(tag.generation).await?;
-        renewer.acquire(delivery, properties, key, holder).await
+        renewer.leases().acquire(delivery, properties, key, work).await
     }
 
-    async fn shut_down(&self) {
+    fn can_settle(&self, delivery: &Delivery) -> bool {
+        let tag = delivery.ticket;
+        self.context.deliveries.is_unacked(tag) || self.context.leases.table.leased(tag).is_some()
+    }
+
+    async fn reply(&self, reply: Reply) -> Result<(), QueueError> {
+        self.settler.replies().send(reply).await
+    }
+
+    async fn publish_control(&self, control: Bytes) -> Result<(), QueueError> {
+        let message = messages::control(&self.context.names, control);
+        self.sessions.publish_once(&message).await.map_err(|problem| match problem {
+            QueueError::Refused(why) => QueueError::Topology(format!(
+                "the stream `{}` takes no control message ({why}); run `consign topology apply`",
+                message.routing_key
+            )),
+            problem => problem,
+        })
+    }
+
+    async fn next_control(&self) -> Option<ControlEvent> {
+        self.control.lock().await.recv().await
+    }
+
+    async fn release_delayed(&self, destinations: BTreeSet<DestinationIdentity>) -> Result<Released, QueueError> {
+        let session = self.sessions.wait(Instant::now() + PUBLISH_TIMEOUT).await?;
+        release::release_delayed(&self.context, &session.publisher, destinations).await
+    }
+
+    async fn stop_consuming(&self) {
+        let prefetched = self.context.deliveries.prefetched().close();
+        // Consumers first: otherwise the broker would deliver the same messages here again.
+        if let Some(session) = self.sessions.current() {
+            session.cancel_consumers().await;
+        }
+        requeue(prefetched).await;
+    }
+
+    async fn pause(&self, lane: Lane) {
+        let prefetched = self.context.deliveries.prefetched().pause(lane);
+        if let Some(session) = self.sessions.current() {
+            session.cancel(lane).await;
+        }
+        requeue(prefetched).await;
+    }
+
+    async fn resume(&self, lane: Lane, room: u16) {
+        self.context.deliveries.prefetched().resume(lane, room);
+        if let Some(session) = self.sessions.current() {
+            session.consume(lane).await;
+        }
+    }
+
+    fn oldest_prefetched(&self) -> Option<(Lane, tokio::time::Instant)> {
+        self.context.deliveries.prefetched().oldest()
+    }
+
+    async fn close(&self) {
         self.stop_consuming().await;
-        control::leave_fleet(&self.context, &self.sessions).await;
+        control_reader::leave_fleet(&self.context, &self.sessions).await;
         let renewer = self.sessions.current().and_then(|session| session.renewer());
-        self.context.leases.close(renewer.as_deref()).await;
+        self.context.leases.close(renewer.as_deref().map(LeaseRenewer::leases)).await;
         self.settler.replies().close(REPLY_CLOSE_TIMEOUT).await;
         if let Some(session) = self.sessions.current() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.drained()).await;
@@ -147,125 +227,16 @@ impl RabbitMqQueue {
             let _ = tokio::time::timeout(3 * CLOSE_TIMEOUT, reader).await;
         }
     }
-}
-
-async fn requeue(prefetched: Vec<PrefetchedDelivery>) {
-    for delivery in prefetched {
-        delivery.requeue().await;
-    }
-}
-
-impl Queue for RabbitMqQueue {
-    fn wait_connected(&self, limit: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(async move { self.sessions.wait(Instant::now() + limit).await.map(drop) })
-    }
-
-    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
-        Box::pin(self.context.deliveries.next(lane))
-    }
-
-    fn settle(
-        &self,
-        delivery: Delivery,
-        settlement: Settlement,
-        events: Vec<OutcomeEvent>,
-    ) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(async move { self.settler.settle(delivery, settlement, &events).await })
-    }
-
-    fn lease<'a>(
-        &'a self,
-        delivery: &'a Delivery,
-        key: &'a str,
-        work: Arc<dyn LeaseHolder>,
-    ) -> BoxFuture<'a, Result<(), QueueError>> {
-        Box::pin(self.acquire_lease(delivery, key, work))
-    }
-
-    fn can_settle(&self, delivery: &Delivery) -> bool {
-        let tag = delivery.ticket;
-        self.context.deliveries.is_unacked(tag) || self.context.leases.table.leased(tag).is_some()
-    }
-
-    fn reply(&self, reply: Reply) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(self.settler.replies().send(reply))
-    }
-
-    fn publish_control(&self, control: Bytes) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(async move {
-            let message = messages::control(&self.context.names, control);
-            self.sessions.publish_once(&message).await.map_err(|problem| match problem {
-                QueueError::Refused(why) => QueueError::Topology(format!(
-                    "the stream `{}` takes no control message ({why}); run `consign topology apply`",
-                    message.routing_key
-                )),
-                problem => problem,
-            })
-        })
-    }
-
-    fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
-        Box::pin(async { self.control.lock().await.recv().await })
-    }
-
-    fn release_delayed(
-        &self,
-        destinations: BTreeSet<DestinationIdentity>,
-    ) -> BoxFuture<'_, Result<Released, QueueError>> {
-        Box::pin(async move {
-            let session = self.sessions.wait(Instant::now() + PUBLISH_TIMEOUT).await?;
-            release::release_delayed(&self.context, &session.publisher, destinations).await
-        })
-    }
-
-    fn stop_consuming(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            let prefetched = self.context.deliveries.prefetched().close();
-            // Consumers first: otherwise the broker would deliver the same messages here again.
-            if let Some(session) = self.sessions.current() {
-                session.cancel_consumers().await;
-            }
-            requeue(prefetched).await;
-        })
-    }
-
-    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let prefetched = self.context.deliveries.prefetched().pause(lane);
-            if let Some(session) = self.sessions.current() {
-                session.cancel(lane).await;
-            }
-            requeue(prefetched).await;
-        })
-    }
-
-    fn resume(&self, lane: Lane, room: u16) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            self.context.deliveries.prefetched().resume(lane, room);
-            if let Some(session) = self.sessions.current() {
-                session.consume(lane).await;
-            }
-        })
-    }
-
-    fn oldest_prefetched(&self) -> Option<(Lane, tokio::time::Instant)> {
-        self.context.deliveries.prefetched().oldest()
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.shut_down())
-    }
 
     fn ready(&self) -> Result<(), String> {
         self.sessions.ready()
     }
 }
 
+#[async_trait]
 impl JobPublisher for RabbitMqQueue {
-    fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<(), QueueError>> {
-        Box::pin(async move {
-            let message = messages::job(&self.context.names, publication)?;
-            self.sessions.publish_once(&message).await
-        })
+    async fn publish(&self, publication: Publication) -> Result<(), QueueError> {
+        let message = messages::job(&self.context.names, publication)?;
+        self.sessions.publish_once(&message).await
     }
 }

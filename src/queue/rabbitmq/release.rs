@@ -23,22 +23,19 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use lapin::message::Delivery as Waiting;
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::options::BasicConsumeOptions;
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Acker, Channel, Consumer};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::channel::{acknowledge, depth, lock, set_prefetch};
+use super::channel::{acknowledge, consumers, depth, lock, set_prefetch};
 use super::connection::{ScopedConnection, call};
 use super::context::QueueContext;
-use super::errors;
 use super::fields::{self, short};
-use super::messages;
-use super::origin;
+use super::names::Names;
 use super::publisher::{OutgoingMessage, Publisher};
-use super::sessions::closed;
-use super::topology::Names;
+use super::{copies, errors, origin};
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::outcome::RetryDelay;
 use crate::domain::routing_key::jobs_of;
@@ -110,7 +107,7 @@ async fn release(
     match result {
         Some(Ok(result)) => result,
         Some(Err(_)) => Err(QueueError::Unavailable(format!("it took more than {} s", RELEASE_TIMEOUT.as_secs()))),
-        None => Err(closed()),
+        None => Err(QueueError::closed()),
     }
 }
 
@@ -162,7 +159,7 @@ impl Wanted {
     /// identity.
     fn has(&self, waiting: &Waiting) -> bool {
         let Some(wanted) = self.0.get(waiting.routing_key.as_str()) else { return false };
-        let named = messages::waits_for(&waiting.properties);
+        let named = copies::waits_for(&waiting.properties);
         named.is_none_or(|named| wanted.iter().any(|wanted| wanted.covers(&named)))
     }
 }
@@ -244,7 +241,7 @@ impl Scan<'_> {
                     continue;
                 }
                 () = cancelled.cancelled(), if failed.is_none() => {
-                    failed = Some(closed());
+                    failed = Some(QueueError::closed());
                     continue;
                 }
                 received = timeout(SILENCE, consumer.next()), if more => received,
@@ -277,24 +274,18 @@ impl Scan<'_> {
         // A body that was not read can't be copied, and a copy of a forged lease would be a worker's.
         let can_copy =
             fields::unread(&waiting.properties).is_none() && !origin::is_forged_lease(origin, &waiting.properties);
-        if !(can_copy && self.wanted.has(&waiting) && messages::waits_for_recovery(&waiting.properties)) {
+        if !(can_copy && self.wanted.has(&waiting) && copies::waits_for_recovery(&waiting.properties)) {
             return Ok(None);
         }
         let acker = waiting.acker.clone();
-        Ok(Some((messages::released(self.names, waiting)?, acker)))
+        Ok(Some((copies::released(self.names, waiting)?, acker)))
     }
 
     /// Returns when the queue has all its messages again: the next release must not start before.
     async fn requeued(&self, queue: &str) {
-        let Ok(queue) = short(queue) else { return };
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let end = Instant::now() + REQUEUE_TIMEOUT;
-        while Instant::now() < end {
-            let declared = self.lock.queue_declare(queue.clone(), passive, FieldTable::default());
-            match call("checking a queue", declared).await {
-                Ok(state) if state.consumer_count() > 0 => sleep(REQUEUE_POLL_INTERVAL).await,
-                _ => return,
-            }
+        while Instant::now() < end && consumers(&self.lock, queue).await.is_ok_and(|consumers| consumers > 0) {
+            sleep(REQUEUE_POLL_INTERVAL).await;
         }
     }
 }

@@ -9,8 +9,14 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use lapin::Connection;
+
+use super::channel::consumers;
+use super::connection::open_channel;
+use super::names::Names;
 use crate::domain::control::{Control, ControlCommand};
 use crate::domain::fleet::FleetShare;
+use crate::queue::QueueError;
 
 /// Interval of the check for the first [`WORKERS_PER_INTERVAL`] workers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -25,7 +31,7 @@ const MAX_WORKERS: usize = 1000;
 
 /// Answer of the broker about one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Liveness {
+enum Liveness {
     /// Its lease queue has a consumer.
     Alive,
     /// Its lease queue has none: it is gone, or reconnects.
@@ -55,13 +61,28 @@ impl Roster {
         true
     }
 
-    /// Addresses of all workers to check.
-    pub(super) fn addresses(&self) -> Vec<String> {
-        self.workers.keys().cloned().collect()
+    /// Asks the broker which workers live.
+    pub(super) async fn check(&mut self, connection: &Connection, names: &Names) -> Result<(), QueueError> {
+        let mut channel = open_channel(connection).await?;
+        for worker in self.workers.keys().cloned().collect::<Vec<_>>() {
+            let liveness = match consumers(&channel, &names.owner(&worker)).await {
+                Ok(0) => Liveness::Absent,
+                Ok(_) => Liveness::Alive,
+                Err(QueueError::Topology(_)) => {
+                    // A refusal closes the channel.
+                    channel = open_channel(connection).await?;
+                    Liveness::Gone
+                }
+                Err(problem) => return Err(problem),
+            };
+            self.checked(&worker, liveness);
+        }
+        let _ = channel.close(0, "".into()).await;
+        Ok(())
     }
 
     /// Observes the broker's answer about a worker.
-    pub(super) fn checked(&mut self, worker: &str, liveness: Liveness) {
+    fn checked(&mut self, worker: &str, liveness: Liveness) {
         if liveness == Liveness::Gone {
             self.workers.remove(worker);
         } else if let Some(missed) = self.workers.get_mut(worker) {
@@ -131,7 +152,7 @@ mod tests {
         roster.checked("a", Liveness::Alive);
         assert_eq!(share(&roster, "b"), (1, 2));
         roster.checked("a", Liveness::Gone);
-        assert_eq!(roster.addresses(), ["b"]);
+        assert_eq!(roster.workers.keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

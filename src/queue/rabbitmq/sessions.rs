@@ -77,7 +77,7 @@ impl BrokerSessions {
             SupervisorState::Down(problem @ (QueueError::Unavailable(_) | QueueError::Denied(_))) => Err(problem),
             // It may be resolved while the worker retries.
             SupervisorState::Down(problem) => Err(QueueError::Unavailable(problem.to_string())),
-            SupervisorState::Closed => Err(closed()),
+            SupervisorState::Closed => Err(QueueError::closed()),
         }
     }
 
@@ -187,11 +187,6 @@ impl BrokerSessions {
         context.deliveries.clear();
         problem
     }
-}
-
-/// Error of operations after the close.
-pub(super) fn closed() -> QueueError {
-    QueueError::Unavailable("the queue is closed".to_owned())
 }
 
 /// Runs one session after another until the queue closes.

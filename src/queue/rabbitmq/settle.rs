@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::channel::{acknowledge, reject, requeue, requeue_or_lose};
 use super::context::QueueContext;
+use super::copies::{self, JobCopy};
 use super::lease::LeasedDelivery;
-use super::messages::{self, JobCopy};
+use super::messages;
 use super::publisher::OutgoingMessage;
 use super::replies::Replies;
 use super::sessions::{BrokerSessions, PUBLISH_TIMEOUT};
@@ -170,14 +171,12 @@ impl Settler {
         };
         match settlement {
             Settlement::Ack => return Ok(None),
-            Settlement::Requeue => messages::handed_off(names, owned_copy(Headers::new())),
-            Settlement::HandOff { headers } => messages::handed_off(names, owned_copy(headers)),
+            Settlement::Requeue => copies::handed_off(names, owned_copy(Headers::new())),
+            Settlement::HandOff { headers } => copies::handed_off(names, owned_copy(headers)),
             Settlement::Retry { delay, headers } | Settlement::Defer { delay, headers } => {
-                messages::waiting(names, delay, owned_copy(headers))
+                copies::waiting(names, delay, owned_copy(headers))
             }
-            Settlement::DeadLetter { headers } => {
-                messages::dead_letter(names, JobCopy::of(delivery, &original, headers))
-            }
+            Settlement::DeadLetter { headers } => copies::dead_letter(names, JobCopy::of(delivery, &original, headers)),
         }
         .map(Some)
     }

@@ -1,18 +1,24 @@
 //! Reader of a stream, from an offset on. Several readers do not affect each other.
 
+use std::time::Duration;
+
 use futures_util::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Connection, Consumer};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::channel;
-use super::connection::call;
+use super::connection::{self, Endpoint, call};
 use super::errors;
 use super::fields::{short, text_of};
-use crate::queue::QueueError;
+use crate::config::BrokerConfig;
+use crate::queue::{BodyReader, QueueError};
 
 /// Messages that the broker sends ahead. A stream requires a limit.
 const PREFETCH: u16 = 100;
+/// Silence that marks the end of a stream: existing messages arrive at once.
+pub(super) const SILENCE: Duration = Duration::from_millis(500);
 /// Argument of a consumer, and header of a message: the offset in the stream.
 const OFFSET: &str = "x-stream-offset";
 
@@ -82,5 +88,50 @@ impl StreamReader {
         let offset = text_of(headers, OFFSET);
         let offset = offset.and_then(|text| text.parse().ok());
         Ok(StreamEntry { offset, body: delivery.data, acker: delivery.acker })
+    }
+}
+
+/// Passes each message of the stream `name` to `each`, up to its end at the time of the call, and
+/// possibly a little further. Returns false when the stream does not exist.
+pub(super) async fn read_all(
+    config: &BrokerConfig,
+    client: &str,
+    name: &str,
+    each: &mut BodyReader<'_>,
+) -> Result<bool, QueueError> {
+    let connection = Endpoint::parse(config, client)?.connect("reader").await?;
+    // Its channel must outlive the connection, as those of a `ScopedConnection`.
+    let mut newest = StreamReader::open(&connection, name, StreamStart::NewestChunk).await;
+    let result = match &mut newest {
+        Ok(newest) => read_to_end(&connection, name, newest, each).await.map(|()| true),
+        Err(QueueError::Topology(_)) => Ok(false),
+        Err(problem) => Err(problem.clone()),
+    };
+    connection::close(&connection).await;
+    result
+}
+
+/// Reads all messages. The broker does not mark the end of a stream, and a stream under constant
+/// writes is never silent. So the end is the newest chunk at the start, plus the messages that
+/// arrive within a moment after its first message.
+async fn read_to_end(
+    connection: &Connection,
+    name: &str,
+    newest: &mut StreamReader,
+    each: &mut BodyReader<'_>,
+) -> Result<(), QueueError> {
+    let Ok(last) = timeout(SILENCE, newest.next()).await else { return Ok(()) };
+    let last = last?.offset;
+    let mut stream = StreamReader::open(connection, name, StreamStart::Oldest).await?;
+    let mut until = None;
+    loop {
+        let soon = Instant::now() + SILENCE;
+        let Ok(entry) = timeout_at(until.unwrap_or(soon), stream.next()).await else { return Ok(()) };
+        let entry = entry?;
+        each(&entry.body);
+        entry.acknowledge().await?;
+        if until.is_none() && entry.offset >= last {
+            until = Some(soon);
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Exchanges, queues and bindings of consign on RabbitMQ: one model for `topology print`, `topology
-//! apply`, the check at start, and the names that the adapter publishes to and consumes from.
+//! apply` and the check at start.
 //!
 //! Two kinds of queues are declared by their users when they need them, beside this topology: the
 //! lease queue of each worker ([`QueueDeclaration::owner`]), and a stream of outcomes for each
@@ -8,8 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
+use super::names::Names;
 use crate::domain::control::KEPT_DAYS;
 use crate::domain::headers::WAIT;
 use crate::domain::lane::Lane;
@@ -38,93 +37,6 @@ const UNROUTED_MAX: i64 = 100_000;
 const BACKFILL_STREAM_BYTES: i64 = 4 << 30;
 /// Segment size of that stream.
 const BACKFILL_SEGMENT_BYTES: i64 = 32 << 20;
-
-/// Names of one installation, all derived from its prefix.
-#[derive(Debug, Clone)]
-pub(super) struct Names {
-    prefix: String,
-}
-
-impl Names {
-    /// Names under `broker.prefix`.
-    pub(super) fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned() }
-    }
-
-    /// Exchange to which producers publish.
-    pub(super) fn jobs_exchange(&self) -> String {
-        self.prefix.clone()
-    }
-
-    /// Queue of a lane.
-    pub(super) fn jobs(&self, lane: Lane) -> String {
-        format!("{}.jobs.{}", self.prefix, lane.as_str())
-    }
-
-    /// Headers exchange of the wait queues.
-    pub(super) fn wait_exchange(&self) -> String {
-        self.named("wait")
-    }
-
-    /// Wait queue of a retry delay.
-    pub(super) fn wait(&self, delay: RetryDelay) -> String {
-        format!("{}.wait.{}", self.prefix, delay.as_str())
-    }
-
-    /// Exchange of the dead letters.
-    pub(super) fn dead_exchange(&self) -> String {
-        self.named("dlx")
-    }
-
-    /// Queue of the dead letters.
-    pub(super) fn dead(&self) -> String {
-        self.named("dead")
-    }
-
-    /// Exclusive queue that serves as the lock of a pass over the dead letters.
-    pub(super) fn dead_lock(&self) -> String {
-        self.named("dead.lock")
-    }
-
-    /// Exchange of the outcomes.
-    pub(super) fn outcomes_exchange(&self) -> String {
-        self.named("outcomes")
-    }
-
-    /// Stream of control messages.
-    pub(super) fn control(&self) -> String {
-        self.named("control")
-    }
-
-    /// Exchange of the leases.
-    pub(super) fn lease_exchange(&self) -> String {
-        self.named("lease")
-    }
-
-    /// Exchange of expired leases: routes each to its owner by the lease's key.
-    pub(super) fn owners_exchange(&self) -> String {
-        self.named("owners")
-    }
-
-    /// Exchange of jobs without an owner.
-    pub(super) fn orphans_exchange(&self) -> String {
-        self.named("orphans")
-    }
-
-    /// Queue of one owner, to which its leases return.
-    pub(super) fn owner(&self, process: &str) -> String {
-        format!("{}.owner.{process}", self.prefix)
-    }
-
-    /// Queue that discards the settled leases of an owner that has closed.
-    pub(super) fn discarded_leases(&self, process: &str) -> String {
-        format!("{}.owner.{process}.ended", self.prefix)
-    }
-
-    fn named(&self, last: &str) -> String {
-        format!("{}.{last}", self.prefix)
-    }
-}
 
 /// Argument of a declaration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -354,27 +266,6 @@ impl Topology {
     fn bind(&mut self, exchange: String, queue: String, key: &str, arguments: Arguments) {
         self.bindings.push(Binding { exchange, queue, key: key.to_owned(), arguments });
     }
-
-    /// Returns RabbitMQ's definitions format, for `rabbitmqctl import_definitions` and
-    /// `load_definitions`.
-    pub fn definitions(&self, vhost: &str) -> Value {
-        let exchanges: Vec<_> = self.exchanges.iter().map(|e| exchange_definition(e, vhost)).collect();
-        let queues: Vec<_> = self.queues.iter().map(|q| queue_definition(q, vhost)).collect();
-        let bindings: Vec<_> = self.bindings.iter().map(|b| binding_definition(b, vhost)).collect();
-        json!({ "exchanges": exchanges, "queues": queues, "bindings": bindings })
-    }
-
-    /// Returns one readable line per declaration.
-    pub fn lines(&self) -> Vec<String> {
-        let exchanges =
-            self.exchanges.iter().map(|e| format!("exchange  {}  {}{}", e.name, e.kind.as_str(), listed(&e.arguments)));
-        let queues = self.queues.iter().map(|q| format!("queue     {}{}", q.name, listed(&q.arguments)));
-        let bindings = self.bindings.iter().map(|b| {
-            let key = if b.key.is_empty() { String::new() } else { format!("  {}", b.key) };
-            format!("binding   {} -> {}{key}{}", b.exchange, b.queue, listed(&b.arguments))
-        });
-        exchanges.chain(queues).chain(bindings).collect()
-    }
 }
 
 /// Arguments of at-least-once dead-lettering. It requires `reject-publish`, because a dropped head
@@ -389,48 +280,6 @@ fn dead_lettered(exchange: String) -> Arguments {
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn exchange_definition(exchange: &ExchangeDeclaration, vhost: &str) -> Value {
-    json!({
-        "name": exchange.name, "vhost": vhost, "type": exchange.kind.as_str(), "durable": true, "auto_delete": false,
-        "internal": false, "arguments": object(&exchange.arguments),
-    })
-}
-
-fn queue_definition(queue: &QueueDeclaration, vhost: &str) -> Value {
-    json!({
-        "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false, "arguments": object(&queue.arguments),
-    })
-}
-
-fn binding_definition(binding: &Binding, vhost: &str) -> Value {
-    json!({
-        "source": binding.exchange, "vhost": vhost, "destination": binding.queue, "destination_type": "queue",
-        "routing_key": binding.key, "arguments": object(&binding.arguments),
-    })
-}
-
-fn object(arguments: &Arguments) -> Value {
-    let pairs = arguments.iter().map(|(name, value)| {
-        let value = match value {
-            Argument::Text(text) => json!(text),
-            Argument::Number(number) => json!(number),
-        };
-        ((*name).to_owned(), value)
-    });
-    Value::Object(pairs.collect())
-}
-
-fn listed(arguments: &Arguments) -> String {
-    let pairs: Vec<_> = arguments
-        .iter()
-        .map(|(name, value)| match value {
-            Argument::Text(text) => format!("{name}={text}"),
-            Argument::Number(number) => format!("{name}={number}"),
-        })
-        .collect();
-    if pairs.is_empty() { String::new() } else { format!("  {}", pairs.join(" ")) }
 }
 
 #[cfg(test)]
@@ -509,28 +358,5 @@ mod tests {
         // The queue that discards must be deleted long before the one that hands over.
         let (discard_expires, lease) = (number(&discard, "x-expires"), LEASE_TTL_MS);
         assert!(lease < discard_expires && 10 * discard_expires < number(&owner, "x-expires"));
-    }
-
-    #[test]
-    fn the_definitions_in_deploy_are_these() {
-        let deployed: Value = serde_json::from_str(include_str!("../../../deploy/rabbitmq/definitions.json")).unwrap();
-        let ours = Topology::new("consign").definitions("/");
-        for section in ["exchanges", "queues", "bindings"] {
-            let sorted = |from: &Value| {
-                let mut parts: Vec<_> = from[section].as_array().unwrap().iter().map(Value::to_string).collect();
-                parts.sort();
-                parts
-            };
-            assert_eq!(sorted(&deployed), sorted(&ours), "{section}");
-        }
-    }
-
-    #[test]
-    fn definitions_name_the_vhost_everywhere() {
-        let definitions = Topology::new("p").definitions("/v");
-        for section in ["exchanges", "queues", "bindings"] {
-            let parts = definitions[section].as_array().unwrap();
-            assert!(!parts.is_empty() && parts.iter().all(|part| part["vhost"] == "/v"), "{section}");
-        }
     }
 }

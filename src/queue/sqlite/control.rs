@@ -1,22 +1,19 @@
-//! Control messages: a table that each consuming process reads from the start.
+//! Control messages: a table, to which workers and commands publish, and which commands read.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::{Connection, params};
-use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 
 use super::errors::FileError;
-use super::file::Store;
 use super::jobs;
-use super::retrying_store::{blocking, open_and};
+use super::retrying_store::RetryingStore;
 use crate::domain::control::KEPT_DAYS;
-use crate::queue::{ControlEvent, QueueError};
+use crate::queue::{BodyReader, QueueError};
 
-/// Interval at which [`follow_control`] looks for new messages.
+/// Interval at which [`follow`] looks for new messages.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const RETENTION_MS: i64 = KEPT_DAYS.cast_signed() * 24 * 3600 * 1000;
 
@@ -39,73 +36,35 @@ pub(super) fn after(db: &Connection, prefix: &str, last: i64) -> rusqlite::Resul
     rows.collect()
 }
 
+/// Returns the control messages of the last 7 days, oldest first.
+pub(super) async fn messages(file: &Path, prefix: &str) -> Result<Vec<Bytes>, QueueError> {
+    let prefix = prefix.to_owned();
+    let messages = RetryingStore::create(file).await?.read(move |db| after(db, &prefix, 0)).await?;
+    Ok(messages.into_iter().map(|(_, body)| body).collect())
+}
+
 /// Passes each message to `each`, oldest first, until `stop`.
-pub(in crate::queue) async fn follow_control(
+pub(super) async fn follow(
     file: &Path,
     prefix: &str,
-    each: &mut (dyn FnMut(&[u8]) + Send),
+    each: &mut BodyReader<'_>,
     stop: &CancellationToken,
 ) -> Result<(), QueueError> {
-    let opened = tokio::select! {
+    let store = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        opened = open_and(file, Ok) => opened?,
+        opened = RetryingStore::create(file) => opened?,
     };
-    let (store, mut last) = (Arc::new(Mutex::new(opened)), 0);
+    let mut last = 0;
     loop {
-        let (store, prefix) = (Arc::clone(&store), prefix.to_owned());
-        let new = blocking(move || {
-            let store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            store.read(|db| after(db, &prefix, last))
-        });
-        for (seq, body) in new.await?.map_err(FileError::into_queue_error)? {
+        let prefix = prefix.to_owned();
+        let new = store.try_read(move |db| after(db, &prefix, last)).await?;
+        for (seq, body) in new.map_err(FileError::into_queue_error)? {
             last = seq;
             each(&body);
         }
         if tokio::time::timeout(POLL_INTERVAL, stop.cancelled()).await.is_ok() {
             return Ok(());
         }
-    }
-}
-
-/// Reader of a consuming process, which remembers its position.
-pub(super) struct ControlCursor {
-    inbox: UnboundedSender<ControlEvent>,
-    last: i64,
-    due: bool,
-    caught_up: bool,
-}
-
-impl ControlCursor {
-    /// A reader at the start of the table.
-    pub(super) fn new(inbox: UnboundedSender<ControlEvent>) -> Self {
-        Self { inbox, last: 0, due: true, caught_up: false }
-    }
-
-    /// Makes the next [`ControlCursor::read`] look for new messages.
-    pub(super) fn wake(&mut self) {
-        self.due = true;
-    }
-
-    /// Starts again at the first message, since the file is another one.
-    pub(super) fn rewind(&mut self) {
-        (self.last, self.due) = (0, true);
-    }
-
-    /// Sends new messages to the inbox, and `CaughtUp` after the first read.
-    pub(super) fn read(&mut self, store: &Store, prefix: &str) -> Result<(), FileError> {
-        if !std::mem::take(&mut self.due) {
-            return Ok(());
-        }
-        let new = store.read(|db| after(db, prefix, self.last)).inspect_err(|_| self.due = true)?;
-        for (seq, body) in new {
-            self.last = seq;
-            // The receiver may be gone.
-            let _ = self.inbox.send(ControlEvent::Message(body));
-        }
-        if !std::mem::replace(&mut self.caught_up, true) {
-            let _ = self.inbox.send(ControlEvent::CaughtUp);
-        }
-        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -11,13 +12,11 @@ use super::jobs::{self, json};
 use super::retrying_store::RetryingStore;
 use super::schema::JOB;
 use crate::domain::headers::{Headers, belongs_to_run};
-use crate::domain::routing_key;
-use crate::queue::{DeadLetter, QueueError};
+use crate::queue::{DeadLetter, DeadLetters, QueueError};
 use crate::runtime::failpoints;
 
 /// An iteration over the dead letters, as [`crate::queue::DeadLetters`].
-#[derive(Debug)]
-pub struct SqliteDeadLetters {
+pub(super) struct SqliteDeadLetters {
     store: RetryingStore,
     prefix: String,
     count: u64,
@@ -29,20 +28,21 @@ pub struct SqliteDeadLetters {
 
 impl SqliteDeadLetters {
     /// Opens the file and counts the dead letters.
-    pub(in crate::queue) async fn open(file: &Path, prefix: &str) -> Result<Self, QueueError> {
+    pub(super) async fn open(file: &Path, prefix: &str) -> Result<Self, QueueError> {
         let store = RetryingStore::open(file).await?;
         let own = prefix.to_owned();
         let (count, bound) = store.read(move |db| count_and_bound(db, &own)).await?;
         Ok(Self { store, prefix: prefix.to_owned(), count, bound, last: 0, current: None })
     }
+}
 
-    /// Number of dead letters at the start.
-    pub fn count(&self) -> u64 {
+#[async_trait]
+impl DeadLetters for SqliteDeadLetters {
+    fn count(&self) -> u64 {
         self.count
     }
 
-    /// Returns the next dead letter, oldest first.
-    pub async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
+    async fn next(&mut self) -> Result<Option<DeadLetter>, QueueError> {
         let (prefix, last, bound) = (self.prefix.clone(), self.last, self.bound);
         self.current = self.store.read(move |db| row_after(db, &prefix, last, bound)).await?;
         let Some((seq, letter)) = &self.current else { return Ok(None) };
@@ -50,8 +50,7 @@ impl SqliteDeadLetters {
         Ok(Some(letter.clone()))
     }
 
-    /// Moves the job of the last dead letter to its lane. `generation` replaces the job's own.
-    pub async fn requeue(&mut self, generation: Option<u64>) -> Result<(), QueueError> {
+    async fn requeue(&mut self, generation: Option<u64>) -> Result<(), QueueError> {
         let (seq, letter) = self.current.take().ok_or(QueueError::Lost)?;
         let kept = letter.properties().headers.iter().filter(|(name, _)| !belongs_to_run(name));
         let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
@@ -61,23 +60,20 @@ impl SqliteDeadLetters {
         require_found(moved)
     }
 
-    /// Deletes the last dead letter.
-    pub async fn discard(&mut self) -> Result<(), QueueError> {
+    async fn discard(&mut self) -> Result<(), QueueError> {
         let (seq, _) = self.current.take().ok_or(QueueError::Lost)?;
         require_found(self.store.write(move |db| remove(db, seq)).await?)
     }
 
-    /// Adds a dead letter.
-    pub async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
-        let key = letter.routing_key();
-        let Some(lane) = routing_key::bound_lane(key) else {
-            return Err(QueueError::Refused(format!("no queue takes the routing key `{key}`")));
-        };
+    async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
+        let lane = letter.bound_lane()?;
         let (prefix, letter) = (self.prefix.clone(), letter.clone());
         self.store.write(move |db| add(db, &prefix, lane.as_str(), &letter)).await?;
         failpoints::hit("put_back");
         Ok(())
     }
+
+    async fn close(self: Box<Self>) {}
 }
 
 fn require_found(found: bool) -> Result<(), QueueError> {

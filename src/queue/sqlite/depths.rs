@@ -9,13 +9,13 @@ use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
 use crate::queue::{Depths, QueueError};
 
-/// Counts messages as [`fn@crate::queue::depths`] does.
-pub async fn depths(file: &Path, prefix: &str) -> Result<Depths, QueueError> {
+/// Counts the messages.
+pub(super) async fn count(file: &Path, prefix: &str) -> Result<Depths, QueueError> {
     let prefix = prefix.to_owned();
-    RetryingStore::open(file).await?.read(move |db| count(db, &prefix)).await
+    RetryingStore::open(file).await?.read(move |db| count_all(db, &prefix)).await
 }
 
-fn count(db: &Connection, prefix: &str) -> rusqlite::Result<Depths> {
+fn count_all(db: &Connection, prefix: &str) -> rusqlite::Result<Depths> {
     let number = |sql: &str, values: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<u64> {
         Ok(db.query_row(sql, values, |row| row.get::<_, i64>(0))?.unsigned_abs())
     };

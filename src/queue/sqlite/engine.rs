@@ -2,8 +2,9 @@
 //! commit costs the same for one job as for a hundred), together with claiming the next jobs, and
 //! then answers the callers.
 
+mod availability;
 mod batch;
-mod leased_jobs;
+mod lease;
 mod session;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,23 +16,21 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{oneshot, watch};
 
-use super::control::ControlCursor;
+use super::connection::Store;
+use super::control_reader::ControlCursor;
 use super::errors::FileError;
-use super::file::Store;
 use super::owner;
 use super::write_op::{EngineCommand, PendingWrite, WriteOp};
 use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::prefetch::PrefetchBuffer;
 use crate::queue::{ControlEvent, Delivery, QueueError};
-use crate::runtime::retry::Retry;
-use leased_jobs::LeasedJobs;
+use availability::Availability;
+use lease::LeasedJobs;
 use session::{FileSession, HEARTBEAT_INTERVAL};
 
 /// Interval at which the thread looks for jobs of other processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 
 /// State shared by the thread and the queue's users.
 pub(super) struct EngineShared {
@@ -69,9 +68,7 @@ pub(super) struct Engine {
     ready_lanes: Vec<Lane>,
     next_due: Option<i64>,
     pending: VecDeque<PendingWrite>,
-    retry: Retry,
-    retry_at: Option<Instant>,
-    was_up: bool,
+    availability: Availability,
     /// `None`: this queue only publishes.
     control: Option<ControlCursor>,
 }
@@ -88,6 +85,7 @@ impl Engine {
     ) -> Result<Self, QueueError> {
         let control = (!shared.lanes.is_empty()).then(|| ControlCursor::new(control_inbox));
         let mut engine = Self {
+            availability: Availability::new(Arc::clone(&shared)),
             shared,
             commands,
             session: None,
@@ -97,15 +95,12 @@ impl Engine {
             ready_lanes: Vec::new(),
             next_due: None,
             pending: VecDeque::new(),
-            retry: Retry::endless(MIN_RETRY_DELAY, MAX_RETRY_DELAY),
-            retry_at: None,
-            was_up: false,
             control,
         };
         match engine.open() {
             Err(FileError::Permanent(reason)) => return Err(QueueError::Unusable(reason)),
             Err(error) => engine.set_down(error),
-            Ok(()) => engine.set_up(),
+            Ok(()) => engine.availability.set_up(),
         }
         Ok(engine)
     }
@@ -157,7 +152,7 @@ impl Engine {
 
     /// Time to wait for a command; `None` means without a limit.
     fn receive_timeout(&self) -> Option<Duration> {
-        if let Some(at) = self.retry_at {
+        if let Some(at) = self.availability.retry_at() {
             return Some(at.saturating_duration_since(Instant::now()));
         }
         if !self.pending.is_empty() {
@@ -174,14 +169,14 @@ impl Engine {
     }
 
     fn step(&mut self) {
-        if self.retry_at.is_none_or(|at| at <= Instant::now()) {
+        if self.availability.retry_at().is_none_or(|at| at <= Instant::now()) {
             let result = self
                 .open()
                 .and_then(|()| self.run_maintenance())
                 .and_then(|()| self.commit_batch())
                 .and_then(|()| self.read_control());
             match result {
-                Ok(()) => self.set_up(),
+                Ok(()) => self.availability.set_up(),
                 Err(error) => self.set_down(error),
             }
         }
@@ -193,45 +188,16 @@ impl Engine {
         reader.read(&session.store, &self.shared.prefix)
     }
 
-    fn set_up(&mut self) {
-        self.retry_at = None;
-        self.retry.reset();
-        if matches!(&*self.shared.phase.borrow(), FilePhase::Up) {
-            return;
-        }
-        self.shared.metrics.set_broker_connected(true);
-        if self.was_up {
-            self.shared.metrics.broker_reconnected();
-        }
-        self.was_up = true;
-        tracing::info!(event = "queue_opened", file = %self.shared.file.display(), "the queue is open");
-        self.shared.phase.send_replace(FilePhase::Up);
-    }
-
     fn set_down(&mut self, error: FileError) {
-        self.retry_at = Some(Instant::now() + self.retry.next_wait(None).unwrap_or(MAX_RETRY_DELAY));
         if matches!(error, FileError::Permanent(_)) {
             // Opening the file checks it again. The jobs of this owner are delivered again then.
             self.session = None;
         }
-        // Reading may work while writing does not: only a heartbeat that was written shows that the
-        // file is usable again.
+        // Reading may work while writing does not: only a written heartbeat shows that the file is usable again.
         if let Some(session) = &mut self.session {
             session.heartbeat_at = Instant::now();
         }
-        let problem = error.into_queue_error();
-        let text = problem.to_string();
-        if !matches!(&*self.shared.phase.borrow(), FilePhase::Down(known) if known.to_string() == text) {
-            tracing::warn!(
-                event = "queue_unavailable",
-                %problem,
-                next = "opening the file is tried again",
-                remedy = "check the file, its permissions and the free disk space",
-                "the queue is unavailable"
-            );
-        }
-        self.shared.metrics.set_broker_connected(false);
-        self.shared.phase.send_replace(FilePhase::Down(problem));
+        self.availability.set_down(error);
     }
 
     /// Opens the file unless it is open, and registers this process as an owner if it consumes.
@@ -330,10 +296,7 @@ impl Engine {
         if !self.pending.iter().any(is_expired) {
             return;
         }
-        let problem = match &*self.shared.phase.borrow() {
-            FilePhase::Down(problem) => problem.clone(),
-            FilePhase::Up | FilePhase::Closed => QueueError::Unavailable("the disk is too slow".to_owned()),
-        };
+        let problem = self.availability.problem();
         let (expired, left): (Vec<_>, _) = std::mem::take(&mut self.pending).into_iter().partition(is_expired);
         self.pending = left.into();
         for pending in expired {
@@ -368,7 +331,7 @@ impl Engine {
             }
         }
         for pending in std::mem::take(&mut self.pending) {
-            pending.answer(Err(QueueError::Unavailable("the queue is closed".to_owned())));
+            pending.answer(Err(QueueError::closed()));
         }
         // With the owner removed, other workers get its jobs.
         self.leased_jobs.lose_all();

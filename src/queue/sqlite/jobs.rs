@@ -1,21 +1,13 @@
-//! SQL statements for jobs, waiting copies, and the moves between them and the dead letters.
-
-use std::collections::BTreeSet;
+//! Rows of jobs: published, claimed, requeued, and with new content under a lease.
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, ToSql, params};
+use rusqlite::{Connection, Row, params};
 
 use super::schema::JOB;
-use crate::domain::destination::DestinationIdentity;
-use crate::domain::headers::{DEFERRED_SINCE, DESTINATION, Headers, ORIGINAL_ROUTING_KEY, WAIT};
+use crate::domain::headers::{Headers, WAIT};
 use crate::domain::lane::Lane;
-use crate::domain::outcome::RetryDelay;
-use crate::domain::routing_key;
 use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag, Properties, Publication};
-
-/// Maximum number of copies released in one transaction.
-const MAX_RELEASED_PER_COMMIT: i64 = 500;
 
 /// Adds a job to its lane.
 pub(super) fn publish(db: &Connection, prefix: &str, lane: Lane, job: &Publication) -> rusqlite::Result<()> {
@@ -97,12 +89,6 @@ fn delivery(row: &Row<'_>, lane: Lane, generation: u64) -> rusqlite::Result<Deli
     })
 }
 
-/// Acknowledges a job. Returns false if `owner` does not own it any more.
-pub(super) fn acknowledge(db: &Connection, seq: i64, owner: &str) -> rusqlite::Result<bool> {
-    let removed = db.prepare_cached("DELETE FROM jobs WHERE seq = ?1 AND owner = ?2")?.execute(params![seq, owner])?;
-    Ok(removed > 0)
-}
-
 /// Requeues a job at its old position. `delivered`: it was handed out, so it counts as a
 /// redelivery.
 pub(super) fn requeue(db: &Connection, seq: i64, owner: &str, delivered: bool) -> rusqlite::Result<bool> {
@@ -156,123 +142,8 @@ pub(super) fn lease(db: &Connection, seq: i64, owner: &str, content: &JobContent
     Ok(statement.execute(params![seq, owner, lane, content.body, content.content_type, headers])? > 0)
 }
 
-/// Hands a job off to the next free worker, with its delivery count reset. Returns false if `owner`
-/// does not own it any more.
-pub(super) fn hand_off(db: &Connection, seq: i64, owner: &str, content: &JobContent<'_>) -> rusqlite::Result<bool> {
-    if !lease(db, seq, owner, content)? {
-        return Ok(false);
-    }
-    let sql = "UPDATE jobs SET owner = NULL, redelivered = 0, delivery_count = 0 WHERE seq = ?1 AND owner = ?2";
-    Ok(db.prepare_cached(sql)?.execute(params![seq, owner])? > 0)
-}
-
-/// Moves a job to the waiting copies, from which it returns to its lane after `delay`. Returns
-/// false if `owner` does not own it any more.
-pub(super) fn delay(
-    db: &Connection,
-    delivery: &Delivery,
-    owner: &str,
-    delay: RetryDelay,
-    set: &Headers,
-) -> rusqlite::Result<bool> {
-    let mut content = JobContent::of(delivery, set);
-    content.headers.insert(WAIT.to_owned(), delay.as_str().to_owned());
-    let millis = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
-    let due = now_ms().saturating_add(millis);
-    let target = MoveTarget { table: "waiting", columns: "due_ms, rung_ms", values: params![due, millis] };
-    move_to(db, delivery, owner, &content, &target)
-}
-
-/// Moves a job to the dead letters. Returns false if `owner` does not own it any more.
-pub(super) fn dead_letter(db: &Connection, delivery: &Delivery, owner: &str, set: &Headers) -> rusqlite::Result<bool> {
-    let mut content = JobContent::of(delivery, set);
-    content.headers.insert(ORIGINAL_ROUTING_KEY.to_owned(), delivery.routing_key.clone());
-    let now = Timestamp::now().to_string();
-    let target = MoveTarget { table: "dead_letters", columns: "died_at", values: params![now] };
-    move_to(db, delivery, owner, &content, &target)
-}
-
-/// Moves due copies to their lanes, up to [`MAX_RELEASED_PER_COMMIT`]. Returns their number.
-pub(super) fn release_due(db: &Connection, prefix: &str) -> rusqlite::Result<usize> {
-    let due = "SELECT seq FROM waiting WHERE prefix = ?1 AND due_ms <= ?2 ORDER BY due_ms, seq LIMIT ?3";
-    let (now, limit) = (now_ms(), MAX_RELEASED_PER_COMMIT);
-    let sql = format!("INSERT INTO jobs ({JOB}) SELECT {JOB} FROM waiting WHERE seq IN ({due}) ORDER BY due_ms, seq");
-    let released = db.prepare_cached(&sql)?.execute(params![prefix, now, limit])?;
-    let sql = format!("DELETE FROM waiting WHERE seq IN ({due})");
-    db.prepare_cached(&sql)?.execute(params![prefix, now, limit])?;
-    Ok(released)
-}
-
-/// Makes copies due that wait for the recovery of these destinations. Returns their number. A copy
-/// that names no identity may wait for any destination of its id.
-pub(super) fn release_delayed(
-    db: &Connection,
-    prefix: &str,
-    destinations: &BTreeSet<DestinationIdentity>,
-) -> rusqlite::Result<usize> {
-    let named = |destination: &DestinationIdentity| destination.is_inline().then(|| destination.to_string());
-    let wanted: Vec<_> = destinations
-        .iter()
-        .flat_map(|destination| routing_key::jobs_of(destination.id()).map(|key| (key, named(destination))))
-        .collect();
-    // A list of strings always has a JSON form.
-    let wanted = serde_json::to_string(&wanted).unwrap_or_default();
-    let sql = "UPDATE waiting SET due_ms = ?2
-               WHERE prefix = ?1 AND due_ms > ?2 AND ifnull(headers ->> ?4, '') <> ''
-                 AND EXISTS (SELECT 1 FROM json_each(?3) WHERE value ->> 0 = routing_key
-                             AND (value ->> 1 IS NULL OR ifnull(headers ->> ?5, value ->> 1) = value ->> 1))";
-    let header = |name: &str| format!("$.\"{name}\"");
-    db.prepare_cached(sql)?.execute(params![prefix, now_ms(), wanted, header(DEFERRED_SINCE), header(DESTINATION)])
-}
-
-/// Returns the time at which the next copy is due, in milliseconds since 1970.
-pub(super) fn next_due(db: &Connection, prefix: &str) -> rusqlite::Result<Option<i64>> {
-    let mut statement = db.prepare_cached("SELECT min(due_ms) FROM waiting WHERE prefix = ?1")?;
-    statement.query_row([prefix], |row| row.get(0))
-}
-
-/// Caps each wait at its retry delay, after the clock was set back. Returns the number of changed
-/// copies.
-pub(super) fn cap_waits(db: &Connection, prefix: &str) -> rusqlite::Result<usize> {
-    db.execute(
-        "UPDATE waiting SET due_ms = ?2 + rung_ms WHERE prefix = ?1 AND due_ms > ?2 + rung_ms",
-        params![prefix, now_ms()],
-    )
-}
-
 pub(super) fn now_ms() -> i64 {
     Timestamp::now().as_millisecond()
-}
-
-/// Table that a job is moved to, with the columns that only this table has.
-struct MoveTarget<'a> {
-    table: &'a str,
-    columns: &'a str,
-    values: &'a [&'a dyn ToSql],
-}
-
-/// Moves a job to another table, with new content and the lane of its routing key.
-fn move_to(
-    db: &Connection,
-    delivery: &Delivery,
-    owner: &str,
-    content: &JobContent<'_>,
-    target: &MoveTarget<'_>,
-) -> rusqlite::Result<bool> {
-    let MoveTarget { table, columns, values } = target;
-    let seq = seq_of(delivery.ticket);
-    let lane = routing_key::bound_lane(&delivery.routing_key).unwrap_or(delivery.lane).as_str();
-    let headers = json(&content.headers);
-    let own: [&dyn ToSql; 6] = [&seq, &owner, &lane, &content.content_type, &headers, &content.body];
-    let more: Vec<_> = (1..=values.len()).map(|n| format!("?{}", own.len() + n)).collect();
-    let sql = format!(
-        "INSERT INTO {table} ({JOB}, {columns})
-             SELECT prefix, ?3, routing_key, published_at, ?4, message_id, reply_to, correlation_id, type, ?5, ?6, {}
-             FROM jobs WHERE seq = ?1 AND owner = ?2",
-        more.join(", ")
-    );
-    let copied = db.prepare_cached(&sql)?.execute(&[&own, *values].concat()[..])?;
-    Ok(copied > 0 && acknowledge(db, seq, owner)?)
 }
 
 /// Returns the headers of a copy: the original ones without the retry delay, and `set`.

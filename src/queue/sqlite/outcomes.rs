@@ -1,19 +1,17 @@
-//! SqliteOutcomes: each recorded once per id, limited in number, and read by subscribers.
+//! Outcomes: each recorded once per id, limited in number, and read by subscribers.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
 
 use super::errors::FileError;
-use super::file::Store;
-use super::retrying_store::{RETRY_INTERVAL, blocking, open_and};
+use super::retrying_store::{RETRY_INTERVAL, RetryingStore};
 use super::schema::OUTCOMES_KEPT;
-use crate::queue::{OutcomeEvent, OutcomeMessage, QueueError};
+use crate::queue::{BodyReader, OutcomeEvent, OutcomeMessage, Outcomes, QueueError};
 
 /// Interval at which a subscriber looks for new outcomes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -49,41 +47,36 @@ pub(super) fn trim(db: &Connection) -> rusqlite::Result<()> {
 }
 
 /// A subscription to the outcomes of one prefix in the file, from the moment it was made.
-pub struct SqliteOutcomes {
-    store: Arc<Mutex<Store>>,
-    file: PathBuf,
+#[derive(Debug)]
+pub(super) struct SqliteOutcomes {
+    store: RetryingStore,
     prefix: String,
     last: i64,
     ready: VecDeque<OutcomeMessage>,
 }
 
-impl fmt::Debug for SqliteOutcomes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteOutcomes").field("file", &self.file).finish_non_exhaustive()
+impl SqliteOutcomes {
+    /// Subscribes to all outcomes recorded after this returns. Retries a locked file for 30 s.
+    pub(super) async fn subscribe(file: &Path, prefix: &str) -> Result<Self, QueueError> {
+        let store = RetryingStore::create(file).await?;
+        let last = store.read(last).await?;
+        Ok(Self { store, prefix: prefix.to_owned(), last, ready: VecDeque::new() })
+    }
+
+    async fn read(&mut self) -> Result<Result<(), FileError>, QueueError> {
+        let (prefix, last) = (self.prefix.clone(), self.last);
+        Ok(self.store.try_read(move |db| page(db, &prefix, last)).await?.map(|page| {
+            for (seq, message) in page {
+                self.last = seq;
+                self.ready.push_back(message);
+            }
+        }))
     }
 }
 
-impl SqliteOutcomes {
-    /// Subscribes to all outcomes recorded after this returns. Retries a locked file for 30 s.
-    ///
-    /// # Errors
-    /// `Unavailable` if the file stays locked, `Unusable` if it is not a queue.
-    pub async fn subscribe(file: &Path, prefix: &str) -> Result<Self, QueueError> {
-        let (store, last) = open_and(file, |store| {
-            let last = store.read(last)?;
-            Ok((store, last))
-        })
-        .await?;
-        let store = Arc::new(Mutex::new(store));
-        let (file, prefix) = (file.to_owned(), prefix.to_owned());
-        Ok(Self { store, file, prefix, last, ready: VecDeque::new() })
-    }
-
-    /// Returns the next outcome. Waits while the file is locked.
-    ///
-    /// # Errors
-    /// The file can't be read any more.
-    pub async fn next(&mut self) -> Result<OutcomeMessage, QueueError> {
+#[async_trait]
+impl Outcomes for SqliteOutcomes {
+    async fn next(&mut self) -> Result<OutcomeMessage, QueueError> {
         loop {
             if let Some(message) = self.ready.pop_front() {
                 return Ok(message);
@@ -97,34 +90,21 @@ impl SqliteOutcomes {
         }
     }
 
-    async fn read(&mut self) -> Result<Result<(), FileError>, QueueError> {
-        let (store, prefix, last) = (Arc::clone(&self.store), self.prefix.clone(), self.last);
-        let page = blocking(move || {
-            let store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            store.read(|db| page(db, &prefix, last))
-        });
-        Ok(page.await?.map(|page| {
-            for (seq, message) in page {
-                self.last = seq;
-                self.ready.push_back(message);
-            }
-        }))
-    }
+    async fn close(self: Box<Self>) {}
 }
 
 /// Passes each outcome whose `reply_to` is `address` to `each`, in the order in which they were
 /// last recorded. Returns true if there was any.
-pub(in crate::queue) async fn replies(
+pub(super) async fn read_retained(
     file: &Path,
     prefix: &str,
     address: &str,
-    each: &mut (dyn FnMut(&[u8]) + Send),
+    each: &mut BodyReader<'_>,
 ) -> Result<bool, QueueError> {
-    let mut last = None;
+    let (store, mut last) = (RetryingStore::create(file).await?, None);
     loop {
         let (prefix, address) = (prefix.to_owned(), address.to_owned());
-        let page = open_and(file, move |store| store.read(|db| reply_page(db, &prefix, &address, last.unwrap_or(0))));
-        let page = page.await?;
+        let page = store.read(move |db| reply_page(db, &prefix, &address, last.unwrap_or(0))).await?;
         let Some((newest, _)) = page.last() else { return Ok(last.is_some()) };
         last = Some(*newest);
         page.iter().for_each(|(_, body)| each(body));

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction};
 
+use super::connection::Store;
 use super::errors::FileError;
-use super::file::Store;
 use crate::queue::QueueError;
 
 /// Time for which a file that can't be read or written is retried.
@@ -33,16 +33,34 @@ impl RetryingStore {
                 "{name} does not exist; name the file that the workers use, or create it with `consign topology apply`"
             )));
         }
-        let store = open_and(file, Ok).await?;
+        Self::create(file).await
+    }
+
+    /// Opens the file as [`Store::open`] does.
+    ///
+    /// # Errors
+    /// `Unavailable` if the file stays locked, `Unusable` if it is not a queue.
+    pub(super) async fn create(file: &Path) -> Result<Self, QueueError> {
+        let file = file.to_owned();
+        let store = retry_while_locked(move || Store::open(&file)).await?;
         Ok(Self { store: Arc::new(Mutex::new(store)) })
     }
 
-    /// Reads.
+    /// Reads. Retries while the file is locked.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         query: impl Fn(&Connection) -> rusqlite::Result<T> + Send + Sync + 'static,
     ) -> Result<T, QueueError> {
         self.with(move |store| store.read(&query)).await
+    }
+
+    /// Reads once: a locked file is not retried.
+    pub(super) async fn try_read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<Result<T, FileError>, QueueError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || store.lock().unwrap_or_else(PoisonError::into_inner).read(query)).await
     }
 
     /// Writes in one transaction, which is on the disk when this returns.
@@ -62,16 +80,7 @@ impl RetryingStore {
     }
 }
 
-/// Opens the file, or creates it, and applies `op`. Retries while the file is locked, for up to
-/// [`RETRY_TIMEOUT`].
-pub(super) async fn open_and<T: Send + 'static>(
-    file: &Path,
-    op: impl Fn(Store) -> Result<T, FileError> + Send + Sync + 'static,
-) -> Result<T, QueueError> {
-    let file = file.to_owned();
-    retry_while_locked(move || op(Store::open(&file)?)).await
-}
-
+/// Performs `op`, and repeats it while the file is locked, for up to [`RETRY_TIMEOUT`].
 async fn retry_while_locked<T: Send + 'static>(
     op: impl Fn() -> Result<T, FileError> + Send + Sync + 'static,
 ) -> Result<T, QueueError> {
@@ -89,7 +98,7 @@ async fn retry_while_locked<T: Send + 'static>(
 }
 
 /// Runs `op` on a thread of its own, since SQLite blocks.
-pub(super) async fn blocking<T: Send + 'static>(op: impl FnOnce() -> T + Send + 'static) -> Result<T, QueueError> {
+async fn blocking<T: Send + 'static>(op: impl FnOnce() -> T + Send + 'static) -> Result<T, QueueError> {
     let done = tokio::task::spawn_blocking(op).await;
     done.map_err(|_| QueueError::Unavailable("the operation on the queue's file was cancelled".to_owned()))
 }

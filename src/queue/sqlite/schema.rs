@@ -18,6 +18,16 @@ pub(super) const CONTROL: &str = include_str!("schema/control.sql");
 /// Maximum number of outcomes kept.
 pub(super) const OUTCOMES_KEPT: i64 = 100_000;
 
-/// Tables of version 1; the upgrades follow. `jobs` is in the order of arrival: a job that returns
+/// Tables of the file, with their content.
+pub const TABLES: [(&str, &str); 6] = [
+    ("jobs", "ready jobs and jobs in progress"),
+    ("waiting", "copies that wait for their retry delay"),
+    ("dead_letters", "jobs that were not delivered, with the reason"),
+    ("outcomes", "the newest 100,000 outcomes"),
+    ("control", "control messages of the last 7 days"),
+    ("owners", "processes that consume"),
+];
+
+/// Version 1; the upgrades follow. `jobs` is in the order of arrival: a job that returns
 /// from `waiting` goes to the end, as on RabbitMQ.
-pub(super) const TABLES: &str = include_str!("schema/tables.sql");
+pub(super) const VERSION_1: &str = include_str!("schema/tables.sql");

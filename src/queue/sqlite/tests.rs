@@ -7,15 +7,27 @@ mod leases;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+use super::connection::Store;
+use super::errors::FileError;
+use super::outcomes::SqliteOutcomes;
 use super::owner::{HeartbeatMonitor, Owner};
-use super::*;
+use super::queue::SqliteQueue;
+use super::write_op::EngineCommand;
+use super::{jobs, limits, release, schema};
+use crate::domain::lane::Lane;
 use crate::domain::outcome::RetryDelay;
-use crate::queue::Properties;
+use crate::metrics::Metrics;
+use crate::queue::{
+    self, ControlEvent, Delivery, JobPublisher as _, OutcomeEvent, Outcomes as _, Properties, Publication, Queue as _,
+    QueueError, Settlement,
+};
 
 /// Time limit, so that a broken queue does not hang a test.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -266,11 +278,11 @@ async fn a_clock_set_back_prolongs_no_wait() {
     queue.close().await;
     let db = database.connect();
     db.execute("UPDATE waiting SET due_ms = due_ms + 86400000", []).unwrap();
-    assert_eq!(jobs::cap_waits(&db, "other").unwrap(), 0);
-    assert_eq!(jobs::cap_waits(&db, "p").unwrap(), 1);
-    let due = jobs::next_due(&db, "p").unwrap().unwrap();
+    assert_eq!(release::cap_waits(&db, "other").unwrap(), 0);
+    assert_eq!(release::cap_waits(&db, "p").unwrap(), 1);
+    let due = release::next_due(&db, "p").unwrap().unwrap();
     assert!(due <= jobs::now_ms() + 30_000, "{due}");
-    assert_eq!(jobs::cap_waits(&db, "p").unwrap(), 0, "a wait that is not too long stays");
+    assert_eq!(release::cap_waits(&db, "p").unwrap(), 0, "a wait that is not too long stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]

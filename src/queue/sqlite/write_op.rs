@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 
 use super::control;
 use super::jobs::{self, JobContent};
-use super::outcomes;
+use super::release;
+use super::settle::{self, WriteContext};
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::headers::Headers;
 use crate::domain::lane::Lane;
@@ -61,16 +62,6 @@ pub(super) struct LeaseContent {
     /// The headers that the delivery came with.
     pub(super) headers: Headers,
     pub(super) message: LeaseMessage,
-}
-
-/// Owner on whose behalf a transaction runs.
-#[derive(Clone, Copy)]
-pub(super) struct WriteContext<'a> {
-    pub(super) prefix: &'a str,
-    pub(super) owner: &'a str,
-    pub(super) generation: u64,
-    /// Returns true if a job of this generation is under a lease.
-    pub(super) is_leased: &'a dyn Fn(DeliveryTag) -> bool,
 }
 
 /// A write operation.
@@ -147,16 +138,11 @@ impl WriteOp {
             Self::Publish { lane, publication } => return jobs::publish(db, prefix, *lane, publication).map(Ok),
             Self::PublishControl(body) => return control::publish(db, prefix, body).map(Ok),
             Self::ReleaseDelayed { destinations, count } => {
-                let released = jobs::release_delayed(db, prefix, destinations)?;
+                let released = release::release_delayed(db, prefix, destinations)?;
                 count.store(u64::try_from(released).unwrap_or(u64::MAX), Ordering::Relaxed);
                 true
             }
-            Self::Settle { delivery, settlement, events } => {
-                for event in events {
-                    outcomes::record(db, prefix, event)?;
-                }
-                delivery.ticket.generation == generation && settle(db, delivery, settlement, context)?
-            }
+            Self::Settle { delivery, settlement, events } => settle::settle(db, context, delivery, settlement, events)?,
             Self::Lease { content, .. } | Self::RenewLease(content) => {
                 content.ticket.generation == generation && write_lease(db, content, owner)?
             }
@@ -179,25 +165,4 @@ fn write_lease(db: &Connection, lease: &LeaseContent, owner: &str) -> rusqlite::
         headers: jobs::copied_headers(&lease.headers, &message.headers),
     };
     jobs::lease(db, jobs::seq_of(lease.ticket), owner, &content)
-}
-
-fn settle(
-    db: &Connection,
-    delivery: &Delivery,
-    settlement: &Settlement,
-    context: WriteContext<'_>,
-) -> rusqlite::Result<bool> {
-    let (seq, owner) = (jobs::seq_of(delivery.ticket), context.owner);
-    match settlement {
-        Settlement::Ack => jobs::acknowledge(db, seq, owner),
-        Settlement::Requeue if (context.is_leased)(delivery.ticket) => {
-            jobs::hand_off(db, seq, owner, &JobContent::of(delivery, &Headers::new()))
-        }
-        Settlement::Requeue => jobs::requeue(db, seq, owner, true),
-        Settlement::HandOff { headers } => jobs::hand_off(db, seq, owner, &JobContent::of(delivery, headers)),
-        Settlement::Retry { delay, headers } | Settlement::Defer { delay, headers } => {
-            jobs::delay(db, delivery, owner, *delay, headers)
-        }
-        Settlement::DeadLetter { headers } => jobs::dead_letter(db, delivery, owner, headers),
-    }
 }

@@ -17,16 +17,16 @@ struct FixedOrigin {
     asked: std::sync::Arc<Mutex<Vec<u64>>>,
 }
 
+#[async_trait]
 impl Origin for FixedOrigin {
     fn name(&self) -> String {
         "origin".into()
     }
 
-    fn reopen(&self, from: u64) -> BoxFuture<'_, Result<OriginResponse, Failure>> {
+    async fn reopen(&self, from: u64) -> Result<OriginResponse, Failure> {
         self.asked.lock().unwrap().push(from);
         let mut responses = self.responses.lock().unwrap();
-        let response = if responses.is_empty() { Err(unavailable()) } else { responses.remove(0) };
-        Box::pin(std::future::ready(response))
+        if responses.is_empty() { Err(unavailable()) } else { responses.remove(0) }
     }
 }
 

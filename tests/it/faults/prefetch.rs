@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use consign::check::CheckReport;
 use consign::domain::destination::{Destination, InlinePolicy};
@@ -17,12 +18,13 @@ use consign::domain::lane::Lane;
 use consign::domain::outcome::{Receipt, TransferResult};
 use consign::metrics::Metrics;
 use consign::queue::{
-    BoxFuture, ControlEvent, Delivery, DeliveryOrigin, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Queue,
-    QueueError, Settlement,
+    ControlEvent, Delivery, DeliveryOrigin, DeliveryTag, LeaseHolder, OutcomeEvent, Properties, Queue, QueueError,
+    Settlement,
 };
 use consign::transfer::{TransferRequest, Transport};
 use consign::worker::{Worker, WorkerParts};
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -55,50 +57,41 @@ impl Fake {
     }
 }
 
+#[async_trait]
 impl Queue for Fake {
-    fn wait_connected(&self, _: Duration) -> BoxFuture<'_, Result<(), QueueError>> {
-        async { Ok(()) }.boxed()
+    async fn wait_connected(&self, _: Duration) -> Result<(), QueueError> {
+        Ok(())
     }
 
-    fn next(&self, lane: Lane) -> BoxFuture<'_, Option<Delivery>> {
-        async move {
-            loop {
-                let changed = self.changed.notified();
-                let next = if lane == Lane::Scheduled { self.waiting.lock().unwrap().pop_front() } else { None };
-                if let Some(delivery) = next {
-                    self.tell("taken");
-                    return Some(delivery);
-                }
-                changed.await;
+    async fn next(&self, lane: Lane) -> Option<Delivery> {
+        loop {
+            let changed = self.changed.notified();
+            let next = if lane == Lane::Scheduled { self.waiting.lock().unwrap().pop_front() } else { None };
+            if let Some(delivery) = next {
+                self.tell("taken");
+                return Some(delivery);
             }
+            changed.await;
         }
-        .boxed()
     }
 
-    fn settle(&self, _: Delivery, _: Settlement, _: Vec<OutcomeEvent>) -> BoxFuture<'_, Result<(), QueueError>> {
-        async { Ok(()) }.boxed()
+    async fn settle(&self, _: Delivery, _: Settlement, _: Vec<OutcomeEvent>) -> Result<(), QueueError> {
+        Ok(())
     }
 
-    fn lease<'a>(
-        &'a self,
-        _: &'a Delivery,
-        _: &'a str,
-        _: Arc<dyn LeaseHolder>,
-    ) -> BoxFuture<'a, Result<(), QueueError>> {
-        async { Ok(()) }.boxed()
+    async fn lease(&self, _: &Delivery, _: &str, _: Arc<dyn LeaseHolder>) -> Result<(), QueueError> {
+        Ok(())
     }
 
-    fn stop_consuming(&self) -> BoxFuture<'_, ()> {
-        async {}.boxed()
-    }
+    async fn stop_consuming(&self) {}
 
-    fn pause(&self, lane: Lane) -> BoxFuture<'_, ()> {
+    async fn pause(&self, lane: Lane) {
         assert_eq!(lane, Lane::Scheduled, "no other lane has deliveries");
-        async { self.tell("given back") }.boxed()
+        self.tell("given back");
     }
 
-    fn resume(&self, _: Lane, room: u16) -> BoxFuture<'_, ()> {
-        async move { self.tell(if room == 1 { "consumes again" } else { "has all its room" }) }.boxed()
+    async fn resume(&self, _: Lane, room: u16) {
+        self.tell(if room == 1 { "consumes again" } else { "has all its room" });
     }
 
     fn oldest_prefetched(&self) -> Option<(Lane, Instant)> {
@@ -112,17 +105,12 @@ impl Queue for Fake {
         waits.then(|| (Lane::Scheduled, self.begun + Duration::from_secs(at)))
     }
 
-    fn next_control(&self) -> BoxFuture<'_, Option<ControlEvent>> {
-        async {
-            self.past.as_ref()?.notified().await;
-            Some(ControlEvent::CaughtUp)
-        }
-        .boxed()
+    async fn next_control(&self) -> Option<ControlEvent> {
+        self.past.as_ref()?.notified().await;
+        Some(ControlEvent::CaughtUp)
     }
 
-    fn close(&self) -> BoxFuture<'_, ()> {
-        async {}.boxed()
-    }
+    async fn close(&self) {}
 
     fn ready(&self) -> Result<(), String> {
         Ok(())

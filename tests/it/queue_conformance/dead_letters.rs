@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use consign::domain::lane::Lane;
 use consign::domain::outcome::RetryDelay;
-use consign::queue::{DeadLetter, DeadLetters, JobPublisher, Properties, Publication, QueueError, Settlement, depths};
+use consign::queue::{DeadLetter, DeadLetters, JobPublisher, Properties, Publication, QueueError, Settlement, admin};
 
 use super::{Fixture, headers, job, next};
 
@@ -51,8 +51,8 @@ fn published(name: &str) -> Publication {
     }
 }
 
-async fn open(fixture: &impl Fixture) -> DeadLetters {
-    DeadLetters::open(&fixture.config(), "test").await.unwrap()
+async fn open(fixture: &impl Fixture) -> Box<dyn DeadLetters> {
+    admin(&fixture.config(), "test").dead_letters().await.unwrap()
 }
 
 async fn all(fixture: &impl Fixture) -> Vec<DeadLetter> {
@@ -71,7 +71,7 @@ fn ids(letters: &[DeadLetter]) -> BTreeSet<String> {
 }
 
 /// Goes on to the letter of a job.
-async fn find(letters: &mut DeadLetters, name: &str) -> DeadLetter {
+async fn find(letters: &mut dyn DeadLetters, name: &str) -> DeadLetter {
     loop {
         let letter = letters.next().await.unwrap().expect("it is not there");
         if letter.job_id() == Some(name) {
@@ -102,7 +102,7 @@ async fn a_requeued_job_begins_a_new_run(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     bury(&*queue, &["a", "b"]).await;
     let mut letters = open(fixture).await;
-    find(&mut letters, "b").await;
+    find(&mut *letters, "b").await;
     letters.requeue(None).await.unwrap();
     assert!(letters.requeue(None).await.is_err(), "the letter is gone");
     letters.close().await;
@@ -120,7 +120,7 @@ async fn a_requeued_job_begins_a_new_run(fixture: &impl Fixture) {
     let why = headers(&[("x-error-reason", "exhausted")]);
     queue.settle(got, Settlement::DeadLetter { headers: why }, vec![]).await.unwrap();
     let mut letters = open(fixture).await;
-    assert_eq!(find(&mut letters, "b").await.run(), 1);
+    assert_eq!(find(&mut *letters, "b").await.run(), 1);
     letters.requeue(None).await.unwrap();
     letters.close().await;
     let got = next(&*queue, Lane::Backfill).await;
@@ -135,13 +135,13 @@ async fn remaining_letters_stay_however_the_pass_ends(fixture: &impl Fixture) {
     let queue = fixture.open().await;
     bury(&*queue, &["a", "b", "c", "d"]).await;
     let mut letters = open(fixture).await;
-    find(&mut letters, "c").await;
+    find(&mut *letters, "c").await;
     letters.discard().await.unwrap();
     letters.next().await.unwrap();
     // As a process that is killed.
     drop(letters);
     let left = crate::testbed::until("all of them are back", super::LIMIT, async || {
-        let letters = DeadLetters::open(&fixture.config(), "test").await.ok()?;
+        let letters = admin(&fixture.config(), "test").dead_letters().await.ok()?;
         let whole = letters.count() == 3;
         letters.close().await;
         if whole { Some(all(fixture).await) } else { None }
@@ -206,7 +206,7 @@ async fn all_waiting_messages_are_counted(fixture: &impl Fixture) {
     queue.settle(got, delay, vec![]).await.unwrap();
     queue.close().await;
     let config = fixture.config();
-    let counted = depths(&config, "test").await.unwrap();
+    let counted = admin(&config, "test").depths().await.unwrap();
     assert!(counted.lanes.iter().all(|(_, count)| *count == 0), "{counted:?}");
     assert_eq!(counted.waiting.iter().find(|(_, count)| *count > 0), Some(&(RetryDelay::H2, 1)));
     assert_eq!((counted.waiting.len(), counted.dead), (RetryDelay::ALL.len(), 2));
@@ -219,6 +219,6 @@ async fn all_waiting_messages_are_counted(fixture: &impl Fixture) {
         publisher.publish(published(name)).await.unwrap();
     }
     publisher.close().await;
-    let counted = depths(&config, "test").await.unwrap();
+    let counted = admin(&config, "test").depths().await.unwrap();
     assert_eq!(counted.lanes.iter().find(|(_, count)| *count > 0), Some(&(Lane::Backfill, 3)));
 }

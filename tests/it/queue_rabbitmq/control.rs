@@ -52,12 +52,12 @@ async fn without_the_stream_a_worker_has_caught_up_and_reads_it_once_it_exists()
     let refused = queue.publish_control(message("a")).await.unwrap_err().to_string();
     assert!(refused.contains(&rabbit.name("control")) && refused.contains("consign topology apply"), "{refused}");
     assert!(queue.ready().is_ok());
-    apply_topology(&rabbit.config, "test").await.unwrap();
+    queue::admin(&rabbit.config, "test").apply_topology().await.unwrap();
     queue.publish_control(message("b")).await.unwrap();
     assert_eq!(Rabbit::control(&*queue, &[]).await, ControlEvent::Message(message("b")));
     // Another stream by the same name has offsets of its own.
     rabbit.delete("control").await;
-    apply_topology(&rabbit.config, "test").await.unwrap();
+    queue::admin(&rabbit.config, "test").apply_topology().await.unwrap();
     queue.publish_control(message("c")).await.unwrap();
     assert_eq!(Rabbit::control(&*queue, &["b"]).await, ControlEvent::Message(message("c")));
     queue.close().await;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use consign::queue::rabbitmq::{RabbitMqDeadLetters, depths};
-use consign::queue::{self, QueueError};
+use consign::queue::rabbitmq::RabbitMqDeadLetters;
+use consign::queue::{self, DeadLetters as _, QueueError};
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
@@ -28,7 +28,7 @@ impl Rabbit {
             self.channel.basic_publish(exchange.into(), key, options, b"{}", properties).await.unwrap();
         }
         until("they are there", LIMIT, async || {
-            let dead = depths(&self.config, "test").await.unwrap().dead;
+            let dead = queue::admin(&self.config, "test").depths().await.unwrap().dead;
             (dead == u64::try_from(names.len()).unwrap()).then_some(())
         })
         .await;
@@ -38,12 +38,12 @@ impl Rabbit {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_pass_at_the_same_time_is_refused() {
     let rabbit = Rabbit::new("alone").await;
-    let first = queue::DeadLetters::open(&rabbit.config, "test").await.unwrap();
-    let second = queue::DeadLetters::open(&rabbit.config, "test").await;
+    let first = queue::admin(&rabbit.config, "test").dead_letters().await.unwrap();
+    let second = queue::admin(&rabbit.config, "test").dead_letters().await;
     let Err(QueueError::Busy(said)) = second else { panic!("two at once") };
     assert!(said.contains("another `consign dead` is working on"), "{said}");
     first.close().await;
-    queue::DeadLetters::open(&rabbit.config, "test").await.unwrap().close().await;
+    queue::admin(&rabbit.config, "test").dead_letters().await.unwrap().close().await;
 }
 
 /// The broker takes a channel for dead that holds a message for too long.
@@ -52,7 +52,8 @@ async fn a_long_pass_requeues_its_letters_and_still_returns_each_once() {
     let rabbit = Rabbit::new("long").await;
     let names: Vec<_> = (0..30).map(|n| format!("job-{n}")).collect();
     rabbit.bury(&names).await;
-    let mut letters = RabbitMqDeadLetters::open_for(Duration::from_millis(40), &rabbit.config, "test").await.unwrap();
+    let letters = RabbitMqDeadLetters::open_for(Duration::from_millis(40), &rabbit.config, "test").await;
+    let mut letters = Box::new(letters.unwrap());
     let (mut seen, mut requeued) = (Vec::new(), 0);
     while let Some(letter) = letters.next().await.unwrap() {
         seen.push(letter.job_id().unwrap().to_owned());
@@ -65,7 +66,7 @@ async fn a_long_pass_requeues_its_letters_and_still_returns_each_once() {
     letters.close().await;
     assert_eq!(seen.len(), names.len(), "{seen:?}");
     assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), names.into_iter().collect());
-    let counted = depths(&rabbit.config, "test").await.unwrap();
+    let counted = queue::admin(&rabbit.config, "test").depths().await.unwrap();
     let waiting: u64 = counted.lanes.iter().map(|(_, count)| count).sum();
     assert_eq!((waiting, counted.dead), (requeued, 20));
     let got = rabbit.channel.basic_get(rabbit.name("dead").into(), BasicGetOptions { no_ack: true }).await.unwrap();
@@ -96,9 +97,11 @@ async fn a_letter_of_the_broker_is_read_and_requeued_with_its_binary_headers() {
     let options = BasicPublishOptions::default();
     rabbit.channel.basic_publish(jobs.into(), key.into(), options, b"{}", properties).await.unwrap();
     rabbit.take(&rabbit.name("jobs.scheduled")).await;
-    until("it is given up", LIMIT, async || (depths(&rabbit.config, "test").await.unwrap().dead == 1).then_some(()))
-        .await;
-    let mut letters = queue::DeadLetters::open(&rabbit.config, "test").await.unwrap();
+    until("it is given up", LIMIT, async || {
+        (queue::admin(&rabbit.config, "test").depths().await.unwrap().dead == 1).then_some(())
+    })
+    .await;
+    let mut letters = queue::admin(&rabbit.config, "test").dead_letters().await.unwrap();
     let letter = letters.next().await.unwrap().unwrap();
     assert_eq!((letter.reason(), letter.class(), letter.routing_key()), ("expired", "broker", key));
     assert!(letter.message().contains("seen-short") && letter.died_at().is_some(), "{letter:?}");

@@ -3,7 +3,6 @@
 
 use consign::domain::destination::DestinationIdentity;
 use consign::queue::Released;
-use consign::queue::rabbitmq::depths;
 
 use super::*;
 use crate::testbed::until;
@@ -42,7 +41,8 @@ impl Rabbit {
 
     async fn waiting(&self, count: usize) {
         until("as many wait", LIMIT, async || {
-            let waiting: u64 = depths(&self.config, "test").await.unwrap().waiting.iter().map(|(_, count)| count).sum();
+            let waiting: u64 =
+                queue::admin(&self.config, "test").depths().await.unwrap().waiting.iter().map(|(_, count)| count).sum();
             (waiting == count as u64).then_some(())
         })
         .await;
@@ -99,7 +99,7 @@ async fn an_interrupted_release_loses_nothing_and_one_beyond_the_limit_is_partia
     let recalled = release_delayed(&queue).await;
     assert!(recalled.partly, "2,000 others can be held");
     until("those among them are in their lane", LIMIT, async || {
-        let depths = depths(&rabbit.config, "test").await.unwrap();
+        let depths = queue::admin(&rabbit.config, "test").depths().await.unwrap();
         let lane = depths.lanes.iter().map(|(_, count)| count).sum::<u64>();
         let waiting = depths.waiting.iter().map(|(_, count)| count).sum::<u64>();
         // Those that were called back when it was broken off may be there twice.

@@ -7,8 +7,10 @@ use super::owner::OwnerIdentity;
 use super::table::{LeaseTable, LeasedDelivery};
 use crate::domain::headers::{Headers, LEASE_EPOCH, LEASE_OWNER};
 use crate::metrics::Metrics;
+use crate::queue::Delivery;
+use crate::queue::rabbitmq::channel::acknowledge_or_lose;
 use crate::queue::rabbitmq::deliveries::Deliveries;
-use crate::queue::rabbitmq::topology::Names;
+use crate::queue::rabbitmq::names::Names;
 
 /// Leases of this process, its identity as their owner, and what is needed to renew them.
 pub(in crate::queue::rabbitmq) struct LeaseContext {
@@ -31,5 +33,13 @@ impl LeaseContext {
             (LEASE_EPOCH.to_owned(), leased.epoch.to_string()),
             (LEASE_OWNER.to_owned(), self.owner.address()),
         ])
+    }
+
+    /// Acknowledges a leased delivery: the lease keeps the job. A closed channel redelivers it, and
+    /// the worker joins the duplicate.
+    pub(in crate::queue::rabbitmq) async fn acknowledge_leased(&self, delivery: &Delivery) {
+        if let Some(unacked) = self.deliveries.take(delivery.ticket) {
+            acknowledge_or_lose(&unacked.acker).await;
+        }
     }
 }

@@ -110,7 +110,7 @@ impl LeaseTable {
         let mark = LeaseMark::read(new.properties.headers().as_ref());
         let mut entries = self.lock();
         if entries.closed {
-            return Err(QueueError::Unavailable("the queue is closed".to_owned()));
+            return Err(QueueError::closed());
         }
         let before = entries.by_key.remove(new.key);
         let known = before.as_ref().map_or(0, |entry| entry.epoch);
@@ -190,9 +190,7 @@ impl LeaseTable {
     /// Records that the first lease is not confirmed: the delivery still keeps the job. The broker
     /// may have the lease all the same: it must return here, and not reach another worker.
     pub(in crate::queue::rabbitmq) fn cancel(&self, ticket: DeliveryTag) {
-        self.close_entry(ticket, |entry| {
-            entry.end(LeaseState::Unconfirmed);
-        });
+        self.finish(ticket, LeaseState::Unconfirmed);
     }
 
     /// Records that the delivery is settled.
@@ -206,17 +204,11 @@ impl LeaseTable {
     }
 
     fn finish(&self, ticket: DeliveryTag, state: LeaseState) {
-        self.close_entry(ticket, |entry| {
-            entry.end(state);
-        });
-    }
-
-    fn close_entry(&self, ticket: DeliveryTag, end: impl FnOnce(&mut LeaseEntry)) {
         let mut entries = self.lock();
         let Some(key) = entries.by_ticket.remove(&ticket) else { return };
         let entry = entries.by_key.get_mut(&key);
         if let Some(entry) = entry.filter(|entry| entry.ticket == ticket && entry.state == LeaseState::Active) {
-            end(entry);
+            entry.end(state);
         }
     }
 

@@ -2,12 +2,13 @@
 
 use super::Engine;
 use crate::domain::lane::Lane;
-use crate::queue::sqlite::control::ControlCursor;
+use crate::queue::sqlite::control_reader::ControlCursor;
 use crate::queue::sqlite::errors::FileError;
 use crate::queue::sqlite::jobs::JobClaim;
 use crate::queue::sqlite::owner::Owner;
-use crate::queue::sqlite::write_op::{PendingWrite, WriteContext, WriteOp};
-use crate::queue::sqlite::{jobs, outcomes};
+use crate::queue::sqlite::settle::WriteContext;
+use crate::queue::sqlite::write_op::{PendingWrite, WriteOp};
+use crate::queue::sqlite::{jobs, outcomes, release};
 use crate::queue::{Delivery, QueueError};
 
 /// Maximum number of write operations in one transaction.
@@ -47,11 +48,11 @@ impl Engine {
             if has_outcomes {
                 outcomes::trim(db)?;
             }
-            let released = if due { jobs::release_due(db, prefix)? } else { 0 };
+            let released = if due { release::release_due(db, prefix)? } else { 0 };
             let claim = |Demand { lane, limit }| jobs::claim(db, JobClaim { prefix, lane, owner, generation, limit });
             let claimed =
                 demand.iter().map(|demand| Ok((*demand, claim(*demand)?))).collect::<rusqlite::Result<_>>()?;
-            Ok(BatchResult { results, claimed, released, next_due: jobs::next_due(db, prefix)? })
+            Ok(BatchResult { results, claimed, released, next_due: release::next_due(db, prefix)? })
         };
         let result = session.store.transact(batch().any(WriteOp::must_be_durable), transaction)?;
         self.finish_batch(result);

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::EngineShared;
+use crate::queue::sqlite::connection::Store;
 use crate::queue::sqlite::errors::FileError;
-use crate::queue::sqlite::file::Store;
 use crate::queue::sqlite::jobs;
 use crate::queue::sqlite::owner::{self, HeartbeatMonitor, Owner};
+use crate::queue::sqlite::release;
 
 /// Interval at which the locks of other owners are tried.
 const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -113,7 +114,7 @@ impl FileSession {
         let now = jobs::now_ms();
         let set_back = now < self.clock_ms.saturating_sub(1000);
         if set_back {
-            self.store.transact(false, |db| jobs::cap_waits(db, prefix))?;
+            self.store.transact(false, |db| release::cap_waits(db, prefix))?;
         }
         // Only now: a failed write is retried.
         self.clock_ms = now;

@@ -1,4 +1,5 @@
-//! Opening the file. It is created with mode 0600, and refused if it is foreign, newer or damaged.
+//! Connection to the file, which is created with mode 0600, and refused if it is foreign, newer or
+//! damaged.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, MAIN_DB, OpenFlags, Transaction, TransactionBehavior};
 
 use super::errors::{FileError, read_only_message};
-use super::schema::{APPLICATION_ID, TABLES, UPGRADES, VERSION};
+use super::schema::{APPLICATION_ID, UPGRADES, VERSION, VERSION_1};
 
 /// Time for which a statement waits for another process's transaction. After that the queue is not
 /// ready.
@@ -213,7 +214,7 @@ fn create_tables(connection: &mut Connection) -> rusqlite::Result<()> {
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if tables(&transaction)? == 0 {
-        transaction.execute_batch(TABLES)?;
+        transaction.execute_batch(VERSION_1)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", 1)?;
     }

@@ -1,0 +1,255 @@
+//! Reader of the control stream. It has a connection of its own, because a refusal (the stream is
+//! missing, or down after its node was killed) is an error of the whole connection, and must not
+//! end the session that delivers jobs.
+//!
+//! The broker does not mark the end of a stream. So the reader publishes a message of its own, by
+//! which this worker joins the [`roster`](super::roster) of the fleet: when it is read, everything
+//! before it is.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use lapin::Connection;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::connection;
+use super::context::QueueContext;
+use super::messages;
+use super::roster::Roster;
+use super::sessions::BrokerSessions;
+use super::stream::{SILENCE, StreamEntry, StreamReader, StreamStart};
+use crate::domain::control::{Control, ControlCommand};
+use crate::domain::fleet::FleetShare;
+use crate::queue::{ControlEvent, QueueError};
+use crate::runtime::retry::Retry;
+
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Duration of a connection after which the back-off starts again.
+const STABLE_CONNECTION: Duration = Duration::from_mins(1);
+/// Time after which the reader reports `CaughtUp`, whatever still arrives.
+const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit of the announcement that this worker stops.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Control messages that the worker has not taken yet.
+const MAX_BUFFERED: usize = 256;
+
+/// Starts the reader, if lanes are consumed. It ends with the queue, or with the receiver.
+pub(super) fn start(
+    context: &Arc<QueueContext>,
+    sessions: &Arc<BrokerSessions>,
+) -> (Receiver<ControlEvent>, Option<JoinHandle<()>>) {
+    let (events, received) = mpsc::channel(MAX_BUFFERED);
+    if context.lanes.is_empty() {
+        return (received, None);
+    }
+    let reader = ControlReader {
+        context: Arc::clone(context),
+        sessions: Arc::clone(sessions),
+        events,
+        last: None,
+        marker: None,
+        caught_up: false,
+        roster: Roster::default(),
+        share: None,
+        last_problem: String::new(),
+    };
+    (received, Some(tokio::spawn(reader.run())))
+}
+
+struct ControlReader {
+    context: Arc<QueueContext>,
+    sessions: Arc<BrokerSessions>,
+    events: Sender<ControlEvent>,
+    /// Last message and its offset.
+    last: Option<(u64, Bytes)>,
+    /// Message that this reader has published: the end of the backlog.
+    marker: Option<Bytes>,
+    caught_up: bool,
+    roster: Roster,
+    /// Last reported share of the fleet.
+    share: Option<FleetShare>,
+    /// Last reported problem: it is not repeated.
+    last_problem: String,
+}
+
+/// End of the reading of a stream.
+enum ReadEnd {
+    /// The stream can't be read (any more).
+    Unreadable(QueueError),
+    /// The stream is not the one that was read before.
+    StreamReplaced,
+    /// The receiver is gone.
+    NoReceiver,
+}
+
+impl From<QueueError> for ReadEnd {
+    fn from(problem: QueueError) -> Self {
+        Self::Unreadable(problem)
+    }
+}
+
+impl ControlReader {
+    async fn run(mut self) {
+        let mut retry = Retry::endless(MIN_BACKOFF, MAX_BACKOFF);
+        let context = Arc::clone(&self.context);
+        loop {
+            let since = Instant::now();
+            let Some(()) = self.connect_and_read().await else { return };
+            if since.elapsed() >= STABLE_CONNECTION {
+                retry.reset();
+            }
+            let wait = retry.next_wait(None).unwrap_or(MAX_BACKOFF);
+            if context.unless_stopped(tokio::time::sleep(wait)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Reads until an error; `None` when the queue is closed, or the receiver is gone.
+    async fn connect_and_read(&mut self) -> Option<()> {
+        let (context, sessions) = (Arc::clone(&self.context), Arc::clone(&self.sessions));
+        // The session reports an unreachable broker, and declares the stream if it may.
+        context.unless_stopped(sessions.connected()).await.filter(|up| *up)?;
+        let connection = match context.unless_stopped(context.endpoint.connect("control")).await? {
+            Ok(connection) => connection,
+            Err(problem) => {
+                tracing::debug!(event = "control_disconnected", %problem, "not connected for control messages");
+                return Some(());
+            }
+        };
+        let ended = context.unless_stopped(self.read(&connection)).await;
+        connection::close(&connection).await;
+        ended.flatten()
+    }
+
+    async fn read(&mut self, connection: &Connection) -> Option<()> {
+        let problem = loop {
+            match self.resume(connection).await {
+                Err(ReadEnd::NoReceiver) => return None,
+                // Another stream of that name: all its messages are new.
+                Err(ReadEnd::StreamReplaced) => self.last = None,
+                Err(ReadEnd::Unreadable(problem)) => break problem.to_string(),
+            }
+        };
+        self.report_caught_up().await.ok()?;
+        if problem == self.last_problem {
+            tracing::debug!(event = "control_unreadable", problem, "control messages still can't be read");
+        } else {
+            tracing::warn!(
+                event = "control_unreadable",
+                problem,
+                next = "jobs are delivered, even if they were cancelled; reading is tried again",
+                remedy = "allow reading from the stream `<prefix>.control`, or create it with `consign topology apply`",
+                "control messages can't be read"
+            );
+            self.last_problem = problem;
+        }
+        Some(())
+    }
+
+    /// Reads from the last message on. It must still be at its offset; otherwise the stream was
+    /// replaced, and its offsets are meaningless.
+    async fn resume(&mut self, connection: &Connection) -> Result<Infallible, ReadEnd> {
+        let (name, last) = (self.context.names.control(), self.last.clone());
+        let start = last.as_ref().map_or(StreamStart::Oldest, |(offset, _)| StreamStart::Offset(*offset));
+        let mut stream = StreamReader::open(connection, &name, start).await?;
+        if let Some((offset, body)) = last {
+            let Ok(entry) = timeout(SILENCE, stream.next()).await else { return Err(ReadEnd::StreamReplaced) };
+            let entry = entry?;
+            if entry.offset != Some(offset) || entry.body[..] != body[..] {
+                return Err(ReadEnd::StreamReplaced);
+            }
+            entry.acknowledge().await?;
+        }
+        self.marker = self.announce().await;
+        self.forward(&mut stream, connection).await
+    }
+
+    /// Joins the fleet. Returns the published message; `None` where this worker may not write to
+    /// the stream.
+    async fn announce(&self) -> Option<Bytes> {
+        let command = ControlCommand::WorkerStarted(self.context.leases.owner.address());
+        let marker = Bytes::from(Control::new(command, Timestamp::now()).render());
+        let message = messages::control(&self.context.names, marker.clone());
+        let published = self.sessions.publish_once(&message).await;
+        if let Err(problem) = &published {
+            tracing::debug!(
+                event = "fleet_not_joined",
+                %problem,
+                "this worker could not announce itself to the other workers"
+            );
+        }
+        published.is_ok().then_some(marker)
+    }
+
+    async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<Infallible, ReadEnd> {
+        let latest = Instant::now() + CAUGHT_UP_TIMEOUT;
+        while !self.caught_up {
+            let limit = if self.marker.is_some() { latest } else { latest.min(Instant::now() + SILENCE) };
+            match timeout_at(limit, stream.next()).await {
+                Ok(entry) => self.observe(entry?).await?,
+                Err(_) => self.report_caught_up().await?,
+            }
+        }
+        let mut next_check = Instant::now();
+        loop {
+            tokio::select! {
+                entry = stream.next() => self.observe(entry?).await?,
+                () = tokio::time::sleep_until(next_check) => {
+                    self.roster.check(connection, &self.context.names).await?;
+                    next_check = Instant::now() + self.roster.check_interval();
+                }
+            }
+            self.report_share().await?;
+        }
+    }
+
+    /// Passes a message on, unless it concerns the roster alone.
+    async fn observe(&mut self, entry: StreamEntry) -> Result<(), ReadEnd> {
+        entry.acknowledge().await?;
+        let (offset, body) = (entry.offset, Bytes::from(entry.body));
+        if !self.roster.observe(&body) {
+            self.send(ControlEvent::Message(body.clone())).await?;
+        }
+        if self.marker.as_ref() == Some(&body) {
+            self.report_caught_up().await?;
+        }
+        self.last = offset.map(|offset| (offset, body));
+        Ok(())
+    }
+
+    /// Reports this worker's share once it is known: the others are known from what was read.
+    async fn report_share(&mut self) -> Result<(), ReadEnd> {
+        if self.last.is_none() {
+            return Ok(());
+        }
+        let share = self.roster.share(&self.context.leases.owner.address());
+        if self.share.replace(share) == Some(share) {
+            return Ok(());
+        }
+        self.send(ControlEvent::Fleet(share)).await
+    }
+
+    /// Reports it once: after a reconnection the backlog is known.
+    async fn report_caught_up(&mut self) -> Result<(), ReadEnd> {
+        if std::mem::replace(&mut self.caught_up, true) { Ok(()) } else { self.send(ControlEvent::CaughtUp).await }
+    }
+
+    async fn send(&self, event: ControlEvent) -> Result<(), ReadEnd> {
+        self.events.send(event).await.map_err(|_| ReadEnd::NoReceiver)
+    }
+}
+
+/// Announces that this worker stops, so that the others need not find out.
+pub(super) async fn leave_fleet(context: &QueueContext, sessions: &BrokerSessions) {
+    let Some(session) = sessions.current().filter(|_| !context.lanes.is_empty()) else { return };
+    let command = ControlCommand::WorkerStopped(context.leases.owner.address());
+    let message = messages::control(&context.names, Control::new(command, Timestamp::now()).render().into());
+    let _ = timeout(FAREWELL_TIMEOUT, session.publisher.publish(&message)).await;
+}
