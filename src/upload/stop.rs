@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Clone, Default)]
 pub struct StopSignals {
     /// An upload that another worker can continue sends no new part, waits a few seconds for the
-    /// parts in flight, and keeps its checkpoint in the [`OpenUpload`](super::OpenUpload). Everything else continues.
+    /// parts in flight, and keeps its checkpoint in the [`OpenUpload`](super::OpenUpload).
+    /// Everything else continues.
     pub hand_off: CancellationToken,
     /// The attempt ends as soon as it can.
     pub cancel: CancellationToken,
