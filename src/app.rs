@@ -105,7 +105,7 @@ fn listen_remedy(address: SocketAddr, error: &io::Error) -> String {
         io::ErrorKind::AddrNotAvailable => {
             format!("{host} is not an address of this machine; give one that is, or 0.0.0.0 for all")
         }
-        io::ErrorKind::PermissionDenied => {
+        io::ErrorKind::PermissionDenied if port < 1024 => {
             format!("port {port} needs a privilege; choose a port of at least 1024")
         }
         _ => "choose another address".to_owned(),

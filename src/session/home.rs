@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::assume::sts_region;
 use super::cache::{Cache, FetchedValue};
 use super::{Sessions, caller, s3_config};
-use crate::domain::destination::{Auth, Destination, Region, RoleArn, partition_of, split_arn};
+use crate::domain::destination::{Auth, Destination, Region, RoleArn, home_region_of, partition_of, split_arn};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{Class, Failure, Reason, Symptom};
 
@@ -74,6 +74,13 @@ impl HomeIdentity {
         regions.retain(|known| known.as_str() != region);
     }
 
+    /// The region that accepted the worker last and did not refuse it since, else the home of its
+    /// partition, as far as that is known.
+    fn region(&self) -> Option<Region> {
+        let of_partition = || Region::parse(home_region_of(self.partition.get()?)).ok();
+        self.last_accepted_in().or_else(of_partition)
+    }
+
     fn last_accepted_in(&self) -> Option<Region> {
         self.accepted_in.read().unwrap_or_else(PoisonError::into_inner).front().cloned()
     }
@@ -82,10 +89,10 @@ impl HomeIdentity {
 impl Sessions {
     /// The region where the worker is at home: `aws.region`, else that of its environment or
     /// profile, else that of its configured role's partition, else the one whose STS accepted it
-    /// last and did not refuse it since, else `us-east-1`.
+    /// last and did not refuse it since, else that of the identity's partition, else `us-east-1`.
     fn home_region(&self) -> String {
-        let accepted = self.home.last_accepted_in().filter(|_| self.identity.sdk().region().is_none());
-        sts_region(&self.aws, accepted.as_ref(), &self.identity)
+        let known = self.home.region().filter(|_| self.identity.sdk().region().is_none());
+        sts_region(&self.aws, known.as_ref(), &self.identity)
     }
 
     /// Asks STS at home if it accepts the worker; cached briefly, with single flight.
@@ -393,6 +400,16 @@ mod tests {
         assert_eq!(home.last_accepted_in(), None);
         granted("ap-east-1");
         assert_eq!(home.last_accepted_in(), Some(region("ap-east-1")), "it accepts the worker again");
+    }
+
+    #[test]
+    fn home_stays_in_the_partition_of_the_worker() {
+        let home = HomeIdentity::new();
+        assert_eq!(home.region(), None);
+        home.granted(&role("aws-cn"), &region("cn-northwest-1"));
+        assert_eq!(home.region(), Some(region("cn-northwest-1")));
+        home.refused_in("cn-northwest-1");
+        assert_eq!(home.region(), Some(region("cn-north-1")));
     }
 
     #[test]

@@ -22,11 +22,11 @@ impl BackgroundAborts {
         self.tasks.close();
         if timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::warn!(
-                event = "uploads_orphaned",
+                event = "aborts_unfinished",
                 uploads = self.tasks.len(),
-                next = "the uploads are left in their buckets",
+                next = "uploads may be left in their buckets",
                 remedy = "give the buckets a lifecycle rule for incomplete uploads",
-                "unfinished uploads could not be aborted before the worker exits"
+                "some uploads could not be aborted before the worker exits"
             );
         }
     }

@@ -180,7 +180,7 @@ pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &Expected
 }
 
 /// Returns true if the object has the age of the multipart upload whose creation S3 answered at
-/// `answered`.
+/// `answered`. False if S3 took longer than a second for that answer.
 pub(super) fn is_of_upload(object: &Object, answered: SystemTime) -> bool {
     let initiated = ListedObject::of(object).modified;
     initiated.is_some_and(|at| answered.duration_since(at).is_ok_and(|wait| wait <= INITIATION_TOLERANCE))

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use tokio::time::timeout;
 use url::Url;
 
 use super::args::FilterArgs;
@@ -18,7 +19,6 @@ use crate::dead_letter::gate::RequeueGate;
 use crate::dead_letter::newer::ReportedDeliveries;
 use crate::dead_letter::requeue::{Requeue, RequeueOptions};
 use crate::dead_letter::run::LetterRun;
-
 use crate::runtime::output::Output as _;
 use crate::runtime::rate::PublishRate;
 use crate::runtime::shutdown::TerminationSignal;
@@ -26,6 +26,9 @@ use crate::runtime::shutdown::TerminationSignal;
 /// Upper bound of the time between two jobs. A letter stays unacknowledged meanwhile, which the
 /// broker allows for half an hour.
 const MAX_INTERVAL: Duration = Duration::from_mins(15);
+
+/// Time-out of reading which generations were delivered.
+const REPORTS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Arguments of `consign dead requeue`.
 #[derive(Debug, Clone, Args)]
@@ -68,14 +71,18 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
         return Err(CommandError::Usage(usage.to_owned()));
     }
     let client = StatusClient::new(config.admin.token_file.as_deref()).map_err(CommandError::Failed)?;
+    // Before the dead letters are locked: it can take a while.
+    let delivered = if as_new { Ok(ReportedDeliveries::default()) } else { delivered(config).await };
     let mut letters = open(config).await?;
     let count = letters.count();
     let verb = if dry_run { "would be requeued" } else { "requeued" };
     let progress = ProgressReporter::new(Some(count), json, format!("0 {verb}"));
+    let delivered = delivered.unwrap_or_else(|problem| {
+        progress.notice(&format!("superseded jobs are not counted, because control messages can't be read: {problem}"));
+        ReportedDeliveries::default()
+    });
     let mut run = LetterRun::new(&progress, verb);
     let gate = (!force).then(|| RequeueGate::new(CommandProbe::new(config, &admin, client, dry_run)));
-    let delivered =
-        if as_new || count == 0 { ReportedDeliveries::default() } else { delivered(config, &progress).await };
     let requeue = Requeue::new(RequeueOptions { dry_run, force, as_new, interval }, gate, delivered);
     let interrupted = tokio::select! {
         () = requeue.run(&mut *letters, filter.select(), &mut run) => None,
@@ -96,13 +103,11 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
 
 /// Reads which generations were delivered. They only explain the result, so a failure to read them
 /// is a notice.
-async fn delivered(config: &Config, progress: &ProgressReporter) -> ReportedDeliveries {
-    match broker::admin(config, "dead").control_messages().await {
-        Ok(messages) => ReportedDeliveries::of(messages.iter().map(AsRef::as_ref)),
-        Err(problem) => {
-            progress
-                .notice(&format!("superseded jobs are not counted, because control messages can't be read: {problem}"));
-            ReportedDeliveries::default()
-        }
+async fn delivered(config: &Config) -> Result<ReportedDeliveries, String> {
+    let admin = broker::admin(config, "dead");
+    match timeout(REPORTS_TIMEOUT, admin.control_messages()).await {
+        Ok(Ok(messages)) => Ok(ReportedDeliveries::of(messages.iter().map(AsRef::as_ref))),
+        Ok(Err(problem)) => Err(problem.to_string()),
+        Err(_) => Err(format!("that takes more than {} s", REPORTS_TIMEOUT.as_secs())),
     }
 }

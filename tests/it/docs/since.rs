@@ -32,11 +32,13 @@ impl Since {
     /// Asserts that the record has the names of the page and no others.
     pub(super) fn assert_complete(self) {
         let used = self.used.into_inner();
+        let removed: Vec<_> = self.recorded.keys().filter(|name| !used.contains_key(*name)).collect();
+        assert!(removed.is_empty(), "{}: names of the contract are gone: {removed:?}", self.path);
         if std::env::var_os("CONSIGN_WRITE_GUIDE").is_some() {
             let lines: String = used.iter().map(|(name, version)| format!("{name} {version}\n")).collect();
             std::fs::write(file(&self.path), lines).unwrap();
         }
-        let advice = "names of the contract: record a new one with CONSIGN_WRITE_GUIDE=1, and remove none";
+        let advice = "record a new name with CONSIGN_WRITE_GUIDE=1";
         assert_eq!(recorded(&self.path), used, "{}: {advice}", self.path);
     }
 }
