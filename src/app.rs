@@ -98,15 +98,17 @@ fn listen_remedy(address: SocketAddr, error: &io::Error) -> String {
         io::ErrorKind::AddrInUse => {
             let free = SocketAddr::new(host, port.wrapping_add(1).max(1024));
             format!(
-                "another process listens there, perhaps another worker; stop it, or choose another port, for example \
+                "another process uses this address, perhaps another worker; stop it, or choose another port, for example \
                  --set admin.listen={free}"
             )
         }
         io::ErrorKind::AddrNotAvailable => {
-            format!("{host} is not an address of this machine; give one that is, or 0.0.0.0 for all")
+            format!(
+                "{host} is not an address of this machine; use an address of this machine, or 0.0.0.0 for all interfaces"
+            )
         }
         io::ErrorKind::PermissionDenied if port < 1024 => {
-            format!("port {port} needs a privilege; choose a port of at least 1024")
+            format!("port {port} needs the capability CAP_NET_BIND_SERVICE; choose port 1024 or higher")
         }
         _ => "choose another address".to_owned(),
     }

@@ -62,10 +62,8 @@ use runner::Runner;
 const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Age of the last heartbeat from which on a worker counts as stuck.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Shortest and longest time in which a drained worker aborts uploads that could not be aborted
-/// before.
-const MIN_ABORT_TIMEOUT: Duration = Duration::from_secs(1);
-const MAX_ABORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time in which a drained worker aborts uploads that could not be aborted before.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Share of the drain time in which transfers may still finish. The rest is for requeueing the
 /// others.
 const FINISHING_SHARE: f64 = 0.8;
@@ -257,7 +255,7 @@ impl Worker {
         }
         let drained = timeout_at(deadline, tasks.wait()).await.is_ok();
         let left = deadline.duration_since(Instant::now());
-        self.transport.finish_aborts(left.clamp(MIN_ABORT_TIMEOUT, MAX_ABORT_TIMEOUT)).await;
+        self.transport.finish_aborts(left.min(ABORT_TIMEOUT)).await;
         tracing::info!(event = "drain_ended", drained, left = tasks.len(), "drained");
         drained
     }

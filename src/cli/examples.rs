@@ -101,9 +101,9 @@ Examples:
   consign dead requeue --reason kms_denied --dry-run
   # Requeue the jobs of a backfill, slowly
   consign dead requeue --job 'acme/2025-*' --lane backfill --rate 10/s
-  # Requeue everything, and ask a worker for open circuits first
+  # Requeue everything, and ask a worker for open circuit breakers first
   consign dead requeue --all --admin http://127.0.0.1:9464
-  # Deliver a job although a newer version of its object was delivered
+  # Deliver a job although a newer refresh of its object was delivered
   consign dead requeue --job acme/google_ads/2026-11-22 --as-new";
 
 /// `consign dead discard`.

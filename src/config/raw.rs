@@ -157,7 +157,7 @@ pub(super) struct RawSourceConfig {
     /// Directory that contains all file sources. Without it, file sources are refused. A segment
     /// `{tenant}` stands for the tenant of the job's configured destination.
     pub(super) file_root: Option<String>,
-    /// Buckets, or folders of them, from which sources may be read.
+    /// Buckets, optionally with a prefix, from which sources may be read.
     pub(super) s3: Vec<RawStagingPlace>,
     /// Allows http:// sources.
     pub(super) allow_http: bool,

@@ -24,7 +24,7 @@ impl BackgroundAborts {
             tracing::warn!(
                 event = "aborts_unfinished",
                 uploads = self.tasks.len(),
-                next = "uploads may be left in their buckets",
+                next = "the worker exits; the parts of these uploads stay in their buckets",
                 remedy = "give the buckets a lifecycle rule for incomplete uploads",
                 "some uploads could not be aborted before the worker exits"
             );

@@ -180,10 +180,11 @@ pub(super) async fn find(calls: &Calls, target: &Target<'_>, expected: &Expected
 }
 
 /// Returns true if the object has the age of the multipart upload whose creation S3 answered at
-/// `answered`. False if S3 took longer than a second for that answer.
+/// `answered`: the same whole second. False also for an upload that was initiated in the second
+/// before.
 pub(super) fn is_of_upload(object: &Object, answered: SystemTime) -> bool {
-    let initiated = ListedObject::of(object).modified;
-    initiated.is_some_and(|at| answered.duration_since(at).is_ok_and(|wait| wait <= INITIATION_TOLERANCE))
+    let second = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).ok().map(|age| age.as_secs());
+    ListedObject::of(object).modified.is_some_and(|at| second(at) == second(answered))
 }
 
 /// Handles a conditional write that failed because the key exists: either an earlier try or attempt

@@ -159,11 +159,11 @@ fn an_admin_address_that_cannot_be_used_is_named_with_the_remedy() {
     let taken = other.local_addr().unwrap();
     let free = taken.port().wrapping_add(1).max(1024);
     let in_use = format!(
-        "consign: admin.listen: {taken} can't be used: Address already in use (os error 98); another process listens there, \
+        "consign: admin.listen: {taken} can't be used: Address already in use (os error 98); another process uses this address, \
          perhaps another worker; stop it, or choose another port, for example --set admin.listen=127.0.0.1:{free}\n"
     );
     let foreign = "consign: admin.listen: 192.0.2.1:9464 can't be used: Cannot assign requested address (os error 99); 192.0.2.1 is \
-                   not an address of this machine; give one that is, or 0.0.0.0 for all\n";
+                   not an address of this machine; use an address of this machine, or 0.0.0.0 for all interfaces\n";
     for (address, says) in [(taken.to_string(), &*in_use), ("192.0.2.1:9464".to_owned(), foreign)] {
         let (exit, stderr) = consign(folder.path(), &format!("run -c ok.toml --set admin.listen={address}"));
         assert_eq!(exit, Some(1), "{stderr}");

@@ -50,7 +50,7 @@ pub struct RequeueArgs {
     /// Requeue without testing connections and circuits, and also jobs past their expires_at
     #[arg(long)]
     force: bool,
-    /// Requeue the jobs as the newest version of their objects. Without it, a job keeps its
+    /// Requeue the jobs as the newest refresh of their objects. Without it, a job keeps its
     /// generation and is skipped if a newer one was delivered. The summary counts these jobs as
     /// superseded, as far as workers have reported such deliveries in the last 7 days
     #[arg(long)]
@@ -108,6 +108,6 @@ async fn delivered(config: &Config) -> Result<ReportedDeliveries, String> {
     match timeout(REPORTS_TIMEOUT, admin.control_messages()).await {
         Ok(Ok(messages)) => Ok(ReportedDeliveries::of(messages.iter().map(AsRef::as_ref))),
         Ok(Err(problem)) => Err(problem.to_string()),
-        Err(_) => Err(format!("that takes more than {} s", REPORTS_TIMEOUT.as_secs())),
+        Err(_) => Err(format!("no result within {} s", REPORTS_TIMEOUT.as_secs())),
     }
 }

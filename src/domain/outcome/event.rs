@@ -110,7 +110,7 @@ pub struct OutcomeData {
     pub duration_seconds: Option<f64>,
     /// True if an unfinished upload was resumed.
     pub resumed: bool,
-    /// True if neither the source nor the job has a length, and that was accepted. A broken
+    /// True if nothing proved the length of the source, and that was accepted. A broken
     /// connection can't be distinguished from the end of such a source.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub length_unproven: bool,

@@ -96,7 +96,7 @@ impl Permission {
             Self::PutObject => "writes the files below the prefix, small ones in one request and large ones in parts",
             Self::PutObjectTagging => "attaches tags to the objects of jobs that ask for tags",
             Self::GetBucketLocation => "compares the bucket's region with the configured one in the connection test",
-            Self::ListBucket => "checks below the prefix if an upload has arrived after its response was lost",
+            Self::ListBucket => "checks below the prefix whether an upload has arrived although its response was lost",
             Self::AbortMultipartUpload => "removes the parts of a large upload that could not be finished",
             Self::DeleteObject => "removes the connection test's empty file, and nothing else",
             Self::KmsGenerateDataKey => "encrypts the objects with your KMS key",
@@ -116,7 +116,7 @@ impl Permission {
                 "an upload is sent again if its response was lost, so some objects are written twice with the same content"
             }
             Self::AbortMultipartUpload => {
-                "parts of unfinished uploads stay in the bucket; listings do not show them, and they are charged for; add a lifecycle rule \
+                "parts of unfinished uploads stay in the bucket; object listings do not show them, but AWS charges you for them; add a lifecycle rule \
                  that removes incomplete uploads after a few days"
             }
             Self::DeleteObject => "the connection test leaves one empty file behind, named consign-connection-test",

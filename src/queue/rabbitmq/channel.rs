@@ -60,7 +60,11 @@ pub(super) async fn requeue_or_lose(acker: &Acker) {
 /// handled as any duplicate.
 pub(super) async fn acknowledge_or_lose(acker: &Acker) {
     if acknowledge(acker).await.is_err() {
-        tracing::debug!(event = "acknowledge_failed", "a finished delivery will be redelivered; its channel is closed");
+        tracing::debug!(
+            event = "acknowledge_failed",
+            next = "the broker redelivers it",
+            "a delivery can't be acknowledged on its closed channel"
+        );
     }
 }
 

@@ -106,13 +106,30 @@ async fn an_upload_that_could_not_be_aborted_is_aborted_before_the_worker_exits(
 }
 
 #[tokio::test]
+async fn a_worker_exits_although_an_abort_gets_no_answer() {
+    let fixture = AcmeFixture::start("aborthangs").await;
+    fixture.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
+    let down = Effect::Error(503, "ServiceUnavailable", "Please try again.");
+    fixture.s3.on("AbortMultipartUpload").named("down").before(down);
+    fixture.schedule("a", &bytes(12, 20 * MIB)).await;
+    fixture.failed("a", "unclassified").await;
+    fixture.s3.on("AbortMultipartUpload").before(Effect::Delay(Duration::from_secs(120)));
+    fixture.s3.lift("down");
+    fixture.worker.terminate();
+    assert!(fixture.worker.exit(Duration::from_secs(60)).await.success());
+    assert_eq!(fixture.s3.open_uploads(), 1);
+    assert!(fixture.worker.log().contains("aborts_unfinished"), "{}", fixture.worker.log());
+    fixture.site.broker.clean().await;
+}
+
+#[tokio::test]
 async fn where_an_earlier_delivery_wrote_the_object_the_own_upload_is_aborted() {
     let fixture = AcmeFixture::start("older").await;
     let url = fixture.site.file("a", &bytes(16, 20 * MIB));
     fixture.site.broker.schedule(&job("a", &url, "acme", "same")).await;
     fixture.delivered("a").await;
     // S3 tells the age of an object in whole seconds.
-    tokio::time::sleep(Duration::from_millis(2100)).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     let nothing_done = Effect::Error(500, "InternalError", "We encountered an internal error.");
     fixture.s3.on("CompleteMultipartUpload").before(nothing_done);
     fixture.site.broker.schedule(&job("b", &url, "acme", "same")).await;

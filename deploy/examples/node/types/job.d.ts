@@ -44,7 +44,7 @@ export interface ConsignJob {
   expires_at?: string | null;
   /**
    * Order of the refreshes of one object: the delivered one with the highest generation stays.
-   * Default: `created_at` in microseconds since 1970.
+   * Default: `created_at`, else the AMQP `timestamp`, in microseconds since 1970.
    */
   generation?: number | null;
   /**

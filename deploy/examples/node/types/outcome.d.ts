@@ -111,7 +111,7 @@ export interface OutcomeData {
     [k: string]: string;
   };
   /**
-   * True if neither the source nor the job has a length, and that was accepted. A broken
+   * True if nothing proved the length of the source, and that was accepted. A broken
    * connection can't be distinguished from the end of such a source.
    */
   length_unproven?: boolean;

@@ -57,7 +57,7 @@ pub struct RawJob {
     #[serde(default, skip_serializing_if = "is_default")]
     pub if_exists: IfExists,
     /// Order of the refreshes of one object: the delivered one with the highest generation stays.
-    /// Default: `created_at` in microseconds since 1970.
+    /// Default: `created_at`, else the AMQP `timestamp`, in microseconds since 1970.
     #[schemars(range(max = MAX_GENERATION))]
     pub generation: Option<u64>,
     /// Time at which the job was created, RFC 3339.
