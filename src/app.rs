@@ -81,14 +81,10 @@ pub struct WorkerEnvironment {
 /// If the broker is unavailable at the start, the worker waits for it, and `/readyz` reports that.
 pub async fn run(config: Config, log: LogHandle, reload: Reload) -> Result<WorkerExit, StartError> {
     let shutdown = Shutdown::listen().map_err(StartError::Signals)?;
-    let listener = listen(config.admin.listen).await?;
+    let address = config.admin.listen;
+    let listener = TcpListener::bind(address).await.map_err(|error| StartError::Admin { address, error })?;
     let identity = WorkerIdentity::load(&config.aws).await;
     run_in(WorkerEnvironment { identity, listener, shutdown }, config, Some((log, reload))).await
-}
-
-/// Listens on the address of the admin endpoint.
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| StartError::Admin { address, error })
 }
 
 /// Remedy of an address that can't be used.

@@ -13,8 +13,8 @@ use consign::{config, telemetry};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    // Huge pages round every arena of the allocator up to 2 MiB: a worker of 40 MiB would hold 60.
-    // Some kernels lack the option.
+    // Huge pages round what the allocator holds up to 2 MiB at a time: with mimalloc a worker of
+    // 40 MiB held 60. Some kernels lack the option.
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     telemetry::log_panics();

@@ -16,7 +16,7 @@ pub(super) struct BackgroundAborts {
 
 impl BackgroundAborts {
     /// Gives every abort that waits its last try, at once, and returns when all have ended, or
-    /// after `limit`. For a worker that exits: what is open then stays in the bucket.
+    /// after `limit`. For a worker that exits: what is open then may stay in the bucket.
     pub(super) async fn finish(&self, limit: Duration) {
         self.finishing.cancel();
         self.tasks.close();
@@ -24,7 +24,7 @@ impl BackgroundAborts {
             tracing::warn!(
                 event = "aborts_unfinished",
                 uploads = self.tasks.len(),
-                next = "the worker exits; the parts of these uploads stay in their buckets",
+                next = "the worker exits; parts of these uploads may stay in their buckets",
                 remedy = "give the buckets a lifecycle rule for incomplete uploads",
                 "some uploads could not be aborted before the worker exits"
             );

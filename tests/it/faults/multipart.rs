@@ -74,15 +74,21 @@ async fn a_failed_upload_is_aborted_and_nothing_is_visible() {
     fixture.close().await;
 }
 
-#[tokio::test]
-async fn an_upload_that_can_not_be_aborted_now_is_aborted_later() {
-    let fixture = AcmeFixture::start("abortlater").await;
+/// The upload of a failed job is open, since S3 is `"down"` for its abort.
+async fn left_open(word: &str) -> AcmeFixture {
+    let fixture = AcmeFixture::start(word).await;
     fixture.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
     let down = Effect::Error(503, "ServiceUnavailable", "Please try again.");
     fixture.s3.on("AbortMultipartUpload").named("down").before(down);
     fixture.schedule("a", &bytes(12, 20 * MIB)).await;
     fixture.failed("a", "unclassified").await;
     assert_eq!(fixture.s3.open_uploads(), 1);
+    fixture
+}
+
+#[tokio::test]
+async fn an_upload_that_can_not_be_aborted_now_is_aborted_later() {
+    let fixture = left_open("abortlater").await;
     fixture.s3.lift("down");
     until("it is aborted", Duration::from_secs(60), async || (fixture.s3.open_uploads() == 0).then_some(())).await;
     assert_eq!(fixture.worker.metric("consign_multipart_orphaned_total", "").await, 0.0);
@@ -91,13 +97,7 @@ async fn an_upload_that_can_not_be_aborted_now_is_aborted_later() {
 
 #[tokio::test]
 async fn an_upload_that_could_not_be_aborted_is_aborted_before_the_worker_exits() {
-    let fixture = AcmeFixture::start("abortdrain").await;
-    fixture.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
-    let down = Effect::Error(503, "ServiceUnavailable", "Please try again.");
-    fixture.s3.on("AbortMultipartUpload").named("down").before(down);
-    fixture.schedule("a", &bytes(12, 20 * MIB)).await;
-    fixture.failed("a", "unclassified").await;
-    assert_eq!(fixture.s3.open_uploads(), 1);
+    let fixture = left_open("abortdrain").await;
     fixture.s3.lift("down");
     fixture.worker.terminate();
     assert!(fixture.worker.exit(Duration::from_secs(30)).await.success());
@@ -107,12 +107,7 @@ async fn an_upload_that_could_not_be_aborted_is_aborted_before_the_worker_exits(
 
 #[tokio::test]
 async fn a_worker_exits_although_an_abort_gets_no_answer() {
-    let fixture = AcmeFixture::start("aborthangs").await;
-    fixture.s3.on("UploadPart").before(Effect::Error(400, "SomethingNew", "Nobody foresaw this."));
-    let down = Effect::Error(503, "ServiceUnavailable", "Please try again.");
-    fixture.s3.on("AbortMultipartUpload").named("down").before(down);
-    fixture.schedule("a", &bytes(12, 20 * MIB)).await;
-    fixture.failed("a", "unclassified").await;
+    let fixture = left_open("aborthangs").await;
     fixture.s3.on("AbortMultipartUpload").before(Effect::Delay(Duration::from_secs(120)));
     fixture.s3.lift("down");
     fixture.worker.terminate();
