@@ -33,7 +33,10 @@ use crate::upload::{Progress, RateLimiter, WriteGate};
 const TRANSFER_DEADLINE: Duration = Duration::from_hours(24);
 /// Time in which a transfer that is stopped must end.
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
-/// Interval at which a probe is checked for its first success.
+/// Time that the first job of a destination keeps its other jobs waiting. A destination that is
+/// broken has answered by then.
+const SLOW_START_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval at which a job that others wait for is checked for its first success.
 const PROBE_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Job that is attempted.
@@ -106,7 +109,10 @@ impl Attempts {
                 biased;
                 result = &mut attempt => result,
                 () = first_success(&permit, &progress) => {
-                    self.admission.destination_accepts(&owned.job.destination, &mut permit);
+                    if permit.is_probe() {
+                        self.admission.destination_accepts(&owned.job.destination, &mut permit);
+                    }
+                    permit.end_slow_start();
                     attempt.await
                 }
             }
@@ -114,9 +120,7 @@ impl Attempts {
         owned.state.end();
         self.replace_lost(delivery, owned);
         failpoints::hit("ended");
-        if matches!(result, TransferResult::Delivered(_)) {
-            permit.delivered(started.elapsed());
-        }
+        permit.ended(&result, started.elapsed());
         let finished_at = (self.clock)();
         let observed = self.admission.observe(owned.job, probe, result).await;
         let facts = AttemptFacts {
@@ -237,13 +241,22 @@ async fn unless_superseded(
     }
 }
 
-/// Resolves when a probe has sent data that S3 accepted; never for any other job.
+/// Resolves when a job that others wait for has sent data that S3 accepted; never for any other
+/// job. The first job of a destination keeps the others waiting for [`SLOW_START_TIMEOUT`] at most:
+/// its source may be slow.
 async fn first_success(permit: &Permit, progress: &Progress) {
-    if !permit.is_probe() {
-        return std::future::pending().await;
-    }
-    while !progress.has_sent() {
-        tokio::time::sleep(PROBE_CHECK_INTERVAL).await;
+    let accepted = async {
+        while !progress.has_sent() {
+            tokio::time::sleep(PROBE_CHECK_INTERVAL).await;
+        }
+    };
+    if permit.is_probe() {
+        accepted.await;
+    } else if permit.is_slow_start() {
+        // Elapsed or not, the slow start is over.
+        drop(timeout(SLOW_START_TIMEOUT, accepted).await);
+    } else {
+        std::future::pending().await
     }
 }
 

@@ -89,6 +89,20 @@ async fn a_broken_destination_is_asked_once_per_step_by_the_whole_fleet() {
     site.broker.clean().await;
 }
 
+/// A burst for a customer whose bucket is gone: no worker sends more than its first request.
+#[tokio::test]
+async fn a_burst_for_a_broken_destination_sends_one_request_per_worker() {
+    let (mut site, s3) = site("fleetburst").await;
+    site.destination("acme", &role_destination("no-such-bucket", ACME));
+    schedule(&site, "j", "acme", 60).await;
+    let workers = workers(&site).await;
+    circuits(&workers, 1).await;
+    deferrals(&workers, 60.0).await;
+    let requests = puts(&s3);
+    assert!((1..=WORKERS as usize).contains(&requests), "{requests} requests");
+    site.broker.clean().await;
+}
+
 #[tokio::test]
 async fn the_probe_of_a_worker_that_is_gone_is_another_ones() {
     let (mut site, s3) = site("fleetprobe").await;

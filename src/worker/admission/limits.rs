@@ -7,6 +7,9 @@
 //! its transfers end: ten thousand jobs for a slow customer return over the hours they take, and
 //! not every five seconds.
 //!
+//! A destination that this worker has not used yet has a slow start: one transfer, until that one
+//! shows that the destination works.
+//!
 //! While others need the slots, a destination whose transfers take far longer than the mean has no
 //! more than its share of them, whatever its own limit. One slow customer would otherwise hold half
 //! of the worker.
@@ -87,10 +90,23 @@ pub(super) struct DestinationPermit {
     destination: DestinationIdentity,
     since: Instant,
     took: Option<Duration>,
+    slow_start: bool,
     rate_limiter: Option<Arc<RateLimiter>>,
 }
 
 impl DestinationPermit {
+    /// Returns true if other jobs wait until this one shows that the destination works.
+    pub(super) fn is_slow_start(&self) -> bool {
+        self.slow_start
+    }
+
+    /// Ends the slow start of the destination, and grants permits to the jobs that wait for it.
+    pub(super) fn end_slow_start(&mut self) {
+        if std::mem::take(&mut self.slow_start) {
+            send(self.limits.end_slow_start(&self.destination));
+        }
+    }
+
     /// Restarts the clock of the transfer: its wait until now is not the destination's.
     pub(super) fn restart(&mut self) {
         if let Some(load) = self.limits.state().destinations.get_mut(&self.destination) {
@@ -102,6 +118,7 @@ impl DestinationPermit {
     /// destination.
     pub(super) fn delivered(&mut self, took: Duration) {
         self.took = Some(took);
+        self.end_slow_start();
     }
 
     /// Rate limiter of the destination, where it has a rate.
@@ -158,10 +175,12 @@ impl DestinationLimits {
         if !load.is_full() {
             return LimitDecision::Granted(self.permit(id, load, worker));
         }
-        let without_slot = worker.waiting < self.max_waiting && load.queue.len() < load.share(self.max_waiting);
+        let (about_to_start, queued) = (load.is_about_to_start(), load.queued());
+        let without_slot =
+            !about_to_start && worker.waiting < self.max_waiting && queued < load.share(self.max_waiting);
         // Jobs that wait in their slots fill the worker in the end, and then nothing more is consumed:
         // far cheaper than deferring the jobs of a fast customer.
-        if !without_slot && load.expected_wait() > IMMINENT_WAIT {
+        if !without_slot && !about_to_start && load.expected_wait() > IMMINENT_WAIT {
             return LimitDecision::Deferred(load.deferral());
         }
         let (grant, granted) = oneshot::channel();
@@ -212,8 +231,14 @@ impl DestinationLimits {
         worker: &mut WorkerLoad,
     ) -> DestinationPermit {
         let since = load.start(worker);
-        let rate_limiter = load.rate_limiter.clone();
-        DestinationPermit { limits: self.clone(), destination: destination.clone(), since, took: None, rate_limiter }
+        DestinationPermit {
+            limits: self.clone(),
+            destination: destination.clone(),
+            since,
+            took: None,
+            slow_start: load.is_in_slow_start(),
+            rate_limiter: load.rate_limiter.clone(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, LimitState> {
@@ -232,6 +257,14 @@ impl DestinationLimits {
             granted.extend(self.grant_waiting(&id, load, worker));
         }
         granted
+    }
+
+    fn end_slow_start(self: &Arc<Self>, destination: &DestinationIdentity) -> Granted {
+        let mut state = self.state();
+        let LimitState { destinations, worker, .. } = &mut *state;
+        let Some(load) = destinations.get_mut(destination) else { return Vec::new() };
+        load.end_slow_start();
+        self.grant_waiting(destination, load, worker)
     }
 
     /// Grants free permits to jobs that wait: by lane, and within a lane first come, first served.

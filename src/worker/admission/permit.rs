@@ -1,11 +1,13 @@
 //! Permit to run one transfer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::circuit::CircuitProbe;
 use super::limits::DestinationPermit;
+use crate::domain::outcome::{Class, TransferResult};
 use crate::upload::RateLimiter;
 use crate::worker::generations::ObjectGuard;
 
@@ -58,10 +60,25 @@ impl Permit {
         self.sole.is_some() || self.probe.is_some()
     }
 
-    /// Records a delivery that took this long.
-    pub(in crate::worker) fn delivered(&mut self, took: std::time::Duration) {
+    /// Returns true if other jobs wait until this one shows that the destination works.
+    pub(in crate::worker) fn is_slow_start(&self) -> bool {
+        self.destination.as_ref().is_some_and(DestinationPermit::is_slow_start)
+    }
+
+    /// Ends the slow start of the destination, if this job is its first one.
+    pub(in crate::worker) fn end_slow_start(&mut self) {
         if let Some(permit) = &mut self.destination {
-            permit.delivered(took);
+            permit.end_slow_start();
+        }
+    }
+
+    /// Records the result of the attempt, which took this long.
+    pub(in crate::worker) fn ended(&mut self, result: &TransferResult, took: Duration) {
+        let Some(permit) = &mut self.destination else { return };
+        match result {
+            TransferResult::Delivered(_) => permit.delivered(took),
+            TransferResult::Failed(failure) if failure.class() == Class::Destination => {}
+            _ => permit.end_slow_start(),
         }
     }
 

@@ -28,6 +28,9 @@ async fn with_few_file_descriptors_nothing_is_lost_and_no_job_fails() {
 #[tokio::test]
 async fn a_frozen_process_continues() {
     let fixture = AcmeFixture::start("standstill").await;
+    // The slow start of the destination is over.
+    fixture.schedule("first", b"hello").await;
+    fixture.delivered("first").await;
     fixture.s3.on("PutObject").before(Effect::Delay(Duration::from_secs(1)));
     fixture.schedule_many("job", 10).await;
     fixture.running(10.0).await;

@@ -51,6 +51,9 @@ pub(super) struct DestinationLoad<P> {
     allowed: u32,
     /// True when the rate limits the transfers, and not `max_concurrency`.
     rate_bound: bool,
+    /// True until the first transfer shows that the destination works. See
+    /// [`DestinationLoad::end_slow_start`].
+    slow_start: bool,
     /// Start of each running transfer.
     running: Vec<Instant>,
     pub(super) queue: Vec<WaitingJob<P>>,
@@ -90,6 +93,7 @@ impl<P> Default for DestinationLoad<P> {
             limit: 0,
             allowed: 0,
             rate_bound: false,
+            slow_start: true,
             running: Vec::new(),
             queue: Vec::new(),
             deferred: BTreeMap::new(),
@@ -199,9 +203,36 @@ impl<P> DestinationLoad<P> {
         };
     }
 
+    /// Lets the destination have all the transfers that it may have. Before this call it has one: a
+    /// broken destination is then asked once, and not by as many jobs as run at the same time.
+    pub(super) fn end_slow_start(&mut self) {
+        self.slow_start = false;
+    }
+
+    /// Returns true while the destination has one transfer at a time.
+    pub(super) fn is_in_slow_start(&self) -> bool {
+        self.slow_start
+    }
+
+    /// Returns true if the next job starts as soon as the slow start is over. It waits in its slot:
+    /// slots that are released meanwhile would be filled, and not be free when it starts.
+    pub(super) fn is_about_to_start(&self) -> bool {
+        self.queue.len() < self.started_by_slow_start()
+    }
+
+    /// Jobs that wait for transfers to end, and not for the end of the slow start.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len().saturating_sub(self.started_by_slow_start())
+    }
+
+    /// Waiting jobs that the end of the slow start lets start.
+    fn started_by_slow_start(&self) -> usize {
+        if self.slow_start { (self.allowed as usize).saturating_sub(self.running.len()) } else { 0 }
+    }
+
     /// Returns true if jobs wait for slots that others need, and not for its own transfers to end.
     pub(super) fn is_slot_bound(&self) -> bool {
-        !self.queue.is_empty() && self.running.len() < self.limit as usize
+        !self.slow_start && !self.queue.is_empty() && self.running.len() < self.limit as usize
     }
 
     /// Returns the deferred jobs that have not returned yet.
@@ -241,7 +272,7 @@ impl<P> DestinationLoad<P> {
 
     /// Returns the expected wait of a job that joins the queue now.
     pub(super) fn expected_wait(&self) -> Duration {
-        let before = u32::try_from(self.queue.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let before = u32::try_from(self.queued()).unwrap_or(u32::MAX).saturating_add(1);
         Duration::try_from_secs_f64(f64::from(before) * self.permit_interval()).unwrap_or(Duration::MAX)
     }
 
@@ -256,7 +287,8 @@ impl<P> DestinationLoad<P> {
 
     /// Returns true if no further transfer may start.
     pub(super) fn is_full(&self) -> bool {
-        self.running.len() >= self.allowed as usize
+        let allowed = if self.slow_start { self.allowed.min(1) } else { self.allowed };
+        self.running.len() >= allowed as usize
     }
 
     /// Returns the seconds of a transfer: the mean, or the median age of the running ones if that

@@ -21,7 +21,10 @@ fn limits() -> Arc<DestinationLimits> {
 
 fn now(limits: &Arc<DestinationLimits>, destination: &Destination) -> DestinationPermit {
     match limits.acquire(destination, Lane::Scheduled) {
-        LimitDecision::Granted(permit) => permit,
+        LimitDecision::Granted(mut permit) => {
+            permit.end_slow_start();
+            permit
+        }
         other => panic!("not now: {other:?}"),
     }
 }
@@ -37,7 +40,11 @@ fn soon(
     destination: &Destination,
     lane: Lane,
 ) -> oneshot::Receiver<DestinationPermit> {
-    match limits.acquire(destination, lane) {
+    called(limits.acquire(destination, lane))
+}
+
+fn called(decision: LimitDecision) -> oneshot::Receiver<DestinationPermit> {
+    match decision {
         LimitDecision::Queued(called) | LimitDecision::Imminent(called) => called,
         other => panic!("not soon: {other:?}"),
     }
@@ -66,6 +73,28 @@ async fn permits_are_limited_and_granted_by_lane() {
         state.worker.waiting == 0 && state.destinations.values_mut().all(DestinationLoad::is_idle),
         "nothing is left over"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_destination_has_one_transfer_until_it_is_shown_to_work() {
+    let (limits, acme) = (new(4, 16), destination(None, None));
+    let LimitDecision::Granted(first) = limits.acquire(&acme, Lane::Scheduled) else { panic!("the first starts") };
+    let waiting: Vec<_> = (0..8).map(|_| limits.acquire(&acme, Lane::Scheduled)).collect();
+    let in_slots = waiting.iter().take_while(|decision| matches!(decision, LimitDecision::Imminent(_))).count();
+    assert_eq!(in_slots, 3, "those that start next keep their slots");
+    let mut waiting: Vec<_> = waiting.into_iter().map(called).collect();
+    let granted = |waiting: &mut Vec<oneshot::Receiver<_>>| -> Vec<DestinationPermit> {
+        waiting.extract_if(.., |called| !called.is_empty()).map(|mut called| called.try_recv().unwrap()).collect()
+    };
+    assert!(granted(&mut waiting).is_empty(), "all wait for the first one");
+    drop(first);
+    let mut next = granted(&mut waiting);
+    assert_eq!(next.len(), 1, "it has shown nothing");
+    next[0].end_slow_start();
+    let more = granted(&mut waiting);
+    assert_eq!(more.len(), 3, "up to the limit");
+    drop((next, more));
+    assert_eq!(granted(&mut waiting).len(), 4, "and for good");
 }
 
 #[tokio::test(start_paused = true)]
