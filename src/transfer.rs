@@ -1,8 +1,10 @@
 //! One job from start to result: session, source, upload. Knows no queue and no attempts.
 
-use std::fmt;
+mod body;
+mod transport;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -18,13 +20,10 @@ use crate::domain::staging::SourceReader;
 use crate::metrics::Metrics;
 use crate::runtime::failpoints;
 use crate::session::Sessions;
-use crate::source::compress::{self, Packer};
-use crate::source::{SourceBody, SourceStream, Sources, counted, encoding};
+use crate::source::{SourceStream, Sources};
 use crate::telemetry::spans;
-use crate::upload::{
-    OpenUpload, Progress, RateLimiter, StopSignals, Target, UploadBody, UploadControl, Uploaded, Uploader, WriteGate,
-    fits, next_offset,
-};
+use crate::upload::{Target, UploadControl, Uploaded, Uploader, fits, next_offset};
+pub use transport::{TransferRequest, Transport};
 
 /// Everything a transfer uses. Built once, shared by all.
 #[derive(Debug)]
@@ -37,60 +36,6 @@ pub struct Transfers {
     pub uploader: Uploader,
     /// Metrics.
     pub metrics: Arc<Metrics>,
-}
-
-/// Inputs of one attempt, beside the job.
-#[derive(Debug)]
-pub struct TransferRequest<'a> {
-    /// The job's destination, resolved.
-    pub destination: &'a Arc<Destination>,
-    /// True if an earlier attempt may have written the object, or a try of this one whose reply was
-    /// lost.
-    pub may_be_written: AtomicBool,
-    /// Ends the attempt early, as `shutdown`.
-    pub stop: &'a StopSignals,
-    /// Bytes that S3 has accepted so far, for the status page.
-    pub progress: &'a Progress,
-    /// Checkpoint of an unfinished earlier attempt. It is resumed if source and destination are
-    /// unchanged, else aborted.
-    pub resume: Option<Checkpoint>,
-    /// Checkpoint of this attempt's upload. Its content at the end of a failed attempt is still
-    /// open on S3.
-    pub open_upload: &'a OpenUpload,
-    /// Rate limiter of the destination, shared by all its transfers.
-    pub rate_limiter: Option<&'a Arc<RateLimiter>>,
-    /// Permits the write of the object; `None` where the job has no generation.
-    pub gate: Option<&'a dyn WriteGate>,
-}
-
-/// Transfers of a worker. The tests of the worker use a simulated implementation.
-pub trait Transport: Send + Sync + fmt::Debug {
-    /// Makes one attempt. Nothing is read from the source before the session exists.
-    ///
-    /// If the future is dropped, the requests in flight end; an open upload is aborted in the
-    /// background, and the [`OpenUpload`] is cleared.
-    fn deliver<'a>(&'a self, job: &'a Job, attempt: TransferRequest<'a>) -> BoxFuture<'a, TransferResult>;
-
-    /// Aborts an upload that nobody will resume. Best effort: a refusal is counted.
-    fn abort_upload<'a>(&'a self, destination: &'a Arc<Destination>, checkpoint: &'a Checkpoint) -> BoxFuture<'a, ()>;
-
-    /// Gives each abort that waits in the background its last try, at once. Returns when all have
-    /// ended, or after `limit`. For a worker that exits.
-    fn finish_aborts(&self, _limit: Duration) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
-
-    /// Clears the cached denials, once a destination is reported as fixed.
-    fn forget_denials(&self) {}
-
-    /// Confirms by calls of our own that a failure which many destinations share is not theirs. See
-    /// [`Sessions::confirm_outage`]. A transport that can't ask confirms nothing.
-    fn confirm_outage<'a>(&'a self, _symptom: Symptom, _controls: &'a [Arc<Destination>]) -> BoxFuture<'a, bool> {
-        Box::pin(std::future::ready(false))
-    }
-
-    /// Tests a connection; `egress` holds the public addresses of the platform.
-    fn test<'a>(&'a self, destination: &'a Arc<Destination>, egress: &'a [String]) -> BoxFuture<'a, CheckReport>;
 }
 
 impl Transport for Transfers {
@@ -125,11 +70,8 @@ impl Transport for Transfers {
 }
 
 impl Transfers {
-    /// Makes one attempt. Nothing is read from the source before the session exists.
-    ///
-    /// If the future is dropped, the requests in flight end; an open upload is aborted in the
-    /// background, and the [`OpenUpload`] is cleared.
-    pub async fn run(&self, job: &Job, attempt: TransferRequest<'_>) -> TransferResult {
+    /// See [`Transport::deliver`].
+    async fn run(&self, job: &Job, attempt: TransferRequest<'_>) -> TransferResult {
         if job.expires_at.is_some_and(|at| at <= Timestamp::now()) {
             return TransferResult::Expired;
         }
@@ -188,13 +130,9 @@ impl Transfers {
         {
             return Ok(ended);
         }
-        let source = self
-            .opened(
-                attempt,
-                (job.source.location.scheme(), self.sources.open(&job.source, reader(job, attempt.destination))),
-            )
-            .await?;
-        let ended = self.send(job, attempt, key, (source, None)).await?;
+        let opening = self.sources.open(&job.source, reader(job, attempt.destination));
+        let source = self.opened(attempt, job.source.location.scheme(), opening).await?;
+        let ended = self.send(job, attempt, key, source, None).await?;
         ended.ok_or_else(|| Failure::new(Reason::S3Unavailable, "the upload disappeared while it was written"))
     }
 
@@ -217,7 +155,7 @@ impl Transfers {
             let offset = next_offset(&checkpoint);
             let opening =
                 self.sources.open_at(&job.source, reader(job, attempt.destination), &checkpoint.source, offset);
-            source = self.opened(attempt, (job.source.location.scheme(), opening)).await?;
+            source = self.opened(attempt, job.source.location.scheme(), opening).await?;
             // A checkpoint of a compressed upload counts plain bytes.
             source = source.filter(|source| job.compression == Compression::None || source.content_encoding.is_none());
         }
@@ -233,7 +171,7 @@ impl Transfers {
         };
         let (parts, bytes) = (checkpoint.parts.len(), checkpoint.bytes());
         tracing::info!(event = "upload_resumed", job_id = %job.id, parts, bytes, "resuming an unfinished upload");
-        let ended = self.send(job, attempt, key, (source, Some(checkpoint))).await?;
+        let ended = self.send(job, attempt, key, source, Some(checkpoint)).await?;
         if ended.is_none() {
             tracing::info!(
                 event = "upload_restarted",
@@ -248,7 +186,8 @@ impl Transfers {
     async fn opened<T>(
         &self,
         attempt: &TransferRequest<'_>,
-        (scheme, opening): (&str, impl Future<Output = Result<T, Failure>>),
+        scheme: &str,
+        opening: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let opened = async {
             let destination = attempt.destination;
@@ -269,7 +208,8 @@ impl Transfers {
         job: &Job,
         attempt: &TransferRequest<'_>,
         key: &ObjectKey,
-        (source, resume): (SourceStream, Option<Checkpoint>),
+        source: SourceStream,
+        resume: Option<Checkpoint>,
     ) -> Result<Option<TransferResult>, Failure> {
         if let Some(length) = source.length {
             attempt.progress.source_opened(length);
@@ -281,12 +221,12 @@ impl Transfers {
         let attributes = attributes(job, source.content_encoding.as_deref());
         let length_unproven = source.length_unproven;
         let (body, mark, read) = match job.compression {
-            Compression::None => (plain(source), mark, None),
+            Compression::None => (body::plain(source), mark, None),
             compression if mark.is_none() || equal_parts || source.content_encoding.is_some() => {
-                let (body, read) = compressed(source, compression)?;
+                let (body, read) = body::compressed(source, compression)?;
                 (body, None, Some(read))
             }
-            compression => (packed(source, compression, resume.as_ref()), mark, None),
+            compression => (body::packed(source, compression, resume.as_ref()), mark, None),
         };
         let target = Target {
             destination: attempt.destination,
@@ -339,37 +279,4 @@ fn attributes(job: &Job, source: Option<&str>) -> ObjectAttributes {
     let mut attributes = job.object.clone();
     attributes.content_encoding = attributes.content_encoding.or(encoding);
     attributes
-}
-
-/// The bytes as they are.
-fn plain(source: SourceStream) -> UploadBody {
-    match source.body {
-        SourceBody::File(file) => UploadBody::File(file),
-        SourceBody::Chunks(chunks) => UploadBody::Chunks { chunks, length: source.length },
-    }
-}
-
-/// Compresses the source on the way, once it is decoded; the counter holds the bytes read.
-fn compressed(source: SourceStream, compression: Compression) -> Result<(UploadBody, Arc<AtomicU64>), Failure> {
-    let chunks = match source.body {
-        SourceBody::File(file) => file.chunks(),
-        SourceBody::Chunks(chunks) => chunks,
-    };
-    let (chunks, read) = counted(chunks);
-    let chunks = match source.content_encoding.filter(|_| source.length != Some(0)) {
-        Some(encodings) => encoding::decode(chunks, &encodings)?,
-        None => chunks,
-    };
-    Ok((UploadBody::Chunks { chunks: compress::compress(chunks, compression), length: None }, read))
-}
-
-/// Like [`compressed`], but resumable after every part; with `resume` it starts at the checkpoint.
-fn packed(source: SourceStream, compression: Compression, resume: Option<&Checkpoint>) -> UploadBody {
-    let from = resume.and_then(|checkpoint| checkpoint.unbroken().last()).and_then(|part| part.packed);
-    let from = from.unwrap_or_default();
-    let chunks = match source.body {
-        SourceBody::File(file) => file.chunks_from(from.source),
-        SourceBody::Chunks(chunks) => chunks,
-    };
-    UploadBody::Packed(Box::new(Packer::new(chunks, compression, from)))
 }
