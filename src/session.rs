@@ -26,7 +26,7 @@ use aws_sdk_s3::config::retry::RetryPartition;
 use aws_sdk_s3::config::{Credentials, IdentityCache};
 
 use crate::config::{AwsConfig, Flavor, SessionConfig};
-use crate::domain::destination::{Auth, Destination, DestinationIdentity, Region};
+use crate::domain::destination::{Auth, Destination, DestinationIdentity, ExternalId, Region, RoleArn};
 use crate::domain::outcome::{Failure, Reason};
 use crate::domain::policy::{PolicyForm, session_policy_in};
 use crate::metrics::{Metrics, SessionRequest};
@@ -217,15 +217,7 @@ impl Sessions {
     /// Errors: any failure but a denial.
     pub async fn open_without_external_id(&self, destination: &Destination) -> Result<bool, Failure> {
         let Auth::IamRole { role_arn, .. } = &destination.auth else { return Ok(false) };
-        let (region, policy) = (&destination.region, self.session_policy(destination, &destination.region));
-        let role = assume::RoleRequest {
-            arn: role_arn,
-            external_id: None,
-            destination,
-            region,
-            policy,
-            retries: self.retry_budget(&destination.identity),
-        };
+        let role = self.role_request(role_arn, None, destination, &destination.region);
         match assume::request(&self.identity, &self.aws, &role).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.reason == Reason::AssumeRoleDenied => Ok(false),
@@ -276,15 +268,7 @@ impl Sessions {
         let credentials = match &destination.auth {
             Auth::IamRole { .. } if !self.config.role_auth => return Err(role_auth_off()),
             Auth::IamRole { role_arn, external_id } => {
-                let (external_id, policy) = (external_id.as_ref(), self.session_policy(destination, region));
-                let role = assume::RoleRequest {
-                    arn: role_arn,
-                    external_id,
-                    destination,
-                    region,
-                    policy,
-                    retries: self.retry_budget(&destination.identity),
-                };
+                let role = self.role_request(role_arn, external_id.as_ref(), destination, region);
                 // Boxed: rare, and large inside the future of every request to S3.
                 Box::pin(self.assume(role)).await?
             }
@@ -327,6 +311,18 @@ impl Sessions {
             }
             Err(failure) => Err(self.judged(failure, role.destination, role.region).await),
         }
+    }
+
+    fn role_request<'a>(
+        &self,
+        arn: &'a RoleArn,
+        external_id: Option<&'a ExternalId>,
+        destination: &'a Destination,
+        region: &'a Region,
+    ) -> assume::RoleRequest<'a> {
+        let policy = self.session_policy(destination, region);
+        let retries = self.retry_budget(&destination.identity);
+        assume::RoleRequest { arn, external_id, destination, region, policy, retries }
     }
 
     /// Returns the retry budget of a destination: one that fails must not use up that of others.

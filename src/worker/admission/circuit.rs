@@ -44,6 +44,8 @@ const INCONCLUSIVE_PROBE_INTERVAL: Duration = Duration::from_secs(30);
 const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// Age from which a report of another worker is one of the past.
 const PAST: Duration = Duration::from_secs(60);
+/// Cause of closing a breaker that opened in an outage.
+const PART_OF_OUTAGE: &str = "the failure is part of an outage";
 
 /// Circuit breakers of one worker.
 #[derive(Debug)]
@@ -173,7 +175,7 @@ impl CircuitBreakers {
 
     /// Closes a breaker whose evidence is part of an outage.
     pub(super) fn clear(&self, destination: &DestinationIdentity) {
-        if self.close(destination, "the failure is part of an outage") {
+        if self.close(destination, PART_OF_OUTAGE) {
             self.report(destination, CircuitChange::Closed);
         }
     }
@@ -212,14 +214,8 @@ impl CircuitBreakers {
             |breaker: &CircuitBreaker| breaker.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
         let recent: Vec<_> = breakers.extract_if(|_, breaker| is_recent(breaker)).collect();
         for (destination, _) in recent.iter().filter(|(_, breaker)| breaker.open.is_some()) {
-            self.show(&breakers, destination);
+            self.closed(&breakers, destination, PART_OF_OUTAGE);
             self.report(destination, CircuitChange::Closed);
-            tracing::info!(
-                event = "circuit_closed",
-                destination = %destination.id(),
-                why = "the failure is part of an outage",
-                "circuit breaker closed"
-            );
         }
     }
 
@@ -235,10 +231,15 @@ impl CircuitBreakers {
         let removed = breakers.remove(destination);
         let known = removed.is_some();
         if removed.is_some_and(|breaker| breaker.is_open()) {
-            self.show(&breakers, destination);
-            tracing::info!(event = "circuit_closed", destination = %destination.id(), why, "circuit breaker closed");
+            self.closed(&breakers, destination, why);
         }
         known
+    }
+
+    /// Records that an open breaker was removed.
+    fn closed(&self, breakers: &HashMap<DestinationIdentity, CircuitBreaker>, closed: &DestinationIdentity, why: &str) {
+        self.show(breakers, closed);
+        tracing::info!(event = "circuit_closed", destination = %closed.id(), why, "circuit breaker closed");
     }
 
     /// Sets the gauge of a breaker that closed. It is that of all destinations with the same id.
