@@ -38,7 +38,8 @@
 //! | outcome, then copy, then acknowledgement | `queue/rabbitmq/settle.rs`, `queue/sqlite/settle.rs` |
 //! | the choice of the broker | `queue/broker.rs` |
 //! | what a command asks of the broker | `queue/admin.rs` |
-//! | the opening of a circuit breaker | `worker/admission/circuit.rs`, `trips` |
+//! | the opening of a circuit breaker | `worker/admission/circuit/breaker.rs`, `trips` |
+//! | the decision who is at fault | `worker/admission/fault.rs`, `observe` |
 //! | the default of a setting | `config/defaults.rs` |
 //! | the definition of a metric | `metrics/families.rs` |
 //!

@@ -12,26 +12,21 @@ mod cache;
 mod caller;
 mod home;
 mod identity;
+mod key;
+mod outage;
 mod policy;
+mod regions;
 mod static_key;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition};
-use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{
-    BehaviorVersion, Credentials, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation,
-    StalledStreamProtectionConfig,
-};
+use aws_sdk_s3::config::retry::RetryPartition;
+use aws_sdk_s3::config::{Credentials, IdentityCache};
 
 use crate::config::{AwsConfig, Flavor, SessionConfig};
-use crate::domain::destination::{
-    Auth, BucketName, Destination, DestinationIdentity, EncryptionAlgorithm, ExternalId, Prefix, Region, SecretSource,
-    SessionPolicyMode,
-};
+use crate::domain::destination::{Auth, Destination, DestinationIdentity, ExternalId, Region, RoleArn};
 use crate::domain::outcome::{Failure, Reason};
 use crate::domain::policy::{PolicyForm, session_policy_in};
 use crate::metrics::{Metrics, SessionRequest};
@@ -40,15 +35,11 @@ pub use cache::SessionStatus;
 use cache::{Cache, CacheLookup, FetchedValue};
 use home::HomeIdentity;
 pub use identity::WorkerIdentity;
+use key::SessionKey;
+use regions::LearntRegions;
 
-/// Time-out for making a TCP and TLS connection to S3 or STS. One value for all clients: different
-/// ones would split the connection pool.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time after which an unused session is evicted.
 const IDLE_TIMEOUT: Duration = Duration::from_hours(2);
-
-/// Largest number of learnt regions that differ from the configuration.
-const MAX_LEARNT_REGIONS: usize = 10_000;
 /// Largest number of sessions whose usual policy STS refused.
 const MAX_POLICY_FORMS: u64 = 10_000;
 
@@ -69,25 +60,6 @@ impl S3Session {
     }
 }
 
-/// Cache key of a session: every input of AssumeRole and of its policy.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct SessionKey {
-    tenant: Option<String>,
-    /// The role's ARN, or the access key id.
-    principal: Arc<str>,
-    external_id: Option<ExternalId>,
-    secret_file: Option<std::path::PathBuf>,
-    region: Region,
-    bucket: BucketName,
-    prefix: Prefix,
-    kms: Option<Arc<str>>,
-    algorithm: Option<EncryptionAlgorithm>,
-    policy: Option<SessionPolicyMode>,
-    /// Destination of an access key. Roles that agree in all other fields share a session;
-    /// destinations with the same access key id and different secrets must not.
-    owner: Option<DestinationIdentity>,
-}
-
 /// The cache of sessions. Built once.
 #[derive(Debug)]
 pub struct Sessions {
@@ -96,7 +68,7 @@ pub struct Sessions {
     identity: WorkerIdentity,
     cache: Cache<SessionKey, Arc<S3Session>>,
     home: HomeIdentity,
-    learnt: RwLock<HashMap<(DestinationIdentity, BucketName), Region>>,
+    regions: LearntRegions,
     /// Forms of the session policy that STS took after it had refused the usual one.
     policy_forms: moka::sync::Cache<SessionKey, PolicyForm>,
     /// Retry budgets of AssumeRole. The SDK keeps those that it makes itself for ever.
@@ -116,7 +88,7 @@ impl Sessions {
             identity,
             cache,
             home: HomeIdentity::new(),
-            learnt: RwLock::default(),
+            regions: LearntRegions::default(),
             policy_forms,
             retry_budgets,
             metrics,
@@ -131,7 +103,7 @@ impl Sessions {
     /// (worker).
     pub async fn get(&self, destination: &Destination) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
-        let answer = self.cache.get(Self::key(destination, &region), || self.fetch(destination, &region)).await;
+        let answer = self.cache.get(SessionKey::of(destination, &region), || self.fetch(destination, &region)).await;
         self.count(answer)
     }
 
@@ -139,7 +111,7 @@ impl Sessions {
     /// already did.
     pub async fn renew(&self, destination: &Destination, stale: &Arc<S3Session>) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
-        let key = Self::key(destination, &region);
+        let key = SessionKey::of(destination, &region);
         let is_stale = |current: &Arc<S3Session>| Arc::ptr_eq(current, stale);
         let answer = self.cache.renew(key, is_stale, || self.fetch(destination, &region)).await;
         self.count(answer)
@@ -147,27 +119,18 @@ impl Sessions {
 
     /// Caches the actual region of a bucket; later sessions of this destination use it.
     pub fn learn_region(&self, destination: &Destination, region: &Region) {
-        let Ok(mut learnt) = self.learnt.write() else { return };
-        if learnt.len() >= MAX_LEARNT_REGIONS {
-            // Inline destinations come without end. What is forgotten is learnt again by one request.
-            learnt.clear();
-        }
-        learnt.insert((destination.identity.clone(), destination.bucket.clone()), region.clone());
+        self.regions.learn(destination, region);
     }
 
     /// The region requests of this destination go to: the learnt one, else the configured one.
     pub fn region(&self, destination: &Destination) -> Region {
-        let learnt = self.learnt.read().ok();
-        let known = learnt
-            .filter(|learnt| !learnt.is_empty())
-            .and_then(|learnt| learnt.get(&(destination.identity.clone(), destination.bucket.clone())).cloned());
-        known.unwrap_or_else(|| destination.region.clone())
+        self.regions.of(destination)
     }
 
     /// Returns the status of the sessions of these destinations, in their order. Nothing is
     /// fetched, and this does not count as use.
     pub fn status(&self, destinations: &[&Destination]) -> Vec<SessionStatus> {
-        let keys: Vec<_> = destinations.iter().map(|one| Self::key(one, &self.region(one))).collect();
+        let keys: Vec<_> = destinations.iter().map(|one| SessionKey::of(one, &self.region(one))).collect();
         self.cache.status(&keys)
     }
 
@@ -254,15 +217,7 @@ impl Sessions {
     /// Errors: any failure but a denial.
     pub async fn open_without_external_id(&self, destination: &Destination) -> Result<bool, Failure> {
         let Auth::IamRole { role_arn, .. } = &destination.auth else { return Ok(false) };
-        let (region, policy) = (&destination.region, self.session_policy(destination, &destination.region));
-        let role = assume::RoleRequest {
-            arn: role_arn,
-            external_id: None,
-            destination,
-            region,
-            policy,
-            retries: self.retry_budget(&destination.identity),
-        };
+        let role = self.role_request(role_arn, None, destination, &destination.region);
         match assume::request(&self.identity, &self.aws, &role).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.reason == Reason::AssumeRoleDenied => Ok(false),
@@ -274,20 +229,19 @@ impl Sessions {
     /// failure does not affect transfers that have a session.
     pub async fn fresh(&self, destination: &Destination) -> Result<Arc<S3Session>, Failure> {
         let region = self.region(destination);
-        let answer = self.cache.refresh(Self::key(destination, &region), || self.fetch(destination, &region)).await;
+        let answer =
+            self.cache.refresh(SessionKey::of(destination, &region), || self.fetch(destination, &region)).await;
         self.count(answer)
     }
 
     /// Removes the learnt region of a destination.
     pub fn forget_region(&self, destination: &Destination) {
-        if let Ok(mut learnt) = self.learnt.write() {
-            learnt.remove(&(destination.identity.clone(), destination.bucket.clone()));
-        }
+        self.regions.forget(destination);
     }
 
     /// Removes the cached denial of a destination that was reconfigured.
     pub fn forget_denial(&self, destination: &Destination) {
-        self.cache.forget_denial(&Self::key(destination, &self.region(destination)));
+        self.cache.forget_denial(&SessionKey::of(destination, &self.region(destination)));
     }
 
     /// Removes all cached denials, after a fix.
@@ -310,49 +264,11 @@ impl Sessions {
         result
     }
 
-    fn key(destination: &Destination, region: &Region) -> SessionKey {
-        let mut key = SessionKey {
-            tenant: destination.tenant.clone(),
-            principal: "".into(),
-            external_id: None,
-            secret_file: None,
-            region: region.clone(),
-            bucket: destination.bucket.clone(),
-            prefix: destination.prefix.clone(),
-            kms: destination.encryption.as_ref().map(|kms| kms.key_arn.as_str().into()),
-            algorithm: destination.algorithm,
-            policy: destination.session_policy,
-            owner: None,
-        };
-        match &destination.auth {
-            Auth::IamRole { role_arn, external_id } => {
-                key.principal = role_arn.as_str().into();
-                key.external_id.clone_from(external_id);
-            }
-            Auth::AccessKey { access_key_id, secret } => {
-                key.principal = access_key_id.as_str().into();
-                key.owner = Some(destination.identity.clone());
-                if let SecretSource::File(path) = secret {
-                    key.secret_file = Some(path.clone());
-                }
-            }
-        }
-        key
-    }
-
     async fn fetch(&self, destination: &Destination, region: &Region) -> Result<FetchedValue<Arc<S3Session>>, Failure> {
         let credentials = match &destination.auth {
             Auth::IamRole { .. } if !self.config.role_auth => return Err(role_auth_off()),
             Auth::IamRole { role_arn, external_id } => {
-                let (external_id, policy) = (external_id.as_ref(), self.session_policy(destination, region));
-                let role = assume::RoleRequest {
-                    arn: role_arn,
-                    external_id,
-                    destination,
-                    region,
-                    policy,
-                    retries: self.retry_budget(&destination.identity),
-                };
+                let role = self.role_request(role_arn, external_id.as_ref(), destination, region);
                 // Boxed: rare, and large inside the future of every request to S3.
                 Box::pin(self.assume(role)).await?
             }
@@ -371,7 +287,7 @@ impl Sessions {
             return Err(home::with_remedy(conflict, role.destination));
         }
         let assume = async |role: &_| assume::assume(&self.identity, &self.aws, role, &self.metrics).await;
-        let key = Self::key(role.destination, role.region);
+        let key = SessionKey::of(role.destination, role.region);
         let (mut granted, mut form) = (assume(&role).await, self.policy_form(role.destination, &key));
         let usual = form;
         while let (Err(failure), Some(refused)) = (&granted, form)
@@ -397,6 +313,18 @@ impl Sessions {
         }
     }
 
+    fn role_request<'a>(
+        &self,
+        arn: &'a RoleArn,
+        external_id: Option<&'a ExternalId>,
+        destination: &'a Destination,
+        region: &'a Region,
+    ) -> assume::RoleRequest<'a> {
+        let policy = self.session_policy(destination, region);
+        let retries = self.retry_budget(&destination.identity);
+        assume::RoleRequest { arn, external_id, destination, region, policy, retries }
+    }
+
     /// Returns the retry budget of a destination: one that fails must not use up that of others.
     fn retry_budget(&self, destination: &DestinationIdentity) -> RetryPartition {
         let new = || RetryPartition::custom("consign-assume-role").build();
@@ -404,39 +332,11 @@ impl Sessions {
     }
 
     fn client(&self, credentials: Credentials, region: &Region) -> aws_sdk_s3::Client {
-        let mut config = s3_config(&self.aws, &self.identity, region).credentials_provider(credentials);
+        let mut config = self.identity.s3_config(&self.aws, region).credentials_provider(credentials);
         // The credentials are fixed; the SDK's shared identity cache would only evict at random what we keep ourselves.
         config.set_identity_cache(IdentityCache::no_cache());
         aws_sdk_s3::Client::from_conf(config.build())
     }
-}
-
-/// Returns the settings that all S3 clients of this program share, without credentials.
-fn s3_config(aws: &AwsConfig, identity: &WorkerIdentity, region: &Region) -> aws_sdk_s3::config::Builder {
-    let mut config = aws_sdk_s3::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(aws_sdk_s3::config::Region::new(region.as_str().to_owned()))
-        .http_client(identity.http_client())
-        .retry_config(RetryConfig::disabled())
-        // One for all: the SDK keeps one for each region that a job names, for ever.
-        .retry_partition(RetryPartition::new("consign-s3"))
-        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
-        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-        .disable_s3_express_session_auth(true)
-        .force_path_style(aws.force_path_style);
-    match &aws.s3_endpoint_url {
-        Some(url) => config.set_endpoint_url(Some(endpoint(url))),
-        // As STS has them: from the configuration, the environment or the profile.
-        None => config.set_use_fips(identity.sdk().use_fips()).set_use_dual_stack(identity.sdk().use_dual_stack()),
-    };
-    config
-}
-
-/// The URL without the slash that `url` adds: the SDK appends paths to it.
-fn endpoint(url: &url::Url) -> String {
-    url.as_str().trim_end_matches('/').to_owned()
 }
 
 fn role_auth_off() -> Failure {

@@ -31,10 +31,11 @@ mod sample;
 mod settle;
 mod settlement;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -108,13 +109,15 @@ impl Worker {
         let generations = Generations::new(&parts);
         let admission = Arc::new(Admission::new(
             &parts,
-            (cancellations.clone(), generations.clone()),
+            cancellations.clone(),
+            generations.clone(),
             reports.clone(),
             stop.hand_off.clone(),
         ));
         let runner = Arc::new(Runner::new(
             &parts,
-            (admission.clone(), generations.clone()),
+            admission.clone(),
+            generations.clone(),
             activity.clone(),
             reports.clone(),
             stop.clone(),
@@ -155,12 +158,12 @@ impl Worker {
     /// Resets a destination: its configuration changed, or an operator says that it is fixed. Its
     /// circuit breaker closes, cached denials are dropped, and its delayed jobs are released.
     pub fn reset_circuit(&self, destination: &DestinationIdentity) {
-        self.admission.reset(destination);
+        self.admission.recovery().reset(destination);
     }
 
     /// Returns `Ok` while jobs are consumed, else the reason why not.
     pub fn ready(&self) -> Result<(), String> {
-        self.admission.fault().map_or_else(|| self.queue.ready(), Err)?;
+        self.admission.health().fault().map_or_else(|| self.queue.ready(), Err)?;
         let started = self.lifecycle.started.load(Ordering::Acquire);
         started.then_some(()).ok_or_else(|| "control messages of the past are being read".to_owned())
     }
@@ -172,7 +175,7 @@ impl Worker {
 
     /// Returns true while the runtime schedules the worker: false when its heartbeat is late.
     pub fn alive(&self) -> bool {
-        self.lifecycle.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < HEARTBEAT_TIMEOUT
+        self.lifecycle.heartbeat.lock().elapsed() < HEARTBEAT_TIMEOUT
     }
 
     /// Consumes jobs until `drain` is cancelled, then drains within `worker.drain_timeout`: running
@@ -184,7 +187,7 @@ impl Worker {
         let heartbeat = tokio::spawn(self.clone().beat());
         let releases = tokio::spawn({
             let (worker, drain) = (self.clone(), drain.clone());
-            async move { worker.admission.release_until(&drain).await }
+            async move { worker.admission.recovery().release_until(&drain).await }
         });
         let reports = tokio::spawn(self.reports.clone().publish(self.queue.clone(), self.control.clock()));
         let drained = self.serve(&drain).await;
@@ -234,7 +237,7 @@ impl Worker {
         let Lifecycle { metrics, stop, drain_timeout, .. } = &self.lifecycle;
         let deadline = Instant::now() + *drain_timeout;
         metrics.set_draining(true);
-        self.admission.drain();
+        self.admission.health().drain();
         tracing::info!(event = "drain_started", seconds = drain_timeout.as_secs(), running = tasks.len(), "draining");
         // A transfer that another worker can resume is handed off at once: waiting would only interrupt
         // it later.
@@ -267,7 +270,7 @@ impl Worker {
             tick.tick().await;
             metrics.set_oldest_in_flight(activity.oldest());
             activity.tick();
-            *heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            *heartbeat.lock() = Instant::now();
         }
     }
 

@@ -1,12 +1,13 @@
 //! Outcomes as they come, and what is made of their times.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use lapin::Consumer;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -60,7 +61,7 @@ impl Arrivals {
         let noted = seen.clone();
         let reader = tokio::spawn(async move {
             while let Some(Ok(message)) = outcomes.next().await {
-                lock(&noted).note(&message.data);
+                noted.lock().note(&message.data);
             }
         });
         Self { seen, reader }
@@ -68,12 +69,12 @@ impl Arrivals {
 
     /// Number of delivered jobs whose id begins like this.
     pub fn count(&self, begin: &str) -> usize {
-        lock(&self.seen).delivered.keys().filter(|id| id.starts_with(begin)).count()
+        self.seen.lock().delivered.keys().filter(|id| id.starts_with(begin)).count()
     }
 
     /// Deliveries that were reported more than once.
     pub fn doubled(&self) -> u64 {
-        lock(&self.seen).doubled
+        self.seen.lock().doubled
     }
 
     /// Delivery time of each of these jobs; waits for the last one.
@@ -85,8 +86,8 @@ impl Arrivals {
     pub async fn each(&self, ids: &[String]) -> Fallible<Vec<Arrival>> {
         let begun = Instant::now();
         for id in ids {
-            while !lock(&self.seen).delivered.contains_key(id) {
-                if let Some(odd) = &lock(&self.seen).odd {
+            while !self.seen.lock().delivered.contains_key(id) {
+                if let Some(odd) = &self.seen.lock().odd {
                     return Err(format!("not delivered: {odd}").into());
                 }
                 if begun.elapsed() > SILENCE {
@@ -95,7 +96,7 @@ impl Arrivals {
                 sleep(Duration::from_millis(20)).await;
             }
         }
-        let seen = lock(&self.seen);
+        let seen = self.seen.lock();
         Ok(ids.iter().filter_map(|id| seen.delivered.get(id).copied()).collect())
     }
 }
@@ -116,10 +117,6 @@ impl Seen {
             _ => self.odd = Some(String::from_utf8_lossy(data).into_owned()),
         }
     }
-}
-
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The value below which this share of them lies.

@@ -6,12 +6,13 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -107,7 +108,7 @@ impl Client {
 
     async fn send(&self, method: Method, target: String, body: Chunks) -> Fallible<Response<Bytes>> {
         let _permit = self.permits.acquire().await?;
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self.idle.lock().pop();
         let mut sender = match idle {
             Some(sender) => sender,
             None => self.endpoint.connect().await?,
@@ -119,7 +120,7 @@ impl Client {
         if !answer.status().is_success() {
             return Err(format!("the null server answered {}", answer.status()).into());
         }
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        self.idle.lock().push(sender);
         Ok(answer)
     }
 }

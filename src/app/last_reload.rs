@@ -1,9 +1,10 @@
 //! The result of the last reload. After a failed one, the running configuration is older than the
 //! file.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 /// Lines of problems that are kept; a file may have thousands.
@@ -34,11 +35,11 @@ impl LastReload {
 
     /// Returns the failure; `None` if the last reload succeeded or there was none.
     pub(super) fn failure(&self) -> Option<FailedReload> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     fn set(&self, failure: Option<FailedReload>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        *self.0.lock() = failure;
     }
 }
 

@@ -3,10 +3,11 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -63,23 +64,15 @@ struct WaitState {
 }
 
 impl WaitState {
-    fn tracker(&self) -> MutexGuard<'_, OutcomeTracker> {
-        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lost(&self) -> MutexGuard<'_, Option<String>> {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn counts(&self) -> OutcomeCounts {
-        self.tracker().counts()
+        self.tracker.lock().counts()
     }
 
     /// Pending jobs, with the cause as far as workers know it.
     async fn pending(&self, workers: &Workers) -> PendingReport {
-        let destinations = self.tracker().pending_destinations();
+        let destinations = self.tracker.lock().pending_destinations();
         let reports = workers.reports(&destinations.iter().map(String::as_str).collect()).await;
-        PendingReport::new(self.tracker().pending(), &reports)
+        PendingReport::new(self.tracker.lock().pending(), &reports)
     }
 
     /// Records and shows an outcome. Those before `since` do not count.
@@ -87,7 +80,7 @@ impl WaitState {
         let Ok(event) = serde_json::from_slice::<Value>(body) else { return };
         let Ok(outcome) = ObservedOutcome::deserialize(&event) else { return };
         let Some(kind) = outcome.kind().filter(|_| outcome.counts(since)) else { return };
-        let Some(first) = self.tracker().record(&outcome.subject, kind, &outcome.data) else { return };
+        let Some(first) = self.tracker.lock().record(&outcome.subject, kind, &outcome.data) else { return };
         if !first && kind != OutcomeKind::Delivered {
             return;
         }
@@ -106,7 +99,7 @@ impl WaitState {
         if self.progress.has_bar() {
             self.progress.label(counts.to_string());
         } else if self.shown == ShownOutcomes::Failures {
-            let mut shown_at = self.counts_shown_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shown_at = self.counts_shown_at.lock();
             if shown_at.elapsed() >= COUNTS_INTERVAL {
                 *shown_at = Instant::now();
                 self.progress.notice(&counts.to_string());
@@ -144,12 +137,12 @@ impl OutcomeWaiter {
 
     /// Adds a job that is about to be published.
     pub(super) fn expect(&self, id: &str, destination: &str) {
-        self.state.tracker().expect(id, destination);
+        self.state.tracker.lock().expect(id, destination);
     }
 
     /// Removes a job that was not published.
     pub(super) fn forget(&self, id: &str, destination: &str) {
-        self.state.tracker().forget(id, destination);
+        self.state.tracker.lock().forget(id, destination);
     }
 
     /// Records an outcome from before the subscription. Those before `since` belong to an earlier
@@ -173,7 +166,7 @@ impl OutcomeWaiter {
             return Exit::Signal(TerminationSignal::Interrupt);
         }
         if counts.pending() > 0 {
-            let lost = state.lost().clone();
+            let lost = state.lost.lock().clone();
             let fallback = if end == WaitEnd::TimedOut { "timed out" } else { "the broker was lost" };
             let reason = lost.unwrap_or_else(|| fallback.to_owned());
             let pending = state.pending(options.workers).await;
@@ -190,7 +183,7 @@ impl OutcomeWaiter {
         let ended = self.changed.wait_for(|()| {
             let counts = state.counts();
             state.show_counts(counts);
-            counts.pending() == 0 || state.lost().is_some()
+            counts.pending() == 0 || state.lost.lock().is_some()
         });
         tokio::select! {
             in_time = within(options.timeout, ended) => if in_time { WaitEnd::Ended } else { WaitEnd::TimedOut },
@@ -254,7 +247,7 @@ async fn receive_all(mut outcomes: Box<dyn Outcomes>, state: Arc<WaitState>, not
                 notify.send_replace(());
             }
             Err(problem) => {
-                *state.lost() = Some(problem.to_string());
+                *state.lost.lock() = Some(problem.to_string());
                 notify.send_replace(());
                 return;
             }

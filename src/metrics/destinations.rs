@@ -2,8 +2,8 @@
 //! `_other`.
 
 use std::collections::HashSet;
-use std::sync::RwLock;
 
+use parking_lot::RwLock;
 use prometheus::{IntCounterVec, IntGaugeVec};
 
 use super::labels::OUTCOMES;
@@ -83,15 +83,15 @@ impl DestinationMetrics {
     /// Returns true if the circuit breaker of a destination is open. Always false without a label
     /// of its own.
     pub fn circuit_open(&self, destination: &DestinationId) -> bool {
-        let known = self.known.read().is_ok_and(|known| known.contains(destination));
+        let known = self.known.read().contains(destination);
         known && self.circuit_open.with_label_values(&[destination.as_str()]).get() == 1
     }
 
     fn label<'a>(&self, destination: &'a DestinationId) -> &'a str {
-        if self.known.read().is_ok_and(|known| known.contains(destination)) {
+        if self.known.read().contains(destination) {
             return destination.as_str();
         }
-        let Ok(mut known) = self.known.write() else { return OTHER };
+        let mut known = self.known.write();
         if known.len() >= self.max && !known.contains(destination) {
             return OTHER;
         }

@@ -38,98 +38,70 @@ pub(super) const PARTS: [&str; 3] = ["ok", "failed", "retried"];
 /// The results of calling AssumeRole: `result`.
 pub(super) const ASSUME_ROLE: [&str; 3] = ["ok", "denied", "error"];
 
-/// The results of a reply: `result` of `consign_replies_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplyResult {
-    /// The broker has it.
-    Sent,
-    /// Its address is not permitted.
-    Refused,
-    /// The queue does not exist, is full, or did not confirm in time.
-    Failed,
+/// Defines the values of a label, each with its text.
+macro_rules! label_values {
+    ($($(#[doc = $doc:literal])+ $name:ident { $(#[doc = $meaning:literal] $variant:ident $text:literal,)* })*) => {
+        $(
+            $(#[doc = $doc])+
+            #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+            pub enum $name {
+                $(#[doc = $meaning] $variant,)*
+            }
+
+            impl $name {
+                pub(super) const ALL: [Self; [$($text,)*].len()] = [$(Self::$variant,)*];
+
+                pub(super) fn as_str(self) -> &'static str {
+                    match self { $(Self::$variant => $text,)* }
+                }
+            }
+        )*
+    };
 }
 
-impl ReplyResult {
-    pub(super) const ALL: [Self; 3] = [Self::Sent, Self::Refused, Self::Failed];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Sent => "sent",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-        }
+label_values! {
+    /// The results of a reply: `result` of `consign_replies_total`.
+    ReplyResult {
+        /// The broker has it.
+        Sent "sent",
+        /// Its address is not permitted.
+        Refused "refused",
+        /// The queue does not exist, is full, or did not confirm in time.
+        Failed "failed",
     }
-}
 
-/// The source of the answer to a session request: `result` of `consign_session_requests_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionRequest {
-    /// The cache.
-    Hit,
-    /// A call to STS.
-    Miss,
-    /// A call to STS that another request had already started.
-    Coalesced,
-    /// A refusal, cached or fresh.
-    Denied,
-}
-
-impl SessionRequest {
-    pub(super) const ALL: [Self; 4] = [Self::Hit, Self::Miss, Self::Coalesced, Self::Denied];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Coalesced => "coalesced",
-            Self::Denied => "denied",
-        }
+    /// The source of the answer to a session request: `result` of `consign_session_requests_total`.
+    SessionRequest {
+        /// The cache.
+        Hit "hit",
+        /// A call to STS.
+        Miss "miss",
+        /// A call to STS that another request had already started.
+        Coalesced "coalesced",
+        /// A refusal, cached or fresh.
+        Denied "denied",
     }
-}
 
-/// The reason for deferring a job without charging an attempt: `cause` of `consign_deferred_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeferCause {
-    /// The destination's circuit breaker is open.
-    Circuit,
-    /// The destination is at its concurrency limit.
-    Concurrency,
-    /// The destination is at its rate limit in bytes per second.
-    Rate,
-}
-
-impl DeferCause {
-    pub(super) const ALL: [Self; 3] = [Self::Circuit, Self::Concurrency, Self::Rate];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Circuit => "circuit",
-            Self::Concurrency => "concurrency",
-            Self::Rate => "rate",
-        }
+    /// The reason for deferring a job without charging an attempt: `cause` of
+    /// `consign_deferred_total`.
+    DeferCause {
+        /// The destination's circuit breaker is open.
+        Circuit "circuit",
+        /// The destination is at its concurrency limit.
+        Concurrency "concurrency",
+        /// The destination is at its rate limit in bytes per second.
+        Rate "rate",
     }
-}
 
-/// The way in which the order of generations was lost: `cause` of `consign_generations_lost_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GenerationLoss {
-    /// More objects are known than a worker remembers; the oldest was forgotten.
-    Evicted,
-    /// A report did not reach the other workers.
-    Unreported,
-    /// The control stream was not readable when a late job wrote its object.
-    Unordered,
-}
-
-impl GenerationLoss {
-    pub(super) const ALL: [Self; 3] = [Self::Evicted, Self::Unreported, Self::Unordered];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Evicted => "evicted",
-            Self::Unreported => "unreported",
-            Self::Unordered => "unordered",
-        }
+    /// The way in which the order of generations was lost: `cause` of
+    /// `consign_generations_lost_total`.
+    GenerationLoss {
+        /// More objects are known than a worker remembers; the oldest was forgotten.
+        Evicted "evicted",
+        /// A report did not reach the other workers.
+        Unreported "unreported",
+        /// The control stream was not readable when a late job wrote its object.
+        Unordered "unordered",
     }
 }
 

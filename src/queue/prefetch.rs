@@ -1,8 +1,8 @@
 //! Buffer of prefetched deliveries: fetched from the broker, not yet handed out to the worker.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -59,14 +59,10 @@ fn index(lane: Lane) -> usize {
 }
 
 impl<T> PrefetchBuffer<T> {
-    fn lock(&self) -> MutexGuard<'_, Buffered<T>> {
-        self.buffered.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Appends a delivery. A closed buffer or a paused lane returns it, and the caller requeues it.
     pub(in crate::queue) fn push(&self, lane: Lane, delivery: T) -> Result<(), T> {
         let lane = index(lane);
-        let mut buffered = self.lock();
+        let mut buffered = self.buffered.lock();
         if buffered.closed || buffered.lanes[lane].paused {
             return Err(delivery);
         }
@@ -85,7 +81,7 @@ impl<T> PrefetchBuffer<T> {
             let mut changed = std::pin::pin!(self.changed[lane].notified());
             changed.as_mut().enable();
             {
-                let mut buffered = self.lock();
+                let mut buffered = self.buffered.lock();
                 if buffered.closed {
                     return None;
                 }
@@ -99,14 +95,14 @@ impl<T> PrefetchBuffer<T> {
 
     /// Returns the lane whose oldest delivery waits longest, and the time of its arrival.
     pub(in crate::queue) fn oldest(&self) -> Option<(Lane, Instant)> {
-        let buffered = self.lock();
+        let buffered = self.buffered.lock();
         let first = |lane: Lane| Some((lane, buffered.lanes[index(lane)].fetched.front()?.0));
         Lane::ALL.into_iter().filter_map(first).min_by_key(|(_, at)| *at)
     }
 
     /// Ends every [`PrefetchBuffer::next`] for good. Returns the buffered deliveries.
     pub(in crate::queue) fn close(&self) -> Vec<T> {
-        let mut buffered = self.lock();
+        let mut buffered = self.buffered.lock();
         buffered.closed = true;
         let rest = buffered.lanes.iter_mut().flat_map(LaneBuffer::drain).collect();
         drop(buffered);
@@ -116,7 +112,7 @@ impl<T> PrefetchBuffer<T> {
 
     /// Refuses deliveries of a lane until [`PrefetchBuffer::resume`]. Returns the buffered ones.
     pub(in crate::queue) fn pause(&self, lane: Lane) -> Vec<T> {
-        let mut buffered = self.lock();
+        let mut buffered = self.buffered.lock();
         let buffer = &mut buffered.lanes[index(lane)];
         buffer.paused = true;
         buffer.drain()
@@ -124,7 +120,7 @@ impl<T> PrefetchBuffer<T> {
 
     /// Accepts deliveries of a lane again, from a consumer with this limit.
     pub(in crate::queue) fn resume(&self, lane: Lane, room: u16) {
-        let mut buffered = self.lock();
+        let mut buffered = self.buffered.lock();
         let buffer = &mut buffered.lanes[index(lane)];
         (buffer.paused, buffer.room) = (false, Some(room.max(1)));
     }
@@ -132,7 +128,7 @@ impl<T> PrefetchBuffer<T> {
     /// Returns the limit of a lane's consumer, at most the configured prefetch; `None` while the
     /// lane accepts no deliveries.
     pub(in crate::queue) fn room(&self, lane: Lane, configured: u16) -> Option<u16> {
-        let buffered = self.lock();
+        let buffered = self.buffered.lock();
         let buffer = &buffered.lanes[index(lane)];
         let room = buffer.room.map_or(configured, |room| room.min(configured));
         (!buffered.closed && !buffer.paused).then_some(room)
@@ -140,12 +136,12 @@ impl<T> PrefetchBuffer<T> {
 
     /// Drops the buffered deliveries: their session ended, and the broker delivers them again.
     pub(in crate::queue) fn clear(&self) {
-        self.lock().lanes.iter_mut().for_each(|lane| lane.fetched.clear());
+        self.buffered.lock().lanes.iter_mut().for_each(|lane| lane.fetched.clear());
     }
 
     /// Returns true after [`PrefetchBuffer::close`].
     pub(in crate::queue) fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.buffered.lock().closed
     }
 }
 

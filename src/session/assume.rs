@@ -10,7 +10,7 @@ use aws_sdk_sts::operation::RequestId;
 use aws_sdk_sts::operation::assume_role::AssumeRoleError;
 use tokio::time::Instant;
 
-use super::{WorkerIdentity, endpoint};
+use super::identity::{WorkerIdentity, endpoint};
 use crate::aws::errors::{AssumedRole, error_response, innermost, is_web_page, sts_table};
 use crate::config::AwsConfig;
 use crate::domain::destination::{Auth, Destination, ExternalId, Region, RoleArn, home_region_of};

@@ -1,35 +1,29 @@
-//! Calls of our own, which say who is at fault: who the worker is where it is at home, and what STS
-//! and S3 answer about other destinations.
+//! Calls of STS at home, which say who is at fault: who the worker is there, and if it is accepted.
 //!
 //! A region refuses credentials that are valid elsewhere: an opt-in region that is off, or one of
 //! another partition. So the worker is at fault only if STS at home refuses it, too.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use aws_sdk_s3::error::SdkError;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use futures_util::FutureExt as _;
-use futures_util::future::join_all;
+use parking_lot::RwLock;
 use tokio::time::timeout;
 
 use super::assume::sts_region;
 use super::cache::{Cache, FetchedValue};
-use super::{Sessions, caller, s3_config};
+use super::{Sessions, caller};
 use crate::domain::destination::{Auth, Destination, Region, RoleArn, home_region_of, partition_of, split_arn};
 use crate::domain::diagnosis;
-use crate::domain::outcome::{Class, Failure, Reason, Symptom};
+use crate::domain::outcome::{Class, Failure, Reason};
 
 /// Time for which an accepted identity is cached. Short: credentials that are revoked meanwhile
 /// must not be taken for a fault of the destinations.
 const ACCEPTED_FOR: Duration = Duration::from_secs(15);
 /// Time-out of each call of our own. One that is not answered by then is failed.
-const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 /// Most regions that are remembered as accepting the worker.
 const MAX_REGIONS: usize = 4;
-/// Most destinations that are asked about an outage.
-const MAX_ASKED: usize = 3;
 
 /// The worker's own identity, as STS at home knows it.
 #[derive(Debug)]
@@ -61,7 +55,7 @@ impl HomeIdentity {
         if self.last_accepted_in().as_ref() == Some(region) {
             return;
         }
-        let mut regions = self.accepted_in.write().unwrap_or_else(PoisonError::into_inner);
+        let mut regions = self.accepted_in.write();
         regions.retain(|known| known != region);
         regions.push_front(region.clone());
         regions.truncate(MAX_REGIONS);
@@ -70,7 +64,7 @@ impl HomeIdentity {
     /// Observes that STS of a region refused the worker. That region can't say whether it is at
     /// fault itself, or the worker.
     fn refused_in(&self, region: &str) {
-        let mut regions = self.accepted_in.write().unwrap_or_else(PoisonError::into_inner);
+        let mut regions = self.accepted_in.write();
         regions.retain(|known| known.as_str() != region);
     }
 
@@ -82,7 +76,7 @@ impl HomeIdentity {
     }
 
     fn last_accepted_in(&self) -> Option<Region> {
-        self.accepted_in.read().unwrap_or_else(PoisonError::into_inner).front().cloned()
+        self.accepted_in.read().front().cloned()
     }
 }
 
@@ -90,7 +84,7 @@ impl Sessions {
     /// The region where the worker is at home: `aws.region`, else that of its environment or
     /// profile, else that of its configured role's partition, else the one whose STS accepted it
     /// last and did not refuse it since, else that of the identity's partition, else `us-east-1`.
-    fn home_region(&self) -> String {
+    pub(super) fn home_region(&self) -> String {
         let known = self.home.region().filter(|_| self.identity.sdk().region().is_none());
         sts_region(&self.aws, known.as_ref(), &self.identity)
     }
@@ -101,7 +95,7 @@ impl Sessions {
     }
 
     /// As [`Sessions::accepted_at_home`] without the cache.
-    async fn accepted_at_home_now(&self) -> Result<Instant, Failure> {
+    pub(super) async fn accepted_at_home_now(&self) -> Result<Instant, Failure> {
         in_time(self.home.accepted.refresh((), || self.ask_home())).await
     }
 
@@ -204,69 +198,6 @@ impl Sessions {
         let reason = if operation.is_some() { Reason::S3Unavailable } else { Reason::SourceUnavailable };
         Failure { reason, message, hint: String::new(), ..failure }
     }
-
-    /// Returns true if calls of our own show that a failure which many destinations share is not
-    /// theirs.
-    ///
-    /// `controls` are destinations that worked before, best of all some that do not share the
-    /// failure; empty if none ever worked. What each call proves:
-    ///
-    /// - STS does not answer: GetCallerIdentity at home, which needs no permission. If that is
-    ///   answered, the trouble is that of a region.
-    /// - STS denies roles: at home it accepts us and yet denies every control's role. If it grants
-    ///   one, the denials are those of their own trust policies.
-    /// - S3 does not answer: an unsigned HeadBucket for each control, or ListBuckets at home. Any
-    ///   answer below 500, a refusal too, proves network, TLS and the front of S3; it does not
-    ///   prove that S3 can write.
-    /// - S3 denies: an unsigned HeadBucket for each control. 404 for all of them is another S3 than
-    ///   the one where they worked. Other answers show that the bucket is known, so the denials are
-    ///   those of policies. It can't be seen from here if all policies deny our address.
-    pub async fn confirm_outage(&self, symptom: Symptom, controls: &[Arc<Destination>]) -> bool {
-        let controls = controls.get(..MAX_ASKED).unwrap_or(controls);
-        match symptom {
-            Symptom::Sts => match self.accepted_at_home_now().await {
-                Err(failure) => matches!(failure.class(), Class::Transient | Class::Worker),
-                Ok(_) => false,
-            },
-            Symptom::Denial(Reason::AssumeRoleDenied) => {
-                let refused = |failure: Failure| failure.class() == Class::Worker;
-                self.accepted_at_home_now().await.is_err_and(refused)
-                    || self.all(controls, |control| self.denies_role(control)).await
-            }
-            Symptom::S3 if controls.is_empty() => {
-                let Ok(home) = Region::parse(&self.home_region()) else { return false };
-                is_unavailable(status(self.anonymous(&home).list_buckets().send()).await)
-            }
-            Symptom::S3 => self.all(controls, |control| self.head_bucket(control).map(is_unavailable)).await,
-            Symptom::Denial(_) => self.all(controls, |control| self.head_bucket(control).map(is_unknown)).await,
-        }
-    }
-
-    /// Returns true if `shows` is true for all controls, and there is one.
-    async fn all<'a, F>(&self, controls: &'a [Arc<Destination>], shows: impl Fn(&'a Arc<Destination>) -> F) -> bool
-    where
-        F: Future<Output = bool>,
-    {
-        !controls.is_empty() && join_all(controls.iter().map(shows)).await.into_iter().all(|shown| shown)
-    }
-
-    /// Returns true if STS denies the role of a destination now, whatever is cached.
-    async fn denies_role(&self, destination: &Destination) -> bool {
-        let fetched = timeout(CALL_TIMEOUT, self.fetch(destination, &self.region(destination))).await;
-        matches!(fetched, Ok(Err(failure)) if failure.reason == Reason::AssumeRoleDenied)
-    }
-
-    /// The status of an unsigned HeadBucket; `None` if there was no answer.
-    async fn head_bucket(&self, destination: &Destination) -> Option<u16> {
-        let client = self.anonymous(&self.region(destination));
-        status(client.head_bucket().bucket(destination.bucket.as_str()).send()).await
-    }
-
-    /// A client whose requests are not signed.
-    fn anonymous(&self, region: &Region) -> aws_sdk_s3::Client {
-        let config = s3_config(&self.aws, &self.identity, region).allow_no_auth();
-        aws_sdk_s3::Client::from_conf(config.build())
-    }
 }
 
 /// Returns true if STS has read who we are, and denies the call.
@@ -287,137 +218,5 @@ pub(super) fn with_remedy(conflict: Failure, destination: &Destination) -> Failu
     conflict.hint(remedy)
 }
 
-/// The status of the answer to a request without credentials; `None` if there was none in time.
-async fn status<T, E>(request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>) -> Option<u16> {
-    match timeout(CALL_TIMEOUT, request).await.ok()? {
-        Ok(_) => Some(200),
-        Err(error) => error.raw_response().map(|raw| raw.status().as_u16()),
-    }
-}
-
-fn is_unknown(status: Option<u16>) -> bool {
-    status == Some(404)
-}
-
-fn is_unavailable(status: Option<u16>) -> bool {
-    status.is_none_or(|status| status >= 500)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{AwsConfig, SessionConfig};
-    use crate::domain::destination::DestinationIdentity;
-    use crate::metrics::Metrics;
-    use crate::session::WorkerIdentity;
-
-    fn sessions(aws: AwsConfig) -> Sessions {
-        let config = SessionConfig {
-            refresh_before: Duration::from_mins(5),
-            capacity: 10,
-            denied_for: Duration::from_mins(1),
-            role_auth: true,
-            policy: crate::domain::destination::SessionPolicyMode::Full,
-        };
-        let identity = WorkerIdentity::fixed("AKIA", "secret", &region("eu-central-1"));
-        Sessions::new(config, aws, identity, Arc::new(Metrics::new(1)))
-    }
-
-    fn region(name: &str) -> Region {
-        Region::parse(name).unwrap()
-    }
-
-    fn role(partition: &str) -> RoleArn {
-        RoleArn::parse(&format!("arn:{partition}:iam::123456789012:role/r")).unwrap()
-    }
-
-    #[test]
-    fn a_role_of_another_partition_than_region_or_identity_is_not_assumed() {
-        let sessions = sessions(AwsConfig::default());
-        let conflict = |partition, name| {
-            let conflict = sessions.partition_conflict(&role(partition), &region(name))?;
-            assert_eq!(conflict.reason, Reason::WrongRegion);
-            Some(conflict.message)
-        };
-        assert_eq!(conflict("aws", "eu-west-1"), None);
-        assert!(conflict("aws", "cn-north-1").unwrap().contains("cn-north-1 belongs to the partition aws-cn"));
-        assert_eq!(conflict("aws-cn", "cn-north-1"), None, "who we are is not known yet");
-        sessions.home.accepted_as("arn:aws:sts::999999999999:assumed-role/worker/i-1");
-        assert!(conflict("aws-cn", "cn-north-1").unwrap().contains("identity belongs to the partition aws"));
-        assert_eq!(conflict("aws", "eu-west-1"), None);
-    }
-
-    #[test]
-    fn the_partition_is_that_of_the_configured_identity_or_of_a_role_that_was_granted() {
-        let identity_role_arn = Some(role("aws-us-gov"));
-        let configured = sessions(AwsConfig { identity_role_arn, ..AwsConfig::default() });
-        assert!(configured.partition_conflict(&role("aws"), &region("eu-west-1")).is_some());
-        let learnt = sessions(AwsConfig::default());
-        learnt.home.granted(&role("aws-cn"), &region("cn-north-1"));
-        assert!(learnt.partition_conflict(&role("aws"), &region("eu-west-1")).is_some());
-        let store = url::Url::parse("http://store.example").ok();
-        let store = sessions(AwsConfig { s3_endpoint_url: store, ..AwsConfig::default() });
-        assert_eq!(
-            store.partition_conflict(&role("aws"), &region("cn-anything")).map(|conflict| conflict.message),
-            None
-        );
-    }
-
-    #[test]
-    fn a_hundred_thousand_made_up_tenants_leave_no_retry_budgets_behind() {
-        let sessions = sessions(AwsConfig::default());
-        for n in 0..100_000 {
-            let made_up = DestinationIdentity::parse(&format!("made-up~{n:032x}")).unwrap();
-            sessions.retry_budget(&made_up);
-        }
-        sessions.retry_budgets.run_pending_tasks();
-        assert!(sessions.retry_budgets.entry_count() <= 10);
-        // The SDK keeps every budget that it makes for a name.
-        let budget = sessions.retry_budget(&DestinationIdentity::parse("acme").unwrap());
-        assert!(format!("{budget:?}").contains("Custom"), "{budget:?}");
-    }
-
-    #[test]
-    fn home_is_the_configured_region_else_that_of_the_environment() {
-        let ours = sessions(AwsConfig { region: Some(region("us-west-2")), ..AwsConfig::default() });
-        assert_eq!(ours.home_region(), "us-west-2");
-        let environment = sessions(AwsConfig::default());
-        environment.home.granted(&role("aws"), &region("ap-south-1"));
-        assert_eq!(environment.home_region(), "eu-central-1");
-    }
-
-    #[test]
-    fn home_is_no_region_that_refused_the_worker_since_it_accepted_it() {
-        let home = HomeIdentity::new();
-        let granted = |name: &str| home.granted(&role("aws"), &region(name));
-        for name in ["eu-west-1", "ap-east-1", "eu-west-1", "ap-east-1"] {
-            granted(name);
-        }
-        assert_eq!(home.last_accepted_in(), Some(region("ap-east-1")));
-        home.refused_in("ap-east-1");
-        assert_eq!(home.last_accepted_in(), Some(region("eu-west-1")));
-        home.refused_in("eu-west-1");
-        assert_eq!(home.last_accepted_in(), None);
-        granted("ap-east-1");
-        assert_eq!(home.last_accepted_in(), Some(region("ap-east-1")), "it accepts the worker again");
-    }
-
-    #[test]
-    fn home_stays_in_the_partition_of_the_worker() {
-        let home = HomeIdentity::new();
-        assert_eq!(home.region(), None);
-        home.granted(&role("aws-cn"), &region("cn-northwest-1"));
-        assert_eq!(home.region(), Some(region("cn-northwest-1")));
-        home.refused_in("cn-northwest-1");
-        assert_eq!(home.region(), Some(region("cn-north-1")));
-    }
-
-    #[test]
-    fn unavailable_is_what_gives_no_answer_or_an_error_of_its_own() {
-        for (status, unavailable) in
-            [(None, true), (Some(500), true), (Some(503), true), (Some(403), false), (Some(404), false)]
-        {
-            assert_eq!((is_unavailable(status), is_unknown(status)), (unavailable, status == Some(404)), "{status:?}");
-        }
-    }
-}
+mod tests;

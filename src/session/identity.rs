@@ -1,6 +1,8 @@
 //! Identity of the worker: the standard AWS chain, and the role that customers trust, if
 //! configured.
 
+use std::time::Duration;
+
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
@@ -8,14 +10,19 @@ use aws_config::sts::AssumeRoleProvider;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition};
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig};
 use aws_sdk_sts::config::timeout::TimeoutConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::{Builder, tls};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
-use super::{CONNECT_TIMEOUT, endpoint, s3_config};
 use crate::config::AwsConfig;
 use crate::domain::destination::{Region, home_region_of};
+
+/// Time-out for making a TCP and TLS connection to S3 or STS. One value for all clients: different
+/// ones would split the connection pool.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Identity of the worker, and the HTTP client that all AWS clients share.
 #[derive(Debug, Clone)]
@@ -90,6 +97,29 @@ impl WorkerIdentity {
         self.http.clone()
     }
 
+    /// Returns the settings that all S3 clients of this program share, without credentials.
+    pub(super) fn s3_config(&self, aws: &AwsConfig, region: &Region) -> aws_sdk_s3::config::Builder {
+        let mut config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(aws_sdk_s3::config::Region::new(region.as_str().to_owned()))
+            .http_client(self.http_client())
+            .retry_config(RetryConfig::disabled())
+            // One for all: the SDK keeps one for each region that a job names, for ever.
+            .retry_partition(RetryPartition::new("consign-s3"))
+            .timeout_config(timeouts())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .disable_s3_express_session_auth(true)
+            .force_path_style(aws.force_path_style);
+        match &aws.s3_endpoint_url {
+            Some(url) => config.set_endpoint_url(Some(endpoint(url))),
+            // As STS has them: from the configuration, the environment or the profile.
+            None => config.set_use_fips(self.sdk().use_fips()).set_use_dual_stack(self.sdk().use_dual_stack()),
+        };
+        config
+    }
+
     /// Returns an S3 client with the worker's own credentials, for the staging buckets of the
     /// platform.
     ///
@@ -100,7 +130,7 @@ impl WorkerIdentity {
         let partition = aws.identity_role_arn.as_ref().map_or("aws", |role| role.partition());
         let region = aws.region.clone().or(named).or_else(|| Region::parse(home_region_of(partition)).ok());
         let mut config = match &region {
-            Some(region) => s3_config(aws, self, region),
+            Some(region) => self.s3_config(aws, region),
             None => aws_sdk_s3::Config::builder(),
         };
         config.set_credentials_provider(self.sdk.credentials_provider());
@@ -116,14 +146,17 @@ fn https() -> SharedHttpClient {
     Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https()
 }
 
+/// The URL without the slash that `url` adds: the SDK appends paths to it.
+pub(super) fn endpoint(url: &url::Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
 fn timeouts() -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use aws_sdk_s3::presigning::PresigningConfig;
 
     use super::*;
@@ -138,7 +171,7 @@ mod tests {
     async fn host(aws: &AwsConfig, sdk: SdkConfig) -> String {
         let key = Credentials::new("AKIA", "secret", None, None, "test");
         let identity = WorkerIdentity { sdk, http: https() };
-        let config = s3_config(aws, &identity, &region("us-gov-west-1")).credentials_provider(key).build();
+        let config = identity.s3_config(aws, &region("us-gov-west-1")).credentials_provider(key).build();
         let put = aws_sdk_s3::Client::from_conf(config).put_object().bucket("acme").key("k");
         let request = put.presigned(PresigningConfig::expires_in(Duration::from_mins(1)).unwrap()).await.unwrap();
         url::Url::parse(request.uri()).unwrap().host_str().unwrap().to_owned()

@@ -1,6 +1,7 @@
 //! The session policy of a destination, as far as its STS takes one.
 
-use super::{SessionKey, Sessions, assume};
+use super::key::SessionKey;
+use super::{Sessions, assume};
 use crate::domain::destination::{Destination, Region, SessionPolicyMode};
 use crate::domain::outcome::{Failure, Reason};
 use crate::domain::policy::{PolicyForm, session_policy_in};
@@ -8,7 +9,7 @@ use crate::domain::policy::{PolicyForm, session_policy_in};
 impl Sessions {
     /// Returns the session policy to send; `None` where none is wanted.
     pub(super) fn session_policy(&self, destination: &Destination, region: &Region) -> Option<String> {
-        let form = self.policy_form(destination, &Self::key(destination, region))?;
+        let form = self.policy_form(destination, &SessionKey::of(destination, region))?;
         Some(session_policy_in(destination, form))
     }
 
@@ -26,7 +27,7 @@ impl Sessions {
     /// Returns true if STS of a destination refused the statement on KMS keys, so that its sessions
     /// go without.
     pub fn goes_without_kms(&self, destination: &Destination) -> bool {
-        let key = Self::key(destination, &self.region(destination));
+        let key = SessionKey::of(destination, &self.region(destination));
         self.policy_forms.get(&key).is_some_and(|form| form.without_kms)
     }
 

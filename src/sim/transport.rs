@@ -1,10 +1,11 @@
 //! [`Transport`] of one simulated worker. It reads and sends nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::fake_s3::{key, written};
 use super::job_plan::{ExistingObject, JobBehavior, ScriptedAttempt, UploadShape};
@@ -238,8 +239,8 @@ impl SimAttempt<'_> {
         TransferResult::Delivered(Receipt { bytes: 1, ..Receipt::default() })
     }
 
-    pub(super) fn open(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.upload.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn open(&self) -> MutexGuard<'_, Option<String>> {
+        self.upload.lock()
     }
 
     /// Cleans up after an attempt: a resumable upload keeps its checkpoint, any other is aborted.

@@ -1,9 +1,10 @@
 //! State of one scenario: broker, buckets, workers, and the violations found so far.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::clock;
@@ -107,7 +108,7 @@ impl SimWorld {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, SimState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Takes the result of the scenario and breaks reference cycles.

@@ -3,7 +3,7 @@
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use aws_smithy_types::body::SdkBody;
@@ -13,6 +13,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 use futures_util::StreamExt as _;
 use http_body::{Frame, SizeHint};
 use md5::{Digest as _, Md5};
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::budget::{Budget, Reservation};
@@ -177,14 +178,13 @@ const MAX_IDLE_BUFFERS: usize = 64;
 
 impl Pool {
     fn take(&self) -> Box<[u8]> {
-        let idle = self.0.lock().ok().and_then(|mut idle| idle.pop());
+        let idle = self.0.lock().pop();
         idle.unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice())
     }
 
     fn give(&self, buffer: Box<[u8]>) {
-        if let Ok(mut idle) = self.0.lock()
-            && idle.len() < MAX_IDLE_BUFFERS
-        {
+        let mut idle = self.0.lock();
+        if idle.len() < MAX_IDLE_BUFFERS {
             idle.push(buffer);
         }
     }

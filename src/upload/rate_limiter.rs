@@ -1,10 +1,11 @@
 //! Rate limit of one destination, shared by all its transfers.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Longest idle time that is credited: after a pause this much of a second may be sent at once.
@@ -38,7 +39,7 @@ impl RateLimiter {
 
     /// Returns the wait of a part that asks now.
     pub fn debt(&self) -> Duration {
-        let paid = *self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let paid = *self.paid.lock();
         paid.saturating_duration_since(Instant::now())
     }
 
@@ -50,7 +51,7 @@ impl RateLimiter {
 
     /// Refunds bytes that were charged and not used.
     fn refund(&self, bytes: u64) {
-        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paid = self.paid.lock();
         *paid = paid.checked_sub(self.lasts(bytes)).unwrap_or(*paid);
     }
 
@@ -61,7 +62,7 @@ impl RateLimiter {
 
     fn book(&self, bytes: u64) -> Instant {
         let now = Instant::now();
-        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paid = self.paid.lock();
         let turn = now.checked_sub(MAX_BURST).map_or(*paid, |earliest| earliest.max(*paid));
         *paid = turn.checked_add(self.lasts(bytes)).unwrap_or(turn);
         turn

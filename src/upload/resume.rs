@@ -1,8 +1,8 @@
 //! Checkpoint of an upload: written by the upload, read by the lease of its job.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::domain::destination::{Checksum, Destination, ObjectKey};
@@ -72,14 +72,14 @@ pub struct OpenUpload {
 impl OpenUpload {
     /// Returns the current checkpoint, its parts in order.
     pub fn checkpoint(&self) -> Option<Checkpoint> {
-        self.lock().clone()
+        self.checkpoint.lock().clone()
     }
 
     /// Waits until the recorded upload satisfies `wanted`: the moment to persist its id.
     pub async fn begun(&self, wanted: impl Fn(&Checkpoint) -> bool) {
         loop {
             let begun = self.begun.notified();
-            if self.lock().as_ref().is_some_and(&wanted) {
+            if self.checkpoint.lock().as_ref().is_some_and(&wanted) {
                 return;
             }
             begun.await;
@@ -88,25 +88,25 @@ impl OpenUpload {
 
     /// Returns true while an upload is recorded.
     pub fn is_open(&self) -> bool {
-        self.lock().is_some()
+        self.checkpoint.lock().is_some()
     }
 
     /// Records an upload that is open on S3.
     pub fn open(&self, checkpoint: Checkpoint) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).push(checkpoint.upload_id.clone());
-        *self.lock() = Some(checkpoint);
+        self.known.lock().push(checkpoint.upload_id.clone());
+        *self.checkpoint.lock() = Some(checkpoint);
         self.begun.notify_waiters();
     }
 
     /// Returns true if this attempt has recorded the upload, which is then already resumed,
     /// completed or aborted.
     pub fn knows(&self, upload_id: &str) -> bool {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == upload_id)
+        self.known.lock().iter().any(|known| known == upload_id)
     }
 
     /// Adds a part that S3 has accepted. A part with the same number replaces the earlier one.
     pub fn part(&self, part: PartDone) {
-        if let Some(checkpoint) = self.lock().as_mut() {
+        if let Some(checkpoint) = self.checkpoint.lock().as_mut() {
             match checkpoint.parts.binary_search_by_key(&part.number, |known| known.number) {
                 Ok(at) => checkpoint.parts[at] = part,
                 Err(at) => checkpoint.parts.insert(at, part),
@@ -116,10 +116,6 @@ impl OpenUpload {
 
     /// Clears the checkpoint once the upload is completed or aborted.
     pub fn close(&self) {
-        *self.lock() = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Checkpoint>> {
-        self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.checkpoint.lock() = None;
     }
 }

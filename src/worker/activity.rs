@@ -8,10 +8,11 @@ mod ended;
 mod throughput;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -129,14 +130,14 @@ impl Activity {
             size: entry.size,
             progress: entry.progress,
         };
-        self.running().entries.insert(key, running);
+        self.running.lock().entries.insert(key, running);
         ActivityGuard { activity: self.clone(), key }
     }
 
     /// Records the end of an attempt, or of a job that ended without one.
     pub(super) fn ended(&self, context: &SettlementContext<'_>, plan: &SettlementPlan, progress: &Progress) {
         let ended = EndedTransfer::of(context, plan, progress);
-        lock(&self.ended).attempt(ended, &context.job.destination, plan);
+        self.ended.lock().attempt(ended, &context.job.destination, plan);
     }
 
     /// Records a message that was rejected.
@@ -147,55 +148,51 @@ impl Activity {
         job_id: Option<&str>,
         destination: Option<&DestinationId>,
     ) {
-        lock(&self.ended).rejection(EndedTransfer::rejected(lane, plan, job_id, destination), plan);
+        self.ended.lock().rejection(EndedTransfer::rejected(lane, plan, job_id, destination), plan);
     }
 
     /// Records the throughput; called once a second.
     pub(super) fn tick(&self) {
         let totals = self.totals();
-        lock(&self.throughput).record(Instant::now(), totals);
+        self.throughput.lock().record(Instant::now(), totals);
     }
 
     fn totals(&self) -> TransferTotals {
-        let ended = lock(&self.ended).counts();
-        let running = self.running();
+        let ended = self.ended.lock().counts();
+        let running = self.running.lock();
         let now: u64 = running.entries.values().map(|entry| entry.progress.bytes()).sum();
         TransferTotals { bytes: running.sent + now, ..ended }
     }
 
-    fn running(&self) -> MutexGuard<'_, RunningTransfers> {
-        lock(&self.running)
-    }
-
     /// Returns the age of the oldest running transfer; zero when none runs.
     pub fn oldest(&self) -> std::time::Duration {
-        let oldest = self.running().entries.values().map(|entry| entry.started).min();
+        let oldest = self.running.lock().entries.values().map(|entry| entry.started).min();
         oldest.map(|started| started.elapsed()).unwrap_or_default()
     }
 
     /// Returns all running transfers, oldest first.
     pub fn list(&self) -> Vec<RunningTransfer> {
-        self.running().entries.iter().map(|(number, entry)| entry.shown(*number)).collect()
+        self.running.lock().entries.iter().map(|(number, entry)| entry.shown(*number)).collect()
     }
 
     /// Returns the last ended attempts, newest first.
     pub fn recent(&self) -> Recent {
-        lock(&self.ended).recent()
+        self.ended.lock().recent()
     }
 
     /// Returns the dead letters of this worker by reason, the most frequent first.
     pub fn dead_letters(&self) -> Vec<DeadLetterCount> {
-        lock(&self.ended).dead_letters()
+        self.ended.lock().dead_letters()
     }
 
     /// Returns the record of each recently used destination.
     pub fn destinations(&self) -> BTreeMap<DestinationIdentity, DestinationRecord> {
-        lock(&self.ended).destinations()
+        self.ended.lock().destinations()
     }
 
     /// Returns the throughput of the last minutes, in steps.
     pub fn throughput(&self) -> Throughput {
-        lock(&self.throughput).throughput()
+        self.throughput.lock().throughput()
     }
 }
 
@@ -229,16 +226,12 @@ impl RunningEntry {
 
 impl Drop for ActivityGuard {
     fn drop(&mut self) {
-        let mut running = self.activity.running();
+        let mut running = self.activity.running.lock();
         // Under one lock, so that the sum never goes down.
         if let Some(entry) = running.entries.remove(&self.key) {
             running.sent += entry.progress.bytes();
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -75,7 +75,8 @@ pub(super) struct Attempts {
 impl Attempts {
     pub(super) fn new(
         parts: &WorkerParts,
-        (admission, generations): (Arc<Admission>, Arc<Generations>),
+        admission: Arc<Admission>,
+        generations: Arc<Generations>,
         activity: Arc<Activity>,
     ) -> Self {
         Self {
@@ -103,7 +104,7 @@ impl Attempts {
         let (rate_limiter, probe) = (permit.rate_limiter(), permit.probe_number());
         let mut reported = None;
         let result = {
-            let wrapped = self.guarded(delivery, owned, (&progress, rate_limiter.as_ref()), &mut reported);
+            let wrapped = self.guarded(delivery, owned, &progress, rate_limiter.as_ref(), &mut reported);
             let mut attempt = pin!(wrapped);
             tokio::select! {
                 biased;
@@ -141,7 +142,8 @@ impl Attempts {
         &self,
         delivery: &mut Delivery,
         owned: OwnedJob<'_>,
-        (progress, rate_limiter): (&Arc<Progress>, Option<&Arc<RateLimiter>>),
+        progress: &Arc<Progress>,
+        rate_limiter: Option<&Arc<RateLimiter>>,
         reported: &mut Option<DeliveryReport>,
     ) -> TransferResult {
         let OwnedJob { job, owner, state } = owned;
@@ -286,21 +288,10 @@ mod tests {
     use super::*;
     use crate::domain::headers::{Headers, JobHeaders};
     use crate::domain::job;
-    use crate::queue::{DeliveryOrigin, DeliveryTag, Properties};
     use crate::worker::sample;
 
     fn first_delivery() -> Delivery {
-        Delivery {
-            lane: Lane::Scheduled,
-            body: Bytes::new(),
-            properties: Properties::default(),
-            routing_key: "job.scheduled.acme".to_owned(),
-            origin: DeliveryOrigin::Worker,
-            publisher: String::new(),
-            redelivered: false,
-            delivery_count: 0,
-            ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag: 1 },
-        }
+        sample::delivery(Bytes::new())
     }
 
     fn with_header(name: &str, value: &str) -> DecodedJob {

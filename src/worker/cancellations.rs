@@ -1,9 +1,9 @@
 //! Cancelled backfills.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::domain::control::{BackfillId, KEPT_DAYS};
@@ -34,12 +34,12 @@ impl Cancellations {
             Some(earlier) => !earlier.contains(cancellation.id),
             None => headers.backfill_started_at.is_none_or(|started| started <= cancellation.at),
         };
-        self.lock().get(backfill)?.iter().any(covers).then(|| backfill.clone())
+        self.cancelled.lock().get(backfill)?.iter().any(covers).then(|| backfill.clone())
     }
 
     /// Remembers a cancellation for as long as the stream keeps it. Returns true if it is new.
     pub(super) fn cancel(&self, backfill: BackfillId, id: Uuid, at: Timestamp, now: Timestamp) -> bool {
-        let mut cancelled = self.lock();
+        let mut cancelled = self.cancelled.lock();
         let day = SignedDuration::from_hours(24);
         let oldest = now.checked_sub(day * i32::try_from(KEPT_DAYS).unwrap_or(i32::MAX)).unwrap_or(Timestamp::MIN);
         cancelled.retain(|_, all| {
@@ -57,10 +57,6 @@ impl Cancellations {
         }
         cancelled.entry(backfill).or_default().push(Cancellation { id, at });
         true
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<BackfillId, Vec<Cancellation>>> {
-        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,7 +125,7 @@ mod tests {
             let second = i64::try_from(n).unwrap();
             cancellations.cancel(id(&n.to_string()), uuid(n as u128 + 10), at(second), at(20_000));
         }
-        assert_eq!(cancellations.lock().len(), MAX_CANCELLATIONS);
+        assert_eq!(cancellations.cancelled.lock().len(), MAX_CANCELLATIONS);
         assert!(cancellations.covering(&job("0", None)).is_none());
         assert!(cancellations.covering(&job("1", None)).is_some());
     }

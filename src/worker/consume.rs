@@ -66,7 +66,7 @@ impl Consumer {
         loop {
             let step = tokio::select! {
                 biased;
-                () = self.admission.sick() => Step::Stop,
+                () = self.admission.health().sick() => Step::Stop,
                 lane = self.overdue() => Step::Pause(lane),
                 step = self.take() => step?,
             };
@@ -97,7 +97,7 @@ impl Consumer {
 
     /// Waits for a permit, and then for a delivery or a lane that needs room.
     async fn take(&self) -> Option<Step> {
-        let sole = self.admission.ready_for_job().await;
+        let sole = self.admission.health().ready_for_job().await;
         let (queue, slots) = (&self.queue, self.admission.slots());
         loop {
             let slot = slots.slot().await.ok()?;
@@ -146,7 +146,7 @@ impl Consumer {
         for lane in Lane::ALL {
             self.pause(lane).await;
         }
-        let Some(sole) = self.admission.ready_for_job().await else { return Some(Step::Stop) };
+        let Some(sole) = self.admission.health().ready_for_job().await else { return Some(Step::Stop) };
         let slot = self.admission.slots().slot().await.ok()?;
         for lane in PROBED {
             let backfill = match lane {
@@ -164,7 +164,7 @@ impl Consumer {
                 return taken.map(|delivery| Step::Run(lane, Box::new((delivery, permit))));
             }
             self.pause(lane).await;
-            if !self.admission.is_sick() {
+            if !self.admission.health().is_sick() {
                 break;
             }
         }

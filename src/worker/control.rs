@@ -125,7 +125,9 @@ impl ControlListener {
                     );
                 }
             }
-            ControlCommand::ResetCircuit(destination) => self.effects.admission.reset_as_of(&destination, at),
+            ControlCommand::ResetCircuit(destination) => {
+                self.effects.admission.recovery().reset_as_of(&destination, at);
+            }
             ControlCommand::Circuit(destination, change) => {
                 self.effects.admission.apply(SharedChange { id, destination, change, at });
             }

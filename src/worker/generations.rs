@@ -30,11 +30,12 @@ mod reporter;
 mod table;
 mod writer;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -85,7 +86,7 @@ impl Generations {
 
     /// Applies what a worker of the fleet reported, and answers.
     pub(super) fn apply(&self, object: ObjectDigest, change: GenerationChange) {
-        let answers = self.table().apply(object, change);
+        let answers = self.table.lock().apply(object, change);
         for answer in answers {
             drop(self.reporter.report(object, answer));
         }
@@ -109,13 +110,13 @@ impl Generations {
 
     /// Returns the delivery that supersedes a job, as far as it is known.
     pub(super) fn newer_than(&self, this: ObjectGeneration) -> Option<NewerDelivery> {
-        self.table().newer_than(this)
+        self.table.lock().newer_than(this)
     }
 
     /// Reports that a job may write late, unless that is known. Returns when the report is
     /// confirmed, or after [`CONFIRM_TIMEOUT`].
     pub(super) async fn announce(&self, this: ObjectGeneration) {
-        if self.table().pending_since(this).is_none() {
+        if self.table.lock().pending_since(this).is_none() {
             self.announce_again(this).await;
         }
     }
@@ -130,7 +131,7 @@ impl Generations {
     /// Reports a job that was delivered before and whose message is settled now, if it is still
     /// reported as pending.
     pub(super) fn delivered_before(&self, this: ObjectGeneration, job: &JobId) {
-        if self.table().pending_since(this).is_some() {
+        if self.table.lock().pending_since(this).is_some() {
             let job = job.as_str().into();
             let change = GenerationChange::Delivered { generation: this.generation, job, write: None };
             drop(self.reporter.report(this.object, change));
@@ -140,13 +141,9 @@ impl Generations {
     /// Reports the deliveries of the last `age`, which nobody else knows of: this worker stops, and
     /// an older job that began before them may become pending later.
     pub(super) async fn hand_over(&self, age: Duration) {
-        let reports = self.table().unreported_deliveries(age);
+        let reports = self.table.lock().unreported_deliveries(age);
         let reported = reports.into_iter().map(|(object, change)| self.reporter.report(object, change));
         let _ = timeout(HAND_OVER_TIMEOUT, join_all(reported)).await;
-    }
-
-    fn table(&self) -> MutexGuard<'_, GenerationTable> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the table has something.
@@ -154,7 +151,7 @@ impl Generations {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if let Some(found) = look(&mut self.table()) {
+            if let Some(found) = look(&mut self.table.lock()) {
                 return found;
             }
             changed.await;

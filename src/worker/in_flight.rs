@@ -6,10 +6,11 @@ mod duplicates;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -174,7 +175,7 @@ impl InFlight {
     /// Claims a job, or finds its owner: any delivery of the same run, whatever its counters,
     /// unless that owner settles and this may be the copy that it published.
     pub(super) fn claim(self: &Arc<Self>, id: AttemptId, now: Timestamp) -> Claim {
-        let mut jobs = self.lock();
+        let mut jobs = self.jobs.lock();
         let owners = jobs.get(&id.run).into_iter().flatten();
         let joins =
             |(other, job): &&(AttemptId, Arc<InFlightJob>)| *other == id || !job.settling.load(Ordering::Acquire);
@@ -200,10 +201,6 @@ impl InFlight {
     pub(super) fn delivered_elsewhere(&self, run: Uuid, at: Timestamp, now: Timestamp) {
         let age = Duration::try_from(now.duration_since(at)).unwrap_or_default();
         self.delivered.insert_id(run, age);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Owners>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -237,7 +234,7 @@ impl JobOwner {
 
 impl Drop for JobOwner {
     fn drop(&mut self) {
-        let mut jobs = self.table.lock();
+        let mut jobs = self.table.jobs.lock();
         if let Some(owners) = jobs.get_mut(&self.id.run) {
             owners.retain(|(_, job)| !Arc::ptr_eq(job, &self.job));
             if owners.is_empty() {
@@ -250,120 +247,4 @@ impl Drop for JobOwner {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::duplicates::tests::delivery;
-    use super::*;
-
-    fn id(run: u32) -> AttemptId {
-        let destination = DestinationIdentity::parse("acme").unwrap();
-        AttemptId {
-            run: RunId { job: JobId::parse("a").unwrap(), destination, run },
-            attempts: 0,
-            deferrals: 0,
-            turns: 0,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_copy_from_a_wait_queue_does_not_join_the_attempt_before_it() {
-        let table = InFlight::new();
-        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let copies =
-            [AttemptId { attempts: 1, ..id(0) }, AttemptId { deferrals: 1, ..id(0) }, AttemptId { turns: 1, ..id(0) }];
-        for copy in &copies {
-            // While the owner is at work, it is another worker's copy of a message that was lost here.
-            assert!(
-                matches!(table.claim(copy.clone(), Timestamp::UNIX_EPOCH), Claim::Duplicate { same: false, .. }),
-                "{copy:?}"
-            );
-        }
-        mine.settling();
-        for copy in copies {
-            assert!(matches!(table.claim(copy.clone(), Timestamp::UNIX_EPOCH), Claim::Owned(_)), "{copy:?}");
-        }
-        assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Duplicate { same: true, .. }));
-    }
-
-    /// Two workers may each acknowledge the other's copy, and the job would be lost.
-    #[tokio::test]
-    async fn a_duplicate_that_joins_a_settlement_is_not_ended_by_the_copy_of_it() {
-        let table = InFlight::new();
-        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let Claim::Duplicate { job, same: true } = table.claim(id(0), Timestamp::UNIX_EPOCH) else {
-            panic!("not joined")
-        };
-        let (before, after, ()) = tokio::join!(
-            job.join(delivery(1), true, None),
-            async {
-                job.settling.store(true, Ordering::Release);
-                job.join(delivery(2), true, None).await
-            },
-            async {
-                tokio::task::yield_now().await;
-                mine.release(JobEnd::Continued(None));
-            }
-        );
-        assert!(matches!(before, Joined::Returned(_, Some(JobEnd::Continued(None)))), "the copy continues it");
-        assert!(matches!(after, Joined::Returned(_, None)), "the copy may be gone");
-    }
-
-    /// Everything that goes by a run is another thing for another destination of the same id.
-    #[tokio::test]
-    async fn equal_ids_of_two_tenants_are_two_jobs() {
-        let table = InFlight::new();
-        let of = |tenant| {
-            let destination = crate::worker::sample::inline("acme", tenant).identity;
-            AttemptId { run: RunId { destination, ..id(0).run }, ..id(0) }
-        };
-        let Claim::Owned(mine) = table.claim(of("a"), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let Claim::Owned(theirs) = table.claim(of("b"), Timestamp::UNIX_EPOCH) else { panic!("not theirs") };
-        assert_ne!(mine.run().digest(), theirs.run().digest(), "leases and reports");
-        mine.delivered(event());
-        mine.release(JobEnd::Ended(None));
-        theirs.release(JobEnd::Open);
-        assert!(matches!(table.claim(of("a"), Timestamp::UNIX_EPOCH), Claim::Delivered(Some(_))));
-        assert!(matches!(table.claim(of("b"), Timestamp::UNIX_EPOCH), Claim::Owned(_)));
-        table.delivered_elsewhere(of("c").run.digest(), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
-        assert!(matches!(table.claim(of("c"), Timestamp::UNIX_EPOCH), Claim::Delivered(None)));
-        assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Owned(_)), "nor the configured one");
-    }
-
-    /// Leases and reports of earlier versions are those of configured destinations still.
-    #[test]
-    fn the_digest_of_a_run_never_changes() {
-        assert_eq!(id(0).run.digest().to_string(), "67f19461-c4f8-5c7f-888f-fba80bfa449b");
-    }
-
-    fn event() -> OutcomeEvent {
-        OutcomeEvent { routing_key: "r".into(), id: "i".into(), body: "b".into(), reply_to: None }
-    }
-
-    #[tokio::test]
-    async fn the_second_delivery_joins_the_first() {
-        let table = InFlight::new();
-        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let Claim::Duplicate { job: joined, same: true } = table.claim(id(0), Timestamp::UNIX_EPOCH) else {
-            panic!("not joined")
-        };
-        assert!(matches!(table.claim(id(1), Timestamp::UNIX_EPOCH), Claim::Owned(_)));
-        mine.release(JobEnd::Ended(None));
-        assert!(matches!(joined.end().await, JobEnd::Ended(None)));
-        assert!(matches!(table.claim(id(0), Timestamp::UNIX_EPOCH), Claim::Owned(_)));
-    }
-
-    #[tokio::test]
-    async fn a_delivered_job_is_remembered_and_a_dropped_one_is_not() {
-        let table = InFlight::new();
-        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        let Claim::Duplicate { job: joined, same: true } = table.claim(id(0), Timestamp::UNIX_EPOCH) else {
-            panic!("not joined")
-        };
-        drop(mine);
-        assert!(matches!(joined.end().await, JobEnd::Open));
-        let Claim::Owned(mine) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("not mine") };
-        mine.delivered(event());
-        mine.release(JobEnd::Open);
-        let Claim::Delivered(again) = table.claim(id(0), Timestamp::UNIX_EPOCH) else { panic!("forgotten") };
-        assert_eq!(again.unwrap().id, "i");
-    }
-}
+mod tests;

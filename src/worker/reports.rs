@@ -1,8 +1,9 @@
 //! Reports of this worker to the others of its fleet, on the control stream.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -38,7 +39,7 @@ impl FleetReports {
 
     /// Publishes reports as they are sent. Never returns, except when called a second time.
     pub(super) async fn publish(self, queue: Arc<dyn Queue>, clock: WorkerClock) {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let pending = self.pending.lock().take();
         let Some(mut pending) = pending else { return };
         while let Some(report) = pending.recv().await {
             let control = Control::new(report, clock());
@@ -52,7 +53,7 @@ impl FleetReports {
     /// Takes the reports that wait, for tests.
     #[cfg(test)]
     pub(super) fn drain(&self) -> Vec<ControlCommand> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.lock();
         pending.as_mut().map(|pending| std::iter::from_fn(|| pending.try_recv().ok()).collect()).unwrap_or_default()
     }
 }

@@ -12,7 +12,6 @@ use super::attempt::{Attempts, OwnedJob};
 use super::check::{CHECK_TYPE, Checks};
 use super::decode::{DecodedJob, Decoder};
 use super::generations::Generations;
-use super::history;
 use super::in_flight::{AttemptId, Claim, InFlight, InFlightJob, JobEnd, JobOwner, Joined};
 use super::lease::{AttemptState, LeaseStatus};
 use super::parts::{WorkerClock, WorkerParts};
@@ -22,7 +21,7 @@ use super::settlement::{self, Conclusion, SettlementContext, SettlementPlan};
 use crate::domain::control::ControlCommand;
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::lane::Lane;
-use crate::domain::outcome::{Class, History, OutcomeKind, RetryDelay, RetryPolicy};
+use crate::domain::outcome::{Class, History, OutcomeKind, RetryPolicy};
 use crate::metrics::{DeferCause, Metrics};
 use crate::queue::{Delivery, OutcomeEvent, Settlement};
 use crate::runtime::failpoints;
@@ -53,7 +52,8 @@ pub(super) struct Runner {
 impl Runner {
     pub(super) fn new(
         parts: &WorkerParts,
-        (admission, generations): (Arc<Admission>, Arc<Generations>),
+        admission: Arc<Admission>,
+        generations: Arc<Generations>,
         activity: Arc<Activity>,
         reports: FleetReports,
         stop: StopSignals,
@@ -64,7 +64,7 @@ impl Runner {
             checks: Checks::new(parts, decoder.clone(), admission.clone(), settler.clone(), stop.cancel.clone()),
             in_flight: InFlight::new(),
             reports,
-            attempts: Attempts::new(parts, (admission.clone(), generations.clone()), activity),
+            attempts: Attempts::new(parts, admission.clone(), generations.clone(), activity),
             policy: RetryPolicy {
                 max_attempts: parts.config.max_attempts.get(),
                 denied_for: parts.denied_for,
@@ -187,7 +187,7 @@ impl Runner {
     fn record_deferral(&self, destination: &DestinationIdentity, plan: &SettlementPlan) {
         let Settlement::Defer { delay, .. } = plan.settlement else { return };
         if plan.failure.as_ref().is_some_and(|failure| failure.class() == Class::Destination) {
-            self.admission.record_delayed(destination, delay);
+            self.admission.recovery().record_delayed(destination, delay);
         }
         if matches!(plan.deferred, Some(DeferCause::Concurrency | DeferCause::Rate)) {
             self.admission.record_limited(destination, delay);
@@ -222,20 +222,10 @@ impl Runner {
             Joined::Taken => return spans::ended(JOINED_OUTCOME, None),
             Joined::Returned(delivery, end) => (*delivery, end),
         };
-        let settlement = match end {
-            Some(JobEnd::Ended(resumed)) => {
-                self.settler.abort_carried(job, resumed.as_deref()).await;
-                Settlement::Ack
-            }
-            Some(JobEnd::Continued(resumed)) if upload_id.is_none_or(|id| resumed.as_deref() == Some(id)) => {
-                Settlement::Ack
-            }
-            Some(JobEnd::Open) => Settlement::Requeue,
-            // Another worker may be at the upload that it carries, so it is neither aborted nor forgotten.
-            Some(JobEnd::Continued(_)) | None => {
-                Settlement::Defer { delay: RetryDelay::S30, headers: history::started_at(in_flight.started_at) }
-            }
-        };
+        if let Some(JobEnd::Ended(resumed)) = &end {
+            self.settler.abort_carried(job, resumed.as_deref()).await;
+        }
+        let settlement = settlement::of_duplicate(end.as_ref(), upload_id, in_flight.started_at);
         let word = if matches!(settlement, Settlement::Ack) { JOINED_OUTCOME } else { settlement.action() };
         spans::ended(word, None);
         self.settler.settle(delivery, settlement, Vec::new()).await;

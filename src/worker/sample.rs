@@ -1,7 +1,11 @@
-//! Destination for tests.
+//! Destinations and deliveries for tests.
+
+use bytes::Bytes;
 
 use crate::domain::destination::raw::{RawAuth, RawDestination};
 use crate::domain::destination::{Destination, DestinationId, DestinationIdentity};
+use crate::domain::lane::Lane;
+use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag, Properties};
 
 /// Returns a role destination of this account.
 pub(super) fn destination(id: &str, account: &str) -> Destination {
@@ -22,4 +26,19 @@ pub(super) fn inline(id: &str, tenant: &str) -> Destination {
 /// Returns the identity of one of many destinations that came with jobs.
 pub(super) fn made_up(n: usize) -> DestinationIdentity {
     DestinationIdentity::parse(&format!("made-up-{}~{n:032x}", n % 1000)).unwrap()
+}
+
+/// Returns the first delivery of a scheduled job.
+pub(super) fn delivery(body: impl Into<Bytes>) -> Delivery {
+    Delivery {
+        lane: Lane::Scheduled,
+        body: body.into(),
+        properties: Properties::default(),
+        routing_key: "job.scheduled.acme".to_owned(),
+        origin: DeliveryOrigin::Worker,
+        publisher: String::new(),
+        redelivered: false,
+        delivery_count: 0,
+        ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag: 1 },
+    }
 }

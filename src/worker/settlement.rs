@@ -1,26 +1,29 @@
 //! Plans the settlement of a delivery: one pure function from context to plan. Nothing rewrites a
 //! plan.
 
+mod outcome;
+mod plan;
+
 use std::time::Duration;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::admission::Deferral;
 use super::decode::{DecodedJob, Rejection};
 use super::history;
+use super::in_flight::JobEnd;
 use super::lease::{CopyBody, LeaseSnapshot, LeaseStatus};
-use crate::domain::destination::DestinationId;
-use crate::domain::generation::NewerDelivery;
-use crate::domain::headers::{DESTINATION, ERROR_REASON, Headers, JobHeaders};
+use crate::domain::headers::{DESTINATION, Headers, JobHeaders};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::{
-    DecisionContext, Disposition, Failure, OutcomeData, OutcomeKind, Reason, Receipt, RetryDelay, RetryPolicy,
-    SUPERSEDED, SupersededBy, TransferResult, Wait, decide, event_id, render,
+    DecisionContext, Disposition, Failure, OutcomeData, OutcomeKind, Reason, RetryDelay, RetryPolicy, SUPERSEDED,
+    SupersededBy, TransferResult, Wait, decide,
 };
-use crate::domain::routing_key;
 use crate::metrics::DeferCause;
 use crate::queue::{OutcomeEvent, Properties, Settlement};
+pub(super) use outcome::reply_to;
+use outcome::{EventSource, data_of, delivered, with_failure};
+pub(super) use plan::SettlementPlan;
 
 /// Expected time until the end of another job's write of the same object.
 const OBJECT_BUSY_WAIT: Duration = Duration::from_secs(10);
@@ -51,37 +54,6 @@ pub(super) struct SettlementContext<'a> {
     /// Last success of the destination, as far as it is known.
     pub(super) last_success_at: Option<Timestamp>,
     pub(super) lease: LeaseSnapshot,
-}
-
-/// Plan for a delivery. It is performed once, by value.
-#[derive(Debug)]
-pub(super) struct SettlementPlan {
-    pub(super) settlement: Settlement,
-    /// Body of the copy that the settlement publishes.
-    pub(super) body: CopyBody,
-    /// True if the unfinished upload must be aborted: nobody will resume it.
-    pub(super) abort_upload: bool,
-    /// Outcome to publish before the acknowledgement.
-    pub(super) outcome: Option<PlannedOutcome>,
-    /// Failure behind the plan.
-    pub(super) failure: Option<Failure>,
-    /// Reason under which a failed attempt is counted.
-    pub(super) counted: Option<Reason>,
-    /// Cause under which a deferral is counted.
-    pub(super) deferred: Option<DeferCause>,
-    /// Newer generation of the object that was delivered, if the job is skipped because of it.
-    pub(super) superseded_by: Option<NewerDelivery>,
-    /// True if the job is done here for good, so that duplicates are acknowledged.
-    pub(super) is_final: bool,
-}
-
-/// Outcome of a job.
-#[derive(Debug)]
-pub(super) struct PlannedOutcome {
-    pub(super) kind: OutcomeKind,
-    /// Stored bytes of a delivery.
-    pub(super) bytes: u64,
-    pub(super) event: OutcomeEvent,
 }
 
 /// Plans the settlement of a job.
@@ -118,6 +90,20 @@ pub(super) fn reject(prefix: &str, properties: &Properties, rejection: &Rejectio
     SettlementPlan { outcome, failure: Some(failure.clone()), ..SettlementPlan::of(settlement) }
 }
 
+/// Plans the settlement of a duplicate, which may carry an upload, by the end of its job. `None` is
+/// a job that did not end in time.
+pub(super) fn of_duplicate(end: Option<&JobEnd>, carried: Option<&str>, started_at: Timestamp) -> Settlement {
+    match end {
+        Some(JobEnd::Ended(_)) => Settlement::Ack,
+        Some(JobEnd::Continued(resumed)) if carried.is_none_or(|id| resumed.as_deref() == Some(id)) => Settlement::Ack,
+        Some(JobEnd::Open) => Settlement::Requeue,
+        // Another worker may be at the upload that it carries, so it is neither aborted nor forgotten.
+        Some(JobEnd::Continued(_)) | None => {
+            Settlement::Defer { delay: RetryDelay::S30, headers: history::started_at(started_at) }
+        }
+    }
+}
+
 /// Returns the outcome of a job that was delivered before, and of which no details are remembered.
 pub(super) fn delivered_before(
     prefix: &str,
@@ -131,68 +117,6 @@ pub(super) fn delivered_before(
     let (destination, identity) = (&job.destination.id, job.destination.identity.to_string());
     let source = EventSource { prefix, destination, identity, headers: &job.headers, properties, now };
     source.outcome(OutcomeKind::Delivered, data).event
-}
-
-impl SettlementPlan {
-    fn of(settlement: Settlement) -> Self {
-        let is_final = !matches!(settlement, Settlement::Requeue | Settlement::HandOff { .. });
-        Self {
-            settlement,
-            body: CopyBody::AsDelivered,
-            abort_upload: false,
-            outcome: None,
-            failure: None,
-            counted: None,
-            deferred: None,
-            superseded_by: None,
-            is_final,
-        }
-    }
-
-    /// A plan with these parts, for tests of what consumes plans.
-    #[cfg(test)]
-    pub(super) fn sample(settlement: Settlement, kind: Option<OutcomeKind>, failure: Option<Failure>) -> Self {
-        let event =
-            || OutcomeEvent { routing_key: String::new(), id: String::new(), body: Bytes::new(), reply_to: None };
-        let outcome = kind.map(|kind| PlannedOutcome { kind, bytes: 0, event: event() });
-        Self { outcome, failure, ..Self::of(settlement) }
-    }
-
-    /// Kind of the outcome, if there is one.
-    pub(super) fn kind(&self) -> Option<OutcomeKind> {
-        self.outcome.as_ref().map(|outcome| outcome.kind)
-    }
-
-    /// Reason of the dead letter, if the plan publishes one.
-    pub(super) fn dead_letter_reason(&self) -> Option<Reason> {
-        match &self.settlement {
-            Settlement::DeadLetter { headers } => Reason::parse(headers.get(ERROR_REASON)?),
-            _ => None,
-        }
-    }
-
-    /// Word for log lines and traces: the outcome, else the settlement's action. A job that another
-    /// worker continues counts as returned, whether it is requeued, handed off or lost.
-    pub(super) fn word(&self) -> &'static str {
-        match self.kind() {
-            Some(kind) => kind.as_str(),
-            None if self.is_final => self.settlement.action(),
-            None => Settlement::Requeue.action(),
-        }
-    }
-
-    /// Returns true if the job may write its object after others that came later.
-    pub(super) fn may_write_later(&self) -> bool {
-        !matches!(self.settlement, Settlement::Ack | Settlement::Requeue)
-    }
-
-    /// Delay of the copy, if one waits.
-    pub(super) fn delay(&self) -> Option<RetryDelay> {
-        match &self.settlement {
-            Settlement::Retry { delay, .. } | Settlement::Defer { delay, .. } => Some(*delay),
-            _ => None,
-        }
-    }
 }
 
 impl SettlementContext<'_> {
@@ -401,75 +325,6 @@ impl SettlementContext<'_> {
             now: self.now,
         }
     }
-}
-
-fn data_of(job: &DecodedJob) -> OutcomeData {
-    let DecodedJob { job, destination, .. } = job;
-    OutcomeData {
-        job_id: job.id.to_string(),
-        destination: destination.id.to_string(),
-        tenant: destination.tenant.clone(),
-        bucket: Some(destination.bucket.to_string()),
-        key: destination.prefix.join(job.key.as_str()).ok().map(|key| key.to_string()),
-        labels: job.labels.clone(),
-        ..OutcomeData::default()
-    }
-}
-
-fn delivered(data: OutcomeData, receipt: Receipt) -> OutcomeData {
-    OutcomeData {
-        bytes: Some(receipt.bytes),
-        source_bytes: Some(receipt.source_bytes),
-        parts: Some(receipt.parts),
-        etag: receipt.etag,
-        version_id: receipt.version_id,
-        checksum_crc64nvme: receipt.checksum_crc64nvme,
-        encryption: receipt.encryption,
-        resumed: receipt.resumed,
-        length_unproven: receipt.length_unproven,
-        ..data
-    }
-}
-
-fn with_failure(data: OutcomeData, failure: &Failure) -> OutcomeData {
-    OutcomeData {
-        class: Some(failure.class().as_str().to_owned()),
-        reason: Some(failure.reason.as_str().to_owned()),
-        message: Some(failure.message.clone()),
-        hint: Some(failure.hint.clone()).filter(|hint| !hint.is_empty()),
-        aws_request_id: failure.aws_request_id.clone(),
-        ..data
-    }
-}
-
-/// Origin of an outcome event.
-struct EventSource<'a> {
-    prefix: &'a str,
-    destination: &'a DestinationId,
-    /// Text that stands for the destination in the ids of events.
-    identity: String,
-    headers: &'a JobHeaders,
-    properties: &'a Properties,
-    now: Timestamp,
-}
-
-impl EventSource<'_> {
-    fn outcome(&self, kind: OutcomeKind, data: OutcomeData) -> PlannedOutcome {
-        let id = event_id(&self.identity, &data.job_id, self.headers.run, kind, data.attempts);
-        let body = render(self.prefix, kind, id.clone(), self.now, self.headers.traceparent.clone(), data);
-        let event = OutcomeEvent {
-            routing_key: routing_key::outcome(kind.as_str(), self.destination),
-            id,
-            body: Bytes::from(body),
-            reply_to: reply_to(self.properties),
-        };
-        PlannedOutcome { kind, bytes: 0, event }
-    }
-}
-
-/// Returns the queue that a copy of the outcome goes to, with its correlation id.
-pub(super) fn reply_to(properties: &Properties) -> Option<(String, Option<String>)> {
-    properties.reply_to.clone().map(|to| (to, properties.correlation_id.clone()))
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -79,23 +80,23 @@ impl Inbox {
 
     /// Number of jobs that have ended.
     pub fn ended(&self) -> u32 {
-        let seen = lock(&self.seen);
+        let seen = self.seen.lock();
         seen.account.delivered + seen.account.otherwise.values().map(|(count, _)| count).sum::<u32>()
     }
 
     pub fn is_complete(&self) -> bool {
-        lock(&self.seen).ends.iter().all(Option::is_some)
+        self.seen.lock().ends.iter().all(Option::is_some)
     }
 
     /// Numbers of the first jobs without an end.
     pub fn missing(&self) -> Vec<usize> {
-        let seen = lock(&self.seen);
+        let seen = self.seen.lock();
         let missing = seen.ends.iter().enumerate().filter(|(_, end)| end.is_none());
         missing.map(|(number, _)| number).take(NAMED).collect()
     }
 
     pub fn account(&self) -> Account {
-        lock(&self.seen).account.clone()
+        self.seen.lock().account.clone()
     }
 }
 
@@ -116,7 +117,7 @@ async fn read(amqp: &str, queue: &str, seen: &Mutex<Seen>) -> Fallible<()> {
         let next = timeout(PAUSE, consumer.next()).await;
         if let Ok(next) = next {
             let message = next.ok_or("the consumer was cancelled")??;
-            lock(seen).note(&message.data);
+            seen.lock().note(&message.data);
             last = message.delivery_tag;
             if last < acknowledged + TOGETHER {
                 continue;
@@ -169,8 +170,4 @@ fn hash(id: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     id.hash(&mut hasher);
     hasher.finish()
-}
-
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,12 +4,13 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use futures_util::{Stream, StreamExt as _};
+use parking_lot::Mutex;
 use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3Result, StdError, s3_error};
 
@@ -27,7 +28,7 @@ pub(super) struct Witness(Arc<Mutex<ReceivedBody>>);
 
 impl Witness {
     pub(super) fn seen(&self) -> ReceivedBody {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 
     /// The error of S3 for what went wrong while the body was stored.
@@ -84,7 +85,7 @@ impl Checked {
         let crc = self.digest.finalize();
         let wrong = self.expected.take().is_some_and(|expected| expected != crc_text(crc));
         let seen = ReceivedBody { crc, length: self.length, wrong };
-        *self.witness.0.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+        *self.witness.0.lock() = seen;
         wrong.then(|| Err("the checksum is another".into()))
     }
 }

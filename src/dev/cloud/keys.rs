@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 use uuid::Uuid;
@@ -102,7 +103,7 @@ impl Keys {
         let ends = SystemTime::now() + asked.min(self.lives);
         let principal = SigningPrincipal::Customer(customer, policy);
         let session = TemporaryKey { pair, token, ends, principal };
-        let mut sessions = self.sessions();
+        let mut sessions = self.sessions.lock();
         sessions.retain(|_, session| session.ends + REMEMBERED > SystemTime::now());
         sessions.insert(session.pair.id.clone(), session.clone());
         session
@@ -113,7 +114,7 @@ impl Keys {
         if let Some((_, principal)) = self.lasting.get(id) {
             return Some(Signer { principal: principal.clone(), token: None });
         }
-        let sessions = self.sessions();
+        let sessions = self.sessions.lock();
         let session = sessions.get(id)?;
         Some(Signer { principal: session.principal.clone(), token: Some(session.token.clone()) })
     }
@@ -122,17 +123,13 @@ impl Keys {
         if let Some((pair, _)) = self.lasting.get(id) {
             return Ok(pair.secret.as_str().into());
         }
-        match self.sessions().get(id) {
+        match self.sessions.lock().get(id) {
             Some(session) if session.ends > SystemTime::now() => Ok(session.pair.secret.as_str().into()),
             Some(_) => Err(s3_error!(ExpiredToken, "The provided token has expired.")),
             None => {
                 Err(s3_error!(InvalidAccessKeyId, "The AWS Access Key Id you provided does not exist in our records."))
             }
         }
-    }
-
-    fn sessions(&self) -> MutexGuard<'_, HashMap<String, TemporaryKey>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

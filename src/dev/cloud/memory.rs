@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use s3s::dto::ServerSideEncryption;
 use s3s::{S3Result, s3_error};
 use serde::{Deserialize, Serialize};
@@ -74,51 +74,47 @@ impl Memory {
         known.unwrap_or_else(RequestedEncryption::bucket_default)
     }
 
-    fn uploads(&self) -> MutexGuard<'_, HashMap<String, UnfinishedUpload>> {
-        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn begin(&self, id: String, upload: UnfinishedUpload) {
-        self.uploads().insert(id, upload);
+        self.uploads.lock().insert(id, upload);
     }
 
     /// A copy of what is known, or `NoSuchUpload`.
     pub(super) fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<UnfinishedUpload> {
-        let found = self.uploads().get(id).filter(|upload| upload.bucket == bucket && upload.key == key).cloned();
+        let found = self.uploads.lock().get(id).filter(|upload| upload.bucket == bucket && upload.key == key).cloned();
         found.ok_or_else(|| s3_error!(NoSuchUpload, "The specified multipart upload does not exist."))
     }
 
     /// A part is about to be read.
     pub(super) fn part_sent(&self, id: &str) {
-        if let Some(upload) = self.uploads().get_mut(id) {
+        if let Some(upload) = self.uploads.lock().get_mut(id) {
             upload.sent += 1;
         }
     }
 
     pub(super) fn part_kept(&self, id: &str, number: i32, seen: ReceivedBody) {
-        if let Some(upload) = self.uploads().get_mut(id) {
+        if let Some(upload) = self.uploads.lock().get_mut(id) {
             upload.parts.insert(number, seen);
         }
     }
 
     /// The upload is gone, and nothing came of it.
     pub(super) fn forget(&self, id: &str) {
-        self.uploads().remove(id);
+        self.uploads.lock().remove(id);
     }
 
     pub(super) fn completed(&self, id: &str) {
-        let Some(upload) = self.uploads().remove(id) else { return };
+        let Some(upload) = self.uploads.lock().remove(id) else { return };
         let parts = u32::try_from(upload.parts.len()).unwrap_or(u32::MAX);
         let again = upload.sent.saturating_sub(parts);
         if again > 0 {
-            let mut all = self.again.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.again.lock();
             all.insert((upload.bucket, upload.key), again);
         }
     }
 
     /// Takes the number of parts of this object that were sent more than once.
     pub(super) fn take_again(&self, bucket: &str, key: &str) -> u32 {
-        let mut all = self.again.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.again.lock();
         all.remove(&(bucket.to_owned(), key.to_owned())).unwrap_or_default()
     }
 }

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use super::{Job, Rejected, compact};
+use super::{Job, Rejected};
 use crate::domain::lane::Lane;
 use crate::domain::outcome::Encryption;
 
@@ -120,25 +120,12 @@ pub struct PackedEnd {
 }
 
 impl Lease {
-    /// Reads a lease, and checks everything in it but the job.
-    ///
-    /// # Errors
-    /// The field is `lease`.
-    pub fn decode(body: &[u8]) -> Result<Self, Rejected> {
-        compact::lease::decode(body)
-    }
-
     /// Reads the job in it; `message_id`, if set, must be the job's id.
     ///
     /// # Errors
     /// As for a job that comes by itself.
     pub fn job(&self, message_id: Option<&str>) -> Result<Job, Rejected> {
         super::parse(self.content_type.as_deref(), message_id, &self.body)
-    }
-
-    /// The lease as bytes; `None` where it would be longer than [`MAX_LEASE`].
-    pub fn encode(&self) -> Option<Bytes> {
-        compact::lease::encode(self)
     }
 
     /// Returns true if a message of this content type is a lease.

@@ -4,13 +4,14 @@ use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{Channel, Connection, ConnectionProperties};
+use parking_lot::Mutex;
 use secrecy::ExposeSecret as _;
 
 use super::fields::short;
@@ -183,7 +184,7 @@ impl ScopedConnection {
     /// it.
     pub(super) async fn open_channel(&self) -> Result<Channel, QueueError> {
         let channel = open_channel(&self.connection).await?;
-        self.channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
+        self.channels.lock().push(channel.clone());
         Ok(channel)
     }
 

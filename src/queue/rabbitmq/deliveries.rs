@@ -1,11 +1,11 @@
 //! Deliveries of all lanes: prefetched ones, and unacknowledged ones that the worker has.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lapin::types::ShortString;
 use lapin::{Acker, BasicProperties};
+use parking_lot::Mutex;
 
 use super::channel::{acknowledge_or_lose, requeue_or_lose};
 use super::copies;
@@ -101,10 +101,6 @@ pub(super) struct Deliveries {
 }
 
 impl Deliveries {
-    fn unacked(&self) -> MutexGuard<'_, HashMap<DeliveryTag, UnackedDelivery>> {
-        self.unacked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the buffer of prefetched deliveries.
     pub(super) fn prefetched(&self) -> &PrefetchBuffer<PrefetchedDelivery> {
         &self.prefetched
@@ -115,7 +111,7 @@ impl Deliveries {
     pub(super) async fn next(&self, lane: Lane) -> Option<Delivery> {
         let hand_out = |prefetched: PrefetchedDelivery| {
             let (delivery, unacked) = prefetched.hand_out(lane);
-            self.unacked().insert(delivery.ticket, unacked);
+            self.unacked.lock().insert(delivery.ticket, unacked);
             delivery
         };
         self.prefetched.next(lane, hand_out).await
@@ -123,24 +119,24 @@ impl Deliveries {
 
     /// Returns the properties of an unacknowledged delivery as received; `None` after its session.
     pub(super) fn properties(&self, tag: DeliveryTag) -> Option<BasicProperties> {
-        self.unacked().get(&tag).map(|unacked| unacked.properties.clone())
+        self.unacked.lock().get(&tag).map(|unacked| unacked.properties.clone())
     }
 
     /// Returns true while a delivery is unacknowledged and its session lasts.
     pub(super) fn is_unacked(&self, tag: DeliveryTag) -> bool {
-        self.unacked().contains_key(&tag)
+        self.unacked.lock().contains_key(&tag)
     }
 
     /// Removes an unacknowledged delivery, to acknowledge or requeue it; `None` after its session.
     pub(super) fn take(&self, tag: DeliveryTag) -> Option<UnackedDelivery> {
-        self.unacked().remove(&tag)
+        self.unacked.lock().remove(&tag)
     }
 
     /// Drops everything: the session ended. The broker redelivers all of it, and deliveries that
     /// the worker has can't be settled any more.
     pub(super) fn clear(&self) {
         self.prefetched.clear();
-        self.unacked().clear();
+        self.unacked.lock().clear();
     }
 }
 

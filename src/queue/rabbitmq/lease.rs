@@ -63,6 +63,7 @@
 
 mod context;
 mod decision;
+mod entry;
 mod owner;
 mod owner_queue;
 mod renewer;
@@ -70,6 +71,7 @@ mod session;
 mod table;
 
 pub(super) use context::LeaseContext;
+pub(super) use entry::LeasedDelivery;
 pub(super) use owner::OwnerIdentity;
 pub(super) use renewer::LeaseRenewer;
-pub(super) use table::{LeaseTable, LeasedDelivery};
+pub(super) use table::LeaseTable;

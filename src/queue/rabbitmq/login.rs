@@ -6,9 +6,8 @@
 //! the login is. That name is learnt here: before a session consumes (`login_check`), and from a
 //! refusal.
 
-use std::sync::{PoisonError, RwLock};
-
 use lapin::types::ShortString;
+use parking_lot::RwLock;
 
 use super::errors;
 use super::fields::short;
@@ -29,7 +28,7 @@ impl Login {
     /// Returns the login; `None` if nobody names it.
     pub(super) fn user(&self) -> Option<ShortString> {
         let current = self.current.as_ref()?;
-        Some(current.read().unwrap_or_else(PoisonError::into_inner).clone())
+        Some(current.read().clone())
     }
 
     /// Takes the login from a refusal of the broker. Returns true if this was one.
@@ -43,7 +42,7 @@ impl Login {
             remedy = "name it in `publishers`, and as the user in broker.url",
             "the broker knows this login by another name than broker.url"
         );
-        *current.write().unwrap_or_else(PoisonError::into_inner) = user;
+        *current.write() = user;
         true
     }
 }

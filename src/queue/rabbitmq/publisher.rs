@@ -10,13 +10,14 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::channel::with_confirms;
@@ -151,7 +152,7 @@ impl Publisher {
         match self.while_healthy(self.send(&channel, message)).await? {
             Ok(confirmation) => {
                 // Only after a confirm: a channel with an interrupted publish may still receive its return.
-                self.free.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
+                self.free.lock().push(channel);
                 confirmed(confirmation)
             }
             Err(PublishProblem::Name(error)) => Err(error),
@@ -188,7 +189,7 @@ impl Publisher {
 
     async fn channel(&self) -> Result<Channel, QueueError> {
         loop {
-            let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let free = self.free.lock().pop();
             match free {
                 Some(channel) if channel.status().connected() => return Ok(channel),
                 Some(_) => {}

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -222,7 +223,7 @@ impl Queue for RabbitMqQueue {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.drained()).await;
         }
         self.sessions.stop().await;
-        let reader = self.control_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reader = self.control_reader.lock().take();
         if let Some(reader) = reader {
             let _ = tokio::time::timeout(3 * CLOSE_TIMEOUT, reader).await;
         }

@@ -6,10 +6,11 @@
 //! confirm leaves the others to the other queues.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -162,7 +163,7 @@ impl Replies {
 
     /// Returns the permits of a reply queue; `None` when too many replies to it are in memory.
     fn turns(&self, to: &str) -> Option<Arc<Semaphore>> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.queues.lock();
         let new = || Arc::new(Semaphore::new(MAX_PUBLISHES_PER_QUEUE));
         let turns = queues.entry(to.to_owned()).or_insert_with(new);
         (Arc::strong_count(turns) <= MAX_REPLIES_PER_QUEUE).then(|| Arc::clone(turns))
@@ -170,7 +171,7 @@ impl Replies {
 
     /// Removes a reply queue without replies in memory.
     fn forget(&self, to: &str) {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.queues.lock();
         if queues.get(to).is_some_and(|turns| Arc::strong_count(turns) == 1) {
             queues.remove(to);
         }

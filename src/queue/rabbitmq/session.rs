@@ -1,10 +1,11 @@
 //! One session with the broker: two connections, the channels and the consumers. It ends as a whole
 //! at the first error, and the supervisor builds the next one. Running transfers outlive it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use lapin::Connection;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::channel;
@@ -65,7 +66,7 @@ impl BrokerSession {
     async fn open_consumers(&mut self) -> Result<(), QueueError> {
         let context = Arc::clone(&self.context);
         let connection = context.endpoint.connect("consumer").await?;
-        let tasks = self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let tasks = self.tasks.get_mut();
         health::watch(tasks, &connection, &self.health);
         let (renewer, consumer) = LeaseRenewer::open(&context.leases, &connection, &self.publisher).await?;
         tasks.spawn(Arc::clone(&renewer).run(consumer, Arc::clone(&self.health)));
@@ -87,7 +88,7 @@ impl BrokerSession {
             }
             None => lane.skip(),
         }
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
+        self.consumers.lock().push(lane);
         Ok(())
     }
 
@@ -101,7 +102,7 @@ impl BrokerSession {
             publisher: Arc::clone(&self.publisher),
             generation: self.generation,
         };
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks.lock();
         // Consumers are replaced often.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(run(task));
@@ -130,7 +131,7 @@ impl BrokerSession {
     }
 
     fn consumers(&self) -> Vec<LaneConsumer> {
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.consumers.lock().clone()
     }
 
     fn consumer(&self, lane: Lane) -> Option<LaneConsumer> {
@@ -147,7 +148,7 @@ impl BrokerSession {
             Ok(consumer) => consumer,
             Err(error) => return self.health.end(&error.to_string()),
         };
-        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut consumers = self.consumers.lock();
         consumers.retain(|other| other.lane != lane);
         consumers.push(consumer.clone());
         drop(consumers);
@@ -180,7 +181,7 @@ impl BrokerSession {
 
     /// Ends the tasks, then the connections. The broker redelivers unsettled deliveries.
     pub(super) async fn close(&self) {
-        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
         if let Some(consuming) = &self.consuming {
             connection::close(consuming).await;

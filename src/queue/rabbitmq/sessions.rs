@@ -1,9 +1,10 @@
 //! Supervision of the sessions: each is built as a whole, and after its end the next one is built
 //! after a back-off with full jitter, without end.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -50,7 +51,7 @@ impl BrokerSessions {
         let state = watch::Sender::new(SupervisorState::Down(connecting));
         let sessions = Arc::new(Self { context, state, supervisor: Mutex::default() });
         let supervisor = tokio::spawn(supervise(Arc::clone(&sessions)));
-        *sessions.supervisor.lock().unwrap_or_else(PoisonError::into_inner) = Some(supervisor);
+        *sessions.supervisor.lock() = Some(supervisor);
         sessions
     }
 
@@ -161,7 +162,7 @@ impl BrokerSessions {
     /// Closes the session and ends the supervisor.
     pub(super) async fn stop(&self) {
         self.context.stop.cancel();
-        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let supervisor = self.supervisor.lock().take();
         if let Some(supervisor) = supervisor {
             let _ = tokio::time::timeout(STOP_TIMEOUT, supervisor).await;
         }

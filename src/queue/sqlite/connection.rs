@@ -4,9 +4,9 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rusqlite::{Connection, MAIN_DB, OpenFlags, Transaction, TransactionBehavior};
 
 use super::errors::{FileError, read_only_message};
@@ -143,7 +143,7 @@ fn inode(file: &Path) -> Option<(u64, u64)> {
 /// Creates the file unless it exists. Jobs may hold presigned URLs, so its mode is 0600. SQLite
 /// gives its two companion files the same mode.
 fn create(file: &Path) -> Result<(), FileError> {
-    let _guard = CREATION_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = CREATION_LOCK.lock();
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     if file.is_dir() {
         return Err(FileError::Permanent(format!("{} is a directory; name a file in it", file.display())));

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
@@ -81,7 +82,7 @@ impl SqliteQueue {
     }
 
     pub(super) fn send(&self, command: EngineCommand) -> Result<(), QueueError> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command).map_err(|_| QueueError::closed())
+        self.commands.lock().send(command).map_err(|_| QueueError::closed())
     }
 
     /// Performs a write operation, which fails after [`SqliteQueue::write_timeout`].

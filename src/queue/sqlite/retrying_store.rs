@@ -1,9 +1,10 @@
 //! Access to the file for commands: each operation is retried while the file is locked.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rusqlite::{Connection, Transaction};
 
 use super::connection::Store;
@@ -60,7 +61,7 @@ impl RetryingStore {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<Result<T, FileError>, QueueError> {
         let store = Arc::clone(&self.store);
-        blocking(move || store.lock().unwrap_or_else(PoisonError::into_inner).read(query)).await
+        blocking(move || store.lock().read(query)).await
     }
 
     /// Writes in one transaction, which is on the disk when this returns.
@@ -76,7 +77,7 @@ impl RetryingStore {
         op: impl Fn(&mut Store) -> Result<T, FileError> + Send + Sync + 'static,
     ) -> Result<T, QueueError> {
         let store = Arc::clone(&self.store);
-        retry_while_locked(move || op(&mut store.lock().unwrap_or_else(PoisonError::into_inner))).await
+        retry_while_locked(move || op(&mut store.lock())).await
     }
 }
 

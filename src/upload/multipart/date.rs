@@ -1,6 +1,6 @@
 //! The `Date` of a reply: S3's own clock.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -8,6 +8,7 @@ use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
+use parking_lot::Mutex;
 
 /// Keeps the `Date` of a reply: the clock an object's time is compared with must be S3's own.
 #[derive(Debug, Clone, Default)]
@@ -16,7 +17,7 @@ pub(super) struct DateHeader(Arc<Mutex<Option<SystemTime>>>);
 impl DateHeader {
     /// The time of the reply, in whole seconds.
     pub(super) fn get(&self) -> Option<SystemTime> {
-        let time = self.0.lock().ok().and_then(|time| *time)?;
+        let time = (*self.0.lock())?;
         let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         Some(SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs()))
     }
@@ -35,9 +36,7 @@ impl Intercept for DateHeader {
     ) -> Result<(), BoxError> {
         let header = context.response().headers().get("date");
         let date = header.and_then(|text| DateTime::from_str(text, Format::HttpDate).ok());
-        if let Ok(mut time) = self.0.lock() {
-            *time = date.and_then(|date| SystemTime::try_from(date).ok());
-        }
+        *self.0.lock() = date.and_then(|date| SystemTime::try_from(date).ok());
         Ok(())
     }
 }

@@ -2,9 +2,9 @@
 //! they make room first: no configured destination is forgotten because of them.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::domain::destination::DestinationIdentity;
@@ -32,7 +32,7 @@ pub(super) struct Sweeps(Mutex<Option<Instant>>);
 impl Sweeps {
     /// Returns true if the last search was a while ago; then the caller searches.
     pub(super) fn is_due(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         let is_due = last.is_none_or(|last| last.elapsed() >= SWEEP_INTERVAL);
         if is_due {
             *last = Some(Instant::now());

@@ -10,35 +10,33 @@
 //! The workers of a fleet share their breakers ([`shared`]), so that a broken destination is asked
 //! as often by many workers as by one.
 
+mod breaker;
 mod probe;
 mod shared;
 mod tracked;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::domain::control::{CircuitChange, ControlCommand};
 use crate::domain::destination::DestinationIdentity;
-use crate::domain::outcome::{Class, Failure, Reason, RetryDelay, TransferResult};
+use crate::domain::outcome::{Class, Failure, Reason, TransferResult};
 use crate::metrics::Metrics;
 use crate::worker::admission::bounds::Sweeps;
-use crate::worker::history::time_after;
 use crate::worker::reports::FleetReports;
+pub use breaker::CircuitView;
+use breaker::{CircuitBreaker, OpenCircuit, RunningProbe};
 pub(super) use probe::CircuitProbe;
 use shared::ProbeClaims;
 pub(in crate::worker) use shared::SharedChange;
 use tracked::record_time;
 
-/// Least time between two denials of STS that count as two.
-const MIN_DENIAL_SPACING: Duration = Duration::from_secs(60);
-/// Different keys denied without a success that count as a denial of the bucket.
-const DENIED_KEYS_TO_TRIP: usize = 3;
 /// Interval to the next probe after one that ended without an answer (S3 was down, the job was
 /// interrupted).
 const INCONCLUSIVE_PROBE_INTERVAL: Duration = Duration::from_secs(30);
@@ -46,6 +44,9 @@ const INCONCLUSIVE_PROBE_INTERVAL: Duration = Duration::from_secs(30);
 const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// Age from which a report of another worker is one of the past.
 const PAST: Duration = Duration::from_secs(60);
+/// Cause of closing a breaker that opened in an outage.
+const PART_OF_OUTAGE: &str = "the failure is part of an outage";
+
 /// Circuit breakers of one worker.
 #[derive(Debug)]
 pub(super) struct CircuitBreakers {
@@ -59,38 +60,6 @@ pub(super) struct CircuitBreakers {
     reports: FleetReports,
     denied_for: Duration,
     metrics: Arc<Metrics>,
-}
-
-#[derive(Debug)]
-struct CircuitBreaker {
-    touched: Instant,
-    failed_at: Timestamp,
-    first_denial: Option<Instant>,
-    denied_keys: BTreeSet<String>,
-    open: Option<OpenCircuit>,
-}
-
-#[derive(Debug)]
-struct OpenCircuit {
-    failure: Failure,
-    since: Timestamp,
-    opened: Instant,
-    /// Failed probes.
-    probes: u32,
-    next_probe: Instant,
-    /// Probe that runs.
-    probe: Option<RunningProbe>,
-    /// True while the evidence does not suffice: another worker was denied once, and the next
-    /// answer decides. Not shown as open.
-    suspected: bool,
-}
-
-/// Probe of this worker or of another one.
-#[derive(Debug, Clone, Copy)]
-struct RunningProbe {
-    number: u64,
-    /// Time until which its result is awaited; `None` for a probe of this worker.
-    until: Option<Instant>,
 }
 
 /// Answer of a circuit breaker to a job that is about to start.
@@ -119,25 +88,6 @@ pub(super) struct ObservedAttempt<'a> {
     pub(super) probe: Option<u64>,
 }
 
-/// Open circuit breaker, as `/status` shows it.
-#[derive(Debug, Clone, Serialize)]
-pub struct CircuitView {
-    /// `open`, or `half_open` while a probe runs.
-    pub state: &'static str,
-    /// Time at which it opened.
-    pub since: Timestamp,
-    /// Time of the next probe; now, when it waits for a job.
-    pub next_probe_at: Option<Timestamp>,
-    /// Failed probes since then.
-    pub probes: u32,
-    /// Reason of the failure.
-    pub reason: &'static str,
-    /// Failure in plain words.
-    pub message: String,
-    /// Remedy for the customer; may be empty.
-    pub hint: String,
-}
-
 impl CircuitBreakers {
     /// `denied_for` is the lifetime of a cached denial of STS: a probe must come after it.
     pub(super) fn new(denied_for: Duration, metrics: Arc<Metrics>, reports: FleetReports) -> Arc<Self> {
@@ -156,14 +106,14 @@ impl CircuitBreakers {
 
     /// Returns true when the next job probes the destination. Fleets claim the probe first.
     pub(super) fn is_probe_due(&self, destination: &DestinationIdentity) -> bool {
-        let breakers = self.lock();
+        let breakers = self.breakers.lock();
         let open = breakers.get(destination).and_then(|breaker| breaker.open.as_ref());
         open.is_some_and(|open| !open.is_probed() && open.next_probe <= Instant::now())
     }
 
     /// Returns the state for a job that is about to start. When a probe is due, the job becomes it.
     pub(super) fn state(self: &Arc<Self>, destination: &DestinationIdentity) -> CircuitState {
-        let mut breakers = self.lock();
+        let mut breakers = self.breakers.lock();
         let Some(breaker) = breakers.get_mut(destination) else { return CircuitState::Closed };
         let Some(open) = &mut breaker.open else { return CircuitState::Closed };
         let left = open.next_probe.saturating_duration_since(Instant::now());
@@ -220,12 +170,12 @@ impl CircuitBreakers {
 
     /// Returns the last success of a destination, as far as it is known.
     pub(super) fn last_success_at(&self, destination: &DestinationIdentity) -> Option<Timestamp> {
-        self.last_success.lock().unwrap_or_else(PoisonError::into_inner).get(destination).copied()
+        self.last_success.lock().get(destination).copied()
     }
 
     /// Closes a breaker whose evidence is part of an outage.
     pub(super) fn clear(&self, destination: &DestinationIdentity) {
-        if self.close(destination, "the failure is part of an outage") {
+        if self.close(destination, PART_OF_OUTAGE) {
             self.report(destination, CircuitChange::Closed);
         }
     }
@@ -240,7 +190,7 @@ impl CircuitBreakers {
 
     /// Returns when each destination recovered last.
     pub(super) fn recovered(&self) -> HashMap<DestinationIdentity, Timestamp> {
-        self.recovered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.recovered.lock().clone()
     }
 
     /// As [`CircuitBreakers::reset`], for a reset that was requested at `at`, perhaps a while ago:
@@ -249,7 +199,7 @@ impl CircuitBreakers {
         let latest = at.checked_add(MAX_CLOCK_SKEW).unwrap_or(at);
         let older =
             |breaker: &CircuitBreaker| breaker.open.as_ref().map_or(breaker.failed_at, |open| open.since) <= latest;
-        let covered = self.lock().get(destination).is_some_and(older);
+        let covered = self.breakers.lock().get(destination).is_some_and(older);
         let known = covered && self.close(destination, "reset");
         // Whatever the requester's clock shows, the reset covers everything that is known here.
         record_time(&self.recovered, destination, if covered { at.max(now) } else { at });
@@ -259,38 +209,37 @@ impl CircuitBreakers {
     /// Closes every breaker that opened within the last `window`: an outage was the cause, and not
     /// its destination.
     pub(super) fn close_recent(&self, window: Duration) {
-        let mut breakers = self.lock();
+        let mut breakers = self.breakers.lock();
         let is_recent =
             |breaker: &CircuitBreaker| breaker.open.as_ref().is_none_or(|open| open.opened.elapsed() <= window);
         let recent: Vec<_> = breakers.extract_if(|_, breaker| is_recent(breaker)).collect();
         for (destination, _) in recent.iter().filter(|(_, breaker)| breaker.open.is_some()) {
-            self.show(&breakers, destination);
+            self.closed(&breakers, destination, PART_OF_OUTAGE);
             self.report(destination, CircuitChange::Closed);
-            tracing::info!(
-                event = "circuit_closed",
-                destination = %destination.id(),
-                why = "the failure is part of an outage",
-                "circuit breaker closed"
-            );
         }
     }
 
     /// Returns all breakers that are not closed.
     pub(super) fn view(&self, now: Timestamp) -> HashMap<DestinationIdentity, CircuitView> {
-        let breakers = self.lock();
+        let breakers = self.breakers.lock();
         let open = |breaker: &CircuitBreaker| Some(breaker.open.as_ref().filter(|open| !open.suspected)?.view(now));
         breakers.iter().filter_map(|(id, breaker)| Some((id.clone(), open(breaker)?))).collect()
     }
 
     fn close(&self, destination: &DestinationIdentity, why: &str) -> bool {
-        let mut breakers = self.lock();
+        let mut breakers = self.breakers.lock();
         let removed = breakers.remove(destination);
         let known = removed.is_some();
         if removed.is_some_and(|breaker| breaker.is_open()) {
-            self.show(&breakers, destination);
-            tracing::info!(event = "circuit_closed", destination = %destination.id(), why, "circuit breaker closed");
+            self.closed(&breakers, destination, why);
         }
         known
+    }
+
+    /// Records that an open breaker was removed.
+    fn closed(&self, breakers: &HashMap<DestinationIdentity, CircuitBreaker>, closed: &DestinationIdentity, why: &str) {
+        self.show(breakers, closed);
+        tracing::info!(event = "circuit_closed", destination = %closed.id(), why, "circuit breaker closed");
     }
 
     /// Sets the gauge of a breaker that closed. It is that of all destinations with the same id.
@@ -301,15 +250,15 @@ impl CircuitBreakers {
 
     /// Returns the destinations that a command for `named` is meant for.
     pub(super) fn covered(&self, named: &DestinationIdentity) -> Vec<DestinationIdentity> {
-        self.lock().keys().filter(|known| named.covers(known)).cloned().collect()
+        self.breakers.lock().keys().filter(|known| named.covers(known)).cloned().collect()
     }
 
     fn failed(&self, attempt: ObservedAttempt<'_>, failure: &Failure, now: Timestamp) -> Option<Duration> {
         let destination = attempt.destination;
-        let mut breakers = self.lock();
+        let mut breakers = self.breakers.lock();
         let breaker = self.tracked(&mut breakers, destination)?;
         breaker.failed_at = now;
-        let is_open = breaker.open.as_ref().is_some_and(|open| !open.suspected);
+        let is_open = breaker.is_open();
         let is_new = breaker.is_new_evidence(attempt.key, failure);
         if !is_open && breaker.trips(attempt.key, failure) {
             self.opened(destination, failure, Duration::ZERO);
@@ -352,113 +301,6 @@ impl CircuitBreakers {
             "circuit breaker open"
         );
     }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<DestinationIdentity, CircuitBreaker>> {
-        self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl CircuitBreaker {
-    fn new() -> Self {
-        Self {
-            touched: Instant::now(),
-            failed_at: Timestamp::MIN,
-            first_denial: None,
-            denied_keys: BTreeSet::new(),
-            open: None,
-        }
-    }
-
-    /// Returns true unless it is closed, or only suspected to be open.
-    fn is_open(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| !open.suspected)
-    }
-
-    /// Returns true for a denial that tells other workers something.
-    fn is_new_evidence(&self, key: &str, failure: &Failure) -> bool {
-        match failure.reason {
-            _ if failure.is_denied_by_sts() => !failure.remembered && self.first_denial.is_none(),
-            Reason::AccessDenied => !self.denied_keys.contains(key),
-            _ => false,
-        }
-    }
-
-    /// Adds a failure to the evidence. Returns true when it suffices.
-    fn trips(&mut self, key: &str, failure: &Failure) -> bool {
-        match failure.reason {
-            // A cached denial is no new answer.
-            _ if failure.is_denied_by_sts() && failure.remembered => false,
-            _ if failure.is_denied_by_sts() => {
-                let first = *self.first_denial.get_or_insert_with(Instant::now);
-                first.elapsed() >= MIN_DENIAL_SPACING
-            }
-            Reason::AccessDenied => {
-                self.denied_keys.insert(key.to_owned());
-                self.denied_keys.len() >= DENIED_KEYS_TO_TRIP
-            }
-            _ => true,
-        }
-    }
-}
-
-impl OpenCircuit {
-    fn new(failure: &Failure, since: Timestamp) -> Self {
-        let opened = Instant::now();
-        let failure = failure.clone();
-        Self { failure, since, opened, probes: 0, next_probe: opened, probe: None, suspected: false }
-    }
-
-    /// Returns true while a probe runs whose result is awaited.
-    fn is_probed(&self) -> bool {
-        self.probe.is_some_and(|probe| probe.until.is_none_or(|until| until > Instant::now()))
-    }
-
-    fn is_probed_by(&self, number: Option<u64>) -> bool {
-        number.is_some() && self.probe.map(|probe| probe.number) == number
-    }
-
-    /// The destination failed once more. Only the first failure and that of a probe move the next
-    /// probe, and then this returns true: jobs that were in flight when the breaker opened are no
-    /// new evidence.
-    fn failed(&mut self, failure: &Failure, probe: Option<u64>, denied_for: Duration) -> bool {
-        let first = self.next_probe == self.opened;
-        if !first && !self.is_probed_by(probe) {
-            return false;
-        }
-        if !first {
-            self.probes = self.probes.saturating_add(1);
-        }
-        self.probe = None;
-        self.failure = failure.clone();
-        self.next_probe = Instant::now() + probe_interval(self.probes, failure, denied_for);
-        true
-    }
-
-    /// State for other workers.
-    fn change(&self) -> CircuitChange {
-        let next_probe = self.next_probe.saturating_duration_since(Instant::now());
-        CircuitChange::Opened { failure: Box::new(self.failure.clone()), probes: self.probes, next_probe }
-    }
-
-    fn view(&self, now: Timestamp) -> CircuitView {
-        let left = self.next_probe.saturating_duration_since(Instant::now());
-        CircuitView {
-            state: if self.is_probed() { "half_open" } else { "open" },
-            since: self.since,
-            next_probe_at: time_after(now, left),
-            probes: self.probes,
-            reason: self.failure.reason.as_str(),
-            message: self.failure.message.clone(),
-            hint: self.failure.hint.clone(),
-        }
-    }
-}
-
-/// Returns the time until the next probe after `probes` failed ones. It comes after a cached
-/// denial.
-fn probe_interval(probes: u32, failure: &Failure, denied_for: Duration) -> Duration {
-    let interval = RetryDelay::probe_interval(probes).duration();
-    if failure.is_denied_by_sts() { interval.max(denied_for + Duration::from_secs(1)) } else { interval }
 }
 
 #[cfg(test)]

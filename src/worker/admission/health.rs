@@ -1,9 +1,10 @@
 //! Health of the worker itself: a fault of its own ends consumption, and leaves the jobs in the
 //! queue to healthy workers. In an outage, which all workers see, jobs run one at a time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -16,7 +17,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Health of the worker.
 #[derive(Debug)]
-pub(super) struct WorkerHealth {
+pub(in crate::worker) struct WorkerHealth {
     state: Mutex<HealthState>,
     probe: Arc<Semaphore>,
     /// Notified when the fault begins or ends.
@@ -63,12 +64,12 @@ impl WorkerHealth {
 
     /// Ends the pause.
     pub(super) fn recover(&self) {
-        self.state().fault = None;
+        self.state.lock().fault = None;
         self.changed.notify_waiters();
     }
 
     fn pause(&self, failure: &Failure) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let own = failure.reason != Reason::Outage;
         let pause = match &state.fault {
             // Failures at the same time are no new evidence.
@@ -92,12 +93,12 @@ impl WorkerHealth {
     }
 
     /// Returns true while the worker has a fault of its own.
-    pub(super) fn is_sick(&self) -> bool {
-        self.state().fault.as_ref().is_some_and(|fault| fault.own)
+    pub(in crate::worker) fn is_sick(&self) -> bool {
+        self.state.lock().fault.as_ref().is_some_and(|fault| fault.own)
     }
 
     /// Resolves while the worker has a fault of its own.
-    pub(super) async fn sick(&self) {
+    pub(in crate::worker) async fn sick(&self) {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -109,13 +110,13 @@ impl WorkerHealth {
     }
 
     /// Stops consumption for good.
-    pub(super) fn drain(&self) {
-        self.state().draining = true;
+    pub(in crate::worker) fn drain(&self) {
+        self.state.lock().draining = true;
     }
 
     /// Returns why no job, or only one at a time, is consumed; `None` for a healthy worker.
-    pub(super) fn fault(&self) -> Option<String> {
-        let state = self.state();
+    pub(in crate::worker) fn fault(&self) -> Option<String> {
+        let state = self.state.lock();
         if state.draining {
             return Some("draining".to_owned());
         }
@@ -124,11 +125,11 @@ impl WorkerHealth {
 
     /// Waits until a job may be consumed: at once in a healthy worker, else when the pause is over,
     /// and then with the permit to be the only one until it has ended.
-    pub(super) async fn ready_for_job(&self) -> Option<OwnedSemaphorePermit> {
+    pub(in crate::worker) async fn ready_for_job(&self) -> Option<OwnedSemaphorePermit> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            let fault = self.state().fault.clone()?;
+            let fault = self.state.lock().fault.clone()?;
             if fault.until > Instant::now() {
                 tokio::select! {
                     () = tokio::time::sleep_until(fault.until) => {}
@@ -142,16 +143,12 @@ impl WorkerHealth {
                 probe = self.probe.clone().acquire_owned() => probe.ok()?,
             };
             // The probe before this one may have ended the pause or started another.
-            match &self.state().fault {
+            match &self.state.lock().fault {
                 None => return None,
                 Some(fault) if fault.until <= Instant::now() => return Some(probe),
                 Some(_) => {}
             }
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, HealthState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -165,7 +162,7 @@ mod tests {
     }
 
     fn over(health: &WorkerHealth) {
-        if let Some(fault) = &mut health.state().fault {
+        if let Some(fault) = &mut health.state.lock().fault {
             fault.until = Instant::now();
         }
     }
@@ -212,7 +209,7 @@ mod tests {
         for _ in 0..6 {
             health.observe(&ours());
             health.observe(&ours());
-            pauses.push(health.state().fault.as_ref().unwrap().pause.as_secs());
+            pauses.push(health.state.lock().fault.as_ref().unwrap().pause.as_secs());
             over(&health);
         }
         assert_eq!(pauses, [15, 30, 60, 120, 240, 300]);

@@ -8,10 +8,11 @@
 //! that were reset meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
@@ -76,7 +77,7 @@ impl DelayedJobs {
     }
 
     fn add(&self, destination: &DestinationIdentity, more: &ReturnTimes) {
-        let (now, mut delayed) = (Instant::now(), self.delayed());
+        let (now, mut delayed) = (Instant::now(), self.delayed.lock());
         if delayed.len() >= MAX_TRACKED && !delayed.contains_key(destination) {
             if self.sweeps.is_due() {
                 delayed.retain(|_, jobs| drop_returned(jobs, now));
@@ -94,20 +95,20 @@ impl DelayedJobs {
 
     /// Returns the delayed jobs of each destination that have not returned yet.
     pub(super) fn counts(&self) -> HashMap<DestinationIdentity, u32> {
-        let (now, mut delayed) = (Instant::now(), self.delayed());
+        let (now, mut delayed) = (Instant::now(), self.delayed.lock());
         delayed.retain(|_, jobs| drop_returned(jobs, now));
         delayed.iter().map(|(destination, jobs)| (destination.clone(), jobs.values().sum())).collect()
     }
 
     /// Returns the destinations with delayed jobs that a command for `named` is meant for.
     pub(super) fn covered(&self, named: &DestinationIdentity) -> Vec<DestinationIdentity> {
-        self.delayed().keys().filter(|known| named.covers(known)).cloned().collect()
+        self.delayed.lock().keys().filter(|known| named.covers(known)).cloned().collect()
     }
 
     /// Returns true if jobs of this destination may be delayed, as far as is known here.
     fn may_have(&self, destination: &DestinationIdentity) -> bool {
         let now = Instant::now();
-        let deferred = || self.delayed().get_mut(destination).is_some_and(|jobs| drop_returned(jobs, now));
+        let deferred = || self.delayed.lock().get_mut(destination).is_some_and(|jobs| drop_returned(jobs, now));
         self.since.elapsed() < MAX_DELAY || deferred()
     }
 
@@ -118,7 +119,7 @@ impl DelayedJobs {
         if !jobs_wait {
             return;
         }
-        let mut requested = self.requested();
+        let mut requested = self.requested.lock();
         if requested.len() < MAX_TRACKED {
             requested.insert(destination.clone());
             self.changed.notify_one();
@@ -129,13 +130,13 @@ impl DelayedJobs {
     async fn next_request(&self) -> BTreeSet<DestinationIdentity> {
         self.changed.notified().await;
         sleep(RESET_PROPAGATION).await;
-        std::mem::take(&mut *self.requested())
+        std::mem::take(&mut *self.requested.lock())
     }
 
     /// Takes the delayed jobs of these destinations before a release: jobs that are deferred
     /// meanwhile are recorded apart.
     fn take(&self, destinations: &BTreeSet<DestinationIdentity>) -> HashMap<DestinationIdentity, ReturnTimes> {
-        self.delayed().extract_if(|destination, _| destinations.contains(destination)).collect()
+        self.delayed.lock().extract_if(|destination, _| destinations.contains(destination)).collect()
     }
 
     /// Restores them after a release that was not complete.
@@ -146,16 +147,8 @@ impl DelayedJobs {
     }
 
     fn request_again(&self, destinations: BTreeSet<DestinationIdentity>) {
-        self.requested().extend(destinations);
+        self.requested.lock().extend(destinations);
         self.changed.notify_one();
-    }
-
-    fn requested(&self) -> MutexGuard<'_, BTreeSet<DestinationIdentity>> {
-        self.requested.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn delayed(&self) -> MutexGuard<'_, HashMap<DestinationIdentity, ReturnTimes>> {
-        self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Performs the requested releases. Never ends.

@@ -1,10 +1,8 @@
-use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::domain::destination::raw::RawDestination;
 use crate::domain::job::lease::CONTENT_TYPE;
-use crate::queue::DeliveryTag;
 use crate::worker::sample;
 
 fn decoder(inline: InlinePolicy) -> Decoder {
@@ -23,17 +21,8 @@ fn open() -> InlinePolicy {
 fn delivery(key: &str, destination: &Value) -> Delivery {
     let source = json!({"url": "https://example.com/a"});
     let job = json!({"version": 1, "id": "a", "source": source, "destination": destination, "key": "a"});
-    Delivery {
-        lane: Lane::Scheduled,
-        body: Bytes::from(job.to_string()),
-        properties: Properties::default(),
-        origin: DeliveryOrigin::Producer,
-        publisher: String::new(),
-        routing_key: key.to_owned(),
-        redelivered: false,
-        delivery_count: 0,
-        ticket: DeliveryTag { generation: 1, lane: Lane::Scheduled, tag: 1 },
-    }
+    let routing_key = key.to_owned();
+    Delivery { routing_key, origin: DeliveryOrigin::Producer, ..sample::delivery(job.to_string()) }
 }
 
 fn inline(id: &str, tenant: &str) -> Value {

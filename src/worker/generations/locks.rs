@@ -1,9 +1,10 @@
 //! One job of an object at a time in this worker.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use parking_lot::Mutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::domain::generation::ObjectDigest;
 
@@ -16,7 +17,7 @@ pub(in crate::worker) type ObjectGuard = OwnedMutexGuard<()>;
 /// Locks of the objects that jobs write, or wait to write. Fair: first come, first served.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct ObjectLocks {
-    locks: StdMutex<HashMap<ObjectDigest, Weak<Mutex<()>>>>,
+    locks: Mutex<HashMap<ObjectDigest, Weak<AsyncMutex<()>>>>,
 }
 
 impl ObjectLocks {
@@ -30,8 +31,8 @@ impl ObjectLocks {
         self.of(object).lock_owned().await
     }
 
-    fn of(&self, object: ObjectDigest) -> Arc<Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+    fn of(&self, object: ObjectDigest) -> Arc<AsyncMutex<()>> {
+        let mut locks = self.locks.lock();
         if let Some(lock) = locks.get(&object).and_then(Weak::upgrade) {
             return lock;
         }
@@ -70,6 +71,6 @@ mod tests {
         for number in 0..100_000 {
             assert!(locks.try_lock(object(number)).is_some());
         }
-        assert!(locks.locks.lock().unwrap().capacity() < 4 * MIN_CLEANUP);
+        assert!(locks.locks.lock().capacity() < 4 * MIN_CLEANUP);
     }
 }

@@ -1,10 +1,11 @@
 //! Write of one attempt: its permission, and its end.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
@@ -118,12 +119,12 @@ impl ObjectWriter {
             };
             self.generations.wait_for(known).await;
         };
-        self.state().refusal.get_or_insert(Refusal::Superseded(newer));
+        self.state.lock().refusal.get_or_insert(Refusal::Superseded(newer));
     }
 
     /// Returns the result of the attempt: what was refused here did not fail.
     pub(in crate::worker) fn conclude(&self, result: TransferResult) -> TransferResult {
-        let refusal = self.state().refusal.clone();
+        let refusal = self.state.lock().refusal.clone();
         match (result, refusal) {
             (TransferResult::Failed(failure), _) if failure.reason == Reason::LeaseLost => {
                 TransferResult::Failed(failure)
@@ -141,8 +142,8 @@ impl ObjectWriter {
     /// Ends the write. A delivery is remembered, and reported if a lower generation may come late:
     /// the job must not be settled before that is confirmed.
     pub(in crate::worker) fn end(&self, delivered: bool) -> Option<DeliveryReport> {
-        let write_state = std::mem::take(&mut self.state().write);
-        let mut table = self.generations.table();
+        let write_state = std::mem::take(&mut self.state.lock().write);
+        let mut table = self.generations.table.lock();
         let id = match write_state {
             WriteState::Outside => None,
             WriteState::Unreported => table.end_unreported(self.this.object),
@@ -172,7 +173,7 @@ impl ObjectWriter {
         if let Some(newer) = self.generations.newer_than(self.this) {
             return Err(Refusal::Superseded(newer));
         }
-        let entered = self.state().write;
+        let entered = self.state.lock().write;
         match entered {
             WriteState::Unreported | WriteState::Reported { permitted: true, .. } => return Ok(()),
             WriteState::Outside | WriteState::Reported { .. } => {}
@@ -191,10 +192,10 @@ impl ObjectWriter {
     /// Begins a write that nobody needs to know of.
     fn begin_unreported(&self) -> bool {
         let known = self.generations.caught_up.load(Ordering::Acquire);
-        if self.job.is_late() || !known || !self.generations.table().begin_unreported(self.this, self.job.run) {
+        if self.job.is_late() || !known || !self.generations.table.lock().begin_unreported(self.this, self.job.run) {
             return false;
         }
-        self.state().write = WriteState::Unreported;
+        self.state.lock().write = WriteState::Unreported;
         true
     }
 
@@ -204,7 +205,7 @@ impl ObjectWriter {
         let since = if self.job.is_late() {
             timeout_at(latest, generations.wait_for(|table| table.pending_since(this))).await.ok()
         } else {
-            generations.table().pending_since(this)
+            generations.table.lock().pending_since(this)
         };
         let answered = since.filter(|_| !generations.is_alone()).map(|since| since + ANSWER_TIME);
         let Some(answered) = answered.filter(|at| *at > Instant::now()) else { return Ok(()) };
@@ -216,7 +217,7 @@ impl ObjectWriter {
     async fn wait_for_turn(&self, latest: Instant) -> Result<(), Refusal> {
         let (generations, object) = (&self.generations, self.this.object);
         let id = Uuid::new_v4();
-        self.state().write = WriteState::Reported { id, permitted: false };
+        self.state.lock().write = WriteState::Reported { id, permitted: false };
         let report = GenerationChange::Writing { generation: self.this.generation, run: self.job.run, write: id };
         let reported = generations.reporter.report(object, report);
         let read_back = generations.wait_for(|table| table.turn(object, id));
@@ -230,7 +231,7 @@ impl ObjectWriter {
                 "the control stream is unusable"
             );
             generations.reporter.count_unordered();
-            self.state().write = WriteState::Reported { id, permitted: true };
+            self.state.lock().write = WriteState::Reported { id, permitted: true };
             return Ok(());
         }
         if read_back.is_err() {
@@ -248,12 +249,8 @@ impl ObjectWriter {
                 Err(_) => {}
             }
         }
-        self.state().write = WriteState::Reported { id, permitted: true };
+        self.state.lock().write = WriteState::Reported { id, permitted: true };
         Ok(())
-    }
-
-    fn state(&self) -> MutexGuard<'_, WriterState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -269,7 +266,7 @@ impl WriteGate for ObjectWriter {
                 if matches!(refusal, Refusal::Unavailable) {
                     return Failure::new(Reason::BrokerLost, message);
                 }
-                self.state().refusal.get_or_insert(refusal);
+                self.state.lock().refusal.get_or_insert(refusal);
                 Failure::new(Reason::Shutdown, message)
             })
         })

@@ -2,11 +2,12 @@
 //! recent ones.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::queue::OutcomeEvent;
@@ -77,7 +78,7 @@ impl Delivered {
             return;
         }
         let now = self.second();
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.ids.lock();
         if ids.insert(id, now) {
             tracing::warn!(
                 event = "delivered_ids_full",
@@ -91,7 +92,7 @@ impl Delivered {
     /// Returns true for a job that was delivered within the last hour.
     pub(super) fn contains(&self, id: Uuid) -> bool {
         let now = self.second();
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).contains(id, now)
+        self.ids.lock().contains(id, now)
     }
 
     /// Returns the outcome of such a job; `None` if only its id is remembered.

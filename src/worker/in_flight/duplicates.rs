@@ -1,8 +1,7 @@
 //! Duplicate deliveries of a job in flight. Each can replace the owner's own delivery, should that
 //! one be lost with its channel: most likely it is the same message, redelivered.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::queue::{Delivery, DeliveryTag};
@@ -32,7 +31,7 @@ impl Duplicate {
 impl Duplicates {
     /// Parks a delivery that carries a checkpoint with this upload id.
     pub(super) fn park(&self, delivery: Delivery, upload_id: Option<String>) {
-        self.lock().push(Duplicate { delivery, upload_id });
+        self.parked.lock().push(Duplicate { delivery, upload_id });
         self.arrived.notify_waiters();
     }
 
@@ -60,13 +59,9 @@ impl Duplicates {
     }
 
     fn remove(&self, which: impl Fn(&Duplicate) -> bool) -> Option<Delivery> {
-        let mut parked = self.lock();
+        let mut parked = self.parked.lock();
         let index = parked.iter().position(which)?;
         Some(parked.remove(index).delivery)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Duplicate>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,20 +71,11 @@ pub(super) mod tests {
 
     use super::*;
     use crate::domain::lane::Lane;
-    use crate::queue::{DeliveryOrigin, Properties};
+    use crate::worker::sample;
 
     pub(in crate::worker::in_flight) fn delivery(tag: u64) -> Delivery {
-        Delivery {
-            lane: Lane::Scheduled,
-            body: Bytes::new(),
-            properties: Properties::default(),
-            routing_key: "job.scheduled.acme".to_owned(),
-            origin: DeliveryOrigin::Worker,
-            publisher: String::new(),
-            redelivered: true,
-            delivery_count: 1,
-            ticket: DeliveryTag { generation: 2, lane: Lane::Scheduled, tag },
-        }
+        let ticket = DeliveryTag { generation: 2, lane: Lane::Scheduled, tag };
+        Delivery { redelivered: true, delivery_count: 1, ticket, ..sample::delivery(Bytes::new()) }
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 use super::*;
 use crate::domain::control::BackfillId;
+use crate::domain::generation::NewerDelivery;
 use crate::domain::job;
-use crate::domain::outcome::{Class, History};
+use crate::domain::outcome::{Class, History, Receipt};
 use crate::worker::sample;
 
 const POLICY: RetryPolicy = RetryPolicy {
@@ -258,4 +259,22 @@ fn a_survived_crash_is_no_longer_counted_in_a_copy() {
     let plan = plan(&context, Conclusion::Attempted(interrupted));
     let Settlement::HandOff { headers } = plan.settlement else { panic!("not handed off") };
     assert_eq!(headers["x-crashes"], "0");
+}
+
+#[test]
+fn a_duplicate_is_acknowledged_only_where_nothing_of_it_is_lost() {
+    let settled = |end: Option<&JobEnd>, carried| of_duplicate(end, carried, now());
+    let continued = JobEnd::Continued(Some("u".into()));
+    for (end, carried, action) in [
+        (Some(&JobEnd::Ended(None)), Some("u"), "ack"),
+        (Some(&continued), None, "ack"),
+        (Some(&continued), Some("u"), "ack"),
+        (Some(&continued), Some("other"), "defer"),
+        (Some(&JobEnd::Continued(None)), Some("u"), "defer"),
+        (Some(&JobEnd::Open), Some("u"), "return"),
+        (None, None, "defer"),
+    ] {
+        assert_eq!(settled(end, carried).action(), action, "{end:?} {carried:?}");
+    }
+    assert!(matches!(settled(None, None), Settlement::Defer { delay: RetryDelay::S30, .. }));
 }

@@ -163,9 +163,11 @@ impl Resolver<'_> {
             "crate" => names.clear(),
             "self" => {}
             "super" => names.truncate(names.len().saturating_sub(1)),
-            child => {
-                names.push(child.to_owned());
-                self.modules.get(&names[..])?;
+            first => {
+                names.push(first.to_owned());
+                if !self.modules.contains_key(&names[..]) {
+                    return self.imported(from, first, &path[1..], depth);
+                }
             }
         }
         rest = &rest[1..];
@@ -182,6 +184,12 @@ impl Resolver<'_> {
             rest = &rest[1..];
         }
         self.modules.get(&names[..]).copied()
+    }
+
+    /// The file that defines what is named below a name that this file imports.
+    fn imported(&self, from: usize, name: &str, below: &[String], depth: usize) -> Option<usize> {
+        let import = self.files[from].imports.iter().find(|import| import.name == name && depth <= 8)?;
+        self.target(from, &[&import.path[..], below].concat(), depth + 1)
     }
 
     /// The file that defines an item of a module, which may import it from elsewhere.
@@ -225,4 +233,20 @@ fn a_tree_of_imports_is_spelt_out() {
 fn files_that_reach_each_other_are_a_cycle() {
     let edges = BTreeSet::from([(1, 2), (2, 3), (3, 2), (3, 4), (5, 5)]);
     assert_eq!(cycles(&edges), [BTreeSet::from([2, 3]), BTreeSet::from([5])]);
+}
+
+#[test]
+fn a_path_below_an_imported_name_is_a_use() {
+    let module = |names: &[&str], code: &str| Module {
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        source: crate::testbed::rust::Source::parse(names.join("/"), code.to_owned()),
+        code: code.to_owned(),
+    };
+    let program = [
+        module(&["a"], "use crate::b;\nfn f() { b::c::g(); }"),
+        module(&["b"], "pub mod c;"),
+        module(&["b", "c"], "pub fn g() {}"),
+    ];
+    let found = uses(&program);
+    assert!(found.iter().any(|uses| (uses.from, uses.to, uses.line) == (0, 2, 2)), "a.rs uses b/c.rs");
 }

@@ -57,35 +57,40 @@ struct FrozenPart {
     packed: Option<(u64, u32)>,
 }
 
-/// Writes a lease; `None` where it would be too long.
-pub(in crate::domain::job) fn encode(lease: &Lease) -> Option<Bytes> {
-    let mut bytes = vec![VERSION_BYTE];
-    bincode::encode_into_std_write(FrozenLease::from(lease), &mut bytes, CONFIG).ok()?;
-    (bytes.len() <= MAX_LEASE).then(|| Bytes::from(bytes))
-}
+impl Lease {
+    /// The lease as bytes; `None` where it would be longer than [`MAX_LEASE`].
+    pub fn encode(&self) -> Option<Bytes> {
+        let mut bytes = vec![VERSION_BYTE];
+        bincode::encode_into_std_write(FrozenLease::from(self), &mut bytes, CONFIG).ok()?;
+        (bytes.len() <= MAX_LEASE).then(|| Bytes::from(bytes))
+    }
 
-/// Reads a lease: its shape, its bounds, and that its parts are in order. The job in it is not
-/// looked at.
-pub(in crate::domain::job) fn decode(body: &[u8]) -> Result<Lease, Rejected> {
-    if body.len() > MAX_LEASE {
-        return Err(refused("has more than 2 MiB"));
-    }
-    let frozen = match body.split_first() {
-        Some((&VERSION_BYTE, frozen)) => frozen,
-        Some((version, _)) => {
-            let problem = format!(
-                "the version byte is {version}, and this worker reads {VERSION_BYTE}; upgrade the workers first"
-            );
-            return Err(Rejected::new(Reason::SchemaVersion, Invalid::new("lease", problem)));
+    /// Reads a lease: its shape, its bounds, and that its parts are in order. The job in it is not
+    /// looked at.
+    ///
+    /// # Errors
+    /// The field is `lease`.
+    pub fn decode(body: &[u8]) -> Result<Self, Rejected> {
+        if body.len() > MAX_LEASE {
+            return Err(refused("has more than 2 MiB"));
         }
-        None => return Err(refused("is empty")),
-    };
-    let (lease, read) = bincode::decode_from_slice::<FrozenLease, _>(frozen, CONFIG)
-        .map_err(|_| refused("is not a lease of version 1; it is damaged, or of another content_type"))?;
-    if read < frozen.len() {
-        return Err(refused("has bytes after its end"));
+        let frozen = match body.split_first() {
+            Some((&VERSION_BYTE, frozen)) => frozen,
+            Some((version, _)) => {
+                let problem = format!(
+                    "the version byte is {version}, and this worker reads {VERSION_BYTE}; upgrade the workers first"
+                );
+                return Err(Rejected::new(Reason::SchemaVersion, Invalid::new("lease", problem)));
+            }
+            None => return Err(refused("is empty")),
+        };
+        let (lease, read) = bincode::decode_from_slice::<FrozenLease, _>(frozen, CONFIG)
+            .map_err(|_| refused("is not a lease of version 1; it is damaged, or of another content_type"))?;
+        if read < frozen.len() {
+            return Err(refused("has bytes after its end"));
+        }
+        lease.thaw()
     }
-    lease.thaw()
 }
 
 fn refused(problem: &str) -> Rejected {
@@ -285,7 +290,7 @@ mod tests {
         longer.push(0);
         let other_version = [&[9][..], &good[1..]].concat();
         for bad in [&[][..], &longer, &good[..good.len() - 1], &other_version, &[1, 251, 255, 255]] {
-            assert_eq!(decode(bad).unwrap_err().field, "lease");
+            assert_eq!(Lease::decode(bad).unwrap_err().field, "lease");
         }
         let spoils: [Spoil; 8] = [
             |c| c.parts.reverse(),
@@ -300,7 +305,7 @@ mod tests {
         for spoil in spoils {
             let mut bad = lease();
             spoil(bad.checkpoint.as_mut().unwrap());
-            assert!(decode(&bad.encode().unwrap()).is_err(), "{bad:?}");
+            assert!(Lease::decode(&bad.encode().unwrap()).is_err(), "{bad:?}");
         }
     }
 
@@ -314,10 +319,10 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = decode(&bytes);
+            let _ = Lease::decode(&bytes);
             let mut versioned = vec![VERSION_BYTE];
             versioned.extend(bytes);
-            let _ = decode(&versioned);
+            let _ = Lease::decode(&versioned);
         }
     }
 }

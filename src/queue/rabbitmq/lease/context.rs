@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::entry::LeasedDelivery;
 use super::owner::OwnerIdentity;
-use super::table::{LeaseTable, LeasedDelivery};
+use super::table::LeaseTable;
 use crate::domain::headers::{Headers, LEASE_EPOCH, LEASE_OWNER};
 use crate::metrics::Metrics;
 use crate::queue::Delivery;

@@ -6,7 +6,7 @@
 //! leases have channels that nothing else uses.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use lapin::message::Delivery as Message;
 use lapin::{Acker, Connection, Consumer};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::context::LeaseContext;
@@ -100,7 +101,7 @@ impl LeaseRenewer {
 
     /// Handles returned messages until the session ends.
     pub(in crate::queue::rabbitmq) async fn run(self: Arc<Self>, mut consumer: Consumer, health: Arc<SessionHealth>) {
-        let strays = self.received_strays.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let strays = self.received_strays.lock().take();
         let Some(mut strays) = strays else { return };
         let mut handled: FuturesUnordered<Handling<'_>> = FuturesUnordered::new();
         if self.leases.context.owner.previous_address().is_some() {

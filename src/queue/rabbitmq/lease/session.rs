@@ -12,8 +12,8 @@ use lapin::{Acker, BasicProperties};
 
 use super::context::LeaseContext;
 use super::decision::LeaseMark;
+use super::entry::{LeaseRequest, LeasedDelivery};
 use super::owner_queue::OwnerQueue;
-use super::table::{LeaseRequest, LeasedDelivery};
 use crate::domain::headers::{Headers, LEASE_EPOCH, LEASE_OWNER, LEASE_SEQ};
 use crate::queue::rabbitmq::channel::{acknowledge_or_lose, reject, requeue_or_lose};
 use crate::queue::rabbitmq::copies::{self, JobCopy};

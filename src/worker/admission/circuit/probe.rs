@@ -24,7 +24,7 @@ impl CircuitProbe {
 
 impl Drop for CircuitProbe {
     fn drop(&mut self) {
-        let mut breakers = self.breakers.lock();
+        let mut breakers = self.breakers.breakers.lock();
         let open = breakers.get_mut(&self.destination).and_then(|breaker| breaker.open.as_mut());
         if let Some(open) = open.filter(|open| open.is_probed_by(Some(self.number))) {
             open.probe = None;

@@ -7,19 +7,18 @@
 //! written or read), a worker probes by itself.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::breaker::{CircuitBreaker, MIN_DENIAL_SPACING, OpenCircuit, RunningProbe, probe_interval};
 use super::tracked::EVIDENCE_TTL;
-use super::{
-    CircuitBreaker, CircuitBreakers, CircuitProbe, CircuitState, MIN_DENIAL_SPACING, OpenCircuit, RunningProbe,
-    probe_interval,
-};
+use super::{CircuitBreakers, CircuitProbe, CircuitState};
 use crate::domain::control::{CircuitChange, Control, ControlCommand};
 use crate::domain::destination::DestinationIdentity;
 use crate::domain::outcome::{Failure, Reason};
@@ -40,12 +39,12 @@ pub(super) struct ProbeClaims(Mutex<HashMap<Uuid, oneshot::Sender<Option<u64>>>>
 impl ProbeClaims {
     fn insert(&self, id: Uuid) -> oneshot::Receiver<Option<u64>> {
         let (sender, answer) = oneshot::channel();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+        self.0.lock().insert(id, sender);
         answer
     }
 
     fn take(&self, id: Uuid) -> Option<oneshot::Sender<Option<u64>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
+        self.0.lock().remove(&id)
     }
 }
 
@@ -96,9 +95,9 @@ impl CircuitBreakers {
             return;
         }
         match change {
-            CircuitChange::Denied { failure, key } => self.denied_elsewhere(&destination, &failure, &key, (at, age)),
+            CircuitChange::Denied { failure, key } => self.denied_elsewhere(&destination, &failure, &key, at, age),
             CircuitChange::Opened { failure, probes, next_probe } => {
-                let mut breakers = self.lock();
+                let mut breakers = self.breakers.lock();
                 let Some(breaker) = self.tracked(&mut breakers, &destination) else { return };
                 let before = breaker.open.take();
                 if before.as_ref().is_none_or(|open| open.suspected) {
@@ -121,9 +120,10 @@ impl CircuitBreakers {
         destination: &DestinationIdentity,
         failure: &Failure,
         key: &str,
-        (at, age): (Timestamp, Duration),
+        at: Timestamp,
+        age: Duration,
     ) {
-        let mut breakers = self.lock();
+        let mut breakers = self.breakers.lock();
         if age >= EVIDENCE_TTL {
             return;
         }
@@ -151,7 +151,7 @@ impl CircuitBreakers {
     /// Gives the probe that is due to the worker of this claim.
     fn probed_elsewhere(&self, destination: &DestinationIdentity, id: Uuid, age: Duration) {
         let mine = self.claims.take(id);
-        let mut breakers = self.lock();
+        let mut breakers = self.breakers.lock();
         let open = breakers.get_mut(destination).and_then(|breaker: &mut CircuitBreaker| breaker.open.as_mut());
         let free = open.filter(|open| !open.is_probed());
         let number = free.filter(|_| age < CLAIM_TTL).map(|open| {

@@ -258,10 +258,10 @@ async fn a_hundred_thousand_made_up_tenants_take_no_breaker_from_a_configured_de
         }
         observe(&circuits, &made_up, "a", None, &failed(Reason::BucketNotFound), NOW);
     }
-    assert_eq!(circuits.lock().len(), MAX_TRACKED);
+    assert_eq!(circuits.breakers.lock().len(), MAX_TRACKED);
     assert!(circuits.recovered().len() <= MAX_TRACKED);
     assert_eq!(circuits.last_success_at(&id), Some(NOW));
     assert_eq!(seconds(observe(&circuits, &id, "a", None, &failed(Reason::BucketNotFound), NOW)), Some(30));
-    assert_eq!(circuits.lock().len(), MAX_TRACKED);
-    assert!(!circuits.lock().contains_key(&sample::made_up(0)), "the oldest made room");
+    assert_eq!(circuits.breakers.lock().len(), MAX_TRACKED);
+    assert!(!circuits.breakers.lock().contains_key(&sample::made_up(0)), "the oldest made room");
 }

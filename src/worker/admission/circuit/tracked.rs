@@ -1,13 +1,14 @@
 //! Bound of what is known of destinations.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{CircuitBreaker, CircuitBreakers};
+use super::CircuitBreakers;
+use super::breaker::CircuitBreaker;
 use crate::domain::destination::DestinationIdentity;
 use crate::worker::admission::bounds::make_room;
 
@@ -67,7 +68,7 @@ pub(super) fn record_time(
     destination: &DestinationIdentity,
     at: Timestamp,
 ) {
-    let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut times = times.lock();
     if let Some(known) = times.get_mut(destination) {
         *known = at.max(*known);
         return;

@@ -1,5 +1,6 @@
+use super::state::{IDLE_END, MAX_NEWLY_FAILING, MAX_REMEMBERED, REFUTED_FOR};
 use super::*;
-use crate::domain::outcome::Receipt;
+use crate::domain::outcome::{Reason, Receipt};
 use crate::worker::sample;
 
 fn id(name: &str) -> DestinationIdentity {
@@ -286,13 +287,13 @@ async fn a_hundred_thousand_made_up_tenants_are_bounded_and_hide_no_outage() {
     let denied = Reason::BucketNotFound;
     let outage = OutageDetector::default();
     fail_made_up(&outage, 2000, denied);
-    assert_eq!(outage.state().newly_failing.len(), MAX_NEWLY_FAILING, "after a start, all are evidence");
+    assert_eq!(outage.state.lock().newly_failing.len(), MAX_NEWLY_FAILING, "after a start, all are evidence");
     ["a", "b", "c"].iter().for_each(|name| succeed(&outage, name));
     fail_made_up(&outage, 100_000, denied);
-    assert!(outage.state().last.len() <= MAX_REMEMBERED);
+    assert!(outage.state.lock().last.len() <= MAX_REMEMBERED);
     assert_eq!(["a", "b", "c"].map(|name| fail(&outage, name, denied)), [As(denied), As(denied), Suspicious]);
     assert!(conclude(&outage, denied, true).is_some());
     fail_made_up(&outage, 100_000, denied);
-    assert!(outage.state().current.as_ref().unwrap().failed.len() <= MAX_REMEMBERED);
+    assert!(outage.state.lock().current.as_ref().unwrap().failed.len() <= MAX_REMEMBERED);
     assert!(outage.defers(&id("a")).is_some(), "it failed within the last minute");
 }

@@ -57,7 +57,7 @@ async fn delayed_jobs_are_counted_until_they_return_or_are_released() {
     counts(&[("acme", 2)]);
     tokio::time::advance(Duration::from_secs(600)).await;
     counts(&[]);
-    assert!(delayed.delayed().is_empty());
+    assert!(delayed.delayed.lock().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +89,7 @@ async fn only_a_reset_after_which_jobs_may_wait_releases_any() {
     delayed.record(&id("away"), Duration::from_secs(600));
     let releases = |name: &str, known, age| {
         delayed.request(&id(name), DestinationReset { known, at: at(0), now: at(age) });
-        !std::mem::take(&mut *delayed.requested()).is_empty()
+        !std::mem::take(&mut *delayed.requested.lock()).is_empty()
     };
     assert!(!releases("acme", false, 0), "nothing is known of it: a nightly test");
     assert!(releases("acme", true, 0), "its circuit was open");
@@ -115,7 +115,7 @@ async fn tracked_destinations_are_bounded_and_returned_jobs_make_room() {
     tokio::time::advance(Duration::from_secs(5)).await;
     delayed.record(&id("acme"), Duration::from_secs(600));
     assert!(delayed.may_have(&id("acme")));
-    assert_eq!(delayed.delayed().len(), 1);
+    assert_eq!(delayed.delayed.lock().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,7 +124,7 @@ async fn a_hundred_thousand_made_up_tenants_make_room_for_a_configured_destinati
     for n in 0..100_000 {
         delayed.record(&sample::made_up(n), Duration::from_secs(600));
     }
-    assert_eq!(delayed.delayed().len(), MAX_TRACKED);
+    assert_eq!(delayed.delayed.lock().len(), MAX_TRACKED);
     delayed.record(&id("acme"), Duration::from_secs(600));
     assert!(delayed.may_have(&id("acme")));
 }

@@ -1,0 +1,41 @@
+//! Quarantine of jobs that may be crashing workers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::Deferral;
+
+/// Time that a job waits for the end of another one that may be crashing workers.
+const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Lost workers from which on a job runs alone.
+const QUARANTINE_CRASHES: u32 = 2;
+
+/// Jobs over which workers were lost more than once run one at a time, so that the one which
+/// crashes them is distinguished from the others.
+#[derive(Debug)]
+pub(super) struct Quarantine(Arc<Semaphore>);
+
+impl Quarantine {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+
+    /// Returns the right to run, to a job over which so many workers were lost; `None` to one that
+    /// needs none. No job waits long for it with a slot in hand.
+    pub(super) async fn enter(&self, crashes: u32) -> Result<Option<OwnedSemaphorePermit>, Deferral> {
+        if crashes < QUARANTINE_CRASHES {
+            return Ok(None);
+        }
+        let acquired = timeout(QUARANTINE_TIMEOUT, self.0.clone().acquire_owned()).await;
+        acquired.map(Result::ok).map_err(|_| Deferral::Quarantined)
+    }
+
+    /// Returns true while no job is quarantined.
+    #[cfg(test)]
+    pub(super) fn is_free(&self) -> bool {
+        self.0.available_permits() > 0
+    }
+}

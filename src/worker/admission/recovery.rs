@@ -1,0 +1,88 @@
+//! Recovery of destinations: resets, and the release of the jobs that wait for one.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::circuit::CircuitBreakers;
+use super::release::{DelayedJobs, DestinationReset};
+use crate::domain::destination::DestinationIdentity;
+use crate::domain::outcome::RetryDelay;
+use crate::queue::Queue;
+use crate::transfer::Transport;
+use crate::worker::parts::{WorkerClock, WorkerParts};
+
+/// Jobs that this worker deferred until their destination recovers, and what ends their wait.
+#[derive(Debug)]
+pub(in crate::worker) struct Recovery {
+    circuits: Arc<CircuitBreakers>,
+    delayed: DelayedJobs,
+    queue: Arc<dyn Queue>,
+    transport: Arc<dyn Transport>,
+    clock: WorkerClock,
+}
+
+impl Recovery {
+    pub(super) fn new(parts: &WorkerParts, circuits: Arc<CircuitBreakers>) -> Self {
+        Self {
+            circuits,
+            delayed: DelayedJobs::new(),
+            queue: parts.queue.clone(),
+            transport: parts.transport.clone(),
+            clock: parts.clock,
+        }
+    }
+
+    /// Records a job that was deferred until its destination recovers.
+    pub(in crate::worker) fn record_delayed(&self, destination: &DestinationIdentity, delay: RetryDelay) {
+        self.delayed.record(destination, delay.duration());
+    }
+
+    /// Resets a destination now: its configuration changed, a connection test passed, or an
+    /// operator says so. Its breaker closes, cached denials are dropped, and its delayed jobs are
+    /// released.
+    pub(in crate::worker) fn reset(&self, destination: &DestinationIdentity) {
+        self.transport.forget_denials();
+        let now = (self.clock)();
+        for destination in self.covered(destination) {
+            let known = self.circuits.reset(&destination, now);
+            self.delayed.request(&destination, DestinationReset { known, at: now, now });
+        }
+    }
+
+    /// Performs a reset that was requested at `at` through the control stream. It may be read more
+    /// than once, and long after `at`: it covers what was known of the destination then.
+    pub(in crate::worker) fn reset_as_of(&self, destination: &DestinationIdentity, at: Timestamp) {
+        let now = (self.clock)();
+        for destination in self.covered(destination) {
+            let known = self.circuits.reset_as_of(&destination, at, now);
+            if known {
+                self.transport.forget_denials();
+            }
+            self.delayed.request(&destination, DestinationReset { known, at, now });
+        }
+    }
+
+    /// Returns the destinations that a reset is meant for: the named one, and known ones of that id
+    /// that came with jobs, where an operator named the id alone.
+    fn covered(&self, named: &DestinationIdentity) -> BTreeSet<DestinationIdentity> {
+        let known = self.circuits.covered(named).into_iter().chain(self.delayed.covered(named));
+        known.chain([named.clone()]).collect()
+    }
+
+    /// Releases delayed jobs of destinations that recovered, until `drain`.
+    pub(in crate::worker) async fn release_until(&self, drain: &CancellationToken) {
+        tokio::select! {
+            biased;
+            () = drain.cancelled() => {}
+            () = self.delayed.run(&self.queue) => {}
+        }
+    }
+
+    /// Number of jobs that wait for each destination.
+    pub(super) fn awaiting(&self) -> HashMap<DestinationIdentity, u32> {
+        self.delayed.counts()
+    }
+}
