@@ -12,6 +12,7 @@ mod budget;
 mod call;
 pub(crate) mod classify;
 mod gate;
+mod learnt;
 mod multipart;
 mod packed;
 mod part;
@@ -34,7 +35,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::UploadConfig;
-use crate::domain::destination::{BucketName, Checksum, Destination, DestinationIdentity, ObjectKey};
+use crate::domain::destination::{Checksum, Destination, ObjectKey};
 use crate::domain::job::lease::{Checkpoint, PartSizes, SourceMark};
 use crate::domain::job::{IfExists, ObjectAttributes};
 use crate::domain::outcome::{AwsError, Failure, Reason, Receipt};
@@ -48,6 +49,7 @@ use aborts::BackgroundAborts;
 use budget::Budget;
 use call::Calls;
 pub use gate::WriteGate;
+use learnt::LearntStores;
 use multipart::{PartStream, UploadRecord};
 use packed::PackedReader;
 use part::{Part, PartReader, Pool};
@@ -66,9 +68,6 @@ pub use stop::StopSignals;
 /// Files up to this length are read whole before they are sent.
 const MAX_SMALL_FILE: u64 = part::CHUNK as u64;
 
-/// Most destinations of which is remembered that their store wants equal parts.
-const MAX_LEARNT_STORES: u64 = 10_000;
-
 /// Uploads objects. Built once; holds the one budget of all buffered parts.
 #[derive(Debug)]
 pub struct Uploader {
@@ -77,8 +76,7 @@ pub struct Uploader {
     sessions: Arc<Sessions>,
     budget: Budget,
     pool: Pool,
-    /// Stores that refused parts of different lengths.
-    equal_parts: moka::sync::Cache<(DestinationIdentity, BucketName), ()>,
+    learnt: LearntStores,
     metrics: Arc<Metrics>,
     aborts: Arc<BackgroundAborts>,
 }
@@ -195,8 +193,8 @@ impl Uploader {
     pub fn new(config: UploadConfig, memory_budget: u64, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
         let limits = PlanLimits::new(&config, memory_budget);
         let budget = Budget::new(memory_budget, metrics.clone());
-        let equal_parts = moka::sync::Cache::new(MAX_LEARNT_STORES);
-        Self { config, limits, sessions, budget, pool: Pool::default(), equal_parts, metrics, aborts: Arc::default() }
+        let learnt = LearntStores::new();
+        Self { config, limits, sessions, budget, pool: Pool::default(), learnt, metrics, aborts: Arc::default() }
     }
 
     /// Uploads `body` to `target`. With `control.resume` it uploads the rest: the caller has
@@ -233,8 +231,7 @@ impl Uploader {
     /// Returns true if all parts but the last must have one length: by configuration, because the
     /// store takes no checksums and so is not S3, or as its refusal showed.
     pub fn wants_equal_parts(&self, destination: &Destination) -> bool {
-        let learnt = || self.equal_parts.contains_key(&(destination.identity.clone(), destination.bucket.clone()));
-        destination.equal_parts || destination.checksum == Checksum::None || learnt()
+        destination.equal_parts || destination.checksum == Checksum::None || self.learnt.wants_equal_parts(destination)
     }
 
     /// Remembers that the store of a destination wants equal parts, if the failure says so.
@@ -242,7 +239,7 @@ impl Uploader {
         let refused = |answer: &AwsError| answer.code == "InvalidPart" && answer.message.contains("same length");
         let learnt = failure.answer.as_deref().is_some_and(refused) && !self.wants_equal_parts(destination);
         if learnt {
-            self.equal_parts.insert((destination.identity.clone(), destination.bucket.clone()), ());
+            self.learnt.learn_equal_parts(destination);
         }
         learnt
     }
@@ -274,6 +271,7 @@ impl Uploader {
             destination: destination.clone(),
             metrics: self.metrics.clone(),
             min_rate: self.config.min_rate,
+            learnt: self.learnt.clone(),
             aborts: self.aborts.clone(),
         }
     }
@@ -293,15 +291,15 @@ impl Uploader {
             UploadPlan::Parts(sizes @ PartSizes::Even { part_size, parts }) => {
                 let done = done(control.resume.as_ref());
                 let missing = (1..=parts).filter(move |number| !done.contains(number));
-                let (rate_limiter, checked) = (context.target.rate_limiter.cloned(), context.checked);
+                let rate_limiter = context.target.rate_limiter.cloned();
                 let parts_to_send = stream::iter(missing).then(|number| {
                     let offset = u64::from(number - 1) * part_size;
                     let size = part_size.min(length - offset);
-                    let part = Part::of_file(file.clone(), self.pool.clone(), number, offset, size, checked);
+                    let part = Part::of_file(file.clone(), self.pool.clone(), number, (offset, size));
                     let rate_limiter = rate_limiter.clone();
                     async move {
                         wait_for_rate(rate_limiter.as_ref(), size).await;
-                        part.await
+                        Ok(part)
                     }
                 });
                 let parts_to_send = context.parts_to_send(parts_to_send, self.concurrency(), sizes);
@@ -313,7 +311,8 @@ impl Uploader {
                 let part = if length <= MAX_SMALL_FILE {
                     part::read_small(&file, &self.pool, context.checked).await?
                 } else {
-                    Part::of_file(file.clone(), self.pool.clone(), 1, 0, length, context.checked).await?
+                    let part = Part::of_file(file.clone(), self.pool.clone(), 1, (0, length));
+                    if context.checked { part.with_crc().await? } else { part }
                 };
                 file.verify_unchanged()?;
                 let stored = self.put(context, &part, control.stop).await?;

@@ -1,12 +1,14 @@
 //! A null S3 and STS: it throws every body away as fast as hyper can read it, and answers what the
 //! API would.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use base64::Engine as _;
 use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, Digest, checksum_combine};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -27,13 +29,15 @@ use crate::xml;
 
 type Reply = Response<Full<Bytes>>;
 
+const CRC: &str = "x-amz-checksum-crc64nvme";
+
 /// Headers that S3 repeats in its reply when the request carried them.
 const ECHOED: [&str; 11] = [
     "x-amz-server-side-encryption",
     "x-amz-server-side-encryption-aws-kms-key-id",
     "x-amz-server-side-encryption-context",
     "x-amz-server-side-encryption-bucket-key-enabled",
-    "x-amz-checksum-crc64nvme",
+    CRC,
     "x-amz-checksum-crc32",
     "x-amz-checksum-crc32c",
     "x-amz-checksum-sha1",
@@ -88,7 +92,15 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send, store: Arc
 #[error("this answer is not given")]
 struct Unanswered;
 
-/// State of the server: counts, and the encryption that each open upload was created with.
+/// Open upload.
+struct Upload {
+    /// The encryption that it was created with.
+    encryption: HeaderMap,
+    /// CRC-64/NVME and length of each part, if it was created with that checksum.
+    parts: Option<BTreeMap<u32, (u64, u64)>>,
+}
+
+/// State of the server: counts, and the open uploads.
 #[derive(Default)]
 struct Store {
     puts: AtomicU64,
@@ -106,14 +118,14 @@ struct Store {
     fixed: AtomicBool,
     manners: Manners,
     serial: AtomicU64,
-    uploads: Mutex<HashMap<String, HeaderMap>>,
+    uploads: Mutex<HashMap<String, Upload>>,
     ledger: Mutex<Ledger>,
 }
 
 /// The operations that a delivery needs, distinguished as S3 does: by method and query.
 enum Call {
     Put,
-    Part(String),
+    Part(String, u32),
     Create,
     Complete(String),
     Abort(String),
@@ -132,7 +144,9 @@ impl Call {
             pairs.into_iter().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
         };
         match (&head.method, query("uploadId")) {
-            (&Method::PUT, Some(upload)) => Self::Part(upload),
+            (&Method::PUT, Some(upload)) => {
+                Self::Part(upload, query("partNumber").and_then(|number| number.parse().ok()).unwrap_or_default())
+            }
             (&Method::PUT, None) => Self::Put,
             (&Method::POST, Some(upload)) => Self::Complete(upload),
             (&Method::POST, None) if query("uploads").is_some() => Self::Create,
@@ -165,7 +179,7 @@ impl Store {
         }
         match call {
             Call::Put => self.put(&head, body).await,
-            Call::Part(upload) => self.part(&head, body, &upload).await,
+            Call::Part(upload, number) => self.part(&head, body, (&upload, number)).await,
             Call::Create => self.create(&head, body).await,
             Call::Complete(upload) => self.complete(&head, body, &upload).await,
             Call::Abort(upload) => self.abort(&upload).await,
@@ -207,10 +221,27 @@ impl Store {
         answer
     }
 
-    async fn part(&self, head: &request::Parts, body: Incoming, upload: &str) -> Reply {
-        self.discard(body).await;
-        let Some(mut headers) = self.uploads.lock().await.get(upload).cloned() else { return no_such_upload() };
+    /// As S3, computes the checksum of each part of an upload that keeps that of the whole object.
+    async fn part(&self, head: &request::Parts, body: Incoming, (upload, number): (&str, u32)) -> Reply {
+        let known =
+            self.uploads.lock().await.get(upload).map(|known| (known.encryption.clone(), known.parts.is_some()));
+        let Some((mut headers, checked)) = known else {
+            self.discard(body).await;
+            return no_such_upload();
+        };
         headers.extend(echoed(&head.headers));
+        if checked {
+            let (crc, length) = self.digest(body).await;
+            if asked_crc(head).is_some_and(|asked| asked != crc_text(crc)) {
+                return bad_digest();
+            }
+            headers.insert(CRC, HeaderValue::from_str(&crc_text(crc)).unwrap_or(HeaderValue::from_static("")));
+            if let Some(parts) = self.uploads.lock().await.get_mut(upload).and_then(|upload| upload.parts.as_mut()) {
+                parts.insert(number, (crc, length));
+            }
+        } else {
+            self.discard(body).await;
+        }
         headers.insert(header::ETAG, self.etag());
         reply(&self.parts, headers, String::new())
     }
@@ -220,19 +251,24 @@ impl Store {
         let upload = format!("upload-{}", self.next());
         let headers = echoed(&head.headers);
         let kept = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-amz-server-side-encryption"));
-        let kept = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
-        self.uploads.lock().await.insert(upload.clone(), kept);
+        let encryption = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let checked = headers.get("x-amz-checksum-algorithm").is_some_and(|algorithm| algorithm == "CRC64NVME");
+        let parts = checked.then(BTreeMap::new);
+        self.uploads.lock().await.insert(upload.clone(), Upload { encryption, parts });
         let (bucket, key) = bucket_and_key(head);
         reply(&self.creates, headers, xml::created(bucket, key, &upload))
     }
 
     async fn complete(&self, head: &request::Parts, body: Incoming, upload: &str) -> Reply {
         let parts = String::from_utf8_lossy(&collect(body).await).matches("<PartNumber>").count();
-        let Some(headers) = self.uploads.lock().await.remove(upload) else { return no_such_upload() };
+        let Some(upload) = self.uploads.lock().await.remove(upload) else { return no_such_upload() };
+        let crc = upload.parts.as_ref().and_then(whole_crc).map(crc_text);
+        if crc.as_deref().zip(asked_crc(head)).is_some_and(|(crc, asked)| crc != asked) {
+            return bad_digest();
+        }
         let (bucket, key) = bucket_and_key(head);
         let etag = format!("{:032x}-{parts}", self.next());
-        let crc = head.headers.get("x-amz-checksum-crc64nvme").and_then(|value| value.to_str().ok());
-        reply(&self.completes, headers, xml::completed(bucket, key, &etag, crc))
+        reply(&self.completes, upload.encryption, xml::completed(bucket, key, &etag, crc.as_deref()))
     }
 
     async fn abort(&self, upload: &str) -> Reply {
@@ -250,12 +286,29 @@ impl Store {
         reply(&self.assume_roles, HeaderMap::new(), xml::assumed())
     }
 
-    async fn discard(&self, mut body: Incoming) {
+    async fn discard(&self, body: Incoming) {
+        self.read(body, |_| ()).await;
+    }
+
+    /// CRC-64/NVME and length of a body.
+    async fn digest(&self, body: Incoming) -> (u64, u64) {
+        let (mut digest, mut length) = (Digest::new(CrcAlgorithm::Crc64Nvme), 0);
+        self.read(body, |data| {
+            digest.update(data);
+            length += data.len() as u64;
+        })
+        .await;
+        (digest.finalize(), length)
+    }
+
+    async fn read(&self, mut body: Incoming, mut each: impl FnMut(&[u8])) {
         while let Some(frame) = body.frame().await {
-            match frame.ok().and_then(|frame| frame.into_data().ok()) {
-                Some(data) => self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed),
-                None => self.broken.fetch_add(1, Ordering::Relaxed),
-            };
+            if let Some(data) = frame.ok().and_then(|frame| frame.into_data().ok()) {
+                each(&data);
+                self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            } else {
+                self.broken.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -318,6 +371,28 @@ fn one_of(many: u64, calls: &AtomicU64) -> bool {
 fn slow_down() -> Reply {
     let mut answer = reply(&AtomicU64::new(0), HeaderMap::new(), xml::slow_down());
     *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+    answer
+}
+
+fn asked_crc(head: &request::Parts) -> Option<&str> {
+    head.headers.get(CRC).and_then(|value| value.to_str().ok())
+}
+
+/// CRC of the object that is made of these parts.
+fn whole_crc(parts: &BTreeMap<u32, (u64, u64)>) -> Option<u64> {
+    let combine = |whole, (crc, length): (u64, u64)| checksum_combine(CrcAlgorithm::Crc64Nvme, whole, crc, length);
+    let mut parts = parts.values().copied();
+    let (first, _) = parts.next()?;
+    Some(parts.fold(first, combine))
+}
+
+fn crc_text(crc: u64) -> String {
+    base64::engine::general_purpose::STANDARD.encode(crc.to_be_bytes())
+}
+
+fn bad_digest() -> Reply {
+    let mut answer = reply(&AtomicU64::new(0), HeaderMap::new(), xml::bad_digest());
+    *answer.status_mut() = http::StatusCode::BAD_REQUEST;
     answer
 }
 

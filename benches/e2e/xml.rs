@@ -34,6 +34,11 @@ pub fn no_such_upload() -> String {
     "<Error><Code>NoSuchUpload</Code><Message>The specified upload does not exist.</Message></Error>".to_owned()
 }
 
+pub fn bad_digest() -> String {
+    "<Error><Code>BadDigest</Code><Message>The CRC64NVME did not match the calculated checksum.</Message></Error>"
+        .to_owned()
+}
+
 pub fn no_such_bucket() -> String {
     "<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>".to_owned()
 }

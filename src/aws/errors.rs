@@ -38,6 +38,8 @@ pub(crate) enum ErrorSignal {
     PreconditionFailed,
     /// Bytes arrived that don't fit their checksum.
     BadDigest,
+    /// The request has no checksum header, and needs one.
+    ChecksumRequired,
     /// The credentials are refused: worth one renewal.
     Credentials,
     /// Not allowed.
@@ -132,6 +134,17 @@ pub(crate) fn s3_status(status: u16) -> S3Classification {
 /// Returns true if the quota of the bucket or its owner is used up.
 fn is_quota(code: &str, status: u16) -> bool {
     code.ends_with("QuotaExceeded") || code == "XMinioStorageFull" || status == 507
+}
+
+/// Returns true if a refusal names the checksum. So are requests without a checksum header refused:
+/// - S3 with Object Lock: `Content-MD5 OR x-amz-checksum- HTTP header is required for Put Part
+///   requests with Object Lock parameters`
+/// - S3 for an upload with a composite checksum: `Checksum Type mismatch occurred, expected
+///   checksum Type: sha256, actual checksum Type: null`
+/// - MinIO: `checksum missing, want "CRC64NVME", got ""`
+pub(crate) fn names_checksum(status: u16, message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    status == 400 && ["checksum", "content-md5"].iter().any(|name| message.contains(name))
 }
 
 /// Returns true for an answer with a web page: it comes from a proxy or a web server in between,

@@ -192,7 +192,8 @@ pub struct KmsEncryption {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Checksum {
-    /// CRC-64/NVME of every part and of the whole object; S3 verifies both.
+    /// CRC-64/NVME of every part and of the whole object. S3 verifies that of the object, and of
+    /// each part that is sent with it; the others are compared with the one that S3 responds with.
     #[default]
     Crc64Nvme,
     /// None: for S3-compatible stores that refuse the header.

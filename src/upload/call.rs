@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::aborts::BackgroundAborts;
 use super::classify::{CallError, ErrorSignal, classify, unanswered};
+use super::learnt::LearntStores;
 use crate::aws::errors::status_label;
 use crate::domain::destination::Destination;
 use crate::domain::outcome::{Class, Failure, Reason};
@@ -39,6 +40,7 @@ pub(super) struct Calls {
     pub(super) metrics: Arc<Metrics>,
     /// Bytes a second below which a request counts as stuck.
     pub(super) min_rate: u64,
+    pub(super) learnt: LearntStores,
     /// Aborts that the calls of an upload leave behind.
     pub(super) aborts: Arc<BackgroundAborts>,
 }

@@ -7,7 +7,7 @@ use aws_sdk_s3::operation::RequestId as _;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 pub(super) use crate::aws::errors::ErrorSignal;
-use crate::aws::errors::{S3Classification, error_response, is_web_page, s3_status};
+use crate::aws::errors::{S3Classification, error_response, is_web_page, names_checksum, s3_status};
 use crate::domain::destination::{Destination, Region};
 use crate::domain::diagnosis;
 use crate::domain::outcome::{AwsError, Failure, Reason, denied_action};
@@ -96,7 +96,10 @@ fn answered(answer: AwsError, meta: &ErrorMetadata, raw: &HttpResponse, destinat
     let AwsError { operation, status, .. } = answer;
     // The whole message: the one in `answer` is cut.
     let (code, message) = (answer.code.as_str(), meta.message().unwrap_or_default());
-    let S3Classification { mut reason, signal } = S3Classification::of(operation, code, status, destination);
+    let S3Classification { mut reason, mut signal } = S3Classification::of(operation, code, status, destination);
+    if signal == ErrorSignal::None && names_checksum(status, message) {
+        signal = ErrorSignal::ChecksumRequired;
+    }
     if reason == Reason::AccessDenied && denied_action(message).is_some_and(|action| action.starts_with("kms:")) {
         reason = Reason::KmsDenied;
     }
@@ -250,6 +253,28 @@ mod tests {
         let refused = refused("CompleteMultipartUpload").failure;
         assert_eq!((refused.reason, refused.class()), (Reason::AccessDenied, Class::Destination));
         assert!(refused.hint.contains("checksum = \"none\""), "{}", refused.hint);
+    }
+
+    #[test]
+    fn a_refusal_for_want_of_a_checksum_header_is_recognised() {
+        for (code, said) in [
+            (
+                "InvalidRequest",
+                "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Part requests with Object Lock parameters",
+            ),
+            (
+                "InvalidRequest",
+                "Checksum Type mismatch occurred, expected checksum Type: crc64nvme, actual checksum Type: null",
+            ),
+            ("InvalidArgument", "Invalid arguments provided for b/k: (checksum missing, want \"CRC64NVME\", got \"\")"),
+            ("MissingContentMD5", "Missing required header for this request: Content-Md5."),
+        ] {
+            assert_eq!(answer(400, code, said, &[]).signal, ErrorSignal::ChecksumRequired, "{said}");
+        }
+        let mismatch = "The CRC64NVME you specified did not match the calculated checksum.";
+        assert_eq!(answer(400, "BadDigest", mismatch, &[]).signal, ErrorSignal::BadDigest);
+        assert_eq!(answer(400, "InvalidRequest", "the part number is wrong", &[]).signal, ErrorSignal::None);
+        assert_eq!(answer(500, "InternalError", "the checksum service is down", &[]).signal, ErrorSignal::None);
     }
 
     #[test]

@@ -1,26 +1,25 @@
 //! Parts: the retry unit. Each can be sent as often as needed, from memory or straight from a file.
 
-use std::future::Future as _;
+mod file_body;
+
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
 use bytes::{Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest};
 use futures_util::StreamExt as _;
-use http_body::{Frame, SizeHint};
 use md5::{Digest as _, Md5};
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 
 use super::budget::{Budget, Reservation};
 use crate::domain::job::lease::PackedEnd;
 use crate::domain::outcome::{Failure, Reason};
 use crate::source::Chunks;
 use crate::source::file::FileSource;
+use file_body::FileBody;
+pub(super) use file_body::Passage;
 
 /// Bytes of a file that are read at once while the connection pulls. Larger chunks pollute the
 /// cache, smaller ones cost calls.
@@ -32,7 +31,8 @@ pub(super) struct Part {
     /// 1 is the first.
     pub(super) number: u32,
     pub(super) length: u64,
-    /// CRC-64/NVME of the bytes; `None` where the destination wants no checksum.
+    /// CRC-64/NVME of the bytes, if they were read for it. Those of a file are read when they are
+    /// sent.
     pub(super) crc: Option<u64>,
     /// Position in the source at which a compressed part ends, if the upload could resume there.
     pub(super) packed: Option<PackedEnd>,
@@ -46,25 +46,28 @@ enum PartBytes {
 }
 
 impl Part {
-    /// Part of a range of a file. Its checksum takes a pass of its own before the bytes are sent
-    /// from the page cache: the checksum is sent as a header, and Object Lock buckets require it
-    /// there.
-    pub(super) async fn of_file(
-        file: Arc<FileSource>,
-        pool: Pool,
-        number: u32,
-        offset: u64,
-        length: u64,
-        checked: bool,
-    ) -> Result<Self, Failure> {
-        let crc = if checked {
-            let digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-            let digest = digest_of_range((&file, &pool), (offset, length), digest, Digest::update).await?;
-            Some(digest.finalize())
-        } else {
-            None
-        };
-        Ok(Self { number, length, crc, packed: None, bytes: PartBytes::File { file, offset, pool } })
+    /// Part of a range of a file, of an offset and a length. Nothing is read yet.
+    pub(super) fn of_file(file: Arc<FileSource>, pool: Pool, number: u32, (offset, length): (u64, u64)) -> Self {
+        Self { number, length, crc: None, packed: None, bytes: PartBytes::File { file, offset, pool } }
+    }
+
+    /// Computes the checksum before the bytes are sent, for a header. Those of a file are read for
+    /// it, and once more from the page cache when they are sent.
+    pub(super) async fn with_crc(self) -> Result<Self, Failure> {
+        Ok(Self { crc: Some(self.compute_crc().await?), ..self })
+    }
+
+    /// The checksum of the bytes, which are read for it if it is not known.
+    pub(super) async fn compute_crc(&self) -> Result<u64, Failure> {
+        match (self.crc, &self.bytes) {
+            (Some(crc), _) => Ok(crc),
+            (None, PartBytes::Memory { bytes, .. }) => Ok(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes)),
+            (None, PartBytes::File { file, offset, pool }) => {
+                let digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+                let digest = digest_of_range((file, pool), (*offset, self.length), digest, Digest::update).await?;
+                Ok(digest.finalize())
+            }
+        }
     }
 
     /// Bytes in memory, with the share of the budget they were read under.
@@ -81,15 +84,22 @@ impl Part {
 
     /// The bytes, once more.
     pub(super) fn body(&self) -> ByteStream {
+        self.body_through(None)
+    }
+
+    /// The bytes of a file, once more. Their checksum is computed in passing and is in `passage`
+    /// once the last byte was read. That of bytes in memory is not computed.
+    pub(super) fn body_in_passing(&self, passage: Passage) -> ByteStream {
+        self.body_through(Some(passage))
+    }
+
+    fn body_through(&self, passage: Option<Passage>) -> ByteStream {
         match &self.bytes {
             PartBytes::Memory { bytes, .. } => ByteStream::from(bytes.clone()),
-            PartBytes::File { file, offset, pool } => ByteStream::new(SdkBody::from_body_1_x(FileBody {
-                file: file.clone(),
-                pool: pool.clone(),
-                offset: *offset,
-                left: self.length,
-                reading: None,
-            })),
+            PartBytes::File { file, offset, pool } => {
+                let range = (*offset, self.length);
+                ByteStream::new(SdkBody::from_body_1_x(FileBody::new(file.clone(), pool.clone(), range, passage)))
+            }
         }
     }
 
@@ -212,83 +222,6 @@ impl Drop for PooledBuffer {
     }
 }
 
-type PendingRead = JoinHandle<io::Result<(Box<[u8]>, usize)>>;
-
-/// A range of a file as a request body: read in passing, while the connection pulls.
-struct FileBody {
-    file: Arc<FileSource>,
-    pool: Pool,
-    offset: u64,
-    left: u64,
-    reading: Option<PendingRead>,
-}
-
-impl FileBody {
-    fn want(&self) -> usize {
-        CHUNK.min(usize::try_from(self.left).unwrap_or(usize::MAX))
-    }
-
-    /// Reads from the page cache, without waiting for the disk.
-    fn cached(&mut self) -> Option<io::Result<Bytes>> {
-        let mut buffer = self.pool.take();
-        let want = self.want();
-        match self.file.read_at_cached(self.offset, &mut buffer[..want]) {
-            Ok(Some(n)) if n > 0 => Some(Ok(self.advance(buffer, n))),
-            Ok(Some(_)) => Some(Err(io::ErrorKind::UnexpectedEof.into())),
-            Ok(None) => {
-                self.pool.give(buffer);
-                None
-            }
-            Err(error) => Some(Err(error)),
-        }
-    }
-
-    /// A read that may wait for the disk, on a thread that may block.
-    fn uncached(&self) -> PendingRead {
-        let (file, offset, want, mut buffer) = (self.file.clone(), self.offset, self.want(), self.pool.take());
-        tokio::task::spawn_blocking(move || file.read_at(offset, &mut buffer[..want]).map(|n| (buffer, n)))
-    }
-
-    fn advance(&mut self, buffer: Box<[u8]>, n: usize) -> Bytes {
-        self.offset += n as u64;
-        self.left -= n as u64;
-        self.pool.wrap(buffer, n)
-    }
-}
-
-impl http_body::Body for FileBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        if self.left == 0 {
-            return Poll::Ready(None);
-        }
-        if self.reading.is_none() {
-            if let Some(read) = self.cached() {
-                return Poll::Ready(Some(read.map(Frame::data)));
-            }
-            self.reading = Some(self.uncached());
-        }
-        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
-        let read = ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other).and_then(|read| read);
-        self.reading = None;
-        Poll::Ready(Some(match read {
-            Ok((_, 0)) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok((buffer, n)) => Ok(Frame::data(self.advance(buffer, n))),
-            Err(error) => Err(error),
-        }))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0
-    }
-}
-
 /// Cuts a stream that can be read once into parts in memory.
 pub(super) struct PartReader {
     chunks: Chunks,
@@ -389,7 +322,7 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let file = Arc::new(FileSource::open(folder.path(), &path, Arc::new(Metrics::new(1))).unwrap());
         let length = bytes.len() as u64 - 5;
-        let part = Part::of_file(file, Pool::default(), 2, 5, length, true).await.unwrap();
+        let part = Part::of_file(file, Pool::default(), 2, (5, length)).with_crc().await.unwrap();
         let memory = Part::of_memory(2, Bytes::from(bytes).slice(5..), None, None);
         assert_eq!(part.md5().await.unwrap(), memory.md5().await.unwrap());
         assert_eq!(part.crc, Some(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &vec![7; 3 * CHUNK - 4])));

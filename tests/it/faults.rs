@@ -5,6 +5,7 @@
 
 mod answers;
 mod broker;
+mod checksums;
 mod clock;
 mod consumption;
 mod destination;

@@ -1,5 +1,7 @@
 //! Open multipart upload: create, send, complete, and reconciliation when a reply was lost.
 
+mod send;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -17,10 +19,10 @@ use crate::runtime::failpoints;
 use crate::telemetry::spans;
 use crate::upload::call::Calls;
 use crate::upload::classify::{CallError, ErrorSignal};
-use crate::upload::part::{Part, combined_crc};
+use crate::upload::part::combined_crc;
 use crate::upload::reconcile::{self, ExpectedObject};
-use crate::upload::single::changed_or;
 use crate::upload::{OpenUpload, Target, Uploaded, conditional, object_headers, verify};
+use send::Headerless;
 
 /// Tries of CompleteMultipartUpload while the reply has no ETag, each with the same arguments.
 const MAX_COMPLETE_TRIES: u32 = 3;
@@ -53,6 +55,9 @@ pub(in crate::upload) struct MultipartUpload<'a> {
     /// True if an earlier attempt created the upload: another worker may be using it, or have used
     /// it.
     again: bool,
+    /// True for an upload with checksums.
+    checked: bool,
+    headerless: Headerless,
     gone: AtomicBool,
     settled: bool,
     _counted: GaugeGuard,
@@ -94,6 +99,8 @@ impl<'a> MultipartUpload<'a> {
             open_upload: None,
             whole: None,
             again: false,
+            checked,
+            headerless: if checked { Headerless::of_created(&reply) } else { Headerless::Never },
             gone: AtomicBool::new(false),
             settled: false,
             _counted: calls.metrics.multipart_open(),
@@ -107,7 +114,7 @@ impl<'a> MultipartUpload<'a> {
             }
         }
         if let Some((open_upload, Some(record))) = record {
-            open_upload.open(open.checkpoint(record, checked));
+            open_upload.open(open.checkpoint(record));
             open.open_upload = Some(open_upload);
             open.whole = whole(record.sizes, record.source.length);
             failpoints::hit("recorded");
@@ -131,13 +138,15 @@ impl<'a> MultipartUpload<'a> {
             done: checkpoint.parts,
             open_upload: Some(open_upload),
             again: true,
+            checked: checkpoint.checked,
+            headerless: if checkpoint.checked { Headerless::IfLearnt } else { Headerless::Never },
             gone: AtomicBool::new(false),
             settled: false,
             _counted: calls.metrics.multipart_open(),
         }
     }
 
-    fn checkpoint(&self, record: &UploadRecord, checked: bool) -> Checkpoint {
+    fn checkpoint(&self, record: &UploadRecord) -> Checkpoint {
         let kms = self.calls.destination.encryption.as_ref();
         Checkpoint {
             bucket: self.bucket.clone(),
@@ -146,7 +155,7 @@ impl<'a> MultipartUpload<'a> {
             initiated: self.initiated.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
             kms_key_arn: kms.map(|kms| kms.key_arn.as_str().to_owned()),
             encryption: self.encryption.clone(),
-            checked,
+            checked: self.checked,
             sizes: record.sizes,
             source: record.source.clone(),
             parts: Vec::new(),
@@ -173,55 +182,6 @@ impl<'a> MultipartUpload<'a> {
         self.again && self.gone.load(Ordering::Relaxed)
     }
 
-    pub(in crate::upload) async fn send(&self, part: &Part) -> Result<PartDone, Failure> {
-        let number = i32::try_from(part.number).unwrap_or(i32::MAX);
-        let crc = part.crc.map(verify::crc_text);
-        let started = tokio::time::Instant::now();
-        let answer = self
-            .calls
-            .call("UploadPart", part.length, |client| {
-                client
-                    .upload_part()
-                    .bucket(&self.bucket)
-                    .key(&self.key)
-                    .upload_id(&self.id)
-                    .part_number(number)
-                    .content_length(i64::try_from(part.length).unwrap_or(i64::MAX))
-                    .set_checksum_crc64_nvme(crc.clone())
-                    .set_expected_bucket_owner(self.owner())
-                    .body(part.body())
-                    .customize()
-                    .disable_payload_signing()
-                    .send()
-            })
-            .await;
-        let reply = match answer {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.calls.metrics.part_failed();
-                self.gone.fetch_or(error.signal == ErrorSignal::NoSuchUpload, Ordering::Relaxed);
-                return Err(changed_or(error.failure, error.signal, part));
-            }
-        };
-        verify::checksum(crc.as_deref(), reply.checksum_crc64_nvme())?;
-        self.calls.metrics.part_sent(started.elapsed());
-        if let Some(file) = part.file() {
-            file.count_read(part.length);
-        }
-        let done = PartDone {
-            number: part.number,
-            length: part.length,
-            crc: part.crc,
-            etag: reply.e_tag,
-            packed: part.packed,
-        };
-        if let Some(open_upload) = self.open_upload {
-            open_upload.part(done.clone());
-        }
-        failpoints::hit("part");
-        Ok(done)
-    }
-
     /// Completes the upload, and reconciles when the reply was lost.
     ///
     /// After an error the upload is still open, unless S3 replied otherwise;
@@ -240,7 +200,8 @@ impl<'a> MultipartUpload<'a> {
             Ok(receipt) => {
                 failpoints::hit("completed");
                 self.settle();
-                verify::checksum(crc.as_deref(), receipt.checksum_crc64nvme.as_deref())?;
+                verify::checksum(crc.as_deref(), receipt.checksum_crc64nvme.as_deref())
+                    .inspect_err(|_| self.learn_proof_by_header("the checksum of the object is another one"))?;
                 Uploaded::Stored(Receipt { checksum_crc64nvme: crc, ..receipt })
             }
             Err(error) => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::fixture::AcmeFixture;
-use crate::testbed::scripted::Effect;
+use crate::testbed::scripted::{CRC, Call, Effect};
 use crate::testbed::site::job;
 use crate::testbed::{MIB, bytes, until};
 
@@ -186,10 +186,8 @@ async fn every_byte_is_proven_by_part_and_as_a_whole() {
     fixture.delivered("large").await;
     for operation in ["PutObject", "UploadPart", "CompleteMultipartUpload"] {
         let calls = fixture.s3.calls(operation);
-        assert!(
-            !calls.is_empty() && calls.iter().all(|c| c.header("x-amz-checksum-crc64nvme").is_some()),
-            "{operation}"
-        );
+        let proven = |call: &Call| call.header(CRC).is_some() || (operation == "UploadPart" && call.proves_its_body());
+        assert!(!calls.is_empty() && calls.iter().all(proven), "{operation}");
         assert!(
             calls.iter().all(|c| c.header("x-amz-expected-bucket-owner") == Some(crate::fixture::ACME)),
             "{operation}"
@@ -198,5 +196,7 @@ async fn every_byte_is_proven_by_part_and_as_a_whole() {
     }
     let complete = &fixture.s3.calls("CompleteMultipartUpload")[0];
     assert_eq!(complete.header("x-amz-mp-object-size"), Some((20 * MIB).to_string().as_str()));
+    let listed = String::from_utf8_lossy(&complete.body).matches("<ChecksumCRC64NVME>").count();
+    assert_eq!(listed, fixture.s3.calls("UploadPart").len(), "the checksum of each part is listed");
     fixture.close().await;
 }

@@ -25,7 +25,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
-pub use call::{Call, Reply};
+pub use call::{CRC, Call, Reply};
 pub use effect::Effect;
 pub use store::Object;
 use store::Store;
@@ -395,6 +395,11 @@ impl ScriptedS3 {
                 call.headers.remove("if-none-match");
                 Some(self.store().perform(&call))
             }
+            Some(Effect::Garbled) => {
+                let mut body = call.body.to_vec();
+                body[0] ^= 1;
+                Some(self.store().perform(&Call { body: body.into(), ..call.clone() }))
+            }
             Some(Effect::UploadGone) => {
                 let mut store = self.store();
                 store.uploads.remove(call.asked("uploadId"));
@@ -410,7 +415,9 @@ impl ScriptedS3 {
                 None => None,
             };
         }
-        self.calls.lock().unwrap()[record].status = reply.as_ref().map_or(0, |reply| reply.status);
+        let mut calls = self.calls.lock().unwrap();
+        calls[record].status = reply.as_ref().map_or(0, |reply| reply.status);
+        calls[record].answered_crc = reply.as_ref().and_then(|reply| reply.header(CRC)).map(str::to_owned);
         reply.map(Reply::into_response).ok_or(LostReply)
     }
 
@@ -449,7 +456,8 @@ async fn bend(call: &Call, mut reply: Reply, effect: &Effect) -> Option<Reply> {
             reply.headers.push(("x-amz-server-side-encryption".to_owned(), "AES256".to_owned()));
         }
         Effect::WrongChecksum => reply.wrong_checksum(),
-        Effect::UploadGone | Effect::Unconditional => {}
+        Effect::NoChecksum => reply.no_checksum(),
+        Effect::UploadGone | Effect::Unconditional | Effect::Garbled => {}
         Effect::Header(name, value) => {
             reply.headers.retain(|(other, _)| other != name);
             reply.headers.push(((*name).to_owned(), (*value).to_owned()));

@@ -8,6 +8,9 @@ use http::request::Parts;
 use http_body_util::Full;
 use jiff::Timestamp;
 
+/// Header of the CRC-64/NVME, of requests and answers.
+pub const CRC: &str = "x-amz-checksum-crc64nvme";
+
 /// A recorded call.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -29,6 +32,8 @@ pub struct Call {
     pub bent: bool,
     /// The status of the answer; 0 while there is none, and when it was lost.
     pub status: u16,
+    /// The CRC-64/NVME in the headers of the answer.
+    pub answered_crc: Option<String>,
 }
 
 impl Call {
@@ -56,11 +61,30 @@ impl Call {
         };
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
         let arrived = Timestamp::now();
-        Self { operation, bucket, key, access_key_id, region, headers, query, body, arrived, bent: false, status: 0 }
+        let (bent, status, answered_crc) = (false, 0, None);
+        Self {
+            operation,
+            bucket,
+            key,
+            access_key_id,
+            region,
+            headers,
+            query,
+            body,
+            arrived,
+            bent,
+            status,
+            answered_crc,
+        }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
+    }
+
+    /// True if S3 compared the body with a header, or answered what the body's checksum is.
+    pub fn proves_its_body(&self) -> bool {
+        self.header(CRC).or(self.answered_crc.as_deref()).is_some_and(|crc| crc == super::store::crc(&self.body))
     }
 
     pub fn asked(&self, name: &str) -> &str {
@@ -169,10 +193,22 @@ impl Reply {
         Self { status, ..Self::ok() }.xml(&body)
     }
 
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn no_checksum(&mut self) {
+        self.headers.retain(|(name, _)| !name.starts_with("x-amz-checksum-"));
+        let text = String::from_utf8_lossy(&self.body).into_owned();
+        if let (Some(start), Some(end)) = (text.find("<ChecksumCRC64NVME>"), text.find("</ChecksumType>")) {
+            self.body = Bytes::from(format!("{}{}", &text[..start], &text[end + "</ChecksumType>".len()..]));
+        }
+    }
+
     pub fn wrong_checksum(&mut self) {
         const WRONG: &str = "AAAAAAAAAAA=";
         for (name, value) in &mut self.headers {
-            if name == "x-amz-checksum-crc64nvme" {
+            if name == CRC {
                 WRONG.clone_into(value);
             }
         }

@@ -23,6 +23,10 @@ pub enum Effect {
     WrongEncryption,
     /// The answer names another checksum than that of the bytes.
     WrongChecksum,
+    /// The answer names no checksum.
+    NoChecksum,
+    /// A bit of the body changes on the way, then the call is performed. Before only.
+    Garbled,
     /// The answer has this header, in place of its own.
     Header(&'static str, &'static str),
     /// The call is performed as if it had no If-None-Match. Before only.
@@ -40,7 +44,8 @@ impl Effect {
             Self::EmptyBody | Self::Body(_) | Self::WebPage(_) => "odd body",
             Self::LostReply => "lost reply",
             Self::Delay(_) => "slow reply",
-            Self::WrongEncryption | Self::WrongChecksum | Self::Header(..) => "wrong reply",
+            Self::WrongEncryption | Self::WrongChecksum | Self::NoChecksum | Self::Header(..) => "wrong reply",
+            Self::Garbled => "bytes changed",
             Self::Unconditional => "condition ignored",
             Self::UploadGone => "upload aborted by somebody",
         }

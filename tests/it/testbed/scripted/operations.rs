@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use jiff::{SignedDuration, Timestamp};
 
-use super::call::{Call, Reply, escape};
+use super::call::{CRC, Call, Reply, escape};
 use super::store::{Object, Part, Session, Store, Upload, crc, tag, whole_second};
 use crate::testbed::MIB;
 
@@ -155,10 +155,9 @@ impl Store {
         upload.parts.insert(number, part);
         let created = Call { headers, ..call.clone() };
         let reply = encrypted(Reply::ok(), &created).with("etag", tag);
-        Ok(match call.header("x-amz-checksum-crc64nvme") {
-            Some(_) => reply.with("x-amz-checksum-crc64nvme", crc(&call.body)),
-            None => reply,
-        })
+        // S3 computes the checksum of a part that comes without one, where it keeps that of the whole object.
+        let wanted = created.header("x-amz-checksum-algorithm").is_some() || call.header(CRC).is_some();
+        Ok(if wanted { reply.with(CRC, crc(&call.body)) } else { reply })
     }
 
     fn complete(&mut self, call: &Call) -> Answer {
