@@ -236,7 +236,9 @@ impl CommandError {
             Self::Queue(problem) => {
                 let exit = Exit::of(problem);
                 let named = if exit == Exit::Config { "broker.url: " } else { "" };
-                fail(&format!("{named}{problem}"), exit)
+                let remedy =
+                    if exit == Exit::Unavailable { "; check the broker, the network and broker.url" } else { "" };
+                fail(&format!("{named}{problem}{remedy}"), exit)
             }
         }
     }

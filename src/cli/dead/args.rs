@@ -52,7 +52,7 @@ fn reason(text: &str) -> Result<String, String> {
 
 fn class(text: &str) -> Result<String, String> {
     let mut known = Class::ALL.iter().map(|class| class.as_str()).chain([BROKER_CLASS]);
-    let all = || format!("it is one of {}, {BROKER_CLASS}", Class::ALL.map(Class::as_str).join(", "));
+    let all = || format!("give one of {}, {BROKER_CLASS}", Class::ALL.map(Class::as_str).join(", "));
     known.any(|known| known == text).then(|| text.to_owned()).ok_or_else(all)
 }
 

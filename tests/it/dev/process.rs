@@ -273,7 +273,7 @@ async fn the_exit_code_says_whether_all_some_or_none_of_the_files_were_delivered
     assert_eq!(code(&[&long]).await.0, 1);
     let (missing, said) = code(&["good", "no-such-file"]).await;
     assert_eq!((missing, said.contains("--file: no-such-file can't be delivered: No such file")), (2, true), "{said}");
-    assert!(!said.contains("all data is in"), "nothing was started: {said}");
+    assert!(!said.contains("All data is in"), "nothing was started: {said}");
     assert_eq!(code(&["tmp"]).await.0, 2, "a directory is no file");
     assert_eq!(place.left_behind(), 0);
 }
@@ -318,7 +318,7 @@ async fn a_running_one_takes_more_jobs_shows_its_pages_and_ends_cleanly_with_a_s
     until("its line is shown", LIMIT, async || running.said().contains("delivered  mine").then_some(())).await;
 
     let said = running.said();
-    let (_, check) = said.split_once("a check").unwrap();
+    let (_, check) = said.split_once("\ncheck  ").unwrap();
     let (check, _) = check.split_once("Ctrl-C").unwrap();
     let mut printed = Command::new("sh");
     printed.env_clear().env("AWS_EC2_METADATA_DISABLED", "true").arg("-c").arg(check.trim());
