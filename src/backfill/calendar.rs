@@ -43,7 +43,7 @@ impl Interval {
         if (1..=10_000).contains(&count) {
             Ok(Self { count, unit })
         } else {
-            Err("give 1 to 10000 of a unit".to_owned())
+            Err("give 1 to 10,000 of a unit".to_owned())
         }
     }
 
@@ -329,6 +329,6 @@ pub(crate) mod tests {
         let backwards = range("2026-01-02", "2026-01-01", "1d", "UTC").steps().unwrap_err();
         assert!(backwards.contains("--from 2026-01-02 is after --to 2026-01-01"), "{backwards}");
         let many = range("1800-01-01", "2026-01-01", "1h", "UTC").steps().unwrap_err();
-        assert!(many.contains("more than 1000000 jobs"), "{many}");
+        assert!(many.contains("more than 1,000,000 jobs"), "{many}");
     }
 }

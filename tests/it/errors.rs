@@ -107,9 +107,9 @@ const WRONGS: [Wrong; 21] = [
         "consign: ACME is not a destination id; give 1-63 of a-z, 0-9 and \"-\" that begin with a letter or digit\n",
     ),
     wrong(
-        "config validate -c ok.toml --set upload.min_rate=-1",
+        "config validate -c negative.toml",
         78,
-        "flag --set upload.min_rate: upload.min_rate: is negative; give a size such as \"8MiB\"\n",
+        "negative.toml:2: upload.min_rate: is negative; give a size such as \"8MiB\"\n",
     ),
     wrong(
         "config validate -c method.toml",
@@ -195,6 +195,7 @@ fn errors_state_what_was_wrong_what_is_expected_and_the_remedy() {
         ("ok.toml", CONFIG),
         ("wrong.toml", WRONG_CONFIG),
         ("method.toml", METHOD_CONFIG),
+        ("negative.toml", "[upload]\nmin_rate = -1\n"),
         ("away.toml", "[broker]\nurl = \"amqp://127.0.0.1:1\"\n"),
         ("jobs.ndjson", WRONG_JOBS),
         ("empty.ndjson", ""),

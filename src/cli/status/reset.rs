@@ -1,5 +1,5 @@
-//! `consign status reset DEST`: closes the circuit breaker of a destination in every worker, by a message
-//! in `consign.control`. The workers recall its deferred jobs.
+//! `consign status reset DEST`: closes the circuit breaker of a destination in every worker, by a
+//! message in `consign.control`. The workers recall its deferred jobs.
 
 use crate::cli::{CommandError, Exit, broker, configured_destinations, notice, print};
 use crate::config::Config;
