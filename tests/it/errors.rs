@@ -73,7 +73,7 @@ const fn wrong(line: &'static str, exit: i32, says: &'static str) -> Wrong {
     Wrong { line, exit, says }
 }
 
-const WRONGS: [Wrong; 21] = [
+const WRONGS: [Wrong; 22] = [
     wrong("config validate -c wrong.toml", 78, WRONG_CONFIG_ERRORS),
     wrong(
         "config validate -c none.toml",
@@ -167,6 +167,11 @@ const WRONGS: [Wrong; 21] = [
         "dead discard --all -c ok.toml",
         2,
         "consign: this removes dead letters permanently; confirm with --yes (`consign dead export` keeps a copy)\n",
+    ),
+    wrong(
+        "dead list --limit few -c ok.toml",
+        2,
+        "error: invalid value 'few' for '--limit <N>': write a whole number\n\nFor more information, try '--help'.\n",
     ),
     wrong(
         "dead show nothing -c ok.toml",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::enqueue::LaneArg;
-use crate::cli::parse_duration;
+use crate::cli::{parse_duration, parse_number};
 use crate::dead_letter::filter::{BROKER_CLASS, BROKER_REASONS, LetterFilter};
 use crate::domain::outcome::{Class, Reason};
 
@@ -38,7 +38,7 @@ pub(super) struct FilterArgs {
     #[arg(long, value_name = "LETTER")]
     id: Vec<String>,
     /// Stop after this number of dead letters
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number)]
     limit: Option<u64>,
 }
 
