@@ -195,6 +195,11 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
+/// Parses a whole number of the command line.
+fn parse_number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "write a whole number".to_owned())
+}
+
 /// Parses a duration of the command line.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "write a duration such as 30s, 10m, 2h or 7d".to_owned())
@@ -236,7 +241,16 @@ impl CommandError {
             Self::Queue(problem) => {
                 let exit = Exit::of(problem);
                 let named = if exit == Exit::Config { "broker.url: " } else { "" };
-                fail(&format!("{named}{problem}"), exit)
+                let problem = problem.to_string();
+                let remedy = match exit {
+                    Exit::Unavailable => "; check the broker, the network and broker.url",
+                    // A missing permission is named already.
+                    Exit::Denied if !problem.contains("permission") => {
+                        "; correct the login and the virtual host in broker.url"
+                    }
+                    _ => "",
+                };
+                fail(&format!("{named}{}{remedy}", problem.trim_end_matches('.')), exit)
             }
         }
     }

@@ -148,8 +148,8 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
 fn greet(report: &TransferPrinter, home: &Home) {
     let fate = if home.kept() { "kept" } else { "removed at the end" };
     report.say(&format!(
-        "consign dev: a demo of consign on this machine, NOT for production.\nIt has its own S3, STS and queue, its \
-         keys are invented, and it uses no network.\nall data is in {} ({fate})",
+        "consign dev: a demo of consign on this machine, NOT for production.\nIt runs its own S3, STS and queue with \
+         generated access keys, and needs no network.\nAll data is in {} ({fate}).",
         home.path().display()
     ));
 }
@@ -158,8 +158,9 @@ fn greet(report: &TransferPrinter, home: &Home) {
 /// may not have.
 fn readable(path: &Path) -> Result<PathBuf, DevError> {
     let refused = |why: String| DevError::File { path: path.display().to_string(), why };
-    let real = path.canonicalize().map_err(|problem| refused(problem.to_string()))?;
-    let found = real.metadata().map_err(|problem| refused(problem.to_string()))?;
+    let unreadable = |problem: std::io::Error| refused(format!("{problem}; give the path of a readable file"));
+    let real = path.canonicalize().map_err(unreadable)?;
+    let found = real.metadata().map_err(unreadable)?;
     if !found.is_file() {
         return Err(refused("it is not a regular file; give a file".to_owned()));
     }

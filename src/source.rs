@@ -272,7 +272,8 @@ fn forbidden(message: &str) -> Failure {
 /// Prefixes a refusal with the job's field, as every other refusal of a job has it.
 fn name_job_field(failure: Failure) -> Failure {
     match failure.reason {
-        Reason::SourceForbidden => Failure { message: format!("source.url: {}", failure.message), ..failure },
+        Reason::SourceForbidden => Failure { message: format!("source.url: {}", failure.message), ..failure }
+            .hint("use a source that [source] of the worker's configuration permits"),
         _ => failure,
     }
 }

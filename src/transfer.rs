@@ -124,6 +124,9 @@ fn may_heal(source: &Source, failure: Failure) -> Failure {
     let named = source.etag.is_some() || source.sha256.is_some();
     match failure.reason {
         Reason::SourceChanged if !named => Failure { reason: Reason::SourceUnavailable, ..failure },
+        Reason::SourceChanged if failure.hint.is_empty() => {
+            failure.hint("publish the job again, with the etag or sha256 that the source has now")
+        }
         _ => failure,
     }
 }

@@ -144,7 +144,7 @@ impl TokenFile {
                 Err(problem) => tracing::warn!(
                     event = "admin_token_unreadable",
                     problem,
-                    next = "the last valid token stays in force",
+                    next = "the last valid token stays in effect",
                     remedy = "fix the file",
                     "admin.token_file can't be read"
                 ),

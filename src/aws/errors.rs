@@ -232,6 +232,9 @@ fn sts_denied(role: Option<AssumedRole<'_>>) -> (Reason, String) {
     }
 }
 
+/// Hint for a staged object that does not exist.
+const MISSING: &str = "correct source.url in the job, or publish the job once the object exists";
+
 /// Failed request for a staged object.
 pub(crate) type StagedReadError = SdkError<GetObjectError>;
 
@@ -242,7 +245,9 @@ pub(crate) fn staging_failure(name: &str, error: &StagedReadError) -> Failure {
     let status = error.raw_response().map(|response| response.status().as_u16());
     let failure = |reason, what: &str| Failure::new(reason, format!("{name} {what}{}", shown(code, status)));
     let mut failure = match (code, status) {
-        ("NoSuchKey" | "NoSuchBucket" | "NoSuchVersion", _) => failure(Reason::SourceNotFound, "does not exist"),
+        ("NoSuchKey" | "NoSuchBucket" | "NoSuchVersion", _) => {
+            failure(Reason::SourceNotFound, "does not exist").hint(MISSING)
+        }
         ("PreconditionFailed", _) | (_, Some(412)) => failure(Reason::SourceChanged, "changed while it was read"),
         ("InvalidRange", _) | (_, Some(416)) => failure(Reason::SourceChanged, "is shorter than it was"),
         ("RequestTimeTooSkewed", _) => failure(Reason::ClockSkew, "rejects the time of this worker's clock"),
@@ -255,14 +260,14 @@ pub(crate) fn staging_failure(name: &str, error: &StagedReadError) -> Failure {
         }
         ("InvalidObjectState", _) => failure(Reason::SourceDenied, "is archived; restore it first"),
         (code, _) if code.contains("Throttl") || matches!(code, "SlowDown" | "RequestTimeout") => {
-            failure(Reason::SourceUnavailable, "asks for patience")
+            failure(Reason::SourceUnavailable, "throttles the worker")
         }
         (_, Some(300..=499)) if error.raw_response().is_some_and(is_web_page) => {
             failure(Reason::SourceUnavailable, "can't be reached: a proxy or web server answered in its place")
         }
         (_, Some(401 | 403)) => failure(Reason::SourceDenied, "may not be read")
-            .hint("Allow the worker's own identity s3:GetObject (and kms:Decrypt) on the staging bucket."),
-        (_, Some(404 | 410)) => failure(Reason::SourceNotFound, "does not exist"),
+            .hint("allow the worker's own identity s3:GetObject (and kms:Decrypt) on the staging bucket"),
+        (_, Some(404 | 410)) => failure(Reason::SourceNotFound, "does not exist").hint(MISSING),
         (_, Some(408 | 429 | 500..=599)) => failure(Reason::SourceUnavailable, "is unavailable"),
         // The platform's own setting is wrong, not the job.
         (_, Some(301 | 307)) | ("AuthorizationHeaderMalformed", _) => failure(

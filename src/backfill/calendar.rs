@@ -43,7 +43,7 @@ impl Interval {
         if (1..=10_000).contains(&count) {
             Ok(Self { count, unit })
         } else {
-            Err("give 1 to 10000 of a unit".to_owned())
+            Err("give 1 to 10,000 of a unit".to_owned())
         }
     }
 
@@ -88,14 +88,15 @@ impl Bound {
     /// # Errors
     /// A description of the format.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let invalid =
-            |why: String| format!("{why}; write 2026-01-31, or 2026-01-31T06:00 in the time zone of --time-zone");
+        let invalid = |what: &str| {
+            format!("is not a {what}; write 2026-01-31, or 2026-01-31T06:00 in the time zone of --time-zone")
+        };
         match text.split_once(['T', ' ']) {
-            None => text.parse().map(Self::Day).map_err(|problem: jiff::Error| invalid(problem.to_string())),
+            None => text.parse().map(Self::Day).map_err(|_| invalid("date of the calendar")),
             Some((date, time)) => {
-                let date: Date = date.parse().map_err(|problem: jiff::Error| invalid(problem.to_string()))?;
+                let date: Date = date.parse().map_err(|_| invalid("date of the calendar"))?;
                 let time = if time.len() == 2 { format!("{time}:00") } else { time.to_owned() };
-                let time: Time = time.parse().map_err(|problem: jiff::Error| invalid(problem.to_string()))?;
+                let time: Time = time.parse().map_err(|_| invalid("time of day"))?;
                 Ok(Self::Time(date.to_datetime(time)))
             }
         }
@@ -189,7 +190,7 @@ impl CalendarRange {
             }
             if steps.len() > MAX_STEPS {
                 return Err(format!(
-                    "{} to {} in steps of {} is more than {MAX_STEPS} jobs",
+                    "{} to {} in steps of {} are more than 1,000,000 jobs; give a shorter range, or a longer step with --every",
                     self.from, self.to, self.every
                 ));
             }
@@ -328,6 +329,6 @@ pub(crate) mod tests {
         let backwards = range("2026-01-02", "2026-01-01", "1d", "UTC").steps().unwrap_err();
         assert!(backwards.contains("--from 2026-01-02 is after --to 2026-01-01"), "{backwards}");
         let many = range("1800-01-01", "2026-01-01", "1h", "UTC").steps().unwrap_err();
-        assert!(many.contains("more than 1000000 jobs"), "{many}");
+        assert!(many.contains("more than 1,000,000 jobs"), "{many}");
     }
 }

@@ -110,8 +110,9 @@ impl Journal {
         }
         let mut options = OpenOptions::new();
         let mut file = options.read(true).append(true).create(true).mode(0o600).open(path).map_err(failed)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| format!("another run of backfill {} has locked {}", header.backfill, path.display()))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            format!("another run of backfill {} has locked {}; wait for it, or end it", header.backfill, path.display())
+        })?;
         let contents = parse(&file).map_err(|problem| format!("{}: {problem}", path.display()))?;
         contents.check_backfill(&header.backfill, path)?;
         let contents = if again { JournalContents::default() } else { contents };
@@ -214,7 +215,7 @@ pub fn record_cancelled(path: &Path, backfill: &BackfillId, at: Timestamp) -> Re
 }
 
 fn unwritable(path: &Path, problem: &std::io::Error) -> String {
-    format!("the record {} can't be written: {problem}", path.display())
+    format!("the record {} can't be written: {problem}; give another place with --record FILE", path.display())
 }
 
 fn append(file: &mut File, line: &JournalLine) -> std::io::Result<()> {

@@ -220,7 +220,7 @@ async fn cancel(args: BackfillIdArgs, config: &Config, json: bool) -> Result<Exi
     let recorded = path.is_some_and(|path| record_cancellation(&path, id, control.at));
     if !recorded && !is_known(config, id).await {
         notice(&format!(
-            "there is no retained outcome and no local record of a backfill {id}; check the spelling. The \
+            "warning: there is no retained outcome and no local record of a backfill {id}; check the spelling. The \
              cancellation was sent anyway, as jobs of it may be queued"
         ));
     }

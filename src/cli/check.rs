@@ -141,8 +141,8 @@ async fn test_worker(config: &Config, sessions: &Sessions, show: &TestPrinter) -
     (report, found.login_denied)
 }
 
-/// Resets the circuit of a destination that is ready, in all workers. Returns the text for the
-/// user; the test also runs on machines without a broker.
+/// Resets the circuit breaker of a destination that is ready, in all workers. Returns the text for
+/// the user; the test also runs on machines without a broker.
 async fn notify_workers(config: &Config, destination: &Destination, report: &CheckReport) -> Option<String> {
     if report.verdict != CheckVerdict::Ready {
         return None;

@@ -44,7 +44,7 @@ fn validated(loaded: &Loaded, source: &Reload, json: bool) -> Exit {
 
 /// Warnings about a valid configuration that may not be intended: some commands need no broker.
 fn remarks(loaded: &Loaded, source: &Reload) -> Vec<&'static str> {
-    let no_file = source.files.is_empty().then_some("no file was read; name one with -c");
+    let no_file = source.files.is_empty().then_some("warning: no file was read; name one with -c");
     let no_broker = loaded.config.broker.required_url().is_err();
     let no_broker = no_broker.then_some(
         "warning: broker.url is not set, and `consign run` needs it; set it, broker.url_file or CONSIGN__BROKER__URL",

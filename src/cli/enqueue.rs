@@ -133,7 +133,7 @@ fn unknown_destination(config: &Config, to: &str) -> Option<String> {
         return None;
     }
     let known = configured_destinations(config);
-    Some(format!("{id} is not in the configuration ({known}); published anyway, as the workers may have it"))
+    Some(format!("warning: {id} is not in the configuration ({known}); published anyway, as the workers may have it"))
 }
 
 #[derive(Debug, Default)]
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!((unknown(acme, "acme"), unknown("", "nosuch")), (None, None));
         let warning = unknown(acme, "nosuch").unwrap();
         assert!(
-            warning.starts_with("nosuch is not in the configuration (configured: acme); published anyway"),
+            warning.starts_with("warning: nosuch is not in the configuration (configured: acme); published anyway"),
             "{warning}"
         );
     }

@@ -147,7 +147,7 @@ pub(super) const STATUS_RESET: &str = "\
 Examples:
   # Retry the waiting jobs of a destination once its problem is fixed
   consign status reset acme
-  # Test the connection first; a successful test resets the circuit, too
+  # Test the connection first; a passing test resets it, too
   consign check acme";
 
 /// `consign backfill`.

@@ -39,7 +39,7 @@ fn line(group: &PendingGroup) -> String {
     let because = cause.as_ref().map_or_else(String::new, |cause| format!(" ({cause})"));
     match state {
         PendingState::CircuitOpen => {
-            format!("{jobs} {wait} for {}, whose circuit is open{because}", to.unwrap_or_default())
+            format!("{jobs} {wait} for {}, whose circuit breaker is open{because}", to.unwrap_or_default())
         }
         PendingState::Deferred => format!("{jobs}{whose} {wait} for a retry or a free slot{because}"),
         PendingState::Retrying => {
@@ -100,7 +100,7 @@ mod tests {
         let none = PendingJobs { jobs: 0, ..unknown };
         let report = PendingReport::new(jobs.into_iter().chain([one("beta", None), none]), &workers);
         let expected = [
-            "401 wait for acme, whose circuit is open (access_denied: allow s3:PutObject)",
+            "401 wait for acme, whose circuit breaker is open (access_denied: allow s3:PutObject)",
             "3 are queued or running",
             "2 for beta are retrying, next at 2026-01-01T00:00:01Z (timeout: ask the network)",
             "1 for beta is queued or running (last failure of other jobs: timeout)",

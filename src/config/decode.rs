@@ -99,7 +99,9 @@ fn keys_of(path: &serde_path_to_error::Path) -> Vec<String> {
 fn plain_text(message: &str) -> String {
     let (found, expected) = message.split_once(", expected ").unwrap_or((message, ""));
     if let Some(found) = found.strip_prefix("invalid type: ") {
-        return format!("is {}; give {}", kind(found), wanted(expected));
+        let wanted = wanted(expected);
+        let negative = found.starts_with("integer `-") && !wanted.starts_with("text");
+        return format!("is {}; give {wanted}", if negative { "negative" } else { kind(found) });
     }
     if let Some(found) = found.strip_prefix("invalid value: ") {
         let what = if found.starts_with("integer") { "out of range" } else { "not valid" };

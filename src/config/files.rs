@@ -105,7 +105,7 @@ fn is_member(name: &OsStr) -> bool {
 fn text(path: &Path) -> Result<Arc<str>, String> {
     std::fs::read_to_string(path)
         .map(Arc::from)
-        .map_err(|problem| format!("cannot be read ({}); give the path of a readable TOML file", reason(&problem)))
+        .map_err(|problem| format!("can't be read: {}; give the path of a readable TOML file", reason(&problem)))
 }
 
 /// The reason in the words of the operating system.
@@ -117,7 +117,7 @@ pub(super) fn reason(problem: &std::io::Error) -> String {
 }
 
 fn unreadable(directory: &Path, problem: &std::io::Error) -> ConfigProblem {
-    let text = format!("the directory cannot be read ({problem}); give the worker's user read permission");
+    let text = format!("the directory can't be read: {problem}; give the worker's user read permission");
     ConfigProblem::new(ValueOrigin::file(directory, None), "", text)
 }
 
@@ -160,7 +160,7 @@ mod tests {
         let found = ConfigFiles::read(&[folder.path().to_owned(), "/nonexistent.toml".into()]);
         assert_eq!(names(&found), ["10.toml", "9.toml", "a.toml", "b.toml", "nonexistent.toml"]);
         assert_eq!(found.files.iter().map(|file| file.argument).collect::<Vec<_>>(), [0, 0, 0, 0, 1]);
-        assert!(found.files[4].text.as_ref().unwrap_err().starts_with("cannot be read ("), "{found:?}");
+        assert!(found.files[4].text.as_ref().unwrap_err().starts_with("can't be read: "), "{found:?}");
         std::fs::write(folder.path().join("a.toml"), b"\xff").unwrap();
         let found = ConfigFiles::read(&[folder.path().to_owned()]);
         assert!(found.files[2].text.as_ref().unwrap_err().contains("not UTF-8"), "{found:?}");

@@ -20,8 +20,8 @@ const ENVIRONMENT_PREFIX: &str = "CONSIGN__";
 
 /// Schemes of URLs that may contain a password.
 const AMQP_SCHEMES: [&str; 2] = ["amqp:", "amqps:"];
-const SECRET_ON_COMMAND_LINE: &str =
-    "a secret may not be given on the command line; use the environment or the key with _file";
+const SECRET_ON_COMMAND_LINE: &str = "a secret may not be given on the command line, which other users can see; use the environment variable \
+     (CONSIGN__SECTION__KEY) or the key that ends with _file";
 /// Text for a URL with an unknown scheme: most likely a mistyped `sqlite:`.
 const NOT_A_BROKER_URL: &str = "is not a broker URL; it begins with sqlite:, amqps: or amqp:, and only one with sqlite: may be given on the command \
      line (the others may hold a password: use the environment or broker.url_file)";

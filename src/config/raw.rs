@@ -166,8 +166,8 @@ pub(super) struct RawSourceConfig {
     pub(super) allow_private_networks: bool,
     /// Private networks from which sources may be read, such as "10.1.0.0/16".
     pub(super) allow_networks: Vec<String>,
-    /// Accepts https and s3 sources without a length. A broken connection can't be distinguished
-    /// from the end of such a source. Its outcome has `length_unproven`.
+    /// Accepts https and s3 sources that do not announce their length. A broken connection can't be
+    /// distinguished from the end of such a source. Its outcome has `length_unproven`.
     pub(super) allow_unproven_length: bool,
     /// Maximum size of a source. Default: no limit.
     #[serde(serialize_with = "Size::serialize", deserialize_with = "Size::deserialize")]

@@ -132,7 +132,7 @@ fn a_broken_file_is_reported_together_with_the_problems_of_others() {
     let lines: Vec<_> = text.lines().collect();
     assert!(lines.iter().any(|line| line.starts_with(&format!("{}:2: not valid TOML", broken.display()))), "{text}");
     assert!(lines.iter().any(|line| line.starts_with(&format!("{}:2: worker.slots: ", wrong.display()))), "{text}");
-    assert!(lines.iter().any(|line| line.starts_with("/nonexistent/consign.toml: cannot be read")), "{text}");
+    assert!(lines.iter().any(|line| line.starts_with("/nonexistent/consign.toml: can't be read")), "{text}");
     assert!(!text.contains("is required") && !text.contains(SECRET), "{text}");
 }
 
@@ -219,11 +219,11 @@ fn invalid_and_conflicting_values_are_refused() {
         ("[broker]\nurl = \"sqlite::memory:\"".to_owned(), "2: broker.url: would keep the jobs in memory"),
         ("[broker]\nurl = \"sqlite://jobs.db\"".to_owned(), "2: broker.url: has a host"),
         ("[broker]\nurl = \"sqlite:a\"\nurl_file = \"b\"".to_owned(), "3: broker.url_file: conflicts"),
-        ("[broker]\nurl_file = \"/nonexistent\"".to_owned(), "2: broker.url_file: names a file that cannot be read"),
+        ("[broker]\nurl_file = \"/nonexistent\"".to_owned(), "2: broker.url_file: names a file that can't be read"),
         ("[broker]\nclient_cert_file = \"/dev/null\"".to_owned(), "2: broker.client_cert_file: is only one of a pair"),
         ("[broker]\nclient_key_file = \"/dev/null\"".to_owned(), "2: broker.client_key_file: is only one of a pair"),
         ("[broker]\nurl = \"amqp://[::1]\"\nca_file = \"/dev/null\"".to_owned(), "3: broker.ca_file: has no effect"),
-        ("[broker]\nca_file = \"/nonexistent\"".to_owned(), "2: broker.ca_file: names a file that cannot be read"),
+        ("[broker]\nca_file = \"/nonexistent\"".to_owned(), "2: broker.ca_file: names a file that can't be read"),
         ("[aws]\nregion = \"x@host\"".to_owned(), "2: aws.region: "),
         ("[aws]\ns3_endpoint_url = \"ftp://h\"".to_owned(), "2: aws.s3_endpoint_url: is not an endpoint"),
         ("[aws]\nsts_endpoint_url = \"https://u:p@h\"".to_owned(), "2: aws.sts_endpoint_url: is not an endpoint"),
@@ -283,7 +283,7 @@ fn invalid_sources_and_admin_settings_are_refused() {
             "2: source.allow_networks: has an entry that is not an address",
         ),
         ("[admin]\nhosts = [\"consign:9464\"]".to_owned(), "2: admin.hosts: has an entry that is not a host name"),
-        ("[admin]\ntoken_file = \"/nonexistent\"".to_owned(), "2: admin.token_file: names a file that cannot be read"),
+        ("[admin]\ntoken_file = \"/nonexistent\"".to_owned(), "2: admin.token_file: names a file that can't be read"),
         ("[admin]\ntoken_file = \"/dev/null\"".to_owned(), "2: admin.token_file: names a file without a token"),
         ("[source]\nmax_bytes = 0".to_owned(), "2: source.max_bytes: "),
         ("[inline]\nexternal_id = \"never\"".to_owned(), "2: inline.external_id: is not a valid value"),

@@ -13,8 +13,9 @@ const TOKEN_LENGTHS: std::ops::RangeInclusive<usize> = 16..=1024;
 /// The reason and the remedy, without the content of the file and its name.
 pub fn read_token(file: &Path) -> Result<SecretString, String> {
     let reason = super::files::reason;
-    let text = std::fs::read_to_string(file)
-        .map_err(|problem| format!("names a file that cannot be read ({}); give a readable one", reason(&problem)))?;
+    let text = std::fs::read_to_string(file).map_err(|problem| {
+        format!("names a file that can't be read: {}; give the path of a readable file", reason(&problem))
+    })?;
     let token = text.trim();
     if !TOKEN_LENGTHS.contains(&token.len()) || !token.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(

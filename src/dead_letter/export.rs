@@ -29,8 +29,12 @@ pub async fn to_file(
     filter: LetterFilter,
     file: &Path,
 ) -> Result<Exported, DeadLetterError> {
-    let failed =
-        |what: &str, problem: &std::io::Error| DeadLetterError::File(format!("{} {what}: {problem}", file.display()));
+    let failed = |what: &str, problem: &std::io::Error| {
+        DeadLetterError::File(format!(
+            "{} {what}: {problem}; name a file in a directory that you may write to",
+            file.display()
+        ))
+    };
     if file.exists() {
         return Err(DeadLetterError::File(format!("{} exists already; name another file", file.display())));
     }

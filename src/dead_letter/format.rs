@@ -74,7 +74,10 @@ impl ExportLine {
             format!("is not an exported dead letter ({problem}); give a file of `consign dead export`")
         })?;
         if line.version != VERSION {
-            return Err(format!("its version is {}, and this version of consign reads {VERSION}", line.version));
+            return Err(format!(
+                "its version is {}, and this version of consign reads {VERSION}; import it with the version that exported it",
+                line.version
+            ));
         }
         let body = match line.body {
             ExportedBody::Body(text) => Bytes::from(text),

@@ -80,7 +80,7 @@ mod tests {
 
     impl DestinationProbe for FakeProbe {
         async fn find_open_circuit(&self, destination: &str) -> Option<String> {
-            (destination == "open").then(|| "its circuit is open".to_owned())
+            (destination == "open").then(|| "its circuit breaker is open".to_owned())
         }
 
         async fn test(&mut self, destination: &str) -> Result<Option<String>, String> {
@@ -100,6 +100,6 @@ mod tests {
                 assert_eq!((decision.refusal.is_some(), decision.is_new), (refused, refused && is_new));
             }
         }
-        assert_eq!(gate.probe.tests, 2, "an open circuit is not tested");
+        assert_eq!(gate.probe.tests, 2, "an open circuit breaker is not tested");
     }
 }

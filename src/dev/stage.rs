@@ -92,7 +92,7 @@ impl Stage {
                 expected.note(&outcome);
                 if (before, expected.tally().delivered) == (0, 1) {
                     let seconds = self.started.elapsed().as_secs_f64();
-                    self.report.remark(&format!("the first object, {seconds:.2} s after the start"));
+                    self.report.remark(&format!("the first object was delivered {seconds:.2} s after the start"));
                 }
             }
             Ok(())
@@ -130,8 +130,8 @@ impl Stage {
         let path = |path: PathBuf| quoted(&path.display().to_string());
         self.report.say(&format!("objects        {}", path(self.home.buckets())));
         if failed > 0 {
-            let query = "select message_id, reason, message from dead_letters";
-            self.report.say(&format!("dead letters   sqlite3 {} '{query}'", path(self.home.queue())));
+            let (program, config) = (own_program(), path(self.home.config()));
+            self.report.say(&format!("dead letters   {program} dead list -c {config}"));
         }
         if !once {
             self.invite();
@@ -139,8 +139,7 @@ impl Stage {
     }
 
     fn invite(&self) {
-        let program = std::env::current_exe().map_or_else(|_| "consign".to_owned(), |path| path.display().to_string());
-        let (program, config) = (quoted(&program), quoted(&self.home.config().display().to_string()));
+        let (program, config) = (own_program(), quoted(&self.home.config().display().to_string()));
         let platform = &self.secrets.platform;
         let more = [
             format!(
@@ -149,7 +148,7 @@ impl Stage {
                 quoted(&self.example)
             ),
             format!(
-                "a check        AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} \\\n               \
+                "check          AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} \\\n               \
                  {program} check -c {config} {ACME}",
                 platform.id, platform.secret
             ),
@@ -171,6 +170,11 @@ impl Stage {
             ),
         ]
     }
+}
+
+/// Path of this program, as a word of a shell.
+fn own_program() -> String {
+    quoted(&std::env::current_exe().map_or_else(|_| "consign".to_owned(), |path| path.display().to_string()))
 }
 
 pub(super) fn url(address: SocketAddr, path: &str) -> String {

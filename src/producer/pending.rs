@@ -72,7 +72,7 @@ impl From<&OutcomeDetails> for PendingCause {
 }
 
 impl PendingCause {
-    /// Cause in an open circuit or a last failure of `/status`.
+    /// Cause in an open circuit breaker or a last failure of `/status`.
     fn from_status(failure: &Value) -> Self {
         let text = |name: &str| failure[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         Self { reason: text("reason"), message: text("message"), hint: text("hint") }

@@ -16,7 +16,7 @@ impl PublishRate {
     /// # Errors
     /// A description of the format.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let invalid = || "a rate is a whole number from 1 and a unit of time: 30/s, 30/min or 30/h".to_owned();
+        let invalid = || "write a rate of at least 1, such as 30/s, 30/min or 30/h".to_owned();
         let (count, unit) = text.split_once('/').ok_or_else(invalid)?;
         let per = match unit {
             "s" => Duration::from_secs(1),

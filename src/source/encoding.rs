@@ -19,7 +19,7 @@ const MAX_ENCODINGS: usize = 3;
 /// the memory for it is not part of `worker.memory_budget`.
 const MAX_ZSTD_WINDOW_LOG: u32 = 23;
 
-const HINT: &str = "Remove compression from the job to deliver the bytes as they are, or store the source without it.";
+const HINT: &str = "remove compression from the job to deliver the bytes as they are, or store the source without it";
 
 /// Returns the encodings of a header that change the bytes, separated by commas; `None` if there
 /// are none. Some stores keep the `aws-chunked` of the upload's signature.

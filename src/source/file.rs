@@ -120,7 +120,7 @@ impl FileSource {
             format!("{} was {was} bytes long when it was opened and is {is} bytes long now", self.path.display())
         };
         Err(Failure::new(Reason::SourceChanged, message)
-            .hint("Write the file elsewhere and rename it into place before the job is published."))
+            .hint("write the file elsewhere and rename it into place before the job is published"))
     }
 
     /// Counts bytes that were read for an upload. Reads for digests and checksums are not counted.

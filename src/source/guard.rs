@@ -53,13 +53,13 @@ impl UrlGuard {
             _ => return refuse("only https is followed"),
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return refuse("a user name or password in the URL is not allowed");
+            return refuse("a user name or password in the URL is not allowed; use a presigned URL");
         }
         let ip = match url.host() {
             Some(Host::Ipv4(ip)) => ip.into(),
             Some(Host::Ipv6(ip)) => ip.into(),
             Some(Host::Domain(name)) if !name.is_empty() => return Ok(()),
-            _ => return refuse("the URL has no host"),
+            _ => return refuse("the URL has no host; write https://host/path"),
         };
         self.check_address(ip).or_else(|error| refuse(&error.to_string()))
     }

@@ -63,8 +63,8 @@ impl ExpectedContent {
     fn check_progress(&self, read: u64) -> Result<(), Failure> {
         self.check_max_bytes(read)?;
         if let Some(declared) = self.declared.filter(|declared| read > *declared) {
-            let message = format!("the source is longer than the {declared} bytes that the job says");
-            return Err(Failure::new(Reason::SourceMismatch, message));
+            let message = format!("the source is longer than {declared} bytes, the size in the job");
+            return Err(Failure::new(Reason::SourceMismatch, message).hint(WRONG_SIZE));
         }
         match self.announced {
             Some(announced) if read > announced => {
@@ -99,7 +99,7 @@ impl ExpectedContent {
         match self.max_bytes {
             Some(max) if bytes > max => {
                 let message = format!("the source is longer than the {max} bytes that source.max_bytes allows");
-                Err(Failure::new(Reason::TooLarge, message))
+                Err(Failure::new(Reason::TooLarge, message).hint("raise source.max_bytes, or split the file"))
             }
             _ => Ok(()),
         }
@@ -107,9 +107,13 @@ impl ExpectedContent {
 
     fn length_mismatch(&self, read: u64) -> Failure {
         let declared = self.declared.unwrap_or_default();
-        Failure::new(Reason::SourceMismatch, format!("the source has {read} bytes, the job says {declared}"))
+        let message = format!("the source has {read} bytes, the job says {declared}");
+        Failure::new(Reason::SourceMismatch, message).hint(WRONG_SIZE)
     }
 }
+
+/// Hint for a source of another length than in the job.
+const WRONG_SIZE: &str = "correct source.size in the job, or replace the source";
 
 /// Description of a content by its origin, before it is read.
 #[derive(Debug, Clone, Copy)]
@@ -127,8 +131,8 @@ pub(super) struct AnnouncedContent<'a> {
 pub(super) fn unproven_length() -> Failure {
     let message = "the source's response ended without saying how long it is (neither Content-Length nor chunks), \
                    so a broken connection would look like its end";
-    let hint = "Give source.size or source.sha256 in the job, or make the server send Content-Length. To deliver such \
-                sources anyway, set allow_unproven_length in the job's source or in [source].";
+    let hint = "give source.size or source.sha256 in the job, or make the server send Content-Length; to deliver such \
+                sources anyway, set allow_unproven_length in the job's source or in [source]";
     Failure::new(Reason::SourceUnavailable, message).hint(hint)
 }
 
@@ -139,7 +143,7 @@ pub(super) fn check_digest(declared: &[u8; 32], actual: &[u8; 32]) -> Result<(),
     }
     let (actual, declared) = (hex::encode(actual), hex::encode(declared));
     let message = format!("the source's SHA-256 is {actual}, the job says {declared}");
-    Err(Failure::new(Reason::SourceMismatch, message))
+    Err(Failure::new(Reason::SourceMismatch, message).hint("correct source.sha256 in the job, or replace the source"))
 }
 
 /// Compares entity tags, with or without their quotes. A weak tag never equals a strong one.
@@ -153,7 +157,8 @@ fn check_etag(declared: &str, actual: Option<&str>) -> Result<(), Failure> {
         Some(actual) => format!("the source's etag is {actual}, the job says {declared}"),
         None => format!("the source has no etag, the job says {declared}"),
     };
-    Err(Failure::new(Reason::SourceMismatch, message))
+    Err(Failure::new(Reason::SourceMismatch, message)
+        .hint("give the source's etag as source.etag in the job, or omit it"))
 }
 
 /// Checks a stream that begins at byte `from` against the expected content. A digest can only be
@@ -222,7 +227,12 @@ mod tests {
             match out.try_next().await {
                 Ok(Some(chunk)) => text.push_str(std::str::from_utf8(&chunk).unwrap()),
                 Ok(None) => return (text, None),
-                Err(failure) => return (text, Some(failure.reason)),
+                Err(failure) => {
+                    let temporary = [Reason::SourceUnavailable, Reason::SourceChanged, Reason::SourceSlow];
+                    let explained = !failure.hint.is_empty() || temporary.contains(&failure.reason);
+                    assert!(explained, "no remedy: {failure:?}");
+                    return (text, Some(failure.reason));
+                }
             }
         }
     }

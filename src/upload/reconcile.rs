@@ -203,7 +203,7 @@ pub(super) async fn taken(
     let found = match list(calls, target).await {
         Ok(found) => found,
         Err(denied) if denied.signal == ErrorSignal::Denied => {
-            let hint = "without s3:ListBucket, an object of an earlier attempt of this job is not recognized: allow it for the prefix";
+            let hint = "without s3:ListBucket, an object of an earlier attempt of this job is not recognised: allow it for the prefix";
             return conflict(target, with_hint(error.failure, hint));
         }
         // Without a listing nothing is decided: the next attempt finds the key taken again.

@@ -150,7 +150,8 @@ impl Decoder {
             (DestinationRef::Configured(_), Some(destination)) => Ok(destination),
             (DestinationRef::Configured(id), None) => {
                 let message = format!("destination: there is no destination {id} in this worker's configuration");
-                Err(Failure::new(Reason::UnknownDestination, message).hint("configure it, or correct the message"))
+                Err(Failure::new(Reason::UnknownDestination, message)
+                    .hint("correct the id in the job, or add the destination to the configuration"))
             }
             (DestinationRef::Inline(inline), Some(_)) => {
                 let message = format!("destination.id: {} is the id of a configured destination", inline.id);

@@ -234,6 +234,7 @@ fn log(context: &SettlementContext<'_>, plan: &SettlementPlan, progress: &Progre
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
+                event = "transfer_ended",
                 job_id = %job.job.id,
                 destination = %job.destination.id,
                 lane = context.lane.as_str(),
@@ -245,7 +246,8 @@ fn log(context: &SettlementContext<'_>, plan: &SettlementPlan, progress: &Progre
                 class = failure.map(|f| f.class().as_str()),
                 reason = failure.map(|f| f.reason.as_str()),
                 cause = failure.map(|f| f.message.as_str()),
-                hint = failure.map(|f| f.hint.as_str()).filter(|hint| !hint.is_empty()),
+                next = failed.then(|| next(&plan.settlement)),
+                remedy = failure.map(|f| f.hint.as_str()).filter(|hint| !hint.is_empty()),
                 aws_request_id = failure.and_then(|f| f.aws_request_id.as_deref()),
                 traceparent = context.properties.headers.get("traceparent"),
                 tracestate = context.properties.headers.get("tracestate"),
@@ -254,4 +256,16 @@ fn log(context: &SettlementContext<'_>, plan: &SettlementPlan, progress: &Progre
         };
     }
     if failed { line!(warn) } else { line!(info) }
+}
+
+/// Returns what happens to a job after a failed attempt, for its log line.
+fn next(settlement: &Settlement) -> &'static str {
+    match settlement {
+        Settlement::Ack => "nothing follows",
+        Settlement::Retry { .. } => "the job is retried after a delay",
+        Settlement::Defer { .. } => "the job is deferred, and no attempt is charged",
+        Settlement::DeadLetter { .. } => "the job is dead-lettered",
+        Settlement::HandOff { .. } => "another worker resumes the job",
+        Settlement::Requeue => "the job is requeued",
+    }
 }

@@ -236,7 +236,7 @@ async fn jobs_that_are_left_are_reported_with_what_they_wait_for() {
         let (from, name) = ("2026-11-12", "name=f");
         let admin = worker.admin().trim_start_matches("http://").trim_end_matches('/').to_owned();
         let base = arguments(&template, from, name, &["--id", "left", "--admin", &admin, "--wait", "--wait-timeout"]);
-        let waits = "10 wait for beta, whose circuit is open (bucket_not_found: create the bucket nobodys";
+        let waits = "10 wait for beta, whose circuit breaker is open (bucket_not_found: create the bucket nobodys";
         let output = consign(&site, &[&base[..], &["20s"]].concat());
         exits(&output, 75);
         let summary = String::from_utf8_lossy(&output.stdout);

@@ -31,6 +31,12 @@ region = "eu central"
 auth = { method = "iam_role" }
 "#;
 
+const METHOD_CONFIG: &str = r#"[destinations.acme]
+bucket = "acme-data"
+region = "eu-central-1"
+auth = { method = "access_key", access_key_id = "AKIAIOSFODNN7EXAMPLE", secret_access_key = "x", external_id = "1" }
+"#;
+
 const WRONG_CONFIG_ERRORS: &str = r#"wrong.toml:2: broker.ur: unknown key; did you mean "url"?
 wrong.toml:5: worker.slots: is out of range; give a whole number of at least 1
 wrong.toml:6: worker.memory_budget: is not valid; give a size such as "8MiB"
@@ -48,8 +54,8 @@ const WRONG_JOBS: &str = r#"{"version": 2, "id": "a"}
 "#;
 
 const WRONG_JOBS_ERRORS: &str = r#"consign: jobs.ndjson: nothing was published; fix these first:
-  line 1: version: 2 is not supported: this version of consign reads version 1; upgrade the workers first, then requeue the job
-  line 2: colour: is not a field of a job (line 1, column 103); remove it, or correct its name
+  line 1: version: 2 is not supported; write version 1, or upgrade consign and then requeue the job
+  line 2: colour: is not a field of a job (column 103); remove it, or correct its name
   line 3: source.url: is not a URL; give one such as https://host/path, file:///path or s3://bucket/key
   line 4: key: begins with "/"; remove it, as keys are below the destination's prefix
   line 5: id: is not a job id; give 1-200 of A-Z, a-z, 0-9 and ._:/=@+-
@@ -67,17 +73,23 @@ const fn wrong(line: &'static str, exit: i32, says: &'static str) -> Wrong {
     Wrong { line, exit, says }
 }
 
-const WRONGS: [Wrong; 12] = [
+const WRONGS: [Wrong; 22] = [
     wrong("config validate -c wrong.toml", 78, WRONG_CONFIG_ERRORS),
     wrong(
         "config validate -c none.toml",
         78,
-        "none.toml: cannot be read (No such file or directory (os error 2)); give the path of a readable TOML file\n",
+        "none.toml: can't be read: No such file or directory (os error 2); give the path of a readable TOML file\n",
     ),
     wrong(
         "config validate -c ok.toml --set worker.slotz=4",
         78,
         "flag --set worker.slotz: worker.slotz: unknown key; did you mean \"slots\"?\n",
+    ),
+    wrong(
+        "dead list -c away.toml",
+        69,
+        "consign: the broker is unavailable: connecting to 127.0.0.1:1: Connection refused (os error 111); check the broker, \
+         the network and broker.url\n",
     ),
     wrong(
         "dead list",
@@ -93,6 +105,51 @@ const WRONGS: [Wrong; 12] = [
         "check ACME -c ok.toml",
         2,
         "consign: ACME is not a destination id; give 1-63 of a-z, 0-9 and \"-\" that begin with a letter or digit\n",
+    ),
+    wrong(
+        "config validate -c negative.toml",
+        78,
+        "negative.toml:2: upload.min_rate: is negative; give a size such as \"8MiB\"\n",
+    ),
+    wrong(
+        "config validate -c method.toml",
+        78,
+        "method.toml:4: destinations.acme.auth.external_id: does not belong to method = \"access_key\"; remove it, or \
+         correct the method\n",
+    ),
+    wrong(
+        "config validate",
+        0,
+        "warning: no file was read; name one with -c\nwarning: broker.url is not set, and `consign run` needs it; set it, \
+         broker.url_file or CONSIGN__BROKER__URL\n",
+    ),
+    wrong(
+        "enqueue --source a.csv --to acme --key k -c ok.toml",
+        1,
+        "consign: --source: is not a URL; give one such as https://host/path, file:///path or s3://bucket/key\n",
+    ),
+    wrong(
+        "enqueue --source file:///a --to ACME --key k -c ok.toml",
+        1,
+        "consign: --to: is not a destination id; give 1-63 of a-z, 0-9 and \"-\" that begin with a letter or digit\n",
+    ),
+    wrong(
+        "backfill --template fixed.json --from 1900-01-01 --to 2026-01-02 --every 1h -c ok.toml",
+        1,
+        "consign: fixed.json: nothing was published; fix these first:\n  1900-01-01 to 2026-01-02 in steps of 1h are more \
+         than 1,000,000 jobs; give a shorter range, or a longer step with --every\n",
+    ),
+    wrong(
+        "backfill --template fixed.json --from 2026-13-01 --to 2026-01-02 -c ok.toml",
+        2,
+        "error: invalid value '2026-13-01' for '--from <DATE>': is not a date of the calendar; write 2026-01-31, or \
+         2026-01-31T06:00 in the time zone of --time-zone\n\nFor more information, try '--help'.\n",
+    ),
+    wrong(
+        "dead export missing/letters -c ok.toml",
+        1,
+        "consign: missing/letters can't be written: No such file or directory (os error 2); name a file in a directory \
+         that you may write to\n",
     ),
     wrong("enqueue jobs.ndjson -c ok.toml", 1, WRONG_JOBS_ERRORS),
     wrong(
@@ -110,6 +167,11 @@ const WRONGS: [Wrong; 12] = [
         "dead discard --all -c ok.toml",
         2,
         "consign: this removes dead letters permanently; confirm with --yes (`consign dead export` keeps a copy)\n",
+    ),
+    wrong(
+        "dead list --limit few -c ok.toml",
+        2,
+        "error: invalid value 'few' for '--limit <N>': write a whole number\n\nFor more information, try '--help'.\n",
     ),
     wrong(
         "dead show nothing -c ok.toml",
@@ -137,6 +199,9 @@ fn errors_state_what_was_wrong_what_is_expected_and_the_remedy() {
     let files = [
         ("ok.toml", CONFIG),
         ("wrong.toml", WRONG_CONFIG),
+        ("method.toml", METHOD_CONFIG),
+        ("negative.toml", "[upload]\nmin_rate = -1\n"),
+        ("away.toml", "[broker]\nurl = \"amqp://127.0.0.1:1\"\n"),
         ("jobs.ndjson", WRONG_JOBS),
         ("empty.ndjson", ""),
         ("fixed.json", job),

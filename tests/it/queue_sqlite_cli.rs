@@ -54,7 +54,7 @@ async fn enqueue_waits_for_the_outcome_also_of_a_job_that_was_delivered_before()
 async fn a_worker_that_creates_a_queue_logs_its_path() {
     let mut site = Site::embedded("new");
     let _s3 = add_acme(&mut site).await;
-    let message = "a new, empty queue was made";
+    let message = "a new, empty queue was created";
     for made in [1, 0] {
         let worker = site.worker().await;
         let log = worker.log();
@@ -238,7 +238,7 @@ async fn a_reset_of_a_destination_that_is_not_configured_warns_and_is_sent() {
     let warned = "brokn is not in the configuration (configured: acme, acme-kms); sent anyway";
     assert!(stderr(&output).contains(warned), "{}", stderr(&output));
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(shown.contains("they close the circuit of brokn"), "{shown}");
+    assert!(shown.contains("they close the circuit breaker of brokn"), "{shown}");
     let output = consign(&site, &["status", "reset", "acme"]);
     assert!(output.status.success() && !stderr(&output).contains("not configured"), "{}", stderr(&output));
 }

@@ -94,7 +94,7 @@ async fn a_section_that_is_corrected_lets_the_jobs_go_that_wait_for_it() {
     fixture.worker.rewrite_config(&fixture.site.toml());
     fixture.worker.reload();
     fixture.delivered("waits").await;
-    let back = "jobs_released";
+    let back = "jobs_recalled";
     until("the job was released", Duration::from_secs(30), async || fixture.worker.log().contains(back).then_some(()))
         .await;
     assert_eq!(fixture.worker.metric(open, "destination=\"beta\"").await, 0.0);

@@ -65,6 +65,7 @@ const DECODED: &[(&[&str], &str)] = &[
     (&["if it stays so"], "if that does not help"),
     (&["not as it must be", "another than it must be"], "does not match"),
     (&["is gone", "are gone"], "does not exist, or was removed"),
+    (&["circuit is open", "circuit open", "open circuits", "the circuit of"], "circuit breaker"),
     (&["is no url", "is no json", "is no field"], "is not a"),
 ];
 
@@ -161,6 +162,29 @@ fn messages_need_no_decoding() {
         }
     }
     assert_none(found, "These messages have to be decoded.");
+}
+
+/// Hints follow a message after a semicolon: "...; correct the key".
+#[test]
+fn hints_of_failures_have_one_shape() {
+    let (mut found, mut checked) = (Vec::new(), 0);
+    for module in rust::program() {
+        let code = &module.code;
+        let given = code.match_indices(".hint(\"").map(|(at, _)| at + ".hint(".len());
+        let named = code.match_indices("hint = \"").map(|(at, _)| at + "hint = ".len());
+        let constant = code.match_indices("HINT: &str = \"").map(|(at, _)| at + "HINT: &str = ".len());
+        for at in given.chain(named).chain(constant) {
+            let (_, hint) = module.source.strings.iter().find(|(string, _)| *string == at).expect("a string");
+            checked += 1;
+            let word = identifier(hint);
+            let capital = word.len() > 1 && word.starts_with(char::is_uppercase) && !word.ends_with(char::is_uppercase);
+            if capital || hint.ends_with('.') {
+                found.push(format!("{}:{}: {hint}", module.source.path, module.source.line(at)));
+            }
+        }
+    }
+    assert!(checked > 15, "{checked} hints were found");
+    assert_none(found, "Hints begin in lower case and have no full stop.");
 }
 
 /// Ranges of log macros, and of the attributes from which clap makes help.

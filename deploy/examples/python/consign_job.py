@@ -47,7 +47,7 @@ SessionPolicyMode: TypeAlias = Literal['full', 's3', 'none']
 
 class RawDestination(TypedDict):
     """
-    Destination: a bucket or a folder of it, with the access to it.
+    Destination: a bucket or a folder in a bucket, and the credentials to write there.
     """
 
     auth: RawAuth

@@ -37,10 +37,17 @@ export function duration(seconds) {
 // Without the seconds once there are minutes, so that it does not tick.
 export const roughly = (seconds) => (seconds < 60 ? `${Math.round(seconds)} s` : duration(Math.floor(seconds / 60) * 60));
 
+// The time of day, after the date unless that is today: 05:21:58, 22 Nov 05:21:58.
 export function clock(time) {
   const date = new Date(time);
-  return Number.isNaN(date.getTime()) ? "–" : date.toLocaleTimeString("en-GB");
+  if (Number.isNaN(date.getTime())) return "–";
+  const today = date.toDateString() === new Date().toDateString();
+  const day = today ? "" : `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} `;
+  return `${day}${date.toLocaleTimeString("en-GB")}`;
 }
+
+// Times in a text of the worker, which are in UTC, as those of the browser.
+export const clocks = (text) => text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, clock);
 
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 

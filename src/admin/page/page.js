@@ -1,7 +1,7 @@
 // The polling loop: requests the status of the worker, renders it, and reports a missing response.
 
 import { draw } from "./chart.js";
-import { clock, plural } from "./format.js";
+import { clock, clocks, plural } from "./format.js";
 import * as sections from "./sections.js";
 import { byId, setAttribute, setText, show } from "./view.js";
 
@@ -82,7 +82,7 @@ function readiness({ ready, draining, not_ready_because: why, slots, reload_refu
     banner(`This worker is stopping. It takes no new jobs; ${plural(slots.busy, "transfer")} may still finish.`, "wait");
   } else if (!ready) {
     state("!", "Not ready", "bad");
-    banner(`This worker takes no jobs now: ${why}. It takes jobs again when this is resolved. No restart is needed.`, "bad");
+    banner(`This worker is not ready for jobs: ${clocks(why)}. It continues by itself when this is resolved. No restart is needed.`, "bad");
   } else {
     state("✓", "Ready for jobs", "good");
     banner(refused ? `The configuration was not reloaded completely at ${clock(refused.at)}. The last valid settings stay in effect. Fix this, then reload: ${refused.problem}` : "", refused ? "bad" : "good");

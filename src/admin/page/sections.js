@@ -14,6 +14,13 @@ const FIXED_BY = {
   worker: "the operator of this worker",
 };
 
+// A dead letter is not retried by itself.
+const DEAD_FIXED_BY = {
+  ...FIXED_BY,
+  transient: "the operator: requeue once the cause is over",
+  session: "the operator: requeue once the cause is over",
+};
+
 const OUTCOMES = {
   delivered: ["✓", "delivered", "good"],
   skipped: ["–", "skipped", "quiet"],
@@ -26,6 +33,8 @@ const OUTCOMES = {
 
 // Issues that are shown.
 const MAX_ISSUES = 10;
+// Seconds for which dead letters need attention.
+const RECENT_SECONDS = 3600;
 // Ended transfers that are shown at first.
 const SHOWN_ENDED = 10;
 // Running transfers that are shown. A worker can have more slots than that.
@@ -98,7 +107,7 @@ function destinationIssues({ time: now, destination_states: { shown, filter } })
   return failing.map((one) => {
     const cause = one.circuit ?? one.last_failure;
     const message = cause ? `${words(cause.reason)}: ${cause.message}` : "";
-    const effect = one.circuit_open ? "circuit open, its jobs wait" : `${plural(one.consecutive_failures, "failure")} in a row`;
+    const effect = one.circuit_open ? "circuit breaker open, its jobs wait" : `${plural(one.consecutive_failures, "failure")} in a row`;
     return {
       key: `destination ${one.id}`,
       affected: one.id,
@@ -110,10 +119,26 @@ function destinationIssues({ time: now, destination_states: { shown, filter } })
   });
 }
 
-// Of an open circuit the time is known; of other failures only that of the last one.
+const secondsSince = (at, now) => Math.max(0, (Date.parse(now) - Date.parse(at)) / 1000);
+
+// Of an open circuit breaker the time is known; of other failures only that of the last one.
 function sinceWords({ circuit, last_failure: last }, now) {
-  if (circuit) return [circuit.since, `${roughly(Math.max(0, (Date.parse(now) - Date.parse(circuit.since)) / 1000))} ago`];
-  return [last?.at ?? null, "last failure"];
+  const ago = (at) => `${roughly(secondsSince(at, now))} ago`;
+  if (circuit) return [circuit.since, ago(circuit.since)];
+  return last ? [last.at, `last failure, ${ago(last.at)}`] : [null, ""];
+}
+
+// Recent dead letters. Older ones may have been requeued or discarded already, which the worker does not know.
+function deadIssues({ time: now, dead_letters: dead }) {
+  const recent = dead.filter((one) => secondsSince(one.last_at, now) < RECENT_SECONDS);
+  return recent.map((one) => ({
+    key: `dead ${one.reason}`,
+    affected: plural(one.count, "job"),
+    problem: [`dead-lettered: ${words(one.reason)}`, `fixed by ${DEAD_FIXED_BY[one.class] ?? words(one.class)}`],
+    since: [one.last_at, `last job, ${roughly(secondsSince(one.last_at, now))} ago`],
+    todo: "Fix the cause, then requeue the jobs.",
+    command: `consign dead list --reason ${one.reason}`,
+  }));
 }
 
 function issueRow() {
@@ -141,14 +166,15 @@ function issueRow() {
 
 // A filter of the destinations hides other issues: then the last ones stay.
 export function attention(status) {
-  const issues = destinationIssues(status);
-  if (issues === null) return;
+  const failing = destinationIssues(status);
+  if (failing === null) return;
+  const issues = [...failing, ...deadIssues(status)];
   rows(body("issues"), issues.slice(0, MAX_ISSUES), (issue) => issue.key, issueRow);
   show(byId("attention"), issues.length > 0);
   setText(byId("attention-count"), count(issues.length));
   const rest = issues.length - MAX_ISSUES;
   show(byId("issues-rest"), rest > 0);
-  setText(byId("issues-rest"), `and ${plural(rest, "more destination")}; see the list of destinations below.`);
+  setText(byId("issues-rest"), `and ${count(rest)} more; see the lists below.`);
 }
 
 // --- what runs now ----------------------------------------------------------------------------------------------------
@@ -255,7 +281,7 @@ function deadRow({ reason: name }) {
   const time = element("time");
   last.append(time);
   row.fill = (dead) => {
-    setText(fixedBy, FIXED_BY[dead.class] ?? words(dead.class));
+    setText(fixedBy, DEAD_FIXED_BY[dead.class] ?? words(dead.class));
     setText(jobs, count(dead.count));
     setAttribute(time, "datetime", dead.last_at);
     setText(time, clock(dead.last_at));
@@ -344,7 +370,7 @@ const ownJobs = (one) => (one.awaiting_repair > 0 ? ` (${count(one.awaiting_repa
 
 function stateWords(one) {
   if (one.circuit?.state === "half_open") return ["…", "half-open", "wait", `${words(one.circuit.reason)}; one job probes, the others wait`];
-  if (one.circuit_open) return ["✕", "circuit open", "bad", one.circuit ? `${words(one.circuit.reason)}; its jobs wait${ownJobs(one)}, next probe at ${clock(one.circuit.next_probe_at)}` : "its jobs wait"];
+  if (one.circuit_open) return ["✕", "circuit breaker open", "bad", one.circuit ? `${words(one.circuit.reason)}; its jobs wait${ownJobs(one)}, next probe at ${clock(one.circuit.next_probe_at)}` : "its jobs wait"];
   if (one.waiting + one.deferred > 0) return ["⇥", "at its limit", "wait", `${plural(one.waiting + one.deferred, "job")} waiting`];
   if (one.consecutive_failures > 0 && one.mended_at) return ["✓", "recovered", "quiet", `at ${clock(one.mended_at)}; no failure since then`];
   if (one.consecutive_failures > 0) return ["!", `${plural(one.consecutive_failures, "failure")} in a row`, "wait"];

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::enqueue::LaneArg;
-use crate::cli::parse_duration;
+use crate::cli::{parse_duration, parse_number};
 use crate::dead_letter::filter::{BROKER_CLASS, BROKER_REASONS, LetterFilter};
 use crate::domain::outcome::{Class, Reason};
 
@@ -38,7 +38,7 @@ pub(super) struct FilterArgs {
     #[arg(long, value_name = "LETTER")]
     id: Vec<String>,
     /// Stop after this number of dead letters
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number)]
     limit: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ fn reason(text: &str) -> Result<String, String> {
 
 fn class(text: &str) -> Result<String, String> {
     let mut known = Class::ALL.iter().map(|class| class.as_str()).chain([BROKER_CLASS]);
-    let all = || format!("it is one of {}, {BROKER_CLASS}", Class::ALL.map(Class::as_str).join(", "));
+    let all = || format!("give one of {}, {BROKER_CLASS}", Class::ALL.map(Class::as_str).join(", "));
     known.any(|known| known == text).then(|| text.to_owned()).ok_or_else(all)
 }
 

@@ -38,7 +38,7 @@ impl DestinationProbe for CommandProbe<'_> {
         for worker in self.workers {
             match self.client.status(worker, destination).await {
                 Ok(status) if is_open(&status, destination) => {
-                    return Some(format!("its circuit is open at the worker {worker}"));
+                    return Some(format!("its circuit breaker is open at the worker {worker}"));
                 }
                 Ok(_) => {}
                 Err(cause) => return Some(format!("the worker {worker} can't be queried: {cause}")),

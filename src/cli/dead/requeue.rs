@@ -43,11 +43,11 @@ pub struct RequeueArgs {
     /// Limit the rate of requeued jobs: 30/s, 30/min or 30/h
     #[arg(long, value_name = "N/UNIT", value_parser = PublishRate::parse)]
     rate: Option<PublishRate>,
-    /// Admin endpoint of a worker, such as http://127.0.0.1:9464. Destinations whose circuit is
-    /// open there are refused. Repeatable
+    /// Admin endpoint of a worker, such as http://127.0.0.1:9464. Destinations whose circuit
+    /// breaker is open there are refused. Repeatable
     #[arg(long, value_name = "URL", value_parser = worker_url)]
     admin: Vec<Url>,
-    /// Requeue without testing connections and circuits, and also jobs past their expires_at
+    /// Requeue without testing connections or circuit breakers, and also jobs past their expires_at
     #[arg(long)]
     force: bool,
     /// Requeue the jobs as the newest refresh of their objects. Without it, a job keeps its

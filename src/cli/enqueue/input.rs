@@ -54,7 +54,8 @@ impl JobInput {
         let id = id.unwrap_or_else(|| format!("cli/{}", uuid::Uuid::new_v4()));
         let raw = RawJob::new(id, source, RawDestinationRef::Id(to), key);
         let body = wire::render(&raw);
-        Ok(Self::complete(vec![prepare(format, &body, None)?]))
+        let job = PreparedJob::new(format, &body).map_err(|problem| InputError::whole(with_flag(problem)))?;
+        Ok(Self::complete(vec![job]))
     }
 
     /// All jobs of a file. If one of them is invalid, none is published.
@@ -156,7 +157,20 @@ fn unreadable(problem: &std::io::Error) -> InputError {
 }
 
 fn prepare(format: PublishFormat, body: &[u8], line: Option<usize>) -> Result<PreparedJob, InputError> {
-    PreparedJob::new(format, body).map_err(|problem| InputError { line, problem })
+    PreparedJob::new(format, body).map_err(|problem| InputError { line, problem: in_line(problem, line) })
+}
+
+/// Names the flag of a job's field that came from a flag.
+fn with_flag(problem: String) -> String {
+    const FLAGS: [(&str, &str); 4] =
+        [("source.url: ", "--source: "), ("destination: ", "--to: "), ("key: ", "--key: "), ("id: ", "--id: ")];
+    let named = FLAGS.iter().find_map(|(field, flag)| Some(format!("{flag}{}", problem.strip_prefix(field)?)));
+    named.unwrap_or(problem)
+}
+
+/// A document of one line among others has columns only: its line is that of the input.
+fn in_line(problem: String, line: Option<usize>) -> String {
+    if line.is_some() { problem.replace("line 1, column ", "column ") } else { problem }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! `consign status reset DEST`: closes the circuit of a destination in every worker, by a message
-//! in `consign.control`. The workers release its delayed jobs.
+//! `consign status reset DEST`: closes the circuit breaker of a destination in every worker, by a
+//! message in `consign.control`. The workers recall its deferred jobs.
 
 use crate::cli::{CommandError, Exit, broker, configured_destinations, notice, print};
 use crate::config::Config;
@@ -18,7 +18,7 @@ pub(super) async fn execute(name: &str, config: &Config, json: bool) -> Result<E
         return Ok(print(&String::from_utf8_lossy(&control.render())));
     }
     Ok(print(&format!(
-        "all workers are notified: they close the circuit of {destination} and release its delayed jobs"
+        "all workers are notified: they close the circuit breaker of {destination} and recall its deferred jobs"
     )))
 }
 
@@ -28,7 +28,9 @@ fn unknown_destination(config: &Config, destination: &DestinationId) -> Option<S
         return None;
     }
     let known = configured_destinations(config);
-    Some(format!("{destination} is not in the configuration ({known}); sent anyway, as jobs may define their own"))
+    Some(format!(
+        "warning: {destination} is not in the configuration ({known}); sent anyway, as jobs may define their own"
+    ))
 }
 
 /// Notifies every worker that a destination has recovered, and all that jobs bring under the same

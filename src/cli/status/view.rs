@@ -103,8 +103,8 @@ impl StatusReport {
         Some(format!("{rows}{more}\n\n{details}").trim_end().to_owned())
     }
 
-    /// Failing destinations, worst first: open circuits, then the most consecutive failures; last
-    /// the recovered ones, which wait for their next job.
+    /// Failing destinations, worst first: open circuit breakers, then the most consecutive
+    /// failures; last the recovered ones, which wait for their next job.
     fn failing(&self) -> Vec<FailingDestination<'_>> {
         let mut failing: Vec<_> = self
             .answers()

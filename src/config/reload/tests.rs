@@ -115,7 +115,7 @@ fn a_broken_file_of_settings_keeps_nobody_out() {
     customers.remove("b");
     let (buckets, refused) = customers.again();
     assert_eq!(buckets, "a=bucket-a");
-    assert!(refused.starts_with("consign.toml: cannot be read ("), "{refused}");
+    assert!(refused.starts_with("consign.toml: can't be read: "), "{refused}");
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn broker_url(raw: &RawBrokerConfig, findings: &mut Findings) -> Option<SecretSt
         (None, Some(file)) => {
             let read = std::fs::read_to_string(file).map_err(|problem| {
                 let reason = reason(&problem);
-                let problem = format!("names a file that cannot be read ({reason}); give the path of a readable file");
+                let problem = format!("names a file that can't be read: {reason}; give the path of a readable file");
                 Invalid::new("broker.url_file", problem)
             });
             let text = findings.parsed("broker.url_file", Some(read))?;

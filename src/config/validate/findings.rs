@@ -48,7 +48,7 @@ impl Findings {
     pub(super) fn require_readable(&mut self, key: &str, file: Option<&Path>) {
         let Some(file) = file else { return };
         if let Err(problem) = std::fs::File::open(file) {
-            self.add(key, format!("names a file that cannot be read ({problem}); give the path of a readable file"));
+            self.add(key, format!("names a file that can't be read: {problem}; give the path of a readable file"));
         }
     }
 

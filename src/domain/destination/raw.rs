@@ -14,7 +14,7 @@ use super::{
     ExternalId, Invalid, KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, SessionPolicyMode, strict,
 };
 
-/// Destination: a bucket or a folder of it, with the access to it.
+/// Destination: a bucket or a folder in a bucket, and the credentials to write there.
 #[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -231,8 +231,8 @@ impl RawAuth {
             }
         };
         let given = foreign.iter().filter(|(_, present)| *present);
-        let problems: Vec<_> =
-            given.map(|(field, _)| Invalid::new(*field, format!("does not belong to method = \"{wanted}\""))).collect();
+        let problem = format!("does not belong to method = \"{wanted}\"; remove it, or correct the method");
+        let problems: Vec<_> = given.map(|(field, _)| Invalid::new(*field, problem.clone())).collect();
         if !problems.is_empty() {
             return Err(problems);
         }

@@ -13,15 +13,15 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2a9c_50c7_4e0b_9a7e_3c1f_0d5e_8b4
 /// Kind of an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OutcomeKind {
-    /// The object is complete. Terminal; beats every other outcome of the same job.
+    /// The object is complete. Final. It counts even if the same job has another final outcome.
     Delivered,
-    /// The job failed permanently. Terminal.
+    /// The job failed permanently. Final.
     Failed,
     /// An attempt failed and was charged; another follows.
     Retrying,
-    /// The key was taken, or the job was cancelled or superseded. Terminal.
+    /// The key was taken, or the job was cancelled or superseded. Final.
     Skipped,
-    /// `expires_at` was past. Terminal.
+    /// `expires_at` was past. Final.
     Expired,
 }
 

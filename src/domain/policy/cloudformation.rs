@@ -36,7 +36,7 @@ fn parameters(party: &Party, documents: &TemplateDocuments) -> Value {
         "PermissionsBoundaryArn": {
             "Type": "String",
             "Default": "",
-            "Description": "The ARN of a permissions boundary, if your organisation demands one; else empty",
+            "Description": "The ARN of a permissions boundary, if your organization requires one; else empty",
         },
     });
     if documents.optional.is_some() {

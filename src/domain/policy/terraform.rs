@@ -34,7 +34,7 @@ fn variables(out: &mut String, party: &Party, documents: &TemplateDocuments) {
         Party::User { name } => ("user_name", name, "The user's name"),
     };
     variable(out, name, "string", quoted(default), what);
-    let what = "The ARN of a permissions boundary, if your organisation demands one; else null";
+    let what = "The ARN of a permissions boundary, if your organization requires one; else null";
     variable(out, "permissions_boundary_arn", "string", "null".to_owned(), what);
     if documents.optional.is_some() {
         let what = "Whether to grant what deliveries work without: listing, cleaning up, the bucket's region";

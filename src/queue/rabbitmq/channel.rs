@@ -30,7 +30,7 @@ pub(super) async fn set_prefetch(channel: Channel, prefetch: u16) -> Result<Chan
 
 /// Switches confirms on.
 pub(super) async fn with_confirms(channel: Channel) -> Result<Channel, QueueError> {
-    call("switching confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    call("enabling publisher confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
 }
 

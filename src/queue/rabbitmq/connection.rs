@@ -94,7 +94,8 @@ impl Endpoint {
         let name = format!("{} {role}", self.name);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = self.tls().await?;
-        within(CONNECT_TIMEOUT, "connecting", wire::connect(self.uri.clone(), properties, tls)).await
+        let what = format!("connecting to {}:{}", self.uri.authority.host, self.uri.authority.port);
+        within(CONNECT_TIMEOUT, &what, wire::connect(self.uri.clone(), properties, tls)).await
     }
 
     async fn tls(&self) -> Result<OwnedTLSConfig, QueueError> {

@@ -117,7 +117,7 @@ async fn locked_channel(connection: &ScopedConnection, names: &Names) -> Result<
     let (queue, end) = (names.owner("recall"), Instant::now() + LOCK_TIMEOUT);
     loop {
         let channel = connection.open_channel().await?;
-        match lock(&channel, &queue, "other workers are releasing jobs").await {
+        match lock(&channel, &queue, "other workers are recalling jobs").await {
             Err(QueueError::Busy(_)) if Instant::now() < end => sleep(LOCK_RETRY_INTERVAL).await,
             locked => return locked.map(|()| channel),
         }

@@ -190,17 +190,38 @@ impl BrokerSessions {
     }
 }
 
+/// Logs a failed connection. Only the first failure of a cause is a warning: attempts follow each
+/// other within seconds.
+fn report(problem: &QueueError, wait: Duration, warned: &mut String) {
+    let (cause, wait_ms) = (problem.to_string(), wait.as_millis());
+    if *warned == cause {
+        tracing::debug!(event = "broker_disconnected", reason = cause, wait_ms, "still not connected to the broker");
+        return;
+    }
+    tracing::warn!(
+        event = "broker_disconnected",
+        reason = cause,
+        wait_ms,
+        next = "it connects again after `wait_ms`, until it succeeds",
+        remedy = "check the broker, the network and broker.url",
+        "not connected to the broker"
+    );
+    *warned = cause;
+}
+
 /// Runs one session after another until the queue closes.
 async fn supervise(sessions: Arc<BrokerSessions>) {
     let context = &sessions.context;
     let mut retry = Retry::endless(MIN_BACKOFF, MAX_BACKOFF);
     let mut generation = 0;
+    let mut warned = String::new();
     while !context.stop.is_cancelled() {
         generation += 1;
         let problem = match context.unless_stopped(BrokerSession::open(context, generation)).await {
             Some(Ok(session)) => {
                 let since = Instant::now();
                 let problem = sessions.run(session).await;
+                warned.clear();
                 if since.elapsed() >= STABLE_SESSION {
                     retry.reset();
                 }
@@ -215,17 +236,40 @@ async fn supervise(sessions: Arc<BrokerSessions>) {
         };
         if !context.stop.is_cancelled() {
             let wait = retry.next_wait(None).unwrap_or(MAX_BACKOFF);
-            tracing::warn!(
-                event = "broker_disconnected",
-                reason = %problem,
-                wait_ms = wait.as_millis(),
-                next = "it connects again after `wait_ms`",
-                remedy = "check the broker, the network and broker.url",
-                "not connected to the broker"
-            );
+            report(&problem, wait, &mut warned);
             sessions.state.send_replace(SupervisorState::Down(problem));
             context.unless_stopped(tokio::time::sleep(wait)).await;
         }
     }
     sessions.state.send_replace(SupervisorState::Closed);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Seek as _};
+
+    use super::*;
+
+    /// Levels of the log lines about failures to connect, one after another.
+    fn levels(causes: &[&str]) -> Vec<String> {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let subscriber = tracing_subscriber::fmt().json().with_max_level(tracing::Level::DEBUG);
+        let mut warned = String::new();
+        tracing::subscriber::with_default(subscriber.with_writer(Arc::clone(&file)).finish(), || {
+            for cause in causes {
+                report(&QueueError::Unavailable((*cause).to_owned()), Duration::from_secs(1), &mut warned);
+            }
+        });
+        let (mut text, mut file) = (String::new(), &*file);
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        let level = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["level"].to_string();
+        text.lines().map(level).collect()
+    }
+
+    #[test]
+    fn only_the_first_failure_of_a_cause_is_a_warning() {
+        let (warning, debug) = ("\"WARN\"", "\"DEBUG\"");
+        assert_eq!(levels(&["refused", "refused", "no route", "no route"]), [warning, debug, warning, debug]);
+    }
 }

@@ -177,7 +177,7 @@ fn log_creation(file: &Path) {
         event = "queue_created",
         file = %path.display(),
         remedy = "check broker.url if there was a queue before",
-        "a new, empty queue was made"
+        "a new, empty queue was created"
     );
 }
 

@@ -137,9 +137,10 @@ fn failure(path: &Path, error: Errno) -> Failure {
     match error {
         Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => {
             Failure::new(Reason::SourceNotFound, format!("there is no file {shown}"))
+                .hint("correct source.url in the job, or publish the job once the file exists")
         }
         Errno::ACCESS | Errno::PERM => Failure::new(Reason::SourceDenied, format!("{shown} may not be read: {error}"))
-            .hint("Give the worker's user read permission on the file and its directories."),
+            .hint("give the worker's user read permission on the file and its directories"),
         Errno::LOOP => forbidden(path, "behind a symbolic link"),
         Errno::XDEV => forbidden(path, "outside source.file_root"),
         // A socket, or a device without a driver.

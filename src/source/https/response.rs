@@ -68,7 +68,7 @@ pub(crate) fn check_range(
     let other = |how: &str| Err(unavailable(at, status, how));
     match status {
         StatusCode::PARTIAL_CONTENT => {}
-        StatusCode::OK => return other("sent the whole although a range was requested"),
+        StatusCode::OK => return other("sent the whole file although a range was requested"),
         StatusCode::PRECONDITION_FAILED => return other("has another etag than before the connection broke"),
         StatusCode::RANGE_NOT_SATISFIABLE => return changed(&format!("it is shorter than {from} bytes")),
         _ => return Err(status_failure(at, status, headers)),
@@ -92,10 +92,11 @@ pub(crate) fn check_range(
 fn status_failure(at: &Url, status: StatusCode, headers: &HeaderMap) -> Failure {
     let failure = |reason, what| status_named(at, status, reason, what);
     match status.as_u16() {
-        404 | 410 => failure(Reason::SourceNotFound, "does not exist"),
+        404 | 410 => failure(Reason::SourceNotFound, "does not exist")
+            .hint("correct source.url in the job, or publish the job once the file exists"),
         // An expired presigned URL answers 403, on some stores 401.
         401 | 402 | 403 | 407 | 451 => failure(Reason::SourceDenied, "denied access")
-            .hint("If it is a presigned URL it may have expired: sign it for longer than the job may wait."),
+            .hint("if this is a presigned URL, it may have expired: sign it for longer than the job may wait"),
         408 | 425 | 429 => Failure {
             retry_after: retry_after(headers),
             ..failure(Reason::SourceUnavailable, "asks to try again later")

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -35,6 +36,8 @@ struct WorkerFault {
     pause: Duration,
     until: Instant,
     why: String,
+    /// Time of the first failure.
+    since: Timestamp,
     /// False in an outage: no worker is healthier than this one.
     own: bool,
 }
@@ -86,8 +89,10 @@ impl WorkerHealth {
             next = "it requeues jobs that have not started, and tries one job after the pause",
             "the worker has a fault and pauses consumption"
         );
-        let why = format!("{}: {failure}", failure.reason.as_str());
-        state.fault = Some(WorkerFault { pause, until: Instant::now() + pause, why, own });
+        let since = state.fault.as_ref().map_or_else(Timestamp::now, |fault| fault.since);
+        let remedy = if failure.hint.is_empty() { String::new() } else { format!("; {}", failure.hint) };
+        let why = format!("{}: {failure}{remedy} (since {since:.0})", failure.reason.as_str());
+        state.fault = Some(WorkerFault { pause, until: Instant::now() + pause, why, since, own });
         drop(state);
         self.changed.notify_waiters();
     }
@@ -200,6 +205,18 @@ mod tests {
         assert!(health.is_sick(), "an outage is no recovery");
         health.recover();
         assert!(!health.is_sick() && futures_util::poll!(Box::pin(health.sick())).is_pending());
+    }
+
+    #[test]
+    fn the_reason_says_since_when_and_what_to_do() {
+        let health = WorkerHealth::default();
+        let failure = Failure::new(Reason::Outage, "S3 does not answer").hint("check the network");
+        health.observe(&TransferResult::Failed(failure.clone()));
+        let (first, since) = (health.fault().unwrap(), health.state().fault.as_ref().unwrap().since);
+        assert_eq!(first, format!("outage: S3 does not answer; check the network (since {since:.0})"));
+        over(&health);
+        health.observe(&TransferResult::Failed(failure));
+        assert_eq!(health.fault().unwrap(), first, "the time of the first failure stays");
     }
 
     #[test]

@@ -181,40 +181,40 @@ impl DelayedJobs {
         match released {
             Ok(Released { count: jobs, partly }) => {
                 tracing::info!(
-                    event = "jobs_released",
+                    event = "jobs_recalled",
                     jobs,
                     count,
                     destinations,
-                    "delayed jobs of recovered destinations were released"
+                    "deferred jobs of recovered destinations were recalled"
                 );
                 if partly {
                     tracing::warn!(
-                        event = "release_incomplete",
+                        event = "recall_incomplete",
                         destinations,
                         next = "the rest return when their delay is over",
                         remedy = "wait, or repeat `consign status reset DEST`",
-                        "too many delayed jobs to examine"
+                        "too many deferred jobs to examine"
                     );
                 }
                 true
             }
             Err(error) if tries > 0 => {
                 tracing::info!(
-                    event = "release_retried",
+                    event = "recall_retried",
                     %error,
                     destinations,
-                    "not all delayed jobs were released; retrying"
+                    "not all deferred jobs were recalled; retrying"
                 );
                 false
             }
             Err(error) => {
                 tracing::warn!(
-                    event = "release_failed",
+                    event = "recall_failed",
                     %error,
                     destinations,
                     next = "the rest return when their delay is over",
                     remedy = "wait, or repeat `consign status reset DEST`",
-                    "not all delayed jobs were released"
+                    "not all deferred jobs were recalled"
                 );
                 false
             }

@@ -48,7 +48,7 @@ async fn workers_are_asked_for_open_circuits() {
     status["destination_states"] = states(true);
     let stub = Stub::start(status.clone()).await;
     let said = world.dead_ends(3, &["requeue", "--all", "--admin", &stub.url]);
-    assert!(said.contains("acme: its circuit is open at the worker"), "{said}");
+    assert!(said.contains("acme: its circuit breaker is open at the worker"), "{said}");
     assert_eq!(stub.filters(), ["acme"]);
     let said = world.dead_ends(3, &["requeue", "--all", "--admin", "http://127.0.0.1:1"]);
     assert!(said.contains("can't be queried"), "nobody knows: {said}");

@@ -81,6 +81,7 @@ impl Desk {
     /// With the hosts of the examples replaced.
     fn here(&self, word: &str) -> String {
         word.replace("https://exports.example.com/", &format!("file://{}/", self.site.files().display()))
+            .replace("file:///srv/", &format!("file://{}/", self.site.files().display()))
             .replace("http://127.0.0.1:9464", self.worker.admin())
     }
 

@@ -58,7 +58,11 @@ impl LogLine {
 fn log_lines(module: &Module) -> Vec<LogLine> {
     let mut found = Vec::new();
     for (level, _) in LEVELS {
-        for (at, opening) in module.code.match_indices(&format!("tracing::{level}!(")) {
+        let own = format!("tracing::{level}!(");
+        let openings = module.code.match_indices(&own);
+        // The level of an attempt's line depends on its result.
+        let either = ["warn", "info"].contains(&level).then(|| module.code.match_indices("tracing::$level!("));
+        for (at, opening) in openings.chain(either.into_iter().flatten()) {
             let open = at + opening.len() - 1;
             let arguments = arguments(&module.code, open + 1..closing(&module.code, open) - 1);
             let (message, fields) = arguments.split_last().unwrap();

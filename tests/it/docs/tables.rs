@@ -18,13 +18,13 @@ pub(super) const CLASSES: [Class; 7] = [
 
 fn codes() -> String {
     let turn = |side| match side {
-        Side::Nobody => "nobody's",
-        Side::Customer => "the customer's",
-        Side::Identity | Side::Operator => "ours",
-        Side::Service => "a service's",
+        Side::Nobody => "nobody",
+        Side::Customer => "the customer",
+        Side::Identity | Side::Operator => "the operator",
+        Side::Service => "nobody: a service does not answer",
     };
     let row = |code: &Code| [format!("`{code}`"), code.meaning().to_owned(), turn(code.side()).to_owned()];
-    table(["code", "what it means", "whose turn it is"], Code::ALL.iter().map(row))
+    table(["code", "what it means", "who acts"], Code::ALL.iter().map(row))
 }
 
 /// Reasons of a class.

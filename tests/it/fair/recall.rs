@@ -72,7 +72,7 @@ fn reset(site: &Site, destination: &str) {
     let reset = site.consign(&["status", "reset", destination]);
     assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
     let said = String::from_utf8_lossy(&reset.stdout).into_owned();
-    assert!(said.contains("they close the circuit of"), "{said}");
+    assert!(said.contains("they close the circuit breaker of"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

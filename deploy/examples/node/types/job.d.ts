@@ -181,7 +181,7 @@ export interface RawAuth {
  */
 export interface RawSource {
   /**
-   * Accepts a source without a length. The outcome then has `length_unproven`.
+   * Accepts a source that does not announce its length. The outcome then has `length_unproven`.
    */
   allow_unproven_length?: boolean;
   /**

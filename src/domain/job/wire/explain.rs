@@ -12,8 +12,7 @@ pub(super) struct JobDocument(pub(super) &'static str);
 /// An unknown version, named.
 pub(super) fn unknown_version(version: i128) -> Rejected {
     let problem = format!(
-        "{version} is not supported: this version of consign reads version {}; upgrade the workers first, then \
-         requeue the job",
+        "{version} is not supported; write version {}, or upgrade consign and then requeue the job",
         super::VERSION
     );
     Rejected::new(Reason::SchemaVersion, Invalid::new("version", problem))

@@ -85,7 +85,7 @@ pub struct RawJobSource {
     pub sha256: Option<String>,
     /// ETag that the source must have.
     pub etag: Option<String>,
-    /// Accepts a source without a length. The outcome then has `length_unproven`.
+    /// Accepts a source that does not announce its length. The outcome then has `length_unproven`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub allow_unproven_length: bool,
 }

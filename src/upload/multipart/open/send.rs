@@ -7,13 +7,13 @@
 //! does; until then, and for stores that don't, all other parts have the header.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_s3::operation::create_multipart_upload::CreateMultipartUploadOutput;
 use aws_sdk_s3::operation::upload_part::UploadPartOutput;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType};
 use aws_smithy_types::byte_stream::ByteStream;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::MultipartUpload;
@@ -85,7 +85,7 @@ impl MultipartUpload<'_> {
     async fn send_without_header(&self, part: &Part) -> Result<Option<PartDone>, Failure> {
         // That of the last try: each one reads the file from the start.
         let passage = Mutex::new(Passage::default());
-        let latest = || passage.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = || passage.lock();
         let body = || {
             let fresh = Passage::default();
             *latest() = fresh.clone();
