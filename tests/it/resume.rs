@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::fixture::site;
-use crate::testbed::scripted::{Effect, ScriptedS3};
+use crate::testbed::scripted::{CRC, Call, Effect, ScriptedS3};
 use crate::testbed::site::{Site, job};
 use crate::testbed::sources::{Content, WebSource};
 use crate::testbed::{MIB, bytes, unpacked, until};
@@ -81,6 +81,31 @@ async fn a_drain_hands_the_rest_over_and_nothing_is_sent_twice() {
     assert!(took < Duration::from_secs(6), "the drain took {took:?}");
     assert_eq!((&data["bytes"], &data["parts"]), (&json!(LENGTH), &json!(PARTS)));
     sent_once(&s3, "in/a", &content);
+    site.broker.clean().await;
+}
+
+#[tokio::test]
+async fn parts_that_were_sent_without_a_checksum_header_are_handed_over_with_their_checksums() {
+    let (site, s3) = slow_site("handovercrc").await;
+    let first = site.worker().await;
+    site.broker.schedule(&job("learnt", &site.file("learnt", &bytes(5, 20 * MIB)), "acme", "learnt")).await;
+    delivered(&site, "learnt").await;
+    let content = bytes(6, LENGTH);
+    site.broker.schedule(&job("a", &site.file("a", &content), "acme", "a")).await;
+    parts_taken(&s3, 4 + 4).await;
+    first.terminate();
+    first.exit(Duration::from_secs(15)).await;
+    let second = site.worker().await;
+    assert_eq!(delivered(&site, "a").await["resumed"], true);
+    let of_a = |operation| s3.calls(operation).into_iter().filter(|call| call.key == "in/a").collect::<Vec<_>>();
+    let parts = of_a("UploadPart");
+    let headers: Vec<_> = parts.iter().map(|part| part.header(CRC).is_some()).collect();
+    assert!(parts.len() == PARTS && parts.iter().all(Call::proves_its_body), "{}", parts.len());
+    assert!(headers.is_sorted() && !headers[0] && headers[PARTS - 1], "{headers:?}");
+    let complete = String::from_utf8_lossy(&of_a("CompleteMultipartUpload")[0].body).into_owned();
+    assert_eq!(complete.matches("<ChecksumCRC64NVME>").count(), PARTS);
+    assert!(s3.object("acme", "in/a").unwrap().bytes == content, "the object is not its source");
+    second.quiet().await;
     site.broker.clean().await;
 }
 
