@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request};
@@ -16,16 +17,21 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
+use tokio::time::sleep;
 
 use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
-use crate::manners::{FIX_PATH, Manners};
+use crate::manners::{FIX_PATH, Held, Manners};
 use crate::ports;
+use crate::stale::versions::{self, SOURCES_PATH, VERSIONS_PATH, Versions};
 use crate::storm::ledger::{LEDGER_PATH, Ledger};
 use crate::tls::Authority;
 use crate::xml;
 
 type Reply = Response<Full<Bytes>>;
+
+/// Interval at which a held request looks whether the server is fixed.
+const HOLD_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Headers that S3 repeats in its reply when the request carried them.
 const ECHOED: [&str; 11] = [
@@ -102,18 +108,20 @@ struct Store {
     broken: AtomicU64,
     bytes: AtomicU64,
     refused: AtomicU64,
+    held: AtomicU64,
     asked: AtomicU64,
     fixed: AtomicBool,
     manners: Manners,
     serial: AtomicU64,
     uploads: Mutex<HashMap<String, HeaderMap>>,
     ledger: Mutex<Ledger>,
+    versions: Mutex<Versions>,
 }
 
 /// The operations that a delivery needs, distinguished as S3 does: by method and query.
 enum Call {
     Put,
-    Part(String),
+    Part { upload: String, first: bool },
     Create,
     Complete(String),
     Abort(String),
@@ -121,6 +129,8 @@ enum Call {
     Sts,
     Counts,
     Ledger,
+    Versions,
+    Source,
     Fix,
     Other,
 }
@@ -132,7 +142,9 @@ impl Call {
             pairs.into_iter().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
         };
         match (&head.method, query("uploadId")) {
-            (&Method::PUT, Some(upload)) => Self::Part(upload),
+            (&Method::PUT, Some(upload)) => {
+                Self::Part { upload, first: query("partNumber").is_some_and(|number| number == "1") }
+            }
             (&Method::PUT, None) => Self::Put,
             (&Method::POST, Some(upload)) => Self::Complete(upload),
             (&Method::POST, None) if query("uploads").is_some() => Self::Create,
@@ -140,6 +152,8 @@ impl Call {
             (&Method::DELETE, Some(upload)) => Self::Abort(upload),
             (&Method::GET, None) if head.uri.path() == COUNTS_PATH => Self::Counts,
             (&Method::GET, None) if head.uri.path() == LEDGER_PATH => Self::Ledger,
+            (&Method::GET, None) if head.uri.path() == VERSIONS_PATH => Self::Versions,
+            (&Method::GET, None) if head.uri.path().starts_with(SOURCES_PATH) => Self::Source,
             (&Method::GET, None) if head.uri.path() == FIX_PATH => Self::Fix,
             (&Method::GET, None) => Self::List,
             _ => Self::Other,
@@ -151,10 +165,10 @@ impl Store {
     async fn answer(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
         let call = Call::of(&head);
-        if !matches!(call, Call::Sts | Call::Counts | Call::Ledger | Call::Fix) {
+        if !matches!(call, Call::Sts | Call::Counts | Call::Ledger | Call::Versions | Call::Source | Call::Fix) {
             let (bucket, _) = bucket_and_key(&head);
             self.manners.wait(bucket).await;
-            if self.manners.missing.as_deref() == Some(bucket) && !self.fixed.load(Ordering::Relaxed) {
+            if self.manners.missing.as_deref() == Some(bucket) && !self.is_fixed() {
                 self.discard(body).await;
                 return self.refuse();
             }
@@ -165,7 +179,7 @@ impl Store {
         }
         match call {
             Call::Put => self.put(&head, body).await,
-            Call::Part(upload) => self.part(&head, body, &upload).await,
+            Call::Part { upload, first } => self.part(&head, body, &upload, first).await,
             Call::Create => self.create(&head, body).await,
             Call::Complete(upload) => self.complete(&head, body, &upload).await,
             Call::Abort(upload) => self.abort(&upload).await,
@@ -176,6 +190,8 @@ impl Store {
                 let account = serde_json::to_string(self.ledger.lock().await.stored()).unwrap_or_default();
                 reply(&AtomicU64::new(0), HeaderMap::new(), account)
             }
+            Call::Versions => reply(&AtomicU64::new(0), HeaderMap::new(), self.versions.lock().await.to_json()),
+            Call::Source => self.source(head.uri.path()),
             Call::Fix => {
                 self.fixed.store(true, Ordering::Relaxed);
                 reply(&AtomicU64::new(0), HeaderMap::new(), String::new())
@@ -191,7 +207,14 @@ impl Store {
     }
 
     async fn put(&self, head: &request::Parts, body: Incoming) -> Reply {
-        if self.manners.ledger {
+        if self.manners.versions {
+            let Ok(body) = body.collect().await else { return slow_down() };
+            let line = versions::first_line(&body.to_bytes());
+            if versions::is_older(&line) {
+                self.hold(Held::Puts).await;
+            }
+            self.versions.lock().await.note(head.uri.path(), line);
+        } else if self.manners.ledger {
             // A client that was killed sends half a body; S3 stores nothing then.
             let Ok(body) = body.collect().await else { return slow_down() };
             self.ledger.lock().await.note(head.uri.path(), &body.to_bytes());
@@ -207,8 +230,41 @@ impl Store {
         answer
     }
 
-    async fn part(&self, head: &request::Parts, body: Incoming, upload: &str) -> Reply {
-        self.discard(body).await;
+    /// Waits until the server is fixed, if it holds such requests.
+    async fn hold(&self, held: Held) {
+        if self.manners.held != Some(held) || self.is_fixed() {
+            return;
+        }
+        self.held.fetch_add(1, Ordering::Relaxed);
+        while !self.is_fixed() {
+            sleep(HOLD_CHECK_INTERVAL).await;
+        }
+    }
+
+    fn is_fixed(&self) -> bool {
+        self.fixed.load(Ordering::Relaxed)
+    }
+
+    /// The source of a refresh. Until the server is fixed, those of older ones are away.
+    fn source(&self, path: &str) -> Reply {
+        let line = path.trim_start_matches(SOURCES_PATH);
+        if versions::is_older(line) && !self.is_fixed() {
+            return slow_down();
+        }
+        reply(&AtomicU64::new(0), HeaderMap::new(), format!("{line}\n"))
+    }
+
+    async fn part(&self, head: &request::Parts, body: Incoming, upload: &str, first: bool) -> Reply {
+        if self.manners.versions {
+            let Ok(body) = body.collect().await else { return slow_down() };
+            if first {
+                self.versions.lock().await.begin(upload, versions::first_line(&body.to_bytes()));
+            } else {
+                self.hold(Held::Parts).await;
+            }
+        } else {
+            self.discard(body).await;
+        }
         let Some(mut headers) = self.uploads.lock().await.get(upload).cloned() else { return no_such_upload() };
         headers.extend(echoed(&head.headers));
         headers.insert(header::ETAG, self.etag());
@@ -229,6 +285,9 @@ impl Store {
     async fn complete(&self, head: &request::Parts, body: Incoming, upload: &str) -> Reply {
         let parts = String::from_utf8_lossy(&collect(body).await).matches("<PartNumber>").count();
         let Some(headers) = self.uploads.lock().await.remove(upload) else { return no_such_upload() };
+        if self.manners.versions {
+            self.versions.lock().await.complete(upload, head.uri.path());
+        }
         let (bucket, key) = bucket_and_key(head);
         let etag = format!("{:032x}-{parts}", self.next());
         let crc = head.headers.get("x-amz-checksum-crc64nvme").and_then(|value| value.to_str().ok());
@@ -281,6 +340,7 @@ impl Store {
             broken: read(&self.broken),
             bytes: read(&self.bytes),
             refused: read(&self.refused),
+            held: read(&self.held),
         }
     }
 }
