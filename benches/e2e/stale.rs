@@ -60,6 +60,8 @@ enum Part {
     Put,
     /// The job is requeued from the dead letters.
     Requeued,
+    /// A worker starts and reads a long control stream, while the older jobs wait for a retry.
+    Backlog,
     /// Reports per job, and the cost of 100,000 of them.
     Announcements,
     /// Memory with 1,000,000 keys.

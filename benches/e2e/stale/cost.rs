@@ -25,8 +25,13 @@ const LOST: &str = "consign_generations_lost_total";
 /// CPU time in a second below which a worker has read everything.
 const IDLE: f64 = 0.03;
 
-/// The reports of jobs that fail once: pending, writing, delivered.
+/// Measures [`REPORTS`] of jobs that fail once.
 pub async fn announcements(amqp: &str, root: &Path) -> Fallible<()> {
+    cost("announcements", reports(REPORTS), amqp, root).await
+}
+
+/// The reports of jobs that fail once: pending, writing, delivered.
+pub fn reports(count: u32) -> impl ExactSizeIterator<Item = Vec<u8>> + Send {
     let report = |number: u32| {
         let (object, generation) = (number / REPORTS_PER_JOB, 1);
         let write = Uuid::from_u128(object.into());
@@ -40,7 +45,7 @@ pub async fn announcements(amqp: &str, root: &Path) -> Fallible<()> {
         };
         control(object, change)
     };
-    cost("announcements", (0..REPORTS).map(report), amqp, root).await
+    (0..count).map(report)
 }
 
 /// A job of each key fails, and waits.
@@ -106,7 +111,8 @@ async fn started(name: &str, when: &str, worker: &Worker) -> Fallible<()> {
     Ok(())
 }
 
-async fn until_idle(worker: &Worker) -> Fallible<()> {
+/// Waits until a worker has nothing to do.
+pub async fn until_idle(worker: &Worker) -> Fallible<()> {
     let mut before = cpu_seconds(worker.pid())?;
     loop {
         sleep(Duration::from_secs(1)).await;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Part;
 use super::account::{Account, End, until};
+use super::cost;
 use super::jobs::{self, Age, Source};
 use super::reports::Reports;
 use super::versions::History;
@@ -36,6 +37,10 @@ const LONG_SPAN: Duration = Duration::from_secs(170);
 /// The same for all others, and the time from its beginning to the repair.
 const SPAN: Duration = Duration::from_secs(20);
 const REPAIR: Duration = Duration::from_secs(15);
+/// Reports that a worker must read when it starts.
+const BACKLOG: u32 = 300_000;
+/// Time from the start of that worker to the return of the sources. The third attempts follow.
+const BACKLOG_REPAIR: Duration = Duration::from_secs(20);
 /// Stale objects whose story is printed.
 const NAMED: usize = 5;
 
@@ -110,7 +115,7 @@ impl Round<'_> {
     }
 
     fn source(&self) -> Source {
-        if self.part == Part::Away { Source::Http } else { Source::File }
+        if matches!(self.part, Part::Away | Part::Backlog) { Source::Http } else { Source::File }
     }
 
     fn ids(&self) -> Vec<String> {
@@ -133,6 +138,7 @@ impl Stage<'_> {
             Part::Away => self.away().await?,
             Part::Broken => self.broken().await?,
             Part::Requeued => self.requeued().await?,
+            Part::Backlog => self.backlog().await?,
             _ => self.left().await?,
         }
         self.account.until_ended(&self.round.ids()).await;
@@ -189,6 +195,25 @@ impl Stage<'_> {
             self.around.consign(&["dead", "requeue", "--all", "--force"]).await
         };
         futures_util::try_join!(self.publish_newer(SPAN), requeue).map(drop)
+    }
+
+    async fn backlog(&self) -> Fallible<()> {
+        self.broker.publish_control(cost::reports(BACKLOG)).await?;
+        self.start(self.round.workers - 1).await?;
+        for worker in self.workers.borrow().iter() {
+            cost::until_idle(worker).await?;
+        }
+        self.publish_older().await?;
+        until("every older job failed", STEP, async || Ok(self.account.retrying() >= self.pairs())).await?;
+        let repair = async {
+            sleep(BACKLOG_REPAIR).await;
+            self.server.fix().await
+        };
+        let join = async {
+            self.start(1).await?;
+            self.publish_newer(SPAN).await
+        };
+        futures_util::try_join!(join, repair).map(drop)
     }
 
     /// The first worker runs all older jobs when it leaves; the others are there by then, and
@@ -263,7 +288,8 @@ impl Stage<'_> {
         let failed = open.iter().filter(|id| !self.account.ends(id).is_empty()).count();
         let (Round { workers, pairs, part, .. }, superseded) = (self.round, self.account.count(End::is_superseded));
         let (stale, lost, name) = (stale.len(), open.len() - failed, part.name());
-        let (workers, pairs, reports) = (*workers, *pairs, reports.len());
+        let backlog = if *part == Part::Backlog { BACKLOG as usize } else { 0 };
+        let (workers, pairs, reports) = (*workers, *pairs, reports.len() - backlog);
         Ok(Row { name, workers, pairs, stale, superseded, failed, lost, reports, seconds })
     }
 
