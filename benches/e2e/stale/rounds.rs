@@ -1,11 +1,11 @@
 //! The rounds of one kind with one number of workers, side by side.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use consign::domain::destination::{DestinationId, DestinationIdentity};
 use consign::domain::generation::ObjectDigest;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::Part;
@@ -77,7 +77,7 @@ struct Stage<'a> {
     broker: Broker,
     account: Account,
     server: &'a NullServer,
-    workers: RefCell<Vec<Worker>>,
+    workers: Mutex<Vec<Worker>>,
 }
 
 impl Round<'_> {
@@ -92,12 +92,12 @@ impl Round<'_> {
         around.consign(&["topology", "apply"]).await?;
         let broker = Broker::connect(amqp, &prefix).await?;
         let account = Account::of(broker.outcomes().await?);
-        let workers = RefCell::default();
+        let workers = Mutex::default();
         let stage = Stage { round: self, around, broker, account, server: &server, workers };
         let begun = Instant::now();
         stage.play().await?;
         let row = stage.row(begun).await?;
-        for worker in stage.workers.take() {
+        for worker in stage.workers.lock().await.drain(..) {
             worker.stop().await?;
         }
         stage.broker.delete_topology().await?;
@@ -200,7 +200,7 @@ impl Stage<'_> {
     async fn backlog(&self) -> Fallible<()> {
         self.broker.publish_control(cost::reports(BACKLOG)).await?;
         self.start(self.round.workers - 1).await?;
-        for worker in self.workers.borrow().iter() {
+        for worker in self.workers.lock().await.iter() {
             cost::until_idle(worker).await?;
         }
         self.publish_older().await?;
@@ -224,7 +224,7 @@ impl Stage<'_> {
         let pairs = u64::from(self.round.pairs);
         until("every older job is held", STEP, async || Ok(self.server.counts().await?.held >= pairs)).await?;
         self.start(self.round.workers - 1).await?;
-        let first = self.workers.borrow_mut().remove(0);
+        let first = self.workers.lock().await.remove(0);
         let leave = async {
             match self.round.part {
                 Part::Drain => first.stop().await?,
@@ -243,7 +243,7 @@ impl Stage<'_> {
     async fn start(&self, count: u32) -> Fallible<()> {
         for _ in 0..count {
             let worker = Worker::start(&self.around).await?;
-            self.workers.borrow_mut().push(worker);
+            self.workers.lock().await.push(worker);
         }
         Ok(())
     }
@@ -266,10 +266,9 @@ impl Stage<'_> {
 
     /// Jobs that were deferred, or failed and are retried.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of jobs")]
-    #[expect(clippy::await_holding_refcell_ref, reason = "no worker starts or leaves meanwhile")]
     async fn delayed(&self) -> Fallible<u32> {
         let mut count = 0.0;
-        for worker in self.workers.borrow().iter() {
+        for worker in self.workers.lock().await.iter() {
             let settled = worker.metric(SETTLEMENTS).await?;
             count += ["defer", "retry"].iter().filter_map(|action| settled.get(*action)).sum::<f64>();
         }
