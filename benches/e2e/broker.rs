@@ -117,6 +117,25 @@ impl Broker {
         Ok(())
     }
 
+    /// Publishes control messages; returns when the broker has confirmed every one.
+    pub async fn publish_control(&self, bodies: impl IntoIterator<Item = Vec<u8>>) -> Fallible<()> {
+        let channel = self.confirming().await?;
+        let (stream, options) = (format!("{}.control", self.prefix), BasicPublishOptions::default());
+        let mut outstanding: VecDeque<PublisherConfirm> = VecDeque::new();
+        for body in bodies {
+            if outstanding.len() == MOST_OUTSTANDING {
+                confirmed(outstanding.pop_front()).await?;
+            }
+            let properties = BasicProperties::default().with_delivery_mode(2);
+            let published = channel.basic_publish("".into(), stream.as_str().into(), options, &body, properties);
+            outstanding.push_back(published.await?);
+        }
+        while !outstanding.is_empty() {
+            confirmed(outstanding.pop_front()).await?;
+        }
+        Ok(())
+    }
+
     async fn confirming(&self) -> Fallible<Channel> {
         let channel = self.publisher.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;

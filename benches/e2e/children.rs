@@ -10,6 +10,7 @@ use crate::manners::{FIX_PATH, Manners};
 use crate::measure::Spent;
 use crate::process::{self, Process};
 use crate::scenario::Scenario;
+use crate::stale::versions::{History, VERSIONS_PATH};
 use crate::storm::ledger::{LEDGER_PATH, Stored};
 use crate::tls::CA_FILE;
 use crate::wire::Endpoint;
@@ -41,7 +42,7 @@ impl NullServer {
         Ok(Self { endpoint: Endpoint::new(address, ca.as_deref())?, ca, _process: process })
     }
 
-    /// From now on the missing bucket exists.
+    /// From now on the missing bucket and all sources exist, and no request is held.
     pub async fn fix(&self) -> Fallible<()> {
         self.endpoint.get(FIX_PATH).await.map(drop)
     }
@@ -49,6 +50,11 @@ impl NullServer {
     /// The account of a server with a ledger.
     pub async fn ledger(&self) -> Fallible<Stored> {
         Ok(serde_json::from_slice(self.endpoint.get(LEDGER_PATH).await?.body())?)
+    }
+
+    /// The versions that a server with `versions` has stored.
+    pub async fn versions(&self) -> Fallible<History> {
+        Ok(serde_json::from_slice(self.endpoint.get(VERSIONS_PATH).await?.body())?)
     }
 
     /// Counts so far.

@@ -20,6 +20,8 @@ pub struct Counts {
     pub bytes: u64,
     /// Calls for the missing bucket.
     pub refused: u64,
+    /// Requests that were held.
+    pub held: u64,
 }
 
 impl Counts {
@@ -42,6 +44,7 @@ impl Counts {
             broken: self.broken - earlier.broken,
             bytes: self.bytes - earlier.bytes,
             refused: self.refused - earlier.refused,
+            held: self.held - earlier.held,
         }
     }
 

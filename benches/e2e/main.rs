@@ -10,6 +10,7 @@
 //! tests/run --servers cargo bench --bench e2e -- fair                # what a backfill, a slow and a dead customer cost the others
 //! tests/run --servers cargo bench --bench e2e -- fleet               # throughput, requests and bytes against the number of workers
 //! tests/run --servers cargo bench --bench e2e -- storm               # a million small jobs under constant faults, each accounted for
+//! tests/run --servers cargo bench --bench e2e -- stale               # older refreshes that come late, beside newer ones
 //! ```
 //!
 //! Null server, reference client and `consign` are processes of their own, so each one's CPU and
@@ -36,6 +37,7 @@ mod raw;
 mod round;
 mod scenario;
 mod server;
+mod stale;
 mod storm;
 mod table;
 mod tls;
@@ -114,6 +116,8 @@ enum Role {
     Fleet(fleet::FleetArgs),
     /// Many small jobs under constant faults, each accounted for.
     Storm(storm::StormArgs),
+    /// Older refreshes that come late, beside newer ones, and the cost of their reports.
+    Stale(stale::StaleArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -144,6 +148,7 @@ async fn run(cli: Cli) -> Fallible<()> {
         (Some(Role::Fair(args)), Some(amqp)) => fair::run(args, amqp).await,
         (Some(Role::Fleet(args)), Some(amqp)) => fleet::run(args, amqp).await,
         (Some(Role::Storm(args)), Some(_)) => storm::run(args).await,
+        (Some(Role::Stale(args)), Some(amqp)) => stale::run(args, amqp).await,
         // `cargo test --benches` runs this binary too, without --bench: a test run must not measure for minutes.
         (None, Some(amqp)) if cli.bench || cli.short => bench(&cli, amqp).await,
         (_, _) => {

@@ -2,13 +2,22 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::time::sleep;
 
-/// Asked for once the missing bucket is to exist.
+/// Asked for once the missing bucket is to exist, and nothing is to be held any more.
 pub const FIX_PATH: &str = "/__fix";
 /// Factor of the slow bucket: it runs at 1 % of the others' speed.
 const SLOWER: u32 = 100;
+
+/// Requests that a server does not answer until it is fixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Held {
+    /// `UploadPart` of every part but the first.
+    Parts,
+    /// `PutObject` of an older refresh. The body is read, and nothing is stored yet.
+    Puts,
+}
 
 /// Start options of a server.
 #[derive(Debug, Clone, Default, Args)]
@@ -31,6 +40,12 @@ pub struct Manners {
     /// One of so many objects is stored without an answer (0: none).
     #[arg(long, default_value_t = 0)]
     pub unanswered: u64,
+    /// Keeps the versions of every object.
+    #[arg(long)]
+    pub versions: bool,
+    /// With --versions: requests that wait until the server is fixed.
+    #[arg(long)]
+    pub held: Option<Held>,
 }
 
 impl Manners {
@@ -43,7 +58,11 @@ impl Manners {
         for (name, of) in [("--refused", self.refused), ("--unanswered", self.unanswered)] {
             arguments.extend([name.to_owned(), of.to_string()]);
         }
-        arguments.extend(self.ledger.then(|| "--ledger".to_owned()));
+        for (name, given) in [("--ledger", self.ledger), ("--versions", self.versions)] {
+            arguments.extend(given.then(|| name.to_owned()));
+        }
+        let held = self.held.and_then(|held| held.to_possible_value());
+        arguments.extend(held.into_iter().flat_map(|held| ["--held".to_owned(), held.get_name().to_owned()]));
         arguments
     }
 

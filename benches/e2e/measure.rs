@@ -35,6 +35,11 @@ pub fn peak_rss_kib(pid: u32) -> Fallible<u64> {
     high_water(&fs::read_to_string(format!("/proc/{pid}/status"))?)
 }
 
+/// Resident memory now.
+pub fn rss_kib(pid: u32) -> Fallible<u64> {
+    figure(&fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS:")
+}
+
 /// The same of this process.
 pub fn own_peak_rss_kib() -> Fallible<u64> {
     high_water(&fs::read_to_string("/proc/self/status")?)
@@ -49,6 +54,11 @@ fn cpu_of(stat: &str) -> Fallible<f64> {
 }
 
 fn high_water(status: &str) -> Fallible<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("/proc/PID/status has no VmHWM")?;
+    figure(status, "VmHWM:")
+}
+
+fn figure(status: &str, name: &str) -> Fallible<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.ok_or_else(|| format!("/proc/PID/status has no {name}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -8,9 +8,12 @@ use tokio::net::TcpListener;
 const FIRST: u16 = 27_100;
 const LAST: u16 = 27_999;
 
-/// The first free one, bound.
+/// The first free one from a place on that depends on the process, bound: two benches at once then
+/// rarely take the same port.
 pub async fn listen() -> io::Result<TcpListener> {
-    for port in FIRST..=LAST {
+    let ports = LAST - FIRST + 1;
+    let start = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(ports)).unwrap_or_default();
+    for port in (0..ports).map(|index| FIRST + (start + index) % ports) {
         if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
             return Ok(listener);
         }

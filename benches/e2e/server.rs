@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -18,11 +19,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
+use tokio::time::sleep;
 
 use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
-use crate::manners::{FIX_PATH, Manners};
+use crate::manners::{FIX_PATH, Held, Manners};
 use crate::ports;
+use crate::stale::versions::{self, SOURCES_PATH, VERSIONS_PATH, Versions};
 use crate::storm::ledger::{LEDGER_PATH, Ledger};
 use crate::tls::Authority;
 use crate::xml;
@@ -30,6 +33,8 @@ use crate::xml;
 type Reply = Response<Full<Bytes>>;
 
 const CRC: &str = "x-amz-checksum-crc64nvme";
+/// Interval at which a held request looks whether the server is fixed.
+const HOLD_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Headers that S3 repeats in its reply when the request carried them.
 const ECHOED: [&str; 11] = [
@@ -114,12 +119,14 @@ struct Store {
     broken: AtomicU64,
     bytes: AtomicU64,
     refused: AtomicU64,
+    held: AtomicU64,
     asked: AtomicU64,
     fixed: AtomicBool,
     manners: Manners,
     serial: AtomicU64,
     uploads: Mutex<HashMap<String, Upload>>,
     ledger: Mutex<Ledger>,
+    versions: Mutex<Versions>,
 }
 
 /// The operations that a delivery needs, distinguished as S3 does: by method and query.
@@ -133,6 +140,8 @@ enum Call {
     Sts,
     Counts,
     Ledger,
+    Versions,
+    Source,
     Fix,
     Other,
 }
@@ -154,6 +163,8 @@ impl Call {
             (&Method::DELETE, Some(upload)) => Self::Abort(upload),
             (&Method::GET, None) if head.uri.path() == COUNTS_PATH => Self::Counts,
             (&Method::GET, None) if head.uri.path() == LEDGER_PATH => Self::Ledger,
+            (&Method::GET, None) if head.uri.path() == VERSIONS_PATH => Self::Versions,
+            (&Method::GET, None) if head.uri.path().starts_with(SOURCES_PATH) => Self::Source,
             (&Method::GET, None) if head.uri.path() == FIX_PATH => Self::Fix,
             (&Method::GET, None) => Self::List,
             _ => Self::Other,
@@ -165,10 +176,10 @@ impl Store {
     async fn answer(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
         let call = Call::of(&head);
-        if !matches!(call, Call::Sts | Call::Counts | Call::Ledger | Call::Fix) {
+        if !matches!(call, Call::Sts | Call::Counts | Call::Ledger | Call::Versions | Call::Source | Call::Fix) {
             let (bucket, _) = bucket_and_key(&head);
             self.manners.wait(bucket).await;
-            if self.manners.missing.as_deref() == Some(bucket) && !self.fixed.load(Ordering::Relaxed) {
+            if self.manners.missing.as_deref() == Some(bucket) && !self.is_fixed() {
                 self.discard(body).await;
                 return self.refuse();
             }
@@ -190,6 +201,8 @@ impl Store {
                 let account = serde_json::to_string(self.ledger.lock().await.stored()).unwrap_or_default();
                 reply(&AtomicU64::new(0), HeaderMap::new(), account)
             }
+            Call::Versions => reply(&AtomicU64::new(0), HeaderMap::new(), self.versions.lock().await.to_json()),
+            Call::Source => self.source(head.uri.path()),
             Call::Fix => {
                 self.fixed.store(true, Ordering::Relaxed);
                 reply(&AtomicU64::new(0), HeaderMap::new(), String::new())
@@ -205,7 +218,14 @@ impl Store {
     }
 
     async fn put(&self, head: &request::Parts, body: Incoming) -> Reply {
-        if self.manners.ledger {
+        if self.manners.versions {
+            let Ok(body) = body.collect().await else { return slow_down() };
+            let line = versions::first_line(&body.to_bytes());
+            if versions::is_older(&line) {
+                self.hold(Held::Puts).await;
+            }
+            self.versions.lock().await.note(head.uri.path(), line);
+        } else if self.manners.ledger {
             // A client that was killed sends half a body; S3 stores nothing then.
             let Ok(body) = body.collect().await else { return slow_down() };
             self.ledger.lock().await.note(head.uri.path(), &body.to_bytes());
@@ -221,27 +241,62 @@ impl Store {
         answer
     }
 
+    /// Waits until the server is fixed, if it holds such requests.
+    async fn hold(&self, held: Held) {
+        if self.manners.held != Some(held) || self.is_fixed() {
+            return;
+        }
+        self.held.fetch_add(1, Ordering::Relaxed);
+        while !self.is_fixed() {
+            sleep(HOLD_CHECK_INTERVAL).await;
+        }
+    }
+
+    fn is_fixed(&self) -> bool {
+        self.fixed.load(Ordering::Relaxed)
+    }
+
+    /// The source of a refresh. Until the server is fixed, those of older ones are away.
+    fn source(&self, path: &str) -> Reply {
+        let line = path.trim_start_matches(SOURCES_PATH);
+        if versions::is_older(line) && !self.is_fixed() {
+            return slow_down();
+        }
+        reply(&AtomicU64::new(0), HeaderMap::new(), format!("{line}\n"))
+    }
+
     /// As S3, computes the checksum of each part of an upload that keeps that of the whole object.
     async fn part(&self, head: &request::Parts, body: Incoming, (upload, number): (&str, u32)) -> Reply {
-        let known =
-            self.uploads.lock().await.get(upload).map(|known| (known.encryption.clone(), known.parts.is_some()));
-        let Some((mut headers, checked)) = known else {
+        let checked = self.uploads.lock().await.get(upload).is_some_and(|known| known.parts.is_some());
+        let summed = if self.manners.versions {
+            let Ok(body) = body.collect().await else { return slow_down() };
+            let body = body.to_bytes();
+            if number == 1 {
+                self.versions.lock().await.begin(upload, versions::first_line(&body));
+            } else {
+                self.hold(Held::Parts).await;
+            }
+            checked.then(|| (crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &body), body.len() as u64))
+        } else if checked {
+            Some(self.digest(body).await)
+        } else {
             self.discard(body).await;
-            return no_such_upload();
+            None
         };
+        let mut uploads = self.uploads.lock().await;
+        let Some(known) = uploads.get_mut(upload) else { return no_such_upload() };
+        let mut headers = known.encryption.clone();
         headers.extend(echoed(&head.headers));
-        if checked {
-            let (crc, length) = self.digest(body).await;
+        if let Some((crc, length)) = summed {
             if asked_crc(head).is_some_and(|asked| asked != crc_text(crc)) {
                 return bad_digest();
             }
             headers.insert(CRC, HeaderValue::from_str(&crc_text(crc)).unwrap_or(HeaderValue::from_static("")));
-            if let Some(parts) = self.uploads.lock().await.get_mut(upload).and_then(|upload| upload.parts.as_mut()) {
+            if let Some(parts) = &mut known.parts {
                 parts.insert(number, (crc, length));
             }
-        } else {
-            self.discard(body).await;
         }
+        drop(uploads);
         headers.insert(header::ETAG, self.etag());
         reply(&self.parts, headers, String::new())
     }
@@ -261,14 +316,17 @@ impl Store {
 
     async fn complete(&self, head: &request::Parts, body: Incoming, upload: &str) -> Reply {
         let parts = String::from_utf8_lossy(&collect(body).await).matches("<PartNumber>").count();
-        let Some(upload) = self.uploads.lock().await.remove(upload) else { return no_such_upload() };
-        let crc = upload.parts.as_ref().and_then(whole_crc).map(crc_text);
+        let Some(removed) = self.uploads.lock().await.remove(upload) else { return no_such_upload() };
+        let crc = removed.parts.as_ref().and_then(whole_crc).map(crc_text);
         if crc.as_deref().zip(asked_crc(head)).is_some_and(|(crc, asked)| crc != asked) {
             return bad_digest();
         }
+        if self.manners.versions {
+            self.versions.lock().await.complete(upload, head.uri.path());
+        }
         let (bucket, key) = bucket_and_key(head);
         let etag = format!("{:032x}-{parts}", self.next());
-        reply(&self.completes, upload.encryption, xml::completed(bucket, key, &etag, crc.as_deref()))
+        reply(&self.completes, removed.encryption, xml::completed(bucket, key, &etag, crc.as_deref()))
     }
 
     async fn abort(&self, upload: &str) -> Reply {
@@ -334,6 +392,7 @@ impl Store {
             broken: read(&self.broken),
             bytes: read(&self.bytes),
             refused: read(&self.refused),
+            held: read(&self.held),
         }
     }
 }

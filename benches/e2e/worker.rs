@@ -159,7 +159,8 @@ impl Surroundings<'_> {
         command
     }
 
-    fn config(&self, admin: SocketAddr) -> String {
+    /// The configuration of a worker with this admin address.
+    pub fn config(&self, admin: SocketAddr) -> String {
         let (amqp, prefix, endpoint) = (self.amqp, self.prefix, self.server.endpoint.url());
         let (root, lease_after, extra) = (self.root.display(), self.lease_after, self.extra);
         format!(
@@ -177,7 +178,9 @@ sts_endpoint_url = "{endpoint}"
 force_path_style = true
 
 [source]
-schemes = ["file"]
+schemes = ["https", "file"]
+allow_http = true
+allow_private_networks = true
 file_root = "{root}"
 
 [admin]

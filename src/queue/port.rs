@@ -107,8 +107,9 @@ pub trait Queue: Send + Sync + fmt::Debug {
     ///
     /// At least once: a reconnection may repeat some, so acting on one must be idempotent. When
     /// they can't be read, a warning is logged, `CaughtUp` follows within 5 s of being connected,
-    /// and the rest follows once they are readable again: no delivery may depend on them. Cancel
-    /// safe. `None` once the queue is closed, and at once for a queue without lanes.
+    /// and the rest follows once they are readable again: no delivery may depend on them. While
+    /// they arrive, it is not sent before the last one. Cancel safe. `None` once the queue is
+    /// closed, and at once for a queue without lanes.
     async fn next_control(&self) -> Option<ControlEvent> {
         None
     }

@@ -20,8 +20,8 @@ use super::parts::WorkerClock;
 use crate::domain::control::{Control, ControlCommand};
 use crate::queue::{ControlEvent, Queue};
 
-/// Time in which a connected queue reports that control messages are read, which it promises
-/// within 5 s.
+/// Time after which jobs are consumed although control messages are still being read. Until all are
+/// read, every write is reported to the other workers before it begins.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Parts of the worker that control messages change.

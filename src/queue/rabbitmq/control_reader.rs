@@ -32,7 +32,8 @@ const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Duration of a connection after which the back-off starts again.
 const STABLE_CONNECTION: Duration = Duration::from_mins(1);
-/// Time after which the reader reports `CaughtUp`, whatever still arrives.
+/// Silence after which the reader reports `CaughtUp` although its own message did not arrive, and
+/// time after which it does so where it may not publish one.
 const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of the announcement that this worker stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -191,7 +192,9 @@ impl ControlReader {
     async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<Infallible, ReadEnd> {
         let latest = Instant::now() + CAUGHT_UP_TIMEOUT;
         while !self.caught_up {
-            let limit = if self.marker.is_some() { latest } else { latest.min(Instant::now() + SILENCE) };
+            // A worker that took a long backlog for read would replace objects without knowing what is pending.
+            let now = Instant::now();
+            let limit = if self.marker.is_some() { now + CAUGHT_UP_TIMEOUT } else { latest.min(now + SILENCE) };
             match timeout_at(limit, stream.next()).await {
                 Ok(entry) => self.observe(entry?).await?,
                 Err(_) => self.report_caught_up().await?,

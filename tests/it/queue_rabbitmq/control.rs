@@ -5,6 +5,11 @@ use consign::queue::ControlEvent;
 
 use super::*;
 
+/// Messages of a backlog: more than the reader buffers, and than the broker sends ahead.
+const BACKLOG: usize = 1_000;
+/// Longer than the reader waits for the broker.
+const SLOW: Duration = Duration::from_secs(6);
+
 impl Rabbit {
     /// The next control message, leaving out those that were `seen`.
     async fn control(queue: &dyn Queue, seen: &[&'static str]) -> ControlEvent {
@@ -38,6 +43,26 @@ async fn a_reconnection_loses_no_control_message() {
     mend();
     assert_eq!(Rabbit::control(&*queue, &["a", "b"]).await, ControlEvent::Message(message("c")));
     assert_eq!(Rabbit::control(&*queue, &["a", "b", "c"]).await, ControlEvent::Message(message("d")));
+    queue.close().await;
+    other.close().await;
+}
+
+/// A worker that is slow to take a long backlog must not be believed to know it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_has_caught_up_only_when_it_has_read_a_long_backlog() {
+    let rabbit = Rabbit::new("backlog").await;
+    let other = rabbit.open().await;
+    for _ in 0..BACKLOG {
+        other.publish_control(message("a")).await.unwrap();
+    }
+    let queue = rabbit.start();
+    queue.wait_connected(LIMIT).await.unwrap();
+    tokio::time::sleep(SLOW).await;
+    let mut read = 0;
+    while tokio::time::timeout(LIMIT, queue.next_control()).await.unwrap().unwrap() != ControlEvent::CaughtUp {
+        read += 1;
+    }
+    assert!(read >= BACKLOG, "{read} messages before CaughtUp");
     queue.close().await;
     other.close().await;
 }
