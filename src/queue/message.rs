@@ -179,6 +179,9 @@ pub enum ControlEvent {
     /// End of the backlog: all messages that existed at the start of reading have been returned.
     /// Later ones follow as they are published.
     CaughtUp,
+    /// The connection was lost: messages may exist that were not read. They follow, and then
+    /// [`ControlEvent::CaughtUp`] once more.
+    Interrupted,
     /// Number of live workers, and this one's place among them, whenever either changes.
     Fleet(FleetShare),
 }

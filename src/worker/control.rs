@@ -82,7 +82,7 @@ impl ControlListener {
     async fn read(self, caught_up: oneshot::Sender<()>) {
         let mut caught_up = Some(caught_up);
         while let Some(event) = self.queue.next_control().await {
-            if event != ControlEvent::CaughtUp {
+            if !matches!(event, ControlEvent::CaughtUp | ControlEvent::Interrupted) {
                 // That comes even if the stream can't be read; the number of workers is read from it.
                 self.effects.generations.stream_was_read();
             }
@@ -92,6 +92,7 @@ impl ControlListener {
                     self.effects.generations.caught_up();
                     drop(caught_up.take());
                 }
+                ControlEvent::Interrupted => self.effects.generations.interrupted(),
                 ControlEvent::Fleet(share) => {
                     self.effects.generations.set_share(share);
                     self.effects.admission.set_share(share);

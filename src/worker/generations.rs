@@ -66,7 +66,7 @@ pub(super) struct Generations {
     reporter: GenerationReporter,
     /// Live workers; 0 while that is not known.
     workers: AtomicU32,
-    /// True once the reports of the past were read.
+    /// True while the reports of the past are known.
     caught_up: AtomicBool,
     /// True once anything was read from the control stream: it is usable.
     reads: AtomicBool,
@@ -101,6 +101,12 @@ impl Generations {
     /// Records that the reports of the past were read.
     pub(super) fn caught_up(&self) {
         self.caught_up.store(true, Ordering::Release);
+    }
+
+    /// Records that reports may have been missed, until [`Generations::caught_up`]. No write begins
+    /// unreported meanwhile.
+    pub(super) fn interrupted(&self) {
+        self.caught_up.store(false, Ordering::Release);
     }
 
     /// Records the number of live workers.

@@ -35,6 +35,9 @@ const STABLE_CONNECTION: Duration = Duration::from_mins(1);
 /// Silence after which the reader reports `CaughtUp` although its own message did not arrive, and
 /// time after which it does so where it may not publish one.
 const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time after a lost connection after which the reader reports `CaughtUp` although the stream still
+/// can't be read. A first attempt that waits for the stream is requeued after 30 seconds.
+const INTERRUPTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// Limit of the announcement that this worker stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Control messages that the worker has not taken yet.
@@ -56,6 +59,8 @@ pub(super) fn start(
         last: None,
         marker: None,
         caught_up: false,
+        forwarding: false,
+        interrupted_at: None,
         roster: Roster::default(),
         share: None,
         last_problem: String::new(),
@@ -72,6 +77,10 @@ struct ControlReader {
     /// Message that this reader has published: the end of the backlog.
     marker: Option<Bytes>,
     caught_up: bool,
+    /// True while messages are read as they come.
+    forwarding: bool,
+    /// Time at which the connection was lost that was read from last.
+    interrupted_at: Option<Instant>,
     roster: Roster,
     /// Last reported share of the fleet.
     share: Option<FleetShare>,
@@ -121,7 +130,7 @@ impl ControlReader {
             Ok(connection) => connection,
             Err(problem) => {
                 tracing::debug!(event = "control_disconnected", %problem, "not connected for control messages");
-                return Some(());
+                return if self.interrupted_at.is_some() { self.report_interruption().await.ok() } else { Some(()) };
             }
         };
         let ended = context.unless_stopped(self.read(&connection)).await;
@@ -138,7 +147,7 @@ impl ControlReader {
                 Err(ReadEnd::Unreadable(problem)) => break problem.to_string(),
             }
         };
-        self.report_caught_up().await.ok()?;
+        self.report_interruption().await.ok()?;
         if problem == self.last_problem {
             tracing::debug!(event = "control_unreadable", problem, "control messages still can't be read");
         } else {
@@ -190,6 +199,7 @@ impl ControlReader {
     }
 
     async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<Infallible, ReadEnd> {
+        self.forwarding = true;
         let latest = Instant::now() + CAUGHT_UP_TIMEOUT;
         while !self.caught_up {
             // A worker that took a long backlog for read would replace objects without knowing what is pending.
@@ -239,7 +249,19 @@ impl ControlReader {
         self.send(ControlEvent::Fleet(share)).await
     }
 
-    /// Reports it once: after a reconnection the backlog is known.
+    /// Reports that reading was interrupted, or that the worker must do without the messages: they
+    /// could not be read at all, or not again in time.
+    async fn report_interruption(&mut self) -> Result<(), ReadEnd> {
+        if std::mem::take(&mut self.forwarding) {
+            self.interrupted_at = Some(Instant::now());
+            self.caught_up = false;
+            return self.send(ControlEvent::Interrupted).await;
+        }
+        let is_over = self.interrupted_at.is_none_or(|at| at.elapsed() >= INTERRUPTION_TIMEOUT);
+        if is_over { self.report_caught_up().await } else { Ok(()) }
+    }
+
+    /// Reports it once after each interruption.
     async fn report_caught_up(&mut self) -> Result<(), ReadEnd> {
         if std::mem::replace(&mut self.caught_up, true) { Ok(()) } else { self.send(ControlEvent::CaughtUp).await }
     }

@@ -17,7 +17,7 @@ impl Rabbit {
             let next = tokio::time::timeout(LIMIT, queue.next_control()).await.expect("nothing came").expect("closed");
             match &next {
                 ControlEvent::Message(body) if seen.iter().any(|seen| body == seen) => {}
-                ControlEvent::Fleet(_) => {}
+                ControlEvent::Fleet(_) | ControlEvent::Interrupted => {}
                 _ => return next,
             }
         }
@@ -43,6 +43,26 @@ async fn a_reconnection_loses_no_control_message() {
     mend();
     assert_eq!(Rabbit::control(&*queue, &["a", "b"]).await, ControlEvent::Message(message("c")));
     assert_eq!(Rabbit::control(&*queue, &["a", "b", "c"]).await, ControlEvent::Message(message("d")));
+    queue.close().await;
+    other.close().await;
+}
+
+/// Until it has read what it missed, a worker does not count as knowing it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_connection_is_reported_before_the_messages_that_were_missed() {
+    let rabbit = Rabbit::new("interrupted").await;
+    let other = rabbit.open().await;
+    let Doomed { queue, cut, mend } = rabbit.doomed().await;
+    assert_eq!(Rabbit::control(&*queue, &[]).await, ControlEvent::CaughtUp);
+    cut();
+    other.publish_control(message("a")).await.unwrap();
+    mend();
+    let mut events = Vec::new();
+    while events.last() != Some(&ControlEvent::CaughtUp) {
+        let next = tokio::time::timeout(LIMIT, queue.next_control()).await.unwrap().unwrap();
+        events.extend(Some(next).filter(|event| !matches!(event, ControlEvent::Fleet(_))));
+    }
+    assert_eq!(events, [ControlEvent::Interrupted, ControlEvent::Message(message("a")), ControlEvent::CaughtUp]);
     queue.close().await;
     other.close().await;
 }
