@@ -156,7 +156,7 @@ impl Worker {
     }
 
     /// Resets a destination: its configuration changed, or an operator says that it is fixed. Its
-    /// circuit breaker closes, cached denials are dropped, and its delayed jobs are released.
+    /// circuit breaker closes, cached denials are dropped, and its deferred jobs are recalled.
     pub fn reset_circuit(&self, destination: &DestinationIdentity) {
         self.admission.recovery().reset(destination);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tokio::time::sleep;
 
-/// Asked for once the missing bucket is to exist, and nothing is to be held any more.
+/// Path that repairs the server: the missing bucket then exists, and held requests are answered.
 pub const FIX_PATH: &str = "/__fix";
 /// Factor of the slow bucket: it runs at 1 % of the others' speed.
 const SLOWER: u32 = 100;

@@ -37,7 +37,7 @@ pub struct StaleArgs {
     /// Only these parts.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
-    /// What the times of the newer jobs are drawn from; a new one unless given.
+    /// Seed for the times at which the newer jobs are published. Default: random.
     #[arg(long)]
     seed: Option<u64>,
     /// Jobs of a run that counts reports.

@@ -43,7 +43,7 @@ impl Interval {
         if (1..=10_000).contains(&count) {
             Ok(Self { count, unit })
         } else {
-            Err("give 1 to 10,000 of a unit".to_owned())
+            Err("give a number from 1 to 10,000 before the unit".to_owned())
         }
     }
 
@@ -89,12 +89,12 @@ impl Bound {
     /// A description of the format.
     pub fn parse(text: &str) -> Result<Self, String> {
         let invalid = |what: &str| {
-            format!("is not a {what}; write 2026-01-31, or 2026-01-31T06:00 in the time zone of --time-zone")
+            format!("is not a valid {what}; write 2026-01-31, or 2026-01-31T06:00 in the time zone of --time-zone")
         };
         match text.split_once(['T', ' ']) {
-            None => text.parse().map(Self::Day).map_err(|_| invalid("date of the calendar")),
+            None => text.parse().map(Self::Day).map_err(|_| invalid("date")),
             Some((date, time)) => {
-                let date: Date = date.parse().map_err(|_| invalid("date of the calendar"))?;
+                let date: Date = date.parse().map_err(|_| invalid("date"))?;
                 let time = if time.len() == 2 { format!("{time}:00") } else { time.to_owned() };
                 let time: Time = time.parse().map_err(|_| invalid("time of day"))?;
                 Ok(Self::Time(date.to_datetime(time)))

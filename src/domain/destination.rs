@@ -192,8 +192,9 @@ pub struct KmsEncryption {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Checksum {
-    /// CRC-64/NVME of every part and of the whole object. S3 verifies that of the object, and of
-    /// each part that is sent with it; the others are compared with the one that S3 responds with.
+    /// CRC-64/NVME of every part and of the whole object. S3 verifies the checksum of the object
+    /// and the checksum header of a part. If a part has no header, its checksum is compared with
+    /// the one in the response.
     #[default]
     Crc64Nvme,
     /// None: for S3-compatible stores that refuse the header.

@@ -93,7 +93,7 @@ label_values! {
         Rate "rate",
     }
 
-    /// The way in which the order of generations was lost: `cause` of
+    /// The reason why an older generation may have replaced a newer one: `cause` of
     /// `consign_generations_lost_total`.
     GenerationLoss {
         /// More objects are known than a worker remembers; the oldest was forgotten.

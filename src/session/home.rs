@@ -1,4 +1,5 @@
-//! Calls of STS at home, which say who is at fault: who the worker is there, and if it is accepted.
+//! Calls to STS in the worker's home region, which show who is at fault: they return the worker's
+//! identity, or a refusal of its credentials.
 //!
 //! A region refuses credentials that are valid elsewhere: an opt-in region that is off, or one of
 //! another partition. So the worker is at fault only if STS at home refuses it, too.

@@ -1,5 +1,5 @@
-//! Calls of our own about other destinations, which confirm that a failure is nobody's but that of
-//! AWS or of the worker's network.
+//! Test calls that confirm an outage: a failure that many destinations share is caused by AWS, or
+//! by the worker's network or identity, and not by the destinations.
 
 use std::sync::Arc;
 

@@ -9,7 +9,7 @@ use crate::domain::destination::{BucketName, Destination, DestinationIdentity, R
 /// Largest number of learnt regions.
 const MAX_LEARNT_REGIONS: usize = 10_000;
 
-/// Region of each bucket that S3 named another one for.
+/// Region of each bucket for which S3 named another region than the configured one.
 #[derive(Debug, Default)]
 pub(super) struct LearntRegions(RwLock<HashMap<(DestinationIdentity, BucketName), Region>>);
 

@@ -33,8 +33,8 @@ use crate::upload::{Progress, RateLimiter, WriteGate};
 const TRANSFER_DEADLINE: Duration = Duration::from_hours(24);
 /// Time in which a transfer that is stopped must end.
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
-/// Time that the first job of a destination keeps its other jobs waiting. A destination that is
-/// broken has answered by then.
+/// Longest time for which the first job of a destination keeps its other jobs waiting. Most broken
+/// destinations have failed by then.
 const SLOW_START_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval at which a job that others wait for is checked for its first success.
 const PROBE_CHECK_INTERVAL: Duration = Duration::from_millis(200);

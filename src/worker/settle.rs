@@ -261,7 +261,7 @@ fn log(context: &SettlementContext<'_>, plan: &SettlementPlan, progress: &Progre
 /// Returns what happens to a job after a failed attempt, for its log line.
 fn next(settlement: &Settlement) -> &'static str {
     match settlement {
-        Settlement::Ack => "nothing follows",
+        Settlement::Ack => "the job is not retried",
         Settlement::Retry { .. } => "the job is retried after a delay",
         Settlement::Defer { .. } => "the job is deferred, and no attempt is charged",
         Settlement::DeadLetter { .. } => "the job is dead-lettered",

@@ -142,7 +142,7 @@ const WRONGS: [Wrong; 22] = [
     wrong(
         "backfill --template fixed.json --from 2026-13-01 --to 2026-01-02 -c ok.toml",
         2,
-        "error: invalid value '2026-13-01' for '--from <DATE>': is not a date of the calendar; write 2026-01-31, or \
+        "error: invalid value '2026-13-01' for '--from <DATE>': is not a valid date; write 2026-01-31, or \
          2026-01-31T06:00 in the time zone of --time-zone\n\nFor more information, try '--help'.\n",
     ),
     wrong(

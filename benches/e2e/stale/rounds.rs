@@ -41,7 +41,7 @@ const REPAIR: Duration = Duration::from_secs(15);
 const BACKLOG: u32 = 300_000;
 /// Time from the start of that worker to the return of the sources. The third attempts follow.
 const BACKLOG_REPAIR: Duration = Duration::from_secs(20);
-/// Stale objects whose story is printed.
+/// Most stale objects whose versions and reports are printed.
 const NAMED: usize = 5;
 
 /// Rounds to run.

@@ -46,7 +46,7 @@ export function clock(time) {
   return `${day}${date.toLocaleTimeString("en-GB")}`;
 }
 
-// Times in a text of the worker, which are in UTC, as those of the browser.
+// Converts the UTC times in a text of the worker to the local time of the browser.
 export const clocks = (text) => text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, clock);
 
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;

@@ -17,8 +17,8 @@ const FIXED_BY = {
 // A dead letter is not retried by itself.
 const DEAD_FIXED_BY = {
   ...FIXED_BY,
-  transient: "the operator: requeue once the cause is over",
-  session: "the operator: requeue once the cause is over",
+  transient: "the operator: requeue once the cause is resolved",
+  session: "the operator: requeue once the cause is resolved",
 };
 
 const OUTCOMES = {
@@ -134,7 +134,7 @@ function deadIssues({ time: now, dead_letters: dead }) {
   return recent.map((one) => ({
     key: `dead ${one.reason}`,
     affected: plural(one.count, "job"),
-    problem: [`dead-lettered: ${words(one.reason)}`, `fixed by ${DEAD_FIXED_BY[one.class] ?? words(one.class)}`],
+    problem: [`dead-lettered: ${words(one.reason)}`, `to be fixed by ${DEAD_FIXED_BY[one.class] ?? words(one.class)}`],
     since: [one.last_at, `last job, ${roughly(secondsSince(one.last_at, now))} ago`],
     todo: "Fix the cause, then requeue the jobs.",
     command: `consign dead list --reason ${one.reason}`,

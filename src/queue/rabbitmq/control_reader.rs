@@ -79,7 +79,7 @@ struct ControlReader {
     caught_up: bool,
     /// True while messages are read as they come.
     forwarding: bool,
-    /// Time at which the connection was lost that was read from last.
+    /// Time at which the connection to the stream was lost.
     interrupted_at: Option<Instant>,
     roster: Roster,
     /// Last reported share of the fleet.

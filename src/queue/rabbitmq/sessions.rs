@@ -190,8 +190,8 @@ impl BrokerSessions {
     }
 }
 
-/// Logs a failed connection. Only the first failure of a cause is a warning: attempts follow each
-/// other within seconds.
+/// Logs a failed connection. Of several failures in a row with the same cause, only the first is a
+/// warning: attempts follow each other within seconds.
 fn report(problem: &QueueError, wait: Duration, warned: &mut String) {
     let (cause, wait_ms) = (problem.to_string(), wait.as_millis());
     if *warned == cause {

@@ -201,7 +201,7 @@ impl<'a> MultipartUpload<'a> {
                 failpoints::hit("completed");
                 self.settle();
                 verify::checksum(crc.as_deref(), receipt.checksum_crc64nvme.as_deref())
-                    .inspect_err(|_| self.learn_proof_by_header("the checksum of the object is another one"))?;
+                    .inspect_err(|_| self.learn_proof_by_header("the response has another checksum of the object"))?;
                 Uploaded::Stored(Receipt { checksum_crc64nvme: crc, ..receipt })
             }
             Err(error) => {

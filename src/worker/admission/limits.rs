@@ -1,5 +1,4 @@
-//! DestinationLimits of each destination in this worker: concurrent transfers, and bytes per
-//! second.
+//! Limits of each destination in this worker: concurrent transfers, and bytes per second.
 //!
 //! A job whose destination has no free permit waits here for seconds, without a slot, if few do,
 //! and in its slot if a permit comes within a second. The others are deferred, uncharged. The

@@ -23,8 +23,9 @@ impl Quarantine {
         Self(Arc::new(Semaphore::new(1)))
     }
 
-    /// Returns the right to run, to a job over which so many workers were lost; `None` to one that
-    /// needs none. No job waits long for it with a slot in hand.
+    /// Returns the permit of a job over which at least [`QUARANTINE_CRASHES`] workers were lost, or
+    /// `None` for any other job. A job that waits longer than [`QUARANTINE_TIMEOUT`] is deferred,
+    /// because it holds a slot meanwhile.
     pub(super) async fn enter(&self, crashes: u32) -> Result<Option<OwnedSemaphorePermit>, Deferral> {
         if crashes < QUARANTINE_CRASHES {
             return Ok(None);

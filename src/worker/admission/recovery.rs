@@ -1,4 +1,4 @@
-//! Recovery of destinations: resets, and the release of the jobs that wait for one.
+//! Recovery of destinations: resets, and the recall of the jobs that wait for one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -41,8 +41,8 @@ impl Recovery {
     }
 
     /// Resets a destination now: its configuration changed, a connection test passed, or an
-    /// operator says so. Its breaker closes, cached denials are dropped, and its delayed jobs are
-    /// released.
+    /// operator requests it. Its breaker closes, cached denials are dropped, and its deferred jobs
+    /// are recalled.
     pub(in crate::worker) fn reset(&self, destination: &DestinationIdentity) {
         self.transport.forget_denials();
         let now = (self.clock)();
@@ -72,7 +72,7 @@ impl Recovery {
         known.chain([named.clone()]).collect()
     }
 
-    /// Releases delayed jobs of destinations that recovered, until `drain`.
+    /// Recalls deferred jobs of destinations that recovered, until `drain`.
     pub(in crate::worker) async fn release_until(&self, drain: &CancellationToken) {
         tokio::select! {
             biased;

@@ -21,7 +21,7 @@ fn codes() -> String {
         Side::Nobody => "nobody",
         Side::Customer => "the customer",
         Side::Identity | Side::Operator => "the operator",
-        Side::Service => "nobody: a service does not answer",
+        Side::Service => "nobody (a service does not answer); the operator, if it lasts",
     };
     let row = |code: &Code| [format!("`{code}`"), code.meaning().to_owned(), turn(code.side()).to_owned()];
     table(["code", "what it means", "who acts"], Code::ALL.iter().map(row))

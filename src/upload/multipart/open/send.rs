@@ -1,10 +1,11 @@
 //! Sends of one part. S3 compares the bytes that arrive with the checksum header, or responds with
 //! the checksum of what arrived, which is compared here.
 //!
-//! The header comes before the bytes, so a file is read twice for it. Without the header, the
-//! checksum is computed while the file is sent. That takes a store that keeps the CRC-64/NVME of
-//! the whole object and responds with that of each part. One part of the first upload shows if it
-//! does; until then, and for stores that don't, all other parts have the header.
+//! The header is sent before the bytes, so a part with a header is read from the file twice.
+//! Without it, the checksum is computed while the part is sent. This requires a store that computes
+//! the CRC-64/NVME of the whole object and responds with that of each part. The first upload sends
+//! one part without the header to learn if it does. Until then, and if it does not, all other parts
+//! have the header.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,10 +32,11 @@ use crate::upload::verify;
 pub(super) enum Headerless {
     /// None: there are no checksums, or S3 does not keep that of the whole object.
     Never,
-    /// All, if the store is known to prove them by its response. For a resumed upload: a checkpoint
-    /// does not have S3's answer to its creation.
+    /// All, if the store is known to respond with their checksums. For a resumed upload, whose
+    /// checkpoint does not contain the response to CreateMultipartUpload.
     IfLearnt,
-    /// The same. If the store is not known, one is sent to learn it; then this is true.
+    /// All, if the store is known to respond with their checksums; one, if that must be learnt.
+    /// True once that one was chosen.
     OneToLearn(AtomicBool),
 }
 
@@ -101,7 +103,7 @@ impl MultipartUpload<'_> {
                     return Ok(Some(self.accepted(part, sent, reply, started.elapsed())));
                 }
                 if arrived.is_some() {
-                    "the checksum of a part is another one"
+                    "the response has another checksum of the part"
                 } else {
                     "the store does not respond with the checksum of a part"
                 }

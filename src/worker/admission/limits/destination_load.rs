@@ -203,8 +203,8 @@ impl<P> DestinationLoad<P> {
         };
     }
 
-    /// Lets the destination have all the transfers that it may have. Before this call it has one: a
-    /// broken destination is then asked once, and not by as many jobs as run at the same time.
+    /// Ends the slow start: the destination may now have all its transfers. Until then it has one
+    /// at a time, so that a broken destination does not get a request from each waiting job.
     pub(super) fn end_slow_start(&mut self) {
         self.slow_start = false;
     }
@@ -214,8 +214,8 @@ impl<P> DestinationLoad<P> {
         self.slow_start
     }
 
-    /// Returns true if the next job starts as soon as the slow start is over. It waits in its slot:
-    /// slots that are released meanwhile would be filled, and not be free when it starts.
+    /// Returns true if the next job starts as soon as the slow start is over. It keeps its
+    /// slot while it waits, because another job would take a slot that it releases.
     pub(super) fn is_about_to_start(&self) -> bool {
         self.queue.len() < self.started_by_slow_start()
     }
@@ -225,7 +225,7 @@ impl<P> DestinationLoad<P> {
         self.queue.len().saturating_sub(self.started_by_slow_start())
     }
 
-    /// Waiting jobs that the end of the slow start lets start.
+    /// Number of waiting jobs that start when the slow start ends.
     fn started_by_slow_start(&self) -> usize {
         if self.slow_start { (self.allowed as usize).saturating_sub(self.running.len()) } else { 0 }
     }

@@ -53,7 +53,7 @@ pub(super) fn classes() -> String {
 fn who(reason: Reason) -> &'static str {
     match (reason, reason.class()) {
         (Reason::RoleAuthOff, _) => "operator",
-        (Reason::Exhausted, _) => "operator: requeue once the cause is over",
+        (Reason::Exhausted, _) => "operator: requeue once the cause is resolved",
         (Reason::SchemaVersion, _) => "operator: upgrade the workers",
         (Reason::UnknownDestination | Reason::DestinationForbidden, _) => "author of the scheduler, or operator",
         (_, Class::Destination) => "customer",
