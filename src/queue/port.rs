@@ -108,10 +108,10 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// At least once: a reconnection may repeat some, so acting on one must be idempotent. When
     /// they can't be read, a warning is logged, `CaughtUp` follows within 5 s of being connected,
     /// and the rest follows once they are readable again: no delivery may depend on them. As long
-    /// as they arrive, `CaughtUp` follows the last of them. A lost connection is reported as
+    /// as they arrive, `CaughtUp` follows the last of them; a queue that can't tell the last one
+    /// waits for a pause, for a minute at most. A lost connection is reported as
     /// [`ControlEvent::Interrupted`], and `CaughtUp` follows again when the missed messages were
-    /// read, or could not be read for 20 s. Cancel safe. `None` once the queue is closed, and at
-    /// once for a queue without lanes.
+    /// read. Cancel safe. `None` once the queue is closed, and at once for a queue without lanes.
     async fn next_control(&self) -> Option<ControlEvent> {
         None
     }

@@ -302,6 +302,17 @@ mod tests {
         DecodedJob { job: job::parse(None, None, body).unwrap(), destination, lease: None, headers }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_first_job_of_a_destination_keeps_others_waiting_for_a_limited_time() {
+        let (permit, progress) = (Permit::of_first_job(), Progress::default());
+        let begun = Instant::now();
+        first_success(&permit, &progress).await;
+        assert_eq!(begun.elapsed(), SLOW_START_TIMEOUT, "its source is slow");
+        progress.add(1, 1);
+        first_success(&permit, &progress).await;
+        assert_eq!(begun.elapsed(), SLOW_START_TIMEOUT, "S3 has accepted data");
+    }
+
     #[test]
     fn only_the_first_delivery_of_a_published_job_has_no_attempt_before_it() {
         let published = with_header("traceparent", "");

@@ -6,10 +6,12 @@
 //! when that is done ([`ControlEvent::CaughtUp`]). Each may be read more than once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, SharedChange};
@@ -20,9 +22,10 @@ use super::parts::WorkerClock;
 use crate::domain::control::{Control, ControlCommand};
 use crate::queue::{ControlEvent, Queue};
 
-/// Time after which jobs are consumed although control messages are still being read. Until all are
-/// read, every write is reported to the other workers before it begins.
+/// Time without a control message after which jobs are consumed although not all were read.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for which the worker reads control messages before it consumes jobs.
+const MAX_CATCH_UP: Duration = Duration::from_mins(2);
 
 /// Parts of the worker that control messages change.
 #[derive(Debug, Clone)]
@@ -39,11 +42,13 @@ pub(super) struct ControlListener {
     queue: Arc<dyn Queue>,
     effects: ControlEffects,
     clock: WorkerClock,
+    /// Control messages that were read.
+    read: Arc<AtomicU64>,
 }
 
 impl ControlListener {
     pub(super) fn new(queue: Arc<dyn Queue>, effects: ControlEffects, clock: WorkerClock) -> Self {
-        Self { queue, effects, clock }
+        Self { queue, effects, clock, read: Arc::default() }
     }
 
     /// Clock of the worker.
@@ -61,12 +66,15 @@ impl ControlListener {
             () = drain.cancelled() => {}
             // The sender is dropped when all are read, and when nothing more can be read.
             _ = caught_up => {}
-            () = self.timed_out() => tracing::warn!(
-                event = "control_late",
-                next = "jobs are consumed without them",
-                remedy = "check the broker if this repeats",
-                "control messages were not read in time"
-            ),
+            () = self.timed_out() => {
+                self.effects.generations.interrupted();
+                tracing::warn!(
+                    event = "control_late",
+                    next = "jobs are consumed without them",
+                    remedy = "check the broker if this repeats",
+                    "control messages were not read in time"
+                );
+            }
         }
         task
     }
@@ -76,12 +84,20 @@ impl ControlListener {
             // A permanent error returns at once.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        tokio::time::sleep(CATCH_UP_TIMEOUT).await;
+        let latest = Instant::now() + MAX_CATCH_UP;
+        loop {
+            let before = self.read.load(Ordering::Relaxed);
+            tokio::time::sleep(CATCH_UP_TIMEOUT).await;
+            if self.read.load(Ordering::Relaxed) == before || Instant::now() >= latest {
+                return;
+            }
+        }
     }
 
     async fn read(self, caught_up: oneshot::Sender<()>) {
         let mut caught_up = Some(caught_up);
         while let Some(event) = self.queue.next_control().await {
+            self.read.fetch_add(1, Ordering::Relaxed);
             if !matches!(event, ControlEvent::CaughtUp | ControlEvent::Interrupted) {
                 // That comes even if the stream can't be read; the number of workers is read from it.
                 self.effects.generations.stream_was_read();

@@ -24,6 +24,7 @@
 //! A job below a known delivery is superseded: when it is admitted, while it runs, and before it
 //! writes. No time is compared between two workers, so their clocks may differ.
 
+mod backlog;
 mod locks;
 mod own;
 mod reporter;
@@ -44,6 +45,7 @@ use crate::domain::control::GenerationChange;
 use crate::domain::fleet::FleetShare;
 use crate::domain::generation::{NewerDelivery, ObjectDigest, ObjectGeneration};
 use crate::domain::job::JobId;
+use backlog::Backlog;
 pub(super) use locks::{ObjectGuard, ObjectLocks};
 use reporter::GenerationReporter;
 use table::GenerationTable;
@@ -66,8 +68,7 @@ pub(super) struct Generations {
     reporter: GenerationReporter,
     /// Live workers; 0 while that is not known.
     workers: AtomicU32,
-    /// True while the reports of the past are known.
-    caught_up: AtomicBool,
+    backlog: Backlog,
     /// True once anything was read from the control stream: it is usable.
     reads: AtomicBool,
 }
@@ -79,7 +80,7 @@ impl Generations {
             changed: Notify::new(),
             reporter: GenerationReporter::new(parts),
             workers: AtomicU32::new(0),
-            caught_up: AtomicBool::new(false),
+            backlog: Backlog::default(),
             reads: AtomicBool::new(false),
         })
     }
@@ -100,13 +101,12 @@ impl Generations {
 
     /// Records that the reports of the past were read.
     pub(super) fn caught_up(&self) {
-        self.caught_up.store(true, Ordering::Release);
+        self.backlog.caught_up();
     }
 
-    /// Records that reports may have been missed, until [`Generations::caught_up`]. No write begins
-    /// unreported meanwhile.
+    /// Records that reports may have been missed. See [`Backlog::interrupted`].
     pub(super) fn interrupted(&self) {
-        self.caught_up.store(false, Ordering::Release);
+        self.backlog.interrupted();
     }
 
     /// Records the number of live workers.

@@ -32,12 +32,10 @@ const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Duration of a connection after which the back-off starts again.
 const STABLE_CONNECTION: Duration = Duration::from_mins(1);
-/// Silence after which the reader reports `CaughtUp` although its own message did not arrive, and
-/// time after which it does so where it may not publish one.
+/// Silence after which the reader reports `CaughtUp` although its own message did not arrive.
 const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time after a lost connection after which the reader reports `CaughtUp` although the stream still
-/// can't be read. A first attempt that waits for the stream is requeued after 30 seconds.
-const INTERRUPTION_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time after which it does so, whatever arrives, where it could not publish one.
+const UNMARKED_TIMEOUT: Duration = Duration::from_mins(1);
 /// Limit of the announcement that this worker stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Control messages that the worker has not taken yet.
@@ -60,7 +58,7 @@ pub(super) fn start(
         marker: None,
         caught_up: false,
         forwarding: false,
-        interrupted_at: None,
+        interrupted: false,
         roster: Roster::default(),
         share: None,
         last_problem: String::new(),
@@ -79,8 +77,8 @@ struct ControlReader {
     caught_up: bool,
     /// True while messages are read as they come.
     forwarding: bool,
-    /// Time at which the connection to the stream was lost.
-    interrupted_at: Option<Instant>,
+    /// True once the stream was read, and the connection was lost.
+    interrupted: bool,
     roster: Roster,
     /// Last reported share of the fleet.
     share: Option<FleetShare>,
@@ -130,7 +128,7 @@ impl ControlReader {
             Ok(connection) => connection,
             Err(problem) => {
                 tracing::debug!(event = "control_disconnected", %problem, "not connected for control messages");
-                return if self.interrupted_at.is_some() { self.report_interruption().await.ok() } else { Some(()) };
+                return Some(());
             }
         };
         let ended = context.unless_stopped(self.read(&connection)).await;
@@ -147,7 +145,7 @@ impl ControlReader {
                 Err(ReadEnd::Unreadable(problem)) => break problem.to_string(),
             }
         };
-        self.report_interruption().await.ok()?;
+        self.report_end().await.ok()?;
         if problem == self.last_problem {
             tracing::debug!(event = "control_unreadable", problem, "control messages still can't be read");
         } else {
@@ -200,7 +198,7 @@ impl ControlReader {
 
     async fn forward(&mut self, stream: &mut StreamReader, connection: &Connection) -> Result<Infallible, ReadEnd> {
         self.forwarding = true;
-        let latest = Instant::now() + CAUGHT_UP_TIMEOUT;
+        let latest = Instant::now() + UNMARKED_TIMEOUT;
         while !self.caught_up {
             // A worker that took a long backlog for read would replace objects without knowing what is pending.
             let now = Instant::now();
@@ -249,16 +247,17 @@ impl ControlReader {
         self.send(ControlEvent::Fleet(share)).await
     }
 
-    /// Reports that reading was interrupted, or that the worker must do without the messages: they
-    /// could not be read at all, or not again in time.
-    async fn report_interruption(&mut self) -> Result<(), ReadEnd> {
+    /// Reports that reading was interrupted, or, where it has never begun, that the worker must do
+    /// without the messages.
+    async fn report_end(&mut self) -> Result<(), ReadEnd> {
         if std::mem::take(&mut self.forwarding) {
-            self.interrupted_at = Some(Instant::now());
-            self.caught_up = false;
-            return self.send(ControlEvent::Interrupted).await;
+            (self.interrupted, self.caught_up) = (true, false);
+            self.send(ControlEvent::Interrupted).await
+        } else if self.interrupted {
+            Ok(())
+        } else {
+            self.report_caught_up().await
         }
-        let is_over = self.interrupted_at.is_none_or(|at| at.elapsed() >= INTERRUPTION_TIMEOUT);
-        if is_over { self.report_caught_up().await } else { Ok(()) }
     }
 
     /// Reports it once after each interruption.

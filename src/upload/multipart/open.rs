@@ -19,6 +19,7 @@ use crate::runtime::failpoints;
 use crate::telemetry::spans;
 use crate::upload::call::Calls;
 use crate::upload::classify::{CallError, ErrorSignal};
+use crate::upload::learnt::PartProof;
 use crate::upload::part::combined_crc;
 use crate::upload::reconcile::{self, ExpectedObject};
 use crate::upload::{OpenUpload, Target, Uploaded, conditional, object_headers, verify};
@@ -205,6 +206,11 @@ impl<'a> MultipartUpload<'a> {
                 Uploaded::Stored(Receipt { checksum_crc64nvme: crc, ..receipt })
             }
             Err(error) => {
+                if matches!(error.signal, ErrorSignal::BadDigest | ErrorSignal::InvalidPart)
+                    && self.calls.learnt.part_proof(&self.calls.destination) == Some(PartProof::Response)
+                {
+                    self.learn_proof_by_header("the store refused to complete an upload of parts without the header");
+                }
                 // What takes the key may be what an earlier attempt completed.
                 target.record_write(error.ambiguous || self.again);
                 if error.signal == ErrorSignal::PreconditionFailed {

@@ -36,7 +36,8 @@ struct WorkerFault {
     pause: Duration,
     until: Instant,
     why: String,
-    /// Time of the first failure.
+    reason: Reason,
+    /// Time of the first failure for this reason.
     since: Timestamp,
     /// False in an outage: no worker is healthier than this one.
     own: bool,
@@ -89,10 +90,12 @@ impl WorkerHealth {
             next = "it requeues jobs that have not started, and tries one job after the pause",
             "the worker has a fault and pauses consumption"
         );
-        let since = state.fault.as_ref().map_or_else(Timestamp::now, |fault| fault.since);
+        let same = state.fault.as_ref().filter(|fault| fault.reason == failure.reason);
+        let since = same.map_or_else(Timestamp::now, |fault| fault.since);
         let remedy = if failure.hint.is_empty() { String::new() } else { format!("; {}", failure.hint) };
         let why = format!("{}: {failure}{remedy} (since {since:.0})", failure.reason.as_str());
-        state.fault = Some(WorkerFault { pause, until: Instant::now() + pause, why, since, own });
+        let until = Instant::now() + pause;
+        state.fault = Some(WorkerFault { pause, until, why, reason: failure.reason, since, own });
         drop(state);
         self.changed.notify_waiters();
     }

@@ -7,6 +7,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::circuit::CircuitProbe;
 use super::limits::DestinationPermit;
+#[cfg(test)]
+use super::limits::{DestinationLimits, LimitDecision};
+#[cfg(test)]
+use crate::domain::lane::Lane;
 use crate::domain::outcome::{Class, TransferResult};
 use crate::upload::RateLimiter;
 use crate::worker::generations::ObjectGuard;
@@ -77,13 +81,65 @@ impl Permit {
         let Some(permit) = &mut self.destination else { return };
         match result {
             TransferResult::Delivered(_) => permit.delivered(took),
-            TransferResult::Failed(failure) if failure.class() == Class::Destination => {}
-            _ => permit.end_slow_start(),
+            TransferResult::Skipped => permit.end_slow_start(),
+            // An answer about the job shows that the destination works. A source that failed shows nothing.
+            TransferResult::Failed(failure) if failure.answer.is_some() && failure.class() != Class::Destination => {
+                permit.end_slow_start();
+            }
+            _ => {}
         }
     }
 
     /// Releases everything but the quarantine, which lasts until the delivery is settled.
     pub(in crate::worker) fn into_quarantine(self) -> Option<OwnedSemaphorePermit> {
         self.quarantine
+    }
+}
+
+#[cfg(test)]
+impl Permit {
+    /// Permit of the first job of a destination.
+    pub(in crate::worker) fn of_first_job() -> Self {
+        let few = std::num::NonZeroU32::MIN;
+        let destination = crate::worker::sample::destination("acme", "123456789012");
+        let acquired = DestinationLimits::new(few, few).acquire(&destination, Lane::Scheduled);
+        let LimitDecision::Granted(first) = acquired else { panic!("it starts: {acquired:?}") };
+        Self {
+            slot: None,
+            backfill: None,
+            sole: None,
+            destination: Some(first),
+            probe: None,
+            quarantine: None,
+            object: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::outcome::{AwsError, Failure, Reason};
+
+    #[tokio::test]
+    async fn only_a_result_that_shows_that_the_destination_works_ends_its_slow_start() {
+        let failed = |reason| TransferResult::Failed(Failure::new(reason, "some"));
+        let answered = |reason| {
+            let answer = Some(Box::new(AwsError::new("PutObject", 400, Some("Some"), None)));
+            TransferResult::Failed(Failure { answer, ..Failure::new(reason, "some") })
+        };
+        for (result, ends) in [
+            (TransferResult::Skipped, true),
+            (answered(Reason::S3Unavailable), true),
+            (answered(Reason::BucketNotFound), false),
+            (failed(Reason::BucketNotFound), false),
+            (failed(Reason::SourceNotFound), false),
+            (TransferResult::Expired, false),
+            (TransferResult::ObjectBusy, false),
+        ] {
+            let mut permit = Permit::of_first_job();
+            permit.ended(&result, Duration::ZERO);
+            assert_eq!(!permit.is_slow_start(), ends, "{result:?}");
+        }
     }
 }

@@ -178,10 +178,13 @@ impl ObjectWriter {
             WriteState::Unreported | WriteState::Reported { permitted: true, .. } => return Ok(()),
             WriteState::Outside | WriteState::Reported { .. } => {}
         }
+        let latest = Instant::now() + READ_BACK_TIMEOUT;
+        if !self.job.is_late() {
+            let _ = timeout_at(latest, self.generations.backlog.wait()).await;
+        }
         if self.begin_unreported() {
             return Ok(());
         }
-        let latest = Instant::now() + READ_BACK_TIMEOUT;
         if self.job.is_late() {
             self.generations.announce(self.this).await;
         }
@@ -191,7 +194,7 @@ impl ObjectWriter {
 
     /// Begins a write that nobody needs to know of.
     fn begin_unreported(&self) -> bool {
-        let known = self.generations.caught_up.load(Ordering::Acquire);
+        let known = self.generations.backlog.is_read();
         if self.job.is_late() || !known || !self.generations.table.lock().begin_unreported(self.this, self.job.run) {
             return false;
         }

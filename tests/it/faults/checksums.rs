@@ -75,6 +75,15 @@ async fn a_bucket_that_requires_the_header_refuses_one_part_and_no_upload() {
 }
 
 #[tokio::test]
+async fn a_store_that_refuses_parts_without_the_header_in_other_words_gets_it() {
+    let fixture = AcmeFixture::start("otherwords").await;
+    let refusal = Effect::Error(400, "InvalidArgument", "The request is not valid.");
+    fixture.s3.on("UploadPart").unless(CRC, None).before(refusal);
+    learns_the_header(&fixture).await;
+    fixture.close().await;
+}
+
+#[tokio::test]
 async fn a_bucket_that_begins_to_require_the_header_gets_it() {
     let fixture = AcmeFixture::start("lockedlater").await;
     delivers(&fixture, "first", 1).await;

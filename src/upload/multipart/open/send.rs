@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::MultipartUpload;
 use crate::domain::job::lease::PartDone;
-use crate::domain::outcome::Failure;
+use crate::domain::outcome::{Class, Failure};
 use crate::runtime::failpoints;
 use crate::upload::classify::{CallError, ErrorSignal};
 use crate::upload::learnt::PartProof;
@@ -38,6 +38,15 @@ pub(super) enum Headerless {
     /// All, if the store is known to respond with their checksums; one, if that must be learnt.
     /// True once that one was chosen.
     OneToLearn(AtomicBool),
+}
+
+/// End of the send of a part without a checksum header.
+enum HeaderlessSend {
+    Proven(PartDone),
+    /// The part, and all later ones, need the header.
+    Unproven,
+    /// The store refused the part, perhaps because it has no header.
+    Refused,
 }
 
 impl Headerless {
@@ -64,11 +73,13 @@ impl MultipartUpload<'_> {
     /// Sends a part, with retries, until it is proven that its bytes arrived intact.
     pub(in crate::upload) async fn send(&self, part: &Part) -> Result<PartDone, Failure> {
         let learnt = self.calls.learnt.part_proof(&self.calls.destination);
-        if part.crc.is_none()
-            && self.headerless.allows_next(learnt)
-            && let Some(done) = self.send_without_header(part).await?
-        {
-            return Ok(done);
+        let mut refused = false;
+        if part.crc.is_none() && self.headerless.allows_next(learnt) {
+            match self.send_without_header(part, learnt).await? {
+                HeaderlessSend::Proven(done) => return Ok(done),
+                HeaderlessSend::Unproven => {}
+                HeaderlessSend::Refused => refused = true,
+            }
         }
         let crc = match part.crc {
             None if self.checked => Some(part.compute_crc().await?),
@@ -79,12 +90,14 @@ impl MultipartUpload<'_> {
         let sent = self.upload_part(part, header.as_deref(), || part.body()).await;
         let reply = sent.map_err(|error| self.failed(part, error))?;
         verify::checksum(header.as_deref(), reply.checksum_crc64_nvme())?;
+        if refused {
+            self.learn_proof_by_header("the store refused a part without a checksum header");
+        }
         Ok(self.accepted(part, crc, reply, started.elapsed()))
     }
 
-    /// Sends a part and compares its checksum with that of the response. `None` if the response
-    /// proves nothing: then the part, and all later ones, need the header.
-    async fn send_without_header(&self, part: &Part) -> Result<Option<PartDone>, Failure> {
+    /// Sends a part and compares its checksum with that of the response.
+    async fn send_without_header(&self, part: &Part, learnt: Option<PartProof>) -> Result<HeaderlessSend, Failure> {
         // That of the last try: each one reads the file from the start.
         let passage = Mutex::new(Passage::default());
         let latest = || passage.lock();
@@ -100,7 +113,7 @@ impl MultipartUpload<'_> {
                 let arrived = reply.checksum_crc64_nvme();
                 if sent.is_some() && arrived == sent.map(verify::crc_text).as_deref() {
                     self.calls.learnt.learn_proof_by_response(&self.calls.destination);
-                    return Ok(Some(self.accepted(part, sent, reply, started.elapsed())));
+                    return Ok(HeaderlessSend::Proven(self.accepted(part, sent, reply, started.elapsed())));
                 }
                 if arrived.is_some() {
                     "the response has another checksum of the part"
@@ -109,6 +122,11 @@ impl MultipartUpload<'_> {
                 }
             }
             Err(error) if error.signal == ErrorSignal::ChecksumRequired => "the store requires a checksum header",
+            // Whatever it says: the header may be what is missing.
+            Err(error) if learnt.is_none() && is_refusal(&error) => {
+                self.calls.metrics.part_retried();
+                return Ok(HeaderlessSend::Refused);
+            }
             Err(error) => {
                 let failure = self.failed(part, error);
                 return Err(latest().failure().unwrap_or(failure));
@@ -116,7 +134,7 @@ impl MultipartUpload<'_> {
         };
         self.learn_proof_by_header(cause);
         self.calls.metrics.part_retried();
-        Ok(None)
+        Ok(HeaderlessSend::Unproven)
     }
 
     pub(super) fn learn_proof_by_header(&self, cause: &'static str) {
@@ -167,6 +185,13 @@ impl MultipartUpload<'_> {
         failpoints::hit("part");
         done
     }
+}
+
+/// Returns true for an answer that repeating the request does not change.
+fn is_refusal(error: &CallError) -> bool {
+    let failure = &error.failure;
+    let is_final = failure.answer.is_some() && matches!(failure.class(), Class::Job | Class::Destination);
+    is_final && error.signal != ErrorSignal::NoSuchUpload
 }
 
 #[cfg(test)]
