@@ -26,6 +26,8 @@ pub use inline_policy::InlinePolicy;
 pub(crate) use names::text_newtype;
 pub use names::{AccountId, BucketName, DestinationId, ExternalId, Invalid, ObjectKey, Prefix, Region};
 
+use super::text_enum::text_enum;
+
 /// One customer's bucket or subfolder, with everything a transfer into it needs to know.
 #[derive(Debug, Clone)]
 pub struct Destination {
@@ -152,28 +154,19 @@ pub enum SessionPolicyMode {
     None,
 }
 
-/// Server-side encryption, by its name in the header `x-amz-server-side-encryption`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-pub enum EncryptionAlgorithm {
-    /// Keys of S3 (SSE-S3).
-    #[serde(rename = "AES256")]
-    Aes256,
-    /// A KMS key (SSE-KMS).
-    #[serde(rename = "aws:kms")]
-    Kms,
-    /// Two layers with a KMS key (DSSE-KMS).
-    #[serde(rename = "aws:kms:dsse")]
-    KmsDsse,
-}
-
-impl EncryptionAlgorithm {
-    /// The name in the header.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Aes256 => "AES256",
-            Self::Kms => "aws:kms",
-            Self::KmsDsse => "aws:kms:dsse",
-        }
+text_enum! {
+    /// Server-side encryption, by its name in the header `x-amz-server-side-encryption`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+    pub enum EncryptionAlgorithm {
+        /// Keys of S3 (SSE-S3).
+        #[serde(rename = "AES256")]
+        Aes256 = "AES256",
+        /// A KMS key (SSE-KMS).
+        #[serde(rename = "aws:kms")]
+        Kms = "aws:kms",
+        /// Two layers with a KMS key (DSSE-KMS).
+        #[serde(rename = "aws:kms:dsse")]
+        KmsDsse = "aws:kms:dsse",
     }
 }
 

@@ -20,43 +20,27 @@ pub use symptom::Symptom;
 
 use crate::domain::backfill_id::BackfillId;
 use crate::domain::generation::NewerDelivery;
+use crate::domain::text_enum::text_enum;
 
-/// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
-/// metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Class {
-    /// Temporary: retried, and the attempt is charged.
-    Transient,
-    /// The session expired: refreshed once, then as transient.
-    Session,
-    /// The customer must fix something: deferred, no attempt is charged.
-    Destination,
-    /// The job itself is wrong: dead-lettered at once.
-    Job,
-    /// Interrupted: another worker continues, no attempt is charged.
-    Interrupted,
-    /// A bug of consign: retried once, then dead-lettered.
-    Defect,
-    /// A fault of this worker: the job stays in the queue, the worker stops consuming.
-    Worker,
-}
-
-impl Class {
-    /// All classes.
-    pub const ALL: [Self; 7] =
-        [Self::Transient, Self::Session, Self::Destination, Self::Job, Self::Interrupted, Self::Defect, Self::Worker];
-
-    /// The label value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Transient => "transient",
-            Self::Session => "session",
-            Self::Destination => "destination",
-            Self::Job => "job",
-            Self::Interrupted => "interrupted",
-            Self::Defect => "defect",
-            Self::Worker => "worker",
-        }
+text_enum! {
+    /// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
+    /// metric label.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub enum Class {
+        /// Temporary: retried, and the attempt is charged.
+        Transient = "transient",
+        /// The session expired: refreshed once, then as transient.
+        Session = "session",
+        /// The customer must fix something: deferred, no attempt is charged.
+        Destination = "destination",
+        /// The job itself is wrong: dead-lettered at once.
+        Job = "job",
+        /// Interrupted: another worker continues, no attempt is charged.
+        Interrupted = "interrupted",
+        /// A bug of consign: retried once, then dead-lettered.
+        Defect = "defect",
+        /// A fault of this worker: the job stays in the queue, the worker stops consuming.
+        Worker = "worker",
     }
 }
 
