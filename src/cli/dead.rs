@@ -13,7 +13,7 @@ mod show;
 use clap::Subcommand;
 
 use super::output::ProgressReporter;
-use super::{CommandError, Exit, broker, examples};
+use super::{CommandError, Exit, broker};
 use crate::config::Config;
 use crate::dead_letter::DeadLetterError;
 use crate::dead_letter::filter::LetterFilter;
@@ -24,24 +24,18 @@ use crate::queue::{DeadLetters, QueueError};
 #[derive(Debug, Clone, Subcommand)]
 pub enum DeadArgs {
     /// List dead letters, and count them by reason
-    #[command(after_help = examples::DEAD_LIST)]
     List(list::ListArgs),
     /// Show a dead letter with its history and its job. Secrets, external ids and URL queries are
     /// masked as ***
-    #[command(after_help = examples::DEAD_SHOW)]
     Show(show::ShowArgs),
     /// Requeue the jobs of dead letters under the same ids. Their attempts are counted from zero
-    #[command(after_help = examples::DEAD_REQUEUE)]
     Requeue(requeue::RequeueArgs),
     /// Discard dead letters permanently
-    #[command(after_help = examples::DEAD_DISCARD)]
     Discard(discard::DiscardArgs),
     /// Export dead letters to a file for `import`, and keep them. The file contains the complete
     /// jobs, including secrets
-    #[command(after_help = examples::DEAD_EXPORT)]
     Export(export::ExportArgs),
     /// Import exported dead letters. Those that exist already are skipped
-    #[command(after_help = examples::DEAD_IMPORT)]
     Import(import::ImportArgs),
 }
 
