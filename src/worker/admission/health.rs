@@ -212,7 +212,7 @@ mod tests {
         let health = WorkerHealth::default();
         let failure = Failure::new(Reason::Outage, "S3 does not answer").hint("check the network");
         health.observe(&TransferResult::Failed(failure.clone()));
-        let (first, since) = (health.fault().unwrap(), health.state().fault.as_ref().unwrap().since);
+        let (first, since) = (health.fault().unwrap(), health.state.lock().fault.as_ref().unwrap().since);
         assert_eq!(first, format!("outage: S3 does not answer; check the network (since {since:.0})"));
         over(&health);
         health.observe(&TransferResult::Failed(failure));
