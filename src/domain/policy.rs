@@ -10,7 +10,6 @@ mod bucket;
 mod cloudformation;
 mod document;
 mod key;
-mod network;
 mod party;
 mod permission;
 mod principal;
