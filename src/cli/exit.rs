@@ -27,6 +27,20 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// All ends, in the order of their codes.
+    pub const ALL: [Self; 10] = [
+        Self::Done,
+        Self::Failed,
+        Self::Usage,
+        Self::Problem,
+        Self::Unavailable,
+        Self::Partly,
+        Self::Denied,
+        Self::Config,
+        Self::Signal(TerminationSignal::Interrupt),
+        Self::Signal(TerminationSignal::Terminate),
+    ];
+
     /// Returns the exit code of the contract.
     pub fn code(self) -> u8 {
         match self {
