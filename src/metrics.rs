@@ -9,7 +9,6 @@
 
 mod destinations;
 mod families;
-mod guard;
 mod labels;
 mod registry;
 mod snapshot;
@@ -20,8 +19,8 @@ use std::time::Duration;
 use prometheus::{Registry, TextEncoder};
 
 pub use destinations::DestinationMetrics;
-pub use guard::GaugeGuard;
 pub use labels::{DeferCause, GenerationLoss, ReplyResult, SessionRequest, status_label};
+pub use registry::GaugeGuard;
 pub use snapshot::{FailureCount, LaneSnapshot, Snapshot};
 
 use crate::domain::destination::DestinationId;

@@ -43,7 +43,6 @@ mod death;
 mod declare;
 mod definitions;
 mod deliveries;
-mod depths;
 mod direct_reply;
 mod errors;
 mod fields;

@@ -61,7 +61,6 @@ mod connection;
 mod control;
 mod control_reader;
 mod dead_letters;
-mod depths;
 mod engine;
 mod errors;
 mod jobs;
