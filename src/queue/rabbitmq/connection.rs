@@ -233,6 +233,7 @@ mod tests {
     fn config(url: &str) -> BrokerConfig {
         BrokerConfig {
             url: Some(url.to_owned().into()),
+            url_file: None,
             prefix: "consign".to_owned(),
             declare: false,
             lease_after: Duration::from_secs(600),
