@@ -178,11 +178,11 @@ impl Consumer {
     /// Returns the room that a lane with a permit needs, if any.
     fn wanted_room(&self, lane: Lane) -> Option<u16> {
         let free = self.admission.slots().free_for(lane).saturating_add(1);
-        self.lanes[index(lane)].wanted_room(free, Instant::now())
+        self.lanes[lane as usize].wanted_room(free, Instant::now())
     }
 
     fn state(&mut self, lane: Lane) -> &mut LaneState {
-        &mut self.lanes[index(lane)]
+        &mut self.lanes[lane as usize]
     }
 
     async fn pause(&mut self, lane: Lane) {
@@ -202,13 +202,5 @@ impl Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         Lane::ALL.into_iter().for_each(|lane| self.metrics.set_consuming(lane, false));
-    }
-}
-
-fn index(lane: Lane) -> usize {
-    match lane {
-        Lane::Continued => 0,
-        Lane::Scheduled => 1,
-        Lane::Backfill => 2,
     }
 }
