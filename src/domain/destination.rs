@@ -20,7 +20,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 pub(crate) use arn::is_iam_name;
 pub use arn::{KmsKeyArn, RoleArn};
-pub(crate) use arn_parts::split_arn;
+pub(crate) use arn_parts::{home_region_of, partition_named, partition_of, split_arn};
 pub use identity::DestinationIdentity;
 pub use inline_policy::InlinePolicy;
 pub(crate) use names::text_newtype;
@@ -210,36 +210,4 @@ impl Destination {
             Auth::AccessKey { .. } => partition_of(self.region.as_str()),
         }
     }
-}
-
-/// The region of a partition where its global services are at home.
-pub(crate) fn home_region_of(partition: &str) -> &'static str {
-    match partition {
-        "aws-cn" => "cn-north-1",
-        "aws-us-gov" => "us-gov-west-1",
-        "aws-eusc" => "eusc-de-east-1",
-        "aws-iso" => "us-iso-east-1",
-        "aws-iso-b" => "us-isob-east-1",
-        "aws-iso-e" => "eu-isoe-west-1",
-        "aws-iso-f" => "us-isof-south-1",
-        _ => "us-east-1",
-    }
-}
-
-/// The partition of a region, by the beginning of its name; one that nobody knows is taken for one
-/// of the oldest partition.
-pub(crate) fn partition_of(region: &str) -> &'static str {
-    const BEGINNINGS: [(&str, &str); 7] = [
-        ("cn-", "aws-cn"),
-        ("us-gov-", "aws-us-gov"),
-        ("eusc-", "aws-eusc"),
-        ("us-iso-", "aws-iso"),
-        ("us-isob-", "aws-iso-b"),
-        ("eu-isoe-", "aws-iso-e"),
-        ("us-isof-", "aws-iso-f"),
-    ];
-    BEGINNINGS
-        .into_iter()
-        .find(|(beginning, _)| region.starts_with(beginning))
-        .map_or("aws", |(_, partition)| partition)
 }
