@@ -130,7 +130,7 @@ impl Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the worker
-    Run(run::RunArgs),
+    Run,
     /// Run a demo on this machine: no broker, no AWS, sample jobs. Not for production
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
@@ -167,7 +167,7 @@ impl Command {
     /// log text for people unless configured otherwise.
     pub fn log(&self, loaded: &Loaded) -> LogConfig {
         let mut log = loaded.config.log.clone();
-        if matches!(self, Self::Run(_)) {
+        if matches!(self, Self::Run) {
             return log;
         }
         // Only the worker has jobs to trace.
