@@ -53,7 +53,7 @@ impl Metrics {
             sessions: SessionFamilies::new(&b),
             broker: BrokerFamilies::new(&b),
             process: ProcessFamilies::new(&b),
-            registry: b.into_registry(),
+            registry: b.registry,
         }
     }
 

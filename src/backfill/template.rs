@@ -16,12 +16,12 @@ type FillFn = fn(&CalendarStep, &BackfillId) -> String;
 
 /// Predefined placeholders.
 const PLACEHOLDERS: [(&str, FillFn); 9] = [
-    ("date", |step, _| step.at().date().to_string()),
-    ("year", |step, _| format!("{:04}", step.at().year())),
-    ("month", |step, _| format!("{:02}", step.at().month())),
-    ("day", |step, _| format!("{:02}", step.at().day())),
-    ("hour", |step, _| format!("{:02}", step.at().hour())),
-    ("minute", |step, _| format!("{:02}", step.at().minute())),
+    ("date", |step, _| step.at.date().to_string()),
+    ("year", |step, _| format!("{:04}", step.at.year())),
+    ("month", |step, _| format!("{:02}", step.at.month())),
+    ("day", |step, _| format!("{:02}", step.at.day())),
+    ("hour", |step, _| format!("{:02}", step.at.hour())),
+    ("minute", |step, _| format!("{:02}", step.at.minute())),
     ("offset", |step, _| step.offset().replace(':', "")),
     ("stamp", |step, _| step.stamp()),
     ("backfill", |_, backfill| backfill.to_string()),
@@ -49,8 +49,10 @@ enum TemplateNode {
 #[derive(Debug, Clone)]
 pub struct Template {
     root: TemplateNode,
-    canonical: String,
-    gives_generation: bool,
+    /// Template in canonical form, which does not depend on whitespace and field order.
+    pub canonical: String,
+    /// True if the jobs have a generation of their own.
+    pub gives_generation: bool,
 }
 
 impl Template {
@@ -78,16 +80,6 @@ impl Template {
         let mut parser = TemplateParser { variables, used: BTreeSet::new(), problems: Vec::new() };
         let root = parser.node("", job);
         parser.finish().map(|()| Self { root, canonical, gives_generation })
-    }
-
-    /// Returns true if the jobs have a generation of their own.
-    pub fn gives_generation(&self) -> bool {
-        self.gives_generation
-    }
-
-    /// Returns the template in canonical form, which does not depend on whitespace and field order.
-    pub fn canonical(&self) -> &str {
-        &self.canonical
     }
 
     /// Returns the job of one step, not validated yet.

@@ -124,21 +124,21 @@ mod tests {
         let letter = DeadLetter::new("job.scheduled.a".to_owned(), Bytes::new(), Properties::default(), None);
         let run = || LetterRun::new(&NoOutput, "requeued");
         let lost = || QueueError::Unavailable("away".to_owned());
-        assert_eq!(exit(run().counts()), Exit::Done);
+        assert_eq!(exit(&run().counts), Exit::Done);
         let mut refused = run();
         refused.refused(&letter, "");
-        assert_eq!(exit(refused.counts()), Exit::Problem);
+        assert_eq!(exit(&refused.counts), Exit::Problem);
         refused.done(&letter);
-        assert_eq!(exit(refused.counts()), Exit::Partly);
+        assert_eq!(exit(&refused.counts), Exit::Partly);
         let mut full = run();
         assert!(full.failed(&letter, &QueueError::Refused("full".to_owned())), "another one may fit");
-        assert_eq!(exit(full.counts()), Exit::Failed);
+        assert_eq!(exit(&full.counts), Exit::Failed);
         let mut unavailable = run();
         assert!(!unavailable.failed(&letter, &lost()));
-        assert_eq!(exit(unavailable.counts()), Exit::Unavailable);
+        assert_eq!(exit(&unavailable.counts), Exit::Unavailable);
         let mut half = run();
         half.done(&letter);
         half.stopped(lost());
-        assert_eq!(exit(half.counts()), Exit::Partly);
+        assert_eq!(exit(&half.counts), Exit::Partly);
     }
 }

@@ -94,29 +94,25 @@ families! {
 impl TransferFamilies {
     pub(super) fn new(b: &Builder) -> Self {
         let families = Self::registered(b);
-        families.initialize();
-        families
-    }
-
-    fn initialize(&self) {
         for lane in LANES {
             for outcome in OUTCOMES {
-                self.ended.with_label_values(&[lane, outcome.as_str()]);
-                self.duration.with_label_values(&[lane, outcome.as_str()]);
+                families.ended.with_label_values(&[lane, outcome.as_str()]);
+                families.duration.with_label_values(&[lane, outcome.as_str()]);
             }
-            self.queue_wait.with_label_values(&[lane]);
-            self.delivered_bytes.with_label_values(&[lane]);
-            self.in_flight.with_label_values(&[lane]);
-            self.slots.with_label_values(&[lane]);
+            families.queue_wait.with_label_values(&[lane]);
+            families.delivered_bytes.with_label_values(&[lane]);
+            families.in_flight.with_label_values(&[lane]);
+            families.slots.with_label_values(&[lane]);
         }
         for reason in Reason::ALL {
-            self.failures.with_label_values(&[reason.class().as_str(), reason.as_str()]);
-            self.retries.with_label_values(&[reason.as_str()]);
+            families.failures.with_label_values(&[reason.class().as_str(), reason.as_str()]);
+            families.retries.with_label_values(&[reason.as_str()]);
         }
-        initialize(&self.decode_failures, DECODE_FAILURES.map(Reason::as_str));
-        initialize(&self.deferred, DeferCause::ALL.map(DeferCause::as_str));
-        initialize(&self.generations_lost, GenerationLoss::ALL.map(GenerationLoss::as_str));
-        initialize(&self.source_read, SCHEMES);
+        initialize(&families.decode_failures, DECODE_FAILURES.map(Reason::as_str));
+        initialize(&families.deferred, DeferCause::ALL.map(DeferCause::as_str));
+        initialize(&families.generations_lost, GenerationLoss::ALL.map(GenerationLoss::as_str));
+        initialize(&families.source_read, SCHEMES);
+        families
     }
 }
 

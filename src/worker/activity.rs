@@ -144,7 +144,7 @@ impl Activity {
     }
 
     fn totals(&self) -> TransferTotals {
-        let ended = self.ended.lock().counts();
+        let ended = self.ended.lock().counts;
         let running = self.running.lock();
         let now: u64 = running.entries.values().map(|entry| entry.transfer.progress.bytes()).sum();
         TransferTotals { bytes: running.sent + now, ..ended }
