@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn flags_make_a_job_with_a_generated_id() {
         let id = || {
-            let input = JobInput::one(FORMAT, None, "file:///a", "acme".to_owned(), "k".to_owned()).unwrap();
+            let mut input = JobInput::one(FORMAT, None, "file:///a", "acme".to_owned(), "k".to_owned()).unwrap();
             futures_util::FutureExt::now_or_never(input.jobs.next()).unwrap().unwrap().unwrap().id
         };
         assert!(id().starts_with("cli/"));
