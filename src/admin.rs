@@ -10,7 +10,6 @@ mod access;
 mod page;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,12 +55,6 @@ pub struct AdminState {
     pub status: Arc<dyn Fn(&str) -> serde_json::Value + Send + Sync>,
     /// Names and token.
     pub access: AdminAccess,
-}
-
-impl fmt::Debug for AdminState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AdminState").finish_non_exhaustive()
-    }
 }
 
 /// Serves requests until `stop` is cancelled, then finishes those in progress within their

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::Resettable;
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::{Config, Loaded, LogConfig, LogFormat, Reload};
 use crate::domain::destination::DestinationId;
@@ -43,7 +43,6 @@ const CONFIG_VARIABLE: &str = "CONSIGN_CONFIG";
 /// Delivers files into your customers' own S3 buckets.
 #[derive(Debug, Parser)]
 #[command(name = "consign", version, max_term_width = 110, arg_required_else_help = true)]
-#[command(after_help = examples::CONSIGN)]
 pub struct Cli {
     /// Flags of every command.
     #[command(flatten)]
@@ -54,6 +53,11 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Returns the definition of all commands, with the examples at the end of their help.
+    pub fn command() -> clap::Command {
+        examples::add(<Self as CommandFactory>::command(), "consign")
+    }
+
     /// Parses a command line that begins with the program's name.
     ///
     /// # Errors
@@ -126,45 +130,35 @@ impl Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the worker
-    #[command(after_help = examples::RUN)]
-    Run(run::RunArgs),
+    Run,
     /// Run a demo on this machine: no broker, no AWS, sample jobs. Not for production
     #[cfg(feature = "dev")]
-    #[command(after_help = examples::DEV)]
     Dev(dev::DevArgs),
     /// Test the connection to a destination, or the broker and identity of this worker
-    #[command(after_help = examples::CHECK)]
     Check(check::CheckArgs),
     /// Publish jobs
-    #[command(after_help = examples::ENQUEUE)]
     Enqueue(enqueue::EnqueueArgs),
     /// List, show, requeue, discard, export or import dead letters (undelivered jobs)
-    #[command(subcommand, after_help = examples::DEAD)]
+    #[command(subcommand)]
     Dead(dead::DeadArgs),
     /// Show the status of workers, queues and destinations
-    #[command(after_help = examples::STATUS)]
     Status(status::StatusArgs),
     /// Publish one job per day (hour, week, month) of a date range, newest first. Show or cancel a
     /// published backfill
-    #[command(after_help = examples::BACKFILL)]
     Backfill(backfill::BackfillArgs),
     /// Print the IAM policies that a customer needs for a destination
-    #[command(after_help = examples::POLICY)]
     Policy(policy::PolicyArgs),
     /// Print or declare the exchanges and queues
-    #[command(subcommand, after_help = examples::TOPOLOGY)]
+    #[command(subcommand)]
     Topology(topology::TopologyArgs),
     /// Validate or show the configuration
-    #[command(subcommand, after_help = examples::CONFIG)]
+    #[command(subcommand)]
     Config(config::ConfigArgs),
     /// Print the schema of a job, an outcome, a connection test or the configuration
-    #[command(after_help = examples::SCHEMA)]
     Schema(schema::SchemaArgs),
     /// Generate shell completions
-    #[command(after_help = examples::COMPLETIONS)]
     Completions(completions::CompletionsArgs),
     /// Generate manual pages
-    #[command(after_help = examples::MAN)]
     Man(man::ManArgs),
 }
 
@@ -173,7 +167,7 @@ impl Command {
     /// log text for people unless configured otherwise.
     pub fn log(&self, loaded: &Loaded) -> LogConfig {
         let mut log = loaded.config.log.clone();
-        if matches!(self, Self::Run(_)) {
+        if matches!(self, Self::Run) {
             return log;
         }
         // Only the worker has jobs to trace.

@@ -23,7 +23,6 @@ mod files;
 mod flavors;
 mod keys;
 mod layers;
-mod lines;
 mod load;
 mod problems;
 mod raw;
@@ -32,12 +31,12 @@ mod sections;
 mod show;
 #[cfg(test)]
 mod tests;
-mod token;
 mod tree;
 mod units;
 mod validate;
 mod watch;
 
+pub use files::read_token;
 pub use flavors::{Flavor, Preset};
 pub use load::{Loaded, load, load_from, load_str};
 pub use problems::{ConfigProblem, ConfigProblems, ValueOrigin};
@@ -48,6 +47,5 @@ pub use sections::{
     SourceConfig, UploadConfig, WorkerConfig,
 };
 pub use show::EffectiveSetting;
-pub use token::read_token;
 pub use validate::parse_network;
 pub use watch::WATCH_INTERVAL;

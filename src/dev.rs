@@ -146,11 +146,11 @@ pub async fn run(options: Options) -> Result<Ended, DevError> {
 
 /// Purpose and limits of `consign dev`.
 fn greet(report: &TransferPrinter, home: &Home) {
-    let fate = if home.kept() { "kept" } else { "removed at the end" };
+    let fate = if home.kept { "kept" } else { "removed at the end" };
     report.say(&format!(
         "consign dev: a demo of consign on this machine, NOT for production.\nIt runs its own S3, STS and queue with \
          generated access keys, and needs no network.\nAll data is in {} ({fate}).",
-        home.path().display()
+        home.path.display()
     ));
 }
 

@@ -14,3 +14,4 @@ pub mod pattern;
 pub mod policy;
 pub mod routing_key;
 pub mod staging;
+pub(crate) mod text_enum;

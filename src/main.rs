@@ -76,7 +76,7 @@ fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
 async fn execute(cli: Cli, config: config::Config, reload: config::Reload, log: telemetry::LogHandle) -> Exit {
     let json = cli.global.json;
     match cli.command {
-        Command::Run(args) => cli::run::execute(args, config, reload, log).await,
+        Command::Run => cli::run::execute(config, reload, log).await,
         Command::Check(args) => cli::check::execute(args, config, json).await,
         Command::Enqueue(args) => cli::enqueue::execute(args, config, json).await,
         Command::Dead(args) => cli::dead::execute(args, config, json).await,

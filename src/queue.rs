@@ -13,7 +13,7 @@
 //!
 //! Files of the two brokers that do the same have the same name: `queue` and `admin` implement the
 //! traits, `connection`, `settle`, `release`, `lease`, `outcomes`, `control`, `control_reader`,
-//! `dead_letters`, `depths` and `errors` do the work. `topology` of RabbitMQ is `schema` in SQLite.
+//! `dead_letters` and `errors` do the work. `topology` of RabbitMQ is `schema` in SQLite.
 //!
 //! Contract of every implementation:
 //! * A settlement is performed once, by value, in this order: the events (confirmed), the copy

@@ -122,7 +122,7 @@ impl Worker {
             reports.clone(),
             stop.clone(),
         ));
-        let in_flight = runner.in_flight().clone();
+        let in_flight = runner.in_flight.clone();
         let effects =
             ControlEffects { admission: admission.clone(), cancellations, in_flight, generations: generations.clone() };
         Arc::new(Self {
@@ -158,7 +158,7 @@ impl Worker {
     /// Resets a destination: its configuration changed, or an operator says that it is fixed. Its
     /// circuit breaker closes, cached denials are dropped, and its deferred jobs are recalled.
     pub fn reset_circuit(&self, destination: &DestinationIdentity) {
-        self.admission.recovery().reset(destination);
+        self.admission.recovery.reset(destination);
     }
 
     /// Returns `Ok` while jobs are consumed, else the reason why not.
@@ -187,9 +187,9 @@ impl Worker {
         let heartbeat = tokio::spawn(self.clone().beat());
         let releases = tokio::spawn({
             let (worker, drain) = (self.clone(), drain.clone());
-            async move { worker.admission.recovery().release_until(&drain).await }
+            async move { worker.admission.recovery.release_until(&drain).await }
         });
-        let reports = tokio::spawn(self.reports.clone().publish(self.queue.clone(), self.control.clock()));
+        let reports = tokio::spawn(self.reports.clone().publish(self.queue.clone(), self.control.clock));
         let drained = self.serve(&drain).await;
         reports.abort();
         releases.abort();

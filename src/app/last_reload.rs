@@ -25,21 +25,17 @@ pub(super) struct LastReload(Arc<Mutex<Option<FailedReload>>>);
 impl LastReload {
     /// Records a successful reload.
     pub(super) fn succeeded(&self) {
-        self.set(None);
+        *self.0.lock() = None;
     }
 
     /// Records a failed reload.
     pub(super) fn failed(&self, problems: &str, at: Timestamp) {
-        self.set(Some(FailedReload { at, problem: bounded(problems) }));
+        *self.0.lock() = Some(FailedReload { at, problem: bounded(problems) });
     }
 
     /// Returns the failure; `None` if the last reload succeeded or there was none.
     pub(super) fn failure(&self) -> Option<FailedReload> {
         self.0.lock().clone()
-    }
-
-    fn set(&self, failure: Option<FailedReload>) {
-        *self.0.lock() = failure;
     }
 }
 

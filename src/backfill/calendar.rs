@@ -130,16 +130,12 @@ impl std::fmt::Display for Bound {
 /// One step of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CalendarStep {
-    at: ZonedDateTime,
+    /// Its time in the zone of the range.
+    pub at: ZonedDateTime,
     hourly: bool,
 }
 
 impl CalendarStep {
-    /// Returns its time in the zone of the range.
-    pub fn at(&self) -> &ZonedDateTime {
-        &self.at
-    }
-
     /// Returns the offset from UTC: `+02:00`.
     pub fn offset(&self) -> String {
         let seconds = self.at.offset().seconds();

@@ -91,7 +91,8 @@ pub struct JournalContents {
 pub struct Journal {
     file: File,
     path: PathBuf,
-    header: JournalHeader,
+    /// First line.
+    pub header: JournalHeader,
     published: HashSet<String>,
     unsynced: u32,
 }
@@ -125,11 +126,6 @@ impl Journal {
             journal.write(&JournalLine::Header(journal.header.clone())).and_then(|()| journal.sync())?;
         }
         Ok(journal)
-    }
-
-    /// Returns the first line.
-    pub fn header(&self) -> &JournalHeader {
-        &self.header
     }
 
     /// Returns true for a job that an earlier run has published and the broker has confirmed.

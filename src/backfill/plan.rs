@@ -22,7 +22,7 @@ pub struct BackfillPlan {
     pub backfill: BackfillId,
     /// Digest of template, variables and range.
     pub digest: String,
-    template: Template,
+    pub(super) template: Template,
     steps: Vec<CalendarStep>,
 }
 
@@ -54,7 +54,7 @@ impl BackfillPlan {
         let steps = range.steps().map_err(|problem| vec![problem])?;
         let zone = range.zone.iana_name().unwrap_or("UTC");
         let CalendarRange { from, to, every, .. } = range;
-        let identity = [template.canonical(), variables, &format!("{from} {to} {every} {zone}")].join("\n");
+        let identity = [template.canonical.as_str(), variables, &format!("{from} {to} {every} {zone}")].join("\n");
         let digest = hex::encode(Sha256::digest(identity.as_bytes()));
         let derived = || BackfillId::parse(&digest[..12]).map_err(|problem| vec![problem.to_string()]);
         let backfill = backfill.map_or_else(derived, Ok)?;
@@ -73,11 +73,6 @@ impl BackfillPlan {
         let mut all = self.jobs().map(|job| job.map(|job| job.prepared.destination).ok());
         let first = all.next()??;
         all.all(|next| next.as_ref() == Some(&first)).then_some(first)
-    }
-
-    /// Returns true if the template gives the jobs a generation.
-    pub fn gives_generation(&self) -> bool {
-        self.template.gives_generation()
     }
 
     /// Returns job `number`; 0 is the newest.

@@ -148,7 +148,7 @@ impl BackfillPublisher<'_> {
     /// Header with the generation of the run, unless the template gives one.
     fn generation(&self) -> Option<(String, String)> {
         let generation = u64::try_from(self.generation_of.as_microsecond()).ok()?;
-        (!self.plan.gives_generation()).then(|| (GENERATION.to_owned(), generation.to_string()))
+        (!self.plan.template.gives_generation).then(|| (GENERATION.to_owned(), generation.to_string()))
     }
 
     fn with_headers(&self, mut publication: Publication) -> Publication {
@@ -232,8 +232,8 @@ mod tests {
             publish: &publish,
             started_at,
             earlier: Some(&EarlierCancellations::default()),
-            generation_of: journal.header().started_at,
-            run: journal.header().run(),
+            generation_of: journal.header.started_at,
+            run: journal.header.run(),
             reply_to: Some("kept"),
             rate: rate.map(|rate| PublishRate::parse(rate).unwrap()),
             output: &NoOutput,

@@ -84,7 +84,8 @@ impl BackfillRecords {
             let contents = journal.map_or(Ok(None), |path| journal::read(path, backfill));
             contents.map_err(StatusError::Journal)
         };
-        let mut outcomes = OutcomeDigest::since(read_journal()?.and_then(|contents| contents.header?.since()));
+        let since = read_journal()?.and_then(|contents| contents.header?.since());
+        let mut outcomes = OutcomeDigest { since, ..OutcomeDigest::default() };
         let found = admin.read_retained(address, &mut |body| outcomes.add(body)).await.map_err(StatusError::Queue)?;
         // A second time: a run in progress may have published more meanwhile, and no job may have an outcome
         // without being published.
@@ -169,11 +170,6 @@ struct OutcomeDigest {
 }
 
 impl OutcomeDigest {
-    /// Digest without the outcomes before `since`.
-    fn since(since: Option<Timestamp>) -> Self {
-        Self { since, ..Self::default() }
-    }
-
     /// Adds an outcome. `delivered` overrides every other outcome, and a terminal outcome overrides
     /// `retrying`.
     fn add(&mut self, body: &[u8]) {

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::domain::diagnosis::{Code, Diagnosis, Remedy, Side};
+use crate::domain::text_enum::text_enum;
 
 /// Report of a connection test, as `consign check --json` prints it and as the answer to a test by
 /// message contains it. Part of the contract.
@@ -45,31 +46,25 @@ pub struct CheckReport {
     pub steps: Vec<CheckStep>,
 }
 
-/// The verdict of a test.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
-#[schemars(rename = "verdict")]
-pub enum CheckVerdict {
-    /// Files can be delivered.
-    #[serde(rename = "ready")]
-    Ready,
-    /// Files can't be delivered, or it is unknown.
-    #[default]
-    #[serde(rename = "not ready")]
-    NotReady,
+text_enum! {
+    /// The verdict of a test.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
+    #[schemars(rename = "verdict")]
+    pub enum CheckVerdict {
+        /// Files can be delivered.
+        #[serde(rename = "ready")]
+        Ready = "ready",
+        /// Files can't be delivered, or it is unknown.
+        #[default]
+        #[serde(rename = "not ready")]
+        NotReady = "not ready",
+    }
 }
 
 impl CheckVerdict {
     /// Returns `ready` unless a step failed.
     pub fn of(steps: &[CheckStep]) -> Self {
         if steps.iter().any(|step| step.result == StepResult::Failed) { Self::NotReady } else { Self::Ready }
-    }
-
-    /// Returns the JSON value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::NotReady => "not ready",
-        }
     }
 }
 
@@ -124,30 +119,20 @@ impl StepName {
     }
 }
 
-/// The result of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "result")]
-pub enum StepResult {
-    /// The step succeeded.
-    Ok,
-    /// The step failed: nothing can be delivered, or not everything.
-    Failed,
-    /// The step was not run.
-    Skipped,
-    /// Everything can be delivered, but something is weaker than it could be.
-    Warning,
-}
-
-impl StepResult {
-    /// Returns the JSON value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Failed => "failed",
-            Self::Skipped => "skipped",
-            Self::Warning => "warning",
-        }
+text_enum! {
+    /// The result of a step.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    #[schemars(rename = "result")]
+    pub enum StepResult {
+        /// The step succeeded.
+        Ok = "ok",
+        /// The step failed: nothing can be delivered, or not everything.
+        Failed = "failed",
+        /// The step was not run.
+        Skipped = "skipped",
+        /// Everything can be delivered, but something is weaker than it could be.
+        Warning = "warning",
     }
 }
 

@@ -108,7 +108,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
         let waiter = OutcomeWaiter::subscribe(&*admin, Arc::clone(&progress), ShownOutcomes::Failures).await?;
         expect_all(&waiter, &plan)?;
         // Those of jobs that ended before.
-        let since = journal.header().since();
+        let since = journal.header.since();
         admin.read_retained(&address, &mut |body| waiter.record_earlier(body, since)).await?;
         Some(waiter)
     } else {
@@ -116,7 +116,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
     };
     progress.notice(&format!("backfill {}: {} jobs; record {}", plan.backfill, plan.job_count(), path.display()));
     // Those of the first command: one that continues was not repeated on purpose.
-    let (earlier, run) = (journal.header().cancellations(), journal.header().run());
+    let (earlier, run) = (journal.header.cancellations(), journal.header.run());
     let watched = BackfillRun { backfill: plan.backfill.clone(), started_at, earlier: earlier.clone() };
     let mut watcher = CancellationWatcher::start(admin, watched, progress.clone());
     let publisher = BackfillPublisher {
@@ -124,7 +124,7 @@ async fn publish(args: BackfillRunArgs, config: &Config, json: bool) -> Result<E
         publish: &|publication| queue.publish(publication),
         started_at,
         earlier: earlier.as_ref(),
-        generation_of: journal.header().started_at,
+        generation_of: journal.header.started_at,
         run,
         reply_to: retained.then_some(&*address),
         rate: args.rate,

@@ -1,6 +1,6 @@
 //! `consign completions`: shell completion scripts.
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 use clap_complete::Shell;
 
 use super::{Cli, Exit};

@@ -3,17 +3,15 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{Exit, examples};
+use super::Exit;
 use crate::config::{ConfigProblems, EffectiveSetting, Loaded, Reload};
 
 /// Actions on the configuration.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ConfigArgs {
     /// Validate the configuration and report every problem
-    #[command(after_help = examples::CONFIG_VALIDATE)]
     Validate,
     /// Show every setting with its value and origin. Secrets are masked as ***
-    #[command(after_help = examples::CONFIG_SHOW)]
     Show,
 }
 

@@ -13,7 +13,7 @@ mod show;
 use clap::Subcommand;
 
 use super::output::ProgressReporter;
-use super::{CommandError, Exit, broker, examples};
+use super::{CommandError, Exit, broker};
 use crate::config::Config;
 use crate::dead_letter::DeadLetterError;
 use crate::dead_letter::filter::LetterFilter;
@@ -24,24 +24,18 @@ use crate::queue::{DeadLetters, QueueError};
 #[derive(Debug, Clone, Subcommand)]
 pub enum DeadArgs {
     /// List dead letters, and count them by reason
-    #[command(after_help = examples::DEAD_LIST)]
     List(list::ListArgs),
     /// Show a dead letter with its history and its job. Secrets, external ids and URL queries are
     /// masked as ***
-    #[command(after_help = examples::DEAD_SHOW)]
     Show(show::ShowArgs),
     /// Requeue the jobs of dead letters under the same ids. Their attempts are counted from zero
-    #[command(after_help = examples::DEAD_REQUEUE)]
     Requeue(requeue::RequeueArgs),
     /// Discard dead letters permanently
-    #[command(after_help = examples::DEAD_DISCARD)]
     Discard(discard::DiscardArgs),
     /// Export dead letters to a file for `import`, and keep them. The file contains the complete
     /// jobs, including secrets
-    #[command(after_help = examples::DEAD_EXPORT)]
     Export(export::ExportArgs),
     /// Import exported dead letters. Those that exist already are skipped
-    #[command(after_help = examples::DEAD_IMPORT)]
     Import(import::ImportArgs),
 }
 
@@ -130,21 +124,21 @@ mod tests {
         let letter = DeadLetter::new("job.scheduled.a".to_owned(), Bytes::new(), Properties::default(), None);
         let run = || LetterRun::new(&NoOutput, "requeued");
         let lost = || QueueError::Unavailable("away".to_owned());
-        assert_eq!(exit(run().counts()), Exit::Done);
+        assert_eq!(exit(&run().counts), Exit::Done);
         let mut refused = run();
         refused.refused(&letter, "");
-        assert_eq!(exit(refused.counts()), Exit::Problem);
+        assert_eq!(exit(&refused.counts), Exit::Problem);
         refused.done(&letter);
-        assert_eq!(exit(refused.counts()), Exit::Partly);
+        assert_eq!(exit(&refused.counts), Exit::Partly);
         let mut full = run();
         assert!(full.failed(&letter, &QueueError::Refused("full".to_owned())), "another one may fit");
-        assert_eq!(exit(full.counts()), Exit::Failed);
+        assert_eq!(exit(&full.counts), Exit::Failed);
         let mut unavailable = run();
         assert!(!unavailable.failed(&letter, &lost()));
-        assert_eq!(exit(unavailable.counts()), Exit::Unavailable);
+        assert_eq!(exit(&unavailable.counts), Exit::Unavailable);
         let mut half = run();
         half.done(&letter);
         half.stopped(lost());
-        assert_eq!(exit(half.counts()), Exit::Partly);
+        assert_eq!(exit(&half.counts), Exit::Partly);
     }
 }

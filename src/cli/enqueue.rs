@@ -103,7 +103,7 @@ async fn run(args: EnqueueArgs, config: Config, json: bool) -> Result<Exit, Comm
     };
     warning.iter().for_each(|warning| notice(warning));
     let queue = broker::connect(&config, COMMAND).await?;
-    let progress = ProgressReporter::publishing(input.known_length(), json);
+    let progress = ProgressReporter::publishing(input.length, json);
     let waiter = if args.wait {
         let admin = broker::admin(&config, COMMAND);
         Some(OutcomeWaiter::subscribe(&*admin, Arc::clone(&progress), ShownOutcomes::All).await?)
@@ -174,7 +174,7 @@ async fn publish(
     progress: &ProgressReporter,
 ) -> EnqueueResult {
     let mut result = EnqueueResult::default();
-    let jobs = input.jobs().map(|job| async move {
+    let jobs = input.jobs.map(|job| async move {
         let job = job?;
         if let Some(waiter) = waiter {
             waiter.expect(&job.id, &job.destination);

@@ -54,7 +54,7 @@ pub fn fail_config(problems: &ConfigProblems) -> Exit {
 /// summary at the end.
 pub(super) struct ProgressReporter {
     bar: ProgressBar,
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl ProgressReporter {
@@ -82,10 +82,6 @@ impl ProgressReporter {
 
     pub(super) fn has_bar(&self) -> bool {
         !self.bar.is_hidden()
-    }
-
-    pub(super) fn is_json(&self) -> bool {
-        self.json
     }
 
     /// Resets the bar to 0 of `length` items.

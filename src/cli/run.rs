@@ -1,18 +1,12 @@
 //! `consign run`: the worker.
 
-use clap::Args;
-
 use super::Exit;
 use crate::app::{self, StartError, WorkerExit};
 use crate::config::{Config, Reload};
 use crate::telemetry::LogHandle;
 
-/// Arguments of `consign run`: none, as it is configured.
-#[derive(Debug, Clone, Args)]
-pub struct RunArgs {}
-
 /// Runs the worker until a signal. `reload` and `log` serve SIGHUP.
-pub async fn execute(_args: RunArgs, config: Config, reload: Reload, log: LogHandle) -> Exit {
+pub async fn execute(config: Config, reload: Reload, log: LogHandle) -> Exit {
     if let Err(problem) = config.broker.required_url() {
         return super::fail(&problem.to_string(), Exit::Config);
     }

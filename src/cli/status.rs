@@ -13,7 +13,7 @@ use url::Url;
 pub(super) use reset::reset_circuit;
 
 use super::workers::{StatusClient, worker_url, worker_urls};
-use super::{Exit, broker, examples, fail, print, print_json};
+use super::{Exit, broker, fail, print, print_json};
 use crate::config::Config;
 use crate::queue::Depths;
 use view::StatusReport;
@@ -43,7 +43,6 @@ pub struct StatusArgs {
 enum StatusAction {
     /// Reset a destination's circuit breaker in every worker, once its problem is fixed. Its
     /// waiting jobs are retried at once
-    #[command(after_help = examples::STATUS_RESET)]
     Reset {
         /// Destination id
         #[arg(value_name = "DEST")]

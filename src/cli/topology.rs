@@ -4,7 +4,7 @@
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{CommandError, Exit, examples, fail, print};
+use super::{CommandError, Exit, fail, print};
 use crate::config::Config;
 use crate::queue;
 
@@ -12,7 +12,6 @@ use crate::queue;
 #[derive(Debug, Clone, Subcommand)]
 pub enum TopologyArgs {
     /// Print the topology. With --json: a definitions file for `rabbitmqctl import_definitions`
-    #[command(after_help = examples::TOPOLOGY_PRINT)]
     Print {
         /// Virtual host of the definitions [default: that of broker.url, or /]
         #[arg(long)]
@@ -20,7 +19,6 @@ pub enum TopologyArgs {
     },
     /// Declare the topology on the broker, or create the embedded queue's file. Existing parts must
     /// match. Nothing is deleted
-    #[command(after_help = examples::TOPOLOGY_APPLY)]
     Apply,
 }
 

@@ -89,7 +89,7 @@ impl WaitState {
         }
         self.progress.event(&event);
         let succeeded = matches!(kind, OutcomeKind::Delivered | OutcomeKind::Skipped);
-        if !self.progress.is_json() && (self.shown == ShownOutcomes::All || !succeeded) {
+        if !self.progress.json && (self.shown == ShownOutcomes::All || !succeeded) {
             self.progress.notice(&outcome_line(&outcome, kind));
         }
     }

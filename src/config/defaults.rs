@@ -8,13 +8,13 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::raw::{RawAdminConfig, RawBrokerConfig, RawConfig, RawLogConfig, RawSourceConfig};
-use super::sections::{LogFormat, MetricsConfig, SessionConfig, UploadConfig, WorkerConfig};
+use super::raw::{RawAdminConfig, RawConfig, RawLogConfig, RawSourceConfig};
+use super::sections::{BrokerConfig, LogFormat, MetricsConfig, SessionConfig, UploadConfig, WorkerConfig};
 use crate::domain::destination::SessionPolicyMode;
 
 const MIB: u64 = 1 << 20;
 
-impl Default for RawBrokerConfig {
+impl Default for BrokerConfig {
     fn default() -> Self {
         Self {
             url: None,

@@ -8,7 +8,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use secrecy::SecretString;
+
 use super::problems::{ConfigProblem, ValueOrigin};
+
+/// Lengths of a token.
+const TOKEN_LENGTHS: std::ops::RangeInclusive<usize> = 16..=1024;
 
 /// A file and its text.
 #[derive(Debug, Clone)]
@@ -114,6 +119,25 @@ pub(super) fn reason(problem: &std::io::Error) -> String {
         std::io::ErrorKind::InvalidData => "it is not UTF-8".to_owned(),
         _ => problem.to_string(),
     }
+}
+
+/// Reads the bearer token of the admin endpoint, without the white space around it.
+///
+/// # Errors
+/// The reason and the remedy, without the content of the file and its name.
+pub fn read_token(file: &Path) -> Result<SecretString, String> {
+    let text = std::fs::read_to_string(file).map_err(|problem| {
+        format!("names a file that can't be read: {}; give the path of a readable file", reason(&problem))
+    })?;
+    let token = text.trim();
+    if !TOKEN_LENGTHS.contains(&token.len()) || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(
+            "names a file without a token; write 16 to 1024 visible ASCII characters into it, such as the output of \
+                    `openssl rand -hex 32`"
+                .to_owned(),
+        );
+    }
+    Ok(SecretString::from(token))
 }
 
 fn unreadable(directory: &Path, problem: &std::io::Error) -> ConfigProblem {

@@ -6,6 +6,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::domain::text_enum::text_enum;
+
 /// A dotted key and its value. `*` in a key stands for the id of each configured destination.
 pub type Preset = (&'static str, &'static str);
 
@@ -21,63 +23,36 @@ const NO_CHECKSUM: Preset = ("destinations.*.checksum", "none");
 /// They refuse an upload in parts of several lengths.
 const EQUAL_PARTS: Preset = ("destinations.*.equal_parts", "true");
 
-/// `aws.flavor`: a store whose usual settings are preset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Flavor {
-    /// AWS S3. Presets nothing.
-    Aws,
-    /// Ceph Object Gateway (RGW).
-    Ceph,
-    /// MinIO.
-    Minio,
-    /// Garage.
-    Garage,
-    /// SeaweedFS.
-    Seaweedfs,
-    /// Cloudflare R2.
-    R2,
-    /// Wasabi.
-    Wasabi,
-    /// Google Cloud Storage, by its XML API.
-    Gcs,
-    /// Oracle Cloud Infrastructure Object Storage.
-    Oci,
-    /// Scaleway Object Storage.
-    Scaleway,
+// In the order of the documentation.
+text_enum! {
+    /// `aws.flavor`: a store whose usual settings are preset.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Flavor {
+        /// AWS S3. Presets nothing.
+        Aws = "aws",
+        /// Ceph Object Gateway (RGW).
+        Ceph = "ceph",
+        /// MinIO.
+        Minio = "minio",
+        /// Garage.
+        Garage = "garage",
+        /// SeaweedFS.
+        Seaweedfs = "seaweedfs",
+        /// Cloudflare R2.
+        R2 = "r2",
+        /// Wasabi.
+        Wasabi = "wasabi",
+        /// Google Cloud Storage, by its XML API.
+        Gcs = "gcs",
+        /// Oracle Cloud Infrastructure Object Storage.
+        Oci = "oci",
+        /// Scaleway Object Storage.
+        Scaleway = "scaleway",
+    }
 }
 
 impl Flavor {
-    /// All flavors, in the order of the documentation.
-    pub const ALL: [Self; 10] = [
-        Self::Aws,
-        Self::Ceph,
-        Self::Minio,
-        Self::Garage,
-        Self::Seaweedfs,
-        Self::R2,
-        Self::Wasabi,
-        Self::Gcs,
-        Self::Oci,
-        Self::Scaleway,
-    ];
-
-    /// Returns the word of the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Aws => "aws",
-            Self::Ceph => "ceph",
-            Self::Minio => "minio",
-            Self::Garage => "garage",
-            Self::Seaweedfs => "seaweedfs",
-            Self::R2 => "r2",
-            Self::Wasabi => "wasabi",
-            Self::Gcs => "gcs",
-            Self::Oci => "oci",
-            Self::Scaleway => "scaleway",
-        }
-    }
-
     /// Returns the settings that are preset, each below every explicit one.
     pub fn presets(self) -> &'static [Preset] {
         match self {

@@ -11,9 +11,8 @@ use toml::de::DeTable;
 use super::files::ConfigFiles;
 use super::flavors::Flavor;
 use super::keys;
-use super::lines::LineIndex;
 use super::problems::{ConfigProblem, ValueOrigin};
-use super::tree::{Place, TreeNode};
+use super::tree::{LineIndex, Place, TreeNode};
 
 /// Prefix of environment variables. Two underscores separate the keys after it.
 const ENVIRONMENT_PREFIX: &str = "CONSIGN__";

@@ -6,15 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use schemars::JsonSchema;
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::flavors::Flavor;
-use super::sections::{CheckConfig, LogFormat, MetricsConfig, SessionConfig, UploadConfig, WorkerConfig};
-use super::units::{Size, Span};
+use super::sections::{BrokerConfig, CheckConfig, LogFormat, MetricsConfig, SessionConfig, UploadConfig, WorkerConfig};
+use super::units::Size;
 use crate::domain::destination::raw::RawDestination;
 
 /// Configuration of consign.
@@ -23,7 +21,7 @@ use crate::domain::destination::raw::RawDestination;
 #[schemars(title = "consign configuration", rename = "config")]
 pub(super) struct RawConfig {
     /// The queue of jobs.
-    pub(super) broker: RawBrokerConfig,
+    pub(super) broker: BrokerConfig,
     /// Concurrency and memory.
     pub(super) worker: WorkerConfig,
     /// Multipart uploads.
@@ -46,41 +44,6 @@ pub(super) struct RawConfig {
     pub(super) log: RawLogConfig,
     /// The customers' buckets, by id.
     pub(super) destinations: BTreeMap<String, RawDestination>,
-}
-
-/// `[broker]` as written.
-#[serde_with::skip_serializing_none]
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(rename = "RawBroker")]
-pub(super) struct RawBrokerConfig {
-    /// "amqps://..." or "amqp://..." for RabbitMQ, "sqlite:PATH" for the embedded queue of one
-    /// machine. A broker's URL contains a password, so prefer `url_file` or the environment for it.
-    #[serde(skip_serializing)]
-    #[schemars(with = "Option<String>")]
-    pub(super) url: Option<SecretString>,
-    /// File that contains the URL.
-    pub(super) url_file: Option<PathBuf>,
-    /// Prefix of all exchange and queue names.
-    pub(super) prefix: String,
-    /// True if `consign run` declares exchanges and queues; otherwise it only checks them.
-    pub(super) declare: bool,
-    /// Running time after which a transfer gets a lease: at most 30m, and less than half of the
-    /// broker's `consumer_timeout`.
-    #[serde(with = "Span")]
-    pub(super) lease_after: Duration,
-    /// File of a private CA (PEM) for amqps.
-    pub(super) ca_file: Option<PathBuf>,
-    /// File of the client certificate (PEM) for amqps; needs `client_key_file`.
-    pub(super) client_cert_file: Option<PathBuf>,
-    /// File of the client key (PEM) for amqps.
-    pub(super) client_key_file: Option<PathBuf>,
-    /// Allows amqp:// without TLS to hosts other than loopback. It sends the password in plain
-    /// text.
-    pub(super) allow_plaintext: bool,
-    /// Queues that the `reply_to` of a job may name: `*` stands for any characters, `<prefix>` for
-    /// `broker.prefix`. Queues of consign itself are always refused, except `<prefix>.backfill.*`.
-    pub(super) reply_to: Vec<String>,
 }
 
 /// `[aws]` as written.

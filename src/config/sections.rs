@@ -48,27 +48,39 @@ pub struct Config {
     pub destinations: Arc<Destinations>,
 }
 
-/// `[broker]`: where jobs come from.
-#[derive(Debug, Clone)]
+/// `[broker]`: where jobs come from. Once it is checked, `url` is set for `url_file`, too, and
+/// `reply_to` names the prefix itself.
+#[serde_with::skip_serializing_none]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RawBroker", description = "`[broker]` as written.")]
 pub struct BrokerConfig {
-    /// `amqp://`, `amqps://` or `sqlite:PATH`; `None` if no command needs it. A secret, because it
-    /// contains a password.
+    /// "amqps://..." or "amqp://..." for RabbitMQ, "sqlite:PATH" for the embedded queue of one
+    /// machine. A broker's URL contains a password, so prefer `url_file` or the environment for it.
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
     pub url: Option<SecretString>,
-    /// First word of every exchange and queue name.
+    /// File that contains the URL.
+    pub url_file: Option<PathBuf>,
+    /// Prefix of all exchange and queue names.
     pub prefix: String,
-    /// True if `run` declares the topology; otherwise it only checks it.
+    /// True if `consign run` declares exchanges and queues; otherwise it only checks them.
     pub declare: bool,
-    /// Running time after which a transfer gets a lease.
+    /// Running time after which a transfer gets a lease: at most 30m, and less than half of the
+    /// broker's `consumer_timeout`.
+    #[serde(with = "Span")]
     pub lease_after: Duration,
-    /// Private CA (PEM) for amqps.
+    /// File of a private CA (PEM) for amqps.
     pub ca_file: Option<PathBuf>,
-    /// Client certificate (PEM) for amqps.
+    /// File of the client certificate (PEM) for amqps; needs `client_key_file`.
     pub client_cert_file: Option<PathBuf>,
-    /// Client key (PEM) for amqps.
+    /// File of the client key (PEM) for amqps.
     pub client_key_file: Option<PathBuf>,
-    /// Allows plain amqp to hosts other than loopback.
+    /// Allows amqp:// without TLS to hosts other than loopback. It sends the password in plain
+    /// text.
     pub allow_plaintext: bool,
-    /// Names that replies may go to; `*` stands for any characters.
+    /// Queues that the `reply_to` of a job may name: `*` stands for any characters, `<prefix>` for
+    /// `broker.prefix`. Queues of consign itself are always refused, except `<prefix>.backfill.*`.
     pub reply_to: Vec<String>,
 }
 

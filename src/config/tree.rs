@@ -5,13 +5,26 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 
-use super::lines::LineIndex;
-
 /// Place of a value: its layer, by number, and the line in a file (0 if there is none).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) layer: usize,
     pub(super) line: usize,
+}
+
+/// The offsets of the line ends of a text: a scan for each key would be quadratic in a file with ten
+/// thousand destinations.
+pub(super) struct LineIndex(Vec<usize>);
+
+impl LineIndex {
+    pub(super) fn of(text: &str) -> Self {
+        Self(text.match_indices('\n').map(|(offset, _)| offset).collect())
+    }
+
+    /// Returns the number of the line at this offset; the first is 1.
+    pub(super) fn at(&self, offset: usize) -> usize {
+        self.0.partition_point(|newline| *newline < offset) + 1
+    }
 }
 
 /// A value, or a table of them. Its `Debug` shows no values: some are secret.

@@ -89,7 +89,8 @@ pub fn age(letter: &DeadLetter, now: Timestamp) -> Option<Duration> {
 #[derive(Debug)]
 pub struct LetterSelection {
     filter: LetterFilter,
-    now: Timestamp,
+    /// Time of the selection.
+    pub now: Timestamp,
     remaining: u64,
     only: Option<HashSet<LetterId>>,
 }
@@ -126,11 +127,6 @@ impl LetterSelection {
             }
         }
         Ok(None)
-    }
-
-    /// Returns the time of the selection.
-    pub fn now(&self) -> Timestamp {
-        self.now
     }
 }
 

@@ -14,7 +14,8 @@ pub struct LetterRun<'a> {
     verb: &'static str,
     /// Name of the boolean in events.
     key: String,
-    counts: LetterCounts,
+    /// Counts so far.
+    pub counts: LetterCounts,
 }
 
 /// Result of an operation on many letters.
@@ -49,11 +50,6 @@ impl<'a> LetterRun<'a> {
     #[must_use]
     pub fn with_key(self, key: &str) -> Self {
         Self { key: key.to_owned(), ..self }
-    }
-
-    /// Returns the counts so far.
-    pub fn counts(&self) -> &LetterCounts {
-        &self.counts
     }
 
     /// Returns the next selected letter; `None` at the end, or when no more letters can be read.

@@ -16,8 +16,10 @@ const REMOVALS: u32 = 20;
 /// A directory with buckets, files, queue and configuration. A temporary one is removed on drop.
 #[derive(Debug)]
 pub(super) struct Home {
-    path: PathBuf,
-    kept: bool,
+    /// The directory itself; absolute, without symbolic links.
+    pub(super) path: PathBuf,
+    /// True if it outlives the process.
+    pub(super) kept: bool,
     _lock: File,
 }
 
@@ -69,16 +71,6 @@ impl Home {
             std::fs::create_dir_all(folder).map_err(unusable)?;
         }
         Ok(home)
-    }
-
-    /// The directory itself; absolute, without symbolic links.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// True if it outlives the process.
-    pub(super) fn kept(&self) -> bool {
-        self.kept
     }
 
     /// One folder for each bucket.
@@ -136,7 +128,7 @@ mod tests {
     #[test]
     fn a_temporary_directory_goes_and_a_chosen_one_stays() {
         let temporary = Home::open(None).unwrap();
-        let path = temporary.path().to_owned();
+        let path = temporary.path.to_owned();
         assert!(path.join("buckets").is_dir());
         drop(temporary);
         assert!(!path.exists());
@@ -145,7 +137,7 @@ mod tests {
         let chosen = folder.path().join("new/one");
         drop(Home::open(Some(&chosen)).unwrap());
         assert!(chosen.join("files").is_dir());
-        assert!(Home::open(Some(&chosen)).unwrap().kept(), "it can be opened again");
+        assert!(Home::open(Some(&chosen)).unwrap().kept, "it can be opened again");
     }
 
     #[test]

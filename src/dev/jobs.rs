@@ -35,7 +35,7 @@ pub struct JobTally {
 
 /// Puts the jobs into the queue.
 pub(super) struct SamplePublisher {
-    queue: Arc<dyn JobPublisher>,
+    pub(super) queue: Arc<dyn JobPublisher>,
     planned: Vec<SampleJob>,
 }
 
@@ -60,14 +60,10 @@ impl SamplePublisher {
             let publication = publication(&planned);
             let prepared = tokio::task::spawn_blocking(move || planned.prepare()).await;
             let prepared = prepared.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)));
-            prepared.map_err(|problem| DevError::Sample { path: home.path().display().to_string(), problem })?;
+            prepared.map_err(|problem| DevError::Sample { path: home.path.display().to_string(), problem })?;
             self.queue.publish(publication).await?;
         }
         Ok(())
-    }
-
-    pub(super) async fn close(self) {
-        self.queue.close().await;
     }
 }
 
@@ -104,14 +100,10 @@ pub(super) async fn next_outcome(feed: &mut dyn Outcomes) -> Result<(Outcome, Ve
 pub(super) struct ExpectedOutcomes {
     /// Jobs without a terminal outcome, each with true where it is to be delivered.
     open: BTreeMap<String, bool>,
-    tally: JobTally,
+    pub(super) tally: JobTally,
 }
 
 impl ExpectedOutcomes {
-    pub(super) fn tally(&self) -> JobTally {
-        self.tally
-    }
-
     /// Counts the first terminal outcome of a job of ours.
     pub(super) fn note(&mut self, outcome: &Outcome) {
         let of_kind = |kind: OutcomeKind| outcome.kind == kind.event_type();
@@ -145,13 +137,13 @@ mod tests {
         let mut expected = ExpectedOutcomes { open, tally: JobTally { jobs: 3, open: 3, ..JobTally::default() } };
         expected.note(&outcome("somebody's", OutcomeKind::Delivered));
         expected.note(&outcome("good", OutcomeKind::Retrying));
-        assert_eq!(expected.tally().open, 3);
+        assert_eq!(expected.tally.open, 3);
         for _ in 0..2 {
             expected.note(&outcome("good", OutcomeKind::Delivered));
             expected.note(&outcome("bad", OutcomeKind::Failed));
         }
-        assert_eq!(expected.tally(), JobTally { jobs: 3, delivered: 1, surprises: 0, open: 1 });
+        assert_eq!(expected.tally, JobTally { jobs: 3, delivered: 1, surprises: 0, open: 1 });
         expected.note(&outcome("unlucky", OutcomeKind::Failed));
-        assert_eq!(expected.tally(), JobTally { jobs: 3, delivered: 1, surprises: 1, open: 0 });
+        assert_eq!(expected.tally, JobTally { jobs: 3, delivered: 1, surprises: 1, open: 0 });
     }
 }

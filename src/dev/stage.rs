@@ -60,18 +60,18 @@ impl Stage {
         };
         let ending = ending?;
         followed?;
-        publisher.close().await;
-        let tally = expected.tally();
+        publisher.queue.close().await;
+        let tally = expected.tally;
         if tally.open > 0 {
-            let next = if self.home.kept() { "they continue at the next start" } else { "they are discarded" };
+            let next = if self.home.kept { "they continue at the next start" } else { "they are discarded" };
             self.report
                 .say(&format!("\nstopped early: {} of {} jobs have no outcome yet; {next}.", tally.open, tally.jobs));
         }
         if !once {
             let kept =
-                || format!("\nkept in {}; the same command continues", quoted(&self.home.path().display().to_string()));
+                || format!("\nkept in {}; the same command continues", quoted(&self.home.path.display().to_string()));
             let removed = || "\nAll data is removed. --data-dir DIR keeps it.".to_owned();
-            self.report.say(&if self.home.kept() { kept() } else { removed() });
+            self.report.say(&if self.home.kept { kept() } else { removed() });
         }
         Ok(Ended { ending, tally })
     }
@@ -86,11 +86,11 @@ impl Stage {
         once: bool,
     ) -> Result<(), DevError> {
         let shown = async {
-            while expected.tally().open > 0 {
+            while expected.tally.open > 0 {
                 let outcome = self.show_next(feed).await?;
-                let before = expected.tally().delivered;
+                let before = expected.tally.delivered;
                 expected.note(&outcome);
-                if (before, expected.tally().delivered) == (0, 1) {
+                if (before, expected.tally.delivered) == (0, 1) {
                     let seconds = self.started.elapsed().as_secs_f64();
                     self.report.remark(&format!("the first object was delivered {seconds:.2} s after the start"));
                 }
@@ -98,7 +98,7 @@ impl Stage {
             Ok(())
         };
         tokio::try_join!(publisher.publish(&self.home), shown)?;
-        self.conclude(expected.tally(), once);
+        self.conclude(expected.tally, once);
         if once {
             return Ok(());
         }
@@ -123,7 +123,7 @@ impl Stage {
         let failed = jobs - delivered;
         let meant = if surprises == 0 && failed > 0 { ", as expected" } else { "" };
         self.report.say(&format!("\n{delivered} of {jobs} delivered, {failed} failed{meant}."));
-        if once && !self.home.kept() {
+        if once && !self.home.kept {
             self.report.say("All data is removed. --data-dir DIR keeps it; without --once you can inspect it.");
             return;
         }

@@ -20,11 +20,13 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 pub(crate) use arn::is_iam_name;
 pub use arn::{KmsKeyArn, RoleArn};
-pub(crate) use arn_parts::split_arn;
+pub(crate) use arn_parts::{home_region_of, partition_named, partition_of, split_arn};
 pub use identity::DestinationIdentity;
 pub use inline_policy::InlinePolicy;
 pub(crate) use names::text_newtype;
 pub use names::{AccountId, BucketName, DestinationId, ExternalId, Invalid, ObjectKey, Prefix, Region};
+
+use super::text_enum::text_enum;
 
 /// One customer's bucket or subfolder, with everything a transfer into it needs to know.
 #[derive(Debug, Clone)]
@@ -152,28 +154,19 @@ pub enum SessionPolicyMode {
     None,
 }
 
-/// Server-side encryption, by its name in the header `x-amz-server-side-encryption`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-pub enum EncryptionAlgorithm {
-    /// Keys of S3 (SSE-S3).
-    #[serde(rename = "AES256")]
-    Aes256,
-    /// A KMS key (SSE-KMS).
-    #[serde(rename = "aws:kms")]
-    Kms,
-    /// Two layers with a KMS key (DSSE-KMS).
-    #[serde(rename = "aws:kms:dsse")]
-    KmsDsse,
-}
-
-impl EncryptionAlgorithm {
-    /// The name in the header.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Aes256 => "AES256",
-            Self::Kms => "aws:kms",
-            Self::KmsDsse => "aws:kms:dsse",
-        }
+text_enum! {
+    /// Server-side encryption, by its name in the header `x-amz-server-side-encryption`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+    pub enum EncryptionAlgorithm {
+        /// Keys of S3 (SSE-S3).
+        #[serde(rename = "AES256")]
+        Aes256 = "AES256",
+        /// A KMS key (SSE-KMS).
+        #[serde(rename = "aws:kms")]
+        Kms = "aws:kms",
+        /// Two layers with a KMS key (DSSE-KMS).
+        #[serde(rename = "aws:kms:dsse")]
+        KmsDsse = "aws:kms:dsse",
     }
 }
 
@@ -218,36 +211,4 @@ impl Destination {
             Auth::AccessKey { .. } => partition_of(self.region.as_str()),
         }
     }
-}
-
-/// The region of a partition where its global services are at home.
-pub(crate) fn home_region_of(partition: &str) -> &'static str {
-    match partition {
-        "aws-cn" => "cn-north-1",
-        "aws-us-gov" => "us-gov-west-1",
-        "aws-eusc" => "eusc-de-east-1",
-        "aws-iso" => "us-iso-east-1",
-        "aws-iso-b" => "us-isob-east-1",
-        "aws-iso-e" => "eu-isoe-west-1",
-        "aws-iso-f" => "us-isof-south-1",
-        _ => "us-east-1",
-    }
-}
-
-/// The partition of a region, by the beginning of its name; one that nobody knows is taken for one
-/// of the oldest partition.
-pub(crate) fn partition_of(region: &str) -> &'static str {
-    const BEGINNINGS: [(&str, &str); 7] = [
-        ("cn-", "aws-cn"),
-        ("us-gov-", "aws-us-gov"),
-        ("eusc-", "aws-eusc"),
-        ("us-iso-", "aws-iso"),
-        ("us-isob-", "aws-iso-b"),
-        ("eu-isoe-", "aws-iso-e"),
-        ("us-isof-", "aws-iso-f"),
-    ];
-    BEGINNINGS
-        .into_iter()
-        .find(|(beginning, _)| region.starts_with(beginning))
-        .map_or("aws", |(_, partition)| partition)
 }

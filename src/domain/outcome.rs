@@ -20,127 +20,90 @@ pub use symptom::Symptom;
 
 use crate::domain::backfill_id::BackfillId;
 use crate::domain::generation::NewerDelivery;
+use crate::domain::text_enum::{table_enum, text_enum};
 
-/// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
-/// metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Class {
-    /// Temporary: retried, and the attempt is charged.
-    Transient,
-    /// The session expired: refreshed once, then as transient.
-    Session,
-    /// The customer must fix something: deferred, no attempt is charged.
-    Destination,
-    /// The job itself is wrong: dead-lettered at once.
-    Job,
-    /// Interrupted: another worker continues, no attempt is charged.
-    Interrupted,
-    /// A bug of consign: retried once, then dead-lettered.
-    Defect,
-    /// A fault of this worker: the job stays in the queue, the worker stops consuming.
-    Worker,
-}
-
-impl Class {
-    /// All classes.
-    pub const ALL: [Self; 7] =
-        [Self::Transient, Self::Session, Self::Destination, Self::Job, Self::Interrupted, Self::Defect, Self::Worker];
-
-    /// The label value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Transient => "transient",
-            Self::Session => "session",
-            Self::Destination => "destination",
-            Self::Job => "job",
-            Self::Interrupted => "interrupted",
-            Self::Defect => "defect",
-            Self::Worker => "worker",
-        }
+text_enum! {
+    /// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
+    /// metric label.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub enum Class {
+        /// Temporary: retried, and the attempt is charged.
+        Transient = "transient",
+        /// The session expired: refreshed once, then as transient.
+        Session = "session",
+        /// The customer must fix something: deferred, no attempt is charged.
+        Destination = "destination",
+        /// The job itself is wrong: dead-lettered at once.
+        Job = "job",
+        /// Interrupted: another worker continues, no attempt is charged.
+        Interrupted = "interrupted",
+        /// A bug of consign: retried once, then dead-lettered.
+        Defect = "defect",
+        /// A fault of this worker: the job stays in the queue, the worker stops consuming.
+        Worker = "worker",
     }
 }
 
-macro_rules! reasons {
-    ($($variant:ident $text:literal $class:ident $doc:literal,)*) => {
-        /// Reason of a failed transfer. A closed set; also a metric label. Each reason belongs to
-        /// one [`Class`].
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Reason {
-            $(#[doc = $doc] $variant,)*
-        }
+table_enum! {
+    /// Reason of a failed transfer. A closed set; also a metric label. Each reason belongs to
+    /// one [`Class`].
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub enum Reason {
+        /// Returns the class of the reason.
+        fn class() -> Class;
 
-        impl Reason {
-            /// Every reason there is.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The reason of this name.
-            pub fn parse(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
-            }
-
-            /// The label value, also `x-error-reason` and the outcome's `reason`.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-
-            /// Class of the reason.
-            pub fn class(self) -> Class {
-                match self { $(Self::$variant => Class::$class,)* }
-            }
-
-            /// Meaning in one sentence.
-            pub fn meaning(self) -> &'static str {
-                match self { $(Self::$variant => $doc,)* }
-            }
-        }
-    };
+        S3Unavailable "s3_unavailable" Transient "S3 answered 5xx.",
+        SlowDown "slow_down" Transient "S3 asked the worker to slow down.",
+        Throttled "throttled" Transient "A service throttled the request.",
+        Connection "connection" Transient "A connection broke or could not be made.",
+        Timeout "timeout" Transient "A request took longer than its time-out.",
+        StsUnavailable "sts_unavailable" Transient "STS answered 5xx or not at all.",
+        SourceUnavailable "source_unavailable" Transient "The source answered 5xx, throttled, disconnected, or changed while it was read.",
+        SourceSlow "source_slow" Transient "The source sent fewer bytes per second than upload.min_rate.",
+        Exhausted "exhausted" Transient "All attempts are used up.",
+        SessionExpired "session_expired" Session "The token of the session expired or was refused.",
+        AssumeRoleDenied "assume_role_denied" Destination "The role can't be assumed.",
+        AccessDenied "access_denied" Destination "A permission for the bucket is missing, or the store refuses for another reason; message and hint name it.",
+        BucketNotFound "bucket_not_found" Destination "The bucket does not exist.",
+        WrongOwner "wrong_owner" Destination "The bucket belongs to another account.",
+        WrongRegion "wrong_region" Destination "The bucket is in another region than configured, or the role belongs to a region or partition in which the worker's identity is not valid.",
+        KmsDenied "kms_denied" Destination "The use of the KMS key is denied.",
+        KmsUnavailable "kms_unavailable" Destination "The KMS key is missing, disabled or pending deletion.",
+        AccessKeyInvalid "access_key_invalid" Destination "The access key is unknown or disabled, or its secret does not match.",
+        EncryptionMismatch "encryption_mismatch" Destination "S3 encrypted the object in another way than requested.",
+        RoleAuthOff "role_auth_off" Destination "This worker does not assume roles (session.role_auth = false).",
+        InvalidJob "invalid_job" Job "The job can't be read.",
+        SchemaVersion "schema_version" Job "This worker does not know the version of the job.",
+        DestinationForbidden "destination_forbidden" Job "This job or its publisher is not permitted to use the destination.",
+        UnknownDestination "unknown_destination" Job "The destination is not configured.",
+        InvalidKey "invalid_key" Job "The key is not allowed.",
+        SourceNotFound "source_not_found" Job "The source does not exist.",
+        SourceDenied "source_denied" Job "The source denies access.",
+        SourceForbidden "source_forbidden" Job "The configuration of this worker does not permit this source.",
+        SourceMismatch "source_mismatch" Job "The source does not match size, sha256 or etag of the job.",
+        SourceChanged "source_changed" Job "The source changed while it was read, and the job names its content (sha256 or etag).",
+        TooLarge "too_large" Job "The source is larger than allowed.",
+        ObjectExists "object_exists" Job "An object with this key exists, and the job has if_exists = fail.",
+        Unclassified "unclassified" Job "An unexpected refusal.",
+        Shutdown "shutdown" Interrupted "The worker is draining.",
+        BrokerLost "broker_lost" Interrupted "The broker channel of the delivery is closed.",
+        LeaseLost "lease_lost" Interrupted "Another worker continues.",
+        Panic "panic" Defect "The worker panicked, which is a defect of consign.",
+        ChecksumMismatch "checksum_mismatch" Defect "The checksum in the reply of S3 differs from that of the sent bytes.",
+        CrashLoop "crash_loop" Defect "Several workers in a row crashed or were cut off while they ran this job.",
+        IdentityDenied "identity_denied" Worker "AWS refuses the worker's own identity.",
+        ClockSkew "clock_skew" Worker "The worker's clock is wrong.",
+        DiskFull "disk_full" Worker
+            "The worker's disk is full. Not used yet: transfers do not write to disk, and a full disk below an embedded queue makes the worker not ready.",
+        Outage "outage" Worker "Many destinations fail in the same way at the same time.",
+    }
 }
 
-reasons! {
-    S3Unavailable "s3_unavailable" Transient "S3 answered 5xx.",
-    SlowDown "slow_down" Transient "S3 asked the worker to slow down.",
-    Throttled "throttled" Transient "A service throttled the request.",
-    Connection "connection" Transient "A connection broke or could not be made.",
-    Timeout "timeout" Transient "A request took longer than its time-out.",
-    StsUnavailable "sts_unavailable" Transient "STS answered 5xx or not at all.",
-    SourceUnavailable "source_unavailable" Transient "The source answered 5xx, throttled, disconnected, or changed while it was read.",
-    SourceSlow "source_slow" Transient "The source sent fewer bytes per second than upload.min_rate.",
-    Exhausted "exhausted" Transient "All attempts are used up.",
-    SessionExpired "session_expired" Session "The token of the session expired or was refused.",
-    AssumeRoleDenied "assume_role_denied" Destination "The role can't be assumed.",
-    AccessDenied "access_denied" Destination "A permission for the bucket is missing, or the store refuses for another reason; message and hint name it.",
-    BucketNotFound "bucket_not_found" Destination "The bucket does not exist.",
-    WrongOwner "wrong_owner" Destination "The bucket belongs to another account.",
-    WrongRegion "wrong_region" Destination "The bucket is in another region than configured, or the role belongs to a region or partition in which the worker's identity is not valid.",
-    KmsDenied "kms_denied" Destination "The use of the KMS key is denied.",
-    KmsUnavailable "kms_unavailable" Destination "The KMS key is missing, disabled or pending deletion.",
-    AccessKeyInvalid "access_key_invalid" Destination "The access key is unknown or disabled, or its secret does not match.",
-    EncryptionMismatch "encryption_mismatch" Destination "S3 encrypted the object in another way than requested.",
-    RoleAuthOff "role_auth_off" Destination "This worker does not assume roles (session.role_auth = false).",
-    InvalidJob "invalid_job" Job "The job can't be read.",
-    SchemaVersion "schema_version" Job "This worker does not know the version of the job.",
-    DestinationForbidden "destination_forbidden" Job "This job or its publisher is not permitted to use the destination.",
-    UnknownDestination "unknown_destination" Job "The destination is not configured.",
-    InvalidKey "invalid_key" Job "The key is not allowed.",
-    SourceNotFound "source_not_found" Job "The source does not exist.",
-    SourceDenied "source_denied" Job "The source denies access.",
-    SourceForbidden "source_forbidden" Job "The configuration of this worker does not permit this source.",
-    SourceMismatch "source_mismatch" Job "The source does not match size, sha256 or etag of the job.",
-    SourceChanged "source_changed" Job "The source changed while it was read, and the job names its content (sha256 or etag).",
-    TooLarge "too_large" Job "The source is larger than allowed.",
-    ObjectExists "object_exists" Job "An object with this key exists, and the job has if_exists = fail.",
-    Unclassified "unclassified" Job "An unexpected refusal.",
-    Shutdown "shutdown" Interrupted "The worker is draining.",
-    BrokerLost "broker_lost" Interrupted "The broker channel of the delivery is closed.",
-    LeaseLost "lease_lost" Interrupted "Another worker continues.",
-    Panic "panic" Defect "The worker panicked, which is a defect of consign.",
-    ChecksumMismatch "checksum_mismatch" Defect "The checksum in the reply of S3 differs from that of the sent bytes.",
-    CrashLoop "crash_loop" Defect "Several workers in a row crashed or were cut off while they ran this job.",
-    IdentityDenied "identity_denied" Worker "AWS refuses the worker's own identity.",
-    ClockSkew "clock_skew" Worker "The worker's clock is wrong.",
-    DiskFull "disk_full" Worker
-        "The worker's disk is full. Not used yet: transfers do not write to disk, and a full disk below an embedded queue makes the worker not ready.",
-    Outage "outage" Worker "Many destinations fail in the same way at the same time.",
+impl Reason {
+    /// The reason of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
 }
 
 /// A failed attempt: a closed reason, and plain words for the customer.

@@ -6,30 +6,28 @@
 //! policy`, the remedies of the connection test and the customer's guide are all made of it, so
 //! that they can't disagree. Pure: no network, no clock, no configuration.
 
-mod bucket;
 mod cloudformation;
 mod document;
-mod key;
-mod network;
+mod grants;
 mod party;
 mod permission;
 mod principal;
 mod resource;
 mod session;
 mod terraform;
-mod trust;
 
-pub use bucket::{bucket_policy_fence, bucket_policy_grant, lifecycle};
 pub use cloudformation::cloudformation;
 pub use document::{Scope, document, permissions, pretty, single, single_on_key};
-pub use key::{kms_key_policy_statement, kms_statement, kms_statement_on};
+pub use grants::{
+    bucket_policy_fence, bucket_policy_grant, kms_key_policy_statement, kms_statement, kms_statement_on, lifecycle,
+    trust,
+};
 pub use party::Party;
 pub use permission::{Need, Permission};
 pub use principal::Principal;
 pub use resource::{TEST_OBJECT, dns_suffix};
 pub use session::{PolicyForm, SESSION_POLICY_LIMIT, session_policy, session_policy_fits, session_policy_in};
 pub use terraform::terraform;
-pub use trust::trust;
 
 #[cfg(test)]
 mod tests;

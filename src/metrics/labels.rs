@@ -1,6 +1,7 @@
 //! The closed sets of label values, and the names of label values that callers pass.
 
 use crate::domain::outcome::{OutcomeKind, Reason};
+use crate::domain::text_enum::text_enum;
 
 /// The outcomes that end a transfer: `outcome`.
 pub(super) const OUTCOMES: [OutcomeKind; 4] =
@@ -38,70 +39,53 @@ pub(super) const PARTS: [&str; 3] = ["ok", "failed", "retried"];
 /// The results of calling AssumeRole: `result`.
 pub(super) const ASSUME_ROLE: [&str; 3] = ["ok", "denied", "error"];
 
-/// Defines the values of a label, each with its text.
-macro_rules! label_values {
-    ($($(#[doc = $doc:literal])+ $name:ident { $(#[doc = $meaning:literal] $variant:ident $text:literal,)* })*) => {
-        $(
-            $(#[doc = $doc])+
-            #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-            pub enum $name {
-                $(#[doc = $meaning] $variant,)*
-            }
-
-            impl $name {
-                pub(super) const ALL: [Self; [$($text,)*].len()] = [$(Self::$variant,)*];
-
-                pub(super) fn as_str(self) -> &'static str {
-                    match self { $(Self::$variant => $text,)* }
-                }
-            }
-        )*
-    };
-}
-
-label_values! {
+text_enum! {
     /// The results of a reply: `result` of `consign_replies_total`.
-    ReplyResult {
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum ReplyResult {
         /// The broker has it.
-        Sent "sent",
+        Sent = "sent",
         /// Its address is not permitted.
-        Refused "refused",
+        Refused = "refused",
         /// The queue does not exist, is full, or did not confirm in time.
-        Failed "failed",
+        Failed = "failed",
     }
 
     /// The source of the answer to a session request: `result` of `consign_session_requests_total`.
-    SessionRequest {
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum SessionRequest {
         /// The cache.
-        Hit "hit",
+        Hit = "hit",
         /// A call to STS.
-        Miss "miss",
+        Miss = "miss",
         /// A call to STS that another request had already started.
-        Coalesced "coalesced",
+        Coalesced = "coalesced",
         /// A refusal, cached or fresh.
-        Denied "denied",
+        Denied = "denied",
     }
 
     /// The reason for deferring a job without charging an attempt: `cause` of
     /// `consign_deferred_total`.
-    DeferCause {
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum DeferCause {
         /// The destination's circuit breaker is open.
-        Circuit "circuit",
+        Circuit = "circuit",
         /// The destination is at its concurrency limit.
-        Concurrency "concurrency",
+        Concurrency = "concurrency",
         /// The destination is at its rate limit in bytes per second.
-        Rate "rate",
+        Rate = "rate",
     }
 
     /// The reason why an older generation may have replaced a newer one: `cause` of
     /// `consign_generations_lost_total`.
-    GenerationLoss {
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum GenerationLoss {
         /// More objects are known than a worker remembers; the oldest was forgotten.
-        Evicted "evicted",
+        Evicted = "evicted",
         /// A report did not reach the other workers.
-        Unreported "unreported",
+        Unreported = "unreported",
         /// The control stream was not readable when a late job wrote its object.
-        Unordered "unordered",
+        Unordered = "unordered",
     }
 }
 

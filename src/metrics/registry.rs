@@ -8,7 +8,7 @@ use prometheus::{
 /// The registry of one worker while it is built. Names and labels are constants of this program,
 /// and the test `all_series_are_present` finds an invalid or duplicate one.
 pub(super) struct Builder {
-    registry: Registry,
+    pub(super) registry: Registry,
 }
 
 impl Builder {
@@ -21,10 +21,6 @@ impl Builder {
         let info = builder.registered(IntGauge::with_opts(version));
         info.set(1);
         builder
-    }
-
-    pub(super) fn into_registry(self) -> Registry {
-        self.registry
     }
 
     pub(super) fn counter(&self, name: &str, help: &str) -> IntCounter {
@@ -79,5 +75,26 @@ impl Builder {
                 "failed to register a metric"
             );
         }
+    }
+}
+
+/// An increase of a gauge that lasts as long as this value: drop subtracts what was added.
+#[derive(Debug)]
+pub struct GaugeGuard {
+    gauge: IntGauge,
+    amount: i64,
+}
+
+impl GaugeGuard {
+    /// Adds `amount` to the gauge.
+    pub(super) fn add(gauge: &IntGauge, amount: i64) -> Self {
+        gauge.add(amount);
+        Self { gauge: gauge.clone(), amount }
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.gauge.sub(self.amount);
     }
 }

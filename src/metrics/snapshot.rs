@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use prometheus::{IntCounterVec, IntGauge};
 use serde::Serialize;
 
-use super::families::{Families, TransferFamilies};
+use super::Metrics;
+use super::families::TransferFamilies;
 use super::labels::{DeferCause, LANES, OUTCOMES, SessionRequest};
 use crate::domain::outcome::Reason;
 
@@ -64,8 +65,8 @@ pub struct FailureCount {
 }
 
 impl Snapshot {
-    pub(super) fn of(families: &Families) -> Self {
-        let Families { transfers, uploads, sessions, broker, process, .. } = families;
+    pub(super) fn of(metrics: &Metrics) -> Self {
+        let Metrics { transfers, uploads, sessions, broker, process, .. } = metrics;
         let requests = SessionRequest::ALL.map(SessionRequest::as_str);
         Self {
             lanes: LANES.iter().map(|lane| LaneSnapshot::of(transfers, lane)).collect(),

@@ -38,8 +38,7 @@ pub struct OutcomeDetails {
 impl ObservedOutcome {
     /// Returns the kind of the outcome; `None` for any other event.
     pub fn kind(&self) -> Option<OutcomeKind> {
-        use OutcomeKind::{Delivered, Expired, Failed, Retrying, Skipped};
-        [Delivered, Failed, Retrying, Skipped, Expired].into_iter().find(|kind| kind.event_type() == self.kind)
+        OutcomeKind::ALL.into_iter().find(|kind| kind.event_type() == self.kind)
     }
 
     /// Returns true for an outcome of jobs published at `since` or later. Those of earlier runs do

@@ -50,18 +50,10 @@ impl<T> Default for PrefetchBuffer<T> {
     }
 }
 
-fn index(lane: Lane) -> usize {
-    match lane {
-        Lane::Continued => 0,
-        Lane::Scheduled => 1,
-        Lane::Backfill => 2,
-    }
-}
-
 impl<T> PrefetchBuffer<T> {
     /// Appends a delivery. A closed buffer or a paused lane returns it, and the caller requeues it.
     pub(in crate::queue) fn push(&self, lane: Lane, delivery: T) -> Result<(), T> {
-        let lane = index(lane);
+        let lane = lane as usize;
         let mut buffered = self.buffered.lock();
         if buffered.closed || buffered.lanes[lane].paused {
             return Err(delivery);
@@ -76,7 +68,7 @@ impl<T> PrefetchBuffer<T> {
     /// [`PrefetchBuffer::clear`] comes in between. `None` once closed. Cancel safe: nothing is
     /// removed before the last await.
     pub(in crate::queue) async fn next<R>(&self, lane: Lane, hand_out: impl Fn(T) -> R) -> Option<R> {
-        let lane = index(lane);
+        let lane = lane as usize;
         loop {
             let mut changed = std::pin::pin!(self.changed[lane].notified());
             changed.as_mut().enable();
@@ -96,7 +88,7 @@ impl<T> PrefetchBuffer<T> {
     /// Returns the lane whose oldest delivery waits longest, and the time of its arrival.
     pub(in crate::queue) fn oldest(&self) -> Option<(Lane, Instant)> {
         let buffered = self.buffered.lock();
-        let first = |lane: Lane| Some((lane, buffered.lanes[index(lane)].fetched.front()?.0));
+        let first = |lane: Lane| Some((lane, buffered.lanes[lane as usize].fetched.front()?.0));
         Lane::ALL.into_iter().filter_map(first).min_by_key(|(_, at)| *at)
     }
 
@@ -113,7 +105,7 @@ impl<T> PrefetchBuffer<T> {
     /// Refuses deliveries of a lane until [`PrefetchBuffer::resume`]. Returns the buffered ones.
     pub(in crate::queue) fn pause(&self, lane: Lane) -> Vec<T> {
         let mut buffered = self.buffered.lock();
-        let buffer = &mut buffered.lanes[index(lane)];
+        let buffer = &mut buffered.lanes[lane as usize];
         buffer.paused = true;
         buffer.drain()
     }
@@ -121,7 +113,7 @@ impl<T> PrefetchBuffer<T> {
     /// Accepts deliveries of a lane again, from a consumer with this limit.
     pub(in crate::queue) fn resume(&self, lane: Lane, room: u16) {
         let mut buffered = self.buffered.lock();
-        let buffer = &mut buffered.lanes[index(lane)];
+        let buffer = &mut buffered.lanes[lane as usize];
         (buffer.paused, buffer.room) = (false, Some(room.max(1)));
     }
 
@@ -129,7 +121,7 @@ impl<T> PrefetchBuffer<T> {
     /// lane accepts no deliveries.
     pub(in crate::queue) fn room(&self, lane: Lane, configured: u16) -> Option<u16> {
         let buffered = self.buffered.lock();
-        let buffer = &buffered.lanes[index(lane)];
+        let buffer = &buffered.lanes[lane as usize];
         let room = buffer.room.map_or(configured, |room| room.min(configured));
         (!buffered.closed && !buffer.paused).then_some(room)
     }

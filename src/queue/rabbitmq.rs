@@ -14,7 +14,7 @@
 //! | `consumer`, `context` | consumer of a lane; state that outlives the sessions |
 //! | `lease` | protocol of the leases |
 //! | `deliveries` | prefetched and unacknowledged deliveries |
-//! | `dead_letters`, `outcomes`, `depths`, `control` | operations of commands |
+//! | `dead_letters`, `outcomes`, `control` | operations of commands |
 //! | `death`, `copies`, `messages`, `direct_reply` | dead letters as they are read; copies of jobs; other messages; replies without a queue |
 //! | `publisher`, `health` | publisher with confirms; end and block of a session |
 //! | `declare`, `stream`, `channel` | declaration of the topology; streams; operations on a channel |
@@ -43,7 +43,6 @@ mod death;
 mod declare;
 mod definitions;
 mod deliveries;
-mod depths;
 mod direct_reply;
 mod errors;
 mod fields;

@@ -35,7 +35,7 @@
 //! | `engine` | the thread that owns the connection: batches, leases, heartbeats |
 //! | `write_op` | the operations that it performs |
 //! | `settle`, `release`, `jobs` | settlements, return of waiting copies, rows of jobs |
-//! | `outcomes`, `control`, `control_reader`, `dead_letters`, `depths` | the other tables |
+//! | `outcomes`, `control`, `control_reader`, `dead_letters` | the other tables |
 //! | `owner` | processes that own jobs, and the expiry of dead ones |
 //! | `retrying_store`, `connection`, `schema`, `errors`, `limits` | access for commands, the open file, its tables, its errors, lengths |
 //!
@@ -61,7 +61,6 @@ mod connection;
 mod control;
 mod control_reader;
 mod dead_letters;
-mod depths;
 mod engine;
 mod errors;
 mod jobs;

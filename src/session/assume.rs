@@ -87,7 +87,7 @@ pub(super) fn is_policy_too_large(failure: &Failure) -> bool {
 /// Returns the region in which STS is called: the platform's, else that of the environment, else
 /// the home of the identity's partition where that is known, else the destination's.
 pub(super) fn sts_region(aws: &AwsConfig, of_destination: Option<&Region>, identity: &WorkerIdentity) -> String {
-    let ours = || identity.sdk().region().map(|region| region.as_ref().to_owned());
+    let ours = || identity.sdk.region().map(|region| region.as_ref().to_owned());
     let home = || aws.identity_role_arn.as_ref().map(|role| home_region_of(role.partition()).to_owned());
     let theirs = || of_destination.map(|region| region.as_str().to_owned());
     let named = aws.region.as_ref().map(|region| region.as_str().to_owned());
@@ -97,7 +97,7 @@ pub(super) fn sts_region(aws: &AwsConfig, of_destination: Option<&Region>, ident
 /// Returns a client for this one call. Its retry budget is the destination's own: the SDK shares
 /// one per region by default, so that one failing tenant would starve the others.
 fn client(identity: &WorkerIdentity, aws: &AwsConfig, role: &RoleRequest<'_>) -> aws_sdk_sts::Client {
-    let mut config = aws_sdk_sts::config::Builder::from(identity.sdk())
+    let mut config = aws_sdk_sts::config::Builder::from(&identity.sdk)
         .region(aws_sdk_sts::config::Region::new(sts_region(aws, Some(role.region), identity)))
         .retry_config(RetryConfig::standard().with_max_attempts(3))
         .retry_partition(role.retries.clone());

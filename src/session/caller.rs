@@ -40,7 +40,7 @@ pub(super) async fn caller(
     key: Option<Credentials>,
     tries: u32,
 ) -> Result<String, Failure> {
-    let mut config = aws_sdk_sts::config::Builder::from(identity.sdk())
+    let mut config = aws_sdk_sts::config::Builder::from(&identity.sdk)
         .retry_config(RetryConfig::standard().with_max_attempts(tries))
         // Of this call alone: the SDK keeps one for each region that a job names, for ever.
         .retry_partition(RetryPartition::custom("consign-caller").build());

@@ -86,7 +86,7 @@ impl Sessions {
     /// profile, else that of its configured role's partition, else the one whose STS accepted it
     /// last and did not refuse it since, else that of the identity's partition, else `us-east-1`.
     pub(super) fn home_region(&self) -> String {
-        let known = self.home.region().filter(|_| self.identity.sdk().region().is_none());
+        let known = self.home.region().filter(|_| self.identity.sdk.region().is_none());
         sts_region(&self.aws, known.as_ref(), &self.identity)
     }
 

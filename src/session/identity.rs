@@ -27,7 +27,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Identity of the worker, and the HTTP client that all AWS clients share.
 #[derive(Debug, Clone)]
 pub struct WorkerIdentity {
-    sdk: SdkConfig,
+    /// The configuration clients with the worker's own credentials are made from.
+    pub(super) sdk: SdkConfig,
     http: SharedHttpClient,
 }
 
@@ -87,22 +88,12 @@ impl WorkerIdentity {
         Self { sdk, http }
     }
 
-    /// The configuration clients with the worker's own credentials are made from.
-    pub(super) fn sdk(&self) -> &SdkConfig {
-        &self.sdk
-    }
-
-    /// The shared HTTP client.
-    pub(super) fn http_client(&self) -> SharedHttpClient {
-        self.http.clone()
-    }
-
     /// Returns the settings that all S3 clients of this program share, without credentials.
     pub(super) fn s3_config(&self, aws: &AwsConfig, region: &Region) -> aws_sdk_s3::config::Builder {
         let mut config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(aws_sdk_s3::config::Region::new(region.as_str().to_owned()))
-            .http_client(self.http_client())
+            .http_client(self.http.clone())
             .retry_config(RetryConfig::disabled())
             // One for all: the SDK keeps one for each region that a job names, for ever.
             .retry_partition(RetryPartition::new("consign-s3"))
@@ -115,7 +106,7 @@ impl WorkerIdentity {
         match &aws.s3_endpoint_url {
             Some(url) => config.set_endpoint_url(Some(endpoint(url))),
             // As STS has them: from the configuration, the environment or the profile.
-            None => config.set_use_fips(self.sdk().use_fips()).set_use_dual_stack(self.sdk().use_dual_stack()),
+            None => config.set_use_fips(self.sdk.use_fips()).set_use_dual_stack(self.sdk.use_dual_stack()),
         };
         config
     }

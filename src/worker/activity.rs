@@ -43,14 +43,9 @@ struct RunningTransfers {
 
 #[derive(Debug)]
 struct RunningEntry {
-    job_id: String,
-    destination: DestinationIdentity,
-    lane: Lane,
-    attempt: u32,
+    transfer: TransferEntry,
     started_at: Timestamp,
     started: Instant,
-    size: Option<u64>,
-    progress: Arc<Progress>,
 }
 
 /// Running transfer, as `/status` shows it.
@@ -96,8 +91,8 @@ pub(super) struct ActivityGuard {
 
 /// Transfer that starts.
 #[derive(Debug)]
-pub(super) struct TransferEntry<'a> {
-    pub(super) job_id: &'a str,
+pub(super) struct TransferEntry {
+    pub(super) job_id: String,
     pub(super) destination: DestinationIdentity,
     pub(super) lane: Lane,
     pub(super) attempt: u32,
@@ -118,18 +113,9 @@ impl Default for Activity {
 
 impl Activity {
     /// Lists a transfer while the guard lives.
-    pub(super) fn enter(self: &Arc<Self>, entry: TransferEntry<'_>) -> ActivityGuard {
+    pub(super) fn enter(self: &Arc<Self>, transfer: TransferEntry) -> ActivityGuard {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
-        let running = RunningEntry {
-            job_id: entry.job_id.to_owned(),
-            destination: entry.destination,
-            lane: entry.lane,
-            attempt: entry.attempt,
-            started_at: Timestamp::now(),
-            started: Instant::now(),
-            size: entry.size,
-            progress: entry.progress,
-        };
+        let running = RunningEntry { transfer, started_at: Timestamp::now(), started: Instant::now() };
         self.running.lock().entries.insert(key, running);
         ActivityGuard { activity: self.clone(), key }
     }
@@ -158,9 +144,9 @@ impl Activity {
     }
 
     fn totals(&self) -> TransferTotals {
-        let ended = self.ended.lock().counts();
+        let ended = self.ended.lock().counts;
         let running = self.running.lock();
-        let now: u64 = running.entries.values().map(|entry| entry.progress.bytes()).sum();
+        let now: u64 = running.entries.values().map(|entry| entry.transfer.progress.bytes()).sum();
         TransferTotals { bytes: running.sent + now, ..ended }
     }
 
@@ -198,8 +184,9 @@ impl Activity {
 
 impl RunningEntry {
     fn shown(&self, number: u64) -> RunningTransfer {
-        let bytes = self.progress.bytes();
-        let (phase, expected_bytes) = match self.progress.length() {
+        let TransferEntry { job_id, destination, lane, attempt, size, progress } = &self.transfer;
+        let bytes = progress.bytes();
+        let (phase, expected_bytes) = match progress.length() {
             None => ("opening", None),
             Some(Length::Unknown) => ("uploading", None),
             // One request sends an object without parts: until its response nothing is accepted.
@@ -208,16 +195,16 @@ impl RunningEntry {
         };
         RunningTransfer {
             number,
-            job_id: self.job_id.clone(),
-            destination: self.destination.id().to_string(),
-            identity: self.destination.clone(),
-            lane: self.lane.as_str(),
-            attempt: self.attempt,
+            job_id: job_id.clone(),
+            destination: destination.id().to_string(),
+            identity: destination.clone(),
+            lane: lane.as_str(),
+            attempt: *attempt,
             started_at: self.started_at,
             seconds: self.started.elapsed().as_secs_f64(),
-            size: self.size.or_else(|| self.progress.source()),
+            size: size.or_else(|| progress.source()),
             bytes,
-            parts: self.progress.parts(),
+            parts: progress.parts(),
             phase,
             expected_bytes,
         }
@@ -229,7 +216,7 @@ impl Drop for ActivityGuard {
         let mut running = self.activity.running.lock();
         // Under one lock, so that the sum never goes down.
         if let Some(entry) = running.entries.remove(&self.key) {
-            running.sent += entry.progress.bytes();
+            running.sent += entry.transfer.progress.bytes();
         }
     }
 }

@@ -74,12 +74,14 @@ pub struct AdmissionView {
 /// Admission of one worker.
 #[derive(Debug)]
 pub(super) struct Admission {
-    slots: Slots,
+    /// Slots of the worker.
+    pub(super) slots: Slots,
     limits: Arc<DestinationLimits>,
     circuits: Arc<CircuitBreakers>,
     faults: FaultObserver,
     quarantine: Quarantine,
-    recovery: Recovery,
+    /// Resets, and the jobs that wait for one.
+    pub(super) recovery: Recovery,
     cancellations: Arc<Cancellations>,
     generations: Arc<Generations>,
     objects: ObjectLocks,
@@ -117,19 +119,9 @@ impl Admission {
         }
     }
 
-    /// Slots of the worker.
-    pub(super) fn slots(&self) -> &Slots {
-        &self.slots
-    }
-
     /// Health of the worker itself.
     pub(super) fn health(&self) -> &WorkerHealth {
         &self.faults.health
-    }
-
-    /// Resets, and the jobs that wait for one.
-    pub(super) fn recovery(&self) -> &Recovery {
-        &self.recovery
     }
 
     /// Acquires everything that a job needs to start, within [`PERMIT_TIMEOUT`]. While the job
@@ -141,7 +133,7 @@ impl Admission {
         job: &DecodedJob,
         permit: Permit,
     ) -> Result<Permit, Deferral> {
-        let is_probe = permit.is_sole();
+        let is_probe = permit.sole.is_some();
         let unfit = async {
             if is_probe {
                 std::future::pending::<()>().await;

@@ -152,7 +152,7 @@ impl Attempts {
         }
         let _in_flight = self.metrics.transfer_running(delivery.lane);
         let _entry = self.activity.enter(TransferEntry {
-            job_id: job.job.id.as_str(),
+            job_id: job.job.id.to_string(),
             destination: job.destination.identity.clone(),
             lane: delivery.lane,
             attempt: job.headers.history.attempts.saturating_add(1),
@@ -258,7 +258,7 @@ async fn first_success(permit: &Permit, progress: &Progress) {
         // Elapsed or not, the slow start is over.
         drop(timeout(SLOW_START_TIMEOUT, accepted).await);
     } else {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

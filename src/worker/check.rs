@@ -138,7 +138,7 @@ impl Checks {
 
     /// Resets the destination in this worker at once, and in the others through the control stream.
     async fn reset(&self, destination: &DestinationIdentity) {
-        self.admission.recovery().reset(destination);
+        self.admission.recovery.reset(destination);
         let control = Control::new(ControlCommand::ResetCircuit(destination.clone()), (self.clock)());
         if let Err(error) = self.queue.publish_control(control.render().into()).await {
             tracing::warn!(

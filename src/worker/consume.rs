@@ -98,7 +98,7 @@ impl Consumer {
     /// Waits for a permit, and then for a delivery or a lane that needs room.
     async fn take(&self) -> Option<Step> {
         let sole = self.admission.health().ready_for_job().await;
-        let (queue, slots) = (&self.queue, self.admission.slots());
+        let (queue, slots) = (&self.queue, &self.admission.slots);
         loop {
             let slot = slots.slot().await.ok()?;
             for lane in [Lane::Continued, Lane::Scheduled] {
@@ -147,10 +147,10 @@ impl Consumer {
             self.pause(lane).await;
         }
         let Some(sole) = self.admission.health().ready_for_job().await else { return Some(Step::Stop) };
-        let slot = self.admission.slots().slot().await.ok()?;
+        let slot = self.admission.slots.slot().await.ok()?;
         for lane in PROBED {
             let backfill = match lane {
-                Lane::Backfill => self.admission.slots().try_backfill(),
+                Lane::Backfill => self.admission.slots.try_backfill(),
                 Lane::Continued | Lane::Scheduled => None,
             };
             if lane == Lane::Backfill && backfill.is_none() {
@@ -172,17 +172,17 @@ impl Consumer {
     }
 
     fn served(&self) -> impl Iterator<Item = Lane> {
-        Lane::ALL.into_iter().filter(|lane| self.admission.slots().count(*lane) > 0)
+        Lane::ALL.into_iter().filter(|lane| self.admission.slots.count(*lane) > 0)
     }
 
     /// Returns the room that a lane with a permit needs, if any.
     fn wanted_room(&self, lane: Lane) -> Option<u16> {
-        let free = self.admission.slots().free_for(lane).saturating_add(1);
-        self.lanes[index(lane)].wanted_room(free, Instant::now())
+        let free = self.admission.slots.free_for(lane).saturating_add(1);
+        self.lanes[lane as usize].wanted_room(free, Instant::now())
     }
 
     fn state(&mut self, lane: Lane) -> &mut LaneState {
-        &mut self.lanes[index(lane)]
+        &mut self.lanes[lane as usize]
     }
 
     async fn pause(&mut self, lane: Lane) {
@@ -193,7 +193,7 @@ impl Consumer {
     }
 
     async fn resume(&mut self, lane: Lane, room: u16) {
-        let permits = self.admission.slots().count(lane);
+        let permits = self.admission.slots.count(lane);
         let room = self.state(lane).resume(room, permits, Instant::now());
         self.queue.resume(lane, room).await;
     }
@@ -202,13 +202,5 @@ impl Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         Lane::ALL.into_iter().for_each(|lane| self.metrics.set_consuming(lane, false));
-    }
-}
-
-fn index(lane: Lane) -> usize {
-    match lane {
-        Lane::Continued => 0,
-        Lane::Scheduled => 1,
-        Lane::Backfill => 2,
     }
 }

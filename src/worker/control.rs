@@ -41,7 +41,8 @@ pub(super) struct ControlEffects {
 pub(super) struct ControlListener {
     queue: Arc<dyn Queue>,
     effects: ControlEffects,
-    clock: WorkerClock,
+    /// Clock of the worker.
+    pub(super) clock: WorkerClock,
     /// Control messages that were read.
     read: Arc<AtomicU64>,
 }
@@ -49,11 +50,6 @@ pub(super) struct ControlListener {
 impl ControlListener {
     pub(super) fn new(queue: Arc<dyn Queue>, effects: ControlEffects, clock: WorkerClock) -> Self {
         Self { queue, effects, clock, read: Arc::default() }
-    }
-
-    /// Clock of the worker.
-    pub(super) fn clock(&self) -> WorkerClock {
-        self.clock
     }
 
     /// Starts the task that reads control messages. Returns when those of the past are read, or at
@@ -143,7 +139,7 @@ impl ControlListener {
                 }
             }
             ControlCommand::ResetCircuit(destination) => {
-                self.effects.admission.recovery().reset_as_of(&destination, at);
+                self.effects.admission.recovery.reset_as_of(&destination, at);
             }
             ControlCommand::Circuit(destination, change) => {
                 self.effects.admission.apply(SharedChange { id, destination, change, at });

@@ -35,7 +35,8 @@ const JOINED_OUTCOME: &str = "joined";
 #[derive(Debug)]
 pub(super) struct Runner {
     decoder: Arc<Decoder>,
-    in_flight: Arc<InFlight>,
+    /// Jobs that run in this worker, and those that were delivered.
+    pub(super) in_flight: Arc<InFlight>,
     admission: Arc<Admission>,
     generations: Arc<Generations>,
     attempts: Attempts,
@@ -79,11 +80,6 @@ impl Runner {
             settler,
             stop,
         }
-    }
-
-    /// Jobs that run in this worker, and those that were delivered.
-    pub(super) fn in_flight(&self) -> &Arc<InFlight> {
-        &self.in_flight
     }
 
     /// Handles one delivery until it is settled.
@@ -187,7 +183,7 @@ impl Runner {
     fn record_deferral(&self, destination: &DestinationIdentity, plan: &SettlementPlan) {
         let Settlement::Defer { delay, .. } = plan.settlement else { return };
         if plan.failure.as_ref().is_some_and(|failure| failure.class() == Class::Destination) {
-            self.admission.recovery().record_delayed(destination, delay);
+            self.admission.recovery.record_delayed(destination, delay);
         }
         if matches!(plan.deferred, Some(DeferCause::Concurrency | DeferCause::Rate)) {
             self.admission.record_limited(destination, delay);

@@ -347,6 +347,7 @@ async fn next(queue: &Arc<RabbitMqQueue>, lane: Lane) -> Delivery {
 fn config(url: &str, prefix: &str) -> BrokerConfig {
     BrokerConfig {
         url: Some(url.to_owned().into()),
+        url_file: None,
         prefix: prefix.to_owned(),
         declare: false,
         lease_after: Duration::from_secs(600),

@@ -35,6 +35,7 @@ impl QueueFile {
     fn config(&self) -> BrokerConfig {
         BrokerConfig {
             url: Some(format!("sqlite:{}", self.path().display()).into()),
+            url_file: None,
             prefix: "consign".to_owned(),
             declare: false,
             lease_after: Duration::from_secs(600),

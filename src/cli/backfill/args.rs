@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 use url::Url;
 
 use crate::backfill::calendar::{self, Bound, Interval};
+use crate::cli::parse_duration;
 use crate::cli::workers::worker_url;
-use crate::cli::{examples, parse_duration};
 use crate::domain::control::BackfillId;
 use crate::runtime::rate::PublishRate;
 
@@ -27,11 +27,9 @@ pub struct BackfillArgs {
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum BackfillAction {
     /// Show the status of a backfill: its outcomes of the last 30 days
-    #[command(after_help = examples::BACKFILL_STATUS)]
     Status(BackfillStatusArgs),
     /// Cancel a backfill. Jobs that have not started are skipped (outcome `skipped`); running jobs
     /// finish
-    #[command(after_help = examples::BACKFILL_CANCEL)]
     Cancel(BackfillIdArgs),
 }
 

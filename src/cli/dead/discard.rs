@@ -70,5 +70,5 @@ async fn discard(config: &Config, selection: LetterSelection, dry_run: bool, jso
     let mut run = LetterRun::new(&progress, verb);
     discard::discard(&mut *letters, selection, dry_run, &mut run).await;
     letters.close().await;
-    Ok(finish(&progress, run.counts(), count, verb))
+    Ok(finish(&progress, &run.counts, count, verb))
 }

@@ -36,5 +36,5 @@ pub(super) async fn execute(args: ImportArgs, config: &Config, json: bool) -> Re
     let mut run = LetterRun::new(&progress, "imported").with_key("put_back");
     let skipped = import::import(&args.file, &mut *letters, &mut run).await?;
     letters.close().await;
-    Ok(finish_with_counts(&progress, run.counts(), &format!("imported, {skipped} exist already")))
+    Ok(finish_with_counts(&progress, &run.counts, &format!("imported, {skipped} exist already")))
 }

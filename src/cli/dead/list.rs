@@ -33,9 +33,9 @@ pub(super) async fn execute(args: ListArgs, config: &Config, json: bool) -> Resu
     while let Some(letter) = selection.next(&mut *letters, || ()).await? {
         *reasons.entry(or_unknown(letter.reason())).or_default() += 1;
         if json {
-            print(&Value::Object(summary(&letter, selection.now())).to_string());
+            print(&Value::Object(summary(&letter, selection.now)).to_string());
         } else {
-            rows.push(row(&letter, selection.now()));
+            rows.push(row(&letter, selection.now));
         }
     }
     let any = letters.count() > 0;

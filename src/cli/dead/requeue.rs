@@ -89,7 +89,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
         Ok(()) = tokio::signal::ctrl_c() => Some(TerminationSignal::Interrupt),
     };
     if let Some(signal) = interrupted {
-        finish_with_counts(&progress, run.counts(), "requeued before the interruption");
+        finish_with_counts(&progress, &run.counts, "requeued before the interruption");
         letters.close().await;
         if !force && !dry_run {
             // A connection test in progress aborts its upload.
@@ -98,7 +98,7 @@ pub(super) async fn execute(args: RequeueArgs, config: &Config, json: bool) -> R
         return Ok(Exit::Signal(signal));
     }
     letters.close().await;
-    Ok(finish(&progress, run.counts(), count, verb))
+    Ok(finish(&progress, &run.counts, count, verb))
 }
 
 /// Reads which generations were delivered. They only explain the result, so a failure to read them

@@ -38,8 +38,10 @@ type JobStream = Pin<Box<dyn Stream<Item = Result<PreparedJob, InputError>> + Se
 
 /// Sequence of jobs.
 pub(super) struct JobInput {
-    jobs: JobStream,
-    length: Option<u64>,
+    /// Jobs up to the first invalid one.
+    pub(super) jobs: JobStream,
+    /// Number of jobs, where it is known.
+    pub(super) length: Option<u64>,
 }
 
 impl JobInput {
@@ -85,16 +87,6 @@ impl JobInput {
     fn complete(jobs: Vec<PreparedJob>) -> Self {
         let length = u64::try_from(jobs.len()).ok();
         Self { jobs: Box::pin(stream::iter(jobs.into_iter().map(Ok))), length }
-    }
-
-    /// Returns the number of jobs, where it is known.
-    pub(super) fn known_length(&self) -> Option<u64> {
-        self.length
-    }
-
-    /// Returns the jobs up to the first invalid one.
-    pub(super) fn jobs(self) -> JobStream {
-        self.jobs
     }
 }
 
@@ -245,8 +237,8 @@ mod tests {
     #[test]
     fn flags_make_a_job_with_a_generated_id() {
         let id = || {
-            let input = JobInput::one(FORMAT, None, "file:///a", "acme".to_owned(), "k".to_owned()).unwrap();
-            futures_util::FutureExt::now_or_never(input.jobs().next()).unwrap().unwrap().unwrap().id
+            let mut input = JobInput::one(FORMAT, None, "file:///a", "acme".to_owned(), "k".to_owned()).unwrap();
+            futures_util::FutureExt::now_or_never(input.jobs.next()).unwrap().unwrap().unwrap().id
         };
         assert!(id().starts_with("cli/"));
         assert_ne!(id(), id());

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::findings::Findings;
+use crate::config::files::read_token;
 use crate::config::raw::RawAdminConfig;
 use crate::config::sections::AdminConfig;
-use crate::config::token::read_token;
 
 /// Replaces an address that does not parse, until the problems are reported.
 const PLACEHOLDER_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));

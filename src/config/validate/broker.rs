@@ -7,7 +7,6 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::findings::Findings;
 use crate::config::files::reason;
-use crate::config::raw::RawBrokerConfig;
 use crate::config::sections::BrokerConfig;
 use crate::domain::destination::Invalid;
 
@@ -18,7 +17,7 @@ const MAX_LEASE_AFTER: Duration = Duration::from_mins(30);
 const NOT_A_BROKER_URL: &str = "is not a broker URL; it begins with amqps:, amqp: or sqlite:, such as \"amqps://user:password@host/vhost\" or \
      \"sqlite:PATH\"";
 
-pub(super) fn broker(raw: RawBrokerConfig, findings: &mut Findings) -> BrokerConfig {
+pub(super) fn broker(raw: BrokerConfig, findings: &mut Findings) -> BrokerConfig {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
     let fits = (1..=40).contains(&raw.prefix.len()) && raw.prefix.chars().all(inner);
     let starts = raw.prefix.starts_with(|c: char| c.is_ascii_lowercase());
@@ -40,21 +39,11 @@ pub(super) fn broker(raw: RawBrokerConfig, findings: &mut Findings) -> BrokerCon
         findings.require(file.is_none() || tls, key, "has no effect without TLS; use an amqps:// URL or remove it");
     }
     let reply_to = reply_to(&raw, findings);
-    BrokerConfig {
-        url,
-        prefix: raw.prefix,
-        declare: raw.declare,
-        lease_after,
-        ca_file: raw.ca_file,
-        client_cert_file: raw.client_cert_file,
-        client_key_file: raw.client_key_file,
-        allow_plaintext: raw.allow_plaintext,
-        reply_to,
-    }
+    BrokerConfig { url, reply_to, ..raw }
 }
 
 /// Returns the patterns with the prefix filled in.
-fn reply_to(raw: &RawBrokerConfig, findings: &mut Findings) -> Vec<String> {
+fn reply_to(raw: &BrokerConfig, findings: &mut Findings) -> Vec<String> {
     let patterns: Vec<_> = raw.reply_to.iter().map(|pattern| pattern.replace("<prefix>", &raw.prefix)).collect();
     let (own, replies) = (format!("{}.", raw.prefix), format!("{}.reply.", raw.prefix));
     let useless = |pattern: &String| pattern.is_empty() || pattern.starts_with(&own) && !pattern.starts_with(&replies);
@@ -64,7 +53,7 @@ fn reply_to(raw: &RawBrokerConfig, findings: &mut Findings) -> Vec<String> {
 }
 
 /// Returns the URL from its key or its file. No problem quotes it, because it contains a password.
-fn broker_url(raw: &RawBrokerConfig, findings: &mut Findings) -> Option<SecretString> {
+fn broker_url(raw: &BrokerConfig, findings: &mut Findings) -> Option<SecretString> {
     let (key, url) = match (&raw.url, &raw.url_file) {
         (Some(_), Some(_)) => {
             findings.add("broker.url_file", "conflicts with broker.url; give only one of them");

@@ -12,6 +12,7 @@ use crate::domain::destination::{DestinationIdentity, Invalid, strict};
 use crate::domain::generation::ObjectDigest;
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Failure, Reason};
+use crate::domain::text_enum::text_enum;
 
 /// Version that this program reads and writes.
 pub const VERSION: u64 = 1;
@@ -34,7 +35,7 @@ struct Raw {
     #[schemars(with = "String", extend("format" = "date-time"))]
     at: Timestamp,
     /// Command.
-    #[schemars(extend("enum" = KINDS))]
+    #[schemars(extend("enum" = Kind::ALL.map(Kind::as_str)))]
     kind: String,
     /// With `cancel_backfill` alone: the backfill's id.
     backfill: Option<String>,
@@ -82,34 +83,25 @@ pub fn schema() -> schemars::Schema {
     schemars::schema_for!(Raw)
 }
 
-const CANCEL_BACKFILL: &str = "cancel_backfill";
-const RESET_CIRCUIT: &str = "reset_circuit";
-const WORKER_STARTED: &str = "worker_started";
-const WORKER_STOPPED: &str = "worker_stopped";
-const JOB_DELIVERED: &str = "job_delivered";
-const CIRCUIT_DENIED: &str = "circuit_denied";
-const CIRCUIT_OPENED: &str = "circuit_opened";
-const CIRCUIT_PROBING: &str = "circuit_probing";
-const CIRCUIT_CLOSED: &str = "circuit_closed";
-const GENERATION_PENDING: &str = "generation_pending";
-const GENERATION_WRITING: &str = "generation_writing";
-const GENERATION_ENDED: &str = "generation_ended";
-const GENERATION_DELIVERED: &str = "generation_delivered";
-const KINDS: [&str; 13] = [
-    CANCEL_BACKFILL,
-    RESET_CIRCUIT,
-    WORKER_STARTED,
-    WORKER_STOPPED,
-    JOB_DELIVERED,
-    CIRCUIT_DENIED,
-    CIRCUIT_OPENED,
-    CIRCUIT_PROBING,
-    CIRCUIT_CLOSED,
-    GENERATION_PENDING,
-    GENERATION_WRITING,
-    GENERATION_ENDED,
-    GENERATION_DELIVERED,
-];
+text_enum! {
+    /// Value of `kind`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Kind {
+        CancelBackfill = "cancel_backfill",
+        ResetCircuit = "reset_circuit",
+        WorkerStarted = "worker_started",
+        WorkerStopped = "worker_stopped",
+        JobDelivered = "job_delivered",
+        CircuitDenied = "circuit_denied",
+        CircuitOpened = "circuit_opened",
+        CircuitProbing = "circuit_probing",
+        CircuitClosed = "circuit_closed",
+        GenerationPending = "generation_pending",
+        GenerationWriting = "generation_writing",
+        GenerationEnded = "generation_ended",
+        GenerationDelivered = "generation_delivered",
+    }
+}
 
 impl Control {
     /// Renders it as JSON.
@@ -144,50 +136,50 @@ impl Control {
 impl Raw {
     /// Fields of a command; the others are empty.
     fn of(command: &ControlCommand) -> Self {
-        let raw = |kind: &str| Self { kind: kind.to_owned(), ..Self::default() };
+        let raw = |kind: Kind| Self { kind: kind.as_str().to_owned(), ..Self::default() };
         match command {
-            ControlCommand::CancelBackfill(id) => Self { backfill: Some(id.to_string()), ..raw(CANCEL_BACKFILL) },
-            ControlCommand::ResetCircuit(id) => Self { destination: Some(id.to_string()), ..raw(RESET_CIRCUIT) },
-            ControlCommand::WorkerStarted(worker) => Self { worker: Some(worker.clone()), ..raw(WORKER_STARTED) },
-            ControlCommand::WorkerStopped(worker) => Self { worker: Some(worker.clone()), ..raw(WORKER_STOPPED) },
-            ControlCommand::JobDelivered(run) => Self { run: Some(run.to_string()), ..raw(JOB_DELIVERED) },
+            ControlCommand::CancelBackfill(id) => Self { backfill: Some(id.to_string()), ..raw(Kind::CancelBackfill) },
+            ControlCommand::ResetCircuit(id) => Self { destination: Some(id.to_string()), ..raw(Kind::ResetCircuit) },
+            ControlCommand::WorkerStarted(worker) => Self { worker: Some(worker.clone()), ..raw(Kind::WorkerStarted) },
+            ControlCommand::WorkerStopped(worker) => Self { worker: Some(worker.clone()), ..raw(Kind::WorkerStopped) },
+            ControlCommand::JobDelivered(run) => Self { run: Some(run.to_string()), ..raw(Kind::JobDelivered) },
             ControlCommand::Circuit(id, change) => {
                 let raw = match change {
                     CircuitChange::Denied { failure, key } => Self {
                         failure: Some(RawFailure::of(failure)),
                         key: Some(shortened(key)),
-                        ..raw(CIRCUIT_DENIED)
+                        ..raw(Kind::CircuitDenied)
                     },
                     CircuitChange::Opened { failure, probes, next_probe } => Self {
                         failure: Some(RawFailure::of(failure)),
                         probes: Some(*probes),
                         next_probe_seconds: Some(u32::try_from(next_probe.as_secs()).unwrap_or(u32::MAX)),
-                        ..raw(CIRCUIT_OPENED)
+                        ..raw(Kind::CircuitOpened)
                     },
-                    CircuitChange::Probing => raw(CIRCUIT_PROBING),
-                    CircuitChange::Closed => raw(CIRCUIT_CLOSED),
+                    CircuitChange::Probing => raw(Kind::CircuitProbing),
+                    CircuitChange::Closed => raw(Kind::CircuitClosed),
                 };
                 Self { destination: Some(id.to_string()), ..raw }
             }
             ControlCommand::Generation(object, change) => {
                 let raw = match change {
                     GenerationChange::Pending { generation } => {
-                        Self { generation: Some(*generation), ..raw(GENERATION_PENDING) }
+                        Self { generation: Some(*generation), ..raw(Kind::GenerationPending) }
                     }
                     GenerationChange::Writing { generation, run, write } => Self {
                         generation: Some(*generation),
                         run: Some(run.to_string()),
                         write: Some(write.to_string()),
-                        ..raw(GENERATION_WRITING)
+                        ..raw(Kind::GenerationWriting)
                     },
                     GenerationChange::Ended { write } => {
-                        Self { write: Some(write.to_string()), ..raw(GENERATION_ENDED) }
+                        Self { write: Some(write.to_string()), ..raw(Kind::GenerationEnded) }
                     }
                     GenerationChange::Delivered { generation, job, write } => Self {
                         generation: Some(*generation),
                         job: Some(job.to_string()),
                         write: write.map(|write| write.to_string()),
-                        ..raw(GENERATION_DELIVERED)
+                        ..raw(Kind::GenerationDelivered)
                     },
                 };
                 Self { object: Some(object.to_string()), ..raw }
@@ -196,40 +188,45 @@ impl Raw {
     }
 
     fn command(&self) -> Result<ControlCommand, Invalid> {
-        let command = match self.kind.as_str() {
-            CANCEL_BACKFILL => {
+        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == self.kind) else {
+            let problem = format!("`{}` is not one of {}", self.kind, Kind::ALL.map(Kind::as_str).join(", "));
+            return Err(Invalid::new("kind", problem));
+        };
+        let command = match kind {
+            Kind::CancelBackfill => {
                 ControlCommand::CancelBackfill(BackfillId::parse(given(self.backfill.as_deref(), "backfill")?)?)
             }
-            RESET_CIRCUIT => ControlCommand::ResetCircuit(self.destination()?),
-            WORKER_STARTED => ControlCommand::WorkerStarted(given(self.worker.clone(), "worker")?),
-            WORKER_STOPPED => ControlCommand::WorkerStopped(given(self.worker.clone(), "worker")?),
-            JOB_DELIVERED => ControlCommand::JobDelivered(uuid(self.run.as_deref(), "run")?),
-            CIRCUIT_DENIED => {
+            Kind::ResetCircuit => ControlCommand::ResetCircuit(self.destination()?),
+            Kind::WorkerStarted => ControlCommand::WorkerStarted(given(self.worker.clone(), "worker")?),
+            Kind::WorkerStopped => ControlCommand::WorkerStopped(given(self.worker.clone(), "worker")?),
+            Kind::JobDelivered => ControlCommand::JobDelivered(uuid(self.run.as_deref(), "run")?),
+            Kind::CircuitDenied => {
                 let (failure, key) = (self.failure()?, given(self.key.clone(), "key")?);
                 ControlCommand::Circuit(self.destination()?, CircuitChange::Denied { failure, key })
             }
-            CIRCUIT_OPENED => {
+            Kind::CircuitOpened => {
                 let (failure, probes) = (self.failure()?, given(self.probes, "probes")?);
                 let next_probe = Duration::from_secs(given(self.next_probe_seconds, "next_probe_seconds")?.into());
                 ControlCommand::Circuit(self.destination()?, CircuitChange::Opened { failure, probes, next_probe })
             }
-            CIRCUIT_PROBING => ControlCommand::Circuit(self.destination()?, CircuitChange::Probing),
-            CIRCUIT_CLOSED => ControlCommand::Circuit(self.destination()?, CircuitChange::Closed),
-            GENERATION_PENDING => self.generation_of(GenerationChange::Pending { generation: self.generation()? })?,
-            GENERATION_WRITING => self.generation_of(GenerationChange::Writing {
+            Kind::CircuitProbing => ControlCommand::Circuit(self.destination()?, CircuitChange::Probing),
+            Kind::CircuitClosed => ControlCommand::Circuit(self.destination()?, CircuitChange::Closed),
+            Kind::GenerationPending => {
+                self.generation_of(GenerationChange::Pending { generation: self.generation()? })?
+            }
+            Kind::GenerationWriting => self.generation_of(GenerationChange::Writing {
                 generation: self.generation()?,
                 run: uuid(self.run.as_deref(), "run")?,
                 write: uuid(self.write.as_deref(), "write")?,
             })?,
-            GENERATION_ENDED => {
+            Kind::GenerationEnded => {
                 self.generation_of(GenerationChange::Ended { write: uuid(self.write.as_deref(), "write")? })?
             }
-            GENERATION_DELIVERED => self.generation_of(GenerationChange::Delivered {
+            Kind::GenerationDelivered => self.generation_of(GenerationChange::Delivered {
                 generation: self.generation()?,
                 job: JobId::parse(given(self.job.as_deref(), "job")?)?.as_str().into(),
                 write: self.write.as_deref().map(|write| uuid(Some(write), "write")).transpose()?,
             })?,
-            kind => return Err(Invalid::new("kind", format!("`{kind}` is not one of {}", KINDS.join(", ")))),
         };
         // A message says nothing beside its command.
         if Self::of(&command).fields() == self.fields() {

@@ -7,36 +7,29 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::domain::text_enum::text_enum;
+
 /// Namespace of event ids, drawn once. Changing it would give old outcomes new ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2a9c_50c7_4e0b_9a7e_3c1f_0d5e_8b42);
 
-/// Kind of an outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum OutcomeKind {
-    /// The object is complete. Final. It counts even if the same job has another final outcome.
-    Delivered,
-    /// The job failed permanently. Final.
-    Failed,
-    /// An attempt failed and was charged; another follows.
-    Retrying,
-    /// The key was taken, or the job was cancelled or superseded. Final.
-    Skipped,
-    /// `expires_at` was past. Final.
-    Expired,
+text_enum! {
+    /// Kind of an outcome. The texts stand in routing keys and metric labels.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum OutcomeKind {
+        /// The object is complete. Final. It counts even if the same job has another final outcome.
+        Delivered = "delivered",
+        /// The job failed permanently. Final.
+        Failed = "failed",
+        /// An attempt failed and was charged; another follows.
+        Retrying = "retrying",
+        /// The key was taken, or the job was cancelled or superseded. Final.
+        Skipped = "skipped",
+        /// `expires_at` was past. Final.
+        Expired = "expired",
+    }
 }
 
 impl OutcomeKind {
-    /// Word in routing keys and metric labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Delivered => "delivered",
-            Self::Failed => "failed",
-            Self::Retrying => "retrying",
-            Self::Skipped => "skipped",
-            Self::Expired => "expired",
-        }
-    }
-
     /// CloudEvents `type`.
     pub fn event_type(self) -> String {
         format!("consign.transfer.{}.v1", self.as_str())

@@ -3,23 +3,28 @@
 
 use std::time::Duration;
 
-/// Delay of a wait queue. A copy that enters one returns to its lane when the delay is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RetryDelay {
-    /// 5 seconds.
-    S5,
-    /// 30 seconds.
-    S30,
-    /// 2 minutes.
-    M2,
-    /// 10 minutes.
-    M10,
-    /// 30 minutes.
-    M30,
-    /// 2 hours.
-    H2,
-    /// 12 hours.
-    H12,
+use crate::domain::text_enum::text_enum;
+
+text_enum! {
+    /// Delay of a wait queue. A copy that enters one returns to its lane when the delay is over. The
+    /// texts stand in queue names and in the `consign-wait` header; the shortest delay is the first.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum RetryDelay {
+        /// 5 seconds.
+        S5 = "5s",
+        /// 30 seconds.
+        S30 = "30s",
+        /// 2 minutes.
+        M2 = "2m",
+        /// 10 minutes.
+        M10 = "10m",
+        /// 30 minutes.
+        M30 = "30m",
+        /// 2 hours.
+        H2 = "2h",
+        /// 12 hours.
+        H12 = "12h",
+    }
 }
 
 /// Situation for which a retry delay is chosen.
@@ -81,22 +86,6 @@ pub fn choose(wait: Wait, time_left: Option<Duration>) -> Option<RetryDelay> {
 }
 
 impl RetryDelay {
-    /// All delays, shortest first.
-    pub const ALL: [Self; 7] = [Self::S5, Self::S30, Self::M2, Self::M10, Self::M30, Self::H2, Self::H12];
-
-    /// Name in queue names and in the `consign-wait` header.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::S5 => "5s",
-            Self::S30 => "30s",
-            Self::M2 => "2m",
-            Self::M10 => "10m",
-            Self::M30 => "30m",
-            Self::H2 => "2h",
-            Self::H12 => "12h",
-        }
-    }
-
     /// Time that a copy waits.
     pub fn duration(self) -> Duration {
         Duration::from_secs(match self {

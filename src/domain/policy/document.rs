@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::network::from_addresses;
 use super::permission::{Need, Permission};
 use super::resource::key_resource;
 use crate::domain::destination::{Destination, KmsKeyArn};
@@ -62,47 +61,64 @@ pub(super) fn statements(
     scope: &Scope,
     asked_for: impl Fn(Permission) -> bool,
 ) -> Vec<Value> {
-    let mut all: Vec<Map<String, Value>> = Vec::new();
+    let mut all: Vec<Value> = Vec::new();
     let included = |permission: &Permission| scope.includes(*permission, destination) && asked_for(*permission);
     for permission in Permission::ALL.into_iter().filter(included) {
         let statement = statement(permission, permission.bounds(destination));
-        match all.iter_mut().find(|earlier| earlier.get("Sid") == statement.get("Sid")) {
+        match all.iter_mut().find(|earlier| earlier["Sid"] == statement["Sid"]) {
             Some(earlier) => join(earlier, permission),
             None if permission.is_kms() => all.push(statement),
             None => all.push(from_addresses(statement, &scope.source_addresses)),
         }
     }
-    all.into_iter().map(Value::Object).collect()
+    all
 }
 
 /// The exact statement that grants one permission, to paste.
 pub fn single(permission: Permission, destination: &Destination) -> Value {
-    Value::Object(statement(permission, permission.bounds(destination)))
+    statement(permission, permission.bounds(destination))
 }
 
 /// As [`single`] for a KMS permission on a key the destination doesn't name: that of the bucket's
 /// default encryption, as an error of S3 names it.
 pub fn single_on_key(permission: Permission, destination: &Destination, key: &KmsKeyArn) -> Value {
-    Value::Object(statement(permission, key_resource(destination, Some(key))))
+    statement(permission, key_resource(destination, Some(key)))
 }
 
-fn statement(permission: Permission, (resource, condition): (String, Value)) -> Map<String, Value> {
-    let mut statement = Map::new();
-    statement.insert("Sid".to_owned(), permission.sid().into());
-    statement.insert("Effect".to_owned(), "Allow".into());
-    statement.insert("Action".to_owned(), permission.action().into());
-    statement.insert("Resource".to_owned(), resource.into());
+fn statement(permission: Permission, (resource, condition): (String, Value)) -> Value {
+    let mut statement = allow(&permission.action().into(), &resource, condition);
+    statement["Sid"] = permission.sid().into();
+    statement
+}
+
+/// The statement without a `Sid` that allows `action` on `resource`, where `condition` holds.
+pub(super) fn allow(action: &Value, resource: &str, condition: Value) -> Value {
+    let mut statement = json!({ "Effect": "Allow", "Action": action, "Resource": resource });
     if condition.as_object().is_some_and(|condition| !condition.is_empty()) {
-        statement.insert("Condition".to_owned(), condition);
+        statement["Condition"] = condition;
     }
     statement
 }
 
-fn join(statement: &mut Map<String, Value>, permission: Permission) {
-    let action = statement.remove("Action").unwrap_or_default();
+fn join(statement: &mut Value, permission: Permission) {
+    let action = statement["Action"].take();
     let mut actions = if let Value::Array(actions) = action { actions } else { vec![action] };
     actions.push(permission.action().into());
-    statement.insert("Action".to_owned(), Value::Array(actions));
+    statement["Action"] = actions.into();
+}
+
+/// Adds the source addresses to a statement's condition; none leave it as it is.
+///
+/// `aws:SourceIp` is the address of the caller. It is of use for calls the worker itself makes over
+/// the public internet: AssumeRole, and everything of S3. It must not be asked of KMS: S3 calls KMS
+/// in the worker's name, from an address of S3. And it is absent where a call comes through a VPC
+/// endpoint, so a statement with it refuses those
+/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html#condition-keys-sourceip>).
+pub(super) fn from_addresses(mut statement: Value, addresses: &[String]) -> Value {
+    if !addresses.is_empty() {
+        statement["Condition"]["IpAddress"] = json!({ "aws:SourceIp": addresses });
+    }
+    statement
 }
 
 /// JSON to paste: keys in the order people write policies, and characters that IAM takes only

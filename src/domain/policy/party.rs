@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::document::{Scope, document, statements};
-use super::key::statement_on;
+use super::grants::statement_on;
 use super::permission::{Need, Permission};
 use crate::domain::destination::{Auth, Destination, RoleArn};
 

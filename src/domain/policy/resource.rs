@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 /// The name of the one object the connection test writes, below the destination's prefix.
 pub const TEST_OBJECT: &str = "consign-connection-test";
 
-use crate::domain::destination::{Destination, KmsKeyArn};
+use crate::domain::destination::{Destination, KmsKeyArn, partition_named};
 
 pub(super) fn bucket_arn(destination: &Destination) -> String {
     if destination.bucket.is_access_point() {
@@ -78,13 +78,5 @@ pub(super) fn literal(text: &str) -> String {
 
 /// The DNS suffix of the services of a partition, as the SDK's own table has it.
 pub fn dns_suffix(partition: &str) -> &'static str {
-    match partition {
-        "aws-cn" => "amazonaws.com.cn",
-        "aws-eusc" => "amazonaws.eu",
-        "aws-iso" => "c2s.ic.gov",
-        "aws-iso-b" => "sc2s.sgov.gov",
-        "aws-iso-e" => "cloud.adc-e.uk",
-        "aws-iso-f" => "csp.hci.ic.gov",
-        _ => "amazonaws.com",
-    }
+    partition_named(partition).dns_suffix
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::document::{compact, document};
+use super::document::{allow, compact, document};
 use super::permission::Permission;
 use super::resource::{bucket_arn, keys_beside, list_condition, objects_arn, via_service};
 use crate::domain::destination::{Auth, Destination, EncryptionAlgorithm, Invalid, SessionPolicyMode};
@@ -89,14 +89,6 @@ fn policy(destination: &Destination, left_out: &[Permission], without_kms: bool)
         statements.push(allow(&Permission::ListBucket.action().into(), &bucket_arn(destination), condition));
     }
     compact(&document(&statements))
-}
-
-fn allow(action: &Value, resource: &str, condition: Value) -> Value {
-    let mut statement = json!({ "Effect": "Allow", "Action": action, "Resource": resource });
-    if condition.as_object().is_some_and(|condition| !condition.is_empty()) {
-        statement["Condition"] = condition;
-    }
-    statement
 }
 
 /// Actions of an upload on objects below the prefix.

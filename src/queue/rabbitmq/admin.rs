@@ -5,12 +5,16 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Endpoint;
+use super::channel::depth;
+use super::connection::{Endpoint, ScopedConnection};
 use super::dead_letters::RabbitMqDeadLetters;
+use super::names::Names;
 use super::outcomes::{self, RabbitMqOutcomes};
 use super::topology::Topology;
-use super::{control, declare, depths, stream};
+use super::{control, declare, stream};
 use crate::config::BrokerConfig;
+use crate::domain::lane::Lane;
+use crate::domain::outcome::RetryDelay;
 use crate::queue::{Admin, BodyReader, DeadLetters, Depths, Outcomes, QueueError};
 
 /// Operations of commands on RabbitMQ, by connections with the name `client`.
@@ -37,7 +41,10 @@ impl Admin for RabbitMqAdmin {
     }
 
     async fn depths(&self) -> Result<Depths, QueueError> {
-        depths::count(&self.config, &self.client).await
+        let connection = ScopedConnection::connect(&Endpoint::parse(&self.config, &self.client)?, "status").await?;
+        let counted = count(&connection, &Names::new(&self.config.prefix)).await;
+        connection.close().await;
+        counted
     }
 
     async fn control_messages(&self) -> Result<Vec<Bytes>, QueueError> {
@@ -63,4 +70,18 @@ impl Admin for RabbitMqAdmin {
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetters>, QueueError> {
         Ok(Box::new(RabbitMqDeadLetters::open(&self.config, &self.client).await?))
     }
+}
+
+/// Counts the messages of the queues: their passive declarations return it.
+async fn count(connection: &ScopedConnection, names: &Names) -> Result<Depths, QueueError> {
+    let channel = connection.open_channel().await?;
+    let mut depths = Depths { lanes: Vec::new(), waiting: Vec::new(), dead: 0 };
+    for lane in Lane::ALL {
+        depths.lanes.push((lane, depth(&channel, &names.jobs(lane)).await?));
+    }
+    for delay in RetryDelay::ALL {
+        depths.waiting.push((delay, depth(&channel, &names.wait(delay)).await?));
+    }
+    depths.dead = depth(&channel, &names.dead()).await?;
+    Ok(depths)
 }

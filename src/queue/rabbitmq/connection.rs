@@ -40,7 +40,8 @@ pub(super) struct Endpoint {
     name: String,
     ca_file: Option<PathBuf>,
     identity: Option<(PathBuf, PathBuf)>,
-    login: Arc<Login>,
+    /// Login of every connection.
+    pub(super) login: Arc<Login>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -72,11 +73,6 @@ impl Endpoint {
         let user = (!unnamed).then(|| short(&uri.authority.userinfo.username)).transpose()?;
         let login = Arc::new(Login::new(user));
         Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity, login })
-    }
-
-    /// Returns the login of every connection.
-    pub(super) fn login(&self) -> &Arc<Login> {
-        &self.login
     }
 
     /// Returns the login's name; `None` where only a certificate names it.
@@ -233,6 +229,7 @@ mod tests {
     fn config(url: &str) -> BrokerConfig {
         BrokerConfig {
             url: Some(url.to_owned().into()),
+            url_file: None,
             prefix: "consign".to_owned(),
             declare: false,
             lease_after: Duration::from_secs(600),

@@ -144,7 +144,7 @@ impl PrefetchTask {
         let job = if lane == Lane::Continued { self.renewer.filter(delivery).await } else { Some(delivery) };
         let Some(job) = job else { return };
         let Some(job) = self.with_low_count(lane, job).await else { return };
-        if let Err(refused) = self.context.deliveries.prefetched().push(lane, job) {
+        if let Err(refused) = self.context.deliveries.prefetched.push(lane, job) {
             refused.requeue().await;
         }
     }

@@ -149,7 +149,7 @@ impl RabbitMqDeadLetters {
         } else {
             let connection = self.endpoint.connect("requeue").await?;
             let (health, metrics) = (Arc::new(SessionHealth::default()), Arc::new(Metrics::new(1)));
-            self.publisher.insert(Publisher::new(connection, self.endpoint.login(), health, metrics))
+            self.publisher.insert(Publisher::new(connection, &self.endpoint.login, health, metrics))
         };
         publisher.publish(message).await
     }
@@ -246,7 +246,7 @@ impl DeadLetters for RabbitMqDeadLetters {
     async fn close(mut self: Box<Self>) {
         self.requeue_all().await;
         if let Some(publisher) = &self.publisher {
-            connection::close(publisher.connection()).await;
+            connection::close(&publisher.connection).await;
         }
         connection::close(&self.connection).await;
     }

@@ -96,16 +96,12 @@ pub(super) struct UnackedDelivery {
 /// Prefetched and unacknowledged deliveries. Outlives the sessions.
 #[derive(Debug, Default)]
 pub(super) struct Deliveries {
-    prefetched: PrefetchBuffer<PrefetchedDelivery>,
+    /// Buffer of prefetched deliveries.
+    pub(super) prefetched: PrefetchBuffer<PrefetchedDelivery>,
     unacked: Mutex<HashMap<DeliveryTag, UnackedDelivery>>,
 }
 
 impl Deliveries {
-    /// Returns the buffer of prefetched deliveries.
-    pub(super) fn prefetched(&self) -> &PrefetchBuffer<PrefetchedDelivery> {
-        &self.prefetched
-    }
-
     /// Returns the next delivery of a lane, unacknowledged from now on; `None` once closed. Cancel
     /// safe.
     pub(super) async fn next(&self, lane: Lane) -> Option<Delivery> {

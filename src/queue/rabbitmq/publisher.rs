@@ -54,7 +54,8 @@ pub(super) struct OutgoingMessage {
 
 /// Publishing connection of one session, and its channels.
 pub(super) struct Publisher {
-    connection: Connection,
+    /// Connection, to close it.
+    pub(super) connection: Connection,
     free: Mutex<Vec<Channel>>,
     permits: Semaphore,
     lease_permits: Semaphore,
@@ -92,11 +93,6 @@ impl Publisher {
             login: None,
             metrics: None,
         }
-    }
-
-    /// Returns the connection, to close it.
-    pub(super) fn connection(&self) -> &Connection {
-        &self.connection
     }
 
     /// Returns the login that its messages name.

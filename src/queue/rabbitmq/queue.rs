@@ -16,7 +16,7 @@ use super::connection::Endpoint;
 use super::context::QueueContext;
 use super::control_reader;
 use super::deliveries::{Deliveries, PrefetchedDelivery};
-use super::lease::{LeaseContext, LeaseRenewer, LeaseTable, OwnerIdentity};
+use super::lease::{LeaseContext, LeaseTable, OwnerIdentity};
 use super::messages;
 use super::names::Names;
 use super::release;
@@ -147,13 +147,13 @@ impl Queue for RabbitMqQueue {
                 return Err(QueueError::Lost);
             }
             table.replace_holder(tag, work);
-            let renewer = self.sessions.current().and_then(|session| session.renewer());
+            let renewer = self.sessions.current().and_then(|session| session.renewer.clone());
             let renewer = renewer.ok_or_else(|| QueueError::Unavailable("not connected to the broker".to_owned()))?;
-            return renewer.leases().renew_now(&leased).await;
+            return renewer.leases.renew_now(&leased).await;
         }
         let properties = self.context.deliveries.properties(tag).ok_or(QueueError::Lost)?;
         let renewer = self.sessions.renewer_of(tag.generation).await?;
-        renewer.leases().acquire(delivery, properties, key, work).await
+        renewer.leases.acquire(delivery, properties, key, work).await
     }
 
     fn can_settle(&self, delivery: &Delivery) -> bool {
@@ -162,7 +162,7 @@ impl Queue for RabbitMqQueue {
     }
 
     async fn reply(&self, reply: Reply) -> Result<(), QueueError> {
-        self.settler.replies().send(reply).await
+        self.settler.replies.send(reply).await
     }
 
     async fn publish_control(&self, control: Bytes) -> Result<(), QueueError> {
@@ -186,7 +186,7 @@ impl Queue for RabbitMqQueue {
     }
 
     async fn stop_consuming(&self) {
-        let prefetched = self.context.deliveries.prefetched().close();
+        let prefetched = self.context.deliveries.prefetched.close();
         // Consumers first: otherwise the broker would deliver the same messages here again.
         if let Some(session) = self.sessions.current() {
             session.cancel_consumers().await;
@@ -195,7 +195,7 @@ impl Queue for RabbitMqQueue {
     }
 
     async fn pause(&self, lane: Lane) {
-        let prefetched = self.context.deliveries.prefetched().pause(lane);
+        let prefetched = self.context.deliveries.prefetched.pause(lane);
         if let Some(session) = self.sessions.current() {
             session.cancel(lane).await;
         }
@@ -203,22 +203,22 @@ impl Queue for RabbitMqQueue {
     }
 
     async fn resume(&self, lane: Lane, room: u16) {
-        self.context.deliveries.prefetched().resume(lane, room);
+        self.context.deliveries.prefetched.resume(lane, room);
         if let Some(session) = self.sessions.current() {
             session.consume(lane).await;
         }
     }
 
     fn oldest_prefetched(&self) -> Option<(Lane, tokio::time::Instant)> {
-        self.context.deliveries.prefetched().oldest()
+        self.context.deliveries.prefetched.oldest()
     }
 
     async fn close(&self) {
         self.stop_consuming().await;
         control_reader::leave_fleet(&self.context, &self.sessions).await;
-        let renewer = self.sessions.current().and_then(|session| session.renewer());
-        self.context.leases.close(renewer.as_deref().map(LeaseRenewer::leases)).await;
-        self.settler.replies().close(REPLY_CLOSE_TIMEOUT).await;
+        let renewer = self.sessions.current().and_then(|session| session.renewer.clone());
+        self.context.leases.close(renewer.as_deref().map(|renewer| &renewer.leases)).await;
+        self.settler.replies.close(REPLY_CLOSE_TIMEOUT).await;
         if let Some(session) = self.sessions.current() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, session.publisher.drained()).await;
         }

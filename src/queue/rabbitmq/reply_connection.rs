@@ -60,7 +60,7 @@ impl ReplyConnection {
     pub(super) async fn close(&self) {
         if let ReplyConnectionState::Open(publisher, mut watchers) = std::mem::take(&mut *self.0.lock().await) {
             watchers.shutdown().await;
-            connection::close(publisher.connection()).await;
+            connection::close(&publisher.connection).await;
         }
     }
 }

@@ -27,8 +27,10 @@ pub(super) struct BrokerSession {
     context: Arc<QueueContext>,
     consuming: Option<Connection>,
     consumers: Mutex<Vec<LaneConsumer>>,
-    renewer: Option<Arc<LeaseRenewer>>,
-    generation: u64,
+    /// Lease renewer; `None` for a queue without lanes.
+    pub(super) renewer: Option<Arc<LeaseRenewer>>,
+    /// Generation, which its deliveries carry.
+    pub(super) generation: u64,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -41,7 +43,7 @@ impl BrokerSession {
         health::watch(&mut tasks, &publishing, &health);
         let publisher = Arc::new(Publisher::new(
             publishing,
-            context.endpoint.login(),
+            &context.endpoint.login,
             Arc::clone(&health),
             Arc::clone(&context.metrics),
         ));
@@ -81,7 +83,7 @@ impl BrokerSession {
 
     /// Starts the first consumer of a lane, unless the lane is paused.
     async fn open_lane(&self, lane: LaneConsumer, prefetch: u16) -> Result<(), QueueError> {
-        match self.context.deliveries.prefetched().room(lane.lane, prefetch) {
+        match self.context.deliveries.prefetched.room(lane.lane, prefetch) {
             Some(room) => {
                 let consumer = lane.start(&self.context, room).await?;
                 self.spawn(|task| task.run(consumer, lane.clone()));
@@ -106,16 +108,6 @@ impl BrokerSession {
         // Consumers are replaced often.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(run(task));
-    }
-
-    /// Returns the generation, which its deliveries carry.
-    pub(super) fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// Returns the lease renewer; `None` for a queue without lanes.
-    pub(super) fn renewer(&self) -> Option<Arc<LeaseRenewer>> {
-        self.renewer.clone()
     }
 
     /// Returns the reason why this session is not usable, if any.
@@ -143,7 +135,7 @@ impl BrokerSession {
         let Some(before) = self.consumer(lane) else { return };
         before.cancel().await;
         let configured = self.context.lanes.iter().find(|(other, _)| *other == lane).map_or(1, |(_, count)| *count);
-        let Some(room) = self.context.deliveries.prefetched().room(lane, configured) else { return };
+        let Some(room) = self.context.deliveries.prefetched.room(lane, configured) else { return };
         let consumer = match before.successor(&self.context) {
             Ok(consumer) => consumer,
             Err(error) => return self.health.end(&error.to_string()),
@@ -165,7 +157,7 @@ impl BrokerSession {
     /// Follows what was paused and resumed while the session was opened.
     pub(super) async fn follow(&self) {
         for consumer in self.consumers() {
-            let accepted = self.context.deliveries.prefetched().room(consumer.lane, 1).is_some();
+            let accepted = self.context.deliveries.prefetched.room(consumer.lane, 1).is_some();
             match (accepted, consumer.is_cancelled()) {
                 (false, false) => consumer.cancel().await,
                 (true, true) => self.consume(consumer.lane).await,
@@ -186,7 +178,7 @@ impl BrokerSession {
         if let Some(consuming) = &self.consuming {
             connection::close(consuming).await;
         }
-        connection::close(self.publisher.connection()).await;
+        connection::close(&self.publisher.connection).await;
     }
 }
 
@@ -199,7 +191,7 @@ async fn ensure_topology(context: &QueueContext) -> Result<(), QueueError> {
     } else {
         declare::check(&connection, &context.topology).await
     };
-    let login = check_login(&connection, context.endpoint.login()).await;
+    let login = check_login(&connection, &context.endpoint.login).await;
     connection.close().await;
     for problem in ensured? {
         tracing::warn!(

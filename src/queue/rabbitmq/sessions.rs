@@ -101,10 +101,10 @@ impl BrokerSessions {
     /// `Lost` when the session of that generation has ended.
     pub(super) async fn renewer_of(&self, generation: u64) -> Result<Arc<LeaseRenewer>, QueueError> {
         let session = self.wait(Instant::now() + PUBLISH_TIMEOUT).await?;
-        if session.generation() != generation {
+        if session.generation != generation {
             return Err(QueueError::Lost);
         }
-        session.renewer().ok_or(QueueError::Lost)
+        session.renewer.clone().ok_or(QueueError::Lost)
     }
 
     /// Returns `Ok` while consuming, else the reason.
@@ -114,7 +114,7 @@ impl BrokerSessions {
             SupervisorState::Closed => Err("the queue is closed".to_owned()),
             SupervisorState::Up(session) => match session.problem() {
                 Some(problem) => Err(problem),
-                None if self.context.deliveries.prefetched().is_closed() => {
+                None if self.context.deliveries.prefetched.is_closed() => {
                     Err("the queue has stopped consuming".to_owned())
                 }
                 None => Ok(()),
@@ -174,7 +174,7 @@ impl BrokerSessions {
         let session = Arc::new(session);
         tracing::info!(event = "broker_connected", broker = ?context.endpoint, "connected to the broker");
         context.metrics.set_broker_connected(true);
-        if session.generation() > 1 {
+        if session.generation > 1 {
             context.metrics.broker_reconnected();
         }
         self.state.send_replace(SupervisorState::Up(Arc::clone(&session)));

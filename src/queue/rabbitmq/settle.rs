@@ -29,7 +29,8 @@ const LEASED_PUBLISH_TIMEOUT: Duration = Duration::from_mins(10);
 pub(super) struct Settler {
     context: Arc<QueueContext>,
     sessions: Arc<BrokerSessions>,
-    replies: Arc<Replies>,
+    /// Sender of replies.
+    pub(super) replies: Arc<Replies>,
 }
 
 /// End of an unacknowledged delivery.
@@ -71,11 +72,6 @@ impl Settler {
     /// Builds a settler that publishes by the current session.
     pub(super) fn new(context: Arc<QueueContext>, sessions: Arc<BrokerSessions>, replies: Arc<Replies>) -> Self {
         Self { context, sessions, replies }
-    }
-
-    /// Returns the sender of replies.
-    pub(super) fn replies(&self) -> &Replies {
-        &self.replies
     }
 
     /// Settles a delivery, under a lease or not. The order of every settlement is stated here only:

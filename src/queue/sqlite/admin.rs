@@ -4,15 +4,19 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rusqlite::{Connection, params};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Store;
+use super::control;
 use super::dead_letters::SqliteDeadLetters;
 use super::errors::FileError;
 use super::outcomes::{self, SqliteOutcomes};
+use super::retrying_store::RetryingStore;
 use super::schema::TABLES;
-use super::{control, depths};
+use crate::domain::lane::Lane;
+use crate::domain::outcome::RetryDelay;
 use crate::queue::{Admin, BodyReader, DeadLetters, Depths, Outcomes, QueueError};
 
 /// Operations of commands on the part of a SQLite file that `broker.prefix` names.
@@ -39,7 +43,8 @@ impl Admin for SqliteAdmin {
     }
 
     async fn depths(&self) -> Result<Depths, QueueError> {
-        depths::count(&self.file, &self.prefix).await
+        let prefix = self.prefix.clone();
+        RetryingStore::open(&self.file).await?.read(move |db| count(db, &prefix)).await
     }
 
     async fn control_messages(&self) -> Result<Vec<Bytes>, QueueError> {
@@ -65,4 +70,23 @@ impl Admin for SqliteAdmin {
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetters>, QueueError> {
         Ok(Box::new(SqliteDeadLetters::open(&self.file, &self.prefix).await?))
     }
+}
+
+/// Counts the messages of the file.
+fn count(db: &Connection, prefix: &str) -> rusqlite::Result<Depths> {
+    let number = |sql: &str, values: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<u64> {
+        Ok(db.query_row(sql, values, |row| row.get::<_, i64>(0))?.unsigned_abs())
+    };
+    let mut depths = Depths { lanes: Vec::new(), waiting: Vec::new(), dead: 0 };
+    for lane in Lane::ALL {
+        let sql = "SELECT count(*) FROM jobs WHERE prefix = ?1 AND lane = ?2 AND owner IS NULL";
+        depths.lanes.push((lane, number(sql, params![prefix, lane.as_str()])?));
+    }
+    for delay in RetryDelay::ALL {
+        let millis = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
+        let sql = "SELECT count(*) FROM waiting WHERE prefix = ?1 AND rung_ms = ?2";
+        depths.waiting.push((delay, number(sql, params![prefix, millis])?));
+    }
+    depths.dead = number("SELECT count(*) FROM dead_letters WHERE prefix = ?1", params![prefix])?;
+    Ok(depths)
 }

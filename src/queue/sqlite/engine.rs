@@ -152,7 +152,7 @@ impl Engine {
 
     /// Time to wait for a command; `None` means without a limit.
     fn receive_timeout(&self) -> Option<Duration> {
-        if let Some(at) = self.availability.retry_at() {
+        if let Some(at) = self.availability.retry_at {
             return Some(at.saturating_duration_since(Instant::now()));
         }
         if !self.pending.is_empty() {
@@ -169,7 +169,7 @@ impl Engine {
     }
 
     fn step(&mut self) {
-        if self.availability.retry_at().is_none_or(|at| at <= Instant::now()) {
+        if self.availability.retry_at.is_none_or(|at| at <= Instant::now()) {
             let result = self
                 .open()
                 .and_then(|()| self.run_maintenance())

@@ -123,7 +123,8 @@ pub(super) struct EndedTransfers {
     destinations: HashMap<DestinationIdentity, DestinationRecord>,
     /// By reason, so a few dozen at most.
     dead_letters: BTreeMap<&'static str, DeadLetterCount>,
-    counts: TransferTotals,
+    /// Totals since the start, without bytes.
+    pub(super) counts: TransferTotals,
 }
 
 impl EndedTransfer {
@@ -284,11 +285,6 @@ impl EndedTransfers {
         activity.sort_unstable();
         let median = activity[activity.len() / 2];
         self.destinations.retain(|_, record| record.last_active >= median);
-    }
-
-    /// Returns the totals since the start, without bytes.
-    pub(super) fn counts(&self) -> TransferTotals {
-        self.counts
     }
 
     pub(super) fn recent(&self) -> Recent {

@@ -1,8 +1,8 @@
 use super::*;
 
-fn entry(job_id: &str, progress: Arc<Progress>) -> TransferEntry<'_> {
+fn entry(job_id: &str, progress: Arc<Progress>) -> TransferEntry {
     let destination = DestinationIdentity::parse("acme").unwrap();
-    TransferEntry { job_id, destination, lane: Lane::Scheduled, attempt: 1, size: None, progress }
+    TransferEntry { job_id: job_id.to_owned(), destination, lane: Lane::Scheduled, attempt: 1, size: None, progress }
 }
 
 #[test]

@@ -20,7 +20,8 @@ use crate::worker::generations::ObjectGuard;
 pub(in crate::worker) struct Permit {
     pub(super) slot: Option<OwnedSemaphorePermit>,
     pub(super) backfill: Option<OwnedSemaphorePermit>,
-    /// After a fault of the worker: the permit to be the only job.
+    /// After a fault of the worker: the permit to be the only job, which probes whether the fault is
+    /// over.
     pub(super) sole: Option<OwnedSemaphorePermit>,
     pub(super) destination: Option<DestinationPermit>,
     pub(super) probe: Option<CircuitProbe>,
@@ -51,12 +52,7 @@ impl Permit {
 
     /// Number of the circuit breaker's probe, if the job is one.
     pub(in crate::worker) fn probe_number(&self) -> Option<u64> {
-        self.probe.as_ref().map(CircuitProbe::number)
-    }
-
-    /// Returns true for the only job of a worker that probes whether its fault is over.
-    pub(super) fn is_sole(&self) -> bool {
-        self.sole.is_some()
+        self.probe.as_ref().map(|probe| probe.number)
     }
 
     /// Returns true if other jobs wait for this one's first success.

@@ -87,10 +87,10 @@ fn expected(reason: Reason, case: Case) -> (&'static str, Option<OutcomeKind>) {
 fn every_reason_in_every_lane_and_lease_state_has_its_settlement() {
     for case in cases() {
         for reason in Reason::ALL {
-            let plan = failed(case, History::default(), *reason);
+            let plan = failed(case, History::default(), reason);
             let planned = (plan.settlement.action(), plan.kind());
-            assert_eq!(planned, expected(*reason, case), "{reason:?} {case:?}");
-            assert_eq!(plan.counted, Some(*reason), "each failed attempt is counted");
+            assert_eq!(planned, expected(reason, case), "{reason:?} {case:?}");
+            assert_eq!(plan.counted, Some(reason), "each failed attempt is counted");
             let waits = matches!(planned.0, "retry" | "defer" | "lease");
             assert_eq!(
                 plan.body == CopyBody::Checkpoint,

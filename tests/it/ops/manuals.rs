@@ -2,8 +2,6 @@
 
 use std::process::{Command, Output};
 
-use clap::CommandFactory as _;
-
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
 fn consign(arguments: &[&str]) -> Output {

@@ -22,13 +22,13 @@ pub(super) fn words(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> 
             weaker(Permission::DeleteObject, "the empty test file can't be deleted and stays in the bucket", context)
         }
         Code::AbortDenied => {
-            let mut explanation =
-                weaker(Permission::AbortMultipartUpload, "an unfinished upload can't be aborted", context);
-            explanation.ranked = vec![format!(
+            let rule = format!(
                 "use a lifecycle rule of the bucket instead of the permission: {}",
                 lifecycle(context.destination)
-            )];
-            explanation
+            );
+            let explanation =
+                weaker(Permission::AbortMultipartUpload, "an unfinished upload can't be aborted", context);
+            Explanation { ranked: vec![rule], ..explanation }
         }
         Code::UploadLeftOpen => explained(
             "the multipart probe failed and could not be aborted; an incomplete upload of at most one byte stays in \
@@ -57,7 +57,7 @@ fn permission_denied(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
 }
 
 fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanation> {
-    let (bucket, prefix) = (&context.destination.bucket, &context.destination.prefix);
+    let bucket = &context.destination.bucket;
     Some(match code {
         Code::ExplicitDenySourceAddress => explained(
             format!(
@@ -66,43 +66,20 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
             ),
             advice(format!("exclude {} from the Deny in the bucket policy", addresses(context))),
         ),
-        Code::ExplicitDenyUnencrypted => {
-            let mut explanation = explained(
-                format!(
-                    "a Deny in the policy of the bucket {bucket} applies to uploads under {prefix}; most likely it \
-                     requires encryption"
-                ),
-                advice(
-                    "set encryption of the destination to what the bucket policy requires (\"AES256\", \"aws:kms\" \
-                     or \"aws:kms:dsse\"), and kms_key_arn to the key that it requires, if any",
-                ),
-            );
-            explanation.ranked = vec![
-                "the bucket policy denies uploads without an encryption header, or without a KMS key".to_owned(),
-                format!("the bucket policy denies by source address, and does not exclude {}", addresses(context)),
-                "the bucket policy denies this prefix, or this principal".to_owned(),
-            ];
-            explanation
-        }
-        Code::ExplicitDenyEncryption => {
-            let mut explanation = explained(
-                format!(
-                    "a Deny in the policy of the bucket {bucket} applies to uploads under {prefix}; most likely it \
-                     requires another KMS key or encryption"
-                ),
-                advice(
-                    "set encryption and kms_key_arn of the destination to what the bucket policy requires; give the \
-                     ARN of the key, not of an alias",
-                ),
-            );
-            explanation.ranked = vec![
-                "the bucket policy requires another encryption or KMS key, or names the same key in another form"
-                    .to_owned(),
-                format!("the bucket policy denies by source address, and does not exclude {}", addresses(context)),
-                "the bucket policy denies this prefix, or this principal".to_owned(),
-            ];
-            explanation
-        }
+        Code::ExplicitDenyUnencrypted => denied_by_encryption(
+            "encryption",
+            "set encryption of the destination to what the bucket policy requires (\"AES256\", \"aws:kms\" \
+             or \"aws:kms:dsse\"), and kms_key_arn to the key that it requires, if any",
+            "the bucket policy denies uploads without an encryption header, or without a KMS key",
+            context,
+        ),
+        Code::ExplicitDenyEncryption => denied_by_encryption(
+            "another KMS key or encryption",
+            "set encryption and kms_key_arn of the destination to what the bucket policy requires; give the \
+             ARN of the key, not of an alias",
+            "the bucket policy requires another encryption or KMS key, or names the same key in another form",
+            context,
+        ),
         Code::ExplicitDenyIdentity => explained(
             "an explicit Deny in a policy or the permissions boundary of the role or user applies to the upload",
             advice(format!(
@@ -120,6 +97,20 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
         ),
         _ => return None,
     })
+}
+
+/// Explains a Deny of the bucket policy that most likely demands `required`.
+fn denied_by_encryption(required: &str, remedy: &str, likeliest: &str, context: &DiagnosisContext<'_>) -> Explanation {
+    let (bucket, prefix) = (&context.destination.bucket, &context.destination.prefix);
+    let cause = format!(
+        "a Deny in the policy of the bucket {bucket} applies to uploads under {prefix}; most likely it requires {required}"
+    );
+    let ranked = vec![
+        likeliest.to_owned(),
+        format!("the bucket policy denies by source address, and does not exclude {}", addresses(context)),
+        "the bucket policy denies this prefix, or this principal".to_owned(),
+    ];
+    Explanation { ranked, ..explained(cause, advice(remedy)) }
 }
 
 /// This platform's addresses, where they are configured.

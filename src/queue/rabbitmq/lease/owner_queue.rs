@@ -20,7 +20,8 @@ use crate::queue::rabbitmq::topology::QueueDeclaration;
 pub(super) struct OwnerQueue {
     context: Arc<LeaseContext>,
     channel: Channel,
-    address: String,
+    /// Address of this owner.
+    pub(super) address: String,
     cancelled: CancellationToken,
 }
 
@@ -59,11 +60,6 @@ impl OwnerQueue {
     /// Returns the name of the queue.
     pub(super) fn name(&self) -> String {
         self.context.names.owner(&self.address)
-    }
-
-    /// Returns the address of this owner.
-    pub(super) fn address(&self) -> &str {
-        &self.address
     }
 
     fn consumer_tag(&self) -> Result<ShortString, QueueError> {

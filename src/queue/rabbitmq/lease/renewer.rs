@@ -43,7 +43,8 @@ const MAX_ADDRESSES: usize = 2;
 
 /// Renewer of the leases of one session.
 pub(in crate::queue::rabbitmq) struct LeaseRenewer {
-    leases: LeaseSession,
+    /// Leases of this session.
+    pub(in crate::queue::rabbitmq) leases: LeaseSession,
     /// Leases that reached lane `continued` and are to be renewed here.
     strays: mpsc::UnboundedSender<StrayLease>,
     received_strays: Mutex<Option<mpsc::UnboundedReceiver<StrayLease>>>,
@@ -87,11 +88,6 @@ impl LeaseRenewer {
             context.owner.change_address();
         }
         Err(QueueError::Unavailable("no queue for leases answers".to_owned()))
-    }
-
-    /// Returns the leases of this session.
-    pub(in crate::queue::rabbitmq) fn leases(&self) -> &LeaseSession {
-        &self.leases
     }
 
     /// Returns true while the channel of the owner's queue is open.

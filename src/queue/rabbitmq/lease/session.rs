@@ -130,7 +130,7 @@ impl LeaseSession {
         let message = renewal.holder.message();
         let mut headers = message.headers;
         headers.insert(LEASE_EPOCH.to_owned(), renewal.epoch.to_string());
-        headers.insert(LEASE_OWNER.to_owned(), self.queue.address().to_owned());
+        headers.insert(LEASE_OWNER.to_owned(), self.queue.address.clone());
         headers.insert(LEASE_SEQ.to_owned(), renewal.seq.to_string());
         let copy = JobCopy {
             routing_key: &renewal.job_key,
@@ -192,7 +192,7 @@ impl LeaseSession {
     async fn publish_notice(&self, key: &str, epoch: u32, former: &str) -> Result<(), QueueError> {
         let headers = Headers::from([
             (LEASE_EPOCH.to_owned(), epoch.to_string()),
-            (LEASE_OWNER.to_owned(), self.queue.address().to_owned()),
+            (LEASE_OWNER.to_owned(), self.queue.address.clone()),
         ]);
         self.publisher.publish(&messages::notice(&self.context.names, former, key, headers)?).await?;
         self.queue.unbind_former(former, key).await

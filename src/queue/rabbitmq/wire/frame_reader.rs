@@ -12,7 +12,8 @@ const BYTE_ARRAY: u8 = b'x';
 /// Cursor in a frame. Every method returns `None` at the end, or where there is no valid field.
 pub(super) struct FrameReader<'a> {
     bytes: &'a mut [u8],
-    at: usize,
+    /// Position.
+    pub(super) at: usize,
     /// True once something unreadable was replaced.
     pub(super) changed: bool,
 }
@@ -21,11 +22,6 @@ impl<'a> FrameReader<'a> {
     /// Starts at the beginning.
     pub(super) fn new(bytes: &'a mut [u8]) -> Self {
         Self { bytes, at: 0, changed: false }
-    }
-
-    /// Returns the position.
-    pub(super) fn at(&self) -> usize {
-        self.at
     }
 
     /// Skips bytes.

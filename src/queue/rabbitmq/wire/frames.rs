@@ -259,9 +259,9 @@ fn header(fields: &mut FrameReader<'_>) -> Option<ContentHeader> {
     let body_size = u64::from(fields.u32()?) << 32 | u64::from(fields.u32()?);
     let flags = fields.u16()?;
     let mut table = None;
-    let mut last = fields.at();
+    let mut last = fields.at;
     for (bit, kind) in (2..16).rev().zip(PROPERTIES) {
-        last = fields.at();
+        last = fields.at;
         if flags & 1 << bit == 0 {
             continue;
         }
@@ -269,12 +269,12 @@ fn header(fields: &mut FrameReader<'_>) -> Option<ContentHeader> {
             PropertyKind::Text => fields.text()?,
             PropertyKind::Bytes(count) => fields.skip(count)?,
             PropertyKind::Headers => {
-                table = Some(fields.at());
+                table = Some(fields.at);
                 fields.table()?;
             }
         }
     }
-    Some(ContentHeader { body_size, table, cluster_id: last..fields.at() })
+    Some(ContentHeader { body_size, table, cluster_id: last..fields.at })
 }
 
 #[cfg(test)]

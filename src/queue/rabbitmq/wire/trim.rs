@@ -50,10 +50,10 @@ fn entries(table: &mut [u8]) -> Option<(Vec<Range<usize>>, usize)> {
     let mut fields = FrameReader::new(table);
     let end = fields.length()?;
     let mut entries = Vec::new();
-    while fields.at() < end {
-        let start = fields.at();
+    while fields.at < end {
+        let start = fields.at;
         fields.entry(1)?;
-        entries.push(start..fields.at());
+        entries.push(start..fields.at);
     }
     Some((entries, end))
 }

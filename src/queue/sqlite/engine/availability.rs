@@ -15,7 +15,8 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 pub(super) struct Availability {
     shared: Arc<EngineShared>,
     retry: Retry,
-    retry_at: Option<Instant>,
+    /// Time of the next try; `None` while the file is usable.
+    pub(super) retry_at: Option<Instant>,
     was_up: bool,
 }
 
@@ -24,11 +25,6 @@ impl Availability {
     pub(super) fn new(shared: Arc<EngineShared>) -> Self {
         let retry = Retry::endless(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
         Self { shared, retry, retry_at: None, was_up: false }
-    }
-
-    /// Returns the time of the next try; `None` while the file is usable.
-    pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
     }
 
     /// Returns the error for an operation that was not performed in time.

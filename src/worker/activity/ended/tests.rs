@@ -37,7 +37,7 @@ fn failures_outlast_a_stream_of_successes() {
     assert_eq!((failure.reason, failure.class, failure.hint.as_str()), ("slow_down", "transient", "fix it"));
     let wait = failure.next_try_at.unwrap().duration_since(failure.at).as_secs();
     assert_eq!(wait, 30);
-    assert_eq!((transfers.counts().delivered, transfers.counts().repeated), (100, 1));
+    assert_eq!((transfers.counts.delivered, transfers.counts.repeated), (100, 1));
     for _ in 0..MAX_KEPT * 2 {
         end(&mut transfers, "acme", &failed(Reason::SlowDown));
     }
@@ -87,7 +87,7 @@ fn a_rejection_names_what_could_be_read_and_counts_for_no_destination() {
     );
     assert_eq!(line["trouble"]["next_try_at"], serde_json::Value::Null);
     assert!(transfers.destinations().is_empty());
-    assert_eq!(transfers.counts().failed, 1);
+    assert_eq!(transfers.counts.failed, 1);
 }
 
 #[test]
@@ -115,5 +115,5 @@ fn dead_letters_are_counted_by_the_reason_that_is_in_their_header() {
     let counts: Vec<_> = transfers.dead_letters().iter().map(|one| (one.class, one.reason, one.count)).collect();
     assert_eq!(counts, [("transient", "exhausted", 2), ("job", "invalid_job", 1)]);
     assert_eq!(transfers.recent().ended[0].outcome, "failed", "it has no outcome and is dead-lettered");
-    assert_eq!((transfers.counts().failed, transfers.counts().repeated), (3, 1));
+    assert_eq!((transfers.counts.failed, transfers.counts.repeated), (3, 1));
 }

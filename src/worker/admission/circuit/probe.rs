@@ -12,14 +12,8 @@ use crate::domain::destination::DestinationIdentity;
 pub(in crate::worker::admission) struct CircuitProbe {
     pub(super) breakers: Arc<CircuitBreakers>,
     pub(super) destination: DestinationIdentity,
-    pub(super) number: u64,
-}
-
-impl CircuitProbe {
     /// Number of the probe, unique in this worker.
-    pub(in crate::worker::admission) fn number(&self) -> u64 {
-        self.number
-    }
+    pub(in crate::worker::admission) number: u64,
 }
 
 impl Drop for CircuitProbe {

@@ -64,7 +64,7 @@ async fn a_certain_failure_opens_at_once_and_probe_intervals_grow() {
             "it was in flight, and is no probe"
         );
         assert!(matches!(circuits.state(&id), CircuitState::Open { .. }), "the probe still runs");
-        assert_eq!(seconds(observe(&circuits, &id, "a", Some(probe.number()), &bad, NOW)), Some(next));
+        assert_eq!(seconds(observe(&circuits, &id, "a", Some(probe.number), &bad, NOW)), Some(next));
         drop(probe);
     }
     pass(600).await;
