@@ -1,4 +1,5 @@
-//! Examples at the end of each command's help, from `examples.txt`. A test parses every one of them.
+//! Examples at the end of each command's help, from `examples.txt`. A test parses every one of
+//! them.
 
 use clap::Command;
 

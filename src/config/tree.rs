@@ -12,8 +12,8 @@ pub(super) struct Place {
     pub(super) line: usize,
 }
 
-/// The offsets of the line ends of a text: a scan for each key would be quadratic in a file with ten
-/// thousand destinations.
+/// The offsets of the line ends of a text: a scan for each key would be quadratic in a file with
+/// ten thousand destinations.
 pub(super) struct LineIndex(Vec<usize>);
 
 impl LineIndex {

@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn a_temporary_directory_goes_and_a_chosen_one_stays() {
         let temporary = Home::open(None).unwrap();
-        let path = temporary.path.to_owned();
+        let path = temporary.path.clone();
         assert!(path.join("buckets").is_dir());
         drop(temporary);
         assert!(!path.exists());

@@ -23,8 +23,8 @@ use crate::domain::generation::NewerDelivery;
 use crate::domain::text_enum::{table_enum, text_enum};
 
 text_enum! {
-    /// Class of a failure: it says who can act on it, and decides what follows. A closed set; also a
-    /// metric label.
+    /// Class of a failure: it says who can act on it, and decides what follows. A closed set; also
+    /// a metric label.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
     pub enum Class {
         /// Temporary: retried, and the attempt is charged.

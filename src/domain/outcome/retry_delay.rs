@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::domain::text_enum::text_enum;
 
 text_enum! {
-    /// Delay of a wait queue. A copy that enters one returns to its lane when the delay is over. The
-    /// texts stand in queue names and in the `consign-wait` header; the shortest delay is the first.
+    /// Delay of a wait queue. A copy that enters one returns to its lane when the delay is over.
+    /// The texts stand in queue names and in the `consign-wait` header; the shortest delay is the
+    /// first.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
     pub enum RetryDelay {
         /// 5 seconds.

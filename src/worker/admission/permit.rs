@@ -20,8 +20,8 @@ use crate::worker::generations::ObjectGuard;
 pub(in crate::worker) struct Permit {
     pub(super) slot: Option<OwnedSemaphorePermit>,
     pub(super) backfill: Option<OwnedSemaphorePermit>,
-    /// After a fault of the worker: the permit to be the only job, which probes whether the fault is
-    /// over.
+    /// After a fault of the worker: the permit to be the only job, which probes whether the fault
+    /// is over.
     pub(super) sole: Option<OwnedSemaphorePermit>,
     pub(super) destination: Option<DestinationPermit>,
     pub(super) probe: Option<CircuitProbe>,
