@@ -10,7 +10,7 @@ PROCESS = {f"process_{name}": set() for name in (
 # Labels that Prometheus adds.
 SCRAPED = {"instance", "job", "le"}
 MADE = re.compile(
-    r'\.(counter|gauge|float_gauge|histogram)(s?)\(\s*"(\w+)",\s*"[^"]*",?\s*(?:&\[([^\]]*)\])?', re.S)
+    r'(?:\.|= )(counter|gauge|float_gauge|histogram)(s?)\(\s*"(\w+)",\s*"[^"]*",?\s*(?:&\[([^\]]*)\])?', re.S)
 
 
 def exported():
