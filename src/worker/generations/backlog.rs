@@ -26,8 +26,8 @@ impl Backlog {
         self.changed.notify_waiters();
     }
 
-    /// Records that some may have been missed. They count as read again after [`Backlog::caught_up`],
-    /// or after [`MAX_INTERRUPTION`].
+    /// Records that some may have been missed. They count as read again after
+    /// [`Backlog::caught_up`], or after [`MAX_INTERRUPTION`].
     pub(super) fn interrupted(&self) {
         let mut read_from = self.read_from.lock();
         let now = Instant::now();
