@@ -75,9 +75,10 @@ impl Measured {
             return target + &self.small_verdict(reference);
         }
         let (least, most) = match (self.scenario.files, self.scheme) {
-            (1, "https") => (0.9, 1.3),
-            (1, _) => (0.9, 1.5),
-            _ => (0.85, 1.4),
+            (1, "https") => (0.95, 1.1),
+            (1, _) => (0.85, 1.35),
+            (_, "https") => (0.9, 1.15),
+            _ => (0.8, 1.5),
         };
         let rss = self.median_of(|pair| as_float(pair.consign.peak_rss_kib) / 1024.0);
         let (speed, cost) = (met(throughput >= least), met(cpu <= most));
