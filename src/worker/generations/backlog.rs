@@ -85,7 +85,7 @@ mod tests {
         let lost = Instant::now();
         backlog.interrupted();
         tokio::time::advance(MAX_INTERRUPTION / 2).await;
-        // Lost once more before the reports were read: the time goes on.
+        // A second interruption does not extend the wait.
         backlog.interrupted();
         backlog.wait().await;
         assert_eq!(lost.elapsed().as_secs(), MAX_INTERRUPTION.as_secs());
