@@ -82,6 +82,7 @@ impl SimState {
         let process = &mut self.workers[worker];
         process.connected = false;
         process.generation += 1;
+        self.control.interrupt(worker);
         let mut back = process.take_prefetched();
         back.extend(std::mem::take(&mut process.unacked).into_values());
         for (lane, message) in back {
@@ -136,6 +137,7 @@ impl SimWorld {
             }
             note!(state, "worker {worker} is connected");
             state.workers[worker].connected = true;
+            state.control.resume(worker);
             state.dispatch();
             state.take_superseded(worker)
         };

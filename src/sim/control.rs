@@ -18,6 +18,8 @@ use crate::queue::{ControlEvent, QueueError};
 
 /// Longest time after which a connected worker reads a message.
 const MAX_LAG: Duration = Duration::from_millis(1500);
+/// Longest time in which a worker that starts reads the messages of the past.
+pub(super) const MAX_CATCH_UP: Duration = Duration::from_secs(5);
 
 /// Stream, and the position of every worker in it.
 #[derive(Debug, Default)]
@@ -34,15 +36,33 @@ struct ControlReader {
 }
 
 impl ControlStream {
-    /// Adds the reader of the next worker, which reads everything from the start.
-    pub(super) fn join(&mut self) {
+    /// Adds the reader of the next worker, which reads everything from the start, within
+    /// `catch_up`.
+    pub(super) fn join(&mut self, catch_up: Duration) {
         let now = Instant::now();
         // As the start message of a real worker: it is read back, and concerns nobody.
         let started = Control::new(ControlCommand::JobDelivered(Uuid::nil()), Timestamp::UNIX_EPOCH);
         self.messages.push(started.render().into());
         let past = self.messages.iter().cloned().map(ControlEvent::Message).chain([ControlEvent::CaughtUp]);
-        let inbox = past.map(|event| (now, event)).collect();
+        let count = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
+        let inbox = (0..).zip(past).map(|(read, event)| (now + catch_up * read / count, event)).collect();
         self.readers.push(ControlReader { inbox, changed: Arc::default() });
+    }
+
+    /// Reports to a worker that it lost its connection. What it has not read comes after it has
+    /// reconnected.
+    pub(super) fn interrupt(&mut self, worker: usize) {
+        let reader = &mut self.readers[worker];
+        reader.inbox.push_front((Instant::now(), ControlEvent::Interrupted));
+        reader.changed.notify_one();
+    }
+
+    /// Reports to a worker that has reconnected when it has read what it missed.
+    pub(super) fn resume(&mut self, worker: usize) {
+        let reader = &mut self.readers[worker];
+        let last = reader.inbox.back().map_or_else(Instant::now, |(at, _)| *at);
+        reader.inbox.push_back((last, ControlEvent::CaughtUp));
+        reader.changed.notify_one();
     }
 
     fn publish(&mut self, body: &Bytes, mut lag: impl FnMut() -> Duration) {
@@ -94,15 +114,16 @@ impl SimQueue {
             self.while_alive().await;
             let due = {
                 let mut state = self.world.lock();
-                let away = state.broker_down;
+                let connected = state.workers[self.worker].connected;
                 let inbox = &mut state.control.readers[self.worker].inbox;
                 match inbox.front() {
-                    Some((at, _)) if *at <= Instant::now() && !away => {
+                    Some((_, ControlEvent::Interrupted)) => return inbox.pop_front().map(|(_, event)| event),
+                    Some((at, _)) if connected && *at <= Instant::now() => {
                         return inbox.pop_front().map(|(_, event)| event);
                     }
-                    Some((at, _)) if !away => Some(*at),
-                    Some(_) => Some(Instant::now() + Duration::from_secs(1)),
-                    None => None,
+                    Some((at, _)) if connected => Some(*at),
+                    // Reconnecting notifies the reader.
+                    Some(_) | None => None,
                 }
             };
             match due {

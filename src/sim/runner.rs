@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::control::MAX_CATCH_UP;
 use super::job_plan::{DESTINATIONS, JobBehavior};
 use super::message::SimMessage;
 use super::queue::SimQueue;
@@ -168,7 +169,8 @@ fn start_worker(world: &Arc<SimWorld>, destinations: &watch::Receiver<Arc<Destin
     let metrics = METRICS.with_borrow_mut(Vec::pop).unwrap_or_else(|| Arc::new(Metrics::new(3)));
     let number = {
         let mut state = world.lock();
-        state.control.join();
+        let catch_up = state.rng.millis(0, u64::try_from(MAX_CATCH_UP.as_millis()).unwrap_or(0));
+        state.control.join(catch_up);
         state.workers.push(SimWorker::new(scenario.slots, scenario.backfill_slots, Arc::clone(&metrics)));
         state.workers.len() - 1
     };
