@@ -45,8 +45,9 @@ impl Drop for Borrowed {
     }
 }
 
-/// The bytes `at..at + left` of a file, or none at all.
+/// The bytes `at..at + left` of a file, bytes in memory, or none at all.
 pub struct Chunks {
+    memory: Option<Bytes>,
     file: Option<Arc<File>>,
     at: u64,
     left: u64,
@@ -55,14 +56,22 @@ pub struct Chunks {
 
 impl Chunks {
     pub fn of(file: Arc<File>, at: u64, length: u64, pool: &Pool) -> Self {
-        Self { file: Some(file), at, left: length, pool: pool.clone() }
+        Self { memory: None, file: Some(file), at, left: length, pool: pool.clone() }
+    }
+
+    pub fn of_memory(bytes: Vec<u8>, pool: &Pool) -> Self {
+        Self { file: None, at: 0, left: bytes.len() as u64, memory: Some(bytes.into()), pool: pool.clone() }
     }
 
     pub fn none(pool: &Pool) -> Self {
-        Self { file: None, at: 0, left: 0, pool: pool.clone() }
+        Self { memory: None, file: None, at: 0, left: 0, pool: pool.clone() }
     }
 
     fn read(&mut self) -> io::Result<Option<Frame<Bytes>>> {
+        if let Some(bytes) = self.memory.take() {
+            self.left = 0;
+            return Ok(Some(Frame::data(bytes)));
+        }
         let Some(file) = self.file.as_ref().filter(|_| self.left > 0) else { return Ok(None) };
         let filled = usize::try_from(self.left).unwrap_or(CHUNK).min(CHUNK);
         let mut buffer = self.pool.take();

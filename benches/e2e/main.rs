@@ -37,6 +37,7 @@ mod raw;
 mod round;
 mod scenario;
 mod server;
+mod signature;
 mod stale;
 mod storm;
 mod table;
@@ -53,6 +54,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::broker::Broker;
 use crate::children::NullServer;
+use crate::manners::Manners;
 use crate::round::Bench;
 use crate::scenario::Scenario;
 use crate::table::Measured;
@@ -75,7 +77,7 @@ struct Cli {
     /// Pairs of runs of each scenario.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only this scenario: P1, P2 or P3.
+    /// Only this scenario: P1, P2, P3, P3b or P7.
     #[arg(long)]
     only: Option<String>,
     /// Only this scheme.
@@ -84,6 +86,9 @@ struct Cli {
     /// Folder for the source files (default: the folder for temporary files).
     #[arg(long, env = "CONSIGN_BENCH_DIR")]
     folder: Option<PathBuf>,
+    /// Another build of the program, which runs in each round after this one.
+    #[arg(long)]
+    baseline: Option<PathBuf>,
     /// A file of TOML that is appended to the worker's config.
     #[arg(long)]
     extra_config: Option<PathBuf>,
@@ -176,15 +181,24 @@ async fn measure_all(cli: &Cli, amqp: &str, broker: &Broker, root: &Path, prefix
     let extra = cli.extra_config.as_ref().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
     let plain = NullServer::start(None).await?;
     let secure = NullServer::start(Some(root)).await?;
-    let servers = [(Scheme::Http, "http", &plain), (Scheme::Https, "https", &secure)];
     let mut measured = Vec::new();
     for scenario in scenarios(cli) {
         let folder = scenario.write_files(root)?;
+        let distant = NullServer::start_with(
+            None,
+            &Manners { latency: scenario.latency, rate: scenario.rate, ..Manners::default() },
+        )
+        .await?;
+        let mut servers = vec![(Scheme::Http, "http", &plain), (Scheme::Https, "https", &secure)];
+        if scenario.latency > 0 {
+            servers = vec![(Scheme::Http, "http", &distant)];
+        }
         for (_, name, server) in servers.iter().filter(|(scheme, ..)| cli.scheme.is_none_or(|only| only == *scheme)) {
             let bench = Bench {
                 server,
                 broker,
                 scheme: name,
+                baseline: cli.baseline.as_deref(),
                 around: Surroundings { amqp, prefix, server, root, lease_after: worker::LEASE_AFTER, extra: &extra },
             };
             let mut one = Measured { scenario, scheme: name, pairs: Vec::new() };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Path that repairs the server: the missing bucket then exists, and held requests are answered.
 pub const FIX_PATH: &str = "/__fix";
@@ -17,6 +17,8 @@ pub enum Held {
     Parts,
     /// `PutObject` of an older refresh. The body is read, and nothing is stored yet.
     Puts,
+    /// `PutObject` of a newer refresh. The object is stored, and the response is missing.
+    Responses,
 }
 
 /// Start options of a server.
@@ -25,6 +27,9 @@ pub struct Manners {
     /// Milliseconds before each answer about an object.
     #[arg(long, default_value_t = 0)]
     pub latency: u64,
+    /// Bytes a second that a connection carries (0: no limit).
+    #[arg(long, default_value_t = 0)]
+    pub rate: u64,
     /// A bucket whose answers take a hundred times as long.
     #[arg(long)]
     pub slow: Option<String>,
@@ -51,12 +56,18 @@ pub struct Manners {
 impl Manners {
     /// The same, as arguments of a process.
     pub fn arguments(&self) -> Vec<String> {
-        let mut arguments = vec!["--latency".to_owned(), self.latency.to_string()];
+        let mut arguments = Vec::new();
         for (name, bucket) in [("--slow", &self.slow), ("--missing", &self.missing)] {
             arguments.extend(bucket.iter().flat_map(|bucket| [name.to_owned(), bucket.clone()]));
         }
-        for (name, of) in [("--refused", self.refused), ("--unanswered", self.unanswered)] {
-            arguments.extend([name.to_owned(), of.to_string()]);
+        let numbers = [
+            ("--latency", self.latency),
+            ("--rate", self.rate),
+            ("--refused", self.refused),
+            ("--unanswered", self.unanswered),
+        ];
+        for (name, number) in numbers {
+            arguments.extend([name.to_owned(), number.to_string()]);
         }
         for (name, given) in [("--ledger", self.ledger), ("--versions", self.versions)] {
             arguments.extend(given.then(|| name.to_owned()));
@@ -64,6 +75,13 @@ impl Manners {
         let held = self.held.and_then(|held| held.to_possible_value());
         arguments.extend(held.into_iter().flat_map(|held| ["--held".to_owned(), held.get_name().to_owned()]));
         arguments
+    }
+
+    /// Waits until a connection can have carried so many bytes since then.
+    pub async fn carry(&self, since: Instant, bytes: u64) {
+        if let Some(micros) = (bytes * 1_000_000).checked_div(self.rate) {
+            sleep_until(since + Duration::from_micros(micros)).await;
+        }
     }
 
     /// Waits as long as a bucket makes its callers wait.

@@ -1,5 +1,6 @@
 //! CPU and memory of a process, from /proc.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,33 @@ pub struct Spent {
     pub cpu_seconds: f64,
     /// The most memory it held at once, since it started.
     pub peak_rss_kib: u64,
+    /// Context switches of its threads.
+    pub switches: u64,
+}
+
+/// Context switches by the name of the thread.
+pub type Switches = BTreeMap<String, u64>;
+
+/// Context switches so far, of the threads that still run.
+pub fn context_switches(pid: u32) -> Fallible<Switches> {
+    switches_below(&format!("/proc/{pid}/task"))
+}
+
+/// The same of this process, all threads together.
+pub fn own_context_switches() -> Fallible<u64> {
+    Ok(switches_below("/proc/self/task")?.values().sum())
+}
+
+fn switches_below(tasks: &str) -> Fallible<Switches> {
+    let mut switches = Switches::new();
+    for task in fs::read_dir(tasks)? {
+        // A thread may end meanwhile.
+        let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
+        let name = status.lines().next().and_then(|line| line.strip_prefix("Name:")).unwrap_or_default().trim();
+        *switches.entry(name.to_owned()).or_default() +=
+            figure(&status, "voluntary_ctxt_switches:")? + figure(&status, "nonvoluntary_ctxt_switches:")?;
+    }
+    Ok(switches)
 }
 
 /// User and system time so far.

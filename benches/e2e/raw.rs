@@ -1,5 +1,5 @@
-//! The reference: the same bytes of the same files to the same server, with no signature, no
-//! checksum and no queue.
+//! The reference: the same bytes of the same files to the same server, without a queue. Small files
+//! have a signature and a checksum; parts have neither.
 //!
 //! Runs as a process of its own, so that its CPU and memory are its own.
 
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::Fallible;
 use crate::chunks::{Chunks, Pool};
 use crate::measure::{self, Spent};
+use crate::signature;
 use crate::wire::{Endpoint, read_whole};
 
 const PART: u64 = 8 * 1024 * 1024;
@@ -64,6 +65,7 @@ pub async fn run(args: &RawArgs) -> Fallible<Spent> {
         seconds: started.elapsed().as_secs_f64(),
         cpu_seconds: measure::own_cpu_seconds()? - cpu,
         peak_rss_kib: measure::own_peak_rss_kib()?,
+        switches: measure::own_context_switches()?,
     })
 }
 
@@ -86,7 +88,10 @@ impl Client {
         if length > PART {
             return self.in_parts(file, length, &target).await;
         }
-        self.send(Method::PUT, target, Chunks::of(file, 0, length, &self.pool)).await.map(drop)
+        let bytes = std::fs::read(path)?;
+        let mut request = self.request(Method::PUT, target, Chunks::none(&self.pool))?;
+        signature::add(&mut request, self.endpoint.address, &bytes)?;
+        self.send_request(request.map(|_| Chunks::of_memory(bytes, &self.pool))).await.map(drop)
     }
 
     async fn in_parts(self: &Arc<Self>, file: Arc<File>, length: u64, target: &str) -> Fallible<()> {
@@ -107,6 +112,15 @@ impl Client {
     }
 
     async fn send(&self, method: Method, target: String, body: Chunks) -> Fallible<Response<Bytes>> {
+        self.send_request(self.request(method, target, body)?).await
+    }
+
+    fn request(&self, method: Method, target: String, body: Chunks) -> Fallible<Request<Chunks>> {
+        let request = Request::builder().method(method).uri(target);
+        Ok(request.header(header::HOST, self.endpoint.address.to_string()).body(body)?)
+    }
+
+    async fn send_request(&self, request: Request<Chunks>) -> Fallible<Response<Bytes>> {
         let _permit = self.permits.acquire().await?;
         let idle = self.idle.lock().pop();
         let mut sender = match idle {
@@ -114,8 +128,6 @@ impl Client {
             None => self.endpoint.connect().await?,
         };
         sender.ready().await?;
-        let request = Request::builder().method(method).uri(target);
-        let request = request.header(header::HOST, self.endpoint.address.to_string()).body(body)?;
         let answer = read_whole(sender.send_request(request).await?).await?;
         if !answer.status().is_success() {
             return Err(format!("the null server answered {}", answer.status()).into());

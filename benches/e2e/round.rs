@@ -1,4 +1,5 @@
-//! One pair of runs: the reference, then `consign`, on the same files and the same server.
+//! One round: the reference, then `consign`, then another build of it if one is given, on the same
+//! files and the same server.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,15 +11,17 @@ use crate::Fallible;
 use crate::broker::{Broker, Message, await_delivered};
 use crate::children::{NullServer, check, run_raw};
 use crate::counts::Counts;
-use crate::measure::{self, Spent};
+use crate::measure::{self, Spent, Switches};
 use crate::scenario::{Scenario, file_name};
-use crate::worker::{DESTINATION, Surroundings, Worker};
+use crate::worker::{DESTINATION, Surroundings, Worker, program};
 
 /// Both sides of one round.
 #[derive(Debug, Clone, Copy)]
 pub struct Pair {
     pub raw: Spent,
     pub consign: Spent,
+    /// The same by the build that `consign` is compared with.
+    pub baseline: Option<Spent>,
     /// Counts of the null server for `consign`.
     pub seen: Counts,
     /// From the start of the worker's process to its readiness.
@@ -30,20 +33,37 @@ pub struct Bench<'a> {
     pub server: &'a NullServer,
     pub broker: &'a Broker,
     pub around: Surroundings<'a>,
+    /// Another build of the program, to compare with.
+    pub baseline: Option<&'a Path>,
     /// Part of the ids of its jobs: a worker remembers jobs that others have delivered.
     pub scheme: &'static str,
 }
 
 impl Bench<'_> {
-    /// Measures one pair; `round` keeps the ids of the jobs apart.
+    /// Measures one round; its number keeps the ids of the jobs apart.
     pub async fn pair(&self, scenario: &Scenario, folder: &Path, round: usize) -> Fallible<Pair> {
         let raw = run_raw(self.server, scenario, folder).await?;
-        let worker = Worker::start(&self.around).await?;
+        let (consign, seen, start) = self.worker(&program(), scenario, folder, &round.to_string()).await?;
+        let baseline = match self.baseline {
+            Some(other) => Some(self.worker(other, scenario, folder, &format!("{round}b")).await?.0),
+            None => None,
+        };
+        Ok(Pair { raw, consign, baseline, seen, start })
+    }
+
+    async fn worker(
+        &self,
+        program: &Path,
+        scenario: &Scenario,
+        folder: &Path,
+        round: &str,
+    ) -> Fallible<(Spent, Counts, Duration)> {
+        let worker = Worker::start_build(program, &self.around).await?;
         match self.consign(&worker, scenario, folder, round).await {
-            Ok((consign, seen)) => {
+            Ok((spent, seen)) => {
                 let start = worker.start;
                 worker.stop().await?;
-                Ok(Pair { raw, consign, seen, start })
+                Ok((spent, seen, start))
             }
             Err(error) => Err(format!("{error}\n{}", worker.log_tail()).into()),
         }
@@ -55,16 +75,18 @@ impl Bench<'_> {
         worker: &Worker,
         scenario: &Scenario,
         folder: &Path,
-        round: usize,
+        round: &str,
     ) -> Fallible<(Spent, Counts)> {
         let mut outcomes = self.broker.outcomes().await?;
         let messages = jobs(scenario, folder, &format!("{}/{round}", self.scheme));
-        let (before, cpu, started) = (self.server.counts().await?, measure::cpu_seconds(worker.pid())?, Instant::now());
+        let (before, switches) = (self.server.counts().await?, measure::context_switches(worker.pid())?);
+        let (cpu, started) = (measure::cpu_seconds(worker.pid())?, Instant::now());
         self.transfer(messages, &mut outcomes, scenario.files).await?;
         let spent = Spent {
             seconds: started.elapsed().as_secs_f64(),
             cpu_seconds: measure::cpu_seconds(worker.pid())? - cpu,
             peak_rss_kib: measure::peak_rss_kib(worker.pid())?,
+            switches: switches_since(&switches, worker.pid(), scenario.files)?,
         };
         let seen = self.server.counts().await?.since(before);
         check(scenario, seen)?;
@@ -75,6 +97,17 @@ impl Bench<'_> {
         let published = self.broker.publish(messages);
         futures_util::try_join!(published, await_delivered(outcomes, files)).map(drop)
     }
+}
+
+/// Prints those of each kind of thread, per job, and returns the sum.
+fn switches_since(before: &Switches, pid: u32, jobs: u64) -> Fallible<u64> {
+    let mut sum = 0;
+    for (thread, after) in measure::context_switches(pid)? {
+        let switches = after.saturating_sub(before.get(&thread).copied().unwrap_or_default());
+        eprintln!("e2e: context switches of {thread}: {}.{} a job", switches / jobs, switches * 10 / jobs % 10);
+        sum += switches;
+    }
+    Ok(sum)
 }
 
 fn jobs(scenario: &Scenario, folder: &Path, round: &str) -> Vec<Message> {

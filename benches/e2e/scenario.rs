@@ -21,20 +21,28 @@ pub struct Scenario {
     pub size: u64,
     /// Requests in flight at once in the reference.
     pub in_flight: usize,
+    /// Milliseconds before each response of the server. With latency, http only.
+    pub latency: u64,
+    /// Bytes a second of each connection (0: no limit).
+    pub rate: u64,
 }
 
 /// Figures that the targets limit.
-pub const FULL: [Scenario; 3] = [
-    Scenario { target: "P1", files: 1, size: 2 * GIB, in_flight: 8 },
-    Scenario { target: "P2", files: 200, size: 16 * MIB, in_flight: 8 },
-    Scenario { target: "P3", files: 5_000, size: 64 * KIB, in_flight: 16 },
+pub const FULL: [Scenario; 5] = [
+    Scenario { target: "P1", files: 1, size: 2 * GIB, in_flight: 8, latency: 0, rate: 0 },
+    Scenario { target: "P2", files: 200, size: 16 * MIB, in_flight: 8, latency: 0, rate: 0 },
+    Scenario { target: "P3", files: 5_000, size: 64 * KIB, in_flight: 16, latency: 0, rate: 0 },
+    Scenario { target: "P3b", files: 5_000, size: 64 * KIB, in_flight: 16, latency: 30, rate: 0 },
+    Scenario { target: "P7", files: 1, size: 2 * GIB, in_flight: 8, latency: 30, rate: 90_000_000 },
 ];
 
 /// Only shows that the bench runs: the figures mean nothing.
-pub const SHORT: [Scenario; 3] = [
-    Scenario { target: "P1", files: 1, size: 24 * MIB + 1, in_flight: 8 },
-    Scenario { target: "P2", files: 4, size: 16 * MIB, in_flight: 8 },
-    Scenario { target: "P3", files: 50, size: 64 * KIB, in_flight: 16 },
+pub const SHORT: [Scenario; 5] = [
+    Scenario { target: "P1", files: 1, size: 24 * MIB + 1, in_flight: 8, latency: 0, rate: 0 },
+    Scenario { target: "P2", files: 4, size: 16 * MIB, in_flight: 8, latency: 0, rate: 0 },
+    Scenario { target: "P3", files: 50, size: 64 * KIB, in_flight: 16, latency: 0, rate: 0 },
+    Scenario { target: "P3b", files: 50, size: 64 * KIB, in_flight: 16, latency: 30, rate: 0 },
+    Scenario { target: "P7", files: 1, size: 24 * MIB + 1, in_flight: 8, latency: 30, rate: 90_000_000 },
 ];
 
 impl Scenario {
@@ -50,7 +58,9 @@ impl Scenario {
             size if size >= MIB => format!("{} MiB", size / MIB),
             size => format!("{} KiB", size / KIB),
         };
-        format!("{} x {size}", self.files)
+        let latency = if self.latency > 0 { format!(", {} ms", self.latency) } else { String::new() };
+        let rate = if self.rate > 0 { format!(", {} MB/s a connection", self.rate / 1_000_000) } else { String::new() };
+        format!("{} x {size}{latency}{rate}", self.files)
     }
 
     /// True if the number of objects matters more than their bytes.

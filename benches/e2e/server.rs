@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::Fallible;
 use crate::counts::{COUNTS_PATH, Counts};
@@ -221,10 +221,14 @@ impl Store {
         if self.manners.versions {
             let Ok(body) = body.collect().await else { return slow_down() };
             let line = versions::first_line(&body.to_bytes());
-            if versions::is_older(&line) {
+            let is_older = versions::is_older(&line);
+            if is_older {
                 self.hold(Held::Puts).await;
             }
             self.versions.lock().await.note(head.uri.path(), line);
+            if !is_older {
+                self.hold(Held::Responses).await;
+            }
         } else if self.manners.ledger {
             // A client that was killed sends half a body; S3 stores nothing then.
             let Ok(body) = body.collect().await else { return slow_down() };
@@ -360,9 +364,12 @@ impl Store {
     }
 
     async fn read(&self, mut body: Incoming, mut each: impl FnMut(&[u8])) {
+        let (begun, mut length) = (Instant::now(), 0);
         while let Some(frame) = body.frame().await {
             if let Some(data) = frame.ok().and_then(|frame| frame.into_data().ok()) {
                 each(&data);
+                length += data.len() as u64;
+                self.manners.carry(begun, length).await;
                 self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
             } else {
                 self.broken.fetch_add(1, Ordering::Relaxed);

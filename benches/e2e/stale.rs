@@ -58,6 +58,8 @@ enum Part {
     Killed,
     /// The worker is killed in the middle of `PutObject`.
     Put,
+    /// The source is away, and the worker of the newer job is killed once its object is stored.
+    Newer,
     /// The job is requeued from the dead letters.
     Requeued,
     /// A worker starts and reads a long control stream, while the older jobs wait for a retry.

@@ -12,8 +12,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 const GIB: f64 = 1024.0 * MIB;
 
 const HEAD: &str = "\
-| scenario | scheme | client | MiB/s | objects/s | CPU s/GiB | CPU us/object | peak RSS MiB | T | C | AssumeRole |
-|---|---|---|---|---|---|---|---|---|---|---|
+| scenario | scheme | client | MiB/s | objects/s | CPU s/GiB | CPU us/object | context switches/object | peak RSS MiB | T | C | AssumeRole |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 ";
 
 /// The rounds of one scenario over one scheme.
@@ -45,20 +45,39 @@ impl Measured {
         let (throughput, cpu) = self.ratios();
         let assumed = self.pairs.iter().map(|pair| pair.seen.assume_roles).max().unwrap_or_default();
         let consign = self.row("consign", |pair| pair.consign, &format!("{throughput:.2} | {cpu:.2} | {assumed}"));
-        raw + &consign
+        raw + &consign + &self.baseline_row().unwrap_or_default()
+    }
+
+    fn baseline_row(&self) -> Option<String> {
+        self.pairs.first()?.baseline?;
+        let of = |pair: &Pair| pair.baseline.unwrap_or(pair.consign);
+        let throughput = self.median_of(|pair| pair.raw.seconds / of(pair).seconds);
+        let cpu = self.median_of(|pair| of(pair).cpu_seconds / pair.raw.cpu_seconds);
+        Some(self.row("baseline", of, &format!("{throughput:.2} | {cpu:.2} | ")))
+    }
+
+    /// Throughput and CPU time relative to the baseline of the same round.
+    fn compared(&self) -> String {
+        let Some(Pair { baseline: Some(_), .. }) = self.pairs.first() else { return String::new() };
+        let of = |figure: fn(Spent) -> f64| {
+            self.median_of(|pair| figure(pair.consign) / figure(pair.baseline.unwrap_or(pair.consign)))
+        };
+        let (seconds, cpu) = (of(|spent| spent.seconds), of(|spent| spent.cpu_seconds));
+        format!("; against the baseline: throughput x {:.2}, CPU x {cpu:.2}", 1.0 / seconds)
     }
 
     fn row(&self, client: &str, spent: impl Fn(&Pair) -> Spent, tail: &str) -> String {
         let (files, bytes) = (as_float(self.scenario.files), as_float(self.scenario.bytes()));
         let of = |figure: &dyn Fn(Spent) -> f64| self.median_of(|pair| figure(spent(pair)));
         format!(
-            "| {} | {} | {client} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} | {tail} |\n",
+            "| {} | {} | {client} | {:.0} | {:.0} | {:.2} | {:.0} | {:.1} | {:.0} | {tail} |\n",
             self.scenario.title(),
             self.scheme,
             of(&|spent| bytes / MIB / spent.seconds),
             of(&|spent| files / spent.seconds),
             of(&|spent| spent.cpu_seconds / (bytes / GIB)),
             of(&|spent| spent.cpu_seconds * 1e6 / files),
+            of(&|spent| as_float(spent.switches) / files),
             of(&|spent| as_float(spent.peak_rss_kib) / 1024.0),
         )
     }
@@ -74,6 +93,9 @@ impl Measured {
         if self.scenario.is_small() {
             return target + &self.small_verdict(reference);
         }
+        if self.scenario.rate > 0 {
+            return target + &self.wide_verdict();
+        }
         let (least, most) = match (self.scenario.files, self.scheme) {
             (1, "https") => (0.95, 1.1),
             (1, _) => (0.85, 1.35),
@@ -83,20 +105,30 @@ impl Measured {
         let rss = self.median_of(|pair| as_float(pair.consign.peak_rss_kib) / 1024.0);
         let (speed, cost) = (met(throughput >= least), met(cpu <= most));
         let memory = format!("P4 RSS {rss:.0} <= 48 MiB {}", met(rss <= 48.0));
-        format!("{target}T {throughput:.2} >= {least} {speed}; C {cpu:.2} <= {most} {cost}; {memory}\n")
+        let compared = self.compared();
+        format!("{target}T {throughput:.2} >= {least} {speed}; C {cpu:.2} <= {most} {cost}; {memory}{compared}\n")
+    }
+
+    fn wide_verdict(&self) -> String {
+        let rate = self.median_of(|pair| as_float(self.scenario.bytes()) / pair.consign.seconds / 1e6);
+        let rss = self.median_of(|pair| as_float(pair.consign.peak_rss_kib) / 1024.0);
+        let (speed, memory, compared) = (met(rate >= 1200.0), met(rss <= 48.0), self.compared());
+        format!("{rate:.0} MB/s >= 1200 {speed}; P4 RSS {rss:.0} <= 48 MiB {memory}{compared}\n")
     }
 
     fn small_verdict(&self, reference: Option<&Reference>) -> String {
         let files = as_float(self.scenario.files);
         let rate = self.median_of(|pair| files / pair.consign.seconds);
         let micros = self.median_of(|pair| pair.consign.cpu_seconds * 1e6 / files);
-        let assumed = self.pairs.iter().all(|pair| pair.seen.assume_roles == 1);
-        let mut text = format!(
-            "{rate:.0} jobs/s >= 2000 {}; {micros:.0} us CPU a job <= 250 {}; P5 one AssumeRole {}",
-            met(rate >= 2000.0),
-            met(micros <= 250.0),
-            met(assumed)
-        );
+        let switches = self.median_of(|pair| as_float(pair.consign.switches) / files);
+        let assumed = met(self.pairs.iter().all(|pair| pair.seen.assume_roles == 1));
+        let figures = if self.scenario.latency > 0 {
+            format!("{micros:.0} us CPU a job; {switches:.1} context switches a job <= 4 {}", met(switches <= 4.0))
+        } else {
+            let (_, cpu) = self.ratios();
+            format!("{micros:.0} us CPU a job, {switches:.1} context switches; C {cpu:.1} <= 4.5 {}", met(cpu <= 4.5))
+        };
+        let mut text = format!("{rate:.0} jobs/s; {figures}; P5 one AssumeRole {assumed}{}", self.compared());
         if let Some(reference) = reference {
             let gain = reference.cpu_micros_per_job / micros;
             let _ = write!(text, "; {gain:.0}x jobs per CPU second of {} >= 20 {}", reference.name, met(gain >= 20.0));

@@ -51,12 +51,17 @@ pub struct Surroundings<'a> {
 impl Worker {
     /// Returns when the worker is ready.
     pub async fn start(around: &Surroundings<'_>) -> Fallible<Self> {
+        Self::start_build(&program(), around).await
+    }
+
+    /// As [`Worker::start`], for one build of the program.
+    pub async fn start_build(program: &Path, around: &Surroundings<'_>) -> Fallible<Self> {
         let admin = ports::free().await?;
         let file = |end: &str| around.root.join(format!("consign-{}.{end}", admin.port()));
         let (config, log) = (file("toml"), file("log"));
         fs::write(&config, around.config(admin))?;
         let begun = Instant::now();
-        let process = Process::spawn(&mut around.command(&config, &log)?)?;
+        let process = Process::spawn(&mut around.command(program, &config, &log)?)?;
         let mut worker = Self { process, log, admin: Endpoint::new(admin, None)?, start: Duration::ZERO };
         match timeout(READY_WITHIN, worker.until_ready()).await {
             Ok(ready) => ready?,
@@ -125,12 +130,17 @@ impl Worker {
     }
 }
 
+/// Build that is measured.
+pub fn program() -> PathBuf {
+    std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_consign").into()).into()
+}
+
 impl Surroundings<'_> {
     /// Runs a command of the program to its end, with the configuration of the worker.
     pub async fn consign(&self, arguments: &[&str]) -> Fallible<()> {
         let config = self.root.join("command.toml");
         fs::write(&config, self.config(ports::free().await?))?;
-        let mut command = self.program();
+        let mut command = self.program(&program());
         command.args(arguments).arg("--config").arg(config).stdin(Stdio::null());
         let output = process::output(command).await?;
         if output.status.success() {
@@ -139,16 +149,15 @@ impl Surroundings<'_> {
         Err(format!("consign {} ended with {}", arguments.join(" "), output.status).into())
     }
 
-    fn command(&self, config: &Path, log: &Path) -> Fallible<Command> {
+    fn command(&self, program: &Path, config: &Path, log: &Path) -> Fallible<Command> {
         let log = File::create(log)?;
-        let mut command = self.program();
+        let mut command = self.program(program);
         command.arg("run").arg("--config").arg(config);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(command)
     }
 
-    fn program(&self) -> Command {
-        let program = std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_consign").into());
+    fn program(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         // Nothing of the caller's own AWS or consign settings may leak in.
         command.env_clear().env("HOME", self.root).env("AWS_EC2_METADATA_DISABLED", "true");

@@ -108,6 +108,7 @@ impl Round<'_> {
         let held = match self.part {
             Part::Drain | Part::Killed => Some(Held::Parts),
             Part::Put => Some(Held::Puts),
+            Part::Newer => Some(Held::Responses),
             _ => None,
         };
         let missing = (self.part == Part::Broken).then(|| BUCKET.to_owned());
@@ -115,7 +116,7 @@ impl Round<'_> {
     }
 
     fn source(&self) -> Source {
-        if matches!(self.part, Part::Away | Part::Backlog) { Source::Http } else { Source::File }
+        if matches!(self.part, Part::Away | Part::Newer | Part::Backlog) { Source::Http } else { Source::File }
     }
 
     fn ids(&self) -> Vec<String> {
@@ -139,6 +140,7 @@ impl Stage<'_> {
             Part::Broken => self.broken().await?,
             Part::Requeued => self.requeued().await?,
             Part::Backlog => self.backlog().await?,
+            Part::Newer => self.newer().await?,
             _ => self.left().await?,
         }
         self.account.until_ended(&self.round.ids()).await;
@@ -216,13 +218,31 @@ impl Stage<'_> {
         futures_util::try_join!(join, repair).map(drop)
     }
 
+    /// The first worker runs all newer jobs when it is killed; the older ones wait for a retry.
+    async fn newer(&self) -> Fallible<()> {
+        self.start(1).await?;
+        self.publish_older().await?;
+        until("every older job failed", STEP, async || Ok(self.account.retrying() >= self.pairs())).await?;
+        self.publish_newer(Duration::ZERO).await?;
+        self.until_held().await?;
+        self.start(self.round.workers - 1).await?;
+        drop(self.workers.lock().await.remove(0));
+        self.start(1).await?;
+        sleep(REPAIR).await;
+        self.server.fix().await
+    }
+
+    async fn until_held(&self) -> Fallible<()> {
+        let pairs = u64::from(self.round.pairs);
+        until("every upload is held", STEP, async || Ok(self.server.counts().await?.held >= pairs)).await
+    }
+
     /// The first worker runs all older jobs when it leaves; the others are there by then, and
     /// another one takes its place.
     async fn left(&self) -> Fallible<()> {
         self.start(1).await?;
         self.publish_older().await?;
-        let pairs = u64::from(self.round.pairs);
-        until("every older job is held", STEP, async || Ok(self.server.counts().await?.held >= pairs)).await?;
+        self.until_held().await?;
         self.start(self.round.workers - 1).await?;
         let first = self.workers.lock().await.remove(0);
         let leave = async {
