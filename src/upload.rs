@@ -11,6 +11,7 @@ mod aborts;
 mod budget;
 mod call;
 pub(crate) mod classify;
+mod concurrency;
 mod gate;
 mod learnt;
 mod multipart;
@@ -48,6 +49,7 @@ use crate::telemetry::spans;
 use aborts::BackgroundAborts;
 use budget::Budget;
 use call::Calls;
+use concurrency::ConcurrencyLimits;
 pub use gate::WriteGate;
 use learnt::LearntStores;
 use multipart::{PartStream, UploadRecord};
@@ -141,9 +143,9 @@ struct UploadContext<'a> {
 }
 
 impl UploadContext<'_> {
-    fn parts_to_send<S>(&self, parts: S, concurrency: usize, sizes: PartSizes) -> PartStream<S> {
+    fn parts_to_send<S>(&self, parts: S, most: usize, sizes: PartSizes) -> PartStream<S> {
         let record = self.mark.clone().map(|source| UploadRecord { sizes, source });
-        PartStream { parts, concurrency, record }
+        PartStream { parts, most, record }
     }
 }
 
@@ -193,7 +195,7 @@ impl Uploader {
     pub fn new(config: UploadConfig, memory_budget: u64, sessions: Arc<Sessions>, metrics: Arc<Metrics>) -> Self {
         let limits = PlanLimits::new(&config, memory_budget);
         let budget = Budget::new(memory_budget, metrics.clone());
-        let learnt = LearntStores::new();
+        let learnt = LearntStores::new(ConcurrencyLimits::new(&config));
         Self { config, limits, sessions, budget, pool: Pool::default(), learnt, metrics, aborts: Arc::default() }
     }
 
@@ -302,7 +304,7 @@ impl Uploader {
                         Ok(part)
                     }
                 });
-                let parts_to_send = context.parts_to_send(parts_to_send, self.concurrency(), sizes);
+                let parts_to_send = context.parts_to_send(parts_to_send, usize::MAX, sizes);
                 let prove = async |sent| proven(sent, length).and_then(|()| file.verify_unchanged());
                 multipart::upload(context.calls, context.target, parts_to_send, control, prove).await
             }
@@ -389,15 +391,11 @@ impl Uploader {
         Ok(stored)
     }
 
-    fn concurrency(&self) -> usize {
-        self.config.part_concurrency.get() as usize
-    }
-
     /// Concurrency of an upload whose parts are held in memory. One upload into a slow bucket must
     /// not take the whole budget, so beyond two parts it gets an eighth.
     fn buffered_concurrency(&self) -> usize {
         let share = self.limits.largest_buffer / 2 / self.config.part_size.max(1);
-        usize::try_from(share).unwrap_or(usize::MAX).clamp(2, self.concurrency().max(2))
+        usize::try_from(share).unwrap_or(usize::MAX).clamp(2, self.learnt.limits.first().max(2))
     }
 }
 

@@ -47,7 +47,7 @@ impl Default for WorkerConfig {
 
 impl Default for UploadConfig {
     fn default() -> Self {
-        Self { part_size: 8 * MIB, multipart_threshold: 16 * MIB, part_concurrency: non_zero(8), min_rate: 64 << 10 }
+        Self { part_size: 8 * MIB, multipart_threshold: 16 * MIB, part_concurrency: None, min_rate: 64 << 10 }
     }
 }
 

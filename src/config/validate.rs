@@ -105,7 +105,7 @@ fn check_upload(upload: &UploadConfig, findings: &mut Findings) {
     }
     let problem = "is 0, so a stuck request would never end; give at least 1B";
     findings.require(upload.min_rate > 0, "upload.min_rate", problem);
-    let parts = upload.part_concurrency.get() <= 1000;
+    let parts = upload.part_concurrency.is_none_or(|parts| parts.get() <= 1000);
     findings.require(parts, "upload.part_concurrency", "is more than 1000; give a number from 1 to 1000");
 }
 

@@ -90,6 +90,9 @@ impl Calls {
             };
             ambiguous |= error.ambiguous;
             error.ambiguous = ambiguous;
+            if matches!(error.failure.reason, Reason::SlowDown | Reason::Throttled | Reason::S3Unavailable) {
+                self.learnt.concurrency(&self.destination).throttled();
+            }
             let refused = match error.signal {
                 ErrorSignal::Credentials => true,
                 ErrorSignal::Denied => WRITES.contains(&operation) && self.sessions.may_have_expired(&session),

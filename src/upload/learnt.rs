@@ -1,8 +1,11 @@
 //! Properties of stores that only their responses show. They are kept in memory, and learnt again
 //! after a restart.
 
+use std::sync::Arc;
+
 use moka::sync::Cache;
 
+use super::concurrency::{ConcurrencyLimits, PartConcurrency};
 use crate::domain::destination::{BucketName, Destination, DestinationIdentity};
 
 /// Most destinations of which one property is remembered.
@@ -24,11 +27,19 @@ pub(super) enum PartProof {
 pub(super) struct LearntStores {
     equal_parts: Cache<Key, ()>,
     part_proofs: Cache<Key, PartProof>,
+    concurrency: Cache<Key, Arc<PartConcurrency>>,
+    pub(super) limits: ConcurrencyLimits,
 }
 
 impl LearntStores {
-    pub(super) fn new() -> Self {
-        Self { equal_parts: Cache::new(MAX_DESTINATIONS), part_proofs: Cache::new(MAX_DESTINATIONS) }
+    pub(super) fn new(limits: ConcurrencyLimits) -> Self {
+        let (equal_parts, part_proofs) = (Cache::new(MAX_DESTINATIONS), Cache::new(MAX_DESTINATIONS));
+        Self { equal_parts, part_proofs, concurrency: Cache::new(MAX_DESTINATIONS), limits }
+    }
+
+    /// Returns the number of parts in flight of each upload into the destination.
+    pub(super) fn concurrency(&self, destination: &Destination) -> Arc<PartConcurrency> {
+        self.concurrency.get_with(key(destination), || Arc::new(PartConcurrency::new(self.limits.clone())))
     }
 
     /// Returns true if the store refused parts of different lengths.

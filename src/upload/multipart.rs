@@ -9,9 +9,11 @@ mod open;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt as _};
 
 use super::call::Calls;
+use super::concurrency::{PartConcurrency, PartPermit};
 use super::part::Part;
 use super::{Target, UploadControl, Uploaded};
 use crate::domain::job::lease::{PartDone, PartSizes, SourceMark};
@@ -30,12 +32,12 @@ pub(super) struct UploadRecord {
     pub(super) source: SourceMark,
 }
 
-/// Parts to send, and their concurrency.
+/// Parts to send.
 pub(super) struct PartStream<S> {
     /// Parts that S3 does not have yet, in order.
     pub(super) parts: S,
-    /// Largest number of parts in flight.
-    pub(super) concurrency: usize,
+    /// Most parts in flight, where the memory for them is limited.
+    pub(super) most: usize,
     /// Record of a resumable upload; `None` if nobody could resume it.
     pub(super) record: Option<UploadRecord>,
 }
@@ -71,7 +73,8 @@ where
         tokio::time::sleep(HAND_OFF_TIMEOUT).await;
     };
     let sending = async {
-        let sent = send_all(&open, target, parts_to_send, stop).await?;
+        let concurrency = calls.learnt.concurrency(&calls.destination);
+        let sent = send_all(&open, target, parts_to_send, stop, &concurrency).await?;
         prove(sent.iter().map(|part| part.length).sum()).await?;
         target.enter_gate().await?;
         Ok::<_, Failure>(sent)
@@ -117,6 +120,18 @@ fn waits(failure: &Failure) -> bool {
     }
 }
 
+async fn send(
+    open: &MultipartUpload<'_>,
+    target: &Target<'_>,
+    part: Part,
+    _permit: Option<PartPermit>,
+) -> Result<PartDone, Failure> {
+    let span = open.span("UploadPart", Some(part.number));
+    let sent = spans::within(span, open.send(&part)).await?;
+    target.progress.add(sent.length, 1);
+    Ok(sent)
+}
+
 /// Sends the missing parts and returns all parts in order, those of earlier attempts included.
 /// Interrupted by a hand-off, it fails as `shutdown` once the parts in flight have ended.
 async fn send_all<S>(
@@ -124,6 +139,7 @@ async fn send_all<S>(
     target: &Target<'_>,
     parts_to_send: PartStream<S>,
     stop: &super::StopSignals,
+    concurrency: &PartConcurrency,
 ) -> Result<Vec<PartDone>, Failure>
 where
     S: Stream<Item = Result<Part, Failure>>,
@@ -136,21 +152,26 @@ where
         stop.hand_off.cancelled().await;
         cut_short.store(true, Ordering::Relaxed);
     };
-    let sent: Vec<PartDone> = parts_to_send
-        .parts
-        .take_until(hand_off)
-        .map(|part| async move {
-            let part = part?;
-            let span = open.span("UploadPart", Some(part.number));
-            let sent = spans::within(span, open.send(&part)).await?;
-            target.progress.add(sent.length, 1);
-            Ok::<_, Failure>(sent)
-        })
-        .buffer_unordered(parts_to_send.concurrency)
-        .try_collect()
-        .await?;
-    let mut all = open.done().to_vec();
-    all.extend(sent);
+    let mut parts = std::pin::pin!(parts_to_send.parts.take_until(hand_off));
+    let (mut all, mut in_flight) = (open.done().to_vec(), FuturesUnordered::new());
+    let mut more = true;
+    loop {
+        let may_start = more && in_flight.len() < parts_to_send.most;
+        let permit = may_start.then(|| concurrency.try_start(in_flight.len())).flatten();
+        tokio::select! {
+            biased;
+            Some(sent) = in_flight.next() => {
+                let sent: PartDone = sent?;
+                concurrency.accepted(sent.length, in_flight.len() + 1);
+                all.push(sent);
+            }
+            part = parts.next(), if permit.is_some() => match part {
+                Some(part) => in_flight.push(send(open, target, part?, permit)),
+                None => more = false,
+            },
+            else => break,
+        }
+    }
     all.sort_unstable_by_key(|part| part.number);
     let whole = open.has_all(count(&all));
     if cut_short.load(Ordering::Relaxed) && !whole { Err(draining()) } else { Ok(all) }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::fixture::AcmeFixture;
 use crate::testbed::scripted::{CRC, Call, Effect};
 use crate::testbed::site::job;
@@ -198,5 +200,25 @@ async fn every_byte_is_proven_by_part_and_as_a_whole() {
     assert_eq!(complete.header("x-amz-mp-object-size"), Some((20 * MIB).to_string().as_str()));
     let listed = String::from_utf8_lossy(&complete.body).matches("<ChecksumCRC64NVME>").count();
     assert_eq!(listed, fixture.s3.calls("UploadPart").len(), "the checksum of each part is listed");
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn a_store_that_asks_for_fewer_requests_gets_half_as_many_at_once() {
+    let fixture = AcmeFixture::start("fewer").await;
+    let slow = Effect::Error(503, "SlowDown", "Please reduce your request rate.");
+    fixture.s3.on("UploadPart").first(2).before(slow);
+    let content = bytes(17, 36 * MIB);
+    fixture.schedule("a", &content).await;
+    assert_eq!(fixture.delivered("a").await["attempts"], 1);
+    assert_eq!(fixture.object("a").unwrap().bytes, content);
+    let log = fixture.worker.log();
+    let changes: Vec<Value> = log
+        .lines()
+        .filter(|line| line.contains("part_concurrency_changed"))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let first = changes.first().unwrap_or_else(|| panic!("the number did not change: {log}"));
+    assert_eq!((&first["from"], &first["to"]), (&8.into(), &4.into()), "{first:#}");
     fixture.close().await;
 }
