@@ -177,12 +177,8 @@ impl JournalContents {
                 header.backfill, known.started_at
             ));
         }
-        match self.cancelled_at {
-            Some(at) => {
-                Err(format!("backfill {} was cancelled at {at:.0}; --again publishes all jobs again", header.backfill))
-            }
-            None => Ok(()),
-        }
+        let Some(at) = self.cancelled_at else { return Ok(()) };
+        Err(format!("backfill {} was cancelled at {at:.0}; --again publishes all jobs again", header.backfill))
     }
 }
 

@@ -229,7 +229,7 @@ fn permission_notes(destination: &Destination, scope: &Scope) -> Vec<String> {
 }
 
 fn permission_note(permission: Permission, destination: &Destination, scope: &Scope) -> String {
-    let (action, purpose, without) = (permission.action(), permission.purpose(), permission.without());
+    let (action, purpose, without) = (permission.as_str(), permission.purpose(), permission.without());
     let included = scope.includes(permission, destination);
     let line = match (permission.need(destination), included) {
         (Need::Required, _) => format!("required: it {purpose}"),

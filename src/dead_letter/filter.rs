@@ -65,11 +65,9 @@ impl LetterFilter {
 
     /// A letter of unknown age is neither old nor new.
     fn age_matches(&self, letter: &DeadLetter, now: Timestamp) -> bool {
-        if self.older_than.is_none() && self.newer_than.is_none() {
-            return true;
-        }
-        let Some(age) = age(letter, now) else { return false };
-        self.older_than.is_none_or(|least| age > least) && self.newer_than.is_none_or(|most| age < most)
+        let age = age(letter, now);
+        self.older_than.is_none_or(|least| age > Some(least))
+            && self.newer_than.is_none_or(|most| age.is_some_and(|age| age < most))
     }
 }
 

@@ -86,10 +86,9 @@ impl ExportLine {
             }
         };
         let letter = DeadLetter::new(line.routing_key, body, line.properties, line.died_at);
-        match letter.bound_lane() {
-            Ok(_) => Ok(letter),
-            Err(_) => Err("routing_key: no queue takes it; use `job.scheduled.DEST` or `job.backfill.DEST`".to_owned()),
-        }
+        let unbound = "routing_key: no queue takes it; use `job.scheduled.DEST` or `job.backfill.DEST`";
+        letter.bound_lane().map_err(|_| unbound)?;
+        Ok(letter)
     }
 }
 

@@ -1,14 +1,15 @@
 //! Import of exported letters.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
 use super::DeadLetterError;
+use super::discard::find;
+use super::filter::LetterFilter;
 use super::format::ExportLine;
 use super::run::LetterRun;
-use crate::queue::{DeadLetter, DeadLetters, LetterId, QueueError};
+use crate::queue::{DeadLetter, DeadLetters};
 
 /// Parses every line. Returns the number of letters, and the problems of the other lines.
 ///
@@ -51,11 +52,11 @@ pub async fn import(
     letters: &mut dyn DeadLetters,
     run: &mut LetterRun<'_>,
 ) -> Result<u64, DeadLetterError> {
-    let mut ids = ids(letters).await?;
+    let mut ids = find(letters, LetterFilter::default().select()).await?;
     let mut skipped = 0;
     for letter in read(path)? {
         let letter = letter.map_err(DeadLetterError::File)?;
-        run.read();
+        run.output.advance(1);
         if !ids.insert(letter.id().clone()) {
             skipped += 1;
             continue;
@@ -67,12 +68,4 @@ pub async fn import(
         }
     }
     Ok(skipped)
-}
-
-async fn ids(letters: &mut dyn DeadLetters) -> Result<HashSet<LetterId>, QueueError> {
-    let mut ids = HashSet::new();
-    while let Some(letter) = letters.next().await? {
-        ids.insert(letter.id().clone());
-    }
-    Ok(ids)
 }

@@ -81,7 +81,7 @@ impl<P: DestinationProbe> Requeue<P> {
         run.requeued(letter, newer);
         if let Some(newer) = newer.filter(|_| !std::mem::replace(&mut self.superseded_reported, true)) {
             let (job, newer) = (letter.job_id().map_or_else(String::new, printable), printable(&newer.to_string()));
-            run.notice(&format!(
+            run.output.notice(&format!(
                 "{job}: superseded by {newer}, which was delivered; workers skip such jobs (--as-new delivers them anyway)"
             ));
         }
@@ -93,7 +93,7 @@ impl<P: DestinationProbe> Requeue<P> {
         }
         if let Some(reason) = self.expired(letter) {
             if !std::mem::replace(&mut self.expiry_reported, true) {
-                run.notice(&format!(
+                run.output.notice(&format!(
                     "{reason}; the dead letters of these jobs are kept (--force requeues them anyway)"
                 ));
             }
@@ -108,7 +108,7 @@ impl<P: DestinationProbe> Requeue<P> {
                 ""
             };
             let texts = decision.refusal.iter().chain(&decision.remark);
-            texts.for_each(|text| run.notice(&format!("{name}: {text}{hint}")));
+            texts.for_each(|text| run.output.notice(&format!("{name}: {text}{hint}")));
         }
         decision.refusal
     }

@@ -9,7 +9,7 @@ use crate::runtime::output::{Output, printable};
 
 /// Counts of an operation, reported letter by letter.
 pub struct LetterRun<'a> {
-    output: &'a dyn Output,
+    pub(super) output: &'a dyn Output,
     /// Participle of the operation: `requeued`.
     verb: &'static str,
     /// Name of the boolean in events.
@@ -67,11 +67,6 @@ impl<'a> LetterRun<'a> {
         self.counts.stopped_by = Some(problem);
     }
 
-    /// Counts a letter that was read.
-    pub fn read(&self) {
-        self.output.advance(1);
-    }
-
     /// Counts a processed letter.
     pub fn done(&mut self, letter: &DeadLetter) {
         self.processed(letter, &[]);
@@ -113,11 +108,6 @@ impl<'a> LetterRun<'a> {
             self.counts.stopped_by = Some(problem.clone());
         }
         !fatal
-    }
-
-    /// Reports a notice.
-    pub fn notice(&self, text: &str) {
-        self.output.notice(text);
     }
 
     fn event(&self, letter: &DeadLetter, done: bool, details: &[(&str, Value)]) {

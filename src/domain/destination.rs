@@ -23,8 +23,8 @@ pub use arn::{KmsKeyArn, RoleArn};
 pub(crate) use arn_parts::{home_region_of, partition_named, partition_of, split_arn};
 pub use identity::DestinationIdentity;
 pub use inline_policy::InlinePolicy;
-pub(crate) use names::text_newtype;
 pub use names::{AccountId, BucketName, DestinationId, ExternalId, Invalid, ObjectKey, Prefix, Region};
+pub(crate) use names::{refuse, text_newtype};
 
 use super::text_enum::text_enum;
 
@@ -80,12 +80,26 @@ impl Destination {
             && (&self.encryption, self.checksum) == (&other.encryption, other.checksum)
             && self.algorithm == other.algorithm
             && self.expected_bucket_owner == other.expected_bucket_owner
-            && self.auth.is_like(&other.auth)
+            && self.auth == other.auth
+    }
+
+    /// Returns true if S3 may encrypt with a KMS key that is not configured here: that of the
+    /// bucket's default.
+    pub fn may_use_default_key(&self) -> bool {
+        self.encryption.is_none() && self.algorithm != Some(EncryptionAlgorithm::Aes256)
+    }
+
+    /// The account's partition for ARNs: that of the role, else guessed from the region's name.
+    pub fn partition(&self) -> &str {
+        match &self.auth {
+            Auth::IamRole { role_arn, .. } => role_arn.partition(),
+            Auth::AccessKey { .. } => partition_of(self.region.as_str()),
+        }
     }
 }
 
 /// Access to the customer's account.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Auth {
     /// A role that trusts the worker's identity (recommended).
     IamRole {
@@ -103,21 +117,6 @@ pub enum Auth {
     },
 }
 
-impl Auth {
-    /// Returns true if both name the same credentials. The content of files is not read.
-    fn is_like(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::IamRole { role_arn, external_id }, Self::IamRole { role_arn: role, external_id: id }) => {
-                role_arn == role && external_id == id
-            }
-            (Self::AccessKey { access_key_id, secret }, Self::AccessKey { access_key_id: key, secret: other }) => {
-                access_key_id == key && secret.is_like(other)
-            }
-            _ => false,
-        }
-    }
-}
-
 /// Location of a secret. A file is read again when the service refuses the key, so that a rotated
 /// secret is picked up.
 #[derive(Debug, Clone)]
@@ -128,8 +127,9 @@ pub enum SecretSource {
     File(PathBuf),
 }
 
-impl SecretSource {
-    fn is_like(&self, other: &Self) -> bool {
+impl PartialEq for SecretSource {
+    /// The content of files is not read.
+    fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Inline(one), Self::Inline(other)) => one.expose_secret() == other.expose_secret(),
             (Self::File(one), Self::File(other)) => one == other,
@@ -196,19 +196,3 @@ pub enum Checksum {
 
 /// All configured destinations by id. Replaced as a whole on a reload.
 pub type Destinations = BTreeMap<DestinationId, Arc<Destination>>;
-
-impl Destination {
-    /// Returns true if S3 may encrypt with a KMS key that is not configured here: that of the
-    /// bucket's default.
-    pub fn may_use_default_key(&self) -> bool {
-        self.encryption.is_none() && self.algorithm != Some(EncryptionAlgorithm::Aes256)
-    }
-
-    /// The account's partition for ARNs: that of the role, else guessed from the region's name.
-    pub fn partition(&self) -> &str {
-        match &self.auth {
-            Auth::IamRole { role_arn, .. } => role_arn.partition(),
-            Auth::AccessKey { .. } => partition_of(self.region.as_str()),
-        }
-    }
-}

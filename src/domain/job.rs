@@ -28,10 +28,10 @@ pub use rejected::Rejected;
 /// `message_id`, if set, must be the job's id; a rejection of a body without a readable id is
 /// identified by it.
 pub fn parse(content_type: Option<&str>, message_id: Option<&str>, body: &[u8]) -> Result<Job, Rejected> {
-    let parsed = match JobForm::of(content_type) {
-        Some(JobForm::Json) => wire::parse(body),
-        Some(JobForm::Compact) => compact::parse(body),
-        None => Err(Rejected::job("content_type", UNKNOWN_FORM)),
+    let parsed = match content_type.map(essence).as_deref() {
+        None | Some("application/json") => wire::parse(body),
+        Some(compact::CONTENT_TYPE) => compact::parse(body),
+        Some(_) => Err(Rejected::job("content_type", UNKNOWN_FORM)),
     };
     let job = parsed.map_err(|rejected| rejected.identified(rejected::JobIdentity::of(message_id, None)))?;
     match message_id {
@@ -60,21 +60,9 @@ pub fn forged_lease(message_id: Option<&str>) -> Rejected {
 const UNKNOWN_FORM: &str =
     "is not known; send application/json (or none) or application/vnd.consign.job.v1+bincode, as the body is";
 
-/// The two forms of a job.
-enum JobForm {
-    Json,
-    Compact,
-}
-
-impl JobForm {
-    fn of(content_type: Option<&str>) -> Option<Self> {
-        let Some(given) = content_type else { return Some(Self::Json) };
-        let essence = given.split(';').next().unwrap_or_default().trim();
-        if essence.eq_ignore_ascii_case("application/json") {
-            return Some(Self::Json);
-        }
-        essence.eq_ignore_ascii_case(compact::CONTENT_TYPE).then_some(Self::Compact)
-    }
+/// A media type without its parameters, in lower case.
+fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// One file to deliver as one object.

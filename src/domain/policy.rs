@@ -25,7 +25,7 @@ pub use grants::{
 pub use party::Party;
 pub use permission::{Need, Permission};
 pub use principal::Principal;
-pub use resource::{TEST_OBJECT, dns_suffix};
+pub use resource::TEST_OBJECT;
 pub use session::{PolicyForm, SESSION_POLICY_LIMIT, session_policy, session_policy_fits, session_policy_in};
 pub use terraform::terraform;
 

@@ -66,18 +66,15 @@ impl DeadLetter {
         let (job_id, destination, inline) = match parsed(&properties, &body) {
             Ok(job) => {
                 let inline = matches!(job.destination, DestinationRef::Inline(_));
-                (Some(job.id.to_string()), Some(job.destination.id().to_string()), inline)
+                (Some(job.id), Some(job.destination.id().clone()), inline)
             }
-            Err(rejected) => {
-                let (job_id, destination) = (rejected.job_id, rejected.destination);
-                (job_id.map(|id| id.to_string()), destination.map(|id| id.to_string()), false)
-            }
+            Err(rejected) => (rejected.job_id, rejected.destination, false),
         };
         let by_key = || routing_key::destination(&routing_key).map(str::to_owned);
         Self {
             id,
-            job_id: job_id.or_else(|| properties.message_id.clone()),
-            destination: destination.or_else(by_key),
+            job_id: job_id.map(|id| id.to_string()).or_else(|| properties.message_id.clone()),
+            destination: destination.map(|id| id.to_string()).or_else(by_key),
             inline,
             routing_key,
             body,

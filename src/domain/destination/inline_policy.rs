@@ -1,6 +1,6 @@
 //! Rules for destinations that come in jobs: `[inline]` of the configuration.
 
-use super::{AccountId, Auth, Destination, Invalid, Prefix};
+use super::{AccountId, Auth, Destination, Invalid};
 use crate::domain::pattern::matches;
 
 /// Placeholder in a pattern for the job's own tenant.
@@ -57,38 +57,22 @@ impl InlinePolicy {
             return refused("auth.method", "enabled", "use iam_role, or configure the destination");
         };
         let fits = |pattern: &String, text: &str| fits(pattern, destination.tenant.as_deref(), text);
-        let Some(external_id) = external_id else {
-            return if self.external_id_required || self.external_id_pattern.is_some() {
-                refused("auth.external_id", "external_id", "give the external id that the role's trust policy demands")
-            } else {
-                self.check_place(destination, role_arn, fits)
-            };
-        };
-        if self.external_id_pattern.as_ref().is_some_and(|pattern| !fits(pattern, external_id.expose())) {
-            let remedy = "give the external id that was issued for this tenant";
-            return refused("auth.external_id", "external_id_pattern", remedy);
-        }
-        self.check_place(destination, role_arn, fits)
-    }
-
-    fn check_place(
-        &self,
-        destination: &Destination,
-        role_arn: &super::RoleArn,
-        fits: impl Fn(&String, &str) -> bool,
-    ) -> Result<(), Invalid> {
-        let (arn, account, prefix): (&str, _, &Prefix) = (role_arn.as_str(), role_arn.account(), &destination.prefix);
-        let (field, rule, allowed) = if !self.accounts.is_empty() && !self.accounts.contains(account) {
-            ("auth.role_arn", "accounts", "use a role of an account that is listed there")
-        } else if !self.role_arns.is_empty() && !self.role_arns.iter().any(|pattern| fits(pattern, arn)) {
-            ("auth.role_arn", "role_arns", "use a role that is allowed there for the job's tenant")
-        } else if self.prefix_pattern.as_ref().is_some_and(|pattern| !fits(pattern, prefix.as_str())) {
-            ("prefix", "prefix_pattern", "use a prefix that is allowed there for the job's tenant")
+        let unfit = |pattern: &Option<String>, text: &str| pattern.as_ref().is_some_and(|pattern| !fits(pattern, text));
+        let demanded = self.external_id_required || self.external_id_pattern.is_some();
+        let (field, rule, remedy) = if external_id.is_none() && demanded {
+            ("auth.external_id", "external_id", "give the external id that the role's trust policy demands")
+        } else if external_id.as_ref().is_some_and(|id| unfit(&self.external_id_pattern, id.expose())) {
+            ("auth.external_id", "external_id_pattern", "give the external id that was issued for this tenant")
+        } else if !self.accounts.is_empty() && !self.accounts.contains(role_arn.account()) {
+            ("auth.role_arn", "accounts", "use a role of an account that is listed there, or extend it")
+        } else if !self.role_arns.is_empty() && !self.role_arns.iter().any(|pattern| fits(pattern, role_arn.as_str())) {
+            ("auth.role_arn", "role_arns", "use a role that is allowed there for the job's tenant, or extend it")
+        } else if unfit(&self.prefix_pattern, destination.prefix.as_str()) {
+            ("prefix", "prefix_pattern", "use a prefix that is allowed there for the job's tenant, or extend it")
         } else {
             return Ok(());
         };
-        let problem = format!("is refused by inline.{rule} of the worker's configuration; {allowed}, or extend it");
-        Err(Invalid::new(field, problem))
+        refused(field, rule, remedy)
     }
 }
 

@@ -28,9 +28,9 @@ impl Invalid {
     }
 }
 
-/// Defines a text that only its own `parse` makes.
+/// Defines texts that only their own `parse` makes.
 macro_rules! text_newtype {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {$(
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(std::sync::Arc<str>);
@@ -53,7 +53,7 @@ macro_rules! text_newtype {
                 std::fmt::Debug::fmt(&self.0, f)
             }
         }
-    };
+    )+};
 }
 
 pub(crate) use text_newtype;
@@ -61,32 +61,27 @@ pub(crate) use text_newtype;
 text_newtype!(
     /// The name of a destination: `[a-z0-9][a-z0-9-]{0,62}`. Part of routing keys, session names
     /// and metric labels.
-    DestinationId
-);
-text_newtype!(
+    DestinationId,
+
     /// A general purpose bucket: 3-63 of `[a-z0-9.-]` by the naming rules of the S3 user guide. A
     /// destination may have the ARN of an access point in its place.
-    BucketName
-);
-text_newtype!(
+    BucketName,
+
     /// A region name, so narrow that it can't re-point an endpoint: `[a-z][a-z0-9-]{1,31}`.
-    Region
-);
-text_newtype!(
+    Region,
+
     /// The folder inside the bucket: empty, or ending in `/`. Nothing is written or tested outside
     /// it.
-    Prefix
-);
-text_newtype!(
+    Prefix,
+
     /// A whole object key, prefix included: 1-1,024 bytes of UTF-8 (the limit of S3).
-    ObjectKey
-);
-text_newtype!(
+    ObjectKey,
+
     /// A 12-digit AWS account.
-    AccountId
+    AccountId,
 );
 
-pub(super) fn refuse<T>(field: &str, problem: impl Into<String>) -> Result<T, Invalid> {
+pub(crate) fn refuse<T>(field: &str, problem: impl Into<String>) -> Result<T, Invalid> {
     Err(Invalid::new(field, problem))
 }
 

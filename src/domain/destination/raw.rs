@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AccountId, Auth, BucketName, Checksum, Destination, DestinationId, DestinationIdentity, EncryptionAlgorithm,
-    ExternalId, Invalid, KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, SessionPolicyMode, strict,
+    ExternalId, Invalid, KmsEncryption, KmsKeyArn, Prefix, Region, RoleArn, SecretSource, SessionPolicyMode, refuse,
+    strict,
 };
 
 /// Destination: a bucket or a folder in a bucket, and the credentials to write there.
@@ -263,20 +264,15 @@ impl RawAuth {
             problems.push(Invalid::new("access_key_id", "is required: 3-128 letters and digits such as AKIA..."));
         }
         let secret = match (&self.secret_access_key, &self.secret_access_key_file) {
-            (Some(secret), None) => Some(SecretSource::Inline(secret.clone())),
-            (None, Some(file)) if file.is_absolute() => Some(SecretSource::File(file.clone())),
-            (None, Some(_)) => {
-                let problem = "is not an absolute path; give that of the file with the secret, not the secret itself";
-                problems.push(Invalid::new("secret_access_key_file", problem));
-                None
-            }
-            _ => {
-                let problem = "give either secret_access_key or secret_access_key_file";
-                problems.push(Invalid::new("secret_access_key", problem));
-                None
-            }
+            (Some(secret), None) => Ok(SecretSource::Inline(secret.clone())),
+            (None, Some(file)) if file.is_absolute() => Ok(SecretSource::File(file.clone())),
+            (None, Some(_)) => refuse(
+                "secret_access_key_file",
+                "is not an absolute path; give that of the file with the secret, not the secret itself",
+            ),
+            _ => refuse("secret_access_key", "give either secret_access_key or secret_access_key_file"),
         };
-        match secret {
+        match secret.map_err(|p| problems.push(p)).ok() {
             Some(secret) if problems.is_empty() => Ok(Auth::AccessKey { access_key_id: id, secret }),
             _ => Err(problems),
         }

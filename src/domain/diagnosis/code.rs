@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Serialize, Serializer};
 
 use crate::domain::text_enum::table_enum;
 
@@ -26,7 +25,7 @@ pub enum Side {
 table_enum! {
     /// Finding of a step of the connection test. A closed set and part of the contract: a code
     /// never changes its meaning.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde_with::SerializeDisplay)]
     pub enum Code {
         /// Returns the party that has to act.
         fn side() -> Side;
@@ -112,12 +111,6 @@ table_enum! {
 impl std::fmt::Display for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-impl Serialize for Code {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(self.as_str())
     }
 }
 

@@ -16,16 +16,18 @@ struct Explanation {
     remedy: Option<Remedy>,
 }
 
-fn explained(cause: impl Into<String>, remedy: Remedy) -> Explanation {
-    Explanation { cause: cause.into(), ranked: Vec::new(), remedy: Some(remedy) }
+fn explained(cause: impl Into<String>, remedy: impl Into<Remedy>) -> Explanation {
+    Explanation { cause: cause.into(), ranked: Vec::new(), remedy: Some(remedy.into()) }
 }
 
 fn cause(cause: impl Into<String>) -> Explanation {
     Explanation { cause: cause.into(), ranked: Vec::new(), remedy: None }
 }
 
-fn advice(text: impl Into<String>) -> Remedy {
-    Remedy { text: text.into(), ..Remedy::default() }
+impl<T: Into<String>> From<T> for Remedy {
+    fn from(text: T) -> Self {
+        Self { text: text.into(), ..Self::default() }
+    }
 }
 
 impl Remedy {
@@ -65,21 +67,21 @@ fn other(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation
     match evidence.code {
         Code::BucketNotFound => explained(
             format!("there is no bucket {bucket}"),
-            advice(format!("create the bucket {bucket}, or correct its name")),
+            format!("create the bucket {bucket}, or correct its name"),
         ),
         Code::WrongOwner => wrong_owner(context),
         Code::WrongRegion => wrong_region(evidence, context),
         Code::ObjectLockNeedsChecksum => explained(
             "the bucket has Object Lock, which requires a checksum, and this destination sends none",
-            advice("set checksum = \"crc64nvme\" for this destination").setting("checksum", "crc64nvme"),
+            Remedy::from("set checksum = \"crc64nvme\" for this destination").setting("checksum", "crc64nvme"),
         ),
         Code::QuotaExceeded => explained(
             "the quota of the bucket or its owner is used up",
-            advice("raise the quota, or delete objects that are no longer needed"),
+            "raise the quota, or delete objects that are no longer needed",
         ),
         Code::NotS3 => explained(
             "a proxy or web server answered instead of S3, with a web page",
-            advice("let the worker reach S3 directly (it uses no proxy), and check aws.s3_endpoint_url if it is set"),
+            "let the worker reach S3 directly (it uses no proxy), and check aws.s3_endpoint_url if it is set",
         ),
         Code::StoreLacksFeature => explained(
             match evidence.operation {
@@ -88,8 +90,10 @@ fn other(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation
                 }
                 _ => "the store does not support a header of the request, most likely the checksum",
             },
-            advice("set checksum = \"none\" for this destination; it is meant for S3-compatible stores without CRC-64")
-                .setting("checksum", "none"),
+            Remedy::from(
+                "set checksum = \"none\" for this destination; it is meant for S3-compatible stores without CRC-64",
+            )
+            .setting("checksum", "none"),
         ),
         code => service(evidence).unwrap_or_else(|| cause(said(evidence, code.meaning().trim_end_matches('.')))),
     }
@@ -100,25 +104,22 @@ fn service(evidence: &Evidence<'_>) -> Option<Explanation> {
     Some(match evidence.code {
         Code::ClockSkew => explained(
             "the clock of this machine differs from the time of AWS by more than 15 minutes",
-            advice(
-                "set the clock of the worker's machine, and synchronize it by NTP; no action is needed from the customer",
-            ),
+            "set the clock of the worker's machine, and synchronize it by NTP; no action is needed from the customer",
         ),
         Code::S3Unreachable => explained(
             said(evidence, "S3 can't be reached"),
-            advice("check the network of the worker, its DNS, and aws.s3_endpoint_url if it is set; then test again"),
+            "check the network of the worker, its DNS, and aws.s3_endpoint_url if it is set; then test again",
         ),
         Code::S3Unavailable => {
-            explained(said(evidence, "S3 is overloaded or unavailable"), advice("test again in a few minutes"))
+            explained(said(evidence, "S3 is overloaded or unavailable"), "test again in a few minutes")
         }
         Code::StsUnavailable => explained(
             said(evidence, "STS does not answer"),
-            advice("check the network of the worker and aws.sts_endpoint_url if it is set; then test again"),
+            "check the network of the worker and aws.sts_endpoint_url if it is set; then test again",
         ),
-        Code::TimedOut => explained(
-            "the step timed out",
-            advice("test again; if it times out again, check the network of the worker"),
-        ),
+        Code::TimedOut => {
+            explained("the step timed out", "test again; if it times out again, check the network of the worker")
+        }
         _ => return None,
     })
 }
@@ -133,10 +134,10 @@ fn wrong_owner(context: &DiagnosisContext<'_>) -> Explanation {
     let account = owner.as_ref().map_or("the expected account", |owner| owner.as_str());
     explained(
         format!("the bucket {bucket} does not belong to account {account}"),
-        advice(format!(
+        format!(
             "use a bucket of account {account}; if the bucket is the right one, set expected_bucket_owner to the account it \
              belongs to"
-        )),
+        ),
     )
 }
 
@@ -145,12 +146,12 @@ fn wrong_region(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Expl
     match evidence.region {
         Some(actual) => explained(
             format!("the bucket is in {actual}, but the destination is configured with {configured}"),
-            advice(format!("correct the destination's region: region = \"{actual}\""))
+            Remedy::from(format!("correct the destination's region: region = \"{actual}\""))
                 .setting("region", actual.as_str()),
         ),
         None => explained(
             format!("the bucket is not in {configured}"),
-            advice("correct the destination's region; the properties of the bucket show it"),
+            "correct the destination's region; the properties of the bucket show it",
         ),
     }
 }
@@ -159,7 +160,7 @@ fn wrong_region(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Expl
 fn grant(permission: Permission, context: &DiagnosisContext<'_>) -> Remedy {
     let statement = policy::single(permission, context.destination);
     let resource = statement.get("Resource").and_then(serde_json::Value::as_str).unwrap_or("*");
-    advice(format!("allow {} on {resource}, in {}", permission.action(), own_policy(context)))
+    Remedy::from(format!("allow {} on {resource}, in {}", permission.as_str(), own_policy(context)))
         .statement(own_policy(context), statement)
 }
 

@@ -130,8 +130,7 @@ impl Lease {
 
     /// Returns true if a message of this content type is a lease.
     pub fn is_type(content_type: Option<&str>) -> bool {
-        let essence = content_type.and_then(|given| given.split(';').next()).unwrap_or_default();
-        essence.trim().eq_ignore_ascii_case(CONTENT_TYPE)
+        content_type.is_some_and(|given| super::essence(given) == CONTENT_TYPE)
     }
 }
 

@@ -9,31 +9,23 @@ use jiff::Timestamp;
 use super::rejected::{JobIdentity, counted};
 use super::wire::{MAX_GENERATION, RawDestinationRef, RawJob, RawJobSource};
 use super::{DestinationRef, Invalid, Job, JobId, Location, ObjectAttributes, Rejected, RelativeKey, Source};
-use crate::domain::destination::DestinationId;
 use crate::domain::destination::raw::RawDestination;
+use crate::domain::destination::{DestinationId, refuse};
 use crate::domain::outcome::Reason;
 
 impl RawJob {
     /// Checks everything that can be checked without the configuration. A rejection carries the
     /// identity if that was readable.
     pub fn validate(self) -> Result<Job, Rejected> {
-        let id = JobId::parse(&self.id);
-        let to = self.destination.id().map(DestinationId::parse);
-        let job_id = id.as_ref().ok().cloned();
-        let destination = to.as_ref().and_then(|to| to.as_ref().ok()).cloned();
-        let identity = JobIdentity { job_id, destination };
-        self.validated(id, to).map_err(|rejected| rejected.identified(identity))
+        let identity = JobIdentity::of(Some(&self.id), self.destination.id());
+        self.validated(identity.clone()).map_err(|rejected| rejected.identified(identity))
     }
 
-    fn validated(
-        self,
-        id: Result<JobId, Invalid>,
-        to: Option<Result<DestinationId, Invalid>>,
-    ) -> Result<Job, Rejected> {
-        let id = id?;
+    fn validated(self, identity: JobIdentity) -> Result<Job, Rejected> {
+        let id = identity.job_id.map_or_else(|| JobId::parse(&self.id), Ok)?;
         let source = self.source.validated()?;
-        let destination = match (self.destination, to) {
-            (RawDestinationRef::Id(_), Some(Ok(id))) => DestinationRef::Configured(id),
+        let destination = match (self.destination, identity.destination) {
+            (RawDestinationRef::Id(_), Some(id)) => DestinationRef::Configured(id),
             (other, _) => other.validated()?,
         };
         let key = key_below(&destination, &self.key)?;
@@ -71,10 +63,6 @@ impl RawDestinationRef {
             },
         }
     }
-}
-
-fn refuse<T>(field: &str, problem: impl Into<String>) -> Result<T, Invalid> {
-    Err(Invalid::new(field, problem))
 }
 
 impl RawJobSource {

@@ -15,6 +15,7 @@ pub use raw::{RawDestinationRef, RawJob, RawJobSource};
 
 use serde::de::DeserializeOwned;
 
+use super::rejected::JobIdentity;
 use super::{Job, Rejected};
 use crate::domain::destination::strict;
 use probe::JobProbe;
@@ -41,18 +42,30 @@ pub fn read(body: &[u8]) -> Result<RawJob, Rejected> {
         let place = problem.valid_up_to();
         Rejected::job("body", format!("is not UTF-8 (from byte {place}); send JSON in UTF-8, or set content_type"))
     })?;
-    match strict::<RawJob>(text) {
-        Ok(raw) if raw.version == VERSION => Ok(raw),
-        Ok(raw) => Err(explain::unknown_version(i128::from(raw.version)).identified(raw.identity())),
-        Err((path, problem)) => {
-            let probe = JobProbe::of(text);
-            let refused = match probe.version {
-                Some(version) if probe.is_whole && version != i128::from(VERSION) => explain::unknown_version(version),
-                _ => explain::refused(&path, &problem, probe.is_whole, explain::JobDocument("job")),
-            };
-            Err(refused.identified(probe.identity()))
+    let raw = of_our_version(text, "job", |raw: &RawJob| raw.version);
+    raw.map_err(|(rejected, identity)| rejected.identified(identity))
+}
+
+/// Reads the shape of a document, which `what` names. A rejection comes with the identity that
+/// could be read.
+fn of_our_version<T: DeserializeOwned>(
+    text: &str,
+    what: &str,
+    version: impl Fn(&T) -> u64,
+) -> Result<T, (Rejected, JobIdentity)> {
+    let problem = match strict(text) {
+        Ok(raw) if version(&raw) == VERSION => return Ok(raw),
+        Ok(_) => None,
+        Err(problem) => Some(problem),
+    };
+    let probe = JobProbe::of(text);
+    let rejected = match problem {
+        Some((path, problem)) if !probe.is_of_other_version() => {
+            explain::refused(&path, &problem, probe.is_whole, what)
         }
-    }
+        _ => explain::unknown_version(&probe.version),
+    };
+    Err((rejected, probe.identity()))
 }
 
 /// Drops a byte order mark, which some Windows tools write before a text in UTF-8.

@@ -20,16 +20,6 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Everything that is of use, without tags, from anywhere.
-    pub fn whole() -> Self {
-        Self { optional: true, ..Self::default() }
-    }
-
-    /// Required permissions only.
-    pub fn minimal() -> Self {
-        Self::default()
-    }
-
     /// Returns true if a document of this scope grants the permission.
     pub fn includes(&self, permission: Permission, destination: &Destination) -> bool {
         match permission.need(destination) {
@@ -86,7 +76,7 @@ pub fn single_on_key(permission: Permission, destination: &Destination, key: &Km
 }
 
 fn statement(permission: Permission, (resource, condition): (String, Value)) -> Value {
-    let mut statement = allow(&permission.action().into(), &resource, condition);
+    let mut statement = allow(&permission.as_str().into(), &resource, condition);
     statement["Sid"] = permission.sid().into();
     statement
 }
@@ -103,7 +93,7 @@ pub(super) fn allow(action: &Value, resource: &str, condition: Value) -> Value {
 fn join(statement: &mut Value, permission: Permission) {
     let action = statement["Action"].take();
     let mut actions = if let Value::Array(actions) = action { actions } else { vec![action] };
-    actions.push(permission.action().into());
+    actions.push(permission.as_str().into());
     statement["Action"] = actions.into();
 }
 

@@ -37,22 +37,17 @@ pub fn trust(principal: &Principal, external_id: Option<&ExternalId>, source_add
 
 /// The statement of the role's or user's own policy; `None` for a destination without a key.
 pub fn kms_statement(destination: &Destination) -> Option<Value> {
-    Some(kms_statement_on(destination, &destination.encryption.as_ref()?.key_arn))
+    Some(kms_statement_on(destination, Some(&destination.encryption.as_ref()?.key_arn)))
 }
 
-/// The same for a key that the destination doesn't name, such as that of the bucket's default
-/// encryption.
-pub fn kms_statement_on(destination: &Destination, key: &KmsKeyArn) -> Value {
-    statement_on(destination, Some(key))
-}
-
-/// The same for any key; `None` stands for the one the bucket encrypts with by default.
-pub(super) fn statement_on(destination: &Destination, key: Option<&KmsKeyArn>) -> Value {
+/// The same for any key, also one that the destination doesn't name; `None` stands for the one the
+/// bucket encrypts with by default.
+pub fn kms_statement_on(destination: &Destination, key: Option<&KmsKeyArn>) -> Value {
     let mut statement = match key {
         Some(key) => single_on_key(Permission::KmsGenerateDataKey, destination, key),
         None => single(Permission::KmsGenerateDataKey, destination),
     };
-    statement["Action"] = json!(ACTIONS.map(Permission::action));
+    statement["Action"] = json!(ACTIONS.map(Permission::as_str));
     statement
 }
 
@@ -72,7 +67,7 @@ pub fn kms_key_policy_statement(destination: &Destination, grantee: &Principal) 
         "Sid": "ConsignEncrypt",
         "Effect": "Allow",
         "Principal": { "AWS": grantee.as_str() },
-        "Action": ACTIONS.map(Permission::action),
+        "Action": ACTIONS.map(Permission::as_str),
         "Resource": "*",
         "Condition": condition,
     }))

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::document::{Scope, document, statements};
-use super::grants::statement_on;
+use super::grants::kms_statement_on;
 use super::permission::{Need, Permission};
 use crate::domain::destination::{Auth, Destination, RoleArn};
 
@@ -71,7 +71,7 @@ impl TemplateDocuments {
         let optional = |permission: Permission| permission.need(destination) == Need::Optional;
         let optional = statements(destination, scope, optional);
         let default_key = destination.may_use_default_key().then(|| {
-            let mut statement = statement_on(destination, None);
+            let mut statement = kms_statement_on(destination, None);
             statement["Resource"] = key_arn.clone();
             document(&[statement])
         });

@@ -4,26 +4,30 @@ use serde_json::{Value, json};
 
 use super::resource::{bucket_arn, key_resource, list_condition, objects_arn, test_object_arn};
 use crate::domain::destination::Destination;
+use crate::domain::text_enum::text_enum;
 
-/// Something a customer may allow. Only [`Permission::PutObject`] is always required.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Permission {
-    /// Write objects below the prefix, in one request or in parts.
-    PutObject,
-    /// Attach the tags a job asks for.
-    PutObjectTagging,
-    /// Ask for the bucket's region.
-    GetBucketLocation,
-    /// List below the prefix.
-    ListBucket,
-    /// Abort a multipart upload.
-    AbortMultipartUpload,
-    /// Remove the connection test's own file, and nothing else.
-    DeleteObject,
-    /// Encrypt with the customer's KMS key.
-    KmsGenerateDataKey,
-    /// Put parts together that are encrypted with the customer's KMS key.
-    KmsDecrypt,
+text_enum! {
+    /// Something a customer may allow, by the action as IAM calls it; the required ones come first.
+    /// Only [`Permission::PutObject`] is always required.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub enum Permission {
+        /// Write objects below the prefix, in one request or in parts.
+        PutObject = "s3:PutObject",
+        /// Encrypt with the customer's KMS key.
+        KmsGenerateDataKey = "kms:GenerateDataKey",
+        /// Put parts together that are encrypted with the customer's KMS key.
+        KmsDecrypt = "kms:Decrypt",
+        /// Attach the tags a job asks for.
+        PutObjectTagging = "s3:PutObjectTagging",
+        /// Abort a multipart upload.
+        AbortMultipartUpload = "s3:AbortMultipartUpload",
+        /// List below the prefix.
+        ListBucket = "s3:ListBucket",
+        /// Ask for the bucket's region.
+        GetBucketLocation = "s3:GetBucketLocation",
+        /// Remove the connection test's own file, and nothing else.
+        DeleteObject = "s3:DeleteObject",
+    }
 }
 
 /// Condition under which a permission is needed.
@@ -40,36 +44,10 @@ pub enum Need {
 }
 
 impl Permission {
-    /// Every permission, the required ones first.
-    pub const ALL: [Self; 8] = [
-        Self::PutObject,
-        Self::KmsGenerateDataKey,
-        Self::KmsDecrypt,
-        Self::PutObjectTagging,
-        Self::AbortMultipartUpload,
-        Self::ListBucket,
-        Self::GetBucketLocation,
-        Self::DeleteObject,
-    ];
-
-    /// The action as IAM calls it.
-    pub fn action(self) -> &'static str {
-        match self {
-            Self::PutObject => "s3:PutObject",
-            Self::PutObjectTagging => "s3:PutObjectTagging",
-            Self::GetBucketLocation => "s3:GetBucketLocation",
-            Self::ListBucket => "s3:ListBucket",
-            Self::AbortMultipartUpload => "s3:AbortMultipartUpload",
-            Self::DeleteObject => "s3:DeleteObject",
-            Self::KmsGenerateDataKey => "kms:GenerateDataKey",
-            Self::KmsDecrypt => "kms:Decrypt",
-        }
-    }
-
     /// The permission of an action as IAM calls it, as refusals name it; `None` for one that
     /// consign never needs.
     pub fn of_action(action: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|permission| permission.action().eq_ignore_ascii_case(action))
+        Self::ALL.into_iter().find(|permission| permission.as_str().eq_ignore_ascii_case(action))
     }
 
     /// True for the actions on the KMS key.

@@ -67,16 +67,11 @@ pub(super) fn keys_beside(alias: &KmsKeyArn) -> String {
 
 /// S3 of a region (or `*`), as KMS sees it calling.
 pub(super) fn via_service(destination: &Destination, region: &str) -> String {
-    format!("s3.{region}.{}", dns_suffix(destination.partition()))
+    format!("s3.{region}.{}", partition_named(destination.partition()).dns_suffix)
 }
 
 /// `*`, `?` and `$` of a folder's name stand for themselves
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html>).
 pub(super) fn literal(text: &str) -> String {
     text.replace('$', "${$}").replace('*', "${*}").replace('?', "${?}")
-}
-
-/// The DNS suffix of the services of a partition, as the SDK's own table has it.
-pub fn dns_suffix(partition: &str) -> &'static str {
-    partition_named(partition).dns_suffix
 }

@@ -79,15 +79,13 @@ fn fits(policy: &str) -> bool {
 
 fn policy(destination: &Destination, left_out: &[Permission], without_kms: bool) -> String {
     let kept = |permission: &Permission| !left_out.contains(permission);
+    let on_bucket = |permission: Permission, condition: Value| {
+        kept(&permission).then(|| allow(&permission.as_str().into(), &bucket_arn(destination), condition))
+    };
     let mut statements = vec![objects(destination, kept)];
-    if kept(&Permission::GetBucketLocation) {
-        statements.push(allow(&Permission::GetBucketLocation.action().into(), &bucket_arn(destination), json!({})));
-    }
+    statements.extend(on_bucket(Permission::GetBucketLocation, json!({})));
     statements.extend(kms(destination).filter(|_| !without_kms));
-    if kept(&Permission::ListBucket) {
-        let condition = list_condition(destination);
-        statements.push(allow(&Permission::ListBucket.action().into(), &bucket_arn(destination), condition));
-    }
+    statements.extend(on_bucket(Permission::ListBucket, list_condition(destination)));
     compact(&document(&statements))
 }
 
@@ -99,13 +97,13 @@ fn objects(destination: &Destination, kept: impl Fn(&Permission) -> bool) -> Val
         Permission::PutObjectTagging,
         Permission::DeleteObject,
     ];
-    let actions = all.iter().filter(|permission| kept(permission)).map(|permission| permission.action()).collect();
+    let actions = all.iter().filter(|permission| kept(permission)).map(|permission| permission.as_str()).collect();
     allow(&actions, &objects_arn(destination), json!({}))
 }
 
 /// The statement on the key; `None` where S3 encrypts without KMS.
 fn kms(destination: &Destination) -> Option<Value> {
-    let actions = json!([Permission::KmsGenerateDataKey.action(), Permission::KmsDecrypt.action()]);
+    let actions = json!([Permission::KmsGenerateDataKey.as_str(), Permission::KmsDecrypt.as_str()]);
     let via = json!({ "StringLike": { "kms:ViaService": via_service(destination, "*") } });
     Some(match destination.encryption.as_ref().map(|encryption| &encryption.key_arn) {
         _ if destination.algorithm == Some(EncryptionAlgorithm::Aes256) => return None,
@@ -202,8 +200,8 @@ mod tests {
             let policy: Value = serde_json::from_str(&text).unwrap();
             let resource = policy["Statement"][0]["Resource"].as_str().unwrap().to_owned();
             assert_eq!(resource, objects_arn(&destination));
-            let found = Permission::ALL.into_iter().filter(|permission| text.contains(permission.action()));
-            found.map(Permission::action).collect::<Vec<_>>()
+            let found = Permission::ALL.into_iter().filter(|permission| text.contains(permission.as_str()));
+            found.map(Permission::as_str).collect::<Vec<_>>()
         };
         assert_eq!(actions("exports").len(), 8);
         assert_eq!(actions(&"p".repeat(990)).len(), 7, "listing goes first");

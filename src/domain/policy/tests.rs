@@ -34,7 +34,7 @@ fn outline(document: &Value) -> Vec<(String, Vec<String>)> {
 
 #[test]
 fn writing_is_all_that_is_required() {
-    let minimal = permissions(&destination("in/", None), &Scope::minimal());
+    let minimal = permissions(&destination("in/", None), &Scope::default());
     assert_eq!(outline(&minimal), [("ConsignWrite".to_owned(), vec!["s3:PutObject".to_owned()])]);
     assert_eq!(minimal["Statement"][0]["Resource"], "arn:aws:s3:::acme-exports/in/*");
     assert!(minimal["Statement"][0].get("Condition").is_none());
@@ -42,7 +42,7 @@ fn writing_is_all_that_is_required() {
 
 #[test]
 fn a_key_and_tags_are_required_where_they_are_used() {
-    let scope = Scope { tags: true, ..Scope::minimal() };
+    let scope = Scope { tags: true, ..Scope::default() };
     let document = permissions(&destination("in/", Some(KEY)), &scope);
     let sids: Vec<_> = outline(&document).into_iter().map(|(sid, _)| sid).collect();
     assert_eq!(sids, ["ConsignWrite", "ConsignEncrypt", "ConsignTag"]);
@@ -55,7 +55,7 @@ fn a_key_and_tags_are_required_where_they_are_used() {
 
 #[test]
 fn every_optional_permission_is_as_narrow_as_its_use() {
-    let document = permissions(&destination("in/", None), &Scope::whole());
+    let document = permissions(&destination("in/", None), &Scope { optional: true, ..Default::default() });
     let find = |sid: &str| document["Statement"].as_array().unwrap().iter().find(|s| s["Sid"] == sid).unwrap().clone();
     assert_eq!(find("ConsignDeleteTestFile")["Resource"], "arn:aws:s3:::acme-exports/in/consign-connection-test");
     assert_eq!(find("ConsignAbort")["Resource"], "arn:aws:s3:::acme-exports/in/*");
@@ -67,14 +67,14 @@ fn every_optional_permission_is_as_narrow_as_its_use() {
 #[test]
 fn a_single_statement_is_the_one_of_the_whole_document() {
     let destination = destination("a*b/", Some(KEY));
-    let whole = permissions(&destination, &Scope { tags: true, ..Scope::whole() });
+    let whole = permissions(&destination, &Scope { optional: true, tags: true, ..Scope::default() });
     for permission in Permission::ALL {
         let single = super::single(permission, &destination);
         let found = whole["Statement"].as_array().unwrap().iter().find(|s| s["Sid"] == single["Sid"]).unwrap();
         assert_eq!(single["Resource"], found["Resource"], "{permission:?}");
         assert_eq!(single["Condition"], found["Condition"], "{permission:?}");
-        assert_eq!(single["Action"], permission.action());
-        assert_eq!(Permission::of_action(permission.action()), Some(permission));
+        assert_eq!(single["Action"], permission.as_str());
+        assert_eq!(Permission::of_action(permission.as_str()), Some(permission));
         assert!(!permission.purpose().is_empty() && !permission.without().is_empty());
     }
     assert_eq!(Permission::of_action("s3:GetObject"), None);
@@ -144,7 +144,7 @@ fn the_trust_policy_demands_principal_external_id_and_address() {
 
 #[test]
 fn addresses_bind_the_calls_of_s3_and_never_those_of_kms() {
-    let scope = Scope { source_addresses: vec!["192.0.2.1".to_owned()], ..Scope::whole() };
+    let scope = Scope { optional: true, source_addresses: vec!["192.0.2.1".to_owned()], ..Scope::default() };
     let document = permissions(&destination("in/", Some(KEY)), &scope);
     for statement in document["Statement"].as_array().unwrap() {
         let bound = statement["Condition"]["IpAddress"]["aws:SourceIp"] == json!(["192.0.2.1"]);
@@ -156,7 +156,7 @@ fn addresses_bind_the_calls_of_s3_and_never_those_of_kms() {
 
 #[test]
 fn pasted_json_reads_in_the_usual_order_and_holds_only_what_iam_takes() {
-    let document = permissions(&destination("日本/", None), &Scope::minimal());
+    let document = permissions(&destination("日本/", None), &Scope::default());
     let text = pretty(&document);
     assert_eq!(
         text,
@@ -205,7 +205,7 @@ proptest::proptest! {
             proptest::prop_assert!(text.chars().count() <= SESSION_POLICY_LIMIT);
             let whole = format!("arn:aws:s3:::acme-exports/{}", destination.prefix);
             let session: Value = serde_json::from_str(&text).unwrap();
-            for document in [session, permissions(&destination, &Scope::minimal())] {
+            for document in [session, permissions(&destination, &Scope::default())] {
                 proptest::prop_assert_eq!(&meant(document["Statement"][0]["Resource"].as_str().unwrap()), &whole);
             }
         }
@@ -231,7 +231,7 @@ proptest::proptest! {
         let objects = format!("{}/{}", super::resource::bucket_arn(&destination), destination.prefix);
         let text = session_policy(&destination);
         proptest::prop_assert!(text.chars().count() <= SESSION_POLICY_LIMIT);
-        for document in [serde_json::from_str(&text).unwrap(), permissions(&destination, &Scope::minimal())] {
+        for document in [serde_json::from_str(&text).unwrap(), permissions(&destination, &Scope::default())] {
             for statement in document["Statement"].as_array().unwrap() {
                 let resource = statement["Resource"].as_str().unwrap();
                 let spared = resource.replace("${*}", "").replace("${?}", "").replace("${$}", "");

@@ -36,7 +36,7 @@ impl Admin for RabbitMqAdmin {
 
     fn topology_json(&self, vhost: Option<&str>) -> Value {
         let endpoint = Endpoint::parse(&self.config, &self.client);
-        let configured = endpoint.as_ref().map_or("/", Endpoint::vhost);
+        let configured = endpoint.as_ref().map_or("/", |endpoint| &endpoint.uri.vhost);
         Topology::new(&self.config.prefix).definitions(vhost.unwrap_or(configured))
     }
 

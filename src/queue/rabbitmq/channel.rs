@@ -102,7 +102,7 @@ pub(super) async fn lock(channel: &Channel, queue: &str, busy: &str) -> Result<(
     call(&format!("reserving {queue}"), async {
         match declared.await {
             Ok(_) => Ok(Ok(())),
-            Err(error) if errors::is_locked(&error) => Ok(Err(QueueError::Busy(busy.to_owned()))),
+            Err(error) if errors::is(&error, errors::RESOURCE_LOCKED) => Ok(Err(QueueError::Busy(busy.to_owned()))),
             Err(error) => Err(error),
         }
     })

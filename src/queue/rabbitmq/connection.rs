@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
-use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{Channel, Connection, ConnectionProperties};
 use parking_lot::Mutex;
@@ -36,7 +35,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// certificates are used.
 #[derive(Clone)]
 pub(super) struct Endpoint {
-    uri: AMQPUri,
+    pub(super) uri: AMQPUri,
     name: String,
     ca_file: Option<PathBuf>,
     identity: Option<(PathBuf, PathBuf)>,
@@ -73,16 +72,6 @@ impl Endpoint {
         let user = (!unnamed).then(|| short(&uri.authority.userinfo.username)).transpose()?;
         let login = Arc::new(Login::new(user));
         Ok(Self { uri, name: name.to_owned(), ca_file: config.ca_file.clone(), identity, login })
-    }
-
-    /// Returns the login's name; `None` where only a certificate names it.
-    pub(super) fn user(&self) -> Option<ShortString> {
-        self.login.user()
-    }
-
-    /// Returns the virtual host.
-    pub(super) fn vhost(&self) -> &str {
-        &self.uri.vhost
     }
 
     /// Connects within a bounded time. `role` distinguishes the connections of this process.
@@ -266,7 +255,7 @@ mod tests {
     #[test]
     fn the_virtual_host_the_heartbeat_and_the_frame_size_have_defaults() {
         for (url, vhost) in [("amqps://h", "/"), ("amqps://h/", "/"), ("amqps://h/%2f", "/"), ("amqps://h/a", "a")] {
-            assert_eq!(parse(url).unwrap().vhost(), vhost, "{url}");
+            assert_eq!(parse(url).unwrap().uri.vhost, vhost, "{url}");
         }
         assert_eq!(parse("amqps://h").unwrap().uri.query.heartbeat, Some(15));
         assert_eq!(parse("amqps://h?heartbeat=5").unwrap().uri.query.heartbeat, Some(5));
@@ -313,7 +302,7 @@ mod tests {
         let user = |url: &str| {
             let (client_cert_file, client_key_file) = (Some("c.pem".into()), Some("k.pem".into()));
             let endpoint = Endpoint::parse(&BrokerConfig { client_cert_file, client_key_file, ..config(url) }, "w");
-            endpoint.unwrap().user().map(|user| user.to_string())
+            endpoint.unwrap().login.user().map(|user| user.to_string())
         };
         assert_eq!(user("amqps://h"), None, "the broker takes it from the certificate");
         assert_eq!(user("amqps://u@h?auth_mechanism=external").as_deref(), Some("u"));

@@ -37,20 +37,16 @@ pub(super) struct LaneConsumer {
 }
 
 impl LaneConsumer {
-    /// First consumer of a lane on its channel, not started yet.
-    pub(super) fn new(context: &QueueContext, channel: Channel, lane: Lane) -> Result<Self, QueueError> {
-        Self::numbered(context, channel, lane, 1)
+    /// Consumer of a lane on its channel, not started yet. Each has its number there.
+    pub(super) fn new(context: &QueueContext, channel: Channel, lane: Lane, number: u64) -> Result<Self, QueueError> {
+        let tag = short(&format!("{} {} {number}", context.worker_id, lane.as_str()))?;
+        Ok(Self { lane, channel, tag, number, cancelled: CancellationToken::new() })
     }
 
     /// Consumer that replaces this one. It has a tag of its own: a quorum queue counts what the old
     /// one has not acknowledged towards the limit of a new one with the same tag.
     pub(super) fn successor(&self, context: &QueueContext) -> Result<Self, QueueError> {
-        Self::numbered(context, self.channel.clone(), self.lane, self.number + 1)
-    }
-
-    fn numbered(context: &QueueContext, channel: Channel, lane: Lane, number: u64) -> Result<Self, QueueError> {
-        let tag = short(&format!("{} {} {number}", context.worker_id, lane.as_str()))?;
-        Ok(Self { lane, channel, tag, number, cancelled: CancellationToken::new() })
+        Self::new(context, self.channel.clone(), self.lane, self.number + 1)
     }
 
     /// Starts to consume the lane, with at most `room` unacknowledged deliveries.
@@ -127,7 +123,7 @@ impl PrefetchTask {
         while let Some(item) = consumer.next().await {
             match item {
                 Ok(delivery) => {
-                    let us = self.context.endpoint.user();
+                    let us = self.context.endpoint.login.user();
                     let delivery = PrefetchedDelivery::new(self.generation, lane.lane, us.as_ref(), delivery);
                     self.prefetch(lane.lane, delivery).await;
                 }
@@ -153,7 +149,7 @@ impl PrefetchTask {
     /// delivery limit the broker would drop a job that never began. Returns a delivery that could
     /// not be replaced; its next redelivery is.
     async fn with_low_count(&self, lane: Lane, delivery: PrefetchedDelivery) -> Option<PrefetchedDelivery> {
-        let message = delivery.message();
+        let message = &delivery.inner;
         let count = delivery_count(message.properties.headers().as_ref());
         if count < RENEWED_COUNT || delivery.is_forged_lease() {
             return Some(delivery);

@@ -184,7 +184,7 @@ impl ControlReader {
     async fn announce(&self) -> Option<Bytes> {
         let command = ControlCommand::WorkerStarted(self.context.leases.owner.address());
         let marker = Bytes::from(Control::new(command, Timestamp::now()).render());
-        let message = messages::control(&self.context.names, marker.clone());
+        let message = messages::control(&self.context.names, &marker);
         let published = self.sessions.publish_once(&message).await;
         if let Err(problem) = &published {
             tracing::debug!(
@@ -274,6 +274,6 @@ impl ControlReader {
 pub(super) async fn leave_fleet(context: &QueueContext, sessions: &BrokerSessions) {
     let Some(session) = sessions.current().filter(|_| !context.lanes.is_empty()) else { return };
     let command = ControlCommand::WorkerStopped(context.leases.owner.address());
-    let message = messages::control(&context.names, Control::new(command, Timestamp::now()).render().into());
+    let message = messages::control(&context.names, &Control::new(command, Timestamp::now()).render().into());
     let _ = timeout(FAREWELL_TIMEOUT, session.publisher.publish(&message)).await;
 }

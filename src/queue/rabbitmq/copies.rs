@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use lapin::BasicProperties;
+use lapin::message::Delivery as Message;
 use lapin::types::{FieldTable, ShortString};
 
 use super::fields::{SetText, merged, retain_headers, short, text_of};
@@ -60,6 +61,17 @@ impl<'a> JobCopy<'a> {
         }
     }
 
+    /// Copy of a message with its own headers; `body` is its data.
+    fn unchanged(message: &'a Message, body: &'a Bytes) -> Self {
+        Self {
+            routing_key: message.routing_key.as_str(),
+            body,
+            content_type: message.properties.content_type().as_ref().map(ShortString::as_str),
+            original: &message.properties,
+            headers: Headers::new(),
+        }
+    }
+
     /// Adds the routing key as a header, for a copy that travels under another one.
     fn with_original_key(mut self) -> Self {
         self.headers.insert(ORIGINAL_ROUTING_KEY.to_owned(), self.routing_key.to_owned());
@@ -76,8 +88,7 @@ impl<'a> JobCopy<'a> {
         if let Some(content_type) = self.content_type {
             properties = properties.with_content_type(short(content_type)?);
         }
-        let (routing_key, body) = (self.routing_key.to_owned(), self.body.clone());
-        Ok(OutgoingMessage { exchange, routing_key, body, properties, mandatory: true })
+        Ok(OutgoingMessage::mandatory(exchange, self.routing_key, self.body, properties))
     }
 }
 
@@ -98,17 +109,14 @@ pub(super) fn waits_for(properties: &BasicProperties) -> Option<DestinationIdent
 }
 
 /// Copy that has waited, as the broker would send it at the end of its delay.
-pub(super) fn released(names: &Names, waiting: lapin::message::Delivery) -> Result<OutgoingMessage, QueueError> {
-    let lapin::message::Delivery { routing_key, properties, data, .. } = waiting;
-    let wait = text_of(properties.headers().as_ref(), WAIT);
-    let copy = JobCopy {
-        routing_key: routing_key.as_str(),
-        body: &Bytes::from(data),
-        content_type: properties.content_type().as_ref().map(ShortString::as_str),
-        original: &properties,
-        headers: wait.map(|wait| (WAIT.to_owned(), wait)).into_iter().collect(),
-    };
-    copy.message(names.jobs_exchange())
+pub(super) fn released(names: &Names, mut waiting: Message) -> Result<OutgoingMessage, QueueError> {
+    let body = Bytes::from(std::mem::take(&mut waiting.data));
+    let headers = wait_of(&waiting).into_iter().collect();
+    JobCopy { headers, ..JobCopy::unchanged(&waiting, &body) }.message(names.jobs_exchange())
+}
+
+fn wait_of(message: &Message) -> Option<(String, String)> {
+    text_of(message.properties.headers().as_ref(), WAIT).map(|wait| (WAIT.to_owned(), wait))
 }
 
 /// Copy for the dead letters, without the lease of the job.
@@ -145,39 +153,26 @@ pub(super) fn lease(names: &Names, key: &str, copy: JobCopy<'_>) -> Result<Outgo
 }
 
 /// Returned lease, forwarded unchanged to other workers.
-pub(super) fn forwarded(names: &Names, lease: &lapin::message::Delivery) -> Result<OutgoingMessage, QueueError> {
-    let copy = JobCopy {
-        routing_key: lease.routing_key.as_str(),
-        body: &Bytes::copy_from_slice(&lease.data),
-        content_type: lease.properties.content_type().as_ref().map(ShortString::as_str),
-        original: &lease.properties,
-        headers: Headers::new(),
-    };
-    copy.message(names.orphans_exchange())
+pub(super) fn forwarded(names: &Names, lease: &Message) -> Result<OutgoingMessage, QueueError> {
+    JobCopy::unchanged(lease, &Bytes::copy_from_slice(&lease.data)).message(names.orphans_exchange())
 }
 
 /// Copy that takes the place of a message in its lane, with a delivery count of zero. It counts as
 /// one more deferral, which keeps it apart from the message, and shows that the job may have begun
 /// before.
-pub(super) fn renewed(
-    names: &Names,
-    lane: Lane,
-    message: &lapin::message::Delivery,
-) -> Result<OutgoingMessage, QueueError> {
+pub(super) fn renewed(names: &Names, lane: Lane, message: &Message) -> Result<OutgoingMessage, QueueError> {
     if lane == Lane::Continued {
         return forwarded(names, message);
     }
     let headers = message.properties.headers().as_ref();
     let turns = text_of(headers, TURNS).and_then(|turns| turns.parse().ok()).unwrap_or(0_u32);
-    let wait = text_of(headers, WAIT).map(|wait| (WAIT.to_owned(), wait));
-    let copy = JobCopy {
+    let turns = [(TURNS.to_owned(), turns.saturating_add(1).to_string())];
+    JobCopy {
         routing_key: &job_key(message.routing_key.as_str(), lane, headers),
-        body: &Bytes::copy_from_slice(&message.data),
-        content_type: message.properties.content_type().as_ref().map(ShortString::as_str),
-        original: &message.properties,
-        headers: wait.into_iter().chain([(TURNS.to_owned(), turns.saturating_add(1).to_string())]).collect(),
-    };
-    copy.message(names.jobs_exchange())
+        headers: wait_of(message).into_iter().chain(turns).collect(),
+        ..JobCopy::unchanged(message, &Bytes::copy_from_slice(&message.data))
+    }
+    .message(names.jobs_exchange())
 }
 
 /// Returns all properties but `content_type` (it belongs to the body), `expiration` (it would end

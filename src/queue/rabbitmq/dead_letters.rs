@@ -113,13 +113,7 @@ impl RabbitMqDeadLetters {
     }
 
     fn was_returned(&mut self, id: &LetterId) -> bool {
-        match self.repeated.get_mut(id) {
-            Some(left) if *left > 0 => {
-                *left -= 1;
-                true
-            }
-            _ => false,
-        }
+        self.repeated.get_mut(id).filter(|left| **left > 0).map(|left| *left -= 1).is_some()
     }
 
     /// Keeps the letter that was returned last.
@@ -132,9 +126,9 @@ impl RabbitMqDeadLetters {
     /// Publishes what `copy` builds; once more if the broker names another login, on which the copy
     /// depends.
     async fn publish(&mut self, copy: impl Fn(&Self) -> Result<OutgoingMessage, QueueError>) -> Result<(), QueueError> {
-        let user = self.endpoint.user();
+        let user = self.endpoint.login.user();
         let published = self.publish_as_known(&copy(self)?).await;
-        if published.is_ok() || self.endpoint.user() == user {
+        if published.is_ok() || self.endpoint.login.user() == user {
             return published;
         }
         // The broker has named the login. Its refusal has ended the connection.
@@ -220,7 +214,7 @@ impl DeadLetters for RabbitMqDeadLetters {
         }
         let copy = |letters: &Self| {
             let current = letters.current.as_ref().ok_or(QueueError::Lost)?;
-            let original = origin::trusted(current.properties.clone(), letters.endpoint.user().as_ref());
+            let original = origin::trusted(current.properties.clone(), letters.endpoint.login.user().as_ref());
             copies::requeued(&letters.names, &current.letter, &original, generation)
         };
         self.publish(copy).await?;

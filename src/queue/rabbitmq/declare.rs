@@ -1,7 +1,5 @@
 //! Declaration of the topology, and the check that it exists.
 
-use std::fmt;
-
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
@@ -9,7 +7,7 @@ use lapin::{Channel, ExchangeKind};
 use super::connection::{Endpoint, ScopedConnection, call};
 use super::errors;
 use super::fields::short;
-use super::topology::{Argument, Arguments, Binding, ExchangeDeclaration, ExchangeType, QueueDeclaration, Topology};
+use super::topology::{Arguments, Binding, ExchangeDeclaration, QueueDeclaration, Topology};
 use crate::config::BrokerConfig;
 use crate::queue::QueueError;
 
@@ -29,7 +27,7 @@ const DECLARE_EXCHANGE: ExchangeDeclareOptions =
 /// not declare; `Unavailable` when the broker is unreachable.
 pub(super) async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
     let connection = ScopedConnection::connect(&Endpoint::parse(config, name)?, "topology").await?;
-    let applied = apply(&connection, &Topology::new(&config.prefix)).await;
+    let applied = declare_all(&connection, &Topology::new(&config.prefix), false).await;
     connection.close().await;
     complete(&applied?)
 }
@@ -41,7 +39,7 @@ pub(super) async fn apply_topology(config: &BrokerConfig, name: &str) -> Result<
 /// `Unavailable` when it is unreachable or refuses the login; `Topology` names every missing part.
 pub async fn check_topology(config: &BrokerConfig, name: &str) -> Result<(), QueueError> {
     let connection = ScopedConnection::connect(&Endpoint::parse(config, name)?, "check").await?;
-    let found = check(&connection, &Topology::new(&config.prefix)).await;
+    let found = declare_all(&connection, &Topology::new(&config.prefix), true).await;
     connection.close().await;
     complete(&found?)
 }
@@ -51,32 +49,33 @@ fn complete(missing: &[TopologyProblem]) -> Result<(), QueueError> {
     if missing.is_empty() { Ok(()) } else { Err(combined(missing, "")) }
 }
 
-/// Declares everything. An existing part with the same arguments is unchanged; other arguments are
-/// an error, and every such error is reported, not only the first. Returns the problems of parts
-/// that deliveries do not need.
-pub(super) async fn apply(
+/// Declares everything; if `passive`, checks that every exchange and queue exists, without changing
+/// anything. Returns the problems of parts that deliveries do not need.
+///
+/// An existing part with the same arguments is unchanged; other arguments are an error, and every
+/// such error is reported, not only the first. AMQP can't look up bindings; a missing one shows as
+/// a returned message.
+pub(super) async fn declare_all(
     connection: &ScopedConnection,
     topology: &Topology,
+    passive: bool,
 ) -> Result<Vec<TopologyProblem>, QueueError> {
-    let remedy = "; where the arguments differ, delete what is left of an older topology (when it is empty) or use \
-                  another broker.prefix; repair a part that the broker calls down or inaccessible on the broker";
-    Declarations::new(connection, DeclareMode::Declare).all(topology, remedy).await
-}
-
-/// Checks that every exchange and queue exists, without changing anything. AMQP can't look up
-/// bindings; a missing one shows as a returned message. Returns the problems of parts that
-/// deliveries do not need.
-pub(super) async fn check(
-    connection: &ScopedConnection,
-    topology: &Topology,
-) -> Result<Vec<TopologyProblem>, QueueError> {
-    let remedy = "; run `consign topology apply`, or set broker.declare = true";
-    Declarations::new(connection, DeclareMode::Passive).all(topology, remedy).await
+    let mut declarations = Declarations::new(connection, passive);
+    for exchange in &topology.exchanges {
+        declarations.exchange(exchange).await?;
+    }
+    for queue in &topology.queues {
+        declarations.queue(queue).await?;
+    }
+    for binding in topology.bindings.iter().filter(|_| !passive) {
+        declarations.bind(binding).await?;
+    }
+    declarations.finish()
 }
 
 /// Declares one queue. An existing one with the same arguments is unchanged.
 pub(super) async fn declare_queue(connection: &ScopedConnection, queue: &QueueDeclaration) -> Result<(), QueueError> {
-    let mut declarations = Declarations::new(connection, DeclareMode::Declare);
+    let mut declarations = Declarations::new(connection, false);
     declarations.queue(queue).await?;
     complete(&[declarations.problems, declarations.minor].concat())
 }
@@ -84,14 +83,8 @@ pub(super) async fn declare_queue(connection: &ScopedConnection, queue: &QueueDe
 /// Problem of one part.
 #[derive(Debug, Clone)]
 pub(super) struct TopologyProblem {
-    text: String,
+    pub(super) text: String,
     denied: bool,
-}
-
-impl fmt::Display for TopologyProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
 }
 
 /// Combines all problems into one error. It is `Denied` when any of them is: the permission is
@@ -108,48 +101,29 @@ fn combined(problems: &[TopologyProblem], remedy: &str) -> QueueError {
 /// Number of missing parts that the error names.
 const NAMED_PARTS: usize = 3;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum DeclareMode {
-    Declare,
-    Passive,
-}
-
 /// Sequence of declarations. The broker closes the channel of a refused one, so the next opens a
 /// new channel.
 struct Declarations<'a> {
     connection: &'a ScopedConnection,
     channel: Option<Channel>,
-    mode: DeclareMode,
+    /// True when nothing is changed.
+    passive: bool,
     problems: Vec<TopologyProblem>,
     /// Problems of parts that deliveries do not need.
     minor: Vec<TopologyProblem>,
 }
 
 impl<'a> Declarations<'a> {
-    fn new(connection: &'a ScopedConnection, mode: DeclareMode) -> Self {
-        Self { connection, channel: None, mode, problems: Vec::new(), minor: Vec::new() }
-    }
-
-    /// Declares or checks each part. Returns the problems of parts that deliveries do not need.
-    async fn all(mut self, topology: &Topology, remedy: &str) -> Result<Vec<TopologyProblem>, QueueError> {
-        let mode = self.mode;
-        for exchange in &topology.exchanges {
-            self.exchange(exchange).await?;
-        }
-        for queue in &topology.queues {
-            self.queue(queue).await?;
-        }
-        for binding in topology.bindings.iter().filter(|_| mode == DeclareMode::Declare) {
-            self.bind(binding).await?;
-        }
-        self.finish(remedy)
+    fn new(connection: &'a ScopedConnection, passive: bool) -> Self {
+        Self { connection, channel: None, passive, problems: Vec::new(), minor: Vec::new() }
     }
 
     async fn exchange(&mut self, exchange: &ExchangeDeclaration) -> Result<(), QueueError> {
-        let options = ExchangeDeclareOptions { passive: self.mode == DeclareMode::Passive, ..DECLARE_EXCHANGE };
+        let options = ExchangeDeclareOptions { passive: self.passive, ..DECLARE_EXCHANGE };
         let (name, arguments) = (short(&exchange.name)?, table(&exchange.arguments));
         let channel = self.channel().await?;
-        let declared = channel.exchange_declare(name, exchange_kind(exchange.kind), options, arguments);
+        let kind = ExchangeKind::Custom(exchange.kind.to_owned());
+        let declared = channel.exchange_declare(name, kind, options, arguments);
         let result = call("declaring an exchange", soft_error(declared)).await?;
         let problem = self.problem("exchange", &exchange.name, result, "configure on it");
         self.problems.extend(problem);
@@ -157,7 +131,7 @@ impl<'a> Declarations<'a> {
     }
 
     async fn queue(&mut self, queue: &QueueDeclaration) -> Result<(), QueueError> {
-        let options = QueueDeclareOptions { passive: self.mode == DeclareMode::Passive, ..DECLARE_QUEUE };
+        let options = QueueDeclareOptions { passive: self.passive, ..DECLARE_QUEUE };
         let (name, arguments) = (short(&queue.name)?, table(&queue.arguments));
         let channel = self.channel().await?;
         let declared = channel.queue_declare(name, options, arguments);
@@ -199,20 +173,26 @@ impl<'a> Declarations<'a> {
     ) -> Option<TopologyProblem> {
         let error = result.err()?;
         self.channel = None;
-        let denied = errors::is_denied(&error);
+        let denied = errors::is(&error, errors::ACCESS_REFUSED);
         let takes = if denied { format!("; this takes the permission {permission}") } else { String::new() };
-        let failure = if self.mode == DeclareMode::Declare { "can't be declared" } else { "is not there" };
+        let failure = if self.passive { "is not there" } else { "can't be declared" };
         let text = format!("{what} `{name}` {failure} ({}{takes})", errors::text(&error));
         Some(TopologyProblem { text, denied })
     }
 
-    fn finish(self, remedy: &str) -> Result<Vec<TopologyProblem>, QueueError> {
+    fn finish(self) -> Result<Vec<TopologyProblem>, QueueError> {
         if self.problems.is_empty() {
             return Ok(self.minor);
         }
         let all = [self.problems, self.minor].concat();
-        let all = if self.mode == DeclareMode::Passive { abbreviated(all) } else { all };
-        Err(combined(&all, remedy))
+        Err(if self.passive {
+            combined(&abbreviated(all), "; run `consign topology apply`, or set broker.declare = true")
+        } else {
+            let remedy = "; where the arguments differ, delete what is left of an older topology (when it is empty) or \
+                          use another broker.prefix; repair a part that the broker calls down or inaccessible on the \
+                          broker";
+            combined(&all, remedy)
+        })
     }
 }
 
@@ -237,22 +217,13 @@ async fn soft_error<T>(future: impl Future<Output = lapin::Result<T>>) -> lapin:
     }
 }
 
-fn exchange_kind(kind: ExchangeType) -> ExchangeKind {
-    match kind {
-        ExchangeType::Direct => ExchangeKind::Direct,
-        ExchangeType::Fanout => ExchangeKind::Fanout,
-        ExchangeType::Headers => ExchangeKind::Headers,
-        ExchangeType::Topic => ExchangeKind::Topic,
-    }
-}
-
 /// Returns the arguments as an AMQP table.
 pub(super) fn table(arguments: &Arguments) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in arguments {
-        let value = match value {
-            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+        let value = match value.as_i64() {
+            Some(number) => AMQPValue::LongLongInt(number),
+            None => AMQPValue::LongString(value.as_str().unwrap_or_default().into()),
         };
         table.insert((*name).into(), value);
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::topology::{Argument, Arguments, Binding, ExchangeDeclaration, QueueDeclaration, Topology};
+use super::topology::{Arguments, Binding, ExchangeDeclaration, QueueDeclaration, Topology};
 
 impl Topology {
     /// Returns RabbitMQ's definitions format, for `rabbitmqctl import_definitions` and
@@ -17,7 +17,7 @@ impl Topology {
     /// Returns one readable line per declaration.
     pub fn lines(&self) -> Vec<String> {
         let exchanges =
-            self.exchanges.iter().map(|e| format!("exchange  {}  {}{}", e.name, e.kind.as_str(), listed(&e.arguments)));
+            self.exchanges.iter().map(|e| format!("exchange  {}  {}{}", e.name, e.kind, listed(&e.arguments)));
         let queues = self.queues.iter().map(|q| format!("queue     {}{}", q.name, listed(&q.arguments)));
         let bindings = self.bindings.iter().map(|b| {
             let key = if b.key.is_empty() { String::new() } else { format!("  {}", b.key) };
@@ -29,43 +29,27 @@ impl Topology {
 
 fn exchange_definition(exchange: &ExchangeDeclaration, vhost: &str) -> Value {
     json!({
-        "name": exchange.name, "vhost": vhost, "type": exchange.kind.as_str(), "durable": true, "auto_delete": false,
-        "internal": false, "arguments": object(&exchange.arguments),
+        "name": exchange.name, "vhost": vhost, "type": exchange.kind, "durable": true, "auto_delete": false,
+        "internal": false, "arguments": exchange.arguments,
     })
 }
 
 fn queue_definition(queue: &QueueDeclaration, vhost: &str) -> Value {
     json!({
-        "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false, "arguments": object(&queue.arguments),
+        "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false, "arguments": queue.arguments,
     })
 }
 
 fn binding_definition(binding: &Binding, vhost: &str) -> Value {
     json!({
         "source": binding.exchange, "vhost": vhost, "destination": binding.queue, "destination_type": "queue",
-        "routing_key": binding.key, "arguments": object(&binding.arguments),
+        "routing_key": binding.key, "arguments": binding.arguments,
     })
 }
 
-fn object(arguments: &Arguments) -> Value {
-    let pairs = arguments.iter().map(|(name, value)| {
-        let value = match value {
-            Argument::Text(text) => json!(text),
-            Argument::Number(number) => json!(number),
-        };
-        ((*name).to_owned(), value)
-    });
-    Value::Object(pairs.collect())
-}
-
 fn listed(arguments: &Arguments) -> String {
-    let pairs: Vec<_> = arguments
-        .iter()
-        .map(|(name, value)| match value {
-            Argument::Text(text) => format!("{name}={text}"),
-            Argument::Number(number) => format!("{name}={number}"),
-        })
-        .collect();
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let pairs: Vec<_> = arguments.iter().map(|(name, value)| format!("{name}={}", text(value))).collect();
     if pairs.is_empty() { String::new() } else { format!("  {}", pairs.join(" ")) }
 }
 

@@ -21,7 +21,8 @@ use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag};
 pub(super) struct PrefetchedDelivery {
     generation: u64,
     origin: DeliveryOrigin,
-    inner: lapin::message::Delivery,
+    /// Message as it was received, without what its producer may not claim.
+    pub(super) inner: lapin::message::Delivery,
 }
 
 impl PrefetchedDelivery {
@@ -46,11 +47,6 @@ impl PrefetchedDelivery {
     /// Returns true for a lease that no worker has published, and that has no job in it.
     pub(super) fn is_forged_lease(&self) -> bool {
         origin::is_forged_lease(self.origin, &self.inner.properties)
-    }
-
-    /// Returns the delivery as the broker sent it.
-    pub(super) fn message(&self) -> &lapin::message::Delivery {
-        &self.inner
     }
 
     /// Requeues the delivery unchanged.

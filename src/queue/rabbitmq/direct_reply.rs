@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use super::channel::with_confirms;
 use super::connection::{Endpoint, ScopedConnection};
 use super::errors;
-use super::publisher::{self, OutgoingMessage, PublishProblem};
+use super::publisher::{self, OutgoingMessage};
 use crate::queue::QueueError;
 
 /// Prefix of the names of such requesters. The broker delivers a mandatory reply to one and yet
@@ -27,20 +27,7 @@ pub(super) fn is_direct(to: &str) -> bool {
 /// Connection for direct replies, opened by the first one. Replies are sent one at a time, so that
 /// it is known which of them ended the connection.
 #[derive(Default)]
-pub(super) struct DirectReplies(Mutex<Option<DirectReplyChannel>>);
-
-struct DirectReplyChannel {
-    connection: ScopedConnection,
-    channel: Channel,
-}
-
-impl DirectReplyChannel {
-    async fn new(endpoint: &Endpoint) -> Result<Self, QueueError> {
-        let connection = ScopedConnection::connect(endpoint, "replies").await?;
-        let channel = with_confirms(connection.open_channel().await?).await?;
-        Ok(Self { connection, channel })
-    }
-}
+pub(super) struct DirectReplies(Mutex<Option<(ScopedConnection, Channel)>>);
 
 impl DirectReplies {
     /// Publishes and awaits the confirm.
@@ -49,30 +36,32 @@ impl DirectReplies {
     /// `Refused` when the broker rejects the name, `Unavailable` when it is unreachable.
     pub(super) async fn publish(&self, endpoint: &Endpoint, message: &OutgoingMessage) -> Result<(), QueueError> {
         let mut held = self.0.lock().await;
-        let open = match held.take().filter(|open| open.channel.status().connected()) {
+        let (connection, channel) = match held.take().filter(|(_, channel)| channel.status().connected()) {
             Some(open) => open,
-            None => DirectReplyChannel::new(endpoint).await?,
+            None => {
+                let connection = ScopedConnection::connect(endpoint, "replies").await?;
+                let channel = with_confirms(connection.open_channel().await?).await?;
+                (connection, channel)
+            }
         };
-        let problem = match tokio::time::timeout(CONFIRM_TIMEOUT, publisher::send(&open.channel, message)).await {
-            Ok(Ok(confirmation)) => {
-                *held = Some(open);
+        let problem = match tokio::time::timeout(CONFIRM_TIMEOUT, publisher::send(&channel, message)).await {
+            Ok(Ok(Ok(confirmation))) => {
+                *held = Some((connection, channel));
                 return publisher::confirmed(confirmation);
             }
-            Ok(Err(PublishProblem::Name(problem))) => problem,
-            Ok(Err(PublishProblem::Broker(error))) if errors::is_rejection(&error) => {
-                QueueError::Refused(errors::text(&error))
-            }
-            Ok(Err(PublishProblem::Broker(error))) => errors::unavailable(&error),
+            Ok(Ok(Err(error))) if errors::is_rejection(&error) => QueueError::Refused(errors::text(&error)),
+            Ok(Ok(Err(error))) => errors::unavailable(&error),
+            Ok(Err(problem)) => problem,
             Err(_) => QueueError::Unavailable(format!("no confirm within {} s", CONFIRM_TIMEOUT.as_secs())),
         };
-        open.connection.close().await;
+        connection.close().await;
         Err(problem)
     }
 
     /// Closes the connection.
     pub(super) async fn close(&self) {
-        if let Some(open) = self.0.lock().await.take() {
-            open.connection.close().await;
+        if let Some((connection, _)) = self.0.lock().await.take() {
+            connection.close().await;
         }
     }
 }

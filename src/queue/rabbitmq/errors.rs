@@ -6,17 +6,17 @@ use super::tls;
 use crate::queue::QueueError;
 
 /// AMQP 0-9-1 `NOT_FOUND`.
-const NOT_FOUND: u16 = 404;
+pub(super) const NOT_FOUND: u16 = 404;
 /// AMQP 0-9-1 `ACCESS_REFUSED`.
-const ACCESS_REFUSED: u16 = 403;
+pub(super) const ACCESS_REFUSED: u16 = 403;
 /// AMQP 0-9-1 `PRECONDITION_FAILED`, which refuses a property of a message.
-const PRECONDITION_FAILED: u16 = 406;
+pub(super) const PRECONDITION_FAILED: u16 = 406;
 /// AMQP 0-9-1 `NOT_ALLOWED`, which refuses a virtual host.
 const NOT_ALLOWED: u16 = 530;
 /// AMQP 0-9-1 `CONNECTION_FORCED`: an operator closes the connection, or stops the broker.
 const CONNECTION_FORCED: u16 = 320;
 /// AMQP 0-9-1 `RESOURCE_LOCKED`: another connection owns an exclusive queue.
-const RESOURCE_LOCKED: u16 = 405;
+pub(super) const RESOURCE_LOCKED: u16 = 405;
 
 /// Classifies the error of the call `what`: missing topology, denied access, or a broken
 /// connection.
@@ -33,32 +33,17 @@ fn reply_code(error: &lapin::Error) -> Option<u16> {
     if let ErrorKind::ProtocolError(refusal) = error.kind() { Some(refusal.get_id()) } else { None }
 }
 
-/// Returns true for the broker's 403.
-pub(super) fn is_denied(error: &lapin::Error) -> bool {
-    reply_code(error) == Some(ACCESS_REFUSED)
-}
-
-/// Returns true for the broker's 406.
-pub(super) fn is_precondition(error: &lapin::Error) -> bool {
-    reply_code(error) == Some(PRECONDITION_FAILED)
+/// Returns true for the broker's reply `code`.
+pub(super) fn is(error: &lapin::Error, code: u16) -> bool {
+    reply_code(error) == Some(code)
 }
 
 /// Returns the login that the broker names when it refuses the `user_id` of a message. RabbitMQ
 /// 3.10 and 4.x use the same words.
 pub(super) fn other_login(error: &lapin::Error) -> Option<String> {
-    let text = if is_precondition(error) { text(error) } else { return None };
+    let text = if is(error, PRECONDITION_FAILED) { text(error) } else { return None };
     let (_, user) = text.split_once("user_id property set to '")?.1.split_once("' but authenticated user was '")?;
     user.strip_suffix('\'').filter(|user| !user.is_empty()).map(str::to_owned)
-}
-
-/// Returns true for the broker's 404.
-pub(super) fn is_missing(error: &lapin::Error) -> bool {
-    reply_code(error) == Some(NOT_FOUND)
-}
-
-/// Returns true for the broker's 405.
-pub(super) fn is_locked(error: &lapin::Error) -> bool {
-    reply_code(error) == Some(RESOURCE_LOCKED)
 }
 
 /// Returns true when the broker rejects the request itself, rather than being stopped.

@@ -71,6 +71,7 @@ mod session;
 mod table;
 
 pub(super) use context::LeaseContext;
+pub(super) use decision::LeaseState;
 pub(super) use entry::LeasedDelivery;
 pub(super) use owner::OwnerIdentity;
 pub(super) use renewer::LeaseRenewer;

@@ -8,7 +8,7 @@ use super::channel::with_confirms;
 use super::connection::{ScopedConnection, call};
 use super::errors;
 use super::login::Login;
-use super::publisher::{OutgoingMessage, PublishProblem, send};
+use super::publisher::{OutgoingMessage, send};
 use crate::queue::QueueError;
 
 /// Queue that nobody declares: the broker drops the message that tries the login.
@@ -26,7 +26,7 @@ pub(super) async fn check_login(connection: &ScopedConnection, login: &Login) ->
     let Some(user) = login.user() else { return Ok(()) };
     let channel = with_confirms(connection.open_channel().await?).await?;
     match call("checking the login", probe(&channel, user)).await? {
-        Err(refusal) if errors::is_precondition(&refusal) && !login.learn(&refusal) => {
+        Err(refusal) if errors::is(&refusal, errors::PRECONDITION_FAILED) && !login.learn(&refusal) => {
             Err(QueueError::Denied(format!("{}; {REMEDY}", errors::text(&refusal))))
         }
         _ => Ok(()),
@@ -43,9 +43,9 @@ async fn probe(channel: &Channel, user: ShortString) -> lapin::Result<Result<(),
         mandatory: false,
     };
     match send(channel, &message).await {
-        Err(PublishProblem::Broker(refusal)) if refusal.is_amqp_soft_error() => Ok(Err(refusal)),
-        Err(PublishProblem::Broker(broken)) => Err(broken),
+        Ok(Err(refusal)) if refusal.is_amqp_soft_error() => Ok(Err(refusal)),
+        Ok(Err(broken)) => Err(broken),
         // Its names are constants that fit.
-        Err(PublishProblem::Name(_)) | Ok(_) => Ok(Ok(())),
+        Err(_) | Ok(Ok(_)) => Ok(Ok(())),
     }
 }

@@ -19,13 +19,8 @@ pub(super) fn imported(names: &Names, letter: &DeadLetter) -> Result<OutgoingMes
     for (name, value) in &letter.properties().headers {
         headers.insert(short(name)?, AMQPValue::LongString(value.as_str().into()));
     }
-    Ok(OutgoingMessage {
-        exchange: names.dead_exchange(),
-        routing_key: letter.routing_key().to_owned(),
-        body: letter.body().clone(),
-        properties: job_properties(letter.properties().clone())?.with_headers(headers),
-        mandatory: true,
-    })
+    let properties = job_properties(letter.properties().clone())?.with_headers(headers);
+    Ok(OutgoingMessage::mandatory(names.dead_exchange(), letter.routing_key(), letter.body(), properties))
 }
 
 /// Notice to the former owner's address that another worker has taken the job over. It is not a
@@ -34,24 +29,14 @@ pub(super) fn notice(names: &Names, former: &str, key: &str, set: Headers) -> Re
     let mut headers = merged(None, set)?;
     headers.insert(LEASE_NOTICE.into(), AMQPValue::Boolean(true));
     headers.insert(LEASE_KEY.into(), AMQPValue::LongString(key.into()));
-    Ok(OutgoingMessage {
-        exchange: names.owners_exchange(),
-        routing_key: names.owner(former),
-        body: Bytes::new(),
-        properties: BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT),
-        mandatory: true,
-    })
+    let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT);
+    Ok(OutgoingMessage::mandatory(names.owners_exchange(), &names.owner(former), &Bytes::new(), properties))
 }
 
 /// Outcome for the outcomes exchange.
 pub(super) fn outcome(names: &Names, event: &OutcomeEvent) -> Result<OutgoingMessage, QueueError> {
-    Ok(OutgoingMessage {
-        exchange: names.outcomes_exchange(),
-        routing_key: event.routing_key.clone(),
-        body: event.body.clone(),
-        properties: event_properties(event)?,
-        mandatory: true,
-    })
+    let properties = event_properties(event)?;
+    Ok(OutgoingMessage::mandatory(names.outcomes_exchange(), &event.routing_key, &event.body, properties))
 }
 
 /// Copy of an outcome for `reply_to`. Mandatory as a reply is.
@@ -61,9 +46,7 @@ pub(super) fn outcome_copy(event: &OutcomeEvent) -> Option<OutgoingMessage> {
     if let Some(id) = correlation_id {
         properties = properties.with_correlation_id(short(id).ok()?);
     }
-    let mandatory = !is_direct(queue);
-    let (exchange, routing_key, body) = (String::new(), queue.clone(), event.body.clone());
-    Some(OutgoingMessage { exchange, routing_key, body, properties, mandatory })
+    Some(to_requester(queue, &event.body, properties))
 }
 
 /// Reply to a request. Mandatory where the broker's return is meaningful: a requester that has gone
@@ -73,22 +56,23 @@ pub(super) fn reply(reply: Reply) -> Result<OutgoingMessage, QueueError> {
     if let Some(id) = &reply.correlation_id {
         properties = properties.with_correlation_id(short(id)?);
     }
-    let mandatory = !is_direct(&reply.to);
-    let (exchange, routing_key, body) = (String::new(), reply.to, reply.body);
-    Ok(OutgoingMessage { exchange, routing_key, body, properties, mandatory })
+    Ok(to_requester(&reply.to, &reply.body, properties))
+}
+
+fn to_requester(queue: &str, body: &Bytes, properties: BasicProperties) -> OutgoingMessage {
+    let message = OutgoingMessage::mandatory(String::new(), queue, body, properties);
+    OutgoingMessage { mandatory: !is_direct(queue), ..message }
 }
 
 /// Control message, published straight to its stream.
-pub(super) fn control(names: &Names, body: Bytes) -> OutgoingMessage {
-    let (exchange, routing_key) = (String::new(), names.control());
-    OutgoingMessage { exchange, routing_key, body, properties: json_properties(), mandatory: true }
+pub(super) fn control(names: &Names, body: &Bytes) -> OutgoingMessage {
+    OutgoingMessage::mandatory(String::new(), &names.control(), body, json_properties())
 }
 
 /// Job as a producer publishes it.
 pub(super) fn job(names: &Names, publication: Publication) -> Result<OutgoingMessage, QueueError> {
-    let Publication { routing_key, body, properties } = publication;
-    let (exchange, properties) = (names.jobs_exchange(), job_properties(properties)?);
-    Ok(OutgoingMessage { exchange, routing_key, body, properties, mandatory: true })
+    let properties = job_properties(publication.properties)?;
+    Ok(OutgoingMessage::mandatory(names.jobs_exchange(), &publication.routing_key, &publication.body, properties))
 }
 
 fn json_properties() -> BasicProperties {

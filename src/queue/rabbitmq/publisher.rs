@@ -52,6 +52,13 @@ pub(super) struct OutgoingMessage {
     pub(super) mandatory: bool,
 }
 
+impl OutgoingMessage {
+    /// Message that the broker must return when it is unroutable.
+    pub(super) fn mandatory(exchange: String, routing_key: &str, body: &Bytes, properties: BasicProperties) -> Self {
+        Self { exchange, routing_key: routing_key.to_owned(), body: body.clone(), properties, mandatory: true }
+    }
+}
+
 /// Publishing connection of one session, and its channels.
 pub(super) struct Publisher {
     /// Connection, to close it.
@@ -60,7 +67,8 @@ pub(super) struct Publisher {
     permits: Semaphore,
     lease_permits: Semaphore,
     channels: usize,
-    health: Arc<SessionHealth>,
+    /// Health of its session.
+    pub(super) health: Arc<SessionHealth>,
     /// Login that its messages name as their `user_id`, if they name one.
     login: Option<Arc<Login>>,
     /// Counts unconfirmed messages, if they are to be counted.
@@ -145,35 +153,27 @@ impl Publisher {
     ) -> Result<(), QueueError> {
         let channel = self.channel().await?;
         let _unconfirmed = self.metrics.as_deref().map(Metrics::unconfirmed);
-        match self.while_healthy(self.send(&channel, message)).await? {
+        match self.while_healthy(self.send(&channel, message)).await?? {
             Ok(confirmation) => {
                 // Only after a confirm: a channel with an interrupted publish may still receive its return.
                 self.free.lock().push(channel);
                 confirmed(confirmation)
             }
-            Err(PublishProblem::Name(error)) => Err(error),
-            Err(PublishProblem::Broker(error)) if errors::is_missing(&error) => Err(errors::missing(&error)),
-            Err(PublishProblem::Broker(error)) if errors::is_denied(&error) => Err(denied(message, &error)),
+            Err(error) if errors::is(&error, errors::NOT_FOUND) => Err(errors::missing(&error)),
+            Err(error) if errors::is(&error, errors::ACCESS_REFUSED) => Err(denied(message, &error)),
             // The next session publishes it under the name that was learnt.
-            Err(PublishProblem::Broker(error)) if self.login.as_ref().is_some_and(|login| login.learn(&error)) => {
+            Err(error) if self.login.as_ref().is_some_and(|login| login.learn(&error)) => {
                 self.health.end(&errors::text(&error));
                 Err(errors::unavailable(&error))
             }
-            Err(PublishProblem::Broker(error)) if error.is_amqp_soft_error() => {
-                Err(QueueError::Refused(errors::text(&error)))
-            }
-            Err(PublishProblem::Broker(error)) => {
+            Err(error) if error.is_amqp_soft_error() => Err(QueueError::Refused(errors::text(&error))),
+            Err(error) => {
                 if !self.connection.status().connected() {
                     self.health.end(&errors::text(&error));
                 }
                 Err(errors::unavailable(&error))
             }
         }
-    }
-
-    /// Runs a future within a limit, as [`SessionHealth::within`].
-    pub(super) async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-        self.health.within(limit, future).await
     }
 
     /// Resolves when no publish is in flight.
@@ -195,7 +195,7 @@ impl Publisher {
         with_confirms(open_channel(&self.connection).await?).await
     }
 
-    async fn send(&self, channel: &Channel, message: &OutgoingMessage) -> Result<Confirmation, PublishProblem> {
+    async fn send(&self, channel: &Channel, message: &OutgoingMessage) -> Sent {
         let Some(user) = self.user() else { return send(channel, message).await };
         let properties = message.properties.clone().with_user_id(user);
         send(channel, &OutgoingMessage { properties, ..message.clone() }).await
@@ -219,27 +219,15 @@ impl Publisher {
     }
 }
 
-/// Error of one publish.
-pub(super) enum PublishProblem {
-    /// A name in the message is too long for AMQP.
-    Name(QueueError),
-    /// The broker, or the connection to it.
-    Broker(lapin::Error),
-}
-
-impl From<lapin::Error> for PublishProblem {
-    fn from(error: lapin::Error) -> Self {
-        Self::Broker(error)
-    }
-}
+/// Result of one publish: the broker's answer, or the error of a name that is too long for AMQP.
+pub(super) type Sent = Result<lapin::Result<Confirmation>, QueueError>;
 
 /// Publishes on a channel that carries no other publish meanwhile.
-pub(super) async fn send(channel: &Channel, message: &OutgoingMessage) -> Result<Confirmation, PublishProblem> {
-    let exchange = short(&message.exchange).map_err(PublishProblem::Name)?;
-    let key = short(&message.routing_key).map_err(PublishProblem::Name)?;
+pub(super) async fn send(channel: &Channel, message: &OutgoingMessage) -> Sent {
+    let (exchange, key) = (short(&message.exchange)?, short(&message.routing_key)?);
     let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
-    let confirm = channel.basic_publish(exchange, key, options, &message.body, message.properties.clone()).await?;
-    Ok(confirm.await?)
+    let confirm = channel.basic_publish(exchange, key, options, &message.body, message.properties.clone());
+    Ok(async { confirm.await?.await }.await)
 }
 
 fn denied(message: &OutgoingMessage, error: &lapin::Error) -> QueueError {

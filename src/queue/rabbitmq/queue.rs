@@ -109,7 +109,7 @@ impl RabbitMqQueue {
         let sessions = BrokerSessions::start(Arc::clone(&context));
         let (control, reader) = control_reader::start(&context, &sessions);
         let replies = Replies::new(Arc::clone(&context), ReplyAddresses::new(config));
-        let settler = Settler::new(Arc::clone(&context), Arc::clone(&sessions), replies);
+        let settler = Settler { context: Arc::clone(&context), sessions: Arc::clone(&sessions), replies };
         let (control, control_reader) = (AsyncMutex::new(control), Mutex::new(reader));
         Ok(Arc::new(Self { context, sessions, settler, control, control_reader }))
     }
@@ -149,7 +149,7 @@ impl Queue for RabbitMqQueue {
             table.replace_holder(tag, work);
             let renewer = self.sessions.current().and_then(|session| session.renewer.clone());
             let renewer = renewer.ok_or_else(|| QueueError::Unavailable("not connected to the broker".to_owned()))?;
-            return renewer.leases.renew_now(&leased).await;
+            return renewer.leases.renew_now(&leased.key).await;
         }
         let properties = self.context.deliveries.properties(tag).ok_or(QueueError::Lost)?;
         let renewer = self.sessions.renewer_of(tag.generation).await?;
@@ -166,7 +166,7 @@ impl Queue for RabbitMqQueue {
     }
 
     async fn publish_control(&self, control: Bytes) -> Result<(), QueueError> {
-        let message = messages::control(&self.context.names, control);
+        let message = messages::control(&self.context.names, &control);
         self.sessions.publish_once(&message).await.map_err(|problem| match problem {
             QueueError::Refused(why) => QueueError::Topology(format!(
                 "the stream `{}` takes no control message ({why}); run `consign topology apply`",

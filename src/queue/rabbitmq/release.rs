@@ -87,7 +87,7 @@ async fn release(
             connection: &connection,
             cancelled: &cancelled,
             lock: locked_channel(&connection, &context.names).await?,
-            us: context.endpoint.user(),
+            us: context.endpoint.login.user(),
             wanted: Wanted::new(destinations),
             max_consumers: context.max_release_consumers,
             released: Released::default(),

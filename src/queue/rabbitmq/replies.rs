@@ -130,7 +130,7 @@ impl Replies {
             return sent.unwrap_or_else(|_| Err(no_confirm(limit)));
         }
         let publisher = self.connection.publisher(&self.context).await?;
-        let sent = publisher.within(limit, publisher.publish(message)).await;
+        let sent = publisher.health.within(limit, publisher.publish(message)).await;
         sent.unwrap_or_else(|| Err(no_confirm(limit)))
     }
 

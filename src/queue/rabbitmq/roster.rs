@@ -29,17 +29,6 @@ const MISSED_CHECKS: u32 = 2;
 /// Most workers that are known; further ones are not counted.
 const MAX_WORKERS: usize = 1000;
 
-/// Answer of the broker about one worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Liveness {
-    /// Its lease queue has a consumer.
-    Alive,
-    /// Its lease queue has none: it is gone, or reconnects.
-    Absent,
-    /// It has no lease queue.
-    Gone,
-}
-
 /// Known workers by address, each with the number of checks that it has missed.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
@@ -65,28 +54,28 @@ impl Roster {
     pub(super) async fn check(&mut self, connection: &Connection, names: &Names) -> Result<(), QueueError> {
         let mut channel = open_channel(connection).await?;
         for worker in self.workers.keys().cloned().collect::<Vec<_>>() {
-            let liveness = match consumers(&channel, &names.owner(&worker)).await {
-                Ok(0) => Liveness::Absent,
-                Ok(_) => Liveness::Alive,
+            let consumers = match consumers(&channel, &names.owner(&worker)).await {
+                Ok(count) => Some(count),
                 Err(QueueError::Topology(_)) => {
                     // A refusal closes the channel.
                     channel = open_channel(connection).await?;
-                    Liveness::Gone
+                    None
                 }
                 Err(problem) => return Err(problem),
             };
-            self.checked(&worker, liveness);
+            self.checked(&worker, consumers);
         }
         let _ = channel.close(0, "".into()).await;
         Ok(())
     }
 
-    /// Observes the broker's answer about a worker.
-    fn checked(&mut self, worker: &str, liveness: Liveness) {
-        if liveness == Liveness::Gone {
+    /// Observes the broker's answer about a worker: the number of consumers of its lease queue. A
+    /// worker without one is gone, or reconnects; without the queue it is gone.
+    fn checked(&mut self, worker: &str, consumers: Option<u32>) {
+        if consumers.is_none() {
             self.workers.remove(worker);
         } else if let Some(missed) = self.workers.get_mut(worker) {
-            *missed = if liveness == Liveness::Alive { 0 } else { missed.saturating_add(1) };
+            *missed = if consumers > Some(0) { 0 } else { missed.saturating_add(1) };
         }
     }
 
@@ -143,15 +132,15 @@ mod tests {
     #[test]
     fn a_worker_without_a_consumer_is_gone_after_two_checks_and_back_after_one() {
         let mut roster = roster(&["a", "b"]);
-        roster.checked("a", Liveness::Absent);
+        roster.checked("a", Some(0));
         assert_eq!(share(&roster, "b"), (1, 2), "it may reconnect");
-        roster.checked("a", Liveness::Absent);
-        roster.checked("b", Liveness::Absent);
-        roster.checked("b", Liveness::Absent);
+        roster.checked("a", Some(0));
+        roster.checked("b", Some(0));
+        roster.checked("b", Some(0));
         assert_eq!(share(&roster, "b"), (0, 1), "the worker itself is live");
-        roster.checked("a", Liveness::Alive);
+        roster.checked("a", Some(1));
         assert_eq!(share(&roster, "b"), (1, 2));
-        roster.checked("a", Liveness::Gone);
+        roster.checked("a", None);
         assert_eq!(roster.workers.keys().collect::<Vec<_>>(), ["b"]);
     }
 

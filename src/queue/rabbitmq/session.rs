@@ -12,7 +12,7 @@ use super::channel;
 use super::connection::{self, ScopedConnection};
 use super::consumer::{LaneConsumer, PrefetchTask};
 use super::context::QueueContext;
-use super::declare;
+use super::declare::declare_all;
 use super::health::{self, SessionHealth};
 use super::lease::LeaseRenewer;
 use super::login_check::check_login;
@@ -74,7 +74,7 @@ impl BrokerSession {
         tasks.spawn(Arc::clone(&renewer).run(consumer, Arc::clone(&self.health)));
         self.renewer = Some(renewer);
         for (lane, prefetch) in &context.lanes {
-            let lane = LaneConsumer::new(&context, channel::with_prefetch(&connection, *prefetch).await?, *lane)?;
+            let lane = LaneConsumer::new(&context, channel::with_prefetch(&connection, *prefetch).await?, *lane, 1)?;
             self.open_lane(lane, *prefetch).await?;
         }
         self.consuming = Some(connection);
@@ -186,17 +186,13 @@ impl BrokerSession {
 /// of the connection.
 async fn ensure_topology(context: &QueueContext) -> Result<(), QueueError> {
     let connection = ScopedConnection::connect(&context.endpoint, "topology").await?;
-    let ensured = if context.declare {
-        declare::apply(&connection, &context.topology).await
-    } else {
-        declare::check(&connection, &context.topology).await
-    };
+    let ensured = declare_all(&connection, &context.topology, !context.declare).await;
     let login = check_login(&connection, &context.endpoint.login).await;
     connection.close().await;
     for problem in ensured? {
         tracing::warn!(
             event = "topology_incomplete",
-            %problem,
+            problem = %problem.text,
             next = "jobs are delivered without it",
             remedy = "declare it with `consign topology apply`",
             "part of the topology is missing"

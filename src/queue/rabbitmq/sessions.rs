@@ -125,11 +125,11 @@ impl BrokerSessions {
     /// Publishes once: reports a refusal at once, and an unreachable broker after
     /// [`PUBLISH_TIMEOUT`].
     pub(super) async fn publish_once(&self, message: &OutgoingMessage) -> Result<(), QueueError> {
-        let user = self.context.endpoint.user();
+        let user = self.context.endpoint.login.user();
         let session = self.wait(Instant::now() + PUBLISH_TIMEOUT).await?;
         match session.publisher.publish(message).await {
             // The broker has named the login; the next session publishes under it.
-            Err(_) if self.context.endpoint.user() != user => self.publish(message, PUBLISH_TIMEOUT).await,
+            Err(_) if self.context.endpoint.login.user() != user => self.publish(message, PUBLISH_TIMEOUT).await,
             published => published,
         }
     }

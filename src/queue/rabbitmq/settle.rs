@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::channel::{acknowledge, reject, requeue, requeue_or_lose};
 use super::context::QueueContext;
 use super::copies::{self, JobCopy};
-use super::lease::LeasedDelivery;
+use super::lease::{LeaseState, LeasedDelivery};
 use super::messages;
 use super::publisher::OutgoingMessage;
 use super::replies::Replies;
@@ -27,8 +27,9 @@ const LEASED_PUBLISH_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Performs settlements.
 pub(super) struct Settler {
-    context: Arc<QueueContext>,
-    sessions: Arc<BrokerSessions>,
+    pub(super) context: Arc<QueueContext>,
+    /// The current one publishes.
+    pub(super) sessions: Arc<BrokerSessions>,
     /// Sender of replies.
     pub(super) replies: Arc<Replies>,
 }
@@ -51,29 +52,11 @@ impl DeliveryEnd {
     }
 }
 
-/// Owner of the job until the acknowledgement.
-enum KeptBy {
-    /// The unacknowledged delivery, while its channel is open.
-    Channel,
-    /// A lease, across sessions.
-    Lease(LeasedDelivery),
-}
-
-impl KeptBy {
-    fn publish_limit(&self) -> Duration {
-        match self {
-            Self::Channel => PUBLISH_TIMEOUT,
-            Self::Lease(_) => LEASED_PUBLISH_TIMEOUT,
-        }
-    }
+fn publish_limit(lease: Option<&LeasedDelivery>) -> Duration {
+    if lease.is_some() { LEASED_PUBLISH_TIMEOUT } else { PUBLISH_TIMEOUT }
 }
 
 impl Settler {
-    /// Builds a settler that publishes by the current session.
-    pub(super) fn new(context: Arc<QueueContext>, sessions: Arc<BrokerSessions>, replies: Arc<Replies>) -> Self {
-        Self { context, sessions, replies }
-    }
-
     /// Settles a delivery, under a lease or not. The order of every settlement is stated here only:
     /// the outcomes are published and confirmed, then the copy is published and confirmed, and only
     /// then is the delivery acknowledged. An error on the way leaves the job to a redelivery, or
@@ -85,35 +68,42 @@ impl Settler {
         outcomes: &[OutcomeEvent],
     ) -> Result<(), QueueError> {
         let (action, end) = (settlement.action(), DeliveryEnd::of(&delivery, &settlement));
-        let kept_by = self.kept_by(delivery.ticket);
-        let published = match self.publish_outcomes(&kept_by, outcomes).await {
-            Ok(()) => self.publish_copy(&kept_by, &delivery, settlement).await,
+        let lease = self.lease(delivery.ticket);
+        let lease = lease.as_ref();
+        let published = match self.publish_outcomes(lease, outcomes).await {
+            Ok(()) => self.publish_copy(lease, &delivery, settlement).await,
             Err(problem) => Err(problem),
         };
-        self.end(&kept_by, &delivery, published, end).await?;
+        self.end(lease, &delivery, published, end).await?;
         self.context.metrics.settled(action);
         Ok(())
     }
 
-    fn kept_by(&self, tag: DeliveryTag) -> KeptBy {
+    /// Returns the lease that keeps the job until the acknowledgement, across sessions. Without one
+    /// the unacknowledged delivery keeps it, while its channel is open.
+    fn lease(&self, tag: DeliveryTag) -> Option<LeasedDelivery> {
         let leases = &self.context.leases.table;
-        if let Some(leased) = leases.leased(tag) {
-            return KeptBy::Lease(leased);
+        let leased = leases.leased(tag);
+        if leased.is_none() {
+            // The broker may have an interrupted first lease all the same; it must not be renewed.
+            leases.finish(tag, LeaseState::Unconfirmed);
         }
-        // The broker may have an interrupted first lease all the same; it must not be renewed.
-        leases.cancel(tag);
-        KeptBy::Channel
+        leased
     }
 
-    async fn publish_outcomes(&self, kept_by: &KeptBy, outcomes: &[OutcomeEvent]) -> Result<(), QueueError> {
+    async fn publish_outcomes(
+        &self,
+        lease: Option<&LeasedDelivery>,
+        outcomes: &[OutcomeEvent],
+    ) -> Result<(), QueueError> {
         // A delivery is a fact even if another worker owns the job by now. Other outcomes are up to it.
         let delivered = outcomes.iter().any(|event| is_outcome(&event.routing_key, "delivered"));
-        if !delivered && matches!(kept_by, KeptBy::Lease(leased) if leased.lost) {
+        if !delivered && lease.is_some_and(|leased| leased.lost) {
             return Err(QueueError::Lost);
         }
         for event in outcomes {
             let outcome = messages::outcome(&self.context.names, event)?;
-            self.sessions.publish(&outcome, kept_by.publish_limit()).await?;
+            self.sessions.publish(&outcome, publish_limit(lease)).await?;
             self.replies.send_copy(event);
             failpoints::hit("outcome");
         }
@@ -122,16 +112,16 @@ impl Settler {
 
     async fn publish_copy(
         &self,
-        kept_by: &KeptBy,
+        lease: Option<&LeasedDelivery>,
         delivery: &Delivery,
         settlement: Settlement,
     ) -> Result<(), QueueError> {
         let leases = &self.context.leases.table;
-        if matches!(kept_by, KeptBy::Lease(_)) && leases.leased(delivery.ticket).is_none_or(|leased| leased.lost) {
+        if lease.is_some() && leases.leased(delivery.ticket).is_none_or(|leased| leased.lost) {
             return Err(QueueError::Lost);
         }
-        if let Some(copy) = self.copy(kept_by, delivery, settlement)? {
-            self.sessions.publish(&copy, kept_by.publish_limit()).await?;
+        if let Some(copy) = self.copy(lease, delivery, settlement)? {
+            self.sessions.publish(&copy, publish_limit(lease)).await?;
             failpoints::hit("copy");
         }
         Ok(())
@@ -141,11 +131,11 @@ impl Settler {
     /// except a dead letter.
     fn copy(
         &self,
-        kept_by: &KeptBy,
+        lease: Option<&LeasedDelivery>,
         delivery: &Delivery,
         settlement: Settlement,
     ) -> Result<Option<OutgoingMessage>, QueueError> {
-        if matches!((&settlement, kept_by), (Settlement::Ack, _) | (Settlement::Requeue, KeptBy::Channel)) {
+        if matches!((&settlement, lease), (Settlement::Ack, _) | (Settlement::Requeue, None)) {
             return Ok(None);
         }
         if delivery.properties.unread.is_some() {
@@ -153,12 +143,12 @@ impl Settler {
             let rejected = matches!(settlement, Settlement::DeadLetter { .. });
             return if rejected { Ok(None) } else { Err(QueueError::Refused("its body was not read".to_owned())) };
         }
-        let (original, owner) = match kept_by {
-            KeptBy::Channel => {
+        let (original, owner) = match lease {
+            None => {
                 let original = self.context.deliveries.properties(delivery.ticket).ok_or(QueueError::Lost)?;
                 (Arc::new(original), Headers::new())
             }
-            KeptBy::Lease(leased) => (Arc::clone(&leased.properties), self.context.leases.owner_headers(leased)),
+            Some(leased) => (Arc::clone(&leased.properties), self.context.leases.owner_headers(leased)),
         };
         let names = &self.context.names;
         let owned_copy = |mut headers: Headers| {
@@ -181,20 +171,16 @@ impl Settler {
     /// publishes.
     async fn end(
         &self,
-        kept_by: &KeptBy,
+        lease: Option<&LeasedDelivery>,
         delivery: &Delivery,
         published: Result<(), QueueError>,
         end: DeliveryEnd,
     ) -> Result<(), QueueError> {
         let (tag, leases) = (delivery.ticket, &self.context.leases);
-        if matches!(kept_by, KeptBy::Lease(_)) {
+        if lease.is_some() {
             // An interrupted acquisition may have left the delivery unacknowledged.
             leases.acknowledge_leased(delivery).await;
-            if published.is_ok() {
-                leases.table.settled(tag);
-            } else {
-                leases.table.released(tag);
-            }
+            leases.table.finish(tag, if published.is_ok() { LeaseState::Settled } else { LeaseState::Released });
             return published;
         }
         let unacked = self.context.deliveries.take(tag).ok_or(QueueError::Lost)?;

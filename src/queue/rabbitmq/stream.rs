@@ -84,9 +84,7 @@ impl StreamReader {
         let ended = || QueueError::Unavailable(format!("the broker ended the reading of {}", self.name));
         let delivery = self.consumer.next().await.ok_or_else(ended)?;
         let delivery = delivery.map_err(|error| errors::unavailable(&error))?;
-        let headers = delivery.properties.headers().as_ref();
-        let offset = text_of(headers, OFFSET);
-        let offset = offset.and_then(|text| text.parse().ok());
+        let offset = text_of(delivery.properties.headers().as_ref(), OFFSET).and_then(|text| text.parse().ok());
         Ok(StreamEntry { offset, body: delivery.data, acker: delivery.acker })
     }
 }

@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::names::Names;
 use crate::domain::control::KEPT_DAYS;
 use crate::domain::headers::WAIT;
@@ -38,58 +40,15 @@ const BACKFILL_STREAM_BYTES: i64 = 4 << 30;
 /// Segment size of that stream.
 const BACKFILL_SEGMENT_BYTES: i64 = 32 << 20;
 
-/// Argument of a declaration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Argument {
-    Text(String),
-    Number(i64),
-}
-
-impl From<&str> for Argument {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
-}
-
-impl From<String> for Argument {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
-}
-
-impl From<i64> for Argument {
-    fn from(number: i64) -> Self {
-        Self::Number(number)
-    }
-}
-
-pub(super) type Arguments = BTreeMap<&'static str, Argument>;
-
-/// Exchange type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ExchangeType {
-    Direct,
-    Fanout,
-    Headers,
-    Topic,
-}
-
-impl ExchangeType {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Fanout => "fanout",
-            Self::Headers => "headers",
-            Self::Topic => "topic",
-        }
-    }
-}
+/// Arguments of a declaration: texts and whole numbers.
+pub(super) type Arguments = BTreeMap<&'static str, Value>;
 
 /// Durable exchange.
 #[derive(Debug, Clone)]
 pub(super) struct ExchangeDeclaration {
     pub(super) name: String,
-    pub(super) kind: ExchangeType,
+    /// Exchange type, as AMQP names it.
+    pub(super) kind: &'static str,
     pub(super) arguments: Arguments,
 }
 
@@ -189,7 +148,7 @@ impl Topology {
     }
 
     fn jobs(&mut self, names: &Names) {
-        self.exchange(names.jobs_exchange(), ExchangeType::Topic);
+        self.exchange(names.jobs_exchange(), "topic");
         for lane in Lane::ALL {
             let dead = dead_lettered(names.dead_exchange());
             self.quorum(names.jobs(lane), JOB_DELIVERY_LIMIT, dead);
@@ -203,7 +162,7 @@ impl Topology {
     /// Wait queues have no `x-dead-letter-routing-key`: a copy keeps the job's own key and so
     /// returns to its lane.
     fn waits(&mut self, names: &Names) {
-        self.exchange(names.wait_exchange(), ExchangeType::Headers);
+        self.exchange(names.wait_exchange(), "headers");
         for delay in RetryDelay::ALL {
             let mut arguments = dead_lettered(names.jobs_exchange());
             arguments.insert("x-message-ttl", millis(delay.duration()).into());
@@ -215,13 +174,10 @@ impl Topology {
 
     fn leases(&mut self, names: &Names) {
         let (lease, owners, orphans) = (names.lease_exchange(), names.owners_exchange(), names.orphans_exchange());
-        self.exchange(lease.clone(), ExchangeType::Fanout);
-        self.exchange(orphans.clone(), ExchangeType::Fanout);
-        self.exchange_with(
-            owners.clone(),
-            ExchangeType::Direct,
-            Arguments::from([("alternate-exchange", orphans.clone().into())]),
-        );
+        self.exchange(lease.clone(), "fanout");
+        self.exchange(orphans.clone(), "fanout");
+        let alternate = Arguments::from([("alternate-exchange", orphans.clone().into())]);
+        self.exchange_with(owners.clone(), "direct", alternate);
         let mut arguments = dead_lettered(owners);
         arguments.insert("x-message-ttl", LEASE_TTL_MS.into());
         self.quorum(lease.clone(), DELIVERY_LIMIT, arguments);
@@ -230,16 +186,16 @@ impl Topology {
     }
 
     fn dead_letters(&mut self, names: &Names) {
-        self.exchange(names.dead_exchange(), ExchangeType::Fanout);
+        self.exchange(names.dead_exchange(), "fanout");
         self.quorum(names.dead(), DELIVERY_LIMIT, Arguments::new());
         self.bind(names.dead_exchange(), names.dead(), "", Arguments::new());
     }
 
     fn outcomes(&mut self, names: &Names) {
         let unrouted = names.named("outcomes.unrouted");
-        self.exchange(unrouted.clone(), ExchangeType::Fanout);
+        self.exchange(unrouted.clone(), "fanout");
         let alternate = Arguments::from([("alternate-exchange", unrouted.clone().into())]);
-        self.exchange_with(names.outcomes_exchange(), ExchangeType::Topic, alternate);
+        self.exchange_with(names.outcomes_exchange(), "topic", alternate);
         let bounded = Arguments::from([("x-max-length", UNROUTED_MAX.into()), ("x-overflow", "drop-head".into())]);
         self.quorum(unrouted.clone(), DELIVERY_LIMIT, bounded);
         self.bind(unrouted.clone(), unrouted, "", Arguments::new());
@@ -251,11 +207,11 @@ impl Topology {
         self.queues.push(QueueDeclaration { name: names.control(), arguments });
     }
 
-    fn exchange(&mut self, name: String, kind: ExchangeType) {
+    fn exchange(&mut self, name: String, kind: &'static str) {
         self.exchange_with(name, kind, Arguments::new());
     }
 
-    fn exchange_with(&mut self, name: String, kind: ExchangeType, arguments: Arguments) {
+    fn exchange_with(&mut self, name: String, kind: &'static str, arguments: Arguments) {
         self.exchanges.push(ExchangeDeclaration { name, kind, arguments });
     }
 
@@ -294,19 +250,19 @@ mod tests {
     fn every_quorum_queue_has_a_delivery_limit_of_the_contract() {
         let topology = Topology::new("consign");
         for queue in &topology.queues {
-            if queue.arguments["x-queue-type"] == Argument::from("stream") {
+            if queue.arguments["x-queue-type"] == "stream" {
                 continue;
             }
             let expected = if queue.name.starts_with("consign.jobs.") { 1000 } else { 1_000_000 };
-            assert_eq!(queue.arguments["x-delivery-limit"], Argument::Number(expected), "{}", queue.name);
+            assert_eq!(queue.arguments["x-delivery-limit"], expected, "{}", queue.name);
         }
     }
 
     #[test]
     fn at_least_once_dead_lettering_comes_with_reject_publish() {
         for queue in Topology::new("p").queues.iter().filter(|q| q.arguments.contains_key("x-dead-letter-exchange")) {
-            assert_eq!(queue.arguments["x-dead-letter-strategy"], "at-least-once".into(), "{}", queue.name);
-            assert_eq!(queue.arguments["x-overflow"], "reject-publish".into(), "{}", queue.name);
+            assert_eq!(queue.arguments["x-dead-letter-strategy"], "at-least-once", "{}", queue.name);
+            assert_eq!(queue.arguments["x-overflow"], "reject-publish", "{}", queue.name);
             assert!(!queue.arguments.contains_key("x-dead-letter-routing-key"), "{}", queue.name);
         }
     }
@@ -316,11 +272,11 @@ mod tests {
         let topology = Topology::new("p");
         for (delay, ttl) in RetryDelay::ALL.into_iter().zip([5, 30, 120, 600, 1800, 7200, 43200]) {
             let wait = queue(&topology, &format!("p.wait.{}", delay.as_str()));
-            assert_eq!(wait.arguments["x-message-ttl"], Argument::Number(ttl * 1000));
-            assert_eq!(wait.arguments["x-dead-letter-exchange"], "p".into());
+            assert_eq!(wait.arguments["x-message-ttl"], ttl * 1000);
+            assert_eq!(wait.arguments["x-dead-letter-exchange"], "p");
             let binding = topology.bindings.iter().find(|b| b.queue == wait.name).unwrap();
             assert_eq!(binding.exchange, "p.wait");
-            assert_eq!(binding.arguments["consign-wait"], delay.as_str().into());
+            assert_eq!(binding.arguments["consign-wait"], delay.as_str());
         }
     }
 
@@ -340,19 +296,16 @@ mod tests {
     fn an_owners_queue_hands_leases_to_others_and_outlives_any_of_them() {
         let names = Names::new("p");
         let owner = QueueDeclaration::owner(&names, "w", Duration::from_secs(60));
-        assert_eq!((owner.name.as_str(), &owner.arguments["x-message-ttl"]), ("p.owner.w", &60_000.into()));
+        assert_eq!((owner.name.as_str(), &owner.arguments["x-message-ttl"]), ("p.owner.w", &Value::from(60_000)));
         for (name, value) in [
             ("x-dead-letter-exchange", "p.orphans"),
             ("x-dead-letter-strategy", "at-least-once"),
             ("x-overflow", "reject-publish"),
             ("x-queue-type", "quorum"),
         ] {
-            assert_eq!(owner.arguments[name], value.into(), "{name}");
+            assert_eq!(owner.arguments[name], value, "{name}");
         }
-        let number = |queue: &QueueDeclaration, name| match queue.arguments[name] {
-            Argument::Number(number) => number,
-            Argument::Text(_) => 0,
-        };
+        let number = |queue: &QueueDeclaration, name| queue.arguments[name].as_i64().unwrap_or(0);
         let discard = QueueDeclaration::discarded_leases(&names, "w");
         assert!(!discard.arguments.contains_key("x-dead-letter-exchange"), "its messages are settled");
         // The queue that discards must be deleted long before the one that hands over.

@@ -28,7 +28,8 @@ const MAX_CHECKED_SIZE: u64 = 16 << 20;
 #[derive(Debug)]
 pub(super) struct Store {
     file: PathBuf,
-    connection: Connection,
+    /// Connection to the open file.
+    pub(super) connection: Connection,
     durable: bool,
     inode: (u64, u64),
 }
@@ -86,7 +87,7 @@ impl Store {
 
     /// Reads.
     pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, FileError> {
-        query(self.connection()).map_err(|error| self.error(&error))
+        query(&self.connection).map_err(|error| self.error(&error))
     }
 
     /// Runs one transaction. With `durable` it is on the disk when this returns. Without, it
@@ -96,27 +97,18 @@ impl Store {
         durable: bool,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, FileError> {
-        self.try_transact(durable, work).map_err(|error| self.error(&error))
-    }
-
-    fn try_transact<T>(
-        &mut self,
-        durable: bool,
-        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<T> {
-        if self.durable != durable {
-            self.connection.pragma_update(None, "synchronous", if durable { "full" } else { "normal" })?;
-            self.durable = durable;
-        }
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let value = work(&transaction)?;
-        transaction.commit()?;
-        Ok(value)
-    }
-
-    /// Connection to the open file.
-    pub(super) fn connection(&self) -> &Connection {
-        &self.connection
+        let transact = || {
+            if self.durable != durable {
+                self.connection.pragma_update(None, "synchronous", if durable { "full" } else { "normal" })?;
+                self.durable = durable;
+            }
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        let result = transact();
+        result.map_err(|error| self.error(&error))
     }
 
     /// Returns a number that changes when another connection has committed.

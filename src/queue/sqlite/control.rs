@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 use tokio_util::sync::CancellationToken;
 
 use super::errors::FileError;
@@ -29,11 +29,9 @@ pub(super) fn publish(db: &Connection, prefix: &str, body: &[u8]) -> rusqlite::R
 /// Returns the messages after `last`, each with its number, in the order of publication.
 pub(super) fn after(db: &Connection, prefix: &str, last: i64) -> rusqlite::Result<Vec<(i64, Bytes)>> {
     let sql = "SELECT seq, body FROM control WHERE prefix = ?1 AND seq > ?2 AND announced_ms >= ?3 ORDER BY seq";
-    let mut statement = db.prepare_cached(sql)?;
     let since = jobs::now_ms() - RETENTION_MS;
-    let rows =
-        statement.query_map(params![prefix, last, since], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?.into())))?;
-    rows.collect()
+    let row = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?.into()));
+    db.prepare_cached(sql)?.query_map(params![prefix, last, since], row)?.collect()
 }
 
 /// Returns the control messages of the last 7 days, oldest first.

@@ -12,7 +12,7 @@ use super::jobs::{self, json};
 use super::retrying_store::RetryingStore;
 use super::schema::JOB;
 use crate::domain::headers::{Headers, belongs_to_run};
-use crate::queue::{DeadLetter, DeadLetters, QueueError};
+use crate::queue::{DeadLetter, DeadLetters, Publication, QueueError};
 use crate::runtime::failpoints;
 
 /// An iteration over the dead letters, as [`crate::queue::DeadLetters`].
@@ -67,8 +67,10 @@ impl DeadLetters for SqliteDeadLetters {
 
     async fn put(&mut self, letter: &DeadLetter) -> Result<(), QueueError> {
         let lane = letter.bound_lane()?;
-        let (prefix, letter) = (self.prefix.clone(), letter.clone());
-        self.store.write(move |db| add(db, &prefix, lane.as_str(), &letter)).await?;
+        let (routing_key, body) = (letter.routing_key().to_owned(), letter.body().clone());
+        let job = Publication { routing_key, body, properties: letter.properties().clone() };
+        let (prefix, died_at) = (self.prefix.clone(), letter.died_at().unwrap_or_else(Timestamp::now));
+        self.store.write(move |db| jobs::add(db, &prefix, lane, &job, Some(died_at))).await?;
         failpoints::hit("put_back");
         Ok(())
     }
@@ -111,26 +113,4 @@ fn requeue(db: &Connection, seq: i64, headers: &Headers) -> rusqlite::Result<boo
 
 fn remove(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
     Ok(db.prepare_cached("DELETE FROM dead_letters WHERE seq = ?1")?.execute([seq])? > 0)
-}
-
-fn add(db: &Connection, prefix: &str, lane: &str, letter: &DeadLetter) -> rusqlite::Result<()> {
-    let (p, now) = (letter.properties(), Timestamp::now());
-    let died_at = letter.died_at().unwrap_or(now);
-    let sql =
-        format!("INSERT INTO dead_letters ({JOB}, died_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
-    db.prepare_cached(&sql)?.execute(params![
-        prefix,
-        lane,
-        letter.routing_key(),
-        now.to_string(),
-        p.content_type,
-        p.message_id,
-        p.reply_to,
-        p.correlation_id,
-        p.kind,
-        json(&p.headers),
-        &letter.body()[..],
-        died_at.to_string()
-    ])?;
-    Ok(())
 }

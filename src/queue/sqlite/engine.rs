@@ -289,6 +289,11 @@ impl Engine {
         self.control.iter_mut().for_each(ControlCursor::rewind);
     }
 
+    /// Queues an operation without a deadline, whose result nobody waits for.
+    fn write_in_background(&mut self, op: WriteOp) {
+        self.pending.push_back(PendingWrite { op, deadline: None, reply: None });
+    }
+
     /// Fails operations past their deadline. Their deliveries are requeued as soon as possible.
     fn expire_pending(&mut self) {
         let now = Instant::now();
@@ -302,8 +307,7 @@ impl Engine {
         for pending in expired {
             let tickets: Vec<_> = pending.op.settled_tags(self.generation).collect();
             if !tickets.is_empty() {
-                let op = WriteOp::Requeue { tickets, delivered: true };
-                self.pending.push_back(PendingWrite::background(op));
+                self.write_in_background(WriteOp::Requeue { tickets, delivered: true });
             }
             pending.answer(Err(problem.clone()));
         }
@@ -312,11 +316,8 @@ impl Engine {
     /// Performs pending operations, requeues everything unsettled, and closes the file. If the file
     /// can't be written now, other processes find out that this owner is dead.
     fn close(&mut self) {
-        let op = WriteOp::Requeue {
-            tickets: self.shared.prefetched.close().into_iter().map(|delivery| delivery.ticket).collect(),
-            delivered: false,
-        };
-        self.pending.push_back(PendingWrite::background(op));
+        let tickets = self.shared.prefetched.close().into_iter().map(|delivery| delivery.ticket).collect();
+        self.write_in_background(WriteOp::Requeue { tickets, delivered: false });
         while !self.pending.is_empty() && self.session.is_some() && self.commit_batch().is_ok() {}
         if let Some(FileSession { mut store, owner: Some(owner), .. }) = self.session.take() {
             match store.transact(false, |db| owner::remove(db, owner.id())) {

@@ -9,10 +9,17 @@ use crate::domain::headers::{Headers, WAIT};
 use crate::domain::lane::Lane;
 use crate::queue::{Delivery, DeliveryOrigin, DeliveryTag, Properties, Publication};
 
-/// Adds a job to its lane.
-pub(super) fn publish(db: &Connection, prefix: &str, lane: Lane, job: &Publication) -> rusqlite::Result<()> {
+/// Adds a job to its lane; or one with a time of death to the dead letters.
+pub(super) fn add(
+    db: &Connection,
+    prefix: &str,
+    lane: Lane,
+    job: &Publication,
+    died_at: Option<Timestamp>,
+) -> rusqlite::Result<()> {
     let p = &job.properties;
-    let sql = format!("INSERT INTO jobs ({JOB}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)");
+    let (table, last) = if died_at.is_some() { ("dead_letters", "died_at") } else { ("jobs", "owner") };
+    let sql = format!("INSERT INTO {table} ({JOB}, {last}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)");
     db.prepare_cached(&sql)?.execute(params![
         prefix,
         lane.as_str(),
@@ -24,7 +31,8 @@ pub(super) fn publish(db: &Connection, prefix: &str, lane: Lane, job: &Publicati
         p.correlation_id,
         p.kind,
         json(&p.headers),
-        &job.body[..]
+        &job.body[..],
+        died_at.map(|at| at.to_string())
     ])?;
     Ok(())
 }
@@ -68,9 +76,8 @@ pub(super) fn properties(row: &Row<'_>, first: usize) -> rusqlite::Result<Proper
         reply_to: row.get(first + 2)?,
         correlation_id: row.get(first + 3)?,
         kind: row.get(first + 4)?,
-        timestamp: None,
         headers: serde_json::from_str(&headers).unwrap_or_default(),
-        unread: None,
+        ..Properties::default()
     })
 }
 
@@ -99,21 +106,16 @@ pub(super) fn requeue(db: &Connection, seq: i64, owner: &str, delivered: bool) -
     Ok(statement.execute(params![seq, owner, delivered])? > 0)
 }
 
+const REDELIVER: &str = "UPDATE jobs SET owner = NULL, redelivered = 1, delivery_count = delivery_count + 1 WHERE";
+
 /// Requeues all jobs of an owner as redeliveries. Returns their number.
 pub(super) fn requeue_all_of(db: &Connection, owner: &str) -> rusqlite::Result<usize> {
-    db.execute(
-        "UPDATE jobs SET owner = NULL, redelivered = 1, delivery_count = delivery_count + 1 WHERE owner = ?1",
-        [owner],
-    )
+    db.execute(&format!("{REDELIVER} owner = ?1"), [owner])
 }
 
 /// Requeues all jobs whose owner is not registered, as redeliveries. Returns their number.
 pub(super) fn requeue_orphans(db: &Connection) -> rusqlite::Result<usize> {
-    db.execute(
-        "UPDATE jobs SET owner = NULL, redelivered = 1, delivery_count = delivery_count + 1
-         WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM owners)",
-        [],
-    )
+    db.execute(&format!("{REDELIVER} owner IS NOT NULL AND owner NOT IN (SELECT id FROM owners)"), [])
 }
 
 /// New content of a job.

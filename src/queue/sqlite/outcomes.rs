@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use super::errors::FileError;
 use super::retrying_store::{RETRY_INTERVAL, RetryingStore};
@@ -113,11 +113,8 @@ pub(super) async fn read_retained(
 
 fn reply_page(db: &Connection, prefix: &str, address: &str, last: i64) -> rusqlite::Result<Vec<(i64, Vec<u8>)>> {
     let sql = "SELECT seq, body FROM outcomes WHERE seq > ?1 AND prefix = ?2 AND reply_to = ?3 ORDER BY seq LIMIT ?4";
-    let mut statement = db.prepare_cached(sql)?;
-    let rows = statement.query_map(params![last, prefix, address, 4 * PAGE_SIZE], |row| {
-        Ok((row.get(0)?, row.get::<_, String>(1)?.into_bytes()))
-    })?;
-    rows.collect()
+    let row = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, String>(1)?.into_bytes()));
+    db.prepare_cached(sql)?.query_map(params![last, prefix, address, 4 * PAGE_SIZE], row)?.collect()
 }
 
 fn last(db: &Connection) -> rusqlite::Result<i64> {
@@ -125,13 +122,11 @@ fn last(db: &Connection) -> rusqlite::Result<i64> {
 }
 
 fn page(db: &Connection, prefix: &str, last: i64) -> rusqlite::Result<Vec<(i64, OutcomeMessage)>> {
-    let mut statement = db.prepare_cached(
-        "SELECT seq, routing_key, body FROM outcomes
-         WHERE seq > ?1 AND prefix = ?2 AND routing_key LIKE 'transfer.%' ORDER BY seq LIMIT ?3",
-    )?;
-    let rows = statement.query_map(params![last, prefix, PAGE_SIZE], |row| {
+    let sql = "SELECT seq, routing_key, body FROM outcomes
+               WHERE seq > ?1 AND prefix = ?2 AND routing_key LIKE 'transfer.%' ORDER BY seq LIMIT ?3";
+    let row = |row: &Row<'_>| {
         let body: String = row.get(2)?;
         Ok((row.get(0)?, OutcomeMessage { routing_key: row.get(1)?, body: body.into_bytes() }))
-    })?;
-    rows.collect()
+    };
+    db.prepare_cached(sql)?.query_map(params![last, prefix, PAGE_SIZE], row)?.collect()
 }

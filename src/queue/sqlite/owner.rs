@@ -102,8 +102,8 @@ impl HeartbeatMonitor {
 
 /// Returns all other owners with their heartbeat counts.
 fn other_owners(db: &Connection, own: &str) -> rusqlite::Result<Vec<(String, i64)>> {
-    let mut statement = db.prepare_cached("SELECT id, beats FROM owners WHERE id <> ?1")?;
-    statement.query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    let sql = "SELECT id, beats FROM owners WHERE id <> ?1";
+    db.prepare_cached(sql)?.query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// Returns all other owners whose processes have ended: their locks were free, and are held here

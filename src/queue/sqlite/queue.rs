@@ -22,8 +22,7 @@ use crate::domain::lane::Lane;
 use crate::metrics::Metrics;
 use crate::queue::prefetch::PrefetchBuffer;
 use crate::queue::{
-    self, ControlEvent, Delivery, DeliveryTag, JobPublisher, OutcomeEvent, Publication, Queue, QueueError, Released,
-    Settlement,
+    self, ControlEvent, Delivery, JobPublisher, OutcomeEvent, Publication, Queue, QueueError, Released, Settlement,
 };
 
 /// Default of [`SqliteQueue::write_timeout`].
@@ -98,10 +97,11 @@ impl SqliteQueue {
 
     /// Requeues jobs that were prefetched and not handed out. If the file can't be written now, the
     /// thread retries; the worker, which has slots to fill, does not wait for that.
-    async fn requeue_prefetched(&self, tickets: Vec<DeliveryTag>) {
-        if tickets.is_empty() {
+    async fn requeue_prefetched(&self, deliveries: Vec<Delivery>) {
+        if deliveries.is_empty() {
             return;
         }
+        let tickets = deliveries.into_iter().map(|delivery| delivery.ticket).collect();
         let requeued = self.write_until(WriteOp::Requeue { tickets, delivered: false }, None);
         match tokio::time::timeout(CLOSE_TIMEOUT, requeued).await {
             Ok(Ok(())) => {}
@@ -180,13 +180,11 @@ impl Queue for SqliteQueue {
     }
 
     async fn stop_consuming(&self) {
-        let left = self.shared.prefetched.close().into_iter().map(|delivery| delivery.ticket).collect();
-        self.requeue_prefetched(left).await;
+        self.requeue_prefetched(self.shared.prefetched.close()).await;
     }
 
     async fn pause(&self, lane: Lane) {
-        let left = self.shared.prefetched.pause(lane).into_iter().map(|delivery| delivery.ticket).collect();
-        self.requeue_prefetched(left).await;
+        self.requeue_prefetched(self.shared.prefetched.pause(lane)).await;
     }
 
     async fn resume(&self, lane: Lane, room: u16) {

@@ -43,11 +43,6 @@ pub(super) struct PendingWrite {
 }
 
 impl PendingWrite {
-    /// An operation without a deadline, whose result nobody waits for.
-    pub(super) fn background(op: WriteOp) -> Self {
-        Self { op, deadline: None, reply: None }
-    }
-
     pub(super) fn answer(self, result: Result<(), QueueError>) {
         if let Some(reply) = self.reply {
             // The caller may have stopped waiting.
@@ -135,7 +130,7 @@ impl WriteOp {
     pub(super) fn apply(&self, db: &Connection, context: WriteContext<'_>) -> rusqlite::Result<Result<(), QueueError>> {
         let WriteContext { prefix, owner, generation, .. } = context;
         let is_owned = match self {
-            Self::Publish { lane, publication } => return jobs::publish(db, prefix, *lane, publication).map(Ok),
+            Self::Publish { lane, publication } => return jobs::add(db, prefix, *lane, publication, None).map(Ok),
             Self::PublishControl(body) => return control::publish(db, prefix, body).map(Ok),
             Self::ReleaseDelayed { destinations, count } => {
                 let released = release::release_delayed(db, prefix, destinations)?;

@@ -50,16 +50,18 @@ fn trust(addresses: &[String]) -> Value {
 fn part(name: &str) -> String {
     let (plain, role) = (destination(None), Principal::parse(ROLE).unwrap());
     let addresses = ["192.0.2.0/24".to_owned()];
-    let minimal_from = Scope { source_addresses: addresses.to_vec(), ..Scope::minimal() };
+    let minimal_from = Scope { source_addresses: addresses.to_vec(), ..Scope::default() };
     let shown = match name {
         "table" => return table(&destination(Some(KEY))),
-        "permissions" => policy::permissions(&plain, &Scope::whole()),
+        "permissions" => policy::permissions(&plain, &Scope { optional: true, ..Default::default() }),
         "trust" => trust(&[]),
         "tags" => policy::single(Permission::PutObjectTagging, &plain),
         "kms" => policy::kms_statement(&destination(Some(KEY))).unwrap(),
         "kms-alias" => policy::kms_statement(&destination(Some(ALIAS))).unwrap(),
         "kms-key-policy" => policy::kms_key_policy_statement(&destination(Some(KEY)), &role).unwrap(),
-        "bucket-policy" => document(&policy::bucket_policy_grant(&plain, &role, &Scope::whole())),
+        "bucket-policy" => {
+            document(&policy::bucket_policy_grant(&plain, &role, &Scope { optional: true, ..Default::default() }))
+        }
         "trust-from" => trust(&addresses),
         "permissions-from" => policy::permissions(&plain, &minimal_from),
         "fence" => policy::bucket_policy_fence(&plain, &role, &addresses),
@@ -81,7 +83,7 @@ fn table(destination: &Destination) -> String {
         };
         format!(
             "| `{}` | {need} | It {}. | {}. |\n",
-            permission.action(),
+            permission.as_str(),
             permission.purpose(),
             capital(permission.without())
         )
@@ -138,7 +140,7 @@ fn nothing_in_the_guide_was_written_by_hand_that_the_model_prints() {
     let guide = std::fs::read_to_string(file()).unwrap();
     let json = guide.matches("```json").count();
     assert_eq!(json, PARTS.len() - 1, "every document comes from the model");
-    let known: Vec<_> = Permission::ALL.iter().map(|permission| permission.action()).collect();
+    let known: Vec<_> = Permission::ALL.iter().map(|permission| permission.as_str()).collect();
     let words = guide.split(|c: char| !(c.is_ascii_alphanumeric() || c == ':'));
     for word in words.filter(|word| word.starts_with("s3:") || word.starts_with("kms:")) {
         let condition = ["s3:prefix", "s3:", "kms:", "kms:ViaService", "kms:ResourceAliases"].contains(&word);

@@ -1,6 +1,6 @@
 //! Explanation of permissions and denials of the bucket.
 
-use super::{Explanation, advice, explained, grant, own_policy};
+use super::{Explanation, explained, grant, own_policy};
 use crate::domain::destination::Auth;
 use crate::domain::diagnosis::{Code, DiagnosisContext, Evidence, Reads, Remedy};
 use crate::domain::policy::{Permission, lifecycle};
@@ -43,14 +43,14 @@ pub(super) fn words(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> 
 fn weaker(permission: Permission, what: &str, context: &DiagnosisContext<'_>) -> Explanation {
     let mut remedy = grant(permission, context);
     remedy.text = format!("optional: {}", remedy.text);
-    explained(format!("{what} ({} is not allowed): {}", permission.action(), permission.without()), remedy)
+    explained(format!("{what} ({} is not allowed): {}", permission.as_str(), permission.without()), remedy)
 }
 
 fn permission_denied(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Explanation {
     let action = evidence.action.unwrap_or("an action");
     let bucket = &context.destination.bucket;
     let remedy = Permission::of_action(action).map_or_else(
-        || advice(format!("allow {action} on the bucket {bucket}, in {}", own_policy(context))),
+        || Remedy::from(format!("allow {action} on the bucket {bucket}, in {}", own_policy(context))),
         |permission| grant(permission, context),
     );
     explained(format!("{action} is not allowed"), remedy)
@@ -64,7 +64,7 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
                 "a Deny in the policy of the bucket {bucket} applies to every call of this platform, most likely \
                  because of its source address"
             ),
-            advice(format!("exclude {} from the Deny in the bucket policy", addresses(context))),
+            format!("exclude {} from the Deny in the bucket policy", addresses(context)),
         ),
         Code::ExplicitDenyUnencrypted => denied_by_encryption(
             "encryption",
@@ -82,18 +82,15 @@ fn explicit_deny(code: Code, context: &DiagnosisContext<'_>) -> Option<Explanati
         ),
         Code::ExplicitDenyIdentity => explained(
             "an explicit Deny in a policy or the permissions boundary of the role or user applies to the upload",
-            advice(format!(
-                "look for a Deny of s3:PutObject in {} and in its permissions boundary",
-                own_policy(context)
-            )),
+            format!("look for a Deny of s3:PutObject in {} and in its permissions boundary", own_policy(context)),
         ),
         Code::ExplicitDenyOrganization => explained(
             "a service or resource control policy of the customer's organization explicitly denies the upload",
-            advice("ask the administrators of the AWS organization to let this role or user write to the bucket"),
+            "ask the administrators of the AWS organization to let this role or user write to the bucket",
         ),
         Code::ExplicitDenyEndpoint => explained(
             "the policy of the VPC endpoint that this worker uses explicitly denies the upload",
-            advice("allow s3:PutObject on the customer's bucket in the policy of the worker's VPC endpoint"),
+            "allow s3:PutObject on the customer's bucket in the policy of the worker's VPC endpoint",
         ),
         _ => return None,
     })
@@ -110,7 +107,7 @@ fn denied_by_encryption(required: &str, remedy: &str, likeliest: &str, context: 
         format!("the bucket policy denies by source address, and does not exclude {}", addresses(context)),
         "the bucket policy denies this prefix, or this principal".to_owned(),
     ];
-    Explanation { ranked, ..explained(cause, advice(remedy)) }
+    Explanation { ranked, ..explained(cause, remedy) }
 }
 
 /// This platform's addresses, where they are configured.

@@ -1,6 +1,6 @@
 //! Getting in: our own identity, the customer's role, the customer's access key.
 
-use super::{Explanation, advice, explained};
+use super::{Explanation, explained};
 use crate::domain::destination::Auth;
 use crate::domain::diagnosis::{Code, DiagnosisContext, Evidence, Remedy, Who};
 use crate::domain::policy::{Principal, trust};
@@ -23,22 +23,22 @@ fn words_of_the_command(evidence: &Evidence<'_>) -> Option<Explanation> {
                  use the worker's{}",
                 sdk_said(evidence)
             ),
-            advice(format!(
+            format!(
                 "give the shell the worker's role or key in the standard AWS way (environment, profile, instance or task role), or \
                  run the command where the worker runs; {ours}"
-            )),
+            ),
         ),
         Code::IdentityRefused => explained(
             "AWS refuses the credentials of this command (those of its shell, not the worker's): they are unknown, disabled or \
              expired",
-            advice(format!("renew the AWS credentials of the shell; {ours}")),
+            format!("renew the AWS credentials of the shell; {ours}"),
         ),
         Code::IdentityMayNotAssume => explained(
             "the identity of this command (the AWS credentials of its shell) is not allowed to call sts:AssumeRole on the role",
-            advice(format!(
+            format!(
                 "run the command with the worker's identity, or allow sts:AssumeRole on the customers' roles in the policy of this \
                  one; {ours}"
-            )),
+            ),
         ),
         _ => return None,
     })
@@ -58,37 +58,35 @@ fn words_of_the_worker(evidence: &Evidence<'_>) -> Option<Explanation> {
                 "this worker has no AWS credentials of its own, and needs them to assume a role{}",
                 sdk_said(evidence)
             ),
-            advice(format!(
+            format!(
                 "give the worker a role or a key in the standard AWS way (instance or task role, environment, profile), or \
                  use an access key for this destination; {ours}"
-            )),
+            ),
         ),
         Code::IdentityRefused => explained(
             "AWS refuses this worker's own credentials: they are unknown, disabled or expired",
-            advice(format!("renew the credentials of the worker; {ours}")),
+            format!("renew the credentials of the worker; {ours}"),
         ),
         Code::IdentityMayNotAssume => explained(
             "this worker's own identity is not allowed to call sts:AssumeRole on the role",
-            advice(format!(
-                "allow sts:AssumeRole on the customers' roles in the policy of the worker's identity; {ours}"
-            )),
+            format!("allow sts:AssumeRole on the customers' roles in the policy of the worker's identity; {ours}"),
         ),
         Code::IdentityMayNotTag => explained(
             "EKS Pod Identity adds session tags to this worker's identity, which need sts:TagSession, and that is \
              denied; without session tags the trust policy of the role is sufficient",
-            advice(format!(
+            format!(
                 "create the pod identity association with session tags disabled (aws eks create-pod-identity-association \
                  --disable-session-tags); or allow sts:TagSession both in the policy of the worker's identity and in the trust \
                  policy of every customer's role; {ours}"
-            )),
+            ),
         ),
         Code::RoleAuthOff => explained(
             "this worker has no AWS identity of its own and may not assume roles (session.role_auth = false)",
-            advice("use an access key for this destination, or deliver it with a worker where session.role_auth is on"),
+            "use an access key for this destination, or deliver it with a worker where session.role_auth is on",
         ),
         Code::AccessKeySecretUnreadable => explained(
             super::said(evidence, "the secret of the access key can't be read"),
-            advice("put the secret access key into that file, readable for the worker, or configure another one"),
+            "put the secret access key into that file, readable for the worker, or configure another one",
         ),
         _ => return None,
     })
@@ -123,22 +121,18 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
         ),
         Code::RoleExplicitDeny => explained(
             format!("a policy explicitly denies {us} sts:AssumeRole on the role {role}"),
-            advice(
-                "look for a Deny of sts:AssumeRole in the role's trust policy and in the policies of the \
+            "look for a Deny of sts:AssumeRole in the role's trust policy and in the policies of the \
                  organization (service and resource control policies), and exclude this platform's principal from it",
-            ),
         ),
         Code::RoleRequestRefused => explained(
             super::said(evidence, "STS refuses the request for the role as invalid"),
-            advice(
-                "correct the role's ARN; if that is right, shorten the prefix of the destination; on EKS Pod Identity session tags \
+            "correct the role's ARN; if that is right, shorten the prefix of the destination; on EKS Pod Identity session tags \
                  take most of the space of a session policy: create the association with session tags disabled; a store such as \
                  Ceph may refuse session policies: set session.policy (or session_policy of the destination) to \"s3\" or \"none\"",
-            ),
         ),
         Code::StsRegionDisabled => explained(
             format!("STS is not activated in {} for the account of the role", context.destination.region),
-            advice("activate STS in that region in the account settings of IAM"),
+            "activate STS in that region in the account settings of IAM",
         ),
         Code::ExternalIdNotEnforced => explained(
             format!("the role {role} can be assumed without the external id: its trust policy does not require it"),
@@ -149,16 +143,12 @@ fn words_of_the_role(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) ->
                 "the destination has no external id, so anyone who can make this platform use the ARN of the \
                 role {role} can write with it"
             ),
-            advice(
-                "agree on an external id, require it in the role's trust policy, and configure it as auth.external_id",
-            ),
+            "agree on an external id, require it in the role's trust policy, and configure it as auth.external_id",
         ),
         Code::SessionRefused => explained(
             "S3 refuses the session of the role that STS has just granted",
-            advice(
-                "test again in a minute; if S3 still refuses it, look for a policy that revokes older sessions of \
+            "test again in a minute; if S3 still refuses it, look for a policy that revokes older sessions of \
                  the role, and check that the bucket's partition and account are those of the role",
-            ),
         ),
         _ => return None,
     })
@@ -169,21 +159,19 @@ fn words_of_regions(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> 
     Some(match evidence.code {
         Code::OtherPartition => explained(
             super::said(evidence, "the role belongs to another partition than the region or the worker's identity"),
-            advice(
-                "correct the role's ARN or the region of the destination if one of them is wrong; no role can be assumed across \
+            "correct the role's ARN or the region of the destination if one of them is wrong; no role can be assumed across \
                  partitions: use an access key, or a worker with an identity in the partition of the role",
-            ),
         ),
         Code::IdentityUnknownInRegion => explained(
             super::said(
                 evidence,
                 "STS in the region refuses the worker's credentials; they are valid in other regions",
             ),
-            advice(format!(
+            format!(
                 "correct the region of the destination if {0} is wrong; if it is an opt-in region, enable it in the account of the \
                  worker, or set aws.region to a region where the worker's credentials are valid, so that STS is called there",
                 context.destination.region
-            )),
+            ),
         ),
         _ => return None,
     })
@@ -191,41 +179,38 @@ fn words_of_regions(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> 
 
 /// A remedy with the trust policy in it, where it is known whom it has to name.
 fn trusting(context: &DiagnosisContext<'_>, text: String) -> Remedy {
-    let Auth::IamRole { role_arn, external_id } = &context.destination.auth else { return advice(text) };
+    let Auth::IamRole { role_arn, external_id } = &context.destination.auth else { return Remedy::from(text) };
     let place = format!("the trust policy of the role {}", role_arn.as_str());
     match context.principal.and_then(|arn| Principal::parse(arn).ok()) {
-        Some(us) => advice(text).statement(place, trust(&us, external_id.as_ref(), context.egress)),
-        None => advice(text),
+        Some(us) => Remedy::from(text).statement(place, trust(&us, external_id.as_ref(), context.egress)),
+        None => Remedy::from(text),
     }
 }
 
 fn words_of_the_key(code: Code) -> Option<Explanation> {
     let renew = "create a new access key for the IAM user and configure it";
     Some(match code {
-        Code::AccessKeyUnknown => explained(
-            "the access key does not exist, was deleted, or is inactive",
-            advice(format!("activate it, or {renew}")),
-        ),
-        Code::AccessKeyDisabled => explained("the access key is disabled", advice(format!("enable it, or {renew}"))),
+        Code::AccessKeyUnknown => {
+            explained("the access key does not exist, was deleted, or is inactive", format!("activate it, or {renew}"))
+        }
+        Code::AccessKeyDisabled => explained("the access key is disabled", format!("enable it, or {renew}")),
         Code::AccessKeySecretWrong => explained(
             "the secret does not belong to this access key id",
-            advice(format!("configure the secret that AWS showed when the key was created, or {renew}")),
+            format!("configure the secret that AWS showed when the key was created, or {renew}"),
         ),
         Code::AccessKeyRoot => explained(
             "the access key belongs to the root user of the account: it has all permissions, and can't be restricted",
-            advice(
-                "create an IAM user with only the permissions of this destination, use its key, and delete the root \
+            "create an IAM user with only the permissions of this destination, use its key, and delete the root \
                  key",
-            ),
         ),
         Code::AccessKeyTemporary => explained(
             "the access key is temporary (ASIA...): it expires within hours, and needs a session token, which can't \
              be configured",
-            advice("use a role (recommended), or the long-lived key (AKIA...) of an IAM user"),
+            "use a role (recommended), or the long-lived key (AKIA...) of an IAM user",
         ),
         Code::AccountDisabled => explained(
             "the account of the bucket is suspended, or not signed up for S3",
-            advice("ask the owner of the AWS account to reactivate it, in the billing console or with AWS support"),
+            "ask the owner of the AWS account to reactivate it, in the billing console or with AWS support",
         ),
         _ => return None,
     })

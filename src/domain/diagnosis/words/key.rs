@@ -1,6 +1,6 @@
 //! The KMS key: what it allows, and what state it is in.
 
-use super::{Explanation, advice, explained, grant, own_policy};
+use super::{Explanation, explained, grant, own_policy};
 use crate::domain::destination::{Auth, KmsKeyArn};
 use crate::domain::diagnosis::{Code, DiagnosisContext, Evidence, Remedy};
 use crate::domain::policy::{Permission, Principal, kms_key_policy_statement, kms_statement_on};
@@ -34,7 +34,7 @@ fn denied(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<Exp
         Code::KmsDecryptDeniedKeyPolicy => (KmsDecrypt, true),
         _ => return None,
     };
-    let (action, key) = (permission.action(), name(evidence, context));
+    let (action, key) = (permission.as_str(), name(evidence, context));
     let why = match permission {
         KmsDecrypt => "; S3 needs it to join the parts of a large file",
         _ => "; S3 needs it to encrypt",
@@ -51,14 +51,14 @@ fn denied(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<Exp
     let mut remedy = grant(permission, context);
     remedy.text = format!(
         "allow {} and {} on {key}, in {}; if the key policy does not delegate to IAM, allow it there, too",
-        KmsGenerateDataKey.action(),
-        KmsDecrypt.action(),
+        KmsGenerateDataKey.as_str(),
+        KmsDecrypt.as_str(),
         own_policy(context)
     );
     if let Some(both) = crate::domain::policy::kms_statement(context.destination) {
         remedy.statement = Some(both);
     } else if let Some(key) = default_key(evidence, context) {
-        remedy.statement = Some(kms_statement_on(context.destination, &key));
+        remedy.statement = Some(kms_statement_on(context.destination, Some(&key)));
     }
     Some(explained(whose, remedy))
 }
@@ -70,7 +70,7 @@ fn in_the_key(context: &DiagnosisContext<'_>, key: &str) -> Remedy {
         Auth::AccessKey { .. } => context.principal.and_then(|arn| Principal::parse(arn).ok()),
     };
     let text = "allow this role or user kms:GenerateDataKey and kms:Decrypt in the key policy";
-    let remedy = advice(format!("{text} ({key})"));
+    let remedy = Remedy::from(format!("{text} ({key})"));
     match grantee.and_then(|grantee| kms_key_policy_statement(context.destination, &grantee)) {
         Some(statement) => remedy.statement(format!("the key policy of {key}"), statement),
         None => remedy,
@@ -83,26 +83,26 @@ fn unusable(evidence: &Evidence<'_>, context: &DiagnosisContext<'_>) -> Option<E
     Some(match evidence.code {
         Code::KmsKeyNotFound => explained(
             format!("there is no KMS key {key}"),
-            advice("correct kms_key_arn, or leave it out to use the bucket's default encryption"),
+            "correct kms_key_arn, or leave it out to use the bucket's default encryption",
         ),
         Code::KmsKeyOtherRegion => explained(
             format!("the KMS key {key} is in another region than the bucket {bucket}"),
-            advice("set kms_key_arn to a key in the region of the bucket"),
+            "set kms_key_arn to a key in the region of the bucket",
         ),
         Code::KmsKeyDisabled => {
-            explained(format!("the KMS key {key} is disabled"), advice("enable the KMS key, or configure another one"))
+            explained(format!("the KMS key {key} is disabled"), "enable the KMS key, or configure another one")
         }
         Code::KmsKeyPendingDeletion => explained(
             format!("the KMS key {key} is pending deletion"),
-            advice("cancel the deletion of the KMS key and enable it, or configure another one"),
+            "cancel the deletion of the KMS key and enable it, or configure another one",
         ),
         Code::KmsKeyUnusable => explained(
             format!("the KMS key {key} can't encrypt objects: it must be an enabled, symmetric key for encryption"),
-            advice("enable the KMS key, or configure a symmetric encryption key"),
+            "enable the KMS key, or configure a symmetric encryption key",
         ),
         Code::EncryptionMismatch => explained(
             super::said(evidence, "S3 encrypts in another way than requested"),
-            advice("use the ARN of the key itself, and check that the store honours encryption headers"),
+            "use the ARN of the key itself, and check that the store honours encryption headers",
         ),
         _ => return None,
     })

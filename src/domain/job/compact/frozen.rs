@@ -68,26 +68,6 @@ struct FrozenInline {
     tenant: Option<String>,
 }
 
-#[derive(Encode, Decode)]
-enum FrozenCompression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-#[derive(Encode, Decode)]
-enum FrozenIfExists {
-    Replace,
-    Keep,
-    Fail,
-}
-
-#[derive(Encode, Decode)]
-enum FrozenChecksum {
-    Crc64Nvme,
-    None,
-}
-
 impl FrozenJob {
     pub(super) fn identity(&self) -> JobIdentity {
         let destination = match &self.destination {
@@ -128,15 +108,14 @@ impl FrozenJob {
     }
 
     pub(super) fn thaw(self) -> Result<RawJob, Invalid> {
-        let sha256 = self.sha256.map(hex::encode);
-        let allow_unproven_length = false;
-        let source = RawJobSource { url: self.url, size: self.size, sha256, etag: self.etag, allow_unproven_length };
+        let job = RawJob::new(self.id, self.url, self.destination.thaw()?, self.key);
         Ok(RawJob {
-            version: VERSION,
-            id: self.id,
-            source,
-            destination: self.destination.thaw()?,
-            key: self.key,
+            source: RawJobSource {
+                size: self.size,
+                sha256: self.sha256.map(hex::encode),
+                etag: self.etag,
+                ..job.source
+            },
             content_type: self.content_type,
             content_encoding: self.content_encoding,
             metadata: unique("metadata", self.metadata)?,
@@ -144,10 +123,10 @@ impl FrozenJob {
             storage_class: self.storage_class,
             compression: self.compression.into(),
             if_exists: self.if_exists.into(),
-            generation: None,
             created_at: self.created_at,
             expires_at: self.expires_at,
             labels: unique("labels", self.labels)?,
+            ..job
         })
     }
 }
@@ -214,7 +193,6 @@ impl FrozenDestination {
             region: frozen.region,
             prefix: frozen.prefix,
             auth,
-            encryption: None,
             kms_key_arn: frozen.kms_key_arn,
             bucket_key_enabled: frozen.bucket_key_enabled,
             encryption_context: unique("destination.encryption_context", frozen.encryption_context)?,
@@ -222,17 +200,20 @@ impl FrozenDestination {
             max_concurrency: frozen.max_concurrency,
             max_bytes_per_second: frozen.max_bytes_per_second,
             checksum: frozen.checksum.into(),
-            equal_parts: false,
-            session_policy: None,
             tenant: frozen.tenant,
-            publishers: None,
+            ..RawDestination::default()
         })))
     }
 }
 
-/// Two enums with the same names, there and back.
+/// A frozen enum with the names of another, there and back. Their order is that of the format.
 macro_rules! mirror {
     ($live:ident, $frozen:ident: $($name:ident)*) => {
+        #[derive(Encode, Decode)]
+        enum $frozen {
+            $($name,)*
+        }
+
         impl From<$live> for $frozen {
             fn from(live: $live) -> Self {
                 match live { $($live::$name => Self::$name,)* }

@@ -3,8 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::probe::JobProbe;
-use super::{RawDestinationRef, VERSION, check_length, explain, strict, without_byte_order_mark};
+use super::{RawDestinationRef, check_length, of_our_version, without_byte_order_mark};
 use crate::domain::job::{DestinationRef, Rejected};
 
 /// Request for a connection test, published with the AMQP `type` `consign.check.v1`.
@@ -25,17 +24,8 @@ pub fn read_check(body: &[u8]) -> Result<DestinationRef, Rejected> {
     check_length(body)?;
     let text = std::str::from_utf8(without_byte_order_mark(body))
         .map_err(|_| Rejected::job("body", "is not UTF-8; send a connection test as JSON in UTF-8"))?;
-    match strict::<RawCheckRequest>(text) {
-        Ok(raw) if raw.version == VERSION => raw.destination.validated(),
-        Ok(raw) => Err(explain::unknown_version(i128::from(raw.version))),
-        Err((path, problem)) => {
-            let probe = JobProbe::of(text);
-            Err(match probe.version {
-                Some(version) if probe.is_whole && version != i128::from(VERSION) => explain::unknown_version(version),
-                _ => explain::refused(&path, &problem, probe.is_whole, explain::JobDocument("check")),
-            })
-        }
-    }
+    let raw = of_our_version(text, "check", |raw: &RawCheckRequest| raw.version);
+    raw.map_err(|(rejected, _)| rejected)?.destination.validated()
 }
 
 /// The JSON Schema of the message.

@@ -1,16 +1,13 @@
 //! Serde's complaints in words that name the field and never repeat a value.
 
+use serde_json::Value;
 use serde_json::error::Category;
 
 use crate::domain::job::{Invalid, Rejected};
 use crate::domain::outcome::Reason;
 
-/// The kind of a document, as it is called.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct JobDocument(pub(super) &'static str);
-
 /// An unknown version, named.
-pub(super) fn unknown_version(version: i128) -> Rejected {
+pub(super) fn unknown_version(version: &Value) -> Rejected {
     let problem = format!(
         "{version} is not supported; write version {}, or upgrade consign and then requeue the job",
         super::VERSION
@@ -20,8 +17,8 @@ pub(super) fn unknown_version(version: i128) -> Rejected {
 
 /// `problem` at `path` (`.` is the document itself), in a document that is whole JSON or is not.
 ///
-/// `what` is the kind of document, `a job` or `a check`.
-pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, what: JobDocument) -> Rejected {
+/// `what` is the kind of document, `job` or `check`.
+pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, what: &str) -> Rejected {
     let place = format!("line {}, column {}", problem.line(), problem.column());
     let text = problem.to_string();
     match problem.classify() {
@@ -29,7 +26,7 @@ pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, w
         // An object where a word belongs is a syntax error to serde_json, though the document is well-formed.
         _ if is_whole && path != "." => Rejected::job(
             path,
-            format!("has a value of the wrong type ({place}); `consign schema {0}` describes the fields", what.0),
+            format!("has a value of the wrong type ({place}); `consign schema {what}` describes the fields"),
         ),
         Category::Eof => Rejected::job("body", format!("the JSON ends too early, at {place}; send the whole document")),
         Category::Syntax | Category::Io => {
@@ -40,12 +37,12 @@ pub(super) fn refused(path: &str, problem: &serde_json::Error, is_whole: bool, w
     }
 }
 
-fn data(path: &str, text: &str, place: &str, what: JobDocument) -> Rejected {
+fn data(path: &str, text: &str, place: &str, what: &str) -> Rejected {
     if let Some(name) = named(text, "missing field `") {
         return Rejected::job(below(path, name), "is required; add it");
     }
     if let Some(name) = named(text, "unknown field `") {
-        let problem = format!("is not a field of a {} ({place}); remove it, or correct its name", what.0);
+        let problem = format!("is not a field of a {what} ({place}); remove it, or correct its name");
         return Rejected::job(below(path, name), problem);
     }
     if let Some(name) = named(text, "duplicate field `") {

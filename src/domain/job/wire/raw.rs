@@ -10,7 +10,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::destination::raw::RawDestination;
 use crate::domain::destination::strict::{object, unique};
-use crate::domain::job::rejected::JobIdentity;
 use crate::domain::job::{Compression, IfExists};
 
 /// Largest generation: every language has an integer for it.
@@ -131,10 +130,6 @@ impl RawJob {
             expires_at: None,
             labels: BTreeMap::new(),
         }
-    }
-
-    pub(in crate::domain::job) fn identity(&self) -> JobIdentity {
-        JobIdentity::of(Some(&self.id), self.destination.id())
     }
 }
 

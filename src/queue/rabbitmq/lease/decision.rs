@@ -69,10 +69,11 @@ impl LeaseMark {
 
 /// State of a job that this process has leased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LeaseState {
+pub(in crate::queue::rabbitmq) enum LeaseState {
     /// The transfer is running.
     Active,
-    /// The broker has not confirmed the first lease. The delivery still keeps the job.
+    /// The broker has not confirmed the first lease: the delivery still keeps the job. The broker
+    /// may have the lease all the same: it must return here, and not reach another worker.
     Unconfirmed,
     /// The job was settled here.
     Settled,

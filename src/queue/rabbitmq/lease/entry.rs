@@ -30,7 +30,7 @@ pub(super) struct LeaseRenewal {
 /// Lease of a delivery.
 #[derive(Debug, Clone)]
 pub(in crate::queue::rabbitmq) struct LeasedDelivery {
-    pub(super) key: String,
+    pub(in crate::queue::rabbitmq) key: String,
     pub(in crate::queue::rabbitmq) epoch: u32,
     pub(in crate::queue::rabbitmq) properties: Arc<BasicProperties>,
     /// True when another worker owns the job, or another delivery replaced this one.

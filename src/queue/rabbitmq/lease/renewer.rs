@@ -46,14 +46,8 @@ pub(in crate::queue::rabbitmq) struct LeaseRenewer {
     /// Leases of this session.
     pub(in crate::queue::rabbitmq) leases: LeaseSession,
     /// Leases that reached lane `continued` and are to be renewed here.
-    strays: mpsc::UnboundedSender<StrayLease>,
-    received_strays: Mutex<Option<mpsc::UnboundedReceiver<StrayLease>>>,
-}
-
-/// Lease of a running transfer that was delivered by lane `continued`.
-struct StrayLease {
-    key: String,
-    acker: Acker,
+    strays: mpsc::UnboundedSender<(String, Acker)>,
+    received_strays: Mutex<Option<mpsc::UnboundedReceiver<(String, Acker)>>>,
 }
 
 /// Handling of one returned message.
@@ -120,7 +114,7 @@ impl LeaseRenewer {
                     Some(Err(error)) => return health.end(&errors::text(&error)),
                     None => break,
                 },
-                Some(stray) = strays.recv() => handled.push(Box::pin(self.leases.renew(stray.key, stray.acker))),
+                Some((key, acker)) = strays.recv() => handled.push(Box::pin(self.leases.renew(key, acker))),
                 Some(()) = handled.next() => {}
                 _ = prune.tick() => handled.push(Box::pin(self.leases.prune())),
             }
@@ -135,51 +129,37 @@ impl LeaseRenewer {
 
     /// Handles a message of the owner's queue.
     async fn returned(&self, message: Message) {
-        if unread(&message.properties).is_some() {
-            return self.leases.forward(&message, None).await;
-        }
-        let mark = LeaseMark::read(message.properties.headers().as_ref());
-        let routing_key = message.routing_key.to_string();
-        let Some((mark, key)) = mark.as_ref().and_then(|mark| Some((mark, mark.key(&routing_key)?))) else {
-            return self.leases.forward(&message, None).await;
-        };
-        match self.decide(key, mark) {
+        let Some((mark, key)) = lease_of(&message) else { return self.leases.forward(&message, None).await };
+        match self.decide(&key, &mark) {
             LeaseDecision::Renew => {
-                let (key, acker) = (key.to_owned(), message.acker.clone());
+                let acker = message.acker.clone();
                 // The next lease has a newer body.
                 drop(message);
                 return self.leases.renew(key, acker).await;
             }
             LeaseDecision::HandOff | LeaseDecision::Unknown if !mark.is_notice() => {
-                self.leases.forward(&message, Some((key, mark))).await;
+                self.leases.forward(&message, Some((&key, &mark))).await;
             }
             decision => {
                 if decision == LeaseDecision::Outdated && !mark.is_notice() {
-                    self.notify_outdated(key, &message);
+                    self.notify_outdated(&key, &message);
                 }
                 acknowledge_or_lose(&message.acker).await;
             }
         }
-        self.leases.unbind_unwanted(key).await;
+        self.leases.unbind_unwanted(&key).await;
     }
 
     /// Examines a delivery of lane `continued`. Leases of running transfers, outdated leases and
     /// notices end here. Returns everything that is a job for the worker.
     pub(in crate::queue::rabbitmq) async fn filter(&self, delivery: PrefetchedDelivery) -> Option<PrefetchedDelivery> {
-        let message = delivery.message();
-        if unread(&message.properties).is_some() {
-            return Some(delivery);
-        }
-        let mark = LeaseMark::read(message.properties.headers().as_ref());
-        let routing_key = message.routing_key.to_string();
-        let Some((mark, key)) = mark.as_ref().and_then(|mark| Some((mark, mark.key(&routing_key)?))) else {
-            return Some(delivery);
-        };
-        let decision = self.decide(key, mark);
+        let message = &delivery.inner;
+        let Some((mark, key)) = lease_of(message) else { return Some(delivery) };
+        let decision = self.decide(&key, &mark);
         let is_job = match decision {
             _ if mark.is_notice() => false,
             // Without a running transfer to notify, the worker examines it.
-            LeaseDecision::Outdated => !self.notify_outdated(key, message),
+            LeaseDecision::Outdated => !self.notify_outdated(&key, message),
             LeaseDecision::Renew | LeaseDecision::Settled => false,
             LeaseDecision::Superseded | LeaseDecision::TakenOver | LeaseDecision::HandOff | LeaseDecision::Unknown => {
                 true
@@ -187,14 +167,14 @@ impl LeaseRenewer {
         };
         if decision == LeaseDecision::Renew {
             // The lane must not wait for it. The renewer receives it while the session lasts.
-            let _ = self.strays.send(StrayLease { key: key.to_owned(), acker: message.acker.clone() });
+            let _ = self.strays.send((key, message.acker.clone()));
             return None;
         }
         if !is_job {
             acknowledge_or_lose(&message.acker).await;
         }
         if decision != LeaseDecision::Unknown {
-            self.leases.unbind_unwanted(key).await;
+            self.leases.unbind_unwanted(&key).await;
         }
         is_job.then_some(delivery)
     }
@@ -224,4 +204,14 @@ impl LeaseRenewer {
         }
         decision
     }
+}
+
+/// Returns the mark and the key of a lease, or of a notice. A message that was not read has none.
+fn lease_of(message: &Message) -> Option<(LeaseMark, String)> {
+    if unread(&message.properties).is_some() {
+        return None;
+    }
+    let mark = LeaseMark::read(message.properties.headers().as_ref())?;
+    let key = mark.key(message.routing_key.as_str())?.to_owned();
+    Some((mark, key))
 }

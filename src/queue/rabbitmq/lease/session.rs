@@ -11,8 +11,8 @@ use lapin::message::Delivery as Message;
 use lapin::{Acker, BasicProperties};
 
 use super::context::LeaseContext;
-use super::decision::LeaseMark;
-use super::entry::{LeaseRequest, LeasedDelivery};
+use super::decision::{LeaseMark, LeaseState};
+use super::entry::LeaseRequest;
 use super::owner_queue::OwnerQueue;
 use crate::domain::headers::{Headers, LEASE_EPOCH, LEASE_OWNER, LEASE_SEQ};
 use crate::queue::rabbitmq::channel::{acknowledge_or_lose, reject, requeue_or_lose};
@@ -60,8 +60,11 @@ impl LeaseSession {
             holder.outdated(previous.message().body);
             previous.lost();
         }
-        if let Err(error) = self.publish_first(key).await {
-            context.table.cancel(tag);
+        // Binds before it publishes, so that the lease can't miss its owner.
+        let bound = self.queue.bind(key).await;
+        let published = if bound.is_ok() { self.renew_now(key).await } else { bound };
+        if let Err(error) = published {
+            context.table.finish(tag, LeaseState::Unconfirmed);
             self.unbind_unwanted(key).await;
             return Err(if context.deliveries.is_unacked(tag) { error } else { QueueError::Lost });
         }
@@ -72,16 +75,10 @@ impl LeaseSession {
         Ok(())
     }
 
-    /// Binds before it publishes, so that the lease can't miss its owner.
-    async fn publish_first(&self, key: &str) -> Result<(), QueueError> {
-        self.queue.bind(key).await?;
+    /// Publishes the next lease at once.
+    pub(in crate::queue::rabbitmq) async fn renew_now(&self, key: &str) -> Result<(), QueueError> {
         // False when the queue was closed meanwhile, or another delivery replaced this one: nothing was published.
         if self.publish_renewal(key).await? { Ok(()) } else { Err(QueueError::Lost) }
-    }
-
-    /// Renews the lease of a delivery at once, with a new holder.
-    pub(in crate::queue::rabbitmq) async fn renew_now(&self, leased: &LeasedDelivery) -> Result<(), QueueError> {
-        if self.publish_renewal(&leased.key).await? { Ok(()) } else { Err(QueueError::Lost) }
     }
 
     /// Publishes the next lease, then acknowledges the returned one.

@@ -94,23 +94,8 @@ impl LeaseTable {
         }
     }
 
-    /// Records that the first lease is not confirmed: the delivery still keeps the job. The broker
-    /// may have the lease all the same: it must return here, and not reach another worker.
-    pub(in crate::queue::rabbitmq) fn cancel(&self, ticket: DeliveryTag) {
-        self.finish(ticket, LeaseState::Unconfirmed);
-    }
-
-    /// Records that the delivery is settled.
-    pub(in crate::queue::rabbitmq) fn settled(&self, ticket: DeliveryTag) {
-        self.finish(ticket, LeaseState::Settled);
-    }
-
-    /// Records that the delivery could not be settled: its lease is for other workers.
-    pub(in crate::queue::rabbitmq) fn released(&self, ticket: DeliveryTag) {
-        self.finish(ticket, LeaseState::Released);
-    }
-
-    fn finish(&self, ticket: DeliveryTag, state: LeaseState) {
+    /// Records the state in which the transfer of a delivery ends.
+    pub(in crate::queue::rabbitmq) fn finish(&self, ticket: DeliveryTag, state: LeaseState) {
         let mut entries = self.0.lock();
         let Some(key) = entries.by_ticket.remove(&ticket) else { return };
         let entry = entries.by_key.get_mut(&key);

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::frame_reader::FrameReader;
-use super::mark;
+use super::mark::{self, ENVELOPE};
 use super::trim::trim;
 use crate::domain::job::lease::MAX_LEASE;
 
@@ -23,8 +23,6 @@ const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 /// Bytes before the content of a frame: type, channel and size.
 const PREFIX: usize = 7;
-/// Bytes around the content of a frame, with the end mark.
-const ENVELOPE: usize = PREFIX + 1;
 /// Largest body that is read: that of a lease. Every other message of consign is smaller.
 const MAX_BODY: u64 = MAX_LEASE as u64;
 /// Largest method or header; a longer one is not a frame of a broker.
@@ -196,50 +194,45 @@ fn smaller(one: usize, other: usize) -> usize {
 /// Reads the texts of the methods that carry or quote texts of a producer. Returns the frame size
 /// that `connection.tune` sets.
 fn method(fields: &mut FrameReader<'_>) -> Option<usize> {
-    match fields.u32()? {
+    use FieldKind::{Bytes, Text};
+    let parts: &[FieldKind] = match fields.u32()? {
         TUNE => {
             fields.skip(2)?;
             return usize::try_from(fields.u32()?).ok();
         }
-        DELIVER => {
-            fields.text()?;
-            fields.skip(9)?;
-            fields.text()?;
-            fields.text()?;
-        }
-        GET_OK => {
-            fields.skip(9)?;
-            fields.text()?;
-            fields.text()?;
-        }
-        RETURN => {
-            fields.skip(2)?;
-            fields.text()?;
-            fields.text()?;
-            fields.text()?;
-        }
-        CONNECTION_CLOSE | CHANNEL_CLOSE => {
-            fields.skip(2)?;
-            fields.text()?;
-        }
-        _ => {}
-    }
+        DELIVER => &[Text, Bytes(9), Text, Text],
+        GET_OK => &[Bytes(9), Text, Text],
+        RETURN => &[Bytes(2), Text, Text, Text],
+        CONNECTION_CLOSE | CHANNEL_CLOSE => &[Bytes(2), Text],
+        _ => &[],
+    };
+    parts.iter().try_for_each(|part| part.read(fields))?;
     None
 }
 
-/// Kind of a property: a text, the table of headers, or a fixed number of bytes.
+/// Kind of a field: a text, the table of headers, or a fixed number of bytes.
 #[derive(Clone, Copy)]
-enum PropertyKind {
+enum FieldKind {
     Text,
     Headers,
     Bytes(usize),
 }
 
+impl FieldKind {
+    fn read(self, fields: &mut FrameReader<'_>) -> Option<()> {
+        match self {
+            Self::Text => fields.text(),
+            Self::Headers => fields.table(),
+            Self::Bytes(count) => fields.skip(count),
+        }
+    }
+}
+
 /// Properties from the highest flag on: `content_type`, `content_encoding`, `headers`,
 /// `delivery_mode`, `priority`, `correlation_id`, `reply_to`, `expiration`, `message_id`,
 /// `timestamp`, `type`, `user_id`, `app_id`, `cluster_id`.
-const PROPERTIES: [PropertyKind; 14] = {
-    use PropertyKind::{Bytes, Headers, Text};
+const PROPERTIES: [FieldKind; 14] = {
+    use FieldKind::{Bytes, Headers, Text};
     [Text, Text, Headers, Bytes(1), Bytes(1), Text, Text, Text, Text, Bytes(8), Text, Text, Text, Text]
 };
 
@@ -265,14 +258,10 @@ fn header(fields: &mut FrameReader<'_>) -> Option<ContentHeader> {
         if flags & 1 << bit == 0 {
             continue;
         }
-        match kind {
-            PropertyKind::Text => fields.text()?,
-            PropertyKind::Bytes(count) => fields.skip(count)?,
-            PropertyKind::Headers => {
-                table = Some(fields.at);
-                fields.table()?;
-            }
+        if matches!(kind, FieldKind::Headers) {
+            table = Some(fields.at);
         }
+        kind.read(fields)?;
     }
     Some(ContentHeader { body_size, table, cluster_id: last..fields.at })
 }

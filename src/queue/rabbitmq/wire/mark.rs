@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use super::super::fields::UNREAD_MARK;
 
+/// Bytes around the content of a frame, which its size excludes: type, channel, size and end mark.
+pub(super) const ENVELOPE: usize = 8;
 /// Position of the size in a frame.
 const SIZE: Range<usize> = 3..7;
 /// Position of the size of the body in a content header.
@@ -13,8 +15,6 @@ const BODY_SIZE: Range<usize> = 11..19;
 const FLAGS: usize = 20;
 /// Flag of `cluster_id`.
 const CLUSTER_ID: u8 = 1 << 2;
-/// Bytes of a frame that its size excludes.
-const ENVELOPE: usize = 8;
 
 /// Turns a content header into that of an empty body. `cluster_id` is the position of that
 /// property, empty where it is to be inserted.
@@ -24,6 +24,11 @@ pub(super) fn set(frame: &mut Vec<u8>, cluster_id: Range<usize>, body_size: u64)
     frame.splice(cluster_id, std::iter::once(length).chain(mark.bytes()));
     frame[BODY_SIZE].fill(0);
     frame[FLAGS] |= CLUSTER_ID;
+    set_size(frame);
+}
+
+/// Writes the size of a frame that has changed.
+pub(super) fn set_size(frame: &mut [u8]) {
     let size = u32::try_from(frame.len() - ENVELOPE).unwrap_or(u32::MAX);
     frame[SIZE].copy_from_slice(&size.to_be_bytes());
 }

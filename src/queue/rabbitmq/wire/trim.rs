@@ -5,12 +5,9 @@ use std::ops::Range;
 
 use super::super::fields::append_left_out;
 use super::frame_reader::FrameReader;
+use super::mark;
 use crate::domain::headers::LEFT_OUT;
 
-/// Position of the size in a frame.
-const SIZE: Range<usize> = 3..7;
-/// Bytes of a frame that its size excludes.
-const ENVELOPE: usize = 8;
 /// Bytes before the text of a long string: type and length.
 const TEXT_PREFIX: usize = 5;
 
@@ -41,8 +38,7 @@ pub(super) fn trim(frame: &mut Vec<u8>, table: usize, max: usize) {
     kept.extend(left_out(&names));
     let counted = length_of(kept.len()).into_iter().chain(kept);
     frame.splice(table..table + end, counted);
-    let size = length_of(frame.len() - ENVELOPE);
-    frame[SIZE].copy_from_slice(&size);
+    mark::set_size(frame);
 }
 
 /// Returns the position of each header, and the end of the table.

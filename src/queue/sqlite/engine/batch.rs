@@ -7,7 +7,7 @@ use crate::queue::sqlite::errors::FileError;
 use crate::queue::sqlite::jobs::JobClaim;
 use crate::queue::sqlite::owner::Owner;
 use crate::queue::sqlite::settle::WriteContext;
-use crate::queue::sqlite::write_op::{PendingWrite, WriteOp};
+use crate::queue::sqlite::write_op::WriteOp;
 use crate::queue::sqlite::{jobs, outcomes, release};
 use crate::queue::{Delivery, QueueError};
 
@@ -117,8 +117,7 @@ impl Engine {
             refused.extend(full.map(|delivery| delivery.ticket));
         }
         if !refused.is_empty() {
-            let op = WriteOp::Requeue { tickets: refused, delivered: false };
-            self.pending.push_back(PendingWrite::background(op));
+            self.write_in_background(WriteOp::Requeue { tickets: refused, delivered: false });
         }
     }
 }

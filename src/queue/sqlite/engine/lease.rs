@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Engine;
 use crate::domain::headers::Headers;
-use crate::queue::sqlite::write_op::{LeaseContent, PendingWrite, WriteOp};
+use crate::queue::sqlite::write_op::{LeaseContent, WriteOp};
 use crate::queue::{self, DeliveryTag, LeaseMessage, QueueError};
 
 /// Maximum age of the content in the file.
@@ -67,7 +67,7 @@ impl Engine {
     /// Queues the renewal of each lease that is due and has changed.
     pub(super) fn renew_leases(&mut self, now: Instant) {
         for content in self.leased_jobs.take_changed(now) {
-            self.pending.push_back(PendingWrite::background(WriteOp::RenewLease(content)));
+            self.write_in_background(WriteOp::RenewLease(content));
         }
     }
 

@@ -31,8 +31,6 @@ impl FileSession {
     /// A session without an owner.
     pub(super) fn new(store: Store) -> Self {
         let now = Instant::now();
-        // Later than any clock: the first check caps waits that an earlier, wrong clock made long.
-        let clock_ms = i64::MAX;
         Self {
             store,
             owner: None,
@@ -40,7 +38,8 @@ impl FileSession {
             version: -1,
             lock_check_at: now,
             heartbeat_at: now + HEARTBEAT_INTERVAL,
-            clock_ms,
+            // Later than any clock: the first check caps waits that an earlier, wrong clock made long.
+            clock_ms: i64::MAX,
         }
     }
 
@@ -142,17 +141,17 @@ mod tests {
             )
         });
         registered.unwrap();
-        session.store.connection().pragma_update(None, "foreign_keys", true).unwrap();
+        session.store.connection.pragma_update(None, "foreign_keys", true).unwrap();
         session.owner = Some(owner);
         session
     }
 
     fn remove_triggers(session: &FileSession) {
-        session.store.connection().execute_batch("DROP TRIGGER fail_beat; DROP TRIGGER fail_wait").unwrap();
+        session.store.connection.execute_batch("DROP TRIGGER fail_beat; DROP TRIGGER fail_wait").unwrap();
     }
 
     fn number(session: &FileSession, sql: &str) -> i64 {
-        session.store.connection().query_row(sql, [], |row| row.get(0)).unwrap()
+        session.store.connection.query_row(sql, [], |row| row.get(0)).unwrap()
     }
 
     #[test]
@@ -176,7 +175,7 @@ mod tests {
             "INSERT INTO waiting (due_ms, rung_ms, prefix, lane, routing_key, published_at, headers, body)
              VALUES ({far}, 5000, 'consign', 'scheduled', 'job.scheduled.acme', '', '{{}}', x'')"
         );
-        session.store.connection().execute_batch(&sql).unwrap();
+        session.store.connection.execute_batch(&sql).unwrap();
         assert!(session.check_clock("consign").is_err());
         remove_triggers(&session);
         assert!(session.check_clock("consign").unwrap());

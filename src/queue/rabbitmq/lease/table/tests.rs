@@ -127,7 +127,7 @@ fn an_unconfirmed_lease_leaves_its_delivery_unchanged() {
     let table = LeaseTable::default();
     insert(&table, 1, Some(lease_headers(1, "them", Some(4))));
     table.next_renewal("k").unwrap();
-    table.cancel(ticket(1));
+    table.finish(ticket(1), LeaseState::Unconfirmed);
     assert!(table.leased(ticket(1)).is_none() && table.is_wanted("k"), "it may have been accepted");
     assert_eq!(
         decision(&table, &mark(1, "them", 4)),
