@@ -115,7 +115,7 @@ impl StatusSource {
             "lanes": counts.lanes,
             "buffer": { "bytes": counts.buffer_bytes, "limit_bytes": counts.buffer_limit_bytes },
             "broker": self.broker(counts.broker_connected, counts.broker_unconfirmed, counts.broker_reconnects),
-            "sessions": self.sessions.len(),
+            "sessions": self.sessions.cached(),
             "session_requests": counts.session_requests,
             "failures": counts.failures,
             "dead_letters": self.worker.activity().dead_letters(),
