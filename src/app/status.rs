@@ -92,10 +92,7 @@ impl StatusSource {
             worked_for: self.worker.activity().destinations(),
             running: &running,
             sessions: &self.sessions,
-            circuits: &admission.circuits,
-            recovered: &admission.recovered_at,
-            waiting: &admission.waiting,
-            awaiting_repair: &admission.awaiting_recovery,
+            admission: &admission,
             filter,
         });
         let now = Timestamp::now();
